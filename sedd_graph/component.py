@@ -1,0 +1,139 @@
+"""The base class of every component: one class, one frozen ``Config``, ports read off ``forward``.
+
+This is the whole of what an author of a component must know. The contract is checked when the class is defined,
+so a mistake shows at import, not in the middle of training. Nothing here knows of blueprints or graphs.
+"""
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+from torch import nn
+
+from sedd_graph.axes import PortType, parse_port_type
+from sedd_graph.contract import NODE_KINDS, PROCESS_KINDS, ComponentConfig, Port, Signature
+
+__all__ = ["Component", "ComponentConfig", "Context"]
+
+_KIND_OF_DTYPES = {"Float": "float", "Int": "int", "Bool": "bool"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the builder tells a component about the place it stands in.
+
+    ``axes`` maps the component's own axis names (those of ``forward``'s annotations) to sizes; ``batch`` and ``length``
+    are not known before a step runs and are absent. Process components get ``n`` (states) and ``v`` (data tokens).
+    ``connected`` holds the names of the input ports that an edge feeds; ``path`` is the node's dotted path.
+    """
+
+    axes: Mapping[str, int]
+    connected: frozenset[str] = frozenset()
+    path: str = ""
+
+
+class Component(nn.Module):
+    """Base class. Subclasses give ``kind``, a nested ``Config`` and, for graph nodes, an annotated ``forward``.
+
+    >>> class Double(Component, kind="arithmetic"):
+    ...     class Config(ComponentConfig):
+    ...         by: float = 2.0
+    ...     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    ...         return x * self.config.by
+
+    Raises :class:`TypeError` at class definition where the contract is broken (no ``Config``, unannotated port, unknown
+    kind).
+    """
+
+    Config: ClassVar[type[ComponentConfig]]
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+    outputs: ClassVar[tuple[str, ...]] = ("out",)
+    promises: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls, *, kind: str | None = None, version: int | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if kind is not None:
+            cls.kind = kind
+        if version is not None:
+            cls.version = version
+        if not hasattr(cls, "kind"):
+            return  # an abstract base, such as Kernel
+        if cls.kind not in NODE_KINDS + PROCESS_KINDS:
+            raise TypeError(f"{cls.__qualname__}: unknown kind {cls.kind!r}; one of {', '.join(NODE_KINDS + PROCESS_KINDS)}")
+        if inspect.isabstract(cls) or cls.__dict__.get("abstract", False):
+            return
+        config = getattr(cls, "Config", None)
+        if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
+            raise TypeError(f"{cls.__qualname__}: a component needs a nested class Config(ComponentConfig)")
+        if cls.kind in NODE_KINDS and "signature" not in cls.__dict__:
+            _signature_of_forward(cls)
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.context = context
+
+    @classmethod
+    def signature(cls, config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
+        """The ports under ``config``; override it only where they depend on the Config or on how many edges come in."""
+        return _signature_of_forward(cls)
+
+    def axis(self, name: str) -> int:
+        """The size of one of this component's own axes; :class:`KeyError` if it is dynamic."""
+        return self.context.axes[name]
+
+
+def _port_type(annotation: Any, where: str) -> PortType:
+    if not (isinstance(annotation, type) and hasattr(annotation, "dim_str")):
+        raise TypeError(f"{where}: annotate with jaxtyping, such as Float[Tensor, 'b l d'] (found {annotation!r})")
+    name = annotation.__name__.split("[")[0]
+    if name not in _KIND_OF_DTYPES:
+        raise TypeError(f"{where}: use Float, Int or Bool (found {name})")
+    return parse_port_type(f"{_KIND_OF_DTYPES[name]} {annotation.dim_str}".strip())
+
+
+def _without_none(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        rest = [a for a in typing.get_args(annotation) if a is not type(None)]
+        if len(rest) == 1:
+            return rest[0]
+    return annotation
+
+
+def _signature_of_forward(cls: type[Component]) -> Signature:
+    """Read the ports off ``forward``: jaxtyping annotations, ``| None = None`` for optional, ``*xs`` for variadic."""
+    function = cls.forward
+    hints = function.__annotations__
+    inputs = []
+    for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
+        where = f"{cls.__qualname__}.forward({name})"
+        if parameter.kind is parameter.KEYWORD_ONLY or parameter.kind is parameter.VAR_KEYWORD:
+            raise TypeError(f"{where}: keyword-only arguments cannot be ports")
+        if name not in hints:
+            raise TypeError(f"{where}: annotate every port, such as {name}: Float[Tensor, 'b l d']")
+        optional = parameter.default is None
+        annotation = _without_none(hints[name]) if optional else hints[name]
+        inputs.append(
+            Port(
+                name=name,
+                type=_port_type(annotation, where),
+                optional=optional,
+                variadic=parameter.kind is parameter.VAR_POSITIONAL,
+            )
+        )
+    where = f"{cls.__qualname__}.forward -> "
+    if "return" not in hints:
+        raise TypeError(f"{where}: annotate what forward returns")
+    returned = hints["return"]
+    parts = typing.get_args(returned) if typing.get_origin(returned) is tuple else (returned,)
+    if len(parts) != len(cls.outputs):
+        raise TypeError(f"{where}: {len(parts)} value(s) returned, but outputs = {cls.outputs}")
+    outputs = tuple(Port(name=n, type=_port_type(a, where + n)) for n, a in zip(cls.outputs, parts, strict=True))
+    return Signature(inputs=tuple(inputs), outputs=outputs)
+
+

@@ -1,0 +1,93 @@
+"""What a component promises, as plain data: its name, ports, Config, kind, and where it comes from.
+
+The graph layers see components only through this file. No torch here: a contract is read off a class by
+:mod:`sedd_graph.plugins` and can be made by hand in a test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import pydantic
+
+from sedd_graph.axes import PortType
+
+__all__ = ["NODE_KINDS", "PROCESS_KINDS", "ComponentConfig", "Contract", "Port", "Signature", "SizeField", "SizeMark"]
+
+NODE_KINDS = (
+    "embedding",
+    "position",
+    "time",
+    "attention",
+    "feedforward",
+    "norm",
+    "modulation",
+    "mixer",
+    "arithmetic",
+    "head",
+    "backbone",
+)
+"""Kinds that may stand as a node of the graph."""
+
+PROCESS_KINDS = ("kernel", "schedule", "objective", "sampler")
+"""Kinds that make up the noise process around the graph."""
+
+
+class ComponentConfig(pydantic.BaseModel):
+    """Base of every component's nested ``Config``: frozen, unknown keys refused, no NaN or infinity."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeMark:
+    """Marks a Config field whose YAML value may be an axis expression such as ``v`` or ``4*d``."""
+
+
+SizeField = Annotated[int, pydantic.Field(gt=0, lt=2**40), SizeMark()]
+"""A positive size. In a blueprint it may be written as an integer or as an expression over axes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """One named input or output. ``variadic`` inputs take any number (>= 1) of edges."""
+
+    name: str
+    type: PortType
+    optional: bool = False
+    variadic: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """The typed inputs and outputs of one component under one Config, in the order of ``forward``."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    """Everything the blueprint and graph layers may know of a component.
+
+    ``signature(config, arity)`` gives the ports; ``arity`` maps a variadic port to how many edges feed it.
+    ``promises`` are short human-readable claims that ``check_component`` holds the class to.
+    """
+
+    name: str
+    version: int
+    kind: str
+    config: type[ComponentConfig]
+    signature: Callable[[ComponentConfig, Mapping[str, int]], Signature]
+    summary: str = ""
+    promises: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    distribution: str = ""
+    file: str = ""
+    line: int = 0
+
+    @property
+    def op(self) -> str:
+        """The pinned name, ``attention.v1``."""
+        return f"{self.name}.v{self.version}"

@@ -1,0 +1,81 @@
+"""Every error that a user can meet, under one root, with the exit code it leads to.
+
+Nothing here knows what a blueprint or a tensor is; the layers above raise these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BlueprintError",
+    "DivergedError",
+    "EnvironmentFault",
+    "MissingExtraError",
+    "Problem",
+    "SeddGraphError",
+    "UserError",
+    "suggest",
+]
+
+
+class SeddGraphError(Exception):
+    """Root of all errors that sedd_graph raises on purpose. ``exit_code`` is what the command line leaves with."""
+
+    exit_code = 1
+
+
+class UserError(SeddGraphError):
+    """Something the user wrote or asked for is wrong: a blueprint, a flag, a prompt. Exit code 2."""
+
+    exit_code = 2
+
+
+class EnvironmentFault(SeddGraphError):
+    """The machine is at fault, not the user: a full disk, a broken plugin, a missing package. Exit code 1."""
+
+    exit_code = 1
+
+
+class MissingExtraError(EnvironmentFault):
+    """An optional package is absent; the message names the extra that brings it."""
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package!r}: pip install 'sedd_graph[{extra}]'")
+
+
+class DivergedError(SeddGraphError):
+    """Numbers became NaN or infinite. Exit code 3."""
+
+    exit_code = 3
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Problem:
+    """One thing wrong at one place: ``file:line:col: path: message`` (line and column count from 1; 0 = unknown)."""
+
+    file: str
+    line: int
+    col: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.col}" if self.line else self.file
+        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+
+
+class BlueprintError(UserError):
+    """All problems of one stage at once, sorted by file and line. ``problems`` is a tuple of :class:`Problem`."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(set(problems)))
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+def suggest(name: str, options: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the nearest of ``options``, or an empty string where none is near."""
+    near = difflib.get_close_matches(name, [o for o in options if o != name], n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
