@@ -1,0 +1,51 @@
+"""sedd_graph: declare a discrete-diffusion language model as a graph in YAML, prove it, run it.
+
+The public names are loaded when they are first used, so that ``import sedd_graph`` costs nothing and brings no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sedd_graph.build import Report, build, check
+    from sedd_graph.component import Component, ComponentConfig, Context
+    from sedd_graph.engine.engine import Bound, Engine
+    from sedd_graph.errors import SeddGraphError
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Bound": "sedd_graph.engine.engine",
+    "Component": "sedd_graph.component",
+    "ComponentConfig": "sedd_graph.component",
+    "Context": "sedd_graph.component",
+    "Engine": "sedd_graph.engine.engine",
+    "Report": "sedd_graph.build",
+    "SeddGraphError": "sedd_graph.errors",
+    "build": "sedd_graph.build",
+    "check": "sedd_graph.build",
+}
+
+__all__ = [
+    "Bound",
+    "Component",
+    "ComponentConfig",
+    "Context",
+    "Engine",
+    "Report",
+    "SeddGraphError",
+    "build",
+    "check",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sedd_graph' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
