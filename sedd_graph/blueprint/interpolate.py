@@ -1,0 +1,91 @@
+"""``${params.NAME}``: the only interpolation there is, checked against its own grammar and then resolved by OmegaConf.
+
+No resolvers, no environment, no nesting: a blueprint cannot read anything but its own parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sedd_graph.errors import suggest
+
+__all__ = ["InterpolationFault", "resolve", "resolve_params"]
+
+_REFERENCE = re.compile(r"\$\{params\.([a-z][a-z0-9_]*)\}")
+
+
+class InterpolationFault(Exception):
+    """What is wrong, as ``faults``: pairs of (path within the data, message)."""
+
+    def __init__(self, faults: list[tuple[tuple[str | int, ...], str]]) -> None:
+        super().__init__("; ".join(m for _, m in faults))
+        self.faults = faults
+
+
+def _strings(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(data, str):
+        if "${" in data:
+            yield path, data
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _strings(value, (*path, key))
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from _strings(value, (*path, index))
+
+
+def _check(data: Any, names: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+    faults = []
+    for path, text in _strings(data):
+        for name in _REFERENCE.findall(text):
+            if name not in names:
+                known = ", ".join(names) or "none"
+                faults.append((path, f"unknown parameter {name!r}{suggest(name, names)}; known: {known}"))
+        if "${" in _REFERENCE.sub("", text) or "\\" in text:
+            faults.append((path, f"{text[:60]!r}: the only interpolation is ${{params.NAME}}"))
+    return faults
+
+
+def resolve(data: Any, params: Mapping[str, Any]) -> Any:
+    """``data`` with every ``${params.NAME}`` replaced; a string that is one reference keeps the parameter's type.
+
+    Raises :class:`InterpolationFault` with every unknown name at once.
+    """
+    strings = list(_strings(data))
+    if not strings:
+        return data
+    faults = _check(data, params)
+    if faults:
+        raise InterpolationFault(faults)
+    config = OmegaConf.create({"params": dict(params), "texts": [text for _, text in strings]})
+    values = iter(OmegaConf.to_container(config, resolve=True)["texts"])  # type: ignore[index, call-overload]
+
+    def replace(item: Any) -> Any:
+        if isinstance(item, str):
+            return next(values) if "${" in item else item
+        if isinstance(item, Mapping):
+            return {k: replace(v) for k, v in item.items()}
+        return [replace(v) for v in item] if isinstance(item, list) else item
+
+    return replace(data)
+
+
+def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters that refer to each other, resolved; a circle is a fault that names its members."""
+    faults = _check(params, params)
+    waits = {k: set(_REFERENCE.findall(v)) for k, v in params.items() if isinstance(v, str)}
+    done: dict[str, Any] = {k: v for k, v in params.items() if not waits.get(k)}
+    if faults:
+        raise InterpolationFault(faults)
+    while len(done) < len(params):
+        ready = [k for k in params if k not in done and waits[k] <= done.keys()]
+        if not ready:
+            circle = [k for k in params if k not in done]
+            raise InterpolationFault([((circle[0],), f"parameters refer to each other in a circle: {', '.join(circle)}")])
+        for key in ready:
+            done[key] = resolve(params[key], done)
+    return {k: done[k] for k in params}
