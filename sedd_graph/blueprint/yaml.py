@@ -191,7 +191,7 @@ def _compose(text: str, document: Document) -> Any:
                 key = event.value
                 if event.anchor:
                     raise _Refused("a key cannot carry an anchor", mark)
-                if key == "<<" and event.style is None:
+                if key == "<<" and not event.style:
                     raise _Refused("merge keys ('<<') are not supported: use params or blocks", mark)
                 if not key:
                     raise _Refused("an empty key", mark)
@@ -203,7 +203,7 @@ def _compose(text: str, document: Document) -> Any:
                 top.key = key
                 continue
             value: Any = event.value
-            if event.style is None:
+            if not event.style:
                 try:
                     value = read_scalar(event.value)
                 except ValueError as error:
