@@ -57,25 +57,26 @@ class Binding:
                     f"{where} wants {pattern}, but {actual} comes in: {wanted} = {wanted.substitute(self.axes)}, not {size}; "
                     f"so far {self.shown()}"
                 )
-        elif len(unknown) == 1 and (solved := self._solve(wanted, unknown[0], size)) is not None:
-            self.axes[unknown[0]] = solved
+        elif len(unknown) == 1 and self._linear(wanted, unknown[0]):
+            try:
+                self.axes[unknown[0]] = self._solve(wanted, unknown[0], size)
+            except AxisError:
+                raise Mismatch(
+                    f"{where} wants {pattern}, but {actual} comes in: {size} does not fit {wanted}; so far {self.shown()}"
+                ) from None
         else:
             self._waiting.append((where, pattern, wanted, size, actual))
 
-    def _solve(self, wanted: Size, symbol: str, size: Size) -> Size | None:
-        """``symbol`` from ``wanted == size`` where it stands linearly with an integer factor, else None."""
-        factor, rest = 0, Size()
-        for monomial, coefficient in wanted.terms:
-            if monomial == (symbol,):
-                factor = coefficient
-            elif symbol in monomial:
-                return None
-            else:
-                rest = rest + Size(((monomial, coefficient),))
-        try:
-            return (size - rest.substitute(self.axes)) // factor
-        except AxisError:
-            return None
+    @staticmethod
+    def _linear(wanted: Size, symbol: str) -> bool:
+        """Whether ``symbol`` stands in ``wanted`` with an integer factor only."""
+        return all(monomial == (symbol,) or symbol not in monomial for monomial, _ in wanted.terms)
+
+    def _solve(self, wanted: Size, symbol: str, size: Size) -> Size:
+        """``symbol`` from ``wanted == size``. Raises :class:`AxisError` where the division leaves a rest."""
+        factor = dict(wanted.terms)[(symbol,)]
+        rest = Size(tuple((m, c) for m, c in wanted.terms if m != (symbol,)))
+        return (size - rest.substitute(self.axes)) // factor
 
     def settle(self) -> None:
         """Try again what had to wait for other axes."""

@@ -1,0 +1,63 @@
+"""Bidirectional attention on torch's scaled_dot_product_attention.
+
+Axes: b batch, l length, heads, r width of one head, k key/value pairs of (cosine, sine).
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sedd_graph.component import Component, ComponentConfig, Context
+from sedd_graph.contract import SizeField
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn ``x`` [..., l, r] by ``angles`` [2, l, r] (cosines, sines), halves paired as in RoFormer's public code."""
+    cos, sin = angles[0].to(x.dtype), angles[1].to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class Attention(Component, kind="attention"):
+    """Every token sees every token that ``attend`` allows. Rotary where ``angles`` is connected."""
+
+    class Config(ComponentConfig):
+        heads: SizeField
+        qk_norm: Literal["none", "rms"] = "none"
+        """``rms``: queries and keys to unit root mean square before the product (arXiv 2302.05442), with learned scale."""
+        dropout: float = 0.0
+        """Probability of dropping an attention weight in training."""
+        bias: Literal["none", "all"] = "none"
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        width = self.config.heads * self.axis("r")
+        bias = self.config.bias == "all"
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        if self.config.qk_norm == "rms":
+            self.q_scale = nn.Parameter(torch.ones(self.axis("r")))
+            self.k_scale = nn.Parameter(torch.ones(self.axis("r")))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b l heads*r"],
+        angles: Float[Tensor, "2 l r"] | None = None,
+        attend: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b l heads*r"]:
+        b, l, d = x.shape
+        q, k, v = self.qkv(x).view(b, l, 3, self.config.heads, -1).permute(2, 0, 3, 1, 4)
+        if self.config.qk_norm == "rms":
+            q = F.rms_norm(q, q.shape[-1:], self.q_scale.to(q.dtype))
+            k = F.rms_norm(k, k.shape[-1:], self.k_scale.to(k.dtype))
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        # A row with nothing to attend to (all padding) attends to all: its output is never used, and stays finite.
+        mask = None if attend is None else (attend | ~attend.any(-1, keepdim=True))[:, None, None, :]
+        dropout = self.config.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=mask, dropout_p=dropout)
+        out: Tensor = self.out(y.transpose(1, 2).reshape(b, l, d))
+        return out
