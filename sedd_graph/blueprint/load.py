@@ -17,7 +17,7 @@ from sedd_graph.blueprint.schema import Blueprint, Library
 from sedd_graph.blueprint.yaml import Document, read_yaml
 from sedd_graph.errors import BlueprintError, Problem, suggest
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "load", "packaged_blueprints"]
 
 MAX_FILES, MAX_INCLUDE_DEPTH = 64, 8
 PACKAGE_PREFIX = "sedd_graph:"
@@ -66,6 +66,11 @@ def load(
     Raises :class:`BlueprintError` with every problem found.
     """
     return _Reader(Path(path)).main(overrides, sections or {})
+
+
+def packaged_blueprints() -> Path:
+    """The folder of blueprints that the installed package carries."""
+    return Path(str(importlib.resources.files("sedd_graph_blueprints"))).resolve()
 
 
 class _Reader:
@@ -155,14 +160,12 @@ class _Reader:
 
     def _target(self, loaded: Loaded, at: tuple[str | int, ...], text: str) -> Path | None:
         if text.startswith(PACKAGE_PREFIX):
-            base = Path(str(importlib.resources.files("sedd_graph_blueprints").joinpath("")))
-            allowed, relative = base.resolve(), text[len(PACKAGE_PREFIX) :]
+            base = allowed = packaged_blueprints()
+            relative = text[len(PACKAGE_PREFIX) :]
         else:
-            # An included file may include its neighbours: within its own project folder, or within the package's.
-            base = Path(loaded.file).parent
-            packaged = Path(str(importlib.resources.files("sedd_graph_blueprints").joinpath(""))).resolve()
-            allowed = packaged if loaded.root.is_relative_to(packaged) else self.project
-            relative = text
+            # A file may include its neighbours within the project, and a packaged file those within the package.
+            base, relative = Path(loaded.file).parent, text
+            allowed = self.project if loaded.root.is_relative_to(self.project) else packaged_blueprints()
         if Path(relative).is_absolute() or "\\" in relative or "\0" in relative:
             self.problems.append(loaded.problem(at, f"{text!r}: a path relative to this file is needed"))
             return None

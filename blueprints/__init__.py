@@ -1,0 +1,1 @@
+"""The shipped blueprints, as package data."""

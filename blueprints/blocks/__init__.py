@@ -1,0 +1,1 @@
+"""Blocks for other blueprints to use."""

@@ -1,0 +1,138 @@
+"""Training objectives: bounds on -log p(x_0) in nats per sequence, and the draws that estimate them.
+
+Left out of every bound here, as in the literature: the prior term KL(p_1 | prior), of the order of
+exp(-sigma(1)) * length * log(vocabulary), and for the objectives over time the stretch below ``t_min``.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import pydantic
+import torch
+from torch import Tensor
+
+from sedd_graph.component import ComponentConfig
+from sedd_graph.diffusion.process import Kernel, Objective, Schedule
+from sedd_graph.diffusion.roles import Batch, Draw, Randomness
+
+
+class TimeConfig(ComponentConfig):
+    """How times are drawn."""
+
+    times: Literal["low_discrepancy", "independent"] = "low_discrepancy"
+    """``low_discrepancy``: one offset and an even grid over the global batch; less variance, no bias."""
+    t_min: Annotated[float, pydantic.Field(gt=0, lt=0.1)] = 1e-4
+
+
+class _OverTime(Objective):
+    """An integral over t in [t_min, 1], drawn evenly."""
+
+    def corrupt(
+        self,
+        batch: Batch,
+        kernel: Kernel,
+        schedule: Schedule,
+        *,
+        random: Randomness,
+        t: Tensor | None = None,
+        xt: Tensor | None = None,
+    ) -> Draw:
+        rows, width = batch.tokens.shape[0], 1.0
+        if t is None:
+            even = self.config.times == "low_discrepancy"
+            u = random.low_discrepancy(rows) if even else random.rand(rows)
+            width = 1 - self.config.t_min
+            t = self.config.t_min + width * u.to(batch.tokens.device)
+        sigma, dsigma = schedule.sigma(t), schedule.dsigma(t)
+        if xt is None:
+            xt = kernel.sample(batch.tokens, sigma, random=random, corrupt=batch.corrupt)
+        return Draw(xt, t, sigma, dsigma, torch.full_like(t, width))
+
+
+def _counted(per_position: Tensor, batch: Batch) -> Tensor:
+    return torch.where(batch.loss & batch.corrupt, per_position, 0.0).sum(-1)
+
+
+class ScoreEntropy(_OverTime, kind="objective"):
+    """Denoising score entropy (SEDD, arXiv 2310.16834, theorem 3.6), for any kernel."""
+
+    reads = ("log_score", "log_x0")
+
+    class Config(TimeConfig):
+        pass
+
+    def loss(self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule) -> Tensor:
+        if "log_score" in outputs:
+            log_score = outputs["log_score"].float()
+        else:
+            log_score = kernel.log_score(outputs["log_x0"].float(), draw.xt, draw.sigma)
+        entropy = kernel.score_entropy(log_score, draw.xt, batch.tokens, draw.sigma)
+        return draw.weight * draw.dsigma * _counted(entropy, batch)
+
+
+class Nelbo(_OverTime, kind="objective"):
+    """The bound of a head that predicts the clean token: MDLM for absorb (arXiv 2406.07524, eq. 11), UDLM for uniform.
+
+    For the uniform kernel the head's optimum is the posterior of the clean token given all other positions.
+    """
+
+    reads = ("log_x0",)
+
+    class Config(TimeConfig):
+        pass
+
+    def loss(self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule) -> Tensor:
+        per_position = kernel.nelbo(outputs["log_x0"].float(), draw.xt, batch.tokens, draw.sigma)
+        return draw.weight * draw.dsigma * _counted(per_position, batch)
+
+    def bound_draw(self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness) -> tuple[Objective, Draw]:
+        if kernel.mask is None:
+            return super().bound_draw(batch, kernel, schedule, random=random)
+        count = MaskedCount(MaskedCount.Config(), self.context)
+        return count, count.corrupt(batch, kernel, schedule, random=random)
+
+
+class MaskedCount(Objective, kind="objective"):
+    """The same bound as ``nelbo`` with absorb, as a sum over how many tokens are masked rather than an integral over time.
+
+    k of the L tokens that may be corrupted are masked, k evenly from 1 to L, and the cross-entropy on them is weighted
+    by L/k (arXiv 2406.03736, eq. 3.6): exact, with no schedule in it and less variance.
+    """
+
+    reads = ("log_x0",)
+
+    class Config(ComponentConfig):
+        counts: Literal["low_discrepancy", "independent"] = "low_discrepancy"
+
+    def corrupt(
+        self,
+        batch: Batch,
+        kernel: Kernel,
+        schedule: Schedule,
+        *,
+        random: Randomness,
+        t: Tensor | None = None,
+        xt: Tensor | None = None,
+    ) -> Draw:
+        rows = batch.tokens.shape[0]
+        if kernel.mask is None:
+            raise ValueError("masked_count needs a kernel with a mask")
+        free = batch.corrupt.sum(-1)
+        if xt is None:
+            if t is None:
+                even = self.config.counts == "low_discrepancy"
+                t = (random.low_discrepancy(rows) if even else random.rand(rows)).to(batch.tokens.device)
+            count = (1 + (t * free).long()).clamp(max=free)
+            order = random.rand(*batch.tokens.shape).to(batch.tokens.device).masked_fill(~batch.corrupt, 2.0)
+            rank = order.argsort(-1).argsort(-1)
+            xt = torch.where((rank < count[:, None]) & batch.corrupt, kernel.mask, batch.tokens)
+        count = ((xt == kernel.mask) & batch.corrupt).sum(-1)
+        share = count / free.clamp(min=1)
+        # sigma at which this share is expected: what a time-conditioned network is told
+        sigma = -torch.log1p(-share.clamp(max=1 - 1e-3))
+        weight = free / count.clamp(min=1)
+        return Draw(xt, share, sigma, torch.ones_like(sigma), weight.float())
+
+    def loss(self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule) -> Tensor:
+        log_x0 = outputs["log_x0"].float().gather(-1, batch.tokens[..., None])[..., 0]
+        return draw.weight * _counted(torch.where(draw.xt == kernel.mask, -log_x0, 0.0), batch)

@@ -1,0 +1,147 @@
+"""From a graph to a module: each region runs its steps in order, and saved ports ride along as further outputs.
+
+Module path = node path = state-dict key. All repeats of a block share one plan, so that one compiled forward serves
+them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sedd_graph.component import Context
+from sedd_graph.errors import BlueprintError, Problem
+from sedd_graph.graph.model import Graph, Op, Region, Step
+from sedd_graph.plugins import Registry
+
+__all__ = ["Model", "RegionModule", "build_model", "count_parameters"]
+
+Plan = tuple[tuple[str, tuple[int, ...], int, int], ...]
+"""Per step: its name, where its arguments stand (-1 for none), how many outputs it has, how many taps beyond them."""
+
+
+class RegionModule(nn.Module):
+    """Runs one region: tensors in, a tuple of outputs and then of taps out."""
+
+    def __init__(self, children: Mapping[str, nn.Module], plan: Plan, returned: tuple[int, ...]) -> None:
+        super().__init__()
+        for name, child in children.items():
+            # add_module would refuse names that nn.Module uses itself, such as 'half' or 'type'
+            self._modules[name] = child
+        self.plan, self.returned = plan, returned
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        values: list[Any] = list(inputs)
+        for name, arguments, _, _ in self.plan:
+            result = self._modules[name](*[None if a < 0 else values[a] for a in arguments])  # type: ignore[misc]
+            if isinstance(result, tuple):
+                values.extend(result)
+            else:
+                values.append(result)
+        return tuple([values[i] for i in self.returned])
+
+
+class Model(nn.Module):
+    """A blueprint's network: called with the graph's inputs by name, it returns a dict of the graph's outputs."""
+
+    def __init__(self, graph: Graph, root: RegionModule) -> None:
+        super().__init__()
+        self.input_names = tuple(graph.root.inputs)
+        self.output_names = tuple(graph.root.outputs)
+        self.tap_names = tuple(path for path, _, _ in graph.taps)
+        # The root's steps are this module's own children, so that paths carry no prefix.
+        self._modules.update(root._modules)
+        self._root = (root,)  # in a tuple: not a child a second time
+
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Outputs by name, and the saved ports by dotted path. ``inputs`` may hold more than the graph asks for."""
+        values = self._root[0](*[inputs[name] for name in self.input_names])
+        count = len(self.output_names)
+        outputs = dict(zip(self.output_names, values[:count], strict=True))
+        return outputs, dict(zip(self.tap_names, values[count:], strict=True))
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        unknown = inputs.keys() ^ set(self.input_names)
+        if unknown:
+            raise TypeError(f"the model takes {', '.join(self.input_names)}; missing or unknown: {', '.join(sorted(unknown))}")
+        return self.run(inputs)[0]
+
+    def regions(self) -> list[RegionModule]:
+        """Every block instance, outermost first."""
+        return [m for m in self.modules() if isinstance(m, RegionModule)]
+
+
+def build_model(graph: Graph, registry: Registry) -> Model:
+    """Make the module. Under ``torch.device("meta")`` it allocates nothing.
+
+    Raises :class:`BlueprintError` with every component that refuses its place.
+    """
+    problems: list[Problem] = []
+    root = _Maker(registry, problems).region(graph.root, "")
+    if problems or root is None:
+        raise BlueprintError(problems)
+    return Model(graph, root)
+
+
+class _Maker:
+    def __init__(self, registry: Registry, problems: list[Problem]) -> None:
+        self.registry, self.problems = registry, problems
+        self.plans: dict[int, tuple[Plan, tuple[int, ...], int]] = {}
+
+    def region(self, region: Region, prefix: str) -> RegionModule | None:
+        children: dict[str, nn.Module] = {}
+        for step in region.steps:
+            path = f"{prefix}{step.name}"
+            child = self.region(step.body, path + ".") if isinstance(step.body, Region) else self.component(step, path)
+            if child is not None:
+                children[step.name] = child
+        if self.problems:
+            return None
+        plan, returned, _ = self.plan(region)
+        return RegionModule(children, plan, returned)
+
+    def component(self, step: Step, path: str) -> nn.Module | None:
+        op = step.body
+        assert isinstance(op, Op)
+        cls = self.registry.component(op.contract.op)
+        try:
+            made: nn.Module = cls(op.config, Context(op.static_axes, frozenset(step.inputs), path))
+            return made
+        except (ValueError, TypeError, KeyError) as error:
+            text = f"needs the size of axis {error}, which nothing binds" if isinstance(error, KeyError) else str(error)
+            self.problems.append(Problem(*step.place, path, f"op {op.contract.name!r}: {text}"))
+            return None
+
+    def plan(self, region: Region) -> tuple[Plan, tuple[int, ...], int]:
+        """The plan of a region, what it returns, and how many taps that includes. One object for all its uses."""
+        if id(region) in self.plans:
+            return self.plans[id(region)]
+        slots: dict[tuple[str, str], int] = {("", name): i for i, name in enumerate(region.inputs)}
+        total, rows, taps = len(slots), [], []
+        for step in region.steps:
+            if isinstance(step.body, Region):
+                ports = list(step.body.inputs)
+                outputs, inner = list(step.body.outputs), self.plan(step.body)[2]
+                arguments = [slots[r.step, r.port] for port in ports for r in step.inputs[port]]
+            else:
+                outputs, inner, arguments = [p.name for p in step.body.signature.outputs], 0, []
+                for port in step.body.signature.inputs:
+                    refs = step.inputs.get(port.name, ())
+                    arguments += [slots[r.step, r.port] for r in refs] if refs else [] if port.variadic else [-1]
+            for index, name in enumerate(outputs):
+                slots[step.name, name] = total + index
+            taps += list(range(total + len(outputs), total + len(outputs) + inner))
+            if step.save is not None:
+                taps += [slots[step.name, port] for port in step.save.ports]
+            rows.append((step.name, tuple(arguments), len(outputs), inner))
+            total += len(outputs) + inner
+        returned = [slots[r.step, r.port] for r in region.outputs.values()] + taps
+        self.plans[id(region)] = (tuple(rows), tuple(returned), len(taps))
+        return self.plans[id(region)]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters())
