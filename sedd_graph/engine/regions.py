@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sedd_graph.component import Context
 from sedd_graph.errors import BlueprintError, Problem
 from sedd_graph.graph.model import Graph, Op, Region, Step
 from sedd_graph.plugins import Registry
 
-__all__ = ["Model", "RegionModule", "build_model", "count_parameters"]
+__all__ = ["Model", "RegionModule", "build_model", "build_shapes", "count_parameters"]
 
 Plan = tuple[tuple[str, tuple[int, ...], int, int], ...]
 """Per step: its name, where its arguments stand (-1 for none), how many outputs it has, how many taps beyond them."""
@@ -73,8 +75,21 @@ class Model(nn.Module):
         return [m for m in self.modules() if isinstance(m, RegionModule)]
 
 
+class _NoDraws(TorchFunctionMode):
+    """Leaves random fills undone: on meta tensors they have nothing to fill, and torch loads its compiler to find out."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+
+def build_shapes(graph: Graph, registry: Registry) -> Model:
+    """The module with the shapes of its parameters and nothing behind them (on the meta device)."""
+    with torch.device("meta"), _NoDraws():
+        return build_model(graph, registry)
+
+
 def build_model(graph: Graph, registry: Registry) -> Model:
-    """Make the module. Under ``torch.device("meta")`` it allocates nothing.
+    """Make the module, its parameters drawn from torch's global generator.
 
     Raises :class:`BlueprintError` with every component that refuses its place.
     """
