@@ -75,11 +75,26 @@ class Model(nn.Module):
         return [m for m in self.modules() if isinstance(m, RegionModule)]
 
 
+_FILLS = (
+    Tensor.normal_,
+    Tensor.uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.trunc_normal_,
+    nn.init.kaiming_uniform_,
+    nn.init.kaiming_normal_,
+    nn.init.xavier_uniform_,
+    nn.init.xavier_normal_,
+)
+
+
 class _NoDraws(TorchFunctionMode):
     """Leaves random fills undone: on meta tensors they have nothing to fill, and torch loads its compiler to find out."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
+        if func in _FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def build_shapes(graph: Graph, registry: Registry) -> Model:
