@@ -1,0 +1,1 @@
+"""Corpora, tokenizers, and rows of tokens with roles. No torch."""

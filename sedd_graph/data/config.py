@@ -1,0 +1,107 @@
+"""The ``data`` section of a blueprint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+
+__all__ = ["Corpus", "DataConfig", "TokenizerConfig"]
+
+FileName = Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
+Files = Annotated[list[FileName], pydantic.Field(min_length=1, max_length=4096)]
+
+
+class _Frozen(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BuiltinCorpus(_Frozen):
+    """The documentation that CPython carries (``pydoc_data.topics``): about 650,000 characters of English."""
+
+    op: Literal["builtin"]
+
+
+class TextCorpus(_Frozen):
+    """UTF-8 text files, by name or pattern, relative to the blueprint's folder. Each file is a document."""
+
+    op: Literal["text"]
+    files: Files
+
+
+class JsonlCorpus(_Frozen):
+    """One JSON object a line; ``field`` holds the text and ``prompt``, where given, a text that comes before it."""
+
+    op: Literal["jsonl"]
+    files: Files
+    field: str = "text"
+    prompt: str | None = None
+
+
+class ParquetCorpus(_Frozen):
+    """Parquet files (extra ``datasets``); fields as for jsonl."""
+
+    op: Literal["parquet"]
+    files: Files
+    field: str = "text"
+    prompt: str | None = None
+
+
+class DatasetCorpus(_Frozen):
+    """A named set or a local folder, through the ``datasets`` library (extra ``datasets``)."""
+
+    op: Literal["dataset"]
+    name: FileName
+    subset: str | None = None
+    split: str = "train"
+    field: str = "text"
+    prompt: str | None = None
+
+
+class CharactersConfig(_Frozen):
+    """One token a character: the ``size - 2`` most frequent of the training text, one for all others, and padding."""
+
+    op: Literal["characters"]
+    size: Annotated[int, pydantic.Field(ge=3, le=65536)] = 128
+
+
+class BytesConfig(_Frozen):
+    """One token a byte of UTF-8, and padding: 257 tokens."""
+
+    op: Literal["bytes"]
+
+
+class FileTokenizerConfig(_Frozen):
+    """Any ``tokenizer.json`` of the ``tokenizers`` library."""
+
+    op: Literal["file"]
+    path: FileName
+
+
+class BpeConfig(_Frozen):
+    """Byte-level BPE trained on the training text."""
+
+    op: Literal["bpe"]
+    size: Annotated[int, pydantic.Field(ge=258, le=1_000_000)] = 4096
+
+
+Corpus = Annotated[
+    BuiltinCorpus | TextCorpus | JsonlCorpus | ParquetCorpus | DatasetCorpus, pydantic.Field(discriminator="op")
+]
+TokenizerConfig = Annotated[
+    CharactersConfig | BytesConfig | FileTokenizerConfig | BpeConfig, pydantic.Field(discriminator="op")
+]
+
+
+class DataConfig(_Frozen):
+    """What is learned from: a corpus, how it becomes tokens, and how tokens become rows."""
+
+    corpus: Corpus = BuiltinCorpus(op="builtin")
+    tokenizer: TokenizerConfig = CharactersConfig(op="characters")
+    length: Annotated[int, pydantic.Field(ge=2, le=1_048_576)] = 128
+    """Tokens per row."""
+    rows: Literal["stream", "documents"] = "stream"
+    """``stream``: documents one after another, cut into rows. ``documents``: one row each, cut or padded."""
+    holdout: Annotated[float, pydantic.Field(gt=0, lt=0.9)] = 0.1
+    """The last part of the corpus, kept from training."""
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0

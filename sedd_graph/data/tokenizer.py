@@ -1,0 +1,174 @@
+"""Text to tokens and back: characters, bytes, or the ``tokenizers`` library, behind one small class.
+
+A tokenizer also says which of its tokens must never be generated: padding, ids that no text has, and special tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sedd_graph.data.config import BpeConfig, BytesConfig, CharactersConfig, FileTokenizerConfig, TokenizerConfig
+from sedd_graph.errors import UserError
+
+__all__ = ["Tokenizer", "load_tokenizer", "make_tokenizer"]
+
+Ids = npt.NDArray[np.int64]
+FILE = "tokenizer.json"
+MAX_FILE = 256 * 2**20
+
+
+class Tokenizer(ABC):
+    """``size`` ids; ``pad`` is one of them or None; ``forbidden`` lists the ids that must never be generated."""
+
+    size: int
+    pad: int | None
+    forbidden: tuple[int, ...]
+
+    @abstractmethod
+    def encode(self, text: str) -> Ids:
+        """int64 [tokens]."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``; ids of no text come out as nothing, broken bytes as U+FFFD."""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """What :func:`load_tokenizer` reads back."""
+
+
+class Characters(Tokenizer):
+    """Id 0 stands for every character outside the alphabet, the last id is padding."""
+
+    def __init__(self, alphabet: str, size: int) -> None:
+        self.alphabet, self.size, self.pad = alphabet, size, size - 1
+        self.forbidden = (0, *range(len(alphabet) + 1, size))
+        self._table = {c: i + 1 for i, c in enumerate(alphabet)}
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int) -> Characters:
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text)
+        kept = sorted(counts, key=lambda c: (-counts[c], c))[: size - 2]
+        return cls("".join(sorted(kept)), size)
+
+    def encode(self, text: str) -> Ids:
+        table = self._table
+        return np.fromiter((table.get(c, 0) for c in text), dtype=np.int64, count=len(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        letters = "\N{REPLACEMENT CHARACTER}" + self.alphabet
+        return "".join(letters[i] for i in ids if 0 <= i < len(letters))
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "characters", "size": self.size, "alphabet": self.alphabet}, ensure_ascii=True)
+
+
+class Bytes(Tokenizer):
+    """UTF-8 bytes, then padding."""
+
+    size, pad, forbidden = 257, 256, (256,)
+
+    def encode(self, text: str) -> Ids:
+        return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in ids if 0 <= i < 256).decode("utf-8", "replace")
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "bytes"})
+
+
+class HuggingFace(Tokenizer):
+    """A ``tokenizers.Tokenizer``."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.size = inner, inner.get_vocab_size(with_added_tokens=True)
+        special = sorted(i for i, t in inner.get_added_tokens_decoder().items() if t.special)
+        pads = [inner.token_to_id(t) for t in ("<pad>", "[PAD]", "<|padding|>")]
+        self.pad = next((p for p in pads if p is not None), None)
+        used = set(inner.get_vocab(with_added_tokens=True).values())
+        self.size = max(used) + 1
+        # an end-of-text token is text's own separator, and may come out
+        ends = {inner.token_to_id(t) for t in ("<|endoftext|>", "</s>", "[SEP]")}
+        self.forbidden = tuple(sorted({*range(self.size)} - used | {s for s in special if s not in ends}))
+
+    def encode(self, text: str) -> Ids:
+        return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        text: str = self.inner.decode([i for i in ids if 0 <= i < self.size], skip_special_tokens=False)
+        return text
+
+    def to_json(self) -> str:
+        text: str = self.inner.to_str()
+        return text
+
+
+def _from_text(text: str, where: str) -> Tokenizer:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from None
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind == "characters":
+        alphabet, size = data.get("alphabet"), data.get("size")
+        if not (isinstance(alphabet, str) and isinstance(size, int) and len(alphabet) + 2 <= size <= 2**20):
+            raise UserError(f"{where}: a tokenizer of characters needs 'alphabet' and a 'size' that holds it")
+        return Characters(alphabet, size)
+    if kind == "bytes":
+        return Bytes()
+    import tokenizers
+
+    try:
+        return HuggingFace(tokenizers.Tokenizer.from_str(text))
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"{where}: the tokenizers library cannot read it: {error}") from None
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read ``tokenizer.json`` (a file, or the folder it lies in). Raises :class:`UserError`."""
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise UserError(f"{path}: larger than {MAX_FILE >> 20} MiB")
+        return _from_text(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise UserError(f"tokenizer {str(path)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+
+
+def make_tokenizer(config: TokenizerConfig, texts: Iterable[str], *, root: Path) -> Tokenizer:
+    """The tokenizer that ``config`` asks for, trained on ``texts`` where it is one that is trained."""
+    if isinstance(config, CharactersConfig):
+        return Characters.train(texts, config.size)
+    if isinstance(config, BytesConfig):
+        return Bytes()
+    if isinstance(config, FileTokenizerConfig):
+        return load_tokenizer(root / config.path)
+    assert isinstance(config, BpeConfig)
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.size,
+        special_tokens=["<pad>", "<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return HuggingFace(inner)
