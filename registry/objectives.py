@@ -100,6 +100,7 @@ class MaskedCount(Objective, kind="objective"):
     """
 
     reads = ("log_x0",)
+    needs_mask = True
 
     class Config(ComponentConfig):
         counts: Literal["low_discrepancy", "independent"] = "low_discrepancy"
@@ -115,8 +116,6 @@ class MaskedCount(Objective, kind="objective"):
         xt: Tensor | None = None,
     ) -> Draw:
         rows = batch.tokens.shape[0]
-        if kernel.mask is None:
-            raise ValueError("masked_count needs a kernel with a mask")
         free = batch.corrupt.sum(-1)
         if xt is None:
             if t is None:

@@ -108,6 +108,8 @@ class Objective(Component, ABC):
     abstract: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ()
     """Names of model outputs that it can take, the preferred one first."""
+    needs_mask: ClassVar[bool] = False
+    """Whether it works only with a kernel that has a mask."""
 
     @abstractmethod
     def corrupt(

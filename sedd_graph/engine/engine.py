@@ -1,0 +1,333 @@
+"""The engine: a network and its noise process on a device, to train, to bound and to sample with.
+
+Axes: b batch, l length, n states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sedd_graph.component import Context
+from sedd_graph.diffusion.process import Kernel, Objective, Sampler, Schedule
+from sedd_graph.diffusion.roles import Batch, Draw, Randomness
+from sedd_graph.engine.regions import Model, RegionModule, build_model
+from sedd_graph.errors import BlueprintError, Problem, UserError
+from sedd_graph.graph.model import Graph
+from sedd_graph.graph.process import ProcessPlan
+from sedd_graph.plugins import Registry
+
+__all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mix_seed"]
+
+CompileMode = Literal["auto", "block", "whole", "off"]
+_WHOLE_UP_TO = 90  # components: about six layers; beyond that one compiled layer for all of them costs less
+
+
+class Bound(NamedTuple):
+    """An upper bound on -log p in nats per sequence, and the standard error of its mean."""
+
+    mean: float
+    standard_error: float
+
+
+class Process(NamedTuple):
+    """The four components of a noise process."""
+
+    kernel: Kernel
+    schedule: Schedule
+    objective: Objective
+    sampler: Sampler
+
+
+def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> Process:
+    """Build the process, for the declared number of states or (for a proof) another. Raises :class:`BlueprintError`."""
+    context = Context({"n": states or plan.states})
+    kernel, schedule, objective, sampler = (
+        registry.component(p.contract.op)(p.config, context)
+        for p in (plan.kernel, plan.schedule, plan.objective, plan.sampler)
+    )
+    process = Process(kernel, schedule, objective, sampler)
+    problems = [
+        Problem("blueprint", 0, 0, key, f"{part.contract.name!r} cannot work with the output {plan.output!r}; it reads {' or '.join(reads)}")
+        for key, part, reads in (("objective", plan.objective, objective.reads), ("sample", plan.sampler, sampler.reads))
+        if plan.output not in reads
+    ]
+    if objective.needs_mask and kernel.mask is None:
+        problems.append(
+            Problem("blueprint", 0, 0, "objective", f"{plan.objective.contract.name!r} needs a kernel with a mask, not {plan.kernel.contract.name!r}")
+        )
+    if problems:
+        raise BlueprintError(problems)
+    return process
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several integers (splitmix64), so that neighbouring steps share nothing."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state >> 1
+
+
+def feed(draw: Draw, batch: Batch) -> dict[str, Tensor]:
+    """The graph inputs that the engine knows (see :data:`sedd_graph.graph.process.FED`)."""
+    return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": batch.attend}
+
+
+class LossModule(nn.Module):
+    """Network and objective in one: what is compiled, and what DDP wraps."""
+
+    def __init__(self, model: Model, process: Process) -> None:
+        super().__init__()
+        self.model = model
+        self._process = process
+
+    def forward(self, draw: Draw, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Nats per sequence [b], and the saved ports."""
+        outputs, taps = self.model.run(feed(draw, batch))
+        with torch.autocast(draw.xt.device.type, enabled=False):
+            loss = self._process.objective.loss(outputs, draw, batch, self._process.kernel, self._process.schedule)
+        return loss, taps
+
+
+class Engine:
+    """A compiled training and sampling engine. Make one with :func:`sedd_graph.build`.
+
+    ``allowed`` bool [n] marks the tokens that may be generated; the mask is never one of them.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        registry: Registry,
+        plan: ProcessPlan | None,
+        *,
+        device: torch.device,
+        compile: CompileMode = "auto",
+        forbidden: Iterable[int] = (),
+        on_save: Callable[[Path], None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.graph, self.device = graph, device
+        torch.manual_seed(seed)
+        self.model = build_model(graph, registry).to(device)
+        self.process: Process | None = None
+        self.loss_module: LossModule | None = None
+        self.allowed: Tensor | None = None
+        self._on_save = on_save
+        if plan is not None:
+            self.process = Process(*(part.to(device) for part in make_process(plan, registry)))
+            self.loss_module = LossModule(self.model, self.process)
+            kernel = self.process.kernel
+            allowed = torch.ones(kernel.states, dtype=torch.bool)
+            allowed[[i for i in forbidden if i < kernel.states]] = False
+            if kernel.mask is not None:
+                allowed[kernel.mask] = False
+            self.allowed = allowed.to(device)
+        self.compile_mode: CompileMode = "off"
+        self.compile(compile)
+
+    def compile(self, mode: CompileMode) -> None:
+        """``block``: each repeated block in place, one compilation for all repeats; ``whole``: network and loss as one
+        graph; ``auto``: ``block`` on a GPU, on a CPU with a C++ compiler ``whole`` for small graphs; ``off``: eager.
+
+        Nothing is compiled before it first runs, and state-dict keys do not change.
+        """
+        if mode == "auto":
+            if self.device.type == "cpu":
+                able = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+                mode = "off" if not able else "whole" if self.graph.root.size <= _WHOLE_UP_TO else "block"
+            else:
+                mode = "block" if self.device.type == "cuda" else "off"
+        if mode == "whole" and self.loss_module is not None:
+            self.loss_module.compile(fullgraph=True, dynamic=False)
+        elif mode in ("block", "whole"):
+            for chain, region in self._chains():
+                if region:
+                    for block in chain.children():
+                        block.compile(fullgraph=True, dynamic=False)
+        self.compile_mode = mode
+
+    def _chains(self) -> Iterator[tuple[RegionModule | Model, int]]:
+        """Modules that stand for a repeated block, outermost first, with their number of repeats."""
+
+        def visit(module: RegionModule | Model, region: object) -> Iterator[tuple[RegionModule | Model, int]]:
+            for step in region.steps:  # type: ignore[attr-defined]
+                child = module._modules[step.name]
+                if isinstance(child, RegionModule):
+                    if step.body.repeat:
+                        yield child, step.body.repeat
+                    else:
+                        yield from visit(child, step.body)
+
+        yield from visit(self.model, self.graph.root)
+
+    # -- training and evaluation ------------------------------------------------------------------------------------
+
+    def _parts(self) -> tuple[Process, LossModule]:
+        if self.process is None or self.loss_module is None:
+            raise UserError("this blueprint is a graph without a process: add process, objective and sample to train or sample")
+        return self.process, self.loss_module
+
+    def draw(
+        self, batch: Batch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None
+    ) -> Draw:
+        """One draw of the forward process for ``batch``."""
+        process, _ = self._parts()
+        return process.objective.corrupt(batch, process.kernel, process.schedule, random=random, t=t, xt=xt)
+
+    def loss(self, x0: Tensor | Batch, *, t: Tensor | None = None, xt: Tensor | None = None) -> Tensor:
+        """Nats per sequence, float32 [b], with gradients: one draw of the objective.
+
+        ``x0`` is int64 [b, l] or a :class:`Batch` with roles. ``t`` float32 [b] and ``xt`` int64 [b, l] fix the draw;
+        with ``t`` given the value is the integrand at that time. Randomness comes from torch's global generator.
+        """
+        _, module = self._parts()
+        batch = (x0 if isinstance(x0, Batch) else Batch.of(x0)).to(self.device)
+        self._check_tokens(batch.tokens)
+        generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
+        draw = self.draw(
+            batch,
+            random=Randomness(generator),
+            t=None if t is None else t.to(self.device),
+            xt=None if xt is None else xt.to(self.device),
+        )
+        loss: Tensor = module(draw, batch)[0]
+        return loss
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        process, _ = self._parts()
+        if tokens.dim() != 2 or tokens.dtype != torch.int64:
+            raise UserError(f"tokens must be int64 [batch, length], not {tokens.dtype} {list(tokens.shape)}")
+        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= process.kernel.data_tokens):
+            raise UserError(
+                f"tokens run from {int(tokens.min())} to {int(tokens.max())}; this model has {process.kernel.data_tokens} (0 to {process.kernel.data_tokens - 1})"
+            )
+
+    @torch.no_grad()
+    def bound_rows(self, batch: Batch, *, seed: int, draws: int = 1) -> Tensor:
+        """The bound of each sequence, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode, eager on a CPU."""
+        process, _ = self._parts()
+        batch = batch.to(self.device)
+        total = torch.zeros(batch.tokens.shape[0], dtype=torch.float64)
+        with self._evaluating():
+            for number in range(draws):
+                generator = torch.Generator(self.device).manual_seed(mix_seed(seed, number))
+                objective, draw = process.objective.bound_draw(
+                    batch, process.kernel, process.schedule, random=Randomness(generator)
+                )
+                outputs, _ = self.model.run(feed(draw, batch))
+                total += objective.loss(outputs, draw, batch, process.kernel, process.schedule).double().cpu()
+        return total / draws
+
+    def bound(self, batches: Iterable[Tensor | Batch], *, draws: int = 1, seed: int = 0) -> Bound:
+        """Bound on -log p over all sequences of ``batches``: mean nats per sequence and its standard error.
+
+        The error is that of a mean over independent sequences; more ``draws`` make each sequence's value surer.
+        """
+        rows = [
+            self.bound_rows(b if isinstance(b, Batch) else Batch.of(b), seed=mix_seed(seed, i), draws=draws)
+            for i, b in enumerate(batches)
+        ]
+        if not rows:
+            raise UserError("bound: there are no batches")
+        values = torch.cat(rows)
+        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return Bound(values.mean().item(), error)
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode; on a CPU eager, since another shape or mode would compile for longer than it runs."""
+        training = self.model.training
+        self.model.eval()
+        stance = torch.compiler.set_stance("force_eager") if self._eager_outside_training() else contextlib.nullcontext()
+        try:
+            with stance:
+                yield
+        finally:
+            self.model.train(training)
+
+    def _eager_outside_training(self) -> bool:
+        return self.device.type == "cpu" and self.compile_mode != "off"
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch: int,
+        length: int,
+        *,
+        steps: int | None = None,
+        prompt: Tensor | None = None,
+        seed: int | None = None,
+        attend: Tensor | None = None,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Draw ``batch`` rows of ``length`` tokens, int64 [b, l] on the CPU.
+
+        ``prompt`` int64 [b, l] (or [1, l]) holds tokens that stay, and -1 where the model fills in. ``attend`` bool
+        [b, l] hides padding. The same ``seed`` gives the same rows on the same device. ``on_step(number, rows)`` sees
+        every step. The mask and forbidden tokens never come out (unless a prompt holds them).
+        """
+        process, _ = self._parts()
+        if batch < 1 or length < 1:
+            raise UserError(f"sample: batch and length must be at least 1, not {batch} and {length}")
+        if steps is not None and steps < 1:
+            raise UserError(f"sample: steps must be at least 1, not {steps}")
+        chosen = int(torch.randint(2**62, ())) if seed is None else seed
+        generator = torch.Generator(self.device).manual_seed(mix_seed(chosen))
+        x = process.kernel.prior(batch, length, generator=generator, allowed=self.allowed)
+        free = torch.ones_like(x, dtype=torch.bool)
+        if prompt is not None:
+            if prompt.dim() != 2 or prompt.shape[1] != length or prompt.shape[0] not in (1, batch):
+                raise UserError(f"sample: prompt must be [{batch}, {length}] (or one row), not {list(prompt.shape)}")
+            prompt = prompt.to(self.device).expand(batch, length)
+            free = prompt < 0
+            self._check_tokens(prompt.clamp(min=0))
+            x = torch.where(free, x, prompt)
+        visible = torch.ones_like(free) if attend is None else attend.to(self.device).expand(batch, length)
+
+        def denoise(rows: Tensor, t: Tensor) -> Mapping[str, Tensor]:
+            inputs = {"tokens": rows, "sigma": process.schedule.sigma(t), "t": t, "attend": visible}
+            return self.model.run(inputs)[0]
+
+        with self._evaluating():
+            out = process.sampler.run(
+                denoise,
+                x,
+                free=free,
+                kernel=process.kernel,
+                schedule=process.schedule,
+                generator=generator,
+                steps=steps,
+                allowed=self.allowed,
+                on_step=on_step,
+            )
+        return out.cpu()
+
+    # -- keeping ----------------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``model.safetensors`` and what else a run folder needs to be built again. Refuses a folder with a model in it."""
+        folder = Path(directory)
+        target = folder / "model.safetensors"
+        if target.exists():
+            raise UserError(f"{target} exists already; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / ".model.safetensors.part"
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, part)
+        part.replace(target)
+        if self._on_save is not None:
+            self._on_save(folder)
