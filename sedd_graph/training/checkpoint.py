@@ -1,0 +1,139 @@
+"""Checkpoints: safetensors and JSON only, written to a temporary name and renamed, so that they are whole or absent.
+
+torch's distributed checkpoint keeps its metadata as a pickle; a checkpoint is untrusted input here, so the optimizer's
+state is kept as plain tensors by name instead (see docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sedd_graph.errors import UserError
+from sedd_graph.store.files import disk_faults, read_json, write_json
+
+__all__ = ["Checkpoint", "latest_checkpoint", "load_weights", "read_checkpoint", "write_checkpoint"]
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """All that training needs to go on. ``state`` is JSON; the rest are tensors by name."""
+
+    model: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    optimizers: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def pack_optimizers(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Every tensor (and number) of the optimizers' state under ``<optimizer>/<parameter>/<key>``."""
+    packed = {}
+    for number, optimizer in enumerate(optimizers):
+        for parameter, state in optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+                packed[f"{number}/{parameter}/{key}"] = tensor.detach().cpu().contiguous()
+    return packed
+
+
+def unpack_optimizers(optimizers: list[torch.optim.Optimizer], packed: dict[str, Tensor]) -> None:
+    """Put back what :func:`pack_optimizers` took. Raises :class:`UserError` where it does not fit."""
+    for number, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in packed.items():
+            which, parameter, key = name.split("/")
+            if int(which) == number:
+                state.setdefault(int(parameter), {})[key] = value.clone()
+        whole = optimizer.state_dict()
+        expected = {p for group in whole["param_groups"] for p in group["params"]}
+        if state and set(state) != expected:
+            raise UserError("the checkpoint's optimizer state is of another model or optimizer")
+        optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+
+
+def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write ``folder/step-00000100`` whole, then forget all but the newest ``keep``. Returns its path."""
+    final = folder / f"step-{step:08d}"
+    part = folder / f".{final.name}.{secrets.token_hex(4)}.part"
+    with disk_faults("a checkpoint", folder):
+        try:
+            part.mkdir(parents=True)
+            save_file(checkpoint.model, part / "model.safetensors")
+            if checkpoint.average is not None:
+                save_file(checkpoint.average, part / "ema.safetensors")
+            save_file(checkpoint.optimizers, part / "optimizer.safetensors")
+            write_json(part / "state.json", {**checkpoint.state, "step": step})
+            for file in part.iterdir():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            if final.exists():
+                shutil.rmtree(final)  # the same step of the same run, reached again after a resume
+            part.rename(final)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    for old in _all(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _all(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / "state.json").is_file()]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint under ``folder``, or None."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Raises :class:`UserError` where a part is missing or broken."""
+    state = read_json(path / "state.json")
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise UserError(f"{path / 'state.json'} is not the state of a checkpoint")
+    average = path / "ema.safetensors"
+    return Checkpoint(
+        model=_tensors(path / "model.safetensors"),
+        average=_tensors(average) if average.exists() else None,
+        optimizers=_tensors(path / "optimizer.safetensors"),
+        state=state,
+    )
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
+    """Load by name; every name and shape must fit. Raises :class:`UserError` naming what does not."""
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    extra = sorted(weights.keys() - own.keys())
+    shapes = [k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape]
+    if missing or extra or shapes:
+        parts = [("missing", missing), ("unknown", extra)]
+        text = "; ".join(f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in parts if names)
+        text += "; ".join(f" {k}: {list(weights[k].shape)}, not {list(own[k].shape)}" for k in sorted(shapes)[:5])
+        raise UserError(f"{where} does not fit this model: {text.strip()}")
+    model.load_state_dict(weights)
+
+
