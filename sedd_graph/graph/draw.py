@@ -1,0 +1,235 @@
+"""The graph for people: a tree for the terminal, Mermaid and SVG for pages, JSON for programs."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+import networkx as nx
+
+from sedd_graph.graph.model import Graph, Op, Region, Step
+
+__all__ = ["to_json", "to_mermaid", "to_svg", "to_tree"]
+
+
+def _what(step: Step) -> str:
+    if isinstance(step.body, Op):
+        return step.body.contract.name
+    return f"{step.body.label} x {step.body.repeat}" if step.body.repeat else step.body.label
+
+
+def _types(step: Step) -> str:
+    shown = [str(t) if n == "out" or len(step.outputs) == 1 else f"{n}: {t}" for n, t in step.outputs.items()]
+    return ", ".join(shown)
+
+
+def _body(step: Step) -> Region | None:
+    """The region to look into: of a repeated block, one of its repeats."""
+    if not isinstance(step.body, Region):
+        return None
+    inner = step.body.steps[0].body if step.body.repeat else step.body
+    return inner if isinstance(inner, Region) else None
+
+
+def to_tree(graph: Graph) -> str:
+    """Every node once, repeats folded, with the types of what it puts out."""
+    lines = [graph.name]
+    rows: list[tuple[str, str, str]] = []
+
+    def visit(region: Region, prefix: str) -> None:
+        for index, step in enumerate(region.steps):
+            last = index == len(region.steps) - 1
+            rows.append((f"{prefix}{'`-' if last else '|-'} {step.name}", _what(step), _types(step)))
+            inner = _body(step)
+            if inner is not None:
+                visit(inner, prefix + ("   " if last else "|  "))
+
+    for name, found in graph.root.inputs.items():
+        rows.append((f"|> {name}", "input", str(found)))
+    visit(graph.root, "")
+    for name, ref in graph.root.outputs.items():
+        rows.append((f"=> {name}", f"from {ref}", str(graph.root.type_of(ref))))
+    widths = [max(len(r[i]) for r in rows) for i in (0, 1)]
+    lines += [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]
+    return "\n".join(lines)
+
+
+def to_json(graph: Graph) -> str:
+    """Inputs, outputs, axes, and every component with its path, op, config and ports (repeats counted out)."""
+    nodes: list[dict[str, Any]] = []
+    for path, step in graph.root.walk():
+        assert isinstance(step.body, Op)
+        nodes.append(
+            {
+                "path": path,
+                "op": step.body.contract.op,
+                "config": step.body.config.model_dump(mode="json"),
+                "inputs": {p: [str(r) for r in refs] for p, refs in step.inputs.items()},
+                "outputs": {p: str(t) for p, t in step.outputs.items()},
+            }
+        )
+    root = graph.root
+    data = {
+        "name": graph.name,
+        "axes": {n: str(s) for n, s in graph.axes.items()},
+        "inputs": {n: str(t) for n, t in root.inputs.items()},
+        "outputs": {n: {"from": str(r), "type": str(root.type_of(r))} for n, r in root.outputs.items()},
+        "nodes": nodes,
+    }
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def to_mermaid(graph: Graph) -> str:
+    """A flowchart; a block is a subgraph, its repeats folded into one."""
+    lines = ["flowchart TB"]
+
+    def quoted(text: str) -> str:
+        return '"' + text.replace('"', "'").replace("<", "&lt;").replace(">", "&gt;") + '"'
+
+    def key(path: str) -> str:
+        return "n_" + path.replace(".", "_")
+
+    def visit(region: Region, prefix: str, indent: str) -> None:
+        for step in region.steps:
+            path = f"{prefix}{step.name}"
+            inner = _body(step)
+            if inner is None:
+                lines.append(f"{indent}{key(path)}[{quoted(f'{step.name}: {_what(step)}')}]")
+            else:
+                lines.append(f"{indent}subgraph {key(path)}[{quoted(f'{step.name}: {_what(step)}')}]")
+                visit(inner, path + ".", indent + "  ")
+                lines.append(f"{indent}end")
+            for refs in step.inputs.values():
+                for ref in refs:
+                    source = key(f"{prefix}{ref.step}") if ref.step else (key(f"input.{ref.port}") if not prefix else "")
+                    if source:
+                        lines.append(f"{indent}{source} --> {key(path)}")
+
+    for name, found in graph.root.inputs.items():
+        lines.append(f"  {key(f'input.{name}')}([{quoted(f'{name}: {found}')}])")
+    visit(graph.root, "", "  ")
+    for name, ref in graph.root.outputs.items():
+        lines.append(f"  {key(ref.step)} --> {key(f'output.{name}')}([{quoted(f'{name}: {graph.root.type_of(ref)}')}])")
+    return "\n".join(lines) + "\n"
+
+
+# -- SVG ------------------------------------------------------------------------------------------------------------
+
+_GAP_X, _GAP_Y, _PAD, _HEAD, _BOX_H, _CHAR = 28, 34, 14, 24, 40, 6.7
+_KIND = {
+    "embedding": "#dbeafe",
+    "position": "#e0f2fe",
+    "time": "#fef3c7",
+    "attention": "#fde2e4",
+    "feedforward": "#e9d5ff",
+    "norm": "#f1f5f9",
+    "modulation": "#fef9c3",
+    "mixer": "#d1fae5",
+    "arithmetic": "#f1f5f9",
+    "head": "#ffe4cc",
+    "backbone": "#ede9fe",
+}
+
+
+class _Box:
+    """A drawn region or component with its size; children are placed inside."""
+
+    def __init__(self, title: str, note: str, fill: str, path: str) -> None:
+        self.title, self.note, self.fill, self.path = title, note, fill, path
+        self.children: dict[str, tuple[_Box, float, float]] = {}
+        self.edges: list[tuple[str, str, str]] = []
+        self.width = max(_CHAR * len(title) * 1.05, _CHAR * 0.88 * len(note)) + 24
+        self.height = float(_BOX_H)
+
+    def place(self, layers: list[list[str]], boxes: dict[str, _Box]) -> None:
+        """Layers from top to bottom, each centred."""
+        widths = [sum(boxes[n].width for n in layer) + _GAP_X * (len(layer) - 1) for layer in layers]
+        inner = max([*widths, self.width - 2 * _PAD])
+        y = float(_HEAD + _PAD)
+        for layer, width in zip(layers, widths, strict=True):
+            x = _PAD + (inner - width) / 2
+            tall = max(boxes[n].height for n in layer)
+            for name in layer:
+                box = boxes[name]
+                self.children[name] = (box, x, y + (tall - box.height) / 2)
+                x += box.width + _GAP_X
+            y += tall + _GAP_Y
+        self.width, self.height = inner + 2 * _PAD, y - _GAP_Y + _PAD
+
+
+def _boxed(region: Region, title: str, note: str, path: str, *, top: bool) -> _Box:
+    box = _Box(title, note, "#ffffff" if top else "#fafafa", path)
+    boxes: dict[str, _Box] = {}
+    graph = nx.DiGraph()
+    for name, found in region.inputs.items():
+        boxes[f">{name}"] = _Box(name, str(found) if top else "", "#e2e8f0", "")
+        graph.add_node(f">{name}")
+    for step in region.steps:
+        inner, where = _body(step), f"{path}.{step.name}".lstrip(".")
+        if inner is not None:
+            boxes[step.name] = _boxed(inner, f"{step.name}: {_what(step)}", "", where, top=False)
+        else:
+            kind = step.body.contract.kind if isinstance(step.body, Op) else ""
+            what = _what(step)
+            boxes[step.name] = _Box(step.name if step.name == what else f"{step.name}: {what}", _types(step), _KIND.get(kind, "#eee"), where)
+        graph.add_node(step.name)
+        for refs in step.inputs.values():
+            for ref in refs:
+                source = ref.step or f">{ref.port}"
+                graph.add_edge(source, step.name)
+                box.edges.append((source, step.name, ""))
+    for name, ref in region.outputs.items():
+        boxes[f"<{name}"] = _Box(name, str(region.type_of(ref)) if top else "", "#e2e8f0", "")
+        graph.add_edge(ref.step or f">{ref.port}", f"<{name}")
+        box.edges.append((ref.step or f">{ref.port}", f"<{name}", ""))
+    layers = [list(layer) for layer in nx.topological_generations(graph)]
+    for layer in layers:  # under what feeds them, so that fewer edges cross
+        layer.sort(key=lambda n: (list(graph).index(n)))
+    box.place(layers, boxes)
+    return box
+
+
+def to_svg(graph: Graph) -> str:
+    """A layered drawing, top to bottom: blocks as frames, repeats folded, types under names. All text escaped."""
+    box = _boxed(graph.root, graph.name, "", "", top=True)
+    parts: list[str] = []
+
+    def text(x: float, y: float, content: str, size: float, *, anchor: str = "middle", weight: str = "400", fill: str = "#0f172a") -> None:
+        parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" font-weight="{weight}" fill="{fill}">{html.escape(content)}</text>'
+        )
+
+    def draw(item: _Box, x: float, y: float, depth: int) -> None:
+        stroke = "#64748b" if item.children else "#94a3b8"
+        round_ = 10 if item.children else 12 if not item.path else 6
+        parts.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{item.width:.1f}" height="{item.height:.1f}" rx="{round_}" fill="{item.fill}" stroke="{stroke}"><title>{html.escape(item.path)}</title></rect>'
+        )
+        if not item.children:
+            middle = x + item.width / 2
+            text(middle, y + (17 if item.note else 25), item.title, 12, weight="600")
+            if item.note:
+                text(middle, y + 31, item.note, 10, fill="#475569")
+            return
+        text(x + _PAD, y + 18, item.title, 12.5, anchor="start", weight="700", fill="#334155")
+        for source, target, _ in item.edges:
+            a, ax, ay = item.children[source]
+            b, bx, by = item.children[target]
+            x1, y1 = x + ax + a.width / 2, y + ay + a.height
+            x2, y2 = x + bx + b.width / 2, y + by
+            bend = max(14.0, (y2 - y1) / 2)
+            parts.append(
+                f'<path d="M{x1:.1f},{y1:.1f} C{x1:.1f},{y1 + bend:.1f} {x2:.1f},{y2 - bend:.1f} {x2:.1f},{y2 - 3:.1f}" fill="none" stroke="#64748b" stroke-opacity="0.65" marker-end="url(#tip)"/>'
+            )
+        for child, cx, cy in item.children.values():
+            draw(child, x + cx, y + cy, depth + 1)
+
+    draw(box, 8, 8, 0)
+    width, height = box.width + 16, box.height + 16
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
+        'font-family="ui-sans-serif, system-ui, sans-serif">'
+        '<defs><marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" orient="auto">'
+        '<path d="M0,0 L6,3 L0,6 z" fill="#64748b"/></marker></defs>' + "".join(parts) + "</svg>\n"
+    )
