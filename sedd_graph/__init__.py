@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sedd_graph.build import Report, build, check
+    from sedd_graph.api import Report, build, check
     from sedd_graph.component import Component, ComponentConfig, Context
     from sedd_graph.engine.engine import Bound, Engine
     from sedd_graph.errors import SeddGraphError
@@ -22,10 +22,10 @@ _HOME = {
     "ComponentConfig": "sedd_graph.component",
     "Context": "sedd_graph.component",
     "Engine": "sedd_graph.engine.engine",
-    "Report": "sedd_graph.build",
+    "Report": "sedd_graph.api",
     "SeddGraphError": "sedd_graph.errors",
-    "build": "sedd_graph.build",
-    "check": "sedd_graph.build",
+    "build": "sedd_graph.api",
+    "check": "sedd_graph.api",
 }
 
 __all__ = [

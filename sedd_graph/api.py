@@ -1,0 +1,181 @@
+"""``check`` and ``build``: the composition root, the one place that knows every room.
+
+The other verbs are in :mod:`sedd_graph.runs`; the command line is in :mod:`sedd_graph.cli`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sedd_graph.blueprint.load import Loaded, load
+from sedd_graph.blueprint.lock import lock
+from sedd_graph.data.config import DataConfig
+from sedd_graph.errors import BlueprintError, Problem, UserError
+from sedd_graph.graph.draw import to_tree
+from sedd_graph.graph.expand import expand
+from sedd_graph.graph.model import Graph
+from sedd_graph.graph.process import ProcessPlan, read_process
+from sedd_graph.plugins import Registry, discover
+from sedd_graph.store.arrays import StoreConfig
+from sedd_graph.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from sedd_graph.engine.engine import CompileMode, Engine
+
+__all__ = ["LOCK", "Report", "build", "check", "lock_text", "make_engine"]
+
+LOCK = "blueprint.lock.yaml"
+SECTIONS = {"data": DataConfig, "train": TrainConfig, "store": StoreConfig}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What ``check`` found: the typed graph, the process, and how many parameters it will have. ``str()`` is readable."""
+
+    loaded: Loaded
+    graph: Graph
+    plan: ProcessPlan | None
+    registry: Registry
+    parameters: int
+
+    @property
+    def name(self) -> str:
+        return self.graph.name
+
+    @property
+    def data(self) -> DataConfig:
+        return self.loaded.sections.get("data") or DataConfig()
+
+    @property
+    def train(self) -> TrainConfig:
+        return self.loaded.sections.get("train") or TrainConfig()
+
+    @property
+    def store(self) -> StoreConfig:
+        return self.loaded.sections.get("store") or StoreConfig()
+
+    def __str__(self) -> str:
+        lines = [to_tree(self.graph), "", f"parameters  {self.parameters:,}"]
+        if self.plan is not None:
+            plan = self.plan
+            lines.append(
+                f"process     {plan.kernel.contract.name} with {plan.schedule.contract.name}, {plan.states:,} states; "
+                f"objective {plan.objective.contract.name}; sampler {plan.sampler.contract.name}"
+            )
+        return "\n".join(lines)
+
+
+def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
+    """Read a blueprint, expand and type its graph, and check its process, allocating no parameter.
+
+    Raises :class:`sedd_graph.errors.BlueprintError` with every problem of the first stage that has any.
+    """
+    loaded = load(path, overrides, sections=SECTIONS)
+    registry = discover()
+    graph = expand(loaded, registry)
+    plan = read_process(loaded, graph, registry)
+    from sedd_graph.engine.engine import make_process
+    from sedd_graph.engine.regions import build_shapes, count_parameters
+
+    try:
+        if plan is not None:
+            process = make_process(plan, registry)
+            _fits_data(loaded, process.kernel.data_tokens)
+    except BlueprintError as error:
+        # combinations that cannot work are about keys of the root
+        raise BlueprintError(
+            [p if p.line else loaded.problem(tuple(p.path.split(".")), p.message) for p in error.problems]
+        ) from None
+    return Report(loaded, graph, plan, registry, count_parameters(build_shapes(graph, registry)))
+
+
+def _fits_data(loaded: Loaded, tokens: int) -> None:
+    """A tokenizer whose size is known from its config must have as many tokens as the graph."""
+    data = loaded.sections.get("data")
+    size = {"characters": lambda t: t.size, "bytes": lambda t: 257, "bpe": lambda t: t.size, "file": lambda t: None}
+    known = None if data is None else size[data.tokenizer.op](data.tokenizer)
+    if known is not None and known != tokens:
+        message = f"the tokenizer has {known:,} tokens, but the graph is built for {tokens:,} (states less the mask)"
+        raise BlueprintError([Problem("", 0, 0, "data.tokenizer", message)])
+
+
+def lock_text(report: Report) -> str:
+    """The lock file of a checked blueprint."""
+
+    def fill(op: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        contract = report.registry.contract(op)
+        filled = dict(keys)
+        for name, field in contract.config.model_fields.items():
+            if name not in filled and not field.is_required():
+                value = field.get_default(call_default_factory=True)
+                if value is not None:
+                    filled[name] = list(value) if isinstance(value, tuple) else value
+        return contract.op, filled
+
+    return lock(report.loaded, fill)
+
+
+def digest(text: str) -> str:
+    """Short name of a lock file's content."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_engine(
+    report: Report,
+    *,
+    device: torch.device,
+    compile: CompileMode = "auto",
+    forbidden: Sequence[int] = (),
+    companions: Mapping[str, str] | None = None,
+) -> Engine:
+    """An engine with fresh weights. ``companions`` are further files that ``Engine.save`` writes beside the weights."""
+    from sedd_graph.engine.engine import Engine
+    from sedd_graph.store.files import write_text
+
+    files = {LOCK: lock_text(report), **(companions or {})}
+
+    def on_save(folder: Path) -> None:
+        for name, text in files.items():
+            write_text(folder / name, text)
+
+    return Engine(
+        report.graph,
+        report.registry,
+        report.plan,
+        device=device,
+        compile=compile,
+        forbidden=forbidden,
+        on_save=on_save,
+        seed=report.train.seed,
+    )
+
+
+def build(
+    path_or_run_dir: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    device: str | torch.device | None = None,
+    compile: CompileMode = "auto",
+) -> Engine:
+    """An :class:`Engine` from a blueprint (fresh weights), or from a run folder (its newest weights, averaged if it has them).
+
+    ``device`` is picked by hardware where it is not given. Raises :class:`sedd_graph.errors.SeddGraphError`.
+    """
+    from sedd_graph.engine.hardware import pick_device
+
+    place, where = Path(path_or_run_dir), pick_device(device)
+    if not place.is_dir():
+        return make_engine(check(place, overrides), device=where, compile=compile)
+    if not (place / LOCK).is_file():
+        raise UserError(f"{place} is not a run folder: there is no {LOCK} in it")
+    from sedd_graph.runs import open_run
+
+    return open_run(place, overrides=overrides, device=where, compile=compile).engine
+
+

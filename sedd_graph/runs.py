@@ -1,0 +1,354 @@
+"""Run folders as the verbs see them: made by ``build``, then trained, sampled, filled in, evaluated and reported on."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sedd_graph.api import LOCK, Report, check, digest, lock_text, make_engine
+from sedd_graph.data.rows import Dataset, open_data
+from sedd_graph.data.tokenizer import FILE as TOKENIZER
+from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
+from sedd_graph.engine.engine import CompileMode, Engine
+from sedd_graph.engine.hardware import describe_hardware
+from sedd_graph.engine.measure import Measure, measure
+from sedd_graph.errors import UserError
+from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
+from sedd_graph.proof.process import Check, prove_process
+from sedd_graph.store.arrays import Activations, TapSpec, write_samples
+from sedd_graph.store.files import new_run, read_json, write_json, write_text
+from sedd_graph.training.checkpoint import latest_checkpoint, load_weights
+from sedd_graph.training.distributed import World
+from sedd_graph.training.loop import Evaluation, Result, evaluate, train
+from sedd_graph.training.trackers import open_trackers
+
+__all__ = ["Run", "build_run", "evaluate_run", "open_run", "sample_run", "train_run"]
+
+Say = Callable[[str], None]
+MODEL = "model.safetensors"
+
+
+@dataclasses.dataclass
+class Run:
+    """A run folder, opened."""
+
+    path: Path
+    report: Report
+    engine: Engine
+    tokenizer: Tokenizer | None
+    root: Path
+    weights: str
+
+    def data(self) -> Dataset:
+        """The corpus, read again as it was at build time. Raises :class:`UserError`."""
+        if "data" not in self.report.loaded.sections:
+            raise UserError("this blueprint has no 'data' section")
+        return open_data(self.report.data, root=self.root, tokenizer=self.tokenizer)
+
+    def decode(self, rows: Tensor) -> list[str]:
+        """Token rows as text."""
+        if self.tokenizer is None:
+            raise UserError(f"there is no {TOKENIZER} in {self.path}: tokens cannot become text")
+        return [self.tokenizer.decode(row) for row in rows.tolist()]
+
+
+def provenance(report: Report) -> dict[str, Any]:
+    """Versions, arguments, revision and hardware, for run.json."""
+    names = ["sedd_graph", "torch", "pydantic", "networkx", "einops", "omegaconf", "zarr", "numpy", "safetensors"]
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "unknown"
+    return {
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "components": sorted({step.body.contract.distribution for _, step in report.graph.root.walk()}),  # type: ignore[union-attr]
+        "revision": _revision(),
+    }
+
+
+def _revision() -> str:
+    """The git revision of the code that runs, with a mark where it has been changed since; empty outside a repository."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        revision = git("rev-parse", "HEAD")
+        return revision + ("-changed" if revision and git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def build_run(
+    blueprint: Path,
+    overrides: Sequence[str],
+    *,
+    runs: Path,
+    device: torch.device,
+    compile: CompileMode | None,
+    say: Say,
+) -> Path:
+    """Check, prove, measure, compile, and write a run folder. Returns its path."""
+    report = check(blueprint, overrides)
+    say(str(report))
+    counted = measured(report)
+    say(measure_text(counted))
+    checks: list[Check] = []
+    if report.plan is not None:
+        checks = prove_process(report.plan, report.registry)
+        say("\n" + checks_text(checks))
+        broken = [c for c in checks if not c.holds]
+        if broken:
+            raise UserError("the noise process does not hold: " + "; ".join(f"{c.name}: {c.claim} ({c.value})" for c in broken))
+    text = lock_text(report)
+    tokenizer = None
+    if "data" in report.loaded.sections:
+        data = open_data(report.data, root=report.loaded.root)
+        tokenizer = data.tokenizer
+        _check_tokenizer(report, tokenizer)
+        say(
+            f"\ndata        {data.train.count:,} training rows and {data.heldout.count:,} held-out rows of {report.data.length} tokens, "
+            f"{data.characters_per_token:.2f} characters per token; unigram entropy of the held-out text {data.unigram_bits:.3f} bits per character"
+        )
+    engine = make_engine(report, device=device, compile=compile or report.train.compile)
+    if report.plan is not None:
+        say(warm_up(engine, report))
+    run = new_run(runs, report.name, digest(text))
+    write_text(run / "blueprint.yaml", blueprint.read_text(encoding="utf-8-sig"))
+    write_text(run / LOCK, text)
+    write_text(run / "graph.json", to_json(report.graph))
+    write_text(run / "graph.svg", to_svg(report.graph))
+    write_text(run / "graph.mmd", to_mermaid(report.graph))
+    write_json(run / "certificate.json", {"checks": [dataclasses.asdict(c) for c in checks], "measure": dataclasses.asdict(counted)})
+    write_json(
+        run / "run.json",
+        {
+            **provenance(report),
+            "hardware": describe_hardware(device),
+            "root": str(report.loaded.root),
+            "overrides": list(overrides),
+            "compile": engine.compile_mode,
+            "blueprint": digest(text),
+        },
+    )
+    if tokenizer is not None:
+        write_text(run / TOKENIZER, tokenizer.to_json())
+    return run
+
+
+def measured(report: Report) -> Measure:
+    """FLOPs and memory of one backward pass of the declared training."""
+    rows = max(1, report.train.batch // report.train.accumulate)
+    return measure(report.graph, report.registry, batch=rows, length=report.data.length)
+
+
+def measure_text(found: Measure) -> str:
+    gib = 2**30
+    return (
+        f"compute     {found.flops_per_token:,} FLOPs per token forward, {3 * found.flops_per_token:,} in training\n"
+        f"memory      about {(found.state_bytes + found.saved_bytes) / gib:.2f} GiB to train in float32: {found.state_bytes / gib:.2f} for weights, "
+        f"gradients, moments and average, {found.saved_bytes / gib:.2f} kept for backward ({found.batch} rows of {found.length})"
+    )
+
+
+def checks_text(checks: Sequence[Check]) -> str:
+    width = max(len(c.name) for c in checks)
+    return "\n".join(
+        ["claims"] + [f"  {'holds' if c.holds else 'FAILS'}  {c.name:<{width}}  {c.claim}: {c.value}  [{c.how}]" for c in checks]
+    )
+
+
+def _check_tokenizer(report: Report, tokenizer: Tokenizer) -> None:
+    from sedd_graph.engine.engine import make_process
+
+    if report.plan is None:
+        return
+    tokens = make_process(report.plan, report.registry).kernel.data_tokens
+    if tokenizer.size > tokens:
+        raise UserError(
+            f"data.tokenizer has {tokenizer.size:,} tokens, more than the {tokens:,} that the graph is built for; "
+            "raise params.tokens or choose a smaller tokenizer"
+        )
+
+
+def warm_up(engine: Engine, report: Report) -> str:
+    """Run one small step, so that what cannot run or compile fails now."""
+    import time
+
+    began = time.perf_counter()
+    rows = max(1, report.train.batch // report.train.accumulate)
+    tokens = torch.zeros(rows, report.data.length, dtype=torch.int64)
+    if engine.compile_mode == "off":
+        tokens = tokens[:1]
+    engine.loss(tokens).mean().backward()
+    engine.model.zero_grad(set_to_none=True)
+    how = "eager" if engine.compile_mode == "off" else f"compiled ({engine.compile_mode})"
+    return f"engine      {how}, first step {time.perf_counter() - began:.1f} s on {describe_hardware(engine.device)}"
+
+
+def open_run(
+    path: Path, *, overrides: Sequence[str] = (), device: torch.device, compile: CompileMode = "auto", weights: str = "newest"
+) -> Run:
+    """Open a run folder with its newest weights: a checkpoint's average, its model, or ``model.safetensors``.
+
+    ``weights``: ``newest``, ``model`` (the checkpoint's own rather than averaged weights) or ``fresh``.
+    """
+    if not (path / LOCK).is_file():
+        raise UserError(f"{path} is not a run folder: there is no {LOCK} in it")
+    report = check(path / LOCK, overrides)
+    tokenizer = load_tokenizer(path) if (path / TOKENIZER).is_file() else None
+    companions = {TOKENIZER: tokenizer.to_json()} if tokenizer else {}
+    forbidden = list(tokenizer.forbidden) if tokenizer else []
+    if tokenizer is not None and report.plan is not None:
+        forbidden += range(tokenizer.size, report.plan.states)
+    engine = make_engine(report, device=device, compile=compile, forbidden=forbidden, companions=companions)
+    facts = read_json(path / "run.json") if (path / "run.json").is_file() else {}
+    root = Path(facts["root"]) if isinstance(facts, dict) and isinstance(facts.get("root"), str) else path
+    used = "fresh"
+    if weights != "fresh":
+        checkpoint = latest_checkpoint(path / "checkpoints")
+        if checkpoint is not None:
+            file = checkpoint / "ema.safetensors"
+            file = file if file.is_file() and weights == "newest" else checkpoint / MODEL
+        else:
+            file = path / MODEL
+        if file.is_file():
+            try:
+                load_weights(engine.model, load_file(file), where=str(file))
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{file} cannot be read: {error}") from None
+            used = str(file.relative_to(path))
+    return Run(path, report, engine, tokenizer, root, used)
+
+
+def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tuple[Result, Evaluation | None]:
+    """Train a run folder and evaluate it at the end. Under torchrun, every process calls this."""
+    world = World.from_environment(device)
+    try:
+        run = open_run(path, device=device, compile="off", weights="fresh")
+        config = run.report.train
+        run.engine.compile(config.compile)
+        data = run.data()
+        quiet = say if world.rank == 0 else (lambda text: None)
+        trackers = open_trackers(path, run.report.name, config.trackers) if world.rank == 0 else None
+        taps = [
+            TapSpec(name.replace(".", "/"), s.every, s.dtype, s.rows, s.chunk) for name, s, _ in run.report.graph.taps
+        ]
+
+        def activations(step: int | None) -> Activations | None:
+            store = path / "activations.zarr"
+            return Activations(store, taps, queue=run.report.store.queue, resume_step=step) if taps else None
+
+        try:
+            result = train(
+                run.engine,
+                data,
+                config,
+                run=path,
+                resume=resume,
+                world=world,
+                trackers=trackers,
+                activations=activations,
+                decode=run.decode,
+                say=quiet,
+            )
+            quiet(f"{result.reason} at step {result.step} after {result.seconds:.0f} s of training")
+            found = None
+            if world.rank == 0 and result.reason in ("done", "budget"):
+                found = _evaluate(run, data, say)
+                assert trackers is not None
+                trackers.log(result.step, {"final_" + k: v for k, v in dataclasses.asdict(found).items()})
+        finally:
+            if trackers is not None:
+                trackers.close()
+        world.barrier()
+        return result, found
+    finally:
+        world.close()
+
+
+def _evaluate(run: Run, data: Dataset, say: Say, *, batches: int | None = None, draws: int | None = None) -> Evaluation:
+    config = run.report.train
+    draws = draws or (config.evaluate.draws if config.evaluate else 1)
+    found = evaluate(run.engine, data, rows=min(64, config.batch), batches=batches, draws=draws, seed=config.seed)
+    say(f"held-out {found}")
+    say(f"unigram entropy of the same text: {data.unigram_bits:.4f} bits per character")
+    write_json(
+        run.path / "evaluation.json",
+        {**dataclasses.asdict(found), "unigram_bits": data.unigram_bits, "weights": run.weights, "objective": run.report.plan.objective.contract.op},  # type: ignore[union-attr]
+    )
+    return found
+
+
+def evaluate_run(path: Path, *, device: torch.device, batches: int | None, draws: int, weights: str, say: Say) -> Evaluation:
+    """The held-out bound of a run folder's newest weights."""
+    run = open_run(path, device=device, compile="off", weights=weights)
+    say(f"weights     {run.weights}")
+    return _evaluate(run, run.data(), say, batches=batches, draws=draws)
+
+
+def sample_run(
+    run: Run,
+    *,
+    batch: int,
+    length: int,
+    steps: int | None,
+    seed: int,
+    prompt: Tensor | None = None,
+    trajectory: bool = False,
+    name: str = "samples.zarr",
+) -> tuple[list[str], Path]:
+    """Draw samples and keep them in the run folder. Returns the texts and where they lie."""
+    frames: list[np.ndarray[Any, Any]] = []
+
+    def on_step(number: int, rows: Tensor) -> None:
+        if trajectory:
+            frames.append(rows.cpu().numpy().copy())
+
+    rows = run.engine.sample(batch, length, steps=steps, prompt=prompt, seed=seed, on_step=on_step)
+    texts = run.decode(rows)
+    plan = run.report.plan
+    assert plan is not None
+    process = run.engine.process
+    assert process is not None
+    where = write_samples(
+        run.path / name,
+        rows.numpy(),
+        texts,
+        trajectory=np.stack(frames) if frames else None,
+        attributes={
+            "sampler": plan.sampler.contract.op,
+            "steps": steps or process.sampler.config.steps,
+            "seed": seed,
+            "weights": run.weights,
+            "revision": _revision(),
+            "blueprint": digest((run.path / LOCK).read_text(encoding="utf-8")),
+            "mask": -1 if process.kernel.mask is None else process.kernel.mask,
+            "clamped": process.sampler.clamped,
+            **({"prompt": prompt.tolist()} if prompt is not None else {}),
+        },
+    )
+    return texts, where
+
+
