@@ -1,0 +1,364 @@
+"""The command line: ``sedd-graph VERB``. Torch and all else are imported only when a verb needs them.
+
+Exit codes: 0 done, 1 the environment, 2 the user, 3 numbers that diverged, 130 and 143 for a clean end after SIGINT and
+SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sedd_graph.runs import Run
+
+__all__ = ["main"]
+
+_SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _device(arguments: argparse.Namespace) -> Any:
+    from sedd_graph.engine.hardware import pick_device
+
+    return pick_device(arguments.device)
+
+
+def _compile(mode: str | None) -> Any:
+    return mode
+
+
+# -- verbs --------------------------------------------------------------------------------------------------------
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from sedd_graph.api import check
+
+    if arguments.check:
+        _say(str(check(arguments.blueprint, arguments.overrides)))
+        return 0
+    from sedd_graph.runs import build_run
+
+    run = build_run(
+        Path(arguments.blueprint),
+        arguments.overrides,
+        runs=Path(arguments.runs),
+        device=_device(arguments),
+        compile=_compile(arguments.compile),
+        say=_say,
+    )
+    _write_report(run)
+    if arguments.path_to:
+        Path(arguments.path_to).write_text(str(run), encoding="utf-8")
+    _say(f"\nrun folder  {run}\nnext        sedd-graph train {run}")
+    return 0
+
+
+def _write_report(run: Path) -> None:
+    from sedd_graph.proof.report_html import write_report
+
+    write_report(run)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from sedd_graph.runs import build_run, train_run
+
+    path = Path(arguments.run)
+    if path.is_file():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from sedd_graph.errors import UserError
+
+            raise UserError("under torchrun, give train a run folder: make one with `sedd-graph build` first")
+        path = build_run(path, arguments.overrides, runs=Path(arguments.runs), device=_device(arguments), compile="off", say=_say)
+        _say(f"run folder  {path}")
+    elif arguments.overrides:
+        from sedd_graph.errors import UserError
+
+        raise UserError("a run folder is locked: overrides go to `sedd-graph build`")
+    result, _ = train_run(path, resume=arguments.resume, device=_device(arguments), say=_say)
+    if int(os.environ.get("RANK", "0")) == 0:
+        _write_report(path)
+        if result.reason in _SIGNALS:
+            _say(f"checkpoint written; go on with: sedd-graph train {path} --resume")
+    return _SIGNALS.get(result.reason, 0)
+
+
+def _open(arguments: argparse.Namespace) -> Run:
+    from sedd_graph.runs import open_run
+
+    return open_run(Path(arguments.run), device=_device(arguments), compile="off", weights=arguments.weights)
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from sedd_graph.runs import sample_run
+
+    run = _open(arguments)
+    length = arguments.length or run.report.data.length
+    texts, where = sample_run(
+        run,
+        batch=arguments.batch,
+        length=length,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        trajectory=arguments.trajectory,
+    )
+    return _shown(run, texts, where)
+
+
+def _shown(run: Run, texts: list[str], where: Path) -> int:
+    for number, text in enumerate(texts):
+        _say(f"--- {number}\n{text}")
+    _say(f"---\nweights {run.weights}; kept in {where}")
+    _write_report(run.path)
+    return 0
+
+
+def _infill(arguments: argparse.Namespace) -> int:
+    from sedd_graph.infill import read_prompt
+    from sedd_graph.runs import sample_run
+
+    run = _open(arguments)
+    prompt = read_prompt(
+        run,
+        text=arguments.text,
+        prefix=arguments.prefix,
+        suffix=arguments.suffix,
+        length=arguments.length,
+    )
+    texts, where = sample_run(
+        run,
+        batch=arguments.batch,
+        length=prompt.shape[1],
+        steps=arguments.steps,
+        seed=arguments.seed,
+        prompt=prompt,
+        trajectory=arguments.trajectory,
+        name="infilled.zarr",
+    )
+    return _shown(run, texts, where)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from sedd_graph.runs import evaluate_run
+
+    path = Path(arguments.run)
+    evaluate_run(
+        path,
+        device=_device(arguments),
+        batches=arguments.batches,
+        draws=arguments.draws,
+        weights=arguments.weights,
+        say=_say,
+    )
+    _write_report(path)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from sedd_graph.api import LOCK, check
+    from sedd_graph.graph import draw
+
+    path = Path(arguments.blueprint)
+    report = check(path / LOCK if path.is_dir() else path, arguments.overrides)
+    if arguments.format == "lock":
+        from sedd_graph.api import lock_text
+
+        _say(lock_text(report).rstrip("\n"))
+    else:
+        made = {"tree": draw.to_tree, "mermaid": draw.to_mermaid, "svg": draw.to_svg, "json": draw.to_json}
+        _say(made[arguments.format](report.graph).rstrip("\n"))
+    return 0
+
+
+def _components(arguments: argparse.Namespace) -> int:
+    from sedd_graph.describe import describe, list_components
+
+    _say(describe(arguments.name) if arguments.name else list_components())
+    return 0
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from sedd_graph.api import schema_text
+
+    text = schema_text()
+    if arguments.output:
+        from sedd_graph.store.files import write_text
+
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(arguments.output), text)
+        _say(f"written to {arguments.output}")
+    else:
+        _say(text.rstrip("\n"))
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from sedd_graph.importing import import_run
+
+    run = import_run(
+        arguments.kind,
+        Path(arguments.weights),
+        out=Path(arguments.output) if arguments.output else None,
+        runs=Path(arguments.runs),
+        kernel=arguments.kernel,
+        say=_say,
+    )
+    _write_report(run)
+    _say(f"run folder  {run}\nnext        sedd-graph sample {run}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    arguments.weights = "newest"
+    run = _open(arguments)
+    out = Path(arguments.output)
+    run.engine.save(out)
+    _say(f"weights ({run.weights}), lock file and tokenizer written to {out}; sedd_graph.build({str(out)!r}) opens it")
+    return 0
+
+
+# -- arguments ----------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sedd-graph",
+        description="Discrete-diffusion language models: declare them in YAML, prove them, run them.",
+        epilog="Exit codes: 0 done, 1 environment, 2 your input, 3 diverged numbers.",
+    )
+    from sedd_graph import __version__
+
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=text, description=text)
+        made.set_defaults(function=function)
+        made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+        return made
+
+    def overridable(made: argparse.ArgumentParser) -> None:
+        made.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the blueprint, such as train.steps=100")
+
+    def device(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps; the best one present by default")
+
+    def runs(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--runs", default="runs", metavar="DIR", help="where run folders are made (default: runs)")
+
+    def sampling(made: argparse.ArgumentParser) -> None:
+        made.add_argument("run", help="a run folder")
+        made.add_argument("--batch", type=int, default=4, help="rows to draw (default: 4)")
+        made.add_argument("--length", type=int, default=None, help="tokens per row (default: data.length)")
+        made.add_argument("--steps", type=int, default=None, help="sampler steps (default: the blueprint's)")
+        made.add_argument("--seed", type=int, default=0, help="the same seed draws the same rows (default: 0)")
+        made.add_argument("--trajectory", action="store_true", help="keep the rows after every step too")
+        weights(made)
+        device(made)
+
+    def weights(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--weights",
+            choices=("newest", "model", "fresh"),
+            default="newest",
+            help="newest: averaged where there are any; model: the trained ones themselves; fresh: untrained",
+        )
+
+    made = verb("build", _build, "check a blueprint, prove its process, compile, and write a run folder")
+    made.add_argument("blueprint")
+    overridable(made)
+    made.add_argument("--check", action="store_true", help="only check: typed graph and parameters, nothing allocated or written")
+    made.add_argument("--compile", choices=("auto", "block", "whole", "off"), default=None, help="instead of train.compile")
+    made.add_argument("--path-to", metavar="FILE", default=None, help="write the run folder's path into FILE")
+    runs(made)
+    device(made)
+
+    made = verb("train", _train, "train a run folder (or build a blueprint and train it)")
+    made.add_argument("run", metavar="RUN|BLUEPRINT")
+    overridable(made)
+    made.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    runs(made)
+    device(made)
+
+    sampling(verb("sample", _sample, "draw text from a run folder's newest weights"))
+    made = verb("infill", _infill, "fill in the free parts of a text")
+    sampling(made)
+    made.add_argument("--text", help="text in which [[N]] stands for N free tokens")
+    made.add_argument("--prefix", help="text that rows begin with")
+    made.add_argument("--suffix", help="text that rows end with")
+
+    made = verb("eval", _eval, "bound the held-out text of a run folder")
+    made.add_argument("run")
+    made.add_argument("--batches", type=int, default=None, help="how many batches (default: all)")
+    made.add_argument("--draws", type=int, default=1, help="noise draws per sequence (default: 1)")
+    weights(made)
+    device(made)
+
+    made = verb("show", _show, "print a blueprint's or run folder's graph")
+    made.add_argument("blueprint", metavar="BLUEPRINT|RUN")
+    overridable(made)
+    made.add_argument("--format", choices=("tree", "mermaid", "svg", "json", "lock"), default="tree")
+
+    made = verb("components", _components, "list installed components, or describe one")
+    made.add_argument("name", nargs="?", help="such as attention or attention.v1")
+
+    made = verb("schema", _schema, "print the JSON Schema of blueprints, for editors")
+    made.add_argument("-o", "--output", default=None, metavar="FILE")
+
+    made = verb("import", _import, "turn released SEDD or MDLM weights into a run folder")
+    made.add_argument("kind", choices=("sedd", "mdlm"))
+    made.add_argument("weights", help="a safetensors file, a local hub folder, or a .pth")
+    made.add_argument("-o", "--output", default=None, metavar="DIR", help="where to write (default: a new run folder)")
+    made.add_argument("--kernel", choices=("absorb", "uniform"), default=None, help="where the weights do not say")
+    runs(made)
+
+    made = verb("export", _export, "write a run folder's newest weights, lock file and tokenizer to a folder")
+    made.add_argument("run")
+    made.add_argument("-o", "--output", required=True, metavar="DIR")
+    device(made)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb and leave with its exit code."""
+    sys.exit(run(argv))
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code. Errors are sentences on standard error, never tracebacks without ``--debug``."""
+    arguments = _parser().parse_args(argv)
+    from sedd_graph.errors import SeddGraphError
+
+    try:
+        code: int = arguments.function(arguments)
+        return code
+    except SeddGraphError as error:
+        if arguments.debug:
+            raise
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        print("out of memory: lower train.batch, data.length or the model's size", file=sys.stderr)
+        return 1
+    except Exception as error:  # what is left is a fault of ours or of a component; say so in one line
+        if arguments.debug:
+            raise
+        text = str(error).strip().split("\n")[0]
+        print(f"internal error: {type(error).__name__}: {text} (run again with --debug for the traceback)", file=sys.stderr)
+        return 1

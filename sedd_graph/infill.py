@@ -1,0 +1,54 @@
+"""Text with holes as a row of tokens: the prompt of ``sedd-graph infill``."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from sedd_graph.errors import UserError
+from sedd_graph.runs import Run
+
+__all__ = ["read_prompt"]
+
+_HOLE = re.compile(r"\[\[(\d{1,6})\]\]")
+FREE = -1
+
+
+def read_prompt(
+    run: Run, *, text: str | None, prefix: str | None, suffix: str | None, length: int | None
+) -> Tensor:
+    """int64 [1, l] with -1 where the model fills in: ``text`` with ``[[N]]`` for N free tokens, or ``prefix`` and
+    ``suffix`` around whatever ``length`` (default: data.length) leaves free. Raises :class:`UserError`."""
+    if run.tokenizer is None:
+        raise UserError(f"there is no tokenizer in {run.path}: text cannot become tokens")
+    encode = run.tokenizer.encode
+    if text is not None:
+        if prefix is not None or suffix is not None:
+            raise UserError("infill: give --text, or --prefix and --suffix, not both")
+        parts = _HOLE.split(text)
+        if len(parts) == 1:
+            raise UserError("infill: --text has no hole: write [[N]] where N tokens are free, such as 'The [[12]] is'")
+        row: list[int] = []
+        for index, part in enumerate(parts):
+            row += [FREE] * int(part) if index % 2 else encode(part).tolist()
+    else:
+        if prefix is None and suffix is None:
+            raise UserError("infill: give --text 'The [[12]] is', or --prefix or --suffix")
+        before = encode(prefix).tolist() if prefix else []
+        after = encode(suffix).tolist() if suffix else []
+        whole = length or run.report.data.length
+        if len(before) + len(after) >= whole:
+            raise UserError(f"infill: prefix and suffix have {len(before) + len(after)} tokens; nothing is free of {whole}")
+        row = before + [FREE] * (whole - len(before) - len(after)) + after
+    if length is not None and length != len(row):
+        if length < len(row):
+            raise UserError(f"infill: the text has {len(row)} tokens, more than --length {length}")
+        row += [FREE] * (length - len(row))
+    unknown = sorted({i for i in row if i in set(run.tokenizer.forbidden)})
+    if unknown:
+        raise UserError("infill: the text has characters that the model has never seen")
+    if len(row) > 2**20:
+        raise UserError("infill: more than 1,048,576 tokens")
+    return torch.tensor([row], dtype=torch.int64)
