@@ -243,7 +243,7 @@ class _Trainer:
 
     def loop(self, activations: Activations | None, decode: Callable[[Tensor], list[str]]) -> Result:
         config, tokens_per_step = self.config, self.config.batch * self.data.config.length
-        reason, since, began = "done", self.step, time.perf_counter()
+        reason, first, since, began = "done", self.step + 1, self.step, time.perf_counter()
         mark, held_up = began, 0.0
         start_seconds = self.seconds
         total = torch.zeros(2, device=self.engine.device, dtype=torch.float64)
@@ -268,7 +268,7 @@ class _Trainer:
                 if activations is not None:
                     for name in activations.due(self.step):
                         activations.put(name, self.step, taps[name.replace("/", ".")].detach().float().cpu().numpy())
-                if self.step % config.log_every == 0 or self.step == since + 1:
+                if self.step % config.log_every == 0 or self.step == first:
                     self.world.sum_(total)
                     now = time.perf_counter()
                     per_token = (total[0] / total[1]).item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,53 @@ def _adamw(parameters: list[nn.Parameter], config: AdamWConfig) -> torch.optim.O
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024; scaled to AdamW's updates as in arXiv 2502.16982, eq. 4), for matrices.
+
+    torch.optim.Muon orthogonalises in bfloat16 whatever the hardware; on a CPU without it that is hundreds of times
+    slower. Here the dtype follows the hardware, and matrices of one shape go through it together.
+    """
+
+    COEFFICIENTS = (3.4445, -4.775, 2.0315)
+    STEPS = 5
+
+    def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @classmethod
+    def orthogonal(cls, matrices: Tensor) -> Tensor:
+        """Nearest (semi-)orthogonal matrices to [k, m, n], roughly: singular values between 0.7 and 1.2."""
+        dtype = torch.bfloat16 if matrices.device.type == "cuda" else torch.float32
+        tall = matrices.shape[1] > matrices.shape[2]
+        x = (matrices.transpose(1, 2) if tall else matrices).to(dtype)
+        x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        a, b, c = cls.COEFFICIENTS
+        for _ in range(cls.STEPS):
+            gram = x @ x.transpose(1, 2)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return (x.transpose(1, 2) if tall else x).to(matrices.dtype)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of all parameters that have a gradient."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, parameters in shapes.items():
+                updates = []
+                for p in parameters:
+                    state = self.state[p]
+                    if not state:
+                        state["momentum_buffer"] = torch.zeros_like(p)
+                    buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(buffer, group["momentum"]))
+                scale = group["lr"] * 0.2 * math.sqrt(max(shape))
+                for p, update in zip(parameters, self.orthogonal(torch.stack(updates)), strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+
+
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """One optimizer, or Muon for matrices inside blocks and AdamW for the rest. Frozen parameters are left out."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -37,15 +85,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     optimizers: list[torch.optim.Optimizer] = []
     if inner:
         group = {"params": inner, "peak": choice.lr}
-        optimizers.append(
-            torch.optim.Muon(
-                [group],
-                lr=choice.lr,
-                momentum=choice.momentum,
-                weight_decay=choice.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        optimizers.append(Muon([group], lr=choice.lr, momentum=choice.momentum, weight_decay=choice.weight_decay))
     return [*optimizers, _adamw(rest, choice.adamw)] if rest else optimizers
 
 
