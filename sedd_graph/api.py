@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sedd_graph.engine.engine import CompileMode, Engine
 
-__all__ = ["LOCK", "Report", "build", "check", "lock_text", "make_engine"]
+__all__ = ["LOCK", "Report", "build", "check", "digest", "lock_text", "make_engine", "schema_text"]
 
 LOCK = "blueprint.lock.yaml"
 SECTIONS = {"data": DataConfig, "train": TrainConfig, "store": StoreConfig}
@@ -179,3 +179,12 @@ def build(
     return open_run(place, overrides=overrides, device=where, compile=compile).engine
 
 
+
+
+def schema_text() -> str:
+    """The JSON Schema of blueprints with every installed component folded in, as stable text."""
+    import json
+
+    from sedd_graph.blueprint.json_schema import blueprint_schema
+
+    return json.dumps(blueprint_schema(discover().contracts(), SECTIONS), indent=1, ensure_ascii=False) + "\n"
