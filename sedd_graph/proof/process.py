@@ -95,15 +95,14 @@ def check_schedule(schedule: Schedule) -> list[Check]:
     ]
 
 
-def check_kernel(kernel: Kernel, schedule: Schedule) -> list[Check]:
-    """Rates, transitions and prior fit together."""
+def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
+    """Rates, transitions, draws and prior fit together; ``end`` is the total noise at t = 1."""
     q = kernel.rate_matrix()
     off = q - torch.diag(q.diagonal())
     columns = float(q.sum(0).abs().max())
     expm = max(float((torch.matrix_exp(s * q) - kernel.transition_matrix(s)).abs().max()) for s in (0.01, 0.5, 3.0))
     a, b = kernel.transition_matrix(0.3), kernel.transition_matrix(0.9)
     semigroup = float((a @ b - kernel.transition_matrix(1.2)).abs().max())
-    end = float(schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
     last = kernel.transition_matrix(end)
     rows = kernel.prior(4000, LENGTH, generator=torch.Generator().manual_seed(1), allowed=None)
     prior = torch.bincount(rows.reshape(-1), minlength=kernel.states).double() / rows.numel()
@@ -131,7 +130,13 @@ def prove_process(plan: ProcessPlan, registry: Registry) -> list[Check]:
     if process.kernel.mask is not None:
         process = make_process(plan, registry, states=TOKENS + 1)
     toy = Toy(process)
-    return [*check_schedule(process.schedule), *check_kernel(process.kernel, process.schedule), _bound(toy, plan.output), *_sampler(toy, plan.output)]
+    end = float(process.schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
+    return [
+        *check_schedule(process.schedule),
+        *check_kernel(process.kernel, end=end),
+        _bound(toy, plan.output),
+        *_sampler(toy, plan.output),
+    ]
 
 
 def _bound(toy: Toy, output: str) -> Check:
