@@ -4,6 +4,8 @@ Axes: b batch, l length, n states. The uniform rate off the diagonal is 1/n, as 
 runs n times faster.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -132,7 +134,7 @@ class Uniform(Kernel, kind="kernel"):
         alpha, hit = torch.exp(-sigma)[:, None], -torch.expm1(-sigma)[:, None]
         floor = hit / n
         log_qhat = torch.log(alpha[..., None] * log_x0.exp() + floor[..., None])
-        log_floor = log1mexp(sigma)[:, None] - torch.log(torch.tensor(float(n), device=sigma.device))
+        log_floor = log1mexp(sigma)[:, None] - math.log(n)
         log_top = torch.log(alpha + floor)
         top, at_x0, at_xt = alpha + floor, _at(log_qhat, x0), _at(log_qhat, xt)
         kl = floor * (n * log_floor - log_qhat.sum(-1) - (log_floor - at_x0)) + top * (log_top - at_x0)

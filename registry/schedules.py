@@ -60,13 +60,15 @@ class Cosine(Schedule, kind="schedule"):
         eps: Eps = 1e-3
 
     def sigma(self, t: Tensor) -> Tensor:
-        # 1 - alpha = (1 - eps) 2 sin^2(pi t / 4): no cancellation near t = 0
-        return -torch.log1p(-2 * (1 - self.config.eps) * torch.sin(math.pi * t / 4).square())
+        # two forms of one function: neither 1 - alpha near t = 0 nor alpha near t = 1 is a small difference
+        early = torch.log1p(-2 * (1 - self.config.eps) * torch.sin(math.pi * t / 4).square())
+        return -torch.where(t < 0.5, early, torch.log(self._alpha(t)))
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self.config.eps + (1 - self.config.eps) * torch.sin(math.pi / 2 * (1 - t))
 
     def dsigma(self, t: Tensor) -> Tensor:
-        eps = self.config.eps
-        alpha = 1 - 2 * (1 - eps) * torch.sin(math.pi * t / 4).square()
-        return math.pi / 2 * (1 - eps) * torch.sin(math.pi * t / 2) / alpha
+        return math.pi / 2 * (1 - self.config.eps) * torch.sin(math.pi * t / 2) / self._alpha(t)
 
 
 class Polynomial(Schedule, kind="schedule"):

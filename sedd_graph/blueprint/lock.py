@@ -116,7 +116,7 @@ def dump(data: Any) -> str:
                 plain = plain and read_scalar(value) == value and isinstance(read_scalar(value), str)
             except ValueError:
                 plain = False
-            return value if plain else json.dumps(value, ensure_ascii=False)
+            return value if plain else json.dumps(value, ensure_ascii=not value.isprintable())
         if isinstance(value, dict):
             return "{" + ", ".join(f"{k}: {leaf(v)}" for k, v in value.items()) + "}"
         if isinstance(value, list | tuple):

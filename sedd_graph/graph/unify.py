@@ -53,13 +53,12 @@ class Binding:
         unknown = [s for s in wanted.symbols if s not in self.axes]
         if not unknown:
             if wanted.substitute(self.axes) != size:
-                raise Mismatch(
-                    f"{where} wants {pattern}, but {actual} comes in: {wanted} = {wanted.substitute(self.axes)}, not {size}; "
-                    f"so far {self.shown()}"
-                )
-        elif len(unknown) == 1 and self._linear(wanted, unknown[0]):
+                value = wanted.substitute(self.axes)
+                equation = str(wanted) if wanted == value else f"{wanted} = {value}"
+                raise Mismatch(f"{where} wants {pattern}, but {actual} comes in: {equation}, not {size}; so far {self.shown()}")
+        elif len(unknown) == 1 and self._linear(wanted.substitute(self.axes), unknown[0]):
             try:
-                self.axes[unknown[0]] = self._solve(wanted, unknown[0], size)
+                self.axes[unknown[0]] = self._solve(wanted.substitute(self.axes), unknown[0], size)
             except AxisError:
                 raise Mismatch(
                     f"{where} wants {pattern}, but {actual} comes in: {size} does not fit {wanted}; so far {self.shown()}"
@@ -76,7 +75,7 @@ class Binding:
         """``symbol`` from ``wanted == size``. Raises :class:`AxisError` where the division leaves a rest."""
         factor = dict(wanted.terms)[(symbol,)]
         rest = Size(tuple((m, c) for m, c in wanted.terms if m != (symbol,)))
-        return (size - rest.substitute(self.axes)) // factor
+        return (size - rest) // factor
 
     def settle(self) -> None:
         """Try again what had to wait for other axes."""

@@ -39,7 +39,7 @@ def refuse(text: bytes | str) -> str:
         ("a: &x [*x]", "f:1:8: alias *x points to nothing that is complete before it"),
         ("a: *x", "f:1:4: alias *x points to nothing that is complete before it"),
         ("", "f:1:1: the file is empty"),
-        ("a: [1", "f:1:1: not YAML: did not find expected ',' or ']'"),
+        ("a: [1", "f:2:1: not YAML: did not find expected ',' or ']'"),
         ("a:\n\t- b", "f:2:1: not YAML: found character that cannot start any token"),
         ("a: b\x07", "f:1:5: control character U+0007"),
         (b"a: \xff", "f:1:1: not UTF-8: byte 3 is 0xff"),
@@ -82,7 +82,7 @@ scalars = st.one_of(
     st.booleans(),
     st.integers(-(10**15), 10**15),
     st.floats(allow_nan=False, allow_infinity=False),
-    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_characters="\x7f\x85\u2028\u2029"), max_size=20),
+    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_characters="\x7f"), max_size=20),
 )
 keys = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 trees = st.dictionaries(keys, st.recursive(scalars, lambda t: st.one_of(st.lists(t, max_size=4), st.dictionaries(keys, t, max_size=4)), max_leaves=12), min_size=1, max_size=5)
