@@ -61,7 +61,9 @@ class ScoreEntropy(_OverTime, kind="objective"):
     class Config(TimeConfig):
         pass
 
-    def loss(self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule) -> Tensor:
+    def loss(
+        self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
+    ) -> Tensor:
         if "log_score" in outputs:
             log_score = outputs["log_score"].float()
         else:
@@ -81,11 +83,15 @@ class Nelbo(_OverTime, kind="objective"):
     class Config(TimeConfig):
         pass
 
-    def loss(self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule) -> Tensor:
+    def loss(
+        self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
+    ) -> Tensor:
         per_position = kernel.nelbo(outputs["log_x0"].float(), draw.xt, batch.tokens, draw.sigma)
         return draw.weight * draw.dsigma * _counted(per_position, batch)
 
-    def bound_draw(self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness) -> tuple[Objective, Draw]:
+    def bound_draw(
+        self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness
+    ) -> tuple[Objective, Draw]:
         if kernel.mask is None:
             return super().bound_draw(batch, kernel, schedule, random=random)
         count = MaskedCount(MaskedCount.Config(), self.context)
@@ -132,6 +138,8 @@ class MaskedCount(Objective, kind="objective"):
         weight = free / count.clamp(min=1)
         return Draw(xt, share, sigma, torch.ones_like(sigma), weight.float())
 
-    def loss(self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule) -> Tensor:
+    def loss(
+        self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
+    ) -> Tensor:
         log_x0 = outputs["log_x0"].float().gather(-1, batch.tokens[..., None])[..., 0]
         return draw.weight * _counted(torch.where(draw.xt == kernel.mask, -log_x0, 0.0), batch)

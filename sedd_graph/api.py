@@ -179,8 +179,6 @@ def build(
     return open_run(place, overrides=overrides, device=where, compile=compile).engine
 
 
-
-
 def schema_text() -> str:
     """The JSON Schema of blueprints with every installed component folded in, as stable text."""
     import json

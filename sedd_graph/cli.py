@@ -76,7 +76,9 @@ def _train(arguments: argparse.Namespace) -> int:
             from sedd_graph.errors import UserError
 
             raise UserError("under torchrun, give train a run folder: make one with `sedd-graph build` first")
-        path = build_run(path, arguments.overrides, runs=Path(arguments.runs), device=_device(arguments), compile="off", say=_say)
+        path = build_run(
+            path, arguments.overrides, runs=Path(arguments.runs), device=_device(arguments), compile="off", say=_say
+        )
         _say(f"run folder  {path}")
     elif arguments.overrides:
         from sedd_graph.errors import UserError
@@ -242,11 +244,15 @@ def _parser() -> argparse.ArgumentParser:
     def verb(name: str, function: Any, text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text)
         made.set_defaults(function=function)
-        made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+        made.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
         return made
 
     def overridable(made: argparse.ArgumentParser) -> None:
-        made.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the blueprint, such as train.steps=100")
+        made.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="changes to the blueprint, such as train.steps=100"
+        )
 
     def device(made: argparse.ArgumentParser) -> None:
         made.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps; the best one present by default")
@@ -275,8 +281,12 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("build", _build, "check a blueprint, prove its process, compile, and write a run folder")
     made.add_argument("blueprint")
     overridable(made)
-    made.add_argument("--check", action="store_true", help="only check: typed graph and parameters, nothing allocated or written")
-    made.add_argument("--compile", choices=("auto", "block", "whole", "off"), default=None, help="instead of train.compile")
+    made.add_argument(
+        "--check", action="store_true", help="only check: typed graph and parameters, nothing allocated or written"
+    )
+    made.add_argument(
+        "--compile", choices=("auto", "block", "whole", "off"), default=None, help="instead of train.compile"
+    )
     made.add_argument("--path-to", metavar="FILE", default=None, help="write the run folder's path into FILE")
     runs(made)
     device(made)
@@ -360,5 +370,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         text = str(error).strip().split("\n")[0]
-        print(f"internal error: {type(error).__name__}: {text} (run again with --debug for the traceback)", file=sys.stderr)
+        print(
+            f"internal error: {type(error).__name__}: {text} (run again with --debug for the traceback)",
+            file=sys.stderr,
+        )
         return 1

@@ -11,7 +11,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-
 from torch import nn
 
 from sedd_graph.axes import PortType, parse_port_type
@@ -64,7 +63,9 @@ class Component(nn.Module):
         if not hasattr(cls, "kind"):
             return  # an abstract base, such as Kernel
         if cls.kind not in NODE_KINDS + PROCESS_KINDS:
-            raise TypeError(f"{cls.__qualname__}: unknown kind {cls.kind!r}; one of {', '.join(NODE_KINDS + PROCESS_KINDS)}")
+            raise TypeError(
+                f"{cls.__qualname__}: unknown kind {cls.kind!r}; one of {', '.join(NODE_KINDS + PROCESS_KINDS)}"
+            )
         if inspect.isabstract(cls) or cls.__dict__.get("abstract", False):
             return
         config = getattr(cls, "Config", None)
@@ -135,5 +136,3 @@ def _signature_of_forward(cls: type[Component]) -> Signature:
         raise TypeError(f"{where}: {len(parts)} value(s) returned, but outputs = {cls.outputs}")
     outputs = tuple(Port(name=n, type=_port_type(a, where + n)) for n, a in zip(cls.outputs, parts, strict=True))
     return Signature(inputs=tuple(inputs), outputs=outputs)
-
-

@@ -7,6 +7,7 @@ The graph layers see components only through this file. No torch here: a contrac
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -14,7 +15,17 @@ import pydantic
 
 from sedd_graph.axes import PortType
 
-__all__ = ["NODE_KINDS", "PROCESS_KINDS", "ComponentConfig", "Contract", "Port", "Signature", "SizeField", "SizeMark"]
+__all__ = [
+    "NODE_KINDS",
+    "PROCESS_KINDS",
+    "ComponentConfig",
+    "Contract",
+    "Port",
+    "Signature",
+    "SizeField",
+    "SizeMark",
+    "size_fields",
+]
 
 NODE_KINDS = (
     "embedding",
@@ -91,3 +102,15 @@ class Contract:
     def op(self) -> str:
         """The pinned name, ``attention.v1``."""
         return f"{self.name}.v{self.version}"
+
+
+def size_fields(config: type[ComponentConfig]) -> frozenset[str]:
+    """The Config fields that may be written as axis expressions."""
+
+    def marked(annotation: Any, metadata: tuple[Any, ...] = ()) -> bool:
+        if any(isinstance(m, SizeMark) for m in metadata):
+            return True
+        extra = getattr(annotation, "__metadata__", ())
+        return any(isinstance(m, SizeMark) for m in extra) or any(marked(a) for a in typing.get_args(annotation))
+
+    return frozenset(n for n, f in config.model_fields.items() if marked(f.annotation, tuple(f.metadata)))

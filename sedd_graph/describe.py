@@ -27,7 +27,11 @@ def list_components(registry: Registry | None = None) -> str:
 def describe(name: str, registry: Registry | None = None) -> str:
     """Ports, Config with defaults, promises, distribution, file and line of one component."""
     contract = (registry or discover()).contract(name)
-    lines = [f"{contract.op} ({contract.kind})", f"  {contract.summary}", f"  {contract.distribution}  {contract.file}:{contract.line}"]
+    lines = [
+        f"{contract.op} ({contract.kind})",
+        f"  {contract.summary}",
+        f"  {contract.distribution}  {contract.file}:{contract.line}",
+    ]
     if contract.kind in NODE_KINDS:
         lines.append("ports")
         lines += _ports(contract)

@@ -123,7 +123,9 @@ def import_weights(kind: Kind, path: Path, *, kernel: str | None = None) -> Impo
         kernel = "absorb"
     elif kernel is None:
         if states not in (50257, 50258):
-            raise UserError(f"{path} has {states} states: say --kernel absorb (the last is the mask) or --kernel uniform")
+            raise UserError(
+                f"{path} has {states} states: say --kernel absorb (the last is the mask) or --kernel uniform"
+            )
         kernel = "absorb" if states == 50258 else "uniform"
     out = {"embed.embed.weight": table}
     for part in ("0.weight", "0.bias", "2.weight", "2.bias"):

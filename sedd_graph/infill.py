@@ -16,9 +16,7 @@ _HOLE = re.compile(r"\[\[(\d{1,6})\]\]")
 FREE = -1
 
 
-def read_prompt(
-    run: Run, *, text: str | None, prefix: str | None, suffix: str | None, length: int | None
-) -> Tensor:
+def read_prompt(run: Run, *, text: str | None, prefix: str | None, suffix: str | None, length: int | None) -> Tensor:
     """int64 [1, l] with -1 where the model fills in: ``text`` with ``[[N]]`` for N free tokens, or ``prefix`` and
     ``suffix`` around whatever ``length`` (default: data.length) leaves free. Raises :class:`UserError`."""
     if run.tokenizer is None:
@@ -40,7 +38,9 @@ def read_prompt(
         after = encode(suffix).tolist() if suffix else []
         whole = length or run.report.data.length
         if len(before) + len(after) >= whole:
-            raise UserError(f"infill: prefix and suffix have {len(before) + len(after)} tokens; nothing is free of {whole}")
+            raise UserError(
+                f"infill: prefix and suffix have {len(before) + len(after)} tokens; nothing is free of {whole}"
+            )
         row = before + [FREE] * (whole - len(before) - len(after)) + after
     if length is not None and length != len(row):
         if length < len(row):

@@ -90,7 +90,9 @@ def _revision() -> str:
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
@@ -120,7 +122,9 @@ def build_run(
         say("\n" + checks_text(checks))
         broken = [c for c in checks if not c.holds]
         if broken:
-            raise UserError("the noise process does not hold: " + "; ".join(f"{c.name}: {c.claim} ({c.value})" for c in broken))
+            raise UserError(
+                "the noise process does not hold: " + "; ".join(f"{c.name}: {c.claim} ({c.value})" for c in broken)
+            )
     text = lock_text(report)
     tokenizer = None
     if "data" in report.loaded.sections:
@@ -140,7 +144,10 @@ def build_run(
     write_text(run / "graph.json", to_json(report.graph))
     write_text(run / "graph.svg", to_svg(report.graph))
     write_text(run / "graph.mmd", to_mermaid(report.graph))
-    write_json(run / "certificate.json", {"checks": [dataclasses.asdict(c) for c in checks], "measure": dataclasses.asdict(counted)})
+    write_json(
+        run / "certificate.json",
+        {"checks": [dataclasses.asdict(c) for c in checks], "measure": dataclasses.asdict(counted)},
+    )
     write_json(
         run / "run.json",
         {
@@ -175,7 +182,8 @@ def measure_text(found: Measure) -> str:
 def checks_text(checks: Sequence[Check]) -> str:
     width = max(len(c.name) for c in checks)
     return "\n".join(
-        ["claims"] + [f"  {'holds' if c.holds else 'FAILS'}  {c.name:<{width}}  {c.claim}: {c.value}  [{c.how}]" for c in checks]
+        ["claims"]
+        + [f"  {'holds' if c.holds else 'FAILS'}  {c.name:<{width}}  {c.claim}: {c.value}  [{c.how}]" for c in checks]
     )
 
 
@@ -208,7 +216,12 @@ def warm_up(engine: Engine, report: Report) -> str:
 
 
 def open_run(
-    path: Path, *, overrides: Sequence[str] = (), device: torch.device, compile: CompileMode = "auto", weights: str = "newest"
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    device: torch.device,
+    compile: CompileMode = "auto",
+    weights: str = "newest",
 ) -> Run:
     """Open a run folder with its newest weights: a checkpoint's average, its model, or ``model.safetensors``.
 
@@ -296,12 +309,19 @@ def _evaluate(run: Run, data: Dataset, say: Say, *, batches: int | None = None, 
     say(f"unigram entropy of the same text: {data.unigram_bits:.4f} bits per character")
     write_json(
         run.path / "evaluation.json",
-        {**dataclasses.asdict(found), "unigram_bits": data.unigram_bits, "weights": run.weights, "objective": run.report.plan.objective.contract.op},  # type: ignore[union-attr]
+        {
+            **dataclasses.asdict(found),
+            "unigram_bits": data.unigram_bits,
+            "weights": run.weights,
+            "objective": run.report.plan.objective.contract.op,
+        },  # type: ignore[union-attr]
     )
     return found
 
 
-def evaluate_run(path: Path, *, device: torch.device, batches: int | None, draws: int, weights: str, say: Say) -> Evaluation:
+def evaluate_run(
+    path: Path, *, device: torch.device, batches: int | None, draws: int, weights: str, say: Say
+) -> Evaluation:
     """The held-out bound of a run folder's newest weights."""
     run = open_run(path, device=device, compile="off", weights=weights)
     say(f"weights     {run.weights}")
@@ -350,5 +370,3 @@ def sample_run(
         },
     )
     return texts, where
-
-

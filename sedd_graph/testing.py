@@ -16,9 +16,8 @@ from torch import Tensor
 
 from sedd_graph.axes import AxisError, PortType
 from sedd_graph.component import Component, Context
-from sedd_graph.contract import NODE_KINDS, ComponentConfig, Signature
+from sedd_graph.contract import NODE_KINDS, ComponentConfig, Signature, size_fields
 from sedd_graph.diffusion.process import Kernel, Schedule
-from sedd_graph.graph.configure import size_fields
 
 __all__ = ["ConformanceError", "check_component"]
 
@@ -55,9 +54,12 @@ def check_component(
         elif issubclass(cls, Schedule):
             from sedd_graph.proof.process import check_schedule
 
-            failures += [(c.name, f"{c.claim}: {c.value}") for c in check_schedule(cls(made, Context({}))) if not c.holds]
+            failures += [
+                (c.name, f"{c.claim}: {c.value}") for c in check_schedule(cls(made, Context({}))) if not c.holds
+            ]
         elif issubclass(cls, Kernel):
             from sedd_graph.proof.process import check_kernel
+
             kernel = cls(made, Context({"n": 4}))
             failures += [(c.name, f"{c.claim}: {c.value}") for c in check_kernel(kernel, end=9.0) if not c.holds]
     if failures:
@@ -116,7 +118,9 @@ def _node(
     own = {n: v for n, v in config.model_dump().items() if n in size_fields(cls.Config) and n in symbols and v}
     sizes = {s: axes.get(s, own.get(s, 8)) for s in symbols} | {"b": 2, "l": 6}
     ports = [p for p in signature.inputs if not p.optional or p.name in connected]
-    context = Context({s: v for s, v in sizes.items() if s not in _DYNAMIC}, frozenset(p.name for p in ports), "under_test")
+    context = Context(
+        {s: v for s, v in sizes.items() if s not in _DYNAMIC}, frozenset(p.name for p in ports), "under_test"
+    )
     try:
         with torch.device("meta"):
             cls(config, context)
@@ -158,7 +162,11 @@ def _arguments(signature: Signature, sizes: Mapping[str, int], connected: tuple[
 
 
 def _run(
-    component: Component, signature: Signature, sizes: Mapping[str, int], connected: tuple[str, ...], failures: list[tuple[str, str]]
+    component: Component,
+    signature: Signature,
+    sizes: Mapping[str, int],
+    connected: tuple[str, ...],
+    failures: list[tuple[str, str]],
 ) -> None:
     arguments = _arguments(signature, sizes, connected)
     before = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
@@ -176,8 +184,14 @@ def _run(
     for port, value, again in zip(signature.outputs, first, second, strict=True):
         shape = _shape(port.type, sizes)
         if list(value.shape) != shape:
-            failures.append(("shape", f"output {port.name!r} is declared {port.type}, so {shape}, but is {list(value.shape)}"))
-        kinds = {"float": value.is_floating_point(), "bool": value.dtype == torch.bool, "int": value.dtype == torch.int64}
+            failures.append(
+                ("shape", f"output {port.name!r} is declared {port.type}, so {shape}, but is {list(value.shape)}")
+            )
+        kinds = {
+            "float": value.is_floating_point(),
+            "bool": value.dtype == torch.bool,
+            "int": value.dtype == torch.int64,
+        }
         if not kinds[port.type.kind]:
             failures.append(("dtype", f"output {port.name!r} is declared {port.type.kind}, but is {value.dtype}"))
         if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -187,7 +201,11 @@ def _run(
 
 
 def _gradients(
-    component: Component, signature: Signature, sizes: Mapping[str, int], connected: tuple[str, ...], failures: list[tuple[str, str]]
+    component: Component,
+    signature: Signature,
+    sizes: Mapping[str, int],
+    connected: tuple[str, ...],
+    failures: list[tuple[str, str]],
 ) -> None:
     parameters = list(component.named_parameters())
     if not parameters or failures:
@@ -208,7 +226,11 @@ def _gradients(
 
 
 def _padding(
-    component: Component, signature: Signature, sizes: Mapping[str, int], connected: tuple[str, ...], failures: list[tuple[str, str]]
+    component: Component,
+    signature: Signature,
+    sizes: Mapping[str, int],
+    connected: tuple[str, ...],
+    failures: list[tuple[str, str]],
 ) -> None:
     """What stands at hidden positions must not reach the others."""
     arguments = _arguments(signature, sizes, (*connected, "attend"))
@@ -219,9 +241,15 @@ def _padding(
     others = list(arguments)
     for index, port in enumerate(signature.inputs):
         value = others[index]
-        if isinstance(value, Tensor) and value.is_floating_point() and list(value.shape[:2]) == [sizes["b"], sizes["l"]]:
+        if (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and list(value.shape[:2]) == [sizes["b"], sizes["l"]]
+        ):
             others[index] = value.clone()
-            others[index][:, -2:] += torch.randn(others[index][:, -2:].shape, generator=torch.Generator().manual_seed(3))
+            others[index][:, -2:] += torch.randn(
+                others[index][:, -2:].shape, generator=torch.Generator().manual_seed(3)
+            )
         del port
     with torch.no_grad():
         pairs = list(itertools.zip_longest(_tuple(component(*arguments)), _tuple(component(*others))))

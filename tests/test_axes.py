@@ -47,7 +47,10 @@ def _plain(text: str, env: dict[str, int]) -> int:
         ("2**40", "size '2**40': unexpected '*'"),
         ("9999999999999999", "size 999999999999... is too large: the largest is 2**40"),
         ("1099511627776", "size is too large: the largest is 2**40"),
-        ("__import__('os')", "size \"__import__('os')\": unexpected \"'\" (integers, axis names, + - * // and parentheses)"),
+        (
+            "__import__('os')",
+            'size "__import__(\'os\')": unexpected "\'" (integers, axis names, + - * // and parentheses)',
+        ),
         ("(1", "size '(1': something is missing at the end"),
         ("1 2", "size '1 2': unexpected '2'"),
         ("", "a size is empty"),

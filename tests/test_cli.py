@@ -27,7 +27,9 @@ def losses(run: Path) -> dict[int, float]:
 def build(path: Path, runs: Path, *overrides: str) -> Path:
     marker = runs / "marker"
     runs.mkdir(exist_ok=True)
-    assert cli.run(["build", str(path), *overrides, "--runs", str(runs), "--device", "cpu", "--path-to", str(marker)]) == 0
+    assert (
+        cli.run(["build", str(path), *overrides, "--runs", str(runs), "--device", "cpu", "--path-to", str(marker)]) == 0
+    )
     return Path(marker.read_text())
 
 
@@ -58,7 +60,12 @@ def test_the_whole_road(small: Callable[..., Path], tmp_path: Path, capsys: pyte
     assert cli.run(["infill", str(run), "--text", "The [[7]] statement [[2]].", "--batch", "2", "--device", "cpu"]) == 0
     filled = capsys.readouterr().out.split("--- 0\n")[1].split("\n---")[0]
     assert re.fullmatch(r"The (.|\n){7} statement (.|\n){2}\.", filled)
-    assert cli.run(["infill", str(run), "--prefix", "ab", "--suffix", "yz", "--batch", "1", "--length", "9", "--device", "cpu"]) == 0
+    assert (
+        cli.run(
+            ["infill", str(run), "--prefix", "ab", "--suffix", "yz", "--batch", "1", "--length", "9", "--device", "cpu"]
+        )
+        == 0
+    )
     assert re.search(r"--- 0\nab(.|\n){5}yz\n---", capsys.readouterr().out)
     assert cli.run(["eval", str(run), "--batches", "2", "--device", "cpu"]) == 0
     assert "bits per character" in capsys.readouterr().out
@@ -104,10 +111,12 @@ def test_resume_goes_through_the_same_losses(small: Callable[..., Path], tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_leave_a_checkpoint(small: Callable[..., Path], tmp_path: Path, number: signal.Signals) -> None:
     run = build(small(("steps: 6", "steps: 100000")), tmp_path / "runs")
-    process = subprocess.Popen([sys.executable, "-m", "sedd_graph", "train", str(run), "--device", "cpu"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sedd_graph", "train", str(run), "--device", "cpu"], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("step 2 "):
+        if line.startswith("step 2/"):
             break
     process.send_signal(number)
     out, _ = process.communicate(timeout=120)
@@ -133,7 +142,7 @@ def test_a_kill_loses_nothing_that_was_whole(small: Callable[..., Path], tmp_pat
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if line.startswith(f"step {step + 1} "):
+        if line.startswith(f"step {step + 1}/"):
             break
     process.terminate()
     process.communicate(timeout=120)
@@ -144,7 +153,21 @@ def test_two_processes_see_the_losses_of_one(small: Callable[..., Path], tmp_pat
     path = small(("batch: 8", "batch: 8, accumulate: 2"))
     one, two = build(path, tmp_path / "a"), build(path, tmp_path / "b")
     assert cli.run(["train", str(one), "--device", "cpu"]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611", "-m", "sedd_graph", "train", str(two), "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29611",
+        "-m",
+        "sedd_graph",
+        "train",
+        str(two),
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     a, b = losses(one), losses(two)
@@ -158,9 +181,17 @@ def test_two_processes_see_the_losses_of_one(small: Callable[..., Path], tmp_pat
     [
         (["build", "nowhere.yaml", "--check"], 2, "nowhere.yaml: no such file"),
         (["train", "nowhere"], 2, "nowhere is not a run folder: there is no blueprint.lock.yaml in it"),
-        (["components", "atention"], 2, "unknown op 'atention' (did you mean 'attention'?); `sedd-graph components` lists them"),
+        (
+            ["components", "atention"],
+            2,
+            "unknown op 'atention' (did you mean 'attention'?); `sedd-graph components` lists them",
+        ),
         (["import", "sedd", "nowhere.pth"], 2, "nowhere.pth: no such file or folder"),
-        (["sample", "nowhere", "--device", "quantum"], 2, "unknown device 'quantum': use cpu, cuda, cuda:0, mps or auto"),
+        (
+            ["sample", "nowhere", "--device", "quantum"],
+            2,
+            "unknown device 'quantum': use cpu, cuda, cuda:0, mps or auto",
+        ),
     ],
 )
 def test_faults_of_the_user(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +205,10 @@ def test_faults_of_the_user(arguments: list[str], code: int, message: str, capsy
     ("override", "message"),
     [
         ("train.stepz=3", "override 'train.stepz=3': train.stepz: unknown key (did you mean 'steps'?)"),
-        ("params.dimm=3", "override 'params.dimm=3': unknown param 'dimm' (did you mean 'dim'?); known: dim, heads, depth, tokens"),
+        (
+            "params.dimm=3",
+            "override 'params.dimm=3': unknown param 'dimm' (did you mean 'dim'?); known: dim, heads, depth, tokens",
+        ),
         ("train.optimizer.lr=fast", "override 'train.optimizer.lr=fast': train.optimizer"),
         ("steps", "override 'steps': write key=value, such as train.steps=100"),
         ("trian.steps=3", "override 'trian.steps=3': unknown key 'trian' (did you mean 'train'?)"),
@@ -186,7 +220,9 @@ def test_overrides(small: Callable[..., Path], override: str, message: str, caps
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_divergence_leaves_with_three(small: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_divergence_leaves_with_three(
+    small: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = build(small(("warmup: 2", "warmup: 0, clip: null, optimizer: {op: adamw, lr: 1e30}")), tmp_path / "runs")
     assert cli.run(["train", str(run), "--device", "cpu"]) == 3
     assert "the loss became" in capsys.readouterr().err

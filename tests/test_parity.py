@@ -6,26 +6,34 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sedd_graph_registry.kernels import Absorb, Uniform
+from sedd_graph_registry.objectives import Nelbo, ScoreEntropy
+from sedd_graph_registry.schedules import Geometric, LogLinear
 
 import sedd_graph
 from sedd_graph.component import Context
 from sedd_graph.diffusion.roles import Batch, Draw
 from sedd_graph.errors import UserError
 from sedd_graph.importing import import_run, import_weights
-from sedd_graph_registry.kernels import Absorb, Uniform
-from sedd_graph_registry.objectives import Nelbo, ScoreEntropy
-from sedd_graph_registry.schedules import Geometric, LogLinear
 from tests.conftest import PARITY
 
-NETWORKS = [("sedd_absorb", "sedd", "absorb", "log_score"), ("sedd_uniform", "sedd", "uniform", "log_score"), ("mdlm_subs", "mdlm", None, "log_x0")]
+NETWORKS = [
+    ("sedd_absorb", "sedd", "absorb", "log_score"),
+    ("sedd_uniform", "sedd", "uniform", "log_score"),
+    ("mdlm_subs", "mdlm", None, "log_x0"),
+]
 
 
 def run_folder(tmp_path: Path, file: str, kind: Any, kernel: str | None) -> Path:
-    return import_run(kind, PARITY / f"{file}.safetensors", out=tmp_path / file, runs=tmp_path, kernel=kernel, say=lambda _: None)
+    return import_run(
+        kind, PARITY / f"{file}.safetensors", out=tmp_path / file, runs=tmp_path, kernel=kernel, say=lambda _: None
+    )
 
 
 @pytest.mark.parametrize(("file", "kind", "kernel", "output"), NETWORKS)
-@pytest.mark.parametrize("compile", ["off", pytest.param("block", marks=pytest.mark.slow), pytest.param("whole", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "compile", ["off", pytest.param("block", marks=pytest.mark.slow), pytest.param("whole", marks=pytest.mark.slow)]
+)
 def test_network(tmp_path: Path, file: str, kind: Any, kernel: str | None, output: str, compile: Any) -> None:
     reference = load_file(PARITY / f"{file}.safetensors")
     engine = sedd_graph.build(run_folder(tmp_path, file, kind, kernel), device="cpu", compile=compile)
@@ -42,7 +50,9 @@ def test_network(tmp_path: Path, file: str, kind: Any, kernel: str | None, outpu
         ones = torch.ones_like(t)
         schedule = engine.process.schedule  # type: ignore[union-attr]
         draw = Draw(reference["xt"], t, sigma, schedule.dsigma(t), ones)
-        torch.testing.assert_close(engine.loss_module(draw, batch)[0], reference["loss_per_sequence"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            engine.loss_module(draw, batch)[0], reference["loss_per_sequence"], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -105,15 +115,23 @@ def test_hub_folder_in_parts(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda w: w | {"blocks.0.extra": torch.zeros(1)}, "tensors that nothing here takes: blocks.0.extra"),
-        (lambda w: {k: v for k, v in w.items() if k != "blocks.1.norm2.weight"}, "has no tensor 'blocks.1.norm2.weight'"),
+        (
+            lambda w: {k: v for k, v in w.items() if k != "blocks.1.norm2.weight"},
+            "has no tensor 'blocks.1.norm2.weight'",
+        ),
         (lambda w: w | {"rotary_emb.inv_freq": torch.ones(8)}, "rotary_emb.inv_freq is not the usual one"),
-        (lambda w: w | {"blocks.0.norm1.weight": torch.ones(3)}, "trunk.0.attend.norm.weight comes out as [3], not [64]"),
+        (
+            lambda w: w | {"blocks.0.norm1.weight": torch.ones(3)},
+            "trunk.0.attend.norm.weight comes out as [3], not [64]",
+        ),
     ],
 )
 def test_nothing_is_passed_over(tmp_path: Path, change: Any, message: str) -> None:
     save_file(change(released()), tmp_path / "w.safetensors")
     with pytest.raises(UserError) as error:
-        import_run("sedd", tmp_path / "w.safetensors", out=tmp_path / "o", runs=tmp_path, kernel="absorb", say=lambda _: None)
+        import_run(
+            "sedd", tmp_path / "w.safetensors", out=tmp_path / "o", runs=tmp_path, kernel="absorb", say=lambda _: None
+        )
     assert message in str(error.value)
 
 

@@ -85,7 +85,9 @@ def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
         ready = [k for k in params if k not in done and waits[k] <= done.keys()]
         if not ready:
             circle = [k for k in params if k not in done]
-            raise InterpolationFault([((circle[0],), f"parameters refer to each other in a circle: {', '.join(circle)}")])
+            raise InterpolationFault(
+                [((circle[0],), f"parameters refer to each other in a circle: {', '.join(circle)}")]
+            )
         for key in ready:
             done[key] = resolve(params[key], done)
     return {k: done[k] for k in params}

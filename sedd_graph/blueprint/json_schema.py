@@ -9,8 +9,7 @@ from typing import Any
 import pydantic
 
 from sedd_graph.blueprint.schema import Blueprint
-from sedd_graph.contract import NODE_KINDS, Contract
-from sedd_graph.graph.configure import size_fields
+from sedd_graph.contract import NODE_KINDS, Contract, size_fields
 
 __all__ = ["blueprint_schema"]
 
@@ -70,7 +69,9 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Mapping[str, type[
     names = sorted({n for c in by_kind.get("node", []) for n in (c.name, c.op)})
     node["properties"]["op"] = {"anyOf": [{"enum": [*names]}, {"type": "null"}]}
     for key, kind in (("process", "kernel"), ("objective", "objective"), ("sample", "sampler")):
-        root["properties"][key] = {"anyOf": [_inline_op(c, config(c), kernel=kind == "kernel") for c in by_kind.get(kind, [])]}
+        root["properties"][key] = {
+            "anyOf": [_inline_op(c, config(c), kernel=kind == "kernel") for c in by_kind.get(kind, [])]
+        }
     definitions["Schedule"] = {"anyOf": [_inline_op(c, config(c), kernel=False) for c in by_kind.get("schedule", [])]}
     for key, model in sections.items():
         schema = _loosened(_inlined(model, definitions, f"{key}."))

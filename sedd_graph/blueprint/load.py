@@ -83,7 +83,9 @@ class _Reader:
     def main(self, overrides: Sequence[str], sections: Mapping[str, type[pydantic.BaseModel]]) -> Loaded:
         document = read_yaml(self.path)
         if not isinstance(document.data, dict):
-            raise BlueprintError([Problem(document.file, *document.position(()), "", "a blueprint is a mapping of keys")])
+            raise BlueprintError(
+                [Problem(document.file, *document.position(()), "", "a blueprint is a mapping of keys")]
+            )
         data = document.data
         origins = apply_overrides(data, overrides) if overrides else {}
         loaded = Loaded(document.file, Library(blueprint=1), {}, {}, document, origins)
@@ -105,7 +107,9 @@ class _Reader:
 
     def _interpolated(self, loaded: Loaded, data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         params, out = data.get("params"), dict(data)
-        if params is not None and not (isinstance(params, dict) and all(isinstance(v, str | int | float) for v in params.values())):
+        if params is not None and not (
+            isinstance(params, dict) and all(isinstance(v, str | int | float) for v in params.values())
+        ):
             return out, {}  # the schema says so with a place
         try:
             params = resolve_params(params or {})
@@ -126,7 +130,9 @@ class _Reader:
         version = data.get("blueprint")
         if isinstance(version, int) and not isinstance(version, bool) and version > 1:
             self.problems.append(
-                loaded.problem(("blueprint",), f"version {version} is newer than this sedd_graph reads (1): upgrade sedd_graph")
+                loaded.problem(
+                    ("blueprint",), f"version {version} is newer than this sedd_graph reads (1): upgrade sedd_graph"
+                )
             )
             data["blueprint"] = 1
 
@@ -174,7 +180,9 @@ class _Reader:
             self.problems.append(loaded.problem(at, f"{text!r} lies outside the project folder"))
             return None
         if not target.is_file():
-            near = suggest(target.name, [p.name for p in target.parent.glob("*.yaml")]) if target.parent.is_dir() else ""
+            near = (
+                suggest(target.name, [p.name for p in target.parent.glob("*.yaml")]) if target.parent.is_dir() else ""
+            )
             self.problems.append(loaded.problem(at, f"{text!r}: no such file{near}"))
             return None
         return target

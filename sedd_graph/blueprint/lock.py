@@ -65,7 +65,11 @@ def lock(loaded: Loaded, fill: Fill) -> str:
         return out
 
     def body(home: Loaded, item: Block | Blueprint) -> dict[str, Any]:
-        return {"inputs": dict(item.inputs), "outputs": dict(item.outputs), "nodes": {n: node(home, v) for n, v in item.nodes.items()}}
+        return {
+            "inputs": dict(item.inputs),
+            "outputs": dict(item.outputs),
+            "nodes": {n: node(home, v) for n, v in item.nodes.items()},
+        }
 
     def add(home: Loaded, block: str) -> None:
         item = home.blueprint.blocks[block]
@@ -126,7 +130,7 @@ def dump(data: Any) -> str:
     def walk(value: dict[str, Any], indent: int) -> None:
         for key, item in value.items():
             flat = leaf(item)
-            if isinstance(item, dict) and item and (indent < 4 and len(flat) > 60 or len(flat) > 100):
+            if isinstance(item, dict) and item and ((indent < 4 and len(flat) > 60) or len(flat) > 100):
                 lines.append(f"{' ' * indent}{key}:")
                 walk(item, indent + 2)
             else:

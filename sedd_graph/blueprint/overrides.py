@@ -39,7 +39,9 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[tupl
         if parts[0] in ("params", "axes"):
             known = list(data.get(parts[0]) or {})
             if len(parts) != 2 or parts[1] not in known:
-                refuse(f"unknown {parts[0][:-1]} {'.'.join(parts[1:])!r}{suggest(parts[-1], known)}; known: {', '.join(known) or 'none'}")
+                refuse(
+                    f"unknown {parts[0][:-1]} {'.'.join(parts[1:])!r}{suggest(parts[-1], known)}; known: {', '.join(known) or 'none'}"
+                )
                 continue
         try:
             value = _value(value_text, place)

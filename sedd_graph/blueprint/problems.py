@@ -142,7 +142,11 @@ def _tag(model: Any) -> Any:
 
 
 def model_problems(
-    error: pydantic.ValidationError, model: type[pydantic.BaseModel], locate: Locate, base: tuple[str | int, ...], data: Any
+    error: pydantic.ValidationError,
+    model: type[pydantic.BaseModel],
+    locate: Locate,
+    base: tuple[str | int, ...],
+    data: Any,
 ) -> list[Problem]:
     """One :class:`Problem` per finding. ``data`` is what was validated; ``base`` is its path in the file."""
     problems, seen = [], set()

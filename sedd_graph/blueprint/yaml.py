@@ -24,7 +24,9 @@ _LOADER = getattr(yaml, "CLoader", yaml.Loader)  # only its event parser is used
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_ODD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|0b[01_]+|[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?|[0-9]+(:[0-5]?[0-9])+)")
+_ODD_NUMBER = re.compile(
+    r"[-+]?(0[0-9_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|0b[01_]+|[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?|[0-9]+(:[0-5]?[0-9])+)"
+)
 _NOT_FINITE = re.compile(r"[-+]?\.?(nan|inf|infinity)", re.IGNORECASE)
 
 Path_ = tuple[str | int, ...]
@@ -72,7 +74,7 @@ def read_scalar(text: str) -> Any:
         if len(text) > 18:
             raise ValueError(f"the integer {text[:12]}... is too large")
         return int(text)
-    if _ODD_NUMBER.fullmatch(text):
+    if len(text) <= 64 and _ODD_NUMBER.fullmatch(text):
         raise ValueError(f"write {text[:40]} as a plain decimal number (or quote it if a string is meant)")
     if _FLOAT.fullmatch(text):
         value = float(text)

@@ -29,14 +29,18 @@ class Document:
 def _files(patterns: list[str], root: Path) -> list[Path]:
     found: list[Path] = []
     for pattern in patterns:
-        names = sorted(glob.glob(str(root / pattern), recursive=True)) if glob.has_magic(pattern) else [str(root / pattern)]
+        names = (
+            sorted(glob.glob(str(root / pattern), recursive=True)) if glob.has_magic(pattern) else [str(root / pattern)]
+        )
         paths = [Path(n) for n in names if Path(n).is_file()]
         if not paths:
             raise UserError(f"data.corpus.files: {pattern!r} names no file under {root}")
         found += paths
     total = sum(p.stat().st_size for p in found)
     if total > MAX_BYTES:
-        raise UserError(f"data.corpus.files: {total / 2**30:.1f} GiB in all; this reader takes up to {MAX_BYTES >> 30} GiB")
+        raise UserError(
+            f"data.corpus.files: {total / 2**30:.1f} GiB in all; this reader takes up to {MAX_BYTES >> 30} GiB"
+        )
     return found
 
 

@@ -155,9 +155,7 @@ def _hold_out(documents: list[Document], config: DataConfig) -> tuple[list[Docum
 def _stream(documents: list[Document], tokenizer: Tokenizer, length: int) -> _Stream:
     kind = np.uint16 if tokenizer.size <= 2**16 else np.uint32
     # pieces, so that a large text is not held several times over as Python integers
-    pieces = [
-        tokenizer.encode(piece).astype(kind) for d in documents for piece in _pieces(d.text, 4 * 2**20)
-    ]
+    pieces = [tokenizer.encode(piece).astype(kind) for d in documents for piece in _pieces(d.text, 4 * 2**20)]
     return _Stream(np.concatenate(pieces) if pieces else np.zeros(0, kind), length)
 
 

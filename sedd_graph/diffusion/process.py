@@ -125,10 +125,14 @@ class Objective(Component, ABC):
         """Draw times and corrupted rows; ``t`` and ``xt``, where given, are taken instead. All randomness is here."""
 
     @abstractmethod
-    def loss(self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule) -> Tensor:
+    def loss(
+        self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
+    ) -> Tensor:
         """Nats per sequence, float32 [b]: its mean over draws is the bound. Pure tensor code that compiles."""
 
-    def bound_draw(self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness) -> tuple[Objective, Draw]:
+    def bound_draw(
+        self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness
+    ) -> tuple[Objective, Draw]:
         """The draw (and the loss to hold it to) for evaluation: the objective itself, or a form of less variance."""
         return self, self.corrupt(batch, kernel, schedule, random=random)
 
@@ -182,7 +186,14 @@ class Sampler(Component, ABC):
         return x
 
     def _move(
-        self, weights: Tensor, x: Tensor, kernel: Kernel, allowed: Tensor | None, *, final: bool, generator: torch.Generator
+        self,
+        weights: Tensor,
+        x: Tensor,
+        kernel: Kernel,
+        allowed: Tensor | None,
+        *,
+        final: bool,
+        generator: torch.Generator,
     ) -> Tensor:
         negative = weights < 0
         weights = weights.masked_fill(negative, 0.0)

@@ -56,13 +56,28 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
     )
     process = Process(kernel, schedule, objective, sampler)
     problems = [
-        Problem("blueprint", 0, 0, key, f"{part.contract.name!r} cannot work with the output {plan.output!r}; it reads {' or '.join(reads)}")
-        for key, part, reads in (("objective", plan.objective, objective.reads), ("sample", plan.sampler, sampler.reads))
+        Problem(
+            "blueprint",
+            0,
+            0,
+            key,
+            f"{part.contract.name!r} cannot work with the output {plan.output!r}; it reads {' or '.join(reads)}",
+        )
+        for key, part, reads in (
+            ("objective", plan.objective, objective.reads),
+            ("sample", plan.sampler, sampler.reads),
+        )
         if plan.output not in reads
     ]
     if objective.needs_mask and kernel.mask is None:
         problems.append(
-            Problem("blueprint", 0, 0, "objective", f"{plan.objective.contract.name!r} needs a kernel with a mask, not {plan.kernel.contract.name!r}")
+            Problem(
+                "blueprint",
+                0,
+                0,
+                "objective",
+                f"{plan.objective.contract.name!r} needs a kernel with a mask, not {plan.kernel.contract.name!r}",
+            )
         )
     if problems:
         raise BlueprintError(problems)
@@ -177,12 +192,12 @@ class Engine:
 
     def _parts(self) -> tuple[Process, LossModule]:
         if self.process is None or self.loss_module is None:
-            raise UserError("this blueprint is a graph without a process: add process, objective and sample to train or sample")
+            raise UserError(
+                "this blueprint is a graph without a process: add process, objective and sample to train or sample"
+            )
         return self.process, self.loss_module
 
-    def draw(
-        self, batch: Batch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None
-    ) -> Draw:
+    def draw(self, batch: Batch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None) -> Draw:
         """One draw of the forward process for ``batch``."""
         process, _ = self._parts()
         return process.objective.corrupt(batch, process.kernel, process.schedule, random=random, t=t, xt=xt)
@@ -251,7 +266,9 @@ class Engine:
         """Evaluation mode; on a CPU eager, since another shape or mode would compile for longer than it runs."""
         training = self.model.training
         self.model.eval()
-        stance = torch.compiler.set_stance("force_eager") if self._eager_outside_training() else contextlib.nullcontext()
+        stance = (
+            torch.compiler.set_stance("force_eager") if self._eager_outside_training() else contextlib.nullcontext()
+        )
         try:
             with stance:
                 yield

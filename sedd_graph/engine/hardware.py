@@ -56,7 +56,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, *, size: int = 2048, seconds: float = 0.5) -> float:
+def matmul_rate(
+    device: torch.device, dtype: torch.dtype = torch.float32, *, size: int = 2048, seconds: float = 0.5
+) -> float:
     """Measured matrix-product rate in FLOP/s, best of several runs: the ceiling that a model's own rate is held against."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")

@@ -63,7 +63,9 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int) -> Mea
     for name, value in {**outputs, **taps}.items():
         shape = _shape(declared[name], batch, length)
         if list(value.shape) != shape:
-            raise SeddGraphError(f"{name} is declared as {declared[name]}, so {shape}, but the component makes {list(value.shape)}")
+            raise SeddGraphError(
+                f"{name} is declared as {declared[name]}, so {shape}, but the component makes {list(value.shape)}"
+            )
     parameters = count_parameters(model)
     return Measure(
         parameters=parameters,

@@ -67,7 +67,9 @@ class Model(nn.Module):
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         unknown = inputs.keys() ^ set(self.input_names)
         if unknown:
-            raise TypeError(f"the model takes {', '.join(self.input_names)}; missing or unknown: {', '.join(sorted(unknown))}")
+            raise TypeError(
+                f"the model takes {', '.join(self.input_names)}; missing or unknown: {', '.join(sorted(unknown))}"
+            )
         return self.run(inputs)[0]
 
     def regions(self) -> list[RegionModule]:

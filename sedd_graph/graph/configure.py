@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,29 +9,19 @@ import pydantic
 
 from sedd_graph.axes import AxisError, Size, parse_size
 from sedd_graph.blueprint.problems import model_problems
-from sedd_graph.contract import ComponentConfig, Contract, SizeMark
+from sedd_graph.contract import ComponentConfig, Contract, size_fields
 from sedd_graph.errors import SeddGraphError, suggest
 from sedd_graph.plugins import Registry
 
-__all__ = ["PathProblem", "configure", "find_contract", "size_fields"]
+__all__ = ["PathProblem", "configure", "find_contract"]
 
 PathProblem = Callable[[tuple[str | int, ...], str], None]
 """Called with a path and a message for every problem."""
 
 
-def size_fields(config: type[ComponentConfig]) -> frozenset[str]:
-    """The Config fields that may be written as axis expressions."""
-
-    def marked(annotation: Any, metadata: tuple[Any, ...] = ()) -> bool:
-        if any(isinstance(m, SizeMark) for m in metadata):
-            return True
-        extra = getattr(annotation, "__metadata__", ())
-        return any(isinstance(m, SizeMark) for m in extra) or any(marked(a) for a in typing.get_args(annotation))
-
-    return frozenset(n for n, f in config.model_fields.items() if marked(f.annotation, tuple(f.metadata)))
-
-
-def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], refuse: Callable[[str], None]) -> Contract | None:
+def find_contract(
+    registry: Registry, op: str, kinds: tuple[str, ...], refuse: Callable[[str], None]
+) -> Contract | None:
     """The contract behind ``op`` if it is of one of ``kinds``; otherwise ``refuse`` is told why not."""
     try:
         contract = registry.contract(op)
@@ -43,7 +32,11 @@ def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], refuse: C
         fitting = [e.name for e in registry if registry_kind(registry, e.op) in kinds] if len(kinds) == 1 else []
         refuse(
             f"{op!r} is of kind {contract.kind}; here stands "
-            + (f"a {kinds[0]}{suggest(op, fitting)}" + (f": {', '.join(sorted(set(fitting)))}" if fitting else "") if len(kinds) == 1 else "a node of the graph")
+            + (
+                f"a {kinds[0]}{suggest(op, fitting)}" + (f": {', '.join(sorted(set(fitting)))}" if fitting else "")
+                if len(kinds) == 1
+                else "a node of the graph"
+            )
         )
         return None
     return contract
@@ -74,7 +67,9 @@ def configure(
         try:
             size = parse_size(values[name], scope).substitute(scope)
             if size.constant is None:
-                raise AxisError(f"{values[name]!r} depends on {', '.join(sorted(size.symbols))}, which no one knows before a step runs")
+                raise AxisError(
+                    f"{values[name]!r} depends on {', '.join(sorted(size.symbols))}, which no one knows before a step runs"
+                )
             values[name] = size.constant
         except AxisError as error:
             refuse((*base, name), str(error))

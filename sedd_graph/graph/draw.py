@@ -102,7 +102,9 @@ def to_mermaid(graph: Graph) -> str:
                 lines.append(f"{indent}end")
             for refs in step.inputs.values():
                 for ref in refs:
-                    source = key(f"{prefix}{ref.step}") if ref.step else (key(f"input.{ref.port}") if not prefix else "")
+                    source = (
+                        key(f"{prefix}{ref.step}") if ref.step else (key(f"input.{ref.port}") if not prefix else "")
+                    )
                     if source:
                         lines.append(f"{indent}{source} --> {key(path)}")
 
@@ -172,7 +174,9 @@ def _boxed(region: Region, title: str, note: str, path: str, *, top: bool) -> _B
         else:
             kind = step.body.contract.kind if isinstance(step.body, Op) else ""
             what = _what(step)
-            boxes[step.name] = _Box(step.name if step.name == what else f"{step.name}: {what}", _types(step), _KIND.get(kind, "#eee"), where)
+            boxes[step.name] = _Box(
+                step.name if step.name == what else f"{step.name}: {what}", _types(step), _KIND.get(kind, "#eee"), where
+            )
         graph.add_node(step.name)
         for refs in step.inputs.values():
             for ref in refs:
@@ -185,7 +189,7 @@ def _boxed(region: Region, title: str, note: str, path: str, *, top: bool) -> _B
         box.edges.append((ref.step or f">{ref.port}", f"<{name}", ""))
     layers = [list(layer) for layer in nx.topological_generations(graph)]
     for layer in layers:  # under what feeds them, so that fewer edges cross
-        layer.sort(key=lambda n: (list(graph).index(n)))
+        layer.sort(key=lambda n: list(graph).index(n))
     box.place(layers, boxes)
     return box
 
@@ -195,7 +199,16 @@ def to_svg(graph: Graph) -> str:
     box = _boxed(graph.root, graph.name, "", "", top=True)
     parts: list[str] = []
 
-    def text(x: float, y: float, content: str, size: float, *, anchor: str = "middle", weight: str = "400", fill: str = "#0f172a") -> None:
+    def text(
+        x: float,
+        y: float,
+        content: str,
+        size: float,
+        *,
+        anchor: str = "middle",
+        weight: str = "400",
+        fill: str = "#0f172a",
+    ) -> None:
         parts.append(
             f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" font-weight="{weight}" fill="{fill}">{html.escape(content)}</text>'
         )

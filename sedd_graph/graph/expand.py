@@ -137,7 +137,9 @@ class _Expander:
             return None
         return node.model_copy(update={"out": data["out"], "with_": data["with"], "repeat": data["repeat"]})
 
-    def _wires(self, loaded: Loaded, at: Path, node: Node, body: Blueprint | Block) -> list[tuple[str | int, Path, str]]:
+    def _wires(
+        self, loaded: Loaded, at: Path, node: Node, body: Blueprint | Block
+    ) -> list[tuple[str | int, Path, str]]:
         """The node's edges as (port name or position, path in the file, reference text)."""
         at = (*at, "in")
         wires: list[tuple[str | int, Path, str]] = []
@@ -159,7 +161,9 @@ class _Expander:
                 self.problems.append(loaded.problem(where, message))
         return wires
 
-    def _order(self, loaded: Loaded, base: Path, wires: Mapping[str, list[tuple[str | int, Path, str]]]) -> list[str] | None:
+    def _order(
+        self, loaded: Loaded, base: Path, wires: Mapping[str, list[tuple[str | int, Path, str]]]
+    ) -> list[str] | None:
         """The nodes in an order that can be run, as near to the written one as it can be."""
         graph = nx.DiGraph()
         graph.add_nodes_from(wires)
@@ -171,7 +175,9 @@ class _Expander:
         except nx.NetworkXUnfeasible:
             circle = [edge[0] for edge in nx.find_cycle(graph)]
             chain = " -> ".join([*circle, circle[0]])
-            self.problems.append(loaded.problem((*base, "nodes", circle[0]), f"nodes feed each other in a circle: {chain}"))
+            self.problems.append(
+                loaded.problem((*base, "nodes", circle[0]), f"nodes feed each other in a circle: {chain}")
+            )
             return None
 
     def _ref(
@@ -186,7 +192,9 @@ class _Expander:
         if source not in types:
             known = [*types[""], *(n for n in types if n)]  # type: ignore[misc]
             self.problems.append(
-                loaded.problem(at, f"nothing here is called {source!r}{suggest(source, known)}; known: {', '.join(known)}")
+                loaded.problem(
+                    at, f"nothing here is called {source!r}{suggest(source, known)}; known: {', '.join(known)}"
+                )
             )
             return None
         ports = types[source]
@@ -200,7 +208,9 @@ class _Expander:
             port = "out" if "out" in ports else next(iter(ports))
         if port not in ports:
             self.problems.append(
-                loaded.problem(at, f"{source!r} has no output {port!r}{suggest(port, ports)}; outputs: {', '.join(ports)}")
+                loaded.problem(
+                    at, f"{source!r} has no output {port!r}{suggest(port, ports)}; outputs: {', '.join(ports)}"
+                )
             )
             return None
         return Ref(source, port)
@@ -244,7 +254,12 @@ class _Expander:
         return Step(name, body, inputs, outputs, node.save, loaded.position(at))
 
     def _assign(
-        self, loaded: Loaded, at: Path, ports: tuple[Port, ...], edges: list[tuple[str | int, Path, Ref, PortType]], what: str
+        self,
+        loaded: Loaded,
+        at: Path,
+        ports: tuple[Port, ...],
+        edges: list[tuple[str | int, Path, Ref, PortType]],
+        what: str,
     ) -> dict[str, list[tuple[Path, Ref, PortType]]] | None:
         """Which edges go into which port; every misfit is a problem."""
         before = len(self.problems)
@@ -256,21 +271,29 @@ class _Expander:
             if isinstance(key, int):
                 port = ports[key] if key < len(ports) and not ports[key].variadic else variadic
                 if port is None:
-                    self.problems.append(loaded.problem(where, f"{what} takes {len(ports)} input(s) ({names}), not {key + 1}"))
+                    self.problems.append(
+                        loaded.problem(where, f"{what} takes {len(ports)} input(s) ({names}), not {key + 1}")
+                    )
                     continue
             else:
                 port = by_name.get(key)
                 if port is None:
-                    self.problems.append(loaded.problem(where, f"{what} has no input {key!r}{suggest(key, by_name)}; inputs: {names}"))
+                    self.problems.append(
+                        loaded.problem(where, f"{what} has no input {key!r}{suggest(key, by_name)}; inputs: {names}")
+                    )
                     continue
             slot = taken.setdefault(port.name, [])
             if slot and not port.variadic:
-                self.problems.append(loaded.problem(where, f"input {port.name!r} of {what} takes one value, not several"))
+                self.problems.append(
+                    loaded.problem(where, f"input {port.name!r} of {what} takes one value, not several")
+                )
                 continue
             slot.append((where, ref, actual))
         for port in ports:
             if not port.optional and port.name not in taken:
-                self.problems.append(loaded.problem(at, f"{what} needs its input {port.name!r} ({port.type}); inputs: {names}"))
+                self.problems.append(
+                    loaded.problem(at, f"{what} needs its input {port.name!r} ({port.type}); inputs: {names}")
+                )
         return taken if len(self.problems) == before else None
 
     def _op(self, loaded: Loaded, at: Path, name: str, node: Node, edges: list[Any], scope: Scope) -> Any:
@@ -307,7 +330,9 @@ class _Expander:
         if taken is None:
             return None
         symbols = {s for p in (*signature.inputs, *signature.outputs) for s in p.type.symbols}
-        binding = Binding({k: Size.of(v) for k, v in config.model_dump().items() if k in symbols and isinstance(v, int)})
+        binding = Binding(
+            {k: Size.of(v) for k, v in config.model_dump().items() if k in symbols and isinstance(v, int)}
+        )
         outputs: dict[str, PortType] = {}
         try:
             for port in signature.inputs:
@@ -394,7 +419,9 @@ class _Expander:
         for port, text in self._declared(loaded, at, node, ports):
             declared = self.port_type(loaded, (*at, "out"), text, scope)
             if declared is not None and declared != port.type:
-                self.problems.append(loaded.problem((*at, "out"), f"output {port.name!r} is {port.type}, not {declared}"))
+                self.problems.append(
+                    loaded.problem((*at, "out"), f"output {port.name!r} is {port.type}, not {declared}")
+                )
                 return False
         return True
 
@@ -403,7 +430,9 @@ class _Expander:
         home = loaded.libraries.get(alias) if dot else loaded
         if home is None:
             known = ", ".join(loaded.libraries) or "none"
-            self.problems.append(loaded.problem(at, f"no alias {alias!r}{suggest(alias, loaded.libraries)} under 'use'; known: {known}"))
+            self.problems.append(
+                loaded.problem(at, f"no alias {alias!r}{suggest(alias, loaded.libraries)} under 'use'; known: {known}")
+            )
             return None
         if name not in home.blueprint.blocks:
             blocks = list(home.blueprint.blocks)
@@ -433,7 +462,9 @@ class _Expander:
                 self.problems.append(loaded.problem((*at, "with", key), message))
                 good = False
             elif not isinstance(value, bool | int | float | str):
-                self.problems.append(loaded.problem((*at, "with", key), "a block's parameter is a number, a string, or true or false"))
+                self.problems.append(
+                    loaded.problem((*at, "with", key), "a block's parameter is a number, a string, or true or false")
+                )
                 good = False
         params = {**block.params, **node.with_}
         for key, value in params.items():
@@ -474,7 +505,9 @@ class _Expander:
         before = len(self.problems)
         for name, made in region.output_types.items():
             if name not in region.inputs:
-                message = f"{what} is repeated, but its output {name!r} is none of its inputs: {', '.join(region.inputs)}"
+                message = (
+                    f"{what} is repeated, but its output {name!r} is none of its inputs: {', '.join(region.inputs)}"
+                )
                 self.problems.append(loaded.problem((*at, "repeat"), message))
             elif made != region.inputs[name]:
                 message = f"{what} is repeated, but {name!r} goes in as {region.inputs[name]} and comes out as {made}"
@@ -496,7 +529,9 @@ class _Expander:
     def _unused(self, loaded: Loaded, base: Path, region: Region) -> None:
         """A node or an input that reaches no output and is not saved is a mistake."""
         graph = region.digraph
-        wanted = {r.step or ("input", r.port) for r in region.outputs.values()} | {s.name for s in region.steps if _saves(s)}
+        wanted = {r.step or ("input", r.port) for r in region.outputs.values()} | {
+            s.name for s in region.steps if _saves(s)
+        }
         useful = set(wanted).union(*(nx.ancestors(graph, w) for w in wanted if w in graph)) if wanted else set()
         for step in region.steps:
             if step.name not in useful:

@@ -56,7 +56,11 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
         return None
     for name in specs:
         if name not in given:
-            problems.append(loaded.problem((given[0],), f"'{given[0]}' is given, but '{name}' is missing: all three belong together"))
+            problems.append(
+                loaded.problem(
+                    (given[0],), f"'{given[0]}' is given, but '{name}' is missing: all three belong together"
+                )
+            )
     for name, found in graph.root.inputs.items():
         if name not in FED:
             known = "; ".join(f"{n}: {t}" for n, t in FED.items())
@@ -66,12 +70,16 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
     outputs = [n for n in graph.root.outputs if n in OUTPUTS]
     states = 0
     if len(outputs) != 1:
-        problems.append(loaded.problem(("outputs",), "a graph with a noise process has one output named log_score or log_x0"))
+        problems.append(
+            loaded.problem(("outputs",), "a graph with a noise process has one output named log_score or log_x0")
+        )
     else:
         found = graph.root.output_types[outputs[0]]
         size = found.dims[-1].size.constant if found.dims else None
         if found.kind != "float" or len(found.dims) != 3 or size is None or size < 2:
-            problems.append(loaded.problem(("outputs", outputs[0]), f"must be float b l v with two or more states v, not {found}"))
+            problems.append(
+                loaded.problem(("outputs", outputs[0]), f"must be float b l v with two or more states v, not {found}")
+            )
         else:
             states = size
     if problems:

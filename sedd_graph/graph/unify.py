@@ -55,7 +55,9 @@ class Binding:
             if wanted.substitute(self.axes) != size:
                 value = wanted.substitute(self.axes)
                 equation = str(wanted) if wanted == value else f"{wanted} = {value}"
-                raise Mismatch(f"{where} wants {pattern}, but {actual} comes in: {equation}, not {size}; so far {self.shown()}")
+                raise Mismatch(
+                    f"{where} wants {pattern}, but {actual} comes in: {equation}, not {size}; so far {self.shown()}"
+                )
         elif len(unknown) == 1 and self._linear(wanted.substitute(self.axes), unknown[0]):
             try:
                 self.axes[unknown[0]] = self._solve(wanted.substitute(self.axes), unknown[0], size)
@@ -92,7 +94,9 @@ class Binding:
         for dim in port.type.dims:
             if dim.variadic:
                 if dim.variadic not in self.variadic:
-                    raise Mismatch(f"output {port.name!r} is {port.type}, but nothing says what *{dim.variadic} is: add 'out:'")
+                    raise Mismatch(
+                        f"output {port.name!r} is {port.type}, but nothing says what *{dim.variadic} is: add 'out:'"
+                    )
                 dims += [Dim(s) for s in self.variadic[dim.variadic]]
                 continue
             free = sorted(s for s in dim.size.symbols if s not in self.axes)

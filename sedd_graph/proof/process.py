@@ -84,7 +84,13 @@ def check_schedule(schedule: Schedule) -> list[Check]:
     grid = schedule.sigma(torch.linspace(1e-6, 1, 1001, dtype=torch.float64))
     finite = bool(torch.isfinite(torch.cat([ends, schedule.dsigma(torch.tensor([1e-6, 1.0]))])).all())
     return [
-        Check("schedule.rate", "the rate is the derivative of total noise", error < 1e-5, f"{error:.1e}", "central differences, relative"),
+        Check(
+            "schedule.rate",
+            "the rate is the derivative of total noise",
+            error < 1e-5,
+            f"{error:.1e}",
+            "central differences, relative",
+        ),
         Check(
             "schedule.range",
             "total noise is positive, finite and increasing on (0, 1], in float32 at both ends",
@@ -111,16 +117,49 @@ def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
     draws = 20_000
     x0 = torch.zeros(draws, 1, dtype=torch.int64)
     drawn = kernel.sample(
-        x0, torch.full((draws,), 0.7), random=Randomness(torch.Generator().manual_seed(2)), corrupt=torch.ones_like(x0, dtype=torch.bool)
+        x0,
+        torch.full((draws,), 0.7),
+        random=Randomness(torch.Generator().manual_seed(2)),
+        corrupt=torch.ones_like(x0, dtype=torch.bool),
     )
     found = torch.bincount(drawn[:, 0], minlength=kernel.states).double() / draws
     sampled = float((found - kernel.transition_matrix(0.7)[:, 0]).abs().sum() / 2)
     return [
-        Check("kernel.rates", "columns of Q sum to 0 and its other entries are not negative", columns < 1e-12 and float(off.min()) >= 0, f"{columns:.1e}", "Q written out"),
-        Check("kernel.transition", "the closed form of P is exp(sigma Q)", expm < 1e-10, f"{expm:.1e}", "matrix exponential at three noise levels"),
-        Check("kernel.semigroup", "P(s) P(t) = P(s + t)", semigroup < 1e-12, f"{semigroup:.1e}", "Chapman-Kolmogorov at one pair"),
-        Check("kernel.sample", "draws of x_t follow P", sampled < 0.02, f"{sampled:.4f}", f"total variation, {draws:,} draws"),
-        Check("kernel.prior", "noise at t = 1 is the prior", gap < 0.01 + 3 * floor, f"{gap:.4f}", "total variation from the worst token"),
+        Check(
+            "kernel.rates",
+            "columns of Q sum to 0 and its other entries are not negative",
+            columns < 1e-12 and float(off.min()) >= 0,
+            f"{columns:.1e}",
+            "Q written out",
+        ),
+        Check(
+            "kernel.transition",
+            "the closed form of P is exp(sigma Q)",
+            expm < 1e-10,
+            f"{expm:.1e}",
+            "matrix exponential at three noise levels",
+        ),
+        Check(
+            "kernel.semigroup",
+            "P(s) P(t) = P(s + t)",
+            semigroup < 1e-12,
+            f"{semigroup:.1e}",
+            "Chapman-Kolmogorov at one pair",
+        ),
+        Check(
+            "kernel.sample",
+            "draws of x_t follow P",
+            sampled < 0.02,
+            f"{sampled:.4f}",
+            f"total variation, {draws:,} draws",
+        ),
+        Check(
+            "kernel.prior",
+            "noise at t = 1 is the prior",
+            gap < 0.01 + 3 * floor,
+            f"{gap:.4f}",
+            "total variation from the worst token",
+        ),
     ]
 
 

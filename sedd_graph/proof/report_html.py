@@ -83,7 +83,9 @@ def curve(series: Sequence[tuple[str, str, Sequence[tuple[float, float, float]]]
 
     parts = []
     for value in _ticks(y0, y1):
-        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{py(value):.1f}" y2="{py(value):.1f}" stroke="var(--line)"/>')
+        parts.append(
+            f'<line x1="{left}" x2="{width - right}" y1="{py(value):.1f}" y2="{py(value):.1f}" stroke="var(--line)"/>'
+        )
         parts.append(f'<text x="{left - 6}" y="{py(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
     for value in _ticks(x0, x1):
         parts.append(f'<text x="{px(value):.1f}" y="{height - 10}" text-anchor="middle">{value:g}</text>')
@@ -93,13 +95,19 @@ def curve(series: Sequence[tuple[str, str, Sequence[tuple[float, float, float]]]
             continue
         if any(p[2] > 0 for p in line):
             band = [(px(x), py(y + 2 * s)) for x, y, s in line] + [(px(x), py(y - 2 * s)) for x, y, s in reversed(line)]
-            parts.append(f'<polygon points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in band)}" fill="{colour}" opacity="0.18"/>')
+            parts.append(
+                f'<polygon points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in band)}" fill="{colour}" opacity="0.18"/>'
+            )
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y, _ in line)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         for x, y, s in line[:: max(1, len(line) // 60)]:
             note = f"{label}: {y:.4g}" + (f" +- {s:.2g}" if s > 0 else "") + f" at step {x:g}"
-            parts.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="{4 if s > 0 else 2.4}" fill="{colour}" opacity="0.7"><title>{_e(note)}</title></circle>')
-        parts.append(f'<text x="{width - right - 6}" y="{top + 14 + 15 * number}" text-anchor="end" style="fill:{colour}">{_e(label)}</text>')
+            parts.append(
+                f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="{4 if s > 0 else 2.4}" fill="{colour}" opacity="0.7"><title>{_e(note)}</title></circle>'
+            )
+        parts.append(
+            f'<text x="{width - right - 6}" y="{top + 14 + 15 * number}" text-anchor="end" style="fill:{colour}">{_e(label)}</text>'
+        )
     return f'<figure><figcaption>{_e(title)}</figcaption><svg class="curve" viewBox="0 0 {width} {height}">{"".join(parts)}</svg></figure>'
 
 
@@ -193,7 +201,9 @@ def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
 
 def write_report(run: Path) -> Path:
     """(Re)write ``run/report.html`` from what the run folder holds now. Returns its path."""
-    certificate = read_json(run / "certificate.json") if (run / "certificate.json").is_file() else {"checks": [], "measure": None}
+    certificate = (
+        read_json(run / "certificate.json") if (run / "certificate.json").is_file() else {"checks": [], "measure": None}
+    )
     facts = read_json(run / "run.json") if (run / "run.json").is_file() else {}
     evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None
     graph = read_json(run / "graph.json") if (run / "graph.json").is_file() else {"name": run.name, "nodes": []}
@@ -205,7 +215,10 @@ def write_report(run: Path) -> Path:
     tiles = []
     if evaluation:
         tiles += [
-            (f"{evaluation['bits_per_character']:.3f} &plusmn; {evaluation['bits_standard_error']:.3f}", "bits per character, held out (upper bound)"),
+            (
+                f"{evaluation['bits_per_character']:.3f} &plusmn; {evaluation['bits_standard_error']:.3f}",
+                "bits per character, held out (upper bound)",
+            ),
             (f"{evaluation['unigram_bits']:.3f}", "unigram entropy of the same text, bits per character"),
             (f"{evaluation['perplexity']:.2f}", "perplexity per token (upper bound)"),
         ]
@@ -214,7 +227,10 @@ def write_report(run: Path) -> Path:
         tiles += [
             (f"{measure['parameters']:,}", "parameters"),
             (f"{measure['flops_per_token'] / 1e6:,.1f} M", "FLOPs per token, forward"),
-            (f"{(measure['saved_bytes'] + measure['state_bytes']) / 2**30:.2f} GiB", f"to train, {measure['batch']} rows of {measure['length']}"),
+            (
+                f"{(measure['saved_bytes'] + measure['state_bytes']) / 2**30:.2f} GiB",
+                f"to train, {measure['batch']} rows of {measure['length']}",
+            ),
         ]
     checks = [
         [
@@ -225,10 +241,16 @@ def write_report(run: Path) -> Path:
         ]
         for c in certificate.get("checks", [])
     ]
-    rows = [[_e(k), _e(json.dumps(v, ensure_ascii=False) if isinstance(v, dict | list) else v)] for k, v in facts.items() if k != "root"]
+    rows = [
+        [_e(k), _e(json.dumps(v, ensure_ascii=False) if isinstance(v, dict | list) else v)]
+        for k, v in facts.items()
+        if k != "root"
+    ]
     parts = [
         f"<h1>{_e(graph['name'])}</h1><p class='lead'>{len(graph['nodes'])} components; run {_e(run.name)}</p>",
-        '<div class="tiles">' + "".join(f'<div class="tile"><b>{value}</b><span>{_e(label)}</span></div>' for value, label in tiles) + "</div>",
+        '<div class="tiles">'
+        + "".join(f'<div class="tile"><b>{value}</b><span>{_e(label)}</span></div>' for value, label in tiles)
+        + "</div>",
         _film(run, tokenizer),
         _samples(run),
         _infilled(run, tokenizer),

@@ -90,12 +90,19 @@ class Activations:
         with disk_faults("activations.zarr", self.path):
             if name not in self._root:
                 group = self._root.require_group(name)
-                group.create_array("value", shape=(0, *values.shape[1:]), chunks=(self.taps[name].chunk, *values.shape[1:]), dtype=values.dtype)
+                group.create_array(
+                    "value",
+                    shape=(0, *values.shape[1:]),
+                    chunks=(self.taps[name].chunk, *values.shape[1:]),
+                    dtype=values.dtype,
+                )
                 group.create_array("step", shape=(0,), chunks=(1024,), dtype="int64")
             group = self._root[name]
             array, marks = group["value"], group["step"]
             if array.shape[1:] != values.shape[1:]:
-                raise UserError(f"activations.zarr/{name} holds records of shape {array.shape[1:]}, not {values.shape[1:]}")
+                raise UserError(
+                    f"activations.zarr/{name} holds records of shape {array.shape[1:]}, not {values.shape[1:]}"
+                )
             count = marks.shape[0]  # what a kill left beyond this was not whole
             array.resize((count + len(values), *array.shape[1:]))
             array[count : count + len(values)] = values

@@ -24,7 +24,9 @@ def disk_faults(what: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EnvironmentFault(f"the disk is full: {what} could not be written to {path}; what was written before is whole") from error
+            raise EnvironmentFault(
+                f"the disk is full: {what} could not be written to {path}; what was written before is whole"
+            ) from error
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             raise EnvironmentFault(f"{what} could not be written to {path}: {error.strerror}") from error
         raise

@@ -131,9 +131,9 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], *, where: s
     shapes = [k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape]
     if missing or extra or shapes:
         parts = [("missing", missing), ("unknown", extra)]
-        text = "; ".join(f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in parts if names)
+        text = "; ".join(
+            f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in parts if names
+        )
         text += "; ".join(f" {k}: {list(weights[k].shape)}, not {list(own[k].shape)}" for k in sorted(shapes)[:5])
         raise UserError(f"{where} does not fit this model: {text.strip()}")
     model.load_state_dict(weights)
-
-

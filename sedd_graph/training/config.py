@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 import pydantic
 
-__all__ = ["AdamWConfig", "CheckpointConfig", "EvaluateConfig", "MuonConfig", "OptimizerConfig", "SampleConfig", "TrainConfig"]
+__all__ = [
+    "AdamWConfig",
+    "CheckpointConfig",
+    "EvaluateConfig",
+    "MuonConfig",
+    "OptimizerConfig",
+    "SampleConfig",
+    "TrainConfig",
+]
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
 Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
@@ -21,7 +29,10 @@ class AdamWConfig(_Frozen):
 
     op: Literal["adamw"]
     lr: Positive = 3e-4
-    betas: tuple[Annotated[float, pydantic.Field(ge=0, lt=1)], Annotated[float, pydantic.Field(ge=0, lt=1)]] = (0.9, 0.99)
+    betas: tuple[Annotated[float, pydantic.Field(ge=0, lt=1)], Annotated[float, pydantic.Field(ge=0, lt=1)]] = (
+        0.9,
+        0.99,
+    )
     eps: Positive = 1e-8
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.0
 

@@ -77,7 +77,9 @@ class Result:
 
 def to_batch(rows: Rows, device: torch.device) -> Batch:
     """numpy rows as tensors on the device."""
-    return Batch(*(torch.from_numpy(getattr(rows, f.name)).to(device, non_blocking=True) for f in dataclasses.fields(rows)))
+    return Batch(
+        *(torch.from_numpy(getattr(rows, f.name)).to(device, non_blocking=True) for f in dataclasses.fields(rows))
+    )
 
 
 def evaluate(engine: Engine, data: Dataset, *, rows: int, batches: int | None, draws: int, seed: int) -> Evaluation:
@@ -130,7 +132,14 @@ class _Signals:
 
 class _Trainer:
     def __init__(
-        self, engine: Engine, data: Dataset, config: TrainConfig, run: Path, world: World, trackers: Trackers | None, say: Say
+        self,
+        engine: Engine,
+        data: Dataset,
+        config: TrainConfig,
+        run: Path,
+        world: World,
+        trackers: Trackers | None,
+        say: Say,
     ) -> None:
         self.engine, self.data, self.config, self.run, self.world = engine, data, config, run, world
         self.trackers, self.say = trackers, say
@@ -219,7 +228,9 @@ class _Trainer:
                 "world": self.world.size,
                 "train": self.config.model_dump(mode="json"),
             }
-            write_checkpoint(self.folder, self.step, Checkpoint(clean, average, packed, state), keep=self.config.checkpoint.keep)
+            write_checkpoint(
+                self.folder, self.step, Checkpoint(clean, average, packed, state), keep=self.config.checkpoint.keep
+            )
         self.world.barrier()
 
     def restore(self) -> None:
@@ -301,7 +312,11 @@ class _Trainer:
         if self.trackers is not None:
             self.trackers.log(self.step, metrics)
         if self.world.rank == 0:
-            limit = f"/{self.config.steps}" if self.config.budget_s is None else f"  {metrics['seconds']:.0f}/{self.config.budget_s:.0f} s"
+            limit = (
+                f"/{self.config.steps}"
+                if self.config.budget_s is None
+                else f"  {metrics['seconds']:.0f}/{self.config.budget_s:.0f} s"
+            )
             self.say(
                 f"step {self.step}{limit}  loss {metrics['loss']:.4f} nats/token  {metrics['bits_per_character']:.3f} bits/char  "
                 f"lr {metrics['learning_rate']:.2e}  {metrics['tokens_per_second']:,.0f} tokens/s"
@@ -315,7 +330,12 @@ class _Trainer:
         if config.evaluate is not None and self.step % config.evaluate.every == 0 and self.world.rank == 0:
             with self.averaged():
                 found = evaluate(
-                    self.engine, self.data, rows=config.batch, batches=config.evaluate.batches, draws=config.evaluate.draws, seed=config.seed
+                    self.engine,
+                    self.data,
+                    rows=config.batch,
+                    batches=config.evaluate.batches,
+                    draws=config.evaluate.draws,
+                    seed=config.seed,
                 )
             self.say(f"step {self.step}  held-out {found}")
             if self.trackers is not None:
@@ -330,7 +350,9 @@ class _Trainer:
                 )
         if config.sample is not None and self.step % config.sample.every == 0 and self.world.rank == 0:
             with self.averaged():
-                rows = self.engine.sample(config.sample.rows, self.data.config.length, steps=config.sample.steps, seed=config.seed)
+                rows = self.engine.sample(
+                    config.sample.rows, self.data.config.length, steps=config.sample.steps, seed=config.seed
+                )
             for text in decode(rows):
                 self.say(f"sample: {text!r}")
                 if self.trackers is not None:

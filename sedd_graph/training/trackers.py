@@ -112,7 +112,9 @@ class Trackers:
             try:
                 action(tracker)
             except Exception as error:  # a stranger's service may fail in any way
-                warnings.warn(f"tracker {type(tracker).__name__.lstrip('_')} failed and is dropped: {error}", stacklevel=3)
+                warnings.warn(
+                    f"tracker {type(tracker).__name__.lstrip('_')} failed and is dropped: {error}", stacklevel=3
+                )
                 self._all.remove(tracker)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -90,7 +90,7 @@ def test_every_problem_of_a_stage_at_once(small: Callable[..., Path]) -> None:
     with pytest.raises(BlueprintError) as error:
         check(path)
     assert [p.path for p in error.value.problems] == ["nodes.embed.op"]
-    path = small(("name: small", "name: Small"), ("d: \"${params.dim}\"", "d: [1]"), ("steps: 6", "steps: 0"))
+    path = small(("name: small", "name: Small"), ('d: "${params.dim}"', "d: [1]"), ("steps: 6", "steps: 0"))
     with pytest.raises(BlueprintError) as error:
         check(path)
     assert {p.path.split(".")[0] for p in error.value.problems} == {"name", "axes", "train"}

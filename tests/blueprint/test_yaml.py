@@ -22,7 +22,10 @@ def refuse(text: bytes | str) -> str:
     ("text", "message"),
     [
         ("a: 1\na: 2", "f:2:1: duplicate key 'a', first on line 1"),
-        ("a: !!python/object:os.system x", "f:1:4: tag 'tag:yaml.org,2002:python/object:os.system': tags are not allowed in a blueprint"),
+        (
+            "a: !!python/object:os.system x",
+            "f:1:4: tag 'tag:yaml.org,2002:python/object:os.system': tags are not allowed in a blueprint",
+        ),
         ("a: !x y", "f:1:4: tag '!x': tags are not allowed in a blueprint"),
         ("a: .nan", "f:1:4: .nan is not a finite number (quote it if a string is meant)"),
         ("a: NaN", "f:1:4: NaN is not a finite number (quote it if a string is meant)"),
@@ -85,7 +88,14 @@ scalars = st.one_of(
     st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_characters="\x7f"), max_size=20),
 )
 keys = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
-trees = st.dictionaries(keys, st.recursive(scalars, lambda t: st.one_of(st.lists(t, max_size=4), st.dictionaries(keys, t, max_size=4)), max_leaves=12), min_size=1, max_size=5)
+trees = st.dictionaries(
+    keys,
+    st.recursive(
+        scalars, lambda t: st.one_of(st.lists(t, max_size=4), st.dictionaries(keys, t, max_size=4)), max_leaves=12
+    ),
+    min_size=1,
+    max_size=5,
+)
 
 
 @settings(deadline=None)

@@ -44,7 +44,10 @@ def test_rare_tokens_keep_their_rate() -> None:
     moved = jump(x, torch.ones(rows, 1), weights.expand(rows, 1, 4), generator=generator)
     share = (moved == 2).float().mean().item()
     assert share == pytest.approx(0.001, rel=0.25)
-    jumped = sum(int((jump(x, torch.full(x.shape, h), weights.expand(rows, 1, 4), generator=generator) != 3).sum()) for _ in range(20))
+    jumped = sum(
+        int((jump(x, torch.full(x.shape, h), weights.expand(rows, 1, 4), generator=generator) != 3).sum())
+        for _ in range(20)
+    )
     assert jumped == pytest.approx(rows * 20 * h, rel=0.6)
     race = torch.log(torch.tensor([0.899 * h, 0.1 * h, 0.001 * h, 1 - h]))
     top = -torch.log(-torch.log(torch.tensor(1 - 2**-24)))  # the largest 32-bit Gumbel

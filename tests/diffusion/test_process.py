@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from sedd_graph_registry.kernels import Absorb, Uniform
+from sedd_graph_registry.objectives import MaskedCount, Nelbo, ScoreEntropy
+from sedd_graph_registry.schedules import Cosine, Geometric, LogLinear, Polynomial
 
 from sedd_graph.component import Context
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
 from sedd_graph.diffusion.roles import Batch, Randomness
-from sedd_graph_registry.kernels import Absorb, Uniform
-from sedd_graph_registry.objectives import MaskedCount, Nelbo, ScoreEntropy
-from sedd_graph_registry.schedules import Cosine, Geometric, LogLinear, Polynomial
 
 
 def kernel(cls: Any, n: int) -> Any:
@@ -35,7 +35,9 @@ def brute_score_entropy(k: Any, score: torch.Tensor, z: int, x0: int, sigma: flo
 def test_golden_1_absorb() -> None:
     k = kernel(Absorb, 4)
     log_score = torch.tensor([[[0.2, 0.5, 0.1, 1.0]]], dtype=torch.float64).log()
-    found = k.score_entropy(log_score, torch.tensor([[3]]), torch.tensor([[1]]), torch.tensor([1.0], dtype=torch.float64))
+    found = k.score_entropy(
+        log_score, torch.tensor([[3]]), torch.tensor([[1]]), torch.tensor([1.0], dtype=torch.float64)
+    )
     assert found.item() == pytest.approx(0.306380350, abs=1e-8)
 
 
@@ -43,7 +45,9 @@ def test_golden_1_absorb() -> None:
 def test_golden_2_uniform(x0: int, value: float) -> None:
     k = kernel(Uniform, 5)
     log_score = torch.tensor([[[0, 0.3, -0.2, 0.1, 0.5]]], dtype=torch.float64)
-    found = k.score_entropy(log_score, torch.tensor([[0]]), torch.tensor([[x0]]), torch.tensor([0.7], dtype=torch.float64))
+    found = k.score_entropy(
+        log_score, torch.tensor([[0]]), torch.tensor([[x0]]), torch.tensor([0.7], dtype=torch.float64)
+    )
     assert found.item() == pytest.approx(value, abs=1e-8)
 
 
@@ -53,14 +57,21 @@ def test_golden_3_uniform_mean(z: int, value: float) -> None:
     k = kernel(Uniform, 4)
     log_x0 = torch.tensor([[[0.1, 0.2, 0.3, 0.4]]], dtype=torch.float64).log()
     sigma = torch.tensor([-math.log(0.6)], dtype=torch.float64)
-    assert k.nelbo(log_x0, torch.tensor([[z]]), torch.tensor([[2]]), sigma).item() / 0.6 == pytest.approx(value, abs=1e-7)
+    assert k.nelbo(log_x0, torch.tensor([[z]]), torch.tensor([[2]]), sigma).item() / 0.6 == pytest.approx(
+        value, abs=1e-7
+    )
 
 
 def test_golden_4_and_5_posteriors() -> None:
     k = kernel(Uniform, 3)
     z = torch.tensor([[0]])
     # one token, so the leave-one-out posterior is the data law itself
-    found = k.posterior(torch.tensor([[[0.6, 0.3, 0.1]]], dtype=torch.float64), z, torch.tensor([1.3], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64))
+    found = k.posterior(
+        torch.tensor([[[0.6, 0.3, 0.1]]], dtype=torch.float64),
+        z,
+        torch.tensor([1.3], dtype=torch.float64),
+        torch.tensor([0.5], dtype=torch.float64),
+    )
     assert found[0, 0].tolist() == pytest.approx([0.77172262, 0.14156003, 0.08671735], abs=1e-8)
     sure = torch.tensor([[[0.0, 1.0, 0.0]]], dtype=torch.float64)
     levels = [torch.tensor([-math.log(a)], dtype=torch.float64) for a in (0.3, 0.7)]
