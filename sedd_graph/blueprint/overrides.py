@@ -21,7 +21,8 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[tupl
 
     Raises :class:`BlueprintError` with every override that cannot be applied.
     """
-    problems, origins = [], {}
+    problems: list[Problem] = []
+    origins: dict[tuple[str | int, ...], str] = {}
     for text in overrides:
         place = f"override {text!r}"
 
@@ -37,7 +38,8 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[tupl
             refuse(f"unknown key {parts[0]!r}{suggest(parts[0], _TOP)}; known: {', '.join(sorted(_TOP))}")
             continue
         if parts[0] in ("params", "axes"):
-            known = list(data.get(parts[0]) or {})
+            held = data.get(parts[0])
+            known = list(held) if isinstance(held, dict) else []
             if len(parts) != 2 or parts[1] not in known:
                 refuse(
                     f"unknown {parts[0][:-1]} {'.'.join(parts[1:])!r}{suggest(parts[-1], known)}; known: {', '.join(known) or 'none'}"

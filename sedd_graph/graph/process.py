@@ -102,7 +102,9 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
         )
         return None if config is None else Part(contract, config)
 
-    assert blueprint.process is not None and blueprint.objective is not None and blueprint.sample is not None
+    assert blueprint.process is not None
+    assert blueprint.objective is not None
+    assert blueprint.sample is not None
     parts = [
         part(("process",), blueprint.process, "kernel"),
         part(("process", "schedule"), blueprint.process.schedule, "schedule"),

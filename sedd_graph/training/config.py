@@ -108,6 +108,12 @@ class TrainConfig(_Frozen):
     trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], pydantic.Field(max_length=3)] = []
     """Beside ``metrics.jsonl``, which is always written."""
 
+    @pydantic.field_validator("optimizer", mode="before")
+    @classmethod
+    def _default_optimizer(cls, value: object) -> object:
+        """``train.optimizer.lr=1e-3`` alone is AdamW's."""
+        return {"op": "adamw", **value} if isinstance(value, dict) and "op" not in value else value
+
     @pydantic.model_validator(mode="after")
     def _divides(self) -> TrainConfig:
         if self.batch % self.accumulate:

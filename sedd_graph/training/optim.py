@@ -105,7 +105,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.count = decay, 0
-        self.source = [p for p in model.parameters()]
+        self.source = list(model.parameters())
         self.names = [n for n, _ in model.named_parameters()]
         self.values: list[Tensor] = [p.detach().clone().float() for p in self.source]
 
