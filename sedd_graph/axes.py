@@ -22,7 +22,7 @@ DYNAMIC = ("batch", "length")
 MAX_SIZE = 2**40
 _MAX_TEXT, _MAX_DEPTH, _MAX_TERMS = 256, 16, 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TOKEN = re.compile(r"\s*(?:(\d+)|([A-Za-z_][A-Za-z0-9_]*)|(//|[-+*()]))")
+_TOKEN = re.compile(r"\s*(?:([0-9]+)|([A-Za-z_][A-Za-z0-9_]*)|(//|[-+*()]))")
 
 
 class AxisError(UserError):

@@ -60,7 +60,10 @@ class Binding:
                 )
         elif len(unknown) == 1 and self._linear(wanted.substitute(self.axes), unknown[0]):
             try:
-                self.axes[unknown[0]] = self._solve(wanted.substitute(self.axes), unknown[0], size)
+                solved = self._solve(wanted.substitute(self.axes), unknown[0], size)
+                if solved.constant is not None and solved.constant <= 0:
+                    raise AxisError(f"{unknown[0]} would be {solved}")
+                self.axes[unknown[0]] = solved
             except AxisError:
                 raise Mismatch(
                     f"{where} wants {pattern}, but {actual} comes in: {size} does not fit {wanted}; so far {self.shown()}"
