@@ -1,0 +1,52 @@
+"""Ten minutes of training on two cores: the held-out bound of blueprints/learn.yaml on a text file.
+
+    python benchmarks/learn.py path/to/tinyshakespeare.txt [key=value ...]
+
+The first 90 % of the text train, the last 10 % are held out. Compiling counts as training. Prints one line and appends
+it to benchmarks/results/learn.jsonl with the hardware named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from sedd_graph.api import check, make_engine
+from sedd_graph.data.rows import open_data
+from sedd_graph.engine.hardware import describe_hardware, pick_device
+from sedd_graph.training.loop import evaluate, train
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    """Train, evaluate over all held-out rows with 8 draws each, and record."""
+    text = Path(sys.argv[1]).resolve()
+    overrides = [f"data.corpus={{op: text, files: ['{text}']}}", *sys.argv[2:]]
+    report = check(HERE.parent / "blueprints" / "learn.yaml", overrides)
+    assert report.parameters <= 1_100_000, report.parameters
+    device = pick_device("cpu")
+    data = open_data(report.data, root=text.parent)
+    engine = make_engine(report, device=device, compile=report.train.compile)
+    with tempfile.TemporaryDirectory() as run:
+        result = train(engine, data, report.train, run=Path(run))
+    found = evaluate(engine, data, rows=64, batches=None, draws=8, seed=1)
+    record = {
+        "parameters": report.parameters,
+        "steps": result.step,
+        "seconds": round(result.seconds, 1),
+        "tokens_per_second": round(result.step * report.train.batch * report.data.length / result.seconds),
+        "hardware": describe_hardware(device),
+        "overrides": sys.argv[2:],
+        **dataclasses.asdict(found),
+    }
+    with (HERE / "results" / "learn.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record) + "\n")
+    print(f"{found.bits_per_character:.4f} +- {found.bits_standard_error:.4f} bits per character held out; {record}")
+
+
+if __name__ == "__main__":
+    main()
