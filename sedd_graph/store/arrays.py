@@ -64,7 +64,9 @@ class Activations:
         for name in self.taps:
             if name in self._root:
                 group = self._root[name]
-                keep = int(np.searchsorted(np.asarray(group["step"][:]), step, side="right"))
+                marks = np.asarray(group["step"][:])
+                # a kill while the array was extended leaves marks of 0, which no training step has
+                keep = int(((marks > 0) & (marks <= step)).cumprod().sum())
                 group["value"].resize((keep, *group["value"].shape[1:]))
                 group["step"].resize((keep,))
 

@@ -166,7 +166,6 @@ def test_stable_logarithms(sigma: float) -> None:
 
 
 def test_uniform_loss_at_a_large_vocabulary_and_little_noise_is_finite() -> None:
-    # 1 - n/(e + n), as the public code has it, is exactly 0 here and makes 0 * -inf
     n, k = 50257, kernel(Uniform, 50257)
     log_score = (torch.randn(1, 3, n) * 0.1).requires_grad_()
     x = torch.tensor([[1, 2, 3]])
@@ -175,8 +174,10 @@ def test_uniform_loss_at_a_large_vocabulary_and_little_noise_is_finite() -> None
     assert bool(loss.isfinite().all())
     assert log_score.grad is not None
     assert bool(log_score.grad.isfinite().all())
+    # 1 - n/(e + n), as the public code has it, is 0 or hundreds of times too large here, by how the division is rounded
     naive = 1 - n / (torch.expm1(torch.tensor([1e-5])) + n)
-    assert naive.item() == 0
+    true = 1e-5 / n
+    assert abs(naive.item() / true - 1) > 0.9
 
 
 @pytest.mark.parametrize("objective", [ScoreEntropy, Nelbo, MaskedCount])
