@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from sedd_graph.data.config import DataConfig
+from sedd_graph.data.config import BuiltinCorpus, DataConfig, TextCorpus
 from sedd_graph.data.corpus import Document, read_corpus
+from sedd_graph.data.letters import count_letters, cross_entropy_bits, entropy_bits, pieces
 from sedd_graph.data.tokenizer import Ids, Tokenizer, make_tokenizer
 from sedd_graph.errors import UserError
 
 __all__ = ["Dataset", "Rows", "open_data"]
 
 Flags = npt.NDArray[np.bool_]
+Packed = npt.NDArray[np.unsignedinteger]
+"""Tokens at rest: uint16 or uint32 [tokens]. Rows are int64."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,44 +35,58 @@ class Rows:
 
 @dataclasses.dataclass
 class _Stream:
-    """One long row of tokens, cut into rows of ``length`` at a phase that changes from epoch to epoch."""
+    """One long row of tokens, cut into rows of ``length``.
 
-    tokens: npt.NDArray[np.unsignedinteger]
+    With ``moves`` the cuts begin at a phase that changes from epoch to epoch, so that every offset is seen in time;
+    otherwise always at 0. Fewer than ``length`` tokens at the end (two times that with ``moves``) are left over.
+    """
+
+    tokens: Packed
     length: int
-
-    def rows_at(self, phase: int) -> int:
-        return (len(self.tokens) - phase) // self.length
+    moves: bool
 
     @property
     def count(self) -> int:
         """Rows in every epoch, whatever its phase."""
-        return max(1, (len(self.tokens) - self.length + 1) // self.length)
+        room = len(self.tokens) - self.length + 1 if self.moves else len(self.tokens)
+        return max(1, room // self.length)
+
+    @property
+    def phases(self) -> int:
+        """How many phases leave room for ``count`` rows."""
+        return min(self.length, len(self.tokens) - self.count * self.length + 1) if self.moves else 1
 
     def take(self, index: Ids, phase: int) -> Rows:
         starts = phase + index * self.length
         tokens = self.tokens[starts[:, None] + np.arange(self.length)].astype(np.int64)
-        every = np.ones(tokens.shape, dtype=np.bool_)
-        return Rows(tokens, every, every, every)
+        return Rows(tokens, *(np.ones(tokens.shape, dtype=np.bool_) for _ in range(3)))
 
 
 @dataclasses.dataclass
 class _Documents:
-    """One document a row, padded or cut; a prompt is attended to and nothing else."""
+    """One document a row, padded or cut; a prompt is attended to and nothing else.
 
-    tokens: Ids
-    prompt: Ids
-    lengths: Ids
+    Document i lies in ``tokens`` from ``starts[i]`` to ``starts[i + 1]``; its first ``prompts[i]`` are the prompt.
+    """
+
+    tokens: Packed
+    starts: Ids
+    prompts: Ids
+    length: int
+    pad: int
+    phases = 1
 
     @property
     def count(self) -> int:
-        return len(self.tokens)
+        return len(self.prompts)
 
     def take(self, index: Ids, phase: int) -> Rows:
-        tokens = self.tokens[index]
-        place = np.arange(tokens.shape[1])
-        attend = place < self.lengths[index][:, None]
-        counted = attend & (place >= self.prompt[index][:, None])
-        return Rows(tokens, attend, counted, counted)
+        place = np.arange(self.length)
+        first = self.starts[index][:, None]
+        attend = place < self.starts[index + 1][:, None] - first
+        tokens = np.where(attend, self.tokens[np.minimum(first + place, len(self.tokens) - 1)], self.pad)
+        counted = attend & (place >= self.prompts[index][:, None])
+        return Rows(tokens.astype(np.int64), attend, counted, counted.copy())
 
 
 @dataclasses.dataclass
@@ -81,23 +98,35 @@ class Dataset:
     train: _Stream | _Documents
     heldout: _Stream | _Documents
     characters_per_token: float
-    """Of the held-out text: turns nats per token into bits per character."""
+    """Of the whole held-out text (prompts aside): turns nats per token into bits per character."""
     unigram_bits: float
     """Bits per character of the held-out text under the training text's character frequencies (add-one smoothing)."""
+    heldout_entropy_bits: float
+    """Bits per character of the held-out text under its own character frequencies: the lower, stricter of the two."""
+    _orders: dict[int, tuple[int, Ids]] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def _order(self, epoch: int) -> tuple[int, Ids]:
+        """The phase of an epoch and the order of its rows. The last two are kept: one batch may straddle them."""
+        if epoch not in self._orders:
+            generator = np.random.Generator(np.random.Philox(key=[self.config.seed, epoch]))
+            phase = int(generator.integers(0, self.train.phases))
+            while len(self._orders) >= 2:
+                del self._orders[next(iter(self._orders))]
+            self._orders[epoch] = phase, generator.permutation(self.train.count)
+        return self._orders[epoch]
 
     def batch(self, position: int, rows: int, *, start: int = 0, stop: int | None = None) -> Rows:
-        """Rows ``start`` to ``stop`` of the global batch of ``rows`` that begins at row ``position`` of the endless order.
+        """Rows ``start`` to ``stop`` of the global batch of ``rows`` that begins at ``position`` in the endless order.
 
         A pure function of the seed and its arguments: any split of a batch over processes sees the same rows.
         """
         count = self.train.count
         wanted = np.arange(position + start, position + (rows if stop is None else stop))
+        if not len(wanted):
+            return self.train.take(wanted, 0)
         parts = []
         for epoch in range(int(wanted[0]) // count, int(wanted[-1]) // count + 1):
-            generator = np.random.Generator(np.random.Philox(key=[self.config.seed, epoch]))
-            longest = len(self.train.tokens) - count * self.config.length if isinstance(self.train, _Stream) else 0
-            phase = int(generator.integers(0, min(self.config.length, longest + 1)))
-            order = generator.permutation(count)
+            phase, order = self._order(epoch)
             mine = wanted[(wanted >= epoch * count) & (wanted < (epoch + 1) * count)] - epoch * count
             parts.append(self.train.take(order[mine], phase))
         if len(parts) == 1:
@@ -105,7 +134,7 @@ class Dataset:
         return Rows(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Rows)))
 
     def held_out(self, rows: int, *, batches: int | None = None) -> Iterator[Rows]:
-        """The held-out rows in order; ``batches`` takes so many, spread evenly over all of them."""
+        """The held-out rows in order, the last batch as short as it comes; ``batches`` takes so many, spread evenly."""
         total = math.ceil(self.heldout.count / rows)
         chosen = range(total) if batches is None or batches >= total else np.linspace(0, total - 1, batches).astype(int)
         for number in chosen:
@@ -114,82 +143,112 @@ class Dataset:
 
 
 def open_data(config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = None) -> Dataset:
-    """Read the corpus, make (or take) the tokenizer, and cut rows. Raises :class:`UserError`."""
+    """Read the corpus, make (or take) the tokenizer, and cut rows. Names of files start from ``root``.
+
+    Raises :class:`UserError` for what is wrong with the text or does not fit the section.
+    """
     documents = read_corpus(config.corpus, root=root)
     if config.rows == "stream" and any(d.prompt for d in documents):
         raise UserError("data.corpus.prompt needs data.rows 'documents'")
-    training, held = _hold_out(documents, config)
-    tokenizer = tokenizer or make_tokenizer(config.tokenizer, (d.prompt + d.text for d in training), root=root)
+    if tokenizer is None and config.tokenizer.op in ("bytes", "file"):  # those that are not trained
+        tokenizer = make_tokenizer(config.tokenizer, (), root=root)
+    records = not isinstance(config.corpus, BuiltinCorpus | TextCorpus)
+    ends = tokenizer.end is not None if tokenizer is not None else config.tokenizer.op == "bpe"
+    if records and config.rows == "stream" and not ends:
+        # a file brings its own line ends; records would run together
+        documents = [Document(d.text + "\n") for d in documents]
+    training, held = _hold_out(documents, config, whole=records)
+    del documents  # a large text is not held twice
+    if tokenizer is None:
+        tokenizer = make_tokenizer(config.tokenizer, (d.prompt + d.text for d in training), root=root)
+    train: _Stream | _Documents
+    heldout: _Stream | _Documents
     if config.rows == "documents":
         if tokenizer.pad is None:
             raise UserError("data.rows 'documents' needs a tokenizer with a padding token (such as '<pad>')")
-        train: _Stream | _Documents = _pad(training, tokenizer, config.length)
-        heldout: _Stream | _Documents = _pad(held, tokenizer, config.length)
-        counted = int((heldout.lengths - heldout.prompt).sum())  # type: ignore[union-attr]
+        train, _ = _pad(training, tokenizer, config.length, "training")
+        heldout, tokens = _pad(held, tokenizer, config.length, "held-out")
     else:
-        train, heldout = (_stream(part, tokenizer, config.length) for part in (training, held))
-        counted = len(heldout.tokens)
-        for name, part in (("training", train), ("held-out", heldout)):
-            if len(part.tokens) < config.length:
-                raise UserError(
-                    f"the {name} text has {len(part.tokens)} tokens, fewer than one row of data.length = {config.length}"
-                )
-    characters = sum(len(d.text) for d in held)
-    if config.rows == "documents":
-        characters = max(1, round(characters * counted / max(1, sum(len(tokenizer.encode(d.text)) for d in held))))
-    return Dataset(config, tokenizer, train, heldout, characters / max(1, counted), _unigram_bits(training, held))
+        train = _stream(training, tokenizer, config.length, "training", moves=True)
+        heldout = _stream(held, tokenizer, config.length, "held-out", moves=False)
+        tokens = len(heldout.tokens)
+    letters = count_letters(d.text for d in held)
+    return Dataset(
+        config,
+        tokenizer,
+        train,
+        heldout,
+        characters_per_token=int(letters.sum()) / tokens,
+        unigram_bits=cross_entropy_bits(letters, under=count_letters(d.text for d in training)),
+        heldout_entropy_bits=entropy_bits(letters),
+    )
 
 
-def _hold_out(documents: list[Document], config: DataConfig) -> tuple[list[Document], list[Document]]:
-    """The last part of the corpus, by characters in a stream and by documents otherwise."""
+def _hold_out(documents: list[Document], config: DataConfig, *, whole: bool) -> tuple[list[Document], list[Document]]:
+    """The last part of the corpus: by documents where rows are documents, else by characters.
+
+    ``whole`` keeps documents of a stream whole, as long as between half and twice the part asked for is held out.
+    """
     if config.rows == "documents":
         if len(documents) < 2:
             raise UserError("data.rows 'documents' needs at least two documents, one of them to hold out")
         kept = min(len(documents) - 1, max(1, round(len(documents) * (1 - config.holdout))))
         return documents[:kept], documents[kept:]
-    text = "".join(d.text for d in documents)
-    cut = round(len(text) * (1 - config.holdout))
-    return [Document(text[:cut])], [Document(text[cut:])]
+    ends = np.cumsum([len(d.text) for d in documents])
+    cut = round(int(ends[-1]) * (1 - config.holdout))
+    if whole and len(documents) > 1:
+        near = int(ends[:-1][np.argmin(np.abs(ends[:-1] - cut))])
+        asked = int(ends[-1]) - cut
+        cut = near if asked / 2 <= int(ends[-1]) - near <= asked * 2 else cut
+    split = int(np.searchsorted(ends, cut))  # the document that the cut lies in, or ends with
+    begun = cut - (int(ends[split - 1]) if split else 0)
+    first, second = documents[split].text[:begun], documents[split].text[begun:]
+    return (
+        [*documents[:split], *([Document(first)] if first else [])],
+        [*([Document(second)] if second else []), *documents[split + 1 :]],
+    )
 
 
-def _stream(documents: list[Document], tokenizer: Tokenizer, length: int) -> _Stream:
+def _packed(parts: Iterable[Ids], tokenizer: Tokenizer) -> Packed:
     kind = np.uint16 if tokenizer.size <= 2**16 else np.uint32
-    # pieces, so that a large text is not held several times over as Python integers
-    pieces = [tokenizer.encode(piece).astype(kind) for d in documents for piece in _pieces(d.text, 4 * 2**20)]
-    return _Stream(np.concatenate(pieces) if pieces else np.zeros(0, kind), length)
+    return np.concatenate([np.zeros(0, kind), *(part.astype(kind) for part in parts)])
 
 
-def _pieces(text: str, size: int) -> Iterator[str]:
-    """``text`` in pieces of about ``size`` characters, cut before a space so that words stay whole."""
-    start = 0
-    while start < len(text):
-        stop = min(len(text), start + size)
-        if stop < len(text):
-            space = text.rfind(" ", start + 1, stop)
-            stop = space if space > start else stop
-        yield text[start:stop]
-        start = stop
+def _stream(documents: list[Document], tokenizer: Tokenizer, length: int, name: str, *, moves: bool) -> _Stream:
+    def parts() -> Iterator[Ids]:
+        for number, document in enumerate(documents):
+            if number and tokenizer.end is not None:
+                yield np.array([tokenizer.end], dtype=np.int64)
+            for piece in pieces(document.text):
+                yield tokenizer.encode(piece)
+
+    tokens = _packed(parts(), tokenizer)
+    if len(tokens) < length:
+        raise UserError(f"the {name} text has {len(tokens)} tokens, fewer than one row of data.length = {length}")
+    return _Stream(tokens, length, moves)
 
 
-def _pad(documents: list[Document], tokenizer: Tokenizer, length: int) -> _Documents:
-    tokens = np.full((len(documents), length), tokenizer.pad, dtype=np.int64)
-    prompts, lengths = np.zeros(len(documents), np.int64), np.zeros(len(documents), np.int64)
-    for row, document in enumerate(documents):
-        prompt = tokenizer.encode(document.prompt)[: length - 1] if document.prompt else np.zeros(0, np.int64)
-        ids = np.concatenate([prompt, tokenizer.encode(document.text)])[:length]
-        tokens[row, : len(ids)], prompts[row], lengths[row] = ids, len(prompt), len(ids)
-    return _Documents(tokens, prompts, lengths)
+def _pad(documents: list[Document], tokenizer: Tokenizer, length: int, name: str) -> tuple[_Documents, int]:
+    """Also how many tokens the texts have before they are cut."""
+    assert tokenizer.pad is not None
+    prompts: list[int] = []
+    lengths: list[int] = []
+    total = 0
 
+    def parts() -> Iterator[Ids]:
+        nonlocal total
+        for document in documents:
+            text = tokenizer.encode(document.text)
+            total += len(text)
+            if len(text):  # a tokenizer may make nothing of white space
+                prompt = tokenizer.encode(document.prompt)[: length - 1]
+                prompts.append(len(prompt))
+                lengths.append(min(length, len(prompt) + len(text)))
+                yield prompt
+                yield text[: length - len(prompt)]
 
-def _unigram_bits(training: list[Document], held: list[Document]) -> float:
-    def counts(documents: list[Document]) -> npt.NDArray[np.float64]:
-        total = np.zeros(0x110000, dtype=np.int64)
-        for d in documents:
-            codes = np.frombuffer(d.text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-            total += np.bincount(codes, minlength=total.size)
-        return total.astype(np.float64)
-
-    seen, new = counts(training), counts(held)
-    alphabet = (seen > 0) | (new > 0)
-    chance = (seen[alphabet] + 1) / (seen[alphabet] + 1).sum()
-    return float(-(new[alphabet] * np.log2(chance)).sum() / max(1.0, new.sum()))
+    tokens = _packed(parts(), tokenizer)
+    if not prompts:
+        raise UserError(f"the {name} documents have no tokens")
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return _Documents(tokens, starts, np.asarray(prompts, np.int64), length, tokenizer.pad), total

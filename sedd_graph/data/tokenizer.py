@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sedd_graph.data.config import BpeConfig, BytesConfig, CharactersConfig, FileTokenizerConfig, TokenizerConfig
+from sedd_graph.data.letters import code_points, count_letters, pieces
 from sedd_graph.errors import UserError
 
 __all__ = ["Tokenizer", "load_tokenizer", "make_tokenizer"]
@@ -23,13 +23,19 @@ __all__ = ["Tokenizer", "load_tokenizer", "make_tokenizer"]
 Ids = npt.NDArray[np.int64]
 FILE = "tokenizer.json"
 MAX_FILE = 256 * 2**20
+MAX_SIZE = 2**21
+"""More tokens than any tokenizer in use: a file is not believed when one id would cost gigabytes."""
+PADS = ("<pad>", "[PAD]", "<|padding|>")
+ENDS = ("<|endoftext|>", "</s>", "[SEP]")
 
 
 class Tokenizer(ABC):
-    """``size`` ids; ``pad`` is one of them or None; ``forbidden`` lists the ids that must never be generated."""
+    """``size`` ids; ``pad`` is one of them or None, and so is ``end``, which separates documents in a stream;
+    ``forbidden`` lists, in order, the ids that must never be generated."""
 
     size: int
     pad: int | None
+    end: int | None = None
     forbidden: tuple[int, ...]
 
     @abstractmethod
@@ -51,19 +57,21 @@ class Characters(Tokenizer):
     def __init__(self, alphabet: str, size: int) -> None:
         self.alphabet, self.size, self.pad = alphabet, size, size - 1
         self.forbidden = (0, *range(len(alphabet) + 1, size))
-        self._table = {c: i + 1 for i, c in enumerate(alphabet)}
+        codes = code_points(alphabet)
+        # the last entry of the table is for every code point beyond the alphabet's highest
+        self._table = np.zeros(int(codes.max(initial=0)) + 2, dtype=np.int64)
+        self._table[codes] = np.arange(1, len(alphabet) + 1)
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> Characters:
-        counts: Counter[str] = Counter()
-        for text in texts:
-            counts.update(text)
-        kept = sorted(counts, key=lambda c: (-counts[c], c))[: size - 2]
-        return cls("".join(sorted(kept)), size)
+        counts = count_letters(texts)
+        seen = np.flatnonzero(counts)
+        # a stable sort: of characters equally frequent, the lower code point comes first
+        kept = seen[np.argsort(-counts[seen], kind="stable")][: size - 2]
+        return cls("".join(map(chr, sorted(kept.tolist()))), size)
 
     def encode(self, text: str) -> Ids:
-        table = self._table
-        return np.fromiter((table.get(c, 0) for c in text), dtype=np.int64, count=len(text))
+        return self._table[np.minimum(code_points(text), len(self._table) - 1)]
 
     def decode(self, ids: Iterable[int]) -> str:
         letters = "\N{REPLACEMENT CHARACTER}" + self.alphabet
@@ -92,21 +100,35 @@ class HuggingFace(Tokenizer):
     """A ``tokenizers.Tokenizer``."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner, self.size = inner, inner.get_vocab_size(with_added_tokens=True)
-        special = sorted(i for i, t in inner.get_added_tokens_decoder().items() if t.special)
-        pads = [inner.token_to_id(t) for t in ("<pad>", "[PAD]", "<|padding|>")]
-        self.pad = next((p for p in pads if p is not None), None)
+        # a file may ask for rows of a fixed length, which would cut every text to it; rows are made elsewhere
+        inner.no_truncation()
+        inner.no_padding()
         used = set(inner.get_vocab(with_added_tokens=True).values())
-        self.size = max(used) + 1
-        # an end-of-text token is text's own separator, and may come out
-        ends = {inner.token_to_id(t) for t in ("<|endoftext|>", "</s>", "[SEP]")}
-        self.forbidden = tuple(sorted({*range(self.size)} - used | {s for s in special if s not in ends}))
+        if not used:
+            raise ValueError("it has no tokens")
+        self.inner, self.size = inner, max(used) + 1
+        if self.size > MAX_SIZE:
+            raise ValueError(f"its highest id is {self.size - 1:,}; ids up to {MAX_SIZE - 1:,} are taken")
+        self.pad = next((p for p in map(inner.token_to_id, PADS) if p is not None), None)
+        ends = [e for e in map(inner.token_to_id, ENDS) if e is not None]
+        self.end = ends[0] if ends else None
+        special = {i for i, token in inner.get_added_tokens_decoder().items() if token.special}
+        # an end-of-text token is text's own separator, and may come out; padding never may, special or not
+        barred = (special - set(ends)) | ({self.pad} if self.pad is not None else set())
+        self.forbidden = tuple(sorted((set(range(self.size)) - used) | barred))
+        self._silent = set(range(self.size)) - used | ({self.pad} if self.pad is not None else set())
 
     def encode(self, text: str) -> Ids:
+        try:
+            text.encode()  # the library's own complaint is a TypeError that says nothing
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            raise UserError(f"the text has a lone surrogate, U+{code:04X}, which is no character") from None
         return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
-        text: str = self.inner.decode([i for i in ids if 0 <= i < self.size], skip_special_tokens=False)
+        kept = [int(i) for i in ids if 0 <= i < self.size and i not in self._silent]
+        text: str = self.inner.decode(kept, skip_special_tokens=False)
         return text
 
     def to_json(self) -> str:
@@ -117,6 +139,8 @@ class HuggingFace(Tokenizer):
 def _from_text(text: str, where: str) -> Tokenizer:
     try:
         data = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where}: not JSON: nested too deeply") from None
     except ValueError as error:
         raise UserError(f"{where}: not JSON: {error}") from None
     kind = data.get("kind") if isinstance(data, dict) else None
@@ -124,6 +148,8 @@ def _from_text(text: str, where: str) -> Tokenizer:
         alphabet, size = data.get("alphabet"), data.get("size")
         if not (isinstance(alphabet, str) and isinstance(size, int) and len(alphabet) + 2 <= size <= 2**20):
             raise UserError(f"{where}: a tokenizer of characters needs 'alphabet' and a 'size' that holds it")
+        if len(set(alphabet)) < len(alphabet):
+            raise UserError(f"{where}: a character is twice in 'alphabet'")
         return Characters(alphabet, size)
     if kind == "bytes":
         return Bytes()
@@ -150,7 +176,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def make_tokenizer(config: TokenizerConfig, texts: Iterable[str], *, root: Path) -> Tokenizer:
-    """The tokenizer that ``config`` asks for, trained on ``texts`` where it is one that is trained."""
+    """The tokenizer that ``config`` asks for, trained on ``texts`` where it is one that is trained.
+
+    The same texts give the same tokenizer. Raises :class:`UserError` where a file cannot be read.
+    """
     if isinstance(config, CharactersConfig):
         return Characters.train(texts, config.size)
     if isinstance(config, BytesConfig):
@@ -170,5 +199,5 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str], *, root: Path)
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator(texts, trainer)
+    inner.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
     return HuggingFace(inner)
