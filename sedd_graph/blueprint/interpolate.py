@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sedd_graph.errors import suggest
 
 __all__ = ["InterpolationFault", "resolve", "resolve_params"]
 
+MAX_TEXT, MAX_PARAMS = 4096, 256
 _REFERENCE = re.compile(r"\$\{params\.([a-z][a-z0-9_]*)\}")
 
 
@@ -62,7 +64,14 @@ def resolve(data: Any, params: Mapping[str, Any]) -> Any:
     if faults:
         raise InterpolationFault(faults)
     config = OmegaConf.create({"params": dict(params), "texts": [text for _, text in strings]})
-    values = iter(OmegaConf.to_container(config, resolve=True)["texts"])  # type: ignore[index, call-overload]
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)["texts"]
+    except OmegaConfBaseException as error:
+        raise InterpolationFault([((), f"cannot be interpolated: {str(error).splitlines()[0]}")]) from None
+    long = [path for (path, _), value in zip(strings, resolved, strict=True) if len(str(value)) > MAX_TEXT]
+    if long:
+        raise InterpolationFault([(path, f"longer than {MAX_TEXT} characters once interpolated") for path in long])
+    values = iter(resolved)  # type: ignore[index, call-overload]
 
     def replace(item: Any) -> Any:
         if isinstance(item, str):
@@ -76,6 +85,8 @@ def resolve(data: Any, params: Mapping[str, Any]) -> Any:
 
 def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters that refer to each other, resolved; a circle is a fault that names its members."""
+    if len(params) > MAX_PARAMS:
+        raise InterpolationFault([((), f"more than {MAX_PARAMS} parameters")])
     faults = _check(params, params)
     waits = {k: set(_REFERENCE.findall(v)) for k, v in params.items() if isinstance(v, str)}
     done: dict[str, Any] = {k: v for k, v in params.items() if not waits.get(k)}

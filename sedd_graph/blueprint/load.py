@@ -175,7 +175,12 @@ class _Reader:
         if Path(relative).is_absolute() or "\\" in relative or "\0" in relative:
             self.problems.append(loaded.problem(at, f"{text!r}: a path relative to this file is needed"))
             return None
-        target = (base / relative).resolve()
+        try:
+            target = (base / relative).resolve()
+            target.exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            self.problems.append(loaded.problem(at, f"{text[:80]!r} cannot be a file: {str(error)[:80]}"))
+            return None
         if not target.is_relative_to(allowed):
             self.problems.append(loaded.problem(at, f"{text!r} lies outside the project folder"))
             return None

@@ -91,7 +91,9 @@ class Library(Frozen):
 
     blueprint: Literal[1]
     description: str = ""
-    use: dict[Name, Annotated[str, pydantic.Field(max_length=1024)]] = pydantic.Field(default_factory=dict)
+    use: Annotated[dict[Name, Annotated[str, pydantic.Field(max_length=1024)]], pydantic.Field(max_length=64)] = (
+        pydantic.Field(default_factory=dict)
+    )
     blocks: Annotated[dict[Name, Block], pydantic.Field(max_length=1024)] = pydantic.Field(default_factory=dict)
 
 

@@ -177,6 +177,8 @@ def _compose(text: str, document: Document) -> Any:
             if event.anchor not in anchors:
                 raise _Refused(f"alias *{event.anchor} points to nothing that is complete before it", mark)
             value, weight = anchors[event.anchor]
+            if len(stack) + _depth(value) > MAX_DEPTH:
+                raise _Refused(f"nested deeper than {MAX_DEPTH}", mark)
             nodes += weight
         elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
             nodes += 1
@@ -232,6 +234,12 @@ def _compose(text: str, document: Document) -> Any:
     if not result:
         raise _Refused("the file is empty", yaml.Mark("", 0, 0, 0, None, None))
     return result[0]
+
+
+def _depth(value: Any) -> int:
+    """How deep an anchored value is nested; what was read is never deeper than the reader allows."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
 
 
 def _copy(value: Any) -> Any:

@@ -116,7 +116,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             found.append(json.loads(line))
         except ValueError:  # the line that is being written
@@ -144,7 +144,7 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
 
 
 def _stores(run: Path, stem: str) -> list[Path]:
-    found = [p for p in run.glob(f"{stem}*.zarr") if p.is_dir()]
+    found = [p for p in run.glob(f"{stem}*.zarr") if (p / "zarr.json").is_file()]
     return sorted(found, key=lambda p: p.stat().st_mtime)
 
 

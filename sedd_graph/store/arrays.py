@@ -62,7 +62,7 @@ class Activations:
     def _forget_after(self, step: int) -> None:
         """Drop records of a time line that a resumed run will go through again."""
         for name in self.taps:
-            if name in self._root:
+            if name in self._root and "step" in self._root[name]:
                 group = self._root[name]
                 marks = np.asarray(group["step"][:])
                 # a kill while the array was extended leaves marks of 0, which no training step has
@@ -157,6 +157,10 @@ def write_samples(
             root.attrs.update(dict(attributes))
             final.rmdir()
             part.rename(final)
+        except BaseException:
+            if final.is_dir() and not any(final.iterdir()):
+                final.rmdir()
+            raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return final

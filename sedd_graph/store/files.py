@@ -95,7 +95,7 @@ class JsonLines:
 
     def append(self, record: Mapping[str, Any]) -> None:
         with disk_faults(self.path.name, self.path.parent):
-            self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
             self._stream.flush()
 
     def close(self) -> None:

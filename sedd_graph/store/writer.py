@@ -40,8 +40,7 @@ class Writer:
 
     def _check(self) -> None:
         if self._fault is not None:
-            fault, self._fault = self._fault, None
-            raise fault
+            raise self._fault  # again at every call: a record is missing from here on
 
     def put(self, work: Callable[[], None]) -> None:
         """Hand over work; waits while the queue is full."""

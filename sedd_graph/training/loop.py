@@ -157,6 +157,7 @@ class _Trainer:
         self.average = Average(self.model, config.ema) if config.ema else None
         self.dtype = pick_dtype(config.dtype, engine.device)
         self.step, self.seconds = 0, 0.0
+        self.activations: Activations | None = None
         torch.manual_seed(mix_seed(config.seed, world.rank))
 
     # -- one step ---------------------------------------------------------------------------------------------------
@@ -254,6 +255,7 @@ class _Trainer:
 
     def loop(self, activations: Activations | None, decode: Callable[[Tensor], list[str]]) -> Result:
         config, tokens_per_step = self.config, self.config.batch * self.data.config.length
+        self.activations = activations
         reason, first, since, began = "done", self.step + 1, self.step, time.perf_counter()
         mark, held_up = began, 0.0
         start_seconds = self.seconds
@@ -358,6 +360,8 @@ class _Trainer:
                 if self.trackers is not None:
                     self.trackers.text(self.step, "sample", text)
         if self.step % config.checkpoint.every == 0:
+            if self.activations is not None:
+                self.activations.flush()  # a resume goes on from here: what came before must be on disk
             self.save()
         self.world.barrier()
 

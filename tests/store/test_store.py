@@ -32,7 +32,8 @@ def test_the_writer_keeps_order_and_raises_the_faults_of_its_thread() -> None:
     writer.put(full)
     with pytest.raises(OSError, match="no space"):
         writer.flush()
-    writer.close()
+    with pytest.raises(OSError, match="no space"):
+        writer.close()
 
 
 def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
