@@ -73,7 +73,7 @@ def _text(path: Path) -> Document:
 
 def _missing(where: str, field: str, names: list[str]) -> UserError:
     known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return UserError(f"{where}: no field {field!r}{suggest(field, names)}; fields: {known or 'none'}")
+    return UserError(f"{where}: no text field {field!r}{suggest(field, names)}; fields: {known or 'none'}")
 
 
 def _record(record: Any, where: str, field: str, prompt: str | None) -> Document:

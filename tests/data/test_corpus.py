@@ -104,8 +104,8 @@ def test_jsonl_fields_and_prompts(tmp_path: Path) -> None:
     [
         ("{", "not JSON: Expecting property name enclosed in double quotes at column 2"),
         ("[1]", "not a JSON object"),
-        ('{"txet": "a"}', "no field 'text' (did you mean 'txet'?); fields: txet"),
-        ("{}", "no field 'text'; fields: none"),
+        ('{"txet": "a"}', "no text field 'text' (did you mean 'txet'?); fields: txet"),
+        ("{}", "no text field 'text'; fields: none"),
         ('{"text": null}', "field 'text' is null, not text"),
         ('{"text": 3}', "field 'text' is int, not text"),
         ('{"text": "ab\\ud800"}', "field 'text' has a lone surrogate, U+D800, at character 2"),
@@ -133,7 +133,7 @@ def test_parquet(tmp_path: Path) -> None:
     found = read(tmp_path, op="parquet", files=["*.parquet"], field="a", prompt="q")
     assert found == [(r["q"], r["a"]) for r in rows] + [("last", "end")]
     said = message(tmp_path, op="parquet", files=["1.parquet"], field="b")
-    assert said == "ROOT/1.parquet: no field 'b'; fields: q, a, big"
+    assert said == "ROOT/1.parquet: no text field 'b'; fields: q, a, big"
     said = message(tmp_path, op="parquet", files=["1.parquet"], field="big")
     assert said == "ROOT/1.parquet: row 1: field 'big' is list, not text"
     whole = (tmp_path / "1.parquet").read_bytes()
@@ -162,7 +162,7 @@ def test_dataset_from_local_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert read(tmp_path, op="dataset", name="one") == expected
     assert read(tmp_path, op="dataset", name="many") == expected
     said = message(tmp_path, op="dataset", name="plain", field="txt")
-    assert said == "data.corpus: plain: no field 'txt' (did you mean 'text'?); fields: text, n"
+    assert said == "data.corpus: plain: no text field 'txt' (did you mean 'text'?); fields: text, n"
     said = message(tmp_path, op="dataset", name="many", split="test")
     assert said.startswith("data.corpus: the datasets library cannot load 'many': ")
 
