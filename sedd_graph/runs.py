@@ -306,7 +306,10 @@ def _evaluate(run: Run, data: Dataset, say: Say, *, batches: int | None = None, 
     draws = draws or (config.evaluate.draws if config.evaluate else 1)
     found = evaluate(run.engine, data, rows=min(64, config.batch), batches=batches, draws=draws, seed=config.seed)
     say(f"held-out {found}")
-    say(f"unigram entropy of the same text: {data.unigram_bits:.4f} bits per character")
+    say(
+        f"unigram entropy of the same text: {data.heldout_entropy_bits:.4f} bits per character "
+        f"({data.unigram_bits:.4f} under the training text's frequencies)"
+    )
     write_json(
         run.path / "evaluation.json",
         {
