@@ -30,17 +30,11 @@ class Add(Component, kind="arithmetic"):
         return total
 
 
-class Mean(Component, kind="arithmetic"):
+class Mean(Add):
     """The mean of any number of values of one shape."""
 
-    class Config(ComponentConfig):
-        pass
-
     def forward(self, *xs: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        total = xs[0]
-        for x in xs[1:]:
-            total = total + x
-        return total / len(xs)
+        return super().forward(*xs) / len(xs)
 
 
 class Scale(Component, kind="arithmetic"):

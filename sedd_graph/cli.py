@@ -31,10 +31,6 @@ def _device(arguments: argparse.Namespace) -> Any:
     return pick_device(arguments.device)
 
 
-def _compile(mode: str | None) -> Any:
-    return mode
-
-
 # -- verbs --------------------------------------------------------------------------------------------------------
 
 
@@ -51,7 +47,7 @@ def _build(arguments: argparse.Namespace) -> int:
         arguments.overrides,
         runs=Path(arguments.runs),
         device=_device(arguments),
-        compile=_compile(arguments.compile),
+        compile=arguments.compile,
         say=_say,
     )
     _write_report(run)

@@ -145,7 +145,7 @@ def _compose(text: str, document: Document) -> Any:
     result: list[Any] = []
     nodes, documents = 0, 0
 
-    def child_path(mark: Any) -> Path_:
+    def child_path() -> Path_:
         if not stack:
             return ()
         top = stack[-1]
@@ -212,17 +212,17 @@ def _compose(text: str, document: Document) -> Any:
                     value = read_scalar(event.value)
                 except ValueError as error:
                     raise _Refused(str(error), mark) from None
-            document.values[child_path(mark)] = (mark.line + 1, mark.column + 1)
+            document.values[child_path()] = (mark.line + 1, mark.column + 1)
             if event.anchor:
                 anchors[event.anchor] = (value, 1)
             add(value, mark, 1)
         elif isinstance(event, yaml.AliasEvent):
-            document.values[child_path(mark)] = (mark.line + 1, mark.column + 1)
+            document.values[child_path()] = (mark.line + 1, mark.column + 1)
             add(_copy(value), mark, weight)
         elif isinstance(event, yaml.CollectionStartEvent):
             if len(stack) >= MAX_DEPTH:
                 raise _Refused(f"nested deeper than {MAX_DEPTH}", mark)
-            path = child_path(mark)
+            path = child_path()
             document.values[path] = (mark.line + 1, mark.column + 1)
             container: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
             stack.append(_Open(container, path, event.anchor))

@@ -140,7 +140,7 @@ class _Box:
     def __init__(self, title: str, note: str, fill: str, path: str) -> None:
         self.title, self.note, self.fill, self.path = title, note, fill, path
         self.children: dict[str, tuple[_Box, float, float]] = {}
-        self.edges: list[tuple[str, str, str]] = []
+        self.edges: list[tuple[str, str]] = []
         self.width = max(_CHAR * len(title) * 1.05, _CHAR * 0.88 * len(note)) + 24
         self.height = float(_BOX_H)
 
@@ -182,14 +182,15 @@ def _boxed(region: Region, title: str, note: str, path: str, *, top: bool) -> _B
             for ref in refs:
                 source = ref.step or f">{ref.port}"
                 graph.add_edge(source, step.name)
-                box.edges.append((source, step.name, ""))
+                box.edges.append((source, step.name))
     for name, ref in region.outputs.items():
         boxes[f"<{name}"] = _Box(name, str(region.type_of(ref)) if top else "", "#e2e8f0", "")
         graph.add_edge(ref.step or f">{ref.port}", f"<{name}")
-        box.edges.append((ref.step or f">{ref.port}", f"<{name}", ""))
+        box.edges.append((ref.step or f">{ref.port}", f"<{name}"))
     layers = [list(layer) for layer in nx.topological_generations(graph)]
-    for layer in layers:  # under what feeds them, so that fewer edges cross
-        layer.sort(key=lambda n: list(graph).index(n))
+    order = {name: index for index, name in enumerate(graph)}
+    for layer in layers:  # as the blueprint has them
+        layer.sort(key=order.__getitem__)
     box.place(layers, boxes)
     return box
 
@@ -213,7 +214,7 @@ def to_svg(graph: Graph) -> str:
             f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" font-weight="{weight}" fill="{fill}">{html.escape(content)}</text>'
         )
 
-    def draw(item: _Box, x: float, y: float, depth: int) -> None:
+    def draw(item: _Box, x: float, y: float) -> None:
         stroke = "#64748b" if item.children else "#94a3b8"
         round_ = 10 if item.children else 12 if not item.path else 6
         parts.append(
@@ -226,7 +227,7 @@ def to_svg(graph: Graph) -> str:
                 text(middle, y + 31, item.note, 10, fill="#475569")
             return
         text(x + _PAD, y + 18, item.title, 12.5, anchor="start", weight="700", fill="#334155")
-        for source, target, _ in item.edges:
+        for source, target in item.edges:
             a, ax, ay = item.children[source]
             b, bx, by = item.children[target]
             x1, y1 = x + ax + a.width / 2, y + ay + a.height
@@ -236,9 +237,9 @@ def to_svg(graph: Graph) -> str:
                 f'<path d="M{x1:.1f},{y1:.1f} C{x1:.1f},{y1 + bend:.1f} {x2:.1f},{y2 - bend:.1f} {x2:.1f},{y2 - 3:.1f}" fill="none" stroke="#64748b" stroke-opacity="0.65" marker-end="url(#tip)"/>'
             )
         for child, cx, cy in item.children.values():
-            draw(child, x + cx, y + cy, depth + 1)
+            draw(child, x + cx, y + cy)
 
-    draw(box, 8, 8, 0)
+    draw(box, 8, 8)
     width, height = box.width + 16, box.height + 16
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '

@@ -18,6 +18,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    device: torch.device | str = "cpu"
 
     @classmethod
     def single(cls) -> World:
@@ -33,7 +34,7 @@ class World:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return cls(dist.get_rank(), size)
+        return cls(dist.get_rank(), size, device)
 
     def close(self) -> None:
         if self.size > 1 and dist.is_initialized():
@@ -52,14 +53,15 @@ class World:
         """Whether any process says so: all must leave the loop at the same step."""
         if self.size == 1:
             return flag
-        found: list[bool] = [False] * self.size
-        dist.all_gather_object(found, flag)
-        return any(found)
+        found = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
 
     def gather(self, value: Tensor) -> list[Tensor]:
         """The (small, CPU) value of every process, in order of rank."""
         if self.size == 1:
             return [value]
-        found: list[Tensor] = [torch.empty(0)] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        sent = value.to(self.device)
+        found = [torch.empty_like(sent) for _ in range(self.size)]
+        dist.all_gather(found, sent)
+        return [part.cpu() for part in found]
