@@ -40,7 +40,7 @@ from sedd_graph.training.distributed import World
 from sedd_graph.training.optim import Average, learning_rate, make_optimizers
 from sedd_graph.training.trackers import Trackers
 
-__all__ = ["Evaluation", "Result", "evaluate", "to_batch", "train"]
+__all__ = ["Evaluation", "Result", "Trainer", "evaluate", "to_batch", "train"]
 
 Say = Callable[[str], None]
 
@@ -130,7 +130,9 @@ class _Signals:
             signal.signal(number, handler)
 
 
-class _Trainer:
+class Trainer:
+    """One process's part of a training run: its step, its optimizers, its averaged weights, its checkpoints."""
+
     def __init__(
         self,
         engine: Engine,
@@ -396,7 +398,7 @@ def train(
     :class:`DivergedError` where the loss is no longer finite, and :class:`UserError` for a request that cannot be met.
     """
     world = world or World.single()
-    trainer = _Trainer(engine, data, config, run, world, trackers, say)
+    trainer = Trainer(engine, data, config, run, world, trackers, say)
     if latest_checkpoint(trainer.folder) is not None and not resume:
         raise UserError(f"{run} has been trained already: add --resume to go on, or build a new run")
     if resume:
