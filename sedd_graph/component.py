@@ -8,15 +8,15 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
 from sedd_graph.axes import PortType, parse_port_type
-from sedd_graph.contract import NODE_KINDS, PROCESS_KINDS, ComponentConfig, Port, Signature
+from sedd_graph.contract import NODE_KINDS, PROCESS_KINDS, Algebra, ComponentConfig, Port, Rule, Signature
 
-__all__ = ["Component", "ComponentConfig", "Context"]
+__all__ = ["Component", "ComponentConfig", "Context", "solves"]
 
 _KIND_OF_DTYPES = {"Float": "float", "Int": "int", "Bool": "bool"}
 
@@ -33,6 +33,29 @@ class Context:
     axes: Mapping[str, int]
     connected: frozenset[str] = frozenset()
     path: str = ""
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def solves(
+    target: str, *, given: tuple[str, ...], cost: float = 1.0, iterative: bool = False, log_det: str | None = None
+) -> Callable[[_Method], _Method]:
+    """Mark a method of a component as a rule for the solver: it gives the input ``target`` from the ports ``given``.
+
+    The method is called with the values of ``given`` in that order, without gradients. ``log_det`` is ``"zero"`` or the
+    name of a method called with all inputs of ``forward`` that gives log |det d out / d target|, nats, [b].
+
+    >>> @solves("x", given=("out", "shift"), log_det="zero")
+    ... def undo(self, out, shift):
+    ...     return out - shift
+    """
+
+    def mark(method: _Method) -> _Method:
+        method.__solves__ = (Rule(target, tuple(given), method.__name__, cost, iterative), log_det)  # type: ignore[attr-defined]
+        return method
+
+    return mark
 
 
 class Component(nn.Module):
@@ -83,6 +106,19 @@ class Component(nn.Module):
     def signature(cls, config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
         """The ports under ``config``; override it only where they depend on the Config or on how many edges come in."""
         return _signature_of_forward(cls)
+
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        """What the solver may know: by default the methods marked with :func:`solves`.
+
+        Override it (and extend what ``super()`` gives) for linear relations, Lipschitz bounds, or rules that depend on the
+        Config.
+        """
+        marked = [m.__solves__ for n in dir(cls) if hasattr(m := inspect.getattr_static(cls, n), "__solves__")]
+        return Algebra(
+            rules=tuple(rule for rule, _ in marked),
+            log_det={rule.target: log_det for rule, log_det in marked if log_det is not None},
+        )
 
     def axis(self, name: str) -> int:
         """The size of one of this component's own axes; :class:`KeyError` if it is dynamic."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Annotated, Any
 
 import pydantic
@@ -18,12 +19,15 @@ from sedd_graph.axes import PortType
 __all__ = [
     "NODE_KINDS",
     "PROCESS_KINDS",
+    "Algebra",
     "ComponentConfig",
     "Contract",
     "Port",
+    "Rule",
     "Signature",
     "SizeField",
     "SizeMark",
+    "no_algebra",
     "size_fields",
 ]
 
@@ -80,10 +84,46 @@ class Signature:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rule:
+    """One way to undo a component: the input ``target`` from the ports in ``given``, by calling ``method`` with them.
+
+    ``cost`` counts evaluations of the component's ``forward``. ``iterative``: to a tolerance instead of in closed form.
+    """
+
+    target: str
+    given: tuple[str, ...]
+    method: str
+    cost: float = 1.0
+    iterative: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Algebra:
+    """What the solver may know of a component under one Config.
+
+    ``linear`` says that an output is a sum of inputs with constant factors, ``{"out": {"x": 1, "y": -1}}`` (of a
+    variadic port, each value with the same factor). ``lipschitz`` maps (input, output) to a bound on how much the
+    output moves when that input alone moves, in the Euclidean norm of a whole sequence; a pair that is absent has none.
+    ``log_det``: for each rule's target, ``"zero"`` where undoing it changes no volume, or the name of the method that
+    gives log |det d out / d target| in nats, [b]; a target that is absent has none.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    linear: Mapping[str, Mapping[str, Fraction]] = dataclasses.field(default_factory=dict)
+    lipschitz: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+    log_det: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def no_algebra(config: ComponentConfig, signature: Signature) -> Algebra:
+    return Algebra()
+
+
+@dataclasses.dataclass(frozen=True)
 class Contract:
     """Everything the blueprint and graph layers may know of a component.
 
     ``signature(config, arity)`` gives the ports; ``arity`` maps a variadic port to how many edges feed it.
+    ``algebra(config, signature)`` gives the rules by which the solver may undo it.
     ``promises`` are short human-readable claims that ``check_component`` holds the class to.
     """
 
@@ -93,6 +133,7 @@ class Contract:
     config: type[ComponentConfig]
     signature: Callable[[ComponentConfig, Mapping[str, int]], Signature]
     summary: str = ""
+    algebra: Callable[[ComponentConfig, Signature], Algebra] = no_algebra
     promises: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     distribution: str = ""
     file: str = ""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from sedd_graph.contract import Contract
+from sedd_graph.contract import Contract, no_algebra
 from sedd_graph.errors import EnvironmentFault, UserError, suggest
 
 __all__ = ["GROUP", "Entry", "PluginWarning", "Registry", "discover", "op_names"]
@@ -129,6 +129,7 @@ class Registry:
                 kind=cls.kind,
                 config=cls.Config,
                 signature=getattr(cls, "signature", None),  # type: ignore[arg-type]
+                algebra=getattr(cls, "algebra", no_algebra),
                 summary=(inspect.getdoc(cls) or "").split("\n")[0],
                 promises=dict(getattr(cls, "promises", {})),
                 distribution=entry.distribution,
