@@ -86,16 +86,19 @@ def _axis_names(text: str) -> frozenset[str]:
         return frozenset()
 
 
-def bind_axes(ports: Sequence[Port], taken: Mapping[str, list[Edge]], what: str) -> dict[str, Size] | None:
-    """The sizes of the axis names in ``ports``, from what is fed in."""
+def bind_axes(
+    at: Spot, ports: Sequence[Port], taken: Mapping[str, list[Edge]], axes: Scope, what: str
+) -> dict[str, Size] | None:
+    """The sizes of the axis names in ``ports``, from what is fed in; what that leaves open is the blueprint's."""
     binding = Binding()
-    for port in ports:
-        edge = taken[port.name][0]
-        try:
-            binding.unify(port, edge.type, label=f"input {port.name!r} of {what}")
-        except Mismatch as error:
-            edge.at.refuse(str(error))
-            return None
+    try:
+        for port in ports:
+            edge = taken[port.name][0]
+            binding.unify(port, edge.type, label=f"input {port.name!r} of {what}", at=edge.at)
+        binding.finish(axes)
+    except Mismatch as error:
+        (error.at or at).refuse(str(error))
+        return None
     return binding.axes
 
 

@@ -143,7 +143,7 @@ class _Expander:
         taken = None if ports is None else assign(at, ports, edges, what)
         if ports is None or repeat is None or params is None or taken is None:
             return None
-        axes = blocks.bind_axes(ports, taken, what)
+        axes = blocks.bind_axes(at, ports, taken, self.root_axes, what)
         if axes is None:
             return None
         types = {port.name: taken[port.name][0].type for port in ports}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sedd_graph.axes import AxisError, PortType, Size
 from sedd_graph.blueprint.schema import Node
-from sedd_graph.contract import NODE_KINDS
+from sedd_graph.contract import NODE_KINDS, size_fields
 from sedd_graph.graph.configure import configure, find_contract
 from sedd_graph.graph.model import Op, Ref, Region
 from sedd_graph.graph.ports import Scope, assign, declared_outputs, read_type
@@ -49,26 +49,22 @@ def make_op(at: Spot, node: Node, edges: Sequence[Edge], scope: Scope, registry:
     if taken is None:
         return None
     symbols = {s for p in (*signature.inputs, *signature.outputs) for s in p.type.symbols}
-    binding = Binding({k: Size.of(v) for k, v in config.model_dump().items() if k in symbols and isinstance(v, int)})
-    fault = at
+    sizes = {name: getattr(config, name) for name in sorted(symbols & size_fields(contract.config))}
+    binding = Binding({name: Size.of(size) for name, size in sizes.items() if isinstance(size, int)})
+    out = at / "out"
     try:
         for port in signature.inputs:
             for edge in taken.get(port.name, ()):
-                fault = edge.at
-                binding.unify(port, edge.type, label=f"input {port.name!r} of {what}")
-        fault = at / "out"
-        for port, text in declared_outputs(fault, node, signature.outputs):
-            declared = read_type(fault, text, scope)
+                binding.unify(port, edge.type, label=f"input {port.name!r} of {what}", at=edge.at)
+        for port, text in declared_outputs(out, node, signature.outputs):
+            declared = read_type(out, text, scope)
             if declared is None:
                 return None
-            binding.unify(port, declared, label=f"output {port.name!r} of {what}")
-        fault = at
+            binding.unify(port, declared, label=f"output {port.name!r} of {what}", at=out)
+        binding.finish()
         outputs = {port.name: binding.result(port) for port in signature.outputs}
     except Mismatch as error:
-        fault.refuse(str(error))
-        return None
-    except AxisError as error:
-        at.refuse(f"{what}: {error}")
+        (error.at or at).refuse(str(error))
         return None
     inputs = {port: tuple(edge.ref for edge in found) for port, found in taken.items()}
     return Made(Op(contract, config, signature, binding.axes, node.with_), inputs, outputs)

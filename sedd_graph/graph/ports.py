@@ -23,7 +23,12 @@ def read_type(at: Spot, text: str, scope: Scope) -> PortType | None:
         declared = parse_port_type(text, scope)
         if any(d.variadic for d in declared.dims):
             raise AxisError(f"port type {text!r}: a starred axis cannot stand in a blueprint")
-        return PortType(declared.kind, tuple(Dim(d.size.substitute(scope)) for d in declared.dims))
+        sizes = [d.size.substitute(scope) for d in declared.dims]
+        for written, size in zip(declared.dims, sizes, strict=True):
+            if size.constant is not None and size.constant <= 0:
+                shown = f"{written}" if written.size == size else f"{written} = {size}"
+                raise AxisError(f"port type {text!r}: {shown}, but a size is at least 1")
+        return PortType(declared.kind, tuple(map(Dim, sizes)))
     except AxisError as error:
         at.refuse(str(error))
         return None
