@@ -40,9 +40,10 @@ def read_repeat(at: Spot, node: Node, scope: Scope) -> int | None:
     if node.repeat is None:
         return 1
     try:
-        count = parse_size(node.repeat, scope).substitute(scope).constant
+        size = parse_size(node.repeat, scope)
+        count = size.constant
         if count is None or not 1 <= count <= MAX_REPEAT:
-            raise AxisError(f"repeat is {count}: it must be from 1 to {MAX_REPEAT}")
+            raise AxisError(f"repeat is {size}: it must be from 1 to {MAX_REPEAT}")
         return count
     except AxisError as error:
         (at / "repeat").refuse(str(error))
