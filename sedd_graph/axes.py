@@ -20,6 +20,7 @@ DYNAMIC = ("batch", "length")
 """Symbols whose value is known only when a step runs."""
 
 MAX_SIZE = 2**40
+"""Sizes and coefficients stay below it."""
 _MAX_TEXT, _MAX_DEPTH, _MAX_TERMS = 256, 16, 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TOKEN = re.compile(r"\s*(?:([0-9]+)|([A-Za-z_][A-Za-z0-9_]*)|(//|[-+*()]))")

@@ -14,6 +14,7 @@ from sedd_graph.errors import Problem, suggest
 __all__ = ["Locate", "dotted", "model_problems"]
 
 Locate = Callable[[tuple[str | int, ...]], tuple[str, int, int]]
+"""From a path within the data to file, line and column."""
 
 _PATTERNS = {
     r"^[a-z][a-z0-9_]*$": "use lower-case letters, digits and _, starting with a letter",

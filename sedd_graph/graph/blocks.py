@@ -17,7 +17,10 @@ from sedd_graph.graph.wiring import Edge
 
 __all__ = ["MAX_NODES", "bind_axes", "chain", "find_block", "hold_declared", "read_params", "read_ports", "read_repeat"]
 
-MAX_NODES, MAX_REPEAT = 100_000, 4096
+MAX_NODES = 100_000
+"""Components that a graph may have, repeats counted out."""
+
+MAX_REPEAT = 4096
 
 
 def find_block(at: Spot, text: str) -> tuple[Spot, Block] | None:
