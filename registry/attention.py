@@ -3,8 +3,9 @@
 Axes: b batch, l length, heads, r width of one head, k key/value pairs of (cosine, sine).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+import pydantic
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
 from sedd_graph.contract import SizeField
+from sedd_graph.keys import dropout
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ class Attention(Component, kind="attention"):
         heads: SizeField
         qk_norm: Literal["none", "rms"] = "none"
         """``rms``: queries and keys to unit root mean square before the product (arXiv 2302.05442), with learned scale."""
-        dropout: float = 0.0
+        dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
         """Probability of dropping an attention weight in training."""
         bias: Literal["none", "all"] = "none"
 
@@ -47,6 +49,7 @@ class Attention(Component, kind="attention"):
         x: Float[Tensor, "b l heads*r"],
         angles: Float[Tensor, "2 l r"] | None = None,
         attend: Bool[Tensor, "b l"] | None = None,
+        key: Tensor | None = None,
     ) -> Float[Tensor, "b l heads*r"]:
         b, l, d = x.shape
         q, k, v = self.qkv(x).view(b, l, 3, self.config.heads, -1).permute(2, 0, 3, 1, 4)
@@ -57,7 +60,18 @@ class Attention(Component, kind="attention"):
             q, k = rotate(q, angles), rotate(k, angles)
         # A row with nothing to attend to (all padding) attends to all: its output is never used, and stays finite.
         mask = None if attend is None else (attend | ~attend.any(-1, keepdim=True))[:, None, None, :]
-        dropout = self.config.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=mask, dropout_p=dropout)
+        v = v.to(q.dtype)
+        if key is not None and self.config.dropout:
+            y = self._dropped(q, k, v, mask, key)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, l, d))
         return out
+
+    def _dropped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor) -> Tensor:
+        """Attention written out: the fused kernels draw their dropout from the global generator, so that it could be
+        neither split over processes nor drawn again."""
+        weights = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5
+        if mask is not None:
+            weights = weights.masked_fill(~mask, -torch.inf)
+        return dropout(weights.softmax(-1).to(v.dtype), self.config.dropout, key) @ v

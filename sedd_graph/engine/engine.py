@@ -108,9 +108,9 @@ class LossModule(nn.Module):
         self.model = model
         self._process = process
 
-    def forward(self, draw: Draw, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Nats per sequence [b], and the saved ports."""
-        outputs, taps = self.model.run(feed(draw, batch))
+    def forward(self, draw: Draw, batch: Batch, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Nats per sequence [b], and the saved ports. ``key`` int32 [b] turns dropout on."""
+        outputs, taps = self.model.run(feed(draw, batch), key)
         with torch.autocast(draw.xt.device.type, enabled=False):
             loss = self._process.objective.loss(outputs, draw, batch, self._process.kernel, self._process.schedule)
         return loss, taps
@@ -211,14 +211,15 @@ class Engine:
         _, module = self._parts()
         batch = (x0 if isinstance(x0, Batch) else Batch.of(x0)).to(self.device)
         self._check_tokens(batch.tokens)
-        generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
+        random = Randomness(torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ()))))
         draw = self.draw(
             batch,
-            random=Randomness(generator),
+            random=random,
             t=None if t is None else t.to(self.device),
             xt=None if xt is None else xt.to(self.device),
         )
-        loss: Tensor = module(draw, batch)[0]
+        key = random.keys(batch.tokens.shape[0]) if self.model.training else None
+        loss: Tensor = module(draw, batch, key)[0]
         return loss
 
     def _check_tokens(self, tokens: Tensor) -> None:
