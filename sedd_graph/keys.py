@@ -26,15 +26,27 @@ def hashed(h: Tensor) -> Tensor:
 
 
 def fold(key: Tensor, place: int) -> Tensor:
-    """The key, int32 [b], of the node at ``place`` below the one that ``key`` belongs to."""
-    return hashed(key + (((place + 1) * _GOLDEN + 2**31) % 2**32 - 2**31))
+    """The key, int32 [b], of the node at ``place`` below the one that ``key`` belongs to.
+
+    Only a multiplication and an addition, since compilers write it out for every node; :func:`dropout` hashes.
+    """
+    return key * _M1 + murmur(place + 1)
+
+
+def murmur(h: int) -> int:
+    """:func:`hashed` of one integer, as an int32's value."""
+    h %= 2**32
+    h = (h ^ (h >> 16)) * (_M1 % 2**32) % 2**32
+    h = (h ^ (h >> 13)) * (_M2 % 2**32) % 2**32
+    h ^= h >> 16
+    return h - 2**32 * (h >= 2**31)
 
 
 def dropout(x: Tensor, p: float, key: Tensor) -> Tensor:
     """``x`` [b, ...] with each entry set to zero with chance ``p`` and the rest divided by ``1 - p``."""
     inner = torch.arange(math.prod(x.shape[1:-1]), dtype=torch.int32, device=x.device)
-    rows = hashed(key[:, None] + hashed(inner))
-    columns = hashed(torch.arange(x.shape[-1], dtype=torch.int32, device=x.device) + _GOLDEN)
+    rows = hashed(key[:, None] + inner * _GOLDEN)
+    columns = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device) * _GOLDEN
     h = (rows.view(*x.shape[:-1], 1) ^ columns) * _M1
     h = (h ^ (h >> 15)) * _M2
     return torch.where(h >= round(p * 2**32) - 2**31, x / (1 - p), 0.0)
