@@ -77,7 +77,9 @@ def lock(loaded: Loaded, fill: Fill) -> str:
         blocks[name] = {}  # its place, before those that it uses
         head = {"description": item.description} if item.description else {}
         params = {"params": dict(item.params)} if item.params else {}
-        blocks[name] = {**head, **params, **body(home, item)}
+        claim = item.invertible if isinstance(item.invertible, bool | None) else item.invertible.model_dump(mode="json")
+        claimed = {"invertible": claim} if claim else {}
+        blocks[name] = {**head, **params, **claimed, **body(home, item)}
 
     def op(spec: OpSpec) -> dict[str, Any]:
         pinned, keys = fill(spec.op, spec.config)

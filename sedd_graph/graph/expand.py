@@ -17,6 +17,7 @@ from sedd_graph.blueprint.load import Loaded
 from sedd_graph.blueprint.schema import Block, Blueprint, Node
 from sedd_graph.contract import NODE_KINDS, Port
 from sedd_graph.errors import BlueprintError, Problem, suggest
+from sedd_graph.graph.claims import read_claim
 from sedd_graph.graph.configure import configure, find_contract
 from sedd_graph.graph.model import Graph, Op, Ref, Region, Step
 from sedd_graph.graph.unify import Binding, Mismatch
@@ -123,7 +124,10 @@ class _Expander:
                 outputs[name] = ref
         if len(self.problems) > before:
             return None
-        region = Region(label, inputs, outputs, tuple(steps), description=body.description)
+        claim = read_claim(loaded, base, body, self.problems)
+        if len(self.problems) > before:
+            return None
+        region = Region(label, inputs, outputs, tuple(steps), description=body.description, claim=claim)
         self._unused(loaded, base, region)
         if region.size > MAX_NODES:
             self.problems.append(loaded.problem(base, f"expands to more than {MAX_NODES} components"))
