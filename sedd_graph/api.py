@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
 from sedd_graph.blueprint.load import Loaded, load
 from sedd_graph.blueprint.lock import lock
 from sedd_graph.data.config import DataConfig
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["LOCK", "Report", "build", "check", "digest", "lock_text", "make_engine", "schema_text"]
 
 LOCK = "blueprint.lock.yaml"
-SECTIONS = {"data": DataConfig, "train": TrainConfig, "store": StoreConfig}
+SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "train": TrainConfig, "store": StoreConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,7 @@ def lock_text(report: Report) -> str:
             if name not in filled and not field.is_required():
                 value = field.get_default(call_default_factory=True)
                 if value is not None:
-                    filled[name] = list(value) if isinstance(value, tuple) else value
+                    filled[name] = to_jsonable_python(value)
         return contract.op, filled
 
     return lock(report.loaded, fill)

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-__all__ = ["Block", "Blueprint", "Invertible", "Library", "Node", "OpSpec", "SaveSpec"]
+__all__ = ["MAX_NAME", "Block", "Blueprint", "Invertible", "Library", "Node", "OpSpec", "SaveSpec"]
 
-Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
-Title = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+MAX_NAME = 64
+Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=MAX_NAME)]
+Title = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=MAX_NAME)]
 Ref = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?$", max_length=130)]
 OpName = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*(\.v[1-9][0-9]{0,3})?$", max_length=80)]
 TypeText = Annotated[str, pydantic.Field(max_length=256)]

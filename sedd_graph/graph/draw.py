@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import networkx as nx
 
-from sedd_graph.graph.model import Graph, Op, Region, Step
+from sedd_graph.graph.model import Graph, Op, Ref, Region, Step
 
 __all__ = ["to_json", "to_mermaid", "to_svg", "to_tree"]
 
@@ -56,26 +57,50 @@ def to_tree(graph: Graph) -> str:
 
 
 def to_json(graph: Graph) -> str:
-    """Inputs, outputs, axes, and every component with its path, op, config and ports (repeats counted out)."""
+    """Inputs, outputs and axes; every component as a node, repeats counted out; every edge.
+
+    A value is ``path.port`` of the component that makes it (``trunk.0.attend.gate.out``), or the bare name of an input
+    of the graph. A node's ``inputs``, an edge's ``from`` and an output's ``from`` are values; an edge's ``to`` is
+    ``path.port`` of an input. Blocks do not show: values are followed through them.
+    """
     nodes: list[dict[str, Any]] = []
-    for path, step in graph.root.walk():
-        assert isinstance(step.body, Op)
-        nodes.append(
-            {
-                "path": path,
-                "op": step.body.contract.op,
-                "config": step.body.config.model_dump(mode="json"),
-                "inputs": {p: [str(r) for r in refs] for p, refs in step.inputs.items()},
-                "outputs": {p: str(t) for p, t in step.outputs.items()},
-            }
-        )
+    edges: list[dict[str, str]] = []
+
+    def visit(region: Region, prefix: str, given: Mapping[str, str]) -> dict[str, str]:
+        """Add what stands in ``region``; from the values of its inputs to the values of its outputs."""
+        made = {Ref("", name): value for name, value in given.items()}
+        for step in region.steps:
+            path = f"{prefix}{step.name}"
+            inputs = {port: [made[ref] for ref in refs] for port, refs in step.inputs.items()}
+            if isinstance(step.body, Region):
+                outputs = visit(step.body, f"{path}.", {port: values[0] for port, values in inputs.items()})
+            else:
+                outputs = {port: f"{path}.{port}" for port in step.outputs}
+                nodes.append(
+                    {
+                        "path": path,
+                        "op": step.body.contract.op,
+                        "config": step.body.config.model_dump(mode="json"),
+                        "inputs": inputs,
+                        "outputs": {port: str(found) for port, found in step.outputs.items()},
+                    }
+                )
+                for port, refs in step.inputs.items():
+                    edges.extend(
+                        {"from": made[ref], "to": f"{path}.{port}", "type": str(region.type_of(ref))} for ref in refs
+                    )
+            made |= {Ref(step.name, port): value for port, value in outputs.items()}
+        return {name: made[ref] for name, ref in region.outputs.items()}
+
     root = graph.root
+    outputs = visit(root, "", {name: name for name in root.inputs})
     data = {
         "name": graph.name,
         "axes": {n: str(s) for n, s in graph.axes.items()},
         "inputs": {n: str(t) for n, t in root.inputs.items()},
-        "outputs": {n: {"from": str(r), "type": str(root.type_of(r))} for n, r in root.outputs.items()},
+        "outputs": {n: {"from": value, "type": str(root.output_types[n])} for n, value in outputs.items()},
         "nodes": nodes,
+        "edges": edges,
     }
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
@@ -87,32 +112,34 @@ def to_mermaid(graph: Graph) -> str:
     def quoted(text: str) -> str:
         return '"' + text.replace('"', "'").replace("<", "&lt;").replace(">", "&gt;") + '"'
 
-    def key(path: str) -> str:
-        return "n_" + path.replace(".", "_")
+    def key(kind: str, path: str) -> str:
+        """An id of letters, digits and underscores, another for every path: names hold underscores, but never begin so."""
+        return f"{kind}_" + path.replace("_", "_u").replace(".", "__")
 
     def visit(region: Region, prefix: str, indent: str) -> None:
         for step in region.steps:
             path = f"{prefix}{step.name}"
             inner = _body(step)
             if inner is None:
-                lines.append(f"{indent}{key(path)}[{quoted(f'{step.name}: {_what(step)}')}]")
+                lines.append(f"{indent}{key('n', path)}[{quoted(f'{step.name}: {_what(step)}')}]")
             else:
-                lines.append(f"{indent}subgraph {key(path)}[{quoted(f'{step.name}: {_what(step)}')}]")
+                lines.append(f"{indent}subgraph {key('n', path)}[{quoted(f'{step.name}: {_what(step)}')}]")
                 visit(inner, path + ".", indent + "  ")
                 lines.append(f"{indent}end")
             for refs in step.inputs.values():
-                for ref in refs:
-                    source = (
-                        key(f"{prefix}{ref.step}") if ref.step else (key(f"input.{ref.port}") if not prefix else "")
-                    )
-                    if source:
-                        lines.append(f"{indent}{source} --> {key(path)}")
+                # within a block, an input is the frame that is drawn around it
+                sources = [source(ref, prefix) for ref in refs if ref.step or not prefix]
+                lines.extend(f"{indent}{found} --> {key('n', path)}" for found in sources)
+
+    def source(ref: Ref, prefix: str) -> str:
+        return key("n", f"{prefix}{ref.step}") if ref.step else key("i", ref.port)
 
     for name, found in graph.root.inputs.items():
-        lines.append(f"  {key(f'input.{name}')}([{quoted(f'{name}: {found}')}])")
+        lines.append(f"  {key('i', name)}([{quoted(f'{name}: {found}')}])")
     visit(graph.root, "", "  ")
     for name, ref in graph.root.outputs.items():
-        lines.append(f"  {key(ref.step)} --> {key(f'output.{name}')}([{quoted(f'{name}: {graph.root.type_of(ref)}')}])")
+        label = quoted(f"{name}: {graph.root.type_of(ref)}")
+        lines.append(f"  {source(ref, '')} --> {key('o', name)}([{label}])")
     return "\n".join(lines) + "\n"
 
 
@@ -163,7 +190,7 @@ class _Box:
 def _boxed(region: Region, title: str, note: str, path: str, *, top: bool) -> _Box:
     box = _Box(title, note, "#ffffff" if top else "#fafafa", path)
     boxes: dict[str, _Box] = {}
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[str] = nx.DiGraph()
     for name, found in region.inputs.items():
         boxes[f">{name}"] = _Box(name, str(found) if top else "", "#e2e8f0", "")
         graph.add_node(f">{name}")

@@ -104,9 +104,9 @@ class Region:
         return {name: self.type_of(ref) for name, ref in self.outputs.items()}
 
     @cached_property
-    def digraph(self) -> nx.DiGraph:
+    def digraph(self) -> nx.DiGraph[Any]:
         """Steps and inputs (as ``(input, name)``) as nodes, one edge for each pair that is joined."""
-        graph = nx.DiGraph()
+        graph: nx.DiGraph[Any] = nx.DiGraph()
         graph.add_nodes_from(s.name for s in self.steps)
         for step in self.steps:
             for port, refs in step.inputs.items():
