@@ -12,7 +12,7 @@ from sedd_graph.inverse.flat import numbers
 from sedd_graph.inverse.names import Names
 from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve
 
-__all__ = ["arrows", "diagnosis", "pseudo_code", "summary"]
+__all__ = ["arrows", "diagnosis", "explain", "pseudo_code", "summary"]
 
 _INLINE, _LINES = 72, 60
 
@@ -142,9 +142,26 @@ def _mentions(d: Derivation) -> tuple[Ref, ...]:
     return (d.value, *(ref for call in d.body for ref in _mentions(call)))
 
 
-def arrows(program: Program) -> tuple[tuple[Ref, Ref], ...]:
-    """From each value that a derivation needs to each that it gives, for drawing."""
-    return tuple(dict.fromkeys((need, target) for d in program.derivations for need in d.needs for target in d.targets))
+def arrows(found: Program | Refusal) -> tuple[tuple[str, str], ...]:
+    """What a drawing of the region shows of its inverse: pairs of boxes, each a step, ``>input`` or ``<output``.
+
+    Arrows go from what a derivation needs to what it gives; a value stands at the box that makes it, and an output at its
+    own. A refusal has none.
+    """
+    if isinstance(found, Refusal):
+        return ()
+    outputs = {ref: f"<{name}" for name, ref in found.outputs.items()}
+
+    def box(ref: Ref) -> str:
+        return ref.step.split(".")[0] if ref.step else f">{ref.port}"
+
+    pairs = ((outputs.get(n, box(n)), box(t)) for d in found.derivations for n in d.needs for t in d.targets)
+    return tuple(dict.fromkeys((source, target) for source, target in pairs if source != target))
+
+
+def explain(found: Program | Refusal) -> str:
+    """The inverse as pseudo-code, or the diagnosis."""
+    return pseudo_code(found) if isinstance(found, Program) else diagnosis(found)
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
