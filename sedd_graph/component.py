@@ -42,11 +42,17 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def solves(
-    target: str, *, given: tuple[str, ...], cost: float = 1.0, iterative: bool = False, log_det: str | None = None
+    target: str | tuple[str, ...],
+    *,
+    given: tuple[str, ...],
+    cost: float = 1.0,
+    iterative: bool = False,
+    log_det: str | None = None,
 ) -> Callable[[_Method], _Method]:
     """Mark a method of a component as a rule for the solver: it gives the input ``target`` from the ports ``given``.
 
-    The method is called with the values of ``given`` in that order, without gradients. ``log_det`` is ``"zero"`` or the
+    The method is called with the values of ``given`` in that order, without gradients; for a tuple of targets it returns
+    a tuple. ``log_det`` is ``"zero"`` or the
     name of a method called with all inputs of ``forward`` that gives log |det d out / d target|, nats, [b].
 
     >>> @solves("x", given=("out", "shift"), log_det="zero")
