@@ -22,6 +22,7 @@ from sedd_graph.graph.draw import to_tree
 from sedd_graph.graph.expand import expand
 from sedd_graph.graph.model import Graph
 from sedd_graph.graph.process import ProcessPlan, read_process
+from sedd_graph.inverse.claims import Derived, derive, prove
 from sedd_graph.plugins import Registry, discover
 from sedd_graph.store.arrays import StoreConfig
 from sedd_graph.training.config import TrainConfig
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from sedd_graph.engine.engine import CompileMode, Engine
 
-__all__ = ["LOCK", "Report", "build", "check", "digest", "lock_text", "make_engine", "schema_text"]
+__all__ = ["LOCK", "Report", "build", "check", "digest", "lock_text", "make_engine", "schema_text", "undo"]
 
 LOCK = "blueprint.lock.yaml"
 """The file of a run folder that it is built from."""
@@ -40,13 +41,15 @@ SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "train": TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What ``check`` found: the typed graph, the process, and how many parameters it will have. ``str()`` is readable."""
+    """What ``check`` found: the typed graph, the process, how many parameters it will have, and the inverses that its
+    blocks claim to have. ``str()`` is readable."""
 
     loaded: Loaded
     graph: Graph
     plan: ProcessPlan | None
     registry: Registry
     parameters: int
+    derived: tuple[Derived, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,17 +75,37 @@ class Report:
                 f"process     {plan.kernel.contract.name} with {plan.schedule.contract.name}, {plan.states:,} states; "
                 f"objective {plan.objective.contract.name}; sampler {plan.sampler.contract.name}"
             )
+        lines += [f"{'undone' if not i else '':<10}  {one}" for i, one in enumerate(self.derived)]
         return "\n".join(lines)
 
 
+def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry, Graph, dict[str, int]]:
+    """The expanded graph, and batch and length where the blueprint says so."""
+    loaded = load(path, overrides, sections=SECTIONS)
+    registry = discover()
+    data, train = (loaded.sections.get(key) for key in ("data", "train"))
+    sizes = {"batch": (train or TrainConfig()).batch, "length": (data or DataConfig()).length}
+    return loaded, registry, expand(loaded, registry), sizes
+
+
+def undo(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Graph, tuple[Derived, ...]]:
+    """The graph, and for each block that claims to be invertible its inverse or the reason why there is none.
+
+    Raises :class:`sedd_graph.errors.BlueprintError` where there is no graph.
+    """
+    _, _, graph, sizes = _graph(path, overrides)
+    return graph, derive(graph, sizes)
+
+
 def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
-    """Read a blueprint, expand and type its graph, and check its process, allocating no parameter.
+    """Read a blueprint, expand and type its graph, derive the inverses it claims, and check its process.
+
+    No parameter is allocated.
 
     Raises :class:`sedd_graph.errors.BlueprintError` with every problem of the first stage that has any.
     """
-    loaded = load(path, overrides, sections=SECTIONS)
-    registry = discover()
-    graph = expand(loaded, registry)
+    loaded, registry, graph, sizes = _graph(path, overrides)
+    derived = prove(graph, sizes)
     plan = read_process(loaded, graph, registry)
     from sedd_graph.engine.engine import make_process
     from sedd_graph.engine.regions import build_shapes, count_parameters
@@ -96,7 +119,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         raise BlueprintError(
             [p if p.line else loaded.problem(tuple(p.path.split(".")), p.message) for p in error.problems]
         ) from None
-    return Report(loaded, graph, plan, registry, count_parameters(build_shapes(graph, registry)))
+    return Report(loaded, graph, plan, registry, count_parameters(build_shapes(graph, registry)), derived)
 
 
 def _fits_data(loaded: Loaded, tokens: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sedd_graph.blueprint.load import Loaded
-from sedd_graph.blueprint.schema import MAX_NAME, Block, Blueprint, Node, OpSpec
+from sedd_graph.blueprint.schema import MAX_NAME, Block, Blueprint, Invertible, Node, OpSpec
 from sedd_graph.blueprint.yaml import read_scalar, read_yaml
 from sedd_graph.errors import BlueprintError, UserError
 
@@ -72,7 +72,7 @@ class _Writer:
             out["op"], keys = self.fill(item.op, item.with_)
         else:
             out["block"], keys = self.block(home, item.block or ""), dict(item.with_)
-        for key, value in (("in", item.in_), ("out", item.out), ("with", keys), ("repeat", item.repeat)):
+        for key, value in (("in", item.in_), ("out", item.out), ("with", keys), ("repeat", item.repeat), ("memory", item.memory), ("arithmetic", item.arithmetic)):
             if value is not None and value != {}:
                 out[key] = value
         if item.save is not None:
@@ -88,7 +88,10 @@ class _Writer:
         if name not in self.blocks:
             self.blocks[name] = {}  # its place, before those that it uses
             item = target.blueprint.blocks[block]
-            head = {"description": item.description or None, "params": dict(item.params) or None}
+            claim = (
+                item.invertible.model_dump(mode="json") if isinstance(item.invertible, Invertible) else item.invertible
+            )
+            head = {"description": item.description, "params": dict(item.params), "invertible": claim}
             self.blocks[name] = {k: v for k, v in head.items() if v} | self.body(target, item)
         return name
 

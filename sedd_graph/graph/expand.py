@@ -16,6 +16,7 @@ from sedd_graph.blueprint.load import Loaded
 from sedd_graph.blueprint.schema import Block, Blueprint, Node
 from sedd_graph.errors import BlueprintError, suggest
 from sedd_graph.graph import blocks
+from sedd_graph.graph.claims import read_claim
 from sedd_graph.graph.model import Graph, Ref, Region, Step
 from sedd_graph.graph.ops import Made, make_op
 from sedd_graph.graph.ports import Scope, assign, read_type
@@ -101,9 +102,10 @@ class _Expander:
             found = values.find(at / "outputs" / name, text)
             if found is not None:
                 outputs[name] = found[0]
+        claim = read_claim(at / "invertible", body)
         if len(at.problems) > before:
             return None
-        region = Region(label, inputs, outputs, tuple(steps), description=body.description)
+        region = Region(label, inputs, outputs, tuple(steps), description=body.description, claim=claim)
         refuse_unused(at, region)
         if region.size > blocks.MAX_NODES:
             at.refuse(f"expands to more than {blocks.MAX_NODES} components")
@@ -127,7 +129,7 @@ class _Expander:
                     known = ", ".join(made.outputs)
                     message = f"{name!r} has no output {port!r}{suggest(port, made.outputs)}; outputs: {known}"
                     (at / "save" / "ports" / index).refuse(message)
-        return Step(name, made.body, made.inputs, made.outputs, node.save, at.place)
+        return Step(name, made.body, made.inputs, made.outputs, node.save, at.place, made.running)
 
     def block(self, at: Spot, node: Node, edges: Sequence[Edge], scope: Scope) -> Made | None:
         """The block that the node at ``at`` stands for, expanded for this use."""
@@ -151,8 +153,9 @@ class _Expander:
         if region is None or not blocks.hold_declared(at, node, region, scope):
             return None
         body = region if node.repeat is None else blocks.chain(at, region, repeat, what)
+        running = blocks.read_running(at, node, region)
         inputs = {port: (found[0].ref,) for port, found in taken.items()}
-        return None if body is None else Made(body, inputs, region.output_types)
+        return None if body is None else Made(body, inputs, region.output_types, running)
 
     def expanded(
         self,
