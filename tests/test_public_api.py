@@ -34,13 +34,14 @@ def documented(module: ModuleType, name: str) -> bool:
     if inspect.isclass(value) or inspect.isfunction(value):
         own = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
         return bool(own) and not str(own).startswith(f"{name}(")  # a dataclass without one is given its signature
-    home = module.__file__ or ""
-    body = ast.parse(Path(home).read_text(encoding="utf-8")).body
-    lines = Path(home).read_text(encoding="utf-8").splitlines()
+    text = Path(module.__file__ or "").read_text(encoding="utf-8")
+    body, lines = ast.parse(text).body, text.splitlines()
     for node, after in zip(body, [*body[1:], None], strict=True):
         targets = (
             node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         )
+        if isinstance(node, ast.ImportFrom) and node.module and name in {a.name for a in node.names}:
+            return documented(importlib.import_module(node.module), name)
         names = {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
         if name in names:
             follows = (
