@@ -27,8 +27,8 @@ BRANCHES = ("fun", "lip")
 class Grower:
     """A graph in the making: ``streams`` are the values that carry everything as long as steps are tame."""
 
-    def __init__(self, inputs: list[str]) -> None:
-        self.streams, self.beside = list(inputs), list[str]()
+    def __init__(self, inputs: list[str], known: list[str]) -> None:
+        self.streams, self.beside = [name for name in inputs if name not in known], list(known)
         self.widths = dict.fromkeys(inputs, WIDTH)
         self.nodes: dict[str, tuple[str, list[str]]] = {}
 
@@ -73,7 +73,8 @@ def graphs(draw: Callable[..., Any], most: int = 30) -> tuple[Region, list[str]]
     inputs = [f"x{i}" for i in range(draw(st.integers(1, 4)))]
     wildness = draw(st.sampled_from([0, 0, 1, 3]))
     step = st.tuples(st.sampled_from(KINDS), st.integers(0, 2**16))
-    grower = Grower(inputs)
+    known = [name for name in inputs if draw(st.integers(0, 4)) == 0]
+    grower = Grower(inputs, known)
     for what, pick in draw(st.integers(0, most).flatmap(lambda n: st.lists(step, min_size=n, max_size=n))):
         rng = random.Random(pick)
         if len(grower.nodes) < most - 1:
@@ -82,7 +83,6 @@ def graphs(draw: Callable[..., Any], most: int = 30) -> tuple[Region, list[str]]
     outputs = list(dict.fromkeys([*grower.streams, *([*grower.widths][p % len(grower.widths)] for p in picks)]))
     if draw(st.integers(0, 7)) == 0 and len(outputs) > 1:
         outputs.pop()
-    known = [name for name in inputs if draw(st.integers(0, 4)) == 0]
     named = {f"o{i}": ref for i, ref in enumerate(outputs or inputs[:1])}
     return region(inputs, grower.nodes, named), known
 
