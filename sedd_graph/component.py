@@ -18,6 +18,9 @@ from sedd_graph.contract import NODE_KINDS, PROCESS_KINDS, Algebra, ComponentCon
 
 __all__ = ["Component", "ComponentConfig", "Context", "solves"]
 
+KEY = "key"
+"""The argument of ``forward`` that is no port: the engine fills it with randomness (see :mod:`sedd_graph.keys`)."""
+
 _KIND_OF_DTYPES = {"Float": "float", "Int": "int", "Bool": "bool"}
 
 
@@ -73,6 +76,10 @@ class Component(nn.Module):
     ...     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     ...         return x * self.config.by
 
+    A component that draws at random (dropout) takes ``key: Tensor | None = None`` as ``forward``'s last argument. It is no
+    port: the engine passes int32 [b], another key for each step, row and node, or None where nothing is to be drawn.
+    :func:`sedd_graph.keys.dropout` turns it into a mask.
+
     Raises :class:`TypeError` at class definition where the contract is broken (no ``Config``, unannotated port, unknown
     kind).
     """
@@ -81,7 +88,11 @@ class Component(nn.Module):
     kind: ClassVar[str]
     version: ClassVar[int] = 1
     outputs: ClassVar[tuple[str, ...]] = ("out",)
+    keyed: ClassVar[bool] = False
+    """Whether ``forward`` takes a ``key``; read off its arguments."""
     promises: ClassVar[Mapping[str, Any]] = {}
+    moves: ClassVar[bool] = False
+    """Whether outputs are the numbers of the inputs in other places (see :class:`sedd_graph.contract.Algebra`)."""
 
     def __init_subclass__(cls, *, kind: str | None = None, version: int | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -100,6 +111,7 @@ class Component(nn.Module):
         config = getattr(cls, "Config", None)
         if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
             raise TypeError(f"{cls.__qualname__}: a component needs a nested class Config(ComponentConfig)")
+        cls.keyed = KEY in inspect.signature(cls.forward).parameters
         if cls.kind in NODE_KINDS and "signature" not in cls.__dict__:
             _signature_of_forward(cls)
 
@@ -124,6 +136,7 @@ class Component(nn.Module):
         return Algebra(
             rules=tuple(rule for rule, _ in marked),
             log_det={rule.target: log_det for rule, log_det in marked if log_det is not None},
+            moves=cls.moves,
         )
 
     def axis(self, name: str) -> int:
@@ -154,6 +167,8 @@ def _signature_of_forward(cls: type[Component]) -> Signature:
     hints = function.__annotations__
     inputs = []
     for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
+        if name == KEY:
+            continue
         where = f"{cls.__qualname__}.forward({name})"
         if parameter.kind is parameter.KEYWORD_ONLY or parameter.kind is parameter.VAR_KEYWORD:
             raise TypeError(f"{where}: keyword-only arguments cannot be ports")

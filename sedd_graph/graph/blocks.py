@@ -9,13 +9,13 @@ from sedd_graph.axes import AxisError, Size, parse_port_type, parse_size
 from sedd_graph.blueprint.schema import Block, Node
 from sedd_graph.contract import Port
 from sedd_graph.errors import suggest
-from sedd_graph.graph.model import Ref, Region, Step
+from sedd_graph.graph.model import Ref, Region, Running, Step
 from sedd_graph.graph.ports import Scope, declared_outputs, read_type
 from sedd_graph.graph.spot import Spot
 from sedd_graph.graph.unify import Binding, Mismatch
 from sedd_graph.graph.wiring import Edge
 
-__all__ = ["MAX_NODES", "bind_axes", "chain", "find_block", "hold_declared", "read_params", "read_ports", "read_repeat"]
+__all__ = ["MAX_NODES", "bind_axes", "chain", "find_block", "hold_declared", "read_params", "read_ports", "read_repeat", "read_running"]
 
 MAX_NODES, MAX_REPEAT = 100_000, 4096
 
@@ -47,6 +47,19 @@ def read_repeat(at: Spot, node: Node, scope: Scope) -> int | None:
     except AxisError as error:
         (at / "repeat").refuse(str(error))
         return None
+
+
+def read_running(at: Spot, node: Node, region: Region) -> Running:
+    """How the block of the node at ``at`` is run; what rests on a claim that it does not make is a problem there."""
+    memory = node.memory or "auto"
+    missing = f"block {node.block!r} claims no inverse: give it an 'invertible' key"
+    if region.claim is None and memory == "reversible":
+        (at / "memory").refuse(missing)
+    if region.claim is None and node.arithmetic == "exact":
+        (at / "arithmetic").refuse(missing)
+    if memory == "auto":
+        memory = "reversible" if region.claim is not None else "store"
+    return Running(memory, node.arithmetic == "exact")
 
 
 def read_params(at: Spot, node: Node, block: Block) -> dict[str, Any] | None:
