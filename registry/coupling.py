@@ -38,7 +38,7 @@ class Affine(Component, kind="mixer"):
         return Algebra(found.rules, lipschitz={("x", "out"): math.exp(clamp), ("t", "out"): 1.0}, log_det=found.log_det)
 
     def _log_scale(self, s: Tensor, x: Tensor) -> Tensor:
-        clamp = self.config.clamp
+        clamp: float = self.config.clamp
         return clamp * torch.tanh(s.to(x.dtype) / clamp)
 
     def forward(

@@ -52,9 +52,9 @@ def check_algebra(
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3)
     failures: Failures = []
     for seed, scale in enumerate(_SCALES):
-        many = _Point(exact, signature, sizes, connected, seed, scale)
-        one = _Point(exact, signature, {**sizes, "b": 1, "l": 2}, connected, seed, scale)
         try:
+            many = _Point(exact, signature, sizes, connected, seed, scale)
+            one = _Point(exact, signature, {**sizes, "b": 1, "l": 2}, connected, seed, scale)
             failures += _round_trips(many, algebra) + _round_trips(one, algebra) + _linear(many, algebra)
             failures += _log_dets(one, algebra) + _lipschitz(one, algebra)
         except Exception as error:
