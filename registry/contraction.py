@@ -65,7 +65,7 @@ class LipschitzLinear(_Bounded, kind="feedforward"):
         """The weight as it is used, [width, d] in ``dtype``."""
         bound = self.config.bound
         slack: float = 1 - margin(self.weight.shape, dtype)
-        factor = largest_squared(self.weight).clamp(min=bound**2).rsqrt() * (bound * slack)
+        factor: Tensor = largest_squared(self.weight).clamp(min=bound**2).rsqrt() * (bound * slack)
         return (self.weight.double() * factor).to(dtype)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l width"]:

@@ -42,9 +42,9 @@ class LogDet(NamedTuple):
 
 
 def _norm(x: Tensor) -> Tensor:
-    """The Euclidean norm of each sequence, [b], in at least float32."""
-    rows = x.flatten(1)
-    return (rows if x.dtype == torch.float64 else rows.float()).norm(dim=1)
+    """The Euclidean norm of each sequence, float64 [b]: in float32 the squares of small gradients would vanish."""
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64)
+    return norm
 
 
 @torch.no_grad()
