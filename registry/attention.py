@@ -18,9 +18,10 @@ from sedd_graph.keys import dropout
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn ``x`` [..., l, r] by ``angles`` [2, l, r] (cosines, sines), halves paired as in RoFormer's public code."""
-    cos, sin = angles[0].to(x.dtype), angles[1].to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    half = x.shape[-1] // 2
+    cos, sin = angles[..., :half].to(x.dtype)  # the other halves are the same
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 class Attention(Component, kind="attention"):

@@ -49,4 +49,4 @@ def dropout(x: Tensor, p: float, key: Tensor) -> Tensor:
     columns = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device) * _GOLDEN
     h = (rows.view(*x.shape[:-1], 1) ^ columns) * _M1
     h = (h ^ (h >> 15)) * _M2
-    return torch.where(h >= round(p * 2**32) - 2**31, x / (1 - p), 0.0)
+    return torch.where(h >= round(p * 2**32) - 2**31, x * (1 / (1 - p)), 0.0)

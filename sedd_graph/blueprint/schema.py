@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-__all__ = ["Block", "Blueprint", "Library", "Node", "OpSpec", "SaveSpec"]
+__all__ = ["MAX_NAME", "Block", "Blueprint", "Invertible", "Library", "Node", "OpSpec", "SaveSpec"]
 
-Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
-Title = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+MAX_NAME = 64
+Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=MAX_NAME)]
+Title = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=MAX_NAME)]
 Ref = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?$", max_length=130)]
 OpName = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*(\.v[1-9][0-9]{0,3})?$", max_length=80)]
 TypeText = Annotated[str, pydantic.Field(max_length=256)]
@@ -47,6 +48,12 @@ class Node(Frozen):
     out: TypeText | dict[Name, TypeText] | None = None
     with_: dict[Name, Any] = pydantic.Field(default_factory=dict, alias="with")
     repeat: int | Annotated[str, pydantic.Field(max_length=256)] | None = None
+    memory: Literal["auto", "store", "checkpoint", "reversible"] | None = None
+    """Of a block: what is kept for the backward pass. ``store``: all activations; ``checkpoint``: the inputs of each repeat;
+    ``reversible``: the outputs alone (the block must claim to be invertible); ``auto`` (the default): ``reversible`` where
+    the block claims it, else ``store``."""
+    arithmetic: Literal["float", "exact"] | None = None
+    """Of an invertible block: ``exact`` rounds its streams to a grid, so that what is rebuilt is equal to the last bit."""
     save: SaveSpec | None = None
 
     @pydantic.model_validator(mode="after")
@@ -55,7 +62,17 @@ class Node(Frozen):
             raise ValueError("give exactly one of 'op' and 'block'")
         if self.op is not None and self.repeat is not None:
             raise ValueError("'repeat' is for blocks: put the op into a block of its own")
+        if self.op is not None and (self.memory or self.arithmetic):
+            raise ValueError("'memory' and 'arithmetic' are for blocks: put the op into a block of its own")
         return self
+
+
+class Invertible(Frozen):
+    """A block's claim that its inputs can be had back from its outputs. The builder derives how, or says why not."""
+
+    given: Annotated[list[Name], pydantic.Field(max_length=64)] = pydantic.Field(default_factory=list)
+    """Inputs that are known at inversion too, such as conditioning."""
+    level: Literal["injective", "bijective", "volume_preserving"] = "injective"
 
 
 class Block(Frozen):
@@ -67,6 +84,7 @@ class Block(Frozen):
     inputs: Annotated[dict[Name, TypeText], pydantic.Field(min_length=1, max_length=64)]
     outputs: Annotated[dict[Name, Ref], pydantic.Field(min_length=1, max_length=64)]
     nodes: Annotated[dict[Name, Node], pydantic.Field(min_length=1, max_length=4096)]
+    invertible: bool | Invertible | None = None
 
 
 class OpSpec(pydantic.BaseModel):

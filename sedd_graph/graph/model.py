@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import networkx as nx
 
@@ -18,9 +18,17 @@ from sedd_graph.axes import PortType, Size
 from sedd_graph.blueprint.schema import SaveSpec
 from sedd_graph.contract import ComponentConfig, Contract, Signature
 
-__all__ = ["Claim", "Graph", "Op", "Place", "Ref", "Region", "Step"]
+__all__ = ["Claim", "Graph", "Op", "Place", "Ref", "Region", "Running", "Step"]
 
 Place = tuple[str, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """How a block is run in training: what is kept for the backward pass, and with which arithmetic."""
+
+    memory: Literal["store", "checkpoint", "reversible"] = "store"
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Step:
     outputs: Mapping[str, PortType]
     save: SaveSpec | None
     place: Place
+    running: Running = Running()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +113,9 @@ class Region:
         return {name: self.type_of(ref) for name, ref in self.outputs.items()}
 
     @cached_property
-    def digraph(self) -> nx.DiGraph:
+    def digraph(self) -> nx.DiGraph[Any]:
         """Steps and inputs (as ``(input, name)``) as nodes, one edge for each pair that is joined."""
-        graph = nx.DiGraph()
+        graph: nx.DiGraph[Any] = nx.DiGraph()
         graph.add_nodes_from(s.name for s in self.steps)
         for step in self.steps:
             for port, refs in step.inputs.items():
