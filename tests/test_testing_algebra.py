@@ -181,6 +181,20 @@ class NoSuchPair(Shift, kind="mixer"):
         return Algebra(lipschitz={("out", "x"): 1.0})
 
 
+class MovesAndRounds(Component, kind="mixer"):
+    """Says that it only moves numbers, and computes on the way."""
+
+    class Config(ComponentConfig):
+        pass
+
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        return Algebra(moves=True)
+
+    def forward(self, x: Value) -> Value:
+        return (x.flip(-1) + 0.1) - 0.1
+
+
 class Raises(Shift, kind="mixer"):
     @classmethod
     def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
@@ -210,6 +224,7 @@ BROKEN = [
     (NoSuchMethod, "algebra", "rule 'invert' is no method"),
     (NeedsItsTarget, "algebra", "rule 'undo' is given 'x', which is its target"),
     (NoSuchPair, "algebra", "('out', 'x') is no pair of an input and an output"),
+    (MovesAndRounds, "moves", "'out' holds numbers that did not come in"),
     (Raises, "algebra", "KeyError: 'sizes'"),
 ]
 
