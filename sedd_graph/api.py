@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["LOCK", "Report", "build", "check", "digest", "lock_text", "make_engine", "schema_text", "undo"]
 
 LOCK = "blueprint.lock.yaml"
+"""The file of a run folder that it is built from."""
 SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "train": TrainConfig, "store": StoreConfig}
 
 

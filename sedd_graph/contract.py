@@ -123,6 +123,7 @@ class Algebra:
 
 
 def no_algebra(config: ComponentConfig, signature: Signature) -> Algebra:
+    """The algebra of a component that promises nothing."""
     return Algebra()
 
 

@@ -29,6 +29,7 @@ from sedd_graph.plugins import Registry
 __all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mix_seed"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
+"""What is compiled; see :meth:`Engine.compile`."""
 
 
 class Bound(NamedTuple):

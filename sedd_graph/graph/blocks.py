@@ -27,7 +27,10 @@ __all__ = [
     "read_running",
 ]
 
-MAX_NODES, MAX_REPEAT = 100_000, 4096
+MAX_NODES = 100_000
+"""Components that a graph may have, repeats counted out."""
+
+MAX_REPEAT = 4096
 
 
 def find_block(at: Spot, text: str) -> tuple[Spot, Block] | None:
@@ -50,9 +53,10 @@ def read_repeat(at: Spot, node: Node, scope: Scope) -> int | None:
     if node.repeat is None:
         return 1
     try:
-        count = parse_size(node.repeat, scope).substitute(scope).constant
+        size = parse_size(node.repeat, scope)
+        count = size.constant
         if count is None or not 1 <= count <= MAX_REPEAT:
-            raise AxisError(f"repeat is {count}: it must be from 1 to {MAX_REPEAT}")
+            raise AxisError(f"repeat is {size}: it must be from 1 to {MAX_REPEAT}")
         return count
     except AxisError as error:
         (at / "repeat").refuse(str(error))

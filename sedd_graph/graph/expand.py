@@ -50,7 +50,7 @@ def _read_axes(root: Spot, blueprint: Blueprint) -> dict[str, Size]:
     axes: dict[str, Size] = {}
     for name, value in blueprint.axes.items():
         try:
-            size = parse_size(value, [*axes, *DYNAMIC]).substitute(axes)
+            size = parse_size(value, axes | {n: Size.of(n) for n in DYNAMIC if n not in axes})
             if size.constant is not None and size.constant <= 0:
                 raise AxisError(f"axis {name!r} is {size.constant}: a size is at least 1")
             axes[name] = size

@@ -21,6 +21,7 @@ from sedd_graph.contract import ComponentConfig, Contract, Signature
 __all__ = ["Claim", "Graph", "Op", "Place", "Ref", "Region", "Running", "Step"]
 
 Place = tuple[str, int, int]
+"""File, line and column (from 1; 0 where they are not known)."""
 
 
 @dataclasses.dataclass(frozen=True)
