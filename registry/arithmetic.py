@@ -134,7 +134,7 @@ class Concat(Component, kind="arithmetic"):
     def part(self, out: Tensor) -> tuple[Tensor, ...]:
         at = _star(self.config.pattern)[1]
         count = len(self.context.connected)
-        return torch.split(out, [self.axis(f"s{i}") for i in range(count)], dim=at)
+        return tuple(torch.split(out, [self.axis(f"s{i}") for i in range(count)], dim=at))
 
 
 class Split(Component, kind="arithmetic"):

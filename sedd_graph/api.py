@@ -107,8 +107,8 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
     loaded, registry, graph, sizes = _graph(path, overrides)
     derived = prove(graph, sizes)
     plan = read_process(loaded, graph, registry)
+    from sedd_graph.engine.construct import build_shapes, count_parameters
     from sedd_graph.engine.engine import make_process
-    from sedd_graph.engine.regions import build_shapes, count_parameters
 
     try:
         if plan is not None:

@@ -181,7 +181,9 @@ class Layout:
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
-    def evaluate(self, unit: Unit, layer: nn.Module, key: Tensor | None, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+    def evaluate(
+        self, unit: Unit, layer: nn.Module, key: Tensor | None, arguments: Sequence[Any]
+    ) -> tuple[Tensor, ...]:
         """What the unit gives: its outputs, then its taps."""
         module = unit.module(layer)
         own: Tensor | None = None
@@ -209,11 +211,16 @@ class Layout:
     def forward(
         self, layer: nn.Module, key: Tensor | None, values: Values, wanted: Sequence[bool] | None = None
     ) -> list[Tensor]:
-        """Fill in all values from the region's inputs; returns the taps. With ``wanted`` nothing of it stays in a graph."""
+        """Fill in all values from the region's inputs; returns the taps. With ``wanted`` nothing of it stays in a graph.
+
+        Without, each unit's arguments pass through an identity, where the gradients of their uses within it are summed:
+        the order in which :meth:`backward` sums them, so that both give the same to the last bit.
+        """
         kept: dict[str, tuple[Tensor, ...]] = {}
         for unit in self.units:
             if wanted is None:
-                made = self.evaluate(unit, layer, key, [None if v < 0 else values[v] for v in unit.inputs])
+                arguments = [None if v < 0 else values[v].view_as(values[v]) for v in unit.inputs]
+                made = self.evaluate(unit, layer, key, arguments)
             else:
                 made = tuple(t.detach() for t in self.taped(unit, layer, key, values, wanted).outputs)
             for value, tensor in zip(unit.outputs, made, strict=False):
@@ -237,9 +244,7 @@ class Layout:
     # -- the inverse ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def undo(
-        self, layer: nn.Module, key: Tensor | None, values: Values, wanted: Sequence[bool]
-    ) -> dict[Unit, Tape]:
+    def undo(self, layer: nn.Module, key: Tensor | None, values: Values, wanted: Sequence[bool]) -> dict[Unit, Tape]:
         """Fill in the region's streams from its outputs and constants; returns the evaluations made on the way."""
         tapes: dict[Unit, Tape] = {}
         for derivation in self.program.derivations:
@@ -378,4 +383,3 @@ def _count_taps(region: Region) -> int:
         + (len(step.save.ports) if step.save is not None else 0)
         for step in region.steps
     )
-

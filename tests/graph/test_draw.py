@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sedd_graph.api import check
-from sedd_graph.engine.regions import build_model
+from sedd_graph.engine.construct import build_model
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg, to_tree
 from sedd_graph.graph.model import Graph
 from sedd_graph.plugins import discover

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sedd_graph.blueprint.load import load
 from sedd_graph.component import Component, ComponentConfig
-from sedd_graph.engine.regions import build_shapes
+from sedd_graph.engine.construct import build_shapes
 from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.expand import expand
 from sedd_graph.graph.model import Graph, Op, Region
