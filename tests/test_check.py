@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sedd_graph.api import check
-from sedd_graph.engine.regions import build_model
+from sedd_graph.engine.construct import build_model
 from tests.conftest import BLUEPRINTS
 
 

@@ -1,4 +1,4 @@
-"""The ``store`` section of a blueprint."""
+"""How saved ports are streamed to ``activations.zarr``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["StoreConfig"]
 
 
 class StoreConfig(pydantic.BaseModel):
-    """How saved ports are streamed to ``activations.zarr``."""
+    """The ``store`` section of a blueprint."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     queue: Annotated[int, pydantic.Field(ge=1, le=1024)] = 16
