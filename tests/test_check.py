@@ -1,5 +1,6 @@
 """``check`` answers without a parameter: shapes only."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from sedd_graph.api import check
 from sedd_graph.engine.construct import build_model
 from tests.conftest import BLUEPRINTS
+from tests.graph.nested import write_nested
 
 
 class Largest(TorchDispatchMode):
@@ -34,8 +36,25 @@ def test_check_allocates_no_parameter(path: Path) -> None:
 
 
 def test_check_counts_what_will_be_allocated(small: Any) -> None:
-    report = check(small())
     with Largest() as watch:
-        model = build_model(report.graph, report.registry)
+        assert_counted(small())
     assert watch.numel >= 129 * 16  # the watch sees what is allocated
+
+
+def assert_counted(path: Path) -> None:
+    report = check(path)
+    model = build_model(report.graph, report.registry)
     assert report.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_repeats_within_repeats_are_counted_out(tmp_path: Path) -> None:
+    assert_counted(write_nested(tmp_path))
+
+
+def test_a_check_costs_what_one_repeat_costs(small: Any) -> None:
+    """20,480 components: made one by one they would take seconds."""
+    path = small(("depth: 2", "depth: 4096"))
+    check(path)
+    began = time.process_time()
+    assert check(path).graph.root.size == 2 + 5 * 4096
+    assert time.process_time() - began < 1.5
