@@ -82,7 +82,9 @@ def main() -> None:
 
     def by_hand(*, compiled: bool) -> Callable[[], object]:
         torch.manual_seed(0)
-        model = Sedd(states=states, dropout=0.1, length=length, **{k: params[k] for k in ("dim", "heads", "depth", "cond")})
+        model = Sedd(
+            states=states, dropout=0.1, length=length, **{k: params[k] for k in ("dim", "heads", "depth", "cond")}
+        )
         loss = Loss(model, states).to(device)
         assert sum(p.numel() for p in loss.parameters()) == report.parameters
         if compiled:
@@ -142,9 +144,13 @@ def main() -> None:
             seconds[label].append((time.perf_counter() - start) / arguments.steps)
     rate = matmul_rate(device, dtype, size=2048 if device.type == "cpu" else 8192)
     flops = 3 * sizes.flops_per_token * batch * length
-    print(f"{report.name}: {params}, {batch} x {length} tokens, {str(dtype).split('.')[1]}; {describe_hardware(device)}")
+    print(
+        f"{report.name}: {params}, {batch} x {length} tokens, {str(dtype).split('.')[1]}; {describe_hardware(device)}"
+    )
     print(f"{arguments.rounds} rounds of {arguments.steps} steps; matmul {rate / 1e9:,.0f} GFLOP/s measured here\n")
-    print(f"{'':16}{'tokens/s':>10}{'  (min-max)':<18}{'GFLOP/s':>10}{'of matmul':>11}{'first step':>12}{'peak GiB':>10}")
+    print(
+        f"{'':16}{'tokens/s':>10}{'  (min-max)':<18}{'GFLOP/s':>10}{'of matmul':>11}{'first step':>12}{'peak GiB':>10}"
+    )
     record: dict[str, object] = {
         "blueprint": report.name,
         "batch": batch,
@@ -170,7 +176,9 @@ def main() -> None:
         error = statistics.stdev(ratios) / len(ratios) ** 0.5
         middle = statistics.median(ratios)
         record[f"ratio to {label}"] = {"median": middle, "standard_error": error, "ratios": ratios}
-        print(f"\nsedd_graph / {label}: median {middle:.3f}, standard error of the mean {error:.3f} over {len(ratios)} rounds")
+        print(
+            f"\nsedd_graph / {label}: median {middle:.3f}, standard error of the mean {error:.3f} over {len(ratios)} rounds"
+        )
     with (HERE / "results" / "train_step.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(record) + "\n")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -335,6 +336,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb and leave with its exit code."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # a sentence, without a line of code
     sys.exit(run(argv))
 
 

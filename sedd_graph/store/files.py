@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import errno
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,18 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _plain(data: Any) -> Any:
+    """The same with null for numbers that JSON cannot hold, such as the standard error of a single value."""
+    if isinstance(data, Mapping):
+        return {key: _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def write_json(path: Path, data: Any) -> None:
-    """JSON with sorted keys, for people and programs."""
-    write_text(path, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    """JSON with sorted keys, for people and programs. NaN and infinities become null."""
+    write_text(path, json.dumps(_plain(data), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -85,18 +95,36 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists():
-            raw = path.read_bytes()
-            whole = raw.rfind(b"\n") + 1
-            if whole < len(raw):
-                with path.open("r+b") as stream:
-                    stream.truncate(whole)
-        self._stream = path.open("a", encoding="utf-8")
+        with disk_faults(path.name, path.parent):
+            if path.exists():
+                raw = path.read_bytes()
+                whole = raw.rfind(b"\n") + 1
+                if whole < len(raw):
+                    with path.open("r+b") as stream:
+                        stream.truncate(whole)
+            self._stream = path.open("a", encoding="utf-8")
 
     def append(self, record: Mapping[str, Any]) -> None:
+        """One record, on disk when this returns. NaN and infinities become null."""
         with disk_faults(self.path.name, self.path.parent):
-            self._stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            self._stream.write(json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n")
             self._stream.flush()
+
+    def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Rewrite the file with the records that are wanted; lines that are no records go as well."""
+
+        def stays(line: bytes) -> bool:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                return False
+            return isinstance(record, dict) and wanted(record)
+
+        # split at "\n" alone: a text may hold U+2028, at which str.splitlines splits too
+        kept = [line for line in self.path.read_bytes().split(b"\n") if stays(line)]
+        write_text(self.path, "".join(line.decode() + "\n" for line in kept))
+        self._stream.close()
+        self._stream = self.path.open("a", encoding="utf-8")
 
     def close(self) -> None:
         self._stream.close()

@@ -403,6 +403,8 @@ def train(
         raise UserError(f"{run} has been trained already: add --resume to go on, or build a new run")
     if resume:
         trainer.restore()
+        if trackers is not None:
+            trackers.resume(trainer.step)
     store = activations(trainer.step if resume else None) if world.rank == 0 else None
     try:
         result = trainer.loop(store, decode)
