@@ -315,6 +315,7 @@ def _evaluate(run: Run, data: Dataset, say: Say, *, batches: int | None = None, 
         {
             **dataclasses.asdict(found),
             "unigram_bits": data.unigram_bits,
+            "heldout_entropy_bits": data.heldout_entropy_bits,
             "weights": run.weights,
             "objective": run.report.plan.objective.contract.op,
         },  # type: ignore[union-attr]
