@@ -1,8 +1,10 @@
-"""SEDD written by hand in plain PyTorch, the way public code is: what the engine's speed is held against.
+"""SEDD written by hand in plain PyTorch, the way the public code is: what the engine's speed is held against.
 
 The same network as ``blueprints/sedd-*.yaml`` (adaLN-zero transformer, rotary, log-score head scaled by sigma), the same
-loss (score entropy, absorb, loglinear), the same optimizer step (clip, fused AdamW, averaged weights). Nothing of
-sedd_graph is imported here. Axes: B batch, L length, D width, H heads, V states.
+loss (score entropy, absorb, loglinear), the same optimizer step (clip, AdamW, averaged weights). ``plain`` follows the
+public code line by line: rotary over queries, keys and values at once, a norm's weight apart from the norm, torch's
+default AdamW, averages in a loop. ``tuned`` does what one would do next: rotary where it acts, the norm as one call, fused
+AdamW, averages in one call. Nothing of sedd_graph is imported here. Axes: B batch, L length, D width, H heads, V states.
 """
 
 from __future__ import annotations
@@ -21,14 +23,26 @@ def rotate(x_BHLR: Tensor, cos_LR: Tensor, sin_LR: Tensor) -> Tensor:
     return x_BHLR * cos_LR + torch.cat([-b, a], dim=-1) * sin_LR
 
 
-class Block(nn.Module):
-    def __init__(self, dim: int, heads: int, cond: int, dropout: float) -> None:
+class Norm(nn.Module):
+    def __init__(self, dim: int, tuned: bool) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.norm1 = nn.LayerNorm(dim, bias=False)
+        self.weight, self.tuned = nn.Parameter(torch.ones(dim)), tuned
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.tuned:
+            return F.layer_norm(x, x.shape[-1:], self.weight)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x.float(), x.shape[-1:]) * self.weight
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, heads: int, cond: int, dropout: float, tuned: bool) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.tuned = heads, dropout, tuned
+        self.norm1 = Norm(dim, tuned)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.norm2 = nn.LayerNorm(dim, bias=False)
+        self.norm2 = Norm(dim, tuned)
         self.up = nn.Linear(dim, 4 * dim)
         self.down = nn.Linear(4 * dim, dim)
         self.adaln = nn.Linear(cond, 6 * dim)
@@ -39,8 +53,13 @@ class Block(nn.Module):
         B, L, D = x.shape
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaln(c)[:, None].chunk(6, dim=-1)
         h = self.norm1(x) * (1 + scale1) + shift1
-        q, k, v = self.qkv(h).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        qkv = self.qkv(h).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        if self.tuned:
+            q, k, v = qkv
+            h = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        else:
+            turn = torch.stack([cos, cos, torch.ones_like(cos)]), torch.stack([sin, sin, torch.zeros_like(sin)])
+            h = F.scaled_dot_product_attention(*rotate(qkv, *(t[:, None, None] for t in turn)))
         h = self.out(h.transpose(1, 2).reshape(B, L, D))
         x = x + gate1 * F.dropout(h, self.dropout, self.training)
         h = self.norm2(x) * (1 + scale2) + shift2
@@ -50,14 +69,23 @@ class Block(nn.Module):
 
 class Sedd(nn.Module):
     def __init__(
-        self, *, states: int, dim: int, heads: int, depth: int, cond: int, dropout: float, length: int
+        self,
+        *,
+        states: int,
+        dim: int,
+        heads: int,
+        depth: int,
+        cond: int,
+        dropout: float,
+        length: int,
+        tuned: bool = False,
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(states, dim)
         nn.init.kaiming_uniform_(self.embed.weight, a=math.sqrt(5))
         self.time = nn.Sequential(nn.Linear(256, cond), nn.SiLU(), nn.Linear(cond, cond))
-        self.blocks = nn.ModuleList(Block(dim, heads, cond, dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, bias=False)
+        self.blocks = nn.ModuleList(Block(dim, heads, cond, dropout, tuned) for _ in range(depth))
+        self.norm = Norm(dim, tuned)
         self.adaln = nn.Linear(cond, 2 * dim)
         self.head = nn.Linear(dim, states)
         for zeroed in (self.adaln, self.head):
@@ -102,10 +130,14 @@ class Loss(nn.Module):
 class Trainer:
     """A hand-written training loop's state: ``step(x0)`` is one optimizer step."""
 
-    def __init__(self, loss: Loss, *, lr: float, ema: float, clip: float, dtype: torch.dtype) -> None:
-        self.loss, self.ema, self.clip, self.dtype = loss, ema, clip, dtype
+    def __init__(
+        self, loss: Loss, *, lr: float, ema: float, clip: float, dtype: torch.dtype, tuned: bool = False
+    ) -> None:
+        self.loss, self.ema, self.clip, self.dtype, self.tuned = loss, ema, clip, dtype, tuned
         self.parameters = list(loss.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True if tuned else None
+        )
         self.average = [p.detach().clone() for p in self.parameters]
 
     def step(self, x0: Tensor) -> Tensor:
@@ -120,5 +152,9 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 - self.ema)
+            if self.tuned:
+                torch._foreach_lerp_(self.average, self.parameters, 1 - self.ema)
+            else:
+                for average, parameter in zip(self.average, self.parameters, strict=True):
+                    average.sub_((1 - self.ema) * (average - parameter))
         return loss.detach()

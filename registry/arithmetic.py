@@ -1,7 +1,12 @@
-"""Joining and parting values: add, mean, scale, split, concat, permute. No parameters."""
+"""Joining and parting values: add, sub, mean, scale, split, concat, permute. No parameters.
+
+How they are undone: add, sub, mean and scale are linear relations, which the solver solves alone or together; split,
+concat and permute only move numbers, so that each can be undone and changes no volume.
+"""
 
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Annotated
 
 import pydantic
@@ -12,7 +17,7 @@ from torch import Tensor
 
 from sedd_graph.axes import parse_port_type
 from sedd_graph.component import Component, ComponentConfig
-from sedd_graph.contract import Port, Signature, SizeField
+from sedd_graph.contract import Algebra, Port, Rule, Signature, SizeField
 
 Pattern = Annotated[str, pydantic.Field(max_length=128)]
 
@@ -29,12 +34,47 @@ class Add(Component, kind="arithmetic"):
             total = total + x
         return total
 
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        return Algebra(linear={"out": {"xs": Fraction(1)}})
 
-class Mean(Add):
+
+class Sub(Component, kind="arithmetic"):
+    """One value less another of the same shape."""
+
+    class Config(ComponentConfig):
+        pass
+
+    def forward(self, x: Float[Tensor, "*s"], y: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return x - y
+
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        return Algebra(linear={"out": {"x": Fraction(1), "y": Fraction(-1)}})
+
+
+class Mean(Component, kind="arithmetic"):
     """The mean of any number of values of one shape."""
 
-    def forward(self, *xs: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        return super().forward(*xs) / len(xs)
+    class Config(ComponentConfig):
+        pass
+
+    @classmethod
+    def signature(cls, config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
+        shape = parse_port_type("float *s")
+        count = max(arity.values(), default=1)
+        return Signature(tuple(Port(f"x{i}", shape) for i in range(count)), (Port("out", shape),))
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        total = xs[0]
+        for x in xs[1:]:
+            total = total + x
+        return total / len(xs)
+
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        share = Fraction(1, len(signature.inputs))
+        return Algebra(linear={"out": {port.name: share for port in signature.inputs}})
 
 
 class Scale(Component, kind="arithmetic"):
@@ -45,6 +85,11 @@ class Scale(Component, kind="arithmetic"):
 
     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         return x * self.config.by
+
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        by: float = config.by  # type: ignore[attr-defined]
+        return Algebra(linear={"out": {"x": Fraction(by)}})
 
 
 def _star(pattern: str) -> tuple[list[str], int]:
@@ -76,6 +121,20 @@ class Concat(Component, kind="arithmetic"):
     def forward(self, *xs: Tensor) -> Tensor:
         return torch.cat(xs, dim=_star(self.config.pattern)[1])
 
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        names = tuple(port.name for port in signature.inputs)
+        bounds = {(name, "out"): 1.0 for name in names}
+        at = _star(config.pattern)[1]  # type: ignore[attr-defined]
+        if any(port.type.dims[at].size.constant is None for port in signature.inputs):
+            return Algebra(lipschitz=bounds)  # where it is to be parted is not known before a step runs
+        return Algebra((Rule(names, ("out",), "part", cost=0.0),), lipschitz=bounds, log_det={names: "zero"})
+
+    def part(self, out: Tensor) -> tuple[Tensor, ...]:
+        at = _star(self.config.pattern)[1]
+        count = len(self.context.connected)
+        return torch.split(out, [self.axis(f"s{i}") for i in range(count)], dim=at)
+
 
 class Split(Component, kind="arithmetic"):
     """Parts a value along the starred axis of ``pattern`` into ``sizes``; outputs ``x0``, ``x1``, ..."""
@@ -97,6 +156,18 @@ class Split(Component, kind="arithmetic"):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return torch.split(x, list(self.config.sizes), dim=_star(self.config.pattern)[1])
+
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        names = tuple(port.name for port in signature.outputs)
+        return Algebra(
+            rules=(Rule("x", names, "join", cost=0.0),),
+            lipschitz={("x", name): 1.0 for name in names},
+            log_det={"x": "zero"},
+        )
+
+    def join(self, *parts: Tensor) -> Tensor:
+        return torch.cat(parts, dim=_star(self.config.pattern)[1])
 
 
 class Permute(Component, kind="arithmetic"):
@@ -125,3 +196,13 @@ class Permute(Component, kind="arithmetic"):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = rearrange(x, self.config.pattern)
         return out
+
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        rule = Rule("x", ("out",), "back", cost=0.0)
+        return Algebra(rules=(rule,), lipschitz={("x", "out"): 1.0}, log_det={"x": "zero"})
+
+    def back(self, out: Tensor) -> Tensor:
+        left, _, right = self.config.pattern.partition("->")
+        x: Tensor = rearrange(out, f"{right} -> {left}")
+        return x

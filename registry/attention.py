@@ -3,8 +3,9 @@
 Axes: b batch, l length, heads, r width of one head, k key/value pairs of (cosine, sine).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+import pydantic
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -12,13 +13,15 @@ from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
 from sedd_graph.contract import SizeField
+from sedd_graph.keys import dropout
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn ``x`` [..., l, r] by ``angles`` [2, l, r] (cosines, sines), halves paired as in RoFormer's public code."""
-    cos, sin = angles[0].to(x.dtype), angles[1].to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    half = x.shape[-1] // 2
+    cos, sin = angles[..., :half].to(x.dtype)  # the other halves are the same
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 class Attention(Component, kind="attention"):
@@ -28,7 +31,7 @@ class Attention(Component, kind="attention"):
         heads: SizeField
         qk_norm: Literal["none", "rms"] = "none"
         """``rms``: queries and keys to unit root mean square before the product (arXiv 2302.05442), with learned scale."""
-        dropout: float = 0.0
+        dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
         """Probability of dropping an attention weight in training."""
         bias: Literal["none", "all"] = "none"
 
@@ -47,6 +50,7 @@ class Attention(Component, kind="attention"):
         x: Float[Tensor, "b l heads*r"],
         angles: Float[Tensor, "2 l r"] | None = None,
         attend: Bool[Tensor, "b l"] | None = None,
+        key: Tensor | None = None,
     ) -> Float[Tensor, "b l heads*r"]:
         b, l, d = x.shape
         q, k, v = self.qkv(x).view(b, l, 3, self.config.heads, -1).permute(2, 0, 3, 1, 4)
@@ -57,7 +61,18 @@ class Attention(Component, kind="attention"):
             q, k = rotate(q, angles), rotate(k, angles)
         # A row with nothing to attend to (all padding) attends to all: its output is never used, and stays finite.
         mask = None if attend is None else (attend | ~attend.any(-1, keepdim=True))[:, None, None, :]
-        dropout = self.config.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=mask, dropout_p=dropout)
+        v = v.to(q.dtype)
+        if key is not None and self.config.dropout:
+            y = self._dropped(q, k, v, mask, key)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, l, d))
         return out
+
+    def _dropped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor) -> Tensor:
+        """Attention written out: the fused kernels draw their dropout from the global generator, so that it could be
+        neither split over processes nor drawn again."""
+        weights = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5
+        if mask is not None:
+            weights = weights.masked_fill(~mask, -torch.inf)
+        return dropout(weights.softmax(-1).to(v.dtype), self.config.dropout, key) @ v

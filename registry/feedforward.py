@@ -1,13 +1,22 @@
 """Position-wise networks. Axes: b batch, l length, d model width."""
 
+import math
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
 from sedd_graph.contract import SizeField
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """GELU's tanh form. (1 + tanh u)/2 = sigmoid(2u), and a compiled sigmoid costs half of a compiled tanh on a CPU."""
+    if torch.compiler.is_compiling():
+        return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
+    return F.gelu(x, approximate="tanh")
 
 
 class FeedForward(Component, kind="feedforward"):
@@ -30,7 +39,7 @@ class FeedForward(Component, kind="feedforward"):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         h = self.up(x)
         if self.config.activation == "gelu":
-            h = F.gelu(h, approximate="tanh")
+            h = _gelu(h)
         elif self.config.activation == "squared_relu":
             h = F.relu(h).square()
         else:

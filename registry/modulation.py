@@ -8,9 +8,9 @@ from typing import Annotated
 import pydantic
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
+from sedd_graph.keys import dropout
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
@@ -47,6 +47,12 @@ class AdaLNGate(Component, kind="modulation"):
         self.linear = zero_linear(self.axis("e"), self.axis("d"))
 
     def forward(
-        self, x: Float[Tensor, "b l d"], residual: Float[Tensor, "b l d"], c: Float[Tensor, "b e"]
+        self,
+        x: Float[Tensor, "b l d"],
+        residual: Float[Tensor, "b l d"],
+        c: Float[Tensor, "b e"],
+        key: Tensor | None = None,
     ) -> Float[Tensor, "b l d"]:
-        return residual + self.linear(c)[:, None] * F.dropout(x, self.config.dropout, self.training)
+        if key is not None and self.config.dropout:
+            x = dropout(x, self.config.dropout, key)
+        return residual + self.linear(c)[:, None] * x

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
 from sedd_graph.blueprint.load import Loaded, load
 from sedd_graph.blueprint.lock import lock
 from sedd_graph.data.config import DataConfig
@@ -19,6 +22,7 @@ from sedd_graph.graph.draw import to_tree
 from sedd_graph.graph.expand import expand
 from sedd_graph.graph.model import Graph
 from sedd_graph.graph.process import ProcessPlan, read_process
+from sedd_graph.inverse.claims import Derived, derive, prove
 from sedd_graph.plugins import Registry, discover
 from sedd_graph.store.arrays import StoreConfig
 from sedd_graph.training.config import TrainConfig
@@ -28,21 +32,23 @@ if TYPE_CHECKING:
 
     from sedd_graph.engine.engine import CompileMode, Engine
 
-__all__ = ["LOCK", "Report", "build", "check", "digest", "lock_text", "make_engine", "schema_text"]
+__all__ = ["LOCK", "Report", "build", "check", "digest", "lock_text", "make_engine", "schema_text", "undo"]
 
 LOCK = "blueprint.lock.yaml"
-SECTIONS = {"data": DataConfig, "train": TrainConfig, "store": StoreConfig}
+SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "train": TrainConfig, "store": StoreConfig}
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What ``check`` found: the typed graph, the process, and how many parameters it will have. ``str()`` is readable."""
+    """What ``check`` found: the typed graph, the process, how many parameters it will have, and the inverses that its
+    blocks claim to have. ``str()`` is readable."""
 
     loaded: Loaded
     graph: Graph
     plan: ProcessPlan | None
     registry: Registry
     parameters: int
+    derived: tuple[Derived, ...] = ()
 
     @property
     def name(self) -> str:
@@ -68,17 +74,37 @@ class Report:
                 f"process     {plan.kernel.contract.name} with {plan.schedule.contract.name}, {plan.states:,} states; "
                 f"objective {plan.objective.contract.name}; sampler {plan.sampler.contract.name}"
             )
+        lines += [f"{'undone' if not i else '':<10}  {one}" for i, one in enumerate(self.derived)]
         return "\n".join(lines)
 
 
+def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry, Graph, dict[str, int]]:
+    """The expanded graph, and batch and length where the blueprint says so."""
+    loaded = load(path, overrides, sections=SECTIONS)
+    registry = discover()
+    data, train = (loaded.sections.get(key) for key in ("data", "train"))
+    sizes = {"batch": (train or TrainConfig()).batch, "length": (data or DataConfig()).length}
+    return loaded, registry, expand(loaded, registry), sizes
+
+
+def undo(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Graph, tuple[Derived, ...]]:
+    """The graph, and for each block that claims to be invertible its inverse or the reason why there is none.
+
+    Raises :class:`sedd_graph.errors.BlueprintError` where there is no graph.
+    """
+    _, _, graph, sizes = _graph(path, overrides)
+    return graph, derive(graph, sizes)
+
+
 def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
-    """Read a blueprint, expand and type its graph, and check its process, allocating no parameter.
+    """Read a blueprint, expand and type its graph, derive the inverses it claims, and check its process.
+
+    No parameter is allocated.
 
     Raises :class:`sedd_graph.errors.BlueprintError` with every problem of the first stage that has any.
     """
-    loaded = load(path, overrides, sections=SECTIONS)
-    registry = discover()
-    graph = expand(loaded, registry)
+    loaded, registry, graph, sizes = _graph(path, overrides)
+    derived = prove(graph, sizes)
     plan = read_process(loaded, graph, registry)
     from sedd_graph.engine.engine import make_process
     from sedd_graph.engine.regions import build_shapes, count_parameters
@@ -92,7 +118,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         raise BlueprintError(
             [p if p.line else loaded.problem(tuple(p.path.split(".")), p.message) for p in error.problems]
         ) from None
-    return Report(loaded, graph, plan, registry, count_parameters(build_shapes(graph, registry)))
+    return Report(loaded, graph, plan, registry, count_parameters(build_shapes(graph, registry)), derived)
 
 
 def _fits_data(loaded: Loaded, tokens: int) -> None:
@@ -115,7 +141,7 @@ def lock_text(report: Report) -> str:
             if name not in filled and not field.is_required():
                 value = field.get_default(call_default_factory=True)
                 if value is not None:
-                    filled[name] = list(value) if isinstance(value, tuple) else value
+                    filled[name] = to_jsonable_python(value)
         return contract.op, filled
 
     return lock(report.loaded, fill)

@@ -165,7 +165,10 @@ def _show(arguments: argparse.Namespace) -> int:
     from sedd_graph.graph import draw
 
     path = Path(arguments.blueprint)
-    report = check(path / LOCK if path.is_dir() else path, arguments.overrides)
+    path = path / LOCK if path.is_dir() else path
+    if arguments.inverse:
+        return _show_inverse(path, arguments)
+    report = check(path, arguments.overrides)
     if arguments.format == "lock":
         from sedd_graph.api import lock_text
 
@@ -174,6 +177,27 @@ def _show(arguments: argparse.Namespace) -> int:
         made = {"tree": draw.to_tree, "mermaid": draw.to_mermaid, "svg": draw.to_svg, "json": draw.to_json}
         _say(made[arguments.format](report.graph).rstrip("\n"))
     return 0
+
+
+def _show_inverse(path: Path, arguments: argparse.Namespace) -> int:
+    """Per claimed block, how it is undone or why it cannot be; or a drawing of both directions."""
+    from sedd_graph.api import undo
+    from sedd_graph.errors import UserError
+    from sedd_graph.graph import draw
+    from sedd_graph.inverse.show import arrows, explain
+
+    graph, derived = undo(path, arguments.overrides)
+    if not derived:
+        raise UserError(f"{path}: no block claims to be invertible; say 'invertible: true' in one")
+    if arguments.format in ("mermaid", "svg"):
+        made = {"mermaid": draw.to_mermaid, "svg": draw.to_svg}[arguments.format]
+        _say(made(graph, {one.region: arrows(one.found) for one in derived}).rstrip("\n"))
+    elif arguments.format == "tree":
+        _say("\n\n".join(explain(one.found) for one in derived))
+    else:
+        raise UserError("--inverse goes with --format tree, mermaid or svg")
+    refused = [one for one in derived if one.problem is not None]
+    return UserError.exit_code if refused else 0
 
 
 def _components(arguments: argparse.Namespace) -> int:
@@ -313,6 +337,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("blueprint", metavar="BLUEPRINT|RUN")
     overridable(made)
     made.add_argument("--format", choices=("tree", "mermaid", "svg", "json", "lock"), default="tree")
+    made.add_argument(
+        "--inverse",
+        action="store_true",
+        help="how the blocks that claim to be invertible are undone, or why they cannot be",
+    )
 
     made = verb("components", _components, "list installed components, or describe one")
     made.add_argument("name", nargs="?", help="such as attention or attention.v1")

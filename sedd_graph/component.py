@@ -18,6 +18,9 @@ from sedd_graph.contract import NODE_KINDS, PROCESS_KINDS, Algebra, ComponentCon
 
 __all__ = ["Component", "ComponentConfig", "Context", "solves"]
 
+KEY = "key"
+"""The argument of ``forward`` that is no port: the engine fills it with randomness (see :mod:`sedd_graph.keys`)."""
+
 _KIND_OF_DTYPES = {"Float": "float", "Int": "int", "Bool": "bool"}
 
 
@@ -39,11 +42,17 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def solves(
-    target: str, *, given: tuple[str, ...], cost: float = 1.0, iterative: bool = False, log_det: str | None = None
+    target: str | tuple[str, ...],
+    *,
+    given: tuple[str, ...],
+    cost: float = 1.0,
+    iterative: bool = False,
+    log_det: str | None = None,
 ) -> Callable[[_Method], _Method]:
     """Mark a method of a component as a rule for the solver: it gives the input ``target`` from the ports ``given``.
 
-    The method is called with the values of ``given`` in that order, without gradients. ``log_det`` is ``"zero"`` or the
+    The method is called with the values of ``given`` in that order, without gradients; for a tuple of targets it returns
+    a tuple. ``log_det`` is ``"zero"`` or the
     name of a method called with all inputs of ``forward`` that gives log |det d out / d target|, nats, [b].
 
     >>> @solves("x", given=("out", "shift"), log_det="zero")
@@ -67,6 +76,10 @@ class Component(nn.Module):
     ...     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     ...         return x * self.config.by
 
+    A component that draws at random (dropout) takes ``key: Tensor | None = None`` as ``forward``'s last argument. It is no
+    port: the engine passes int32 [b], another key for each step, row and node, or None where nothing is to be drawn.
+    :func:`sedd_graph.keys.dropout` turns it into a mask.
+
     Raises :class:`TypeError` at class definition where the contract is broken (no ``Config``, unannotated port, unknown
     kind).
     """
@@ -75,6 +88,8 @@ class Component(nn.Module):
     kind: ClassVar[str]
     version: ClassVar[int] = 1
     outputs: ClassVar[tuple[str, ...]] = ("out",)
+    keyed: ClassVar[bool] = False
+    """Whether ``forward`` takes a ``key``; read off its arguments."""
     promises: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, *, kind: str | None = None, version: int | None = None, **kwargs: Any) -> None:
@@ -94,6 +109,7 @@ class Component(nn.Module):
         config = getattr(cls, "Config", None)
         if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
             raise TypeError(f"{cls.__qualname__}: a component needs a nested class Config(ComponentConfig)")
+        cls.keyed = KEY in inspect.signature(cls.forward).parameters
         if cls.kind in NODE_KINDS and "signature" not in cls.__dict__:
             _signature_of_forward(cls)
 
@@ -148,6 +164,8 @@ def _signature_of_forward(cls: type[Component]) -> Signature:
     hints = function.__annotations__
     inputs = []
     for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
+        if name == KEY:
+            continue
         where = f"{cls.__qualname__}.forward({name})"
         if parameter.kind is parameter.KEYWORD_ONLY or parameter.kind is parameter.VAR_KEYWORD:
             raise TypeError(f"{where}: keyword-only arguments cannot be ports")

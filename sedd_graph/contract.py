@@ -87,14 +87,20 @@ class Signature:
 class Rule:
     """One way to undo a component: the input ``target`` from the ports in ``given``, by calling ``method`` with them.
 
-    ``cost`` counts evaluations of the component's ``forward``. ``iterative``: to a tolerance instead of in closed form.
+    Several targets make a tuple, and the method then returns one. The outputs in ``given`` must fix the targets whatever
+    their values are. ``cost`` counts evaluations of the component's ``forward``. ``iterative``: to a tolerance instead of
+    in closed form.
     """
 
-    target: str
+    target: str | tuple[str, ...]
     given: tuple[str, ...]
     method: str
     cost: float = 1.0
     iterative: bool = False
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,) if isinstance(self.target, str) else self.target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +117,7 @@ class Algebra:
     rules: tuple[Rule, ...] = ()
     linear: Mapping[str, Mapping[str, Fraction]] = dataclasses.field(default_factory=dict)
     lipschitz: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
-    log_det: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    log_det: Mapping[str | tuple[str, ...], str] = dataclasses.field(default_factory=dict)
 
 
 def no_algebra(config: ComponentConfig, signature: Signature) -> Algebra:
@@ -123,7 +129,8 @@ class Contract:
     """Everything the blueprint and graph layers may know of a component.
 
     ``signature(config, arity)`` gives the ports; ``arity`` maps a variadic port to how many edges feed it.
-    ``algebra(config, signature)`` gives the rules by which the solver may undo it.
+    ``algebra(config, signature)`` gives the rules by which the solver may undo it; there, the types of the signature's
+    connected ports are those of the graph, so that a rule may depend on sizes (``port.type.dims[-1].size.constant``).
     ``promises`` are short human-readable claims that ``check_component`` holds the class to.
     """
 

@@ -12,51 +12,66 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sedd_graph.blueprint.load import Loaded
-from sedd_graph.blueprint.schema import Block, Blueprint, Node, OpSpec, ProcessSpec
-from sedd_graph.blueprint.yaml import read_scalar
+from sedd_graph.blueprint.schema import MAX_NAME, Block, Blueprint, Invertible, Node, OpSpec
+from sedd_graph.blueprint.yaml import read_scalar, read_yaml
+from sedd_graph.errors import BlueprintError, UserError
 
 __all__ = ["Fill", "dump", "lock"]
 
 Fill = Callable[[str, Mapping[str, Any]], tuple[str, dict[str, Any]]]
 """From an op and its keys to the pinned op and the keys with defaults filled in."""
 
+_HEAD = "# Written by sedd_graph: everything filled in. It builds the same graph again.\n"
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
 
 
 def lock(loaded: Loaded, fill: Fill) -> str:
-    """The text of the lock file."""
+    """The text of the lock file. Blocks that no node stands for are left out.
+
+    Raises :class:`UserError` where what is included is too large to stand in one file.
+    """
     blueprint = loaded.blueprint
     assert isinstance(blueprint, Blueprint)
-    names: dict[tuple[str, str], str] = {}
-    blocks: dict[str, Any] = {}
+    writer = _Writer(loaded, fill)
+    root = writer.body(loaded, blueprint)
+    out: dict[str, Any] = {"blueprint": 1, "name": blueprint.name, "description": blueprint.description or None}
+    out |= {"params": loaded.params, "axes": dict(blueprint.axes)}
+    out |= {"inputs": root["inputs"], "outputs": root["outputs"], "blocks": writer.blocks, "nodes": root["nodes"]}
+    if blueprint.process is not None:
+        out["process"] = {**writer.op(blueprint.process), "schedule": writer.op(blueprint.process.schedule)}
+    if blueprint.objective is not None:
+        out["objective"] = writer.op(blueprint.objective)
+    if blueprint.sample is not None:
+        out["sample"] = writer.op(blueprint.sample)
+    out |= {key: model.model_dump(mode="json") for key, model in loaded.sections.items()}
+    text = _HEAD + dump({k: v for k, v in out.items() if v not in ({}, None)})
+    try:
+        read_yaml(text.encode(), name="lock file")
+    except BlueprintError as error:
+        raise UserError(f"{loaded.file}: with all it includes it cannot be kept as one file: {error}") from None
+    return text
 
-    def name_of(home: Loaded, block: str, wish: str) -> str:
-        key = (home.file, block)
-        if key not in names:
-            taken, name, number = set(names.values()), wish, 2
-            while name in taken:
-                name, number = f"{wish}_{number}", number + 1
-            names[key] = name
-        return names[key]
 
-    def reference(home: Loaded, text: str) -> tuple[Loaded, str, str]:
-        alias, dot, block = text.rpartition(".")
-        return (home.libraries[alias], block, f"{alias}_{block}") if dot else (home, block, block)
+class _Writer:
+    """Gathers the blocks that are used, in the order of their first use, each under a name of its own."""
 
-    def node(home: Loaded, item: Node) -> dict[str, Any]:
+    def __init__(self, loaded: Loaded, fill: Fill) -> None:
+        self.fill = fill
+        self.blocks: dict[str, Any] = {}
+        self.names = {(loaded.file, block): block for block in loaded.blueprint.blocks}
+        self.prefixes = {loaded.file: ""}
+        """Of each file, what its blocks' names begin with: the alias under which it was first used."""
+
+    def body(self, home: Loaded, item: Block | Blueprint) -> dict[str, Any]:
+        nodes = {name: self.node(home, node) for name, node in item.nodes.items()}
+        return {"inputs": dict(item.inputs), "outputs": dict(item.outputs), "nodes": nodes}
+
+    def node(self, home: Loaded, item: Node) -> dict[str, Any]:
         out: dict[str, Any] = {}
         if item.op is not None:
-            out["op"], keys = fill(item.op, item.with_)
+            out["op"], keys = self.fill(item.op, item.with_)
         else:
-            target, block, wish = reference(home, item.block or "")
-            if home is not loaded and target is home:
-                wish = f"{names[home.file, '']}_{block}"
-            known = (target.file, block) in names
-            out["block"] = name_of(target, block, wish)
-            if not known:
-                names.setdefault((target.file, ""), wish.removesuffix(f"_{block}") or block)
-                add(target, block)
-            keys = dict(item.with_)
+            out["block"], keys = self.block(home, item.block or ""), dict(item.with_)
         for key, value in (("in", item.in_), ("out", item.out), ("with", keys), ("repeat", item.repeat)):
             if value is not None and value != {}:
                 out[key] = value
@@ -64,77 +79,73 @@ def lock(loaded: Loaded, fill: Fill) -> str:
             out["save"] = item.save.model_dump(mode="json", exclude_none=True)
         return out
 
-    def body(home: Loaded, item: Block | Blueprint) -> dict[str, Any]:
-        return {
-            "inputs": dict(item.inputs),
-            "outputs": dict(item.outputs),
-            "nodes": {n: node(home, v) for n, v in item.nodes.items()},
-        }
+    def block(self, home: Loaded, text: str) -> str:
+        """The name in the lock file of the block that ``text`` means within ``home``."""
+        alias, dot, block = text.rpartition(".")
+        target = home.libraries[alias] if dot else home
+        prefix = self.prefixes.setdefault(target.file, f"{alias}_")
+        name = self.names.setdefault((target.file, block), self.free(prefix + block))
+        if name not in self.blocks:
+            self.blocks[name] = {}  # its place, before those that it uses
+            item = target.blueprint.blocks[block]
+            claim = (
+                item.invertible.model_dump(mode="json") if isinstance(item.invertible, Invertible) else item.invertible
+            )
+            head = {"description": item.description, "params": dict(item.params), "invertible": claim}
+            self.blocks[name] = {k: v for k, v in head.items() if v} | self.body(target, item)
+        return name
 
-    def add(home: Loaded, block: str) -> None:
-        item = home.blueprint.blocks[block]
-        name = names[home.file, block]
-        blocks[name] = {}  # its place, before those that it uses
-        head = {"description": item.description} if item.description else {}
-        params = {"params": dict(item.params)} if item.params else {}
-        blocks[name] = {**head, **params, **body(home, item)}
+    def free(self, wish: str) -> str:
+        """``wish``, shortened and numbered until it is a name that no other block has."""
+        name, number, taken = wish[:MAX_NAME], 2, set(self.names.values())
+        while name in taken:
+            name, number = f"{wish[: MAX_NAME - len(str(number)) - 1]}_{number}", number + 1
+        return name
 
-    def op(spec: OpSpec) -> dict[str, Any]:
-        pinned, keys = fill(spec.op, spec.config)
+    def op(self, spec: OpSpec) -> dict[str, Any]:
+        pinned, keys = self.fill(spec.op, spec.config)
         return {"op": pinned, **keys}
 
-    names[loaded.file, ""] = ""
-    for block in blueprint.blocks:
-        names[loaded.file, block] = block
-    for block in blueprint.blocks:
-        add(loaded, block)
-    root = body(loaded, blueprint)
-    out: dict[str, Any] = {"blueprint": 1, "name": blueprint.name}
-    if blueprint.description:
-        out["description"] = blueprint.description
-    out |= {"params": loaded.params, "axes": dict(blueprint.axes)}
-    out |= {"inputs": root["inputs"], "outputs": root["outputs"], "blocks": blocks, "nodes": root["nodes"]}
-    if blueprint.process is not None:
-        process: ProcessSpec = blueprint.process
-        out["process"] = {**op(OpSpec(op=process.op, **process.config)), "schedule": op(process.schedule)}
-    if blueprint.objective is not None:
-        out["objective"] = op(blueprint.objective)
-    if blueprint.sample is not None:
-        out["sample"] = op(blueprint.sample)
-    for key in ("data", "train", "store"):
-        if key in loaded.sections:
-            out[key] = loaded.sections[key].model_dump(mode="json")
-    return "# Written by sedd_graph: everything filled in. It builds the same graph again.\n" + dump(
-        {k: v for k, v in out.items() if v not in ({}, None)}
-    )
 
-
-def dump(data: Any) -> str:
+def dump(data: Mapping[str, Any]) -> str:
     """YAML that :mod:`sedd_graph.blueprint.yaml` reads back as the same data; the same data gives the same bytes."""
     lines: list[str] = []
 
-    def leaf(value: Any) -> str:
-        if isinstance(value, str):
-            plain = _PLAIN.fullmatch(value) is not None
-            try:
-                plain = plain and read_scalar(value) == value and isinstance(read_scalar(value), str)
-            except ValueError:
-                plain = False
-            return value if plain else json.dumps(value, ensure_ascii=not value.isprintable())
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{k}: {leaf(v)}" for k, v in value.items()) + "}"
-        if isinstance(value, list | tuple):
-            return "[" + ", ".join(leaf(v) for v in value) + "]"
-        return "null" if value is None else json.dumps(value)
-
-    def walk(value: dict[str, Any], indent: int) -> None:
+    def walk(value: Mapping[str, Any], indent: int) -> None:
         for key, item in value.items():
-            flat = leaf(item)
+            flat = _flow(item)
             if isinstance(item, dict) and item and ((indent < 4 and len(flat) > 60) or len(flat) > 100):
-                lines.append(f"{' ' * indent}{key}:")
+                lines.append(f"{' ' * indent}{_string(key)}:")
                 walk(item, indent + 2)
             else:
-                lines.append(f"{' ' * indent}{key}: {flat}")
+                lines.append(f"{' ' * indent}{_string(key)}: {flat}")
 
     walk(data, 0)
     return "\n".join(lines) + "\n"
+
+
+def _flow(value: Any) -> str:
+    """A value on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_string(k)}: {_flow(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return _string(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _string(text: str) -> str:
+    """Plain where it reads back as the same string, else in double quotes with YAML's escapes."""
+    try:
+        plain = _PLAIN.fullmatch(text) is not None and isinstance(read_scalar(text), str)
+    except ValueError:  # such as nan
+        plain = False
+    if plain:
+        return text
+    return '"' + "".join(c if c.isprintable() and c not in '"\\' else _escape(c) for c in text) + '"'
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if char in '"\\':
+        return "\\" + char
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

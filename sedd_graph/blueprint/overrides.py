@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sedd_graph.blueprint.yaml import read_scalar, read_yaml
+from sedd_graph.blueprint.yaml import MAX_DEPTH, MAX_KEY, MAX_SCALAR, read_scalar, read_yaml
 from sedd_graph.errors import BlueprintError, Problem, suggest
 
 __all__ = ["apply_overrides"]
@@ -24,7 +24,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[tupl
     problems: list[Problem] = []
     origins: dict[tuple[str | int, ...], str] = {}
     for text in overrides:
-        place = f"override {text!r}"
+        place = f"override {text!r}" if len(text) <= 200 else f"override {text[:200]!r}..."
 
         def refuse(message: str, place: str = place) -> None:
             problems.append(Problem(place, 0, 0, "", message))
@@ -33,6 +33,12 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[tupl
         parts = key.strip().split(".")
         if not equals or not all(parts):
             refuse("write key=value, such as train.steps=100")
+            continue
+        if len(parts) > MAX_DEPTH or max(map(len, parts)) > MAX_KEY or len(value_text) > MAX_SCALAR:
+            refuse(f"more than {MAX_DEPTH} keys, {MAX_KEY} characters a key, or {MAX_SCALAR} characters of value")
+            continue
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            refuse("is not UTF-8")
             continue
         if parts[0] not in _TOP:
             refuse(f"unknown key {parts[0]!r}{suggest(parts[0], _TOP)}; known: {', '.join(sorted(_TOP))}")
@@ -71,7 +77,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[tupl
             if isinstance(target, list) and not (isinstance(last, int) and last < len(target)):
                 refuse(f"{'.'.join(map(str, path))!r} has no item {last!r}")
                 continue
-            target[last] = value  # type: ignore[index]
+            target[last] = value
             origins[(*path, last)] = place
     if problems:
         raise BlueprintError(problems)

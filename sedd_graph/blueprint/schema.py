@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-__all__ = ["Block", "Blueprint", "Library", "Node", "OpSpec", "SaveSpec"]
+__all__ = ["MAX_NAME", "Block", "Blueprint", "Invertible", "Library", "Node", "OpSpec", "SaveSpec"]
 
-Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
-Title = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+MAX_NAME = 64
+Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=MAX_NAME)]
+Title = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=MAX_NAME)]
 Ref = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?$", max_length=130)]
 OpName = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*(\.v[1-9][0-9]{0,3})?$", max_length=80)]
 TypeText = Annotated[str, pydantic.Field(max_length=256)]
@@ -58,6 +59,14 @@ class Node(Frozen):
         return self
 
 
+class Invertible(Frozen):
+    """A block's claim that its inputs can be had back from its outputs. The builder derives how, or says why not."""
+
+    given: Annotated[list[Name], pydantic.Field(max_length=64)] = pydantic.Field(default_factory=list)
+    """Inputs that are known at inversion too, such as conditioning."""
+    level: Literal["injective", "bijective", "volume_preserving"] = "injective"
+
+
 class Block(Frozen):
     """A graph with typed inputs and outputs that nodes can stand for; its axis names are bound by what is fed in."""
 
@@ -67,6 +76,7 @@ class Block(Frozen):
     inputs: Annotated[dict[Name, TypeText], pydantic.Field(min_length=1, max_length=64)]
     outputs: Annotated[dict[Name, Ref], pydantic.Field(min_length=1, max_length=64)]
     nodes: Annotated[dict[Name, Node], pydantic.Field(min_length=1, max_length=4096)]
+    invertible: bool | Invertible | None = None
 
 
 class OpSpec(pydantic.BaseModel):

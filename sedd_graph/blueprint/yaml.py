@@ -19,7 +19,7 @@ from sedd_graph.errors import BlueprintError, Problem
 
 __all__ = ["Document", "read_scalar", "read_yaml"]
 
-MAX_BYTES, MAX_DEPTH, MAX_NODES, MAX_SCALAR = 512 * 1024, 40, 50_000, 16 * 1024
+MAX_BYTES, MAX_DEPTH, MAX_NODES, MAX_SCALAR, MAX_KEY = 512 * 1024, 40, 50_000, 16 * 1024, 100
 _LOADER = getattr(yaml, "CLoader", yaml.Loader)  # only its event parser is used; nothing is constructed by it
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -27,6 +27,7 @@ _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _ODD_NUMBER = re.compile(
     r"[-+]?(0[0-9_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|0b[01_]+|[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?|[0-9]+(:[0-5]?[0-9])+)"
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_FINITE = re.compile(r"[-+]?\.?(nan|inf|infinity)", re.IGNORECASE)
 
 Path_ = tuple[str | int, ...]
@@ -54,7 +55,7 @@ class Document:
 class _Refused(Exception):
     def __init__(self, message: str, mark: Any) -> None:
         super().__init__(message)
-        self.place = (mark.line + 1, mark.column + 1)
+        self.place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
 
 
 def read_scalar(text: str) -> Any:
@@ -190,6 +191,8 @@ def _compose(text: str, document: Document) -> Any:
         if isinstance(event, yaml.ScalarEvent):
             if len(event.value) > MAX_SCALAR:
                 raise _Refused(f"a string of more than {MAX_SCALAR} characters", mark)
+            if _SURROGATE.search(event.value):  # libyaml refuses it by itself, PyYAML's own parser does not
+                raise _Refused("half of a surrogate pair is not a character: write it as \\UXXXXXXXX", mark)
             if expects_key:
                 top = stack[-1]
                 key = event.value
@@ -199,6 +202,8 @@ def _compose(text: str, document: Document) -> Any:
                     raise _Refused("merge keys ('<<') are not supported: use params or blocks", mark)
                 if not key:
                     raise _Refused("an empty key", mark)
+                if len(key) > MAX_KEY:
+                    raise _Refused(f"a key of more than {MAX_KEY} characters", mark)
                 path = (*top.path, key)
                 if key in top.value:
                     first = document.keys[path][0]
@@ -232,7 +237,7 @@ def _compose(text: str, document: Document) -> Any:
                 anchors[done.anchor] = (done.value, done.weight)
             add(done.value, mark, done.weight)
     if not result:
-        raise _Refused("the file is empty", yaml.Mark("", 0, 0, 0, None, None))
+        raise _Refused("the file is empty", None)
     return result[0]
 
 

@@ -67,6 +67,13 @@ class Randomness:
         drawn = torch.rand(total, *shape, generator=self.generator, device=self.generator.device)
         return drawn[self.start : self.start + rows]
 
+    def keys(self, rows: int) -> Tensor:
+        """int32 [rows]: what each row's network randomness is drawn from (:mod:`sedd_graph.keys`)."""
+        total = self.total or self.start + rows
+        device = self.generator.device
+        drawn = torch.randint(-(2**31), 2**31, (total,), generator=self.generator, device=device)
+        return drawn[self.start : self.start + rows].int()
+
     def low_discrepancy(self, rows: int) -> Tensor:
         """float32 [rows] in [0, 1): one offset, then an even grid over the global batch (VDM, arXiv 2107.00630)."""
         total = self.total or self.start + rows

@@ -28,7 +28,6 @@ from sedd_graph.plugins import Registry
 __all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mix_seed"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
-_WHOLE_UP_TO = 90  # components: about six layers; beyond that one compiled layer for all of them costs less
 
 
 class Bound(NamedTuple):
@@ -108,9 +107,9 @@ class LossModule(nn.Module):
         self.model = model
         self._process = process
 
-    def forward(self, draw: Draw, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Nats per sequence [b], and the saved ports."""
-        outputs, taps = self.model.run(feed(draw, batch))
+    def forward(self, draw: Draw, batch: Batch, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Nats per sequence [b], and the saved ports. ``key`` int32 [b] turns dropout on."""
+        outputs, taps = self.model.run(feed(draw, batch), key)
         with torch.autocast(draw.xt.device.type, enabled=False):
             loss = self._process.objective.loss(outputs, draw, batch, self._process.kernel, self._process.schedule)
         return loss, taps
@@ -155,16 +154,15 @@ class Engine:
 
     def compile(self, mode: CompileMode) -> None:
         """``block``: each repeated block in place, one compilation for all repeats; ``whole``: network and loss as one
-        graph; ``auto``: ``block`` on a GPU, on a CPU with a C++ compiler ``whole`` for small graphs; ``off``: eager.
+        graph, which takes several times as long to compile and then runs a few percent faster; ``auto``: ``block`` (``whole``
+        where no block is repeated) on a GPU, and on a CPU that has a C++ compiler; ``off``: eager.
 
         Nothing is compiled before it first runs, and state-dict keys do not change.
         """
         if mode == "auto":
-            if self.device.type == "cpu":
-                able = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-                mode = "off" if not able else "whole" if self.graph.root.size <= _WHOLE_UP_TO else "block"
-            else:
-                mode = "block" if self.device.type == "cuda" else "off"
+            cpu = self.device.type == "cpu" and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+            able = cpu or self.device.type == "cuda"
+            mode = "off" if not able else "block" if any(True for _ in self._chains()) else "whole"
         if mode == "whole" and self.loss_module is not None:
             self.loss_module.compile(fullgraph=True, dynamic=False)
         elif mode in ("block", "whole"):
@@ -211,14 +209,15 @@ class Engine:
         _, module = self._parts()
         batch = (x0 if isinstance(x0, Batch) else Batch.of(x0)).to(self.device)
         self._check_tokens(batch.tokens)
-        generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
+        random = Randomness(torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ()))))
         draw = self.draw(
             batch,
-            random=Randomness(generator),
+            random=random,
             t=None if t is None else t.to(self.device),
             xt=None if xt is None else xt.to(self.device),
         )
-        loss: Tensor = module(draw, batch)[0]
+        key = random.keys(batch.tokens.shape[0]) if self.model.training else None
+        loss: Tensor = module(draw, batch, key)[0]
         return loss
 
     def _check_tokens(self, tokens: Tensor) -> None:

@@ -16,16 +16,20 @@ from torch.overrides import TorchFunctionMode
 from sedd_graph.component import Context
 from sedd_graph.errors import BlueprintError, Problem
 from sedd_graph.graph.model import Graph, Op, Region, Step
+from sedd_graph.keys import fold
 from sedd_graph.plugins import Registry
 
 __all__ = ["Model", "RegionModule", "build_model", "build_shapes", "count_parameters"]
 
-Plan = tuple[tuple[str, tuple[int, ...], int, int], ...]
-"""Per step: its name, where its arguments stand (-1 for none), how many outputs it has, how many taps beyond them."""
+Plan = tuple[tuple[str, tuple[int, ...]], ...]
+"""Per step: its name, and where its arguments stand (-1 for none)."""
 
 
 class RegionModule(nn.Module):
-    """Runs one region: tensors in, a tuple of outputs and then of taps out."""
+    """Runs one region: a key (or None) and tensors in, a tuple of outputs and then of taps out.
+
+    ``keyed`` tells whether any component below draws at random; each such step gets a key of its own.
+    """
 
     def __init__(self, children: Mapping[str, nn.Module], plan: Plan, returned: tuple[int, ...]) -> None:
         super().__init__()
@@ -33,11 +37,18 @@ class RegionModule(nn.Module):
             # add_module would refuse names that nn.Module uses itself, such as 'half' or 'type'
             self._modules[name] = child
         self.plan, self.returned = plan, returned
+        self.keyed = any(child.keyed for child in children.values())
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
         values: list[Any] = list(inputs)
-        for name, arguments, _, _ in self.plan:
-            result = self._modules[name](*[None if a < 0 else values[a] for a in arguments])  # type: ignore[misc]
+        for place, (name, places) in enumerate(self.plan):
+            step: Any = self._modules[name]
+            arguments = [None if a < 0 else values[a] for a in places]
+            own = fold(key, place) if step.keyed and key is not None else None
+            if isinstance(step, RegionModule):
+                result = step(own, *arguments)
+            else:
+                result = step(*arguments, key=own) if step.keyed else step(*arguments)
             if isinstance(result, tuple):
                 values.extend(result)
             else:
@@ -57,9 +68,14 @@ class Model(nn.Module):
         self._modules.update(root._modules)
         self._root = (root,)  # in a tuple: not a child a second time
 
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Outputs by name, and the saved ports by dotted path. ``inputs`` may hold more than the graph asks for."""
-        values = self._root[0](*[inputs[name] for name in self.input_names])
+    def run(
+        self, inputs: Mapping[str, Tensor], key: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Outputs by name, and the saved ports by dotted path. ``inputs`` may hold more than the graph asks for.
+
+        ``key`` int32 [b] is what dropout is drawn from; without it nothing is dropped.
+        """
+        values = self._root[0](key, *[inputs[name] for name in self.input_names])
         count = len(self.output_names)
         outputs = dict(zip(self.output_names, values[:count], strict=True))
         return outputs, dict(zip(self.tap_names, values[count:], strict=True))
@@ -167,7 +183,7 @@ class _Maker:
             taps += list(range(total + len(outputs), total + len(outputs) + inner))
             if step.save is not None:
                 taps += [slots[step.name, port] for port in step.save.ports]
-            rows.append((step.name, tuple(arguments), len(outputs), inner))
+            rows.append((step.name, tuple(arguments)))
             total += len(outputs) + inner
         returned = [slots[r.step, r.port] for r in region.outputs.values()] + taps
         self.plans[id(region)] = (tuple(rows), tuple(returned), len(taps))

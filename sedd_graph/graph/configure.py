@@ -2,83 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pydantic
 
-from sedd_graph.axes import AxisError, Size, parse_size
+from sedd_graph.axes import AxisError, parse_size
 from sedd_graph.blueprint.problems import model_problems
 from sedd_graph.contract import ComponentConfig, Contract, size_fields
 from sedd_graph.errors import SeddGraphError, suggest
+from sedd_graph.graph.ports import Scope
+from sedd_graph.graph.spot import Spot
 from sedd_graph.plugins import Registry
 
-__all__ = ["PathProblem", "configure", "find_contract"]
-
-PathProblem = Callable[[tuple[str | int, ...], str], None]
-"""Called with a path and a message for every problem."""
+__all__ = ["configure", "find_contract"]
 
 
-def find_contract(
-    registry: Registry, op: str, kinds: tuple[str, ...], refuse: Callable[[str], None]
-) -> Contract | None:
-    """The contract behind ``op`` if it is of one of ``kinds``; otherwise ``refuse`` is told why not."""
+def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], at: Spot) -> Contract | None:
+    """The contract behind ``op``, written at ``at``, if it is of one of ``kinds``; otherwise it is reported why not."""
     try:
         contract = registry.contract(op)
     except SeddGraphError as error:
-        refuse(str(error))
+        at.refuse(str(error))
         return None
-    if contract.kind not in kinds:
-        fitting = [e.name for e in registry if registry_kind(registry, e.op) in kinds] if len(kinds) == 1 else []
-        refuse(
-            f"{op!r} is of kind {contract.kind}; here stands "
-            + (
-                f"a {kinds[0]}{suggest(op, fitting)}" + (f": {', '.join(sorted(set(fitting)))}" if fitting else "")
-                if len(kinds) == 1
-                else "a node of the graph"
-            )
-        )
-        return None
-    return contract
+    if contract.kind in kinds:
+        return contract
+    if len(kinds) > 1:
+        wanted = "a node of the graph"
+    else:
+        fitting = sorted({e.name for e in registry if _kind(registry, e.op) in kinds})
+        wanted = f"a {kinds[0]}{suggest(op, fitting)}" + (f": {', '.join(fitting)}" if fitting else "")
+    at.refuse(f"{op!r} is of kind {contract.kind}; here stands {wanted}")
+    return None
 
 
-def registry_kind(registry: Registry, op: str) -> str:
+def _kind(registry: Registry, op: str) -> str:
     try:
         return registry.contract(op).kind
     except SeddGraphError:
         return ""
 
 
-def configure(
-    contract: Contract,
-    raw: Mapping[str, Any],
-    scope: Mapping[str, Size],
-    *,
-    base: tuple[str | int, ...],
-    locate: Callable[[tuple[str | int, ...]], tuple[str, int, int]],
-    report: Callable[[Any], None],
-    refuse: PathProblem,
-) -> ComponentConfig | None:
-    """Evaluate size expressions, then validate. Problems go to ``report`` and ``refuse``; None where there were any."""
-    values, good = dict(raw), True
+def configure(contract: Contract, raw: Mapping[str, Any], scope: Scope, at: Spot) -> ComponentConfig | None:
+    """The Config from the keys ``raw`` that stand at ``at``: size expressions evaluated, then all validated.
+
+    None where a problem was reported.
+    """
+    values, before = dict(raw), len(at.problems)
     for name in size_fields(contract.config) & values.keys():
         if not isinstance(values[name], str):
             continue
         try:
             size = parse_size(values[name], scope).substitute(scope)
             if size.constant is None:
-                raise AxisError(
-                    f"{values[name]!r} depends on {', '.join(sorted(size.symbols))}, which no one knows before a step runs"
-                )
+                free = ", ".join(sorted(size.symbols))
+                raise AxisError(f"{values[name]!r} depends on {free}, which no one knows before a step runs")
             values[name] = size.constant
         except AxisError as error:
-            refuse((*base, name), str(error))
-            good = False
-    if not good:
+            (at / name).refuse(str(error))
+    if len(at.problems) > before:
         return None
     try:
         return contract.config.model_validate(values)
     except pydantic.ValidationError as error:
-        for problem in model_problems(error, contract.config, locate, base, values):
-            report(problem)
+        at.problems.extend(model_problems(error, contract.config, at.loaded.position, at.path, values))
         return None

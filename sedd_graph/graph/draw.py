@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import networkx as nx
 
-from sedd_graph.graph.model import Graph, Op, Region, Step
+from sedd_graph.graph.model import Graph, Op, Ref, Region, Step
 
-__all__ = ["to_json", "to_mermaid", "to_svg", "to_tree"]
+__all__ = ["Undo", "to_json", "to_mermaid", "to_svg", "to_tree"]
+
+Undo = Mapping[Region, Sequence[tuple[str, str]]]
+"""How regions are undone, as arrows between what is drawn in each: a step, ``>input`` or ``<output``."""
+
+_UNDO = "#dc2626"
 
 
 def _what(step: Step) -> str:
@@ -56,63 +62,110 @@ def to_tree(graph: Graph) -> str:
 
 
 def to_json(graph: Graph) -> str:
-    """Inputs, outputs, axes, and every component with its path, op, config and ports (repeats counted out)."""
+    """Inputs, outputs and axes; every component as a node, repeats counted out; every edge.
+
+    A value is ``path.port`` of the component that makes it (``trunk.0.attend.gate.out``), or the bare name of an input
+    of the graph. A node's ``inputs``, an edge's ``from`` and an output's ``from`` are values; an edge's ``to`` is
+    ``path.port`` of an input. Blocks do not show: values are followed through them.
+    """
     nodes: list[dict[str, Any]] = []
-    for path, step in graph.root.walk():
-        assert isinstance(step.body, Op)
-        nodes.append(
-            {
-                "path": path,
-                "op": step.body.contract.op,
-                "config": step.body.config.model_dump(mode="json"),
-                "inputs": {p: [str(r) for r in refs] for p, refs in step.inputs.items()},
-                "outputs": {p: str(t) for p, t in step.outputs.items()},
-            }
-        )
+    edges: list[dict[str, str]] = []
+
+    def visit(region: Region, prefix: str, given: Mapping[str, str]) -> dict[str, str]:
+        """Add what stands in ``region``; from the values of its inputs to the values of its outputs."""
+        made = {Ref("", name): value for name, value in given.items()}
+        for step in region.steps:
+            path = f"{prefix}{step.name}"
+            inputs = {port: [made[ref] for ref in refs] for port, refs in step.inputs.items()}
+            if isinstance(step.body, Region):
+                outputs = visit(step.body, f"{path}.", {port: values[0] for port, values in inputs.items()})
+            else:
+                outputs = {port: f"{path}.{port}" for port in step.outputs}
+                nodes.append(
+                    {
+                        "path": path,
+                        "op": step.body.contract.op,
+                        "config": step.body.config.model_dump(mode="json"),
+                        "inputs": inputs,
+                        "outputs": {port: str(found) for port, found in step.outputs.items()},
+                    }
+                )
+                for port, refs in step.inputs.items():
+                    edges.extend(
+                        {"from": made[ref], "to": f"{path}.{port}", "type": str(region.type_of(ref))} for ref in refs
+                    )
+            made |= {Ref(step.name, port): value for port, value in outputs.items()}
+        return {name: made[ref] for name, ref in region.outputs.items()}
+
     root = graph.root
+    outputs = visit(root, "", {name: name for name in root.inputs})
     data = {
         "name": graph.name,
         "axes": {n: str(s) for n, s in graph.axes.items()},
         "inputs": {n: str(t) for n, t in root.inputs.items()},
-        "outputs": {n: {"from": str(r), "type": str(root.type_of(r))} for n, r in root.outputs.items()},
+        "outputs": {n: {"from": value, "type": str(root.output_types[n])} for n, value in outputs.items()},
         "nodes": nodes,
+        "edges": edges,
     }
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
-def to_mermaid(graph: Graph) -> str:
-    """A flowchart; a block is a subgraph, its repeats folded into one."""
-    lines = ["flowchart TB"]
+def to_mermaid(graph: Graph, undo: Undo | None = None) -> str:
+    """A flowchart; a block is a subgraph, its repeats folded into one. Regions in ``undo`` show both directions."""
+    lines, undo = ["flowchart TB"], undo or {}
+    back: list[str] = []
 
     def quoted(text: str) -> str:
         return '"' + text.replace('"', "'").replace("<", "&lt;").replace(">", "&gt;") + '"'
 
-    def key(path: str) -> str:
-        return "n_" + path.replace(".", "_")
+    def key(kind: str, path: str) -> str:
+        """An id of letters, digits and underscores, another for every path: names hold underscores, but never begin so."""
+        return f"{kind}_" + path.replace("_", "_u").replace(".", "__")
 
     def visit(region: Region, prefix: str, indent: str) -> None:
         for step in region.steps:
             path = f"{prefix}{step.name}"
             inner = _body(step)
             if inner is None:
-                lines.append(f"{indent}{key(path)}[{quoted(f'{step.name}: {_what(step)}')}]")
+                lines.append(f"{indent}{key('n', path)}[{quoted(f'{step.name}: {_what(step)}')}]")
             else:
-                lines.append(f"{indent}subgraph {key(path)}[{quoted(f'{step.name}: {_what(step)}')}]")
+                lines.append(f"{indent}subgraph {key('n', path)}[{quoted(f'{step.name}: {_what(step)}')}]")
                 visit(inner, path + ".", indent + "  ")
+                both(inner, path + ".", indent + "  ")
                 lines.append(f"{indent}end")
             for refs in step.inputs.values():
-                for ref in refs:
-                    source = (
-                        key(f"{prefix}{ref.step}") if ref.step else (key(f"input.{ref.port}") if not prefix else "")
-                    )
-                    if source:
-                        lines.append(f"{indent}{source} --> {key(path)}")
+                # within a block, an input is the frame that is drawn around it
+                sources = [source(ref, prefix) for ref in refs if ref.step or not prefix]
+                lines.extend(f"{indent}{found} --> {key('n', path)}" for found in sources)
+
+    def both(region: Region, prefix: str, indent: str) -> None:
+        """Within a region that is undone: its inputs and outputs, and the arrows back."""
+        if not undo.get(region):
+            return
+        for name in region.inputs:
+            lines.append(f"{indent}{key('i', prefix + name)}([{quoted(name)}])")
+        for step in region.steps:
+            for ref in (r for refs in step.inputs.values() for r in refs if not r.step):
+                lines.append(f"{indent}{key('i', prefix + ref.port)} --> {key('n', prefix + step.name)}")
+        for name, ref in region.outputs.items():
+            start = key("n", prefix + ref.step) if ref.step else key("i", prefix + ref.port)
+            lines.append(f"{indent}{start} --> {key('o', prefix + name)}([{quoted(name)}])")
+        for pair in undo[region]:
+            ends = [key({">": "i", "<": "o"}.get(e[0], "n"), prefix + e.lstrip("<>")) for e in pair]
+            back.append(f"  {ends[0]} -.-> {ends[1]}")
+
+    def source(ref: Ref, prefix: str) -> str:
+        return key("n", f"{prefix}{ref.step}") if ref.step else key("i", ref.port)
 
     for name, found in graph.root.inputs.items():
-        lines.append(f"  {key(f'input.{name}')}([{quoted(f'{name}: {found}')}])")
+        lines.append(f"  {key('i', name)}([{quoted(f'{name}: {found}')}])")
     visit(graph.root, "", "  ")
     for name, ref in graph.root.outputs.items():
-        lines.append(f"  {key(ref.step)} --> {key(f'output.{name}')}([{quoted(f'{name}: {graph.root.type_of(ref)}')}])")
+        label = quoted(f"{name}: {graph.root.type_of(ref)}")
+        lines.append(f"  {source(ref, '')} --> {key('o', name)}([{label}])")
+    if back:
+        count = sum(" --> " in line for line in lines)
+        lines += [*back, f"  linkStyle {','.join(str(count + i) for i in range(len(back)))} stroke:{_UNDO}"]
     return "\n".join(lines) + "\n"
 
 
@@ -141,6 +194,7 @@ class _Box:
         self.title, self.note, self.fill, self.path = title, note, fill, path
         self.children: dict[str, tuple[_Box, float, float]] = {}
         self.edges: list[tuple[str, str]] = []
+        self.back: list[tuple[str, str]] = []
         self.width = max(_CHAR * len(title) * 1.05, _CHAR * 0.88 * len(note)) + 24
         self.height = float(_BOX_H)
 
@@ -160,17 +214,17 @@ class _Box:
         self.width, self.height = inner + 2 * _PAD, y - _GAP_Y + _PAD
 
 
-def _boxed(region: Region, title: str, note: str, path: str, *, top: bool) -> _Box:
+def _boxed(region: Region, title: str, note: str, path: str, undo: Undo, *, top: bool) -> _Box:
     box = _Box(title, note, "#ffffff" if top else "#fafafa", path)
     boxes: dict[str, _Box] = {}
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[str] = nx.DiGraph()
     for name, found in region.inputs.items():
         boxes[f">{name}"] = _Box(name, str(found) if top else "", "#e2e8f0", "")
         graph.add_node(f">{name}")
     for step in region.steps:
         inner, where = _body(step), f"{path}.{step.name}".lstrip(".")
         if inner is not None:
-            boxes[step.name] = _boxed(inner, f"{step.name}: {_what(step)}", "", where, top=False)
+            boxes[step.name] = _boxed(inner, f"{step.name}: {_what(step)}", "", where, undo, top=False)
         else:
             kind = step.body.contract.kind if isinstance(step.body, Op) else ""
             what = _what(step)
@@ -192,12 +246,16 @@ def _boxed(region: Region, title: str, note: str, path: str, *, top: bool) -> _B
     for layer in layers:  # as the blueprint has them
         layer.sort(key=order.__getitem__)
     box.place(layers, boxes)
+    box.back += undo.get(region, ())
     return box
 
 
-def to_svg(graph: Graph) -> str:
-    """A layered drawing, top to bottom: blocks as frames, repeats folded, types under names. All text escaped."""
-    box = _boxed(graph.root, graph.name, "", "", top=True)
+def to_svg(graph: Graph, undo: Undo | None = None) -> str:
+    """A layered drawing, top to bottom: blocks as frames, repeats folded, types under names. All text escaped.
+
+    How the regions in ``undo`` are undone is drawn over them in red.
+    """
+    box = _boxed(graph.root, graph.name, "", "", undo or {}, top=True)
     parts: list[str] = []
 
     def text(
@@ -238,6 +296,8 @@ def to_svg(graph: Graph) -> str:
             )
         for child, cx, cy in item.children.values():
             draw(child, x + cx, y + cy)
+        for source, target in item.back:
+            parts.append(_arrow_back(item, source, target, x, y))
 
     draw(box, 8, 8)
     width, height = box.width + 16, box.height + 16
@@ -245,5 +305,29 @@ def to_svg(graph: Graph) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
         'font-family="ui-sans-serif, system-ui, sans-serif">'
         '<defs><marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" orient="auto">'
-        '<path d="M0,0 L6,3 L0,6 z" fill="#64748b"/></marker></defs>' + "".join(parts) + "</svg>\n"
+        '<path d="M0,0 L6,3 L0,6 z" fill="#64748b"/></marker>'
+        + (_TIP_BACK if any("#back" in part for part in parts) else "")
+        + "</defs>"
+        + "".join(parts)
+        + "</svg>\n"
+    )
+
+
+_TIP_BACK = (
+    '<marker id="back" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" orient="auto">'
+    f'<path d="M0,0 L6,3 L0,6 z" fill="{_UNDO}"/></marker>'
+)
+
+
+def _arrow_back(item: _Box, source: str, target: str, x: float, y: float) -> str:
+    """An arrow of the inverse, right of the middle: from the top of one box to the foot of another above it, or down."""
+    a, ax, ay = item.children[source]
+    b, bx, by = item.children[target]
+    x1, x2 = x + ax + a.width * 0.75, x + bx + b.width * 0.75
+    up = ay > by
+    y1, y2 = (y + ay, y + by + b.height + 3) if up else (y + ay + a.height, y + by - 3)
+    bend = (-1 if up else 1) * max(14.0, abs(y2 - y1) / 2)
+    return (
+        f'<path d="M{x1:.1f},{y1:.1f} C{x1:.1f},{y1 + bend:.1f} {x2:.1f},{y2 - bend:.1f} {x2:.1f},{y2:.1f}" fill="none" '
+        f'stroke="{_UNDO}" stroke-opacity="0.7" stroke-dasharray="5 3" marker-end="url(#back)"/>'
     )

@@ -18,7 +18,7 @@ from sedd_graph.axes import PortType, Size
 from sedd_graph.blueprint.schema import SaveSpec
 from sedd_graph.contract import ComponentConfig, Contract, Signature
 
-__all__ = ["Graph", "Op", "Place", "Ref", "Region", "Step"]
+__all__ = ["Claim", "Graph", "Op", "Place", "Ref", "Region", "Step"]
 
 Place = tuple[str, int, int]
 
@@ -62,6 +62,19 @@ class Step:
     place: Place
 
 
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a block says of itself: its inputs follow from its outputs and from the inputs in ``given``, to ``level``.
+
+    ``place`` and ``path`` are where it says so.
+    """
+
+    given: tuple[str, ...]
+    level: str
+    place: Place
+    path: str
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Region:
     """Steps in an order that can be run, from typed inputs to outputs. ``repeat`` > 0 marks a chain of one block."""
@@ -72,6 +85,7 @@ class Region:
     steps: tuple[Step, ...]
     repeat: int = 0
     description: str = ""
+    claim: Claim | None = None
 
     @cached_property
     def by_name(self) -> dict[str, Step]:
@@ -90,9 +104,9 @@ class Region:
         return {name: self.type_of(ref) for name, ref in self.outputs.items()}
 
     @cached_property
-    def digraph(self) -> nx.DiGraph:
+    def digraph(self) -> nx.DiGraph[Any]:
         """Steps and inputs (as ``(input, name)``) as nodes, one edge for each pair that is joined."""
-        graph = nx.DiGraph()
+        graph: nx.DiGraph[Any] = nx.DiGraph()
         graph.add_nodes_from(s.name for s in self.steps)
         for step in self.steps:
             for port, refs in step.inputs.items():

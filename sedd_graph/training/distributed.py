@@ -56,12 +56,3 @@ class World:
         found = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found)
-
-    def gather(self, value: Tensor) -> list[Tensor]:
-        """The (small, CPU) value of every process, in order of rank."""
-        if self.size == 1:
-            return [value]
-        sent = value.to(self.device)
-        found = [torch.empty_like(sent) for _ in range(self.size)]
-        dist.all_gather(found, sent)
-        return [part.cpu() for part in found]

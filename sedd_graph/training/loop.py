@@ -1,7 +1,7 @@
 """The training loop: rows in, optimizer steps, metrics, evaluations, samples and checkpoints out.
 
-Every random number is a function of the seed, the step and the global row (dropout aside, whose generator is part of
-the checkpoint), so a resumed run, and one split over processes, goes through the same losses.
+Every random number is a function of the seed, the step and the global row (and, in the network, the node), so a resumed
+run, and one split over processes or accumulation steps, goes through the same losses.
 """
 
 from __future__ import annotations
@@ -160,7 +160,6 @@ class Trainer:
         self.dtype = pick_dtype(config.dtype, engine.device)
         self.step, self.seconds = 0, 0.0
         self.activations: Activations | None = None
-        torch.manual_seed(mix_seed(config.seed, world.rank))
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -180,13 +179,15 @@ class Trainer:
         nats = torch.zeros((), device=self.engine.device)
         counted = torch.zeros((), device=self.engine.device)
         taps: dict[str, Tensor] = {}
+        # what a stranger's component draws from torch's own generator comes back after a resume, too
+        torch.manual_seed(mix_seed(config.seed, 2, self.step, self.world.rank))
         for number, (batch, random) in enumerate(self.micro_batches()):
             draw = self.engine.draw(batch, random=random)
             last = number == config.accumulate - 1
             waiting = isinstance(self.module, DistributedDataParallel) and not last
             with self.module.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(self.engine.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-                    loss, taps = self.module(draw, batch)
+                    loss, taps = self.module(draw, batch, random.keys(len(batch.tokens)))
                 # DDP averages over processes: each adds its share of the mean over the whole batch, per position
                 (loss.sum() * self.world.size / (config.batch * batch.tokens.shape[1])).backward()
             nats += loss.detach().sum()
@@ -215,16 +216,13 @@ class Trainer:
         return self.run / "checkpoints"
 
     def save(self) -> None:
-        """Write a checkpoint (rank 0), with every rank's generator in it."""
-        states = self.world.gather(torch.get_rng_state())
+        """Write a checkpoint (rank 0)."""
         if self.world.rank == 0 and not (self.folder / f"step-{self.step:08d}").exists():
             clean = {k: v.detach().cpu().contiguous().clone() for k, v in self.model.state_dict().items()}
             average = None
             if self.average is not None:
                 average = {**clean, **{k: v.detach().cpu().contiguous() for k, v in self.average.state().items()}}
             packed = pack_optimizers(self.optimizers)
-            for rank, state in enumerate(states):
-                packed[f"rng/{rank}/cpu"] = state
             state = {
                 "seconds": self.seconds,
                 "average_count": self.average.count if self.average else 0,
@@ -245,11 +243,7 @@ class Trainer:
         load_weights(self.model, checkpoint.model, where=str(path))
         if self.average is not None and checkpoint.average is not None:
             self.average.load(checkpoint.average, int(checkpoint.state.get("average_count", 0)))
-        rng = checkpoint.optimizers.pop(f"rng/{self.world.rank}/cpu", None)
-        packed = {k: v for k, v in checkpoint.optimizers.items() if not k.startswith("rng/")}
-        unpack_optimizers(self.optimizers, packed)
-        if rng is not None:
-            torch.set_rng_state(rng)
+        unpack_optimizers(self.optimizers, checkpoint.optimizers)
         self.step, self.seconds = checkpoint.state["step"], float(checkpoint.state.get("seconds", 0.0))
         self.say(f"resumed from {path.name}")
 

@@ -18,13 +18,9 @@ def test_only_blueprint_errors_come_out(tmp_path: Path, count: int) -> None:
     assert outcome["accepted"] > 0
 
 
-def test_every_shipped_blueprint_is_sound() -> None:
-    from sedd_graph.api import check, lock_text
-
+def test_every_shipped_blueprint_has_the_header_that_editors_read() -> None:
     for path in BLUEPRINTS:
-        report = check(path)
         assert path.read_text().startswith("# yaml-language-server: $schema=../schema/blueprint.v1.json\n")
-        assert lock_text(report) == lock_text(report)
 
 
 def test_the_committed_schema_is_the_present_one_and_fits() -> None:

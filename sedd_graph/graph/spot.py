@@ -1,0 +1,32 @@
+"""A spot: one part of one file of a blueprint, which can say where it stands and report what is wrong there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sedd_graph.blueprint.load import Loaded
+from sedd_graph.errors import Problem
+from sedd_graph.graph.model import Place
+
+__all__ = ["Spot"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spot:
+    """``spot / "nodes" / "head"`` goes deeper; all spots of one expansion share one list of ``problems``."""
+
+    loaded: Loaded
+    path: tuple[str | int, ...]
+    problems: list[Problem] = dataclasses.field(repr=False, compare=False)
+
+    def __truediv__(self, part: str | int) -> Spot:
+        return Spot(self.loaded, (*self.path, part), self.problems)
+
+    def refuse(self, message: str) -> None:
+        """Report a problem here."""
+        self.problems.append(self.loaded.problem(self.path, message))
+
+    @property
+    def place(self) -> Place:
+        """File, line and column."""
+        return self.loaded.position(self.path)

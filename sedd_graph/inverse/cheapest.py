@@ -1,0 +1,89 @@
+"""The cheapest values to store so that all inputs can be had back (a shortest hyperpath: NP-hard, so within bounds)."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+
+from sedd_graph.axes import AxisError, PortType, Size
+from sedd_graph.inverse.closure import Closure
+from sedd_graph.inverse.flat import numbers
+from sedd_graph.inverse.program import Remedy
+
+__all__ = ["cheapest"]
+
+WORK, TRIES = 600_000, 4000
+"""How many edges the search may look at, and how many sets it may try."""
+
+BYTES = {"float": 4, "int": 8, "bool": 1}
+
+
+def _count(found: PortType, sizes: Mapping[str, int]) -> int:
+    total = BYTES[found.kind]
+    for dim in found.dims:
+        total *= dim.size.evaluate(sizes)
+    return total
+
+
+def cheapest(closure: Closure, facts: Sequence[int], sizes: Mapping[str, int]) -> Remedy:
+    """Sets of unknown values are tried in order of their bytes at ``sizes``; the first that gives everything is cheapest.
+
+    Where that takes too long, the lost inputs themselves stand in, less those that follow from the others; every set of
+    fewer bytes than ``lower`` has then been tried, or holds one that has.
+    """
+    flat, problem = closure.flat, closure.problem
+    sizes = {s: sizes.get(s, 1) for found in flat.types for s in found.symbols} | dict(sizes)
+    weight = [_count(found, sizes) for found in flat.types]
+    unknown = [v for v in range(len(flat.refs)) if not closure.known(v)]
+    lost = [v for v in flat.inputs.values() if not closure.known(v)]
+
+    spent = 0
+
+    def close(values: Iterable[int]) -> Closure:
+        nonlocal spent
+        made = Closure(problem, [*facts, *values])
+        spent += made.work + 100
+        return made
+
+    best = list(lost)
+    for v in sorted(lost, key=lambda v: (-weight[v], flat.rank[v])):
+        rest = [u for u in best if u != v]
+        if close(rest).known(v):
+            best = rest
+    most = sum(weight[v] for v in best)
+    # Inputs go first among equals: they are what is wanted in the end.
+    order = sorted(unknown, key=lambda v: (weight[v], flat.producer[v] >= 0, flat.rank[v]))
+    place = {v: i for i, v in enumerate(order)}
+    heap: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]
+    lower = tries = 0
+    while heap:
+        lower, _, chosen = heapq.heappop(heap)
+        if lower >= most:
+            lower = most
+            break
+        if spent > WORK or tries > TRIES:
+            break
+        tries += 1
+        made = close(order[i] for i in chosen) if chosen else closure
+        if chosen and all(made.known(v) for v in flat.inputs.values()):
+            best, most = [order[i] for i in chosen], lower
+            break
+        for v in order[(chosen[-1] + 1 if chosen else 0) :]:
+            if lower + weight[v] > most:
+                break
+            if not made.known(v):
+                heapq.heappush(heap, (lower + weight[v], len(chosen) + 1, (*chosen, place[v])))
+    else:
+        lower = most
+    best.sort(key=lambda v: flat.rank[v])
+    return Remedy(tuple(flat.refs[v] for v in best), _symbolic(flat.types[v] for v in best), most, lower, sizes)
+
+
+def _symbolic(types: Iterable[PortType]) -> Size:
+    size = Size()
+    for found in types:
+        try:
+            size = size + numbers(found) * BYTES[found.kind]
+        except AxisError:  # beyond what a Size may hold: the total says enough
+            return Size()
+    return size

@@ -1,0 +1,186 @@
+"""A region laid flat: every component once with its dotted path, every value once, blocks remembered as such.
+
+Values are small integers here; :attr:`Flat.refs` gives their names. Everything is linear in the number of components.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from fractions import Fraction
+
+from sedd_graph.axes import PortType, Size
+from sedd_graph.contract import Algebra, Signature
+from sedd_graph.errors import EnvironmentFault
+from sedd_graph.graph.model import Op, Ref, Region, Step
+
+__all__ = ["Block", "Flat", "Node", "flatten", "numbers", "total"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """A component at its path; ``inputs`` and ``outputs`` map its ports to values."""
+
+    path: str
+    step: Step
+    op: Op
+    algebra: Algebra
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, int]
+
+    @property
+    def needs(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(v for values in self.inputs.values() for v in values))
+
+    @property
+    def cost(self) -> float:
+        """Evaluations: moving and summing numbers is free."""
+        return 0.0 if self.op.contract.kind == "arithmetic" else 1.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+    """A nested region; ``members`` are the components and blocks right within it, ``nodes`` all components below."""
+
+    path: str
+    step: Step
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, int]
+    members: tuple[int | Block, ...]
+    nodes: range
+
+    @property
+    def needs(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(v for values in self.inputs.values() for v in values))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flat:
+    """``nodes`` stand in an order that can be run; ``producer`` of an input is -1; ``rank`` orders values by name.
+
+    ``members`` are the components and blocks right within the region; ``around[node]`` are the blocks that a component
+    stands in, outermost first.
+    """
+
+    region: Region
+    refs: list[Ref]
+    types: list[PortType]
+    producer: list[int]
+    users: list[list[int]]
+    nodes: list[Node]
+    members: tuple[int | Block, ...]
+    around: list[tuple[Block, ...]]
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+    rank: list[int]
+
+
+def numbers(found: PortType) -> Size:
+    """How many numbers a value of this type holds."""
+    size = Size.of(1)
+    for dim in found.dims:
+        size = size * dim.size
+    return size
+
+
+def total(types: list[PortType]) -> Size:
+    size = Size()
+    for found in types:
+        size = size + numbers(found)
+    return size
+
+
+def flatten(region: Region) -> Flat:
+    """Lay ``region`` flat. Raises :class:`EnvironmentFault` where a component declares an algebra that cannot be meant."""
+    refs: list[Ref] = []
+    types: list[PortType] = []
+    producer: list[int] = []
+    nodes: list[Node] = []
+    algebras: dict[int, Algebra] = {}
+
+    def value(ref: Ref, found: PortType, made_by: int) -> int:
+        refs.append(ref)
+        types.append(found)
+        producer.append(made_by)
+        return len(refs) - 1
+
+    def lay(inner: Region, prefix: str, fed: Mapping[str, int]) -> tuple[dict[str, int], tuple[int | Block, ...]]:
+        known = {("", name): index for name, index in fed.items()}
+        members: list[int | Block] = []
+        for step in inner.steps:
+            path = f"{prefix}{step.name}"
+            inputs = {port: tuple(known[r.step, r.port] for r in refs_) for port, refs_ in step.inputs.items()}
+            if isinstance(step.body, Region):
+                start = len(nodes)
+                outputs, below = lay(step.body, f"{path}.", {port: values[0] for port, values in inputs.items()})
+                members.append(Block(path, step, inputs, outputs, below, range(start, len(nodes))))
+            else:
+                op, index = step.body, len(nodes)
+                if id(op) not in algebras:
+                    algebras[id(op)] = _algebra(path, step, op, {p: types[v[0]] for p, v in inputs.items()})
+                outputs = {port: value(Ref(path, port), found, index) for port, found in step.outputs.items()}
+                nodes.append(Node(path, step, op, algebras[id(op)], inputs, outputs))
+                members.append(index)
+            known.update({(step.name, port): index for port, index in outputs.items()})
+        return {name: known[ref.step, ref.port] for name, ref in inner.outputs.items()}, tuple(members)
+
+    inputs = {name: value(Ref("", name), found, -1) for name, found in region.inputs.items()}
+    outputs, members = lay(region, "", inputs)
+    users: list[list[int]] = [[] for _ in refs]
+    for index, node in enumerate(nodes):
+        for v in node.needs:
+            users[v].append(index)
+    rank = [0] * len(refs)
+    for place, v in enumerate(sorted(range(len(refs)), key=lambda v: (refs[v].step, refs[v].port))):
+        rank[v] = place
+    around: list[tuple[Block, ...]] = [()] * len(nodes)
+
+    def surround(inside: tuple[int | Block, ...], blocks: tuple[Block, ...]) -> None:
+        for member in inside:
+            if isinstance(member, Block):
+                surround(member.members, (*blocks, member))
+            else:
+                around[member] = blocks
+
+    surround(members, ())
+    return Flat(region, refs, types, producer, users, nodes, members, around, inputs, outputs, rank)
+
+
+def _algebra(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Algebra:
+    """What the component declares, under the types of the graph, held against its ports."""
+    signature = Signature(
+        tuple(dataclasses.replace(p, type=fed.get(p.name, p.type)) for p in op.signature.inputs),
+        tuple(dataclasses.replace(p, type=step.outputs[p.name]) for p in op.signature.outputs),
+    )
+    contract = op.contract
+
+    def fault(text: str) -> EnvironmentFault:
+        return EnvironmentFault(f"{path}: op {contract.name!r} ({contract.file}:{contract.line}): {text}")
+
+    try:
+        found = contract.algebra(op.config, signature)
+    except Exception as error:  # a stranger's code may raise anything
+        raise fault(f"its algebra cannot be read: {type(error).__name__}: {error}") from None
+    ins, outs = {p.name: p for p in signature.inputs}, {p.name for p in signature.outputs}
+    for rule in found.rules:
+        what = f"its rule {rule.method!r}"
+        for name in rule.targets:
+            if name not in ins:
+                raise fault(f"{what} gives {name!r}, which is no input; inputs: {', '.join(ins)}")
+            if ins[name].variadic:
+                raise fault(f"{what} gives the variadic port {name!r}: declare a linear relation, or name the ports")
+        for name in rule.given:
+            if name not in ins and name not in outs:
+                raise fault(f"{what} is given {name!r}, which is no port; ports: {', '.join([*ins, *sorted(outs)])}")
+        if set(rule.targets) & set(rule.given) or not rule.targets:
+            raise fault(f"{what} gives {', '.join(rule.targets) or 'nothing'} and is given {', '.join(rule.given)}")
+        if not rule.cost >= 0:
+            raise fault(f"{what} costs {rule.cost}: a cost is at least 0")
+    for out, terms in found.linear.items():
+        for name, factor in terms.items():
+            if out not in outs or name not in ins or not isinstance(factor, Fraction | int):
+                raise fault(f"the linear relation of {out!r} has no use for {factor!r} times {name!r}")
+    for (source, out), bound in found.lipschitz.items():
+        if out not in outs or source not in ins or not 0 <= bound < float("inf"):
+            raise fault(f"{bound!r} is no Lipschitz bound from {source!r} to {out!r}")
+    return found

@@ -1,0 +1,157 @@
+"""How much a program proves: whether every equation of the region is used exactly once, and what becomes of volume.
+
+The unknowns are the inputs that are not given and all values within; the equations say of every component's output what
+it is. Where each unknown stands for as many equations as it has numbers, the whole system is block triangular in the order
+of derivation, so that any outputs whatever have one inverse image, and log |det d outputs / d inputs| is the sum over the
+diagonal blocks. What a program leaves out is evaluated forward afterwards, by its own equation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+import networkx as nx
+
+from sedd_graph.axes import AxisError
+from sedd_graph.inverse.closure import Closure, Edge
+from sedd_graph.inverse.flat import Flat, total
+from sedd_graph.inverse.linear import determinant
+from sedd_graph.inverse.program import Level, Linear
+
+__all__ = ["judge"]
+
+
+def judge(
+    closure: Closure, edges: Sequence[Edge], given: Iterable[int], stored: Iterable[int]
+) -> tuple[Level, str, dict[int, Linear]]:
+    """The level that a program of ``edges`` reaches, why no higher one, and its linear derivations by place."""
+    flat = closure.flat
+    linear, matched = _linear(closure, edges)
+    if any(True for _ in stored):
+        return "injective", "values are stored beside the outputs", linear
+    note = _sizes(flat, set(given)) or _unmatched(closure, edges, matched)
+    if note:
+        return "injective", note, linear
+    note = _volume(flat, edges, linear)
+    return ("bijective", note, linear) if note else ("volume_preserving", "", linear)
+
+
+def _sizes(flat: Flat, given: set[int]) -> str:
+    """Empty where outputs hold as many numbers as the inputs that are not given."""
+    outputs = [v for v in dict.fromkeys(flat.outputs.values()) if flat.producer[v] >= 0]
+    passed = {v for v in flat.outputs.values() if flat.producer[v] < 0}
+    inputs = [v for v in flat.inputs.values() if v not in given and v not in passed]
+    try:
+        made, wanted = total([flat.types[v] for v in outputs]), total([flat.types[v] for v in inputs])
+    except AxisError as error:
+        return f"sizes cannot be compared: {error}"
+    return "" if made == wanted else f"the outputs hold {made} numbers and the inputs {wanted}"
+
+
+def _own(closure: Closure, edges: Sequence[Edge]) -> list[int]:
+    """The values that a program leaves to be evaluated forward."""
+    flat, kept = closure.flat, {id(edge) for edge in edges}
+    facts = {v for v, edge in enumerate(closure.made_by) if edge is None}
+    return [
+        v
+        for v, edge in enumerate(closure.made_by)
+        if flat.producer[v] >= 0 and v not in facts and (edge is None or id(edge) not in kept)
+    ]
+
+
+def _fresh(closure: Closure, edge: Edge) -> list[int]:
+    return [v for v in dict.fromkeys(edge.targets) if closure.made_by[v] is edge]
+
+
+def _unmatched(closure: Closure, edges: Sequence[Edge], matched: Counter[int] | None) -> str:
+    """Empty where each component's output is used as an equation once."""
+    flat = closure.flat
+    if matched is None:
+        return "a linear relation is used for more values than it can give"
+    used: Counter[int] = Counter(matched)
+    for edge in edges:
+        fresh = _fresh(closure, edge)
+        if edge.fixpoint is not None:
+            used[edge.fixpoint.value] += 1
+        elif edge.rule is not None:
+            node = flat.nodes[edge.node]
+            equations = [node.outputs[name] for name in edge.rule.given if name in node.outputs]
+            used.update(equations)
+            try:
+                spent, had = total([flat.types[v] for v in equations]), total([flat.types[v] for v in fresh])
+            except AxisError as error:
+                return f"sizes cannot be compared: {error}"
+            if spent != had:
+                return f"op {node.op.contract.name!r} ({node.path}) spends {spent} numbers to give {had}"
+        elif edge.forward:
+            used.update(v for v in fresh if v not in matched)
+    used.update(v for v in _own(closure, edges) if v not in matched)
+    equations = [v for v, made_by in enumerate(flat.producer) if made_by >= 0]
+    twice = next((v for v in equations if used[v] != 1), None)
+    if twice is None:
+        return ""
+    return f"the equation of {flat.refs[twice]} is used {used[twice]} times"
+
+
+def _linear(closure: Closure, edges: Sequence[Edge]) -> tuple[dict[int, Linear], Counter[int] | None]:
+    """Linear derivations by place; and the equations that they and their like use, None where these do not fit.
+
+    Relations and the values got from them fall into parts; a part with as many of one as of the other is a square system.
+    Its determinant is counted with the first derivation in it.
+    """
+    flat, rows = closure.flat, closure.problem.rows
+    solved = [(place, s) for place, edge in enumerate(edges) for s in edge.solved]
+    combination: dict[int, dict[int, Fraction]] = {s.target: dict(s.used) for _, s in solved}
+    involved = {rows[r].out: r for _, s in solved for r in s.used}
+    for v in _own(closure, edges):
+        if v in involved:
+            combination[v] = {involved[v]: Fraction(1)}
+    for edge in edges:
+        if edge.forward:
+            combination |= {v: {involved[v]: Fraction(1)} for v in _fresh(closure, edge) if v in involved}
+    graph: nx.Graph[tuple[str, int]] = nx.Graph()
+    for v, used in combination.items():
+        graph.add_edges_from((("value", v), ("relation", r)) for r in used)
+    factor_at: dict[int, Fraction] = {}
+    fits = True
+    place_of = {s.target: place for place, s in reversed(solved)}
+    for part in nx.connected_components(graph):
+        values = sorted(v for kind, v in part if kind == "value")
+        square = 2 * len(values) == len(part)
+        det = determinant([combination[v] for v in values]) if square else Fraction(0)
+        if not det:
+            fits = False
+            continue
+        place = min(place_of[v] for v in values if v in place_of)
+        factor_at[place] = factor_at.get(place, Fraction(1)) / det
+    made: dict[int, Linear] = {}
+    for place, edge in enumerate(edges):
+        if edge.solved:
+            paths = {flat.nodes[rows[r].node].path for s in edge.solved for r in s.used}
+            made[place] = Linear(
+                targets=tuple(flat.refs[s.target] for s in edge.solved),
+                terms=tuple(tuple((flat.refs[v], c) for v, c in s.terms) for s in edge.solved),
+                paths=tuple(sorted(paths)),
+                factor=factor_at.get(place, Fraction(1)),
+                cost=0.0,
+            )
+    return made, Counter(dict.fromkeys(involved, 1)) if fits else None
+
+
+def _volume(flat: Flat, edges: Sequence[Edge], linear: dict[int, Linear]) -> str:
+    """Empty where every contribution to the log-determinant is zero."""
+    for place, edge in enumerate(edges):
+        if edge.fixpoint is not None:
+            return f"the contraction that gives {flat.refs[edge.fixpoint.target]} changes volume"
+        if edge.solved and linear[place].factor != 1:
+            names = ", ".join(map(str, linear[place].targets))
+            return f"the linear system that gives {names} changes volume {linear[place].factor}-fold per number"
+        if edge.rule is not None:
+            node = flat.nodes[edge.node]
+            log_det = node.algebra.log_det.get(edge.rule.target)
+            if log_det != "zero":
+                what = "declares no log-determinant" if log_det is None else "changes volume"
+                return f"op {node.op.contract.name!r} ({node.path}) {what}"
+    return ""
