@@ -7,11 +7,14 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from sedd_graph.errors import EnvironmentFault, UserError
 
@@ -20,17 +23,25 @@ __all__ = ["JsonLines", "disk_faults", "new_folder", "new_run", "read_json", "wr
 
 @contextmanager
 def disk_faults(what: str, path: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into a sentence."""
+    """Turn a full or unwritable disk into a sentence. A :class:`FileExistsError` is passed on."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EnvironmentFault(
-                f"the disk is full: {what} could not be written to {path}; what was written before is whole"
-            ) from error
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            raise EnvironmentFault(f"{what} could not be written to {path}: {error.strerror}") from error
+    except FileExistsError:
         raise
+    except (OSError, SafetensorError) as error:
+        number, reason = _reason(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            reason = "the disk is full"
+        raise EnvironmentFault(
+            f"{what} could not be written to {path}: {reason}; what was written before is whole"
+        ) from error
+
+
+def _reason(error: Exception) -> tuple[int | None, str]:
+    if isinstance(error, OSError):
+        return error.errno, error.strerror or str(error)
+    found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has the number in its text alone
+    return (int(found[1]), os.strerror(int(found[1]))) if found else (None, str(error))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -96,19 +107,23 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self.path = path
         with disk_faults(path.name, path.parent):
-            if path.exists():
-                raw = path.read_bytes()
-                whole = raw.rfind(b"\n") + 1
-                if whole < len(raw):
-                    with path.open("r+b") as stream:
-                        stream.truncate(whole)
-            self._stream = path.open("a", encoding="utf-8")
+            self._stream = path.open("ab", buffering=0)
+            raw = path.read_bytes()
+            whole = raw.rfind(b"\n") + 1
+            if whole < len(raw):
+                self._stream.truncate(whole)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """One record, on disk when this returns. NaN and infinities become null."""
+        """One record, in the file as a whole line or not at all. NaN and infinities become null."""
+        line = (json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
         with disk_faults(self.path.name, self.path.parent):
-            self._stream.write(json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n")
-            self._stream.flush()
+            before = os.fstat(self._stream.fileno()).st_size
+            try:
+                while line:
+                    line = line[self._stream.write(line) :]
+            except OSError:
+                self._stream.truncate(before)
+                raise
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         """Rewrite the file with the records that are wanted; lines that are no records go as well."""
@@ -124,7 +139,9 @@ class JsonLines:
         kept = [line for line in self.path.read_bytes().split(b"\n") if stays(line)]
         write_text(self.path, "".join(line.decode() + "\n" for line in kept))
         self._stream.close()
-        self._stream = self.path.open("a", encoding="utf-8")
+        with disk_faults(self.path.name, self.path.parent):
+            self._stream = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
+        """What was appended is in the file already."""
         self._stream.close()

@@ -78,12 +78,12 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: i
             for file in part.iterdir():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-            if final.exists():
-                shutil.rmtree(final)  # the same step of the same run, reached again after a resume
+            if final.exists():  # the same step of the same run, reached again
+                final.rename(folder / f".{final.name}.{secrets.token_hex(4)}.part")
             part.rename(final)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    for old in _all(folder)[:-keep]:
+    for old in [*_all(folder)[:-keep], *folder.glob(".step-*.part")]:  # those in parts: of a process that was killed
         shutil.rmtree(old, ignore_errors=True)
     return final
 

@@ -7,6 +7,7 @@ dropped: a stranger's service never ends a run.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import warnings
@@ -166,10 +167,8 @@ class Trackers:
     def close(self) -> None:
         """Never raises: what has been logged is on disk, and a run's result does not hang on its trackers."""
         self._each(lambda t: t.close())
-        try:
+        with contextlib.suppress(OSError):
             self._own.close()
-        except OSError as error:
-            _warn("metrics.jsonl", "failed", error)
 
 
 def _warn(kind: str, what: str, error: Exception) -> None:
