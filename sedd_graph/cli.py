@@ -389,7 +389,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141  # as programs that a pipe's end has killed
     except MemoryError:
         print("out of memory: lower train.batch, data.length or the model's size", file=sys.stderr)
         return 1
