@@ -127,13 +127,14 @@ class Concat(Component, kind="arithmetic"):
         bounds = {(name, "out"): 1.0 for name in names}
         at = _star(config.pattern)[1]  # type: ignore[attr-defined]
         if any(port.type.dims[at].size.constant is None for port in signature.inputs):
-            return Algebra(lipschitz=bounds)  # where it is to be parted is not known before a step runs
-        return Algebra((Rule(names, ("out",), "part", cost=0.0),), lipschitz=bounds, log_det={names: "zero"})
+            return Algebra(lipschitz=bounds, moves=True)  # where it is to be parted is not known before a step runs
+        rule = Rule(names, ("out",), "part", cost=0.0)
+        return Algebra((rule,), lipschitz=bounds, log_det={names: "zero"}, moves=True)
 
     def part(self, out: Tensor) -> tuple[Tensor, ...]:
         at = _star(self.config.pattern)[1]
         count = len(self.context.connected)
-        return torch.split(out, [self.axis(f"s{i}") for i in range(count)], dim=at)
+        return tuple(torch.split(out, [self.axis(f"s{i}") for i in range(count)], dim=at))
 
 
 class Split(Component, kind="arithmetic"):
@@ -164,6 +165,7 @@ class Split(Component, kind="arithmetic"):
             rules=(Rule("x", names, "join", cost=0.0),),
             lipschitz={("x", name): 1.0 for name in names},
             log_det={"x": "zero"},
+            moves=True,
         )
 
     def join(self, *parts: Tensor) -> Tensor:
@@ -200,7 +202,7 @@ class Permute(Component, kind="arithmetic"):
     @classmethod
     def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
         rule = Rule("x", ("out",), "back", cost=0.0)
-        return Algebra(rules=(rule,), lipschitz={("x", "out"): 1.0}, log_det={"x": "zero"})
+        return Algebra(rules=(rule,), lipschitz={("x", "out"): 1.0}, log_det={"x": "zero"}, moves=True)
 
     def back(self, out: Tensor) -> Tensor:
         left, _, right = self.config.pattern.partition("->")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["LOCK", "Report", "build", "check", "digest", "lock_text", "make_engine", "schema_text", "undo"]
 
 LOCK = "blueprint.lock.yaml"
+"""The file of a run folder that it is built from."""
 SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "train": TrainConfig, "store": StoreConfig}
 
 
@@ -106,8 +107,8 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
     loaded, registry, graph, sizes = _graph(path, overrides)
     derived = prove(graph, sizes)
     plan = read_process(loaded, graph, registry)
+    from sedd_graph.engine.construct import build_shapes, count_parameters
     from sedd_graph.engine.engine import make_process
-    from sedd_graph.engine.regions import build_shapes, count_parameters
 
     try:
         if plan is not None:

@@ -91,6 +91,8 @@ class Component(nn.Module):
     keyed: ClassVar[bool] = False
     """Whether ``forward`` takes a ``key``; read off its arguments."""
     promises: ClassVar[Mapping[str, Any]] = {}
+    moves: ClassVar[bool] = False
+    """Whether outputs are the numbers of the inputs in other places (see :class:`sedd_graph.contract.Algebra`)."""
 
     def __init_subclass__(cls, *, kind: str | None = None, version: int | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -134,6 +136,7 @@ class Component(nn.Module):
         return Algebra(
             rules=tuple(rule for rule, _ in marked),
             log_det={rule.target: log_det for rule, log_det in marked if log_det is not None},
+            moves=cls.moves,
         )
 
     def axis(self, name: str) -> int:

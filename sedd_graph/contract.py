@@ -111,16 +111,19 @@ class Algebra:
     variadic port, each value with the same factor). ``lipschitz`` maps (input, output) to a bound on how much the
     output moves when that input alone moves, in the Euclidean norm of a whole sequence; a pair that is absent has none.
     ``log_det``: for each rule's target, ``"zero"`` where undoing it changes no volume, or the name of the method that
-    gives log |det d out / d target| in nats, [b]; a target that is absent has none.
+    gives log |det d out / d target| in nats, [b]; a target that is absent has none. ``moves``: outputs are the numbers of
+    the inputs in other places, with no arithmetic done to them.
     """
 
     rules: tuple[Rule, ...] = ()
     linear: Mapping[str, Mapping[str, Fraction]] = dataclasses.field(default_factory=dict)
     lipschitz: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
     log_det: Mapping[str | tuple[str, ...], str] = dataclasses.field(default_factory=dict)
+    moves: bool = False
 
 
 def no_algebra(config: ComponentConfig, signature: Signature) -> Algebra:
+    """The algebra of a component that promises nothing."""
     return Algebra()
 
 

@@ -18,6 +18,7 @@ from sedd_graph.axes import AxisError, PortType
 from sedd_graph.component import Component, Context
 from sedd_graph.contract import NODE_KINDS, ComponentConfig, Signature, size_fields
 from sedd_graph.diffusion.process import Kernel, Schedule
+from sedd_graph.testing_algebra import check_algebra
 
 __all__ = ["ConformanceError", "check_component"]
 
@@ -135,6 +136,8 @@ def _node(
     for b, l in ((2, 6), (3, 4)):
         _run(component, signature, {**sizes, "b": b, "l": l}, connected, failures)
     _gradients(component, signature, sizes, connected, failures)
+    if not failures:
+        failures += check_algebra(component, config, signature, sizes, connected)
     if any(p.name == "attend" for p in signature.inputs):
         _padding(component, signature, sizes, connected, failures)
     if compile and not failures:

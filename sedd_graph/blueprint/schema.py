@@ -12,6 +12,8 @@ import pydantic
 __all__ = ["MAX_NAME", "Block", "Blueprint", "Invertible", "Library", "Node", "OpSpec", "SaveSpec"]
 
 MAX_NAME = 64
+"""Characters that a name may have."""
+
 Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=MAX_NAME)]
 Title = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=MAX_NAME)]
 Ref = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?$", max_length=130)]
@@ -48,6 +50,12 @@ class Node(Frozen):
     out: TypeText | dict[Name, TypeText] | None = None
     with_: dict[Name, Any] = pydantic.Field(default_factory=dict, alias="with")
     repeat: int | Annotated[str, pydantic.Field(max_length=256)] | None = None
+    memory: Literal["auto", "store", "checkpoint", "reversible"] | None = None
+    """Of a block: what is kept for the backward pass. ``store``: all activations; ``checkpoint``: the inputs of each repeat;
+    ``reversible``: the outputs alone (the block must claim to be invertible); ``auto`` (the default): ``reversible`` where
+    the block claims it, else ``store``."""
+    arithmetic: Literal["float", "exact"] | None = None
+    """Of an invertible block: ``exact`` rounds its streams to a grid, so that what is rebuilt is equal to the last bit."""
     save: SaveSpec | None = None
 
     @pydantic.model_validator(mode="after")
@@ -56,6 +64,8 @@ class Node(Frozen):
             raise ValueError("give exactly one of 'op' and 'block'")
         if self.op is not None and self.repeat is not None:
             raise ValueError("'repeat' is for blocks: put the op into a block of its own")
+        if self.op is not None and (self.memory or self.arithmetic):
+            raise ValueError("'memory' and 'arithmetic' are for blocks: put the op into a block of its own")
         return self
 
 

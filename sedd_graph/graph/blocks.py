@@ -9,15 +9,28 @@ from sedd_graph.axes import AxisError, Size, parse_port_type, parse_size
 from sedd_graph.blueprint.schema import Block, Node
 from sedd_graph.contract import Port
 from sedd_graph.errors import suggest
-from sedd_graph.graph.model import Ref, Region, Step
+from sedd_graph.graph.model import Ref, Region, Running, Step
 from sedd_graph.graph.ports import Scope, declared_outputs, read_type
 from sedd_graph.graph.spot import Spot
 from sedd_graph.graph.unify import Binding, Mismatch
 from sedd_graph.graph.wiring import Edge
 
-__all__ = ["MAX_NODES", "bind_axes", "chain", "find_block", "hold_declared", "read_params", "read_ports", "read_repeat"]
+__all__ = [
+    "MAX_NODES",
+    "bind_axes",
+    "chain",
+    "find_block",
+    "hold_declared",
+    "read_params",
+    "read_ports",
+    "read_repeat",
+    "read_running",
+]
 
-MAX_NODES, MAX_REPEAT = 100_000, 4096
+MAX_NODES = 100_000
+"""Components that a graph may have, repeats counted out."""
+
+MAX_REPEAT = 4096
 
 
 def find_block(at: Spot, text: str) -> tuple[Spot, Block] | None:
@@ -40,13 +53,27 @@ def read_repeat(at: Spot, node: Node, scope: Scope) -> int | None:
     if node.repeat is None:
         return 1
     try:
-        count = parse_size(node.repeat, scope).substitute(scope).constant
+        size = parse_size(node.repeat, scope)
+        count = size.constant
         if count is None or not 1 <= count <= MAX_REPEAT:
-            raise AxisError(f"repeat is {count}: it must be from 1 to {MAX_REPEAT}")
+            raise AxisError(f"repeat is {size}: it must be from 1 to {MAX_REPEAT}")
         return count
     except AxisError as error:
         (at / "repeat").refuse(str(error))
         return None
+
+
+def read_running(at: Spot, node: Node, region: Region) -> Running:
+    """How the block of the node at ``at`` is run; what rests on a claim that it does not make is a problem there."""
+    memory = node.memory or "auto"
+    missing = f"block {node.block!r} claims no inverse: give it an 'invertible' key"
+    if region.claim is None and memory == "reversible":
+        (at / "memory").refuse(missing)
+    if region.claim is None and node.arithmetic == "exact":
+        (at / "arithmetic").refuse(missing)
+    if memory == "auto":
+        memory = "reversible" if region.claim is not None else "store"
+    return Running(memory, node.arithmetic == "exact")
 
 
 def read_params(at: Spot, node: Node, block: Block) -> dict[str, Any] | None:

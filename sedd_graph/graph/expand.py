@@ -50,7 +50,7 @@ def _read_axes(root: Spot, blueprint: Blueprint) -> dict[str, Size]:
     axes: dict[str, Size] = {}
     for name, value in blueprint.axes.items():
         try:
-            size = parse_size(value, [*axes, *DYNAMIC]).substitute(axes)
+            size = parse_size(value, axes | {n: Size.of(n) for n in DYNAMIC if n not in axes})
             if size.constant is not None and size.constant <= 0:
                 raise AxisError(f"axis {name!r} is {size.constant}: a size is at least 1")
             axes[name] = size
@@ -129,7 +129,7 @@ class _Expander:
                     known = ", ".join(made.outputs)
                     message = f"{name!r} has no output {port!r}{suggest(port, made.outputs)}; outputs: {known}"
                     (at / "save" / "ports" / index).refuse(message)
-        return Step(name, made.body, made.inputs, made.outputs, node.save, at.place)
+        return Step(name, made.body, made.inputs, made.outputs, node.save, at.place, made.running)
 
     def block(self, at: Spot, node: Node, edges: Sequence[Edge], scope: Scope) -> Made | None:
         """The block that the node at ``at`` stands for, expanded for this use."""
@@ -153,8 +153,9 @@ class _Expander:
         if region is None or not blocks.hold_declared(at, node, region, scope):
             return None
         body = region if node.repeat is None else blocks.chain(at, region, repeat, what)
+        running = blocks.read_running(at, node, region)
         inputs = {port: (found[0].ref,) for port, found in taken.items()}
-        return None if body is None else Made(body, inputs, region.output_types)
+        return None if body is None else Made(body, inputs, region.output_types, running)
 
     def expanded(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import networkx as nx
 
@@ -18,9 +18,18 @@ from sedd_graph.axes import PortType, Size
 from sedd_graph.blueprint.schema import SaveSpec
 from sedd_graph.contract import ComponentConfig, Contract, Signature
 
-__all__ = ["Claim", "Graph", "Op", "Place", "Ref", "Region", "Step"]
+__all__ = ["Claim", "Graph", "Op", "Place", "Ref", "Region", "Running", "Step"]
 
 Place = tuple[str, int, int]
+"""File, line and column (from 1; 0 where they are not known)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """How a block is run in training: what is kept for the backward pass, and with which arithmetic."""
+
+    memory: Literal["store", "checkpoint", "reversible"] = "store"
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Step:
     outputs: Mapping[str, PortType]
     save: SaveSpec | None
     place: Place
+    running: Running = Running()
 
 
 @dataclasses.dataclass(frozen=True)

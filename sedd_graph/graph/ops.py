@@ -10,7 +10,7 @@ from sedd_graph.axes import AxisError, PortType, Size
 from sedd_graph.blueprint.schema import Node
 from sedd_graph.contract import NODE_KINDS, size_fields
 from sedd_graph.graph.configure import configure, find_contract
-from sedd_graph.graph.model import Op, Ref, Region
+from sedd_graph.graph.model import Op, Ref, Region, Running
 from sedd_graph.graph.ports import Scope, assign, declared_outputs, read_type
 from sedd_graph.graph.spot import Spot
 from sedd_graph.graph.unify import Binding, Mismatch
@@ -26,6 +26,7 @@ class Made(NamedTuple):
     body: Op | Region
     inputs: Mapping[str, tuple[Ref, ...]]
     outputs: Mapping[str, PortType]
+    running: Running = Running()
 
 
 def make_op(at: Spot, node: Node, edges: Sequence[Edge], scope: Scope, registry: Registry) -> Made | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sedd_graph.axes import AxisError, Dim, PortType, Size, parse_port_type
+from sedd_graph.axes import AxisError, PortType, Size, parse_port_type
 from sedd_graph.blueprint.schema import Node
 from sedd_graph.contract import Port
 from sedd_graph.errors import suggest
@@ -23,12 +23,11 @@ def read_type(at: Spot, text: str, scope: Scope) -> PortType | None:
         declared = parse_port_type(text, scope)
         if any(d.variadic for d in declared.dims):
             raise AxisError(f"port type {text!r}: a starred axis cannot stand in a blueprint")
-        sizes = [d.size.substitute(scope) for d in declared.dims]
-        for written, size in zip(declared.dims, sizes, strict=True):
-            if size.constant is not None and size.constant <= 0:
-                shown = f"{written}" if written.size == size else f"{written} = {size}"
+        for written, dim in zip(text.split()[1:], declared.dims, strict=True):
+            if dim.size.constant is not None and dim.size.constant <= 0:
+                shown = written if written == str(dim) else f"{written} = {dim}"
                 raise AxisError(f"port type {text!r}: {shown}, but a size is at least 1")
-        return PortType(declared.kind, tuple(map(Dim, sizes)))
+        return declared
     except AxisError as error:
         at.refuse(str(error))
         return None

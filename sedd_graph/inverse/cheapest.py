@@ -12,7 +12,7 @@ from sedd_graph.inverse.program import Remedy
 
 __all__ = ["cheapest"]
 
-WORK, TRIES = 600_000, 4000
+WORK, TRIES = 300_000, 2000
 """How many edges the search may look at, and how many sets it may try."""
 
 BYTES = {"float": 4, "int": 8, "bool": 1}
@@ -46,7 +46,7 @@ def cheapest(closure: Closure, facts: Sequence[int], sizes: Mapping[str, int]) -
         return made
 
     best = list(lost)
-    for v in sorted(lost, key=lambda v: (-weight[v], flat.rank[v])):
+    for v in sorted(lost, key=lambda v: (-weight[v], -flat.rank[v])):
         rest = [u for u in best if u != v]
         if close(rest).known(v):
             best = rest

@@ -27,7 +27,7 @@ class Derived:
         """Why the claim does not hold, at its place; None where it does."""
         if isinstance(self.found, Refusal):
             return Problem(*self.claim.place, self.claim.path, str(self.found))
-        if LEVELS.index(self.found.level) >= LEVELS.index(self.claim.level):  # type: ignore[arg-type]
+        if LEVELS.index(self.found.level) >= LEVELS.index(self.claim.level):
             return None
         message = f"claims to be {self.claim.level}, but is proved to be no more than {self.found.level}"
         return Problem(*self.claim.place, self.claim.path, f"{message}: {self.found.note}")

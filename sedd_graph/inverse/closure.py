@@ -145,7 +145,8 @@ class Closure:
         self._touched: set[int] = set()
         self._dirty: set[int] = set()
         self._watchers: dict[int, set[int]] = {}
-        self._found_since, self._last_cost = 0, 0
+        self._count, self._patience = 0, 0
+        self._patience_of: dict[int, int] = {}
         for v in dict.fromkeys(facts):
             self._know(v, (0, 0.0, 0), None)
         for e, edge in enumerate(problem.edges):
@@ -158,7 +159,7 @@ class Closure:
 
     def _know(self, v: int, key: Key, edge: Edge | None) -> None:
         self.keys[v], self.made_by[v] = key, edge
-        self._found_since += 1
+        self._count += 1
         problem = self.problem
         for e in problem.needed_by[v]:
             self._left[e] -= 1
@@ -209,14 +210,17 @@ class Closure:
                 for v in fresh:
                     if self.keys[v] is None:  # a value may be a target twice over
                         self._know(v, key, edge)
-            # Looking at the same system again and again in vain must not cost more than what was found in between.
-            if self._found_since * 4 >= self._last_cost and self._eliminate():
+            # What was looked at in vain is looked at again only after as much has been found as that cost, or at the end.
+            if self._count * 4 >= self._patience and self._eliminate():
                 continue
-            self._contract()
-            if self._heap:
-                tier = self._heap[0][0][0]
-            elif not self._eliminate():
+            self._contract(patient=True)
+            if not self._heap:
+                if self._eliminate():
+                    continue
+                self._contract(patient=False)
+            if not self._heap:
                 return
+            tier = max(tier, self._heap[0][0][0])
 
     def _eliminate(self) -> bool:
         """Solve what is unknown in the linear relations that have changed; whether that gave anything."""
@@ -224,17 +228,18 @@ class Closure:
             return False
         groups, cost = solve_together(self.problem, self.keys, self._touched)
         self._touched.clear()
-        self._found_since, self._last_cost = 0, cost
+        self._patience = 0 if groups else self._count * 4 + cost
         self.work += cost
         for group in groups:
             self._push_solved(group)
         return bool(groups)
 
-    def _contract(self) -> None:
+    def _contract(self, *, patient: bool) -> None:
         """Look for contractions behind the known outputs of linear relations that have changed."""
-        problem, dirty = self.problem, sorted(self._dirty, key=lambda r: self.flat.rank[self.problem.rows[r].out])
-        self._dirty.clear()
-        for r in dirty:
+        problem = self.problem
+        dirty = [r for r in self._dirty if not patient or self._count * 4 >= self._patience_of.get(r, 0)]
+        self._dirty -= set(dirty)
+        for r in sorted(dirty, key=lambda r: self.flat.rank[problem.rows[r].out]):
             row = problem.rows[r]
             if self._unknown[r] < 2 or self.keys[row.out] is None:
                 continue
@@ -242,6 +247,7 @@ class Closure:
             self.work += found.work
             if found.fixpoint is None:
                 self.refused[r] = found
+                self._patience_of[r] = self._count * 4 + found.work
                 for v in found.cone:
                     self._watchers.setdefault(v, set()).add(r)
             else:

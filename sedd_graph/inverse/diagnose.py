@@ -66,7 +66,7 @@ def _frontier(closure: Closure, start: int) -> tuple[set[int], set[int]]:
                 dead.add(maker)
         for index in flat.users[v]:
             outputs = flat.nodes[index].outputs.values()
-            if any(closure.known(u) for u in outputs):
+            if any(closure.known(u) for u in outputs) and not _waits(closure, flat.nodes[index]):
                 stuck.add(index)
                 ends.add(v)
             fresh = [u for u in outputs if not closure.known(u) and u not in seen]
@@ -75,6 +75,16 @@ def _frontier(closure: Closure, start: int) -> tuple[set[int], set[int]]:
     if not stuck:
         return dead, set()
     return stuck, ends - {start}
+
+
+def _waits(closure: Closure, node: Node) -> bool:
+    """Whether a rule lacks only other outputs of the node, which are held back farther on."""
+    for rule in node.algebra.rules:
+        lacks = [name for name in rule.given if name in node.outputs and not closure.known(node.outputs[name])]
+        inputs = [v for name in rule.given for v in node.inputs.get(name, ())]
+        if lacks and all(closure.known(v) for v in inputs):
+            return True
+    return False
 
 
 def _wanted(node: Node, v: int) -> bool:

@@ -91,7 +91,9 @@ def derivations(
     flat = closure.flat
     made: list[Derivation] = []
     by_node: dict[int, int] = {}
+    maker: dict[Ref, int] = {}
     for place, edge in enumerate(edges):
+        maker |= {flat.refs[v]: place for v in edge.targets if closure.made_by[v] is edge}
         if edge.forward:
             by_node[edge.node] = place
             made.append(_call(flat, edge.node))
@@ -101,7 +103,7 @@ def derivations(
             made.append(_contraction(flat, edge.fixpoint, plan[edge.fixpoint.target]))
         else:
             made.append(linear[place])
-    return _folded(flat, made, by_node)
+    return _folded(flat, made, maker, by_node)
 
 
 def _refs(flat: Flat, values: Iterable[int]) -> tuple[Ref, ...]:
@@ -153,8 +155,13 @@ def _contraction(flat: Flat, fixpoint: Fixpoint, body: list[int | Block]) -> Con
     )
 
 
-def _folded(flat: Flat, made: list[Derivation], by_node: Mapping[int, int]) -> tuple[Derivation, ...]:
-    """``made`` with blocks in place of their components, where all of these are there and the order allows it."""
+def _folded(
+    flat: Flat, made: list[Derivation], maker: Mapping[Ref, int], by_node: Mapping[int, int]
+) -> tuple[Derivation, ...]:
+    """``made`` with blocks in place of their components, where all of these are there and the order allows it.
+
+    ``maker`` has the place of the derivation that each value comes from: facts, which some may give again, have none.
+    """
     count = [0]
     for index in range(len(flat.nodes)):
         count.append(count[-1] + (index in by_node))
@@ -184,16 +191,12 @@ def _folded(flat: Flat, made: list[Derivation], by_node: Mapping[int, int]) -> t
                 unit_of[place] = len(units)
                 units.append((derivation, None))
                 first.append(place)
-        maker: dict[Ref, int] = {}
-        for place, derivation in enumerate(made):
-            for ref in derivation.targets:
-                maker.setdefault(ref, unit_of[place])
         graph: nx.DiGraph[int] = nx.DiGraph()
         graph.add_nodes_from(range(len(units)))
         bad: set[int] = set()
         for unit, (derivation, _) in enumerate(units):
             for ref in derivation.needs:
-                source = maker.get(ref, unit)
+                source = unit_of[maker[ref]] if ref in maker else unit
                 if source != unit:
                     graph.add_edge(source, unit)
                     if units[source][1] is not None and ref not in units[source][0].targets:

@@ -101,8 +101,8 @@ def _reduce(
         where = holders[v] & active
         if v in pivots or not where:
             continue
-        if len(where) != count:
-            heapq.heappush(heap, (len(where), rank[v], v))
+        if len(holders[v]) != count:
+            heapq.heappush(heap, (len(holders[v]), rank[v], v))
             continue
         chosen = min(where, key=lambda r: (len(left[r]), order[r]))
         pivots[v] = chosen

@@ -1,0 +1,144 @@
+"""Affine maps of the channels: to any width, and the invertible ones of a flow (PLU, ActNorm).
+
+Axes: b batch, l length, d width.
+"""
+
+from typing import Annotated, Literal
+
+import pydantic
+import torch
+from jaxtyping import Bool, Float
+from sedd_graph_registry._bijection import keep, repeated, through, wide
+from torch import Tensor, nn
+
+from sedd_graph.component import Component, ComponentConfig, Context, solves
+from sedd_graph.contract import SizeField
+
+
+class Linear(Component, kind="feedforward"):
+    """An affine map to ``width`` channels. ``init: zero`` makes a coupling that it feeds start as the identity."""
+
+    class Config(ComponentConfig):
+        width: SizeField
+        bias: Literal["none", "all"] = "all"
+        init: Literal["default", "zero"] = "default"
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.linear = nn.Linear(self.axis("d"), self.config.width, bias=self.config.bias == "all")
+        if self.config.init == "zero":
+            nn.init.zeros_(self.linear.weight)
+            if self.linear.bias is not None:
+                nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l width"]:
+        out: Tensor = self.linear(x)
+        return out
+
+
+class PLU(Component, kind="mixer"):
+    """The invertible 1x1 convolution of Glow (arXiv 1807.03039, section 3.2): ``W = P L (U + diag(s))`` over the channels.
+
+    P is fixed, L has ones on its diagonal; the start is a random rotation. log |det| is the sum of log |s| for each
+    position. Undoing loses as many digits as the condition number of W has.
+    """
+
+    class Config(ComponentConfig):
+        pass
+
+    order: Tensor
+    sign: Tensor
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        width = self.axis("d")
+        rotation, _ = torch.linalg.qr(torch.empty(width, width).normal_())
+        p, lower, upper = torch.linalg.lu(rotation)
+        diagonal = upper.diagonal()
+        # One matrix: L below the diagonal, U above it, log |s| on it.
+        self.weight = nn.Parameter(lower.tril(-1) + upper.triu(1) + torch.diag(diagonal.abs().log()))
+        self.register_buffer("sign", diagonal.sign())
+        self.register_buffer("order", p.argmax(1))
+
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        weight = self.weight.to(dtype)
+        lower = weight.tril(-1) + torch.eye(len(weight), dtype=dtype, device=weight.device)
+        return lower, weight.triu(1) + torch.diag(self.sign.to(dtype) * weight.diagonal().exp())
+
+    def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        with torch.autocast(x.device.type, enabled=False):
+            lower, upper = self._factors(wide(x).dtype)
+            matrix = (lower @ upper).index_select(0, self.order)
+            return keep(x, through(x, matrix.T), attend)
+
+    @solves("x", given=("out", "attend"), log_det="log_det")
+    def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
+        with torch.autocast(out.device.type, enabled=False):
+            lower, upper = self._factors(wide(out).dtype)
+            rows = wide(out).flatten(0, 1).index_select(1, self.order.argsort())
+            rows = torch.linalg.solve_triangular(lower.T, rows, upper=True, left=False, unitriangular=True)
+            rows = torch.linalg.solve_triangular(upper.T, rows, upper=False, left=False)
+            return keep(out, rows.view_as(out).to(out.dtype), attend)
+
+    def log_det(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
+        return repeated(self.weight.diagonal().sum(), x, attend)
+
+
+class ActNorm(Component, kind="norm"):
+    """A scale and a bias for each channel (Glow, arXiv 1807.03039, section 3.1), started from the first training batch.
+
+    That batch's mean and deviation (over attended positions) go into buffers, so that the channels leave with mean 0 and
+    deviation 1; the learned part starts as nothing. Buffers, because processes that train together take rank 0's, and
+    because an average of the weights over time must not mix in what they were before that batch.
+    """
+
+    class Config(ComponentConfig):
+        smallest: Annotated[float, pydantic.Field(gt=0)] = 1e-4
+        """The smallest deviation that the first batch is taken to have."""
+
+    ready: Tensor
+    mean: Tensor
+    log_deviation: Tensor
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        width = self.axis("d")
+        self.log_scale = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("log_deviation", torch.zeros(width))
+
+    @torch.no_grad()
+    def _start(self, x: Tensor, attend: Tensor | None) -> None:
+        """Fill the buffers unless they are filled: without a branch, so that it compiles."""
+        rows = wide(x)
+        if attend is None:
+            mean = rows.mean((0, 1))
+            square = (rows - mean).square().mean((0, 1))
+        else:
+            seen = attend[..., None].to(rows.dtype)
+            count = seen.sum().clamp(min=1)
+            mean = (rows * seen).sum((0, 1)) / count
+            square = ((rows - mean).square() * seen).sum((0, 1)) / count
+        log_deviation = square.sqrt().clamp(min=self.config.smallest).log()
+        self.mean.copy_(torch.where(self.ready, self.mean, mean))
+        self.log_deviation.copy_(torch.where(self.ready, self.log_deviation, log_deviation))
+        self.ready.fill_(True)
+
+    def _log(self, dtype: torch.dtype) -> Tensor:
+        return self.log_scale.to(dtype) - self.log_deviation.to(dtype)
+
+    def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        if self.training and (torch.compiler.is_compiling() or not self.ready):
+            self._start(x, attend)
+        y = (x - self.mean.to(x.dtype)) * self._log(x.dtype).exp() + self.bias.to(x.dtype)
+        return keep(x, y, attend)
+
+    @solves("x", given=("out", "attend"), log_det="log_det")
+    def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
+        x = (out - self.bias.to(out.dtype)) * (-self._log(out.dtype)).exp() + self.mean.to(out.dtype)
+        return keep(out, x, attend)
+
+    def log_det(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
+        return repeated(self._log(wide(x).dtype).sum(), x, attend)

@@ -1,0 +1,54 @@
+"""Arithmetic that rounds nothing: streams on a fixed grid, on which float32 adds and subtracts exactly.
+
+A multiple of 2^-bits below 2^(24 - bits) has a significand of at most 24 bits, and so has the sum of two of them while it
+stays below that: float32 holds it without rounding. What comes from a branch is rounded to the grid once, the same in both
+directions, so a sum is undone to the last bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sedd_graph.errors import DivergedError
+
+__all__ = ["Grid"]
+
+
+class _Snap(torch.autograd.Function):
+    """Rounding whose gradient is that of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
+        return torch.round(x.float() * 2.0**bits) * 2.0**-bits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Multiples of 2^-``bits``, float32."""
+
+    bits: int = 16
+
+    @property
+    def limit(self) -> float:
+        return 2.0 ** (23 - self.bits)
+
+    def snap(self, x: Tensor) -> Tensor:
+        """The nearest point of the grid; gradients pass as they are."""
+        return _Snap.apply(x, self.bits)  # type: ignore[no-any-return]
+
+    def hold(self, streams: list[Tensor], where: str) -> None:
+        """Raises :class:`DivergedError` where a stream has left the range in which sums are exact."""
+        worst = torch.stack([x.detach().abs().max() for x in streams]).max()
+        if not bool(worst < self.limit):
+            raise DivergedError(
+                f"{where}: a stream reached {float(worst):.3g}; with exact arithmetic on a grid of 2^-{self.bits} it must stay "
+                f"below {self.limit:g}. Use 'arithmetic: float', or keep the streams smaller (a norm behind the branches)"
+            )
