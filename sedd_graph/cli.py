@@ -363,6 +363,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may stand anywhere; argparse takes those that follow an option for unknown arguments."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb and leave with its exit code."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # a sentence, without a line of code
@@ -371,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. Errors are sentences on standard error, never tracebacks without ``--debug``."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     from sedd_graph.errors import SeddGraphError
 
     try:
