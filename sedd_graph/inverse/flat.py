@@ -155,7 +155,7 @@ def _algebra(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Alge
     contract = op.contract
 
     def fault(text: str) -> EnvironmentFault:
-        return EnvironmentFault(f"{path}: op {contract.name!r} ({contract.file}:{contract.line}): {text}")
+        return EnvironmentFault(f"{path}: op {contract.name!r} ({contract.distribution}): {text}")
 
     try:
         found = contract.algebra(op.config, signature)
