@@ -84,6 +84,7 @@ def numbers(found: PortType) -> Size:
 
 
 def total(types: list[PortType]) -> Size:
+    """How many numbers values of these types hold together."""
     size = Size()
     for found in types:
         size = size + numbers(found)
