@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sedd_graph.engine.fixed_point import solve as solve_fixed_point
 from sedd_graph.engine.grid import Grid
+from sedd_graph.engine.regions import RegionModule
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Op, Ref, Region, Step
 from sedd_graph.inverse import Contraction, Forward, Linear, Program, Refusal, Solve, solve
@@ -193,7 +194,7 @@ class Layout:
                 own = fold(own, place)
         if self.grid is not None and unit.factors is not None and unit.outputs[0] in self.on_grid:
             arguments = [self.snapped(v, x) for v, x in zip(unit.inputs, arguments, strict=True)]
-        if len(unit.outputs) and hasattr(module, "plan"):
+        if isinstance(module, RegionModule):
             result = module(own, *arguments)
         else:
             result = module(*arguments, key=own) if module.keyed else module(*arguments)
