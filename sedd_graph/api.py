@@ -24,7 +24,7 @@ from sedd_graph.graph.model import Graph
 from sedd_graph.graph.process import ProcessPlan, read_process
 from sedd_graph.inverse.claims import Derived, derive, prove
 from sedd_graph.plugins import Registry, discover
-from sedd_graph.store.arrays import StoreConfig
+from sedd_graph.store.config import StoreConfig
 from sedd_graph.training.config import TrainConfig
 
 if TYPE_CHECKING:
