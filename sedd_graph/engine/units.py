@@ -7,7 +7,7 @@ is given). Values are numbered as in :class:`sedd_graph.inverse.flat.Flat`. No a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -292,6 +292,25 @@ class Layout:
         assert total is not None
         return total
 
+    def remainder(
+        self, found: Contraction, layer: nn.Module, key: Tensor | None, values: Values
+    ) -> Callable[[Tensor], Tensor]:
+        """x -> r(x) / scale, where the contraction's value = scale x + r(x), with all else as in ``values``."""
+        scale, target, value = float(found.scale), self.index[found.target], self.index[found.value]
+        calls = [self.by_path[call.path] for call in found.body]
+
+        def function(guess: Tensor) -> Tensor:
+            trial = list(values)
+            trial[target] = guess
+            for unit in calls:
+                made = self.evaluate(unit, layer, key, [None if v < 0 else trial[v] for v in unit.inputs])
+                for at, tensor in zip(unit.outputs, made, strict=False):
+                    trial[at] = tensor
+            result: Tensor = (trial[value] - scale * guess) / scale
+            return result
+
+        return function
+
     def _contract(
         self,
         found: Contraction,
@@ -301,21 +320,9 @@ class Layout:
         wanted: Sequence[bool],
         tapes: dict[Unit, Tape],
     ) -> None:
-        scale, target, value = float(found.scale), self.index[found.target], self.index[found.value]
-        calls = [self.by_path[call.path] for call in found.body]
-
-        def remainder(guess: Tensor) -> Tensor:
-            """r(x) / scale, where value = scale x + r(x)."""
-            trial = list(values)
-            trial[target] = guess
-            for unit in calls:
-                made = self.evaluate(unit, layer, key, [None if v < 0 else trial[v] for v in unit.inputs])
-                for at, tensor in zip(unit.outputs, made, strict=False):
-                    trial[at] = tensor
-            return (trial[value] - scale * guess) / scale
-
-        solution = solve_fixed_point(remainder, values[value] / scale, lipschitz=found.bound)
-        values[target] = solution.x
+        remainder = self.remainder(found, layer, key, values)
+        start = values[self.index[found.value]] / float(found.scale)
+        values[self.index[found.target]] = solve_fixed_point(remainder, start, lipschitz=found.bound).x
         for call in found.body:
             self._call(call, layer, key, values, wanted, tapes)
 
