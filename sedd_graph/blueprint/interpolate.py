@@ -1,8 +1,9 @@
-"""``${params.NAME}``: the only interpolation there is, spelled and resolved as OmegaConf does it (a test holds it to that).
+"""``${params.NAME}``: the only interpolation there is. OmegaConf resolves the parameters among themselves.
 
 No resolvers, no environment, no nesting: a blueprint cannot read anything but its own parameters, and what a parameter
-puts into a text is never looked at again. OmegaConf itself parses a text for a fraction of a millisecond, which an
-untrusted file could ask for tens of thousands of times.
+puts into a text is never looked at again. Everywhere else the resolved values are filled in as OmegaConf would do it (a
+test holds it to that): it parses a text for a fraction of a millisecond, which an untrusted file could ask for tens of
+thousands of times.
 """
 
 from __future__ import annotations
@@ -95,5 +96,16 @@ def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
             circle = [k for k in params if k not in done]
             raise InterpolationFault([((circle[0],), f"parameters refer to each other in a circle: {listed(circle)}")])
         for key in ready:
-            done[key] = resolve(params[key], done)
+            done[key] = _by_omegaconf(key, params[key], done)
     return {k: done[k] for k in params}
+
+
+def _by_omegaconf(key: str, text: str, params: Mapping[str, Any]) -> Any:
+    """One parameter's text with the resolved ``params`` in it; they are short and hold no references of their own."""
+    from omegaconf import OmegaConf  # here: most blueprints have no parameter that refers to another
+
+    config = OmegaConf.create({"params": dict(params), "text": text})
+    value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)["text"]  # type: ignore[index, call-overload]
+    if len(str(value)) > MAX_TEXT:
+        raise InterpolationFault([((key,), f"longer than {MAX_TEXT} characters once interpolated")])
+    return value

@@ -25,6 +25,7 @@ from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.model import Graph
 from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.plugins import Registry
+from sedd_graph.store.files import disk_faults
 
 __all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mix_seed"]
 
@@ -329,9 +330,10 @@ class Engine:
         target = folder / "model.safetensors"
         if target.exists():
             raise UserError(f"{target} exists already; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
         part = folder / ".model.safetensors.part"
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, part)
-        part.replace(target)
+        with disk_faults(target.name, folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, part)
+            part.replace(target)
         if self._on_save is not None:
             self._on_save(folder)

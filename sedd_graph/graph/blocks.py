@@ -19,6 +19,7 @@ __all__ = [
     "MAX_NODES",
     "bind_axes",
     "chain",
+    "chained",
     "find_block",
     "hold_declared",
     "read_params",
@@ -154,12 +155,17 @@ def chain(at: Spot, region: Region, repeat: int, what: str) -> Region | None:
         fault.refuse(f"expands to more than {MAX_NODES} components")
     if len(at.problems) > before:
         return None
+    return chained(region, repeat, at.place)
+
+
+def chained(region: Region, repeat: int, place: Place) -> Region:
+    """``repeat`` uses of one region in a row, whose outputs are among its inputs, by name and type."""
     steps = []
     for index in range(repeat):
         inputs = {
             name: (Ref(str(index - 1), name) if index and name in region.outputs else Ref("", name),)
             for name in region.inputs
         }
-        steps.append(Step(str(index), region, inputs, region.output_types, None, at.place))
+        steps.append(Step(str(index), region, inputs, region.output_types, None, place))
     outputs = {name: Ref(str(repeat - 1), name) for name in region.outputs}
     return Region(region.label, region.inputs, outputs, tuple(steps), repeat=repeat, description=region.description)

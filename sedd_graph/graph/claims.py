@@ -23,4 +23,4 @@ def read_claim(at: Spot, body: Blueprint | Block) -> Claim | None:
             (at / "given" / index).refuse(message)
     if not body.inputs.keys() - set(spec.given):
         (at / "given").refuse("every input is given: nothing is left to be undone")
-    return Claim(tuple(dict.fromkeys(spec.given)), spec.level, at.place, dotted(at.path))
+    return Claim(tuple(dict.fromkeys(spec.given)), spec.level, at.place, dotted(at.path), spec.on_failure)
