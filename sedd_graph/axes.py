@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from sedd_graph.errors import UserError, suggest
+from sedd_graph.errors import UserError, listed, suggest
 
 __all__ = ["DYNAMIC", "MAX_SIZE", "AxisError", "Dim", "PortType", "Size", "parse_port_type", "parse_size"]
 
@@ -200,8 +200,7 @@ class _Parser:
             value = Size.of(int(text))
         elif kind == "name":
             if self.names is not None and text not in self.names:
-                known = ", ".join(self.names) or "none"
-                raise AxisError(f"unknown axis {text!r}{suggest(text, self.names)}; known: {known}")
+                raise AxisError(f"unknown axis {text!r}{suggest(text, self.names)}; known: {listed(self.names)}")
             value = self.sizes.get(text, Size.of(text))
         elif text == "(":
             value = self.sum()

@@ -7,6 +7,7 @@ SIGTERM.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import warnings
@@ -40,9 +41,11 @@ def _device(arguments: argparse.Namespace) -> Any:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from sedd_graph.api import check
-
     if arguments.check:
+        # Nothing is freed before this process ends; walking over torch's objects was a tenth of a second.
+        gc.disable()
+        from sedd_graph.api import check
+
         _say(str(check(arguments.blueprint, arguments.overrides)))
         return 0
     from sedd_graph.runs import build_run

@@ -146,8 +146,6 @@ class Contract:
     algebra: Callable[[ComponentConfig, Signature], Algebra] = no_algebra
     promises: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     distribution: str = ""
-    file: str = ""
-    line: int = 0
 
     @property
     def op(self) -> str:

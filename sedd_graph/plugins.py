@@ -122,10 +122,6 @@ class Registry:
         entry = self.entry(op)
         if entry.op not in self._contracts:
             cls = self.component(op)
-            try:
-                file, line = inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
-            except (OSError, TypeError):
-                file, line = "", 0
             self._contracts[entry.op] = Contract(
                 name=entry.name,
                 version=entry.version,
@@ -136,10 +132,16 @@ class Registry:
                 summary=(inspect.getdoc(cls) or "").split("\n")[0],
                 promises=dict(cls.promises),
                 distribution=entry.distribution,
-                file=file,
-                line=line,
             )
         return self._contracts[entry.op]
+
+    def place(self, op: str) -> tuple[str, int]:
+        """File and line of the class behind ``op`` ("" and 0 where it has none); raises as :meth:`component` does."""
+        cls = self.component(op)
+        try:
+            return inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
+        except (OSError, TypeError):
+            return "", 0
 
     def contracts(self) -> list[Contract]:
         """Every contract that loads; a broken plugin warns once (:class:`PluginWarning`) and the rest go on."""
@@ -158,12 +160,22 @@ def _itself(component: Any) -> Any:
     return component
 
 
+def _title(distribution: importlib.metadata.Distribution | None) -> str:
+    if distribution is None:
+        return "unknown"
+    metadata = distribution.metadata
+    return f"{metadata['Name']} {metadata['Version']}"
+
+
 def discover() -> Registry:
     """Every installed component, without importing any. A badly named entry point warns and is left out."""
-    entries = []
+    entries, read = [], dict[int, str]()
     for point in importlib.metadata.entry_points(group=GROUP):
         match = _ENTRY.fullmatch(point.name)
-        distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
+        # all points of a distribution hold one object, whose metadata is parsed at every question
+        if id(point.dist) not in read:
+            read[id(point.dist)] = _title(point.dist)
+        distribution = read[id(point.dist)]
         if match is None:
             warnings.warn(
                 f"{distribution}: entry point {point.name!r} is not named like 'attention.v1'; left out",

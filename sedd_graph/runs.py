@@ -75,7 +75,7 @@ class Run:
 
 def provenance(report: Report) -> dict[str, Any]:
     """Versions, arguments, revision and hardware, for run.json."""
-    names = ["sedd_graph", "torch", "pydantic", "networkx", "einops", "omegaconf", "zarr", "numpy", "safetensors"]
+    names = ["sedd_graph", "torch", "pydantic", "networkx", "einops", "zarr", "numpy", "safetensors"]
     versions = {}
     for name in names:
         try:

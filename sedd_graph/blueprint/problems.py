@@ -9,7 +9,7 @@ from typing import Any
 
 import pydantic
 
-from sedd_graph.errors import Problem, suggest
+from sedd_graph.errors import MAX_PROBLEMS, Problem, suggest
 
 __all__ = ["Locate", "dotted", "model_problems"]
 
@@ -151,7 +151,7 @@ def model_problems(
 ) -> list[Problem]:
     """One :class:`Problem` per finding. ``data`` is what was validated; ``base`` is its path in the file."""
     problems, seen = [], set()
-    findings = error.errors(include_url=False)
+    findings = error.errors(include_url=False)[: MAX_PROBLEMS + 1]
     for found in findings:
         if found["type"] == "too_short" and any(f["loc"][:-1] == found["loc"] for f in findings):
             continue  # counted without the items that are refused in lines of their own

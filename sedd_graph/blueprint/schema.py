@@ -75,6 +75,8 @@ class Invertible(Frozen):
     given: Annotated[list[Name], pydantic.Field(max_length=64)] = pydantic.Field(default_factory=list)
     """Inputs that are known at inversion too, such as conditioning."""
     level: Literal["injective", "bijective", "volume_preserving"] = "injective"
+    on_failure: Literal["error", "checkpoint"] = "error"
+    """Where the derived inverse does not hold in numbers: ``build`` refuses, or warns and has the block checkpointed."""
 
 
 class Block(Frozen):

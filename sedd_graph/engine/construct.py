@@ -15,7 +15,7 @@ from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.model import Graph, Op, Region, Running, Step
 from sedd_graph.plugins import Registry
 
-__all__ = ["build_model", "build_shapes", "count_parameters"]
+__all__ = ["build_model", "build_shapes", "count_parameters", "count_shapes"]
 
 _FILLS = (
     Tensor.normal_,
@@ -45,6 +45,29 @@ def build_shapes(graph: Graph, registry: Registry) -> Model:
         return build_model(graph, registry)
 
 
+def count_shapes(graph: Graph, registry: Registry) -> int:
+    """How many parameters the graph has, allocating none: each distinct block is made once, however often it stands there.
+
+    Raises :class:`BlueprintError` with every component that refuses its place.
+    """
+    problems: list[Problem] = []
+    with torch.device("meta"), _NoDraws():
+        root = _Maker(registry, problems, shared={}).region(graph.root, "")
+    if problems or root is None:
+        raise BlueprintError(problems)
+    counts: dict[int, int] = {}
+
+    def count(module: nn.Module) -> int:
+        if not isinstance(module, RegionModule):
+            return count_parameters(module)
+        if id(module) not in counts:
+            # children() would leave out a module that it has met before
+            counts[id(module)] = sum(count(child) for child in module._modules.values() if child is not None)
+        return counts[id(module)]
+
+    return count(root)
+
+
 def build_model(graph: Graph, registry: Registry) -> Model:
     """Make the module, its parameters drawn from torch's global generator.
 
@@ -58,11 +81,29 @@ def build_model(graph: Graph, registry: Registry) -> Model:
 
 
 class _Maker:
-    def __init__(self, registry: Registry, problems: list[Problem]) -> None:
-        self.registry, self.problems = registry, problems
+    """With ``shared``, all uses of one region that run alike are one module."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        problems: list[Problem],
+        shared: dict[tuple[int, Running | None], RegionModule] | None = None,
+    ) -> None:
+        self.registry, self.problems, self.shared = registry, problems, shared
         self.plans: dict[int, tuple[Plan, tuple[int, ...], int]] = {}
 
     def region(self, region: Region, prefix: str, use: Step | None = None) -> RegionModule | None:
+        if self.shared is None:
+            return self.made(region, prefix, use)
+        key = (id(region), use.running if use else None)
+        if key not in self.shared:
+            made = self.made(region, prefix, use)
+            if made is None:
+                return None
+            self.shared[key] = made
+        return self.shared[key]
+
+    def made(self, region: Region, prefix: str, use: Step | None) -> RegionModule | None:
         children: dict[str, nn.Module] = {}
         for step in region.steps:
             path = f"{prefix}{step.name}"

@@ -216,7 +216,8 @@ class _Rebuild(torch.autograd.Function):
         ctx.save_for_backward(*outputs, *constants, *([] if key is None else [key]))
         ctx.run, ctx.parameters, ctx.keyed = run, parameters, key is not None
         kind = outputs[0].device.type
-        ctx.autocast = kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        plain = kind == "meta" or not torch.is_autocast_enabled(kind)
+        ctx.autocast = None if plain else torch.get_autocast_dtype(kind)
         taps = [tap.detach().clone() for tap in taps]
         ctx.mark_non_differentiable(*taps)
         return (*outputs, *taps)
@@ -235,9 +236,10 @@ class _Rebuild(torch.autograd.Function):
         leaving: dict[str, Any] = dict(zip(layout.outputs, arriving, strict=False))
         given: dict[str, Any] = dict.fromkeys(layout.constants)
         found: dict[nn.Parameter, Tensor] = {}
-        kind, on, dtype = ctx.autocast
         layers = run.layers(key)
-        with torch.autocast(kind, dtype, enabled=on, cache_enabled=False):
+        with torch.autocast(
+            outputs[0].device.type, ctx.autocast, enabled=ctx.autocast is not None, cache_enabled=False
+        ):
             for at in reversed(range(len(layers))):
                 layer, own = layers[at]
                 wanted = ctx.wanted[at > 0]

@@ -76,13 +76,14 @@ class Step:
 class Claim:
     """What a block says of itself: its inputs follow from its outputs and from the inputs in ``given``, to ``level``.
 
-    ``place`` and ``path`` are where it says so.
+    ``place`` and ``path`` are where it says so. ``on_failure`` is what is done where it does not hold in numbers.
     """
 
     given: tuple[str, ...]
     level: str
     place: Place
     path: str
+    on_failure: Literal["error", "checkpoint"] = "error"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

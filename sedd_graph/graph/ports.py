@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sedd_graph.axes import AxisError, PortType, Size, parse_port_type
 from sedd_graph.blueprint.schema import Node
 from sedd_graph.contract import Port
-from sedd_graph.errors import suggest
+from sedd_graph.errors import listed, suggest
 from sedd_graph.graph.spot import Spot
 from sedd_graph.graph.wiring import Edge
 
@@ -44,7 +44,7 @@ def declared_outputs(at: Spot, node: Node, ports: Sequence[Port]) -> list[tuple[
         if name in by_name:
             found.append((by_name[name], text))
         else:
-            (at / name).refuse(f"no output {name!r}{suggest(name, by_name)}; outputs: {', '.join(by_name)}")
+            (at / name).refuse(f"no output {name!r}{suggest(name, by_name)}; outputs: {listed(by_name)}")
     return found
 
 
@@ -54,7 +54,7 @@ def assign(at: Spot, ports: Sequence[Port], edges: Sequence[Edge], what: str) ->
     by_name = {p.name: p for p in ports}
     variadic = next((p for p in ports if p.variadic), None)
     taken: dict[str, list[Edge]] = {}
-    names = ", ".join(p.name + ("?" if p.optional else "*" if p.variadic else "") for p in ports) or "none"
+    names = listed(p.name + ("?" if p.optional else "*" if p.variadic else "") for p in ports)
     for edge in edges:
         if isinstance(edge.port, int):
             port = ports[edge.port] if edge.port < len(ports) and not ports[edge.port].variadic else variadic

@@ -13,30 +13,21 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydantic
 import zarr
 
 from sedd_graph.errors import UserError
 from sedd_graph.store.files import disk_faults, new_folder
 from sedd_graph.store.writer import Writer
 
-__all__ = ["Activations", "StoreConfig", "TapSpec", "document_lengths", "write_samples"]
+__all__ = ["Activations", "TapSpec", "document_lengths", "write_samples"]
 
 Array = npt.NDArray[Any]
 CHUNK = 2**18
 """Tokens per chunk of samples: 2 MiB."""
-
-
-class StoreConfig(pydantic.BaseModel):
-    """The ``store`` section of a blueprint."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    queue: Annotated[int, pydantic.Field(ge=1, le=1024)] = 16
-    """How many records may wait to be written; training waits beyond that."""
 
 
 @dataclasses.dataclass(frozen=True)

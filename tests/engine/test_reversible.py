@@ -1,5 +1,8 @@
 """Reversible execution against ordinary autograd on the same parameters: values, gradients, memory, randomness."""
 
+import json
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 import sedd_graph
+from sedd_graph import cli
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.reversible import DriftWarning, RunningModule
 from sedd_graph.errors import BlueprintError, DivergedError
@@ -115,19 +119,41 @@ def test_gradients_are_those_of_stored_activations(make: Callable[..., Engine], 
     assert off(gradients(make(TEXT, f"nodes.trunk.memory={memory}")), stored) < 2e-5
 
 
-@pytest.mark.parametrize("depth", [1, 24, 128])
-def test_exact_arithmetic_is_equal_to_the_last_bit(make: Callable[..., Engine], depth: int) -> None:
-    changes = (f"params.depth={depth}", "nodes.trunk.arithmetic=exact")
-    stored, rebuilt = (
-        gradients(make(TEXT, *changes, f"nodes.trunk.memory={m}", std=0.05)) for m in ("store", "reversible")
-    )
+@pytest.mark.parametrize(
+    ("depth", "compile"),
+    [
+        (1, "off"),
+        (24, "off"),
+        (128, "off"),
+        (512, "off"),
+        *(pytest.param(depth, "block", marks=pytest.mark.slow) for depth in (24, 128, 512)),
+    ],
+)
+def test_exact_arithmetic_is_equal_to_the_last_bit(make: Callable[..., Engine], depth: int, compile: str) -> None:
+    found = []
+    for memory in ("store", "reversible"):
+        changes = (f"params.depth={depth}", "nodes.trunk.arithmetic=exact", f"nodes.trunk.memory={memory}")
+        engine = make(TEXT, *changes, std=0.05, compile=compile)
+        found.append(gradients(engine))
+    assert float(trunk(engine).drift or 0) == 0.0  # what was rebuilt is what went in
+    stored, rebuilt = found
     assert stored.keys() == rebuilt.keys()
     assert [k for k in stored if not torch.equal(stored[k], rebuilt[k])] == []
 
 
+@pytest.mark.parametrize(("depth", "bar"), [(24, 1e-5), (128, 1e-4)])
+def test_gradients_in_float32_at_depth(make: Callable[..., Engine], depth: int, bar: float) -> None:
+    found = [
+        gradients(make(TEXT, f"params.depth={depth}", f"nodes.trunk.memory={m}", std=0.05))
+        for m in ("store", "reversible")
+    ]
+    whole = [torch.cat([v.flatten() for k, v in f.items() if k != "loss"]) for f in found]
+    assert float((whole[1] - whole[0]).norm() / whole[0].norm()) < bar
+
+
 def test_what_is_kept_does_not_grow_with_depth(make: Callable[..., Engine]) -> None:
     def kept(depth: int, memory: str) -> int:
-        engine = make(TEXT, f"params.depth={depth}", f"nodes.trunk.memory={memory}")
+        engine = make(TEXT, f"params.depth={depth}", f"nodes.trunk.memory={memory}", std=0.05)
         engine.model.train()
         own = {p.untyped_storage()._cdata for p in engine.model.parameters()}
         packed = []
@@ -151,6 +177,7 @@ def test_what_is_kept_does_not_grow_with_depth(make: Callable[..., Engine]) -> N
     assert slope["store"] > 10_000
     assert slope["reversible"] <= 0.01 * slope["store"]
     assert slope["checkpoint"] <= 0.3 * slope["store"]
+    assert kept(512, "reversible") <= kept(4, "reversible") * 1.01
 
 
 def test_no_grad_and_evaluation_are_the_same(make: Callable[..., Engine]) -> None:
@@ -221,6 +248,36 @@ def test_taps_ride_along(make: Callable[..., Engine]) -> None:
     assert len(found[0]) == 8
     for other in found[1:]:
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
+
+
+def test_two_processes_see_the_losses_of_one(tmp_path: Path) -> None:
+    text = TEXT.replace("v: 13", "v: 129") + (
+        "data: {tokenizer: {op: characters, size: 128}, length: 24}\n"
+        "train: {steps: 4, batch: 8, accumulate: 2, warmup: 1, optimizer: {op: adamw, lr: 1e-2}, compile: off, log_every: 1,"
+        " evaluate: null}\n"
+    )
+    (tmp_path / "b.yaml").write_text(text)
+    found = []
+    for memory, processes in (("store", 1), ("reversible", 2)):
+        marker = tmp_path / "marker"
+        arguments = ["build", str(tmp_path / "b.yaml"), f"nodes.trunk.memory={memory}", "--path-to", str(marker)]
+        assert cli.run([*arguments, "--runs", str(tmp_path / memory), "--device", "cpu"]) == 0
+        run = marker.read_text()
+        command = [sys.executable, "-m"]
+        if processes > 1:
+            command += ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617", "-m"]
+        done = subprocess.run(
+            [*command, "sedd_graph", "train", run, "--device", "cpu"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        records = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+        found.append([r["loss"] for r in records if "loss" in r])
+    assert len(found[0]) == 4
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_drift_is_seen_and_answered(make: Callable[..., Engine]) -> None:
