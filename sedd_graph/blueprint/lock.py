@@ -72,7 +72,14 @@ class _Writer:
             out["op"], keys = self.fill(item.op, item.with_)
         else:
             out["block"], keys = self.block(home, item.block or ""), dict(item.with_)
-        for key, value in (("in", item.in_), ("out", item.out), ("with", keys), ("repeat", item.repeat), ("memory", item.memory), ("arithmetic", item.arithmetic)):
+        for key, value in (
+            ("in", item.in_),
+            ("out", item.out),
+            ("with", keys),
+            ("repeat", item.repeat),
+            ("memory", item.memory),
+            ("arithmetic", item.arithmetic),
+        ):
             if value is not None and value != {}:
                 out[key] = value
         if item.save is not None:

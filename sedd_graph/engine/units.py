@@ -181,7 +181,9 @@ class Layout:
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
-    def evaluate(self, unit: Unit, layer: nn.Module, key: Tensor | None, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+    def evaluate(
+        self, unit: Unit, layer: nn.Module, key: Tensor | None, arguments: Sequence[Any]
+    ) -> tuple[Tensor, ...]:
         """What the unit gives: its outputs, then its taps."""
         module = unit.module(layer)
         own: Tensor | None = None
@@ -237,9 +239,7 @@ class Layout:
     # -- the inverse ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def undo(
-        self, layer: nn.Module, key: Tensor | None, values: Values, wanted: Sequence[bool]
-    ) -> dict[Unit, Tape]:
+    def undo(self, layer: nn.Module, key: Tensor | None, values: Values, wanted: Sequence[bool]) -> dict[Unit, Tape]:
         """Fill in the region's streams from its outputs and constants; returns the evaluations made on the way."""
         tapes: dict[Unit, Tape] = {}
         for derivation in self.program.derivations:
@@ -378,4 +378,3 @@ def _count_taps(region: Region) -> int:
         + (len(step.save.ports) if step.save is not None else 0)
         for step in region.steps
     )
-

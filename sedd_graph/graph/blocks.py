@@ -15,7 +15,17 @@ from sedd_graph.graph.spot import Spot
 from sedd_graph.graph.unify import Binding, Mismatch
 from sedd_graph.graph.wiring import Edge
 
-__all__ = ["MAX_NODES", "bind_axes", "chain", "find_block", "hold_declared", "read_params", "read_ports", "read_repeat", "read_running"]
+__all__ = [
+    "MAX_NODES",
+    "bind_axes",
+    "chain",
+    "find_block",
+    "hold_declared",
+    "read_params",
+    "read_ports",
+    "read_repeat",
+    "read_running",
+]
 
 MAX_NODES, MAX_REPEAT = 100_000, 4096
 
