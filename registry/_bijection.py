@@ -4,6 +4,8 @@ Where ``attend`` is false a bijective component is the identity: padding stays a
 in a log-determinant, which so is that of the whole map.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,7 @@ class Isometry(Component):
 
     @classmethod
     def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
-        found = super().algebra(config, signature)
-        return Algebra(found.rules, lipschitz={("x", "out"): 1.0}, log_det=found.log_det)
+        return dataclasses.replace(super().algebra(config, signature), lipschitz={("x", "out"): 1.0})
 
 
 def through(x: Tensor, matrix: Tensor) -> Tensor:

@@ -25,12 +25,13 @@ def largest_squared(weight: Tensor) -> Tensor:
     """The square of the largest singular value of ``weight`` [..., m, n], float64 [...], with gradients."""
     exact = weight.double()
     gram = exact @ exact.mT if weight.shape[-2] <= weight.shape[-1] else exact.mT @ exact
-    return torch.linalg.eigvalsh(gram)[..., -1]
+    values: Tensor = torch.linalg.eigvalsh(gram)
+    return values[..., -1]
 
 
-def margin(rows: int, columns: int, dtype: torch.dtype) -> float:
+def margin(shape: torch.Size, dtype: torch.dtype) -> float:
     """By how much, relatively, rounding to ``dtype`` can raise a matrix's norm (a Frobenius bound), and the eigenvalue err."""
-    return math.sqrt(min(rows, columns)) * torch.finfo(dtype).eps + (rows + columns) * torch.finfo(torch.float64).eps
+    return math.sqrt(min(shape)) * torch.finfo(dtype).eps + sum(shape) * torch.finfo(torch.float64).eps
 
 
 class _Bounded(Component):
@@ -63,9 +64,8 @@ class LipschitzLinear(_Bounded, kind="feedforward"):
     def effective(self, dtype: torch.dtype) -> Tensor:
         """The weight as it is used, [width, d] in ``dtype``."""
         bound = self.config.bound
-        factor = (
-            bound * (1 - margin(*self.weight.shape, dtype)) * largest_squared(self.weight).clamp(min=bound**2).rsqrt()
-        )
+        slack: float = 1 - margin(self.weight.shape, dtype)
+        factor: Tensor = largest_squared(self.weight).clamp(min=bound**2).rsqrt() * (bound * slack)
         return (self.weight.double() * factor).to(dtype)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l width"]:
@@ -97,10 +97,14 @@ class LipschitzAct(Component, kind="feedforward"):
         return Algebra(lipschitz={("x", "out"): 1.0})
 
     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        kind: str = self.config.activation
-        if kind == "lip_swish":
-            return x * torch.sigmoid(x * F.softplus(self.beta).to(x.dtype)) / _SWISH
-        return {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu}[kind](x)
+        match self.config.activation:
+            case "relu":
+                return F.relu(x)
+            case "tanh":
+                return torch.tanh(x)
+            case "elu":
+                return F.elu(x)
+        return x * torch.sigmoid(x * F.softplus(self.beta).to(x.dtype)) / _SWISH
 
 
 class L2Attention(_Bounded, kind="attention"):
@@ -149,9 +153,9 @@ class L2Attention(_Bounded, kind="attention"):
             mask = scores.expand(-1, -1, x.shape[1], -1)
             y = F.scaled_dot_product_attention(q, q, q @ self.value.to(dtype), attn_mask=mask, scale=2 * head**-0.5)
             count = torch.full((1,), x.shape[1], device=x.device) if attend is None else attend.sum(1)
-            slack, bound = 1 - 3 * margin(*self.out.shape, dtype), self.config.bound
-            factor = bound * slack * self.certified_squared(count).clamp(min=bound**2).rsqrt()
-            out = y.transpose(1, 2).flatten(2) @ self.out.to(dtype) * factor[:, None, None].to(dtype)
+            slack, bound = 1 - 3 * margin(self.out.shape, dtype), self.config.bound
+            factor = self.certified_squared(count).clamp(min=bound**2).rsqrt() * (bound * slack)
+            out: Tensor = y.transpose(1, 2).flatten(2) @ self.out.to(dtype) * factor[:, None, None].to(dtype)
             return out if attend is None else out * attend[..., None]
 
 

@@ -6,6 +6,7 @@ channels (``split``) or over the sequence (``split_sequence``).
 Axes: b batch, l length, d width of what is changed, k bins of a spline.
 """
 
+import dataclasses
 import math
 from typing import Annotated, NamedTuple
 
@@ -34,11 +35,11 @@ class Affine(Component, kind="mixer"):
     @classmethod
     def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
         clamp: float = config.clamp  # type: ignore[attr-defined]
-        found = super().algebra(config, signature)
-        return Algebra(found.rules, lipschitz={("x", "out"): math.exp(clamp), ("t", "out"): 1.0}, log_det=found.log_det)
+        bounds = {("x", "out"): math.exp(clamp), ("t", "out"): 1.0}
+        return dataclasses.replace(super().algebra(config, signature), lipschitz=bounds)
 
     def _log_scale(self, s: Tensor, x: Tensor) -> Tensor:
-        clamp = self.config.clamp
+        clamp: float = self.config.clamp
         return clamp * torch.tanh(s.to(x.dtype) / clamp)
 
     def forward(

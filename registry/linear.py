@@ -31,7 +31,7 @@ class Linear(Component, kind="feedforward"):
             if self.linear.bias is not None:
                 nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l width"]:
+    def forward(self, x: Float[Tensor, "*s d"]) -> Float[Tensor, "*s width"]:
         out: Tensor = self.linear(x)
         return out
 

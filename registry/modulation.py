@@ -37,7 +37,10 @@ class AdaLNModulate(Component, kind="modulation"):
 
 
 class AdaLNGate(Component, kind="modulation"):
-    """``residual + gate(c) * dropout(x)``: closes a branch. It starts as the residual alone."""
+    """``residual + gate(c) * dropout(x)``: closes a branch. It starts as the residual alone.
+
+    Without a ``residual`` it gives the branch itself, for a sum that stands in the graph (where it can be undone).
+    """
 
     class Config(ComponentConfig):
         dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
@@ -49,10 +52,11 @@ class AdaLNGate(Component, kind="modulation"):
     def forward(
         self,
         x: Float[Tensor, "b l d"],
-        residual: Float[Tensor, "b l d"],
         c: Float[Tensor, "b e"],
+        residual: Float[Tensor, "b l d"] | None = None,
         key: Tensor | None = None,
     ) -> Float[Tensor, "b l d"]:
         if key is not None and self.config.dropout:
             x = dropout(x, self.config.dropout, key)
-        return residual + self.linear(c)[:, None] * x
+        gated = self.linear(c)[:, None] * x
+        return gated if residual is None else residual + gated

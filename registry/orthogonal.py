@@ -47,7 +47,7 @@ class Orthogonal(Isometry, kind="mixer"):
                 unit = nn.functional.normalize(weight, dim=1)
                 inner = (unit @ unit.T).triu(1) + 0.5 * torch.eye(len(unit), dtype=unit.dtype, device=unit.device)
                 inner = inner.T if transposed else inner
-                tail = torch.linalg.solve_triangular(inner, unit, upper=not transposed)
+                tail: Tensor = torch.linalg.solve_triangular(inner, unit, upper=not transposed)
                 return x - (x @ unit.T.to(x.dtype)) @ tail.to(x.dtype)
             skew = weight.triu(1) - weight.triu(1).T
             if self.config.kind == "matrix_exp":
@@ -93,7 +93,7 @@ class Hadamard(Isometry, kind="mixer"):
         rows = 1 << (width.bit_length() - 1) // 2
         parts = through(x.unflatten(-1, (rows, width // rows)), self._signs(width // rows, x))
         parts = through(parts.transpose(-1, -2), self._signs(rows, x)).transpose(-1, -2)
-        return parts.flatten(-2) * width**-0.5
+        return parts.flatten(-2) * (1 / math.sqrt(width))
 
     @solves("x", given=("out",), log_det="zero")
     def undo(self, out: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 All are permutations: they undo exactly and change no volume. Axes: b batch, l length, h half of it, d width.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
@@ -41,6 +42,11 @@ class _Sequence(Component):
             Port("x1", parse_port_type(part)),
         )
 
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        pairs = [(i.name, o.name) for i in signature.inputs for o in signature.outputs if o.type.kind == "float"]
+        return dataclasses.replace(super().algebra(config, signature), lipschitz=dict.fromkeys(pairs, 1.0), moves=True)
+
     def _part(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.shape[1] % 2:
             raise ValueError(f"a sequence of {x.shape[1]} has no two equal parts: its length must be even")
@@ -68,12 +74,6 @@ class SplitSequence(_Sequence, kind="arithmetic"):
         whole, x0, x1 = cls._ports(config)
         return Signature((Port("x", whole.type),), (x0, x1))
 
-    @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
-        found = super().algebra(config, signature)
-        lipschitz = {("x", "x0"): 1.0, ("x", "x1"): 1.0} if config.of == "values" else {}  # type: ignore[attr-defined]
-        return Algebra(found.rules, lipschitz=lipschitz, log_det=found.log_det)
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._part(x)
 
@@ -89,12 +89,6 @@ class JoinSequence(_Sequence, kind="arithmetic"):
     def signature(cls, config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
         whole, x0, x1 = cls._ports(config)
         return Signature((x0, x1), (Port("out", whole.type),))
-
-    @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
-        found = super().algebra(config, signature)
-        lipschitz = {("x0", "out"): 1.0, ("x1", "out"): 1.0} if config.of == "values" else {}  # type: ignore[attr-defined]
-        return Algebra(found.rules, lipschitz=lipschitz, log_det=found.log_det)
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
         return self._join(x0, x1)
@@ -118,7 +112,17 @@ def _reordered(x: Tensor, attend: Tensor, taken: Callable[[Tensor, Tensor], Tens
     return x.gather(1, index[..., None].expand_as(x))
 
 
-class Reverse(Isometry, kind="mixer"):
+class _Reordering(Isometry):
+    """Puts the numbers of ``x`` into another order."""
+
+    abstract = True
+
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        return dataclasses.replace(super().algebra(config, signature), moves=True)
+
+
+class Reverse(_Reordering, kind="mixer"):
     """The sequence from its end to its start; the attended positions where ``attend`` is connected."""
 
     class Config(ComponentConfig):
@@ -134,7 +138,7 @@ class Reverse(Isometry, kind="mixer"):
         return self.forward(out, attend)
 
 
-class Roll(Isometry, kind="mixer"):
+class Roll(_Reordering, kind="mixer"):
     """The sequence moved ``by`` positions to the right, around its end; the attended positions where ``attend`` is connected."""
 
     class Config(ComponentConfig):
@@ -154,7 +158,7 @@ class Roll(Isometry, kind="mixer"):
         return _reordered(x, attend, lambda rank, count: (rank - by) % count.clamp(min=1))
 
 
-class Shuffle(Isometry, kind="mixer"):
+class Shuffle(_Reordering, kind="mixer"):
     """A fixed permutation of the channels, drawn from ``seed``."""
 
     class Config(ComponentConfig):

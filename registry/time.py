@@ -3,6 +3,7 @@
 Axes: b batch, l length, d model width, e conditioning width.
 """
 
+import dataclasses
 import math
 
 import torch
@@ -10,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sedd_graph.component import Component, ComponentConfig, Context
-from sedd_graph.contract import SizeField
+from sedd_graph.component import Component, ComponentConfig, Context, solves
+from sedd_graph.contract import Algebra, Signature, SizeField
 
 
 class _Encoder(Component):
@@ -87,3 +88,11 @@ class ConditionAdd(Component, kind="time"):
 
     def forward(self, x: Float[Tensor, "b l d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b l d"]:
         return x + c[:, None].to(x.dtype)
+
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        return dataclasses.replace(super().algebra(config, signature), lipschitz={("x", "out"): 1.0})
+
+    @solves("x", given=("out", "c"), log_det="zero")
+    def undo(self, out: Tensor, c: Tensor) -> Tensor:
+        return out - c[:, None].to(out.dtype)

@@ -24,7 +24,7 @@ from sedd_graph.graph.model import Graph
 from sedd_graph.graph.process import ProcessPlan, read_process
 from sedd_graph.inverse.claims import Derived, derive, prove
 from sedd_graph.plugins import Registry, discover
-from sedd_graph.store.arrays import StoreConfig
+from sedd_graph.store.config import StoreConfig
 from sedd_graph.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["LOCK", "Report", "build", "check", "digest", "lock_text", "make_engine", "schema_text", "undo"]
 
 LOCK = "blueprint.lock.yaml"
+"""The file of a run folder that it is built from."""
 SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "train": TrainConfig, "store": StoreConfig}
 
 
@@ -106,8 +107,8 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
     loaded, registry, graph, sizes = _graph(path, overrides)
     derived = prove(graph, sizes)
     plan = read_process(loaded, graph, registry)
+    from sedd_graph.engine.construct import count_shapes
     from sedd_graph.engine.engine import make_process
-    from sedd_graph.engine.regions import build_shapes, count_parameters
 
     try:
         if plan is not None:
@@ -118,7 +119,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         raise BlueprintError(
             [p if p.line else loaded.problem(tuple(p.path.split(".")), p.message) for p in error.problems]
         ) from None
-    return Report(loaded, graph, plan, registry, count_parameters(build_shapes(graph, registry)), derived)
+    return Report(loaded, graph, plan, registry, count_shapes(graph, registry), derived)
 
 
 def _fits_data(loaded: Loaded, tokens: int) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from sedd_graph.errors import UserError, suggest
+from sedd_graph.errors import UserError, listed, suggest
 
 __all__ = ["DYNAMIC", "MAX_SIZE", "AxisError", "Dim", "PortType", "Size", "parse_port_type", "parse_size"]
 
@@ -20,6 +20,7 @@ DYNAMIC = ("batch", "length")
 """Symbols whose value is known only when a step runs."""
 
 MAX_SIZE = 2**40
+"""Sizes and coefficients stay below it."""
 _MAX_TEXT, _MAX_DEPTH, _MAX_TERMS = 256, 16, 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TOKEN = re.compile(r"\s*(?:([0-9]+)|([A-Za-z_][A-Za-z0-9_]*)|(//|[-+*()]))")
@@ -137,9 +138,14 @@ class Size:
         return text
 
 
+Names = Iterable[str] | Mapping[str, "Size"] | None
+"""The axes that an expression may use: any (None), those listed, or those that a mapping gives the sizes of."""
+
+
 class _Parser:
-    def __init__(self, text: str, names: Iterable[str] | None) -> None:
+    def __init__(self, text: str, names: Names) -> None:
         self.text, self.names = text, None if names is None else list(names)
+        self.sizes: Mapping[str, Size] = names if isinstance(names, Mapping) else {}
         if len(text) > _MAX_TEXT:
             raise AxisError(f"size expression is longer than {_MAX_TEXT} characters")
         self.tokens: list[tuple[str, str]] = []
@@ -194,9 +200,8 @@ class _Parser:
             value = Size.of(int(text))
         elif kind == "name":
             if self.names is not None and text not in self.names:
-                known = ", ".join(self.names) or "none"
-                raise AxisError(f"unknown axis {text!r}{suggest(text, self.names)}; known: {known}")
-            value = Size.of(text)
+                raise AxisError(f"unknown axis {text!r}{suggest(text, self.names)}; known: {listed(self.names)}")
+            value = self.sizes.get(text, Size.of(text))
         elif text == "(":
             value = self.sum()
             if self.next()[1] != ")":
@@ -206,8 +211,12 @@ class _Parser:
         return -value if negative else value
 
 
-def parse_size(text: str | int, names: Iterable[str] | None = None) -> Size:
-    """Read ``4*d`` or ``v+1``. ``names``, where given, are the axes that may be used. Raises :class:`AxisError`."""
+def parse_size(text: str | int, names: Names = None) -> Size:
+    """Read ``4*d`` or ``d//2``. ``names``, where given, are the axes that may be used.
+
+    A mapping of names to sizes puts these in their place, so that ``d//2`` can be told for a ``d`` that is known.
+    Raises :class:`AxisError`.
+    """
     if isinstance(text, int):
         return Size.of(text)
     parser = _Parser(text, names)
@@ -248,8 +257,11 @@ class PortType:
         return " ".join([self.kind, *map(str, self.dims)])
 
 
-def parse_port_type(text: str, names: Iterable[str] | None = None) -> PortType:
-    """Read ``float b l d``: a kind, then dimensions apart by spaces, each a size or one ``*name``. Raises :class:`AxisError`."""
+def parse_port_type(text: str, names: Names = None) -> PortType:
+    """Read ``float b l d``: a kind, then dimensions apart by spaces, each a size or one ``*name``.
+
+    ``names`` as in :func:`parse_size`. Raises :class:`AxisError`.
+    """
     if len(text) > _MAX_TEXT:
         raise AxisError(f"port type is longer than {_MAX_TEXT} characters")
     parts = text.split()

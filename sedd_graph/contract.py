@@ -123,6 +123,7 @@ class Algebra:
 
 
 def no_algebra(config: ComponentConfig, signature: Signature) -> Algebra:
+    """The algebra of a component that promises nothing."""
     return Algebra()
 
 
@@ -145,8 +146,6 @@ class Contract:
     algebra: Callable[[ComponentConfig, Signature], Algebra] = no_algebra
     promises: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     distribution: str = ""
-    file: str = ""
-    line: int = 0
 
     @property
     def op(self) -> str:

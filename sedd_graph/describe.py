@@ -26,11 +26,12 @@ def list_components(registry: Registry | None = None) -> str:
 
 def describe(name: str, registry: Registry | None = None) -> str:
     """Ports, Config with defaults, promises, distribution, file and line of one component."""
-    contract = (registry or discover()).contract(name)
+    registry = registry or discover()
+    contract, (file, line) = registry.contract(name), registry.place(name)
     lines = [
         f"{contract.op} ({contract.kind})",
         f"  {contract.summary}",
-        f"  {contract.distribution}  {contract.file}:{contract.line}",
+        f"  {contract.distribution}  {file}:{line}",
     ]
     if contract.kind in NODE_KINDS:
         lines.append("ports")

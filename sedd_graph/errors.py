@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 
 __all__ = [
+    "MAX_PROBLEMS",
     "BlueprintError",
     "DivergedError",
     "EnvironmentFault",
@@ -17,6 +19,7 @@ __all__ = [
     "Problem",
     "SeddGraphError",
     "UserError",
+    "listed",
     "suggest",
 ]
 
@@ -67,15 +70,32 @@ class Problem:
         return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
 
 
+MAX_PROBLEMS = 100
+"""How many problems are gathered before one stops looking."""
+
+
 class BlueprintError(UserError):
     """All problems of one stage at once, sorted by file and line. ``problems`` is a tuple of :class:`Problem`."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(set(problems)))
-        super().__init__("\n".join(str(p) for p in self.problems))
+        shown = [str(p) for p in self.problems[:MAX_PROBLEMS]]
+        if len(self.problems) >= MAX_PROBLEMS:
+            shown.append(f"... these are the first {MAX_PROBLEMS} problems")
+        super().__init__("\n".join(shown))
+
+
+_COMPARED, _LISTED = 500, 40
+
+
+def listed(names: Iterable[str]) -> str:
+    """``a, b, c``, or ``none``; of a great many, the first few and how many more there are."""
+    found = list(names)
+    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    return ", ".join(found[:_LISTED]) + more or "none"
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the nearest of ``options``, or an empty string where none is near."""
-    near = difflib.get_close_matches(name, [o for o in options if o != name], n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, [o for o in islice(options, _COMPARED) if o != name], n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""

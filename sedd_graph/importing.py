@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sedd_graph.api import LOCK, check, digest, lock_text
 from sedd_graph.blueprint.load import packaged_blueprints
-from sedd_graph.engine.regions import build_shapes
+from sedd_graph.engine.construct import build_shapes
 from sedd_graph.errors import UserError
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.store.files import new_run, write_json, write_text

@@ -12,15 +12,18 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-from sedd_graph.contract import Contract, no_algebra
+from sedd_graph.contract import Contract
 from sedd_graph.errors import EnvironmentFault, UserError, suggest
 
-__all__ = ["GROUP", "Entry", "PluginWarning", "Registry", "discover", "op_names"]
+__all__ = ["GROUP", "Entry", "PluginWarning", "Registry", "discover"]
 
 GROUP = "sedd_graph.components"
+"""The group of entry points by which components are found."""
+
+_NEEDED = ("kind", "Config", "signature", "algebra", "promises")
 _ENTRY = re.compile(r"([a-z][a-z0-9_]*)\.v([1-9][0-9]{0,3})")
 
 
@@ -50,14 +53,14 @@ class Registry:
         self._contracts: dict[str, Contract] = {}
         self._classes: dict[str, Any] = {}
         self._broken: dict[str, str] = {}
+        self._warned: set[str] = set()
         for entry in entries:
-            key = (entry.name, entry.version)
-            if key in self._entries and self._entries[key].distribution != entry.distribution:
+            other = self._entries.setdefault((entry.name, entry.version), entry)
+            if other != entry:
                 raise EnvironmentFault(
-                    f"component {entry.op!r} is registered twice, by {self._entries[key].distribution} and by "
+                    f"component {entry.op!r} is registered twice, by {other.distribution} and by "
                     f"{entry.distribution}; uninstall one or ask its author for another name"
                 )
-            self._entries[key] = entry
 
     @classmethod
     def of(cls, classes: Mapping[str, Any], *, distribution: str = "here") -> Registry:
@@ -67,7 +70,7 @@ class Registry:
             match = _ENTRY.fullmatch(name if ".v" in name else f"{name}.v1")
             if match is None:
                 raise UserError(f"component name {name!r} is not like 'attention' or 'attention.v1'")
-            entries.append(Entry(match[1], int(match[2]), distribution, lambda component=component: component))
+            entries.append(Entry(match[1], int(match[2]), distribution, partial(_itself, component)))
         return cls(entries)
 
     def __or__(self, other: Registry) -> Registry:
@@ -104,7 +107,7 @@ class Registry:
         if entry.op not in self._broken:
             try:
                 loaded = entry.load()
-                if not (inspect.isclass(loaded) and hasattr(loaded, "Config") and hasattr(loaded, "kind")):
+                if not inspect.isclass(loaded) or any(not hasattr(loaded, name) for name in _NEEDED):
                     raise TypeError(f"{loaded!r} is not a Component class with a kind and a Config")
                 self._classes[entry.op] = loaded
                 return loaded
@@ -119,47 +122,60 @@ class Registry:
         entry = self.entry(op)
         if entry.op not in self._contracts:
             cls = self.component(op)
-            try:
-                file, line = inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
-            except (OSError, TypeError):
-                file, line = "", 0
             self._contracts[entry.op] = Contract(
                 name=entry.name,
                 version=entry.version,
                 kind=cls.kind,
                 config=cls.Config,
-                signature=getattr(cls, "signature", None),  # type: ignore[arg-type]
-                algebra=getattr(cls, "algebra", no_algebra),
+                signature=cls.signature,
+                algebra=cls.algebra,
                 summary=(inspect.getdoc(cls) or "").split("\n")[0],
-                promises=dict(getattr(cls, "promises", {})),
+                promises=dict(cls.promises),
                 distribution=entry.distribution,
-                file=file,
-                line=line,
             )
         return self._contracts[entry.op]
 
+    def place(self, op: str) -> tuple[str, int]:
+        """File and line of the class behind ``op`` ("" and 0 where it has none); raises as :meth:`component` does."""
+        cls = self.component(op)
+        try:
+            return inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
+        except (OSError, TypeError):
+            return "", 0
+
     def contracts(self) -> list[Contract]:
-        """Every contract that loads; a broken plugin warns (:class:`PluginWarning`) and the rest go on."""
+        """Every contract that loads; a broken plugin warns once (:class:`PluginWarning`) and the rest go on."""
         found = []
         for entry in self:
             try:
                 found.append(self.contract(entry.op))
             except EnvironmentFault as error:
-                warnings.warn(str(error), PluginWarning, stacklevel=2)
+                if entry.op not in self._warned:
+                    self._warned.add(entry.op)
+                    warnings.warn(str(error), PluginWarning, stacklevel=2)
         return found
 
 
-def op_names(registry: Registry) -> tuple[str, ...]:
-    """Every spelling a blueprint may use: bare names and pinned ones."""
-    return tuple(sorted({*registry.names, *(e.op for e in registry)}))
+def _itself(component: Any) -> Any:
+    return component
+
+
+def _title(distribution: importlib.metadata.Distribution | None) -> str:
+    if distribution is None:
+        return "unknown"
+    metadata = distribution.metadata
+    return f"{metadata['Name']} {metadata['Version']}"
 
 
 def discover() -> Registry:
     """Every installed component, without importing any. A badly named entry point warns and is left out."""
-    entries = []
+    entries, read = [], dict[int, str]()
     for point in importlib.metadata.entry_points(group=GROUP):
         match = _ENTRY.fullmatch(point.name)
-        distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
+        # all points of a distribution hold one object, whose metadata is parsed at every question
+        if id(point.dist) not in read:
+            read[id(point.dist)] = _title(point.dist)
+        distribution = read[id(point.dist)]
         if match is None:
             warnings.warn(
                 f"{distribution}: entry point {point.name!r} is not named like 'attention.v1'; left out",

@@ -67,7 +67,7 @@ class Run:
 
 def provenance(report: Report) -> dict[str, Any]:
     """Versions, arguments, revision and hardware, for run.json."""
-    names = ["sedd_graph", "torch", "pydantic", "networkx", "einops", "omegaconf", "zarr", "numpy", "safetensors"]
+    names = ["sedd_graph", "torch", "pydantic", "networkx", "einops", "zarr", "numpy", "safetensors"]
     versions = {}
     for name in names:
         try:
@@ -269,7 +269,7 @@ def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tu
             TapSpec(name.replace(".", "/"), s.every, s.dtype, s.rows, s.chunk) for name, s, _ in run.report.graph.taps
         ]
 
-        def activations(step: int | None) -> Activations | None:
+        def activations(step: int) -> Activations | None:
             store = path / "activations.zarr"
             return Activations(store, taps, queue=run.report.store.queue, resume_step=step) if taps else None
 
@@ -302,7 +302,8 @@ def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tu
 
 
 def _evaluate(run: Run, data: Dataset, say: Say, *, batches: int | None = None, draws: int | None = None) -> Evaluation:
-    config = run.report.train
+    config, plan = run.report.train, run.report.plan
+    assert plan is not None
     draws = draws or (config.evaluate.draws if config.evaluate else 1)
     found = evaluate(run.engine, data, rows=min(64, config.batch), batches=batches, draws=draws, seed=config.seed)
     say(f"held-out {found}")
@@ -315,9 +316,10 @@ def _evaluate(run: Run, data: Dataset, say: Say, *, batches: int | None = None, 
         {
             **dataclasses.asdict(found),
             "unigram_bits": data.unigram_bits,
+            "heldout_entropy_bits": data.heldout_entropy_bits,
             "weights": run.weights,
-            "objective": run.report.plan.objective.contract.op,
-        },  # type: ignore[union-attr]
+            "objective": plan.objective.contract.op,
+        },
     )
     return found
 

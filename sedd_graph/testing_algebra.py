@@ -35,7 +35,7 @@ def check_algebra(
 ) -> Failures:
     """What is wrong with the algebra of ``component``, as (name of the check, what was seen).
 
-    The names are ``algebra`` (it cannot be read), ``float64``, ``inverse``, ``log_det``, ``linear`` and ``lipschitz``.
+    The names are ``algebra`` (it cannot be read), ``float64``, ``inverse``, ``log_det``, ``linear``, ``lipschitz`` and ``moves``.
     ``sizes`` gives every axis, ``connected`` the optional ports that are fed.
     """
     try:
@@ -52,11 +52,11 @@ def check_algebra(
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3)
     failures: Failures = []
     for seed, scale in enumerate(_SCALES):
-        many = _Point(exact, signature, sizes, connected, seed, scale)
-        one = _Point(exact, signature, {**sizes, "b": 1, "l": 2}, connected, seed, scale)
         try:
+            many = _Point(exact, signature, sizes, connected, seed, scale)
+            one = _Point(exact, signature, {**sizes, "b": 1, "l": 2}, connected, seed, scale)
             failures += _round_trips(many, algebra) + _round_trips(one, algebra) + _linear(many, algebra)
-            failures += _log_dets(one, algebra) + _lipschitz(one, algebra)
+            failures += _log_dets(one, algebra) + _lipschitz(one, algebra) + _moves(many, algebra)
         except Exception as error:
             failures.append(("float64", f"cannot be evaluated in float64: {type(error).__name__}: {error}"))
     return list(dict(reversed(failures)).items())[::-1]  # of each check the first finding
@@ -247,3 +247,20 @@ def _lipschitz(point: _Point, algebra: Algebra) -> Failures:
                 ("lipschitz", f"{out!r} moves {slope:.6g} times as far as {source!r}, not at most {bound:g}")
             )
     return failures
+
+
+def _moves(point: _Point, algebra: Algebra) -> Failures:
+    if not algebra.moves:
+        return []
+    values = [v for p in point.signature.inputs for v in _several(point.values.get(p.name))]
+    known = torch.cat([v.flatten() for v in values if v.is_floating_point()] or [torch.zeros(0)])
+    strange = [
+        port.name
+        for port in point.signature.outputs
+        if port.type.kind == "float" and not bool(torch.isin(point.values[port.name], known).all())
+    ]
+    return [("moves", f"{name!r} holds numbers that did not come in") for name in strange]
+
+
+def _several(value: Any) -> list[Tensor]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -80,3 +80,12 @@ def test_port_types() -> None:
 
 def test_exact_division_of_polynomials() -> None:
     assert (Size.of("d") * 6 // 3) == Size.of("d") * 2
+
+
+def test_sizes_that_are_known_take_their_place() -> None:
+    sizes = {"d": Size.of(12), "l": Size.of("length"), "k": Size.of("length") * 4}
+    assert [str(parse_size(text, sizes)) for text in ("d//4", "d//(d//4)", "k//2", "k//l", "d*l")] == ["3", "4", "2*length", "4", "12*length"]  # fmt: skip
+    assert str(parse_port_type("float l d//3", sizes)) == "float length 4"
+    for text, message in {"d//5": "12 is not divisible by 5", "l//2": "length is not divisible by 2", "q": "unknown axis 'q'; known: d, l, k"}.items():  # fmt: skip
+        with pytest.raises(AxisError, match=message):
+            parse_size(text, sizes)

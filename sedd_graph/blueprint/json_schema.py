@@ -27,15 +27,20 @@ def _loosened(schema: Any, sizes: frozenset[str] = frozenset()) -> Any:
         out["const"] = schema["const"]
     if "properties" in schema:
         out["properties"] = {
-            name: {"anyOf": [_loosened(inner), {"type": "string"} if name in sizes else _REFERENCE]}
-            if name != "op"
-            else _loosened(inner)
+            name: _loosened(inner) if name == "op" else _written(_loosened(inner), size=name in sizes)
             for name, inner in schema["properties"].items()
         }
         for name, inner in out["properties"].items():
             if "description" in schema["properties"][name]:
                 inner["description"] = schema["properties"][name]["description"]
     return out
+
+
+def _written(schema: dict[str, Any], *, size: bool) -> dict[str, Any]:
+    """What may be written where ``schema`` is meant; of a list of sizes, each may be an expression."""
+    if size and "items" in schema:
+        schema = schema | {"items": {"anyOf": [schema["items"], {"type": "string"}]}}
+    return {"anyOf": [schema, {"type": "string"} if size else _REFERENCE]}
 
 
 def _inlined(model: type[pydantic.BaseModel], definitions: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -159,7 +159,7 @@ class _Reader:
             elif len(self.cache) >= MAX_FILES:
                 self.problems.append(loaded.problem(at, f"more than {MAX_FILES} files"))
             else:
-                library = self._library(loaded, at, target, text)
+                library = self._library(target)
                 if library is not None:
                     self.cache[target] = loaded.libraries[alias] = library
                     self._include(library, (*chain, target))
@@ -192,8 +192,10 @@ class _Reader:
             return None
         return target
 
-    def _library(self, by: Loaded, at: tuple[str | int, ...], target: Path, text: str) -> Loaded | None:
-        shown = target if text.startswith(PACKAGE_PREFIX) else Path(by.file).parent / text
+    def _library(self, target: Path) -> Loaded | None:
+        # as it is reached from the blueprint's own folder, without the '..' of includes within includes
+        inside = target.is_relative_to(self.project)
+        shown = self.path.parent / target.relative_to(self.project) if inside else target
         try:
             document = read_yaml(target, name=str(shown))
         except BlueprintError as error:

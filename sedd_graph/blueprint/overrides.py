@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sedd_graph.blueprint.yaml import MAX_DEPTH, MAX_KEY, MAX_SCALAR, read_scalar, read_yaml
-from sedd_graph.errors import BlueprintError, Problem, suggest
+from sedd_graph.errors import BlueprintError, Problem, listed, suggest
 
 __all__ = ["apply_overrides"]
 
@@ -48,7 +48,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[tupl
             known = list(held) if isinstance(held, dict) else []
             if len(parts) != 2 or parts[1] not in known:
                 refuse(
-                    f"unknown {parts[0][:-1]} {'.'.join(parts[1:])!r}{suggest(parts[-1], known)}; known: {', '.join(known) or 'none'}"
+                    f"unknown {parts[0][:-1]} {'.'.join(parts[1:])!r}{suggest(parts[-1], known)}; known: {listed(known)}"
                 )
                 continue
         try:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pydantic
 
-from sedd_graph.errors import Problem, suggest
+from sedd_graph.errors import MAX_PROBLEMS, Problem, suggest
 
 __all__ = ["Locate", "dotted", "model_problems"]
 
 Locate = Callable[[tuple[str | int, ...]], tuple[str, int, int]]
+"""From a path within the data to file, line and column."""
 
 _PATTERNS = {
     r"^[a-z][a-z0-9_]*$": "use lower-case letters, digits and _, starting with a letter",
@@ -150,7 +151,10 @@ def model_problems(
 ) -> list[Problem]:
     """One :class:`Problem` per finding. ``data`` is what was validated; ``base`` is its path in the file."""
     problems, seen = [], set()
-    for found in error.errors(include_url=False):
+    findings = error.errors(include_url=False)[: MAX_PROBLEMS + 1]
+    for found in findings:
+        if found["type"] == "too_short" and any(f["loc"][:-1] == found["loc"] for f in findings):
+            continue  # counted without the items that are refused in lines of their own
         loc, fields = _path_in(data, found["loc"]), _fields_at(model, found["loc"][:-1])
         message = _message(found, fields)
         path = (*base, *loc)

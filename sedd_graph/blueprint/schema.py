@@ -12,6 +12,8 @@ import pydantic
 __all__ = ["MAX_NAME", "Block", "Blueprint", "Invertible", "Library", "Node", "OpSpec", "SaveSpec"]
 
 MAX_NAME = 64
+"""Characters that a name may have."""
+
 Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=MAX_NAME)]
 Title = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=MAX_NAME)]
 Ref = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?$", max_length=130)]
@@ -73,6 +75,8 @@ class Invertible(Frozen):
     given: Annotated[list[Name], pydantic.Field(max_length=64)] = pydantic.Field(default_factory=list)
     """Inputs that are known at inversion too, such as conditioning."""
     level: Literal["injective", "bijective", "volume_preserving"] = "injective"
+    on_failure: Literal["error", "checkpoint"] = "error"
+    """Where the derived inverse does not hold in numbers: ``build`` refuses, or warns and has the block checkpointed."""
 
 
 class Block(Frozen):

@@ -88,9 +88,12 @@ class BpeConfig(_Frozen):
 Corpus = Annotated[
     BuiltinCorpus | TextCorpus | JsonlCorpus | ParquetCorpus | DatasetCorpus, pydantic.Field(discriminator="op")
 ]
+"""Where the text comes from, told apart by ``op``."""
+
 TokenizerConfig = Annotated[
     CharactersConfig | BytesConfig | FileTokenizerConfig | BpeConfig, pydantic.Field(discriminator="op")
 ]
+"""How text becomes tokens, told apart by ``op``."""
 
 
 class DataConfig(_Frozen):

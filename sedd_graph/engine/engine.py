@@ -19,15 +19,18 @@ from torch import Tensor, nn
 from sedd_graph.component import Context
 from sedd_graph.diffusion.process import Kernel, Objective, Sampler, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
-from sedd_graph.engine.regions import Model, RegionModule, build_model
+from sedd_graph.engine.construct import build_model
+from sedd_graph.engine.regions import Model, RegionModule
 from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.model import Graph
 from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.plugins import Registry
+from sedd_graph.store.files import disk_faults
 
 __all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mix_seed"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
+"""What is compiled; see :meth:`Engine.compile`."""
 
 
 class Bound(NamedTuple):
@@ -154,7 +157,7 @@ class Engine:
 
     def compile(self, mode: CompileMode) -> None:
         """``block``: each repeated block in place, one compilation for all repeats; ``whole``: network and loss as one
-        graph, which takes several times as long to compile and then runs a few percent faster; ``auto``: ``block`` (``whole``
+        graph (where no block has a backward pass of its own), which takes several times as long to compile and then runs a few percent faster; ``auto``: ``block`` (``whole``
         where no block is repeated) on a GPU, and on a CPU that has a C++ compiler; ``off``: eager.
 
         Nothing is compiled before it first runs, and state-dict keys do not change.
@@ -162,29 +165,15 @@ class Engine:
         if mode == "auto":
             cpu = self.device.type == "cpu" and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
             able = cpu or self.device.type == "cuda"
-            mode = "off" if not able else "block" if any(True for _ in self._chains()) else "whole"
+            mode = "off" if not able else "block" if any(True for _ in self.model.branches()) else "whole"
+        if mode == "whole" and any(m.inseparable for m in self.model.modules() if isinstance(m, RegionModule)):
+            mode = "block"
         if mode == "whole" and self.loss_module is not None:
             self.loss_module.compile(fullgraph=True, dynamic=False)
-        elif mode in ("block", "whole"):
-            for chain, region in self._chains():
-                if region:
-                    for block in chain.children():
-                        block.compile(fullgraph=True, dynamic=False)
+        elif mode != "off":
+            for block in self.model.branches():
+                block.compile(fullgraph=True, dynamic=False)
         self.compile_mode = mode
-
-    def _chains(self) -> Iterator[tuple[RegionModule | Model, int]]:
-        """Modules that stand for a repeated block, outermost first, with their number of repeats."""
-
-        def visit(module: RegionModule | Model, region: object) -> Iterator[tuple[RegionModule | Model, int]]:
-            for step in region.steps:  # type: ignore[attr-defined]
-                child = module._modules[step.name]
-                if isinstance(child, RegionModule):
-                    if step.body.repeat:
-                        yield child, step.body.repeat
-                    else:
-                        yield from visit(child, step.body)
-
-        yield from visit(self.model, self.graph.root)
 
     # -- training and evaluation ------------------------------------------------------------------------------------
 
@@ -341,9 +330,10 @@ class Engine:
         target = folder / "model.safetensors"
         if target.exists():
             raise UserError(f"{target} exists already; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
         part = folder / ".model.safetensors.part"
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, part)
-        part.replace(target)
+        with disk_faults(target.name, folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, part)
+            part.replace(target)
         if self._on_save is not None:
             self._on_save(folder)

@@ -42,10 +42,9 @@ class LogDet(NamedTuple):
 
 
 def _norm(x: Tensor) -> Tensor:
-    """The Euclidean norm of each sequence, [b], in at least float32."""
-    return torch.linalg.vector_norm(
-        x.flatten(1), dim=1, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32
-    )
+    """The Euclidean norm of each sequence, float64 [b]: in float32 the squares of small gradients would vanish."""
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64)
+    return norm
 
 
 @torch.no_grad()
@@ -66,8 +65,9 @@ def solve(
     ||z_new - z|| / (1 - lipschitz), is at most ``tol`` times the larger of ||z_new|| and ||y||.
 
     ``tol`` is 8 roundings of the dtype over (1 - lipschitz)^1.5 where it is not given (each evaluation rounds anew, and the
-    iteration adds that up), ``max_iter`` what the contraction guarantees. Raises :class:`UserError` for a constant of 1 or more and for a tolerance that the dtype cannot reach, and
-    :class:`NotConverged` where it does not get there; it never returns less than was asked for.
+    iteration adds that up), ``max_iter`` what the contraction guarantees. Raises :class:`UserError` for a constant of 1 or
+    more and for a tolerance that the dtype cannot reach, and :class:`NotConverged` where it does not get there; it never
+    returns less than was asked for.
     """
     _check_constant(lipschitz)
     least = torch.finfo(y.dtype).eps / (1 - lipschitz)
@@ -80,28 +80,30 @@ def solve(
     if max_iter is None:
         # ||z_k - z_(k-1)|| <= lipschitz^(k-1) ||g(y)||, and that is at most 4 times the larger of ||x|| and ||y||. Twice as
         # many, for accelerated steps that are refused.
-        plain = math.log(tol * (1 - lipschitz) / 8) / math.log(lipschitz) if lipschitz > 0 else 0
-        max_iter = 8 + 2 * math.ceil(plain)
+        sure = math.log(tol * (1 - lipschitz) / 8) / math.log(lipschitz) if lipschitz > 0 else 0
+        max_iter = 8 + 2 * math.ceil(sure)
     flat, against = y.flatten(1), _norm(y)
     z = image = step = flat
     size = torch.full_like(against, math.inf)
-    tried = torch.zeros_like(against, dtype=torch.bool)
+    tried = done = torch.zeros_like(against, dtype=torch.bool)
     history: list[tuple[Tensor, Tensor]] = []
     error = math.inf
     for evaluation in range(1, max_iter + 1):
-        moved = flat - g(z.view_as(y)).flatten(1) - z
+        plain = flat - g(z.view_as(y)).flatten(1)
+        moved = plain - z
         length = _norm(moved)
-        stands = ~tried | (length <= lipschitz * size)
-        # What did not stand leaves no trace: its sequence goes on with the plain step from the last point that did.
-        image = torch.where(stands[:, None], z + moved, image)
+        stands = ~done & (~tried | (length <= lipschitz * size))
+        # What does not stand leaves no trace: its sequence goes on with the plain step from the last point that did, or
+        # stays where it is if it was done.
+        image = torch.where(stands[:, None], plain, image)
         step = torch.where(stands[:, None], moved, step)
         size = torch.where(stands, length, size)
         bound, scale = size / (1 - lipschitz), torch.maximum(_norm(image), against)
-        if bool((bound <= tol * scale).all()):
-            return Solution(image.view_as(y), _worst(bound, scale), evaluation)
-        error = _worst(bound, scale)
+        error, done = _worst(bound, scale), bound <= tol * scale
         if not math.isfinite(error):
             raise NotConverged(f"fixed point: the map gives values that are not finite at evaluation {evaluation}")
+        if error <= tol:
+            return Solution(image.view_as(y), error, evaluation)
         z = image
         if memory:
             history = [*history, (image, step)][-memory - 1 :]
@@ -109,8 +111,8 @@ def solve(
             tried = stands & faster.isfinite().all(1)
             z = torch.where(tried[:, None], faster, image)
     raise NotConverged(
-        f"fixed point: after {max_iter} evaluations the relative error is bounded by {error:.1e}, not {tol:.1e}. If a map of "
-        f"Lipschitz constant {lipschitz:g} would be there, its real constant is larger or it changes between evaluations"
+        f"fixed point: after {max_iter} evaluations the relative error is bounded by {error:.1e}, not {tol:.1e}. Unless "
+        f"max_iter was set too low, the map's real constant is larger than {lipschitz:g}, or it changes between evaluations"
     )
 
 
@@ -140,7 +142,7 @@ def _anderson(history: list[tuple[Tensor, Tensor]]) -> Tensor:
     ridge = (1e-12 * trace + torch.finfo(torch.float64).tiny)[:, None, None] * torch.eye(
         gram.shape[-1], device=gram.device
     )
-    weights = torch.linalg.solve(gram + ridge, steps.mT @ step.double()[..., None])
+    weights: Tensor = torch.linalg.solve(gram + ridge, steps.mT @ step.double()[..., None])
     return image - (images @ weights.to(image.dtype)).squeeze(-1)
 
 
@@ -156,18 +158,24 @@ def fixed_point(
     """x with x = y - g(x), as :func:`solve` finds it, with gradients to ``y`` and to whatever ``g`` depends on.
 
     The gradients are those of the implicit function: with v the gradient of x, u = v - (dg/dx)^T u is solved by the same
-    iteration (the transposed Jacobian is the same contraction) to the same tolerance. No step of the iteration is kept, one
-    further evaluation of ``g`` is. Gradients of gradients are not defined. Raises as :func:`solve`, in the backward pass too.
+    iteration (the transposed Jacobian is the same contraction) to the same tolerance. No step of the iteration is kept: one
+    further evaluation of ``g`` is, and one is made in the backward pass. Gradients of gradients are not defined. Raises as
+    :func:`solve` does, in the backward pass too.
     """
     x = solve(g, y, lipschitz=lipschitz, tol=tol, max_iter=max_iter, memory=memory).x
     if not torch.is_grad_enabled():
         return x
-    point = x.detach().requires_grad_()
-    moved = g(point)
-    # One more plain step carries the gradients to y and into g; the hook puts (I + dg/dx)^-T before them.
-    out = y - moved
+    out = y - g(
+        x
+    )  # one more plain step carries the gradients to y and into g; the hook puts (I + dg/dx)^-T before them
 
-    def implicit(v: Tensor) -> Tensor:
+    def implicit(v: Tensor | None) -> Tensor | None:
+        if v is None:
+            return None
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            moved = g(point)
+
         def transposed(u: Tensor) -> Tensor:
             return torch.autograd.grad(moved, point, u, retain_graph=True, materialize_grads=True)[0]
 

@@ -46,7 +46,7 @@ class Grid:
 
     def hold(self, streams: list[Tensor], where: str) -> None:
         """Raises :class:`DivergedError` where a stream has left the range in which sums are exact."""
-        worst = torch.stack([x.abs().max() for x in streams]).max()
+        worst = torch.stack([x.detach().abs().max() for x in streams]).max()
         if not bool(worst < self.limit):
             raise DivergedError(
                 f"{where}: a stream reached {float(worst):.3g}; with exact arithmetic on a grid of 2^-{self.bits} it must stay "

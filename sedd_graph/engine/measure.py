@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sedd_graph.axes import PortType
-from sedd_graph.engine.regions import build_shapes, count_parameters
+from sedd_graph.engine.construct import build_shapes, count_parameters
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.graph.model import Graph
 from sedd_graph.plugins import Registry
@@ -34,6 +35,13 @@ class Measure:
     length: int
 
 
+class _Held:
+    """A tensor saved for the backward pass; alive as long as a graph wants it (evaluations made in vain are not counted)."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+
+
 def _shape(found: PortType, batch: int, length: int) -> list[int]:
     return [d.size.evaluate({"batch": batch, "length": length}) for d in found.dims]
 
@@ -45,20 +53,19 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int) -> Mea
         name: torch.empty(_shape(found, batch, length), dtype=_DTYPES[found.kind], device="meta")
         for name, found in graph.root.inputs.items()
     }
-    own = {id(p) for p in model.parameters()}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
+    packed: list[weakref.ref[_Held]] = []
 
-    def pack(tensor: Tensor) -> Tensor:
-        if id(tensor) not in own and not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            alive.append(tensor)
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
+    def pack(tensor: Tensor) -> _Held:
+        held = _Held(tensor)
+        packed.append(weakref.ref(held))
+        return held
 
     counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
         outputs, taps = model.run(inputs)
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    storages = [held.tensor.untyped_storage() for ref in packed if (held := ref()) is not None]
+    kept = {s._cdata: s.nbytes() for s in storages if s._cdata not in own}
     declared = dict(graph.root.output_types) | {path: found for path, _, found in graph.taps}
     for name, value in {**outputs, **taps}.items():
         shape = _shape(declared[name], batch, length)

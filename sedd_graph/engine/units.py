@@ -7,7 +7,7 @@ is given). Values are numbered as in :class:`sedd_graph.inverse.flat.Flat`. No a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sedd_graph.engine.fixed_point import solve as solve_fixed_point
 from sedd_graph.engine.grid import Grid
+from sedd_graph.engine.regions import RegionModule
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Op, Ref, Region, Step
 from sedd_graph.inverse import Contraction, Forward, Linear, Program, Refusal, Solve, solve
@@ -193,7 +194,7 @@ class Layout:
                 own = fold(own, place)
         if self.grid is not None and unit.factors is not None and unit.outputs[0] in self.on_grid:
             arguments = [self.snapped(v, x) for v, x in zip(unit.inputs, arguments, strict=True)]
-        if len(unit.outputs) and hasattr(module, "plan"):
+        if isinstance(module, RegionModule):
             result = module(own, *arguments)
         else:
             result = module(*arguments, key=own) if module.keyed else module(*arguments)
@@ -211,11 +212,16 @@ class Layout:
     def forward(
         self, layer: nn.Module, key: Tensor | None, values: Values, wanted: Sequence[bool] | None = None
     ) -> list[Tensor]:
-        """Fill in all values from the region's inputs; returns the taps. With ``wanted`` nothing of it stays in a graph."""
+        """Fill in all values from the region's inputs; returns the taps. With ``wanted`` nothing of it stays in a graph.
+
+        Without, each unit's arguments pass through an identity, where the gradients of their uses within it are summed:
+        the order in which :meth:`backward` sums them, so that both give the same to the last bit.
+        """
         kept: dict[str, tuple[Tensor, ...]] = {}
         for unit in self.units:
             if wanted is None:
-                made = self.evaluate(unit, layer, key, [None if v < 0 else values[v] for v in unit.inputs])
+                arguments = [None if v < 0 else values[v].view_as(values[v]) for v in unit.inputs]
+                made = self.evaluate(unit, layer, key, arguments)
             else:
                 made = tuple(t.detach() for t in self.taped(unit, layer, key, values, wanted).outputs)
             for value, tensor in zip(unit.outputs, made, strict=False):
@@ -286,6 +292,25 @@ class Layout:
         assert total is not None
         return total
 
+    def remainder(
+        self, found: Contraction, layer: nn.Module, key: Tensor | None, values: Values
+    ) -> Callable[[Tensor], Tensor]:
+        """x -> r(x) / scale, where the contraction's value = scale x + r(x), with all else as in ``values``."""
+        scale, target, value = float(found.scale), self.index[found.target], self.index[found.value]
+        calls = [self.by_path[call.path] for call in found.body]
+
+        def function(guess: Tensor) -> Tensor:
+            trial = list(values)
+            trial[target] = guess
+            for unit in calls:
+                made = self.evaluate(unit, layer, key, [None if v < 0 else trial[v] for v in unit.inputs])
+                for at, tensor in zip(unit.outputs, made, strict=False):
+                    trial[at] = tensor
+            result: Tensor = (trial[value] - scale * guess) / scale
+            return result
+
+        return function
+
     def _contract(
         self,
         found: Contraction,
@@ -295,21 +320,9 @@ class Layout:
         wanted: Sequence[bool],
         tapes: dict[Unit, Tape],
     ) -> None:
-        scale, target, value = float(found.scale), self.index[found.target], self.index[found.value]
-        calls = [self.by_path[call.path] for call in found.body]
-
-        def remainder(guess: Tensor) -> Tensor:
-            """r(x) / scale, where value = scale x + r(x)."""
-            trial = list(values)
-            trial[target] = guess
-            for unit in calls:
-                made = self.evaluate(unit, layer, key, [None if v < 0 else trial[v] for v in unit.inputs])
-                for at, tensor in zip(unit.outputs, made, strict=False):
-                    trial[at] = tensor
-            return (trial[value] - scale * guess) / scale
-
-        solution = solve_fixed_point(remainder, values[value] / scale, lipschitz=found.bound)
-        values[target] = solution.x
+        remainder = self.remainder(found, layer, key, values)
+        start = values[self.index[found.value]] / float(found.scale)
+        values[self.index[found.target]] = solve_fixed_point(remainder, start, lipschitz=found.bound).x
         for call in found.body:
             self._call(call, layer, key, values, wanted, tapes)
 

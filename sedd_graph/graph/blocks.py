@@ -8,7 +8,7 @@ from typing import Any
 from sedd_graph.axes import AxisError, Size, parse_port_type, parse_size
 from sedd_graph.blueprint.schema import Block, Node
 from sedd_graph.contract import Port
-from sedd_graph.errors import suggest
+from sedd_graph.errors import listed, suggest
 from sedd_graph.graph.model import Ref, Region, Running, Step
 from sedd_graph.graph.ports import Scope, declared_outputs, read_type
 from sedd_graph.graph.spot import Spot
@@ -19,6 +19,7 @@ __all__ = [
     "MAX_NODES",
     "bind_axes",
     "chain",
+    "chained",
     "find_block",
     "hold_declared",
     "read_params",
@@ -27,7 +28,10 @@ __all__ = [
     "read_running",
 ]
 
-MAX_NODES, MAX_REPEAT = 100_000, 4096
+MAX_NODES = 100_000
+"""Components that a graph may have, repeats counted out."""
+
+MAX_REPEAT = 4096
 
 
 def find_block(at: Spot, text: str) -> tuple[Spot, Block] | None:
@@ -35,12 +39,12 @@ def find_block(at: Spot, text: str) -> tuple[Spot, Block] | None:
     alias, dot, name = text.rpartition(".")
     home = at.loaded.libraries.get(alias) if dot else at.loaded
     if home is None:
-        known = ", ".join(at.loaded.libraries) or "none"
+        known = listed(at.loaded.libraries)
         at.refuse(f"no alias {alias!r}{suggest(alias, at.loaded.libraries)} under 'use'; known: {known}")
         return None
     blocks = home.blueprint.blocks
     if name not in blocks:
-        at.refuse(f"unknown block {text!r}{suggest(name, blocks)}; known: {', '.join(blocks) or 'none'}")
+        at.refuse(f"unknown block {text!r}{suggest(name, blocks)}; known: {listed(blocks)}")
         return None
     return Spot(home, ("blocks", name), at.problems), blocks[name]
 
@@ -50,9 +54,10 @@ def read_repeat(at: Spot, node: Node, scope: Scope) -> int | None:
     if node.repeat is None:
         return 1
     try:
-        count = parse_size(node.repeat, scope).substitute(scope).constant
+        size = parse_size(node.repeat, scope)
+        count = size.constant
         if count is None or not 1 <= count <= MAX_REPEAT:
-            raise AxisError(f"repeat is {count}: it must be from 1 to {MAX_REPEAT}")
+            raise AxisError(f"repeat is {size}: it must be from 1 to {MAX_REPEAT}")
         return count
     except AxisError as error:
         (at / "repeat").refuse(str(error))
@@ -77,7 +82,7 @@ def read_params(at: Spot, node: Node, block: Block) -> dict[str, Any] | None:
     before = len(at.problems)
     for key, value in node.with_.items():
         if key not in block.params:
-            known = ", ".join(block.params) or "none"
+            known = listed(block.params)
             message = f"block {node.block!r} has no parameter {key!r}{suggest(key, block.params)}; known: {known}"
             (at / "with" / key).refuse(message)
         elif not isinstance(value, bool | int | float | str):
@@ -142,7 +147,7 @@ def chain(at: Spot, region: Region, repeat: int, what: str) -> Region | None:
     fault = at / "repeat"
     for name, made in region.output_types.items():
         if name not in region.inputs:
-            known = ", ".join(region.inputs)
+            known = listed(region.inputs)
             fault.refuse(f"{what} is repeated, but its output {name!r} is none of its inputs: {known}")
         elif made != region.inputs[name]:
             fault.refuse(f"{what} is repeated, but {name!r} goes in as {region.inputs[name]} and comes out as {made}")
@@ -150,12 +155,17 @@ def chain(at: Spot, region: Region, repeat: int, what: str) -> Region | None:
         fault.refuse(f"expands to more than {MAX_NODES} components")
     if len(at.problems) > before:
         return None
+    return chained(region, repeat, at.place)
+
+
+def chained(region: Region, repeat: int, place: Place) -> Region:
+    """``repeat`` uses of one region in a row, whose outputs are among its inputs, by name and type."""
     steps = []
     for index in range(repeat):
         inputs = {
             name: (Ref(str(index - 1), name) if index and name in region.outputs else Ref("", name),)
             for name in region.inputs
         }
-        steps.append(Step(str(index), region, inputs, region.output_types, None, at.place))
+        steps.append(Step(str(index), region, inputs, region.output_types, None, place))
     outputs = {name: Ref(str(repeat - 1), name) for name in region.outputs}
     return Region(region.label, region.inputs, outputs, tuple(steps), repeat=repeat, description=region.description)

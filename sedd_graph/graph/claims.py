@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sedd_graph.blueprint.problems import dotted
 from sedd_graph.blueprint.schema import Block, Blueprint, Invertible
-from sedd_graph.errors import suggest
+from sedd_graph.errors import listed, suggest
 from sedd_graph.graph.model import Claim
 from sedd_graph.graph.spot import Spot
 
@@ -19,8 +19,8 @@ def read_claim(at: Spot, body: Blueprint | Block) -> Claim | None:
     spec = found if isinstance(found, Invertible) else Invertible()
     for index, name in enumerate(spec.given):
         if name not in body.inputs:
-            message = f"no input {name!r}{suggest(name, body.inputs)}; inputs: {', '.join(body.inputs)}"
+            message = f"no input {name!r}{suggest(name, body.inputs)}; inputs: {listed(body.inputs)}"
             (at / "given" / index).refuse(message)
     if not body.inputs.keys() - set(spec.given):
         (at / "given").refuse("every input is given: nothing is left to be undone")
-    return Claim(tuple(dict.fromkeys(spec.given)), spec.level, at.place, dotted(at.path))
+    return Claim(tuple(dict.fromkeys(spec.given)), spec.level, at.place, dotted(at.path), spec.on_failure)

@@ -50,20 +50,28 @@ def configure(contract: Contract, raw: Mapping[str, Any], scope: Scope, at: Spot
     """
     values, before = dict(raw), len(at.problems)
     for name in size_fields(contract.config) & values.keys():
-        if not isinstance(values[name], str):
-            continue
-        try:
-            size = parse_size(values[name], scope).substitute(scope)
-            if size.constant is None:
-                free = ", ".join(sorted(size.symbols))
-                raise AxisError(f"{values[name]!r} depends on {free}, which no one knows before a step runs")
-            values[name] = size.constant
-        except AxisError as error:
-            (at / name).refuse(str(error))
+        values[name] = _sizes(values[name], scope, at / name)
     if len(at.problems) > before:
         return None
     try:
         return contract.config.model_validate(values)
     except pydantic.ValidationError as error:
         at.problems.extend(model_problems(error, contract.config, at.loaded.position, at.path, values))
+        return None
+
+
+def _sizes(value: Any, scope: Scope, at: Spot) -> Any:
+    """A size expression as an integer, in lists too; anything else as it is, for the Config to judge."""
+    if isinstance(value, list):
+        return [_sizes(item, scope, at / index) for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    try:
+        size = parse_size(value, scope)
+        if size.constant is None:
+            free = ", ".join(sorted(size.symbols))
+            raise AxisError(f"{value!r} depends on {free}, which no one knows before a step runs")
+        return size.constant
+    except AxisError as error:
+        at.refuse(str(error))
         return None

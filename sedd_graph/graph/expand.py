@@ -14,7 +14,7 @@ from sedd_graph.axes import DYNAMIC, AxisError, PortType, Size, parse_size
 from sedd_graph.blueprint.interpolate import InterpolationFault, resolve
 from sedd_graph.blueprint.load import Loaded
 from sedd_graph.blueprint.schema import Block, Blueprint, Node
-from sedd_graph.errors import BlueprintError, suggest
+from sedd_graph.errors import BlueprintError, listed, suggest
 from sedd_graph.graph import blocks
 from sedd_graph.graph.claims import read_claim
 from sedd_graph.graph.model import Graph, Ref, Region, Step
@@ -26,7 +26,7 @@ from sedd_graph.plugins import Registry
 
 __all__ = ["expand"]
 
-MAX_BLOCK_DEPTH = 32
+MAX_BLOCK_DEPTH, MAX_STEPS = 32, 10_000
 
 
 def expand(loaded: Loaded, registry: Registry) -> Graph:
@@ -50,7 +50,7 @@ def _read_axes(root: Spot, blueprint: Blueprint) -> dict[str, Size]:
     axes: dict[str, Size] = {}
     for name, value in blueprint.axes.items():
         try:
-            size = parse_size(value, [*axes, *DYNAMIC]).substitute(axes)
+            size = parse_size(value, axes | {n: Size.of(n) for n in DYNAMIC if n not in axes})
             if size.constant is not None and size.constant <= 0:
                 raise AxisError(f"axis {name!r} is {size.constant}: a size is at least 1")
             axes[name] = size
@@ -64,6 +64,7 @@ class _Expander:
         self.registry, self.root_axes = registry, root_axes
         self.done: dict[Any, Region | None] = {}
         self.active: list[str] = []
+        self.steps = 0
 
     def region(
         self,
@@ -113,6 +114,10 @@ class _Expander:
 
     def step(self, at: Spot, name: str, node: Node, wires: Sequence[Wire], values: Values, scope: Scope) -> Step | None:
         before = len(at.problems)
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            at.refuse(f"blocks are used in so many ways that they come to more than {MAX_STEPS} different nodes")
+            raise BlueprintError(at.problems)
         edges = []
         for wire in wires:
             found = values.find(wire.at, wire.text)
@@ -126,7 +131,7 @@ class _Expander:
         if node.save is not None:
             for index, port in enumerate(node.save.ports):
                 if port not in made.outputs:
-                    known = ", ".join(made.outputs)
+                    known = listed(made.outputs)
                     message = f"{name!r} has no output {port!r}{suggest(port, made.outputs)}; outputs: {known}"
                     (at / "save" / "ports" / index).refuse(message)
         return Step(name, made.body, made.inputs, made.outputs, node.save, at.place, made.running)

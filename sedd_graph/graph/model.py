@@ -21,6 +21,7 @@ from sedd_graph.contract import ComponentConfig, Contract, Signature
 __all__ = ["Claim", "Graph", "Op", "Place", "Ref", "Region", "Running", "Step"]
 
 Place = tuple[str, int, int]
+"""File, line and column (from 1; 0 where they are not known)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +76,14 @@ class Step:
 class Claim:
     """What a block says of itself: its inputs follow from its outputs and from the inputs in ``given``, to ``level``.
 
-    ``place`` and ``path`` are where it says so.
+    ``place`` and ``path`` are where it says so. ``on_failure`` is what is done where it does not hold in numbers.
     """
 
     given: tuple[str, ...]
     level: str
     place: Place
     path: str
+    on_failure: Literal["error", "checkpoint"] = "error"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

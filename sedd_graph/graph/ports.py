@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sedd_graph.axes import AxisError, Dim, PortType, Size, parse_port_type
+from sedd_graph.axes import AxisError, PortType, Size, parse_port_type
 from sedd_graph.blueprint.schema import Node
 from sedd_graph.contract import Port
-from sedd_graph.errors import suggest
+from sedd_graph.errors import listed, suggest
 from sedd_graph.graph.spot import Spot
 from sedd_graph.graph.wiring import Edge
 
@@ -23,12 +23,11 @@ def read_type(at: Spot, text: str, scope: Scope) -> PortType | None:
         declared = parse_port_type(text, scope)
         if any(d.variadic for d in declared.dims):
             raise AxisError(f"port type {text!r}: a starred axis cannot stand in a blueprint")
-        sizes = [d.size.substitute(scope) for d in declared.dims]
-        for written, size in zip(declared.dims, sizes, strict=True):
-            if size.constant is not None and size.constant <= 0:
-                shown = f"{written}" if written.size == size else f"{written} = {size}"
+        for written, dim in zip(text.split()[1:], declared.dims, strict=True):
+            if dim.size.constant is not None and dim.size.constant <= 0:
+                shown = written if written == str(dim) else f"{written} = {dim}"
                 raise AxisError(f"port type {text!r}: {shown}, but a size is at least 1")
-        return PortType(declared.kind, tuple(map(Dim, sizes)))
+        return declared
     except AxisError as error:
         at.refuse(str(error))
         return None
@@ -45,7 +44,7 @@ def declared_outputs(at: Spot, node: Node, ports: Sequence[Port]) -> list[tuple[
         if name in by_name:
             found.append((by_name[name], text))
         else:
-            (at / name).refuse(f"no output {name!r}{suggest(name, by_name)}; outputs: {', '.join(by_name)}")
+            (at / name).refuse(f"no output {name!r}{suggest(name, by_name)}; outputs: {listed(by_name)}")
     return found
 
 
@@ -55,7 +54,7 @@ def assign(at: Spot, ports: Sequence[Port], edges: Sequence[Edge], what: str) ->
     by_name = {p.name: p for p in ports}
     variadic = next((p for p in ports if p.variadic), None)
     taken: dict[str, list[Edge]] = {}
-    names = ", ".join(p.name + ("?" if p.optional else "*" if p.variadic else "") for p in ports) or "none"
+    names = listed(p.name + ("?" if p.optional else "*" if p.variadic else "") for p in ports)
     for edge in edges:
         if isinstance(edge.port, int):
             port = ports[edge.port] if edge.port < len(ports) and not ports[edge.port].variadic else variadic

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sedd_graph.blueprint.load import Loaded
-from sedd_graph.errors import Problem
+from sedd_graph.errors import MAX_PROBLEMS, BlueprintError, Problem
 from sedd_graph.graph.model import Place
 
 __all__ = ["Spot"]
@@ -23,8 +23,10 @@ class Spot:
         return Spot(self.loaded, (*self.path, part), self.problems)
 
     def refuse(self, message: str) -> None:
-        """Report a problem here."""
+        """Report a problem here. Raises :class:`BlueprintError` with all of them where there are very many already."""
         self.problems.append(self.loaded.problem(self.path, message))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise BlueprintError(self.problems)
 
     @property
     def place(self) -> Place:

@@ -10,7 +10,7 @@ import networkx as nx
 
 from sedd_graph.axes import PortType
 from sedd_graph.blueprint.schema import Block, Blueprint, Node
-from sedd_graph.errors import suggest
+from sedd_graph.errors import listed, suggest
 from sedd_graph.graph.model import Ref, Region, Step
 from sedd_graph.graph.spot import Spot
 
@@ -53,15 +53,14 @@ def read_wires(at: Spot, node: Node, body: Blueprint | Block) -> list[Wire]:
                 wires += [Wire(port, at / port / i, text) for i, text in enumerate(refs)]
             else:
                 wires.append(Wire(port, at / port, refs))
-    known = [*body.inputs, *body.nodes]
     for wire in wires:
-        if wire.source not in known:
-            wire.at.refuse(_nothing(wire.source, known))
+        if wire.source not in body.inputs and wire.source not in body.nodes:
+            wire.at.refuse(_nothing(wire.source, [*body.inputs, *body.nodes]))
     return wires
 
 
 def _nothing(name: str, known: Sequence[str]) -> str:
-    return f"nothing here is called {name!r}{suggest(name, known)}; known: {', '.join(known)}"
+    return f"nothing here is called {name!r}{suggest(name, known)}; known: {listed(known)}"
 
 
 def run_order(at: Spot, wires: Mapping[str, list[Wire]]) -> list[str] | None:
@@ -75,7 +74,7 @@ def run_order(at: Spot, wires: Mapping[str, list[Wire]]) -> list[str] | None:
         return list(nx.lexicographical_topological_sort(graph, key=rank.__getitem__))
     except nx.NetworkXUnfeasible:
         circle = [edge[0] for edge in nx.find_cycle(graph)]
-        chain = " -> ".join([*circle, circle[0]])
+        chain = " -> ".join([*circle, circle[0]] if len(circle) <= 16 else [*circle[:15], "...", circle[-1], circle[0]])
         (at / "nodes" / circle[0]).refuse(f"nodes feed each other in a circle: {chain}")
         return None
 
@@ -104,12 +103,12 @@ class Values:
             return None
         if not port:
             if len(ports) > 1 and "out" not in ports:
-                options = ", ".join(f"{source}.{p}" for p in ports)
+                options = listed(f"{source}.{p}" for p in ports)
                 at.refuse(f"{source!r} has several outputs: say which of {options}")
                 return None
             port = "out" if "out" in ports else next(iter(ports))
         if port not in ports:
-            at.refuse(f"{source!r} has no output {port!r}{suggest(port, ports)}; outputs: {', '.join(ports)}")
+            at.refuse(f"{source!r} has no output {port!r}{suggest(port, ports)}; outputs: {listed(ports)}")
             return None
         return Ref(source, port), ports[port]
 

@@ -24,6 +24,7 @@ from sedd_graph.inverse.linear import Solved, solve_together
 __all__ = ["Closure", "Edge", "Key", "Problem", "Row"]
 
 Key = tuple[int, float, int]
+"""Iterations, evaluations and derivations one after another, compared in that order: what a value costs."""
 Terms = tuple[tuple[int, Fraction], ...]
 
 

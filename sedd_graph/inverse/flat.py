@@ -84,6 +84,7 @@ def numbers(found: PortType) -> Size:
 
 
 def total(types: list[PortType]) -> Size:
+    """How many numbers values of these types hold together."""
     size = Size()
     for found in types:
         size = size + numbers(found)
@@ -158,7 +159,7 @@ def algebra_of(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Al
     contract = op.contract
 
     def fault(text: str) -> EnvironmentFault:
-        return EnvironmentFault(f"{path}: op {contract.name!r} ({contract.file}:{contract.line}): {text}")
+        return EnvironmentFault(f"{path}: op {contract.name!r} ({contract.distribution}): {text}")
 
     try:
         found = contract.algebra(op.config, signature)

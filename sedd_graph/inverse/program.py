@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 Level = Literal["injective", "bijective", "volume_preserving"]
+"""What a region is proved to be; see :data:`LEVELS`."""
 
 LEVELS: tuple[Level, ...] = ("injective", "bijective", "volume_preserving")
 """From weak to strong. Injective: the inputs can be had back. Bijective: and every equation is used exactly once, so the
@@ -144,6 +145,7 @@ class Contraction:
 
 
 Derivation = Forward | Solve | Linear | Contraction
+"""One step of an inverse: it makes its ``targets`` known from its ``needs``."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

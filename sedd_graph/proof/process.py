@@ -6,7 +6,6 @@ enumeration of all nine sequences. Axes: b rows, l = 2 positions, n states.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 
@@ -18,21 +17,11 @@ from sedd_graph.diffusion.roles import Batch, Randomness
 from sedd_graph.engine.engine import Process, make_process
 from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.plugins import Registry
+from sedd_graph.proof.check import Check
 
-__all__ = ["Check", "Toy", "check_kernel", "check_schedule", "prove_process"]
+__all__ = ["Toy", "check_kernel", "check_schedule", "prove_process"]
 
 TOKENS, LENGTH = 3, 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One claim, whether it holds, the number it rests on, and how that was found."""
-
-    name: str
-    claim: str
-    holds: bool
-    value: str
-    how: str
 
 
 class Toy:

@@ -2,37 +2,32 @@
 
 An array grows along its first axis. A record's chunk is written first, and the array is extended over it only then, so
 a reader (and whoever opens it after a kill) sees whole records only. Zarr's local store renames each file into place.
+Chunks are written one at a time: zarr would write several at once, and go on with the others when one has failed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydantic
 import zarr
 
 from sedd_graph.errors import UserError
 from sedd_graph.store.files import disk_faults, new_folder
 from sedd_graph.store.writer import Writer
 
-__all__ = ["Activations", "StoreConfig", "TapSpec", "write_samples"]
+__all__ = ["Activations", "TapSpec", "write_samples"]
 
 Array = npt.NDArray[Any]
-
-
-class StoreConfig(pydantic.BaseModel):
-    """The ``store`` section of a blueprint."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    queue: Annotated[int, pydantic.Field(ge=1, le=1024)] = 16
-    """How many records may wait to be written; training waits beyond that."""
+CHUNK = 2**18
+"""Tokens per chunk of samples: 2 MiB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,70 +42,74 @@ class TapSpec:
 
 
 class Activations:
-    """One array per saved port, [record, batch, axes...], beside ``step`` (int64): the training step of each record."""
+    """One array per saved port, [record, batch, axes...], beside ``step`` (int64): the training step of each record.
+
+    ``value`` is never shorter than ``step``: the length of ``step`` is the number of whole records.
+    """
 
     def __init__(self, path: Path, taps: Sequence[TapSpec], *, queue: int = 16, resume_step: int | None = None) -> None:
+        """Open or make the store. ``resume_step`` drops what was recorded after that step of training."""
         self.taps = {t.path: t for t in taps}
         self.path = path
+        self._arrays: dict[str, tuple[zarr.Array[Any], zarr.Array[Any]]] = {}
         self._pending: dict[str, list[tuple[int, Array]]] = {t.path: [] for t in taps}
         with disk_faults("activations.zarr", path):
             self._root = zarr.open_group(str(path), mode="a", zarr_format=3)
-        if resume_step is not None:
-            self._forget_after(resume_step)
+            for name in self.taps:
+                if f"{name}/step" in self._root and f"{name}/value" in self._root:
+                    self._arrays[name] = _array(self._root, f"{name}/value"), _array(self._root, f"{name}/step")
+            if resume_step is not None:
+                self._forget_after(resume_step)
+        self._handed_over = {name: marks.shape[0] for name, (_, marks) in self._arrays.items()}
         self._writer = Writer(depth=queue)
 
     def _forget_after(self, step: int) -> None:
         """Drop records of a time line that a resumed run will go through again."""
-        for name in self.taps:
-            if name in self._root and "step" in self._root[name]:
-                group = self._root[name]
-                marks = np.asarray(group["step"][:])
-                # a kill while the array was extended leaves marks of 0, which no training step has
-                keep = int(((marks > 0) & (marks <= step)).cumprod().sum())
-                group["value"].resize((keep, *group["value"].shape[1:]))
-                group["step"].resize((keep,))
+        for value, marks in self._arrays.values():
+            keep = int((np.asarray(marks[:]) <= step).sum())
+            marks.resize((keep,))  # first: what it counts must be there
+            value.resize((keep, *value.shape[1:]))
 
     def due(self, step: int) -> list[str]:
         """Paths of the ports to be recorded at this step."""
         return [name for name, tap in self.taps.items() if step % tap.every == 0]
 
     def put(self, name: str, step: int, value: Array) -> None:
-        """Hand over one record; waits only while the queue is full."""
+        """Hand over a copy of one record; waits only while the queue is full."""
         tap = self.taps[name]
-        self._pending[name].append((step, np.ascontiguousarray(value[: tap.rows]).astype(tap.dtype)))
-        if len(self._pending[name]) >= tap.chunk:
+        with np.errstate(over="ignore"):  # beyond float16 lies infinity, which is what is kept
+            self._pending[name].append((step, np.array(value[: tap.rows], dtype=tap.dtype, order="C")))
+        if (self._handed_over.get(name, 0) + len(self._pending[name])) % tap.chunk == 0:
             self._hand_over(name)
 
     def _hand_over(self, name: str) -> None:
         records, self._pending[name] = self._pending[name], []
         if records:
+            self._handed_over[name] = self._handed_over.get(name, 0) + len(records)
             self._writer.put(lambda: self._append(name, records))
 
     def _append(self, name: str, records: list[tuple[int, Array]]) -> None:
         steps = np.asarray([s for s, _ in records], dtype=np.int64)
         values = np.stack([v for _, v in records])
         with disk_faults("activations.zarr", self.path):
-            if name not in self._root:
+            if name not in self._arrays:
+                chunks = (self.taps[name].chunk, *values.shape[1:])
                 group = self._root.require_group(name)
-                group.create_array(
-                    "value",
-                    shape=(0, *values.shape[1:]),
-                    chunks=(self.taps[name].chunk, *values.shape[1:]),
-                    dtype=values.dtype,
+                # nothing is lost: without the other, the one that may be there has no whole record
+                self._arrays[name] = (
+                    group.create_array(
+                        "value", shape=(0, *values.shape[1:]), chunks=chunks, dtype=values.dtype, overwrite=True
+                    ),
+                    group.create_array("step", shape=(0,), chunks=(1024,), dtype="int64", overwrite=True),
                 )
-                group.create_array("step", shape=(0,), chunks=(1024,), dtype="int64")
-            group = self._root[name]
-            array, marks = group["value"], group["step"]
-            if array.shape[1:] != values.shape[1:]:
+            value, marks = self._arrays[name]
+            if value.shape[1:] != values.shape[1:]:
                 raise UserError(
-                    f"activations.zarr/{name} holds records of shape {array.shape[1:]}, not {values.shape[1:]}"
+                    f"activations.zarr/{name} holds records of shape {value.shape[1:]}, not {values.shape[1:]}"
                 )
             count = marks.shape[0]  # what a kill left beyond this was not whole
-            array.resize((count + len(values), *array.shape[1:]))
-            array[count : count + len(values)] = values
-            # ``step`` is extended last: its length is the number of whole records
-            marks.resize((count + len(values),))
-            marks[count:] = steps
+            _extend(value, count, values)
+            _extend(marks, count, steps)
 
     def flush(self) -> None:
         """Write all records that were put, chunks that are not full included."""
@@ -119,9 +118,31 @@ class Activations:
         self._writer.flush()
 
     def close(self) -> None:
-        for name in self.taps:
-            self._hand_over(name)
-        self._writer.close()
+        """As :meth:`flush`, and stop."""
+        try:
+            for name in self.taps:
+                self._hand_over(name)
+        finally:
+            self._writer.close()
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    found = group[name]
+    if not isinstance(found, zarr.Array):
+        raise UserError(f"{group.store_path}: {name} is not an array")
+    return found
+
+
+def _extend(array: zarr.Array[Any], count: int, data: Array) -> None:
+    """Write ``data`` behind the first ``count`` rows, then make the array so long: nobody sees a row before it is whole."""
+    shape = (count + len(data), *array.shape[1:])
+    metadata: Any = dataclasses.replace(array.metadata, shape=shape)
+    wider = zarr.Array(zarr.AsyncArray(metadata, array.store_path))
+    rows = array.chunks[0]
+    for start in range(count - count % rows, shape[0], rows):
+        first, last = max(start, count), min(start + rows, shape[0])
+        wider[first:last] = data[first - count : last - count]
+    array.resize(shape)
 
 
 def write_samples(
@@ -138,29 +159,29 @@ def write_samples(
 
     Written under a temporary name and renamed; a path that exists gets a number. Returns where it went.
     """
-    final = new_folder(path)
-    part = final.with_name(f".{final.name}.part")
-    with disk_faults(final.name, final.parent):
-        shutil.rmtree(part, ignore_errors=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    kept = lengths if lengths is not None else np.full(len(tokens), tokens.shape[1], dtype=np.int64)
+    with disk_faults(path.name, path.parent):
         try:
             root = zarr.open_group(str(part), mode="w", zarr_format=3)
-            root.create_array("tokens", data=tokens)
-            kept = lengths if lengths is not None else np.full(len(tokens), tokens.shape[1], dtype=np.int64)
-            root.create_array("lengths", data=kept)
+            _whole(root, "tokens", tokens, rows=max(1, CHUNK // max(1, tokens.shape[1])))
+            _whole(root, "lengths", kept, rows=CHUNK)
+            if trajectory is not None:
+                _whole(root, "trajectory", trajectory, rows=1)
             with warnings.catch_warnings():
                 # zarr warns that strings of variable length are not in the v3 specification yet
                 warnings.simplefilter("ignore")
-                words = root.create_array("text", shape=(len(text),), dtype=str)
+                words = root.create_array("text", shape=(len(text),), chunks=(max(1, len(text)),), dtype=str)
                 words[:] = np.asarray(list(text), dtype=object)
-            if trajectory is not None:
-                root.create_array("trajectory", data=trajectory, chunks=(1, *trajectory.shape[1:]))
             root.attrs.update(dict(attributes))
+            final = new_folder(path)
             final.rmdir()
             part.rename(final)
-        except BaseException:
-            if final.is_dir() and not any(final.iterdir()):
-                final.rmdir()
-            raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return final
+
+
+def _whole(root: zarr.Group, name: str, data: Array, *, rows: int) -> None:
+    array = root.create_array(name, shape=(0, *data.shape[1:]), chunks=(rows, *data.shape[1:]), dtype=data.dtype)
+    _extend(array, 0, data)

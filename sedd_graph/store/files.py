@@ -5,12 +5,16 @@ from __future__ import annotations
 import datetime
 import errno
 import json
+import math
 import os
+import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from sedd_graph.errors import EnvironmentFault, UserError
 
@@ -19,17 +23,25 @@ __all__ = ["JsonLines", "disk_faults", "new_folder", "new_run", "read_json", "wr
 
 @contextmanager
 def disk_faults(what: str, path: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into a sentence."""
+    """Turn a full or unwritable disk into a sentence. A :class:`FileExistsError` is passed on."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EnvironmentFault(
-                f"the disk is full: {what} could not be written to {path}; what was written before is whole"
-            ) from error
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            raise EnvironmentFault(f"{what} could not be written to {path}: {error.strerror}") from error
+    except FileExistsError:
         raise
+    except (OSError, SafetensorError) as error:
+        number, reason = _reason(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            reason = "the disk is full"
+        raise EnvironmentFault(
+            f"{what} could not be written to {path}: {reason}; what was written before is whole"
+        ) from error
+
+
+def _reason(error: Exception) -> tuple[int | None, str]:
+    if isinstance(error, OSError):
+        return error.errno, error.strerror or str(error)
+    found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has the number in its text alone
+    return (int(found[1]), os.strerror(int(found[1]))) if found else (None, str(error))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,9 +58,18 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _plain(data: Any) -> Any:
+    """The same with null for numbers that JSON cannot hold, such as the standard error of a single value."""
+    if isinstance(data, Mapping):
+        return {key: _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def write_json(path: Path, data: Any) -> None:
-    """JSON with sorted keys, for people and programs."""
-    write_text(path, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    """JSON with sorted keys, for people and programs. NaN and infinities become null."""
+    write_text(path, json.dumps(_plain(data), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -85,18 +106,42 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists():
+        with disk_faults(path.name, path.parent):
+            self._stream = path.open("ab", buffering=0)
             raw = path.read_bytes()
             whole = raw.rfind(b"\n") + 1
             if whole < len(raw):
-                with path.open("r+b") as stream:
-                    stream.truncate(whole)
-        self._stream = path.open("a", encoding="utf-8")
+                self._stream.truncate(whole)
 
     def append(self, record: Mapping[str, Any]) -> None:
+        """One record, in the file as a whole line or not at all. NaN and infinities become null."""
+        line = (json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
         with disk_faults(self.path.name, self.path.parent):
-            self._stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            self._stream.flush()
+            before = os.fstat(self._stream.fileno()).st_size
+            try:
+                while line:
+                    line = line[self._stream.write(line) :]
+            except OSError:
+                self._stream.truncate(before)
+                raise
+
+    def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Rewrite the file with the records that are wanted; lines that are no records go as well."""
+
+        def stays(line: bytes) -> bool:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                return False
+            return isinstance(record, dict) and wanted(record)
+
+        # split at "\n" alone: a text may hold U+2028, at which str.splitlines splits too
+        kept = [line for line in self.path.read_bytes().split(b"\n") if stays(line)]
+        write_text(self.path, "".join(line.decode() + "\n" for line in kept))
+        self._stream.close()
+        with disk_faults(self.path.name, self.path.parent):
+            self._stream = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
+        """What was appended is in the file already."""
         self._stream.close()

@@ -7,6 +7,7 @@ state is kept as plain tensors by name instead (see docs/decisions.md).
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import secrets
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sedd_graph.errors import UserError
-from sedd_graph.store.files import disk_faults, read_json, write_json
+from sedd_graph.store.files import disk_faults, read_json
 
 __all__ = ["Checkpoint", "latest_checkpoint", "load_weights", "read_checkpoint", "write_checkpoint"]
 
@@ -74,16 +75,17 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: i
             if checkpoint.average is not None:
                 save_file(checkpoint.average, part / "ema.safetensors")
             save_file(checkpoint.optimizers, part / "optimizer.safetensors")
-            write_json(part / "state.json", {**checkpoint.state, "step": step})
+            state = json.dumps({**checkpoint.state, "step": step}, indent=2, sort_keys=True)
+            (part / "state.json").write_text(state + "\n", encoding="utf-8")
             for file in part.iterdir():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-            if final.exists():
-                shutil.rmtree(final)  # the same step of the same run, reached again after a resume
+            if final.exists():  # the same step of the same run, reached again
+                final.rename(folder / f".{final.name}.{secrets.token_hex(4)}.part")
             part.rename(final)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    for old in _all(folder)[:-keep]:
+    for old in [*_all(folder)[:-keep], *folder.glob(".step-*.part")]:  # those in parts: of a process that was killed
         shutil.rmtree(old, ignore_errors=True)
     return final
 

@@ -49,6 +49,7 @@ class MuonConfig(_Frozen):
 
 
 OptimizerConfig = Annotated[AdamWConfig | MuonConfig, pydantic.Field(discriminator="op")]
+"""The optimizer, told apart by ``op``."""
 
 
 class EvaluateConfig(_Frozen):

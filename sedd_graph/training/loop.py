@@ -217,6 +217,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint (rank 0)."""
+        if self.activations is not None:
+            self.activations.flush()  # a resume goes on from here: what came before must be on disk
         if self.world.rank == 0 and not (self.folder / f"step-{self.step:08d}").exists():
             clean = {k: v.detach().cpu().contiguous().clone() for k, v in self.model.state_dict().items()}
             average = None
@@ -356,8 +358,6 @@ class Trainer:
                 if self.trackers is not None:
                     self.trackers.text(self.step, "sample", text)
         if self.step % config.checkpoint.every == 0:
-            if self.activations is not None:
-                self.activations.flush()  # a resume goes on from here: what came before must be on disk
             self.save()
         self.world.barrier()
 
@@ -382,13 +382,13 @@ def train(
     resume: bool = False,
     world: World | None = None,
     trackers: Trackers | None = None,
-    activations: Callable[[int | None], Activations | None] = lambda step: None,
+    activations: Callable[[int], Activations | None] = lambda step: None,
     decode: Callable[[Tensor], list[str]] = lambda rows: [],
     say: Say = print,
 ) -> Result:
     """Train ``engine`` in place and leave checkpoints under ``run``. The engine ends with the averaged weights.
 
-    ``activations(step)`` opens the store of saved ports (``step`` is the step resumed from, or None). Raises
+    ``activations(step)`` opens the store of saved ports (``step`` is the step gone on from, or 0). Raises
     :class:`DivergedError` where the loss is no longer finite, and :class:`UserError` for a request that cannot be met.
     """
     world = world or World.single()
@@ -397,7 +397,9 @@ def train(
         raise UserError(f"{run} has been trained already: add --resume to go on, or build a new run")
     if resume:
         trainer.restore()
-    store = activations(trainer.step if resume else None) if world.rank == 0 else None
+    if trackers is not None:
+        trackers.resume(trainer.step)  # from 0: what an attempt that reached no checkpoint has left
+    store = activations(trainer.step) if world.rank == 0 else None
     try:
         result = trainer.loop(store, decode)
     finally:

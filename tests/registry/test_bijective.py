@@ -351,4 +351,4 @@ def test_act_norm_starts_when_compiled() -> None:
 
 
 def test_contraction_margin_is_small() -> None:
-    assert contraction.margin(768, 768, torch.float32) < 1e-5
+    assert contraction.margin(torch.Size([768, 768]), torch.float32) < 1e-5

@@ -4,13 +4,15 @@ import errno
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import zarr
 
-from sedd_graph.errors import EnvironmentFault
+from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.store.arrays import Activations, TapSpec, write_samples
 from sedd_graph.store.files import JsonLines, new_run, write_text
 from sedd_graph.store.writer import Writer
@@ -48,27 +50,78 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_killed_run_leaves_whole_records(tmp_path: Path) -> None:
-    code = (
-        "import sys, numpy as np; from pathlib import Path; from sedd_graph.store.arrays import *\n"
-        "a = Activations(Path(sys.argv[1]), [TapSpec('trunk/0/x', 1, 'float32', None, 2)])\n"
-        "step = 0\n"
-        "while True:\n step += 1; a.put('trunk/0/x', step, np.full((4, 3), step, dtype='float32'))\n if step == 40: print('go', flush=True)\n"
-    )
+STREAM = """
+import itertools, sys
+import numpy as np
+from pathlib import Path
+from sedd_graph.store.arrays import Activations, TapSpec
+store = Activations(Path(sys.argv[1]), [TapSpec("trunk/0/x", 1, "float32", None, 3)])
+for step in itertools.count(1):
+    store.put("trunk/0/x", step, np.full((64, 33), step, dtype="float32"))
+    if step % 7 == 0:
+        store.flush()  # as at a checkpoint: a chunk that is not full
+"""
+
+
+def records(path: Path) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """As anybody reads them, with plain zarr: as many values as there are steps."""
+    steps = np.asarray(zarr.open_array(str(path / "trunk/0/x/step"), mode="r"))
+    values = np.asarray(zarr.open_array(str(path / "trunk/0/x/value"), mode="r"))
+    assert len(values) >= len(steps)
+    return steps.tolist(), values[: len(steps)]
+
+
+def test_whole_records_while_a_run_goes_on_and_after_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "activations.zarr"
-    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    looks, steps = 0, []
+    process = subprocess.Popen([sys.executable, "-c", STREAM, str(path)])
+    try:
+        end = time.time() + 60
+        while time.time() < end and process.poll() is None and (looks < 40 or len(steps) < 100):
+            if not (path / "trunk/0/x/step/zarr.json").exists():
+                continue
+            steps, values = records(path)
+            looks += 1
+            assert steps == list(range(1, len(steps) + 1))
+            assert (values == np.asarray(steps)[:, None, None]).all()
+    finally:
         process.kill()
-    steps = np.asarray(zarr.open_group(str(path), mode="r")["trunk/0/x/step"])
-    values = np.asarray(zarr.open_group(str(path), mode="r")["trunk/0/x/value"])[: len(steps)]
-    whole = steps[steps > 0]
-    assert np.array_equal(whole, np.arange(1, len(whole) + 1))
-    assert all((values[i] == s).all() for i, s in enumerate(whole))
-    again = Activations(path, [TAP], resume_step=4)
-    again.put("trunk/0/x", 5, np.zeros((4, 3)))
+        process.wait()
+    assert looks >= 40
+    steps, values = records(path)
+    assert len(steps) >= 100
+    assert (values == np.asarray(steps)[:, None, None]).all()
+    again = Activations(path, [TapSpec("trunk/0/x", 1, "float32", None, 3)], resume_step=4)
+    again.put("trunk/0/x", 5, np.zeros((64, 33)))
     again.close()
-    assert np.asarray(zarr.open_group(str(path), mode="r")["trunk/0/x/step"]).tolist() == list(range(1, 6))
+    steps, values = records(path)
+    assert steps == [1, 2, 3, 4, 5]
+    assert values[:, 0, 0].tolist() == [1, 2, 3, 4, 0]
+
+
+def test_a_tap_keeps_the_rows_dtype_and_chunks_that_it_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "activations.zarr"
+    data = np.random.default_rng(0).normal(size=(7, 5, 2, 3))
+    data[0, 0, 0, 0] = 1e6  # beyond float16
+    for part in (data[:2], data[2:]):  # the second time as when a run is resumed
+        store = Activations(path, [TapSpec("trunk/0/x", 4, "float16", 3, 3)])
+        for record in part:
+            store.put("trunk/0/x", 4, record)
+        store.close()
+    assert [step for step in range(9) if store.due(step)] == [0, 4, 8]
+    value = zarr.open_array(str(path / "trunk/0/x/value"), mode="r")
+    assert value.chunks == (3, 3, 2, 3)
+    with np.errstate(over="ignore"):
+        assert np.array_equal(np.asarray(value), data[:, :3].astype(np.float16))
+
+
+def test_a_tap_of_another_shape_is_refused(tmp_path: Path) -> None:
+    store = Activations(tmp_path / "activations.zarr", [TAP])
+    for width in (3, 3, 4, 4):
+        store.put("trunk/0/x", 1, np.zeros((2, width)))
+    with pytest.raises(UserError, match=r"trunk/0/x holds records of shape \(2, 3\), not \(2, 4\)"):
+        store.close()
+    assert records(tmp_path / "activations.zarr")[0] == [1, 1]
 
 
 def test_samples_are_never_overwritten(tmp_path: Path) -> None:

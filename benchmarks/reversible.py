@@ -1,0 +1,117 @@
+"""What reversible execution costs in time and saves in memory, beside stored activations and checkpointing, in one run.
+
+    python benchmarks/reversible.py [--depth N] [--rounds N]
+
+Training steps (forward and backward) of blueprints/sedd-reversible-tiny.yaml's network, widened; contestants take turns in
+an order that rotates, and every round gives a ratio. Memory is the bytes that autograd keeps for the backward pass, counted
+through its saved-tensor hooks, and per added layer. Appends to benchmarks/results/reversible.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import weakref
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import sedd_graph
+from sedd_graph.engine.hardware import describe_hardware, pick_device
+
+HERE = Path(__file__).resolve().parent
+BLUEPRINT = HERE.parent / "blueprints" / "sedd-reversible-tiny.yaml"
+WAYS = {
+    "store": ("store", "float"),
+    "checkpoint": ("checkpoint", "float"),
+    "reversible": ("reversible", "float"),
+    "reversible, exact": ("reversible", "exact"),
+}
+
+
+class Held:
+    """A saved tensor; it lives as long as a graph wants it."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.detach()
+
+
+def engine(way: str, depth: int, device: torch.device, compile: str) -> sedd_graph.Engine:
+    """The network of the blueprint at ``depth``, run in one of the ``WAYS``."""
+    memory, arithmetic = WAYS[way]
+    changes = [f"params.depth={depth}", "params.dim=256", "params.heads=4", f"nodes.trunk.memory={memory}"]
+    changes.append(f"nodes.trunk.arithmetic={arithmetic}")
+    return sedd_graph.build(BLUEPRINT, changes, device=device, compile=compile)
+
+
+def kept(way: str, depth: int, tokens: Tensor, device: torch.device) -> int:
+    """Bytes that autograd keeps between forward and backward, parameters left out."""
+    made = engine(way, depth, device, "off")
+    own = {p.untyped_storage()._cdata for p in made.model.parameters()}
+    packed: list[weakref.ref[Held]] = []
+
+    def pack(x: Tensor) -> Held:
+        held = Held(x)
+        packed.append(weakref.ref(held))
+        return held
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.x):
+        loss = made.loss(tokens)
+    storages = [held.x.untyped_storage() for ref in packed if (held := ref()) is not None]
+    del loss
+    return sum({s._cdata: s.nbytes() for s in storages if s._cdata not in own}.values())
+
+
+def main() -> None:
+    """Time, count, print a table, record."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=12)
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    tokens = torch.randint(0, 100, (arguments.batch, 128), generator=torch.Generator().manual_seed(0))
+    steps = {}
+    for way in WAYS:
+        made = engine(way, arguments.depth, device, "block")
+
+        def step(made: sedd_graph.Engine = made) -> None:
+            made.loss(tokens).mean().backward()
+            made.model.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        for _ in range(3):
+            step()
+        steps[way] = step
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(arguments.rounds):
+        order = list(WAYS)[number % len(WAYS) :] + list(WAYS)[: number % len(WAYS)]
+        for way in order:
+            start = time.perf_counter()
+            steps[way]()
+            steps[way]()
+            seconds[way].append((time.perf_counter() - start) / 2)
+    del steps
+    memory = {way: [kept(way, depth, tokens[:4], device) for depth in (4, 12)] for way in WAYS}
+    slope = {way: (memory[way][1] - memory[way][0]) / 8 for way in WAYS}
+    print(
+        f"two-stream SEDD, dim 256, {arguments.depth} layers, {arguments.batch} x 128 tokens, compiled; {describe_hardware(device)}"
+    )
+    print(f"{'':20}{'step':>10}{'ratio to store':>18}{'kept per layer (4 rows)':>26}")
+    record: dict[str, object] = {"hardware": describe_hardware(device), "torch": torch.__version__, **vars(arguments)}
+    for way in WAYS:
+        ratios = [a / b for a, b in zip(seconds[way], seconds["store"], strict=True)]
+        middle, error = statistics.median(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5
+        print(f"{way:20}{statistics.median(seconds[way]):>8.3f} s{middle:>11.3f} +- {error:.3f}{slope[way] / 1024:>14,.1f} KiB ({slope[way] / slope['store']:.2%})")  # fmt: skip
+        record[way] = {"seconds": seconds[way], "ratio": middle, "standard_error": error, "bytes_per_layer": slope[way]}
+    with (HERE / "results" / "reversible.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""``${params.NAME}`` against OmegaConf, whose spelling it is, and what it refuses that OmegaConf would do."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from sedd_graph.blueprint.interpolate import MAX_TEXT, InterpolationFault, resolve, resolve_params
+
+values = st.one_of(
+    st.booleans(),
+    st.integers(-(10**12), 10**12),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(codec="utf-8", exclude_characters="$\\"), max_size=8),
+)
+PARAMS = dict.fromkeys(("a", "b", "long_name"), values)
+pieces = st.one_of(
+    st.sampled_from(["${params.a}", "${params.b}", "${params.long_name}"]),
+    st.text(st.characters(codec="ascii", exclude_characters="${}\\", min_codepoint=32), max_size=6),
+)
+texts = st.lists(pieces, min_size=1, max_size=5).map("".join)
+
+
+@given(st.fixed_dictionaries(PARAMS), st.lists(texts, max_size=4))
+def test_it_is_what_omegaconf_makes_of_it(params: dict[str, object], data: list[str]) -> None:
+    config = OmegaConf.create({"params": params, "data": data})
+    expected = OmegaConf.to_container(config, resolve=True)["data"]
+    found = resolve({"deep": [data]}, params)["deep"][0]
+    assert found == expected
+    assert [type(v) for v in found] == [type(v) for v in expected]
+
+
+def test_parameters_may_refer_to_each_other_in_any_order() -> None:
+    params = {"c": "${params.b}/${params.a}", "b": "${params.a}", "a": 3}
+    assert resolve_params(params) == {"c": "3/3", "b": 3, "a": 3}
+    assert list(resolve_params(params)) == ["c", "b", "a"]
+
+
+def faults(data: object, params: dict[str, object]) -> list[tuple[tuple[str | int, ...], str]]:
+    with pytest.raises(InterpolationFault) as error:
+        resolve(data, params)
+    return error.value.faults
+
+
+def test_what_is_refused_has_its_path() -> None:
+    data = {
+        "x": ["${params.q}", "${oc.env:HOME}"],
+        "y": "${params.${params.a}}",
+        "z": "\\${params.a}",
+        "ok": "${params.a}",
+    }
+    only = "the only interpolation is ${params.NAME}"
+    assert faults(data, {"a": "b"}) == [
+        (("x", 0), "unknown parameter 'q'; known: a"),
+        (("x", 1), f"'${{oc.env:HOME}}': {only}"),
+        (("y",), f"'${{params.${{params.a}}}}': {only}"),
+        (("z",), f"'\\\\${{params.a}}': {only}"),
+    ]
+    assert faults({"x": "${params.a}!"}, {"a": "z" * MAX_TEXT}) == [
+        (("x",), f"longer than {MAX_TEXT} characters once interpolated")
+    ]
+    with pytest.raises(InterpolationFault, match="in a circle: a, b"):
+        resolve_params({"a": "${params.b}", "b": "${params.a}", "c": 1})
+
+
+def test_what_a_parameter_puts_in_is_not_looked_at_again() -> None:
+    assert resolve("$${params.a}", {"a": "{params.b}", "b": "secret"}) == "${params.b}"
+    assert resolve(["${params.a}"], {"a": r"\1 \g<0>"}) == [r"\1 \g<0>"]

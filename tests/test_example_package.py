@@ -1,0 +1,99 @@
+"""A stranger's package, as its author would meet us: installed from its folder into an environment of its own, then used.
+
+The environment sees the packages that run this test (torch is not installed again), and nothing is fetched.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+EXAMPLE = ROOT / "examples" / "third_party"
+CHECKS = """
+from sedd_graph.testing import check_component
+from sedd_graph_example import SquareRoot, WindowAttention
+
+check_component(WindowAttention, {"heads": 2}, axes={"r": 8})
+check_component(SquareRoot)
+"""
+
+
+class Environment:
+    """A virtual environment in ``folder`` that inherits the packages of the running interpreter."""
+
+    def __init__(self, folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        windows = os.name == "nt"
+        self.python = folder / ("Scripts/python.exe" if windows else "bin/python")
+        self.packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+        # addsitedir rather than plain lines: it also follows the .pth files there, as of editable installs
+        inherited = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
+        lines = [f"import site; site.addsitedir({p!r})\n" for p in inherited]
+        (self.packages / "inherited.pth").write_text("".join(lines))
+
+    def run(self, *arguments: str | Path, cwd: Path) -> str:
+        """What ``python ARGUMENTS`` prints; its errors fail the test."""
+        variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_"))}
+        done = subprocess.run(
+            [self.python, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """One that has the example package; installed from a copy, since building writes beside the sources."""
+    folder = tmp_path_factory.mktemp("stranger")
+    made = Environment(folder / "venv")
+    source = folder / "third_party"
+    shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+    flags = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--no-build-isolation"]
+    made.run("-m", "pip", "install", *flags, source, cwd=folder)
+    return made
+
+
+def test_it_is_not_installed_here() -> None:
+    """Otherwise the tests below would show nothing."""
+    code = "import importlib.util as u, sys; sys.exit(u.find_spec('sedd_graph_example') is not None)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_components_names_it_with_its_place(environment: Environment, tmp_path: Path) -> None:
+    listed = environment.run("-m", "sedd_graph", "components", cwd=tmp_path)
+    lines = {line.split()[0]: line for line in listed.splitlines() if "[sedd_graph_example 0.1.0]" in line}
+    assert sorted(lines) == ["square_root.v1", "window_attention.v1"]
+    assert "attention.v1" in listed.split()  # beside ours
+    for name, cls in (("window_attention", "WindowAttention"), ("square_root", "SquareRoot")):
+        shown = environment.run("-m", "sedd_graph", "components", name, cwd=tmp_path)
+        place = re.search(r"sedd_graph_example 0\.1\.0  (.+):(\d+)\n", shown)
+        assert place is not None, shown
+        file = Path(place[1])
+        assert file.resolve().is_relative_to(environment.packages.resolve())
+        assert file.read_text().splitlines()[int(place[2]) - 1].startswith(f"class {cls}(")
+
+
+def test_build_and_train(environment: Environment, tmp_path: Path) -> None:
+    shutil.copy(EXAMPLE / "window.yaml", tmp_path)
+    built = environment.run(
+        "-m", "sedd_graph", "build", "window.yaml", "--device", "cpu", "--path-to", "run", cwd=tmp_path
+    )
+    assert "absorb with square_root" in built
+    assert "holds  schedule.rate" in built
+    run = tmp_path / (tmp_path / "run").read_text()
+    assert "window_attention.v1" in (run / "blueprint.lock.yaml").read_text()
+    assert "sedd_graph_example 0.1.0" in (run / "run.json").read_text()
+    trained = environment.run("-m", "sedd_graph", "train", run, "--device", "cpu", cwd=tmp_path)
+    assert "done at step 2" in trained
+    assert (run / "checkpoints" / "step-00000002" / "model.safetensors").is_file()
+
+
+def test_conformance(environment: Environment, tmp_path: Path) -> None:
+    environment.run("-W", "error", "-c", CHECKS, cwd=tmp_path)
