@@ -11,9 +11,9 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from sedd_graph.runs import Run
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
+
+
+LARGEST = 2**20
+"""Tokens per row, as in ``data.length``."""
 
 
 def _say(text: str) -> None:
@@ -55,9 +59,11 @@ def _build(arguments: argparse.Namespace) -> int:
         say=_say,
     )
     _write_report(run)
-    if arguments.path_to:
-        Path(arguments.path_to).write_text(str(run), encoding="utf-8")
     _say(f"\nrun folder  {run}\nnext        sedd-graph train {run}")
+    if arguments.path_to:
+        from sedd_graph.store.files import write_text
+
+        write_text(Path(arguments.path_to), str(run))
     return 0
 
 
@@ -72,6 +78,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.run)
     if path.is_file():
+        if arguments.resume:
+            from sedd_graph.errors import UserError
+
+            raise UserError(f"{path} is a blueprint: --resume goes on with a run folder")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from sedd_graph.errors import UserError
 
@@ -217,7 +227,6 @@ def _schema(arguments: argparse.Namespace) -> int:
     if arguments.output:
         from sedd_graph.store.files import write_text
 
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(arguments.output), text)
         _say(f"written to {arguments.output}")
     else:
@@ -242,9 +251,14 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from sedd_graph.api import LOCK
+    from sedd_graph.errors import UserError
+
     arguments.weights = "newest"
-    run = _open(arguments)
     out = Path(arguments.output)
+    if (out / LOCK).exists() or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out} exists already; choose another folder")
+    run = _open(arguments)
     run.engine.save(out)
     _say(f"weights ({run.weights}), lock file and tokenizer written to {out}; sedd_graph.build({str(out)!r}) opens it")
     return 0
@@ -253,8 +267,30 @@ def _export(arguments: argparse.Namespace) -> int:
 # -- arguments ----------------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, rather than behind all that is possible."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` tells more\n")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer from ``low`` to ``high``."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low:,} to {high:,}, not {value:,}")
+        return value
+
+    return read
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sedd-graph",
         description="Discrete-diffusion language models: declare them in YAML, prove them, run them.",
         epilog="Exit codes: 0 done, 1 environment, 2 your input, 3 diverged numbers.",
@@ -286,10 +322,12 @@ def _parser() -> argparse.ArgumentParser:
 
     def sampling(made: argparse.ArgumentParser) -> None:
         made.add_argument("run", help="a run folder")
-        made.add_argument("--batch", type=int, default=4, help="rows to draw (default: 4)")
-        made.add_argument("--length", type=int, default=None, help="tokens per row (default: data.length)")
-        made.add_argument("--steps", type=int, default=None, help="sampler steps (default: the blueprint's)")
-        made.add_argument("--seed", type=int, default=0, help="the same seed draws the same rows (default: 0)")
+        made.add_argument("--batch", type=_whole(1, 65_536), default=4, help="rows to draw (default: 4)")
+        made.add_argument("--length", type=_whole(1, LARGEST), help="tokens per row (default: data.length)")
+        made.add_argument("--steps", type=_whole(1, 1_000_000), help="sampler steps (default: the blueprint's)")
+        made.add_argument(
+            "--seed", type=_whole(0, 2**63 - 1), default=0, help="the same seed draws the same rows (default: 0)"
+        )
         made.add_argument("--trajectory", action="store_true", help="keep the rows after every step too")
         weights(made)
         device(made)
@@ -331,8 +369,8 @@ def _parser() -> argparse.ArgumentParser:
 
     made = verb("eval", _eval, "bound the held-out text of a run folder")
     made.add_argument("run")
-    made.add_argument("--batches", type=int, default=None, help="how many batches (default: all)")
-    made.add_argument("--draws", type=int, default=1, help="noise draws per sequence (default: 1)")
+    made.add_argument("--batches", type=_whole(1, 10**9), help="how many batches (default: all)")
+    made.add_argument("--draws", type=_whole(1, 4096), default=1, help="noise draws per sequence (default: 1)")
     weights(made)
     device(made)
 
@@ -404,15 +442,26 @@ def run(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as programs that a pipe's end has killed
-    except MemoryError:
-        print("out of memory: lower train.batch, data.length or the model's size", file=sys.stderr)
-        return 1
-    except Exception as error:  # what is left is a fault of ours or of a component; say so in one line
+    except Exception as error:
         if arguments.debug:
             raise
+        if _out_of_memory(error):
+            print(
+                "out of memory: take fewer or shorter rows (--batch, --length; train.batch, train.accumulate, data.length), "
+                "or a smaller model",
+                file=sys.stderr,
+            )
+            return 1
+        # what is left is a fault of ours or of a component; say so in one line
         text = str(error).strip().split("\n")[0]
         print(
             f"internal error: {type(error).__name__}: {text} (run again with --debug for the traceback)",
             file=sys.stderr,
         )
         return 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch says so by a class of its own on a GPU and in words on a CPU."""
+    said = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return said or isinstance(error, MemoryError)

@@ -70,9 +70,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path} is not a safetensors file: {error}") from None
     try:
         data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many classes for files it will not load
-        text = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} cannot be read as plain weights (nothing else is loaded from it): {text}") from None
+    except Exception:  # torch raises many classes for files it will not load, and advises to load them all the same
+        raise UserError(f"{path} cannot be read as plain weights, and nothing else is loaded from a file") from None
     while isinstance(data, dict) and not any(isinstance(v, Tensor) for v in data.values()):
         inner = next((data[c] for c in _CONTAINERS if isinstance(data.get(c), dict)), None)
         if inner is None:

@@ -12,7 +12,8 @@ from sedd_graph.runs import Run
 
 __all__ = ["read_prompt"]
 
-_HOLE = re.compile(r"\[\[(\d{1,6})\]\]")
+_HOLE = re.compile(r"\[\[(\d+)\]\]")
+LARGEST = 2**20
 FREE = -1
 
 
@@ -30,6 +31,8 @@ def read_prompt(run: Run, *, text: str | None, prefix: str | None, suffix: str |
             raise UserError("infill: --text has no hole: write [[N]] where N tokens are free, such as 'The [[12]] is'")
         row: list[int] = []
         for index, part in enumerate(parts):
+            if index % 2 and (len(part) > 7 or len(row) + int(part) > LARGEST):
+                raise UserError(f"infill: [[{part[:20]}]] makes more than {LARGEST:,} tokens")
             row += [FREE] * int(part) if index % 2 else encode(part).tolist()
     else:
         if prefix is None and suffix is None:
@@ -49,6 +52,8 @@ def read_prompt(run: Run, *, text: str | None, prefix: str | None, suffix: str |
     unknown = sorted({i for i in row if i in set(run.tokenizer.forbidden)})
     if unknown:
         raise UserError("infill: the text has characters that the model has never seen")
-    if len(row) > 2**20:
-        raise UserError("infill: more than 1,048,576 tokens")
+    if len(row) > LARGEST:
+        raise UserError(f"infill: the text has {len(row):,} tokens, more than {LARGEST:,}")
+    if FREE not in row:
+        raise UserError("infill: nothing is free: write [[N]] with N of at least 1 where the model is to write")
     return torch.tensor([row], dtype=torch.int64)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -27,10 +28,11 @@ from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.engine.measure import Measure, measure
 from sedd_graph.errors import UserError
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
+from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.proof.process import Check, prove_process
-from sedd_graph.store.arrays import Activations, TapSpec, write_samples
+from sedd_graph.store.arrays import Activations, TapSpec, document_lengths, write_samples
 from sedd_graph.store.files import new_run, read_json, write_json, write_text
-from sedd_graph.training.checkpoint import latest_checkpoint, load_weights
+from sedd_graph.training.checkpoint import latest_checkpoint, load_weights, start_point
 from sedd_graph.training.distributed import World
 from sedd_graph.training.loop import Evaluation, Result, evaluate, train
 from sedd_graph.training.trackers import open_trackers
@@ -51,6 +53,12 @@ class Run:
     tokenizer: Tokenizer | None
     root: Path
     weights: str
+
+    def plan(self) -> ProcessPlan:
+        """The noise process. Raises :class:`UserError` where the blueprint is a graph alone."""
+        if self.report.plan is None:
+            raise UserError("this blueprint is a graph without a process: add process, objective and sample")
+        return self.report.plan
 
     def data(self) -> Dataset:
         """The corpus, read again as it was at build time. Raises :class:`UserError`."""
@@ -231,6 +239,8 @@ def open_run(
         raise UserError(f"{path} is not a run folder: there is no {LOCK} in it")
     report = check(path / LOCK, overrides)
     tokenizer = load_tokenizer(path) if (path / TOKENIZER).is_file() else None
+    if tokenizer is not None:
+        _check_tokenizer(report, tokenizer)
     companions = {TOKENIZER: tokenizer.to_json()} if tokenizer else {}
     forbidden = list(tokenizer.forbidden) if tokenizer else []
     if tokenizer is not None and report.plan is not None:
@@ -246,7 +256,7 @@ def open_run(
             file = file if file.is_file() and weights == "newest" else checkpoint / MODEL
         else:
             file = path / MODEL
-        if file.is_file():
+        if checkpoint is not None or file.is_file():
             try:
                 load_weights(engine.model, load_file(file), where=str(file))
             except (OSError, SafetensorError) as error:
@@ -260,6 +270,8 @@ def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tu
     world = World.from_environment(device)
     try:
         run = open_run(path, device=device, compile="off", weights="fresh")
+        run.plan()  # what cannot be trained, or gone on with, is said before a tracker starts
+        start_point(path, resume=resume)
         config = run.report.train
         run.engine.compile(config.compile)
         data = run.data()
@@ -302,8 +314,7 @@ def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tu
 
 
 def _evaluate(run: Run, data: Dataset, say: Say, *, batches: int | None = None, draws: int | None = None) -> Evaluation:
-    config, plan = run.report.train, run.report.plan
-    assert plan is not None
+    config, objective = run.report.train, run.plan().objective.contract.op
     draws = draws or (config.evaluate.draws if config.evaluate else 1)
     found = evaluate(run.engine, data, rows=min(64, config.batch), batches=batches, draws=draws, seed=config.seed)
     say(f"held-out {found}")
@@ -318,7 +329,7 @@ def _evaluate(run: Run, data: Dataset, say: Say, *, batches: int | None = None, 
             "unigram_bits": data.unigram_bits,
             "heldout_entropy_bits": data.heldout_entropy_bits,
             "weights": run.weights,
-            "objective": plan.objective.contract.op,
+            "objective": objective,
         },
     )
     return found
@@ -344,32 +355,35 @@ def sample_run(
     trajectory: bool = False,
     name: str = "samples.zarr",
 ) -> tuple[list[str], Path]:
-    """Draw samples and keep them in the run folder. Returns the texts and where they lie."""
-    frames: list[np.ndarray[Any, Any]] = []
+    """Draw samples and keep them in the run folder (docs/training.md). Returns the texts and where they lie."""
+    frames: list[npt.NDArray[np.int32]] = []
 
     def on_step(number: int, rows: Tensor) -> None:
         if trajectory:
-            frames.append(rows.cpu().numpy().copy())
+            frames.append(rows.cpu().numpy().astype(np.int32))
 
     rows = run.engine.sample(batch, length, steps=steps, prompt=prompt, seed=seed, on_step=on_step)
     texts = run.decode(rows)
-    plan = run.report.plan
-    assert plan is not None
-    process = run.engine.process
+    process, tokenizer = run.engine.process, run.tokenizer
     assert process is not None
+    assert tokenizer is not None
     where = write_samples(
         run.path / name,
         rows.numpy(),
         texts,
+        lengths=document_lengths(rows.numpy(), pad=tokenizer.pad, end=tokenizer.end),
         trajectory=np.stack(frames) if frames else None,
         attributes={
-            "sampler": plan.sampler.contract.op,
+            "sampler": run.plan().sampler.contract.op,
             "steps": steps or process.sampler.config.steps,
             "seed": seed,
             "weights": run.weights,
             "revision": _revision(),
             "blueprint": digest((run.path / LOCK).read_text(encoding="utf-8")),
-            "mask": -1 if process.kernel.mask is None else process.kernel.mask,
+            "device": str(run.engine.device),
+            "mask": process.kernel.mask,
+            "pad": tokenizer.pad,
+            "end": tokenizer.end,
             "clamped": process.sampler.clamped,
             **({"prompt": prompt.tolist()} if prompt is not None else {}),
         },

@@ -50,10 +50,30 @@ def test_the_whole_road(small: Callable[..., Path], tmp_path: Path, capsys: pyte
     tokens = np.asarray(store["tokens"])
     assert tokens.shape == (3, 20)
     assert store["trajectory"].shape == (10, 3, 20)  # type: ignore[union-attr]
-    assert dict(store.attrs)["sampler"] == "ancestral.v1"
+    facts = json.loads((run / "run.json").read_text())
+    assert dict(store.attrs) == {
+        "sampler": "ancestral.v1",
+        "steps": 8,
+        "seed": 0,
+        "weights": "checkpoints/step-00000006/model.safetensors"
+        if not (run / "checkpoints/step-00000006/ema.safetensors").exists()
+        else "checkpoints/step-00000006/ema.safetensors",
+        "revision": facts["revision"],
+        "blueprint": facts["blueprint"],
+        "device": "cpu",
+        "mask": 128,
+        "pad": 127,
+        "end": None,
+        "clamped": True,
+    }
+    assert np.asarray(store["lengths"]).tolist() == [20, 20, 20]
+    assert np.array_equal(np.asarray(store["trajectory"])[-1], tokens)
     # neither the mask (128) nor an id that no text has ever comes out
     tokenizer = sedd_graph.data.tokenizer.load_tokenizer(run)  # type: ignore[attr-defined]
     assert not np.isin(tokens, [128, *tokenizer.forbidden]).any()
+    texts = [tokenizer.decode(row) for row in tokens.tolist()]
+    assert np.asarray(store["text"]).tolist() == texts
+    assert first.split("--- 0\n")[1].split("\n--- 1\n")[0] == texts[0]
     assert cli.run(["sample", str(run), "--batch", "3", "--length", "20", "--device", "cpu"]) == 0
     again = capsys.readouterr().out
     assert first.split("\n---\n")[0] == again.split("\n---\n")[0]

@@ -23,10 +23,14 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device: torch.device | None
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"unknown device {str(name)!r}: use cpu, cuda, cuda:0, mps or auto") from error
+    except RuntimeError:
+        device = None
+    # torch also knows devices that only compilers see, and cpu:7
+    if device is None or device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
+        raise UserError(f"unknown device {str(name)!r}: use cpu, cuda, cuda:0, mps or auto")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' was asked for, but torch sees no CUDA device here")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():

@@ -16,7 +16,7 @@ FRAMES = 200
 """A longer way is shown in so many frames, evenly spread."""
 
 
-def film_data(frames: npt.NDArray[np.int64], tokenizer: Tokenizer, *, mask: int) -> dict[str, Any]:
+def film_data(frames: npt.NDArray[np.int64], tokenizer: Tokenizer, *, mask: int | None) -> dict[str, Any]:
     """int64 [step, position] as JSON: ``steps`` shown, ``words``, the ``first`` frame and the ``changes`` of each next.
 
     Frames and changes hold indices into ``words``, in which null stands for the mask. With ``absorb`` most positions

@@ -46,7 +46,11 @@ def _package_file(name: str) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = read_json(path) if path.is_file() else {}
+    """An object, empty where the file is missing or broken: the page is a by-product of what has succeeded."""
+    try:
+        found = read_json(path)
+    except SeddGraphError:
+        return {}
     return found if isinstance(found, dict) else {}
 
 
@@ -146,9 +150,9 @@ def _film(run: Path, tokenizer: Tokenizer | None) -> str:
         group = zarr.open_group(str(store), mode="r")
         if "trajectory" not in group or tokenizer is None:
             continue
-        mask = group.attrs.get("mask", -1)
+        mask = group.attrs.get("mask")
         frames = np.asarray(_array(group, "trajectory")[:, 0], dtype=np.int64)
-        data = film_data(frames, tokenizer, mask=mask if isinstance(mask, int) else -1)
+        data = film_data(frames, tokenizer, mask=mask if isinstance(mask, int) else None)
         text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
         return (
             f"<h2>One sample, from noise to text</h2><p>The first row of {_e(store.name)}; coloured: what the last three steps changed.</p>"

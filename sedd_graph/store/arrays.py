@@ -23,7 +23,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.store.files import disk_faults, new_folder
 from sedd_graph.store.writer import Writer
 
-__all__ = ["Activations", "TapSpec", "write_samples"]
+__all__ = ["Activations", "TapSpec", "document_lengths", "write_samples"]
 
 Array = npt.NDArray[Any]
 CHUNK = 2**18
@@ -145,13 +145,27 @@ def _extend(array: zarr.Array[Any], count: int, data: Array) -> None:
     array.resize(shape)
 
 
+def document_lengths(tokens: npt.NDArray[np.int64], *, pad: int | None, end: int | None) -> npt.NDArray[np.int64]:
+    """int64 [row] of int64 [row, position]: the tokens of a row up to and with its first separator ``end``, where it has
+    one, and without the padding ``pad`` behind the text."""
+    _, width = tokens.shape
+    text = np.ones_like(tokens, dtype=np.bool_) if pad is None else tokens != pad
+    lengths: npt.NDArray[np.int64] = width - np.argmax(text[:, ::-1], axis=1).astype(np.int64)
+    lengths[~text.any(axis=1)] = 0
+    if end is not None:
+        ends = tokens == end
+        first = np.where(ends.any(axis=1), np.argmax(ends, axis=1) + 1, width)
+        np.minimum(lengths, first, out=lengths)
+    return lengths
+
+
 def write_samples(
     path: Path,
     tokens: npt.NDArray[np.int64],
     text: Sequence[str],
     *,
     lengths: npt.NDArray[np.int64] | None = None,
-    trajectory: npt.NDArray[np.int64] | None = None,
+    trajectory: npt.NDArray[np.int32] | None = None,
     attributes: Mapping[str, Any],
 ) -> Path:
     """Keep one batch of samples: arrays ``tokens`` [row, position], ``lengths`` [row], ``text`` [row] and, where given,

@@ -23,13 +23,16 @@ __all__ = ["JsonLines", "disk_faults", "new_folder", "new_run", "read_json", "wr
 
 @contextmanager
 def disk_faults(what: str, path: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into a sentence. A :class:`FileExistsError` is passed on."""
+    """Turn a full or unwritable disk into a sentence: an :class:`EnvironmentFault`, or a :class:`UserError` where there
+    can be no such path. A :class:`FileExistsError` is passed on."""
     try:
         yield
     except FileExistsError:
         raise
     except (OSError, SafetensorError) as error:
         number, reason = _reason(error)
+        if number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+            raise UserError(f"{what} could not be written to {path}: {reason}") from error
         if number in (errno.ENOSPC, errno.EDQUOT):
             reason = "the disk is full"
         raise EnvironmentFault(

@@ -23,9 +23,10 @@ from torch import Tensor
 from sedd_graph.errors import UserError
 from sedd_graph.store.files import disk_faults, read_json
 
-__all__ = ["Checkpoint", "latest_checkpoint", "load_weights", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "latest_checkpoint", "load_weights", "read_checkpoint", "start_point", "write_checkpoint"]
 
 _NAME = re.compile(r"step-(\d{8,})")
+_KEY = re.compile(r"(\d{1,9})/(\d{1,9})/(\w+)", re.ASCII)
 
 
 @dataclasses.dataclass
@@ -51,12 +52,14 @@ def pack_optimizers(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor
 
 def unpack_optimizers(optimizers: list[torch.optim.Optimizer], packed: dict[str, Tensor]) -> None:
     """Put back what :func:`pack_optimizers` took. Raises :class:`UserError` where it does not fit."""
+    named = {name: _KEY.fullmatch(name) for name in packed}
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Any]] = {}
-        for name, value in packed.items():
-            which, parameter, key = name.split("/")
-            if int(which) == number:
-                state.setdefault(int(parameter), {})[key] = value.clone()
+        for name, parts in named.items():
+            if parts is None:
+                raise UserError(f"the checkpoint's optimizer state has a name that means nothing: {name!r}")
+            if int(parts[1]) == number:
+                state.setdefault(int(parts[2]), {})[parts[3]] = packed[name].clone()
         whole = optimizer.state_dict()
         expected = {p for group in whole["param_groups"] for p in group["params"]}
         if state and set(state) != expected:
@@ -102,6 +105,19 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint under ``folder``, or None."""
     found = _all(folder)
     return found[-1] if found else None
+
+
+def start_point(run: Path, *, resume: bool) -> Path | None:
+    """The checkpoint that training goes on from, or None for a run that has none.
+
+    Raises :class:`UserError` where the run has one and is not to be resumed, or the other way round.
+    """
+    newest = latest_checkpoint(run / "checkpoints")
+    if newest is not None and not resume:
+        raise UserError(f"{run} has been trained already: add --resume to go on, or build a new run")
+    if newest is None and resume:
+        raise UserError(f"there is no checkpoint under {run / 'checkpoints'} to resume from")
+    return newest
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

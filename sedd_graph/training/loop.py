@@ -28,10 +28,10 @@ from sedd_graph.errors import DivergedError, UserError
 from sedd_graph.store.arrays import Activations
 from sedd_graph.training.checkpoint import (
     Checkpoint,
-    latest_checkpoint,
     load_weights,
     pack_optimizers,
     read_checkpoint,
+    start_point,
     unpack_optimizers,
     write_checkpoint,
 )
@@ -236,11 +236,8 @@ class Trainer:
             )
         self.world.barrier()
 
-    def restore(self) -> None:
-        """Go on from the newest checkpoint of the run."""
-        path = latest_checkpoint(self.folder)
-        if path is None:
-            raise UserError(f"there is no checkpoint under {self.folder} to resume from")
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint of the run."""
         checkpoint = read_checkpoint(path)
         load_weights(self.model, checkpoint.model, where=str(path))
         if self.average is not None and checkpoint.average is not None:
@@ -393,10 +390,9 @@ def train(
     """
     world = world or World.single()
     trainer = Trainer(engine, data, config, run, world, trackers, say)
-    if latest_checkpoint(trainer.folder) is not None and not resume:
-        raise UserError(f"{run} has been trained already: add --resume to go on, or build a new run")
-    if resume:
-        trainer.restore()
+    start = start_point(run, resume=resume)
+    if start is not None:
+        trainer.restore(start)
     if trackers is not None:
         trackers.resume(trainer.step)  # from 0: what an attempt that reached no checkpoint has left
     store = activations(trainer.step) if world.rank == 0 else None

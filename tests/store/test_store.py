@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 from sedd_graph.errors import EnvironmentFault, UserError
-from sedd_graph.store.arrays import Activations, TapSpec, write_samples
+from sedd_graph.store.arrays import Activations, TapSpec, document_lengths, write_samples
 from sedd_graph.store.files import JsonLines, new_run, write_text
 from sedd_graph.store.writer import Writer
 
@@ -122,6 +122,38 @@ def test_a_tap_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trunk/0/x holds records of shape \(2, 3\), not \(2, 4\)"):
         store.close()
     assert records(tmp_path / "activations.zarr")[0] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("pad", "end", "expected"),
+    [
+        # 9 pads, 8 ends a document
+        (9, 8, [6, 4, 3, 0, 1, 6]),
+        (9, None, [6, 4, 6, 0, 1, 6]),
+        (None, 8, [6, 6, 3, 6, 6, 6]),
+        (None, None, [6] * 6),
+    ],
+)
+def test_lengths_count_the_first_document_without_padding(
+    pad: int | None, end: int | None, expected: list[int]
+) -> None:
+    rows = ["123456", "123499", "128568", "999999", "199999", "912348"]
+    tokens = np.array([[int(token) for token in row] for row in rows])
+    assert document_lengths(tokens, pad=pad, end=end).tolist() == expected
+
+
+def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 50_000, (5, 300_000))  # a row is more than one chunk's tokens
+    way = rng.integers(0, 50_000, (3, 5, 11)).astype(np.int32)
+    path = write_samples(
+        tmp_path / "samples.zarr", tokens, ["a", "", "\0", "\U0001f600", "e"], trajectory=way, attributes={}
+    )
+    group = zarr.open_group(str(path), mode="r")
+    assert np.array_equal(np.asarray(group["tokens"]), tokens)
+    assert np.array_equal(np.asarray(group["trajectory"]), way)
+    assert np.asarray(group["lengths"]).tolist() == [300_000] * 5
+    assert np.asarray(group["text"]).tolist() == ["a", "", "\0", "\U0001f600", "e"]
 
 
 def test_samples_are_never_overwritten(tmp_path: Path) -> None:
