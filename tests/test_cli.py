@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from safetensors.torch import load_file
 
 import sedd_graph
 from sedd_graph import cli
@@ -64,7 +65,7 @@ def test_the_whole_road(small: Callable[..., Path], tmp_path: Path, capsys: pyte
         "mask": 128,
         "pad": 127,
         "end": None,
-        "clamped": True,
+        "clamped": 0,
     }
     assert np.asarray(store["lengths"]).tolist() == [20, 20, 20]
     assert np.array_equal(np.asarray(store["trajectory"])[-1], tokens)
@@ -246,6 +247,19 @@ def test_divergence_leaves_with_three(
     run = build(small(("warmup: 2", "warmup: 0, clip: null, optimizer: {op: adamw, lr: 1e30}")), tmp_path / "runs")
     assert cli.run(["train", str(run), "--device", "cpu"]) == 3
     assert "the loss became" in capsys.readouterr().err
+
+
+def test_weights_that_diverged_push_out_no_checkpoint(
+    small: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = "warmup: 0, clip: null, optimizer: {op: adamw, lr: 1e30}, ema: null"
+    path = small(("warmup: 2", changes), ("log_every: 1", "log_every: 100"), ("{every: 3}", "{every: 1, keep: 1}"))
+    run = build(path, tmp_path / "runs")
+    assert cli.run(["train", str(run), "--device", "cpu"]) == 3
+    assert "weights became NaN or infinite" in capsys.readouterr().err
+    newest = latest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    assert all(t.isfinite().all() for t in load_file(newest / "model.safetensors").values())
 
 
 def test_help_is_instant_and_brings_no_torch() -> None:
