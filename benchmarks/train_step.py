@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py [--size small] [--device cuda] [--rounds N] [--steps N]
 
-Three (on a GPU, where eager is of no interest at this size, two) contestants take turns, in an order that rotates, and
-every round gives a ratio. A step is all of it: rows, noise, forward, backward, clipping, AdamW, averaged weights.
+The contestants (benchmarks/handwritten.py says what "plain" and "tuned" are; eager is left out at the GPU's size) take
+turns, in an order that rotates, and every round gives a ratio. A step is all of it: rows, noise, forward, backward, clipping, AdamW, averaged weights.
 Appends a record to benchmarks/results/train_step.jsonl with the hardware named.
 """
 
@@ -80,16 +80,15 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, states - 1, (1_000_000,), generator=generator)
 
-    def by_hand(*, compiled: bool) -> Callable[[], object]:
+    def by_hand(*, compiled: bool, tuned: bool = False) -> Callable[[], object]:
         torch.manual_seed(0)
-        model = Sedd(
-            states=states, dropout=0.1, length=length, **{k: params[k] for k in ("dim", "heads", "depth", "cond")}
-        )
+        sizes_ = {k: params[k] for k in ("dim", "heads", "depth", "cond")}
+        model = Sedd(states=states, dropout=0.1, length=length, tuned=tuned, **sizes_)
         loss = Loss(model, states).to(device)
         assert sum(p.numel() for p in loss.parameters()) == report.parameters
         if compiled:
             loss.compile(fullgraph=True, dynamic=False)
-        trainer = Trainer(loss, lr=3e-4, ema=0.999, clip=1.0, dtype=dtype)
+        trainer = Trainer(loss, lr=3e-4, ema=0.999, clip=1.0, dtype=dtype, tuned=tuned)
 
         def step() -> object:
             starts = torch.randint(0, len(tokens) - length, (batch,))
@@ -111,9 +110,12 @@ def main() -> None:
 
         return step
 
-    contestants = {"sedd_graph": ours(), "hand, compiled": by_hand(compiled=True)}
+    contestants = {"sedd_graph": ours(), "plain, compiled": by_hand(compiled=True)}
     if arguments.size == "tiny":
-        contestants["hand, eager"] = by_hand(compiled=False)
+        contestants["plain, eager"] = by_hand(compiled=False)
+        contestants["tuned, eager"] = by_hand(compiled=False, tuned=True)
+    else:
+        contestants["tuned, compiled"] = by_hand(compiled=True, tuned=True)
 
     def wait() -> None:
         if device.type == "cuda":

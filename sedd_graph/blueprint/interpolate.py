@@ -16,7 +16,7 @@ from sedd_graph.errors import listed, suggest
 
 __all__ = ["InterpolationFault", "resolve", "resolve_params"]
 
-MAX_TEXT, MAX_PARAMS = 4096, 256
+MAX_TEXT, MAX_PARAMS, MAX_REFERENCES = 4096, 256, 32
 _REFERENCE = re.compile(r"\$\{params\.([a-z][a-z0-9_]*)\}")
 
 
@@ -82,10 +82,14 @@ def resolve(data: Any, params: Mapping[str, Any]) -> Any:
 
 
 def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters that refer to each other, resolved; a circle is a fault that names its members."""
+    """Parameters that refer to each other, resolved; a circle is a fault that names its members.
+
+    As in OmegaConf, a parameter that is ``???`` must be given on the command line.
+    """
     if len(params) > MAX_PARAMS:
         raise InterpolationFault([((), f"more than {MAX_PARAMS} parameters")])
     faults = _check(params, params)
+    faults += [((k,), f"must be given: params.{k}=VALUE on the command line") for k, v in params.items() if v == "???"]
     waits = {k: set(_REFERENCE.findall(v)) for k, v in params.items() if isinstance(v, str)}
     done: dict[str, Any] = {k: v for k, v in params.items() if not waits.get(k)}
     if faults:
@@ -101,11 +105,21 @@ def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_omegaconf(key: str, text: str, params: Mapping[str, Any]) -> Any:
-    """One parameter's text with the resolved ``params`` in it; they are short and hold no references of their own."""
-    from omegaconf import OmegaConf  # here: most blueprints have no parameter that refers to another
+    """One parameter's text with the resolved ``params`` in it, which hold no references of their own."""
+    from omegaconf import DictConfig, OmegaConf  # here: most blueprints have no parameter that refers to another
+    from omegaconf.errors import OmegaConfBaseException
 
-    config = OmegaConf.create({"params": dict(params), "text": text})
-    value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)["text"]  # type: ignore[index, call-overload]
+    names = _REFERENCE.findall(text)
+    if len(names) > MAX_REFERENCES:
+        raise InterpolationFault([((key,), f"more than {MAX_REFERENCES} references in one parameter")])
+    config = OmegaConf.create({"params": {name: params[name] for name in names}, "text": text})
+    assert isinstance(config, DictConfig)
+    try:
+        value = config["text"]
+    except OmegaConfBaseException as error:
+        raise InterpolationFault([((key,), f"cannot be interpolated: {str(error).splitlines()[0]}")]) from None
     if len(str(value)) > MAX_TEXT:
         raise InterpolationFault([((key,), f"longer than {MAX_TEXT} characters once interpolated")])
+    if "${" in str(value):
+        raise InterpolationFault([((key,), f"{text[:60]!r}: parameters cannot make up a reference together")])
     return value

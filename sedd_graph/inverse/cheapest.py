@@ -32,7 +32,8 @@ def cheapest(closure: Closure, facts: Sequence[int], sizes: Mapping[str, int]) -
     fewer bytes than ``lower`` has then been tried, or holds one that has.
     """
     flat, problem = closure.flat, closure.problem
-    sizes = {s: sizes.get(s, 1) for found in flat.types for s in found.symbols} | dict(sizes)
+    symbols = sorted({s for found in flat.types for s in found.symbols} - sizes.keys())
+    sizes = {**sizes, **dict.fromkeys(symbols, 1)}
     weight = [_count(found, sizes) for found in flat.types]
     unknown = [v for v in range(len(flat.refs)) if not closure.known(v)]
     lost = [v for v in flat.inputs.values() if not closure.known(v)]

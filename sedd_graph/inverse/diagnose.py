@@ -8,8 +8,8 @@ from sedd_graph.axes import AxisError
 from sedd_graph.inverse.cheapest import cheapest
 from sedd_graph.inverse.closure import Closure
 from sedd_graph.inverse.flat import Block, Node, total
-from sedd_graph.inverse.names import Names
-from sedd_graph.inverse.program import Blocker, Lost, Refusal
+from sedd_graph.inverse.names import Names, listed
+from sedd_graph.inverse.program import Blocker, Lost, Refusal, Remedy
 
 __all__ = ["diagnose"]
 
@@ -33,12 +33,15 @@ def diagnose(closure: Closure, facts: Sequence[int], given: tuple[str, ...], siz
         blockers.append(Blocker(node.path, node.op.contract.name, node.step.place, writer.reason(index)))
         if (hint := writer.rewrite(index)) is not None:
             rewrites[hint] = None
+    remedy = cheapest(closure, facts, sizes)
+    if (hint := writer.conditioning(remedy, given, len(lost))) is not None:
+        rewrites = {hint: None}
     return Refusal(
         region=flat.region,
         given=given,
         lost=tuple(lost),
         blockers=tuple(blockers),
-        remedy=cheapest(closure, facts, sizes),
+        remedy=remedy,
         rewrites=tuple(rewrites),
         types=types,
     )
@@ -157,13 +160,12 @@ class _Writer:
         return what + " and ".join(parts)
 
     def listed(self, values: Iterable[int]) -> str:
-        names = [self.name(v) for v in values]
-        return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1] if names else "nothing"
+        return listed(self.name(v) for v in values)
 
     def _equation(self, index: int, r: int) -> str:
         node, row = self.flat.nodes[index], self.closure.problem.rows[r]
         terms = self.unknown(v for v in row.terms if v != row.out)
-        text = f"{self.name(row.out)} is one equation for {len(terms)} unknowns: " + " and ".join(
+        text = f"{self.name(row.out)} is one equation for {len(terms)} unknowns: " + listed(
             self.described(v, node) for v in terms
         )
         found = self.closure.refused.get(r)
@@ -174,13 +176,9 @@ class _Writer:
         start = self.name(found.target)
         if found.unbounded:
             culprits = [self.flat.nodes[n] for n in dict.fromkeys(n for n, _, _ in found.unbounded)]
-            listed = [f"op {c.op.contract.name!r} ({c.path}, {_at(c)})" for c in culprits[:4]]
-            more = f" and {len(culprits) - 4} more" if len(culprits) > 4 else ""
+            shown = listed((f"op {c.op.contract.name!r} ({c.path}, {_at(c)})" for c in culprits), most=5)
             verb = "has" if len(culprits) == 1 else "have"
-            return (
-                f"{text}; all follow from {start}, but no fixed point is certain: {', '.join(listed)}{more} "
-                f"{verb} no Lipschitz bound"
-            )
+            return f"{text}; all follow from {start}, but no fixed point is certain: {shown} {verb} no Lipschitz bound"
         if not found.scale:
             return f"{text}; all follow from {start}, which is not itself a term of the sum"
         return (
@@ -197,8 +195,8 @@ class _Writer:
         needs = [u for u in self.unknown(unit.needs) if u != v]
         if not needs:
             return self.name(v)
-        what = [self.name(u) + self._computed(u) for u in needs[:3]] + (["..."] if len(needs) > 3 else [])
-        return f"{self.name(v)} (which needs {', '.join(what)})"
+        needs_text = listed((self.name(u) + self._computed(u) for u in needs), most=4)
+        return f"{self.name(v)} (which needs {needs_text})"
 
     def unit(self, index: int, beside: Node) -> Node | Block:
         """The outermost block around a component in which ``beside`` does not stand; else the component."""
@@ -259,16 +257,26 @@ class _Writer:
         if len(plain) == len(terms):
             names = " and ".join(self.name(v) for v in plain)
             return f"keep {names} as outputs of their own, or give a difference beside the sum {out}"
-        if len(plain) == 1 and len(self._crossed(terms)) > 0:
-            x, others = self.name(plain[0]), self._crossed(terms)
+        if len(plain) == 1 and (others := self._crossed(terms)):
+            x = self.name(plain[0])
             return (
                 f"let the function in {out} = {x} + f({others[0]}) see something that is known once the other outputs are "
                 f"(such as the sum that {others[0]} goes into) in place of {others[0]}"
             )
         return None
 
+    def conditioning(self, remedy: Remedy, given: tuple[str, ...], lost: int) -> str | None:
+        """What to say where all would follow from inputs that no sum carries on: they may be conditioning."""
+        rows = self.closure.problem.rows
+        summed = {v for r in self.closure.refused for v in rows[r].terms}
+        inputs = [ref.port for ref in remedy.values if not ref.step and self.flat.inputs[ref.port] not in summed]
+        if not len(inputs) == len(remedy.values) < lost:
+            return None
+        hint = f"where {listed(inputs)} will be known at inversion too (as conditioning is), say given: "
+        return f"{hint}[{', '.join([*given, *inputs])}]"
+
     def _crossed(self, terms: Sequence[int]) -> list[str]:
-        """The lost inputs that the computed terms of a sum start from, other than its own plain terms."""
+        """The streams that the computed terms of a sum start from: lost inputs that are terms of other such sums."""
         found: set[int] = set()
         for v in terms:
             if self.flat.producer[v] >= 0:
@@ -281,7 +289,9 @@ class _Writer:
                     fresh = [w for w in self.unknown(self.flat.nodes[self.flat.producer[u]].needs) if w not in seen]
                     seen.update(fresh)
                     todo += fresh
-        return [self.name(u) for u in sorted(found - set(terms), key=self.flat.rank.__getitem__)]
+        rows = self.closure.problem.rows
+        summed = {v for r in self.closure.refused for v in rows[r].terms} - set(terms)
+        return [self.name(u) for u in sorted(found & summed, key=self.flat.rank.__getitem__)]
 
 
 def _at(node: Node) -> str:

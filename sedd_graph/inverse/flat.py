@@ -14,7 +14,7 @@ from sedd_graph.contract import Algebra, Signature
 from sedd_graph.errors import EnvironmentFault
 from sedd_graph.graph.model import Op, Ref, Region, Step
 
-__all__ = ["Block", "Flat", "Node", "flatten", "numbers", "total"]
+__all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "numbers", "total"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ def flatten(region: Region) -> Flat:
             else:
                 op, index = step.body, len(nodes)
                 if id(op) not in algebras:
-                    algebras[id(op)] = _algebra(path, step, op, {p: types[v[0]] for p, v in inputs.items()})
+                    algebras[id(op)] = algebra_of(path, step, op, {p: types[v[0]] for p, v in inputs.items()})
                 outputs = {port: value(Ref(path, port), found, index) for port, found in step.outputs.items()}
                 nodes.append(Node(path, step, op, algebras[id(op)], inputs, outputs))
                 members.append(index)
@@ -147,8 +147,11 @@ def flatten(region: Region) -> Flat:
     return Flat(region, refs, types, producer, users, nodes, members, around, inputs, outputs, rank)
 
 
-def _algebra(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Algebra:
-    """What the component declares, under the types of the graph, held against its ports."""
+def algebra_of(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Algebra:
+    """What the component declares where ``fed`` gives the types of its connected inputs, held against its ports.
+
+    Raises :class:`EnvironmentFault` where that cannot be meant.
+    """
     signature = Signature(
         tuple(dataclasses.replace(p, type=fed.get(p.name, p.type)) for p in op.signature.inputs),
         tuple(dataclasses.replace(p, type=step.outputs[p.name]) for p in op.signature.outputs),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from sedd_graph.graph.model import Ref
 
-__all__ = ["Names"]
+__all__ = ["Names", "listed"]
 
 
 class Names:
@@ -18,3 +18,13 @@ class Names:
 
     def value(self, ref: Ref) -> str:
         return ref.step if self._ports[ref.step] == 1 else str(ref)
+
+
+def listed(texts: Iterable[str], most: int = 12) -> str:
+    """``a, b and c``; beyond ``most``, how many more."""
+    found = list(texts)
+    if len(found) > most:
+        found = [*found[: most - 1], f"{len(found) - most + 1} more"]
+    if len(found) < 2:
+        return found[0] if found else "nothing"
+    return f"{', '.join(found[:-1])} and {found[-1]}"

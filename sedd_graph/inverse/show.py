@@ -8,8 +8,8 @@ from fractions import Fraction
 
 from sedd_graph.axes import Size
 from sedd_graph.graph.model import Op, Ref
-from sedd_graph.inverse.flat import numbers
-from sedd_graph.inverse.names import Names
+from sedd_graph.inverse.flat import algebra_of, numbers
+from sedd_graph.inverse.names import Names, listed
 from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve
 
 __all__ = ["arrows", "diagnosis", "explain", "pseudo_code", "summary"]
@@ -52,6 +52,7 @@ def summary(program: Program) -> str:
 
 def _log_det(program: Program) -> str:
     parts: list[str] = []
+    names = Names(program.types)
     constant: dict[Fraction, Size] = {}
     for d in program.derivations:
         if isinstance(d, Solve) and d.log_det != "zero":
@@ -60,7 +61,7 @@ def _log_det(program: Program) -> str:
             constant[d.factor] = constant.get(d.factor, Size()) + numbers(program.types[d.targets[0]])
         elif isinstance(d, Contraction):
             inner = "I" if d.scale == 1 else f"{d.scale} I"
-            parts.append(f"log|det({inner} + J)| at {d.target}")
+            parts.append(f"log|det({inner} + J)| at {names.value(d.target)}")
     parts += [f"{size}*log({factor})" for factor, size in constant.items()]
     if len(parts) > 8:
         parts = [*parts[:4], f"... {len(parts) - 8} more ...", *parts[-4:]]
@@ -114,7 +115,8 @@ class _Writer:
         """A call as text, and whether it is a sum."""
         body = d.step.body
         if isinstance(body, Op) and len(d.outputs) == 1:
-            factors = body.contract.algebra(body.config, body.signature).linear.get(next(iter(d.outputs)))
+            fed = {port: self.program.types[refs[0]] for port, refs in d.inputs.items()}
+            factors = algebra_of(d.path, d.step, body, fed).linear.get(next(iter(d.outputs)))
             if factors:
                 terms = [(ref, Fraction(factors.get(port, 0))) for port, refs in d.inputs.items() for ref in refs]
                 return self.total(terms), True
@@ -170,10 +172,10 @@ def explain(found: Program | Refusal) -> str:
 def diagnosis(refusal: Refusal) -> str:
     """What is lost, where it is held back and why, what storing would take, and how else it could be written."""
     names = Names(refusal.types)
-    lines = [f"{refusal.region.label} cannot be undone: {_listed(l.input for l in refusal.lost)} cannot be had back"]
+    lines = [f"{refusal.region.label} cannot be undone: {listed(l.input for l in refusal.lost)} cannot be had back"]
     for lost in refusal.lost[:8]:
         if lost.through:
-            lines.append(f"  lost: {lost.input}, with {_listed(names.value(ref) for ref in lost.through)}")
+            lines.append(f"  lost: {lost.input}, with {listed(names.value(ref) for ref in lost.through)}")
     for blocker in refusal.blockers[:8]:
         file, line, col = blocker.place
         place = f"{file}:{line}:{col}" if line else file
@@ -187,17 +189,10 @@ def diagnosis(refusal: Refusal) -> str:
 
 def _remedy(refusal: Refusal, names: Names) -> str:
     remedy = refusal.remedy
-    at = _listed(f"{name} {size:,}" for name, size in remedy.sizes.items() if name in ("batch", "length"))
-    values = _listed(f"{names.value(ref)} ({refusal.types[ref]})" for ref in remedy.values)
+    at = listed(f"{name} {size:,}" for name, size in remedy.sizes.items() if name in ("batch", "length"))
+    values = listed(f"{names.value(ref)} ({refusal.types[ref]})" for ref in remedy.values)
     size = f"{remedy.bytes} bytes, " if remedy.bytes.terms and remedy.bytes.constant is None else ""
     text = f"{values} would do, {size}{remedy.total:,} at {at}" if at else f"{values} would do, {remedy.total:,} bytes"
     if remedy.lower == remedy.total:
         return f"{text}; nothing smaller does"
     return f"{text}; anything that does takes at least {remedy.lower:,}"
-
-
-def _listed(texts: Iterable[str]) -> str:
-    found = list(texts)
-    if len(found) > 12:
-        found = [*found[:11], f"{len(found) - 11} more"]
-    return ", ".join(found[:-1]) + (" and " if len(found) > 1 else "") + found[-1] if found else "nothing"

@@ -18,6 +18,7 @@ from sedd_graph.axes import AxisError
 from sedd_graph.inverse.closure import Closure, Edge
 from sedd_graph.inverse.flat import Flat, total
 from sedd_graph.inverse.linear import determinant
+from sedd_graph.inverse.names import Names, listed
 from sedd_graph.inverse.program import Level, Linear
 
 __all__ = ["judge"]
@@ -27,14 +28,14 @@ def judge(
     closure: Closure, edges: Sequence[Edge], given: Iterable[int], stored: Iterable[int]
 ) -> tuple[Level, str, dict[int, Linear]]:
     """The level that a program of ``edges`` reaches, why no higher one, and its linear derivations by place."""
-    flat = closure.flat
+    flat, names = closure.flat, Names(closure.flat.refs)
     linear, matched = _linear(closure, edges)
     if any(True for _ in stored):
         return "injective", "values are stored beside the outputs", linear
-    note = _sizes(flat, set(given)) or _unmatched(closure, edges, matched)
+    note = _sizes(flat, set(given)) or _unmatched(closure, edges, matched, names)
     if note:
         return "injective", note, linear
-    note = _volume(flat, edges, linear)
+    note = _volume(flat, edges, linear, names)
     return ("bijective", note, linear) if note else ("volume_preserving", "", linear)
 
 
@@ -65,7 +66,7 @@ def _fresh(closure: Closure, edge: Edge) -> list[int]:
     return [v for v in dict.fromkeys(edge.targets) if closure.made_by[v] is edge]
 
 
-def _unmatched(closure: Closure, edges: Sequence[Edge], matched: Counter[int] | None) -> str:
+def _unmatched(closure: Closure, edges: Sequence[Edge], matched: Counter[int] | None, names: Names) -> str:
     """Empty where each component's output is used as an equation once."""
     flat = closure.flat
     if matched is None:
@@ -92,7 +93,7 @@ def _unmatched(closure: Closure, edges: Sequence[Edge], matched: Counter[int] | 
     twice = next((v for v in equations if used[v] != 1), None)
     if twice is None:
         return ""
-    return f"the equation of {flat.refs[twice]} is used {used[twice]} times"
+    return f"the equation of {names.value(flat.refs[twice])} is used {used[twice]} times"
 
 
 def _linear(closure: Closure, edges: Sequence[Edge]) -> tuple[dict[int, Linear], Counter[int] | None]:
@@ -140,14 +141,14 @@ def _linear(closure: Closure, edges: Sequence[Edge]) -> tuple[dict[int, Linear],
     return made, Counter(dict.fromkeys(involved, 1)) if fits else None
 
 
-def _volume(flat: Flat, edges: Sequence[Edge], linear: dict[int, Linear]) -> str:
+def _volume(flat: Flat, edges: Sequence[Edge], linear: dict[int, Linear], names: Names) -> str:
     """Empty where every contribution to the log-determinant is zero."""
     for place, edge in enumerate(edges):
         if edge.fixpoint is not None:
-            return f"the contraction that gives {flat.refs[edge.fixpoint.target]} changes volume"
+            return f"the contraction that gives {names.value(flat.refs[edge.fixpoint.target])} changes volume"
         if edge.solved and linear[place].factor != 1:
-            names = ", ".join(map(str, linear[place].targets))
-            return f"the linear system that gives {names} changes volume {linear[place].factor}-fold per number"
+            gives = listed(names.value(ref) for ref in linear[place].targets)
+            return f"the linear system that gives {gives} changes volume {linear[place].factor}-fold per number"
         if edge.rule is not None:
             node = flat.nodes[edge.node]
             log_det = node.algebra.log_det.get(edge.rule.target)

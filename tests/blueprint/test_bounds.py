@@ -38,6 +38,8 @@ HOSTILE = {
     ),
     "blocks that double": (twice(NORM, 25), "expands to more than 100000 components"),
     "thirty thousand references": (f"{ONE}params: {{a: 1}}\ndata: {{k: [{WHOLE}]}}", "data.k: unknown key"),
+    "parameters of many references": (ONE + "params: {p0: 1, " + ", ".join(f'p{i}: "' + f"${{params.p{i - 1}}}" * 33 + '"' for i in range(1, 256)) + "}", "params.p1: more than 32 references in one parameter"),
+    "parameters that double": (ONE + "params: {p0: 1, " + ", ".join(f'p{i}: "' + f"${{params.p{i - 1}}}" * 2 + '"' for i in range(1, 256)) + "}", "params.p13: longer than 4096 characters once interpolated"),
     "references to a long text": (f"{ONE}params: {{a: {'z' * 4000}}}\ndata: {{{LONG}}}", "longer than 4096 characters once interpolated"),
     "four thousand names that are near": (HEAD + "outputs: {y: a_node_of_mine_0}\nnodes:\n" + MANY, "(did you mean 'a_node_of_mine_0'?); known: x, a_node_of_mine_0, "),
     "four thousand unknown keys": (HEAD + "outputs: {y: n}\nnodes:\n" + "".join(f"  n{i}: {{opp: add}}\n" for i in range(4000)), "nodes.n0.opp: unknown key (did you mean 'op'?)"),

@@ -1,21 +1,54 @@
 """The fuzzer, in short and at length."""
 
+import random
+import resource
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.blueprint.fuzz import run
+from sedd_graph.api import check
+from sedd_graph.errors import SeddGraphError
+from tests.blueprint.fuzz import mutant, overrides, run
 from tests.conftest import BLUEPRINTS, ROOT, SMALL
+from tests.graph.nested import MAIN, write_nested
+
+
+def sources(folder: Path) -> list[str]:
+    """What is mutated; the files that it includes are put into ``folder``."""
+    shutil.copytree(ROOT / "blueprints" / "blocks", folder / "blocks")
+    write_nested(folder)
+    return [SMALL, MAIN, MAIN, *(p.read_text() for p in BLUEPRINTS if "medium" not in p.name)]
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_only_blueprint_errors_come_out(tmp_path: Path, count: int) -> None:
-    shutil.copytree(ROOT / "blueprints" / "blocks", tmp_path / "blocks")
-    sources = [SMALL, *(p.read_text() for p in BLUEPRINTS if "medium" not in p.name)]
-    outcome = run(sources, tmp_path, count=count, seed=count)
+    before = peak()
+    outcome = run(sources(tmp_path), tmp_path, count=count, seed=count)
     assert outcome["refused"] > count / 3
-    assert outcome["accepted"] > 0
+    assert outcome["accepted"] > count / 30
+    assert peak() - before < 500
+
+
+def peak() -> float:
+    """The largest resident memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def test_the_mutations_reach_every_stage(tmp_path: Path) -> None:
+    """Messages of the reader, the overrides, the schema, interpolation, includes, expansion, unification and process."""
+    texts, rng = sources(tmp_path), random.Random(5)
+    seen = ""
+    for _ in range(1500):
+        source = rng.choice(texts)
+        (tmp_path / "mutant.yaml").write_bytes(mutant(source, rng))
+        try:
+            check(tmp_path / "mutant.yaml", overrides(source, rng))
+        except SeddGraphError as error:
+            seen += str(error)
+    for part in ("not YAML", "duplicate key", "tags are not", "nested deeper", "points to nothing", "override ", "unknown key", "must be", "unknown parameter", "the only interpolation", "outside the project", "no such file", "unknown op", "unknown axis", "nothing here is called", "feeds no output", "wants", "is of kind", "is missing"):  # fmt: skip
+        assert part in seen, part
 
 
 def test_every_shipped_blueprint_has_the_header_that_editors_read() -> None:

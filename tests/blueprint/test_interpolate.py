@@ -63,6 +63,14 @@ def test_what_is_refused_has_its_path() -> None:
         resolve_params({"a": "${params.b}", "b": "${params.a}", "c": 1})
 
 
+def test_three_question_marks_must_be_given() -> None:
+    with pytest.raises(InterpolationFault) as error:
+        resolve_params({"a": "???", "b": "${params.a}", "c": "????"})
+    assert error.value.faults == [(("a",), "must be given: params.a=VALUE on the command line")]
+
+
 def test_what_a_parameter_puts_in_is_not_looked_at_again() -> None:
     assert resolve("$${params.a}", {"a": "{params.b}", "b": "secret"}) == "${params.b}"
+    with pytest.raises(InterpolationFault, match="cannot make up a reference together"):
+        resolve_params({"a": "{params.b}", "b": 1, "c": "$${params.a}"})
     assert resolve(["${params.a}"], {"a": r"\1 \g<0>"}) == [r"\1 \g<0>"]

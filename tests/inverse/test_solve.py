@@ -81,7 +81,7 @@ def test_sum_and_difference() -> None:
     (both,) = program.derivations
     assert isinstance(both, Linear)
     assert both.factor == 2
-    assert program.note == "the linear system that gives a, b changes volume 2-fold per number"
+    assert program.note == "the linear system that gives a and b changes volume 2-fold per number"
 
 
 def test_a_system_that_gives_one_value_before_the_other() -> None:
@@ -167,7 +167,7 @@ def test_conditioning_computed_from_what_it_would_be_needed_for() -> None:
     refusal = refused(region(["x1", "x2"], nodes, ["y1", "y2"]))
     reasons = [b.reason for b in refusal.blockers]
     assert reasons == [
-        "y1 is one equation for 2 unknowns: x1 and f (which needs x2, c, computed here from x1); they go back to x1 and "
+        "y1 is one equation for 2 unknowns: x1 and f (which needs x2 and c, computed here from x1); they go back to x1 and "
         "x2, which are independent",
         "y2 is one equation for 2 unknowns: x2 and g (which needs c, computed here from x1); they go back to x1 and x2, "
         "which are independent",
