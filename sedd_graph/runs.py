@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import platform
@@ -31,11 +32,11 @@ from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.proof.process import Check, prove_process
 from sedd_graph.store.arrays import Activations, TapSpec, document_lengths, write_samples
-from sedd_graph.store.files import new_run, read_json, write_json, write_text
+from sedd_graph.store.files import alone, new_run, read_json, write_json, write_text
 from sedd_graph.training.checkpoint import latest_checkpoint, load_weights, start_point
 from sedd_graph.training.distributed import World
 from sedd_graph.training.loop import Evaluation, Result, evaluate, train
-from sedd_graph.training.trackers import open_trackers
+from sedd_graph.training.trackers import FINAL, open_trackers
 
 __all__ = ["Run", "build_run", "evaluate_run", "open_run", "sample_run", "train_run"]
 
@@ -267,16 +268,21 @@ def open_run(
 
 def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tuple[Result, Evaluation | None]:
     """Train a run folder and evaluate it at the end. Under torchrun, every process calls this."""
-    world = World.from_environment(device)
-    try:
+    with contextlib.ExitStack() as stack:
+        world = World.from_environment(device)
+        stack.callback(world.close)
         run = open_run(path, device=device, compile="off", weights="fresh")
-        run.plan()  # what cannot be trained, or gone on with, is said before a tracker starts
+        run.plan()  # what cannot be trained, or gone on with, is said before anything is written or a tracker starts
         start_point(path, resume=resume)
         config = run.report.train
         run.engine.compile(config.compile)
         data = run.data()
         quiet = say if world.rank == 0 else (lambda text: None)
-        trackers = open_trackers(path, run.report.name, config.trackers) if world.rank == 0 else None
+        trackers = None
+        if world.rank == 0:
+            stack.enter_context(alone(path, "training"))
+            trackers = open_trackers(path, run.report.name, config.trackers)
+            stack.callback(trackers.close)
         taps = [
             TapSpec(name.replace(".", "/"), s.every, s.dtype, s.rows, s.chunk) for name, s, _ in run.report.graph.taps
         ]
@@ -285,32 +291,25 @@ def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tu
             store = path / "activations.zarr"
             return Activations(store, taps, queue=run.report.store.queue, resume_step=step) if taps else None
 
-        try:
-            result = train(
-                run.engine,
-                data,
-                config,
-                run=path,
-                resume=resume,
-                world=world,
-                trackers=trackers,
-                activations=activations,
-                decode=run.decode,
-                say=quiet,
-            )
-            quiet(f"{result.reason} at step {result.step} after {result.seconds:.0f} s of training")
-            found = None
-            if world.rank == 0 and result.reason in ("done", "budget"):
-                found = _evaluate(run, data, say)
-                assert trackers is not None
-                trackers.log(result.step, {"final_" + k: v for k, v in dataclasses.asdict(found).items()})
-        finally:
-            if trackers is not None:
-                trackers.close()
+        result = train(
+            run.engine,
+            data,
+            config,
+            run=path,
+            resume=resume,
+            world=world,
+            trackers=trackers,
+            activations=activations,
+            decode=run.decode,
+            say=quiet,
+        )
+        quiet(f"{result.reason} at step {result.step} after {result.seconds:.0f} s of training")
+        found = None
+        if trackers is not None and result.reason in ("done", "budget"):
+            found = _evaluate(run, data, say)
+            trackers.log(result.step, {FINAL + k: v for k, v in dataclasses.asdict(found).items()})
         world.barrier()
         return result, found
-    finally:
-        world.close()
 
 
 def _evaluate(run: Run, data: Dataset, say: Say, *, batches: int | None = None, draws: int | None = None) -> Evaluation:

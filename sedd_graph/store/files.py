@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from sedd_graph.errors import EnvironmentFault, UserError
 
-__all__ = ["JsonLines", "disk_faults", "new_folder", "new_run", "read_json", "write_json", "write_text"]
+__all__ = ["JsonLines", "alone", "disk_faults", "new_folder", "new_run", "read_json", "write_json", "write_text"]
 
 
 @contextmanager
@@ -102,6 +102,29 @@ def new_run(root: Path, name: str, digest: str) -> Path:
     """``root/name/<utc-stamp>-<digest>``, made now, never one that was there."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     return new_folder(root / name / f"{stamp}-{digest[:8]}")
+
+
+@contextmanager
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Hold ``folder`` while the block runs; the system lets go of it when a process dies, however that may be.
+
+    Raises :class:`UserError` where another process holds it. Does nothing where files cannot be locked.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with disk_faults(".lock", folder):
+        stream = (folder / ".lock").open("ab")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is {doing} it") from None
+        except OSError:  # a network file system without locks
+            pass
+        yield
 
 
 class JsonLines:

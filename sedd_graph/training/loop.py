@@ -215,8 +215,17 @@ class Trainer:
     def folder(self) -> Path:
         return self.run / "checkpoints"
 
+    def diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{what} by step {self.step}; the last checkpoint is whole. "
+            "Try a lower train.optimizer.lr, a longer train.warmup, or train.dtype=float32"
+        )
+
     def save(self) -> None:
-        """Write a checkpoint (rank 0)."""
+        """Write a checkpoint (rank 0). Raises :class:`DivergedError` for weights that are no numbers: they would push
+        out a checkpoint that can be gone on from."""
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise self.diverged("weights became NaN or infinite")
         if self.activations is not None:
             self.activations.flush()  # a resume goes on from here: what came before must be on disk
         if self.world.rank == 0 and not (self.folder / f"step-{self.step:08d}").exists():
@@ -281,10 +290,7 @@ class Trainer:
                     now = time.perf_counter()
                     per_token = (total[0] / total[1]).item()
                     if not (math.isfinite(per_token) and math.isfinite(norm.item())):
-                        raise DivergedError(
-                            f"the loss became {per_token} (gradient norm {norm.item():g}) by step {self.step}; the last checkpoint "
-                            "is whole. Try a lower train.optimizer.lr, a longer train.warmup, or train.dtype=float32"
-                        )
+                        raise self.diverged(f"the loss became {per_token} (gradient norm {norm.item():g})")
                     done = self.step - since
                     metrics = {
                         "loss": per_token,

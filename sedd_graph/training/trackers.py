@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from sedd_graph.errors import MissingExtraError
 from sedd_graph.store.files import JsonLines
 
-__all__ = ["Tracker", "Trackers", "open_trackers"]
+__all__ = ["FINAL", "Tracker", "Trackers", "open_trackers"]
 
 FINAL = "final_"
 """How the names of a run's last evaluation begin."""

@@ -1,0 +1,68 @@
+"""docs/training.md and docs/data.md say what is so: every key with its default, every block of Python runs."""
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pydantic
+import pytest
+import yaml
+
+from sedd_graph.data.config import DataConfig
+from sedd_graph.training.config import AdamWConfig, MuonConfig, TrainConfig
+from tests.conftest import ROOT
+
+TRAINING = (ROOT / "docs" / "training.md").read_text()
+DATA = (ROOT / "docs" / "data.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def table(text: str, first: str) -> dict[str, Any]:
+    """Names and defaults of the table whose first heading is ``first``."""
+    body = re.search(rf"^\| {first} \| default \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
+    assert body is not None
+    rows = [re.match(r"\| `(\w+)` \| `([^`]*)` \|", line) for line in body[1].splitlines()]
+    return {row[1]: yaml.safe_load(row[2]) for row in rows if row is not None}
+
+
+def defaults(model: type[pydantic.BaseModel]) -> dict[str, Any]:
+    found = model(op=model.__name__.removesuffix("Config").lower()) if "op" in model.model_fields else model()
+    return {name: value for name, value in found.model_dump(mode="json").items() if name != "op"}
+
+
+def test_every_key_of_train_stands_there_with_its_default() -> None:
+    expected = defaults(TrainConfig)
+    expected["optimizer"] = {"op": "adamw"}  # its own keys have a table of their own
+    assert table(TRAINING, "key") == expected
+    assert "sample` | `null` | samples on the way: `{every: 1000, rows: 1, steps: 32}`" in TRAINING
+
+
+@pytest.mark.parametrize(("name", "model"), [("`adamw`", AdamWConfig), ("`muon`", MuonConfig)])
+def test_every_key_of_an_optimizer_stands_there(name: str, model: type[pydantic.BaseModel]) -> None:
+    expected = defaults(model)
+    if "adamw" in expected:
+        expected["adamw"] = {"lr": expected["adamw"]["lr"]}
+    said = {key: float(value) if isinstance(value, str) else value for key, value in table(TRAINING, name).items()}
+    assert said == expected
+
+
+def test_the_defaults_of_data_stand_there() -> None:
+    (shown,) = [yaml.safe_load(b)["data"] for b in blocks(DATA, "yaml") if "corpus" in b]
+    assert DataConfig.model_validate(shown | {"corpus": {"op": "builtin"}}) == DataConfig()
+    assert shown.keys() == DataConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [(name, i) for name, text in (("training", TRAINING), ("data", DATA)) for i in range(len(blocks(text, "python")))],
+)
+def test_blocks_of_python_run(name: str, number: int) -> None:
+    code = blocks((ROOT / "docs" / f"{name}.md").read_text(), "python")[number]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
