@@ -26,14 +26,15 @@ def _library() -> Any:
 class TransformersBackbone(Component, kind="backbone"):
     """Vectors in, vectors out, every token seeing every other. Conditioned by adding ``c`` to each vector, where connected.
 
-    The library model's own token embeddings are left out: feed it from ``token_embedding``.
+    The library model's own token embeddings and pooler are left out: feed it from ``token_embedding``. So is its dropout,
+    which draws from torch's global generator: it could be neither split over processes nor drawn again in a backward pass.
     """
 
     class Config(ComponentConfig):
         config: dict[str, Any] | None = None
         """A library config, ``model_type`` included, such as ``{model_type: llama, hidden_size: 64, ...}``."""
         folder: Annotated[str, pydantic.Field(max_length=1024)] | None = None
-        """A local folder with ``config.json`` and weights, relative to the working directory and inside it."""
+        """A local folder with ``config.json`` and weights (or a GGUF file, which holds both), relative to the working directory and inside it."""
         gguf: Annotated[str, pydantic.Field(max_length=256)] | None = None
         """The name of a GGUF file in ``folder``, read by the library's GGUF loader."""
 
@@ -61,15 +62,28 @@ class TransformersBackbone(Component, kind="backbone"):
                 made = library.AutoConfig.for_model(kind, **rest)
             except (ValueError, KeyError) as error:
                 raise ValueError(f"transformers knows no such config: {str(error).splitlines()[0]}") from None
-            self.inner = library.AutoModel.from_config(made, attn_implementation="sdpa", trust_remote_code=False)
+            self.inner = self._fresh(library, made)
         width = self.inner.config.hidden_size
         if width != self.axis("d"):
             raise ValueError(f"the library model is {width} wide, but {self.axis('d')} comes in")
         self.inner.set_input_embeddings(nn.Identity())
+        if getattr(self.inner, "pooler", None) is not None:
+            self.inner.pooler = None  # nobody reads what it puts out, so that no gradient would reach it
         # A decoder's attention says that it is causal; given a whole mask of its own, it follows that instead.
         self.causal = any(getattr(m, "is_causal", False) for m in self.inner.modules())
         if hasattr(self.inner.config, "use_cache"):
             self.inner.config.use_cache = False
+
+    def train(self, mode: bool = True) -> "TransformersBackbone":
+        super().train(mode)
+        self.inner.eval()
+        return self
+
+    @staticmethod
+    def _fresh(library: Any, config: Any) -> Any:
+        return library.AutoModel.from_config(
+            config, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
+        )
 
     def _from_folder(self, library: Any) -> Any:
         folder, here = Path(self.config.folder), Path.cwd().resolve()
@@ -80,7 +94,7 @@ class TransformersBackbone(Component, kind="backbone"):
         extra = {"gguf_file": self.config.gguf} if self.config.gguf else {}
         if torch.empty(0).device.type == "meta":  # only shapes are wanted
             made = library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **extra)
-            return library.AutoModel.from_config(made, attn_implementation="sdpa", trust_remote_code=False)
+            return self._fresh(library, made)
         return library.AutoModel.from_pretrained(
             folder,
             local_files_only=True,

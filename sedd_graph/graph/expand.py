@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pydantic
+
 from sedd_graph.axes import DYNAMIC, AxisError, PortType, Size, parse_size
 from sedd_graph.blueprint.interpolate import InterpolationFault, resolve
 from sedd_graph.blueprint.load import Loaded
+from sedd_graph.blueprint.problems import model_problems
 from sedd_graph.blueprint.schema import Block, Blueprint, Node
 from sedd_graph.errors import BlueprintError, listed, suggest
 from sedd_graph.graph import blocks
@@ -191,10 +194,18 @@ class _Expander:
 
 
 def _interpolated(at: Spot, node: Node, params: Mapping[str, Any]) -> Node | None:
+    written = {"out": node.out, "with": node.with_, "repeat": node.repeat}
     try:
-        data = resolve({"out": node.out, "with": node.with_, "repeat": node.repeat}, params)
+        data = resolve(written, params)
     except InterpolationFault as fault:
         for path, message in fault.faults:
             Spot(at.loaded, (*at.path, *path), at.problems).refuse(message)
         return None
-    return node.model_copy(update={"out": data["out"], "with_": data["with"], "repeat": data["repeat"]})
+    if data == written:
+        return node
+    data = node.model_dump(by_alias=True, exclude_unset=True) | {k: v for k, v in data.items() if v is not None}
+    try:
+        return Node.model_validate(data)  # what was a text may be anything now
+    except pydantic.ValidationError as error:
+        at.problems.extend(model_problems(error, Node, at.loaded.position, at.path, data))
+        return None

@@ -49,7 +49,7 @@ def cheapest(closure: Closure, facts: Sequence[int], sizes: Mapping[str, int]) -
     best = list(lost)
     for v in sorted(lost, key=lambda v: (-weight[v], -flat.rank[v])):
         rest = [u for u in best if u != v]
-        if close(rest).known(v):
+        if spent <= WORK and close(rest).known(v):
             best = rest
     most = sum(weight[v] for v in best)
     # Inputs go first among equals: they are what is wanted in the end.

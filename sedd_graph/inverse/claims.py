@@ -11,7 +11,10 @@ from sedd_graph.inverse.program import LEVELS, Program, Refusal
 from sedd_graph.inverse.show import summary
 from sedd_graph.inverse.solve import SIZES, solve
 
-__all__ = ["Derived", "claimed", "derive", "prove"]
+__all__ = ["MAX_CLAIMED", "Derived", "claimed", "derive", "prove"]
+
+MAX_CLAIMED = 200_000
+"""How many components the blocks that claim to be invertible may hold, all together (nested ones count in each)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,10 +59,17 @@ def claimed(region: Region) -> Iterator[Region]:
 
 
 def derive(graph: Graph, sizes: Mapping[str, int] = SIZES) -> tuple[Derived, ...]:
-    """What the solver says of every claim. ``sizes`` gives batch and length, for the bytes in a diagnosis."""
-    found = []
+    """What the solver says of every claim. ``sizes`` gives batch and length, for the bytes in a diagnosis.
+
+    Raises :class:`BlueprintError` where there is too much to look at.
+    """
+    found, count = [], 0
     for region in claimed(graph.root):
         assert region.claim is not None
+        count += region.size
+        if count > MAX_CLAIMED:
+            message = f"with this block, those that claim to be invertible hold more than {MAX_CLAIMED} components"
+            raise BlueprintError([Problem(*region.claim.place, region.claim.path, message)])
         found.append(Derived(region, region.claim, solve(region, given=region.claim.given, sizes=sizes)))
     return tuple(found)
 

@@ -126,8 +126,9 @@ class Problem:
 class Closure:
     """The fixpoint over ``facts``: ``keys[v]`` is None where ``v`` stays unknown; ``edges`` are those used, in order.
 
-    ``made_by[v]`` is the edge that made ``v`` known, or None for a fact. ``refused`` maps a linear relation whose output is
-    known to the contraction that failed on it. ``work`` counts the edges looked at.
+    ``made_by[v]`` is the edge that made ``v`` known, or None for a fact. ``searched`` has, for linear
+    relations whose outputs were known before their terms, what was last found when looking for a contraction behind it.
+    ``work`` counts the edges looked at.
     """
 
     def __init__(self, problem: Problem, facts: Iterable[int]) -> None:
@@ -136,18 +137,17 @@ class Closure:
         self.keys: list[Key | None] = [None] * count
         self.made_by: list[Edge | None] = [None] * count
         self.edges: list[Edge] = []
-        self.refused: dict[int, Fixed] = {}
+        self.searched: dict[int, Fixed] = {}
         self.work = 0
         self._left = [len(e.needs) for e in problem.edges]
         self._unknown = [len(r.terms) for r in problem.rows]
         self._unknown_sum = [sum(r.terms) for r in problem.rows]
-        self._heap: list[tuple[Key, int, int, Edge]] = []
+        self._heap: list[tuple[Key, int, int, int, Edge]] = []
         self._serial = 0
         self._touched: set[int] = set()
         self._dirty: set[int] = set()
-        self._watchers: dict[int, set[int]] = {}
         self._count, self._patience = 0, 0
-        self._patience_of: dict[int, int] = {}
+        self._tried: dict[int, int] = {}
         for v in dict.fromkeys(facts):
             self._know(v, (0, 0.0, 0), None)
         for e, edge in enumerate(problem.edges):
@@ -175,15 +175,15 @@ class Closure:
             self._dirty.add(r)
             if self._unknown[r] == 1:
                 self._push_row(r, self._unknown_sum[r])
-        self._dirty |= self._watchers.pop(v, set())
 
-    def _push(self, edge: Edge, rank: int) -> None:
+    def _push(self, edge: Edge, rank: int, by: int = 0) -> None:
+        """Of edges with one key, that of the lowest ``rank`` and then ``by`` is taken, which follow from names alone."""
         if all(self.keys[v] is not None for v in edge.targets):
             return
         key = max((k for v in edge.needs if (k := self.keys[v]) is not None), default=(0, 0.0, 0))
         self._serial += 1
         made = (key[0] + edge.steps, key[1] + edge.cost, key[2] + 1)
-        heapq.heappush(self._heap, (made, rank, self._serial, edge))
+        heapq.heappush(self._heap, (made, rank, by, self._serial, edge))
 
     def _push_row(self, r: int, v: int) -> None:
         """The last unknown value of a relation. Where that is its output, the forward edge gives it."""
@@ -192,19 +192,19 @@ class Closure:
             return
         factor = row.terms[v]
         terms = tuple((u, -c / factor) for u, c in row.terms.items() if u != v)
-        self._push_solved((Solved(v, terms, {r: 1 / factor}),))
+        self._push_solved((Solved(v, terms, {r: 1 / factor}),), by=self.flat.rank[row.out])
 
-    def _push_solved(self, group: Sequence[Solved]) -> None:
+    def _push_solved(self, group: Sequence[Solved], *, by: int = -1) -> None:
         needs = tuple(dict.fromkeys(v for s in group for v, _ in s.terms))
         targets = tuple(s.target for s in group)
         rank = len(self.problem.edges) + min(self.flat.rank[v] for v in targets)
-        self._push(Edge(needs, targets, 0.0, 0, solved=tuple(group)), rank)
+        self._push(Edge(needs, targets, 0.0, 0, solved=tuple(group)), rank, by)
 
     def _run(self) -> None:
         tier = 0
         while True:
             while self._heap and self._heap[0][0][0] <= tier:
-                key, _, _, edge = heapq.heappop(self._heap)
+                key, *_, edge = heapq.heappop(self._heap)
                 fresh = [v for v in edge.targets if self.keys[v] is None]
                 if fresh:
                     self.edges.append(edge)
@@ -236,23 +236,21 @@ class Closure:
         return bool(groups)
 
     def _contract(self, *, patient: bool) -> None:
-        """Look for contractions behind the known outputs of linear relations that have changed."""
+        """Look for contractions behind the known outputs of linear relations."""
         problem = self.problem
-        dirty = [r for r in self._dirty if not patient or self._count * 4 >= self._patience_of.get(r, 0)]
-        self._dirty -= set(dirty)
-        for r in sorted(dirty, key=lambda r: self.flat.rank[problem.rows[r].out]):
-            row = problem.rows[r]
+        for r in sorted(self._dirty, key=lambda r: self.flat.rank[problem.rows[r].out]):
+            row, tried = problem.rows[r], self._tried.get(r, -1)
             if self._unknown[r] < 2 or self.keys[row.out] is None:
+                self._dirty.discard(r)
+                continue
+            if tried == self._count or (patient and tried >= 0 and (self._count - tried) * 4 < self.searched[r].work):
                 continue
             found = find_fixpoint(problem, self.keys, row.out)
             self.work += found.work
-            if found.fixpoint is None:
-                self.refused[r] = found
-                self._patience_of[r] = self._count * 4 + found.work
-                for v in found.cone:
-                    self._watchers.setdefault(v, set()).add(r)
-            else:
-                self.refused.pop(r, None)
-                fixpoint = found.fixpoint
+            self._tried[r] = self._count
+            self.searched[r] = found
+            if (fixpoint := found.fixpoint) is not None:
+                self._dirty.discard(r)
                 rank = len(problem.edges) + self.flat.rank[fixpoint.target]
-                self._push(Edge(fixpoint.needs, (fixpoint.target,), fixpoint.cost, 1, fixpoint=fixpoint), rank)
+                edge = Edge(fixpoint.needs, (fixpoint.target,), fixpoint.cost, 1, fixpoint=fixpoint)
+                self._push(edge, rank, self.flat.rank[row.out])

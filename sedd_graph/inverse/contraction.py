@@ -44,10 +44,9 @@ class Fixed:
 
     ``sources``: the unknowns that it goes back to, none of which all the others follow from. ``target``: the one that they
     do follow from, with ``scale`` and ``bound`` (relative to scale) where those exist; ``unbounded`` lists the components
-    on the way that declare no Lipschitz bound, as (node, input port, output port). ``cone``: the unknown values passed.
+    on the way that declare no Lipschitz bound, as (node, input port, output port).
     """
 
-    cone: tuple[int, ...]
     work: int
     fixpoint: Fixpoint | None = None
     sources: tuple[int, ...] = ()
@@ -86,7 +85,7 @@ def find_fixpoint(problem: Problem, keys: Sequence[Key | None], value: int) -> F
             break
         if flat.producer[v] < 0:
             sources = tuple(sorted([v, *(u for _, u in frontier)], key=flat.rank.__getitem__))
-            return Fixed(tuple(seen), len(seen), sources=sources)
+            return Fixed(len(seen), sources=sources)
         cone.append(v)
         expand(v)
     nodes = tuple(sorted({flat.producer[u] for u in (*cone, value)}))
@@ -100,14 +99,12 @@ def find_fixpoint(problem: Problem, keys: Sequence[Key | None], value: int) -> F
     work = len(seen) + len(nodes)
     bound = moved / abs(float(scale)) if scale else math.inf
     if bound >= 1 - MARGIN:
-        return Fixed(tuple(seen), work, target=v, scale=scale, bound=bound, unbounded=tuple(unbounded))
+        return Fixed(work, target=v, scale=scale, bound=bound, unbounded=tuple(unbounded))
     inside = {v, *(out for index in nodes for out in flat.nodes[index].outputs.values() if out in seen)}
     outside = dict.fromkeys(u for index in nodes for u in flat.nodes[index].needs if u not in inside)
     count = iterations(bound)
     cost = count * sum(flat.nodes[index].cost for index in nodes)
-    return Fixed(
-        tuple(seen), work, Fixpoint(v, value, scale, bound, count, nodes, tuple({value: None} | outside), cost)
-    )
+    return Fixed(work, Fixpoint(v, value, scale, bound, count, nodes, tuple({value: None} | outside), cost))
 
 
 def _moved(

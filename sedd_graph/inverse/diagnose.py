@@ -168,7 +168,7 @@ class _Writer:
         text = f"{self.name(row.out)} is one equation for {len(terms)} unknowns: " + listed(
             self.described(v, node) for v in terms
         )
-        found = self.closure.refused.get(r)
+        found = self.closure.searched.get(r)
         if found is None:
             return text
         if found.sources:
@@ -240,7 +240,7 @@ class _Writer:
         return None
 
     def _rewritten_sum(self, r: int) -> str | None:
-        row, found = self.closure.problem.rows[r], self.closure.refused.get(r)
+        row, found = self.closure.problem.rows[r], self.closure.searched.get(r)
         out = self.name(row.out)
         terms = self.unknown(v for v in row.terms if v != row.out)
         if found is None:
@@ -268,7 +268,7 @@ class _Writer:
     def conditioning(self, remedy: Remedy, given: tuple[str, ...], lost: int) -> str | None:
         """What to say where all would follow from inputs that no sum carries on: they may be conditioning."""
         rows = self.closure.problem.rows
-        summed = {v for r in self.closure.refused for v in rows[r].terms}
+        summed = {v for r in self.closure.searched for v in rows[r].terms}
         inputs = [ref.port for ref in remedy.values if not ref.step and self.flat.inputs[ref.port] not in summed]
         if not len(inputs) == len(remedy.values) < lost:
             return None
@@ -290,7 +290,7 @@ class _Writer:
                     seen.update(fresh)
                     todo += fresh
         rows = self.closure.problem.rows
-        summed = {v for r in self.closure.refused for v in rows[r].terms} - set(terms)
+        summed = {v for r in self.closure.searched for v in rows[r].terms} - set(terms)
         return [self.name(u) for u in sorted(found & summed, key=self.flat.rank.__getitem__)]
 
 

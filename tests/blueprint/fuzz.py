@@ -6,6 +6,7 @@ prints how many were refused and accepted, the seconds they took, the slowest, a
 """
 
 import argparse
+import copy
 import json
 import random
 import resource
@@ -105,16 +106,17 @@ def mutate_tree(tree: Map, rng: random.Random) -> None:
     if kind <= 2:
         put(at, scalar(rng))
     elif kind == 3:
-        put(at, get(other) if get(other) is not tree else value)  # a part in another's place
+        put(at, copy.deepcopy(get(other)))  # a part in another's place
     elif kind == 4:
-        one, two = get(at), get(other)  # swapped, unless one holds the other
-        if at not in places(two) and other not in places(one):
-            put(at, two)
-            put(other, one)
+        one, two = copy.deepcopy((value, get(other)))  # swapped
+        put(at, two)
+        put(other, one)
     elif kind == 5 and isinstance(container, Map):
         del container.pairs[index]
     elif kind == 6 and isinstance(container, Map):
-        container.pairs.append((container.pairs[index][0], rng.choice([value, scalar(rng)])))  # twice the same key
+        container.pairs.append(
+            (container.pairs[index][0], rng.choice([copy.deepcopy(value), scalar(rng)]))
+        )  # twice the same key
     elif kind == 7 and isinstance(container, Map):
         container.pairs[index] = (rng.choice(KEYS), value)
     elif kind == 8:
@@ -143,7 +145,7 @@ def mutate_tree(tree: Map, rng: random.Random) -> None:
         tree.pairs.append(("use", Map([(k, Raw(rng.choice(PATHS) or "''")) for k in keys])))
     elif kind == 14 and isinstance(value, Map) and value.pairs:
         name, body = rng.choice(value.pairs)
-        value.pairs += [(f"{name}_{i}", body) for i in range(rng.choice([1, 2, 30]))]
+        value.pairs += [(f"{name}_{i}", copy.deepcopy(body)) for i in range(rng.choice([1, 2, 30]))]
     elif isinstance(value, list):
         value *= rng.choice([0, 2, 3, 50])
 

@@ -94,6 +94,7 @@ def test_nodes_may_be_written_in_any_order(tmp_path: Path, small: Callable[..., 
 TINY = """\
 blueprint: 1
 name: tiny
+params: {half: 0.5}
 axes: {b: batch, l: length, d: 12, e: 4}
 inputs: {x: float b l d}
 outputs: {y: LAST}
@@ -193,6 +194,15 @@ REFUSED: list[tuple[str, Mapping[str, str], Mapping[str, str], list[str]]] = [
         {"n": "block: part, repeat: l, in: x"},
         {"part": BODY.replace("TYPE", "float b l d")},
         ["nodes.n.repeat: repeat is length: it must be from 1 to 4096"],
+    ),
+    (
+        "parameters of the wrong kind",
+        {"m": "op: rms_norm, in: x, out: '${params.half}'", "n": "block: part, repeat: '${params.half}', in: m"},
+        {"part": BODY.replace("TYPE", "float b l d")},
+        [
+            "nodes.m.out: must be a string, not 0.5",
+            "nodes.n.repeat: must be an integer, not 0.5",
+        ],
     ),
     (
         "a star in a blueprint",

@@ -1,0 +1,131 @@
+"""Every shipped blueprint is held to the schema, built, and stepped on a CPU.
+
+Those small enough go as they are; of the others the structure is kept, and width, depth, vocabulary and length shrink.
+Parameter counts are held against the published architecture, written out here.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import sedd_graph
+from sedd_graph.api import Report, check
+from tests.conftest import BLUEPRINTS, ROOT
+
+BLOCKS = sorted((ROOT / "blueprints" / "blocks").glob("*.yaml"))
+SMALL = 4_000_000
+"""Parameters of the largest blueprint that is stepped at its own size."""
+SHRUNK = {"dim": 32, "heads": 2, "cond": 16, "tokens": 30, "depth": 2}
+
+
+def read(path: Path) -> Any:
+    """The file as OmegaConf reads it (a plain YAML loader takes ``1e-3`` for a string)."""
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+
+@pytest.mark.parametrize("path", [*BLUEPRINTS, *BLOCKS], ids=name_of)
+def test_editors_find_the_schema_and_it_agrees(path: Path) -> None:
+    header = path.read_text(encoding="utf-8").splitlines()[0]
+    prefix = "# yaml-language-server: $schema="
+    assert header.startswith(prefix)
+    schema = (path.parent / header.removeprefix(prefix)).resolve()
+    assert schema == ROOT / "schema" / "blueprint.v1.json"
+    jsonschema.validate(read(path), json.loads(schema.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=name_of)
+def test_it_is_named_as_its_file_and_says_what_it_is(path: Path) -> None:
+    report = check(path)
+    assert report.loaded.blueprint.name == path.stem
+    assert report.loaded.blueprint.description
+
+
+def shrinking(path: Path) -> list[str]:
+    """Overrides that make every size small,, depth last, and leave the structure as it is."""
+    params = read(path)["params"]
+    return ["data=null", "train=null", *(f"params.{name}={size}" for name, size in SHRUNK.items() if name in params)]
+
+
+def structure(report: Report) -> Any:
+    """What is there and how it is wired, without sizes."""
+
+    def of(region: Any) -> Any:
+        return [
+            (step.name, step.inputs, of(step.body) if hasattr(step.body, "steps") else step.body.contract.op)
+            for step in region.steps
+        ]
+
+    return of(report.graph.root)
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=name_of)
+def test_it_learns_and_samples(path: Path) -> None:
+    report = check(path)
+    overrides: list[str] = []
+    length = report.data.length
+    if report.parameters > SMALL:
+        overrides, length = shrinking(path), 16
+        assert structure(check(path, overrides[:-1])) == structure(report)  # at its full depth
+    engine = sedd_graph.build(path, overrides, device="cpu", compile="off")
+    assert engine.process is not None
+    tokens = engine.process.kernel.data_tokens
+    rows = torch.randint(0, tokens, (2, length), generator=torch.Generator().manual_seed(0))
+    loss = engine.loss(rows)
+    assert loss.shape == (2,)
+    assert bool((loss > 0).all() & loss.isfinite().all())
+    optimizer = torch.optim.SGD(engine.model.parameters(), lr=1e-3)
+    loss.mean().backward()
+    silent = [n for n, p in engine.model.named_parameters() if p.grad is None or not bool(p.grad.isfinite().all())]
+    assert silent == []
+    optimizer.step()
+    assert bool(engine.loss(rows).isfinite().all())
+    drawn = engine.sample(2, length, steps=2, seed=0)
+    assert drawn.shape == (2, length)
+    assert 0 <= int(drawn.min()) <= int(drawn.max()) < tokens
+
+
+def published(*, dim: int, depth: int, states: int, cond: int = 128) -> int:
+    """Parameters of SEDD's and MDLM's DiT (their ``model/transformer.py`` and ``models/dit.py``).
+
+    Linear maps with a bias: (in + 1) out; attention's two have none; a norm has a weight and no bias.
+    """
+    embedding = states * dim
+    time = (256 + 1) * cond + (cond + 1) * cond  # 256 sinusoidal features, linear, SiLU, linear
+    norms = 2 * dim
+    attention = dim * 3 * dim + dim * dim
+    mlp = (dim + 1) * 4 * dim + (4 * dim + 1) * dim
+    modulation = (cond + 1) * 6 * dim  # shift, scale and gate of either half
+    final = dim + (cond + 1) * 2 * dim + (dim + 1) * states  # norm, shift and scale, map to states
+    return embedding + time + depth * (norms + attention + mlp + modulation) + final
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("sedd-small", {"dim": 768, "depth": 12, "states": 50_258}),
+        ("sedd-medium", {"dim": 1024, "depth": 24, "states": 50_258}),
+        ("sedd-uniform-small", {"dim": 768, "depth": 12, "states": 50_257}),
+        ("mdlm-small", {"dim": 768, "depth": 12, "states": 50_258}),
+    ],
+)
+def test_published_sizes(name: str, sizes: dict[str, int]) -> None:
+    report = check(ROOT / "blueprints" / f"{name}.yaml")
+    assert report.parameters == published(**sizes)
+    assert report.data.length == 1024
+
+
+def test_the_arithmetic_gives_what_the_papers_say() -> None:
+    """SEDD, section 5: GPT-2's small and medium sizes; without embedding and head, its table of 90 M and 320 M."""
+    small, medium = (published(dim=d, depth=n, states=50_258) for d, n in ((768, 12), (1024, 24)))
+    within = small - 2 * 50_258 * 768, medium - 2 * 50_258 * 1024
+    assert within[0] == pytest.approx(90e6, rel=0.05)
+    assert within[1] == pytest.approx(320e6, rel=0.05)
