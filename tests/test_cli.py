@@ -161,7 +161,8 @@ def test_signals_leave_a_checkpoint(small: Callable[..., Path], tmp_path: Path, 
 
 
 def test_a_kill_loses_nothing_that_was_whole(small: Callable[..., Path], tmp_path: Path) -> None:
-    run = build(small(("steps: 6", "steps: 100000")), tmp_path / "runs")
+    path = small(("steps: 6", "steps: 100000"), ("repeat:", "save: {ports: [x], every: 1, rows: 1, chunk: 2}, repeat:"))
+    run = build(path, tmp_path / "runs")
     command = [sys.executable, "-m", "sedd_graph", "train", str(run), "--device", "cpu"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     end = time.time() + 120
@@ -172,6 +173,10 @@ def test_a_kill_loses_nothing_that_was_whole(small: Callable[..., Path], tmp_pat
     found = latest_checkpoint(run / "checkpoints")
     assert found is not None
     step = int(found.name.split("-")[1])
+    steps, values = (zarr.open_array(run / "activations.zarr" / "trunk" / "x" / n, mode="r") for n in ("step", "value"))
+    assert np.asarray(steps).tolist() == list(range(1, steps.shape[0] + 1))
+    assert step <= steps.shape[0] <= values.shape[0]
+    assert np.asarray(values)[: steps.shape[0]].any((1, 2, 3)).all()
     process = subprocess.Popen([*command, "--resume"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = []

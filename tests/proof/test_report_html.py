@@ -68,7 +68,10 @@ def run(tmp_path: Path) -> Path:
     write_text(run / "graph.svg", "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(2)</script></svg>")
     claim = {"name": "x", "claim": EVIL, "value": EVIL, "how": EVIL, "holds": True}
     size = {"parameters": 1234, "flops_per_token": 10**6, "saved_bytes": 1, "state_bytes": 1, "batch": 2, "length": 3}
-    write_json(run / "certificate.json", {"checks": [claim, {**claim, "holds": False}], "measure": size})
+    write_json(
+        run / "certificate.json",
+        {"checks": [claim, {**claim, "holds": False}, {**claim, "holds": None}], "measure": size},
+    )
     write_json(run / "run.json", {"argv": ["a b", EVIL], "versions": {EVIL: EVIL}, "overrides": [], "root": "/secret"})
     found = {
         "bits_per_character": 3.25,
@@ -108,7 +111,12 @@ def test_the_page_is_well_formed_and_every_text_is_escaped(run: Path) -> None:
     assert page.text("h1") == page.text("title")[:1] == [EVIL]
     assert page.text("pre")[:2] == [EVIL, "plain"]
     assert "".join(page.text("mark")[:1]) == (EVIL + " " * 40)[5:40]
-    assert page.text("td").count(EVIL) >= 6
+    assert page.text("td").count(EVIL) >= 9
+    assert [word for word in page.text("span") + page.text("td") if word in ("holds", "fails", "note")] == [
+        "holds",
+        "fails",
+        "note",
+    ]
     assert f"'a b' '{EVIL.replace(chr(39), chr(39) + chr(34) + chr(39) + chr(34) + chr(39))}'" in page.text("td")
     assert "/secret" not in run.joinpath("report.html").read_text()
     assert page.text("b")[0] == "3.250 "  # a standard error of one sequence is not known
