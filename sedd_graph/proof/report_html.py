@@ -214,8 +214,8 @@ def _recorded(run: Path) -> str:
 
 
 def _claims(checks: Sequence[dict[str, Any]]) -> str:
-    marks = {True: '<span class="ok">holds</span>', False: '<span class="bad">fails</span>'}
-    rows = [[marks[bool(c["holds"])], _e(c["claim"]), _e(c["value"]), _e(c["how"])] for c in checks]
+    marks = {"True": '<span class="ok">holds</span>', "False": '<span class="bad">fails</span>', "None": "note"}
+    rows = [[marks.get(str(c["holds"]), "?"), _e(c["claim"]), _e(c["value"]), _e(c["how"])] for c in checks]
     return "<h2>What was claimed, and what holds</h2>" + _table(rows, ("", "claim", "found", "how")) if rows else ""
 
 
