@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from sedd_graph_registry._bijection import wide
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +24,7 @@ class LayerNorm(Component, kind="norm"):
         self.bias = nn.Parameter(torch.zeros(self.axis("d"))) if self.config.affine == "weight_bias" else None
 
     def forward(self, x: Float[Tensor, "*s d"]) -> Float[Tensor, "*s d"]:
-        return F.layer_norm(x.float(), x.shape[-1:], self.weight, self.bias, self.config.eps).to(x.dtype)
+        return F.layer_norm(wide(x), x.shape[-1:], self.weight, self.bias, self.config.eps).to(x.dtype)
 
 
 class RMSNorm(Component, kind="norm"):
@@ -38,4 +39,4 @@ class RMSNorm(Component, kind="norm"):
         self.weight = nn.Parameter(torch.ones(self.axis("d"))) if self.config.affine == "weight" else None
 
     def forward(self, x: Float[Tensor, "*s d"]) -> Float[Tensor, "*s d"]:
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight, self.config.eps).to(x.dtype)
+        return F.rms_norm(wide(x), x.shape[-1:], self.weight, self.config.eps).to(x.dtype)

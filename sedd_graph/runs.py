@@ -28,9 +28,12 @@ from sedd_graph.engine.engine import CompileMode, Engine
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.engine.measure import Measure, measure
 from sedd_graph.errors import UserError
+from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.process import ProcessPlan
-from sedd_graph.proof.process import Check, prove_process
+from sedd_graph.proof.check import Check
+from sedd_graph.proof.inverse import prove_inverses
+from sedd_graph.proof.process import prove_process
 from sedd_graph.store.arrays import Activations, TapSpec, document_lengths, write_samples
 from sedd_graph.store.files import alone, new_run, read_json, write_json, write_text
 from sedd_graph.training.checkpoint import latest_checkpoint, load_weights, start_point
@@ -41,7 +44,7 @@ from sedd_graph.training.trackers import FINAL, open_trackers
 __all__ = ["Run", "build_run", "evaluate_run", "open_run", "sample_run", "train_run"]
 
 Say = Callable[[str], None]
-MODEL = "model.safetensors"
+MODEL, CERTIFICATE = "model.safetensors", "certificate.json"
 
 
 @dataclasses.dataclass
@@ -123,17 +126,10 @@ def build_run(
     """Check, prove, measure, compile, and write a run folder. Returns its path."""
     report = check(blueprint, overrides)
     say(str(report))
+    checks, demotions = prove(report, device=device, say=say)
+    report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
     counted = measured(report)
-    say(measure_text(counted))
-    checks: list[Check] = []
-    if report.plan is not None:
-        checks = prove_process(report.plan, report.registry)
-        say("\n" + checks_text(checks))
-        broken = [c for c in checks if not c.holds]
-        if broken:
-            raise UserError(
-                "the noise process does not hold: " + "; ".join(f"{c.name}: {c.claim} ({c.value})" for c in broken)
-            )
+    say("\n" + measure_text(counted))
     text = lock_text(report)
     tokenizer = None
     if "data" in report.loaded.sections:
@@ -141,7 +137,7 @@ def build_run(
         tokenizer = data.tokenizer
         _check_tokenizer(report, tokenizer)
         say(
-            f"\ndata        {data.train.count:,} training rows and {data.heldout.count:,} held-out rows of {report.data.length} tokens, "
+            f"data        {data.train.count:,} training rows and {data.heldout.count:,} held-out rows of {report.data.length} tokens, "
             f"{data.characters_per_token:.2f} characters per token; unigram entropy of the held-out text {data.unigram_bits:.3f} bits per character"
         )
     engine = make_engine(report, device=device, compile=compile or report.train.compile)
@@ -154,8 +150,12 @@ def build_run(
     write_text(run / "graph.svg", to_svg(report.graph))
     write_text(run / "graph.mmd", to_mermaid(report.graph))
     write_json(
-        run / "certificate.json",
-        {"checks": [dataclasses.asdict(c) for c in checks], "measure": dataclasses.asdict(counted)},
+        run / CERTIFICATE,
+        {
+            "checks": [dataclasses.asdict(c) for c in checks],
+            "checkpointed": demotions,
+            "measure": dataclasses.asdict(counted),
+        },
     )
     write_json(
         run / "run.json",
@@ -171,6 +171,31 @@ def build_run(
     if tokenizer is not None:
         write_text(run / TOKENIZER, tokenizer.to_json())
     return run
+
+
+def prove(report: Report, *, device: torch.device, say: Say) -> tuple[list[Check], list[str]]:
+    """Every claim held to numbers, and the paths of the blocks that are to be checkpointed since theirs does not hold.
+
+    Raises :class:`UserError` with every claim that fails and is not to be answered so.
+    """
+    checks = [] if report.plan is None else prove_process(report.plan, report.registry)
+    certificates = prove_inverses(report.graph, report.registry, device=device)
+    lenient = [c for c in certificates if c.broken and c.use.on_failure == "checkpoint"]
+    failing = [("the noise process does not hold", tuple(c for c in checks if c.holds is False))]
+    failing += [(f"block {c.use.name!r} is not undone", c.broken) for c in certificates if c not in lenient]
+    checks += [check for c in certificates for check in c.checks]
+    if checks:
+        say("\n" + checks_text(checks))
+    broken = [f"{what}: {_listed(found)}" for what, found in failing if found]
+    if broken:
+        raise UserError("\n".join(broken))
+    for c in lenient:
+        say(f"warning     block {c.use.name!r} is checkpointed, not rebuilt: {_listed(c.broken)}")
+    return checks, [c.use.path for c in lenient]
+
+
+def _listed(checks: Sequence[Check]) -> str:
+    return "; ".join(f"{c.name}: {c.claim} ({c.value})" for c in checks)
 
 
 def measured(report: Report) -> Measure:
@@ -190,9 +215,9 @@ def measure_text(found: Measure) -> str:
 
 def checks_text(checks: Sequence[Check]) -> str:
     width = max(len(c.name) for c in checks)
+    marks = {True: "holds", False: "FAILS", None: "note "}
     return "\n".join(
-        ["claims"]
-        + [f"  {'holds' if c.holds else 'FAILS'}  {c.name:<{width}}  {c.claim}: {c.value}  [{c.how}]" for c in checks]
+        ["claims"] + [f"  {marks[c.holds]}  {c.name:<{width}}  {c.claim}: {c.value}  [{c.how}]" for c in checks]
     )
 
 
@@ -239,6 +264,9 @@ def open_run(
     if not (path / LOCK).is_file():
         raise UserError(f"{path} is not a run folder: there is no {LOCK} in it")
     report = check(path / LOCK, overrides)
+    found = read_json(path / CERTIFICATE) if (path / CERTIFICATE).is_file() else {}
+    if isinstance(found, dict) and isinstance(paths := found.get("checkpointed"), list):
+        report = dataclasses.replace(report, graph=demoted(report.graph, paths))
     tokenizer = load_tokenizer(path) if (path / TOKENIZER).is_file() else None
     if tokenizer is not None:
         _check_tokenizer(report, tokenizer)

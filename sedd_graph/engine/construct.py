@@ -12,10 +12,11 @@ from sedd_graph.component import Context
 from sedd_graph.engine.regions import Model, Plan, RegionModule
 from sedd_graph.engine.reversible import make_running
 from sedd_graph.errors import BlueprintError, Problem, UserError
+from sedd_graph.graph.blocks import chained
 from sedd_graph.graph.model import Graph, Op, Region, Running, Step
 from sedd_graph.plugins import Registry
 
-__all__ = ["build_model", "build_shapes", "count_parameters", "count_shapes"]
+__all__ = ["build_block", "build_model", "build_shapes", "count_parameters", "count_shapes"]
 
 _FILLS = (
     Tensor.normal_,
@@ -28,6 +29,9 @@ _FILLS = (
     nn.init.xavier_uniform_,
     nn.init.xavier_normal_,
 )
+
+
+_PLAIN, _NOWHERE = Running(), ("", 0, 0)
 
 
 class _NoDraws(TorchFunctionMode):
@@ -78,6 +82,17 @@ def build_model(graph: Graph, registry: Registry) -> Model:
     if problems or root is None:
         raise BlueprintError(problems)
     return Model(graph, root)
+
+
+def build_block(region: Region, registry: Registry, *, repeat: int = 0, running: Running = _PLAIN) -> RegionModule:
+    """One block by itself, or a chain of ``repeat`` > 0 of it, run as ``running`` says. Raises :class:`BlueprintError`."""
+    problems: list[Problem] = []
+    body = chained(region, repeat, _NOWHERE) if repeat else region
+    use = Step(region.label, body, {}, region.output_types, None, _NOWHERE, running)
+    made = _Maker(registry, problems).region(body, f"{region.label}.", use)
+    if problems or made is None:
+        raise BlueprintError(problems)
+    return made
 
 
 class _Maker:

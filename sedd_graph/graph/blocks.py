@@ -9,7 +9,7 @@ from sedd_graph.axes import AxisError, Size, parse_port_type, parse_size
 from sedd_graph.blueprint.schema import Block, Node
 from sedd_graph.contract import Port
 from sedd_graph.errors import listed, suggest
-from sedd_graph.graph.model import Ref, Region, Running, Step
+from sedd_graph.graph.model import Place, Ref, Region, Running, Step
 from sedd_graph.graph.ports import Scope, declared_outputs, read_type
 from sedd_graph.graph.spot import Spot
 from sedd_graph.graph.unify import Binding, Mismatch

@@ -52,7 +52,8 @@ def test_node_path_is_module_path_is_state_dict_key(name: str, tmp_path: Path) -
     assert sum(isinstance(m, Component) for m in model.modules()) == len(steps) == graph.root.size
     owners = {next(w for w in steps if key.startswith(w + ".")) for key in model.state_dict()}
     assert owners == {w for w in steps if list(modules[w].parameters())}
-    assert all(model.get_parameter(key).shape == value.shape for key, value in model.state_dict().items())
+    held = dict([*model.named_parameters(), *model.named_buffers()])
+    assert all(held[key].shape == value.shape for key, value in model.state_dict().items())
     assert set(model.tap_names) == {where for where, _, _ in graph.taps}
 
 
