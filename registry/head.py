@@ -1,6 +1,6 @@
 """From vectors to what the noise process asks for: log scores (SEDD) or log probabilities of the clean token (SUBS).
 
-Computed in float32 whatever autocast says. Axes: b batch, l length, d model width, v states (the mask is the last).
+Computed in float32 whatever autocast says, the linear map included. Axes: b batch, l length, d model width, v states (the mask is the last).
 """
 
 import math
@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
+from sedd_graph_registry._bijection import wide
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,8 +32,10 @@ class _Head(Component):
     def raw(self, x: Tensor, table: Tensor | None) -> Tensor:
         weight = self.weight if table is None else table
         assert weight is not None
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, weight.to(x.dtype), bias).float()
+        # Autocast's product would come out rounded to bfloat16: log probabilities of -10 in steps of 0.06.
+        with torch.autocast(x.device.type, enabled=False):
+            rows = wide(x)
+            return F.linear(rows, weight.to(rows.dtype), None if self.bias is None else self.bias.to(rows.dtype))
 
 
 class ScoreHead(_Head, kind="head"):

@@ -44,7 +44,8 @@ def check_component(
     """Check one component under one Config.
 
     ``axes`` gives the sizes of its own static axes (8 where it is silent), ``connected`` the optional ports to feed.
-    Axes named ``b`` and ``l`` are batch and length and are tried at two sizes. ``compile`` also compiles ``forward``.
+    Axes named ``b`` and ``l`` are batch and length and are tried at two sizes; integers are drawn below ``v`` where the
+    component has such an axis (the mask, its last state, among them), else below 2. ``compile`` also compiles ``forward``.
     Raises :class:`ConformanceError` with every failure at once.
     """
     failures: list[tuple[str, str]] = []
@@ -99,7 +100,7 @@ def _make(found: PortType, sizes: Mapping[str, int], generator: torch.Generator)
         return torch.rand(shape, generator=generator) + 0.1
     if found.kind == "bool":
         return torch.ones(shape, dtype=torch.bool)
-    return torch.randint(0, 2, shape, generator=generator)
+    return torch.randint(0, sizes.get("v", 2), shape, generator=generator)
 
 
 def _node(
