@@ -7,34 +7,29 @@ stored activations. Axes: b rows, l length, n numbers of one sequence.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sedd_graph.axes import PortType, Size
-from sedd_graph.engine.construct import build_block, count_parameters
+from sedd_graph.engine.fixed_point import Map
 from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.regions import RegionModule
 from sedd_graph.engine.reversible import DRIFT
-from sedd_graph.engine.units import Layout, Values
 from sedd_graph.engine.volume import log_det
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.graph.claims import Use, uses
 from sedd_graph.graph.model import Graph, Running
-from sedd_graph.inverse import Contraction, Solve
+from sedd_graph.inverse import Contraction
 from sedd_graph.plugins import Registry
 from sedd_graph.proof.check import Check
+from sedd_graph.proof.subject import BATCH, JACOBIAN, LENGTH, Subject, by_rows, jacobian, off
 
 __all__ = ["Certificate", "prove_inverses"]
 
-BATCH, LENGTH = 2, 6
-JACOBIAN = 1536
-"""The largest Jacobian that is made, numbers a side."""
 WEIGHTS = 8_000_000
 """How many different weights a chain of layers gets; beyond, layers share them."""
 DEPTH = 64
@@ -44,6 +39,9 @@ EMULATED = 1_000_000, 4
 _TOO_LARGE = f"the Jacobian of one position has {{n:,}} numbers a side; {JACOBIAN:,} are the most made"
 CLOSED, ITERATIVE, SINGLE = 1e-9, 1e-5, 1e-4
 """Relative errors that are let pass: of closed forms and of iterations in float64, and in float32."""
+_SCALES = 1.0, 0.1, 4.0
+"""How large the inputs are at which slopes are measured."""
+_WAYS: tuple[Literal["store", "reversible"], ...] = ("store", "reversible")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,95 +65,22 @@ def prove_inverses(graph: Graph, registry: Registry, *, device: torch.device) ->
     found = []
     for use in uses(graph.root):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            found.append(Certificate(use, tuple(_Subject(use, registry, device).checks())))
+            found.append(Certificate(use, tuple(_Trial(use, registry, device).checks())))
     return found
 
 
-def _shape(found: PortType, batch: int, length: int) -> list[int]:
-    return [d.size.evaluate({"batch": batch, "length": length}) for d in found.dims]
-
-
-def _by_rows(found: PortType) -> bool:
-    """Whether the first axis is the batch, and no other is."""
-    return [i for i, d in enumerate(found.dims) if "batch" in d.size.symbols] == [0] and found.dims[0].size == Size.of("batch")  # fmt: skip
-
-
-def _off(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest relative error."""
-    return max(
-        (float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)) for a, b in zip(found, expected, strict=True)),
-        default=0.0,
-    )  # fmt: skip
-
-
-class _Subject:
-    """One claimed block: how it is made small, and what is asked of it."""
+class _Trial:
+    """One claimed block, and what is asked of it."""
 
     def __init__(self, use: Use, registry: Registry, device: torch.device) -> None:
-        self.use, self.region, self.registry, self.device = use, use.layer, registry, device
-        assert self.region.claim is not None
-        self.layout = Layout(self.region, self.region.claim.given)
-        self.iterative = any(
-            isinstance(d, Contraction) or (isinstance(d, Solve) and d.rule.iterative)
-            for d in self.layout.program.derivations
-        )
-        self.weights = count_parameters(self._meta())
-        self.chains = self.region.outputs.keys() <= self.region.inputs.keys() and all(
-            t == self.region.inputs[n] for n, t in self.region.output_types.items()
-        )
-
-    # -- instances --------------------------------------------------------------------------------------------------
-
-    def _meta(self) -> RegionModule:
-        with torch.device("meta"):
-            return build_block(self.region, self.registry)
-
-    def layer(
-        self, dtype: torch.dtype, seed: int = 0, *, repeat: int = 0, running: Running | None = None
-    ) -> RegionModule:
-        """The block with random weights: gates and couplings that start at zero are moved off it."""
-        torch.manual_seed(seed)
-        made = build_block(self.region, self.registry, repeat=repeat, running=running or Running())
-        for parameter in made.parameters():
-            size = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.5
-            parameter.add_(torch.randn_like(parameter) * size * (0.2 if parameter.any() else 1.0))
-        return made.to(dtype).train()
-
-    def inputs(self, dtype: torch.dtype, batch: int = BATCH, length: int = LENGTH, seed: int = 1) -> list[Tensor]:
-        """Random inputs in order; of a mask the last row's last position is hidden."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def draw(found: PortType) -> Tensor:
-            shape = _shape(found, batch, length)
-            if found.kind == "float":
-                return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-            if found.kind == "int":
-                return torch.randint(0, 2, shape, generator=generator)
-            shown = torch.ones(shape, dtype=torch.bool)
-            if length > 1:
-                shown[(-1,) * len(shape)] = False
-            return shown
-
-        return [draw(t) for t in self.region.inputs.values()]
-
-    def key(self, batch: int = BATCH) -> Tensor:
-        return torch.arange(1, batch + 1, dtype=torch.int32) * 7919
-
-    def started(self, layer: RegionModule, inputs: Sequence[Tensor]) -> RegionModule:
-        """The layer once it has seen a batch: what starts from data (ActNorm) has started."""
-        layer(None, *inputs)
-        return layer
-
-    def streams(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        by_name = dict(zip(self.region.inputs, inputs, strict=True))
-        return [by_name[name] for name in self.layout.streams]
-
-    # -- the claims -------------------------------------------------------------------------------------------------
+        self.use, self.device = use, device
+        self.subject = Subject(use.layer, registry)
+        self.layout = self.subject.layout
 
     def checks(self) -> Iterator[Check]:
         dtype = torch.float64
         try:
-            self.started(self.layer(dtype), self.inputs(dtype))
+            self.subject.started(self.subject.layer(dtype), self.subject.inputs(dtype))
         except (RuntimeError, TypeError):
             dtype = torch.float32  # a component that does not take float64
         yield self._guarded("round_trip", "its inputs are had back from its outputs", self._round_trip, dtype)
@@ -174,7 +99,7 @@ class _Subject:
             yield self._guarded("exact", claim, self._depth, Grid(), None)
         claim = f"rebuilt in float32 its inputs are off by less than the drift guard lets pass ({DRIFT:g})"
         yield self._guarded("float32", claim, self._depth, None, None)
-        if self.device.type == "cuda" or self.weights <= EMULATED[0]:
+        if self.device.type == "cuda" or self.subject.weights <= EMULATED[0]:
             claim = "how far off its inputs are, rebuilt under bfloat16 autocast"
             yield self._guarded("bfloat16", claim, self._depth, None, torch.bfloat16)
 
@@ -187,199 +112,122 @@ class _Subject:
         return Check(f"{self.use.name}.{name}", f"{self.use.name}: {claim}", holds, value, how)
 
     def _tolerance(self, dtype: torch.dtype) -> float:
-        return SINGLE if dtype == torch.float32 else ITERATIVE if self.iterative else CLOSED
+        return SINGLE if dtype == torch.float32 else ITERATIVE if self.subject.iterative else CLOSED
 
     def _round_trip(self, dtype: torch.dtype) -> tuple[bool, str, str]:
-        inputs, key = self.inputs(dtype), self.key()
-        layer = self.started(self.layer(dtype), inputs)
+        subject = self.subject
+        inputs, key = subject.inputs(dtype), subject.key()
+        layer = subject.started(subject.layer(dtype), inputs)
         outputs = RegionModule.forward(layer, key, *inputs)
-        found = self._undone(self.layout, layer, key, inputs, outputs)
-        error = _off(found, self.streams(inputs))
+        error = off(subject.undone(layer, key, inputs, outputs), subject.streams(inputs))
         how = f"relative, {_name(dtype)}, {BATCH} rows of {LENGTH}, dropout on"
         return error <= self._tolerance(dtype), f"{error:.1e}", how
-
-    def _undone(
-        self,
-        layout: Layout,
-        layer: RegionModule,
-        key: Tensor | None,
-        inputs: Sequence[Tensor],
-        outputs: Sequence[Tensor],
-    ) -> list[Tensor]:
-        """The streams, rebuilt from outputs and what is given."""
-        values: Values = [None] * layout.count
-        for name, x in zip(layout.inputs, inputs, strict=True):
-            if name in layout.constants:
-                values[layout.inputs[name]] = x
-        for value, x in zip(layout.outputs.values(), outputs, strict=False):
-            values[value] = x
-        layout.undo(layer, key, values, [False] * layout.count)
-        return [values[layout.inputs[name]] for name in layout.streams]
-
-    def _filled(self, layer: RegionModule, key: Tensor | None, inputs: Sequence[Tensor]) -> Values:
-        values: Values = [None] * self.layout.count
-        for value, x in zip(self.layout.inputs.values(), inputs, strict=True):
-            values[value] = x
-        self.layout.forward(layer, key, values)
-        return values
-
-    def _short(self, refs: Sequence[PortType]) -> tuple[int, int]:
-        """The length of a sequence, and how many numbers of ``refs`` are in it, that a Jacobian can be made of."""
-        counts = [(l, sum(math.prod(_shape(t, 1, l)) for t in refs)) for l in (4, 2, 1)]
-        return next(((l, n) for l, n in counts if n <= JACOBIAN), counts[-1])
 
     def _log_det(self, dtype: torch.dtype) -> tuple[bool | None, str, str]:
         if self.layout.program.unmeasured:
             names = ", ".join(d.path for d in self.layout.program.unmeasured)
             return None, "not run", f"{names} declares no log-determinant"
-        types = [self.region.inputs[name] for name in self.layout.streams]
-        length, n = self._short(types)
-        if n > JACOBIAN or not all(
-            _by_rows(t) and t.kind == "float" for t in (*types, *self.region.output_types.values())
-        ):
+        subject, region = self.subject, self.subject.region
+        types = [region.inputs[name] for name in self.layout.streams]
+        length, n = subject.short(types)
+        if n > JACOBIAN or not all(by_rows(t) and t.kind == "float" for t in (*types, *region.output_types.values())):
             return None, "not run", _TOO_LARGE.format(n=n)
-        layer = self.started(self.layer(dtype), self.inputs(dtype))
-        inputs, key = self.inputs(dtype, 1, length), self.key(1)
-        found = float(log_det(self.layout, layer, key, self._filled(layer, key, inputs), 1, exact_up_to=JACOBIAN))
-        at = [list(self.layout.inputs).index(name) for name in self.layout.streams]
-        jacobian = _jacobian(
-            lambda rows: RegionModule.forward(layer, self.key(1).expand(n), *rows)[: len(self.layout.outputs)],
-            [x.expand(n, *x.shape[1:]) if _by_rows(t) else x for x, t in zip(inputs, self.region.inputs.values(), strict=True)],
-            at,
-        )  # fmt: skip
-        expected = float(torch.linalg.slogdet(jacobian).logabsdet)
-        size = max(1.0, abs(expected))
-        how = f"slogdet of the Jacobian by autograd, {_name(dtype)}, 1 row of {length}, {n} numbers a side"
-        return (
-            abs(found - expected) <= 10 * self._tolerance(dtype) * size,
-            f"{found:.8g} against {expected:.8g} nats",
-            how,
-        )
+        layer = subject.started(subject.layer(dtype), subject.inputs(dtype))
+        inputs, key = subject.inputs(dtype, 1, length), subject.key(1)
+        values = subject.filled(layer, key, inputs)
+        found = float(log_det(self.layout, layer, key, values, 1, exact_up_to=JACOBIAN))
+
+        def outputs(rows: Sequence[Tensor]) -> Sequence[Tensor]:
+            return RegionModule.forward(layer, key.expand(n), *rows)[: len(region.outputs)]
+
+        at = [list(region.inputs).index(name) for name in self.layout.streams]
+        expected = float(torch.linalg.slogdet(jacobian(outputs, subject.copies(inputs, n), at)).logabsdet)
+        holds = abs(found - expected) <= 10 * self._tolerance(dtype) * max(1.0, abs(expected))
+        how = f"slogdet of the Jacobian by autograd, {_name(dtype)}, 1 row of {length}, {n:,} numbers a side"
+        return holds, f"{found:.8g} against {expected:.8g} nats", how
 
     def _contraction(self, dtype: torch.dtype, d: Contraction) -> tuple[bool | None, str, str]:
-        found = self.layout.program.types[d.target]
-        length, n = self._short([found])
-        if n > JACOBIAN or not _by_rows(found):
+        subject, found = self.subject, self.layout.program.types[d.target]
+        length, n = subject.short([found])
+        if n > JACOBIAN or not by_rows(found):
             return None, "not run", _TOO_LARGE.format(n=n)
-        layer = self.started(self.layer(dtype), self.inputs(dtype))
-        slopes = []
-        for seed, scale in enumerate((1.0, 0.1, 4.0)):
-            inputs = [x * scale if x.is_floating_point() else x for x in self.inputs(dtype, 1, length, seed)]
-            wide = [x.expand(n, *x.shape[1:]) if _by_rows(t) else x for x, t in zip(inputs, self.region.inputs.values(), strict=True)]  # fmt: skip
-            values = self._filled(layer, None, wide)
+        layer = subject.started(subject.layer(dtype), subject.inputs(dtype))
+        worst = 0.0
+        for seed, scale in enumerate(_SCALES):
+            inputs = [x * scale if x.is_floating_point() else x for x in subject.inputs(dtype, 1, length, seed)]
+            values = subject.filled(layer, None, subject.copies(inputs, n))
             g = self.layout.remainder(d, layer, None, values)
-            jacobian = _jacobian(lambda rows, g=g: (g(rows[0]),), [values[self.layout.index[d.target]]], [0])
-            slopes.append(float(torch.linalg.matrix_norm(jacobian, 2)))
-        how = f"spectral norm of the Jacobian at {len(slopes)} points, 1 row of {length}, {n} numbers a side"
-        return max(slopes) <= d.bound * (1 + 1e-6), f"{max(slopes):.4g}", how
+
+            def remainder(rows: Sequence[Tensor], g: Map = g) -> Sequence[Tensor]:
+                return [g(rows[0])]
+
+            slopes = jacobian(remainder, [values[self.layout.index[d.target]]], [0])
+            worst = max(worst, float(torch.linalg.matrix_norm(slopes, 2)))
+        how = f"spectral norm of the Jacobian at {len(_SCALES)} points, 1 row of {length}, {n:,} numbers a side"
+        return worst <= d.bound * (1 + 1e-6), f"{worst:.4g}", how
 
     @torch.enable_grad()
     def _gradients(self, dtype: torch.dtype) -> tuple[bool, str, str]:
-        repeat = 2 if self.chains and self.use.depth > 1 else 0
-        found: list[list[Tensor]] = []
+        subject = self.subject
+        repeat = 2 if subject.chains and self.use.depth > 1 else 0
+        found: list[tuple[Tensor, ...]] = []
         state: dict[str, Tensor] = {}
-        for memory in ("store", "reversible"):
+        for memory in _WAYS:
             with torch.no_grad():
-                module = self.layer(dtype, repeat=repeat, running=Running(memory))
-                if memory == "store":
-                    state = self.started(module, self.inputs(dtype)).state_dict()
+                module = subject.layer(dtype, repeat=repeat, running=Running(memory))
+                state = state or subject.started(module, subject.inputs(dtype)).state_dict()
                 module.load_state_dict(state)
-            inputs = [x.requires_grad_(x.is_floating_point()) for x in self.inputs(dtype)]
-            outputs = module(self.key(), *inputs)[: len(self.layout.outputs)]
+            inputs = [x.requires_grad_(x.is_floating_point()) for x in subject.inputs(dtype)]
+            outputs = module(subject.key(), *inputs)[: len(self.layout.outputs)]
             generator = torch.Generator().manual_seed(3)
-            total = sum(
-                (o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(dtype)).sum() for o in outputs
-            )
+            weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(dtype) for o in outputs]
             wanted = [*(x for x in inputs if x.requires_grad), *module.parameters()]
-            made = torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
-            found.append([*made])
-        floor = (
-            max(float(g.norm()) for g in found[0]) * torch.finfo(dtype).eps * 100
-        )  # what is zero but for rounding is nobody's gradient
+            found.append(torch.autograd.grad(outputs, wanted, weights, allow_unused=True, materialize_grads=True))
+        # what is zero but for rounding is nobody's gradient
+        floor = max(float(g.norm()) for g in found[0]) * torch.finfo(dtype).eps * 100
         pairs = [(a, b) for a, b in zip(*found, strict=True) if max(float(a.norm()), float(b.norm())) > floor]
-        error = _off([b for _, b in pairs], [a for a, _ in pairs])
-        how = (
-            f"the worst of {len(pairs)} inputs and parameters, relative, {_name(dtype)}, {repeat or 1} deep, dropout on"
-        )
+        error = off([b for _, b in pairs], [a for a, _ in pairs])
+        how = f"the worst of {len(pairs)} inputs and weights, relative, {_name(dtype)}, {repeat or 1} deep, dropout on"
         return error <= self._tolerance(dtype), f"{error:.1e}", how
 
     def _recompute(self) -> tuple[bool, str, str]:
-        inputs = self.inputs(torch.float32)
-        layer = self.started(self.layer(torch.float32), inputs).to(self.device)
-        inputs, key = [x.to(self.device) for x in inputs], self.key().to(self.device)
+        subject = self.subject
+        inputs = subject.inputs(torch.float32)
+        layer = subject.started(subject.layer(torch.float32), inputs).to(self.device)
+        inputs, key = [x.to(self.device) for x in inputs], subject.key().to(self.device)
         first, second = (RegionModule.forward(layer, key, *inputs) for _ in range(2))
-        same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-        error = _off(second, first)
-        return (
-            same,
-            "equal" if same else f"off by {error:.1e}",
-            f"torch.equal, float32 on {self.device.type}, dropout on",
-        )
+        same = all(map(torch.equal, first, second))
+        value = "equal" if same else f"off by {off(second, first):.1e}"
+        return same, value, f"torch.equal, float32 on {self.device.type}, dropout on"
 
     def _depth(self, grid: Grid | None, autocast: torch.dtype | None) -> tuple[bool | None, str, str]:
         """The round trip of chains of layers, by depth."""
-        layout = self.layout if grid is None else Layout(self.region, self.layout.constants, grid)
-        emulated = autocast is not None and self.device.type != "cuda"
-        depth = min(self.use.depth if self.chains else 1, DEPTH, EMULATED[1] if emulated else DEPTH)
-        different = max(1, min(depth, WEIGHTS // max(1, self.weights)))
-        given = self.inputs(torch.float32)
-        layers = [self.started(self.layer(torch.float32, seed), given).to(self.device) for seed in range(different)]
-        given = [x.to(self.device) for x in given]
+        subject, device = self.subject, self.device
+        emulated = autocast is not None and device.type != "cuda"
+        depth = min(self.use.depth if subject.chains else 1, EMULATED[1] if emulated else DEPTH)
+        depths = sorted({2**i for i in range(depth.bit_length())} | {depth})
+        different = max(1, min(depth, WEIGHTS // max(1, subject.weights)))
+        layers = subject.chain(torch.float32, different, device=device)
+        with torch.autocast(device.type, autocast, enabled=autocast is not None, cache_enabled=False):
+            found = list(subject.rebuilt(layers, depths, grid=grid))
+        where = f"{different} different layer{'s' * (different > 1)}, on {device.type}"
         if grid is not None:
-            given = [grid.snap(x) if n in layout.streams else x for n, x in zip(layout.inputs, given, strict=True)]
-        key = self.key().to(self.device)
-        cast = contextlib.nullcontext() if autocast is None else torch.autocast(self.device.type, autocast, cache_enabled=False)  # fmt: skip
-        errors: dict[int, float] = {}
-        equal = True
-        with cast:
-            states = [given]
-            for at in range(depth):
-                values: Values = [None] * layout.count
-                for value, x in zip(layout.inputs.values(), states[-1], strict=True):
-                    values[value] = x
-                layout.forward(layers[at % different], key + at, values)
-                made = dict(zip(layout.outputs, [values[v] for v in layout.outputs.values()], strict=True))
-                if grid is not None:
-                    grid.hold(list(made.values()), f"block {self.region.label!r}")
-                last = made
-                states.append([made.get(n, x) for n, x in zip(layout.inputs, states[-1], strict=True)])
-                if at + 1 == depth or (at + 1).bit_count() == 1:  # 1, 2, 4, ... and the whole depth
-                    known = last
-                    for below in reversed(range(at + 1)):
-                        outputs = [known[n] for n in layout.outputs]
-                        rebuilt = self._undone(layout, layers[below % different], key + below, states[below], outputs)
-                        known = dict(zip(layout.streams, rebuilt, strict=True))
-                    expected = [dict(zip(layout.inputs, given, strict=True))[n] for n in layout.streams]
-                    errors[at + 1] = _off(rebuilt, expected)
-                    equal = equal and all(torch.equal(a, b) for a, b in zip(rebuilt, expected, strict=True))
-        worst = errors[depth]
-        estimate = ""
-        if depth < self.use.depth and not emulated and self.chains:
-            estimate = f"; {_extrapolated(errors, self.use.depth):.1e} expected at {self.use.depth}"
-        text = ", ".join(f"{error:.1e} at {d}" for d, error in errors.items()) + estimate
-        how = f"relative, by depth, {'emulated on a CPU' if emulated else f'on {self.device.type}'}; {different} different layer" + "s" * (different > 1)  # fmt: skip
-        if grid is not None:
-            return equal, "equal" if equal else f"off by {worst:.1e}", f"torch.equal, {depth} deep, grid of 2^-{grid.bits}, on {self.device.type}"  # fmt: skip
-        return (None if autocast is not None else worst <= DRIFT), text, how
+            same = all(equal for _, _, equal in found)
+            value = "equal" if same else f"off by {max(error for _, error, _ in found):.1e}"
+            return same, value, f"torch.equal, {depth} deep, grid of 2^-{grid.bits}; {where}"
+        text = ", ".join(f"{error:.1e} at {at}" for at, error, _ in found)
+        if subject.chains and depth < self.use.depth and not emulated:
+            further = _extrapolated([(at, error) for at, error, _ in found], self.use.depth)
+            text += f"; {further:.1e} expected at {self.use.depth}"
+        holds = None if autocast is not None else found[-1][1] <= DRIFT
+        return holds, text, f"relative, by depth; {where}{', emulated' if emulated else ''}"
 
 
-def _extrapolated(errors: dict[int, float], depth: int) -> float:
+def _extrapolated(errors: Sequence[tuple[int, float]], depth: int) -> float:
     """A power law through the last two depths."""
-    (a, first), (b, last) = list(errors.items())[-2:]
+    (a, first), (b, last) = errors[-2:]
     power = math.log(max(last, 1e-30) / max(first, 1e-30)) / math.log(b / a)
     return float(last * (depth / b) ** max(power, 0.0))
-
-
-@torch.enable_grad()
-def _jacobian(function: Any, rows: Sequence[Tensor], at: Sequence[int]) -> Tensor:
-    """The Jacobian [n, n] of one sequence, of which all n rows are copies: one backward pass with another number each."""
-    leaves = [x.detach().clone().requires_grad_(i in at) for i, x in enumerate(rows)]
-    outputs = torch.cat([o.flatten(1) for o in function(leaves)], dim=1)
-    eye = torch.eye(len(outputs), dtype=outputs.dtype)
-    if not outputs.requires_grad:
-        return torch.zeros_like(eye)
-    made = torch.autograd.grad(outputs, [leaves[i] for i in at], eye, materialize_grads=True)
-    return torch.cat([g.flatten(1) for g in made], dim=1).double()
 
 
 def _name(dtype: torch.dtype) -> str:
