@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sedd_graph.component import Component, ComponentConfig
 from sedd_graph.contract import Algebra, Signature
+from sedd_graph.diffusion.numerics import full_precision
 
 
 class Isometry(Component):
@@ -25,7 +26,7 @@ class Isometry(Component):
 
 def through(x: Tensor, matrix: Tensor) -> Tensor:
     """``x @ matrix`` in x's own precision, whatever autocast says: a map rounded to bfloat16 could not be undone."""
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         return x @ matrix.to(x.dtype)
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
 from sedd_graph.contract import Algebra, Signature, SizeField
+from sedd_graph.diffusion.numerics import full_precision
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
 
@@ -69,7 +70,7 @@ class LipschitzLinear(_Bounded, kind="feedforward"):
         return (self.weight.double() * factor).to(dtype)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l width"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             rows = wide(x)
             return F.linear(rows, self.effective(rows.dtype), None if self.bias is None else self.bias.to(rows.dtype))
 
@@ -141,7 +142,7 @@ class L2Attention(_Bounded, kind="attention"):
     def forward(
         self, x: Float[Tensor, "b l heads*r"], attend: Bool[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "b l heads*r"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             rows = wide(x)
             dtype, head = rows.dtype, self.query.shape[-1]
             q = torch.einsum("bld,hdr->bhlr", rows, self.query.to(dtype))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
-from sedd_graph.diffusion.numerics import FLOOR, log_expm1
+from sedd_graph.diffusion.numerics import FLOOR, full_precision, log_expm1
 
 __all__ = ["ScoreHead", "X0Head"]
 
@@ -33,7 +33,7 @@ class _Head(Component):
         weight = self.weight if table is None else table
         assert weight is not None
         # Autocast's product would come out rounded to bfloat16: log probabilities of -10 in steps of 0.06.
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             rows = wide(x)
             return F.linear(rows, weight.to(rows.dtype), None if self.bias is None else self.bias.to(rows.dtype))
 

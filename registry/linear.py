@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sedd_graph.component import Component, ComponentConfig, Context, solves
 from sedd_graph.contract import SizeField
+from sedd_graph.diffusion.numerics import full_precision
 
 
 class Linear(Component, kind="feedforward"):
@@ -66,14 +67,14 @@ class PLU(Component, kind="mixer"):
         return lower, weight.triu(1) + torch.diag(self.sign.to(dtype) * weight.diagonal().exp())
 
     def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             lower, upper = self._factors(wide(x).dtype)
             matrix = (lower @ upper).index_select(0, self.order)
             return keep(x, through(x, matrix.T), attend)
 
     @solves("x", given=("out", "attend"), log_det="log_det")
     def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
-        with torch.autocast(out.device.type, enabled=False):
+        with full_precision(out):
             lower, upper = self._factors(wide(out).dtype)
             rows = wide(out).flatten(0, 1).index_select(1, self.order.argsort())
             rows = torch.linalg.solve_triangular(lower.T, rows, upper=True, left=False, unitriangular=True)
@@ -130,7 +131,7 @@ class ActNorm(Component, kind="norm"):
         return self.log_scale.to(dtype) - self.log_deviation.to(dtype)
 
     def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
-        if self.training and (torch.compiler.is_compiling() or not self.ready):
+        if self.training and (torch.compiler.is_compiling() or x.is_meta or not self.ready):
             self._start(x, attend)
         y = (x - self.mean.to(x.dtype)) * self._log(x.dtype).exp() + self.bias.to(x.dtype)
         return keep(x, y, attend)

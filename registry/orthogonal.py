@@ -15,6 +15,7 @@ from sedd_graph_registry.attention import rotate
 from torch import Tensor, nn
 
 from sedd_graph.component import ComponentConfig, Context, solves
+from sedd_graph.diffusion.numerics import full_precision
 
 
 class Orthogonal(Isometry, kind="mixer"):
@@ -40,7 +41,7 @@ class Orthogonal(Isometry, kind="mixer"):
             self.weight = nn.Parameter(torch.zeros(width, width))
 
     def _apply_to(self, x: Tensor, *, transposed: bool) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             weight = wide(self.weight.to(x.dtype))
             if self.config.kind == "householder":
                 # H1 ... Hn = I - V S V^T with S^-1 = strict upper(V^T V) + I/2 (the UT form; Walker 1988)
@@ -127,7 +128,7 @@ class DCT(Isometry, kind="mixer"):
             matrix = _cosines(torch.arange(x.shape[1], device=x.device), count, x)
         else:
             matrix = _cosines(attend.cumsum(1) - 1, attend.sum(1).clamp(min=1), x)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             if attend is None:
                 return (matrix.T if inverse else matrix) @ x
             seen = torch.where(

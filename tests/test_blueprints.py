@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 import sedd_graph
 from sedd_graph.api import Report, check
+from sedd_graph.engine.measure import measure
 from tests.conftest import BLUEPRINTS, ROOT
 
 BLOCKS = sorted((ROOT / "blueprints" / "blocks").glob("*.yaml"))
@@ -129,3 +130,15 @@ def test_the_arithmetic_gives_what_the_papers_say() -> None:
     within = small - 2 * 50_258 * 768, medium - 2 * 50_258 * 1024
     assert within[0] == pytest.approx(90e6, rel=0.05)
     assert within[1] == pytest.approx(320e6, rel=0.05)
+
+
+@pytest.mark.parametrize("path", [p for p in BLUEPRINTS if "tiny" in p.stem], ids=lambda p: p.stem)
+def test_shapes_are_measured_where_nothing_is_allocated(path: Path) -> None:
+    report = check(path)
+    found = measure(report.graph, report.registry, batch=2, length=8)
+    assert found.parameters == report.parameters
+
+
+def test_exact_arithmetic_is_measured() -> None:
+    report = check(ROOT / "blueprints" / "sedd-reversible-tiny.yaml", ["nodes.trunk.arithmetic=exact"])
+    assert measure(report.graph, report.registry, batch=2, length=8).saved_bytes > 0

@@ -1,11 +1,12 @@
 """Forms that stay exact in float32 near sigma = 0 and at large sigma."""
 
+import contextlib
 import math
 
 import torch
 from torch import Tensor
 
-__all__ = ["FLOOR", "log1mexp", "log_expm1"]
+__all__ = ["FLOOR", "full_precision", "log1mexp", "log_expm1"]
 
 FLOOR = -1e6
 """Stands for log 0 where minus infinity would turn a difference into NaN."""
@@ -22,3 +23,8 @@ def log1mexp(sigma: Tensor) -> Tensor:
 def log_expm1(sigma: Tensor) -> Tensor:
     """``log(exp(sigma) - 1)`` for sigma > 0, without overflow."""
     return sigma + log1mexp(sigma)
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """No autocast on the device of ``x``. The meta device, where only shapes are run, has none and refuses the question."""
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

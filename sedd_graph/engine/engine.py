@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sedd_graph.component import Context
+from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.process import Kernel, Objective, Sampler, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 from sedd_graph.engine.construct import build_model
@@ -113,7 +114,7 @@ class LossModule(nn.Module):
     def forward(self, draw: Draw, batch: Batch, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per sequence [b], and the saved ports. ``key`` int32 [b] turns dropout on."""
         outputs, taps = self.model.run(feed(draw, batch), key)
-        with torch.autocast(draw.xt.device.type, enabled=False):
+        with full_precision(draw.xt):
             loss = self._process.objective.loss(outputs, draw, batch, self._process.kernel, self._process.schedule)
         return loss, taps
 

@@ -24,7 +24,7 @@ from sedd_graph.plugins import Registry
 
 __all__ = ["BATCH", "JACOBIAN", "LENGTH", "Subject", "by_rows", "jacobian", "off"]
 
-BATCH, LENGTH = 2, 6
+BATCH, LENGTH = 2, 6  # of the tiny instance
 JACOBIAN = 1536
 """The largest Jacobian that is made, numbers a side."""
 
