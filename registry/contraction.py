@@ -116,7 +116,7 @@ class L2Attention(_Bounded, kind="attention"):
 
         Lip <= sqrt(n) (4 W0((n - 1) / e) + 1) |O| sqrt(sum over heads |W|^2 |M|^2)
 
-    (its theorem 3.2, |.| the spectral norm, W0 Lambert's function; docs/bijective.md derives it for M). The output is
+    (its theorem 3.2 with M for W^V; |.| the spectral norm, W0 Lambert's function). The output is
     divided by what that exceeds ``bound`` by. The bound is for the worst input and grows like sqrt(n) log n: expect the
     branch to be small on long sequences. Hidden positions give nothing and get zero.
     """
