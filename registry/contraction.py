@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import wide
+from ._bijection import wide
 from torch import Tensor, nn
 from torch.nn import functional as F
 

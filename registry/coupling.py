@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import keep, summed, wide
+from ._bijection import keep, summed, wide
 from torch import Tensor
 from torch.nn import functional as F
 

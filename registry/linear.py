@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import keep, repeated, through, wide
+from ._bijection import keep, repeated, through, wide
 from torch import Tensor, nn
 
 from sedd_graph.component import Component, ComponentConfig, Context, solves

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from sedd_graph_registry._bijection import wide
+from ._bijection import wide
 from torch import Tensor, nn
 from torch.nn import functional as F
 

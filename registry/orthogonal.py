@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import Isometry, keep, through, wide
-from sedd_graph_registry.attention import rotate
+from ._bijection import Isometry, keep, through, wide
+from .attention import rotate
 from torch import Tensor, nn
 
 from sedd_graph.component import ComponentConfig, Context, solves

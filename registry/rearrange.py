@@ -11,7 +11,7 @@ import numpy as np
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import Isometry
+from ._bijection import Isometry
 from torch import Tensor
 
 from sedd_graph.axes import parse_port_type

@@ -90,7 +90,7 @@ def _message(error: Any, fields: Iterable[str]) -> str:
     }.get(kind)
     if bound:
         return f"must be {bound[1]} {context[bound[0]]:g}, not {_shown(value)}"
-    text = error["msg"]
+    text: str = error["msg"]
     return text[0].lower() + text[1:]
 
 

@@ -145,7 +145,9 @@ class Engine:
         self.allowed: Tensor | None = None
         self._on_save = on_save
         if plan is not None:
-            self.process = Process(*(part.to(device) for part in make_process(plan, registry)))
+            self.process = make_process(plan, registry)
+            for part in self.process:
+                part.to(device)
             self.loss_module = LossModule(self.model, self.process)
             kernel = self.process.kernel
             allowed = torch.ones(kernel.states, dtype=torch.bool)
