@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sedd_graph.component import Context
@@ -22,6 +21,7 @@ from sedd_graph.diffusion.process import Kernel, Objective, Sampler, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.regions import Model, RegionModule
+from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.model import Graph
 from sedd_graph.graph.process import ProcessPlan
@@ -336,7 +336,7 @@ class Engine:
         part = folder / ".model.safetensors.part"
         with disk_faults(target.name, folder):
             folder.mkdir(parents=True, exist_ok=True)
-            save_file({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, part)
+            save_tensors({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, part)
             part.replace(target)
         if self._on_save is not None:
             self._on_save(folder)
