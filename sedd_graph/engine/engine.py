@@ -19,6 +19,7 @@ from sedd_graph.component import Context
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.process import Kernel, Objective, Sampler, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
+from sedd_graph.engine.backend import inductor
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.regions import Model, RegionModule
 from sedd_graph.engine.weights import save_tensors
@@ -172,10 +173,10 @@ class Engine:
         if mode == "whole" and any(m.inseparable for m in self.model.modules() if isinstance(m, RegionModule)):
             mode = "block"
         if mode == "whole" and self.loss_module is not None:
-            self.loss_module.compile(fullgraph=True, dynamic=False)
+            self.loss_module.compile(fullgraph=True, dynamic=False, backend=inductor)
         elif mode != "off":
             for block in self.model.branches():
-                block.compile(fullgraph=True, dynamic=False)
+                block.compile(fullgraph=True, dynamic=False, backend=inductor)
         self.compile_mode = mode
 
     # -- training and evaluation ------------------------------------------------------------------------------------
