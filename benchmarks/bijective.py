@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 import sedd_graph
+from sedd_graph.engine import volume
 from sedd_graph.engine.construct import build_block
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.engine.regions import RegionModule
-from sedd_graph.engine import volume
 from sedd_graph.engine.units import Layout, Values
 from sedd_graph.graph.claims import uses
 from sedd_graph.plugins import discover
