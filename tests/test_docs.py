@@ -7,6 +7,7 @@ import argparse
 import json
 import re
 import shlex
+import shutil
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,7 @@ from sedd_graph import cli
 from sedd_graph.api import check
 from sedd_graph.contract import NODE_KINDS
 from sedd_graph.errors import MAX_PROBLEMS
-from sedd_graph.graph.blocks import MAX_NODES
+from sedd_graph.graph.expand import MAX_STEPS
 from sedd_graph.plugins import discover
 from tests.conftest import BLUEPRINTS, ROOT
 from tests.environment import Environment
@@ -39,7 +40,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_yaml_parses_and_blueprints_check(page: Path, tmp_path: Path) -> None:
     for body in blocks(page, "yaml"):
         assert isinstance(yaml.safe_load(body), dict)
-    (tmp_path / "blocks").symlink_to(ROOT / "blueprints" / "blocks", target_is_directory=True)
+    shutil.copytree(ROOT / "blueprints" / "blocks", tmp_path / "blocks")
     for name, body in blueprints(page).items():
         if name not in REFUSED | STRANGERS and page.name != "blueprint.md":
             (tmp_path / name).write_text(body, encoding="utf-8")
@@ -127,7 +128,10 @@ def test_a_package_in_three_files(tmp_path: Path) -> None:
         arguments += fast.get(arguments[0], [])
         printed.append(environment.run("-W", "error", "-m", "sedd_graph", *arguments, cwd=tmp_path))
     described, undone, trained = printed
-    assert f"my-package 0.1.0  {tmp_path / 'my_package' / '__init__.py'}:9" in described
+    # setuptools of some versions write the name with an underscore
+    assert f"my-package 0.1.0  {tmp_path / 'my_package' / '__init__.py'}:9" in described.replace(
+        "my_package 0", "my-package 0"
+    )
     assert "y = second.undo(second, first)" in undone
     for holds in ("round_trip", "log_det", "gradients", "recompute"):
         assert re.search(rf"holds  pair\.{holds} ", trained)
@@ -214,7 +218,7 @@ def test_the_readme_lists_every_page_and_blueprint() -> None:
 
 def test_components_that_the_readme_lists_exist() -> None:
     listed = re.findall(r"`(\w+)`", README.split("Components to build with:")[1].split("\n\n")[0])
-    registered = {name.rpartition(".v")[0] for name in discover()}
+    registered = {entry.name for entry in discover()}
     assert len(listed) > 10
     assert [name for name in listed if name not in registered] == []
 
@@ -238,12 +242,13 @@ def test_the_table_of_reconstruction_is_the_recorded_one() -> None:
 def test_figures_of_the_decisions() -> None:
     text = " ".join(DECISIONS.read_text(encoding="utf-8").split())
     assert f"Stages stop at {MAX_PROBLEMS} problems" in text
-    assert f"blocks at {MAX_NODES:,} different nodes" in text
+    assert f"blocks at {MAX_STEPS:,} different nodes" in text
     log_probability = torch.tensor(-10.0, dtype=torch.bfloat16)
     step = log_probability - torch.nextafter(log_probability, torch.tensor(-11.0, dtype=torch.bfloat16))
     assert f"a log probability of -10 in steps of {step.item():.2f}" in text
     tokens, sigma = 50_257, torch.tensor([1e-6, 1e-3])
     theirs = 1 - tokens / (sigma.exp() - 1 + tokens)
     truth = sigma.double().expm1() / (sigma.double().expm1() + tokens)
-    assert theirs[0] == 0
-    assert abs(theirs[1] / truth[1] - 1) > 0.5 or theirs[1] == 0
+    # 0 or a whole rounding of 1, as the machine divides
+    for found, true in zip(theirs.tolist(), truth.tolist(), strict=True):
+        assert found == 0 or abs(found / true - 1) > 0.5
