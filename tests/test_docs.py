@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,7 @@ import yaml
 from sedd_graph import cli
 from sedd_graph.api import check
 from sedd_graph.contract import NODE_KINDS
-from sedd_graph.errors import MAX_PROBLEMS
+from sedd_graph.errors import _LISTED, MAX_PROBLEMS
 from sedd_graph.graph.expand import MAX_STEPS
 from sedd_graph.plugins import discover
 from tests.conftest import BLUEPRINTS, ROOT
@@ -60,7 +61,7 @@ RUNNABLE = [p for p in PAGES if p.stem not in ("training", "data") and blocks(p,
 def test_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     module = ModuleType(f"page_{page.stem}")
-    monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     for number, code in enumerate(blocks(page, "python")):  # a page's blocks follow one another
         exec(compile(code, f"{page.name}, block {number}", "exec"), module.__dict__)
 
@@ -241,14 +242,15 @@ def test_the_table_of_reconstruction_is_the_recorded_one() -> None:
 
 def test_figures_of_the_decisions() -> None:
     text = " ".join(DECISIONS.read_text(encoding="utf-8").split())
-    assert f"Stages stop at {MAX_PROBLEMS} problems" in text
+    assert f"Stages stop at {MAX_PROBLEMS} problems, lists of names at {_LISTED}" in text
     assert f"blocks at {MAX_STEPS:,} different nodes" in text
     log_probability = torch.tensor(-10.0, dtype=torch.bfloat16)
     step = log_probability - torch.nextafter(log_probability, torch.tensor(-11.0, dtype=torch.bfloat16))
     assert f"a log probability of -10 in steps of {step.item():.2f}" in text
-    tokens, sigma = 50_257, torch.tensor([1e-6, 1e-3])
-    theirs = 1 - tokens / (sigma.exp() - 1 + tokens)
-    truth = sigma.double().expm1() / (sigma.double().expm1() + tokens)
-    # 0 or a whole rounding of 1, as the machine divides
-    for found, true in zip(theirs.tolist(), truth.tolist(), strict=True):
-        assert found == 0 or abs(found / true - 1) > 0.5
+    sigma = torch.tensor(1e-6)
+    theirs = {n: (1 - n / (sigma.exp() - 1 + n)).item() for n in (50_257, 50_258)}
+    expm1 = {n: (1 - n / (sigma.expm1() + n)).item() for n in theirs}  # their code takes either, by size
+    assert theirs[50_258] == expm1[50_258] == 0
+    assert "is 0 for N = 50,258" in text
+    assert round(expm1[50_257] * 50_257 / 1e-6, -3) == round(theirs[50_257] * 50_257 / 1e-6, -3) == 3000
+    assert "3,000 times too large for N = 50,257" in text
