@@ -139,6 +139,13 @@ class Component(nn.Module):
             moves=cls.moves,
         )
 
+    def with_log_det(self, method: str, *inputs: Any) -> tuple[Any, Any]:
+        """What ``forward`` gives for all of its inputs, and what ``method`` of :func:`solves` does: nats, [b].
+
+        Override it where the two have work in common.
+        """
+        return self(*inputs), getattr(self, method)(*inputs)
+
     def axis(self, name: str) -> int:
         """The size of one of this component's own axes; :class:`KeyError` if it is dynamic."""
         return self.context.axes[name]
