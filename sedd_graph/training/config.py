@@ -80,7 +80,7 @@ class TrainConfig(Strict):
     steps: Count = 1000
     budget_s: Positive | None = None
     """Seconds of training, compiling included: the learning rate then follows whichever of steps and seconds is
-    further on, and training ends at the first of both."""
+    further on, and training ends at the first of both (a first step that takes them all is said)."""
     batch: Count = 32
     """Rows per optimizer step, over all processes and accumulation."""
     accumulate: Annotated[int, pydantic.Field(ge=1, le=65536)] = 1
