@@ -36,7 +36,7 @@ class AdamWConfig(Strict):
 
 
 class MuonConfig(Strict):
-    """Muon (torch.optim.Muon) for the matrices inside blocks, AdamW for embeddings, heads, vectors and all else."""
+    """Muon (Jordan et al. 2024; arXiv 2502.16982) for the matrices inside blocks, AdamW for embeddings, heads, vectors and all else."""
 
     op: Literal["muon"]
     lr: Positive = 3e-3
