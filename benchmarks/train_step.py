@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from handwritten import Loss, Sedd, Trainer
-from turns import take_turns
+from turns import ratio, take_turns
 
 from sedd_graph.api import check, make_engine
 from sedd_graph.data.rows import open_data
