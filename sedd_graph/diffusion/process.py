@@ -1,4 +1,6 @@
-"""The interfaces of the noise process: kernel, schedule, objective, sampler. Implementations come in as components.
+"""The interfaces of the noise process: kernel, schedule, objective. Implementations come in as components.
+
+The fourth, the sampler, has a module of its own (:mod:`sedd_graph.diffusion.sampler`).
 
 Axes: b batch, l length, n states. ``sigma`` is total noise and ``dsigma`` its derivative in t; t = 0 is clean, t = 1 is
 noise. Columns of a rate matrix sum to zero: ``Q[z, y]`` is the rate from y to z.
@@ -7,23 +9,16 @@ noise. Columns of a rate matrix sum to zero: ``Q[z, y]`` is the rate from y to z
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sedd_graph.component import Component
-from sedd_graph.diffusion.categorical import jump
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 
-__all__ = ["Denoise", "Kernel", "Objective", "OnStep", "Sampler", "Schedule"]
-
-Denoise = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
-"""``denoise(x [b, l], t [b])`` gives the model's outputs: ``log_score`` or ``log_x0``, float32 [b, l, n]."""
-
-OnStep = Callable[[int, Tensor], None]
-"""Called with the number of the step and the rows after it."""
+__all__ = ["Kernel", "Objective", "Schedule"]
 
 
 class Schedule(Component, ABC):
@@ -38,6 +33,15 @@ class Schedule(Component, ABC):
     @abstractmethod
     def dsigma(self, t: Tensor) -> Tensor:
         """Its derivative in t, float32 [b]."""
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The time in [0, 1] at which total noise is ``sigma`` [b], by bisection; the nearer end where there is none."""
+        low, high = torch.zeros_like(sigma), torch.ones_like(sigma)
+        for _ in range(52 if sigma.dtype == torch.float64 else 30):
+            middle = (low + high) / 2
+            above = self.sigma(middle) > sigma
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return (low + high) / 2
 
 
 class Kernel(Component, ABC):
@@ -135,86 +139,3 @@ class Objective(Component, ABC):
     ) -> tuple[Objective, Draw]:
         """The draw (and the loss to hold it to) for evaluation: the objective itself, or a form of less variance."""
         return self, self.corrupt(batch, kernel, schedule, random=random)
-
-
-class Sampler(Component, ABC):
-    """Noise to text: steps of the reverse process, then noise removal. ``clamped`` counts steps that were too large."""
-
-    abstract: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ()
-    T_MIN: ClassVar[float] = 1e-5
-
-    @abstractmethod
-    def step(
-        self, outputs: Mapping[str, Tensor], x: Tensor, t: Tensor, s: Tensor | None, kernel: Kernel, schedule: Schedule
-    ) -> Tensor:
-        """Weights of the next state [b, l, n] for a step from t down to s, or to clean text where s is None.
-
-        The weight at x itself is the chance to stay; the rest sum to the chance to move (possibly out of range).
-        """
-
-    @torch.no_grad()
-    def run(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        *,
-        free: Tensor,
-        kernel: Kernel,
-        schedule: Schedule,
-        generator: torch.Generator,
-        steps: int | None = None,
-        allowed: Tensor | None = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """From noise ``x`` int64 [b, l] to text. Only ``free`` bool [b, l] positions move; only ``allowed`` bool [n] tokens
-        come out, and never the mask. Returns int64 [b, l]."""
-        count = steps or self.config.steps
-        times = torch.linspace(1.0, self.T_MIN, count + 1, device=x.device, dtype=torch.float64).float()
-        self.clamped = 0
-        given = x
-        if on_step:
-            on_step(0, x)
-        for index in range(count + 1):
-            last = index == count
-            t = times[index].expand(x.shape[0])
-            s = None if last else times[index + 1].expand(x.shape[0])
-            weights = self.step(denoise(x, t), x, t, s, kernel, schedule)
-            x = torch.where(free, self._move(weights, x, kernel, allowed, final=last, generator=generator), given)
-            if on_step:
-                on_step(index + 1, x)
-        return x
-
-    def _move(
-        self,
-        weights: Tensor,
-        x: Tensor,
-        kernel: Kernel,
-        allowed: Tensor | None,
-        *,
-        final: bool,
-        generator: torch.Generator,
-    ) -> Tensor:
-        negative = weights < 0
-        weights = weights.masked_fill(negative, 0.0)
-        stay = weights.gather(-1, x[..., None])[..., 0]
-        elsewhere = weights.scatter(-1, x[..., None], 0.0)
-        away = elsewhere.sum(-1)
-        self.clamped += int(((away > 1 + 1e-4) | negative.any(-1)).sum())
-        move = away / (away + stay).clamp(min=1e-30)
-        if kernel.mask is not None:
-            masked = x == kernel.mask
-            elsewhere[..., kernel.mask] = 0.0
-            if final:  # noise removal: whatever is still masked must go
-                move = torch.where(masked, 1.0, move)
-        if allowed is not None:
-            elsewhere = elsewhere * allowed
-        total = elsewhere.sum(-1)
-        if final and kernel.mask is not None:
-            # A position whose every weight has underflowed still has to become something that is allowed.
-            data = torch.arange(kernel.states, device=x.device) != kernel.mask
-            fallback = (data if allowed is None else data & allowed).to(elsewhere.dtype)
-            elsewhere = torch.where((total > 0)[..., None], elsewhere, fallback)
-        else:
-            move = torch.where(total > 0, move, 0.0)
-        return jump(x, move, elsewhere, generator=generator)
