@@ -22,6 +22,8 @@ from sedd_graph.proof.check import Check
 __all__ = ["Toy", "check_kernel", "check_schedule", "prove_process"]
 
 TOKENS, LENGTH = 3, 2
+_LOWEST = 25.0
+"""Minus the logarithm of the least noise that a table of transitions knows."""
 
 
 class Toy:
@@ -38,7 +40,8 @@ class Toy:
         joint = torch.zeros(self.states, self.states, dtype=torch.float64)
         joint[self.sequences[:, 0], self.sequences[:, 1]] = self.law
         self.joint = joint
-        self._transitions: dict[int, Tensor] = {}
+        self._table = torch.zeros(35 * 10_000, kernel.states, kernel.states, dtype=torch.float64)
+        self._made = torch.zeros(len(self._table), dtype=torch.bool)
 
     @property
     def entropy(self) -> float:
@@ -50,17 +53,21 @@ class Toy:
         found = torch.bincount(code, minlength=TOKENS**LENGTH).double() / len(rows)
         return float((found - self.law).abs().sum() / 2)
 
-    def _transition(self, level: int) -> Tensor:
-        if level not in self._transitions:
-            self._transitions[level] = self.process.kernel.transition_matrix(math.exp(level / 10_000))
-        return self._transitions[level]
+    def _transition(self, sigma: Tensor) -> Tensor:
+        """P at ``sigma`` [b], float64 [b, n, n], of levels 0.01 % apart, each made once.
+
+        Samplers whose rows keep their own time would otherwise ask for as many as there are rows, at every turn.
+        """
+        levels = ((sigma.double().log() + _LOWEST) * 10_000).round().long().clamp(0, len(self._table) - 1)
+        for level in torch.unique(levels[~self._made[levels]]).tolist():
+            self._table[level] = self.process.kernel.transition_matrix(math.exp(level / 10_000 - _LOWEST))
+            self._made[level] = True
+        return self._table[levels]
 
     def outputs(self, x: Tensor, sigma: Tensor, name: str) -> dict[str, Tensor]:
         """What a perfect network would put out for rows ``x`` [b, 2] at noise ``sigma`` [b]."""
         kernel, rows = self.process.kernel, torch.arange(len(x))
-        # at levels of noise 0.01 % apart: samplers whose rows keep their own time would ask for as many as there are rows
-        levels, index = torch.unique((sigma.double().log() * 10_000).round().long(), return_inverse=True)
-        p = torch.stack([self._transition(level) for level in levels.tolist()])[index]  # [b, n, n]
+        p = self._transition(sigma)
         if name == "log_score":
             law = p @ self.joint @ p.transpose(1, 2)
             given = [law[rows, :, x[:, 1]], law[rows, x[:, 0]]]  # the law of one position beside the other
