@@ -54,15 +54,15 @@ def check_component(
         if cls.kind in NODE_KINDS:
             _node(cls, made, dict(axes or {}), connected, compile, failures)
         elif issubclass(cls, Schedule):
-            from sedd_graph.proof.process import check_schedule
+            from sedd_graph.proof.noise import check_schedule
 
             failures += [
-                (c.name, f"{c.claim}: {c.value}") for c in check_schedule(cls(made, Context({}))) if not c.holds
+                (c.name, f"{c.claim}: {c.value}") for c in check_schedule(cls(made, Context({"n": 4}))) if not c.holds
             ]
         elif issubclass(cls, Kernel):
-            from sedd_graph.proof.process import check_kernel
+            from sedd_graph.proof.noise import check_kernel
 
-            kernel = cls(made, Context({"n": 4}))
+            kernel = cls(cls.toy(made, 4), Context({"n": 4}))
             failures += [(c.name, f"{c.claim}: {c.value}") for c in check_kernel(kernel, end=9.0) if not c.holds]
     if failures:
         raise ConformanceError(cls, failures)

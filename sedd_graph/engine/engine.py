@@ -53,9 +53,10 @@ class Process(NamedTuple):
 def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> Process:
     """Build the process, for the declared number of states or (for a proof) another. Raises :class:`BlueprintError`."""
     context = Context({"n": states or plan.states})
-    kernel, schedule, objective, sampler = (
-        registry.component(p.contract.op)(p.config, context)
-        for p in (plan.kernel, plan.schedule, plan.objective, plan.sampler)
+    noise = registry.component(plan.kernel.contract.op)
+    kernel = noise(plan.kernel.config if states is None else noise.toy(plan.kernel.config, states), context)
+    schedule, objective, sampler = (
+        registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.objective, plan.sampler)
     )
     process = Process(kernel, schedule, objective, sampler)
     problems = [
@@ -72,14 +73,14 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
         )
         if plan.output not in reads
     ]
-    if objective.needs_mask and kernel.mask is None:
+    if objective.needs_mask and not kernel.masks_evenly:
         problems.append(
             Problem(
                 "blueprint",
                 0,
                 0,
                 "objective",
-                f"{plan.objective.contract.name!r} needs a kernel with a mask, not {plan.kernel.contract.name!r}",
+                f"{plan.objective.contract.name!r} needs a kernel that only masks, all tokens at one rate, not {plan.kernel.contract.name!r}",
             )
         )
     if problems:
