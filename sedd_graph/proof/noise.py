@@ -265,13 +265,27 @@ def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
     ]
 
 
+def _neighbour(kernel: Kernel) -> int:
+    """Where token 0 goes first, which is a state that it can be seen as at the least noise."""
+    clean = torch.zeros(1, 4096, dtype=torch.int64)
+    random = Randomness(torch.Generator().manual_seed(9))
+    for sigma in LITTLE[2:]:
+        seen = kernel.sample(
+            clean, torch.tensor([sigma]), random=random, corrupt=torch.ones_like(clean, dtype=torch.bool)
+        )
+        moved = seen[seen > 0]
+        if len(moved):
+            return int(moved.mode().values)
+    return kernel.states - 1
+
+
 def check_precision(kernel: Kernel) -> Check:
     """Losses in float32 beside float64, at the kernel's own number of states: SEDD's uniform loss is NaN there."""
     n, worst, generator = kernel.states, 0.0, torch.Generator().manual_seed(8)
     raw = torch.randn(1, 3, n, generator=generator)
     x0 = torch.tensor([[0, 1, kernel.data_tokens - 1]])
     xt = x0.clone()
-    xt[0, 0] = n - 1  # moved, or masked
+    xt[0, 0] = _neighbour(kernel)
     for sigma in LITTLE:
         for form in ("score_entropy", "nelbo"):
             values = []
