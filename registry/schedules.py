@@ -30,17 +30,46 @@ Eps = Annotated[float, pydantic.Field(gt=0, lt=0.5)]
 Rate = Annotated[float, pydantic.Field(ge=0, le=1e4)]
 
 
-class LogLinear(Schedule, kind="schedule"):
+class _Ends(Schedule):
+    """A schedule given by both ends of alpha: what has been hit, what is left, and how fast."""
+
+    abstract: ClassVar[bool] = True
+
+    @abstractmethod
+    def _hit(self, t: Tensor) -> Tensor:
+        """1 - alpha, precise where it is small."""
+
+    @abstractmethod
+    def _left(self, t: Tensor) -> Tensor:
+        """alpha, precise where it is small."""
+
+    @abstractmethod
+    def _pace(self, t: Tensor) -> Tensor:
+        """-d alpha / dt."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        hit = self._hit(t)
+        early = hit < 0.5
+        return -torch.where(early, torch.log1p(-torch.where(early, hit, 0.0)), torch.log(self._left(t)))
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return self._pace(t) / self._left(t)
+
+
+class LogLinear(_Ends, kind="schedule"):
     """alpha = 1 - (1 - eps) t: as many tokens are hit in each stretch of time (SEDD; MDLM; D3PM's 1/(T - t + 1))."""
 
     class Config(ComponentConfig):
         eps: Eps = 1e-3
 
-    def sigma(self, t: Tensor) -> Tensor:
-        return -torch.log1p(-(1 - self.config.eps) * t)
+    def _hit(self, t: Tensor) -> Tensor:
+        return (1 - self.config.eps) * t
 
-    def dsigma(self, t: Tensor) -> Tensor:
-        return (1 - self.config.eps) / (1 - (1 - self.config.eps) * t)
+    def _left(self, t: Tensor) -> Tensor:
+        return (1 - t) + self.config.eps * t
+
+    def _pace(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, 1 - self.config.eps)
 
 
 class Geometric(Schedule, kind="schedule"):
@@ -89,32 +118,6 @@ class Linear(Schedule, kind="schedule"):
 
     def dsigma(self, t: Tensor) -> Tensor:
         return self.config.rate_min * (1 - t) + self.config.rate_max * t
-
-
-class _Ends(Schedule):
-    """A schedule given by both ends of alpha: what has been hit, what is left, and how fast."""
-
-    abstract: ClassVar[bool] = True
-
-    @abstractmethod
-    def _hit(self, t: Tensor) -> Tensor:
-        """1 - alpha, precise where it is small."""
-
-    @abstractmethod
-    def _left(self, t: Tensor) -> Tensor:
-        """alpha, precise where it is small."""
-
-    @abstractmethod
-    def _pace(self, t: Tensor) -> Tensor:
-        """-d alpha / dt."""
-
-    def sigma(self, t: Tensor) -> Tensor:
-        hit = self._hit(t)
-        early = hit < 0.5
-        return -torch.where(early, torch.log1p(-torch.where(early, hit, 0.0)), torch.log(self._left(t)))
-
-    def dsigma(self, t: Tensor) -> Tensor:
-        return self._pace(t) / self._left(t)
 
 
 class Cosine(_Ends, kind="schedule"):
@@ -177,19 +180,21 @@ class MD4Cosine(_Ends, kind="schedule"):
         return math.pi / 2 * (1 - 2 * self.config.eps) * torch.sin(math.pi / 2 * (1 - t))
 
 
-class Polynomial(Schedule, kind="schedule"):
+class Polynomial(_Ends, kind="schedule"):
     """alpha = 1 - (1 - eps) t^power (MD4, arXiv 2406.04329, with an end that stays finite)."""
 
     class Config(ComponentConfig):
         power: Annotated[float, pydantic.Field(ge=0.1, le=10)] = 2.0
         eps: Eps = 1e-3
 
-    def sigma(self, t: Tensor) -> Tensor:
-        return -torch.log1p(-(1 - self.config.eps) * t.pow(self.config.power))
+    def _hit(self, t: Tensor) -> Tensor:
+        return (1 - self.config.eps) * t.pow(self.config.power)
 
-    def dsigma(self, t: Tensor) -> Tensor:
-        w, left = self.config.power, 1 - self.config.eps
-        return left * w * t.pow(w - 1) / (1 - left * t.pow(w))
+    def _left(self, t: Tensor) -> Tensor:
+        return self.config.eps * t.pow(self.config.power) - torch.expm1(self.config.power * torch.log(t))
+
+    def _pace(self, t: Tensor) -> Tensor:
+        return (1 - self.config.eps) * self.config.power * t.pow(self.config.power - 1)
 
 
 class MutualInformation(Schedule, kind="schedule"):
