@@ -18,9 +18,8 @@ from sedd_graph.keys import dropout
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn ``x`` [..., l, r] by ``angles`` [2, l, r] (cosines, sines), halves paired as in RoFormer's public code."""
-    half = x.shape[-1] // 2
-    cos, sin = angles[..., :half].to(x.dtype)  # the other halves are the same
-    first, second = x[..., :half], x[..., half:]
+    cos, sin = angles[..., : x.shape[-1] // 2].to(x.dtype)  # the other halves are the same
+    first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
@@ -53,7 +52,8 @@ class Attention(Component, kind="attention"):
         key: Tensor | None = None,
     ) -> Float[Tensor, "b l heads*r"]:
         b, l, d = x.shape
-        q, k, v = self.qkv(x).view(b, l, 3, self.config.heads, -1).permute(2, 0, 3, 1, 4)
+        # chunks, not slices: their gradients are put side by side, where those of slices are padded and added
+        q, k, v = (part.view(b, l, self.config.heads, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
         if self.config.qk_norm == "rms":
             q = F.rms_norm(q, q.shape[-1:], self.q_scale.to(q.dtype))
             k = F.rms_norm(k, k.shape[-1:], self.k_scale.to(k.dtype))

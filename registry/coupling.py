@@ -13,12 +13,13 @@ from typing import Annotated, NamedTuple
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import keep, summed, wide
 from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, solves
 from sedd_graph.contract import Algebra, Signature, SizeField
+
+from ._bijection import keep, summed, wide
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
 
@@ -30,7 +31,8 @@ class Affine(Component, kind="mixer"):
     """
 
     class Config(ComponentConfig):
-        clamp: Positive = 2.0
+        clamp: Annotated[float, pydantic.Field(gt=0, le=80)] = 2.0
+        """exp(80) is about the largest factor that float32 holds."""
 
     @classmethod
     def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
@@ -49,7 +51,7 @@ class Affine(Component, kind="mixer"):
         t: Float[Tensor, "b l d"],
         attend: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        return keep(x, x * self._log_scale(s, x).exp() + t, attend)
+        return keep(x, torch.addcmul(t, x, self._log_scale(s, x).exp()), attend)
 
     @solves("x", given=("out", "s", "t", "attend"), log_det="log_det")
     def undo(self, out: Tensor, s: Tensor, t: Tensor, attend: Tensor | None) -> Tensor:
@@ -57,6 +59,12 @@ class Affine(Component, kind="mixer"):
 
     def log_det(self, x: Tensor, s: Tensor, t: Tensor, attend: Tensor | None = None) -> Tensor:
         return summed(self._log_scale(s, wide(x)), attend)
+
+    def with_log_det(
+        self, method: str, x: Tensor, s: Tensor, t: Tensor, attend: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        log = self._log_scale(s, wide(x))
+        return keep(x, torch.addcmul(t, x, log.exp().to(x.dtype)), attend), summed(log, attend)
 
 
 class _Bins(NamedTuple):
@@ -68,6 +76,17 @@ class _Bins(NamedTuple):
     height: Tensor
     first: Tensor
     last: Tensor
+
+
+class _Place(NamedTuple):
+    """A value's bin, that bin's mean slope, where in it the value lies (0 to 1) as xi, and xi (1 - xi); ``below`` is what
+    equations 4 and 5 of arXiv 1906.04032 divide by."""
+
+    bin: _Bins
+    slope: Tensor
+    place: Tensor
+    mixed: Tensor
+    below: Tensor
 
 
 class Spline(Component, kind="mixer"):
@@ -98,15 +117,7 @@ class Spline(Component, kind="mixer"):
         params: Float[Tensor, "b l d*(3*bins-1)"],
         attend: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        bound = self.config.bound
-        inside = x.abs() < bound
-        at = self._bin(x.clamp(-bound, bound), params, vertical=False)
-        place = (x.clamp(-bound, bound) - at.left) / at.width
-        mixed = place * (1 - place)
-        slope = at.height / at.width
-        top = slope * place.square() + at.first * mixed
-        y = at.low + at.height * top / (slope + (at.first + at.last - 2 * slope) * mixed)
-        return keep(x, torch.where(inside, y, x), attend)
+        return self._forward(x, self._place(x, params), attend)
 
     @solves("x", given=("out", "params", "attend"), log_det="log_det")
     def undo(self, out: Tensor, params: Tensor, attend: Tensor | None) -> Tensor:
@@ -124,16 +135,33 @@ class Spline(Component, kind="mixer"):
         return keep(out, torch.where(inside, x, out), attend)
 
     def log_det(self, x: Tensor, params: Tensor, attend: Tensor | None = None) -> Tensor:
+        return self._log_det(x, self._place(wide(x), params), attend)
+
+    def with_log_det(
+        self, method: str, x: Tensor, params: Tensor, attend: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        found = self._place(wide(x), params)
+        return self._forward(x, found, attend), self._log_det(x, found, attend)
+
+    def _place(self, x: Tensor, params: Tensor) -> _Place:
         bound = self.config.bound
-        x = wide(x)
         at = self._bin(x.clamp(-bound, bound), params, vertical=False)
         place = (x.clamp(-bound, bound) - at.left) / at.width
         mixed = place * (1 - place)
         slope = at.height / at.width
-        top = at.last * place.square() + 2 * slope * mixed + at.first * (1 - place).square()
-        below = slope + (at.first + at.last - 2 * slope) * mixed
-        log = 2 * slope.log() + top.log() - 2 * below.log()
-        return summed(torch.where(x.abs() < bound, log, 0.0), attend)
+        return _Place(at, slope, place, mixed, slope + (at.first + at.last - 2 * slope) * mixed)
+
+    def _forward(self, x: Tensor, found: _Place, attend: Tensor | None) -> Tensor:
+        at = found.bin
+        top = found.slope * found.place.square() + at.first * found.mixed
+        y = (at.low + at.height * top / found.below).to(x.dtype)
+        return keep(x, torch.where(x.abs() < self.config.bound, y, x), attend)
+
+    def _log_det(self, x: Tensor, found: _Place, attend: Tensor | None) -> Tensor:
+        at = found.bin
+        top = at.last * found.place.square() + 2 * found.slope * found.mixed + at.first * (1 - found.place).square()
+        log = 2 * found.slope.log() + top.log() - 2 * found.below.log()
+        return summed(torch.where(x.abs() < self.config.bound, log, 0.0), attend)
 
     def _bin(self, at: Tensor, params: Tensor, *, vertical: bool) -> _Bins:
         """The bin of each number of ``at`` [b, l, d], looked up along the heights where ``vertical``, else the widths."""

@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import keep, repeated, through, wide
 from torch import Tensor, nn
 
 from sedd_graph.component import Component, ComponentConfig, Context, solves
 from sedd_graph.contract import SizeField
 from sedd_graph.diffusion.numerics import full_precision
+
+from ._bijection import keep, repeated, through, wide
 
 
 class Linear(Component, kind="feedforward"):
@@ -33,8 +34,9 @@ class Linear(Component, kind="feedforward"):
                 nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Float[Tensor, "*s d"]) -> Float[Tensor, "*s width"]:
-        out: Tensor = self.linear(x)
-        return out
+        # in two dimensions: torch adds the bias in a pass of its own to a part of the channels in three
+        out: Tensor = self.linear(x.reshape(-1, x.shape[-1]))
+        return out.view(*x.shape[:-1], self.config.width)
 
 
 class PLU(Component, kind="mixer"):
@@ -62,24 +64,25 @@ class PLU(Component, kind="mixer"):
         self.register_buffer("order", p.argmax(1))
 
     def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """L - 1 and U + diag(s)."""
         weight = self.weight.to(dtype)
-        lower = weight.tril(-1) + torch.eye(len(weight), dtype=dtype, device=weight.device)
-        return lower, weight.triu(1) + torch.diag(self.sign.to(dtype) * weight.diagonal().exp())
+        return weight.tril(-1), weight.triu(1) + torch.diag(self.sign.to(dtype) * weight.diagonal().exp())
 
     def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         with full_precision(x):
             lower, upper = self._factors(wide(x).dtype)
-            matrix = (lower @ upper).index_select(0, self.order)
+            matrix = torch.addmm(upper, lower, upper).index_select(0, self.order)
             return keep(x, through(x, matrix.T), attend)
 
     @solves("x", given=("out", "attend"), log_det="log_det")
     def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
         with full_precision(out):
             lower, upper = self._factors(wide(out).dtype)
-            rows = wide(out).flatten(0, 1).index_select(1, self.order.argsort())
-            rows = torch.linalg.solve_triangular(lower.T, rows, upper=True, left=False, unitriangular=True)
-            rows = torch.linalg.solve_triangular(upper.T, rows, upper=False, left=False)
-            return keep(out, rows.view_as(out).to(out.dtype), attend)
+            # the inverse once, then a product: solving for every row would take longer
+            inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+            inverse = torch.linalg.solve_triangular(lower, inverse, upper=False, unitriangular=True)
+            inverse = torch.linalg.solve_triangular(upper, inverse, upper=True)
+            return keep(out, through(out, inverse.T.index_select(0, self.order)), attend)
 
     def log_det(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
         return repeated(self.weight.diagonal().sum(), x, attend)
@@ -133,12 +136,12 @@ class ActNorm(Component, kind="norm"):
     def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         if self.training and (torch.compiler.is_compiling() or x.is_meta or not self.ready):
             self._start(x, attend)
-        y = (x - self.mean.to(x.dtype)) * self._log(x.dtype).exp() + self.bias.to(x.dtype)
+        y = torch.addcmul(self.bias.to(x.dtype), x - self.mean.to(x.dtype), self._log(x.dtype).exp())
         return keep(x, y, attend)
 
     @solves("x", given=("out", "attend"), log_det="log_det")
     def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
-        x = (out - self.bias.to(out.dtype)) * (-self._log(out.dtype)).exp() + self.mean.to(out.dtype)
+        x = torch.addcmul(self.mean.to(out.dtype), out - self.bias.to(out.dtype), (-self._log(out.dtype)).exp())
         return keep(out, x, attend)
 
     def log_det(self, x: Tensor, attend: Tensor | None = None) -> Tensor:

@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import Isometry, keep, through, wide
-from sedd_graph_registry.attention import rotate
 from torch import Tensor, nn
 
 from sedd_graph.component import ComponentConfig, Context, solves
 from sedd_graph.diffusion.numerics import full_precision
+
+from ._bijection import Isometry, keep, through, wide
+from .attention import rotate
 
 
 class Orthogonal(Isometry, kind="mixer"):
@@ -49,7 +50,8 @@ class Orthogonal(Isometry, kind="mixer"):
                 inner = (unit @ unit.T).triu(1) + 0.5 * torch.eye(len(unit), dtype=unit.dtype, device=unit.device)
                 inner = inner.T if transposed else inner
                 tail: Tensor = torch.linalg.solve_triangular(inner, unit, upper=not transposed)
-                return x - (x @ unit.T.to(x.dtype)) @ tail.to(x.dtype)
+                rows = x.flatten(0, 1)
+                return torch.addmm(rows, rows @ unit.T.to(x.dtype), tail.to(x.dtype), alpha=-1).view_as(x)
             skew = weight.triu(1) - weight.triu(1).T
             if self.config.kind == "matrix_exp":
                 matrix = torch.matrix_exp(-skew if transposed else skew)

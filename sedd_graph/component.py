@@ -139,6 +139,13 @@ class Component(nn.Module):
             moves=cls.moves,
         )
 
+    def with_log_det(self, method: str, *inputs: Any) -> tuple[Any, Any]:
+        """What ``forward`` gives for all of its inputs, and what ``method`` of :func:`solves` does: nats, [b].
+
+        Override it where the two have work in common.
+        """
+        return self(*inputs), getattr(self, method)(*inputs)
+
     def axis(self, name: str) -> int:
         """The size of one of this component's own axes; :class:`KeyError` if it is dynamic."""
         return self.context.axes[name]
@@ -187,7 +194,7 @@ def _signature_of_forward(cls: type[Component]) -> Signature:
     where = f"{cls.__qualname__}.forward -> "
     if "return" not in hints:
         raise TypeError(f"{where}: annotate what forward returns")
-    returned = hints["return"]
+    returned: Any = hints["return"]
     parts = typing.get_args(returned) if typing.get_origin(returned) is tuple else (returned,)
     if len(parts) != len(cls.outputs):
         raise TypeError(f"{where}: {len(parts)} value(s) returned, but outputs = {cls.outputs}")

@@ -70,6 +70,14 @@ class Run:
             raise UserError("this blueprint has no 'data' section")
         return open_data(self.report.data, root=self.root, tokenizer=self.tokenizer)
 
+    def changed(self, data: Dataset) -> str | None:
+        """A sentence where ``data`` is not the corpus that the run was built with; None where it is, or none is on record."""
+        facts = read_json(self.path / "run.json") if (self.path / "run.json").is_file() else {}
+        corpus = facts.get("corpus") if isinstance(facts, dict) else None
+        return (
+            f"the corpus has changed since {self.path} was built" if corpus not in (None, data.fingerprint()) else None
+        )
+
     def decode(self, rows: Tensor) -> list[str]:
         """Token rows as text."""
         if self.tokenizer is None:
@@ -131,11 +139,12 @@ def build_run(
     counted = measured(report)
     say("\n" + measure_text(counted))
     text = lock_text(report)
-    tokenizer = None
+    tokenizer, corpus = None, None
     if "data" in report.loaded.sections:
         data = open_data(report.data, root=report.loaded.root)
         tokenizer = data.tokenizer
         _check_tokenizer(report, tokenizer)
+        corpus = data.fingerprint()
         say(
             f"data        {data.train.count:,} training rows and {data.heldout.count:,} held-out rows of {report.data.length} tokens, "
             f"{data.characters_per_token:.2f} characters per token; unigram entropy of the held-out text {data.unigram_bits:.3f} bits per character"
@@ -166,6 +175,7 @@ def build_run(
             "overrides": list(overrides),
             "compile": engine.compile_mode,
             "blueprint": digest(text),
+            "corpus": corpus,
         },
     )
     if tokenizer is not None:
@@ -305,6 +315,8 @@ def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tu
         config = run.report.train
         run.engine.compile(config.compile)
         data = run.data()
+        if (changed := run.changed(data)) is not None:
+            raise UserError(f"{changed}; put the old one back, or build a new run")
         quiet = say if world.rank == 0 else (lambda text: None)
         trackers = None
         if world.rank == 0:
@@ -349,8 +361,14 @@ def _evaluate(run: Run, data: Dataset, say: Say, *, batches: int | None = None, 
         f"unigram entropy of the same text: {data.heldout_entropy_bits:.4f} bits per character "
         f"({data.unigram_bits:.4f} under the training text's frequencies)"
     )
+    path = run.path / "evaluation.json"
+    before = read_json(path) if path.is_file() else {}
+    fuller = before.get("sequences", 0) if isinstance(before, dict) else 0
+    if fuller > found.sequences:
+        say(f"not kept: evaluation.json bounds {fuller} sequences, this only {found.sequences}")
+        return found
     write_json(
-        run.path / "evaluation.json",
+        path,
         {
             **dataclasses.asdict(found),
             "unigram_bits": data.unigram_bits,
@@ -368,7 +386,10 @@ def evaluate_run(
     """The held-out bound of a run folder's newest weights."""
     run = open_run(path, device=device, compile="off", weights=weights)
     say(f"weights     {run.weights}")
-    return _evaluate(run, run.data(), say, batches=batches, draws=draws)
+    data = run.data()
+    if (changed := run.changed(data)) is not None:
+        say(f"warning     {changed}: the bound is one on the new text")
+    return _evaluate(run, data, say, batches=batches, draws=draws)
 
 
 def sample_run(

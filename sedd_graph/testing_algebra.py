@@ -208,8 +208,12 @@ def _log_dets(point: _Point, algebra: Algebra) -> Failures:
         expected = torch.linalg.slogdet(jacobian).logabsdet
         found = torch.zeros(1, dtype=torch.float64)
         if method != "zero":
+            arguments = point.arguments({})
             with torch.no_grad():
-                found = getattr(point.component, method)(*point.arguments({}))
+                found = getattr(point.component, method)(*arguments)
+                apart, together = point.component(*arguments), point.component.with_log_det(method, *arguments)
+            if not _same((apart, found), together):
+                failures.append(("log_det", f"'with_log_det' gives other values than 'forward' and {method!r} apart"))
         if found.shape != (1,):
             failures.append(
                 ("log_det", f"{method!r} gives {list(found.shape)}, not one number of nats for each sequence")
@@ -264,3 +268,10 @@ def _moves(point: _Point, algebra: Algebra) -> Failures:
 
 def _several(value: Any) -> list[Tensor]:
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two trees of tuples hold the same numbers, but for rounding."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return torch.allclose(one, other, rtol=1e-10, atol=1e-10)

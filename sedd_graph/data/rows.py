@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -104,6 +105,16 @@ class Dataset:
     heldout_entropy_bits: float
     """Bits per character of the held-out text under its own character frequencies: the lower, stricter of the two."""
     _orders: dict[int, tuple[int, Ids]] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def fingerprint(self) -> str:
+        """A hash of all tokens and of where documents begin: another corpus, another fingerprint."""
+        found = hashlib.sha256()
+        for part in (self.train, self.heldout):
+            arrays = [part.tokens] if isinstance(part, _Stream) else [part.tokens, part.starts, part.prompts]
+            for array in arrays:
+                found.update(f"{array.dtype.str} {len(array)};".encode())
+                found.update(array.tobytes())
+        return found.hexdigest()[:16]
 
     def _order(self, epoch: int) -> tuple[int, Ids]:
         """The phase of an epoch and the order of its rows. The last two are kept: one batch may straddle them."""

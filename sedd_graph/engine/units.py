@@ -245,8 +245,10 @@ class Layout:
     # -- the inverse ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def undo(self, layer: nn.Module, key: Tensor | None, values: Values, wanted: Sequence[bool]) -> dict[Unit, Tape]:
-        """Fill in the region's streams from its outputs and constants; returns the evaluations made on the way."""
+    def undo(
+        self, layer: nn.Module, key: Tensor | None, values: Values, wanted: Sequence[bool] | None = None
+    ) -> dict[Unit, Tape]:
+        """Fill in the region's streams from its outputs and constants; with ``wanted``, returns the evaluations made on the way."""
         tapes: dict[Unit, Tape] = {}
         for derivation in self.program.derivations:
             if isinstance(derivation, Forward):
@@ -270,12 +272,16 @@ class Layout:
         layer: nn.Module,
         key: Tensor | None,
         values: Values,
-        wanted: Sequence[bool],
+        wanted: Sequence[bool] | None,
         tapes: dict[Unit, Tape],
     ) -> None:
         unit = self.by_path[call.path]
-        tapes[unit] = tape = self.taped(unit, layer, key, values, wanted)
-        for value, tensor in zip(unit.outputs, tape.outputs, strict=False):
+        if wanted is None:
+            made = self.evaluate(unit, layer, key, [None if v < 0 else values[v] for v in unit.inputs])
+        else:
+            tapes[unit] = tape = self.taped(unit, layer, key, values, wanted)
+            made = tape.outputs
+        for value, tensor in zip(unit.outputs, made, strict=False):
             if values[value] is None:
                 values[value] = tensor.detach()
 
@@ -317,7 +323,7 @@ class Layout:
         layer: nn.Module,
         key: Tensor | None,
         values: Values,
-        wanted: Sequence[bool],
+        wanted: Sequence[bool] | None,
         tapes: dict[Unit, Tape],
     ) -> None:
         remainder = self.remainder(found, layer, key, values)

@@ -12,28 +12,38 @@ from sedd_graph.engine.units import Layout, Values
 from sedd_graph.errors import UserError
 from sedd_graph.inverse import Contraction, Linear, Solve
 
-__all__ = ["log_det"]
+__all__ = ["forward"]
 
 
-def log_det(
+def forward(
     layout: Layout, layer: nn.Module, key: Tensor | None, values: Values, batch: int, *, exact_up_to: int = 128
 ) -> Tensor:
-    """log |det d outputs / d inputs| of each of ``batch`` sequences, in nats, [b], with gradients where they are enabled.
+    """Fill in all ``values`` from the region's inputs, and return log |det d outputs / d inputs| of each of ``batch``
+    sequences, in nats, [b]; both with gradients where they are enabled.
 
-    ``values`` are those of :meth:`Layout.forward`. Contractions of more than ``exact_up_to`` numbers are estimated without
-    bias. Raises :class:`UserError` where a component that is solved declares no log-determinant, or the program has none.
+    Contractions of more than ``exact_up_to`` numbers are estimated without bias. Raises :class:`UserError` where a
+    component that is solved declares no log-determinant, or the program has none.
     """
-    if layout.program.level == "injective":
-        raise UserError(f"block {layout.region.label!r} has no log-determinant: it is {layout.program.note}")
+    program, label = layout.program, layout.region.label
+    if program.level == "injective":
+        raise UserError(f"block {label!r} has no log-determinant: it is {program.note}")
+    if program.unmeasured:
+        raise UserError(f"block {label!r}: {program.unmeasured[0].path} declares no log-determinant")
+    methods = {d.path: d.log_det for d in program.derivations if isinstance(d, Solve) and d.log_det != "zero"}
     total: Tensor | float = 0.0
-    for d in layout.program.derivations:
-        if isinstance(d, Solve) and d.log_det != "zero":
-            if d.log_det is None:
-                raise UserError(f"block {layout.region.label!r}: {d.path} declares no log-determinant")
-            unit = layout.by_path[d.path]
-            arguments = [None if v < 0 else values[v] for v in unit.inputs]
-            total = total + getattr(unit.module(layer), d.log_det)(*arguments)
-        elif isinstance(d, Linear) and d.factor != 1:
+    for unit in layout.units:
+        arguments = [None if v < 0 else values[v] for v in unit.inputs]
+        method = methods.get(".".join(unit.path))
+        if method is None:
+            made = layout.evaluate(unit, layer, key, arguments)
+        else:
+            made, term = unit.module(layer).with_log_det(method, *arguments)
+            made = made if isinstance(made, tuple) else (made,)
+            total = total + term
+        for value, tensor in zip(unit.outputs, made, strict=False):
+            values[value] = tensor
+    for d in program.derivations:
+        if isinstance(d, Linear) and d.factor != 1:
             total = total + math.log(d.factor) * values[layout.index[d.targets[0]]].numel() / batch
         elif isinstance(d, Contraction):
             at = values[layout.index[d.target]]

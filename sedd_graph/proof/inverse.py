@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sedd_graph.engine import volume
 from sedd_graph.engine.fixed_point import Map
 from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.regions import RegionModule
 from sedd_graph.engine.reversible import DRIFT
-from sedd_graph.engine.volume import log_det
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.graph.claims import Use, uses
 from sedd_graph.graph.model import Graph, Running
@@ -134,8 +134,7 @@ class _Trial:
             return None, "not run", _TOO_LARGE.format(n=n)
         layer = subject.started(subject.layer(dtype), subject.inputs(dtype))
         inputs, key = subject.inputs(dtype, 1, length), subject.key(1)
-        values = subject.filled(layer, key, inputs)
-        found = float(log_det(self.layout, layer, key, values, 1, exact_up_to=JACOBIAN))
+        found = float(volume.forward(self.layout, layer, key, subject.fed(inputs), 1, exact_up_to=JACOBIAN))
 
         def outputs(rows: Sequence[Tensor]) -> Sequence[Tensor]:
             return RegionModule.forward(layer, key.expand(n), *rows)[: len(region.outputs)]

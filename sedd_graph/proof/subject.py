@@ -137,11 +137,16 @@ class Subject:
 
     # -- forward and back -------------------------------------------------------------------------------------------
 
-    def filled(self, layer: RegionModule, key: Tensor | None, inputs: Sequence[Tensor]) -> Values:
-        """All values, from the inputs."""
+    def fed(self, inputs: Sequence[Tensor]) -> Values:
+        """The inputs, and all other values not known yet."""
         values: Values = [None] * self.layout.count
         for value, x in zip(self.layout.inputs.values(), inputs, strict=True):
             values[value] = x
+        return values
+
+    def filled(self, layer: RegionModule, key: Tensor | None, inputs: Sequence[Tensor]) -> Values:
+        """All values, from the inputs."""
+        values = self.fed(inputs)
         self.layout.forward(layer, key, values)
         return values
 
@@ -161,7 +166,7 @@ class Subject:
                 values[layout.inputs[name]] = x
         for value, x in zip(layout.outputs.values(), outputs, strict=False):
             values[value] = x
-        layout.undo(layer, key, values, [False] * layout.count)
+        layout.undo(layer, key, values)
         return [values[layout.inputs[name]] for name in layout.streams]
 
     def rebuilt(

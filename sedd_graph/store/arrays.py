@@ -8,8 +8,6 @@ Chunks are written one at a time: zarr would write several at once, and go on wi
 from __future__ import annotations
 
 import dataclasses
-import secrets
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy.typing as npt
 import zarr
 
 from sedd_graph.errors import UserError
-from sedd_graph.store.files import disk_faults, new_folder
+from sedd_graph.store.files import disk_faults, new_folder, part_folder
 from sedd_graph.store.writer import Writer
 
 __all__ = ["Activations", "TapSpec", "document_lengths", "write_samples"]
@@ -173,26 +171,22 @@ def write_samples(
 
     Written under a temporary name and renamed; a path that exists gets a number. Returns where it went.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     kept = lengths if lengths is not None else np.full(len(tokens), tokens.shape[1], dtype=np.int64)
-    with disk_faults(path.name, path.parent):
-        try:
-            root = zarr.open_group(str(part), mode="w", zarr_format=3)
-            _whole(root, "tokens", tokens, rows=max(1, CHUNK // max(1, tokens.shape[1])))
-            _whole(root, "lengths", kept, rows=CHUNK)
-            if trajectory is not None:
-                _whole(root, "trajectory", trajectory, rows=1)
-            with warnings.catch_warnings():
-                # zarr warns that strings of variable length are not in the v3 specification yet
-                warnings.simplefilter("ignore")
-                words = root.create_array("text", shape=(len(text),), chunks=(max(1, len(text)),), dtype=str)
-                words[:] = np.asarray(list(text), dtype=object)
-            root.attrs.update(dict(attributes))
-            final = new_folder(path)
-            final.rmdir()
-            part.rename(final)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    with disk_faults(path.name, path.parent), part_folder(path) as part:
+        root = zarr.open_group(str(part), mode="a", zarr_format=3)  # "w" would make the folder anew, without its lock
+        _whole(root, "tokens", tokens, rows=max(1, CHUNK // max(1, tokens.shape[1])))
+        _whole(root, "lengths", kept, rows=CHUNK)
+        if trajectory is not None:
+            _whole(root, "trajectory", trajectory, rows=1)
+        with warnings.catch_warnings():
+            # zarr warns that strings of variable length are not in the v3 specification yet
+            warnings.simplefilter("ignore")
+            words = root.create_array("text", shape=(len(text),), chunks=(max(1, len(text)),), dtype=str)
+            words[:] = np.asarray(list(text), dtype=object)
+        root.attrs.update(dict(attributes))
+        final = new_folder(path)
+        final.rmdir()
+        part.rename(final)
     return final
 
 

@@ -271,6 +271,11 @@ class Trainer:
                 over = config.budget_s is not None and self.seconds >= config.budget_s
                 if self.world.any(over):
                     reason = "budget"
+                    if self.step == first:
+                        self.say(
+                            f"warning     the first step, compilation included, took {self.seconds - start_seconds:.0f} s and "
+                            "spent train.budget_s: raise it, or set train.compile=off"
+                        )
                     break
                 if self.world.any(signals.caught is not None):
                     reason = signals.caught or "signal"
