@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sedd_graph.engine import volume
 from sedd_graph.engine.fixed_point import Map
 from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.regions import RegionModule
 from sedd_graph.engine.reversible import DRIFT
-from sedd_graph.engine import volume
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.graph.claims import Use, uses
 from sedd_graph.graph.model import Graph, Running
