@@ -54,7 +54,7 @@ class PointData(Ordered[Points]):
     @property
     def width(self) -> int:
         """Numbers of a row."""
-        return self.train.x[0].size
+        return math.prod(self.train.x.shape[1:])
 
 
 def open_points(config: PointsConfig, *, root: Path, shape: tuple[int, ...]) -> PointData:

@@ -70,7 +70,7 @@ class FlowEngine(Engine):
     ) -> None:
         super().__init__(graph, registry, None, device=device, compile="off", on_save=on_save, seed=seed)
         self.plan = plan
-        base: Likelihood = registry.component(plan.contract.op)(plan.config, Context({}))  # type: ignore[assignment]
+        base: Likelihood = registry.component(plan.contract.op)(plan.config, Context({}))
         self.flow = FlowModule(self.model, Layout(graph.root, ()), base.to(device), plan)
 
     def compile(self, mode: CompileMode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from sedd_graph.axes import PortType, Size
 from sedd_graph.blueprint.load import Loaded

@@ -127,7 +127,8 @@ def evaluate(
     """The bound on held-out rows (all, or ``batches`` spread evenly), per token and per character; of a flow, the
     likelihood per dimension."""
     nats, counts = [], []
-    for number, part in enumerate(data.held_out(rows, batches=batches)):
+    parts: Iterator[Any] = data.held_out(rows, batches=batches)
+    for number, part in enumerate(parts):
         batch: Any = to_batch(part, engine.device)
         nats.append(engine.bound_rows(batch, seed=mix_seed(seed, number), draws=draws))
         counts.append(batch.counted.double().cpu())
