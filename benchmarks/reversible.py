@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -47,9 +48,8 @@ def engine(way: str, depth: int, device: torch.device, compile: str) -> sedd_gra
     return sedd_graph.build(BLUEPRINT, changes, device=device, compile=compile)
 
 
-def kept(way: str, depth: int, tokens: Tensor, device: torch.device) -> int:
-    """Bytes that autograd keeps between forward and backward, parameters left out."""
-    made = engine(way, depth, device, "off")
+def kept(made: sedd_graph.Engine, tokens: Tensor) -> int:
+    """Bytes that autograd keeps between forward and backward, parameters left out. Run eagerly."""
     own = {p.untyped_storage()._cdata for p in made.model.parameters()}
     packed: list[weakref.ref[Held]] = []
 
@@ -58,11 +58,40 @@ def kept(way: str, depth: int, tokens: Tensor, device: torch.device) -> int:
         packed.append(weakref.ref(held))
         return held
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.x):
+    with torch.compiler.set_stance("force_eager"), torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.x):
         loss = made.loss(tokens)
     storages = [held.x.untyped_storage() for ref in packed if (held := ref()) is not None]
     del loss
     return sum({s._cdata: s.nbytes() for s in storages if s._cdata not in own}.values())
+
+
+def timed(engines: Mapping[str, sedd_graph.Engine], tokens: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a forward and backward pass of each, for every round; they take turns in an order that rotates."""
+
+    def step(made: sedd_graph.Engine) -> None:
+        made.loss(tokens).mean().backward()
+        made.model.zero_grad(set_to_none=True)
+        if made.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    for made in engines.values():
+        for _ in range(3):
+            step(made)
+    names = list(engines)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            start = time.perf_counter()
+            step(engines[name])
+            step(engines[name])
+            seconds[name].append((time.perf_counter() - start) / 2)
+    return seconds
+
+
+def ratio(seconds: list[float], base: list[float]) -> tuple[float, float]:
+    """Median over rounds of the ratio, and the standard error of its mean."""
+    ratios = [a / b for a, b in zip(seconds, base, strict=True)]
+    return statistics.median(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5
 
 
 def main() -> None:
@@ -75,29 +104,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     tokens = torch.randint(0, 100, (arguments.batch, 128), generator=torch.Generator().manual_seed(0))
-    steps = {}
-    for way in WAYS:
-        made = engine(way, arguments.depth, device, "block")
-
-        def step(made: sedd_graph.Engine = made) -> None:
-            made.loss(tokens).mean().backward()
-            made.model.zero_grad(set_to_none=True)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        for _ in range(3):
-            step()
-        steps[way] = step
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for number in range(arguments.rounds):
-        order = list(WAYS)[number % len(WAYS) :] + list(WAYS)[: number % len(WAYS)]
-        for way in order:
-            start = time.perf_counter()
-            steps[way]()
-            steps[way]()
-            seconds[way].append((time.perf_counter() - start) / 2)
-    del steps
-    memory = {way: [kept(way, depth, tokens[:4], device) for depth in (4, 12)] for way in WAYS}
+    seconds = timed({way: engine(way, arguments.depth, device, "block") for way in WAYS}, tokens, arguments.rounds)
+    memory = {way: [kept(engine(way, depth, device, "off"), tokens[:4]) for depth in (4, 12)] for way in WAYS}
     slope = {way: (memory[way][1] - memory[way][0]) / 8 for way in WAYS}
     print(
         f"two-stream SEDD, dim 256, {arguments.depth} layers, {arguments.batch} x 128 tokens, compiled; {describe_hardware(device)}"
@@ -105,8 +113,7 @@ def main() -> None:
     print(f"{'':20}{'step':>10}{'ratio to store':>18}{'kept per layer (4 rows)':>26}")
     record: dict[str, object] = {"hardware": describe_hardware(device), "torch": torch.__version__, **vars(arguments)}
     for way in WAYS:
-        ratios = [a / b for a, b in zip(seconds[way], seconds["store"], strict=True)]
-        middle, error = statistics.median(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5
+        middle, error = ratio(seconds[way], seconds["store"])
         print(f"{way:20}{statistics.median(seconds[way]):>8.3f} s{middle:>11.3f} +- {error:.3f}{slope[way] / 1024:>14,.1f} KiB ({slope[way] / slope['store']:.2%})")  # fmt: skip
         record[way] = {"seconds": seconds[way], "ratio": middle, "standard_error": error, "bytes_per_layer": slope[way]}
     with (HERE / "results" / "reversible.jsonl").open("a", encoding="utf-8") as stream:

@@ -11,13 +11,14 @@ from typing import Annotated, Literal
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import wide
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
 from sedd_graph.contract import Algebra, Signature, SizeField
 from sedd_graph.diffusion.numerics import full_precision
+
+from ._bijection import wide
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
 

@@ -13,12 +13,13 @@ from typing import Annotated, NamedTuple
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import keep, summed, wide
 from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, solves
 from sedd_graph.contract import Algebra, Signature, SizeField
+
+from ._bijection import keep, summed, wide
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
 

@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from sedd_graph_registry._bijection import wide
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
 from sedd_graph.diffusion.numerics import FLOOR, full_precision, log_expm1
+
+from ._bijection import wide
 
 __all__ = ["ScoreHead", "X0Head"]
 

@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import keep, repeated, wide
 from torch import Tensor, nn
 
 from sedd_graph.component import Component, ComponentConfig, Context, solves
 from sedd_graph.contract import SizeField
 from sedd_graph.diffusion.numerics import full_precision
+
+from ._bijection import keep, repeated, wide
 
 
 class Linear(Component, kind="feedforward"):

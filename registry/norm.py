@@ -4,11 +4,12 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from sedd_graph_registry._bijection import wide
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
+
+from ._bijection import wide
 
 
 class LayerNorm(Component, kind="norm"):

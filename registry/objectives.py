@@ -49,6 +49,12 @@ class _OverTime(Objective):
         return Draw(xt, t, sigma, dsigma, torch.full_like(t, width))
 
 
+def _mask(kernel: Kernel) -> int:
+    """The index of the mask, for objectives that need one: with another kernel they are refused when the process is made."""
+    assert kernel.mask is not None
+    return kernel.mask
+
+
 def _counted(per_position: Tensor, batch: Batch) -> Tensor:
     return torch.where(batch.loss & batch.corrupt, per_position, 0.0).sum(-1)
 
@@ -130,8 +136,8 @@ class MaskedCount(Objective, kind="objective"):
             count = (1 + (t * free).long()).clamp(max=free)
             order = random.rand(*batch.tokens.shape).to(batch.tokens.device).masked_fill(~batch.corrupt, 2.0)
             rank = order.argsort(-1).argsort(-1)
-            xt = torch.where((rank < count[:, None]) & batch.corrupt, kernel.mask, batch.tokens)
-        count = ((xt == kernel.mask) & batch.corrupt).sum(-1)
+            xt = batch.tokens.masked_fill((rank < count[:, None]) & batch.corrupt, _mask(kernel))
+        count = ((xt == _mask(kernel)) & batch.corrupt).sum(-1)
         share = count / free.clamp(min=1)
         # sigma at which this share is expected: what a time-conditioned network is told
         sigma = -torch.log1p(-share.clamp(max=1 - 1e-3))
@@ -142,4 +148,4 @@ class MaskedCount(Objective, kind="objective"):
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
         log_x0 = outputs["log_x0"].float().gather(-1, batch.tokens[..., None])[..., 0]
-        return draw.weight * _counted(torch.where(draw.xt == kernel.mask, -log_x0, 0.0), batch)
+        return draw.weight * _counted(torch.where(draw.xt == _mask(kernel), -log_x0, 0.0), batch)

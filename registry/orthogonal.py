@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import Isometry, keep, through, wide
-from sedd_graph_registry.attention import rotate
 from torch import Tensor, nn
 
 from sedd_graph.component import ComponentConfig, Context, solves
 from sedd_graph.diffusion.numerics import full_precision
+
+from ._bijection import Isometry, keep, through, wide
+from .attention import rotate
 
 
 class Orthogonal(Isometry, kind="mixer"):

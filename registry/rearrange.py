@@ -11,12 +11,13 @@ import numpy as np
 import pydantic
 import torch
 from jaxtyping import Bool, Float
-from sedd_graph_registry._bijection import Isometry
 from torch import Tensor
 
 from sedd_graph.axes import parse_port_type
 from sedd_graph.component import Component, ComponentConfig, Context, solves
 from sedd_graph.contract import Algebra, Port, Signature
+
+from ._bijection import Isometry
 
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 

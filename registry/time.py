@@ -52,6 +52,8 @@ class GaussianFourier(_Encoder, kind="time"):
         frequencies: SizeField = 256
         scale: float = 16.0
 
+    frequency: Tensor
+
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
         self.register_buffer("frequency", torch.randn(self.config.frequencies // 2) * self.config.scale)

@@ -145,7 +145,7 @@ def _shown(run: Run, texts: list[str], where: Path) -> int:
 
 
 def _infill(arguments: argparse.Namespace) -> int:
-    from sedd_graph.infill import read_prompt
+    from sedd_graph.infill import heuristic, read_prompt
     from sedd_graph.runs import sample_run
 
     run = _open(arguments)
@@ -156,6 +156,9 @@ def _infill(arguments: argparse.Namespace) -> int:
         suffix=arguments.suffix,
         length=arguments.length,
     )
+    note = heuristic(run)
+    if note is not None:
+        print(f"warning: {note}", file=sys.stderr)
     texts, where = sample_run(
         run,
         batch=arguments.batch,

@@ -194,7 +194,7 @@ def _signature_of_forward(cls: type[Component]) -> Signature:
     where = f"{cls.__qualname__}.forward -> "
     if "return" not in hints:
         raise TypeError(f"{where}: annotate what forward returns")
-    returned = hints["return"]
+    returned: Any = hints["return"]
     parts = typing.get_args(returned) if typing.get_origin(returned) is tuple else (returned,)
     if len(parts) != len(cls.outputs):
         raise TypeError(f"{where}: {len(parts)} value(s) returned, but outputs = {cls.outputs}")

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import pydantic
 
 from sedd_graph.axes import PortType
+from sedd_graph.strict import Strict
 
 __all__ = [
     "NODE_KINDS",
@@ -50,10 +51,10 @@ PROCESS_KINDS = ("kernel", "schedule", "objective", "sampler", "likelihood")
 """Kinds that make up what is around the graph: a noise process, or the likelihood of a flow."""
 
 
-class ComponentConfig(pydantic.BaseModel):
+class ComponentConfig(Strict):
     """Base of every component's nested ``Config``: frozen, unknown keys refused, no NaN or infinity."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = pydantic.ConfigDict(validate_default=True)
 
 
 @dataclasses.dataclass(frozen=True)

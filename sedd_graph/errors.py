@@ -64,6 +64,8 @@ class Problem:
     col: int
     path: str
     message: str
+    environment: bool = False
+    """Whether the machine is at fault rather than the blueprint, as with a plugin that cannot be loaded."""
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.col}" if self.line else self.file
@@ -75,10 +77,15 @@ MAX_PROBLEMS = 100
 
 
 class BlueprintError(UserError):
-    """All problems of one stage at once, sorted by file and line. ``problems`` is a tuple of :class:`Problem`."""
+    """All problems of one stage at once, sorted by file and line. ``problems`` is a tuple of :class:`Problem`.
+
+    Exit code 1 where each of them is a fault of the environment.
+    """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(set(problems)))
+        if self.problems and all(p.environment for p in self.problems):
+            self.exit_code = EnvironmentFault.exit_code
         shown = [str(p) for p in self.problems[:MAX_PROBLEMS]]
         if len(self.problems) >= MAX_PROBLEMS:
             shown.append(f"... these are the first {MAX_PROBLEMS} problems")

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sedd_graph.api import LOCK, check, digest, lock_text
 from sedd_graph.blueprint.load import packaged_blueprints
 from sedd_graph.engine.construct import build_shapes
+from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.store.files import new_run, write_json, write_text
@@ -198,6 +199,6 @@ def import_run(
 
         write_text(run / "tokenizer.json", load_tokenizer(tokenizer).to_json())
     part = run / ".model.safetensors.part"
-    save_file({k: v.contiguous() for k, v in found.weights.items()}, part)
+    save_tensors({k: v.contiguous() for k, v in found.weights.items()}, part)
     part.replace(run / "model.safetensors")
     return run

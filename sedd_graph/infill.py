@@ -10,11 +10,22 @@ from torch import Tensor
 from sedd_graph.errors import UserError
 from sedd_graph.runs import Run
 
-__all__ = ["read_prompt"]
+__all__ = ["heuristic", "read_prompt"]
 
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
 LARGEST = 2**20
 FREE = -1
+
+
+def heuristic(run: Run) -> str | None:
+    """What to say where holding the given text fixed is not exact; None where it is. Raises :class:`UserError`."""
+    plan = run.plan()
+    if run.engine.process is None or run.engine.process.kernel.clamp_safe:
+        return None
+    return (
+        f"the kernel {plan.kernel.contract.name!r} can move every token, so holding the given text fixed is a heuristic: "
+        "what is written is not drawn from the model's law given that text"
+    )
 
 
 def read_prompt(run: Run, *, text: str | None, prefix: str | None, suffix: str | None, length: int | None) -> Tensor:

@@ -78,6 +78,14 @@ class Run:
             raise UserError("this blueprint has no 'data' section")
         return read_data(self.report, root=self.root, tokenizer=self.tokenizer)
 
+    def changed(self, data: Dataset | PointData) -> str | None:
+        """A sentence where ``data`` is not the corpus that the run was built with; None where it is, or none is on record."""
+        facts = read_json(self.path / "run.json") if (self.path / "run.json").is_file() else {}
+        corpus = facts.get("corpus") if isinstance(facts, dict) else None
+        return (
+            f"the corpus has changed since {self.path} was built" if corpus not in (None, data.fingerprint()) else None
+        )
+
     def decode(self, rows: Tensor) -> list[str]:
         """Token rows as text."""
         if self.tokenizer is None:
@@ -147,9 +155,10 @@ def build_run(
     counted = measured(report)
     say("\n" + measure_text(counted, "row" if report.flow else "token"))
     text = lock_text(report)
-    tokenizer = None
+    tokenizer, corpus = None, None
     if "data" in report.loaded.sections:
         data = read_data(report, root=report.loaded.root)
+        corpus = data.fingerprint()
         rows = f"data        {data.train.count:,} training rows and {data.heldout.count:,} held-out rows of {data.width} {data.units.nats}s"
         if isinstance(data, Dataset):
             tokenizer = data.tokenizer
@@ -185,6 +194,7 @@ def build_run(
             "overrides": list(overrides),
             "compile": engine.compile_mode,
             "blueprint": digest(text),
+            "corpus": corpus,
         },
     )
     if tokenizer is not None:
@@ -332,6 +342,8 @@ def train_run(
         config = run.report.train
         run.engine.compile(config.compile)
         data = run.data()
+        if (changed := run.changed(data)) is not None:
+            raise UserError(f"{changed}; put the old one back, or build a new run")
         quiet = say if world.rank == 0 else (lambda text: None)
         trackers = None
         if world.rank == 0:
@@ -381,8 +393,14 @@ def _evaluate(
             f"({data.unigram_bits:.4f} under the training text's frequencies)"
         )
         text = {"unigram_bits": data.unigram_bits, "heldout_entropy_bits": data.heldout_entropy_bits}
+    path = run.path / "evaluation.json"
+    before = read_json(path) if path.is_file() else {}
+    fuller = max(before.get("sequences", 0), before.get("rows", 0)) if isinstance(before, dict) else 0
+    if fuller > found.count:
+        say(f"not kept: evaluation.json is of {fuller} sequences, this only of {found.count}")
+        return found
     record = {**dataclasses.asdict(found), **text, "weights": run.weights, "objective": run.objective}
-    write_json(run.path / "evaluation.json", record)
+    write_json(path, record)
     return found
 
 
@@ -392,7 +410,10 @@ def evaluate_run(
     """The held-out bound of a run folder's newest weights."""
     run = open_run(path, device=device, compile="off", weights=weights)
     say(f"weights     {run.weights}")
-    return _evaluate(run, run.data(), say, batches=batches, draws=draws)
+    data = run.data()
+    if (changed := run.changed(data)) is not None:
+        say(f"warning     {changed}: the bound is one on the new text")
+    return _evaluate(run, data, say, batches=batches, draws=draws)
 
 
 def sample_run(

@@ -8,17 +8,19 @@ import pytest
 from sedd_graph.api import check, lock_text
 from sedd_graph.axes import MAX_SIZE
 from sedd_graph.blueprint import interpolate, load, overrides, schema, yaml
-from sedd_graph.errors import MAX_PROBLEMS
+from sedd_graph.errors import MAX_PROBLEMS, BlueprintError
 from sedd_graph.graph import blocks, expand
 from sedd_graph.graph.process import FED
 from sedd_graph.store.config import StoreConfig
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL
+from tests.pages import blueprints
 
-TEXT = (ROOT / "docs" / "blueprint.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"^```yaml\n(blueprint: 1\n.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+PAGE = ROOT / "docs" / "blueprint.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+SNIPPETS = blueprints(PAGE)
 
 
-@pytest.mark.parametrize("text", SNIPPETS, ids=lambda text: re.findall(r"name: (\S+)", text)[0])
+@pytest.mark.parametrize("text", SNIPPETS.values(), ids=SNIPPETS)
 def test_every_complete_blueprint_builds(text: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.yaml").write_text(text, encoding="utf-8")
     report = check(tmp_path / "snippet.yaml")
@@ -29,6 +31,13 @@ def test_every_complete_blueprint_builds(text: str, tmp_path: Path) -> None:
 
 def test_there_are_such_snippets_and_no_other_yaml() -> None:
     assert len(SNIPPETS) == TEXT.count("```yaml") >= 5
+
+
+def test_the_quoted_message_is_what_is_said(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL.replace("heads: 2", "heads: 3"), encoding="utf-8")
+    with pytest.raises(BlueprintError) as error:
+        check(tmp_path / "small.yaml")
+    assert str(error.value).replace(f"{tmp_path}/", "") in " ".join(TEXT.split())
 
 
 def section(title: str) -> str:

@@ -12,13 +12,10 @@ import yaml
 from sedd_graph.data.config import DataConfig
 from sedd_graph.training.config import AdamWConfig, MuonConfig, TrainConfig
 from tests.conftest import ROOT
+from tests.pages import blocks
 
-TRAINING = (ROOT / "docs" / "training.md").read_text()
-DATA = (ROOT / "docs" / "data.md").read_text()
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+PAGES = {name: ROOT / "docs" / f"{name}.md" for name in ("training", "data")}
+TRAINING = PAGES["training"].read_text(encoding="utf-8")
 
 
 def table(text: str, first: str) -> dict[str, Any]:
@@ -51,17 +48,17 @@ def test_every_key_of_an_optimizer_stands_there(name: str, model: type[pydantic.
 
 
 def test_the_defaults_of_data_stand_there() -> None:
-    (shown,) = [yaml.safe_load(b)["data"] for b in blocks(DATA, "yaml") if "corpus" in b]
+    (shown,) = [yaml.safe_load(b)["data"] for b in blocks(PAGES["data"], "yaml") if "corpus" in b]
     assert DataConfig.model_validate(shown | {"corpus": {"op": "builtin"}}) == DataConfig()
     assert shown.keys() == DataConfig.model_fields.keys()
 
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [(name, i) for name, text in (("training", TRAINING), ("data", DATA)) for i in range(len(blocks(text, "python")))],
+    [(name, i) for name, page in PAGES.items() for i in range(len(blocks(page, "python")))],
 )
 def test_blocks_of_python_run(name: str, number: int) -> None:
-    code = blocks((ROOT / "docs" / f"{name}.md").read_text(), "python")[number]
+    code = blocks(PAGES[name], "python")[number]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pydantic
 
 from sedd_graph.errors import MAX_PROBLEMS, Problem, suggest
+from sedd_graph.strict import branches
 
 __all__ = ["Locate", "dotted", "model_problems"]
 
@@ -90,7 +90,7 @@ def _message(error: Any, fields: Iterable[str]) -> str:
     }.get(kind)
     if bound:
         return f"must be {bound[1]} {context[bound[0]]:g}, not {_shown(value)}"
-    text = error["msg"]
+    text: str = error["msg"]
     return text[0].lower() + text[1:]
 
 
@@ -101,7 +101,7 @@ def _fields_at(model: Any, loc: tuple[str | int, ...]) -> list[str]:
         options = [inner for option in options for inner in _inside(option, part)]
         tagged = [o for o in options if _tag(o) == part]
         options = tagged or options
-    models = [m for option in options for m in _branches(option) if _is_model(m)]
+    models = [m for option in options for m in branches(option) if _is_model(m)]
     return [f.alias or n for n, f in models[0].model_fields.items()] if len(models) == 1 else []
 
 
@@ -109,20 +109,10 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
 
 
-def _branches(annotation: Any) -> list[Any]:
-    """The members of a union, with Annotated and None taken off."""
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _branches(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
-        return [b for a in typing.get_args(annotation) if a is not type(None) for b in _branches(a)]
-    return [annotation]
-
-
 def _inside(annotation: Any, part: str | int) -> list[Any]:
     """What may stand at ``part`` within a value of this type; a union's own tag steps into that branch."""
     found: list[Any] = []
-    for branch in _branches(annotation):
+    for branch in branches(annotation):
         if _is_model(branch):
             if _tag(branch) == part:
                 return [branch]

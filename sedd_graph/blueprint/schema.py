@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from sedd_graph.strict import Strict
+
 __all__ = ["MAX_NAME", "Block", "Blueprint", "Invertible", "Library", "Node", "OpSpec", "SaveSpec"]
 
 MAX_NAME = 64
@@ -22,10 +24,8 @@ TypeText = Annotated[str, pydantic.Field(max_length=256)]
 Scalar = bool | int | float | str
 
 
-class Frozen(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True, hide_input_in_errors=True
-    )
+class Frozen(Strict):
+    model_config = pydantic.ConfigDict(populate_by_name=True, hide_input_in_errors=True)
 
 
 class SaveSpec(Frozen):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,10 @@ def _compose(text: str, document: Document) -> Any:
             top.value[top.key] = value
             top.key = None
 
-    for event in yaml.parse(text, Loader=_LOADER):
+    events: Iterator[Any] = yaml.parse(
+        text, Loader=_LOADER
+    )  # the stubs know neither tags nor that every event has a place
+    for event in events:
         mark = event.start_mark
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
@@ -211,7 +215,7 @@ def _compose(text: str, document: Document) -> Any:
                 document.keys[path] = (mark.line + 1, mark.column + 1)
                 top.key = key
                 continue
-            value: Any = event.value
+            value = event.value
             if not event.style:
                 try:
                     value = read_scalar(event.value)

@@ -6,30 +6,28 @@ from typing import Annotated, Literal
 
 import pydantic
 
+from sedd_graph.strict import Strict
+
 __all__ = ["Corpus", "DataConfig", "PointsConfig", "TokenizerConfig"]
 
 FileName = Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
 Files = Annotated[list[FileName], pydantic.Field(min_length=1, max_length=4096)]
 
 
-class _Frozen(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class BuiltinCorpus(_Frozen):
+class BuiltinCorpus(Strict):
     """The documentation that CPython carries (``pydoc_data.topics``): about 650,000 characters of English."""
 
     op: Literal["builtin"]
 
 
-class TextCorpus(_Frozen):
+class TextCorpus(Strict):
     """UTF-8 text files, by name or pattern, relative to the blueprint's folder. Each file is a document."""
 
     op: Literal["text"]
     files: Files
 
 
-class JsonlCorpus(_Frozen):
+class JsonlCorpus(Strict):
     """One JSON object a line; ``field`` holds the text and ``prompt``, where given, a text that comes before it."""
 
     op: Literal["jsonl"]
@@ -38,7 +36,7 @@ class JsonlCorpus(_Frozen):
     prompt: str | None = None
 
 
-class ParquetCorpus(_Frozen):
+class ParquetCorpus(Strict):
     """Parquet files (extra ``datasets``); fields as for jsonl."""
 
     op: Literal["parquet"]
@@ -47,7 +45,7 @@ class ParquetCorpus(_Frozen):
     prompt: str | None = None
 
 
-class DatasetCorpus(_Frozen):
+class DatasetCorpus(Strict):
     """A named set or a local folder, through the ``datasets`` library (extra ``datasets``)."""
 
     op: Literal["dataset"]
@@ -58,27 +56,27 @@ class DatasetCorpus(_Frozen):
     prompt: str | None = None
 
 
-class CharactersConfig(_Frozen):
+class CharactersConfig(Strict):
     """One token a character: the ``size - 2`` most frequent of the training text, one for all others, and padding."""
 
     op: Literal["characters"]
     size: Annotated[int, pydantic.Field(ge=3, le=65536)] = 128
 
 
-class BytesConfig(_Frozen):
+class BytesConfig(Strict):
     """One token a byte of UTF-8, and padding: 257 tokens."""
 
     op: Literal["bytes"]
 
 
-class FileTokenizerConfig(_Frozen):
+class FileTokenizerConfig(Strict):
     """Any ``tokenizer.json`` of the ``tokenizers`` library."""
 
     op: Literal["file"]
     path: FileName
 
 
-class BpeConfig(_Frozen):
+class BpeConfig(Strict):
     """Byte-level BPE trained on the training text."""
 
     op: Literal["bpe"]
@@ -96,7 +94,7 @@ TokenizerConfig = Annotated[
 """How text becomes tokens, told apart by ``op``."""
 
 
-class DataConfig(_Frozen):
+class DataConfig(Strict):
     """What is learned from: a corpus, how it becomes tokens, and how tokens become rows."""
 
     corpus: Corpus = BuiltinCorpus(op="builtin")
@@ -110,7 +108,7 @@ class DataConfig(_Frozen):
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
 
 
-class TwoMoons(_Frozen):
+class TwoMoons(Strict):
     """Two half circles of radius 1 that reach into each other, in the plane."""
 
     op: Literal["two_moons"]
@@ -119,7 +117,7 @@ class TwoMoons(_Frozen):
     """Standard deviation of what is added to each coordinate."""
 
 
-class EightGaussians(_Frozen):
+class EightGaussians(Strict):
     """Eight normal densities of deviation ``noise``, evenly on a circle of radius 2, in the plane."""
 
     op: Literal["eight_gaussians"]
@@ -127,14 +125,14 @@ class EightGaussians(_Frozen):
     noise: Annotated[float, pydantic.Field(gt=0, le=10)] = 0.2
 
 
-class ArrayFile(_Frozen):
+class ArrayFile(Strict):
     """A ``.npy`` file of floats [row, ...]; its name is relative to the blueprint's folder."""
 
     op: Literal["npy"]
     path: FileName
 
 
-class PointsConfig(_Frozen):
+class PointsConfig(Strict):
     """What a flow learns from: rows of real numbers."""
 
     points: Annotated[TwoMoons | EightGaussians | ArrayFile, pydantic.Field(discriminator="op")]

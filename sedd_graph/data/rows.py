@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -103,6 +104,16 @@ class Dataset(Ordered[Rows]):
     """Bits per character of the held-out text under the training text's character frequencies (add-one smoothing)."""
     heldout_entropy_bits: float
     """Bits per character of the held-out text under its own character frequencies: the lower, stricter of the two."""
+
+    def fingerprint(self) -> str:
+        """A hash of all tokens and of where documents begin: another corpus, another fingerprint."""
+        found = hashlib.sha256()
+        for part in (self.train, self.heldout):
+            arrays = [part.tokens] if isinstance(part, _Stream) else [part.tokens, part.starts, part.prompts]
+            for array in arrays:
+                found.update(f"{array.dtype.str} {len(array)};".encode())
+                found.update(array.tobytes())
+        return found.hexdigest()[:16]
 
     @property
     def units(self) -> Units:

@@ -1,6 +1,5 @@
 """How torch.compile is called: Inductor, with one of its rules of thumb set aside."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 __all__ = ["inductor"]
 
 
-def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
     """Inductor that draws dropout again in the backward pass.
 
     Left alone, it keeps every mask but the first, as they share their counters: a boolean per entry, which on a CPU

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sedd_graph.component import Context
@@ -23,6 +22,7 @@ from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 from sedd_graph.engine.backend import inductor
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.regions import Model, RegionModule
+from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.model import Graph
 from sedd_graph.graph.process import ProcessPlan
@@ -155,7 +155,9 @@ class Engine:
         self.allowed: Tensor | None = None
         self._on_save = on_save
         if plan is not None:
-            self.process = Process(*(part.to(device) for part in make_process(plan, registry)))
+            self.process = make_process(plan, registry)
+            for part in self.process:
+                part.to(device)
             self.loss_module = LossModule(self.model, self.process)
             kernel = self.process.kernel
             allowed = torch.ones(kernel.states, dtype=torch.bool)
@@ -346,7 +348,7 @@ class Engine:
         part = folder / ".model.safetensors.part"
         with disk_faults(target.name, folder):
             folder.mkdir(parents=True, exist_ok=True)
-            save_file({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, part)
+            save_tensors({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, part)
             part.replace(target)
         if self._on_save is not None:
             self._on_save(folder)

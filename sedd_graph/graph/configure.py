@@ -10,7 +10,7 @@ import pydantic
 from sedd_graph.axes import AxisError, parse_size
 from sedd_graph.blueprint.problems import model_problems
 from sedd_graph.contract import ComponentConfig, Contract, size_fields
-from sedd_graph.errors import SeddGraphError, suggest
+from sedd_graph.errors import EnvironmentFault, SeddGraphError, suggest
 from sedd_graph.graph.ports import Scope
 from sedd_graph.graph.spot import Spot
 from sedd_graph.plugins import Registry
@@ -23,7 +23,7 @@ def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], at: Spot)
     try:
         contract = registry.contract(op)
     except SeddGraphError as error:
-        at.refuse(str(error))
+        at.refuse(str(error), environment=isinstance(error, EnvironmentFault))
         return None
     if contract.kind in kinds:
         return contract

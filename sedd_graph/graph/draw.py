@@ -171,7 +171,7 @@ def to_mermaid(graph: Graph, undo: Undo | None = None) -> str:
 
 # -- SVG ------------------------------------------------------------------------------------------------------------
 
-_GAP_X, _GAP_Y, _PAD, _HEAD, _BOX_H, _CHAR = 28, 34, 14, 24, 40, 6.7
+_GAP_X, _GAP_Y, _PAD, _HEAD, _BOX_H, _CHAR, _LANE = 28, 34, 14, 24, 40, 6.7, 6
 _KIND = {
     "embedding": "#dbeafe",
     "position": "#e0f2fe",
@@ -195,21 +195,35 @@ class _Box:
         self.children: dict[str, tuple[_Box, float, float]] = {}
         self.edges: list[tuple[str, str]] = []
         self.back: list[tuple[str, str]] = []
+        self.layer: dict[str, int] = {}
+        self.spans: list[tuple[float, float]] = []
+        self.lanes: dict[tuple[str, int], float] = {}
+        """Where an edge from a child goes down through a layer that it skips: x."""
         self.width = max(_CHAR * len(title) * 1.05, _CHAR * 0.88 * len(note)) + 24
         self.height = float(_BOX_H)
 
     def place(self, layers: list[list[str]], boxes: dict[str, _Box]) -> None:
-        """Layers from top to bottom, each centred."""
-        widths = [sum(boxes[n].width for n in layer) + _GAP_X * (len(layer) - 1) for layer in layers]
+        """Layers from top to bottom, each centred, with a lane beside the boxes for every child whose edges go past."""
+        self.layer = {name: number for number, layer in enumerate(layers) for name in layer}
+        last = {a: max(self.layer[t] for s, t in self.edges if s == a) for a, _ in self.edges}
+        past = [[a for a in last if self.layer[a] < number < last[a]] for number in range(len(layers))]
+        widths = [
+            sum(boxes[n].width for n in layer) + _LANE * len(skip) + _GAP_X * (len(layer) + len(skip) - 1)
+            for layer, skip in zip(layers, past, strict=True)
+        ]
         inner = max([*widths, self.width - 2 * _PAD])
         y = float(_HEAD + _PAD)
-        for layer, width in zip(layers, widths, strict=True):
+        for number, (layer, width) in enumerate(zip(layers, widths, strict=True)):
             x = _PAD + (inner - width) / 2
             tall = max(boxes[n].height for n in layer)
             for name in layer:
                 box = boxes[name]
                 self.children[name] = (box, x, y + (tall - box.height) / 2)
                 x += box.width + _GAP_X
+            for name in past[number]:
+                self.lanes[name, number] = x + _LANE / 2
+                x += _LANE + _GAP_X
+            self.spans.append((y, y + tall))
             y += tall + _GAP_Y
         self.width, self.height = inner + 2 * _PAD, y - _GAP_Y + _PAD
 
@@ -286,13 +300,8 @@ def to_svg(graph: Graph, undo: Undo | None = None) -> str:
             return
         text(x + _PAD, y + 18, item.title, 12.5, anchor="start", weight="700", fill="#334155")
         for source, target in item.edges:
-            a, ax, ay = item.children[source]
-            b, bx, by = item.children[target]
-            x1, y1 = x + ax + a.width / 2, y + ay + a.height
-            x2, y2 = x + bx + b.width / 2, y + by
-            bend = max(14.0, (y2 - y1) / 2)
             parts.append(
-                f'<path d="M{x1:.1f},{y1:.1f} C{x1:.1f},{y1 + bend:.1f} {x2:.1f},{y2 - bend:.1f} {x2:.1f},{y2 - 3:.1f}" fill="none" stroke="#64748b" stroke-opacity="0.65" marker-end="url(#tip)"/>'
+                f'<path d="{_way(item, source, target, x, y)}" fill="none" stroke="#64748b" stroke-opacity="0.65" marker-end="url(#tip)"/>'
             )
         for child, cx, cy in item.children.values():
             draw(child, x + cx, y + cy)
@@ -317,6 +326,22 @@ _TIP_BACK = (
     '<marker id="back" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" orient="auto">'
     f'<path d="M0,0 L6,3 L0,6 z" fill="{_UNDO}"/></marker>'
 )
+
+
+def _way(item: _Box, source: str, target: str, x: float, y: float) -> str:
+    """From the foot of one box to the top of another: straight down through layers, in its lane, and bent between them."""
+    (a, ax, ay), (b, bx, by) = item.children[source], item.children[target]
+    first, last = item.layer[source], item.layer[target]
+    at = x + ax + a.width / 2
+    way = [f"M{at:.1f},{y + ay + a.height:.1f} V{y + item.spans[first][1]:.1f}"]
+    for number in range(first + 1, last + 1):
+        above, (top, foot) = y + item.spans[number - 1][1], item.spans[number]
+        to = x + (item.lanes[source, number] if number < last else bx + b.width / 2)
+        middle = (above + y + top) / 2
+        end = y + foot if number < last else y + by - 3
+        way.append(f"C{at:.1f},{middle:.1f} {to:.1f},{middle:.1f} {to:.1f},{y + top - 3:.1f} V{end:.1f}")
+        at = to
+    return " ".join(way)
 
 
 def _arrow_back(item: _Box, source: str, target: str, x: float, y: float) -> str:

@@ -22,9 +22,9 @@ class Spot:
     def __truediv__(self, part: str | int) -> Spot:
         return Spot(self.loaded, (*self.path, part), self.problems)
 
-    def refuse(self, message: str) -> None:
+    def refuse(self, message: str, *, environment: bool = False) -> None:
         """Report a problem here. Raises :class:`BlueprintError` with all of them where there are very many already."""
-        self.problems.append(self.loaded.problem(self.path, message))
+        self.problems.append(dataclasses.replace(self.loaded.problem(self.path, message), environment=environment))
         if len(self.problems) >= MAX_PROBLEMS:
             raise BlueprintError(self.problems)
 

@@ -114,15 +114,15 @@ def _moved(
     moves: dict[int, tuple[Fraction, float]],
     unbounded: list[tuple[int, str, str]],
 ) -> tuple[Fraction, float]:
-    """(a, b) of one output. What is not in ``moves`` is known and stands still."""
+    """(a, b) of one output. What is not in ``moves`` is known."""
     node = problem.flat.nodes[index]
     factors = node.algebra.linear.get(port)
     scale, moved = Fraction(0), 0.0
     for name, values in node.inputs.items():
         for u in values:
-            if u not in moves:
-                continue
-            a, b = moves[u]
+            a, b = moves.get(u, (Fraction(0), 0.0))
+            if not a and not b:
+                continue  # known, or such as x - x: it stands still
             if factors is not None:
                 if factor := Fraction(factors.get(name, 0)):
                     scale += factor * a

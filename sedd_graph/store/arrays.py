@@ -8,8 +8,6 @@ Chunks are written one at a time: zarr would write several at once, and go on wi
 from __future__ import annotations
 
 import dataclasses
-import secrets
-import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy.typing as npt
 import zarr
 
 from sedd_graph.errors import UserError
-from sedd_graph.store.files import disk_faults, new_folder
+from sedd_graph.store.files import disk_faults, new_folder, part_folder
 from sedd_graph.store.writer import Writer
 
 __all__ = ["Activations", "TapSpec", "document_lengths", "write_points", "write_samples"]
@@ -204,17 +202,13 @@ def write_points(
 
 def _new_group(path: Path, fill: Callable[[zarr.Group], None], attributes: Mapping[str, Any]) -> Path:
     """A zarr group that is there whole or not at all. Returns where it went."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    with disk_faults(path.name, path.parent):
-        try:
-            root = zarr.open_group(str(part), mode="w", zarr_format=3)
-            fill(root)
-            root.attrs.update(dict(attributes))
-            final = new_folder(path)
-            final.rmdir()
-            part.rename(final)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    with disk_faults(path.name, path.parent), part_folder(path) as part:
+        root = zarr.open_group(str(part), mode="a", zarr_format=3)  # "w" would make the folder anew, without its lock
+        fill(root)
+        root.attrs.update(dict(attributes))
+        final = new_folder(path)
+        final.rmdir()
+        part.rename(final)
     return final
 
 

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import pydantic
 
+from sedd_graph.strict import Strict
+
 __all__ = ["StoreConfig"]
 
 
-class StoreConfig(pydantic.BaseModel):
+class StoreConfig(Strict):
     """The ``store`` section of a blueprint."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     queue: Annotated[int, pydantic.Field(ge=1, le=1024)] = 16
     """How many records may wait to be written; training waits beyond that."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import errno
+import glob
 import json
 import math
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,17 @@ from safetensors import SafetensorError
 
 from sedd_graph.errors import EnvironmentFault, UserError
 
-__all__ = ["JsonLines", "alone", "disk_faults", "new_folder", "new_run", "read_json", "write_json", "write_text"]
+__all__ = [
+    "JsonLines",
+    "alone",
+    "disk_faults",
+    "new_folder",
+    "new_run",
+    "part_folder",
+    "read_json",
+    "write_json",
+    "write_text",
+]
 
 
 @contextmanager
@@ -102,6 +114,52 @@ def new_run(root: Path, name: str, digest: str) -> Path:
     """``root/name/<utc-stamp>-<digest>``, made now, never one that was there."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     return new_folder(root / name / f"{stamp}-{digest[:8]}")
+
+
+@contextmanager
+def part_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside ``path``, to be filled and renamed; it is removed where the block leaves it behind.
+
+    It is locked while the block runs, so what a process that was killed has left of ``path`` is known by having no lock,
+    and is removed first.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with _locked(left) as held:
+            if held:
+                shutil.rmtree(left, ignore_errors=True)
+    while True:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        part.mkdir(parents=True)
+        with _locked(part) as held:
+            if held is None or part.is_dir():  # another process may have cleaned up between the two
+                try:
+                    yield part
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
+                return
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool | None]:
+    """Try to lock a folder itself: whether that worked, or None where folders cannot be locked."""
+    try:
+        import fcntl
+
+        number = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows; or it is gone already
+        yield None
+        return
+    try:
+        held: bool | None = True
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = False
+        except OSError:  # a network file system without locks
+            held = None
+        yield held
+    finally:
+        os.close(number)
 
 
 @contextmanager

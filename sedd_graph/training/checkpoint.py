@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
 from sedd_graph.store.files import disk_faults, read_json
 
@@ -74,10 +75,10 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: i
     with disk_faults("a checkpoint", folder):
         try:
             part.mkdir(parents=True)
-            save_file(checkpoint.model, part / "model.safetensors")
+            save_tensors(checkpoint.model, part / "model.safetensors")
             if checkpoint.average is not None:
-                save_file(checkpoint.average, part / "ema.safetensors")
-            save_file(checkpoint.optimizers, part / "optimizer.safetensors")
+                save_tensors(checkpoint.average, part / "ema.safetensors")
+            save_tensors(checkpoint.optimizers, part / "optimizer.safetensors")
             state = json.dumps({**checkpoint.state, "step": step}, indent=2, sort_keys=True)
             (part / "state.json").write_text(state + "\n", encoding="utf-8")
             for file in part.iterdir():

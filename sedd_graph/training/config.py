@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import pydantic
 
+from sedd_graph.strict import Strict
+
 __all__ = [
     "AdamWConfig",
     "CheckpointConfig",
@@ -20,11 +22,7 @@ Positive = Annotated[float, pydantic.Field(gt=0)]
 Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
 
 
-class _Frozen(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class AdamWConfig(_Frozen):
+class AdamWConfig(Strict):
     """AdamW (arXiv 1711.05101). Weight decay acts on matrices only."""
 
     op: Literal["adamw"]
@@ -37,7 +35,7 @@ class AdamWConfig(_Frozen):
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.0
 
 
-class MuonConfig(_Frozen):
+class MuonConfig(Strict):
     """Muon (torch.optim.Muon) for the matrices inside blocks, AdamW for embeddings, heads, vectors and all else."""
 
     op: Literal["muon"]
@@ -52,7 +50,7 @@ OptimizerConfig = Annotated[AdamWConfig | MuonConfig, pydantic.Field(discriminat
 """The optimizer, told apart by ``op``."""
 
 
-class EvaluateConfig(_Frozen):
+class EvaluateConfig(Strict):
     """Held-out bounds on the way and at the end, on the averaged weights where there are any."""
 
     every: Count = 1000
@@ -61,7 +59,7 @@ class EvaluateConfig(_Frozen):
     draws: Annotated[int, pydantic.Field(ge=1, le=4096)] = 1
 
 
-class SampleConfig(_Frozen):
+class SampleConfig(Strict):
     """Samples on the way."""
 
     every: Count = 1000
@@ -69,14 +67,14 @@ class SampleConfig(_Frozen):
     steps: Annotated[int, pydantic.Field(ge=1, le=100_000)] = 32
 
 
-class CheckpointConfig(_Frozen):
+class CheckpointConfig(Strict):
     """Checkpoints on the way; the last ``keep`` are kept."""
 
     every: Count = 1000
     keep: Annotated[int, pydantic.Field(ge=1, le=1000)] = 2
 
 
-class TrainConfig(_Frozen):
+class TrainConfig(Strict):
     """How the engine is trained."""
 
     steps: Count = 1000

@@ -59,6 +59,11 @@ class Evaluation:
     tokens: int
     draws: int
 
+    @property
+    def count(self) -> int:
+        """Rows that it is over."""
+        return self.sequences
+
     def curve(self) -> dict[str, float]:
         """What is followed on the way."""
         return {
@@ -86,6 +91,11 @@ class Likelihood:
     bits_standard_error: float
     rows: int
     dimensions: int
+
+    @property
+    def count(self) -> int:
+        """Rows that it is over."""
+        return self.rows
 
     def curve(self) -> dict[str, float]:
         """What is followed on the way."""
@@ -315,6 +325,11 @@ class Trainer:
                 over = config.budget_s is not None and self.seconds >= config.budget_s
                 if self.world.any(over):
                     reason = "budget"
+                    if self.step == first:
+                        self.say(
+                            f"warning     the first step, compilation included, took {self.seconds - start_seconds:.0f} s and "
+                            "spent train.budget_s: raise it, or set train.compile=off"
+                        )
                     break
                 if self.world.any(signals.caught is not None):
                     reason = signals.caught or "signal"

@@ -196,6 +196,44 @@ def test_svg_is_xml_and_its_boxes_are_nested_or_apart(graph: Graph) -> None:
             assert apart(a, b) or inside(b, a), (one, two)
 
 
+NUMBER = r"(-?[\d.]+)"
+MOVE = re.compile(rf"M{NUMBER},{NUMBER}|V{NUMBER}|C{NUMBER},{NUMBER} {NUMBER},{NUMBER} {NUMBER},{NUMBER}")
+
+
+def points(path: str) -> list[tuple[float, float]]:
+    """Along what is drawn, close together."""
+    found: list[tuple[float, float]] = []
+    for move in MOVE.finditer(path):
+        numbers = [float(n) for n in move.groups() if n is not None]
+        x, y = found[-1] if found else (0.0, 0.0)
+        if move[0][0] == "M":
+            found.append((numbers[0], numbers[1]))
+        elif move[0][0] == "V":
+            found += [(x, y + (numbers[0] - y) * i / 50) for i in range(1, 51)]
+        else:
+            corners = [(x, y), *zip(numbers[::2], numbers[1::2], strict=True)]
+            for i in range(1, 51):
+                s = i / 50
+                weights = ((1 - s) ** 3, 3 * s * (1 - s) ** 2, 3 * s * s * (1 - s), s**3)
+                found.append(tuple(sum(w * c[k] for w, c in zip(weights, corners, strict=True)) for k in (0, 1)))  # type: ignore[arg-type]
+    return found
+
+
+def test_no_edge_runs_behind_a_box(graph: Graph) -> None:
+    """An edge may lie within a frame as a whole, but passes through no box."""
+    root = ET.fromstring(to_svg(graph))
+    boxes, edges = (
+        rectangles(root),
+        [points(p.get("d", "")) for p in root.iter(f"{SVG}path") if p.get("marker-end")],
+    )
+    assert len(edges) >= len(graph.root.steps)
+    for edge in edges:
+        assert len(edge) > 50
+        for title, (left, top, right, foot) in boxes:
+            within = [left < x < right and top + 0.1 < y < foot - 0.1 for x, y in edge]
+            assert all(within) or not any(within), title
+
+
 def test_svg_escapes_what_it_is_given(small: Callable[..., Path]) -> None:
     graph = check(small()).graph
     odd = Graph(name="<script>&\"'", root=graph.root, axes=graph.axes)

@@ -229,6 +229,14 @@ def test_a_contraction_at_one_is_refused() -> None:
     )
 
 
+def test_a_branch_of_what_stands_still_moves_nothing() -> None:
+    """f(x - x) is a constant, though nothing bounds f."""
+    nodes = {"zero": ("sub", ["x", "x"]), "f": ("fun", ["zero"]), "y": ("add", ["x", "f"])}
+    program = undone(region(["x"], nodes, ["y"]), (), "bijective")
+    (d,) = [d for d in program.derivations if isinstance(d, Contraction)]
+    assert (d.bound, d.iterations) == (0, 1)
+
+
 def test_the_bound_is_relative_to_the_factor_of_the_unknown() -> None:
     program = undone(residual(1.5, -2.0), (), "bijective")
     (d,) = program.derivations
