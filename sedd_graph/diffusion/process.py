@@ -1,4 +1,5 @@
-"""The interfaces of the noise process: kernel, schedule, objective, sampler. Implementations come in as components.
+"""The interfaces of the noise process: kernel, schedule, objective, sampler; and of a flow: its likelihood. Implementations
+come in as components.
 
 Axes: b batch, l length, n states. ``sigma`` is total noise and ``dsigma`` its derivative in t; t = 0 is clean, t = 1 is
 noise. Columns of a rate matrix sum to zero: ``Q[z, y]`` is the rate from y to z.
@@ -7,7 +8,7 @@ noise. Columns of a rate matrix sum to zero: ``Q[z, y]`` is the rate from y to z
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from sedd_graph.component import Component, ComponentConfig
 from sedd_graph.diffusion.categorical import jump
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 
-__all__ = ["Denoise", "Kernel", "Objective", "OnStep", "Sampler", "Schedule"]
+__all__ = ["Denoise", "Kernel", "Likelihood", "Objective", "OnStep", "Sampler", "Schedule"]
 
 Denoise = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 """``denoise(x [b, l], t [b])`` gives the model's outputs: ``log_score`` or ``log_x0``, float32 [b, l, n]."""
@@ -149,6 +150,23 @@ class Objective(Component, ABC):
     ) -> tuple[Objective, Draw]:
         """The draw (and the loss to hold it to) for evaluation: the objective itself, or a form of less variance."""
         return self, self.corrupt(batch, kernel, schedule, random=random)
+
+
+class Likelihood(Component, ABC):
+    """What a flow is trained by where there is no noise process: the density that its outputs are held to.
+
+    By the change of variables -log p(x) = -log base(z) - log |det dz/dx|: exact, no bound.
+    """
+
+    abstract: ClassVar[bool] = True
+
+    @abstractmethod
+    def nats(self, z: Tensor) -> Tensor:
+        """-log of the base density of each row of ``z`` [b, ...], nats, [b]."""
+
+    @abstractmethod
+    def draw(self, shape: Sequence[int], *, generator: torch.Generator) -> Tensor:
+        """Rows of the base density, float32 of ``shape``."""
 
 
 class Sampler(Component, ABC):

@@ -1,6 +1,7 @@
 """Every built-in component is held to its contract, alone or as a process; ones broken on purpose are caught by name."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sedd_graph.component import Component, ComponentConfig, Context
+from sedd_graph.diffusion.process import Likelihood
 from sedd_graph.engine.engine import make_process
 from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.process import Part, ProcessPlan
@@ -49,6 +51,7 @@ CASES: dict[str, list[Case]] = {
     "cosine": [case(), case({"eps": 1e-2}), case({"offset": 0.008})],
     "cosine_squared": [case(), case({"eps": 1e-4})],
     "dct": [case({"over": over}, *ports) for over in ("channels", "sequence") for ports in ((), ("attend",))],
+    "exact_likelihood": [case()],
     "feed_forward": [
         *(case({"activation": a}) for a in ("gelu", "swiglu", "squared_relu")),
         case({"hidden": 5, "bias": "none"}),
@@ -244,3 +247,19 @@ def test_broken(cls: type[Component], check: str) -> None:
     with pytest.raises(ConformanceError) as caught:
         check_component(cls)
     assert check in {name for name, _ in caught.value.failures}
+
+
+class NotItsDraws(Likelihood, kind="likelihood"):
+    class Config(ComponentConfig):
+        pass
+
+    def nats(self, z: Tensor) -> Tensor:
+        return 0.5 * z.flatten(1).square().sum(1)  # without its constant: it does not integrate to one
+
+    def draw(self, shape: Sequence[int], *, generator: torch.Generator) -> Tensor:
+        return torch.randn(list(shape), generator=generator)
+
+
+def test_a_density_that_is_not_that_of_its_draws_is_caught() -> None:
+    with pytest.raises(ConformanceError, match="density: 'draw' and 'nats' are not of one density"):
+        check_component(NotItsDraws)
