@@ -17,14 +17,14 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from turns import quartiles, take_turns
 
 import sedd_graph
 from sedd_graph.engine import volume
@@ -40,8 +40,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # memcnn was written for an older torch
     try:
         import FrEIA.modules as freia
-        import memcnn
         import normflows
+        from memcnn_stack import LAYERS, MODEL, ROWS, TOKENS, Stack
     except ImportError as error:
         raise SystemExit(
             f"{error}: this benchmark compares with FrEIA, normflows and memcnn; "
@@ -149,14 +149,14 @@ class Ours:
         values: Values = [None] * self.layout.count
         values[self.inside] = x[:, None]
         log = volume.forward(self.layout, self.layer, None, values, len(x))
-        return values[self.outside][:, 0], log
+        return values[self.outside].squeeze(1), log
 
     def inverse(self, y: Tensor) -> Tensor:
         values: Values = [None] * self.layout.count
         values[self.outside] = y[:, None]
         self.layout.undo(self.layer, None, values)
         found: Tensor = values[self.inside]
-        return found[:, 0]
+        return found.squeeze(1)
 
 
 class FreiaLayer:
@@ -303,144 +303,6 @@ def train(layer: Layer, x: Tensor) -> None:
     layer.layer.zero_grad(set_to_none=True)
 
 
-def compete(contestants: dict[str, Callable[[], None]], rounds: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, one number a round; the order rotates."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    order = list(contestants)
-    for run in contestants.values():
-        run()
-        run()
-    for number in range(rounds):
-        shift = number % len(order)
-        for name in order[shift:] + order[:shift]:
-            start = time.perf_counter()
-            for _ in range(repeats):
-                contestants[name]()
-            seconds[name].append((time.perf_counter() - start) / repeats)
-    return seconds
-
-
-def ratio(ours: list[float], other: list[float]) -> tuple[float, float, float]:
-    """Median and quartiles over rounds of ours / theirs."""
-    ratios = sorted(a / b for a, b in zip(ours, other, strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return middle, low, high
-
-
-# -- a stack of token blocks, run reversibly --------------------------------------------------------------------------
-
-LAYERS, TOKENS, ROWS, MODEL = 8, 128, 8, 128
-STACK = """
-blueprint: 1
-name: stack
-use: {rev: "sedd_graph:blocks/reversible.yaml"}
-axes: {b: batch, l: length, d: %d, e: 32}
-inputs: {x1: float b l d, x2: float b l d, c: float b e}
-outputs: {x1: stack.x1, x2: stack.x2}
-nodes:
-  rope: {op: rotary, in: x1, with: {dim: %d}}
-  stack:
-    block: rev.two_stream
-    repeat: %d
-    in: {x1: x1, x2: x2, c: c, angles: rope}
-    with: {heads: 4, dropout: 0.1}
-    memory: reversible
-"""
-
-
-class Branch(nn.Module):
-    """One of our branches as memcnn wants it: a module of one argument. What conditions it can only be held beside it."""
-
-    def __init__(self, branch: RegionModule, others: Sequence[Tensor], dropout: float) -> None:
-        super().__init__()
-        self.branch, self.others, self.dropout = branch, others, nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.dropout(self.branch(None, x, *self.others)[0])
-        return found
-
-
-class Stack:
-    """The same weights under our reversible execution and under memcnn's."""
-
-    def __init__(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "stack.yaml"
-            path.write_text(STACK % (MODEL, MODEL // 4, LAYERS), encoding="utf-8")
-            self.model = sedd_graph.build(path, device="cpu", compile="off").model
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for p in self.model.parameters():  # gates start at zero, which would hide what is behind them
-                p.add_(torch.randn(p.shape, generator=generator) * 0.05)
-        self.x = torch.randn(2, ROWS, TOKENS, MODEL, generator=generator)
-        self.c = torch.randn(ROWS, 32, generator=generator).requires_grad_()
-        self.run: Any = self.model._modules["stack"]
-        self.angles = self.model._modules["rope"](self.x[0])  # type: ignore[misc]
-        self.model.train()
-
-    def ours(self, memory: str, *, dropout: bool) -> Tensor:
-        """The loss; ``memory`` is ``store`` or ``reversible``."""
-        self.run.memory = memory
-        key = torch.arange(1, ROWS + 1, dtype=torch.int32) * 7919 if dropout else None
-        streams = [x.clone().requires_grad_() for x in self.x]
-        outputs, _ = self.model.run({"x1": streams[0], "x2": streams[1], "c": self.c}, key)
-        return sum(y.square().mean() for y in outputs.values())  # type: ignore[return-value]
-
-    def memcnn(self, *, stored: bool, dropout: float = 0.0, same_rng: bool = False) -> Callable[[], Tensor]:
-        """The loss; ``stored`` runs memcnn's own wrapper without its reversible execution."""
-        wrapped = []
-        for layer in self.run._modules.values():
-            f = Branch(layer._modules["f"], (self.c, self.angles), dropout)
-            g = Branch(layer._modules["g"], (self.c,), dropout)
-            coupling = memcnn.AdditiveCoupling(f, g, split_dim=-1)
-            wrapped.append(memcnn.InvertibleModuleWrapper(coupling, disable=stored, preserve_rng_state=same_rng))
-
-        def loss() -> Tensor:
-            x = torch.cat(list(self.x), -1).requires_grad_() * 1.0  # memcnn empties its input: not one that is ours
-            for layer in wrapped:
-                x = layer(x)
-            return sum(y.square().mean() for y in x.chunk(2, -1))  # type: ignore[return-value]
-
-        return loss
-
-    def gradients(self, loss: Callable[[], Tensor], *, again: bool = True) -> tuple[float, Tensor, Tensor | None]:
-        """The loss, and the gradients of all parameters (as one vector) and of the conditioning."""
-        self.model.zero_grad(set_to_none=True)
-        self.c.grad = None
-        torch.manual_seed(0)
-        value = loss()
-        value.backward()
-        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.model.parameters()]
-        return float(value.detach()), torch.cat([g.flatten() for g in own]), self.c.grad
-
-
-def off(found: Tensor | None, expected: Tensor | None) -> float:
-    """Relative error; 1 where there is no gradient at all."""
-    assert expected is not None
-    return 1.0 if found is None else float((found - expected).norm() / expected.norm())
-
-
-def right_gradients(stack: Stack) -> dict[str, dict[str, float]]:
-    """Relative errors of gradients under reversible execution, beside the same library's with stored activations."""
-    found = {}
-    for what, dropout in (("plain", False), ("dropout 0.1", True)):
-        stored, undone = (
-            stack.gradients(lambda m=m, d=dropout: stack.ours(m, dropout=d)) for m in ("store", "reversible")
-        )  # type: ignore[misc]
-        assert stored[0] == undone[0]
-        found[f"sedd_graph, {what}"] = {"weights": off(undone[1], stored[1]), "conditioning": off(undone[2], stored[2])}
-    for what, dropout, same in (
-        ("plain", 0.0, False),
-        ("dropout 0.1", 0.1, False),
-        ("dropout 0.1, preserve_rng_state", 0.1, True),
-    ):
-        stored = stack.gradients(stack.memcnn(stored=True, dropout=dropout))
-        undone = stack.gradients(stack.memcnn(stored=False, dropout=dropout, same_rng=same))
-        assert stored[0] == undone[0]
-        found[f"memcnn, {what}"] = {"weights": off(undone[1], stored[1]), "conditioning": off(undone[2], stored[2])}
-    return found
-
-
 def main() -> None:
     """Compare, time, print, record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -476,10 +338,13 @@ def main() -> None:
         cells: dict[str, list[str]] = {name: [f"{value:.0e}"] for name, value in same.items()}
         for what in (there_and_back, train):
             contestants = {n: lambda made=made, what=what: what(made, x) for n, made in layers.items()}
-            seconds = compete(contestants, arguments.rounds, 4)
+            for run in contestants.values():
+                run()
+                run()
+            seconds = take_turns(contestants, arguments.rounds, 4)
             record[f"{use.name}, {what.__name__}"] = seconds
             for name in cells:
-                middle, low, high = ratio(seconds["sedd_graph"], seconds[name])
+                middle, low, high = quartiles(seconds["sedd_graph"], seconds[name])
                 cells[name] += [
                     f"{statistics.median(seconds['sedd_graph']) * 1e3:.2f} ms",
                     f"{middle:.2f} ({low:.2f}-{high:.2f})",
@@ -490,26 +355,13 @@ def main() -> None:
         record[f"{use.name}, difference"] = same
         assert all(value < 1e-6 for value in same.values()), same
     stack = Stack()
-    steps = {
-        "sedd_graph, reversible": lambda: stack.ours("reversible", dropout=False),
-        "memcnn InvertibleModuleWrapper": stack.memcnn(stored=False),
-        "sedd_graph, stored": lambda: stack.ours("store", dropout=False),
-        "memcnn, stored": stack.memcnn(stored=True),
-    }
-
-    def step(loss: Callable[[], Tensor]) -> None:
-        loss().backward()
-        stack.model.zero_grad(set_to_none=True)
-
-    seconds = compete({n: lambda loss=loss: step(loss) for n, loss in steps.items()}, max(4, arguments.rounds // 3), 1)
-    record["stack"] = seconds
+    record["stack"] = seconds = stack.timed(max(4, arguments.rounds // 3))
     stacked = ["| training step | seconds | sedd_graph, reversible / this |", "|---|---|---|"]
     for name, values in seconds.items():
-        middle, low, high = ratio(seconds["sedd_graph, reversible"], values)
+        middle, low, high = quartiles(seconds["sedd_graph, reversible"], values)
         stacked.append(f"| {name} | {statistics.median(values):.3f} | {middle:.2f} ({low:.2f}-{high:.2f}) |")
     print("\n".join(stacked), flush=True)
-    errors = right_gradients(stack)
-    record["gradients"] = errors
+    record["gradients"] = errors = stack.errors()
     wrong = ["| reversible execution | error of the weights' gradient | of the conditioning's |", "|---|---|---|"]
     wrong += [f"| {name} | {e['weights']:.1e} | {e['conditioning']:.1e} |" for name, e in errors.items()]
     print("\n".join(wrong))

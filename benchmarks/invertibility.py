@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from reversible import HERE, kept, ratio, timed
+from reversible import HERE, kept, timed
+from turns import ratio
 
 from sedd_graph.api import check, make_engine
 from sedd_graph.data.rows import open_data

@@ -10,15 +10,16 @@ through its saved-tensor hooks, and per added layer. Appends to benchmarks/resul
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
-import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from turns import ratio, take_turns
 
 import sedd_graph
 from sedd_graph.engine.hardware import describe_hardware, pick_device
@@ -66,7 +67,7 @@ def kept(made: sedd_graph.Engine, tokens: Tensor) -> int:
 
 
 def timed(engines: Mapping[str, sedd_graph.Engine], tokens: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a forward and backward pass of each, for every round; they take turns in an order that rotates."""
+    """Seconds of a forward and backward pass of each, for every round."""
 
     def step(made: sedd_graph.Engine) -> None:
         made.loss(tokens).mean().backward()
@@ -77,21 +78,7 @@ def timed(engines: Mapping[str, sedd_graph.Engine], tokens: Tensor, rounds: int)
     for made in engines.values():
         for _ in range(3):
             step(made)
-    names = list(engines)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            start = time.perf_counter()
-            step(engines[name])
-            step(engines[name])
-            seconds[name].append((time.perf_counter() - start) / 2)
-    return seconds
-
-
-def ratio(seconds: list[float], base: list[float]) -> tuple[float, float]:
-    """Median over rounds of the ratio, and the standard error of its mean."""
-    ratios = [a / b for a, b in zip(seconds, base, strict=True)]
-    return statistics.median(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5
+    return take_turns({name: functools.partial(step, made) for name, made in engines.items()}, rounds, 2)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from handwritten import Loss, Sedd, Trainer
+from turns import take_turns
 
 from sedd_graph.api import check, make_engine
 from sedd_graph.data.rows import open_data
@@ -134,16 +135,7 @@ def main() -> None:
         wait()
         if device.type == "cuda":
             peak[label] = torch.cuda.max_memory_allocated(device) / 2**30
-    seconds: dict[str, list[float]] = {label: [] for label in contestants}
-    order = list(contestants)
-    for number in range(arguments.rounds):
-        shift = number % len(order)
-        for label in order[shift:] + order[:shift]:
-            start = time.perf_counter()
-            for _ in range(arguments.steps):
-                contestants[label]()
-            wait()
-            seconds[label].append((time.perf_counter() - start) / arguments.steps)
+    seconds = take_turns(contestants, arguments.rounds, arguments.steps, wait)
     rate = matmul_rate(device, dtype, size=2048 if device.type == "cpu" else 8192)
     flops = 3 * sizes.flops_per_token * batch * length
     print(
@@ -173,13 +165,11 @@ def main() -> None:
             f"{peak.get(label, float('nan')):>10.1f}"
         )
         record[label] = {"tokens_per_second": speed, "seconds": values, "of_matmul": share, "peak_gib": peak.get(label)}
-    for label in order[1:]:
-        ratios = [b / a for a, b in zip(seconds["sedd_graph"], seconds[label], strict=True)]
-        error = statistics.stdev(ratios) / len(ratios) ** 0.5
-        middle = statistics.median(ratios)
-        record[f"ratio to {label}"] = {"median": middle, "standard_error": error, "ratios": ratios}
+    for label in list(contestants)[1:]:
+        middle, error = ratio(seconds[label], seconds["sedd_graph"])
+        record[f"ratio to {label}"] = {"median": middle, "standard_error": error}
         print(
-            f"\nsedd_graph / {label}: median {middle:.3f}, standard error of the mean {error:.3f} over {len(ratios)} rounds"
+            f"\nsedd_graph / {label}: median {middle:.3f}, standard error of the mean {error:.3f} over {arguments.rounds} rounds"
         )
     with (HERE / "results" / "train_step.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(record) + "\n")

@@ -16,14 +16,14 @@ from sedd_graph.diffusion.sampler import StepSampler, StepsConfig, Walk
 def rates(walk: Walk, t: Tensor, s: Tensor) -> Tensor:
     """Expected moves to each state within a step from ``t`` down to ``s``, [b, l, n], 0 at x itself."""
     length = (t - s) * walk.schedule.dsigma(t)
-    return walk.kernel.reverse_rate(walk.score(t), walk.x) * length[:, None, None]
+    return walk.kernel.reverse_rate(walk.score(t), walk.x, walk.schedule.sigma(t)) * length[:, None, None]
 
 
 def analytic(walk: Walk, t: Tensor, s: Tensor | None) -> None:
     """One Tweedie step (SEDD, theorem 4.2), down to clean text where ``s`` is None."""
     sigma = walk.schedule.sigma(t)
-    step = sigma if s is None else sigma - walk.schedule.sigma(s)
-    walk.move(walk.kernel.analytic(walk.score(t), walk.x, step), final=s is None)
+    below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
+    walk.move(walk.kernel.analytic(walk.score(t), walk.x, sigma, below), final=s is None)
 
 
 def ancestral(walk: Walk, t: Tensor, s: Tensor | None) -> None:

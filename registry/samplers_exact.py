@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
+from sedd_graph.diffusion.process import Kernel
 from sedd_graph.diffusion.sampler import T_MIN, Sampler, SamplerConfig, Walk
 
 
@@ -53,9 +54,9 @@ class FirstHitting(Sampler, kind="sampler"):
 class Uniformization(Sampler, kind="sampler"):
     """Candidate moves from a Poisson process that is at least as fast as the reverse process, each taken with its share of the rate (arXiv 2402.08095).
 
-    No position is ever left faster than 1/(1 - exp(-sigma)), for any score of tokens that are hit at rate 1. On the clock
-    log(exp(sigma) - 1) that bound is 1, so candidates come at an even pace, at random places: about
-    sigma(1) + log(1/sigma(0)) evaluations per free token. Scores that break the bound are counted as clamped.
+    On the clock log(exp(sigma) - 1) no position is ever left faster than the kernel's ``pace`` (1 where tokens are hit at rate
+    1 by draws that never change), so candidates come evenly, at random places: about sigma(1) + log(1/sigma(0)) evaluations
+    per free token at pace 1. Scores that break the bound are counted as clamped.
     """
 
     reads = ("log_score", "log_x0")
@@ -64,25 +65,29 @@ class Uniformization(Sampler, kind="sampler"):
     class Config(SamplerConfig):
         pass
 
+    def lacks(self, kernel: Kernel) -> str | None:
+        return "a kernel whose reverse rates have a known bound" if kernel.pace is None else None
+
     def walk(self, walk: Walk, steps: int) -> None:
-        rows = walk.x.shape[0]
+        rows, pace = walk.x.shape[0], walk.kernel.pace
+        assert pace is not None  # or it had been refused
         ends = torch.tensor([1.0, T_MIN], device=walk.x.device, dtype=torch.float64)
         clock, end = (v.expand(rows) for v in log_expm1(walk.schedule.sigma(ends)))
         places = walk.free.sum(1)
         while True:
-            clock = clock + walk.uniform(rows).log() / places.clamp(min=1)
+            clock = clock + walk.uniform(rows).log() / (pace * places.clamp(min=1))
             alive = (clock > end) & (places > 0)
             if not bool(alive.any()):
                 break
             sigma = torch.where(alive, softplus(clock, threshold=40.0), 1.0)
             score = walk.score(walk.time(sigma), sigma, need=alive)
-            moves = walk.kernel.reverse_rate(score, walk.x)
-            chance = moves.sum(-1).double() * -torch.expm1(-sigma)[:, None]
+            moves = walk.kernel.reverse_rate(score, walk.x, sigma.to(score.dtype))
+            chance = moves.sum(-1).double() * -torch.expm1(-sigma)[:, None] / pace
             chosen = one_of(walk, walk.free, alive)
             walk.clamped += int((chosen & (chance > 1 + 1e-4)).sum())
             walk.put(walk.draw(torch.where(chosen, chance, 0.0), moves))
             walk.shown()
         last = torch.full((rows,), T_MIN, device=walk.x.device)
         left = walk.schedule.sigma(last)
-        walk.move(walk.kernel.analytic(walk.score(last, left), walk.x, left), final=True)
+        walk.move(walk.kernel.analytic(walk.score(last, left), walk.x, left, torch.zeros_like(left)), final=True)
         walk.shown()

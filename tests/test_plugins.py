@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sedd_graph import cli
 from sedd_graph.api import check
 from sedd_graph.describe import describe, list_components
 from sedd_graph.errors import BlueprintError, EnvironmentFault, UserError
@@ -103,7 +104,7 @@ def test_the_list_shows_what_loads(stranger: Registry, recwarn: pytest.WarningsR
 
 
 def test_a_broken_component_in_a_blueprint_is_named_with_its_place(
-    stranger: Registry, small: Callable[..., Path]
+    stranger: Registry, small: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.warns(PluginWarning, match="entry point 'Triple'"):
         assert check(small(("op: rms_norm", "op: triple"))).graph.root.size == 2 + 2 * 5
@@ -112,6 +113,12 @@ def test_a_broken_component_in_a_blueprint_is_named_with_its_place(
     (problem,) = error.value.problems
     assert (problem.line, problem.path) == (13, "blocks.layer.nodes.norm.op")
     assert problem.message == "component 'burns.v1' of stranger 1.0 cannot be loaded: SystemError: it burns"
+    # nothing is wrong with the blueprint, unless there is something else
+    for beside, code in (("", 1), ("\n      other: {op: rmsnorm, in: x}", 2)):
+        path = small(("norm: {op: rms_norm, in: x}", "norm: {op: burns, in: x}" + beside))
+        with pytest.warns(PluginWarning, match="entry point 'Triple'"):
+            assert cli.run(["build", str(path), "--check"]) == code
+        assert "it burns" in capsys.readouterr().err
 
 
 def test_a_name_registered_twice_is_an_error(monkeypatch: pytest.MonkeyPatch, stranger: Registry) -> None:

@@ -166,9 +166,8 @@ def _compose(text: str, document: Document) -> Any:
             top.value[top.key] = value
             top.key = None
 
-    events: Iterator[Any] = yaml.parse(
-        text, Loader=_LOADER
-    )  # the stubs know neither tags nor that every event has a place
+    # Any: the stubs know neither tags nor that every event has a place
+    events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
     for event in events:
         mark = event.start_mark
         if isinstance(event, yaml.DocumentStartEvent):

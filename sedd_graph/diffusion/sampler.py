@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sedd_graph.component import Component, ComponentConfig
 from sedd_graph.diffusion.categorical import categorical, jump, sharpen
-from sedd_graph.diffusion.process import Kernel, Schedule
+from sedd_graph.diffusion.process import ONLY_MASKS, Kernel, Schedule
 from sedd_graph.diffusion.roles import Randomness
 from sedd_graph.errors import UserError
 
@@ -216,7 +216,7 @@ class Sampler(Component, ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     """Names of model outputs that it can take."""
     needs_mask: ClassVar[bool] = False
-    """Whether it works only with a kernel that has a mask."""
+    """Whether it works only with a kernel that masks all tokens at one rate, and does nothing else."""
     exact: ClassVar[bool] = False
     """Whether it adds no error of its own; otherwise its law is the model's as the steps grow in number."""
 
@@ -224,6 +224,10 @@ class Sampler(Component, ABC):
     """Moves of the last run whose chances were out of range: its steps were too large, or its scores no scores."""
     evaluations = 0
     """How many rows went through the network in the last run."""
+
+    def lacks(self, kernel: Kernel) -> str | None:
+        """What kind of kernel it needs, where ``kernel`` is not one of them."""
+        return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
 
     def heuristic(self) -> str | None:
         """Why, as configured, its law is not the model's however many steps it takes; None where it is."""

@@ -30,7 +30,7 @@ from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.plugins import Registry
 from sedd_graph.store.files import disk_faults
 
-__all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mix_seed"]
+__all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mean_and_error", "mix_seed"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
 """What is compiled; see :meth:`Engine.compile`."""
@@ -55,9 +55,10 @@ class Process(NamedTuple):
 def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> Process:
     """Build the process, for the declared number of states or (for a proof) another. Raises :class:`BlueprintError`."""
     context = Context({"n": states or plan.states})
-    kernel, schedule, objective, sampler = (
-        registry.component(p.contract.op)(p.config, context)
-        for p in (plan.kernel, plan.schedule, plan.objective, plan.sampler)
+    noise = registry.component(plan.kernel.contract.op)
+    kernel = noise(plan.kernel.config if states is None else noise.toy(plan.kernel.config, states), context)
+    schedule, objective, sampler = (
+        registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.objective, plan.sampler)
     )
     process = Process(kernel, schedule, objective, sampler)
     problems = [
@@ -75,18 +76,12 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
         if plan.output not in reads
     ]
     problems += [
-        Problem(
-            "blueprint",
-            0,
-            0,
-            key,
-            f"{part.contract.name!r} needs a kernel with a mask, not {plan.kernel.contract.name!r}",
+        Problem("blueprint", 0, 0, key, f"{part.contract.name!r} needs {lack}, not {plan.kernel.contract.name!r}")
+        for key, part, lack in (
+            ("objective", plan.objective, objective.lacks(kernel)),
+            ("sample", plan.sampler, sampler.lacks(kernel)),
         )
-        for key, part, needs in (
-            ("objective", plan.objective, objective.needs_mask),
-            ("sample", plan.sampler, sampler.needs_mask),
-        )
-        if needs and kernel.mask is None
+        if lack is not None
     ]
     if problems:
         raise BlueprintError(problems)
@@ -107,6 +102,15 @@ def mix_seed(*parts: int) -> int:
 def feed(draw: Draw, batch: Batch) -> dict[str, Tensor]:
     """The graph inputs that the engine knows (see :data:`sedd_graph.graph.process.FED`)."""
     return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": batch.attend}
+
+
+def mean_and_error(rows: list[Tensor]) -> Bound:
+    """Over all of some batches of nats per row."""
+    if not rows:
+        raise UserError("bound: there are no batches")
+    values = torch.cat(rows)
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Bound(values.mean().item(), error)
 
 
 class LossModule(nn.Module):
@@ -193,6 +197,11 @@ class Engine:
             )
         return self.process, self.loss_module
 
+    @property
+    def trained(self) -> nn.Module:
+        """What is called with a draw, a batch and keys to train, and gives nats [b] and saved ports."""
+        return self._parts()[1]
+
     def draw(self, batch: Batch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None) -> Draw:
         """One draw of the forward process for ``batch``."""
         process, _ = self._parts()
@@ -248,15 +257,12 @@ class Engine:
 
         The error is that of a mean over independent sequences; more ``draws`` make each sequence's value surer.
         """
-        rows = [
-            self.bound_rows(b if isinstance(b, Batch) else Batch.of(b), seed=mix_seed(seed, i), draws=draws)
-            for i, b in enumerate(batches)
-        ]
-        if not rows:
-            raise UserError("bound: there are no batches")
-        values = torch.cat(rows)
-        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return Bound(values.mean().item(), error)
+        return mean_and_error(
+            [
+                self.bound_rows(b if isinstance(b, Batch) else Batch.of(b), seed=mix_seed(seed, i), draws=draws)
+                for i, b in enumerate(batches)
+            ]
+        )
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -136,10 +136,10 @@ class Binding:
         wanted, size, refuse = equation.wanted, equation.size, equation.meeting.refuse
         try:
             # A question mark keeps an unknown of the component apart from the blueprint's axis of the same name.
-            left = wanted.substitute({s: self.axes.get(s, Size.of(f"?{s}")) for s in sorted(wanted.symbols)})
+            left = wanted.substitute({s: self.axes.get(s, Size.of(f"?{s}")) for s in wanted.symbols})
         except AxisError as error:
             raise refuse(f": {wanted}: {error}; so far {self.shown()}") from None
-        unknown = [s for s in sorted(left.symbols) if s.startswith("?")]
+        unknown = [s for s in left.symbols if s.startswith("?")]
         if not unknown:
             if left != size:
                 shown = str(wanted) if wanted == left else f"{wanted} = {left}"

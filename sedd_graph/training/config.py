@@ -36,7 +36,7 @@ class AdamWConfig(Strict):
 
 
 class MuonConfig(Strict):
-    """Muon (torch.optim.Muon) for the matrices inside blocks, AdamW for embeddings, heads, vectors and all else."""
+    """Muon (Jordan et al. 2024; arXiv 2502.16982) for the matrices inside blocks, AdamW for embeddings, heads, vectors and all else."""
 
     op: Literal["muon"]
     lr: Positive = 3e-3
@@ -80,7 +80,7 @@ class TrainConfig(Strict):
     steps: Count = 1000
     budget_s: Positive | None = None
     """Seconds of training, compiling included: the learning rate then follows whichever of steps and seconds is
-    further on, and training ends at the first of both."""
+    further on, and training ends at the first of both (a first step that takes them all is said)."""
     batch: Count = 32
     """Rows per optimizer step, over all processes and accumulation."""
     accumulate: Annotated[int, pydantic.Field(ge=1, le=65536)] = 1

@@ -436,7 +436,9 @@ def test_allowed_tokens_may_differ_by_position() -> None:
 
 
 def test_refusals_tell_why() -> None:
-    with pytest.raises(SeddGraphError, match=r"'first_hitting' needs a kernel with a mask, not 'uniform'"):
+    with pytest.raises(
+        SeddGraphError, match=r"'first_hitting' needs a kernel that only masks, all tokens at one rate, not 'uniform'"
+    ):
         sedd_graph.check("blueprints/sedd-uniform-tiny.yaml", ["sample={op: first_hitting}"])
     engine = sedd_graph.build(
         "blueprints/first.yaml", ["sample={op: first_hitting, top_p: 0.9}"], device="cpu", compile="off"
