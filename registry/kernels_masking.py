@@ -15,7 +15,7 @@ from sedd_graph_registry._frequencies import FrequencyConfig, thinned, token_law
 from torch import Tensor
 
 from sedd_graph.component import ComponentConfig, Context
-from sedd_graph.diffusion.numerics import FLOOR
+from sedd_graph.diffusion.numerics import FLOOR, log1mexp
 from sedd_graph.diffusion.process import Kernel
 from sedd_graph.diffusion.roles import Randomness
 
@@ -73,7 +73,7 @@ class TokenMasking(Kernel):
         return torch.where(masked, moved, still)
 
     def sample(self, x0: Tensor, sigma: Tensor, *, random: Randomness, corrupt: Tensor) -> Tensor:
-        hit = random.rand(*x0.shape) < self.paces(sigma)[1].exp().gather(1, x0)
+        hit = random.rand(*x0.shape) < self.paces(sigma)[1].exp().gather(1, x0.clamp(max=self.mask - 1))
         return torch.where(hit & corrupt, self.mask, x0)
 
     def prior(self, rows: int, length: int, *, generator: torch.Generator, allowed: Tensor | None) -> Tensor:
@@ -168,10 +168,9 @@ class Power(TokenMasking, kind="kernel"):
 
     def paces(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         w, sigma = self.trait.to(sigma), sigma[:, None]
-        # log(1 - exp(-sigma)) to full precision at both ends, then in powers: hit_v, and 1 - hit_v, are never a small difference
-        log_lam = torch.where(sigma < math.log(2), torch.log(-torch.expm1(-sigma)), torch.log1p(-torch.exp(-sigma)))
-        log_hit = w * log_lam
-        log_keep = torch.log((-torch.expm1(log_hit)).clamp(min=torch.finfo(sigma.dtype).tiny))
+        # in powers, so that neither hit_v nor 1 - hit_v is ever a small difference
+        log_hit = w * log1mexp(sigma)
+        log_keep = log1mexp((-log_hit).clamp(min=torch.finfo(sigma.dtype).tiny))
         return log_keep, log_hit, w / torch.expm1(sigma)
 
 
@@ -204,4 +203,4 @@ class Spindle(TokenMasking, kind="kernel"):
         )  # sin(pi u) = sin(pi (1 - u)), exact at both ends
         hit, keep = gone + lean * wave, left - lean * wave
         growth = left * (1 + lean * math.pi * torch.cos(math.pi * gone)) / hit
-        return torch.log(keep), torch.log(hit), growth
+        return torch.where(hit < 0.5, torch.log1p(-hit), torch.log(keep)), torch.log(hit), growth

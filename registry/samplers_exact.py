@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
 from sedd_graph.diffusion.process import Kernel
-from sedd_graph.diffusion.sampler import T_MIN, Sampler, SamplerConfig, Walk
+from sedd_graph.diffusion.sampler import ROUNDING, T_MIN, Sampler, SamplerConfig, Walk
 
 
 def one_of(walk: Walk, places: Tensor, rows: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Uniformization(Sampler, kind="sampler"):
             moves = walk.kernel.reverse_rate(score, walk.x, sigma.to(score.dtype))
             chance = moves.sum(-1).double() * -torch.expm1(-sigma)[:, None] / pace
             chosen = one_of(walk, walk.free, alive)
-            walk.clamped += int((chosen & (chance > 1 + 1e-4)).sum())
+            walk.clamped += int((chosen & (chance > 1 + ROUNDING)).sum())
             walk.put(walk.draw(torch.where(chosen, chance, 0.0), moves))
             walk.shown()
         last = torch.full((rows,), T_MIN, device=walk.x.device)

@@ -30,6 +30,9 @@ Denoise = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
 OnStep = Callable[[int, Tensor], None]
 """Called with the number of the step and the rows after it."""
 
+ROUNDING = 1e-4
+"""What chances may miss 0 or 1 by without being counted as out of range."""
+
 T_MIN = 1e-5
 """Where steps in time end and noise removal begins."""
 
@@ -175,13 +178,13 @@ class Walk:
         Negative ones, and chances to move that sum to more than 1, are put right and counted. ``final`` is noise removal:
         whatever is still masked must go. ``only`` bool [b, l] holds all other positions.
         """
-        negative = weights < 0
-        weights = weights.masked_fill(negative, 0.0)
+        wrong = -weights.clamp(max=0).sum(-1) > ROUNDING
+        weights = weights.clamp(min=0)
         stay = weights.gather(-1, self.x[..., None])[..., 0]
         elsewhere = weights.scatter(-1, self.x[..., None], 0.0)
         away = elsewhere.sum(-1)
         free = self.free if only is None else self.free & only
-        self.clamped += int((((away > 1 + 1e-4) | negative.any(-1)) & free).sum())
+        self.clamped += int((((away > 1 + ROUNDING) | wrong) & free).sum())
         chance = away / (away + stay).clamp(min=1e-30)
         if final:
             chance = torch.where(self.masked, 1.0, chance)

@@ -19,7 +19,7 @@ from sedd_graph.plugins import Registry
 from sedd_graph.proof.check import Check
 from sedd_graph.proof.noise import check_kernel, check_precision, check_schedule
 
-__all__ = ["Toy", "prove_process"]
+__all__ = ["Toy", "prove_parts", "prove_process", "prove_whole"]
 
 TOKENS, LENGTH = 3, 2
 _LOWEST = 25.0
@@ -85,19 +85,30 @@ class Toy:
 
 def prove_process(plan: ProcessPlan, registry: Registry) -> list[Check]:
     """Every check of the declared combination. Takes a few seconds on a CPU."""
-    declared = make_process(plan, registry).kernel
-    process = make_process(plan, registry, states=TOKENS)
-    if process.kernel.mask is not None:
-        process = make_process(plan, registry, states=TOKENS + 1)
-    toy = Toy(process)
-    end = float(process.schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
+    return [*prove_parts(plan, registry), *prove_whole(plan, registry)]
+
+
+def prove_parts(plan: ProcessPlan, registry: Registry) -> list[Check]:
+    """The schedule and the kernel, each by itself."""
+    declared, small = make_process(plan, registry).kernel, _cut_down(plan, registry)
+    end = float(small.schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
     return [
-        *check_schedule(process.schedule),
-        *check_kernel(process.kernel, end=end),
+        *check_schedule(small.schedule),
+        *check_kernel(small.kernel, end=end),
         dataclasses.replace(check_precision(declared), name="kernel.declared"),
-        _bound(toy, plan.output),
-        *_sampler(toy, plan.output),
     ]
+
+
+def prove_whole(plan: ProcessPlan, registry: Registry) -> list[Check]:
+    """The objective and the sampler with a perfect network."""
+    toy = Toy(_cut_down(plan, registry))
+    return [_bound(toy, plan.output), *_sampler(toy, plan.output)]
+
+
+def _cut_down(plan: ProcessPlan, registry: Registry) -> Process:
+    """The declared process on three tokens, and the mask where there is one."""
+    process = make_process(plan, registry, states=TOKENS)
+    return process if process.kernel.mask is None else make_process(plan, registry, states=TOKENS + 1)
 
 
 def _bound(toy: Toy, output: str) -> Check:
