@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from sedd_graph.component import Context
 from sedd_graph.diffusion.numerics import full_precision
-from sedd_graph.diffusion.process import Kernel, Objective, Sampler, Schedule
+from sedd_graph.diffusion.process import Kernel, Objective, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
+from sedd_graph.diffusion.sampler import Sampler
 from sedd_graph.engine.backend import inductor
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.regions import Model, RegionModule
@@ -29,7 +30,7 @@ from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.plugins import Registry
 from sedd_graph.store.files import disk_faults
 
-__all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mix_seed"]
+__all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mean_and_error", "mix_seed"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
 """What is compiled; see :meth:`Engine.compile`."""
@@ -54,9 +55,10 @@ class Process(NamedTuple):
 def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> Process:
     """Build the process, for the declared number of states or (for a proof) another. Raises :class:`BlueprintError`."""
     context = Context({"n": states or plan.states})
-    kernel, schedule, objective, sampler = (
-        registry.component(p.contract.op)(p.config, context)
-        for p in (plan.kernel, plan.schedule, plan.objective, plan.sampler)
+    noise = registry.component(plan.kernel.contract.op)
+    kernel = noise(plan.kernel.config if states is None else noise.toy(plan.kernel.config, states), context)
+    schedule, objective, sampler = (
+        registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.objective, plan.sampler)
     )
     process = Process(kernel, schedule, objective, sampler)
     problems = [
@@ -73,16 +75,14 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
         )
         if plan.output not in reads
     ]
-    if objective.needs_mask and kernel.mask is None:
-        problems.append(
-            Problem(
-                "blueprint",
-                0,
-                0,
-                "objective",
-                f"{plan.objective.contract.name!r} needs a kernel with a mask, not {plan.kernel.contract.name!r}",
-            )
+    problems += [
+        Problem("blueprint", 0, 0, key, f"{part.contract.name!r} needs {lack}, not {plan.kernel.contract.name!r}")
+        for key, part, lack in (
+            ("objective", plan.objective, objective.lacks(kernel)),
+            ("sample", plan.sampler, sampler.lacks(kernel)),
         )
+        if lack is not None
+    ]
     if problems:
         raise BlueprintError(problems)
     return process
@@ -102,6 +102,15 @@ def mix_seed(*parts: int) -> int:
 def feed(draw: Draw, batch: Batch) -> dict[str, Tensor]:
     """The graph inputs that the engine knows (see :data:`sedd_graph.graph.process.FED`)."""
     return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": batch.attend}
+
+
+def mean_and_error(rows: list[Tensor]) -> Bound:
+    """Over all of some batches of nats per row."""
+    if not rows:
+        raise UserError("bound: there are no batches")
+    values = torch.cat(rows)
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Bound(values.mean().item(), error)
 
 
 class LossModule(nn.Module):
@@ -188,6 +197,11 @@ class Engine:
             )
         return self.process, self.loss_module
 
+    @property
+    def trained(self) -> nn.Module:
+        """What is called with a draw, a batch and keys to train, and gives nats [b] and saved ports."""
+        return self._parts()[1]
+
     def draw(self, batch: Batch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None) -> Draw:
         """One draw of the forward process for ``batch``."""
         process, _ = self._parts()
@@ -243,15 +257,12 @@ class Engine:
 
         The error is that of a mean over independent sequences; more ``draws`` make each sequence's value surer.
         """
-        rows = [
-            self.bound_rows(b if isinstance(b, Batch) else Batch.of(b), seed=mix_seed(seed, i), draws=draws)
-            for i, b in enumerate(batches)
-        ]
-        if not rows:
-            raise UserError("bound: there are no batches")
-        values = torch.cat(rows)
-        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return Bound(values.mean().item(), error)
+        return mean_and_error(
+            [
+                self.bound_rows(b if isinstance(b, Batch) else Batch.of(b), seed=mix_seed(seed, i), draws=draws)
+                for i, b in enumerate(batches)
+            ]
+        )
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -288,7 +299,8 @@ class Engine:
 
         ``prompt`` int64 [b, l] (or [1, l]) holds tokens that stay, and -1 where the model fills in. ``attend`` bool
         [b, l] hides padding. The same ``seed`` gives the same rows on the same device. ``on_step(number, rows)`` sees
-        every step. The mask and forbidden tokens never come out (unless a prompt holds them).
+        every step. The mask and forbidden tokens never come out (unless a prompt holds them). Raises :class:`UserError` where
+        ``steps`` is given and the blueprint's sampler takes none (``process.sampler.steps`` is None).
         """
         process, _ = self._parts()
         if batch < 1 or length < 1:
@@ -308,9 +320,16 @@ class Engine:
             x = torch.where(free, x, prompt)
         visible = torch.ones_like(free) if attend is None else attend.to(self.device).expand(batch, length)
 
-        def denoise(rows: Tensor, t: Tensor) -> Mapping[str, Tensor]:
-            inputs = {"tokens": rows, "sigma": process.schedule.sigma(t), "t": t, "attend": visible}
-            return self.model.run(inputs)[0]
+        compiled = self.compile_mode != "off" and not self._eager_outside_training()
+
+        def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
+            # Every other number of rows would be compiled anew: where that is done, the batch is filled up again.
+            fill = batch - len(rows) if compiled else 0
+            if fill:
+                x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
+            inputs = {"tokens": x, "sigma": process.schedule.sigma(t), "t": t, "attend": visible[rows]}
+            outputs = self.model.run(inputs)[0]
+            return {name: value[: batch - fill] for name, value in outputs.items()} if fill else outputs
 
         with self._evaluating():
             out = process.sampler.run(
@@ -322,6 +341,7 @@ class Engine:
                 generator=generator,
                 steps=steps,
                 allowed=self.allowed,
+                timeless=not {"sigma", "t"} & set(self.model.input_names),
                 on_step=on_step,
             )
         return out.cpu()
