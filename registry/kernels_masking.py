@@ -11,13 +11,14 @@ from typing import Annotated, ClassVar
 
 import pydantic
 import torch
-from sedd_graph_registry._frequencies import FrequencyConfig, thinned, token_law
 from torch import Tensor
 
 from sedd_graph.component import ComponentConfig, Context
 from sedd_graph.diffusion.numerics import FLOOR, log1mexp
 from sedd_graph.diffusion.process import Kernel
 from sedd_graph.diffusion.roles import Randomness
+
+from ._frequencies import FrequencyConfig, thinned, token_law
 
 __all__ = ["Power", "Spindle", "TokenMasking"]
 
