@@ -64,8 +64,9 @@ class Toy:
         self._made[new] = True
         return self._table[levels]
 
-    def outputs(self, x: Tensor, sigma: Tensor, name: str) -> dict[str, Tensor]:
-        """What a perfect network would put out for rows ``x`` [b, 2] at noise ``sigma`` [b]."""
+    def outputs(self, x: Tensor, sigma: Tensor, name: str, at: Tensor | None = None) -> dict[str, Tensor]:
+        """What a perfect network would put out for rows ``x`` [b, 2] at noise ``sigma`` [b], at all positions or those in
+        ``at`` [b, k]."""
         kernel, rows = self.process.kernel, torch.arange(len(x))
         p = self._transition(sigma)
         if name == "log_score":
@@ -80,6 +81,8 @@ class Toy:
             if kernel.clamp_safe and kernel.mask is not None:
                 carried = torch.nn.functional.one_hot(x, self.states).double()
                 exact = torch.where((x == kernel.mask)[..., None], exact, carried)
+        if at is not None:
+            exact = exact.gather(1, at[..., None].expand(-1, -1, self.states))
         return {name: exact.clamp(min=1e-300).log().clamp(min=-1e6).float()}
 
 
@@ -139,7 +142,7 @@ def _sampler(toy: Toy, output: str) -> list[Check]:
     steps = None if sampler.steps is None else 2 if sampler.exact else 64
     x = process.kernel.prior(rows, LENGTH, generator=generator, allowed=None)
     out = sampler.run(
-        lambda x, t, _: toy.outputs(x, process.schedule.sigma(t), output),
+        lambda x, t, _, at=None: toy.outputs(x, process.schedule.sigma(t), output, at),
         x,
         free=torch.ones_like(x, dtype=torch.bool),
         kernel=process.kernel,
