@@ -105,7 +105,9 @@ def _train(arguments: argparse.Namespace) -> int:
 def _open(arguments: argparse.Namespace) -> Run:
     from sedd_graph.runs import open_run
 
-    return open_run(Path(arguments.run), device=_device(arguments), compile="off", weights=arguments.weights)
+    run = open_run(Path(arguments.run), device=_device(arguments), compile="off", weights=arguments.weights)
+    run.engine.compile(arguments.compile, everywhere=True)
+    return run
 
 
 def _sample(arguments: argparse.Namespace) -> int:
@@ -344,6 +346,12 @@ def _parser() -> argparse.ArgumentParser:
             "--seed", type=_whole(0, 2**63 - 1), default=0, help="the same seed draws the same rows (default: 0)"
         )
         made.add_argument("--trajectory", action="store_true", help="keep the rows after every step too")
+        made.add_argument(
+            "--compile",
+            choices=("off", "block"),
+            default="off",
+            help="block: compile each repeated block first, which pays for large batches (default: off)",
+        )
         weights(made)
         device(made)
 
