@@ -108,7 +108,23 @@ def _results(evaluation: dict[str, Any], measure: dict[str, Any]) -> str:
             f"<p>Bound on {_number(evaluation.get('sequences'), ',')} held-out sequences, {_e(evaluation.get('draws', '?'))} "
             f"noise draw(s) each, objective {_e(evaluation.get('objective', '?'))}, weights {_e(evaluation.get('weights', '?'))}.</p>"
         )
-    return f'<div class="tiles">{shown}</div>{told}'
+    return f'<div class="tiles">{shown}</div>{told}{_levels(evaluation)}'
+
+
+def _levels(evaluation: dict[str, Any]) -> str:
+    """The bound by noise level."""
+    points = []
+    for level in evaluation.get("levels") or []:
+        low, high, value = (level.get(name) for name in ("low", "high", "nats_per_token"))
+        if all(isinstance(v, int | float) for v in (low, high, value)):
+            points.append(Point((low + high) / 2, value, level.get("standard_error") or 0.0))
+    masked = evaluation.get("over") == "masked"
+    where = "share of tokens that are masked" if masked else "time, 0 clean to 1 noise"
+    title = (
+        f"the bound by noise level: nats per token over the {where} (its mean is the bound; band: two standard errors)"
+    )
+    drawn = curve([Line("bound", "var(--b)", points)], title=title, over="masked" if masked else "time")
+    return f'<div class="curves">{drawn}</div>' if drawn else ""
 
 
 # -- texts --------------------------------------------------------------------------------------------------------
