@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import re
 import shlex
 from collections.abc import Sequence
 from importlib.resources import files
@@ -23,8 +22,10 @@ import zarr
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.errors import SeddGraphError
+from sedd_graph.evaluation.record import QUALITY, SHOWN, told
 from sedd_graph.proof.curves import Line, Point, curve, scatter
 from sedd_graph.proof.film import film_data
+from sedd_graph.store.arrays import stores
 from sedd_graph.store.files import read_json, write_text
 
 __all__ = ["write_report"]
@@ -52,6 +53,19 @@ def _json(path: Path) -> dict[str, Any]:
     except SeddGraphError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of one a line, without a line that is being written."""
+    found = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            found.append(record)
+    return found
 
 
 # -- results ------------------------------------------------------------------------------------------------------
@@ -130,16 +144,6 @@ def _levels(evaluation: dict[str, Any]) -> str:
 # -- texts --------------------------------------------------------------------------------------------------------
 
 
-def _stores(run: Path, stem: str) -> list[Path]:
-    """``stem.zarr``, ``stem-2.zarr``, ...: the newest first."""
-    found = []
-    for path in run.glob(f"{stem}*.zarr"):
-        number = re.fullmatch(rf"{stem}(?:-(\d+))?\.zarr", path.name)
-        if number and (path / "zarr.json").is_file():
-            found.append((int(number[1] or 1), path))
-    return [path for _, path in sorted(found, reverse=True)]
-
-
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     found = group[name]
     assert isinstance(found, zarr.Array)
@@ -152,7 +156,7 @@ def _facts(group: zarr.Group, store: Path) -> str:
 
 
 def _samples(run: Path) -> str:
-    for store in _stores(run, "samples")[:1]:
+    for store in stores(run, "samples")[:1]:
         group = zarr.open_group(str(store), mode="r")
         if "x" in group:
             return f"<h2>Samples</h2>{_facts(group, store)}{scatter(np.asarray(_array(group, 'x')[:2000]))}"
@@ -161,8 +165,24 @@ def _samples(run: Path) -> str:
     return ""
 
 
+def _quality(run: Path) -> str:
+    """What was said of samples, the last first, and of held-out text beside them."""
+    rows = []
+    for record in reversed(_records(run / QUALITY)):
+        judge, protocol = record.get("judge") or {}, record.get("protocol") or {}
+        how = protocol.get("sampling") or {}
+        by = f"{judge.get('name')} ({str(judge.get('sha256'))[:8]})" if judge else "no judge"
+        drawn = f"{record.get('store')}: {how.get('sampler')}, {how.get('steps')} steps; {by}"
+        for side, name in (("samples", drawn), ("reference", "held-out text")):
+            if isinstance(numbers := record.get(side), dict):
+                rows.append([_e(name), *(_e(told(numbers, key).replace("+-", "±")) for key in SHOWN)])
+    kept = [i for i, _ in enumerate(SHOWN, 1) if any(row[i] != "-" for row in rows)]
+    table = _table([[row[0], *(row[i] for i in kept)] for row in rows], ("", *([*SHOWN.values()][i - 1] for i in kept)))
+    return f"<h2>Quality of samples</h2>{table}" if rows else ""
+
+
 def _infilled(run: Path, tokenizer: Tokenizer | None) -> str:
-    for store in _stores(run, "infilled")[:1]:
+    for store in stores(run, "infilled")[:1]:
         group = zarr.open_group(str(store), mode="r")
         prompts = group.attrs.get("prompt")
         if tokenizer is None or not isinstance(prompts, list):
@@ -180,7 +200,7 @@ def _infilled(run: Path, tokenizer: Tokenizer | None) -> str:
 
 def _film(run: Path, tokenizer: Tokenizer | None) -> str:
     """Of the newest samples that were kept with their way."""
-    for store in _stores(run, "samples"):
+    for store in stores(run, "samples"):
         group = zarr.open_group(str(store), mode="r")
         if "trajectory" not in group or tokenizer is None:
             continue
@@ -202,16 +222,7 @@ def _film(run: Path, tokenizer: Tokenizer | None) -> str:
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
-    path = run / "metrics.jsonl"
-    found = []
-    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that is being written
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            found.append(record)
-    return found
+    return [record for record in _records(run / "metrics.jsonl") if isinstance(record.get("step"), int)]
 
 
 def _curves(metrics: list[dict[str, Any]]) -> str:
@@ -301,6 +312,7 @@ def write_report(run: Path) -> Path:
         _results(_json(run / "evaluation.json"), certificate.get("measure") or {}),
         _film(run, tokenizer),
         _samples(run),
+        _quality(run),
         _infilled(run, tokenizer),
         _curves(_metrics(run)),
         _recorded(run),
