@@ -19,7 +19,7 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.evaluation.judge import Judge, open_judge
-from sedd_graph.evaluation.mauve import SCALING, SEED, mauve
+from sedd_graph.evaluation.mauve import SCALING, SEED, mauve, package
 from sedd_graph.evaluation.quality import documents, judged, variety
 from sedd_graph.evaluation.record import QUALITY, table
 from sedd_graph.runs import Run, open_run
@@ -42,6 +42,8 @@ def judge_run(
     ``quality.jsonl``. Returns the record. Raises :class:`UserError`."""
     if with_mauve and judge is None:
         raise UserError("--mauve compares what a judge makes of the texts: give --judge FOLDER")
+    if with_mauve:
+        package()  # its absence is said before the judge has read for minutes
     run = open_run(path, device=torch.device("cpu"), compile="off", weights="fresh")
     if run.tokenizer is None:
         raise UserError(f"there is no tokenizer in {path}: tokens cannot become text")
@@ -103,8 +105,8 @@ def _samples(run: Run, path: Path | None) -> tuple[Path, Ids, dict[str, Any]]:
 
 
 def _held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None]:
-    """Rows [row, position] of the samples' length: ``count``, spread evenly, and then as many again from between them; of
-    fewer, all that there are. Or why there are none."""
+    """Rows [row, position] of the samples' length: ``count``, spread evenly, and then as many again from between them where
+    there are so many. Or why there are none."""
     config = run.report.data
     if "data" not in run.report.loaded.sections or not isinstance(config, DataConfig):
         return None, "the blueprint has no 'data' section"
@@ -116,8 +118,9 @@ def _held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None
     if (config.rows == "stream" or length == config.length) and (changed := run.changed(data)) is not None:
         return None, changed
     there = data.heldout.count
-    chosen = np.linspace(0, there - 1, min(2 * count, there)).astype(np.int64)
-    if there >= 2 * count:
+    double = there >= 2 * count
+    chosen = np.linspace(0, there - 1, 2 * count if double else min(count, there)).astype(np.int64)
+    if double:
         chosen = np.concatenate([chosen[::2], chosen[1::2]])
     return data.heldout.take(chosen, 0).tokens, None
 

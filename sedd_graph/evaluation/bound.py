@@ -165,11 +165,15 @@ class _Drawn:
                 continue
             # by sequence: several draws of one are not independent
             _, index = np.unique(row[here], return_inverse=True)
+            value, error = ratio(np.bincount(index, nats[here]), np.bincount(index, tokens[here]))
             found.append(
                 Level(
-                    *(float(edges[place + i]) for i in (0, 1)),
-                    *(float(noised[place + i]) for i in (0, 1)),
-                    *ratio(np.bincount(index, nats[here]), np.bincount(index, tokens[here])),
+                    low=float(edges[place]),
+                    high=float(edges[place + 1]),
+                    noised_low=float(noised[place]),
+                    noised_high=float(noised[place + 1]),
+                    nats_per_token=value,
+                    standard_error=error,
                     draws=int(here.sum()),
                     tokens=int(tokens[here].sum()),
                 )

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sedd_graph.errors import MissingExtraError, UserError
+from sedd_graph.errors import MissingExtraError, SeddGraphError, UserError
 
 __all__ = ["Judge", "Reading", "open_judge"]
 
@@ -195,14 +195,13 @@ def open_judge(path: Path, *, device: torch.device) -> Judge:
                     f"judge {path} has no weights for {', '.join(missing[:3])}: it is no whole language model"
                 )
             return Judge(model, tokenizer, name=path.resolve().name, sha256=_digest(files), device=device)
+    except SeddGraphError:
+        raise
     except ImportError as error:
         package = "gguf and accelerate" if "gguf_file" in how else "transformers"
-        raise MissingExtraError(
-            package, extra="hub", purpose=f"{PURPOSE} ({str(error).strip().splitlines()[0]})"
-        ) from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
+        reason = str(error).strip().splitlines()[0]
+        raise MissingExtraError(package, extra="hub", purpose=f"{PURPOSE} ({reason})") from None
+    except Exception as error:  # a broken file makes the library's readers raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"judge {path} cannot be read as a causal language model: {reason}") from None
 
