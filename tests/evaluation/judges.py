@@ -55,15 +55,17 @@ def bigram(folder: Path, letters: str, *, seed: int = 0, opens: bool = True, win
 
     made = Bigram(folder, letters, seed=seed, opens=opens)
     size = len(made.ids)
+    width = size + size % 2  # the library takes no odd one
     config: Any = transformers.LlamaConfig(
-        vocab_size=size, hidden_size=size, intermediate_size=8, num_hidden_layers=0, num_attention_heads=1,
+        vocab_size=size, hidden_size=width, intermediate_size=8, num_hidden_layers=0, num_attention_heads=1,
         max_position_embeddings=window, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False,
+        rms_norm_eps=1e-12,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
-        # the norm makes sqrt(size) times a unit vector of it
-        model.model.embed_tokens.weight.copy_(torch.eye(size))
-        model.lm_head.weight.copy_(torch.from_numpy(np.log(made.table).T / math.sqrt(size)))
+        # the norm makes sqrt(width) times a unit vector of it
+        model.model.embed_tokens.weight.copy_(torch.eye(size, width))
+        model.lm_head.weight.zero_()[:, :size] = torch.from_numpy(np.log(made.table).T / math.sqrt(width))
     model.save_pretrained(folder)
     inner = tokenizers.Tokenizer(models.WordLevel(made.ids, unk_token=UNKNOWN))
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
