@@ -55,6 +55,10 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _records(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of one a line, without a line that is being written."""
     found = []
@@ -118,9 +122,11 @@ def _results(evaluation: dict[str, Any], measure: dict[str, Any]) -> str:
             f"{_number(evaluation.get('dimensions'), ',')} numbers, weights {_e(evaluation.get('weights', '?'))}.</p>"
         )
     elif evaluation:
+        masked = evaluation.get("over") == "masked"
+        drawn = "of how many tokens are masked: the exact form" if masked else "of a time"
         told = (
             f"<p>Bound on {_number(evaluation.get('sequences'), ',')} held-out sequences, {_e(evaluation.get('draws', '?'))} "
-            f"noise draw(s) each, objective {_e(evaluation.get('objective', '?'))}, weights {_e(evaluation.get('weights', '?'))}.</p>"
+            f"noise draw(s) each ({drawn}), objective {_e(evaluation.get('objective', '?'))}, weights {_e(evaluation.get('weights', '?'))}.</p>"
         )
     return f'<div class="tiles">{shown}</div>{told}{_levels(evaluation)}'
 
@@ -128,7 +134,7 @@ def _results(evaluation: dict[str, Any], measure: dict[str, Any]) -> str:
 def _levels(evaluation: dict[str, Any]) -> str:
     """The bound by noise level."""
     points = []
-    for level in evaluation.get("levels") or []:
+    for level in map(_object, evaluation.get("levels") or []):
         low, high, value = (level.get(name) for name in ("low", "high", "nats_per_token"))
         if all(isinstance(v, int | float) for v in (low, high, value)):
             points.append(Point((low + high) / 2, value, level.get("standard_error") or 0.0))
@@ -169,8 +175,7 @@ def _quality(run: Path) -> str:
     """What was said of samples, the last first, and of held-out text beside them."""
     rows = []
     for record in reversed(_records(run / QUALITY)):
-        judge, protocol = record.get("judge") or {}, record.get("protocol") or {}
-        how = protocol.get("sampling") or {}
+        judge, how = _object(record.get("judge")), _object(_object(record.get("protocol")).get("sampling"))
         by = f"{judge.get('name')} ({str(judge.get('sha256'))[:8]})" if judge else "no judge"
         drawn = f"{record.get('store')}: {how.get('sampler')}, {how.get('steps')} steps; {by}"
         for side, name in (("samples", drawn), ("reference", "held-out text")):
