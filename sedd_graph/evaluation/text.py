@@ -39,7 +39,7 @@ def _grams(words: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
 
 def repetition(texts: Sequence[str], n: int) -> Estimate:
     """``rep-n``: the share of a text's n-grams that it has had before, 1 - distinct / all, averaged over texts (seq-rep-n,
-    arXiv 1908.04319, section 4). Texts of fewer than n words are passed over."""
+    arXiv 1908.04319). Texts of fewer than n words are passed over."""
     found = []
     for text in texts:
         grams = _grams(text.split(), n)
@@ -49,7 +49,7 @@ def repetition(texts: Sequence[str], n: int) -> Estimate:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """``distinct-n``: different n-grams in all texts together, over all their words (arXiv 1510.03055, section 5.1).
+    """``distinct-n``: different n-grams in all texts together, over all their words (arXiv 1510.03055).
 
     It falls as there is more text: compare equally many texts of one length. NaN where there are no words.
     """
