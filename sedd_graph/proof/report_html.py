@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from importlib.resources import files
@@ -135,9 +136,10 @@ def _levels(evaluation: dict[str, Any]) -> str:
     """The bound by noise level."""
     points = []
     for level in map(_object, evaluation.get("levels") or []):
-        low, high, value = (level.get(name) for name in ("low", "high", "nats_per_token"))
-        if all(isinstance(v, int | float) for v in (low, high, value)):
-            points.append(Point((low + high) / 2, value, level.get("standard_error") or 0.0))
+        found = [level.get(name) for name in ("low", "high", "nats_per_token")]
+        low, high, value = (v if isinstance(v, int | float) else math.nan for v in found)
+        if math.isfinite(middle := (low + high) / 2):
+            points.append(Point(middle, value, level.get("standard_error") or 0.0))
     masked = evaluation.get("over") == "masked"
     where = "share of tokens that are masked" if masked else "time, 0 clean to 1 noise"
     title = (
