@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["QUALITY", "SHOWN", "table", "told"]
+__all__ = ["QUALITY", "SHOWN", "drawn", "table", "told"]
 
 QUALITY = "quality.jsonl"
 
@@ -39,6 +39,19 @@ def told(numbers: Mapping[str, Any] | None, name: str) -> str:
     return plain + (f" +- {error:{form}}" if isinstance(error, int | float) and math.isfinite(error) else "")
 
 
+def drawn(sampling: Mapping[str, Any]) -> str:
+    """How samples were drawn, in a line; a sampler that takes its own number of steps has none."""
+    words = {
+        "steps": "{} steps",
+        "temperature": "temperature {}",
+        "top_p": "top-p {}",
+        "seed": "seed {}",
+        "weights": "weights {}",
+    }
+    parts = [text.format(sampling[key]) for key, text in words.items() if sampling.get(key) is not None]
+    return ", ".join([str(sampling.get("sampler")), *parts])
+
+
 def table(record: Mapping[str, Any]) -> str:
     """The record for the eyes."""
     rows = [["", record["store"], "held out"]]
@@ -55,8 +68,5 @@ def table(record: Mapping[str, Any]) -> str:
             f"judge {judge['name']} ({judge['parameters']:,} parameters, sha256 {judge['sha256'][:12]}), float32, windows of "
             f"{judge['context'] or 'any'} tokens, {start}"
         )
-    how = record["protocol"]["sampling"]
-    lines.append(
-        f"drawn by {how.get('sampler')} with {how.get('steps')} steps, seed {how.get('seed')}, weights {how.get('weights')}"
-    )
+    lines.append(f"drawn by {drawn(record['protocol']['sampling'])}")
     return "\n".join(lines)

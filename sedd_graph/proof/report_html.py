@@ -23,7 +23,7 @@ import zarr
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.errors import SeddGraphError
-from sedd_graph.evaluation.record import QUALITY, SHOWN, told
+from sedd_graph.evaluation.record import QUALITY, SHOWN, drawn, told
 from sedd_graph.proof.curves import Line, Point, curve, scatter
 from sedd_graph.proof.film import film_data
 from sedd_graph.store.arrays import stores
@@ -124,10 +124,10 @@ def _results(evaluation: dict[str, Any], measure: dict[str, Any]) -> str:
         )
     elif evaluation:
         masked = evaluation.get("over") == "masked"
-        drawn = "of how many tokens are masked: the exact form" if masked else "of a time"
+        each = "of how many tokens are masked: the exact form" if masked else "of a time"
         told = (
             f"<p>Bound on {_number(evaluation.get('sequences'), ',')} held-out sequences, {_e(evaluation.get('draws', '?'))} "
-            f"noise draw(s) each ({drawn}), objective {_e(evaluation.get('objective', '?'))}, weights {_e(evaluation.get('weights', '?'))}.</p>"
+            f"noise draw(s) each ({each}), objective {_e(evaluation.get('objective', '?'))}, weights {_e(evaluation.get('weights', '?'))}.</p>"
         )
     return f'<div class="tiles">{shown}</div>{told}{_levels(evaluation)}'
 
@@ -145,8 +145,8 @@ def _levels(evaluation: dict[str, Any]) -> str:
     title = (
         f"the bound by noise level: nats per token over the {where} (its mean is the bound; band: two standard errors)"
     )
-    drawn = curve([Line("bound", "var(--b)", points)], title=title, over="masked" if masked else "time")
-    return f'<div class="curves">{drawn}</div>' if drawn else ""
+    figure = curve([Line("bound", "var(--b)", points)], title=title, over="masked" if masked else "time")
+    return f'<div class="curves">{figure}</div>' if figure else ""
 
 
 # -- texts --------------------------------------------------------------------------------------------------------
@@ -179,8 +179,7 @@ def _quality(run: Path) -> str:
     for record in reversed(_records(run / QUALITY)):
         judge, how = _object(record.get("judge")), _object(_object(record.get("protocol")).get("sampling"))
         by = f"{judge.get('name')} ({str(judge.get('sha256'))[:8]})" if judge else "no judge"
-        drawn = f"{record.get('store')}: {how.get('sampler')}, {how.get('steps')} steps; {by}"
-        for side, name in (("samples", drawn), ("reference", "held-out text")):
+        for side, name in (("samples", f"{record.get('store')}: {drawn(how)}; {by}"), ("reference", "held-out text")):
             if isinstance(numbers := record.get(side), dict):
                 rows.append([_e(name), *(_e(told(numbers, key).replace("+-", "±")) for key in SHOWN)])
     kept = [i for i, _ in enumerate(SHOWN, 1) if any(row[i] != "-" for row in rows)]

@@ -177,7 +177,7 @@ def test_the_bound_by_noise_level_and_what_was_said_of_samples(run: Path) -> Non
         "2.5000 ± 0.2500",
         "1,234",
     ]  # no empty column
-    assert cells[at + 3 : at + 6] == ["1: None, None steps; no judge", "-", "-"]
+    assert cells[at + 3 : at + 6] == ["1: None; no judge", "-", "-"]
     heads = page.text("th")
     assert "unigram entropy, nats per token of the model" in heads
     assert "rep-2" not in heads
