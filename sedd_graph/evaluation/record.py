@@ -9,6 +9,7 @@ from typing import Any
 __all__ = ["QUALITY", "SHOWN", "drawn", "table", "told"]
 
 QUALITY = "quality.jsonl"
+"""Its name in a run folder."""
 
 SHOWN = {
     "generative_perplexity": "generative perplexity",
