@@ -61,10 +61,11 @@ def plain_levels(model: Sedd, states: int, levels: int, count: int, device: torc
     return (time.perf_counter() - began) * levels / count
 
 
-def made(name: str, sampler: str, device: torch.device, **size: int) -> Engine:
+def made(name: str, sampler: str, device: torch.device, tokens: int = TOKENS) -> Engine:
     """One of the tiny blueprints at this benchmark's size, its weights drawn at random (none of them zero)."""
-    changes = [f"params.{k}={v}" for k, v in {**SIZE, **size}.items()]
-    report = check(HERE.parent / "blueprints" / f"{name}.yaml", [*changes, f"sample={{op: {sampler}}}"])
+    changes = [f"params.{k}={v}" for k, v in {**SIZE, "tokens": tokens}.items()]
+    changes += [f"data.tokenizer={{op: characters, size: {tokens}}}", f"sample={{op: {sampler}}}"]
+    report = check(HERE.parent / "blueprints" / f"{name}.yaml", changes)
     engine = make_engine(report, device=device, compile="off")
     engine.compile("block", everywhere=True)
     for i, p in enumerate(engine.model.parameters()):
