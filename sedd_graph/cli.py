@@ -254,6 +254,15 @@ def _show_inverse(path: Path, arguments: argparse.Namespace) -> int:
 def _components(arguments: argparse.Namespace) -> int:
     from sedd_graph.describe import describe, list_components
 
+    if arguments.matrix:
+        from sedd_graph.errors import UserError
+        from sedd_graph.plugins import discover
+        from sedd_graph.proof.matrix import cells, matrix
+
+        if arguments.name:
+            raise UserError("--matrix is of all components: leave the name out")
+        _say(matrix(cells(discover())).rstrip("\n"))
+        return 0
     _say(describe(arguments.name) if arguments.name else list_components())
     return 0
 
@@ -441,6 +450,9 @@ def _parser() -> argparse.ArgumentParser:
 
     made = verb("components", _components, "list installed components, or describe one")
     made.add_argument("name", nargs="?", help="such as attention or attention.v1")
+    made.add_argument(
+        "--matrix", action="store_true", help="prove every kernel with every schedule, objective and sampler (minutes)"
+    )
 
     made = verb("schema", _schema, "print the JSON Schema of blueprints, for editors")
     made.add_argument("-o", "--output", default=None, metavar="FILE")

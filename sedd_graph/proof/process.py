@@ -19,7 +19,7 @@ from sedd_graph.plugins import Registry
 from sedd_graph.proof.check import Check
 from sedd_graph.proof.noise import check_kernel, check_precision, check_schedule
 
-__all__ = ["Toy", "prove_parts", "prove_process", "prove_whole"]
+__all__ = ["TOKENS", "Toy", "prove_objective", "prove_parts", "prove_process", "prove_sampler", "prove_whole"]
 
 TOKENS, LENGTH = 3, 2
 _LOWEST = 25.0
@@ -104,8 +104,17 @@ def prove_parts(plan: ProcessPlan, registry: Registry) -> list[Check]:
 
 def prove_whole(plan: ProcessPlan, registry: Registry) -> list[Check]:
     """The objective and the sampler with a perfect network."""
-    toy = Toy(_cut_down(plan, registry))
-    return [_bound(toy, plan.output), *_sampler(toy, plan.output)]
+    return [prove_objective(plan, registry), *prove_sampler(plan, registry)]
+
+
+def prove_objective(plan: ProcessPlan, registry: Registry) -> Check:
+    """The bound with a perfect network."""
+    return _bound(Toy(_cut_down(plan, registry)), plan.output)
+
+
+def prove_sampler(plan: ProcessPlan, registry: Registry) -> list[Check]:
+    """What the sampler makes of a perfect network."""
+    return _sampler(Toy(_cut_down(plan, registry)), plan.output)
 
 
 def _cut_down(plan: ProcessPlan, registry: Registry) -> Process:
