@@ -37,6 +37,7 @@ from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.proof.check import Check
 from sedd_graph.proof.inverse import prove_inverses
+from sedd_graph.proof.output import check_output
 from sedd_graph.proof.process import prove_process
 from sedd_graph.store.arrays import Activations, TapSpec, document_lengths, write_points, write_samples
 from sedd_graph.store.files import alone, new_run, read_json, write_json, write_text
@@ -170,6 +171,10 @@ def build_run(
             )
         say(rows)
     engine = make_engine(report, device=device, compile=compile or report.train.compile)
+    if report.plan is not None:
+        checks.append(fits := check_output(engine))
+        if fits.holds is False:
+            raise UserError(f"the head does not fit the kernel: {_listed([fits])}")
     if report.plan is not None or report.flow is not None:
         say(warm_up(engine, report))
     run = new_run(runs, report.name, digest(text))
