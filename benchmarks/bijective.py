@@ -149,14 +149,14 @@ class Ours:
         values: Values = [None] * self.layout.count
         values[self.inside] = x[:, None]
         log = volume.forward(self.layout, self.layer, None, values, len(x))
-        return values[self.outside][:, 0], log
+        return values[self.outside].squeeze(1), log
 
     def inverse(self, y: Tensor) -> Tensor:
         values: Values = [None] * self.layout.count
         values[self.outside] = y[:, None]
         self.layout.undo(self.layer, None, values)
         found: Tensor = values[self.inside]
-        return found[:, 0]
+        return found.squeeze(1)
 
 
 class FreiaLayer:

@@ -72,11 +72,12 @@ class X0Head(_Head, kind="head"):
     """Log probability of the clean token, in nats (MDLM's SUBS rule, arXiv 2406.07524, section 3.2.3).
 
     ``mask: last``: the last state is the mask; it never comes out, and a token that is not masked is carried over.
+    ``mask: hidden``: it never comes out, but nothing is carried over, for kernels that also replace tokens (``mixture``).
     ``mask: none``: a plain log softmax over all states, for kernels without a mask.
     """
 
     class Config(ComponentConfig):
-        mask: Literal["last", "none"] = "last"
+        mask: Literal["last", "hidden", "none"] = "last"
         bias: Literal["none", "all"] = "all"
         init: Literal["zero", "normal"] = "zero"
 
@@ -96,5 +97,7 @@ class X0Head(_Head, kind="head"):
         mask = logits.shape[-1] - 1
         states = torch.arange(mask + 1, device=logits.device)
         log_x0 = logits.masked_fill(states == mask, FLOOR).log_softmax(-1)
+        if self.config.mask == "hidden":
+            return log_x0
         carried = torch.where(states == tokens[..., None], 0.0, FLOOR)
         return torch.where((tokens == mask)[..., None], log_x0, carried)

@@ -14,7 +14,7 @@ from sedd_graph.component import Component, ComponentConfig, Context, solves
 from sedd_graph.contract import SizeField
 from sedd_graph.diffusion.numerics import full_precision
 
-from ._bijection import keep, repeated, through, wide
+from ._bijection import keep, repeated, wide
 
 
 class Linear(Component, kind="feedforward"):
@@ -72,7 +72,7 @@ class PLU(Component, kind="mixer"):
         with full_precision(x):
             lower, upper = self._factors(wide(x).dtype)
             matrix = torch.addmm(upper, lower, upper).index_select(0, self.order)
-            return keep(x, through(x, matrix.T), attend)
+            return keep(x, x @ matrix.T.to(x.dtype), attend)
 
     @solves("x", given=("out", "attend"), log_det="log_det")
     def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
@@ -82,7 +82,7 @@ class PLU(Component, kind="mixer"):
             inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
             inverse = torch.linalg.solve_triangular(lower, inverse, upper=False, unitriangular=True)
             inverse = torch.linalg.solve_triangular(upper, inverse, upper=True)
-            return keep(out, through(out, inverse.T.index_select(0, self.order)), attend)
+            return keep(out, out @ inverse.T.index_select(0, self.order).to(out.dtype), attend)
 
     def log_det(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
         return repeated(self.weight.diagonal().sum(), x, attend)

@@ -79,9 +79,9 @@ class ScoreEntropy(_OverTime, kind="objective"):
 
 
 class Nelbo(_OverTime, kind="objective"):
-    """The bound of a head that predicts the clean token: MDLM for absorb (arXiv 2406.07524, eq. 11), UDLM for uniform.
+    """The bound of a head that predicts the clean token: MDLM for absorb (arXiv 2406.07524, eq. 11), UDLM for uniform, GIDD for mixtures.
 
-    For the uniform kernel the head's optimum is the posterior of the clean token given all other positions.
+    The head's optimum is the posterior of the clean token given all other positions.
     """
 
     reads = ("log_x0",)
@@ -98,7 +98,7 @@ class Nelbo(_OverTime, kind="objective"):
     def bound_draw(
         self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness
     ) -> tuple[Objective, Draw]:
-        if kernel.mask is None:
+        if not kernel.masks_evenly:
             return super().bound_draw(batch, kernel, schedule, random=random)
         count = MaskedCount(MaskedCount.Config(), self.context)
         return count, count.corrupt(batch, kernel, schedule, random=random)

@@ -39,8 +39,8 @@ class Euler(Sampler, kind="sampler"):
         sigma = schedule.sigma(t)
         score = _score(outputs, x, sigma, kernel)
         if s is None:
-            return kernel.analytic(score, x, sigma)
-        rate = kernel.reverse_rate(score, x) * ((t - s) * schedule.dsigma(t))[:, None, None]
+            return kernel.analytic(score, x, sigma, torch.zeros_like(sigma))
+        rate = kernel.reverse_rate(score, x, sigma) * ((t - s) * schedule.dsigma(t))[:, None, None]
         return rate.scatter(-1, x[..., None], (1 - rate.sum(-1, keepdim=True)).clamp(min=0))
 
 
@@ -57,7 +57,7 @@ class Analytic(Sampler, kind="sampler"):
     ) -> Tensor:
         sigma = schedule.sigma(t)
         below = torch.zeros_like(sigma) if s is None else schedule.sigma(s)
-        return kernel.analytic(_score(outputs, x, sigma, kernel), x, sigma - below)
+        return kernel.analytic(_score(outputs, x, sigma, kernel), x, sigma, below)
 
 
 class Ancestral(Sampler, kind="sampler"):

@@ -16,13 +16,14 @@ from pydantic_core import to_jsonable_python
 
 from sedd_graph.blueprint.load import Loaded, load
 from sedd_graph.blueprint.lock import lock
-from sedd_graph.data.config import DataConfig
+from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.draw import to_tree
 from sedd_graph.graph.expand import expand
 from sedd_graph.graph.model import Graph
 from sedd_graph.graph.process import ProcessPlan, read_process
 from sedd_graph.inverse.claims import Derived, derive, prove
+from sedd_graph.inverse.flow import FlowPlan, read_flow
 from sedd_graph.plugins import Registry, discover
 from sedd_graph.store.config import StoreConfig
 from sedd_graph.training.config import TrainConfig
@@ -36,13 +37,17 @@ __all__ = ["LOCK", "Report", "build", "check", "digest", "lock_text", "make_engi
 
 LOCK = "blueprint.lock.yaml"
 """The file of a run folder that it is built from."""
-SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "train": TrainConfig, "store": StoreConfig}
+SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
+    "data": (DataConfig, PointsConfig),
+    "train": (TrainConfig,),
+    "store": (StoreConfig,),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What ``check`` found: the typed graph, the process, how many parameters it will have, and the inverses that its
-    blocks claim to have. ``str()`` is readable."""
+    """What ``check`` found: the typed graph, the process or flow, how many parameters it will have, and the inverses that
+    its blocks claim to have. ``str()`` is readable."""
 
     loaded: Loaded
     graph: Graph
@@ -50,13 +55,14 @@ class Report:
     registry: Registry
     parameters: int
     derived: tuple[Derived, ...] = ()
+    flow: FlowPlan | None = None
 
     @property
     def name(self) -> str:
         return self.graph.name
 
     @property
-    def data(self) -> DataConfig:
+    def data(self) -> DataConfig | PointsConfig:
         return self.loaded.sections.get("data") or DataConfig()
 
     @property
@@ -75,6 +81,9 @@ class Report:
                 f"process     {plan.kernel.contract.name} with {plan.schedule.contract.name}, {plan.states:,} states; "
                 f"objective {plan.objective.contract.name}; sampler {plan.sampler.contract.name}"
             )
+        if self.flow is not None:
+            shape = " x ".join(map(str, self.flow.shape))
+            lines.append(f"flow        of rows of {shape}; likelihood {self.flow.contract.name}")
         lines += [f"{'undone' if not i else '':<10}  {one}" for i, one in enumerate(self.derived)]
         return "\n".join(lines)
 
@@ -106,7 +115,11 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
     """
     loaded, registry, graph, sizes = _graph(path, overrides)
     derived = prove(graph, sizes)
-    plan = read_process(loaded, graph, registry)
+    flow = read_flow(loaded, graph, registry)
+    plan = None if flow is not None else read_process(loaded, graph, registry)
+    if flow is None and isinstance(loaded.sections.get("data"), PointsConfig):
+        message = "points are for flows: give an objective of kind likelihood, such as exact_likelihood"
+        raise BlueprintError([loaded.problem(("data", "points"), message)])
     from sedd_graph.engine.construct import count_shapes
     from sedd_graph.engine.engine import make_process
 
@@ -119,7 +132,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         raise BlueprintError(
             [p if p.line else loaded.problem(tuple(p.path.split(".")), p.message) for p in error.problems]
         ) from None
-    return Report(loaded, graph, plan, registry, count_shapes(graph, registry), derived)
+    return Report(loaded, graph, plan, registry, count_shapes(graph, registry), derived, flow)
 
 
 def _fits_data(loaded: Loaded, tokens: int) -> None:
@@ -171,6 +184,12 @@ def make_engine(
         for name, text in files.items():
             write_text(folder / name, text)
 
+    if report.flow is not None:
+        from sedd_graph.engine.flow import FlowEngine
+
+        return FlowEngine(
+            report.graph, report.registry, report.flow, device=device, on_save=on_save, seed=report.train.seed
+        )
     return Engine(
         report.graph,
         report.registry,

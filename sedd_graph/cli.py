@@ -112,6 +112,8 @@ def _sample(arguments: argparse.Namespace) -> int:
     from sedd_graph.runs import sample_run
 
     run = _open(arguments)
+    if run.report.flow is not None:
+        return _sample_points(run, arguments)
     length = arguments.length or run.report.data.length
     texts, where = sample_run(
         run,
@@ -122,6 +124,16 @@ def _sample(arguments: argparse.Namespace) -> int:
         trajectory=arguments.trajectory,
     )
     return _shown(run, texts, where)
+
+
+def _sample_points(run: Run, arguments: argparse.Namespace) -> int:
+    from sedd_graph.errors import UserError
+    from sedd_graph.runs import sample_points
+
+    if arguments.steps or arguments.length or arguments.trajectory:
+        raise UserError("a flow is sampled by its inverse: --length, --steps and --trajectory are for language models")
+    rows, where = sample_points(run, batch=arguments.batch, seed=arguments.seed)
+    return _shown(run, [" ".join(f"{value:.4f}" for value in row.flatten().tolist()) for row in rows[:16]], where)
 
 
 def _shown(run: Run, texts: list[str], where: Path) -> int:
@@ -363,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     runs(made)
     device(made)
 
-    sampling(verb("sample", _sample, "draw text from a run folder's newest weights"))
+    sampling(verb("sample", _sample, "draw text (or a flow's points) from a run folder's newest weights"))
     made = verb("infill", _infill, "fill in the free parts of a text")
     sampling(made)
     made.add_argument("--text", help="text in which [[N]] stands for N free tokens")

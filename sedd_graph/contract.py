@@ -47,8 +47,8 @@ NODE_KINDS = (
 )
 """Kinds that may stand as a node of the graph."""
 
-PROCESS_KINDS = ("kernel", "schedule", "objective", "sampler")
-"""Kinds that make up the noise process around the graph."""
+PROCESS_KINDS = ("kernel", "schedule", "objective", "sampler", "likelihood")
+"""Kinds that make up what is around the graph: a noise process, or the likelihood of a flow."""
 
 
 class ComponentConfig(Strict):

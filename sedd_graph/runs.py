@@ -21,10 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sedd_graph.api import LOCK, Report, check, digest, lock_text, make_engine
+from sedd_graph.data.config import DataConfig
+from sedd_graph.data.points import PointData, open_points
 from sedd_graph.data.rows import Dataset, open_data
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.engine.engine import CompileMode, Engine
+from sedd_graph.engine.flow import FlowEngine
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.engine.measure import Measure, measure
 from sedd_graph.errors import UserError
@@ -34,14 +37,14 @@ from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.proof.check import Check
 from sedd_graph.proof.inverse import prove_inverses
 from sedd_graph.proof.process import prove_process
-from sedd_graph.store.arrays import Activations, TapSpec, document_lengths, write_samples
+from sedd_graph.store.arrays import Activations, TapSpec, document_lengths, write_points, write_samples
 from sedd_graph.store.files import alone, new_run, read_json, write_json, write_text
 from sedd_graph.training.checkpoint import latest_checkpoint, load_weights, start_point
 from sedd_graph.training.distributed import World
-from sedd_graph.training.loop import Evaluation, Result, evaluate, train
+from sedd_graph.training.loop import Evaluation, Likelihood, Result, evaluate, train
 from sedd_graph.training.trackers import FINAL, open_trackers
 
-__all__ = ["Run", "build_run", "evaluate_run", "open_run", "sample_run", "train_run"]
+__all__ = ["Run", "build_run", "evaluate_run", "open_run", "sample_points", "sample_run", "train_run"]
 
 Say = Callable[[str], None]
 MODEL, CERTIFICATE = "model.safetensors", "certificate.json"
@@ -64,13 +67,18 @@ class Run:
             raise UserError("this blueprint is a graph without a process: add process, objective and sample")
         return self.report.plan
 
-    def data(self) -> Dataset:
-        """The corpus, read again as it was at build time. Raises :class:`UserError`."""
+    @property
+    def objective(self) -> str:
+        """The name of what is minimised. Raises :class:`UserError` where the blueprint is a graph alone."""
+        return self.report.flow.contract.op if self.report.flow else self.plan().objective.contract.op
+
+    def data(self) -> Dataset | PointData:
+        """What is learned from, read again as it was at build time. Raises :class:`UserError`."""
         if "data" not in self.report.loaded.sections:
             raise UserError("this blueprint has no 'data' section")
-        return open_data(self.report.data, root=self.root, tokenizer=self.tokenizer)
+        return read_data(self.report, root=self.root, tokenizer=self.tokenizer)
 
-    def changed(self, data: Dataset) -> str | None:
+    def changed(self, data: Dataset | PointData) -> str | None:
         """A sentence where ``data`` is not the corpus that the run was built with; None where it is, or none is on record."""
         facts = read_json(self.path / "run.json") if (self.path / "run.json").is_file() else {}
         corpus = facts.get("corpus") if isinstance(facts, dict) else None
@@ -83,6 +91,14 @@ class Run:
         if self.tokenizer is None:
             raise UserError(f"there is no {TOKENIZER} in {self.path}: tokens cannot become text")
         return [self.tokenizer.decode(row) for row in rows.tolist()]
+
+
+def read_data(report: Report, *, root: Path, tokenizer: Tokenizer | None = None) -> Dataset | PointData:
+    """Text for a language model, points for a flow. Raises :class:`UserError`."""
+    if isinstance(report.data, DataConfig):
+        return open_data(report.data, root=root, tokenizer=tokenizer)
+    assert report.flow is not None  # a check refuses points without a flow
+    return open_points(report.data, root=root, shape=report.flow.shape)
 
 
 def provenance(report: Report) -> dict[str, Any]:
@@ -137,20 +153,23 @@ def build_run(
     checks, demotions = prove(report, device=device, say=say)
     report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
     counted = measured(report)
-    say("\n" + measure_text(counted))
+    say("\n" + measure_text(counted, "row" if report.flow else "token"))
     text = lock_text(report)
     tokenizer, corpus = None, None
     if "data" in report.loaded.sections:
-        data = open_data(report.data, root=report.loaded.root)
-        tokenizer = data.tokenizer
-        _check_tokenizer(report, tokenizer)
+        data = read_data(report, root=report.loaded.root)
         corpus = data.fingerprint()
-        say(
-            f"data        {data.train.count:,} training rows and {data.heldout.count:,} held-out rows of {report.data.length} tokens, "
-            f"{data.characters_per_token:.2f} characters per token; unigram entropy of the held-out text {data.unigram_bits:.3f} bits per character"
-        )
+        rows = f"data        {data.train.count:,} training rows and {data.heldout.count:,} held-out rows of {data.width} {data.units.nats}s"
+        if isinstance(data, Dataset):
+            tokenizer = data.tokenizer
+            _check_tokenizer(report, tokenizer)
+            rows += (
+                f", {data.characters_per_token:.2f} characters per token; unigram entropy of the held-out text "
+                f"{data.unigram_bits:.3f} bits per character"
+            )
+        say(rows)
     engine = make_engine(report, device=device, compile=compile or report.train.compile)
-    if report.plan is not None:
+    if report.plan is not None or report.flow is not None:
         say(warm_up(engine, report))
     run = new_run(runs, report.name, digest(text))
     write_text(run / "blueprint.yaml", blueprint.read_text(encoding="utf-8-sig"))
@@ -214,10 +233,10 @@ def measured(report: Report) -> Measure:
     return measure(report.graph, report.registry, batch=rows, length=report.data.length)
 
 
-def measure_text(found: Measure) -> str:
+def measure_text(found: Measure, unit: str) -> str:
     gib = 2**30
     return (
-        f"compute     {found.flops_per_token:,} FLOPs per token forward, {3 * found.flops_per_token:,} in training\n"
+        f"compute     {found.flops_per_token:,} FLOPs per {unit} forward, {3 * found.flops_per_token:,} in training\n"
         f"memory      about {(found.state_bytes + found.saved_bytes) / gib:.2f} GiB to train in float32: {found.state_bytes / gib:.2f} for weights, "
         f"gradients, moments and average, {found.saved_bytes / gib:.2f} kept for backward ({found.batch} rows of {found.length})"
     )
@@ -250,11 +269,15 @@ def warm_up(engine: Engine, report: Report) -> str:
 
     began = time.perf_counter()
     rows = max(1, report.train.batch // report.train.accumulate)
-    tokens = torch.zeros(rows, report.data.length, dtype=torch.int64)
+    given = torch.zeros(rows, report.data.length, dtype=torch.int64)
+    if report.flow is not None:
+        given = torch.zeros(rows, *report.flow.shape)
+        engine.model.eval()  # what starts from data must not start from this
     if engine.compile_mode == "off":
-        tokens = tokens[:1]
-    engine.loss(tokens).mean().backward()
+        given = given[:1]
+    engine.loss(given).mean().backward()
     engine.model.zero_grad(set_to_none=True)
+    engine.model.train()
     how = "eager" if engine.compile_mode == "off" else f"compiled ({engine.compile_mode})"
     return f"engine      {how}, first step {time.perf_counter() - began:.1f} s on {describe_hardware(engine.device)}"
 
@@ -304,13 +327,17 @@ def open_run(
     return Run(path, report, engine, tokenizer, root, used)
 
 
-def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tuple[Result, Evaluation | None]:
+def train_run(
+    path: Path, *, resume: bool, device: torch.device, say: Say
+) -> tuple[Result, Evaluation | Likelihood | None]:
     """Train a run folder and evaluate it at the end. Under torchrun, every process calls this."""
     with contextlib.ExitStack() as stack:
         world = World.from_environment(device)
         stack.callback(world.close)
         run = open_run(path, device=device, compile="off", weights="fresh")
-        run.plan()  # what cannot be trained, or gone on with, is said before anything is written or a tracker starts
+        _ = (
+            run.objective
+        )  # what cannot be trained, or gone on with, is said before anything is written or a tracker starts
         start_point(path, resume=resume)
         config = run.report.train
         run.engine.compile(config.compile)
@@ -352,37 +379,34 @@ def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tu
         return result, found
 
 
-def _evaluate(run: Run, data: Dataset, say: Say, *, batches: int | None = None, draws: int | None = None) -> Evaluation:
-    config, objective = run.report.train, run.plan().objective.contract.op
+def _evaluate(
+    run: Run, data: Dataset | PointData, say: Say, *, batches: int | None = None, draws: int | None = None
+) -> Evaluation | Likelihood:
+    config = run.report.train
     draws = draws or (config.evaluate.draws if config.evaluate else 1)
     found = evaluate(run.engine, data, rows=min(64, config.batch), batches=batches, draws=draws, seed=config.seed)
     say(f"held-out {found}")
-    say(
-        f"unigram entropy of the same text: {data.heldout_entropy_bits:.4f} bits per character "
-        f"({data.unigram_bits:.4f} under the training text's frequencies)"
-    )
+    text = {}
+    if isinstance(data, Dataset):
+        say(
+            f"unigram entropy of the same text: {data.heldout_entropy_bits:.4f} bits per character "
+            f"({data.unigram_bits:.4f} under the training text's frequencies)"
+        )
+        text = {"unigram_bits": data.unigram_bits, "heldout_entropy_bits": data.heldout_entropy_bits}
     path = run.path / "evaluation.json"
     before = read_json(path) if path.is_file() else {}
-    fuller = before.get("sequences", 0) if isinstance(before, dict) else 0
-    if fuller > found.sequences:
-        say(f"not kept: evaluation.json bounds {fuller} sequences, this only {found.sequences}")
+    fuller = max(before.get("sequences", 0), before.get("rows", 0)) if isinstance(before, dict) else 0
+    if fuller > found.count:
+        say(f"not kept: evaluation.json is of {fuller} sequences, this only of {found.count}")
         return found
-    write_json(
-        path,
-        {
-            **dataclasses.asdict(found),
-            "unigram_bits": data.unigram_bits,
-            "heldout_entropy_bits": data.heldout_entropy_bits,
-            "weights": run.weights,
-            "objective": objective,
-        },
-    )
+    record = {**dataclasses.asdict(found), **text, "weights": run.weights, "objective": run.objective}
+    write_json(path, record)
     return found
 
 
 def evaluate_run(
     path: Path, *, device: torch.device, batches: int | None, draws: int, weights: str, say: Say
-) -> Evaluation:
+) -> Evaluation | Likelihood:
     """The held-out bound of a run folder's newest weights."""
     run = open_run(path, device=device, compile="off", weights=weights)
     say(f"weights     {run.weights}")
@@ -437,3 +461,24 @@ def sample_run(
         },
     )
     return texts, where
+
+
+def sample_points(run: Run, *, batch: int, seed: int) -> tuple[Tensor, Path]:
+    """Draw rows of a flow and keep them, each with its -log p, in the run folder. Returns the rows and where they lie."""
+    engine = run.engine
+    assert isinstance(engine, FlowEngine)
+    rows = engine.sample(batch, seed=seed)
+    where = write_points(
+        run.path / "samples.zarr",
+        rows.numpy(),
+        engine.bound_rows(rows, seed=seed).numpy(),
+        attributes={
+            "sampler": "inverse",
+            "seed": seed,
+            "weights": run.weights,
+            "revision": _revision(),
+            "blueprint": digest((run.path / LOCK).read_text(encoding="utf-8")),
+            "device": str(engine.device),
+        },
+    )
+    return rows, where

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from sedd_graph.axes import AxisError, PortType
 from sedd_graph.component import Component, Context
 from sedd_graph.contract import NODE_KINDS, ComponentConfig, Signature, size_fields
-from sedd_graph.diffusion.process import Kernel, Schedule
+from sedd_graph.diffusion.process import Kernel, Likelihood, Schedule
 from sedd_graph.testing_algebra import check_algebra
 
 __all__ = ["ConformanceError", "check_component"]
@@ -54,18 +55,36 @@ def check_component(
         if cls.kind in NODE_KINDS:
             _node(cls, made, dict(axes or {}), connected, compile, failures)
         elif issubclass(cls, Schedule):
-            from sedd_graph.proof.process import check_schedule
+            from sedd_graph.proof.noise import check_schedule
 
             failures += [
-                (c.name, f"{c.claim}: {c.value}") for c in check_schedule(cls(made, Context({}))) if not c.holds
+                (c.name, f"{c.claim}: {c.value}") for c in check_schedule(cls(made, Context({"n": 4}))) if not c.holds
             ]
         elif issubclass(cls, Kernel):
-            from sedd_graph.proof.process import check_kernel
+            from sedd_graph.proof.noise import check_kernel
 
-            kernel = cls(made, Context({"n": 4}))
+            kernel = cls(cls.toy(made, 4), Context({"n": 4}))
             failures += [(c.name, f"{c.claim}: {c.value}") for c in check_kernel(kernel, end=9.0) if not c.holds]
+        elif issubclass(cls, Likelihood):
+            failures += _likelihood(cls(made, Context({})))
     if failures:
         raise ConformanceError(cls, failures)
+
+
+def _likelihood(base: Likelihood) -> list[tuple[str, str]]:
+    """Whether the density is the one that is drawn from: the mean of q / base over draws is the integral of a density q."""
+    z = base.draw((100_000, 2), generator=torch.Generator().manual_seed(0))
+    nats = base.nats(z)
+    if nats.shape != (len(z),):
+        return [("nats", f"'nats' gives {list(nats.shape)}, not one number for each row")]
+    narrow = 0.7  # of a deviation below that of the base, so that the mean exists
+    other = 0.5 * (z / narrow).square().sum(1) + 2 * math.log(narrow * math.sqrt(2 * math.pi))
+    weight = (nats - other).exp().double()
+    error = 5 * weight.std() / len(z) ** 0.5
+    if not abs(weight.mean() - 1) <= error:
+        text = f"'draw' and 'nats' are not of one density: an integral that is 1 comes out as {weight.mean():.4f}"
+        return [("density", text)]
+    return []
 
 
 def _config(cls: type[Component], values: Mapping[str, Any], failures: list[tuple[str, str]]) -> ComponentConfig | None:

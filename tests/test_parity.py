@@ -72,10 +72,10 @@ def test_sedd_process(file: str, kernel: Any, schedule: Any, states: int) -> Non
     loss = objective.loss({"log_score": reference["log_score"]}, draw, Batch.of(x0), k, s)
     torch.testing.assert_close(loss, reference["loss_per_sequence"], rtol=1e-4, atol=1e-4)
     score = reference["log_score"].exp()
-    rate = k.reverse_rate(score, xt) * (0.05 * reference["dsigma"])[:, None, None]
+    rate = k.reverse_rate(score, xt, sigma) * (0.05 * reference["dsigma"])[:, None, None]
     rate = rate.scatter(-1, xt[..., None], -rate.sum(-1, keepdim=True))
     torch.testing.assert_close(rate, reference["euler_step_rate"], rtol=1e-4, atol=1e-6)
-    probabilities = k.analytic(score, xt, s.sigma(t) - s.sigma(t - 0.05))
+    probabilities = k.analytic(score, xt, s.sigma(t), s.sigma(t - 0.05))
     torch.testing.assert_close(probabilities, reference["analytic_step_probs"], rtol=1e-4, atol=1e-5)
 
 

@@ -70,6 +70,12 @@ class SaysZero(Shift, kind="mixer"):
         return (out + by) / 2
 
 
+class TogetherIsNotApart(Shift, kind="mixer"):
+    def with_log_det(self, method: str, x: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+        out, volume = super().with_log_det(method, x, by)
+        return out, volume + 1e-6
+
+
 class WrongSign(Shift, kind="mixer"):
     def volume(self, x: Tensor, by: Tensor) -> Tensor:
         return -super().volume(x, by)
@@ -212,6 +218,7 @@ BROKEN = [
     (InSingle, "inverse", "relative error"),
     (SaysZero, "log_det", "of 'x' is 0 nats, but 11.0904 by the Jacobian"),
     (WrongSign, "log_det", "of 'x' is -11.0904 nats, but 11.0904 by the Jacobian"),
+    (TogetherIsNotApart, "log_det", "'with_log_det' gives other values than 'forward' and 'volume' apart"),
     (OneNumberForAll, "log_det", "'volume' gives [], not one number of nats for each sequence"),
     (NotSquare, "log_det", "of 'x': the Jacobian of what it is undone from is 32 x 16"),
     (WrongFactor, "linear", "'out' is not 2 x + 1 by"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pydantic
 
+from sedd_graph.blueprint.load import Sections
 from sedd_graph.blueprint.schema import Blueprint
 from sedd_graph.contract import NODE_KINDS, Contract, size_fields
 
@@ -50,7 +51,7 @@ def _inlined(model: type[pydantic.BaseModel], definitions: dict[str, Any], prefi
     return schema
 
 
-def blueprint_schema(contracts: Iterable[Contract], sections: Mapping[str, type[pydantic.BaseModel]]) -> dict[str, Any]:
+def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[str, Any]:
     """The schema as plain data, in a stable order. ``sections`` gives the models of data, train and store."""
     definitions: dict[str, Any] = {}
     root = Blueprint.model_json_schema(by_alias=True)
@@ -73,14 +74,17 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Mapping[str, type[
     ]
     names = sorted({n for c in by_kind.get("node", []) for n in (c.name, c.op)})
     node["properties"]["op"] = {"anyOf": [{"enum": [*names]}, {"type": "null"}]}
-    for key, kind in (("process", "kernel"), ("objective", "objective"), ("sample", "sampler")):
+    kinds = {"process": ("kernel",), "objective": ("objective", "likelihood"), "sample": ("sampler",)}
+    for key, fitting in kinds.items():
         root["properties"][key] = {
-            "anyOf": [_inline_op(c, config(c), kernel=kind == "kernel") for c in by_kind.get(kind, [])]
+            "anyOf": [
+                _inline_op(c, config(c), kernel=kind == "kernel") for kind in fitting for c in by_kind.get(kind, [])
+            ]
         }
     definitions["Schedule"] = {"anyOf": [_inline_op(c, config(c), kernel=False) for c in by_kind.get("schedule", [])]}
-    for key, model in sections.items():
-        schema = _loosened(_inlined(model, definitions, f"{key}."))
-        root["properties"][key] = schema
+    for key, models in sections.items():
+        schemas = [_loosened(_inlined(model, definitions, f"{key}.")) for model in models]
+        root["properties"][key] = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     definitions.pop("OpSpec", None)
     definitions.pop("ProcessSpec", None)
     return {

@@ -17,13 +17,16 @@ from sedd_graph.blueprint.schema import Blueprint, Library
 from sedd_graph.blueprint.yaml import Document, read_yaml
 from sedd_graph.errors import BlueprintError, Problem, suggest
 
-__all__ = ["Loaded", "load", "packaged_blueprints"]
+__all__ = ["Loaded", "Sections", "load", "packaged_blueprints"]
 
 MAX_FILES, MAX_INCLUDE_DEPTH = 64, 8
 PACKAGE_PREFIX = "sedd_graph:"
 """``use: {dit: sedd_graph:blocks/dit.yaml}`` takes the file that the installed package carries."""
 
 _ROOT_RESOLVED = ("axes", "inputs", "outputs", "process", "objective", "sample", "data", "train", "store")
+
+Sections = Mapping[str, Sequence[type[pydantic.BaseModel]]]
+"""Of each section, the models that it may follow: the last whose required keys are all there, or the first."""
 
 
 @dataclasses.dataclass
@@ -58,9 +61,7 @@ class Loaded:
         return Problem(*self.position(path), dotted(path), message)
 
 
-def load(
-    path: str | Path, overrides: Sequence[str] = (), *, sections: Mapping[str, type[pydantic.BaseModel]] | None = None
-) -> Loaded:
+def load(path: str | Path, overrides: Sequence[str] = (), *, sections: Sections | None = None) -> Loaded:
     """Read ``path`` and what it includes. ``sections`` gives the models of ``data``, ``train`` and ``store``.
 
     Raises :class:`BlueprintError` with every problem found.
@@ -73,6 +74,12 @@ def packaged_blueprints() -> Path:
     return Path(str(importlib.resources.files("sedd_graph_blueprints"))).resolve()
 
 
+def _fitting(models: Sequence[type[pydantic.BaseModel]], section: Mapping[str, Any]) -> type[pydantic.BaseModel]:
+    """The last of ``models`` whose required keys are all there, or the first."""
+    required = [{n for n, f in m.model_fields.items() if f.is_required()} for m in models]
+    return next((m for m, keys in zip(models[::-1], required[::-1], strict=True) if keys <= section.keys()), models[0])
+
+
 class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -80,7 +87,7 @@ class _Reader:
         self.cache: dict[Path, Loaded] = {}
         self.problems: list[Problem] = []
 
-    def main(self, overrides: Sequence[str], sections: Mapping[str, type[pydantic.BaseModel]]) -> Loaded:
+    def main(self, overrides: Sequence[str], sections: Sections) -> Loaded:
         document = read_yaml(self.path)
         if not isinstance(document.data, dict):
             raise BlueprintError(
@@ -90,8 +97,9 @@ class _Reader:
         origins = apply_overrides(data, overrides) if overrides else {}
         loaded = Loaded(document.file, Library(blueprint=1), {}, {}, document, origins)
         data, loaded.params = self._interpolated(loaded, data)
-        for key, model in sections.items():
+        for key, models in sections.items():
             if isinstance(data.get(key), dict):
+                model = _fitting(models, data[key])
                 try:
                     loaded.sections[key] = model.model_validate(data[key])
                 except pydantic.ValidationError as error:

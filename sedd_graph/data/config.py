@@ -1,4 +1,4 @@
-"""The ``data`` section of a blueprint."""
+"""The ``data`` section of a blueprint: text (:class:`DataConfig`), or points for a flow (:class:`PointsConfig`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pydantic
 
 from sedd_graph.strict import Strict
 
-__all__ = ["Corpus", "DataConfig", "TokenizerConfig"]
+__all__ = ["Corpus", "DataConfig", "PointsConfig", "TokenizerConfig"]
 
 FileName = Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
 Files = Annotated[list[FileName], pydantic.Field(min_length=1, max_length=4096)]
@@ -106,3 +106,42 @@ class DataConfig(Strict):
     holdout: Annotated[float, pydantic.Field(gt=0, lt=0.9)] = 0.1
     """The last part of the corpus, kept from training."""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
+
+
+class TwoMoons(Strict):
+    """Two half circles of radius 1 that reach into each other, in the plane."""
+
+    op: Literal["two_moons"]
+    count: Annotated[int, pydantic.Field(ge=2, le=10_000_000)] = 20_000
+    noise: Annotated[float, pydantic.Field(gt=0, le=10)] = 0.1
+    """Standard deviation of what is added to each coordinate."""
+
+
+class EightGaussians(Strict):
+    """Eight normal densities of deviation ``noise``, evenly on a circle of radius 2, in the plane."""
+
+    op: Literal["eight_gaussians"]
+    count: Annotated[int, pydantic.Field(ge=2, le=10_000_000)] = 20_000
+    noise: Annotated[float, pydantic.Field(gt=0, le=10)] = 0.2
+
+
+class ArrayFile(Strict):
+    """A ``.npy`` file of floats [row, ...]; its name is relative to the blueprint's folder."""
+
+    op: Literal["npy"]
+    path: FileName
+
+
+class PointsConfig(Strict):
+    """What a flow learns from: rows of real numbers."""
+
+    points: Annotated[TwoMoons | EightGaussians | ArrayFile, pydantic.Field(discriminator="op")]
+    holdout: Annotated[float, pydantic.Field(gt=0, lt=0.9)] = 0.1
+    """The last part of the rows, kept from training."""
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
+    """Of the order of rows, and of densities that are drawn."""
+
+    @property
+    def length(self) -> int:
+        """A row is one thing: what is counted for each position of a text is counted for each row."""
+        return 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from sedd_graph.data.config import BuiltinCorpus, DataConfig, TextCorpus
 from sedd_graph.data.corpus import Document, read_corpus
 from sedd_graph.data.letters import count_letters, cross_entropy_bits, entropy_bits, pieces
+from sedd_graph.data.order import Ordered, Units
 from sedd_graph.data.tokenizer import Ids, Tokenizer, make_tokenizer
 from sedd_graph.errors import UserError
 
@@ -91,7 +91,7 @@ class _Documents:
 
 
 @dataclasses.dataclass
-class Dataset:
+class Dataset(Ordered[Rows]):
     """A corpus as rows: training rows by position, held-out rows in order."""
 
     config: DataConfig
@@ -104,7 +104,6 @@ class Dataset:
     """Bits per character of the held-out text under the training text's character frequencies (add-one smoothing)."""
     heldout_entropy_bits: float
     """Bits per character of the held-out text under its own character frequencies: the lower, stricter of the two."""
-    _orders: dict[int, tuple[int, Ids]] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def fingerprint(self) -> str:
         """A hash of all tokens and of where documents begin: another corpus, another fingerprint."""
@@ -116,41 +115,14 @@ class Dataset:
                 found.update(array.tobytes())
         return found.hexdigest()[:16]
 
-    def _order(self, epoch: int) -> tuple[int, Ids]:
-        """The phase of an epoch and the order of its rows. The last two are kept: one batch may straddle them."""
-        if epoch not in self._orders:
-            generator = np.random.Generator(np.random.Philox(key=[self.config.seed, epoch]))
-            phase = int(generator.integers(0, self.train.phases))
-            while len(self._orders) >= 2:
-                del self._orders[next(iter(self._orders))]
-            self._orders[epoch] = phase, generator.permutation(self.train.count)
-        return self._orders[epoch]
+    @property
+    def units(self) -> Units:
+        return Units("token", "character", self.characters_per_token)
 
-    def batch(self, position: int, rows: int, *, start: int = 0, stop: int | None = None) -> Rows:
-        """Rows ``start`` to ``stop`` of the global batch of ``rows`` that begins at ``position`` in the endless order.
-
-        A pure function of the seed and its arguments: any split of a batch over processes sees the same rows.
-        """
-        count = self.train.count
-        wanted = np.arange(position + start, position + (rows if stop is None else stop))
-        if not len(wanted):
-            return self.train.take(wanted, 0)
-        parts = []
-        for epoch in range(int(wanted[0]) // count, int(wanted[-1]) // count + 1):
-            phase, order = self._order(epoch)
-            mine = wanted[(wanted >= epoch * count) & (wanted < (epoch + 1) * count)] - epoch * count
-            parts.append(self.train.take(order[mine], phase))
-        if len(parts) == 1:
-            return parts[0]
-        return Rows(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Rows)))
-
-    def held_out(self, rows: int, *, batches: int | None = None) -> Iterator[Rows]:
-        """The held-out rows in order, the last batch as short as it comes; ``batches`` takes so many, spread evenly."""
-        total = math.ceil(self.heldout.count / rows)
-        chosen = range(total) if batches is None or batches >= total else np.linspace(0, total - 1, batches).astype(int)
-        for number in chosen:
-            first = int(number) * rows
-            yield self.heldout.take(np.arange(first, min(first + rows, self.heldout.count)), 0)
+    @property
+    def width(self) -> int:
+        """Tokens of a row."""
+        return self.config.length
 
 
 def open_data(config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = None) -> Dataset:

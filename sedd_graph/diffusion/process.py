@@ -1,4 +1,5 @@
-"""The interfaces of the noise process: kernel, schedule, objective, sampler. Implementations come in as components.
+"""The interfaces of the noise process: kernel, schedule, objective, sampler; and of a flow: its likelihood. Implementations
+come in as components.
 
 Axes: b batch, l length, n states. ``sigma`` is total noise and ``dsigma`` its derivative in t; t = 0 is clean, t = 1 is
 noise. Columns of a rate matrix sum to zero: ``Q[z, y]`` is the rate from y to z.
@@ -7,17 +8,17 @@ noise. Columns of a rate matrix sum to zero: ``Q[z, y]`` is the rate from y to z
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sedd_graph.component import Component
+from sedd_graph.component import Component, ComponentConfig
 from sedd_graph.diffusion.categorical import jump
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 
-__all__ = ["Denoise", "Kernel", "Objective", "OnStep", "Sampler", "Schedule"]
+__all__ = ["Denoise", "Kernel", "Likelihood", "Objective", "OnStep", "Sampler", "Schedule"]
 
 Denoise = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 """``denoise(x [b, l], t [b])`` gives the model's outputs: ``log_score`` or ``log_x0``, float32 [b, l, n]."""
@@ -41,11 +42,22 @@ class Schedule(Component, ABC):
 
 
 class Kernel(Component, ABC):
-    """How one token moves. ``states`` counts the mask where there is one; ``mask`` is its index, else None."""
+    """How one token moves. ``states`` counts the mask where there is one; ``mask`` is its index, else None.
+
+    Noise is measured by its total ``sigma``; a kernel may change its ways as it grows. A prediction of the clean token
+    (``log_x0``) is, for every kernel, its posterior given all *other* positions, which under a mask is all there is to know.
+    """
 
     abstract: ClassVar[bool] = True
     clamp_safe: ClassVar[bool] = False
-    """Whether holding observed tokens fixed while sampling is exact (math: only where they could never move)."""
+    """Whether a data token that is seen is a clean one, so that holding observed tokens fixed while sampling is exact."""
+    masks_evenly: ClassVar[bool] = False
+    """Whether all that ever happens is that tokens are masked, all at one rate: what forms that count masks ask for."""
+
+    @classmethod
+    def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
+        """``config`` cut down to ``states`` states, for a proof: what a Config says of single tokens, for a few of them."""
+        return config
 
     @property
     def states(self) -> int:
@@ -70,12 +82,15 @@ class Kernel(Component, ABC):
         """Rows of pure noise, int64 [rows, length]; ``allowed`` bool [n] bounds the data tokens in it."""
 
     @abstractmethod
-    def rate_matrix(self) -> Tensor:
-        """Q, float64 [n, n], for proofs on small vocabularies."""
+    def rate_matrix(self, sigma: float) -> Tensor:
+        """Q at total noise ``sigma`` > 0, per unit of it, float64 [n, n], for proofs on small vocabularies."""
 
     @abstractmethod
-    def transition_matrix(self, sigma: float) -> Tensor:
-        """exp(sigma Q) in closed form, float64 [n, n]: ``P[z, y]`` is the chance to be at z from y."""
+    def transition_matrix(self, sigma: float | Tensor, start: float = 0.0) -> Tensor:
+        """float64 [n, n]: ``P[z, y]`` is the chance to be at z at noise ``sigma``, having been at y at ``start``.
+
+        In closed form; it solves dP/dsigma = Q(sigma) P. For ``sigma`` float64 [b] it is [b, n, n].
+        """
 
     @abstractmethod
     def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
@@ -90,12 +105,12 @@ class Kernel(Component, ABC):
         """The log score that a prediction of the clean token stands for, exactly, float32 [b, l, n]."""
 
     @abstractmethod
-    def reverse_rate(self, score: Tensor, x: Tensor) -> Tensor:
-        """Rates of the reverse process out of x per unit of sigma, 0 at x itself, [b, l, n]."""
+    def reverse_rate(self, score: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Rates of the reverse process out of x per unit of ``sigma`` [b], 0 at x itself, [b, l, n]."""
 
     @abstractmethod
-    def analytic(self, score: Tensor, x: Tensor, step: Tensor) -> Tensor:
-        """Tweedie step by ``step`` [b] of total noise: probabilities [b, l, n], not clamped (SEDD, Theorem 4.2)."""
+    def analytic(self, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """Tweedie step from ``sigma`` down to ``sigma_next`` [b]: probabilities [b, l, n], not clamped (SEDD, Theorem 4.2)."""
 
     @abstractmethod
     def posterior(self, x0_probs: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
@@ -109,7 +124,7 @@ class Objective(Component, ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     """Names of model outputs that it can take, the preferred one first."""
     needs_mask: ClassVar[bool] = False
-    """Whether it works only with a kernel that has a mask."""
+    """Whether it works only with a kernel that masks all tokens at one rate, and does nothing else."""
 
     @abstractmethod
     def corrupt(
@@ -135,6 +150,23 @@ class Objective(Component, ABC):
     ) -> tuple[Objective, Draw]:
         """The draw (and the loss to hold it to) for evaluation: the objective itself, or a form of less variance."""
         return self, self.corrupt(batch, kernel, schedule, random=random)
+
+
+class Likelihood(Component, ABC):
+    """What a flow is trained by where there is no noise process: the density that its outputs are held to.
+
+    By the change of variables -log p(x) = -log base(z) - log |det dz/dx|: exact, no bound.
+    """
+
+    abstract: ClassVar[bool] = True
+
+    @abstractmethod
+    def nats(self, z: Tensor) -> Tensor:
+        """-log of the base density of each row of ``z`` [b, ...], nats, [b]."""
+
+    @abstractmethod
+    def draw(self, shape: Sequence[int], *, generator: torch.Generator) -> Tensor:
+        """Rows of the base density, float32 of ``shape``."""
 
 
 class Sampler(Component, ABC):

@@ -1,4 +1,5 @@
-"""What the process is given and what it draws: token rows with the roles of their positions, and corrupted rows.
+"""What the process is given and what it draws: token rows with the roles of their positions, and corrupted rows; and the
+rows of a flow.
 
 Axes: b batch, l length.
 """
@@ -10,7 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Draw", "Randomness"]
+__all__ = ["Batch", "Draw", "PointBatch", "Randomness"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,47 @@ class Batch:
         every = torch.ones_like(tokens, dtype=torch.bool)
         return cls(tokens, every, every, every)
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def width(self) -> int:
+        """Positions of a row."""
+        return self.tokens.shape[1]
+
+    @property
+    def counted(self) -> Tensor:
+        """int64 [b]: how many positions of each row the loss is over."""
+        return (self.loss & self.corrupt).sum(-1)
+
     def to(self, device: torch.device | str) -> Batch:
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
 
     def rows(self, start: int, stop: int) -> Batch:
         return Batch(*(getattr(self, f.name)[start:stop] for f in dataclasses.fields(self)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PointBatch:
+    """Rows of real numbers ``x`` float32 [b, ...]: what a flow learns from. Every number counts."""
+
+    x: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return self.x[0].numel()
+
+    @property
+    def counted(self) -> Tensor:
+        """int64 [b]: how many numbers of each row the loss is over."""
+        return torch.full((len(self.x),), self.width, device=self.x.device)
+
+    def to(self, device: torch.device | str) -> PointBatch:
+        return PointBatch(self.x.to(device, non_blocking=True))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.plugins import Registry
 from sedd_graph.store.files import disk_faults
 
-__all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mix_seed"]
+__all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mean_and_error", "mix_seed"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
 """What is compiled; see :meth:`Engine.compile`."""
@@ -54,9 +54,10 @@ class Process(NamedTuple):
 def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> Process:
     """Build the process, for the declared number of states or (for a proof) another. Raises :class:`BlueprintError`."""
     context = Context({"n": states or plan.states})
-    kernel, schedule, objective, sampler = (
-        registry.component(p.contract.op)(p.config, context)
-        for p in (plan.kernel, plan.schedule, plan.objective, plan.sampler)
+    noise = registry.component(plan.kernel.contract.op)
+    kernel = noise(plan.kernel.config if states is None else noise.toy(plan.kernel.config, states), context)
+    schedule, objective, sampler = (
+        registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.objective, plan.sampler)
     )
     process = Process(kernel, schedule, objective, sampler)
     problems = [
@@ -73,14 +74,14 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
         )
         if plan.output not in reads
     ]
-    if objective.needs_mask and kernel.mask is None:
+    if objective.needs_mask and not kernel.masks_evenly:
         problems.append(
             Problem(
                 "blueprint",
                 0,
                 0,
                 "objective",
-                f"{plan.objective.contract.name!r} needs a kernel with a mask, not {plan.kernel.contract.name!r}",
+                f"{plan.objective.contract.name!r} needs a kernel that only masks, all tokens at one rate, not {plan.kernel.contract.name!r}",
             )
         )
     if problems:
@@ -102,6 +103,15 @@ def mix_seed(*parts: int) -> int:
 def feed(draw: Draw, batch: Batch) -> dict[str, Tensor]:
     """The graph inputs that the engine knows (see :data:`sedd_graph.graph.process.FED`)."""
     return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": batch.attend}
+
+
+def mean_and_error(rows: list[Tensor]) -> Bound:
+    """Over all of some batches of nats per row."""
+    if not rows:
+        raise UserError("bound: there are no batches")
+    values = torch.cat(rows)
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Bound(values.mean().item(), error)
 
 
 class LossModule(nn.Module):
@@ -188,6 +198,11 @@ class Engine:
             )
         return self.process, self.loss_module
 
+    @property
+    def trained(self) -> nn.Module:
+        """What is called with a draw, a batch and keys to train, and gives nats [b] and saved ports."""
+        return self._parts()[1]
+
     def draw(self, batch: Batch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None) -> Draw:
         """One draw of the forward process for ``batch``."""
         process, _ = self._parts()
@@ -243,15 +258,12 @@ class Engine:
 
         The error is that of a mean over independent sequences; more ``draws`` make each sequence's value surer.
         """
-        rows = [
-            self.bound_rows(b if isinstance(b, Batch) else Batch.of(b), seed=mix_seed(seed, i), draws=draws)
-            for i, b in enumerate(batches)
-        ]
-        if not rows:
-            raise UserError("bound: there are no batches")
-        values = torch.cat(rows)
-        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return Bound(values.mean().item(), error)
+        return mean_and_error(
+            [
+                self.bound_rows(b if isinstance(b, Batch) else Batch.of(b), seed=mix_seed(seed, i), draws=draws)
+                for i, b in enumerate(batches)
+            ]
+        )
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

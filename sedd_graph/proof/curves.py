@@ -1,4 +1,5 @@
-"""Lines over training steps as small SVGs, with a band for standard errors. Numbers in, text out; nothing is read here."""
+"""Small SVGs: lines over training steps, with a band for standard errors, and points in the plane. Numbers in, text out;
+nothing is read here."""
 
 from __future__ import annotations
 
@@ -6,9 +7,12 @@ import dataclasses
 import html
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["Line", "Point", "curve"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Line", "Point", "curve", "scatter"]
 
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 30
@@ -100,4 +104,23 @@ def curve(lines: Sequence[Line], *, title: str) -> str:
     return (
         f'<figure><figcaption>{name}</figcaption><svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{name} over steps">{"".join(parts)}</svg></figure>'
+    )
+
+
+def scatter(rows: npt.NDArray[Any]) -> str:
+    """A figure of rows of real numbers by their first two, or an empty string where they have but one."""
+    flat = rows.reshape(len(rows), -1).astype(np.float64)
+    flat = flat[np.isfinite(flat).all(1)]
+    if not len(flat) or flat.shape[1] < 2:
+        return ""
+    middle, side = flat[:, :2].mean(0), WIDTH - 2 * TOP
+    reach = max(float(np.abs(flat[:, :2] - middle).max()), 1e-9)  # the same scale both ways
+    dots = "".join(
+        f'<circle cx="{TOP + side * (0.5 + x / (2 * reach)):.1f}" cy="{TOP + side * (0.5 - y / (2 * reach)):.1f}" r="1.6"/>'
+        for x, y in flat[:, :2] - middle
+    )
+    name = f"{len(flat):,} rows by their first two of {flat.shape[1]:,} numbers"
+    return (
+        f'<figure><figcaption>{name}</figcaption><svg class="curve" viewBox="0 0 {WIDTH} {WIDTH}" role="img" '
+        f'aria-label="{name}"><g fill="var(--a)" opacity="0.5">{dots}</g></svg></figure>'
     )

@@ -23,7 +23,7 @@ import zarr
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.errors import SeddGraphError
-from sedd_graph.proof.curves import Line, Point, curve
+from sedd_graph.proof.curves import Line, Point, curve, scatter
 from sedd_graph.proof.film import film_data
 from sedd_graph.store.files import read_json, write_text
 
@@ -63,7 +63,15 @@ def _number(value: object, form: str) -> str:
 
 def _results(evaluation: dict[str, Any], measure: dict[str, Any]) -> str:
     tiles: list[tuple[str, str]] = []
-    if evaluation:
+    flow = "bits_per_dimension" in evaluation
+    if flow:
+        error = _number(evaluation.get("bits_standard_error"), ".3f")
+        bits, nats = (_number(evaluation.get(f"{unit}_per_dimension"), ".3f") for unit in ("bits", "nats"))
+        tiles += [
+            (f"{bits} <small>&plusmn; {error}</small>", "bits per dimension, held out (exact)"),
+            (nats, "nats per dimension, held out (exact)"),
+        ]
+    elif evaluation:
         error = _number(evaluation.get("bits_standard_error"), ".3f")
         tiles += [
             (
@@ -80,14 +88,22 @@ def _results(evaluation: dict[str, Any], measure: dict[str, Any]) -> str:
         gib = (measure["saved_bytes"] + measure["state_bytes"]) / 2**30
         tiles += [
             (f"{measure['parameters']:,}", "parameters"),
-            (f"{measure['flops_per_token'] / 1e6:,.1f} M", "FLOPs per token, forward"),
+            (
+                f"{measure['flops_per_token'] / 1e6:,.1f} M",
+                f"FLOPs per {'row' if measure['length'] == 1 else 'token'}, forward",
+            ),
             (f"{gib:.2f} GiB", f"to train {measure['batch']} rows of {measure['length']} (estimate, float32)"),
         ]
     if not tiles:
         return ""
     shown = "".join(f'<div class="tile"><b>{value}</b><span>{_e(label)}</span></div>' for value, label in tiles)
     told = ""
-    if evaluation:
+    if flow:
+        told = (
+            f"<p>-log p of {_number(evaluation.get('rows'), ',')} held-out rows of "
+            f"{_number(evaluation.get('dimensions'), ',')} numbers, weights {_e(evaluation.get('weights', '?'))}.</p>"
+        )
+    elif evaluation:
         told = (
             f"<p>Bound on {_number(evaluation.get('sequences'), ',')} held-out sequences, {_e(evaluation.get('draws', '?'))} "
             f"noise draw(s) each, objective {_e(evaluation.get('objective', '?'))}, weights {_e(evaluation.get('weights', '?'))}.</p>"
@@ -122,6 +138,8 @@ def _facts(group: zarr.Group, store: Path) -> str:
 def _samples(run: Path) -> str:
     for store in _stores(run, "samples")[:1]:
         group = zarr.open_group(str(store), mode="r")
+        if "x" in group:
+            return f"<h2>Samples</h2>{_facts(group, store)}{scatter(np.asarray(_array(group, 'x')[:2000]))}"
         texts = "".join(f"<pre>{_e(text)}</pre>" for text in np.asarray(_array(group, "text")[:8]).tolist())
         return f"<h2>Samples</h2>{_facts(group, store)}{texts}"
     return ""
@@ -185,15 +203,17 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
         records = [m for m in metrics if isinstance(m.get(key), int | float)]
         return Line(label, colour, [Point(m["step"], m[key], m.get(error) or 0.0) for m in records])
 
-    bits = line("training", "bits_per_character")
-    held = line("held out", "heldout_bits_per_character", "heldout_bits_standard_error", "var(--b)")
-    last = line("held out", "final_bits_per_character", "final_bits_standard_error", "var(--b)")
+    unit = "dimension" if any("bits_per_dimension" in m for m in metrics) else "character"
+    thing, what = ("dimensions", "-log p") if unit == "dimension" else ("tokens", "bound")
+    bits = line("training", f"bits_per_{unit}")
+    held = line("held out", f"heldout_bits_per_{unit}", "heldout_bits_standard_error", "var(--b)")
+    last = line("held out", f"final_bits_per_{unit}", "final_bits_standard_error", "var(--b)")
     held = Line(held.label, held.colour, [*held.points, *last.points])
     figures = [
-        curve([bits, held], title="bound, bits per character (band: two standard errors)"),
+        curve([bits, held], title=f"{what}, bits per {unit} (band: two standard errors)"),
         curve([line("learning rate", "learning_rate")], title="learning rate"),
         curve([line("norm", "gradient_norm")], title="norm of the gradient"),
-        curve([line("tokens/s", "tokens_per_second")], title="tokens per second"),
+        curve([line(f"{thing}/s", f"{thing}_per_second")], title=f"{thing} per second"),
     ]
     return f'<h2>Training</h2><div class="curves">{"".join(figures)}</div>' if any(figures) else ""
 

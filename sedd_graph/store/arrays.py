@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.store.files import disk_faults, new_folder, part_folder
 from sedd_graph.store.writer import Writer
 
-__all__ = ["Activations", "TapSpec", "document_lengths", "write_samples"]
+__all__ = ["Activations", "TapSpec", "document_lengths", "write_points", "write_samples"]
 
 Array = npt.NDArray[Any]
 CHUNK = 2**18
@@ -172,8 +172,8 @@ def write_samples(
     Written under a temporary name and renamed; a path that exists gets a number. Returns where it went.
     """
     kept = lengths if lengths is not None else np.full(len(tokens), tokens.shape[1], dtype=np.int64)
-    with disk_faults(path.name, path.parent), part_folder(path) as part:
-        root = zarr.open_group(str(part), mode="a", zarr_format=3)  # "w" would make the folder anew, without its lock
+
+    def fill(root: zarr.Group) -> None:
         _whole(root, "tokens", tokens, rows=max(1, CHUNK // max(1, tokens.shape[1])))
         _whole(root, "lengths", kept, rows=CHUNK)
         if trajectory is not None:
@@ -183,6 +183,28 @@ def write_samples(
             warnings.simplefilter("ignore")
             words = root.create_array("text", shape=(len(text),), chunks=(max(1, len(text)),), dtype=str)
             words[:] = np.asarray(list(text), dtype=object)
+
+    return _new_group(path, fill, attributes)
+
+
+def write_points(
+    path: Path, x: npt.NDArray[np.float32], nats: npt.NDArray[np.float64], *, attributes: Mapping[str, Any]
+) -> Path:
+    """Keep one batch of a flow's samples: arrays ``x`` [row, ...] and ``nats`` [row], the -log p of each. Written and named
+    as :func:`write_samples` does."""
+
+    def fill(root: zarr.Group) -> None:
+        _whole(root, "x", x, rows=max(1, CHUNK // max(1, x[0].size)))
+        _whole(root, "nats", nats, rows=CHUNK)
+
+    return _new_group(path, fill, attributes)
+
+
+def _new_group(path: Path, fill: Callable[[zarr.Group], None], attributes: Mapping[str, Any]) -> Path:
+    """A zarr group that is there whole or not at all. Returns where it went."""
+    with disk_faults(path.name, path.parent), part_folder(path) as part:
+        root = zarr.open_group(str(part), mode="a", zarr_format=3)  # "w" would make the folder anew, without its lock
+        fill(root)
         root.attrs.update(dict(attributes))
         final = new_folder(path)
         final.rmdir()

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sedd_graph.data.points import PointData, Points
 from sedd_graph.data.rows import Dataset, Rows
-from sedd_graph.diffusion.roles import Batch, Randomness
+from sedd_graph.diffusion.roles import Batch, PointBatch, Randomness
 from sedd_graph.engine.engine import Engine, mix_seed
 from sedd_graph.engine.hardware import pick_dtype
 from sedd_graph.errors import DivergedError, UserError
@@ -40,7 +41,7 @@ from sedd_graph.training.distributed import World
 from sedd_graph.training.optim import Average, learning_rate, make_optimizers
 from sedd_graph.training.trackers import Trackers
 
-__all__ = ["Evaluation", "Result", "Trainer", "evaluate", "to_batch", "train"]
+__all__ = ["Evaluation", "Likelihood", "Result", "Trainer", "evaluate", "to_batch", "train"]
 
 Say = Callable[[str], None]
 
@@ -58,11 +59,58 @@ class Evaluation:
     tokens: int
     draws: int
 
+    @property
+    def count(self) -> int:
+        """Rows that it is over."""
+        return self.sequences
+
+    def curve(self) -> dict[str, float]:
+        """What is followed on the way."""
+        return {
+            "loss": self.nats_per_token,
+            "standard_error": self.standard_error,
+            "bits_per_character": self.bits_per_character,
+            "bits_standard_error": self.bits_standard_error,
+        }
+
     def __str__(self) -> str:
         return (
             f"bound {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats per token, "
             f"{self.bits_per_character:.4f} +- {self.bits_standard_error:.4f} bits per character, "
             f"perplexity {self.perplexity:.2f} ({self.sequences} sequences, {self.draws} draw(s))"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """A held-out -log p, exact. Standard errors are over rows."""
+
+    nats_per_dimension: float
+    standard_error: float
+    bits_per_dimension: float
+    bits_standard_error: float
+    rows: int
+    dimensions: int
+
+    @property
+    def count(self) -> int:
+        """Rows that it is over."""
+        return self.rows
+
+    def curve(self) -> dict[str, float]:
+        """What is followed on the way."""
+        return {
+            "loss": self.nats_per_dimension,
+            "standard_error": self.standard_error,
+            "bits_per_dimension": self.bits_per_dimension,
+            "bits_standard_error": self.bits_standard_error,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"-log p {self.nats_per_dimension:.4f} +- {self.standard_error:.4f} nats per dimension, "
+            f"{self.bits_per_dimension:.4f} +- {self.bits_standard_error:.4f} bits per dimension "
+            f"({self.rows} rows of {self.dimensions}, exact)"
         )
 
 
@@ -75,26 +123,33 @@ class Result:
     seconds: float
 
 
-def to_batch(rows: Rows, device: torch.device) -> Batch:
+def to_batch(rows: Rows | Points, device: torch.device) -> Batch | PointBatch:
     """numpy rows as tensors on the device."""
-    return Batch(
+    kind: Callable[..., Batch | PointBatch] = Batch if isinstance(rows, Rows) else PointBatch
+    return kind(
         *(torch.from_numpy(getattr(rows, f.name)).to(device, non_blocking=True) for f in dataclasses.fields(rows))
     )
 
 
-def evaluate(engine: Engine, data: Dataset, *, rows: int, batches: int | None, draws: int, seed: int) -> Evaluation:
-    """The bound on held-out rows (all, or ``batches`` spread evenly), per token and per character."""
+def evaluate(
+    engine: Engine, data: Dataset | PointData, *, rows: int, batches: int | None, draws: int, seed: int
+) -> Evaluation | Likelihood:
+    """The bound on held-out rows (all, or ``batches`` spread evenly), per token and per character; of a flow, the
+    likelihood per dimension."""
     nats, counts = [], []
-    for number, part in enumerate(data.held_out(rows, batches=batches)):
-        batch = to_batch(part, engine.device)
+    parts: Iterator[Any] = data.held_out(rows, batches=batches)
+    for number, part in enumerate(parts):
+        batch: Any = to_batch(part, engine.device)
         nats.append(engine.bound_rows(batch, seed=mix_seed(seed, number), draws=draws))
-        counts.append((batch.loss & batch.corrupt).sum(-1).double().cpu())
+        counts.append(batch.counted.double().cpu())
     value, count = torch.cat(nats), torch.cat(counts)
     mean = (value.sum() / count.sum()).item()
     # standard error of a ratio of means over sequences
     spread = (value - mean * count).std().item() if len(value) > 1 else math.nan
     error = spread * math.sqrt(len(value)) / count.sum().item()
-    bits = 1 / (math.log(2) * data.characters_per_token)
+    bits = 1 / (math.log(2) * data.units.ratio)
+    if isinstance(data, PointData):
+        return Likelihood(mean, error, mean * bits, error * bits, rows=len(value), dimensions=int(count[0]))
     return Evaluation(
         nats_per_token=mean,
         standard_error=error,
@@ -136,7 +191,7 @@ class Trainer:
     def __init__(
         self,
         engine: Engine,
-        data: Dataset,
+        data: Dataset | PointData,
         config: TrainConfig,
         run: Path,
         world: World,
@@ -149,11 +204,10 @@ class Trainer:
             raise UserError(
                 f"train.batch = {config.batch} is not a multiple of accumulate * processes = {config.accumulate} * {world.size}"
             )
-        _, loss_module = engine._parts()
-        self.module: nn.Module = loss_module
+        self.module: nn.Module = engine.trained
         if world.size > 1:
             ids = [engine.device.index] if engine.device.type == "cuda" else None
-            self.module = DistributedDataParallel(loss_module, device_ids=ids)
+            self.module = DistributedDataParallel(self.module, device_ids=ids)
         self.model = engine.model
         self.optimizers = make_optimizers(self.model, config)
         self.average = Average(self.model, config.ema) if config.ema else None
@@ -163,7 +217,7 @@ class Trainer:
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
-    def micro_batches(self) -> Iterator[tuple[Batch, Randomness]]:
+    def micro_batches(self) -> Iterator[tuple[Any, Randomness]]:
         """This process's rows of the global batch, one part for each backward pass."""
         config, world = self.config, self.world
         share = config.batch // (config.accumulate * world.size)
@@ -187,11 +241,11 @@ class Trainer:
             waiting = isinstance(self.module, DistributedDataParallel) and not last
             with self.module.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(self.engine.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-                    loss, taps = self.module(draw, batch, random.keys(len(batch.tokens)))
+                    loss, taps = self.module(draw, batch, random.keys(len(batch)))
                 # DDP averages over processes: each adds its share of the mean over the whole batch, per position
-                (loss.sum() * self.world.size / (config.batch * batch.tokens.shape[1])).backward()
+                (loss.sum() * self.world.size / (config.batch * batch.width)).backward()
             nats += loss.detach().sum()
-            counted += (batch.loss & batch.corrupt).sum()
+            counted += batch.counted.sum()
         return nats, counted, taps
 
     def update(self, progress: float) -> Tensor:
@@ -258,7 +312,7 @@ class Trainer:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def loop(self, activations: Activations | None, decode: Callable[[Tensor], list[str]]) -> Result:
-        config, tokens_per_step = self.config, self.config.batch * self.data.config.length
+        config, units = self.config, self.data.units
         self.activations = activations
         reason, first, since, began = "done", self.step + 1, self.step, time.perf_counter()
         mark, held_up = began, 0.0
@@ -299,10 +353,10 @@ class Trainer:
                     done = self.step - since
                     metrics = {
                         "loss": per_token,
-                        "bits_per_character": per_token / (math.log(2) * self.data.characters_per_token),
+                        f"bits_per_{units.bits}": per_token / (math.log(2) * units.ratio),
                         "gradient_norm": norm.item(),
                         "learning_rate": self.optimizers[0].param_groups[0]["lr"],
-                        "tokens_per_second": done * tokens_per_step / (now - mark),
+                        f"{units.nats}s_per_second": done * config.batch * self.data.width / (now - mark),
                         "seconds": start_seconds + now - began - held_up,
                     }
                     self.report(metrics)
@@ -325,9 +379,11 @@ class Trainer:
                 if self.config.budget_s is None
                 else f"  {metrics['seconds']:.0f}/{self.config.budget_s:.0f} s"
             )
+            units = self.data.units
             self.say(
-                f"step {self.step}{limit}  loss {metrics['loss']:.4f} nats/token  {metrics['bits_per_character']:.3f} bits/char  "
-                f"lr {metrics['learning_rate']:.2e}  {metrics['tokens_per_second']:,.0f} tokens/s"
+                f"step {self.step}{limit}  loss {metrics['loss']:.4f} nats/{units.nats}  "
+                f"{metrics[f'bits_per_{units.bits}']:.3f} bits/{units.bits}  "
+                f"lr {metrics['learning_rate']:.2e}  {metrics[f'{units.nats}s_per_second']:,.0f} {units.nats}s/s"
             )
 
     def on_the_way(self, decode: Callable[[Tensor], list[str]]) -> None:
@@ -349,17 +405,12 @@ class Trainer:
             if self.trackers is not None:
                 self.trackers.log(
                     self.step,
-                    {
-                        "heldout_loss": found.nats_per_token,
-                        "heldout_standard_error": found.standard_error,
-                        "heldout_bits_per_character": found.bits_per_character,
-                        "heldout_bits_standard_error": found.bits_standard_error,
-                    },
+                    {f"heldout_{name}": value for name, value in found.curve().items()},
                 )
         if config.sample is not None and self.step % config.sample.every == 0 and self.world.rank == 0:
             with self.averaged():
                 rows = self.engine.sample(
-                    config.sample.rows, self.data.config.length, steps=config.sample.steps, seed=config.seed
+                    config.sample.rows, self.data.width, steps=config.sample.steps, seed=config.seed
                 )
             for text in decode(rows):
                 self.say(f"sample: {text!r}")
@@ -383,7 +434,7 @@ class Trainer:
 
 def train(
     engine: Engine,
-    data: Dataset,
+    data: Dataset | PointData,
     config: TrainConfig,
     *,
     run: Path,

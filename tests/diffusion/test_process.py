@@ -23,7 +23,7 @@ SCHEDULES = [LogLinear, Geometric, Cosine, Polynomial]
 
 def brute_score_entropy(k: Any, score: torch.Tensor, z: int, x0: int, sigma: float) -> float:
     """Definition 3.1 of SEDD term by term: sum_y Q[z, y] (s - r log s + K(r))."""
-    q, p = k.rate_matrix(), k.transition_matrix(sigma)
+    q, p = k.rate_matrix(sigma), k.transition_matrix(sigma)
     total = 0.0
     for y in range(k.states):
         if y != z and q[z, y] > 0:
@@ -131,12 +131,13 @@ def test_analytic_step_is_the_posterior_of_one_token(cls: Any) -> None:
     if k.mask is None:
         p0, n = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64), 4
     now, below = 1.1, 0.4
+    levels = [torch.tensor([s], dtype=torch.float64) for s in (now, below)]
     for z in range(n):
         marginal = k.transition_matrix(now) @ p0
         if marginal[z] == 0:
             continue
         score = (marginal / marginal[z])[None, None]
-        found = k.analytic(score, torch.tensor([[z]]), torch.tensor([now - below], dtype=torch.float64))[0, 0]
+        found = k.analytic(score, torch.tensor([[z]]), *levels)[0, 0]
         # Bayes: p(y at s | z at t) = P[z, y] p_s(y) / p_t(z)
         exact = k.transition_matrix(now - below)[z] * (k.transition_matrix(below) @ p0) / marginal[z]
         torch.testing.assert_close(found, exact)

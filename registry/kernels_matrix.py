@@ -1,0 +1,234 @@
+"""Kernels of small vocabularies given by their rates: P = exp(sigma Q), by eigenvectors where Q is reversible.
+
+The clock is set so that the slowest mode dies as exp(-sigma), as with uniform, whatever units the rates were given in: any
+schedule then ends in noise. Tables of n x n are held for each row. Axes: b batch, l length, n states.
+"""
+
+from abc import abstractmethod
+from typing import Annotated, ClassVar
+
+import pydantic
+import torch
+from sedd_graph_registry._frequencies import numbers_in
+from torch import Tensor
+
+from sedd_graph.component import ComponentConfig, Context
+from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.process import Kernel
+from sedd_graph.diffusion.roles import Randomness
+from sedd_graph.errors import UserError
+
+__all__ = ["Ordinal", "RateTable", "Rates"]
+
+MAX_STATES = 512
+
+
+def _columns(table: Tensor, index: Tensor) -> Tensor:
+    """``table`` [b, n, n] at columns ``index`` [b, l]: [b, l, n]."""
+    return table.transpose(1, 2).gather(1, index[..., None].expand(-1, -1, table.shape[-1]))
+
+
+class RateTable(Kernel):
+    """Any irreducible rate matrix. All that depends on it is made once, in float64."""
+
+    abstract: ClassVar[bool] = True
+    table: Tensor
+    law: Tensor
+    modes: Tensor
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        if self.states > MAX_STATES:
+            raise UserError(
+                f"{type(self).__name__.lower()} holds tables of states x states for each row: {self.states:,} states are more "
+                f"than the {MAX_STATES} it takes; use uniform, unigram or mixture"
+            )
+        rates = self.rates()
+        rates = rates - torch.diag(rates.diagonal())
+        rates = rates - torch.diag(rates.sum(0))
+        values, vectors = torch.linalg.eig(rates)
+        order = values.real.argsort(descending=True)
+        gap, scale = -float(values.real[order[1]]), float(rates.abs().max())
+        if gap < 1e-9 * max(scale, 1e-300):
+            raise UserError(
+                "the rates do not lead from every state to one law: some states are never reached from others, so there is no "
+                "one prior; connect them"
+            )
+        rates = rates / gap
+        law = vectors[:, order[0]].real
+        law = (law / law.sum()).clamp(min=0)
+        self.register_buffer("table", rates, persistent=False)
+        self.register_buffer("law", law, persistent=False)
+        # detailed balance: similar to a symmetric matrix, whose eigenvectors are sound
+        flow = rates * law
+        self.reversible = bool(law.min() > 1e-12) and bool((flow - flow.T).abs().max() < 1e-9 * flow.abs().max())
+        if self.reversible:
+            root = law.sqrt()
+            symmetric = rates * root / root[:, None]
+            modes, basis = torch.linalg.eigh((symmetric + symmetric.T) / 2)
+            self.register_buffer("modes", modes, persistent=False)
+            self.register_buffer("left", basis * root[:, None], persistent=False)
+            self.register_buffer("right", (basis / root[:, None]).T.contiguous(), persistent=False)
+
+    @abstractmethod
+    def rates(self) -> Tensor:
+        """Rates off the diagonal, float64 [n, n], ``[z, y]`` from y to z, in any unit of time. Raises :class:`UserError`."""
+
+    @property
+    def mask(self) -> None:
+        return None
+
+    def _power(self, sigma: Tensor) -> Tensor:
+        """exp(sigma Q), float64 [b, n, n]; of negative sigma, too."""
+        sigma = sigma.double()[:, None, None]
+        if self.reversible:
+            return (self.left * torch.exp(sigma * self.modes)) @ self.right
+        return torch.linalg.matrix_exp(sigma * self.table)
+
+    def _chances(self, sigma: Tensor) -> Tensor:
+        return self._power(sigma).clamp(min=0)
+
+    def _rows(self, table: Tensor, index: Tensor) -> Tensor:
+        return _columns(table.transpose(1, 2), index)
+
+    def sample(self, x0: Tensor, sigma: Tensor, *, random: Randomness, corrupt: Tensor) -> Tensor:
+        cdf = _columns(self._chances(sigma), x0).cumsum(-1)
+        u = (random.rand(*x0.shape).double() + random.rand(*x0.shape).double() * 2**-24)[..., None]
+        moved = torch.searchsorted(cdf, u * cdf[..., -1:] * (1 - 2**-53), right=True)[..., 0]
+        return torch.where(corrupt, moved, x0)
+
+    def prior(self, rows: int, length: int, *, generator: torch.Generator, allowed: Tensor | None) -> Tensor:
+        weights = self.law if allowed is None or not bool((self.law * allowed).sum() > 0) else self.law * allowed
+        return categorical(weights.expand(rows, length, -1), generator=generator)
+
+    def rate_matrix(self, sigma: float) -> Tensor:
+        return self.table
+
+    def transition_matrix(self, sigma: float | Tensor, start: float = 0.0) -> Tensor:
+        level = torch.as_tensor(sigma, dtype=torch.float64)
+        return self._chances(level.reshape(-1) - start).reshape(*level.shape, self.states, self.states)
+
+    def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        return self._entropy(log_score.double(), xt, x0, sigma).to(log_score.dtype)
+
+    def _entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        # in float64, as the tables are: near the truth the terms all but cancel
+        seen = _columns(self._chances(sigma), x0)
+        ratio = seen / seen.gather(-1, xt[..., None]).clamp(min=1e-300)
+        into = self.table[xt].scatter(-1, xt[..., None], 0.0)  # Q[z, y], the rate from y to where we are
+        log_score = log_score.scatter(-1, xt[..., None], 0.0)
+        return (into * (log_score.exp() - ratio * log_score + torch.xlogy(ratio, ratio) - ratio)).sum(-1)
+
+    def _mixed(self, x0_probs: Tensor, sigma: Tensor) -> Tensor:
+        """The law of the next observation under a prediction of the clean token, float64 [b, l, n]."""
+        return (x0_probs.double() @ self._chances(sigma).transpose(1, 2)).clamp(min=1e-300)
+
+    def log_score(self, log_x0: Tensor, xt: Tensor, sigma: Tensor) -> Tensor:
+        return self._told(log_x0, xt, sigma).to(log_x0.dtype)
+
+    def _told(self, log_x0: Tensor, xt: Tensor, sigma: Tensor) -> Tensor:
+        mixed = self._mixed(log_x0.exp(), sigma).log()
+        return mixed - mixed.gather(-1, xt[..., None])
+
+    def nelbo(self, log_x0: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        return self._entropy(self._told(log_x0, xt, sigma), xt, x0, sigma).to(log_x0.dtype)
+
+    def reverse_rate(self, score: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        return (self.table[x].to(score.dtype) * score).scatter(-1, x[..., None], 0.0)
+
+    def analytic(self, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        step = sigma - sigma_next
+        before = score.double() @ self._power(-step).transpose(1, 2)
+        return (before * self._rows(self._chances(step), x)).to(score.dtype)
+
+    def posterior(self, x0_probs: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        weights = self._rows(self._chances(sigma - sigma_next), x) * self._mixed(x0_probs, sigma_next)
+        return (weights / weights.sum(-1, keepdim=True)).to(x0_probs.dtype)
+
+
+class Rates(RateTable, kind="kernel"):
+    """Any rate matrix over up to 512 states, written out or from a file (SEDD's general Q, arXiv 2310.16834, section 3.3)."""
+
+    class Config(ComponentConfig):
+        table: (
+            Annotated[
+                tuple[
+                    Annotated[
+                        tuple[Annotated[float, pydantic.Field(ge=0, lt=1e12)], ...], pydantic.Field(max_length=128)
+                    ],
+                    ...,
+                ],
+                pydantic.Field(min_length=2, max_length=128),
+            ]
+            | None
+        ) = None
+        """Row z, column y: the rate from y to z, in any unit; what stands on the diagonal does not count."""
+        file: Annotated[str, pydantic.Field(max_length=1024)] | None = None
+        """A ``.npy`` file of it instead, below the working directory."""
+
+        @pydantic.model_validator(mode="after")
+        def _one_source(self) -> "Rates.Config":
+            if (self.table is None) == (self.file is None):
+                raise ValueError("give exactly one of 'table' and 'file'")
+            if self.table is not None and any(len(row) != len(self.table) for row in self.table):
+                raise ValueError("table: every row must have as many entries as there are rows")
+            return self
+
+    @classmethod
+    def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
+        assert isinstance(config, Rates.Config)
+        found = _square(config)
+        if len(found) == states:
+            return config
+        if len(found) < states:
+            found = torch.nn.functional.pad(found, (0, states - len(found), 0, states - len(found)))
+        # the states that exchange most, and a little from each to each, so that what is left still hangs together
+        between = found + found.T
+        chosen = [int(between.sum(0).argmax())]
+        while len(chosen) < states:
+            pull = between[chosen].sum(0)
+            pull[chosen] = -1.0
+            chosen.append(int(pull.argmax()))
+        cut = found[chosen][:, chosen]
+        cut = cut + 0.05 * float(cut.max()) * (1 - torch.eye(states, dtype=torch.float64))
+        return config.model_copy(update={"file": None, "table": tuple(tuple(row) for row in cut.tolist())})
+
+    def rates(self) -> Tensor:
+        found = _square(self.config)
+        if len(found) != self.states:
+            raise UserError(f"the rates are those of {len(found)} states, but the model has {self.states}")
+        return found
+
+
+def _square(config: "Rates.Config") -> Tensor:
+    """The rates as float64 [n, n], 0 on the diagonal. Raises :class:`UserError`."""
+    if config.table is not None:
+        found = torch.tensor(config.table, dtype=torch.float64)
+    else:
+        assert config.file is not None
+        found = torch.from_numpy(numbers_in(config.file, 2))
+    if found.shape[0] != found.shape[1]:
+        raise UserError(f"{config.file} must hold a square array, not {list(found.shape)}")
+    found = found - torch.diag(found.diagonal())
+    if bool((found < 0).any()):
+        raise UserError(f"{config.file} has negative rates off the diagonal")
+    return found
+
+
+class Ordinal(RateTable, kind="kernel"):
+    """Tokens that are numbers move to near ones more often: rates exp(-4 (i - j)^2 / ((n - 1)^2 beta)) (D3PM's discretised Gaussian).
+
+    In continuous time, arXiv 2107.03006, appendix A.2.3. Doubly stochastic, so that noise ends up even. The published
+    matrices widen with time and have no closed product; here the width is fixed and the clock runs.
+    """
+
+    class Config(ComponentConfig):
+        beta: Annotated[float, pydantic.Field(ge=1e-4, le=100)] = 0.02
+
+    def rates(self) -> Tensor:
+        place = torch.arange(self.states, dtype=torch.float64)
+        apart = (place[:, None] - place).square() * 4 / ((self.states - 1) ** 2 * self.config.beta)
+        # relative to the nearest neighbour's, which would underflow where few tokens are far apart
+        return torch.exp(apart[0, 1] - apart)

@@ -1,0 +1,160 @@
+"""Schedules against their published formulas in 50 digits: total noise, its derivative, and the weight of cross-entropy."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mpmath
+import numpy as np
+import pydantic
+import pytest
+import torch
+from mpmath import mpf
+from sedd_graph_registry.schedules import (
+    Cosine,
+    CosineSquared,
+    Geometric,
+    Linear,
+    LogLinear,
+    MD4Cosine,
+    MutualInformation,
+    Polynomial,
+)
+
+from sedd_graph.component import Context
+
+mpmath.mp.dps = 50
+PI = mpmath.pi
+
+
+def keeping(alpha: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Total noise from the chance that a token is kept."""
+    return lambda t: -mpmath.log(alpha(t))
+
+
+def information(t: Any) -> Any:
+    """The noise at which a uniform token keeps the share 1 - (1 - eps) t of its information, by root finding."""
+
+    n, eps = 27, mpf("1e-6")
+
+    def kept(log_sigma: Any) -> Any:
+        alpha = mpmath.exp(-mpmath.exp(log_sigma))
+        same, other = alpha + (1 - alpha) / n, (1 - alpha) / n
+        entropy = -same * mpmath.log(same) - (n - 1) * other * mpmath.log(other)
+        return entropy / mpmath.log(n) - (1 - eps) * t
+
+    return mpmath.exp(
+        mpmath.findroot(kept, (mpf(-40), mpf(4)), solver="bisect", tol=mpf("1e-80"), maxsteps=400, verify=False)
+    )
+
+
+E3 = mpf("0.001")
+FORMULAS: list[tuple[Any, dict[str, float], Callable[[Any], Any]]] = [
+    (LogLinear, {}, keeping(lambda t: 1 - (1 - E3) * t)),
+    (Geometric, {}, lambda t: mpf("1e-4") ** (1 - t) * mpf(20) ** t),
+    (Linear, {}, lambda t: mpf("0.1") * t + (20 - mpf("0.1")) * t**2 / 2),
+    (Linear, {"rate_min": 10, "rate_max": 10}, lambda t: 10 * t),
+    (Cosine, {}, keeping(lambda t: E3 + (1 - E3) * mpmath.cos(PI / 2 * t))),
+    (
+        Cosine,
+        {"offset": 0.008},
+        keeping(
+            lambda t: (
+                E3
+                + (1 - E3)
+                * mpmath.cos((t + mpf("0.008")) / mpf("1.008") * PI / 2)
+                / mpmath.cos(mpf("0.008") / mpf("1.008") * PI / 2)
+            )
+        ),
+    ),
+    (CosineSquared, {}, keeping(lambda t: E3 + (1 - E3) * mpmath.cos(PI / 2 * t) ** 2)),
+    (
+        MD4Cosine,
+        {},
+        keeping(lambda t: (1 - 2 * mpf("1e-4")) * (1 - mpmath.cos(PI / 2 * (1 - t))) + mpf("1e-4")),
+    ),
+    (Polynomial, {}, keeping(lambda t: 1 - (1 - E3) * t**2)),
+    (Polynomial, {"power": 0.5}, keeping(lambda t: 1 - (1 - E3) * mpmath.sqrt(t))),
+    (MutualInformation, {}, information),
+]
+
+
+def made(cls: Any, **config: float) -> Any:
+    return cls(cls.Config(**config), Context({"n": 27}))
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "formula"), FORMULAS, ids=[f"{c.__name__}{i}" for i, (c, *_) in enumerate(FORMULAS)]
+)
+@pytest.mark.parametrize("t", [1e-6, 1e-4, 0.01, 0.3, 0.49, 0.51, 0.9, 0.9999, 1 - 2**-20])
+def test_float32_is_the_formula(cls: Any, config: dict[str, float], formula: Callable[[Any], Any], t: float) -> None:
+    """In both precisions, at the number that float32 makes of t. Where rounding t itself moves the formula, that much is allowed."""
+    s = made(cls, **config)
+    single = torch.tensor([t])
+    exact_t = mpf(single.item())
+    sigma = formula(exact_t)
+    dsigma = mpmath.diff(formula, exact_t, h=mpf("1e-18"))
+    for at, tolerance in ((single, 2e-5), (single.double(), 1e-10)):
+        found, rate = s.sigma(at), s.dsigma(at)
+        assert found.dtype == rate.dtype == at.dtype
+        assert found.item() == pytest.approx(float(sigma), rel=tolerance)
+        assert rate.item() == pytest.approx(float(dsigma), rel=tolerance)
+        weight = rate / torch.expm1(found)
+        assert weight.item() == pytest.approx(float(dsigma / mpmath.expm1(sigma)), rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "formula"), FORMULAS, ids=[f"{c.__name__}{i}" for i, (c, *_) in enumerate(FORMULAS)]
+)
+def test_ends(cls: Any, config: dict[str, float], formula: Callable[[Any], Any]) -> None:
+    s, ends = made(cls, **config), torch.tensor([0.0, 1.0])
+    sigma, dsigma = s.sigma(ends), s.dsigma(ends[1:])
+    assert 0 <= sigma[0].item() < 2e-4
+    assert sigma[1].item() == pytest.approx(float(formula(mpf(1))), rel=2e-5)
+    assert bool(dsigma.isfinite().all() & (dsigma >= 0).all())
+
+
+def test_d3pms_cosine_in_steps() -> None:
+    """Their code: alpha_bar = cos((t/T + 0.008) / 1.008 pi/2), beta = 1 - alpha_bar[t + 1] / alpha_bar[t]."""
+    steps = np.arange(1001) / 1000
+    alpha_bar = np.cos((steps + 0.008) / 1.008 * np.pi / 2)
+    kept = np.cumprod(1 - np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
+    s = made(Cosine, offset=0.008, eps=1e-12)
+    ours = torch.exp(-s.sigma(torch.from_numpy(steps[1:-1])))
+    np.testing.assert_allclose(ours.numpy(), kept[:-1], rtol=1e-9, atol=1e-11)
+
+
+def test_d3pms_linear_betas_are_the_linear_rate() -> None:
+    """1,000 steps of beta from 1e-4 to 0.02: the product of 1 - beta, to the order of beta."""
+    beta = np.linspace(1e-4, 0.02, 1000)
+    s = made(Linear)
+    steps = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    assert float((s.sigma(steps) + torch.from_numpy(np.log1p(-beta)).cumsum(0)).abs().max()) < 0.1
+
+
+def test_d3pms_absorbing_betas_are_loglinear() -> None:
+    """beta_t = 1 / (T - t + 1) keeps 1 - t/T."""
+    steps, s = 10, made(LogLinear, eps=1e-12)
+    kept = np.cumprod([1 - 1 / (steps - t + 1) for t in range(1, steps)])
+    ours = torch.exp(-s.sigma(torch.arange(1, steps, dtype=torch.float64) / steps))
+    np.testing.assert_allclose(ours.numpy(), kept, rtol=1e-9)
+
+
+def test_information_falls_evenly_under_the_uniform_kernel() -> None:
+    from sedd_graph_registry.kernels import Uniform
+
+    n = 27
+    s, kernel = made(MutualInformation, eps=1e-6), Uniform(Uniform.Config(), Context({"n": n}))
+    t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
+    p = kernel.transition_matrix(s.sigma(t))
+    told = math.log(n) + torch.xlogy(p, p).sum((1, 2)) / n  # I(x_t; x_0) for even tokens, from P itself
+    torch.testing.assert_close(told / math.log(n), 1 - (1 - 1e-6) * t, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "message"),
+    [(Linear, {"rate_max": 0}, "nothing would ever be noised"), (Geometric, {"sigma_min": 30}, "must be less than")],
+)
+def test_refused_as_written(cls: Any, config: dict[str, float], message: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=message):
+        cls.Config(**config)

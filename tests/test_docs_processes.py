@@ -1,0 +1,52 @@
+"""docs/processes.md names every kernel, schedule and check that there is, and no other."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from sedd_graph.engine.engine import make_process
+from sedd_graph.graph.process import Part, ProcessPlan
+from sedd_graph.plugins import discover
+from sedd_graph.proof.process import prove_process
+from tests.conftest import BLUEPRINTS, ROOT
+
+TEXT = (ROOT / "docs" / "processes.md").read_text()
+REGISTRY = discover()
+
+
+def first_column(heading: str) -> list[str]:
+    """The names in the first column of the table whose first heading is ``heading``."""
+    found = re.search(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", TEXT, flags=re.MULTILINE)
+    assert found is not None
+    return re.findall(r"^\| `([\w.]+)` \|", found[1], flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", ["kernel", "schedule"])
+def test_every_one_stands_there(kind: str) -> None:
+    own = [e.name for e in REGISTRY if e.distribution.replace("-", "_").startswith("sedd_graph ")]
+    assert sorted(first_column(kind)) == sorted(n for n in own if REGISTRY.component(n).kind == kind)
+
+
+def part(op: str, **config: Any) -> Part:
+    contract = REGISTRY.contract(op)
+    return Part(contract, contract.config.model_validate(config))
+
+
+def test_every_check_stands_there_in_order() -> None:
+    plan = ProcessPlan(part("absorb"), part("loglinear"), part("nelbo"), part("ancestral"), 4, "log_x0")
+    assert first_column("check") == [c.name for c in prove_process(plan, REGISTRY)]
+
+
+def test_blueprints_and_the_one_shown() -> None:
+    section = TEXT.split("## Blueprints")[1]
+    names = re.findall(r"`([\w-]+-tiny)`", section)
+    assert set(names) <= {p.stem for p in BLUEPRINTS}
+    (block,) = re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)
+    process = yaml.safe_load(block)["process"]
+    schedule = process.pop("schedule")
+    plan = ProcessPlan(
+        part(process.pop("op"), **process), part(schedule["op"]), part("nelbo"), part("ancestral"), 4, "log_x0"
+    )
+    assert make_process(plan, REGISTRY).kernel.mask == 3
