@@ -10,13 +10,14 @@ from typing import Annotated, ClassVar
 
 import pydantic
 import torch
-from sedd_graph_registry._frequencies import FrequencyConfig, thinned, token_law
 from torch import Tensor
 
 from sedd_graph.component import ComponentConfig, Context
 from sedd_graph.diffusion.numerics import log_expm1
 from sedd_graph.diffusion.process import Kernel
 from sedd_graph.diffusion.roles import Randomness
+
+from ._frequencies import FrequencyConfig, thinned, token_law
 
 __all__ = ["Absorb", "Interpolating", "Mixture", "Uniform", "Unigram"]
 
@@ -170,6 +171,10 @@ class Uniform(Interpolating, kind="kernel"):
     def mask(self) -> None:
         return None
 
+    @property
+    def pace(self) -> float:
+        return 1.0
+
     def target(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return sigma.new_full((1, self.states), 1 / self.states), sigma.new_zeros(1, 1)
 
@@ -194,6 +199,10 @@ class Unigram(Interpolating, kind="kernel"):
     def mask(self) -> None:
         return None
 
+    @property
+    def pace(self) -> float:
+        return 1.0
+
     def target(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return self.law.to(sigma)[None], sigma.new_zeros(1, 1)
 
@@ -214,6 +223,12 @@ class Mixture(Interpolating, kind="kernel"):
     @property
     def mask(self) -> int:
         return self.states - 1
+
+    @property
+    def pace(self) -> float:
+        # out of z no faster than g_z / b_z: for a data token at most 1 on that clock; for the mask
+        # 1 + decay s (1 - x) / (1 - s) with x = exp(-sigma), s = uniform x^decay, and decay (1 - x) <= 1 - x^decay <= 1 - s
+        return 1.0 + self.config.uniform
 
     def target(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         uniform, fall = self.config.uniform, self.config.decay * sigma[:, None]
@@ -241,6 +256,10 @@ class Absorb(Interpolating, kind="kernel"):
     @property
     def mask(self) -> int:
         return self.states - 1
+
+    @property
+    def pace(self) -> float:
+        return 1.0
 
     def target(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         masked = torch.arange(self.states, device=sigma.device) == self.mask

@@ -11,13 +11,14 @@ from typing import Annotated, ClassVar
 
 import pydantic
 import torch
-from sedd_graph_registry._frequencies import FrequencyConfig, thinned, token_law
 from torch import Tensor
 
 from sedd_graph.component import ComponentConfig, Context
-from sedd_graph.diffusion.numerics import FLOOR
+from sedd_graph.diffusion.numerics import FLOOR, log1mexp
 from sedd_graph.diffusion.process import Kernel
 from sedd_graph.diffusion.roles import Randomness
+
+from ._frequencies import FrequencyConfig, thinned, token_law
 
 __all__ = ["Power", "Spindle", "TokenMasking"]
 
@@ -55,6 +56,11 @@ class TokenMasking(Kernel):
     def mask(self) -> int:
         return self.states - 1
 
+    @property
+    @abstractmethod
+    def pace(self) -> float:
+        """The greatest growth of log hit_v on the clock log(exp(sigma) - 1), which no mean over tokens exceeds."""
+
     def _rates(self, sigma: Tensor) -> Tensor:
         """The rate v -> mask, [b, m]."""
         log_keep, log_hit, growth = self.paces(sigma)
@@ -68,7 +74,7 @@ class TokenMasking(Kernel):
         return torch.where(masked, moved, still)
 
     def sample(self, x0: Tensor, sigma: Tensor, *, random: Randomness, corrupt: Tensor) -> Tensor:
-        hit = random.rand(*x0.shape) < self.paces(sigma)[1].exp().gather(1, x0)
+        hit = random.rand(*x0.shape) < self.paces(sigma)[1].exp().gather(1, x0.clamp(max=self.mask - 1))
         return torch.where(hit & corrupt, self.mask, x0)
 
     def prior(self, rows: int, length: int, *, generator: torch.Generator, allowed: Tensor | None) -> Tensor:
@@ -152,6 +158,10 @@ class Power(TokenMasking, kind="kernel"):
     class Config(FrequencyConfig):
         gamma: Annotated[float, pydantic.Field(ge=-1, le=1)] = 0.5
 
+    @property
+    def pace(self) -> float:
+        return float(self.trait.max())  # w (1 - exp(-sigma)) / (exp(sigma) - 1) = w exp(-sigma)
+
     def trait_of(self, surprisal: Tensor, law: Tensor) -> Tensor:
         mean = (law * surprisal).sum()
         spread = (law * (surprisal - mean).square()).sum().sqrt().clamp(min=1e-12)
@@ -159,10 +169,9 @@ class Power(TokenMasking, kind="kernel"):
 
     def paces(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         w, sigma = self.trait.to(sigma), sigma[:, None]
-        # log(1 - exp(-sigma)) to full precision at both ends, then in powers: hit_v, and 1 - hit_v, are never a small difference
-        log_lam = torch.where(sigma < math.log(2), torch.log(-torch.expm1(-sigma)), torch.log1p(-torch.exp(-sigma)))
-        log_hit = w * log_lam
-        log_keep = torch.log((-torch.expm1(log_hit)).clamp(min=torch.finfo(sigma.dtype).tiny))
+        # in powers, so that neither hit_v nor 1 - hit_v is ever a small difference
+        log_hit = w * log1mexp(sigma)
+        log_keep = log1mexp((-log_hit).clamp(min=torch.finfo(sigma.dtype).tiny))
         return log_keep, log_hit, w / torch.expm1(sigma)
 
 
@@ -177,6 +186,12 @@ class Spindle(TokenMasking, kind="kernel"):
     class Config(FrequencyConfig):
         strength: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.3
 
+    @property
+    def pace(self) -> float:
+        # left (1 + a cos x) / (1 + a sin(x) / x) with x = pi u, a = pi lean > -1. As cos x <= sin(x) / x this is below 1 for
+        # a > 0, and for a < 0 below (1 - cos x) / (1 - sin(x) / x), which falls from 3 to 2
+        return 3.0
+
     def trait_of(self, surprisal: Tensor, law: Tensor) -> Tensor:
         limit = 0.9 / (math.pi * self.config.strength)
         return (1 - (law * surprisal).sum() / surprisal).clamp(-limit, limit)
@@ -189,4 +204,4 @@ class Spindle(TokenMasking, kind="kernel"):
         )  # sin(pi u) = sin(pi (1 - u)), exact at both ends
         hit, keep = gone + lean * wave, left - lean * wave
         growth = left * (1 + lean * math.pi * torch.cos(math.pi * gone)) / hit
-        return torch.log(keep), torch.log(hit), growth
+        return torch.where(hit < 0.5, torch.log1p(-hit), torch.log(keep)), torch.log(hit), growth

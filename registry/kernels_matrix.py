@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar
 
 import pydantic
 import torch
-from sedd_graph_registry._frequencies import numbers_in
 from torch import Tensor
 
 from sedd_graph.component import ComponentConfig, Context
@@ -17,6 +16,8 @@ from sedd_graph.diffusion.categorical import categorical
 from sedd_graph.diffusion.process import Kernel
 from sedd_graph.diffusion.roles import Randomness
 from sedd_graph.errors import UserError
+
+from ._frequencies import numbers_in
 
 __all__ = ["Ordinal", "RateTable", "Rates"]
 

@@ -1,76 +1,148 @@
-"""Samplers: Euler, analytic (Tweedie) and ancestral steps, each ending in noise removal."""
+"""Samplers in steps of time: Euler, tau-leaping, analytic (Tweedie), ancestral, predictor-corrector and psi.
 
-from collections.abc import Mapping
+Their law is the model's as the steps grow in number: positions that move in one step do not know of each other. Axes: b
+batch, l length, n states.
+"""
+
 from typing import Annotated
 
 import pydantic
 import torch
 from torch import Tensor
 
-from sedd_graph.component import ComponentConfig
-from sedd_graph.diffusion.process import Kernel, Sampler, Schedule
-
-Steps = Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
+from sedd_graph.diffusion.sampler import StepSampler, StepsConfig, Walk
 
 
-class StepsConfig(ComponentConfig):
-    """How many steps of even length in t; noise removal is one evaluation more."""
-
-    steps: Steps = 128
-
-
-def _score(outputs: Mapping[str, Tensor], x: Tensor, sigma: Tensor, kernel: Kernel) -> Tensor:
-    if "log_score" in outputs:
-        return outputs["log_score"].float().exp()
-    return kernel.log_score(outputs["log_x0"].float(), x, sigma).exp()
+def rates(walk: Walk, t: Tensor, s: Tensor) -> Tensor:
+    """Expected moves to each state within a step from ``t`` down to ``s``, [b, l, n], 0 at x itself."""
+    length = (t - s) * walk.schedule.dsigma(t)
+    return walk.kernel.reverse_rate(walk.score(t), walk.x, walk.schedule.sigma(t)) * length[:, None, None]
 
 
-class Euler(Sampler, kind="sampler"):
-    """One Euler step of the reverse process per stretch of time (SEDD, section 4.1, tau-leaping)."""
+def analytic(walk: Walk, t: Tensor, s: Tensor | None) -> None:
+    """One Tweedie step (SEDD, theorem 4.2), down to clean text where ``s`` is None."""
+    sigma = walk.schedule.sigma(t)
+    below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
+    walk.move(walk.kernel.analytic(walk.score(t), walk.x, sigma, below), final=s is None)
+
+
+def ancestral(walk: Walk, t: Tensor, s: Tensor | None) -> None:
+    """One draw from the posterior of the next state under the predicted clean token."""
+    sigma = walk.schedule.sigma(t)
+    below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
+    walk.move(walk.kernel.posterior(walk.clean(t), walk.x, sigma, below), final=s is None)
+
+
+class Euler(StepSampler, kind="sampler"):
+    """Euler steps of the reverse process: a token moves with chance rate x time (SEDD, arXiv 2310.16834, section 4.1)."""
 
     reads = ("log_score", "log_x0")
 
     class Config(StepsConfig):
         pass
 
-    def step(
-        self, outputs: Mapping[str, Tensor], x: Tensor, t: Tensor, s: Tensor | None, kernel: Kernel, schedule: Schedule
-    ) -> Tensor:
-        sigma = schedule.sigma(t)
-        score = _score(outputs, x, sigma, kernel)
+    def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         if s is None:
-            return kernel.analytic(score, x, sigma, torch.zeros_like(sigma))
-        rate = kernel.reverse_rate(score, x, sigma) * ((t - s) * schedule.dsigma(t))[:, None, None]
-        return rate.scatter(-1, x[..., None], (1 - rate.sum(-1, keepdim=True)).clamp(min=0))
+            return analytic(walk, t, None)
+        moves = rates(walk, t, s)
+        return walk.move(moves.scatter(-1, walk.x[..., None], (1 - moves.sum(-1, keepdim=True)).clamp(min=0)))
 
 
-class Analytic(Sampler, kind="sampler"):
-    """Tweedie tau-leaping: the best step among those that treat positions apart (SEDD, theorem 4.2)."""
+class TauLeaping(StepSampler, kind="sampler"):
+    """Tau-leaping: as many events as a Poisson law says, at the rates of the step's start (arXiv 2205.14987, section 4.3).
+
+    Tokens have no order, so a position moves if it met one event; more than one are passed over and counted as clamped.
+    """
 
     reads = ("log_score", "log_x0")
 
     class Config(StepsConfig):
         pass
 
-    def step(
-        self, outputs: Mapping[str, Tensor], x: Tensor, t: Tensor, s: Tensor | None, kernel: Kernel, schedule: Schedule
-    ) -> Tensor:
-        sigma = schedule.sigma(t)
-        below = torch.zeros_like(sigma) if s is None else schedule.sigma(s)
-        return kernel.analytic(_score(outputs, x, sigma, kernel), x, sigma, below)
+    def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
+        if s is None:
+            return analytic(walk, t, None)
+        moves = rates(walk, t, s)
+        events = torch.poisson(moves.sum(-1).double(), generator=walk.generator)
+        walk.clamped += int(((events > 1) & walk.free).sum())
+        return walk.put(walk.draw(events == 1, moves))
 
 
-class Ancestral(Sampler, kind="sampler"):
-    """The posterior of the next state under the predicted clean token (D3PM; MDLM, eq. 7)."""
+class Analytic(StepSampler, kind="sampler"):
+    """Tweedie tau-leaping: the best step among those that treat positions apart (SEDD, arXiv 2310.16834, theorem 4.2)."""
+
+    reads = ("log_score", "log_x0")
+
+    class Config(StepsConfig):
+        pass
+
+    def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
+        analytic(walk, t, s)
+
+
+class Ancestral(StepSampler, kind="sampler"):
+    """The posterior of the next state under the predicted clean token (D3PM; MDLM, arXiv 2406.07524, eq. 7).
+
+    Where the network does not look at the time, rows in which no token moved are not evaluated again.
+    """
 
     reads = ("log_x0",)
 
     class Config(StepsConfig):
         pass
 
-    def step(
-        self, outputs: Mapping[str, Tensor], x: Tensor, t: Tensor, s: Tensor | None, kernel: Kernel, schedule: Schedule
-    ) -> Tensor:
-        sigma = schedule.sigma(t)
-        below = torch.zeros_like(sigma) if s is None else schedule.sigma(s)
-        return kernel.posterior(outputs["log_x0"].float().exp(), x, sigma, below)
+    def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
+        ancestral(walk, t, s)
+
+
+class PredictorCorrector(StepSampler, kind="sampler"):
+    """Analytic steps, each followed by Gibbs sampling at the noise level reached (after arXiv 2205.14987, section 4.4).
+
+    A correction takes ``sites`` free positions at random and draws each anew from its law given all others, p_t(x_i | x_-i),
+    which the scores are up to a factor. With one site the marginal law of that level is left exactly as it is, so errors of
+    the steps are undone; several sites at once do not know of each other.
+    """
+
+    reads = ("log_score", "log_x0")
+
+    class Config(StepsConfig):
+        corrections: Annotated[int, pydantic.Field(ge=1, le=1000)] = 1
+        sites: Annotated[int, pydantic.Field(ge=1)] = 1
+
+    def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
+        analytic(walk, t, s)
+        if s is not None:
+            for _ in range(self.config.corrections):
+                self._correct(walk, s)
+
+    def _correct(self, walk: Walk, t: Tensor) -> None:
+        keys = walk.uniform(*walk.x.shape).masked_fill(~walk.free, 2.0)
+        chosen = (keys.argsort(-1).argsort(-1) < self.config.sites) & walk.free
+        if walk.kernel.mask is not None:
+            # a score is asked for under a mask alone: forget the token, then draw whether and what it is
+            walk.remask(chosen.double())
+        score = walk.score(t)
+        walk.move(score / score.sum(-1, keepdim=True), only=chosen)
+
+
+class Psi(StepSampler, kind="sampler"):
+    """Psi-samplers: each token takes the ancestral step or, with chance 1 - kappa, is denoised and noised anew (arXiv 2602.21185).
+
+    Every step keeps the marginals of the noise process; kappa = 1 is the ancestral sampler. With a mask, this is remasking.
+    """
+
+    reads = ("log_x0",)
+
+    class Config(StepsConfig):
+        kappa: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.95
+
+    def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
+        anew = walk.uniform(*walk.x.shape) > self.config.kappa
+        if s is None or not bool(anew.any()):
+            return ancestral(walk, t, s)
+        sigma, below = walk.schedule.sigma(t), walk.schedule.sigma(s)
+        clean, start = walk.clean(t), walk.x
+        # the two kinds of positions are apart, and both look at the rows of the start
+        walk.move(walk.kernel.posterior(clean, start, sigma, below), only=~anew)
+        walk.move(walk.kernel.posterior(clean, start, sigma, torch.zeros_like(sigma)), only=anew, final=True)
+        return walk.noise(anew, below)

@@ -447,7 +447,7 @@ def sample_run(
         trajectory=np.stack(frames) if frames else None,
         attributes={
             "sampler": run.plan().sampler.contract.op,
-            "steps": steps or process.sampler.config.steps,
+            "steps": steps or process.sampler.steps,
             "seed": seed,
             "weights": run.weights,
             "revision": _revision(),
@@ -457,6 +457,7 @@ def sample_run(
             "pad": tokenizer.pad,
             "end": tokenizer.end,
             "clamped": process.sampler.clamped,
+            "evaluations": process.sampler.evaluations,
             **({"prompt": prompt.tolist()} if prompt is not None else {}),
         },
     )

@@ -68,6 +68,7 @@ def test_the_whole_road(small: Callable[..., Path], tmp_path: Path, capsys: pyte
         "pad": 127,
         "end": None,
         "clamped": 0,
+        "evaluations": store.attrs["evaluations"],
     }
     assert np.asarray(store["lengths"]).tolist() == [20, 20, 20]
     assert np.array_equal(np.asarray(store["trajectory"])[-1], tokens)

@@ -5,10 +5,12 @@
 64-bit uniforms; the second only for positions that move.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["categorical", "jump"]
+__all__ = ["categorical", "jump", "sharpen"]
 
 _CHUNK = 2**24  # numbers held in float64 at a time
 
@@ -32,15 +34,37 @@ def categorical(weights: Tensor, *, generator: torch.Generator) -> Tensor:
     return out.reshape(weights.shape[:-1])
 
 
-def jump(x: Tensor, move: Tensor, weights: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Move each position of ``x`` [b, l] with chance ``move`` [b, l] to a state drawn from ``weights`` [b, l, n].
+def jump(x: Tensor, move: Tensor, weights: Callable[[Tensor], Tensor], *, generator: torch.Generator) -> Tensor:
+    """Move each position of ``x`` [b, l] with chance ``move`` [b, l] to a state drawn from its row of weights.
 
-    ``weights`` are used only where a position moves, and need not sum to 1.
+    ``weights`` is asked once, with the positions that move (bool [b, l]), for their rows [moving, n], which need not sum
+    to 1.
     """
     u = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float64)
     going = u < move.double()
     if not bool(going.any()):
         return x
     out = x.clone()
-    out[going] = categorical(weights[going], generator=generator)
+    out[going] = categorical(weights(going), generator=generator)
     return out
+
+
+def sharpen(weights: Tensor, *, temperature: float, top_p: float) -> Tensor:
+    """``weights`` [..., n] to the power 1/temperature (0: the greatest alone), then cut to the nucleus ``top_p``.
+
+    The nucleus is the fewest greatest weights that hold ``top_p`` of the sum (arXiv 1904.09751). Rows that sum to zero
+    stay so. Float64, not normalised.
+    """
+    weights = weights.double()
+    if temperature == 0:
+        best = weights.argmax(-1, keepdim=True)
+        return torch.zeros_like(weights).scatter(-1, best, weights.gather(-1, best))
+    if temperature != 1:
+        peak = weights.amax(-1, keepdim=True)
+        weights = (weights / peak.clamp(min=1e-300)).pow(1 / temperature)
+    if top_p < 1:
+        ordered, order = weights.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        kept = before < top_p * ordered.sum(-1, keepdim=True)
+        weights = weights * torch.zeros_like(kept).scatter(-1, order, kept)
+    return weights

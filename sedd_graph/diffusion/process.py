@@ -1,5 +1,7 @@
-"""The interfaces of the noise process: kernel, schedule, objective, sampler; and of a flow: its likelihood. Implementations
-come in as components.
+"""The interfaces of the noise process: kernel, schedule, objective; and of a flow: its likelihood. Implementations come in
+as components.
+
+The sampler has a module of its own (:mod:`sedd_graph.diffusion.sampler`).
 
 Axes: b batch, l length, n states. ``sigma`` is total noise and ``dsigma`` its derivative in t; t = 0 is clean, t = 1 is
 noise. Columns of a rate matrix sum to zero: ``Q[z, y]`` is the rate from y to z.
@@ -8,23 +10,19 @@ noise. Columns of a rate matrix sum to zero: ``Q[z, y]`` is the rate from y to z
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sedd_graph.component import Component, ComponentConfig
-from sedd_graph.diffusion.categorical import jump
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 
-__all__ = ["Denoise", "Kernel", "Likelihood", "Objective", "OnStep", "Sampler", "Schedule"]
+__all__ = ["Kernel", "Likelihood", "Objective", "Schedule"]
 
-Denoise = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
-"""``denoise(x [b, l], t [b])`` gives the model's outputs: ``log_score`` or ``log_x0``, float32 [b, l, n]."""
 
-OnStep = Callable[[int, Tensor], None]
-"""Called with the number of the step and the rows after it."""
+ONLY_MASKS = "a kernel that only masks, all tokens at one rate"
 
 
 class Schedule(Component, ABC):
@@ -40,6 +38,15 @@ class Schedule(Component, ABC):
     def dsigma(self, t: Tensor) -> Tensor:
         """Its derivative in t, float32 [b]."""
 
+    def time(self, sigma: Tensor) -> Tensor:
+        """The time in [0, 1] at which total noise is ``sigma`` [b], by bisection; the nearer end where there is none."""
+        low, high = torch.zeros_like(sigma), torch.ones_like(sigma)
+        for _ in range(52 if sigma.dtype == torch.float64 else 30):
+            middle = (low + high) / 2
+            above = self.sigma(middle) > sigma
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return (low + high) / 2
+
 
 class Kernel(Component, ABC):
     """How one token moves. ``states`` counts the mask where there is one; ``mask`` is its index, else None.
@@ -53,6 +60,14 @@ class Kernel(Component, ABC):
     """Whether a data token that is seen is a clean one, so that holding observed tokens fixed while sampling is exact."""
     masks_evenly: ClassVar[bool] = False
     """Whether all that ever happens is that tokens are masked, all at one rate: what forms that count masks ask for."""
+
+    @property
+    def pace(self) -> float | None:
+        """No position ever leaves its state faster than this on the clock log(exp(sigma) - 1); None where no bound is known.
+
+        Holds for the reverse rates of any score that is one of some law.
+        """
+        return None
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
@@ -126,6 +141,10 @@ class Objective(Component, ABC):
     needs_mask: ClassVar[bool] = False
     """Whether it works only with a kernel that masks all tokens at one rate, and does nothing else."""
 
+    def lacks(self, kernel: Kernel) -> str | None:
+        """What kind of kernel it needs, where ``kernel`` is not one of them."""
+        return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
+
     @abstractmethod
     def corrupt(
         self,
@@ -167,86 +186,3 @@ class Likelihood(Component, ABC):
     @abstractmethod
     def draw(self, shape: Sequence[int], *, generator: torch.Generator) -> Tensor:
         """Rows of the base density, float32 of ``shape``."""
-
-
-class Sampler(Component, ABC):
-    """Noise to text: steps of the reverse process, then noise removal. ``clamped`` counts steps that were too large."""
-
-    abstract: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ()
-    T_MIN: ClassVar[float] = 1e-5
-
-    @abstractmethod
-    def step(
-        self, outputs: Mapping[str, Tensor], x: Tensor, t: Tensor, s: Tensor | None, kernel: Kernel, schedule: Schedule
-    ) -> Tensor:
-        """Weights of the next state [b, l, n] for a step from t down to s, or to clean text where s is None.
-
-        The weight at x itself is the chance to stay; the rest sum to the chance to move (possibly out of range).
-        """
-
-    @torch.no_grad()
-    def run(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        *,
-        free: Tensor,
-        kernel: Kernel,
-        schedule: Schedule,
-        generator: torch.Generator,
-        steps: int | None = None,
-        allowed: Tensor | None = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """From noise ``x`` int64 [b, l] to text. Only ``free`` bool [b, l] positions move; only ``allowed`` bool [n] tokens
-        come out, and never the mask. Returns int64 [b, l]."""
-        count = steps or self.config.steps
-        times = torch.linspace(1.0, self.T_MIN, count + 1, device=x.device, dtype=torch.float64).float()
-        self.clamped = 0
-        given = x
-        if on_step:
-            on_step(0, x)
-        for index in range(count + 1):
-            last = index == count
-            t = times[index].expand(x.shape[0])
-            s = None if last else times[index + 1].expand(x.shape[0])
-            weights = self.step(denoise(x, t), x, t, s, kernel, schedule)
-            x = torch.where(free, self._move(weights, x, kernel, allowed, final=last, generator=generator), given)
-            if on_step:
-                on_step(index + 1, x)
-        return x
-
-    def _move(
-        self,
-        weights: Tensor,
-        x: Tensor,
-        kernel: Kernel,
-        allowed: Tensor | None,
-        *,
-        final: bool,
-        generator: torch.Generator,
-    ) -> Tensor:
-        negative = weights < 0
-        weights = weights.masked_fill(negative, 0.0)
-        stay = weights.gather(-1, x[..., None])[..., 0]
-        elsewhere = weights.scatter(-1, x[..., None], 0.0)
-        away = elsewhere.sum(-1)
-        self.clamped += int(((away > 1 + 1e-4) | negative.any(-1)).sum())
-        move = away / (away + stay).clamp(min=1e-30)
-        if kernel.mask is not None:
-            masked = x == kernel.mask
-            elsewhere[..., kernel.mask] = 0.0
-            if final:  # noise removal: whatever is still masked must go
-                move = torch.where(masked, 1.0, move)
-        if allowed is not None:
-            elsewhere = elsewhere * allowed
-        total = elsewhere.sum(-1)
-        if final and kernel.mask is not None:
-            # A position whose every weight has underflowed still has to become something that is allowed.
-            data = torch.arange(kernel.states, device=x.device) != kernel.mask
-            fallback = (data if allowed is None else data & allowed).to(elsewhere.dtype)
-            elsewhere = torch.where((total > 0)[..., None], elsewhere, fallback)
-        else:
-            move = torch.where(total > 0, move, 0.0)
-        return jump(x, move, elsewhere, generator=generator)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from sedd_graph.component import Context
 from sedd_graph.diffusion.numerics import full_precision
-from sedd_graph.diffusion.process import Kernel, Objective, Sampler, Schedule
+from sedd_graph.diffusion.process import Kernel, Objective, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
+from sedd_graph.diffusion.sampler import Sampler
 from sedd_graph.engine.backend import inductor
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.regions import Model, RegionModule
@@ -74,16 +75,14 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
         )
         if plan.output not in reads
     ]
-    if objective.needs_mask and not kernel.masks_evenly:
-        problems.append(
-            Problem(
-                "blueprint",
-                0,
-                0,
-                "objective",
-                f"{plan.objective.contract.name!r} needs a kernel that only masks, all tokens at one rate, not {plan.kernel.contract.name!r}",
-            )
+    problems += [
+        Problem("blueprint", 0, 0, key, f"{part.contract.name!r} needs {lack}, not {plan.kernel.contract.name!r}")
+        for key, part, lack in (
+            ("objective", plan.objective, objective.lacks(kernel)),
+            ("sample", plan.sampler, sampler.lacks(kernel)),
         )
+        if lack is not None
+    ]
     if problems:
         raise BlueprintError(problems)
     return process
@@ -300,7 +299,8 @@ class Engine:
 
         ``prompt`` int64 [b, l] (or [1, l]) holds tokens that stay, and -1 where the model fills in. ``attend`` bool
         [b, l] hides padding. The same ``seed`` gives the same rows on the same device. ``on_step(number, rows)`` sees
-        every step. The mask and forbidden tokens never come out (unless a prompt holds them).
+        every step. The mask and forbidden tokens never come out (unless a prompt holds them). Raises :class:`UserError` where
+        ``steps`` is given and the blueprint's sampler takes none (``process.sampler.steps`` is None).
         """
         process, _ = self._parts()
         if batch < 1 or length < 1:
@@ -320,9 +320,16 @@ class Engine:
             x = torch.where(free, x, prompt)
         visible = torch.ones_like(free) if attend is None else attend.to(self.device).expand(batch, length)
 
-        def denoise(rows: Tensor, t: Tensor) -> Mapping[str, Tensor]:
-            inputs = {"tokens": rows, "sigma": process.schedule.sigma(t), "t": t, "attend": visible}
-            return self.model.run(inputs)[0]
+        compiled = self.compile_mode != "off" and not self._eager_outside_training()
+
+        def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
+            # Every other number of rows would be compiled anew: where that is done, the batch is filled up again.
+            fill = batch - len(rows) if compiled else 0
+            if fill:
+                x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
+            inputs = {"tokens": x, "sigma": process.schedule.sigma(t), "t": t, "attend": visible[rows]}
+            outputs = self.model.run(inputs)[0]
+            return {name: value[: batch - fill] for name, value in outputs.items()} if fill else outputs
 
         with self._evaluating():
             out = process.sampler.run(
@@ -334,6 +341,7 @@ class Engine:
                 generator=generator,
                 steps=steps,
                 allowed=self.allowed,
+                timeless=not {"sigma", "t"} & set(self.model.input_names),
                 on_step=on_step,
             )
         return out.cpu()

@@ -261,7 +261,29 @@ def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
             Check(f"kernel.{name}", claim, steps[name] < 1e-8, f"{steps[name]:.1e}", "every z, three pairs of levels")
             for name, claim in told.items()
         ),
+        *_pace(kernel),
         check_precision(kernel),
+    ]
+
+
+def _pace(kernel: Kernel) -> list[Check]:
+    """The bound on reverse rates, where the kernel has one: among laws of the clean token the worst is a certain one."""
+    if kernel.pace is None:
+        return []
+    fastest = 0.0
+    for sigma in (*LEVELS, 1e-4, 9.0):
+        q = kernel.rate_matrix(sigma)
+        for z, _, seen in _cases(kernel, sigma):
+            moving = q[z] * seen / seen[z]
+            fastest = max(fastest, float(moving.sum() - moving[z]) * -math.expm1(-sigma))
+    return [
+        Check(
+            "kernel.pace",
+            "no reverse rate is above the bound that uniformization draws by",
+            fastest <= kernel.pace * (1 + 1e-9),
+            f"{fastest:.4g} of {kernel.pace:.4g}",
+            "every z and x0 at five noise levels",
+        )
     ]
 
 

@@ -409,8 +409,13 @@ class Trainer:
                 )
         if config.sample is not None and self.step % config.sample.every == 0 and self.world.rank == 0:
             with self.averaged():
+                process = self.engine.process
+                stepless = process is not None and process.sampler.steps is None
                 rows = self.engine.sample(
-                    config.sample.rows, self.data.width, steps=config.sample.steps, seed=config.seed
+                    config.sample.rows,
+                    self.data.width,
+                    steps=None if stepless else config.sample.steps,
+                    seed=config.seed,
                 )
             for text in decode(rows):
                 self.say(f"sample: {text!r}")

@@ -41,11 +41,15 @@ def test_rare_tokens_keep_their_rate() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.full((rows, 1), 3)
     # condition on jumping, which the first stage has made apart from the second
-    moved = jump(x, torch.ones(rows, 1), weights.expand(rows, 1, 4), generator=generator)
+    moved = jump(x, torch.ones(rows, 1), lambda on: weights.expand(rows, 1, 4)[on], generator=generator)
     share = (moved == 2).float().mean().item()
     assert share == pytest.approx(0.001, rel=0.25)
     jumped = sum(
-        int((jump(x, torch.full(x.shape, h), weights.expand(rows, 1, 4), generator=generator) != 3).sum())
+        int(
+            (
+                jump(x, torch.full(x.shape, h), lambda on: weights.expand(*x.shape, 4)[on], generator=generator) != 3
+            ).sum()
+        )
         for _ in range(20)
     )
     assert jumped == pytest.approx(rows * 20 * h, rel=0.6)

@@ -99,7 +99,7 @@ def test_nothing_forbidden_comes_out(sampler: Any, cls: Any, steps: int) -> None
     favoured = torch.where(allowed, -30.0, 5.0)
     seen: list[torch.Tensor] = []
 
-    def denoise(x: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
+    def denoise(x: torch.Tensor, t: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         noise = torch.randn(*x.shape, n, generator=generator)
         return {"log_x0": (favoured + noise).log_softmax(-1)}
 

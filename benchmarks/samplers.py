@@ -1,0 +1,92 @@
+"""Law error of every sampler against the number of steps, with a perfect network on an enumerated toy.
+
+    python benchmarks/samplers.py [--rows 100000]
+
+Prints a Markdown table: total variation from the law of nine sequences (three tokens, two positions), evaluations a row,
+and the floor that chance alone sets.
+"""
+
+import argparse
+import math
+from typing import Any
+
+import torch
+
+from sedd_graph.engine.engine import make_process
+from sedd_graph.graph.process import Part, ProcessPlan
+from sedd_graph.plugins import discover
+from sedd_graph.proof.process import LENGTH, TOKENS, Toy
+
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("absorb", "euler", {}),
+    ("absorb", "tau_leaping", {}),
+    ("absorb", "analytic", {}),
+    ("absorb", "ancestral", {}),
+    ("absorb", "predictor_corrector", {}),
+    ("absorb", "psi", {}),
+    ("absorb", "remdm", {"remask": "cap"}),
+    ("absorb", "remdm", {"remask": "rescale", "eta": 0.1}),
+    ("absorb", "remdm", {"remask": "conf"}),
+    ("absorb", "remdm", {"remask": "loop"}),
+    ("absorb", "first_hitting", {}),
+    ("absorb", "confidence", {}),
+    ("absorb", "entropy_bound", {"gamma": 0.0}),
+    ("absorb", "entropy_bound", {"gamma": 2.0}),
+    ("uniform", "euler", {}),
+    ("uniform", "tau_leaping", {}),
+    ("uniform", "analytic", {}),
+    ("uniform", "ancestral", {}),
+    ("uniform", "predictor_corrector", {}),
+    ("uniform", "psi", {}),
+    ("uniform", "uniformization", {}),
+]
+STEPS = (2, 4, 16, 64)
+
+
+def main() -> None:
+    """The table, on standard output."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=40_000)
+    rows = parser.parse_args().rows
+    registry = discover()
+
+    def part(op: str, **config: Any) -> Part:
+        contract = registry.contract(op)
+        return Part(contract, contract.config(**config))
+
+    print(f"chance alone: about {math.sqrt(TOKENS**LENGTH / rows / 2):.4f} ({rows:,} rows)\n")
+    print("| kernel | sampler | " + " | ".join(f"{n} steps" for n in STEPS) + " | evaluations a row |")
+    print("|---|---|" + "---|" * (len(STEPS) + 1))
+    for kernel, name, config in CASES:
+        masked = kernel == "absorb"
+        schedule = "loglinear" if masked else "geometric"
+        plan = ProcessPlan(part(kernel), part(schedule), part("nelbo"), part(name, **config), TOKENS + masked, "log_x0")
+        toy = Toy(make_process(plan, registry))
+        sampler = toy.process.sampler
+        found = [f"{_distance(toy, rows, n):.4f}" for n in (STEPS if sampler.steps else (None,))]
+        asked = "steps + 1" if sampler.evaluations == rows * (STEPS[-1] + 1) else f"{sampler.evaluations / rows:.1f}"
+        if name == "predictor_corrector":
+            asked = "2 steps + 1"
+        shown = " ".join([name, *(f"{k}={v}" for k, v in config.items())])
+        cells = found if len(found) > 1 else [found[0], *[""] * (len(STEPS) - 1)]
+        note = " (heuristic)" if sampler.heuristic() else ""
+        print(f"| {kernel} | {shown}{note} | " + " | ".join(cells) + f" | {asked} |", flush=True)
+
+
+def _distance(toy: Toy, rows: int, steps: int | None) -> float:
+    process, generator = toy.process, torch.Generator().manual_seed(0)
+    x = process.kernel.prior(rows, LENGTH, generator=generator, allowed=None)
+    out = process.sampler.run(
+        lambda x, t, _: toy.outputs(x, process.schedule.sigma(t), "log_x0"),
+        x,
+        free=torch.ones_like(x, dtype=torch.bool),
+        kernel=process.kernel,
+        schedule=process.schedule,
+        generator=generator,
+        steps=steps,
+    )
+    return toy.distance(out)
+
+
+if __name__ == "__main__":
+    main()
