@@ -23,8 +23,8 @@ _RENEWED = 32
 _SLOPE = 16.0
 """A scale falls by at most this many powers of two from one i to the next: 32 diagonals can then not overflow."""
 _MOST = 1000.0
-_CHUNK = 16
-"""Rows aligned at a time: enough for the work to outweigh the calls, few enough for a diagonal to stay in cache."""
+_CHUNK = 2**14
+"""Cells of a diagonal at a time, of all rows: enough for the work to outweigh the calls, few enough to stay in cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +124,10 @@ def align(
         return torch.empty(*shape, dtype=torch.float64, device=device)
 
     log_p, missing, after = empty(b), empty(b, n, m + 1), empty(b, m)
-    store = empty(min(b, _CHUNK) * (n + 1) * (m + 1))  # one for all chunks: memory is touched once
-    for start in range(0, b, _CHUNK):
-        rows = slice(start, min(b, start + _CHUNK))
+    chunk = min(b, max(1, _CHUNK // (n + 1)))
+    store = empty(chunk * (n + 1) * (m + 1))  # one for all chunks: memory is touched once
+    for start in range(0, b, chunk):
+        rows = slice(start, min(b, start + chunk))
         own = Links(*(getattr(links, f.name)[rows] for f in dataclasses.fields(links)))
         table = _Table(clean[rows], noisy[rows], 1 / law[rows], own)
         lengths = clean_lengths[rows], noisy_lengths[rows]

@@ -20,7 +20,13 @@ from sedd_graph.diffusion.alignment import Links, align
 from sedd_graph.diffusion.process import Schedule
 from sedd_graph.diffusion.roles import Batch, Randomness
 
-__all__ = ["EditDraw", "EditKernel", "EditObjective", "EditRates", "EditSampler", "Strings", "Target", "rebuild"]
+__all__ = ["LEAST", "ONLY_DELETES", "EditDraw", "EditKernel", "EditObjective", "EditRates", "EditSampler", "OnEdit", "Strings", "Target", "rebuild"]
+
+
+ONLY_DELETES = "a kernel that only deletes"
+
+LEAST = 1e-4
+"""Total noise from which on bounds are taken: what a string loses below it is about this share of a token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +175,8 @@ class EditKernel(Component, ABC):
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """[b, 2]: the chance of an insertion and of a deletion in a step from ``sigma`` down, for heads that say 1.
 
-        Exact for one missing token (Tweedie's step of ``delete``), and for one born token alone.
+        Without births an insertion is Tweedie's step, exact for one missing token. A deletion follows the rate at which born
+        tokens go, along the whole step.
         """
         beta, step = self._beta(sigma), sigma - sigma_next
         insert = torch.exp(-sigma) * torch.expm1(step) / beta + self.births * step
@@ -179,13 +186,14 @@ class EditKernel(Component, ABC):
         return torch.stack([insert, delete], -1)
 
     def clock(self, u: Tensor, end: float) -> tuple[Tensor, Tensor]:
-        """Total noise at ``u`` [b] in (0, 1) on a clock that leaves out nothing, and its derivative.
+        """Total noise at ``u`` [b] in (0, 1) on a clock of bounds, and its derivative.
 
-        Without births that is all noise, up to infinity; with births up to ``end``, from where the prior takes over.
+        It begins where one token in 10,000 has been edited. Without births it goes on to the end of all noise, with births
+        to ``end``, from where the prior takes over. It dwells on little noise, where edits are rare and weigh much.
         """
         if self.births:
-            return end * u**2, 2 * end * u
-        return -torch.log1p(-u), 1 / (1 - u)
+            return LEAST + (end - LEAST) * u**3, 3 * (end - LEAST) * u**2
+        return -torch.log1p(-(LEAST + (1 - LEAST) * u**2)), 2 * u / ((1 - u) * (1 + u))
 
     # -- strings ------------------------------------------------------------------------------------------------------
 
@@ -319,10 +327,12 @@ class EditObjective(Component, ABC):
     """A bound on -log p of strings, in nats per string."""
 
     abstract: ClassVar[bool] = True
-    deletes_only: ClassVar[bool] = False
-    """Whether it works only with a kernel that has no births."""
     one_length: ClassVar[bool] = False
     """Whether it is a bound only where all strings have one length, which is then known."""
+
+    def lacks(self, kernel: EditKernel) -> str | None:
+        """What it needs and does not find in ``kernel``, in words; None where nothing is missing."""
+        return None
 
     @abstractmethod
     def corrupt(
@@ -347,8 +357,19 @@ class EditSampler(Component, ABC):
     """Noise to text by insertions and deletions. ``clamped`` counts chances above 1, ``cut`` insertions that found no room."""
 
     abstract: ClassVar[bool] = True
-    deletes_only: ClassVar[bool] = False
     T_MIN: ClassVar[float] = 1e-5
+    clamped: int = 0
+    cut: int = 0
+    evaluations: int = 0
+
+    def lacks(self, kernel: EditKernel, objective: EditObjective) -> str | None:
+        """What it needs and does not find in either, in words; None where nothing is missing."""
+        return None
+
+    @property
+    @abstractmethod
+    def steps(self) -> int | None:
+        """How many steps the Config asks for; None where that is no choice."""
 
     @abstractmethod
     def run(
