@@ -231,7 +231,7 @@ def _declared_prior(kernel: EditKernel, end: float) -> Check:
 
 def _bound(toy: StringToy, process: EditProcess) -> Check:
     """With a perfect network the bound is the entropy of the data: catches missing terms and wrong factors."""
-    rows = 20_000
+    rows = 60_000
     kernel, schedule, objective, _ = process
     generator = torch.Generator().manual_seed(3)
     chosen = torch.multinomial(toy.law, rows, replacement=True, generator=generator)
