@@ -88,9 +88,7 @@ class InsertionHead(Component, kind="head"):
         nn.init.zeros_(self.total.weight)
         nn.init.zeros_(self.total.bias)
 
-    def forward(
-        self, x: Float[Tensor, "b l d"], table: Float[Tensor, "v+1 d"] | None = None
-    ) -> Float[Tensor, "b l v"]:
+    def forward(self, x: Float[Tensor, "b l d"], table: Float[Tensor, "v+1 d"] | None = None) -> Float[Tensor, "b l v"]:
         with full_precision(x):
             rows = wide(x)
             weight = self.weight if table is None else table[:-1]
@@ -116,4 +114,6 @@ class DeletionHead(Component, kind="head"):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l"]:
         with full_precision(x):
             rows = wide(x)
-            return F.logsigmoid(F.linear(rows, self.linear.weight.to(rows.dtype), self.linear.bias.to(rows.dtype))[..., 0])
+            return F.logsigmoid(
+                F.linear(rows, self.linear.weight.to(rows.dtype), self.linear.bias.to(rows.dtype))[..., 0]
+            )

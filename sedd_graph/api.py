@@ -157,7 +157,9 @@ def _fits_strings(loaded: Loaded, *, spares: bool, one_length: bool) -> None:
         message = "the objective is for strings of one known length: take rows: stream, or the objective dise"
         raise BlueprintError([Problem("", 0, 0, "data.rows", message)])
     if not spares and getattr(getattr(data, "corpus", None), "prompt", None) is not None:
-        message = "a kernel that inserts spares no token, so there can be no prompt: leave it out, or take the kernel delete"
+        message = (
+            "a kernel that inserts spares no token, so there can be no prompt: leave it out, or take the kernel delete"
+        )
         raise BlueprintError([Problem("", 0, 0, "data.corpus.prompt", message)])
 
 

@@ -23,9 +23,7 @@ def heuristic(run: Run) -> str | None:
     """What to say where holding the given text fixed is not exact; None where it is. Raises :class:`UserError`."""
     plan = run.plan()
     if plan.edits:
-        return (
-            "gaps in the given text are held shut, which is a heuristic: the model has not been told that nothing is missing there"
-        )
+        return "gaps in the given text are held shut, which is a heuristic: the model has not been told that nothing is missing there"
     if run.engine.process is None or run.engine.process.kernel.clamp_safe:
         return None
     return (

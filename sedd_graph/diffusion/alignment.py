@@ -190,7 +190,9 @@ def _sweep(
         diagonals.append(store[used : used + b * (hi - lo)].view(b, hi - lo).copy_(found))
         used += b * (hi - lo)
     stacked = torch.stack(exponents)
-    reached = torch.stack([diagonals[k][r, i - table.band(k)[0]] for r, (k, i) in enumerate(_pairs(end, clean_lengths))])
+    reached = torch.stack(
+        [diagonals[k][r, i - table.band(k)[0]] for r, (k, i) in enumerate(_pairs(end, clean_lengths))]
+    )
     total = torch.log2(reached) + stacked[end // _RENEWED, rows, clean_lengths + 1]
 
     # backward, from the end of each pair

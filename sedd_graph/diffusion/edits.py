@@ -20,7 +20,19 @@ from sedd_graph.diffusion.alignment import Links, align
 from sedd_graph.diffusion.process import Schedule
 from sedd_graph.diffusion.roles import Batch, Randomness
 
-__all__ = ["LEAST", "ONLY_DELETES", "EditDraw", "EditKernel", "EditObjective", "EditRates", "EditSampler", "OnEdit", "Strings", "Target", "rebuild"]
+__all__ = [
+    "LEAST",
+    "ONLY_DELETES",
+    "EditDraw",
+    "EditKernel",
+    "EditObjective",
+    "EditRates",
+    "EditSampler",
+    "OnEdit",
+    "Strings",
+    "Target",
+    "rebuild",
+]
 
 
 ONLY_DELETES = "a kernel that only deletes"
@@ -49,7 +61,13 @@ class Strings:
 
 
 def rebuild(
-    tokens: Tensor, keep: Tensor, follow: Tensor, new: Callable[[Tensor], Tensor], *, start: int, width: int | None = None
+    tokens: Tensor,
+    keep: Tensor,
+    follow: Tensor,
+    new: Callable[[Tensor], Tensor],
+    *,
+    start: int,
+    width: int | None = None,
 ) -> Strings:
     """Strings of the ``tokens`` [b, w] that ``keep`` marks, each place followed by ``follow`` int64 [b, w] new tokens.
 
@@ -235,7 +253,9 @@ class EditKernel(Component, ABC):
         u = torch.rand(rows, 1, generator=generator, device=device, dtype=torch.float64)
         # the inverse of 1 - births^(k + 1), up to the longest
         u = u * (1 - self.births ** (longest + 1))
-        follow = torch.floor(torch.log1p(-u) / torch.tensor(self.births, dtype=torch.float64, device=device).log()).long()
+        follow = torch.floor(
+            torch.log1p(-u) / torch.tensor(self.births, dtype=torch.float64, device=device).log()
+        ).long()
         follow = follow.clamp(max=longest)
         law = self.law.to(device) if allowed is None else self.law.to(device) * allowed
 

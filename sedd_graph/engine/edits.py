@@ -149,7 +149,10 @@ class EditEngine(Engine):
         kept = batch.attend & ~batch.corrupt
         if kernel.births and bool(kept.any()):
             raise UserError("a kernel that inserts has no tokens that it spares: every token must be corrupted")
-        for role, what in ((batch.attend, "padding must come behind the text"), (kept, "what is spared must come first")):
+        for role, what in (
+            (batch.attend, "padding must come behind the text"),
+            (kept, "what is spared must come first"),
+        ):
             if bool((role[:, 1:] & ~role[:, :-1]).any()):
                 raise UserError(f"a batch of strings: {what}")
         return batch

@@ -119,7 +119,9 @@ def _states(at: Spot, graph: Graph) -> tuple[str, int] | None:
 def _edit_states(at: Spot, graph: Graph) -> tuple[str, int] | None:
     """As :func:`_states` for a process that changes lengths: the data tokens, and the start state."""
     if "attend" not in graph.root.inputs:
-        at.refuse("strings of different lengths are padded: take the input attend: bool b l, and give it to every attention")
+        at.refuse(
+            "strings of different lengths are padded: take the input attend: bool b l, and give it to every attention"
+        )
     for name in graph.root.outputs:
         if name not in EDITS:
             (at / name).refuse("a graph with log_insert has no other output than that and log_delete")

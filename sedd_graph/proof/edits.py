@@ -25,7 +25,6 @@ __all__ = ["StringToy", "check_edits", "prove_edits"]
 
 TOKENS = 2
 LEVELS = (0.05, 0.7, 2.5)
-_CHUNK = 2**16
 
 
 class StringToy:
@@ -47,7 +46,7 @@ class StringToy:
                 rates[self.deleted[i, j + 1], i] += 1.0
             for j, v in itertools.product(range(len(s) + 1), range(TOKENS)):
                 if len(s) < self.longest:
-                    self.inserted[i, j, v] = index[s[:j] + (v,) + s[j:]]
+                    self.inserted[i, j, v] = index[(*s[:j], v, *s[j:])]
                     rates[self.inserted[i, j, v], i] += kernel.births * float(kernel.law[v])
         self.generator = rates - torch.diag(rates.sum(0))
         weights = torch.rand(count, generator=torch.Generator().manual_seed(7), dtype=torch.float64) + 0.2
@@ -57,8 +56,13 @@ class StringToy:
         if kernel.births:
             # the process is reversible, cut off or not: a symmetric matrix has its eigenvalues
             steady = torch.tensor([math.prod(kernel.births * float(kernel.law[v]) for v in s) for s in self.strings])
-            self._root = steady.double().sqrt()
-            self._values, self._vectors = torch.linalg.eigh(self.generator * self._root / self._root[:, None])
+            root = steady.double().sqrt()[:, None]
+            self._values, vectors = torch.linalg.eigh(self.generator * root.T / root)
+            self._right, self._left = root * vectors, (vectors / root).T
+        else:
+            values, vectors = torch.linalg.eig(self.generator)  # triangular: its eigenvalues are the lengths
+            self._values, self._right = values.real, vectors.real
+            self._left = torch.linalg.inv(self._right)
 
     @property
     def entropy(self) -> float:
@@ -67,11 +71,7 @@ class StringToy:
     def at(self, sigma: Tensor, law: Tensor | None = None) -> Tensor:
         """The law of noisy strings at each of ``sigma`` [b], float64 [b, s], from ``law`` [s] of clean ones."""
         law = self.law if law is None else law
-        sigma = sigma.double()
-        if not self.kernel.births:
-            return torch.matrix_exp(sigma[:, None, None] * self.generator) @ law
-        inner = self._vectors.T @ (law / self._root)
-        return (torch.exp(sigma[:, None] * self._values) * inner) @ self._vectors.T * self._root
+        return (torch.exp(sigma.double()[:, None] * self._values) * (self._left @ law)) @ self._right.T
 
     def rows(self, index: Tensor) -> Strings:
         """Strings by their number, padded to the longest there is."""
@@ -105,10 +105,12 @@ class StringToy:
     def outputs(self, strings: Strings, sigma: Tensor) -> dict[str, Tensor]:
         """What a perfect network would put out."""
         levels, level = torch.unique(sigma, return_inverse=True)
-        laws = torch.cat([self.at(part) for part in levels.split(_CHUNK // 64)])[level]
+        laws = self.at(levels)[level]
         index = self.number(strings).clamp(max=len(self.strings) - 1)
         put, out = self.ratios(index, laws)
         pace = self.kernel.weights(sigma.double())
+        # beyond the longest string there is nothing in the toy, though noise goes there: say of it what pure noise would
+        put = torch.where(self.inserted[index] < len(self.strings), put, self.kernel.births * self.kernel.law)
         width = strings.tokens.shape[1]
         found = {"log_insert": put / pace[:, 0, None, None]}
         if self.kernel.births:
@@ -151,7 +153,9 @@ def check_edits(kernel: EditKernel, *, end: float) -> list[Check]:
             start = F.one_hot(torch.tensor(x0), count).double()
             law = toy.at(level, start)
             # pairs that can be, and far enough from the longest for the cut not to show
-            seen = torch.tensor([i for i, s in enumerate(toy.strings) if law[0, i] > 1e-9 and len(s) <= toy.longest // 2 + 1])
+            seen = torch.tensor(
+                [i for i, s in enumerate(toy.strings) if law[0, i] > 1e-9 and len(s) <= toy.longest // 2 + 1]
+            )
             strings, many = toy.rows(seen), len(seen)
             batch, levels = toy.batch(torch.full((many,), x0)), level.expand(many)
             found = kernel.log_p(batch, strings, levels).exp()
@@ -211,7 +215,11 @@ def _draws(toy: StringToy, end: float) -> list[Check]:
     gap = float((found - last).abs().sum() / 2)
     return [
         Check(
-            "edits.sample", "draws of x_t follow the generator", worst < 0.03, f"{worst:.4f}", "total variation, 20,000 draws"
+            "edits.sample",
+            "draws of x_t follow the generator",
+            worst < 0.03,
+            f"{worst:.4f}",
+            "total variation, 20,000 draws",
         ),
         Check("edits.prior", "noise at t = 1 is the prior", gap < 0.03, f"{gap:.4f}", "total variation, 20,000 draws"),
     ]
