@@ -163,7 +163,7 @@ class Power(TokenMasking, kind="kernel"):
 
     @property
     def pace(self) -> float:
-        return float(self.trait.max())  # w (1 - exp(-sigma)) / (exp(sigma) - 1) = w exp(-sigma)
+        return float(self.trait.detach().max())  # w (1 - exp(-sigma)) / (exp(sigma) - 1) = w exp(-sigma)
 
     def trait_of(self, surprisal: Tensor, law: Tensor) -> Tensor:
         mean = (law * surprisal).sum()

@@ -104,7 +104,7 @@ class Neighbours(FixedRates, kind="kernel"):
     def _carry(self, weights: Tensor, sigma: Tensor) -> Tensor:
         start, to, rate, leave, _ = self._parts(weights)
         even = self.config.even
-        if bool(sigma.min() < 0):
+        if bool((sigma < 0).any()):
             weights = weights.double()  # an alternating sum
         sigma = sigma.double().clamp(max=SETTLED)
         level = sigma * (1 - even) / self.gap
