@@ -92,7 +92,13 @@ class Neighbours(FixedRates, kind="kernel"):
         """start, to, rate, leave and the sum of rates before each edge, on the device of ``like``."""
         if like.device not in self._placed:
             graph = self.graph
-            parts = graph.start, graph.to, graph.rate, graph.leave, torch.nn.functional.pad(graph.rate.cumsum(0), (1, 0))
+            parts = (
+                graph.start,
+                graph.to,
+                graph.rate,
+                graph.leave,
+                torch.nn.functional.pad(graph.rate.cumsum(0), (1, 0)),
+            )
             self._placed[like.device] = tuple(part.to(like.device) for part in parts)
         return self._placed[like.device]
 
@@ -163,7 +169,9 @@ class Neighbours(FixedRates, kind="kernel"):
             out[at[~going]] = x[~going]
             at, x, left, key, rates = at[going], x[going], left[going], key[going], rates[going]
             u = _uniform(key, count + 1) * rates
-            edge = torch.searchsorted(before[1:], before[start[x]] + (u - even).clamp(min=0) / max(1 - even, 1e-9), right=True)
+            edge = torch.searchsorted(
+                before[1:], before[start[x]] + (u - even).clamp(min=0) / max(1 - even, 1e-9), right=True
+            )
             near = to[torch.minimum(torch.maximum(edge, start[x]), start[x + 1] - 1)]
             x = torch.where(u < even, (u / max(even, 1e-9) * self.states).long().clamp(max=self.states - 1), near)
             count += 2
@@ -202,12 +210,16 @@ def _embeddings(config: Neighbours.Config, states: int) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             if config.tensor not in file.keys():  # noqa: SIM118 - not a dict
-                raise UserError(f"{config.file} has no tensor {config.tensor!r}; it has {', '.join(sorted(file.keys())[:20])}")
+                raise UserError(
+                    f"{config.file} has no tensor {config.tensor!r}; it has {', '.join(sorted(file.keys())[:20])}"
+                )
             found: Tensor = file.get_tensor(config.tensor)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{config.file} cannot be read as safetensors: {error}") from None
     if found.dim() != 2 or not found.is_floating_point() or not bool(found.isfinite().all()):
-        raise UserError(f"{config.file}: {config.tensor} must be finite numbers of two axes, not {found.dtype} {list(found.shape)}")
+        raise UserError(
+            f"{config.file}: {config.tensor} must be finite numbers of two axes, not {found.dtype} {list(found.shape)}"
+        )
     return found.float()
 
 

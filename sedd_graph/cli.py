@@ -105,7 +105,9 @@ def _train(arguments: argparse.Namespace) -> int:
 def _open(arguments: argparse.Namespace) -> Run:
     from sedd_graph.runs import open_run
 
-    return open_run(Path(arguments.run), device=_device(arguments), compile="off", weights=arguments.weights)
+    run = open_run(Path(arguments.run), device=_device(arguments), compile="off", weights=arguments.weights)
+    run.engine.compile(arguments.compile, everywhere=True)
+    return run
 
 
 def _sample(arguments: argparse.Namespace) -> int:
@@ -173,6 +175,8 @@ def _infill(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    if arguments.samples is not None or arguments.judge is not None or arguments.mauve:
+        return _eval_samples(arguments)
     from sedd_graph.runs import evaluate_run
 
     path = Path(arguments.run)
@@ -180,8 +184,27 @@ def _eval(arguments: argparse.Namespace) -> int:
         path,
         device=_device(arguments),
         batches=arguments.batches,
-        draws=arguments.draws,
+        draws=arguments.draws or 1,
         weights=arguments.weights,
+        say=_say,
+    )
+    _write_report(path)
+    return 0
+
+
+def _eval_samples(arguments: argparse.Namespace) -> int:
+    from sedd_graph.errors import UserError
+    from sedd_graph.judging import judge_run
+
+    if arguments.batches or arguments.draws or arguments.weights != "newest":
+        raise UserError("--batches, --draws and --weights are for the bound: without --samples, --judge and --mauve")
+    path = Path(arguments.run)
+    judge_run(
+        path,
+        samples=Path(arguments.samples) if arguments.samples else None,
+        judge=Path(arguments.judge) if arguments.judge else None,
+        with_mauve=arguments.mauve,
+        device=_device(arguments),
         say=_say,
     )
     _write_report(path)
@@ -231,6 +254,15 @@ def _show_inverse(path: Path, arguments: argparse.Namespace) -> int:
 def _components(arguments: argparse.Namespace) -> int:
     from sedd_graph.describe import describe, list_components
 
+    if arguments.matrix:
+        from sedd_graph.errors import UserError
+        from sedd_graph.plugins import discover
+        from sedd_graph.proof.matrix import cells, matrix
+
+        if arguments.name:
+            raise UserError("--matrix is of all components: leave the name out")
+        _say(matrix(cells(discover())).rstrip("\n"))
+        return 0
     _say(describe(arguments.name) if arguments.name else list_components())
     return 0
 
@@ -344,6 +376,12 @@ def _parser() -> argparse.ArgumentParser:
             "--seed", type=_whole(0, 2**63 - 1), default=0, help="the same seed draws the same rows (default: 0)"
         )
         made.add_argument("--trajectory", action="store_true", help="keep the rows after every step too")
+        made.add_argument(
+            "--compile",
+            choices=("off", "block"),
+            default="off",
+            help="block: compile each repeated block first, which pays for large batches (default: off)",
+        )
         weights(made)
         device(made)
 
@@ -382,10 +420,21 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--prefix", help="text that rows begin with")
     made.add_argument("--suffix", help="text that rows end with")
 
-    made = verb("eval", _eval, "bound the held-out text of a run folder")
+    made = verb("eval", _eval, "bound the held-out text of a run folder, or judge its samples")
     made.add_argument("run")
     made.add_argument("--batches", type=_whole(1, 10**9), help="how many batches (default: all)")
-    made.add_argument("--draws", type=_whole(1, 4096), default=1, help="noise draws per sequence (default: 1)")
+    made.add_argument("--draws", type=_whole(1, 4096), help="noise draws per sequence (default: 1)")
+    made.add_argument(
+        "--samples",
+        nargs="?",
+        const="",
+        metavar="ZARR",
+        help="judge samples instead, the newest or those named: entropy and repetition, beside held-out text",
+    )
+    made.add_argument(
+        "--judge", metavar="FOLDER", help="a local causal language model (or .gguf file) for generative perplexity"
+    )
+    made.add_argument("--mauve", action="store_true", help="MAUVE too, by the judge's hidden states (extra 'mauve')")
     weights(made)
     device(made)
 
@@ -401,6 +450,9 @@ def _parser() -> argparse.ArgumentParser:
 
     made = verb("components", _components, "list installed components, or describe one")
     made.add_argument("name", nargs="?", help="such as attention or attention.v1")
+    made.add_argument(
+        "--matrix", action="store_true", help="prove every kernel with every schedule, objective and sampler (minutes)"
+    )
 
     made = verb("schema", _schema, "print the JSON Schema of blueprints, for editors")
     made.add_argument("-o", "--output", default=None, metavar="FILE")

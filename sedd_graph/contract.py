@@ -135,7 +135,7 @@ class Contract:
     ``signature(config, arity)`` gives the ports; ``arity`` maps a variadic port to how many edges feed it.
     ``algebra(config, signature)`` gives the rules by which the solver may undo it; there, the types of the signature's
     connected ports are those of the graph, so that a rule may depend on sizes (``port.type.dims[-1].size.constant``).
-    ``promises`` are short human-readable claims that ``check_component`` holds the class to.
+    ``positionwise``: an output at a position follows from the inputs at that position, and from those without a length.
     """
 
     name: str
@@ -145,7 +145,7 @@ class Contract:
     signature: Callable[[ComponentConfig, Mapping[str, int]], Signature]
     summary: str = ""
     algebra: Callable[[ComponentConfig, Signature], Algebra] = no_algebra
-    promises: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    positionwise: bool = False
     distribution: str = ""
 
     @property

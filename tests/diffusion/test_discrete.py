@@ -90,9 +90,7 @@ def ours(cls: Any, steps: int, **config: Any) -> float:
     p = k.transition_matrix(sigma.double())
     every = torch.arange(len(rows))
     chance = LAW[x0[:, 0], x0[:, 1]] * p[every, xt[:, 0], x0[:, 0]] * p[every, xt[:, 1], x0[:, 1]]
-    guess = torch.stack(
-        [torch.stack([exact(cls, r[1], i, p[j].T) for i in (0, 1)]) for j, r in enumerate(rows)]
-    )
+    guess = torch.stack([torch.stack([exact(cls, r[1], i, p[j].T) for i in (0, 1)]) for j, r in enumerate(rows)])
     ones = torch.ones(len(rows))
     draw = Draw(xt, (step / steps).float(), sigma, ones, ones)
     log_x0 = guess.clamp(min=1e-300).log().clamp(min=-1e6).float()

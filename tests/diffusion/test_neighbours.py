@@ -46,7 +46,10 @@ def test_the_clock_and_the_exponential_are_scipys() -> None:
         assert np.linalg.eigvalsh(q.numpy())[-2] == pytest.approx(-1, abs=1e-6)
         for sigma in (1e-3, 0.7, 6.0):
             torch.testing.assert_close(
-                k.transition_matrix(sigma), torch.from_numpy(scipy.linalg.expm(sigma * q.numpy())), rtol=1e-8, atol=1e-13
+                k.transition_matrix(sigma),
+                torch.from_numpy(scipy.linalg.expm(sigma * q.numpy())),
+                rtol=1e-8,
+                atol=1e-13,
             )
 
 
