@@ -194,7 +194,7 @@ class LearnedPower(Power, kind="kernel"):
         self.raw = torch.nn.Parameter(torch.log(torch.expm1(trait)).float())
 
     @property
-    def trait(self) -> Tensor:  # type: ignore[override] - a buffer elsewhere
+    def trait(self) -> Tensor:  # type: ignore[override]
         return torch.nn.functional.softplus(self.raw)
 
 

@@ -14,12 +14,15 @@ from sedd_graph.component import ComponentConfig
 from sedd_graph.diffusion.process import Kernel, Objective, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 
+from .kernels_matrix import FixedRates
 from .objectives import counted
 
 __all__ = ["D3PM"]
 
 END = 30.0
 """Total noise at the last step: what is left of a token is exp(-30), so that the prior is met and nothing of the bound is left out."""
+END_OF_MODES = 12.0
+"""The same for kernels whose law is positive everywhere: KL(q(x_T | x_0) || prior) falls as exp(-24), and exp(-step Q) stays a number."""
 
 
 class D3PM(Objective, kind="objective"):
@@ -44,11 +47,12 @@ class D3PM(Objective, kind="objective"):
             return self
         return D3PM(self.config.model_copy(update={"auxiliary": 0.0}), self.context)
 
-    def levels(self, step: Tensor, schedule: Schedule) -> Tensor:
+    def levels(self, step: Tensor, schedule: Schedule, kernel: Kernel) -> Tensor:
         """Total noise, float32 [b], after ``step`` of them, int64 [b] from 0 to ``steps``."""
         t = (step / self.config.steps).float()
         inner = schedule.sigma(t.clamp(min=1e-9)).clamp(max=END)
-        return torch.where(step == 0, 0.0, torch.where(step == self.config.steps, END, inner))
+        last = inner.clamp(min=END_OF_MODES if isinstance(kernel, FixedRates) else END)
+        return torch.where(step == 0, 0.0, torch.where(step == self.config.steps, last, inner))
 
     def corrupt(
         self,
@@ -68,7 +72,7 @@ class D3PM(Objective, kind="objective"):
             step = (u.double() * steps).long() + 1
         else:
             step = (t.double() * steps).round().long().clamp(1, steps)
-        sigma = self.levels(step, schedule)
+        sigma = self.levels(step, schedule, kernel)
         if xt is None:
             xt = kernel.sample(batch.tokens, sigma, random=random, corrupt=batch.corrupt)
         t = (step / steps).float()
@@ -78,7 +82,7 @@ class D3PM(Objective, kind="objective"):
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
         step = (draw.t.double() * self.config.steps).round().long()
-        below, clean = self.levels(step - 1, schedule), torch.zeros_like(draw.sigma)
+        below, clean = self.levels(step - 1, schedule, kernel), torch.zeros_like(draw.sigma)
         one = torch.nn.functional.one_hot(batch.tokens, kernel.states).to(draw.sigma.dtype)
         true = kernel.posterior(one, draw.xt, draw.sigma, below)
         told = self._posterior(outputs, draw, kernel, below)

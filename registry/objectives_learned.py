@@ -10,7 +10,7 @@ import pydantic
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.process import Kernel, Schedule
+from sedd_graph.diffusion.process import Kernel, Objective, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 
 from .kernels_masking import TokenMasking
@@ -29,9 +29,16 @@ class GenMD4(OverTime, kind="objective"):
 
     reads = ("log_x0",)
     trains_noise = True
+    pairs = True
+    """Whether rows are drawn twice, which the gradient asks for and the bound does not."""
 
     class Config(TimeConfig):
         t_min: Annotated[float, pydantic.Field(gt=0, lt=0.1)] = 1e-5
+
+    def bound(self) -> Objective:
+        single = GenMD4(self.config, self.context)
+        single.pairs = False
+        return single
 
     def lacks(self, kernel: Kernel) -> str | None:
         return None if isinstance(kernel, TokenMasking) else "a kernel that masks by token"
@@ -47,7 +54,7 @@ class GenMD4(OverTime, kind="objective"):
         xt: Tensor | None = None,
     ) -> Draw:
         first = super().corrupt(batch, kernel, schedule, random=random, t=t, xt=xt)
-        if xt is not None:
+        if xt is not None or not self.pairs:
             return first
         again = kernel.sample(batch.tokens, first.sigma, random=random, corrupt=batch.corrupt)
         twice = (torch.cat([v, v]) for v in (first.t, first.sigma, first.dsigma, first.weight))

@@ -256,6 +256,7 @@ def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
     ]
 
 
+@torch.no_grad()
 def check_prior(kernel: Kernel, *, end: float) -> Check:
     """Sampling starts where noise ends: at total noise ``end``."""
     last = kernel.transition_matrix(end)[:, : kernel.data_tokens]

@@ -116,17 +116,18 @@ def _mixed(declared: Kernel, end: float) -> list[Check]:
     ]
 
 
-@torch.no_grad()
 def prove_whole(plan: ProcessPlan, registry: Registry) -> list[Check]:
     """The objective and the sampler with a perfect network."""
     return [prove_objective(plan, registry), *prove_sampler(plan, registry)]
 
 
+@torch.no_grad()
 def prove_objective(plan: ProcessPlan, registry: Registry) -> Check:
     """The bound with a perfect network."""
     return _bound(Toy(_cut_down(plan, registry)), plan.output)
 
 
+@torch.no_grad()
 def prove_sampler(plan: ProcessPlan, registry: Registry) -> list[Check]:
     """What the sampler makes of a perfect network."""
     return _sampler(Toy(_cut_down(plan, registry)), plan.output)

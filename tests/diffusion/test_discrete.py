@@ -86,7 +86,7 @@ def ours(cls: Any, steps: int, **config: Any) -> float:
     rows = list(itertools.product(range(1, steps + 1), itertools.product(range(n), repeat=2), itertools.product(range(3), repeat=2)))  # fmt: skip
     step = torch.tensor([r[0] for r in rows])
     xt, x0 = torch.tensor([r[1] for r in rows]), torch.tensor([r[2] for r in rows])
-    sigma = loss.levels(step, s)
+    sigma = loss.levels(step, s, k)
     p = k.transition_matrix(sigma.double())
     every = torch.arange(len(rows))
     chance = LAW[x0[:, 0], x0[:, 1]] * p[every, xt[:, 0], x0[:, 0]] * p[every, xt[:, 1], x0[:, 1]]
@@ -115,7 +115,7 @@ def test_the_bound_is_the_published_one_and_comes_down_to_the_entropy(cls: Any) 
 def test_steps_of_the_kernel_are_d3pms_matrices(cls: Any) -> None:
     k, s = world(cls)
     steps, loss = 10, objective(steps=10)
-    levels = loss.levels(torch.arange(steps + 1), s).double().tolist()
+    levels = loss.levels(torch.arange(steps + 1), s, k).double().tolist()
     assert levels[0] == 0
     assert levels[-1] == END
     bar = torch.eye(k.states, dtype=DOUBLE)

@@ -259,7 +259,7 @@ def test_the_bound_of_a_wrong_model_is_above_its_nll(cls: Any, config: dict[str,
         q -= torch.diag(q.sum(0))
         p = torch.linalg.matrix_exp((above - below) * q) @ p
     likelihood = p.reshape(n, n)[:3, :3]
-    assert float(likelihood.sum()) == pytest.approx(1, abs=1e-3)
+    assert float(likelihood.sum()) == pytest.approx(1, abs=2e-3)  # the rest is masked still
     gap = bound(k, law, tilt)[1] + likelihood.log()
     assert float(gap.min()) > -2e-3
     assert float((law * gap).sum()) > 3e-3
