@@ -37,6 +37,10 @@ CompileMode = Literal["auto", "block", "whole", "off"]
 """What is compiled; see :meth:`Engine.compile`."""
 
 
+NOISE = "process:kernel"
+"""The name of a kernel with parameters among the modules of a model; no node can have it."""
+
+
 class Bound(NamedTuple):
     """An upper bound on -log p in nats per sequence, and the standard error of its mean."""
 
@@ -102,7 +106,13 @@ def mix_seed(*parts: int) -> int:
 
 def feed(draw: Draw, batch: Batch) -> dict[str, Tensor]:
     """The graph inputs that the engine knows (see :data:`sedd_graph.graph.process.FED`)."""
-    return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": batch.attend}
+    return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": _for_each(draw, batch.attend)}
+
+
+def _for_each(draw: Draw, rows: Tensor) -> Tensor:
+    """``rows`` [b, ...] of a batch, as many times over as the draw has rows for each."""
+    copies = len(draw.xt) // len(rows)
+    return rows if copies == 1 else torch.cat([rows] * copies)
 
 
 def mean_and_error(rows: list[Tensor]) -> Bound:
@@ -124,7 +134,7 @@ class LossModule(nn.Module):
 
     def forward(self, draw: Draw, batch: Batch, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per sequence [b], and the saved ports. ``key`` int32 [b] turns dropout on."""
-        outputs, taps = self.model.run(feed(draw, batch), key)
+        outputs, taps = self.model.run(feed(draw, batch), None if key is None else _for_each(draw, key))
         with full_precision(draw.xt):
             loss = self._process.objective.loss(outputs, draw, batch, self._process.kernel, self._process.schedule)
         return loss, taps
@@ -159,6 +169,9 @@ class Engine:
             self.process = make_process(plan, registry)
             for part in self.process:
                 part.to(device)
+            if self.process.kernel.learned:
+                # with the network's: optimized, averaged, checkpointed and saved
+                self.model.add_module(NOISE, self.process.kernel)
             self.loss_module = LossModule(self.model, self.process)
             kernel = self.process.kernel
             allowed = torch.ones(kernel.states, dtype=torch.bool)
