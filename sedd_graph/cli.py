@@ -106,16 +106,28 @@ def _train(arguments: argparse.Namespace) -> int:
 def _open(arguments: argparse.Namespace) -> Run:
     from sedd_graph.runs import open_run
 
-    return open_run(Path(arguments.run), device=_device(arguments), compile="off", weights=arguments.weights)
+    run = open_run(Path(arguments.run), device=_device(arguments), compile="off", weights=arguments.weights)
+    run.engine.compile(arguments.compile, everywhere=True)
+    return run
 
 
-def _conditions(run: Run, arguments: argparse.Namespace) -> Conditions:
-    """The blueprint's conditions, with those of the command line."""
+def _conditions(run: Run, arguments: argparse.Namespace) -> Conditions | None:
+    """The blueprint's conditions, with those of the command line; None for a model that chooses lengths, which knows none."""
     import pydantic
 
     from sedd_graph.diffusion.conditions import Conditions
     from sedd_graph.errors import UserError
 
+    if run.plan().edits:
+        if (
+            arguments.forbid
+            or arguments.allow
+            or any(getattr(arguments, name, None) is not None for name in ("matching", "guidance", "observed"))
+        ):
+            raise UserError(
+                "this model chooses lengths itself: --forbid, --allow, --matching, --guidance and --observed are for models of rows"
+            )
+        return None
     config = run.plan().sampler.config
     held = {name: getattr(config, name) for name in Conditions.model_fields}
     for name in ("matching", "guidance", "observed"):
@@ -183,13 +195,14 @@ def _infill(arguments: argparse.Namespace) -> int:
         length=arguments.length,
     )
     given = _conditions(run, arguments)
-    law = infilling(run, given.observed)
+    law = infilling(run, given.observed if given else "clamp")
     if not law.holds:
         print(f"warning: {law.how}", file=sys.stderr)
     texts, where = sample_run(
         run,
         batch=arguments.batch,
-        length=prompt.shape[1],
+        # a model that chooses lengths itself is given room; for others the prompt has all positions
+        length=(arguments.length or run.report.data.length) if run.plan().edits else prompt.shape[1],
         steps=arguments.steps,
         seed=arguments.seed,
         prompt=prompt,
@@ -202,6 +215,8 @@ def _infill(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    if arguments.samples is not None or arguments.judge is not None or arguments.mauve:
+        return _eval_samples(arguments)
     from sedd_graph.runs import evaluate_run
 
     path = Path(arguments.run)
@@ -209,8 +224,27 @@ def _eval(arguments: argparse.Namespace) -> int:
         path,
         device=_device(arguments),
         batches=arguments.batches,
-        draws=arguments.draws,
+        draws=arguments.draws or 1,
         weights=arguments.weights,
+        say=_say,
+    )
+    _write_report(path)
+    return 0
+
+
+def _eval_samples(arguments: argparse.Namespace) -> int:
+    from sedd_graph.errors import UserError
+    from sedd_graph.judging import judge_run
+
+    if arguments.batches or arguments.draws or arguments.weights != "newest":
+        raise UserError("--batches, --draws and --weights are for the bound: without --samples, --judge and --mauve")
+    path = Path(arguments.run)
+    judge_run(
+        path,
+        samples=Path(arguments.samples) if arguments.samples else None,
+        judge=Path(arguments.judge) if arguments.judge else None,
+        with_mauve=arguments.mauve,
+        device=_device(arguments),
         say=_say,
     )
     _write_report(path)
@@ -260,6 +294,15 @@ def _show_inverse(path: Path, arguments: argparse.Namespace) -> int:
 def _components(arguments: argparse.Namespace) -> int:
     from sedd_graph.describe import describe, list_components
 
+    if arguments.matrix:
+        from sedd_graph.errors import UserError
+        from sedd_graph.plugins import discover
+        from sedd_graph.proof.matrix import cells, matrix
+
+        if arguments.name:
+            raise UserError("--matrix is of all components: leave the name out")
+        _say(matrix(cells(discover())).rstrip("\n"))
+        return 0
     _say(describe(arguments.name) if arguments.name else list_components())
     return 0
 
@@ -378,7 +421,11 @@ def _parser() -> argparse.ArgumentParser:
     def sampling(made: argparse.ArgumentParser) -> None:
         made.add_argument("run", help="a run folder")
         made.add_argument("--batch", type=_whole(1, 65_536), default=4, help="rows to draw (default: 4)")
-        made.add_argument("--length", type=_whole(1, LARGEST), help="tokens per row (default: data.length)")
+        made.add_argument(
+            "--length",
+            type=_whole(1, LARGEST),
+            help="tokens per row, or at most as many where lengths change (default: data.length)",
+        )
         made.add_argument("--steps", type=_whole(1, 1_000_000), help="sampler steps (default: the blueprint's)")
         made.add_argument(
             "--seed", type=_whole(0, 2**63 - 1), default=0, help="the same seed draws the same rows (default: 0)"
@@ -395,6 +442,12 @@ def _parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             help="the token at a position (negative: from the end) matches it (may be repeated)",
+        )
+        made.add_argument(
+            "--compile",
+            choices=("off", "block"),
+            default="off",
+            help="block: compile each repeated block first, which pays for large batches (default: off)",
         )
         weights(made)
         device(made)
@@ -430,7 +483,9 @@ def _parser() -> argparse.ArgumentParser:
     sampling(verb("sample", _sample, "draw text (or a flow's points) from a run folder's newest weights"))
     made = verb("infill", _infill, "fill in the free parts of a text")
     sampling(made)
-    made.add_argument("--text", help="text in which [[N]] stands for N free tokens")
+    made.add_argument(
+        "--text", help="text in which [[N]] stands for N free tokens ([[]] for any number, where lengths change)"
+    )
     made.add_argument("--prefix", help="text that rows begin with")
     made.add_argument("--suffix", help="text that rows end with")
     made.add_argument(
@@ -442,10 +497,21 @@ def _parser() -> argparse.ArgumentParser:
         help="where the kernel moves seen tokens: the given text as it is, or noised anew each step",
     )
 
-    made = verb("eval", _eval, "bound the held-out text of a run folder")
+    made = verb("eval", _eval, "bound the held-out text of a run folder, or judge its samples")
     made.add_argument("run")
     made.add_argument("--batches", type=_whole(1, 10**9), help="how many batches (default: all)")
-    made.add_argument("--draws", type=_whole(1, 4096), default=1, help="noise draws per sequence (default: 1)")
+    made.add_argument("--draws", type=_whole(1, 4096), help="noise draws per sequence (default: 1)")
+    made.add_argument(
+        "--samples",
+        nargs="?",
+        const="",
+        metavar="ZARR",
+        help="judge samples instead, the newest or those named: entropy and repetition, beside held-out text",
+    )
+    made.add_argument(
+        "--judge", metavar="FOLDER", help="a local causal language model (or .gguf file) for generative perplexity"
+    )
+    made.add_argument("--mauve", action="store_true", help="MAUVE too, by the judge's hidden states (extra 'mauve')")
     weights(made)
     device(made)
 
@@ -461,6 +527,9 @@ def _parser() -> argparse.ArgumentParser:
 
     made = verb("components", _components, "list installed components, or describe one")
     made.add_argument("name", nargs="?", help="such as attention or attention.v1")
+    made.add_argument(
+        "--matrix", action="store_true", help="prove every kernel with every schedule, objective and sampler (minutes)"
+    )
 
     made = verb("schema", _schema, "print the JSON Schema of blueprints, for editors")
     made.add_argument("-o", "--output", default=None, metavar="FILE")

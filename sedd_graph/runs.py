@@ -27,22 +27,28 @@ from sedd_graph.data.rows import Dataset, open_data
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.diffusion.conditions import Conditions
+from sedd_graph.diffusion.edits import EditSampler
+from sedd_graph.diffusion.sampler import Sampler
+from sedd_graph.engine.edits import EditEngine
 from sedd_graph.engine.engine import CompileMode, Engine
 from sedd_graph.engine.flow import FlowEngine
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.engine.measure import Measure, measure
 from sedd_graph.errors import UserError
+from sedd_graph.evaluation.bound import Evaluation, Likelihood, evaluate, numbers
 from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.proof.check import Check
+from sedd_graph.proof.edits import prove_edits
 from sedd_graph.proof.inverse import prove_inverses
+from sedd_graph.proof.output import check_output
 from sedd_graph.proof.process import prove_process
 from sedd_graph.store.arrays import Activations, TapSpec, document_lengths, write_points, write_samples
 from sedd_graph.store.files import alone, new_run, read_json, write_json, write_text
 from sedd_graph.training.checkpoint import latest_checkpoint, load_weights, start_point
 from sedd_graph.training.distributed import World
-from sedd_graph.training.loop import Evaluation, Likelihood, Result, evaluate, train
+from sedd_graph.training.loop import Result, train
 from sedd_graph.training.trackers import FINAL, open_trackers
 
 __all__ = ["Run", "build_run", "evaluate_run", "open_run", "sample_points", "sample_run", "train_run"]
@@ -91,6 +97,9 @@ class Run:
         """Token rows as text."""
         if self.tokenizer is None:
             raise UserError(f"there is no {TOKENIZER} in {self.path}: tokens cannot become text")
+        if isinstance(self.engine, EditEngine):
+            start = self.engine.edits.kernel.start
+            return [self.tokenizer.decode([i for i in row if i != start]) for row in rows.tolist()]
         return [self.tokenizer.decode(row) for row in rows.tolist()]
 
 
@@ -170,6 +179,10 @@ def build_run(
             )
         say(rows)
     engine = make_engine(report, device=device, compile=compile or report.train.compile)
+    if report.plan is not None:
+        checks.append(fits := check_output(engine))
+        if fits.holds is False:
+            raise UserError(f"the head does not fit the kernel: {_listed([fits])}")
     if report.plan is not None or report.flow is not None:
         say(warm_up(engine, report))
     run = new_run(runs, report.name, digest(text))
@@ -208,7 +221,8 @@ def prove(report: Report, *, device: torch.device, say: Say) -> tuple[list[Check
 
     Raises :class:`UserError` with every claim that fails and is not to be answered so.
     """
-    checks = [] if report.plan is None else prove_process(report.plan, report.registry)
+    plan = report.plan
+    checks = [] if plan is None else (prove_edits if plan.edits else prove_process)(plan, report.registry)
     certificates = prove_inverses(report.graph, report.registry, device=device)
     lenient = [c for c in certificates if c.broken and c.use.on_failure == "checkpoint"]
     failing = [("the noise process does not hold", tuple(c for c in checks if c.holds is False))]
@@ -252,11 +266,13 @@ def checks_text(checks: Sequence[Check]) -> str:
 
 
 def _check_tokenizer(report: Report, tokenizer: Tokenizer) -> None:
+    from sedd_graph.engine.edits import make_edit_process
     from sedd_graph.engine.engine import make_process
 
     if report.plan is None:
         return
-    tokens = make_process(report.plan, report.registry).kernel.data_tokens
+    make = make_edit_process if report.plan.edits else make_process
+    tokens = make(report.plan, report.registry).kernel.data_tokens
     if tokenizer.size > tokens:
         raise UserError(
             f"data.tokenizer has {tokenizer.size:,} tokens, more than the {tokens:,} that the graph is built for; "
@@ -379,10 +395,12 @@ def train_run(
             say=quiet,
         )
         quiet(f"{result.reason} at step {result.step} after {result.seconds:.0f} s of training")
+        if isinstance(run.engine, EditEngine) and run.engine.cut:
+            quiet(f"warning     {run.engine.cut:,} tokens of noisy strings found no room: raise objective.room")
         found = None
         if trackers is not None and result.reason in ("done", "budget"):
             found = _evaluate(run, data, say)
-            trackers.log(result.step, {FINAL + k: v for k, v in dataclasses.asdict(found).items()})
+            trackers.log(result.step, {FINAL + k: v for k, v in numbers(found).items()})
         world.barrier()
         return result, found
 
@@ -392,7 +410,8 @@ def _evaluate(
 ) -> Evaluation | Likelihood:
     config = run.report.train
     draws = draws or (config.evaluate.draws if config.evaluate else 1)
-    found = evaluate(run.engine, data, rows=min(64, config.batch), batches=batches, draws=draws, seed=config.seed)
+    rows = min(64, config.batch)
+    found = evaluate(run.engine, data, rows=rows, batches=batches, draws=draws, seed=config.seed)
     say(f"held-out {found}")
     text = {}
     if isinstance(data, Dataset):
@@ -407,9 +426,35 @@ def _evaluate(
     if fuller > found.count:
         say(f"not kept: evaluation.json is of {fuller} sequences, this only of {found.count}")
         return found
+    protocol = {
+        **_protocol(run, data),
+        "rows_at_a_time": rows,
+        "batches": batches,
+        "draws": draws,
+        "seed": config.seed,
+        "dtype": "float32",
+        "hardware": describe_hardware(run.engine.device),
+        "revision": _revision(),
+    }
     record = {**dataclasses.asdict(found), **text, "weights": run.weights, "objective": run.objective}
-    write_json(path, record)
+    write_json(path, {**record, "protocol": protocol})
     return found
+
+
+def _protocol(run: Run, data: Dataset | PointData) -> dict[str, Any]:
+    """What a held-out number is of: the data and how rows are made of it, the noise that it is an expectation over."""
+    rows = {"corpus": data.fingerprint(), "length": data.width}
+    if isinstance(data, Dataset):
+        rows |= {"rows": data.config.rows, "holdout": data.config.holdout}
+    noise = {}
+    if run.report.plan is not None:
+        parts = {
+            "kernel": run.report.plan.kernel,
+            "schedule": run.report.plan.schedule,
+            "objective": run.report.plan.objective,
+        }
+        noise = {name: {"op": p.contract.op, **p.config.model_dump(mode="json")} for name, p in parts.items()}
+    return {**noise, "data": rows, "blueprint": digest((run.path / LOCK).read_text(encoding="utf-8"))}
 
 
 def evaluate_run(
@@ -447,33 +492,42 @@ def sample_run(
         if trajectory:
             frames.append(rows.cpu().numpy().astype(np.int32))
 
-    rows = run.engine.sample(batch, length, steps=steps, prompt=prompt, given=given, seed=seed, on_step=on_step)
+    more: dict[str, Any] = {} if given is None else {"given": given}
+    rows = run.engine.sample(batch, length, steps=steps, prompt=prompt, seed=seed, on_step=on_step, **more)
     texts = run.decode(rows)
-    process, tokenizer = run.engine.process, run.tokenizer
-    assert process is not None
+    engine, tokenizer = run.engine, run.tokenizer
     assert tokenizer is not None
-    held = process.sampler.config if given is None else given
-    conditions = held.model_dump(mode="json", include=set(Conditions.model_fields), exclude_defaults=True)
+    extra: dict[str, Any]
+    if isinstance(engine, EditEngine):
+        sampler: EditSampler | Sampler = engine.edits.sampler
+        lengths = (rows != engine.edits.kernel.start).sum(-1).numpy()
+        extra = {"mask": None, "start": engine.edits.kernel.start, "cut": sampler.cut}
+    else:
+        assert engine.process is not None
+        sampler = engine.process.sampler
+        lengths = document_lengths(rows.numpy(), pad=tokenizer.pad, end=tokenizer.end)
+        held = sampler.config if given is None else given
+        told = held.model_dump(mode="json", include=set(Conditions.model_fields), exclude_defaults=True)
+        extra = {"mask": engine.process.kernel.mask, **({"conditions": told} if told else {})}
     where = write_samples(
         run.path / name,
         rows.numpy(),
         texts,
-        lengths=document_lengths(rows.numpy(), pad=tokenizer.pad, end=tokenizer.end),
+        lengths=lengths,
         trajectory=np.stack(frames) if frames else None,
         attributes={
             "sampler": run.plan().sampler.contract.op,
-            "steps": steps or process.sampler.steps,
+            "steps": steps or sampler.steps,
             "seed": seed,
             "weights": run.weights,
             "revision": _revision(),
             "blueprint": digest((run.path / LOCK).read_text(encoding="utf-8")),
             "device": str(run.engine.device),
-            "mask": process.kernel.mask,
+            **extra,
             "pad": tokenizer.pad,
             "end": tokenizer.end,
-            "clamped": process.sampler.clamped,
-            "evaluations": process.sampler.evaluations,
-            **({"conditions": conditions} if conditions else {}),
+            "clamped": sampler.clamped,
+            "evaluations": sampler.evaluations,
             **({"prompt": prompt.tolist()} if prompt is not None else {}),
             **(notes or {}),
         },

@@ -68,9 +68,10 @@ def unprompted(denoise: Denoise, free: Tensor, kernel: Kernel, guidance: float) 
     mask = kernel.mask
     assert mask is not None
 
-    def guided(x: Tensor, t: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
-        blind = torch.where(free[rows], x, mask)
-        both = denoise(torch.cat([x, blind]), torch.cat([t, t]), torch.cat([rows, rows]))
+    def guided(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
+        blind, places = torch.where(free[rows], x, mask), None if at is None else torch.cat([at, at])
+        both = denoise(torch.cat([x, blind]), torch.cat([t, t]), torch.cat([rows, rows]), places)
+        x = x if at is None else x.gather(1, at)
         out = {}
         for name, value in both.items():
             with_it, without = value.float().chunk(2)
@@ -90,10 +91,14 @@ def classified(denoise: Denoise, kernel: Kernel, schedule: Schedule, classifier:
     """
     still = kernel.clamp_safe and kernel.mask is not None
 
-    def guided(x: Tensor, t: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
-        ((name, value),) = denoise(x, t, rows).items()
+    def guided(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
+        ((name, value),) = denoise(x, t, rows, at).items()
         here = free[rows] & (x == kernel.mask) if still else free[rows]
+        if at is not None:
+            here = here & torch.zeros_like(here).scatter(1, at, True)
         by = classifier.strength * _differences(classifier, x, t, here, value.shape[-1])
+        if at is not None:
+            x, by = x.gather(1, at), by.gather(1, at[..., None].expand(-1, -1, by.shape[-1]))
         if still:
             return {name: tilted(name, value, by, x, kernel)}
         if name == "log_x0":
@@ -135,9 +140,11 @@ def renoised(
 ) -> Denoise:
     """The given text ``prompt`` [b, l], where not ``free``, is noised to the rows' own level each time the network looks at it."""
 
-    def noised(x: Tensor, t: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
+    def noised(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
         given = ~free[rows]
         clean = torch.where(given, prompt[rows], x)
-        return denoise(kernel.sample(clean, schedule.sigma(t), random=Randomness(generator), corrupt=given), t, rows)
+        return denoise(
+            kernel.sample(clean, schedule.sigma(t), random=Randomness(generator), corrupt=given), t, rows, at
+        )
 
     return noised

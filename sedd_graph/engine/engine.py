@@ -25,6 +25,7 @@ from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 from sedd_graph.diffusion.sampler import Denoise, Sampler
 from sedd_graph.engine.backend import inductor
 from sedd_graph.engine.construct import build_model
+from sedd_graph.engine.ending import Ending
 from sedd_graph.engine.regions import Model, RegionModule
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import BlueprintError, Problem, UserError
@@ -174,13 +175,16 @@ class Engine:
         self.compile_mode: CompileMode = "off"
         self.compile(compile)
 
-    def compile(self, mode: CompileMode) -> None:
+    def compile(self, mode: CompileMode, *, everywhere: bool | None = None) -> None:
         """``block``: each repeated block in place, one compilation for all repeats; ``whole``: network and loss as one
         graph (where no block has a backward pass of its own), which takes several times as long to compile and then runs a few percent faster; ``auto``: ``block`` (``whole``
         where no block is repeated) on a GPU, and on a CPU that has a C++ compiler; ``off``: eager.
 
-        Nothing is compiled before it first runs, and state-dict keys do not change.
+        ``everywhere``: in evaluation and sampling, too; without it, on a GPU alone, since on a CPU another shape or mode
+        takes longer to compile than a few samples take. Nothing is compiled before it first runs, and state-dict keys do
+        not change.
         """
+        self._everywhere = self.device.type != "cpu" if everywhere is None else everywhere
         if mode == "auto":
             cpu = self.device.type == "cpu" and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
             able = cpu or self.device.type == "cuda"
@@ -243,8 +247,18 @@ class Engine:
             )
 
     @torch.no_grad()
-    def bound_rows(self, batch: Batch, *, seed: int, draws: int = 1) -> Tensor:
-        """The bound of each sequence, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode, eager on a CPU."""
+    def bound_rows(
+        self,
+        batch: Batch,
+        *,
+        seed: int,
+        draws: int = 1,
+        on_draw: Callable[[Objective, Draw, Tensor], None] | None = None,
+    ) -> Tensor:
+        """The bound of each sequence, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode.
+
+        ``on_draw(objective, draw, nats [b])`` sees every draw, and the objective that it was held to.
+        """
         process, _ = self._parts()
         batch = batch.to(self.device)
         total = torch.zeros(batch.tokens.shape[0], dtype=torch.float64)
@@ -255,7 +269,10 @@ class Engine:
                     batch, process.kernel, process.schedule, random=Randomness(generator)
                 )
                 outputs, _ = self.model.run(feed(draw, batch))
-                total += objective.loss(outputs, draw, batch, process.kernel, process.schedule).double().cpu()
+                nats = objective.loss(outputs, draw, batch, process.kernel, process.schedule)
+                total += nats.double().cpu()
+                if on_draw is not None:
+                    on_draw(objective, draw, nats)
         return total / draws
 
     def bound(self, batches: Iterable[Tensor | Batch], *, draws: int = 1, seed: int = 0) -> Bound:
@@ -272,20 +289,19 @@ class Engine:
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode; on a CPU eager, since another shape or mode would compile for longer than it runs."""
+        """Evaluation mode; eager, unless what was compiled is so everywhere."""
         training = self.model.training
         self.model.eval()
         stance = (
-            torch.compiler.set_stance("force_eager") if self._eager_outside_training() else contextlib.nullcontext()
+            torch.compiler.set_stance("force_eager")
+            if self.compile_mode != "off" and not self._everywhere
+            else contextlib.nullcontext()
         )
         try:
             with stance:
                 yield
         finally:
             self.model.train(training)
-
-    def _eager_outside_training(self) -> bool:
-        return self.device.type == "cpu" and self.compile_mode != "off"
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
@@ -340,18 +356,22 @@ class Engine:
             x = torch.where(free, x, prompt)
         visible = torch.ones_like(free) if attend is None else attend.to(self.device).expand(batch, length)
 
-        compiled = self.compile_mode != "off" and not self._eager_outside_training()
+        compiled = self.compile_mode != "off" and self._everywhere
+
+        ending = Ending(self.graph.root)
+
         asked = 0
 
-        def look(x: Tensor, t: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
+        def look(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
             nonlocal asked
             asked += len(rows)
             # Every other number of rows would be compiled anew: where that is done, the batch is filled up again.
             fill = -len(rows) % batch if compiled else 0
             if fill:
                 x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
+                at = None if at is None else torch.cat([at, at[:1].expand(fill, -1)])
             inputs = {"tokens": x, "sigma": process.schedule.sigma(t), "t": t, "attend": visible[rows]}
-            outputs = self.model.run(inputs)[0]
+            outputs = self.model.run(inputs)[0] if at is None else ending.run(self.model, inputs, at)
             return {name: value[: len(value) - fill] for name, value in outputs.items()} if fill else outputs
 
         denoise: Denoise = look

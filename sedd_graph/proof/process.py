@@ -19,7 +19,7 @@ from sedd_graph.plugins import Registry
 from sedd_graph.proof.check import Check
 from sedd_graph.proof.noise import check_kernel, check_precision, check_schedule
 
-__all__ = ["Toy", "prove_parts", "prove_process", "prove_whole"]
+__all__ = ["TOKENS", "Toy", "prove_objective", "prove_parts", "prove_process", "prove_sampler", "prove_whole"]
 
 TOKENS, LENGTH = 3, 2
 _LOWEST = 25.0
@@ -64,8 +64,9 @@ class Toy:
         self._made[new] = True
         return self._table[levels]
 
-    def outputs(self, x: Tensor, sigma: Tensor, name: str) -> dict[str, Tensor]:
-        """What a perfect network would put out for rows ``x`` [b, 2] at noise ``sigma`` [b]."""
+    def outputs(self, x: Tensor, sigma: Tensor, name: str, at: Tensor | None = None) -> dict[str, Tensor]:
+        """What a perfect network would put out for rows ``x`` [b, 2] at noise ``sigma`` [b], at all positions or those in
+        ``at`` [b, k]."""
         kernel, rows = self.process.kernel, torch.arange(len(x))
         p = self._transition(sigma)
         if name == "log_score":
@@ -80,6 +81,8 @@ class Toy:
             if kernel.clamp_safe and kernel.mask is not None:
                 carried = torch.nn.functional.one_hot(x, self.states).double()
                 exact = torch.where((x == kernel.mask)[..., None], exact, carried)
+        if at is not None:
+            exact = exact.gather(1, at[..., None].expand(-1, -1, self.states))
         return {name: exact.clamp(min=1e-300).log().clamp(min=-1e6).float()}
 
 
@@ -101,8 +104,17 @@ def prove_parts(plan: ProcessPlan, registry: Registry) -> list[Check]:
 
 def prove_whole(plan: ProcessPlan, registry: Registry) -> list[Check]:
     """The objective and the sampler with a perfect network."""
-    toy = Toy(_cut_down(plan, registry))
-    return [_bound(toy, plan.output), *_sampler(toy, plan.output)]
+    return [prove_objective(plan, registry), *prove_sampler(plan, registry)]
+
+
+def prove_objective(plan: ProcessPlan, registry: Registry) -> Check:
+    """The bound with a perfect network."""
+    return _bound(Toy(_cut_down(plan, registry)), plan.output)
+
+
+def prove_sampler(plan: ProcessPlan, registry: Registry) -> list[Check]:
+    """What the sampler makes of a perfect network."""
+    return _sampler(Toy(_cut_down(plan, registry)), plan.output)
 
 
 def _cut_down(plan: ProcessPlan, registry: Registry) -> Process:
@@ -139,7 +151,7 @@ def _sampler(toy: Toy, output: str) -> list[Check]:
     steps = None if sampler.steps is None else 2 if sampler.exact else 64
     x = process.kernel.prior(rows, LENGTH, generator=generator, allowed=None)
     out = sampler.run(
-        lambda x, t, _: toy.outputs(x, process.schedule.sigma(t), output),
+        lambda x, t, _, at=None: toy.outputs(x, process.schedule.sigma(t), output, at),
         x,
         free=torch.ones_like(x, dtype=torch.bool),
         kernel=process.kernel,
