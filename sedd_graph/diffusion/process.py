@@ -141,6 +141,19 @@ class Objective(Component, ABC):
     needs_mask: ClassVar[bool] = False
     """Whether it works only with a kernel that masks all tokens at one rate, and does nothing else."""
 
+    @classmethod
+    def toy(cls, config: ComponentConfig) -> ComponentConfig:
+        """``config`` cut down for a proof on a few positions."""
+        return config
+
+    @property
+    def block(self) -> int | None:
+        """How many positions are noised by themselves, given all before them in full; None for a row as a whole.
+
+        It says how the network is fed (:func:`sedd_graph.diffusion.blocks.block_inputs`) and how text is written.
+        """
+        return None
+
     def lacks(self, kernel: Kernel) -> str | None:
         """What kind of kernel it needs, where ``kernel`` is not one of them."""
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None

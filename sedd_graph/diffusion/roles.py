@@ -77,7 +77,7 @@ class PointBatch:
 class Draw:
     """One draw of the forward process for a batch: ``xt`` int64 [b, l]; ``t``, ``sigma``, ``dsigma`` and ``weight`` float32 [b].
 
-    ``weight`` makes the mean of the loss over draws an integral: the width of the range that ``t`` was drawn from, or
+    Under an objective of blocks the last four are [b, k], one for each of a row's k blocks. ``weight`` makes the mean of the loss over draws an integral: the width of the range that ``t`` was drawn from, or
     the factor of the count form.
     """
 

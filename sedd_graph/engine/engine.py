@@ -10,27 +10,29 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sedd_graph.component import Context
+from sedd_graph.diffusion.blocks import block_inputs, hold_prompt, write_blocks
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.process import Kernel, Objective, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 from sedd_graph.diffusion.sampler import Sampler
 from sedd_graph.engine.backend import inductor
+from sedd_graph.engine.blocks import remembering
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.regions import Model, RegionModule
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.model import Graph
-from sedd_graph.graph.process import ProcessPlan
+from sedd_graph.graph.process import FED, ProcessPlan
 from sedd_graph.plugins import Registry
 from sedd_graph.store.files import disk_faults
 
-__all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mean_and_error", "mix_seed"]
+__all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "hold_inputs", "make_process", "mean_and_error", "mix_seed"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
 """What is compiled; see :meth:`Engine.compile`."""
@@ -57,8 +59,10 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
     context = Context({"n": states or plan.states})
     noise = registry.component(plan.kernel.contract.op)
     kernel = noise(plan.kernel.config if states is None else noise.toy(plan.kernel.config, states), context)
-    schedule, objective, sampler = (
-        registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.objective, plan.sampler)
+    goal = registry.component(plan.objective.contract.op)
+    objective = goal(plan.objective.config if states is None else goal.toy(plan.objective.config), context)
+    schedule, sampler = (
+        registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.sampler)
     )
     process = Process(kernel, schedule, objective, sampler)
     problems = [
@@ -88,6 +92,26 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
     return process
 
 
+def hold_inputs(process: Process, graph: Graph) -> None:
+    """What a graph is fed must be what its objective is about. Raises :class:`BlueprintError`."""
+    names, block = graph.root.inputs, process.objective.block
+    problems = []
+
+    def refuse(key: str, message: str) -> None:
+        problems.append(Problem("blueprint", 0, 0, key, message))
+
+    for name in ("clean", "places", "sees"):
+        if block is None and name in names:
+            refuse(f"inputs.{name}", f"{name!r} is for an objective of blocks, such as block_nelbo")
+        elif block is not None and name not in names and name != "places":
+            refuse("objective", f"an objective of blocks needs a graph with the input {name!r}: {FED[name]}")
+    for name in ("t", "attend"):
+        if block is not None and name in names:
+            refuse(f"inputs.{name}", f"an objective of blocks feeds no {name!r}: it is not the same for all blocks of a row")
+    if problems:
+        raise BlueprintError(problems)
+
+
 def mix_seed(*parts: int) -> int:
     """One 63-bit seed from several integers (splitmix64), so that neighbouring steps share nothing."""
     state = 0
@@ -99,8 +123,10 @@ def mix_seed(*parts: int) -> int:
     return state >> 1
 
 
-def feed(draw: Draw, batch: Batch) -> dict[str, Tensor]:
-    """The graph inputs that the engine knows (see :data:`sedd_graph.graph.process.FED`)."""
+def feed(draw: Draw, batch: Batch, block: int | None) -> dict[str, Tensor]:
+    """The graph inputs that the engine knows (see :data:`sedd_graph.graph.process.FED`); ``block`` is the objective's."""
+    if block is not None:
+        return block_inputs(draw.xt, batch.tokens, block=block)
     return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": batch.attend}
 
 
@@ -123,7 +149,7 @@ class LossModule(nn.Module):
 
     def forward(self, draw: Draw, batch: Batch, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per sequence [b], and the saved ports. ``key`` int32 [b] turns dropout on."""
-        outputs, taps = self.model.run(feed(draw, batch), key)
+        outputs, taps = self.model.run(feed(draw, batch, self._process.objective.block), key)
         with full_precision(draw.xt):
             loss = self._process.objective.loss(outputs, draw, batch, self._process.kernel, self._process.schedule)
         return loss, taps
@@ -248,7 +274,7 @@ class Engine:
                 objective, draw = process.objective.bound_draw(
                     batch, process.kernel, process.schedule, random=Randomness(generator)
                 )
-                outputs, _ = self.model.run(feed(draw, batch))
+                outputs, _ = self.model.run(feed(draw, batch, objective.block))
                 total += objective.loss(outputs, draw, batch, process.kernel, process.schedule).double().cpu()
         return total / draws
 
@@ -265,12 +291,14 @@ class Engine:
         )
 
     @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode; on a CPU eager, since another shape or mode would compile for longer than it runs."""
+    def _evaluating(self, *, eager: bool = False) -> Iterator[None]:
+        """Evaluation mode; on a CPU always ``eager``, since another shape or mode would compile for longer than it runs."""
         training = self.model.training
         self.model.eval()
         stance = (
-            torch.compiler.set_stance("force_eager") if self._eager_outside_training() else contextlib.nullcontext()
+            torch.compiler.set_stance("force_eager")
+            if eager or self._eager_outside_training()
+            else contextlib.nullcontext()
         )
         try:
             with stance:
@@ -301,6 +329,9 @@ class Engine:
         [b, l] hides padding. The same ``seed`` gives the same rows on the same device. ``on_step(number, rows)`` sees
         every step. The mask and forbidden tokens never come out (unless a prompt holds them). Raises :class:`UserError` where
         ``steps`` is given and the blueprint's sampler takes none (``process.sampler.steps`` is None).
+
+        Under an objective of blocks the sampler runs in each block from left to right, with ``steps`` of its own; a prompt may
+        hold nothing behind the first block that is open. What ends within a block is the beginning of a whole one.
         """
         process, _ = self._parts()
         if batch < 1 or length < 1:
@@ -309,14 +340,17 @@ class Engine:
             raise UserError(f"sample: steps must be at least 1, not {steps}")
         chosen = int(torch.randint(2**62, ())) if seed is None else seed
         generator = torch.Generator(self.device).manual_seed(mix_seed(chosen))
-        x = process.kernel.prior(batch, length, generator=generator, allowed=self.allowed)
+        block = process.objective.block
+        whole = length if block is None else -(-length // block) * block
+        x = process.kernel.prior(batch, whole, generator=generator, allowed=self.allowed)
         free = torch.ones_like(x, dtype=torch.bool)
         if prompt is not None:
             if prompt.dim() != 2 or prompt.shape[1] != length or prompt.shape[0] not in (1, batch):
                 raise UserError(f"sample: prompt must be [{batch}, {length}] (or one row), not {list(prompt.shape)}")
             prompt = prompt.to(self.device).expand(batch, length)
-            free = prompt < 0
             self._check_tokens(prompt.clamp(min=0))
+            prompt = torch.nn.functional.pad(prompt, (0, whole - length), value=-1)
+            free = prompt < 0
             x = torch.where(free, x, prompt)
         visible = torch.ones_like(free) if attend is None else attend.to(self.device).expand(batch, length)
 
@@ -331,20 +365,31 @@ class Engine:
             outputs = self.model.run(inputs)[0]
             return {name: value[: batch - fill] for name, value in outputs.items()} if fill else outputs
 
+        how: dict[str, Any] = {
+            "free": free,
+            "kernel": process.kernel,
+            "schedule": process.schedule,
+            "generator": generator,
+            "steps": steps,
+            "allowed": self.allowed,
+            "on_step": on_step,
+        }
+        if block is not None:
+            return self._write(x, block, how)[:, :length].cpu()
         with self._evaluating():
-            out = process.sampler.run(
-                denoise,
-                x,
-                free=free,
-                kernel=process.kernel,
-                schedule=process.schedule,
-                generator=generator,
-                steps=steps,
-                allowed=self.allowed,
-                timeless=not {"sigma", "t"} & set(self.model.input_names),
-                on_step=on_step,
-            )
-        return out.cpu()
+            timeless = not {"sigma", "t"} & set(self.model.input_names)
+            return process.sampler.run(denoise, x, timeless=timeless, **how).cpu()
+
+    def _write(self, x: Tensor, block: int, how: dict[str, Any]) -> Tensor:
+        """Rows ``x`` block by block. Eager: what is remembered grows, and each length of it would be compiled anew."""
+        process, _ = self._parts()
+        hold_prompt(how["free"], block)
+        rows, length = x.shape
+        with (
+            self._evaluating(eager=True),
+            remembering(self.model, block, rows=rows, length=length) as given,
+        ):
+            return write_blocks(process.sampler, given, x, block=block, **how)
 
     # -- keeping ----------------------------------------------------------------------------------------------------
 

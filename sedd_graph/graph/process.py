@@ -15,8 +15,17 @@ from sedd_graph.plugins import Registry
 
 __all__ = ["FED", "Part", "ProcessPlan", "read_process"]
 
-FED = {"tokens": "int b l", "sigma": "float b", "t": "float b", "attend": "bool b l"}
-"""The graph inputs that the engine feeds: noised tokens, total noise, time, and which positions may be looked at."""
+FED = {
+    "tokens": "int b l",
+    "sigma": "float b",
+    "t": "float b",
+    "attend": "bool b l",
+    "clean": "int b l",
+    "places": "int 2*l",
+    "sees": "bool 2*l 2*l",
+}
+"""The graph inputs that the engine feeds: noised tokens, total noise, time, and which positions may be looked at; for blocks
+clean tokens, where noised and clean ones stand in the row, and who may look at whom."""
 
 OUTPUTS = ("log_score", "log_x0")
 """What a graph of a language model puts out: one of these."""
