@@ -8,7 +8,6 @@ it to benchmarks/results/learn.jsonl with the hardware named.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import tempfile
@@ -17,7 +16,8 @@ from pathlib import Path
 from sedd_graph.api import check, make_engine
 from sedd_graph.data.rows import open_data
 from sedd_graph.engine.hardware import describe_hardware, pick_device
-from sedd_graph.training.loop import evaluate, train
+from sedd_graph.evaluation.bound import evaluate, numbers
+from sedd_graph.training.loop import train
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,7 +41,7 @@ def main() -> None:
         "tokens_per_second": round(result.step * report.train.batch * report.data.length / result.seconds),
         "hardware": describe_hardware(device),
         "overrides": sys.argv[2:],
-        **dataclasses.asdict(found),
+        **numbers(found),
     }
     with (HERE / "results" / "learn.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(record) + "\n")

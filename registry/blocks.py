@@ -55,6 +55,7 @@ class BlockNelbo(Objective, kind="objective"):
 
     reads = ("log_x0",)
     needs_mask = True
+    over = "masked"  # in the form that evaluation takes
 
     class Config(TimeConfig):
         block: Annotated[int, pydantic.Field(ge=1, le=2**20)] = 16

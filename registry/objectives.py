@@ -113,6 +113,7 @@ class MaskedCount(Objective, kind="objective"):
 
     reads = ("log_x0",)
     needs_mask = True
+    over = "masked"
 
     class Config(ComponentConfig):
         counts: Literal["low_discrepancy", "independent"] = "low_discrepancy"

@@ -173,6 +173,8 @@ def _infill(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    if arguments.samples is not None or arguments.judge is not None or arguments.mauve:
+        return _eval_samples(arguments)
     from sedd_graph.runs import evaluate_run
 
     path = Path(arguments.run)
@@ -180,8 +182,27 @@ def _eval(arguments: argparse.Namespace) -> int:
         path,
         device=_device(arguments),
         batches=arguments.batches,
-        draws=arguments.draws,
+        draws=arguments.draws or 1,
         weights=arguments.weights,
+        say=_say,
+    )
+    _write_report(path)
+    return 0
+
+
+def _eval_samples(arguments: argparse.Namespace) -> int:
+    from sedd_graph.errors import UserError
+    from sedd_graph.judging import judge_run
+
+    if arguments.batches or arguments.draws or arguments.weights != "newest":
+        raise UserError("--batches, --draws and --weights are for the bound: without --samples, --judge and --mauve")
+    path = Path(arguments.run)
+    judge_run(
+        path,
+        samples=Path(arguments.samples) if arguments.samples else None,
+        judge=Path(arguments.judge) if arguments.judge else None,
+        with_mauve=arguments.mauve,
+        device=_device(arguments),
         say=_say,
     )
     _write_report(path)
@@ -382,10 +403,21 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--prefix", help="text that rows begin with")
     made.add_argument("--suffix", help="text that rows end with")
 
-    made = verb("eval", _eval, "bound the held-out text of a run folder")
+    made = verb("eval", _eval, "bound the held-out text of a run folder, or judge its samples")
     made.add_argument("run")
     made.add_argument("--batches", type=_whole(1, 10**9), help="how many batches (default: all)")
-    made.add_argument("--draws", type=_whole(1, 4096), default=1, help="noise draws per sequence (default: 1)")
+    made.add_argument("--draws", type=_whole(1, 4096), help="noise draws per sequence (default: 1)")
+    made.add_argument(
+        "--samples",
+        nargs="?",
+        const="",
+        metavar="ZARR",
+        help="judge samples instead, the newest or those named: entropy and repetition, beside held-out text",
+    )
+    made.add_argument(
+        "--judge", metavar="FOLDER", help="a local causal language model (or .gguf file) for generative perplexity"
+    )
+    made.add_argument("--mauve", action="store_true", help="MAUVE too, by the judge's hidden states (extra 'mauve')")
     weights(made)
     device(made)
 

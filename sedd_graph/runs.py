@@ -31,6 +31,7 @@ from sedd_graph.engine.flow import FlowEngine
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.engine.measure import Measure, measure
 from sedd_graph.errors import UserError
+from sedd_graph.evaluation.bound import Evaluation, Likelihood, evaluate, numbers
 from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.process import ProcessPlan
@@ -41,7 +42,7 @@ from sedd_graph.store.arrays import Activations, TapSpec, document_lengths, writ
 from sedd_graph.store.files import alone, new_run, read_json, write_json, write_text
 from sedd_graph.training.checkpoint import latest_checkpoint, load_weights, start_point
 from sedd_graph.training.distributed import World
-from sedd_graph.training.loop import Evaluation, Likelihood, Result, evaluate, train
+from sedd_graph.training.loop import Result, train
 from sedd_graph.training.trackers import FINAL, open_trackers
 
 __all__ = ["Run", "build_run", "evaluate_run", "open_run", "sample_points", "sample_run", "train_run"]
@@ -374,7 +375,7 @@ def train_run(
         found = None
         if trackers is not None and result.reason in ("done", "budget"):
             found = _evaluate(run, data, say)
-            trackers.log(result.step, {FINAL + k: v for k, v in dataclasses.asdict(found).items()})
+            trackers.log(result.step, {FINAL + k: v for k, v in numbers(found).items()})
         world.barrier()
         return result, found
 
@@ -384,7 +385,8 @@ def _evaluate(
 ) -> Evaluation | Likelihood:
     config = run.report.train
     draws = draws or (config.evaluate.draws if config.evaluate else 1)
-    found = evaluate(run.engine, data, rows=min(64, config.batch), batches=batches, draws=draws, seed=config.seed)
+    rows = min(64, config.batch)
+    found = evaluate(run.engine, data, rows=rows, batches=batches, draws=draws, seed=config.seed)
     say(f"held-out {found}")
     text = {}
     if isinstance(data, Dataset):
@@ -399,9 +401,35 @@ def _evaluate(
     if fuller > found.count:
         say(f"not kept: evaluation.json is of {fuller} sequences, this only of {found.count}")
         return found
+    protocol = {
+        **_protocol(run, data),
+        "rows_at_a_time": rows,
+        "batches": batches,
+        "draws": draws,
+        "seed": config.seed,
+        "dtype": "float32",
+        "hardware": describe_hardware(run.engine.device),
+        "revision": _revision(),
+    }
     record = {**dataclasses.asdict(found), **text, "weights": run.weights, "objective": run.objective}
-    write_json(path, record)
+    write_json(path, {**record, "protocol": protocol})
     return found
+
+
+def _protocol(run: Run, data: Dataset | PointData) -> dict[str, Any]:
+    """What a held-out number is of: the data and how rows are made of it, the noise that it is an expectation over."""
+    rows = {"corpus": data.fingerprint(), "length": data.width}
+    if isinstance(data, Dataset):
+        rows |= {"rows": data.config.rows, "holdout": data.config.holdout}
+    noise = {}
+    if run.report.plan is not None:
+        parts = {
+            "kernel": run.report.plan.kernel,
+            "schedule": run.report.plan.schedule,
+            "objective": run.report.plan.objective,
+        }
+        noise = {name: {"op": p.contract.op, **p.config.model_dump(mode="json")} for name, p in parts.items()}
+    return {**noise, "data": rows, "blueprint": digest((run.path / LOCK).read_text(encoding="utf-8"))}
 
 
 def evaluate_run(

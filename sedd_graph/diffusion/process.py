@@ -140,6 +140,8 @@ class Objective(Component, ABC):
     """Names of model outputs that it can take, the preferred one first."""
     needs_mask: ClassVar[bool] = False
     """Whether it works only with a kernel that masks all tokens at one rate, and does nothing else."""
+    over: ClassVar[str] = "time"
+    """What ``t`` of its draws is: ``time``, or ``masked``, the share of masked tokens, a sum over which is exact."""
 
     @classmethod
     def toy(cls, config: ComponentConfig) -> ComponentConfig:

@@ -263,8 +263,18 @@ class Engine:
             )
 
     @torch.no_grad()
-    def bound_rows(self, batch: Batch, *, seed: int, draws: int = 1) -> Tensor:
-        """The bound of each sequence, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode, eager on a CPU."""
+    def bound_rows(
+        self,
+        batch: Batch,
+        *,
+        seed: int,
+        draws: int = 1,
+        on_draw: Callable[[Objective, Draw, Tensor], None] | None = None,
+    ) -> Tensor:
+        """The bound of each sequence, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode, eager on a CPU.
+
+        ``on_draw(objective, draw, nats [b])`` sees every draw, and the objective that it was held to.
+        """
         process, _ = self._parts()
         batch = batch.to(self.device)
         total = torch.zeros(batch.tokens.shape[0], dtype=torch.float64)
@@ -275,7 +285,10 @@ class Engine:
                     batch, process.kernel, process.schedule, random=Randomness(generator)
                 )
                 outputs, _ = self.model.run(feed(draw, batch, objective.block))
-                total += objective.loss(outputs, draw, batch, process.kernel, process.schedule).double().cpu()
+                nats = objective.loss(outputs, draw, batch, process.kernel, process.schedule)
+                total += nats.double().cpu()
+                if on_draw is not None:
+                    on_draw(objective, draw, nats)
         return total / draws
 
     def bound(self, batches: Iterable[Tensor | Batch], *, draws: int = 1, seed: int = 0) -> Bound:

@@ -1,4 +1,4 @@
-"""Small SVGs: lines over training steps, with a band for standard errors, and points in the plane. Numbers in, text out;
+"""Small SVGs: lines over training steps or noise levels, with a band for standard errors, and points in the plane. Numbers in, text out;
 nothing is read here."""
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def _range(values: list[float]) -> tuple[float, float]:
     return low - 0.06 * room, high + 0.08 * room
 
 
-def curve(lines: Sequence[Line], *, title: str) -> str:
-    """A figure of ``lines``, or an empty string where they have no points."""
+def curve(lines: Sequence[Line], *, title: str, over: str = "step") -> str:
+    """A figure of ``lines`` over what ``over`` names, or an empty string where they have no points."""
     drawn = [(line, line.finite()) for line in lines if line.finite()]
     if not drawn:
         return ""
@@ -73,7 +73,7 @@ def curve(lines: Sequence[Line], *, title: str) -> str:
     def py(y: float) -> float:
         return min(HEIGHT - BOTTOM, max(4.0, HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)))
 
-    parts = [f'<text x="{LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">step</text>']
+    parts = [f'<text x="{LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">{html.escape(over)}</text>']
     for value in ticks(y0, y1):
         y = py(value)
         parts.append(
@@ -91,7 +91,9 @@ def curve(lines: Sequence[Line], *, title: str) -> str:
         path = " ".join(f"{px(p.step):.1f},{py(p.value):.1f}" for p in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{line.colour}" stroke-width="1.6"/>')
         for p in points[:: max(1, len(points) // DOTS)]:
-            note = f"{line.label}: {p.value:.4g}" + (f" ± {p.error:.2g}" if p.error else "") + f" at step {p.step:.7g}"
+            note = (
+                f"{line.label}: {p.value:.4g}" + (f" ± {p.error:.2g}" if p.error else "") + f" at {over} {p.step:.7g}"
+            )
             parts.append(
                 f'<circle cx="{px(p.step):.1f}" cy="{py(p.value):.1f}" r="{4 if p.error else 2.2}" fill="{line.colour}">'
                 f"<title>{html.escape(note)}</title></circle>"
@@ -103,7 +105,7 @@ def curve(lines: Sequence[Line], *, title: str) -> str:
     name = html.escape(title)
     return (
         f'<figure><figcaption>{name}</figcaption><svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{name} over steps">{"".join(parts)}</svg></figure>'
+        f'aria-label="{name} over {html.escape(over)}">{"".join(parts)}</svg></figure>'
     )
 
 

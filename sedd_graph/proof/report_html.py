@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-import re
+import math
 import shlex
 from collections.abc import Sequence
 from importlib.resources import files
@@ -23,8 +23,10 @@ import zarr
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.errors import SeddGraphError
+from sedd_graph.evaluation.record import QUALITY, SHOWN, drawn, told
 from sedd_graph.proof.curves import Line, Point, curve, scatter
 from sedd_graph.proof.film import film_data
+from sedd_graph.store.arrays import stores
 from sedd_graph.store.files import read_json, write_text
 
 __all__ = ["write_report"]
@@ -52,6 +54,23 @@ def _json(path: Path) -> dict[str, Any]:
     except SeddGraphError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of one a line, without a line that is being written."""
+    found = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            found.append(record)
+    return found
 
 
 # -- results ------------------------------------------------------------------------------------------------------
@@ -104,24 +123,33 @@ def _results(evaluation: dict[str, Any], measure: dict[str, Any]) -> str:
             f"{_number(evaluation.get('dimensions'), ',')} numbers, weights {_e(evaluation.get('weights', '?'))}.</p>"
         )
     elif evaluation:
+        masked = evaluation.get("over") == "masked"
+        each = "of how many tokens are masked: the exact form" if masked else "of a time"
         told = (
             f"<p>Bound on {_number(evaluation.get('sequences'), ',')} held-out sequences, {_e(evaluation.get('draws', '?'))} "
-            f"noise draw(s) each, objective {_e(evaluation.get('objective', '?'))}, weights {_e(evaluation.get('weights', '?'))}.</p>"
+            f"noise draw(s) each ({each}), objective {_e(evaluation.get('objective', '?'))}, weights {_e(evaluation.get('weights', '?'))}.</p>"
         )
-    return f'<div class="tiles">{shown}</div>{told}'
+    return f'<div class="tiles">{shown}</div>{told}{_levels(evaluation)}'
+
+
+def _levels(evaluation: dict[str, Any]) -> str:
+    """The bound by noise level."""
+    points = []
+    for level in map(_object, evaluation.get("levels") or []):
+        found = [level.get(name) for name in ("low", "high", "nats_per_token")]
+        low, high, value = (v if isinstance(v, int | float) else math.nan for v in found)
+        if math.isfinite(middle := (low + high) / 2):
+            points.append(Point(middle, value, level.get("standard_error") or 0.0))
+    masked = evaluation.get("over") == "masked"
+    where = "share of tokens that are masked" if masked else "time, 0 clean to 1 noise"
+    title = (
+        f"the bound by noise level: nats per token over the {where} (its mean is the bound; band: two standard errors)"
+    )
+    figure = curve([Line("bound", "var(--b)", points)], title=title, over="masked" if masked else "time")
+    return f'<div class="curves">{figure}</div>' if figure else ""
 
 
 # -- texts --------------------------------------------------------------------------------------------------------
-
-
-def _stores(run: Path, stem: str) -> list[Path]:
-    """``stem.zarr``, ``stem-2.zarr``, ...: the newest first."""
-    found = []
-    for path in run.glob(f"{stem}*.zarr"):
-        number = re.fullmatch(rf"{stem}(?:-(\d+))?\.zarr", path.name)
-        if number and (path / "zarr.json").is_file():
-            found.append((int(number[1] or 1), path))
-    return [path for _, path in sorted(found, reverse=True)]
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -136,7 +164,7 @@ def _facts(group: zarr.Group, store: Path) -> str:
 
 
 def _samples(run: Path) -> str:
-    for store in _stores(run, "samples")[:1]:
+    for store in stores(run, "samples")[:1]:
         group = zarr.open_group(str(store), mode="r")
         if "x" in group:
             return f"<h2>Samples</h2>{_facts(group, store)}{scatter(np.asarray(_array(group, 'x')[:2000]))}"
@@ -145,8 +173,22 @@ def _samples(run: Path) -> str:
     return ""
 
 
+def _quality(run: Path) -> str:
+    """What was said of samples, the last first, and of held-out text beside them."""
+    rows = []
+    for record in reversed(_records(run / QUALITY)):
+        judge, how = _object(record.get("judge")), _object(_object(record.get("protocol")).get("sampling"))
+        by = f"{judge.get('name')} ({str(judge.get('sha256'))[:8]})" if judge else "no judge"
+        for side, name in (("samples", f"{record.get('store')}: {drawn(how)}; {by}"), ("reference", "held-out text")):
+            if isinstance(numbers := record.get(side), dict):
+                rows.append([_e(name), *(_e(told(numbers, key).replace("+-", "±")) for key in SHOWN)])
+    kept = [i for i, _ in enumerate(SHOWN, 1) if any(row[i] != "-" for row in rows)]
+    table = _table([[row[0], *(row[i] for i in kept)] for row in rows], ("", *([*SHOWN.values()][i - 1] for i in kept)))
+    return f"<h2>Quality of samples</h2>{table}" if rows else ""
+
+
 def _infilled(run: Path, tokenizer: Tokenizer | None) -> str:
-    for store in _stores(run, "infilled")[:1]:
+    for store in stores(run, "infilled")[:1]:
         group = zarr.open_group(str(store), mode="r")
         prompts = group.attrs.get("prompt")
         if tokenizer is None or not isinstance(prompts, list):
@@ -164,7 +206,7 @@ def _infilled(run: Path, tokenizer: Tokenizer | None) -> str:
 
 def _film(run: Path, tokenizer: Tokenizer | None) -> str:
     """Of the newest samples that were kept with their way."""
-    for store in _stores(run, "samples"):
+    for store in stores(run, "samples"):
         group = zarr.open_group(str(store), mode="r")
         if "trajectory" not in group or tokenizer is None:
             continue
@@ -186,16 +228,7 @@ def _film(run: Path, tokenizer: Tokenizer | None) -> str:
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
-    path = run / "metrics.jsonl"
-    found = []
-    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that is being written
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            found.append(record)
-    return found
+    return [record for record in _records(run / "metrics.jsonl") if isinstance(record.get("step"), int)]
 
 
 def _curves(metrics: list[dict[str, Any]]) -> str:
@@ -285,6 +318,7 @@ def write_report(run: Path) -> Path:
         _results(_json(run / "evaluation.json"), certificate.get("measure") or {}),
         _film(run, tokenizer),
         _samples(run),
+        _quality(run),
         _infilled(run, tokenizer),
         _curves(_metrics(run)),
         _recorded(run),

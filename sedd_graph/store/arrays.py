@@ -8,6 +8,7 @@ Chunks are written one at a time: zarr would write several at once, and go on wi
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.store.files import disk_faults, new_folder, part_folder
 from sedd_graph.store.writer import Writer
 
-__all__ = ["Activations", "TapSpec", "document_lengths", "write_points", "write_samples"]
+__all__ = ["Activations", "TapSpec", "document_lengths", "stores", "write_points", "write_samples"]
 
 Array = npt.NDArray[Any]
 CHUNK = 2**18
@@ -155,6 +156,16 @@ def document_lengths(tokens: npt.NDArray[np.int64], *, pad: int | None, end: int
         first = np.where(ends.any(axis=1), np.argmax(ends, axis=1) + 1, width)
         np.minimum(lengths, first, out=lengths)
     return lengths
+
+
+def stores(folder: Path, stem: str) -> list[Path]:
+    """``stem.zarr``, ``stem-2.zarr``, ... in ``folder``: the newest first."""
+    found = []
+    for path in folder.glob(f"{stem}*.zarr"):
+        number = re.fullmatch(rf"{stem}(?:-(\d+))?\.zarr", path.name)
+        if number and (path / "zarr.json").is_file():
+            found.append((int(number[1] or 1), path))
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def write_samples(

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sedd_graph.data.points import PointData, Points
-from sedd_graph.data.rows import Dataset, Rows
-from sedd_graph.diffusion.roles import Batch, PointBatch, Randomness
+from sedd_graph.data.points import PointData
+from sedd_graph.data.rows import Dataset
+from sedd_graph.diffusion.roles import Randomness
 from sedd_graph.engine.engine import Engine, mix_seed
 from sedd_graph.engine.hardware import pick_dtype
 from sedd_graph.errors import DivergedError, UserError
+from sedd_graph.evaluation.bound import evaluate, to_batch
 from sedd_graph.store.arrays import Activations
 from sedd_graph.training.checkpoint import (
     Checkpoint,
@@ -41,77 +42,9 @@ from sedd_graph.training.distributed import World
 from sedd_graph.training.optim import Average, learning_rate, make_optimizers
 from sedd_graph.training.trackers import Trackers
 
-__all__ = ["Evaluation", "Likelihood", "Result", "Trainer", "evaluate", "to_batch", "train"]
+__all__ = ["Result", "Trainer", "train"]
 
 Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """A held-out bound. Standard errors are over sequences."""
-
-    nats_per_token: float
-    standard_error: float
-    bits_per_character: float
-    bits_standard_error: float
-    perplexity: float
-    sequences: int
-    tokens: int
-    draws: int
-
-    @property
-    def count(self) -> int:
-        """Rows that it is over."""
-        return self.sequences
-
-    def curve(self) -> dict[str, float]:
-        """What is followed on the way."""
-        return {
-            "loss": self.nats_per_token,
-            "standard_error": self.standard_error,
-            "bits_per_character": self.bits_per_character,
-            "bits_standard_error": self.bits_standard_error,
-        }
-
-    def __str__(self) -> str:
-        return (
-            f"bound {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats per token, "
-            f"{self.bits_per_character:.4f} +- {self.bits_standard_error:.4f} bits per character, "
-            f"perplexity {self.perplexity:.2f} ({self.sequences} sequences, {self.draws} draw(s))"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """A held-out -log p, exact. Standard errors are over rows."""
-
-    nats_per_dimension: float
-    standard_error: float
-    bits_per_dimension: float
-    bits_standard_error: float
-    rows: int
-    dimensions: int
-
-    @property
-    def count(self) -> int:
-        """Rows that it is over."""
-        return self.rows
-
-    def curve(self) -> dict[str, float]:
-        """What is followed on the way."""
-        return {
-            "loss": self.nats_per_dimension,
-            "standard_error": self.standard_error,
-            "bits_per_dimension": self.bits_per_dimension,
-            "bits_standard_error": self.bits_standard_error,
-        }
-
-    def __str__(self) -> str:
-        return (
-            f"-log p {self.nats_per_dimension:.4f} +- {self.standard_error:.4f} nats per dimension, "
-            f"{self.bits_per_dimension:.4f} +- {self.bits_standard_error:.4f} bits per dimension "
-            f"({self.rows} rows of {self.dimensions}, exact)"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,45 +54,6 @@ class Result:
     step: int
     reason: str
     seconds: float
-
-
-def to_batch(rows: Rows | Points, device: torch.device) -> Batch | PointBatch:
-    """numpy rows as tensors on the device."""
-    kind: Callable[..., Batch | PointBatch] = Batch if isinstance(rows, Rows) else PointBatch
-    return kind(
-        *(torch.from_numpy(getattr(rows, f.name)).to(device, non_blocking=True) for f in dataclasses.fields(rows))
-    )
-
-
-def evaluate(
-    engine: Engine, data: Dataset | PointData, *, rows: int, batches: int | None, draws: int, seed: int
-) -> Evaluation | Likelihood:
-    """The bound on held-out rows (all, or ``batches`` spread evenly), per token and per character; of a flow, the
-    likelihood per dimension."""
-    nats, counts = [], []
-    parts: Iterator[Any] = data.held_out(rows, batches=batches)
-    for number, part in enumerate(parts):
-        batch: Any = to_batch(part, engine.device)
-        nats.append(engine.bound_rows(batch, seed=mix_seed(seed, number), draws=draws))
-        counts.append(batch.counted.double().cpu())
-    value, count = torch.cat(nats), torch.cat(counts)
-    mean = (value.sum() / count.sum()).item()
-    # standard error of a ratio of means over sequences
-    spread = (value - mean * count).std().item() if len(value) > 1 else math.nan
-    error = spread * math.sqrt(len(value)) / count.sum().item()
-    bits = 1 / (math.log(2) * data.units.ratio)
-    if isinstance(data, PointData):
-        return Likelihood(mean, error, mean * bits, error * bits, rows=len(value), dimensions=int(count[0]))
-    return Evaluation(
-        nats_per_token=mean,
-        standard_error=error,
-        bits_per_character=mean * bits,
-        bits_standard_error=error * bits,
-        perplexity=math.exp(min(mean, 700.0)),
-        sequences=len(value),
-        tokens=int(count.sum()),
-        draws=draws,
-    )
 
 
 class _Signals:

@@ -79,7 +79,21 @@ def run(tmp_path: Path) -> Path:
         "perplexity": 9.5,
         "heldout_entropy_bits": 4.5,
     }
-    write_json(run / "evaluation.json", {**found, "sequences": 1, "draws": 1, "weights": EVIL, "objective": EVIL})
+    levels = [{"low": i / 4, "high": (i + 1) / 4, "nats_per_token": 3.0 + i, "standard_error": 0.1} for i in range(4)]
+    levels += [[EVIL], {"low": EVIL, "high": 1, "nats_per_token": 2.0}]
+    more = {"sequences": 1, "draws": 1, "weights": EVIL, "objective": EVIL, "levels": levels, "over": "masked"}
+    write_json(run / "evaluation.json", {**found, **more})
+    numbers = {"entropy": 2.5, "entropy_standard_error": 0.25, "rows": 1234, "rep_2": math.nan}
+    how = {"sampling": {"sampler": EVIL, "steps": 4}}
+    judged = {
+        "store": EVIL,
+        "samples": numbers,
+        "reference": None,
+        "judge": {"name": EVIL, "sha256": EVIL},
+        "protocol": how,
+    }
+    odd = {"store": 1, "samples": {"entropy": EVIL}, "judge": [EVIL], "protocol": {"sampling": 2}, "reference": [3]}
+    (run / "quality.jsonl").write_text(json.dumps(odd) + "\n[]\n" + json.dumps(judged) + '\n{"store')
     write_text(run / "blueprint.lock.yaml", f"name: {EVIL}\n")
     write_text(run / "tokenizer.json", Bytes().to_json())
     lines = [{"step": s, "loss": 1 / s, "bits_per_character": 1 / s, "learning_rate": 0.1} for s in range(1, 30)]
@@ -104,7 +118,7 @@ def run(tmp_path: Path) -> Path:
 def test_the_page_is_well_formed_and_every_text_is_escaped(run: Path) -> None:
     page = Page(write_report(run).read_text())
     assert len(page.ids()) == len(set(page.ids()))
-    assert page.text("h2") == ["One sample, from noise to text", "Samples", "Filled in", "Training", "Recorded in activations.zarr", "What was claimed, and what holds", "Graph", "Provenance"]  # fmt: skip
+    assert page.text("h2") == ["One sample, from noise to text", "Samples", "Quality of samples", "Filled in", "Training", "Recorded in activations.zarr", "What was claimed, and what holds", "Graph", "Provenance"]  # fmt: skip
     # the only scripts are the film and its data, and no text has become an attribute
     assert [a for tag, a in page.tags if tag == "script"] == [{"type": "application/json", "id": "film-data"}, {}]
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
@@ -146,6 +160,27 @@ def test_there_is_one_film_and_it_ends_with_the_sample(run: Path) -> None:
     assert "".join(shown[0]) == ""
     assert "".join(shown[1]) == EVIL[1::2] + " " * (20 - len(EVIL[1::2]))
     assert "".join(shown[2]) == (EVIL + " " * 40)[:40]
+
+
+def test_the_bound_by_noise_level_and_what_was_said_of_samples(run: Path) -> None:
+    text = write_report(run).read_text()
+    (levels, *_) = points(text)  # the first curve of the page
+    assert len(levels) == 4
+    assert [b[1] - a[1] for a, b in pairwise(levels)] == pytest.approx([levels[1][1] - levels[0][1]] * 3, abs=0.2)
+    page = Page(text)
+    assert "bound: 5 ± 0.1 at masked 0.625" in page.text("title")
+    assert any("how many tokens are masked: the exact form" in p for p in page.text("p"))
+    cells = page.text("td")
+    at = cells.index(f"{EVIL}: {EVIL}, 4 steps; {EVIL} ({EVIL[:8]})")
+    assert cells[at : at + 3] == [
+        f"{EVIL}: {EVIL}, 4 steps; {EVIL} ({EVIL[:8]})",
+        "2.5000 ± 0.2500",
+        "1,234",
+    ]  # no empty column
+    assert cells[at + 3 : at + 6] == ["1: None; no judge", "-", "-"]
+    heads = page.text("th")
+    assert "unigram entropy, nats per token of the model" in heads
+    assert "rep-2" not in heads
 
 
 def test_a_long_way_is_shown_in_two_hundred_frames() -> None:

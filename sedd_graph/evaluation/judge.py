@@ -1,0 +1,259 @@
+"""A causal language model of the ``transformers`` library (extra ``hub``) that reads texts and says how surprising they are.
+
+Only local files: nothing is fetched, no code that comes with weights is run, and weights are safetensors or GGUF.
+
+Axes: w windows, l length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sedd_graph.errors import MissingExtraError, SeddGraphError, UserError
+
+__all__ = ["Judge", "Reading", "open_judge"]
+
+PURPOSE = "a judge of samples"
+TOKENS = 2048
+"""Tokens judged at a time: their logits over a vocabulary of 50,000 are 400 MB."""
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What the judge made of some texts: ``nats`` and how many tokens they are ``counted`` over, float64 [texts]; ``windows``
+    int64 [texts]; its ``tokens`` of each text; and, where asked for, ``features`` float32 [texts, width]."""
+
+    nats: npt.NDArray[np.float64]
+    counted: npt.NDArray[np.float64]
+    windows: Ids
+    tokens: list[Ids]
+    features: npt.NDArray[np.float32] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """Judge's tokens that are read at once; ``counted`` bool [l] marks those whose nats count."""
+
+    text: int
+    ids: Ids
+    counted: npt.NDArray[np.bool_]
+
+
+class Judge:
+    """``read`` texts; all else says which judge that is.
+
+    ``start`` is the token that its own tokenizer begins a text with, or None: then the first token of a window is only
+    context. ``end`` is its separator of documents, seen but not counted. Texts longer than ``context`` tokens are read in
+    windows that know nothing of one another.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, sha256: str, device: torch.device) -> None:
+        self.model, self.tokenizer = model.to(device).eval(), tokenizer
+        self.name, self.sha256, self.device = name, sha256, device
+        config = model.config.get_text_config()
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        opening = tokenizer("a").input_ids[:1]
+        first = tokenizer.bos_token_id
+        self.start: int | None = first if first is not None and opening == [first] else None
+        self.end: int | None = tokenizer.eos_token_id
+        self._refuse_foresight()
+
+    def facts(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "dtype": "float32",
+            "context": self.context,
+            "start": None if self.start is None else self.tokenizer.convert_ids_to_tokens(self.start),
+        }
+
+    @torch.no_grad()
+    def _refuse_foresight(self) -> None:
+        """Raises :class:`UserError` where what comes later changes what is expected before it."""
+        rows = torch.zeros(2, 4, dtype=torch.int64, device=self.device)
+        rows[1, -1] = 1
+        seen = self.model(rows, use_cache=False).logits[:, :-1].float()
+        if not torch.allclose(seen[0], seen[1], atol=1e-3 * float(seen.abs().max())):
+            raise UserError(f"judge {self.name} sees the tokens to the right: a causal language model is needed")
+
+    def _windows(self, number: int, documents: Sequence[str]) -> Iterator[_Window]:
+        """One text: its documents, with separators between them."""
+        ids: list[int] = []
+        real: list[bool] = []
+        for place, document in enumerate(documents):
+            if place and self.end is not None:
+                ids.append(self.end)
+                real.append(False)
+            found = self.tokenizer(document, add_special_tokens=False).input_ids
+            ids += found
+            real += [True] * len(found)
+        opening = [] if self.start is None else [self.start]
+        width = max(2, self.context or len(ids) + 1) - len(opening)
+        for at in range(0, len(ids), width):
+            counted = np.array([False] * len(opening) + real[at : at + width])
+            counted[0] = False
+            yield _Window(number, np.array(opening + ids[at : at + width], dtype=np.int64), counted)
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[Sequence[str]], *, features: bool = False) -> Reading:
+        """Each text is a sequence of documents. ``features``: the last hidden state at the last token of the first window.
+
+        Nats in float32, summed in float64.
+        """
+        windows = [w for number, documents in enumerate(texts) for w in self._windows(number, documents)]
+        nats, counted = np.zeros(len(texts)), np.zeros(len(texts))
+        states: npt.NDArray[np.float32] | None = None
+        first = {w.text: w for w in reversed(windows)}
+        for batch in _batches(sorted(windows, key=lambda w: -len(w.ids))):
+            ids, seen, counts = _padded(batch, self.device)
+            out = self.model(ids, attention_mask=seen.long(), use_cache=False, output_hidden_states=features)
+            where = counts[:, 1:]
+            found = torch.nn.functional.cross_entropy(
+                out.logits[:, :-1][where].float(), ids[:, 1:][where], reduction="none"
+            )
+            each = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
+            each.index_add_(0, where.nonzero()[:, 0], found.double())
+            places = [w.text for w in batch]
+            np.add.at(nats, places, each.cpu().numpy())
+            np.add.at(counted, places, where.sum(1).cpu().numpy())
+            if features:
+                last = out.hidden_states[-1][torch.arange(len(batch)), seen.sum(1) - 1].float().cpu().numpy()
+                states = np.zeros((len(texts), last.shape[1]), np.float32) if states is None else states
+                for row, window in enumerate(batch):
+                    if first[window.text] is window:
+                        states[window.text] = last[row]
+        tokens: list[list[Ids]] = [[np.zeros(0, np.int64)] for _ in texts]
+        for window in windows:
+            skip = np.isin(window.ids, [t for t in (self.start, self.end) if t is not None])
+            tokens[window.text].append(window.ids[~skip])
+        return Reading(
+            nats, counted, np.bincount([w.text for w in windows], minlength=len(texts)),
+            [np.concatenate(parts) for parts in tokens], states,
+        )  # fmt: skip
+
+
+def _batches(windows: Sequence[_Window]) -> Iterator[list[_Window]]:
+    """The longest come first, so that the width of a batch is that of its first."""
+    batch: list[_Window] = []
+    for window in windows:
+        if batch and (len(batch) + 1) * len(batch[0].ids) > TOKENS:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def _padded(batch: Sequence[_Window], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids int64, which are there and which are counted bool, each [w, l]; filled up at the right, where nothing looks."""
+    width = max(len(w.ids) for w in batch)
+    ids = np.zeros((len(batch), width), np.int64)
+    seen, counted = np.zeros((2, len(batch), width), np.bool_)
+    for row, window in enumerate(batch):
+        ids[row, : len(window.ids)] = window.ids
+        seen[row, : len(window.ids)] = True
+        counted[row, : len(window.ids)] = window.counted
+    made = (torch.from_numpy(a).to(device) for a in (ids, seen, counted))
+    return next(made), next(made), next(made)
+
+
+# -- opening one ----------------------------------------------------------------------------------------------------
+
+
+def open_judge(path: Path, *, device: torch.device) -> Judge:
+    """A folder with ``config.json``, a tokenizer and safetensors, or with one GGUF file; or a GGUF file itself.
+
+    Raises :class:`UserError` for what is not a whole causal language model there, :class:`MissingExtraError`.
+    """
+    folder, files, how = _found(path)
+    library = _library()
+    how |= {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with _quiet(library):
+            tokenizer = library.AutoTokenizer.from_pretrained(folder, **how)
+            model, told = library.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, **how
+            )
+            missing = sorted(told["missing_keys"])
+            if missing:  # the library would fill them with random numbers
+                raise UserError(
+                    f"judge {path} has no weights for {', '.join(missing[:3])}: it is no whole language model"
+                )
+            return Judge(model, tokenizer, name=path.resolve().name, sha256=_digest(files), device=device)
+    except SeddGraphError:
+        raise
+    except ImportError as error:
+        package = "gguf and accelerate" if "gguf_file" in how else "transformers"
+        reason = str(error).strip().splitlines()[0]
+        raise MissingExtraError(package, extra="hub", purpose=f"{PURPOSE} ({reason})") from None
+    except Exception as error:  # a broken file makes the library's readers raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"judge {path} cannot be read as a causal language model: {reason}") from None
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise MissingExtraError("transformers", extra="hub", purpose=PURPOSE) from None
+
+
+def _found(path: Path) -> tuple[Path, list[Path], dict[str, Any]]:
+    """The folder, the files with weights, and what the library has to be told."""
+    if path.is_file() and path.suffix == ".gguf":
+        return path.parent, [path], {"gguf_file": path.name}
+    if not path.is_dir():
+        raise UserError(f"judge {path} is neither a folder nor a .gguf file; models are not downloaded")
+    if (path / "config.json").is_file():
+        weights = sorted(path.glob("*.safetensors"))
+        if not weights:
+            raise UserError(f"judge {path} has no *.safetensors (other formats can hold code, and are not read)")
+        return path, weights, {"use_safetensors": True}
+    several = sorted(path.glob("*.gguf"))
+    if len(several) != 1:
+        names = ", ".join(p.name for p in several)
+        told = (
+            f"has several GGUF files; name one of them: {names}"
+            if names
+            else "holds neither config.json nor a GGUF file"
+        )
+        raise UserError(f"judge {path} {told}")
+    return path, several, {"gguf_file": several[0].name}
+
+
+@contextlib.contextmanager
+def _quiet(library: Any) -> Iterator[None]:
+    """No progress bars, and no advice on how to generate."""
+    logging = library.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
+
+
+def _digest(files: Sequence[Path]) -> str:
+    found = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(2**22):
+                found.update(block)
+    return found.hexdigest()
