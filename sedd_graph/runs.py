@@ -35,6 +35,7 @@ from sedd_graph.evaluation.bound import Evaluation, Likelihood, evaluate, number
 from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.process import ProcessPlan
+from sedd_graph.proof.blocks import prove_blocks
 from sedd_graph.proof.check import Check
 from sedd_graph.proof.inverse import prove_inverses
 from sedd_graph.proof.process import prove_process
@@ -208,7 +209,10 @@ def prove(report: Report, *, device: torch.device, say: Say) -> tuple[list[Check
 
     Raises :class:`UserError` with every claim that fails and is not to be answered so.
     """
-    checks = [] if report.plan is None else prove_process(report.plan, report.registry)
+    checks = []
+    if report.plan is not None:
+        checks += prove_process(report.plan, report.registry)
+        checks += prove_blocks(report.graph, report.plan, report.registry)
     certificates = prove_inverses(report.graph, report.registry, device=device)
     lenient = [c for c in certificates if c.broken and c.use.on_failure == "checkpoint"]
     failing = [("the noise process does not hold", tuple(c for c in checks if c.holds is False))]

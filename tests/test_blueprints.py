@@ -127,6 +127,7 @@ def published(*, dim: int, depth: int, states: int, cond: int = 128) -> int:
         ("sedd-medium", {"dim": 1024, "depth": 24, "states": 50_258}),
         ("sedd-uniform-small", {"dim": 768, "depth": 12, "states": 50_257}),
         ("mdlm-small", {"dim": 768, "depth": 12, "states": 50_258}),
+        ("bd3lm-small", {"dim": 768, "depth": 12, "states": 50_258}),
     ],
 )
 def test_published_sizes(name: str, sizes: dict[str, int]) -> None:

@@ -85,12 +85,16 @@ def write_blocks(
 
         def show(number: int, rows: Tensor, before: Tensor = before, after: Tensor = after) -> None:
             nonlocal shown
-            if on_step is not None and (number or not shown):  # rows as one block ends and as the next begins are the same
+            if on_step is not None and (
+                number or not shown
+            ):  # rows as one block ends and as the next begins are the same
                 on_step(shown, torch.cat([before, rows, after], dim=1))
                 shown += 1
 
         own = allowed[..., here, :] if allowed is not None and allowed.dim() > 1 else allowed
-        part = sampler.run(given(before), x[:, here], free=free[:, here], allowed=own, on_step=show, timeless=True, **how)
+        part = sampler.run(
+            given(before), x[:, here], free=free[:, here], allowed=own, on_step=show, timeless=True, **how
+        )
         x = torch.cat([before, part, after], dim=1)
         clamped, evaluations = clamped + sampler.clamped, evaluations + sampler.evaluations
     sampler.clamped, sampler.evaluations = clamped, evaluations

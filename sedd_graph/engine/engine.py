@@ -32,7 +32,17 @@ from sedd_graph.graph.process import FED, ProcessPlan
 from sedd_graph.plugins import Registry
 from sedd_graph.store.files import disk_faults
 
-__all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "hold_inputs", "make_process", "mean_and_error", "mix_seed"]
+__all__ = [
+    "Bound",
+    "CompileMode",
+    "Engine",
+    "LossModule",
+    "Process",
+    "hold_inputs",
+    "make_process",
+    "mean_and_error",
+    "mix_seed",
+]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
 """What is compiled; see :meth:`Engine.compile`."""
@@ -61,9 +71,7 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
     kernel = noise(plan.kernel.config if states is None else noise.toy(plan.kernel.config, states), context)
     goal = registry.component(plan.objective.contract.op)
     objective = goal(plan.objective.config if states is None else goal.toy(plan.objective.config), context)
-    schedule, sampler = (
-        registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.sampler)
-    )
+    schedule, sampler = (registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.sampler))
     process = Process(kernel, schedule, objective, sampler)
     problems = [
         Problem(
@@ -107,7 +115,10 @@ def hold_inputs(process: Process, graph: Graph) -> None:
             refuse("objective", f"an objective of blocks needs a graph with the input {name!r}: {FED[name]}")
     for name in ("t", "attend"):
         if block is not None and name in names:
-            refuse(f"inputs.{name}", f"an objective of blocks feeds no {name!r}: it is not the same for all blocks of a row")
+            refuse(
+                f"inputs.{name}",
+                f"an objective of blocks feeds no {name!r}: it is not the same for all blocks of a row",
+            )
     if problems:
         raise BlueprintError(problems)
 
