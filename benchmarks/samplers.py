@@ -77,7 +77,7 @@ def _distance(toy: Toy, rows: int, steps: int | None) -> float:
     process, generator = toy.process, torch.Generator().manual_seed(0)
     x = process.kernel.prior(rows, LENGTH, generator=generator, allowed=None)
     out = process.sampler.run(
-        lambda x, t, _: toy.outputs(x, process.schedule.sigma(t), "log_x0"),
+        lambda x, t, _, at=None: toy.outputs(x, process.schedule.sigma(t), "log_x0", at),
         x,
         free=torch.ones_like(x, dtype=torch.bool),
         kernel=process.kernel,

@@ -25,6 +25,8 @@ Pattern = Annotated[str, pydantic.Field(max_length=128)]
 class Add(Component, kind="arithmetic"):
     """The sum of any number of values of one shape."""
 
+    positionwise = True
+
     class Config(ComponentConfig):
         pass
 
@@ -41,6 +43,8 @@ class Add(Component, kind="arithmetic"):
 
 class Sub(Component, kind="arithmetic"):
     """One value less another of the same shape."""
+
+    positionwise = True
 
     class Config(ComponentConfig):
         pass
@@ -79,6 +83,8 @@ class Mean(Component, kind="arithmetic"):
 
 class Scale(Component, kind="arithmetic"):
     """A value times the constant ``by``. With 0, what stands behind it sees nothing of it (MDLM without time)."""
+
+    positionwise = True
 
     class Config(ComponentConfig):
         by: float

@@ -86,6 +86,8 @@ class LipschitzAct(Component, kind="feedforward"):
     ``lip_swish`` is ``x * sigmoid(beta * x) / 1.1`` with a learned ``beta`` > 0; its derivative does not saturate.
     """
 
+    positionwise = True
+
     class Config(ComponentConfig):
         activation: Literal["relu", "tanh", "elu", "lip_swish"] = "lip_swish"
 

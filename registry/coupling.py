@@ -40,9 +40,9 @@ class Affine(Component, kind="mixer"):
         bounds = {("x", "out"): math.exp(clamp), ("t", "out"): 1.0}
         return dataclasses.replace(super().algebra(config, signature), lipschitz=bounds)
 
-    def _log_scale(self, s: Tensor, x: Tensor) -> Tensor:
+    def _log_scale(self, s: Tensor, x: Tensor, sign: int = 1) -> Tensor:
         clamp: float = self.config.clamp
-        return clamp * torch.tanh(s.to(x.dtype) / clamp)
+        return sign * clamp * torch.tanh(s.to(x.dtype) / clamp)
 
     def forward(
         self,
@@ -55,7 +55,7 @@ class Affine(Component, kind="mixer"):
 
     @solves("x", given=("out", "s", "t", "attend"), log_det="log_det")
     def undo(self, out: Tensor, s: Tensor, t: Tensor, attend: Tensor | None) -> Tensor:
-        return keep(out, (out - t) * (-self._log_scale(s, out)).exp(), attend)
+        return keep(out, (out - t) * self._log_scale(s, out, -1).exp(), attend)
 
     def log_det(self, x: Tensor, s: Tensor, t: Tensor, attend: Tensor | None = None) -> Tensor:
         return summed(self._log_scale(s, wide(x)), attend)

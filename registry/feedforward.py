@@ -22,6 +22,8 @@ def _gelu(x: Tensor) -> Tensor:
 class FeedForward(Component, kind="feedforward"):
     """Linear, activation, linear. ``hidden`` is 4 d where it is not given."""
 
+    positionwise = True
+
     class Config(ComponentConfig):
         hidden: SizeField | None = None
         activation: Literal["gelu", "swiglu", "squared_relu"] = "gelu"

@@ -20,6 +20,8 @@ __all__ = ["ScoreHead", "X0Head"]
 
 
 class _Head(Component):
+    positionwise = True
+
     def make_linear(self) -> None:
         states, width = self.axis("v"), self.axis("d")
         self.weight = None if "table" in self.context.connected else nn.Parameter(torch.empty(states, width))

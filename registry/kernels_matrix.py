@@ -5,7 +5,8 @@ schedule then ends in noise. Tables of n x n are held for each row. Axes: b batc
 """
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import pydantic
 import torch
@@ -151,6 +152,8 @@ class RateTable(Kernel):
 
 class Rates(RateTable, kind="kernel"):
     """Any rate matrix over up to 512 states, written out or from a file (SEDD's general Q, arXiv 2310.16834, section 3.3)."""
+
+    example: ClassVar[Mapping[str, Any]] = {"table": [[0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1], [3, 0, 0.1, 0]]}
 
     class Config(ComponentConfig):
         table: (

@@ -20,6 +20,8 @@ from ._bijection import keep, repeated, wide
 class Linear(Component, kind="feedforward"):
     """An affine map to ``width`` channels. ``init: zero`` makes a coupling that it feeds start as the identity."""
 
+    positionwise = True
+
     class Config(ComponentConfig):
         width: SizeField
         bias: Literal["none", "all"] = "all"
@@ -72,7 +74,8 @@ class PLU(Component, kind="mixer"):
         with full_precision(x):
             lower, upper = self._factors(wide(x).dtype)
             matrix = torch.addmm(upper, lower, upper).index_select(0, self.order)
-            return keep(x, x @ matrix.T.to(x.dtype), attend)
+            y = nn.functional.linear(x.reshape(-1, x.shape[-1]), matrix.to(x.dtype)).view(x.shape)
+            return keep(x, y, attend)
 
     @solves("x", given=("out", "attend"), log_det="log_det")
     def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
@@ -136,12 +139,15 @@ class ActNorm(Component, kind="norm"):
     def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         if self.training and (torch.compiler.is_compiling() or x.is_meta or not self.ready):
             self._start(x, attend)
-        y = torch.addcmul(self.bias.to(x.dtype), x - self.mean.to(x.dtype), self._log(x.dtype).exp())
+        scale = self._log(x.dtype).exp()
+        # one pass over x
+        y = torch.addcmul(self.bias.to(x.dtype) - self.mean.to(x.dtype) * scale, x, scale)
         return keep(x, y, attend)
 
     @solves("x", given=("out", "attend"), log_det="log_det")
     def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
-        x = torch.addcmul(self.mean.to(out.dtype), out - self.bias.to(out.dtype), (-self._log(out.dtype)).exp())
+        scale = (-self._log(out.dtype)).exp()
+        x = torch.addcmul(self.mean.to(out.dtype) - self.bias.to(out.dtype) * scale, out, scale)
         return keep(out, x, attend)
 
     def log_det(self, x: Tensor, attend: Tensor | None = None) -> Tensor:

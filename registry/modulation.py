@@ -24,6 +24,8 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
 class AdaLNModulate(Component, kind="modulation"):
     """``x * (1 + scale(c)) + shift(c)``: to be put behind a norm. It starts as the identity."""
 
+    positionwise = True
+
     class Config(ComponentConfig):
         pass
 
@@ -41,6 +43,8 @@ class AdaLNGate(Component, kind="modulation"):
 
     Without a ``residual`` it gives the branch itself, for a sum that stands in the graph (where it can be undone).
     """
+
+    positionwise = True
 
     class Config(ComponentConfig):
         dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0

@@ -15,6 +15,8 @@ from ._bijection import wide
 class LayerNorm(Component, kind="norm"):
     """LayerNorm (arXiv 1607.06450); SEDD and MDLM have a weight and no bias."""
 
+    positionwise = True
+
     class Config(ComponentConfig):
         eps: float = 1e-5
         affine: Literal["none", "weight", "weight_bias"] = "weight"
@@ -30,6 +32,8 @@ class LayerNorm(Component, kind="norm"):
 
 class RMSNorm(Component, kind="norm"):
     """Root-mean-square normalisation (arXiv 1910.07467)."""
+
+    positionwise = True
 
     class Config(ComponentConfig):
         eps: float = 1e-6

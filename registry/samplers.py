@@ -10,7 +10,8 @@ import pydantic
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.sampler import StepSampler, StepsConfig, Walk
+from sedd_graph.diffusion.numerics import log1mexp
+from sedd_graph.diffusion.sampler import T_MIN, StepSampler, StepsConfig, Walk
 
 
 def rates(walk: Walk, t: Tensor, s: Tensor) -> Tensor:
@@ -83,13 +84,34 @@ class Analytic(StepSampler, kind="sampler"):
 class Ancestral(StepSampler, kind="sampler"):
     """The posterior of the next state under the predicted clean token (D3PM; MDLM, arXiv 2406.07524, eq. 7).
 
-    Where the network does not look at the time, rows in which no token moved are not evaluated again.
+    Under a kernel that only masks, all tokens at one rate, the step in which a mask falls does not depend on the network:
+    it is drawn first, and the network is asked about the rows, steps and places in which one does.
     """
 
     reads = ("log_x0",)
 
     class Config(StepsConfig):
         pass
+
+    def walk(self, walk: Walk, steps: int) -> None:
+        if not walk.kernel.masks_evenly:
+            return super().walk(walk, steps)
+        times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64).float()
+        hit = log1mexp(walk.schedule.sigma(times.double()))
+        # a mask still stands after a step with chance (1 - alpha_s) / (1 - alpha_t): so it falls where the share of tokens
+        # that are masked first goes below u times the one at the start
+        never = steps + 1
+        share = hit[0] + walk.uniform(*walk.x.shape).log()
+        falls = torch.searchsorted(-hit[1:], -share, right=True).masked_fill(~walk.masked, never)
+        left, start = falls, walk.x
+        while bool((left < never).any()):
+            now = left.amin(1)  # every row goes on to its own next step
+            chosen = (left == now[:, None]) & (left < never)
+            walk.reveal(chosen, times[now.clamp(max=steps)])
+            left = left.masked_fill(chosen, never)
+        for step in range(steps + 1):
+            walk.shown(torch.where(falls <= step, walk.x, start))
+        return None
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         ancestral(walk, t, s)

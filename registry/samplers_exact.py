@@ -46,8 +46,7 @@ class FirstHitting(Sampler, kind="sampler"):
             log_hit = next_hit(log_hit, left, walk.uniform(rows))
             # never quite 1 - alpha = 1 or 0, where there is no time
             sigma = -torch.log1p(-log_hit.clamp(min=-300, max=-1e-12).exp())
-            law = walk.clean(walk.time(sigma), need=left > 0)
-            walk.put(walk.draw(one_of(walk, masked, left > 0), law, must=True))
+            walk.reveal(one_of(walk, masked, left > 0), walk.time(sigma))
             walk.shown()
 
 

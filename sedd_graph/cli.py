@@ -105,7 +105,9 @@ def _train(arguments: argparse.Namespace) -> int:
 def _open(arguments: argparse.Namespace) -> Run:
     from sedd_graph.runs import open_run
 
-    return open_run(Path(arguments.run), device=_device(arguments), compile="off", weights=arguments.weights)
+    run = open_run(Path(arguments.run), device=_device(arguments), compile="off", weights=arguments.weights)
+    run.engine.compile(arguments.compile, everywhere=True)
+    return run
 
 
 def _sample(arguments: argparse.Namespace) -> int:
@@ -162,7 +164,8 @@ def _infill(arguments: argparse.Namespace) -> int:
     texts, where = sample_run(
         run,
         batch=arguments.batch,
-        length=prompt.shape[1],
+        # a model that chooses lengths itself is given room; for others the prompt has all positions
+        length=(arguments.length or run.report.data.length) if run.plan().edits else prompt.shape[1],
         steps=arguments.steps,
         seed=arguments.seed,
         prompt=prompt,
@@ -252,6 +255,15 @@ def _show_inverse(path: Path, arguments: argparse.Namespace) -> int:
 def _components(arguments: argparse.Namespace) -> int:
     from sedd_graph.describe import describe, list_components
 
+    if arguments.matrix:
+        from sedd_graph.errors import UserError
+        from sedd_graph.plugins import discover
+        from sedd_graph.proof.matrix import cells, matrix
+
+        if arguments.name:
+            raise UserError("--matrix is of all components: leave the name out")
+        _say(matrix(cells(discover())).rstrip("\n"))
+        return 0
     _say(describe(arguments.name) if arguments.name else list_components())
     return 0
 
@@ -359,12 +371,22 @@ def _parser() -> argparse.ArgumentParser:
     def sampling(made: argparse.ArgumentParser) -> None:
         made.add_argument("run", help="a run folder")
         made.add_argument("--batch", type=_whole(1, 65_536), default=4, help="rows to draw (default: 4)")
-        made.add_argument("--length", type=_whole(1, LARGEST), help="tokens per row (default: data.length)")
+        made.add_argument(
+            "--length",
+            type=_whole(1, LARGEST),
+            help="tokens per row, or at most as many where lengths change (default: data.length)",
+        )
         made.add_argument("--steps", type=_whole(1, 1_000_000), help="sampler steps (default: the blueprint's)")
         made.add_argument(
             "--seed", type=_whole(0, 2**63 - 1), default=0, help="the same seed draws the same rows (default: 0)"
         )
         made.add_argument("--trajectory", action="store_true", help="keep the rows after every step too")
+        made.add_argument(
+            "--compile",
+            choices=("off", "block"),
+            default="off",
+            help="block: compile each repeated block first, which pays for large batches (default: off)",
+        )
         weights(made)
         device(made)
 
@@ -399,7 +421,9 @@ def _parser() -> argparse.ArgumentParser:
     sampling(verb("sample", _sample, "draw text (or a flow's points) from a run folder's newest weights"))
     made = verb("infill", _infill, "fill in the free parts of a text")
     sampling(made)
-    made.add_argument("--text", help="text in which [[N]] stands for N free tokens")
+    made.add_argument(
+        "--text", help="text in which [[N]] stands for N free tokens ([[]] for any number, where lengths change)"
+    )
     made.add_argument("--prefix", help="text that rows begin with")
     made.add_argument("--suffix", help="text that rows end with")
 
@@ -433,6 +457,9 @@ def _parser() -> argparse.ArgumentParser:
 
     made = verb("components", _components, "list installed components, or describe one")
     made.add_argument("name", nargs="?", help="such as attention or attention.v1")
+    made.add_argument(
+        "--matrix", action="store_true", help="prove every kernel with every schedule, objective and sampler (minutes)"
+    )
 
     made = verb("schema", _schema, "print the JSON Schema of blueprints, for editors")
     made.add_argument("-o", "--output", default=None, metavar="FILE")

@@ -91,7 +91,9 @@ class Component(nn.Module):
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     keyed: ClassVar[bool] = False
     """Whether ``forward`` takes a ``key``; read off its arguments."""
-    promises: ClassVar[Mapping[str, Any]] = {}
+    positionwise: ClassVar[bool] = False
+    """Whether what comes out at a position follows from what goes in at that position alone (and from inputs without a
+    length): samplers then ask only about the positions that move."""
     moves: ClassVar[bool] = False
     """Whether outputs are the numbers of the inputs in other places (see :class:`sedd_graph.contract.Algebra`)."""
     memory: Memory | None = None

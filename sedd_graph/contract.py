@@ -47,8 +47,17 @@ NODE_KINDS = (
 )
 """Kinds that may stand as a node of the graph."""
 
-PROCESS_KINDS = ("kernel", "schedule", "objective", "sampler", "likelihood")
-"""Kinds that make up what is around the graph: a noise process, or the likelihood of a flow."""
+PROCESS_KINDS = (
+    "kernel",
+    "schedule",
+    "objective",
+    "sampler",
+    "likelihood",
+    "edit_kernel",
+    "edit_objective",
+    "edit_sampler",
+)
+"""Kinds that make up what is around the graph: a noise process, one that changes lengths, or the likelihood of a flow."""
 
 
 class ComponentConfig(Strict):
@@ -135,7 +144,7 @@ class Contract:
     ``signature(config, arity)`` gives the ports; ``arity`` maps a variadic port to how many edges feed it.
     ``algebra(config, signature)`` gives the rules by which the solver may undo it; there, the types of the signature's
     connected ports are those of the graph, so that a rule may depend on sizes (``port.type.dims[-1].size.constant``).
-    ``promises`` are short human-readable claims that ``check_component`` holds the class to.
+    ``positionwise``: an output at a position follows from the inputs at that position, and from those without a length.
     """
 
     name: str
@@ -145,7 +154,7 @@ class Contract:
     signature: Callable[[ComponentConfig, Mapping[str, int]], Signature]
     summary: str = ""
     algebra: Callable[[ComponentConfig, Signature], Algebra] = no_algebra
-    promises: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    positionwise: bool = False
     distribution: str = ""
 
     @property

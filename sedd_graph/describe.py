@@ -1,4 +1,4 @@
-"""``sedd-graph components``: what is installed, with ports, Config, promises, distribution and place."""
+"""``sedd-graph components``: what is installed, with ports, Config, distribution and place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def list_components(registry: Registry | None = None) -> str:
 
 
 def describe(name: str, registry: Registry | None = None) -> str:
-    """Ports, Config with defaults, promises, distribution, file and line of one component."""
+    """Ports, Config with defaults, what it promises, distribution, file and line of one component."""
     registry = registry or discover()
     contract, (file, line) = registry.contract(name), registry.place(name)
     lines = [
@@ -43,9 +43,8 @@ def describe(name: str, registry: Registry | None = None) -> str:
         lines.append(f"  {field_name}: {_type(field.annotation)} {shown}")
     if not fields:
         lines.append("  none")
-    if contract.promises:
-        lines.append("promises")
-        lines += [f"  {k}: {v}" for k, v in contract.promises.items()]
+    if contract.positionwise:
+        lines += ["promises", "  positionwise: each position is looked at by itself"]
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ __all__ = ["GROUP", "Entry", "PluginWarning", "Registry", "discover"]
 GROUP = "sedd_graph.components"
 """The group of entry points by which components are found."""
 
-_NEEDED = ("kind", "Config", "signature", "algebra", "promises")
+_NEEDED = ("kind", "Config", "signature", "algebra", "positionwise")
 _ENTRY = re.compile(r"([a-z][a-z0-9_]*)\.v([1-9][0-9]{0,3})")
 
 
@@ -130,7 +130,7 @@ class Registry:
                 signature=cls.signature,
                 algebra=cls.algebra,
                 summary=(inspect.getdoc(cls) or "").split("\n")[0],
-                promises=dict(cls.promises),
+                positionwise=bool(cls.positionwise),
                 distribution=entry.distribution,
             )
         return self._contracts[entry.op]

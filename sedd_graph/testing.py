@@ -19,6 +19,7 @@ from sedd_graph.axes import AxisError, PortType
 from sedd_graph.component import Component, Context
 from sedd_graph.contract import NODE_KINDS, ComponentConfig, Signature, size_fields
 from sedd_graph.diffusion.process import Kernel, Likelihood, Schedule
+from sedd_graph.engine.ending import length_dim, take
 from sedd_graph.testing_algebra import check_algebra
 
 __all__ = ["ConformanceError", "check_component"]
@@ -158,6 +159,8 @@ def _node(
     _gradients(component, signature, sizes, connected, failures)
     if not failures:
         failures += check_algebra(component, config, signature, sizes, connected)
+    if cls.positionwise and not failures:
+        _positionwise(component, signature, sizes, connected, failures)
     if any(p.name == "attend" for p in signature.inputs):
         _padding(component, signature, sizes, connected, failures)
     if compile and not failures:
@@ -246,6 +249,31 @@ def _gradients(
         failures.append(("gradient", f"no gradient reaches {', '.join(silent)}"))
     component.zero_grad(set_to_none=True)
     component.load_state_dict(state)
+
+
+def _positionwise(
+    component: Component,
+    signature: Signature,
+    sizes: Mapping[str, int],
+    connected: tuple[str, ...],
+    failures: list[tuple[str, str]],
+) -> None:
+    """Some positions, in another order, give the same as all of them."""
+    arguments = _arguments(signature, sizes, connected)
+    ports = [p for p in signature.inputs for _ in range(2 if p.variadic else 1)]
+    chosen = torch.tensor([[3, 0, 5], [1, 1, 4]])
+
+    def some(value: Tensor | None, found: PortType) -> Tensor | None:
+        at = 1 if any(d.variadic for d in found.dims) else length_dim(found)
+        return value if at is None or value is None else take(value, chosen, at)
+
+    with torch.no_grad():
+        every = _tuple(component(*arguments))
+        few = _tuple(component(*[some(a, p.type) for a, p in zip(arguments, ports, strict=True)]))
+    for port, whole, part in zip(signature.outputs, every, few, strict=True):
+        expected = some(whole, port.type)
+        if expected is None or expected.shape != part.shape or not torch.allclose(expected, part, atol=1e-5):
+            failures.append(("positionwise", f"output {port.name!r} at a position depends on other positions"))
 
 
 def _padding(

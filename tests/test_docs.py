@@ -235,8 +235,9 @@ def test_what_the_readme_says_was_measured_has_records() -> None:
             assert min(step[f"ratio to plain, {how}"]["median"] for how in ("compiled", "eager")) > 1.1
 
 
-def test_the_table_of_reconstruction_is_the_recorded_one() -> None:
-    record = (ROOT / "benchmarks" / "results" / "reconstruction.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["reconstruction", "invertibility"])
+def test_tables_of_benchmarks_are_the_recorded_ones(name: str) -> None:
+    record = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
     assert record.split("\n", 1)[1].strip() in INVERTIBILITY.read_text(encoding="utf-8")
 
 

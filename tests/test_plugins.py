@@ -133,7 +133,7 @@ def test_a_name_registered_twice_is_an_error(monkeypatch: pytest.MonkeyPatch, st
 
 def test_registries_made_by_hand() -> None:
     class One:
-        kind, Config, signature, algebra, promises = "mixer", object, None, None, {}
+        kind, Config, signature, algebra, positionwise = "mixer", object, None, None, False
 
     class Two(One):
         pass

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ class Kernel(Component, ABC):
     """
 
     abstract: ClassVar[bool] = True
+    example: ClassVar[Mapping[str, Any]] = {}
+    """A Config for tables and tests, where some keys have no default."""
     clamp_safe: ClassVar[bool] = False
     """Whether a data token that is seen is a clean one, so that holding observed tokens fixed while sampling is exact."""
     masks_evenly: ClassVar[bool] = False

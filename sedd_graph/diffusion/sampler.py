@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Protocol
 
 import pydantic
 import torch
@@ -23,9 +23,13 @@ from sedd_graph.errors import UserError
 
 __all__ = ["Denoise", "OnStep", "Sampler", "SamplerConfig", "StepSampler", "StepsConfig", "Walk"]
 
-Denoise = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
-"""``denoise(x [r, l], t [r], rows [r])`` gives the model's outputs for some rows of the batch, whose indices are ``rows``:
-``log_score`` or ``log_x0``, float32 [r, l, n]."""
+
+class Denoise(Protocol):
+    """``denoise(x [r, l], t [r], rows [r])`` gives the model's outputs for some rows of the batch, whose indices are ``rows``:
+    ``log_score`` or ``log_x0``, float32 [r, l, n]; with ``at`` int64 [r, k] for these positions alone, [r, k, n]."""
+
+    def __call__(self, x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None, /) -> Mapping[str, Tensor]: ...
+
 
 OnStep = Callable[[int, Tensor], None]
 """Called with the number of the step and the rows after it."""
@@ -95,10 +99,10 @@ class Walk:
         """Go on to the rows ``x``, free positions alone."""
         self.x = torch.where(self.free, x, self.x)
 
-    def shown(self) -> None:
-        """A step is over: tell who looks on."""
+    def shown(self, x: Tensor | None = None) -> None:
+        """A step is over, at ``x`` or where the rows are: tell who looks on."""
         if self._on_step is not None:
-            self._on_step(self._steps, self.x)
+            self._on_step(self._steps, self.x if x is None else x)
         self._steps += 1
 
     # -- the network ------------------------------------------------------------------------------------------------
@@ -142,14 +146,29 @@ class Walk:
 
         Under a mask a score is that law up to a factor; elsewhere a head that gives ``log_x0`` is needed.
         """
-        outputs = self.outputs(t, need)
+        return self._clean(self.outputs(t, need), self.x)
+
+    def _clean(self, outputs: Mapping[str, Tensor], x: Tensor) -> Tensor:
         if "log_x0" in outputs:
             return outputs["log_x0"].float().exp()
         mask = self.kernel.mask
         assert mask is not None
-        law = outputs["log_score"].float().index_fill(-1, torch.tensor([mask], device=self.x.device), -torch.inf)
-        carried = torch.nn.functional.one_hot(self.x, self.kernel.states).to(law.dtype)
-        return torch.where((self.x == mask)[..., None], law.softmax(-1), carried)
+        law = outputs["log_score"].float().index_fill(-1, torch.tensor([mask], device=x.device), -torch.inf)
+        carried = torch.nn.functional.one_hot(x, self.kernel.states).to(law.dtype)
+        return torch.where((x == mask)[..., None], law.softmax(-1), carried)
+
+    def reveal(self, chosen: Tensor, t: Tensor) -> None:
+        """The masks at ``chosen`` bool [b, l] fall at times ``t`` [b]: the network is asked about their rows and places alone."""
+        chosen = chosen & self.free
+        rows = chosen.any(1).nonzero()[:, 0]
+        count = chosen.sum(1)
+        # the chosen places of each row in their order, then others to fill up
+        at = chosen[rows].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
+        real = torch.arange(at.shape[1], device=at.device) < count[rows, None]
+        x = self.x[rows]
+        self.evaluations += len(rows)
+        law = self._clean(self._denoise(x, t[rows], rows, at), x.gather(1, at))
+        self.put(self.draw(chosen.double(), lambda _: law[real], must=True))
 
     # -- moving -----------------------------------------------------------------------------------------------------
 
@@ -157,16 +176,18 @@ class Walk:
         """float64 in (0, 1]."""
         return 1 - torch.rand(*shape, generator=self.generator, device=self.x.device, dtype=torch.float64)
 
-    def draw(self, move: Tensor, weights: Tensor, *, must: bool = False) -> Tensor:
+    def draw(self, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool = False) -> Tensor:
         """Rows like ``x`` in which each free position has moved with chance ``move`` [b, l] to a token drawn from ``weights``
-        [b, l, n] (what they say of the mask and of tokens that are not allowed is passed over).
+        [b, l, n] (what they say of the mask and of tokens that are not allowed is passed over). Weights may be a function
+        of the positions that move, bool [b, l], which gives their rows, [moving, n].
 
         Where nothing that is allowed has any weight, a position stays, or (``must``) takes any allowed token.
         """
 
         def going_to(going: Tensor) -> Tensor:
             may = self._may.expand(*self.x.shape, -1)[going] if self._may.dim() > 1 else self._may
-            rows = sharpen(weights[going] * may, temperature=self._config.temperature, top_p=self._config.top_p)
+            rows = weights[going] if isinstance(weights, Tensor) else weights(going)
+            rows = sharpen(rows * may, temperature=self._config.temperature, top_p=self._config.top_p)
             stay = torch.nn.functional.one_hot(self.x[going], self.kernel.states)
             return torch.where((rows.sum(-1, keepdim=True) > 0), rows, (may if must else stay).to(rows.dtype))
 

@@ -24,6 +24,7 @@ from sedd_graph.diffusion.sampler import Sampler
 from sedd_graph.engine.backend import inductor
 from sedd_graph.engine.blocks import remembering
 from sedd_graph.engine.construct import build_model
+from sedd_graph.engine.ending import Ending
 from sedd_graph.engine.regions import Model, RegionModule
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import BlueprintError, Problem, UserError
@@ -205,13 +206,16 @@ class Engine:
         self.compile_mode: CompileMode = "off"
         self.compile(compile)
 
-    def compile(self, mode: CompileMode) -> None:
+    def compile(self, mode: CompileMode, *, everywhere: bool | None = None) -> None:
         """``block``: each repeated block in place, one compilation for all repeats; ``whole``: network and loss as one
         graph (where no block has a backward pass of its own), which takes several times as long to compile and then runs a few percent faster; ``auto``: ``block`` (``whole``
         where no block is repeated) on a GPU, and on a CPU that has a C++ compiler; ``off``: eager.
 
-        Nothing is compiled before it first runs, and state-dict keys do not change.
+        ``everywhere``: in evaluation and sampling, too; without it, on a GPU alone, since on a CPU another shape or mode
+        takes longer to compile than a few samples take. Nothing is compiled before it first runs, and state-dict keys do
+        not change.
         """
+        self._everywhere = self.device.type != "cpu" if everywhere is None else everywhere
         if mode == "auto":
             cpu = self.device.type == "cpu" and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
             able = cpu or self.device.type == "cuda"
@@ -282,7 +286,7 @@ class Engine:
         draws: int = 1,
         on_draw: Callable[[Objective, Draw, Tensor], None] | None = None,
     ) -> Tensor:
-        """The bound of each sequence, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode, eager on a CPU.
+        """The bound of each sequence, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode.
 
         ``on_draw(objective, draw, nats [b])`` sees every draw, and the objective that it was held to.
         """
@@ -316,12 +320,12 @@ class Engine:
 
     @contextlib.contextmanager
     def _evaluating(self, *, eager: bool = False) -> Iterator[None]:
-        """Evaluation mode; on a CPU always ``eager``, since another shape or mode would compile for longer than it runs."""
+        """Evaluation mode; ``eager``, and always so unless what was compiled is so everywhere."""
         training = self.model.training
         self.model.eval()
         stance = (
             torch.compiler.set_stance("force_eager")
-            if eager or self._eager_outside_training()
+            if self.compile_mode != "off" and (eager or not self._everywhere)
             else contextlib.nullcontext()
         )
         try:
@@ -329,9 +333,6 @@ class Engine:
                 yield
         finally:
             self.model.train(training)
-
-    def _eager_outside_training(self) -> bool:
-        return self.device.type == "cpu" and self.compile_mode != "off"
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
@@ -378,15 +379,18 @@ class Engine:
             x = torch.where(free, x, prompt)
         visible = torch.ones_like(free) if attend is None else attend.to(self.device).expand(batch, length)
 
-        compiled = self.compile_mode != "off" and not self._eager_outside_training()
+        compiled = self.compile_mode != "off" and self._everywhere
 
-        def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
+        ending = Ending(self.graph.root)
+
+        def denoise(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
             # Every other number of rows would be compiled anew: where that is done, the batch is filled up again.
             fill = batch - len(rows) if compiled else 0
             if fill:
                 x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
+                at = None if at is None else torch.cat([at, at[:1].expand(fill, -1)])
             inputs = {"tokens": x, "sigma": process.schedule.sigma(t), "t": t, "attend": visible[rows]}
-            outputs = self.model.run(inputs)[0]
+            outputs = self.model.run(inputs)[0] if at is None else ending.run(self.model, inputs, at)
             return {name: value[: batch - fill] for name, value in outputs.items()} if fill else outputs
 
         how: dict[str, Any] = {
@@ -399,19 +403,19 @@ class Engine:
             "on_step": on_step,
         }
         if block is not None:
-            return self._write(x, block, how)[:, :length].cpu()
+            return self._write(x, block, ending, how)[:, :length].cpu()
         with self._evaluating():
             timeless = not {"sigma", "t"} & set(self.model.input_names)
             return process.sampler.run(denoise, x, timeless=timeless, **how).cpu()
 
-    def _write(self, x: Tensor, block: int, how: dict[str, Any]) -> Tensor:
+    def _write(self, x: Tensor, block: int, ending: Ending, how: dict[str, Any]) -> Tensor:
         """Rows ``x`` block by block. Eager: what is remembered grows, and each length of it would be compiled anew."""
         process, _ = self._parts()
         hold_prompt(how["free"], block)
         rows, length = x.shape
         with (
             self._evaluating(eager=True),
-            remembering(self.model, block, rows=rows, length=length) as given,
+            remembering(self.model, block, rows=rows, length=length, ending=ending) as given,
         ):
             return write_blocks(process.sampler, given, x, block=block, **how)
 

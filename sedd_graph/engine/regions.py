@@ -78,6 +78,11 @@ class Model(nn.Module):
         self._modules.update(root._modules)
         self._root = (root,)  # in a tuple: not a child a second time
 
+    @property
+    def root(self) -> RegionModule:
+        """The graph's own steps."""
+        return self._root[0]
+
     def run(
         self, inputs: Mapping[str, Tensor], key: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

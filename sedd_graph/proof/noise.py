@@ -16,7 +16,7 @@ from sedd_graph.diffusion.process import Kernel, Schedule
 from sedd_graph.diffusion.roles import Randomness
 from sedd_graph.proof.check import Check
 
-__all__ = ["check_kernel", "check_precision", "check_schedule"]
+__all__ = ["check_kernel", "check_precision", "check_prior", "check_schedule"]
 
 LEVELS = (0.01, 0.5, 3.0)
 LITTLE = (3e-8, 1e-6, 1e-3, 0.5, 5.0)
@@ -203,11 +203,6 @@ def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
     columns, least = _rates(kernel)
     a, b = kernel.transition_matrix(0.3), kernel.transition_matrix(1.2, 0.3)
     semigroup = float((b @ a - kernel.transition_matrix(1.2)).abs().max())
-    last = kernel.transition_matrix(end)[:, : kernel.data_tokens]
-    rows = kernel.prior(4000, 2, generator=torch.Generator().manual_seed(1), allowed=None)
-    prior = torch.bincount(rows.reshape(-1), minlength=kernel.states).double() / rows.numel()
-    gap = float((last - prior[:, None]).abs().sum(0).max() / 2)
-    floor = 0.0 if float(prior.max()) == 1 else math.sqrt(kernel.states / rows.numel())
     sampled = _draws(kernel)
     by_score, by_x0 = _losses(kernel)
     steps = _steps(kernel)
@@ -236,13 +231,7 @@ def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
         Check(
             "kernel.sample", "draws of x_t follow P", sampled < 0.02, f"{sampled:.4f}", "total variation, 20,000 draws"
         ),
-        Check(
-            "kernel.prior",
-            "noise at t = 1 is the prior",
-            gap < 0.01 + 3 * floor,
-            f"{gap:.4f}",
-            "total variation from the worst token",
-        ),
+        check_prior(kernel, end=end),
         Check(
             "kernel.score_entropy",
             "score entropy is sum over y of Q[z, y] (s - r log s + r log r - r)",
@@ -264,6 +253,22 @@ def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
         *_pace(kernel),
         check_precision(kernel),
     ]
+
+
+def check_prior(kernel: Kernel, *, end: float) -> Check:
+    """Sampling starts where noise ends: at total noise ``end``."""
+    last = kernel.transition_matrix(end)[:, : kernel.data_tokens]
+    rows = kernel.prior(4000, 2, generator=torch.Generator().manual_seed(1), allowed=None)
+    prior = torch.bincount(rows.reshape(-1), minlength=kernel.states).double() / rows.numel()
+    gap = float((last - prior[:, None]).abs().sum(0).max() / 2)
+    floor = 0.0 if float(prior.max()) == 1 else math.sqrt(kernel.states / rows.numel())
+    return Check(
+        "kernel.prior",
+        "noise at t = 1 is the prior",
+        gap < 0.01 + 3 * floor,
+        f"{gap:.4f}",
+        "total variation from the worst token",
+    )
 
 
 def _pace(kernel: Kernel) -> list[Check]:

@@ -99,8 +99,10 @@ def test_nothing_forbidden_comes_out(sampler: Any, cls: Any, steps: int) -> None
     favoured = torch.where(allowed, -30.0, 5.0)
     seen: list[torch.Tensor] = []
 
-    def denoise(x: torch.Tensor, t: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        noise = torch.randn(*x.shape, n, generator=generator)
+    def denoise(
+        x: torch.Tensor, t: torch.Tensor, rows: torch.Tensor, at: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        noise = torch.randn(*(x if at is None else at).shape, n, generator=generator)
         return {"log_x0": (favoured + noise).log_softmax(-1)}
 
     x = k.prior(rows, length, generator=generator, allowed=allowed)

@@ -141,7 +141,7 @@ def test_no_case_is_left_over() -> None:
 def plan(kernel: str, output: str, objective: str, sampler: str) -> ProcessPlan:
     def part(op: str) -> Part:
         contract = REGISTRY.contract(op)
-        return Part(contract, contract.config.model_validate({"table": RING} if op == "rates" else {}))
+        return Part(contract, contract.config.model_validate(getattr(REGISTRY.component(op), "example", {})))
 
     schedule = "loglinear" if REGISTRY.component(kernel).clamp_safe else "geometric"
     return ProcessPlan(part(kernel), part(schedule), part(objective), part(sampler), 4, output)
