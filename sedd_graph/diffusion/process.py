@@ -156,6 +156,19 @@ class Objective(Component, ABC):
     over: ClassVar[str] = "time"
     """What ``t`` of its draws is: ``time``, or ``masked``, the share of masked tokens, a sum over which is exact."""
 
+    @classmethod
+    def toy(cls, config: ComponentConfig) -> ComponentConfig:
+        """``config`` cut down for a proof on a few positions."""
+        return config
+
+    @property
+    def block(self) -> int | None:
+        """How many positions are noised by themselves, given all before them in full; None for a row as a whole.
+
+        It says how the network is fed (:func:`sedd_graph.diffusion.blocks.block_inputs`) and how text is written.
+        """
+        return None
+
     def lacks(self, kernel: Kernel) -> str | None:
         """What kind of kernel it needs, where ``kernel`` is not one of them."""
         if kernel.learned and not self.trains_noise:

@@ -143,6 +143,8 @@ class _Drawn:
 
     def add(self, objective: Objective, draw: Draw, nats: Tensor) -> None:
         self.over = objective.over
+        if objective.block is not None:
+            return  # each block of a row is at a level of its own, and the nats are of them all
         self.row.append(self.first + torch.arange(len(nats)))
         self.t.append(draw.t.double().cpu())
         self.nats.append(nats.double().cpu())
@@ -150,6 +152,8 @@ class _Drawn:
     def levels(self, counted: Tensor, engine: Engine) -> tuple[Level, ...]:
         """Even bins of t; ``counted`` [rows] says how many tokens of each row count."""
         assert engine.process is not None
+        if not self.row:
+            return ()
         row, t, nats = (torch.cat(part).numpy() for part in (self.row, self.t, self.nats))
         edges = np.arange(LEVELS + 1) / LEVELS
         noised = edges

@@ -45,6 +45,7 @@ CASES: dict[str, list[Case]] = {
     "attention": [
         case({"heads": 2}),
         case({"heads": 2, "qk_norm": "rms", "bias": "all", "dropout": 0.1}, "angles", "attend"),
+        case({"heads": 2}, "angles", "attend", "sees"),
     ],
     "concat": [case(), case({"pattern": "b * d"})],
     "condition_add": [case()],
@@ -59,6 +60,7 @@ CASES: dict[str, list[Case]] = {
     "gaussian_fourier": [case(), case({"frequencies": 8})],
     "geometric": [case(), case({"sigma_min": 1e-3, "sigma_max": 10.0})],
     "hadamard": [case(), case(d=16)],
+    "join_clean": [case()],
     "join_sequence": [case({"mode": m, "of": of}, h=3) for m in ("halves", "interleave") for of in ("values", "mask")],
     "l2_attention": [case({"heads": 2}, r=4), case({"heads": 1, "bound": 0.5}, "attend", r=4)],
     "layer_norm": [case({"affine": a}) for a in ("none", "weight", "weight_bias")],
@@ -85,7 +87,7 @@ CASES: dict[str, list[Case]] = {
     "reverse": [case(), case({}, "attend")],
     "rms_norm": [case({"affine": a}) for a in ("none", "weight")],
     "roll": [case({"by": 2}), case({"by": -1}, "attend")],
-    "rotary": [case({"dim": 8})],
+    "rotary": [case({"dim": 8}), case({"dim": 8}, "places")],
     "rotary_mix": [case(), case({}, "angles")],
     "scale": [case({"by": 2.0}), case({"by": 0.0})],
     "score_head": [case(), case({"scale": "none", "bias": "none", "init": "normal"}), case({}, "table")],
@@ -98,6 +100,7 @@ CASES: dict[str, list[Case]] = {
     "split": [case({"sizes": [3, 5]})],
     "split_sequence": [case({"mode": m, "of": of}, h=3) for m in ("halves", "interleave") for of in ("values", "mask")],
     "sub": [case()],
+    "take_noised": [case()],
     "token_embedding": [case({"vocab": 7}), case({"vocab": 7, "init": "kaiming"})],
     "transformers_backbone": [
         case({"config": {"model_type": kind, **BACKBONE, **more}}, *ports)
@@ -179,7 +182,7 @@ def proved() -> list[tuple[str, ...]]:
     return list(dict.fromkeys(taken.values()))
 
 
-MASKED = {"masked_count", "confidence", "entropy_bound", "first_hitting", "remdm"}
+MASKED = {"block_nelbo", "masked_count", "confidence", "entropy_bound", "first_hitting", "remdm"}
 """Objectives and samplers that work with evenly masked tokens alone."""
 UNBOUNDED = {"rates", "ordinal", "neighbours"}
 """Kernels whose reverse rates have no known bound."""
