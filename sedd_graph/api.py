@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +195,7 @@ def make_engine(
     device: torch.device,
     compile: CompileMode = "auto",
     forbidden: Sequence[int] = (),
+    pieces: Callable[[], Sequence[bytes | None]] | None = None,
     companions: Mapping[str, str] | None = None,
 ) -> Engine:
     """An engine with fresh weights. ``companions`` are further files that ``Engine.save`` writes beside the weights."""
@@ -233,6 +234,7 @@ def make_engine(
         device=device,
         compile=compile,
         forbidden=forbidden,
+        pieces=pieces,
         on_save=on_save,
         seed=report.train.seed,
     )

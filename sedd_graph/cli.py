@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from sedd_graph.diffusion.conditions import Conditions
     from sedd_graph.runs import Run
 
 __all__ = ["main"]
@@ -110,6 +111,38 @@ def _open(arguments: argparse.Namespace) -> Run:
     return run
 
 
+def _conditions(run: Run, arguments: argparse.Namespace) -> Conditions | None:
+    """The blueprint's conditions, with those of the command line; None for a model that chooses lengths, which knows none."""
+    import pydantic
+
+    from sedd_graph.diffusion.conditions import Conditions
+    from sedd_graph.errors import UserError
+
+    if run.plan().edits:
+        if (
+            arguments.forbid
+            or arguments.allow
+            or any(getattr(arguments, name, None) is not None for name in ("matching", "guidance", "observed"))
+        ):
+            raise UserError(
+                "this model chooses lengths itself: --forbid, --allow, --matching, --guidance and --observed are for models of rows"
+            )
+        return None
+    config = run.plan().sampler.config
+    held = {name: getattr(config, name) for name in Conditions.model_fields}
+    for name in ("matching", "guidance", "observed"):
+        value = getattr(arguments, name, None)
+        held[name] = held[name] if value is None else value
+    held["forbid"] = [*held["forbid"], *arguments.forbid]
+    held["allow"] = {**held["allow"], **dict(arguments.allow)}
+    try:
+        return Conditions(**held)
+    except pydantic.ValidationError as error:
+        found = error.errors()[0]
+        where = ".".join(map(str, found["loc"]))
+        raise UserError(f"--{where}: {found['msg'].removeprefix('Value error, ')}") from None
+
+
 def _sample(arguments: argparse.Namespace) -> int:
     from sedd_graph.runs import sample_run
 
@@ -123,6 +156,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         length=length,
         steps=arguments.steps,
         seed=arguments.seed,
+        given=_conditions(run, arguments),
         trajectory=arguments.trajectory,
     )
     return _shown(run, texts, where)
@@ -134,6 +168,8 @@ def _sample_points(run: Run, arguments: argparse.Namespace) -> int:
 
     if arguments.steps or arguments.length or arguments.trajectory:
         raise UserError("a flow is sampled by its inverse: --length, --steps and --trajectory are for language models")
+    if arguments.forbid or arguments.allow or arguments.matching is not None:
+        raise UserError("a flow draws no text: --forbid, --allow and --matching are for language models")
     rows, where = sample_points(run, batch=arguments.batch, seed=arguments.seed)
     return _shown(run, [" ".join(f"{value:.4f}" for value in row.flatten().tolist()) for row in rows[:16]], where)
 
@@ -147,7 +183,7 @@ def _shown(run: Run, texts: list[str], where: Path) -> int:
 
 
 def _infill(arguments: argparse.Namespace) -> int:
-    from sedd_graph.infill import heuristic, read_prompt
+    from sedd_graph.infill import infilling, read_prompt
     from sedd_graph.runs import sample_run
 
     run = _open(arguments)
@@ -158,9 +194,10 @@ def _infill(arguments: argparse.Namespace) -> int:
         suffix=arguments.suffix,
         length=arguments.length,
     )
-    note = heuristic(run)
-    if note is not None:
-        print(f"warning: {note}", file=sys.stderr)
+    given = _conditions(run, arguments)
+    law = infilling(run, given.observed if given else "clamp")
+    if not law.holds:
+        print(f"warning: {law.how}", file=sys.stderr)
     texts, where = sample_run(
         run,
         batch=arguments.batch,
@@ -169,8 +206,10 @@ def _infill(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         seed=arguments.seed,
         prompt=prompt,
+        given=given,
         trajectory=arguments.trajectory,
         name="infilled.zarr",
+        notes={"infilling": law.how},
     )
     return _shown(run, texts, where)
 
@@ -337,6 +376,17 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
+def _at_position(text: str) -> tuple[int, str]:
+    """The type of an argument POSITION=REGEX."""
+    position, found, pattern = text.partition("=")
+    try:
+        if found:
+            return int(position), pattern
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not POSITION=REGEX, such as 0=[A-Z]")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="sedd-graph",
@@ -381,6 +431,18 @@ def _parser() -> argparse.ArgumentParser:
             "--seed", type=_whole(0, 2**63 - 1), default=0, help="the same seed draws the same rows (default: 0)"
         )
         made.add_argument("--trajectory", action="store_true", help="keep the rows after every step too")
+        made.add_argument("--matching", metavar="REGEX", help="every row's text as a whole matches it")
+        made.add_argument(
+            "--forbid", metavar="TEXT", action="append", default=[], help="no token that holds it (may be repeated)"
+        )
+        made.add_argument(
+            "--allow",
+            metavar="POSITION=REGEX",
+            type=_at_position,
+            action="append",
+            default=[],
+            help="the token at a position (negative: from the end) matches it (may be repeated)",
+        )
         made.add_argument(
             "--compile",
             choices=("off", "block"),
@@ -426,6 +488,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--prefix", help="text that rows begin with")
     made.add_argument("--suffix", help="text that rows end with")
+    made.add_argument(
+        "--guidance", type=float, help="how much the given text counts: 1 as the model has it, 2 or 3 more"
+    )
+    made.add_argument(
+        "--observed",
+        choices=("clamp", "renoise"),
+        help="where the kernel moves seen tokens: the given text as it is, or noised anew each step",
+    )
 
     made = verb("eval", _eval, "bound the held-out text of a run folder, or judge its samples")
     made.add_argument("run")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sedd_graph.data.config import DataConfig
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.errors import UserError
 from sedd_graph.runs import Run
 
-__all__ = ["heuristic", "read_prompt"]
+__all__ = ["Law", "infilling", "read_prompt"]
 
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
 _ANY_LENGTH = re.compile(r"\[\[\]\]")
@@ -19,16 +21,34 @@ LARGEST = 2**20
 FREE = -1
 
 
-def heuristic(run: Run) -> str | None:
-    """What to say where holding the given text fixed is not exact; None where it is. Raises :class:`UserError`."""
-    plan = run.plan()
-    if plan.edits:
-        return "gaps in the given text are held shut, which is a heuristic: the model has not been told that nothing is missing there"
-    if run.engine.process is None or run.engine.process.kernel.clamp_safe:
-        return None
-    return (
-        f"the kernel {plan.kernel.contract.name!r} can move every token, so holding the given text fixed is a heuristic: "
-        "what is written is not drawn from the model's law given that text"
+class Law(NamedTuple):
+    """Whether what is filled in has the model's law given the text, and how that text is held."""
+
+    holds: bool
+    how: str
+
+
+def infilling(run: Run, observed: Literal["clamp", "renoise"]) -> Law:
+    """What filling in amounts to under the run's kernel and ``observed``. Raises :class:`UserError`."""
+    name, data, process = run.plan().kernel.contract.name, run.report.data, run.engine.process
+    if run.plan().edits:
+        return Law(
+            False,
+            "gaps in the given text are held shut, which is a heuristic: the model has not been told that nothing is missing there",
+        )
+    if process is None or process.kernel.clamp_safe:
+        return Law(
+            True, "exact: the given text is held fixed, and with this kernel a token that is seen is a clean one"
+        )
+    if observed == "clamp" and isinstance(data, DataConfig) and getattr(data.corpus, "prompt", None) is not None:
+        return Law(
+            True, "as trained: the given text is held fixed, and the model has learned from rows with clean prompts"
+        )
+    done = "holding the given text fixed" if observed == "clamp" else "noising the given text anew at each step"
+    return Law(
+        False,
+        f"the kernel {name!r} can move every token, so {done} is a heuristic: "
+        "what is written is not drawn from the model's law given that text",
     )
 
 

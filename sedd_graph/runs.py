@@ -8,7 +8,7 @@ import datetime
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from sedd_graph.data.points import PointData, open_points
 from sedd_graph.data.rows import Dataset, open_data
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
+from sedd_graph.diffusion.conditions import Conditions
 from sedd_graph.diffusion.edits import EditSampler
 from sedd_graph.diffusion.sampler import Sampler
 from sedd_graph.engine.edits import EditEngine
@@ -326,7 +327,14 @@ def open_run(
     forbidden = list(tokenizer.forbidden) if tokenizer else []
     if tokenizer is not None and report.plan is not None:
         forbidden += range(tokenizer.size, report.plan.states)
-    engine = make_engine(report, device=device, compile=compile, forbidden=forbidden, companions=companions)
+    engine = make_engine(
+        report,
+        device=device,
+        compile=compile,
+        forbidden=forbidden,
+        pieces=tokenizer.pieces if tokenizer else None,
+        companions=companions,
+    )
     facts = read_json(path / "run.json") if (path / "run.json").is_file() else {}
     root = Path(facts["root"]) if isinstance(facts, dict) and isinstance(facts.get("root"), str) else path
     used = "fresh"
@@ -472,17 +480,23 @@ def sample_run(
     steps: int | None,
     seed: int,
     prompt: Tensor | None = None,
+    given: Conditions | None = None,
     trajectory: bool = False,
     name: str = "samples.zarr",
+    notes: Mapping[str, str] | None = None,
 ) -> tuple[list[str], Path]:
-    """Draw samples and keep them in the run folder (docs/training.md). Returns the texts and where they lie."""
+    """Draw samples and keep them in the run folder, with ``notes`` among their attributes (docs/training.md).
+
+    ``given`` are conditions instead of the blueprint's. Returns the texts and where they lie.
+    """
     frames: list[npt.NDArray[np.int32]] = []
 
     def on_step(number: int, rows: Tensor) -> None:
         if trajectory:
             frames.append(rows.cpu().numpy().astype(np.int32))
 
-    rows = run.engine.sample(batch, length, steps=steps, prompt=prompt, seed=seed, on_step=on_step)
+    more: dict[str, Any] = {} if given is None else {"given": given}
+    rows = run.engine.sample(batch, length, steps=steps, prompt=prompt, seed=seed, on_step=on_step, **more)
     texts = run.decode(rows)
     engine, tokenizer = run.engine, run.tokenizer
     assert tokenizer is not None
@@ -495,7 +509,9 @@ def sample_run(
         assert engine.process is not None
         sampler = engine.process.sampler
         lengths = document_lengths(rows.numpy(), pad=tokenizer.pad, end=tokenizer.end)
-        extra = {"mask": engine.process.kernel.mask}
+        held = sampler.config if given is None else given
+        told = held.model_dump(mode="json", include=set(Conditions.model_fields), exclude_defaults=True)
+        extra = {"mask": engine.process.kernel.mask, **({"conditions": told} if told else {})}
     where = write_samples(
         run.path / name,
         rows.numpy(),
@@ -516,6 +532,7 @@ def sample_run(
             "clamped": sampler.clamped,
             "evaluations": sampler.evaluations,
             **({"prompt": prompt.tolist()} if prompt is not None else {}),
+            **(notes or {}),
         },
     )
     return texts, where

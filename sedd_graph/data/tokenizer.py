@@ -47,6 +47,13 @@ class Tokenizer(ABC):
         """The text of ``ids``; ids of no text come out as nothing, broken bytes as U+FFFD."""
 
     @abstractmethod
+    def pieces(self) -> list[bytes | None]:
+        """The bytes of UTF-8 that each id stands for, wherever it stands; None for ids of no text.
+
+        Raises :class:`UserError` where what a token stands for depends on its neighbours.
+        """
+
+    @abstractmethod
     def to_json(self) -> str:
         """What :func:`load_tokenizer` reads back."""
 
@@ -77,6 +84,10 @@ class Characters(Tokenizer):
         letters = "\N{REPLACEMENT CHARACTER}" + self.alphabet
         return "".join(letters[i] for i in ids if 0 <= i < len(letters))
 
+    def pieces(self) -> list[bytes | None]:
+        letters = [letter.encode("utf-8", "surrogatepass") for letter in self.alphabet]
+        return [None, *letters, *[None] * (self.size - 1 - len(letters))]
+
     def to_json(self) -> str:
         return json.dumps({"kind": "characters", "size": self.size, "alphabet": self.alphabet}, ensure_ascii=True)
 
@@ -91,6 +102,9 @@ class Bytes(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if 0 <= i < 256).decode("utf-8", "replace")
+
+    def pieces(self) -> list[bytes | None]:
+        return [*(bytes([i]) for i in range(256)), None]
 
     def to_json(self) -> str:
         return json.dumps({"kind": "bytes"})
@@ -131,9 +145,31 @@ class HuggingFace(Tokenizer):
         text: str = self.inner.decode(kept, skip_special_tokens=False)
         return text
 
+    def pieces(self) -> list[bytes | None]:
+        decoder = (json.loads(self.inner.to_str()).get("decoder") or {}).get("type")
+        if decoder != "ByteLevel":
+            raise UserError(
+                f"the tokenizer puts text together by its decoder {decoder or 'of words'!r}, under which a token has no text of its "
+                "own; those of characters, of bytes and of byte-level BPE have"
+            )
+        known = _byte_letters()
+
+        def spelled(token: str) -> bytes:
+            return bytes(known[c] for c in token) if all(c in known for c in token) else token.encode()
+
+        found = ((i, self.inner.id_to_token(i)) for i in range(self.size))
+        return [None if token is None or i in self._silent else spelled(token) for i, token in found]
+
     def to_json(self) -> str:
         text: str = self.inner.to_str()
         return text
+
+
+def _byte_letters() -> dict[str, int]:
+    """The characters by which byte-level BPE writes bytes (GPT-2's): printable ones themselves, the others from U+0100 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {**{chr(byte): byte for byte in plain}, **{chr(0x100 + i): byte for i, byte in enumerate(others)}}
 
 
 def _from_text(text: str, where: str) -> Tokenizer:

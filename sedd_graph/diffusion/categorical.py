@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["categorical", "jump", "sharpen"]
+__all__ = ["categorical", "going", "jump", "sharpen"]
 
 _CHUNK = 2**24  # numbers held in float64 at a time
 
@@ -34,18 +34,22 @@ def categorical(weights: Tensor, *, generator: torch.Generator) -> Tensor:
     return out.reshape(weights.shape[:-1])
 
 
+def going(move: Tensor, *, generator: torch.Generator) -> Tensor:
+    """bool like ``move``: which positions move, each with its chance."""
+    return torch.rand(move.shape, generator=generator, device=move.device, dtype=torch.float64) < move.double()
+
+
 def jump(x: Tensor, move: Tensor, weights: Callable[[Tensor], Tensor], *, generator: torch.Generator) -> Tensor:
     """Move each position of ``x`` [b, l] with chance ``move`` [b, l] to a state drawn from its row of weights.
 
     ``weights`` is asked once, with the positions that move (bool [b, l]), for their rows [moving, n], which need not sum
     to 1.
     """
-    u = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float64)
-    going = u < move.double()
-    if not bool(going.any()):
+    moving = going(move, generator=generator)
+    if not bool(moving.any()):
         return x
     out = x.clone()
-    out[going] = categorical(weights(going), generator=generator)
+    out[moving] = categorical(weights(moving), generator=generator)
     return out
 
 

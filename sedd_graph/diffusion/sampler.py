@@ -15,11 +15,13 @@ import pydantic
 import torch
 from torch import Tensor
 
-from sedd_graph.component import Component, ComponentConfig
-from sedd_graph.diffusion.categorical import categorical, jump, sharpen
+from sedd_graph.component import Component
+from sedd_graph.diffusion.categorical import categorical, going, jump, sharpen
+from sedd_graph.diffusion.conditions import Conditions
+from sedd_graph.diffusion.constraint import Matching
 from sedd_graph.diffusion.process import ONLY_MASKS, Kernel, Schedule
 from sedd_graph.diffusion.roles import Randomness
-from sedd_graph.errors import UserError
+from sedd_graph.errors import SeddGraphError, UserError
 
 __all__ = ["Denoise", "OnStep", "Sampler", "SamplerConfig", "StepSampler", "StepsConfig", "Walk"]
 
@@ -41,7 +43,7 @@ T_MIN = 1e-5
 """Where steps in time end and noise removal begins."""
 
 
-class SamplerConfig(ComponentConfig):
+class SamplerConfig(Conditions):
     """What every sampler can do to where a moving token goes. Whether it moves is left alone."""
 
     temperature: Annotated[float, pydantic.Field(ge=0, le=100)] = 1.0
@@ -60,8 +62,9 @@ class Walk:
     """Rows on their way from noise to text: ``x`` int64 [b, l].
 
     ``free`` bool [b, l] marks the positions that move; ``allowed`` bool [n], [l, n] or [b, l, n] (or None) the data tokens
-    that may come out. ``timeless`` says that the network does not look at the time. ``evaluations`` counts rows that went
-    through it, ``clamped`` moves whose chances were out of range.
+    that may come out, and ``matching``, for a kernel under which tokens that are seen stay, what whole rows must match.
+    ``timeless`` says that the network does not look at the time. ``evaluations`` counts rows that went through it, ``clamped``
+    moves whose chances were out of range.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Walk:
         generator: torch.Generator,
         config: SamplerConfig,
         allowed: Tensor | None = None,
+        matching: Matching | None = None,
         timeless: bool = False,
         on_step: OnStep | None = None,
     ) -> None:
@@ -83,6 +87,12 @@ class Walk:
         self._denoise, self._config, self._on_step = denoise, config, on_step
         data = torch.arange(kernel.states, device=x.device) != (-1 if kernel.mask is None else kernel.mask)
         self._may = data if allowed is None else data & allowed
+        self._matching = matching
+        if matching is not None:
+            assert kernel.clamp_safe  # or it had been refused
+            matching.feasible(x, self.masked, self._may)
+        if self._may.dim() > 1:
+            self._mend(self.free)  # noise knows nothing of positions
         self._kept: dict[str, Tensor] = {}
         self._seen = torch.full_like(x, -1)
         self._steps = 0
@@ -160,10 +170,13 @@ class Walk:
     def reveal(self, chosen: Tensor, t: Tensor) -> None:
         """The masks at ``chosen`` bool [b, l] fall at times ``t`` [b]: the network is asked about their rows and places alone."""
         chosen = chosen & self.free
-        rows = chosen.any(1).nonzero()[:, 0]
-        count = chosen.sum(1)
-        # the chosen places of each row in their order, then others to fill up
-        at = chosen[rows].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
+        some = chosen.any(1)
+        rows = some.nonzero()[:, 0]
+        # where rows must match, what the other masks may become counts too
+        places = chosen if self._matching is None else self.masked & some[:, None]
+        count = places.sum(1)
+        # these places of each row in their order, then others to fill up
+        at = places[rows].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
         real = torch.arange(at.shape[1], device=at.device) < count[rows, None]
         x = self.x[rows]
         self.evaluations += len(rows)
@@ -181,8 +194,12 @@ class Walk:
         [b, l, n] (what they say of the mask and of tokens that are not allowed is passed over). Weights may be a function
         of the positions that move, bool [b, l], which gives their rows, [moving, n].
 
-        Where nothing that is allowed has any weight, a position stays, or (``must``) takes any allowed token.
+        Where nothing that is allowed has any weight, a position stays, or (``must``) takes any allowed token. Where rows must
+        match, ``weights`` speak for (and a function is asked about) masks that stay as well: all masks of rows in which some
+        move are drawn together so that the row matches, and those that move are told.
         """
+        if self._matching is not None:
+            return self._draw_matching(self._matching, move, weights, must=must)
 
         def going_to(going: Tensor) -> Tensor:
             may = self._may.expand(*self.x.shape, -1)[going] if self._may.dim() > 1 else self._may
@@ -192,6 +209,35 @@ class Walk:
             return torch.where((rows.sum(-1, keepdim=True) > 0), rows, (may if must else stay).to(rows.dtype))
 
         return jump(self.x, move.double() * self.free, going_to, generator=self.generator)
+
+    def _draw_matching(
+        self, matching: Matching, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool
+    ) -> Tensor:
+        moving = going(move.double() * self.masked, generator=self.generator)
+        rows = moving.any(-1)
+        if not bool(rows.any()):
+            return self.x
+        hidden = self.masked & rows[:, None]
+        may = self._may.expand(*self.x.shape, -1)[hidden]
+        told = weights[hidden] if isinstance(weights, Tensor) else weights(hidden)
+        told = sharpen(told * may, temperature=self._config.temperature, top_p=self._config.top_p)
+        known = told.sum(-1) > 0
+        told = torch.where(known[:, None], told, may.to(told.dtype))
+        if not must:
+            moving[hidden] &= known
+        out = self.x.clone()
+        out[moving] = matching.draw(self.x[rows], hidden[rows], told, may, moving[rows], generator=self.generator)
+        return out
+
+    def _mend(self, where: Tensor) -> None:
+        """A token that may not come out, at the positions ``where`` bool [b, l], is put right by one that may, drawn evenly."""
+        may = self._may.expand(*self.x.shape, -1)
+        wrong = where & ~may.gather(-1, self.x[..., None])[..., 0]
+        if self.kernel.mask is not None:
+            wrong &= self.x != self.kernel.mask
+        if bool(wrong.any()):
+            self.x = self.x.clone()
+            self.x[wrong] = categorical(may[wrong].double(), generator=self.generator)
 
     def move(self, weights: Tensor, *, final: bool = False, only: Tensor | None = None) -> None:
         """A step whose probabilities are ``weights`` [b, l, n]: at x itself the chance to stay.
@@ -218,19 +264,10 @@ class Walk:
         self.put(self.x.masked_fill(self.uniform(*self.x.shape) <= chance, mask))
 
     def noise(self, where: Tensor, sigma: Tensor) -> None:
-        """Noise the positions ``where`` bool [b, l] as if they were clean, up to total noise ``sigma`` [b].
-
-        A token that may not come out is put right by one that may, drawn evenly.
-        """
+        """Noise the positions ``where`` bool [b, l] as if they were clean, up to total noise ``sigma`` [b], with allowed tokens."""
         where = where & self.free
-        x = self.kernel.sample(self.x, sigma, random=Randomness(self.generator), corrupt=where)
-        may = self._may.expand(*x.shape, -1)
-        wrong = where & ~may.gather(-1, x[..., None])[..., 0]
-        if self.kernel.mask is not None:
-            wrong &= x != self.kernel.mask
-        if bool(wrong.any()):
-            x[wrong] = categorical(may[wrong].double(), generator=self.generator)
-        self.put(x)
+        self.put(self.kernel.sample(self.x, sigma, random=Randomness(self.generator), corrupt=where))
+        self._mend(where)
 
 
 class Sampler(Component, ABC):
@@ -280,6 +317,7 @@ class Sampler(Component, ABC):
         generator: torch.Generator,
         steps: int | None = None,
         allowed: Tensor | None = None,
+        matching: Matching | None = None,
         timeless: bool = False,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -298,11 +336,14 @@ class Sampler(Component, ABC):
             generator=generator,
             config=self.config,
             allowed=allowed,
+            matching=matching,
             timeless=timeless,
             on_step=on_step,
         )
         self.walk(walk, steps or self.steps or 0)
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
+        if matching is not None and not matching.matches(walk.x):
+            raise SeddGraphError(f"{type(self).__name__} moved tokens by other means than its walk: rows do not match")
         return walk.x
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from sedd_graph.component import Context
 from sedd_graph.diffusion.blocks import block_inputs, hold_prompt, write_blocks
+from sedd_graph.diffusion.conditions import Conditions
+from sedd_graph.diffusion.constraint import Matching, Pieces, allowed_tokens, lacks
+from sedd_graph.diffusion.guidance import Classifier, classified, renoised, unprompted
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.process import Kernel, Objective, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
-from sedd_graph.diffusion.sampler import Sampler
+from sedd_graph.diffusion.sampler import Denoise, Sampler
 from sedd_graph.engine.backend import inductor
 from sedd_graph.engine.blocks import remembering
 from sedd_graph.engine.construct import build_model
@@ -47,6 +50,10 @@ __all__ = [
 
 CompileMode = Literal["auto", "block", "whole", "off"]
 """What is compiled; see :meth:`Engine.compile`."""
+
+
+NOISE = "process:kernel"
+"""The name of a kernel with parameters among the modules of a model; no node can have it."""
 
 
 class Bound(NamedTuple):
@@ -93,6 +100,7 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
         for key, part, lack in (
             ("objective", plan.objective, objective.lacks(kernel)),
             ("sample", plan.sampler, sampler.lacks(kernel)),
+            ("sample", plan.sampler, lacks(sampler.config, kernel)),
         )
         if lack is not None
     ]
@@ -139,7 +147,13 @@ def feed(draw: Draw, batch: Batch, block: int | None) -> dict[str, Tensor]:
     """The graph inputs that the engine knows (see :data:`sedd_graph.graph.process.FED`); ``block`` is the objective's."""
     if block is not None:
         return block_inputs(draw.xt, batch.tokens, block=block)
-    return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": batch.attend}
+    return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": _for_each(draw, batch.attend)}
+
+
+def _for_each(draw: Draw, rows: Tensor) -> Tensor:
+    """``rows`` [b, ...] of a batch, as many times over as the draw has rows for each."""
+    copies = len(draw.xt) // len(rows)
+    return rows if copies == 1 else torch.cat([rows] * copies)
 
 
 def mean_and_error(rows: list[Tensor]) -> Bound:
@@ -161,7 +175,8 @@ class LossModule(nn.Module):
 
     def forward(self, draw: Draw, batch: Batch, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per sequence [b], and the saved ports. ``key`` int32 [b] turns dropout on."""
-        outputs, taps = self.model.run(feed(draw, batch, self._process.objective.block), key)
+        block = self._process.objective.block
+        outputs, taps = self.model.run(feed(draw, batch, block), None if key is None else _for_each(draw, key))
         with full_precision(draw.xt):
             loss = self._process.objective.loss(outputs, draw, batch, self._process.kernel, self._process.schedule)
         return loss, taps
@@ -170,7 +185,8 @@ class LossModule(nn.Module):
 class Engine:
     """A compiled training and sampling engine. Make one with :func:`sedd_graph.build`.
 
-    ``allowed`` bool [n] marks the tokens that may be generated; the mask is never one of them.
+    ``allowed`` bool [n] marks the tokens that may be generated; the mask is never one of them. ``pieces`` gives the bytes
+    that each token stands for (None: no text), where there is a tokenizer.
     """
 
     def __init__(
@@ -182,6 +198,7 @@ class Engine:
         device: torch.device,
         compile: CompileMode = "auto",
         forbidden: Iterable[int] = (),
+        pieces: Pieces | None = None,
         on_save: Callable[[Path], None] | None = None,
         seed: int = 0,
     ) -> None:
@@ -191,11 +208,14 @@ class Engine:
         self.process: Process | None = None
         self.loss_module: LossModule | None = None
         self.allowed: Tensor | None = None
-        self._on_save = on_save
+        self._on_save, self._pieces = on_save, pieces
         if plan is not None:
             self.process = make_process(plan, registry)
             for part in self.process:
                 part.to(device)
+            if self.process.kernel.learned:
+                # with the network's: optimized, averaged, checkpointed and saved
+                self.model.add_module(NOISE, self.process.kernel)
             self.loss_module = LossModule(self.model, self.process)
             kernel = self.process.kernel
             allowed = torch.ones(kernel.states, dtype=torch.bool)
@@ -346,13 +366,18 @@ class Engine:
         prompt: Tensor | None = None,
         seed: int | None = None,
         attend: Tensor | None = None,
+        given: Conditions | None = None,
+        allowed: Tensor | None = None,
+        classifier: Classifier | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """Draw ``batch`` rows of ``length`` tokens, int64 [b, l] on the CPU.
 
         ``prompt`` int64 [b, l] (or [1, l]) holds tokens that stay, and -1 where the model fills in. ``attend`` bool
         [b, l] hides padding. The same ``seed`` gives the same rows on the same device. ``on_step(number, rows)`` sees
-        every step. The mask and forbidden tokens never come out (unless a prompt holds them). Raises :class:`UserError` where
+        every step. The mask and forbidden tokens never come out (unless a prompt holds them). ``given`` are conditions on the
+        text, instead of those of the blueprint's ``sample``; ``allowed`` bool [n], [l, n] or [b, l, n] bounds the tokens further;
+        ``classifier`` draws the text towards what it knows. Raises :class:`UserError` where conditions cannot be met, and where
         ``steps`` is given and the blueprint's sampler takes none (``process.sampler.steps`` is None).
 
         Under an objective of blocks the sampler runs in each block from left to right, with ``steps`` of its own; a prompt may
@@ -363,11 +388,27 @@ class Engine:
             raise UserError(f"sample: batch and length must be at least 1, not {batch} and {length}")
         if steps is not None and steps < 1:
             raise UserError(f"sample: steps must be at least 1, not {steps}")
+        conditions = process.sampler.config if given is None else given
+        if (lack := lacks(conditions, process.kernel)) is not None:
+            raise UserError(f"sample: this needs {lack}, not {type(process.kernel).__name__}")
+        moves = process.kernel.mask is None or not process.kernel.clamp_safe
+        if classifier is not None and moves and "log_score" not in process.sampler.reads:
+            raise UserError(
+                "sample: a classifier gives factors for scores where seen tokens move; take a sampler that reads log_score, such as analytic"
+            )
+        may = self._allowed(conditions, allowed, batch, length)
         chosen = int(torch.randint(2**62, ())) if seed is None else seed
         generator = torch.Generator(self.device).manual_seed(mix_seed(chosen))
         block = process.objective.block
         whole = length if block is None else -(-length // block) * block
-        x = process.kernel.prior(batch, whole, generator=generator, allowed=self.allowed)
+        if block is not None:
+            if classifier is not None or conditions.matching is not None or conditions.guidance != 1:
+                raise UserError(
+                    "sample: text in blocks can be held to allowed tokens; matching, guidance and classifiers need it whole"
+                )
+            if may.dim() > 1:  # what stands behind the end of the last block is cut off
+                may = torch.cat([may, self.allowed.expand(*may.shape[:-2], whole - length, -1)], -2)  # type: ignore[union-attr]
+        x = process.kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
         free = torch.ones_like(x, dtype=torch.bool)
         if prompt is not None:
             if prompt.dim() != 2 or prompt.shape[1] != length or prompt.shape[0] not in (1, batch):
@@ -383,30 +424,49 @@ class Engine:
 
         ending = Ending(self.graph.root)
 
-        def denoise(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
+        asked = 0
+
+        def look(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
+            nonlocal asked
+            asked += len(rows)
             # Every other number of rows would be compiled anew: where that is done, the batch is filled up again.
-            fill = batch - len(rows) if compiled else 0
+            fill = -len(rows) % batch if compiled else 0
             if fill:
                 x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
                 at = None if at is None else torch.cat([at, at[:1].expand(fill, -1)])
             inputs = {"tokens": x, "sigma": process.schedule.sigma(t), "t": t, "attend": visible[rows]}
             outputs = self.model.run(inputs)[0] if at is None else ending.run(self.model, inputs, at)
-            return {name: value[: batch - fill] for name, value in outputs.items()} if fill else outputs
+            return {name: value[: len(value) - fill] for name, value in outputs.items()} if fill else outputs
 
-        how: dict[str, Any] = {
-            "free": free,
-            "kernel": process.kernel,
-            "schedule": process.schedule,
-            "generator": generator,
-            "steps": steps,
-            "allowed": self.allowed,
-            "on_step": on_step,
-        }
         if block is not None:
+            how: dict[str, Any] = {"free": free, "kernel": process.kernel, "schedule": process.schedule, "steps": steps}
+            how |= {"generator": generator, "allowed": may, "on_step": on_step}
             return self._write(x, block, ending, how)[:, :length].cpu()
+        denoise: Denoise = look
+        if prompt is not None and conditions.guidance != 1:
+            denoise = unprompted(denoise, free, process.kernel, conditions.guidance)
+        if classifier is not None:
+            denoise = classified(denoise, process.kernel, process.schedule, classifier, free)
+        noisy = prompt is not None and conditions.observed == "renoise"
+        if noisy:
+            denoise = renoised(denoise, x, free, process.kernel, process.schedule, generator)
+        pattern = conditions.matching
         with self._evaluating():
-            timeless = not {"sigma", "t"} & set(self.model.input_names)
-            return process.sampler.run(denoise, x, timeless=timeless, **how).cpu()
+            out = process.sampler.run(
+                denoise,
+                x,
+                free=free,
+                kernel=process.kernel,
+                schedule=process.schedule,
+                generator=generator,
+                steps=steps,
+                allowed=may,
+                matching=None if pattern is None else Matching(pattern, self._spelled, self.device),
+                timeless=classifier is None and not noisy and not {"sigma", "t"} & set(self.model.input_names),
+                on_step=on_step,
+            )
+        process.sampler.evaluations = asked
+        return out.cpu()
 
     def _write(self, x: Tensor, block: int, ending: Ending, how: dict[str, Any]) -> Tensor:
         """Rows ``x`` block by block. Eager: what is remembered grows, and each length of it would be compiled anew."""
@@ -418,6 +478,27 @@ class Engine:
             remembering(self.model, block, rows=rows, length=length, ending=ending) as given,
         ):
             return write_blocks(process.sampler, given, x, block=block, **how)
+
+    def _allowed(self, conditions: Conditions, allowed: Tensor | None, batch: int, length: int) -> Tensor:
+        """The tokens that may come out, bool [n], [l, n] or [b, l, n]. Raises :class:`UserError`."""
+        assert self.allowed is not None
+        may = self.allowed
+        if allowed is not None:
+            shape = (batch, length, len(may))
+            if allowed.dtype != torch.bool or allowed.shape not in (shape, shape[1:], shape[2:]):
+                raise UserError(
+                    f"sample: allowed must be bool {list(shape[2:])}, {list(shape[1:])} or {list(shape)}, "
+                    f"not {allowed.dtype} {list(allowed.shape)}"
+                )
+            may = may & allowed.to(self.device)
+        return allowed_tokens(conditions, may, length, self._spelled)
+
+    def _spelled(self) -> Sequence[bytes | None]:
+        """The bytes of each state. Raises :class:`UserError` where there is no tokenizer."""
+        if self._pieces is None:
+            raise UserError("there is no tokenizer, so tokens have no text: build from a run folder that has one")
+        pieces, states = self._pieces(), self._parts()[0].kernel.states
+        return [*pieces, *[None] * (states - len(pieces))][:states]
 
     # -- keeping ----------------------------------------------------------------------------------------------------
 
