@@ -31,13 +31,13 @@ def block_inputs(
     device = noised.device
     where = torch.arange(noised.shape[1], device=device) + noised_from
     places = torch.cat([where, torch.arange(clean.shape[1], device=device) + clean_from])
-    is_clean = torch.arange(len(places), device=device) >= noised.shape[1]
+    # 0 for noised and 1 for clean: Inductor cannot compare truth values that it works out from positions
+    is_clean = (torch.arange(len(places), device=device) >= noised.shape[1]).long()
     remembered = torch.arange(clean_from, device=device)
-    of_key = torch.cat([remembered, places]) // block
-    key_clean = torch.cat([torch.ones_like(remembered, dtype=torch.bool), is_clean])
-    of_query = places[:, None] // block
-    own = (of_query == of_key) & (is_clean[:, None] == key_clean)
-    sees = own | (key_clean & (of_query > of_key))
+    of_query, of_key = places // block, torch.cat([remembered, places]) // block
+    key_clean = torch.cat([torch.ones_like(remembered), is_clean])
+    own = (2 * of_query + is_clean)[:, None] == 2 * of_key + key_clean
+    sees = own | ((key_clean > 0) & (of_query[:, None] > of_key))
     sigma = torch.zeros(len(noised), device=device)
     return {"tokens": noised, "clean": clean, "places": places, "sees": sees, "sigma": sigma}
 
