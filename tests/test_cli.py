@@ -104,6 +104,47 @@ def test_the_whole_road(small: Callable[..., Path], tmp_path: Path, capsys: pyte
     assert "layer x 2" in capsys.readouterr().out
 
 
+def test_text_is_held_to_conditions(
+    small: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = build(small(("steps: 8}", 'steps: 8, forbid: [e], allow: {-1: "[.!]"}}')), tmp_path / "runs")
+
+    def drawn(*words: str) -> tuple[int, list[str], str]:
+        capsys.readouterr()
+        code = cli.run([words[0], str(run), "--batch", "3", "--device", "cpu", *words[1:]])
+        said = capsys.readouterr()
+        return code, re.findall(r"--- \d+\n(.*?)(?=\n---)", said.out, flags=re.DOTALL), said.err
+
+    pattern = r"[A-Z][a-z]+( [a-z]+){2,4}[.?!]"
+    code, texts, _ = drawn("sample", "--length", "20", "--matching", pattern, "--forbid", "a", "--allow", "1=[xyz]")
+    assert code == 0
+    assert len(texts) == 3
+    assert all(re.fullmatch(pattern, t) and t[1] in "xyz" and t[-1] in ".!" and not set("ae") & set(t) for t in texts)
+    told = zarr.open_group(str(run / "samples.zarr"), mode="r").attrs["conditions"]
+    assert told == {"forbid": ["e", "a"], "allow": {"-1": "[.!]", "1": "[xyz]"}, "matching": pattern}
+    code, texts, warned = drawn(
+        "infill", "--text", "Th[[9]] is[[1]]", "--matching", r"Th[a-z]+ is\.", "--guidance", "2"
+    )
+    assert (code, warned) == (0, "")
+    assert all(re.fullmatch(r"Th[a-z]{9} is\.", t) for t in texts)
+    attributes = zarr.open_group(str(run / "infilled.zarr"), mode="r").attrs
+    assert str(attributes["infilling"]).startswith("exact: the given text is held fixed")
+    for words, said in (
+        (("--matching", "a+"), "no text of 32 tokens matches 'a+' with what is given and allowed (row 0)"),
+        (("--length", "4", "--matching", "x{7}"), "no text of 4 tokens matches 'x{7}': the nearest lengths are 7"),
+        (("--matching", "(a"), "--matching: at character 3 of '(a': a '(' is never closed"),
+        (("--allow", "99=a"), "allow: there is no position 99 in rows of 32 tokens"),
+    ):
+        code, _, warned = drawn("sample", *words)
+        assert code == 2
+        assert warned.startswith(said)
+    blueprint = ["sedd-uniform-tiny", "matching: a", "a kernel under which tokens that are seen stay, for matching"]
+    with pytest.raises(sedd_graph.errors.SeddGraphError, match=blueprint[2]):
+        sedd_graph.check(f"blueprints/{blueprint[0]}.yaml", ["sample.matching=a"])
+    with pytest.raises(sedd_graph.errors.SeddGraphError, match=r"sample.matching: .*no anchors"):
+        sedd_graph.check("blueprints/first.yaml", ["sample.matching=^a"])
+
+
 def test_a_lock_builds_the_same_again(small: Callable[..., Path], tmp_path: Path) -> None:
     first = build(small(), tmp_path / "a")
     second = build(first / "blueprint.lock.yaml", tmp_path / "b")
