@@ -77,8 +77,9 @@ class Report:
         lines = [to_tree(self.graph), "", f"parameters  {self.parameters:,}"]
         if self.plan is not None:
             plan = self.plan
+            states = f"{plan.states - 1:,} tokens and the start" if plan.edits else f"{plan.states:,} states"
             lines.append(
-                f"process     {plan.kernel.contract.name} with {plan.schedule.contract.name}, {plan.states:,} states; "
+                f"process     {plan.kernel.contract.name} with {plan.schedule.contract.name}, {states}; "
                 f"objective {plan.objective.contract.name}; sampler {plan.sampler.contract.name}"
             )
         if self.flow is not None:
@@ -121,12 +122,16 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         message = "points are for flows: give an objective of kind likelihood, such as exact_likelihood"
         raise BlueprintError([loaded.problem(("data", "points"), message)])
     from sedd_graph.engine.construct import count_shapes
+    from sedd_graph.engine.edits import make_edit_process
     from sedd_graph.engine.engine import make_process
 
     try:
-        if plan is not None:
-            process = make_process(plan, registry)
-            _fits_data(loaded, process.kernel.data_tokens)
+        if plan is not None and plan.edits:
+            edits = make_edit_process(plan, registry)
+            _fits_data(loaded, edits.kernel.data_tokens)
+            _fits_strings(loaded, spares=not edits.kernel.births, one_length=edits.objective.one_length)
+        elif plan is not None:
+            _fits_data(loaded, make_process(plan, registry).kernel.data_tokens)
     except BlueprintError as error:
         # combinations that cannot work are about keys of the root
         raise BlueprintError(
@@ -143,6 +148,19 @@ def _fits_data(loaded: Loaded, tokens: int) -> None:
     if known is not None and known != tokens:
         message = f"the tokenizer has {known:,} tokens, but the graph is built for {tokens:,} (states less the mask)"
         raise BlueprintError([Problem("", 0, 0, "data.tokenizer", message)])
+
+
+def _fits_strings(loaded: Loaded, *, spares: bool, one_length: bool) -> None:
+    """Rows as a process that changes lengths can take them."""
+    data = loaded.sections.get("data")
+    if one_length and data is not None and data.rows != "stream":
+        message = "the objective is for strings of one known length: take rows: stream, or the objective dise"
+        raise BlueprintError([Problem("", 0, 0, "data.rows", message)])
+    if not spares and getattr(getattr(data, "corpus", None), "prompt", None) is not None:
+        message = (
+            "a kernel that inserts spares no token, so there can be no prompt: leave it out, or take the kernel delete"
+        )
+        raise BlueprintError([Problem("", 0, 0, "data.corpus.prompt", message)])
 
 
 def lock_text(report: Report) -> str:
@@ -189,6 +207,19 @@ def make_engine(
 
         return FlowEngine(
             report.graph, report.registry, report.flow, device=device, on_save=on_save, seed=report.train.seed
+        )
+    if report.plan is not None and report.plan.edits:
+        from sedd_graph.engine.edits import EditEngine
+
+        return EditEngine(
+            report.graph,
+            report.registry,
+            report.plan,
+            device=device,
+            compile=compile,
+            forbidden=forbidden,
+            on_save=on_save,
+            seed=report.train.seed,
         )
     return Engine(
         report.graph,

@@ -164,7 +164,8 @@ def _infill(arguments: argparse.Namespace) -> int:
     texts, where = sample_run(
         run,
         batch=arguments.batch,
-        length=prompt.shape[1],
+        # a model that chooses lengths itself is given room; for others the prompt has all positions
+        length=(arguments.length or run.report.data.length) if run.plan().edits else prompt.shape[1],
         steps=arguments.steps,
         seed=arguments.seed,
         prompt=prompt,
@@ -370,7 +371,11 @@ def _parser() -> argparse.ArgumentParser:
     def sampling(made: argparse.ArgumentParser) -> None:
         made.add_argument("run", help="a run folder")
         made.add_argument("--batch", type=_whole(1, 65_536), default=4, help="rows to draw (default: 4)")
-        made.add_argument("--length", type=_whole(1, LARGEST), help="tokens per row (default: data.length)")
+        made.add_argument(
+            "--length",
+            type=_whole(1, LARGEST),
+            help="tokens per row, or at most as many where lengths change (default: data.length)",
+        )
         made.add_argument("--steps", type=_whole(1, 1_000_000), help="sampler steps (default: the blueprint's)")
         made.add_argument(
             "--seed", type=_whole(0, 2**63 - 1), default=0, help="the same seed draws the same rows (default: 0)"
@@ -416,7 +421,9 @@ def _parser() -> argparse.ArgumentParser:
     sampling(verb("sample", _sample, "draw text (or a flow's points) from a run folder's newest weights"))
     made = verb("infill", _infill, "fill in the free parts of a text")
     sampling(made)
-    made.add_argument("--text", help="text in which [[N]] stands for N free tokens")
+    made.add_argument(
+        "--text", help="text in which [[N]] stands for N free tokens ([[]] for any number, where lengths change)"
+    )
     made.add_argument("--prefix", help="text that rows begin with")
     made.add_argument("--suffix", help="text that rows end with")
 

@@ -47,8 +47,17 @@ NODE_KINDS = (
 )
 """Kinds that may stand as a node of the graph."""
 
-PROCESS_KINDS = ("kernel", "schedule", "objective", "sampler", "likelihood")
-"""Kinds that make up what is around the graph: a noise process, or the likelihood of a flow."""
+PROCESS_KINDS = (
+    "kernel",
+    "schedule",
+    "objective",
+    "sampler",
+    "likelihood",
+    "edit_kernel",
+    "edit_objective",
+    "edit_sampler",
+)
+"""Kinds that make up what is around the graph: a noise process, one that changes lengths, or the likelihood of a flow."""
 
 
 class ComponentConfig(Strict):

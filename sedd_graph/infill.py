@@ -7,12 +7,14 @@ import re
 import torch
 from torch import Tensor
 
+from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.errors import UserError
 from sedd_graph.runs import Run
 
 __all__ = ["heuristic", "read_prompt"]
 
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
+_ANY_LENGTH = re.compile(r"\[\[\]\]")
 LARGEST = 2**20
 FREE = -1
 
@@ -20,6 +22,8 @@ FREE = -1
 def heuristic(run: Run) -> str | None:
     """What to say where holding the given text fixed is not exact; None where it is. Raises :class:`UserError`."""
     plan = run.plan()
+    if plan.edits:
+        return "gaps in the given text are held shut, which is a heuristic: the model has not been told that nothing is missing there"
     if run.engine.process is None or run.engine.process.kernel.clamp_safe:
         return None
     return (
@@ -34,6 +38,8 @@ def read_prompt(run: Run, *, text: str | None, prefix: str | None, suffix: str |
     if run.tokenizer is None:
         raise UserError(f"there is no tokenizer in {run.path}: text cannot become tokens")
     encode = run.tokenizer.encode
+    if run.plan().edits:
+        return _open_prompt(run, run.tokenizer, text=text, prefix=prefix, suffix=suffix)
     if text is not None:
         if prefix is not None or suffix is not None:
             raise UserError("infill: give --text, or --prefix and --suffix, not both")
@@ -60,11 +66,37 @@ def read_prompt(run: Run, *, text: str | None, prefix: str | None, suffix: str |
         if length < len(row):
             raise UserError(f"infill: the text has {len(row)} tokens, more than --length {length}")
         row += [FREE] * (length - len(row))
-    unknown = sorted({i for i in row if i in set(run.tokenizer.forbidden)})
-    if unknown:
-        raise UserError("infill: the text has characters that the model has never seen")
+    _known(row, run.tokenizer)
     if len(row) > LARGEST:
         raise UserError(f"infill: the text has {len(row):,} tokens, more than {LARGEST:,}")
     if FREE not in row:
         raise UserError("infill: nothing is free: write [[N]] with N of at least 1 where the model is to write")
+    return torch.tensor([row], dtype=torch.int64)
+
+
+def _known(row: list[int], tokenizer: Tokenizer) -> None:
+    if set(row) & set(tokenizer.forbidden):
+        raise UserError("infill: the text has characters that the model has never seen")
+
+
+def _open_prompt(run: Run, tokenizer: Tokenizer, *, text: str | None, prefix: str | None, suffix: str | None) -> Tensor:
+    """As :func:`read_prompt` for a model that chooses lengths itself: -1 is a hole of any length."""
+    if text is not None:
+        if prefix is not None or suffix is not None:
+            raise UserError("infill: give --text, or --prefix and --suffix, not both")
+        if _HOLE.search(text):
+            raise UserError("infill: this model chooses lengths itself: write [[]] for a hole, without a number")
+        parts = _ANY_LENGTH.split(text)
+        if len(parts) == 1:
+            raise UserError("infill: --text has no hole: write [[]] where the model is to write, such as 'The [[]] is'")
+    elif prefix is None and suffix is None:
+        raise UserError("infill: give --text 'The [[]] is', or --prefix or --suffix")
+    else:
+        parts = [prefix or "", suffix or ""]
+    row: list[int] = []
+    for number, part in enumerate(parts):
+        row += ([FREE] if number else []) + tokenizer.encode(part).tolist()
+    _known(row, tokenizer)
+    if len(row) > LARGEST:
+        raise UserError(f"infill: the text has {len(row):,} tokens, more than {LARGEST:,}")
     return torch.tensor([row], dtype=torch.int64)

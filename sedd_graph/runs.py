@@ -26,6 +26,9 @@ from sedd_graph.data.points import PointData, open_points
 from sedd_graph.data.rows import Dataset, open_data
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
+from sedd_graph.diffusion.edits import EditSampler
+from sedd_graph.diffusion.sampler import Sampler
+from sedd_graph.engine.edits import EditEngine
 from sedd_graph.engine.engine import CompileMode, Engine
 from sedd_graph.engine.flow import FlowEngine
 from sedd_graph.engine.hardware import describe_hardware
@@ -36,7 +39,9 @@ from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.proof.check import Check
+from sedd_graph.proof.edits import prove_edits
 from sedd_graph.proof.inverse import prove_inverses
+from sedd_graph.proof.output import check_output
 from sedd_graph.proof.process import prove_process
 from sedd_graph.store.arrays import Activations, TapSpec, document_lengths, write_points, write_samples
 from sedd_graph.store.files import alone, new_run, read_json, write_json, write_text
@@ -91,6 +96,9 @@ class Run:
         """Token rows as text."""
         if self.tokenizer is None:
             raise UserError(f"there is no {TOKENIZER} in {self.path}: tokens cannot become text")
+        if isinstance(self.engine, EditEngine):
+            start = self.engine.edits.kernel.start
+            return [self.tokenizer.decode([i for i in row if i != start]) for row in rows.tolist()]
         return [self.tokenizer.decode(row) for row in rows.tolist()]
 
 
@@ -170,6 +178,10 @@ def build_run(
             )
         say(rows)
     engine = make_engine(report, device=device, compile=compile or report.train.compile)
+    if report.plan is not None:
+        checks.append(fits := check_output(engine))
+        if fits.holds is False:
+            raise UserError(f"the head does not fit the kernel: {_listed([fits])}")
     if report.plan is not None or report.flow is not None:
         say(warm_up(engine, report))
     run = new_run(runs, report.name, digest(text))
@@ -208,7 +220,8 @@ def prove(report: Report, *, device: torch.device, say: Say) -> tuple[list[Check
 
     Raises :class:`UserError` with every claim that fails and is not to be answered so.
     """
-    checks = [] if report.plan is None else prove_process(report.plan, report.registry)
+    plan = report.plan
+    checks = [] if plan is None else (prove_edits if plan.edits else prove_process)(plan, report.registry)
     certificates = prove_inverses(report.graph, report.registry, device=device)
     lenient = [c for c in certificates if c.broken and c.use.on_failure == "checkpoint"]
     failing = [("the noise process does not hold", tuple(c for c in checks if c.holds is False))]
@@ -252,11 +265,13 @@ def checks_text(checks: Sequence[Check]) -> str:
 
 
 def _check_tokenizer(report: Report, tokenizer: Tokenizer) -> None:
+    from sedd_graph.engine.edits import make_edit_process
     from sedd_graph.engine.engine import make_process
 
     if report.plan is None:
         return
-    tokens = make_process(report.plan, report.registry).kernel.data_tokens
+    make = make_edit_process if report.plan.edits else make_process
+    tokens = make(report.plan, report.registry).kernel.data_tokens
     if tokenizer.size > tokens:
         raise UserError(
             f"data.tokenizer has {tokenizer.size:,} tokens, more than the {tokens:,} that the graph is built for; "
@@ -372,6 +387,8 @@ def train_run(
             say=quiet,
         )
         quiet(f"{result.reason} at step {result.step} after {result.seconds:.0f} s of training")
+        if isinstance(run.engine, EditEngine) and run.engine.cut:
+            quiet(f"warning     {run.engine.cut:,} tokens of noisy strings found no room: raise objective.room")
         found = None
         if trackers is not None and result.reason in ("done", "budget"):
             found = _evaluate(run, data, say)
@@ -464,28 +481,37 @@ def sample_run(
 
     rows = run.engine.sample(batch, length, steps=steps, prompt=prompt, seed=seed, on_step=on_step)
     texts = run.decode(rows)
-    process, tokenizer = run.engine.process, run.tokenizer
-    assert process is not None
+    engine, tokenizer = run.engine, run.tokenizer
     assert tokenizer is not None
+    extra: dict[str, Any]
+    if isinstance(engine, EditEngine):
+        sampler: EditSampler | Sampler = engine.edits.sampler
+        lengths = (rows != engine.edits.kernel.start).sum(-1).numpy()
+        extra = {"mask": None, "start": engine.edits.kernel.start, "cut": sampler.cut}
+    else:
+        assert engine.process is not None
+        sampler = engine.process.sampler
+        lengths = document_lengths(rows.numpy(), pad=tokenizer.pad, end=tokenizer.end)
+        extra = {"mask": engine.process.kernel.mask}
     where = write_samples(
         run.path / name,
         rows.numpy(),
         texts,
-        lengths=document_lengths(rows.numpy(), pad=tokenizer.pad, end=tokenizer.end),
+        lengths=lengths,
         trajectory=np.stack(frames) if frames else None,
         attributes={
             "sampler": run.plan().sampler.contract.op,
-            "steps": steps or process.sampler.steps,
+            "steps": steps or sampler.steps,
             "seed": seed,
             "weights": run.weights,
             "revision": _revision(),
             "blueprint": digest((run.path / LOCK).read_text(encoding="utf-8")),
             "device": str(run.engine.device),
-            "mask": process.kernel.mask,
+            **extra,
             "pad": tokenizer.pad,
             "end": tokenizer.end,
-            "clamped": process.sampler.clamped,
-            "evaluations": process.sampler.evaluations,
+            "clamped": sampler.clamped,
+            "evaluations": sampler.evaluations,
             **({"prompt": prompt.tolist()} if prompt is not None else {}),
         },
     )

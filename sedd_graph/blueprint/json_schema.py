@@ -74,11 +74,15 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[
     ]
     names = sorted({n for c in by_kind.get("node", []) for n in (c.name, c.op)})
     node["properties"]["op"] = {"anyOf": [{"enum": [*names]}, {"type": "null"}]}
-    kinds = {"process": ("kernel",), "objective": ("objective", "likelihood"), "sample": ("sampler",)}
+    kinds = {
+        "process": ("kernel", "edit_kernel"),
+        "objective": ("objective", "likelihood", "edit_objective"),
+        "sample": ("sampler", "edit_sampler"),
+    }
     for key, fitting in kinds.items():
         root["properties"][key] = {
             "anyOf": [
-                _inline_op(c, config(c), kernel=kind == "kernel") for kind in fitting for c in by_kind.get(kind, [])
+                _inline_op(c, config(c), kernel=key == "process") for kind in fitting for c in by_kind.get(kind, [])
             ]
         }
     definitions["Schedule"] = {"anyOf": [_inline_op(c, config(c), kernel=False) for c in by_kind.get("schedule", [])]}

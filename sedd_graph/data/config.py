@@ -101,8 +101,9 @@ class DataConfig(Strict):
     tokenizer: TokenizerConfig = CharactersConfig(op="characters")
     length: Annotated[int, pydantic.Field(ge=2, le=1_048_576)] = 128
     """Tokens per row."""
-    rows: Literal["stream", "documents"] = "stream"
-    """``stream``: documents one after another, cut into rows. ``documents``: one row each, cut or padded."""
+    rows: Literal["stream", "documents", "lines"] = "stream"
+    """``stream``: documents one after another, cut into rows. ``documents``: one row each, cut or padded. ``lines``: the same
+    of every line that has text, without the space around it."""
     holdout: Annotated[float, pydantic.Field(gt=0, lt=0.9)] = 0.1
     """The last part of the corpus, kept from training."""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0

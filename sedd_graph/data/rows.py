@@ -131,8 +131,10 @@ def open_data(config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = N
     Raises :class:`UserError` for what is wrong with the text or does not fit the section.
     """
     documents = read_corpus(config.corpus, root=root)
-    if config.rows == "stream" and any(d.prompt for d in documents):
+    if config.rows != "documents" and any(d.prompt for d in documents):
         raise UserError("data.corpus.prompt needs data.rows 'documents'")
+    if config.rows == "lines":
+        documents = [Document(line.strip()) for d in documents for line in d.text.splitlines() if line.strip()]
     if tokenizer is None and config.tokenizer.op in ("bytes", "file"):  # those that are not trained
         tokenizer = make_tokenizer(config.tokenizer, (), root=root)
     records = not isinstance(config.corpus, BuiltinCorpus | TextCorpus)
@@ -146,9 +148,9 @@ def open_data(config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = N
         tokenizer = make_tokenizer(config.tokenizer, (d.prompt + d.text for d in training), root=root)
     train: _Stream | _Documents
     heldout: _Stream | _Documents
-    if config.rows == "documents":
+    if config.rows != "stream":
         if tokenizer.pad is None:
-            raise UserError("data.rows 'documents' needs a tokenizer with a padding token (such as '<pad>')")
+            raise UserError(f"data.rows {config.rows!r} needs a tokenizer with a padding token (such as '<pad>')")
         train, _ = _pad(training, tokenizer, config.length, "training")
         heldout, tokens = _pad(held, tokenizer, config.length, "held-out")
     else:
@@ -172,9 +174,9 @@ def _hold_out(documents: list[Document], config: DataConfig, *, whole: bool) -> 
 
     ``whole`` keeps documents of a stream whole, as long as between half and twice the part asked for is held out.
     """
-    if config.rows == "documents":
+    if config.rows != "stream":
         if len(documents) < 2:
-            raise UserError("data.rows 'documents' needs at least two documents, one of them to hold out")
+            raise UserError(f"data.rows {config.rows!r} needs at least two {config.rows}, one of them to hold out")
         kept = min(len(documents) - 1, max(1, round(len(documents) * (1 - config.holdout))))
         return documents[:kept], documents[kept:]
     ends = np.cumsum([len(d.text) for d in documents])

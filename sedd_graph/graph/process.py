@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from sedd_graph.blueprint.load import Loaded
 from sedd_graph.blueprint.schema import Blueprint, OpSpec
@@ -18,8 +19,13 @@ __all__ = ["FED", "Part", "ProcessPlan", "read_process"]
 FED = {"tokens": "int b l", "sigma": "float b", "t": "float b", "attend": "bool b l"}
 """The graph inputs that the engine feeds: noised tokens, total noise, time, and which positions may be looked at."""
 
+FED_EDITS = {name: FED[name] for name in ("tokens", "sigma", "attend")}
+"""Those of a process that changes lengths: strings that begin with the start state, total noise, and what is no padding."""
+
 OUTPUTS = ("log_score", "log_x0")
 """What a graph of a language model puts out: one of these."""
+EDITS = {"log_insert": "float b l v", "log_delete": "float b l"}
+"""What it puts out where noise inserts and deletes: the first, or both."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +38,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessPlan:
-    """Kernel, schedule, objective and sampler, the number of states, and the graph's output that they read."""
+    """Kernel, schedule, objective and sampler, the number of states, and the graph's output that they read.
+
+    Where noise inserts and deletes that is ``log_insert``, and ``deletes`` says whether there is ``log_delete`` too.
+    """
 
     kernel: Part
     schedule: Part
@@ -40,6 +49,12 @@ class ProcessPlan:
     sampler: Part
     states: int
     output: str
+    deletes: bool = False
+
+    @property
+    def edits(self) -> bool:
+        """Whether lengths change."""
+        return self.output in EDITS
 
 
 def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPlan | None:
@@ -55,8 +70,9 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
     for name, spec in specs.items():
         if spec is None:
             (at / first).refuse(f"'{first}' is given, but '{name}' is missing: all three belong together")
-    _hold_inputs(at / "inputs", graph)
-    found = _states(at / "outputs", graph)
+    edits = bool(set(graph.root.outputs) & set(EDITS))
+    _hold_inputs(at / "inputs", graph, FED_EDITS if edits else FED)
+    found = (_edit_states if edits else _states)(at / "outputs", graph)
     if at.problems or process is None or objective is None or sample is None or found is None:
         raise BlueprintError(at.problems)
 
@@ -65,24 +81,25 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
         config = None if contract is None else configure(contract, spec.config, graph.axes, spot)
         return None if contract is None or config is None else Part(contract, config)
 
-    kernel = part(at / "process", process, "kernel")
+    kind = "edit_" if edits else ""
+    kernel = part(at / "process", process, kind + "kernel")
     schedule = part(at / "process" / "schedule", process.schedule, "schedule")
-    objective_ = part(at / "objective", objective, "objective")
-    sampler = part(at / "sample", sample, "sampler")
+    objective_ = part(at / "objective", objective, kind + "objective")
+    sampler = part(at / "sample", sample, kind + "sampler")
     if kernel is None or schedule is None or objective_ is None or sampler is None:
         raise BlueprintError(at.problems)
     output, states = found
-    return ProcessPlan(kernel, schedule, objective_, sampler, states, output)
+    return ProcessPlan(kernel, schedule, objective_, sampler, states, output, "log_delete" in graph.root.outputs)
 
 
-def _hold_inputs(at: Spot, graph: Graph) -> None:
+def _hold_inputs(at: Spot, graph: Graph, fed: Mapping[str, str]) -> None:
     """The engine can only feed what it has."""
     for name, found in graph.root.inputs.items():
-        if name not in FED:
-            known = "; ".join(f"{n}: {t}" for n, t in FED.items())
+        if name not in fed:
+            known = "; ".join(f"{n}: {t}" for n, t in fed.items())
             (at / name).refuse(f"the engine feeds no input {name!r}; it feeds {known}")
-        elif found.kind != FED[name].split()[0] or len(found.dims) != len(FED[name].split()) - 1:
-            (at / name).refuse(f"the engine feeds {name!r} as {FED[name]}, not {found}")
+        elif found.kind != fed[name].split()[0] or len(found.dims) != len(fed[name].split()) - 1:
+            (at / name).refuse(f"the engine feeds {name!r} as {fed[name]}, not {found}")
 
 
 def _states(at: Spot, graph: Graph) -> tuple[str, int] | None:
@@ -97,3 +114,30 @@ def _states(at: Spot, graph: Graph) -> tuple[str, int] | None:
         (at / outputs[0]).refuse(f"must be float b l v with two or more states v, not {found}")
         return None
     return outputs[0], size
+
+
+def _edit_states(at: Spot, graph: Graph) -> tuple[str, int] | None:
+    """As :func:`_states` for a process that changes lengths: the data tokens, and the start state."""
+    if "attend" not in graph.root.inputs:
+        at.refuse(
+            "strings of different lengths are padded: take the input attend: bool b l, and give it to every attention"
+        )
+    for name in graph.root.outputs:
+        if name not in EDITS:
+            (at / name).refuse("a graph with log_insert has no other output than that and log_delete")
+    for name, wanted in EDITS.items():
+        found = graph.root.output_types.get(name)
+        if found is None:
+            if name == "log_insert":
+                at.refuse("log_delete needs log_insert beside it")
+            continue
+        size = found.dims[-1].size.constant if found.dims else None
+        if found.kind != "float" or len(found.dims) != len(wanted.split()) - 1:
+            (at / name).refuse(f"must be {wanted}, not {found}")
+        elif name == "log_insert" and (size is None or size < 2):
+            (at / name).refuse(f"must be {wanted} with two or more data tokens v, not {found}")
+    if at.problems:
+        return None
+    tokens = graph.root.output_types["log_insert"].dims[-1].size.constant
+    assert tokens is not None
+    return "log_insert", tokens + 1

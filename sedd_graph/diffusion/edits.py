@@ -1,0 +1,411 @@
+"""Noise that deletes and inserts tokens: the interfaces of a process whose strings change their length.
+
+A string is a row that begins with the start state (the last of the graph's states), holds data tokens, and is padded with
+the start state again; ``attend`` marks start and tokens. Gap j is the place behind position j, so gap 0 is before the
+first token. Axes: b rows, w = 1 + tokens of a noisy row (padded), n tokens of a clean row (padded), v data tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sedd_graph.component import Component, ComponentConfig
+from sedd_graph.diffusion.alignment import Links, align
+from sedd_graph.diffusion.process import Schedule
+from sedd_graph.diffusion.roles import Batch, Randomness
+
+__all__ = [
+    "LEAST",
+    "ONLY_DELETES",
+    "EditDraw",
+    "EditKernel",
+    "EditObjective",
+    "EditRates",
+    "EditSampler",
+    "OnEdit",
+    "Strings",
+    "Target",
+    "rebuild",
+]
+
+
+ONLY_DELETES = "a kernel that only deletes"
+
+LEAST = 1e-4
+"""Total noise from which on bounds are taken: what a string loses below it is about this share of a token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Strings:
+    """Rows of different lengths: ``tokens`` int64 [b, w] and ``attend`` bool [b, w], the start state first.
+
+    ``cut`` counts tokens that did not fit and were left out. ``kept`` bool [b, n], where known, marks the clean tokens
+    that are still there.
+    """
+
+    tokens: Tensor
+    attend: Tensor
+    cut: int = 0
+    kept: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [b]: tokens of each row, the start not counted."""
+        return self.attend.sum(-1) - 1
+
+
+def rebuild(
+    tokens: Tensor,
+    keep: Tensor,
+    follow: Tensor,
+    new: Callable[[Tensor], Tensor],
+    *,
+    start: int,
+    width: int | None = None,
+) -> Strings:
+    """Strings of the ``tokens`` [b, w] that ``keep`` marks, each place followed by ``follow`` int64 [b, w] new tokens.
+
+    ``new(place)`` gives the token for each position of the result, int64 of the shape of ``place``, which says behind which
+    position of the old row it stands. New tokens stay where they belong when the token before them goes. Rows
+    are as wide as the longest, or ``width``: what does not fit is left out and counted.
+    """
+    count = follow + keep
+    ends = count.cumsum(-1)
+    total = ends[:, -1:]
+    size = int(total.max()) if width is None else width
+    place = torch.arange(size, device=tokens.device).expand(len(tokens), size).contiguous()
+    attend = place < total
+    link = torch.searchsorted(ends, place, right=True).clamp(max=tokens.shape[1] - 1)
+    first = place == (ends - count).gather(1, link)
+    old = first & keep.gather(1, link)
+    made = torch.where(old, tokens.gather(1, link), new(link))
+    return Strings(torch.where(attend, made, start), attend, int((total - size).clamp(min=0).sum()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What the heads should say of a noisy string x given the clean x0, float32, and the sums that do not depend on them.
+
+    ``missing`` [b, n, w]: for symbol r of ``symbols`` int64 [b, n] (each distinct token of x0 once) and each gap, the
+    weight of putting it in; ``fresh`` [b, w]: the same for every token v, times its frequency. ``spurious`` [b, w]: the chance
+    that the token at a position was born there. ``constant`` [b, 2]: sums of a log a - a over either.
+    """
+
+    missing: Tensor
+    symbols: Tensor
+    fresh: Tensor
+    spurious: Tensor
+    constant: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class EditDraw:
+    """One draw of the noise for a batch, with what the loss is made of: all that does not depend on the network.
+
+    ``xt`` int64 and ``attend`` bool [b, w]; ``sigma`` float32 [b]; ``weights`` float32 [b, 2]: what the sums over insertions
+    and deletions are multiplied by; ``constant`` float32 [b] is added. ``cut`` counts tokens that did not fit.
+    """
+
+    xt: Tensor
+    attend: Tensor
+    sigma: Tensor
+    missing: Tensor
+    symbols: Tensor
+    fresh: Tensor
+    spurious: Tensor
+    weights: Tensor
+    constant: Tensor
+    cut: int = 0
+
+
+def _k(a: Tensor) -> Tensor:
+    """a (log a - 1), 0 at 0."""
+    return torch.xlogy(a, a) - a
+
+
+class EditKernel(Component, ABC):
+    """Tokens die at rate 1 per unit of sigma; behind the start and behind every token, new ones are born at rate ``births``,
+    drawn from ``law``. With no births this is deletion (DID, arXiv 2603.23507); with some, the TKF91 process.
+
+    The heads say what is left when known factors are taken out of the reverse rates, so that they stay of order one:
+    ``log_insert`` [b, w, v], summed over v and over a gap, is about how many tokens are missing there, and ``log_delete``
+    [b, w] is the log chance that a token was born.
+    """
+
+    abstract: ClassVar[bool] = True
+    law: Tensor
+    """float64 [v]: frequencies of new tokens, all positive."""
+
+    @classmethod
+    def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
+        """``config`` cut down to ``states`` states, for a proof."""
+        return config
+
+    @property
+    @abstractmethod
+    def births(self) -> float:
+        """Births behind each place per unit of sigma, from 0 to below 1."""
+
+    @property
+    def states(self) -> int:
+        return self.axis("n")
+
+    @property
+    def data_tokens(self) -> int:
+        return self.states - 1
+
+    @property
+    def start(self) -> int:
+        """The state that every row begins with, and is padded with."""
+        return self.states - 1
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The model outputs that it needs."""
+        return ("log_insert", "log_delete") if self.births else ("log_insert",)
+
+    # -- the process, in closed form (Thorne, Kishino and Felsenstein 1991) -------------------------------------------
+
+    def _beta(self, sigma: Tensor) -> Tensor:
+        grown = (self.births - 1) * sigma
+        return -torch.expm1(grown) / (1 - self.births * torch.exp(grown))
+
+    def links(self, sigma: Tensor) -> Links:
+        """What becomes of one token by total noise ``sigma`` [b]; float64."""
+        sigma = sigma.double()
+        beta = self._beta(sigma)
+        survive = torch.exp(-sigma)
+        replace = (-torch.expm1(-sigma) - beta).clamp(min=0)
+        return Links(survive, beta, replace if self.births else torch.zeros_like(beta), self.births * beta)
+
+    def weights(self, sigma: Tensor) -> Tensor:
+        """[b, 2]: the rate of insertions and of deletions per unit of sigma, for heads that say 1."""
+        beta = self._beta(sigma)
+        birth = torch.full_like(beta, self.births)
+        return torch.stack([torch.exp(-sigma) / beta + birth, torch.where(birth > 0, 1 / beta, 0.0)], -1)
+
+    def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """[b, 2]: the chance of an insertion and of a deletion in a step from ``sigma`` down, for heads that say 1.
+
+        Without births an insertion is Tweedie's step, exact for one missing token. A deletion follows the rate at which born
+        tokens go, along the whole step.
+        """
+        beta, step = self._beta(sigma), sigma - sigma_next
+        insert = torch.exp(-sigma) * torch.expm1(step) / beta + self.births * step
+        grown = (self.births - 1) * torch.stack([sigma_next, sigma])
+        before, now = -torch.expm1(grown)
+        delete = 1 - torch.exp(-step) * before / now if self.births else torch.zeros_like(insert)
+        return torch.stack([insert, delete], -1)
+
+    def clock(self, u: Tensor, end: float) -> tuple[Tensor, Tensor]:
+        """Total noise at ``u`` [b] in (0, 1) on a clock of bounds, and its derivative.
+
+        It begins where one token in 10,000 has been edited. Without births it goes on to the end of all noise, with births
+        to ``end``, from where the prior takes over. It dwells on little noise, where edits are rare and weigh much.
+        """
+        if self.births:
+            return LEAST + (end - LEAST) * u**3, 3 * (end - LEAST) * u**2
+        return -torch.log1p(-(LEAST + (1 - LEAST) * u**2)), 2 * u / ((1 - u) * (1 + u))
+
+    # -- strings ------------------------------------------------------------------------------------------------------
+
+    def _fresh(self, shape: Tensor, uniform: Tensor) -> Tensor:
+        cdf = self.law.to(uniform.device).cumsum(0)
+        return torch.searchsorted(cdf, uniform * cdf[-1] * (1 - 2**-53), right=True).view_as(shape)
+
+    def sample(self, batch: Batch, sigma: Tensor, *, random: Randomness, width: int | None) -> Strings:
+        """Noisy strings of the rows of ``batch``; only ``corrupt`` positions die. ``width``: as for :func:`rebuild`."""
+        links = self.links(sigma)
+        rows, size = batch.tokens.shape
+        u = random.rand(rows, size + 1).double()
+        tokens = torch.cat([batch.tokens.new_full((rows, 1), self.start), batch.tokens], 1)
+        real = torch.cat([torch.ones_like(batch.attend[:, :1]), batch.attend], 1)
+        kept = torch.cat([torch.ones_like(batch.attend[:, :1]), batch.attend & ~batch.corrupt], 1)
+        survive, vanish = links.survive[:, None], links.vanish[:, None]
+        keep = real & (kept | (u < survive))
+        follow = torch.zeros_like(tokens)
+        if not self.births:
+            left = rebuild(tokens, keep, follow, lambda place: place, start=self.start, width=width)
+            return dataclasses.replace(left, kept=keep[:, 1:])
+        born = random.rand(rows, size + 1).double().clamp(min=2**-25)
+        more = torch.floor(born.log() / links.birth[:, None].log()).long()
+        replaced = u >= survive + vanish
+        follow = torch.where(keep, more, torch.where(replaced, more + 1, 0))
+        follow = torch.where(real, follow, 0)
+        widest = int((follow + keep).sum(-1).max()) if width is None else width
+        uniform = random.rand(rows, widest).double() + random.rand(rows, widest).double() * 2**-24
+
+        return rebuild(tokens, keep, follow, lambda place: self._fresh(place, uniform), start=self.start, width=widest)
+
+    def prior(self, rows: int, *, longest: int, generator: torch.Generator, allowed: Tensor | None) -> Strings:
+        """Pure noise: the start alone, or the stationary law; at most ``longest`` tokens (the law given that)."""
+        device = generator.device
+        tokens = torch.full((rows, 1), self.start, device=device)
+        keep = torch.ones_like(tokens, dtype=torch.bool)
+        if not self.births:
+            return Strings(tokens, keep)
+        u = torch.rand(rows, 1, generator=generator, device=device, dtype=torch.float64)
+        # the inverse of 1 - births^(k + 1), up to the longest
+        u = u * (1 - self.births ** (longest + 1))
+        follow = torch.floor(
+            torch.log1p(-u) / torch.tensor(self.births, dtype=torch.float64, device=device).log()
+        ).long()
+        follow = follow.clamp(max=longest)
+        law = self.law.to(device) if allowed is None else self.law.to(device) * allowed
+
+        def new(place: Tensor) -> Tensor:
+            cdf = law.cumsum(0)
+            uniform = torch.rand(place.shape, generator=generator, device=device, dtype=torch.float64)
+            return torch.searchsorted(cdf, uniform * cdf[-1] * (1 - 2**-53), right=True)
+
+        return rebuild(tokens, keep, follow, new, start=self.start)
+
+    def log_prior(self, strings: Strings) -> Tensor:
+        """log of the law of pure noise, nats, float64 [b]. Only where there are births."""
+        tokens = torch.where(strings.attend, strings.tokens, 0).clamp(max=self.data_tokens - 1)[:, 1:]
+        births = torch.tensor(self.births, dtype=torch.float64, device=tokens.device)
+        each = self.law.to(tokens.device).log()[tokens] + births.log()
+        return torch.where(strings.attend[:, 1:], each, 0.0).sum(-1) + torch.log1p(-births)
+
+    # -- what the heads should say -----------------------------------------------------------------------------------
+
+    def _aligned(self, batch: Batch, strings: Strings, sigma: Tensor) -> tuple[Tensor, ...]:
+        clean = torch.where(batch.corrupt, batch.tokens, -1 - torch.arange(batch.width, device=batch.tokens.device))
+        noisy, lengths = strings.tokens[:, 1:], strings.lengths
+        if bool((batch.attend & ~batch.corrupt).any()):
+            # tokens that cannot die are symbols of their own, so that only they can be what is left of themselves; they
+            # come first, and in the same places of both strings
+            noisy = torch.where(_leading(batch, noisy.shape[1]), clean[:, : noisy.shape[1]], noisy)
+        frequency = self.law.to(noisy.device)[noisy.clamp(0, self.data_tokens - 1)] if self.births else None
+        found = align(clean, batch.attend.sum(-1), noisy, lengths, frequency, self.links(sigma))
+        return found.log_p, found.missing, found.fresh, found.spurious
+
+    def log_p(self, batch: Batch, strings: Strings, sigma: Tensor) -> Tensor:
+        """log p(x | x0) at total noise ``sigma``, nats, float64 [b]."""
+        return self._aligned(batch, strings, sigma)[0]
+
+    def target(self, batch: Batch, strings: Strings, sigma: Tensor) -> Target:
+        """Conditional ratios by the pair HMM, in O(n w)."""
+        _, missing, fresh, spurious = self._aligned(batch, strings, sigma)
+        # p(Ins) / p(x) = [e^-sigma / beta + births] times what the head says
+        scale = 1 / self.weights(sigma.double())[:, 0]
+        return self._target(batch, missing * scale[:, None, None], fresh * scale[:, None], spurious)
+
+    def _target(self, batch: Batch, missing: Tensor, fresh: Tensor, spurious: Tensor) -> Target:
+        """``missing`` by position of x0 gathered by symbol: two equal tokens make one symbol."""
+        tokens = torch.where(batch.attend, batch.tokens, self.start)
+        order = tokens.argsort(dim=1, stable=True)
+        sorted_ = tokens.gather(1, order)
+        rank = torch.zeros_like(tokens)
+        rank[:, 1:] = (sorted_[:, 1:] != sorted_[:, :-1]).cumsum(-1)
+        symbols = torch.zeros_like(tokens).scatter(1, rank, sorted_.clamp(max=self.data_tokens - 1))
+        place = torch.zeros_like(rank).scatter(1, order, rank)
+        summed = torch.zeros_like(missing).scatter_add_(1, place[..., None].expand_as(missing), missing)
+        law = self.law.to(fresh.device)
+        constant = _k(summed).sum((1, 2))
+        if self.births:
+            # K(C pi_v + sparse) summed over v: all of C pi_v in closed form, then what the symbols change
+            dense = _k(fresh) + fresh * torch.xlogy(law, law).sum()
+            shared = fresh[:, None] * law[symbols][..., None]
+            constant = dense.sum(-1) + (_k(shared + summed) - _k(shared)).sum((1, 2))
+        ends = torch.nn.functional.pad(spurious, (1, 0))
+        return Target(
+            summed.float(), symbols, fresh.float(), ends.float(), torch.stack([constant, _k(ends).sum(-1)], -1).float()
+        )
+
+    def sampled_target(self, batch: Batch, strings: Strings) -> Target:
+        """What was deleted itself, rather than all that may have been: of the same mean given both strings, for no dynamic
+        programme and more variance. Only without births, and for strings that :meth:`sample` made."""
+        keep = strings.kept
+        assert keep is not None
+        gap = keep.long().cumsum(-1)
+        gone = batch.attend & ~keep
+        missing = torch.zeros(*batch.tokens.shape, strings.tokens.shape[1], dtype=torch.float64, device=gap.device)
+        missing.scatter_(2, gap[..., None], gone[..., None].double())
+        none = torch.zeros_like(strings.attend, dtype=torch.float64)
+        return self._target(batch, missing, none, none[:, 1:])
+
+
+def _leading(batch: Batch, width: int) -> Tensor:
+    """Where tokens that cannot die stand, bool [b, width]."""
+    pinned = (batch.attend & ~batch.corrupt)[:, :width]
+    return torch.nn.functional.pad(pinned, (0, width - pinned.shape[1]))
+
+
+EditRates = Callable[[Strings, Tensor], Mapping[str, Tensor]]
+"""``rates(strings, sigma [b])`` gives what the heads say: ``log_insert`` [b, w, v], and ``log_delete`` [b, w] where asked for."""
+OnEdit = Callable[[int, Strings], None]
+
+
+class EditObjective(Component, ABC):
+    """A bound on -log p of strings, in nats per string."""
+
+    abstract: ClassVar[bool] = True
+    one_length: ClassVar[bool] = False
+    """Whether it is a bound only where all strings have one length, which is then known."""
+
+    def lacks(self, kernel: EditKernel) -> str | None:
+        """What it needs and does not find in ``kernel``, in words; None where nothing is missing."""
+        return None
+
+    @abstractmethod
+    def corrupt(
+        self, batch: Batch, kernel: EditKernel, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
+    ) -> EditDraw:
+        """Draw times and noisy strings, and find what the heads should say. All randomness is here."""
+
+    @abstractmethod
+    def bound_draw(self, batch: Batch, kernel: EditKernel, schedule: Schedule, *, random: Randomness) -> EditDraw:
+        """A draw whose mean loss is the bound, nothing left out."""
+
+    @abstractmethod
+    def loss(self, outputs: Mapping[str, Tensor], draw: EditDraw, kernel: EditKernel) -> Tensor:
+        """Nats per string, float32 [b]. Pure tensor code that compiles."""
+
+    def rates(self, outputs: Mapping[str, Tensor], strings: Strings, longest: int) -> Mapping[str, Tensor]:
+        """What a sampler of strings of ``longest`` tokens is to take the outputs for."""
+        return outputs
+
+
+class EditSampler(Component, ABC):
+    """Noise to text by insertions and deletions. ``clamped`` counts chances above 1, ``cut`` insertions that found no room."""
+
+    abstract: ClassVar[bool] = True
+    T_MIN: ClassVar[float] = 1e-5
+    clamped: int = 0
+    cut: int = 0
+    evaluations: int = 0
+
+    def lacks(self, kernel: EditKernel, objective: EditObjective) -> str | None:
+        """What it needs and does not find in either, in words; None where nothing is missing."""
+        return None
+
+    @property
+    @abstractmethod
+    def steps(self) -> int | None:
+        """How many steps the Config asks for; None where that is no choice."""
+
+    @abstractmethod
+    def run(
+        self,
+        rates: EditRates,
+        strings: Strings,
+        *,
+        fixed: Tensor,
+        shut: Tensor,
+        longest: int,
+        kernel: EditKernel,
+        schedule: Schedule,
+        generator: torch.Generator,
+        steps: int | None = None,
+        allowed: Tensor | None = None,
+        on_step: OnEdit | None = None,
+    ) -> Strings:
+        """From noisy to clean strings of at most ``longest`` tokens. Tokens at ``fixed`` bool [b, w] stay, and nothing is put
+        into gaps that are ``shut`` bool [b, w]; ``allowed`` bool [v] are the tokens that may be put in."""
