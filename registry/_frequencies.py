@@ -37,14 +37,24 @@ class FrequencyConfig(ComponentConfig):
         return self
 
 
-def numbers_in(file: str, dims: int) -> np.ndarray:
-    """The finite, non-negative array of ``dims`` axes in a ``.npy`` file below the working directory. Raises :class:`UserError`."""
+def own_file(file: str, limit: int) -> Path:
+    """The path of ``file``, below the working directory and of at most ``limit`` bytes. Raises :class:`UserError`."""
     path = Path(file).resolve()
     if not path.is_relative_to(Path.cwd().resolve()):
         raise UserError(f"{file} is not below the working directory; copy it there")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{file} holds more than {MAX_BYTES // 2**20} MiB; it should be one .npy array of numbers")
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if size > limit:
+        raise UserError(f"{file} holds more than {limit // 2**20} MiB; it should be one array of numbers")
+    return path
+
+
+def numbers_in(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
+    """The finite array of ``dims`` axes in a ``.npy`` file below the working directory. Raises :class:`UserError`."""
+    path = own_file(file, limit)
+    try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file} cannot be read as a .npy array: {error}") from None

@@ -1,4 +1,4 @@
-"""Bidirectional attention on torch's scaled_dot_product_attention.
+"""Attention on torch's scaled_dot_product_attention: bidirectional, but for what it is told not to look at.
 
 Axes: b batch, l length, heads, r width of one head, k key/value pairs of (cosine, sine).
 """
@@ -24,7 +24,11 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 class Attention(Component, kind="attention"):
-    """Every token sees every token that ``attend`` allows. Rotary where ``angles`` is connected."""
+    """Every token sees every token that ``attend`` and ``sees`` allow. Rotary where ``angles`` is connected.
+
+    ``attend`` hides some positions of each row from all; ``sees[i, j]``, the same for every row, lets position i look at j
+    (each must see one at least). Text that is written block by block puts what is remembered in front of the j.
+    """
 
     class Config(ComponentConfig):
         heads: SizeField
@@ -49,6 +53,7 @@ class Attention(Component, kind="attention"):
         x: Float[Tensor, "b l heads*r"],
         angles: Float[Tensor, "2 l r"] | None = None,
         attend: Bool[Tensor, "b l"] | None = None,
+        sees: Bool[Tensor, "l l"] | None = None,
         key: Tensor | None = None,
     ) -> Float[Tensor, "b l heads*r"]:
         b, l, d = x.shape
@@ -61,7 +66,11 @@ class Attention(Component, kind="attention"):
             q, k = rotate(q, angles), rotate(k, angles)
         # A row with nothing to attend to (all padding) attends to all: its output is never used, and stays finite.
         mask = None if attend is None else (attend | ~attend.any(-1, keepdim=True))[:, None, None, :]
+        if sees is not None:
+            mask = sees if mask is None else mask & sees
         v = v.to(q.dtype)
+        if self.memory is not None:
+            k, v = self.memory(k, v)
         if key is not None and self.config.dropout:
             y = self._dropped(q, k, v, mask, key)
         else:

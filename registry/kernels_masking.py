@@ -20,7 +20,7 @@ from sedd_graph.diffusion.roles import Randomness
 
 from ._frequencies import FrequencyConfig, thinned, token_law
 
-__all__ = ["Power", "Spindle", "TokenMasking"]
+__all__ = ["LearnedPower", "Power", "Spindle", "TokenMasking"]
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:
@@ -38,7 +38,10 @@ class TokenMasking(Kernel):
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
         law = token_law(self.config, self.data_tokens)
-        self.register_buffer("trait", self.trait_of(-law.log(), law), persistent=False)
+        self._hold(self.trait_of(-law.log(), law))
+
+    def _hold(self, trait: Tensor) -> None:
+        self.register_buffer("trait", trait, persistent=False)
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
@@ -160,7 +163,7 @@ class Power(TokenMasking, kind="kernel"):
 
     @property
     def pace(self) -> float:
-        return float(self.trait.max())  # w (1 - exp(-sigma)) / (exp(sigma) - 1) = w exp(-sigma)
+        return float(self.trait.detach().max())  # w (1 - exp(-sigma)) / (exp(sigma) - 1) = w exp(-sigma)
 
     def trait_of(self, surprisal: Tensor, law: Tensor) -> Tensor:
         mean = (law * surprisal).sum()
@@ -173,6 +176,26 @@ class Power(TokenMasking, kind="kernel"):
         log_hit = w * log1mexp(sigma)
         log_keep = log1mexp((-log_hit).clamp(min=torch.finfo(sigma.dtype).tiny))
         return log_keep, log_hit, w / torch.expm1(sigma)
+
+
+class LearnedPower(Power, kind="kernel"):
+    """``power`` whose w_v are learned with the network, from those of surprisal on (GenMD4, arXiv 2406.04329, section 4).
+
+    The bound depends on them, and so do the draws that estimate it: only an objective that knows (``genmd4``) takes it.
+    """
+
+    learned = True
+
+    class Config(Power.Config):
+        pass
+
+    def _hold(self, trait: Tensor) -> None:
+        # softplus(raw) = w
+        self.raw = torch.nn.Parameter(torch.log(torch.expm1(trait)).float())
+
+    @property
+    def trait(self) -> Tensor:  # type: ignore[override]
+        return torch.nn.functional.softplus(self.raw)
 
 
 class Spindle(TokenMasking, kind="kernel"):

@@ -1,7 +1,8 @@
-"""Kernels of small vocabularies given by their rates: P = exp(sigma Q), by eigenvectors where Q is reversible.
+"""Kernels given by their rates, P = exp(sigma Q): what all have in common, and those of small vocabularies.
 
 The clock is set so that the slowest mode dies as exp(-sigma), as with uniform, whatever units the rates were given in: any
-schedule then ends in noise. Tables of n x n are held for each row. Axes: b batch, l length, n states.
+schedule then ends in noise. A rate table takes n x n numbers for each row; neighbours (their own module) take none. Axes: b
+batch, l length, n states.
 """
 
 from abc import abstractmethod
@@ -20,7 +21,7 @@ from sedd_graph.errors import UserError
 
 from ._frequencies import numbers_in
 
-__all__ = ["Ordinal", "RateTable", "Rates"]
+__all__ = ["FixedRates", "Ordinal", "RateTable", "Rates"]
 
 MAX_STATES = 512
 
@@ -30,7 +31,74 @@ def _columns(table: Tensor, index: Tensor) -> Tensor:
     return table.transpose(1, 2).gather(1, index[..., None].expand(-1, -1, table.shape[-1]))
 
 
-class RateTable(Kernel):
+class FixedRates(Kernel):
+    """One rate matrix at all noise: every formula from four products with P = exp(sigma Q) and Q."""
+
+    abstract: ClassVar[bool] = True
+
+    @property
+    def mask(self) -> None:
+        return None
+
+    @abstractmethod
+    def _seen(self, x0: Tensor, sigma: Tensor) -> Tensor:
+        """The law of what ``x0`` [b, l] is seen as: columns of P, [b, l, n], never below 0."""
+
+    @abstractmethod
+    def _reach(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The chance to have come to ``x`` [b, l] from each state: rows of P, [b, l, n], never below 0."""
+
+    @abstractmethod
+    def _carry(self, weights: Tensor, sigma: Tensor) -> Tensor:
+        """P times ``weights`` [b, l, n]; ``sigma`` [b] may be negative."""
+
+    @abstractmethod
+    def _into(self, x: Tensor, like: Tensor) -> Tensor:
+        """Rates Q[x, y] from each state into ``x`` [b, l], of the type of ``like``, [b, l, n]; what stands at x does not count."""
+
+    def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        return self._entropy(log_score, xt, x0, sigma).to(log_score.dtype)
+
+    def _entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        seen = self._seen(x0, sigma)
+        ratio = seen / seen.gather(-1, xt[..., None]).clamp(min=torch.finfo(seen.dtype).tiny)
+        into = self._into(xt, seen).scatter(-1, xt[..., None], 0.0)
+        log_score = log_score.to(seen.dtype).scatter(-1, xt[..., None], 0.0)
+        # s - r log s + r log r - r = r (exp(d) - 1 - d) with d = log s - log r: near the truth its terms would all but cancel
+        apart = log_score - torch.log(ratio.clamp(min=torch.finfo(seen.dtype).tiny))
+        near = apart.abs() < 1
+        close = ratio * (torch.expm1(torch.where(near, apart, 0.0)) - torch.where(near, apart, 0.0))
+        far = log_score.exp() - ratio * (apart + 1)
+        return (into * torch.where(near, close, far)).sum(-1)
+
+    def _mixed(self, x0_probs: Tensor, sigma: Tensor) -> Tensor:
+        """The law of the next observation under a prediction of the clean token, [b, l, n], never quite 0."""
+        mixed = self._carry(x0_probs, sigma)
+        return mixed.clamp(min=torch.finfo(mixed.dtype).tiny)
+
+    def log_score(self, log_x0: Tensor, xt: Tensor, sigma: Tensor) -> Tensor:
+        return self._told(log_x0, xt, sigma).to(log_x0.dtype)
+
+    def _told(self, log_x0: Tensor, xt: Tensor, sigma: Tensor) -> Tensor:
+        mixed = self._mixed(log_x0.exp(), sigma).log()
+        return mixed - mixed.gather(-1, xt[..., None])
+
+    def nelbo(self, log_x0: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        return self._entropy(self._told(log_x0, xt, sigma), xt, x0, sigma).to(log_x0.dtype)
+
+    def reverse_rate(self, score: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        return (self._into(x, score) * score).scatter(-1, x[..., None], 0.0)
+
+    def analytic(self, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        step = sigma - sigma_next
+        return (self._carry(score, -step) * self._reach(x, step)).to(score.dtype)
+
+    def posterior(self, x0_probs: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        weights = self._reach(x, sigma - sigma_next) * self._mixed(x0_probs, sigma_next)
+        return (weights / weights.sum(-1, keepdim=True)).to(x0_probs.dtype)
+
+
+class RateTable(FixedRates):
     """Any irreducible rate matrix. All that depends on it is made once, in float64."""
 
     abstract: ClassVar[bool] = True
@@ -78,10 +146,6 @@ class RateTable(Kernel):
     def rates(self) -> Tensor:
         """Rates off the diagonal, float64 [n, n], ``[z, y]`` from y to z, in any unit of time. Raises :class:`UserError`."""
 
-    @property
-    def mask(self) -> None:
-        return None
-
     def _power(self, sigma: Tensor) -> Tensor:
         """exp(sigma Q), float64 [b, n, n]; of negative sigma, too."""
         sigma = sigma.double()[:, None, None]
@@ -92,8 +156,17 @@ class RateTable(Kernel):
     def _chances(self, sigma: Tensor) -> Tensor:
         return self._power(sigma).clamp(min=0)
 
-    def _rows(self, table: Tensor, index: Tensor) -> Tensor:
-        return _columns(table.transpose(1, 2), index)
+    def _seen(self, x0: Tensor, sigma: Tensor) -> Tensor:
+        return _columns(self._chances(sigma), x0)
+
+    def _reach(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return _columns(self._chances(sigma).transpose(1, 2), x)
+
+    def _carry(self, weights: Tensor, sigma: Tensor) -> Tensor:
+        return weights.double() @ self._power(sigma).transpose(1, 2)
+
+    def _into(self, x: Tensor, like: Tensor) -> Tensor:
+        return self.table[x].to(like.dtype)
 
     def sample(self, x0: Tensor, sigma: Tensor, *, random: Randomness, corrupt: Tensor) -> Tensor:
         cdf = _columns(self._chances(sigma), x0).cumsum(-1)
@@ -111,43 +184,6 @@ class RateTable(Kernel):
     def transition_matrix(self, sigma: float | Tensor, start: float = 0.0) -> Tensor:
         level = torch.as_tensor(sigma, dtype=torch.float64)
         return self._chances(level.reshape(-1) - start).reshape(*level.shape, self.states, self.states)
-
-    def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-        return self._entropy(log_score.double(), xt, x0, sigma).to(log_score.dtype)
-
-    def _entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-        # in float64, as the tables are: near the truth the terms all but cancel
-        seen = _columns(self._chances(sigma), x0)
-        ratio = seen / seen.gather(-1, xt[..., None]).clamp(min=1e-300)
-        into = self.table[xt].scatter(-1, xt[..., None], 0.0)  # Q[z, y], the rate from y to where we are
-        log_score = log_score.scatter(-1, xt[..., None], 0.0)
-        return (into * (log_score.exp() - ratio * log_score + torch.xlogy(ratio, ratio) - ratio)).sum(-1)
-
-    def _mixed(self, x0_probs: Tensor, sigma: Tensor) -> Tensor:
-        """The law of the next observation under a prediction of the clean token, float64 [b, l, n]."""
-        return (x0_probs.double() @ self._chances(sigma).transpose(1, 2)).clamp(min=1e-300)
-
-    def log_score(self, log_x0: Tensor, xt: Tensor, sigma: Tensor) -> Tensor:
-        return self._told(log_x0, xt, sigma).to(log_x0.dtype)
-
-    def _told(self, log_x0: Tensor, xt: Tensor, sigma: Tensor) -> Tensor:
-        mixed = self._mixed(log_x0.exp(), sigma).log()
-        return mixed - mixed.gather(-1, xt[..., None])
-
-    def nelbo(self, log_x0: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-        return self._entropy(self._told(log_x0, xt, sigma), xt, x0, sigma).to(log_x0.dtype)
-
-    def reverse_rate(self, score: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        return (self.table[x].to(score.dtype) * score).scatter(-1, x[..., None], 0.0)
-
-    def analytic(self, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        step = sigma - sigma_next
-        before = score.double() @ self._power(-step).transpose(1, 2)
-        return (before * self._rows(self._chances(step), x)).to(score.dtype)
-
-    def posterior(self, x0_probs: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        weights = self._rows(self._chances(sigma - sigma_next), x) * self._mixed(x0_probs, sigma_next)
-        return (weights / weights.sum(-1, keepdim=True)).to(x0_probs.dtype)
 
 
 class Rates(RateTable, kind="kernel"):

@@ -24,7 +24,7 @@ class TimeConfig(ComponentConfig):
     t_min: Annotated[float, pydantic.Field(gt=0, lt=0.1)] = 1e-4
 
 
-class _OverTime(Objective):
+class OverTime(Objective):
     """An integral over t in [t_min, 1], drawn evenly."""
 
     def corrupt(
@@ -55,11 +55,12 @@ def _mask(kernel: Kernel) -> int:
     return kernel.mask
 
 
-def _counted(per_position: Tensor, batch: Batch) -> Tensor:
+def counted(per_position: Tensor, batch: Batch) -> Tensor:
+    """The sum over the positions that count, [b]."""
     return torch.where(batch.loss & batch.corrupt, per_position, 0.0).sum(-1)
 
 
-class ScoreEntropy(_OverTime, kind="objective"):
+class ScoreEntropy(OverTime, kind="objective"):
     """Denoising score entropy (SEDD, arXiv 2310.16834, theorem 3.6), for any kernel."""
 
     reads = ("log_score", "log_x0")
@@ -75,10 +76,10 @@ class ScoreEntropy(_OverTime, kind="objective"):
         else:
             log_score = kernel.log_score(outputs["log_x0"].float(), draw.xt, draw.sigma)
         entropy = kernel.score_entropy(log_score, draw.xt, batch.tokens, draw.sigma)
-        return draw.weight * draw.dsigma * _counted(entropy, batch)
+        return draw.weight * draw.dsigma * counted(entropy, batch)
 
 
-class Nelbo(_OverTime, kind="objective"):
+class Nelbo(OverTime, kind="objective"):
     """The bound of a head that predicts the clean token: MDLM for absorb (arXiv 2406.07524, eq. 11), UDLM for uniform, GIDD for mixtures.
 
     The head's optimum is the posterior of the clean token given all other positions.
@@ -93,7 +94,7 @@ class Nelbo(_OverTime, kind="objective"):
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
         per_position = kernel.nelbo(outputs["log_x0"].float(), draw.xt, batch.tokens, draw.sigma)
-        return draw.weight * draw.dsigma * _counted(per_position, batch)
+        return draw.weight * draw.dsigma * counted(per_position, batch)
 
     def bound_draw(
         self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness
@@ -149,4 +150,4 @@ class MaskedCount(Objective, kind="objective"):
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
         log_x0 = outputs["log_x0"].float().gather(-1, batch.tokens[..., None])[..., 0]
-        return draw.weight * _counted(torch.where(draw.xt == _mask(kernel), -log_x0, 0.0), batch)
+        return draw.weight * counted(torch.where(draw.xt == _mask(kernel), -log_x0, 0.0), batch)

@@ -1,7 +1,7 @@
 """Where a token stands: rotary angles for attention, and learned or sinusoidal vectors to add to the embeddings."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sedd_graph.component import Component, ComponentConfig, Context
@@ -13,7 +13,8 @@ MAX_POSITION_ENTRIES = 2**28
 class Rotary(Component, kind="position"):
     """Rotary angles (RoFormer, arXiv 2104.09864): cosines and sines that attention turns its queries and keys by.
 
-    Computed once and shared by every attention that is connected to them. ``dim`` is the width of one head.
+    Computed once and shared by every attention that is connected to them. ``dim`` is the width of one head. ``places`` says
+    where each position stands, where that is not the order they come in.
     """
 
     class Config(ComponentConfig):
@@ -25,10 +26,11 @@ class Rotary(Component, kind="position"):
         if self.config.dim % 2:
             raise ValueError(f"rotary needs an even head width, not {self.config.dim}")
 
-    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "2 l dim"]:
+    def forward(self, x: Float[Tensor, "b l d"], places: Int[Tensor, "l"] | None = None) -> Float[Tensor, "2 l dim"]:
         dim = self.config.dim
+        where = torch.arange(x.shape[1], device=x.device) if places is None else places
         frequency = 1.0 / self.config.base ** (torch.arange(0, dim, 2, device=x.device, dtype=torch.float32) / dim)
-        angle = torch.outer(torch.arange(x.shape[1], device=x.device, dtype=torch.float32), frequency)
+        angle = torch.outer(where.to(torch.float32), frequency)
         angle = torch.cat([angle, angle], dim=-1)
         return torch.stack([angle.cos(), angle.sin()])
 

@@ -123,15 +123,17 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         raise BlueprintError([loaded.problem(("data", "points"), message)])
     from sedd_graph.engine.construct import count_shapes
     from sedd_graph.engine.edits import make_edit_process
-    from sedd_graph.engine.engine import make_process
+    from sedd_graph.engine.engine import hold_inputs, make_process
 
     try:
         if plan is not None and plan.edits:
             edits = make_edit_process(plan, registry)
-            _fits_data(loaded, edits.kernel.data_tokens)
+            _fits_data(loaded, edits.kernel.data_tokens, None)
             _fits_strings(loaded, spares=not edits.kernel.births, one_length=edits.objective.one_length)
         elif plan is not None:
-            _fits_data(loaded, make_process(plan, registry).kernel.data_tokens)
+            process = make_process(plan, registry)
+            hold_inputs(process, graph)
+            _fits_data(loaded, process.kernel.data_tokens, process.objective.block)
     except BlueprintError as error:
         # combinations that cannot work are about keys of the root
         raise BlueprintError(
@@ -140,9 +142,12 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
     return Report(loaded, graph, plan, registry, count_shapes(graph, registry), derived, flow)
 
 
-def _fits_data(loaded: Loaded, tokens: int) -> None:
-    """A tokenizer whose size is known from its config must have as many tokens as the graph."""
+def _fits_data(loaded: Loaded, tokens: int, block: int | None) -> None:
+    """A tokenizer whose size is known from its config must have as many tokens as the graph; rows are whole blocks."""
     data = loaded.sections.get("data")
+    if data is not None and block is not None and data.length % block:
+        message = f"rows of {data.length} tokens are no whole number of blocks of {block} (objective.block)"
+        raise BlueprintError([Problem("", 0, 0, "data.length", message)])
     size = {"characters": lambda t: t.size, "bytes": lambda t: 257, "bpe": lambda t: t.size, "file": lambda t: None}
     known = None if data is None else size[data.tokenizer.op](data.tokenizer)
     if known is not None and known != tokens:

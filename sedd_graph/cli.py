@@ -107,7 +107,8 @@ def _open(arguments: argparse.Namespace) -> Run:
     from sedd_graph.runs import open_run
 
     run = open_run(Path(arguments.run), device=_device(arguments), compile="off", weights=arguments.weights)
-    run.engine.compile(arguments.compile, everywhere=True)
+    if "compile" in arguments:
+        run.engine.compile(arguments.compile, everywhere=True)
     return run
 
 

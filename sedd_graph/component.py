@@ -15,6 +15,7 @@ from torch import nn
 
 from sedd_graph.axes import PortType, parse_port_type
 from sedd_graph.contract import NODE_KINDS, PROCESS_KINDS, Algebra, ComponentConfig, Port, Rule, Signature
+from sedd_graph.memory import Memory
 
 __all__ = ["Component", "ComponentConfig", "Context", "solves"]
 
@@ -95,6 +96,9 @@ class Component(nn.Module):
     length): samplers then ask only about the positions that move."""
     moves: ClassVar[bool] = False
     """Whether outputs are the numbers of the inputs in other places (see :class:`sedd_graph.contract.Algebra`)."""
+    memory: Memory | None = None
+    """Given by the engine while text is written block by block. One that lets positions look at each other by keys and values
+    calls it with them where it is there; all others work on one position at a time, and leave it."""
 
     def __init_subclass__(cls, *, kind: str | None = None, version: int | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -39,6 +39,7 @@ from sedd_graph.evaluation.bound import Evaluation, Likelihood, evaluate, number
 from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.process import ProcessPlan
+from sedd_graph.proof.blocks import prove_blocks
 from sedd_graph.proof.check import Check
 from sedd_graph.proof.edits import prove_edits
 from sedd_graph.proof.inverse import prove_inverses
@@ -223,6 +224,8 @@ def prove(report: Report, *, device: torch.device, say: Say) -> tuple[list[Check
     """
     plan = report.plan
     checks = [] if plan is None else (prove_edits if plan.edits else prove_process)(plan, report.registry)
+    if plan is not None and not plan.edits:
+        checks += prove_blocks(report.graph, plan, report.registry)
     certificates = prove_inverses(report.graph, report.registry, device=device)
     lenient = [c for c in certificates if c.broken and c.use.on_failure == "checkpoint"]
     failing = [("the noise process does not hold", tuple(c for c in checks if c.holds is False))]

@@ -50,3 +50,10 @@ def test_blueprints_and_the_one_shown() -> None:
         part(process.pop("op"), **process), part(schedule["op"]), part("nelbo"), part("ancestral"), 4, "log_x0"
     )
     assert make_process(plan, REGISTRY).kernel.mask == 3
+
+
+def test_every_test_that_stands_there_is_one() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", TEXT)
+    assert len(named) > 15
+    missing = [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
+    assert not missing

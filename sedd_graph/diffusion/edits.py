@@ -123,6 +123,11 @@ class EditDraw:
     constant: Tensor
     cut: int = 0
 
+    @property
+    def t(self) -> Tensor:
+        """The share of tokens that noise has deleted by then, float32 [b]."""
+        return -torch.expm1(-self.sigma)
+
 
 def _k(a: Tensor) -> Tensor:
     """a (log a - 1), 0 at 0."""
@@ -164,11 +169,6 @@ class EditKernel(Component, ABC):
     def start(self) -> int:
         """The state that every row begins with, and is padded with."""
         return self.states - 1
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The model outputs that it needs."""
-        return ("log_insert", "log_delete") if self.births else ("log_insert",)
 
     # -- the process, in closed form (Thorne, Kishino and Felsenstein 1991) -------------------------------------------
 
@@ -347,6 +347,8 @@ class EditObjective(Component, ABC):
     """A bound on -log p of strings, in nats per string."""
 
     abstract: ClassVar[bool] = True
+    over: ClassVar[str] = "deleted"
+    """What the ``t`` of a draw is: here the share of tokens that noise has deleted."""
     one_length: ClassVar[bool] = False
     """Whether it is a bound only where all strings have one length, which is then known."""
 

@@ -60,6 +60,8 @@ class Kernel(Component, ABC):
     """A Config for tables and tests, where some keys have no default."""
     clamp_safe: ClassVar[bool] = False
     """Whether a data token that is seen is a clean one, so that holding observed tokens fixed while sampling is exact."""
+    learned: ClassVar[bool] = False
+    """Whether it has parameters, which are trained and kept with the network's."""
     masks_evenly: ClassVar[bool] = False
     """Whether all that ever happens is that tokens are masked, all at one rate: what forms that count masks ask for."""
 
@@ -75,6 +77,13 @@ class Kernel(Component, ABC):
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
         """``config`` cut down to ``states`` states, for a proof: what a Config says of single tokens, for a few of them."""
         return config
+
+    def unmixed(self, sigma: float) -> float | None:
+        """How far noise at total noise ``sigma`` is from the prior, total variation from the worst token looked at.
+
+        None where a toy of the kernel tells as much.
+        """
+        return None
 
     @property
     def states(self) -> int:
@@ -142,11 +151,28 @@ class Objective(Component, ABC):
     """Names of model outputs that it can take, the preferred one first."""
     needs_mask: ClassVar[bool] = False
     """Whether it works only with a kernel that masks all tokens at one rate, and does nothing else."""
+    trains_noise: ClassVar[bool] = False
+    """Whether its gradient is right for a kernel's parameters, too, on which the draws depend."""
     over: ClassVar[str] = "time"
     """What ``t`` of its draws is: ``time``, or ``masked``, the share of masked tokens, a sum over which is exact."""
 
+    @classmethod
+    def toy(cls, config: ComponentConfig) -> ComponentConfig:
+        """``config`` cut down for a proof on a few positions."""
+        return config
+
+    @property
+    def block(self) -> int | None:
+        """How many positions are noised by themselves, given all before them in full; None for a row as a whole.
+
+        It says how the network is fed (:func:`sedd_graph.diffusion.blocks.block_inputs`) and how text is written.
+        """
+        return None
+
     def lacks(self, kernel: Kernel) -> str | None:
         """What kind of kernel it needs, where ``kernel`` is not one of them."""
+        if kernel.learned and not self.trains_noise:
+            return "a kernel that learns nothing (one that does goes with genmd4)"
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
 
     @abstractmethod
@@ -168,11 +194,16 @@ class Objective(Component, ABC):
     ) -> Tensor:
         """Nats per sequence, float32 [b]: its mean over draws is the bound. Pure tensor code that compiles."""
 
+    def bound(self) -> Objective:
+        """What of it is a bound: itself, unless it also trains by something else."""
+        return self
+
     def bound_draw(
         self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness
     ) -> tuple[Objective, Draw]:
-        """The draw (and the loss to hold it to) for evaluation: the objective itself, or a form of less variance."""
-        return self, self.corrupt(batch, kernel, schedule, random=random)
+        """The draw (and the loss to hold it to) for evaluation: of the bound itself, or of a form of less variance."""
+        bound = self.bound()
+        return bound, bound.corrupt(batch, kernel, schedule, random=random)
 
 
 class Likelihood(Component, ABC):

@@ -77,6 +77,9 @@ class PointBatch:
 class Draw:
     """One draw of the forward process for a batch: ``xt`` int64 [b, l]; ``t``, ``sigma``, ``dsigma`` and ``weight`` float32 [b].
 
+    An objective may draw several corrupted rows for each clean one: c b rows, the batch c times over. Under an objective of
+    blocks the last four are [b, k], one for each of a row's k blocks.
+
     ``weight`` makes the mean of the loss over draws an integral: the width of the range that ``t`` was drawn from, or
     the factor of the count form.
     """

@@ -158,10 +158,17 @@ class EditEngine(Engine):
         return batch
 
     @torch.no_grad()
-    def bound_rows(self, batch: Batch | Tensor, *, seed: int, draws: int = 1) -> Tensor:
-        """The bound of each string, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode, eager on a CPU.
+    def bound_rows(  # type: ignore[override]
+        self,
+        batch: Batch | Tensor,
+        *,
+        seed: int,
+        draws: int = 1,
+        on_draw: Callable[[EditObjective, EditDraw, Tensor], None] | None = None,
+    ) -> Tensor:
+        """The bound of each string, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode.
 
-        Strings are whole here, however long noise makes them.
+        Strings are whole here, however long noise makes them. ``on_draw(objective, draw, nats [b])`` sees every draw.
         """
         batch = self._batch(batch)
         kernel, schedule, objective, _ = self.edits
@@ -170,13 +177,16 @@ class EditEngine(Engine):
             for number in range(draws):
                 generator = torch.Generator(self.device).manual_seed(mix_seed(seed, number))
                 draw = objective.bound_draw(batch, kernel, schedule, random=Randomness(generator))
-                total += self.edit_module(draw, batch)[0].double().cpu()
+                nats = self.edit_module(draw, batch)[0]
+                total += nats.double().cpu()
+                if on_draw is not None:
+                    on_draw(objective, draw, nats)
         return total / draws
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def sample(
+    def sample(  # type: ignore[override]  # strings of their own lengths know no conditions on positions
         self,
         batch: int,
         length: int,

@@ -80,7 +80,7 @@ class Ending:
         values: list[Any] = [inputs[name] for name in model.input_names]
         narrow: set[int] = set()
         for name, places in root.plan:
-            arguments = [None if a < 0 else values[a] for a in places]
+            arguments: list[Any] = [None if a < 0 else values[a] for a in places]
             dims = self.dims.get(name)
             if dims is not None:
                 for i, (place, dim) in enumerate(zip(places, dims, strict=True)):

@@ -10,12 +10,13 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sedd_graph.component import Context
+from sedd_graph.diffusion.blocks import block_inputs, hold_prompt, write_blocks
 from sedd_graph.diffusion.conditions import Conditions
 from sedd_graph.diffusion.constraint import Matching, Pieces, allowed_tokens, lacks
 from sedd_graph.diffusion.guidance import Classifier, classified, renoised, unprompted
@@ -24,20 +25,35 @@ from sedd_graph.diffusion.process import Kernel, Objective, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 from sedd_graph.diffusion.sampler import Denoise, Sampler
 from sedd_graph.engine.backend import inductor
+from sedd_graph.engine.blocks import remembering
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.ending import Ending
 from sedd_graph.engine.regions import Model, RegionModule
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.model import Graph
-from sedd_graph.graph.process import ProcessPlan
+from sedd_graph.graph.process import FED, ProcessPlan
 from sedd_graph.plugins import Registry
 from sedd_graph.store.files import disk_faults
 
-__all__ = ["Bound", "CompileMode", "Engine", "LossModule", "Process", "make_process", "mean_and_error", "mix_seed"]
+__all__ = [
+    "Bound",
+    "CompileMode",
+    "Engine",
+    "LossModule",
+    "Process",
+    "hold_inputs",
+    "make_process",
+    "mean_and_error",
+    "mix_seed",
+]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
 """What is compiled; see :meth:`Engine.compile`."""
+
+
+NOISE = "process:kernel"
+"""The name of a kernel with parameters among the modules of a model; no node can have it."""
 
 
 class Bound(NamedTuple):
@@ -61,9 +77,9 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
     context = Context({"n": states or plan.states})
     noise = registry.component(plan.kernel.contract.op)
     kernel = noise(plan.kernel.config if states is None else noise.toy(plan.kernel.config, states), context)
-    schedule, objective, sampler = (
-        registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.objective, plan.sampler)
-    )
+    goal = registry.component(plan.objective.contract.op)
+    objective = goal(plan.objective.config if states is None else goal.toy(plan.objective.config), context)
+    schedule, sampler = (registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.sampler))
     process = Process(kernel, schedule, objective, sampler)
     problems = [
         Problem(
@@ -93,6 +109,29 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
     return process
 
 
+def hold_inputs(process: Process, graph: Graph) -> None:
+    """What a graph is fed must be what its objective is about. Raises :class:`BlueprintError`."""
+    names, block = graph.root.inputs, process.objective.block
+    problems = []
+
+    def refuse(key: str, message: str) -> None:
+        problems.append(Problem("blueprint", 0, 0, key, message))
+
+    for name in ("clean", "places", "sees"):
+        if block is None and name in names:
+            refuse(f"inputs.{name}", f"{name!r} is for an objective of blocks, such as block_nelbo")
+        elif block is not None and name not in names and name != "places":
+            refuse("objective", f"an objective of blocks needs a graph with the input {name!r}: {FED[name]}")
+    for name in ("t", "attend"):
+        if block is not None and name in names:
+            refuse(
+                f"inputs.{name}",
+                f"an objective of blocks feeds no {name!r}: it is not the same for all blocks of a row",
+            )
+    if problems:
+        raise BlueprintError(problems)
+
+
 def mix_seed(*parts: int) -> int:
     """One 63-bit seed from several integers (splitmix64), so that neighbouring steps share nothing."""
     state = 0
@@ -104,9 +143,17 @@ def mix_seed(*parts: int) -> int:
     return state >> 1
 
 
-def feed(draw: Draw, batch: Batch) -> dict[str, Tensor]:
-    """The graph inputs that the engine knows (see :data:`sedd_graph.graph.process.FED`)."""
-    return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": batch.attend}
+def feed(draw: Draw, batch: Batch, block: int | None) -> dict[str, Tensor]:
+    """The graph inputs that the engine knows (see :data:`sedd_graph.graph.process.FED`); ``block`` is the objective's."""
+    if block is not None:
+        return block_inputs(draw.xt, batch.tokens, block=block)
+    return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": _for_each(draw, batch.attend)}
+
+
+def _for_each(draw: Draw, rows: Tensor) -> Tensor:
+    """``rows`` [b, ...] of a batch, as many times over as the draw has rows for each."""
+    copies = len(draw.xt) // len(rows)
+    return rows if copies == 1 else torch.cat([rows] * copies)
 
 
 def mean_and_error(rows: list[Tensor]) -> Bound:
@@ -128,7 +175,8 @@ class LossModule(nn.Module):
 
     def forward(self, draw: Draw, batch: Batch, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per sequence [b], and the saved ports. ``key`` int32 [b] turns dropout on."""
-        outputs, taps = self.model.run(feed(draw, batch), key)
+        block = self._process.objective.block
+        outputs, taps = self.model.run(feed(draw, batch, block), None if key is None else _for_each(draw, key))
         with full_precision(draw.xt):
             loss = self._process.objective.loss(outputs, draw, batch, self._process.kernel, self._process.schedule)
         return loss, taps
@@ -165,6 +213,9 @@ class Engine:
             self.process = make_process(plan, registry)
             for part in self.process:
                 part.to(device)
+            if self.process.kernel.learned:
+                # with the network's: optimized, averaged, checkpointed and saved
+                self.model.add_module(NOISE, self.process.kernel)
             self.loss_module = LossModule(self.model, self.process)
             kernel = self.process.kernel
             allowed = torch.ones(kernel.states, dtype=torch.bool)
@@ -268,7 +319,7 @@ class Engine:
                 objective, draw = process.objective.bound_draw(
                     batch, process.kernel, process.schedule, random=Randomness(generator)
                 )
-                outputs, _ = self.model.run(feed(draw, batch))
+                outputs, _ = self.model.run(feed(draw, batch, objective.block))
                 nats = objective.loss(outputs, draw, batch, process.kernel, process.schedule)
                 total += nats.double().cpu()
                 if on_draw is not None:
@@ -288,13 +339,13 @@ class Engine:
         )
 
     @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode; eager, unless what was compiled is so everywhere."""
+    def _evaluating(self, *, eager: bool = False) -> Iterator[None]:
+        """Evaluation mode; ``eager``, and always so unless what was compiled is so everywhere."""
         training = self.model.training
         self.model.eval()
         stance = (
             torch.compiler.set_stance("force_eager")
-            if self.compile_mode != "off" and not self._everywhere
+            if self.compile_mode != "off" and (eager or not self._everywhere)
             else contextlib.nullcontext()
         )
         try:
@@ -328,6 +379,9 @@ class Engine:
         text, instead of those of the blueprint's ``sample``; ``allowed`` bool [n], [l, n] or [b, l, n] bounds the tokens further;
         ``classifier`` draws the text towards what it knows. Raises :class:`UserError` where conditions cannot be met, and where
         ``steps`` is given and the blueprint's sampler takes none (``process.sampler.steps`` is None).
+
+        Under an objective of blocks the sampler runs in each block from left to right, with ``steps`` of its own; a prompt may
+        hold nothing behind the first block that is open. What ends within a block is the beginning of a whole one.
         """
         process, _ = self._parts()
         if batch < 1 or length < 1:
@@ -345,14 +399,24 @@ class Engine:
         may = self._allowed(conditions, allowed, batch, length)
         chosen = int(torch.randint(2**62, ())) if seed is None else seed
         generator = torch.Generator(self.device).manual_seed(mix_seed(chosen))
-        x = process.kernel.prior(batch, length, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
+        block = process.objective.block
+        whole = length if block is None else -(-length // block) * block
+        if block is not None:
+            if classifier is not None or conditions.matching is not None or conditions.guidance != 1:
+                raise UserError(
+                    "sample: text in blocks can be held to allowed tokens; matching, guidance and classifiers need it whole"
+                )
+            if may.dim() > 1:  # what stands behind the end of the last block is cut off
+                may = torch.cat([may, self.allowed.expand(*may.shape[:-2], whole - length, -1)], -2)  # type: ignore[union-attr]
+        x = process.kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
         free = torch.ones_like(x, dtype=torch.bool)
         if prompt is not None:
             if prompt.dim() != 2 or prompt.shape[1] != length or prompt.shape[0] not in (1, batch):
                 raise UserError(f"sample: prompt must be [{batch}, {length}] (or one row), not {list(prompt.shape)}")
             prompt = prompt.to(self.device).expand(batch, length)
-            free = prompt < 0
             self._check_tokens(prompt.clamp(min=0))
+            prompt = torch.nn.functional.pad(prompt, (0, whole - length), value=-1)
+            free = prompt < 0
             x = torch.where(free, x, prompt)
         visible = torch.ones_like(free) if attend is None else attend.to(self.device).expand(batch, length)
 
@@ -374,6 +438,10 @@ class Engine:
             outputs = self.model.run(inputs)[0] if at is None else ending.run(self.model, inputs, at)
             return {name: value[: len(value) - fill] for name, value in outputs.items()} if fill else outputs
 
+        if block is not None:
+            how: dict[str, Any] = {"free": free, "kernel": process.kernel, "schedule": process.schedule, "steps": steps}
+            how |= {"generator": generator, "allowed": may, "on_step": on_step}
+            return self._write(x, block, ending, how)[:, :length].cpu()
         denoise: Denoise = look
         if prompt is not None and conditions.guidance != 1:
             denoise = unprompted(denoise, free, process.kernel, conditions.guidance)
@@ -399,6 +467,17 @@ class Engine:
             )
         process.sampler.evaluations = asked
         return out.cpu()
+
+    def _write(self, x: Tensor, block: int, ending: Ending, how: dict[str, Any]) -> Tensor:
+        """Rows ``x`` block by block. Eager: what is remembered grows, and each length of it would be compiled anew."""
+        process, _ = self._parts()
+        hold_prompt(how["free"], block)
+        rows, length = x.shape
+        with (
+            self._evaluating(eager=True),
+            remembering(self.model, block, rows=rows, length=length, ending=ending) as given,
+        ):
+            return write_blocks(process.sampler, given, x, block=block, **how)
 
     def _allowed(self, conditions: Conditions, allowed: Tensor | None, batch: int, length: int) -> Tensor:
         """The tokens that may come out, bool [n], [l, n] or [b, l, n]. Raises :class:`UserError`."""

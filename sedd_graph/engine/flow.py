@@ -73,7 +73,7 @@ class FlowEngine(Engine):
         base: Likelihood = registry.component(plan.contract.op)(plan.config, Context({}))
         self.flow = FlowModule(self.model, Layout(graph.root, ()), base.to(device), plan)
 
-    def compile(self, mode: CompileMode) -> None:
+    def compile(self, mode: CompileMode, *, everywhere: bool | None = None) -> None:
         """A flow runs eagerly in every mode."""
         self.compile_mode = "off"
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sedd_graph.data.points import PointData, Points
 from sedd_graph.data.rows import Dataset, Rows
+from sedd_graph.diffusion.edits import EditDraw, EditObjective
 from sedd_graph.diffusion.process import Objective
 from sedd_graph.diffusion.roles import Batch, Draw, PointBatch
 from sedd_graph.engine.engine import Engine, mix_seed
@@ -141,19 +142,23 @@ class _Drawn:
     nats: list[Tensor] = dataclasses.field(default_factory=list)
     first: int = 0
 
-    def add(self, objective: Objective, draw: Draw, nats: Tensor) -> None:
+    def add(self, objective: Objective | EditObjective, draw: Draw | EditDraw, nats: Tensor) -> None:
         self.over = objective.over
+        if isinstance(objective, Objective) and objective.block is not None:
+            return  # each block of a row is at a level of its own, and the nats are of them all
         self.row.append(self.first + torch.arange(len(nats)))
         self.t.append(draw.t.double().cpu())
         self.nats.append(nats.double().cpu())
 
     def levels(self, counted: Tensor, engine: Engine) -> tuple[Level, ...]:
         """Even bins of t; ``counted`` [rows] says how many tokens of each row count."""
-        assert engine.process is not None
+        if not self.row:
+            return ()
         row, t, nats = (torch.cat(part).numpy() for part in (self.row, self.t, self.nats))
         edges = np.arange(LEVELS + 1) / LEVELS
         noised = edges
         if self.over == "time":
+            assert engine.process is not None
             inside = torch.from_numpy(edges.clip(1e-4, 1 - 1e-6)).float().to(engine.device)
             noised = -np.expm1(-engine.process.schedule.sigma(inside).double().cpu().numpy())
         places = np.ceil(t * LEVELS - 1e-6).clip(1, LEVELS).astype(np.int64) - 1

@@ -16,8 +16,17 @@ from sedd_graph.plugins import Registry
 
 __all__ = ["FED", "Part", "ProcessPlan", "read_process"]
 
-FED = {"tokens": "int b l", "sigma": "float b", "t": "float b", "attend": "bool b l"}
-"""The graph inputs that the engine feeds: noised tokens, total noise, time, and which positions may be looked at."""
+FED = {
+    "tokens": "int b l",
+    "sigma": "float b",
+    "t": "float b",
+    "attend": "bool b l",
+    "clean": "int b l",
+    "places": "int 2*l",
+    "sees": "bool 2*l 2*l",
+}
+"""The graph inputs that the engine feeds: noised tokens, total noise, time, and which positions may be looked at; for blocks
+clean tokens, where noised and clean ones stand in the row, and who may look at whom."""
 
 FED_EDITS = {name: FED[name] for name in ("tokens", "sigma", "attend")}
 """Those of a process that changes lengths: strings that begin with the start state, total noise, and what is no padding."""

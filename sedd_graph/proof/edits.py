@@ -71,7 +71,8 @@ class StringToy:
     def at(self, sigma: Tensor, law: Tensor | None = None) -> Tensor:
         """The law of noisy strings at each of ``sigma`` [b], float64 [b, s], from ``law`` [s] of clean ones."""
         law = self.law if law is None else law
-        return (torch.exp(sigma.double()[:, None] * self._values) * (self._left @ law)) @ self._right.T
+        found: Tensor = (torch.exp(sigma.double()[:, None] * self._values) * (self._left @ law)) @ self._right.T
+        return found
 
     def rows(self, index: Tensor) -> Strings:
         """Strings by their number, padded to the longest there is."""

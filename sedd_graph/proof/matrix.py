@@ -111,7 +111,7 @@ def _pair(
         told = process.sampler.heuristic() if table == "sampler" else None
         if not prove:
             return Cell(table, row, part.contract.name, "allowed" if told is None else "heuristic", why=told or "")
-        found = [prove_objective(plan, registry)] if table == "objective" else prove_sampler(plan, registry)
+        found = prove_objective(plan, registry) if table == "objective" else prove_sampler(plan, registry)
         failing = [c for c in found if c.holds is False]
         state = "broken" if failing else "proved" if told is None else "heuristic"
         law = next((c for c in found if c.name in ("sampler.law", "sampler.heuristic")), found[0])

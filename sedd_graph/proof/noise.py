@@ -198,6 +198,7 @@ def _draws(kernel: Kernel) -> float:
     return worst
 
 
+@torch.no_grad()
 def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
     """Rates, transitions, draws, prior, losses and steps fit together; ``end`` is the total noise at t = 1."""
     columns, least = _rates(kernel)
@@ -255,6 +256,7 @@ def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
     ]
 
 
+@torch.no_grad()
 def check_prior(kernel: Kernel, *, end: float) -> Check:
     """Sampling starts where noise ends: at total noise ``end``."""
     last = kernel.transition_matrix(end)[:, : kernel.data_tokens]
@@ -306,6 +308,7 @@ def _neighbour(kernel: Kernel) -> int:
     return kernel.states - 1
 
 
+@torch.no_grad()
 def check_precision(kernel: Kernel) -> Check:
     """Losses in float32 beside float64, at the kernel's own number of states: SEDD's uniform loss is NaN there."""
     n, worst, generator = kernel.states, 0.0, torch.Generator().manual_seed(8)

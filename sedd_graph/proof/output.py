@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from sedd_graph.diffusion.blocks import block_inputs
 from sedd_graph.diffusion.numerics import FLOOR
 from sedd_graph.engine.engine import Engine
 from sedd_graph.proof.check import Check
@@ -27,6 +28,8 @@ def check_output(engine: Engine) -> Check:
         tokens[:, 0] = kernel.mask
     half = torch.full((2,), 0.5, device=device)
     inputs = {"tokens": tokens, "sigma": half, "t": half, "attend": torch.ones_like(tokens, dtype=torch.bool)}
+    if process.objective.block is not None:
+        inputs = block_inputs(tokens, tokens, block=process.objective.block)
     training = engine.model.training
     engine.model.eval()
     ((name, out),) = engine.model.run(inputs)[0].items()

@@ -11,8 +11,9 @@ import pytest
 import scipy.linalg
 import torch
 from sedd_graph_registry.kernels import Absorb, Interpolating, Mixture, Uniform, Unigram
-from sedd_graph_registry.kernels_masking import Power, Spindle
+from sedd_graph_registry.kernels_masking import LearnedPower, Power, Spindle
 from sedd_graph_registry.kernels_matrix import Ordinal, Rates
+from sedd_graph_registry.kernels_neighbours import Neighbours
 from torch import Tensor
 
 from sedd_graph.component import Context
@@ -31,6 +32,8 @@ EVERY: list[tuple[Any, dict[str, Any]]] = [
     (Spindle, {"frequencies": (5, 1, 3)}),
     (Ordinal, {"beta": 1.0}),
     (Rates, {"table": RING}),
+    (LearnedPower, {"frequencies": (5, 1, 3), "gamma": 0.7}),
+    (Neighbours, {"neighbours": 1, "even": 0.1}),
 ]
 
 
@@ -39,7 +42,7 @@ def made(cls: Any, states: int, **config: Any) -> Any:
 
 
 def toy(cls: Any, config: dict[str, Any], tokens: int = 3) -> Any:
-    return made(cls, tokens + (cls in (Absorb, Mixture, Power, Spindle)), **config)
+    return made(cls, tokens + (cls in (Absorb, Mixture, Power, Spindle, LearnedPower)), **config)
 
 
 def level(sigma: float) -> Tensor:
@@ -178,31 +181,41 @@ def law_of_pairs() -> Tensor:
     return weights / weights.sum()
 
 
+@torch.no_grad()
+def guessed(k: Any, law: Tensor, sigma: float, tilt: float) -> Tensor:
+    """A network's log_x0 for all pairs of states, [n n, 2, n]: the leave-one-out posterior, tilted."""
+    n = k.states
+    pairs = torch.tensor(list(itertools.product(range(n), repeat=2)))
+    joint = torch.zeros(n, n, dtype=DOUBLE)
+    joint[:3, :3] = law
+    lean = tilt * torch.tensor([1.0, -1.0, 0.5] + [0.0] * (n - 3), dtype=DOUBLE)
+    p = k.transition_matrix(sigma)
+    guess = torch.stack([p[pairs[:, 1]] @ joint.T, p[pairs[:, 0]] @ joint], 1)  # of each position, given the other
+    if k.clamp_safe:
+        seen = torch.nn.functional.one_hot(pairs, n).to(DOUBLE)
+        guess = torch.where((pairs == k.mask)[..., None], guess, seen)
+    # one way or the other by what the other position is seen as: no law has such posteriors
+    lean = torch.where(pairs.flip(1) == 0, 1.0, -1.0)[..., None] * lean
+    return (guess.clamp(min=1e-300).log().clamp(min=-1e6) + lean).log_softmax(-1)
+
+
+@torch.no_grad()
 def bound(k: Any, law: Tensor, tilt: float) -> tuple[float, Tensor]:
     """E over x0 of the bound on two tokens, and each x0's own: every z enumerated, sigma by Gauss-Legendre in log(1-alpha).
 
     The network is the exact leave-one-out posterior, tilted by ``tilt``: a model that is wrong, but still one.
     """
     n, points = k.states, 48
-    joint = torch.zeros(n, n, dtype=DOUBLE)
-    joint[:3, :3] = law
     nodes, weights = np.polynomial.legendre.leggauss(points)
     first, last = math.log(1e-7), math.log(25.0)
     grid = [
         (math.exp((last - first) / 2 * x + (last + first) / 2), (last - first) / 2 * w)
         for x, w in zip(nodes, weights, strict=True)
     ]
-    lean = tilt * torch.tensor([1.0, -1.0, 0.5] + [0.0] * (n - 3), dtype=DOUBLE)
     total = torch.zeros(3, 3, dtype=DOUBLE)
     pairs = torch.tensor(list(itertools.product(range(n), repeat=2)))
     for sigma, weight in grid:
-        p = k.transition_matrix(sigma)
-        guess = torch.stack([p[pairs[:, 1]] @ joint.T, p[pairs[:, 0]] @ joint], 1)  # of each position, given the other
-        if k.clamp_safe:
-            seen = torch.nn.functional.one_hot(pairs, n).to(DOUBLE)
-            guess = torch.where((pairs == k.mask)[..., None], guess, seen)
-        log_x0 = guess.clamp(min=1e-300).log().clamp(min=-1e6)
-        log_x0 = (log_x0 + lean).log_softmax(-1)
+        p, log_x0 = k.transition_matrix(sigma), guessed(k, law, sigma, tilt)
         for x0 in itertools.product(range(3), repeat=2):
             chance = p[pairs[:, 0], x0[0]] * p[pairs[:, 1], x0[1]]
             can = chance > 0
@@ -220,6 +233,36 @@ def test_with_a_perfect_network_the_bound_is_the_entropy(cls: Any, config: dict[
     assert bound(k, law, 0.0)[0] == pytest.approx(entropy, abs=2e-4)
     # what is wrong costs something
     assert bound(k, law, 0.7)[0] > entropy + 0.01
+
+
+@pytest.mark.parametrize(
+    ("cls", "config"), [EVERY[0], EVERY[1], EVERY[3], EVERY[5], EVERY[7]], ids=lambda c: getattr(c, "__name__", None)
+)
+def test_the_bound_of_a_wrong_model_is_above_its_nll(cls: Any, config: dict[str, Any]) -> None:
+    """-log p of each x0 by the reverse process itself: its master equation over all pairs, from noise down, in small steps."""
+    law, k = law_of_pairs(), toy(cls, config)
+    n, tilt = k.states, 0.7
+    pairs = torch.tensor(list(itertools.product(range(n), repeat=2)))
+    code = torch.arange(n * n)
+    end = k.transition_matrix(25.0)[:, 0]
+    p = (end[:, None] * end).reshape(-1)
+    levels = torch.logspace(math.log10(25.0), -12, 900, dtype=DOUBLE).tolist()
+    for above, below in itertools.pairwise(levels):
+        sigma = math.sqrt(above * below)
+        at = torch.full((n * n,), sigma, dtype=DOUBLE)
+        rates = k.reverse_rate(k.log_score(guessed(k, law, sigma, tilt), pairs, at).exp(), pairs, at)
+        q = torch.zeros(n * n, n * n, dtype=DOUBLE)
+        for i in (0, 1):
+            other = torch.arange(n).expand(n * n, n)
+            to = other * n + pairs[:, 1:] if i == 0 else pairs[:, :1] * n + other
+            q.index_put_((to, code[:, None].expand_as(to)), rates[:, i], accumulate=True)
+        q -= torch.diag(q.sum(0))
+        p = torch.linalg.matrix_exp((above - below) * q) @ p
+    likelihood = p.reshape(n, n)[:3, :3]
+    assert float(likelihood.sum()) == pytest.approx(1, abs=2e-3)  # the rest is masked still
+    gap = bound(k, law, tilt)[1] + likelihood.log()
+    assert float(gap.min()) > -2e-3
+    assert float((law * gap).sum()) > 3e-3
 
 
 def test_cross_entropy_at_each_tokens_own_rate_has_another_optimum() -> None:
@@ -306,10 +349,10 @@ def test_rare_tokens_are_drawn_as_often_as_they_should() -> None:
     assert drawn.tolist() == [[3, 3, 3]]
 
 
-@pytest.mark.parametrize("cls", [Unigram, Mixture, Power, Spindle])
+@pytest.mark.parametrize("cls", [Absorb, Uniform, Unigram, Mixture, Power, Spindle, LearnedPower])
 def test_gpt2s_vocabulary_takes_no_square_table(cls: Any) -> None:
     """One step forward and back, a draw, and a step of each sampler: finite, at 50,257 tokens."""
-    n, tokens = 50257 + (cls is not Unigram), 50257
+    n, tokens = 50257 + (cls not in (Uniform, Unigram)), 50257
     k = made(cls, n)
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randint(0, tokens, (2, 4), generator=generator)

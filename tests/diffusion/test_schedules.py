@@ -151,6 +151,19 @@ def test_information_falls_evenly_under_the_uniform_kernel() -> None:
     torch.testing.assert_close(told / math.log(n), 1 - (1 - 1e-6) * t, rtol=1e-9, atol=1e-12)
 
 
+def test_for_absorb_the_schedule_of_even_information_is_loglinear() -> None:
+    """D3PM, section 3.3: whatever the law of the tokens, by the definition of mutual information over all states."""
+    from sedd_graph_registry.kernels import Absorb
+
+    law = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    s, kernel = made(LogLinear, eps=1e-9), Absorb(Absorb.Config(), Context({"n": 4}))
+    t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
+    joint = kernel.transition_matrix(s.sigma(t))[:, :, :3] * law
+    seen = joint.sum(-1, keepdim=True)
+    told = (torch.xlogy(joint, joint) - torch.xlogy(joint, (seen * law))).sum((1, 2))
+    torch.testing.assert_close(told / -(law * law.log()).sum(), 1 - t, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("cls", "config", "message"),
     [(Linear, {"rate_max": 0}, "nothing would ever be noised"), (Geometric, {"sigma_min": 30}, "must be less than")],

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from sedd_graph_registry.kernels import Absorb, Interpolating, Mixture, Uniform, Unigram
-from sedd_graph_registry.kernels_masking import Power, Spindle
+from sedd_graph_registry.kernels_masking import LearnedPower, Power, Spindle
 from sedd_graph_registry.kernels_matrix import Ordinal, Rates
+from sedd_graph_registry.kernels_neighbours import Neighbours
 from sedd_graph_registry.schedules import Cosine, Geometric, Linear, LogLinear, Polynomial
 from torch import Tensor
 
@@ -15,10 +16,12 @@ from sedd_graph.component import ComponentConfig, Context
 from sedd_graph.proof.noise import check_kernel, check_precision, check_schedule
 
 RING = ((0, 1, 0, 0), (0, 0, 2, 0), (0, 0, 0, 1), (3, 0, 0.1, 0))
-KERNELS: list[Any] = [Absorb, Uniform, Unigram, Mixture, Power, Spindle, Ordinal, Rates]
+KERNELS: list[Any] = [Absorb, Uniform, Unigram, Mixture, Power, Spindle, LearnedPower, Ordinal, Rates, Neighbours]
 
 
 def config(cls: Any) -> Any:
+    if issubclass(cls, Neighbours):
+        return cls.Config(neighbours=2)
     return cls.Config(table=RING) if issubclass(cls, Rates) else cls.Config()
 
 
@@ -135,12 +138,12 @@ BROKEN = {
 @pytest.mark.parametrize("wrong", BROKEN, ids=lambda f: f.__name__)
 def test_a_broken_kernel_is_caught_by_name(wrong: Any, cls: Any) -> None:
     expected = BROKEN[wrong]
-    if wrong is rates_transposed and cls in (Uniform, Ordinal):
+    if wrong is rates_transposed and cls in (Uniform, Ordinal, Neighbours):
         assert failing(broken(cls, **wrong(cls))) == set()  # symmetric: nothing is broken
         return
     if wrong is rates_transposed and cls is Rates:
         expected = {"kernel.rates"}
-    if wrong is bound_too_low and cls in (Rates, Ordinal):
+    if wrong is bound_too_low and cls in (Rates, Ordinal, Neighbours):
         expected = set()  # no bound is claimed
     assert expected <= failing(broken(cls, **wrong(cls)))
 
