@@ -321,9 +321,13 @@ class Automaton:
         return bool(self.accepts[state])
 
 
-@functools.lru_cache(maxsize=16)
 def compile_pattern(pattern: str) -> Automaton:
     """The automaton of a regular expression. Raises :class:`PatternError`, in bounded time."""
+    return _compiled(pattern)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(pattern: str) -> Automaton:
     if len(pattern) > MAX_LENGTH:
         raise PatternError(f"it is longer than {MAX_LENGTH:,} characters")
     parts = _Parts()
