@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 import sedd_graph
 from sedd_graph.api import Report, check
+from sedd_graph.engine.edits import EditEngine
 from sedd_graph.engine.measure import measure
 from tests.conftest import BLUEPRINTS, ROOT
 
@@ -88,8 +89,8 @@ def test_it_learns_and_samples(path: Path) -> None:
         overrides, length = shrinking(path), 16
         assert structure(check(path, overrides[:-1])) == structure(report)  # at its full depth
     engine = sedd_graph.build(path, overrides, device="cpu", compile="off")
-    assert engine.process is not None
-    tokens = engine.process.kernel.data_tokens
+    kernel = engine.edits.kernel if isinstance(engine, EditEngine) else engine.process.kernel  # type: ignore[union-attr]
+    tokens = kernel.data_tokens
     rows = torch.randint(0, tokens, (2, length), generator=torch.Generator().manual_seed(0))
     loss = engine.loss(rows)
     assert loss.shape == (2,)
@@ -100,8 +101,14 @@ def test_it_learns_and_samples(path: Path) -> None:
     assert silent == []
     optimizer.step()
     assert bool(engine.loss(rows).isfinite().all())
-    drawn = engine.sample(2, length, steps=None if engine.process.sampler.steps is None else 2, seed=0)
-    assert drawn.shape == (2, length)
+    if isinstance(engine, EditEngine):  # strings of any length, padded with the start
+        drawn = engine.sample(2, length, steps=None if engine.edits.sampler.steps is None else 2, seed=0)
+        assert 1 <= drawn.shape[1] <= length
+        tokens += 1
+    else:
+        assert engine.process is not None
+        drawn = engine.sample(2, length, steps=None if engine.process.sampler.steps is None else 2, seed=0)
+        assert drawn.shape == (2, length)
     assert 0 <= int(drawn.min()) <= int(drawn.max()) < tokens
 
 

@@ -9,6 +9,7 @@ import yaml
 from sedd_graph.engine.engine import make_process
 from sedd_graph.graph.process import Part, ProcessPlan
 from sedd_graph.plugins import discover
+from sedd_graph.proof.edits import prove_edits
 from sedd_graph.proof.process import prove_process
 from tests.conftest import BLUEPRINTS, ROOT
 
@@ -23,10 +24,10 @@ def first_column(heading: str) -> list[str]:
     return re.findall(r"^\| `([\w.]+)` \|", found[1], flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("kind", ["kernel", "schedule"])
+@pytest.mark.parametrize("kind", ["kernel", "schedule", "edit kernel", "edit objective", "edit sampler"])
 def test_every_one_stands_there(kind: str) -> None:
     own = [e.name for e in REGISTRY if e.distribution.replace("-", "_").startswith("sedd_graph ")]
-    assert sorted(first_column(kind)) == sorted(n for n in own if REGISTRY.component(n).kind == kind)
+    assert sorted(first_column(kind)) == sorted(n for n in own if REGISTRY.component(n).kind == kind.replace(" ", "_"))
 
 
 def part(op: str, **config: Any) -> Part:
@@ -37,6 +38,13 @@ def part(op: str, **config: Any) -> Part:
 def test_every_check_stands_there_in_order() -> None:
     plan = ProcessPlan(part("absorb"), part("loglinear"), part("nelbo"), part("ancestral"), 4, "log_x0")
     assert first_column("check") == [c.name for c in prove_process(plan, REGISTRY)]
+
+
+def test_every_check_of_strings_stands_there_in_order() -> None:
+    plan = ProcessPlan(part("delete"), part("loglinear"), part("dise"), part("edit_tau"), 4, "log_insert")
+    named = [c.name for c in prove_edits(plan, REGISTRY)]
+    assert first_column("string check") == [n for n in named if n.startswith("edits.")]
+    assert {n for n in named if not n.startswith("edits.")} <= set(first_column("check"))
 
 
 def test_blueprints_and_the_one_shown() -> None:

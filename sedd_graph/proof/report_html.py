@@ -123,8 +123,10 @@ def _results(evaluation: dict[str, Any], measure: dict[str, Any]) -> str:
             f"{_number(evaluation.get('dimensions'), ',')} numbers, weights {_e(evaluation.get('weights', '?'))}.</p>"
         )
     elif evaluation:
-        masked = evaluation.get("over") == "masked"
-        each = "of how many tokens are masked: the exact form" if masked else "of a time"
+        each = {
+            "masked": "of how many tokens are masked: the exact form",
+            "deleted": "of how many tokens are deleted",
+        }.get(str(evaluation.get("over")), "of a time")
         told = (
             f"<p>Bound on {_number(evaluation.get('sequences'), ',')} held-out sequences, {_e(evaluation.get('draws', '?'))} "
             f"noise draw(s) each ({each}), objective {_e(evaluation.get('objective', '?'))}, weights {_e(evaluation.get('weights', '?'))}.</p>"
@@ -140,12 +142,12 @@ def _levels(evaluation: dict[str, Any]) -> str:
         low, high, value = (v if isinstance(v, int | float) else math.nan for v in found)
         if math.isfinite(middle := (low + high) / 2):
             points.append(Point(middle, value, level.get("standard_error") or 0.0))
-    masked = evaluation.get("over") == "masked"
-    where = "share of tokens that are masked" if masked else "time, 0 clean to 1 noise"
+    over = over if (over := evaluation.get("over")) in ("masked", "deleted") else "time"
+    where = "time, 0 clean to 1 noise" if over == "time" else f"share of tokens that are {over}"
     title = (
         f"the bound by noise level: nats per token over the {where} (its mean is the bound; band: two standard errors)"
     )
-    figure = curve([Line("bound", "var(--b)", points)], title=title, over="masked" if masked else "time")
+    figure = curve([Line("bound", "var(--b)", points)], title=title, over=over)
     return f'<div class="curves">{figure}</div>' if figure else ""
 
 

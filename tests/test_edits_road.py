@@ -1,0 +1,119 @@
+"""From a blueprint to text of any length: build, train, evaluate, sample and fill in, from the command line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zarr
+
+import sedd_graph
+from sedd_graph.cli import main
+from sedd_graph.diffusion.roles import Batch
+from sedd_graph.engine.edits import EditEngine
+from sedd_graph.errors import BlueprintError, UserError
+from tests.conftest import ROOT
+
+SMALL = ["params.dim=16", "params.heads=2", "params.cond=8", "params.depth=1", "train.compile=off", "data.length=24"]
+
+
+def made(name: str, *overrides: str) -> EditEngine:
+    engine = sedd_graph.build(ROOT / "blueprints" / f"{name}.yaml", [*SMALL, *overrides], device="cpu", compile="off")
+    assert isinstance(engine, EditEngine)
+    return engine
+
+
+@pytest.mark.parametrize("name", ["did-tiny", "indel-tiny"])
+def test_the_whole_road(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train.steps=3", "train.batch=4", "train.warmup=1", "train.evaluate=null"]
+    blueprint = str(ROOT / "blueprints" / f"{name}.yaml")
+    text = tmp_path / "text.txt"
+    text.write_text("a line\nanother one, longer\n\n  and a third\n" * 12)
+    corpus = ["data.corpus.op=text", f"data.corpus.files=[{text}]"]
+    assert main(["train", blueprint, "--runs", str(tmp_path), *SMALL, *train, *corpus]) == 0
+    (run,) = (tmp_path / name).iterdir()
+    told = capsys.readouterr().out
+    assert "edits.law" in told
+    assert "held-out bound" in told
+    assert main(["eval", str(run), "--draws", "2"]) == 0
+    assert main(["sample", str(run), "--batch", "3", "--length", "9", "--steps", "4"]) == 0
+    group: Any = zarr.open_group(str(run / "samples.zarr"), mode="r")
+    lengths = group["lengths"][:]
+    assert lengths.max() <= 9
+    assert [len(t) for t in group["text"][:]] == lengths.tolist()
+    assert group.attrs["cut"] >= 0
+    capsys.readouterr()
+    assert main(["infill", str(run), "--text", "a [[]] line", "--batch", "2", "--steps", "4"]) == 0
+    shown = capsys.readouterr()
+    assert "heuristic" in shown.err
+    rows = [line for line in shown.out.splitlines() if line.startswith("a ")]
+    assert len(rows) == 2
+    assert all(row.endswith(" line") for row in rows)
+    assert main(["infill", str(run), "--text", "a [[3]] line"]) == 2
+    assert "[[]]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["did-tiny", "indel-tiny"])
+@pytest.mark.parametrize("sampler", ["edit_tau", "edit_thinning"])
+def test_given_tokens_stay_and_lengths_are_bounded(name: str, sampler: str) -> None:
+    engine = made(name, f"sample={{op: {sampler}}}")
+    steps = 3 if sampler == "edit_tau" else None
+    prompt = torch.tensor([[5, 6, -1, 7]])
+    rows = engine.sample(6, 8, steps=steps, prompt=prompt, seed=1)
+    assert torch.equal(rows, engine.sample(6, 8, steps=steps, prompt=prompt, seed=1))
+    for row in rows.tolist():
+        kept = [i for i in row if i != engine.edits.kernel.start]
+        assert kept[:2] == [5, 6]
+        assert kept[-1] == 7
+        assert len(kept) <= 8
+    assert len({len([i for i in row if i != 128]) for row in engine.sample(40, 8, steps=steps, seed=2).tolist()}) > 1
+
+
+def test_one_length_is_kept() -> None:
+    engine = made("did-tiny", "objective={op: dice}", "sample={op: edit_first_hitting}", "data.rows=stream")
+    rows = engine.sample(5, 11, seed=0)
+    assert rows.shape == (5, 11)
+    assert int(rows.max()) < engine.edits.kernel.data_tokens
+    assert engine.edits.sampler.evaluations == 5 * 11
+
+
+def test_padding_changes_nothing() -> None:
+    engine = made("did-tiny")
+    tokens = torch.randint(1, 50, (3, 12))
+    real = (torch.arange(12) < 7).expand(3, 12)
+    short = engine.bound_rows(Batch.of(tokens[:, :7]), seed=3)
+    padded = engine.bound_rows(Batch(torch.where(real, tokens, 127), real, real, real), seed=3)
+    other = engine.bound_rows(Batch(torch.where(real, tokens, 3), real, real, real), seed=3)
+    assert torch.equal(padded, other)
+    assert padded.shape == short.shape
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective={op: dice}"], "strings of one known length"),
+        (["process.op=absorb"], "edit_kernel"),
+        (["process={op: indel, mean_length: 2, schedule: {op: loglinear}}"], "log_delete"),
+        (["sample={op: edit_first_hitting}"], "needs an objective for strings of one known length"),
+        (["inputs={tokens: int b l, sigma: float b, attend: bool b l, t: float b}"], "feeds no input 't'"),
+    ],
+)
+def test_mistakes_are_sentences(overrides: list[str], message: str) -> None:
+    with pytest.raises(BlueprintError, match="(?s).*" + message.replace("(", r"\(")):
+        made("did-tiny", *overrides)
+
+
+def test_what_the_engine_cannot_take_is_said() -> None:
+    engine = made("indel-tiny")
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    real = torch.ones(2, 4, dtype=torch.bool)
+    spared = real.clone()
+    spared[:, 0] = False
+    with pytest.raises(UserError, match="spares"):
+        engine.loss(Batch(tokens, real, spared, spared))
+    hole = real.clone()
+    hole[:, 1] = False
+    with pytest.raises(UserError, match="behind the text"):
+        engine.loss(Batch(tokens, hole, hole, hole))
+    with pytest.raises(UserError, match="nothing is free"):
+        engine.sample(1, 2, prompt=torch.tensor([[1, 2, -1]]))
