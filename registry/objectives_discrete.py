@@ -14,7 +14,6 @@ from sedd_graph.component import ComponentConfig
 from sedd_graph.diffusion.process import Kernel, Objective, Schedule
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 
-from .kernels_matrix import FixedRates
 from .objectives import counted
 
 __all__ = ["D3PM"]
@@ -51,7 +50,7 @@ class D3PM(Objective, kind="objective"):
         """Total noise, float32 [b], after ``step`` of them, int64 [b] from 0 to ``steps``."""
         t = (step / self.config.steps).float()
         inner = schedule.sigma(t.clamp(min=1e-9)).clamp(max=END)
-        last = inner.clamp(min=END_OF_MODES if isinstance(kernel, FixedRates) else END)
+        last = inner.clamp(min=END_OF_MODES if kernel.mask is None else END)
         return torch.where(step == 0, 0.0, torch.where(step == self.config.steps, last, inner))
 
     def corrupt(

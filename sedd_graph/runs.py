@@ -180,7 +180,7 @@ def build_run(
             )
         say(rows)
     engine = make_engine(report, device=device, compile=compile or report.train.compile)
-    if report.plan is not None:
+    if engine.process is not None:
         checks.append(fits := check_output(engine))
         if fits.holds is False:
             raise UserError(f"the head does not fit the kernel: {_listed([fits])}")

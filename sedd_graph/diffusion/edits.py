@@ -36,6 +36,7 @@ __all__ = [
 
 
 ONLY_DELETES = "a kernel that only deletes"
+"""What some parts need, as the rest of a sentence."""
 
 LEAST = 1e-4
 """Total noise from which on bounds are taken: what a string loses below it is about this share of a token."""
@@ -341,6 +342,7 @@ def _leading(batch: Batch, width: int) -> Tensor:
 EditRates = Callable[[Strings, Tensor], Mapping[str, Tensor]]
 """``rates(strings, sigma [b])`` gives what the heads say: ``log_insert`` [b, w, v], and ``log_delete`` [b, w] where asked for."""
 OnEdit = Callable[[int, Strings], None]
+"""Called with the number of the step and the strings after it."""
 
 
 class EditObjective(Component, ABC):

@@ -28,6 +28,7 @@ from sedd_graph.proof.noise import check_kernel, check_precision, check_schedule
 __all__ = ["TOKENS", "Toy", "prove_objective", "prove_parts", "prove_process", "prove_sampler", "prove_whole"]
 
 TOKENS, LENGTH = 3, 2
+"""Of the toy: how many tokens, and how long a sequence."""
 _LOWEST = 25.0
 """Minus the logarithm of the least noise that a table of transitions knows."""
 
