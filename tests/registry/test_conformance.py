@@ -203,7 +203,13 @@ def test_every_kernel_is_sound(found: tuple[str, str, str, str]) -> None:
     assert not [check for check in prove_parts(plan(*found), REGISTRY) if check.holds is False]
 
 
-@pytest.mark.parametrize("found", proved(), ids="-".join)
+def _marked(found: tuple[str, ...]) -> Any:
+    """Steps of nearest neighbours take long: one objective and sampler of each output in every run, the others where time is."""
+    quick = found[0] != "neighbours" or set(found[2:]) & {"nelbo", "score_entropy"}
+    return pytest.param(found, id="-".join(found), marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("found", [_marked(found) for found in proved()])
 def test_every_process_that_is_let_through_is_sound(found: tuple[str, str, str, str]) -> None:
     """A tight bound, and a sampler that gives back the data's law, on a toy that is enumerated."""
     wrong = [check for check in prove_whole(plan(*found), REGISTRY) if check.holds is False]
