@@ -27,7 +27,7 @@ from sedd_graph.data.rows import Dataset, open_data
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.diffusion.conditions import Conditions
-from sedd_graph.diffusion.edits import EditSampler
+from sedd_graph.diffusion.edit_sampler import EditSampler
 from sedd_graph.diffusion.sampler import Sampler
 from sedd_graph.engine.edits import EditEngine
 from sedd_graph.engine.engine import CompileMode, Engine

@@ -26,9 +26,6 @@ __all__ = [
     "EditDraw",
     "EditKernel",
     "EditObjective",
-    "EditRates",
-    "EditSampler",
-    "OnEdit",
     "Strings",
     "Target",
     "rebuild",
@@ -339,12 +336,6 @@ def _leading(batch: Batch, width: int) -> Tensor:
     return torch.nn.functional.pad(pinned, (0, width - pinned.shape[1]))
 
 
-EditRates = Callable[[Strings, Tensor], Mapping[str, Tensor]]
-"""``rates(strings, sigma [b])`` gives what the heads say: ``log_insert`` [b, w, v], and ``log_delete`` [b, w] where asked for."""
-OnEdit = Callable[[int, Strings], None]
-"""Called with the number of the step and the strings after it."""
-
-
 class EditObjective(Component, ABC):
     """A bound on -log p of strings, in nats per string."""
 
@@ -375,41 +366,3 @@ class EditObjective(Component, ABC):
     def rates(self, outputs: Mapping[str, Tensor], strings: Strings, longest: int) -> Mapping[str, Tensor]:
         """What a sampler of strings of ``longest`` tokens is to take the outputs for."""
         return outputs
-
-
-class EditSampler(Component, ABC):
-    """Noise to text by insertions and deletions. ``clamped`` counts chances above 1, ``cut`` insertions that found no room."""
-
-    abstract: ClassVar[bool] = True
-    T_MIN: ClassVar[float] = 1e-5
-    clamped: int = 0
-    cut: int = 0
-    evaluations: int = 0
-
-    def lacks(self, kernel: EditKernel, objective: EditObjective) -> str | None:
-        """What it needs and does not find in either, in words; None where nothing is missing."""
-        return None
-
-    @property
-    @abstractmethod
-    def steps(self) -> int | None:
-        """How many steps the Config asks for; None where that is no choice."""
-
-    @abstractmethod
-    def run(
-        self,
-        rates: EditRates,
-        strings: Strings,
-        *,
-        fixed: Tensor,
-        shut: Tensor,
-        longest: int,
-        kernel: EditKernel,
-        schedule: Schedule,
-        generator: torch.Generator,
-        steps: int | None = None,
-        allowed: Tensor | None = None,
-        on_step: OnEdit | None = None,
-    ) -> Strings:
-        """From noisy to clean strings of at most ``longest`` tokens. Tokens at ``fixed`` bool [b, w] stay, and nothing is put
-        into gaps that are ``shut`` bool [b, w]; ``allowed`` bool [v] are the tokens that may be put in."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sedd_graph.component import Context
-from sedd_graph.diffusion.edits import EditDraw, EditKernel, EditObjective, EditSampler, Strings
+from sedd_graph.diffusion.edit_sampler import EditSampler
+from sedd_graph.diffusion.edits import EditDraw, EditKernel, EditObjective, Strings
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.process import Schedule
 from sedd_graph.diffusion.roles import Batch, Randomness

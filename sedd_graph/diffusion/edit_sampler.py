@@ -1,0 +1,172 @@
+"""Samplers of strings that grow and shrink: the interface, and the walk that every one of them takes its edits on.
+
+An :class:`EditWalk` holds the strings on their way and what all samplers share: asking the network, editing, what may not
+be touched, counting. Axes: b rows, w positions (the start state first), v data tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sedd_graph.component import Component
+from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.edits import EditKernel, EditObjective, Strings, rebuild
+from sedd_graph.diffusion.process import Schedule
+from sedd_graph.diffusion.sampler import ROUNDING
+
+__all__ = ["EditRates", "EditSampler", "EditWalk", "OnEdit"]
+
+EditRates = Callable[[Strings, Tensor], Mapping[str, Tensor]]
+"""``rates(strings, sigma [b])`` gives what the heads say: ``log_insert`` [b, w, v], and ``log_delete`` [b, w] where asked for."""
+OnEdit = Callable[[int, Strings], None]
+"""Called with the number of the step and the strings after it."""
+
+
+class EditWalk:
+    """Strings on their way, with what may not be touched: ``fixed`` tokens and ``shut`` gaps, bool [b, w].
+
+    ``longest`` is the most tokens that a string may have; ``allowed`` bool [v] (or None) are those that may be put in.
+    ``evaluations`` counts rows that went through the network, ``clamped`` chances above 1, ``cut`` insertions that found no
+    room.
+    """
+
+    def __init__(
+        self,
+        rates: EditRates,
+        strings: Strings,
+        *,
+        fixed: Tensor,
+        shut: Tensor,
+        longest: int,
+        kernel: EditKernel,
+        schedule: Schedule,
+        generator: torch.Generator,
+        allowed: Tensor | None = None,
+        on_step: OnEdit | None = None,
+    ) -> None:
+        self.strings, self.fixed, self.shut, self.longest = strings, fixed, shut, longest
+        self.kernel, self.schedule, self.generator, self.allowed = kernel, schedule, generator, allowed
+        self.evaluations = self.clamped = self.cut = self._steps = 0
+        self._rates, self._on_step = rates, on_step
+        self.shown()
+
+    @property
+    def rows(self) -> int:
+        return len(self.fixed)
+
+    def full(self, value: float) -> Tensor:
+        """float64 [b]."""
+        return torch.full((self.rows,), value, dtype=torch.float64, device=self.fixed.device)
+
+    def shown(self) -> None:
+        """A step is over: tell who looks on."""
+        if self._on_step is not None:
+            self._on_step(self._steps, self.strings)
+        self._steps += 1
+
+    def outputs(self, sigma: Tensor) -> Mapping[str, Tensor]:
+        """What the heads say of the strings as they are, at total noise ``sigma`` [b]."""
+        self.evaluations += self.rows
+        return self._rates(self.strings, sigma.float())
+
+    def rand(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.generator.device, dtype=torch.float64)
+
+    def insertions(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """What the head says, as weights [b, w, v]: 0 where nothing may be put in."""
+        weights = outputs["log_insert"].float().exp() * (self.strings.attend & ~self.shut)[..., None]
+        return weights if self.allowed is None else weights * self.allowed
+
+    def deletions(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Chances [b, w] that a token was born: 0 where none may go."""
+        if not self.kernel.births:
+            return torch.zeros_like(self.fixed, dtype=torch.float32)
+        token = self.strings.attend & ~self.fixed
+        token[:, 0] = False
+        return outputs["log_delete"].float().exp() * token
+
+    def edit(self, put: Tensor, weights: Tensor, gone: Tensor) -> None:
+        """Put a token drawn from ``weights`` [b, w, v] into the gaps ``put``, and take the tokens ``gone`` out, both
+        bool [b, w]. What finds no room is left out, from the right, and counted."""
+        strings, base = self.strings, self.kernel.states
+        keep = strings.attend & ~gone
+        room = self.longest + 1 - keep.sum(-1, keepdim=True)
+        fits = put & (put.cumsum(-1) <= room)
+        self.cut += int((put & ~fits).sum())
+        new = torch.zeros_like(strings.tokens)
+        if bool(fits.any()):
+            new[fits] = categorical(weights[fits], generator=self.generator)
+        marked = strings.tokens + base * (self.fixed + 2 * self.shut)
+        made = rebuild(marked, keep, fits.long(), lambda place: new.gather(1, place), start=self.kernel.start)
+        flags = made.tokens // base
+        self.strings = Strings(made.tokens % base, made.attend)
+        self.fixed, self.shut = flags % 2 == 1, flags >= 2
+
+    def leap(self, outputs: Mapping[str, Tensor], chances: Tensor) -> None:
+        """Every gap and token by itself, with ``chances`` [b, 2] for heads that say 1; those above 1 are counted."""
+        weights = self.insertions(outputs)
+        put = chances[:, :1] * weights.sum(-1)
+        gone = chances[:, 1:] * self.deletions(outputs)
+        self.clamped += int(((put > 1 + ROUNDING) | (gone > 1 + ROUNDING)).sum())
+        shape = tuple(put.shape)
+        self.edit(self.rand(*shape) < put.double(), weights, self.rand(*shape) < gone.double())
+
+
+class EditSampler(Component, ABC):
+    """Noise to text by insertions and deletions. ``clamped`` counts chances above 1, ``cut`` insertions that found no room."""
+
+    abstract: ClassVar[bool] = True
+    clamped: int = 0
+    cut: int = 0
+    evaluations: int = 0
+
+    def lacks(self, kernel: EditKernel, objective: EditObjective) -> str | None:
+        """What it needs and does not find in either, in words; None where nothing is missing."""
+        return None
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps the Config asks for; None where that is no choice."""
+        return getattr(self.config, "steps", None)
+
+    @abstractmethod
+    def walk(self, walk: EditWalk, steps: int) -> None:
+        """Take ``walk`` from noise to clean strings; ``steps`` is 0 for a sampler that has none."""
+
+    @torch.no_grad()
+    def run(
+        self,
+        rates: EditRates,
+        strings: Strings,
+        *,
+        fixed: Tensor,
+        shut: Tensor,
+        longest: int,
+        kernel: EditKernel,
+        schedule: Schedule,
+        generator: torch.Generator,
+        steps: int | None = None,
+        allowed: Tensor | None = None,
+        on_step: OnEdit | None = None,
+    ) -> Strings:
+        """From noisy to clean strings of at most ``longest`` tokens; the other arguments are those of :class:`EditWalk`."""
+        walk = EditWalk(
+            rates,
+            strings,
+            fixed=fixed,
+            shut=shut,
+            longest=longest,
+            kernel=kernel,
+            schedule=schedule,
+            generator=generator,
+            allowed=allowed,
+            on_step=on_step,
+        )
+        self.walk(walk, steps or self.steps or 0)
+        self.clamped, self.cut, self.evaluations = walk.clamped, walk.cut, walk.evaluations
+        return walk.strings
