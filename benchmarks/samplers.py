@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sedd_graph.engine.engine import make_process
+from sedd_graph.engine.process import make_process
 from sedd_graph.graph.process import Part, ProcessPlan
 from sedd_graph.plugins import discover
 from sedd_graph.proof.process import LENGTH, TOKENS, Toy

@@ -123,7 +123,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         raise BlueprintError([loaded.problem(("data", "points"), message)])
     from sedd_graph.engine.construct import count_shapes
     from sedd_graph.engine.edits import make_edit_process
-    from sedd_graph.engine.engine import hold_inputs, make_process
+    from sedd_graph.engine.process import hold_inputs, make_process
 
     try:
         if plan is not None and plan.edits:

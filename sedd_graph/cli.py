@@ -49,7 +49,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
         _say(str(check(arguments.blueprint, arguments.overrides)))
         return 0
-    from sedd_graph.runs import build_run
+    from sedd_graph.building import build_run
 
     run = build_run(
         Path(arguments.blueprint),
@@ -75,7 +75,8 @@ def _write_report(run: Path) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from sedd_graph.runs import build_run, train_run
+    from sedd_graph.building import build_run
+    from sedd_graph.runs import train_run
 
     path = Path(arguments.run)
     if path.is_file():

@@ -15,38 +15,28 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sedd_graph.component import Context
 from sedd_graph.diffusion.blocks import block_inputs, hold_prompt, write_blocks
 from sedd_graph.diffusion.conditions import Conditions
 from sedd_graph.diffusion.constraint import Matching, Pieces, allowed_tokens, lacks
 from sedd_graph.diffusion.guidance import Classifier, classified, renoised, unprompted
 from sedd_graph.diffusion.numerics import full_precision
-from sedd_graph.diffusion.process import Kernel, Objective, Schedule
+from sedd_graph.diffusion.process import Objective
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
-from sedd_graph.diffusion.sampler import Denoise, Sampler
+from sedd_graph.diffusion.sampler import Denoise
 from sedd_graph.engine.backend import inductor
 from sedd_graph.engine.blocks import remembering
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.ending import Ending
+from sedd_graph.engine.process import Process, make_process
 from sedd_graph.engine.regions import Model, RegionModule
 from sedd_graph.engine.weights import save_tensors
-from sedd_graph.errors import BlueprintError, Problem, UserError
+from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Graph
-from sedd_graph.graph.process import FED, ProcessPlan
+from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.plugins import Registry
 from sedd_graph.store.files import disk_faults
 
-__all__ = [
-    "Bound",
-    "CompileMode",
-    "Engine",
-    "LossModule",
-    "Process",
-    "hold_inputs",
-    "make_process",
-    "mean_and_error",
-    "mix_seed",
-]
+__all__ = ["NOISE", "Bound", "CompileMode", "Engine", "LossModule", "mean_and_error", "mix_seed"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
 """What is compiled; see :meth:`Engine.compile`."""
@@ -61,75 +51,6 @@ class Bound(NamedTuple):
 
     mean: float
     standard_error: float
-
-
-class Process(NamedTuple):
-    """The four components of a noise process."""
-
-    kernel: Kernel
-    schedule: Schedule
-    objective: Objective
-    sampler: Sampler
-
-
-def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> Process:
-    """Build the process, for the declared number of states or (for a proof) another. Raises :class:`BlueprintError`."""
-    context = Context({"n": states or plan.states})
-    noise = registry.component(plan.kernel.contract.op)
-    kernel = noise(plan.kernel.config if states is None else noise.toy(plan.kernel.config, states), context)
-    goal = registry.component(plan.objective.contract.op)
-    objective = goal(plan.objective.config if states is None else goal.toy(plan.objective.config), context)
-    schedule, sampler = (registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.sampler))
-    process = Process(kernel, schedule, objective, sampler)
-    problems = [
-        Problem(
-            "blueprint",
-            0,
-            0,
-            key,
-            f"{part.contract.name!r} cannot work with the output {plan.output!r}; it reads {' or '.join(reads)}",
-        )
-        for key, part, reads in (
-            ("objective", plan.objective, objective.reads),
-            ("sample", plan.sampler, sampler.reads),
-        )
-        if plan.output not in reads
-    ]
-    problems += [
-        Problem("blueprint", 0, 0, key, f"{part.contract.name!r} needs {lack}, not {plan.kernel.contract.name!r}")
-        for key, part, lack in (
-            ("objective", plan.objective, objective.lacks(kernel)),
-            ("sample", plan.sampler, sampler.lacks(kernel)),
-            ("sample", plan.sampler, lacks(sampler.config, kernel)),
-        )
-        if lack is not None
-    ]
-    if problems:
-        raise BlueprintError(problems)
-    return process
-
-
-def hold_inputs(process: Process, graph: Graph) -> None:
-    """What a graph is fed must be what its objective is about. Raises :class:`BlueprintError`."""
-    names, block = graph.root.inputs, process.objective.block
-    problems = []
-
-    def refuse(key: str, message: str) -> None:
-        problems.append(Problem("blueprint", 0, 0, key, message))
-
-    for name in ("clean", "places", "sees"):
-        if block is None and name in names:
-            refuse(f"inputs.{name}", f"{name!r} is for an objective of blocks, such as block_nelbo")
-        elif block is not None and name not in names and name != "places":
-            refuse("objective", f"an objective of blocks needs a graph with the input {name!r}: {FED[name]}")
-    for name in ("t", "attend"):
-        if block is not None and name in names:
-            refuse(
-                f"inputs.{name}",
-                f"an objective of blocks feeds no {name!r}: it is not the same for all blocks of a row",
-            )
-    if problems:
-        raise BlueprintError(problems)
 
 
 def mix_seed(*parts: int) -> int:
@@ -402,6 +323,8 @@ class Engine:
         block = process.objective.block
         whole = length if block is None else -(-length // block) * block
         if block is not None:
+            if attend is not None:
+                raise UserError("sample: text in blocks has no padding to hide: leave attend out")
             if classifier is not None or conditions.matching is not None or conditions.guidance != 1:
                 raise UserError(
                     "sample: text in blocks can be held to allowed tokens; matching, guidance and classifiers need it whole"
@@ -418,12 +341,14 @@ class Engine:
             prompt = torch.nn.functional.pad(prompt, (0, whole - length), value=-1)
             free = prompt < 0
             x = torch.where(free, x, prompt)
+        ending = Ending(self.graph.root)
+        if block is not None:
+            how: dict[str, Any] = {"free": free, "kernel": process.kernel, "schedule": process.schedule, "steps": steps}
+            how |= {"generator": generator, "allowed": may, "on_step": on_step}
+            return self._write(x, block, ending, how)[:, :length].cpu()
         visible = torch.ones_like(free) if attend is None else attend.to(self.device).expand(batch, length)
 
         compiled = self.compile_mode != "off" and self._everywhere
-
-        ending = Ending(self.graph.root)
-
         asked = 0
 
         def look(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
@@ -438,10 +363,6 @@ class Engine:
             outputs = self.model.run(inputs)[0] if at is None else ending.run(self.model, inputs, at)
             return {name: value[: len(value) - fill] for name, value in outputs.items()} if fill else outputs
 
-        if block is not None:
-            how: dict[str, Any] = {"free": free, "kernel": process.kernel, "schedule": process.schedule, "steps": steps}
-            how |= {"generator": generator, "allowed": may, "on_step": on_step}
-            return self._write(x, block, ending, how)[:, :length].cpu()
         denoise: Denoise = look
         if prompt is not None and conditions.guidance != 1:
             denoise = unprompted(denoise, free, process.kernel, conditions.guidance)

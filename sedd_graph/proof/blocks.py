@@ -12,7 +12,7 @@ from torch import Tensor
 from sedd_graph.diffusion.blocks import block_inputs
 from sedd_graph.engine.blocks import afresh, remembering
 from sedd_graph.engine.construct import build_model
-from sedd_graph.engine.engine import make_process
+from sedd_graph.engine.process import make_process
 from sedd_graph.graph.model import Graph
 from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.plugins import Registry

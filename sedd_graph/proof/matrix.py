@@ -16,7 +16,7 @@ import torch
 
 from sedd_graph.component import Context
 from sedd_graph.diffusion.process import Kernel, Schedule
-from sedd_graph.engine.engine import make_process
+from sedd_graph.engine.process import make_process
 from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.process import OUTPUTS, Part, ProcessPlan
 from sedd_graph.plugins import Registry

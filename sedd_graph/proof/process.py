@@ -19,7 +19,7 @@ from sedd_graph.diffusion.process import Kernel
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 from sedd_graph.diffusion.sampler import Denoise
 from sedd_graph.engine.ending import take
-from sedd_graph.engine.engine import Process, make_process
+from sedd_graph.engine.process import Process, make_process
 from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.plugins import Registry
 from sedd_graph.proof.check import Check

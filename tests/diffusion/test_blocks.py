@@ -162,6 +162,8 @@ def test_a_prompt_is_filled_in_from_left_to_right_or_refused() -> None:
     assert float((counts - said["log_x0"][0, 1, :V].exp()).abs().sum() / 2) < 0.01
     with pytest.raises(UserError, match="the prompt holds tokens in block 2, after one that is to be written"):
         engine.sample(2, L, prompt=torch.tensor([[2, -1, -1, 0]]))
+    with pytest.raises(UserError, match="text in blocks has no padding to hide"):
+        engine.sample(2, L, attend=torch.ones(2, L, dtype=torch.bool))
 
 
 def test_every_step_is_shown_and_evaluations_are_summed() -> None:

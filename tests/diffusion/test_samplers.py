@@ -19,7 +19,7 @@ import sedd_graph
 from sedd_graph.component import Context
 from sedd_graph.diffusion.categorical import sharpen
 from sedd_graph.diffusion.sampler import Sampler, Walk
-from sedd_graph.engine.engine import Process
+from sedd_graph.engine.process import Process
 from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.plugins import discover
 from sedd_graph.proof.process import Toy, _sampler

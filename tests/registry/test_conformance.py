@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sedd_graph.component import Component, ComponentConfig, Context
 from sedd_graph.diffusion.process import Likelihood
-from sedd_graph.engine.engine import make_process
+from sedd_graph.engine.process import make_process
 from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.process import Part, ProcessPlan
 from sedd_graph.plugins import discover

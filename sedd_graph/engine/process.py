@@ -1,0 +1,85 @@
+"""The declared noise process made: its four components, or every reason why they do not go together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sedd_graph.component import Context
+from sedd_graph.diffusion.constraint import lacks
+from sedd_graph.diffusion.process import Kernel, Objective, Schedule
+from sedd_graph.diffusion.sampler import Sampler
+from sedd_graph.errors import BlueprintError, Problem
+from sedd_graph.graph.model import Graph
+from sedd_graph.graph.process import FED, ProcessPlan
+from sedd_graph.plugins import Registry
+
+__all__ = ["Process", "hold_inputs", "make_process"]
+
+
+class Process(NamedTuple):
+    """The four components of a noise process."""
+
+    kernel: Kernel
+    schedule: Schedule
+    objective: Objective
+    sampler: Sampler
+
+
+def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> Process:
+    """Build the process, for the declared number of states or (for a proof) another. Raises :class:`BlueprintError`."""
+    context = Context({"n": states or plan.states})
+    noise = registry.component(plan.kernel.contract.op)
+    kernel = noise(plan.kernel.config if states is None else noise.toy(plan.kernel.config, states), context)
+    goal = registry.component(plan.objective.contract.op)
+    objective = goal(plan.objective.config if states is None else goal.toy(plan.objective.config), context)
+    schedule, sampler = (registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.sampler))
+    process = Process(kernel, schedule, objective, sampler)
+    problems = [
+        Problem(
+            "blueprint",
+            0,
+            0,
+            key,
+            f"{part.contract.name!r} cannot work with the output {plan.output!r}; it reads {' or '.join(reads)}",
+        )
+        for key, part, reads in (
+            ("objective", plan.objective, objective.reads),
+            ("sample", plan.sampler, sampler.reads),
+        )
+        if plan.output not in reads
+    ]
+    problems += [
+        Problem("blueprint", 0, 0, key, f"{part.contract.name!r} needs {lack}, not {plan.kernel.contract.name!r}")
+        for key, part, lack in (
+            ("objective", plan.objective, objective.lacks(kernel)),
+            ("sample", plan.sampler, sampler.lacks(kernel)),
+            ("sample", plan.sampler, lacks(sampler.config, kernel)),
+        )
+        if lack is not None
+    ]
+    if problems:
+        raise BlueprintError(problems)
+    return process
+
+
+def hold_inputs(process: Process, graph: Graph) -> None:
+    """What a graph is fed must be what its objective is about. Raises :class:`BlueprintError`."""
+    names, block = graph.root.inputs, process.objective.block
+    problems = []
+
+    def refuse(key: str, message: str) -> None:
+        problems.append(Problem("blueprint", 0, 0, key, message))
+
+    for name in ("clean", "places", "sees"):
+        if block is None and name in names:
+            refuse(f"inputs.{name}", f"{name!r} is for an objective of blocks, such as block_nelbo")
+        elif block is not None and name not in names and name != "places":
+            refuse("objective", f"an objective of blocks needs a graph with the input {name!r}: {FED[name]}")
+    for name in ("t", "attend"):
+        if block is not None and name in names:
+            refuse(
+                f"inputs.{name}",
+                f"an objective of blocks feeds no {name!r}: it is not the same for all blocks of a row",
+            )
+    if problems:
+        raise BlueprintError(problems)
