@@ -108,6 +108,8 @@ def _pair(
                 return Cell(table, row, part.contract.name, "refused", why=own[0])
             why = error.problems[0].message
             continue
+        if table == "sampler" and process.objective.block is not None:
+            continue  # it would run block by block; another objective goes with whatever this one does
         told = process.sampler.heuristic() if table == "sampler" else None
         if not prove:
             return Cell(table, row, part.contract.name, "allowed" if told is None else "heuristic", why=told or "")
