@@ -148,7 +148,14 @@ class RateTable(FixedRates):
 
     def _power(self, sigma: Tensor) -> Tensor:
         """exp(sigma Q), float64 [b, n, n]; of negative sigma, too."""
-        sigma = sigma.double()[:, None, None]
+        if not torch.compiler.is_compiling():
+            # rows that are sampled together share their level: one table for all of them
+            levels, at = sigma.double().unique(return_inverse=True)
+            return self._powers(levels)[at]
+        return self._powers(sigma.double())
+
+    def _powers(self, sigma: Tensor) -> Tensor:
+        sigma = sigma[:, None, None]
         if self.reversible:
             return (self.left * torch.exp(sigma * self.modes)) @ self.right
         return torch.linalg.matrix_exp(sigma * self.table)
