@@ -2,8 +2,9 @@
 
     python benchmarks/processes.py [--steps N] [--only NAME ...] [--judge FOLDER]
 
-Every process is a shipped blueprint, brought to the bytes of the built-in corpus in rows of 128 and to the same network;
-strings that change their length get those rows, too, so that all bounds are of the same text. A process ends as one line of
+Every process is a shipped blueprint, brought to the bytes of the built-in corpus in rows of 128 and to the same network,
+so that all bounds are of the same text. Strings that change their length are trained on lines of it, as they are meant to be: their bounds
+include where a line ends, and compare with each other alone. A process ends as one line of
 benchmarks/results/processes.jsonl, so that a run can be made in parts; the table is of the newest line of each that was had with the
 same steps, and goes to benchmarks/results/processes.md.
 """
@@ -30,9 +31,9 @@ from sedd_graph.training.loop import train
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "processes.jsonl"
-ROWS, LENGTH = 32, 128
+ROWS = 32
 LEVELS = (16, 64, 256)
-BYTES = ("params.tokens=257", "data.tokenizer={op: bytes}", "data.rows=stream", f"data.length={LENGTH}")
+BYTES = ("params.tokens=257", "data.tokenizer={op: bytes}", "params.dropout=0.0")
 PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
     # what: blueprint, overrides
     "absorb, score entropy": ("sedd-tiny", ()),
@@ -41,6 +42,7 @@ PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "absorb, d3pm in 1,000 steps": ("d3pm-tiny", ()),
     "absorb, blocks of 4": ("bd3lm-tiny", ("sample={op: ancestral, steps: 128}",)),
     "power": ("power-tiny", ()),
+    "spindle": ("spindle-tiny", ()),
     "learned_power, genmd4": ("genmd4-tiny", ()),
     "mixture": ("mixture-tiny", ()),
     "uniform, score entropy": ("sedd-uniform-tiny", ()),
@@ -48,14 +50,14 @@ PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ordinal": ("ordinal-tiny", ()),
     "neighbours": ("neighbours-tiny", ()),
     "delete, dise": ("did-tiny", ()),
-    "indel, dise": ("indel-tiny", ("process.mean_length=128",)),
+    "indel, dise": ("indel-tiny", ()),
 }
 
 
 def measure(what: str, steps: int, judge: Judge | None) -> dict[str, Any]:
     """Train ``what``, and measure what came of it."""
     name, own = PROCESSES[what]
-    over = [*BYTES, *own, f"train.steps={steps}", "train.log_every=100", "train.ema=0.99", "params.dropout=0.0"]
+    over = [*BYTES, *own, f"train.steps={steps}", "train.log_every=100", "train.ema=0.99"]
     report = check(HERE.parent / "blueprints" / f"{name}.yaml", over)
     assert report.plan is not None
     data = open_data(report.data, root=HERE.parent / "blueprints")
@@ -75,16 +77,24 @@ def measure(what: str, steps: int, judge: Judge | None) -> dict[str, Any]:
         "bits": found.bits_per_character,
         "bits_standard_error": found.bits_standard_error,
         "sampler": report.plan.sampler.contract.op,
+        "rows": report.data.rows,
+        "length": report.data.length,
+        "held_out": _held_out(data, judge),
         "samples": {},
     }
     for levels in LEVELS:
         start = time.perf_counter()
-        rows = engine.sample(ROWS, LENGTH, steps=levels, seed=1)
+        rows = engine.sample(ROWS, report.data.length, steps=levels, seed=1)
         spent = time.perf_counter() - start
         tokens = int((rows < data.tokenizer.size).sum())
         told = _read(rows.numpy(), data.tokenizer, judge)
         record["samples"][str(levels)] = {"seconds": spent, "tokens": tokens, **told}
     return record
+
+
+def _held_out(data: Any, judge: Judge | None) -> dict[str, float]:
+    chosen = np.linspace(0, data.heldout.count - 1, ROWS).astype(np.int64)
+    return _read(data.heldout.take(chosen, 0).tokens, data.tokenizer, judge)
 
 
 def _read(rows: np.ndarray, tokenizer: Any, judge: Judge | None) -> dict[str, float]:
@@ -98,26 +108,32 @@ def _table(records: list[dict[str, Any]]) -> str:
     """One line a process, in Markdown."""
     first = records[0]
     lines = [
-        f"{first['steps']} steps of 32 x {LENGTH} bytes of the built-in corpus, one seed, float32, {first['hardware']}, torch {first['torch']}. "
-        f"Samples: {ROWS} of {LENGTH}; entropy in nats per token; judge {first['judge'] or 'none'}. "
-        f"Held-out rows: entropy {first['held_out']['entropy']:.2f}"
-        + (f", perplexity {first['held_out']['generative_perplexity']:.0f}." if first["judge"] else "."),
+        f"{first['steps']} steps of 32 rows of the built-in corpus as bytes, one seed, float32, {first['hardware']}, torch {first['torch']}. "
+        f"{ROWS} samples each; entropy in nats per token; the judge of perplexity is {first['judge'] or 'none'}.",
         "",
-        "| process | bits per byte | trained, s | sampler | perplexity by 16, 64, 256 levels | entropy | tokens/s at 64 |",
+        "| process | bits per byte | training, s | sampler | perplexity by 16, 64, 256 levels | entropy by them | tokens/s at 64 |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in records:
-        drawn = [r["samples"][str(levels)] for levels in LEVELS]
-        perplexity = ", ".join(
-            f"{d['generative_perplexity']:,.0f}" if "generative_perplexity" in d else "-" for d in drawn
-        )
-        entropy = ", ".join(f"{d['entropy']:.2f}" for d in drawn)
-        speed = drawn[1]["tokens"] / drawn[1]["seconds"]
-        lines.append(
-            f"| {r['process']} | {r['bits']:.3f} ± {r['bits_standard_error']:.3f} | {r['train_seconds']:.0f} | `{r['sampler']}` "
-            f"| {perplexity} | {entropy} | {speed:,.0f} |"
-        )
+    for kind in ("stream", "lines"):
+        of_kind = [r for r in records if r["rows"] == kind]
+        for r in of_kind:
+            drawn = [r["samples"][str(levels)] for levels in LEVELS]
+            speed = drawn[1]["tokens"] / drawn[1]["seconds"]
+            lines.append(
+                f"| {r['process']} | {r['bits']:.3f} ± {r['bits_standard_error']:.3f} | {r['train_seconds']:.0f} | `{r['sampler']}` "
+                f"| {_told(drawn, 'generative_perplexity', ',.0f')} | {_told(drawn, 'entropy', '.2f')} | {speed:,.0f} |"
+            )
+        if of_kind:
+            held = [of_kind[0]["held_out"]]
+            what = "held-out rows of 128" if kind == "stream" else "held-out lines"
+            lines.append(
+                f"| *{what}* | | | | {_told(held, 'generative_perplexity', ',.0f')} | {_told(held, 'entropy', '.2f')} | |"
+            )
     return "\n".join(lines)
+
+
+def _told(of: list[dict[str, float]], name: str, form: str) -> str:
+    return ", ".join(format(numbers[name], form) if name in numbers else "-" for numbers in of)
 
 
 def main() -> None:
@@ -129,14 +145,11 @@ def main() -> None:
     arguments = parser.parse_args()
     device = pick_device("cpu")
     judge = open_judge(arguments.judge, device=device) if arguments.judge else None
-    held = open_data(check(HERE.parent / "blueprints" / "mdlm-tiny.yaml", BYTES).data, root=HERE.parent / "blueprints")
-    chosen = np.linspace(0, held.heldout.count - 1, ROWS).astype(np.int64)
     common = {
         "steps": arguments.steps,
         "hardware": describe_hardware(device),
         "torch": torch.__version__,
         "judge": None if judge is None else judge.facts()["name"],
-        "held_out": _read(held.heldout.take(chosen, 0).tokens, held.tokenizer, judge),
     }
     for what in arguments.only:
         record = {**common, **measure(what, arguments.steps, judge)}
