@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sedd_graph.diffusion.constraint import Matching
 from sedd_graph.diffusion.sampler import Denoise, OnStep, Sampler
 from sedd_graph.errors import UserError
 
@@ -66,7 +67,9 @@ def write_blocks(
     *,
     free: Tensor,
     block: int,
+    length: int | None = None,
     allowed: Tensor | None = None,
+    matching: Matching | None = None,
     on_step: OnStep | None = None,
     **how: Any,
 ) -> Tensor:
@@ -75,7 +78,16 @@ def write_blocks(
     ``given(x [b, m])`` makes what asks the network about the block after ``m`` written positions. All else is as in
     :meth:`Sampler.run`, and so are the sampler's ``clamped`` and ``evaluations`` afterwards, summed over blocks. By the chain
     rule the law is the model's where the sampler's is.
+
+    The first ``length`` positions (all, if not given) are what is ``matching``: a block is drawn given that they do, with those
+    after it drawn evenly from the ``allowed`` tokens, since nothing else is known of them yet.
     """
+    length = x.shape[1] if length is None else length
+    if matching is not None:
+        assert allowed is not None
+        may = allowed[..., :length, :] if allowed.dim() > 1 else allowed
+        matching.feasible(x[:, :length], free[:, :length], may)
+        ahead = matching.ahead(x[:, :length], free[:, :length], may)
     clamped = evaluations = shown = 0
     for start in range(0, x.shape[1], block):
         here = slice(start, start + block)
@@ -92,6 +104,9 @@ def write_blocks(
                 shown += 1
 
         own = allowed[..., here, :] if allowed is not None and allowed.dim() > 1 else allowed
+        if matching is not None:
+            stop = min(start + block, length)
+            how["matching"] = matching.between(before, ahead[stop], stop - start)
         part = sampler.run(
             given(before), x[:, here], free=free[:, here], allowed=own, on_step=show, timeless=True, **how
         )

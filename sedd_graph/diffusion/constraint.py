@@ -5,6 +5,7 @@ Axes: b batch, r rows, l length, n states, s states of an automaton (and its dea
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -73,7 +74,7 @@ def allowed_tokens(conditions: Conditions, allowed: Tensor, length: int, pieces:
 
 
 class Matching:
-    """A regular expression over a model's tokens, and draws of whole rows that match it.
+    """A regular expression over a model's tokens, and draws of whole rows that match it, or of a part given what is around it.
 
     Raises :class:`UserError` where the tokens have no text, or can spell none that matches.
     """
@@ -91,14 +92,39 @@ class Matching:
         self.pattern = pattern
         self._kind = torch.from_numpy(self._automaton.kind).to(device)
         self._after = torch.from_numpy(self._automaton.after).to(device)
-        self._accepts = torch.from_numpy(self._automaton.accepts).to(device)
+        accepts = torch.from_numpy(self._automaton.accepts).to(device)
+        # what rows begin with, [b] (or for all), the log of the weight of what ends them, by state, and where they do
+        self._first = torch.zeros((), dtype=torch.int64, device=device)
+        self._last = torch.where(accepts, 0.0, -torch.inf).double()
+        self._end: int | None = None
+
+    def ahead(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> list[Tensor]:
+        """For each number of tokens read, log of the share of what can follow that matches, given the state: l + 1 times
+        float64 [b, s]. The ``hidden`` positions bool [b, l] of ``x`` are drawn evenly from ``allowed``."""
+        may = allowed.expand(*x.shape, -1)[hidden].double()
+        even = may / may.sum(-1, keepdim=True).clamp(min=1)
+        return self._backward(self._log_weights(x, hidden, even), slice(None))
+
+    def between(self, before: Tensor, behind: Tensor, end: int) -> Matching:
+        """The same for positions between ``before`` int64 [b, m] and what follows with the log weights ``behind`` [b, s]; those from
+        ``end`` on may hold anything."""
+        part = copy.copy(self)
+        part._first, part._last, part._end = self._read(before), behind, end
+        return part
+
+    def _read(self, x: Tensor) -> Tensor:
+        """The state after ``x`` [r, l], int64 [r]."""
+        state = self._first.expand(len(x))
+        for token in x[:, : self._end].T:
+            state = self._after[state, self._kind[token]]
+        return state
 
     def feasible(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> None:
         """Raises :class:`UserError` unless the ``hidden`` positions bool [r, l] of each row of ``x`` [r, l] can be filled with
         ``allowed`` tokens, bool [n], [l, n] or [b, l, n], so that it matches."""
         may = allowed.expand(*x.shape, -1)[hidden]
-        reach = self._backward(self._log_weights(x, hidden, may.double()))
-        found = reach[0][:, 0] > -torch.inf
+        reach = self._backward(self._log_weights(x, hidden, may.double()), slice(None))
+        found = self._begun(reach, slice(None)) > -torch.inf
         if bool(found.all()):
             return
         length, row = x.shape[1], int((~found).nonzero()[0, 0])
@@ -115,15 +141,29 @@ class Matching:
 
     def matches(self, x: Tensor) -> bool:
         """Whether every row of ``x`` [r, l] does."""
-        state = torch.zeros_like(x[:, 0])
-        for token in x.T:
-            state = self._after[state, self._kind[token]]
-        return bool(self._accepts[state].all())
+        return bool((self._last.expand(len(x), -1).gather(1, self._read(x)[:, None]) > -torch.inf).all())
+
+    def _begun(self, reach: list[Tensor], rows: Tensor | slice) -> Tensor:
+        """log of the weight of all that matches, float64 [r]."""
+        whole = reach[0]
+        return whole.gather(1, self._starts(len(whole), rows)[:, None])[:, 0]
+
+    def _starts(self, count: int, rows: Tensor | slice) -> Tensor:
+        return self._first.expand(count) if self._first.dim() == 0 else self._first[rows]
 
     def draw(
-        self, x: Tensor, hidden: Tensor, weights: Tensor, may: Tensor, going: Tensor, *, generator: torch.Generator
+        self,
+        x: Tensor,
+        rows: Tensor,
+        hidden: Tensor,
+        weights: Tensor,
+        may: Tensor,
+        going: Tensor,
+        *,
+        generator: torch.Generator,
     ) -> Tensor:
-        """int64 [going]: tokens for the ``going`` positions bool [r, l], some of the ``hidden`` ones, in order.
+        """int64 [going]: tokens for the ``going`` positions bool [r, l], some of the ``hidden`` ones, in order. ``x`` int64 [r, l]
+        are those that ``rows`` bool [b] marks.
 
         All hidden positions are drawn together from the product of their ``weights`` float64 [hidden, n] given that the row
         matches (backward sums, then draws from left to right), and those that are going are told. Where no text that
@@ -131,17 +171,20 @@ class Matching:
         """
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
         shares = self._log_weights(x, hidden, weights)
-        reach = self._backward(shares)
-        lost = reach[0][:, 0] == -torch.inf
+        reach = self._backward(shares, rows)
+        lost = self._begun(reach, rows) == -torch.inf
         if bool(lost.any()):
             even = may.double() / may.sum(-1, keepdim=True).clamp(min=1)
             lost_here = lost[:, None].expand_as(x)[hidden]
             weights = torch.where(lost_here[:, None], weights + even * torch.tensor(UNLIKELY).double().exp(), weights)
             shares = self._log_weights(x, hidden, weights)
-            reach = self._backward(shares)
-        state, kinds = torch.zeros_like(x[:, 0]), torch.empty_like(x)
+            reach = self._backward(shares, rows)
+        state, kinds = self._starts(len(x), rows), torch.empty_like(x)
+        end = len(reach) - 1
         for i in range(x.shape[1]):
-            if not bool(hidden[:, i].any()):
+            if i >= end:
+                kinds[:, i] = categorical(shares[:, i].exp(), generator=generator)
+            elif not bool(hidden[:, i].any()):
                 kinds[:, i] = self._kind[x[:, i]]
             else:
                 odds = shares[:, i] + reach[i + 1].gather(1, self._after[state])
@@ -158,12 +201,13 @@ class Matching:
         out[hidden] = weights.new_zeros(len(weights), kinds).index_add_(1, self._kind, weights)
         return out.log()
 
-    def _backward(self, shares: Tensor) -> list[Tensor]:
-        """For each number of tokens read, log of the weight of the rest, given the state: l + 1 times float64 [r, s]."""
-        last = torch.where(self._accepts, 0.0, -torch.inf).double()
-        reach = [last.expand(len(shares), -1)]
+    def _backward(self, shares: Tensor, rows: Tensor | slice) -> list[Tensor]:
+        """For each number of tokens read, log of the weight of the rest, given the state: float64 [r, s], as often as there are
+        positions that count, and once more."""
+        last = self._last.expand(len(shares), -1) if self._last.dim() == 1 else self._last[rows]
+        reach = [last]
         at_once = max(1, _CHUNK // self._after.numel())
-        for share in shares.unbind(1)[::-1]:
+        for share in shares[:, : self._end].unbind(1)[::-1]:
             pairs = zip(reach[-1].split(at_once), share.split(at_once), strict=True)
             reach.append(torch.cat([(below[:, self._after] + here[:, None]).logsumexp(-1) for below, here in pairs]))
         return reach[::-1]

@@ -226,7 +226,7 @@ class Walk:
         if not must:
             moving[hidden] &= known
         out = self.x.clone()
-        out[moving] = matching.draw(self.x[rows], hidden[rows], told, may, moving[rows], generator=self.generator)
+        out[moving] = matching.draw(self.x[rows], rows, hidden[rows], told, may, moving[rows], generator=self.generator)
         return out
 
     def _mend(self, where: Tensor) -> None:

@@ -325,10 +325,8 @@ class Engine:
         if block is not None:
             if attend is not None:
                 raise UserError("sample: text in blocks has no padding to hide: leave attend out")
-            if classifier is not None or conditions.matching is not None or conditions.guidance != 1:
-                raise UserError(
-                    "sample: text in blocks can be held to allowed tokens; matching, guidance and classifiers need it whole"
-                )
+            if classifier is not None or conditions.guidance != 1:
+                raise UserError("sample: guidance and classifiers need the whole text, which in blocks there never is")
             if may.dim() > 1:  # what stands behind the end of the last block is cut off
                 may = torch.cat([may, self.allowed.expand(*may.shape[:-2], whole - length, -1)], -2)  # type: ignore[union-attr]
         x = process.kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
@@ -342,10 +340,12 @@ class Engine:
             free = prompt < 0
             x = torch.where(free, x, prompt)
         ending = Ending(self.graph.root)
+        pattern = conditions.matching
+        matching = None if pattern is None else Matching(pattern, self._spelled, self.device)
         if block is not None:
             how: dict[str, Any] = {"free": free, "kernel": process.kernel, "schedule": process.schedule, "steps": steps}
-            how |= {"generator": generator, "allowed": may, "on_step": on_step}
-            return self._write(x, block, ending, how)[:, :length].cpu()
+            how |= {"generator": generator, "allowed": may, "matching": matching, "on_step": on_step}
+            return self._write(x, block, ending, {**how, "length": length})[:, :length].cpu()
         visible = torch.ones_like(free) if attend is None else attend.to(self.device).expand(batch, length)
 
         compiled = self.compile_mode != "off" and self._everywhere
@@ -371,7 +371,6 @@ class Engine:
         noisy = prompt is not None and conditions.observed == "renoise"
         if noisy:
             denoise = renoised(denoise, x, free, process.kernel, process.schedule, generator)
-        pattern = conditions.matching
         with self._evaluating():
             out = process.sampler.run(
                 denoise,
@@ -382,7 +381,7 @@ class Engine:
                 generator=generator,
                 steps=steps,
                 allowed=may,
-                matching=None if pattern is None else Matching(pattern, self._spelled, self.device),
+                matching=matching,
                 timeless=classifier is None and not noisy and not {"sigma", "t"} & set(self.model.input_names),
                 on_step=on_step,
             )
@@ -393,10 +392,10 @@ class Engine:
         """Rows ``x`` block by block. Eager: what is remembered grows, and each length of it would be compiled anew."""
         process, _ = self._parts()
         hold_prompt(how["free"], block)
-        rows, length = x.shape
+        rows, whole = x.shape
         with (
             self._evaluating(eager=True),
-            remembering(self.model, block, rows=rows, length=length, ending=ending) as given,
+            remembering(self.model, block, rows=rows, length=whole, ending=ending) as given,
         ):
             return write_blocks(process.sampler, given, x, block=block, **how)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor
 
 import sedd_graph
 from sedd_graph.api import check
-from sedd_graph.diffusion.blocks import block_inputs
+from sedd_graph.diffusion.blocks import block_inputs, write_blocks
+from sedd_graph.diffusion.constraint import Matching
 from sedd_graph.diffusion.roles import Batch, Randomness
 from sedd_graph.engine.blocks import afresh, remembering
 from sedd_graph.engine.engine import Engine
@@ -113,6 +115,44 @@ def test_what_is_written_has_the_law_of_the_model(op: str) -> None:
     rows = engine.sample(20_000, L, seed=0)
     counts = torch.bincount((rows * V ** torch.arange(L).flip(0)).sum(-1), minlength=V**L).double() / len(rows)
     assert float((counts - law).abs().sum() / 2) < math.sqrt(V**L / len(rows) / 2)
+
+
+@pytest.mark.parametrize("length", [3, 4])
+def test_what_must_match_matches_and_blocks_have_the_law_given_that_the_rest_can(length: int) -> None:
+    """Two tokens a block, shown at once: the product of the predictions times how many endings match. The last may be cut."""
+    engine, pattern = network(2, "sample={op: ancestral, steps: 1}"), "(ab*c|bb|c.)+a?"
+    texts = ["".join("abc"[i] for i in row) for row in SEQUENCES.tolist()]
+    fits = torch.tensor([re.fullmatch(pattern, text[:length]) is not None for text in texts]).double().view(V**2, V**2)
+    assert 0 < float(fits.mean()) < 1
+    factors = []
+    for start in (0, 2):
+        before, block = SEQUENCES[:, :start], SEQUENCES[:, start : start + 2]
+        with torch.no_grad():
+            said = afresh(engine.model, 2, before)(torch.full_like(block, MASK), torch.zeros(V**L), torch.arange(V**L))
+        each = said["log_x0"].double().gather(2, block[..., None])[..., 0]
+        factors.append(each.sum(1).exp().view(V**2, V**2))
+    first, second = factors[0][:, :1] * fits.sum(1, keepdim=True), factors[1] * fits
+    law = (first / first.sum() * second / second.sum(1, keepdim=True).clamp(min=1e-300)).flatten()
+
+    x = torch.full((20_000, L), MASK)
+    process = engine.process
+    assert process is not None
+    out = write_blocks(
+        process.sampler,
+        lambda written: afresh(engine.model, 2, written),
+        x,
+        free=torch.ones_like(x, dtype=torch.bool),
+        block=2,
+        length=length,
+        allowed=torch.arange(V + 1) < V,
+        matching=Matching(pattern, lambda: [b"a", b"b", b"c", None], x.device),
+        kernel=process.kernel,
+        schedule=process.schedule,
+        generator=torch.Generator().manual_seed(0),
+    )
+    counts = torch.bincount((out * V ** torch.arange(L).flip(0)).sum(-1), minlength=V**L).double() / len(out)
+    assert bool((law[counts > 0] > 0).all())
+    assert float((counts - law).abs().sum() / 2) < math.sqrt(int((law > 0).sum()) / len(out) / 2)
 
 
 def test_what_ends_within_a_block_begins_a_whole_one() -> None:
