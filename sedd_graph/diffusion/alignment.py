@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ _SLOPE = 16.0
 _MOST = 1000.0
 _CHUNK = 2**15
 """Cells of a diagonal at a time, of all rows: enough for the work to outweigh the calls, few enough to stay in cache."""
+_CELLS = 2**26
+"""Cells of whole tables at a time: half a gigabyte."""
+_KEPT = threading.local()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Links:
 class Alignment:
     """Sums over all ways in which the noisy string x can have come from the clean one, beside p(x | x0), float64.
 
-    ``log_p`` [b]: log p(x | x0), nats. ``missing`` [b, s, m + 1]: p(x with clean token i put in after j tokens, as that
+    ``log_p`` [b]: log p(x | x0), nats. ``missing`` [b, n, m + 1]: p(x with clean token i put in after j tokens, as that
     token itself) / p(x), summed over the tokens i of one symbol. ``fresh`` [b, m + 1]: the same for a new token, without
     the factor of its frequency. ``spurious`` [b, m]: the chance that token j is one that was born behind another.
     """
@@ -57,8 +61,129 @@ class Alignment:
     spurious: Tensor
 
 
+@torch.no_grad()
+def align(
+    clean: Tensor,
+    clean_lengths: Tensor,
+    noisy: Tensor,
+    noisy_lengths: Tensor,
+    frequency: Tensor | None,
+    links: Links,
+    *,
+    symbols: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Alignment:
+    """Align ``noisy`` int64 [b, m] with ``clean`` [b, n], of which the first ``lengths`` [b] count.
+
+    ``frequency`` float64 [b, m] is the chance of a new token to be the noisy one; None where there are no births (and
+    the links have no ``birth`` and no ``replace``). ``symbols`` int64 [b, n] numbers the symbols that clean tokens are of,
+    from 0; every token is its own where None. ``missing`` comes as ``dtype``.
+    """
+    b, n = clean.shape
+    m = noisy.shape[1]
+    device = clean.device
+    symbols = torch.arange(n, device=device).expand(b, n) if symbols is None else symbols
+    real = torch.arange(m, device=device) < noisy_lengths[:, None]
+    # everything is divided by the frequencies of the noisy tokens: a new token counts 1, a survivor 1/frequency
+    law = torch.ones_like(real, dtype=torch.float64) if frequency is None else frequency.double().where(real, 1.0)
+    # padding is no token: it is matched by nothing
+    clean = torch.where(torch.arange(n, device=device) < clean_lengths[:, None], clean, -(2**30))
+    noisy = torch.where(real, noisy, -(2**30) - 1)
+
+    log_p, after, put = law.new_zeros(b), law.new_zeros(b, m), law.new_zeros(b, m + 1)
+    missing = torch.zeros(b, n, m + 1, dtype=dtype, device=device)
+    flat = missing.view(b * n, m + 1)
+    order = noisy_lengths.argsort()
+    lengths = list(zip(clean_lengths[order].tolist(), noisy_lengths[order].tolist(), strict=True))
+    stop = b
+    while stop:  # the longest first: what memory they take does for all
+        start = stop - _rows(max(i for i, _ in lengths[:stop]), lengths[stop - 1][1], stop)
+        ends, rows = lengths[start:stop], order[start:stop]
+        gone = [i - j for i, j in ends]
+        most = max(gone) if frequency is None and min(gone) >= 0 else None
+        band = _Band(max(i for i, _ in ends), ends[-1][1], most)
+        cells = _Cells(band, len(ends), device)
+        own = Links(*(getattr(links, f.name)[rows] for f in dataclasses.fields(links)))
+        tokens = clean[rows, : band.n], noisy[rows, : band.m]
+        sweep = _Sweep(*tokens, 1 / law[rows, : band.m], own, cells, births=frequency is not None)
+        log_p[rows] = sweep.forward(ends)
+        after[rows, : band.m] = sweep.backward(ends)
+        into, total = symbols[rows].T + n * rows, law.new_zeros(band.m + 1, len(ends))
+        for i in range(band.n):
+            gaps, ways = slice(*band.across(i)), cells.across(i)
+            flat[:, gaps].index_add_(0, into[i], ways.to(dtype, copy=True).T)
+            if frequency is not None:
+                total[gaps].add_(ways)
+        put[rows, : band.m + 1] = total.T
+        stop = start
+    fresh = links.birth[:, None] + (links.replace / links.survive)[:, None] * put
+    gaps = torch.arange(m + 1, device=device) <= noisy_lengths[:, None]
+    return Alignment(log_p + law.log().sum(-1), missing, torch.where(gaps, fresh, 0.0), after)
+
+
+def _rows(n: int, m: int, most: int) -> int:
+    """How many pairs to align at once, of ``most`` that are left: equal parts."""
+    fit = max(1, min(_CHUNK // (min(n, m) + 1), _CELLS // ((n + 1) * (m + 1))))
+    return math.ceil(most / max(1, round(most / fit)))
+
+
+class _Band:
+    """The cells (i, j), 0 <= i <= n and 0 <= j <= m, that are computed.
+
+    Without births, j can be no more than i, nor can more tokens be gone by then than are gone in the end: ``most`` is that
+    number (None with births), and cells beyond are left out.
+    """
+
+    def __init__(self, n: int, m: int, most: int | None) -> None:
+        self.n, self.m, self.most = n, m, most
+
+    def along(self, k: int) -> tuple[int, int]:
+        """The i of diagonal k: from the first to one past the last. Neither falls, nor rises by more than 1, with k."""
+        if self.most is None:
+            return max(0, k - self.m), min(self.n, k) + 1
+        return max(k - self.m, (k + 1) // 2), min(self.n, k, (k + self.most) // 2) + 1
+
+    def across(self, i: int) -> tuple[int, int]:
+        """The j of the cells (i, j): from the first to one past the last."""
+        if self.most is None:
+            return 0, self.m + 1
+        return max(0, i - self.most), min(self.m, i) + 1
+
+
+class _Cells:
+    """The cells of all diagonals, ``rows`` pairs side by side: float64 [n + m + 1, min(n, m) + 1, b].
+
+    Their memory is kept for the next table of this thread: to be given new memory costs more than the arithmetic.
+    """
+
+    def __init__(self, band: _Band, rows: int, device: torch.device) -> None:
+        self.band, self._rows, self._by_j = band, rows, band.m < band.n
+        self._width = min(band.n, band.m) + 1
+        size = (band.n + band.m + 1) * self._width * rows
+        memory = getattr(_KEPT, "memory", None)
+        if memory is None or memory.device != device or len(memory) < size:
+            _KEPT.memory = None
+            with torch.inference_mode(False):
+                _KEPT.memory = memory = torch.empty(size, dtype=torch.float64, device=device)
+        self._all = memory[:size].view(-1, self._width, rows)
+        self._diagonals = self._all.unbind(0)
+
+    def along(self, k: int) -> Tensor:
+        """Cells (i, k - i) of the band, [i, b]."""
+        lo, hi = self.band.along(k)
+        shift = self.band.m - k if self._by_j else 0
+        return self._diagonals[k][lo + shift : hi + shift]
+
+    def across(self, i: int) -> Tensor:
+        """Cells (i, j) of the band, [j, b]."""
+        j, stop = self.band.across(i)
+        down = self._width - 1 if self._by_j else self._width
+        first = (i + j) * self._width + (self.band.m - j if self._by_j else i)
+        return self._all.as_strided((stop - j, self._rows), (down * self._rows, 1), first * self._rows)
+
+
 def _scales(values: Tensor, old: Tensor, *, leftward: bool) -> Tensor:
-    """New exponents [n + 3, b] for ``values`` at exponents ``old``; what is 0 takes its neighbour's."""
+    """New exponents [i, b] for ``values`` at exponents ``old``; what is 0 takes its neighbour's."""
     slope = _SLOPE * torch.arange(len(values), device=values.device, dtype=values.dtype)[:, None]
     slope = slope.flip(0) if leftward else slope
     found = values.log2().floor_().add_(old).add_(slope)  # log 0 is minus infinity, which no maximum takes
@@ -70,8 +195,8 @@ def _power(exponent: Tensor) -> Tensor:
     return exponent.clamp(-_MOST, _MOST).exp2_()
 
 
-class _Table:
-    """The geometry of the anti-diagonals, and the weight of a step from (i - 1, j - 1) to (i, j).
+class _Sweep:
+    """Diagonal by diagonal, forward and backward.
 
     With A(i, j) the sum over all ways to come to (i, j) and to have done with it, and e(i, j) the chance that token i
     becomes token j, A(i, j) = vanish A(i-1, j) + birth A(i, j-1) + [(1 - birth) e(i, j) - birth vanish] A(i-1, j-1): births
@@ -79,221 +204,144 @@ class _Table:
     the same, read backward, so one recursion does for both. (A is at least vanish A(i-1, j) and birth A(i, j-1), so that the
     difference loses nothing.)
 
-    Without births, j can be no more than i, nor can more tokens be gone by then than are gone in the end: ``most`` is that
-    number, and cells beyond are left out.
+    Index i + 1 of every lane stands for i. Of the last two diagonals, in turn, lanes ``sums`` hold A as it is, and lanes
+    ``moved`` hold vanish A where it is needed next, at i + 1 (backward i - 1) and at the scale there. A step along both
+    strings is then weighed by what stands in brackets over vanish.
     """
 
-    def __init__(self, clean: Tensor, noisy: Tensor, weight: Tensor, links: Links, most: int | None) -> None:
-        b, self.n = clean.shape
-        self.m, self.most = noisy.shape[1], most
-        edge = weight.new_full((1, b), -math.inf)
-        # index i + 1 holds clean token i (from 1), index m - j + 1 noisy token j: along a diagonal both are slices; beyond
-        # the ends there is something that is equal to nothing
-        self._clean = torch.cat([edge, edge, clean.T.double(), edge])
-        self._noisy = torch.cat([-edge, noisy.T.double().flip(0), -edge])
-        size = self.n + 3
-        stop = 1 - links.birth
-        self.birth, self.vanish = (x.expand(size, b).contiguous() for x in (links.birth, links.vanish))
-        self._other = (stop * links.replace - links.birth * links.vanish).expand(size, b).contiguous()
-        zero = torch.zeros_like(edge)
-        self._match = torch.cat([zero, weight.T.flip(0) * (stop * links.survive), zero])
-        self._work = torch.empty_like(self.birth)
+    def __init__(
+        self, clean: Tensor, noisy: Tensor, weight: Tensor, links: Links, cells: _Cells, *, births: bool
+    ) -> None:
+        self.cells, self.births = cells, births
+        self.n, self.m, b = cells.band.n, cells.band.m, len(clean)
+        self.start, self.survive, self.vanish = 1 - links.birth, links.survive, links.vanish.clamp(min=1e-30)
+        self.share = links.birth / self.start
+        self.lanes = weight.new_zeros(11, self.n + 3, b)
+        self.clean, birth, other, self.fall, _, *rest = self.lanes.unbind(0)
+        self.sums, self.moved, (self.inner, self.outer) = rest[:2], rest[2:4], rest[4:]
+        ratio = self.start / self.vanish
+        birth.copy_(links.birth)
+        other.copy_(ratio * links.replace - links.birth)
+        # beyond its ends each string has something that is equal to nothing; noisy token j is at m - j + 1
+        self.clean.fill_(-math.inf)
+        self.clean[2:-1] = clean.T
+        self.noisy = weight.new_full((self.m + 2, b), math.inf)
+        self.noisy[1:-1] = noisy.T.flip(0)
+        self.match = torch.zeros_like(self.noisy)
+        self.match[1:-1] = weight.T.flip(0) * (ratio * links.survive)
+        self.exponents: list[Tensor] = []
+        self.total = torch.zeros_like(self.start)
 
-    def band(self, k: int) -> tuple[int, int]:
-        """The i of diagonal k: from the first to one past the last."""
-        if self.most is None:
-            return max(0, k - self.m), min(self.n, k) + 1
-        return max(k - self.m, (k + 1) // 2), min(self.n, k, (k + self.most) // 2) + 1
+    def _recur(self, lanes: list[Tensor], along: slice, turn: int, into: Tensor) -> Tensor:
+        """The next diagonal: A in its lane, and vanish A ``into`` place."""
+        clean, birth, other, fall, work, *rings = lanes
+        found, last, before, came = rings[turn], rings[1 - turn], rings[2 + turn], rings[3 - turn]
+        torch.eq(clean, self.noisy[along], out=work)
+        if self.births:
+            torch.addcmul(other, work, self.match[along], out=work)
+            torch.addcmul(came, birth, last, out=found)
+            found.addcmul_(work, before)
+        else:
+            torch.addcmul(came, work.mul_(self.match[along]), before, out=found)
+        torch.mul(fall, found, out=into)
+        return found
 
-    def gaps(self, i: int) -> tuple[int, int]:
-        """The j of the cells (i, j): from the first to one past the last."""
-        if self.most is None:
-            return 0, self.m + 1
-        return max(0, i - self.most), min(self.m, i) + 1
+    def forward(self, ends: list[tuple[int, int]]) -> Tensor:
+        """Fill the cells with A; log p(x | x0) without the frequencies, nats [b]. ``ends``: the lengths of each pair."""
+        self.fall.copy_(self.vanish)
+        self.sums[0][1] = self.start
+        self.moved[0][2] = self.start * self.vanish
+        self.cells.along(0).copy_(self.start[None])
+        scale = torch.zeros_like(self.fall)
+        self.exponents, before, lanes = [scale], 0, self.lanes[:9]
+        for k in range(1, self.n + self.m + 1):
+            turn = k % 2
+            lo, hi = self.cells.band.along(k)
+            if k % _RENEWED == 0:
+                scale = self._renew_forward(k, scale)
+                self.exponents.append(scale)
+            if 0 < lo == before:
+                self.moved[1 - turn][lo + 1] = 0.0  # from beyond the band
+            along = slice(self.m - k + lo + 1, self.m - k + hi + 1)
+            into = self.moved[turn][lo + 2 : hi + 2]
+            found = self._recur(lanes[:, lo + 1 : hi + 1].unbind(0), along, turn, into)
+            self.cells.along(k).copy_(found)
+            before = lo
+        reached = [self.cells.along(i + j)[i - self.cells.band.along(i + j)[0], r] for r, (i, j) in enumerate(ends)]
+        height = [self.exponents[(i + j) // _RENEWED][i + 1, r] for r, (i, j) in enumerate(ends)]
+        self.total = torch.stack(reached).log2() + torch.stack(height)
+        return self.total * math.log(2)
 
-    def weight(self, k: int, lo: int, hi: int) -> Tensor:
-        """Of the steps to cells (i, k - i), lo <= i < hi, [hi - lo, b]; good until the next call."""
-        along = slice(self.m - k + lo + 1, self.m - k + hi + 1)
-        same = self._work[lo:hi]
-        torch.eq(self._clean[lo + 1 : hi + 1], self._noisy[along], out=same)
-        return torch.addcmul(self._other[lo:hi], same, self._match[along], out=same)
+    def _renew_forward(self, k: int, scale: Tensor) -> Tensor:
+        """New exponents for what diagonals k to k + 31 are about."""
+        here, last = self.sums[k % 2], self.sums[1 - k % 2]
+        (start, _), (low, _) = self.cells.band.along(k - 2), self.cells.band.along(k - 1)
+        start, stop = start + 1, min(self.n + 3, self.cells.band.along(k)[1] + _RENEWED + 2)
+        last[start : low + 1] = 0.0
+        new, at = scale.clone(), slice(start, stop)
+        new[at] = _scales(torch.maximum(here[at], last[at]), scale[at], leftward=False)
+        change = _power(scale[at] - new[at])
+        of, to = slice(start, stop - 1), slice(start + 1, stop)
+        torch.mul(_power(new[of] - new[to]), self.vanish, out=self.fall[of])
+        for kept, moved in zip(self.sums, self.moved, strict=True):
+            kept[at].mul_(change)
+            torch.mul(self.fall[of], kept[of], out=moved[to])
+        return new
 
+    def backward(self, ends: list[tuple[int, int]]) -> Tensor:
+        """Make cell (i, j) p(x with clean token i + 1 put in after j) / p(x); the chances [b, m] that tokens were born.
 
-class _Store:
-    """Memory for the cells of the diagonals, [k, min(n, m) + 1, b]."""
+        Every path meets each gap once with births still open, so the sums over open cells of one gap are p(x | x0) itself.
+        """
+        for lane in (*self.sums, *self.moved):
+            lane.zero_()
+        self.clean[:-1] = self.clean[1:].clone()  # steps go to i + 1
+        self.fall.copy_(self.vanish)
+        entries: dict[int, list[tuple[int, int]]] = {}
+        for r, (i, j) in enumerate(ends):
+            entries.setdefault(i + j, []).append((i, r))
+        born = torch.zeros_like(self.noisy[1:])  # by m - j
+        scale, before = torch.zeros_like(self.fall), 0
+        last = self.n + self.m
+        for k in range(last, -1, -1):
+            turn = k % 2
+            lo, hi = self.cells.band.along(k)
+            if k == last or k % _RENEWED == _RENEWED - 1:
+                scale = self._renew_backward(k, scale)
+            if before == hi <= self.n:
+                self.moved[1 - turn][hi] = 0.0  # from beyond the band
+            *lanes, inner, outer = self.lanes[:, lo + 1 : hi + 1].unbind(0)
+            ways = self.cells.along(k)
+            if self.births:
+                # open cells of gap j before a birth: all that are done with, less those that came by a vanished token
+                opened = torch.sub(lanes[6 - turn], lanes[7 + turn], out=lanes[4]).mul_(ways)
+                born[self.m - k + lo : self.m - k + hi].addcmul_(opened, outer)
+            along = slice(self.m - k + lo, self.m - k + hi)
+            ways.mul_(lanes[8 - turn]).mul_(inner)
+            found = self._recur(lanes, along, turn, self.moved[turn][lo:hi])
+            for i, r in entries.get(k, ()):
+                found[i - lo, r] = self.start[r]
+                self.moved[turn][i, r] = self.start[r] * self.fall[i + 1, r]
+            before = hi
+        return (self.share * born.flip(0)[: self.m]).T.clamp(min=0.0)
 
-    def __init__(self, table: _Table, memory: Tensor) -> None:
-        n, m, b = table.n, table.m, table.birth.shape[1]
-        width = min(n, m) + 1
-        self._table, self._by_j = table, m < n
-        self._steps = (width * b, (width - 1) * b) if self._by_j else ((width + 1) * b, width * b)
-        self._cells = memory[: (n + m + 1) * width * b].view(n + m + 1, width, b)
-        self._diagonals = self._cells.unbind(0)
-
-    def __getitem__(self, k: int) -> Tensor:
-        """Cells (i, k - i) in their band, [i, b]."""
-        lo, hi = self._table.band(k)
-        shift = self._table.m - k if self._by_j else 0
-        return self._diagonals[k][lo + shift : hi + shift]
-
-    def across(self, i: int) -> Tensor:
-        """Cells (i, j) in their band, [j, b]."""
-        start, stop = self._table.gaps(i)
-        first = self._steps[0] * i + self._steps[1] * start + (self._table.m * self._cells.shape[2] if self._by_j else 0)
-        return self._cells.as_strided(
-            (stop - start, self._cells.shape[2]), (self._steps[1], 1), self._cells.storage_offset() + first
-        )
-
-
-@torch.no_grad()
-def align(
-    clean: Tensor,
-    clean_lengths: Tensor,
-    noisy: Tensor,
-    noisy_lengths: Tensor,
-    frequency: Tensor | None,
-    links: Links,
-    symbols: Tensor | None = None,
-) -> Alignment:
-    """Align ``noisy`` int64 [b, m] with ``clean`` [b, n], of which the first ``lengths`` [b] count.
-
-    ``frequency`` float64 [b, m] is the chance of a new token to be the noisy one; None where there are no births (and
-    the links have no ``birth`` and no ``replace``). ``symbols`` int64 [b, n] numbers the symbols that clean tokens are of,
-    from 0; every token is its own where None.
-    """
-    b, n = clean.shape
-    m = noisy.shape[1]
-    device = clean.device
-    symbols = torch.arange(n, device=device).expand(b, n) if symbols is None else symbols
-    count = int(symbols.max()) + 1 if symbols.numel() else 0
-    real = torch.arange(m, device=device) < noisy_lengths[:, None]
-    # everything is divided by the frequencies of the noisy tokens: a new token counts 1, a survivor 1/frequency
-    law = torch.ones_like(real, dtype=torch.float64) if frequency is None else frequency.double().where(real, 1.0)
-    # padding is no token: it is matched by nothing
-    clean = torch.where(torch.arange(n, device=device) < clean_lengths[:, None], clean, -(2**30))
-    noisy = torch.where(real, noisy, -(2**30) - 1)
-
-    log_p = law.new_empty(b)
-    missing, after = law.new_zeros(b, count, m + 1), law.new_zeros(b, m)
-    order = noisy_lengths.argsort()
-    sizes = torch.stack([clean_lengths, noisy_lengths])[:, order].tolist()
-    memory = law.new_empty(0)
-    stop = b
-    while stop > 0:  # the longest first, so that their memory does for all
-        high = sizes[1][stop - 1]
-        start = max(0, stop - max(1, _CHUNK // (min(n, high) + 1)))
-        rows, long = order[start:stop], max(sizes[0][start:stop])
-        gone = [i - j for i, j in zip(sizes[0][start:stop], sizes[1][start:stop], strict=True)]
-        most = max(gone) if frequency is None and min(gone) >= 0 else None
-        own = Links(*(getattr(links, f.name)[rows] for f in dataclasses.fields(links)))
-        table = _Table(clean[rows, :long], noisy[rows, :high], 1 / law[rows, :high], own, most)
-        needed = (long + high + 1) * (min(long, high) + 1) * len(rows)
-        memory = memory if len(memory) >= needed else law.new_empty(needed)
-        store = _Store(table, memory)
-        ends = list(zip(sizes[0][start:stop], sizes[1][start:stop], strict=True))
-        log_p[rows], found = _sweep(table, store, ends, own, births=frequency is not None)
-        if found is not None:
-            after[rows, :high] = found
-        flat, index = missing.view(b * count, m + 1), (rows * count + symbols[rows].T)
-        for i in range(long):
-            flat[:, slice(*table.gaps(i))].index_add_(0, index[i], store.across(i).contiguous().T)
-        stop = start
-    fresh = links.birth[:, None].expand(b, m + 1)
-    if frequency is not None:
-        fresh = fresh + (links.replace / links.survive)[:, None] * missing.sum(1)
-    gaps = torch.arange(m + 1, device=device) <= noisy_lengths[:, None]
-    return Alignment(log_p + law.log().sum(-1), missing, torch.where(gaps, fresh, 0.0), after)
-
-
-def _sweep(
-    table: _Table, store: _Store, ends: list[tuple[int, int]], links: Links, *, births: bool
-) -> tuple[Tensor, Tensor | None]:
-    """log p(x | x0) without the frequencies, [b], and with ``births`` the chances [b, m] that tokens were born.
-
-    ``ends`` are the lengths of each pair. Cell (i, j) of ``store`` becomes p(x with clean token i + 1 put in after j) / p(x).
-    Every path meets each gap once with births still open, so the sums over open cells of one gap are p(x | x0) itself.
-
-    Index i + 1 of every array stands for i. Of the last two diagonals there is ``here`` and ``one``, the cells as they are,
-    and ``came`` and ``before``, the same moved to the next i, at its scale.
-    """
-    n, m, last = table.n, table.m, table.n + table.m
-    birth, vanish = table.birth, table.vanish
-    start = 1 - links.birth
-
-    here, one, came, before = (torch.zeros_like(birth) for _ in range(4))
-    one[1] = start
-    store[0].copy_(one[1:2])
-    came[2] = start
-    scale, step = torch.zeros_like(birth), torch.ones_like(birth)
-    exponents = [scale]
-    for k in range(1, last + 1):
-        if k % _RENEWED == 0:
-            new = _scales(torch.maximum(one, here), scale, leftward=False)
-            change = _power(scale - new)
-            one.mul_(change)
-            here.mul_(change)
-            step[1:] = _power(new[:-1] - new[1:])
-            torch.mul(step[1:], one[:-1], out=came[1:])
-            torch.mul(step[1:], here[:-1], out=before[1:])
-            scale = new
-            exponents.append(new)
-        lo, hi = table.band(k)
-        at, to = slice(lo + 1, hi + 1), slice(lo + 2, hi + 2)
-        found = here[at]
-        torch.mul(vanish[at], came[at], out=found)
-        found.addcmul_(table.weight(k, lo, hi), before[at])
-        if births:
-            found.addcmul_(birth[at], one[at])
-        torch.mul(step[to], found, out=before[to])
-        if lo:
-            here[lo - 1 : lo + 1] = 0.0
-            before[lo + 1] = 0.0
-        store[k].copy_(found)
-        here, one, came, before = one, here, before, came
-    stacked = torch.stack(exponents)
-    reached = [store[i + j][i - table.band(i + j)[0], r] for r, (i, j) in enumerate(ends)]
-    height = [stacked[(i + j) // _RENEWED, i + 1, r] for r, (i, j) in enumerate(ends)]
-    total = torch.stack(reached).log2() + torch.stack(height)
-
-    # backward, from the end of each pair
-    for kept in (here, one, came, before):
-        kept.zero_()
-    gathered = birth.new_zeros(m + 1, birth.shape[1])  # by m - j
-    entries: dict[int, list[tuple[int, int]]] = {}
-    for r, (i, j) in enumerate(ends):
-        entries.setdefault(i + j, []).append((r, i))
-    scale, fed = torch.zeros_like(scale), torch.empty_like(scale)
-    step, inner, outer = torch.ones_like(scale), scale, scale
-    for k in range(last, -1, -1):
-        if k == last or k % _RENEWED == _RENEWED - 1:
-            new = _scales(torch.maximum(one, here), scale, leftward=True)
-            change = _power(scale - new)
-            one.mul_(change)
-            here.mul_(change)
-            step[:-1] = _power(new[1:] - new[:-1])
-            torch.mul(step[:-1], one[1:], out=came[:-1])
-            torch.mul(step[:-1], here[1:], out=before[:-1])
-            scale = new
-            # what turns a cell of the forward table times one of the backward one into a chance
-            outer = _power(stacked[k // _RENEWED] - total + scale)
-            inner = outer * links.survive
-        lo, hi = table.band(k)
-        at, to = slice(lo + 1, hi + 1), slice(lo, hi)
-        forward, found = store[k], here[at]
-        if births:
-            # open cells of gap j before a birth: all that are done with, less those that came by a vanished token
-            torch.addcmul(one[at], vanish[at], before[at], value=-1, out=fed[at])
-            gathered[m - k + lo : m - k + hi].addcmul_(fed[at].mul_(forward), outer[at])
-        torch.mul(vanish[at], came[at], out=found)
-        found.addcmul_(table.weight(k + 2, lo + 1, hi + 1), before[at])
-        if births:
-            found.addcmul_(birth[at], one[at])
-        for r, i in entries.get(k, ()):
-            here[i + 1, r] = start[r]
-        forward.mul_(came[at]).mul_(inner[at])
-        torch.mul(step[to], found, out=before[to])
-        here[hi + 1 : hi + 3] = 0.0
-        before[hi] = 0.0
-        here, one, came, before = one, here, before, came
-    share = links.birth / (1 - links.birth)
-    return total * math.log(2), (share * gathered.flip(0)[:m]).T.clamp(min=0.0) if births else None
+    def _renew_backward(self, k: int, scale: Tensor) -> Tensor:
+        """New exponents for what diagonals k to k - 31 are about, and what turns two cells at theirs into a chance."""
+        band, new = self.cells.band, scale
+        start, stop = max(0, band.along(k)[0] - _RENEWED), self.n + 3
+        if k < self.n + self.m - 1:
+            here, last = self.sums[k % 2], self.sums[1 - k % 2]
+            stop = band.along(k + 2)[1] + 1
+            last[band.along(k + 1)[1] + 1 : stop] = 0.0
+            new, at = scale.clone(), slice(start, stop)
+            new[at] = _scales(torch.maximum(here[at], last[at]), scale[at], leftward=True)
+            change = _power(scale[at] - new[at])
+            of, to = slice(start + 1, stop), slice(start, stop - 1)
+            torch.mul(_power(new[of] - new[to]), self.vanish, out=self.fall[of])
+            for kept, moved in zip(self.sums, self.moved, strict=True):
+                kept[at].mul_(change)
+                torch.mul(self.fall[of], kept[of], out=moved[to])
+        at = slice(start, stop)
+        self.outer[at] = _power(self.exponents[k // _RENEWED][at] - self.total + new[at])
+        torch.mul(self.outer[at], self.survive / self.vanish, out=self.inner[at])
+        return new
