@@ -14,11 +14,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["Alignment", "Links", "align"]
+__all__ = ["Alignment", "Links", "Pairs", "align", "log_likelihood"]
 
 _RENEWED = 32
 """Diagonals between two renewals of the scales."""
@@ -61,64 +62,93 @@ class Alignment:
     spurious: Tensor
 
 
-@torch.no_grad()
-def align(
-    clean: Tensor,
-    clean_lengths: Tensor,
-    noisy: Tensor,
-    noisy_lengths: Tensor,
-    frequency: Tensor | None,
-    links: Links,
-    *,
-    symbols: Tensor | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Alignment:
-    """Align ``noisy`` int64 [b, m] with ``clean`` [b, n], of which the first ``lengths`` [b] count.
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Clean strings int64 [b, n] and noisy ones [b, m], of which the first ``lengths`` [b] tokens count, and what made them.
 
     ``frequency`` float64 [b, m] is the chance of a new token to be the noisy one; None where there are no births (and
-    the links have no ``birth`` and no ``replace``). ``symbols`` int64 [b, n] numbers the symbols that clean tokens are of,
-    from 0; every token is its own where None. ``missing`` comes as ``dtype``.
+    the links have no ``birth`` and no ``replace``).
     """
-    b, n = clean.shape
-    m = noisy.shape[1]
-    device = clean.device
-    symbols = torch.arange(n, device=device).expand(b, n) if symbols is None else symbols
-    real = torch.arange(m, device=device) < noisy_lengths[:, None]
-    # everything is divided by the frequencies of the noisy tokens: a new token counts 1, a survivor 1/frequency
-    law = torch.ones_like(real, dtype=torch.float64) if frequency is None else frequency.double().where(real, 1.0)
-    # padding is no token: it is matched by nothing
-    clean = torch.where(torch.arange(n, device=device) < clean_lengths[:, None], clean, -(2**30))
-    noisy = torch.where(real, noisy, -(2**30) - 1)
 
-    log_p, after, put = law.new_zeros(b), law.new_zeros(b, m), law.new_zeros(b, m + 1)
-    missing = torch.zeros(b, n, m + 1, dtype=dtype, device=device)
+    clean: Tensor
+    clean_lengths: Tensor
+    noisy: Tensor
+    noisy_lengths: Tensor
+    frequency: Tensor | None
+    links: Links
+
+    @property
+    def law(self) -> Tensor:
+        """``frequency``, 1 where there is none, float64 [b, m]."""
+        real = torch.arange(self.noisy.shape[1], device=self.noisy.device) < self.noisy_lengths[:, None]
+        return torch.ones_like(real, dtype=torch.float64) if self.frequency is None else self.frequency.where(real, 1.0)
+
+
+@torch.no_grad()
+def log_likelihood(pairs: Pairs) -> Tensor:
+    """log p(x | x0), nats, float64 [b]."""
+    law = pairs.law
+    found = law.log().sum(-1)
+    for rows, sweep in _sweeps(pairs, law):
+        found[rows] += sweep.forward()
+    return found
+
+
+@torch.no_grad()
+def align(pairs: Pairs, *, symbols: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Alignment:
+    """All there is to know of ``pairs``, with ``missing`` as ``dtype``.
+
+    ``symbols`` int64 [b, n] numbers the symbols that clean tokens are of, from 0; every token is its own where None.
+    """
+    (b, n), m, law = pairs.clean.shape, pairs.noisy.shape[1], pairs.law
+    symbols = torch.arange(n, device=law.device).expand(b, n) if symbols is None else symbols
+    log_p, born, put = law.log().sum(-1), law.new_zeros(b, m), law.new_zeros(b, m + 1)
+    missing = torch.zeros(b, n, m + 1, dtype=dtype, device=law.device)
     flat = missing.view(b * n, m + 1)
-    order = noisy_lengths.argsort()
-    lengths = list(zip(clean_lengths[order].tolist(), noisy_lengths[order].tolist(), strict=True))
-    stop = b
+    for rows, sweep in _sweeps(pairs, law):
+        log_p[rows] += sweep.forward()
+        born[rows, : sweep.m] = sweep.backward()
+        into, total = symbols[rows].T + n * rows, law.new_zeros(sweep.m + 1, len(rows))
+        for i in range(sweep.n):
+            gaps, ways = slice(*sweep.cells.band.across(i)), sweep.cells.across(i)
+            flat[:, gaps].index_add_(0, into[i], ways.to(dtype, copy=True).T)
+            if pairs.frequency is not None:
+                total[gaps].add_(ways)
+        put[rows, : sweep.m + 1] = total.T
+    links = pairs.links
+    fresh = links.birth[:, None] + (links.replace / links.survive)[:, None] * put
+    gaps = torch.arange(m + 1, device=law.device) <= pairs.noisy_lengths[:, None]
+    return Alignment(log_p, missing, torch.where(gaps, fresh, 0.0), born)
+
+
+def _sweeps(pairs: Pairs, law: Tensor) -> Iterator[tuple[Tensor, _Sweep]]:
+    """Pairs of like length at a time: their rows int64, and what is to go over their table, which is good until the next.
+
+    Everything is divided by the frequencies of the noisy tokens: a new token counts 1, a survivor 1/frequency.
+    """
+    order = pairs.noisy_lengths.argsort()
+    lengths = list(zip(pairs.clean_lengths[order].tolist(), pairs.noisy_lengths[order].tolist(), strict=True))
+    stop = len(order)
     while stop:  # the longest first: what memory they take does for all
         start = stop - _rows(max(i for i, _ in lengths[:stop]), lengths[stop - 1][1], stop)
         ends, rows = lengths[start:stop], order[start:stop]
         gone = [i - j for i, j in ends]
-        most = max(gone) if frequency is None and min(gone) >= 0 else None
-        band = _Band(max(i for i, _ in ends), ends[-1][1], most)
-        cells = _Cells(band, len(ends), device)
-        own = Links(*(getattr(links, f.name)[rows] for f in dataclasses.fields(links)))
-        tokens = clean[rows, : band.n], noisy[rows, : band.m]
-        sweep = _Sweep(*tokens, 1 / law[rows, : band.m], own, cells, births=frequency is not None)
-        log_p[rows] = sweep.forward(ends)
-        after[rows, : band.m] = sweep.backward(ends)
-        into, total = symbols[rows].T + n * rows, law.new_zeros(band.m + 1, len(ends))
-        for i in range(band.n):
-            gaps, ways = slice(*band.across(i)), cells.across(i)
-            flat[:, gaps].index_add_(0, into[i], ways.to(dtype, copy=True).T)
-            if frequency is not None:
-                total[gaps].add_(ways)
-        put[rows, : band.m + 1] = total.T
+        births = pairs.frequency is not None
+        band = _Band(max(i for i, _ in ends), ends[-1][1], max(gone) if not births and min(gone) >= 0 else None)
+        links = Links(*(getattr(pairs.links, f.name)[rows] for f in dataclasses.fields(Links)))
+        clean, noisy = (
+            # padding is no token: it is matched by nothing
+            tokens[rows, :size]
+            .T.double()
+            .masked_fill(torch.arange(size, device=law.device)[:, None] >= real[rows], edge)
+            for tokens, real, size, edge in (
+                (pairs.clean, pairs.clean_lengths, band.n, -math.inf),
+                (pairs.noisy, pairs.noisy_lengths, band.m, math.inf),
+            )
+        )
+        cells = _Cells(band, len(ends), law.device)
+        yield rows, _Sweep(clean, noisy, 1 / law[rows, : band.m].T, links, ends, cells, births=births)
         stop = start
-    fresh = links.birth[:, None] + (links.replace / links.survive)[:, None] * put
-    gaps = torch.arange(m + 1, device=device) <= noisy_lengths[:, None]
-    return Alignment(log_p + law.log().sum(-1), missing, torch.where(gaps, fresh, 0.0), after)
 
 
 def _rows(n: int, m: int, most: int) -> int:
@@ -206,14 +236,22 @@ class _Sweep:
 
     Index i + 1 of every lane stands for i. Of the last two diagonals, in turn, lanes ``sums`` hold A as it is, and lanes
     ``moved`` hold vanish A where it is needed next, at i + 1 (backward i - 1) and at the scale there. A step along both
-    strings is then weighed by what stands in brackets over vanish.
+    strings is then weighed by what stands in brackets over vanish. ``ends`` are the lengths of each pair.
     """
 
     def __init__(
-        self, clean: Tensor, noisy: Tensor, weight: Tensor, links: Links, cells: _Cells, *, births: bool
+        self,
+        clean: Tensor,
+        noisy: Tensor,
+        weight: Tensor,
+        links: Links,
+        ends: list[tuple[int, int]],
+        cells: _Cells,
+        *,
+        births: bool,
     ) -> None:
-        self.cells, self.births = cells, births
-        self.n, self.m, b = cells.band.n, cells.band.m, len(clean)
+        self.cells, self.ends, self.births = cells, ends, births
+        self.n, self.m, b = cells.band.n, cells.band.m, len(ends)
         self.start, self.survive, self.vanish = 1 - links.birth, links.survive, links.vanish.clamp(min=1e-30)
         self.share = links.birth / self.start
         self.lanes = weight.new_zeros(11, self.n + 3, b)
@@ -224,11 +262,11 @@ class _Sweep:
         other.copy_(ratio * links.replace - links.birth)
         # beyond its ends each string has something that is equal to nothing; noisy token j is at m - j + 1
         self.clean.fill_(-math.inf)
-        self.clean[2:-1] = clean.T
+        self.clean[2:-1] = clean
         self.noisy = weight.new_full((self.m + 2, b), math.inf)
-        self.noisy[1:-1] = noisy.T.flip(0)
+        self.noisy[1:-1] = noisy.flip(0)
         self.match = torch.zeros_like(self.noisy)
-        self.match[1:-1] = weight.T.flip(0) * (ratio * links.survive)
+        self.match[1:-1] = weight.flip(0) * (ratio * links.survive)
         self.exponents: list[Tensor] = []
         self.total = torch.zeros_like(self.start)
 
@@ -246,8 +284,8 @@ class _Sweep:
         torch.mul(fall, found, out=into)
         return found
 
-    def forward(self, ends: list[tuple[int, int]]) -> Tensor:
-        """Fill the cells with A; log p(x | x0) without the frequencies, nats [b]. ``ends``: the lengths of each pair."""
+    def forward(self) -> Tensor:
+        """Fill the cells with A; log p(x | x0) without the frequencies, nats [b]."""
         self.fall.copy_(self.vanish)
         self.sums[0][1] = self.start
         self.moved[0][2] = self.start * self.vanish
@@ -267,8 +305,10 @@ class _Sweep:
             found = self._recur(lanes[:, lo + 1 : hi + 1].unbind(0), along, turn, into)
             self.cells.along(k).copy_(found)
             before = lo
-        reached = [self.cells.along(i + j)[i - self.cells.band.along(i + j)[0], r] for r, (i, j) in enumerate(ends)]
-        height = [self.exponents[(i + j) // _RENEWED][i + 1, r] for r, (i, j) in enumerate(ends)]
+        reached = [
+            self.cells.along(i + j)[i - self.cells.band.along(i + j)[0], r] for r, (i, j) in enumerate(self.ends)
+        ]
+        height = [self.exponents[(i + j) // _RENEWED][i + 1, r] for r, (i, j) in enumerate(self.ends)]
         self.total = torch.stack(reached).log2() + torch.stack(height)
         return self.total * math.log(2)
 
@@ -288,7 +328,7 @@ class _Sweep:
             torch.mul(self.fall[of], kept[of], out=moved[to])
         return new
 
-    def backward(self, ends: list[tuple[int, int]]) -> Tensor:
+    def backward(self) -> Tensor:
         """Make cell (i, j) p(x with clean token i + 1 put in after j) / p(x); the chances [b, m] that tokens were born.
 
         Every path meets each gap once with births still open, so the sums over open cells of one gap are p(x | x0) itself.
@@ -298,7 +338,7 @@ class _Sweep:
         self.clean[:-1] = self.clean[1:].clone()  # steps go to i + 1
         self.fall.copy_(self.vanish)
         entries: dict[int, list[tuple[int, int]]] = {}
-        for r, (i, j) in enumerate(ends):
+        for r, (i, j) in enumerate(self.ends):
             entries.setdefault(i + j, []).append((i, r))
         born = torch.zeros_like(self.noisy[1:])  # by m - j
         scale, before = torch.zeros_like(self.fall), 0

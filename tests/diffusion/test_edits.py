@@ -12,7 +12,7 @@ from sedd_graph_registry.edits_objectives import DICE, DISE
 from torch import Tensor
 
 from sedd_graph.component import Context
-from sedd_graph.diffusion.alignment import Links, align
+from sedd_graph.diffusion.alignment import Links, Pairs, align, log_likelihood
 from sedd_graph.diffusion.edits import LEAST, EditDraw, EditKernel, Strings, rebuild
 from sedd_graph.diffusion.roles import Batch, Randomness
 from sedd_graph.proof.edits import StringToy
@@ -97,7 +97,10 @@ def random_pairs(rows: int, tokens: int, longest: int, seed: int) -> list[tuple[
 def aligned(pairs: list[tuple[list[int], list[int]]], links: Links, law: Tensor | None) -> Any:
     clean, noisy = (strings([p[side] for p in pairs], 0) for side in (0, 1))
     frequency = None if law is None else law[noisy.tokens[:, 1:]]
-    return align(clean.tokens[:, 1:], clean.lengths, noisy.tokens[:, 1:], noisy.lengths, frequency, links)
+    rows = Pairs(clean.tokens[:, 1:], clean.lengths, noisy.tokens[:, 1:], noisy.lengths, frequency, links)
+    found = align(rows)
+    assert torch.equal(found.log_p, log_likelihood(rows))
+    return found
 
 
 def test_deletion_ratios_are_those_of_embedding_counts() -> None:
