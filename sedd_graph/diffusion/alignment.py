@@ -102,21 +102,20 @@ def align(pairs: Pairs, *, symbols: Tensor | None = None, dtype: torch.dtype = t
     """
     (b, n), m, law = pairs.clean.shape, pairs.noisy.shape[1], pairs.law
     symbols = torch.arange(n, device=law.device).expand(b, n) if symbols is None else symbols
-    log_p, born, put = law.log().sum(-1), law.new_zeros(b, m), law.new_zeros(b, m + 1)
+    log_p, born = law.log().sum(-1), law.new_zeros(b, m)
     missing = torch.zeros(b, n, m + 1, dtype=dtype, device=law.device)
     flat = missing.view(b * n, m + 1)
     for rows, sweep in _sweeps(pairs, law):
         log_p[rows] += sweep.forward()
         born[rows, : sweep.m] = sweep.backward()
-        into, total = symbols[rows].T + n * rows, law.new_zeros(sweep.m + 1, len(rows))
+        into = symbols[rows].T + n * rows
         for i in range(sweep.n):
-            gaps, ways = slice(*sweep.cells.band.across(i)), sweep.cells.across(i)
-            flat[:, gaps].index_add_(0, into[i], ways.to(dtype, copy=True).T)
-            if pairs.frequency is not None:
-                total[gaps].add_(ways)
-        put[rows, : sweep.m + 1] = total.T
-    links = pairs.links
-    fresh = links.birth[:, None] + (links.replace / links.survive)[:, None] * put
+            ways = sweep.cells.across(i).to(dtype, copy=True).T.contiguous()
+            flat[:, slice(*sweep.cells.band.across(i))].index_add_(0, into[i], ways)
+    fresh, links = pairs.links.birth[:, None].expand(b, m + 1), pairs.links
+    if pairs.frequency is not None:
+        used = int(symbols.max()) + 1 if symbols.numel() else 0
+        fresh = fresh + (links.replace / links.survive)[:, None] * missing[:, :used].sum(1)
     gaps = torch.arange(m + 1, device=law.device) <= pairs.noisy_lengths[:, None]
     return Alignment(log_p, missing, torch.where(gaps, fresh, 0.0), born)
 
@@ -291,20 +290,20 @@ class _Sweep:
         self.moved[0][2] = self.start * self.vanish
         self.cells.along(0).copy_(self.start[None])
         scale = torch.zeros_like(self.fall)
-        self.exponents, before, lanes = [scale], 0, self.lanes[:9]
+        self.exponents, edge, lanes = [scale], 0, self.lanes[:9]
         for k in range(1, self.n + self.m + 1):
             turn = k % 2
             lo, hi = self.cells.band.along(k)
             if k % _RENEWED == 0:
                 scale = self._renew_forward(k, scale)
                 self.exponents.append(scale)
-            if 0 < lo == before:
+            if 0 < lo == edge:
                 self.moved[1 - turn][lo + 1] = 0.0  # from beyond the band
             along = slice(self.m - k + lo + 1, self.m - k + hi + 1)
             into = self.moved[turn][lo + 2 : hi + 2]
             found = self._recur(lanes[:, lo + 1 : hi + 1].unbind(0), along, turn, into)
             self.cells.along(k).copy_(found)
-            before = lo
+            edge = lo
         reached = [
             self.cells.along(i + j)[i - self.cells.band.along(i + j)[0], r] for r, (i, j) in enumerate(self.ends)
         ]
@@ -341,28 +340,27 @@ class _Sweep:
         for r, (i, j) in enumerate(self.ends):
             entries.setdefault(i + j, []).append((i, r))
         born = torch.zeros_like(self.noisy[1:])  # by m - j
-        scale, before = torch.zeros_like(self.fall), 0
-        last = self.n + self.m
-        for k in range(last, -1, -1):
+        scale, edge = torch.zeros_like(self.fall), 0
+        for k in range(self.n + self.m, -1, -1):
             turn = k % 2
             lo, hi = self.cells.band.along(k)
-            if k == last or k % _RENEWED == _RENEWED - 1:
+            if k == self.n + self.m or k % _RENEWED == _RENEWED - 1:
                 scale = self._renew_backward(k, scale)
-            if before == hi <= self.n:
+            if edge == hi <= self.n:
                 self.moved[1 - turn][hi] = 0.0  # from beyond the band
             *lanes, inner, outer = self.lanes[:, lo + 1 : hi + 1].unbind(0)
-            ways = self.cells.along(k)
+            work, rings, ways = lanes[4], lanes[5:], self.cells.along(k)
+            last, before, came = rings[1 - turn], rings[2 + turn], rings[3 - turn]
+            along = slice(self.m - k + lo, self.m - k + hi)
             if self.births:
                 # open cells of gap j before a birth: all that are done with, less those that came by a vanished token
-                opened = torch.sub(lanes[6 - turn], lanes[7 + turn], out=lanes[4]).mul_(ways)
-                born[self.m - k + lo : self.m - k + hi].addcmul_(opened, outer)
-            along = slice(self.m - k + lo, self.m - k + hi)
-            ways.mul_(lanes[8 - turn]).mul_(inner)
+                born[along].addcmul_(torch.sub(last, before, out=work).mul_(ways), outer)
+            ways.mul_(came).mul_(inner)
             found = self._recur(lanes, along, turn, self.moved[turn][lo:hi])
             for i, r in entries.get(k, ()):
                 found[i - lo, r] = self.start[r]
                 self.moved[turn][i, r] = self.start[r] * self.fall[i + 1, r]
-            before = hi
+            edge = hi
         return (self.share * born.flip(0)[: self.m]).T.clamp(min=0.0)
 
     def _renew_backward(self, k: int, scale: Tensor) -> Tensor:

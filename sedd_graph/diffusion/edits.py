@@ -341,7 +341,7 @@ class EditKernel(Component, ABC):
             sparse = part[:, :used].mul_(factor[..., None].float())
             if self.births:
                 sparse = torch.addcmul(sparse, base[:, None].float(), share[:, :used, None].float())
-            total += sparse.clamp(min=1e-38).log_().sub_(1).mul_(sparse).sum(-1).double().sum(-1)
+            total += sparse.clamp(min=1e-37).log_().sub_(1).mul_(sparse).sum(-1).double().sum(-1)
         ends = torch.nn.functional.pad(spurious, (1, 0))
         return Target(
             missing, symbols, fresh.float(), ends.float(), torch.stack([constant, _k(ends).sum(-1)], -1).float()
