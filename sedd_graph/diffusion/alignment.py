@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -269,7 +269,7 @@ class _Sweep:
         self.exponents: list[Tensor] = []
         self.total = torch.zeros_like(self.start)
 
-    def _recur(self, lanes: list[Tensor], along: slice, turn: int, into: Tensor) -> Tensor:
+    def _recur(self, lanes: Sequence[Tensor], along: slice, turn: int, into: Tensor) -> Tensor:
         """The next diagonal: A in its lane, and vanish A ``into`` place."""
         clean, birth, other, fall, work, *rings = lanes
         found, last, before, came = rings[turn], rings[1 - turn], rings[2 + turn], rings[3 - turn]
