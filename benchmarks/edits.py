@@ -1,12 +1,18 @@
 """Milliseconds per string for the ratios of deletions and insertions: strings of 1,024 tokens, in batches.
 
-    python benchmarks/edits.py [--rows 32] [--length 1024]
+    python benchmarks/edits.py [--rows 32] [--length 1024] [--times 5] [--threads 1]
 
-Processor time of this process (one thread), the least of three runs.
+Prints the median and the spread of both the wall clock and the processor time of all threads, and the ratio of the median
+wall clock to the bar, 50 ms for each string of 1,024 tokens (it grows as the square of the length). Appends a record to
+benchmarks/results/edits.jsonl.
 """
 
 import argparse
+import json
+import statistics
 import time
+from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 from sedd_graph_registry.edits import Delete, Indel
@@ -14,36 +20,64 @@ from sedd_graph_registry.edits import Delete, Indel
 from sedd_graph.component import Context
 from sedd_graph.diffusion.edits import EditKernel
 from sedd_graph.diffusion.roles import Batch, Randomness
+from sedd_graph.engine.hardware import describe_hardware
 
+RESULTS = Path(__file__).resolve().parent / "results" / "edits.jsonl"
 TOKENS = 50_257
+BAR = 50.0
+
+
+def measure(kernel: EditKernel, clean: Batch, sigma: float, times: int) -> dict[str, object]:
+    generator = torch.Generator().manual_seed(0)
+    level = torch.full((len(clean),), sigma)
+    noisy = kernel.sample(clean, level, random=Randomness(generator), width=None)
+    kernel.target(clean, noisy, level)
+    wall, processor = [], []
+    for _ in range(times):
+        began, spent = time.perf_counter(), time.process_time()
+        kernel.target(clean, noisy, level)
+        wall.append(1000 * (time.perf_counter() - began) / len(clean))
+        processor.append(1000 * (time.process_time() - spent) / len(clean))
+    median = statistics.median(wall)
+    return {
+        "sigma": sigma,
+        "tokens_left": float(noisy.lengths.double().mean()),
+        "wall_ms": {"median": median, "min": min(wall), "max": max(wall)},
+        "processor_ms": {"median": statistics.median(processor), "min": min(processor), "max": max(processor)},
+        "ratio_to_bar": median / (BAR * (clean.width / 1024) ** 2),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--length", type=int, default=1024)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    for name, value in (("rows", 32), ("length", 1024), ("times", 5), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     context = Context({"n": TOKENS + 1})
     kernels: dict[str, EditKernel] = {
         "delete": Delete(Delete.Config(), context),
         "indel": Indel(Indel.Config(mean_length=16), context),
     }
-    generator = torch.Generator().manual_seed(0)
-    clean = Batch.of(torch.randint(0, TOKENS, (arguments.rows, arguments.length), generator=generator))
+    clean = Batch.of(torch.randint(0, TOKENS, (given.rows, given.length), generator=torch.Generator().manual_seed(0)))
+    hardware = describe_hardware(torch.device("cpu"))
+    print(f"{hardware}; {given.rows} strings of {given.length} tokens")
+    record: dict[str, object] = {"hardware": hardware, "torch": torch.__version__, **vars(given)}
     for name, kernel in kernels.items():
-        for sigma in (0.02, 0.7, 3.0):
-            level = torch.full((arguments.rows,), sigma)
-            noisy = kernel.sample(clean, level, random=Randomness(generator), width=None)
-            best = float("inf")
-            for _ in range(3):
-                began = time.process_time()
-                kernel.target(clean, noisy, level)
-                best = min(best, time.process_time() - began)
-            mean = float(noisy.lengths.double().mean())
-            print(
-                f"{name:7} sigma {sigma:<5} {mean:7.1f} tokens left  {1000 * best / arguments.rows:6.1f} ms per string"
+        found = [measure(kernel, clean, sigma, given.times) for sigma in (0.02, 0.7, 3.0)]
+        record[name] = found
+        for one in found:
+            wall, processor = (
+                "{median:.1f} ({min:.1f} to {max:.1f})".format(**one[key])  # type: ignore[arg-type]
+                for key in ("wall_ms", "processor_ms")
             )
+            print(
+                f"{name:7} sigma {one['sigma']:<5} {one['tokens_left']:7.1f} tokens left  {wall} ms per string, "
+                f"{processor} ms of processor time; {one['ratio_to_bar']:.2f} of the bar"
+            )
+    record["when"] = datetime.now(UTC).isoformat(timespec="seconds")
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

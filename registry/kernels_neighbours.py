@@ -2,8 +2,8 @@
 
 The rates are those of a sparse graph. Draws are walks on it, exact; chances are sums over numbers of moves (uniformization),
 each a sparse product, of positive terms, so that the smallest chances are as precise as the greatest. What it costs is a
-number of sparse products of [b l, n], and nothing of n x n is held but by the two methods for proofs. Axes: b batch, l
-length, n states, e edges, r rows.
+number of sparse products of [b l, n], and nothing of n x n is held but by the two methods for proofs, and where states are so
+few that the sums of whole tables cost less. Axes: b batch, l length, n states, e edges, r rows.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ SETTLED = 40.0
 """From this total noise on all is even: what is left of any mode is exp(-40)."""
 _CHUNK = 2**24
 _MAX_BYTES = 2**30
+_FEW = 64
+"""Up to so many states tables are summed, not products."""
+_TABLES = 2**21
+"""About how many numbers the powers of a table may be."""
+_PIECE = 2**20
 
 
 class Neighbours(FixedRates, kind="kernel"):
@@ -230,9 +235,46 @@ def _uniform(key: Tensor, number: int) -> Tensor:
     return ((high + low * 2**-32) * 2**-32).clamp(max=1 - 2**-53)
 
 
+def _table(start: Tensor, to: Tensor, rate: Tensor) -> Tensor:
+    """Compressed rows written out, [n, n]."""
+    n = len(start) - 1
+    table = rate.new_zeros(n, n)
+    table[torch.repeat_interleave(torch.arange(n, device=to.device), start.diff()), to] = rate
+    return table
+
+
+def _spread_few(x: Tensor, mean: Tensor, step: Tensor, most: float) -> Tensor:
+    """The same sum, of Poisson(k; ``mean`` [r]) step^k with ``step`` [n, n], made once for each mean, the greatest ``most``."""
+    n, device = len(step), step.device
+    k = torch.arange(1, 60 + round(8 * most), dtype=torch.float64, device=device)
+    tail = LEAST * (math.exp(-2 * most) if bool((mean < 0).any()) else 1)
+    terms = 1 + int((torch.special.gammainc(k, torch.full_like(k, most)) > tail).sum())
+    powers = torch.eye(n, dtype=step.dtype, device=device)[None]
+    while len(powers) < terms:
+        powers = torch.cat([powers, powers @ (powers[-1] @ step)])
+    powers = powers[:terms].reshape(terms, n * n)
+    k = torch.arange(terms, dtype=torch.float64, device=device)
+    sign, factorials = 1 - 2 * (k % 2), torch.lgamma(k + 1)
+    means, of = torch.unique(mean, return_inverse=True)
+    tables = torch.cat(
+        [
+            (
+                torch.exp(torch.xlogy(k, part.abs()[:, None]) - part[:, None] - factorials)
+                * torch.where(part[:, None] < 0, sign, 1.0)
+                @ powers
+            ).to(x.dtype)
+            for part in means.split(max(1, _PIECE // terms))
+        ]
+    ).view(-1, n, n)
+    parts = zip(x.split(max(1, _PIECE // n**2)), of.split(max(1, _PIECE // n**2)), strict=True)
+    return torch.cat([(row[:, None] @ tables[which])[:, 0] for row, which in parts])
+
+
 @torch.library.custom_op("sedd_graph::neighbours_rows", mutates_args=())
 def _rows(x: Tensor, start: Tensor, to: Tensor, rate: Tensor, states: int) -> Tensor:
     """The rates between ``x`` [r] and each state, [r, n]."""
+    if states <= _FEW:
+        return _table(start, to, rate)[x]
     count = start[x + 1] - start[x]
     row = torch.repeat_interleave(torch.arange(len(x), device=x.device), count)
     edge = torch.arange(len(row), device=x.device) - (count.cumsum(0) - count - start[x])[row]
@@ -253,6 +295,9 @@ def _spread(x: Tensor, level: Tensor, start: Tensor, to: Tensor, rate: Tensor, l
     With p the greatest rate of leaving and S = 1 + G / p: the sum over k of Poisson(k; level p) S^k x.
     """
     n, pace = x.shape[1], float(leave.max())
+    if n <= _FEW and len(x) and (most := float(level.abs().max()) * pace) * n**2 < _TABLES:
+        step = _table(start, to, rate / pace) + torch.diag((1 - leave / pace).clamp(min=0))
+        return _spread_few(x, level * pace, step, most)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         table = torch.sparse_csr_tensor(start, to, (rate / pace).to(x.dtype), (n, n), check_invariants=False)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component import Component, ComponentConfig
-from sedd_graph.diffusion.alignment import Links, align
+from sedd_graph.diffusion.alignment import Links, Pairs, align, log_likelihood
 from sedd_graph.diffusion.process import Schedule
 from sedd_graph.diffusion.roles import Batch, Randomness
 
@@ -37,6 +37,10 @@ ONLY_DELETES = "a kernel that only deletes"
 
 LEAST = 1e-4
 """Total noise from which on bounds are taken: what a string loses below it is about this share of a token."""
+
+
+_PIECE = 2**20
+"""Ratios at a time, where they are summed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,61 +277,75 @@ class EditKernel(Component, ABC):
 
     # -- what the heads should say -----------------------------------------------------------------------------------
 
-    def _aligned(self, batch: Batch, strings: Strings, sigma: Tensor) -> tuple[Tensor, ...]:
+    def _pairs(self, batch: Batch, strings: Strings, sigma: Tensor) -> Pairs:
         clean = torch.where(batch.corrupt, batch.tokens, -1 - torch.arange(batch.width, device=batch.tokens.device))
-        noisy, lengths = strings.tokens[:, 1:], strings.lengths
+        noisy = strings.tokens[:, 1:]
         if bool((batch.attend & ~batch.corrupt).any()):
             # tokens that cannot die are symbols of their own, so that only they can be what is left of themselves; they
             # come first, and in the same places of both strings
             noisy = torch.where(_leading(batch, noisy.shape[1]), clean[:, : noisy.shape[1]], noisy)
         frequency = self.law.to(noisy.device)[noisy.clamp(0, self.data_tokens - 1)] if self.births else None
-        found = align(clean, batch.attend.sum(-1), noisy, lengths, frequency, self.links(sigma))
-        return found.log_p, found.missing, found.fresh, found.spurious
+        return Pairs(clean, batch.attend.sum(-1), noisy, strings.lengths, frequency, self.links(sigma))
 
     def log_p(self, batch: Batch, strings: Strings, sigma: Tensor) -> Tensor:
         """log p(x | x0) at total noise ``sigma``, nats, float64 [b]."""
-        return self._aligned(batch, strings, sigma)[0]
+        return log_likelihood(self._pairs(batch, strings, sigma))
 
     def target(self, batch: Batch, strings: Strings, sigma: Tensor) -> Target:
         """Conditional ratios by the pair HMM, in O(n w)."""
-        _, missing, fresh, spurious = self._aligned(batch, strings, sigma)
+        symbols, place = self._symbols(batch)
+        found = align(self._pairs(batch, strings, sigma), symbols=place, dtype=torch.float32)
         # p(Ins) / p(x) = [e^-sigma / beta + births] times what the head says
-        scale = 1 / self.weights(sigma.double())[:, 0]
-        return self._target(batch, missing * scale[:, None, None], fresh * scale[:, None], spurious)
-
-    def _target(self, batch: Batch, missing: Tensor, fresh: Tensor, spurious: Tensor) -> Target:
-        """``missing`` by position of x0 gathered by symbol: two equal tokens make one symbol."""
-        tokens = torch.where(batch.attend, batch.tokens, self.start)
-        order = tokens.argsort(dim=1, stable=True)
-        sorted_ = tokens.gather(1, order)
-        rank = torch.zeros_like(tokens)
-        rank[:, 1:] = (sorted_[:, 1:] != sorted_[:, :-1]).cumsum(-1)
-        symbols = torch.zeros_like(tokens).scatter(1, rank, sorted_.clamp(max=self.data_tokens - 1))
-        place = torch.zeros_like(rank).scatter(1, order, rank)
-        summed = torch.zeros_like(missing).scatter_add_(1, place[..., None].expand_as(missing), missing)
-        law = self.law.to(fresh.device)
-        constant = _k(summed).sum((1, 2))
-        if self.births:
-            # K(C pi_v + sparse) summed over v: all of C pi_v in closed form, then what the symbols change
-            dense = _k(fresh) + fresh * torch.xlogy(law, law).sum()
-            shared = fresh[:, None] * law[symbols][..., None]
-            constant = dense.sum(-1) + (_k(shared + summed) - _k(shared)).sum((1, 2))
-        ends = torch.nn.functional.pad(spurious, (1, 0))
-        return Target(
-            summed.float(), symbols, fresh.float(), ends.float(), torch.stack([constant, _k(ends).sum(-1)], -1).float()
-        )
+        scale = 1 / self.weights(sigma.double())[:, :1]
+        return self._target(symbols, found.missing, found.fresh * scale, found.spurious, scale=scale)
 
     def sampled_target(self, batch: Batch, strings: Strings) -> Target:
         """What was deleted itself, rather than all that may have been: of the same mean given both strings, for no dynamic
         programme and more variance. Only without births, and for strings that :meth:`sample` made."""
         keep = strings.kept
         assert keep is not None
-        gap = keep.long().cumsum(-1)
-        gone = batch.attend & ~keep
-        missing = torch.zeros(*batch.tokens.shape, strings.tokens.shape[1], dtype=torch.float64, device=gap.device)
-        missing.scatter_(2, gap[..., None], gone[..., None].double())
+        symbols, place = self._symbols(batch)
+        width = strings.tokens.shape[1]
+        missing = torch.zeros(*batch.tokens.shape, width, device=keep.device)
+        gone = (batch.attend & ~keep).float()
+        missing.flatten(1).scatter_add_(1, place * width + keep.long().cumsum(-1), gone)
         none = torch.zeros_like(strings.attend, dtype=torch.float64)
-        return self._target(batch, missing, none, none[:, 1:])
+        return self._target(symbols, missing, none, none[:, 1:], scale=torch.ones_like(none[:, :1]))
+
+    def _symbols(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The distinct tokens of each row in order, then the start, and which of them each position is, int64 [b, n]."""
+        tokens = torch.where(batch.attend, batch.tokens, self.start)
+        ordered, order = tokens.sort(dim=1, stable=True)
+        rank = torch.zeros_like(tokens)
+        rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(-1)
+        symbols = torch.full_like(tokens, self.start).scatter(1, rank, ordered)
+        return symbols, torch.zeros_like(rank).scatter(1, order, rank)
+
+    def _target(self, symbols: Tensor, missing: Tensor, fresh: Tensor, spurious: Tensor, *, scale: Tensor) -> Target:
+        """``missing`` float32 [b, n, w] by symbol, which is multiplied by ``scale`` [b, 1] here; the rest float64."""
+        law, real = self.law.to(fresh.device), symbols < self.data_tokens
+        symbols = symbols.clamp(max=self.data_tokens - 1)
+        chance = torch.where(real, law[symbols], 0.0)
+        constant = fresh.new_zeros(len(fresh))
+        if self.births:
+            # K(C pi_v + sparse) summed over v: in closed form over the tokens that are no symbols, then over these
+            entropy = torch.xlogy(law, law).sum() - torch.xlogy(chance, chance).sum(-1, keepdim=True)
+            constant = (_k(fresh) * (1 - chance.sum(-1, keepdim=True)) + fresh * entropy).sum(-1)
+        used = int(real.sum(-1).max()) if real.numel() else 0
+        # piece by piece: what lies between stays in cache, and takes no new memory
+        pieces = [
+            x.split(max(1, _PIECE // max(1, used * missing.shape[2])))
+            for x in (missing, fresh, chance, scale, constant)
+        ]
+        for part, base, share, factor, total in zip(*pieces, strict=True):
+            sparse = part[:, :used].mul_(factor[..., None].float())
+            if self.births:
+                sparse = torch.addcmul(sparse, base[:, None].float(), share[:, :used, None].float())
+            total += sparse.clamp(min=1e-37).log_().sub_(1).mul_(sparse).sum(-1).double().sum(-1)
+        ends = torch.nn.functional.pad(spurious, (1, 0))
+        return Target(
+            missing, symbols, fresh.float(), ends.float(), torch.stack([constant, _k(ends).sum(-1)], -1).float()
+        )
 
 
 def _leading(batch: Batch, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from sedd_graph_registry.edits_objectives import DICE, DISE
 from torch import Tensor
 
 from sedd_graph.component import Context
-from sedd_graph.diffusion.alignment import Links, align
+from sedd_graph.diffusion.alignment import Links, Pairs, align, log_likelihood
 from sedd_graph.diffusion.edits import LEAST, EditDraw, EditKernel, Strings, rebuild
 from sedd_graph.diffusion.roles import Batch, Randomness
 from sedd_graph.proof.edits import StringToy
@@ -97,7 +98,10 @@ def random_pairs(rows: int, tokens: int, longest: int, seed: int) -> list[tuple[
 def aligned(pairs: list[tuple[list[int], list[int]]], links: Links, law: Tensor | None) -> Any:
     clean, noisy = (strings([p[side] for p in pairs], 0) for side in (0, 1))
     frequency = None if law is None else law[noisy.tokens[:, 1:]]
-    return align(clean.tokens[:, 1:], clean.lengths, noisy.tokens[:, 1:], noisy.lengths, frequency, links)
+    rows = Pairs(clean.tokens[:, 1:], clean.lengths, noisy.tokens[:, 1:], noisy.lengths, frequency, links)
+    found = align(rows)
+    assert torch.equal(found.log_p, log_likelihood(rows))
+    return found
 
 
 def test_deletion_ratios_are_those_of_embedding_counts() -> None:
@@ -180,6 +184,46 @@ def test_pair_hmm_is_the_printed_recursion(sigma: float) -> None:
         for place, token in enumerate(noisy):
             exact = plain(clean, noisy[:place] + noisy[place + 1 :], numbers, law) / p * law[token] * numbers[3]
             assert float(found.spurious[row, place]) == pytest.approx(exact, abs=1e-10)
+
+
+@pytest.mark.parametrize("births", [0.0, 0.6])
+def test_pairs_do_not_depend_on_which_are_aligned_together(births: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strings of 0 to 90 tokens, one by one, all at once, and from memory that inference mode was the first to ask for."""
+    kernel = delete(3) if births == 0 else indel((0.5, 0.3, 0.2), births=births)
+    drawn = batch([clean for clean, _ in random_pairs(12, 3, 90, seed=8)])
+    sigma = torch.linspace(0.05, 3, 12, dtype=DOUBLE)
+    noisy = kernel.sample(drawn, sigma, random=Randomness(torch.Generator().manual_seed(9)), width=None)
+    whole = kernel.target(drawn, noisy, sigma)
+    monkeypatch.setattr("sedd_graph.diffusion.alignment._KEPT", threading.local())
+    monkeypatch.setattr("sedd_graph.diffusion.alignment._CHUNK", 1)
+    with torch.inference_mode():
+        kernel.target(drawn, noisy, sigma)
+    apart = kernel.target(drawn, noisy, sigma)
+    assert bool((noisy.lengths == 0).any() or births)
+    for name in ("missing", "fresh", "spurious", "constant"):
+        assert torch.allclose(getattr(whole, name), getattr(apart, name), rtol=1e-5, atol=1e-6), name
+
+
+def test_ratios_of_one_symbol_are_summed() -> None:
+    pairs = random_pairs(9, 3, 20, seed=4)
+    one = torch.ones(len(pairs), dtype=DOUBLE)
+    clean, noisy = (strings([p[side] for p in pairs], 0) for side in (0, 1))
+    rows = Pairs(
+        clean.tokens[:, 1:], clean.lengths, noisy.tokens[:, 1:], noisy.lengths, None, Links(one, one, 0 * one, 0 * one)
+    )
+    whole = align(rows).missing
+    symbols = rows.clean % 2
+    for symbol in (0, 1):
+        exact = (whole * (symbols == symbol)[..., None]).sum(1)
+        assert torch.allclose(align(rows, symbols=symbols).missing[:, symbol], exact, atol=1e-12)
+    assert not align(rows, symbols=symbols).missing[:, 2:].any()
+
+
+def test_what_deletion_cannot_have_made_has_no_chance() -> None:
+    kernel, level = delete(), torch.full((3,), 0.7)
+    found = kernel.log_p(batch([[0], [0, 1], [0, 1]]), strings([[0, 0], [1, 0], [1]], 2), level)
+    assert found[:2].tolist() == [-math.inf, -math.inf]
+    assert float(found[2]) == pytest.approx(-0.7 + math.log(-math.expm1(-0.7)), abs=1e-7)
 
 
 def test_pair_hmm_is_the_exponential_of_the_rates() -> None:

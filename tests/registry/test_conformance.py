@@ -205,14 +205,7 @@ def test_every_objective_that_is_let_through_is_tight(found: tuple[str, str, str
     assert not wrong
 
 
-def _marked(found: tuple[str, str, str, str]) -> Any:
-    """Steps of nearest neighbours take long: one sampler of each output in every run, the others where time is."""
-    name = f"{found[0]}-{found[1]}-{found[3]}{'-blocks' if found[2] == 'block_nelbo' else ''}"
-    quick = found[0] != "neighbours" or found[3] in ("ancestral", "euler")
-    return pytest.param(found, id=name, marks=() if quick else pytest.mark.slow)
-
-
-@pytest.mark.parametrize("found", [_marked(found) for found in each(0, 1, 3)])
+@pytest.mark.parametrize("found", each(0, 1, 3), ids=lambda f: f"{f[0]}-{f[1]}-{f[3]}{'-blocks' * (f[2] == 'block_nelbo')}")  # fmt: skip
 def test_every_sampler_that_is_let_through_gives_the_law(found: tuple[str, str, str, str]) -> None:
     """On a toy that is enumerated; a sampler knows nothing of the objective, but whether text is in blocks."""
     wrong = [check for check in prove_sampler(plan(*found), REGISTRY) if check.holds is False]
