@@ -20,6 +20,7 @@ from sedd_graph.diffusion.conditions import Conditions
 from sedd_graph.diffusion.constraint import Matching, Pieces, allowed_tokens, lacks
 from sedd_graph.diffusion.guidance import Classifier, classified, renoised, unprompted
 from sedd_graph.diffusion.numerics import full_precision
+from sedd_graph.diffusion.pace import steadied
 from sedd_graph.diffusion.process import Objective
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 from sedd_graph.diffusion.sampler import Denoise
@@ -36,14 +37,14 @@ from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.plugins import Registry
 from sedd_graph.store.files import disk_faults
 
-__all__ = ["NOISE", "Bound", "CompileMode", "Engine", "LossModule", "mean_and_error", "mix_seed"]
+__all__ = ["NOISE", "PACE", "Bound", "CompileMode", "Engine", "LossModule", "mean_and_error", "mix_seed"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
 """What is compiled; see :meth:`Engine.compile`."""
 
 
-NOISE = "process:kernel"
-"""The name of a kernel with parameters among the modules of a model; no node can have it."""
+NOISE, PACE = "process:kernel", "process:schedule"
+"""The names of a kernel and of a schedule with parameters among the modules of a model; no node can have them."""
 
 
 class Bound(NamedTuple):
@@ -100,6 +101,10 @@ class LossModule(nn.Module):
         outputs, taps = self.model.run(feed(draw, batch, block), None if key is None else _for_each(draw, key))
         with full_precision(draw.xt):
             loss = self._process.objective.loss(outputs, draw, batch, self._process.kernel, self._process.schedule)
+            if self._process.schedule.learned:
+                # in the units of the loss: nats per sequence, times the share of a guess's that each token costs
+                guess = batch.counted.clamp(min=1) * math.log(self._process.kernel.states)
+                loss = loss + steadied(loss, draw.t, self._process.schedule) / guess
         return loss, taps
 
 
@@ -134,9 +139,10 @@ class Engine:
             self.process = make_process(plan, registry)
             for part in self.process:
                 part.to(device)
-            if self.process.kernel.learned:
-                # with the network's: optimized, averaged, checkpointed and saved
-                self.model.add_module(NOISE, self.process.kernel)
+            for name, part in ((NOISE, self.process.kernel), (PACE, self.process.schedule)):
+                if part.learned:
+                    # with the network's: optimized, averaged, checkpointed and saved
+                    self.model.add_module(name, part)
             self.loss_module = LossModule(self.model, self.process)
             kernel = self.process.kernel
             allowed = torch.ones(kernel.states, dtype=torch.bool)

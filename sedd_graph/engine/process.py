@@ -57,6 +57,12 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
         )
         if lack is not None
     ]
+    if schedule.learned and not objective.steady:
+        message = (
+            f"{plan.schedule.contract.name!r} learns from losses that are integrals over time, such as nelbo's and "
+            f"score_entropy's; {plan.objective.contract.name!r} is none: take another schedule, such as loglinear"
+        )
+        problems.append(Problem("blueprint", 0, 0, "process.schedule", message))
     if problems:
         raise BlueprintError(problems)
     return process
