@@ -138,7 +138,8 @@ class Engine:
         if plan is not None:
             self.process = make_process(plan, registry)
             for part in self.process:
-                part.to(device)
+                if part is not None:
+                    part.to(device)
             for name, part in ((NOISE, self.process.kernel), (PACE, self.process.schedule)):
                 if part.learned:
                     # with the network's: optimized, averaged, checkpointed and saved
@@ -304,7 +305,7 @@ class Engine:
         [b, l] hides padding. The same ``seed`` gives the same rows on the same device. ``on_step(number, rows)`` sees
         every step. The mask and forbidden tokens never come out (unless a prompt holds them). ``given`` are conditions on the
         text, instead of those of the blueprint's ``sample``; ``allowed`` bool [n], [l, n] or [b, l, n] bounds the tokens further;
-        ``classifier`` draws the text towards what it knows. Raises :class:`UserError` where conditions cannot be met, and where
+        ``classifier`` draws the text towards what it knows, instead of the blueprint's. Raises :class:`UserError` where conditions cannot be met, and where
         ``steps`` is given and the blueprint's sampler takes none (``process.sampler.steps`` is None).
 
         Under an objective of blocks the sampler runs in each block from left to right, with ``steps`` of its own; a prompt may
@@ -318,6 +319,8 @@ class Engine:
         conditions = process.sampler.config if given is None else given
         if (lack := lacks(conditions, process.kernel)) is not None:
             raise UserError(f"sample: this needs {lack}, not {type(process.kernel).__name__}")
+        if classifier is None and process.classifier is not None:
+            classifier = process.classifier.guide(process.schedule)
         moves = process.kernel.mask is None or not process.kernel.clamp_safe
         if classifier is not None and moves and "log_score" not in process.sampler.reads:
             raise UserError(

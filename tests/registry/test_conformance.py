@@ -104,6 +104,10 @@ CASES: dict[str, list[Case]] = {
     "split_sequence": [case({"mode": m, "of": of}, h=3) for m in ("halves", "interleave") for of in ("values", "mask")],
     "sub": [case()],
     "take_noised": [case()],
+    "token_counts": [
+        case({"counts": [[5, 1, 0], [1, 1, 1]], "label": 1}),
+        case({"counts": [[5, 1, 0], [1, 1, 1], [0, 9, 2]], "label": 2, "prior": [1, 2, 3], "smoothing": 0.1}),
+    ],
     "token_embedding": [case({"vocab": 7}), case({"vocab": 7, "init": "kaiming"})],
     "transformers_backbone": [
         case({"config": {"model_type": kind, **BACKBONE, **more}}, *ports)
