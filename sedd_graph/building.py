@@ -33,6 +33,7 @@ from sedd_graph.proof.check import Check
 from sedd_graph.proof.classifier import check_classifier
 from sedd_graph.proof.edits import prove_edits
 from sedd_graph.proof.inverse import prove_inverses
+from sedd_graph.proof.margin import check_margins
 from sedd_graph.proof.output import check_output
 from sedd_graph.proof.process import prove_process
 from sedd_graph.store.files import new_run, write_json, write_text
@@ -139,6 +140,7 @@ def build_run(
             checks += (held := check_classifier(engine.process.classifier, engine.process.kernel.states))
             if wrong := [c for c in held if c.holds is False]:
                 raise UserError(f"sample.classifier does not hold: {_listed(wrong)}")
+    checks += check_margins(engine)
     if report.plan is not None or report.flow is not None:
         say(warm_up(engine, report))
     run = new_run(runs, report.name, digest(text))
