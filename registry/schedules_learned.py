@@ -15,6 +15,8 @@ __all__ = ["Learned"]
 
 LEAST = 1e-2
 """The share of an even pace that no parameters take away: noise grows at all times, in float32 too."""
+GAIN = 10.0
+"""Of parameters: at learning rates that suit a network, a few numbers would take longer to learn than it does."""
 
 
 class Learned(Ends, kind="schedule"):
@@ -37,14 +39,14 @@ class Learned(Ends, kind="schedule"):
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
         pieces = self.config.pieces
-        self.raw = torch.nn.Parameter(torch.zeros(pieces))  # a multiple of a softmax: increments
+        self.raw = torch.nn.Parameter(torch.zeros(pieces))
         for name, degree in (("whole", pieces), ("slope", pieces - 1)):
             ways = torch.tensor([float(math.comb(degree, i)) for i in range(degree + 1)], dtype=torch.float64)
             self.register_buffer(name, ways, persistent=False)
 
     def _increments(self, t: Tensor) -> Tensor:
         """float [k], positive, of sum 1."""
-        return (1 - LEAST) * self.raw.to(t).softmax(0) + LEAST / len(self.raw)
+        return (1 - LEAST) * (GAIN * self.raw.to(t)).softmax(0) + LEAST / len(self.raw)
 
     @staticmethod
     def _sum(ways: Tensor, weights: Tensor, t: Tensor) -> Tensor:

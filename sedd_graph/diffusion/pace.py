@@ -19,9 +19,8 @@ def steadied(nats: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     ``t`` [b] that are drawn evenly.
 
     ``nats`` must be dsigma(t) times what depends on total noise and the draw at it alone. In total noise the second moment is
-    then the integral of E[(nats / dsigma) ** 2] dsigma(t(sigma)), where only the last factor knows the schedule: its mean over
-    draws is E[nats ** 2 d log dsigma], the noise held fixed. No gradient goes through a draw, so it is exact for discrete
-    ones too.
+    then the integral of E[(nats / dsigma) ** 2] dsigma(t(sigma)), where only the last factor knows the schedule: its derivative
+    is E[nats ** 2 d log dsigma], the noise held fixed. No gradient goes through a draw, so it is exact for discrete ones too.
     """
     t = t.detach()
     sigma, rate = schedule.sigma(t), schedule.dsigma(t).detach()

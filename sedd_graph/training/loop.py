@@ -146,9 +146,7 @@ class Trainer:
         """Clip, step, average. Returns the norm of the gradient."""
         config = self.config
         named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
-        # a learned schedule's gradient is of squared losses: its heavy tail is no measure of the network's step
-        pace = [p for name, p in named if name.startswith(PACE)]
-        nn.utils.clip_grad_norm_(pace, config.clip or math.inf)
+        # a learned schedule is led by the rare loss that is large: it would shorten the network's step, or be cut itself
         rest = [p for name, p in named if not name.startswith(PACE)]
         norm = nn.utils.clip_grad_norm_(rest, config.clip or math.inf)
         share = learning_rate(config, self.step, progress)

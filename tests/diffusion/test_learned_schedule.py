@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sedd_graph_registry.kernels import Absorb, Uniform
 from sedd_graph_registry.objectives import Nelbo
 from sedd_graph_registry.schedules import LogLinear, Polynomial
-from sedd_graph_registry.schedules_learned import LEAST, Learned
+from sedd_graph_registry.schedules_learned import GAIN, LEAST, Learned
 from torch import Tensor
 
 import sedd_graph
@@ -52,7 +52,7 @@ def drawn(seed: int, spread: float, pieces: int = 8) -> Learned:
 
 
 @pytest.mark.parametrize("pieces", [2, 8, 32])
-@pytest.mark.parametrize("spread", [0.0, 1.0, 100.0])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 10.0])
 def test_it_is_a_schedule_at_any_parameters(pieces: int, spread: float) -> None:
     for seed in range(4):
         schedule = drawn(seed, spread, pieces)
@@ -65,10 +65,10 @@ def test_it_is_a_schedule_at_any_parameters(pieces: int, spread: float) -> None:
 
 
 @pytest.mark.parametrize("t", [1e-6, 0.01, 0.3, 0.7, 0.9999, 1 - 2**-20])
-@pytest.mark.parametrize("raw", [[0.0] * 8, [-3.0, 2.0, 0.5, 0.0, 1.0, -2.0, 4.0, -9.0]])
+@pytest.mark.parametrize("raw", [[0.0] * 8, [-0.3, 0.2, 0.05, 0.0, 0.1, -0.2, 0.4, -0.9]])
 def test_float32_is_the_polynomial_in_50_digits(raw: list[float], t: float) -> None:
     with mpmath.workdps(50):
-        weights = [mpmath.exp(mpf(r)) for r in raw]
+        weights = [mpmath.exp(GAIN * mpf(torch.tensor(r).item())) for r in raw]
         steps = [(1 - mpf(str(LEAST))) * w / sum(weights) + mpf(str(LEAST)) / 8 for w in weights]
 
         def sigma(x: mpf) -> mpf:
@@ -138,7 +138,7 @@ def bound(kernel: Kernel, schedule: Schedule, low: float = 1e-9) -> float:
 def test_no_bound_depends_on_it(kernel: type[Kernel]) -> None:
     noise = kernel(kernel.Config(), Context({"n": 4}))
     wanted = bound(noise, LogLinear(LogLinear.Config(), Context({})))
-    for seed, spread in enumerate((0.3, 1.0, 3.0, 50.0)):
+    for seed, spread in enumerate((0.03, 0.1, 0.3, 5.0)):
         assert bound(noise, drawn(seed, spread)) == pytest.approx(wanted, rel=1e-5)
 
 
@@ -159,7 +159,7 @@ def second_moment(schedule: Schedule) -> float:
 
 def test_the_gradient_is_that_of_the_second_moment() -> None:
     """By finite differences of the integral over noise, no draw or autograd in it."""
-    schedule, step = drawn(3, 0.5), 1e-2
+    schedule, step = drawn(3, 0.05), 1e-3
     wanted = []
     for i in range(8):
         ends = []
@@ -178,7 +178,7 @@ def test_the_gradient_is_that_of_the_second_moment() -> None:
     flat = steadied(nats.reshape(-1), t[:, None, None].expand_as(nats).reshape(-1), schedule)
     assert not flat.detach().any()  # a gradient, and no value
     (found,) = torch.autograd.grad((often.reshape(-1) * flat).sum(), schedule.raw)
-    assert (2 * found).tolist() == pytest.approx(wanted, rel=2e-3, abs=2e-3)
+    assert (2 * found).tolist() == pytest.approx(wanted, rel=2e-3, abs=2e-2)
 
 
 def test_training_makes_the_loss_vary_as_little_as_the_best_does() -> None:
@@ -187,7 +187,7 @@ def test_training_makes_the_loss_vary_as_little_as_the_best_does() -> None:
     table = torch.randn(4, 4, 2, 4, generator=torch.Generator().manual_seed(0))
     table[..., 3] = -1e6
     generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.Adam([schedule.raw], lr=0.05)
+    optimizer = torch.optim.Adam([schedule.raw], lr=0.005)
     before = second_moment(schedule)
     for step in range(150):
         x0 = torch.randint(0, 3, (256, 2), generator=generator)
@@ -196,7 +196,7 @@ def test_training_makes_the_loss_vary_as_little_as_the_best_does() -> None:
         assert not draw.sigma.requires_grad
         said = table[draw.xt[:, 0], draw.xt[:, 1]].log_softmax(-1)
         nats = objective.loss({"log_x0": said}, draw, batch, kernel, schedule)
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 150)
+        optimizer.param_groups[0]["lr"] = 0.005 * (1 - step / 150)
         optimizer.zero_grad()
         steadied(nats, draw.t, schedule).mean().backward()
         optimizer.step()
