@@ -27,6 +27,8 @@ class TimeConfig(ComponentConfig):
 class OverTime(Objective):
     """An integral over t in [t_min, 1], drawn evenly."""
 
+    steady = True
+
     def corrupt(
         self,
         batch: Batch,
@@ -43,7 +45,7 @@ class OverTime(Objective):
             u = random.low_discrepancy(rows) if even else random.rand(rows)
             width = 1 - self.config.t_min
             t = self.config.t_min + width * u.to(batch.tokens.device)
-        sigma, dsigma = schedule.sigma(t), schedule.dsigma(t)
+        sigma, dsigma = schedule.sigma(t).detach(), schedule.dsigma(t).detach()
         if xt is None:
             xt = kernel.sample(batch.tokens, sigma, random=random, corrupt=batch.corrupt)
         return Draw(xt, t, sigma, dsigma, torch.full_like(t, width))

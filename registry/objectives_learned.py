@@ -29,6 +29,7 @@ class GenMD4(OverTime, kind="objective"):
 
     reads = ("log_x0",)
     trains_noise = True
+    steady = False  # what is masked before ``t_min`` is counted, and depends on the schedule
     pairs = True
     """Whether rows are drawn twice, which the gradient asks for and the bound does not."""
 

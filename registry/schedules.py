@@ -30,7 +30,7 @@ Eps = Annotated[float, pydantic.Field(gt=0, lt=0.5)]
 Rate = Annotated[float, pydantic.Field(ge=0, le=1e4)]
 
 
-class _Ends(Schedule):
+class Ends(Schedule):
     """A schedule given by both ends of alpha: what has been hit, what is left, and how fast."""
 
     abstract: ClassVar[bool] = True
@@ -56,7 +56,7 @@ class _Ends(Schedule):
         return self._pace(t) / self._left(t)
 
 
-class LogLinear(_Ends, kind="schedule"):
+class LogLinear(Ends, kind="schedule"):
     """alpha = 1 - (1 - eps) t: as many tokens are hit in each stretch of time (SEDD; MDLM; D3PM's 1/(T - t + 1))."""
 
     class Config(ComponentConfig):
@@ -120,7 +120,7 @@ class Linear(Schedule, kind="schedule"):
         return self.config.rate_min * (1 - t) + self.config.rate_max * t
 
 
-class Cosine(_Ends, kind="schedule"):
+class Cosine(Ends, kind="schedule"):
     """alpha = eps + (1 - eps) cos(a) / cos(a_0), a = pi/2 (t + offset) / (1 + offset) (MDLM code; D3PM with offset 0.008)."""
 
     class Config(ComponentConfig):
@@ -147,7 +147,7 @@ class Cosine(_Ends, kind="schedule"):
         return self._scale * self._turn * torch.sin(self._turn * (t + self.config.offset))
 
 
-class CosineSquared(_Ends, kind="schedule"):
+class CosineSquared(Ends, kind="schedule"):
     """alpha = eps + (1 - eps) cos^2(pi t / 2) (Nichol and Dhariwal's, as in MDLM's code)."""
 
     class Config(ComponentConfig):
@@ -164,7 +164,7 @@ class CosineSquared(_Ends, kind="schedule"):
         return math.pi * (1 - self.config.eps) * torch.sin(math.pi / 2 * t) * torch.sin(math.pi / 2 * (1 - t))
 
 
-class MD4Cosine(_Ends, kind="schedule"):
+class MD4Cosine(Ends, kind="schedule"):
     """alpha = eps + (1 - 2 eps) (1 - cos(pi/2 (1 - t))) (MD4, arXiv 2406.04329, table 4). sigma(0) is about eps, not 0."""
 
     class Config(ComponentConfig):
@@ -180,7 +180,7 @@ class MD4Cosine(_Ends, kind="schedule"):
         return math.pi / 2 * (1 - 2 * self.config.eps) * torch.sin(math.pi / 2 * (1 - t))
 
 
-class Polynomial(_Ends, kind="schedule"):
+class Polynomial(Ends, kind="schedule"):
     """alpha = 1 - (1 - eps) t^power (MD4, arXiv 2406.04329, with an end that stays finite)."""
 
     class Config(ComponentConfig):

@@ -81,6 +81,7 @@ class Report:
             lines.append(
                 f"process     {plan.kernel.contract.name} with {plan.schedule.contract.name}, {states}; "
                 f"objective {plan.objective.contract.name}; sampler {plan.sampler.contract.name}"
+                + ("" if plan.classifier is None else f", guided by {plan.classifier.contract.name}")
             )
         if self.flow is not None:
             shape = " x ".join(map(str, self.flow.shape))

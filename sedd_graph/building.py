@@ -30,8 +30,10 @@ from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.proof.blocks import prove_blocks
 from sedd_graph.proof.check import Check
+from sedd_graph.proof.classifier import check_classifier
 from sedd_graph.proof.edits import prove_edits
 from sedd_graph.proof.inverse import prove_inverses
+from sedd_graph.proof.margin import check_margins
 from sedd_graph.proof.output import check_output
 from sedd_graph.proof.process import prove_process
 from sedd_graph.store.files import new_run, write_json, write_text
@@ -134,6 +136,11 @@ def build_run(
         checks.append(fits := check_output(engine))
         if fits.holds is False:
             raise UserError(f"the head does not fit the kernel: {_listed([fits])}")
+        if engine.process.classifier is not None:
+            checks += (held := check_classifier(engine.process.classifier, engine.process.kernel.states))
+            if wrong := [c for c in held if c.holds is False]:
+                raise UserError(f"sample.classifier does not hold: {_listed(wrong)}")
+    checks += check_margins(engine)
     if report.plan is not None or report.flow is not None:
         say(warm_up(engine, report))
     run = new_run(runs, report.name, digest(text))

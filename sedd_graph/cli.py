@@ -107,7 +107,11 @@ def _train(arguments: argparse.Namespace) -> int:
 def _open(arguments: argparse.Namespace) -> Run:
     from sedd_graph.runs import open_run
 
-    run = open_run(Path(arguments.run), device=_device(arguments), compile="off", weights=arguments.weights)
+    guide = getattr(arguments, "classifier", None)
+    overrides = [] if guide is None else [f"sample.classifier={guide}"]
+    run = open_run(
+        Path(arguments.run), overrides=overrides, device=_device(arguments), compile="off", weights=arguments.weights
+    )
     if "compile" in arguments:
         run.engine.compile(arguments.compile, everywhere=True)
     return run
@@ -444,6 +448,11 @@ def _parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             help="the token at a position (negative: from the end) matches it (may be repeated)",
+        )
+        made.add_argument(
+            "--classifier",
+            metavar="OP",
+            help="draw towards a label, such as '{op: token_counts, file: counts.npy, label: 1, strength: 2}'",
         )
         made.add_argument(
             "--compile",

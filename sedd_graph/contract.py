@@ -52,12 +52,14 @@ PROCESS_KINDS = (
     "schedule",
     "objective",
     "sampler",
+    "classifier",
     "likelihood",
     "edit_kernel",
     "edit_objective",
     "edit_sampler",
 )
-"""Kinds that make up what is around the graph: a noise process, one that changes lengths, or the likelihood of a flow."""
+"""Kinds that make up what is around the graph: a noise process and what guides its samples, a process that changes lengths, or the
+likelihood of a flow."""
 
 
 class ComponentConfig(Strict):

@@ -300,6 +300,8 @@ def sample_run(
         held = sampler.config if given is None else given
         told = held.model_dump(mode="json", include=set(Conditions.model_fields), exclude_defaults=True)
         extra = {"mask": engine.process.kernel.mask, **({"conditions": told} if told else {})}
+        if (guide := run.plan().classifier) is not None:
+            extra["classifier"] = {"op": guide.contract.op, **guide.config.model_dump(mode="json", exclude={"counts"})}
     where = write_samples(
         run.path / name,
         rows.numpy(),

@@ -18,6 +18,7 @@ from torch import Tensor
 from sedd_graph.axes import AxisError, PortType
 from sedd_graph.component import Component, Context
 from sedd_graph.contract import NODE_KINDS, ComponentConfig, Signature, size_fields
+from sedd_graph.diffusion.classifier import NoisyClassifier
 from sedd_graph.diffusion.process import Kernel, Likelihood, Schedule
 from sedd_graph.engine.ending import length_dim, take
 from sedd_graph.testing_algebra import check_algebra
@@ -66,6 +67,11 @@ def check_component(
 
             kernel = cls(cls.toy(made, 4), Context({"n": 4}))
             failures += [(c.name, f"{c.claim}: {c.value}") for c in check_kernel(kernel, end=9.0) if not c.holds]
+        elif issubclass(cls, NoisyClassifier):
+            from sedd_graph.proof.classifier import check_classifier
+
+            classifier = cls(made, Context({"n": 4}))
+            failures += [(c.name, f"{c.claim}: {c.value}") for c in check_classifier(classifier, 4) if c.holds is False]
         elif issubclass(cls, Likelihood):
             failures += _likelihood(cls(made, Context({})))
     if failures:

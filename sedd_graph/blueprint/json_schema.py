@@ -79,18 +79,20 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[
         "objective": ("objective", "likelihood", "edit_objective"),
         "sample": ("sampler", "edit_sampler"),
     }
+    inner = {"kernel": "schedule", "edit_kernel": "schedule", "sampler": "classifier"}
     for key, fitting in kinds.items():
         root["properties"][key] = {
             "anyOf": [
-                _inline_op(c, config(c), kernel=key == "process") for kind in fitting for c in by_kind.get(kind, [])
+                _inline_op(c, config(c), inner=inner.get(kind)) for kind in fitting for c in by_kind.get(kind, [])
             ]
         }
-    definitions["Schedule"] = {"anyOf": [_inline_op(c, config(c), kernel=False) for c in by_kind.get("schedule", [])]}
+    for kind in ("schedule", "classifier"):
+        definitions[kind.title()] = {"anyOf": [_inline_op(c, config(c)) for c in by_kind.get(kind, [])]}
     for key, models in sections.items():
         schemas = [_loosened(_inlined(model, definitions, f"{key}.")) for model in models]
         root["properties"][key] = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    definitions.pop("OpSpec", None)
-    definitions.pop("ProcessSpec", None)
+    for name in ("OpSpec", "ProcessSpec", "SampleSpec"):
+        definitions.pop(name, None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "sedd_graph blueprint, version 1",
@@ -102,13 +104,15 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[
     }
 
 
-def _inline_op(contract: Contract, schema: dict[str, Any], *, kernel: bool) -> dict[str, Any]:
+def _inline_op(contract: Contract, schema: dict[str, Any], *, inner: str | None = None) -> dict[str, Any]:
+    """``inner`` is the key under which another component stands in it; a schedule must, a classifier may."""
     out = copy.deepcopy(schema)
     out.setdefault("properties", {})
     out["properties"] = {"op": {"enum": [contract.name, contract.op]}, **out["properties"]}
     out["required"] = ["op", *out.get("required", [])]
-    if kernel:
-        out["properties"]["schedule"] = {"$ref": "#/$defs/Schedule"}
+    if inner is not None:
+        out["properties"][inner] = {"$ref": f"#/$defs/{inner.title()}"}
+    if inner == "schedule":
         out["required"].append("schedule")
     out["description"] = contract.summary
     return out

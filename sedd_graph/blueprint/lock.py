@@ -43,6 +43,8 @@ def lock(loaded: Loaded, fill: Fill) -> str:
         out["objective"] = writer.op(blueprint.objective)
     if blueprint.sample is not None:
         out["sample"] = writer.op(blueprint.sample)
+        if blueprint.sample.classifier is not None:
+            out["sample"]["classifier"] = writer.op(blueprint.sample.classifier)
     out |= {key: model.model_dump(mode="json") for key, model in loaded.sections.items()}
     text = _HEAD + dump({k: v for k, v in out.items() if v not in ({}, None)})
     try:

@@ -108,6 +108,12 @@ class ProcessSpec(OpSpec):
     schedule: OpSpec
 
 
+class SampleSpec(OpSpec):
+    """How text is drawn: a sampler, its Config keys, and a ``classifier`` that it is drawn towards a label of."""
+
+    classifier: OpSpec | None = None
+
+
 class Library(Frozen):
     """A file that only holds blocks for others to use."""
 
@@ -130,7 +136,7 @@ class Blueprint(Library):
     nodes: Annotated[dict[Name, Node], pydantic.Field(min_length=1, max_length=4096)]
     process: ProcessSpec | None = None
     objective: OpSpec | None = None
-    sample: OpSpec | None = None
+    sample: SampleSpec | None = None
     data: dict[Name, Any] | None = None
     train: dict[Name, Any] | None = None
     store: dict[Name, Any] | None = None

@@ -42,6 +42,8 @@ class Classifier:
     strength: float = 1.0
     rows: int = 4096
     """Rows given to an exact classifier at a time."""
+    changes: Callable[[Tensor, Tensor], Tensor | None] | None = None
+    """A quicker way to log p(c | x with state y at i) - log p(c | x), float32 [r, l, n], of x int64 [r, l] at times t [r]; or None."""
 
 
 def tilted(name: str, log: Tensor, by: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
@@ -110,6 +112,9 @@ def classified(denoise: Denoise, kernel: Kernel, schedule: Schedule, classifier:
 
 def _differences(classifier: Classifier, x: Tensor, t: Tensor, here: Tensor, states: int) -> Tensor:
     """log p(c | x with y at i) - log p(c | x), float32 [r, l, n], at the positions ``here`` bool [r, l]; 0 elsewhere."""
+    quick = None if classifier.changes is None else classifier.changes(x, t)
+    if quick is not None:
+        return torch.where(here[..., None], quick.float().clamp(min=_NEVER), 0.0)
     if classifier.method == "gradient":
         with torch.enable_grad():
             hot = torch.nn.functional.one_hot(x, states).float().requires_grad_()

@@ -29,6 +29,9 @@ class Schedule(Component, ABC):
     """How noise grows with time."""
 
     abstract: ClassVar[bool] = True
+    learned: ClassVar[bool] = False
+    """Whether it has parameters, which are trained (towards a loss that varies less) and kept with the network's. Total noise at
+    t = 0 and 1 must not depend on them."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
@@ -153,6 +156,9 @@ class Objective(Component, ABC):
     """Whether it works only with a kernel that masks all tokens at one rate, and does nothing else."""
     trains_noise: ClassVar[bool] = False
     """Whether its gradient is right for a kernel's parameters, too, on which the draws depend."""
+    steady: ClassVar[bool] = False
+    """Whether its times are drawn evenly and its loss is ``dsigma`` times what depends on total noise and the draw at it alone: what
+    a schedule that learns asks for (:func:`sedd_graph.diffusion.pace.steadied`)."""
     over: ClassVar[str] = "time"
     """What ``t`` of its draws is: ``time``, or ``masked``, the share of masked tokens, a sum over which is exact."""
 

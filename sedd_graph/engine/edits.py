@@ -55,6 +55,11 @@ def make_edit_process(plan: ProcessPlan, registry: Registry, *, states: int | No
     def refuse(key: str, message: str) -> None:
         problems.append(Problem("blueprint", 0, 0, key, message))
 
+    if schedule.learned:
+        refuse(
+            "process.schedule",
+            f"{plan.schedule.contract.name!r} learns from losses of rows of one length; take another schedule, such as loglinear",
+        )
     if kernel.births and not plan.deletes:
         refuse("process", f"{name!r} inserts tokens, which generation must take out: give the output log_delete, too")
     if not kernel.births and plan.deletes:

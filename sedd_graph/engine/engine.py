@@ -20,6 +20,7 @@ from sedd_graph.diffusion.conditions import Conditions
 from sedd_graph.diffusion.constraint import Matching, Pieces, allowed_tokens, lacks
 from sedd_graph.diffusion.guidance import Classifier, classified, renoised, unprompted
 from sedd_graph.diffusion.numerics import full_precision
+from sedd_graph.diffusion.pace import steadied
 from sedd_graph.diffusion.process import Objective
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 from sedd_graph.diffusion.sampler import Denoise
@@ -36,14 +37,14 @@ from sedd_graph.graph.process import ProcessPlan
 from sedd_graph.plugins import Registry
 from sedd_graph.store.files import disk_faults
 
-__all__ = ["NOISE", "Bound", "CompileMode", "Engine", "LossModule", "mean_and_error", "mix_seed"]
+__all__ = ["NOISE", "PACE", "Bound", "CompileMode", "Engine", "LossModule", "mean_and_error", "mix_seed"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
 """What is compiled; see :meth:`Engine.compile`."""
 
 
-NOISE = "process:kernel"
-"""The name of a kernel with parameters among the modules of a model; no node can have it."""
+NOISE, PACE = "process:kernel", "process:schedule"
+"""The names of a kernel and of a schedule with parameters among the modules of a model; no node can have them."""
 
 
 class Bound(NamedTuple):
@@ -100,6 +101,10 @@ class LossModule(nn.Module):
         outputs, taps = self.model.run(feed(draw, batch, block), None if key is None else _for_each(draw, key))
         with full_precision(draw.xt):
             loss = self._process.objective.loss(outputs, draw, batch, self._process.kernel, self._process.schedule)
+            if self._process.schedule.learned:
+                # in the units of the loss: nats per sequence, times the share of a guess's that each token costs
+                guess = batch.counted.clamp(min=1) * math.log(self._process.kernel.states)
+                loss = loss + steadied(loss, draw.t, self._process.schedule) / guess
         return loss, taps
 
 
@@ -133,10 +138,12 @@ class Engine:
         if plan is not None:
             self.process = make_process(plan, registry)
             for part in self.process:
-                part.to(device)
-            if self.process.kernel.learned:
-                # with the network's: optimized, averaged, checkpointed and saved
-                self.model.add_module(NOISE, self.process.kernel)
+                if part is not None:
+                    part.to(device)
+            for name, part in ((NOISE, self.process.kernel), (PACE, self.process.schedule)):
+                if part.learned:
+                    # with the network's: optimized, averaged, checkpointed and saved
+                    self.model.add_module(name, part)
             self.loss_module = LossModule(self.model, self.process)
             kernel = self.process.kernel
             allowed = torch.ones(kernel.states, dtype=torch.bool)
@@ -298,7 +305,7 @@ class Engine:
         [b, l] hides padding. The same ``seed`` gives the same rows on the same device. ``on_step(number, rows)`` sees
         every step. The mask and forbidden tokens never come out (unless a prompt holds them). ``given`` are conditions on the
         text, instead of those of the blueprint's ``sample``; ``allowed`` bool [n], [l, n] or [b, l, n] bounds the tokens further;
-        ``classifier`` draws the text towards what it knows. Raises :class:`UserError` where conditions cannot be met, and where
+        ``classifier`` draws the text towards what it knows, instead of the blueprint's. Raises :class:`UserError` where conditions cannot be met, and where
         ``steps`` is given and the blueprint's sampler takes none (``process.sampler.steps`` is None).
 
         Under an objective of blocks the sampler runs in each block from left to right, with ``steps`` of its own; a prompt may
@@ -312,6 +319,8 @@ class Engine:
         conditions = process.sampler.config if given is None else given
         if (lack := lacks(conditions, process.kernel)) is not None:
             raise UserError(f"sample: this needs {lack}, not {type(process.kernel).__name__}")
+        if classifier is None and process.classifier is not None:
+            classifier = process.classifier.guide(process.schedule)
         moves = process.kernel.mask is None or not process.kernel.clamp_safe
         if classifier is not None and moves and "log_score" not in process.sampler.reads:
             raise UserError(

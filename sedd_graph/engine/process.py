@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sedd_graph.component import Context
+from sedd_graph.diffusion.classifier import NoisyClassifier
 from sedd_graph.diffusion.constraint import lacks
 from sedd_graph.diffusion.process import Kernel, Objective, Schedule
 from sedd_graph.diffusion.sampler import Sampler
-from sedd_graph.errors import BlueprintError, Problem
+from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.model import Graph
 from sedd_graph.graph.process import FED, ProcessPlan
 from sedd_graph.plugins import Registry
@@ -17,12 +18,13 @@ __all__ = ["Process", "hold_inputs", "make_process"]
 
 
 class Process(NamedTuple):
-    """The four components of a noise process."""
+    """The four components of a noise process, and a classifier of noised rows where samples are drawn towards a label."""
 
     kernel: Kernel
     schedule: Schedule
     objective: Objective
     sampler: Sampler
+    classifier: NoisyClassifier | None = None
 
 
 def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> Process:
@@ -33,7 +35,10 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
     goal = registry.component(plan.objective.contract.op)
     objective = goal(plan.objective.config if states is None else goal.toy(plan.objective.config), context)
     schedule, sampler = (registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.sampler))
-    process = Process(kernel, schedule, objective, sampler)
+    classifier = (
+        _classifier(plan, registry, context) if states is None else None
+    )  # a proof is of the sampler without it
+    process = Process(kernel, schedule, objective, sampler, classifier)
     problems = [
         Problem(
             "blueprint",
@@ -57,9 +62,44 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
         )
         if lack is not None
     ]
+    if schedule.learned and not objective.steady:
+        message = (
+            f"{plan.schedule.contract.name!r} learns from losses that are integrals over time, such as nelbo's and "
+            f"score_entropy's; {plan.objective.contract.name!r} is none: take another schedule, such as loglinear"
+        )
+        problems.append(Problem("blueprint", 0, 0, "process.schedule", message))
+    if classifier is not None and plan.classifier is not None and (lack := _hinders(process)) is not None:
+        message = f"{plan.classifier.contract.name!r} needs {lack}"
+        problems.append(Problem("blueprint", 0, 0, "sample.classifier", message))
     if problems:
         raise BlueprintError(problems)
     return process
+
+
+def _classifier(plan: ProcessPlan, registry: Registry, context: Context) -> NoisyClassifier | None:
+    """The declared classifier, which knows the declared label. Raises :class:`BlueprintError`."""
+    if plan.classifier is None:
+        return None
+    try:
+        made: NoisyClassifier = registry.component(plan.classifier.contract.op)(plan.classifier.config, context)
+    except UserError as error:  # a file that cannot be read, or is of another model
+        raise BlueprintError([Problem("blueprint", 0, 0, "sample.classifier", str(error))]) from None
+    label = plan.classifier.config.label  # type: ignore[attr-defined]
+    if label >= made.labels:
+        message = f"there is no label {label}: this classifier has {made.labels}, from 0 to {made.labels - 1}"
+        raise BlueprintError([Problem("blueprint", 0, 0, "sample.classifier.label", message)])
+    return made
+
+
+def _hinders(process: Process) -> str | None:
+    """What guidance by the process's classifier needs and does not have here."""
+    kernel, objective, sampler, classifier = process.kernel, process.objective, process.sampler, process.classifier
+    assert classifier is not None
+    if objective.block is not None:
+        return "text that is drawn as a whole, not in blocks"
+    if (kernel.mask is None or not kernel.clamp_safe) and "log_score" not in sampler.reads:
+        return "a sampler that reads log_score, such as analytic: where seen tokens move, it gives factors for scores"
+    return classifier.lacks(kernel)
 
 
 def hold_inputs(process: Process, graph: Graph) -> None:

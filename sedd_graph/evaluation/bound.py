@@ -160,7 +160,7 @@ class _Drawn:
         if self.over == "time":
             assert engine.process is not None
             inside = torch.from_numpy(edges.clip(1e-4, 1 - 1e-6)).float().to(engine.device)
-            noised = -np.expm1(-engine.process.schedule.sigma(inside).double().cpu().numpy())
+            noised = -np.expm1(-engine.process.schedule.sigma(inside).detach().double().cpu().numpy())
         places = np.ceil(t * LEVELS - 1e-6).clip(1, LEVELS).astype(np.int64) - 1
         tokens = counted.numpy()[row]
         found = []

@@ -49,7 +49,8 @@ class Part:
 class ProcessPlan:
     """Kernel, schedule, objective and sampler, the number of states, and the graph's output that they read.
 
-    Where noise inserts and deletes that is ``log_insert``, and ``deletes`` says whether there is ``log_delete`` too.
+    Where noise inserts and deletes that is ``log_insert``, and ``deletes`` says whether there is ``log_delete`` too. Samples may be
+    drawn towards what a ``classifier`` knows.
     """
 
     kernel: Part
@@ -59,6 +60,7 @@ class ProcessPlan:
     states: int
     output: str
     deletes: bool = False
+    classifier: Part | None = None
 
     @property
     def edits(self) -> bool:
@@ -95,10 +97,18 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
     schedule = part(at / "process" / "schedule", process.schedule, "schedule")
     objective_ = part(at / "objective", objective, kind + "objective")
     sampler = part(at / "sample", sample, kind + "sampler")
-    if kernel is None or schedule is None or objective_ is None or sampler is None:
+    classifier, wanted = None, sample.classifier
+    if wanted is not None and edits:
+        (at / "sample" / "classifier").refuse(
+            "a classifier guides text of one length, not text whose length changes: leave it out"
+        )
+    elif wanted is not None:
+        classifier = part(at / "sample" / "classifier", wanted, "classifier")
+    if at.problems or kernel is None or schedule is None or objective_ is None or sampler is None:
         raise BlueprintError(at.problems)
     output, states = found
-    return ProcessPlan(kernel, schedule, objective_, sampler, states, output, "log_delete" in graph.root.outputs)
+    deletes = "log_delete" in graph.root.outputs
+    return ProcessPlan(kernel, schedule, objective_, sampler, states, output, deletes, classifier)
 
 
 def _hold_inputs(at: Spot, graph: Graph, fed: Mapping[str, str]) -> None:

@@ -48,6 +48,7 @@ def _parts(registry: Registry, kind: str) -> list[Part]:
     return found
 
 
+@torch.no_grad()
 def _schedules(kernels: Sequence[Part], schedules: Sequence[Part], registry: Registry) -> Iterator[Cell]:
     """Does the noise reach the kernel's prior by t = 1, and is the schedule one?"""
     for schedule in schedules:

@@ -23,6 +23,7 @@ LITTLE = (3e-8, 1e-6, 1e-3, 0.5, 5.0)
 """Total noise at which float32 is held to float64: where 1 - exp(-sigma) is 0, or 5% off, among them."""
 
 
+@torch.no_grad()
 def check_schedule(schedule: Schedule) -> list[Check]:
     """Total noise grows, the rate is its derivative (the field has shipped schedules where it is not), and float32 will do."""
     t = torch.linspace(0.0213, 0.9787, 97, dtype=torch.float64)

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.diffusion.roles import Randomness
-from sedd_graph.engine.engine import Engine, mix_seed
+from sedd_graph.engine.engine import PACE, Engine, mix_seed
 from sedd_graph.engine.hardware import pick_dtype
 from sedd_graph.errors import DivergedError, UserError
 from sedd_graph.evaluation.bound import evaluate, to_batch
@@ -145,8 +145,10 @@ class Trainer:
     def update(self, progress: float) -> Tensor:
         """Clip, step, average. Returns the norm of the gradient."""
         config = self.config
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
+        named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
+        # a learned schedule is led by the rare loss that is large: it would shorten the network's step, or be cut itself
+        rest = [p for name, p in named if not name.startswith(PACE)]
+        norm = nn.utils.clip_grad_norm_(rest, config.clip or math.inf)
         share = learning_rate(config, self.step, progress)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

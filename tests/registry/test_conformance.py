@@ -66,6 +66,7 @@ CASES: dict[str, list[Case]] = {
     "join_sequence": [case({"mode": m, "of": of}, h=3) for m in ("halves", "interleave") for of in ("values", "mask")],
     "l2_attention": [case({"heads": 2}, r=4), case({"heads": 1, "bound": 0.5}, "attend", r=4)],
     "layer_norm": [case({"affine": a}) for a in ("none", "weight", "weight_bias")],
+    "learned": [case(), case({"pieces": 2, "eps": 1e-2}), case({"pieces": 32})],
     "learned_positions": [case({"max_length": 6})],
     "learned_time": [case()],
     "learned_power": [case(), case({"gamma": -1.0, "frequencies": [5, 1, 100]})],
@@ -103,6 +104,10 @@ CASES: dict[str, list[Case]] = {
     "split_sequence": [case({"mode": m, "of": of}, h=3) for m in ("halves", "interleave") for of in ("values", "mask")],
     "sub": [case()],
     "take_noised": [case()],
+    "token_counts": [
+        case({"counts": [[5, 1, 0], [1, 1, 1]], "label": 1}),
+        case({"counts": [[5, 1, 0], [1, 1, 1], [0, 9, 2]], "label": 2, "prior": [1, 2, 3], "smoothing": 0.1}),
+    ],
     "token_embedding": [case({"vocab": 7}), case({"vocab": 7, "init": "kaiming"})],
     "transformers_backbone": [
         case({"config": {"model_type": kind, **BACKBONE, **more}}, *ports)
