@@ -33,7 +33,14 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "processes.jsonl"
 ROWS = 32
 LEVELS = (16, 64, 256)
-BYTES = ("params.tokens=257", "data.tokenizer={op: bytes}", "params.dropout=0.0")
+SHARED = (
+    "params.tokens=257",
+    "data.tokenizer={op: bytes}",
+    "params.dim=64",
+    "params.heads=2",
+    "params.cond=64",
+    "params.dropout=0.0",
+)
 PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
     # what: blueprint, overrides
     "absorb, score entropy": ("sedd-tiny", ()),
@@ -57,7 +64,7 @@ PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
 def measure(what: str, steps: int, judge: Judge | None) -> dict[str, Any]:
     """Train ``what``, and measure what came of it."""
     name, own = PROCESSES[what]
-    over = [*BYTES, *own, f"train.steps={steps}", "train.log_every=100", "train.ema=0.99"]
+    over = [*SHARED, *own, f"train.steps={steps}", "train.log_every=100", "train.ema=0.99"]
     report = check(HERE.parent / "blueprints" / f"{name}.yaml", over)
     assert report.plan is not None
     data = open_data(report.data, root=HERE.parent / "blueprints")
