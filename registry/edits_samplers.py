@@ -3,7 +3,7 @@
 Axes: b rows, w positions (the start state first), v data tokens.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 import torch
@@ -91,7 +91,7 @@ class EditFirstHitting(EditSampler, kind="edit_sampler"):
     class Config(ComponentConfig):
         pass
 
-    def lacks(self, kernel: EditKernel, objective: EditObjective) -> str | None:
+    def lacks(self, kernel: EditKernel, objective: EditObjective[Any, Any]) -> str | None:
         return None if objective.one_length else "an objective for strings of one known length, such as dice"
 
     def walk(self, walk: EditWalk, steps: int) -> None:

@@ -30,7 +30,7 @@ from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.proof.blocks import prove_blocks
 from sedd_graph.proof.check import Check
-from sedd_graph.proof.edits import prove_edits
+from sedd_graph.proof.edit_process import prove_edits
 from sedd_graph.proof.inverse import prove_inverses
 from sedd_graph.proof.output import check_output
 from sedd_graph.proof.process import prove_process

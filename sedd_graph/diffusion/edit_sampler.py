@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class EditWalk:
 
     def deletions(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """Chances [b, w] that a token was born: 0 where none may go."""
-        if not self.kernel.births:
+        if "log_delete" not in outputs:
             return torch.zeros_like(self.fixed, dtype=torch.float32)
         token = self.strings.attend & ~self.fixed
         token[:, 0] = False
@@ -125,7 +125,7 @@ class EditSampler(Component, ABC):
     cut: int = 0
     evaluations: int = 0
 
-    def lacks(self, kernel: EditKernel, objective: EditObjective) -> str | None:
+    def lacks(self, kernel: EditKernel, objective: EditObjective[Any, Any]) -> str | None:
         """What it needs and does not find in either, in words; None where nothing is missing."""
         return None
 

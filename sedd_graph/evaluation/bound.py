@@ -142,7 +142,7 @@ class _Drawn:
     nats: list[Tensor] = dataclasses.field(default_factory=list)
     first: int = 0
 
-    def add(self, objective: Objective | EditObjective, draw: Draw | EditDraw, nats: Tensor) -> None:
+    def add(self, objective: Objective | EditObjective[Any, Any], draw: Draw | EditDraw, nats: Tensor) -> None:
         self.over = objective.over
         if isinstance(objective, Objective) and objective.block is not None:
             return  # each block of a row is at a level of its own, and the nats are of them all

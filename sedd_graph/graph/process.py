@@ -34,7 +34,7 @@ FED_EDITS = {name: FED[name] for name in ("tokens", "sigma", "attend")}
 OUTPUTS = ("log_score", "log_x0")
 """What a graph of a language model puts out: one of these."""
 EDITS = {"log_insert": "float b l v", "log_delete": "float b l"}
-"""What it puts out where noise inserts and deletes: the first, or both."""
+"""What it puts out where lengths change: the first, and what else the kernel cannot be undone without."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Part:
 class ProcessPlan:
     """Kernel, schedule, objective and sampler, the number of states, and the graph's output that they read.
 
-    Where noise inserts and deletes that is ``log_insert``, and ``deletes`` says whether there is ``log_delete`` too.
+    Where lengths change that is the first of ``edits``, all the outputs that say how a string is edited; else there are none.
     """
 
     kernel: Part
@@ -58,12 +58,7 @@ class ProcessPlan:
     sampler: Part
     states: int
     output: str
-    deletes: bool = False
-
-    @property
-    def edits(self) -> bool:
-        """Whether lengths change."""
-        return self.output in EDITS
+    edits: tuple[str, ...] = ()
 
 
 def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPlan | None:
@@ -98,7 +93,9 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
     if kernel is None or schedule is None or objective_ is None or sampler is None:
         raise BlueprintError(at.problems)
     output, states = found
-    return ProcessPlan(kernel, schedule, objective_, sampler, states, output, "log_delete" in graph.root.outputs)
+    return ProcessPlan(
+        kernel, schedule, objective_, sampler, states, output, tuple(n for n in EDITS if n in graph.root.outputs)
+    )
 
 
 def _hold_inputs(at: Spot, graph: Graph, fed: Mapping[str, str]) -> None:
