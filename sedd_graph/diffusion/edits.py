@@ -400,6 +400,14 @@ class EditObjective(Component, ABC, Generic[Kernel_, Draw_]):
     def loss(self, outputs: Mapping[str, Tensor], draw: Draw_, kernel: Kernel_) -> Tensor:
         """Nats per string, float32 [b]. Pure tensor code that compiles."""
 
+    def caveat(self, kernel: Kernel_) -> str | None:
+        """Why the bound is not to be compared with those of other processes, in words; None where it may be."""
+        return None
+
+    def held_down(self, kernel: Kernel_, schedule: Schedule) -> float:
+        """The share of time in which training weighs a draw less than the bound does."""
+        return 0.0
+
     def rates(self, outputs: Mapping[str, Tensor], strings: Strings, longest: int) -> Mapping[str, Tensor]:
         """What a sampler of strings of ``longest`` tokens is to take the outputs for."""
         return outputs

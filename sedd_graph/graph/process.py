@@ -33,7 +33,7 @@ FED_EDITS = {name: FED[name] for name in ("tokens", "sigma", "attend")}
 
 OUTPUTS = ("log_score", "log_x0")
 """What a graph of a language model puts out: one of these."""
-EDITS = {"log_insert": "float b l v", "log_delete": "float b l"}
+EDITS = {"log_insert": "float b l v", "log_delete": "float b l", "log_substitute": "float b l v"}
 """What it puts out where lengths change: the first, and what else the kernel cannot be undone without."""
 
 
@@ -130,20 +130,23 @@ def _edit_states(at: Spot, graph: Graph) -> tuple[str, int] | None:
         )
     for name in graph.root.outputs:
         if name not in EDITS:
-            (at / name).refuse("a graph with log_insert has no other output than that and log_delete")
+            (at / name).refuse(f"a graph with log_insert has no other outputs than {', '.join(EDITS)}")
+    tokens = None
     for name, wanted in EDITS.items():
         found = graph.root.output_types.get(name)
         if found is None:
             if name == "log_insert":
-                at.refuse("log_delete needs log_insert beside it")
+                at.refuse("log_insert is missing: no string is edited without it")
             continue
         size = found.dims[-1].size.constant if found.dims else None
         if found.kind != "float" or len(found.dims) != len(wanted.split()) - 1:
             (at / name).refuse(f"must be {wanted}, not {found}")
         elif name == "log_insert" and (size is None or size < 2):
             (at / name).refuse(f"must be {wanted} with two or more data tokens v, not {found}")
-    if at.problems:
+        elif name == "log_insert":
+            tokens = size
+        elif wanted.endswith("v") and size != tokens:
+            (at / name).refuse(f"must be of the data tokens that log_insert has, {tokens}, not {size}")
+    if at.problems or tokens is None:
         return None
-    tokens = graph.root.output_types["log_insert"].dims[-1].size.constant
-    assert tokens is not None
     return "log_insert", tokens + 1
