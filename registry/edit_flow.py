@@ -118,6 +118,8 @@ class EditFlowLoss(EditObjective[EditFlowKernel, ColumnDraw], kind="edit_objecti
     these), nats per string. With noise of its own the bound is loose: no network that sees one string can make it -log p.
     """
 
+    over = "noised"
+
     class Config(TimeConfig):
         max_weight: Annotated[float, pydantic.Field(gt=0, le=1e9)] | None = 20.0
         """In training no w is more than this, which holds gradients from near clean text down; null: as it is. Bounds are

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from sedd_graph.engine.process import make_process
-from sedd_graph.graph.process import Part, ProcessPlan
+from sedd_graph.graph.process import EDITS, Part, ProcessPlan
 from sedd_graph.plugins import discover
 from sedd_graph.proof.edit_process import prove_edits
 from sedd_graph.proof.process import prove_process
@@ -47,6 +47,13 @@ def test_every_check_of_strings_stands_there_in_order() -> None:
     named = [c.name for c in prove_edits(plan, REGISTRY)]
     assert first_column("string check") == [n for n in named if n.startswith("edits.")]
     assert {n for n in named if not n.startswith("edits.")} <= set(first_column("check"))
+
+
+def test_every_check_of_columns_stands_there_in_order() -> None:
+    kernel = part("edit_flow", mean_length=1.0)
+    plan = ProcessPlan(kernel, part("cubic"), part("edit_flow_loss"), part("edit_tau"), 4, "log_insert", tuple(EDITS))
+    named = [c.name for c in prove_edits(plan, REGISTRY)]
+    assert first_column("column check") == [n for n in named if n.startswith(("edits.", "objective."))]
 
 
 def test_blueprints_and_the_one_shown() -> None:

@@ -54,6 +54,14 @@ class EditFlowKernel(EditKernel):
     def reads(self) -> tuple[str, ...]:
         return ("log_insert", "log_delete", "log_substitute") if self.spread else ("log_insert",)
 
+    def holds_nothing(self) -> str | None:
+        if not self.spread:
+            return None
+        return (
+            "generation begins with noise that is text of its own, and given text in its place would be taken for noise that is "
+            "to be edited away: take edit_flow with mean_length 0, delete or indel"
+        )
+
     def weights(self, sigma: Tensor) -> Tensor:
         return (1 / torch.expm1(sigma))[:, None].expand(-1, 3)
 

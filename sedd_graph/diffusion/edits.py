@@ -157,6 +157,10 @@ class EditKernel(Component, ABC):
         """Whether tokens that are not ``corrupt`` stay as they are, so that a model can be trained with prompts."""
         return False
 
+    def holds_nothing(self) -> str | None:
+        """Why given text cannot be held fixed while the rest is written, in words; None where it can."""
+        return None
+
     @property
     @abstractmethod
     def reads(self) -> tuple[str, ...]:

@@ -115,6 +115,10 @@ class EditEngine(Engine):
         self.compile(compile)
 
     @property
+    def caveat(self) -> str | None:
+        return self.edits.objective.caveat(self.edits.kernel)
+
+    @property
     def trained(self) -> nn.Module:
         return self.edit_module
 
@@ -251,6 +255,8 @@ class EditEngine(Engine):
 
     def _prompt(self, prompt: Tensor, batch: int, length: int) -> tuple[Strings, Tensor, Tensor]:
         """The given tokens alone, all of them fixed, and the gaps in which there is no hole."""
+        if (reason := self.edits.kernel.holds_nothing()) is not None:
+            raise UserError(f"filling in: {reason}")
         if prompt.dim() != 2 or prompt.shape[0] != 1:
             raise UserError(f"sample: prompt must be one row, [1, p], not {list(prompt.shape)}")
         row = prompt[0].to(self.device)

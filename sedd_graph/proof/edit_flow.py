@@ -124,10 +124,11 @@ class ColumnToy(StringTable):
             for case in (rate.abs().sum(0) > 0).nonzero().tolist():
                 i, place, *token = case
                 s, before = self.strings[i], place - (kind > 0)
-                to = index[(*s[:before], *token, *s[before + (kind > 0) :])]
+                to = index.get((*s[:before], *token, *s[before + (kind > 0) :]))
                 carried = pace[:, kind] * rate[(slice(None), *case)]
-                net[:, to] += carried
                 net[:, i] -= carried
+                if to is not None:  # no string of the toy: what goes there is lost, and the check fails
+                    net[:, to] += carried
         return net
 
     def bound(self, least: float) -> float:
