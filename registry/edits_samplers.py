@@ -82,8 +82,8 @@ class EditThinning(EditSampler, kind="edit_sampler"):
                 chosen = torch.zeros_like(happens, dtype=torch.int64)
                 chosen[happens] = categorical(per_edit[happens], generator=walk.generator)
                 hit = torch.zeros_like(per_edit, dtype=torch.bool).scatter_(1, chosen[:, None], happens[:, None])
-                put, gone, *swap = hit.split(each.shape[1], 1)
-                walk.edit(put, weights, gone, *swap, others=others)
+                put, gone, *rest = hit.split(each.shape[1], 1)
+                walk.edit(put, weights, gone, rest[0] if rest else None, others)
             walk.shown()
         walk.leap(walk.outputs(sigma), kernel.leap(sigma, torch.zeros_like(sigma)).float())
 

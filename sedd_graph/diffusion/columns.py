@@ -18,6 +18,7 @@ from sedd_graph.diffusion.edits import Strings
 __all__ = ["BLANK", "Columns", "Remaining", "align_optimal", "align_padded", "partway"]
 
 BLANK = -1
+"""Stands in a column where a string has no token."""
 
 
 class Columns(NamedTuple):
@@ -57,9 +58,9 @@ def align_optimal(noise: Tensor, clean: Tensor) -> Columns:
     cost = torch.arange(clean.shape[1] + 1, device=device).expand(rows, -1)
     count = cost
     table = [cost]
-    for i in range(int(deep.max()) if rows else 0):
+    for row in range(int(deep.max()) if rows else 0):
         best = cost + 1
-        differs = (noise[:, i, None] != clean).long()
+        differs = (noise[:, row, None] != clean).long()
         best = torch.cat([best[:, :1], torch.minimum(best[:, 1:], cost[:, :-1] + differs)], 1)
         # clean tokens that come in one after another cost one each: a running minimum
         cost = (best - count).cummin(-1).values + count

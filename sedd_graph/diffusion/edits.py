@@ -35,8 +35,10 @@ __all__ = [
 
 
 ONLY_DELETES = "a kernel that only deletes"
-BIRTHS_AND_DEATHS = "a kernel of births and deaths alone (delete, indel)"
 """What some parts need, as the rest of a sentence."""
+
+BIRTHS_AND_DEATHS = "a kernel of births and deaths alone (delete, indel)"
+"""What others need."""
 
 LEAST = 1e-4
 """Total noise from which on bounds are taken: what a string loses below it is about this share of a token."""

@@ -20,6 +20,7 @@ from sedd_graph.proof.check import Check
 __all__ = ["TOKENS", "StringTable", "check_string_sampler"]
 
 TOKENS = 2
+"""Data tokens of the toys."""
 
 
 class StringTable(ABC):
