@@ -18,7 +18,7 @@ import torch
 from sedd_graph_registry.edits import Delete, Indel
 
 from sedd_graph.component import Context
-from sedd_graph.diffusion.edits import EditKernel
+from sedd_graph.diffusion.edits import BirthDeath
 from sedd_graph.diffusion.roles import Batch, Randomness
 from sedd_graph.engine.hardware import describe_hardware
 
@@ -55,7 +55,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     context = Context({"n": TOKENS + 1})
-    kernels: dict[str, EditKernel] = {
+    kernels: dict[str, BirthDeath] = {
         "delete": Delete(Delete.Config(), context),
         "indel": Indel(Indel.Config(mean_length=16), context),
     }

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
 from sedd_graph.contract import SizeField
-from sedd_graph.diffusion.edits import EditKernel
+from sedd_graph.diffusion.edits import BirthDeath
 from sedd_graph.diffusion.numerics import full_precision
 
 from ._bijection import wide
@@ -23,7 +23,7 @@ from ._frequencies import FrequencyConfig, thinned, token_law
 __all__ = ["Delete", "DeletionHead", "Indel", "InsertionHead"]
 
 
-class Delete(EditKernel, kind="edit_kernel"):
+class Delete(BirthDeath, kind="edit_kernel"):
     """Every token is deleted at rate 1; noise is the empty string (DID, arXiv 2603.23507). Generation only inserts."""
 
     class Config(ComponentConfig):
@@ -40,7 +40,7 @@ class Delete(EditKernel, kind="edit_kernel"):
         return 0.0
 
 
-class Indel(EditKernel, kind="edit_kernel"):
+class Indel(BirthDeath, kind="edit_kernel"):
     """Every token is deleted at rate 1, and new ones are inserted anywhere, drawn by frequency: the birth-death process of
     Thorne, Kishino and Felsenstein (1991). Generation inserts and deletes, and so can take back what it wrote.
 

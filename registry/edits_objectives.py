@@ -11,14 +11,35 @@ import pydantic
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.edits import ONLY_DELETES, EditDraw, EditKernel, EditObjective, Strings
+from sedd_graph.diffusion.edits import (
+    BIRTHS_AND_DEATHS,
+    ONLY_DELETES,
+    BirthDeath,
+    EditDraw,
+    EditKernel,
+    EditObjective,
+    Strings,
+)
 from sedd_graph.diffusion.numerics import FLOOR
 from sedd_graph.diffusion.process import Schedule
 from sedd_graph.diffusion.roles import Batch, Randomness
 
 from .objectives import TimeConfig
 
-__all__ = ["DICE", "DISE"]
+__all__ = ["DICE", "DISE", "RatioDraw"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RatioDraw(EditDraw):
+    """A draw with conditional ratios (the fields of :class:`Target`). ``weights`` float32 [b, 2]: what the sums over insertions
+    and deletions are multiplied by; ``constant`` float32 [b] is added."""
+
+    missing: Tensor
+    symbols: Tensor
+    fresh: Tensor
+    spurious: Tensor
+    weights: Tensor
+    constant: Tensor
 
 
 class StringConfig(TimeConfig):
@@ -37,7 +58,7 @@ def _gaps(outputs: Mapping[str, Tensor], draw: EditDraw) -> Tensor:
     return outputs["log_insert"].float().masked_fill(~draw.attend[..., None], 0.0)
 
 
-class DISE(EditObjective, kind="edit_objective"):
+class DISE(EditObjective[BirthDeath, RatioDraw], kind="edit_objective"):
     """Score entropy of insertions, and of deletions where the kernel inserts (DID, arXiv 2603.23507; TKF91).
 
     Of the reverse rates s and the conditional ratios R: sum of rate (s - R log s + R log R - R) over all edits. With ``indel``
@@ -48,11 +69,13 @@ class DISE(EditObjective, kind="edit_objective"):
         pass
 
     def lacks(self, kernel: EditKernel) -> str | None:
+        if not isinstance(kernel, BirthDeath):
+            return BIRTHS_AND_DEATHS
         return ONLY_DELETES + " for its sampled targets" if kernel.births and self.config.targets == "sampled" else None
 
     def corrupt(
-        self, batch: Batch, kernel: EditKernel, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
-    ) -> EditDraw:
+        self, batch: Batch, kernel: BirthDeath, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
+    ) -> RatioDraw:
         width = 1.0
         if t is None:
             rows = len(batch)
@@ -65,7 +88,7 @@ class DISE(EditObjective, kind="edit_objective"):
             batch, kernel, schedule.sigma(t), width * schedule.dsigma(t), random, width=1 + room, sampled=sampled
         )
 
-    def bound_draw(self, batch: Batch, kernel: EditKernel, schedule: Schedule, *, random: Randomness) -> EditDraw:
+    def bound_draw(self, batch: Batch, kernel: BirthDeath, schedule: Schedule, *, random: Randomness) -> RatioDraw:
         u = random.low_discrepancy(len(batch)).double().to(batch.tokens.device).clamp(min=1e-9)
         end = schedule.sigma(torch.ones(1, dtype=torch.float64, device=u.device))
         sigma, slope = kernel.clock(u, float(end))
@@ -82,18 +105,18 @@ class DISE(EditObjective, kind="edit_objective"):
     def _draw(
         self,
         batch: Batch,
-        kernel: EditKernel,
+        kernel: BirthDeath,
         sigma: Tensor,
         slope: Tensor,
         random: Randomness,
         *,
         width: int | None,
         sampled: bool,
-    ) -> EditDraw:
+    ) -> RatioDraw:
         strings = kernel.sample(batch, sigma, random=random, width=width)
         found = kernel.sampled_target(batch, strings) if sampled else kernel.target(batch, strings, sigma)
         weights = (kernel.weights(sigma.double()) * slope[:, None].double()).float()
-        return EditDraw(
+        return RatioDraw(
             strings.tokens,
             strings.attend,
             sigma.float(),
@@ -103,13 +126,13 @@ class DISE(EditObjective, kind="edit_objective"):
             found.spurious,
             weights,
             (weights * found.constant).sum(-1),
-            strings.cut,
+            cut=strings.cut,
         )
 
-    def loss(self, outputs: Mapping[str, Tensor], draw: EditDraw, kernel: EditKernel) -> Tensor:
+    def loss(self, outputs: Mapping[str, Tensor], draw: RatioDraw, kernel: BirthDeath) -> Tensor:
         return self._insertions(_gaps(outputs, draw), draw, kernel) + self._deletions(outputs, draw) + draw.constant
 
-    def _insertions(self, log_insert: Tensor, draw: EditDraw, kernel: EditKernel) -> Tensor:
+    def _insertions(self, log_insert: Tensor, draw: RatioDraw, kernel: BirthDeath) -> Tensor:
         total = torch.where(draw.attend, log_insert.exp().sum(-1), 0.0)
         index = draw.symbols[:, None].expand(-1, log_insert.shape[1], -1)
         said = log_insert.gather(-1, index).transpose(1, 2)
@@ -118,7 +141,7 @@ class DISE(EditObjective, kind="edit_objective"):
             linear = linear + (draw.fresh * (log_insert @ kernel.law.to(log_insert))).sum(-1)
         return draw.weights[:, 0] * (total.sum(-1) - linear)
 
-    def _deletions(self, outputs: Mapping[str, Tensor], draw: EditDraw) -> Tensor:
+    def _deletions(self, outputs: Mapping[str, Tensor], draw: RatioDraw) -> Tensor:
         if "log_delete" not in outputs:
             return torch.zeros_like(draw.constant)
         token = draw.attend & (torch.arange(draw.attend.shape[1], device=draw.attend.device) > 0)
@@ -139,9 +162,9 @@ class DICE(DISE, kind="edit_objective"):
         pass
 
     def lacks(self, kernel: EditKernel) -> str | None:
-        return ONLY_DELETES if kernel.births else None
+        return None if isinstance(kernel, BirthDeath) and not kernel.births else ONLY_DELETES
 
-    def loss(self, outputs: Mapping[str, Tensor], draw: EditDraw, kernel: EditKernel) -> Tensor:
+    def loss(self, outputs: Mapping[str, Tensor], draw: RatioDraw, kernel: BirthDeath) -> Tensor:
         scaled = _scaled(_gaps(outputs, draw), draw.attend, draw.missing.sum((1, 2)))
         return self._insertions(scaled, draw, kernel) + draw.constant
 

@@ -3,7 +3,7 @@
 Axes: b rows, w positions (the start state first), v data tokens.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 import torch
@@ -21,8 +21,9 @@ END = 1e-5
 
 
 class EditTau(EditSampler, kind="edit_sampler"):
-    """Steps of even length in time: in each, every gap takes at most one token and every token may go (tau-leaping; for
-    ``delete`` Tweedie's step, DID, arXiv 2603.23507). A last step goes all the way to clean text."""
+    """Steps of even length in time: in each, every gap takes at most one token and every token may go or be replaced
+    (tau-leaping; for ``delete`` Tweedie's step, DID, arXiv 2603.23507; for ``edit_flow`` a column's chance to move, arXiv
+    2506.09018). A last step goes all the way to clean text."""
 
     class Config(ComponentConfig):
         steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 128
@@ -58,15 +59,18 @@ class EditThinning(EditSampler, kind="edit_sampler"):
             weights, going = walk.insertions(outputs), walk.deletions(outputs).double()
             full = walk.strings.lengths >= walk.longest
             each = weights.sum(-1).double() * ~full[:, None]
+            others, kinds = walk.substitutions(outputs), [each, going]
+            if others is not None:
+                kinds.append(others.sum(-1).double())
             pace = kernel.weights(sigma)
-            per_edit = torch.cat([each * pace[:, :1], going * pace[:, 1:]], 1)
+            per_edit = torch.cat([kind * pace[:, k, None] for k, kind in enumerate(kinds)], 1)
             total = per_edit.sum(-1)
             walk.clamped += int((proposed & (total > bound * (1 + 1e-9))).sum())
             happens = proposed & (walk.rand(rows) * bound < total)
             # who has not just been changed draws the next time
             lower = (sigma * (1 - self.config.stretch)).clamp(min=END)
             ahead = kernel.weights(lower)
-            highest = self.config.slack * (each.sum(-1) * ahead[:, 0] + going.sum(-1) * ahead[:, 1])
+            highest = self.config.slack * sum(kind.sum(-1) * ahead[:, k] for k, kind in enumerate(kinds))
             wait = -torch.log1p(-walk.rand(rows)) / highest.clamp(min=1e-300)
             # as the stretch ends before the edit, nothing happens in it
             reached = (sigma - wait > lower) & (sigma > END)
@@ -78,8 +82,8 @@ class EditThinning(EditSampler, kind="edit_sampler"):
                 chosen = torch.zeros_like(happens, dtype=torch.int64)
                 chosen[happens] = categorical(per_edit[happens], generator=walk.generator)
                 hit = torch.zeros_like(per_edit, dtype=torch.bool).scatter_(1, chosen[:, None], happens[:, None])
-                width = each.shape[1]
-                walk.edit(hit[:, :width], weights, hit[:, width:])
+                put, gone, *rest = hit.split(each.shape[1], 1)
+                walk.edit(put, weights, gone, rest[0] if rest else None, others)
             walk.shown()
         walk.leap(walk.outputs(sigma), kernel.leap(sigma, torch.zeros_like(sigma)).float())
 
@@ -91,7 +95,7 @@ class EditFirstHitting(EditSampler, kind="edit_sampler"):
     class Config(ComponentConfig):
         pass
 
-    def lacks(self, kernel: EditKernel, objective: EditObjective) -> str | None:
+    def lacks(self, kernel: EditKernel, objective: EditObjective[Any, Any]) -> str | None:
         return None if objective.one_length else "an objective for strings of one known length, such as dice"
 
     def walk(self, walk: EditWalk, steps: int) -> None:

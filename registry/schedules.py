@@ -18,6 +18,7 @@ from sedd_graph.diffusion.process import Schedule
 __all__ = [
     "Cosine",
     "CosineSquared",
+    "Cubic",
     "Geometric",
     "Linear",
     "LogLinear",
@@ -195,6 +196,22 @@ class Polynomial(Ends, kind="schedule"):
 
     def _pace(self, t: Tensor) -> Tensor:
         return (1 - self.config.eps) * self.config.power * t.pow(self.config.power - 1)
+
+
+class Cubic(_Ends, kind="schedule"):
+    """alpha = eps + (1 - eps) (1 - t)^3: Edit Flows' kappa, the cube of their time, which is 1 - t (arXiv 2506.09018)."""
+
+    class Config(ComponentConfig):
+        eps: Eps = 1e-3
+
+    def _hit(self, t: Tensor) -> Tensor:
+        return (1 - self.config.eps) * t * (3 - t * (3 - t))
+
+    def _left(self, t: Tensor) -> Tensor:
+        return (1 - t).pow(3) + self.config.eps * t * (3 - t * (3 - t))
+
+    def _pace(self, t: Tensor) -> Tensor:
+        return 3 * (1 - self.config.eps) * (1 - t).square()
 
 
 class MutualInformation(Schedule, kind="schedule"):

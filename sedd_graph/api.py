@@ -130,7 +130,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         if plan is not None and plan.edits:
             edits = make_edit_process(plan, registry)
             _fits_data(loaded, edits.kernel.data_tokens, None)
-            _fits_strings(loaded, spares=not edits.kernel.births, one_length=edits.objective.one_length)
+            _fits_strings(loaded, spares=edits.kernel.spares, one_length=edits.objective.one_length)
         elif plan is not None:
             process = make_process(plan, registry)
             hold_inputs(process, graph)
@@ -163,9 +163,7 @@ def _fits_strings(loaded: Loaded, *, spares: bool, one_length: bool) -> None:
         message = "the objective is for strings of one known length: take rows: stream, or the objective dise"
         raise BlueprintError([Problem("", 0, 0, "data.rows", message)])
     if not spares and getattr(getattr(data, "corpus", None), "prompt", None) is not None:
-        message = (
-            "a kernel that inserts spares no token, so there can be no prompt: leave it out, or take the kernel delete"
-        )
+        message = "this kernel spares no token, so there can be no prompt: leave it out, or take the kernel delete"
         raise BlueprintError([Problem("", 0, 0, "data.corpus.prompt", message)])
 
 

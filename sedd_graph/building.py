@@ -31,7 +31,7 @@ from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.proof.blocks import prove_blocks
 from sedd_graph.proof.check import Check
 from sedd_graph.proof.classifier import check_classifier
-from sedd_graph.proof.edits import prove_edits
+from sedd_graph.proof.edit_process import prove_edits
 from sedd_graph.proof.inverse import prove_inverses
 from sedd_graph.proof.margin import check_margins
 from sedd_graph.proof.output import check_output

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.tokenizer import Tokenizer
+from sedd_graph.engine.edits import EditEngine
 from sedd_graph.errors import UserError
 from sedd_graph.runs import Run
 
@@ -31,7 +32,9 @@ class Law(NamedTuple):
 def infilling(run: Run, observed: Literal["clamp", "renoise"]) -> Law:
     """What filling in amounts to under the run's kernel and ``observed``. Raises :class:`UserError`."""
     name, data, process = run.plan().kernel.contract.name, run.report.data, run.engine.process
-    if run.plan().edits:
+    if isinstance(run.engine, EditEngine):
+        if (reason := run.engine.edits.kernel.holds_nothing()) is not None:
+            raise UserError(f"infill: {name!r} holds no text: {reason}")
         return Law(
             False,
             "gaps in the given text are held shut, which is a heuristic: the model has not been told that nothing is missing there",

@@ -204,6 +204,8 @@ def _evaluate(
     rows = min(64, config.batch)
     found = evaluate(run.engine, data, rows=rows, batches=batches, draws=draws, seed=config.seed)
     say(f"held-out {found}")
+    if run.engine.caveat is not None:
+        say(f"note        {run.engine.caveat}")
     text = {}
     if isinstance(data, Dataset):
         say(

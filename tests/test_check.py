@@ -33,7 +33,7 @@ def test_check_allocates_no_parameter(path: Path) -> None:
     with Largest() as watch:
         report = check(path)
     # what a kernel is told of single tokens, or of pairs of them, is no parameter
-    kernels = {"unigram": 1, "power": 1, "learned_power": 1, "delete": 1, "indel": 1, "ordinal": 2}
+    kernels = {"unigram": 1, "power": 1, "learned_power": 1, "delete": 1, "indel": 1, "edit_flow": 1, "ordinal": 2}
     told = report.plan.states ** kernels.get(report.plan.kernel.contract.name, 0) if report.plan else 0
     assert watch.numel <= max(16, told)
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from sedd_graph.engine.process import make_process
-from sedd_graph.graph.process import Part, ProcessPlan
+from sedd_graph.graph.process import EDITS, Part, ProcessPlan
 from sedd_graph.plugins import discover
-from sedd_graph.proof.edits import prove_edits
+from sedd_graph.proof.edit_process import prove_edits
 from sedd_graph.proof.process import prove_process
 from tests.conftest import BLUEPRINTS, ROOT
 
@@ -41,10 +41,19 @@ def test_every_check_stands_there_in_order() -> None:
 
 
 def test_every_check_of_strings_stands_there_in_order() -> None:
-    plan = ProcessPlan(part("delete"), part("loglinear"), part("dise"), part("edit_tau"), 4, "log_insert")
+    plan = ProcessPlan(
+        part("delete"), part("loglinear"), part("dise"), part("edit_tau"), 4, "log_insert", ("log_insert",)
+    )
     named = [c.name for c in prove_edits(plan, REGISTRY)]
     assert first_column("string check") == [n for n in named if n.startswith("edits.")]
     assert {n for n in named if not n.startswith("edits.")} <= set(first_column("check"))
+
+
+def test_every_check_of_columns_stands_there_in_order() -> None:
+    kernel = part("edit_flow", mean_length=1.0)
+    plan = ProcessPlan(kernel, part("cubic"), part("edit_flow_loss"), part("edit_tau"), 4, "log_insert", tuple(EDITS))
+    named = [c.name for c in prove_edits(plan, REGISTRY)]
+    assert first_column("column check") == [n for n in named if n.startswith(("edits.", "objective."))]
 
 
 def test_blueprints_and_the_one_shown() -> None:

@@ -1,5 +1,6 @@
 """From a blueprint to text of any length: build, train, evaluate, sample and fill in, from the command line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,39 @@ def test_the_whole_road(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(row.endswith(" line") for row in rows)
     assert cli.run(["infill", str(run), "--text", "a [[3]] line"]) == 2
     assert "[[]]" in capsys.readouterr().err
+
+
+def test_the_road_of_edit_flows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train.steps=3", "train.batch=4", "train.warmup=1", "train.evaluate=null"]
+    text = tmp_path / "text.txt"
+    text.write_text("a line\nanother one, longer\n\n  and a third\n" * 12)
+    corpus = ["data.corpus.op=text", f"data.corpus.files=[{text}]"]
+    blueprint = str(ROOT / "blueprints" / "editflow-tiny.yaml")
+    assert cli.run(["train", blueprint, "--runs", str(tmp_path), *SMALL, *train, *corpus]) == 0
+    (run,) = (tmp_path / "editflow-tiny").iterdir()
+    told = capsys.readouterr().out
+    assert "edits.transport" in told
+    assert "held-out loose bound" in told
+    assert "Compare it with bounds of the same process alone" in told
+    assert "the same process alone" in json.loads((run / "evaluation.json").read_text())["caveat"]
+    assert "the same process alone" in (run / "report.html").read_text()
+    assert cli.run(["sample", str(run), "--batch", "3", "--length", "9", "--steps", "4"]) == 0
+    group: Any = zarr.open_group(str(run / "samples.zarr"), mode="r")
+    assert group["lengths"][:].max() <= 9
+    capsys.readouterr()
+    assert cli.run(["infill", str(run), "--text", "a [[]] line", "--steps", "4"]) == 2
+    refused = capsys.readouterr().err
+    assert "'edit_flow' holds no text" in refused
+    assert "heuristic" not in refused
+
+
+def test_with_empty_noise_given_tokens_stay() -> None:
+    engine = made("did-tiny", "process.op=edit_flow", "objective={op: edit_flow_loss}")
+    rows = engine.sample(4, 8, steps=3, prompt=torch.tensor([[5, -1, 7]]), seed=1)
+    for row in rows.tolist():
+        kept = [i for i in row if i != 128]
+        assert (kept[0], kept[-1]) == (5, 7)
+    assert engine.caveat is None
 
 
 @pytest.mark.parametrize("name", ["did-tiny", "indel-tiny"])

@@ -6,9 +6,10 @@ be touched, counting. Axes: b rows, w positions (the start state first), v data 
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from sedd_graph.diffusion.sampler import ROUNDING
 __all__ = ["EditRates", "EditSampler", "EditWalk", "OnEdit"]
 
 EditRates = Callable[[Strings, Tensor], Mapping[str, Tensor]]
-"""``rates(strings, sigma [b])`` gives what the heads say: ``log_insert`` [b, w, v], and ``log_delete`` [b, w] where asked for."""
+"""``rates(strings, sigma [b])`` gives what the heads say: ``log_insert`` [b, w, v], and where the kernel has them ``log_delete`` [b, w]
+and ``log_substitute`` [b, w, v]."""
 OnEdit = Callable[[int, Strings], None]
 """Called with the number of the step and the strings after it."""
 
@@ -84,16 +86,32 @@ class EditWalk:
 
     def deletions(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """Chances [b, w] that a token was born: 0 where none may go."""
-        if not self.kernel.births:
+        if "log_delete" not in outputs:
             return torch.zeros_like(self.fixed, dtype=torch.float32)
         token = self.strings.attend & ~self.fixed
         token[:, 0] = False
         return outputs["log_delete"].float().exp() * token
 
-    def edit(self, put: Tensor, weights: Tensor, gone: Tensor) -> None:
-        """Put a token drawn from ``weights`` [b, w, v] into the gaps ``put``, and take the tokens ``gone`` out, both
-        bool [b, w]. What finds no room is left out, from the right, and counted."""
+    def substitutions(self, outputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Chances [b, w, v] that a token is to become another: 0 where none may; None where noise replaces nothing."""
+        if "log_substitute" not in outputs:
+            return None
+        token = self.strings.attend & ~self.fixed
+        token[:, 0] = False
+        weights = outputs["log_substitute"].float().exp() * token[..., None]
+        return weights if self.allowed is None else weights * self.allowed
+
+    def edit(
+        self, put: Tensor, weights: Tensor, gone: Tensor, swap: Tensor | None = None, others: Tensor | None = None
+    ) -> None:
+        """Put a token drawn from ``weights`` [b, w, v] into the gaps ``put``, take the tokens ``gone`` out, and let those of
+        ``swap`` become one drawn from ``others`` [b, w, v]; all bool [b, w]. What finds no room is left out, from the right,
+        and counted."""
         strings, base = self.strings, self.kernel.states
+        if swap is not None and others is not None and bool(swap.any()):
+            tokens = strings.tokens.clone()
+            tokens[swap] = categorical(others[swap], generator=self.generator)
+            strings = dataclasses.replace(strings, tokens=tokens)
         keep = strings.attend & ~gone
         room = self.longest + 1 - keep.sum(-1, keepdim=True)
         fits = put & (put.cumsum(-1) <= room)
@@ -108,13 +126,18 @@ class EditWalk:
         self.fixed, self.shut = flags % 2 == 1, flags >= 2
 
     def leap(self, outputs: Mapping[str, Tensor], chances: Tensor) -> None:
-        """Every gap and token by itself, with ``chances`` [b, 2] for heads that say 1; those above 1 are counted."""
-        weights = self.insertions(outputs)
-        put = chances[:, :1] * weights.sum(-1)
-        gone = chances[:, 1:] * self.deletions(outputs)
-        self.clamped += int(((put > 1 + ROUNDING) | (gone > 1 + ROUNDING)).sum())
+        """Every gap and token by itself, with ``chances`` [b, k] for heads that say 1; those above 1 are counted. A token
+        goes, or is replaced, or stays."""
+        weights, others = self.insertions(outputs), self.substitutions(outputs)
+        put = (chances[:, :1] * weights.sum(-1)).double()
+        gone = (chances[:, 1:2] * self.deletions(outputs)).double()
+        swap = torch.zeros_like(gone) if others is None else (chances[:, 2:] * others.sum(-1)).double()
+        either = gone + swap
+        self.clamped += int(((put > 1 + ROUNDING) | (either > 1 + ROUNDING)).sum())
+        gone, either = (x / either.clamp(min=1) for x in (gone, either))
         shape = tuple(put.shape)
-        self.edit(self.rand(*shape) < put.double(), weights, self.rand(*shape) < gone.double())
+        entering, leaving = self.rand(*shape) < put, self.rand(*shape)
+        self.edit(entering, weights, leaving < gone, (leaving >= gone) & (leaving < either), others)
 
 
 class EditSampler(Component, ABC):
@@ -125,7 +148,7 @@ class EditSampler(Component, ABC):
     cut: int = 0
     evaluations: int = 0
 
-    def lacks(self, kernel: EditKernel, objective: EditObjective) -> str | None:
+    def lacks(self, kernel: EditKernel, objective: EditObjective[Any, Any]) -> str | None:
         """What it needs and does not find in either, in words; None where nothing is missing."""
         return None
 

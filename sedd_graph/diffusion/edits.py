@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from sedd_graph.diffusion.process import Schedule
 from sedd_graph.diffusion.roles import Batch, Randomness
 
 __all__ = [
+    "BIRTHS_AND_DEATHS",
     "LEAST",
     "ONLY_DELETES",
+    "BirthDeath",
     "EditDraw",
     "EditKernel",
     "EditObjective",
@@ -34,6 +36,9 @@ __all__ = [
 
 ONLY_DELETES = "a kernel that only deletes"
 """What some parts need, as the rest of a sentence."""
+
+BIRTHS_AND_DEATHS = "a kernel of births and deaths alone (delete, indel)"
+"""What others need."""
 
 LEAST = 1e-4
 """Total noise from which on bounds are taken: what a string loses below it is about this share of a token."""
@@ -108,26 +113,19 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class EditDraw:
-    """One draw of the noise for a batch, with what the loss is made of: all that does not depend on the network.
+    """One draw of the noise for a batch; objectives add what their loss is made of, all that does not depend on the network.
 
-    ``xt`` int64 and ``attend`` bool [b, w]; ``sigma`` float32 [b]; ``weights`` float32 [b, 2]: what the sums over insertions
-    and deletions are multiplied by; ``constant`` float32 [b] is added. ``cut`` counts tokens that did not fit.
+    ``xt`` int64 and ``attend`` bool [b, w]; ``sigma`` float32 [b]. ``cut`` counts tokens that did not fit.
     """
 
     xt: Tensor
     attend: Tensor
     sigma: Tensor
-    missing: Tensor
-    symbols: Tensor
-    fresh: Tensor
-    spurious: Tensor
-    weights: Tensor
-    constant: Tensor
-    cut: int = 0
+    cut: int = dataclasses.field(default=0, kw_only=True)
 
     @property
     def t(self) -> Tensor:
-        """The share of tokens that noise has deleted by then, float32 [b]."""
+        """The share of tokens that noise has hit by then, float32 [b]."""
         return -torch.expm1(-self.sigma)
 
 
@@ -137,27 +135,15 @@ def _k(a: Tensor) -> Tensor:
 
 
 class EditKernel(Component, ABC):
-    """Tokens die at rate 1 per unit of sigma; behind the start and behind every token, new ones are born at rate ``births``,
-    drawn from ``law``. With no births this is deletion (DID, arXiv 2603.23507); with some, the TKF91 process.
-
-    The heads say what is left when known factors are taken out of the reverse rates, so that they stay of order one:
-    ``log_insert`` [b, w, v], summed over v and over a gap, is about how many tokens are missing there, and ``log_delete``
-    [b, w] is the log chance that a token was born.
-    """
+    """Noise on strings, as engine and samplers know it. What the heads say is scaled: a reverse rate is theirs times the
+    kernel's own, one for each kind of edit (k: insertions, deletions, and what else a kernel knows)."""
 
     abstract: ClassVar[bool] = True
-    law: Tensor
-    """float64 [v]: frequencies of new tokens, all positive."""
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
         """``config`` cut down to ``states`` states, for a proof."""
         return config
-
-    @property
-    @abstractmethod
-    def births(self) -> float:
-        """Births behind each place per unit of sigma, from 0 to below 1."""
 
     @property
     def states(self) -> int:
@@ -171,6 +157,59 @@ class EditKernel(Component, ABC):
     def start(self) -> int:
         """The state that every row begins with, and is padded with."""
         return self.states - 1
+
+    @property
+    def spares(self) -> bool:
+        """Whether tokens that are not ``corrupt`` stay as they are, so that a model can be trained with prompts."""
+        return False
+
+    def holds_nothing(self) -> str | None:
+        """Why given text cannot be held fixed while the rest is written, in words; None where it can."""
+        return None
+
+    @property
+    @abstractmethod
+    def reads(self) -> tuple[str, ...]:
+        """The outputs of the graph that generation takes, no more and no fewer."""
+
+    @abstractmethod
+    def weights(self, sigma: Tensor) -> Tensor:
+        """[b, k]: the rate of each kind of edit per unit of sigma, for heads that say 1."""
+
+    @abstractmethod
+    def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """[b, k]: the chance of each kind of edit in a step from ``sigma`` down, for heads that say 1."""
+
+    @abstractmethod
+    def prior(self, rows: int, *, longest: int, generator: torch.Generator, allowed: Tensor | None) -> Strings:
+        """Pure noise of at most ``longest`` tokens (its law given that), of the ``allowed`` bool [v] alone."""
+
+
+class BirthDeath(EditKernel):
+    """Tokens die at rate 1 per unit of sigma; behind the start and behind every token, new ones are born at rate ``births``,
+    drawn from ``law``. With no births this is deletion (DID, arXiv 2603.23507); with some, the TKF91 process.
+
+    The heads say what is left when known factors are taken out of the reverse rates, so that they stay of order one:
+    ``log_insert`` [b, w, v], summed over v and over a gap, is about how many tokens are missing there, and ``log_delete``
+    [b, w] is the log chance that a token was born.
+    """
+
+    abstract: ClassVar[bool] = True
+    law: Tensor
+    """float64 [v]: frequencies of new tokens, all positive."""
+
+    @property
+    @abstractmethod
+    def births(self) -> float:
+        """Births behind each place per unit of sigma, from 0 to below 1."""
+
+    @property
+    def spares(self) -> bool:
+        return not self.births
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("log_insert", "log_delete") if self.births else ("log_insert",)
 
     # -- the process, in closed form (Thorne, Kishino and Felsenstein 1991) -------------------------------------------
 
@@ -354,12 +393,16 @@ def _leading(batch: Batch, width: int) -> Tensor:
     return torch.nn.functional.pad(pinned, (0, width - pinned.shape[1]))
 
 
-class EditObjective(Component, ABC):
-    """A bound on -log p of strings, in nats per string."""
+Kernel_ = TypeVar("Kernel_", bound=EditKernel)
+Draw_ = TypeVar("Draw_", bound=EditDraw)
+
+
+class EditObjective(Component, ABC, Generic[Kernel_, Draw_]):
+    """A bound on -log p of strings, in nats per string, of the kernels that it works with and the draws that it makes."""
 
     abstract: ClassVar[bool] = True
     over: ClassVar[str] = "deleted"
-    """What the ``t`` of a draw is: here the share of tokens that noise has deleted."""
+    """What the ``t`` of a draw is: here the share of tokens that noise has hit."""
     one_length: ClassVar[bool] = False
     """Whether it is a bound only where all strings have one length, which is then known."""
 
@@ -369,17 +412,25 @@ class EditObjective(Component, ABC):
 
     @abstractmethod
     def corrupt(
-        self, batch: Batch, kernel: EditKernel, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
-    ) -> EditDraw:
+        self, batch: Batch, kernel: Kernel_, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
+    ) -> Draw_:
         """Draw times and noisy strings, and find what the heads should say. All randomness is here."""
 
     @abstractmethod
-    def bound_draw(self, batch: Batch, kernel: EditKernel, schedule: Schedule, *, random: Randomness) -> EditDraw:
+    def bound_draw(self, batch: Batch, kernel: Kernel_, schedule: Schedule, *, random: Randomness) -> Draw_:
         """A draw whose mean loss is the bound, nothing left out."""
 
     @abstractmethod
-    def loss(self, outputs: Mapping[str, Tensor], draw: EditDraw, kernel: EditKernel) -> Tensor:
+    def loss(self, outputs: Mapping[str, Tensor], draw: Draw_, kernel: Kernel_) -> Tensor:
         """Nats per string, float32 [b]. Pure tensor code that compiles."""
+
+    def caveat(self, kernel: Kernel_) -> str | None:
+        """Why the bound is not to be compared with those of other processes, in words; None where it may be."""
+        return None
+
+    def held_down(self, kernel: Kernel_, schedule: Schedule) -> float:
+        """The share of time in which training weighs a draw less than the bound does."""
+        return 0.0
 
     def rates(self, outputs: Mapping[str, Tensor], strings: Strings, longest: int) -> Mapping[str, Tensor]:
         """What a sampler of strings of ``longest`` tokens is to take the outputs for."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class EditProcess(NamedTuple):
 
     kernel: EditKernel
     schedule: Schedule
-    objective: EditObjective
+    objective: EditObjective[Any, Any]
     sampler: EditSampler
 
 
@@ -60,10 +60,12 @@ def make_edit_process(plan: ProcessPlan, registry: Registry, *, states: int | No
             "process.schedule",
             f"{plan.schedule.contract.name!r} learns from losses of rows of one length; take another schedule, such as loglinear",
         )
-    if kernel.births and not plan.deletes:
-        refuse("process", f"{name!r} inserts tokens, which generation must take out: give the output log_delete, too")
-    if not kernel.births and plan.deletes:
-        refuse("process", f"{name!r} inserts nothing, so that no one reads the output log_delete: leave it out")
+    for output in kernel.reads:
+        if output not in plan.edits:
+            refuse("process", f"{name!r} cannot be undone without the output {output}: give it, too")
+    for output in plan.edits:
+        if output not in kernel.reads:
+            refuse("process", f"no one reads the output {output} where noise is {name!r}: leave it out")
     if (lack := objective.lacks(kernel)) is not None:
         refuse("objective", f"{plan.objective.contract.name!r} needs {lack}, not {name!r}")
     if (lack := sampler.lacks(kernel, objective)) is not None:
@@ -118,6 +120,10 @@ class EditEngine(Engine):
         self.compile(compile)
 
     @property
+    def caveat(self) -> str | None:
+        return self.edits.objective.caveat(self.edits.kernel)
+
+    @property
     def trained(self) -> nn.Module:
         return self.edit_module
 
@@ -125,7 +131,7 @@ class EditEngine(Engine):
 
     def draw(self, batch: Batch, *, random: Randomness, t: Tensor | None = None) -> EditDraw:  # type: ignore[override]
         """One draw of the forward process for ``batch``, with what the heads should say of it."""
-        draw = self.edits.objective.corrupt(batch, self.edits.kernel, self.edits.schedule, random=random, t=t)
+        draw: EditDraw = self.edits.objective.corrupt(batch, self.edits.kernel, self.edits.schedule, random=random, t=t)
         self.cut += draw.cut
         return dataclasses.replace(draw, cut=0)  # what is compiled must not change with it
 
@@ -153,8 +159,8 @@ class EditEngine(Engine):
                 f"tokens run from {int(real.min())} to {int(real.max())}; this model has {kernel.data_tokens} (0 to {kernel.data_tokens - 1})"
             )
         kept = batch.attend & ~batch.corrupt
-        if kernel.births and bool(kept.any()):
-            raise UserError("a kernel that inserts has no tokens that it spares: every token must be corrupted")
+        if not kernel.spares and bool(kept.any()):
+            raise UserError("this kernel has no tokens that it spares: every token must be corrupted")
         for role, what in (
             (batch.attend, "padding must come behind the text"),
             (kept, "what is spared must come first"),
@@ -170,7 +176,7 @@ class EditEngine(Engine):
         *,
         seed: int,
         draws: int = 1,
-        on_draw: Callable[[EditObjective, EditDraw, Tensor], None] | None = None,
+        on_draw: Callable[[EditObjective[Any, Any], EditDraw, Tensor], None] | None = None,
     ) -> Tensor:
         """The bound of each string, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode.
 
@@ -254,6 +260,8 @@ class EditEngine(Engine):
 
     def _prompt(self, prompt: Tensor, batch: int, length: int) -> tuple[Strings, Tensor, Tensor]:
         """The given tokens alone, all of them fixed, and the gaps in which there is no hole."""
+        if (reason := self.edits.kernel.holds_nothing()) is not None:
+            raise UserError(f"filling in: {reason}")
         if prompt.dim() != 2 or prompt.shape[0] != 1:
             raise UserError(f"sample: prompt must be one row, [1, p], not {list(prompt.shape)}")
         row = prompt[0].to(self.device)

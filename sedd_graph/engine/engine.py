@@ -225,6 +225,11 @@ class Engine:
                 f"tokens run from {int(tokens.min())} to {int(tokens.max())}; this model has {process.kernel.data_tokens} (0 to {process.kernel.data_tokens - 1})"
             )
 
+    @property
+    def caveat(self) -> str | None:
+        """Why the bound is not to be compared with those of other models, in words; None where it may be."""
+        return None
+
     @torch.no_grad()
     def bound_rows(
         self,

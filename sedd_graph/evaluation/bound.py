@@ -62,6 +62,8 @@ class Evaluation:
     over: str
     """What was drawn: ``time``, or ``masked``, how many tokens are masked (a sum over which has no error of its own)."""
     levels: tuple[Level, ...]
+    caveat: str | None = None
+    """Why it is not to be compared with bounds of other models; None where it may be."""
 
     @property
     def count(self) -> int:
@@ -79,7 +81,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         return (
-            f"bound {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats per token, "
+            f"{'loose ' if self.caveat else ''}bound {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats per token, "
             f"{self.bits_per_character:.4f} +- {self.bits_standard_error:.4f} bits per character, "
             f"perplexity {self.perplexity:.2f} ({self.sequences} sequences, {self.draws} draw(s))"
         )
@@ -142,7 +144,7 @@ class _Drawn:
     nats: list[Tensor] = dataclasses.field(default_factory=list)
     first: int = 0
 
-    def add(self, objective: Objective | EditObjective, draw: Draw | EditDraw, nats: Tensor) -> None:
+    def add(self, objective: Objective | EditObjective[Any, Any], draw: Draw | EditDraw, nats: Tensor) -> None:
         self.over = objective.over
         if isinstance(objective, Objective) and objective.block is not None:
             return  # each block of a row is at a level of its own, and the nats are of them all
@@ -215,4 +217,5 @@ def evaluate(
         draws=draws,
         over=drawn.over,
         levels=drawn.levels(count, engine),
+        caveat=engine.caveat,
     )

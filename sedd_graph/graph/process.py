@@ -33,8 +33,8 @@ FED_EDITS = {name: FED[name] for name in ("tokens", "sigma", "attend")}
 
 OUTPUTS = ("log_score", "log_x0")
 """What a graph of a language model puts out: one of these."""
-EDITS = {"log_insert": "float b l v", "log_delete": "float b l"}
-"""What it puts out where noise inserts and deletes: the first, or both."""
+EDITS = {"log_insert": "float b l v", "log_delete": "float b l", "log_substitute": "float b l v"}
+"""What it puts out where lengths change: the first, and what else the kernel cannot be undone without."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Part:
 class ProcessPlan:
     """Kernel, schedule, objective and sampler, the number of states, and the graph's output that they read.
 
-    Where noise inserts and deletes that is ``log_insert``, and ``deletes`` says whether there is ``log_delete`` too. Samples may be
-    drawn towards what a ``classifier`` knows.
+    Where lengths change that is the first of ``edits``, all the outputs that say how a string is edited; else there are none.
+    Samples may be drawn towards what a ``classifier`` knows.
     """
 
     kernel: Part
@@ -59,13 +59,8 @@ class ProcessPlan:
     sampler: Part
     states: int
     output: str
-    deletes: bool = False
+    edits: tuple[str, ...] = ()
     classifier: Part | None = None
-
-    @property
-    def edits(self) -> bool:
-        """Whether lengths change."""
-        return self.output in EDITS
 
 
 def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPlan | None:
@@ -107,8 +102,8 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
     if at.problems or kernel is None or schedule is None or objective_ is None or sampler is None:
         raise BlueprintError(at.problems)
     output, states = found
-    deletes = "log_delete" in graph.root.outputs
-    return ProcessPlan(kernel, schedule, objective_, sampler, states, output, deletes, classifier)
+    given = tuple(name for name in EDITS if name in graph.root.outputs)
+    return ProcessPlan(kernel, schedule, objective_, sampler, states, output, given, classifier)
 
 
 def _hold_inputs(at: Spot, graph: Graph, fed: Mapping[str, str]) -> None:
@@ -143,20 +138,23 @@ def _edit_states(at: Spot, graph: Graph) -> tuple[str, int] | None:
         )
     for name in graph.root.outputs:
         if name not in EDITS:
-            (at / name).refuse("a graph with log_insert has no other output than that and log_delete")
+            (at / name).refuse(f"a graph with log_insert has no other outputs than {', '.join(EDITS)}")
+    tokens = None
     for name, wanted in EDITS.items():
         found = graph.root.output_types.get(name)
         if found is None:
             if name == "log_insert":
-                at.refuse("log_delete needs log_insert beside it")
+                at.refuse("log_insert is missing: no string is edited without it")
             continue
         size = found.dims[-1].size.constant if found.dims else None
         if found.kind != "float" or len(found.dims) != len(wanted.split()) - 1:
             (at / name).refuse(f"must be {wanted}, not {found}")
         elif name == "log_insert" and (size is None or size < 2):
             (at / name).refuse(f"must be {wanted} with two or more data tokens v, not {found}")
-    if at.problems:
+        elif name == "log_insert":
+            tokens = size
+        elif wanted.endswith("v") and size != tokens:
+            (at / name).refuse(f"must be of the data tokens that log_insert has, {tokens}, not {size}")
+    if at.problems or tokens is None:
         return None
-    tokens = graph.root.output_types["log_insert"].dims[-1].size.constant
-    assert tokens is not None
     return "log_insert", tokens + 1

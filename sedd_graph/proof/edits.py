@@ -13,28 +13,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sedd_graph.diffusion.edits import EditKernel, Strings
-from sedd_graph.diffusion.roles import Batch, Randomness
-from sedd_graph.engine.edits import EditProcess, make_edit_process
-from sedd_graph.graph.process import ProcessPlan
-from sedd_graph.plugins import Registry
+from sedd_graph.diffusion.edits import BirthDeath, Strings
+from sedd_graph.diffusion.roles import Randomness
+from sedd_graph.engine.edits import EditProcess
 from sedd_graph.proof.check import Check
-from sedd_graph.proof.noise import check_schedule
+from sedd_graph.proof.strings import TOKENS, StringTable, check_string_sampler
 
-__all__ = ["StringToy", "check_edits", "prove_edits"]
+__all__ = ["StringToy", "check_edits", "prove_births"]
 
-TOKENS = 2
 LEVELS = (0.05, 0.7, 2.5)
 
 
-class StringToy:
+class StringToy(StringTable):
     """All strings up to a length, the generator on them, a law of clean strings, and what a perfect network would say."""
 
-    def __init__(self, kernel: EditKernel, *, one_length: bool = False) -> None:
-        self.kernel = kernel
+    kernel: BirthDeath
+
+    def __init__(self, kernel: BirthDeath, *, one_length: bool = False) -> None:
         # with births, strings can grow beyond any length: those that are left out have to be unlikely
-        self.longest, self.clean = (6, 2) if kernel.births else (3, 3)
-        self.strings = [s for n in range(self.longest + 1) for s in itertools.product(range(TOKENS), repeat=n)]
+        longest, clean = (6, 2) if kernel.births else (3, 3)
+        super().__init__(kernel, longest=longest, clean=clean, one_length=one_length)
         index = {s: i for i, s in enumerate(self.strings)}
         count = len(self.strings)
         self.inserted = torch.full((count, self.longest + 1, TOKENS), count)  # the place behind the last is for none
@@ -49,10 +47,6 @@ class StringToy:
                     self.inserted[i, j, v] = index[(*s[:j], v, *s[j:])]
                     rates[self.inserted[i, j, v], i] += kernel.births * float(kernel.law[v])
         self.generator = rates - torch.diag(rates.sum(0))
-        weights = torch.rand(count, generator=torch.Generator().manual_seed(7), dtype=torch.float64) + 0.2
-        lengths = torch.tensor([len(s) for s in self.strings])
-        weights *= (lengths == self.clean) if one_length else (lengths <= self.clean)
-        self.law = weights / weights.sum()
         if kernel.births:
             # the process is reversible, cut off or not: a symmetric matrix has its eigenvalues
             steady = torch.tensor([math.prod(kernel.births * float(kernel.law[v]) for v in s) for s in self.strings])
@@ -64,38 +58,11 @@ class StringToy:
             self._values, self._right = values.real, vectors.real
             self._left = torch.linalg.inv(self._right)
 
-    @property
-    def entropy(self) -> float:
-        return float(-torch.xlogy(self.law, self.law).sum())
-
     def at(self, sigma: Tensor, law: Tensor | None = None) -> Tensor:
         """The law of noisy strings at each of ``sigma`` [b], float64 [b, s], from ``law`` [s] of clean ones."""
         law = self.law if law is None else law
         found: Tensor = (torch.exp(sigma.double()[:, None] * self._values) * (self._left @ law)) @ self._right.T
         return found
-
-    def rows(self, index: Tensor) -> Strings:
-        """Strings by their number, padded to the longest there is."""
-        table = torch.full((len(self.strings), self.longest + 1), self.kernel.start)
-        for i, s in enumerate(self.strings):
-            table[i, 1 : len(s) + 1] = torch.tensor(s, dtype=torch.int64)
-        lengths = torch.tensor([len(s) for s in self.strings])[index]
-        return Strings(table[index], torch.arange(self.longest + 1) <= lengths[:, None])
-
-    def batch(self, index: Tensor) -> Batch:
-        """Clean strings by their number."""
-        strings = self.rows(index)
-        tokens, real = strings.tokens[:, 1 : self.clean + 1], strings.attend[:, 1 : self.clean + 1]
-        return Batch(torch.where(real, tokens, 0), real, real, real)
-
-    def number(self, strings: Strings) -> Tensor:
-        """The number of each string, int64 [b]; one past the last where it is too long."""
-        lengths = strings.lengths
-        value = torch.zeros_like(lengths)
-        for column in range(1, strings.tokens.shape[1]):
-            value = torch.where(strings.attend[:, column], value * TOKENS + strings.tokens[:, column], value)
-        found = (TOKENS**lengths - 1) // (TOKENS - 1) + value
-        return torch.where(lengths <= self.longest, found, len(self.strings))
 
     def ratios(self, index: Tensor, law: Tensor) -> tuple[Tensor, Tensor]:
         """p(Ins) / p and p(Del) / p of strings under ``law`` [b, s]: [b, w, v] and [b, w]."""
@@ -127,22 +94,19 @@ def _wide(x: Tensor, width: int) -> Tensor:
     return F.pad(x, (0, 0) * (x.dim() - 2) + (0, width - x.shape[1]))
 
 
-def prove_edits(plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """Every check of the declared combination. Takes some seconds on a CPU."""
-    process = make_edit_process(plan, registry, states=TOKENS + 1)
-    toy = StringToy(process.kernel, one_length=process.objective.one_length)
+def prove_births(process: EditProcess, kernel: BirthDeath, declared: BirthDeath) -> list[Check]:
+    """Every check of ``process`` on strings of two tokens, its ``kernel`` cut down from the ``declared`` one."""
+    toy = StringToy(kernel, one_length=process.objective.one_length)
     end = float(process.schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
-    declared = make_edit_process(plan, registry).kernel
     return [
-        *check_schedule(process.schedule),
-        *check_edits(process.kernel, end=end),
+        *check_edits(kernel, end=end),
         _declared_prior(declared, end),
         _bound(toy, process),
-        *_sampler(toy, process),
+        *check_string_sampler(toy, process),
     ]
 
 
-def check_edits(kernel: EditKernel, *, end: float) -> list[Check]:
+def check_edits(kernel: BirthDeath, *, end: float) -> list[Check]:
     """Closed forms, draws, prior and targets fit together; ``end`` is the total noise at t = 1."""
     toy = StringToy(kernel)
     count = len(toy.strings)
@@ -226,7 +190,7 @@ def _draws(toy: StringToy, end: float) -> list[Check]:
     ]
 
 
-def _declared_prior(kernel: EditKernel, end: float) -> Check:
+def _declared_prior(kernel: BirthDeath, end: float) -> Check:
     """The toy forgets faster than the declared kernel, whose noise is longer: what is left of a length at t = 1."""
     left = math.exp(-(1 - kernel.births) * end)
     return Check(
@@ -258,42 +222,3 @@ def _bound(toy: StringToy, process: EditProcess) -> Check:
         f"{toy.entropy + mean:.4f} +- {error:.4f} against {toy.entropy:.4f} nats",
         f"{rows:,} draws on {int((toy.law > 0).sum())} strings",
     )
-
-
-def _sampler(toy: StringToy, process: EditProcess) -> list[Check]:
-    """With a perfect network the sampler gives back the law of the data, lengths included."""
-    rows, steps = 8_000, None if process.sampler.steps is None else 64
-    kernel, schedule, objective, sampler = process
-    generator = torch.Generator().manual_seed(4)
-    longest = toy.clean if objective.one_length else toy.longest
-    noise = kernel.prior(rows, longest=longest, generator=generator, allowed=None)
-    fixed = torch.zeros_like(noise.attend)
-    fixed[:, 0] = True
-    out = sampler.run(
-        lambda strings, sigma: objective.rates(toy.outputs(strings, sigma), strings, longest),
-        noise,
-        fixed=fixed,
-        shut=~noise.attend,
-        longest=longest,
-        kernel=kernel,
-        schedule=schedule,
-        generator=generator,
-        steps=steps,
-    )
-    data = bool((torch.where(out.attend, out.tokens, 0)[:, 1:] < TOKENS).all()) and bool((out.lengths <= longest).all())
-    count = len(toy.strings)
-    found = torch.bincount(toy.number(out), minlength=count + 1)[:count].double() / rows
-    distance = float((found - toy.law).abs().sum() / 2)
-    floor = math.sqrt(int((toy.law > 0).sum()) / rows / 2)
-    allowance = 0.0 if steps is None else 2.5 / steps
-    how = f"total variation, {rows:,} strings" + ("" if steps is None else f", {steps} steps")
-    return [
-        Check("sampler.clean", "only data tokens come out, no more than asked for", data, "yes" if data else "no", how),
-        Check(
-            "sampler.law",
-            "with a perfect network the sampler gives back the law of the data",
-            distance < 2 * floor + allowance + 0.002,
-            f"{distance:.4f} (chance alone: about {floor:.4f})",
-            how,
-        ),
-    ]

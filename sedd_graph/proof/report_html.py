@@ -126,10 +126,12 @@ def _results(evaluation: dict[str, Any], measure: dict[str, Any]) -> str:
         each = {
             "masked": "of how many tokens are masked: the exact form",
             "deleted": "of how many tokens are deleted",
+            "noised": "of how much is noise",
         }.get(str(evaluation.get("over")), "of a time")
         told = (
             f"<p>Bound on {_number(evaluation.get('sequences'), ',')} held-out sequences, {_e(evaluation.get('draws', '?'))} "
-            f"noise draw(s) each ({each}), objective {_e(evaluation.get('objective', '?'))}, weights {_e(evaluation.get('weights', '?'))}.</p>"
+            f"noise draw(s) each ({each}), objective {_e(evaluation.get('objective', '?'))}, weights {_e(evaluation.get('weights', '?'))}."
+            f"{_e(' Note: ' + str(caveat) + '.') if (caveat := evaluation.get('caveat')) else ''}</p>"
         )
     return f'<div class="tiles">{shown}</div>{told}{_levels(evaluation)}'
 
@@ -142,7 +144,7 @@ def _levels(evaluation: dict[str, Any]) -> str:
         low, high, value = (v if isinstance(v, int | float) else math.nan for v in found)
         if math.isfinite(middle := (low + high) / 2):
             points.append(Point(middle, value, level.get("standard_error") or 0.0))
-    over = over if (over := evaluation.get("over")) in ("masked", "deleted") else "time"
+    over = over if (over := evaluation.get("over")) in ("masked", "deleted", "noised") else "time"
     where = "time, 0 clean to 1 noise" if over == "time" else f"share of tokens that are {over}"
     title = (
         f"the bound by noise level: nats per token over the {where} (its mean is the bound; band: two standard errors)"

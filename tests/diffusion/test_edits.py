@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy.linalg import expm
 from sedd_graph_registry.edits import Delete, Indel
-from sedd_graph_registry.edits_objectives import DICE, DISE
+from sedd_graph_registry.edits_objectives import DICE, DISE, RatioDraw
 from torch import Tensor
 
 from sedd_graph.component import Context
 from sedd_graph.diffusion.alignment import Links, Pairs, align, log_likelihood
-from sedd_graph.diffusion.edits import LEAST, EditDraw, EditKernel, Strings, rebuild
+from sedd_graph.diffusion.edits import LEAST, BirthDeath, Strings, rebuild
 from sedd_graph.diffusion.roles import Batch, Randomness
 from sedd_graph.proof.edits import StringToy
 
@@ -44,7 +44,7 @@ def batch(rows: list[list[int]], spared: int = 0) -> Batch:
 
 
 def dense(
-    kernel: EditKernel, clean: list[int], noisy: list[int], sigma: float, spared: int = 0
+    kernel: BirthDeath, clean: list[int], noisy: list[int], sigma: float, spared: int = 0
 ) -> tuple[Tensor, Tensor]:
     """What the heads should say, written out: [gaps, v] and [tokens]."""
     level = torch.tensor([sigma], dtype=DOUBLE)
@@ -295,7 +295,7 @@ def test_rebuilding_keeps_new_tokens_where_they_belong() -> None:
 
 
 @pytest.mark.parametrize("kernel", [delete(), indel()])
-def test_rows_do_not_depend_on_how_a_batch_is_split(kernel: EditKernel) -> None:
+def test_rows_do_not_depend_on_how_a_batch_is_split(kernel: BirthDeath) -> None:
     rows = batch([[0, 1, 1, 0], [1, 1], [0], [1, 0, 1]])
     level = torch.full((4,), 0.7)
 
@@ -309,7 +309,7 @@ def test_rows_do_not_depend_on_how_a_batch_is_split(kernel: EditKernel) -> None:
 # -- bounds ----------------------------------------------------------------------------------------------------------
 
 
-def integrand(toy: StringToy, kernel: EditKernel, sigma: float, push: Tensor) -> Tensor:
+def integrand(toy: StringToy, kernel: BirthDeath, sigma: float, push: Tensor) -> Tensor:
     """Of every clean string, the mean over noisy ones of the loss of perfect scores times exp(push), per unit of sigma."""
     count = len(toy.strings)
     level = torch.tensor([sigma], dtype=DOUBLE)
@@ -328,7 +328,7 @@ def integrand(toy: StringToy, kernel: EditKernel, sigma: float, push: Tensor) ->
     outputs["log_insert"] = outputs["log_insert"] + push[seen]
     if kernel.births:
         outputs["log_delete"] = outputs["log_delete"] + push[seen][..., 0]
-    draw = EditDraw(
+    draw = RatioDraw(
         rows.tokens,
         rows.attend,
         levels,
@@ -343,7 +343,7 @@ def integrand(toy: StringToy, kernel: EditKernel, sigma: float, push: Tensor) ->
     return torch.zeros(count, dtype=DOUBLE).index_add(0, clean, chance * nats)
 
 
-def model_law(toy: StringToy, kernel: EditKernel, levels: Tensor, push: Tensor) -> Tensor:
+def model_law(toy: StringToy, kernel: BirthDeath, levels: Tensor, push: Tensor) -> Tensor:
     """The law of what perfect rates times exp(push) generate from pure noise, by the master equation (Heun's method)."""
     count = len(toy.strings)
     every = torch.arange(count)
@@ -377,7 +377,7 @@ def model_law(toy: StringToy, kernel: EditKernel, levels: Tensor, push: Tensor) 
 
 
 @pytest.mark.parametrize("kernel", [delete(), indel((0.6, 0.4), births=0.2)], ids=["delete", "indel"])
-def test_bounds_are_tight_for_perfect_scores_and_hold_for_others(kernel: EditKernel) -> None:
+def test_bounds_are_tight_for_perfect_scores_and_hold_for_others(kernel: BirthDeath) -> None:
     toy = StringToy(kernel)
     end = 14.0
     nodes = torch.linspace(math.log(LEAST), math.log(end), 97, dtype=DOUBLE).exp()
@@ -411,7 +411,7 @@ def test_cross_entropy_is_the_score_entropy_of_scaled_rates() -> None:
     noisy = kernel.sample(rows, torch.full((64,), 0.7), random=Randomness(torch.Generator().manual_seed(3)), width=5)
     target = kernel.target(rows, noisy, torch.full((64,), 0.7))
     one = torch.ones(64, 2)
-    draw = EditDraw(
+    draw = RatioDraw(
         noisy.tokens,
         noisy.attend,
         one[:, 0],

@@ -13,6 +13,7 @@ from mpmath import mpf
 from sedd_graph_registry.schedules import (
     Cosine,
     CosineSquared,
+    Cubic,
     Geometric,
     Linear,
     LogLinear,
@@ -68,6 +69,7 @@ FORMULAS: list[tuple[Any, dict[str, float], Callable[[Any], Any]]] = [
         ),
     ),
     (CosineSquared, {}, keeping(lambda t: E3 + (1 - E3) * mpmath.cos(PI / 2 * t) ** 2)),
+    (Cubic, {}, keeping(lambda t: E3 + (1 - E3) * (1 - t) ** 3)),
     (
         MD4Cosine,
         {},

@@ -61,7 +61,7 @@ def test_levels_sum_up_to_the_bound(made: Callable[[str], tuple[Engine, Dataset]
     whole = sum(level.nats_per_token * level.tokens for level in found.levels) / tokens
     assert whole == pytest.approx(found.nats_per_token, rel=1e-9)
     assert [(level.low, level.high) for level in found.levels] == [(i / 10, (i + 1) / 10) for i in range(10)]
-    assert numbers(found).keys() == {f.name for f in dataclasses.fields(found)} - {"over", "levels"}
+    assert numbers(found).keys() == {f.name for f in dataclasses.fields(found)} - {"over", "levels", "caveat"}
 
 
 @pytest.mark.parametrize("kind", ["masked_count", "nelbo"])

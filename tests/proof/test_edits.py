@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 import torch
 from sedd_graph_registry.edits import Delete, Indel
-from sedd_graph_registry.edits_objectives import DISE
+from sedd_graph_registry.edits_objectives import DISE, RatioDraw
 from torch import Tensor
 
 from sedd_graph.component import Context
 from sedd_graph.diffusion.alignment import Links
-from sedd_graph.diffusion.edits import EditDraw, EditKernel, Strings, Target
+from sedd_graph.diffusion.edits import BirthDeath, Strings, Target
 from sedd_graph.engine.edits import make_edit_process
 from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.process import Part, ProcessPlan
 from sedd_graph.plugins import discover
-from sedd_graph.proof.edits import StringToy, _bound, check_edits, prove_edits
+from sedd_graph.proof.edit_process import prove_edits
+from sedd_graph.proof.edits import StringToy, _bound, check_edits
 
 REGISTRY = discover()
 INDEL = {"frequencies": (0.6, 0.4), "mean_length": 0.25}
@@ -36,7 +37,13 @@ def plan(kernel: str, objective: str = "dise", sampler: str = "edit_tau", **sche
         else part("linear_rate", rate_min=0.01, rate_max=schedule.get("end", 40.0))
     )
     return ProcessPlan(
-        part(kernel, **config), level, part(objective), part(sampler), 10, "log_insert", kernel == "indel"
+        part(kernel, **config),
+        level,
+        part(objective),
+        part(sampler),
+        10,
+        "log_insert",
+        ("log_insert", "log_delete")[: 1 + (kernel == "indel")],
     )
 
 
@@ -66,8 +73,8 @@ def test_a_schedule_that_ends_too_soon_is_caught() -> None:
     [
         (plan("indel", "dice"), "objective"),
         (plan("delete", "dise", "edit_first_hitting"), "sample"),
-        (dataclasses.replace(plan("indel"), deletes=False), "process"),
-        (dataclasses.replace(plan("delete"), deletes=True), "process"),
+        (dataclasses.replace(plan("indel"), edits=("log_insert",)), "process"),
+        (dataclasses.replace(plan("delete"), edits=("log_insert", "log_delete")), "process"),
         (dataclasses.replace(plan("indel"), objective=part("dise", targets="sampled")), "objective"),
     ],
 )
@@ -80,13 +87,13 @@ def test_what_cannot_work_is_refused_by_name(made: ProcessPlan, key: str) -> Non
 # -- broken ones -------------------------------------------------------------------------------------------------------
 
 
-def faster(kernel: EditKernel) -> None:
+def faster(kernel: BirthDeath) -> None:
     """Twice the clock in what becomes of a token."""
     links = kernel.links
     kernel.links = lambda sigma: links(2 * sigma)  # type: ignore[method-assign]
 
 
-def children_lost(kernel: EditKernel) -> None:
+def children_lost(kernel: BirthDeath) -> None:
     """Tokens that die leave none behind."""
     links = kernel.links
 
@@ -97,7 +104,7 @@ def children_lost(kernel: EditKernel) -> None:
     kernel.links = wrong  # type: ignore[method-assign]
 
 
-def rates_doubled(kernel: EditKernel) -> None:
+def rates_doubled(kernel: BirthDeath) -> None:
     """Insertions twice as fast."""
     weights = kernel.weights
     scale = torch.tensor([2.0, 1.0])
@@ -105,7 +112,7 @@ def rates_doubled(kernel: EditKernel) -> None:
     kernel.target = _target_of(kernel, weights)  # type: ignore[method-assign]
 
 
-def _target_of(kernel: EditKernel, weights: Callable[[Tensor], Tensor]) -> Any:
+def _target_of(kernel: BirthDeath, weights: Callable[[Tensor], Tensor]) -> Any:
     """Targets as they were before ``weights`` changed."""
     target = kernel.target
 
@@ -119,13 +126,13 @@ def _target_of(kernel: EditKernel, weights: Callable[[Tensor], Tensor]) -> Any:
     return as_before
 
 
-def deaths_forgotten(kernel: EditKernel) -> None:
+def deaths_forgotten(kernel: BirthDeath) -> None:
     """Born tokens go at rate 1 instead of 1/beta."""
     weights = kernel.weights
     kernel.weights = lambda sigma: torch.stack([weights(sigma)[:, 0], torch.ones_like(sigma)], -1)  # type: ignore[method-assign]
 
 
-def twins_apart(kernel: EditKernel) -> None:
+def twins_apart(kernel: BirthDeath) -> None:
     """Of equal tokens only the first counts."""
     target = kernel.target
 
@@ -136,20 +143,20 @@ def twins_apart(kernel: EditKernel) -> None:
     kernel.target = wrong  # type: ignore[method-assign]
 
 
-def less_noise(kernel: EditKernel) -> None:
+def less_noise(kernel: BirthDeath) -> None:
     """Draws at half the noise."""
     sample = kernel.sample
     kernel.sample = lambda batch, sigma, **how: sample(batch, sigma / 2, **how)  # type: ignore[method-assign]
 
 
-def one_token(kernel: EditKernel) -> None:
+def one_token(kernel: BirthDeath) -> None:
     """Pure noise is one token."""
     kernel.prior = lambda rows, **how: Strings(  # type: ignore[method-assign]
         torch.tensor([[kernel.start, 0]] * rows), torch.ones(rows, 2, dtype=torch.bool)
     )
 
 
-BROKEN: list[tuple[Callable[[EditKernel], None], str, str]] = [
+BROKEN: list[tuple[Callable[[BirthDeath], None], str, str]] = [
     (faster, "delete", "edits.sample"),
     (faster, "indel", "edits.law"),
     (children_lost, "indel", "edits.law"),
@@ -164,9 +171,9 @@ BROKEN: list[tuple[Callable[[EditKernel], None], str, str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "name", "check"), BROKEN, ids=[f"{w.__name__}-{n}" for w, n, _ in BROKEN])
-def test_a_broken_kernel_is_caught_by_name(wrong: Callable[[EditKernel], None], name: str, check: str) -> None:
+def test_a_broken_kernel_is_caught_by_name(wrong: Callable[[BirthDeath], None], name: str, check: str) -> None:
     context = Context({"n": 3})
-    kernel: EditKernel = Delete(Delete.Config(), context) if name == "delete" else Indel(Indel.Config(**INDEL), context)
+    kernel: BirthDeath = Delete(Delete.Config(), context) if name == "delete" else Indel(Indel.Config(**INDEL), context)
     wrong(kernel)
     assert check in {c.name for c in check_edits(kernel, end=14.0) if not c.holds}
 
@@ -177,7 +184,7 @@ class Unbalanced(DISE, kind="edit_objective"):
     class Config(DISE.Config):
         pass
 
-    def loss(self, outputs: Any, draw: EditDraw, kernel: EditKernel) -> Tensor:
+    def loss(self, outputs: Any, draw: RatioDraw, kernel: BirthDeath) -> Tensor:
         return super().loss(outputs, dataclasses.replace(draw, constant=torch.zeros_like(draw.constant)), kernel)
 
 

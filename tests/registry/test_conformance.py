@@ -51,6 +51,7 @@ CASES: dict[str, list[Case]] = {
     "condition_add": [case()],
     "cosine": [case(), case({"eps": 1e-2}), case({"offset": 0.008})],
     "cosine_squared": [case(), case({"eps": 1e-4})],
+    "cubic": [case(), case({"eps": 1e-2})],
     "deletion_head": [case()],
     "insertion_head": [case()],
     "dct": [case({"over": over}, *ports) for over in ("channels", "sequence") for ports in ((), ("attend",))],
@@ -103,6 +104,7 @@ CASES: dict[str, list[Case]] = {
     "split": [case({"sizes": [3, 5]})],
     "split_sequence": [case({"mode": m, "of": of}, h=3) for m in ("halves", "interleave") for of in ("values", "mask")],
     "sub": [case()],
+    "substitution_head": [case()],
     "take_noised": [case()],
     "token_counts": [
         case({"counts": [[5, 1, 0], [1, 1, 1]], "label": 1}),
@@ -125,8 +127,12 @@ CASES: dict[str, list[Case]] = {
 }
 """Every built-in component but objectives and samplers, which are proved in the combinations they make."""
 
-EDITS = {"delete", "indel", "dise", "dice", "edit_tau", "edit_thinning", "edit_first_hitting"}
-"""What makes up processes of strings, which tests/proof/test_edits.py proves."""
+EDITS = {
+    *("delete", "indel", "edit_flow"),
+    *("dise", "dice", "edit_flow_loss"),
+    *("edit_tau", "edit_thinning", "edit_first_hitting"),
+}
+"""What makes up processes of strings, which tests/proof/test_edits.py and test_edit_flow.py prove."""
 REGISTRY = discover()
 OWN = {entry.name: entry for entry in REGISTRY if entry.distribution.replace("-", "_").startswith("sedd_graph ")}
 

@@ -1,0 +1,106 @@
+"""Strings of two tokens, all of them up to a length, and what proofs of processes that change lengths share.
+
+Axes: b rows, s strings, w positions, v = 2 tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from sedd_graph.diffusion.edits import EditKernel, Strings
+from sedd_graph.diffusion.roles import Batch
+from sedd_graph.engine.edits import EditProcess
+from sedd_graph.proof.check import Check
+
+__all__ = ["TOKENS", "StringTable", "check_string_sampler"]
+
+TOKENS = 2
+"""Data tokens of the toys."""
+
+
+class StringTable(ABC):
+    """All strings of at most ``longest`` tokens by number, a law of clean ones (of at most ``clean``), and what a perfect
+    network would say of them."""
+
+    def __init__(self, kernel: EditKernel, *, longest: int, clean: int, one_length: bool = False) -> None:
+        self.kernel, self.longest, self.clean = kernel, longest, clean
+        self.strings = [s for n in range(longest + 1) for s in itertools.product(range(TOKENS), repeat=n)]
+        weights = torch.rand(len(self.strings), generator=torch.Generator().manual_seed(7), dtype=torch.float64) + 0.2
+        lengths = torch.tensor([len(s) for s in self.strings])
+        weights *= (lengths == clean) if one_length else (lengths <= clean)
+        self.law = weights / weights.sum()
+
+    @property
+    def entropy(self) -> float:
+        return float(-torch.xlogy(self.law, self.law).sum())
+
+    def rows(self, index: Tensor) -> Strings:
+        """Strings by their number, padded to the longest there is."""
+        table = torch.full((len(self.strings), self.longest + 1), self.kernel.start)
+        for i, s in enumerate(self.strings):
+            table[i, 1 : len(s) + 1] = torch.tensor(s, dtype=torch.int64)
+        lengths = torch.tensor([len(s) for s in self.strings])[index]
+        return Strings(table[index], torch.arange(self.longest + 1) <= lengths[:, None])
+
+    def batch(self, index: Tensor) -> Batch:
+        """Clean strings by their number."""
+        strings = self.rows(index)
+        tokens, real = strings.tokens[:, 1 : self.clean + 1], strings.attend[:, 1 : self.clean + 1]
+        return Batch(torch.where(real, tokens, 0), real, real, real)
+
+    def number(self, strings: Strings) -> Tensor:
+        """The number of each string, int64 [b]; one past the last where it is too long."""
+        lengths = strings.lengths
+        value = torch.zeros_like(lengths)
+        for column in range(1, strings.tokens.shape[1]):
+            value = torch.where(strings.attend[:, column], value * TOKENS + strings.tokens[:, column], value)
+        found = (TOKENS**lengths - 1) // (TOKENS - 1) + value
+        return torch.where(lengths <= self.longest, found, len(self.strings))
+
+    @abstractmethod
+    def outputs(self, strings: Strings, sigma: Tensor) -> dict[str, Tensor]:
+        """What a perfect network would put out, float32."""
+
+
+def check_string_sampler(toy: StringTable, process: EditProcess) -> list[Check]:
+    """With a perfect network the sampler gives back the law of the data, lengths included."""
+    rows, steps = 8_000, None if process.sampler.steps is None else 64
+    kernel, schedule, objective, sampler = process
+    generator = torch.Generator().manual_seed(4)
+    longest = toy.clean if objective.one_length else toy.longest
+    noise = kernel.prior(rows, longest=longest, generator=generator, allowed=None)
+    fixed = torch.zeros_like(noise.attend)
+    fixed[:, 0] = True
+    out = sampler.run(
+        lambda strings, sigma: objective.rates(toy.outputs(strings, sigma), strings, longest),
+        noise,
+        fixed=fixed,
+        shut=~noise.attend,
+        longest=longest,
+        kernel=kernel,
+        schedule=schedule,
+        generator=generator,
+        steps=steps,
+    )
+    data = bool((torch.where(out.attend, out.tokens, 0)[:, 1:] < TOKENS).all()) and bool((out.lengths <= longest).all())
+    count = len(toy.strings)
+    found = torch.bincount(toy.number(out), minlength=count + 1)[:count].double() / rows
+    distance = float((found - toy.law).abs().sum() / 2)
+    floor = math.sqrt(int((toy.law > 0).sum()) / rows / 2)
+    allowance = 0.0 if steps is None else 2.5 / steps
+    how = f"total variation, {rows:,} strings" + ("" if steps is None else f", {steps} steps")
+    return [
+        Check("sampler.clean", "only data tokens come out, no more than asked for", data, "yes" if data else "no", how),
+        Check(
+            "sampler.law",
+            "with a perfect network the sampler gives back the law of the data",
+            distance < 2 * floor + allowance + 0.002,
+            f"{distance:.4f} (chance alone: about {floor:.4f})",
+            how,
+        ),
+    ]
