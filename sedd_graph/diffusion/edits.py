@@ -28,8 +28,10 @@ __all__ = [
     "EditDraw",
     "EditKernel",
     "EditObjective",
+    "Kernel_",
     "Strings",
     "Target",
+    "by_symbol",
     "rebuild",
 ]
 
@@ -123,6 +125,20 @@ class EditDraw:
     def t(self) -> Tensor:
         """The share of tokens that noise has hit by then, float32 [b]."""
         return -torch.expm1(-self.sigma)
+
+
+def by_symbol(tokens: Tensor, per_token: Tensor) -> tuple[Tensor, Tensor]:
+    """``per_token`` [b, n, w] added up over equal ``tokens`` int64 [b, n], and whose sums they are, int64 [b, n].
+
+    Each distinct token of a row has one place; what is left over is 0, with some token.
+    """
+    order = tokens.argsort(dim=1, stable=True)
+    ordered = tokens.gather(1, order)
+    rank = torch.zeros_like(tokens)
+    rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(-1)
+    symbols = torch.zeros_like(tokens).scatter(1, rank, ordered)
+    place = torch.zeros_like(rank).scatter(1, order, rank)
+    return torch.zeros_like(per_token).scatter_add_(1, place[..., None].expand_as(per_token), per_token), symbols
 
 
 def _k(a: Tensor) -> Tensor:
@@ -336,14 +352,8 @@ class BirthDeath(EditKernel):
 
     def _target(self, batch: Batch, missing: Tensor, fresh: Tensor, spurious: Tensor) -> Target:
         """``missing`` by position of x0 gathered by symbol: two equal tokens make one symbol."""
-        tokens = torch.where(batch.attend, batch.tokens, self.start)
-        order = tokens.argsort(dim=1, stable=True)
-        sorted_ = tokens.gather(1, order)
-        rank = torch.zeros_like(tokens)
-        rank[:, 1:] = (sorted_[:, 1:] != sorted_[:, :-1]).cumsum(-1)
-        symbols = torch.zeros_like(tokens).scatter(1, rank, sorted_.clamp(max=self.data_tokens - 1))
-        place = torch.zeros_like(rank).scatter(1, order, rank)
-        summed = torch.zeros_like(missing).scatter_add_(1, place[..., None].expand_as(missing), missing)
+        summed, symbols = by_symbol(torch.where(batch.attend, batch.tokens, self.start), missing)
+        symbols = symbols.clamp(max=self.data_tokens - 1)
         law = self.law.to(fresh.device)
         constant = _k(summed).sum((1, 2))
         if self.births:

@@ -22,7 +22,8 @@ def prove_edits(plan: ProcessPlan, registry: Registry) -> list[Check]:
 
     Raises :class:`UserError` for a kernel of no kind that can be proved.
     """
-    process, declared = make_edit_process(plan, registry, states=TOKENS + 1), make_edit_process(plan, registry).kernel
+    declared = make_edit_process(plan, registry).kernel
+    process = make_edit_process(plan, registry, states=TOKENS + declared.states - declared.data_tokens)
     kernel = process.kernel
     checks = check_schedule(process.schedule)
     if isinstance(kernel, BirthDeath) and isinstance(declared, BirthDeath):
