@@ -35,6 +35,7 @@ OUTPUTS = ("log_score", "log_x0")
 """What a graph of a language model puts out: one of these."""
 EDITS: tuple[dict[str, str], ...] = (
     {"log_insert": "float b l v", "log_delete": "float b l", "log_substitute": "float b l v"},
+    {"log_x0": "float b l v", "log_gap": "float b l"},
 )
 """What it puts out where lengths change: the first of a family, and what else the kernel cannot be undone without."""
 
