@@ -176,15 +176,16 @@ def _transport(toy: FlexToy) -> Check:
     steps = torch.linalg.matrix_exp(toy.generator(middle) * (sigma[:-1] - sigma[1:])[:, None, None])
     law = torch.zeros(len(toy.strings), dtype=torch.float64)
     law[0] = 1.0
-    for step in steps:
+    worst = 0.0
+    for step, there in zip(steps, toy.at(sigma[1:]), strict=True):
         law = step @ law
-    distance = float((law - toy.law).abs().sum() / 2)
+        worst = max(worst, float((law - there).abs().sum() / 2))
     return Check(
-        "edits.rates",
-        "with a perfect network the rates of generation take the empty string to the law of the data",
-        distance < 2e-3,
-        f"{distance:.1e}",
-        f"total variation, the master equation on {len(toy.strings)} strings",
+        "edits.transport",
+        "with a perfect network the rates of generation take the empty string to the law of the data, by those of noisy strings",
+        worst < 5e-3,
+        f"{worst:.1e}",
+        f"total variation, the worst of {len(steps)} steps of the master equation on {len(toy.strings)} strings",
     )
 
 

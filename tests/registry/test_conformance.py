@@ -60,6 +60,7 @@ CASES: dict[str, list[Case]] = {
         *(case({"activation": a}) for a in ("gelu", "swiglu", "squared_relu")),
         case({"hidden": 5, "bias": "none"}),
     ],
+    "gap_head": [case(), case({"most": 3})],
     "gaussian_fourier": [case(), case({"frequencies": 8})],
     "geometric": [case(), case({"sigma_min": 1e-3, "sigma_max": 10.0})],
     "hadamard": [case(), case(d=16)],
