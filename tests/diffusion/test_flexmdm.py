@@ -244,7 +244,7 @@ def test_the_bound_is_tight_and_the_papers_is_not() -> None:
     toy = FlexToy(kernel())
     exact, aligned = (float((toy.law * integral(toy, sampled=sampled)).sum()) for sampled in (False, True))
     assert exact == pytest.approx(toy.entropy, abs=2e-3)
-    assert toy.entropy + 0.1 < aligned < toy.entropy + 2.0
+    assert toy.entropy + 0.5 < aligned < toy.entropy + 1.5
 
 
 def test_the_bound_of_a_wrong_model_is_above_its_nll() -> None:
