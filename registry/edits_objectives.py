@@ -76,7 +76,7 @@ class DISE(EditObjective[BirthDeath, RatioDraw], kind="edit_objective"):
     def corrupt(
         self, batch: Batch, kernel: BirthDeath, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
     ) -> RatioDraw:
-        t, width = self.config.draw(len(batch), random, t)
+        t, width = self.config.draw(batch, random, t)
         room = round(batch.width * self.config.room) if kernel.births else batch.width
         sampled = self.config.targets == "sampled"
         return self._draw(

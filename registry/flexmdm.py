@@ -91,12 +91,12 @@ class FlexLoss(EditObjective[FlexKernel, FlexDraw], kind="edit_objective"):
     def corrupt(
         self, batch: Batch, kernel: FlexKernel, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
     ) -> FlexDraw:
-        t, width = self.config.draw(len(batch), random, t)
+        t, width = self.config.draw(batch, random, t)
         sampled = self.config.targets == "sampled"
         return _draw(batch, kernel, schedule.sigma(t), width * schedule.dsigma(t), random, sampled=sampled)
 
     def bound_draw(self, batch: Batch, kernel: FlexKernel, schedule: Schedule, *, random: Randomness) -> FlexDraw:
-        u = random.low_discrepancy(len(batch)).double().clamp(min=1e-9)
+        u = random.low_discrepancy(len(batch)).double().to(batch.tokens.device).clamp(min=1e-9)
         sigma, slope = kernel.clock(u)
         draw = _draw(batch, kernel, sigma, slope, random, sampled=False)
         # beyond the end of the schedule the network is told of the end: it has never seen more
