@@ -22,8 +22,9 @@ NONE = -1e30
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Over all ways, float64: ``log_count`` [b], the log of their number; ``missing`` [b, m + 1], the mean number of clean
-    tokens between two neighbours; ``stands`` [b, n, m], the share of ways in which clean token i is noisy token j."""
+    """Over all ways: ``log_count`` float64 [b], the log of their number; ``missing`` float64 [b, m + 1], the mean number of
+    clean tokens between two neighbours; ``stands`` float32 [b, n, m], the share of ways in which clean token i is noisy
+    token j."""
 
     log_count: Tensor
     missing: Tensor
@@ -56,10 +57,10 @@ def _sweep(fits: Tensor, clean_lengths: Tensor, noisy_lengths: Tensor) -> Embedd
     total = before[n].gather(1, noisy_lengths[:, None])
     after = F.one_hot(noisy_lengths, m + 1).double().log().clamp(min=NONE)
     missing = torch.zeros(b, m + 1, dtype=torch.float64, device=device)
-    stands = torch.empty(b, n, m, dtype=torch.float64, device=device)
+    stands = torch.empty(b, n, m, device=device)
     for i in range(n - 1, -1, -1):
         missing += (before[i] + after - total).exp() * real[:, i : i + 1]
         taken = step[:, i] + after[:, 1:]
-        torch.exp(before[i, :, :-1] + taken - total, out=stands[:, i])
+        stands[:, i] = (before[i, :, :-1] + taken - total).float().exp()
         after = torch.cat([torch.logaddexp(after[:, :-1], taken), after[:, -1:]], 1)
     return Embeddings(total[:, 0], missing, stands)

@@ -142,7 +142,7 @@ def test_a_thousand_tokens_do_not_overflow() -> None:
     fits = (clean[:, None] == noisy) | (noisy == 2)
     found = embed(fits[None], torch.tensor([1024]), torch.tensor([len(noisy)]))
     assert float(found.missing.sum()) == pytest.approx(1024 - len(noisy), abs=1e-6)
-    assert torch.allclose(found.stands.sum(1), torch.ones(1, len(noisy), dtype=DOUBLE), atol=1e-9)
+    assert torch.allclose(found.stands.sum(1), torch.ones(1, len(noisy)), atol=1e-5)
     # nothing but masks: any of the C(n, m) choices
     every = embed(torch.ones(1, 1024, 512, dtype=torch.bool), torch.tensor([1024]), torch.tensor([512]))
     assert float(every.log_count) == pytest.approx(math.log(math.comb(1024, 512)), rel=1e-12)
