@@ -27,7 +27,7 @@ TOKENS = 50_257
 BAR = 50.0
 
 
-def measure(kernel: EditKernel, clean: Batch, sigma: float, times: int) -> dict[str, object]:
+def measure(kernel: BirthDeath, clean: Batch, sigma: float, times: int) -> dict[str, object]:
     generator = torch.Generator().manual_seed(0)
     level = torch.full((len(clean),), sigma)
     noisy = kernel.sample(clean, level, random=Randomness(generator), width=None)

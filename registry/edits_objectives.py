@@ -76,12 +76,7 @@ class DISE(EditObjective[BirthDeath, RatioDraw], kind="edit_objective"):
     def corrupt(
         self, batch: Batch, kernel: BirthDeath, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
     ) -> RatioDraw:
-        width = 1.0
-        if t is None:
-            rows = len(batch)
-            u = random.low_discrepancy(rows) if self.config.times == "low_discrepancy" else random.rand(rows)
-            width = 1 - self.config.t_min
-            t = self.config.t_min + width * u.to(batch.tokens.device)
+        t, width = self.config.draw(batch, random, t)
         room = round(batch.width * self.config.room) if kernel.births else batch.width
         sampled = self.config.targets == "sampled"
         return self._draw(

@@ -3,24 +3,29 @@
 Axes: b rows, w positions (the start state first), v data tokens.
 """
 
-from typing import Annotated, Any
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
 
 import pydantic
 import torch
+from torch import Tensor
 
 from sedd_graph.component import ComponentConfig
 from sedd_graph.diffusion.categorical import categorical
 from sedd_graph.diffusion.edit_sampler import EditSampler, EditWalk
-from sedd_graph.diffusion.edits import EditKernel, EditObjective
+from sedd_graph.diffusion.edits import EditKernel, EditObjective, Kernel_
 from sedd_graph.diffusion.sampler import T_MIN
 
-__all__ = ["EditFirstHitting", "EditTau", "EditThinning"]
+__all__ = ["EditFirstHitting", "EditTau", "EditThinning", "Thinning", "ThinningConfig"]
 
+INSERTS = "a kernel whose generation inserts tokens (the output log_insert)"
+"""What some parts need, as the rest of a sentence."""
 END = 1e-5
 """Total noise at which thinning gives way to one last step to clean text."""
 
 
-class EditTau(EditSampler, kind="edit_sampler"):
+class EditTau(EditSampler[EditKernel], kind="edit_sampler"):
     """Steps of even length in time: in each, every gap takes at most one token and every token may go or be replaced
     (tau-leaping; for ``delete`` Tweedie's step, DID, arXiv 2603.23507; for ``edit_flow`` a column's chance to move, arXiv
     2506.09018). A last step goes all the way to clean text."""
@@ -28,7 +33,10 @@ class EditTau(EditSampler, kind="edit_sampler"):
     class Config(ComponentConfig):
         steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 128
 
-    def walk(self, walk: EditWalk, steps: int) -> None:
+    def lacks(self, kernel: EditKernel, objective: EditObjective[Any, Any]) -> str | None:
+        return None if "log_insert" in kernel.reads else INSERTS
+
+    def walk(self, walk: EditWalk[EditKernel], steps: int) -> None:
         times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.fixed.device, dtype=torch.float64)
         levels = torch.cat([walk.schedule.sigma(times), times.new_zeros(1)])
         for index in range(steps + 1):
@@ -37,40 +45,43 @@ class EditTau(EditSampler, kind="edit_sampler"):
             walk.shown()
 
 
-class EditThinning(EditSampler, kind="edit_sampler"):
-    """One edit at a time, at the times of the reverse process itself: exact for the model's rates (thinning: Lewis and Shedler
-    1979; uniformization, arXiv 2402.08095).
+class ThinningConfig(ComponentConfig):
+    """How far ahead edits are proposed."""
 
-    Edits are proposed at ``slack`` times the present rate, and kept with the chance that the rate at the proposed time is of
-    that. ``clamped`` counts where it was more; where there are none, the law is that of the model.
-    """
+    slack: Annotated[float, pydantic.Field(gt=1, le=100)] = 2.0
+    stretch: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
+    """Share of the noise after which the network is asked anew, though nothing has happened."""
 
-    class Config(ComponentConfig):
-        slack: Annotated[float, pydantic.Field(gt=1, le=100)] = 2.0
-        stretch: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
-        """Share of the noise after which the network is asked anew, though nothing has happened."""
 
-    def walk(self, walk: EditWalk, steps: int) -> None:
+class Thinning(EditSampler[Kernel_]):
+    """The loop of samplers that make one edit at a time, at times of the reverse process itself."""
+
+    abstract: ClassVar[bool] = True
+
+    @abstractmethod
+    def edits(self, walk: EditWalk[Kernel_], outputs: Mapping[str, Tensor]) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """What each edit weighs, float64 [b, k, w] by kind as in the kernel's ``weights``, insertions first; and what makes
+        some of them, bool [b, k, w]."""
+
+    @abstractmethod
+    def end(self, walk: EditWalk[Kernel_], sigma: Tensor) -> None:
+        """The last step, from total noise ``sigma`` [b] to clean strings."""
+
+    def walk(self, walk: EditWalk[Kernel_], steps: int) -> None:
         rows, kernel = walk.rows, walk.kernel
         sigma, bound = walk.schedule.sigma(walk.full(1.0)), walk.full(1.0)
         proposed = torch.zeros_like(bound, dtype=torch.bool)
         while bool((sigma > END).any()):
-            outputs = walk.outputs(sigma)
-            weights, going = walk.insertions(outputs), walk.deletions(outputs).double()
-            full = walk.strings.lengths >= walk.longest
-            each = weights.sum(-1).double() * ~full[:, None]
-            others, kinds = walk.substitutions(outputs), [each, going]
-            if others is not None:
-                kinds.append(others.sum(-1).double())
-            pace = kernel.weights(sigma)
-            per_edit = torch.cat([kind * pace[:, k, None] for k, kind in enumerate(kinds)], 1)
+            each, make = self.edits(walk, walk.outputs(sigma))
+            each[:, 0] *= (walk.strings.lengths < walk.longest)[:, None]
+            kinds = each.shape[1]
+            per_edit = (each * kernel.weights(sigma)[:, :kinds, None]).flatten(1)
             total = per_edit.sum(-1)
             walk.clamped += int((proposed & (total > bound * (1 + 1e-9))).sum())
             happens = proposed & (walk.rand(rows) * bound < total)
             # who has not just been changed draws the next time
             lower = (sigma * (1 - self.config.stretch)).clamp(min=END)
-            ahead = kernel.weights(lower)
-            highest = self.config.slack * sum(kind.sum(-1) * ahead[:, k] for k, kind in enumerate(kinds))
+            highest = self.config.slack * (each.sum(-1) * kernel.weights(lower)[:, :kinds]).sum(-1)
             wait = -torch.log1p(-walk.rand(rows)) / highest.clamp(min=1e-300)
             # as the stretch ends before the edit, nothing happens in it
             reached = (sigma - wait > lower) & (sigma > END)
@@ -82,13 +93,43 @@ class EditThinning(EditSampler, kind="edit_sampler"):
                 chosen = torch.zeros_like(happens, dtype=torch.int64)
                 chosen[happens] = categorical(per_edit[happens], generator=walk.generator)
                 hit = torch.zeros_like(per_edit, dtype=torch.bool).scatter_(1, chosen[:, None], happens[:, None])
-                put, gone, *rest = hit.split(each.shape[1], 1)
-                walk.edit(put, weights, gone, rest[0] if rest else None, others)
+                make(hit.view(each.shape))
             walk.shown()
-        walk.leap(walk.outputs(sigma), kernel.leap(sigma, torch.zeros_like(sigma)).float())
+        self.end(walk, sigma)
 
 
-class EditFirstHitting(EditSampler, kind="edit_sampler"):
+class EditThinning(Thinning[EditKernel], kind="edit_sampler"):
+    """One edit at a time, at the times of the reverse process itself: exact for the model's rates (thinning: Lewis and Shedler
+    1979; uniformization, arXiv 2402.08095).
+
+    Edits are proposed at ``slack`` times the present rate, and kept with the chance that the rate at the proposed time is of
+    that. ``clamped`` counts where it was more; where there are none, the law is that of the model.
+    """
+
+    class Config(ThinningConfig):
+        pass
+
+    def lacks(self, kernel: EditKernel, objective: EditObjective[Any, Any]) -> str | None:
+        return None if "log_insert" in kernel.reads else INSERTS
+
+    def edits(
+        self, walk: EditWalk[EditKernel], outputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor], None]]:
+        weights, others = walk.insertions(outputs), walk.substitutions(outputs)
+        kinds = [weights.sum(-1), walk.deletions(outputs)]
+        if others is not None:
+            kinds.append(others.sum(-1))
+
+        def make(hit: Tensor) -> None:
+            walk.edit(hit[:, 0], weights, hit[:, 1], None if others is None else hit[:, 2], others)
+
+        return torch.stack(kinds, 1).double(), make
+
+    def end(self, walk: EditWalk[EditKernel], sigma: Tensor) -> None:
+        walk.leap(walk.outputs(sigma), walk.kernel.leap(sigma, torch.zeros_like(sigma)).float())
+
+
+class EditFirstHitting(EditSampler[EditKernel], kind="edit_sampler"):
     """One token at a time, where and what both drawn from the rates, until the length is reached: exact where all strings have
     one length (``dice``), since rates then do not depend on time (DID; arXiv 2409.02908 for masks)."""
 
@@ -98,7 +139,7 @@ class EditFirstHitting(EditSampler, kind="edit_sampler"):
     def lacks(self, kernel: EditKernel, objective: EditObjective[Any, Any]) -> str | None:
         return None if objective.one_length else "an objective for strings of one known length, such as dice"
 
-    def walk(self, walk: EditWalk, steps: int) -> None:
+    def walk(self, walk: EditWalk[EditKernel], steps: int) -> None:
         share = -torch.expm1(-walk.schedule.sigma(walk.full(1.0)))
         for _ in range(walk.longest):
             left = walk.longest - walk.strings.lengths

@@ -23,6 +23,14 @@ class TimeConfig(ComponentConfig):
     """``low_discrepancy``: one offset and an even grid over the global batch; less variance, no bias."""
     t_min: Annotated[float, pydantic.Field(gt=0, lt=0.1)] = 1e-4
 
+    def draw(self, batch: Batch, random: Randomness, t: Tensor | None) -> tuple[Tensor, float]:
+        """Times float32 [b] from ``t_min`` on and the width of what they are from; a given ``t`` stays, of width 1."""
+        if t is not None:
+            return t, 1.0
+        rows = len(batch)
+        u = random.low_discrepancy(rows) if self.times == "low_discrepancy" else random.rand(rows)
+        return self.t_min + (1 - self.t_min) * u.to(batch.tokens.device), 1 - self.t_min
+
 
 class OverTime(Objective):
     """An integral over t in [t_min, 1], drawn evenly."""
@@ -39,12 +47,7 @@ class OverTime(Objective):
         t: Tensor | None = None,
         xt: Tensor | None = None,
     ) -> Draw:
-        rows, width = batch.tokens.shape[0], 1.0
-        if t is None:
-            even = self.config.times == "low_discrepancy"
-            u = random.low_discrepancy(rows) if even else random.rand(rows)
-            width = 1 - self.config.t_min
-            t = self.config.t_min + width * u.to(batch.tokens.device)
+        t, width = self.config.draw(batch, random, t)
         sigma, dsigma = schedule.sigma(t).detach(), schedule.dsigma(t).detach()
         if xt is None:
             xt = kernel.sample(batch.tokens, sigma, random=random, corrupt=batch.corrupt)

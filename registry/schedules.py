@@ -198,7 +198,7 @@ class Polynomial(Ends, kind="schedule"):
         return (1 - self.config.eps) * self.config.power * t.pow(self.config.power - 1)
 
 
-class Cubic(_Ends, kind="schedule"):
+class Cubic(Ends, kind="schedule"):
     """alpha = eps + (1 - eps) (1 - t)^3: Edit Flows' kappa, the cube of their time, which is 1 - t (arXiv 2506.09018)."""
 
     class Config(ComponentConfig):

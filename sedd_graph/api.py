@@ -77,7 +77,10 @@ class Report:
         lines = [to_tree(self.graph), "", f"parameters  {self.parameters:,}"]
         if self.plan is not None:
             plan = self.plan
-            states = f"{plan.states - 1:,} tokens and the start" if plan.edits else f"{plan.states:,} states"
+            states = f"{plan.states:,} states"
+            if plan.edits:
+                masked = plan.output == "log_x0"
+                states = f"{plan.states - 1 - masked:,} tokens{', the mask' if masked else ''} and the start"
             lines.append(
                 f"process     {plan.kernel.contract.name} with {plan.schedule.contract.name}, {states}; "
                 f"objective {plan.objective.contract.name}; sampler {plan.sampler.contract.name}"

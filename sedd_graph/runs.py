@@ -292,7 +292,7 @@ def sample_run(
     assert tokenizer is not None
     extra: dict[str, Any]
     if isinstance(engine, EditEngine):
-        sampler: EditSampler | Sampler = engine.edits.sampler
+        sampler: EditSampler[Any] | Sampler = engine.edits.sampler
         lengths = (rows != engine.edits.kernel.start).sum(-1).numpy()
         extra = {"mask": None, "start": engine.edits.kernel.start, "cut": sampler.cut}
     else:

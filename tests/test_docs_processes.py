@@ -51,9 +51,20 @@ def test_every_check_of_strings_stands_there_in_order() -> None:
 
 def test_every_check_of_columns_stands_there_in_order() -> None:
     kernel = part("edit_flow", mean_length=1.0)
-    plan = ProcessPlan(kernel, part("cubic"), part("edit_flow_loss"), part("edit_tau"), 4, "log_insert", tuple(EDITS))
+    plan = ProcessPlan(
+        kernel, part("cubic"), part("edit_flow_loss"), part("edit_tau"), 4, "log_insert", tuple(EDITS[0])
+    )
     named = [c.name for c in prove_edits(plan, REGISTRY)]
     assert first_column("column check") == [n for n in named if n.startswith(("edits.", "objective."))]
+
+
+def test_every_check_of_masks_stands_there_in_order() -> None:
+    plan = ProcessPlan(
+        part("mask_delete"), part("loglinear"), part("flexmdm"), part("flexmdm_tau"), 5, "log_x0", tuple(EDITS[1])
+    )
+    named = [c.name for c in prove_edits(plan, REGISTRY)]
+    assert first_column("mask check") == [n for n in named if n.startswith("edits.")]
+    assert {n for n in named if not n.startswith("edits.")} <= set(first_column("check"))
 
 
 def test_blueprints_and_the_one_shown() -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor
 
 from sedd_graph.component import Component
 from sedd_graph.diffusion.categorical import categorical
-from sedd_graph.diffusion.edits import EditKernel, EditObjective, Strings, rebuild
+from sedd_graph.diffusion.edits import EditKernel, EditObjective, Kernel_, Strings, rebuild
 from sedd_graph.diffusion.process import Schedule
 from sedd_graph.diffusion.sampler import ROUNDING
 
@@ -29,7 +29,7 @@ OnEdit = Callable[[int, Strings], None]
 """Called with the number of the step and the strings after it."""
 
 
-class EditWalk:
+class EditWalk(Generic[Kernel_]):
     """Strings on their way, with what may not be touched: ``fixed`` tokens and ``shut`` gaps, bool [b, w].
 
     ``longest`` is the most tokens that a string may have; ``allowed`` bool [v] (or None) are those that may be put in.
@@ -45,7 +45,7 @@ class EditWalk:
         fixed: Tensor,
         shut: Tensor,
         longest: int,
-        kernel: EditKernel,
+        kernel: Kernel_,
         schedule: Schedule,
         generator: torch.Generator,
         allowed: Tensor | None = None,
@@ -101,29 +101,42 @@ class EditWalk:
         weights = outputs["log_substitute"].float().exp() * token[..., None]
         return weights if self.allowed is None else weights * self.allowed
 
+    def write(self, where: Tensor, weights: Tensor) -> None:
+        """Let the tokens ``where`` bool [b, w] become others, drawn from ``weights`` [here, v], one row for each."""
+        if bool(where.any()):
+            tokens = self.strings.tokens.clone()
+            tokens[where] = categorical(weights, generator=self.generator)
+            self.strings = dataclasses.replace(self.strings, tokens=tokens)
+
+    def fitting(self, follow: Tensor, gone: Tensor) -> Tensor:
+        """How many of ``follow`` int64 [b, w] new tokens find room when the tokens ``gone`` bool [b, w] are out. The others are
+        left out, from the right, and counted."""
+        room = self.longest + 1 - (self.strings.attend & ~gone).sum(-1, keepdim=True)
+        fits = follow.minimum((room - (follow.cumsum(-1) - follow)).clamp(min=0))
+        self.cut += int((follow - fits).sum())
+        return fits
+
+    def rewrite(self, follow: Tensor, new: Callable[[Tensor], Tensor], gone: Tensor) -> None:
+        """Take the tokens ``gone`` out and put ``follow`` new ones behind each place, as :func:`rebuild` does."""
+        strings, base = self.strings, self.kernel.states
+        marked = strings.tokens + base * (self.fixed + 2 * self.shut)
+        made = rebuild(marked, strings.attend & ~gone, follow, new, start=self.kernel.start)
+        flags = made.tokens // base
+        self.strings = Strings(made.tokens % base, made.attend)
+        self.fixed, self.shut = flags % 2 == 1, flags >= 2
+
     def edit(
         self, put: Tensor, weights: Tensor, gone: Tensor, swap: Tensor | None = None, others: Tensor | None = None
     ) -> None:
         """Put a token drawn from ``weights`` [b, w, v] into the gaps ``put``, take the tokens ``gone`` out, and let those of
-        ``swap`` become one drawn from ``others`` [b, w, v]; all bool [b, w]. What finds no room is left out, from the right,
-        and counted."""
-        strings, base = self.strings, self.kernel.states
-        if swap is not None and others is not None and bool(swap.any()):
-            tokens = strings.tokens.clone()
-            tokens[swap] = categorical(others[swap], generator=self.generator)
-            strings = dataclasses.replace(strings, tokens=tokens)
-        keep = strings.attend & ~gone
-        room = self.longest + 1 - keep.sum(-1, keepdim=True)
-        fits = put & (put.cumsum(-1) <= room)
-        self.cut += int((put & ~fits).sum())
-        new = torch.zeros_like(strings.tokens)
+        ``swap`` become one drawn from ``others`` [b, w, v]; all bool [b, w]."""
+        if swap is not None and others is not None:
+            self.write(swap, others[swap])
+        fits = self.fitting(put.long(), gone)
+        new = torch.zeros_like(self.strings.tokens)
         if bool(fits.any()):
-            new[fits] = categorical(weights[fits], generator=self.generator)
-        marked = strings.tokens + base * (self.fixed + 2 * self.shut)
-        made = rebuild(marked, keep, fits.long(), lambda place: new.gather(1, place), start=self.kernel.start)
-        flags = made.tokens // base
-        self.strings = Strings(made.tokens % base, made.attend)
-        self.fixed, self.shut = flags % 2 == 1, flags >= 2
+            new[fits > 0] = categorical(weights[fits > 0], generator=self.generator)
+        self.rewrite(fits, lambda place: new.gather(1, place), gone)
 
     def leap(self, outputs: Mapping[str, Tensor], chances: Tensor) -> None:
         """Every gap and token by itself, with ``chances`` [b, k] for heads that say 1; those above 1 are counted. A token
@@ -140,7 +153,7 @@ class EditWalk:
         self.edit(entering, weights, leaving < gone, (leaving >= gone) & (leaving < either), others)
 
 
-class EditSampler(Component, ABC):
+class EditSampler(Component, ABC, Generic[Kernel_]):
     """Noise to text by insertions and deletions. ``clamped`` counts chances above 1, ``cut`` insertions that found no room."""
 
     abstract: ClassVar[bool] = True
@@ -158,7 +171,7 @@ class EditSampler(Component, ABC):
         return getattr(self.config, "steps", None)
 
     @abstractmethod
-    def walk(self, walk: EditWalk, steps: int) -> None:
+    def walk(self, walk: EditWalk[Kernel_], steps: int) -> None:
         """Take ``walk`` from noise to clean strings; ``steps`` is 0 for a sampler that has none."""
 
     @torch.no_grad()
@@ -170,7 +183,7 @@ class EditSampler(Component, ABC):
         fixed: Tensor,
         shut: Tensor,
         longest: int,
-        kernel: EditKernel,
+        kernel: Kernel_,
         schedule: Schedule,
         generator: torch.Generator,
         steps: int | None = None,

@@ -28,8 +28,10 @@ __all__ = [
     "EditDraw",
     "EditKernel",
     "EditObjective",
+    "Kernel_",
     "Strings",
     "Target",
+    "distinct",
     "rebuild",
 ]
 
@@ -127,6 +129,15 @@ class EditDraw:
     def t(self) -> Tensor:
         """The share of tokens that noise has hit by then, float32 [b]."""
         return -torch.expm1(-self.sigma)
+
+
+def distinct(tokens: Tensor, rest: int) -> tuple[Tensor, Tensor]:
+    """The distinct ``tokens`` int64 [b, n] of each row in order, then ``rest``, and which of them each position is, int64 [b, n]."""
+    ordered, order = tokens.sort(dim=1, stable=True)
+    rank = torch.zeros_like(tokens)
+    rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(-1)
+    symbols = torch.full_like(tokens, rest).scatter(1, rank, ordered)
+    return symbols, torch.zeros_like(rank).scatter(1, order, rank)
 
 
 def _k(a: Tensor) -> Tensor:
@@ -332,7 +343,7 @@ class BirthDeath(EditKernel):
 
     def target(self, batch: Batch, strings: Strings, sigma: Tensor) -> Target:
         """Conditional ratios by the pair HMM, in O(n w)."""
-        symbols, place = self._symbols(batch)
+        symbols, place = distinct(torch.where(batch.attend, batch.tokens, self.start), self.start)
         found = align(self._pairs(batch, strings, sigma), symbols=place, dtype=torch.float32)
         # p(Ins) / p(x) = [e^-sigma / beta + births] times what the head says
         scale = 1 / self.weights(sigma.double())[:, :1]
@@ -343,22 +354,13 @@ class BirthDeath(EditKernel):
         programme and more variance. Only without births, and for strings that :meth:`sample` made."""
         keep = strings.kept
         assert keep is not None
-        symbols, place = self._symbols(batch)
+        symbols, place = distinct(torch.where(batch.attend, batch.tokens, self.start), self.start)
         width = strings.tokens.shape[1]
         missing = torch.zeros(*batch.tokens.shape, width, device=keep.device)
         gone = (batch.attend & ~keep).float()
         missing.flatten(1).scatter_add_(1, place * width + keep.long().cumsum(-1), gone)
         none = torch.zeros_like(strings.attend, dtype=torch.float64)
         return self._target(symbols, missing, none, none[:, 1:], scale=torch.ones_like(none[:, :1]))
-
-    def _symbols(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The distinct tokens of each row in order, then the start, and which of them each position is, int64 [b, n]."""
-        tokens = torch.where(batch.attend, batch.tokens, self.start)
-        ordered, order = tokens.sort(dim=1, stable=True)
-        rank = torch.zeros_like(tokens)
-        rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(-1)
-        symbols = torch.full_like(tokens, self.start).scatter(1, rank, ordered)
-        return symbols, torch.zeros_like(rank).scatter(1, order, rank)
 
     def _target(self, symbols: Tensor, missing: Tensor, fresh: Tensor, spurious: Tensor, *, scale: Tensor) -> Target:
         """``missing`` float32 [b, n, w] by symbol, which is multiplied by ``scale`` [b, 1] here; the rest float64."""

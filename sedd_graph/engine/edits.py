@@ -38,7 +38,7 @@ class EditProcess(NamedTuple):
     kernel: EditKernel
     schedule: Schedule
     objective: EditObjective[Any, Any]
-    sampler: EditSampler
+    sampler: EditSampler[Any]
 
 
 def make_edit_process(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> EditProcess:

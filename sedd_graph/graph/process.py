@@ -33,8 +33,11 @@ FED_EDITS = {name: FED[name] for name in ("tokens", "sigma", "attend")}
 
 OUTPUTS = ("log_score", "log_x0")
 """What a graph of a language model puts out: one of these."""
-EDITS = {"log_insert": "float b l v", "log_delete": "float b l", "log_substitute": "float b l v"}
-"""What it puts out where lengths change: the first, and what else the kernel cannot be undone without."""
+EDITS: tuple[dict[str, str], ...] = (
+    {"log_insert": "float b l v", "log_delete": "float b l", "log_substitute": "float b l v"},
+    {"log_x0": "float b l v", "log_gap": "float b l"},
+)
+"""What it puts out where lengths change: the first of a family, and what else the kernel cannot be undone without."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,7 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
     for name, spec in specs.items():
         if spec is None:
             (at / first).refuse(f"'{first}' is given, but '{name}' is missing: all three belong together")
-    edits = bool(set(graph.root.outputs) & set(EDITS))
+    edits = any(_says_edits(family, graph) for family in EDITS)
     _hold_inputs(at / "inputs", graph, FED_EDITS if edits else FED)
     found = (_edit_states if edits else _states)(at / "outputs", graph)
     if at.problems or process is None or objective is None or sample is None or found is None:
@@ -102,8 +105,8 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
     if at.problems or kernel is None or schedule is None or objective_ is None or sampler is None:
         raise BlueprintError(at.problems)
     output, states = found
-    given = tuple(name for name in EDITS if name in graph.root.outputs)
-    return ProcessPlan(kernel, schedule, objective_, sampler, states, output, given, classifier)
+    edited = [n for family in EDITS if output in family for n in family if n in graph.root.outputs] if edits else []
+    return ProcessPlan(kernel, schedule, objective_, sampler, states, output, tuple(edited), classifier)
 
 
 def _hold_inputs(at: Spot, graph: Graph, fed: Mapping[str, str]) -> None:
@@ -130,31 +133,38 @@ def _states(at: Spot, graph: Graph) -> tuple[str, int] | None:
     return outputs[0], size
 
 
+def _says_edits(family: Mapping[str, str], graph: Graph) -> bool:
+    """Whether there is an output of ``family`` that only a process which changes lengths has."""
+    return bool(set(graph.root.outputs) & set(family) - set(OUTPUTS))
+
+
 def _edit_states(at: Spot, graph: Graph) -> tuple[str, int] | None:
-    """As :func:`_states` for a process that changes lengths: the data tokens, and the start state."""
+    """As :func:`_states` for a process that changes lengths: what the first output tells apart, and the start state."""
     if "attend" not in graph.root.inputs:
         at.refuse(
             "strings of different lengths are padded: take the input attend: bool b l, and give it to every attention"
         )
+    family = next(f for f in EDITS if _says_edits(f, graph))
+    first = next(iter(family))
     for name in graph.root.outputs:
-        if name not in EDITS:
-            (at / name).refuse(f"a graph with log_insert has no other outputs than {', '.join(EDITS)}")
+        if name not in family:
+            (at / name).refuse(f"a graph with {first} has no other outputs than {', '.join(family)}")
     tokens = None
-    for name, wanted in EDITS.items():
+    for name, wanted in family.items():
         found = graph.root.output_types.get(name)
         if found is None:
-            if name == "log_insert":
-                at.refuse("log_insert is missing: no string is edited without it")
+            if name == first:
+                at.refuse(f"{first} is missing: no string is edited without it")
             continue
         size = found.dims[-1].size.constant if found.dims else None
         if found.kind != "float" or len(found.dims) != len(wanted.split()) - 1:
             (at / name).refuse(f"must be {wanted}, not {found}")
-        elif name == "log_insert" and (size is None or size < 2):
+        elif name == first and (size is None or size < 2):
             (at / name).refuse(f"must be {wanted} with two or more data tokens v, not {found}")
-        elif name == "log_insert":
+        elif name == first:
             tokens = size
         elif wanted.endswith("v") and size != tokens:
-            (at / name).refuse(f"must be of the data tokens that log_insert has, {tokens}, not {size}")
+            (at / name).refuse(f"must be of the data tokens that {first} has, {tokens}, not {size}")
     if at.problems or tokens is None:
         return None
-    return "log_insert", tokens + 1
+    return first, tokens + 1

@@ -17,7 +17,7 @@ from sedd_graph.diffusion.edits import BirthDeath, Strings
 from sedd_graph.diffusion.roles import Randomness
 from sedd_graph.engine.edits import EditProcess
 from sedd_graph.proof.check import Check
-from sedd_graph.proof.strings import TOKENS, StringTable, check_string_sampler
+from sedd_graph.proof.strings import TOKENS, StringTable, check_bound, check_string_sampler, wide
 
 __all__ = ["StringToy", "check_edits", "prove_births"]
 
@@ -83,15 +83,9 @@ class StringToy(StringTable):
         found = {"log_insert": put / pace[:, 0, None, None]}
         if self.kernel.births:
             taken = torch.where(strings.attend, strings.tokens, 0).clamp(max=TOKENS - 1)
-            rate = self.kernel.births * self.kernel.law[taken] * _wide(out, width)
+            rate = self.kernel.births * self.kernel.law[taken] * wide(out, width)
             found["log_delete"] = rate / pace[:, 1:]
-        return {k: _wide(v, width).clamp(min=1e-300).log().float() for k, v in found.items()}
-
-
-def _wide(x: Tensor, width: int) -> Tensor:
-    """``x`` [b, w, ...] cut or padded to ``width``."""
-    x = x[:, :width]
-    return F.pad(x, (0, 0) * (x.dim() - 2) + (0, width - x.shape[1]))
+        return {k: wide(v, width).clamp(min=1e-300).log().float() for k, v in found.items()}
 
 
 def prove_births(process: EditProcess, kernel: BirthDeath, declared: BirthDeath) -> list[Check]:
@@ -101,7 +95,7 @@ def prove_births(process: EditProcess, kernel: BirthDeath, declared: BirthDeath)
     return [
         *check_edits(kernel, end=end),
         _declared_prior(declared, end),
-        _bound(toy, process),
+        check_bound(toy, process),
         *check_string_sampler(toy, process),
     ]
 
@@ -199,26 +193,4 @@ def _declared_prior(kernel: BirthDeath, end: float) -> Check:
         left < 0.01,
         f"{left:.1e}",
         "exp(-(1 - births) sigma(1)), what is left of a difference in length",
-    )
-
-
-def _bound(toy: StringToy, process: EditProcess) -> Check:
-    """With a perfect network the bound is the entropy of the data: catches missing terms and wrong factors."""
-    rows = 60_000
-    kernel, schedule, objective, _ = process
-    generator = torch.Generator().manual_seed(3)
-    chosen = torch.multinomial(toy.law, rows, replacement=True, generator=generator)
-    batch = toy.batch(chosen)
-    draw = objective.bound_draw(batch, kernel, schedule, random=Randomness(generator))
-    strings = Strings(draw.xt, draw.attend)
-    nats = objective.loss(toy.outputs(strings, draw.sigma), draw, kernel).double()
-    # of strings of one known length, the objective is told the length
-    gap = nats + toy.law[chosen].log()
-    mean, error = float(gap.mean()), float(gap.std() / math.sqrt(rows))
-    return Check(
-        "objective.tight",
-        "with a perfect network the bound is the entropy of the data",
-        abs(mean) < 5 * error + 0.01 * toy.entropy,
-        f"{toy.entropy + mean:.4f} +- {error:.4f} against {toy.entropy:.4f} nats",
-        f"{rows:,} draws on {int((toy.law > 0).sum())} strings",
     )

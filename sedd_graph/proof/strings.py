@@ -11,28 +11,32 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sedd_graph.diffusion.edits import EditKernel, Strings
-from sedd_graph.diffusion.roles import Batch
+from sedd_graph.diffusion.roles import Batch, Randomness
 from sedd_graph.engine.edits import EditProcess
 from sedd_graph.proof.check import Check
 
-__all__ = ["TOKENS", "StringTable", "check_string_sampler"]
+__all__ = ["TOKENS", "StringTable", "check_bound", "check_string_sampler", "wide"]
 
 TOKENS = 2
 """Data tokens of the toys."""
 
 
 class StringTable(ABC):
-    """All strings of at most ``longest`` tokens by number, a law of clean ones (of at most ``clean``), and what a perfect
+    """All strings of at most ``longest`` of ``symbols`` states by number, a law of clean ones (of at most ``clean``), and what a perfect
     network would say of them."""
 
-    def __init__(self, kernel: EditKernel, *, longest: int, clean: int, one_length: bool = False) -> None:
-        self.kernel, self.longest, self.clean = kernel, longest, clean
-        self.strings = [s for n in range(longest + 1) for s in itertools.product(range(TOKENS), repeat=n)]
+    def __init__(
+        self, kernel: EditKernel, *, longest: int, clean: int, one_length: bool = False, symbols: int = TOKENS
+    ) -> None:
+        self.kernel, self.longest, self.clean, self.symbols = kernel, longest, clean, symbols
+        self.strings = [s for n in range(longest + 1) for s in itertools.product(range(symbols), repeat=n)]
         weights = torch.rand(len(self.strings), generator=torch.Generator().manual_seed(7), dtype=torch.float64) + 0.2
         lengths = torch.tensor([len(s) for s in self.strings])
         weights *= (lengths == clean) if one_length else (lengths <= clean)
+        weights *= torch.tensor([max(s, default=0) < TOKENS for s in self.strings])
         self.law = weights / weights.sum()
 
     @property
@@ -58,13 +62,41 @@ class StringTable(ABC):
         lengths = strings.lengths
         value = torch.zeros_like(lengths)
         for column in range(1, strings.tokens.shape[1]):
-            value = torch.where(strings.attend[:, column], value * TOKENS + strings.tokens[:, column], value)
-        found = (TOKENS**lengths - 1) // (TOKENS - 1) + value
+            value = torch.where(strings.attend[:, column], value * self.symbols + strings.tokens[:, column], value)
+        found = (self.symbols**lengths - 1) // (self.symbols - 1) + value
         return torch.where(lengths <= self.longest, found, len(self.strings))
 
     @abstractmethod
     def outputs(self, strings: Strings, sigma: Tensor) -> dict[str, Tensor]:
         """What a perfect network would put out, float32."""
+
+
+def wide(x: Tensor, width: int) -> Tensor:
+    """``x`` [b, w, ...] cut or padded to ``width``."""
+    x = x[:, :width]
+    return F.pad(x, (0, 0) * (x.dim() - 2) + (0, width - x.shape[1]))
+
+
+def check_bound(toy: StringTable, process: EditProcess) -> Check:
+    """With a perfect network the bound is the entropy of the data: catches missing terms and wrong factors."""
+    rows = 60_000
+    kernel, schedule, objective, _ = process
+    generator = torch.Generator().manual_seed(3)
+    chosen = torch.multinomial(toy.law, rows, replacement=True, generator=generator)
+    batch = toy.batch(chosen)
+    draw = objective.bound_draw(batch, kernel, schedule, random=Randomness(generator))
+    strings = Strings(draw.xt, draw.attend)
+    nats = objective.loss(toy.outputs(strings, draw.sigma), draw, kernel).double()
+    # of strings of one known length, the objective is told the length
+    gap = nats + toy.law[chosen].log()
+    mean, error = float(gap.mean()), float(gap.std() / math.sqrt(rows))
+    return Check(
+        "objective.tight",
+        "with a perfect network the bound is the entropy of the data",
+        abs(mean) < 5 * error + 0.01 * toy.entropy,
+        f"{toy.entropy + mean:.4f} +- {error:.4f} against {toy.entropy:.4f} nats",
+        f"{rows:,} draws on {int((toy.law > 0).sum())} strings",
+    )
 
 
 def check_string_sampler(toy: StringTable, process: EditProcess) -> list[Check]:

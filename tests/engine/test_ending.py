@@ -14,7 +14,10 @@ from tests.conftest import BLUEPRINTS
 SMALL = [
     p
     for p in BLUEPRINTS
-    if (p.stem.endswith("tiny") and p.stem not in ("flow-tiny", "did-tiny", "indel-tiny", "editflow-tiny"))
+    if (
+        p.stem.endswith("tiny")
+        and p.stem not in ("flow-tiny", "did-tiny", "indel-tiny", "editflow-tiny", "flexmdm-tiny")
+    )
     or p.stem in ("first", "learn")
 ]
 

@@ -18,7 +18,8 @@ from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.process import Part, ProcessPlan
 from sedd_graph.plugins import discover
 from sedd_graph.proof.edit_process import prove_edits
-from sedd_graph.proof.edits import StringToy, _bound, check_edits
+from sedd_graph.proof.edits import StringToy, check_edits
+from sedd_graph.proof.strings import check_bound
 
 REGISTRY = discover()
 INDEL = {"frequencies": (0.6, 0.4), "mean_length": 0.25}
@@ -191,5 +192,5 @@ class Unbalanced(DISE, kind="edit_objective"):
 def test_a_loss_without_its_constant_is_caught() -> None:
     made = make_edit_process(plan("delete"), REGISTRY, states=3)
     broken = made._replace(objective=Unbalanced(Unbalanced.Config(), Context({"n": 3})))
-    assert _bound(StringToy(made.kernel), made).holds
-    assert not _bound(StringToy(made.kernel), broken).holds
+    assert check_bound(StringToy(made.kernel), made).holds
+    assert not check_bound(StringToy(made.kernel), broken).holds

@@ -60,6 +60,7 @@ CASES: dict[str, list[Case]] = {
         *(case({"activation": a}) for a in ("gelu", "swiglu", "squared_relu")),
         case({"hidden": 5, "bias": "none"}),
     ],
+    "gap_head": [case(), case({"most": 3})],
     "gaussian_fourier": [case(), case({"frequencies": 8})],
     "geometric": [case(), case({"sigma_min": 1e-3, "sigma_max": 10.0})],
     "hadamard": [case(), case(d=16)],
@@ -128,11 +129,11 @@ CASES: dict[str, list[Case]] = {
 """Every built-in component but objectives and samplers, which are proved in the combinations they make."""
 
 EDITS = {
-    *("delete", "indel", "edit_flow"),
-    *("dise", "dice", "edit_flow_loss"),
-    *("edit_tau", "edit_thinning", "edit_first_hitting"),
+    *("delete", "indel", "edit_flow", "mask_delete"),
+    *("dise", "dice", "edit_flow_loss", "flexmdm"),
+    *("edit_tau", "edit_thinning", "edit_first_hitting", "flexmdm_tau", "flexmdm_thinning"),
 }
-"""What makes up processes of strings, which tests/proof/test_edits.py and test_edit_flow.py prove."""
+"""What makes up processes of strings, which test_edits.py, test_edit_flow.py and test_flexmdm.py in tests/proof prove."""
 REGISTRY = discover()
 OWN = {entry.name: entry for entry in REGISTRY if entry.distribution.replace("-", "_").startswith("sedd_graph ")}
 
