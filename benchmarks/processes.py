@@ -58,6 +58,8 @@ PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "neighbours": ("neighbours-tiny", ()),
     "delete, dise": ("did-tiny", ()),
     "indel, dise": ("indel-tiny", ()),
+    "mask_delete, flexmdm": ("flexmdm-tiny", ()),
+    "edit_flow (a loose bound)": ("editflow-tiny", ()),
 }
 
 

@@ -142,12 +142,7 @@ class EditFlowLoss(EditObjective[EditFlowKernel, ColumnDraw], kind="edit_objecti
     def corrupt(
         self, batch: Batch, kernel: EditFlowKernel, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
     ) -> ColumnDraw:
-        width = 1.0
-        if t is None:
-            rows = len(batch)
-            u = random.low_discrepancy(rows) if self.config.times == "low_discrepancy" else random.rand(rows)
-            width = 1 - self.config.t_min
-            t = self.config.t_min + width * u.to(batch.tokens.device)
+        t, width = self.config.draw(batch, random, t)
         room = round(batch.width * self.config.room) if kernel.spread else batch.width
         sigma, pace = schedule.sigma(t), self._pace(kernel, schedule, t)
         pace = pace if self.config.max_weight is None else pace.clamp(max=self.config.max_weight)

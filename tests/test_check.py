@@ -33,7 +33,8 @@ def test_check_allocates_no_parameter(path: Path) -> None:
     with Largest() as watch:
         report = check(path)
     # what a kernel is told of single tokens, or of pairs of them, is no parameter
-    kernels = {"unigram": 1, "power": 1, "learned_power": 1, "delete": 1, "indel": 1, "edit_flow": 1, "ordinal": 2}
+    kernels = dict.fromkeys(("unigram", "power", "spindle", "learned_power", "delete", "indel", "edit_flow"), 1)
+    kernels |= {"ordinal": 2, "rates": 2}
     told = report.plan.states ** kernels.get(report.plan.kernel.contract.name, 0) if report.plan else 0
     assert watch.numel <= max(16, told)
 

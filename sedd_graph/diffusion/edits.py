@@ -396,6 +396,7 @@ def _leading(batch: Batch, width: int) -> Tensor:
 
 
 Kernel_ = TypeVar("Kernel_", bound=EditKernel)
+"""The kernels that an objective or a sampler works with."""
 Draw_ = TypeVar("Draw_", bound=EditDraw)
 
 

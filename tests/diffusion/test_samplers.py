@@ -478,9 +478,10 @@ def test_refusals_tell_why() -> None:
 def test_the_sampler_that_the_docs_write_is_exact() -> None:
     """docs/sampling.md's own sampler; and its table names every sampler there is."""
     text = (ROOT / "docs" / "sampling.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     scope: dict[str, Any] = {}
-    exec(compile(block, "docs/sampling.md", "exec"), scope)
+    for block in blocks:
+        exec(compile(block, "docs/sampling.md", "exec"), scope)
     sampler = make(scope["LeftToRight"])
     assert distance(run(sampler, Absorb)) < 1.3 * FLOOR
     assert sampler.evaluations == ROWS * L

@@ -33,7 +33,7 @@ def part(op: str, **config: Any) -> Part:
 def plan(
     mean_length: float = 2.0, sampler: str = "edit_tau", objective: str = "edit_flow_loss", **config: Any
 ) -> ProcessPlan:
-    heads = tuple(EDITS) if mean_length else ("log_insert",)
+    heads = tuple(EDITS[0]) if mean_length else ("log_insert",)
     kernel = part("edit_flow", mean_length=mean_length, **config)
     return ProcessPlan(kernel, part("cubic"), part(objective), part(sampler), 10, "log_insert", heads)
 
