@@ -140,8 +140,9 @@ class ActNorm(Component, kind="norm"):
         if self.training and (torch.compiler.is_compiling() or x.is_meta or not self.ready):
             self._start(x, attend)
         scale = self._log(x.dtype).exp()
-        # one pass over x
-        y = torch.addcmul(self.bias.to(x.dtype) - self.mean.to(x.dtype) * scale, x, scale)
+        shift = self.bias.to(x.dtype) - self.mean.to(x.dtype) * scale
+        # one pass over x, or two where there is a way back: addcmul's is slower than those of its parts
+        y = x * scale + shift if torch.is_grad_enabled() else torch.addcmul(shift, x, scale)
         return keep(x, y, attend)
 
     @solves("x", given=("out", "attend"), log_det="log_det")
