@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 import pydantic
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from sedd_graph.component import Component, ComponentConfig, Context
+from sedd_graph.component import ComponentConfig, Context
 from sedd_graph.diffusion.columns import Columns, Remaining, align_optimal, align_padded
 from sedd_graph.diffusion.edit_flow import EDIT_FLOWS, EditFlowKernel
 from sedd_graph.diffusion.edits import EditDraw, EditKernel, EditObjective
@@ -22,6 +22,7 @@ from sedd_graph.diffusion.process import Schedule
 from sedd_graph.diffusion.roles import Batch, Randomness
 
 from ._bijection import wide
+from ._edit_heads import Scalar, TokenHead
 from ._frequencies import FrequencyConfig, thinned, token_law
 from .objectives import TimeConfig
 
@@ -71,7 +72,7 @@ class EditFlow(EditFlowKernel, kind="edit_kernel"):
         return (align_optimal if self.config.alignment == "optimal" else align_padded)(noise, clean)
 
 
-class SubstitutionHead(Component, kind="head"):
+class SubstitutionHead(TokenHead, kind="head"):
     """What the token at each position is to become: log softmax over all other data tokens plus the log chance that it is to
     become another at all, in float32. ``table`` is the embedding of a token and the start state, of which the data tokens are used."""
 
@@ -80,26 +81,16 @@ class SubstitutionHead(Component, kind="head"):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        tokens, width = self.axis("v"), self.axis("d")
-        self.weight = None if "table" in context.connected else nn.Parameter(torch.empty(tokens, width))
-        if self.weight is not None:
-            nn.init.normal_(self.weight, std=0.02)
-        self.bias = nn.Parameter(torch.zeros(tokens))
-        self.chance = nn.Linear(width, 1)
-        nn.init.zeros_(self.chance.weight)
-        nn.init.zeros_(self.chance.bias)
+        self.chance = Scalar(self.axis("d"))
 
     def forward(
         self, x: Float[Tensor, "b l d"], tokens: Int[Tensor, "b l"], table: Float[Tensor, "v+1 d"] | None = None
     ) -> Float[Tensor, "b l v"]:
         with full_precision(x):
             rows = wide(x)
-            weight = self.weight if table is None else table[:-1]
-            assert weight is not None
-            which = F.linear(rows, weight.to(rows.dtype), self.bias.to(rows.dtype))
+            which = self.logits(rows, table)
             same = torch.arange(which.shape[-1], device=x.device) == tokens[..., None]
-            chance = F.linear(rows, self.chance.weight.to(rows.dtype), self.chance.bias.to(rows.dtype))
-            return which.masked_fill(same, FLOOR).log_softmax(-1) + F.logsigmoid(chance)
+            return which.masked_fill(same, FLOOR).log_softmax(-1) + F.logsigmoid(self.chance(rows))[..., None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 import pydantic
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
@@ -18,6 +18,7 @@ from sedd_graph.diffusion.edits import BirthDeath
 from sedd_graph.diffusion.numerics import full_precision
 
 from ._bijection import wide
+from ._edit_heads import Scalar, TokenHead
 from ._frequencies import FrequencyConfig, thinned, token_law
 
 __all__ = ["Delete", "DeletionHead", "Indel", "InsertionHead"]
@@ -69,7 +70,7 @@ class Indel(BirthDeath, kind="edit_kernel"):
         return length / (1 + length)
 
 
-class InsertionHead(Component, kind="head"):
+class InsertionHead(TokenHead, kind="head"):
     """Which tokens are missing behind each position: log softmax over data tokens plus the log of how many, in float32 (DID's
     form). ``table`` is the embedding of a token and the start state, of which the data tokens are used."""
 
@@ -79,24 +80,13 @@ class InsertionHead(Component, kind="head"):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        tokens, width = self.axis("v"), self.axis("d")
-        self.weight = None if "table" in context.connected else nn.Parameter(torch.empty(tokens, width))
-        if self.weight is not None:
-            nn.init.normal_(self.weight, std=0.02)
-        self.bias = nn.Parameter(torch.zeros(tokens))
-        self.total = nn.Linear(width, 1)
-        nn.init.zeros_(self.total.weight)
-        nn.init.zeros_(self.total.bias)
+        self.total = Scalar(self.axis("d"))
 
     def forward(self, x: Float[Tensor, "b l d"], table: Float[Tensor, "v+1 d"] | None = None) -> Float[Tensor, "b l v"]:
         with full_precision(x):
             rows = wide(x)
-            weight = self.weight if table is None else table[:-1]
-            assert weight is not None
-            which = F.linear(rows, weight.to(rows.dtype), self.bias.to(rows.dtype)).log_softmax(-1)
-            many = F.linear(rows, self.total.weight.to(rows.dtype), self.total.bias.to(rows.dtype))
-            highest = math.log(self.config.most)
-            return which + highest - F.softplus(highest - many)
+            many, highest = self.total(rows)[..., None], math.log(self.config.most)
+            return self.logits(rows, table).log_softmax(-1) + highest - F.softplus(highest - many)
 
 
 class DeletionHead(Component, kind="head"):
@@ -107,13 +97,8 @@ class DeletionHead(Component, kind="head"):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        self.linear = nn.Linear(self.axis("d"), 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = Scalar(self.axis("d"))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l"]:
         with full_precision(x):
-            rows = wide(x)
-            return F.logsigmoid(
-                F.linear(rows, self.linear.weight.to(rows.dtype), self.linear.bias.to(rows.dtype))[..., 0]
-            )
+            return F.logsigmoid(self.linear(wide(x)))

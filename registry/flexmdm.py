@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component import Component, ComponentConfig, Context
@@ -27,6 +27,7 @@ from sedd_graph.diffusion.roles import Batch, Randomness
 from sedd_graph.diffusion.sampler import T_MIN
 
 from ._bijection import wide
+from ._edit_heads import Scalar
 from .edits_samplers import Thinning, ThinningConfig
 from .objectives import TimeConfig
 
@@ -60,15 +61,12 @@ class GapHead(Component, kind="head"):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        self.linear = nn.Linear(self.axis("d"), 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = Scalar(self.axis("d"))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l"]:
         with full_precision(x):
-            rows, highest = wide(x), math.log(self.config.most)
-            many = F.linear(rows, self.linear.weight.to(rows.dtype), self.linear.bias.to(rows.dtype))[..., 0]
-            return highest - F.softplus(highest - many)
+            highest = math.log(self.config.most)
+            return highest - F.softplus(highest - self.linear(wide(x)))
 
 
 class FlexLoss(EditObjective[FlexKernel, FlexDraw], kind="edit_objective"):

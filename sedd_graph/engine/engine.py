@@ -358,8 +358,8 @@ class Engine:
         matching = None if pattern is None else Matching(pattern, self._spelled, self.device)
         if block is not None:
             how: dict[str, Any] = {"free": free, "kernel": process.kernel, "schedule": process.schedule, "steps": steps}
-            how |= {"generator": generator, "allowed": may, "matching": matching, "on_step": on_step}
-            return self._write(x, block, ending, {**how, "length": length})[:, :length].cpu()
+            how |= {"generator": generator, "allowed": may, "matching": matching, "length": length, "on_step": on_step}
+            return self._write(x, block, ending, how)[:, :length].cpu()
         visible = torch.ones_like(free) if attend is None else attend.to(self.device).expand(batch, length)
 
         compiled = self.compile_mode != "off" and self._everywhere

@@ -35,9 +35,8 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
     goal = registry.component(plan.objective.contract.op)
     objective = goal(plan.objective.config if states is None else goal.toy(plan.objective.config), context)
     schedule, sampler = (registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.sampler))
-    classifier = (
-        _classifier(plan, registry, context) if states is None else None
-    )  # a proof is of the sampler without it
+    # a proof is of the sampler without it
+    classifier = _classifier(plan, registry, context) if states is None else None
     process = Process(kernel, schedule, objective, sampler, classifier)
     problems = [
         Problem(

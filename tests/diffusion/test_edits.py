@@ -14,9 +14,10 @@ from torch import Tensor
 
 from sedd_graph.component import Context
 from sedd_graph.diffusion.alignment import Links, Pairs, align, log_likelihood
-from sedd_graph.diffusion.edits import LEAST, BirthDeath, Strings, rebuild
-from sedd_graph.diffusion.roles import Batch, Randomness
+from sedd_graph.diffusion.edits import LEAST, BirthDeath, rebuild
+from sedd_graph.diffusion.roles import Randomness
 from sedd_graph.proof.edits import StringToy
+from tests.diffusion.strings import batch, strings
 
 DOUBLE = torch.float64
 
@@ -28,19 +29,6 @@ def delete(tokens: int = 2) -> Delete:
 def indel(law: tuple[float, ...] = (0.6, 0.4), births: float = 0.25) -> Indel:
     config = Indel.Config(frequencies=law, smoothing=1e-6, mean_length=births / (1 - births))
     return Indel(config, Context({"n": len(law) + 1}))
-
-
-def strings(rows: list[list[int]], start: int) -> Strings:
-    width = 1 + max(map(len, rows))
-    tokens = torch.tensor([[start, *row, *[start] * (width - 1 - len(row))] for row in rows])
-    return Strings(tokens, torch.arange(width) <= torch.tensor([len(r) for r in rows])[:, None])
-
-
-def batch(rows: list[list[int]], spared: int = 0) -> Batch:
-    padded = strings(rows, 0)
-    tokens, real = padded.tokens[:, 1:], padded.attend[:, 1:]
-    free = real & (torch.arange(tokens.shape[1]) >= spared)
-    return Batch(tokens, real, free, free)
 
 
 def dense(

@@ -14,9 +14,10 @@ from torch import Tensor
 from sedd_graph.component import Context
 from sedd_graph.diffusion.edits import Strings
 from sedd_graph.diffusion.flexmdm import FlexDraw, FlexTarget
-from sedd_graph.diffusion.roles import Batch, Randomness
+from sedd_graph.diffusion.roles import Randomness
 from sedd_graph.diffusion.subsequence import embed
 from sedd_graph.proof.flexmdm import MASK, FlexToy
+from tests.diffusion.strings import batch, strings
 
 DOUBLE = torch.float64
 
@@ -27,19 +28,6 @@ def kernel(pace: float = 1.0, tokens: int = 2) -> MaskDelete:
 
 def loss(**config: Any) -> FlexLoss:
     return FlexLoss(FlexLoss.Config(**config), Context({"n": 4}))
-
-
-def strings(rows: list[list[int]], start: int) -> Strings:
-    width = 1 + max(map(len, rows))
-    tokens = torch.tensor([[start, *row, *[start] * (width - 1 - len(row))] for row in rows])
-    return Strings(tokens, torch.arange(width) <= torch.tensor([len(r) for r in rows])[:, None])
-
-
-def batch(rows: list[list[int]], spared: int = 0) -> Batch:
-    padded = strings(rows, 0)
-    tokens, real = padded.tokens[:, 1:], padded.attend[:, 1:]
-    free = real & (torch.arange(tokens.shape[1]) >= spared)
-    return Batch(tokens, real, free, free)
 
 
 # -- closed forms ----------------------------------------------------------------------------------------------------
