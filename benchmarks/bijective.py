@@ -14,17 +14,19 @@ conditions it. Appends to benchmarks/results/bijective.jsonl and writes benchmar
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from turns import quartiles, take_turns
+from turns import keep_memory, quartiles, take_turns
 
 import sedd_graph
 from sedd_graph.engine import volume
@@ -49,12 +51,16 @@ with warnings.catch_warnings():
         ) from None
 
 RESULTS = Path(__file__).resolve().parent / "results"
-WIDTH, HIDDEN, BATCH = 64, 128, 4096
+WIDTHS, BATCH = (64, 256), 4096
 CLAMP, BINS, BOUND, LEAST = 2.0, 8, 3.0, 1e-3
-BLOCKS = f"""
+
+
+def blocks(width: int) -> str:
+    """A blueprint with each layer as a block; subnets are twice as wide as the layer."""
+    return f"""
 blueprint: 1
 name: bijective
-axes: {{b: batch, l: length, d: {WIDTH}}}
+axes: {{b: batch, l: length, d: {width}}}
 inputs: {{x: float b l d}}
 outputs: {{x: householder}}
 blocks:
@@ -63,7 +69,7 @@ blocks:
     inputs: {{x: float b l i}}
     outputs: {{x: down}}
     nodes:
-      up: {{op: linear, in: x, with: {{width: {HIDDEN}}}}}
+      up: {{op: linear, in: x, with: {{width: {2 * width}}}}}
       act: {{op: lipschitz_act, in: up, with: {{activation: relu}}}}
       down: {{op: linear, in: act, with: {{width: "${{params.width}}"}}}}
   nice:
@@ -72,9 +78,9 @@ blocks:
     outputs: {{x: out}}
     nodes:
       half: {{op: split, in: x, with: {{sizes: [h, h]}}}}
-      f: {{block: subnet, in: half.x1, with: {{width: {WIDTH // 2}}}}}
+      f: {{block: subnet, in: half.x1, with: {{width: {width // 2}}}}}
       y1: {{op: add, in: [half.x0, f]}}
-      g: {{block: subnet, in: y1, with: {{width: {WIDTH // 2}}}}}
+      g: {{block: subnet, in: y1, with: {{width: {width // 2}}}}}
       y2: {{op: add, in: [half.x1, g]}}
       out: {{op: concat, in: [y1, y2]}}
   glow:
@@ -83,10 +89,10 @@ blocks:
     outputs: {{x: out}}
     nodes:
       half: {{op: split, in: x, with: {{sizes: [h, h]}}}}
-      f: {{block: subnet, in: half.x1, with: {{width: {WIDTH}}}}}
+      f: {{block: subnet, in: half.x1, with: {{width: {width}}}}}
       of_f: {{op: split, in: f, with: {{sizes: [h, h]}}}}
       y1: {{op: affine, in: {{x: half.x0, s: of_f.x0, t: of_f.x1}}, with: {{clamp: {CLAMP}}}}}
-      g: {{block: subnet, in: y1, with: {{width: {WIDTH}}}}}
+      g: {{block: subnet, in: y1, with: {{width: {width}}}}}
       of_g: {{op: split, in: g, with: {{sizes: [h, h]}}}}
       y2: {{op: affine, in: {{x: half.x1, s: of_g.x0, t: of_g.x1}}, with: {{clamp: {CLAMP}}}}}
       out: {{op: concat, in: [y1, y2]}}
@@ -97,7 +103,7 @@ blocks:
     outputs: {{x: out}}
     nodes:
       half: {{op: split, in: x, with: {{sizes: [h, h]}}}}
-      f: {{block: subnet, in: half.x0, with: {{width: {WIDTH}}}}}
+      f: {{block: subnet, in: half.x0, with: {{width: {width}}}}}
       of_f: {{op: split, in: f, with: {{sizes: [h, h]}}}}
       y: {{op: affine, in: {{x: half.x1, s: of_f.x0, t: of_f.x1}}, with: {{clamp: {CLAMP}}}}}
       out: {{op: concat, in: [half.x0, y]}}
@@ -107,7 +113,7 @@ blocks:
     outputs: {{x: out}}
     nodes:
       half: {{op: split, in: x, with: {{sizes: [h, h]}}}}
-      f: {{block: subnet, in: half.x0, with: {{width: {WIDTH // 2 * (3 * BINS - 1)}}}}}
+      f: {{block: subnet, in: half.x0, with: {{width: {width // 2 * (3 * BINS - 1)}}}}}
       y: {{op: spline, in: {{x: half.x1, params: f}}, with: {{bins: {BINS}, bound: {BOUND}, smallest: {LEAST}}}}}
       out: {{op: concat, in: [half.x0, y]}}
   plu:
@@ -135,35 +141,35 @@ nodes:
   householder: {{block: householder, in: act_norm}}
 """
 
+
 Pair = tuple[Tensor, Tensor]
 
 
 class Ours:
-    """A block of ours, x [b, d] as b sequences of one position: what comes out with its log-determinant, and back."""
+    """A block of ours, x [b, 1, d], b sequences of one position: what comes out with its log-determinant, and back."""
 
     def __init__(self, layer: RegionModule, layout: Layout) -> None:
-        self.layer, self.layout = layer, layout
+        self.layer, self.layout, self.parameters = layer, layout, list(layer.parameters())
         (self.inside,), (self.outside,) = layout.inputs.values(), layout.outputs.values()
 
     def forward(self, x: Tensor) -> Pair:
         values: Values = [None] * self.layout.count
-        values[self.inside] = x[:, None]
+        values[self.inside] = x
         log = volume.forward(self.layout, self.layer, None, values, len(x))
-        return values[self.outside].squeeze(1), log
+        return values[self.outside], log
 
     def inverse(self, y: Tensor) -> Tensor:
         values: Values = [None] * self.layout.count
-        values[self.outside] = y[:, None]
+        values[self.outside] = y
         self.layout.undo(self.layer, None, values)
-        found: Tensor = values[self.inside]
-        return found.squeeze(1)
+        return values[self.inside]  # type: ignore[no-any-return]
 
 
 class FreiaLayer:
     """A module of FrEIA."""
 
     def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
+        self.layer, self.parameters = layer, list(layer.parameters())
 
     def forward(self, x: Tensor) -> Pair:
         (y,), log = self.layer([x])
@@ -178,7 +184,7 @@ class NormflowsLayer:
     """A flow of normflows; ``turned`` where its inverse is what is wanted forward."""
 
     def __init__(self, layer: nn.Module, *, turned: bool = False) -> None:
-        self.layer, self.turned = layer, turned
+        self.layer, self.turned, self.parameters = layer, turned, list(layer.parameters())
 
     def forward(self, x: Tensor) -> Pair:
         y, log = (self.layer.inverse if self.turned else self.layer)(x)  # type: ignore[operator]
@@ -192,8 +198,8 @@ class NormflowsLayer:
 Layer = Ours | FreiaLayer | NormflowsLayer
 
 
-def subnet(inside: int, outside: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inside, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outside))
+def subnet(inside: int, outside: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inside, hidden), nn.ReLU(), nn.Linear(hidden, outside))
 
 
 class Bounded(nn.Sequential):
@@ -219,28 +225,29 @@ def copy_subnet(target: nn.Sequential, ours: nn.Module, rows: Sequence[int] | No
     target[2].load_state_dict({k: v[take] for k, v in down.state_dict().items()})
 
 
-def theirs(name: str, ours: Any) -> dict[str, Layer]:
+def theirs(name: str, ours: Any, width: int) -> dict[str, Layer]:
     """The same layer, of each library that has it."""
-    children, half = ours._modules, WIDTH // 2
+    children, half = ours._modules, width // 2
+    made = functools.partial(subnet, hidden=2 * width)
     if name == "nice":
-        nice = freia.NICECouplingBlock([(WIDTH,)], subnet_constructor=subnet)
+        nice = freia.NICECouplingBlock([(width,)], subnet_constructor=made)
         copy_subnet(nice.F, children["f"])
         copy_subnet(nice.G, children["g"])
         return {"FrEIA NICECouplingBlock": FreiaLayer(nice)}
     if name == "glow":
         soft = lambda u: torch.tanh(u / CLAMP)  # noqa: E731
-        glow = freia.GLOWCouplingBlock([(WIDTH,)], subnet_constructor=subnet, clamp=CLAMP, clamp_activation=soft)
+        glow = freia.GLOWCouplingBlock([(width,)], subnet_constructor=made, clamp=CLAMP, clamp_activation=soft)
         copy_subnet(glow.subnet2, children["f"])
         copy_subnet(glow.subnet1, children["g"])
         return {"FrEIA GLOWCouplingBlock": FreiaLayer(glow)}
     if name == "real_nvp":
-        net = Bounded(*subnet(half, WIDTH))
+        net = Bounded(*made(half, width))
         copy_subnet(net, children["f"], [i for k in range(half) for i in (half + k, k)])
         return {"normflows AffineCouplingBlock": NormflowsLayer(normflows.flows.AffineCouplingBlock(net))}
     if name == "spline":
         coupling = normflows.flows.neural_spline.coupling.PiecewiseRationalQuadraticCoupling(
             torch.cat([torch.zeros(half), torch.ones(half)]),
-            lambda i, o: WithContext(*subnet(i, o)),
+            lambda i, o: WithContext(*made(i, o)),
             num_bins=BINS,
             tails="linear",
             tail_bound=BOUND,
@@ -255,37 +262,40 @@ def theirs(name: str, ours: Any) -> dict[str, Layer]:
         return {"normflows PiecewiseRationalQuadraticCoupling": NormflowsLayer(coupling)}
     own: Any = children["out"]
     if name == "plu":
-        lower, upper = own._factors(own.weight.dtype)
+        lower, upper, _ = own._factors(own.weight.dtype)
         p, low, up = torch.linalg.lu((lower @ upper + upper).index_select(0, own.order).T)
-        affine = normflows.flows.InvertibleAffine(WIDTH)
+        affine = normflows.flows.InvertibleAffine(width)
         sign, log = up.diagonal().sign(), up.diagonal().abs().log()
-        found = {"P": p, "L": low, "U": up.triu(1), "sign_S": sign, "log_S": log, "eye": torch.eye(WIDTH)}
+        found = {"P": p, "L": low, "U": up.triu(1), "sign_S": sign, "log_S": log, "eye": torch.eye(width)}
         affine.load_state_dict(found)
         return {"normflows InvertibleAffine": NormflowsLayer(affine, turned=True)}
     if name == "act_norm":
         own.ready.fill_(True)
-        freias, flows = freia.ActNorm([(WIDTH,)]), normflows.flows.ActNorm((WIDTH,))
+        freias, flows = freia.ActNorm([(width,)]), normflows.flows.ActNorm((width,))
         freias.load_state_dict({"scale": own.log_scale[None], "bias": own.bias[None]})
         flows.s.data, flows.t.data = own.log_scale.data[None].clone(), own.bias.data[None].clone()
         flows.data_dep_init_done.fill_(1.0)
         return {"FrEIA ActNorm": FreiaLayer(freias), "normflows ActNorm": NormflowsLayer(flows)}
-    turn = freia.HouseholderPerm([(WIDTH,)], n_reflections=len(own.weight))
+    turn = freia.HouseholderPerm([(width,)], n_reflections=len(own.weight))
     turn.Vs.data = own.weight.data.clone()
     return {"FrEIA HouseholderPerm": FreiaLayer(turn)}
 
 
-def agreement(layers: dict[str, Layer]) -> dict[str, float]:
+def agreement(layers: dict[str, Layer], width: int) -> dict[str, float]:
     """The largest difference from ours, of outputs, log-determinants and inverses, relative to the largest value; float64."""
-    x = torch.randn(BATCH // 8, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(BATCH // 8, 1, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = {}
     for layer in layers.values():
         layer.layer.double()
     ours, *others = layers.items()
+    flat = x.squeeze(1)
     with torch.no_grad():
         y, log = ours[1].forward(x)
+        back = ours[1].inverse(y).squeeze(1)
+        y = y.squeeze(1)
         for name, layer in others:
-            made = layer.forward(x)
-            pairs = [(made[0], y), (made[1], log), (layer.inverse(y), x), (ours[1].inverse(y), x)]
+            made = layer.forward(flat)
+            pairs = [(made[0], y), (made[1], log), (layer.inverse(y), flat), (back, flat)]
             found[name] = max(float((a - b).abs().max() / b.abs().max().clamp(min=1.0)) for a, b in pairs)
     for layer in layers.values():
         layer.layer.float()
@@ -300,30 +310,36 @@ def there_and_back(layer: Layer, x: Tensor) -> None:
 def train(layer: Layer, x: Tensor) -> None:
     y, log = layer.forward(x)
     (0.5 * y.square().sum() - log.sum()).backward()
-    layer.layer.zero_grad(set_to_none=True)
+    for parameter in layer.parameters:
+        parameter.grad = None
 
 
-def main() -> None:
-    """Compare, time, print, record."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    warnings.simplefilter("ignore")
-    hardware = describe_hardware(torch.device("cpu"))
-    print(f"{hardware}; torch {torch.__version__}; width {WIDTH}, batch {BATCH}, float32, eager", flush=True)
-    record: dict[str, Any] = {"hardware": hardware, "torch": torch.__version__, **vars(arguments)}
+def contest(
+    layers: dict[str, Layer], x: Tensor, what: Callable[[Layer, Tensor], None], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each layer, ours on x [b, 1, d] and theirs on [b, d]; short calls are repeated within a turn."""
+    contestants = {
+        name: functools.partial(what, layer, x[:, None] if isinstance(layer, Ours) else x)
+        for name, layer in layers.items()
+    }
+    took = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        for run in contestants.values():
+            run()
+        took = time.perf_counter() - start
+    return take_turns(contestants, rounds, max(1, min(20, round(0.04 / took))))
+
+
+def compare(width: int, rounds: int, record: dict[str, Any]) -> list[str]:
+    """Rows of the table for layers of ``width`` channels."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bijective.yaml"
-        path.write_text(BLOCKS, encoding="utf-8")
+        path.write_text(blocks(width), encoding="utf-8")
         graph = sedd_graph.build(path, device="cpu", compile="off").graph
     torch.manual_seed(0)
-    x = torch.randn(BATCH, WIDTH)
-    table = [
-        "| layer | beside | largest difference (float64) | forward and back: ours | ratio | training step: ours | ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    x = torch.randn(BATCH, width)
+    rows = []
     for use in uses(graph.root):
         layer = build_block(use.layer, discover())
         with torch.no_grad():
@@ -332,17 +348,13 @@ def main() -> None:
         layer.double()
         layers: dict[str, Layer] = {"sedd_graph": Ours(layer, Layout(use.layer, use.layer.claim.given))}  # type: ignore[union-attr]
         torch.set_default_dtype(torch.float64)  # so that weights are copied whole
-        layers |= theirs(use.name, layer)
+        layers |= theirs(use.name, layer, width)
         torch.set_default_dtype(torch.float32)
-        same = agreement(layers)
+        same = agreement(layers, width)
         cells: dict[str, list[str]] = {name: [f"{value:.0e}"] for name, value in same.items()}
         for what in (there_and_back, train):
-            contestants = {n: lambda made=made, what=what: what(made, x) for n, made in layers.items()}
-            for run in contestants.values():
-                run()
-                run()
-            seconds = take_turns(contestants, arguments.rounds, 4)
-            record[f"{use.name}, {what.__name__}"] = seconds
+            seconds = contest(layers, x, what, rounds)
+            record[f"{use.name} {width}, {what.__name__}"] = seconds
             for name in cells:
                 middle, low, high = quartiles(seconds["sedd_graph"], seconds[name])
                 cells[name] += [
@@ -350,10 +362,31 @@ def main() -> None:
                     f"{middle:.2f} ({low:.2f}-{high:.2f})",
                 ]
         for name, row in cells.items():
-            table.append(f"| {use.name} | {name} | {' | '.join(row)} |")
-            print(table[-1], flush=True)
-        record[f"{use.name}, difference"] = same
+            rows.append(f"| {use.name} | {width} | {name} | {' | '.join(row)} |")
+            print(rows[-1], flush=True)
+        record[f"{use.name} {width}, difference"] = same
         assert all(value < 1e-6 for value in same.values()), same
+    return rows
+
+
+def main() -> None:
+    """Compare, time, print, record."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    keep_memory()
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore")
+    hardware = describe_hardware(torch.device("cpu"))
+    print(f"{hardware}; torch {torch.__version__}; {BATCH} rows, float32, eager", flush=True)
+    record: dict[str, Any] = {"hardware": hardware, "torch": torch.__version__, **vars(arguments)}
+    table = [
+        "| layer | width | beside | largest difference (float64) | forward and back: ours | ratio | training step: ours | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for width in WIDTHS:
+        table += compare(width, arguments.rounds, record)
     stack = Stack()
     record["stack"] = seconds = stack.timed(max(4, arguments.rounds // 3))
     stacked = ["| training step | seconds | sedd_graph, reversible / this |", "|---|---|---|"]
@@ -371,7 +404,7 @@ def main() -> None:
         "# Bijective layers beside FrEIA 0.2, normflows 1.7.3 and memcnn 1.5.2\n\n"
         "Made by `python benchmarks/bijective.py`; the same layers with the same weights. "
         f"Hardware: {hardware}; torch {torch.__version__}.\n\n"
-        f"## Layers\n\nWidth {WIDTH}, {BATCH} rows, hidden {HIDDEN}; float32, eager. Difference: the largest of outputs, "
+        f"## Layers\n\n{BATCH} rows, hidden layers twice the width; float32, eager. Difference: the largest of outputs, "
         "log-determinants and inverses, in float64, over the largest value. Ratio: ours / theirs, median and quartiles of "
         f"{arguments.rounds} rounds in one run: under 1, ours is faster. The libraries' inverses compute a log-determinant, "
         "too, which they cannot leave out; ours do not.\n\n" + "\n".join(table) + "\n\n"

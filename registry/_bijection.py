@@ -49,4 +49,4 @@ def summed(log: Tensor, attend: Tensor | None) -> Tensor:
 def repeated(log: Tensor, x: Tensor, attend: Tensor | None) -> Tensor:
     """Nats [b] of a map with ``log`` [] nats at each position of ``x`` [b, l, d]."""
     log = wide(log) if x.dtype != torch.float64 else log.double()
-    return log.expand(len(x)) * x.shape[1] if attend is None else log * attend.sum(1)
+    return (log * x.shape[1]).expand(len(x)) if attend is None else log * attend.sum(1)

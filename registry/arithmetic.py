@@ -4,6 +4,7 @@ How they are undone: add, sub, mean and scale are linear relations, which the so
 concat and permute only move numbers, so that each can be undone and changes no volume.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from fractions import Fraction
@@ -98,9 +99,10 @@ class Scale(Component, kind="arithmetic"):
         return Algebra(linear={"out": {"x": Fraction(by)}})
 
 
-def _star(pattern: str) -> tuple[list[str], int]:
+@functools.lru_cache(maxsize=256)
+def _star(pattern: str) -> tuple[tuple[str, ...], int]:
     """``b l *`` as names and the place of the star, which is the axis that is joined or parted (einops.pack's form)."""
-    names = pattern.split()
+    names = tuple(pattern.split())
     if names.count("*") != 1 or not all(n == "*" or re.fullmatch("[a-z][a-z0-9_]*", n) for n in names):
         raise ValueError(f"pattern {pattern!r}: axis names and one '*' for the axis in question, such as 'b l *'")
     return names, names.index("*")
@@ -138,9 +140,8 @@ class Concat(Component, kind="arithmetic"):
         return Algebra((rule,), lipschitz=bounds, log_det={names: "zero"}, moves=True)
 
     def part(self, out: Tensor) -> tuple[Tensor, ...]:
-        at = _star(self.config.pattern)[1]
-        count = len(self.context.connected)
-        return tuple(torch.split(out, [self.axis(f"s{i}") for i in range(count)], dim=at))
+        sizes = [self.axis(f"s{i}") for i in range(len(self.context.connected))]
+        return torch.split_with_sizes(out, sizes, _star(self.config.pattern)[1])
 
 
 class Split(Component, kind="arithmetic"):
@@ -162,7 +163,7 @@ class Split(Component, kind="arithmetic"):
         return Signature((Port("x", parse_port_type(typed(sum(sizes)))),), outputs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(x, list(self.config.sizes), dim=_star(self.config.pattern)[1])
+        return torch.split_with_sizes(x, self.config.sizes, _star(self.config.pattern)[1])
 
     @classmethod
     def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:

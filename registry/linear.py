@@ -3,7 +3,7 @@
 Axes: b batch, l length, d width.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
@@ -36,9 +36,10 @@ class Linear(Component, kind="feedforward"):
                 nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Float[Tensor, "*s d"]) -> Float[Tensor, "*s width"]:
+        if x.dim() == 2 or x.is_contiguous():
+            return self.linear(x)
         # in two dimensions: torch adds the bias in a pass of its own to a part of the channels in three
-        out: Tensor = self.linear(x.reshape(-1, x.shape[-1]))
-        return out.view(*x.shape[:-1], self.config.width)
+        return self.linear(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.config.width)
 
 
 class PLU(Component, kind="mixer"):
@@ -65,22 +66,24 @@ class PLU(Component, kind="mixer"):
         self.register_buffer("sign", diagonal.sign())
         self.register_buffer("order", p.argmax(1))
 
-    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """L - 1 and U + diag(s)."""
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """L - 1, U + diag(s) and log |s|."""
         weight = self.weight.to(dtype)
-        return weight.tril(-1), weight.triu(1) + torch.diag(self.sign.to(dtype) * weight.diagonal().exp())
+        log = weight.diagonal()
+        return weight.tril(-1), weight.triu(1) + torch.diag(self.sign.to(dtype) * log.exp()), log
 
     def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        return self._move(x, attend, *self._factors(wide(x).dtype)[:2])
+
+    def _move(self, x: Tensor, attend: Tensor | None, lower: Tensor, upper: Tensor) -> Tensor:
         with full_precision(x):
-            lower, upper = self._factors(wide(x).dtype)
             matrix = torch.addmm(upper, lower, upper).index_select(0, self.order)
-            y = nn.functional.linear(x.reshape(-1, x.shape[-1]), matrix.to(x.dtype)).view(x.shape)
-            return keep(x, y, attend)
+            return keep(x, nn.functional.linear(x, matrix.to(x.dtype)), attend)
 
     @solves("x", given=("out", "attend"), log_det="log_det")
     def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
         with full_precision(out):
-            lower, upper = self._factors(wide(out).dtype)
+            lower, upper, _ = self._factors(wide(out).dtype)
             # the inverse once, then a product: solving for every row would take longer
             inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
             inverse = torch.linalg.solve_triangular(lower, inverse, upper=False, unitriangular=True)
@@ -89,6 +92,33 @@ class PLU(Component, kind="mixer"):
 
     def log_det(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
         return repeated(self.weight.diagonal().sum(), x, attend)
+
+    def with_log_det(self, method: str, x: Tensor, attend: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        lower, upper, log = self._factors(wide(x).dtype)
+        return self._move(x, attend, lower, upper), repeated(log.sum(), x, attend)
+
+
+def _moved(x: Tensor, log: Tensor, mean: Tensor, bias: Tensor) -> Tensor:
+    """``(x - mean) * exp(log) + bias`` for x [..., d] in one pass over x."""
+    scale = log.exp()
+    return torch.addcmul(torch.addcmul(bias, mean, scale, value=-1), x, scale)
+
+
+class _Moved(torch.autograd.Function):
+    """:func:`_moved`, whose gradient by torch's own rules would take longer than that of two passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, log: Tensor, mean: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, log, mean)
+        return _moved(x, log, mean, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, log, mean = ctx.saved_tensors
+        scale, over = log.exp(), tuple(range(x.dim() - 1))
+        of_bias = gradient.sum(over)
+        of_log = ((gradient * x).sum(over) - mean * of_bias) * scale
+        return gradient * scale if ctx.needs_input_grad[0] else None, of_log, None, of_bias
 
 
 class ActNorm(Component, kind="norm"):
@@ -137,12 +167,18 @@ class ActNorm(Component, kind="norm"):
         return self.log_scale.to(dtype) - self.log_deviation.to(dtype)
 
     def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        return self._move(x, attend, self._started(x, attend))
+
+    def _started(self, x: Tensor, attend: Tensor | None) -> Tensor:
+        """The logarithm of the scale, after the first training batch has been seen to."""
         if self.training and (torch.compiler.is_compiling() or x.is_meta or not self.ready):
             self._start(x, attend)
-        scale = self._log(x.dtype).exp()
-        shift = self.bias.to(x.dtype) - self.mean.to(x.dtype) * scale
-        # one pass over x, or two where there is a way back: addcmul's is slower than those of its parts
-        y = x * scale + shift if torch.is_grad_enabled() else torch.addcmul(shift, x, scale)
+        return self._log(wide(x).dtype)
+
+    def _move(self, x: Tensor, attend: Tensor | None, log: Tensor) -> Tensor:
+        y = (_Moved.apply if torch.is_grad_enabled() else _moved)(
+            x, log.to(x.dtype), self.mean.to(x.dtype), self.bias.to(x.dtype)
+        )
         return keep(x, y, attend)
 
     @solves("x", given=("out", "attend"), log_det="log_det")
@@ -153,3 +189,7 @@ class ActNorm(Component, kind="norm"):
 
     def log_det(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
         return repeated(self._log(wide(x).dtype).sum(), x, attend)
+
+    def with_log_det(self, method: str, x: Tensor, attend: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        log = self._started(x, attend)
+        return self._move(x, attend, log), repeated(log.sum(), x, attend)

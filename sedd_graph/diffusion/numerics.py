@@ -27,4 +27,6 @@ def log_expm1(sigma: Tensor) -> Tensor:
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager[None]:
     """No autocast on the device of ``x``. The meta device, where only shapes are run, has none and refuses the question."""
-    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

@@ -24,7 +24,7 @@ from sedd_graph.diffusion.pace import steadied
 from sedd_graph.diffusion.process import Objective
 from sedd_graph.diffusion.roles import Batch, Draw, Randomness
 from sedd_graph.diffusion.sampler import Denoise
-from sedd_graph.engine.backend import inductor
+from sedd_graph.engine.backend import compile_in_place
 from sedd_graph.engine.blocks import remembering
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.ending import Ending
@@ -171,10 +171,10 @@ class Engine:
         if mode == "whole" and any(m.inseparable for m in self.model.modules() if isinstance(m, RegionModule)):
             mode = "block"
         if mode == "whole" and self.loss_module is not None:
-            self.loss_module.compile(fullgraph=True, dynamic=False, backend=inductor)
+            compile_in_place(self.loss_module)
         elif mode != "off":
             for block in self.model.branches():
-                block.compile(fullgraph=True, dynamic=False, backend=inductor)
+                compile_in_place(block)
         self.compile_mode = mode
 
     # -- training and evaluation ------------------------------------------------------------------------------------

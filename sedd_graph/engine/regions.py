@@ -6,7 +6,7 @@ them all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,10 +14,20 @@ from torch import Tensor, nn
 from sedd_graph.graph.model import Graph
 from sedd_graph.keys import fold
 
-__all__ = ["Model", "Plan", "RegionModule"]
+__all__ = ["Model", "Plan", "RegionModule", "spent"]
 
 Plan = tuple[tuple[str, tuple[int, ...]], ...]
 """Per step: its name, and where its arguments stand (-1 for none)."""
+
+
+def spent(reads: Sequence[Collection[int]], kept: Collection[int]) -> tuple[tuple[int, ...], ...]:
+    """For each step, which of the values that it reads (-1: none) no later step reads and nobody has asked to be kept."""
+    seen = {-1, *kept}
+    found = []
+    for read in reversed(reads):
+        found.append(tuple(sorted(set(read) - seen)))
+        seen.update(read)
+    return tuple(reversed(found))
 
 
 class RegionModule(nn.Module):
@@ -39,13 +49,15 @@ class RegionModule(nn.Module):
             self._modules[name] = child
         self.plan, self.returned, self.repeat = plan, returned, repeat
         self.keyed = any(child.keyed for child in children.values())
+        self._spent = spent([places for _, places in plan], returned)
 
     def forward(self, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
         values: list[Any] = list(inputs)
-        for place, (name, places) in enumerate(self.plan):
-            step: Any = self._modules[name]
+        steps: dict[str, Any] = self._modules
+        for place, ((name, places), past) in enumerate(zip(self.plan, self._spent, strict=True)):
+            step = steps[name]
             arguments = [None if a < 0 else values[a] for a in places]
-            own = fold(key, place) if step.keyed and key is not None else None
+            own = fold(key, place) if key is not None and step.keyed else None
             if isinstance(step, RegionModule):
                 result = step(own, *arguments)
             else:
@@ -54,6 +66,8 @@ class RegionModule(nn.Module):
                 values.extend(result)
             else:
                 values.append(result)
+            for value in past:
+                values[value] = None  # its memory is free for the next step, unless a backward pass keeps it
         return tuple([values[i] for i in self.returned])
 
     def branches(self) -> Iterator[nn.Module]:

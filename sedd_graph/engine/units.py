@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from sedd_graph.engine.fixed_point import solve as solve_fixed_point
 from sedd_graph.engine.grid import Grid
-from sedd_graph.engine.regions import RegionModule
+from sedd_graph.engine.regions import RegionModule, spent
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Op, Ref, Region, Step
-from sedd_graph.inverse import Contraction, Forward, Linear, Program, Refusal, Solve, solve
+from sedd_graph.inverse import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve, solve
 from sedd_graph.inverse.flat import Block, flatten
 from sedd_graph.keys import fold
 
@@ -58,6 +58,23 @@ class Tape:
     outputs: tuple[Tensor, ...]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Undoing:
+    """A derivation in numbers of values.
+
+    ``unit`` is what is evaluated, or solved from ``given`` (-1: nothing is fed); each of ``rows`` is a sum of value times
+    factor, the positive first: a sum that begins with a difference needs no negation. ``past`` are the values that nothing
+    needs afterwards.
+    """
+
+    derivation: Derivation
+    targets: tuple[int, ...]
+    past: tuple[int, ...]
+    unit: Unit | None = None
+    given: tuple[int, ...] = ()
+    rows: tuple[tuple[tuple[int, float], ...], ...] = ()
+
+
 class Layout:
     """A region's units, its inverse in terms of them, and how its values are numbered.
 
@@ -82,7 +99,39 @@ class Layout:
         self.units = tuple(self._units(self.flat.members, whole))
         self.by_path = {".".join(unit.path): unit for unit in self.units}
         self.taps = tuple(self._taps(region, ""))
+        log_dets = {d.path: d.log_det for d in self.program.derivations if isinstance(d, Solve) and d.log_det != "zero"}
+        self.log_dets = tuple(log_dets.get(".".join(unit.path)) for unit in self.units)
+        """For each unit, the method that gives its log-determinant, or None where it has none."""
+        self.spent = self._spent()
+        """For each unit, the values that nothing needs once it has been evaluated: not outputs, not what the log-determinant
+        of the whole is taken at."""
+        self.back = tuple(self._back())
         self.on_grid = self._on_grid() if grid is not None else frozenset()
+
+    def _spent(self) -> tuple[tuple[int, ...], ...]:
+        kept = set(self.outputs.values())
+        for d in self.program.derivations:
+            if isinstance(d, Linear | Contraction):
+                kept.update(self.index[ref] for ref in (*d.needs, *d.targets))
+        return spent([u.inputs for u in self.units], kept)
+
+    def _back(self) -> Iterator[_Undoing]:
+        number = self.index
+        needs = [[number[ref] for ref in d.needs] for d in self.program.derivations]
+        for d, past in zip(self.program.derivations, spent(needs, self.inputs.values()), strict=True):
+            made = _Undoing(d, tuple(number[ref] for ref in d.targets), past)
+            if isinstance(d, Forward):
+                yield dataclasses.replace(made, unit=self.by_path[d.path])
+            elif isinstance(d, Solve):
+                given = tuple(-1 if ref is None else number[ref] for ref in d.given)
+                yield dataclasses.replace(made, unit=self.by_path[d.path], given=given)
+            elif isinstance(d, Linear):
+                rows = [sorted(terms, key=lambda term: term[1] < 0) for terms in d.terms]
+                yield dataclasses.replace(
+                    made, rows=tuple(tuple((number[ref], float(factor)) for ref, factor in row) for row in rows)
+                )
+            else:
+                yield made
 
     def _calls(self) -> Iterator[Forward]:
         for derivation in self.program.derivations:
@@ -248,34 +297,42 @@ class Layout:
     def undo(
         self, layer: nn.Module, key: Tensor | None, values: Values, wanted: Sequence[bool] | None = None
     ) -> dict[Unit, Tape]:
-        """Fill in the region's streams from its outputs and constants; with ``wanted``, returns the evaluations made on the way."""
+        """Fill in the region's streams from its outputs and constants.
+
+        With ``wanted``, all other values are kept for :meth:`backward`, and the evaluations made on the way are returned.
+        """
         tapes: dict[Unit, Tape] = {}
-        for derivation in self.program.derivations:
-            if isinstance(derivation, Forward):
-                self._call(derivation, layer, key, values, wanted, tapes)
-            elif isinstance(derivation, Solve):
-                unit = self.by_path[derivation.path]
-                given = [None if ref is None else values[self.index[ref]] for ref in derivation.given]
-                made = getattr(unit.module(layer), derivation.rule.method)(*given)
-                for ref, tensor in zip(derivation.targets, made if isinstance(made, tuple) else (made,), strict=True):
-                    values[self.index[ref]] = tensor
-            elif isinstance(derivation, Linear):
-                for ref, terms in zip(derivation.targets, derivation.terms, strict=True):
-                    values[self.index[ref]] = self._sum(terms, values)
-            else:
+        for step in self.back:
+            derivation, unit = step.derivation, step.unit
+            if isinstance(derivation, Contraction):
                 self._contract(derivation, layer, key, values, wanted, tapes)
+            elif isinstance(derivation, Forward):
+                assert unit is not None
+                self._call(unit, layer, key, values, wanted, tapes)
+            else:
+                if isinstance(derivation, Solve):
+                    assert unit is not None
+                    method = getattr(unit.module(layer), derivation.rule.method)
+                    made = method(*[None if v < 0 else values[v] for v in step.given])
+                    made = made if isinstance(made, tuple) else (made,)
+                else:
+                    made = tuple([self._sum(row, values) for row in step.rows])
+                for value, tensor in zip(step.targets, made, strict=True):
+                    values[value] = tensor
+            if wanted is None:
+                for value in step.past:
+                    values[value] = None
         return tapes
 
     def _call(
         self,
-        call: Forward,
+        unit: Unit,
         layer: nn.Module,
         key: Tensor | None,
         values: Values,
         wanted: Sequence[bool] | None,
         tapes: dict[Unit, Tape],
     ) -> None:
-        unit = self.by_path[call.path]
         if wanted is None:
             made = self.evaluate(unit, layer, key, [None if v < 0 else values[v] for v in unit.inputs])
         else:
@@ -285,16 +342,14 @@ class Layout:
             if values[value] is None:
                 values[value] = tensor.detach()
 
-    def _sum(self, terms: Sequence[tuple[Ref, Fraction]], values: Values) -> Tensor:
-        # the positive first: a sum that begins with a difference needs no negation
+    def _sum(self, row: Sequence[tuple[int, float]], values: Values) -> Tensor:
         total: Tensor | None = None
-        for ref, factor in sorted(terms, key=lambda term: term[1] < 0):
-            value = self.index[ref]
+        for value, factor in row:
             x = self.snapped(value, values[value])
             if total is None:
-                total = x if factor == 1 else x * float(factor)
+                total = x if factor == 1 else x * factor
             else:
-                total = torch.add(total, x, alpha=float(factor)) if abs(factor) != 1 else total + x if factor > 0 else total - x  # fmt: skip
+                total = torch.add(total, x, alpha=factor) if abs(factor) != 1 else total + x if factor > 0 else total - x  # fmt: skip
         assert total is not None
         return total
 
@@ -330,7 +385,7 @@ class Layout:
         start = values[self.index[found.value]] / float(found.scale)
         values[self.index[found.target]] = solve_fixed_point(remainder, start, lipschitz=found.bound).x
         for call in found.body:
-            self._call(call, layer, key, values, wanted, tapes)
+            self._call(self.by_path[call.path], layer, key, values, wanted, tapes)
 
     # -- gradients --------------------------------------------------------------------------------------------------
 

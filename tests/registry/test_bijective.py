@@ -284,6 +284,24 @@ def test_act_norm_starts_from_the_first_training_batch() -> None:
     assert torch.equal(again(x, attend), component(x, attend))
 
 
+def test_act_norm_differentiates_its_single_pass() -> None:
+    case = Case(linear.ActNorm, {}, 3, True)
+    component, (x,) = make(case), inputs(case, 2, 4)
+    component.mean.copy_(torch.tensor([1.0, -2.0, 0.5]))
+    component.log_deviation.copy_(torch.tensor([0.3, -1.0, 0.0]))
+    component.ready.fill_(True)
+    attend = torch.tensor([[True] * 4, [True, True, False, False]])
+
+    def run(x: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
+        return torch.func.functional_call(component, {"log_scale": log_scale, "bias": bias}, (x, attend))
+
+    points = [t.detach().clone().requires_grad_() for t in (x, component.log_scale, component.bias)]
+    assert gradcheck(run, points)
+    assert torch.autograd.gradgradcheck(run, points)
+    with torch.no_grad():
+        assert torch.equal(component(x, attend), run(*points))
+
+
 def test_act_norm_in_evaluation_is_the_identity_until_it_has_started() -> None:
     case = Case(linear.ActNorm, {}, 5, True)
     component, (x,) = make(case, moved=0.0), inputs(case, 2, 3)

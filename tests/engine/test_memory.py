@@ -1,0 +1,115 @@
+"""What a block holds on to while it runs without gradients: no more values when it has more layers."""
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sedd_graph
+from sedd_graph.engine import volume
+from sedd_graph.engine.construct import build_block
+from sedd_graph.engine.regions import RegionModule, spent
+from sedd_graph.engine.units import Layout, Values
+from sedd_graph.graph.claims import uses
+from sedd_graph.plugins import discover
+
+
+def chain(folder: Path, layers: int) -> tuple[RegionModule, Layout]:
+    nodes = "".join(f"      n{i}: {{op: plu, in: {'x' if i == 0 else f'n{i - 1}'}}}\n" for i in range(layers))
+    path = folder / "chain.yaml"
+    path.write_text(
+        "blueprint: 1\nname: chain\naxes: {b: batch, l: length, d: 4}\ninputs: {x: float b l d}\noutputs: {x: whole}\n"
+        "blocks:\n  whole:\n    invertible: {level: bijective}\n    inputs: {x: float b l d}\n"
+        f"    outputs: {{x: n{layers - 1}}}\n    nodes:\n{nodes}nodes:\n  whole: {{block: whole, in: x}}\n"
+    )
+    graph = sedd_graph.build(path, device="cpu", compile="off").graph
+    (use,) = uses(graph.root)
+    return build_block(use.layer, discover()), Layout(use.layer, ())
+
+
+def watch(layer: nn.Module, method: str) -> list[int]:
+    """How many of the results of ``method`` are alive at each of its calls."""
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    counts: list[int] = []
+
+    def watched(component: nn.Module) -> None:
+        plain = getattr(component, method)
+
+        def call(*arguments: Any) -> Any:
+            counts.append(len(alive))
+            made = plain(*arguments)
+            alive.add(made[0] if isinstance(made, tuple) else made)
+            return made
+
+        setattr(component, method, call)
+
+    for component in layer.children():
+        watched(component)
+    return counts
+
+
+def test_what_is_spent() -> None:
+    # 0, 1 go in; the steps make 2, 3, 4
+    assert spent([(0, 1), (2, -1), (2, 0)], [4]) == ((1,), (), (0, 2))
+    assert spent([(0, 1), (2, 2)], [0]) == ((1,), (2,))
+    assert spent([], [0]) == ()
+
+
+@pytest.mark.parametrize("layers", [2, 12])
+def test_a_block_holds_one_value_at_a_time(tmp_path: Path, layers: int) -> None:
+    layer, layout = chain(tmp_path, layers)
+    x = torch.randn(2, 3, 4)
+    with torch.no_grad():
+        counts = watch(layer, "forward")
+        (y,) = layer(None, x)
+    assert len(counts) == layers
+    assert max(counts) <= 1
+    with torch.no_grad():
+        measured, values = watch(layer, "with_log_det"), _values(layout, layout.inputs, x)
+        log = volume.forward(layout, layer, None, values, len(x))
+    assert len(measured) == layers
+    assert max(measured) <= 1
+    assert torch.equal(values[layout.outputs["x"]], y)
+    slopes = sum(component.weight.diagonal().sum() for component in layer.children())  # type: ignore[operator]
+    assert torch.allclose(log, 3 * slopes.expand(2))
+    undone, values = watch(layer, "undo"), _values(layout, layout.outputs, y)
+    layout.undo(layer, None, values)
+    assert len(undone) == layers
+    assert max(undone) <= 1
+    assert torch.allclose(values[layout.inputs["x"]], x, atol=1e-4)
+
+
+def test_with_gradients_a_block_gives_the_same(tmp_path: Path) -> None:
+    layer, layout = chain(tmp_path, 5)
+    layer.double()
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    (y,) = layer(None, x)
+    values = _values(layout, layout.inputs, x)
+    volume.forward(layout, layer, None, values, len(x))
+    (one,), (other,) = (torch.autograd.grad(v.square().sum(), x) for v in (y, values[layout.outputs["x"]]))
+    assert torch.equal(one, other)
+
+
+def test_a_block_that_only_moves_numbers_changes_no_volume(tmp_path: Path) -> None:
+    path = tmp_path / "moves.yaml"
+    path.write_text(
+        "blueprint: 1\nname: moves\naxes: {b: batch, l: length, d: 4}\ninputs: {x: float b l d}\noutputs: {x: whole}\n"
+        "blocks:\n  whole:\n    invertible: {level: volume_preserving}\n    inputs: {x: float b l 2*h}\n"
+        "    outputs: {x: out}\n    nodes:\n      half: {op: split, in: x, with: {sizes: [h, h]}}\n"
+        "      out: {op: concat, in: [half.x1, half.x0]}\nnodes:\n  whole: {block: whole, in: x}\n"
+    )
+    (use,) = uses(sedd_graph.build(path, device="cpu", compile="off").graph.root)
+    layer, layout = build_block(use.layer, discover()), Layout(use.layer, ())
+    x = torch.randn(2, 3, 4)
+    values = _values(layout, layout.inputs, x)
+    assert torch.equal(volume.forward(layout, layer, None, values, 2), torch.zeros(2))
+    assert torch.equal(values[layout.outputs["x"]], x.roll(2, -1))
+
+
+def _values(layout: Layout, names: dict[str, int], x: Tensor) -> Values:
+    values: Values = [None] * layout.count
+    values[names["x"]] = x
+    return values
