@@ -231,9 +231,16 @@ def test_a_kill_loses_nothing_that_was_whole(small: Callable[..., Path], tmp_pat
     assert lines[0] == f"resumed from {found.name}\n"
 
 
-def test_two_processes_see_the_losses_of_one(small: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("port", "changes"),
+    [("29611", []), ("29615", ["objective.op=nelbo", "process.schedule.op=learned"])],
+    ids=["", "learned schedule"],
+)
+def test_two_processes_see_the_losses_of_one(
+    small: Callable[..., Path], tmp_path: Path, port: str, changes: list[str]
+) -> None:
     path = small(("batch: 8", "batch: 8, accumulate: 2"))
-    one, two = build(path, tmp_path / "a"), build(path, tmp_path / "b")
+    one, two = build(path, tmp_path / "a", *changes), build(path, tmp_path / "b", *changes)
     assert cli.run(["train", str(one), "--device", "cpu"]) == 0
     command = [
         sys.executable,
@@ -242,7 +249,7 @@ def test_two_processes_see_the_losses_of_one(small: Callable[..., Path], tmp_pat
         "--nproc-per-node",
         "2",
         "--master-port",
-        "29611",
+        port,
         "-m",
         "sedd_graph",
         "train",
