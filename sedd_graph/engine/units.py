@@ -27,6 +27,8 @@ __all__ = ["Layout", "Tape", "Unit", "Values"]
 
 Values = list[Any]
 """One tensor (or None while it is not known) for each value of a region."""
+Row = tuple[tuple[int, float], ...]
+"""A sum of values times factors."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,17 +64,15 @@ class Tape:
 class _Undoing:
     """A derivation in numbers of values.
 
-    ``unit`` is what is evaluated, or solved from ``given`` (-1: nothing is fed); each of ``rows`` is a sum of value times
-    factor, the positive first: a sum that begins with a difference needs no negation. ``past`` are the values that nothing
-    needs afterwards.
+    ``past`` are the values that nothing needs afterwards. What is solved is so from ``given`` (-1: nothing is fed); each of
+    ``rows`` is a sum of value times factor, the positive first: a sum that begins with a difference needs no negation.
     """
 
     derivation: Derivation
     targets: tuple[int, ...]
     past: tuple[int, ...]
-    unit: Unit | None = None
-    given: tuple[int, ...] = ()
-    rows: tuple[tuple[tuple[int, float], ...], ...] = ()
+    given: tuple[int, ...]
+    rows: tuple[Row, ...]
 
 
 class Layout:
@@ -119,19 +119,17 @@ class Layout:
         number = self.index
         needs = [[number[ref] for ref in d.needs] for d in self.program.derivations]
         for d, past in zip(self.program.derivations, spent(needs, self.inputs.values()), strict=True):
-            made = _Undoing(d, tuple(number[ref] for ref in d.targets), past)
-            if isinstance(d, Forward):
-                yield dataclasses.replace(made, unit=self.by_path[d.path])
-            elif isinstance(d, Solve):
+            targets = tuple(number[ref] for ref in d.targets)
+            given: tuple[int, ...] = ()
+            rows: tuple[Row, ...] = ()
+            if isinstance(d, Solve):
                 given = tuple(-1 if ref is None else number[ref] for ref in d.given)
-                yield dataclasses.replace(made, unit=self.by_path[d.path], given=given)
             elif isinstance(d, Linear):
-                rows = [sorted(terms, key=lambda term: term[1] < 0) for terms in d.terms]
-                yield dataclasses.replace(
-                    made, rows=tuple(tuple((number[ref], float(factor)) for ref, factor in row) for row in rows)
+                rows = tuple(
+                    tuple((number[ref], float(factor)) for ref, factor in sorted(terms, key=lambda term: term[1] < 0))
+                    for terms in d.terms
                 )
-            else:
-                yield made
+            yield _Undoing(d, targets, past, given, rows)
 
     def _calls(self) -> Iterator[Forward]:
         for derivation in self.program.derivations:
@@ -303,16 +301,14 @@ class Layout:
         """
         tapes: dict[Unit, Tape] = {}
         for step in self.back:
-            derivation, unit = step.derivation, step.unit
+            derivation = step.derivation
             if isinstance(derivation, Contraction):
                 self._contract(derivation, layer, key, values, wanted, tapes)
             elif isinstance(derivation, Forward):
-                assert unit is not None
-                self._call(unit, layer, key, values, wanted, tapes)
+                self._call(derivation, layer, key, values, wanted, tapes)
             else:
                 if isinstance(derivation, Solve):
-                    assert unit is not None
-                    method = getattr(unit.module(layer), derivation.rule.method)
+                    method = getattr(self.by_path[derivation.path].module(layer), derivation.rule.method)
                     made = method(*[None if v < 0 else values[v] for v in step.given])
                     made = made if isinstance(made, tuple) else (made,)
                 else:
@@ -326,13 +322,14 @@ class Layout:
 
     def _call(
         self,
-        unit: Unit,
+        call: Forward,
         layer: nn.Module,
         key: Tensor | None,
         values: Values,
         wanted: Sequence[bool] | None,
         tapes: dict[Unit, Tape],
     ) -> None:
+        unit = self.by_path[call.path]
         if wanted is None:
             made = self.evaluate(unit, layer, key, [None if v < 0 else values[v] for v in unit.inputs])
         else:
@@ -342,7 +339,7 @@ class Layout:
             if values[value] is None:
                 values[value] = tensor.detach()
 
-    def _sum(self, row: Sequence[tuple[int, float]], values: Values) -> Tensor:
+    def _sum(self, row: Row, values: Values) -> Tensor:
         total: Tensor | None = None
         for value, factor in row:
             x = self.snapped(value, values[value])
@@ -385,7 +382,7 @@ class Layout:
         start = values[self.index[found.value]] / float(found.scale)
         values[self.index[found.target]] = solve_fixed_point(remainder, start, lipschitz=found.bound).x
         for call in found.body:
-            self._call(self.by_path[call.path], layer, key, values, wanted, tapes)
+            self._call(call, layer, key, values, wanted, tapes)
 
     # -- gradients --------------------------------------------------------------------------------------------------
 
