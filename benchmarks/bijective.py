@@ -29,13 +29,13 @@ from torch import Tensor, nn
 from turns import keep_memory, quartiles, take_turns
 
 import sedd_graph
+from sedd_graph.component.registry import discover
 from sedd_graph.engine import volume
 from sedd_graph.engine.construct import build_block
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.engine.regions import RegionModule
 from sedd_graph.engine.units import Layout, Values
 from sedd_graph.graph.claims import uses
-from sedd_graph.plugins import discover
 from sedd_graph.store.files import write_text
 
 with warnings.catch_warnings():

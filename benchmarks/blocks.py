@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import sedd_graph
-from sedd_graph.diffusion.blocks import write_blocks
-from sedd_graph.engine.blocks import afresh, remembering
+from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
+from sedd_graph.engine.block_cache import afresh, remembering
 
 BLUEPRINT = Path(__file__).resolve().parent.parent / "blueprints" / "bd3lm-tiny.yaml"
 

@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from sedd_graph_registry.edits import Delete, Indel
+from sedd_graph_registry.strings.birth_death import Delete, Indel
 
-from sedd_graph.component import Context
-from sedd_graph.diffusion.edits import BirthDeath
-from sedd_graph.diffusion.roles import Batch, Randomness
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.strings.process import BirthDeath
 from sedd_graph.engine.hardware import describe_hardware
 
 RESULTS = Path(__file__).resolve().parent / "results" / "edits.jsonl"

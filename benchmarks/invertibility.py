@@ -20,11 +20,11 @@ import torch
 from reversible import HERE, kept, timed
 from turns import ratio
 
-from sedd_graph.api import check, make_engine
 from sedd_graph.data.rows import open_data
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import describe_hardware, pick_device
 from sedd_graph.evaluation.bound import evaluate
+from sedd_graph.runs.check import check, make_engine
 from sedd_graph.training.loop import train
 
 STORED = "nodes.trunk.memory=store"

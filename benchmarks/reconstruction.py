@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from sedd_graph.api import undo
+from sedd_graph.component.registry import discover
 from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.errors import DivergedError, SeddGraphError
 from sedd_graph.graph.claims import uses
-from sedd_graph.plugins import discover
-from sedd_graph.proof.subject import BATCH, LENGTH, Subject
+from sedd_graph.runs.check import undo
 from sedd_graph.store.files import write_text
+from sedd_graph.verify.block_fixture import BATCH, LENGTH, BlockFixture
 
 RESULT = Path(__file__).resolve().parent / "results" / "reconstruction.md"
 BLUEPRINT = """
@@ -69,7 +69,7 @@ WAYS: dict[str, tuple[torch.dtype, bool, Grid | None]] = {
 }
 
 
-def row(subject: Subject, way: str, depths: list[int], moved: float) -> list[str]:
+def row(subject: BlockFixture, way: str, depths: list[int], moved: float) -> list[str]:
     """The cells of one line: relative errors, ``equal``, or what stopped it."""
     dtype, narrow, grid = WAYS[way]
     layers = subject.chain(dtype, max(depths), device=torch.device("cpu"), moved=moved)
@@ -103,7 +103,7 @@ def main() -> None:
             lines = [head, f"|---|---|{'---|' * len(arguments.depths)}"]
             print("\n".join(lines), flush=True)
             for name, kind in KINDS.items():
-                subject = Subject(layers[name], discover())
+                subject = BlockFixture(layers[name], discover())
                 for way in [w for w, (_, _, grid) in WAYS.items() if grid is None or name in EXACT]:
                     cells = row(subject, way, arguments.depths, moved)
                     lines.append(f"| {kind} | {way} | {' | '.join(cells)} |")

@@ -27,9 +27,9 @@ from handwritten import EPS, Sedd
 from torch import Tensor
 from turns import quartiles
 
-from sedd_graph.api import check, make_engine
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import describe_hardware, pick_device
+from sedd_graph.runs.check import check, make_engine
 
 HERE = Path(__file__).resolve().parent
 ROWS, LENGTH, TOKENS = 32, 128, 96
@@ -88,9 +88,9 @@ def head_alone(device: torch.device, rounds: int) -> dict[str, list[float]]:
     sigma = torch.ones(ROWS, device=device)
     inputs = {"tokens": x, "sigma": sigma, "t": sigma, "attend": torch.ones_like(x, dtype=torch.bool)}
     at = torch.randint(0, LENGTH, (ROWS, 1), device=device)
-    from sedd_graph.engine.ending import Ending
+    from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix
 
-    ending = Ending(engine.graph.root)
+    ending = PositionwiseSuffix(engine.graph.root)
     ways: dict[str, Callable[[], Tensor]] = {
         "everywhere": lambda: engine.model.run(inputs)[0]["log_x0"].exp().sum(),
         "where it is needed": lambda: ending.run(engine.model, inputs, at)["log_x0"].exp().sum(),

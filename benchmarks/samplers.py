@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from sedd_graph.engine.process import make_process
-from sedd_graph.graph.process import Part, ProcessPlan
-from sedd_graph.plugins import discover
-from sedd_graph.proof.process import LENGTH, TOKENS, Toy
+from sedd_graph.component.registry import discover
+from sedd_graph.families.plan import Part, ProcessPlan
+from sedd_graph.families.tokens import make_process
+from sedd_graph.verify.tokens import LENGTH, TOKENS, Toy
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("absorb", "euler", {}),

@@ -9,23 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sedd_graph.api import Report, build, check
-    from sedd_graph.component import Component, ComponentConfig, Context
+    from sedd_graph.component.base import Component, ComponentConfig, Context
     from sedd_graph.engine.engine import Bound, Engine
     from sedd_graph.errors import SeddGraphError
+    from sedd_graph.runs.check import Report, build, check
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Bound": "sedd_graph.engine.engine",
-    "Component": "sedd_graph.component",
-    "ComponentConfig": "sedd_graph.component",
-    "Context": "sedd_graph.component",
+    "Component": "sedd_graph.component.base",
+    "ComponentConfig": "sedd_graph.component.base",
+    "Context": "sedd_graph.component.base",
     "Engine": "sedd_graph.engine.engine",
-    "Report": "sedd_graph.api",
+    "Report": "sedd_graph.runs.check",
     "SeddGraphError": "sedd_graph.errors",
-    "build": "sedd_graph.api",
-    "check": "sedd_graph.api",
+    "build": "sedd_graph.runs.check",
+    "check": "sedd_graph.runs.check",
 }
 
 __all__ = [

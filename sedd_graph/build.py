@@ -10,14 +10,14 @@ import sys
 import types
 from typing import Any
 
-from sedd_graph.api import Report, build, check
+from sedd_graph.runs.check import Report, build, check
 
 __all__ = ["Report", "build", "check", "main"]
 
 
 def main() -> None:
     """The ``build`` verb with this process's arguments."""
-    from sedd_graph.cli import main as command
+    from sedd_graph.cli.main import main as command
 
     command(["build", *sys.argv[1:]])
 

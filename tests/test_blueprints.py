@@ -14,9 +14,9 @@ import torch
 from omegaconf import OmegaConf
 
 import sedd_graph
-from sedd_graph.api import Report, check
-from sedd_graph.engine.edits import EditEngine
 from sedd_graph.engine.measure import measure
+from sedd_graph.families.strings import StringEngine
+from sedd_graph.runs.check import Report, check
 from tests.conftest import BLUEPRINTS, ROOT
 
 BLOCKS = sorted((ROOT / "blueprints" / "blocks").glob("*.yaml"))
@@ -89,7 +89,7 @@ def test_it_learns_and_samples(path: Path) -> None:
         overrides, length = shrinking(path), 16
         assert structure(check(path, overrides[:-1])) == structure(report)  # at its full depth
     engine = sedd_graph.build(path, overrides, device="cpu", compile="off")
-    kernel = engine.edits.kernel if isinstance(engine, EditEngine) else engine.process.kernel  # type: ignore[union-attr]
+    kernel = engine.edits.kernel if isinstance(engine, StringEngine) else engine.process.kernel  # type: ignore[union-attr]
     tokens = kernel.data_tokens
     rows = torch.randint(0, tokens, (2, length), generator=torch.Generator().manual_seed(0))
     loss = engine.loss(rows)
@@ -101,7 +101,7 @@ def test_it_learns_and_samples(path: Path) -> None:
     assert silent == []
     optimizer.step()
     assert bool(engine.loss(rows).isfinite().all())
-    if isinstance(engine, EditEngine):  # strings of any length, padded with the start
+    if isinstance(engine, StringEngine):  # strings of any length, padded with the start
         drawn = engine.sample(2, length, steps=None if engine.edits.sampler.steps is None else 2, seed=0)
         assert 1 <= drawn.shape[1] <= length
         drawn = torch.where(drawn == kernel.start, 0, drawn)

@@ -13,7 +13,7 @@ from tests.environment import Environment
 
 EXAMPLE = ROOT / "examples" / "third_party"
 CHECKS = """
-from sedd_graph.testing import check_component
+from sedd_graph.testing.conformance import check_component
 from sedd_graph_example import SquareRoot, WindowAttention
 
 check_component(WindowAttention, {"heads": 2}, axes={"r": 8})

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sedd_graph_registry.kernels import Absorb, Uniform
-from sedd_graph_registry.objectives import Nelbo, ScoreEntropy
-from sedd_graph_registry.schedules import Geometric, LogLinear
+from sedd_graph_registry.noise.interpolating import Absorb, Uniform
+from sedd_graph_registry.noise.schedules import Geometric, LogLinear
+from sedd_graph_registry.objectives.bounds import Nelbo, ScoreEntropy
 
 import sedd_graph
-from sedd_graph.component import Context
-from sedd_graph.diffusion.roles import Batch, Draw
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.batch import Batch, Draw
 from sedd_graph.errors import UserError
-from sedd_graph.importing import import_run, import_weights
+from sedd_graph.runs.import_weights import import_run, import_weights
 from tests.conftest import PARITY
 
 NETWORKS = [

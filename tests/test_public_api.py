@@ -96,5 +96,7 @@ def test_types_are_for_users_too() -> None:
 
 
 def test_importing_the_package_brings_no_torch() -> None:
-    code = "import sys, sedd_graph, sedd_graph.cli; assert not {'torch', 'pydantic', 'networkx'} & sys.modules.keys()"
+    code = (
+        "import sys, sedd_graph, sedd_graph.cli.main; assert not {'torch', 'pydantic', 'networkx'} & sys.modules.keys()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

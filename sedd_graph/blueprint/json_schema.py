@@ -10,7 +10,7 @@ import pydantic
 
 from sedd_graph.blueprint.load import Sections
 from sedd_graph.blueprint.schema import Blueprint
-from sedd_graph.contract import NODE_KINDS, Contract, size_fields
+from sedd_graph.component.contract import NODE_KINDS, Contract, size_fields
 
 __all__ = ["blueprint_schema"]
 
@@ -75,11 +75,11 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[
     names = sorted({n for c in by_kind.get("node", []) for n in (c.name, c.op)})
     node["properties"]["op"] = {"anyOf": [{"enum": [*names]}, {"type": "null"}]}
     kinds = {
-        "process": ("kernel", "edit_kernel"),
-        "objective": ("objective", "likelihood", "edit_objective"),
-        "sample": ("sampler", "edit_sampler"),
+        "process": ("kernel", "string_kernel"),
+        "objective": ("objective", "likelihood", "string_objective"),
+        "sample": ("sampler", "string_sampler"),
     }
-    inner = {"kernel": "schedule", "edit_kernel": "schedule", "sampler": "classifier"}
+    inner = {"kernel": "schedule", "string_kernel": "schedule", "sampler": "classifier"}
     for key, fitting in kinds.items():
         root["properties"][key] = {
             "anyOf": [

@@ -8,8 +8,8 @@ from typing import Any
 
 import pydantic
 
+from sedd_graph.component.strict import branches
 from sedd_graph.errors import MAX_PROBLEMS, Problem, suggest
-from sedd_graph.strict import branches
 
 __all__ = ["Locate", "dotted", "model_problems"]
 

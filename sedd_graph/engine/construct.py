@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sedd_graph.component import Context
+from sedd_graph.component.base import Context
+from sedd_graph.component.registry import Registry
 from sedd_graph.engine.regions import Model, Plan, RegionModule
 from sedd_graph.engine.reversible import make_running
 from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.blocks import chained
 from sedd_graph.graph.model import Graph, Op, Region, Running, Step
-from sedd_graph.plugins import Registry
 
 __all__ = ["build_block", "build_model", "build_shapes", "count_parameters", "count_shapes"]
 

@@ -15,26 +15,26 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sedd_graph.diffusion.blocks import block_inputs, hold_prompt, write_blocks
-from sedd_graph.diffusion.conditions import Conditions
-from sedd_graph.diffusion.constraint import Matching, Pieces, allowed_tokens, lacks
-from sedd_graph.diffusion.guidance import Classifier, classified, renoised, unprompted
+from sedd_graph.component.registry import Registry
+from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.conditions.conditions import Conditions
+from sedd_graph.diffusion.conditions.constraint import Matching, Pieces, allowed_tokens, lacks
 from sedd_graph.diffusion.numerics import full_precision
-from sedd_graph.diffusion.pace import steadied
-from sedd_graph.diffusion.process import Objective
-from sedd_graph.diffusion.roles import Batch, Draw, Randomness
-from sedd_graph.diffusion.sampler import Denoise
-from sedd_graph.engine.backend import compile_in_place
-from sedd_graph.engine.blocks import remembering
+from sedd_graph.diffusion.tokens.block_diffusion import block_inputs, hold_prompt, write_blocks
+from sedd_graph.diffusion.tokens.guidance import Classifier, classified, renoised, unprompted
+from sedd_graph.diffusion.tokens.process import Objective
+from sedd_graph.diffusion.tokens.sampler import Denoise
+from sedd_graph.diffusion.tokens.schedule_loss import steadied
+from sedd_graph.engine.block_cache import remembering
+from sedd_graph.engine.compiling import compile_in_place
 from sedd_graph.engine.construct import build_model
-from sedd_graph.engine.ending import Ending
-from sedd_graph.engine.process import Process, make_process
+from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix
 from sedd_graph.engine.regions import Model, RegionModule
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
+from sedd_graph.families.plan import ProcessPlan
+from sedd_graph.families.tokens import Process, make_process
 from sedd_graph.graph.model import Graph
-from sedd_graph.graph.process import ProcessPlan
-from sedd_graph.plugins import Registry
 from sedd_graph.store.files import disk_faults
 
 __all__ = ["NOISE", "PACE", "Bound", "CompileMode", "Engine", "LossModule", "mean_and_error", "mix_seed"]
@@ -66,7 +66,7 @@ def mix_seed(*parts: int) -> int:
 
 
 def feed(draw: Draw, batch: Batch, block: int | None) -> dict[str, Tensor]:
-    """The graph inputs that the engine knows (see :data:`sedd_graph.graph.process.FED`); ``block`` is the objective's."""
+    """The graph inputs that the engine knows (see :data:`sedd_graph.families.plan.FED`); ``block`` is the objective's."""
     if block is not None:
         return block_inputs(draw.xt, batch.tokens, block=block)
     return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": _for_each(draw, batch.attend)}
@@ -353,7 +353,7 @@ class Engine:
             prompt = torch.nn.functional.pad(prompt, (0, whole - length), value=-1)
             free = prompt < 0
             x = torch.where(free, x, prompt)
-        ending = Ending(self.graph.root)
+        ending = PositionwiseSuffix(self.graph.root)
         pattern = conditions.matching
         matching = None if pattern is None else Matching(pattern, self._spelled, self.device)
         if block is not None:
@@ -402,7 +402,7 @@ class Engine:
         process.sampler.evaluations = asked
         return out.cpu()
 
-    def _write(self, x: Tensor, block: int, ending: Ending, how: dict[str, Any]) -> Tensor:
+    def _write(self, x: Tensor, block: int, ending: PositionwiseSuffix, how: dict[str, Any]) -> Tensor:
         """Rows ``x`` block by block. Eager: what is remembered grows, and each length of it would be compiled anew."""
         process, _ = self._parts()
         hold_prompt(how["free"], block)

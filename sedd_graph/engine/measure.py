@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sedd_graph.axes import PortType
+from sedd_graph.component.axes import PortType
+from sedd_graph.component.registry import Registry
 from sedd_graph.engine.construct import build_shapes, count_parameters
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.graph.model import Graph
-from sedd_graph.plugins import Registry
 
 __all__ = ["Measure", "measure"]
 

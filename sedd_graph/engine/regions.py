@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sedd_graph.component.counter_rng import fold
 from sedd_graph.graph.model import Graph
-from sedd_graph.keys import fold
 
 __all__ = ["Model", "Plan", "RegionModule", "spent"]
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from sedd_graph.component.counter_rng import fold
 from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.regions import Plan, RegionModule
 from sedd_graph.engine.units import Layout
 from sedd_graph.graph.model import Region, Running
-from sedd_graph.keys import fold
 
 __all__ = ["DriftWarning", "RunningModule", "make_running"]
 

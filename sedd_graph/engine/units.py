@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sedd_graph.component.counter_rng import fold
 from sedd_graph.engine.fixed_point import solve as solve_fixed_point
 from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.regions import RegionModule, spent
@@ -21,7 +22,6 @@ from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Op, Ref, Region, Step
 from sedd_graph.inverse import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve, solve
 from sedd_graph.inverse.flat import Block, flatten
-from sedd_graph.keys import fold
 
 __all__ = ["Layout", "Tape", "Unit", "Values"]
 

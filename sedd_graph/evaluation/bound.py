@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sedd_graph.data.points import PointData, Points
 from sedd_graph.data.rows import Dataset, Rows
-from sedd_graph.diffusion.edits import EditDraw, EditObjective
-from sedd_graph.diffusion.process import Objective
-from sedd_graph.diffusion.roles import Batch, Draw, PointBatch
+from sedd_graph.diffusion.batch import Batch, Draw, PointBatch
+from sedd_graph.diffusion.strings.process import StringDraw, StringObjective
+from sedd_graph.diffusion.tokens.process import Objective
 from sedd_graph.engine.engine import Engine, mix_seed
 from sedd_graph.evaluation.estimate import ratio
 
@@ -144,7 +144,7 @@ class _Drawn:
     nats: list[Tensor] = dataclasses.field(default_factory=list)
     first: int = 0
 
-    def add(self, objective: Objective | EditObjective[Any, Any], draw: Draw | EditDraw, nats: Tensor) -> None:
+    def add(self, objective: Objective | StringObjective[Any, Any], draw: Draw | StringDraw, nats: Tensor) -> None:
         self.over = objective.over
         if isinstance(objective, Objective) and objective.block is not None:
             return  # each block of a row is at a level of its own, and the nats are of them all

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sedd_graph.axes import AxisError, Size, parse_port_type, parse_size
 from sedd_graph.blueprint.schema import Block, Node
-from sedd_graph.contract import Port
+from sedd_graph.component.axes import AxisError, Size, parse_port_type, parse_size
+from sedd_graph.component.contract import Port
 from sedd_graph.errors import listed, suggest
+from sedd_graph.graph.edges import Edge
+from sedd_graph.graph.location import Location
 from sedd_graph.graph.model import Place, Ref, Region, Running, Step
 from sedd_graph.graph.ports import Scope, declared_outputs, read_type
-from sedd_graph.graph.spot import Spot
 from sedd_graph.graph.unify import Binding, Mismatch
-from sedd_graph.graph.wiring import Edge
 
 __all__ = [
     "MAX_NODES",
@@ -34,7 +34,7 @@ MAX_NODES = 100_000
 MAX_REPEAT = 4096
 
 
-def find_block(at: Spot, text: str) -> tuple[Spot, Block] | None:
+def find_block(at: Location, text: str) -> tuple[Location, Block] | None:
     """The block called ``text`` (``name`` or ``alias.name``, written at ``at``) and where it is defined."""
     alias, dot, name = text.rpartition(".")
     home = at.loaded.libraries.get(alias) if dot else at.loaded
@@ -46,10 +46,10 @@ def find_block(at: Spot, text: str) -> tuple[Spot, Block] | None:
     if name not in blocks:
         at.refuse(f"unknown block {text!r}{suggest(name, blocks)}; known: {listed(blocks)}")
         return None
-    return Spot(home, ("blocks", name), at.problems), blocks[name]
+    return Location(home, ("blocks", name), at.problems), blocks[name]
 
 
-def read_repeat(at: Spot, node: Node, scope: Scope) -> int | None:
+def read_repeat(at: Location, node: Node, scope: Scope) -> int | None:
     """How often the block of the node at ``at`` is repeated; 1 where it does not say."""
     if node.repeat is None:
         return 1
@@ -64,7 +64,7 @@ def read_repeat(at: Spot, node: Node, scope: Scope) -> int | None:
         return None
 
 
-def read_running(at: Spot, node: Node, region: Region) -> Running:
+def read_running(at: Location, node: Node, region: Region) -> Running:
     """How the block of the node at ``at`` is run; what rests on a claim that it does not make is a problem there."""
     memory = node.memory or "auto"
     missing = f"block {node.block!r} claims no inverse: give it an 'invertible' key"
@@ -77,7 +77,7 @@ def read_running(at: Spot, node: Node, region: Region) -> Running:
     return Running(memory, node.arithmetic == "exact")
 
 
-def read_params(at: Spot, node: Node, block: Block) -> dict[str, Any] | None:
+def read_params(at: Location, node: Node, block: Block) -> dict[str, Any] | None:
     """The block's parameters as the node at ``at`` sets them."""
     before = len(at.problems)
     for key, value in node.with_.items():
@@ -94,7 +94,7 @@ def read_params(at: Spot, node: Node, block: Block) -> dict[str, Any] | None:
     return params if len(at.problems) == before else None
 
 
-def read_ports(home: Spot, block: Block, axes: Scope) -> tuple[Port, ...] | None:
+def read_ports(home: Location, block: Block, axes: Scope) -> tuple[Port, ...] | None:
     """The inputs of the block at ``home``, over the axis names of its own and those of the blueprint."""
     known = set(axes) | {s for text in block.inputs.values() for s in _axis_names(text)}
     ports = []
@@ -115,7 +115,7 @@ def _axis_names(text: str) -> frozenset[str]:
 
 
 def bind_axes(
-    at: Spot, ports: Sequence[Port], taken: Mapping[str, list[Edge]], axes: Scope, what: str
+    at: Location, ports: Sequence[Port], taken: Mapping[str, list[Edge]], axes: Scope, what: str
 ) -> dict[str, Size] | None:
     """The sizes of the axis names in ``ports``, from what is fed in; what that leaves open is the blueprint's."""
     binding = Binding()
@@ -130,7 +130,7 @@ def bind_axes(
     return binding.axes
 
 
-def hold_declared(at: Spot, node: Node, region: Region, scope: Scope) -> bool:
+def hold_declared(at: Location, node: Node, region: Region, scope: Scope) -> bool:
     """Whether the block's outputs are what the node at ``at`` declares."""
     at = at / "out"
     for port, text in declared_outputs(at, node, [Port(n, t) for n, t in region.output_types.items()]):
@@ -141,7 +141,7 @@ def hold_declared(at: Spot, node: Node, region: Region, scope: Scope) -> bool:
     return True
 
 
-def chain(at: Spot, region: Region, repeat: int, what: str) -> Region | None:
+def chain(at: Location, region: Region, repeat: int, what: str) -> Region | None:
     """``repeat`` uses of one region in a row, for the node at ``at``: outputs replace the inputs of the same name."""
     before = len(at.problems)
     fault = at / "repeat"

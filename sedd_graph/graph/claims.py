@@ -11,13 +11,13 @@ from collections.abc import Collection
 from sedd_graph.blueprint.problems import dotted
 from sedd_graph.blueprint.schema import Block, Blueprint, Invertible
 from sedd_graph.errors import listed, suggest
+from sedd_graph.graph.location import Location
 from sedd_graph.graph.model import Claim, Graph, Region, Running, Step
-from sedd_graph.graph.spot import Spot
 
 __all__ = ["Use", "demoted", "read_claim", "uses"]
 
 
-def read_claim(at: Spot, body: Blueprint | Block) -> Claim | None:
+def read_claim(at: Location, body: Blueprint | Block) -> Claim | None:
     """The claim of a block, which stands at ``at``. A name that is no input of the block is a problem there."""
     found = body.invertible if isinstance(body, Block) else None
     if not found:

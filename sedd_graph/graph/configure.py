@@ -7,18 +7,18 @@ from typing import Any
 
 import pydantic
 
-from sedd_graph.axes import AxisError, parse_size
 from sedd_graph.blueprint.problems import model_problems
-from sedd_graph.contract import ComponentConfig, Contract, size_fields
+from sedd_graph.component.axes import AxisError, parse_size
+from sedd_graph.component.contract import ComponentConfig, Contract, size_fields
+from sedd_graph.component.registry import Registry
 from sedd_graph.errors import EnvironmentFault, SeddGraphError, suggest
+from sedd_graph.graph.location import Location
 from sedd_graph.graph.ports import Scope
-from sedd_graph.graph.spot import Spot
-from sedd_graph.plugins import Registry
 
 __all__ = ["configure", "find_contract"]
 
 
-def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], at: Spot) -> Contract | None:
+def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], at: Location) -> Contract | None:
     """The contract behind ``op``, written at ``at``, if it is of one of ``kinds``; otherwise it is reported why not."""
     try:
         contract = registry.contract(op)
@@ -43,7 +43,7 @@ def _kind(registry: Registry, op: str) -> str:
         return ""
 
 
-def configure(contract: Contract, raw: Mapping[str, Any], scope: Scope, at: Spot) -> ComponentConfig | None:
+def configure(contract: Contract, raw: Mapping[str, Any], scope: Scope, at: Location) -> ComponentConfig | None:
     """The Config from the keys ``raw`` that stand at ``at``: size expressions evaluated, then all validated.
 
     None where a problem was reported.
@@ -60,7 +60,7 @@ def configure(contract: Contract, raw: Mapping[str, Any], scope: Scope, at: Spot
         return None
 
 
-def _sizes(value: Any, scope: Scope, at: Spot) -> Any:
+def _sizes(value: Any, scope: Scope, at: Location) -> Any:
     """A size expression as an integer, in lists too; anything else as it is, for the Config to judge."""
     if isinstance(value, list):
         return [_sizes(item, scope, at / index) for index, item in enumerate(value)]

@@ -12,20 +12,20 @@ from typing import Any
 
 import pydantic
 
-from sedd_graph.axes import DYNAMIC, AxisError, PortType, Size, parse_size
 from sedd_graph.blueprint.interpolate import InterpolationFault, resolve
 from sedd_graph.blueprint.load import Loaded
 from sedd_graph.blueprint.problems import model_problems
 from sedd_graph.blueprint.schema import Block, Blueprint, Node
+from sedd_graph.component.axes import DYNAMIC, AxisError, PortType, Size, parse_size
+from sedd_graph.component.registry import Registry
 from sedd_graph.errors import BlueprintError, listed, suggest
 from sedd_graph.graph import blocks
 from sedd_graph.graph.claims import read_claim
+from sedd_graph.graph.edges import Edge, Values, Wire, read_wires, refuse_unused, run_order
+from sedd_graph.graph.location import Location
 from sedd_graph.graph.model import Graph, Ref, Region, Step
 from sedd_graph.graph.ops import Made, make_op
 from sedd_graph.graph.ports import Scope, assign, read_type
-from sedd_graph.graph.spot import Spot
-from sedd_graph.graph.wiring import Edge, Values, Wire, read_wires, refuse_unused, run_order
-from sedd_graph.plugins import Registry
 
 __all__ = ["expand"]
 
@@ -36,7 +36,7 @@ def expand(loaded: Loaded, registry: Registry) -> Graph:
     """Expand ``loaded``. Raises :class:`BlueprintError` with every problem found."""
     blueprint = loaded.blueprint
     assert isinstance(blueprint, Blueprint)
-    root = Spot(loaded, (), [])
+    root = Location(loaded, (), [])
     axes = _read_axes(root, blueprint)
     types = {name: read_type(root / "inputs" / name, text, axes) for name, text in blueprint.inputs.items()}
     inputs = {name: found for name, found in types.items() if found is not None}
@@ -48,7 +48,7 @@ def expand(loaded: Loaded, registry: Registry) -> Graph:
     return Graph(name=blueprint.name, root=region, axes=axes)
 
 
-def _read_axes(root: Spot, blueprint: Blueprint) -> dict[str, Size]:
+def _read_axes(root: Location, blueprint: Blueprint) -> dict[str, Size]:
     """The blueprint's ``axes`` as sizes over ``batch`` and ``length``; an axis may use those written before it."""
     axes: dict[str, Size] = {}
     for name, value in blueprint.axes.items():
@@ -71,7 +71,7 @@ class _Expander:
 
     def region(
         self,
-        at: Spot,
+        at: Location,
         body: Blueprint | Block,
         params: Mapping[str, Any],
         inputs: Mapping[str, PortType],
@@ -115,7 +115,9 @@ class _Expander:
             at.refuse(f"expands to more than {blocks.MAX_NODES} components")
         return None if len(at.problems) > before else region
 
-    def step(self, at: Spot, name: str, node: Node, wires: Sequence[Wire], values: Values, scope: Scope) -> Step | None:
+    def step(
+        self, at: Location, name: str, node: Node, wires: Sequence[Wire], values: Values, scope: Scope
+    ) -> Step | None:
         before = len(at.problems)
         self.steps += 1
         if self.steps > MAX_STEPS:
@@ -139,7 +141,7 @@ class _Expander:
                     (at / "save" / "ports" / index).refuse(message)
         return Step(name, made.body, made.inputs, made.outputs, node.save, at.place, made.running)
 
-    def block(self, at: Spot, node: Node, edges: Sequence[Edge], scope: Scope) -> Made | None:
+    def block(self, at: Location, node: Node, edges: Sequence[Edge], scope: Scope) -> Made | None:
         """The block that the node at ``at`` stands for, expanded for this use."""
         assert node.block is not None
         found = blocks.find_block(at / "block", node.block)
@@ -167,8 +169,8 @@ class _Expander:
 
     def expanded(
         self,
-        at: Spot,
-        home: Spot,
+        at: Location,
+        home: Location,
         block: Block,
         params: Mapping[str, Any],
         types: Mapping[str, PortType],
@@ -193,13 +195,13 @@ class _Expander:
         return self.done[key]
 
 
-def _interpolated(at: Spot, node: Node, params: Mapping[str, Any]) -> Node | None:
+def _interpolated(at: Location, node: Node, params: Mapping[str, Any]) -> Node | None:
     written = {"out": node.out, "with": node.with_, "repeat": node.repeat}
     try:
         data = resolve(written, params)
     except InterpolationFault as fault:
         for path, message in fault.faults:
-            Spot(at.loaded, (*at.path, *path), at.problems).refuse(message)
+            Location(at.loaded, (*at.path, *path), at.problems).refuse(message)
         return None
     if data == written:
         return node

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import networkx as nx
 
-from sedd_graph.axes import PortType, Size
 from sedd_graph.blueprint.schema import SaveSpec
-from sedd_graph.contract import ComponentConfig, Contract, Signature
+from sedd_graph.component.axes import PortType, Size
+from sedd_graph.component.contract import ComponentConfig, Contract, Signature
 
 __all__ = ["Claim", "Graph", "Op", "Place", "Ref", "Region", "Running", "Step"]
 

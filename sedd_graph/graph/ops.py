@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sedd_graph.axes import AxisError, PortType, Size
 from sedd_graph.blueprint.schema import Node
-from sedd_graph.contract import NODE_KINDS, size_fields
+from sedd_graph.component.axes import AxisError, PortType, Size
+from sedd_graph.component.contract import NODE_KINDS, size_fields
+from sedd_graph.component.registry import Registry
 from sedd_graph.graph.configure import configure, find_contract
+from sedd_graph.graph.edges import Edge
+from sedd_graph.graph.location import Location
 from sedd_graph.graph.model import Op, Ref, Region, Running
 from sedd_graph.graph.ports import Scope, assign, declared_outputs, read_type
-from sedd_graph.graph.spot import Spot
 from sedd_graph.graph.unify import Binding, Mismatch
-from sedd_graph.graph.wiring import Edge
-from sedd_graph.plugins import Registry
 
 __all__ = ["Made", "make_op"]
 
@@ -29,7 +29,7 @@ class Made(NamedTuple):
     running: Running = Running()
 
 
-def make_op(at: Spot, node: Node, edges: Sequence[Edge], scope: Scope, registry: Registry) -> Made | None:
+def make_op(at: Location, node: Node, edges: Sequence[Edge], scope: Scope, registry: Registry) -> Made | None:
     """The component that the node at ``at`` names, typed; None where a problem was reported."""
     assert node.op is not None
     contract = find_contract(registry, node.op, NODE_KINDS, at / "op")

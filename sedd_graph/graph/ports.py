@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sedd_graph.axes import AxisError, PortType, Size, parse_port_type
 from sedd_graph.blueprint.schema import Node
-from sedd_graph.contract import Port
+from sedd_graph.component.axes import AxisError, PortType, Size, parse_port_type
+from sedd_graph.component.contract import Port
 from sedd_graph.errors import listed, suggest
-from sedd_graph.graph.spot import Spot
-from sedd_graph.graph.wiring import Edge
+from sedd_graph.graph.edges import Edge
+from sedd_graph.graph.location import Location
 
 __all__ = ["Scope", "assign", "declared_outputs", "read_type"]
 
@@ -17,7 +17,7 @@ Scope = Mapping[str, Size]
 """The axis names that may be used at some place, with their sizes over ``batch`` and ``length``."""
 
 
-def read_type(at: Spot, text: str, scope: Scope) -> PortType | None:
+def read_type(at: Location, text: str, scope: Scope) -> PortType | None:
     """The type written at ``at``, its axes replaced by their sizes."""
     try:
         declared = parse_port_type(text, scope)
@@ -33,7 +33,7 @@ def read_type(at: Spot, text: str, scope: Scope) -> PortType | None:
         return None
 
 
-def declared_outputs(at: Spot, node: Node, ports: Sequence[Port]) -> list[tuple[Port, str]]:
+def declared_outputs(at: Location, node: Node, ports: Sequence[Port]) -> list[tuple[Port, str]]:
     """What the node's ``out`` (at ``at``) declares, port by port; a single type is that of the first output."""
     if node.out is None:
         return []
@@ -48,7 +48,7 @@ def declared_outputs(at: Spot, node: Node, ports: Sequence[Port]) -> list[tuple[
     return found
 
 
-def assign(at: Spot, ports: Sequence[Port], edges: Sequence[Edge], what: str) -> dict[str, list[Edge]] | None:
+def assign(at: Location, ports: Sequence[Port], edges: Sequence[Edge], what: str) -> dict[str, list[Edge]] | None:
     """Which edges go into which port of ``what``, the node at ``at``; None where some misfit was reported."""
     before = len(at.problems)
     by_name = {p.name: p for p in ports}

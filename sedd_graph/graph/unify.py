@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from sedd_graph.axes import AxisError, Dim, PortType, Size
-from sedd_graph.contract import Port
-from sedd_graph.graph.spot import Spot
+from sedd_graph.component.axes import AxisError, Dim, PortType, Size
+from sedd_graph.component.contract import Port
+from sedd_graph.graph.location import Location
 
 __all__ = ["Binding", "Mismatch"]
 
@@ -23,7 +23,7 @@ class Mismatch(Exception):
     ``at`` is where the port got its value, if that was given.
     """
 
-    def __init__(self, message: str, at: Spot | None = None) -> None:
+    def __init__(self, message: str, at: Location | None = None) -> None:
         super().__init__(message)
         self.at = at
 
@@ -35,7 +35,7 @@ class _Meeting:
     label: str
     pattern: PortType
     actual: PortType
-    at: Spot | None
+    at: Location | None
 
     def refuse(self, reason: str) -> Mismatch:
         return Mismatch(f"{self.label} wants {self.pattern}, but {self.actual} comes in{reason}", self.at)
@@ -58,7 +58,7 @@ class Binding:
         self.variadic: dict[str, tuple[Size, ...]] = {}
         self._waiting: list[_Equation] = []
 
-    def unify(self, port: Port, actual: PortType, *, label: str = "", at: Spot | None = None) -> None:
+    def unify(self, port: Port, actual: PortType, *, label: str = "", at: Location | None = None) -> None:
         """Hold ``actual`` (sizes of the blueprint) against ``port``'s pattern. Raises :class:`Mismatch`."""
         meeting = _Meeting(label or f"port {port.name!r}", port.type, actual, at)
         if actual.kind != port.type.kind:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 
-from sedd_graph.axes import AxisError, PortType, Size
-from sedd_graph.inverse.closure import Closure
+from sedd_graph.component.axes import AxisError, PortType, Size
 from sedd_graph.inverse.flat import numbers
 from sedd_graph.inverse.program import Remedy
+from sedd_graph.inverse.propagate import Closure
 
 __all__ = ["cheapest"]
 

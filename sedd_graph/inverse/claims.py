@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from sedd_graph.errors import BlueprintError, Problem
 from sedd_graph.graph.model import Claim, Graph, Region
+from sedd_graph.inverse.format import summary
 from sedd_graph.inverse.program import LEVELS, Program, Refusal
-from sedd_graph.inverse.show import summary
 from sedd_graph.inverse.solve import SIZES, solve
 
 __all__ = ["MAX_CLAIMED", "Derived", "claimed", "derive", "prove"]

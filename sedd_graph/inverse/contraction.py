@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sedd_graph.inverse.closure import Key, Problem
+    from sedd_graph.inverse.propagate import Key, Problem
 
 __all__ = ["MARGIN", "Fixed", "Fixpoint", "find_fixpoint", "iterations"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from sedd_graph.axes import AxisError
+from sedd_graph.component.axes import AxisError
 from sedd_graph.inverse.cheapest import cheapest
-from sedd_graph.inverse.closure import Closure
 from sedd_graph.inverse.flat import Block, Node, total
 from sedd_graph.inverse.names import Names, listed
 from sedd_graph.inverse.program import Blocker, Lost, Refusal, Remedy
+from sedd_graph.inverse.propagate import Closure
 
 __all__ = ["diagnose"]
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import networkx as nx
 
 from sedd_graph.graph.model import Ref
-from sedd_graph.inverse.closure import Closure, Edge
 from sedd_graph.inverse.contraction import Fixpoint
 from sedd_graph.inverse.flat import Block, Flat
 from sedd_graph.inverse.program import Contraction, Derivation, Forward, Solve
+from sedd_graph.inverse.propagate import Closure, Edge
 
 __all__ = ["Plan", "derivations", "needed", "plans"]
 

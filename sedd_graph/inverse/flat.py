@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from fractions import Fraction
 
-from sedd_graph.axes import PortType, Size
-from sedd_graph.contract import Algebra, Signature
+from sedd_graph.component.axes import PortType, Size
+from sedd_graph.component.contract import Algebra, Signature
 from sedd_graph.errors import EnvironmentFault
 from sedd_graph.graph.model import Op, Ref, Region, Step
 

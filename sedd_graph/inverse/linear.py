@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import networkx as nx
 
 if TYPE_CHECKING:
-    from sedd_graph.inverse.closure import Key, Problem
+    from sedd_graph.inverse.propagate import Key, Problem
 
 __all__ = ["Solved", "determinant", "solve_together"]
 

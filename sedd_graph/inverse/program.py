@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Literal
 
-from sedd_graph.axes import PortType, Size
-from sedd_graph.contract import Rule
+from sedd_graph.component.axes import PortType, Size
+from sedd_graph.component.contract import Rule
 from sedd_graph.graph.model import Place, Ref, Region, Step
 
 __all__ = [
@@ -222,6 +222,6 @@ class Refusal:
     types: Mapping[Ref, PortType]
 
     def __str__(self) -> str:
-        from sedd_graph.inverse.show import diagnosis
+        from sedd_graph.inverse.format import diagnosis
 
         return diagnosis(self)

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from sedd_graph.errors import UserError, suggest
 from sedd_graph.graph.model import Ref, Region
-from sedd_graph.inverse.closure import Closure, Problem
 from sedd_graph.inverse.diagnose import diagnose
 from sedd_graph.inverse.extract import derivations, needed, plans
 from sedd_graph.inverse.flat import flatten
 from sedd_graph.inverse.program import Program, Refusal
+from sedd_graph.inverse.propagate import Closure, Problem
 from sedd_graph.inverse.volume import judge
 
 __all__ = ["SIZES", "solve"]

@@ -14,12 +14,12 @@ from fractions import Fraction
 
 import networkx as nx
 
-from sedd_graph.axes import AxisError
-from sedd_graph.inverse.closure import Closure, Edge
+from sedd_graph.component.axes import AxisError
 from sedd_graph.inverse.flat import Flat, total
 from sedd_graph.inverse.linear import determinant
 from sedd_graph.inverse.names import Names, listed
 from sedd_graph.inverse.program import Level, Linear
+from sedd_graph.inverse.propagate import Closure, Edge
 
 __all__ = ["judge"]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import pydantic
 
-from sedd_graph.strict import Strict
+from sedd_graph.component.strict import Strict
 
 __all__ = ["StoreConfig"]
 

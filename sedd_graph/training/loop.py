@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
-from sedd_graph.diffusion.roles import Randomness
+from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.engine.engine import PACE, Engine, mix_seed
 from sedd_graph.engine.hardware import pick_dtype
 from sedd_graph.errors import DivergedError, UserError

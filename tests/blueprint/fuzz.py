@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sedd_graph.api import check, lock_text
 from sedd_graph.blueprint.yaml import read_yaml
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg, to_tree
+from sedd_graph.runs.check import check, lock_text
 
 NUMBERS = ["0", "-1", "1", "2", "3", "7", "4096", "4097", "99999999999", "1099511627776", "9" * 17, "9" * 30, "1e-3", "1e308", "1e309", ".5", "5.", "+1", "-0", "0x10", "0o7", "010", "1_000", "1:30", ".nan", "-.inf", "NaN", "1e", "--1", "٣", "½"]  # fmt: skip
 TEXTS = ["null", "~", "true", "yes", "no", "''", '""', "[]", "{}", "[[]]", "{a: {}}", "!!x", "!!python/object:os.system x", "*a", "&a x", "<<", "=", "?", "-", "@", "`", "%", "'", '"', "|", ">", "# x", "\u2028", "é", "\U0001f600", '"\\ud83d"', '"\\U0001F600"', '"\\0"', "x" * 65, "y" * 300, "z" * 20_000, "a b", "a.b", "a.b.c", ".", "..", "${", "${}", "${params.dim}", "${params.dim}${params.dim}", "$${params.dim}", "${params.nothing}", "${oc.env:HOME}", "${params.${params.dim}}"]  # fmt: skip

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sedd_graph.api import check
 from sedd_graph.errors import BlueprintError
+from sedd_graph.runs.check import check
 
 HEAD = "blueprint: 1\nname: x\naxes: {b: batch, d: 4}\ninputs: {x: float b d}\n"
 ONE = HEAD + "outputs: {y: n}\nnodes: {n: {op: rms_norm, in: x}}\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sedd_graph.api import check
 from sedd_graph.errors import SeddGraphError
+from sedd_graph.runs.check import check
 from tests.blueprint.fuzz import mutant, overrides, run
 from tests.conftest import BLUEPRINTS, ROOT, SMALL
 from tests.graph.nested import MAIN, write_nested
@@ -68,8 +68,8 @@ def test_the_committed_schema_is_the_present_one_and_fits() -> None:
 
     import jsonschema
 
-    from sedd_graph.api import schema_text
     from sedd_graph.blueprint.yaml import read_yaml
+    from sedd_graph.runs.check import schema_text
 
     text = (ROOT / "schema" / "blueprint.v1.json").read_text()
     assert text == schema_text()

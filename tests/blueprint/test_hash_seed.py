@@ -11,10 +11,10 @@ from tests.conftest import ROOT
 SAID = """
 import random, sys
 from pathlib import Path
-from sedd_graph.api import check
+from sedd_graph.runs.check import check
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.inverse import solve
-from sedd_graph.inverse.show import explain
+from sedd_graph.inverse.format import explain
 from tests.blueprint.fuzz import mutant, overrides
 from tests.inverse.test_random import KINDS, Grower
 from tests.inverse.toys import region

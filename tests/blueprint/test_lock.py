@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sedd_graph.api import check, lock_text
 from sedd_graph.blueprint.load import load
 from sedd_graph.blueprint.lock import dump, lock
 from sedd_graph.blueprint.yaml import MAX_KEY, read_yaml
 from sedd_graph.errors import UserError
 from sedd_graph.graph.draw import to_json
+from sedd_graph.runs.check import check, lock_text
 from tests.conftest import BLUEPRINTS
 
 

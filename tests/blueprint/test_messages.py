@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sedd_graph.api import check
 from sedd_graph.errors import BlueprintError
+from sedd_graph.runs.check import check
 
 GOLDEN = Path(__file__).parent / "golden_messages.txt"
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from sedd_graph.diffusion.edits import Strings
-from sedd_graph.diffusion.roles import Batch
+from sedd_graph.diffusion.batch import Batch
+from sedd_graph.diffusion.strings.process import Strings
 
 
 def strings(rows: list[list[int]], start: int) -> Strings:

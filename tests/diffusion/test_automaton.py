@@ -9,7 +9,7 @@ import pytest
 
 from sedd_graph.data.config import BpeConfig
 from sedd_graph.data.tokenizer import Bytes, Characters, make_tokenizer
-from sedd_graph.diffusion.automaton import PatternError, compile_pattern, complement, spell, utf8_ranges
+from sedd_graph.diffusion.conditions.automaton import PatternError, compile_pattern, complement, spell, utf8_ranges
 from sedd_graph.errors import UserError
 from tests.conftest import ROOT
 

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from sedd_graph_registry.classifiers import TokenCounts
-from sedd_graph_registry.kernels import Absorb
-from sedd_graph_registry.samplers_exact import FirstHitting
+from sedd_graph_registry.noise.interpolating import Absorb
+from sedd_graph_registry.sampling.classifiers import TokenCounts
+from sedd_graph_registry.sampling.exact import FirstHitting
 from torch import Tensor
 
 import sedd_graph
-from sedd_graph import cli
 from sedd_graph.blueprint.yaml import read_yaml
-from sedd_graph.component import Context
-from sedd_graph.diffusion.classifier import NoisyClassifier
-from sedd_graph.diffusion.guidance import Classifier, _differences, classified
+from sedd_graph.cli import main as cli
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
+from sedd_graph.diffusion.tokens.guidance import Classifier, _differences, classified
 from sedd_graph.errors import BlueprintError
-from sedd_graph.proof.classifier import check_classifier
+from sedd_graph.verify.classifier import check_classifier
 from tests.conftest import ROOT
 from tests.diffusion.test_samplers import ROWS, SEQUENCES, L, V, distance, make, run, some, world
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from sedd_graph_registry.kernels import Absorb, Uniform
-from sedd_graph_registry.samplers import Analytic, Ancestral, Euler, PredictorCorrector, Psi
-from sedd_graph_registry.samplers_exact import FirstHitting, Uniformization
-from sedd_graph_registry.samplers_masked import Confidence, EntropyBound, ReMDM
+from sedd_graph_registry.noise.interpolating import Absorb, Uniform
+from sedd_graph_registry.sampling.exact import FirstHitting, Uniformization
+from sedd_graph_registry.sampling.masked import Confidence, EntropyBound, ReMDM
+from sedd_graph_registry.sampling.steps import Analytic, Ancestral, Euler, PredictorCorrector, Psi
 from torch import Tensor
 
-from sedd_graph.diffusion.conditions import Conditions
-from sedd_graph.diffusion.constraint import Matching, allowed_tokens, lacks
-from sedd_graph.diffusion.guidance import Classifier, classified, renoised, unprompted
+from sedd_graph.diffusion.conditions.conditions import Conditions
+from sedd_graph.diffusion.conditions.constraint import Matching, allowed_tokens, lacks
+from sedd_graph.diffusion.tokens.guidance import Classifier, classified, renoised, unprompted
 from sedd_graph.errors import UserError
 from tests.diffusion.test_samplers import (
     FLOOR,
@@ -246,7 +246,7 @@ def test_an_exact_classifier_gives_the_law_given_the_class(cls: Any, kernel: Any
 
 
 def test_too_many_calls_of_an_exact_classifier_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sedd_graph.diffusion.guidance.MAX_CALLS", 11)
+    monkeypatch.setattr("sedd_graph.diffusion.tokens.guidance.MAX_CALLS", 11)
     k, s = world(Absorb)
     x = torch.full((1, L), V)
     guided = classified(perfect(k, s), k, s, Classifier(noisy_classifier(k, s)), x == V)

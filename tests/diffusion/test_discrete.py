@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from sedd_graph_registry.kernels import Absorb, Uniform
-from sedd_graph_registry.objectives_discrete import D3PM, END, END_OF_MODES, divergence
-from sedd_graph_registry.schedules import LogLinear
+from sedd_graph_registry.noise.interpolating import Absorb, Uniform
+from sedd_graph_registry.noise.schedules import LogLinear
+from sedd_graph_registry.objectives.discrete_time import D3PM, END, END_OF_MODES, divergence
 from torch import Tensor
 
-from sedd_graph.component import Context
-from sedd_graph.diffusion.roles import Batch, Draw, Randomness
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 
 DOUBLE = torch.float64
 WEIGHTS = torch.rand(3, 3, generator=torch.Generator().manual_seed(7), dtype=DOUBLE) + 0.05

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sedd_graph_registry.edit_flow import ColumnDraw, EditFlow, EditFlowLoss
-from sedd_graph_registry.edits import Delete
-from sedd_graph_registry.edits_objectives import DISE, RatioDraw
-from sedd_graph_registry.schedules import Cubic
+from sedd_graph_registry.noise.schedules import Cubic
+from sedd_graph_registry.strings.birth_death import Delete
+from sedd_graph_registry.strings.edit_flow import ColumnDraw, EditFlow, EditFlowLoss
+from sedd_graph_registry.strings.objectives import DISE, RatioDraw
 from torch import Tensor
 
-from sedd_graph.component import Context
-from sedd_graph.diffusion.columns import BLANK, Remaining, align_optimal, align_padded, partway
-from sedd_graph.diffusion.edits import Strings
-from sedd_graph.diffusion.roles import Batch, Randomness
-from sedd_graph.proof.edit_flow import ColumnToy
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.strings.columns import BLANK, Remaining, align_optimal, align_padded, partway
+from sedd_graph.diffusion.strings.process import Strings
+from sedd_graph.verify.edit_flow import ColumnToy
 
 CONTEXT = Context({"n": 3})
 LAW = {"frequencies": (0.6, 0.4), "smoothing": 1e-6}

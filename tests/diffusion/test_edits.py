@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 from scipy.linalg import expm
-from sedd_graph_registry.edits import Delete, Indel
-from sedd_graph_registry.edits_objectives import DICE, DISE, RatioDraw
+from sedd_graph_registry.strings.birth_death import Delete, Indel
+from sedd_graph_registry.strings.objectives import DICE, DISE, RatioDraw
 from torch import Tensor
 
-from sedd_graph.component import Context
-from sedd_graph.diffusion.alignment import Links, Pairs, align, log_likelihood
-from sedd_graph.diffusion.edits import LEAST, BirthDeath, rebuild
-from sedd_graph.diffusion.roles import Randomness
-from sedd_graph.proof.edits import StringToy
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.batch import Randomness
+from sedd_graph.diffusion.strings.alignment import Links, Pairs, align, log_likelihood
+from sedd_graph.diffusion.strings.process import LEAST, BirthDeath, rebuild
+from sedd_graph.verify.birth_death import StringToy
 from tests.diffusion.strings import batch, strings
 
 DOUBLE = torch.float64
@@ -182,8 +182,8 @@ def test_pairs_do_not_depend_on_which_are_aligned_together(births: float, monkey
     sigma = torch.linspace(0.05, 3, 12, dtype=DOUBLE)
     noisy = kernel.sample(drawn, sigma, random=Randomness(torch.Generator().manual_seed(9)), width=None)
     whole = kernel.target(drawn, noisy, sigma)
-    monkeypatch.setattr("sedd_graph.diffusion.alignment._KEPT", threading.local())
-    monkeypatch.setattr("sedd_graph.diffusion.alignment._CHUNK", 1)
+    monkeypatch.setattr("sedd_graph.diffusion.strings.alignment._KEPT", threading.local())
+    monkeypatch.setattr("sedd_graph.diffusion.strings.alignment._CHUNK", 1)
     with torch.inference_mode():
         kernel.target(drawn, noisy, sigma)
     apart = kernel.target(drawn, noisy, sigma)

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 from scipy.integrate import quad
-from sedd_graph_registry.flexmdm import FlexLoss, FlexTau, FlexThinning, MaskDelete
-from sedd_graph_registry.schedules import LogLinear
+from sedd_graph_registry.noise.schedules import LogLinear
+from sedd_graph_registry.strings.flexmdm import FlexLoss, FlexTau, FlexThinning, MaskDelete
 from torch import Tensor
 
-from sedd_graph.component import Context
-from sedd_graph.diffusion.edits import Strings
-from sedd_graph.diffusion.flexmdm import FlexDraw, FlexTarget
-from sedd_graph.diffusion.roles import Randomness
-from sedd_graph.diffusion.subsequence import embed
-from sedd_graph.proof.flexmdm import MASK, FlexToy
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.batch import Randomness
+from sedd_graph.diffusion.strings.flexmdm import FlexDraw, FlexTarget
+from sedd_graph.diffusion.strings.process import Strings
+from sedd_graph.diffusion.strings.subsequence import embed
+from sedd_graph.verify.flexmdm import MASK, FlexToy
 from tests.diffusion.strings import batch, strings
 
 DOUBLE = torch.float64

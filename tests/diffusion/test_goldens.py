@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from sedd_graph_registry.kernels import Absorb, Uniform
-from sedd_graph_registry.samplers import Analytic, Ancestral, Euler
-from sedd_graph_registry.schedules import Geometric, LogLinear
+from sedd_graph_registry.noise.interpolating import Absorb, Uniform
+from sedd_graph_registry.noise.schedules import Geometric, LogLinear
+from sedd_graph_registry.sampling.steps import Analytic, Ancestral, Euler
 
 import sedd_graph
-from sedd_graph.component import Context
-from sedd_graph.diffusion.process import Kernel
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.tokens.process import Kernel
 
 
 def kernel(cls: Any, n: int) -> Any:

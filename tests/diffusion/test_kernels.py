@@ -10,14 +10,14 @@ import pydantic
 import pytest
 import scipy.linalg
 import torch
-from sedd_graph_registry.kernels import Absorb, Interpolating, Mixture, Uniform, Unigram
-from sedd_graph_registry.kernels_masking import LearnedPower, Power, Spindle
-from sedd_graph_registry.kernels_matrix import Ordinal, Rates
-from sedd_graph_registry.kernels_neighbours import Neighbours
+from sedd_graph_registry.noise.interpolating import Absorb, Interpolating, Mixture, Uniform, Unigram
+from sedd_graph_registry.noise.masking import LearnedPower, Power, Spindle
+from sedd_graph_registry.noise.neighbours import Neighbours
+from sedd_graph_registry.noise.rate_matrix import Ordinal, Rates
 from torch import Tensor
 
-from sedd_graph.component import Context
-from sedd_graph.diffusion.roles import Randomness
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.errors import UserError
 
 DOUBLE = torch.float64

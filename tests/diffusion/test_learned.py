@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from sedd_graph_registry.kernels_masking import LearnedPower
-from sedd_graph_registry.objectives_learned import GenMD4
-from sedd_graph_registry.schedules import LogLinear
+from sedd_graph_registry.noise.masking import LearnedPower
+from sedd_graph_registry.noise.schedules import LogLinear
+from sedd_graph_registry.objectives.learned import GenMD4
 from torch import Tensor
 
 import sedd_graph
-from sedd_graph.component import Context
-from sedd_graph.diffusion.roles import Batch, Draw
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.batch import Batch, Draw
 from sedd_graph.engine.engine import NOISE
 from tests.conftest import ROOT
 

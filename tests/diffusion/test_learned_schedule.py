@@ -12,25 +12,25 @@ import pytest
 import torch
 from mpmath import mpf
 from safetensors.torch import load_file
-from sedd_graph_registry.kernels import Absorb, Uniform
-from sedd_graph_registry.objectives import Nelbo
-from sedd_graph_registry.schedules import LogLinear, Polynomial
-from sedd_graph_registry.schedules_learned import GAIN, LEAST, Learned
+from sedd_graph_registry.noise.interpolating import Absorb, Uniform
+from sedd_graph_registry.noise.schedules import LogLinear, Polynomial
+from sedd_graph_registry.noise.schedules_learned import GAIN, LEAST, Learned
+from sedd_graph_registry.objectives.bounds import Nelbo
 from torch import Tensor
 
 import sedd_graph
-from sedd_graph.api import check
-from sedd_graph.component import Context
+from sedd_graph.component.base import Context
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import open_data
-from sedd_graph.diffusion.pace import steadied
-from sedd_graph.diffusion.process import Kernel, Schedule
-from sedd_graph.diffusion.roles import Batch, Randomness
+from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.tokens.process import Kernel, Schedule
+from sedd_graph.diffusion.tokens.schedule_loss import steadied
 from sedd_graph.engine.engine import PACE
 from sedd_graph.errors import BlueprintError
-from sedd_graph.proof.noise import check_schedule
-from sedd_graph.runs import open_run
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import open_run
 from sedd_graph.training.loop import train
+from sedd_graph.verify.noise import check_schedule
 from tests.conftest import ROOT
 
 DOUBLE = torch.float64

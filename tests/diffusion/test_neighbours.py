@@ -8,12 +8,12 @@ import pytest
 import scipy.linalg
 import torch
 from safetensors.torch import save_file
-from sedd_graph_registry._neighbours import exchange, nearest
-from sedd_graph_registry.kernels_neighbours import Neighbours
+from sedd_graph_registry.noise._neighbour_graph import exchange, nearest
+from sedd_graph_registry.noise.neighbours import Neighbours
 from torch import Tensor
 
-from sedd_graph.component import Context
-from sedd_graph.diffusion.roles import Randomness
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.errors import UserError
 
 N = 60
@@ -84,7 +84,7 @@ def test_walks_do_not_depend_on_how_the_batch_is_split() -> None:
 @pytest.mark.parametrize("few", [64, 0])
 def test_tables_and_sparse_products_are_the_same(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At any noise, one that is taken back included, and to the smallest chance."""
-    monkeypatch.setattr("sedd_graph_registry.kernels_neighbours._FEW", few)
+    monkeypatch.setattr("sedd_graph_registry.noise.neighbours._FEW", few)
     k = made(12, neighbours=2, width=4, even=0.1)
     q = k.rate_matrix(1.0)
     for sigma in (-2.0, -0.3, 0.0, 1e-5, 0.4, 30.0):
@@ -97,7 +97,7 @@ def test_tables_and_sparse_products_are_the_same(few: int, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("few", [64, 0])
 def test_gradients_go_through_tables_and_sparse_products(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sedd_graph_registry.kernels_neighbours._FEW", few)
+    monkeypatch.setattr("sedd_graph_registry.noise.neighbours._FEW", few)
     k = made(10, neighbours=3)
     raw = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     xt, x0 = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 0, 3], [9, 5, 7]])

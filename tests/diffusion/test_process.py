@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from sedd_graph_registry.kernels import Absorb, Uniform
-from sedd_graph_registry.objectives import MaskedCount, Nelbo, ScoreEntropy
-from sedd_graph_registry.schedules import Cosine, Geometric, LogLinear, Polynomial
+from sedd_graph_registry.noise.interpolating import Absorb, Uniform
+from sedd_graph_registry.noise.schedules import Cosine, Geometric, LogLinear, Polynomial
+from sedd_graph_registry.objectives.bounds import MaskedCount, Nelbo, ScoreEntropy
 
-from sedd_graph.component import Context
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
-from sedd_graph.diffusion.roles import Batch, Randomness
 
 
 def kernel(cls: Any, n: int) -> Any:

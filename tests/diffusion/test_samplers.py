@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from sedd_graph_registry.kernels import Absorb, Uniform
-from sedd_graph_registry.samplers import Analytic, Ancestral, Euler, PredictorCorrector, Psi, TauLeaping
-from sedd_graph_registry.samplers_exact import FirstHitting, Uniformization, next_hit, one_of
-from sedd_graph_registry.samplers_masked import Confidence, EntropyBound, ReMDM
-from sedd_graph_registry.schedules import Cosine, Geometric, LogLinear, Polynomial
+from sedd_graph_registry.noise.interpolating import Absorb, Uniform
+from sedd_graph_registry.noise.schedules import Cosine, Geometric, LogLinear, Polynomial
+from sedd_graph_registry.sampling.exact import FirstHitting, Uniformization, next_hit, one_of
+from sedd_graph_registry.sampling.masked import Confidence, EntropyBound, ReMDM
+from sedd_graph_registry.sampling.steps import Analytic, Ancestral, Euler, PredictorCorrector, Psi, TauLeaping
 from torch import Tensor
 
 import sedd_graph
-from sedd_graph.component import Context
+from sedd_graph.component.base import Context
+from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.categorical import sharpen
-from sedd_graph.diffusion.sampler import Sampler, Walk
-from sedd_graph.engine.process import Process
+from sedd_graph.diffusion.tokens.sampler import Sampler, Walk
 from sedd_graph.errors import SeddGraphError, UserError
-from sedd_graph.plugins import discover
-from sedd_graph.proof.process import Toy, _sampler
+from sedd_graph.families.tokens import Process
+from sedd_graph.verify.tokens import Toy, _sampler
 from tests.conftest import ROOT
 
 V, L, ROWS = 3, 3, 20_000

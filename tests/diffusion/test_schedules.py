@@ -10,7 +10,7 @@ import pydantic
 import pytest
 import torch
 from mpmath import mpf
-from sedd_graph_registry.schedules import (
+from sedd_graph_registry.noise.schedules import (
     Cosine,
     CosineSquared,
     Cubic,
@@ -22,7 +22,7 @@ from sedd_graph_registry.schedules import (
     Polynomial,
 )
 
-from sedd_graph.component import Context
+from sedd_graph.component.base import Context
 
 mpmath.mp.dps = 50
 PI = mpmath.pi
@@ -143,7 +143,7 @@ def test_d3pms_absorbing_betas_are_loglinear() -> None:
 
 
 def test_information_falls_evenly_under_the_uniform_kernel() -> None:
-    from sedd_graph_registry.kernels import Uniform
+    from sedd_graph_registry.noise.interpolating import Uniform
 
     n = 27
     s, kernel = made(MutualInformation, eps=1e-6), Uniform(Uniform.Config(), Context({"n": n}))
@@ -155,7 +155,7 @@ def test_information_falls_evenly_under_the_uniform_kernel() -> None:
 
 def test_for_absorb_the_schedule_of_even_information_is_loglinear() -> None:
     """D3PM, section 3.3: whatever the law of the tokens, by the definition of mutual information over all states."""
-    from sedd_graph_registry.kernels import Absorb
+    from sedd_graph_registry.noise.interpolating import Absorb
 
     law = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     s, kernel = made(LogLinear, eps=1e-9), Absorb(Absorb.Config(), Context({"n": 4}))

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from sedd_graph_registry.objectives import MaskedCount, Nelbo, ScoreEntropy
-from sedd_graph_registry.schedules import Cosine, Geometric, LogLinear
-from sedd_graph_registry.schedules_learned import Learned
+from sedd_graph_registry.noise.schedules import Cosine, Geometric, LogLinear
+from sedd_graph_registry.noise.schedules_learned import Learned
+from sedd_graph_registry.objectives.bounds import MaskedCount, Nelbo, ScoreEntropy
 from torch import Tensor
 
-from sedd_graph.api import check, make_engine
-from sedd_graph.component import Context
+from sedd_graph.component.base import Context
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import open_data
-from sedd_graph.diffusion.process import Objective, Schedule
-from sedd_graph.diffusion.roles import Batch, Draw, Randomness
+from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.tokens.process import Objective, Schedule
 from sedd_graph.engine.engine import Engine, feed
 from sedd_graph.evaluation.bound import to_batch
+from sedd_graph.runs.check import check, make_engine
 from sedd_graph.training.loop import train
 from tests.conftest import ROOT
 

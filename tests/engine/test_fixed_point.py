@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from sedd_graph_registry.contraction import L2Attention
+from sedd_graph_registry.bijective.contraction import L2Attention
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.autograd.functional import jacobian
 
-from sedd_graph.component import Context
+from sedd_graph.component.base import Context
 from sedd_graph.engine.fixed_point import NotConverged, fixed_point, log_det, solve
 from sedd_graph.errors import SeddGraphError, UserError
 

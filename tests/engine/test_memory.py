@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import sedd_graph
+from sedd_graph.component.registry import discover
 from sedd_graph.engine import volume
 from sedd_graph.engine.construct import build_block
 from sedd_graph.engine.regions import RegionModule, spent
 from sedd_graph.engine.units import Layout, Values
 from sedd_graph.graph.claims import uses
-from sedd_graph.plugins import discover
 
 
 def chain(folder: Path, layers: int) -> tuple[RegionModule, Layout]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import sedd_graph
-from sedd_graph import cli
+from sedd_graph.cli import main as cli
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.reversible import DriftWarning, RunningModule
 from sedd_graph.errors import BlueprintError, DivergedError

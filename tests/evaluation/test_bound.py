@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import sedd_graph
-from sedd_graph.api import check
 from sedd_graph.data.rows import Dataset, open_data
 from sedd_graph.engine.engine import Engine
 from sedd_graph.evaluation.bound import LEVELS, Evaluation, evaluate, numbers
+from sedd_graph.runs.check import check
 
 LETTERS = 20
 SMALLER = (("tokens: 128", f"tokens: {LETTERS}"), ("size: 128", f"size: {LETTERS}"))

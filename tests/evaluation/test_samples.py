@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import zarr
 
-from sedd_graph import cli
+from sedd_graph.cli import main as cli
 from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.engine.hardware import pick_device
-from sedd_graph.runs import open_run
+from sedd_graph.runs.open import open_run
 from sedd_graph.store.arrays import write_samples
 from tests.conftest import SMALL
 from tests.evaluation.judges import bigram

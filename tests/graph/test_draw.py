@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sedd_graph.api import check
+from sedd_graph.component.registry import discover
 from sedd_graph.engine.construct import build_model
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg, to_tree
 from sedd_graph.graph.model import Graph
-from sedd_graph.plugins import discover
+from sedd_graph.runs.check import check
 from tests.conftest import BLUEPRINTS
 from tests.graph.nested import write_nested
 

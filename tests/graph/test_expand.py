@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sedd_graph.blueprint.load import load
-from sedd_graph.component import Component, ComponentConfig
+from sedd_graph.component.base import Component, ComponentConfig
+from sedd_graph.component.registry import Registry, discover
 from sedd_graph.engine.construct import build_shapes
 from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.expand import expand
 from sedd_graph.graph.model import Graph, Op, Region
-from sedd_graph.plugins import Registry, discover
 from tests.conftest import BLUEPRINTS
 from tests.graph.nested import write_nested
 

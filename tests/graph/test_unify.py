@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sedd_graph.axes import Size, parse_port_type, parse_size
-from sedd_graph.contract import Port
+from sedd_graph.component.axes import Size, parse_port_type, parse_size
+from sedd_graph.component.contract import Port
 from sedd_graph.graph.unify import Binding, Mismatch
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sedd_graph import cli
-from sedd_graph.api import check, lock_text, undo
+from sedd_graph.cli import main as cli
 from sedd_graph.errors import BlueprintError
+from sedd_graph.runs.check import check, lock_text, undo
 
 HALVES = """\
 blueprint: 1

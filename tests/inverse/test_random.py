@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sedd_graph.graph.model import Op, Ref, Region
 from sedd_graph.inverse import Linear, Program, Refusal, solve
-from sedd_graph.inverse.closure import Closure, Problem
 from sedd_graph.inverse.flat import flatten
 from sedd_graph.inverse.program import LEVELS
+from sedd_graph.inverse.propagate import Closure, Problem
 from tests.inverse import toys
 from tests.inverse.toys import TOYS, WIDTH, region
 

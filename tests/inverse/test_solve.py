@@ -517,7 +517,7 @@ def test_algebras_that_cannot_be_meant(algebra: str, message: str, monkeypatch: 
     import dataclasses
     from fractions import Fraction
 
-    from sedd_graph.contract import Algebra, Rule
+    from sedd_graph.component.contract import Algebra, Rule
 
     names = {"Algebra": Algebra, "Rule": Rule, "Fraction": Fraction}
     made = dataclasses.replace(toys.CONTRACTS["fun"], algebra=lambda config, signature: eval(algebra, names))

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sedd_graph.axes import Dim, PortType, Size
-from sedd_graph.contract import Algebra, ComponentConfig, Contract, Port, Rule, Signature
+from sedd_graph.component.axes import Dim, PortType, Size
+from sedd_graph.component.contract import Algebra, ComponentConfig, Contract, Port, Rule, Signature
 from sedd_graph.graph.model import Claim, Op, Ref, Region, Step
 from sedd_graph.inverse.program import Contraction, Forward, Linear, Program, Solve
 

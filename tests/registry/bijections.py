@@ -3,10 +3,10 @@
 from typing import Any, NamedTuple
 
 import torch
-from sedd_graph_registry import contraction, coupling, linear, orthogonal, rearrange
+from sedd_graph_registry.bijective import contraction, coupling, linear, orthogonal, rearrange
 from torch import Tensor
 
-from sedd_graph.component import Component, Context
+from sedd_graph.component.base import Component, Context
 
 
 class Case(NamedTuple):

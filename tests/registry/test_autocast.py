@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from sedd_graph_registry.attention import Attention
-from sedd_graph_registry.head import ScoreHead, X0Head
-from sedd_graph_registry.norm import LayerNorm, RMSNorm
-from sedd_graph_registry.time import SigmaEmbedding
+from sedd_graph_registry.network.attention import Attention
+from sedd_graph_registry.network.head import ScoreHead, X0Head
+from sedd_graph_registry.network.norm import LayerNorm, RMSNorm
+from sedd_graph_registry.network.time import SigmaEmbedding
 from torch import Tensor
 
 import sedd_graph
-from sedd_graph.component import Component, Context
-from sedd_graph.contract import NODE_KINDS
-from sedd_graph.diffusion.roles import Batch, Randomness
+from sedd_graph.component.base import Component, Context
+from sedd_graph.component.contract import NODE_KINDS
+from sedd_graph.diffusion.batch import Batch, Randomness
 from tests.registry.test_conformance import CASES, OWN, REGISTRY, Case
 
 
@@ -139,7 +139,7 @@ def test_qk_norm_reduces_in_float32() -> None:
 
     x = torch.randn(1, 4, 256) * 100
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sedd_graph_registry.attention.F.scaled_dot_product_attention", spy)
+        patch.setattr("sedd_graph_registry.network.attention.F.scaled_dot_product_attention", spy)
         bfloat16(lambda: attention(x))
     assert len(seen) == 2
     for value in seen:

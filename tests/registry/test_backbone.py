@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from sedd_graph_registry.backbone import TransformersBackbone
+from sedd_graph_registry.network.backbone import TransformersBackbone
 from torch import Tensor
 
 import sedd_graph
-from sedd_graph.component import Context
+from sedd_graph.component.base import Context
 from sedd_graph.engine.engine import Engine
-from sedd_graph.testing import check_component
+from sedd_graph.testing.conformance import check_component
 
 transformers = pytest.importorskip("transformers", reason="the extra 'hub' is not installed")
 

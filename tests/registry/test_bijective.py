@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from sedd_graph_registry import contraction, coupling, linear, orthogonal, rearrange
+from sedd_graph_registry.bijective import contraction, coupling, linear, orthogonal, rearrange
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.autograd.functional import jacobian
 
-from sedd_graph.component import Component, Context
-from sedd_graph.contract import Algebra
-from sedd_graph.testing import check_component
+from sedd_graph.component.base import Component, Context
+from sedd_graph.component.contract import Algebra
+from sedd_graph.testing.conformance import check_component
 from tests.registry.bijections import CASES, CONTRACTIONS, ORTHOGONAL, Case, inputs, make
 
 scipy_fft = pytest.importorskip("scipy.fft")

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sedd_graph.component import Component, ComponentConfig, Context
-from sedd_graph.diffusion.process import Likelihood
-from sedd_graph.engine.process import make_process
+from sedd_graph.component.base import Component, ComponentConfig, Context
+from sedd_graph.component.registry import discover
+from sedd_graph.diffusion.tokens.process import Likelihood
 from sedd_graph.errors import BlueprintError
-from sedd_graph.graph.process import Part, ProcessPlan
-from sedd_graph.plugins import discover
-from sedd_graph.proof.process import prove_objective, prove_parts, prove_sampler
-from sedd_graph.testing import ConformanceError, check_component
+from sedd_graph.families.plan import Part, ProcessPlan
+from sedd_graph.families.tokens import make_process
+from sedd_graph.testing.conformance import ConformanceError, check_component
+from sedd_graph.verify.tokens import prove_objective, prove_parts, prove_sampler
 
 Case = tuple[dict[str, Any], tuple[str, ...], dict[str, int]]
 
@@ -131,7 +131,7 @@ CASES: dict[str, list[Case]] = {
 EDITS = {
     *("delete", "indel", "edit_flow", "mask_delete"),
     *("dise", "dice", "edit_flow_loss", "flexmdm"),
-    *("edit_tau", "edit_thinning", "edit_first_hitting", "flexmdm_tau", "flexmdm_thinning"),
+    *("string_tau", "string_thinning", "string_first_hitting", "flexmdm_tau", "flexmdm_thinning"),
 }
 """What makes up processes of strings, which test_edits.py, test_edit_flow.py and test_flexmdm.py in tests/proof prove."""
 REGISTRY = discover()
@@ -142,7 +142,7 @@ OWN = {entry.name: entry for entry in REGISTRY if entry.distribution.replace("-"
 def test_every_built_in_component_keeps_its_contract(name: str) -> None:
     """One that is registered without a case here fails."""
     cls = REGISTRY.component(OWN[name].op)
-    if cls.kind.startswith("edit_"):
+    if cls.kind.startswith("string_"):
         assert name in EDITS
         return
     if cls.kind in ("objective", "sampler"):

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from sedd_graph_registry import contraction
+from sedd_graph_registry.bijective import contraction
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.autograd.functional import jacobian
 
-from sedd_graph.component import Component
+from sedd_graph.component.base import Component
 from tests.registry.bijections import CONTRACTIONS, Case, inputs, make
 
 special = pytest.importorskip("scipy.special")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
-from sedd_graph import cli
+from sedd_graph.cli import main as cli
 from sedd_graph.training.checkpoint import latest_checkpoint
 from tests.conftest import SMALL
 
@@ -24,7 +24,7 @@ LIMITED = """
 import resource, sys
 limit = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-from sedd_graph.cli import main
+from sedd_graph.cli.main import main
 main()
 """
 NO_ROOM = "File too large; what was written before is whole\n"

@@ -54,7 +54,8 @@ STREAM = """
 import itertools, sys
 import numpy as np
 from pathlib import Path
-from sedd_graph.store.arrays import Activations, TapSpec
+from sedd_graph.store.arrays import Activations
+from sedd_graph.store.arrays import TapSpec
 store = Activations(Path(sys.argv[1]), [TapSpec("trunk/0/x", 1, "float32", None, 3)])
 for step in itertools.count(1):
     store.put("trunk/0/x", step, np.full((64, 33), step, dtype="float32"))

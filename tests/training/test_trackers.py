@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sedd_graph import cli
+from sedd_graph.cli import main as cli
 from sedd_graph.training import trackers
 from tests.conftest import SMALL
 

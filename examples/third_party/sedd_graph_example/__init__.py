@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sedd_graph import Component, ComponentConfig, Context
-from sedd_graph.contract import SizeField
-from sedd_graph.diffusion.process import Schedule
+from sedd_graph.component.contract import SizeField
+from sedd_graph.diffusion.tokens.process import Schedule
 
 
 class WindowAttention(Component, kind="attention"):

@@ -1,0 +1,24 @@
+"""What flows are trained by. Axes: b batch."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sedd_graph.component.base import ComponentConfig
+from sedd_graph.diffusion.tokens.process import Likelihood
+
+
+class ExactLikelihood(Likelihood, kind="likelihood"):
+    """The exact likelihood of a flow whose outputs are standard normal (NICE, arXiv 1410.8516, equation 1)."""
+
+    class Config(ComponentConfig):
+        pass
+
+    def nats(self, z: Tensor) -> Tensor:
+        z = z.flatten(1)
+        return 0.5 * z.square().sum(1) + 0.5 * z.shape[1] * math.log(2 * math.pi)
+
+    def draw(self, shape: Sequence[int], *, generator: torch.Generator) -> Tensor:
+        return torch.randn(list(shape), generator=generator, device=generator.device)

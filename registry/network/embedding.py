@@ -1,0 +1,36 @@
+"""Tokens to vectors."""
+
+import math
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sedd_graph.component.base import Component, ComponentConfig, Context
+from sedd_graph.component.contract import SizeField
+
+
+class TokenEmbedding(Component, kind="embedding"):
+    """A learned vector for each of ``vocab`` states (the mask counts as one where the kernel absorbs).
+
+    The second output is the table itself: connect it to a head's ``table`` to tie the two.
+    """
+
+    class Config(ComponentConfig):
+        vocab: SizeField
+        init: Literal["normal", "kaiming"] = "normal"
+        """``normal``: standard deviation 0.02; ``kaiming``: uniform as the SEDD code draws it."""
+
+    outputs = ("out", "table")
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.embed = nn.Embedding(self.config.vocab, self.axis("d"))
+        if self.config.init == "normal":
+            nn.init.normal_(self.embed.weight, std=0.02)
+        else:
+            nn.init.kaiming_uniform_(self.embed.weight, a=math.sqrt(5))
+
+    def forward(self, tokens: Int[Tensor, "b l"]) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "vocab d"]]:
+        return F.embedding(tokens, self.embed.weight), self.embed.weight

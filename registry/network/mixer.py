@@ -1,0 +1,36 @@
+"""Mixing along the sequence without attention."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sedd_graph.component.base import Component, ComponentConfig, Context
+from sedd_graph.component.contract import SizeField
+
+
+class ShortConv(Component, kind="mixer"):
+    """A depthwise convolution over ``width`` neighbours, both ways, starting as the identity. Padding adds nothing."""
+
+    class Config(ComponentConfig):
+        width: SizeField = 3
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        if self.config.width % 2 == 0:
+            raise ValueError(f"short_conv needs an odd width, not {self.config.width}")
+        weight = torch.zeros(self.axis("d"), 1, self.config.width)
+        weight[:, :, self.config.width // 2] = 1.0
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        if attend is not None:
+            x = x * attend[..., None].to(x.dtype)
+        # Shifted sums rather than conv1d: contiguous over d, and they fuse with what stands around them.
+        half = self.config.width // 2
+        padded = F.pad(x, (0, 0, half, half))
+        weight = self.weight[:, 0].to(x.dtype)
+        out = padded[:, : x.shape[1]] * weight[:, 0]
+        for offset in range(1, self.config.width):
+            out = out + padded[:, offset : offset + x.shape[1]] * weight[:, offset]
+        return out

@@ -1,0 +1,47 @@
+"""Normalisation over the last axis, in float32 whatever autocast says."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sedd_graph.component.base import Component, ComponentConfig, Context
+
+from ..bijective._bijection import wide
+
+
+class LayerNorm(Component, kind="norm"):
+    """LayerNorm (arXiv 1607.06450); SEDD and MDLM have a weight and no bias."""
+
+    positionwise = True
+
+    class Config(ComponentConfig):
+        eps: float = 1e-5
+        affine: Literal["none", "weight", "weight_bias"] = "weight"
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.weight = nn.Parameter(torch.ones(self.axis("d"))) if self.config.affine != "none" else None
+        self.bias = nn.Parameter(torch.zeros(self.axis("d"))) if self.config.affine == "weight_bias" else None
+
+    def forward(self, x: Float[Tensor, "*s d"]) -> Float[Tensor, "*s d"]:
+        return F.layer_norm(wide(x), x.shape[-1:], self.weight, self.bias, self.config.eps).to(x.dtype)
+
+
+class RMSNorm(Component, kind="norm"):
+    """Root-mean-square normalisation (arXiv 1910.07467)."""
+
+    positionwise = True
+
+    class Config(ComponentConfig):
+        eps: float = 1e-6
+        affine: Literal["none", "weight"] = "weight"
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.weight = nn.Parameter(torch.ones(self.axis("d"))) if self.config.affine == "weight" else None
+
+    def forward(self, x: Float[Tensor, "*s d"]) -> Float[Tensor, "*s d"]:
+        return F.rms_norm(wide(x), x.shape[-1:], self.weight, self.config.eps).to(x.dtype)

@@ -1,0 +1,93 @@
+"""How often each token is met, as a blueprint says it: for kernels whose noise depends on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor
+
+from sedd_graph.component.base import ComponentConfig
+from sedd_graph.errors import UserError
+
+MAX_BYTES = 64 * 2**20
+
+Count = Annotated[float, pydantic.Field(ge=0, lt=1e18)]
+
+
+class FrequencyConfig(ComponentConfig):
+    """Frequencies of the data tokens."""
+
+    frequencies: Literal["zipf"] | Annotated[tuple[Count, ...], pydantic.Field(min_length=2, max_length=2**16)] = "zipf"
+    """Counts or shares, one for each data token; or ``zipf``: 1/(id + 1), for vocabularies in order of frequency."""
+    file: Annotated[str, pydantic.Field(max_length=1024)] | None = None
+    """A ``.npy`` file of counts instead, below the working directory."""
+    smoothing: Annotated[float, pydantic.Field(ge=1e-6, le=1)] = 1e-2
+    """Share of an even law that is mixed in, so that no token is impossible."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> FrequencyConfig:
+        if self.file is not None and self.frequencies != "zipf":
+            raise ValueError("give one of 'frequencies' and 'file'")
+        if self.frequencies != "zipf" and sum(self.frequencies) <= 0:
+            raise ValueError("frequencies: all are 0; give the count of at least one token")
+        return self
+
+
+def own_file(file: str, limit: int) -> Path:
+    """The path of ``file``, below the working directory and of at most ``limit`` bytes. Raises :class:`UserError`."""
+    path = Path(file).resolve()
+    if not path.is_relative_to(Path.cwd().resolve()):
+        raise UserError(f"{file} is not below the working directory; copy it there")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if size > limit:
+        raise UserError(f"{file} holds more than {limit // 2**20} MiB; it should be one array of numbers")
+    return path
+
+
+def numbers_in(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
+    """The finite array of ``dims`` axes in a ``.npy`` file below the working directory. Raises :class:`UserError`."""
+    path = own_file(file, limit)
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file} cannot be read as a .npy array: {error}") from None
+    if not isinstance(values, np.ndarray) or values.ndim != dims or values.dtype.kind not in "iuf":
+        raise UserError(f"{file} must hold one array of numbers with {dims} axes")
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UserError(f"{file} has values that are not finite")
+    return values
+
+
+def token_law(config: FrequencyConfig, tokens: int) -> Tensor:
+    """The law of ``tokens`` data tokens, float64 [tokens], every entry positive. Raises :class:`UserError`."""
+    if config.file is not None:
+        counts = torch.from_numpy(numbers_in(config.file, 1))
+        if bool((counts < 0).any()) or float(counts.sum()) <= 0:
+            raise UserError(f"{config.file} must hold counts: none negative, not all 0")
+    elif config.frequencies == "zipf":
+        counts = 1 / torch.arange(1, tokens + 1, dtype=torch.float64)
+    else:
+        counts = torch.tensor(config.frequencies, dtype=torch.float64)
+    if len(counts) != tokens:
+        raise UserError(
+            f"{config.file or 'frequencies'} has {len(counts)} entries, but the model has {tokens} data tokens"
+        )
+    return (1 - config.smoothing) * counts / counts.sum() + config.smoothing / tokens
+
+
+def thinned(config: ComponentConfig, tokens: int) -> FrequencyConfig:
+    """``config`` for ``tokens`` tokens that are met as often as some of the whole, from the rarest to the commonest."""
+    assert isinstance(config, FrequencyConfig)
+    if config.frequencies == "zipf" and config.file is None:
+        return config
+    counts = numbers_in(config.file, 1) if config.file is not None else np.asarray(config.frequencies)
+    chosen = np.quantile(counts, np.linspace(1, 0, tokens), method="nearest")
+    return config.model_copy(update={"file": None, "frequencies": tuple(float(c) for c in chosen)})

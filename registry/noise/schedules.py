@@ -1,0 +1,246 @@
+"""Noise schedules: total noise sigma(t) and its derivative, in forms that hold in float32 near t = 0 and t = 1.
+
+alpha = exp(-sigma) is the chance that a token has not been hit by time t. Near t = 0 it is written as 1 less what has
+been hit, near t = 1 as what is left, so that neither is a small difference.
+"""
+
+import math
+from abc import abstractmethod
+from typing import Annotated, ClassVar
+
+import pydantic
+import torch
+from torch import Tensor
+
+from sedd_graph.component.base import ComponentConfig
+from sedd_graph.diffusion.tokens.process import Schedule
+
+__all__ = [
+    "Cosine",
+    "CosineSquared",
+    "Cubic",
+    "Geometric",
+    "Linear",
+    "LogLinear",
+    "MD4Cosine",
+    "MutualInformation",
+    "Polynomial",
+]
+
+Eps = Annotated[float, pydantic.Field(gt=0, lt=0.5)]
+Rate = Annotated[float, pydantic.Field(ge=0, le=1e4)]
+
+
+class Ends(Schedule):
+    """A schedule given by both ends of alpha: what has been hit, what is left, and how fast."""
+
+    abstract: ClassVar[bool] = True
+
+    @abstractmethod
+    def _hit(self, t: Tensor) -> Tensor:
+        """1 - alpha, precise where it is small."""
+
+    @abstractmethod
+    def _left(self, t: Tensor) -> Tensor:
+        """alpha, precise where it is small."""
+
+    @abstractmethod
+    def _pace(self, t: Tensor) -> Tensor:
+        """-d alpha / dt."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        hit = self._hit(t)
+        early = hit < 0.5
+        return -torch.where(early, torch.log1p(-torch.where(early, hit, 0.0)), torch.log(self._left(t)))
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return self._pace(t) / self._left(t)
+
+
+class LogLinear(Ends, kind="schedule"):
+    """alpha = 1 - (1 - eps) t: as many tokens are hit in each stretch of time (SEDD; MDLM; D3PM's 1/(T - t + 1))."""
+
+    class Config(ComponentConfig):
+        eps: Eps = 1e-3
+
+    def _hit(self, t: Tensor) -> Tensor:
+        return (1 - self.config.eps) * t
+
+    def _left(self, t: Tensor) -> Tensor:
+        return (1 - t) + self.config.eps * t
+
+    def _pace(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, 1 - self.config.eps)
+
+
+class Geometric(Schedule, kind="schedule"):
+    """sigma = sigma_min^(1-t) sigma_max^t (SEDD's schedule for the uniform kernel). sigma(0) is sigma_min, not 0."""
+
+    class Config(ComponentConfig):
+        sigma_min: Annotated[float, pydantic.Field(gt=0)] = 1e-4
+        sigma_max: Annotated[float, pydantic.Field(gt=0, le=1e4)] = 20.0
+
+        @pydantic.model_validator(mode="after")
+        def _ordered(self) -> "Geometric.Config":
+            if self.sigma_min >= self.sigma_max:
+                raise ValueError(f"sigma_min = {self.sigma_min:g} must be less than sigma_max = {self.sigma_max:g}")
+            return self
+
+    @property
+    def _log_ratio(self) -> float:
+        return math.log(self.config.sigma_max / self.config.sigma_min)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.config.sigma_min * torch.exp(self._log_ratio * t)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return self.sigma(t) * self._log_ratio
+
+
+class Linear(Schedule, kind="schedule"):
+    """The rate goes evenly from rate_min to rate_max: sigma = rate_min t + (rate_max - rate_min) t^2 / 2 (DDPM's and D3PM's linear beta).
+
+    The defaults are 1,000 steps of beta from 1e-4 to 0.02. With equal rates total noise is linear in t (MDLM code, ``linear``).
+    """
+
+    class Config(ComponentConfig):
+        rate_min: Rate = 0.1
+        rate_max: Rate = 20.0
+
+        @pydantic.model_validator(mode="after")
+        def _moves(self) -> "Linear.Config":
+            if self.rate_max <= 0:
+                raise ValueError("rate_max must be above 0: nothing would ever be noised")
+            return self
+
+    def sigma(self, t: Tensor) -> Tensor:
+        first, last = self.config.rate_min, self.config.rate_max
+        return first * t * (1 - t / 2) + last * t.square() / 2
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return self.config.rate_min * (1 - t) + self.config.rate_max * t
+
+
+class Cosine(Ends, kind="schedule"):
+    """alpha = eps + (1 - eps) cos(a) / cos(a_0), a = pi/2 (t + offset) / (1 + offset) (MDLM code; D3PM with offset 0.008)."""
+
+    class Config(ComponentConfig):
+        eps: Eps = 1e-3
+        offset: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+
+    @property
+    def _turn(self) -> float:
+        return math.pi / 2 / (1 + self.config.offset)
+
+    @property
+    def _scale(self) -> float:
+        return (1 - self.config.eps) / math.cos(self._turn * self.config.offset)
+
+    def _hit(self, t: Tensor) -> Tensor:
+        # cos a_0 - cos a as a product
+        half = self._turn * t / 2
+        return 2 * self._scale * torch.sin(half + self._turn * self.config.offset) * torch.sin(half)
+
+    def _left(self, t: Tensor) -> Tensor:
+        return self.config.eps + self._scale * torch.sin(self._turn * (1 - t))
+
+    def _pace(self, t: Tensor) -> Tensor:
+        return self._scale * self._turn * torch.sin(self._turn * (t + self.config.offset))
+
+
+class CosineSquared(Ends, kind="schedule"):
+    """alpha = eps + (1 - eps) cos^2(pi t / 2) (Nichol and Dhariwal's, as in MDLM's code)."""
+
+    class Config(ComponentConfig):
+        eps: Eps = 1e-3
+
+    def _hit(self, t: Tensor) -> Tensor:
+        return (1 - self.config.eps) * torch.sin(math.pi / 2 * t).square()
+
+    def _left(self, t: Tensor) -> Tensor:
+        return self.config.eps + (1 - self.config.eps) * torch.sin(math.pi / 2 * (1 - t)).square()
+
+    def _pace(self, t: Tensor) -> Tensor:
+        # sin(pi t) as a product, which is not below 0 at t = 1 in float32
+        return math.pi * (1 - self.config.eps) * torch.sin(math.pi / 2 * t) * torch.sin(math.pi / 2 * (1 - t))
+
+
+class MD4Cosine(Ends, kind="schedule"):
+    """alpha = eps + (1 - 2 eps) (1 - cos(pi/2 (1 - t))) (MD4, arXiv 2406.04329, table 4). sigma(0) is about eps, not 0."""
+
+    class Config(ComponentConfig):
+        eps: Eps = 1e-4
+
+    def _hit(self, t: Tensor) -> Tensor:
+        return self.config.eps + (1 - 2 * self.config.eps) * torch.sin(math.pi / 2 * t)
+
+    def _left(self, t: Tensor) -> Tensor:
+        return self.config.eps + 2 * (1 - 2 * self.config.eps) * torch.sin(math.pi / 4 * (1 - t)).square()
+
+    def _pace(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * (1 - 2 * self.config.eps) * torch.sin(math.pi / 2 * (1 - t))
+
+
+class Polynomial(Ends, kind="schedule"):
+    """alpha = 1 - (1 - eps) t^power (MD4, arXiv 2406.04329, with an end that stays finite)."""
+
+    class Config(ComponentConfig):
+        power: Annotated[float, pydantic.Field(ge=0.1, le=10)] = 2.0
+        eps: Eps = 1e-3
+
+    def _hit(self, t: Tensor) -> Tensor:
+        return (1 - self.config.eps) * t.pow(self.config.power)
+
+    def _left(self, t: Tensor) -> Tensor:
+        return self.config.eps * t.pow(self.config.power) - torch.expm1(self.config.power * torch.log(t))
+
+    def _pace(self, t: Tensor) -> Tensor:
+        return (1 - self.config.eps) * self.config.power * t.pow(self.config.power - 1)
+
+
+class Cubic(Ends, kind="schedule"):
+    """alpha = eps + (1 - eps) (1 - t)^3: Edit Flows' kappa, the cube of their time, which is 1 - t (arXiv 2506.09018)."""
+
+    class Config(ComponentConfig):
+        eps: Eps = 1e-3
+
+    def _hit(self, t: Tensor) -> Tensor:
+        return (1 - self.config.eps) * t * (3 - t * (3 - t))
+
+    def _left(self, t: Tensor) -> Tensor:
+        return (1 - t).pow(3) + self.config.eps * t * (3 - t * (3 - t))
+
+    def _pace(self, t: Tensor) -> Tensor:
+        return 3 * (1 - self.config.eps) * (1 - t).square()
+
+
+class MutualInformation(Schedule, kind="schedule"):
+    """What x_t says of x_0 falls evenly in t, down to a share eps, under the uniform kernel (D3PM, arXiv 2107.03006, section 3.3).
+
+    For tokens that are equally likely. For absorb such a schedule is ``loglinear``, whatever their law.
+    """
+
+    class Config(ComponentConfig):
+        eps: Annotated[float, pydantic.Field(gt=0, le=1e-2)] = 1e-6
+
+    def _lost(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The share of information lost at ``sigma``, and its derivative, float64."""
+        n = self.axis("n")
+        alpha, other = torch.exp(-sigma), -torch.expm1(-sigma) / n
+        same = alpha + other
+        lost = -(torch.xlogy(same, same) + (n - 1) * torch.xlogy(other, other)) / math.log(n)
+        # the log of same/other: how much more a token speaks for itself
+        slope = alpha * (n - 1) / n * torch.log1p(alpha / other) / math.log(n)
+        return lost, slope
+
+    def sigma(self, t: Tensor) -> Tensor:
+        wanted = (1 - self.config.eps) * t.double()
+        low, high = torch.full_like(wanted, math.log(1e-12)), torch.full_like(wanted, math.log(40.0))
+        for _ in range(60):  # bisection in log sigma, to the last bits: 52 / 2^60
+            middle = (low + high) / 2
+            above = self._lost(middle.exp())[0] > wanted
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return ((low + high) / 2).exp().to(t.dtype)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return ((1 - self.config.eps) / self._lost(self.sigma(t.double()))[1]).to(t.dtype)

@@ -1,0 +1,89 @@
+"""Classifiers of noised rows. Axes: r rows, l length, n states (the last is the mask), m = n - 1 data tokens, k labels."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import pydantic
+import torch
+from torch import Tensor
+
+from sedd_graph.component.base import ComponentConfig, Context
+from sedd_graph.diffusion.tokens.classifier import ClassifierConfig, NoisyClassifier
+from sedd_graph.diffusion.tokens.process import ONLY_MASKS, Kernel
+from sedd_graph.errors import UserError
+
+from ..noise._frequencies import Count, numbers_in
+
+__all__ = ["TokenCounts"]
+
+MAX_LABELS = 4096
+
+Row = Annotated[tuple[Count, ...], pydantic.Field(min_length=2, max_length=2**16)]
+Share = Annotated[float, pydantic.Field(gt=0, lt=1e18)]
+
+
+class TokenCounts(NoisyClassifier, kind="classifier"):
+    """Naive Bayes by how often each token is met in text of each label: p(label | x) ~ p(label) times p(token | label) of all seen.
+
+    A mask says nothing of the label where all tokens are masked at one rate, so at any noise it is as exact as for clean text.
+    """
+
+    example: ClassVar[Mapping[str, Any]] = {"counts": [[1, 2, 3], [3, 2, 1]], "label": 0}
+
+    class Config(ClassifierConfig):
+        counts: Annotated[tuple[Row, ...], pydantic.Field(min_length=2, max_length=MAX_LABELS)] | None = None
+        """For each label, a count for each data token."""
+        file: Annotated[str, pydantic.Field(max_length=1024)] | None = None
+        """A ``.npy`` file of them instead, [k, m], below the working directory."""
+        smoothing: Annotated[float, pydantic.Field(ge=1e-6, le=1e6)] = 1.0
+        """Added to each count, so that no token is impossible."""
+        prior: Annotated[tuple[Share, ...], pydantic.Field(min_length=2, max_length=MAX_LABELS)] | None = None
+        """How likely each label is before anything is seen, up to a factor; all alike where it is not given."""
+
+        @pydantic.model_validator(mode="after")
+        def _one_source(self) -> "TokenCounts.Config":
+            if (self.counts is None) == (self.file is None):
+                raise ValueError("give one of 'counts' and 'file'")
+            if self.counts is not None and len({len(row) for row in self.counts}) > 1:
+                raise ValueError("counts: all labels need as many counts, one for each data token")
+            return self
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        given, tokens = self.config, self.axis("n") - 1
+        rows = numbers_in(given.file, 2) if given.file is not None else given.counts
+        counts, what = torch.as_tensor(rows, dtype=torch.float64), given.file or "counts"
+        if counts.shape[1] != tokens or not 2 <= len(counts) <= MAX_LABELS:
+            raise UserError(
+                f"{what} has {len(counts)} rows of {counts.shape[1]}; there must be 2 to {MAX_LABELS:,} labels, with a count for "
+                f"each of the model's {tokens} data tokens"
+            )
+        if bool((counts < 0).any()):
+            raise UserError(f"{what} must hold counts: none negative")
+        prior = torch.ones(len(counts)) if given.prior is None else torch.tensor(given.prior)
+        if len(prior) != len(counts):
+            raise UserError(f"prior has {len(prior)} entries, but there are {len(counts)} labels")
+        smooth = counts + given.smoothing
+        told = (smooth / smooth.sum(-1, keepdim=True)).log().T
+        self.register_buffer("prior", prior.double().log().log_softmax(0), persistent=False)
+        self.register_buffer("told", torch.cat([told, torch.zeros(1, len(counts))]), persistent=False)  # [n, k]
+
+    prior: Tensor
+    told: Tensor
+
+    @property
+    def labels(self) -> int:
+        return len(self.prior)
+
+    def lacks(self, kernel: Kernel) -> str | None:
+        return None if kernel.masks_evenly else ONLY_MASKS
+
+    def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return (self.prior + self.told[x].sum(1)).log_softmax(-1).float()
+
+    def changes(self, x: Tensor, sigma: Tensor, label: int) -> Tensor:
+        said = self.told[x]
+        whole = self.prior + said.sum(1)
+        others = (whole[:, None] - said).log_softmax(-1)  # the labels as all other positions have them, [r, l, k]
+        with_it = others[..., label, None] + self.told[:, label] - torch.log(others.exp() @ self.told.exp().T)
+        return (with_it - whole.log_softmax(-1)[:, label, None, None]).float()

@@ -1,0 +1,104 @@
+"""Kernels that delete and insert tokens, and the heads that say where and what.
+
+Axes: b batch, l positions of a row (the start state and the tokens), d model width, v data tokens.
+"""
+
+import math
+from typing import Annotated
+
+import pydantic
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from sedd_graph.component.base import Component, ComponentConfig, Context
+from sedd_graph.component.contract import SizeField
+from sedd_graph.diffusion.numerics import full_precision
+from sedd_graph.diffusion.strings.process import BirthDeath
+
+from ..bijective._bijection import wide
+from ..noise._frequencies import FrequencyConfig, thinned, token_law
+from ._heads import Scalar, TokenHead
+
+__all__ = ["Delete", "DeletionHead", "Indel", "InsertionHead"]
+
+
+class Delete(BirthDeath, kind="string_kernel"):
+    """Every token is deleted at rate 1; noise is the empty string (DID, arXiv 2603.23507). Generation only inserts."""
+
+    class Config(ComponentConfig):
+        pass
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.register_buffer(
+            "law", torch.full((self.data_tokens,), 1 / self.data_tokens, dtype=torch.float64), persistent=False
+        )
+
+    @property
+    def births(self) -> float:
+        return 0.0
+
+
+class Indel(BirthDeath, kind="string_kernel"):
+    """Every token is deleted at rate 1, and new ones are inserted anywhere, drawn by frequency: the birth-death process of
+    Thorne, Kishino and Felsenstein (1991). Generation inserts and deletes, and so can take back what it wrote.
+
+    Noise is a string of independent tokens, its length geometric around ``mean_length``. The process forgets lengths at rate
+    1 / (1 + mean_length), so the schedule must end at a total noise of about 7 (1 + mean_length) or more.
+    """
+
+    class Config(FrequencyConfig):
+        mean_length: Annotated[float, pydantic.Field(gt=0, le=65536)] = 4.0
+        """Mean length of pure noise, in tokens."""
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.register_buffer("law", token_law(self.config, self.data_tokens), persistent=False)
+
+    @classmethod
+    def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
+        found = thinned(config, states - 1)
+        assert isinstance(found, cls.Config)
+        # strings of a toy are short, and all that are likely must be enumerated
+        return found.model_copy(update={"mean_length": min(found.mean_length, 0.25)})
+
+    @property
+    def births(self) -> float:
+        length: float = self.config.mean_length
+        return length / (1 + length)
+
+
+class InsertionHead(TokenHead, kind="head"):
+    """Which tokens are missing behind each position: log softmax over data tokens plus the log of how many, in float32 (DID's
+    form). ``table`` is the embedding of a token and the start state, of which the data tokens are used."""
+
+    class Config(ComponentConfig):
+        most: SizeField = 1024
+        """No gap is ever said to miss more tokens than this."""
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.total = Scalar(self.axis("d"))
+
+    def forward(self, x: Float[Tensor, "b l d"], table: Float[Tensor, "v+1 d"] | None = None) -> Float[Tensor, "b l v"]:
+        with full_precision(x):
+            rows = wide(x)
+            many, highest = self.total(rows)[..., None], math.log(self.config.most)
+            return self.logits(rows, table).log_softmax(-1) + highest - F.softplus(highest - many)
+
+
+class DeletionHead(Component, kind="head"):
+    """The log chance that the token at each position is one that noise has put there, in float32."""
+
+    class Config(ComponentConfig):
+        pass
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.linear = Scalar(self.axis("d"))
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l"]:
+        with full_precision(x):
+            return F.logsigmoid(self.linear(wide(x)))

@@ -1,0 +1,116 @@
+"""Text in blocks, from left to right, noise within each (BD3-LM, arXiv 2503.09573): who sees whom, and how it is written.
+
+A network of blocks looks at noised positions and at clean ones, each with its place in the row. In training both are the
+whole row, in one pass; while a block is written, the noised ones are that block, and the clean ones all before it, or none
+where they are remembered. Axes: b batch, l length, n noised positions, m clean ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sedd_graph.diffusion.conditions.constraint import Matching
+from sedd_graph.diffusion.tokens.sampler import Denoise, OnStep, Sampler
+from sedd_graph.errors import UserError
+
+__all__ = ["block_inputs", "hold_prompt", "write_blocks"]
+
+
+def block_inputs(
+    noised: Tensor, clean: Tensor, *, block: int, noised_from: int = 0, clean_from: int = 0
+) -> dict[str, Tensor]:
+    """What a graph of blocks is fed: ``tokens`` [b, n], ``clean`` [b, m], their ``places`` [n + m] in the row, and ``sees``.
+
+    ``sees`` bool [n + m, clean_from + n + m] tells whom each may look at, the ``clean_from`` positions that are remembered in
+    front: positions of its own block that are as noised or as clean as itself, and clean ones of earlier blocks. ``sigma`` [b] is 0:
+    blocks differ in it, and under a mask there is nothing in it that the tokens do not tell.
+    """
+    device = noised.device
+    where = torch.arange(noised.shape[1], device=device) + noised_from
+    places = torch.cat([where, torch.arange(clean.shape[1], device=device) + clean_from])
+    # 0 for noised and 1 for clean: Inductor cannot compare truth values that it works out from positions
+    is_clean = (torch.arange(len(places), device=device) >= noised.shape[1]).long()
+    remembered = torch.arange(clean_from, device=device)
+    of_query, of_key = places // block, torch.cat([remembered, places]) // block
+    key_clean = torch.cat([torch.ones_like(remembered), is_clean])
+    own = (2 * of_query + is_clean)[:, None] == 2 * of_key + key_clean
+    sees = own | ((key_clean > 0) & (of_query[:, None] > of_key))
+    sigma = torch.zeros(len(noised), device=device)
+    return {"tokens": noised, "clean": clean, "places": places, "sees": sees, "sigma": sigma}
+
+
+def hold_prompt(free: Tensor, block: int) -> None:
+    """Hold a prompt to what can be filled in from left to right; ``free`` bool [b, l] is what it leaves open.
+
+    Raises :class:`UserError` where a given token stands in a block after one that is to be written, which would not know of it.
+    """
+    starts = range(0, free.shape[1], block)
+    open_ = torch.stack([free[:, s : s + block].any(1) for s in starts], dim=1)
+    given = torch.stack([(~free[:, s : s + block]).any(1) for s in starts], dim=1)
+    late = given & (open_.cumsum(1) - open_.long() > 0)
+    if bool(late.any()):
+        raise UserError(
+            f"text is written in blocks of {block} from left to right, each given those before it alone: the prompt holds tokens "
+            f"in block {int(late.any(0).nonzero()[0]) + 1}, after one that is to be written, which would not know of them. "
+            "Leave all after the first block with a hole free, or use a model without blocks"
+        )
+
+
+def write_blocks(
+    sampler: Sampler,
+    given: Callable[[Tensor], Denoise],
+    x: Tensor,
+    *,
+    free: Tensor,
+    block: int,
+    length: int | None = None,
+    allowed: Tensor | None = None,
+    matching: Matching | None = None,
+    on_step: OnStep | None = None,
+    **how: Any,
+) -> Tensor:
+    """Rows ``x`` int64 [b, l], block by block from noise to text: ``sampler`` runs in each as if it were the whole.
+
+    ``given(x [b, m])`` makes what asks the network about the block after ``m`` written positions. All else is as in
+    :meth:`Sampler.run`, and so are the sampler's ``clamped`` and ``evaluations`` afterwards, summed over blocks. By the chain
+    rule the law is the model's where the sampler's is.
+
+    The first ``length`` positions (all, if not given) are what is ``matching``: a block is drawn given that they do, with those
+    after it drawn evenly from the ``allowed`` tokens, since nothing else is known of them yet.
+    """
+    length = x.shape[1] if length is None else length
+    if matching is not None:
+        assert allowed is not None
+        may = allowed[..., :length, :] if allowed.dim() > 1 else allowed
+        matching.feasible(x[:, :length], free[:, :length], may)
+        ahead = matching.ahead(x[:, :length], free[:, :length], may)
+    clamped = evaluations = shown = 0
+    for start in range(0, x.shape[1], block):
+        here = slice(start, start + block)
+        if not bool(free[:, here].any()):
+            continue
+        before, after = x[:, :start], x[:, start + block :]
+
+        def show(number: int, rows: Tensor, before: Tensor = before, after: Tensor = after) -> None:
+            nonlocal shown
+            if on_step is not None and (
+                number or not shown
+            ):  # rows as one block ends and as the next begins are the same
+                on_step(shown, torch.cat([before, rows, after], dim=1))
+                shown += 1
+
+        own = allowed[..., here, :] if allowed is not None and allowed.dim() > 1 else allowed
+        if matching is not None:
+            stop = min(start + block, length)
+            how["matching"] = matching.between(before, ahead[stop], stop - start)
+        part = sampler.run(
+            given(before), x[:, here], free=free[:, here], allowed=own, on_step=show, timeless=True, **how
+        )
+        x = torch.cat([before, part, after], dim=1)
+        clamped, evaluations = clamped + sampler.clamped, evaluations + sampler.evaluations
+    sampler.clamped, sampler.evaluations = clamped, evaluations
+    return x

@@ -1,0 +1,229 @@
+"""The interfaces of the noise process: kernel, schedule, objective; and of a flow: its likelihood. Implementations come in
+as components.
+
+The sampler has a module of its own (:mod:`sedd_graph.diffusion.tokens.sampler`).
+
+Axes: b batch, l length, n states. ``sigma`` is total noise and ``dsigma`` its derivative in t; t = 0 is clean, t = 1 is
+noise. Columns of a rate matrix sum to zero: ``Q[z, y]`` is the rate from y to z.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sedd_graph.component.base import Component, ComponentConfig
+from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+
+__all__ = ["Kernel", "Likelihood", "Objective", "Schedule"]
+
+
+ONLY_MASKS = "a kernel that only masks, all tokens at one rate"
+
+
+class Schedule(Component, ABC):
+    """How noise grows with time."""
+
+    abstract: ClassVar[bool] = True
+    learned: ClassVar[bool] = False
+    """Whether it has parameters, which are trained (towards a loss that varies less) and kept with the network's. Total noise at
+    t = 0 and 1 must not depend on them."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Total noise, float32 [b], increasing in t."""
+
+    @abstractmethod
+    def dsigma(self, t: Tensor) -> Tensor:
+        """Its derivative in t, float32 [b]."""
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The time in [0, 1] at which total noise is ``sigma`` [b], by bisection; the nearer end where there is none."""
+        low, high = torch.zeros_like(sigma), torch.ones_like(sigma)
+        for _ in range(52 if sigma.dtype == torch.float64 else 30):
+            middle = (low + high) / 2
+            above = self.sigma(middle) > sigma
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return (low + high) / 2
+
+
+class Kernel(Component, ABC):
+    """How one token moves. ``states`` counts the mask where there is one; ``mask`` is its index, else None.
+
+    Noise is measured by its total ``sigma``; a kernel may change its ways as it grows. A prediction of the clean token
+    (``log_x0``) is, for every kernel, its posterior given all *other* positions, which under a mask is all there is to know.
+    """
+
+    abstract: ClassVar[bool] = True
+    example: ClassVar[Mapping[str, Any]] = {}
+    """A Config for tables and tests, where some keys have no default."""
+    clamp_safe: ClassVar[bool] = False
+    """Whether a data token that is seen is a clean one, so that holding observed tokens fixed while sampling is exact."""
+    learned: ClassVar[bool] = False
+    """Whether it has parameters, which are trained and kept with the network's."""
+    masks_evenly: ClassVar[bool] = False
+    """Whether all that ever happens is that tokens are masked, all at one rate: what forms that count masks ask for."""
+
+    @property
+    def pace(self) -> float | None:
+        """No position ever leaves its state faster than this on the clock log(exp(sigma) - 1); None where no bound is known.
+
+        Holds for the reverse rates of any score that is one of some law.
+        """
+        return None
+
+    @classmethod
+    def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
+        """``config`` cut down to ``states`` states, for a proof: what a Config says of single tokens, for a few of them."""
+        return config
+
+    def unmixed(self, sigma: float) -> float | None:
+        """How far noise at total noise ``sigma`` is from the prior, total variation from the worst token looked at.
+
+        None where a toy of the kernel tells as much.
+        """
+        return None
+
+    @property
+    def states(self) -> int:
+        return self.axis("n")
+
+    @property
+    @abstractmethod
+    def mask(self) -> int | None:
+        """Index of the mask state."""
+
+    @property
+    def data_tokens(self) -> int:
+        """How many states are data."""
+        return self.states - (self.mask is not None)
+
+    @abstractmethod
+    def sample(self, x0: Tensor, sigma: Tensor, *, random: Randomness, corrupt: Tensor) -> Tensor:
+        """x_t given x_0 [b, l] at total noise ``sigma`` [b]; only ``corrupt`` positions move."""
+
+    @abstractmethod
+    def prior(self, rows: int, length: int, *, generator: torch.Generator, allowed: Tensor | None) -> Tensor:
+        """Rows of pure noise, int64 [rows, length]; ``allowed`` bool [n] bounds the data tokens in it."""
+
+    @abstractmethod
+    def rate_matrix(self, sigma: float) -> Tensor:
+        """Q at total noise ``sigma`` > 0, per unit of it, float64 [n, n], for proofs on small vocabularies."""
+
+    @abstractmethod
+    def transition_matrix(self, sigma: float | Tensor, start: float = 0.0) -> Tensor:
+        """float64 [n, n]: ``P[z, y]`` is the chance to be at z at noise ``sigma``, having been at y at ``start``.
+
+        In closed form; it solves dP/dsigma = Q(sigma) P. For ``sigma`` float64 [b] it is [b, n, n].
+        """
+
+    @abstractmethod
+    def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        """Score entropy per position in nats, without the factor dsigma, float32 [b, l] (SEDD, arXiv 2310.16834, eq. 9)."""
+
+    @abstractmethod
+    def nelbo(self, log_x0: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        """The same bound's integrand for a head that predicts the clean token, without dsigma, float32 [b, l]."""
+
+    @abstractmethod
+    def log_score(self, log_x0: Tensor, xt: Tensor, sigma: Tensor) -> Tensor:
+        """The log score that a prediction of the clean token stands for, exactly, float32 [b, l, n]."""
+
+    @abstractmethod
+    def reverse_rate(self, score: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Rates of the reverse process out of x per unit of ``sigma`` [b], 0 at x itself, [b, l, n]."""
+
+    @abstractmethod
+    def analytic(self, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """Tweedie step from ``sigma`` down to ``sigma_next`` [b]: probabilities [b, l, n], not clamped (SEDD, Theorem 4.2)."""
+
+    @abstractmethod
+    def posterior(self, x0_probs: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """Ancestral step from total noise ``sigma`` down to ``sigma_next`` [b]: probabilities [b, l, n]."""
+
+
+class Objective(Component, ABC):
+    """What training minimises: a bound on -log p(x_0) in nats per sequence."""
+
+    abstract: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Names of model outputs that it can take, the preferred one first."""
+    needs_mask: ClassVar[bool] = False
+    """Whether it works only with a kernel that masks all tokens at one rate, and does nothing else."""
+    trains_noise: ClassVar[bool] = False
+    """Whether its gradient is right for a kernel's parameters, too, on which the draws depend."""
+    steady: ClassVar[bool] = False
+    """Whether its times are drawn evenly and its loss is ``dsigma`` times what depends on total noise and the draw at it alone: what
+    a schedule that learns asks for (:func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`)."""
+    over: ClassVar[str] = "time"
+    """What ``t`` of its draws is: ``time``, or ``masked``, the share of masked tokens, a sum over which is exact."""
+
+    @classmethod
+    def toy(cls, config: ComponentConfig) -> ComponentConfig:
+        """``config`` cut down for a proof on a few positions."""
+        return config
+
+    @property
+    def block(self) -> int | None:
+        """How many positions are noised by themselves, given all before them in full; None for a row as a whole.
+
+        It says how the network is fed (:func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`) and how text is written.
+        """
+        return None
+
+    def lacks(self, kernel: Kernel) -> str | None:
+        """What kind of kernel it needs, where ``kernel`` is not one of them."""
+        if kernel.learned and not self.trains_noise:
+            return "a kernel that learns nothing (one that does goes with genmd4)"
+        return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
+
+    @abstractmethod
+    def corrupt(
+        self,
+        batch: Batch,
+        kernel: Kernel,
+        schedule: Schedule,
+        *,
+        random: Randomness,
+        t: Tensor | None = None,
+        xt: Tensor | None = None,
+    ) -> Draw:
+        """Draw times and corrupted rows; ``t`` and ``xt``, where given, are taken instead. All randomness is here."""
+
+    @abstractmethod
+    def loss(
+        self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
+    ) -> Tensor:
+        """Nats per sequence, float32 [b]: its mean over draws is the bound. Pure tensor code that compiles."""
+
+    def bound(self) -> Objective:
+        """What of it is a bound: itself, unless it also trains by something else."""
+        return self
+
+    def bound_draw(
+        self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness
+    ) -> tuple[Objective, Draw]:
+        """The draw (and the loss to hold it to) for evaluation: of the bound itself, or of a form of less variance."""
+        bound = self.bound()
+        return bound, bound.corrupt(batch, kernel, schedule, random=random)
+
+
+class Likelihood(Component, ABC):
+    """What a flow is trained by where there is no noise process: the density that its outputs are held to.
+
+    By the change of variables -log p(x) = -log base(z) - log |det dz/dx|: exact, no bound.
+    """
+
+    abstract: ClassVar[bool] = True
+
+    @abstractmethod
+    def nats(self, z: Tensor) -> Tensor:
+        """-log of the base density of each row of ``z`` [b, ...], nats, [b]."""
+
+    @abstractmethod
+    def draw(self, shape: Sequence[int], *, generator: torch.Generator) -> Tensor:
+        """Rows of the base density, float32 of ``shape``."""

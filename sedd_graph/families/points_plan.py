@@ -1,0 +1,90 @@
+"""A graph that is a flow as a whole: a bijection with a log-determinant, from rows of real numbers to rows as large."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from sedd_graph.blueprint.load import Loaded
+from sedd_graph.blueprint.schema import Blueprint
+from sedd_graph.component.axes import PortType, Size
+from sedd_graph.component.contract import ComponentConfig, Contract
+from sedd_graph.component.registry import Registry
+from sedd_graph.data.config import PointsConfig
+from sedd_graph.errors import BlueprintError, SeddGraphError
+from sedd_graph.graph.configure import configure
+from sedd_graph.graph.location import Location
+from sedd_graph.graph.model import Graph
+from sedd_graph.inverse.program import Refusal
+from sedd_graph.inverse.solve import solve
+
+__all__ = ["FlowPlan", "read_flow"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowPlan:
+    """The likelihood that a flow is held to, its input and its output, and the shapes of a row of either."""
+
+    contract: Contract
+    config: ComponentConfig
+    input: str
+    output: str
+    shape: tuple[int, ...]
+    out: tuple[int, ...]
+
+
+def read_flow(loaded: Loaded, graph: Graph, registry: Registry) -> FlowPlan | None:
+    """The declared flow, or None where the objective is no likelihood. Raises :class:`BlueprintError`."""
+    blueprint = loaded.blueprint
+    assert isinstance(blueprint, Blueprint)
+    objective = blueprint.objective
+    if objective is None:
+        return None
+    try:
+        contract = registry.contract(objective.op)
+    except SeddGraphError:
+        return None  # whoever reads the process says so with a place
+    if contract.kind != "likelihood":
+        return None
+    at = Location(loaded, (), [])
+    for key, given in (("process", blueprint.process), ("sample", blueprint.sample)):
+        if given is not None:
+            (at / key).refuse(
+                f"a flow has no noise process, and is sampled by its inverse: leave {key!r} out, "
+                f"or take an objective other than {contract.name!r}"
+            )
+    if "data" in loaded.sections and not isinstance(loaded.sections["data"], PointsConfig):
+        (at / "data").refuse("a flow learns from real numbers: give data.points, such as {op: two_moons}")
+    if getattr(loaded.sections.get("train"), "sample", None) is not None:
+        (at / "train" / "sample").refuse(
+            "samples on the way are texts, which a flow has none of: leave train.sample out"
+        )
+    config = configure(contract, objective.config, graph.axes, at / "objective")
+    ends = [
+        _end(at / key, ports) for key, ports in (("inputs", graph.root.inputs), ("outputs", graph.root.output_types))
+    ]
+    if ends[0] is not None and ends[1] is not None:
+        found = solve(graph.root)
+        if isinstance(found, Refusal):
+            (at / "objective").refuse(f"the graph is no flow: {found}")
+        elif found.level == "injective":
+            (at / "objective").refuse(f"the graph is no flow: it is only injective: {found.note}")
+        elif found.unmeasured:
+            names = ", ".join(d.path for d in found.unmeasured)
+            (at / "objective").refuse(f"the likelihood needs a log-determinant, which {names} does not declare")
+    if at.problems or config is None or ends[0] is None or ends[1] is None:
+        raise BlueprintError(at.problems)
+    return FlowPlan(contract, config, ends[0][0], ends[1][0], ends[0][1], ends[1][1])
+
+
+def _end(at: Location, ports: Mapping[str, PortType]) -> tuple[str, tuple[int, ...]] | None:
+    """The one input or output, and the shape of a row of it."""
+    if len(ports) != 1:
+        at.refuse(f"a flow has one of them, not {len(ports)}: {', '.join(ports)}")
+        return None
+    ((name, found),) = ports.items()
+    sizes = [d.size.constant for d in found.dims[1:]]
+    if found.kind != "float" or not found.dims or found.dims[0].size != Size.of("batch") or None in sizes or not sizes:
+        (at / name).refuse(f"a flow's rows are real numbers of a fixed shape, such as float b 1 2, not {found}")
+        return None
+    return name, tuple(s for s in sizes if s is not None)

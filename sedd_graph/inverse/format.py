@@ -1,0 +1,198 @@
+"""Programs and refusals as text for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from fractions import Fraction
+
+from sedd_graph.component.axes import Size
+from sedd_graph.graph.model import Op, Ref
+from sedd_graph.inverse.flat import algebra_of, numbers
+from sedd_graph.inverse.names import Names, listed
+from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve
+
+__all__ = ["arrows", "diagnosis", "explain", "pseudo_code", "summary"]
+
+_INLINE, _LINES = 72, 60
+
+
+# -- programs -------------------------------------------------------------------------------------------------------
+
+
+def pseudo_code(program: Program) -> str:
+    """One line per derivation, forward evaluations written into the line that uses them; then level, cost, log-det.
+
+    >>> inverse of couple: x1, x2 from y1, y2, given c
+    >>>   x2 = y2 - g(y1, c)
+    >>>   x1 = y1 - f(x2, c)
+    >>>   volume_preserving; 2 evaluations; log|det| = 0
+    """
+    writer = _Writer(program)
+    lines = [line for d in program.derivations if (line := writer.line(d)) is not None]
+    if len(lines) > _LINES:
+        kept = _LINES // 2
+        lines = [*lines[:kept], f"... {len(lines) - 2 * kept} more", *lines[-kept:]]
+    wanted = [name for name in program.region.inputs if name not in program.given]
+    head = f"inverse of {program.region.label}: {', '.join(wanted)} from {writer.outputs()}"
+    if program.given:
+        head += f", given {', '.join(program.given)}"
+    if program.stored:
+        head += f", stored {', '.join(writer.names.value(ref) for ref in program.stored)}"
+    return "\n".join([head, *(f"  {line}" for line in lines), f"  {summary(program)}"])
+
+
+def summary(program: Program) -> str:
+    """Level (and why no higher one), cost and log-determinant, in one line."""
+    level = program.level + (f" ({program.note})" if program.note else "")
+    cost = f"{program.cost:g} evaluation" + ("" if program.cost == 1 else "s")
+    text = f"{level}; {cost}"
+    return text if program.level == "injective" else f"{text}; log|det| = {_log_det(program)}"
+
+
+def _log_det(program: Program) -> str:
+    parts: list[str] = []
+    names = Names(program.types)
+    constant: dict[Fraction, Size] = {}
+    for d in program.derivations:
+        if isinstance(d, Solve) and d.log_det != "zero":
+            parts.append(f"{d.path}.{d.log_det}" if d.log_det else f"unknown ({d.path} declares none)")
+        elif isinstance(d, Linear) and d.factor != 1:
+            constant[d.factor] = constant.get(d.factor, Size()) + numbers(program.types[d.targets[0]])
+        elif isinstance(d, Contraction):
+            inner = "I" if d.scale == 1 else f"{d.scale} I"
+            parts.append(f"log|det({inner} + J)| at {names.value(d.target)}")
+    parts += [f"{size}*log({factor})" for factor, size in constant.items()]
+    if len(parts) > 8:
+        parts = [*parts[:4], f"... {len(parts) - 8} more ...", *parts[-4:]]
+    return " + ".join(parts) if parts else "0"
+
+
+class _Writer:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.names = Names(program.types)
+        self.uses = Counter(ref for d in program.derivations for ref in _mentions(d))
+        self.inlined: dict[Ref, tuple[str, bool]] = {}
+
+    def outputs(self) -> str:
+        shown = []
+        for name, ref in self.program.outputs.items():
+            value = self.names.value(ref)
+            shown.append(value if value == name else f"{value} (output {name})")
+        return ", ".join(shown)
+
+    def line(self, d: Derivation) -> str | None:
+        """The statement of a derivation; None where it is written into the one that uses it."""
+        if isinstance(d, Forward):
+            fresh = list(d.outputs.values())
+            text, compound = self.call(d)
+            if len(fresh) == 1 and self.uses[fresh[0]] == 1 and len(text) <= _INLINE:
+                self.inlined[fresh[0]] = (text, compound)
+                return None
+            return f"{', '.join(self.names.value(r) for r in fresh)} = {text}"
+        if isinstance(d, Solve):
+            arguments = ", ".join("none" if ref is None else self.value(ref) for ref in d.given)
+            return f"{', '.join(self.names.value(r) for r in d.targets)} = {d.path}.{d.rule.method}({arguments})"
+        if isinstance(d, Linear):
+            rows = zip(d.targets, d.terms, strict=True)
+            return "; ".join(f"{self.names.value(t)} = {self.total(terms)}" for t, terms in rows)
+        inner = _Writer(self.program)
+        inner.inlined = self.inlined
+        inner.uses = Counter(ref for call in d.body for ref in call.needs)
+        inner.uses[d.value] += 1
+        before = [line for call in d.body if (line := inner.line(call)) is not None]
+        made, _ = inner.inlined.pop(d.value, (self.names.value(d.value), False))
+        where = "".join(f", {line}" for line in before)
+        target, value = self.names.value(d.target), self.names.value(d.value)
+        return f"{target}: {value} = {made}{where}  (fixed point: bound {d.bound:.4g}, {d.iterations} iterations)"
+
+    def value(self, ref: Ref, *, grouped: bool = False) -> str:
+        text, compound = self.inlined.pop(ref, (self.names.value(ref), False))
+        return f"({text})" if grouped and compound else text
+
+    def call(self, d: Forward) -> tuple[str, bool]:
+        """A call as text, and whether it is a sum."""
+        body = d.step.body
+        if isinstance(body, Op) and len(d.outputs) == 1:
+            fed = {port: self.program.types[refs[0]] for port, refs in d.inputs.items()}
+            factors = algebra_of(d.path, d.step, body, fed).linear.get(next(iter(d.outputs)))
+            if factors:
+                terms = [(ref, Fraction(factors.get(port, 0))) for port, refs in d.inputs.items() for ref in refs]
+                return self.total(terms), True
+        arguments = ", ".join(self.value(ref) for refs in d.inputs.values() for ref in refs)
+        return f"{d.path}({arguments})", False
+
+    def total(self, terms: Iterable[tuple[Ref, Fraction]]) -> str:
+        text = ""
+        for ref, factor in sorted(terms, key=lambda t: t[1] < 0):  # what is added first: y - f, not -f + y
+            grouped = factor != 1 or bool(text)
+            value = self.value(ref, grouped=grouped)
+            body = value if abs(factor) == 1 else f"{abs(factor)} {value}"
+            text += ((" - " if text else "-") if factor < 0 else (" + " if text else "")) + body
+        return text
+
+
+def _mentions(d: Derivation) -> tuple[Ref, ...]:
+    """The values that a derivation's line writes out, as often as it does."""
+    if isinstance(d, Forward):
+        return tuple(ref for refs in d.inputs.values() for ref in refs)
+    if isinstance(d, Solve):
+        return tuple(ref for ref in d.given if ref is not None)
+    if isinstance(d, Linear):
+        return tuple(ref for row in d.terms for ref, _ in row)
+    return (d.value, *(ref for call in d.body for ref in _mentions(call)))
+
+
+def arrows(found: Program | Refusal) -> tuple[tuple[str, str], ...]:
+    """What a drawing of the region shows of its inverse: pairs of boxes, each a step, ``>input`` or ``<output``.
+
+    Arrows go from what a derivation needs to what it gives; a value stands at the box that makes it, and an output at its
+    own. A refusal has none.
+    """
+    if isinstance(found, Refusal):
+        return ()
+    outputs = {ref: f"<{name}" for name, ref in found.outputs.items()}
+
+    def box(ref: Ref) -> str:
+        return ref.step.split(".")[0] if ref.step else f">{ref.port}"
+
+    pairs = ((outputs.get(n, box(n)), box(t)) for d in found.derivations for n in d.needs for t in d.targets)
+    return tuple(dict.fromkeys((source, target) for source, target in pairs if source != target))
+
+
+def explain(found: Program | Refusal) -> str:
+    """The inverse as pseudo-code, or the diagnosis."""
+    return pseudo_code(found) if isinstance(found, Program) else diagnosis(found)
+
+
+# -- refusals -------------------------------------------------------------------------------------------------------
+
+
+def diagnosis(refusal: Refusal) -> str:
+    """What is lost, where it is held back and why, what storing would take, and how else it could be written."""
+    names = Names(refusal.types)
+    lines = [f"{refusal.region.label} cannot be undone: {listed(l.input for l in refusal.lost)} cannot be had back"]
+    for lost in refusal.lost[:8]:
+        if lost.through:
+            lines.append(f"  lost: {lost.input}, with {listed(names.value(ref) for ref in lost.through)}")
+    for blocker in refusal.blockers[:8]:
+        file, line, col = blocker.place
+        place = f"{file}:{line}:{col}" if line else file
+        lines.append(f"  at {place}: {blocker.path}: {blocker.reason}")
+    if len(refusal.blockers) > 8:
+        lines.append(f"  and at {len(refusal.blockers) - 8} more nodes")
+    lines.append(f"  storing: {_remedy(refusal, names)}")
+    lines += [f"  or: {text}" for text in refusal.rewrites[:4]]
+    return "\n".join(lines)
+
+
+def _remedy(refusal: Refusal, names: Names) -> str:
+    remedy = refusal.remedy
+    at = listed(f"{name} {size:,}" for name, size in remedy.sizes.items() if name in ("batch", "length"))
+    values = listed(f"{names.value(ref)} ({refusal.types[ref]})" for ref in remedy.values)
+    size = f"{remedy.bytes} bytes, " if remedy.bytes.terms and remedy.bytes.constant is None else ""
+    text = f"{values} would do, {size}{remedy.total:,} at {at}" if at else f"{values} would do, {remedy.total:,} bytes"
+    if remedy.lower == remedy.total:
+        return f"{text}; nothing smaller does"
+    return f"{text}; anything that does takes at least {remedy.lower:,}"

@@ -1,0 +1,227 @@
+"""Whatever a user can get wrong: exit code 2, one sentence on standard error, no traceback; and nothing is written."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sedd_graph.cli import main as cli
+from tests.conftest import SMALL
+
+TELLS = "; `sedd-graph{verb} --help` tells more"
+NO_PROCESS = "this blueprint is a graph without a process: add process, objective and sample"
+NO_DEVICE = "unknown device '{}': use cpu, cuda, cuda:0, mps or auto"
+HIGH = "9,223,372,036,854,775,807"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``new`` and ``trained`` are run folders; ``net`` has no process and ``dataless`` no data; ``file`` is a file."""
+    place = tmp_path_factory.mktemp("place")
+    process, data = SMALL.index("process:"), SMALL.index("data:")
+    texts = {
+        "new": SMALL,
+        "net": SMALL[:process] + SMALL[data:],
+        "dataless": SMALL[:data] + SMALL[SMALL.index("train:") :],
+    }
+    for name, text in texts.items():
+        path = place / f"{name}.yaml"
+        path.write_text(text)
+        arguments = [
+            "build",
+            str(path),
+            "--runs",
+            str(place / "runs"),
+            "--device",
+            "cpu",
+            "--path-to",
+            str(place / "at"),
+        ]
+        assert cli.run(arguments) == 0
+        shutil.move((place / "at").read_text(), place / name)
+    shutil.copytree(place / "new", place / "trained")
+    assert cli.run(["train", str(place / "trained"), "--device", "cpu"]) == 0
+    (place / "file").write_text("text")
+    (place / "empty").mkdir()
+    return place
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code, also where the parser leaves by itself."""
+    try:
+        return cli.run(arguments)
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+
+
+def listing(place: Path) -> list[str]:
+    return sorted(str(p) for p in place.rglob("*"))
+
+
+FAULTS: list[tuple[str, str]] = [
+    # arguments (@ is the folder), what is said
+    ("", "sedd-graph: the following arguments are required: VERB" + TELLS.format(verb="")),
+    ("trian @/new", "sedd-graph: argument VERB: invalid choice: 'trian'"),
+    ("sample", "sedd-graph sample: the following arguments are required: run" + TELLS.format(verb=" sample")),
+    ("sample @/new --bacth 3", "sedd-graph: unrecognized arguments: --bacth 3" + TELLS.format(verb="")),
+    ("sample @/new a=b", "sedd-graph: unrecognized arguments: a=b" + TELLS.format(verb="")),
+    ("sample @/new --weights best", "sedd-graph sample: argument --weights: invalid choice: 'best'"),
+    ("sample @/new --batch 0", "sedd-graph sample: argument --batch: must be from 1 to 65,536, not 0;"),
+    ("sample @/new --batch -4", "sedd-graph sample: argument --batch: must be from 1 to 65,536, not -4;"),
+    ("sample @/new --batch 1e3", "sedd-graph sample: argument --batch: '1e3' is not an integer;"),
+    ("sample @/new --length 0", "sedd-graph sample: argument --length: must be from 1 to 1,048,576, not 0;"),
+    (
+        "sample @/new --length 9999999999",
+        "sedd-graph sample: argument --length: must be from 1 to 1,048,576, not 9,999,",
+    ),
+    ("sample @/new --seed -1", f"sedd-graph sample: argument --seed: must be from 0 to {HIGH}, not -1;"),
+    (f"sample @/new --seed {2**63}", f"sedd-graph sample: argument --seed: must be from 0 to {HIGH}, not "),
+    ("sample @/new --steps 0", "sedd-graph sample: argument --steps: must be from 1 to 1,000,000, not 0;"),
+    ("sample @/new --device tpu", NO_DEVICE.format("tpu")),
+    ("sample @/new --device meta", NO_DEVICE.format("meta")),
+    ("sample @/new --device cpu:3", NO_DEVICE.format("cpu:3")),
+    ("train @/new --device cudaa", NO_DEVICE.format("cudaa")),
+    ("eval @/new --device :0", NO_DEVICE.format(":0")),
+    ("build @/new.yaml --device gpu", NO_DEVICE.format("gpu")),
+    ("export @/new -o @/out --device gpu", NO_DEVICE.format("gpu")),
+    ("sample @/nowhere", "@/nowhere is not a run folder: there is no blueprint.lock.yaml in it"),
+    ("sample @/new.yaml", "@/new.yaml is not a run folder: there is no blueprint.lock.yaml in it"),
+    ("sample @/net", NO_PROCESS),
+    ("infill @/net --text [[3]]", NO_PROCESS),
+    ("train @/net", NO_PROCESS),
+    ("eval @/net", NO_PROCESS),
+    ("sample @/dataless", "there is no tokenizer.json in @/dataless: tokens cannot become text"),
+    ("infill @/dataless --prefix a", "there is no tokenizer in @/dataless: text cannot become tokens"),
+    ("train @/dataless", "this blueprint has no 'data' section"),
+    ("eval @/dataless", "this blueprint has no 'data' section"),
+    ("infill @/new", "infill: give --text 'The [[12]] is', or --prefix or --suffix"),
+    (
+        "infill @/new --text hole",
+        "infill: --text has no hole: write [[N]] where N tokens are free, such as 'The [[12]] is'",
+    ),
+    (
+        "infill @/new --text a[[0]]b",
+        "infill: nothing is free: write [[N]] with N of at least 1 where the model is to write",
+    ),
+    ("infill @/new --text [[99999999]]", "infill: [[99999999]] makes more than 1,048,576 tokens"),
+    ("infill @/new --text a[[1048576]]", "infill: [[1048576]] makes more than 1,048,576 tokens"),
+    ("infill @/new --text a[[3]] --suffix b", "infill: give --text, or --prefix and --suffix, not both"),
+    ("infill @/new --text \N{SNOWMAN}[[3]]", "infill: the text has characters that the model has never seen"),
+    ("infill @/new --prefix ab --suffix c --length 3", "infill: prefix and suffix have 3 tokens; nothing is free of 3"),
+    ("infill @/new --text abc[[3]] --length 5", "infill: the text has 6 tokens, more than --length 5"),
+    ("eval @/new --draws 0", "sedd-graph eval: argument --draws: must be from 1 to 4,096, not 0;"),
+    ("eval @/new --batches 0", "sedd-graph eval: argument --batches: must be from 1 to 1,000,000,000, not 0;"),
+    ("train @/nowhere", "@/nowhere is not a run folder: there is no blueprint.lock.yaml in it"),
+    ("train @/new --resume", "there is no checkpoint under @/new/checkpoints to resume from"),
+    ("train @/new train.steps=3", "a run folder is locked: overrides go to `sedd-graph build`"),
+    ("train @/new.yaml --resume", "@/new.yaml is a blueprint: --resume goes on with a run folder"),
+    ("train @/trained", "@/trained has been trained already: add --resume to go on, or build a new run"),
+    ("build @/nowhere.yaml", "@/nowhere.yaml: no such file"),
+    ("build @/empty", "@/empty: not a file"),
+    ("build @/new.yaml --compile fast", "sedd-graph build: argument --compile: invalid choice: 'fast'"),
+    ("build @/new.yaml --check --frobnicate", "sedd-graph: unrecognized arguments: --frobnicate"),
+    (
+        "build @/new.yaml --check train.stepz=1",
+        "override 'train.stepz=1': train.stepz: unknown key (did you mean 'steps'?)",
+    ),
+    ("build @/new.yaml --runs @/file", "a folder could not be written to @/file/small: Not a directory"),
+    ("show @/nowhere", "@/nowhere: no such file"),
+    ("show @/empty", "@/empty/blueprint.lock.yaml: no such file"),
+    ("show @/new --format pdf", "sedd-graph show: argument --format: invalid choice: 'pdf'"),
+    ("components atention", "unknown op 'atention' (did you mean 'attention'?); `sedd-graph components` lists them"),
+    ("components a b", "sedd-graph: unrecognized arguments: b"),
+    ("schema -o @/empty", "empty could not be written to @: Is a directory"),
+    ("schema -o @/no/x.json", "x.json could not be written to @/no: No such file or directory"),
+    ("import gpt @/file", "sedd-graph import: argument kind: invalid choice: 'gpt'"),
+    ("import sedd @/nowhere", "@/nowhere: no such file or folder"),
+    ("import sedd @/file", "@/file cannot be read as plain weights, and nothing else is loaded from a file"),
+    ("import sedd @/empty", "@/empty holds neither model.safetensors nor pytorch_model.bin"),
+    ("export @/new", "sedd-graph export: the following arguments are required: -o/--output"),
+    ("export @/new -o @/file", "@/file exists already; choose another folder"),
+    ("export @/new -o @/new", "@/new exists already; choose another folder"),
+    ("export @/new -o @/file/out", "model.safetensors could not be written to @/file/out: Not a directory"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), FAULTS, ids=[f"{i}-{a.split(' ')[0]}" for i, (a, _) in enumerate(FAULTS)]
+)
+def test_a_fault_is_one_sentence(place: Path, arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = arguments.replace("@", str(place)).split()
+    if words[:1] in (["sample"], ["infill"], ["train"], ["eval"], ["build"], ["export"]) and "--device" not in words:
+        words += ["--device", "cpu"]
+    before = listing(place)
+    assert run(words) == 2
+    found = capsys.readouterr().err
+    assert found.startswith(said.replace("@", str(place)))
+    assert found.count("\n") == 1
+    assert listing(place) == before
+
+
+BROKEN = [
+    ("new", "blueprint.lock.yaml", "a: [", "sample @", r"@/blueprint\.lock\.yaml:2:1: not YAML"),
+    ("new", "blueprint.lock.yaml", None, "eval @", r"@ is not a run folder: there is no blueprint\.lock\.yaml in it"),
+    ("new", "tokenizer.json", "{", "sample @", r"@/tokenizer\.json: not JSON"),
+    ("new", "tokenizer.json", '{"kind": "bytes"}', "train @", r"data\.tokenizer has 257 tokens, more than the 128"),
+    ("new", "run.json", "{", "sample @", r"@/run\.json is not JSON"),
+    ("trained", "checkpoints/step-00000006/state.json", "[]", "train @ --resume", r".*state\.json is not the state of a"),
+    ("trained", "checkpoints/step-00000006/model.safetensors", "abc", "train @ --resume", r".*model\.safetensors cannot be read"),
+    ("trained", "checkpoints/step-00000006/optimizer.safetensors", None, "train @ --resume", r".*optimizer\.safetensors cannot be"),
+    ("trained", "checkpoints/step-00000006/ema.safetensors", "abc", "sample @", r".*ema\.safetensors cannot be read"),
+    ("trained", "checkpoints/step-00000006/model.safetensors", None, "sample @ --weights model", r".*model\.safetensors cannot be"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "file", "text", "arguments", "said"), BROKEN, ids=[f"{c[1].split('/')[-1]}-{c[3].split()[0]}-{i}" for i, c in enumerate(BROKEN)])  # fmt: skip
+def test_a_broken_run_folder_is_one_sentence(
+    place: Path,
+    tmp_path: Path,
+    source: str,
+    file: str,
+    text: str | None,
+    arguments: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = shutil.copytree(place / source, tmp_path / "run")
+    if text is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(text)
+    assert run([*arguments.replace("@", str(folder)).split(), "--device", "cpu"]) == 2
+    found = capsys.readouterr().err
+    assert re.match(said.replace("@", re.escape(str(folder))), found)
+    assert found.count("\n") == 1
+
+
+def test_no_memory_is_a_sentence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["sample", str(place / "new"), "--batch", "65536", "--length", "1048576", "--device", "cpu"]
+    assert run(arguments) == 1
+    assert capsys.readouterr().err.startswith("out of memory: take fewer or shorter rows (--batch, --length;")
+
+
+def test_overrides_may_stand_behind_options(small: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", str(small()), "params.dim=32", "--check", "params.depth=3"]) == 0
+    assert "layer x 3" in capsys.readouterr().out
+
+
+def test_one_held_out_row_has_a_bound_without_an_error(tmp_path: Path) -> None:
+    """Of one value there is no standard error; JSON has no NaN."""
+    (tmp_path / "one.txt").write_text("abcd " * 80)
+    corpus = "data: {corpus: {op: text, files: [one.txt]}, "
+    (tmp_path / "one.yaml").write_text(
+        SMALL.replace("data: {", corpus).replace("evaluate: null", "evaluate: {every: 2}")
+    )
+    runs = ["--runs", str(tmp_path / "runs"), "--device", "cpu"]
+    assert run(["train", str(tmp_path / "one.yaml"), *runs]) == 0
+    (folder,) = (tmp_path / "runs" / "small").iterdir()
+    found = json.loads((folder / "evaluation.json").read_text())
+    assert (found["sequences"], found["standard_error"], found["bits_standard_error"]) == (1, None, None)
+    assert found["nats_per_token"] > 0
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["heldout_standard_error"] for r in records if "heldout_standard_error" in r] == [None, None]
+    assert "held out" in (folder / "report.html").read_text()

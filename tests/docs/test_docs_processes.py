@@ -1,0 +1,87 @@
+"""docs/processes.md names every kernel, schedule and check that there is, and no other."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from sedd_graph.component.registry import discover
+from sedd_graph.families.plan import EDITS, Part, ProcessPlan
+from sedd_graph.families.tokens import make_process
+from sedd_graph.verify.string_process import prove_strings
+from sedd_graph.verify.tokens import prove_process
+from tests.conftest import BLUEPRINTS, ROOT
+
+TEXT = (ROOT / "docs" / "processes.md").read_text()
+REGISTRY = discover()
+
+
+def first_column(heading: str) -> list[str]:
+    """The names in the first column of the table whose first heading is ``heading``."""
+    found = re.search(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", TEXT, flags=re.MULTILINE)
+    assert found is not None
+    return re.findall(r"^\| `([\w.]+)` \|", found[1], flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", ["kernel", "schedule", "edit kernel", "edit objective", "edit sampler"])
+def test_every_one_stands_there(kind: str) -> None:
+    own = [e.name for e in REGISTRY if e.distribution.replace("-", "_").startswith("sedd_graph ")]
+    assert sorted(first_column(kind)) == sorted(n for n in own if REGISTRY.component(n).kind == kind.replace(" ", "_"))
+
+
+def part(op: str, **config: Any) -> Part:
+    contract = REGISTRY.contract(op)
+    return Part(contract, contract.config.model_validate(config))
+
+
+def test_every_check_stands_there_in_order() -> None:
+    plan = ProcessPlan(part("absorb"), part("loglinear"), part("nelbo"), part("ancestral"), 4, "log_x0")
+    assert first_column("check") == [c.name for c in prove_process(plan, REGISTRY)]
+
+
+def test_every_check_of_strings_stands_there_in_order() -> None:
+    plan = ProcessPlan(
+        part("delete"), part("loglinear"), part("dise"), part("string_tau"), 4, "log_insert", ("log_insert",)
+    )
+    named = [c.name for c in prove_strings(plan, REGISTRY)]
+    assert first_column("string check") == [n for n in named if n.startswith("edits.")]
+    assert {n for n in named if not n.startswith("edits.")} <= set(first_column("check"))
+
+
+def test_every_check_of_columns_stands_there_in_order() -> None:
+    kernel = part("edit_flow", mean_length=1.0)
+    plan = ProcessPlan(
+        kernel, part("cubic"), part("edit_flow_loss"), part("string_tau"), 4, "log_insert", tuple(EDITS[0])
+    )
+    named = [c.name for c in prove_strings(plan, REGISTRY)]
+    assert first_column("column check") == [n for n in named if n.startswith(("edits.", "objective."))]
+
+
+def test_every_check_of_masks_stands_there_in_order() -> None:
+    plan = ProcessPlan(
+        part("mask_delete"), part("loglinear"), part("flexmdm"), part("flexmdm_tau"), 5, "log_x0", tuple(EDITS[1])
+    )
+    named = [c.name for c in prove_strings(plan, REGISTRY)]
+    assert first_column("mask check") == [n for n in named if n.startswith("edits.")]
+    assert {n for n in named if not n.startswith("edits.")} <= set(first_column("check"))
+
+
+def test_blueprints_and_the_one_shown() -> None:
+    section = TEXT.split("## Blueprints")[1]
+    names = re.findall(r"`([\w-]+-tiny)`", section)
+    assert set(names) <= {p.stem for p in BLUEPRINTS}
+    (block,) = re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)
+    process = yaml.safe_load(block)["process"]
+    schedule = process.pop("schedule")
+    plan = ProcessPlan(
+        part(process.pop("op"), **process), part(schedule["op"]), part("nelbo"), part("ancestral"), 4, "log_x0"
+    )
+    assert make_process(plan, REGISTRY).kernel.mask == 3
+
+
+def test_every_test_that_stands_there_is_one() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", TEXT)
+    assert len(named) > 15
+    missing = [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
+    assert not missing

@@ -1,0 +1,265 @@
+"""The report: well-formed, escaped, self-contained, content with what there is; its curves and its film tell the truth."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sedd_graph.data.tokenizer import Bytes, load_tokenizer
+from sedd_graph.report.curves import Line, Point, curve, ticks
+from sedd_graph.report.film import film_data
+from sedd_graph.report.html import write_report
+from sedd_graph.store.arrays import Activations, TapSpec, write_samples
+from sedd_graph.store.files import write_json, write_text
+
+EVIL = "<script>alert('1')</script>\"&amp;"
+VOID = {"meta", "img", "input", "br", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """Open tags must close in order; attributes and texts are kept."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        assert len({name for name, _ in attrs}) == len(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def ids(self) -> list[str]:
+        return [i for _, attributes in self.tags if (i := attributes.get("id")) is not None]
+
+    def text(self, tag: str) -> list[str]:
+        return [data for at, data in self.texts if at == tag]
+
+
+def ids(text: str, length: int) -> list[int]:
+    return [*text.encode(), *[32] * length][:length]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with everything in it, and a text that would be markup everywhere that a text can be."""
+    run = tmp_path / f"it's {EVIL.replace('/', '|')}"
+    run.mkdir()
+    write_json(run / "graph.json", {"name": EVIL, "nodes": [1, 2]})
+    write_text(run / "graph.svg", "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(2)</script></svg>")
+    claim = {"name": "x", "claim": EVIL, "value": EVIL, "how": EVIL, "holds": True}
+    size = {"parameters": 1234, "flops_per_token": 10**6, "saved_bytes": 1, "state_bytes": 1, "batch": 2, "length": 3}
+    write_json(
+        run / "certificate.json",
+        {"checks": [claim, {**claim, "holds": False}, {**claim, "holds": None}], "measure": size},
+    )
+    write_json(run / "run.json", {"argv": ["a b", EVIL], "versions": {EVIL: EVIL}, "overrides": [], "root": "/secret"})
+    found = {
+        "bits_per_character": 3.25,
+        "bits_standard_error": math.nan,
+        "perplexity": 9.5,
+        "heldout_entropy_bits": 4.5,
+    }
+    levels = [{"low": i / 4, "high": (i + 1) / 4, "nats_per_token": 3.0 + i, "standard_error": 0.1} for i in range(4)]
+    levels += [[EVIL], {"low": EVIL, "high": 1, "nats_per_token": 2.0}]
+    more = {"sequences": 1, "draws": 1, "weights": EVIL, "objective": EVIL, "levels": levels, "over": "masked"}
+    write_json(run / "evaluation.json", {**found, **more})
+    numbers = {"entropy": 2.5, "entropy_standard_error": 0.25, "rows": 1234, "rep_2": math.nan}
+    how = {"sampling": {"sampler": EVIL, "steps": 4}}
+    judged = {
+        "store": EVIL,
+        "samples": numbers,
+        "reference": None,
+        "judge": {"name": EVIL, "sha256": EVIL},
+        "protocol": how,
+    }
+    odd = {"store": 1, "samples": {"entropy": EVIL}, "judge": [EVIL], "protocol": {"sampling": 2}, "reference": [3]}
+    (run / "quality.jsonl").write_text(json.dumps(odd) + "\n[]\n" + json.dumps(judged) + '\n{"store')
+    write_text(run / "blueprint.lock.yaml", f"name: {EVIL}\n")
+    write_text(run / "tokenizer.json", Bytes().to_json())
+    lines = [{"step": s, "loss": 1 / s, "bits_per_character": 1 / s, "learning_rate": 0.1} for s in range(1, 30)]
+    lines += [{"step": 10, "heldout_bits_per_character": 0.2, "heldout_bits_standard_error": 0.01}]
+    lines += [{"step": 29, "final_bits_per_character": 0.1, "final_bits_standard_error": None}, {"step": 5, EVIL: EVIL}]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n[1]\nnull\n{"step": 30, "lo')
+    tokens = np.array([ids(EVIL, 40), ids("plain", 40)])
+    trajectory = np.stack([np.full_like(tokens, 257), np.where(np.arange(40) % 2, tokens, 257), tokens])
+    attributes = {"sampler": EVIL, "steps": 2, "seed": 0, "weights": "w", "mask": 257}
+    for number in range(2):
+        way = trajectory if number == 0 else None
+        write_samples(run / "samples.zarr", tokens, [EVIL, "plain"], trajectory=way, attributes=attributes)
+    prompt = np.where(np.arange(40) < 5, tokens[:1], -1)
+    write_samples(run / "infilled.zarr", tokens, [EVIL, "plain"], attributes={**attributes, "prompt": prompt.tolist()})
+    with_taps = Activations(run / "activations.zarr", [TapSpec("trunk/0/x", 1, "float32", None, 2)])
+    for step in (3, 6):
+        with_taps.put("trunk/0/x", step, np.zeros((4, 5)))
+    with_taps.close()
+    return run
+
+
+def test_the_page_is_well_formed_and_every_text_is_escaped(run: Path) -> None:
+    page = Page(write_report(run).read_text())
+    assert len(page.ids()) == len(set(page.ids()))
+    assert page.text("h2") == ["One sample, from noise to text", "Samples", "Quality of samples", "Filled in", "Training", "Recorded in activations.zarr", "What was claimed, and what holds", "Graph", "Provenance"]  # fmt: skip
+    # the only scripts are the film and its data, and no text has become an attribute
+    assert [a for tag, a in page.tags if tag == "script"] == [{"type": "application/json", "id": "film-data"}, {}]
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
+    assert page.text("h1") == page.text("title")[:1] == [EVIL]
+    assert page.text("pre")[:2] == [EVIL, "plain"]
+    assert "".join(page.text("mark")[:1]) == (EVIL + " " * 40)[5:40]
+    assert page.text("td").count(EVIL) >= 9
+    assert [word for word in page.text("span") + page.text("td") if word in ("holds", "fails", "note")] == [
+        "holds",
+        "fails",
+        "note",
+    ]
+    assert f"'a b' '{EVIL.replace(chr(39), chr(39) + chr(34) + chr(39) + chr(34) + chr(39))}'" in page.text("td")
+    assert "/secret" not in run.joinpath("report.html").read_text()
+    assert page.text("b")[0] == "3.250 "  # a standard error of one sequence is not known
+    assert page.text("small")[0] == "\N{PLUS-MINUS SIGN} ?"
+
+
+def test_the_page_loads_nothing(run: Path) -> None:
+    page = Page(write_report(run).read_text())
+    links = [
+        v or "" for _, attributes in page.tags for k, v in attributes.items() if k in ("src", "href", "action", "data")
+    ]
+    assert links
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in links)
+    styles, scripts = "".join(page.text("style")), "".join(page.text("script"))
+    assert not re.search(r"url\(|@import|expression", styles)
+    assert not re.search(r"https?:|fetch|XMLHttp|import|innerHTML|eval", scripts)
+
+
+def test_there_is_one_film_and_it_ends_with_the_sample(run: Path) -> None:
+    page = Page(write_report(run).read_text())
+    assert page.ids().count("film") == page.ids().count("film-data") == 1
+    film = json.loads(page.text("script")[0])
+    frames = [film["first"]]
+    for changes in film["changes"]:
+        frames.append([dict(changes).get(place, word) for place, word in enumerate(frames[-1])])
+    shown = [["" if film["words"][w] is None else film["words"][w] for w in frame] for frame in frames]
+    assert "".join(shown[0]) == ""
+    assert "".join(shown[1]) == EVIL[1::2] + " " * (20 - len(EVIL[1::2]))
+    assert "".join(shown[2]) == (EVIL + " " * 40)[:40]
+
+
+def test_the_bound_by_noise_level_and_what_was_said_of_samples(run: Path) -> None:
+    text = write_report(run).read_text()
+    (levels, *_) = points(text)  # the first curve of the page
+    assert len(levels) == 4
+    assert [b[1] - a[1] for a, b in pairwise(levels)] == pytest.approx([levels[1][1] - levels[0][1]] * 3, abs=0.2)
+    page = Page(text)
+    assert "bound: 5 ± 0.1 at masked 0.625" in page.text("title")
+    assert any("how many tokens are masked: the exact form" in p for p in page.text("p"))
+    cells = page.text("td")
+    at = cells.index(f"{EVIL}: {EVIL}, 4 steps; {EVIL} ({EVIL[:8]})")
+    assert cells[at : at + 3] == [
+        f"{EVIL}: {EVIL}, 4 steps; {EVIL} ({EVIL[:8]})",
+        "2.5000 ± 0.2500",
+        "1,234",
+    ]  # no empty column
+    assert cells[at + 3 : at + 6] == ["1: None; no judge", "-", "-"]
+    heads = page.text("th")
+    assert "unigram entropy, nats per token of the model" in heads
+    assert "rep-2" not in heads
+
+
+def test_a_long_way_is_shown_in_two_hundred_frames() -> None:
+    frames = np.random.default_rng(0).integers(0, 258, (1000, 7))
+    film = film_data(frames, Bytes(), mask=257)
+    assert film["steps"][0] == 0
+    assert film["steps"][-1] == 999
+    assert len(film["steps"]) == len(film["changes"]) + 1 == 200
+    assert {b - a for a, b in pairwise(film["steps"])} == {5, 6}
+    row = film["first"]
+    for changes in film["changes"]:
+        for place, word in changes:
+            row[place] = word
+    assert [film["words"][w] for w in row] == [None if i == 257 else Bytes().decode([i]) for i in frames[-1].tolist()]
+
+
+@pytest.mark.parametrize("missing", ["graph.json", "graph.svg", "certificate.json", "run.json", "evaluation.json", "blueprint.lock.yaml", "tokenizer.json", "metrics.jsonl", "all"])  # fmt: skip
+def test_what_is_missing_is_left_out(run: Path, missing: str) -> None:
+    if missing == "all":
+        run = run.parent / "empty"
+        run.mkdir()
+    else:
+        (run / missing).unlink()
+    page = Page(write_report(run).read_text())
+    assert page.text("h1") == [run.name if missing in ("graph.json", "all") else EVIL]
+    if missing == "all":
+        assert page.text("h2") == []
+    if missing == "tokenizer.json":
+        assert "Samples" in page.text("h2")
+        assert "film" not in page.ids()
+
+
+def test_a_broken_tokenizer_costs_only_what_needs_it(run: Path) -> None:
+    (run / "tokenizer.json").write_text('{"kind": ')
+    with pytest.raises(Exception, match="not JSON"):
+        load_tokenizer(run)
+    assert "Samples" in Page(write_report(run).read_text()).text("h2")
+
+
+def points(svg: str) -> list[list[tuple[float, float]]]:
+    return [
+        [tuple(map(float, p.split(","))) for p in line.split()]  # type: ignore[misc]
+        for line in re.findall(r'<polyline points="([^"]*)"', svg)
+    ]
+
+
+def test_a_curve_is_to_scale() -> None:
+    values = [5.0, 4.0, 2.0, 3.0]
+    svg = curve([Line("a", "red", [Point(10 * i, v) for i, v in enumerate(values)])], title="<t>")
+    Page(svg)
+    (line,) = points(svg)
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = line
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert x3 - x2 == pytest.approx(x1 - x0, abs=0.2)
+    assert (y1 - y0) * 2 == pytest.approx(y2 - y1, abs=0.3)
+    assert y3 - y2 == pytest.approx(y0 - y1, abs=0.3)
+    assert "&lt;t&gt;" in svg
+    # a tick stands where a point of its value does
+    heights = {float(v): float(y) - 4 for y, v in re.findall(r'y="([\d.]+)" text-anchor="end">([\d.]+)<', svg)}
+    assert heights[3.0] == pytest.approx(y3, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0], [2.0, 2.0], [0.0, 0.0], [math.nan, 1.0, math.inf], [1e-30, 2e-30], [1e9, -1e9]]
+)
+def test_odd_curves_stay_inside_their_frame(values: list[float]) -> None:
+    svg = curve([Line("a", "red", [Point(i, v, 0.5) for i, v in enumerate(values)])], title="t")
+    Page(svg)
+    assert "nan" not in svg
+    assert "inf" not in svg
+    (line,) = points(svg)
+    assert len(line) == sum(map(math.isfinite, values))
+    assert all(0 <= x <= 520 and 0 <= y <= 250 for x, y in line)
+    assert curve([Line("a", "red", [Point(1, math.nan)])], title="t") == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 10, [0, 2, 4, 6, 8, 10]), (3.2, 4.1, [3.2, 3.4, 3.6, 3.8, 4.0]), (0, 0.007, [0, 0.002, 0.004, 0.006])],
+)
+def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)

@@ -1,0 +1,50 @@
+"""A head that does not fit its kernel is refused at build, with what is wrong; those of the shipped blueprints fit."""
+
+from pathlib import Path
+
+import pytest
+
+import sedd_graph
+from sedd_graph.cli import main as cli
+from sedd_graph.verify.output import check_output
+from tests.conftest import BLUEPRINTS
+
+ROOT = Path(__file__).parents[2]
+SMALL = [p for p in BLUEPRINTS if p.stem.endswith("tiny") or p.stem in ("first", "learn")]
+
+
+@pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
+def test_heads_of_shipped_blueprints_fit(path: Path) -> None:
+    engine = sedd_graph.build(path, device="cpu", compile="off")
+    if getattr(engine, "process", None) is not None:
+        found = check_output(engine)
+        assert found.holds, found.value
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "said"),
+    [
+        ("unigram-tiny", "last", "a token that may be the clean one is given no chance"),
+        ("unigram-tiny", "hidden", "a token that may be the clean one is given no chance"),
+        ("mixture-tiny", "last", "a token that may be the clean one is given no chance"),
+        ("mixture-tiny", "none", "the mask is given a chance to be the clean token"),
+        ("mdlm-tiny", "none", "the mask is given a chance to be the clean token"),
+        ("mdlm-tiny", "hidden", "a token that is seen, and so clean, is not carried over"),
+    ],
+)
+def test_heads_that_do_not_fit_are_caught(name: str, mask: str, said: str) -> None:
+    engine = sedd_graph.build(
+        ROOT / "blueprints" / f"{name}.yaml", [f"nodes.head.with.mask={mask}"], device="cpu", compile="off"
+    )
+    found = check_output(engine)
+    assert found.holds is False
+    assert said in found.value
+
+
+def test_build_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    blueprint = str(ROOT / "blueprints" / "mdlm-tiny.yaml")
+    code = cli.run(["build", blueprint, "nodes.head.with.mask=none", "--device", "cpu", "--compile", "off"])
+    assert code == 2
+    assert "the head does not fit the kernel: head.output" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob("run.json"))
