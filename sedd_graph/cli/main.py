@@ -303,7 +303,7 @@ def _components(arguments: argparse.Namespace) -> int:
     if arguments.matrix:
         from sedd_graph.component.registry import discover
         from sedd_graph.errors import UserError
-        from sedd_graph.verify.matrix import cells, matrix
+        from sedd_graph.runs.matrix import cells, matrix
 
         if arguments.name:
             raise UserError("--matrix is of all components: leave the name out")
