@@ -29,6 +29,8 @@ from sedd_graph.cli import (
     train,
 )
 from sedd_graph.cli.options import add_debug
+from sedd_graph.cli.progress import console_observer
+from sedd_graph.component.progress import observed
 from sedd_graph.errors import SeddGraphError
 
 __all__ = ["main", "run"]
@@ -79,7 +81,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code. An error is one message on standard error; ``--debug`` raises it instead."""
     arguments = _parsed(argv)
     try:
-        code: int = arguments.run_verb(arguments)
+        with observed(console_observer()):
+            code: int = arguments.run_verb(arguments)
         return code
     except (Exception, KeyboardInterrupt) as error:
         if arguments.debug and not isinstance(error, BrokenPipeError):
