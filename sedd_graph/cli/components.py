@@ -22,12 +22,13 @@ def declare(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; return its exit code."""
     if arguments.matrix:
+        from sedd_graph.component.progress import track
         from sedd_graph.component.registry import discover
         from sedd_graph.verify.matrix import cells, matrix
 
         if arguments.name:
             raise UserError("--matrix covers all components: leave the name out")
-        say(matrix(cells(discover())).rstrip("\n"))
+        say(matrix(track(cells(discover()), "proving", unit="combination")).rstrip("\n"))
     else:
         from sedd_graph.component.describe import describe, list_components
 

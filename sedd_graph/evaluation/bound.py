@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sedd_graph.component.progress import track
 from sedd_graph.data.points import PointData, Points
 from sedd_graph.data.rows import Dataset, Rows
 from sedd_graph.diffusion.batch import Batch, Draw, PointBatch
@@ -195,7 +196,9 @@ def evaluate(
     likelihood per dimension."""
     nats, counts, drawn = [], [], _Drawn()
     parts: Iterator[Any] = data.held_out(rows, batches=batches)
-    for number, part in enumerate(parts):
+    total = math.ceil(data.heldout.count / rows)
+    total = total if batches is None else min(batches, total)
+    for number, part in enumerate(track(parts, "evaluating", total=total, unit="batch")):
         batch: Any = to_batch(part, engine.device)
         how: dict[str, Any] = {} if isinstance(data, PointData) else {"on_draw": drawn.add}
         nats.append(engine.bound_rows(batch, seed=mix_seed(seed, number), draws=draws, **how))

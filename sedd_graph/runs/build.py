@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sedd_graph.component.check import Check
+from sedd_graph.component.progress import progress
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.points import PointData, open_points
 from sedd_graph.data.rows import Dataset, open_data
@@ -113,7 +114,8 @@ def build_run(
     """Check, prove, measure, compile, and write a run folder. Returns its path."""
     report = check(blueprint, overrides)
     say(str(report))
-    checks, demotions = prove(report, device=device, say=say)
+    with progress("proving"):
+        checks, demotions = prove(report, device=device, say=say)
     report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
     counted = measured(report)
     say("\n" + measure_text(counted, "row" if report.flow else "token"))
@@ -142,7 +144,8 @@ def build_run(
                 raise UserError(f"sample.classifier does not hold: {_listed(wrong)}")
     checks += check_margins(engine)
     if report.plan is not None or report.flow is not None:
-        say(warm_up(engine, report))
+        with progress("compiling"):
+            say(warm_up(engine, report))
     run = new_run(runs, report.name, digest(text))
     write_text(run / "blueprint.yaml", blueprint.read_text(encoding="utf-8-sig"))
     write_text(run / LOCK, text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sedd_graph.component.progress import progress
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
@@ -282,11 +284,14 @@ def sample_run(
     frames: list[npt.NDArray[np.int32]] = []
 
     def on_step(number: int, rows: Tensor) -> None:
+        if number:  # the first rows are noise
+            advance()
         if trajectory:
             frames.append(rows.cpu().numpy().astype(np.int32))
 
     more: dict[str, Any] = {} if given is None else {"given": given}
-    rows = run.engine.sample(batch, length, steps=steps, prompt=prompt, seed=seed, on_step=on_step, **more)
+    with progress("sampling", total=_evaluations(run.plan(), steps, length)) as advance:
+        rows = run.engine.sample(batch, length, steps=steps, prompt=prompt, seed=seed, on_step=on_step, **more)
     texts = run.decode(rows)
     engine, tokenizer = run.engine, run.tokenizer
     assert tokenizer is not None
@@ -328,6 +333,13 @@ def sample_run(
         },
     )
     return texts, where
+
+
+def _evaluations(plan: ProcessPlan, steps: int | None, length: int) -> int | None:
+    """Return how many steps a sampler takes, noise removal included; None where the rows decide."""
+    steps = steps or getattr(plan.sampler.config, "steps", None)
+    block = getattr(plan.objective.config, "block", None)
+    return steps and (steps + 1) * (math.ceil(length / block) if block else 1)
 
 
 def sample_points(run: Run, *, batch: int, seed: int) -> tuple[Tensor, Path]:

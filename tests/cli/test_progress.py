@@ -1,11 +1,13 @@
 """Long work shows a bar on a terminal, and one plain line elsewhere."""
 
+import contextlib
 import io
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from rich.console import Console
@@ -13,7 +15,7 @@ from rich.console import Console
 from sedd_graph.cli import main as cli
 from sedd_graph.cli import progress as module
 from sedd_graph.cli.progress import Bars, Lines, console_observer
-from sedd_graph.component.progress import observed, progress, track
+from sedd_graph.component.progress import Advance, observed, progress, track
 
 
 def plain(text: str) -> str:
@@ -93,3 +95,44 @@ def test_verbs_do_not_import_rich_without_a_terminal(
     said = capsys.readouterr()
     assert "\x1b" not in said.out
     assert said.err == ""
+
+
+class Recorder:
+    """An observer that counts the units of each task."""
+
+    def __init__(self) -> None:
+        self.found: list[list[object]] = []
+
+    @contextlib.contextmanager
+    def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
+        task: list[object] = [name, unit, total, done]
+        self.found.append(task)
+
+        def advance(count: int = 1) -> None:
+            task[3] = cast(int, task[3]) + count
+
+        yield advance
+
+
+def test_verbs_report_their_long_work(
+    small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(cli, "console_observer", lambda: recorder)
+
+    def reported(*words: str) -> list[list[object]]:
+        recorder.found.clear()
+        assert cli.run([*words, "--device", "cpu"]) == 0
+        return list(recorder.found)
+
+    path = small(("evaluate: null", "evaluate: {every: 4, batches: 2}"))
+    (proving, compiling) = reported("build", str(path), "--runs", str(tmp_path / "runs"))
+    assert (proving[0], compiling[0]) == ("proving", "compiling")
+    (run,) = (tmp_path / "runs" / "small").iterdir()
+    training, evaluating, whole = reported("train", str(run))
+    assert training == ["training", "step", 6, 6]
+    assert evaluating == ["evaluating", "batch", 2, 2]
+    assert whole[:2] == ["evaluating", "batch"]
+    assert whole[2] == whole[3]
+    assert reported("eval", str(run), "--batches", "3") == [["evaluating", "batch", 3, 3]]
+    assert reported("sample", str(run), "--steps", "5", "--batch", "2") == [["sampling", "step", 6, 6]]
