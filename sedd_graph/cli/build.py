@@ -14,7 +14,7 @@ __all__ = ["declare", "run"]
 def declare(verbs: Verbs) -> None:
     """Declare the verb and its arguments."""
     parser = add_verb(verbs, "build", run, "check a blueprint, prove its process, compile, and write a run folder")
-    parser.add_argument("blueprint")
+    parser.add_argument("blueprint", help="a blueprint, or the name of a shipped one such as first")
     add_overrides(parser)
     parser.add_argument(
         "--check", action="store_true", help="only check: print the typed graph and its parameter count, write nothing"
@@ -35,11 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
 
         say(str(check(arguments.blueprint, arguments.overrides)))
         return 0
+    from sedd_graph.blueprint.shipped import find_blueprint
     from sedd_graph.report.html import write_report
     from sedd_graph.runs.build import build_run
 
     folder = build_run(
-        Path(arguments.blueprint),
+        find_blueprint(arguments.blueprint),
         arguments.overrides,
         runs=Path(arguments.runs),
         device=picked_device(arguments),

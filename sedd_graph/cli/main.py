@@ -23,6 +23,7 @@ from sedd_graph.cli import (
     export,
     import_weights,
     infill,
+    init,
     sample,
     schema,
     show,
@@ -35,7 +36,7 @@ from sedd_graph.errors import SeddGraphError
 
 __all__ = ["main", "run"]
 
-VERBS = (build, train, sample, infill, evaluate, show, components, schema, import_weights, export)
+VERBS = (init, build, train, sample, infill, evaluate, show, components, schema, import_weights, export)
 """The modules of the verbs, in the order in which ``--help`` lists them."""
 
 

@@ -14,7 +14,7 @@ __all__ = ["declare", "run"]
 def declare(verbs: Verbs) -> None:
     """Declare the verb and its arguments."""
     parser = add_verb(verbs, "show", run, "print a blueprint's or run folder's graph")
-    parser.add_argument("blueprint", metavar="BLUEPRINT|RUN")
+    parser.add_argument("blueprint", metavar="BLUEPRINT|RUN", help="a blueprint, a shipped one's name, or a run folder")
     add_overrides(parser)
     parser.add_argument("--format", choices=("tree", "mermaid", "svg", "json", "lock"), default="tree")
     parser.add_argument(
