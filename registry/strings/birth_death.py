@@ -50,7 +50,7 @@ class Delete(_Enumerated, kind="string_kernel"):
         )
 
     @classmethod
-    def outputs(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
+    def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
         return ((LOG_INSERT,),)
 
     @property
@@ -82,7 +82,7 @@ class Indel(_Enumerated, kind="string_kernel"):
         return found.model_copy(update={"mean_length": min(found.mean_length, 0.25)})
 
     @classmethod
-    def outputs(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
+    def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
         return ((LOG_INSERT, LOG_DELETE),)
 
     @property

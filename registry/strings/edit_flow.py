@@ -68,7 +68,7 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
         )
 
     @classmethod
-    def outputs(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
+    def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
         noisy = isinstance(config, EditFlow.Config) and config.mean_length > 0
         return ((LOG_INSERT, LOG_DELETE, LOG_SUBSTITUTE),) if noisy else ((LOG_INSERT,),)
 

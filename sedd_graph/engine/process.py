@@ -254,6 +254,11 @@ class Process(ABC):
         """Default number of sampler steps; None for a sampler that takes no number of steps."""
         return None
 
+    def evaluations(self, request: SampleRequest) -> int | None:
+        """Steps that a request takes, noise removal included; None where the rows decide."""
+        steps = request.steps or self.steps
+        return steps and steps + 1
+
     @abstractmethod
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw samples. Raises :class:`UserError` where the request cannot be met."""
@@ -272,9 +277,19 @@ class Process(ABC):
     def conditions(self, changes: Mapping[str, Any]) -> Conditions | None:
         """Conditions of the blueprint with ``changes``. Raises :class:`UserError` where the family takes none."""
 
-    def prompt(self, text: TextWithHoles, tokenizer: Text, *, prompts_trained: bool, observed: str) -> Prompt:
-        """Text with holes as a prompt. ``prompts_trained``: rows of the training data begin with clean prompts. ``observed``:
-        see :class:`Conditions`. Raises :class:`UserError`."""
+    def prompt(
+        self, text: TextWithHoles, tokenizer: Text, *, length: int, prompts_trained: bool, observed: str
+    ) -> Prompt:
+        """Read text with holes as a prompt.
+
+        Args:
+            length: of a row of the training data.
+            prompts_trained: rows of the training data begin with clean prompts.
+            observed: see :class:`Conditions`.
+
+        Raises:
+            UserError: where it cannot be filled in.
+        """
         raise UserError(f"infill: a process of {self.family} fills in no text")
 
     # -- verification -----------------------------------------------------------------------------------------------

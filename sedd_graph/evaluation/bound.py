@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sedd_graph.component.progress import track
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.engine.engine import Engine
@@ -189,7 +190,9 @@ def evaluate(
     per dimension."""
     nats, counts, drawn = [], [], _Draws()
     parts: Iterator[Any] = data.held_out(rows, batches=batches)
-    for number, part in enumerate(parts):
+    total = math.ceil(data.heldout.count / rows)
+    total = total if batches is None else min(batches, total)
+    for number, part in enumerate(track(parts, "evaluating", total=total, unit="batch")):
         batch = to_batch(part, engine.process, engine.device)
         nats.append(engine.bound_rows(batch, seed=mix_seed(seed, number), draws=draws, on_draw=drawn.add))
         counts.append(batch.counted.double().cpu())

@@ -2,7 +2,7 @@
 
 A family is what is generated: rows of tokens, strings, points. It follows from the kind of the kernel, or of the objective
 where there is no noise (:data:`sedd_graph.component.kinds.KINDS`). What the graph must put out and may take in is declared by
-the components themselves: a kernel's ``outputs``, an objective's ``feeds``.
+the components themselves: a kernel's ``parametrizations``, an objective's ``feeds``.
 """
 
 from __future__ import annotations
@@ -86,6 +86,10 @@ class ProcessPlan:
         """The pinned name of the sampler."""
         return self.sampler.contract.op
 
+    def sampling(self) -> dict[str, Any]:
+        """The sampler's Config, as JSON values."""
+        return self.sampler.config.model_dump(mode="json")
+
     def record(self) -> dict[str, dict[str, Any]]:
         """The components that a bound is an expectation over, as JSON values."""
         parts = {"kernel": self.kernel, "schedule": self.schedule, "objective": self.objective}
@@ -142,7 +146,7 @@ def read_plan(loaded: Loaded, graph: Graph, registry: Registry) -> Plan | None:
     if objective_ is not None:
         _check_inputs(at, graph, objective_, registry.component(objective_.contract.op).feeds)
     cls = registry.component(kernel.contract.op)
-    found = _read_outputs(at / "outputs", graph, kernel, cls.outputs(kernel.config))
+    found = _read_outputs(at / "outputs", graph, kernel, cls.parametrizations(kernel.config))
     if at.problems or schedule is None or objective_ is None or sampler is None or found is None:
         raise BlueprintError(at.problems)
     outputs, size = found

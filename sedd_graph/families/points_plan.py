@@ -48,6 +48,10 @@ class PointsPlan:
         """One line: the shape of a row, and the likelihood by name."""
         return f"flow of rows of {' x '.join(map(str, self.shape))}; likelihood {self.contract.name}"
 
+    def sampling(self) -> dict[str, Any]:
+        """The sampler's Config: an inverse has none."""
+        return {}
+
     def record(self) -> dict[str, dict[str, Any]]:
         """The components that the likelihood depends on, as JSON values: none but the network."""
         return {}

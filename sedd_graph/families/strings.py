@@ -297,7 +297,9 @@ class StringProcess(Process):
     def check_tokenizer(self, size: int) -> str | None:
         return too_many_tokens(size, self.kernel.data_tokens)
 
-    def prompt(self, text: TextWithHoles, tokenizer: Text, *, prompts_trained: bool, observed: str) -> Prompt:
+    def prompt(
+        self, text: TextWithHoles, tokenizer: Text, *, length: int, prompts_trained: bool, observed: str
+    ) -> Prompt:
         """``text`` with ``[[]]`` for a hole of any length, or prefix and suffix around one."""
         if (reason := self.kernel.holds_nothing()) is not None:
             raise UserError(f"infill: {self.plan.kernel.name!r} holds no text: {reason}")
@@ -310,7 +312,5 @@ class StringProcess(Process):
         for number, part in enumerate(parts):
             row += ([FREE] if number else []) + tokenizer.encode(part).tolist()
         check_row(row, tokenizer)
-        if text.length is None:
-            raise UserError("infill: give a length")
         how = "gaps in the given text are held shut, which is a heuristic: the model has not been told that nothing is missing there"
-        return Prompt(torch.tensor([row], dtype=torch.int64), text.length, False, how)
+        return Prompt(torch.tensor([row], dtype=torch.int64), text.length or length, False, how)

@@ -204,9 +204,9 @@ class TokenProcess(Process):
     def loss(self, model: Model, draw: Draw, batch: Batch, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         if key is not None and (copies := len(draw.xt) // len(key)) > 1:
             key = torch.cat([key] * copies)
-        outputs, taps = model.run(self.objective.inputs(draw, batch), key)
+        found, taps = model.run(self.objective.inputs(draw, batch), key)
         with full_precision(draw.xt):
-            outputs = self.kernel.translate(outputs, draw.xt, draw.sigma)
+            outputs = self.kernel.translate(found, draw.xt, draw.sigma)
             loss = self.objective.loss(outputs, draw, batch, self.kernel, self.schedule)
             if self.schedule.learned:
                 # in the units of the loss: nats per sequence, times the share of a guess's that each token costs
@@ -241,6 +241,10 @@ class TokenProcess(Process):
     @property
     def steps(self) -> int | None:
         return self.sampler.steps
+
+    def evaluations(self, request: SampleRequest) -> int | None:
+        steps, block = super().evaluations(request), self.objective.block
+        return steps and steps * (1 if block is None else -(-(request.length or 0) // block))
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """As the interface says. The mask and forbidden tokens are never drawn (unless a prompt holds them).
@@ -398,10 +402,12 @@ class TokenProcess(Process):
             where = ".".join(map(str, found["loc"]))
             raise UserError(f"--{where}: {found['msg'].removeprefix('Value error, ')}") from None
 
-    def prompt(self, text: TextWithHoles, tokenizer: Text, *, prompts_trained: bool, observed: str) -> Prompt:
+    def prompt(
+        self, text: TextWithHoles, tokenizer: Text, *, length: int, prompts_trained: bool, observed: str
+    ) -> Prompt:
         """``text`` with ``[[N]]`` for N free tokens, or prefix and suffix around what ``length`` leaves free."""
         text.check("The [[12]] is")
-        row = self._fill(text, tokenizer)
+        row = self._fill(text, tokenizer, text.length or length)
         if text.length is not None and text.length != len(row):
             if text.length < len(row):
                 raise UserError(f"infill: the text has {len(row)} tokens, more than --length {text.length}")
@@ -412,7 +418,7 @@ class TokenProcess(Process):
         exact, how = self._law(prompts_trained, observed)
         return Prompt(torch.tensor([row], dtype=torch.int64), len(row), exact, how)
 
-    def _fill(self, text: TextWithHoles, tokenizer: Text) -> list[int]:
+    def _fill(self, text: TextWithHoles, tokenizer: Text, length: int) -> list[int]:
         if text.text is not None:
             row: list[int] = []
             for index, part in enumerate(
@@ -423,12 +429,10 @@ class TokenProcess(Process):
                 row += [FREE] * int(part) if index % 2 else tokenizer.encode(part).tolist()
             return row
         before, after = (tokenizer.encode(part).tolist() if part else [] for part in (text.prefix, text.suffix))
-        if text.length is None:
-            raise UserError("infill: give a length")
-        left = text.length - len(before) - len(after)
+        left = length - len(before) - len(after)
         if left <= 0:
             raise UserError(
-                f"infill: prefix and suffix have {len(before) + len(after)} tokens; nothing is free of {text.length}"
+                f"infill: prefix and suffix have {len(before) + len(after)} tokens; nothing is free of {length}"
             )
         return [*before, *[FREE] * left, *after]
 

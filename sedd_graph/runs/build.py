@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sedd_graph.component.check import Check
+from sedd_graph.component.progress import progress
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
@@ -47,7 +48,8 @@ def build_run(
     """Check, prove, measure, compile, and write a run folder. Returns its path."""
     report = check(blueprint, overrides)
     say(str(report))
-    checks, demotions = prove_all(report, device=device, say=say)
+    with progress("proving"):
+        checks, demotions = prove_all(report, device=device, say=say)
     report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
     rows = max(1, report.train.batch // report.train.accumulate)  # of one backward pass
     counted = measure(report.graph, report.registry, batch=rows, length=report.data.length)
@@ -64,7 +66,8 @@ def build_run(
         raise UserError(f"the network does not fit the process: {_failures(wrong)}")
     checks += check_margins(engine.network)
     if report.plan is not None:
-        say(_warm_up(engine, rows, report.data.length))
+        with progress("compiling"):
+            say(_warm_up(engine, rows, report.data.length))
     certificate = {
         "checks": [dataclasses.asdict(c) for c in checks],
         "checkpointed": demotions,

@@ -13,6 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from sedd_graph.blueprint.load import Loaded, load
 from sedd_graph.blueprint.lock import lock
+from sedd_graph.blueprint.shipped import find_blueprint
 from sedd_graph.component.registry import Registry, discover
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.errors import BlueprintError, Problem
@@ -76,7 +77,7 @@ class Report:
 
 def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry, Graph, dict[str, int]]:
     """The expanded graph, and batch and length where the blueprint says so."""
-    loaded = load(path, overrides, sections=SECTIONS)
+    loaded = load(find_blueprint(path), overrides, sections=SECTIONS)
     registry = discover()
     data, train = (loaded.sections.get(key) for key in ("data", "train"))
     sizes = {"batch": (train or TrainConfig()).batch, "length": (data or DataConfig()).length}

@@ -80,7 +80,7 @@ def cells(registry: Registry, *, prove: bool = True) -> Iterator[Cell]:
         yield from _schedules(kinds["kernel"], kinds["schedule"], registry)
     loglinear = next(p for p in kinds["schedule"] if p.contract.name == "loglinear")
     for kernel in kinds["kernel"]:
-        for (output,) in registry.component(kernel.contract.op).outputs(kernel.config):
+        for (output,) in registry.component(kernel.contract.op).parametrizations(kernel.config):
             for table in ("objective", "sampler"):
                 for part in kinds[table]:
                     yield _pair(kernel, loglinear, output, table, part, kinds, registry, prove=prove)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from sedd_graph.component.progress import progress
 from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
 from sedd_graph.errors import UserError
 from sedd_graph.runs.open import Run
@@ -43,9 +44,15 @@ def sample_run(
     process, frames = run.engine.process, list[npt.NDArray[np.int32]]()
 
     def on_step(number: int, rows: Tensor) -> None:
-        frames.append(rows.cpu().numpy().astype(np.int32))
+        if number:  # the first rows are noise
+            advance()
+        if trajectory:
+            frames.append(rows.cpu().numpy().astype(np.int32))
 
-    samples = run.engine.generate(dataclasses.replace(request, on_step=on_step) if trajectory else request)
+    if trajectory or "on_step" not in process.refuses:
+        request = dataclasses.replace(request, on_step=on_step)
+    with progress("sampling", total=process.evaluations(request)) as advance:
+        samples = run.engine.generate(request)
     stored, tokenizer = process.stored(samples, run.tokenizer), run.tokenizer
     where = write_samples(
         run.path / name,
@@ -74,4 +81,6 @@ def read_prompt(run: Run, text: TextWithHoles, *, observed: str) -> Prompt:
     if run.tokenizer is None:
         raise UserError(f"there is no tokenizer in {run.path}: text cannot become tokens")
     prompts_trained = getattr(getattr(run.report.data, "corpus", None), "prompt", None) is not None
-    return run.engine.process.prompt(text, run.tokenizer, prompts_trained=prompts_trained, observed=observed)
+    return run.engine.process.prompt(
+        text, run.tokenizer, length=run.report.data.length, prompts_trained=prompts_trained, observed=observed
+    )

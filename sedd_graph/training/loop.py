@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sedd_graph.component.progress import progress
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.diffusion.batch import Randomness
@@ -220,7 +221,8 @@ class Trainer:
         start_seconds = self.seconds
         total = torch.zeros(2, device=self.engine.device, dtype=torch.float64)
         self.model.train()
-        with _Signals() as signals:
+        steps = config.steps if config.budget_s is None else None
+        with _Signals() as signals, progress("training", total=steps, done=self.step) as advance:
             while self.step < config.steps:
                 self.seconds = start_seconds + time.perf_counter() - began - held_up
                 over = config.budget_s is not None and self.seconds >= config.budget_s
@@ -235,13 +237,14 @@ class Trainer:
                 if self.world.any(signals.caught is not None):
                     reason = signals.caught or "signal"
                     break
-                progress = self.step / config.steps
+                fraction = self.step / config.steps
                 if config.budget_s is not None:
-                    progress = max(progress, self.seconds / config.budget_s)
+                    fraction = max(fraction, self.seconds / config.budget_s)
                 nats, counted, taps = self.train_step()
-                norm = self.update(min(1.0, progress))
+                norm = self.update(min(1.0, fraction))
                 total += torch.stack([nats, counted]).double()
                 self.step += 1
+                advance()
                 if activations is not None:
                     for name in activations.due(self.step):
                         activations.put(name, self.step, taps[name.replace("/", ".")].detach().float().cpu().numpy())

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.birth_death import BirthDeath
-from sedd_graph.diffusion.strings.kernel import TOKENS, StringTable
+from sedd_graph.diffusion.strings.kernel import TOKENS, StringKernel, StringTable
 from sedd_graph.diffusion.strings.strings import Strings, wide
 
 __all__ = ["StringToy", "check_birth_death"]

@@ -78,7 +78,7 @@ class FlexKernel(StringKernel):
         """The rate at which a mask is filled, where a missing token is put in at rate 1."""
 
     @classmethod
-    def outputs(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
+    def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
         return ((LOG_X0, LOG_GAP),)
 
     @property

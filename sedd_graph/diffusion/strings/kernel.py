@@ -96,14 +96,14 @@ class StringKernel(Component, ABC):
 
     @classmethod
     @abstractmethod
-    def outputs(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
+    def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
         """Return the outputs that a graph may have under this kernel: alternatives, of each of which it has all. The last axis
         of the first output of an alternative holds all states but the start."""
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Names of the outputs that generation reads."""
-        return tuple(output.name for output in self.outputs(self.config)[0])
+        return tuple(output.name for output in self.parametrizations(self.config)[0])
 
     @abstractmethod
     def table(self, *, one_length: bool) -> StringTable:

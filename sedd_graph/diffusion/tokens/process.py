@@ -81,13 +81,13 @@ class Kernel(Component, ABC):
     """States beyond those of the last axis of the output."""
 
     @classmethod
-    def outputs(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
+    def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
         """Return the outputs that a graph may have under this kernel: alternatives, of each of which it has all."""
         return ((LOG_SCORE,), (LOG_X0,))
 
     def translate(self, outputs: Mapping[str, Tensor], x: Tensor, sigma: Tensor) -> Mapping[str, Tensor]:
         """Turn outputs of the kernel's own into ``log_score`` or ``log_x0``, float32 [b, l, n], at rows ``x`` int64 [b, l] and
-        total noise ``sigma`` [b]. A kernel that declares no other :meth:`outputs` leaves it."""
+        total noise ``sigma`` [b]. A kernel that declares no other :meth:`parametrizations` leaves it."""
         return outputs
 
     def express(self, outputs: Mapping[str, Tensor], x: Tensor, sigma: Tensor) -> Mapping[str, Tensor]:
