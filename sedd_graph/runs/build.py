@@ -49,6 +49,7 @@ __all__ = [
     "provenance",
     "read_data",
     "revision",
+    "write_graph",
 ]
 
 Say = Callable[[str], None]
@@ -148,10 +149,7 @@ def build_run(
             say(warm_up(engine, report))
     run = new_run(runs, report.name, digest(text))
     write_text(run / "blueprint.yaml", blueprint.read_text(encoding="utf-8-sig"))
-    write_text(run / LOCK, text)
-    write_text(run / "graph.json", to_json(report.graph))
-    write_text(run / "graph.svg", to_svg(report.graph))
-    write_text(run / "graph.mmd", to_mermaid(report.graph))
+    write_graph(run, report)
     write_json(
         run / CERTIFICATE,
         {
@@ -175,6 +173,14 @@ def build_run(
     if tokenizer is not None:
         write_text(run / TOKENIZER, tokenizer.to_json())
     return run
+
+
+def write_graph(run: Path, report: Report) -> None:
+    """Write the lock file of a run folder, and its graph as JSON, SVG and Mermaid."""
+    write_text(run / LOCK, lock_text(report))
+    write_text(run / "graph.json", to_json(report.graph))
+    write_text(run / "graph.svg", to_svg(report.graph))
+    write_text(run / "graph.mmd", to_mermaid(report.graph))
 
 
 def prove(report: Report, *, device: torch.device, say: Say) -> tuple[list[Check], list[str]]:
