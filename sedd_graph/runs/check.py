@@ -96,6 +96,8 @@ class Report:
 
 def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry, Graph, dict[str, int]]:
     """The expanded graph, and batch and length where the blueprint says so."""
+    if isinstance(overrides, str):
+        raise UserError(f"overrides are a list of strings, such as [{overrides!r}], not one string")
     loaded = load(find_blueprint(path), overrides, sections=SECTIONS)
     registry = discover()
     data, train = (loaded.sections.get(key) for key in ("data", "train"))

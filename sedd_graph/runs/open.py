@@ -25,7 +25,7 @@ from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.strings.sampler import StringSampler
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.engine.engine import CompileMode, Engine
-from sedd_graph.engine.hardware import describe_hardware
+from sedd_graph.engine.hardware import describe_hardware, pick_device
 from sedd_graph.errors import UserError
 from sedd_graph.evaluation.bound import Evaluation, Likelihood, evaluate, numbers
 from sedd_graph.families.plan import ProcessPlan
@@ -93,10 +93,10 @@ class Run:
 
 
 def open_run(
-    path: Path,
+    path: str | Path,
     *,
     overrides: Sequence[str] = (),
-    device: torch.device,
+    device: str | torch.device | None = None,
     compile: CompileMode = "auto",
     weights: str = "newest",
 ) -> Run:
@@ -104,6 +104,7 @@ def open_run(
 
     ``weights``: ``newest``, ``model`` (the checkpoint's own rather than averaged weights) or ``fresh``.
     """
+    path, device = Path(path), pick_device(device)
     if not (path / LOCK).is_file():
         raise UserError(f"{path} is not a run folder: there is no {LOCK} in it")
     report = check(path / LOCK, overrides)
