@@ -46,8 +46,10 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = None if action.choices is None else [str(choice) for choice in action.choices]
         if choices is not None and value not in choices:
-            hint = suggest(value, choices) or f"; choose from {', '.join(choices)}"
-            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint}")
+            names = ", ".join(choices)
+            raise argparse.ArgumentError(
+                action, f"invalid choice: {value!r}{suggest(value, choices)}; choose from {names}"
+            )
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` tells more\n")

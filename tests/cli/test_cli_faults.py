@@ -67,9 +67,12 @@ FAULTS: list[tuple[str, str]] = [
     ("", "sedd-graph: the following arguments are required: VERB" + TELLS.format(verb="")),
     (
         "trian @/new",
-        "sedd-graph: argument VERB: invalid choice: 'trian' (did you mean 'train'?)" + TELLS.format(verb=""),
+        "sedd-graph: argument VERB: invalid choice: 'trian' (did you mean 'train'?); choose from init, build, train, ",
     ),
-    ("bulid first", "sedd-graph: argument VERB: invalid choice: 'bulid' (did you mean 'build'?); `sedd-graph --help`"),
+    (
+        "bulid first",
+        "sedd-graph: argument VERB: invalid choice: 'bulid' (did you mean 'build'?); choose from init, build",
+    ),
     (
         "frobnicate first",
         "sedd-graph: argument VERB: invalid choice: 'frobnicate'; choose from init, build, train, sample, ",
@@ -80,7 +83,7 @@ FAULTS: list[tuple[str, str]] = [
     ("sample @/new a=b", "sedd-graph: unrecognized arguments: a=b" + TELLS.format(verb="")),
     (
         "sample @/new --weights best",
-        "sedd-graph sample: argument --weights: invalid choice: 'best'; choose from newest, mo",
+        "sedd-graph sample: argument --weights: invalid choice: 'best'",
     ),
     ("sample @/new --batch 0", "sedd-graph sample: argument --batch: must be from 1 to 65,536, not 0;"),
     ("sample @/new --batch -4", "sedd-graph sample: argument --batch: must be from 1 to 65,536, not -4;"),
