@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.matrix:
         from sedd_graph.component.progress import track
         from sedd_graph.component.registry import discover
-        from sedd_graph.verify.matrix import cells, matrix
+        from sedd_graph.runs.matrix import cells, matrix
 
         if arguments.name:
             raise UserError("--matrix covers all components: leave the name out")

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.samples is not None or arguments.judge is not None or arguments.mauve:
         _judge_samples(path, arguments)
     else:
-        from sedd_graph.runs.open import evaluate_run
+        from sedd_graph.runs.evaluate import evaluate_run
 
         evaluate_run(
             path,

@@ -32,32 +32,26 @@ def declare(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; return its exit code."""
-    from sedd_graph.runs.infill import infilling, read_prompt
-    from sedd_graph.runs.open import sample_run
+    from sedd_graph.engine.process import SampleRequest, TextWithHoles
+    from sedd_graph.runs.sample import read_prompt, sample_run
 
     run = open_run_folder(arguments)
-    prompt = read_prompt(
-        run,
-        text=arguments.text,
-        prefix=arguments.prefix,
-        suffix=arguments.suffix,
-        length=arguments.length,
+    conditions = sample.read_conditions(run, arguments)
+    holes = TextWithHoles(
+        text=arguments.text, prefix=arguments.prefix, suffix=arguments.suffix, length=arguments.length
     )
-    given = sample.read_conditions(run, arguments)
-    law = infilling(run, given.observed if given else "clamp")
-    if not law.holds:
-        print(f"warning: {law.how}", file=sys.stderr)
-    texts, where = sample_run(
-        run,
+    prompt = read_prompt(run, holes, observed=conditions.observed if conditions else "clamp")
+    if not prompt.exact:
+        print(f"warning: {prompt.how}", file=sys.stderr)
+    request = SampleRequest(
         batch=arguments.batch,
-        # a prompt for strings has holes of any length; other prompts have all positions
-        length=(arguments.length or run.report.data.length) if run.plan().edits else prompt.shape[1],
+        length=prompt.length,
         steps=arguments.steps,
         seed=arguments.seed,
-        prompt=prompt,
-        given=given,
-        trajectory=arguments.trajectory,
-        name="infilled.zarr",
-        notes={"infilling": law.how},
+        prompt=prompt.tokens,
+        conditions=conditions,
+    )
+    texts, where = sample_run(
+        run, request, trajectory=arguments.trajectory, name="infilled.zarr", notes={"infilling": prompt.how}
     )
     return sample.show_samples(run, texts, where)

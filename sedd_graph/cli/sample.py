@@ -17,7 +17,6 @@ from sedd_graph.cli.options import (
     position_pattern,
     say,
 )
-from sedd_graph.errors import UserError
 
 if TYPE_CHECKING:
     from sedd_graph.diffusion.conditions.conditions import Conditions
@@ -74,72 +73,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; return its exit code."""
-    from sedd_graph.runs.open import sample_run
+    from sedd_graph.engine.process import SampleRequest
+    from sedd_graph.runs.sample import sample_run
 
     run = open_run_folder(arguments)
-    if run.report.flow is not None:
-        return _sample_points(run, arguments)
-    length = arguments.length or run.report.data.length
-    texts, where = sample_run(
-        run,
+    length = arguments.length
+    if length is None and "length" not in run.engine.process.refuses:
+        length = run.report.data.length
+    request = SampleRequest(
         batch=arguments.batch,
         length=length,
         steps=arguments.steps,
         seed=arguments.seed,
-        given=read_conditions(run, arguments),
-        trajectory=arguments.trajectory,
+        conditions=read_conditions(run, arguments),
     )
+    texts, where = sample_run(run, request, trajectory=arguments.trajectory)
     return show_samples(run, texts, where)
 
 
-def _sample_points(run: Run, arguments: argparse.Namespace) -> int:
-    from sedd_graph.runs.open import sample_points
-
-    if arguments.steps or arguments.length or arguments.trajectory:
-        raise UserError("a flow is sampled by its inverse: --length, --steps and --trajectory are for language models")
-    if arguments.forbid or arguments.allow or arguments.matching is not None:
-        raise UserError("a flow draws no text: --forbid, --allow and --matching are for language models")
-    rows, where = sample_points(run, batch=arguments.batch, seed=arguments.seed)
-    return show_samples(run, [" ".join(f"{value:.4f}" for value in row.flatten().tolist()) for row in rows[:16]], where)
-
-
 def read_conditions(run: Run, arguments: argparse.Namespace) -> Conditions | None:
-    """Return the blueprint's conditions, overridden by those of the command line.
-
-    Returns:
-        None for a model of strings, which takes no conditions.
+    """Return the blueprint's conditions, overridden by those of the command line; None where these say nothing.
 
     Raises:
-        UserError: a condition is not valid, or the model takes none.
+        UserError: a condition is not valid, or the process takes none.
     """
-    import pydantic
-
-    from sedd_graph.diffusion.conditions.conditions import Conditions
-
-    if run.plan().edits:
-        if (
-            arguments.forbid
-            or arguments.allow
-            or any(getattr(arguments, name, None) is not None for name in ("matching", "guidance", "observed"))
-        ):
-            raise UserError(
-                "this model generates strings of any length: --forbid, --allow, --matching, --guidance and --observed "
-                "are for models of rows of a fixed length"
-            )
-        return None
-    config = run.plan().sampler.config
-    held = {name: getattr(config, name) for name in Conditions.model_fields}
-    for name in ("matching", "guidance", "observed"):
-        value = getattr(arguments, name, None)
-        held[name] = held[name] if value is None else value
-    held["forbid"] = [*held["forbid"], *arguments.forbid]
-    held["allow"] = {**held["allow"], **dict(arguments.allow)}
-    try:
-        return Conditions(**held)
-    except pydantic.ValidationError as error:
-        found = error.errors()[0]
-        where = ".".join(map(str, found["loc"]))
-        raise UserError(f"--{where}: {found['msg'].removeprefix('Value error, ')}") from None
+    single = {name: getattr(arguments, name, None) for name in ("matching", "guidance", "observed")}
+    changes = {name: value for name, value in single.items() if value is not None}
+    changes |= {"forbid": arguments.forbid} if arguments.forbid else {}
+    changes |= {"allow": dict(arguments.allow)} if arguments.allow else {}
+    return run.engine.process.conditions(changes)
 
 
 def show_samples(run: Run, texts: list[str], where: Path) -> int:

@@ -46,9 +46,9 @@ def _show_inverse(path: Path, arguments: argparse.Namespace) -> int:
     """Print the inverse of each block that claims one, or why it has none; or a drawing of both directions."""
     from sedd_graph.graph import draw
     from sedd_graph.inverse.format import arrows, explain
-    from sedd_graph.runs.check import undo
+    from sedd_graph.runs.check import inverses
 
-    graph, derived = undo(path, arguments.overrides)
+    graph, derived = inverses(path, arguments.overrides)
     if not derived:
         raise UserError(f"{path}: no block claims to be invertible; say 'invertible: true' in one")
     if arguments.format in ("mermaid", "svg"):

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sedd_graph.blueprint.shipped import find_blueprint
     from sedd_graph.report.html import write_report
     from sedd_graph.runs.build import build_run
-    from sedd_graph.runs.open import train_run
+    from sedd_graph.runs.train import train_run
 
     path = find_blueprint(arguments.run)
     if path.is_file():

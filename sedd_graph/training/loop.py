@@ -24,8 +24,10 @@ from sedd_graph.component.progress import progress
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.engine.engine import PACE, Engine, mix_seed
+from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import pick_dtype
+from sedd_graph.engine.process import SCHEDULE
+from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import DivergedError, UserError
 from sedd_graph.evaluation.bound import evaluate, to_batch
 from sedd_graph.store.arrays import Activations
@@ -120,7 +122,10 @@ class Trainer:
             start = (part * world.size + world.rank) * share
             rows = self.data.batch(self.step * config.batch, config.batch, start=start, stop=start + share)
             generator = torch.Generator(self.engine.device).manual_seed(mix_seed(config.seed, 1, self.step))
-            yield to_batch(rows, self.engine.device), Randomness(generator, start=start, total=config.batch)
+            yield (
+                to_batch(rows, self.engine.process, self.engine.device),
+                Randomness(generator, start=start, total=config.batch),
+            )
 
     def train_step(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Returns the sum of nats over this process's rows, the tokens counted, and the saved ports."""
@@ -148,7 +153,7 @@ class Trainer:
         config = self.config
         named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
         # a learned schedule is led by the rare loss that is large: it would shorten the network's step, or be cut itself
-        rest = [p for name, p in named if not name.startswith(PACE)]
+        rest = [p for name, p in named if not name.startswith(SCHEDULE)]
         norm = nn.utils.clip_grad_norm_(rest, config.clip or math.inf)
         share = learning_rate(config, self.step, progress)
         for optimizer in self.optimizers:
@@ -308,14 +313,9 @@ class Trainer:
                 )
         if config.sample is not None and self.step % config.sample.every == 0 and self.world.rank == 0:
             with self.averaged():
-                process = self.engine.process
-                stepless = process is not None and process.sampler.steps is None
-                rows = self.engine.sample(
-                    config.sample.rows,
-                    self.data.width,
-                    steps=None if stepless else config.sample.steps,
-                    seed=config.seed,
-                )
+                stepless = self.engine.process.steps is None
+                steps = None if stepless else config.sample.steps
+                rows = self.engine.sample(config.sample.rows, self.data.width, steps=steps, seed=config.seed)
             for text in decode(rows):
                 self.say(f"sample: {text!r}")
                 if self.trackers is not None:
