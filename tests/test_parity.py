@@ -111,7 +111,7 @@ def test_hub_folder_in_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w | {"blocks.0.extra": torch.zeros(1)}, "tensors that nothing here takes: blocks.0.extra"),
+        (lambda w: w | {"blocks.0.extra": torch.zeros(1)}, "tensors that the network does not have: blocks.0.extra"),
         (
             lambda w: {k: v for k, v in w.items() if k != "blocks.1.norm2.weight"},
             "has no tensor 'blocks.1.norm2.weight'",

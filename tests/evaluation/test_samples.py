@@ -93,6 +93,16 @@ def test_without_a_judge(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "perplexity" not in capsys.readouterr().out
 
 
+def test_samples_are_named_within_the_run_folder(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["eval", str(run), "--samples", "samples.zarr", *CPU]) == 0
+    assert records(run)[-1]["store"] == "samples.zarr"
+    assert cli.run(["eval", str(run), "--samples", "samples-9.zarr", *CPU]) == 2
+    assert capsys.readouterr().err == "samples-9.zarr is not a zarr group of samples\n"
+
+
 def test_lengths_of_their_own(run: Path) -> None:
     """Held-out rows are as long as the samples, whatever the data says."""
     sampled(run, "--length", "48")
