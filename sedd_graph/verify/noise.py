@@ -276,7 +276,7 @@ def check_prior(kernel: Kernel, *, end: float) -> Check:
 
 def _pace(kernel: Kernel) -> list[Check]:
     """The bound on reverse rates, where the kernel has one: among laws of the clean token the worst is a certain one."""
-    if kernel.pace is None:
+    if kernel.rate_bound is None:
         return []
     fastest = 0.0
     for sigma in (*LEVELS, 1e-4, 9.0):
@@ -288,8 +288,8 @@ def _pace(kernel: Kernel) -> list[Check]:
         Check(
             "kernel.pace",
             "no reverse rate is above the bound that uniformization draws by",
-            fastest <= kernel.pace * (1 + 1e-9),
-            f"{fastest:.4g} of {kernel.pace:.4g}",
+            fastest <= kernel.rate_bound * (1 + 1e-9),
+            f"{fastest:.4g} of {kernel.rate_bound:.4g}",
             "every z and x0 at five noise levels",
         )
     ]

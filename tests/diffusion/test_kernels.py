@@ -399,7 +399,7 @@ def test_positions_that_are_not_corrupted_stay(cls: Any, config: dict[str, Any])
 @pytest.mark.parametrize(
     ("cls", "states", "config", "message"),
     [
-        (Rates, 3, {"table": ((0, 0, 0), (1, 0, 0), (0, 0, 0))}, "do not lead from every state to one law"),
+        (Rates, 3, {"table": ((0, 0, 0), (1, 0, 0), (0, 0, 0))}, "have no unique stationary distribution"),
         (Rates, 4, {"table": RING}, "are those of 3 states, but the model has 4"),
         (Ordinal, 600, {}, "600 states are more than the 512"),
         (Unigram, 4, {"frequencies": (1, 2, 3)}, "has 3 entries, but the model has 4 data tokens"),

@@ -69,7 +69,7 @@ class Kernel(Component, ABC):
     """Whether all that ever happens is that tokens are masked, all at one rate: what forms that count masks ask for."""
 
     @property
-    def pace(self) -> float | None:
+    def rate_bound(self) -> float | None:
         """No position ever leaves its state faster than this on the clock log(exp(sigma) - 1); None where no bound is known.
 
         Holds for the reverse rates of any score that is one of some law.
