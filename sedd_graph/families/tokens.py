@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import Registry
-from sedd_graph.diffusion.conditions.constraint import lacks
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
+from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.process import Kernel, Objective, Schedule
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.errors import BlueprintError, Problem, UserError
