@@ -7,6 +7,7 @@ nor bounds its running time. No torch here.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -22,6 +23,7 @@ SHORT: dict[str, Ranges] = {
     "w": ((48, 57), (65, 90), (95, 95), (97, 122)),
     "s": ((9, 13), (32, 32)),
 }
+COUNTS = re.compile(r"(?!,?\})([0-9]{0,5})(?:(,)([0-9]{0,5}))?\}")
 CONTROL = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v"}
 
 
@@ -209,17 +211,15 @@ class _Parser:
         return node
 
     def counts(self) -> tuple[int, int | None]:
-        end = self.text.find("}", self.at)
-        inside = self.text[self.at : end] if end >= 0 else ""
-        low, comma, high = inside.partition(",")
-        if not all(part.isascii() and (part.isdigit() or not part) and len(part) < 6 for part in (low, high)) or not (
-            low or high
-        ):
+        """Parse the rest of a {count} after its opening brace."""
+        found = COUNTS.match(self.text, self.at)
+        if found is None:
             self.refuse("a count is written {3}, {3,} or {3,5}; write \\{ for the character")
+        low, comma, high = found.groups()
         least, most = int(low or 0), int(high) if high else (None if comma else int(low))
         if most is not None and most < least:
-            self.refuse(f"{{{inside}}} counts down")
+            self.refuse(f"{{{found[0][:-1]}}} counts down")
         if max(least, most or 0) > MAX_REPEAT:
             self.refuse(f"repeats go up to {MAX_REPEAT:,}")
-        self.at = end + 1
+        self.at = found.end()
         return least, most
