@@ -90,7 +90,7 @@ def _trimmed(table: npt.NDArray[np.int32], accepts: npt.NDArray[np.bool_]) -> To
     dead = len(after) - 1
     start = np.arange(dead + 1) == 0
     reached = _fixed_point(start, lambda found: np.bincount(after[found].ravel(), minlength=dead + 1) > 0)
-    ends = _fixed_point(accepts, lambda found: found[after].any(1))
+    ends = _fixed_point(accepts, lambda found: np.logical_or.reduce(found[after], axis=1))
     kept = reached & ends
     kept[dead] = False
     if not kept[0]:
