@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
 from sedd_graph.diffusion.tokens.process import Kernel
 from sedd_graph.diffusion.tokens.sampler import ROUNDING, T_MIN, Sampler, SamplerConfig, Walk
+from sedd_graph.errors import UserError
 
 
 def one_of(walk: Walk, places: Tensor, rows: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class Uniformization(Sampler, kind="sampler"):
 
     On the clock log(exp(sigma) - 1) no position is ever left faster than the kernel's ``rate_bound`` (1 where tokens are hit at rate
     1 by draws that never change), so candidates come evenly, at random places: about sigma(1) + log(1/sigma(0)) evaluations
-    per free token at pace 1. Scores that break the bound are counted as clamped.
+    per free token at a bound of 1. Scores that break the bound are counted as clamped.
     """
 
     reads = ("log_score", "log_x0")
@@ -69,7 +70,8 @@ class Uniformization(Sampler, kind="sampler"):
 
     def walk(self, walk: Walk, steps: int) -> None:
         rows, bound = walk.x.shape[0], walk.kernel.rate_bound
-        assert bound is not None  # or it had been refused
+        if bound is None:
+            raise UserError(f"uniformization needs {self.lacks(walk.kernel)}")
         ends = torch.tensor([1.0, T_MIN], device=walk.x.device, dtype=torch.float64)
         clock, end = (v.expand(rows) for v in log_expm1(walk.schedule.sigma(ends)))
         places = walk.free.sum(1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sedd_graph.verify.string_process import prove_strings
 from sedd_graph_registry.strings.birth_death import Delete, Indel
 from sedd_graph_registry.strings.objectives import DISE, RatioDraw
 from torch import Tensor
@@ -13,12 +14,12 @@ from torch import Tensor
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.strings.alignment import Links
-from sedd_graph.diffusion.strings.process import BirthDeath, Strings, Target
+from sedd_graph.diffusion.strings.birth_death import BirthDeath, Target
+from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.families.strings import make_string_process
 from sedd_graph.verify.birth_death import StringToy, check_birth_death
-from sedd_graph.verify.string_process import prove_strings
 from sedd_graph.verify.strings import check_bound
 
 REGISTRY = discover()

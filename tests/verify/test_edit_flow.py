@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sedd_graph.verify.string_process import prove_strings
 from sedd_graph_registry.strings.edit_flow import ColumnDraw, EditFlow, EditFlowLoss
 from torch import Tensor
 
@@ -14,13 +15,12 @@ from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.strings import edit_flow
 from sedd_graph.diffusion.strings.columns import Columns, Remaining, partway
 from sedd_graph.diffusion.strings.edit_flow import EditFlowKernel
-from sedd_graph.diffusion.strings.process import Strings
+from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import EDITS, Part, ProcessPlan
 from sedd_graph.families.strings import make_string_process
 from sedd_graph.verify import edit_flow as proof
 from sedd_graph.verify.edit_flow import ColumnToy, _bound, check_columns, prove_edit_flow
-from sedd_graph.verify.string_process import prove_strings
 
 REGISTRY = discover()
 

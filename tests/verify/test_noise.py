@@ -134,7 +134,7 @@ BROKEN = {
     prior_of_one_token: {"kernel.prior"},
     forgets_where_it_started: {"kernel.semigroup"},
     score_upside_down: {"kernel.log_score"},
-    bound_too_low: {"kernel.pace"},
+    bound_too_low: {"kernel.rate_bound"},
 }
 """What is wrong, and the checks that must say so; others may fail as well."""
 

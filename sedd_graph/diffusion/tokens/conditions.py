@@ -8,7 +8,7 @@ __all__ = ["lacks"]
 
 def lacks(conditions: Conditions, kernel: Kernel) -> str | None:
     """Return the kind of kernel that ``conditions`` need, in words, or None where ``kernel`` is one."""
-    if kernel.clamp_safe and kernel.mask is not None:
+    if kernel.carries_over:
         if conditions.observed == "renoise":
             return "a kernel under which visible tokens change, for observed: renoise"
         return None

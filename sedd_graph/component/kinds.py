@@ -1,0 +1,127 @@
+"""The table of component kinds. Everything that depends on a component's kind is stated here once.
+
+A component declares its kind when its class is defined (``class Absorb(Kernel, kind="kernel")``). Base classes and checks
+are given as dotted names and are imported on first use, so that this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from sedd_graph.errors import UserError, suggest
+
+__all__ = ["KINDS", "NODE", "Kind", "kinds_at", "require_kind"]
+
+NODE = "node"
+"""The place of components that stand as a node of the graph."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of component."""
+
+    name: str
+    place: str
+    """Key of the blueprint under which components of this kind stand, such as ``process.schedule``; ``node`` in the graph."""
+    base: str
+    """Base class, as ``module:class``."""
+    check: str
+    """Function that :func:`sedd_graph.testing.conformance.check_component` runs, as ``module:function``."""
+    family: str | None = None
+    """Family of processes (``tokens``, ``strings``, ``points``) that it belongs to; None where several share it."""
+    colour: str = "#eeeeee"
+    """Fill colour of its boxes in drawings of the graph."""
+
+    @property
+    def is_node(self) -> bool:
+        return self.place == NODE
+
+    def base_class(self) -> type:
+        """Import and return the base class."""
+        found: type = pkgutil.resolve_name(self.base)
+        return found
+
+    def checker(self) -> Callable[..., Any]:
+        """Import and return the function that checks a component of this kind."""
+        found: Callable[..., Any] = pkgutil.resolve_name(self.check)
+        return found
+
+
+_COLOURS = {
+    "embedding": "#dbeafe",
+    "position": "#e0f2fe",
+    "time": "#fef3c7",
+    "attention": "#fde2e4",
+    "feedforward": "#e9d5ff",
+    "norm": "#f1f5f9",
+    "modulation": "#fef9c3",
+    "mixer": "#d1fae5",
+    "arithmetic": "#f1f5f9",
+    "head": "#ffe4cc",
+    "backbone": "#ede9fe",
+}
+_TOKENS, _STRINGS = "sedd_graph.diffusion.tokens", "sedd_graph.diffusion.strings"
+_PROCESS, _PLAIN = "sedd_graph.testing.processes", "sedd_graph.testing.sections"
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        *(
+            Kind(
+                name, NODE, "sedd_graph.component.base:Component", "sedd_graph.testing.nodes:check_node", colour=colour
+            )
+            for name, colour in _COLOURS.items()
+        ),
+        Kind("kernel", "process", f"{_TOKENS}.process:Kernel", f"{_PROCESS}:check_kernel", "tokens"),
+        Kind("string_kernel", "process", f"{_STRINGS}.kernel:StringKernel", f"{_PROCESS}:check_strings", "strings"),
+        Kind("schedule", "process.schedule", f"{_TOKENS}.process:Schedule", f"{_PROCESS}:check_schedule"),
+        Kind("objective", "objective", f"{_TOKENS}.process:Objective", f"{_PROCESS}:check_objective", "tokens"),
+        Kind("likelihood", "objective", f"{_TOKENS}.process:Likelihood", f"{_PROCESS}:check_likelihood", "points"),
+        Kind(
+            "string_objective",
+            "objective",
+            f"{_STRINGS}.kernel:StringObjective",
+            f"{_PROCESS}:check_strings",
+            "strings",
+        ),
+        Kind("sampler", "sample", f"{_TOKENS}.sampler:Sampler", f"{_PROCESS}:check_sampler", "tokens"),
+        Kind("string_sampler", "sample", f"{_STRINGS}.sampler:StringSampler", f"{_PROCESS}:check_strings", "strings"),
+        Kind(
+            "classifier",
+            "sample.classifier",
+            f"{_TOKENS}.classifier:NoisyClassifier",
+            f"{_PROCESS}:check_classifier",
+            "tokens",
+        ),
+        Kind("corpus", "data.corpus", "sedd_graph.data.corpus:Corpus", f"{_PLAIN}:check_corpus"),
+        Kind("points", "data.points", "sedd_graph.data.points:Points", f"{_PLAIN}:check_points", "points"),
+        Kind("tokenizer", "data.tokenizer", "sedd_graph.data.tokenizer:Tokenizer", f"{_PLAIN}:check_tokenizer"),
+        Kind("optimizer", "train.optimizer", "sedd_graph.training.optim:OptimizerRule", f"{_PLAIN}:check_optimizer"),
+        Kind("lr_schedule", "train.schedule", "sedd_graph.training.optim:LRSchedule", f"{_PLAIN}:check_lr_schedule"),
+        Kind("tracker", "train.trackers", "sedd_graph.training.trackers:Tracker", f"{_PLAIN}:check_tracker"),
+    )
+}
+"""Every kind by name: first those of the graph's nodes, then by place in the blueprint."""
+
+_RENAMED = {
+    "edit_kernel": "string_kernel",
+    "edit_objective": "string_objective",
+    "edit_sampler": "string_sampler",
+}
+
+
+def kinds_at(place: str) -> tuple[str, ...]:
+    """Return the names of the kinds that may stand at ``place`` of a blueprint."""
+    return tuple(kind.name for kind in KINDS.values() if kind.place == place)
+
+
+def require_kind(name: str) -> Kind:
+    """Return the kind called ``name``. Raises :class:`UserError` with the new or the nearest name if there is none."""
+    if name in _RENAMED:
+        raise UserError(f"kind {name!r} is now called {_RENAMED[name]!r}")
+    if name not in KINDS:
+        raise UserError(f"unknown kind {name!r}{suggest(name, KINDS)}; one of {', '.join(KINDS)}")
+    return KINDS[name]
