@@ -37,7 +37,7 @@ class FrequencyConfig(ComponentConfig):
         return self
 
 
-def own_file(file: str, limit: int) -> Path:
+def local_file(file: str, limit: int) -> Path:
     """Return the path of ``file``; raises :class:`UserError` unless it is below the working directory and at most ``limit`` bytes."""
     path = Path(file).resolve()
     if not path.is_relative_to(Path.cwd().resolve()):
@@ -51,7 +51,7 @@ def own_file(file: str, limit: int) -> Path:
     return path
 
 
-def numbers_in(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
+def load_numbers(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
     """Read a ``.npy`` file of finite numbers.
 
     Args:
@@ -65,7 +65,7 @@ def numbers_in(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
     Raises:
         UserError: The file is elsewhere, too large, unreadable, or holds something else.
     """
-    path = own_file(file, limit)
+    path = local_file(file, limit)
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -78,14 +78,14 @@ def numbers_in(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
     return values
 
 
-def token_law(config: FrequencyConfig, tokens: int) -> Tensor:
+def token_frequencies(config: FrequencyConfig, tokens: int) -> Tensor:
     """Return the smoothed frequencies of ``tokens`` data tokens, float64 [m], positive and of sum 1.
 
     Raises:
         UserError: The file is unreadable, or has another number of entries.
     """
     if config.file is not None:
-        counts = torch.from_numpy(numbers_in(config.file, 1))
+        counts = torch.from_numpy(load_numbers(config.file, 1))
         if bool((counts < 0).any()) or float(counts.sum()) <= 0:
             raise UserError(f"{config.file} must hold counts: none negative, not all 0")
     elif config.frequencies == "zipf":
@@ -104,6 +104,6 @@ def thinned(config: ComponentConfig, tokens: int) -> FrequencyConfig:
     config = FrequencyConfig.model_validate(config)
     if config.frequencies == "zipf" and config.file is None:
         return config
-    counts = numbers_in(config.file, 1) if config.file is not None else np.asarray(config.frequencies)
+    counts = load_numbers(config.file, 1) if config.file is not None else np.asarray(config.frequencies)
     chosen = np.quantile(counts, np.linspace(1, 0, tokens), method="nearest")
     return config.model_copy(update={"file": None, "frequencies": tuple(float(c) for c in chosen)})

@@ -13,7 +13,7 @@ from sedd_graph.component.base import ComponentConfig, Context
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.numerics import log_expm1, take
 
-from ._frequencies import FrequencyConfig, thinned, token_law
+from ._frequencies import FrequencyConfig, thinned, token_frequencies
 from ._interpolating import Interpolating
 
 __all__ = ["Absorb", "Interpolating", "Mixture", "Uniform", "Unigram"]
@@ -42,7 +42,7 @@ class Unigram(Interpolating, kind="kernel"):
 
     mask = None
     rate_bound = 1.0
-    law: Tensor
+    frequencies: Tensor
 
     class Config(FrequencyConfig):
         pass
@@ -51,14 +51,14 @@ class Unigram(Interpolating, kind="kernel"):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        self.register_buffer("law", token_law(self.config, self.states), persistent=False)
+        self.register_buffer("frequencies", token_frequencies(self.config, self.states), persistent=False)
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
         return thinned(config, states)
 
     def target(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return self.law.to(sigma)[None], sigma.new_zeros(1, 1)
+        return self.frequencies.to(sigma)[None], sigma.new_zeros(1, 1)
 
 
 class Mixture(Interpolating, kind="kernel"):

@@ -18,7 +18,7 @@ from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.numerics import FLOOR, log1mexp, take, tiny
 from sedd_graph.diffusion.tokens.process import Kernel
 
-from ._frequencies import FrequencyConfig, thinned, token_law
+from ._frequencies import FrequencyConfig, thinned, token_frequencies
 
 __all__ = ["LearnedPower", "Power", "Spindle", "TokenMasking"]
 
@@ -36,8 +36,8 @@ class TokenMasking(Kernel):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        law = token_law(self.config, self.data_tokens)
-        self._store(self.trait_of(-law.log(), law))
+        frequencies = token_frequencies(self.config, self.data_tokens)
+        self._store(self.trait_of(-frequencies.log(), frequencies))
 
     def _store(self, trait: Tensor) -> None:
         self.register_buffer("fixed_trait", trait, persistent=False)
@@ -52,12 +52,12 @@ class TokenMasking(Kernel):
         return thinned(config, states - 1)
 
     @abstractmethod
-    def trait_of(self, surprisal: Tensor, law: Tensor) -> Tensor:
+    def trait_of(self, surprisal: Tensor, frequencies: Tensor) -> Tensor:
         """Return the parameter by which tokens differ.
 
         Args:
             surprisal: -log frequency of each token in nats, float64 [m].
-            law: Frequencies of the tokens, float64 [m], of sum 1.
+            frequencies: Frequencies of the tokens, float64 [m], of sum 1.
 
         Returns:
             float64 [m], stored as :attr:`trait`.
@@ -70,11 +70,6 @@ class TokenMasking(Kernel):
     @property
     def mask(self) -> int:
         return self.states - 1
-
-    @property
-    @abstractmethod
-    def rate_bound(self) -> float:
-        """The largest growth of log hit_v on the clock log(exp(sigma) - 1); no mean over tokens exceeds it."""
 
     def _mask_rates(self, sigma: Tensor) -> Tensor:
         """Return the rate from each token to the mask, [b, m]."""
@@ -179,11 +174,12 @@ class Power(TokenMasking, kind="kernel"):
 
     @property
     def rate_bound(self) -> float:
-        return float(self.trait.detach().max())  # w (1 - exp(-sigma)) / (exp(sigma) - 1) = w exp(-sigma)
+        # the largest growth of log hit_v on the clock log(exp(sigma) - 1), w (1 - exp(-sigma)) / (exp(sigma) - 1) = w exp(-sigma)
+        return float(self.trait.detach().max())
 
-    def trait_of(self, surprisal: Tensor, law: Tensor) -> Tensor:
-        mean = (law * surprisal).sum()
-        spread = (law * (surprisal - mean).square()).sum().sqrt().clamp(min=1e-12)
+    def trait_of(self, surprisal: Tensor, frequencies: Tensor) -> Tensor:
+        mean = (frequencies * surprisal).sum()
+        spread = (frequencies * (surprisal - mean).square()).sum().sqrt().clamp(min=1e-12)
         return torch.exp(-self.config.gamma * ((surprisal - mean) / spread).clamp(-2, 2))
 
     def token_schedules(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,13 +229,13 @@ class Spindle(TokenMasking, kind="kernel"):
 
     @property
     def rate_bound(self) -> float:
-        # left (1 + a cos x) / (1 + a sin(x) / x) with x = pi u, a = pi lean > -1. As cos x <= sin(x) / x this is below 1 for
+        # that growth is left (1 + a cos x) / (1 + a sin(x) / x) with x = pi u, a = pi lean > -1. As cos x <= sin(x) / x this is below 1 for
         # a > 0, and for a < 0 below (1 - cos x) / (1 - sin(x) / x), which falls from 3 to 2
         return 3.0
 
-    def trait_of(self, surprisal: Tensor, law: Tensor) -> Tensor:
+    def trait_of(self, surprisal: Tensor, frequencies: Tensor) -> Tensor:
         limit = 0.9 / (math.pi * self.config.strength)
-        return (1 - (law * surprisal).sum() / surprisal).clamp(-limit, limit)
+        return (1 - (frequencies * surprisal).sum() / surprisal).clamp(-limit, limit)
 
     def token_schedules(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         lean, sigma = self.config.strength * self.trait.to(sigma), sigma[:, None]

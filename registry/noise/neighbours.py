@@ -22,7 +22,7 @@ from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.errors import UserError
 
 from ._fixed_rates import FixedRates
-from ._frequencies import numbers_in, own_file
+from ._frequencies import load_numbers, local_file
 from ._neighbour_graph import Exchange, exchange
 from ._uniformization import expm, rows_of
 
@@ -84,7 +84,7 @@ class Neighbours(FixedRates, kind="kernel"):
         """
         stamp = None
         if self.config.file is not None:
-            found = own_file(self.config.file, _MAX_BYTES).stat()
+            found = local_file(self.config.file, _MAX_BYTES).stat()
             stamp = found.st_mtime_ns, found.st_size
         return _graph_of(self.config, self.states, stamp)
 
@@ -199,8 +199,8 @@ def _embeddings(config: Neighbours.Config, states: int) -> Tensor:
     if config.file is None:
         return torch.randn(states, config.width, generator=torch.Generator().manual_seed(config.seed))
     if config.tensor is None:
-        return torch.from_numpy(numbers_in(config.file, 2, limit=_MAX_BYTES)).float()
-    path = own_file(config.file, _MAX_BYTES)
+        return torch.from_numpy(load_numbers(config.file, 2, limit=_MAX_BYTES)).float()
+    path = local_file(config.file, _MAX_BYTES)
     try:
         with safe_open(path, framework="pt") as file:
             if config.tensor not in file.keys():  # noqa: SIM118 - not a dict

@@ -18,7 +18,7 @@ from sedd_graph.diffusion.categorical import categorical, inverse_cdf
 from sedd_graph.errors import UserError
 
 from ._fixed_rates import FixedRates
-from ._frequencies import numbers_in
+from ._frequencies import load_numbers
 
 __all__ = ["Ordinal", "RateTable", "Rates"]
 
@@ -43,7 +43,7 @@ class RateTable(FixedRates):
 
     abstract: ClassVar[bool] = True
     table: Tensor
-    law: Tensor
+    stationary: Tensor
     modes: Tensor
     left: Tensor
     right: Tensor
@@ -67,15 +67,15 @@ class RateTable(FixedRates):
                 "between them"
             )
         rates = rates / gap
-        law = vectors[:, order[0]].real
-        law = (law / law.sum()).clamp(min=0)
+        stationary = vectors[:, order[0]].real
+        stationary = (stationary / stationary.sum()).clamp(min=0)
         self.register_buffer("table", rates, persistent=False)
-        self.register_buffer("law", law, persistent=False)
+        self.register_buffer("stationary", stationary, persistent=False)
         # under detailed balance Q is similar to a symmetric matrix, whose eigendecomposition is well conditioned
-        flow = rates * law
-        self.reversible = bool(law.min() > 1e-12) and bool((flow - flow.T).abs().max() < 1e-9 * flow.abs().max())
+        flow = rates * stationary
+        self.reversible = bool(stationary.min() > 1e-12) and bool((flow - flow.T).abs().max() < 1e-9 * flow.abs().max())
         if self.reversible:
-            root = law.sqrt()
+            root = stationary.sqrt()
             symmetric = rates * root / root[:, None]
             modes, basis = torch.linalg.eigh((symmetric + symmetric.T) / 2)
             self.register_buffer("modes", modes, persistent=False)
@@ -124,7 +124,11 @@ class RateTable(FixedRates):
         return torch.where(corrupt, moved, x0)
 
     def prior(self, rows: int, length: int, *, generator: torch.Generator, allowed: Tensor | None) -> Tensor:
-        weights = self.law if allowed is None or not bool((self.law * allowed).sum() > 0) else self.law * allowed
+        weights = (
+            self.stationary
+            if allowed is None or not bool((self.stationary * allowed).sum() > 0)
+            else self.stationary * allowed
+        )
         return categorical(weights.expand(rows, length, -1), generator=generator)
 
     def rate_matrix(self, sigma: float) -> Tensor:
@@ -185,7 +189,7 @@ class Rates(RateTable, kind="kernel"):
 def _square(config: Rates.Config) -> Tensor:
     """Return the rates of ``config``, float64 [n, n], 0 on the diagonal; raises :class:`UserError` for a file without them."""
     if config.file is not None:
-        found = torch.from_numpy(numbers_in(config.file, 2))
+        found = torch.from_numpy(load_numbers(config.file, 2))
     else:
         found = torch.tensor(config.table, dtype=torch.float64)
     if found.shape[0] != found.shape[1]:
