@@ -172,7 +172,10 @@ def test_the_bound_by_noise_level_and_what_was_said_of_samples(run: Path) -> Non
     page = Page(text)
     assert "bound: 5 ± 0.1 at masked 0.625" in page.text("title")
     assert any("drawn over the share of tokens that are masked" in p for p in page.text("p"))
-    assert page.text("caption") == [f" {EVIL}, 4 steps; judge {EVIL} ({EVIL[:8]})", " None; no judge"]  # the newest first
+    assert page.text("caption") == [
+        f" {EVIL}, 4 steps; judge {EVIL} ({EVIL[:8]})",
+        " None; no judge",
+    ]  # the newest first
     assert [b for b in page.text("b") if b in (EVIL, "1")] == [EVIL, "1"]
     cells = page.text("td")
     at = cells.index("unigram entropy, nats per token of the model")
