@@ -107,9 +107,16 @@ def run(tmp_path: Path) -> Path:
     attributes = {"sampler": EVIL, "steps": 2, "seed": 0, "weights": "w", "mask": 257}
     for number in range(2):
         way = trajectory if number == 0 else None
-        write_samples(run / "samples.zarr", tokens, [EVIL, "plain"], trajectory=way, attributes=attributes)
+        write_samples(
+            run / "samples.zarr", {"tokens": tokens}, text=[EVIL, "plain"], trajectory=way, attributes=attributes
+        )
     prompt = np.where(np.arange(40) < 5, tokens[:1], -1)
-    write_samples(run / "infilled.zarr", tokens, [EVIL, "plain"], attributes={**attributes, "prompt": prompt.tolist()})
+    write_samples(
+        run / "infilled.zarr",
+        {"tokens": tokens},
+        text=[EVIL, "plain"],
+        attributes={**attributes, "prompt": prompt.tolist()},
+    )
     with_taps = Activations(run / "activations.zarr", [TapSpec("trunk/0/x", 1, "float32", None, 2)])
     for step in (3, 6):
         with_taps.put("trunk/0/x", step, np.zeros((4, 5)))
@@ -190,7 +197,9 @@ def test_a_text_stays_text_wherever_it_comes_from(tmp_path: Path) -> None:
     write_text(tmp_path / "tokenizer.json", Bytes().to_json())
     tokens = np.array([ids("</script><img src=x onerror=alert(3)>", 40)])
     attributes = {"sampler": "'\" onload='alert(4)", "mask": 257}
-    write_samples(tmp_path / "samples.zarr", tokens, ["a"], trajectory=tokens[None], attributes=attributes)
+    write_samples(
+        tmp_path / "samples.zarr", {"tokens": tokens}, text=["a"], trajectory=tokens[None], attributes=attributes
+    )
     write_json(
         tmp_path / "evaluation.json",
         {"over": '" onclick="', "levels": [{"low": 0, "high": 1, "nats_per_token": 1.0}], "caveat": EVIL},
