@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from sedd_graph.verify.string_process import prove_strings
 from sedd_graph_registry.strings.birth_death import Delete, Indel
 from sedd_graph_registry.strings.objectives import DISE, RatioDraw
 from torch import Tensor

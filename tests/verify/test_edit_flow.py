@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from sedd_graph.verify.string_process import prove_strings
 from sedd_graph_registry.strings.edit_flow import ColumnDraw, EditFlow, EditFlowLoss
 from torch import Tensor
 
