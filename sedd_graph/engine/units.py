@@ -21,6 +21,7 @@ from sedd_graph.engine.regions import RegionModule, spent
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Op, Ref, Region, Step
 from sedd_graph.inverse import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve, solve
+from sedd_graph.inverse.format import diagnosis
 from sedd_graph.inverse.flat import Block, flatten
 
 __all__ = ["Layout", "Tape", "Unit", "Values"]
@@ -86,7 +87,7 @@ class Layout:
         self.region, self.grid = region, grid
         found = solve(region, given=constants)
         if isinstance(found, Refusal):
-            raise UserError(f"block {region.label!r} cannot be rebuilt from its outputs:\n{found}")
+            raise UserError(f"block {region.label!r} cannot be rebuilt from its outputs:\n{diagnosis(found)}")
         self.program: Program = found
         self.flat = flatten(region)
         self.index = {ref: number for number, ref in enumerate(self.flat.refs)}

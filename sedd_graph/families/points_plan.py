@@ -15,6 +15,7 @@ from sedd_graph.errors import BlueprintError, SeddGraphError
 from sedd_graph.graph.configure import configure
 from sedd_graph.graph.location import Location
 from sedd_graph.graph.model import Graph
+from sedd_graph.inverse.format import diagnosis
 from sedd_graph.inverse.program import Refusal
 from sedd_graph.inverse.solve import solve
 
@@ -66,7 +67,7 @@ def read_flow(loaded: Loaded, graph: Graph, registry: Registry) -> FlowPlan | No
     if ends[0] is not None and ends[1] is not None:
         found = solve(graph.root)
         if isinstance(found, Refusal):
-            (at / "objective").refuse(f"the graph is no flow: {found}")
+            (at / "objective").refuse(f"the graph is no flow: {diagnosis(found)}")
         elif found.level == "injective":
             (at / "objective").refuse(f"the graph is no flow: it is only injective: {found.note}")
         elif found.unmeasured:

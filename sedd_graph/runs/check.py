@@ -24,7 +24,7 @@ from sedd_graph.families.points_plan import FlowPlan, read_flow
 from sedd_graph.graph.draw import to_tree
 from sedd_graph.graph.expand import expand
 from sedd_graph.graph.model import Graph
-from sedd_graph.inverse.claims import Derived, derive, prove
+from sedd_graph.inverse.claims import Derived, derive, require_claims
 from sedd_graph.store.config import StoreConfig
 from sedd_graph.training.config import TrainConfig
 
@@ -119,7 +119,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
     Raises :class:`sedd_graph.errors.BlueprintError` with every problem of the first stage that has any.
     """
     loaded, registry, graph, sizes = _graph(path, overrides)
-    derived = prove(graph, sizes)
+    derived = require_claims(graph, sizes)
     flow = read_flow(loaded, graph, registry)
     plan = None if flow is not None else read_process(loaded, graph, registry)
     if flow is None and isinstance(loaded.sections.get("data"), PointsConfig):
