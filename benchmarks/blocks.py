@@ -16,7 +16,7 @@ from torch import Tensor
 
 import sedd_graph
 from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
-from sedd_graph.engine.block_cache import afresh, remembering
+from sedd_graph.engine.block_cache import cached, uncached
 
 BLUEPRINT = Path(__file__).resolve().parent.parent / "blueprints" / "bd3lm-tiny.yaml"
 
@@ -29,9 +29,9 @@ def write(engine: Any, rows: int, length: int, how: str) -> tuple[Tensor, float]
     generator = torch.Generator(device).manual_seed(0)
     x = kernel.prior(rows, length, generator=generator, allowed=None)
     with contextlib.ExitStack() as stack:
-        given: Any = lambda written: afresh(engine.model, block, written)  # noqa: E731
+        given: Any = lambda written: uncached(engine.model, block, written)  # noqa: E731
         if how == "remembered":
-            given = stack.enter_context(remembering(engine.model, block, rows=rows, length=length))
+            given = stack.enter_context(cached(engine.model, block, rows=rows, length=length))
         began = time.perf_counter()
         out = write_blocks(sampler, given, x, free=torch.ones_like(x, dtype=torch.bool), block=block, kernel=kernel, schedule=schedule, generator=generator)  # fmt: skip
         if device.type == "cuda":

@@ -25,7 +25,7 @@ from sedd_graph.diffusion.tokens.guidance import Classifier, classified, renoise
 from sedd_graph.diffusion.tokens.process import Objective
 from sedd_graph.diffusion.tokens.sampler import Denoise
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
-from sedd_graph.engine.block_cache import remembering
+from sedd_graph.engine.block_cache import cached
 from sedd_graph.engine.compiling import compile_in_place
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix
@@ -168,7 +168,7 @@ class Engine:
             cpu = self.device.type == "cpu" and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
             able = cpu or self.device.type == "cuda"
             mode = "off" if not able else "block" if any(True for _ in self.model.branches()) else "whole"
-        if mode == "whole" and any(m.inseparable for m in self.model.modules() if isinstance(m, RegionModule)):
+        if mode == "whole" and any(m.custom_backward for m in self.model.modules() if isinstance(m, RegionModule)):
             mode = "block"
         if mode == "whole" and self.loss_module is not None:
             compile_in_place(self.loss_module)
@@ -409,7 +409,7 @@ class Engine:
         rows, whole = x.shape
         with (
             self._evaluating(eager=True),
-            remembering(self.model, block, rows=rows, length=whole, ending=ending) as given,
+            cached(self.model, block, rows=rows, length=whole, suffix=ending) as given,
         ):
             return write_blocks(process.sampler, given, x, block=block, **how)
 

@@ -19,10 +19,11 @@ from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.batch import PointBatch, Randomness
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.tokens.process import Likelihood
-from sedd_graph.engine import volume
 from sedd_graph.engine.engine import Bound, CompileMode, Engine, mean_and_error, mix_seed
+from sedd_graph.engine.layer_run import LayerRun
+from sedd_graph.engine.layout import Layout
+from sedd_graph.engine.log_det import forward_with_log_det
 from sedd_graph.engine.regions import Model
-from sedd_graph.engine.units import Layout, Values
 from sedd_graph.errors import UserError
 from sedd_graph.families.points_plan import FlowPlan
 from sedd_graph.graph.model import Graph
@@ -40,19 +41,20 @@ class FlowModule(nn.Module):
 
     def forward(self, draw: None, batch: PointBatch, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats of each row, [b]: -log p(x), exact. ``key`` int32 [b] turns dropout on. (No port is saved: {}.)"""
-        values: Values = [None] * self._layout.count
-        values[self._layout.inputs[self._plan.input]] = batch.x
+        run = LayerRun(self._layout, self.model, key)
+        run.put(self._layout.inputs.values(), [batch.x])
         with full_precision(batch.x):
-            log_det = volume.forward(self._layout, self.model, key, values, len(batch))
-            return self.base.nats(values[self._layout.outputs[self._plan.output]]) - log_det, {}
+            log_det = forward_with_log_det(run, len(batch))
+            (z,) = run.take(self._layout.outputs.values())
+            return self.base.nats(z) - log_det, {}
 
     def inverse(self, z: Tensor) -> Tensor:
         """The rows [b, ...] that the flow sends to ``z``."""
-        values: Values = [None] * self._layout.count
-        values[self._layout.outputs[self._plan.output]] = z
-        self._layout.undo(self.model, None, values)
-        found: Tensor = values[self._layout.inputs[self._plan.input]]
-        return found
+        run = LayerRun(self._layout, self.model)
+        run.put(self._layout.outputs.values(), [z])
+        run.invert()
+        (x,) = run.take(self._layout.inputs.values())
+        return x
 
 
 class FlowEngine(Engine):

@@ -121,7 +121,7 @@ def flatten(region: Region) -> Flat:
             path = f"{prefix}{step.name}"
             inputs = {port: tuple(known[r.step, r.port] for r in refs_) for port, refs_ in step.inputs.items()}
             if isinstance(step.body, Region):
-                start = len(nodes)
+                start, inputs = len(nodes), {port: inputs[port] for port in step.body.inputs}
                 outputs, below = lay(step.body, f"{path}.", {port: values[0] for port, values in inputs.items()})
                 members.append(Block(path, step, inputs, outputs, below, range(start, len(nodes))))
             else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.tokens.block_diffusion import block_inputs
-from sedd_graph.engine.block_cache import afresh, remembering
+from sedd_graph.engine.block_cache import cached, uncached
 from sedd_graph.engine.construct import build_model
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.tokens import make_process
@@ -58,9 +58,11 @@ def prove_blocks(graph: Graph, plan: ProcessPlan, registry: Registry) -> list[Ch
         leaks = max(leaks, float(moved[: at + 1].max()), float(apart[torch.arange(BLOCKS) != at].max()))
         told = max(told, float(moved.max()), float(apart.max()))
 
-    with remembering(model, BLOCK, rows=1, length=length) as given:
+    with cached(model, BLOCK, rows=1, length=length) as given:
         found = [given(clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)]
-    found += [afresh(model, BLOCK, clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)]
+    found += [
+        uncached(model, BLOCK, clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)
+    ]
     answers = torch.cat([outputs[plan.output][:, :1, :tokens] for outputs in found], dim=1)
     off = float((answers - torch.cat([expected, expected], dim=1)).abs().max())
     how = f"random weights, {BLOCKS} blocks of {BLOCK}"
