@@ -275,7 +275,7 @@ def sample_run(
     name: str = "samples.zarr",
     notes: Mapping[str, str] | None = None,
 ) -> tuple[list[str], Path]:
-    """Draw samples and keep them in the run folder, with ``notes`` among their attributes (docs/training.md).
+    """Draw samples and keep them in the run folder, with ``notes`` among their attributes (docs/reference/run-folder.md).
 
     ``given`` are conditions instead of the blueprint's. Returns the texts and where they lie.
     """

@@ -18,7 +18,7 @@ def _compiled(pattern: str) -> str:
 
 
 Pattern = Annotated[str, pydantic.AfterValidator(_compiled)]
-"""A regular expression of the subset that docs/sampling.md lists."""
+"""A regular expression of the subset that docs/reference/samplers.md lists."""
 
 Forbidden = (
     Annotated[str, pydantic.Field(min_length=1, max_length=1024)] | Annotated[int, pydantic.Field(ge=0, lt=2**31)]
@@ -26,7 +26,7 @@ Forbidden = (
 
 
 class Conditions(ComponentConfig):
-    """Conditions on the text (see docs/sampling.md)."""
+    """Conditions on the text (docs/reference/samplers.md)."""
 
     forbid: Annotated[tuple[Forbidden, ...], pydantic.Field(max_length=4096)] = ()
     """Tokens that never come out: ids, or texts, which bar every token that holds them."""
