@@ -14,7 +14,7 @@ from torch import Tensor
 from sedd_graph.component.base import Context
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.flexmdm import FlexDraw, FlexTarget
-from sedd_graph.diffusion.strings.process import Strings
+from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.diffusion.strings.subsequence import embed
 from sedd_graph.verify.flexmdm import MASK, FlexToy
 from tests.diffusion.strings import batch, strings

@@ -13,7 +13,8 @@ from torch import Tensor
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.strings.alignment import Links
-from sedd_graph.diffusion.strings.process import BirthDeath, Strings, Target
+from sedd_graph.diffusion.strings.birth_death import BirthDeath, Target
+from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.families.strings import make_string_process

@@ -14,7 +14,7 @@ from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.strings import edit_flow
 from sedd_graph.diffusion.strings.columns import Columns, Remaining, partway
 from sedd_graph.diffusion.strings.edit_flow import EditFlowKernel
-from sedd_graph.diffusion.strings.process import Strings
+from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import EDITS, Part, ProcessPlan
 from sedd_graph.families.strings import make_string_process

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sedd_graph.verify.string_process import prove_strings
 from sedd_graph_registry.strings.flexmdm import FlexLoss, FlexTau, MaskDelete
 from torch import Tensor
 
@@ -13,13 +14,12 @@ from sedd_graph.component.base import Context
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.batch import Batch
 from sedd_graph.diffusion.strings.flexmdm import FlexDraw, FlexKernel
-from sedd_graph.diffusion.strings.process import Strings
 from sedd_graph.diffusion.strings.sampler import StringWalk
+from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.families.strings import StringProcess, make_string_process
 from sedd_graph.verify.flexmdm import FlexToy, check_flexmdm
-from sedd_graph.verify.string_process import prove_strings
 from sedd_graph.verify.strings import check_bound, check_string_sampler
 
 REGISTRY = discover()
