@@ -18,6 +18,8 @@ from torch import Tensor
 import sedd_graph
 from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
 from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
+from sedd_graph.engine import block_cache
+from sedd_graph.engine import block_cache
 
 
 @torch.no_grad()
