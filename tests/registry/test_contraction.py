@@ -1,6 +1,7 @@
 """Lipschitz bounds of the contractions, against Jacobians, numpy and scipy: never exceeded, and exact for linear maps."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_slopes_of_activations(kind: str) -> None:
     assert (0.999 if kind == "lip_swish" else 1 - 1e-6) <= steepest <= 1
 
 
-def naive(component: Component, x: Tensor) -> Tensor:
+def naive(component: Any, x: Tensor) -> Tensor:
     """Attention by squared distances from its definition, before the scaling to its bound."""
     heads = []
     for w, m in zip(component.query, component.value, strict=True):
@@ -105,7 +106,7 @@ def naive(component: Component, x: Tensor) -> Tensor:
     return torch.cat(heads, -1) @ component.out
 
 
-def certified(component: Component, n: int) -> float:
+def certified(component: Any, n: int) -> float:
     """Theorem 3.2 of arXiv 2006.04710 with A W^V = W M, by numpy and scipy."""
     two = [[np.linalg.norm(w.detach().numpy(), 2) for w in p] for p in (component.query, component.value)]
     heads = math.sqrt(sum((a * b) ** 2 for a, b in zip(*two, strict=True)))
