@@ -137,7 +137,10 @@ class RateTable(FixedRates):
 
 
 class Rates(RateTable, kind="kernel"):
-    """Any rate matrix, written out (up to 128 states) or from a file (up to 512): SEDD's general Q (arXiv 2310.16834, section 3.3)."""
+    """Any rate matrix, written out (up to 128 states) or from a file (up to 512).
+
+    SEDD's general Q (arXiv 2310.16834, section 3.3).
+    """
 
     example: ClassVar[Mapping[str, Any]] = {"table": [[0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1], [3, 0, 0.1, 0]]}
 
