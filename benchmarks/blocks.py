@@ -19,7 +19,6 @@ import sedd_graph
 from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
 from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
 from sedd_graph.engine import block_cache
-from sedd_graph.engine import block_cache
 
 
 @torch.no_grad()
