@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 
 from sedd_graph.blueprint.load import Loaded
+from sedd_graph.blueprint.location import Location
 from sedd_graph.blueprint.schema import Blueprint, OpSpec
 from sedd_graph.component.contract import ComponentConfig, Contract
 from sedd_graph.component.registry import Registry
 from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.configure import configure, find_contract
-from sedd_graph.graph.location import Location
 from sedd_graph.graph.model import Graph
 
 __all__ = ["FED", "Part", "ProcessPlan", "read_process"]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from sedd_graph.blueprint.load import Loaded
+from sedd_graph.blueprint.location import Location
 from sedd_graph.blueprint.schema import Blueprint
 from sedd_graph.component.axes import PortType, Size
 from sedd_graph.component.contract import ComponentConfig, Contract
@@ -13,7 +14,6 @@ from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import PointsConfig
 from sedd_graph.errors import BlueprintError, SeddGraphError
 from sedd_graph.graph.configure import configure
-from sedd_graph.graph.location import Location
 from sedd_graph.graph.model import Graph
 from sedd_graph.inverse.program import Refusal
 from sedd_graph.inverse.solve import solve

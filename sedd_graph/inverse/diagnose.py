@@ -30,7 +30,7 @@ def diagnose(closure: Closure, facts: Sequence[int], given: tuple[str, ...], siz
     rewrites: dict[str, None] = {}
     for index in sorted(stuck):
         node = flat.nodes[index]
-        blockers.append(Blocker(node.path, node.op.contract.name, node.step.place, writer.reason(index)))
+        blockers.append(Blocker(node.path, node.op.contract.name, node.step.position, writer.reason(index)))
         if (hint := writer.rewrite(index)) is not None:
             rewrites[hint] = None
     remedy = cheapest(closure, facts, sizes)
@@ -295,5 +295,5 @@ class _Writer:
 
 
 def _at(node: Node) -> str:
-    file, line, _ = node.step.place
+    file, line, _ = node.step.position
     return f"{file}:{line}" if line else file

@@ -63,15 +63,15 @@ class Report:
 
     @property
     def data(self) -> DataConfig | PointsConfig:
-        return self.loaded.sections.get("data") or DataConfig()
+        return self.loaded.section(PointsConfig) or self.loaded.section(DataConfig) or DataConfig()
 
     @property
     def train(self) -> TrainConfig:
-        return self.loaded.sections.get("train") or TrainConfig()
+        return self.loaded.section(TrainConfig) or TrainConfig()
 
     @property
     def store(self) -> StoreConfig:
-        return self.loaded.sections.get("store") or StoreConfig()
+        return self.loaded.section(StoreConfig) or StoreConfig()
 
     def __str__(self) -> str:
         lines = [to_tree(self.graph), "", f"parameters  {self.parameters:,}"]
@@ -97,8 +97,8 @@ def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry
     """The expanded graph, and batch and length where the blueprint says so."""
     loaded = load(path, overrides, sections=SECTIONS)
     registry = discover()
-    data, train = (loaded.sections.get(key) for key in ("data", "train"))
-    sizes = {"batch": (train or TrainConfig()).batch, "length": (data or DataConfig()).length}
+    data = loaded.section(PointsConfig) or loaded.section(DataConfig) or DataConfig()
+    sizes = {"batch": (loaded.section(TrainConfig) or TrainConfig()).batch, "length": data.length}
     return loaded, registry, expand(loaded, registry), sizes
 
 
@@ -148,7 +148,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
 
 def _fits_data(loaded: Loaded, tokens: int, block: int | None) -> None:
     """A tokenizer whose size is known from its config must have as many tokens as the graph; rows are whole blocks."""
-    data = loaded.sections.get("data")
+    data = loaded.section(DataConfig)
     if data is not None and block is not None and data.length % block:
         message = f"rows of {data.length} tokens are no whole number of blocks of {block} (objective.block)"
         raise BlueprintError([Problem("", 0, 0, "data.length", message)])
@@ -161,7 +161,7 @@ def _fits_data(loaded: Loaded, tokens: int, block: int | None) -> None:
 
 def _fits_strings(loaded: Loaded, *, spares: bool, one_length: bool) -> None:
     """Rows as a process that changes lengths can take them."""
-    data = loaded.sections.get("data")
+    data = loaded.section(DataConfig)
     if one_length and data is not None and data.rows != "stream":
         message = "the objective is for strings of one known length: take rows: stream, or the objective dise"
         raise BlueprintError([Problem("", 0, 0, "data.rows", message)])

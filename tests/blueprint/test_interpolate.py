@@ -59,7 +59,7 @@ def test_what_is_refused_has_its_path() -> None:
     assert faults({"x": "${params.a}!"}, {"a": "z" * MAX_TEXT}) == [
         (("x",), f"longer than {MAX_TEXT} characters once interpolated")
     ]
-    with pytest.raises(InterpolationFault, match="in a circle: a, b"):
+    with pytest.raises(InterpolationFault, match="form a cycle: a, b"):
         resolve_params({"a": "${params.b}", "b": "${params.a}", "c": 1})
 
 

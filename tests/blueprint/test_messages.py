@@ -20,6 +20,8 @@ CASES = [
     ('a version that is not there', 'op: rms_norm', 'op: rms_norm.v7'),
     ('an import path for an op', 'op: rms_norm', 'op: os.system'),
     ('a kernel as a node', 'op: rms_norm', 'op: absorb'),
+    ('an unknown sampler', 'sample: {op: ancestral', 'sample: {op: qqq'),
+    ('a node as a sampler', 'sample: {op: ancestral', 'sample: {op: add'),
     ('a node as a kernel', 'process: {op: absorb', 'process: {op: add'),
     ('an unknown config key', '{hidden: 2*d}', '{hiden: 2*d}'),
     ('an unknown choice', '{hidden: 2*d}', '{activation: gelo}'),
