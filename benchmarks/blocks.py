@@ -16,6 +16,7 @@ from torch import Tensor
 
 import sedd_graph
 from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
+from sedd_graph.diffusion.tokens.sampler import WalkSettings
 from sedd_graph.engine.block_cache import afresh, remembering
 
 BLUEPRINT = Path(__file__).resolve().parent.parent / "blueprints" / "bd3lm-tiny.yaml"
@@ -24,7 +25,8 @@ BLUEPRINT = Path(__file__).resolve().parent.parent / "blueprints" / "bd3lm-tiny.
 @torch.no_grad()
 def write(engine: Any, rows: int, length: int, how: str) -> tuple[Tensor, float]:
     """The rows and the seconds they took."""
-    kernel, schedule, objective, sampler = engine.process
+    process = engine.process
+    kernel, schedule, objective, sampler = process.kernel, process.schedule, process.objective, process.sampler
     block, device = objective.block, engine.device
     generator = torch.Generator(device).manual_seed(0)
     x = kernel.prior(rows, length, generator=generator, allowed=None)
@@ -33,7 +35,9 @@ def write(engine: Any, rows: int, length: int, how: str) -> tuple[Tensor, float]
         if how == "remembered":
             given = stack.enter_context(remembering(engine.model, block, rows=rows, length=length))
         began = time.perf_counter()
-        out = write_blocks(sampler, given, x, free=torch.ones_like(x, dtype=torch.bool), block=block, kernel=kernel, schedule=schedule, generator=generator)  # fmt: skip
+        free = torch.ones_like(x, dtype=torch.bool)
+        settings = WalkSettings(free=free, kernel=kernel, schedule=schedule, generator=generator)
+        out = write_blocks(sampler, given, x, settings, block=block)
         if device.type == "cuda":
             torch.cuda.synchronize()
         return out, time.perf_counter() - began

@@ -19,7 +19,7 @@ from sedd_graph_registry.strings.birth_death import Delete, Indel
 
 from sedd_graph.component.base import Context
 from sedd_graph.diffusion.batch import Batch, Randomness
-from sedd_graph.diffusion.strings.process import BirthDeath
+from sedd_graph.diffusion.strings.birth_death import BirthDeath
 from sedd_graph.engine.hardware import describe_hardware
 
 RESULTS = Path(__file__).resolve().parent / "results" / "edits.jsonl"

@@ -24,7 +24,8 @@ from sedd_graph.data.rows import open_data
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import describe_hardware, pick_device
 from sedd_graph.evaluation.bound import evaluate
-from sedd_graph.runs.check import check, make_engine
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine
 from sedd_graph.training.loop import train
 
 STORED = "nodes.trunk.memory=store"

@@ -16,7 +16,8 @@ from pathlib import Path
 from sedd_graph.data.rows import open_data
 from sedd_graph.engine.hardware import describe_hardware, pick_device
 from sedd_graph.evaluation.bound import evaluate, numbers
-from sedd_graph.runs.check import check, make_engine
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine
 from sedd_graph.training.loop import train
 
 HERE = Path(__file__).resolve().parent

@@ -39,7 +39,6 @@ def main() -> None:
     engine = sedd_graph.build(
         ROOT / "blueprints" / "neighbours-tiny.yaml", [*sizes, "data=null", "train=null"], device="cpu", compile="off"
     )
-    assert engine.process is not None
     kernel = engine.process.kernel
     graph = kernel.graph
     record |= {"graph_s": time.perf_counter() - began, "graph_gb": peak(), "edges": len(graph.to), "gap": graph.gap}

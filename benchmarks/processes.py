@@ -26,7 +26,8 @@ from sedd_graph.engine.hardware import describe_hardware, pick_device
 from sedd_graph.evaluation.bound import evaluate
 from sedd_graph.evaluation.judge import Judge, open_judge
 from sedd_graph.evaluation.quality import documents, judged, variety
-from sedd_graph.runs.check import check, make_engine
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine
 from sedd_graph.training.loop import train
 
 HERE = Path(__file__).parent

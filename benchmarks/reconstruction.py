@@ -22,7 +22,7 @@ from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.errors import DivergedError, SeddGraphError
 from sedd_graph.graph.claims import uses
-from sedd_graph.runs.check import undo
+from sedd_graph.runs.check import inverses
 from sedd_graph.store.files import write_text
 from sedd_graph.verify.block_fixture import BATCH, LENGTH, BlockFixture
 
@@ -94,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "reconstruction.yaml"
         path.write_text(BLUEPRINT, encoding="utf-8")
-        graph, _ = undo(path, [f"params.dim={arguments.width}"])
+        graph, _ = inverses(path, [f"params.dim={arguments.width}"])
     layers = {use.name: use.layer for use in uses(graph.root)}
     tables = []
     with torch.no_grad():

@@ -29,7 +29,8 @@ from turns import quartiles
 
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import describe_hardware, pick_device
-from sedd_graph.runs.check import check, make_engine
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine
 
 HERE = Path(__file__).resolve().parent
 ROWS, LENGTH, TOKENS = 32, 128, 96

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from sedd_graph.component.outputs import LOG_X0
 from sedd_graph.component.registry import discover
+from sedd_graph.diffusion.tokens.sampler import WalkSettings
 from sedd_graph.families.plan import Part, ProcessPlan
-from sedd_graph.families.tokens import make_process
+from sedd_graph.families.tokens import make_parts
 from sedd_graph.verify.tokens import LENGTH, TOKENS, Toy
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -60,8 +62,10 @@ def main() -> None:
     for kernel, name, config in CASES:
         masked = kernel == "absorb"
         schedule = "loglinear" if masked else "geometric"
-        plan = ProcessPlan(part(kernel), part(schedule), part("nelbo"), part(name, **config), TOKENS + masked, "log_x0")
-        toy = Toy(make_process(plan, registry))
+        plan = ProcessPlan(
+            "tokens", part(kernel), part(schedule), part("nelbo"), part(name, **config), TOKENS + masked, (LOG_X0,)
+        )
+        toy = Toy(make_parts(plan, registry))
         sampler = toy.process.sampler
         found = [f"{_distance(toy, rows, n):.4f}" for n in (STEPS if sampler.steps else (None,))]
         asked = "steps + 1" if sampler.evaluations == rows * (STEPS[-1] + 1) else f"{sampler.evaluations / rows:.1f}"
@@ -76,16 +80,9 @@ def main() -> None:
 def _distance(toy: Toy, rows: int, steps: int | None) -> float:
     process, generator = toy.process, torch.Generator().manual_seed(0)
     x = process.kernel.prior(rows, LENGTH, generator=generator, allowed=None)
-    out = process.sampler.run(
-        lambda x, t, _, at=None: toy.outputs(x, process.schedule.sigma(t), "log_x0", at),
-        x,
-        free=torch.ones_like(x, dtype=torch.bool),
-        kernel=process.kernel,
-        schedule=process.schedule,
-        generator=generator,
-        steps=steps,
-    )
-    return toy.distance(out)
+    free = torch.ones_like(x, dtype=torch.bool)
+    settings = WalkSettings(free=free, kernel=process.kernel, schedule=process.schedule, generator=generator)
+    return toy.distance(toy.written(x, "log_x0", settings, steps))
 
 
 if __name__ == "__main__":

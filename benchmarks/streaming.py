@@ -22,7 +22,8 @@ import zarr
 
 from sedd_graph.data.rows import open_data
 from sedd_graph.engine.hardware import describe_hardware, pick_device
-from sedd_graph.runs.check import check, make_engine
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine
 from sedd_graph.store.arrays import Activations, TapSpec
 from sedd_graph.training.distributed import World
 from sedd_graph.training.loop import Trainer

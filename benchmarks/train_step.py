@@ -24,7 +24,8 @@ from turns import ratio, take_turns
 from sedd_graph.data.rows import open_data
 from sedd_graph.engine.hardware import describe_hardware, matmul_rate, pick_device, pick_dtype
 from sedd_graph.engine.measure import measure
-from sedd_graph.runs.check import check, make_engine
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine
 from sedd_graph.training.distributed import World
 from sedd_graph.training.loop import Trainer as EngineTrainer
 

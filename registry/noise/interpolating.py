@@ -172,7 +172,7 @@ class Uniform(Interpolating, kind="kernel"):
         return None
 
     @property
-    def pace(self) -> float:
+    def rate_bound(self) -> float:
         return 1.0
 
     def target(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +200,7 @@ class Unigram(Interpolating, kind="kernel"):
         return None
 
     @property
-    def pace(self) -> float:
+    def rate_bound(self) -> float:
         return 1.0
 
     def target(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,7 +225,7 @@ class Mixture(Interpolating, kind="kernel"):
         return self.states - 1
 
     @property
-    def pace(self) -> float:
+    def rate_bound(self) -> float:
         # out of z no faster than g_z / b_z: for a data token at most 1 on that clock; for the mask
         # 1 + decay s (1 - x) / (1 - s) with x = exp(-sigma), s = uniform x^decay, and decay (1 - x) <= 1 - x^decay <= 1 - s
         return 1.0 + self.config.uniform
@@ -258,7 +258,7 @@ class Absorb(Interpolating, kind="kernel"):
         return self.states - 1
 
     @property
-    def pace(self) -> float:
+    def rate_bound(self) -> float:
         return 1.0
 
     def target(self, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ class TokenMasking(Kernel):
 
     @property
     @abstractmethod
-    def pace(self) -> float:
+    def rate_bound(self) -> float:
         """The greatest growth of log hit_v on the clock log(exp(sigma) - 1), which no mean over tokens exceeds."""
 
     def _rates(self, sigma: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Power(TokenMasking, kind="kernel"):
         gamma: Annotated[float, pydantic.Field(ge=-1, le=1)] = 0.5
 
     @property
-    def pace(self) -> float:
+    def rate_bound(self) -> float:
         return float(self.trait.detach().max())  # w (1 - exp(-sigma)) / (exp(sigma) - 1) = w exp(-sigma)
 
     def trait_of(self, surprisal: Tensor, law: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ class Spindle(TokenMasking, kind="kernel"):
         strength: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.3
 
     @property
-    def pace(self) -> float:
+    def rate_bound(self) -> float:
         # left (1 + a cos x) / (1 + a sin(x) / x) with x = pi u, a = pi lean > -1. As cos x <= sin(x) / x this is below 1 for
         # a > 0, and for a < 0 below (1 - cos x) / (1 - sin(x) / x), which falls from 3 to 2
         return 3.0

@@ -8,7 +8,7 @@ from sedd_graph.blueprint.location import Location
 from sedd_graph.blueprint.schema import ConfigKeys
 from sedd_graph.component.axes import AxisError, parse_size
 from sedd_graph.component.contract import ComponentConfig, Contract, size_fields
-from sedd_graph.component.kinds import NODE, kinds_at
+from sedd_graph.component.kinds import KINDS
 from sedd_graph.component.registry import Registry
 from sedd_graph.errors import EnvironmentFault, SeddGraphError, nearest
 from sedd_graph.graph.ports import Scope
@@ -21,7 +21,7 @@ def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], at: Locat
     try:
         contract = registry.contract(op)
     except SeddGraphError as error:
-        unknown = op.partition(".")[0] not in registry.names and kinds != kinds_at(NODE)
+        unknown = op.partition(".")[0] not in registry.names and not KINDS[kinds[0]].is_node
         fitting = f"; it must be {_fitting(registry, op, kinds)}" if unknown else ""
         at.refuse(f"{error}{fitting}", environment=isinstance(error, EnvironmentFault))
         return None
@@ -33,7 +33,7 @@ def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], at: Locat
 
 def _fitting(registry: Registry, op: str, kinds: tuple[str, ...]) -> str:
     """Return text for the components of ``kinds``, those whose names are nearest to ``op``; nodes are too many to list."""
-    if kinds == kinds_at(NODE):
+    if KINDS[kinds[0]].is_node:
         return "a node of the graph"
     names = sorted({contract.name for contract in registry.contracts() if contract.kind in kinds})
     return f"of kind {' or '.join(kinds)}: {nearest(op, names)}"
@@ -46,7 +46,7 @@ def configure(contract: Contract, raw: ConfigKeys, scope: Scope, at: Location) -
         None where a problem was reported.
     """
     values, before = dict(raw), len(at.problems)
-    for name in size_fields(contract.config) & values.keys():
+    for name in sorted(size_fields(contract.config) & values.keys()):
         values[name] = _sizes(values[name], scope, at / name)
     return at.validate(contract.config, values) if len(at.problems) == before else None
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from sedd_graph.component.base import Context
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.alignment import Links, Pairs, align, log_likelihood
-from sedd_graph.diffusion.strings.process import LEAST, BirthDeath, rebuild
+from sedd_graph.diffusion.strings.birth_death import BirthDeath
+from sedd_graph.diffusion.strings.kernel import LEAST
+from sedd_graph.diffusion.strings.strings import rebuild
 from sedd_graph.verify.birth_death import StringToy
 from tests.diffusion.strings import batch, strings
 

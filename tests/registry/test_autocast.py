@@ -162,8 +162,6 @@ def test_log_scores_and_losses_are_float32(name: str) -> None:
         f"blueprints/{name}.yaml", ["params.depth=1", "params.dim=32"], device="cpu", compile="off"
     )
     engine.model.eval()
-    assert engine.process is not None
-    assert engine.loss_module is not None
     torch.manual_seed(0)
     with torch.no_grad():  # away from the start, where everything is even
         for parameter in engine.model.parameters():
@@ -173,7 +171,7 @@ def test_log_scores_and_losses_are_float32(name: str) -> None:
     inputs = {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": batch.attend}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         outputs = engine.model.run(inputs)[0]
-        inside, _ = engine.loss_module(draw, batch)
+        inside, _ = engine.trained(draw, batch)
     assert all(v.dtype == torch.float32 for v in outputs.values())
     process = engine.process
     outside = process.objective.loss(outputs, draw, batch, process.kernel, process.schedule)

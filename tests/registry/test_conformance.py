@@ -14,9 +14,10 @@ from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.tokens.process import Likelihood
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import Part, ProcessPlan
-from sedd_graph.families.tokens import make_process
+from sedd_graph.families.tokens import make_parts
 from sedd_graph.testing.conformance import ConformanceError, check_component
 from sedd_graph.verify.tokens import prove_objective, prove_parts, prove_sampler
+from tests.plans import maker, token_plan
 
 Case = tuple[dict[str, Any], tuple[str, ...], dict[str, int]]
 
@@ -165,7 +166,7 @@ def plan(kernel: str, output: str, objective: str, sampler: str) -> ProcessPlan:
         return Part(contract, contract.config.model_validate(getattr(REGISTRY.component(op), "example", {})))
 
     schedule = "loglinear" if REGISTRY.component(kernel).clamp_safe else "geometric"
-    return ProcessPlan(part(kernel), part(schedule), part(objective), part(sampler), 4, output)
+    return token_plan(part(kernel), part(schedule), part(objective), part(sampler), 4, output)
 
 
 def combinations() -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
@@ -176,7 +177,7 @@ def combinations() -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     sound, refused = [], []
     for found in itertools.product(kinds["kernel"], ("log_score", "log_x0"), kinds["objective"], kinds["sampler"]):
         try:
-            make_process(plan(*found), REGISTRY)
+            make_parts(plan(*found), REGISTRY)
             sound.append(found)
         except BlueprintError:
             refused.append(found)
@@ -207,20 +208,20 @@ BY_TOKEN = {"power", "spindle", "learned_power"}
 @pytest.mark.parametrize("found", [next(f for f in SOUND if f[0] == k) for k in dict.fromkeys(f[0] for f in SOUND)], ids=lambda f: f[0])  # fmt: skip
 def test_every_kernel_is_sound(found: tuple[str, str, str, str]) -> None:
     """Schedule, rates, transitions, losses and steps."""
-    assert not [check for check in prove_parts(plan(*found), REGISTRY) if check.holds is False]
+    assert not [check for check in prove_parts(maker(plan(*found), REGISTRY)) if check.holds is False]
 
 
 @pytest.mark.parametrize("found", each(0, 1, 2), ids=lambda f: "-".join(f[:3]))
 def test_every_objective_that_is_let_through_is_tight(found: tuple[str, str, str, str]) -> None:
     """On a toy that is enumerated; an objective knows nothing of the sampler."""
-    wrong = [check for check in prove_objective(plan(*found), REGISTRY) if check.holds is False]
+    wrong = [check for check in prove_objective(maker(plan(*found), REGISTRY), found[1]) if check.holds is False]
     assert not wrong
 
 
 @pytest.mark.parametrize("found", each(0, 1, 3), ids=lambda f: f"{f[0]}-{f[1]}-{f[3]}{'-blocks' * (f[2] == 'block_nelbo')}")  # fmt: skip
 def test_every_sampler_that_is_let_through_gives_the_law(found: tuple[str, str, str, str]) -> None:
     """On a toy that is enumerated; a sampler knows nothing of the objective, but whether text is in blocks."""
-    wrong = [check for check in prove_sampler(plan(*found), REGISTRY) if check.holds is False]
+    wrong = [check for check in prove_sampler(maker(plan(*found), REGISTRY), found[1]) if check.holds is False]
     assert not wrong
 
 

@@ -105,9 +105,16 @@ def run(tmp_path: Path) -> Path:
     attributes = {"sampler": EVIL, "steps": 2, "seed": 0, "weights": "w", "mask": 257}
     for number in range(2):
         way = trajectory if number == 0 else None
-        write_samples(run / "samples.zarr", tokens, [EVIL, "plain"], trajectory=way, attributes=attributes)
+        write_samples(
+            run / "samples.zarr", {"tokens": tokens}, text=[EVIL, "plain"], trajectory=way, attributes=attributes
+        )
     prompt = np.where(np.arange(40) < 5, tokens[:1], -1)
-    write_samples(run / "infilled.zarr", tokens, [EVIL, "plain"], attributes={**attributes, "prompt": prompt.tolist()})
+    write_samples(
+        run / "infilled.zarr",
+        {"tokens": tokens},
+        text=[EVIL, "plain"],
+        attributes={**attributes, "prompt": prompt.tolist()},
+    )
     with_taps = Activations(run / "activations.zarr", [TapSpec("trunk/0/x", 1, "float32", None, 2)])
     for step in (3, 6):
         with_taps.put("trunk/0/x", step, np.zeros((4, 5)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sedd_graph.diffusion.strings.process import Strings
+from sedd_graph.diffusion.strings.strings import Strings
 
 __all__ = ["BLANK", "Columns", "Remaining", "align_optimal", "align_padded", "partway"]
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.strings.columns import BLANK, Columns, Remaining, partway
-from sedd_graph.diffusion.strings.process import LEAST, StringKernel, Strings
+from sedd_graph.diffusion.strings.kernel import LEAST, StringKernel
+from sedd_graph.diffusion.strings.strings import Strings
 
 __all__ = ["EDIT_FLOWS", "EditFlowKernel"]
 
@@ -49,10 +50,6 @@ class EditFlowKernel(StringKernel):
     @abstractmethod
     def align(self, noise: Tensor, clean: Tensor) -> Columns:
         """Rows int64 [b, m] and [b, n], blank behind their ends, in columns."""
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ("log_insert", "log_delete", "log_substitute") if self.spread else ("log_insert",)
 
     def holds_nothing(self) -> str | None:
         if not self.spread:
