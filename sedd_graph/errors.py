@@ -113,13 +113,21 @@ def suggest(name: str, options: Iterable[str]) -> str:
 def choices(name: str, options: Iterable[str], *, label: str = "known") -> str:
     """Return the end of a message about the unknown ``name``: ``" (did you mean 'b'?); known: a, b"``."""
     found = list(options)
-    return f"{suggest(name, found)}; {label}: {nearest(name, found)}"
+    near = _near(name, found)
+    return f"{suggest(name, near)}; {label}: {_counted(near, len(found))}"
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return ``a, b, c``; of more than 20 options only the five nearest to ``name``, or the first where none is near."""
     found = list(options)
-    if len(found) <= _SHORT:
-        return listed(found)
-    near = difflib.get_close_matches(name, found[:_COMPARED], n=_NEAREST, cutoff=0.3) or found[:_NEAREST]
-    return f"{', '.join(near)} and {len(found) - len(near)} more"
+    return _counted(_near(name, found), len(found))
+
+
+def _counted(names: list[str], count: int) -> str:
+    return listed(names) + (f" and {count - len(names)} more" if count > len(names) else "")
+
+
+def _near(name: str, options: list[str]) -> list[str]:
+    if len(options) <= _SHORT:
+        return options
+    return difflib.get_close_matches(name, options[:_COMPARED], n=_NEAREST, cutoff=0.3) or options[:_NEAREST]

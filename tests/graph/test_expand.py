@@ -218,6 +218,12 @@ REFUSED: list[tuple[str, Mapping[str, str], Mapping[str, str], list[str]]] = [
         ["blocks.part.nodes.n.out: unknown axis 'ddd' (did you mean 'dd'?); known: b, l, d, e, dd"],
     ),
     (
+        "a block with a problem that two blocks use",
+        {"m": "block: one, in: x", "n": "block: two, in: m"},
+        {n: BODY.replace("TYPE", "float b l d").replace("op: rms_norm", "block: part") for n in ("one", "two")} | {"part": BODY.replace("TYPE", "float b l d").replace("rms_norm", "rmsnorm")},
+        ["blocks.part.nodes.n.op: unknown op 'rmsnorm' (did you mean 'rms_norm'?); `sedd-graph components` lists them"],
+    ),
+    (
         "a node called like an input",
         {"x": "op: rms_norm, in: x"},
         {},
