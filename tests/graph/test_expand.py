@@ -219,7 +219,7 @@ REFUSED: list[tuple[str, Mapping[str, str], Mapping[str, str], list[str]]] = [
     ),
     (
         "a block with a problem that two blocks use",
-        {"m": "block: one, in: x", "n": "block: two, in: m"},
+        {"m": "block: one, in: x", "k": "block: two, in: x", "n": "op: add, in: [m, k]"},
         {n: BODY.replace("TYPE", "float b l d").replace("op: rms_norm", "block: part") for n in ("one", "two")} | {"part": BODY.replace("TYPE", "float b l d").replace("rms_norm", "rmsnorm")},
         ["blocks.part.nodes.n.op: unknown op 'rmsnorm' (did you mean 'rms_norm'?); `sedd-graph components` lists them"],
     ),
