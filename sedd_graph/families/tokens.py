@@ -23,15 +23,16 @@ from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.conditions.constraint import Matching, Pieces, allowed_tokens, lacks
+from sedd_graph.diffusion.conditions.constraint import Matching, Pieces, allowed_tokens
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.tokens.block_diffusion import hold_prompt, write_blocks
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
+from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import Classifier, classified, lacks_scores, renoised, unprompted
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
-from sedd_graph.engine.block_cache import remembering
+from sedd_graph.engine.block_cache import cached
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import (
     KERNEL,
@@ -358,7 +359,7 @@ class TokenProcess(Process):
         rows, whole = x.shape
         with (
             network.evaluating(eager=True),
-            remembering(network.model, block, rows=rows, length=whole, ending=network.suffix) as given,
+            cached(network.model, block, rows=rows, length=whole, suffix=network.suffix) as given,
         ):
             return write_blocks(self.sampler, given, x, settings, block=block, length=length, steps=steps)
 

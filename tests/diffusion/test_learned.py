@@ -55,7 +55,7 @@ def test_two_draws_estimate_the_gradient_of_the_enumerated_bound() -> None:
     seen = torch.tensor([[a, b] for a in (2, 3) for b in (0, 3)])  # all that (2, 0) can be seen as
 
     def chances() -> Tensor:
-        log_keep, log_hit, _ = (v[0] for v in kernel.paces(sigma.double()))
+        log_keep, log_hit, _ = (v[0] for v in kernel.token_schedules(sigma.double()))
         each = [torch.stack([log_keep[v], log_hit[v]]) for v in (2, 0)]
         return (each[0][:, None] + each[1]).reshape(-1).exp()
 
@@ -87,7 +87,7 @@ def test_its_optimum_is_the_law_of_the_clean_token() -> None:
     logits = torch.zeros(3, dtype=DOUBLE, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
     with torch.no_grad():
-        hit = law * kernel.paces(sigma)[1][0].exp()
+        hit = law * kernel.token_schedules(sigma)[1][0].exp()
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -58,7 +58,7 @@ class Stretch(Component, kind="mixer"):
         return x * self.log.exp()
 
     @solves("x", given=("out",), log_det="log_det")
-    def undo(self, out: Tensor) -> Tensor:
+    def inverse(self, out: Tensor) -> Tensor:
         return out * (-self.log).exp()
 
     def log_det(self, x: Tensor) -> Tensor:
@@ -67,19 +67,19 @@ class Stretch(Component, kind="mixer"):
 
 class WrongInverse(Stretch):
     @solves("x", given=("out",), log_det="log_det")
-    def undo(self, out: Tensor) -> Tensor:
+    def inverse(self, out: Tensor) -> Tensor:
         return out * (-self.log).exp() * (1 + 1e-6)
 
 
 class WrongVolume(Stretch):
     @solves("x", given=("out",), log_det="zero")
-    def undo(self, out: Tensor) -> Tensor:
+    def inverse(self, out: Tensor) -> Tensor:
         return out * (-self.log).exp()
 
 
 class Unmeasured(Stretch):
     @solves("x", given=("out",))
-    def undo(self, out: Tensor) -> Tensor:
+    def inverse(self, out: Tensor) -> Tensor:
         return out * (-self.log).exp()
 
 
@@ -195,7 +195,7 @@ def test_build_refuses_with_the_check_and_its_number(
     assert cli.run(["build", str(write("one", "wrong_inverse")), "--runs", str(tmp_path / "runs"), "--device", "cpu"]) == 2  # fmt: skip
     said = capsys.readouterr()
     assert "FAILS  layer.round_trip" in said.out
-    assert "block 'layer' is not undone: layer.round_trip: layer: its inputs are had back from its outputs (1.0e-06)" in said.err  # fmt: skip
+    assert "block 'layer' is not undone: layer.round_trip: layer: its inputs are reconstructed from its outputs (1.0e-06)" in said.err  # fmt: skip
     assert not (tmp_path / "runs").exists()
 
 
