@@ -336,7 +336,7 @@ def region(
             else:
                 fed = {port: (ref,) for port, ref in zip(toy.ins, refs, strict=True)}
             ports = tuple(Port(p, types[0], variadic=toy.variadic) for p in toy.ins)
-            body = Op(CONTRACTS[op], config, Signature(ports, tuple(Port(n, t) for n, t in outs.items())), {}, {})
+            body = Op(CONTRACTS[op], config, Signature(ports, tuple(Port(n, t) for n, t in outs.items())), {})
         made[name] = outs
         steps.append(Step(name, body, fed, outs, None, ("toy.yaml", line, 1)))
     if order is not None:
