@@ -25,7 +25,7 @@ from sedd_graph.data.rows import open_data
 from sedd_graph.engine.hardware import describe_hardware, pick_device
 from sedd_graph.evaluation.bound import evaluate
 from sedd_graph.evaluation.judge import Judge, open_judge
-from sedd_graph.evaluation.quality import documents, judged, variety
+from sedd_graph.evaluation.quality import diversity, documents, judge_statistics
 from sedd_graph.runs.check import check, make_engine
 from sedd_graph.training.loop import train
 
@@ -107,9 +107,9 @@ def _held_out(data: Any, judge: Judge | None) -> dict[str, float]:
 
 
 def _read(rows: np.ndarray, tokenizer: Any, judge: Judge | None) -> dict[str, float]:
-    told = dict(variety(rows, tokenizer))
+    told = dict(diversity(rows, tokenizer))
     if judge is not None:
-        told |= judged(judge.read(documents(rows, tokenizer)))
+        told |= judge_statistics(judge.read(documents(rows, tokenizer)))
     return told
 
 
@@ -158,7 +158,7 @@ def main() -> None:
         "steps": arguments.steps,
         "hardware": describe_hardware(device),
         "torch": torch.__version__,
-        "judge": None if judge is None else judge.facts()["name"],
+        "judge": None if judge is None else judge.facts().name,
     }
     for what in arguments.only:
         record = {**common, **measure(what, arguments.steps, judge)}
