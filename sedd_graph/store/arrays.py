@@ -23,7 +23,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.store.files import disk_faults, new_folder, part_folder
 from sedd_graph.store.writer import Writer
 
-__all__ = ["Activations", "TapSpec", "document_lengths", "stores", "write_samples"]
+__all__ = ["Activations", "TapSpec", "array_of", "document_lengths", "stores", "write_samples"]
 
 Array = npt.NDArray[Any]
 CHUNK = 2**18
@@ -57,7 +57,7 @@ class Activations:
             self._root = zarr.open_group(str(path), mode="a", zarr_format=3)
             for name in self.taps:
                 if f"{name}/step" in self._root and f"{name}/value" in self._root:
-                    self._arrays[name] = _array(self._root, f"{name}/value"), _array(self._root, f"{name}/step")
+                    self._arrays[name] = array_of(self._root, f"{name}/value"), array_of(self._root, f"{name}/step")
             if resume_step is not None:
                 self._forget_after(resume_step)
         self._handed_over = {name: marks.shape[0] for name, (_, marks) in self._arrays.items()}
@@ -126,7 +126,8 @@ class Activations:
             self._writer.close()
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """Return the array called ``name``. Raises :class:`UserError` if it is something else."""
     found = group[name]
     if not isinstance(found, zarr.Array):
         raise UserError(f"{group.store_path}: {name} is not an array")

@@ -134,8 +134,12 @@ def test_samples_that_are_not_there_or_not_its_own(
     run = built(tmp_path)
     assert cli.run(["eval", str(run), "--samples", *CPU]) == 2
     assert "holds no samples; draw some: sedd-graph sample" in capsys.readouterr().err
-    arrays = {"tokens": np.ones((2, 5), np.int64)}
-    write_samples(run / "samples.zarr", arrays, text=["a", "b"], attributes={"blueprint": "another"})
+    write_samples(
+        run / "samples.zarr",
+        {"tokens": np.ones((2, 5), np.int64)},
+        text=["a", "b"],
+        attributes={"blueprint": "another"},
+    )
     assert cli.run(["eval", str(run), "--samples", *CPU]) == 2
     assert "its tokens are those of another blueprint" in capsys.readouterr().err
     assert not (run / "quality.jsonl").exists()
