@@ -6,7 +6,16 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-__all__ = ["QUALITY", "SHOWN", "JudgeFacts", "Protocol", "QualityRecord", "drawn", "table", "told"]
+__all__ = [
+    "QUALITY",
+    "SHOWN",
+    "JudgeFacts",
+    "Protocol",
+    "QualityRecord",
+    "format_number",
+    "format_record",
+    "format_sampling",
+]
 
 QUALITY = "quality.jsonl"
 """Name of the file in a run folder."""
@@ -64,7 +73,7 @@ class QualityRecord:
     protocol: Protocol
 
 
-def told(numbers: Mapping[str, object] | None, name: str) -> str:
+def format_number(numbers: Mapping[str, object] | None, name: str) -> str:
     """Return one statistic as text, with its standard error if it has one; ``-`` where it is missing or not finite."""
     value, error = ((numbers or {}).get(key) for key in (name, f"{name}_standard_error"))
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -76,7 +85,7 @@ def told(numbers: Mapping[str, object] | None, name: str) -> str:
     return plain + (f" +- {error:{form}}" if isinstance(error, int | float) and math.isfinite(error) else "")
 
 
-def drawn(sampling: Mapping[str, object]) -> str:
+def format_sampling(sampling: Mapping[str, object]) -> str:
     """Return how samples were drawn, as a line of text."""
     words = {
         "steps": "{} steps",
@@ -89,11 +98,11 @@ def drawn(sampling: Mapping[str, object]) -> str:
     return ", ".join([str(sampling.get("sampler")), *parts])
 
 
-def table(record: QualityRecord) -> str:
+def format_record(record: QualityRecord) -> str:
     """Return the record as a table for the console, with a line on the judge and one on the sampling."""
     rows = [["", record.store, "held out"]]
     for name, label in SHOWN.items():
-        cells = [told(side, name) for side in (record.samples, record.reference)]
+        cells = [format_number(side, name) for side in (record.samples, record.reference)]
         if set(cells) != {"-"}:
             rows.append([label, *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -104,5 +113,5 @@ def table(record: QualityRecord) -> str:
             f"judge {judge.name} ({judge.parameters:,} parameters, sha256 {judge.sha256[:12]}), {judge.dtype}, "
             f"windows of {judge.context or 'any'} tokens, {start}"
         )
-    lines.append(f"drawn by {drawn(record.protocol.sampling)}")
+    lines.append(f"drawn by {format_sampling(record.protocol.sampling)}")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.evaluation.judge import Ids, Judge, Reading, open_judge
 from sedd_graph.evaluation.mauve import SCALING, SEED, mauve, package
 from sedd_graph.evaluation.quality import diversity, documents, judge_statistics
-from sedd_graph.evaluation.record import QUALITY, Protocol, QualityRecord, table
+from sedd_graph.evaluation.record import QUALITY, Protocol, QualityRecord, format_record
 from sedd_graph.runs.open import Run, open_run
 from sedd_graph.runs.provenance import version_of
 from sedd_graph.store.arrays import stores
@@ -87,7 +87,7 @@ def judge_run(
     records = JsonLines(path / QUALITY)
     records.append(dataclasses.asdict(record))
     records.close()
-    say(table(record))
+    say(format_record(record))
     say(f"stored in {path / QUALITY}")
     return record
 
