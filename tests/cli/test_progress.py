@@ -126,13 +126,17 @@ def test_verbs_report_their_long_work(
         return list(recorder.found)
 
     path = small(("evaluate: null", "evaluate: {every: 4, batches: 2}"))
-    (proving, compiling) = reported("build", str(path), "--runs", str(tmp_path / "runs"))
-    assert (proving[0], compiling[0]) == ("proving", "compiling")
+    found = reported("build", str(path), "--runs", str(tmp_path / "runs"))
+    assert [task[0] for task in found] == ["proving", "tokenising", "tokenising", "compiling"]
+    _, training_text, heldout_text, _ = found
+    for task in (training_text, heldout_text):
+        assert (task[1], task[2]) == ("character", task[3])
     (run,) = (tmp_path / "runs" / "small").iterdir()
-    training, evaluating, whole = reported("train", str(run))
+    *tokenising, training, evaluating, whole = reported("train", str(run))
+    assert tokenising == [training_text, heldout_text]
     assert training == ["training", "step", 6, 6]
     assert evaluating == ["evaluating", "batch", 2, 2]
     assert whole[:2] == ["evaluating", "batch"]
     assert whole[2] == whole[3]
-    assert reported("eval", str(run), "--batches", "3") == [["evaluating", "batch", 3, 3]]
+    assert reported("eval", str(run), "--batches", "3")[2:] == [["evaluating", "batch", 3, 3]]
     assert reported("sample", str(run), "--steps", "5", "--batch", "2") == [["sampling", "step", 6, 6]]
