@@ -9,6 +9,7 @@ from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.graph.model import Ref, Region
 from sedd_graph.inverse import Contraction, Forward, Linear, Program, Refusal, Solve, solve
 from sedd_graph.inverse.format import diagnosis
+from sedd_graph.inverse.solve import SIZES
 from tests.inverse import toys
 from tests.inverse.toys import chain, region
 
@@ -34,8 +35,8 @@ def inverted(outer: Region, given: Sequence[str] = (), level: str = "injective",
     return program
 
 
-def refused(outer: Region, given: Sequence[str] = (), **options: Mapping[str, int]) -> Refusal:
-    refusal = solve(outer, given=given, **options)
+def refused(outer: Region, given: Sequence[str] = (), sizes: Mapping[str, int] = SIZES) -> Refusal:
+    refusal = solve(outer, given=given, sizes=sizes)
     assert isinstance(refusal, Refusal)
     assert isinstance(solve(outer, given=given, stored=refusal.remedy.values), Program), "the remedy is none"
     return refusal
@@ -242,7 +243,7 @@ def test_the_bound_is_relative_to_the_factor_of_the_unknown() -> None:
     program = inverted(residual(1.5, -2.0), (), "bijective")
     (d,) = program.derivations
     assert isinstance(d, Contraction)
-    assert (d.bound, d.scale) == (0.75, -2)
+    assert (d.bound, float(d.scale)) == (0.75, -2.0)
 
 
 @pytest.mark.parametrize(("bound", "count"), [(0.5, 20), (0.7, 39), (0.9, 132), (0.97, 454)])
