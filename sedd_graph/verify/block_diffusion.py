@@ -58,7 +58,9 @@ def prove_blocks(graph: Graph, process: TokenParts, registry: Registry, output: 
 
     with cached(model, BLOCK, rows=1, length=length) as given:
         found = [given(clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)]
-    found += [uncached(model, BLOCK, clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)]
+    found += [
+        uncached(model, BLOCK, clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)
+    ]
     answers = torch.cat([outputs[output][:, :1, :tokens] for outputs in found], dim=1)
     off = float((answers - torch.cat([expected, expected], dim=1)).abs().max())
     how = f"random weights, {BLOCKS} blocks of {BLOCK}"

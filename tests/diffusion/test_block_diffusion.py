@@ -131,7 +131,9 @@ def test_what_must_match_matches_and_blocks_have_the_law_given_that_the_rest_can
     for start in (0, 2):
         before, block = SEQUENCES[:, :start], SEQUENCES[:, start : start + 2]
         with torch.no_grad():
-            said = uncached(engine.model, 2, before)(torch.full_like(block, MASK), torch.zeros(V**L), torch.arange(V**L))
+            said = uncached(engine.model, 2, before)(
+                torch.full_like(block, MASK), torch.zeros(V**L), torch.arange(V**L)
+            )
         each = said["log_x0"].double().gather(2, block[..., None])[..., 0]
         factors.append(each.sum(1).exp().view(V**2, V**2))
     first, second = factors[0][:, :1] * fits.sum(1, keepdim=True), factors[1] * fits

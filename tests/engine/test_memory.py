@@ -15,7 +15,9 @@ from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.log_det import forward_with_log_det
 from sedd_graph.engine.regions import RegionModule, last_use
+from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.claims import uses
+from sedd_graph.graph.model import Region, Running
 from sedd_graph.inverse import Solve
 
 
@@ -114,3 +116,13 @@ def test_a_block_that_only_moves_numbers_changes_no_volume(tmp_path: Path) -> No
     run.put(layout.inputs.values(), [x])
     assert torch.equal(forward_with_log_det(run, 2), torch.zeros(2))
     assert torch.equal(run.values[layout.outputs["x"]], x.roll(2, -1))
+
+
+def test_a_block_that_claims_no_inverse_is_not_run_reversibly(tmp_path: Path) -> None:
+    """Whoever builds a block by hand gets an error, not stored activations."""
+    chain(tmp_path, 2)
+    path = tmp_path / "chain.yaml"
+    path.write_text(path.read_text().replace("    invertible: {level: bijective}\n", ""))
+    region = next(step.body for step in sedd_graph.check(path).graph.root.steps if isinstance(step.body, Region))
+    with pytest.raises(BlueprintError, match="block 'whole' claims no inverse"):
+        build_block(region, discover(), running=Running("reversible"))
