@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -150,13 +150,13 @@ class Turn(Toy):
 
     @classmethod
     def algebra(cls, config: Any, signature: Signature) -> Algebra:
-        rule = Rule("x", ("out",), "invert")
+        rule = Rule("x", ("out",), "back")
         return Algebra((rule,), lipschitz={("x", "out"): 1.0}, log_det={"x": "zero"})
 
     def forward(self, *xs: Array) -> Array:
         return np.asarray(rotation(self.path, len(xs[0])) @ xs[0])
 
-    def invert(self, out: Array) -> Array:
+    def back(self, out: Array) -> Array:
         return np.asarray(rotation(self.path, len(out)).T @ out)
 
 
@@ -324,7 +324,7 @@ def region(
         body: Op | Region
         if isinstance(what, Region):
             body, outs = what, dict(what.output_types)
-            fed = {port: (ref,) for port, ref in zip(what.inputs, refs, strict=True)}
+            fed: dict[str, tuple[Ref, ...]] = {port: (ref,) for port, ref in zip(what.inputs, refs, strict=True)}
         else:
             op, _, by = what.partition(":")
             toy = TOYS[op]
@@ -474,7 +474,7 @@ def log_det(program: Program, values: Mapping[Ref, Array]) -> float:
         elif isinstance(d, Linear):
             total += float(np.log(float(d.factor))) * len(values[d.targets[0]])
         elif isinstance(d, Contraction):
-            matrix = jacobian(lambda x, d=d: body(d, values, x), values[d.target])
+            matrix = jacobian(partial(body, d, values), values[d.target])
             total += float(np.linalg.slogdet(matrix)[1])
     return total
 
