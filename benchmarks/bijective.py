@@ -161,7 +161,8 @@ class Ours:
         values: Values = [None] * self.layout.count
         values[self.outside] = y
         self.layout.undo(self.layer, None, values)
-        return values[self.inside]  # type: ignore[no-any-return]
+        found: Tensor = values[self.inside]
+        return found
 
 
 class FreiaLayer:
@@ -194,7 +195,8 @@ class NormflowsLayer:
 
     def _call(self, x: Tensor, *, inverse: bool) -> Pair:
         layer: Any = self.layer
-        return layer.inverse(x) if inverse else layer(x)  # type: ignore[no-any-return]
+        found: Pair = layer.inverse(x) if inverse else layer(x)
+        return found
 
 
 Layer = Ours | FreiaLayer | NormflowsLayer

@@ -47,7 +47,7 @@ def test_editors_find_the_schema_and_it_agrees(path: Path) -> None:
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=name_of)
 def test_it_is_named_as_its_file_and_says_what_it_is(path: Path) -> None:
     report = check(path)
-    assert report.loaded.blueprint.name == path.stem
+    assert report.name == path.stem
     assert report.loaded.blueprint.description
 
 
@@ -89,7 +89,7 @@ def test_it_learns_and_samples(path: Path) -> None:
         overrides, length = shrinking(path), 16
         assert structure(check(path, overrides[:-1])) == structure(report)  # at its full depth
     engine = sedd_graph.build(path, overrides, device="cpu", compile="off")
-    kernel = engine.edits.kernel if isinstance(engine, StringEngine) else engine.process.kernel  # type: ignore[union-attr]
+    kernel = engine.edits.kernel if isinstance(engine, StringEngine) else engine.process.kernel
     tokens = kernel.data_tokens
     rows = torch.randint(0, tokens, (2, length), generator=torch.Generator().manual_seed(0))
     loss = engine.loss(rows)

@@ -287,7 +287,7 @@ def test_compiled_training_gives_the_gradients_of_eager() -> None:
     found = []
     for mode in ("off", "whole"):
         engine = network(2)
-        engine.compile(mode)  # type: ignore[arg-type]
+        engine.compile(mode)
         engine.model.train()
         engine.loss(x0, t=torch.full((4,), 0.5), xt=xt).mean().backward()
         found.append([p.grad for p in engine.model.parameters()])

@@ -116,7 +116,7 @@ def test_gradients_are_those_of_the_unrolled_iteration() -> None:
         z = y - g(z)
     (z * target).sum().backward()
     for a, b in zip(found, (y, *leaves), strict=True):
-        assert torch.allclose(a, b.grad, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(a, b.grad, rtol=1e-9, atol=1e-12)
     assert gradcheck(lambda v: fixed_point(g, v, lipschitz=0.8), y)
 
 

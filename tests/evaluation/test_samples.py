@@ -14,7 +14,7 @@ from sedd_graph.cli import main as cli
 from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.engine.hardware import pick_device
 from sedd_graph.runs.open import open_run
-from sedd_graph.store.arrays import write_samples
+from sedd_graph.store.arrays import array_of, write_samples
 from tests.conftest import SMALL
 from tests.evaluation.judges import bigram
 
@@ -55,7 +55,7 @@ def test_with_a_judge(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().out
     *_, record = records(run)
     assert len(records(run)) == before + 1
-    texts = np.asarray(zarr.open_group(str(run / "samples.zarr"), mode="r")["text"][:]).tolist()
+    texts = np.asarray(array_of(zarr.open_group(str(run / "samples.zarr"), mode="r"), "text")[:]).tolist()
     held = open_run(run, device=pick_device("cpu"), compile="off", weights="fresh").data().heldout
     chosen = np.linspace(0, held.count - 1, 12).astype(int)[::2]
     reference = [tokenizer.decode(row) for row in held.take(chosen, 0).tokens.tolist()]

@@ -94,7 +94,7 @@ def test_a_program_that_follows_the_json_computes_what_the_model_does(name: str,
         for node in data["nodes"]:
             module = model.get_submodule(node["path"])
             ports = module.signature(module.config, {"*": sum(map(len, node["inputs"].values()))}).inputs
-            arguments = []
+            arguments: list[torch.Tensor | None] = []
             for port in ports:
                 fed = [values[v] for v in node["inputs"].get(port.name, [])]
                 arguments += fed if fed or port.variadic else [None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -321,6 +321,7 @@ def region(
         refs = [_ref(text, made) for text in texts]
         types = [made[r.step][r.port] if r.step else given[r.port] for r in refs]
         body: Op | Region
+        fed: dict[str, tuple[Ref, ...]]
         if isinstance(what, Region):
             body, outs = what, dict(what.output_types)
             fed = {port: (ref,) for port, ref in zip(what.inputs, refs, strict=True)}
@@ -473,7 +474,7 @@ def log_det(program: Program, values: Mapping[Ref, Array]) -> float:
         elif isinstance(d, Linear):
             total += float(np.log(float(d.factor))) * len(values[d.targets[0]])
         elif isinstance(d, Contraction):
-            matrix = jacobian(lambda x, d=d: body(d, values, x), values[d.target])
+            matrix = jacobian(partial(body, d, values), values[d.target])
             total += float(np.linalg.slogdet(matrix)[1])
     return total
 

@@ -1,6 +1,7 @@
 """Every component with floats under bfloat16 autocast, beside itself in float32; and what must not be rounded at all."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_heads_are_float32(cls: type[Component], config: dict[str, str], dtype: 
         head.weight.mul_(20)
     x, tokens = torch.randn(2, 5, d).to(dtype), torch.randint(0, v, (2, 5))
     tokens[:, 0] = v - 1
-    rest = (tokens, torch.tensor([1e-3, 3.0])) if cls is ScoreHead else (tokens,)
+    rest = [tokens, torch.tensor([1e-3, 3.0])] if cls is ScoreHead else [tokens]
     found = bfloat16(lambda: head(x, *rest))
     assert found.dtype == torch.float32
     logits = x.double() @ head.weight.detach().double().T
@@ -149,7 +150,7 @@ def test_qk_norm_reduces_in_float32() -> None:
 def test_noise_levels_are_told_apart() -> None:
     """A sigma of 300.5 is no bfloat16 number: its cosines and sines are taken before anything is rounded."""
     time = at(SigmaEmbedding, {"e": 64})
-    a, b = (bfloat16(lambda s=s: time(torch.tensor([s]))).float() for s in (300.0, 300.5))
+    a, b = (bfloat16(partial(time, torch.tensor([s]))).float() for s in (300.0, 300.5))
     with torch.no_grad():
         exact = time(torch.tensor([300.0])) - time(torch.tensor([300.5]))
     assert ((a - b) - exact).norm() < 0.2 * exact.norm()

@@ -1,6 +1,7 @@
 """The bijective components: undone, measured and differentiated against autograd, scipy and their own shorter selves."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -324,7 +325,7 @@ class All(torch.nn.Module):
     def __init__(self, cases: list[Case]) -> None:
         super().__init__()
         self.cases = cases
-        self.parts = torch.nn.ModuleList([make(c, dtype=torch.float32) for c in cases])
+        self.parts: Any = torch.nn.ModuleList([make(c, dtype=torch.float32) for c in cases])
 
     def forward(self, values: list[list[Tensor]]) -> list[Tensor]:
         found = []

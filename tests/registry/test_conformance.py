@@ -173,7 +173,8 @@ def combinations() -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     kinds = {
         kind: [n for n in OWN if REGISTRY.component(n).kind == kind] for kind in ("kernel", "objective", "sampler")
     }
-    sound, refused = [], []
+    sound: list[tuple[str, ...]] = []
+    refused: list[tuple[str, ...]] = []
     for found in itertools.product(kinds["kernel"], ("log_score", "log_x0"), kinds["objective"], kinds["sampler"]):
         try:
             make_process(plan(*found), REGISTRY)

@@ -1,6 +1,7 @@
 """The contractions: their bounds are never exceeded, and met where the map is linear. numpy and scipy are the judges."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,11 +61,12 @@ def test_attention_bound_holds_where_it_is_attacked(case: Case, hidden: int) -> 
 @pytest.mark.parametrize(("width", "d"), [(5, 8), (12, 4), (64, 64), (1, 3)])
 def test_linear_bound_is_exact(dtype: torch.dtype, width: int, d: int) -> None:
     case = Case(contraction.LipschitzLinear, {"width": width, "bound": 0.7}, d, False)
-    large, small = make(case, dtype=dtype, moved=1.0), make(case, dtype=dtype, moved=0.0)
+    large: Any = make(case, dtype=dtype, moved=1.0)
+    small: Any = make(case, dtype=dtype, moved=0.0)
     found = np.linalg.norm(large.effective(dtype).detach().double().numpy(), 2)
     assert 0.7 * (1 - (1e-5 if dtype == torch.float32 else 1e-12)) <= found <= 0.7
     with torch.no_grad():
-        small.weight.mul_(0.5 / np.linalg.norm(small.weight.double().numpy(), 2))
+        small.weight.mul_(0.5 / float(np.linalg.norm(small.weight.double().numpy(), 2)))
     # below its bound a weight is left alone
     assert torch.allclose(
         small.effective(dtype), small.weight, rtol=2 * contraction.margin(torch.Size([width, d]), dtype) + 1e-15
@@ -93,7 +95,7 @@ def test_slopes_of_activations(kind: str) -> None:
     assert (0.999 if kind == "lip_swish" else 1 - 1e-6) <= steepest <= 1
 
 
-def naive(component: Component, x: Tensor) -> Tensor:
+def naive(component: Any, x: Tensor) -> Tensor:
     """Attention by squared distances, straight from its definition; not divided."""
     heads = []
     for w, m in zip(component.query, component.value, strict=True):

@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,9 @@ def run(tmp_path: Path) -> Path:
         "perplexity": 9.5,
         "heldout_entropy_bits": 4.5,
     }
-    levels = [{"low": i / 4, "high": (i + 1) / 4, "nats_per_token": 3.0 + i, "standard_error": 0.1} for i in range(4)]
+    levels: list[Any] = [
+        {"low": i / 4, "high": (i + 1) / 4, "nats_per_token": 3.0 + i, "standard_error": 0.1} for i in range(4)
+    ]
     levels += [[EVIL], {"low": EVIL, "high": 1, "nats_per_token": 2.0}]
     more = {"sequences": 1, "draws": 1, "weights": EVIL, "objective": EVIL, "levels": levels, "over": "masked"}
     write_json(run / "evaluation.json", {**found, **more})
@@ -98,7 +101,9 @@ def run(tmp_path: Path) -> Path:
     (run / "quality.jsonl").write_text(json.dumps(odd) + "\n[]\n" + json.dumps(judged) + '\n{"store')
     write_text(run / "blueprint.lock.yaml", f"name: {EVIL}\n")
     write_text(run / "tokenizer.json", Bytes().to_json())
-    lines = [{"step": s, "loss": 1 / s, "bits_per_character": 1 / s, "learning_rate": 0.1} for s in range(1, 30)]
+    lines: list[dict[str, Any]] = [
+        {"step": s, "loss": 1 / s, "bits_per_character": 1 / s, "learning_rate": 0.1} for s in range(1, 30)
+    ]
     lines += [{"step": 10, "heldout_bits_per_character": 0.2, "heldout_bits_standard_error": 0.01}]
     lines += [{"step": 29, "final_bits_per_character": 0.1, "final_bits_standard_error": None}, {"step": 5, EVIL: EVIL}]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n[1]\nnull\n{"step": 30, "lo')
