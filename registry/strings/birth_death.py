@@ -20,7 +20,7 @@ from sedd_graph.diffusion.strings.birth_death import BirthDeath
 from sedd_graph.diffusion.strings.kernel import LOG_DELETE, LOG_INSERT, StringTable
 
 from ..bijective._bijection import wide
-from ..noise._frequencies import FrequencyConfig, thinned, token_law
+from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies
 from ._heads import Scalar, TokenHead
 
 __all__ = ["Delete", "DeletionHead", "Indel", "InsertionHead"]
@@ -72,7 +72,7 @@ class Indel(_Enumerated, kind="string_kernel"):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        self.register_buffer("law", token_law(self.config, self.data_tokens), persistent=False)
+        self.register_buffer("law", token_frequencies(self.config, self.data_tokens), persistent=False)
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:

@@ -31,7 +31,7 @@ from sedd_graph.diffusion.strings.kernel import (
 from sedd_graph.diffusion.tokens.process import Schedule
 
 from ..bijective._bijection import wide
-from ..noise._frequencies import FrequencyConfig, thinned, token_law
+from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies
 from ..objectives.bounds import TimeConfig
 from ._heads import Scalar, TokenHead
 
@@ -56,7 +56,7 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        self.register_buffer("law", token_law(self.config, self.data_tokens), persistent=False)
+        self.register_buffer("law", token_frequencies(self.config, self.data_tokens), persistent=False)
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:

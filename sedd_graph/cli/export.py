@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_verb, open_run_folder, say
-from sedd_graph.errors import UserError
+from sedd_graph.cli.options import Verbs, add_device, add_verb, picked_device, say
 
 __all__ = ["declare", "run"]
 
@@ -21,12 +20,9 @@ def declare(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; return its exit code."""
-    from sedd_graph.runs.check import LOCK
+    from sedd_graph.runs.export import export_run
 
     out = Path(arguments.output)
-    if (out / LOCK).exists() or (out.exists() and not out.is_dir()):
-        raise UserError(f"{out} exists already; choose another folder")
-    run = open_run_folder(arguments)
-    run.engine.save(out)
-    say(f"weights ({run.weights}), lock file and tokenizer written to {out}; sedd_graph.build({str(out)!r}) opens it")
+    weights = export_run(Path(arguments.run), out, device=picked_device(arguments))
+    say(f"weights ({weights}), lock file and tokenizer written to {out}; sedd_graph.build({str(out)!r}) opens it")
     return 0

@@ -22,6 +22,7 @@ def declare(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; return its exit code."""
+    from sedd_graph.data.tokenizer import FILE as TOKENIZER
     from sedd_graph.report.html import write_report
     from sedd_graph.runs.import_weights import import_run
 
@@ -34,5 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
         say=say,
     )
     write_report(folder)
-    say(f"run folder  {folder}\nnext        sedd-graph sample {folder}")
+    say(f"run folder  {folder}")
+    if (folder / TOKENIZER).is_file():
+        say(f"next        sedd-graph sample {folder}")
+    else:
+        say(
+            f"next        copy the tokenizer of the weights, a {TOKENIZER} (released weights have GPT-2's), "
+            f"into {folder}, then sedd-graph sample {folder}"
+        )
     return 0

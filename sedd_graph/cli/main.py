@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sedd_graph import __version__
 from sedd_graph.cli import (
@@ -32,7 +32,7 @@ from sedd_graph.cli import (
 from sedd_graph.cli.options import add_debug
 from sedd_graph.cli.progress import console_observer
 from sedd_graph.component.progress import observed
-from sedd_graph.errors import SeddGraphError
+from sedd_graph.errors import SeddGraphError, suggest
 
 __all__ = ["main", "run"]
 
@@ -41,7 +41,15 @@ VERBS = (init, build, train, sample, infill, evaluate, show, components, schema,
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage text."""
+    """A parser whose errors are one line, without the usage text, with the nearest choice for one that does not exist."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = None if action.choices is None else [str(choice) for choice in action.choices]
+        if choices is not None and value not in choices:
+            names = ", ".join(choices)
+            raise argparse.ArgumentError(
+                action, f"invalid choice: {value!r}{suggest(value, choices)}; choose from {names}"
+            )
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` tells more\n")

@@ -122,16 +122,16 @@ def picked_device(arguments: argparse.Namespace) -> torch.device:
 def open_run_folder(arguments: argparse.Namespace) -> Run:
     """Open the run folder that the command line names, with its overrides of the blueprint.
 
-    ``--weights`` and ``--classifier`` count where the verb declares them; ``--compile`` compiles the engine.
+    For the verbs with the arguments of ``sample``: ``--weights``, ``--classifier`` and ``--compile`` among them.
     """
     from sedd_graph.runs.open import open_run
 
-    classifier = getattr(arguments, "classifier", None)
-    overrides = [] if classifier is None else [f"sample.classifier={classifier}"]
-    weights = getattr(arguments, "weights", "newest")
     run = open_run(
-        Path(arguments.run), overrides=overrides, device=picked_device(arguments), compile="off", weights=weights
+        Path(arguments.run),
+        overrides=[] if arguments.classifier is None else [f"sample.classifier={arguments.classifier}"],
+        device=picked_device(arguments),
+        compile="off",
+        weights=arguments.weights,
     )
-    if "compile" in arguments:
-        run.engine.compile(arguments.compile, everywhere=True)
+    run.engine.compile(arguments.compile, everywhere=True)
     return run

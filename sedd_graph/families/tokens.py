@@ -23,10 +23,11 @@ from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.conditions.constraint import Matching, Pieces, allowed_tokens, lacks
+from sedd_graph.diffusion.conditions.constraint import Matching, Pieces, allowed_tokens
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.tokens.block_diffusion import hold_prompt, write_blocks
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
+from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import Classifier, classified, lacks_scores, renoised, unprompted
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings

@@ -30,7 +30,7 @@ from sedd_graph.store.files import new_run, write_json, write_text
 from sedd_graph.verify.inverse import prove_inverses
 from sedd_graph.verify.margin import check_margins
 
-__all__ = ["Say", "build_run", "checks_text", "prove_all"]
+__all__ = ["Say", "build_run", "checks_text", "prove_all", "write_graph"]
 
 Say = Callable[[str], None]
 """Prints one line for the user."""
@@ -99,9 +99,7 @@ def _write_run(
     text = lock_text(report)
     run = new_run(runs, report.name, digest(text))
     write_text(run / "blueprint.yaml", blueprint.read_text(encoding="utf-8-sig"))
-    write_text(run / LOCK, text)
-    for name, draw in (("graph.json", to_json), ("graph.svg", to_svg), ("graph.mmd", to_mermaid)):
-        write_text(run / name, draw(report.graph))
+    write_graph(run, report)
     write_json(run / CERTIFICATE, certificate)
     facts = {
         "hardware": describe_hardware(engine.device),
@@ -116,6 +114,13 @@ def _write_run(
     if isinstance(data, Dataset):
         write_text(run / TOKENIZER, data.tokenizer.to_json())
     return run
+
+
+def write_graph(run: Path, report: Report) -> None:
+    """Write the lock file of a run folder, and its graph as JSON, SVG and Mermaid."""
+    write_text(run / LOCK, lock_text(report))
+    for name, draw in (("graph.json", to_json), ("graph.svg", to_svg), ("graph.mmd", to_mermaid)):
+        write_text(run / name, draw(report.graph))
 
 
 def prove_all(report: Report, *, device: torch.device, say: Say) -> tuple[list[Check], list[str]]:

@@ -16,7 +16,7 @@ from sedd_graph.blueprint.lock import lock
 from sedd_graph.blueprint.shipped import find_blueprint
 from sedd_graph.component.registry import Registry, discover
 from sedd_graph.data.config import DataConfig, PointsConfig
-from sedd_graph.errors import BlueprintError, Problem
+from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.families.plan import Plan, read_plan
 from sedd_graph.graph.draw import to_tree
 from sedd_graph.graph.expand import expand
@@ -77,6 +77,8 @@ class Report:
 
 def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry, Graph, dict[str, int]]:
     """The expanded graph, and batch and length where the blueprint says so."""
+    if isinstance(overrides, str):
+        raise UserError(f"overrides are a list of strings, such as [{overrides!r}], not one string")
     loaded = load(find_blueprint(path), overrides, sections=SECTIONS)
     registry = discover()
     data, train = (loaded.sections.get(key) for key in ("data", "train"))

@@ -86,7 +86,10 @@ def _version(name: str) -> str | None:
 
 def _samples(run: Run, path: Path | None) -> tuple[Path, Ids, dict[str, Any]]:
     """Where they lie, tokens [row, position], and how they were drawn."""
-    store = path or next(iter(stores(run.path, "samples")), None)
+    if path is None:
+        store = next(iter(stores(run.path, "samples")), None)
+    else:
+        store = run.path / path if (run.path / path).exists() else path
     if store is None:
         raise UserError(f"{run.path} holds no samples; draw some: sedd-graph sample {run.path} --batch 256")
     if not (store / "zarr.json").is_file():

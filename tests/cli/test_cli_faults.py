@@ -65,11 +65,26 @@ def listing(place: Path) -> list[str]:
 FAULTS: list[tuple[str, str]] = [
     # arguments (@ is the folder), what is said
     ("", "sedd-graph: the following arguments are required: VERB" + TELLS.format(verb="")),
-    ("trian @/new", "sedd-graph: argument VERB: invalid choice: 'trian'"),
+    (
+        "trian @/new",
+        "sedd-graph: argument VERB: invalid choice: 'trian' (did you mean 'train'?); choose from init, build, train, ",
+    ),
+    (
+        "bulid first",
+        "sedd-graph: argument VERB: invalid choice: 'bulid' (did you mean 'build'?); choose from init, build",
+    ),
+    (
+        "frobnicate first",
+        "sedd-graph: argument VERB: invalid choice: 'frobnicate'; choose from init, build, train, sample, ",
+    ),
+    ("sample @/new --compile blokc", "sedd-graph sample: argument --compile: invalid choice: 'blokc' (did you mean"),
     ("sample", "sedd-graph sample: the following arguments are required: run" + TELLS.format(verb=" sample")),
     ("sample @/new --bacth 3", "sedd-graph: unrecognized arguments: --bacth 3" + TELLS.format(verb="")),
     ("sample @/new a=b", "sedd-graph: unrecognized arguments: a=b" + TELLS.format(verb="")),
-    ("sample @/new --weights best", "sedd-graph sample: argument --weights: invalid choice: 'best'"),
+    (
+        "sample @/new --weights best",
+        "sedd-graph sample: argument --weights: invalid choice: 'best'",
+    ),
     ("sample @/new --batch 0", "sedd-graph sample: argument --batch: must be from 1 to 65,536, not 0;"),
     ("sample @/new --batch -4", "sedd-graph sample: argument --batch: must be from 1 to 65,536, not -4;"),
     ("sample @/new --batch 1e3", "sedd-graph sample: argument --batch: '1e3' is not an integer;"),

@@ -110,11 +110,12 @@ def forgets_where_it_started(cls: Any) -> dict[str, Any]:
 
 def bound_too_low(cls: Any) -> dict[str, Any]:
     """Uniformization would leave out moves."""
-    return {
-        "rate_bound": property(
-            lambda self: None if cls.rate_bound.fget(self) is None else 0.3 * cls.rate_bound.fget(self)
-        )
-    }
+
+    def rate_bound(self: Any) -> float | None:
+        bound: float | None = super(type(self), self).rate_bound
+        return None if bound is None else 0.3 * bound
+
+    return {"rate_bound": property(rate_bound)}
 
 
 def score_upside_down(cls: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.categorical import inverse_cdf
 from sedd_graph.diffusion.strings.alignment import Links, Pairs, align, log_likelihood
 from sedd_graph.diffusion.strings.kernel import LEAST, StringKernel
 from sedd_graph.diffusion.strings.strings import Strings, distinct, rebuild
@@ -118,8 +119,7 @@ class BirthDeath(StringKernel):
     # -- strings ------------------------------------------------------------------------------------------------------
 
     def _fresh(self, shape: Tensor, uniform: Tensor) -> Tensor:
-        cdf = self.law.to(uniform.device).cumsum(0)
-        return torch.searchsorted(cdf, uniform * cdf[-1] * (1 - 2**-53), right=True).view_as(shape)
+        return inverse_cdf(self.law.to(uniform.device).cumsum(0), uniform).view_as(shape)
 
     def sample(self, batch: Batch, sigma: Tensor, *, random: Randomness, width: int | None) -> Strings:
         """Noisy strings of the rows of ``batch``; only ``corrupt`` positions die. ``width``: as for :func:`rebuild`."""
@@ -141,8 +141,7 @@ class BirthDeath(StringKernel):
         follow = torch.where(keep, more, torch.where(replaced, more + 1, 0))
         follow = torch.where(real, follow, 0)
         widest = int((follow + keep).sum(-1).max()) if width is None else width
-        uniform = random.rand(rows, widest).double() + random.rand(rows, widest).double() * 2**-24
-
+        uniform = random.rand48(rows, widest)
         return rebuild(tokens, keep, follow, lambda place: self._fresh(place, uniform), start=self.start, width=widest)
 
     def prior(self, rows: int, *, longest: int, generator: torch.Generator, allowed: Tensor | None) -> Strings:
@@ -162,9 +161,8 @@ class BirthDeath(StringKernel):
         law = self.law.to(device) if allowed is None else self.law.to(device) * allowed
 
         def new(place: Tensor) -> Tensor:
-            cdf = law.cumsum(0)
             uniform = torch.rand(place.shape, generator=generator, device=device, dtype=torch.float64)
-            return torch.searchsorted(cdf, uniform * cdf[-1] * (1 - 2**-53), right=True)
+            return inverse_cdf(law.cumsum(0), uniform)
 
         return rebuild(tokens, keep, follow, new, start=self.start)
 

@@ -140,6 +140,11 @@ class StringObjective(Component, ABC, Generic[Kernel_, Draw_]):
     feeds: ClassVar[tuple[Input, ...]] = FEEDS
     """Inputs of the graph that the process feeds."""
 
+    @classmethod
+    def toy(cls, config: ComponentConfig) -> ComponentConfig:
+        """``config`` cut down for a proof on short strings."""
+        return config
+
     def lacks(self, kernel: StringKernel) -> str | None:
         """What it needs and does not find in ``kernel``, in words; None where nothing is missing."""
         return None
