@@ -19,6 +19,7 @@ from sedd_graph.diffusion.tokens.sampler import WalkSettings
 from sedd_graph.engine.block_cache import afresh, remembering
 from sedd_graph.engine.engine import Engine
 from sedd_graph.errors import BlueprintError, UserError
+from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.tokens import make_parts
 from sedd_graph.runs.check import check
 from sedd_graph.verify.block_diffusion import prove_blocks
@@ -277,7 +278,7 @@ def test_networks_that_leak_or_stand_elsewhere_are_caught(tmp_path: Path, old: s
 
 def test_the_whole_process_is_proved() -> None:
     report = check(TINY)
-    assert report.plan is not None
+    assert isinstance(report.plan, ProcessPlan)
     found = {c.name: c.holds for c in prove_whole(maker(report.plan, report.registry), "log_x0")}
     assert found == dict.fromkeys(
         ("objective.tight", "objective.evaluated", "sampler.clean", "sampler.law", "sampler.bound"), True

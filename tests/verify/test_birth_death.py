@@ -182,6 +182,7 @@ class Unbalanced(DISE, kind="string_objective"):
 def test_a_loss_without_its_constant_is_caught() -> None:
     made = make_parts(plan("delete"), REGISTRY, states=3)
     broken = made._replace(objective=Unbalanced(Unbalanced.Config(), Context({"n": 3})))
+    assert isinstance(made.kernel, BirthDeath)
     toy = StringToy(made.kernel)
     assert all(c.holds for c in toy.check_objective(made.objective, made.schedule))
     assert not any(c.holds for c in toy.check_objective(broken.objective, broken.schedule))

@@ -31,7 +31,7 @@ def part(op: str, **config: Any) -> Part:
     return Part(contract, contract.config.model_validate(config))
 
 
-def plan(sampler: str = "flexmdm_tau", pace: float = 1.0, **parts: Part) -> ProcessPlan:
+def plan(sampler: str = "flexmdm_tau", pace: float = 1.0, **parts: Any) -> ProcessPlan:
     made = string_plan(part("mask_delete", pace=pace), part("loglinear"), part("flexmdm"), part(sampler), 10)
     return dataclasses.replace(made, **parts)
 
