@@ -26,7 +26,7 @@ Packed = npt.NDArray[np.unsignedinteger]
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """``tokens`` int64 [b, l]; roles bool [b, l]: attend, corrupt, loss (see docs/data.md)."""
+    """``tokens`` int64 [b, l]; roles bool [b, l]: attend, corrupt, loss (see docs/reference/data.md)."""
 
     tokens: Ids
     attend: Flags
