@@ -76,7 +76,7 @@ def test_a_block_holds_one_value_at_a_time(tmp_path: Path, layers: int) -> None:
     assert len(measured) == layers
     assert max(measured) <= 1
     assert torch.equal(run.values[layout.outputs["x"]], y)
-    slopes = sum(component.weight.diagonal().sum() for component in layer.children())  # type: ignore[operator]
+    slopes = torch.stack([component.weight.diagonal().sum() for component in layer.children()]).sum()
     assert torch.allclose(log, 3 * slopes.expand(2))
     (method,) = {d.rule.method for d in layout.program.derivations if isinstance(d, Solve)}
     inverted, run = watch(layer, method), LayerRun(layout, layer)
