@@ -322,6 +322,7 @@ def region(
         refs = [_ref(text, made) for text in texts]
         types = [made[r.step][r.port] if r.step else given[r.port] for r in refs]
         body: Op | Region
+        fed: dict[str, tuple[Ref, ...]]
         if isinstance(what, Region):
             body, outs = what, dict(what.output_types)
             fed: dict[str, tuple[Ref, ...]] = {port: (ref,) for port, ref in zip(what.inputs, refs, strict=True)}

@@ -323,7 +323,7 @@ class All(torch.nn.Module):
     def __init__(self, cases: list[Case]) -> None:
         super().__init__()
         self.cases = cases
-        self.parts = torch.nn.ModuleList([make(c, dtype=torch.float32) for c in cases])
+        self.parts: Any = torch.nn.ModuleList([make(c, dtype=torch.float32) for c in cases])
 
     def forward(self, values: list[list[Tensor]]) -> list[Tensor]:
         found = []

@@ -61,11 +61,12 @@ def test_attention_bound_holds_under_gradient_ascent(case: Case, hidden: int) ->
 @pytest.mark.parametrize(("width", "d"), [(5, 8), (12, 4), (64, 64), (1, 3)])
 def test_linear_bound_is_exact(dtype: torch.dtype, width: int, d: int) -> None:
     case = Case(contraction.LipschitzLinear, {"width": width, "bound": 0.7}, d, False)
-    large, small = make(case, dtype=dtype, moved=1.0), make(case, dtype=dtype, moved=0.0)
+    large: Any = make(case, dtype=dtype, moved=1.0)
+    small: Any = make(case, dtype=dtype, moved=0.0)
     found = np.linalg.norm(large.effective(dtype).detach().double().numpy(), 2)
     assert 0.7 * (1 - (1e-5 if dtype == torch.float32 else 1e-12)) <= found <= 0.7
     with torch.no_grad():
-        small.weight.mul_(0.5 / np.linalg.norm(small.weight.double().numpy(), 2))
+        small.weight.mul_(0.5 / float(np.linalg.norm(small.weight.double().numpy(), 2)))
     # a weight below its bound is not scaled
     assert torch.allclose(
         small.effective(dtype),
