@@ -174,8 +174,8 @@ def combinations() -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str
     kinds = {
         kind: [n for n in OWN if REGISTRY.component(n).kind == kind] for kind in ("kernel", "objective", "sampler")
     }
-    sound: list[tuple[str, ...]] = []
-    refused: list[tuple[str, ...]] = []
+    sound: list[tuple[str, str, str, str]] = []
+    refused: list[tuple[str, str, str, str]] = []
     for found in itertools.product(kinds["kernel"], ("log_score", "log_x0"), kinds["objective"], kinds["sampler"]):
         try:
             make_parts(plan(*found), REGISTRY)
