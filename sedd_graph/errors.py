@@ -19,7 +19,9 @@ __all__ = [
     "Problem",
     "SeddGraphError",
     "UserError",
+    "choices",
     "listed",
+    "nearest",
     "suggest",
 ]
 
@@ -101,7 +103,7 @@ class BlueprintError(UserError):
         super().__init__("\n".join(shown))
 
 
-_COMPARED, _LISTED = 500, 40
+_COMPARED, _LISTED, _SHORT, _NEAREST = 500, 40, 20, 5
 
 
 def listed(names: Iterable[str]) -> str:
@@ -115,3 +117,26 @@ def suggest(name: str, options: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest of ``options``, or an empty string where none is near."""
     near = difflib.get_close_matches(name, [o for o in islice(options, _COMPARED) if o != name], n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def choices(name: str, options: Iterable[str], *, label: str = "known") -> str:
+    """Return the end of a message about the unknown ``name``: ``" (did you mean 'b'?); known: a, b"``."""
+    found = list(options)
+    near = _near(name, found)
+    return f"{suggest(name, near)}; {label}: {_counted(near, len(found))}"
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return ``a, b, c``; of more than 20 options only the five nearest to ``name``, or the first where none is near."""
+    found = list(options)
+    return _counted(_near(name, found), len(found))
+
+
+def _counted(names: list[str], count: int) -> str:
+    return listed(names) + (f" and {count - len(names)} more" if count > len(names) else "")
+
+
+def _near(name: str, options: list[str]) -> list[str]:
+    if len(options) <= _SHORT:
+        return options
+    return difflib.get_close_matches(name, options[:_COMPARED], n=_NEAREST, cutoff=0.3) or options[:_NEAREST]

@@ -31,7 +31,19 @@ architecture = script("architecture", ROOT / "scripts" / "architecture")
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-d", tmp_path / "trees", "-b", "html"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-E",
+        "-d",
+        tmp_path / "trees",
+        "-b",
+        "html",
+    ]
     done = subprocess.run([*command, DOCS, tmp_path / "html"], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     for name in GENERATED:
