@@ -10,7 +10,8 @@ import pydantic
 
 from sedd_graph.blueprint.load import Sections
 from sedd_graph.blueprint.schema import Blueprint
-from sedd_graph.component.contract import NODE_KINDS, Contract, size_fields
+from sedd_graph.component.contract import Contract, size_fields
+from sedd_graph.component.kinds import KINDS
 
 __all__ = ["blueprint_schema"]
 
@@ -58,7 +59,7 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[
     definitions.update(root.pop("$defs"))
     by_kind: dict[str, list[Contract]] = {}
     for contract in sorted(contracts, key=lambda c: c.op):
-        by_kind.setdefault("node" if contract.kind in NODE_KINDS else contract.kind, []).append(contract)
+        by_kind.setdefault("node" if KINDS[contract.kind].is_node else contract.kind, []).append(contract)
 
     def config(contract: Contract) -> dict[str, Any]:
         schema = _inlined(contract.config, definitions, f"{contract.op}.")

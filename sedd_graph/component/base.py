@@ -14,7 +14,9 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 
 from sedd_graph.component.axes import PortType, parse_port_type
-from sedd_graph.component.contract import NODE_KINDS, PROCESS_KINDS, Algebra, ComponentConfig, Port, Rule, Signature
+from sedd_graph.component.contract import Algebra, ComponentConfig, Port, Rule, Signature
+from sedd_graph.component.declared import Declared
+from sedd_graph.component.kinds import KINDS
 from sedd_graph.component.kv_cache import Memory
 
 __all__ = ["Component", "ComponentConfig", "Context", "solves"]
@@ -68,7 +70,7 @@ def solves(
     return mark
 
 
-class Component(nn.Module):
+class Component(nn.Module, Declared):
     """Base class. Subclasses give ``kind``, a nested ``Config`` and, for graph nodes, an annotated ``forward``.
 
     >>> class Double(Component, kind="arithmetic"):
@@ -85,9 +87,6 @@ class Component(nn.Module):
     kind).
     """
 
-    Config: ClassVar[type[ComponentConfig]]
-    kind: ClassVar[str]
-    version: ClassVar[int] = 1
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     keyed: ClassVar[bool] = False
     """Whether ``forward`` takes a ``key``; read off its arguments."""
@@ -100,25 +99,12 @@ class Component(nn.Module):
     """Given by the engine while text is written block by block. One that lets positions look at each other by keys and values
     calls it with them where it is there; all others work on one position at a time, and leave it."""
 
-    def __init_subclass__(cls, *, kind: str | None = None, version: int | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if kind is not None:
-            cls.kind = kind
-        if version is not None:
-            cls.version = version
-        if not hasattr(cls, "kind"):
-            return  # an abstract base, such as Kernel
-        if cls.kind not in NODE_KINDS + PROCESS_KINDS:
-            raise TypeError(
-                f"{cls.__qualname__}: unknown kind {cls.kind!r}; one of {', '.join(NODE_KINDS + PROCESS_KINDS)}"
-            )
-        if inspect.isabstract(cls) or cls.__dict__.get("abstract", False):
+        if not hasattr(cls, "kind") or cls.is_abstract():
             return
-        config = getattr(cls, "Config", None)
-        if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
-            raise TypeError(f"{cls.__qualname__}: a component needs a nested class Config(ComponentConfig)")
         cls.keyed = KEY in inspect.signature(cls.forward).parameters
-        if cls.kind in NODE_KINDS and "signature" not in cls.__dict__:
+        if KINDS[cls.kind].is_node and "signature" not in cls.__dict__:
             _signature_of_forward(cls)
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 
-from sedd_graph.component.contract import NODE_KINDS, Contract
+from sedd_graph.component.contract import Contract
+from sedd_graph.component.kinds import KINDS
 from sedd_graph.component.registry import Registry, discover
 from sedd_graph.errors import SeddGraphError
 
@@ -33,7 +34,7 @@ def describe(name: str, registry: Registry | None = None) -> str:
         f"  {contract.summary}",
         f"  {contract.distribution}  {file}:{line}",
     ]
-    if contract.kind in NODE_KINDS:
+    if KINDS[contract.kind].is_node:
         lines.append("ports")
         lines += _ports(contract)
     lines.append("config")

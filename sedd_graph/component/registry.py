@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
 
-from sedd_graph.component.contract import Contract
+from sedd_graph.component import renamed
+from sedd_graph.component.contract import Contract, no_algebra, no_signature
+from sedd_graph.component.declared import Declared
 from sedd_graph.errors import EnvironmentFault, UserError, suggest
 
 __all__ = ["GROUP", "Entry", "PluginWarning", "Registry", "discover"]
@@ -23,7 +25,6 @@ __all__ = ["GROUP", "Entry", "PluginWarning", "Registry", "discover"]
 GROUP = "sedd_graph.components"
 """The group of entry points by which components are found."""
 
-_NEEDED = ("kind", "Config", "signature", "algebra", "positionwise")
 _ENTRY = re.compile(r"([a-z][a-z0-9_]*)\.v([1-9][0-9]{0,3})")
 
 
@@ -88,6 +89,8 @@ class Registry:
         match = _ENTRY.fullmatch(op)
         name = match[1] if match else op
         versions = sorted(v for n, v in self._entries if n == name)
+        if not versions and name in renamed.OPS:
+            raise UserError(f"op {name!r} is now called {renamed.OPS[name]!r}")
         if not versions:
             raise UserError(f"unknown op {op!r}{suggest(name, self.names)}; `sedd-graph components` lists them")
         version = int(match[2]) if match else versions[-1]
@@ -107,7 +110,7 @@ class Registry:
         if entry.op not in self._broken:
             try:
                 loaded = entry.load()
-                if not inspect.isclass(loaded) or any(not hasattr(loaded, name) for name in _NEEDED):
+                if not (inspect.isclass(loaded) and issubclass(loaded, Declared) and hasattr(loaded, "kind")):
                     raise TypeError(f"{loaded!r} is not a Component class with a kind and a Config")
                 self._classes[entry.op] = loaded
                 return loaded
@@ -127,10 +130,10 @@ class Registry:
                 version=entry.version,
                 kind=cls.kind,
                 config=cls.Config,
-                signature=cls.signature,
-                algebra=cls.algebra,
+                signature=getattr(cls, "signature", no_signature),
+                algebra=getattr(cls, "algebra", no_algebra),
                 summary=(inspect.getdoc(cls) or "").split("\n")[0],
-                positionwise=bool(cls.positionwise),
+                positionwise=getattr(cls, "positionwise", False),
                 distribution=entry.distribution,
             )
         return self._contracts[entry.op]

@@ -9,6 +9,7 @@ from typing import Any
 
 import networkx as nx
 
+from sedd_graph.component.kinds import KINDS
 from sedd_graph.graph.model import Graph, Op, Ref, Region, Step
 
 __all__ = ["Undo", "to_json", "to_mermaid", "to_svg", "to_tree"]
@@ -172,19 +173,6 @@ def to_mermaid(graph: Graph, undo: Undo | None = None) -> str:
 # -- SVG ------------------------------------------------------------------------------------------------------------
 
 _GAP_X, _GAP_Y, _PAD, _HEAD, _BOX_H, _CHAR, _LANE = 28, 34, 14, 24, 40, 6.7, 6
-_KIND = {
-    "embedding": "#dbeafe",
-    "position": "#e0f2fe",
-    "time": "#fef3c7",
-    "attention": "#fde2e4",
-    "feedforward": "#e9d5ff",
-    "norm": "#f1f5f9",
-    "modulation": "#fef9c3",
-    "mixer": "#d1fae5",
-    "arithmetic": "#f1f5f9",
-    "head": "#ffe4cc",
-    "backbone": "#ede9fe",
-}
 
 
 class _Box:
@@ -240,10 +228,10 @@ def _boxed(region: Region, title: str, note: str, path: str, undo: Undo, *, top:
         if inner is not None:
             boxes[step.name] = _boxed(inner, f"{step.name}: {_what(step)}", "", where, undo, top=False)
         else:
-            kind = step.body.contract.kind if isinstance(step.body, Op) else ""
+            colour = KINDS[step.body.contract.kind].colour if isinstance(step.body, Op) else "#eee"
             what = _what(step)
             boxes[step.name] = _Box(
-                step.name if step.name == what else f"{step.name}: {what}", _types(step), _KIND.get(kind, "#eee"), where
+                step.name if step.name == what else f"{step.name}: {what}", _types(step), colour, where
             )
         graph.add_node(step.name)
         for refs in step.inputs.values():

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from sedd_graph.blueprint.schema import Node
 from sedd_graph.component.axes import AxisError, PortType, Size
-from sedd_graph.component.contract import NODE_KINDS, size_fields
+from sedd_graph.component.contract import size_fields
+from sedd_graph.component.kinds import NODE, kinds_at
 from sedd_graph.component.registry import Registry
 from sedd_graph.graph.configure import configure, find_contract
 from sedd_graph.graph.edges import Edge
@@ -32,7 +33,7 @@ class Made(NamedTuple):
 def make_op(at: Location, node: Node, edges: Sequence[Edge], scope: Scope, registry: Registry) -> Made | None:
     """The component that the node at ``at`` names, typed; None where a problem was reported."""
     assert node.op is not None
-    contract = find_contract(registry, node.op, NODE_KINDS, at / "op")
+    contract = find_contract(registry, node.op, kinds_at(NODE), at / "op")
     if contract is None:
         return None
     config = configure(contract, node.with_, scope, at / "with")

@@ -34,8 +34,8 @@ class Node:
 
     @property
     def cost(self) -> float:
-        """Evaluations: moving and summing numbers is free."""
-        return 0.0 if self.op.contract.kind == "arithmetic" else 1.0
+        """Return the cost in evaluations: 0 where the algebra says that numbers are only moved or summed, else 1."""
+        return 0.0 if self.algebra.moves or self.outputs.keys() == self.algebra.linear.keys() else 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sedd_graph.component.axes import AxisError, PortType
 from sedd_graph.component.base import Component, Context
-from sedd_graph.component.contract import NODE_KINDS, ComponentConfig, Signature, size_fields
+from sedd_graph.component.contract import ComponentConfig, Signature, size_fields
+from sedd_graph.component.kinds import KINDS
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 from sedd_graph.diffusion.tokens.process import Kernel, Likelihood, Schedule
 from sedd_graph.engine.positionwise_suffix import length_dim, take
@@ -54,7 +55,7 @@ def check_component(
     failures: list[tuple[str, str]] = []
     made = _config(cls, config or {}, failures)
     if made is not None:
-        if cls.kind in NODE_KINDS:
+        if KINDS[cls.kind].is_node:
             _node(cls, made, dict(axes or {}), connected, compile, failures)
         elif issubclass(cls, Schedule):
             from sedd_graph.verify.noise import check_schedule
