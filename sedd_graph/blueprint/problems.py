@@ -8,6 +8,7 @@ from typing import Any
 
 import pydantic
 
+from sedd_graph.component.choice import Choice
 from sedd_graph.component.strict import branches
 from sedd_graph.errors import MAX_PROBLEMS, Problem, suggest
 
@@ -94,15 +95,18 @@ def _message(error: Any, fields: Iterable[str]) -> str:
     return text[0].lower() + text[1:]
 
 
-def _fields_at(model: Any, loc: tuple[str | int, ...]) -> list[str]:
-    """The keys that the model at ``loc`` knows; an empty list where that is not one model."""
-    options: list[Any] = [model]
+def _fields_at(model: Any, loc: tuple[str | int, ...], data: Any) -> list[str]:
+    """Return the keys that the model at ``loc`` of ``data`` knows; none where that is not one model."""
+    options, op = [model], []
     for part in loc:
-        options = [inner for option in options for inner in _inside(option, part)]
-        tagged = [o for o in options if _tag(o) == part]
-        options = tagged or options
+        inside = [inner for option in options for inner in _inside(option, part)]
+        if part in (data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()):
+            data = data[part]
+        choices = [c for inner in inside for c in getattr(inner, "__metadata__", ()) if isinstance(c, Choice)]
+        op = ["op"] if choices else []
+        options = [c.config_of(data) for c in choices] or [o for o in inside if _tag(o) == part] or inside
     models = [m for option in options for m in branches(option) if _is_model(m)]
-    return [f.alias or n for n, f in models[0].model_fields.items()] if len(models) == 1 else []
+    return [f.alias or n for n, f in models[0].model_fields.items()] + op if len(models) == 1 else []
 
 
 def _is_model(annotation: Any) -> bool:
@@ -116,7 +120,8 @@ def _inside(annotation: Any, part: str | int) -> list[Any]:
         if _is_model(branch):
             if _tag(branch) == part:
                 return [branch]
-            found += [f.annotation for n, f in branch.model_fields.items() if part in (n, f.alias)]
+            fields = [f for n, f in branch.model_fields.items() if part in (n, f.alias)]
+            found += [typing.Annotated[f.annotation, *f.metadata] if f.metadata else f.annotation for f in fields]
         elif typing.get_origin(branch) is dict:
             found.append(typing.get_args(branch)[1])
         elif typing.get_origin(branch) in (list, tuple):
@@ -145,7 +150,7 @@ def model_problems(
     for found in findings:
         if found["type"] == "too_short" and any(f["loc"][:-1] == found["loc"] for f in findings):
             continue  # counted without the items that are refused in lines of their own
-        loc, fields = _path_in(data, found["loc"]), _fields_at(model, found["loc"][:-1])
+        loc, fields = _path_in(data, found["loc"]), _fields_at(model, found["loc"][:-1], data)
         message = _message(found, fields)
         path = (*base, *loc)
         if (path, "union") in seen and found["loc"] != loc:

@@ -10,9 +10,10 @@ import dataclasses
 import importlib.metadata
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from sedd_graph.component import renamed
@@ -20,7 +21,7 @@ from sedd_graph.component.contract import Contract, no_algebra, no_signature
 from sedd_graph.component.declared import Declared
 from sedd_graph.errors import EnvironmentFault, UserError, suggest
 
-__all__ = ["GROUP", "Entry", "PluginWarning", "Registry", "discover"]
+__all__ = ["GROUP", "Entry", "PluginWarning", "Registry", "discover", "installed"]
 
 GROUP = "sedd_graph.components"
 """The group of entry points by which components are found."""
@@ -120,6 +121,10 @@ class Registry:
             f"component {entry.op!r} of {entry.distribution} cannot be loaded: {self._broken[entry.op]}"
         )
 
+    def op_of(self, cls: type) -> str | None:
+        """Return the pinned name under which the loaded class ``cls`` is registered; None where it is not."""
+        return next((op for op, loaded in self._classes.items() if loaded is cls), None)
+
     def contract(self, op: str) -> Contract:
         """What the component promises; raises as :meth:`component` does."""
         entry = self.entry(op)
@@ -168,6 +173,16 @@ def _title(distribution: importlib.metadata.Distribution | None) -> str:
         return "unknown"
     metadata = distribution.metadata
     return f"{metadata['Name']} {metadata['Version']}"
+
+
+@lru_cache(maxsize=4)
+def _installed(path: tuple[str, ...]) -> Registry:
+    return discover()
+
+
+def installed() -> Registry:
+    """Return :func:`discover`'s registry, read once for each ``sys.path``: for code that no registry is passed to."""
+    return _installed(tuple(sys.path))
 
 
 def discover() -> Registry:

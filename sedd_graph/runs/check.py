@@ -152,8 +152,7 @@ def _fits_data(loaded: Loaded, tokens: int, block: int | None) -> None:
     if data is not None and block is not None and data.length % block:
         message = f"rows of {data.length} tokens are no whole number of blocks of {block} (objective.block)"
         raise BlueprintError([Problem("", 0, 0, "data.length", message)])
-    size = {"characters": lambda t: t.size, "bytes": lambda t: 257, "bpe": lambda t: t.size, "file": lambda t: None}
-    known = None if data is None else size[data.tokenizer.op](data.tokenizer)
+    known = None if data is None else data.tokenizer.size
     if known is not None and known != tokens:
         message = f"the tokenizer has {known:,} tokens, but the graph is built for {tokens:,} (states less the mask)"
         raise BlueprintError([Problem("", 0, 0, "data.tokenizer", message)])
@@ -165,7 +164,7 @@ def _fits_strings(loaded: Loaded, *, spares: bool, one_length: bool) -> None:
     if one_length and data is not None and data.rows != "stream":
         message = "the objective is for strings of one known length: take rows: stream, or the objective dise"
         raise BlueprintError([Problem("", 0, 0, "data.rows", message)])
-    if not spares and getattr(getattr(data, "corpus", None), "prompt", None) is not None:
+    if not spares and data is not None and data.corpus.prompted:
         message = "this kernel spares no token, so there can be no prompt: leave it out, or take the kernel delete"
         raise BlueprintError([Problem("", 0, 0, "data.corpus.prompt", message)])
 

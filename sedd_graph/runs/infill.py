@@ -43,7 +43,7 @@ def infilling(run: Run, observed: Literal["clamp", "renoise"]) -> Law:
         return Law(
             True, "exact: the given text is held fixed, and with this kernel a token that is seen is a clean one"
         )
-    if observed == "clamp" and isinstance(data, DataConfig) and getattr(data.corpus, "prompt", None) is not None:
+    if observed == "clamp" and isinstance(data, DataConfig) and data.corpus.prompted:
         return Law(
             True, "as trained: the given text is held fixed, and the model has learned from rows with clean prompts"
         )

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sedd_graph.data.config import DataConfig
-from sedd_graph.training.config import AdamWConfig, MuonConfig, TrainConfig
+from sedd_graph.training.config import TrainConfig
 from tests.conftest import ROOT
 from tests.pages import blocks
 

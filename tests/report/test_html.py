@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sedd_graph_registry.data.tokenizers import Bytes
 
-from sedd_graph.data.tokenizer import Bytes, load_tokenizer
+from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.report.curves import Line, Point, curve, ticks
 from sedd_graph.report.film import film_data
 from sedd_graph.report.html import write_report
