@@ -109,5 +109,3 @@ def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     for words, suffix in ((_BOUNDS, ""), (_LENGTHS, " long")):
         said += [f"{word} {getattr(m, key)}{suffix}" for m in flat for key, word in words.items() if hasattr(m, key)]
     return ", ".join([text, *said])
-
-

@@ -46,6 +46,8 @@ def pack_optimizers(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
+                if value is None:  # such as the momentum of SGD without momentum
+                    continue
                 tensor = value if isinstance(value, Tensor) else torch.tensor(value)
                 packed[f"{number}/{parameter}/{key}"] = tensor.detach().cpu().contiguous()
     return packed
