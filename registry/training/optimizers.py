@@ -63,7 +63,7 @@ class Muon(OptimizerFactory, kind="optimizer"):
         weight_decay: NotNegative = 0.0
         """Decoupled weight decay of matrices inside blocks."""
         adamw: Annotated[AdamW, Choice("train.optimizer")] = pydantic.Field(
-            {"op": "adamw", "lr": 3e-3}, validate_default=True
+            default={"op": "adamw", "lr": 3e-3}, validate_default=True
         )
         """AdamW for embeddings, heads, vectors and all else."""
 

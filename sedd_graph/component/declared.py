@@ -60,7 +60,7 @@ class Plain(Declared):
         self.config = config
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.config == self.config  # type: ignore[attr-defined]
+        return isinstance(other, Plain) and type(other) is type(self) and bool(other.config == self.config)
 
     def __hash__(self) -> int:
         return hash((type(self), self.config.model_dump_json()))

@@ -20,10 +20,10 @@ Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 class DataConfig(Strict):
     """Text to learn from: a corpus, its tokenizer, and how tokens are cut into rows."""
 
-    corpus: Annotated[Corpus, Choice("data.corpus")] = pydantic.Field({"op": "builtin"}, validate_default=True)
+    corpus: Annotated[Corpus, Choice("data.corpus")] = pydantic.Field(default={"op": "builtin"}, validate_default=True)
     """Where the text comes from."""
     tokenizer: Annotated[TokenizerFactory, Choice("data.tokenizer")] = pydantic.Field(
-        {"op": "characters"}, validate_default=True
+        default={"op": "characters"}, validate_default=True
     )
     """How text becomes tokens."""
     length: Annotated[int, pydantic.Field(ge=2, le=1_048_576)] = 128

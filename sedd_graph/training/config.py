@@ -65,11 +65,11 @@ class TrainConfig(Strict):
     accumulate: Annotated[int, pydantic.Field(ge=1, le=65536)] = 1
     """Backward passes per optimizer step."""
     optimizer: Annotated[OptimizerFactory, Choice("train.optimizer")] = pydantic.Field(
-        {"op": "adamw"}, validate_default=True
+        default={"op": "adamw"}, validate_default=True
     )
     """The optimizer."""
     schedule: Annotated[LRSchedule, Choice("train.schedule")] = pydantic.Field(
-        {"op": "cosine_decay"}, validate_default=True
+        default={"op": "cosine_decay"}, validate_default=True
     )
     """Learning-rate schedule after warm-up."""
     warmup: Annotated[int, pydantic.Field(ge=0, le=10**9)] = 100

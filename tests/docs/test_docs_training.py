@@ -8,6 +8,7 @@ from typing import Any
 import pydantic
 import pytest
 import yaml
+from sedd_graph_registry.training.optimizers import AdamW, Muon
 
 from sedd_graph.data.config import DataConfig
 from sedd_graph.training.config import TrainConfig
