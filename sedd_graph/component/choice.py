@@ -31,9 +31,11 @@ class Choice:
 
     Args:
         place: Key of the blueprint, which says the kinds that fit (:mod:`sedd_graph.component.kinds`).
+        default: Op of a mapping that names none.
     """
 
     place: str
+    default: str | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         (base,) = branches(source)
@@ -49,7 +51,7 @@ class Choice:
 
     def config_of(self, value: Any) -> Any:
         """Return the Config class of the component that ``value`` names, which is known to be registered; else None."""
-        op = value.get("op") if isinstance(value, dict) else value
+        op = value.get("op", self.default) if isinstance(value, dict) else value
         return installed().component(op).Config if isinstance(op, str) and op else None
 
     def _read(self, value: Any, base: type) -> Any:
@@ -58,7 +60,7 @@ class Choice:
         keys = {"op": value} if isinstance(value, str) else value
         if not isinstance(keys, dict):
             raise PydanticCustomError("dict_type", "must be a mapping")
-        if not isinstance(op := keys.get("op"), str):
+        if not isinstance(op := keys.get("op", self.default), str):
             raise PydanticCustomError("union_tag_not_found", "needs the key 'op'", {"discriminator": "'op'"})
         cls = self._component(op)
         if not issubclass(cls, base):

@@ -9,10 +9,12 @@ OPS = {
     "edit_tau": "string_tau",
     "edit_thinning": "string_thinning",
 }
+"""Ops, by old name."""
 KINDS = {
     "edit_kernel": "string_kernel",
     "edit_objective": "string_objective",
     "edit_sampler": "string_sampler",
 }
+"""Kinds, by old name."""
 LR_SCHEDULES = {"cosine": "cosine_decay", "linear": "linear_decay"}
 """Old names under ``train.schedule``; elsewhere they are components of other kinds."""

@@ -20,6 +20,7 @@ MAX_BYTES = 8 * 2**30
 """Largest corpus or array that is read."""
 
 Numbers = npt.NDArray[np.float32]
+"""Rows of points, float32 [row, ...]."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from sedd_graph.errors import SeddGraphError, UserError
 __all__ = ["FILE", "Ids", "Tokenizer", "TokenizerFactory", "load_tokenizer"]
 
 Ids = npt.NDArray[np.int64]
+"""Token ids, int64 [tokens]."""
 FILE = "tokenizer.json"
 """The file of a run folder that holds its tokenizer."""
 MAX_FILE = 256 * 2**20

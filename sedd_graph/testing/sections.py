@@ -181,7 +181,7 @@ def check_lr_schedule(case: Case) -> Failures:
 
 def check_tracker(case: Case) -> Failures:
     """Run a tracker through a short run: start, records, a resume, and the end."""
-    metrics = {"loss": 1.5, "gradient_norm": 0.25}
+    metrics = {"loss": 1.5, "learning_rate": 0.25}
     seen: Mapping[str, float] = dict(metrics)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

@@ -64,10 +64,10 @@ class TrainConfig(Strict):
     """Rows per optimizer step, over all processes and accumulation."""
     accumulate: Annotated[int, pydantic.Field(ge=1, le=65536)] = 1
     """Backward passes per optimizer step."""
-    optimizer: Annotated[OptimizerFactory, Choice("train.optimizer")] = pydantic.Field(
+    optimizer: Annotated[OptimizerFactory, Choice("train.optimizer", default="adamw")] = pydantic.Field(
         default={"op": "adamw"}, validate_default=True
     )
-    """The optimizer."""
+    """The optimizer; AdamW where its keys stand without an op."""
     schedule: Annotated[LRSchedule, Choice("train.schedule")] = pydantic.Field(
         default={"op": "cosine_decay"}, validate_default=True
     )
@@ -102,12 +102,6 @@ class TrainConfig(Strict):
         if isinstance(data, dict) and "final" in data:
             raise ValueError("'final' is now a key of the schedule: schedule: {op: cosine_decay, final: ...}")
         return data
-
-    @pydantic.field_validator("optimizer", mode="before")
-    @classmethod
-    def _default_optimizer(cls, value: object) -> object:
-        """Read ``train.optimizer.lr=1e-3`` without an op as AdamW's."""
-        return {"op": "adamw", **value} if isinstance(value, dict) and "op" not in value else value
 
     @pydantic.model_validator(mode="after")
     def _divides(self) -> TrainConfig:
