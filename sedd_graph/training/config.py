@@ -68,7 +68,7 @@ class TrainConfig(Strict):
         default={"op": "adamw"}, validate_default=True
     )
     """The optimizer; AdamW where its keys stand without an op."""
-    schedule: Annotated[LRSchedule, Choice("train.schedule")] = pydantic.Field(
+    schedule: Annotated[LRSchedule, Choice("train.schedule", default="cosine_decay")] = pydantic.Field(
         default={"op": "cosine_decay"}, validate_default=True
     )
     """Learning-rate schedule after warm-up."""
