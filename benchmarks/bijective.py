@@ -1,21 +1,20 @@
-"""Our bijective layers beside those of FrEIA, normflows and memcnn: the same layers with the same weights, in one run.
+"""Time and accuracy of bijective layers compared with FrEIA, normflows and memcnn: the same layers with the same weights.
 
     pip install --no-deps FrEIA==0.2 normflows==1.7.3 memcnn==1.5.2
     python benchmarks/bijective.py [--rounds N]
 
-Those three are needed by this benchmark and by nothing else. Each of our layers is a block of a blueprint, so that its
-inverse and its log-determinant are the derived ones. First, in float64: outputs, log-determinants and inverses agree to
-1e-6. Then, in float32, eager as the libraries are: forward with log-determinant and back (no gradients), and a training
-step (forward, log-determinant, backward); contestants take turns, and every round gives a ratio. Last, a stack of token
-blocks run reversibly, and how far its gradients are from those with stored activations: plain, with dropout, and of what
-conditions it. Appends to benchmarks/results/bijective.jsonl and writes benchmarks/results/bijective.md.
+Only this benchmark needs those three libraries. Each of our layers is a block of a blueprint, with the derived inverse and
+log-determinant. First, in float64, outputs, log-determinants and inverses are compared with a tolerance of 1e-6. Then, in
+float32 and eager (as the libraries run), two measurements with interleaved timing: forward with log-determinant followed by
+the inverse, without gradients; and a training step (forward, log-determinant, backward). Last, a stack of token blocks under
+reversible execution: time, and the error of its gradients relative to stored activations, without and with dropout, for
+weights and for the conditioning. Appends to benchmarks/results/bijective.jsonl and writes benchmarks/results/bijective.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 import tempfile
 import time
@@ -25,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, append_record
+from interleaved import interleave, quartiles, retain_freed_memory
 from torch import Tensor, nn
-from turns import keep_memory, quartiles, take_turns
 
 import sedd_graph
 from sedd_graph.component.registry import discover
@@ -50,13 +50,12 @@ with warnings.catch_warnings():
             "pip install --no-deps FrEIA==0.2 normflows==1.7.3 memcnn==1.5.2"
         ) from None
 
-RESULTS = Path(__file__).resolve().parent / "results"
 WIDTHS, BATCH = (64, 256), 4096
 CLAMP, BINS, BOUND, LEAST = 2.0, 8, 3.0, 1e-3
 
 
 def blocks(width: int) -> str:
-    """A blueprint with each layer as a block; subnets are twice as wide as the layer."""
+    """Return a blueprint with each layer as a block; subnets are twice as wide as the layer."""
     return f"""
 blueprint: 1
 name: bijective
@@ -97,7 +96,7 @@ blocks:
       y2: {{op: affine, in: {{x: half.x1, s: of_g.x0, t: of_g.x1}}, with: {{clamp: {CLAMP}}}}}
       out: {{op: concat, in: [y1, y2]}}
   real_nvp:
-    description: One half alone.
+    description: Changes one half.
     invertible: {{level: bijective}}
     inputs: {{x: float b l 2*h}}
     outputs: {{x: out}}
@@ -146,7 +145,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Ours:
-    """A block of ours, x [b, 1, d], b sequences of one position: what comes out with its log-determinant, and back."""
+    """A block of sedd_graph on x [b, 1, d], b sequences of one position: forward with log-determinant, and inverse."""
 
     def __init__(self, layer: RegionModule, layout: Layout) -> None:
         self.layer, self.layout, self.parameters = layer, layout, list(layer.parameters())
@@ -176,23 +175,26 @@ class FreiaLayer:
         return y, torch.as_tensor(log, dtype=x.dtype).expand(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
-        (x,), _ = self.layer([y], rev=True)
-        return x  # type: ignore[no-any-return]
+        found: tuple[tuple[Tensor], Tensor] = self.layer([y], rev=True)
+        return found[0][0]
 
 
 class NormflowsLayer:
-    """A flow of normflows; ``turned`` where its inverse is what is wanted forward."""
+    """A flow of normflows; ``inverted`` exchanges its forward pass and its inverse."""
 
-    def __init__(self, layer: nn.Module, *, turned: bool = False) -> None:
-        self.layer, self.turned, self.parameters = layer, turned, list(layer.parameters())
+    def __init__(self, layer: nn.Module, *, inverted: bool = False) -> None:
+        self.layer, self.inverted, self.parameters = layer, inverted, list(layer.parameters())
 
     def forward(self, x: Tensor) -> Pair:
-        y, log = (self.layer.inverse if self.turned else self.layer)(x)  # type: ignore[operator]
+        y, log = self._call(x, inverse=self.inverted)
         return y, log.expand(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
-        x: Tensor = (self.layer if self.turned else self.layer.inverse)(y)[0]  # type: ignore[operator]
-        return x
+        return self._call(y, inverse=not self.inverted)[0]
+
+    def _call(self, x: Tensor, *, inverse: bool) -> Pair:
+        layer: Any = self.layer
+        return layer.inverse(x) if inverse else layer(x)  # type: ignore[no-any-return]
 
 
 Layer = Ours | FreiaLayer | NormflowsLayer
@@ -203,7 +205,7 @@ def subnet(inside: int, outside: int, hidden: int) -> nn.Sequential:
 
 
 class Bounded(nn.Sequential):
-    """A subnet whose log-scales, every second channel, are bounded as ours are: normflows leaves that to the subnet."""
+    """A subnet whose log-scales, every second channel, are clamped as in sedd_graph: normflows leaves that to the subnet."""
 
     def forward(self, x: Tensor) -> Tensor:
         shift, scale = super().forward(x).unflatten(-1, (-1, 2)).unbind(-1)
@@ -211,22 +213,23 @@ class Bounded(nn.Sequential):
 
 
 class WithContext(nn.Sequential):
-    """What normflows calls with a context that it does not have."""
+    """A subnet that accepts (and ignores) the context argument that normflows passes."""
 
     def forward(self, x: Tensor, context: None = None) -> Tensor:
-        return super().forward(x)  # type: ignore[no-any-return]
+        found: Tensor = super().forward(x)
+        return found
 
 
-def copy_subnet(target: nn.Sequential, ours: nn.Module, rows: Sequence[int] | None = None) -> None:
-    """Our weights into ``target``, the last layer's ``rows`` in the order that the library expects."""
-    up, down = (ours._modules[name].linear for name in ("up", "down"))  # type: ignore[union-attr]
+def copy_subnet(target: nn.Sequential, ours: Any, rows: Sequence[int] | None = None) -> None:
+    """Copy our weights into ``target``, the last layer's ``rows`` in the order that the library expects."""
+    up, down = (ours._modules[name].linear for name in ("up", "down"))
     target[0].load_state_dict(up.state_dict())
     take = torch.arange(len(down.weight)) if rows is None else torch.tensor(rows)
     target[2].load_state_dict({k: v[take] for k, v in down.state_dict().items()})
 
 
 def theirs(name: str, ours: Any, width: int) -> dict[str, Layer]:
-    """The same layer, of each library that has it."""
+    """Return the same layer of each library that has it, with our weights."""
     children, half = ours._modules, width // 2
     made = functools.partial(subnet, hidden=2 * width)
     if name == "nice":
@@ -256,7 +259,7 @@ def theirs(name: str, ours: Any, width: int) -> dict[str, Layer]:
             min_derivative=LEAST,
         )
         copy_subnet(coupling.transform_net, children["f"])
-        with torch.no_grad():  # ours is shifted so that a raw zero is slope one
+        with torch.no_grad():  # ours is shifted so that a parameter of zero means a slope of one
             shift = torch.tensor(1 - LEAST).double().expm1().log()
             coupling.transform_net[2].bias.view(half, -1)[:, 2 * BINS :] += shift
         return {"normflows PiecewiseRationalQuadraticCoupling": NormflowsLayer(coupling)}
@@ -268,7 +271,7 @@ def theirs(name: str, ours: Any, width: int) -> dict[str, Layer]:
         sign, log = up.diagonal().sign(), up.diagonal().abs().log()
         found = {"P": p, "L": low, "U": up.triu(1), "sign_S": sign, "log_S": log, "eye": torch.eye(width)}
         affine.load_state_dict(found)
-        return {"normflows InvertibleAffine": NormflowsLayer(affine, turned=True)}
+        return {"normflows InvertibleAffine": NormflowsLayer(affine, inverted=True)}
     if name == "act_norm":
         own.ready.fill_(True)
         freias, flows = freia.ActNorm([(width,)]), normflows.flows.ActNorm((width,))
@@ -282,7 +285,7 @@ def theirs(name: str, ours: Any, width: int) -> dict[str, Layer]:
 
 
 def agreement(layers: dict[str, Layer], width: int) -> dict[str, float]:
-    """The largest difference from ours, of outputs, log-determinants and inverses, relative to the largest value; float64."""
+    """Return the largest difference of outputs, log-determinants and inverses from ours, relative to the largest value; float64."""
     x = torch.randn(BATCH // 8, 1, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = {}
     for layer in layers.values():
@@ -317,7 +320,7 @@ def train(layer: Layer, x: Tensor) -> None:
 def contest(
     layers: dict[str, Layer], x: Tensor, what: Callable[[Layer, Tensor], None], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each layer, ours on x [b, 1, d] and theirs on [b, d]; short calls are repeated within a turn."""
+    """Return seconds per call of each layer, ours on x [b, 1, d] and theirs on [b, d]; short calls are repeated in a round."""
     contestants = {
         name: functools.partial(what, layer, x[:, None] if isinstance(layer, Ours) else x)
         for name, layer in layers.items()
@@ -328,15 +331,15 @@ def contest(
         for run in contestants.values():
             run()
         took = time.perf_counter() - start
-    return take_turns(contestants, rounds, max(1, min(20, round(0.04 / took))))
+    return interleave(contestants, rounds, max(1, min(20, round(0.04 / took))))
 
 
 def compare(width: int, rounds: int, record: dict[str, Any]) -> list[str]:
-    """Rows of the table for layers of ``width`` channels."""
+    """Return the rows of the table for layers of ``width`` channels."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bijective.yaml"
         path.write_text(blocks(width), encoding="utf-8")
-        graph = sedd_graph.build(path, device="cpu", compile="off").graph
+        graph = sedd_graph.build(path, device="cpu", compile="off").network.graph
     torch.manual_seed(0)
     x = torch.randn(BATCH, width)
     rows = []
@@ -346,8 +349,9 @@ def compare(width: int, rounds: int, record: dict[str, Any]) -> list[str]:
             for p in layer.parameters():
                 p.add_(torch.randn_like(p) * 0.02)
         layer.double()
-        layers: dict[str, Layer] = {"sedd_graph": Ours(layer, Layout(use.layer, use.layer.claim.given))}  # type: ignore[union-attr]
-        torch.set_default_dtype(torch.float64)  # so that weights are copied whole
+        given = () if use.layer.claim is None else use.layer.claim.given
+        layers: dict[str, Layer] = {"sedd_graph": Ours(layer, Layout(use.layer, given))}
+        torch.set_default_dtype(torch.float64)  # weights are copied without rounding
         layers |= theirs(use.name, layer, width)
         torch.set_default_dtype(torch.float32)
         same = agreement(layers, width)
@@ -365,7 +369,8 @@ def compare(width: int, rounds: int, record: dict[str, Any]) -> list[str]:
             rows.append(f"| {use.name} | {width} | {name} | {' | '.join(row)} |")
             print(rows[-1], flush=True)
         record[f"{use.name} {width}, difference"] = same
-        assert all(value < 1e-6 for value in same.values()), same
+        if any(value >= 1e-6 for value in same.values()):
+            raise SystemExit(f"{use.name} of width {width} differs from the libraries: {same}")
     return rows
 
 
@@ -375,14 +380,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    keep_memory()
+    retain_freed_memory()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     hardware = describe_hardware(torch.device("cpu"))
     print(f"{hardware}; torch {torch.__version__}; {BATCH} rows, float32, eager", flush=True)
     record: dict[str, Any] = {"hardware": hardware, "torch": torch.__version__, **vars(arguments)}
     table = [
-        "| layer | width | beside | largest difference (float64) | forward and back: ours | ratio | training step: ours | ratio |",
+        "| layer | width | compared with | largest difference (float64) | forward and back: ours | ratio | training step: ours | ratio |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for width in WIDTHS:
@@ -395,23 +400,25 @@ def main() -> None:
         stacked.append(f"| {name} | {statistics.median(values):.3f} | {middle:.2f} ({low:.2f}-{high:.2f}) |")
     print("\n".join(stacked), flush=True)
     record["gradients"] = errors = stack.errors()
-    wrong = ["| reversible execution | error of the weights' gradient | of the conditioning's |", "|---|---|---|"]
+    wrong = [
+        "| reversible execution | error of the weights' gradient | of the conditioning's gradient |",
+        "|---|---|---|",
+    ]
     wrong += [f"| {name} | {e['weights']:.1e} | {e['conditioning']:.1e} |" for name, e in errors.items()]
     print("\n".join(wrong))
-    with (RESULTS / "bijective.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    append_record("bijective", record)
     text = (
-        "# Bijective layers beside FrEIA 0.2, normflows 1.7.3 and memcnn 1.5.2\n\n"
+        "# Bijective layers compared with FrEIA 0.2, normflows 1.7.3 and memcnn 1.5.2\n\n"
         "Made by `python benchmarks/bijective.py`; the same layers with the same weights. "
         f"Hardware: {hardware}; torch {torch.__version__}.\n\n"
         f"## Layers\n\n{BATCH} rows, hidden layers twice the width; float32, eager. Difference: the largest of outputs, "
         "log-determinants and inverses, in float64, over the largest value. Ratio: ours / theirs, median and quartiles of "
-        f"{arguments.rounds} rounds in one run: under 1, ours is faster. The libraries' inverses compute a log-determinant, "
-        "too, which they cannot leave out; ours do not.\n\n" + "\n".join(table) + "\n\n"
-        f"## A stack of token blocks, run reversibly\n\n{LAYERS} layers of attention and feed-forward, two streams of width "
+        f"{arguments.rounds} rounds in one run; below 1, ours is faster. The libraries' inverses always compute a "
+        "log-determinant as well; ours do not.\n\n" + "\n".join(table) + "\n\n"
+        f"## A stack of token blocks under reversible execution\n\n{LAYERS} layers of attention and feed-forward, two streams of width "
         f"{MODEL}, {ROWS} x {TOKENS} tokens, no dropout, eager.\n\n" + "\n".join(stacked) + "\n\n"
-        "## Gradients under reversible execution\n\nRelative error, beside the same library's own gradients with stored "
-        "activations and the same masks; 1 where a gradient never arrives.\n\n" + "\n".join(wrong) + "\n"
+        "## Gradients under reversible execution\n\nError relative to the same library's gradients with stored "
+        "activations and the same dropout masks; 1 where no gradient arrives.\n\n" + "\n".join(wrong) + "\n"
     )
     write_text(RESULTS / "bijective.md", text)
 

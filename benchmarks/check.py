@@ -1,10 +1,10 @@
-"""What ``sedd-graph build --check`` costs beyond ``import torch``, and what ``sedd-graph --help`` costs.
+"""Time and memory of ``sedd-graph build --check`` beyond ``import torch``, and of ``sedd-graph --help``.
 
     python benchmarks/check.py [--times 7] [--blueprint blueprints/sedd-medium.yaml]
 
-Each command runs in a process of its own, in turn, so that a slow moment of the machine falls on all of them. Wall
-seconds are from start to end; peak memory is the kernel's resident maximum of that process (``wait4``). A record is
-appended to benchmarks/results/check.jsonl. Bars: 1 s and 150 MB beyond ``import torch``; 0.4 s for ``--help``.
+Each command runs in its own process, one of each per round, so that a slow moment of the machine falls on all. Wall seconds
+are from start to end; peak memory is the maximum resident size of the process (``wait4``). A record is appended to
+benchmarks/results/check.jsonl. Bars: 1 s and 150 MB beyond ``import torch``; 0.4 s for ``--help``.
 """
 
 import argparse
@@ -16,31 +16,31 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "check.jsonl"
 
 
 def run(command: list[str]) -> tuple[float, float]:
-    """Wall seconds and peak resident MB of one process."""
+    """Return the wall seconds and the peak resident MB of one process."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} left with {process.returncode}")
+        raise SystemExit(f"{' '.join(command)} failed with exit code {process.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     return time.perf_counter() - began, usage.ru_maxrss * unit / 1e6
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and greatest."""
+    """Return the median, the minimum and the maximum."""
     return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
 
 
 def hardware() -> str:
-    """The processor's name and the number of cores that this process may use."""
+    """Return the processor's name and the number of cores that this process may use."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     name = next(
@@ -87,7 +87,7 @@ def main() -> None:
     held = beyond["s"] <= 1 and beyond["MB"] <= 150 and record["s"]["--help"]["median"] <= 0.4
     print(f"{arguments.blueprint} beyond import torch: {beyond['s']:.2f} s (bar 1), {beyond['MB']:.1f} MB (bar 150)")
     print("within the bars" if held else "NOT within the bars")
-    versions = {"python": platform.python_version(), "torch": _version("torch"), "sedd_graph": _version("sedd_graph")}
+    versions = {"python": platform.python_version(), "torch": version("torch"), "sedd_graph": version("sedd_graph")}
     full = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
@@ -98,14 +98,8 @@ def main() -> None:
         "beyond": beyond,
         "held": held,
     }
-    with RESULTS.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(full) + "\n")
-
-
-def _version(name: str) -> str:
-    from importlib.metadata import version
-
-    return version(name)
+    with (ROOT / "benchmarks" / "results" / "check.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(full) + "\n")  # without common.py, which imports torch
 
 
 if __name__ == "__main__":

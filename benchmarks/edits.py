@@ -1,33 +1,33 @@
-"""Milliseconds per string for the ratios of deletions and insertions: strings of 1,024 tokens, in batches.
+"""Milliseconds per string to compute the regression targets of deletions and insertions, for batches of long strings.
 
     python benchmarks/edits.py [--rows 32] [--length 1024] [--times 5] [--threads 1]
 
-Prints the median and the spread of both the wall clock and the processor time of all threads, and the ratio of the median
-wall clock to the bar, 50 ms for each string of 1,024 tokens (it grows as the square of the length). Appends a record to
+Prints the median and the range of the wall time and of the processor time of all threads, and the ratio of the median wall
+time to the bar: 50 ms per string of 1,024 tokens, growing with the square of the length. Appends a record to
 benchmarks/results/edits.jsonl.
 """
 
 import argparse
-import json
 import statistics
 import time
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Any
 
 import torch
+from common import append_record
 from sedd_graph_registry.strings.birth_death import Delete, Indel
 
 from sedd_graph.component.base import Context
 from sedd_graph.diffusion.batch import Batch, Randomness
-from sedd_graph.diffusion.strings.process import BirthDeath
+from sedd_graph.diffusion.strings.birth_death import BirthDeath
 from sedd_graph.engine.hardware import describe_hardware
 
-RESULTS = Path(__file__).resolve().parent / "results" / "edits.jsonl"
 TOKENS = 50_257
 BAR = 50.0
 
 
-def measure(kernel: BirthDeath, clean: Batch, sigma: float, times: int) -> dict[str, object]:
+def measure(kernel: BirthDeath, clean: Batch, sigma: float, times: int) -> dict[str, Any]:
+    """Time the targets of one noisy batch at total noise ``sigma``."""
     generator = torch.Generator().manual_seed(0)
     level = torch.full((len(clean),), sigma)
     noisy = kernel.sample(clean, level, random=Randomness(generator), width=None)
@@ -49,6 +49,7 @@ def measure(kernel: BirthDeath, clean: Batch, sigma: float, times: int) -> dict[
 
 
 def main() -> None:
+    """Time both kernels at three noise levels, print, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("rows", 32), ("length", 1024), ("times", 5), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -68,16 +69,14 @@ def main() -> None:
         record[name] = found
         for one in found:
             wall, processor = (
-                "{median:.1f} ({min:.1f} to {max:.1f})".format(**one[key])  # type: ignore[arg-type]
-                for key in ("wall_ms", "processor_ms")
+                "{median:.1f} ({min:.1f} to {max:.1f})".format(**one[key]) for key in ("wall_ms", "processor_ms")
             )
             print(
                 f"{name:7} sigma {one['sigma']:<5} {one['tokens_left']:7.1f} tokens left  {wall} ms per string, "
-                f"{processor} ms of processor time; {one['ratio_to_bar']:.2f} of the bar"
+                f"{processor} ms processor time; {one['ratio_to_bar']:.2f} of the bar"
             )
     record["when"] = datetime.now(UTC).isoformat(timespec="seconds")
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append_record("edits", record)
 
 
 if __name__ == "__main__":

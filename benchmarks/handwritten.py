@@ -1,10 +1,10 @@
-"""SEDD written by hand in plain PyTorch, the way the public code is: what the engine's speed is held against.
+"""SEDD written by hand in plain PyTorch, in the manner of the public code: the reference for the engine's speed.
 
 The same network as ``blueprints/sedd-*.yaml`` (adaLN-zero transformer, rotary, log-score head scaled by sigma), the same
 loss (score entropy, absorb, loglinear), the same optimizer step (clip, AdamW, averaged weights). ``plain`` follows the
-public code line by line: rotary over queries, keys and values at once, a norm's weight apart from the norm, torch's
-default AdamW, averages in a loop. ``tuned`` does what one would do next: rotary where it acts, the norm as one call, fused
-AdamW, averages in one call. Nothing of sedd_graph is imported here. Axes: B batch, L length, D width, H heads, V states.
+public code line by line: rotary over queries, keys and values at once, the norm's weight applied after the norm, torch's
+default AdamW, averages in a loop. ``tuned`` makes the next obvious improvements: rotary on queries and keys only, the norm as
+one call, fused AdamW, averages in one call. Nothing of sedd_graph is imported here. Axes: B batch, L length, D width, H heads, V states.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ EPS = 1e-3
 
 
 def rotate(x_BHLR: Tensor, cos_LR: Tensor, sin_LR: Tensor) -> Tensor:
+    """Apply rotary position embedding to the last axis."""
     a, b = x_BHLR.chunk(2, dim=-1)
     return x_BHLR * cos_LR + torch.cat([-b, a], dim=-1) * sin_LR
 
 
 class Norm(nn.Module):
+    """Layer norm with a weight and no bias."""
+
     def __init__(self, dim: int, tuned: bool) -> None:
         super().__init__()
         self.weight, self.tuned = nn.Parameter(torch.ones(dim)), tuned
@@ -36,6 +39,8 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
+    """One adaLN-zero transformer block: attention, then feed-forward."""
+
     def __init__(self, dim: int, heads: int, cond: int, dropout: float, tuned: bool) -> None:
         super().__init__()
         self.heads, self.dropout, self.tuned = heads, dropout, tuned
@@ -64,10 +69,17 @@ class Block(nn.Module):
         x = x + gate1 * F.dropout(h, self.dropout, self.training)
         h = self.norm2(x) * (1 + scale2) + shift2
         h = self.down(F.gelu(self.up(h), approximate="tanh"))
-        return x + gate2 * F.dropout(h, self.dropout, self.training)
+        y: Tensor = x + gate2 * F.dropout(h, self.dropout, self.training)
+        return y
 
 
 class Sedd(nn.Module):
+    """The whole network: log-scores float32 [B, L, V] from tokens [B, L] and total noise sigma [B]."""
+
+    cos: Tensor
+    sin: Tensor
+    frequency: Tensor
+
     def __init__(
         self,
         *,
@@ -104,13 +116,13 @@ class Sedd(nn.Module):
         for block in self.blocks:
             x = block(x, c, self.cos.to(x.dtype), self.sin.to(x.dtype))
         shift, scale = self.adaln(c)[:, None].chunk(2, dim=-1)
-        log_score = self.head(self.norm(x) * (1 + scale) + shift).float()
+        log_score: Tensor = self.head(self.norm(x) * (1 + scale) + shift).float()
         log_score = log_score - torch.log(torch.expm1(sigma))[:, None, None] - math.log(log_score.shape[-1] - 1)
         return log_score.scatter(-1, tokens[..., None], 0.0)
 
 
 class Loss(nn.Module):
-    """Network and score entropy together; ``forward`` is what is compiled."""
+    """Network and score entropy in one module, which is compiled. ``forward`` returns nats [B]."""
 
     def __init__(self, model: Sedd, states: int) -> None:
         super().__init__()
@@ -128,13 +140,13 @@ class Loss(nn.Module):
 
 
 class Trainer:
-    """A hand-written training loop's state: ``step(x0)`` is one optimizer step."""
+    """The state of a hand-written training loop; ``step(x0)`` takes one optimizer step and returns the loss, nats per token."""
 
     def __init__(
         self, loss: Loss, *, lr: float, ema: float, clip: float, dtype: torch.dtype, tuned: bool = False
     ) -> None:
         self.loss, self.ema, self.clip, self.dtype, self.tuned = loss, ema, clip, dtype, tuned
-        self.parameters = list(loss.parameters())
+        self.parameters: list[Tensor] = list(loss.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True if tuned else None
         )
@@ -146,7 +158,7 @@ class Trainer:
         sigma, dsigma = -torch.log1p(-(1 - EPS) * t), (1 - EPS) / (1 - (1 - EPS) * t)
         xt = torch.where(torch.rand(x0.shape, device=x0.device) < (1 - EPS) * t[:, None], self.loss.mask, x0)
         with torch.autocast(x0.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            loss = self.loss(x0, xt, sigma, dsigma).mean() / x0.shape[1]
+            loss: Tensor = self.loss(x0, xt, sigma, dsigma).mean() / x0.shape[1]
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()

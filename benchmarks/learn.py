@@ -2,49 +2,48 @@
 
     python benchmarks/learn.py path/to/tinyshakespeare.txt [key=value ...]
 
-The first 90 % of the text train, the last 10 % are held out. Compiling counts as training. Prints one line and appends
+The first 90 % of the text are trained on, the last 10 % are held out. The time of compiling counts. Prints one line and appends
 it to benchmarks/results/learn.jsonl with the hardware named.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 
-from sedd_graph.data.rows import open_data
-from sedd_graph.engine.hardware import describe_hardware, pick_device
-from sedd_graph.evaluation.bound import evaluate, numbers
-from sedd_graph.runs.check import check, make_engine
-from sedd_graph.training.loop import train
+from common import BLUEPRINTS, append_record, bound, data_config, text_data
 
-HERE = Path(__file__).resolve().parent
+from sedd_graph.engine.hardware import describe_hardware, pick_device
+from sedd_graph.evaluation.bound import numbers
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine
+from sedd_graph.training.loop import train
 
 
 def main() -> None:
     """Train, evaluate over all held-out rows with 8 draws each, and record."""
     text = Path(sys.argv[1]).resolve()
     overrides = [f"data.corpus={{op: text, files: ['{text}']}}", *sys.argv[2:]]
-    report = check(HERE.parent / "blueprints" / "learn.yaml", overrides)
-    assert report.parameters <= 1_100_000, report.parameters
+    report = check(BLUEPRINTS / "learn.yaml", overrides)
+    if report.parameters > 1_100_000:
+        raise SystemExit(f"{report.parameters:,} parameters are more than the 1,100,000 that the record is for")
     device = pick_device("cpu")
-    data = open_data(report.data, root=text.parent)
+    data = text_data(report, root=text.parent)
     engine = make_engine(report, device=device, compile=report.train.compile)
     with tempfile.TemporaryDirectory() as run:
         result = train(engine, data, report.train, run=Path(run))
-    found = evaluate(engine, data, rows=64, batches=None, draws=8, seed=1)
+    found = bound(engine, data, rows=64, batches=None, draws=8)
     record = {
         "parameters": report.parameters,
         "steps": result.step,
         "seconds": round(result.seconds, 1),
-        "tokens_per_second": round(result.step * report.train.batch * report.data.length / result.seconds),
+        "tokens_per_second": round(result.step * report.train.batch * data_config(report).length / result.seconds),
         "hardware": describe_hardware(device),
         "overrides": sys.argv[2:],
         **numbers(found),
     }
-    with (HERE / "results" / "learn.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    append_record("learn", record)
     print(f"{found.bits_per_character:.4f} +- {found.bits_standard_error:.4f} bits per character held out; {record}")
 
 

@@ -1,6 +1,4 @@
-"""A stack of token blocks with the same weights under our reversible execution and under memcnn's: time, and gradients
-beside those with stored activations.
-"""
+"""A stack of token blocks with the same weights under reversible execution of sedd_graph and of memcnn: time and gradients."""
 
 from __future__ import annotations
 
@@ -12,8 +10,8 @@ from typing import Any
 
 import memcnn
 import torch
+from interleaved import interleave
 from torch import Tensor, nn
-from turns import take_turns
 
 import sedd_graph
 from sedd_graph.engine.regions import RegionModule
@@ -40,7 +38,7 @@ nodes:
 
 
 class Branch(nn.Module):
-    """One of our branches as memcnn wants it: a module of one argument. What conditions it can only be held beside it."""
+    """One of our branches as a module of one argument, which memcnn requires; it stores its conditioning itself."""
 
     def __init__(self, branch: RegionModule, others: Sequence[Tensor], dropout: float) -> None:
         super().__init__()
@@ -51,14 +49,15 @@ class Branch(nn.Module):
         return found
 
 
-def off(found: Tensor | None, expected: Tensor | None) -> float:
-    """Relative error; 1 where there is no gradient at all."""
-    assert expected is not None
+def relative_error(found: Tensor | None, expected: Tensor | None) -> float:
+    """Return the relative error of a gradient; 1 if there is none."""
+    if expected is None:
+        raise SystemExit("no gradient with stored activations")
     return 1.0 if found is None else float((found - expected).norm() / expected.norm())
 
 
 class Stack:
-    """The same weights under our reversible execution and under memcnn's."""
+    """One stack of blocks, run by sedd_graph and, with the same weights, by memcnn."""
 
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -67,24 +66,25 @@ class Stack:
             self.model = sedd_graph.build(path, device="cpu", compile="off").model
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for p in self.model.parameters():  # gates start at zero, which would hide what is behind them
+            for p in self.model.parameters():  # gates start at zero, which would hide errors behind them
                 p.add_(torch.randn(p.shape, generator=generator) * 0.05)
         self.x = torch.randn(2, ROWS, TOKENS, MODEL, generator=generator)
         self.c = torch.randn(ROWS, 32, generator=generator).requires_grad_()
         self.run: Any = self.model._modules["stack"]
-        self.angles = self.model._modules["rope"](self.x[0])  # type: ignore[misc]
+        rope: Any = self.model._modules["rope"]
+        self.angles: Tensor = rope(self.x[0])
         self.model.train()
 
     def ours(self, memory: str, *, dropout: bool) -> Tensor:
-        """The loss; ``memory`` is ``store`` or ``reversible``."""
+        """Return the loss in sedd_graph; ``memory`` is ``store`` or ``reversible``."""
         self.run.memory = memory
         key = torch.arange(1, ROWS + 1, dtype=torch.int32) * 7919 if dropout else None
         streams = [x.clone().requires_grad_() for x in self.x]
         outputs, _ = self.model.run({"x1": streams[0], "x2": streams[1], "c": self.c}, key)
-        return sum(y.square().mean() for y in outputs.values())  # type: ignore[return-value]
+        return torch.stack([y.square().mean() for y in outputs.values()]).sum()
 
     def memcnn(self, *, stored: bool, dropout: float = 0.0, same_rng: bool = False) -> Callable[[], Tensor]:
-        """The loss; ``stored`` runs memcnn's own wrapper without its reversible execution."""
+        """Return a function for the loss in memcnn; ``stored`` turns its reversible execution off."""
         wrapped = []
         for layer in self.run._modules.values():
             f = Branch(layer._modules["f"], (self.c, self.angles), dropout)
@@ -93,15 +93,17 @@ class Stack:
             wrapped.append(memcnn.InvertibleModuleWrapper(coupling, disable=stored, preserve_rng_state=same_rng))
 
         def loss() -> Tensor:
-            x = torch.cat(list(self.x), -1).requires_grad_() * 1.0  # memcnn empties its input: not one that is ours
+            x = (
+                torch.cat(list(self.x), -1).requires_grad_() * 1.0
+            )  # memcnn frees its input, so that it gets one of its own
             for layer in wrapped:
                 x = layer(x)
-            return sum(y.square().mean() for y in x.chunk(2, -1))  # type: ignore[return-value]
+            return torch.stack([y.square().mean() for y in x.chunk(2, -1)]).sum()
 
         return loss
 
-    def gradients(self, loss: Callable[[], Tensor], *, again: bool = True) -> tuple[float, Tensor, Tensor | None]:
-        """The loss, and the gradients of all parameters (as one vector) and of the conditioning."""
+    def gradients(self, loss: Callable[[], Tensor]) -> tuple[float, Tensor, Tensor | None]:
+        """Return the loss, and the gradients of all parameters (as one vector) and of the conditioning."""
         self.model.zero_grad(set_to_none=True)
         self.c.grad = None
         torch.manual_seed(0)
@@ -111,7 +113,7 @@ class Stack:
         return float(value.detach()), torch.cat([g.flatten() for g in own]), self.c.grad
 
     def timed(self, rounds: int) -> dict[str, list[float]]:
-        """Seconds of training steps without dropout, reversible and stored, of both."""
+        """Return seconds of training steps without dropout, reversible and stored, of both libraries."""
         losses = {
             "sedd_graph, reversible": lambda: self.ours("reversible", dropout=False),
             "memcnn InvertibleModuleWrapper": self.memcnn(stored=False),
@@ -126,27 +128,36 @@ class Stack:
         steps = {name: functools.partial(step, loss) for name, loss in losses.items()}
         for run in (*steps.values(), *steps.values()):
             run()
-        return take_turns(steps, rounds, 1)
+        return interleave(steps, rounds, 1)
 
     def errors(self) -> dict[str, dict[str, float]]:
-        """Relative errors of gradients under reversible execution, beside the same library's with stored activations."""
+        """Return the errors of gradients under reversible execution, relative to the same library's with stored activations."""
         found = {}
         for what, dropout in (("plain", False), ("dropout 0.1", True)):
-            stored, undone = (
-                self.gradients(lambda m=m, d=dropout: self.ours(m, dropout=d)) for m in ("store", "reversible")
-            )  # type: ignore[misc]
-            assert stored[0] == undone[0]
-            found[f"sedd_graph, {what}"] = {
-                "weights": off(undone[1], stored[1]),
-                "conditioning": off(undone[2], stored[2]),
-            }
-        for what, dropout, same in (
+            stored, reversible = (
+                self.gradients(functools.partial(self.ours, memory, dropout=dropout))
+                for memory in ("store", "reversible")
+            )
+            found[f"sedd_graph, {what}"] = _errors(stored, reversible)
+        for what, rate, same in (
             ("plain", 0.0, False),
             ("dropout 0.1", 0.1, False),
             ("dropout 0.1, preserve_rng_state", 0.1, True),
         ):
-            stored = self.gradients(self.memcnn(stored=True, dropout=dropout))
-            undone = self.gradients(self.memcnn(stored=False, dropout=dropout, same_rng=same))
-            assert stored[0] == undone[0]
-            found[f"memcnn, {what}"] = {"weights": off(undone[1], stored[1]), "conditioning": off(undone[2], stored[2])}
+            stored = self.gradients(self.memcnn(stored=True, dropout=rate))
+            reversible = self.gradients(self.memcnn(stored=False, dropout=rate, same_rng=same))
+            found[f"memcnn, {what}"] = _errors(stored, reversible)
         return found
+
+
+Gradients = tuple[float, Tensor, Tensor | None]
+"""The loss, and the gradients of the weights and of the conditioning."""
+
+
+def _errors(stored: Gradients, reversible: Gradients) -> dict[str, float]:
+    if stored[0] != reversible[0]:
+        raise SystemExit(f"the losses differ: {stored[0]} and {reversible[0]}")
+    return {
+        "weights": relative_error(reversible[1], stored[1]),
+        "conditioning": relative_error(reversible[2], stored[2]),
+    }

@@ -1,12 +1,12 @@
-"""What each process of noise is worth: all of them with one network, one corpus and equal steps.
+"""Bound, samples and speed of every noise process, with one network, one corpus and equal steps.
 
     python benchmarks/processes.py [--steps N] [--only NAME ...] [--judge FOLDER]
 
-Every process is a shipped blueprint, brought to the bytes of the built-in corpus in rows of 128 and to the same network,
-so that all bounds are of the same text. Strings that change their length are trained on lines of it, as they are meant to be: their bounds
-include where a line ends, and compare with each other alone. A process ends as one line of
-benchmarks/results/processes.jsonl, so that a run can be made in parts; the table is of the newest line of each that was had with the
-same steps, and goes to benchmarks/results/processes.md.
+Every process is a shipped blueprint, with overrides for the bytes of the built-in corpus in rows of 128 and for the same
+network, so that all bounds are of the same text. String processes are trained on lines of it: their bounds include where a
+line ends, and compare only with each other. The result of a process is one line of benchmarks/results/processes.jsonl, so
+that processes can be measured in several runs; the table of the newest line of each with the same number of steps is written
+to benchmarks/results/processes.md.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from common import BLUEPRINTS, RESULTS, append_record, bound, data_config, text_data
 
-from sedd_graph.data.rows import open_data
+from sedd_graph.data.rows import Dataset
+from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.engine.hardware import describe_hardware, pick_device
-from sedd_graph.evaluation.bound import evaluate
 from sedd_graph.evaluation.judge import Judge, open_judge
 from sedd_graph.evaluation.quality import documents, judged, variety
-from sedd_graph.runs.check import check, make_engine
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine
 from sedd_graph.training.loop import train
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "processes.jsonl"
 ROWS = 32
 LEVELS = (16, 64, 256)
 SHARED = (
@@ -42,7 +43,7 @@ SHARED = (
     "params.dropout=0.0",
 )
 PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
-    # what: blueprint, overrides
+    # process: blueprint, overrides
     "absorb, score entropy": ("sedd-tiny", ()),
     "absorb, nelbo": ("mdlm-tiny", ()),
     "absorb, masked_count": ("mdlm-tiny", ("objective={op: masked_count}",)),
@@ -64,19 +65,18 @@ PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def measure(what: str, steps: int, judge: Judge | None) -> dict[str, Any]:
-    """Train ``what``, and measure what came of it."""
+    """Train one process, evaluate it, and draw samples with each number of steps."""
     name, own = PROCESSES[what]
     over = [*SHARED, *own, f"train.steps={steps}", "train.log_every=100", "train.ema=0.99"]
-    report = check(HERE.parent / "blueprints" / f"{name}.yaml", over)
-    assert report.plan is not None
-    data = open_data(report.data, root=HERE.parent / "blueprints")
+    report = check(BLUEPRINTS / f"{name}.yaml", over)
+    config, data = data_config(report), text_data(report, root=BLUEPRINTS)
     torch.manual_seed(0)
     engine = make_engine(report, device=pick_device("cpu"), compile="block")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as run:
         train(engine, data, report.train, run=Path(run))
     seconds = time.perf_counter() - start
-    found = evaluate(engine, data, rows=32, batches=12, draws=2, seed=1)
+    found = bound(engine, data, rows=32, batches=12, draws=2)
     record: dict[str, Any] = {
         "process": what,
         "blueprint": name,
@@ -85,42 +85,43 @@ def measure(what: str, steps: int, judge: Judge | None) -> dict[str, Any]:
         "train_seconds": seconds,
         "bits": found.bits_per_character,
         "bits_standard_error": found.bits_standard_error,
-        "sampler": report.plan.sampler.contract.op,
-        "rows": report.data.rows,
-        "length": report.data.length,
+        "sampler": "" if report.plan is None else report.plan.sampler_op,
+        "rows": config.rows,
+        "length": config.length,
         "held_out": _held_out(data, judge),
         "samples": {},
     }
     for levels in LEVELS:
         start = time.perf_counter()
-        rows = engine.sample(ROWS, report.data.length, steps=levels, seed=1)
+        rows = engine.sample(ROWS, config.length, steps=levels, seed=1)
         spent = time.perf_counter() - start
         tokens = int((rows < data.tokenizer.size).sum())
-        told = _read(rows.numpy(), data.tokenizer, judge)
-        record["samples"][str(levels)] = {"seconds": spent, "tokens": tokens, **told}
+        quality = _quality(rows.numpy(), data.tokenizer, judge)
+        record["samples"][str(levels)] = {"seconds": spent, "tokens": tokens, **quality}
     return record
 
 
-def _held_out(data: Any, judge: Judge | None) -> dict[str, float]:
+def _held_out(data: Dataset, judge: Judge | None) -> dict[str, float]:
     chosen = np.linspace(0, data.heldout.count - 1, ROWS).astype(np.int64)
-    return _read(data.heldout.take(chosen, 0).tokens, data.tokenizer, judge)
+    return _quality(data.heldout.take(chosen, 0).tokens, data.tokenizer, judge)
 
 
-def _read(rows: np.ndarray, tokenizer: Any, judge: Judge | None) -> dict[str, float]:
-    told = dict(variety(rows, tokenizer))
+def _quality(rows: npt.NDArray[np.int64], tokenizer: Tokenizer, judge: Judge | None) -> dict[str, float]:
+    """Return entropy and repetition of rows, and their perplexity under ``judge``."""
+    numbers = dict(variety(rows, tokenizer))
     if judge is not None:
-        told |= judged(judge.read(documents(rows, tokenizer)))
-    return told
+        numbers |= judged(judge.read(documents(rows, tokenizer)))
+    return numbers
 
 
 def _table(records: list[dict[str, Any]]) -> str:
-    """One line a process, in Markdown."""
+    """Return one line per process, in Markdown."""
     first = records[0]
     lines = [
         f"{first['steps']} steps of 32 rows of the built-in corpus as bytes, one seed, float32, {first['hardware']}, torch {first['torch']}. "
-        f"{ROWS} samples each; entropy in nats per token; the judge of perplexity is {first['judge'] or 'none'}.",
+        f"{ROWS} samples each; entropy in nats per token; perplexity is under {first['judge'] or 'none'}.",
         "",
-        "| process | bits per byte | training, s | sampler | perplexity by 16, 64, 256 levels | entropy by them | tokens/s at 64 |",
+        "| process | bits per byte | training, s | sampler | perplexity at 16, 64, 256 levels | entropy at them | tokens/s at 64 |",
         "|---|---|---|---|---|---|---|",
     ]
     for kind in ("stream", "lines"):
@@ -130,23 +131,23 @@ def _table(records: list[dict[str, Any]]) -> str:
             speed = drawn[1]["tokens"] / drawn[1]["seconds"]
             lines.append(
                 f"| {r['process']} | {r['bits']:.3f} ± {r['bits_standard_error']:.3f} | {r['train_seconds']:.0f} | `{r['sampler']}` "
-                f"| {_told(drawn, 'generative_perplexity', ',.0f')} | {_told(drawn, 'entropy', '.2f')} | {speed:,.0f} |"
+                f"| {_cells(drawn, 'generative_perplexity', ',.0f')} | {_cells(drawn, 'entropy', '.2f')} | {speed:,.0f} |"
             )
         if of_kind:
             held = [of_kind[0]["held_out"]]
             what = "held-out rows of 128" if kind == "stream" else "held-out lines"
             lines.append(
-                f"| *{what}* | | | | {_told(held, 'generative_perplexity', ',.0f')} | {_told(held, 'entropy', '.2f')} | |"
+                f"| *{what}* | | | | {_cells(held, 'generative_perplexity', ',.0f')} | {_cells(held, 'entropy', '.2f')} | |"
             )
     return "\n".join(lines)
 
 
-def _told(of: list[dict[str, float]], name: str, form: str) -> str:
+def _cells(of: list[dict[str, float]], name: str, form: str) -> str:
     return ", ".join(format(numbers[name], form) if name in numbers else "-" for numbers in of)
 
 
 def main() -> None:
-    """Measure what is asked for, record it, and print the table of all."""
+    """Measure the chosen processes, record, and print the table of all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--only", nargs="*", choices=list(PROCESSES), default=list(PROCESSES))
@@ -162,13 +163,12 @@ def main() -> None:
     }
     for what in arguments.only:
         record = {**common, **measure(what, arguments.steps, judge)}
-        with RESULTS.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
-    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+        append_record("processes", record)
+    lines = [json.loads(line) for line in (RESULTS / "processes.jsonl").read_text(encoding="utf-8").splitlines()]
     newest = {r["process"]: r for r in lines if r["steps"] == arguments.steps}
     text = _table([newest[what] for what in PROCESSES if what in newest])
     print(text)
-    RESULTS.with_suffix(".md").write_text(f"# Processes at equal steps\n\n{text}\n", encoding="utf-8")
+    (RESULTS / "processes.md").write_text(f"# Processes at equal steps\n\n{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How far off the inputs are that derived inverses give back: by depth, arithmetic and kind of block.
+"""Reconstruction error of derived inverses by depth, arithmetic and kind of block.
 
     python benchmarks/reconstruction.py [--width N] [--depths N N ...]
 
-Each block of blueprints/blocks/reversible.yaml by itself, at a small width, with random weights and random streams of
-deviation 1: a chain of it is run forward and undone layer by layer, dropout on. Writes
+For each block of blueprints/blocks/reversible.yaml, at a small width, with random weights and random streams of standard
+deviation 1: a chain of layers is run forward and inverted layer by layer, with dropout. Writes
 benchmarks/results/reconstruction.md.
 """
 
@@ -16,17 +16,17 @@ import time
 from pathlib import Path
 
 import torch
+from common import RESULTS
 
 from sedd_graph.component.registry import discover
 from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.errors import DivergedError, SeddGraphError
 from sedd_graph.graph.claims import uses
-from sedd_graph.runs.check import undo
+from sedd_graph.runs.check import inverses
 from sedd_graph.store.files import write_text
 from sedd_graph.verify.block_fixture import BATCH, LENGTH, BlockFixture
 
-RESULT = Path(__file__).resolve().parent / "results" / "reconstruction.md"
 BLUEPRINT = """
 blueprint: 1
 name: reconstruction
@@ -58,9 +58,9 @@ KINDS = {
     "contraction": "contraction, 0.9",
 }
 EXACT = ("two_stream", "leapfrog")
-"""Those that only add: the others round when they are undone."""
+"""Blocks that only add: the others round when they are inverted."""
 SIZES = {1.0: "gates wide open", 0.1: "gates a little open"}
-"""How far weights are moved off their start: log-scales and gates have about this deviation."""
+"""Standard deviation of what is added to the initial weights, and so of log-scales and gates."""
 WAYS: dict[str, tuple[torch.dtype, bool, Grid | None]] = {
     "float64": (torch.float64, False, None),
     "float32": (torch.float32, False, None),
@@ -69,14 +69,14 @@ WAYS: dict[str, tuple[torch.dtype, bool, Grid | None]] = {
 }
 
 
-def row(subject: BlockFixture, way: str, depths: list[int], moved: float) -> list[str]:
-    """The cells of one line: relative errors, ``equal``, or what stopped it."""
+def row(fixture: BlockFixture, way: str, depths: list[int], moved: float) -> list[str]:
+    """Return the cells of one line: relative errors, ``equal``, or the reason why there is none."""
     dtype, narrow, grid = WAYS[way]
-    layers = subject.chain(dtype, max(depths), device=torch.device("cpu"), moved=moved)
+    layers = fixture.chain(dtype, max(depths), device=torch.device("cpu"), moved=moved)
     cells: list[str] = []
     try:
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow, cache_enabled=False):
-            for _, error, equal in subject.rebuilt(layers, depths, dtype=dtype, grid=grid):
+            for _, error, equal in fixture.rebuilt(layers, depths, dtype=dtype, grid=grid):
                 cells.append("equal" if equal else f"{error:.0e}" if math.isfinite(error) else "lost")
     except SeddGraphError as error:
         stopped = "left the grid" if isinstance(error, DivergedError) else "no convergence"
@@ -85,7 +85,7 @@ def row(subject: BlockFixture, way: str, depths: list[int], moved: float) -> lis
 
 
 def main() -> None:
-    """Run all, print the tables as they grow, write them."""
+    """Measure all, print lines as they are measured, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--depths", type=int, nargs="+", default=[12, 24, 48, 96, 192, 512])
@@ -94,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "reconstruction.yaml"
         path.write_text(BLUEPRINT, encoding="utf-8")
-        graph, _ = undo(path, [f"params.dim={arguments.width}"])
+        graph, _ = inverses(path, [f"params.dim={arguments.width}"])
     layers = {use.name: use.layer for use in uses(graph.root)}
     tables = []
     with torch.no_grad():
@@ -103,19 +103,19 @@ def main() -> None:
             lines = [head, f"|---|---|{'---|' * len(arguments.depths)}"]
             print("\n".join(lines), flush=True)
             for name, kind in KINDS.items():
-                subject = BlockFixture(layers[name], discover())
+                fixture = BlockFixture(layers[name], discover())
                 for way in [w for w, (_, _, grid) in WAYS.items() if grid is None or name in EXACT]:
-                    cells = row(subject, way, arguments.depths, moved)
+                    cells = row(fixture, way, arguments.depths, moved)
                     lines.append(f"| {kind} | {way} | {' | '.join(cells)} |")
                     print(lines[-1], flush=True)
             tables.append("\n".join(lines))
     text = (
         "# Reconstruction error by depth, arithmetic and kind of block\n\n"
-        f"Width {arguments.width}, {BATCH} rows of {LENGTH}, every layer with random weights of its own, dropout "
-        "on; relative error of the streams that the inverse gives back (`equal`: to the last bit). bfloat16 is emulated; "
+        f"Width {arguments.width}, {BATCH} rows of {LENGTH}, other random weights in every layer, dropout "
+        "on; relative error of the reconstructed streams (`equal`: to the last bit). bfloat16 is emulated; "
         f"streams stay float32. {time.perf_counter() - began:.0f} s on {describe_hardware(torch.device('cpu'))}.\n\n"
     )
-    write_text(RESULT, text + "\n\n".join(tables) + "\n")
+    write_text(RESULTS / "reconstruction.md", text + "\n\n".join(tables) + "\n")
 
 
 if __name__ == "__main__":

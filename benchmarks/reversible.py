@@ -1,31 +1,29 @@
-"""What reversible execution costs in time and saves in memory, beside stored activations and checkpointing, in one run.
+"""Time and memory of reversible execution beside stored activations and checkpointing, in one run.
 
     python benchmarks/reversible.py [--depth N] [--rounds N]
 
-Training steps (forward and backward) of blueprints/sedd-reversible-tiny.yaml's network, widened; contestants take turns in
-an order that rotates, and every round gives a ratio. Memory is the bytes that autograd keeps for the backward pass, counted
-through its saved-tensor hooks, and per added layer. Appends to benchmarks/results/reversible.jsonl.
+Times training steps (forward and backward) of the network of blueprints/sedd-reversible-tiny.yaml, widened, with interleaved
+timing. Memory is the bytes that autograd saves for the backward pass, counted with its saved-tensor hooks, per added layer.
+Appends to benchmarks/results/reversible.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 import weakref
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
+from common import BLUEPRINTS, append_record
+from interleaved import interleave, ratio
 from torch import Tensor
-from turns import ratio, take_turns
 
 import sedd_graph
 from sedd_graph.engine.hardware import describe_hardware, pick_device
+from sedd_graph.engine.network import CompileMode
 
-HERE = Path(__file__).resolve().parent
-BLUEPRINT = HERE.parent / "blueprints" / "sedd-reversible-tiny.yaml"
 WAYS = {
     "store": ("store", "float"),
     "checkpoint": ("checkpoint", "float"),
@@ -35,22 +33,22 @@ WAYS = {
 
 
 class Held:
-    """A saved tensor; it lives as long as a graph wants it."""
+    """A saved tensor, alive as long as the autograd graph holds it."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x.detach()
 
 
-def engine(way: str, depth: int, device: torch.device, compile: str) -> sedd_graph.Engine:
-    """The network of the blueprint at ``depth``, run in one of the ``WAYS``."""
+def engine(way: str, depth: int, device: torch.device, compile: CompileMode) -> sedd_graph.Engine:
+    """Return the network of the blueprint at ``depth``, run in one of the ``WAYS``."""
     memory, arithmetic = WAYS[way]
     changes = [f"params.depth={depth}", "params.dim=256", "params.heads=4", f"nodes.trunk.memory={memory}"]
     changes.append(f"nodes.trunk.arithmetic={arithmetic}")
-    return sedd_graph.build(BLUEPRINT, changes, device=device, compile=compile)
+    return sedd_graph.build(BLUEPRINTS / "sedd-reversible-tiny.yaml", changes, device=device, compile=compile)
 
 
-def kept(made: sedd_graph.Engine, tokens: Tensor) -> int:
-    """Bytes that autograd keeps between forward and backward, parameters left out. Run eagerly."""
+def saved_bytes(made: sedd_graph.Engine, tokens: Tensor) -> int:
+    """Return the bytes that autograd saves between forward and backward, without parameters. Runs eagerly."""
     own = {p.untyped_storage()._cdata for p in made.model.parameters()}
     packed: list[weakref.ref[Held]] = []
 
@@ -67,7 +65,7 @@ def kept(made: sedd_graph.Engine, tokens: Tensor) -> int:
 
 
 def timed(engines: Mapping[str, sedd_graph.Engine], tokens: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a forward and backward pass of each, for every round."""
+    """Return seconds of a forward and backward pass of each, for every round."""
 
     def step(made: sedd_graph.Engine) -> None:
         made.loss(tokens).mean().backward()
@@ -78,7 +76,7 @@ def timed(engines: Mapping[str, sedd_graph.Engine], tokens: Tensor, rounds: int)
     for made in engines.values():
         for _ in range(3):
             step(made)
-    return take_turns({name: functools.partial(step, made) for name, made in engines.items()}, rounds, 2)
+    return interleave({name: functools.partial(step, made) for name, made in engines.items()}, rounds, 2)
 
 
 def main() -> None:
@@ -92,19 +90,18 @@ def main() -> None:
     device = pick_device(arguments.device)
     tokens = torch.randint(0, 100, (arguments.batch, 128), generator=torch.Generator().manual_seed(0))
     seconds = timed({way: engine(way, arguments.depth, device, "block") for way in WAYS}, tokens, arguments.rounds)
-    memory = {way: [kept(engine(way, depth, device, "off"), tokens[:4]) for depth in (4, 12)] for way in WAYS}
+    memory = {way: [saved_bytes(engine(way, depth, device, "off"), tokens[:4]) for depth in (4, 12)] for way in WAYS}
     slope = {way: (memory[way][1] - memory[way][0]) / 8 for way in WAYS}
     print(
         f"two-stream SEDD, dim 256, {arguments.depth} layers, {arguments.batch} x 128 tokens, compiled; {describe_hardware(device)}"
     )
-    print(f"{'':20}{'step':>10}{'ratio to store':>18}{'kept per layer (4 rows)':>26}")
+    print(f"{'':20}{'step':>10}{'ratio to store':>18}{'saved per layer (4 rows)':>26}")
     record: dict[str, object] = {"hardware": describe_hardware(device), "torch": torch.__version__, **vars(arguments)}
     for way in WAYS:
         middle, error = ratio(seconds[way], seconds["store"])
         print(f"{way:20}{statistics.median(seconds[way]):>8.3f} s{middle:>11.3f} +- {error:.3f}{slope[way] / 1024:>14,.1f} KiB ({slope[way] / slope['store']:.2%})")  # fmt: skip
         record[way] = {"seconds": seconds[way], "ratio": middle, "standard_error": error, "bytes_per_layer": slope[way]}
-    with (HERE / "results" / "reversible.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    append_record("reversible", record)
 
 
 if __name__ == "__main__":

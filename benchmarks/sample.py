@@ -1,44 +1,43 @@
-"""Tokens per second of sampling beside the loop that public code runs, in one run.
+"""Tokens per second of sampling beside the sampling loop of the public SEDD code, in one run.
 
     python benchmarks/sample.py [--rounds N] [--evaluations N] [--device cuda]
 
 32 rows of 128 tokens, 97 states, six blocks of width 256, random weights. The plain loop is the analytic sampler of SEDD's
-code, over the network written by hand (benchmarks/handwritten.py), eager: at each level the whole network, scores of all
-states at all positions, and a race of Gumbel noise. Its time is that of some of its levels, each of which costs the same,
-times their number. Ours: ``analytic`` (a log-score head, the same steps), ``ancestral`` (a head that predicts the clean
-token: the same law in the same levels, with the rows, levels and places drawn first in which a token shows) and
-``first_hitting`` (the law of infinitely many levels), each timed whole, blocks compiled. How far each is from the law of
-the data with a perfect network is measured by benchmarks/samplers.py. Contestants take turns. Last, a vocabulary of 50,257:
-one level with the head everywhere, and with the head where it is needed. Prints a table in Markdown, writes it to
+code, over the network written by hand (benchmarks/handwritten.py), eager: each level evaluates the whole network, the scores
+of all states at all positions, and draws by Gumbel noise. All levels cost the same, so its time is extrapolated from some of
+them. Ours: ``analytic`` (a log-score head, the same steps), ``ancestral`` (a head that predicts the clean token: the same
+distribution in the same levels, but the rows, levels and positions where a token is revealed are drawn first) and
+``first_hitting`` (the distribution of infinitely many levels), each timed whole, with compiled blocks and interleaved timing.
+benchmarks/samplers.py measures how far each is from the distribution of the data with a perfect network. Last, for a
+vocabulary of 50,257: one level with the head at all positions, and only where it is needed. Prints a table in Markdown, writes it to
 benchmarks/results/sample.md, and appends the numbers to benchmarks/results/sample.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from common import BLUEPRINTS, RESULTS, append_record, token_process
 from handwritten import EPS, Sedd
+from interleaved import quartiles
 from torch import Tensor
-from turns import quartiles
 
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import describe_hardware, pick_device
-from sedd_graph.runs.check import check, make_engine
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine
 
-HERE = Path(__file__).resolve().parent
 ROWS, LENGTH, TOKENS = 32, 128, 96
 SIZE = {"dim": 256, "depth": 6, "heads": 4, "cond": 128, "tokens": TOKENS}
 
 
 @torch.no_grad()
 def plain_levels(model: Sedd, states: int, levels: int, count: int, device: torch.device) -> float:
-    """Seconds of ``levels`` levels of the analytic sampler for the absorbing kernel, from ``count`` spread evenly over them."""
+    """Return the seconds of ``levels`` levels of the analytic sampler for the absorbing kernel, from ``count`` spread evenly."""
     mask = states - 1
     times = torch.linspace(1, 1e-5, levels + 1, device=device)
     sigmas = -torch.log1p(-(1 - EPS) * times)
@@ -47,7 +46,7 @@ def plain_levels(model: Sedd, states: int, levels: int, count: int, device: torc
     for level in torch.linspace(0, levels - 1, count).long().tolist():
         sigma, step = sigmas[level].expand(ROWS), sigmas[level] - sigmas[level + 1]
         score = model(x, sigma).exp()
-        # (exp(-step Q) score)_y exp(step Q)[x, y], as the code of SEDD writes it for the absorbing kernel
+        # (exp(-step Q) score)_y exp(step Q)[x, y], as in the code of SEDD for the absorbing kernel
         extra = (1 - step.exp()) * score.sum(-1)
         score = score * step.exp()
         score[..., mask] += extra
@@ -62,10 +61,10 @@ def plain_levels(model: Sedd, states: int, levels: int, count: int, device: torc
 
 
 def made(name: str, sampler: str, device: torch.device, tokens: int = TOKENS) -> Engine:
-    """One of the tiny blueprints at this benchmark's size, its weights drawn at random (none of them zero)."""
+    """Return a tiny blueprint at this benchmark's size, with random weights (none of them zero)."""
     changes = [f"params.{k}={v}" for k, v in {**SIZE, "tokens": tokens}.items()]
     changes += [f"data.tokenizer={{op: characters, size: {tokens}}}", f"sample={{op: {sampler}}}"]
-    report = check(HERE.parent / "blueprints" / f"{name}.yaml", changes)
+    report = check(BLUEPRINTS / f"{name}.yaml", changes)
     engine = make_engine(report, device=device, compile="off")
     engine.compile("block", everywhere=True)
     for i, p in enumerate(engine.model.parameters()):
@@ -75,25 +74,22 @@ def made(name: str, sampler: str, device: torch.device, tokens: int = TOKENS) ->
 
 
 def timed(engine: Engine, levels: int | None, seed: int) -> float:
-    """Seconds of one batch."""
+    """Return the seconds of one batch."""
     began = time.perf_counter()
     engine.sample(ROWS, LENGTH, steps=levels, seed=seed)
     return time.perf_counter() - began
 
 
 def head_alone(device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Seconds of one level at a vocabulary of 50,257 in which every row shows one token: head everywhere, and there alone."""
+    """Return seconds of one level that reveals one token per row at a vocabulary of 50,257: head everywhere, and only there."""
     engine = made("mdlm-tiny", "first_hitting", device, tokens=50_257)
     x = torch.full((ROWS, LENGTH), 50_257, device=device)
     sigma = torch.ones(ROWS, device=device)
     inputs = {"tokens": x, "sigma": sigma, "t": sigma, "attend": torch.ones_like(x, dtype=torch.bool)}
     at = torch.randint(0, LENGTH, (ROWS, 1), device=device)
-    from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix
-
-    ending = PositionwiseSuffix(engine.graph.root)
     ways: dict[str, Callable[[], Tensor]] = {
-        "everywhere": lambda: engine.model.run(inputs)[0]["log_x0"].exp().sum(),
-        "where it is needed": lambda: ending.run(engine.model, inputs, at)["log_x0"].exp().sum(),
+        "everywhere": lambda: engine.network.run(inputs)["log_x0"].exp().sum(),
+        "where it is needed": lambda: engine.network.run(inputs, at=at)["log_x0"].exp().sum(),
     }
     found: dict[str, list[float]] = {way: [] for way in ways}
     engine.model.eval()
@@ -111,15 +107,13 @@ def main() -> None:
     """Time, print, record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="at least 2")
-    parser.add_argument("--evaluations", type=int, default=16, help="levels of the plain loop that are timed")
+    parser.add_argument("--evaluations", type=int, default=16, help="timed levels of the plain loop")
     parser.add_argument("--device")
     arguments = parser.parse_args()
     device = torch.device(arguments.device) if arguments.device else pick_device("auto")
-    plain = (
-        Sedd(**{k: SIZE[k] for k in ("dim", "depth", "heads", "cond")}, states=TOKENS + 1, dropout=0.0, length=LENGTH)
-        .to(device)
-        .eval()
-    )
+    dim, depth, heads, cond = (SIZE[k] for k in ("dim", "depth", "heads", "cond"))
+    plain = Sedd(states=TOKENS + 1, dim=dim, depth=depth, heads=heads, cond=cond, dropout=0.0, length=LENGTH)
+    plain.to(device).eval()
     contestants = {
         ("analytic", 64): made("sedd-tiny", "analytic", device),
         ("ancestral", 64): made("mdlm-tiny", "ancestral", device),
@@ -140,33 +134,33 @@ def main() -> None:
     hardware = describe_hardware(device)
     lines = [
         f"{ROWS} x {LENGTH} tokens, {TOKENS + 1} states, six blocks of width 256; {hardware}, torch {torch.__version__}; "
-        f"{arguments.rounds} rounds, the plain loop from {arguments.evaluations} of its levels.",
+        f"{arguments.rounds} rounds, the plain loop extrapolated from {arguments.evaluations} levels.",
         "",
-        "| levels | sampler | tokens per second | of the plain loop's (quartiles) | evaluations per row |",
+        "| levels | sampler | tokens per second | relative to the plain loop (quartiles) | evaluations per row |",
         "|---|---|---|---|---|",
     ]
     record: dict[str, object] = {"hardware": hardware, "torch": torch.__version__, **vars(arguments)}
     for (sampler, levels), found in seconds.items():
         middle, low, high = quartiles(seconds["plain", levels], found)
         rate = ROWS * LENGTH / statistics.median(found)
-        engine = contestants.get((sampler, levels))
-        asked = levels if engine is None or engine.process is None else engine.process.sampler.evaluations / ROWS
-        lines.append(f"| {levels:,} | {sampler} | {rate:,.1f} | {middle:.2f} ({low:.2f}-{high:.2f}) | {asked:,.1f} |")
+        ours = contestants.get((sampler, levels))
+        evaluations = levels if ours is None else token_process(ours).sampler.evaluations / ROWS
+        cells = f"{levels:,} | {sampler} | {rate:,.1f} | {middle:.2f} ({low:.2f}-{high:.2f}) | {evaluations:,.1f}"
+        lines.append(f"| {cells} |")
         record[f"{sampler} {levels}"] = found
     middle, low, high = quartiles(head["everywhere"], head["where it is needed"])
     lines += [
         "",
-        f"Vocabulary of 50,257, one level in which every row shows a token: {statistics.median(head['everywhere']):.2f} s with the "
+        f"Vocabulary of 50,257, one level that reveals one token per row: {statistics.median(head['everywhere']):.2f} s with the "
         f"head everywhere, {statistics.median(head['where it is needed']):.2f} s where it is needed, {middle:.2f} ({low:.2f}-{high:.2f}) times as fast.",
     ]
     record["head"] = head
     text = "\n".join(lines)
     print(text)
-    (HERE / "results" / "sample.md").write_text(
+    (RESULTS / "sample.md").write_text(
         f"# Sampling speed\n\nMade by `python benchmarks/sample.py`.\n\n{text}\n", encoding="utf-8"
     )
-    with (HERE / "results" / "sample.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    append_record("sample", record)
 
 
 if __name__ == "__main__":

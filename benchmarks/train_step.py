@@ -2,15 +2,14 @@
 
     python benchmarks/train_step.py [--size small] [--device cuda] [--rounds N] [--steps N]
 
-The contestants (benchmarks/handwritten.py says what "plain" and "tuned" are; eager is left out at the GPU's size) take
-turns, in an order that rotates, and every round gives a ratio. A step is all of it: rows, noise, forward, backward, clipping, AdamW, averaged weights.
+benchmarks/handwritten.py describes the contestants "plain" and "tuned"; the GPU's size leaves eager out. Timing is
+interleaved, and each round gives a ratio. A step is all of: rows, noise, forward, backward, clipping, AdamW, averaged weights.
 Appends a record to benchmarks/results/train_step.jsonl with the hardware named.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,18 +17,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import BLUEPRINTS, append_record, text_data
 from handwritten import Loss, Sedd, Trainer
-from turns import ratio, take_turns
+from interleaved import interleave, ratio
 
-from sedd_graph.data.rows import open_data
 from sedd_graph.engine.hardware import describe_hardware, matmul_rate, pick_device, pick_dtype
 from sedd_graph.engine.measure import measure
-from sedd_graph.runs.check import check, make_engine
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine
 from sedd_graph.training.distributed import World
 from sedd_graph.training.loop import Trainer as EngineTrainer
 
-HERE = Path(__file__).resolve().parent
-BLUEPRINTS = HERE.parent / "blueprints"
 SIZES = {
     # name: blueprint, overrides, contestants
     "tiny": (
@@ -77,7 +75,7 @@ def main() -> None:
     report = check(BLUEPRINTS / name, overrides(size[arguments.size]))
     sizes = measure(report.graph, report.registry, batch=batch, length=length)
     with tempfile.TemporaryDirectory() as cache:
-        data = open_data(report.data, root=Path(cache))
+        data = text_data(report, root=Path(cache))
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, states - 1, (1_000_000,), generator=generator)
 
@@ -86,7 +84,8 @@ def main() -> None:
         sizes_ = {k: params[k] for k in ("dim", "heads", "depth", "cond")}
         model = Sedd(states=states, dropout=0.1, length=length, tuned=tuned, **sizes_)
         loss = Loss(model, states).to(device)
-        assert sum(p.numel() for p in loss.parameters()) == report.parameters
+        if (count := sum(p.numel() for p in loss.parameters())) != report.parameters:
+            raise SystemExit(f"{count:,} parameters by hand, {report.parameters:,} in the blueprint")
         if compiled:
             loss.compile(fullgraph=True, dynamic=False)
         trainer = Trainer(loss, lr=3e-4, ema=0.999, clip=1.0, dtype=dtype, tuned=tuned)
@@ -100,7 +99,7 @@ def main() -> None:
 
     def ours() -> Callable[[], object]:
         engine = make_engine(report, device=device, compile=arguments.compile)
-        trainer = EngineTrainer(engine, data, report.train, HERE, World.single(), None, print)
+        trainer = EngineTrainer(engine, data, report.train, BLUEPRINTS, World.single(), None, print)
         engine.model.train()
 
         def step() -> object:
@@ -135,7 +134,7 @@ def main() -> None:
         wait()
         if device.type == "cuda":
             peak[label] = torch.cuda.max_memory_allocated(device) / 2**30
-    seconds = take_turns(contestants, arguments.rounds, arguments.steps, wait)
+    seconds = interleave(contestants, arguments.rounds, arguments.steps, wait)
     rate = matmul_rate(device, dtype, size=2048 if device.type == "cpu" else 8192)
     flops = 3 * sizes.flops_per_token * batch * length
     print(
@@ -171,8 +170,7 @@ def main() -> None:
         print(
             f"\nsedd_graph / {label}: median {middle:.3f}, standard error of the mean {error:.3f} over {arguments.rounds} rounds"
         )
-    with (HERE / "results" / "train_step.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    append_record("train_step", record)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ setup_venv() {
   }
   [ -x .venv/bin/python ] || { echo "making .venv"; "$python" -m venv .venv; }
   # Reinstall only where something that decides the install has changed.
-  want=$(cat pyproject.toml constraints.txt | cksum | tr -d ' \n'):${extras}
+  want=$(cat pyproject.toml constraints.txt sedd_graph/__init__.py | cksum | tr -d ' \n'):${extras}
   if [ "$(cat .venv/.sedd_graph-installed 2>/dev/null)" != "$want" ]; then
     echo "installing sedd_graph${extras:+[$extras]} (a few minutes the first time)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from sedd_graph.component.base import Component, ComponentConfig, Context
     from sedd_graph.engine.engine import Bound, Engine
     from sedd_graph.errors import SeddGraphError
-    from sedd_graph.runs.check import Report, build, check
+    from sedd_graph.runs.check import Report, check
+    from sedd_graph.runs.open import build
 
 __version__ = "0.1.0"
 
@@ -24,7 +25,7 @@ _HOME = {
     "Engine": "sedd_graph.engine.engine",
     "Report": "sedd_graph.runs.check",
     "SeddGraphError": "sedd_graph.errors",
-    "build": "sedd_graph.runs.check",
+    "build": "sedd_graph.runs.open",
     "check": "sedd_graph.runs.check",
 }
 

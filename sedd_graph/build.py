@@ -10,7 +10,8 @@ import sys
 import types
 from typing import Any
 
-from sedd_graph.runs.check import Report, build, check
+from sedd_graph.runs.check import Report, check
+from sedd_graph.runs.open import build
 
 __all__ = ["Report", "build", "check", "main"]
 

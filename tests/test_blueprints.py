@@ -1,9 +1,10 @@
-"""Every shipped blueprint is held to the schema, built, and stepped on a CPU.
+"""Every shipped blueprint agrees with the schema, builds, and takes a training step and samples on a CPU.
 
-Those small enough go as they are; of the others the structure is kept, and width, depth, vocabulary and length shrink.
-Parameter counts are held against the published architecture, written out here.
+Small ones are tested as they are; of the others width, depth, vocabulary and length are reduced. Parameter counts of
+published models are compared with a formula that is written out here.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,17 @@ from omegaconf import OmegaConf
 
 import sedd_graph
 from sedd_graph.engine.measure import measure
-from sedd_graph.families.strings import StringEngine
 from sedd_graph.runs.check import Report, check
 from tests.conftest import BLUEPRINTS, ROOT
 
 BLOCKS = sorted((ROOT / "blueprints" / "blocks").glob("*.yaml"))
 SMALL = 4_000_000
-"""Parameters of the largest blueprint that is stepped at its own size."""
+"""Largest number of parameters of a blueprint that is trained at its own size."""
 SHRUNK = {"dim": 32, "heads": 2, "cond": 16, "tokens": 30, "depth": 2}
 
 
 def read(path: Path) -> Any:
-    """The file as OmegaConf reads it (a plain YAML loader takes ``1e-3`` for a string)."""
+    """Read the file with OmegaConf (PyYAML reads ``1e-3`` as a string)."""
     return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
 
 
@@ -35,7 +35,7 @@ def name_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", [*BLUEPRINTS, *BLOCKS], ids=name_of)
-def test_editors_find_the_schema_and_it_agrees(path: Path) -> None:
+def test_header_names_the_schema_and_the_file_is_valid(path: Path) -> None:
     header = path.read_text(encoding="utf-8").splitlines()[0]
     prefix = "# yaml-language-server: $schema="
     assert header.startswith(prefix)
@@ -45,20 +45,25 @@ def test_editors_find_the_schema_and_it_agrees(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=name_of)
-def test_it_is_named_as_its_file_and_says_what_it_is(path: Path) -> None:
+def test_name_description_and_header(path: Path) -> None:
+    """The name is that of the file, and the first lines state what it is and how large."""
     report = check(path)
     assert report.loaded.blueprint.name == path.stem
     assert report.loaded.blueprint.description
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    header = list(itertools.takewhile(lambda line: line.startswith("# "), lines))
+    assert 2 <= len(header) <= 3
+    assert f"{report.parameters:,} parameters" in " ".join(header)
 
 
 def shrinking(path: Path) -> list[str]:
-    """Overrides that make every size small,, depth last, and leave the structure as it is."""
+    """Return overrides that make every size small and keep the structure; the last one is for the depth."""
     params = read(path)["params"]
     return ["data=null", "train=null", *(f"params.{name}={size}" for name, size in SHRUNK.items() if name in params)]
 
 
 def structure(report: Report) -> Any:
-    """What is there and how it is wired, without sizes."""
+    """Return the steps of the graph with their inputs, recursively, without sizes."""
 
     def of(region: Any) -> Any:
         return [
@@ -69,7 +74,7 @@ def structure(report: Report) -> Any:
     return of(report.graph.root)
 
 
-def test_the_flow_learns_and_samples() -> None:
+def test_flow_trains_and_samples() -> None:
     engine = sedd_graph.build(ROOT / "blueprints" / "flow-tiny.yaml", device="cpu")
     rows = torch.randn(8, 1, 2, generator=torch.Generator().manual_seed(0))
     engine.loss(rows).mean().backward()
@@ -81,7 +86,7 @@ def test_the_flow_learns_and_samples() -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in BLUEPRINTS if not p.stem.startswith("flow")], ids=name_of)
-def test_it_learns_and_samples(path: Path) -> None:
+def test_trains_and_samples(path: Path) -> None:
     report = check(path)
     overrides: list[str] = []
     length = report.data.length
@@ -89,7 +94,7 @@ def test_it_learns_and_samples(path: Path) -> None:
         overrides, length = shrinking(path), 16
         assert structure(check(path, overrides[:-1])) == structure(report)  # at its full depth
     engine = sedd_graph.build(path, overrides, device="cpu", compile="off")
-    kernel = engine.edits.kernel if isinstance(engine, StringEngine) else engine.process.kernel  # type: ignore[union-attr]
+    kernel = engine.process.kernel
     tokens = kernel.data_tokens
     rows = torch.randint(0, tokens, (2, length), generator=torch.Generator().manual_seed(0))
     loss = engine.loss(rows)
@@ -101,19 +106,18 @@ def test_it_learns_and_samples(path: Path) -> None:
     assert silent == []
     optimizer.step()
     assert bool(engine.loss(rows).isfinite().all())
-    if isinstance(engine, StringEngine):  # strings of any length, padded with the start
-        drawn = engine.sample(2, length, steps=None if engine.edits.sampler.steps is None else 2, seed=0)
+    if report.plan.family == "strings":  # strings of any length, padded with the start
+        drawn = engine.sample(2, length, steps=None if engine.process.sampler.steps is None else 2, seed=0)
         assert 1 <= drawn.shape[1] <= length
         drawn = torch.where(drawn == kernel.start, 0, drawn)
     else:
-        assert engine.process is not None
         drawn = engine.sample(2, length, steps=None if engine.process.sampler.steps is None else 2, seed=0)
         assert drawn.shape == (2, length)
     assert 0 <= int(drawn.min()) <= int(drawn.max()) < tokens
 
 
 def published(*, dim: int, depth: int, states: int, cond: int = 128) -> int:
-    """Parameters of SEDD's and MDLM's DiT (their ``model/transformer.py`` and ``models/dit.py``).
+    """Return the parameters of SEDD's and MDLM's DiT (their ``model/transformer.py`` and ``models/dit.py``).
 
     Linear maps with a bias: (in + 1) out; attention's two have none; a norm has a weight and no bias.
     """
@@ -137,19 +141,19 @@ def published(*, dim: int, depth: int, states: int, cond: int = 128) -> int:
         ("bd3lm-small", {"dim": 768, "depth": 12, "states": 50_258}),
     ],
 )
-def test_published_sizes(name: str, sizes: dict[str, int]) -> None:
+def test_published_parameter_counts(name: str, sizes: dict[str, int]) -> None:
     report = check(ROOT / "blueprints" / f"{name}.yaml")
     assert report.parameters == published(**sizes)
     assert report.data.length == 1024
 
 
 @pytest.mark.parametrize("path", [p for p in BLUEPRINTS if "tiny" in p.stem], ids=lambda p: p.stem)
-def test_shapes_are_measured_where_nothing_is_allocated(path: Path) -> None:
+def test_measure_counts_parameters_without_allocating(path: Path) -> None:
     report = check(path)
     found = measure(report.graph, report.registry, batch=2, length=8)
     assert found.parameters == report.parameters
 
 
-def test_exact_arithmetic_is_measured() -> None:
+def test_measure_counts_saved_bytes_with_exact_arithmetic() -> None:
     report = check(ROOT / "blueprints" / "sedd-reversible-tiny.yaml", ["nodes.trunk.arithmetic=exact"])
     assert measure(report.graph, report.registry, batch=2, length=8).saved_bytes > 0

@@ -45,14 +45,11 @@ def test_network(tmp_path: Path, file: str, kind: Any, kernel: str | None, outpu
     assert bool((found[~real] < -9e5).all())
     if compile == "whole":
         batch = Batch.of(reference["x0"])
-        assert engine.loss_module is not None
         sigma, t = reference["sigma"], reference["t"]
         ones = torch.ones_like(t)
         schedule = engine.process.schedule  # type: ignore[union-attr]
         draw = Draw(reference["xt"], t, sigma, schedule.dsigma(t), ones)
-        torch.testing.assert_close(
-            engine.loss_module(draw, batch)[0], reference["loss_per_sequence"], rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(engine.trained(draw, batch)[0], reference["loss_per_sequence"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +111,7 @@ def test_hub_folder_in_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w | {"blocks.0.extra": torch.zeros(1)}, "tensors that nothing here takes: blocks.0.extra"),
+        (lambda w: w | {"blocks.0.extra": torch.zeros(1)}, "tensors that the network does not have: blocks.0.extra"),
         (
             lambda w: {k: v for k, v in w.items() if k != "blocks.1.norm2.weight"},
             "has no tensor 'blocks.1.norm2.weight'",

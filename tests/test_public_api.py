@@ -1,4 +1,4 @@
-"""The package walked from end to end: what is public is there, is documented, and is what the README promises."""
+"""Every module of the package imports, documents itself and its public names, and lists them in ``__all__``."""
 
 import ast
 import importlib
@@ -27,13 +27,15 @@ def path_of(name: str) -> Path:
 
 
 def documented(module: ModuleType, name: str) -> bool:
-    """A docstring of its own; for a constant or an alias, the string that follows its assignment or a comment before it."""
+    """Return True for a name with a docstring; a constant or alias may have a string after it or a comment before it."""
     value = getattr(module, name)
     if inspect.ismodule(value):  # sedd_graph.build is both
         return bool(value.__doc__)
     if inspect.isclass(value) or inspect.isfunction(value):
         own = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
-        return bool(own) and not str(own).startswith(f"{name}(")  # a dataclass without one is given its signature
+        return bool(own) and not str(own).startswith(
+            f"{name}("
+        )  # the signature, which a dataclass without a docstring gets
     text = Path(module.__file__ or "").read_text(encoding="utf-8")
     body, lines = ast.parse(text).body, text.splitlines()
     for node, after in zip(body, [*body[1:], None], strict=True):
@@ -53,15 +55,15 @@ def documented(module: ModuleType, name: str) -> bool:
     return False
 
 
-def test_every_module_is_walked() -> None:
+def test_every_module_is_found() -> None:
     assert {path_of(name) for name in MODULES} == {p for p in PACKAGE.rglob("*.py") if p.name != "__main__.py"}
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_modules_import_and_say_what_lives_there(name: str) -> None:
+def test_modules_import_and_have_a_docstring(name: str) -> None:
     module = importlib.import_module(name)
     text = path_of(name).read_text(encoding="utf-8")
-    assert not text.strip() or (module.__doc__ or "").strip(), "a module's first lines say what lives there"
+    assert not text.strip() or (module.__doc__ or "").strip(), "a module needs a docstring"
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -70,7 +72,7 @@ def test_all_is_complete_and_documented(name: str) -> None:
     body = ast.parse(path_of(name).read_text(encoding="utf-8")).body
     if all(isinstance(node, ast.Expr) for node in body):
         return  # a docstring at most
-    assert "__all__" in vars(module), "say what is public"
+    assert "__all__" in vars(module), "a module needs __all__"
     listed = list(module.__all__)
     assert listed == list(dict.fromkeys(listed))
     for item in listed:
@@ -78,7 +80,7 @@ def test_all_is_complete_and_documented(name: str) -> None:
     assert [item for item in listed if not documented(module, item)] == []
 
 
-def test_public_names_are_those_that_others_build_on() -> None:
+def test_names_of_the_package() -> None:
     assert set(sedd_graph.__all__) >= {"build", "check", "Engine", "Report", "Component", "ComponentConfig", "Context", "SeddGraphError"}  # fmt: skip
     for name in sedd_graph.__all__:
         assert inspect.getdoc(getattr(sedd_graph, name)), name
@@ -90,12 +92,12 @@ def test_public_names_are_those_that_others_build_on() -> None:
         assert inspect.getdoc(getattr(engine, method)), method
 
 
-def test_types_are_for_users_too() -> None:
+def test_types_are_distributed() -> None:
     assert (PACKAGE / "py.typed").is_file()
     assert "py.typed" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-def test_importing_the_package_brings_no_torch() -> None:
+def test_importing_the_package_imports_no_torch() -> None:
     code = (
         "import sys, sedd_graph, sedd_graph.cli.main; assert not {'torch', 'pydantic', 'networkx'} & sys.modules.keys()"
     )

@@ -1,7 +1,7 @@
-"""Shared by the bijective components: isometries, products that keep their precision, what padding does to a bijection.
+"""Helpers of the bijective components: isometries, products in full precision, padding and log-determinants.
 
-Where ``attend`` is false a bijective component is the identity: padding stays as it is, reaches nobody, and counts nothing
-in a log-determinant, which so is that of the whole map.
+Where ``attend`` is false a bijective component is the identity: such a position keeps its value, affects no other, and adds
+nothing to the log-determinant, which therefore remains that of the whole map.
 """
 
 import dataclasses
@@ -13,9 +13,13 @@ from sedd_graph.component.base import Component, ComponentConfig
 from sedd_graph.component.contract import Algebra, Signature
 from sedd_graph.diffusion.numerics import full_precision
 
+from ..network._shared import wide
+
+__all__ = ["Isometry", "det_of_positions", "full_matmul", "sum_attended", "where_attended", "wide"]
+
 
 class Isometry(Component):
-    """A component that changes no distance: what moves its input ``x`` moves its output ``out`` as far."""
+    """A component from ``x`` to ``out`` that preserves Euclidean distances."""
 
     abstract = True
 
@@ -24,29 +28,24 @@ class Isometry(Component):
         return dataclasses.replace(super().algebra(config, signature), lipschitz={("x", "out"): 1.0})
 
 
-def through(x: Tensor, matrix: Tensor) -> Tensor:
-    """``x @ matrix`` in x's own precision, whatever autocast says: a map rounded to bfloat16 could not be undone."""
+def full_matmul(x: Tensor, matrix: Tensor) -> Tensor:
+    """Return ``x @ matrix`` in the precision of ``x`` under autocast too: a map rounded to bfloat16 has no usable inverse."""
     with full_precision(x):
         return x @ matrix.to(x.dtype)
 
 
-def wide(x: Tensor) -> Tensor:
-    """``x`` in float32, or as it is where it is float64."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def keep(x: Tensor, y: Tensor, attend: Tensor | None) -> Tensor:
-    """``y`` [b, l, d] where ``attend`` [b, l] is true (everywhere without it), else ``x``."""
+def where_attended(attend: Tensor | None, y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y`` [b, l, d] where ``attend`` [b, l] is true (everywhere if it is None), else ``x``."""
     return y if attend is None else torch.where(attend[..., None], y, x)
 
 
-def summed(log: Tensor, attend: Tensor | None) -> Tensor:
-    """Nats [b] of an elementwise map: the logarithms of its slopes [b, l, d] summed where ``attend`` is true."""
+def sum_attended(log: Tensor, attend: Tensor | None) -> Tensor:
+    """Return the log-determinant, nats [b], of an elementwise map with log-slopes ``log`` [b, l, d] at attended positions."""
     log = wide(log)
     return (log if attend is None else log * attend[..., None]).sum((1, 2))
 
 
-def repeated(log: Tensor, x: Tensor, attend: Tensor | None) -> Tensor:
-    """Nats [b] of a map with ``log`` [] nats at each position of ``x`` [b, l, d]."""
+def det_of_positions(log: Tensor, x: Tensor, attend: Tensor | None) -> Tensor:
+    """Return the log-determinant, nats [b], of a map with ``log`` [] nats at each attended position of ``x`` [b, l, d]."""
     log = wide(log) if x.dtype != torch.float64 else log.double()
     return (log * x.shape[1]).expand(len(x)) if attend is None else log * attend.sum(1)

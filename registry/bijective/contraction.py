@@ -1,14 +1,13 @@
-"""Maps whose Lipschitz constant is known and held: what stands in ``g`` of a residual ``x + g(x)`` that can be undone.
+"""Maps with a certified Lipschitz constant, for the branch ``g`` of an invertible residual ``x + g(x)``.
 
-The bound is in the Euclidean norm of a whole sequence and holds for the weights as they are used, at every step of
-training: the largest singular value is computed exactly (power iteration comes from below and certifies nothing).
-i-ResNet, arXiv 1811.00995; Residual Flows, arXiv 1906.02735. Axes: b batch, l length, d width, h heads, r width of a head.
+The bound holds in the Euclidean norm of a whole sequence, for the weights of every training step: largest singular values
+are computed exactly, where power iteration would give lower bounds only. i-ResNet, arXiv 1811.00995; Residual Flows, arXiv
+1906.02735. Axes: b batch, l length, d width, h heads, r width of a head.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
-import pydantic
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -18,62 +17,58 @@ from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.contract import Algebra, Signature, SizeField
 from sedd_graph.diffusion.numerics import full_precision
 
-from ._bijection import wide
-
-Positive = Annotated[float, pydantic.Field(gt=0)]
+from ..network._shared import Bias, Positive, full_linear, wide
+from ..network.attention import attendable
 
 
 def largest_squared(weight: Tensor) -> Tensor:
-    """The square of the largest singular value of ``weight`` [..., m, n], float64 [...], with gradients."""
+    """Return the square of the largest singular value of ``weight`` [..., m, n]: float64 [...], differentiable."""
     exact = weight.double()
     gram = exact @ exact.mT if weight.shape[-2] <= weight.shape[-1] else exact.mT @ exact
     values: Tensor = torch.linalg.eigvalsh(gram)
     return values[..., -1]
 
 
-def margin(shape: torch.Size, dtype: torch.dtype) -> float:
-    """By how much, relatively, rounding to ``dtype`` can raise a matrix's norm (a Frobenius bound), and the eigenvalue err."""
+def rounding_margin(shape: torch.Size, dtype: torch.dtype) -> float:
+    """Return a bound on the relative growth of a matrix's norm by rounding to ``dtype`` and by errors of its eigenvalues."""
     return math.sqrt(min(shape)) * torch.finfo(dtype).eps + sum(shape) * torch.finfo(torch.float64).eps
 
 
-class _Bounded(Component):
-    """A component whose output moves at most ``Config.bound`` times as far as ``x``."""
+class LipschitzLinear(Component, kind="feedforward"):
+    """Affine map to ``width`` channels with spectral norm at most ``bound`` (i-ResNet, equation 3, with the exact norm).
 
-    abstract = True
-
-    @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
-        return Algebra(lipschitz={("x", "out"): config.bound})  # type: ignore[attr-defined]
-
-
-class LipschitzLinear(_Bounded, kind="feedforward"):
-    """An affine map to ``width`` channels with spectral norm at most ``bound``.
-
-    The weight is divided by its largest singular value, times ``bound``, where that exceeds the bound (i-ResNet, equation
-    3, with the exact value). One eigenvalue problem of the smaller side a step.
+    A weight whose largest singular value exceeds ``bound`` is scaled down to it. Each evaluation solves one eigenvalue
+    problem of the smaller side.
     """
 
     class Config(ComponentConfig):
         width: SizeField
+        """Number of output channels."""
         bound: Positive = 0.9
-        bias: Literal["none", "all"] = "all"
+        """Lipschitz bound; a residual is invertible where the bounds along its branch multiply to less than 1."""
+        bias: Bias = "all"
+        """``all``: the map has a bias."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
         linear = nn.Linear(self.axis("d"), self.config.width, bias=self.config.bias == "all")
         self.weight, self.bias = linear.weight, linear.bias
 
+    @classmethod
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
+        return Algebra(lipschitz={("x", "out"): config.bound})
+
     def effective(self, dtype: torch.dtype) -> Tensor:
-        """The weight as it is used, [width, d] in ``dtype``."""
+        """Return the bounded weight, [width, d] in ``dtype``."""
         bound = self.config.bound
-        slack: float = 1 - margin(self.weight.shape, dtype)
-        factor: Tensor = largest_squared(self.weight).clamp(min=bound**2).rsqrt() * (bound * slack)
-        return (self.weight.double() * factor).to(dtype)
+        factor = largest_squared(self.weight).clamp(min=bound**2).rsqrt()
+        return (self.weight.double() * (factor * (bound * (1 - rounding_margin(self.weight.shape, dtype))))).to(dtype)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l width"]:
         with full_precision(x):
-            rows = wide(x)
-            return F.linear(rows, self.effective(rows.dtype), None if self.bias is None else self.bias.to(rows.dtype))
+            return full_linear(x, self.effective(wide(x).dtype), self.bias)
 
 
 _SWISH = 1.1
@@ -81,15 +76,16 @@ _SWISH = 1.1
 
 
 class LipschitzAct(Component, kind="feedforward"):
-    """An activation of slope at most 1: ``relu``, ``tanh``, ``elu``, or ``lip_swish`` (Residual Flows, section 3.2).
-
-    ``lip_swish`` is ``x * sigmoid(beta * x) / 1.1`` with a learned ``beta`` > 0; its derivative does not saturate.
-    """
+    """Activation of slope at most 1."""
 
     positionwise = True
 
     class Config(ComponentConfig):
         activation: Literal["relu", "tanh", "elu", "lip_swish"] = "lip_swish"
+        """``lip_swish`` is ``x * sigmoid(beta * x) / 1.1`` with a learned ``beta`` > 0, whose derivative does not saturate
+        (Residual Flows, section 3.2)."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -97,7 +93,7 @@ class LipschitzAct(Component, kind="feedforward"):
             self.beta = nn.Parameter(torch.full((), 0.5))
 
     @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
         return Algebra(lipschitz={("x", "out"): 1.0})
 
     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
@@ -111,22 +107,26 @@ class LipschitzAct(Component, kind="feedforward"):
         return x * torch.sigmoid(x * F.softplus(self.beta).to(x.dtype)) / _SWISH
 
 
-class L2Attention(_Bounded, kind="attention"):
-    """Self-attention by squared distances, with queries and keys tied (arXiv 2006.04710, equation 8), held to ``bound``.
+class L2Attention(Component, kind="attention"):
+    """Self-attention by squared distances with tied queries and keys, Lipschitz with ``bound`` (arXiv 2006.04710, equation 8).
 
     With q = x W, ``P[i, j]`` proportional to exp(-|q_i - q_j|^2 / sqrt(r)) and values q M for each head, then an output map
     O: the paper's A W^V enters only as an r x r matrix, here M itself. For n attended positions
 
         Lip <= sqrt(n) (4 W0((n - 1) / e) + 1) |O| sqrt(sum over heads |W|^2 |M|^2)
 
-    (its theorem 3.2 with M for W^V; |.| the spectral norm, W0 Lambert's function). The output is
-    divided by what that exceeds ``bound`` by. The bound is for the worst input and grows like sqrt(n) log n: expect the
-    branch to be small on long sequences. Hidden positions give nothing and get zero.
+    (its theorem 3.2 with M for W^V; |.| the spectral norm, W0 Lambert's function). Where this exceeds ``bound``, the output
+    is scaled down to it. The bound is for the worst input and grows like sqrt(n) log n, so that the branch becomes small on
+    long sequences. Positions where ``attend`` is false contribute nothing and get zero.
     """
 
     class Config(ComponentConfig):
         heads: SizeField
+        """Number of heads, which divides the width of ``x``."""
         bound: Positive = 0.9
+        """Lipschitz bound; a residual is invertible where the bounds along its branch multiply to less than 1."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -136,8 +136,12 @@ class L2Attention(_Bounded, kind="attention"):
         self.value = nn.Parameter(torch.empty(heads, head, head).normal_(std=head**-0.5))
         self.out = nn.Parameter(torch.empty(width, width).normal_(std=width**-0.5))
 
+    @classmethod
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
+        return Algebra(lipschitz={("x", "out"): config.bound})
+
     def certified_squared(self, count: Tensor) -> Tensor:
-        """The theorem's bound without the division, squared, float64 [...], for ``count`` [...] attended positions."""
+        """Return the square of the theorem's bound, float64 [...], for ``count`` [...] attended positions."""
         heads = (largest_squared(self.query) * largest_squared(self.value)).sum()
         count = count.double().clamp(min=1)
         return count * largest_squared(self.out) * heads * (4 * _lambert((count - 1) / math.e) + 1).square()
@@ -149,22 +153,21 @@ class L2Attention(_Bounded, kind="attention"):
             rows = wide(x)
             dtype, head = rows.dtype, self.query.shape[-1]
             q = torch.einsum("bld,hdr->bhlr", rows, self.query.to(dtype))
-            # -|q_i - q_j|^2 but for |q_i|^2, which the softmax over j does not see
+            # -|q_i - q_j|^2 without |q_i|^2, which cancels in the softmax over j
             scores = -q.square().sum(-1)[:, :, None, :] * head**-0.5
             if attend is not None:
-                seen = attend | ~attend.any(-1, keepdim=True)  # a row of padding alone stays finite
-                scores = scores.masked_fill(~seen[:, None, None, :], -math.inf)
+                scores = scores.masked_fill(~attendable(attend)[:, None, None, :], -math.inf)
             mask = scores.expand(-1, -1, x.shape[1], -1)
             y = F.scaled_dot_product_attention(q, q, q @ self.value.to(dtype), attn_mask=mask, scale=2 * head**-0.5)
             count = torch.full((1,), x.shape[1], device=x.device) if attend is None else attend.sum(1)
-            slack, bound = 1 - 3 * margin(self.out.shape, dtype), self.config.bound
+            slack, bound = 1 - 3 * rounding_margin(self.out.shape, dtype), self.config.bound
             factor = self.certified_squared(count).clamp(min=bound**2).rsqrt() * (bound * slack)
             out: Tensor = y.transpose(1, 2).flatten(2) @ self.out.to(dtype) * factor[:, None, None].to(dtype)
             return out if attend is None else out * attend[..., None]
 
 
 def _lambert(x: Tensor) -> Tensor:
-    """Lambert's W0 at ``x`` >= 0 (``w e^w = x``) by Newton's steps, which come down to it from log(1 + x): never below it."""
+    """Lambert's W0 (``w e^w = x``) at ``x`` >= 0, by Newton's steps from log(1 + x), which approach it from above."""
     w = torch.log1p(x)
     for _ in range(8):
         e = w.exp()

@@ -1,9 +1,9 @@
-"""Elementwise bijections whose parameters come in through ports: the couplings, but for ``add``.
+"""Elementwise bijections whose parameters come in through ports: couplings, other than additive ones (``add``).
 
-What makes the parameters is ordinary dataflow: any sub-block, attention included, that reads the other half of a split over
-channels (``split``) or over the sequence (``split_sequence``).
+The parameters are ordinary values: the outputs of any sub-block, attention included, that reads the other half of a split
+over channels (``split``) or over the sequence (``split_sequence``).
 
-Axes: b batch, l length, d width of what is changed, k bins of a spline.
+Axes: b batch, l length, d width of the transformed part, k bins of a spline.
 """
 
 import dataclasses
@@ -19,29 +19,27 @@ from torch.nn import functional as F
 from sedd_graph.component.base import Component, ComponentConfig, solves
 from sedd_graph.component.contract import Algebra, Signature, SizeField
 
-from ._bijection import keep, summed, wide
-
-Positive = Annotated[float, pydantic.Field(gt=0)]
+from ..network._shared import Positive
+from ._bijection import sum_attended, where_attended, wide
 
 
 class Affine(Component, kind="mixer"):
-    """``x * exp(clamp * tanh(s / clamp)) + t`` (RealNVP, arXiv 1605.08803, equation 7), the log-scale bounded by ``clamp``.
-
-    Undoing it makes an error at most ``exp(clamp)`` times larger.
-    """
+    """Affine coupling ``x * exp(clamp * tanh(s / clamp)) + t`` (RealNVP, arXiv 1605.08803, equation 7, log-scale bounded)."""
 
     class Config(ComponentConfig):
         clamp: Annotated[float, pydantic.Field(gt=0, le=80)] = 2.0
-        """exp(80) is about the largest factor that float32 holds."""
+        """Largest absolute log-scale, nats. The inverse multiplies an error by at most exp(clamp); exp(80) is about the
+        largest factor that float32 holds."""
+
+    config: Config
 
     @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
-        clamp: float = config.clamp  # type: ignore[attr-defined]
-        bounds = {("x", "out"): math.exp(clamp), ("t", "out"): 1.0}
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
+        bounds = {("x", "out"): math.exp(config.clamp), ("t", "out"): 1.0}
         return dataclasses.replace(super().algebra(config, signature), lipschitz=bounds)
 
     def _log_scale(self, s: Tensor, x: Tensor, sign: int = 1) -> Tensor:
-        clamp: float = self.config.clamp
+        clamp = self.config.clamp
         return sign * clamp * torch.tanh(s.to(x.dtype) / clamp)
 
     def forward(
@@ -51,65 +49,73 @@ class Affine(Component, kind="mixer"):
         t: Float[Tensor, "b l d"],
         attend: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        return keep(x, torch.addcmul(t, x, self._log_scale(s, x).exp()), attend)
+        """Scale and shift ``x``.
+
+        Args:
+            x: The part to transform.
+            s: Log-scales before their bound.
+            t: Shifts.
+            attend: False at positions to leave unchanged.
+        """
+        return where_attended(attend, torch.addcmul(t, x, self._log_scale(s, x).exp()), x)
 
     @solves("x", given=("out", "s", "t", "attend"), log_det="log_det")
-    def undo(self, out: Tensor, s: Tensor, t: Tensor, attend: Tensor | None) -> Tensor:
-        return keep(out, (out - t) * self._log_scale(s, out, -1).exp(), attend)
+    def inverse(self, out: Tensor, s: Tensor, t: Tensor, attend: Tensor | None) -> Tensor:
+        return where_attended(attend, (out - t) * self._log_scale(s, out, -1).exp(), out)
 
     def log_det(self, x: Tensor, s: Tensor, t: Tensor, attend: Tensor | None = None) -> Tensor:
-        return summed(self._log_scale(s, wide(x)), attend)
+        return sum_attended(self._log_scale(s, wide(x)), attend)
 
     def with_log_det(
         self, method: str, x: Tensor, s: Tensor, t: Tensor, attend: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         log = self._log_scale(s, wide(x))
-        return keep(x, torch.addcmul(t, x, log.exp().to(x.dtype)), attend), summed(log, attend)
+        return where_attended(attend, torch.addcmul(t, x, log.exp().to(x.dtype)), x), sum_attended(log, attend)
 
 
-class _Bins(NamedTuple):
-    """The bin that a value falls in: left edge, width, lower edge, height, and the slopes at both ends."""
+class _Bin(NamedTuple):
+    """The bin that each value falls in, all [b, l, d].
+
+    ``left`` and ``width`` are along x, ``low`` and ``height`` along y; ``slope`` is height over width; ``first`` and ``last``
+    are the derivatives at its ends.
+    """
 
     left: Tensor
     width: Tensor
     low: Tensor
     height: Tensor
+    slope: Tensor
     first: Tensor
     last: Tensor
 
 
-class _Place(NamedTuple):
-    """A value's bin, that bin's mean slope, where in it the value lies (0 to 1) as xi, and xi (1 - xi); ``below`` is what
-    equations 4 and 5 of arXiv 1906.04032 divide by."""
+class _Point(NamedTuple):
+    """A value within its bin: xi (0 to 1), xi (1 - xi), and the denominator of equations 4 and 5 of arXiv 1906.04032."""
 
-    bin: _Bins
-    slope: Tensor
-    place: Tensor
+    bin: _Bin
+    xi: Tensor
     mixed: Tensor
     below: Tensor
 
 
 class Spline(Component, kind="mixer"):
-    """A monotone rational-quadratic spline per number, the identity beyond ``bound`` (Neural Spline Flows, arXiv 1906.04032).
+    """Monotone rational-quadratic spline for each number, the identity beyond ``bound`` (Neural Spline Flows, arXiv 1906.04032).
 
-    ``params`` holds, for each channel, ``bins`` raw widths, ``bins`` raw heights (softmax makes them shares of
-    2 * ``bound``) and ``bins - 1`` raw slopes (softplus, shifted so that zero is slope one): all zero is the identity.
-    Section 3.1 has the formulas; undoing solves a quadratic.
+    ``params`` holds, for each channel, ``bins`` raw widths, ``bins`` raw heights (softmax makes them shares of 2 * ``bound``)
+    and ``bins - 1`` raw slopes (softplus, shifted so that zero is slope one): all zero is the identity. The formulas are those
+    of section 3.1; the inverse solves a quadratic equation.
     """
 
     class Config(ComponentConfig):
-        bins: SizeField = 8
+        bins: Annotated[SizeField, pydantic.Field(ge=2)] = 8
+        """Number of bins, at least 2."""
         bound: Positive = 3.0
+        """The spline acts on [-bound, bound]."""
         smallest: Annotated[float, pydantic.Field(gt=0, lt=0.5)] = 1e-3
-        """The smallest slope at a knot, and the smallest width and height of a bin as a share of an even one's. (Between two
-        steep knots a low bin can be flatter than that: undoing an error grows by one over the slope.)"""
+        """Smallest slope at a knot, and smallest width and height of a bin as a share of an even one's. Between two steep
+        knots a low bin can be flatter than that; the inverse multiplies an error by one over the slope."""
 
-        @pydantic.field_validator("bins")
-        @classmethod
-        def _enough(cls, bins: int) -> int:
-            if bins < 2:
-                raise ValueError("a spline needs at least 2 bins")
-            return bins
+    config: Config
 
     def forward(
         self,
@@ -117,67 +123,65 @@ class Spline(Component, kind="mixer"):
         params: Float[Tensor, "b l d*(3*bins-1)"],
         attend: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        return self._forward(x, self._place(x, params), attend)
+        return self._value(x, self._point(x, params), attend)
 
     @solves("x", given=("out", "params", "attend"), log_det="log_det")
-    def undo(self, out: Tensor, params: Tensor, attend: Tensor | None) -> Tensor:
-        bound = self.config.bound
-        inside = out.abs() < bound
-        at = self._bin(out.clamp(-bound, bound), params, vertical=True)
-        above = out.clamp(-bound, bound) - at.low
-        slope = at.height / at.width
-        bend = above * (at.first + at.last - 2 * slope)
-        a = at.height * (slope - at.first) + bend
+    def inverse(self, out: Tensor, params: Tensor, attend: Tensor | None) -> Tensor:
+        clamped = out.clamp(-self.config.bound, self.config.bound)
+        at = self._bin(clamped, params, vertical=True)
+        above = clamped - at.low
+        bend = above * (at.first + at.last - 2 * at.slope)
+        a = at.height * (at.slope - at.first) + bend
         b = at.height * at.first - bend
-        c = -slope * above
+        c = -at.slope * above
         root = (b.square() - 4 * a * c).clamp(min=0).sqrt()
         x = at.left + at.width * 2 * c / (-b - root)
-        return keep(out, torch.where(inside, x, out), attend)
+        return where_attended(attend, torch.where(out.abs() < self.config.bound, x, out), out)
 
     def log_det(self, x: Tensor, params: Tensor, attend: Tensor | None = None) -> Tensor:
-        return self._log_det(x, self._place(wide(x), params), attend)
+        return self._log_det(x, self._point(wide(x), params), attend)
 
     def with_log_det(
         self, method: str, x: Tensor, params: Tensor, attend: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        found = self._place(wide(x), params)
-        return self._forward(x, found, attend), self._log_det(x, found, attend)
+        point = self._point(wide(x), params)
+        return self._value(x, point, attend), self._log_det(x, point, attend)
 
-    def _place(self, x: Tensor, params: Tensor) -> _Place:
-        bound = self.config.bound
-        at = self._bin(x.clamp(-bound, bound), params, vertical=False)
-        place = (x.clamp(-bound, bound) - at.left) / at.width
-        mixed = place * (1 - place)
-        slope = at.height / at.width
-        return _Place(at, slope, place, mixed, slope + (at.first + at.last - 2 * slope) * mixed)
+    def _point(self, x: Tensor, params: Tensor) -> _Point:
+        clamped = x.clamp(-self.config.bound, self.config.bound)
+        at = self._bin(clamped, params, vertical=False)
+        xi = (clamped - at.left) / at.width
+        mixed = xi * (1 - xi)
+        return _Point(at, xi, mixed, at.slope + (at.first + at.last - 2 * at.slope) * mixed)
 
-    def _forward(self, x: Tensor, found: _Place, attend: Tensor | None) -> Tensor:
-        at = found.bin
-        top = found.slope * found.place.square() + at.first * found.mixed
-        y = (at.low + at.height * top / found.below).to(x.dtype)
-        return keep(x, torch.where(x.abs() < self.config.bound, y, x), attend)
+    def _value(self, x: Tensor, point: _Point, attend: Tensor | None) -> Tensor:
+        at = point.bin
+        top = at.slope * point.xi.square() + at.first * point.mixed
+        y = (at.low + at.height * top / point.below).to(x.dtype)
+        return where_attended(attend, torch.where(x.abs() < self.config.bound, y, x), x)
 
-    def _log_det(self, x: Tensor, found: _Place, attend: Tensor | None) -> Tensor:
-        at = found.bin
-        top = at.last * found.place.square() + 2 * found.slope * found.mixed + at.first * (1 - found.place).square()
-        log = 2 * found.slope.log() + top.log() - 2 * found.below.log()
-        return summed(torch.where(x.abs() < self.config.bound, log, 0.0), attend)
+    def _log_det(self, x: Tensor, point: _Point, attend: Tensor | None) -> Tensor:
+        at = point.bin
+        top = at.last * point.xi.square() + 2 * at.slope * point.mixed + at.first * (1 - point.xi).square()
+        log = 2 * at.slope.log() + top.log() - 2 * point.below.log()
+        return sum_attended(torch.where(x.abs() < self.config.bound, log, 0.0), attend)
 
-    def _bin(self, at: Tensor, params: Tensor, *, vertical: bool) -> _Bins:
-        """The bin of each number of ``at`` [b, l, d], looked up along the heights where ``vertical``, else the widths."""
+    def _bin(self, at: Tensor, params: Tensor, *, vertical: bool) -> _Bin:
+        """Find the bin of each number of ``at`` [b, l, d] among the heights where ``vertical``, else among the widths."""
         bins, bound, least = self.config.bins, self.config.bound, self.config.smallest
         raw = params.to(at.dtype).unflatten(-1, (at.shape[-1], 3 * bins - 1))
-        wide_, high, slopes = raw.split([bins, bins, bins - 1], dim=-1)
+        widths, heights, slopes = raw.split([bins, bins, bins - 1], dim=-1)
 
         def edges(raw_sizes: Tensor) -> tuple[Tensor, Tensor]:
             sizes = (least / bins + (1 - least) * raw_sizes.softmax(-1)) * (2 * bound)
             return F.pad(sizes.cumsum(-1)[..., :-1], (1, 0)) - bound, sizes
 
-        x, w = edges(wide_)
-        y, h = edges(high)
+        x, w = edges(widths)
+        y, h = edges(heights)
         index = (at[..., None] >= (y if vertical else x)[..., 1:]).sum(-1, keepdim=True)
         # softplus(log(e^(1 - least) - 1)) = 1 - least
         inner = least + F.softplus(slopes + math.log(math.expm1(1 - least)))
         ends = F.pad(inner, (1, 1), value=1.0)
-        found = [v.gather(-1, index).squeeze(-1) for v in (x, w, y, h)]
-        return _Bins(*found, *(ends.gather(-1, index + i).squeeze(-1) for i in (0, 1)))
+        left, width, low, height = (v.gather(-1, index).squeeze(-1) for v in (x, w, y, h))
+        first, last = (ends.gather(-1, index + i).squeeze(-1) for i in (0, 1))
+        return _Bin(left, width, low, height, height / width, first, last)

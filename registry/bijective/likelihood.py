@@ -1,4 +1,4 @@
-"""What flows are trained by. Axes: b batch."""
+"""Densities that flows are trained on. Axes: b batch."""
 
 import math
 from collections.abc import Sequence
@@ -11,10 +11,12 @@ from sedd_graph.diffusion.tokens.process import Likelihood
 
 
 class ExactLikelihood(Likelihood, kind="likelihood"):
-    """The exact likelihood of a flow whose outputs are standard normal (NICE, arXiv 1410.8516, equation 1)."""
+    """Standard normal density of a flow's output, for training by exact likelihood (NICE, arXiv 1410.8516, equation 1)."""
 
     class Config(ComponentConfig):
         pass
+
+    config: Config
 
     def nats(self, z: Tensor) -> Tensor:
         z = z.flatten(1)

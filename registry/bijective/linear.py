@@ -1,11 +1,10 @@
-"""Affine maps of the channels: to any width, and the invertible ones of a flow (PLU, ActNorm).
+"""Affine maps of the channels: to any width (``linear``), and the invertible ones of flows (``plu``, ``act_norm``).
 
 Axes: b batch, l length, d width.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import pydantic
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -14,44 +13,53 @@ from sedd_graph.component.base import Component, ComponentConfig, Context, solve
 from sedd_graph.component.contract import SizeField
 from sedd_graph.diffusion.numerics import full_precision
 
-from ._bijection import keep, repeated, wide
+from ..network._shared import Bias, Positive
+from ._bijection import det_of_positions, where_attended, wide
 
 
 class Linear(Component, kind="feedforward"):
-    """An affine map to ``width`` channels. ``init: zero`` makes a coupling that it feeds start as the identity."""
+    """Affine map to ``width`` channels."""
 
     positionwise = True
 
     class Config(ComponentConfig):
         width: SizeField
-        bias: Literal["none", "all"] = "all"
+        """Number of output channels."""
+        bias: Bias = "all"
+        """``all``: the map has a bias."""
         init: Literal["default", "zero"] = "default"
+        """Start of weight and bias: that of ``torch.nn.Linear``, or ``zero``, with which a coupling that it feeds starts as
+        the identity."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
         self.linear = nn.Linear(self.axis("d"), self.config.width, bias=self.config.bias == "all")
         if self.config.init == "zero":
-            nn.init.zeros_(self.linear.weight)
-            if self.linear.bias is not None:
-                nn.init.zeros_(self.linear.bias)
+            for parameter in self.linear.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "*s d"]) -> Float[Tensor, "*s width"]:
         if x.dim() == 2 or x.is_contiguous():
-            return self.linear(x)
-        # in two dimensions: torch adds the bias in a pass of its own to a part of the channels in three
-        return self.linear(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.config.width)
+            out: Tensor = self.linear(x)
+            return out
+        # in two dimensions: in three, torch adds the bias to a non-contiguous input in a pass of its own
+        rows: Tensor = self.linear(x.reshape(-1, x.shape[-1]))
+        return rows.view(*x.shape[:-1], self.config.width)
 
 
 class PLU(Component, kind="mixer"):
-    """The invertible 1x1 convolution of Glow (arXiv 1807.03039, section 3.2): ``W = P L (U + diag(s))`` over the channels.
+    """Invertible 1x1 convolution of Glow (arXiv 1807.03039, section 3.2): ``W = P L (U + diag(s))`` over the channels.
 
-    P is fixed, L has ones on its diagonal; the start is a random rotation. log |det| is the sum of log |s| for each
-    position. Undoing loses as many digits as the condition number of W has.
+    P is fixed, L has ones on its diagonal, and W starts as a random rotation. log |det| is the sum of log |s| for each
+    position. The inverse loses as many digits as the condition number of W has.
     """
 
     class Config(ComponentConfig):
         pass
 
+    config: Config
     order: Tensor
     sign: Tensor
 
@@ -61,56 +69,56 @@ class PLU(Component, kind="mixer"):
         rotation, _ = torch.linalg.qr(torch.empty(width, width).normal_())
         p, lower, upper = torch.linalg.lu(rotation)
         diagonal = upper.diagonal()
-        # One matrix: L below the diagonal, U above it, log |s| on it.
+        # one matrix: L below the diagonal, U above it, log |s| on it
         self.weight = nn.Parameter(lower.tril(-1) + upper.triu(1) + torch.diag(diagonal.abs().log()))
         self.register_buffer("sign", diagonal.sign())
         self.register_buffer("order", p.argmax(1))
 
     def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """L - 1, U + diag(s) and log |s|."""
+        """Return L - I, U + diag(s) and log |s|."""
         weight = self.weight.to(dtype)
         log = weight.diagonal()
         return weight.tril(-1), weight.triu(1) + torch.diag(self.sign.to(dtype) * log.exp()), log
 
     def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
-        return self._move(x, attend, *self._factors(wide(x).dtype)[:2])
+        return self._multiply(x, attend, *self._factors(wide(x).dtype)[:2])
 
-    def _move(self, x: Tensor, attend: Tensor | None, lower: Tensor, upper: Tensor) -> Tensor:
+    def _multiply(self, x: Tensor, attend: Tensor | None, lower: Tensor, upper: Tensor) -> Tensor:
         with full_precision(x):
             matrix = torch.addmm(upper, lower, upper).index_select(0, self.order)
-            return keep(x, nn.functional.linear(x, matrix.to(x.dtype)), attend)
+            return where_attended(attend, nn.functional.linear(x, matrix.to(x.dtype)), x)
 
     @solves("x", given=("out", "attend"), log_det="log_det")
-    def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
+    def inverse(self, out: Tensor, attend: Tensor | None) -> Tensor:
         with full_precision(out):
             lower, upper, _ = self._factors(wide(out).dtype)
-            # the inverse once, then a product: solving for every row would take longer
+            # the inverse matrix once, then a product: faster than triangular solves for every position
             inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
             inverse = torch.linalg.solve_triangular(lower, inverse, upper=False, unitriangular=True)
             inverse = torch.linalg.solve_triangular(upper, inverse, upper=True)
-            return keep(out, out @ inverse.T.index_select(0, self.order).to(out.dtype), attend)
+            return where_attended(attend, out @ inverse.T.index_select(0, self.order).to(out.dtype), out)
 
     def log_det(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
-        return repeated(self.weight.diagonal().sum(), x, attend)
+        return det_of_positions(self.weight.diagonal().sum(), x, attend)
 
     def with_log_det(self, method: str, x: Tensor, attend: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper, log = self._factors(wide(x).dtype)
-        return self._move(x, attend, lower, upper), repeated(log.sum(), x, attend)
+        return self._multiply(x, attend, lower, upper), det_of_positions(log.sum(), x, attend)
 
 
-def _moved(x: Tensor, log: Tensor, mean: Tensor, bias: Tensor) -> Tensor:
-    """``(x - mean) * exp(log) + bias`` for x [..., d] in one pass over x."""
+def _normalize(x: Tensor, log: Tensor, mean: Tensor, bias: Tensor) -> Tensor:
+    """Return ``(x - mean) * exp(log) + bias`` for x [..., d], in one pass over x."""
     scale = log.exp()
     return torch.addcmul(torch.addcmul(bias, mean, scale, value=-1), x, scale)
 
 
-class _Moved(torch.autograd.Function):
-    """:func:`_moved`, whose gradient by torch's own rules would take longer than that of two passes."""
+class _Normalize(torch.autograd.Function):
+    """:func:`_normalize` with a faster gradient than autograd derives from its one pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log: Tensor, mean: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, log, mean)
-        return _moved(x, log, mean, bias)
+        return _normalize(x, log, mean, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -122,17 +130,18 @@ class _Moved(torch.autograd.Function):
 
 
 class ActNorm(Component, kind="norm"):
-    """A scale and a bias for each channel (Glow, arXiv 1807.03039, section 3.1), started from the first training batch.
+    """Scale and bias for each channel, initialised from the first training batch (Glow, arXiv 1807.03039, section 3.1).
 
-    That batch's mean and deviation (over attended positions) go into buffers, so that the channels leave with mean 0 and
-    deviation 1; the learned part starts as nothing. Buffers, because processes that train together take rank 0's, and
-    because an average of the weights over time must not mix in what they were before that batch.
+    The mean and deviation of that batch (over attended positions) are stored in buffers, so that the output starts with mean
+    0 and deviation 1 while the learned parameters start at zero. Buffers are broadcast from rank 0, so that processes that
+    train together agree, and they stay out of an exponential moving average of the weights.
     """
 
     class Config(ComponentConfig):
-        smallest: Annotated[float, pydantic.Field(gt=0)] = 1e-4
-        """The smallest deviation that the first batch is taken to have."""
+        smallest: Positive = 1e-4
+        """Lower bound on the deviation of the first batch."""
 
+    config: Config
     ready: Tensor
     mean: Tensor
     log_deviation: Tensor
@@ -147,8 +156,8 @@ class ActNorm(Component, kind="norm"):
         self.register_buffer("log_deviation", torch.zeros(width))
 
     @torch.no_grad()
-    def _start(self, x: Tensor, attend: Tensor | None) -> None:
-        """Fill the buffers unless they are filled: without a branch, so that it compiles."""
+    def _initialise(self, x: Tensor, attend: Tensor | None) -> None:
+        """Fill the buffers unless ``ready``, without a branch on it, so that it compiles."""
         rows = wide(x)
         if attend is None:
             mean = rows.mean((0, 1))
@@ -164,32 +173,31 @@ class ActNorm(Component, kind="norm"):
         self.ready.fill_(True)
 
     def _log(self, dtype: torch.dtype) -> Tensor:
+        """Return the logarithm of the whole scale, [d]."""
         return self.log_scale.to(dtype) - self.log_deviation.to(dtype)
 
-    def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
-        return self._move(x, attend, self._started(x, attend))
-
-    def _started(self, x: Tensor, attend: Tensor | None) -> Tensor:
-        """The logarithm of the scale, after the first training batch has been seen to."""
+    def _initialised_log(self, x: Tensor, attend: Tensor | None) -> Tensor:
+        """Return :meth:`_log` after filling the buffers if this is the first training batch."""
         if self.training and (torch.compiler.is_compiling() or x.is_meta or not self.ready):
-            self._start(x, attend)
+            self._initialise(x, attend)
         return self._log(wide(x).dtype)
 
-    def _move(self, x: Tensor, attend: Tensor | None, log: Tensor) -> Tensor:
-        y = (_Moved.apply if torch.is_grad_enabled() else _moved)(
-            x, log.to(x.dtype), self.mean.to(x.dtype), self.bias.to(x.dtype)
-        )
-        return keep(x, y, attend)
+    def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        return self._apply_scale(x, attend, self._initialised_log(x, attend))
+
+    def _apply_scale(self, x: Tensor, attend: Tensor | None, log: Tensor) -> Tensor:
+        normalize = _Normalize.apply if torch.is_grad_enabled() else _normalize
+        return where_attended(attend, normalize(x, log.to(x.dtype), self.mean.to(x.dtype), self.bias.to(x.dtype)), x)
 
     @solves("x", given=("out", "attend"), log_det="log_det")
-    def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
+    def inverse(self, out: Tensor, attend: Tensor | None) -> Tensor:
         scale = (-self._log(out.dtype)).exp()
         x = torch.addcmul(self.mean.to(out.dtype) - self.bias.to(out.dtype) * scale, out, scale)
-        return keep(out, x, attend)
+        return where_attended(attend, x, out)
 
     def log_det(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
-        return repeated(self._log(wide(x).dtype).sum(), x, attend)
+        return det_of_positions(self._log(wide(x).dtype).sum(), x, attend)
 
     def with_log_det(self, method: str, x: Tensor, attend: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        log = self._started(x, attend)
-        return self._move(x, attend, log), repeated(log.sum(), x, attend)
+        log = self._initialised_log(x, attend)
+        return self._apply_scale(x, attend, log), det_of_positions(log.sum(), x, attend)

@@ -1,7 +1,7 @@
-"""Orthogonal maps of the channels or of the sequence: they keep lengths, undo by their transpose, and change no volume.
+"""Orthogonal maps of the channels or of the sequence: isometries whose inverse is the transpose, log-determinant zero.
 
-Learned ones start as the identity (Householder: with an even number of reflections). They are applied in the precision of
-``x`` whatever autocast says. Axes: b batch, l length, d width, n reflections.
+Learned ones start as the identity (``householder`` with an even number of reflections). All are computed in the precision of
+``x`` under autocast too. Axes: b batch, l length, d width, n reflections.
 """
 
 import math
@@ -16,21 +16,23 @@ from sedd_graph.component.base import ComponentConfig, Context, solves
 from sedd_graph.diffusion.numerics import full_precision
 
 from ..network.attention import rotate
-from ._bijection import Isometry, keep, through, wide
+from ._bijection import Isometry, full_matmul, where_attended, wide
 
 
 class Orthogonal(Isometry, kind="mixer"):
-    """A learned orthogonal matrix Q over the channels: ``x @ Q``.
+    """Learned orthogonal matrix Q over the channels: ``x @ Q``.
 
-    ``householder``: a product of ``reflections`` reflections (arXiv 1611.09630), as one product of low rank;
-    ``cayley``: (I + A)^-1 (I - A) with A skew (arXiv 1707.09520); ``matrix_exp``: exp(A) (arXiv 1901.08428).
-    Cayley and matrix exponential cost O(d^3) a step, beside O(b l d^2) for the product.
+    ``cayley`` and ``matrix_exp`` cost O(d^3) a step, in addition to O(b l d^2) for the product.
     """
 
     class Config(ComponentConfig):
         kind: Literal["householder", "cayley", "matrix_exp"] = "householder"
+        """``householder``: a product of reflections (arXiv 1611.09630), applied as one product of low rank; ``cayley``:
+        (I + A)^-1 (I - A) with A skew-symmetric (arXiv 1707.09520); ``matrix_exp``: exp(A) (arXiv 1901.08428)."""
         reflections: Annotated[int, pydantic.Field(gt=0, le=4096)] = 8
-        """How many reflections ``householder`` takes."""
+        """Number of reflections of ``householder``, 1 to 4096."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -41,7 +43,7 @@ class Orthogonal(Isometry, kind="mixer"):
         else:
             self.weight = nn.Parameter(torch.zeros(width, width))
 
-    def _apply_to(self, x: Tensor, *, transposed: bool) -> Tensor:
+    def _product(self, x: Tensor, *, transposed: bool) -> Tensor:
         with full_precision(x):
             weight = wide(self.weight.to(x.dtype))
             if self.config.kind == "householder":
@@ -53,30 +55,33 @@ class Orthogonal(Isometry, kind="mixer"):
                 rows = x.flatten(0, 1)
                 return torch.addmm(rows, rows @ unit.T.to(x.dtype), tail.to(x.dtype), alpha=-1).view_as(x)
             skew = weight.triu(1) - weight.triu(1).T
+            skew = -skew if transposed else skew
             if self.config.kind == "matrix_exp":
-                matrix = torch.matrix_exp(-skew if transposed else skew)
-            else:
-                eye = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
-                skew = -skew if transposed else skew
-                matrix = torch.linalg.solve(eye + skew, eye - skew)
-            return through(x, matrix)
+                return full_matmul(x, torch.matrix_exp(skew))
+            eye = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
+            return full_matmul(x, torch.linalg.solve(eye + skew, eye - skew))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        return self._apply_to(x, transposed=False)
+        return self._product(x, transposed=False)
 
     @solves("x", given=("out",), log_det="zero")
-    def undo(self, out: Tensor) -> Tensor:
-        return self._apply_to(out, transposed=True)
+    def inverse(self, out: Tensor) -> Tensor:
+        return self._product(out, transposed=True)
 
 
 class Hadamard(Isometry, kind="mixer"):
-    """The Walsh-Hadamard transform of the channels, normalised; its own inverse. The width is a power of two.
+    """Normalised Walsh-Hadamard transform of the channels (Sylvester 1867), its own inverse.
 
-    H(d) is the Kronecker product of two of about the square root's size (Sylvester), so it takes two small products.
+    H(d) is the Kronecker product of two matrices of about the square root of its size, so that two small products suffice.
+
+    Raises:
+        ValueError: the width is not a power of two.
     """
 
     class Config(ComponentConfig):
         pass
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -94,71 +99,77 @@ class Hadamard(Isometry, kind="mixer"):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         width = x.shape[-1]
         rows = 1 << (width.bit_length() - 1) // 2
-        parts = through(x.unflatten(-1, (rows, width // rows)), self._signs(width // rows, x))
-        parts = through(parts.transpose(-1, -2), self._signs(rows, x)).transpose(-1, -2)
+        parts = full_matmul(x.unflatten(-1, (rows, width // rows)), self._signs(width // rows, x))
+        parts = full_matmul(parts.transpose(-1, -2), self._signs(rows, x)).transpose(-1, -2)
         return parts.flatten(-2) * (1 / math.sqrt(width))
 
     @solves("x", given=("out",), log_det="zero")
-    def undo(self, out: Tensor) -> Tensor:
+    def inverse(self, out: Tensor) -> Tensor:
         return self.forward(out)
 
 
 class DCT(Isometry, kind="mixer"):
-    """The orthonormal discrete cosine transform (DCT-II; Ahmed, Natarajan and Rao 1974) over the channels or the sequence.
+    """Orthonormal discrete cosine transform (DCT-II; Ahmed, Natarajan and Rao 1974) over the channels or the sequence.
 
-    Over the sequence it mixes as FNet does (arXiv 2105.03824). With ``attend`` each row's attended positions are
-    transformed as a sequence of their own length.
+    Where ``attend`` is connected, a transform over the sequence takes the attended positions of each row as a sequence of
+    their own length.
     """
 
     class Config(ComponentConfig):
         over: Literal["channels", "sequence"] = "channels"
+        """The axis to transform; over the ``sequence`` it mixes tokens, as in FNet (arXiv 2105.03824)."""
+
+    config: Config
 
     def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         return self._transform(x, attend, inverse=False)
 
     @solves("x", given=("out", "attend"), log_det="zero")
-    def undo(self, out: Tensor, attend: Tensor | None) -> Tensor:
+    def inverse(self, out: Tensor, attend: Tensor | None) -> Tensor:
         return self._transform(out, attend, inverse=True)
 
     def _transform(self, x: Tensor, attend: Tensor | None, *, inverse: bool) -> Tensor:
         if self.config.over == "channels":
-            count = torch.full((), x.shape[-1], device=x.device)
-            matrix = _cosines(torch.arange(x.shape[-1], device=x.device), count, x)
-            return keep(x, through(x, matrix if inverse else matrix.T), attend)
-        if attend is None:
-            count = torch.full((), x.shape[1], device=x.device)
-            matrix = _cosines(torch.arange(x.shape[1], device=x.device), count, x)
-        else:
-            matrix = _cosines(attend.cumsum(1) - 1, attend.sum(1).clamp(min=1), x)
+            matrix = _cosines(x, 2, None)
+            return where_attended(attend, full_matmul(x, matrix if inverse else matrix.T), x)
+        matrix = _cosines(x, 1, attend)
+        # columns of the matrix outside the sequence meet zeros
+        seen = x if attend is None else torch.where(attend[..., None], x, 0.0)
         with full_precision(x):
-            if attend is None:
-                return (matrix.T if inverse else matrix) @ x
-            seen = torch.where(
-                attend[..., None], x, 0.0
-            )  # so that a row of the matrix outside the sequence adds nothing
-            return keep(x, (matrix.mT if inverse else matrix) @ seen, attend)
+            return where_attended(attend, (matrix.mT if inverse else matrix) @ seen, x)
 
 
-def _cosines(index: Tensor, count: Tensor, like: Tensor) -> Tensor:
-    """The DCT-II matrix C[k, m] = sqrt(2/n) cos(pi (2 m + 1) k / 2n), its first row over sqrt 2, at ranks ``index`` [..., n].
+def _cosines(x: Tensor, dim: int, attend: Tensor | None) -> Tensor:
+    """Return the DCT-II matrix C[k, m] = sqrt(2/n) cos(pi (2 m + 1) k / 2n), its first row over sqrt 2.
 
-    The angle is reduced in integers, so the cosines are right to the last digit at any length.
+    n is the size of ``dim`` of ``x``, or with ``attend`` [b, l] each row's number of attended positions, whose ranks are k
+    and m: [n, n] or [b, l, l]. The angle is reduced in integers, so that the cosines are exact to rounding at any length.
     """
+    if attend is None:
+        index = torch.arange(x.shape[dim], device=x.device)
+        count = torch.full((), x.shape[dim], device=x.device)
+    else:
+        index, count = attend.cumsum(1) - 1, attend.sum(1).clamp(min=1)
     k, m = index[..., :, None], index[..., None, :]
     n = count[..., None, None]
-    size = n.to(wide(like).dtype)
+    size = n.to(wide(x).dtype)
     angle = ((2 * m + 1) * k % (4 * n)) / size * (math.pi / 2)
-    return (angle.cos() * (torch.where(k == 0, 1, 2) / size).sqrt()).to(like.dtype)
+    return (angle.cos() * (torch.where(k == 0, 1, 2) / size).sqrt()).to(x.dtype)
 
 
 class RotaryMix(Isometry, kind="mixer"):
-    """Turns pairs of channels, the first half of them against the second (RoFormer's rotation, arXiv 2104.09864).
+    """Rotation of pairs of channels, channel i with channel i + d/2 (RoFormer, arXiv 2104.09864).
 
-    By learned angles, or by those of a ``rotary`` node of the same width where ``angles`` is connected.
+    The angles are learned, one for each pair, or those of a ``rotary`` node of the same width where ``angles`` is connected.
+
+    Raises:
+        ValueError: the width is odd.
     """
 
     class Config(ComponentConfig):
         pass
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -171,18 +182,18 @@ class RotaryMix(Isometry, kind="mixer"):
     def forward(
         self, x: Float[Tensor, "b l d"], angles: Float[Tensor, "2 l d"] | None = None
     ) -> Float[Tensor, "b l d"]:
-        return self._turn(x, angles, 1.0)
+        return self._rotate(x, angles, 1.0)
 
     @solves("x", given=("out", "angles"), log_det="zero")
-    def undo(self, out: Tensor, angles: Tensor | None) -> Tensor:
-        return self._turn(out, angles, -1.0)
+    def inverse(self, out: Tensor, angles: Tensor | None) -> Tensor:
+        return self._rotate(out, angles, -1.0)
 
-    def _turn(self, x: Tensor, angles: Tensor | None, sign: float) -> Tensor:
+    def _rotate(self, x: Tensor, angles: Tensor | None, sign: float) -> Tensor:
         if angles is None:
             angle = self.angle.to(x.dtype)
             cos, sin = angle.cos(), angle.sin()
         else:
-            # a float32 cosine and sine are off the unit circle by 6e-8, which float64 would see
+            # float32 cosines and sines are off the unit circle by 6e-8, which would show in float64
             cos, sin = angles[:, :, : x.shape[-1] // 2].to(x.dtype)
             norm = torch.hypot(cos, sin)
             cos, sin = cos / norm, sin / norm

@@ -1,10 +1,9 @@
-"""Joining and parting values: add, sub, mean, scale, split, concat, permute. No parameters.
+"""Sums, differences, means and scaling of values; splitting, joining and permuting their axes. No parameters.
 
-How they are undone: add, sub, mean and scale are linear relations, which the solver solves alone or together; split,
-concat and permute only move numbers, so that each can be undone and changes no volume.
+``add``, ``sub``, ``mean`` and ``scale`` declare linear relations, which the solver inverts alone or as a system. ``split``,
+``concat`` and ``permute`` only move numbers: each has an exact inverse and a log-determinant of zero.
 """
 
-import functools
 import re
 from collections.abc import Mapping
 from fractions import Fraction
@@ -16,202 +15,217 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from sedd_graph.component.axes import parse_port_type
+from sedd_graph.component.axes import PortType, parse_port_type
 from sedd_graph.component.base import Component, ComponentConfig
 from sedd_graph.component.contract import Algebra, Port, Rule, Signature, SizeField
 
-Pattern = Annotated[str, pydantic.Field(max_length=128)]
+_AXIS = re.compile("[a-z][a-z0-9_]*")
+
+
+def _starred(pattern: str) -> str:
+    names = pattern.split()
+    if names.count("*") != 1 or not all(n == "*" or _AXIS.fullmatch(n) for n in names):
+        raise ValueError(f"pattern {pattern!r}: axis names and one '*' for the axis in question, such as 'b l *'")
+    return pattern
+
+
+Text = Annotated[str, pydantic.Field(max_length=128)]
+Starred = Annotated[Text, pydantic.AfterValidator(_starred)]
+
+
+def _dim(pattern: str) -> int:
+    """The index of the starred axis."""
+    return pattern.split().index("*")
+
+
+def _port_type(pattern: str, size: str) -> PortType:
+    """The type of a value whose starred axis has ``size``."""
+    return parse_port_type(f"float {pattern.replace('*', size)}")
 
 
 class Add(Component, kind="arithmetic"):
-    """The sum of any number of values of one shape."""
+    """Sum of any number of values of one shape."""
 
     positionwise = True
 
     class Config(ComponentConfig):
         pass
 
+    config: Config
+
     def forward(self, *xs: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        total = xs[0]
-        for x in xs[1:]:
-            total = total + x
-        return total
+        return sum(xs[1:], xs[0])
 
     @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
         return Algebra(linear={"out": {"xs": Fraction(1)}})
 
 
 class Sub(Component, kind="arithmetic"):
-    """One value less another of the same shape."""
+    """Difference ``x - y`` of two values of one shape."""
 
     positionwise = True
 
     class Config(ComponentConfig):
         pass
+
+    config: Config
 
     def forward(self, x: Float[Tensor, "*s"], y: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         return x - y
 
     @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
         return Algebra(linear={"out": {"x": Fraction(1), "y": Fraction(-1)}})
 
 
 class Mean(Component, kind="arithmetic"):
-    """The mean of any number of values of one shape."""
+    """Mean of any number of values of one shape."""
 
     class Config(ComponentConfig):
         pass
 
+    config: Config
+
     @classmethod
-    def signature(cls, config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
+    def signature(cls, config: Config, arity: Mapping[str, int]) -> Signature:
         shape = parse_port_type("float *s")
         count = max(arity.values(), default=1)
         return Signature(tuple(Port(f"x{i}", shape) for i in range(count)), (Port("out", shape),))
 
     def forward(self, *xs: Tensor) -> Tensor:
-        total = xs[0]
-        for x in xs[1:]:
-            total = total + x
-        return total / len(xs)
+        return sum(xs[1:], xs[0]) / len(xs)
 
     @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
         share = Fraction(1, len(signature.inputs))
         return Algebra(linear={"out": {port.name: share for port in signature.inputs}})
 
 
 class Scale(Component, kind="arithmetic"):
-    """A value times the constant ``by``. With 0, what stands behind it sees nothing of it (MDLM without time)."""
+    """Product of a value and the constant ``by``.
+
+    With ``by: 0`` on sigma, the network gets no noise level (MDLM without time conditioning, arXiv 2406.07524).
+    """
 
     positionwise = True
 
     class Config(ComponentConfig):
         by: float
+        """The factor. With 0 the input cannot be recovered from the output."""
+
+    config: Config
 
     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         return x * self.config.by
 
     @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
-        by: float = config.by  # type: ignore[attr-defined]
-        return Algebra(linear={"out": {"x": Fraction(by)}})
-
-
-@functools.lru_cache(maxsize=256)
-def _star(pattern: str) -> tuple[tuple[str, ...], int]:
-    """``b l *`` as names and the place of the star, which is the axis that is joined or parted (einops.pack's form)."""
-    names = tuple(pattern.split())
-    if names.count("*") != 1 or not all(n == "*" or re.fullmatch("[a-z][a-z0-9_]*", n) for n in names):
-        raise ValueError(f"pattern {pattern!r}: axis names and one '*' for the axis in question, such as 'b l *'")
-    return names, names.index("*")
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
+        return Algebra(linear={"out": {"x": Fraction(config.by)}})
 
 
 class Concat(Component, kind="arithmetic"):
-    """Joins values along the starred axis of ``pattern``, such as ``b l *``."""
+    """Concatenation of values along the starred axis of ``pattern``.
+
+    Invertible where the sizes of the parts are known before a step runs.
+    """
 
     class Config(ComponentConfig):
-        pattern: Pattern = "b l *"
+        pattern: Starred = "b l *"
+        """Axis names of the values, with ``*`` for the axis to join (einops' form for ``pack``)."""
+
+    config: Config
 
     @classmethod
-    def signature(cls, config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
-        names, at = _star(config.pattern)  # type: ignore[attr-defined]
-        count = max(arity.values(), default=0)
-
-        def typed(star: str) -> str:
-            return " ".join(["float", *(star if i == at else n for i, n in enumerate(names))])
-
-        inputs = tuple(Port(f"x{i}", parse_port_type(typed(f"s{i}"))) for i in range(count))
-        total = parse_port_type(typed("+".join(f"s{i}" for i in range(count)) or "1"))
-        return Signature(inputs, (Port("out", total),))
+    def signature(cls, config: Config, arity: Mapping[str, int]) -> Signature:
+        sizes = [f"s{i}" for i in range(max(arity.values(), default=0))]
+        inputs = tuple(Port(f"x{i}", _port_type(config.pattern, size)) for i, size in enumerate(sizes))
+        return Signature(inputs, (Port("out", _port_type(config.pattern, "+".join(sizes) or "1")),))
 
     def forward(self, *xs: Tensor) -> Tensor:
-        return torch.cat(xs, dim=_star(self.config.pattern)[1])
+        return torch.cat(xs, dim=_dim(self.config.pattern))
 
     @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
-        names = tuple(port.name for port in signature.inputs)
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
+        names, dim = tuple(port.name for port in signature.inputs), _dim(config.pattern)
         bounds = {(name, "out"): 1.0 for name in names}
-        at = _star(config.pattern)[1]  # type: ignore[attr-defined]
-        if any(port.type.dims[at].size.constant is None for port in signature.inputs):
-            return Algebra(lipschitz=bounds, moves=True)  # where it is to be parted is not known before a step runs
-        rule = Rule(names, ("out",), "part", cost=0.0)
+        if any(port.type.dims[dim].size.constant is None for port in signature.inputs):
+            return Algebra(lipschitz=bounds, moves=True)
+        rule = Rule(names, ("out",), "inverse", cost=0.0)
         return Algebra((rule,), lipschitz=bounds, log_det={names: "zero"}, moves=True)
 
-    def part(self, out: Tensor) -> tuple[Tensor, ...]:
+    def inverse(self, out: Tensor) -> tuple[Tensor, ...]:
+        """Split ``out`` into the values that were joined."""
         sizes = [self.axis(f"s{i}") for i in range(len(self.context.connected))]
-        return torch.split_with_sizes(out, sizes, _star(self.config.pattern)[1])
+        return torch.split_with_sizes(out, sizes, _dim(self.config.pattern))
 
 
 class Split(Component, kind="arithmetic"):
-    """Parts a value along the starred axis of ``pattern`` into ``sizes``; outputs ``x0``, ``x1``, ..."""
+    """Split of a value along the starred axis of ``pattern`` into parts ``x0``, ``x1``, ... of ``sizes``."""
 
     class Config(ComponentConfig):
         sizes: Annotated[tuple[SizeField, ...], pydantic.Field(min_length=2, max_length=64)]
-        pattern: Pattern = "b l *"
+        """Sizes of the parts, 2 to 64 of them, which add up to the size of the axis."""
+        pattern: Starred = "b l *"
+        """Axis names of the value, with ``*`` for the axis to split (einops' form for ``unpack``)."""
+
+    config: Config
 
     @classmethod
-    def signature(cls, config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
-        names, at = _star(config.pattern)  # type: ignore[attr-defined]
-        sizes = config.sizes  # type: ignore[attr-defined]
-
-        def typed(star: int) -> str:
-            return " ".join(["float", *(str(star) if i == at else n for i, n in enumerate(names))])
-
-        outputs = tuple(Port(f"x{i}", parse_port_type(typed(s))) for i, s in enumerate(sizes))
-        return Signature((Port("x", parse_port_type(typed(sum(sizes)))),), outputs)
+    def signature(cls, config: Config, arity: Mapping[str, int]) -> Signature:
+        outputs = tuple(Port(f"x{i}", _port_type(config.pattern, str(s))) for i, s in enumerate(config.sizes))
+        return Signature((Port("x", _port_type(config.pattern, str(sum(config.sizes)))),), outputs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return torch.split_with_sizes(x, self.config.sizes, _star(self.config.pattern)[1])
+        return torch.split_with_sizes(x, self.config.sizes, _dim(self.config.pattern))
 
     @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
         names = tuple(port.name for port in signature.outputs)
-        return Algebra(
-            rules=(Rule("x", names, "join", cost=0.0),),
-            lipschitz={("x", name): 1.0 for name in names},
-            log_det={"x": "zero"},
-            moves=True,
-        )
+        rule, bounds = Rule("x", names, "inverse", cost=0.0), {("x", name): 1.0 for name in names}
+        return Algebra((rule,), lipschitz=bounds, log_det={"x": "zero"}, moves=True)
 
-    def join(self, *parts: Tensor) -> Tensor:
-        return torch.cat(parts, dim=_star(self.config.pattern)[1])
+    def inverse(self, *parts: Tensor) -> Tensor:
+        """Join the parts."""
+        return torch.cat(parts, dim=_dim(self.config.pattern))
 
 
 class Permute(Component, kind="arithmetic"):
-    """Reorders axes by an einops pattern without parentheses, such as ``b l d -> b d l``."""
+    """Permutation of axes, such as ``b l d -> b d l``."""
 
     class Config(ComponentConfig):
-        pattern: Pattern
+        pattern: Text
+        """The axes before and after ``->``, in einops' form without parentheses."""
 
         @pydantic.field_validator("pattern")
         @classmethod
         def _permutation(cls, pattern: str) -> str:
             left, arrow, right = (part.strip() for part in pattern.partition("->"))
             names = left.split()
-            good = arrow and names and all(re.fullmatch("[a-z][a-z0-9_]*", n) for n in names)
+            good = arrow and names and all(_AXIS.fullmatch(n) for n in names)
             if not good or len(set(names)) < len(names) or sorted(names) != sorted(right.split()):
                 raise ValueError(f"{pattern!r}: the same axes on both sides, such as 'b l d -> b d l'")
             return pattern
 
+    config: Config
+
     @classmethod
-    def signature(cls, config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
-        left, _, right = config.pattern.partition("->")  # type: ignore[attr-defined]
-        return Signature(
-            (Port("x", parse_port_type(f"float {left}")),), (Port("out", parse_port_type(f"float {right}")),)
-        )
+    def signature(cls, config: Config, arity: Mapping[str, int]) -> Signature:
+        left, _, right = config.pattern.partition("->")
+        x, out = (parse_port_type(f"float {axes}") for axes in (left, right))
+        return Signature((Port("x", x),), (Port("out", out),))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = rearrange(x, self.config.pattern)
         return out
 
     @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
-        rule = Rule("x", ("out",), "back", cost=0.0)
-        return Algebra(rules=(rule,), lipschitz={("x", "out"): 1.0}, log_det={"x": "zero"}, moves=True)
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
+        rule = Rule("x", ("out",), "inverse", cost=0.0)
+        return Algebra((rule,), lipschitz={("x", "out"): 1.0}, log_det={"x": "zero"}, moves=True)
 
-    def back(self, out: Tensor) -> Tensor:
+    def inverse(self, out: Tensor) -> Tensor:
+        """Put the axes back in the order of the input."""
         left, _, right = self.config.pattern.partition("->")
         x: Tensor = rearrange(out, f"{right} -> {left}")
         return x

@@ -1,11 +1,10 @@
-"""Attention on torch's scaled_dot_product_attention: bidirectional, but for what it is told not to look at.
+"""Attention on torch's ``scaled_dot_product_attention``, bidirectional except for masked positions.
 
-Axes: b batch, l length, heads, r width of one head, k key/value pairs of (cosine, sine).
+Axes: b batch, l length, heads, r width of one head.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
-import pydantic
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -15,28 +14,45 @@ from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.contract import SizeField
 from sedd_graph.component.counter_rng import dropout
 
+from ._shared import Bias, DropoutRate
+
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn ``x`` [..., l, r] by ``angles`` [2, l, r] (cosines, sines), halves paired as in RoFormer's public code."""
-    cos, sin = angles[..., : x.shape[-1] // 2].to(x.dtype)  # the other halves are the same
+    """Rotate pairs of channels, channel i with channel i + r/2 (RoFormer's rotation, arXiv 2104.09864, equation 34).
+
+    Args:
+        x: [..., l, r].
+        angles: Cosines and sines, [2, l, r]; the second half of the channels repeats the first.
+    """
+    cos, sin = angles[..., : x.shape[-1] // 2].to(x.dtype)
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-class Attention(Component, kind="attention"):
-    """Every token sees every token that ``attend`` and ``sees`` allow. Rotary where ``angles`` is connected.
+def attendable(attend: Tensor) -> Tensor:
+    """Return ``attend`` [b, l] with rows of padding alone set to true, so that their softmax stays finite."""
+    return attend | ~attend.any(-1, keepdim=True)
 
-    ``attend`` hides some positions of each row from all; ``sees[i, j]``, the same for every row, lets position i look at j
-    (each must see one at least). Text that is written block by block puts what is remembered in front of the j.
+
+class Attention(Component, kind="attention"):
+    """Multi-head self-attention (arXiv 1706.03762), rotary where ``angles`` is connected.
+
+    The width of a head follows from the graph: that of ``x`` over ``heads``. With a KV cache (block diffusion), keys and
+    values of finished positions come before those of ``x``, and ``sees`` has a column for each of both.
     """
 
     class Config(ComponentConfig):
         heads: SizeField
+        """Number of heads, which divides the width of ``x``."""
         qk_norm: Literal["none", "rms"] = "none"
-        """``rms``: queries and keys to unit root mean square before the product (arXiv 2302.05442), with learned scale."""
-        dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
-        """Probability of dropping an attention weight in training."""
-        bias: Literal["none", "all"] = "none"
+        """``rms``: queries and keys are scaled to unit root mean square, times a learned scale, before their product
+        (arXiv 2302.05442)."""
+        dropout: DropoutRate = 0.0
+        """Probability that an attention weight is dropped in training, in [0, 1)."""
+        bias: Bias = "none"
+        """``all``: the input and output projections have a bias."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -56,31 +72,40 @@ class Attention(Component, kind="attention"):
         sees: Bool[Tensor, "l l"] | None = None,
         key: Tensor | None = None,
     ) -> Float[Tensor, "b l heads*r"]:
+        """Attend to every position that both masks allow.
+
+        Args:
+            x: Vectors.
+            angles: Cosines and sines of a ``rotary`` node, applied to queries and keys.
+            attend: False at positions that no position of the same row may attend to. A row without a true entry attends
+                to all positions, so that it stays finite.
+            sees: True at [i, j] where position i may attend to position j, in every row; at least one j for each i.
+            key: Dropout keys, int32 [b].
+        """
         b, l, d = x.shape
-        # chunks, not slices: their gradients are put side by side, where those of slices are padded and added
+        # chunks rather than slices: autograd concatenates gradients of chunks, and pads and adds those of slices
         q, k, v = (part.view(b, l, self.config.heads, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
         if self.config.qk_norm == "rms":
             q = F.rms_norm(q, q.shape[-1:], self.q_scale.to(q.dtype))
             k = F.rms_norm(k, k.shape[-1:], self.k_scale.to(k.dtype))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        # A row with nothing to attend to (all padding) attends to all: its output is never used, and stays finite.
-        mask = None if attend is None else (attend | ~attend.any(-1, keepdim=True))[:, None, None, :]
+        mask = None if attend is None else attendable(attend)[:, None, None, :]
         if sees is not None:
             mask = sees if mask is None else mask & sees
         v = v.to(q.dtype)
         if self.memory is not None:
             k, v = self.memory(k, v)
         if key is not None and self.config.dropout:
-            y = self._dropped(q, k, v, mask, key)
+            y = self._with_dropout(q, k, v, mask, key)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, l, d))
         return out
 
-    def _dropped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor) -> Tensor:
-        """Attention written out: the fused kernels draw their dropout from the global generator, so that it could be
-        neither split over processes nor drawn again."""
+    def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor) -> Tensor:
+        """Attention with dropout keyed by row. Fused kernels draw theirs from torch's global generator, which can neither
+        be split over processes nor replayed in a backward pass."""
         weights = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5
         if mask is not None:
             weights = weights.masked_fill(~mask, -torch.inf)

@@ -1,6 +1,6 @@
-"""A whole network of the ``transformers`` library as one node (extra ``hub``): encoders, and decoders with the mask lifted.
+"""A whole network of the ``transformers`` library as one node (extra ``hub``).
 
-Only configs and local folders: nothing is fetched, and no code that comes with weights is ever run.
+It is made from a config or a local folder: nothing is fetched, and no code that comes with weights is run.
 """
 
 import importlib
@@ -15,6 +15,13 @@ from torch import Tensor, nn
 from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.errors import MissingExtraError
 
+from .attention import attendable
+
+_SUPPORTED = (
+    "transformers_backbone takes an encoder or a decoder in which attention alone mixes positions and which runs on "
+    "token vectors ('inputs_embeds'), such as bert, roberta, modernbert, llama, qwen3 or gpt2"
+)
+
 
 def _library() -> Any:
     try:
@@ -24,19 +31,27 @@ def _library() -> Any:
 
 
 class TransformersBackbone(Component, kind="backbone"):
-    """Vectors in, vectors out, every token seeing every other. Conditioned by adding ``c`` to each vector, where connected.
+    """Encoder or decoder of the transformers library, from vectors to vectors, bidirectional and without dropout.
 
-    The library model's own token embeddings and pooler are left out: feed it from ``token_embedding``. So is its dropout,
-    which draws from torch's global generator: it could be neither split over processes nor drawn again in a backward pass.
+    A decoder's causal mask is replaced by one that hides padding alone. The library's token embeddings and pooler are left
+    out: connect ``token_embedding``. So is its dropout, which draws from torch's global generator: it could be neither split
+    over processes nor replayed in a backward pass.
+
+    Raises:
+        ValueError: The library cannot make or load the model; its width is not that of ``x``; or it is not of a supported
+            architecture (encoder-decoders, recurrent models, models of images or sound).
+        MissingExtraError: transformers is not installed.
     """
 
     class Config(ComponentConfig):
         config: dict[str, Any] | None = None
-        """A library config, ``model_type`` included, such as ``{model_type: llama, hidden_size: 64, ...}``."""
+        """A library config, ``model_type`` included, such as ``{model_type: llama, hidden_size: 64, ...}``; the weights
+        are random. Give this or ``folder``."""
         folder: Annotated[str, pydantic.Field(max_length=1024)] | None = None
-        """A local folder with ``config.json`` and weights (or a GGUF file, which holds both), relative to the working directory and inside it."""
+        """A local folder with ``config.json`` and weights, or with a GGUF file, which holds both; relative to the working
+        directory and inside it."""
         gguf: Annotated[str, pydantic.Field(max_length=256)] | None = None
-        """The name of a GGUF file in ``folder``, read by the library's GGUF loader."""
+        """Name of a GGUF file in ``folder``."""
 
         @pydantic.model_validator(mode="after")
         def _one_source(self) -> "TransformersBackbone.Config":
@@ -50,59 +65,69 @@ class TransformersBackbone(Component, kind="backbone"):
                 raise ValueError("'gguf' is the name of a file in 'folder'")
             return self
 
+    config: Config
+
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        library = _library()
-        if self.config.folder is not None:
-            self.inner = self._from_folder(library)
-        else:
-            rest = dict(self.config.config)
-            kind = rest.pop("model_type")
-            try:
-                made = library.AutoConfig.for_model(kind, **rest)
-            except (ValueError, KeyError) as error:
-                raise ValueError(f"transformers knows no such config: {str(error).splitlines()[0]}") from None
-            self.inner = self._fresh(library, made)
-        width = self.inner.config.hidden_size
-        if width != self.axis("d"):
-            raise ValueError(f"the library model is {width} wide, but {self.axis('d')} comes in")
-        self.inner.set_input_embeddings(nn.Identity())
+        self.inner = self._made(_library())
+        made, width = self.inner.config, self.axis("d")
+        if made.is_encoder_decoder:
+            raise ValueError(f"{made.model_type!r} is an encoder-decoder; {_SUPPORTED}")
+        if (found := getattr(made, "hidden_size", None)) != width:
+            raise ValueError(f"the library model is {found} wide, but {width} comes in")
         if getattr(self.inner, "pooler", None) is not None:
-            self.inner.pooler = None  # nobody reads what it puts out, so that no gradient would reach it
-        # A decoder's attention says that it is causal; given a whole mask of its own, it follows that instead.
+            self.inner.pooler = None  # its output is not used, so that no gradient would reach it
+        if hasattr(made, "use_cache"):
+            made.use_cache = False
+        # modules of a decoder's attention have ``is_causal``; a mask of all pairs of positions overrides it
         self.causal = any(getattr(m, "is_causal", False) for m in self.inner.modules())
-        if hasattr(self.inner.config, "use_cache"):
-            self.inner.config.use_cache = False
+        self._check_architecture()
 
     def train(self, mode: bool = True) -> "TransformersBackbone":
+        """Set the mode of this module; the library model stays in evaluation mode, without dropout."""
         super().train(mode)
         self.inner.eval()
         return self
 
-    @staticmethod
-    def _fresh(library: Any, config: Any) -> Any:
-        return library.AutoModel.from_config(
-            config, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
-        )
+    def _made(self, library: Any) -> Any:
+        """Make or load the library model; on the meta device, make it without reading weights."""
+        options = {"attn_implementation": "sdpa", "dtype": torch.float32, "trust_remote_code": False}
+        folder = None if self.config.folder is None else self._inside(self.config.folder)
+        local = {"local_files_only": True} | ({"gguf_file": self.config.gguf} if self.config.gguf else {})
+        try:
+            if folder is not None and torch.empty(0).device.type != "meta":
+                return library.AutoModel.from_pretrained(folder, **local, **options)
+            if folder is not None:
+                made = library.AutoConfig.from_pretrained(folder, **local, trust_remote_code=False)
+            else:
+                made = library.AutoConfig.for_model(**(self.config.config or {}))
+            return library.AutoModel.from_config(made, **options)
+        except Exception as error:  # of many classes
+            raise ValueError(f"transformers cannot make this model: {_first_line(error)}") from error
 
-    def _from_folder(self, library: Any) -> Any:
-        folder, here = Path(self.config.folder), Path.cwd().resolve()
-        if folder.is_absolute() or not folder.resolve().is_relative_to(here):
-            raise ValueError(f"folder {self.config.folder!r} is not inside the working directory")
-        if not folder.is_dir():
-            raise ValueError(f"folder {self.config.folder!r} does not exist")
-        extra = {"gguf_file": self.config.gguf} if self.config.gguf else {}
-        if torch.empty(0).device.type == "meta":  # only shapes are wanted
-            made = library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **extra)
-            return self._fresh(library, made)
-        return library.AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            **extra,
-        )
+    @staticmethod
+    def _inside(folder: str) -> Path:
+        """Return ``folder``, or raise ValueError if it is not a folder inside the working directory."""
+        path = Path(folder)
+        if path.is_absolute() or not path.resolve().is_relative_to(Path.cwd().resolve()):
+            raise ValueError(f"folder {folder!r} is not inside the working directory")
+        if not path.is_dir():
+            raise ValueError(f"folder {folder!r} does not exist")
+        return path
+
+    def _check_architecture(self) -> None:
+        """Raise ValueError unless the model maps three vectors to three in which the first depends on the last."""
+        kind, width = self.inner.config.model_type, self.axis("d")
+        x = torch.arange(3.0 * width).sin().view(1, 3, width)
+        try:
+            self.inner.set_input_embeddings(nn.Identity())
+            self.inner.eval()
+            with torch.no_grad():
+                out, other = self(x), self(torch.cat([x[:, :2], -x[:, 2:]], 1))
+        except Exception as error:
+            raise ValueError(f"{kind!r} does not run: {_first_line(error)}; {_SUPPORTED}") from error
+        if out.shape != x.shape or (not out.is_meta and torch.equal(out[:, 0], other[:, 0])):
+            raise ValueError(f"in {kind!r} not every position depends on every other; {_SUPPORTED}")
 
     def forward(
         self,
@@ -110,6 +135,14 @@ class TransformersBackbone(Component, kind="backbone"):
         c: Float[Tensor, "b d"] | None = None,
         attend: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
+        """Run the library model.
+
+        Args:
+            x: Vectors of the tokens.
+            c: A conditioning vector, added to the vectors of all positions.
+            attend: False at positions that no position of the same row may attend to. A row without a true entry attends
+                to all positions, so that it stays finite.
+        """
         if c is not None:
             x = x + c[:, None].to(x.dtype)
         mask: Tensor | None = None
@@ -117,9 +150,12 @@ class TransformersBackbone(Component, kind="backbone"):
             b, l = x.shape[:2]
             mask = x.new_zeros(b, 1, l, l)
             if attend is not None:
-                seen = attend | ~attend.any(-1, keepdim=True)
-                mask = mask.masked_fill(~seen[:, None, None, :], torch.finfo(x.dtype).min)
+                mask = mask.masked_fill(~attendable(attend)[:, None, None, :], torch.finfo(x.dtype).min)
         elif attend is not None:
-            mask = (attend | ~attend.any(-1, keepdim=True)).long()
+            mask = attendable(attend).long()
         out: Tensor = self.inner(inputs_embeds=x, attention_mask=mask).last_hidden_state
         return out
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

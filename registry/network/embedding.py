@@ -1,4 +1,4 @@
-"""Tokens to vectors."""
+"""Token embeddings. Axes: b batch, l length, d model width, vocab states."""
 
 import math
 from typing import Literal
@@ -12,16 +12,18 @@ from sedd_graph.component.contract import SizeField
 
 
 class TokenEmbedding(Component, kind="embedding"):
-    """A learned vector for each of ``vocab`` states (the mask counts as one where the kernel absorbs).
+    """Learned vector for each of ``vocab`` states, a mask or start state included.
 
-    The second output is the table itself: connect it to a head's ``table`` to tie the two.
+    The second output is the table itself; connect it to a head's ``table`` to tie the weights of both.
     """
 
     class Config(ComponentConfig):
         vocab: SizeField
+        """Number of states: the data tokens, plus one for a mask, plus one for a start state, where the kernel has them."""
         init: Literal["normal", "kaiming"] = "normal"
-        """``normal``: standard deviation 0.02; ``kaiming``: uniform as the SEDD code draws it."""
+        """``normal``: standard deviation 0.02; ``kaiming``: uniform, as in the SEDD code."""
 
+    config: Config
     outputs = ("out", "table")
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:

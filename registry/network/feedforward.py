@@ -1,4 +1,4 @@
-"""Position-wise networks. Axes: b batch, l length, d model width."""
+"""Position-wise feed-forward networks. Axes: b batch, l length, d model width."""
 
 import math
 from typing import Literal
@@ -11,24 +11,31 @@ from torch.nn import functional as F
 from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.contract import SizeField
 
+from ._shared import Bias
+
 
 def _gelu(x: Tensor) -> Tensor:
-    """GELU's tanh form. (1 + tanh u)/2 = sigmoid(2u), and a compiled sigmoid costs half of a compiled tanh on a CPU."""
+    """GELU in its tanh form. Compiled, as ``x sigmoid(2u)`` with (1 + tanh u)/2 = sigmoid(2u): half the time on a CPU."""
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
     return F.gelu(x, approximate="tanh")
 
 
 class FeedForward(Component, kind="feedforward"):
-    """Linear, activation, linear. ``hidden`` is 4 d where it is not given."""
+    """Two linear maps with an activation between them, at each position (arXiv 1706.03762, section 3.3)."""
 
     positionwise = True
 
     class Config(ComponentConfig):
         hidden: SizeField | None = None
+        """Width between the two maps; 4 d where it is absent."""
         activation: Literal["gelu", "swiglu", "squared_relu"] = "gelu"
-        """``gelu``: the tanh form; ``swiglu``: arXiv 2002.05202; ``squared_relu``: arXiv 2109.08668."""
-        bias: Literal["none", "all"] = "all"
+        """``gelu``: its tanh form (arXiv 1606.08415); ``swiglu``: arXiv 2002.05202, whose first map is twice as wide;
+        ``squared_relu``: arXiv 2109.08668."""
+        bias: Bias = "all"
+        """``all``: both maps have a bias."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)

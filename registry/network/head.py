@@ -1,6 +1,7 @@
-"""From vectors to what the noise process asks for: log scores (SEDD) or log probabilities of the clean token (SUBS).
+"""Heads: log scores (SEDD) or log probabilities of the clean token (SUBS), in nats, from vectors.
 
-Computed in float32 whatever autocast says, the linear map included. Axes: b batch, l length, d model width, v states (the mask is the last).
+Computed in float32 under autocast too, the linear map included: rounded to bfloat16, log probabilities near -10 would lie
+0.06 apart. Axes: b batch, l length, d model width, v states (a mask is the last).
 """
 
 import math
@@ -9,53 +10,52 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sedd_graph.component.base import Component, ComponentConfig, Context
-from sedd_graph.diffusion.numerics import FLOOR, full_precision, log_expm1
+from sedd_graph.diffusion.numerics import FLOOR, log_expm1
 
-from ..bijective._bijection import wide
+from ._shared import Bias, full_linear
 
 __all__ = ["ScoreHead", "X0Head"]
 
+Init = Literal["zero", "normal"]
+
 
 class _Head(Component):
-    positionwise = True
+    """A linear map to states, whose weight is ``table`` where that port is connected."""
 
-    def make_linear(self) -> None:
-        states, width = self.axis("v"), self.axis("d")
-        self.weight = None if "table" in self.context.connected else nn.Parameter(torch.empty(states, width))
-        if self.weight is not None:
+    positionwise = True
+    config: "ScoreHead.Config | X0Head.Config"
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        states = self.axis("v")
+        if "table" not in context.connected:
+            self.weight = nn.Parameter(torch.empty(states, self.axis("d")))
             if self.config.init == "zero":
                 nn.init.zeros_(self.weight)
             else:
                 nn.init.normal_(self.weight, std=0.02)
         self.bias = nn.Parameter(torch.zeros(states)) if self.config.bias == "all" else None
 
-    def raw(self, x: Tensor, table: Tensor | None) -> Tensor:
-        weight = self.weight if table is None else table
-        assert weight is not None
-        # Autocast's product would come out rounded to bfloat16: log probabilities of -10 in steps of 0.06.
-        with full_precision(x):
-            rows = wide(x)
-            return F.linear(rows, weight.to(rows.dtype), None if self.bias is None else self.bias.to(rows.dtype))
+    def logits(self, x: Tensor, table: Tensor | None) -> Tensor:
+        """Logits [b, l, v], float32, from vectors ``x`` [b, l, d]."""
+        return full_linear(x, self.weight if table is None else table, self.bias)
 
 
 class ScoreHead(_Head, kind="head"):
-    """Log score of each state at each position, in nats; 0 at the current token (SEDD code, ``scale_by_sigma``).
-
-    ``scale: absorb`` subtracts ``log(expm1(sigma)) + log(v - 1)``, so that an untrained network starts with a total
-    score of the right size; it is for the absorbing kernel. The SEDD code subtracts in bfloat16; this does not.
-    """
+    """Log score of every state at every position, nats; 0 at the current token (SEDD, arXiv 2310.16834)."""
 
     class Config(ComponentConfig):
         scale: Literal["absorb", "none"] = "absorb"
-        bias: Literal["none", "all"] = "all"
-        init: Literal["zero", "normal"] = "zero"
+        """``absorb``, for the absorbing kernel: ``log(expm1(sigma)) + log(v - 1)`` is subtracted, so that an untrained
+        network has a total score of the right size (``scale_by_sigma`` of the SEDD code, here in float32)."""
+        bias: Bias = "all"
+        """``all``: the linear map has a bias."""
+        init: Init = "zero"
+        """Start of the weight: ``zero``, or ``normal`` with standard deviation 0.02. Not used with a ``table``."""
 
-    def __init__(self, config: ComponentConfig, context: Context) -> None:
-        super().__init__(config, context)
-        self.make_linear()
+    config: Config
 
     def forward(
         self,
@@ -64,28 +64,34 @@ class ScoreHead(_Head, kind="head"):
         sigma: Float[Tensor, "b"],
         table: Float[Tensor, "v d"] | None = None,
     ) -> Float[Tensor, "b l v"]:
-        log_score = self.raw(x, table)
+        """Map vectors to log scores.
+
+        Args:
+            x: Vectors.
+            tokens: The noised sequence x_t.
+            sigma: Total noise of each row.
+            table: A weight to share, such as the token embedding's.
+        """
+        log_score = self.logits(x, table)
         if self.config.scale == "absorb":
             log_score = log_score - log_expm1(sigma.float())[:, None, None] - math.log(log_score.shape[-1] - 1)
         return log_score.scatter(-1, tokens[..., None], 0.0)
 
 
 class X0Head(_Head, kind="head"):
-    """Log probability of the clean token, in nats (MDLM's SUBS rule, arXiv 2406.07524, section 3.2.3).
-
-    ``mask: last``: the last state is the mask; it never comes out, and a token that is not masked is carried over.
-    ``mask: hidden``: it never comes out, but nothing is carried over, for kernels that also replace tokens (``mixture``).
-    ``mask: none``: a plain log softmax over all states, for kernels without a mask.
-    """
+    """Log probability of every clean token at every position, nats (MDLM's SUBS, arXiv 2406.07524, section 3.2.3)."""
 
     class Config(ComponentConfig):
         mask: Literal["last", "hidden", "none"] = "last"
-        bias: Literal["none", "all"] = "all"
-        init: Literal["zero", "normal"] = "zero"
+        """``last``: the last state is the mask; it gets no probability, and a position that is not masked keeps its token.
+        ``hidden``: the mask gets no probability, but every position is predicted, for kernels that also replace tokens
+        (``mixture``). ``none``: a log-softmax over all states, for kernels without a mask."""
+        bias: Bias = "all"
+        """``all``: the linear map has a bias."""
+        init: Init = "zero"
+        """Start of the weight: ``zero``, or ``normal`` with standard deviation 0.02. Not used with a ``table``."""
 
-    def __init__(self, config: ComponentConfig, context: Context) -> None:
-        super().__init__(config, context)
-        self.make_linear()
+    config: Config
 
     def forward(
         self,
@@ -93,7 +99,14 @@ class X0Head(_Head, kind="head"):
         tokens: Int[Tensor, "b l"],
         table: Float[Tensor, "v d"] | None = None,
     ) -> Float[Tensor, "b l v"]:
-        logits = self.raw(x, table)
+        """Map vectors to log probabilities.
+
+        Args:
+            x: Vectors.
+            tokens: The noised sequence x_t.
+            table: A weight to share, such as the token embedding's.
+        """
+        logits = self.logits(x, table)
         if self.config.mask == "none":
             return logits.log_softmax(-1)
         mask = logits.shape[-1] - 1

@@ -1,4 +1,4 @@
-"""Mixing along the sequence without attention."""
+"""Mixing along the sequence without attention. Axes: b batch, l length, d model width."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,10 +10,19 @@ from sedd_graph.component.contract import SizeField
 
 
 class ShortConv(Component, kind="mixer"):
-    """A depthwise convolution over ``width`` neighbours, both ways, starting as the identity. Padding adds nothing."""
+    """Depthwise convolution over ``width`` positions centred on each, which starts as the identity.
+
+    Positions beyond the ends, and those where ``attend`` is false, count as zero.
+
+    Raises:
+        ValueError: ``width`` is even.
+    """
 
     class Config(ComponentConfig):
         width: SizeField = 3
+        """Number of positions that the kernel covers; odd."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -26,7 +35,7 @@ class ShortConv(Component, kind="mixer"):
     def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         if attend is not None:
             x = x * attend[..., None].to(x.dtype)
-        # Shifted sums rather than conv1d: contiguous over d, and they fuse with what stands around them.
+        # shifted sums rather than conv1d: they are contiguous over d and fuse with their neighbours
         half = self.config.width // 2
         padded = F.pad(x, (0, 0, half, half))
         weight = self.weight[:, 0].to(x.dtype)

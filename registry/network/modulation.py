@@ -1,20 +1,20 @@
-"""adaLN-zero (DiT, arXiv 2212.09748, section 3.2): shift, scale and gate from a conditioning vector, zero at the start.
+"""adaLN-zero (DiT, arXiv 2212.09748, section 3.2): shift, scale and gate from a conditioning vector, all zero at first.
 
 Axes: b batch, l length, d model width, e conditioning width.
 """
 
-from typing import Annotated
-
-import pydantic
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.counter_rng import dropout
 
+from ._shared import DropoutRate
+
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear map that starts as zero."""
+    """Return a linear map whose weight and bias are zero."""
     linear = nn.Linear(inputs, outputs)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -22,32 +22,37 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class AdaLNModulate(Component, kind="modulation"):
-    """``x * (1 + scale(c)) + shift(c)``: to be put behind a norm. It starts as the identity."""
+    """``x * (1 + scale(c)) + shift(c)``, for use after a norm; the identity at first."""
 
     positionwise = True
 
     class Config(ComponentConfig):
         pass
 
+    config: Config
+
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
         self.linear = zero_linear(self.axis("e"), 2 * self.axis("d"))
 
     def forward(self, x: Float[Tensor, "b l d"], c: Float[Tensor, "b e"]) -> Float[Tensor, "b l d"]:
-        shift, scale = self.linear(c)[:, None].chunk(2, dim=-1)
+        shift, scale = torch.chunk(self.linear(c)[:, None], 2, dim=-1)
         return x * (1 + scale) + shift
 
 
 class AdaLNGate(Component, kind="modulation"):
-    """``residual + gate(c) * dropout(x)``: closes a branch. It starts as the residual alone.
+    """``residual + gate(c) * dropout(x)``, which closes a branch; the residual alone at first.
 
-    Without a ``residual`` it gives the branch itself, for a sum that stands in the graph (where it can be undone).
+    Without ``residual`` the output is the gated branch, for an ``add`` node in the graph, which the solver can invert.
     """
 
     positionwise = True
 
     class Config(ComponentConfig):
-        dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+        dropout: DropoutRate = 0.0
+        """Probability that an entry of ``x`` is dropped in training, in [0, 1)."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -62,5 +67,5 @@ class AdaLNGate(Component, kind="modulation"):
     ) -> Float[Tensor, "b l d"]:
         if key is not None and self.config.dropout:
             x = dropout(x, self.config.dropout, key)
-        gated = self.linear(c)[:, None] * x
+        gated: Tensor = self.linear(c)[:, None] * x
         return gated if residual is None else residual + gated

@@ -1,4 +1,4 @@
-"""Normalisation over the last axis, in float32 whatever autocast says."""
+"""Normalisation over the channels, computed in float32 under autocast too. Axes: d width, after any others."""
 
 from typing import Literal
 
@@ -9,17 +9,21 @@ from torch.nn import functional as F
 
 from sedd_graph.component.base import Component, ComponentConfig, Context
 
-from ..bijective._bijection import wide
+from ._shared import wide
 
 
 class LayerNorm(Component, kind="norm"):
-    """LayerNorm (arXiv 1607.06450); SEDD and MDLM have a weight and no bias."""
+    """Layer normalisation (arXiv 1607.06450), by default with a weight and no bias, as in SEDD and MDLM."""
 
     positionwise = True
 
     class Config(ComponentConfig):
         eps: float = 1e-5
+        """Added to the variance."""
         affine: Literal["none", "weight", "weight_bias"] = "weight"
+        """Learned factors for each channel: ``none``, a ``weight``, or a weight and a bias (``weight_bias``)."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -37,7 +41,11 @@ class RMSNorm(Component, kind="norm"):
 
     class Config(ComponentConfig):
         eps: float = 1e-6
+        """Added to the mean square."""
         affine: Literal["none", "weight"] = "weight"
+        """Learned factors for each channel: ``none`` or a ``weight``."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)

@@ -1,4 +1,7 @@
-"""Where a token stands: rotary angles for attention, and learned or sinusoidal vectors to add to the embeddings."""
+"""Positions: rotary angles for attention, and learned or sinusoidal vectors that are added to embeddings.
+
+Axes: b batch, l length, d model width.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -7,19 +10,23 @@ from torch import Tensor, nn
 from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.contract import SizeField
 
-MAX_POSITION_ENTRIES = 2**28
-
 
 class Rotary(Component, kind="position"):
-    """Rotary angles (RoFormer, arXiv 2104.09864): cosines and sines that attention turns its queries and keys by.
+    """Rotary angles (RoFormer, arXiv 2104.09864): their cosines and sines, computed once for every attention.
 
-    Computed once and shared by every attention that is connected to them. ``dim`` is the width of one head. ``places`` says
-    where each position stands, where that is not the order they come in.
+    Of ``x`` only the length and the device are used.
+
+    Raises:
+        ValueError: ``dim`` is odd.
     """
 
     class Config(ComponentConfig):
         dim: SizeField
+        """Width of one attention head; even."""
         base: float = 10000.0
+        """Pair i of n pairs turns by ``base ** (-i / n)`` radians for each position."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -27,6 +34,12 @@ class Rotary(Component, kind="position"):
             raise ValueError(f"rotary needs an even head width, not {self.config.dim}")
 
     def forward(self, x: Float[Tensor, "b l d"], places: Int[Tensor, "l"] | None = None) -> Float[Tensor, "2 l dim"]:
+        """Return cosines and sines.
+
+        Args:
+            x: Vectors of the sequence.
+            places: Position of each entry; 0, 1, 2, ... where it is not connected.
+        """
         dim = self.config.dim
         where = torch.arange(x.shape[1], device=x.device) if places is None else places
         frequency = 1.0 / self.config.base ** (torch.arange(0, dim, 2, device=x.device, dtype=torch.float32) / dim)
@@ -36,10 +49,17 @@ class Rotary(Component, kind="position"):
 
 
 class LearnedPositions(Component, kind="position"):
-    """Adds a learned vector for each of ``max_length`` positions."""
+    """Adds a learned vector for each position.
+
+    Raises:
+        ValueError: in ``forward``, a sequence is longer than ``max_length``.
+    """
 
     class Config(ComponentConfig):
         max_length: SizeField
+        """Number of positions that have a vector."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -53,10 +73,13 @@ class LearnedPositions(Component, kind="position"):
 
 
 class SinusoidalPositions(Component, kind="position"):
-    """Adds the fixed sines and cosines of Attention Is All You Need (arXiv 1706.03762, section 3.5)."""
+    """Adds fixed sines and cosines of the position (arXiv 1706.03762, section 3.5)."""
 
     class Config(ComponentConfig):
         base: float = 10000.0
+        """Frequency i of n is ``base ** (-i / n)`` radians for each position."""
+
+    config: Config
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         width = x.shape[-1]

@@ -1,4 +1,4 @@
-"""Noise level to a conditioning vector: sinusoidal (SEDD), Gaussian Fourier, learned frequencies; and adding it to tokens.
+"""Conditioning vectors from the noise level, and a plain way to add one to every position.
 
 Axes: b batch, l length, d model width, e conditioning width.
 """
@@ -16,23 +16,31 @@ from sedd_graph.component.contract import Algebra, Signature, SizeField
 
 
 class _Encoder(Component):
-    """Features of the noise level, then linear, SiLU, linear, SiLU (the last as in the SEDD code, before adaLN)."""
+    """Features of the noise level, then linear, SiLU, linear, SiLU (the last one as in the SEDD code)."""
 
     def make_mlp(self, features: int) -> None:
         width = self.axis("e")
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
-    def head(self, features: Tensor) -> Tensor:
-        out: Tensor = F.silu(self.mlp(features))
-        return out
+    def fourier(self, angle: Tensor) -> Tensor:
+        """Conditioning vectors [b, e] from the cosines and sines of ``angle`` [b, frequencies // 2]."""
+        return self.encode(torch.cat([angle.cos(), angle.sin()], dim=-1))
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Conditioning vectors [b, e] from ``features`` [b, frequencies]."""
+        return F.silu(self.mlp(features))
 
 
 class SigmaEmbedding(_Encoder, kind="time"):
-    """SEDD's encoder of total noise: ``frequencies`` cosines and sines, then an MLP (SEDD code, ``TimestepEmbedder``)."""
+    """Conditioning vector from sinusoids of the total noise and an MLP (``TimestepEmbedder`` of the SEDD code)."""
 
     class Config(ComponentConfig):
         frequencies: SizeField = 256
+        """Number of features: half cosines, half sines."""
         max_period: float = 10000.0
+        """Frequency i of n is ``max_period ** (-i / n)`` radians for each nat of total noise."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -41,17 +49,22 @@ class SigmaEmbedding(_Encoder, kind="time"):
     def forward(self, sigma: Float[Tensor, "b"]) -> Float[Tensor, "b e"]:
         half = self.config.frequencies // 2
         step = torch.arange(half, device=sigma.device, dtype=torch.float32)
-        angle = sigma[:, None].float() * torch.exp(-math.log(self.config.max_period) * step / half)
-        return self.head(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        return self.fourier(sigma[:, None].float() * torch.exp(-math.log(self.config.max_period) * step / half))
 
 
 class GaussianFourier(_Encoder, kind="time"):
-    """Random Fourier features of the noise level (arXiv 2006.10739), fixed at construction, then an MLP."""
+    """Conditioning vector from random Fourier features of the total noise (arXiv 2006.10739) and an MLP.
+
+    The frequencies are drawn at construction and not trained.
+    """
 
     class Config(ComponentConfig):
         frequencies: SizeField = 256
+        """Number of features: half cosines, half sines."""
         scale: float = 16.0
+        """Standard deviation of the frequencies, in turns for each nat of total noise."""
 
+    config: Config
     frequency: Tensor
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
@@ -60,15 +73,17 @@ class GaussianFourier(_Encoder, kind="time"):
         self.make_mlp(self.config.frequencies // 2 * 2)
 
     def forward(self, sigma: Float[Tensor, "b"]) -> Float[Tensor, "b e"]:
-        angle = 2 * math.pi * sigma[:, None].float() * self.frequency
-        return self.head(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        return self.fourier(2 * math.pi * sigma[:, None].float() * self.frequency)
 
 
 class LearnedTime(_Encoder, kind="time"):
-    """Cosines whose frequencies and phases are learned (Time2Vec, arXiv 1907.05321), then an MLP."""
+    """Conditioning vector from cosines of the total noise, frequencies and phases learned (Time2Vec, arXiv 1907.05321)."""
 
     class Config(ComponentConfig):
         frequencies: SizeField = 64
+        """Number of cosines."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -79,22 +94,24 @@ class LearnedTime(_Encoder, kind="time"):
         self.make_mlp(self.config.frequencies)
 
     def forward(self, sigma: Float[Tensor, "b"]) -> Float[Tensor, "b e"]:
-        return self.head(torch.cos(sigma[:, None].float() * self.frequency + self.phase))
+        return self.encode(torch.cos(sigma[:, None].float() * self.frequency + self.phase))
 
 
 class ConditionAdd(Component, kind="time"):
-    """Plain conditioning: adds one vector per sequence to every token's embedding."""
+    """Adds one vector for each sequence to the vectors of all its positions."""
 
     class Config(ComponentConfig):
         pass
+
+    config: Config
 
     def forward(self, x: Float[Tensor, "b l d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b l d"]:
         return x + c[:, None].to(x.dtype)
 
     @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+    def algebra(cls, config: Config, signature: Signature) -> Algebra:
         return dataclasses.replace(super().algebra(config, signature), lipschitz={("x", "out"): 1.0})
 
     @solves("x", given=("out", "c"), log_det="zero")
-    def undo(self, out: Tensor, c: Tensor) -> Tensor:
+    def inverse(self, out: Tensor, c: Tensor) -> Tensor:
         return out - c[:, None].to(out.dtype)

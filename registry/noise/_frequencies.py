@@ -1,4 +1,4 @@
-"""How often each token is met, as a blueprint says it: for kernels whose noise depends on it."""
+"""Token frequencies given by a blueprint, and the files of numbers that kernels read. Axes: m data tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Count = Annotated[float, pydantic.Field(ge=0, lt=1e18)]
 
 
 class FrequencyConfig(ComponentConfig):
-    """Frequencies of the data tokens."""
+    """Config of a component that depends on the frequencies of the data tokens."""
 
     frequencies: Literal["zipf"] | Annotated[tuple[Count, ...], pydantic.Field(min_length=2, max_length=2**16)] = "zipf"
-    """Counts or shares, one for each data token; or ``zipf``: 1/(id + 1), for vocabularies in order of frequency."""
+    """Counts or shares, one for each data token, at least 0; or ``zipf``: 1 / (id + 1), for a vocabulary sorted by frequency."""
     file: Annotated[str, pydantic.Field(max_length=1024)] | None = None
-    """A ``.npy`` file of counts instead, below the working directory."""
+    """A ``.npy`` file of counts instead, below the working directory, up to 64 MiB."""
     smoothing: Annotated[float, pydantic.Field(ge=1e-6, le=1)] = 1e-2
-    """Share of an even law that is mixed in, so that no token is impossible."""
+    """Share of the uniform distribution that is mixed in, from 1e-6 to 1, so that no token has frequency 0."""
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> FrequencyConfig:
@@ -37,8 +37,8 @@ class FrequencyConfig(ComponentConfig):
         return self
 
 
-def own_file(file: str, limit: int) -> Path:
-    """The path of ``file``, below the working directory and of at most ``limit`` bytes. Raises :class:`UserError`."""
+def local_file(file: str, limit: int) -> Path:
+    """Return the path of ``file``; raises :class:`UserError` unless it is below the working directory and at most ``limit`` bytes."""
     path = Path(file).resolve()
     if not path.is_relative_to(Path.cwd().resolve()):
         raise UserError(f"{file} is not below the working directory; copy it there")
@@ -51,9 +51,21 @@ def own_file(file: str, limit: int) -> Path:
     return path
 
 
-def numbers_in(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
-    """The finite array of ``dims`` axes in a ``.npy`` file below the working directory. Raises :class:`UserError`."""
-    path = own_file(file, limit)
+def load_numbers(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
+    """Read a ``.npy`` file of finite numbers.
+
+    Args:
+        file: Path below the working directory.
+        dims: Number of axes that the array must have.
+        limit: Largest size of the file in bytes.
+
+    Returns:
+        float64.
+
+    Raises:
+        UserError: The file is elsewhere, too large, unreadable, or holds something else.
+    """
+    path = local_file(file, limit)
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -66,10 +78,14 @@ def numbers_in(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
     return values
 
 
-def token_law(config: FrequencyConfig, tokens: int) -> Tensor:
-    """The law of ``tokens`` data tokens, float64 [tokens], every entry positive. Raises :class:`UserError`."""
+def token_frequencies(config: FrequencyConfig, tokens: int) -> Tensor:
+    """Return the smoothed frequencies of ``tokens`` data tokens, float64 [m], positive and of sum 1.
+
+    Raises:
+        UserError: The file is unreadable, or has another number of entries.
+    """
     if config.file is not None:
-        counts = torch.from_numpy(numbers_in(config.file, 1))
+        counts = torch.from_numpy(load_numbers(config.file, 1))
         if bool((counts < 0).any()) or float(counts.sum()) <= 0:
             raise UserError(f"{config.file} must hold counts: none negative, not all 0")
     elif config.frequencies == "zipf":
@@ -84,10 +100,10 @@ def token_law(config: FrequencyConfig, tokens: int) -> Tensor:
 
 
 def thinned(config: ComponentConfig, tokens: int) -> FrequencyConfig:
-    """``config`` for ``tokens`` tokens that are met as often as some of the whole, from the rarest to the commonest."""
-    assert isinstance(config, FrequencyConfig)
+    """Return ``config`` for ``tokens`` tokens: its frequencies at evenly spaced quantiles, from the highest to the lowest."""
+    config = FrequencyConfig.model_validate(config)
     if config.frequencies == "zipf" and config.file is None:
         return config
-    counts = numbers_in(config.file, 1) if config.file is not None else np.asarray(config.frequencies)
+    counts = load_numbers(config.file, 1) if config.file is not None else np.asarray(config.frequencies)
     chosen = np.quantile(counts, np.linspace(1, 0, tokens), method="nearest")
     return config.model_copy(update={"file": None, "frequencies": tuple(float(c) for c in chosen)})

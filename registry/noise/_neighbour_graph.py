@@ -1,6 +1,6 @@
-"""The graph of nearest neighbours among embeddings: who is near whom, how they exchange, and how fast that mixes.
+"""The graph of nearest neighbours among embeddings: its edges, balanced rates, and mixing rate.
 
-All of it is sparse: lists of edges, never a table of tokens x tokens. Axes: n tokens, d numbers of an embedding, e edges.
+Everything is sparse: lists of edges, never an n x n table. Axes: n tokens, d numbers of an embedding, e edges, k neighbours.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ from sedd_graph.errors import UserError
 __all__ = ["Exchange", "exchange", "nearest"]
 
 CHUNK = 1024
-"""Tokens whose distances to all others are held at a time."""
+"""Tokens whose distances to all others are held in memory at a time."""
 SLOWEST = 1e-3
-"""A graph whose slowest mode needs more than 1/SLOWEST moves of each token to die by a factor e is refused."""
+"""Smallest accepted mixing rate: the slowest mode must decay by a factor e within 1/SLOWEST moves of each token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """Symmetric rates between neighbours as compressed rows: ``start`` int64 [n + 1], ``to`` int64 [e], ``rate`` float64 [e].
+    """Symmetric rates between neighbours, as compressed rows.
 
-    ``leave`` float64 [n] is the sum of each token's rates, at most 1; ``gap`` the rate at which the slowest mode dies.
+    Attributes:
+        start: int64 [n + 1], the offset of each token's edges.
+        to: int64 [e], the token that each edge leads to.
+        rate: float64 [e].
+        leave: float64 [n], the sum of each token's rates, at most 1.
+        gap: Decay rate of the slowest mode, the spectral gap.
     """
 
     start: Tensor
@@ -36,7 +41,7 @@ class Exchange:
     gap: float
 
     def times(self, x: Tensor) -> Tensor:
-        """The rates, without what leaves, times ``x`` float64 [n]."""
+        """Return the off-diagonal rates times ``x`` float64 [n]."""
         return x.new_zeros(len(x)).index_add_(0, self._from, self.rate * x[self.to])
 
     @functools.cached_property
@@ -45,7 +50,7 @@ class Exchange:
 
 
 def nearest(points: Tensor, k: int) -> Tensor:
-    """The ``k`` nearest others of each of ``points`` float32 [n, d] by Euclidean distance, int64 [n, k]."""
+    """Return the ``k`` nearest other points of each of ``points`` float32 [n, d] by Euclidean distance, int64 [n, k]."""
     n = len(points)
     length = points.square().sum(1)
     found = torch.empty(n, k, dtype=torch.int64)
@@ -58,15 +63,15 @@ def nearest(points: Tensor, k: int) -> Tensor:
 
 
 def _edges(near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A + A^T of the neighbours ``near`` [n, k], A their 0/1 table: from, to, and 1 or 2, in order of (from, to)."""
+    """Return the edges of A + A^T, where A is the 0/1 matrix of ``near`` [n, k]: from, to and weight (1 or 2), sorted."""
     n, k = near.shape
     a, b = torch.arange(n).repeat_interleave(k), near.reshape(-1)
     code, count = torch.unique(torch.cat([a * n + b, b * n + a]), return_counts=True)
     return code // n, code % n, count.double()
 
 
-def _pieces(n: int, a: Tensor, b: Tensor) -> int:
-    """How many pieces the graph with edges ``a`` - ``b`` falls into."""
+def _components(n: int, a: Tensor, b: Tensor) -> int:
+    """Count the connected components of the graph with edges ``a`` - ``b``."""
     label = torch.arange(n)
     while True:
         new = label.scatter_reduce(0, a, label[b], "amin")
@@ -77,9 +82,9 @@ def _pieces(n: int, a: Tensor, b: Tensor) -> int:
 
 
 def _balance(n: int, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """Rates w_a w_b weight, with w such that with w_a^2 for staying they sum to 1 (Sinkhorn on A + 1, which is symmetric).
+    """Return rates w_a w_b weight that sum to 1 for each token together with w_a^2 (Sinkhorn on A + A^T + I, which is symmetric).
 
-    With the diagonal there is total support, so it converges for any graph; what it still misses is made up by staying.
+    The diagonal gives total support, so the iteration converges for any graph; it absorbs the remaining error.
     """
     w = torch.ones(n, dtype=torch.float64)
     for _ in range(1000):
@@ -91,9 +96,9 @@ def _balance(n: int, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 
 def _gap(found: Exchange, leave: Tensor) -> float:
-    """The least decay rate but 0 (whose mode is even), by Lanczos with full reorthogonalisation; to about 1e-4 of it.
+    """Return the spectral gap, by Lanczos with full reorthogonalisation, to a relative error of about 1e-4.
 
-    A Ritz value is never below it: mixing is never said to be slower than it is.
+    The constant mode, of rate 0, is projected out. Ritz values are upper bounds: the gap is never underestimated.
     """
     n = len(leave)
     steps = min(n - 1, 400)
@@ -116,40 +121,47 @@ def _gap(found: Exchange, leave: Tensor) -> float:
         v = found.times(basis[step]) - leave * basis[step]
         diagonal.append(float(v @ basis[step]))
         if step % 20 == 0 or step == steps:
-            new = _top(diagonal, beside)
+            new = _least(diagonal, beside)
             if abs(gap - new) < 1e-5 * new:
                 return new
             gap = new
-    return _top(diagonal, beside)
+    return _least(diagonal, beside)
 
 
-def _top(diagonal: list[float], beside: list[float]) -> float:
+def _least(diagonal: list[float], beside: list[float]) -> float:
+    """Return the smallest decay rate of the Lanczos tridiagonal matrix."""
     table = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     side = torch.tensor(beside[: len(diagonal) - 1], dtype=torch.float64)
     return -float(torch.linalg.eigvalsh(table + torch.diag(side, 1) + torch.diag(side, -1))[-1])
 
 
 def exchange(points: Tensor, k: int, *, even: float) -> Exchange:
-    """The exchange among the ``k`` nearest neighbours (all others, where there are no more) of ``points`` float32 [n, d].
+    """Build the graph of nearest neighbours and its balanced rates.
 
-    Raises :class:`UserError` where the graph falls apart or mixes too slowly and no share ``even`` of moves makes up for it.
+    Args:
+        points: Embeddings, float32 [n, d].
+        k: Neighbours of each token; all other tokens where there are fewer.
+        even: Share of moves to a uniformly drawn token. The rates leave it out; the checks of mixing count it.
+
+    Raises:
+        UserError: The graph is disconnected and ``even`` is 0, or it mixes too slowly with that share.
     """
     n = len(points)
     a, b, count = _edges(nearest(points, min(k, n - 1)))
-    pieces = _pieces(n, a, b)
-    if pieces > 1 and even == 0:
+    components = _components(n, a, b)
+    if components > 1 and even == 0:
         raise UserError(
-            f"neighbours: the graph of {k} nearest neighbours falls into {pieces:,} pieces, so that noise has no one law; "
-            "raise 'neighbours', or set 'even' to the share of moves that go anywhere, such as 0.01"
+            f"neighbours: the graph of {k} nearest neighbours falls into {components:,} pieces, so the process has no unique prior; "
+            "raise 'neighbours', or set 'even', the share of moves to a uniformly drawn token, to a value such as 0.01"
         )
     rate = _balance(n, a, b, count)
     leave = torch.zeros(n, dtype=torch.float64).index_add_(0, a, rate)
     start = torch.nn.functional.pad(torch.bincount(a, minlength=n).cumsum(0), (1, 0))
     found = Exchange(start, b, rate, leave, math.nan)
-    gap = 0.0 if pieces > 1 else _gap(found, leave)
+    gap = 0.0 if components > 1 else _gap(found, leave)
     if (1 - even) * gap + even < SLOWEST:
         raise UserError(
-            f"neighbours: the graph mixes too slowly: its slowest mode needs {1 / max(gap, 1e-300):.3g} moves of each token to "
-            f"die by a factor e, more than {1 / SLOWEST:g}; raise 'neighbours' or 'even'"
+            f"neighbours: the graph mixes too slowly: its slowest mode decays by a factor e in {1 / max(gap, 1e-300):.3g} moves of "
+            f"each token, more than {1 / SLOWEST:g}; raise 'neighbours' or 'even'"
         )
     return dataclasses.replace(found, gap=max(gap, 0.0))

@@ -1,7 +1,7 @@
-"""Noise schedules: total noise sigma(t) and its derivative, in forms that hold in float32 near t = 0 and t = 1.
+"""Noise schedules: total noise sigma(t) and its derivative, precise in float32 near t = 0 and t = 1.
 
-alpha = exp(-sigma) is the chance that a token has not been hit by time t. Near t = 0 it is written as 1 less what has
-been hit, near t = 1 as what is left, so that neither is a small difference.
+alpha = exp(-sigma) is the probability that a token has not been hit by time t. Most schedules give alpha and 1 - alpha in
+separate forms, so that neither cancels. Axes: b batch; any leading axes of ``t`` are kept.
 """
 
 import math
@@ -31,45 +31,48 @@ Eps = Annotated[float, pydantic.Field(gt=0, lt=0.5)]
 Rate = Annotated[float, pydantic.Field(ge=0, le=1e4)]
 
 
-class Ends(Schedule):
-    """A schedule given by both ends of alpha: what has been hit, what is left, and how fast."""
+class AlphaSchedule(Schedule):
+    """Base class of schedules that are given by alpha(t) rather than by total noise."""
 
     abstract: ClassVar[bool] = True
 
     @abstractmethod
-    def _hit(self, t: Tensor) -> Tensor:
-        """1 - alpha, precise where it is small."""
+    def _complement(self, t: Tensor) -> Tensor:
+        """Return 1 - alpha, precise where it is small."""
 
     @abstractmethod
-    def _left(self, t: Tensor) -> Tensor:
-        """alpha, precise where it is small."""
+    def _alpha(self, t: Tensor) -> Tensor:
+        """Return alpha, precise where it is small."""
 
     @abstractmethod
-    def _pace(self, t: Tensor) -> Tensor:
-        """-d alpha / dt."""
+    def _decay(self, t: Tensor) -> Tensor:
+        """Return -d alpha / dt."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        hit = self._hit(t)
+        hit = self._complement(t)
         early = hit < 0.5
-        return -torch.where(early, torch.log1p(-torch.where(early, hit, 0.0)), torch.log(self._left(t)))
+        return -torch.where(early, torch.log1p(-torch.where(early, hit, 0.0)), torch.log(self._alpha(t)))
 
     def dsigma(self, t: Tensor) -> Tensor:
-        return self._pace(t) / self._left(t)
+        return self._decay(t) / self._alpha(t)
 
 
-class LogLinear(Ends, kind="schedule"):
-    """alpha = 1 - (1 - eps) t: as many tokens are hit in each stretch of time (SEDD; MDLM; D3PM's 1/(T - t + 1))."""
+class LogLinear(AlphaSchedule, kind="schedule"):
+    """alpha = 1 - (1 - eps) t: tokens are hit evenly over time (SEDD; MDLM; D3PM's beta_t = 1 / (T - t + 1))."""
 
     class Config(ComponentConfig):
         eps: Eps = 1e-3
+        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
 
-    def _hit(self, t: Tensor) -> Tensor:
+    config: Config
+
+    def _complement(self, t: Tensor) -> Tensor:
         return (1 - self.config.eps) * t
 
-    def _left(self, t: Tensor) -> Tensor:
+    def _alpha(self, t: Tensor) -> Tensor:
         return (1 - t) + self.config.eps * t
 
-    def _pace(self, t: Tensor) -> Tensor:
+    def _decay(self, t: Tensor) -> Tensor:
         return torch.full_like(t, 1 - self.config.eps)
 
 
@@ -78,13 +81,17 @@ class Geometric(Schedule, kind="schedule"):
 
     class Config(ComponentConfig):
         sigma_min: Annotated[float, pydantic.Field(gt=0)] = 1e-4
+        """Total noise at t = 0, above 0."""
         sigma_max: Annotated[float, pydantic.Field(gt=0, le=1e4)] = 20.0
+        """Total noise at t = 1, above sigma_min, at most 1e4."""
 
         @pydantic.model_validator(mode="after")
         def _ordered(self) -> "Geometric.Config":
             if self.sigma_min >= self.sigma_max:
                 raise ValueError(f"sigma_min = {self.sigma_min:g} must be less than sigma_max = {self.sigma_max:g}")
             return self
+
+    config: Config
 
     @property
     def _log_ratio(self) -> float:
@@ -98,20 +105,25 @@ class Geometric(Schedule, kind="schedule"):
 
 
 class Linear(Schedule, kind="schedule"):
-    """The rate goes evenly from rate_min to rate_max: sigma = rate_min t + (rate_max - rate_min) t^2 / 2 (DDPM's and D3PM's linear beta).
+    """sigma = rate_min t + (rate_max - rate_min) t^2 / 2: the noise rate is linear in t (DDPM's and D3PM's linear beta).
 
-    The defaults are 1,000 steps of beta from 1e-4 to 0.02. With equal rates total noise is linear in t (MDLM code, ``linear``).
+    The defaults correspond to 1,000 steps of beta from 1e-4 to 0.02. With equal rates total noise is linear in t (MDLM code,
+    ``linear``).
     """
 
     class Config(ComponentConfig):
         rate_min: Rate = 0.1
+        """d sigma / dt at t = 0, in [0, 1e4]."""
         rate_max: Rate = 20.0
+        """d sigma / dt at t = 1, in (0, 1e4]."""
 
         @pydantic.model_validator(mode="after")
         def _moves(self) -> "Linear.Config":
             if self.rate_max <= 0:
-                raise ValueError("rate_max must be above 0: nothing would ever be noised")
+                raise ValueError("rate_max must be above 0: at 0 no token is ever noised")
             return self
+
+    config: Config
 
     def sigma(self, t: Tensor) -> Tensor:
         first, last = self.config.rate_min, self.config.rate_max
@@ -121,115 +133,135 @@ class Linear(Schedule, kind="schedule"):
         return self.config.rate_min * (1 - t) + self.config.rate_max * t
 
 
-class Cosine(Ends, kind="schedule"):
+class Cosine(AlphaSchedule, kind="schedule"):
     """alpha = eps + (1 - eps) cos(a) / cos(a_0), a = pi/2 (t + offset) / (1 + offset) (MDLM code; D3PM with offset 0.008)."""
 
     class Config(ComponentConfig):
         eps: Eps = 1e-3
+        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
         offset: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+        """Start of the cosine, as a share of a quarter period, in [0, 1]; above 0, noise grows from t = 0 on. D3PM: 0.008."""
+
+    config: Config
 
     @property
-    def _turn(self) -> float:
+    def _frequency(self) -> float:
         return math.pi / 2 / (1 + self.config.offset)
 
     @property
     def _scale(self) -> float:
-        return (1 - self.config.eps) / math.cos(self._turn * self.config.offset)
+        return (1 - self.config.eps) / math.cos(self._frequency * self.config.offset)
 
-    def _hit(self, t: Tensor) -> Tensor:
+    def _complement(self, t: Tensor) -> Tensor:
         # cos a_0 - cos a as a product
-        half = self._turn * t / 2
-        return 2 * self._scale * torch.sin(half + self._turn * self.config.offset) * torch.sin(half)
+        half = self._frequency * t / 2
+        return 2 * self._scale * torch.sin(half + self._frequency * self.config.offset) * torch.sin(half)
 
-    def _left(self, t: Tensor) -> Tensor:
-        return self.config.eps + self._scale * torch.sin(self._turn * (1 - t))
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self.config.eps + self._scale * torch.sin(self._frequency * (1 - t))
 
-    def _pace(self, t: Tensor) -> Tensor:
-        return self._scale * self._turn * torch.sin(self._turn * (t + self.config.offset))
+    def _decay(self, t: Tensor) -> Tensor:
+        return self._scale * self._frequency * torch.sin(self._frequency * (t + self.config.offset))
 
 
-class CosineSquared(Ends, kind="schedule"):
-    """alpha = eps + (1 - eps) cos^2(pi t / 2) (Nichol and Dhariwal's, as in MDLM's code)."""
+class CosineSquared(AlphaSchedule, kind="schedule"):
+    """alpha = eps + (1 - eps) cos^2(pi t / 2) (Nichol and Dhariwal, arXiv 2102.09672, as in MDLM's code)."""
 
     class Config(ComponentConfig):
         eps: Eps = 1e-3
+        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
 
-    def _hit(self, t: Tensor) -> Tensor:
+    config: Config
+
+    def _complement(self, t: Tensor) -> Tensor:
         return (1 - self.config.eps) * torch.sin(math.pi / 2 * t).square()
 
-    def _left(self, t: Tensor) -> Tensor:
+    def _alpha(self, t: Tensor) -> Tensor:
         return self.config.eps + (1 - self.config.eps) * torch.sin(math.pi / 2 * (1 - t)).square()
 
-    def _pace(self, t: Tensor) -> Tensor:
+    def _decay(self, t: Tensor) -> Tensor:
         # sin(pi t) as a product, which is not below 0 at t = 1 in float32
         return math.pi * (1 - self.config.eps) * torch.sin(math.pi / 2 * t) * torch.sin(math.pi / 2 * (1 - t))
 
 
-class MD4Cosine(Ends, kind="schedule"):
+class MD4Cosine(AlphaSchedule, kind="schedule"):
     """alpha = eps + (1 - 2 eps) (1 - cos(pi/2 (1 - t))) (MD4, arXiv 2406.04329, table 4). sigma(0) is about eps, not 0."""
 
     class Config(ComponentConfig):
         eps: Eps = 1e-4
+        """1 - alpha at t = 0, and alpha at t = 1; in (0, 0.5)."""
 
-    def _hit(self, t: Tensor) -> Tensor:
+    config: Config
+
+    def _complement(self, t: Tensor) -> Tensor:
         return self.config.eps + (1 - 2 * self.config.eps) * torch.sin(math.pi / 2 * t)
 
-    def _left(self, t: Tensor) -> Tensor:
+    def _alpha(self, t: Tensor) -> Tensor:
         return self.config.eps + 2 * (1 - 2 * self.config.eps) * torch.sin(math.pi / 4 * (1 - t)).square()
 
-    def _pace(self, t: Tensor) -> Tensor:
+    def _decay(self, t: Tensor) -> Tensor:
         return math.pi / 2 * (1 - 2 * self.config.eps) * torch.sin(math.pi / 2 * (1 - t))
 
 
-class Polynomial(Ends, kind="schedule"):
-    """alpha = 1 - (1 - eps) t^power (MD4, arXiv 2406.04329, with an end that stays finite)."""
+class Polynomial(AlphaSchedule, kind="schedule"):
+    """alpha = 1 - (1 - eps) t^power (MD4, arXiv 2406.04329, table 4, with finite noise at t = 1)."""
 
     class Config(ComponentConfig):
         power: Annotated[float, pydantic.Field(ge=0.1, le=10)] = 2.0
+        """Exponent of t, in [0.1, 10]; 1 is loglinear."""
         eps: Eps = 1e-3
+        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
 
-    def _hit(self, t: Tensor) -> Tensor:
+    config: Config
+
+    def _complement(self, t: Tensor) -> Tensor:
         return (1 - self.config.eps) * t.pow(self.config.power)
 
-    def _left(self, t: Tensor) -> Tensor:
+    def _alpha(self, t: Tensor) -> Tensor:
         return self.config.eps * t.pow(self.config.power) - torch.expm1(self.config.power * torch.log(t))
 
-    def _pace(self, t: Tensor) -> Tensor:
+    def _decay(self, t: Tensor) -> Tensor:
         return (1 - self.config.eps) * self.config.power * t.pow(self.config.power - 1)
 
 
-class Cubic(Ends, kind="schedule"):
-    """alpha = eps + (1 - eps) (1 - t)^3: Edit Flows' kappa, the cube of their time, which is 1 - t (arXiv 2506.09018)."""
+class Cubic(AlphaSchedule, kind="schedule"):
+    """alpha = eps + (1 - eps) (1 - t)^3: Edit Flows' kappa, the cube of their time 1 - t (arXiv 2506.09018)."""
 
     class Config(ComponentConfig):
         eps: Eps = 1e-3
+        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
 
-    def _hit(self, t: Tensor) -> Tensor:
+    config: Config
+
+    def _complement(self, t: Tensor) -> Tensor:
         return (1 - self.config.eps) * t * (3 - t * (3 - t))
 
-    def _left(self, t: Tensor) -> Tensor:
+    def _alpha(self, t: Tensor) -> Tensor:
         return (1 - t).pow(3) + self.config.eps * t * (3 - t * (3 - t))
 
-    def _pace(self, t: Tensor) -> Tensor:
+    def _decay(self, t: Tensor) -> Tensor:
         return 3 * (1 - self.config.eps) * (1 - t).square()
 
 
 class MutualInformation(Schedule, kind="schedule"):
-    """What x_t says of x_0 falls evenly in t, down to a share eps, under the uniform kernel (D3PM, arXiv 2107.03006, section 3.3).
+    """Mutual information of x_t and x_0 that falls linearly in t to a share eps, under the uniform kernel (D3PM, arXiv 2107.03006).
 
-    For tokens that are equally likely. For absorb such a schedule is ``loglinear``, whatever their law.
+    D3PM, section 3.3, for tokens of equal frequency. Under absorb, ``loglinear`` is this schedule, whatever the frequencies.
     """
 
     class Config(ComponentConfig):
         eps: Annotated[float, pydantic.Field(gt=0, le=1e-2)] = 1e-6
+        """Share of the information that remains at t = 1, in (0, 0.01]."""
+
+    config: Config
 
     def _lost(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The share of information lost at ``sigma``, and its derivative, float64."""
+        """Return the share of information lost at ``sigma``, and its derivative, float64."""
         n = self.axis("n")
         alpha, other = torch.exp(-sigma), -torch.expm1(-sigma) / n
         same = alpha + other
         lost = -(torch.xlogy(same, same) + (n - 1) * torch.xlogy(other, other)) / math.log(n)
-        # the log of same/other: how much more a token speaks for itself
+        # log(same / other) = log1p(alpha / other)
         slope = alpha * (n - 1) / n * torch.log1p(alpha / other) / math.log(n)
         return lost, slope
 

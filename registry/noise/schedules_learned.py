@@ -1,4 +1,4 @@
-"""A schedule whose pace is learned with the network. Axes: b rows, k pieces."""
+"""A schedule that is trained with the network. Axes: k pieces; any axes of t."""
 
 import math
 from typing import Annotated
@@ -9,22 +9,21 @@ from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig, Context
 
-from .schedules import Ends, Eps
+from .schedules import AlphaSchedule, Eps
 
 __all__ = ["Learned"]
 
 LEAST = 1e-2
-"""The share of an even pace that no parameters take away: noise grows at all times, in float32 too."""
+"""Share of the increments that stays uniform, so that noise grows at all times in float32."""
 GAIN = 10.0
-"""Of parameters: at learning rates that suit a network, a few numbers would take longer to learn than it does."""
+"""Factor on the parameters: at a network's learning rate, a few numbers would otherwise train more slowly than the network."""
 
 
-class Learned(Ends, kind="schedule"):
-    """alpha = 1 - (1 - eps) B(t), B a Bernstein polynomial with positive increments that are learned; ``loglinear`` at first.
+class Learned(AlphaSchedule, kind="schedule"):
+    """alpha = 1 - (1 - eps) B(t), where B is a Bernstein polynomial with trained positive increments; ``loglinear`` at first.
 
-    Both ends are fixed, so that the bound is the same for any of them; what is learned is the pace of least variance (VDM, arXiv
-    2107.00630; :func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`). Every sum is of positive terms: nothing cancels at either
-    end.
+    Both ends are fixed, so the bound does not depend on the parameters; they minimise the variance of the loss (VDM, arXiv
+    2107.00630; :func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`). All sums have positive terms, so neither end cancels.
     """
 
     learned = True
@@ -33,35 +32,38 @@ class Learned(Ends, kind="schedule"):
 
     class Config(ComponentConfig):
         pieces: Annotated[int, pydantic.Field(ge=2, le=32)] = 8
-        """How many increments: the degree of the polynomial."""
+        """Number of increments, the degree of the polynomial; 2 to 32."""
         eps: Eps = 1e-3
+        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
         pieces = self.config.pieces
         self.raw = torch.nn.Parameter(torch.zeros(pieces))
         for name, degree in (("whole", pieces), ("slope", pieces - 1)):
-            ways = torch.tensor([float(math.comb(degree, i)) for i in range(degree + 1)], dtype=torch.float64)
-            self.register_buffer(name, ways, persistent=False)
+            binomials = torch.tensor([float(math.comb(degree, i)) for i in range(degree + 1)], dtype=torch.float64)
+            self.register_buffer(name, binomials, persistent=False)
 
     def _increments(self, t: Tensor) -> Tensor:
-        """float [k], positive, of sum 1."""
+        """Return the increments of B's coefficients, [k], positive, of sum 1, with the dtype of ``t``."""
         return (1 - LEAST) * (GAIN * self.raw.to(t)).softmax(0) + LEAST / len(self.raw)
 
     @staticmethod
-    def _sum(ways: Tensor, weights: Tensor, t: Tensor) -> Tensor:
-        """The Bernstein polynomial with coefficients ``weights``, at ``t`` of any shape."""
-        power = torch.arange(len(ways), device=t.device)
+    def _bernstein(binomials: Tensor, weights: Tensor, t: Tensor) -> Tensor:
+        """Return the Bernstein polynomial with coefficients ``weights``, evaluated at ``t`` of any shape."""
+        power = torch.arange(len(binomials), device=t.device)
         terms = t[..., None] ** power * (1 - t)[..., None] ** power.flip(0)
-        return (terms * (ways.to(t) * weights)).sum(-1)
+        return (terms * (binomials.to(t) * weights)).sum(-1)
 
-    def _hit(self, t: Tensor) -> Tensor:
+    def _complement(self, t: Tensor) -> Tensor:
         grown = torch.nn.functional.pad(self._increments(t).cumsum(0), (1, 0))
-        return (1 - self.config.eps) * self._sum(self.whole, grown, t)
+        return (1 - self.config.eps) * self._bernstein(self.whole, grown, t)
 
-    def _left(self, t: Tensor) -> Tensor:
+    def _alpha(self, t: Tensor) -> Tensor:
         ahead = torch.nn.functional.pad(self._increments(t).flip(0).cumsum(0).flip(0), (0, 1))
-        return self.config.eps + (1 - self.config.eps) * self._sum(self.whole, ahead, t)
+        return self.config.eps + (1 - self.config.eps) * self._bernstein(self.whole, ahead, t)
 
-    def _pace(self, t: Tensor) -> Tensor:
-        return (1 - self.config.eps) * len(self.raw) * self._sum(self.slope, self._increments(t), t)
+    def _decay(self, t: Tensor) -> Tensor:
+        return (1 - self.config.eps) * len(self.raw) * self._bernstein(self.slope, self._increments(t), t)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.tokens.block_diffusion import BLOCK_FEEDS, block_inputs
 from sedd_graph.diffusion.tokens.process import Kernel, Objective, Schedule
 from sedd_graph.errors import UserError
 
@@ -60,6 +61,7 @@ class BlockNelbo(Objective, kind="objective"):
     reads = ("log_x0",)
     needs_mask = True
     over = "masked"  # in the form that evaluation takes
+    feeds = BLOCK_FEEDS
 
     class Config(TimeConfig):
         block: Annotated[int, pydantic.Field(ge=1, le=2**20)] = 16
@@ -138,6 +140,9 @@ class BlockNelbo(Objective, kind="objective"):
         parts = Batch(*(self._parted(getattr(batch, f.name)) for f in dataclasses.fields(batch)))
         flat = Draw(self._parted(draw.xt), *(x.flatten() for x in (draw.t, draw.sigma, draw.dsigma, draw.weight)))
         return self.within.loss(parted, flat, parts, kernel, schedule).view(len(batch), -1).sum(1)
+
+    def inputs(self, draw: Draw, batch: Batch) -> Mapping[str, Tensor]:
+        return block_inputs(draw.xt, batch.tokens, block=self.block)
 
     def bound_draw(
         self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness

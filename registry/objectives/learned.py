@@ -73,7 +73,7 @@ class GenMD4(OverTime, kind="objective"):
         nats = nats.reshape(copies, len(batch))
         out = nats.mean(0) + counted(self._start(batch.tokens, kernel, schedule), batch)
         if copies == 2 and kernel.learned:
-            log_keep, log_hit, _ = (v.gather(1, tokens) for v in kernel.paces(draw.sigma))
+            log_keep, log_hit, _ = (v.gather(1, tokens) for v in kernel.token_schedules(draw.sigma))
             chance = torch.where(draw.xt == kernel.mask, log_hit, log_keep)
             chance = torch.where(corrupt, chance, 0.0).sum(-1).reshape(copies, len(batch))
             lead = 0.5 * (nats[0] - nats[1]).detach() * (chance[0] - chance[1])
@@ -83,7 +83,7 @@ class GenMD4(OverTime, kind="objective"):
     def _start(self, tokens: Tensor, kernel: TokenMasking, schedule: Schedule) -> Tensor:
         """-log p(x_0 | x at t_min) in the mean, [b, l]: nothing where it is seen, and else by the chance to be masked so early."""
         t = torch.full((1,), self.config.t_min, device=tokens.device)
-        log_hit = kernel.paces(schedule.sigma(t))[1][0]
+        log_hit = kernel.token_schedules(schedule.sigma(t))[1][0]
         law = log_hit.log_softmax(-1)
         cost: Tensor = (-log_hit.exp() * law)[tokens]
         return cost

@@ -12,7 +12,7 @@ from sedd_graph.diffusion.tokens.classifier import ClassifierConfig, NoisyClassi
 from sedd_graph.diffusion.tokens.process import ONLY_MASKS, Kernel
 from sedd_graph.errors import UserError
 
-from ..noise._frequencies import Count, numbers_in
+from ..noise._frequencies import Count, load_numbers
 
 __all__ = ["TokenCounts"]
 
@@ -51,7 +51,7 @@ class TokenCounts(NoisyClassifier, kind="classifier"):
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
         given, tokens = self.config, self.axis("n") - 1
-        rows = numbers_in(given.file, 2) if given.file is not None else given.counts
+        rows = load_numbers(given.file, 2) if given.file is not None else given.counts
         counts, what = torch.as_tensor(rows, dtype=torch.float64), given.file or "counts"
         if counts.shape[1] != tokens or not 2 <= len(counts) <= MAX_LABELS:
             raise UserError(

@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
 from sedd_graph.diffusion.tokens.process import Kernel
 from sedd_graph.diffusion.tokens.sampler import ROUNDING, T_MIN, Sampler, SamplerConfig, Walk
+from sedd_graph.errors import UserError
 
 
 def one_of(walk: Walk, places: Tensor, rows: Tensor) -> Tensor:
@@ -53,9 +54,9 @@ class FirstHitting(Sampler, kind="sampler"):
 class Uniformization(Sampler, kind="sampler"):
     """Candidate moves from a Poisson process that is at least as fast as the reverse process, each taken with its share of the rate (arXiv 2402.08095).
 
-    On the clock log(exp(sigma) - 1) no position is ever left faster than the kernel's ``pace`` (1 where tokens are hit at rate
+    On the clock log(exp(sigma) - 1) no position is ever left faster than the kernel's ``rate_bound`` (1 where tokens are hit at rate
     1 by draws that never change), so candidates come evenly, at random places: about sigma(1) + log(1/sigma(0)) evaluations
-    per free token at pace 1. Scores that break the bound are counted as clamped.
+    per free token at a bound of 1. Scores that break the bound are counted as clamped.
     """
 
     reads = ("log_score", "log_x0")
@@ -65,23 +66,24 @@ class Uniformization(Sampler, kind="sampler"):
         pass
 
     def lacks(self, kernel: Kernel) -> str | None:
-        return "a kernel whose reverse rates have a known bound" if kernel.pace is None else None
+        return "a kernel whose reverse rates have a known bound" if kernel.rate_bound is None else None
 
     def walk(self, walk: Walk, steps: int) -> None:
-        rows, pace = walk.x.shape[0], walk.kernel.pace
-        assert pace is not None  # or it had been refused
+        rows, bound = walk.x.shape[0], walk.kernel.rate_bound
+        if bound is None:
+            raise UserError(f"uniformization needs {self.lacks(walk.kernel)}")
         ends = torch.tensor([1.0, T_MIN], device=walk.x.device, dtype=torch.float64)
         clock, end = (v.expand(rows) for v in log_expm1(walk.schedule.sigma(ends)))
         places = walk.free.sum(1)
         while True:
-            clock = clock + walk.uniform(rows).log() / (pace * places.clamp(min=1))
+            clock = clock + walk.uniform(rows).log() / (bound * places.clamp(min=1))
             alive = (clock > end) & (places > 0)
             if not bool(alive.any()):
                 break
             sigma = torch.where(alive, softplus(clock, threshold=40.0), 1.0)
             score = walk.score(walk.time(sigma), sigma, need=alive)
             moves = walk.kernel.reverse_rate(score, walk.x, sigma.to(score.dtype))
-            chance = moves.sum(-1).double() * -torch.expm1(-sigma)[:, None] / pace
+            chance = moves.sum(-1).double() * -torch.expm1(-sigma)[:, None] / bound
             chosen = one_of(walk, walk.free, alive)
             walk.clamped += int((chosen & (chance > 1 + ROUNDING)).sum())
             walk.put(walk.draw(torch.where(chosen, chance, 0.0), moves))

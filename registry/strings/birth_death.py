@@ -4,7 +4,7 @@ Axes: b batch, l positions of a row (the start state and the tokens), d model wi
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pydantic
 import torch
@@ -14,17 +14,30 @@ from torch.nn import functional as F
 
 from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.contract import SizeField
+from sedd_graph.component.outputs import Output
 from sedd_graph.diffusion.numerics import full_precision
-from sedd_graph.diffusion.strings.process import BirthDeath
+from sedd_graph.diffusion.strings.birth_death import BirthDeath
+from sedd_graph.diffusion.strings.kernel import LOG_DELETE, LOG_INSERT, StringTable
 
 from ..bijective._bijection import wide
-from ..noise._frequencies import FrequencyConfig, thinned, token_law
+from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies
 from ._heads import Scalar, TokenHead
 
 __all__ = ["Delete", "DeletionHead", "Indel", "InsertionHead"]
 
 
-class Delete(BirthDeath, kind="string_kernel"):
+class _Enumerated(BirthDeath):
+    """A kernel of births and deaths with its toy."""
+
+    abstract: ClassVar[bool] = True
+
+    def table(self, *, one_length: bool) -> StringTable:
+        from sedd_graph.verify.birth_death import StringToy
+
+        return StringToy(self, one_length=one_length)
+
+
+class Delete(_Enumerated, kind="string_kernel"):
     """Every token is deleted at rate 1; noise is the empty string (DID, arXiv 2603.23507). Generation only inserts."""
 
     class Config(ComponentConfig):
@@ -36,12 +49,16 @@ class Delete(BirthDeath, kind="string_kernel"):
             "law", torch.full((self.data_tokens,), 1 / self.data_tokens, dtype=torch.float64), persistent=False
         )
 
+    @classmethod
+    def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
+        return ((LOG_INSERT,),)
+
     @property
     def births(self) -> float:
         return 0.0
 
 
-class Indel(BirthDeath, kind="string_kernel"):
+class Indel(_Enumerated, kind="string_kernel"):
     """Every token is deleted at rate 1, and new ones are inserted anywhere, drawn by frequency: the birth-death process of
     Thorne, Kishino and Felsenstein (1991). Generation inserts and deletes, and so can take back what it wrote.
 
@@ -55,7 +72,7 @@ class Indel(BirthDeath, kind="string_kernel"):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        self.register_buffer("law", token_law(self.config, self.data_tokens), persistent=False)
+        self.register_buffer("law", token_frequencies(self.config, self.data_tokens), persistent=False)
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
@@ -63,6 +80,10 @@ class Indel(BirthDeath, kind="string_kernel"):
         assert isinstance(found, cls.Config)
         # strings of a toy are short, and all that are likely must be enumerated
         return found.model_copy(update={"mean_length": min(found.mean_length, 0.25)})
+
+    @classmethod
+    def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
+        return ((LOG_INSERT, LOG_DELETE),)
 
     @property
     def births(self) -> float:

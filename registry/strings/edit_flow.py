@@ -14,15 +14,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component.base import ComponentConfig, Context
+from sedd_graph.component.outputs import Output
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import FLOOR, full_precision
 from sedd_graph.diffusion.strings.columns import Columns, Remaining, align_optimal, align_padded
 from sedd_graph.diffusion.strings.edit_flow import EDIT_FLOWS, EditFlowKernel
-from sedd_graph.diffusion.strings.process import StringDraw, StringKernel, StringObjective
+from sedd_graph.diffusion.strings.kernel import (
+    LOG_DELETE,
+    LOG_INSERT,
+    LOG_SUBSTITUTE,
+    StringDraw,
+    StringKernel,
+    StringObjective,
+    StringTable,
+)
 from sedd_graph.diffusion.tokens.process import Schedule
 
 from ..bijective._bijection import wide
-from ..noise._frequencies import FrequencyConfig, thinned, token_law
+from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies
 from ..objectives.bounds import TimeConfig
 from ._heads import Scalar, TokenHead
 
@@ -47,7 +56,7 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        self.register_buffer("law", token_law(self.config, self.data_tokens), persistent=False)
+        self.register_buffer("law", token_frequencies(self.config, self.data_tokens), persistent=False)
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
@@ -57,6 +66,16 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
         return found.model_copy(
             update={"mean_length": min(found.mean_length, 1.0), "longest": min(found.longest or 3, 3)}
         )
+
+    @classmethod
+    def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
+        noisy = isinstance(config, EditFlow.Config) and config.mean_length > 0
+        return ((LOG_INSERT, LOG_DELETE, LOG_SUBSTITUTE),) if noisy else ((LOG_INSERT,),)
+
+    def table(self, *, one_length: bool) -> StringTable:
+        from sedd_graph.verify.edit_flow import ColumnToy
+
+        return ColumnToy(self)
 
     @property
     def spread(self) -> float:

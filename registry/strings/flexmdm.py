@@ -21,7 +21,7 @@ from sedd_graph.component.contract import SizeField
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.strings.flexmdm import MASKS_AND_DELETES, FlexDraw, FlexKernel
-from sedd_graph.diffusion.strings.process import StringKernel, StringObjective
+from sedd_graph.diffusion.strings.kernel import StringKernel, StringObjective, StringTable
 from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
 from sedd_graph.diffusion.tokens.process import Schedule
 from sedd_graph.diffusion.tokens.sampler import T_MIN
@@ -45,6 +45,11 @@ class MaskDelete(FlexKernel, kind="string_kernel"):
         pace: Annotated[float, pydantic.Field(ge=1, le=1000)] = 1.0
         """The rate at which a mask is filled, beside that at which a missing token is put in; 1 - b = (1 - a)^pace of the paper's
         two schedules. The larger, the fewer masks stand at a time."""
+
+    def table(self, *, one_length: bool) -> StringTable:
+        from sedd_graph.verify.flexmdm import FlexToy
+
+        return FlexToy(self)
 
     @property
     def pace(self) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig
 from sedd_graph.diffusion.categorical import categorical
-from sedd_graph.diffusion.strings.process import Kernel_, StringKernel, StringObjective
+from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
 from sedd_graph.diffusion.tokens.sampler import T_MIN
 

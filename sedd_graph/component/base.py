@@ -59,7 +59,7 @@ def solves(
     name of a method called with all inputs of ``forward`` that gives log |det d out / d target|, nats, [b].
 
     >>> @solves("x", given=("out", "shift"), log_det="zero")
-    ... def undo(self, out, shift):
+    ... def inverse(self, out, shift):
     ...     return out - shift
     """
 
@@ -113,12 +113,12 @@ class Component(nn.Module, Declared):
         self.context = context
 
     @classmethod
-    def signature(cls, config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
+    def signature(cls, config: Any, arity: Mapping[str, int]) -> Signature:
         """The ports under ``config``; override it only where they depend on the Config or on how many edges come in."""
         return _signature_of_forward(cls)
 
     @classmethod
-    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+    def algebra(cls, config: Any, signature: Signature) -> Algebra:
         """What the solver may know: by default the methods marked with :func:`solves`.
 
         Override it (and extend what ``super()`` gives) for linear relations, Lipschitz bounds, or rules that depend on the

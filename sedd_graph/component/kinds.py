@@ -78,14 +78,14 @@ KINDS: dict[str, Kind] = {
             for name, colour in _COLOURS.items()
         ),
         Kind("kernel", "process", f"{_TOKENS}.process:Kernel", f"{_PROCESS}:check_kernel", "tokens"),
-        Kind("string_kernel", "process", f"{_STRINGS}.process:StringKernel", f"{_PROCESS}:check_strings", "strings"),
+        Kind("string_kernel", "process", f"{_STRINGS}.kernel:StringKernel", f"{_PROCESS}:check_strings", "strings"),
         Kind("schedule", "process.schedule", f"{_TOKENS}.process:Schedule", f"{_PROCESS}:check_schedule"),
         Kind("objective", "objective", f"{_TOKENS}.process:Objective", f"{_PROCESS}:check_objective", "tokens"),
         Kind("likelihood", "objective", f"{_TOKENS}.process:Likelihood", f"{_PROCESS}:check_likelihood", "points"),
         Kind(
             "string_objective",
             "objective",
-            f"{_STRINGS}.process:StringObjective",
+            f"{_STRINGS}.kernel:StringObjective",
             f"{_PROCESS}:check_strings",
             "strings",
         ),

@@ -1,5 +1,4 @@
-"""What the process is given and what it draws: token rows with the roles of their positions, and corrupted rows; and the
-rows of a flow.
+"""Batches of training data, draws of the forward process, and the random numbers of a global batch.
 
 Axes: b batch, l length.
 """
@@ -16,8 +15,16 @@ __all__ = ["Batch", "Draw", "PointBatch", "Randomness"]
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Clean rows ``tokens`` int64 [b, l] and three roles, bool [b, l]: ``attend`` (may be looked at), ``corrupt`` (noised in
-    the forward process) and ``loss`` (counted). Padding has none of them; a prompt is attended to and nothing else."""
+    """Clean token rows and three masks over their positions.
+
+    Padding is False in all three masks. A prompt is True in ``attend`` only.
+
+    Attributes:
+        tokens: int64 [b, l], the clean tokens x_0.
+        attend: bool [b, l], positions that the network may attend to.
+        corrupt: bool [b, l], positions that the forward process may change.
+        loss: bool [b, l], positions that the loss is summed over.
+    """
 
     tokens: Tensor
     attend: Tensor
@@ -26,7 +33,7 @@ class Batch:
 
     @classmethod
     def of(cls, tokens: Tensor) -> Batch:
-        """Every position attends, is corrupted, and counts."""
+        """Return a batch in which every position is attended to, corrupted and counted in the loss."""
         every = torch.ones_like(tokens, dtype=torch.bool)
         return cls(tokens, every, every, every)
 
@@ -35,24 +42,30 @@ class Batch:
 
     @property
     def width(self) -> int:
-        """Positions of a row."""
+        """Positions per row, l."""
         return self.tokens.shape[1]
 
     @property
     def counted(self) -> Tensor:
-        """int64 [b]: how many positions of each row the loss is over."""
+        """Number of positions per row that the loss is summed over, int64 [b]."""
         return (self.loss & self.corrupt).sum(-1)
 
     def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on ``device``."""
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
 
     def rows(self, start: int, stop: int) -> Batch:
+        """Return rows ``start`` to ``stop`` (exclusive)."""
         return Batch(*(getattr(self, f.name)[start:stop] for f in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
 class PointBatch:
-    """Rows of real numbers ``x`` float32 [b, ...]: what a flow learns from. Every number counts."""
+    """Rows of real numbers, the training data of a flow; the loss covers every number.
+
+    Attributes:
+        x: float32 [b, ...].
+    """
 
     x: Tensor
 
@@ -61,27 +74,33 @@ class PointBatch:
 
     @property
     def width(self) -> int:
-        """Numbers of a row."""
+        """Numbers per row."""
         return self.x[0].numel()
 
     @property
     def counted(self) -> Tensor:
-        """int64 [b]: how many numbers of each row the loss is over."""
+        """Number of entries per row that the loss is summed over, int64 [b]."""
         return torch.full((len(self.x),), self.width, device=self.x.device)
 
     def to(self, device: torch.device | str) -> PointBatch:
+        """Return the batch on ``device``."""
         return PointBatch(self.x.to(device, non_blocking=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """One draw of the forward process for a batch: ``xt`` int64 [b, l]; ``t``, ``sigma``, ``dsigma`` and ``weight`` float32 [b].
+    """One draw of the forward process for a batch.
 
-    An objective may draw several corrupted rows for each clean one: c b rows, the batch c times over. Under an objective of
-    blocks the last four are [b, k], one for each of a row's k blocks.
+    An objective may draw c corrupted rows for each clean row: all tensors then have c b rows, the batch repeated c times.
+    Under a block objective ``t``, ``sigma``, ``dsigma`` and ``weight`` are [b, k], one entry for each of a row's k blocks.
 
-    ``weight`` makes the mean of the loss over draws an integral: the width of the range that ``t`` was drawn from, or
-    the factor of the count form.
+    Attributes:
+        xt: int64 [b, l], the corrupted tokens x_t.
+        t: float32 [b], times in [0, 1].
+        sigma: float32 [b], total noise at ``t``.
+        dsigma: float32 [b], the derivative of total noise in t.
+        weight: float32 [b], the factor by which the mean of the loss over draws becomes the integral over t: the width of
+            the interval that ``t`` is drawn from, or the factor of the sum over mask counts.
     """
 
     xt: Tensor
@@ -92,32 +111,45 @@ class Draw:
 
 
 class Randomness:
-    """Uniform numbers for some rows of a global batch, as if the whole of it had been drawn at once.
+    """Uniform random numbers for a slice of a global batch.
 
-    Ranks and accumulation steps each take their own rows (``start`` of ``total``) of the same numbers, so the split of
-    a batch over processes changes nothing.
+    Every rank and accumulation step draws the numbers of the whole global batch from the same generator state and takes its
+    own rows, so results do not depend on how the batch is split.
+
+    Args:
+        generator: The source of the numbers; results are on its device.
+        start: Index of this slice's first row in the global batch.
+        total: Rows of the global batch; None: the slice ends the batch.
     """
 
     def __init__(self, generator: torch.Generator, *, start: int = 0, total: int | None = None) -> None:
         self.generator, self.start, self.total = generator, start, total
 
     def rand(self, rows: int, *shape: int) -> Tensor:
-        """float32 [rows, *shape] in [0, 1)."""
+        """Draw uniform numbers in [0, 1), float32 [rows, *shape], of 24 random bits each."""
         total = self.total or self.start + rows
         drawn = torch.rand(total, *shape, generator=self.generator, device=self.generator.device)
         return drawn[self.start : self.start + rows]
 
+    def rand48(self, rows: int, *shape: int) -> Tensor:
+        """Draw uniform numbers in [0, 1), float64 [rows, *shape], of 48 random bits each.
+
+        The inverse CDF of a large vocabulary needs them: 24 bits never reach a token of probability 1e-8.
+        """
+        return self.rand(rows, *shape).double() + self.rand(rows, *shape).double() * 2**-24
+
     def keys(self, rows: int) -> Tensor:
-        """int32 [rows]: what each row's network randomness is drawn from (:mod:`sedd_graph.component.counter_rng`)."""
+        """Draw one key per row for :mod:`sedd_graph.component.counter_rng`, int32 [rows]."""
         total = self.total or self.start + rows
         device = self.generator.device
         drawn = torch.randint(-(2**31), 2**31, (total,), generator=self.generator, device=device)
         return drawn[self.start : self.start + rows].int()
 
     def low_discrepancy(self, rows: int) -> Tensor:
-        """float32 [rows] in [0, 1): one offset, then an even grid over the global batch (VDM, arXiv 2107.00630)."""
+        """Draw stratified times in [0, 1), float32 [rows]: an even grid over the global batch, shifted by one uniform number
+        modulo 1 (VDM, arXiv 2107.00630, appendix I.1)."""
         total = self.total or self.start + rows
         offset = torch.rand(1, generator=self.generator, device=self.generator.device, dtype=torch.float64)
         grid = torch.arange(self.start, self.start + rows, device=self.generator.device, dtype=torch.float64) / total
-        # float32 rounds a value just below 1 up to 1: keep the range half open.
+        # float32 rounds a value just below 1 up to 1; the clamp keeps the interval half-open
         return ((offset + grid) % 1.0).float().clamp(max=1 - 2**-24)

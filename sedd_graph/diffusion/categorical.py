@@ -1,8 +1,8 @@
-"""Drawing states: the one place where categorical draws are made.
+"""Categorical draws, all of them in float64.
 
-32-bit Gumbel races (and 32-bit inverse CDFs) lose rare classes and so lower the temperature silently (arXiv
-2409.02908, section 5). Draws here are made in two stages: whether a position moves at all, then where to, each with
-64-bit uniforms; the second only for positions that move.
+Gumbel races and inverse CDFs in float32 never draw rare classes and so lower the temperature silently (arXiv 2409.02908,
+section 5). A sampler's step has two stages: :func:`going` draws which positions change, and :func:`categorical` draws new states
+for those positions only.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,37 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["categorical", "going", "jump", "sharpen"]
+__all__ = ["categorical", "going", "inverse_cdf", "jump", "sharpen"]
 
-_CHUNK = 2**24  # numbers held in float64 at a time
+_CHUNK = 2**24  # float64 numbers held at a time
+
+
+def inverse_cdf(cdf: Tensor, u: Tensor) -> Tensor:
+    """Return the class that each uniform number falls into; a class of weight zero is never returned.
+
+    Args:
+        cdf: Cumulative weights, float64 [..., n], not normalised; [n] serves ``u`` of any shape.
+        u: Uniform numbers in [0, 1), float64 [..., d] with the leading axes of ``cdf``.
+
+    Returns:
+        int64 with the shape of ``u``, each in [0, n).
+    """
+    # right=True: the first class whose cumulative weight exceeds u * total. The factor keeps u * total from rounding up to total
+    return torch.searchsorted(cdf, u * cdf[..., -1:] * (1 - 2**-53), right=True)
 
 
 def categorical(weights: Tensor, *, generator: torch.Generator) -> Tensor:
-    """int64 [...]: one draw from each row of non-negative ``weights`` [..., n], which need not sum to 1.
+    """Draw one class from each row of weights.
 
-    A class of weight zero never comes out. A row that sums to zero or is not finite raises :class:`ValueError`.
+    Args:
+        weights: Non-negative [..., n], not normalised. A class of weight zero is never drawn.
+        generator: On the device of ``weights``.
+
+    Returns:
+        int64 [...].
+
+    Raises:
+        ValueError: A row sums to zero or is not finite.
     """
     flat = weights.reshape(-1, weights.shape[-1])
     out = torch.empty(flat.shape[0], dtype=torch.int64, device=weights.device)
@@ -29,21 +51,27 @@ def categorical(weights: Tensor, *, generator: torch.Generator) -> Tensor:
         if not bool(((total > 0) & total.isfinite()).all()):
             raise ValueError("categorical: a row of weights sums to zero or is not finite")
         u = torch.rand(cdf.shape[0], 1, generator=generator, device=cdf.device, dtype=torch.float64)
-        # right=True: the first class whose cumulative weight exceeds u * total, so zero-weight classes are passed over
-        out[start : start + rows] = torch.searchsorted(cdf, u * total * (1 - 2**-53), right=True)[:, 0]
+        out[start : start + rows] = inverse_cdf(cdf, u)[:, 0]
     return out.reshape(weights.shape[:-1])
 
 
 def going(move: Tensor, *, generator: torch.Generator) -> Tensor:
-    """bool like ``move``: which positions move, each with its chance."""
+    """Draw which positions change: bool like ``move``, True with probability ``move``."""
     return torch.rand(move.shape, generator=generator, device=move.device, dtype=torch.float64) < move.double()
 
 
 def jump(x: Tensor, move: Tensor, weights: Callable[[Tensor], Tensor], *, generator: torch.Generator) -> Tensor:
-    """Move each position of ``x`` [b, l] with chance ``move`` [b, l] to a state drawn from its row of weights.
+    """Draw one step of a jump process: each position keeps its state or takes a new one.
 
-    ``weights`` is asked once, with the positions that move (bool [b, l]), for their rows [moving, n], which need not sum
-    to 1.
+    Args:
+        x: States, int64 [b, l].
+        move: Probability that a position changes, [b, l].
+        weights: Called once, with the positions that change (bool [b, l]); returns the weights of their new states,
+            [moving, n], not normalised.
+        generator: On the device of ``x``.
+
+    Returns:
+        int64 [b, l]; ``x`` itself where no position changes.
     """
     moving = going(move, generator=generator)
     if not bool(moving.any()):
@@ -54,10 +82,15 @@ def jump(x: Tensor, move: Tensor, weights: Callable[[Tensor], Tensor], *, genera
 
 
 def sharpen(weights: Tensor, *, temperature: float, top_p: float) -> Tensor:
-    """``weights`` [..., n] to the power 1/temperature (0: the greatest alone), then cut to the nucleus ``top_p``.
+    """Raise weights to the power 1 / temperature, then cut them to the nucleus.
 
-    The nucleus is the fewest greatest weights that hold ``top_p`` of the sum (arXiv 1904.09751). Rows that sum to zero
-    stay so. Float64, not normalised.
+    Args:
+        weights: Non-negative [..., n], not normalised.
+        temperature: 0 keeps the largest weight alone.
+        top_p: The nucleus is the smallest set of largest weights that holds this share of the sum (arXiv 1904.09751).
+
+    Returns:
+        float64 [..., n], not normalised. Rows that sum to zero stay zero.
     """
     weights = weights.double()
     if temperature == 0:

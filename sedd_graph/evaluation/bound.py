@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sedd_graph.data.points import PointData, Points
-from sedd_graph.data.rows import Dataset, Rows
-from sedd_graph.diffusion.batch import Batch, Draw, PointBatch
-from sedd_graph.diffusion.strings.process import StringDraw, StringObjective
-from sedd_graph.diffusion.tokens.process import Objective
-from sedd_graph.engine.engine import Engine, mix_seed
+from sedd_graph.component.progress import track
+from sedd_graph.data.points import PointData
+from sedd_graph.data.rows import Dataset
+from sedd_graph.engine.engine import Engine
+from sedd_graph.engine.process import Process
+from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.evaluation.estimate import ratio
 
-__all__ = ["Evaluation", "Level", "Likelihood", "evaluate", "numbers", "to_batch"]
+__all__ = ["Evaluation", "Level", "Likelihood", "Result", "evaluate", "numbers", "to_batch"]
 
 LEVELS = 10
 """Bins of the bound by noise level."""
@@ -120,23 +120,23 @@ class Likelihood:
         )
 
 
-def numbers(found: Evaluation | Likelihood) -> dict[str, float]:
-    """Its plain numbers, for one line of a record."""
+Result = Evaluation | Likelihood
+
+
+def numbers(found: Result) -> dict[str, float]:
+    """Return the plain numbers of a result, for one line of a record."""
     return {k: v for k, v in dataclasses.asdict(found).items() if isinstance(v, int | float)}
 
 
-def to_batch(rows: Rows | Points, device: torch.device) -> Batch | PointBatch:
-    """numpy rows as tensors on the device."""
-    kind: type[Any] = Batch if isinstance(rows, Rows) else PointBatch
-    made: Batch | PointBatch = kind(
-        *(torch.from_numpy(getattr(rows, f.name)).to(device, non_blocking=True) for f in dataclasses.fields(rows))
-    )
-    return made
+def to_batch(rows: Any, process: Process, device: torch.device) -> Any:
+    """Put the numpy arrays of ``rows`` on the device, as a batch of the process."""
+    arrays = (torch.from_numpy(getattr(rows, f.name)) for f in dataclasses.fields(rows))
+    return process.batch_type(*(array.to(device, non_blocking=True) for array in arrays))
 
 
 @dataclasses.dataclass
-class _Drawn:
-    """What was drawn at which level, gathered over batches: the rows' numbers, times and nats, all [draws]."""
+class _Draws:
+    """Noise draws gathered over batches: the rows' numbers, times and nats, all [draws]."""
 
     over: str = "time"
     row: list[Tensor] = dataclasses.field(default_factory=list)
@@ -144,25 +144,20 @@ class _Drawn:
     nats: list[Tensor] = dataclasses.field(default_factory=list)
     first: int = 0
 
-    def add(self, objective: Objective | StringObjective[Any, Any], draw: Draw | StringDraw, nats: Tensor) -> None:
-        self.over = objective.over
-        if isinstance(objective, Objective) and objective.block is not None:
-            return  # each block of a row is at a level of its own, and the nats are of them all
-        self.row.append(self.first + torch.arange(len(nats)))
-        self.t.append(draw.t.double().cpu())
-        self.nats.append(nats.double().cpu())
+    def add(self, over: str, t: Tensor | None, nats: Tensor) -> None:
+        self.over = over
+        if t is not None:
+            self.row.append(self.first + torch.arange(len(nats)))
+            self.t.append(t.double().cpu())
+            self.nats.append(nats.double().cpu())
 
-    def levels(self, counted: Tensor, engine: Engine) -> tuple[Level, ...]:
-        """Even bins of t; ``counted`` [rows] says how many tokens of each row count."""
+    def levels(self, counted: Tensor, process: Process) -> tuple[Level, ...]:
+        """Even bins of t; ``counted`` [rows] holds how many tokens of each row count."""
         if not self.row:
             return ()
         row, t, nats = (torch.cat(part).numpy() for part in (self.row, self.t, self.nats))
         edges = np.arange(LEVELS + 1) / LEVELS
-        noised = edges
-        if self.over == "time":
-            assert engine.process is not None
-            inside = torch.from_numpy(edges.clip(1e-4, 1 - 1e-6)).float().to(engine.device)
-            noised = -np.expm1(-engine.process.schedule.sigma(inside).detach().double().cpu().numpy())
+        noised = process.noised(self.over, torch.from_numpy(edges)).numpy()
         places = np.ceil(t * LEVELS - 1e-6).clip(1, LEVELS).astype(np.int64) - 1
         tokens = counted.numpy()[row]
         found = []
@@ -190,21 +185,22 @@ class _Drawn:
 
 def evaluate(
     engine: Engine, data: Dataset | PointData, *, rows: int, batches: int | None, draws: int, seed: int
-) -> Evaluation | Likelihood:
-    """The bound on held-out rows (all, or ``batches`` spread evenly), per token and per character; of a flow, the
-    likelihood per dimension."""
-    nats, counts, drawn = [], [], _Drawn()
+) -> Result:
+    """Bound -log p of held-out rows (all, or ``batches`` spread evenly), per token and per character; of a flow, evaluate it
+    per dimension."""
+    nats, counts, drawn = [], [], _Draws()
     parts: Iterator[Any] = data.held_out(rows, batches=batches)
-    for number, part in enumerate(parts):
-        batch: Any = to_batch(part, engine.device)
-        how: dict[str, Any] = {} if isinstance(data, PointData) else {"on_draw": drawn.add}
-        nats.append(engine.bound_rows(batch, seed=mix_seed(seed, number), draws=draws, **how))
+    total = math.ceil(data.heldout.count / rows)
+    total = total if batches is None else min(batches, total)
+    for number, part in enumerate(track(parts, "evaluating", total=total, unit="batch")):
+        batch = to_batch(part, engine.process, engine.device)
+        nats.append(engine.bound_rows(batch, seed=mix_seed(seed, number), draws=draws, on_draw=drawn.add))
         counts.append(batch.counted.double().cpu())
         drawn.first += len(counts[-1])
     value, count = torch.cat(nats), torch.cat(counts)
     mean, error = ratio(value.numpy(), count.numpy())
     bits = 1 / (math.log(2) * data.units.ratio)
-    if isinstance(data, PointData):
+    if data.units.bits == "dimension":
         return Likelihood(mean, error, mean * bits, error * bits, rows=len(value), dimensions=int(count[0]))
     return Evaluation(
         mean,
@@ -216,6 +212,6 @@ def evaluate(
         tokens=int(count.sum()),
         draws=draws,
         over=drawn.over,
-        levels=drawn.levels(count, engine),
-        caveat=engine.caveat,
+        levels=drawn.levels(count, engine.process),
+        caveat=engine.process.caveat,
     )

@@ -1,18 +1,16 @@
-"""The engine of a flow: exact likelihood forward, samples by the derived inverse.
+"""Points: a flow with exact likelihood, sampled by its derived inverse.
 
-It has the methods that training and evaluation call on any engine. Units of the graph are evaluated one by one, eagerly:
-a flow keeps its activations, whatever a block's ``memory`` says, since its log-determinant needs them.
-
-Axes: b batch.
+Units of the graph are evaluated one by one, eagerly: a flow keeps its activations, whatever a block's ``memory`` says, since
+its log-determinant needs them. Axes: b batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import Registry
@@ -20,112 +18,119 @@ from sedd_graph.diffusion.batch import PointBatch, Randomness
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.tokens.process import Likelihood
 from sedd_graph.engine import volume
-from sedd_graph.engine.engine import Bound, CompileMode, Engine, mean_and_error, mix_seed
+from sedd_graph.engine.network import Network
+from sedd_graph.engine.process import DataFacts, OnDraw, Process, SampleRequest, Samples, Stored, Text
 from sedd_graph.engine.regions import Model
+from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.engine.units import Layout, Values
 from sedd_graph.errors import UserError
-from sedd_graph.families.points_plan import FlowPlan
+from sedd_graph.families.points_plan import PointsPlan
 from sedd_graph.graph.model import Graph
 
-__all__ = ["FlowEngine", "FlowModule"]
+__all__ = ["PointProcess"]
 
 
-class FlowModule(nn.Module):
-    """Network and likelihood in one: what DDP wraps."""
+class PointProcess(Process):
+    """The likelihood of a flow. By the change of variables -log p(x) = -log base(z) - log |det dz/dx|: exact, no bound."""
 
-    def __init__(self, model: Model, layout: Layout, base: Likelihood, plan: FlowPlan) -> None:
-        super().__init__()
-        self.model, self.base = model, base
-        self._layout, self._plan = layout, plan
+    family = "points"
+    batch_type = PointBatch
+    compiles = False
+    _WHOLE = "a flow draws whole rows by its inverse"
+    refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("length", "steps", "prompt", "attend", "conditions", "allowed", "classifier", "on_step"), _WHOLE
+    )
 
-    def forward(self, draw: None, batch: PointBatch, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Nats of each row, [b]: -log p(x), exact. ``key`` int32 [b] turns dropout on. (No port is saved: {}.)"""
-        values: Values = [None] * self._layout.count
-        values[self._layout.inputs[self._plan.input]] = batch.x
-        with full_precision(batch.x):
-            log_det = volume.forward(self._layout, self.model, key, values, len(batch))
-            return self.base.nats(values[self._layout.outputs[self._plan.output]]) - log_det, {}
+    def __init__(self, plan: PointsPlan, base: Likelihood, graph: Graph, *, device: torch.device) -> None:
+        self.plan, self.base = plan, base.to(device)
+        self._layout = Layout(graph.root, ())
 
-    def inverse(self, z: Tensor) -> Tensor:
-        """The rows [b, ...] that the flow sends to ``z``."""
-        values: Values = [None] * self._layout.count
-        values[self._layout.outputs[self._plan.output]] = z
-        self._layout.undo(self.model, None, values)
-        found: Tensor = values[self._layout.inputs[self._plan.input]]
-        return found
-
-
-class FlowEngine(Engine):
-    """An exact-likelihood engine. Make one with :func:`sedd_graph.build`."""
-
-    def __init__(
-        self,
-        graph: Graph,
+    @classmethod
+    def make(
+        cls,
+        plan: PointsPlan,
         registry: Registry,
-        plan: FlowPlan,
         *,
+        graph: Graph,
         device: torch.device,
-        on_save: Callable[[Path], None] | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(graph, registry, None, device=device, compile="off", on_save=on_save, seed=seed)
-        self.plan = plan
+        forbidden: Sequence[int] = (),
+        pieces: Callable[[], Sequence[bytes | None]] | None = None,
+    ) -> PointProcess:
+        """Make the process that ``plan`` declares."""
         base: Likelihood = registry.component(plan.contract.op)(plan.config, Context({}))
-        self.flow = FlowModule(self.model, Layout(graph.root, ()), base.to(device), plan)
+        return cls(plan, base, graph, device=device)
 
-    def compile(self, mode: CompileMode, *, everywhere: bool | None = None) -> None:
-        """A flow runs eagerly in every mode."""
-        self.compile_mode = "off"
+    def describe(self) -> str:
+        return self.plan.describe()
 
     # -- training and evaluation ------------------------------------------------------------------------------------
 
-    @property
-    def trained(self) -> nn.Module:
-        return self.flow
-
-    def draw(self, batch: PointBatch, *, random: Randomness) -> None:  # type: ignore[override]
-        """Nothing: the likelihood is exact."""
-
-    def loss(self, x: Tensor | PointBatch) -> Tensor:  # type: ignore[override]
-        """-log p of each row of ``x`` float32 [b, ...], nats, [b], with gradients."""
-        batch = self._batch(x)
-        keys = torch.randint(-(2**31), 2**31, (len(batch),), device=self.device).int() if self.model.training else None
-        loss: Tensor = self.flow(None, batch, keys)[0]
-        return loss
-
-    def _batch(self, x: Tensor | PointBatch) -> PointBatch:
-        batch = (x if isinstance(x, PointBatch) else PointBatch(x)).to(self.device)
+    def batch(self, rows: Tensor | PointBatch, device: torch.device) -> PointBatch:
+        batch = (rows if isinstance(rows, PointBatch) else PointBatch(rows)).to(device)
         if not batch.x.is_floating_point() or tuple(batch.x.shape[1:]) != self.plan.shape:
             shape = ", ".join(map(str, ("batch", *self.plan.shape)))
             raise UserError(f"rows must be floats [{shape}], not {batch.x.dtype} {list(batch.x.shape)}")
         return batch
 
-    @torch.no_grad()
-    def bound_rows(self, batch: PointBatch | Tensor, *, seed: int, draws: int = 1) -> Tensor:  # type: ignore[override]
-        """-log p of each row, nats, float64 [b] on the CPU; evaluation mode. Exact, so that one draw is enough: ``draws``
-        counts only where a contraction's log-determinant is an estimate, which ``seed`` fixes."""
-        rows = self._batch(batch)
-        total = torch.zeros(len(rows), dtype=torch.float64)
-        with self._evaluating(), torch.random.fork_rng(devices=[]):
-            for number in range(draws):
-                torch.manual_seed(mix_seed(seed, number))
-                total += self.flow(None, rows)[0].double().cpu()
-        return total / draws
+    def draw(self, batch: PointBatch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None) -> None:
+        """No noise is drawn: the likelihood is exact."""
+        if t is not None or xt is not None:
+            raise UserError("loss: a flow has no noise: leave t and xt out")
 
-    def bound(self, batches: Iterable[Tensor | PointBatch], *, draws: int = 1, seed: int = 0) -> Bound:  # type: ignore[override]
-        """-log p over all rows of ``batches``: mean nats per row and its standard error."""
-        return mean_and_error([self.bound_rows(b, seed=mix_seed(seed, i), draws=draws) for i, b in enumerate(batches)])
+    def loss(self, model: Model, draw: None, batch: PointBatch, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """-log p of each row, nats [b]. No activation is saved."""
+        values: Values = [None] * self._layout.count
+        values[self._layout.inputs[self.plan.input]] = batch.x
+        with full_precision(batch.x):
+            log_det = volume.forward(self._layout, model, key, values, len(batch))
+            return self.base.nats(values[self._layout.outputs[self.plan.output]]) - log_det, {}
+
+    def inverse(self, model: Model, z: Tensor) -> Tensor:
+        """Return the rows [b, ...] that the flow maps to ``z``."""
+        values: Values = [None] * self._layout.count
+        values[self._layout.outputs[self.plan.output]] = z
+        self._layout.undo(model, None, values)
+        found: Tensor = values[self._layout.inputs[self.plan.input]]
+        return found
+
+    def bound_rows(
+        self, network: Network, batch: PointBatch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
+    ) -> Tensor:
+        """-log p of each row, exact but where a contraction's log-determinant is estimated, which the seeds determine."""
+        total = torch.zeros(len(batch), dtype=torch.float64)
+        with torch.random.fork_rng(devices=[]):
+            for seed in seeds:
+                torch.manual_seed(seed)
+                total += self.loss(network.model, None, batch, None)[0].double().cpu()
+        return total / len(seeds)
+
+    def example(self, rows: int, length: int) -> Tensor:
+        return torch.zeros(rows, *self.plan.shape)
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def sample(self, batch: int, *, seed: int | None = None) -> Tensor:  # type: ignore[override]
-        """Draw ``batch`` rows, float32 [b, ...] on the CPU: the base density, undone. The same ``seed`` gives the same rows
-        on the same device."""
-        if batch < 1:
-            raise UserError(f"sample: batch must be at least 1, not {batch}")
-        chosen = int(torch.randint(2**62, ())) if seed is None else seed
-        generator = torch.Generator(self.device).manual_seed(mix_seed(chosen))
-        z = self.flow.base.draw((batch, *self.plan.out), generator=generator)
-        with self._evaluating():
-            return self.flow.inverse(z).cpu()
+    def sample(self, network: Network, request: SampleRequest) -> Samples:
+        """Rows float32 [b, ...]: the inverse of the flow at draws of the base density."""
+        generator = request.generator(network.device)
+        z = self.base.draw((request.batch, *self.plan.out), generator=generator)
+        with network.evaluating():
+            rows = self.inverse(network.model, z)
+            seed = mix_seed(request.seed or 0, 0)
+            nats = self.bound_rows(network, PointBatch(rows), seeds=[seed])
+        return Samples(rows.cpu(), {}, nats)
+
+    def texts(self, rows: Tensor, tokenizer: Text | None) -> list[str]:
+        """The first rows as numbers."""
+        return [" ".join(f"{value:.4f}" for value in row.flatten().tolist()) for row in rows[:16]]
+
+    def stored(self, samples: Samples, tokenizer: Text | None) -> Stored:
+        arrays = {"x": samples.rows.numpy()}
+        return Stored(arrays if samples.nats is None else arrays | {"nats": samples.nats.numpy()}, None)
+
+    def check_data(self, data: DataFacts) -> Iterator[tuple[str, str]]:
+        """The plan has refused text already."""
+        return iter(())
+
+    def conditions(self, changes: Mapping[str, Any]) -> None:
+        if changes:
+            raise UserError("a flow draws no text: --forbid, --allow and --matching are for language models")

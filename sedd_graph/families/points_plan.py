@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from sedd_graph.blueprint.load import Loaded
-from sedd_graph.blueprint.schema import Blueprint
+from sedd_graph.blueprint.schema import OpSpec
 from sedd_graph.component.axes import PortType, Size
 from sedd_graph.component.contract import ComponentConfig, Contract
 from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import PointsConfig
-from sedd_graph.errors import BlueprintError, SeddGraphError
+from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.configure import configure
 from sedd_graph.graph.location import Location
 from sedd_graph.graph.model import Graph
 from sedd_graph.inverse.program import Refusal
 from sedd_graph.inverse.solve import solve
 
-__all__ = ["FlowPlan", "read_flow"]
+__all__ = ["PointsPlan", "read_points"]
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowPlan:
-    """The likelihood that a flow is held to, its input and its output, and the shapes of a row of either."""
+class PointsPlan:
+    """The likelihood of a flow, its input and its output, and the shapes of a row of either."""
+
+    family = "points"
+    unit = "row"
+    states = 0
 
     contract: Contract
     config: ComponentConfig
@@ -32,23 +37,36 @@ class FlowPlan:
     shape: tuple[int, ...]
     out: tuple[int, ...]
 
+    sampler_op = "inverse"
 
-def read_flow(loaded: Loaded, graph: Graph, registry: Registry) -> FlowPlan | None:
-    """The declared flow, or None where the objective is no likelihood. Raises :class:`BlueprintError`."""
-    blueprint = loaded.blueprint
-    assert isinstance(blueprint, Blueprint)
-    objective = blueprint.objective
-    if objective is None:
-        return None
-    try:
-        contract = registry.contract(objective.op)
-    except SeddGraphError:
-        return None  # whoever reads the process says so with a place
-    if contract.kind != "likelihood":
-        return None
+    @property
+    def objective_op(self) -> str:
+        """The pinned name of the likelihood."""
+        return self.contract.op
+
+    def describe(self) -> str:
+        """One line: the shape of a row, and the likelihood by name."""
+        return f"flow of rows of {' x '.join(map(str, self.shape))}; likelihood {self.contract.name}"
+
+    def sampling(self) -> dict[str, Any]:
+        """The sampler's Config: an inverse has none."""
+        return {}
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        """The components that the likelihood depends on, as JSON values: none but the network."""
+        return {}
+
+
+def read_points(loaded: Loaded, graph: Graph, registry: Registry, objective: OpSpec) -> PointsPlan:
+    """Read a flow whose ``objective`` is a likelihood.
+
+    Raises:
+        BlueprintError: with every reason why the graph is no flow.
+    """
+    contract = registry.contract(objective.op)
     at = Location(loaded, (), [])
-    for key, given in (("process", blueprint.process), ("sample", blueprint.sample)):
-        if given is not None:
+    for key in ("process", "sample"):
+        if getattr(loaded.blueprint, key) is not None:
             (at / key).refuse(
                 f"a flow has no noise process, and is sampled by its inverse: leave {key!r} out, "
                 f"or take an objective other than {contract.name!r}"
@@ -74,7 +92,7 @@ def read_flow(loaded: Loaded, graph: Graph, registry: Registry) -> FlowPlan | No
             (at / "objective").refuse(f"the likelihood needs a log-determinant, which {names} does not declare")
     if at.problems or config is None or ends[0] is None or ends[1] is None:
         raise BlueprintError(at.problems)
-    return FlowPlan(contract, config, ends[0][0], ends[1][0], ends[0][1], ends[1][1])
+    return PointsPlan(contract, config, ends[0][0], ends[1][0], ends[0][1], ends[1][1])
 
 
 def _end(at: Location, ports: Mapping[str, PortType]) -> tuple[str, tuple[int, ...]] | None:

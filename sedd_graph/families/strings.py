@@ -1,167 +1,142 @@
-"""The engine of a process that changes lengths: strings in, strings out.
+"""Strings: processes that insert, delete and replace tokens, so that the model chooses lengths.
 
-It has the methods that training and evaluation call on any engine. Axes: b batch, w positions of a padded string (the
-start state first), v data tokens.
+Axes: b batch, w positions of a padded string (the start state first), v data tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from sedd_graph.component.base import Context
+from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import full_precision
-from sedd_graph.diffusion.strings.process import StringDraw, StringKernel, StringObjective, Strings
-from sedd_graph.diffusion.strings.sampler import StringSampler
-from sedd_graph.diffusion.tokens.process import Schedule
-from sedd_graph.engine.engine import CompileMode, Engine, mix_seed
+from sedd_graph.diffusion.strings.kernel import StringDraw
+from sedd_graph.diffusion.strings.parts import StringParts
+from sedd_graph.diffusion.strings.sampler import StringSettings
+from sedd_graph.diffusion.strings.strings import Strings
+from sedd_graph.engine.network import Network
+from sedd_graph.engine.process import (
+    DataFacts,
+    OnDraw,
+    Process,
+    Prompt,
+    SampleRequest,
+    Samples,
+    Stored,
+    Text,
+    TextWithHoles,
+)
 from sedd_graph.engine.regions import Model
-from sedd_graph.errors import BlueprintError, Problem, UserError
+from sedd_graph.errors import BlueprintError, UserError
+from sedd_graph.families.parts import make_components, problem
 from sedd_graph.families.plan import ProcessPlan
+from sedd_graph.families.text import FREE, check_row, split_holes, token_count, too_many_tokens
 from sedd_graph.graph.model import Graph
 
-__all__ = ["StringEngine", "StringModule", "StringProcess", "make_string_process"]
+__all__ = ["StringProcess", "make_parts", "prove"]
 
-HOLE = -1
-
-
-class StringProcess(NamedTuple):
-    """The four components of a process that changes lengths."""
-
-    kernel: StringKernel
-    schedule: Schedule
-    objective: StringObjective[Any, Any]
-    sampler: StringSampler[Any]
+_HOLE = re.compile(r"\[\[\]\]")
+_NUMBERED = re.compile(r"\[\[\d+\]\]")
 
 
-def make_string_process(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> StringProcess:
-    """Build the process, for the declared number of states or (for a proof) another. Raises :class:`BlueprintError`."""
-    context = Context({"n": states or plan.states})
-    noise = registry.component(plan.kernel.contract.op)
-    kernel = noise(plan.kernel.config if states is None else noise.toy(plan.kernel.config, states), context)
-    schedule, objective, sampler = (
-        registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.objective, plan.sampler)
-    )
-    problems = []
-    name = plan.kernel.contract.name
+def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None) -> StringParts:
+    """Make the components, for the declared number of states or (for a proof) another.
 
-    def refuse(key: str, message: str) -> None:
-        problems.append(Problem("blueprint", 0, 0, key, message))
-
+    Raises:
+        BlueprintError: with every reason why they do not go together.
+    """
+    kernel, schedule, objective, sampler = made = make_components(plan, registry, states=states)
+    problems, name = [], plan.kernel.name
     if schedule.learned:
-        refuse(
-            "process.schedule",
-            f"{plan.schedule.contract.name!r} learns from losses of rows of one length; take another schedule, such as loglinear",
+        message = (
+            f"{plan.schedule.name!r} learns from losses of rows of one length; take another schedule, such as loglinear"
         )
-    for output in kernel.reads:
-        if output not in plan.edits:
-            refuse("process", f"{name!r} cannot be undone without the output {output}: give it, too")
-    for output in plan.edits:
-        if output not in kernel.reads:
-            refuse("process", f"no one reads the output {output} where noise is {name!r}: leave it out")
+        problems.append(problem("process.schedule", message))
     if (lack := objective.lacks(kernel)) is not None:
-        refuse("objective", f"{plan.objective.contract.name!r} needs {lack}, not {name!r}")
+        problems.append(problem("objective", f"{plan.objective.name!r} needs {lack}, not {name!r}"))
     if (lack := sampler.lacks(kernel, objective)) is not None:
-        refuse("sample", f"{plan.sampler.contract.name!r} needs {lack}")
+        problems.append(problem("sample", f"{plan.sampler.name!r} needs {lack}"))
     if problems:
         raise BlueprintError(problems)
-    return StringProcess(kernel, schedule, objective, sampler)
+    return StringParts(*made)
 
 
-class StringModule(nn.Module):
-    """Network and objective in one: what is compiled, and what DDP wraps."""
+def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
+    """Verify the declared combination on the enumerable toy of its kernel. Takes some seconds on a CPU."""
+    from sedd_graph.verify.strings import prove_strings
 
-    def __init__(self, model: Model, process: StringProcess) -> None:
-        super().__init__()
-        self.model = model
-        self._process = process
-
-    def forward(self, draw: StringDraw, batch: Batch, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Nats per string [b], and the saved ports. ``key`` int32 [b] turns dropout on."""
-        outputs, taps = self.model.run({"tokens": draw.xt, "sigma": draw.sigma, "attend": draw.attend}, key)
-        with full_precision(draw.xt):
-            return self._process.objective.loss(outputs, draw, self._process.kernel), taps
+    return prove_strings(partial(make_parts, plan, registry))
 
 
-class StringEngine(Engine):
-    """A compiled training and sampling engine for strings that change their length. Make one with :func:`sedd_graph.build`.
+class StringProcess(Process):
+    """Kernel, schedule, objective and sampler of strings that change their length.
 
-    ``cut`` counts the tokens of noisy strings that found no room in training so far.
+    ``allowed`` bool [v] marks the tokens that may be generated. ``cut`` counts the tokens of noisy strings for which rows had no
+    room in training so far.
     """
 
+    family = "strings"
+    batch_type = Batch
+    refuses: ClassVar[Mapping[str, str]] = {
+        "attend": "strings have no padding to hide",
+        "conditions": "conditions on positions need rows of one length",
+        "allowed": "tokens are bounded by position in rows of one length alone",
+        "classifier": "classifiers guide rows of one length",
+    }
+
     def __init__(
-        self,
-        graph: Graph,
-        registry: Registry,
-        plan: ProcessPlan,
-        *,
-        device: torch.device,
-        compile: CompileMode = "auto",
-        forbidden: Iterable[int] = (),
-        on_save: Callable[[Path], None] | None = None,
-        seed: int = 0,
+        self, plan: ProcessPlan, parts: StringParts, *, device: torch.device, forbidden: Sequence[int] = ()
     ) -> None:
-        super().__init__(graph, registry, None, device=device, compile="off", on_save=on_save, seed=seed)
-        self.edits = make_string_process(plan, registry)
-        for part in self.edits:
+        self.plan = plan
+        self.kernel, self.schedule, self.objective, self.sampler = parts
+        for part in parts:
             part.to(device)
-        self.edit_module = StringModule(self.model, self.edits)
-        allowed = torch.ones(self.edits.kernel.data_tokens, dtype=torch.bool)
+        allowed = torch.ones(self.kernel.data_tokens, dtype=torch.bool)
         allowed[[i for i in forbidden if i < len(allowed)]] = False
         self.allowed = allowed.to(device)
         self.cut = 0
-        self.compile(compile)
 
-    @property
-    def caveat(self) -> str | None:
-        return self.edits.objective.caveat(self.edits.kernel)
+    @classmethod
+    def make(
+        cls,
+        plan: ProcessPlan,
+        registry: Registry,
+        *,
+        graph: Graph,
+        device: torch.device,
+        forbidden: Sequence[int] = (),
+        pieces: Callable[[], Sequence[bytes | None]] | None = None,
+    ) -> StringProcess:
+        """Make the process that ``plan`` declares. Raises :class:`BlueprintError`."""
+        return cls(plan, make_parts(plan, registry), device=device, forbidden=forbidden)
 
-    @property
-    def trained(self) -> nn.Module:
-        return self.edit_module
+    def describe(self) -> str:
+        return self.plan.describe()
 
     # -- training and evaluation ------------------------------------------------------------------------------------
 
-    def draw(self, batch: Batch, *, random: Randomness, t: Tensor | None = None) -> StringDraw:  # type: ignore[override]
-        """One draw of the forward process for ``batch``, with what the heads should say of it."""
-        draw: StringDraw = self.edits.objective.corrupt(
-            batch, self.edits.kernel, self.edits.schedule, random=random, t=t
-        )
-        self.cut += draw.cut
-        return dataclasses.replace(draw, cut=0)  # what is compiled must not change with it
-
-    def loss(self, x0: Tensor | Batch, *, t: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Nats per string, float32 [b], with gradients: one draw of the objective.
-
-        ``x0`` is int64 [b, l] or a :class:`Batch`, in which rows are padded behind their text. ``t`` float32 [b] fixes
-        the time: the value is then the integrand there. Randomness comes from torch's global generator.
-        """
-        batch = self._batch(x0)
-        random = Randomness(torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ()))))
-        draw = self.draw(batch, random=random, t=None if t is None else t.to(self.device))
-        key = random.keys(len(batch)) if self.model.training else None
-        loss: Tensor = self.edit_module(draw, batch, key)[0]
-        return loss
-
-    def _batch(self, x0: Tensor | Batch) -> Batch:
-        batch = (x0 if isinstance(x0, Batch) else Batch.of(x0)).to(self.device)
-        tokens, kernel = batch.tokens, self.edits.kernel
+    def batch(self, rows: Tensor | Batch, device: torch.device) -> Batch:
+        """Rows int64 [b, l] that are padded behind their text."""
+        batch = (rows if isinstance(rows, Batch) else Batch.of(rows)).to(device)
+        tokens, count = batch.tokens, self.kernel.data_tokens
         if tokens.dim() != 2 or tokens.dtype != torch.int64:
             raise UserError(f"tokens must be int64 [batch, length], not {tokens.dtype} {list(tokens.shape)}")
         real = torch.where(batch.attend, tokens, 0)
-        if real.numel() and (int(real.min()) < 0 or int(real.max()) >= kernel.data_tokens):
+        if real.numel() and (int(real.min()) < 0 or int(real.max()) >= count):
             raise UserError(
-                f"tokens run from {int(real.min())} to {int(real.max())}; this model has {kernel.data_tokens} (0 to {kernel.data_tokens - 1})"
+                f"tokens run from {int(real.min())} to {int(real.max())}; this model has {count} (0 to {count - 1})"
             )
         kept = batch.attend & ~batch.corrupt
-        if not kernel.spares and bool(kept.any()):
+        if not self.kernel.spares and bool(kept.any()):
             raise UserError("this kernel has no tokens that it spares: every token must be corrupted")
         for role, what in (
             (batch.attend, "padding must come behind the text"),
@@ -171,108 +146,110 @@ class StringEngine(Engine):
                 raise UserError(f"a batch of strings: {what}")
         return batch
 
-    @torch.no_grad()
-    def bound_rows(  # type: ignore[override]
-        self,
-        batch: Batch | Tensor,
-        *,
-        seed: int,
-        draws: int = 1,
-        on_draw: Callable[[StringObjective[Any, Any], StringDraw, Tensor], None] | None = None,
-    ) -> Tensor:
-        """The bound of each string, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode.
+    def draw(
+        self, batch: Batch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None
+    ) -> StringDraw:
+        if xt is not None:
+            raise UserError("loss: noisy strings cannot be given: leave xt out")
+        draw: StringDraw = self.objective.corrupt(batch, self.kernel, self.schedule, random=random, t=t)
+        self.cut += draw.cut
+        return dataclasses.replace(draw, cut=0)  # a compiled step must not depend on it
 
-        Strings are whole here, however long noise makes them. ``on_draw(objective, draw, nats [b])`` sees every draw.
-        """
-        batch = self._batch(batch)
-        kernel, schedule, objective, _ = self.edits
+    def loss(
+        self, model: Model, draw: StringDraw, batch: Batch, key: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs, taps = model.run({"tokens": draw.xt, "sigma": draw.sigma, "attend": draw.attend}, key)
+        with full_precision(draw.xt):
+            return self.objective.loss(outputs, draw, self.kernel), taps
+
+    def bound_rows(
+        self, network: Network, batch: Batch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
+    ) -> Tensor:
+        """As the interface says. Strings are whole here, however long noise makes them."""
         total = torch.zeros(len(batch), dtype=torch.float64)
-        with self._evaluating():
-            for number in range(draws):
-                generator = torch.Generator(self.device).manual_seed(mix_seed(seed, number))
-                draw = objective.bound_draw(batch, kernel, schedule, random=Randomness(generator))
-                nats = self.edit_module(draw, batch)[0]
-                total += nats.double().cpu()
-                if on_draw is not None:
-                    on_draw(objective, draw, nats)
-        return total / draws
+        for seed in seeds:
+            random = Randomness(torch.Generator(network.device).manual_seed(seed))
+            draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
+            nats = self.loss(network.model, draw, batch, None)[0]
+            total += nats.double().cpu()
+            if on_draw is not None:
+                on_draw(self.objective.over, draw.t, nats)
+        return total / len(seeds)
+
+    @property
+    def caveat(self) -> str | None:
+        return self.objective.caveat(self.kernel)
+
+    def warnings(self) -> list[str]:
+        if not self.cut:
+            return []
+        return [f"{self.cut:,} tokens of noisy strings found no room: raise objective.room"]
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def sample(  # type: ignore[override]  # strings of their own lengths know no conditions on positions
-        self,
-        batch: int,
-        length: int,
-        *,
-        steps: int | None = None,
-        prompt: Tensor | None = None,
-        seed: int | None = None,
-        attend: Tensor | None = None,
-        on_step: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor:
-        """Draw ``batch`` strings of at most ``length`` tokens, int64 [b, longest of them] on the CPU, padded with the start
-        state. With an objective for one length that is their length.
+    @property
+    def steps(self) -> int | None:
+        return self.sampler.steps
 
-        ``prompt`` int64 [1, p] holds tokens that stay, and -1 where the model may write as much as it likes; elsewhere nothing
-        is put in. The same ``seed`` gives the same strings on the same device. ``on_step(number, rows)`` sees every step,
-        int64 [b, length]. Raises :class:`UserError`.
+    def sample(self, network: Network, request: SampleRequest) -> Samples:
+        """Strings of at most ``length`` tokens, int64 [b, longest of them], padded with the start state. With an objective
+        for one length that is their length.
+
+        ``prompt`` int64 [1, p] holds tokens that stay, and -1 where the model may write as much as it likes; nothing is inserted
+        elsewhere. ``on_step(number, rows)`` gets rows int64 [b, length].
         """
-        kernel, schedule, objective, sampler = self.edits
-        if batch < 1 or length < 1:
-            raise UserError(f"sample: batch and length must be at least 1, not {batch} and {length}")
-        if steps is not None and (steps < 1 or sampler.steps is None):
-            why = "at least 1" if sampler.steps is not None else "left out: this sampler draws its own times"
-            raise UserError(f"sample: steps must be {why}, not {steps}")
-        if attend is not None:
-            raise UserError("sample: strings have no padding to hide: leave attend out")
-        chosen = int(torch.randint(2**62, ())) if seed is None else seed
-        generator = torch.Generator(self.device).manual_seed(mix_seed(chosen))
-        if prompt is None:
-            strings = kernel.prior(batch, longest=length, generator=generator, allowed=self.allowed)
+        if request.length is None:
+            raise UserError("sample: give a length: the most tokens that a string may have")
+        if request.steps is not None and self.steps is None:
+            raise UserError("sample: steps must be left out: this sampler draws its own times")
+        batch, length = request.batch, request.length
+        generator = request.generator(network.device)
+        if request.prompt is None:
+            strings = self.kernel.prior(batch, longest=length, generator=generator, allowed=self.allowed)
             fixed = torch.zeros_like(strings.attend)
             fixed[:, 0] = True
             shut = ~strings.attend
         else:
-            strings, fixed, shut = self._prompt(prompt, batch, length)
+            strings, fixed, shut = self._prompt(request.prompt.to(network.device), batch, length)
 
         def rates(strings: Strings, sigma: Tensor) -> Mapping[str, Tensor]:
-            found = self.model.run({"tokens": strings.tokens, "sigma": sigma, "attend": strings.attend})[0]
-            return objective.rates(found, strings, length)
+            found = network.run({"tokens": strings.tokens, "sigma": sigma, "attend": strings.attend})
+            return self.objective.rates(found, strings, length)
 
-        def seen(number: int, strings: Strings) -> None:
-            if on_step is not None:
-                on_step(number, self._rows(strings, length))
+        def on_step(number: int, strings: Strings) -> None:
+            if request.on_step is not None:
+                request.on_step(number, self._rows(strings, length))
 
-        with self._evaluating():
-            out = sampler.run(
-                rates,
-                strings,
-                fixed=fixed,
-                shut=shut,
-                longest=length,
-                kernel=kernel,
-                schedule=schedule,
-                generator=generator,
-                steps=steps,
-                allowed=self.allowed,
-                on_step=seen,
-            )
-        return self._rows(out, max(1, int(out.lengths.max()))).cpu()
+        settings = StringSettings(
+            fixed=fixed,
+            shut=shut,
+            longest=length,
+            kernel=self.kernel,
+            schedule=self.schedule,
+            generator=generator,
+            allowed=self.allowed,
+            on_step=on_step,
+        )
+        with network.evaluating():
+            out = self.sampler.run(rates, strings, settings, steps=request.steps)
+        rows = self._rows(out, max(1, int(out.lengths.max()))).cpu()
+        sampler = self.sampler
+        facts = {"mask": None, "start": self.kernel.start, "cut": sampler.cut, "clamped": sampler.clamped}
+        return Samples(rows, facts | {"evaluations": sampler.evaluations})
 
-    def _prompt(self, prompt: Tensor, batch: int, length: int) -> tuple[Strings, Tensor, Tensor]:
+    def _prompt(self, row: Tensor, batch: int, length: int) -> tuple[Strings, Tensor, Tensor]:
         """The given tokens alone, all of them fixed, and the gaps in which there is no hole."""
-        if (reason := self.edits.kernel.holds_nothing()) is not None:
+        if (reason := self.kernel.holds_nothing()) is not None:
             raise UserError(f"filling in: {reason}")
-        if prompt.dim() != 2 or prompt.shape[0] != 1:
-            raise UserError(f"sample: prompt must be one row, [1, p], not {list(prompt.shape)}")
-        row = prompt[0].to(self.device)
+        if row.dim() != 2 or row.shape[0] != 1:
+            raise UserError(f"sample: prompt must be one row, [1, p], not {list(row.shape)}")
+        row = row[0]
         given = row[row >= 0]
-        self._batch(given[None])
+        self.batch(given[None], row.device)
         if len(given) >= length:
             raise UserError(f"sample: the prompt has {len(given)} tokens; nothing is free of {length}")
         gap = (row >= 0).cumsum(0)[row < 0]  # a hole behind j tokens is gap j
-        tokens = torch.cat([given.new_full((1,), self.edits.kernel.start), given]).repeat(batch, 1)
+        tokens = torch.cat([given.new_full((1,), self.kernel.start), given]).repeat(batch, 1)
         shut = torch.ones_like(tokens, dtype=torch.bool)
         shut[:, gap] = False
         every = torch.ones_like(shut)
@@ -281,4 +258,59 @@ class StringEngine(Engine):
     def _rows(self, strings: Strings, width: int) -> Tensor:
         """Tokens without the start, int64 [b, width]."""
         rows = strings.tokens[:, 1 : width + 1]
-        return nn.functional.pad(rows, (0, width - rows.shape[1]), value=self.edits.kernel.start)
+        return F.pad(rows, (0, width - rows.shape[1]), value=self.kernel.start)
+
+    def texts(self, rows: Tensor, tokenizer: Text | None) -> list[str]:
+        if tokenizer is None:
+            raise UserError("there is no tokenizer: tokens cannot become text")
+        return [tokenizer.decode([i for i in row if i != self.kernel.start]) for row in rows.tolist()]
+
+    def stored(self, samples: Samples, tokenizer: Text | None) -> Stored:
+        rows = samples.rows.numpy()
+        lengths = (samples.rows != self.kernel.start).sum(-1).numpy()
+        return Stored({"tokens": rows, "lengths": lengths}, self.texts(samples.rows, tokenizer))
+
+    def conditions(self, changes: Mapping[str, Any]) -> None:
+        if changes:
+            raise UserError(
+                "this model chooses lengths itself: --forbid, --allow, --matching, --guidance and --observed are for models of rows"
+            )
+
+    @classmethod
+    def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry) -> list[Check]:
+        return prove(plan, registry)
+
+    def check_data(self, data: DataFacts) -> Iterator[tuple[str, str]]:
+        yield from super().check_data(data)
+        yield from token_count(data, self.kernel.data_tokens)
+        if self.objective.one_length and not data.stream:
+            yield (
+                "data.rows",
+                "the objective is for strings of one known length: take rows: stream, or the objective dise",
+            )
+        if data.prompts and not self.kernel.spares:
+            yield (
+                "data.corpus.prompt",
+                "this kernel spares no token, so there can be no prompt: leave it out, or take the kernel delete",
+            )
+
+    def check_tokenizer(self, size: int) -> str | None:
+        return too_many_tokens(size, self.kernel.data_tokens)
+
+    def prompt(
+        self, text: TextWithHoles, tokenizer: Text, *, length: int, prompts_trained: bool, observed: str
+    ) -> Prompt:
+        """``text`` with ``[[]]`` for a hole of any length, or prefix and suffix around one."""
+        if (reason := self.kernel.holds_nothing()) is not None:
+            raise UserError(f"infill: {self.plan.kernel.name!r} holds no text: {reason}")
+        text.check("The [[]] is")
+        if text.text is not None and _NUMBERED.search(text.text):
+            raise UserError("infill: this model chooses lengths itself: write [[]] for a hole, without a number")
+        form = "[[]] where the model is to write, such as 'The [[]] is'"
+        parts = [text.prefix or "", text.suffix or ""] if text.text is None else split_holes(text.text, _HOLE, form)
+        row: list[int] = []
+        for number, part in enumerate(parts):
+            row += ([FREE] if number else []) + tokenizer.encode(part).tolist()
+        check_row(row, tokenizer)
+        how = "gaps in the given text are held shut, which is a heuristic: the model has not been told that nothing is missing there"
+        return Prompt(torch.tensor([row], dtype=torch.int64), text.length or length, False, how)

@@ -1,51 +1,76 @@
-"""The declared noise process made: its four components, or every reason why they do not go together."""
+"""Rows of tokens: a kernel noises each position by itself, and a network scores or predicts the tokens.
+
+Axes: b batch, l length, n states.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sedd_graph.component.base import Context
+from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
-from sedd_graph.diffusion.conditions.constraint import lacks
+from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.conditions.conditions import Conditions
+from sedd_graph.diffusion.conditions.constraint import Matching, Pieces, allowed_tokens
+from sedd_graph.diffusion.numerics import full_precision
+from sedd_graph.diffusion.tokens.block_diffusion import hold_prompt, write_blocks
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
-from sedd_graph.diffusion.tokens.process import Kernel, Objective, Schedule
-from sedd_graph.diffusion.tokens.sampler import Sampler
-from sedd_graph.errors import BlueprintError, Problem, UserError
-from sedd_graph.families.plan import FED, ProcessPlan
+from sedd_graph.diffusion.tokens.conditions import lacks
+from sedd_graph.diffusion.tokens.guidance import Classifier, classified, lacks_scores, renoised, unprompted
+from sedd_graph.diffusion.tokens.parts import TokenParts
+from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
+from sedd_graph.diffusion.tokens.schedule_loss import steadied
+from sedd_graph.engine.block_cache import remembering
+from sedd_graph.engine.network import Network
+from sedd_graph.engine.process import (
+    KERNEL,
+    SCHEDULE,
+    DataFacts,
+    OnDraw,
+    Process,
+    Prompt,
+    SampleRequest,
+    Samples,
+    Stored,
+    Text,
+    TextWithHoles,
+)
+from sedd_graph.engine.regions import Model
+from sedd_graph.errors import BlueprintError, UserError
+from sedd_graph.families.parts import make_components, problem
+from sedd_graph.families.plan import ProcessPlan
+from sedd_graph.families.text import FREE, LARGEST, check_row, split_holes, token_count, too_many_tokens
 from sedd_graph.graph.model import Graph
+from sedd_graph.store.arrays import document_lengths
 
-__all__ = ["Process", "hold_inputs", "make_process"]
-
-
-class Process(NamedTuple):
-    """The four components of a noise process, and a classifier of noised rows where samples are drawn towards a label."""
-
-    kernel: Kernel
-    schedule: Schedule
-    objective: Objective
-    sampler: Sampler
-    classifier: NoisyClassifier | None = None
+__all__ = ["TokenProcess", "make_parts", "prove"]
 
 
-def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> Process:
-    """Build the process, for the declared number of states or (for a proof) another. Raises :class:`BlueprintError`."""
-    context = Context({"n": states or plan.states})
-    noise = registry.component(plan.kernel.contract.op)
-    kernel = noise(plan.kernel.config if states is None else noise.toy(plan.kernel.config, states), context)
-    goal = registry.component(plan.objective.contract.op)
-    objective = goal(plan.objective.config if states is None else goal.toy(plan.objective.config), context)
-    schedule, sampler = (registry.component(p.contract.op)(p.config, context) for p in (plan.schedule, plan.sampler))
+def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None) -> TokenParts:
+    """Make the components, for the declared number of states or (for a proof) another.
+
+    Raises:
+        BlueprintError: with every reason why they do not go together.
+    """
+    kernel, schedule, objective, sampler = made = make_components(plan, registry, states=states)
     # a proof is of the sampler without it
-    classifier = _classifier(plan, registry, context) if states is None else None
-    process = Process(kernel, schedule, objective, sampler, classifier)
+    classifier = _make_classifier(plan, registry) if states is None else None
+    parts = TokenParts(*made, classifier)
+    name = plan.kernel.name
     problems = [
-        Problem(
-            "blueprint",
-            0,
-            0,
-            key,
-            f"{part.contract.name!r} cannot work with the output {plan.output!r}; it reads {' or '.join(reads)}",
-        )
+        problem(key, f"{part.name!r} cannot work with the output {plan.output!r}; it reads {' or '.join(reads)}")
         for key, part, reads in (
             ("objective", plan.objective, objective.reads),
             ("sample", plan.sampler, sampler.reads),
@@ -53,7 +78,7 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
         if plan.output not in reads
     ]
     problems += [
-        Problem("blueprint", 0, 0, key, f"{part.contract.name!r} needs {lack}, not {plan.kernel.contract.name!r}")
+        problem(key, f"{part.name!r} needs {lack}, not {name!r}")
         for key, part, lack in (
             ("objective", plan.objective, objective.lacks(kernel)),
             ("sample", plan.sampler, sampler.lacks(kernel)),
@@ -63,62 +88,404 @@ def make_process(plan: ProcessPlan, registry: Registry, *, states: int | None = 
     ]
     if schedule.learned and not objective.steady:
         message = (
-            f"{plan.schedule.contract.name!r} learns from losses that are integrals over time, such as nelbo's and "
-            f"score_entropy's; {plan.objective.contract.name!r} is none: take another schedule, such as loglinear"
+            f"{plan.schedule.name!r} learns from losses that are integrals over time, such as nelbo's and "
+            f"score_entropy's; {plan.objective.name!r} is none: take another schedule, such as loglinear"
         )
-        problems.append(Problem("blueprint", 0, 0, "process.schedule", message))
-    if classifier is not None and plan.classifier is not None and (lack := _hinders(process)) is not None:
-        message = f"{plan.classifier.contract.name!r} needs {lack}"
-        problems.append(Problem("blueprint", 0, 0, "sample.classifier", message))
+        problems.append(problem("process.schedule", message))
+    if plan.classifier is not None and (lack := _hinders(parts)) is not None:
+        problems.append(problem("sample.classifier", f"{plan.classifier.name!r} needs {lack}"))
     if problems:
         raise BlueprintError(problems)
-    return process
+    return parts
 
 
-def _classifier(plan: ProcessPlan, registry: Registry, context: Context) -> NoisyClassifier | None:
-    """The declared classifier, which knows the declared label. Raises :class:`BlueprintError`."""
+def _make_classifier(plan: ProcessPlan, registry: Registry) -> NoisyClassifier | None:
+    """The declared classifier, which predicts the declared label. Raises :class:`BlueprintError`."""
     if plan.classifier is None:
         return None
     try:
+        context = Context({"n": plan.states})
         made: NoisyClassifier = registry.component(plan.classifier.contract.op)(plan.classifier.config, context)
     except UserError as error:  # a file that cannot be read, or is of another model
-        raise BlueprintError([Problem("blueprint", 0, 0, "sample.classifier", str(error))]) from None
-    label = plan.classifier.config.label  # type: ignore[attr-defined]
+        raise BlueprintError([problem("sample.classifier", str(error))]) from None
+    label = made.config.label
     if label >= made.labels:
         message = f"there is no label {label}: this classifier has {made.labels}, from 0 to {made.labels - 1}"
-        raise BlueprintError([Problem("blueprint", 0, 0, "sample.classifier.label", message)])
+        raise BlueprintError([problem("sample.classifier.label", message)])
     return made
 
 
-def _hinders(process: Process) -> str | None:
+def _hinders(parts: TokenParts) -> str | None:
     """What guidance by the process's classifier needs and does not have here."""
-    kernel, objective, sampler, classifier = process.kernel, process.objective, process.sampler, process.classifier
-    assert classifier is not None
-    if objective.block is not None:
+    if parts.classifier is None:
+        return None
+    if parts.objective.block is not None:
         return "text that is drawn as a whole, not in blocks"
-    if (kernel.mask is None or not kernel.clamp_safe) and "log_score" not in sampler.reads:
-        return "a sampler that reads log_score, such as analytic: where seen tokens move, it gives factors for scores"
-    return classifier.lacks(kernel)
+    return lacks_scores(parts.kernel, parts.sampler) or parts.classifier.lacks(parts.kernel)
 
 
-def hold_inputs(process: Process, graph: Graph) -> None:
-    """What a graph is fed must be what its objective is about. Raises :class:`BlueprintError`."""
-    names, block = graph.root.inputs, process.objective.block
-    problems = []
+def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
+    """Verify the declared combination on an enumerable toy. Takes a few seconds on a CPU."""
+    from sedd_graph.verify.tokens import prove_process
 
-    def refuse(key: str, message: str) -> None:
-        problems.append(Problem("blueprint", 0, 0, key, message))
+    return prove_process(partial(make_parts, plan, registry), plan.output)
 
-    for name in ("clean", "places", "sees"):
-        if block is None and name in names:
-            refuse(f"inputs.{name}", f"{name!r} is for an objective of blocks, such as block_nelbo")
-        elif block is not None and name not in names and name != "places":
-            refuse("objective", f"an objective of blocks needs a graph with the input {name!r}: {FED[name]}")
-    for name in ("t", "attend"):
-        if block is not None and name in names:
-            refuse(
-                f"inputs.{name}",
-                f"an objective of blocks feeds no {name!r}: it is not the same for all blocks of a row",
+
+class TokenProcess(Process):
+    """Kernel, schedule, objective and sampler of rows of tokens.
+
+    ``allowed`` bool [n] marks the tokens that may be generated: all but the ``forbidden`` ones and the mask. ``pieces`` gives the
+    bytes of each token, where there is a tokenizer.
+    """
+
+    family = "tokens"
+    batch_type = Batch
+    refuses: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(
+        self,
+        plan: ProcessPlan,
+        parts: TokenParts,
+        *,
+        device: torch.device,
+        forbidden: Sequence[int] = (),
+        pieces: Pieces | None = None,
+    ) -> None:
+        self.plan = plan
+        self.kernel, self.schedule, self.objective, self.sampler, self.classifier = parts
+        for part in parts:
+            if part is not None:
+                part.to(device)
+        self._pieces = pieces
+        allowed = torch.ones(self.kernel.states, dtype=torch.bool)
+        allowed[[i for i in forbidden if i < self.kernel.states]] = False
+        if self.kernel.mask is not None:
+            allowed[self.kernel.mask] = False
+        self.allowed = allowed.to(device)
+
+    @classmethod
+    def make(
+        cls,
+        plan: ProcessPlan,
+        registry: Registry,
+        *,
+        graph: Graph,
+        device: torch.device,
+        forbidden: Sequence[int] = (),
+        pieces: Pieces | None = None,
+    ) -> TokenProcess:
+        """Make the process that ``plan`` declares. Raises :class:`BlueprintError`."""
+        return cls(plan, make_parts(plan, registry), device=device, forbidden=forbidden, pieces=pieces)
+
+    def describe(self) -> str:
+        return self.plan.describe()
+
+    # -- training and evaluation ------------------------------------------------------------------------------------
+
+    def learned(self) -> Mapping[str, nn.Module]:
+        return {n: p for n, p in ((KERNEL, self.kernel), (SCHEDULE, self.schedule)) if p.learned}
+
+    def batch(self, rows: Tensor | Batch, device: torch.device) -> Batch:
+        batch = (rows if isinstance(rows, Batch) else Batch.of(rows)).to(device)
+        self._check_tokens(batch.tokens)
+        return batch
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.dim() != 2 or tokens.dtype != torch.int64:
+            raise UserError(f"tokens must be int64 [batch, length], not {tokens.dtype} {list(tokens.shape)}")
+        count = self.kernel.data_tokens
+        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= count):
+            raise UserError(
+                f"tokens run from {int(tokens.min())} to {int(tokens.max())}; this model has {count} (0 to {count - 1})"
             )
-    if problems:
-        raise BlueprintError(problems)
+
+    def draw(self, batch: Batch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None) -> Draw:
+        return self.objective.corrupt(batch, self.kernel, self.schedule, random=random, t=t, xt=xt)
+
+    def loss(self, model: Model, draw: Draw, batch: Batch, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        if key is not None and (copies := len(draw.xt) // len(key)) > 1:
+            key = torch.cat([key] * copies)
+        found, taps = model.run(self.objective.inputs(draw, batch), key)
+        with full_precision(draw.xt):
+            outputs = self.kernel.translate(found, draw.xt, draw.sigma)
+            loss = self.objective.loss(outputs, draw, batch, self.kernel, self.schedule)
+            if self.schedule.learned:
+                # in the units of the loss: nats per sequence, times the share of a guess's that each token costs
+                guess = batch.counted.clamp(min=1) * math.log(self.kernel.states)
+                loss = loss + steadied(loss, draw.t, self.schedule) / guess
+        return loss, taps
+
+    def bound_rows(
+        self, network: Network, batch: Batch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
+    ) -> Tensor:
+        total = torch.zeros(len(batch), dtype=torch.float64)
+        for seed in seeds:
+            random = Randomness(torch.Generator(network.device).manual_seed(seed))
+            objective, draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
+            outputs = network.run(objective.inputs(draw, batch))
+            outputs = self.kernel.translate(outputs, draw.xt, draw.sigma)
+            nats = objective.loss(outputs, draw, batch, self.kernel, self.schedule)
+            total += nats.double().cpu()
+            if on_draw is not None:
+                # each block of a row is at a level of its own, and the nats are of them all
+                on_draw(objective.over, draw.t if objective.block is None else None, nats)
+        return total / len(seeds)
+
+    def noised(self, over: str, t: Tensor) -> Tensor:
+        if over != "time":
+            return t
+        inside = t.float().clamp(1e-4, 1 - 1e-6).to(self.allowed.device)
+        return torch.from_numpy(-np.expm1(-self.schedule.sigma(inside).detach().double().cpu().numpy()))
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int | None:
+        return self.sampler.steps
+
+    def evaluations(self, request: SampleRequest) -> int | None:
+        steps, block = super().evaluations(request), self.objective.block
+        return steps and steps * (1 if block is None else -(-(request.length or 0) // block))
+
+    def sample(self, network: Network, request: SampleRequest) -> Samples:
+        """As the interface says. The mask and forbidden tokens are never drawn (unless a prompt holds them).
+
+        Under an objective of blocks the sampler runs in each block from left to right, with ``steps`` of its own; a prompt
+        may hold nothing behind the first block that is open. Rows that end within a block are the beginning of a whole one.
+        """
+        if request.length is None:
+            raise UserError("sample: give a length: the number of tokens of each row")
+        batch, length, device = request.batch, request.length, network.device
+        conditions = self.sampler.config if request.conditions is None else request.conditions
+        if (lack := lacks(conditions, self.kernel)) is not None:
+            raise UserError(f"sample: this needs {lack}, not {self.plan.kernel.name!r}")
+        classifier = request.classifier
+        if classifier is None and self.classifier is not None:
+            classifier = self.classifier.guide(self.schedule)
+        if classifier is not None and (lack := lacks_scores(self.kernel, self.sampler)) is not None:
+            raise UserError(f"sample: guidance by a classifier needs {lack}")
+        may = self._allowed(conditions, request, length, device)
+        generator = request.generator(device)
+        block = self.objective.block
+        whole = length if block is None else -(-length // block) * block
+        if block is not None:
+            if request.attend is not None:
+                raise UserError("sample: text in blocks has no padding to hide: leave attend out")
+            if classifier is not None or conditions.guidance != 1:
+                raise UserError("sample: guidance and classifiers need the whole text, which in blocks there never is")
+            if may.dim() > 1:  # what stands behind the end of the last block is cut off
+                may = torch.cat([may, self.allowed.expand(*may.shape[:-2], whole - length, -1)], -2)
+        x = self.kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
+        free = torch.ones_like(x, dtype=torch.bool)
+        if request.prompt is not None:
+            prompt = self._check_prompt(request.prompt, batch, length).to(device)
+            prompt = F.pad(prompt, (0, whole - length), value=-1)
+            free = prompt < 0
+            x = torch.where(free, x, prompt)
+        settings = WalkSettings(
+            free=free,
+            kernel=self.kernel,
+            schedule=self.schedule,
+            generator=generator,
+            allowed=may,
+            matching=None if conditions.matching is None else Matching(conditions.matching, self._spelled, device),
+            on_step=request.on_step,
+        )
+        if block is not None:
+            rows = self._write_blocks(network, x, block, settings, length, request.steps)[:, :length].cpu()
+        else:
+            rows = self._walk(network, x, settings, request, conditions, classifier).cpu()
+        facts: dict[str, Any] = {"mask": self.kernel.mask, "clamped": self.sampler.clamped}
+        told = conditions.model_dump(mode="json", include=set(Conditions.model_fields), exclude_defaults=True)
+        facts |= {"conditions": told} if told else {}
+        if self.plan.classifier is not None:
+            facts["classifier"] = {k: v for k, v in self.plan.classifier.record().items() if k != "counts"}
+        return Samples(rows, facts | {"evaluations": self.sampler.evaluations})
+
+    def _check_prompt(self, prompt: Tensor, batch: int, length: int) -> Tensor:
+        if prompt.dim() != 2 or prompt.shape[1] != length or prompt.shape[0] not in (1, batch):
+            raise UserError(f"sample: prompt must be [{batch}, {length}] (or one row), not {list(prompt.shape)}")
+        self._check_tokens(prompt.clamp(min=0))
+        return prompt.expand(batch, length)
+
+    def _walk(
+        self,
+        network: Network,
+        x: Tensor,
+        settings: WalkSettings,
+        request: SampleRequest,
+        conditions: Conditions,
+        classifier: Classifier | None,
+    ) -> Tensor:
+        """Rows ``x`` [b, l] from noise to text, as a whole."""
+        batch, free, asked = len(x), settings.free, 0
+        attend = request.attend
+        visible = torch.ones_like(free) if attend is None else attend.to(x.device).expand(*x.shape)
+
+        def evaluate(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
+            nonlocal asked
+            asked += len(rows)
+            # Every other number of rows would be compiled anew: where that is done, the batch is filled up again.
+            fill = -len(rows) % batch if network.compiled_everywhere else 0
+            if fill:
+                x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
+                at = None if at is None else torch.cat([at, at[:1].expand(fill, -1)])
+            sigma = self.schedule.sigma(t)
+            inputs = {"tokens": x, "sigma": sigma, "t": t, "attend": visible[rows]}
+            outputs = network.run(inputs, at=at)
+            outputs = self.kernel.translate(outputs, x if at is None else x.gather(1, at), sigma)
+            return {name: value[: len(value) - fill] for name, value in outputs.items()} if fill else outputs
+
+        denoise: Denoise = evaluate
+        if request.prompt is not None and conditions.guidance != 1:
+            denoise = unprompted(denoise, free, self.kernel, conditions.guidance)
+        if classifier is not None:
+            denoise = classified(denoise, self.kernel, self.schedule, classifier, free)
+        noisy = request.prompt is not None and conditions.observed == "renoise"
+        if noisy:
+            denoise = renoised(denoise, x, free, self.kernel, self.schedule, settings.generator)
+        timeless = classifier is None and not noisy and not {"sigma", "t"} & set(network.model.input_names)
+        settings = dataclasses.replace(settings, timeless=timeless)
+        with network.evaluating():
+            out = self.sampler.run(denoise, x, settings, steps=request.steps)
+        self.sampler.evaluations = asked
+        return out
+
+    def _write_blocks(
+        self, network: Network, x: Tensor, block: int, settings: WalkSettings, length: int, steps: int | None
+    ) -> Tensor:
+        """Rows ``x`` [b, l] block by block. Eager: the cache grows, and each length of it would be compiled anew."""
+        hold_prompt(settings.free, block)
+        rows, whole = x.shape
+        with (
+            network.evaluating(eager=True),
+            remembering(network.model, block, rows=rows, length=whole, ending=network.suffix) as given,
+        ):
+            return write_blocks(self.sampler, given, x, settings, block=block, length=length, steps=steps)
+
+    def _allowed(self, conditions: Conditions, request: SampleRequest, length: int, device: torch.device) -> Tensor:
+        """The tokens that may be drawn, bool [n], [l, n] or [b, l, n]. Raises :class:`UserError`."""
+        may, allowed = self.allowed, request.allowed
+        if allowed is not None:
+            shape = (request.batch, length, len(may))
+            if allowed.dtype != torch.bool or allowed.shape not in (shape, shape[1:], shape[2:]):
+                raise UserError(
+                    f"sample: allowed must be bool {list(shape[2:])}, {list(shape[1:])} or {list(shape)}, "
+                    f"not {allowed.dtype} {list(allowed.shape)}"
+                )
+            may = may & allowed.to(device)
+        return allowed_tokens(conditions, may, length, self._spelled)
+
+    def _spelled(self) -> Sequence[bytes | None]:
+        """The bytes of each state. Raises :class:`UserError` where there is no tokenizer."""
+        if self._pieces is None:
+            raise UserError("there is no tokenizer, so tokens have no text: build from a run folder that has one")
+        pieces, states = self._pieces(), self.kernel.states
+        return [*pieces, *[None] * (states - len(pieces))][:states]
+
+    def stored(self, samples: Samples, tokenizer: Text | None) -> Stored:
+        rows, text = samples.rows.numpy(), self.texts(samples.rows, tokenizer)
+        pad, end = (None, None) if tokenizer is None else (tokenizer.pad, tokenizer.end)
+        return Stored({"tokens": rows, "lengths": document_lengths(rows, pad=pad, end=end)}, text)
+
+    def conditions(self, changes: Mapping[str, Any]) -> Conditions:
+        held = {name: getattr(self.sampler.config, name) for name in Conditions.model_fields}
+        for name, value in changes.items():
+            if name == "forbid":
+                value = [*held[name], *value]
+            elif name == "allow":
+                value = {**held[name], **value}
+            held[name] = value
+        try:
+            return Conditions(**held)
+        except pydantic.ValidationError as error:
+            found = error.errors()[0]
+            where = ".".join(map(str, found["loc"]))
+            raise UserError(f"--{where}: {found['msg'].removeprefix('Value error, ')}") from None
+
+    def prompt(
+        self, text: TextWithHoles, tokenizer: Text, *, length: int, prompts_trained: bool, observed: str
+    ) -> Prompt:
+        """``text`` with ``[[N]]`` for N free tokens, or prefix and suffix around what ``length`` leaves free."""
+        text.check("The [[12]] is")
+        row = self._fill(text, tokenizer, text.length or length)
+        if text.length is not None and text.length != len(row):
+            if text.length < len(row):
+                raise UserError(f"infill: the text has {len(row)} tokens, more than --length {text.length}")
+            row += [FREE] * (text.length - len(row))
+        check_row(row, tokenizer)
+        if FREE not in row:
+            raise UserError("infill: nothing is free: write [[N]] with N of at least 1 where the model is to write")
+        exact, how = self._law(prompts_trained, observed)
+        return Prompt(torch.tensor([row], dtype=torch.int64), len(row), exact, how)
+
+    def _fill(self, text: TextWithHoles, tokenizer: Text, length: int) -> list[int]:
+        if text.text is not None:
+            row: list[int] = []
+            for index, part in enumerate(
+                split_holes(text.text, _HOLE, "[[N]] where N tokens are free, such as 'The [[12]] is'")
+            ):
+                if index % 2 and (len(part) > 7 or len(row) + int(part) > LARGEST):
+                    raise UserError(f"infill: [[{part[:20]}]] makes more than {LARGEST:,} tokens")
+                row += [FREE] * int(part) if index % 2 else tokenizer.encode(part).tolist()
+            return row
+        before, after = (tokenizer.encode(part).tolist() if part else [] for part in (text.prefix, text.suffix))
+        left = length - len(before) - len(after)
+        if left <= 0:
+            raise UserError(
+                f"infill: prefix and suffix have {len(before) + len(after)} tokens; nothing is free of {length}"
+            )
+        return [*before, *[FREE] * left, *after]
+
+    def _law(self, prompts_trained: bool, observed: str) -> tuple[bool, str]:
+        """Whether samples have the model's law given a prompt, and how the prompt is held."""
+        if self.kernel.clamp_safe:
+            return True, "exact: the given text is held fixed, and with this kernel a token that is seen is a clean one"
+        if observed == "clamp" and prompts_trained:
+            return (
+                True,
+                "as trained: the given text is held fixed, and the model has learned from rows with clean prompts",
+            )
+        done = "holding the given text fixed" if observed == "clamp" else "noising the given text anew at each step"
+        return (
+            False,
+            f"the kernel {self.plan.kernel.name!r} can move every token, so {done} is a heuristic: "
+            "what is written is not drawn from the model's law given that text",
+        )
+
+    # -- verification -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry) -> list[Check]:
+        from sedd_graph.verify.block_diffusion import prove_blocks
+
+        checks = prove(plan, registry)
+        parts = make_parts(plan, registry)
+        return (
+            checks if parts.objective.block is None else [*checks, *prove_blocks(graph, parts, registry, plan.output)]
+        )
+
+    def check_data(self, data: DataFacts) -> Iterator[tuple[str, str]]:
+        yield from super().check_data(data)
+        block = self.objective.block
+        if block is not None and data.length % block:
+            yield (
+                "data.length",
+                f"rows of {data.length} tokens are no whole number of blocks of {block} (objective.block)",
+            )
+        yield from token_count(data, self.kernel.data_tokens)
+
+    def check_tokenizer(self, size: int) -> str | None:
+        return too_many_tokens(size, self.kernel.data_tokens)
+
+    def check_network(self, network: Network) -> list[Check]:
+        from sedd_graph.verify.classifier import check_classifier
+        from sedd_graph.verify.output import check_output
+
+        found = [check_output(network, self.kernel, self.objective)]
+        if self.classifier is not None:
+            found += check_classifier(self.classifier, self.kernel.states)
+        return found
+
+
+_HOLE = re.compile(r"\[\[(\d+)\]\]")

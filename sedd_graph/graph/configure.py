@@ -10,6 +10,7 @@ import pydantic
 from sedd_graph.blueprint.problems import model_problems
 from sedd_graph.component.axes import AxisError, parse_size
 from sedd_graph.component.contract import ComponentConfig, Contract, size_fields
+from sedd_graph.component.kinds import KINDS
 from sedd_graph.component.registry import Registry
 from sedd_graph.errors import EnvironmentFault, SeddGraphError, suggest
 from sedd_graph.graph.location import Location
@@ -27,7 +28,7 @@ def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], at: Locat
         return None
     if contract.kind in kinds:
         return contract
-    if len(kinds) > 1:
+    if KINDS[kinds[0]].is_node:
         wanted = "a node of the graph"
     else:
         fitting = sorted({e.name for e in registry if _kind(registry, e.op) in kinds})

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import json
+import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import networkx as nx
 
 from sedd_graph.component.kinds import KINDS
+from sedd_graph.graph.layout import PAD, Box, Edge
 from sedd_graph.graph.model import Graph, Op, Ref, Region, Step
 
 __all__ = ["Undo", "to_json", "to_mermaid", "to_svg", "to_tree"]
@@ -17,7 +18,7 @@ __all__ = ["Undo", "to_json", "to_mermaid", "to_svg", "to_tree"]
 Undo = Mapping[Region, Sequence[tuple[str, str]]]
 """How regions are undone, as arrows between what is drawn in each: a step, ``>input`` or ``<output``."""
 
-_UNDO = "#dc2626"
+_UNDO, _WIRE = "#dc2626", "#64748b"
 
 
 def _what(step: Step) -> str:
@@ -172,175 +173,96 @@ def to_mermaid(graph: Graph, undo: Undo | None = None) -> str:
 
 # -- SVG ------------------------------------------------------------------------------------------------------------
 
-_GAP_X, _GAP_Y, _PAD, _HEAD, _BOX_H, _CHAR, _LANE = 28, 34, 14, 24, 40, 6.7, 6
+_PORT = "#e2e8f0"
 
 
-class _Box:
-    """A drawn region or component with its size; children are placed inside."""
-
-    def __init__(self, title: str, note: str, fill: str, path: str) -> None:
-        self.title, self.note, self.fill, self.path = title, note, fill, path
-        self.children: dict[str, tuple[_Box, float, float]] = {}
-        self.edges: list[tuple[str, str]] = []
-        self.back: list[tuple[str, str]] = []
-        self.layer: dict[str, int] = {}
-        self.spans: list[tuple[float, float]] = []
-        self.lanes: dict[tuple[str, int], float] = {}
-        """Where an edge from a child goes down through a layer that it skips: x."""
-        self.width = max(_CHAR * len(title) * 1.05, _CHAR * 0.88 * len(note)) + 24
-        self.height = float(_BOX_H)
-
-    def place(self, layers: list[list[str]], boxes: dict[str, _Box]) -> None:
-        """Layers from top to bottom, each centred, with a lane beside the boxes for every child whose edges go past."""
-        self.layer = {name: number for number, layer in enumerate(layers) for name in layer}
-        last = {a: max(self.layer[t] for s, t in self.edges if s == a) for a, _ in self.edges}
-        past = [[a for a in last if self.layer[a] < number < last[a]] for number in range(len(layers))]
-        widths = [
-            sum(boxes[n].width for n in layer) + _LANE * len(skip) + _GAP_X * (len(layer) + len(skip) - 1)
-            for layer, skip in zip(layers, past, strict=True)
-        ]
-        inner = max([*widths, self.width - 2 * _PAD])
-        y = float(_HEAD + _PAD)
-        for number, (layer, width) in enumerate(zip(layers, widths, strict=True)):
-            x = _PAD + (inner - width) / 2
-            tall = max(boxes[n].height for n in layer)
-            for name in layer:
-                box = boxes[name]
-                self.children[name] = (box, x, y + (tall - box.height) / 2)
-                x += box.width + _GAP_X
-            for name in past[number]:
-                self.lanes[name, number] = x + _LANE / 2
-                x += _LANE + _GAP_X
-            self.spans.append((y, y + tall))
-            y += tall + _GAP_Y
-        self.width, self.height = inner + 2 * _PAD, y - _GAP_Y + _PAD
-
-
-def _boxed(region: Region, title: str, note: str, path: str, undo: Undo, *, top: bool) -> _Box:
-    box = _Box(title, note, "#ffffff" if top else "#fafafa", path)
-    boxes: dict[str, _Box] = {}
-    graph: nx.DiGraph[str] = nx.DiGraph()
+def _boxed(region: Region, box: Box, undo: Undo, *, top: bool) -> Box:
+    """Fill ``box``, the frame of ``region``, with the boxes of its inputs, steps and outputs."""
     for name, found in region.inputs.items():
-        boxes[f">{name}"] = _Box(name, str(found) if top else "", "#e2e8f0", "")
-        graph.add_node(f">{name}")
+        box.children[f">{name}"] = Box(name, str(found) if top else "", _PORT, "")
     for step in region.steps:
-        inner, where = _body(step), f"{path}.{step.name}".lstrip(".")
+        inner, path = _body(step), f"{box.path}.{step.name}".lstrip(".")
+        title = f"{step.name}: {_what(step)}"
         if inner is not None:
-            boxes[step.name] = _boxed(inner, f"{step.name}: {_what(step)}", "", where, undo, top=False)
-        else:
-            colour = KINDS[step.body.contract.kind].colour if isinstance(step.body, Op) else "#eee"
-            what = _what(step)
-            boxes[step.name] = _Box(
-                step.name if step.name == what else f"{step.name}: {what}", _types(step), colour, where
-            )
-        graph.add_node(step.name)
-        for refs in step.inputs.values():
-            for ref in refs:
-                source = ref.step or f">{ref.port}"
-                graph.add_edge(source, step.name)
-                box.edges.append((source, step.name))
+            box.children[step.name] = _boxed(inner, Box(title, "", "#fafafa", path), undo, top=False)
+        elif isinstance(step.body, Op):
+            title = step.name if step.name == _what(step) else title
+            box.children[step.name] = Box(title, _types(step), KINDS[step.body.contract.kind].colour, path)
+        box.edges += [
+            Edge(ref.step or f">{ref.port}", ref.port, step.name, port)
+            for port, refs in step.inputs.items()
+            for ref in refs
+        ]
     for name, ref in region.outputs.items():
-        boxes[f"<{name}"] = _Box(name, str(region.type_of(ref)) if top else "", "#e2e8f0", "")
-        graph.add_edge(ref.step or f">{ref.port}", f"<{name}")
-        box.edges.append((ref.step or f">{ref.port}", f"<{name}"))
-    layers = [list(layer) for layer in nx.topological_generations(graph)]
-    order = {name: index for index, name in enumerate(graph)}
-    for layer in layers:  # as the blueprint has them
-        layer.sort(key=order.__getitem__)
-    box.place(layers, boxes)
+        box.children[f"<{name}"] = Box(name, str(region.type_of(ref)) if top else "", _PORT, "")
+        box.edges.append(Edge(ref.step or f">{ref.port}", ref.port, f"<{name}", ""))
     box.back += undo.get(region, ())
+    box.arrange(_layers(box))
     return box
 
 
+def _layers(box: Box) -> list[list[str]]:
+    """Children by the length of the longest way to them from an input, in the blueprint's order; outputs last."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_nodes_from(box.children)
+    graph.add_edges_from((edge.source, edge.target) for edge in box.edges)
+    order = {name: number for number, name in enumerate(box.children)}
+    layers = [sorted(layer, key=order.__getitem__) for layer in nx.topological_generations(graph)]
+    inner = [[name for name in layer if not name.startswith("<")] for layer in layers]
+    outputs = [name for name in box.children if name.startswith("<")]
+    return [layer for layer in (*inner, outputs) if layer]
+
+
 def to_svg(graph: Graph, undo: Undo | None = None) -> str:
-    """A layered drawing, top to bottom: blocks as frames, repeats folded, types under names. All text escaped.
+    """Draw ``graph`` in layers, top to bottom: blocks as frames, repeats folded, types under names. All text is escaped.
 
-    How the regions in ``undo`` are undone is drawn over them in red.
+    Args:
+        graph: the graph.
+        undo: arrows of the inverse of some regions, drawn over them in red.
     """
-    box = _boxed(graph.root, graph.name, "", "", undo or {}, top=True)
-    parts: list[str] = []
-
-    def text(
-        x: float,
-        y: float,
-        content: str,
-        size: float,
-        *,
-        anchor: str = "middle",
-        weight: str = "400",
-        fill: str = "#0f172a",
-    ) -> None:
-        parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" font-weight="{weight}" fill="{fill}">{html.escape(content)}</text>'
-        )
-
-    def draw(item: _Box, x: float, y: float) -> None:
-        stroke = "#64748b" if item.children else "#94a3b8"
-        round_ = 10 if item.children else 12 if not item.path else 6
-        parts.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{item.width:.1f}" height="{item.height:.1f}" rx="{round_}" fill="{item.fill}" stroke="{stroke}"><title>{html.escape(item.path)}</title></rect>'
-        )
-        if not item.children:
-            middle = x + item.width / 2
-            text(middle, y + (17 if item.note else 25), item.title, 12, weight="600")
-            if item.note:
-                text(middle, y + 31, item.note, 10, fill="#475569")
-            return
-        text(x + _PAD, y + 18, item.title, 12.5, anchor="start", weight="700", fill="#334155")
-        for source, target in item.edges:
-            parts.append(
-                f'<path d="{_way(item, source, target, x, y)}" fill="none" stroke="#64748b" stroke-opacity="0.65" marker-end="url(#tip)"/>'
-            )
-        for child, cx, cy in item.children.values():
-            draw(child, x + cx, y + cy)
-        for source, target in item.back:
-            parts.append(_arrow_back(item, source, target, x, y))
-
-    draw(box, 8, 8)
-    width, height = box.width + 16, box.height + 16
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
-        'font-family="ui-sans-serif, system-ui, sans-serif">'
-        '<defs><marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" orient="auto">'
-        '<path d="M0,0 L6,3 L0,6 z" fill="#64748b"/></marker>'
-        + (_TIP_BACK if any("#back" in part for part in parts) else "")
-        + "</defs>"
-        + "".join(parts)
-        + "</svg>\n"
+    box = _boxed(graph.root, Box(graph.name, "", "#ffffff", ""), undo or {}, top=True)
+    width, height = f"{box.width + 16:.0f}", f"{box.height + 16:.0f}"
+    svg = ET.Element(
+        "svg",
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "viewBox": f"0 0 {width} {height}",
+            "width": width,
+            "height": height,
+            "font-family": "ui-sans-serif, system-ui, sans-serif",
+        },
     )
+    tips = ET.SubElement(svg, "defs")
+    for name, colour in {"tip": _WIRE, "back": _UNDO}.items():
+        size = {"markerWidth": "6", "markerHeight": "6", "orient": "auto"}
+        tip = ET.SubElement(tips, "marker", {"id": name, "viewBox": "0 0 6 6", "refX": "5", "refY": "3", **size})
+        ET.SubElement(tip, "path", {"d": "M0,0 L6,3 L0,6 z", "fill": colour})
+    box.x = box.y = 8
+    _draw(box, svg)
+    return ET.tostring(svg, encoding="unicode") + "\n"
 
 
-_TIP_BACK = (
-    '<marker id="back" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" orient="auto">'
-    f'<path d="M0,0 L6,3 L0,6 z" fill="{_UNDO}"/></marker>'
-)
-
-
-def _way(item: _Box, source: str, target: str, x: float, y: float) -> str:
-    """From the foot of one box to the top of another: straight down through layers, in its lane, and bent between them."""
-    (a, ax, ay), (b, bx, by) = item.children[source], item.children[target]
-    first, last = item.layer[source], item.layer[target]
-    at = x + ax + a.width / 2
-    way = [f"M{at:.1f},{y + ay + a.height:.1f} V{y + item.spans[first][1]:.1f}"]
-    for number in range(first + 1, last + 1):
-        above, (top, foot) = y + item.spans[number - 1][1], item.spans[number]
-        to = x + (item.lanes[source, number] if number < last else bx + b.width / 2)
-        middle = (above + y + top) / 2
-        end = y + foot if number < last else y + by - 3
-        way.append(f"C{at:.1f},{middle:.1f} {to:.1f},{middle:.1f} {to:.1f},{y + top - 3:.1f} V{end:.1f}")
-        at = to
-    return " ".join(way)
-
-
-def _arrow_back(item: _Box, source: str, target: str, x: float, y: float) -> str:
-    """An arrow of the inverse, right of the middle: from the top of one box to the foot of another above it, or down."""
-    a, ax, ay = item.children[source]
-    b, bx, by = item.children[target]
-    x1, x2 = x + ax + a.width * 0.75, x + bx + b.width * 0.75
-    up = ay > by
-    y1, y2 = (y + ay, y + by + b.height + 3) if up else (y + ay + a.height, y + by - 3)
-    bend = (-1 if up else 1) * max(14.0, abs(y2 - y1) / 2)
-    return (
-        f'<path d="M{x1:.1f},{y1:.1f} C{x1:.1f},{y1 + bend:.1f} {x2:.1f},{y2 - bend:.1f} {x2:.1f},{y2:.1f}" fill="none" '
-        f'stroke="{_UNDO}" stroke-opacity="0.7" stroke-dasharray="5 3" marker-end="url(#back)"/>'
-    )
+def _draw(box: Box, parent: ET.Element) -> None:
+    """Add ``box`` and what it holds to the drawing, in a group that moves with it."""
+    group = ET.SubElement(parent, "g", {"transform": f"translate({box.x:.1f},{box.y:.1f})"})
+    corner = "10" if box.children else "6" if box.path else "12"
+    size = {"width": f"{box.width:.1f}", "height": f"{box.height:.1f}", "rx": corner}
+    rect = ET.SubElement(group, "rect", {**size, "fill": box.fill, "stroke": "#64748b" if box.children else "#94a3b8"})
+    ET.SubElement(rect, "title").text = box.path
+    if not box.children:
+        middle = {"x": f"{box.width / 2:.1f}", "text-anchor": "middle"}
+        style = {"y": "17" if box.note else "25", "font-size": "12", "font-weight": "600", "fill": "#0f172a"}
+        ET.SubElement(group, "text", {**middle, **style}).text = box.title
+        if box.note:
+            ET.SubElement(group, "text", {**middle, "y": "31", "font-size": "10", "fill": "#475569"}).text = box.note
+        return
+    style = {"font-size": "12.5", "font-weight": "700", "fill": "#334155"}
+    ET.SubElement(group, "text", {"x": str(PAD), "y": "18", **style}).text = box.title
+    wire = {"fill": "none", "stroke": _WIRE, "stroke-opacity": "0.65", "marker-end": "url(#tip)"}
+    for path in box.edge_paths():
+        ET.SubElement(group, "path", {"d": path, **wire})
+    for child in box.children.values():
+        _draw(child, group)
+    back = {"stroke": _UNDO, "stroke-opacity": "0.7", "stroke-dasharray": "5 3", "marker-end": "url(#back)"}
+    for path in box.back_paths():
+        ET.SubElement(group, "path", {"d": path, **wire, **back})

@@ -1,36 +1,40 @@
-"""Small SVGs: lines over training steps or noise levels, with a band for standard errors, and points in the plane. Numbers in, text out;
-nothing is read here."""
+"""Figures of the report as SVG: lines over training steps or noise levels with a band for standard errors, and scatter plots."""
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
+
+from sedd_graph.report.render import render
 
 __all__ = ["Line", "Point", "curve", "scatter"]
 
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 30
 DOTS = 60
-"""Points of a line that can be pointed at: more would be a smear."""
+"""Largest number of points of a line that get a dot with a note."""
 
 
 class Point(NamedTuple):
-    """A value at a step, and its standard error (0: none is known)."""
+    """A value at a step, and its standard error (0 if unknown)."""
 
     step: float
     value: float
     error: float = 0.0
 
+    def __str__(self) -> str:
+        return f"{self.value:.4g}" + (f" ± {self.error:.2g}" if self.error else "")
+
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """``colour`` is anything that CSS takes."""
+    """One line of a figure; ``colour`` is a CSS colour."""
 
     label: str
     colour: str
@@ -41,7 +45,7 @@ class Line:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """At most ``count + 1`` round numbers from ``low`` to ``high``."""
+    """Return at most ``count + 1`` round numbers between ``low`` and ``high``."""
     span = (high - low) or abs(high) or 1.0
     step = 10 ** math.floor(math.log10(span / count))
     step = next(step * m for m in (1, 2, 5, 10) if span / (step * m) <= count)
@@ -50,18 +54,24 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _range(values: list[float]) -> tuple[float, float]:
-    """What the vertical axis shows. The highest fiftieth may lie above it: the first losses would flatten all the rest."""
+    """Return the range of the vertical axis. The highest 2 % may lie above it, as the first losses would flatten the rest."""
     ordered = sorted(values)
     low, high = ordered[0], ordered[round(0.98 * (len(ordered) - 1))]
     room = (high - low) or abs(high) or 1.0
     return low - 0.06 * room, high + 0.08 * room
 
 
-def curve(lines: Sequence[Line], *, title: str, over: str = "step") -> str:
-    """A figure of ``lines`` over what ``over`` names, or an empty string where they have no points."""
+def curve(lines: Sequence[Line], *, title: str, over: str = "step") -> Markup:
+    """Return a figure of ``lines``, empty if they have no points.
+
+    Args:
+        lines: what is drawn; labels are shown if there is more than one line.
+        title: caption of the figure.
+        over: name of the horizontal axis.
+    """
     drawn = [(line, line.finite()) for line in lines if line.finite()]
     if not drawn:
-        return ""
+        return Markup()
     every = [p for _, points in drawn for p in points]
     x0, x1 = min(p.step for p in every), max(p.step for p in every)
     x1 = x1 if x1 > x0 else x0 + 1
@@ -73,56 +83,56 @@ def curve(lines: Sequence[Line], *, title: str, over: str = "step") -> str:
     def py(y: float) -> float:
         return min(HEIGHT - BOTTOM, max(4.0, HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)))
 
-    parts = [f'<text x="{LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">{html.escape(over)}</text>']
-    for value in ticks(y0, y1):
-        y = py(value)
-        parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>'
+    def path(corners: Sequence[tuple[float, float]]) -> str:
+        return " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in corners)
+
+    drawings = []
+    for line, points in drawn:
+        band = [(p.step, p.value + 2 * p.error) for p in points]
+        band += [(p.step, p.value - 2 * p.error) for p in reversed(points)]
+        drawings.append(
+            {
+                "label": line.label,
+                "colour": line.colour,
+                "band": path(band) if any(p.error for p in points) else "",
+                "points": path([(p.step, p.value) for p in points]),
+                "dots": [
+                    {
+                        "x": f"{px(p.step):.1f}",
+                        "y": f"{py(p.value):.1f}",
+                        "radius": 4 if p.error else 2.2,
+                        "note": f"{line.label}: {p} at {over} {p.step:.7g}",
+                    }
+                    for p in points[:: max(1, len(points) // DOTS)]
+                ],
+            }
         )
-    for value in ticks(x0, x1):
-        parts.append(f'<text x="{px(value):.1f}" y="{HEIGHT - 10}" text-anchor="middle">{value:.7g}</text>')
-    for number, (line, points) in enumerate(drawn):
-        if any(p.error for p in points):
-            band = [(p.step, p.value + 2 * p.error) for p in points]
-            band += [(p.step, p.value - 2 * p.error) for p in reversed(points)]
-            corners = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in band)
-            parts.append(f'<polygon points="{corners}" fill="{line.colour}" opacity="0.18"/>')
-        path = " ".join(f"{px(p.step):.1f},{py(p.value):.1f}" for p in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{line.colour}" stroke-width="1.6"/>')
-        for p in points[:: max(1, len(points) // DOTS)]:
-            note = (
-                f"{line.label}: {p.value:.4g}" + (f" ± {p.error:.2g}" if p.error else "") + f" at {over} {p.step:.7g}"
-            )
-            parts.append(
-                f'<circle cx="{px(p.step):.1f}" cy="{py(p.value):.1f}" r="{4 if p.error else 2.2}" fill="{line.colour}">'
-                f"<title>{html.escape(note)}</title></circle>"
-            )
-        if len(drawn) > 1:
-            parts.append(
-                f'<text x="{WIDTH - RIGHT - 6}" y="{TOP + 12 + 16 * number}" text-anchor="end" style="fill:{line.colour}">{html.escape(line.label)}</text>'
-            )
-    name = html.escape(title)
-    return (
-        f'<figure><figcaption>{name}</figcaption><svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{name} over {html.escape(over)}">{"".join(parts)}</svg></figure>'
+    return render(
+        "curve.html",
+        title=title,
+        over=over,
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        right=WIDTH - RIGHT,
+        top=TOP,
+        rows=[(f"{py(v):.1f}", f"{py(v) + 4:.1f}", f"{v:.6g}") for v in ticks(y0, y1)],
+        columns=[(f"{px(v):.1f}", f"{v:.7g}") for v in ticks(x0, x1)],
+        lines=drawings,
     )
 
 
-def scatter(rows: npt.NDArray[Any]) -> str:
-    """A figure of rows of real numbers by their first two, or an empty string where they have but one."""
+def scatter(rows: npt.NDArray[Any]) -> Markup:
+    """Return a figure of rows of real numbers by their first two, empty if they have only one."""
     flat = rows.reshape(len(rows), -1).astype(np.float64)
     flat = flat[np.isfinite(flat).all(1)]
     if not len(flat) or flat.shape[1] < 2:
-        return ""
+        return Markup()
     middle, side = flat[:, :2].mean(0), WIDTH - 2 * TOP
     reach = max(float(np.abs(flat[:, :2] - middle).max()), 1e-9)  # the same scale both ways
-    dots = "".join(
-        f'<circle cx="{TOP + side * (0.5 + x / (2 * reach)):.1f}" cy="{TOP + side * (0.5 - y / (2 * reach)):.1f}" r="1.6"/>'
+    dots = [
+        (f"{TOP + side * (0.5 + x / (2 * reach)):.1f}", f"{TOP + side * (0.5 - y / (2 * reach)):.1f}")
         for x, y in flat[:, :2] - middle
-    )
-    name = f"{len(flat):,} rows by their first two of {flat.shape[1]:,} numbers"
-    return (
-        f'<figure><figcaption>{name}</figcaption><svg class="curve" viewBox="0 0 {WIDTH} {WIDTH}" role="img" '
-        f'aria-label="{name}"><g fill="var(--a)" opacity="0.5">{dots}</g></svg></figure>'
-    )
+    ]
+    title = f"{len(flat):,} rows by their first two of {flat.shape[1]:,} numbers"
+    return render("scatter.html", title=title, width=WIDTH, dots=dots)

@@ -1,4 +1,4 @@
-"""The film of one sample: what the sampler held after each step, as the little data that ``film.js`` plays."""
+"""The film of one sample: its tokens after each step of the sampler, in the form that ``film.js`` plays."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from sedd_graph.data.tokenizer import Tokenizer
 __all__ = ["film_data"]
 
 FRAMES = 200
-"""A longer way is shown in so many frames, evenly spread."""
+"""Largest number of frames; a longer trajectory is shown at evenly spaced steps."""
 
 
 def film_data(frames: npt.NDArray[np.int64], tokenizer: Tokenizer, *, mask: int | None) -> dict[str, Any]:
-    """int64 [step, position] as JSON: ``steps`` shown, ``words``, the ``first`` frame and the ``changes`` of each next.
+    """Return a trajectory as JSON data.
 
-    Frames and changes hold indices into ``words``, in which null stands for the mask. With ``absorb`` most positions
-    change once, so changes are far smaller than frames.
+    Args:
+        frames: tokens after each step, int64 [step, position].
+        tokenizer: decodes single tokens.
+        mask: id of the mask token, if the process has one.
+
+    Returns:
+        ``steps``: the steps shown. ``words``: decoded tokens, null for the mask. ``first``: the first frame, as indices
+        into ``words``. ``changes``: for each later frame, pairs of a position and its new index. Most positions change
+        once under absorbing noise, so changes are far smaller than frames.
     """
     steps = np.unique(np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(np.int64))
     shown = frames[steps]

@@ -21,7 +21,6 @@ from sedd_graph.evaluation.judge import Judge, open_judge
 from sedd_graph.evaluation.mauve import SCALING, SEED, mauve, package
 from sedd_graph.evaluation.quality import documents, judged, variety
 from sedd_graph.evaluation.record import QUALITY, table
-from sedd_graph.runs.check import LOCK, digest
 from sedd_graph.runs.open import Run, open_run
 from sedd_graph.store.arrays import stores
 from sedd_graph.store.files import JsonLines
@@ -87,7 +86,10 @@ def _version(name: str) -> str | None:
 
 def _samples(run: Run, path: Path | None) -> tuple[Path, Ids, dict[str, Any]]:
     """Where they lie, tokens [row, position], and how they were drawn."""
-    store = path or next(iter(stores(run.path, "samples")), None)
+    if path is None:
+        store = next(iter(stores(run.path, "samples")), None)
+    else:
+        store = run.path / path if (run.path / path).exists() else path
     if store is None:
         raise UserError(f"{run.path} holds no samples; draw some: sedd-graph sample {run.path} --batch 256")
     if not (store / "zarr.json").is_file():
@@ -97,9 +99,9 @@ def _samples(run: Run, path: Path | None) -> tuple[Path, Ids, dict[str, Any]]:
     if not isinstance(tokens, zarr.Array) or tokens.ndim != 2 or not all(tokens.shape):
         raise UserError(f"{store} holds no rows of tokens")
     facts = dict(group.attrs)
-    if facts.get("blueprint") != digest((run.path / LOCK).read_text(encoding="utf-8")):
+    if facts.get("blueprint") != run.digest:
         raise UserError(f"{store} was not drawn from {run.path}: its tokens are those of another blueprint")
-    sampler = run.plan().sampler.config.model_dump(mode="json")
+    sampler = run.plan.sampling()
     told = {k: v for k, v in facts.items() if k not in ("prompt", "mask", "pad", "end")}
     return store, np.asarray(tokens[:], dtype=np.int64), {**sampler, **told, "infilled": "prompt" in facts}
 

@@ -8,6 +8,7 @@ Chunks are written one at a time: zarr would write several at once, and go on wi
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.store.files import disk_faults, new_folder, part_folder
 from sedd_graph.store.writer import Writer
 
-__all__ = ["Activations", "TapSpec", "document_lengths", "stores", "write_points", "write_samples"]
+__all__ = ["Activations", "TapSpec", "array_of", "document_lengths", "stores", "write_samples"]
 
 Array = npt.NDArray[Any]
 CHUNK = 2**18
@@ -56,7 +57,7 @@ class Activations:
             self._root = zarr.open_group(str(path), mode="a", zarr_format=3)
             for name in self.taps:
                 if f"{name}/step" in self._root and f"{name}/value" in self._root:
-                    self._arrays[name] = _array(self._root, f"{name}/value"), _array(self._root, f"{name}/step")
+                    self._arrays[name] = array_of(self._root, f"{name}/value"), array_of(self._root, f"{name}/step")
             if resume_step is not None:
                 self._forget_after(resume_step)
         self._handed_over = {name: marks.shape[0] for name, (_, marks) in self._arrays.items()}
@@ -125,7 +126,8 @@ class Activations:
             self._writer.close()
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """Return the array called ``name``. Raises :class:`UserError` if it is something else."""
     found = group[name]
     if not isinstance(found, zarr.Array):
         raise UserError(f"{group.store_path}: {name} is not an array")
@@ -170,43 +172,30 @@ def stores(folder: Path, stem: str) -> list[Path]:
 
 def write_samples(
     path: Path,
-    tokens: npt.NDArray[np.int64],
-    text: Sequence[str],
+    arrays: Mapping[str, Array],
     *,
-    lengths: npt.NDArray[np.int64] | None = None,
+    text: Sequence[str] | None = None,
     trajectory: npt.NDArray[np.int32] | None = None,
     attributes: Mapping[str, Any],
 ) -> Path:
-    """Keep one batch of samples: arrays ``tokens`` [row, position], ``lengths`` [row], ``text`` [row] and, where given,
-    ``trajectory`` [step, row, position]; ``attributes`` tell sampler, seed and revision.
+    """Write one batch of samples: ``arrays`` [row, ...] by name (``tokens`` and ``lengths``, or ``x`` and ``nats``), ``text`` [row] and
+    ``trajectory`` [step, row, position] where given; ``attributes`` hold sampler, seed and revision.
 
-    Written under a temporary name and renamed; a path that exists gets a number. Returns where it went.
+    Written under a temporary name and renamed; a path that exists gets a number. Returns the path written.
     """
-    kept = lengths if lengths is not None else np.full(len(tokens), tokens.shape[1], dtype=np.int64)
 
     def fill(root: zarr.Group) -> None:
-        _whole(root, "tokens", tokens, rows=max(1, CHUNK // max(1, tokens.shape[1])))
-        _whole(root, "lengths", kept, rows=CHUNK)
+        for name, data in arrays.items():
+            _whole(root, name, data, rows=max(1, CHUNK // max(1, math.prod(data.shape[1:]))))
         if trajectory is not None:
             _whole(root, "trajectory", trajectory, rows=1)
+        if text is None:
+            return
         with warnings.catch_warnings():
             # zarr warns that strings of variable length are not in the v3 specification yet
             warnings.simplefilter("ignore")
             words = root.create_array("text", shape=(len(text),), chunks=(max(1, len(text)),), dtype=str)
             words[:] = np.asarray(list(text), dtype=object)
-
-    return _new_group(path, fill, attributes)
-
-
-def write_points(
-    path: Path, x: npt.NDArray[np.float32], nats: npt.NDArray[np.float64], *, attributes: Mapping[str, Any]
-) -> Path:
-    """Keep one batch of a flow's samples: arrays ``x`` [row, ...] and ``nats`` [row], the -log p of each. Written and named
-    as :func:`write_samples` does."""
-
-    def fill(root: zarr.Group) -> None:
-        _whole(root, "x", x, rows=max(1, CHUNK // max(1, x[0].size)))
-        _whole(root, "nats", nats, rows=CHUNK)
 
     return _new_group(path, fill, attributes)
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 
 from sedd_graph.component.base import Context
 from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry, installed
+from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.errors import BlueprintError
-from sedd_graph.families.plan import OUTPUTS, Part, ProcessPlan
-from sedd_graph.families.strings import make_string_process
-from sedd_graph.families.tokens import make_process
+from sedd_graph.families import strings, tokens
+from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.testing.case import Case, Failures
 from sedd_graph.verify import classifier, noise
-from sedd_graph.verify.string_process import prove_strings
 from sedd_graph.verify.tokens import prove_objective, prove_sampler
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
 
 STATES = 4
 """States of a kernel or classifier that is checked by itself."""
+DECLARED_STATES = 10
+"""States of the declared string process, whose proof cuts it down."""
 _SELF = "under_test"
 _PARTNERS = {
     "kernel": ("absorb", "uniform", "power"),
@@ -92,35 +94,39 @@ def check_strings(case: Case) -> Failures:
     kinds = ("string_kernel", "string_objective", "string_sampler")
     registry, reasons = _registry(case), dict[str, None]()
     for kernel, objective, sampler in _combinations(case, kinds, registry):
-        reads = registry.component(kernel.contract.op)(kernel.config, Context({"n": 10})).reads
-        plan = ProcessPlan(kernel, _part(registry, "loglinear"), objective, sampler, 10, reads[0], tuple(reads))
+        outputs = registry.component(kernel.contract.op).parametrizations(kernel.config)[0]
+        plan = ProcessPlan(
+            "strings", kernel, _part(registry, "loglinear"), objective, sampler, DECLARED_STATES, outputs
+        )
         try:
-            make_string_process(plan, registry)
+            strings.make_parts(plan, registry)
         except BlueprintError as error:
             reasons |= dict.fromkeys(p.message for p in error.problems)
             continue
-        return _failed(prove_strings(plan, registry))
+        return _failed(strings.prove(plan, registry))
     return _alone(reasons)
 
 
-def _tokens(case: Case, prove: Callable[[ProcessPlan, Registry], list[Check]]) -> Failures:
-    """Prove one combination for each kernel that masks or moves tokens and each output that the component reads."""
+def _tokens(case: Case, prove: Callable[[Callable[..., TokenParts], str], list[Check]]) -> Failures:
+    """Prove one combination for each kernel and each of its outputs that the component reads."""
     registry, failures = _registry(case), Failures()
     reasons, proved = dict[str, None](), set[tuple[str, str]]()
     for kernel, objective, sampler in _combinations(case, ("kernel", "objective", "sampler"), registry):
-        schedule = "loglinear" if registry.component(kernel.contract.op).clamp_safe else "geometric"
-        for output in OUTPUTS:
-            key = (kernel.contract.name, output)
-            if key in proved or (proved and kernel.contract.name == "power"):
+        cls = registry.component(kernel.contract.op)
+        schedule = _part(registry, "loglinear" if cls.clamp_safe else "geometric")
+        for outputs in cls.parametrizations(kernel.config):
+            plan = ProcessPlan("tokens", kernel, schedule, objective, sampler, STATES, outputs)
+            key = (kernel.name, plan.output)
+            if key in proved or (proved and kernel.name == "power"):  # power is for what works with it alone
                 continue
-            plan = ProcessPlan(kernel, _part(registry, schedule), objective, sampler, STATES, output)
             try:
-                make_process(plan, registry)
+                tokens.make_parts(plan, registry)
             except BlueprintError as error:
                 reasons |= dict.fromkeys(p.message for p in error.problems)
                 continue
             proved.add(key)
-            failures += [(name, f"with {' and '.join(key)}: {text}") for name, text in _failed(prove(plan, registry))]
+            found = _failed(prove(partial(tokens.make_parts, plan, registry), plan.output))
+            failures += [(name, f"with {' and '.join(key)}: {text}") for name, text in found]
     return failures if proved else _alone(reasons)
 
 

@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sedd_graph.component.progress import progress
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.engine.engine import PACE, Engine, mix_seed
+from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import pick_dtype
+from sedd_graph.engine.process import SCHEDULE
+from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import DivergedError, UserError
 from sedd_graph.evaluation.bound import evaluate, to_batch
 from sedd_graph.store.arrays import Activations
@@ -119,7 +122,10 @@ class Trainer:
             start = (part * world.size + world.rank) * share
             rows = self.data.batch(self.step * config.batch, config.batch, start=start, stop=start + share)
             generator = torch.Generator(self.engine.device).manual_seed(mix_seed(config.seed, 1, self.step))
-            yield to_batch(rows, self.engine.device), Randomness(generator, start=start, total=config.batch)
+            yield (
+                to_batch(rows, self.engine.process, self.engine.device),
+                Randomness(generator, start=start, total=config.batch),
+            )
 
     def train_step(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Returns the sum of nats over this process's rows, the tokens counted, and the saved ports."""
@@ -147,7 +153,7 @@ class Trainer:
         config = self.config
         named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
         # a learned schedule is led by the rare loss that is large: it would shorten the network's step, or be cut itself
-        rest = [p for name, p in named if not name.startswith(PACE)]
+        rest = [p for name, p in named if not name.startswith(SCHEDULE)]
         norm = nn.utils.clip_grad_norm_(rest, config.clip or math.inf)
         share = learning_rate(config, self.step, progress)
         for optimizer in self.optimizers:
@@ -215,7 +221,8 @@ class Trainer:
         start_seconds = self.seconds
         total = torch.zeros(2, device=self.engine.device, dtype=torch.float64)
         self.model.train()
-        with _Signals() as signals:
+        steps = config.steps if config.budget_s is None else None
+        with _Signals() as signals, progress("training", total=steps, done=self.step) as advance:
             while self.step < config.steps:
                 self.seconds = start_seconds + time.perf_counter() - began - held_up
                 over = config.budget_s is not None and self.seconds >= config.budget_s
@@ -230,13 +237,14 @@ class Trainer:
                 if self.world.any(signals.caught is not None):
                     reason = signals.caught or "signal"
                     break
-                progress = self.step / config.steps
+                fraction = self.step / config.steps
                 if config.budget_s is not None:
-                    progress = max(progress, self.seconds / config.budget_s)
+                    fraction = max(fraction, self.seconds / config.budget_s)
                 nats, counted, taps = self.train_step()
-                norm = self.update(min(1.0, progress))
+                norm = self.update(min(1.0, fraction))
                 total += torch.stack([nats, counted]).double()
                 self.step += 1
+                advance()
                 if activations is not None:
                     for name in activations.due(self.step):
                         activations.put(name, self.step, taps[name.replace("/", ".")].detach().float().cpu().numpy())
@@ -305,14 +313,9 @@ class Trainer:
                 )
         if config.sample is not None and self.step % config.sample.every == 0 and self.world.rank == 0:
             with self.averaged():
-                process = self.engine.process
-                stepless = process is not None and process.sampler.steps is None
-                rows = self.engine.sample(
-                    config.sample.rows,
-                    self.data.width,
-                    steps=None if stepless else config.sample.steps,
-                    seed=config.seed,
-                )
+                stepless = self.engine.process.steps is None
+                steps = None if stepless else config.sample.steps
+                rows = self.engine.sample(config.sample.rows, self.data.width, steps=steps, seed=config.seed)
             for text in decode(rows):
                 self.say(f"sample: {text!r}")
                 if self.trackers is not None:

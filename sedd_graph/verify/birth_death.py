@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.diffusion.strings.process import BirthDeath, Strings
-from sedd_graph.families.strings import StringProcess
-from sedd_graph.verify.strings import TOKENS, StringTable, check_bound, check_string_sampler, wide
+from sedd_graph.diffusion.strings.birth_death import BirthDeath
+from sedd_graph.diffusion.strings.kernel import TOKENS, StringKernel, StringTable
+from sedd_graph.diffusion.strings.strings import Strings, wide
 
-__all__ = ["StringToy", "check_birth_death", "prove_birth_death"]
+__all__ = ["StringToy", "check_birth_death"]
 
 LEVELS = (0.05, 0.7, 2.5)
 
@@ -87,17 +87,11 @@ class StringToy(StringTable):
             found["log_delete"] = rate / pace[:, 1:]
         return {k: wide(v, width).clamp(min=1e-300).log().float() for k, v in found.items()}
 
+    def check_kernel(self, end: float) -> list[Check]:
+        return check_birth_death(self.kernel, end=end)
 
-def prove_birth_death(process: StringProcess, kernel: BirthDeath, declared: BirthDeath) -> list[Check]:
-    """Every check of ``process`` on strings of two tokens, its ``kernel`` cut down from the ``declared`` one."""
-    toy = StringToy(kernel, one_length=process.objective.one_length)
-    end = float(process.schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
-    return [
-        *check_birth_death(kernel, end=end),
-        _declared_prior(declared, end),
-        check_bound(toy, process),
-        *check_string_sampler(toy, process),
-    ]
+    def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
+        return [_declared_prior(declared, end)] if isinstance(declared, BirthDeath) else []
 
 
 def check_birth_death(kernel: BirthDeath, *, end: float) -> list[Check]:

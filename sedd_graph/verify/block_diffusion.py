@@ -12,10 +12,10 @@ from torch import Tensor
 from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.tokens.block_diffusion import block_inputs
+from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.engine.block_cache import afresh, remembering
 from sedd_graph.engine.construct import build_model
-from sedd_graph.families.plan import ProcessPlan
-from sedd_graph.families.tokens import make_process
+from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Graph
 
 __all__ = ["prove_blocks"]
@@ -27,13 +27,11 @@ TOLERANCE = 1e-3
 
 
 @torch.no_grad()
-def prove_blocks(graph: Graph, plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """Both checks; none for an objective that is not of blocks."""
-    process = make_process(plan, registry)
-    if process.objective.block is None:
-        return []
+def prove_blocks(graph: Graph, process: TokenParts, registry: Registry, output: str) -> list[Check]:
+    """Verify that the network of an objective of blocks sees what it may see, and no more; ``output`` is the name of its output."""
     mask, tokens = process.kernel.mask, process.kernel.data_tokens
-    assert mask is not None  # an objective of blocks needs one
+    if mask is None:
+        raise UserError("text is written in blocks under a kernel with a mask alone")
     torch.manual_seed(0)
     model = build_model(graph, registry).eval()
     for parameter in model.parameters():  # gates that start at zero would let nothing through
@@ -44,7 +42,7 @@ def prove_blocks(graph: Graph, plan: ProcessPlan, registry: Registry) -> list[Ch
 
     def said(noised: Tensor, clean: Tensor) -> Tensor:
         """Log probabilities of data tokens where the mask stands, [b, blocks, v]."""
-        outputs = model.run(block_inputs(noised, clean, block=BLOCK))[0][plan.output]
+        outputs = model.run(block_inputs(noised, clean, block=BLOCK))[0][output]
         return outputs[:, ::BLOCK, :tokens]
 
     expected = said(noised, clean)
@@ -61,7 +59,7 @@ def prove_blocks(graph: Graph, plan: ProcessPlan, registry: Registry) -> list[Ch
     with remembering(model, BLOCK, rows=1, length=length) as given:
         found = [given(clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)]
     found += [afresh(model, BLOCK, clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)]
-    answers = torch.cat([outputs[plan.output][:, :1, :tokens] for outputs in found], dim=1)
+    answers = torch.cat([outputs[output][:, :1, :tokens] for outputs in found], dim=1)
     off = float((answers - torch.cat([expected, expected], dim=1)).abs().max())
     how = f"random weights, {BLOCKS} blocks of {BLOCK}"
     return [

@@ -20,12 +20,11 @@ from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.columns import BLANK, Columns, partway
 from sedd_graph.diffusion.strings.edit_flow import EditFlowKernel
-from sedd_graph.diffusion.strings.process import LEAST, StringObjective, Strings
+from sedd_graph.diffusion.strings.kernel import LEAST, TOKENS, StringObjective, StringTable
+from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.diffusion.tokens.process import Schedule
-from sedd_graph.families.strings import StringProcess
-from sedd_graph.verify.strings import TOKENS, StringTable, check_string_sampler
 
-__all__ = ["ColumnToy", "check_columns", "prove_edit_flow"]
+__all__ = ["ColumnToy", "check_columns"]
 
 LEVELS = (0.02, 0.3, 1.0, 3.0)
 NODES = 96
@@ -146,17 +145,11 @@ class ColumnToy(StringTable):
         # d kappa / (1 - kappa), along u
         return float((weights / 2 * total * (1 - least) * 3 * u**2 / hit).sum())
 
+    def check_kernel(self, end: float) -> list[Check]:
+        return check_columns(self, end=end)
 
-def prove_edit_flow(process: StringProcess, kernel: EditFlowKernel) -> list[Check]:
-    """Every check of ``process`` with its ``kernel`` on strings of two tokens."""
-    toy = ColumnToy(kernel)
-    end = float(process.schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
-    return [
-        *check_columns(toy, end=end),
-        *_objective(process.objective, kernel, process.schedule),
-        _bound(toy, process),
-        *check_string_sampler(toy, process),
-    ]
+    def check_objective(self, objective: StringObjective[Any, Any], schedule: Schedule) -> list[Check]:
+        return [*_notes(objective, self.kernel, schedule), _bound(self, objective, schedule)]
 
 
 def check_columns(toy: ColumnToy, *, end: float) -> list[Check]:
@@ -226,7 +219,7 @@ def _draws(toy: ColumnToy, end: float) -> list[Check]:
     ]
 
 
-def _objective(objective: StringObjective[Any, Any], kernel: EditFlowKernel, schedule: Schedule) -> list[Check]:
+def _notes(objective: StringObjective[Any, Any], kernel: EditFlowKernel, schedule: Schedule) -> list[Check]:
     """What is to be known of the objective, on which nothing rests."""
     held = objective.held_down(kernel, schedule)
     notes = [
@@ -243,14 +236,10 @@ def _objective(objective: StringObjective[Any, Any], kernel: EditFlowKernel, sch
     return notes
 
 
-def _bound(toy: ColumnToy, process: StringProcess) -> Check:
-    """With a perfect network: what enumeration gives, and above the entropy of the data."""
+def _bound(toy: ColumnToy, objective: StringObjective[Any, Any], schedule: Schedule) -> Check:
+    """With a perfect network the bound is what enumeration gives, and above the entropy of the data."""
     rows = 40_000
-    kernel, schedule, objective, _ = process
-    generator = torch.Generator().manual_seed(3)
-    chosen = torch.multinomial(toy.law, rows, replacement=True, generator=generator)
-    draw = objective.bound_draw(toy.batch(chosen), kernel, schedule, random=Randomness(generator))
-    nats = objective.loss(toy.outputs(Strings(draw.xt, draw.attend), draw.sigma), draw, kernel).double()
+    _, nats = toy.perfect(objective, schedule, rows)
     mean, error = float(nats.mean()), float(nats.std() / math.sqrt(rows))
     drawn, whole = toy.bound(LEAST), toy.bound(0.0)
     return Check(

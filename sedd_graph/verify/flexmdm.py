@@ -16,11 +16,10 @@ from torch.nn import functional as F
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.flexmdm import FlexKernel
-from sedd_graph.diffusion.strings.process import Strings
-from sedd_graph.families.strings import StringProcess
-from sedd_graph.verify.strings import TOKENS, StringTable, check_bound, check_string_sampler, wide
+from sedd_graph.diffusion.strings.kernel import TOKENS, StringTable
+from sedd_graph.diffusion.strings.strings import Strings, wide
 
-__all__ = ["FlexToy", "check_flexmdm", "prove_flexmdm"]
+__all__ = ["FlexToy", "check_flexmdm"]
 
 LEVELS = (1e-3, 0.05, 0.7, 2.5)
 MASK = TOKENS
@@ -113,16 +112,8 @@ class FlexToy(StringTable):
                 rates[:, self.index[(*s[:j], v, *s[j + 1 :])], i] += pace[:, 1] * under[:, i, j + 1, v]
         return rates - torch.diag_embed(rates.sum(1))
 
-
-def prove_flexmdm(process: StringProcess, kernel: FlexKernel) -> list[Check]:
-    """Every check of ``process`` on strings of two tokens."""
-    toy = FlexToy(kernel)
-    end = float(process.schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
-    return [
-        *check_flexmdm(kernel, end=end),
-        check_bound(toy, process),
-        *check_string_sampler(toy, process),
-    ]
+    def check_kernel(self, end: float) -> list[Check]:
+        return check_flexmdm(self.kernel, end=end)
 
 
 def check_flexmdm(kernel: FlexKernel, *, end: float) -> list[Check]:

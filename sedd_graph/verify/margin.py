@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sedd_graph.component.base import Component
 from sedd_graph.component.check import Check
-from sedd_graph.engine.engine import Engine
+from sedd_graph.engine.network import Network
 
 __all__ = ["check_margins", "margin", "read_back"]
 
@@ -45,13 +45,13 @@ def read_back(table: Tensor, vectors: Tensor) -> Tensor:
     return (vectors.double() @ rows.T - rows.square().sum(1) / 2).argmax(-1)
 
 
-def check_margins(engine: Engine) -> list[Check]:
+def check_margins(network: Network) -> list[Check]:
     """Of each token embedding, as it stands, whose table is not too large to be gone through."""
     found = []
-    for path, part in engine.model.named_modules():
+    for path, part in network.model.named_modules():
         if not isinstance(part, Component) or part.kind != "embedding" or "table" not in part.outputs:
             continue
-        table = part(torch.zeros(1, 1, dtype=torch.int64, device=engine.device))[part.outputs.index("table")]
+        table = part(torch.zeros(1, 1, dtype=torch.int64, device=network.device))[part.outputs.index("table")]
         if len(table) < 2 or len(table) ** 2 * table.shape[1] > LIMIT:
             continue
         half = margin(table)

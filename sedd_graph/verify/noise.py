@@ -252,7 +252,7 @@ def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
             Check(f"kernel.{name}", claim, steps[name] < 1e-8, f"{steps[name]:.1e}", "every z, three pairs of levels")
             for name, claim in told.items()
         ),
-        *_pace(kernel),
+        *_rate_bound(kernel),
         check_precision(kernel),
     ]
 
@@ -274,9 +274,9 @@ def check_prior(kernel: Kernel, *, end: float) -> Check:
     )
 
 
-def _pace(kernel: Kernel) -> list[Check]:
+def _rate_bound(kernel: Kernel) -> list[Check]:
     """The bound on reverse rates, where the kernel has one: among laws of the clean token the worst is a certain one."""
-    if kernel.pace is None:
+    if kernel.rate_bound is None:
         return []
     fastest = 0.0
     for sigma in (*LEVELS, 1e-4, 9.0):
@@ -286,10 +286,10 @@ def _pace(kernel: Kernel) -> list[Check]:
             fastest = max(fastest, float(moving.sum() - moving[z]) * -math.expm1(-sigma))
     return [
         Check(
-            "kernel.pace",
+            "kernel.rate_bound",
             "no reverse rate is above the bound that uniformization draws by",
-            fastest <= kernel.pace * (1 + 1e-9),
-            f"{fastest:.4g} of {kernel.pace:.4g}",
+            fastest <= kernel.rate_bound * (1 + 1e-9),
+            f"{fastest:.4g} of {kernel.rate_bound:.4g}",
             "every z and x0 at five noise levels",
         )
     ]

@@ -9,31 +9,29 @@ from __future__ import annotations
 import torch
 
 from sedd_graph.component.check import Check
+from sedd_graph.diffusion.batch import Batch, Draw
 from sedd_graph.diffusion.numerics import FLOOR
-from sedd_graph.diffusion.tokens.block_diffusion import block_inputs
-from sedd_graph.engine.engine import Engine
+from sedd_graph.diffusion.tokens.process import Kernel, Objective
+from sedd_graph.engine.network import Network
 
 __all__ = ["check_output"]
 
 
 @torch.no_grad()
-def check_output(engine: Engine) -> Check:
-    """The output of the engine's network, as it stands, for two short rows at total noise 1/2."""
-    process = engine.process
-    assert process is not None
-    kernel, device = process.kernel, engine.device
+def check_output(network: Network, kernel: Kernel, objective: Objective) -> Check:
+    """Verify the output of the network, as it stands, for two short rows at total noise 1/2."""
+    device = network.device
     generator = torch.Generator(device).manual_seed(0)
     tokens = torch.randint(0, kernel.states, (2, 4), generator=generator, device=device)
     if kernel.mask is not None:
         tokens[:, 0] = kernel.mask
     half = torch.full((2,), 0.5, device=device)
-    inputs = {"tokens": tokens, "sigma": half, "t": half, "attend": torch.ones_like(tokens, dtype=torch.bool)}
-    if process.objective.block is not None:
-        inputs = block_inputs(tokens, tokens, block=process.objective.block)
-    training = engine.model.training
-    engine.model.eval()
-    ((name, out),) = engine.model.run(inputs)[0].items()
-    engine.model.train(training)
+    inputs = objective.inputs(Draw(tokens, half, half, half, half), Batch.of(tokens))
+    training = network.model.training
+    network.model.eval()
+    outputs = kernel.translate(network.run(inputs), tokens, half)
+    ((name, out),) = outputs.items()
+    network.model.train(training)
     wrong: list[str] = []
     if not bool(out.isfinite().all()):
         wrong.append("it is not finite")

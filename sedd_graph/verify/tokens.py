@@ -9,20 +9,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from sedd_graph.component.check import Check
-from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
+from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.process import Kernel
-from sedd_graph.diffusion.tokens.sampler import Denoise
+from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
 from sedd_graph.engine.positionwise_suffix import take
-from sedd_graph.families.plan import ProcessPlan
-from sedd_graph.families.tokens import Process, make_process
 from sedd_graph.verify.noise import check_kernel, check_precision, check_schedule
 
 __all__ = ["TOKENS", "Toy", "prove_objective", "prove_parts", "prove_process", "prove_sampler", "prove_whole"]
@@ -39,7 +37,7 @@ class Toy:
     length, rows = LENGTH, 20_000
     """Positions of a sequence, and how many rows a sampler is tried on."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: TokenParts) -> None:
         self.process = process
         kernel = process.kernel
         generator = torch.Generator().manual_seed(7)
@@ -96,17 +94,23 @@ class Toy:
                 carried = torch.nn.functional.one_hot(x, self.states).double()
                 exact = torch.where((x == kernel.mask)[..., None], exact, carried)
         if at is not None:
-            exact = exact.gather(1, at[..., None].expand(-1, -1, self.states))
-        return {name: exact.clamp(min=1e-300).log().clamp(min=-1e6).float()}
+            exact, x = exact.gather(1, at[..., None].expand(-1, -1, self.states)), x.gather(1, at)
+        outputs = {name: exact.clamp(min=1e-300).log().clamp(min=-1e6).float()}
+        # in the kernel's own outputs and back, so that what it makes of a network is verified, too
+        return dict(kernel.translate(kernel.express(outputs, x, sigma), x, sigma))
 
     def answers(self, draw: Draw, batch: Batch, name: str) -> dict[str, Tensor]:
         """What a perfect network would say to a draw."""
         return self.outputs(draw.xt, draw.sigma, name)
 
-    def written(self, x: Tensor, name: str, **how: Any) -> Tensor:
-        """What the sampler makes of noise ``x`` [b, l], asking a perfect network."""
+    def written(self, x: Tensor, name: str, settings: WalkSettings, steps: int | None) -> Tensor:
+        """Sample from noise ``x`` [b, l] with a perfect network."""
         sampler, schedule = self.process.sampler, self.process.schedule
-        return sampler.run(lambda x, t, _, at=None: self.outputs(x, schedule.sigma(t), name, at), x, **how)
+
+        def denoise(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
+            return self.outputs(x, schedule.sigma(t), name, at)
+
+        return sampler.run(denoise, x, settings, steps=steps)
 
 
 class BlockToy(Toy):
@@ -136,7 +140,7 @@ class BlockToy(Toy):
         parts = [self.predict(draw.xt[:, s : s + LENGTH], batch.tokens[:, :s]) for s in (0, LENGTH)]
         return {name: torch.cat(parts, dim=1)}
 
-    def written(self, x: Tensor, name: str, **how: Any) -> Tensor:
+    def written(self, x: Tensor, name: str, settings: WalkSettings, steps: int | None) -> Tensor:
         def given(before: Tensor) -> Denoise:
             def denoise(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> dict[str, Tensor]:
                 said = self.predict(x, before[rows])
@@ -144,18 +148,22 @@ class BlockToy(Toy):
 
             return denoise
 
-        return write_blocks(self.process.sampler, given, x, block=LENGTH, **how)
+        return write_blocks(self.process.sampler, given, x, settings, block=LENGTH, steps=steps)
 
 
-def prove_process(plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """Every check of the declared combination. Takes a few seconds on a CPU."""
-    return [*prove_parts(plan, registry), *prove_whole(plan, registry)]
+Make = Callable[[int | None], TokenParts]
+"""Makes the declared process, for the declared number of states (None) or another."""
+
+
+def prove_process(make: Make, output: str) -> list[Check]:
+    """Verify the declared combination; ``output`` is the name of the graph's. Takes a few seconds on a CPU."""
+    return [*prove_parts(make), *prove_whole(make, output)]
 
 
 @torch.no_grad()
-def prove_parts(plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """The schedule and the kernel, each by itself."""
-    declared, small = make_process(plan, registry).kernel, _cut_down(plan, registry)
+def prove_parts(make: Make) -> list[Check]:
+    """Verify the schedule and the kernel, each by itself."""
+    declared, small = make(None).kernel, _cut_down(make)
     end = float(small.schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
     return [
         *check_schedule(small.schedule),
@@ -176,34 +184,35 @@ def _mixed(declared: Kernel, end: float) -> list[Check]:
     ]
 
 
-def prove_whole(plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """The objective and the sampler with a perfect network."""
-    return [*prove_objective(plan, registry), *prove_sampler(plan, registry)]
+def prove_whole(make: Make, output: str) -> list[Check]:
+    """Verify the objective and the sampler with a perfect network."""
+    return [*prove_objective(make, output), *prove_sampler(make, output)]
 
 
 @torch.no_grad()
-def prove_objective(plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """The bound with a perfect network; of blocks, which may train by clipped draws, in the form that evaluation takes too."""
-    toy = _toy(plan, registry)
-    checks = [_bound(toy, plan.output)]
-    return checks if toy.process.objective.block is None else [*checks, _bound(toy, plan.output, evaluated=True)]
+def prove_objective(make: Make, output: str) -> list[Check]:
+    """Verify the bound with a perfect network; of blocks, which may train by clipped draws, also in the form that evaluation
+    takes."""
+    toy = _toy(make)
+    checks = [_bound(toy, output)]
+    return checks if toy.process.objective.block is None else [*checks, _bound(toy, output, evaluated=True)]
 
 
 @torch.no_grad()
-def prove_sampler(plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """What the sampler makes of a perfect network."""
-    return _sampler(_toy(plan, registry), plan.output)
+def prove_sampler(make: Make, output: str) -> list[Check]:
+    """Verify the distribution of samples with a perfect network."""
+    return _sampler(_toy(make), output)
 
 
-def _toy(plan: ProcessPlan, registry: Registry) -> Toy:
-    small = _cut_down(plan, registry)
+def _toy(make: Make) -> Toy:
+    small = _cut_down(make)
     return Toy(small) if small.objective.block is None else BlockToy(small)
 
 
-def _cut_down(plan: ProcessPlan, registry: Registry) -> Process:
+def _cut_down(make: Make) -> TokenParts:
     """The declared process on three tokens, and the mask where there is one."""
-    process = make_process(plan, registry, states=TOKENS)
-    return process if process.kernel.mask is None else make_process(plan, registry, states=TOKENS + 1)
+    process = make(TOKENS)
+    return process if process.kernel.mask is None else make(TOKENS + 1)
 
 
 def _bound(toy: Toy, output: str, *, evaluated: bool = False) -> Check:
@@ -245,15 +254,9 @@ def _sampler(toy: Toy, output: str) -> list[Check]:
     sampler, generator = process.sampler, torch.Generator().manual_seed(4)
     steps = None if sampler.steps is None else 2 if sampler.exact else 64
     x = process.kernel.prior(rows, toy.length, generator=generator, allowed=None)
-    out = toy.written(
-        x,
-        output,
-        free=torch.ones_like(x, dtype=torch.bool),
-        kernel=process.kernel,
-        schedule=process.schedule,
-        generator=generator,
-        steps=steps,
-    )
+    free = torch.ones_like(x, dtype=torch.bool)
+    settings = WalkSettings(free=free, kernel=process.kernel, schedule=process.schedule, generator=generator)
+    out = toy.written(x, output, settings, steps)
     clean = bool((out < TOKENS).all())
     distance, floor = toy.distance(out), math.sqrt(len(toy.law) / rows / 2)
     # two positions that move in the same of n steps ignore each other: an error of the order of 1/n

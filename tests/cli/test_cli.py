@@ -138,7 +138,7 @@ def test_text_is_held_to_conditions(
         code, _, warned = drawn("sample", *words)
         assert code == 2
         assert warned.startswith(said)
-    blueprint = ["sedd-uniform-tiny", "matching: a", "a kernel under which tokens that are seen stay, for matching"]
+    blueprint = ["sedd-uniform-tiny", "matching: a", "a kernel under which visible tokens stay, for matching"]
     with pytest.raises(sedd_graph.errors.SeddGraphError, match=blueprint[2]):
         sedd_graph.check(f"blueprints/{blueprint[0]}.yaml", ["sample.matching=a"])
     with pytest.raises(sedd_graph.errors.SeddGraphError, match=r"sample.matching: .*no anchors"):

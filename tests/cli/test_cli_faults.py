@@ -65,11 +65,26 @@ def listing(place: Path) -> list[str]:
 FAULTS: list[tuple[str, str]] = [
     # arguments (@ is the folder), what is said
     ("", "sedd-graph: the following arguments are required: VERB" + TELLS.format(verb="")),
-    ("trian @/new", "sedd-graph: argument VERB: invalid choice: 'trian'"),
+    (
+        "trian @/new",
+        "sedd-graph: argument VERB: invalid choice: 'trian' (did you mean 'train'?); choose from init, build, train, ",
+    ),
+    (
+        "bulid first",
+        "sedd-graph: argument VERB: invalid choice: 'bulid' (did you mean 'build'?); choose from init, build",
+    ),
+    (
+        "frobnicate first",
+        "sedd-graph: argument VERB: invalid choice: 'frobnicate'; choose from init, build, train, sample, ",
+    ),
+    ("sample @/new --compile blokc", "sedd-graph sample: argument --compile: invalid choice: 'blokc' (did you mean"),
     ("sample", "sedd-graph sample: the following arguments are required: run" + TELLS.format(verb=" sample")),
     ("sample @/new --bacth 3", "sedd-graph: unrecognized arguments: --bacth 3" + TELLS.format(verb="")),
     ("sample @/new a=b", "sedd-graph: unrecognized arguments: a=b" + TELLS.format(verb="")),
-    ("sample @/new --weights best", "sedd-graph sample: argument --weights: invalid choice: 'best'"),
+    (
+        "sample @/new --weights best",
+        "sedd-graph sample: argument --weights: invalid choice: 'best'",
+    ),
     ("sample @/new --batch 0", "sedd-graph sample: argument --batch: must be from 1 to 65,536, not 0;"),
     ("sample @/new --batch -4", "sedd-graph sample: argument --batch: must be from 1 to 65,536, not -4;"),
     ("sample @/new --batch 1e3", "sedd-graph sample: argument --batch: '1e3' is not an integer;"),
@@ -117,8 +132,8 @@ FAULTS: list[tuple[str, str]] = [
     ("eval @/new --batches 0", "sedd-graph eval: argument --batches: must be from 1 to 1,000,000,000, not 0;"),
     ("train @/nowhere", "@/nowhere is not a run folder: there is no blueprint.lock.yaml in it"),
     ("train @/new --resume", "there is no checkpoint under @/new/checkpoints to resume from"),
-    ("train @/new train.steps=3", "a run folder is locked: overrides go to `sedd-graph build`"),
-    ("train @/new.yaml --resume", "@/new.yaml is a blueprint: --resume goes on with a run folder"),
+    ("train @/new train.steps=3", "the blueprint of a run folder is locked: give overrides to `sedd-graph build`"),
+    ("train @/new.yaml --resume", "@/new.yaml is a blueprint: --resume takes a run folder"),
     ("train @/trained", "@/trained has been trained already: add --resume to go on, or build a new run"),
     ("build @/nowhere.yaml", "@/nowhere.yaml: no such file"),
     ("build @/empty", "@/empty: not a file"),

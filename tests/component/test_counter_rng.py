@@ -54,13 +54,12 @@ def test_parts_of_a_batch_draw_what_the_whole_does() -> None:
     for parameter in engine.model.parameters():  # gates start at zero, which would hide dropout
         torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(1))
     tokens = torch.randint(0, 128, (4, 16), generator=torch.Generator().manual_seed(0))
-    assert engine.loss_module is not None
 
     def losses(start: int, stop: int, seed: int = 3, on: bool = True) -> Tensor:
         random = Randomness(torch.Generator().manual_seed(seed), start=start, total=4)
         batch = Batch.of(tokens[start:stop])
         draw = engine.draw(batch, random=random)
-        return engine.loss_module(draw, batch, random.keys(stop - start) if on else None)[0]
+        return engine.trained(draw, batch, random.keys(stop - start) if on else None)[0]
 
     whole = losses(0, 4)
     torch.testing.assert_close(torch.cat([losses(0, 1), losses(1, 4)]), whole)

@@ -3,7 +3,7 @@
 import torch
 
 from sedd_graph.diffusion.batch import Batch
-from sedd_graph.diffusion.strings.process import Strings
+from sedd_graph.diffusion.strings.strings import Strings
 
 
 def strings(rows: list[list[int]], start: int) -> Strings:

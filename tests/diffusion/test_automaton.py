@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from sedd_graph_registry.data.tokenizers import Bpe, Bytes, Characters
 
-from sedd_graph.diffusion.conditions.automaton import PatternError, compile_pattern, complement, spell, utf8_ranges
+from sedd_graph.diffusion.conditions.automaton import compile_pattern, utf8_ranges
+from sedd_graph.diffusion.conditions.pattern import PatternError, complement
+from sedd_graph.diffusion.conditions.token_automaton import spell
 from sedd_graph.errors import UserError
 from tests.conftest import ROOT
 

@@ -15,13 +15,16 @@ import sedd_graph
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.tokens.block_diffusion import block_inputs, write_blocks
+from sedd_graph.diffusion.tokens.sampler import WalkSettings
 from sedd_graph.engine.block_cache import afresh, remembering
 from sedd_graph.engine.engine import Engine
 from sedd_graph.errors import BlueprintError, UserError
+from sedd_graph.families.tokens import make_parts
 from sedd_graph.runs.check import check
 from sedd_graph.verify.block_diffusion import prove_blocks
 from sedd_graph.verify.tokens import prove_whole
 from tests.conftest import ROOT
+from tests.plans import maker
 
 TINY = ROOT / "blueprints" / "bd3lm-tiny.yaml"
 V, L = 3, 4
@@ -141,14 +144,16 @@ def test_what_must_match_matches_and_blocks_have_the_law_given_that_the_rest_can
         process.sampler,
         lambda written: afresh(engine.model, 2, written),
         x,
-        free=torch.ones_like(x, dtype=torch.bool),
+        WalkSettings(
+            free=torch.ones_like(x, dtype=torch.bool),
+            allowed=torch.arange(V + 1) < V,
+            matching=Matching(pattern, lambda: [b"a", b"b", b"c", None], x.device),
+            kernel=process.kernel,
+            schedule=process.schedule,
+            generator=torch.Generator().manual_seed(0),
+        ),
         block=2,
         length=length,
-        allowed=torch.arange(V + 1) < V,
-        matching=Matching(pattern, lambda: [b"a", b"b", b"c", None], x.device),
-        kernel=process.kernel,
-        schedule=process.schedule,
-        generator=torch.Generator().manual_seed(0),
     )
     counts = torch.bincount((out * V ** torch.arange(L).flip(0)).sum(-1), minlength=V**L).double() / len(out)
     assert bool((law[counts > 0] > 0).all())
@@ -213,14 +218,13 @@ def test_every_step_is_shown_and_evaluations_are_summed() -> None:
     assert [number for number, _ in frames] == [0, 1, 2, 3, 4]
     assert [int((x == MASK).sum(1).max()) for _, x in frames] == [4, 3, 2, 1, 0]
     assert torch.equal(frames[-1][1], rows)
-    assert engine.process is not None
     assert engine.process.sampler.evaluations == 3 * L
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["objective={op: nelbo}"], "'clean' is for an objective of blocks, such as block_nelbo"),
+        (["objective={op: nelbo}"], "objective 'nelbo' feeds no input 'clean'"),
         (["objective.block=3"], "rows of 128 tokens are no whole number of blocks of 3"),
         (["objective.clip=[0.9,0.1]"], "clip goes from the lower share to the higher"),
         (["process={op: uniform, schedule: {op: geometric}}"], "needs a kernel that only masks"),
@@ -232,7 +236,7 @@ def test_what_cannot_work_is_refused(changes: list[str], message: str) -> None:
 
 
 def test_a_plain_graph_is_refused() -> None:
-    with pytest.raises(BlueprintError, match="an objective of blocks needs a graph with the input 'clean'"):
+    with pytest.raises(BlueprintError, match="objective 'block_nelbo' needs a graph with the input clean"):
         check(ROOT / "blueprints" / "mdlm-tiny.yaml", ["objective={op: block_nelbo}"])
 
 
@@ -267,14 +271,14 @@ MIX = "  mixed: {op: roll, in: trunk, with: {by: 1}}\n  noised: {op: take_noised
 )
 def test_networks_that_leak_or_stand_elsewhere_are_caught(tmp_path: Path, old: str, new: str, broken: set[str]) -> None:
     report = changed(tmp_path, old, new)
-    checks = prove_blocks(report.graph, report.plan, report.registry)
+    checks = prove_blocks(report.graph, make_parts(report.plan, report.registry), report.registry, "log_x0")
     assert {c.name for c in checks if c.holds is False} == broken
 
 
 def test_the_whole_process_is_proved() -> None:
     report = check(TINY)
     assert report.plan is not None
-    found = {c.name: c.holds for c in prove_whole(report.plan, report.registry)}
+    found = {c.name: c.holds for c in prove_whole(maker(report.plan, report.registry), "log_x0")}
     assert found == dict.fromkeys(
         ("objective.tight", "objective.evaluated", "sampler.clean", "sampler.law", "sampler.bound"), True
     )

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sedd_graph.diffusion.categorical import categorical, jump
+from sedd_graph.diffusion.batch import Randomness
+from sedd_graph.diffusion.categorical import categorical, inverse_cdf, jump
 
 
 def test_law_and_zero_weights() -> None:
@@ -17,6 +18,29 @@ def test_impossible_rows_are_refused() -> None:
     for bad in ([0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0]):
         with pytest.raises(ValueError, match="sums to zero or is not finite"):
             categorical(torch.tensor([bad]), generator=torch.Generator())
+
+
+def test_the_inverse_cdf_at_its_ends_and_steps() -> None:
+    """Five classes of which three have weight zero: the first and last numbers below 1, and those at a step."""
+    cdf = torch.tensor([0.0, 0.25, 0.25, 1.0, 1.0], dtype=torch.float64)
+    u = torch.tensor([0.0, 0.25 - 2**-30, 0.25 + 2**-30, 1 - 2**-53], dtype=torch.float64)
+    assert inverse_cdf(cdf, u).tolist() == [1, 1, 3, 3]
+    assert inverse_cdf(3 * cdf, u[:, None]).tolist() == [[1], [1], [3], [3]]
+    rows = torch.stack([cdf, cdf.new_tensor([1.0, 1.0, 1.0, 1.0, 1.0])])
+    assert inverse_cdf(rows, u.expand(2, -1)).tolist() == [[1, 1, 3, 3], [0, 0, 0, 0]]
+
+
+def test_48_bits_do_not_depend_on_how_a_batch_is_split() -> None:
+    def drawn(start: int, rows: int) -> torch.Tensor:
+        return Randomness(torch.Generator().manual_seed(0), start=start, total=6).rand48(rows, 1000)
+
+    whole = drawn(0, 6)
+    assert whole.dtype == torch.float64
+    assert torch.equal(torch.cat([drawn(0, 2), drawn(2, 4)]), whole)
+    scaled = whole * 2**48
+    assert bool((scaled == scaled.floor()).all())
+    assert bool((whole < 1).all())
+    assert len(torch.unique(scaled % 2**24)) > 5900  # the low 24 bits are random too
 
 
 def truncated_gumbel(weights: torch.Tensor, limit: float, draws: int) -> torch.Tensor:

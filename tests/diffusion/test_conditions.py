@@ -15,7 +15,8 @@ from sedd_graph_registry.sampling.steps import Analytic, Ancestral, Euler, Predi
 from torch import Tensor
 
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.conditions.constraint import Matching, allowed_tokens, lacks
+from sedd_graph.diffusion.conditions.constraint import Matching, allowed_tokens
+from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import Classifier, classified, renoised, unprompted
 from sedd_graph.errors import UserError
 from tests.diffusion.test_samplers import (

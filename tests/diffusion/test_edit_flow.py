@@ -16,7 +16,7 @@ from torch import Tensor
 from sedd_graph.component.base import Context
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.strings.columns import BLANK, Remaining, align_optimal, align_padded, partway
-from sedd_graph.diffusion.strings.process import Strings
+from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.edit_flow import ColumnToy
 
 CONTEXT = Context({"n": 3})

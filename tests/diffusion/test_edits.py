@@ -15,7 +15,9 @@ from torch import Tensor
 from sedd_graph.component.base import Context
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.alignment import Links, Pairs, align, log_likelihood
-from sedd_graph.diffusion.strings.process import LEAST, BirthDeath, rebuild
+from sedd_graph.diffusion.strings.birth_death import BirthDeath
+from sedd_graph.diffusion.strings.kernel import LEAST
+from sedd_graph.diffusion.strings.strings import rebuild
 from sedd_graph.verify.birth_death import StringToy
 from tests.diffusion.strings import batch, strings
 
@@ -182,7 +184,7 @@ def test_pairs_do_not_depend_on_which_are_aligned_together(births: float, monkey
     sigma = torch.linspace(0.05, 3, 12, dtype=DOUBLE)
     noisy = kernel.sample(drawn, sigma, random=Randomness(torch.Generator().manual_seed(9)), width=None)
     whole = kernel.target(drawn, noisy, sigma)
-    monkeypatch.setattr("sedd_graph.diffusion.strings.alignment._KEPT", threading.local())
+    monkeypatch.setattr("sedd_graph.diffusion.strings.alignment_sweep._KEPT", threading.local())
     monkeypatch.setattr("sedd_graph.diffusion.strings.alignment._CHUNK", 1)
     with torch.inference_mode():
         kernel.target(drawn, noisy, sigma)

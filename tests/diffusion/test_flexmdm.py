@@ -14,7 +14,8 @@ from torch import Tensor
 from sedd_graph.component.base import Context
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.flexmdm import FlexDraw, FlexTarget
-from sedd_graph.diffusion.strings.process import Strings
+from sedd_graph.diffusion.strings.sampler import StringSettings
+from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.diffusion.strings.subsequence import embed
 from sedd_graph.verify.flexmdm import MASK, FlexToy
 from tests.diffusion.strings import batch, strings
@@ -298,13 +299,15 @@ def test_no_mask_comes_out_and_what_is_given_stays(sampler: type[FlexTau] | type
     out = runner.run(
         rates,
         given,
-        fixed=torch.ones(200, 3, dtype=torch.bool),
-        shut=shut,
-        longest=4,
-        kernel=made,
-        schedule=schedule,
-        generator=torch.Generator().manual_seed(0),
-        allowed=allowed,
+        StringSettings(
+            fixed=torch.ones(200, 3, dtype=torch.bool),
+            shut=shut,
+            longest=4,
+            kernel=made,
+            schedule=schedule,
+            generator=torch.Generator().manual_seed(0),
+            allowed=allowed,
+        ),
     )
     inside = out.tokens[:, 1:]
     ends = out.lengths

@@ -12,6 +12,7 @@ from sedd_graph_registry.sampling.steps import Analytic, Ancestral, Euler
 import sedd_graph
 from sedd_graph.component.base import Context
 from sedd_graph.diffusion.tokens.process import Kernel
+from sedd_graph.diffusion.tokens.sampler import WalkSettings
 
 
 def kernel(cls: Any, n: int) -> Any:
@@ -111,12 +112,14 @@ def test_nothing_forbidden_comes_out(sampler: Any, cls: Any, steps: int) -> None
     out = made.run(
         denoise,
         torch.where(free, x, prompt),
-        free=free,
-        kernel=k,
-        schedule=s,
-        generator=generator,
-        allowed=allowed,
-        on_step=lambda _, x: seen.append(x),
+        WalkSettings(
+            free=free,
+            kernel=k,
+            schedule=s,
+            generator=generator,
+            allowed=allowed,
+            on_step=lambda _, x: seen.append(x),
+        ),
     )
     assert len(seen) == steps + 2
     assert bool(allowed[out[free]].all())
@@ -132,9 +135,7 @@ def test_engine_with_prompt_and_padding(name: str) -> None:
     engine = sedd_graph.build(
         f"blueprints/{name}.yaml", ["params.depth=1", "params.dim=32"], device="cpu", compile="off"
     )
-    assert engine.process is not None
-    assert engine.allowed is not None
-    engine.allowed[[0, 5, 127]] = False
+    engine.process.allowed[[0, 5, 127]] = False
     torch.manual_seed(0)
     with torch.no_grad():  # a network that has strong wrong opinions
         for parameter in engine.model.parameters():
@@ -145,4 +146,4 @@ def test_engine_with_prompt_and_padding(name: str) -> None:
     attend[4:, 12:] = False
     out = engine.sample(8, 16, steps=5, prompt=prompt, attend=attend, seed=0)
     assert bool((out[:, :3] == torch.tensor([5, 0, 9])).all())
-    assert bool(engine.allowed[out[:, 3:]].all())
+    assert bool(engine.process.allowed[out[:, 3:]].all())

@@ -92,7 +92,7 @@ class Golden10(Power, kind="kernel"):
     class Config(Power.Config):
         pass
 
-    def trait_of(self, surprisal: Tensor, law: Tensor) -> Tensor:
+    def trait_of(self, surprisal: Tensor, frequencies: Tensor) -> Tensor:
         return torch.tensor([0.5, 1.0, 2.0], dtype=DOUBLE)
 
 
@@ -324,7 +324,7 @@ def test_rates_that_are_not_reversible() -> None:
     k = made(Rates, 3, table=RING)
     assert not k.reversible
     torch.testing.assert_close(k.transition_matrix(0.8), torch.from_numpy(scipy.linalg.expm(0.8 * k.table.numpy())))
-    torch.testing.assert_close(k.table @ k.law, torch.zeros(3, dtype=DOUBLE), atol=1e-12, rtol=0)
+    torch.testing.assert_close(k.table @ k.stationary, torch.zeros(3, dtype=DOUBLE), atol=1e-12, rtol=0)
 
 
 def test_clocks_do_not_depend_on_units() -> None:
@@ -335,7 +335,7 @@ def test_clocks_do_not_depend_on_units() -> None:
 def test_rare_tokens_are_drawn_as_often_as_they_should() -> None:
     """A token of 1e-8 would never come of 24 bits; its draws are counted through the cumulative law itself."""
     k = made(Unigram, 4, frequencies=(1, 0, 0, 0), smoothing=1e-6)
-    assert float(k.law.min()) == pytest.approx(2.5e-7)
+    assert float(k.frequencies.min()) == pytest.approx(2.5e-7)
 
     class Fixed(Randomness):
         """0 for the hit; then the highest uniform that 24 bits know, and the half of its last bit."""
@@ -399,7 +399,7 @@ def test_positions_that_are_not_corrupted_stay(cls: Any, config: dict[str, Any])
 @pytest.mark.parametrize(
     ("cls", "states", "config", "message"),
     [
-        (Rates, 3, {"table": ((0, 0, 0), (1, 0, 0), (0, 0, 0))}, "do not lead from every state to one law"),
+        (Rates, 3, {"table": ((0, 0, 0), (1, 0, 0), (0, 0, 0))}, "have no unique stationary distribution"),
         (Rates, 4, {"table": RING}, "are those of 3 states, but the model has 4"),
         (Ordinal, 600, {}, "600 states are more than the 512"),
         (Unigram, 4, {"frequencies": (1, 2, 3)}, "has 3 entries, but the model has 4 data tokens"),
@@ -420,6 +420,7 @@ def test_refused(cls: Any, states: int, config: dict[str, Any], message: str) ->
         (Rates, {}, "exactly one of 'table' and 'file'"),
         (Rates, {"table": ((0, 1), (1,))}, "as many entries as there are rows"),
         (Rates, {"table": ((0, -1), (1, 0))}, "greater than or equal to 0"),
+        (Rates, {"table": ((0,) * 129,) * 129}, "at most 128 items"),
         (Unigram, {"frequencies": (0, 0)}, "all are 0"),
         (Unigram, {"frequencies": (1, 2), "file": "a.npy"}, "one of 'frequencies' and 'file'"),
         (Mixture, {"decay": 1.5}, "less than or equal to 1"),
@@ -437,7 +438,9 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("objects.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
     np.save("nan.npy", np.array([1.0, np.nan]))
     np.save("negative.npy", np.array([[0.0, -1.0], [1.0, 0.0]]))
-    torch.testing.assert_close(made(Unigram, 3, file="counts.npy").law, made(Unigram, 3, frequencies=(5, 1, 3)).law)
+    torch.testing.assert_close(
+        made(Unigram, 3, file="counts.npy").frequencies, made(Unigram, 3, frequencies=(5, 1, 3)).frequencies
+    )
     torch.testing.assert_close(made(Rates, 3, file="rates.npy").table, made(Rates, 3, table=RING).table)
     for cls, file, message in (
         (Unigram, "objects.npy", "cannot be read"),

@@ -14,7 +14,7 @@ from torch import Tensor
 import sedd_graph
 from sedd_graph.component.base import Context
 from sedd_graph.diffusion.batch import Batch, Draw
-from sedd_graph.engine.engine import NOISE
+from sedd_graph.engine.process import KERNEL
 from tests.conftest import ROOT
 
 DOUBLE = torch.float64
@@ -55,7 +55,7 @@ def test_two_draws_estimate_the_gradient_of_the_enumerated_bound() -> None:
     seen = torch.tensor([[a, b] for a in (2, 3) for b in (0, 3)])  # all that (2, 0) can be seen as
 
     def chances() -> Tensor:
-        log_keep, log_hit, _ = (v[0] for v in kernel.paces(sigma.double()))
+        log_keep, log_hit, _ = (v[0] for v in kernel.token_schedules(sigma.double()))
         each = [torch.stack([log_keep[v], log_hit[v]]) for v in (2, 0)]
         return (each[0][:, None] + each[1]).reshape(-1).exp()
 
@@ -87,7 +87,7 @@ def test_its_optimum_is_the_law_of_the_clean_token() -> None:
     logits = torch.zeros(3, dtype=DOUBLE, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
     with torch.no_grad():
-        hit = law * kernel.paces(sigma)[1][0].exp()
+        hit = law * kernel.token_schedules(sigma)[1][0].exp()
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -114,8 +114,7 @@ def test_the_engine_trains_and_keeps_it(tmp_path: Path) -> None:
     path = ROOT / "blueprints" / "genmd4-tiny.yaml"
     sizes = [f"params.{name}={size}" for name, size in {"dim": 16, "heads": 2, "depth": 1, "cond": 8}.items()]
     engine = sedd_graph.build(path, [*sizes, "data=null", "train=null"], device="cpu", compile="off")
-    assert engine.process is not None
-    raw = dict(engine.model.named_parameters())[f"{NOISE}.raw"]
+    raw = dict(engine.model.named_parameters())[f"{KERNEL}.raw"]
     assert raw is engine.process.kernel.raw
     before, rows = raw.detach().clone(), torch.randint(0, 257, (4, 8), generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(engine.model.parameters(), lr=1e-2)
@@ -125,4 +124,4 @@ def test_the_engine_trains_and_keeps_it(tmp_path: Path) -> None:
     engine.save(tmp_path / "run")
     from safetensors.torch import load_file
 
-    assert torch.equal(load_file(tmp_path / "run" / "model.safetensors")[f"{NOISE}.raw"], raw.detach())
+    assert torch.equal(load_file(tmp_path / "run" / "model.safetensors")[f"{KERNEL}.raw"], raw.detach())

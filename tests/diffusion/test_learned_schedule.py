@@ -25,7 +25,7 @@ from sedd_graph.data.rows import open_data
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.tokens.process import Kernel, Schedule
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
-from sedd_graph.engine.engine import PACE
+from sedd_graph.engine.process import SCHEDULE
 from sedd_graph.errors import BlueprintError
 from sedd_graph.runs.check import check
 from sedd_graph.runs.open import open_run
@@ -218,7 +218,7 @@ LEARNED = ("schedule: {op: loglinear}", "schedule: {op: learned}")
 
 def test_it_is_trained_averaged_kept_and_gone_on_with(small: Callable[..., Path], tmp_path: Path) -> None:
     path = small(LEARNED, ("{op: masked_count}", "{op: nelbo}"), ("warmup: 2", "warmup: 2, ema: 0.9, accumulate: 2"))
-    report, name, run = check(path), f"{PACE}.raw", tmp_path / "run"
+    report, name, run = check(path), f"{SCHEDULE}.raw", tmp_path / "run"
     assert isinstance(report.data, DataConfig)
     data = open_data(report.data, root=tmp_path)
 
@@ -236,7 +236,6 @@ def test_it_is_trained_averaged_kept_and_gone_on_with(small: Callable[..., Path]
     assert not torch.equal(raw(6), raw(3))
     assert not torch.equal(raw(6), raw(6, "ema"))
     engine = open_run(run, device=torch.device("cpu")).engine
-    assert engine.process is not None
     assert isinstance(engine.process.schedule, Learned)
     assert torch.equal(engine.process.schedule.raw, raw(6, "ema"))
     assert engine.sample(2, 8, steps=3, seed=0).shape == (2, 8)
@@ -259,7 +258,7 @@ def test_the_network_learns_what_it_would_have() -> None:
         found.append((loss.detach(), {n: p.grad for n, p in engine.model.named_parameters() if p.grad is not None}))
     (plain, before), (ours, after) = found
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
-    assert set(after) - set(before) == {f"{PACE}.raw"}
+    assert set(after) - set(before) == {f"{SCHEDULE}.raw"}
     for name, grad in before.items():
         torch.testing.assert_close(after[name], grad, rtol=1e-3, atol=1e-3 * float(grad.abs().max()))
 

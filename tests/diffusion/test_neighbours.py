@@ -84,20 +84,20 @@ def test_walks_do_not_depend_on_how_the_batch_is_split() -> None:
 @pytest.mark.parametrize("few", [64, 0])
 def test_tables_and_sparse_products_are_the_same(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At any noise, one that is taken back included, and to the smallest chance."""
-    monkeypatch.setattr("sedd_graph_registry.noise.neighbours._FEW", few)
+    monkeypatch.setattr("sedd_graph_registry.noise._uniformization._FEW", few)
     k = made(12, neighbours=2, width=4, even=0.1)
     q = k.rate_matrix(1.0)
     for sigma in (-2.0, -0.3, 0.0, 1e-5, 0.4, 30.0):
         x = torch.eye(12, dtype=torch.float64)[None]
-        found = k._carry(x, torch.tensor([sigma], dtype=torch.float64))[0]
+        found = k._product(x, torch.tensor([sigma], dtype=torch.float64))[0]
         assert torch.allclose(found, torch.from_numpy(scipy.linalg.expm(sigma * q.numpy())), rtol=1e-9, atol=1e-13)
         assert sigma <= 0 or bool((found > 0).all())
-    assert torch.equal(k._into(torch.arange(12)[None], q)[0].fill_diagonal_(0), q.clone().fill_diagonal_(0))
+    assert torch.equal(k._rates_into(torch.arange(12)[None], q)[0].fill_diagonal_(0), q.clone().fill_diagonal_(0))
 
 
 @pytest.mark.parametrize("few", [64, 0])
 def test_gradients_go_through_tables_and_sparse_products(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sedd_graph_registry.noise.neighbours._FEW", few)
+    monkeypatch.setattr("sedd_graph_registry.noise._uniformization._FEW", few)
     k = made(10, neighbours=3)
     raw = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     xt, x0 = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 0, 3], [9, 5, 7]])

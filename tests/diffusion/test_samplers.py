@@ -19,9 +19,9 @@ import sedd_graph
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.categorical import sharpen
-from sedd_graph.diffusion.tokens.sampler import Sampler, Walk
+from sedd_graph.diffusion.tokens.parts import TokenParts
+from sedd_graph.diffusion.tokens.sampler import Sampler, Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
-from sedd_graph.families.tokens import Process
 from sedd_graph.verify.tokens import Toy, _sampler
 from tests.conftest import ROOT
 
@@ -83,7 +83,10 @@ def run(
         free = (prompt < 0).expand(rows, L)
         x = torch.where(free, x, prompt)
     more.setdefault("denoise", perfect(k, s))
-    out: Tensor = sampler.run(more.pop("denoise"), x, free=free, kernel=k, schedule=s, generator=generator, **more)
+    steps = more.pop("steps", None)
+    denoise = more.pop("denoise")
+    settings = WalkSettings(free=free, kernel=k, schedule=s, generator=generator, **more)
+    out: Tensor = sampler.run(denoise, x, settings, steps=steps)
     return out
 
 
@@ -185,7 +188,7 @@ def test_psi_keeps_the_marginals(kernel: Any, kappa: float) -> None:
 def test_remasking_keeps_the_marginals(config: dict[str, Any]) -> None:
     sampler = make(ReMDM, steps=6, **config)
     k, s = world(Absorb)
-    walk = Walk(lambda *_: {}, torch.zeros(1, 1).long(), free=torch.ones(1, 1).bool(), kernel=k, schedule=s, generator=torch.Generator(), config=sampler.config)  # fmt: skip
+    walk = Walk(lambda *_: {}, torch.zeros(1, 1).long(), WalkSettings(free=torch.ones(1, 1).bool(), kernel=k, schedule=s, generator=torch.Generator()), sampler.config)  # fmt: skip
     levels = sampler.levels(walk, 6)
     alphas = [levels[0][0], *(below for _, below, _ in levels)]
     if sampler.config.remask == "loop":
@@ -207,7 +210,7 @@ def marginals(sampler: Any, kernel: Any, times: list[float]) -> None:
 
     generator = torch.Generator().manual_seed(1)
     x = k.prior(60_000, 1, generator=generator, allowed=None)
-    sampler.run(denoise, x, free=torch.ones_like(x).bool(), kernel=k, schedule=s, generator=generator, on_step=lambda _, x: frames.append(x))  # fmt: skip
+    sampler.run(denoise, x, WalkSettings(free=torch.ones_like(x).bool(), kernel=k, schedule=s, generator=generator, on_step=lambda _, x: frames.append(x)))  # fmt: skip
     assert len(frames) == len(times)
     for t, frame in zip(times, frames, strict=True):
         level = float(s.sigma(torch.tensor([t], dtype=torch.float64))) if t > 1e-6 else 0.0
@@ -255,7 +258,7 @@ def test_a_correction_leaves_its_level_as_it_is(kernel: Any) -> None:
     code = torch.multinomial(law, ROWS, replacement=True, generator=generator)
     x = torch.stack([code // k.states**2, code // k.states % k.states, code % k.states], -1)
     sampler = make(PredictorCorrector)
-    walk = Walk(perfect(k, s), x, free=torch.ones_like(x).bool(), kernel=k, schedule=s, generator=generator, config=sampler.config)  # fmt: skip
+    walk = Walk(perfect(k, s), x, WalkSettings(free=torch.ones_like(x).bool(), kernel=k, schedule=s, generator=generator), sampler.config)  # fmt: skip
     for _ in range(20):
         sampler._correct(walk, t)
     found = (walk.x * torch.tensor([k.states**2, k.states, 1])).sum(-1)
@@ -345,7 +348,7 @@ class Eager(ReMDM, kind="sampler"):
 )
 def test_broken_samplers_are_caught_by_name(cls: Any, kernel: Any, caught: str) -> None:
     k, s = world(kernel)
-    toy = Toy(Process(k, s, None, make(cls)))  # type: ignore[arg-type]
+    toy = Toy(TokenParts(k, s, None, make(cls)))  # type: ignore[arg-type]
     assert caught in {check.name for check in _sampler(toy, "log_x0") if check.holds is False}
 
 
@@ -447,7 +450,7 @@ def test_rows_with_different_prompts_end_at_their_own_time() -> None:
 def test_one_of_is_even() -> None:
     k, s = world(Absorb)
     places = torch.tensor([[True, False, True]]).expand(ROWS, L)
-    walk = Walk(lambda *_: {}, torch.zeros(ROWS, L).long(), free=places, kernel=k, schedule=s, generator=torch.Generator().manual_seed(0), config=make(Ancestral).config)  # fmt: skip
+    walk = Walk(lambda *_: {}, torch.zeros(ROWS, L).long(), WalkSettings(free=places, kernel=k, schedule=s, generator=torch.Generator().manual_seed(0)), make(Ancestral).config)  # fmt: skip
     chosen = one_of(walk, places, torch.ones(ROWS).bool())
     assert bool((chosen.sum(1) == 1).all())
     assert chosen.double().mean(0).tolist() == pytest.approx([0.5, 0.0, 0.5], abs=0.02)
@@ -470,7 +473,6 @@ def test_refusals_tell_why() -> None:
     )
     with pytest.raises(UserError, match="takes no number of steps"):
         engine.sample(1, 8, steps=4)
-    assert engine.process is not None
     assert engine.sample(3, 8, seed=0).shape == (3, 8)
     assert engine.process.sampler.evaluations == 24
 

@@ -168,7 +168,7 @@ def test_for_absorb_the_schedule_of_even_information_is_loglinear() -> None:
 
 @pytest.mark.parametrize(
     ("cls", "config", "message"),
-    [(Linear, {"rate_max": 0}, "nothing would ever be noised"), (Geometric, {"sigma_min": 30}, "must be less than")],
+    [(Linear, {"rate_max": 0}, "no token is ever noised"), (Geometric, {"sigma_min": 30}, "must be less than")],
 )
 def test_refused_as_written(cls: Any, config: dict[str, float], message: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=message):

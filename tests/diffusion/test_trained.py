@@ -19,9 +19,10 @@ from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import open_data
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.tokens.process import Objective, Schedule
-from sedd_graph.engine.engine import Engine, feed
+from sedd_graph.engine.engine import Engine
 from sedd_graph.evaluation.bound import to_batch
-from sedd_graph.runs.check import check, make_engine
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine
 from sedd_graph.training.loop import train
 from tests.conftest import ROOT
 
@@ -57,7 +58,6 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def made(cls: Any, engine: Engine, **config: Any) -> Any:
-    assert engine.process is not None
     return cls(cls.Config(**config), Context({"n": engine.process.kernel.states}))
 
 
@@ -66,10 +66,9 @@ def drawn(
     engine: Engine, batch: Batch, objective: Objective, schedule: Schedule, seed: int
 ) -> tuple[Draw, Tensor, Tensor]:
     """A draw, what the network says to it, and the loss, nats [b]."""
-    assert engine.process is not None
     kernel, random = engine.process.kernel, Randomness(torch.Generator().manual_seed(seed))
     draw = objective.corrupt(batch, kernel, schedule, random=random)
-    outputs, _ = engine.model.run(feed(draw, batch, None))
+    outputs, _ = engine.model.run(engine.process.objective.inputs(draw, batch))
     return draw, outputs["log_x0"], objective.loss(outputs, draw, batch, kernel, schedule)
 
 
@@ -111,7 +110,6 @@ def duo(p: Tensor, xt: Tensor, x0: Tensor, alpha: Tensor) -> Tensor:
 
 def test_forms_of_one_bound_agree(trained: tuple[Engine, Batch]) -> None:
     engine, batch = trained
-    assert engine.process is not None
     nelbo, entropy, loglinear = made(Nelbo, engine), made(ScoreEntropy, engine), made(LogLinear, engine)
     draw, log_x0, nats = drawn(engine, batch, nelbo, loglinear, 0)
     p, x0, sigma = log_x0.double().exp(), batch.tokens, draw.sigma.double()

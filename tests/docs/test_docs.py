@@ -133,7 +133,7 @@ def test_a_package_in_three_files(tmp_path: Path) -> None:
     assert f"my-package 0.1.0  {tmp_path / 'my_package' / '__init__.py'}:9" in described.replace(
         "my_package 0", "my-package 0"
     )
-    assert "y = second.undo(second, first)" in undone
+    assert "y = second.inverse(second, first)" in undone
     for holds in ("round_trip", "log_det", "gradients", "recompute"):
         assert re.search(rf"holds  pair\.{holds} ", trained)
     assert "done at step 2" in trained

@@ -7,8 +7,9 @@ import pytest
 
 from sedd_graph.blueprint import interpolate, load, overrides, schema, yaml
 from sedd_graph.component.axes import MAX_SIZE
+from sedd_graph.diffusion.tokens.block_diffusion import BLOCK_FEEDS
+from sedd_graph.diffusion.tokens.process import FEEDS
 from sedd_graph.errors import MAX_PROBLEMS, BlueprintError
-from sedd_graph.families.plan import FED
 from sedd_graph.graph import blocks, expand
 from sedd_graph.runs.check import check, lock_text
 from sedd_graph.store.config import StoreConfig
@@ -50,7 +51,7 @@ def test_every_key_is_explained() -> None:
     for model, title in ((schema.Node, "Nodes"), (schema.Block, "Blocks"), (schema.SaveSpec, "Saving values"), (schema.Invertible, "Blocks"), (StoreConfig, "Saving values")):  # fmt: skip
         for name, field in model.model_fields.items():
             assert re.search(rf"\b{field.alias or name}\b", section(title)), (model.__name__, name)
-    for name, text in FED.items():
+    for name, text in {f.name: f.type for f in (*FEEDS, *BLOCK_FEEDS)}.items():
         assert f"`{name}: {text}`" in section("The noise process")
     for op in ("memory", "arithmetic"):
         for choice in re.findall(r"'(\w+)'", str(schema.Node.model_fields[op].annotation)):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sedd_graph.component.registry import discover
-from sedd_graph.verify.matrix import Cell, cells, matrix
+from sedd_graph.runs.matrix import Cell, cells, matrix
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "matrix.md").read_text(encoding="utf-8")

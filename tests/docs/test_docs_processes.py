@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from sedd_graph.component.registry import discover
-from sedd_graph.families.plan import EDITS, Part, ProcessPlan
-from sedd_graph.families.tokens import make_process
-from sedd_graph.verify.string_process import prove_strings
-from sedd_graph.verify.tokens import prove_process
+from sedd_graph.families.plan import Part
+from sedd_graph.families.strings import prove as prove_strings
+from sedd_graph.families.tokens import make_parts, prove
 from tests.conftest import BLUEPRINTS, ROOT
+from tests.plans import string_plan, token_plan
 
 TEXT = (ROOT / "docs" / "processes.md").read_text()
 REGISTRY = discover()
@@ -36,14 +36,12 @@ def part(op: str, **config: Any) -> Part:
 
 
 def test_every_check_stands_there_in_order() -> None:
-    plan = ProcessPlan(part("absorb"), part("loglinear"), part("nelbo"), part("ancestral"), 4, "log_x0")
-    assert first_column("check") == [c.name for c in prove_process(plan, REGISTRY)]
+    plan = token_plan(part("absorb"), part("loglinear"), part("nelbo"), part("ancestral"), 4, "log_x0")
+    assert first_column("check") == [c.name for c in prove(plan, REGISTRY)]
 
 
 def test_every_check_of_strings_stands_there_in_order() -> None:
-    plan = ProcessPlan(
-        part("delete"), part("loglinear"), part("dise"), part("string_tau"), 4, "log_insert", ("log_insert",)
-    )
+    plan = string_plan(part("delete"), part("loglinear"), part("dise"), part("string_tau"), 4)
     named = [c.name for c in prove_strings(plan, REGISTRY)]
     assert first_column("string check") == [n for n in named if n.startswith("edits.")]
     assert {n for n in named if not n.startswith("edits.")} <= set(first_column("check"))
@@ -51,17 +49,13 @@ def test_every_check_of_strings_stands_there_in_order() -> None:
 
 def test_every_check_of_columns_stands_there_in_order() -> None:
     kernel = part("edit_flow", mean_length=1.0)
-    plan = ProcessPlan(
-        kernel, part("cubic"), part("edit_flow_loss"), part("string_tau"), 4, "log_insert", tuple(EDITS[0])
-    )
+    plan = string_plan(kernel, part("cubic"), part("edit_flow_loss"), part("string_tau"), 4)
     named = [c.name for c in prove_strings(plan, REGISTRY)]
     assert first_column("column check") == [n for n in named if n.startswith(("edits.", "objective."))]
 
 
 def test_every_check_of_masks_stands_there_in_order() -> None:
-    plan = ProcessPlan(
-        part("mask_delete"), part("loglinear"), part("flexmdm"), part("flexmdm_tau"), 5, "log_x0", tuple(EDITS[1])
-    )
+    plan = string_plan(part("mask_delete"), part("loglinear"), part("flexmdm"), part("flexmdm_tau"), 5)
     named = [c.name for c in prove_strings(plan, REGISTRY)]
     assert first_column("mask check") == [n for n in named if n.startswith("edits.")]
     assert {n for n in named if not n.startswith("edits.")} <= set(first_column("check"))
@@ -74,10 +68,10 @@ def test_blueprints_and_the_one_shown() -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)
     process = yaml.safe_load(block)["process"]
     schedule = process.pop("schedule")
-    plan = ProcessPlan(
+    plan = token_plan(
         part(process.pop("op"), **process), part(schedule["op"]), part("nelbo"), part("ancestral"), 4, "log_x0"
     )
-    assert make_process(plan, REGISTRY).kernel.mask == 3
+    assert make_parts(plan, REGISTRY).kernel.mask == 3
 
 
 def test_every_test_that_stands_there_is_one() -> None:

@@ -25,7 +25,6 @@ SMALL = [
 @pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
 def test_a_few_positions_give_the_same_numbers(path: Path) -> None:
     engine = sedd_graph.build(path, device="cpu", compile="off")
-    assert engine.process is not None
     for p in engine.model.parameters():  # no zero may hide what stands behind it
         torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
     engine.model.eval()

@@ -78,7 +78,6 @@ def test_an_even_guess_under_uniform_noise(made: Callable[[str], tuple[Engine, D
     """Against the integrand by enumeration: GIDD's formula (arXiv 2503.04482) with x0 even, so that qhat = 1/N."""
     engine, data = made("uniform")
     found = bounded(engine, data, batches=8, draws=2)
-    assert engine.process is not None
     schedule, n = engine.process.schedule, LETTERS
 
     def integrand(t: np.ndarray) -> np.ndarray:

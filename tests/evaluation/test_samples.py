@@ -93,6 +93,16 @@ def test_without_a_judge(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "perplexity" not in capsys.readouterr().out
 
 
+def test_samples_are_named_within_the_run_folder(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["eval", str(run), "--samples", "samples.zarr", *CPU]) == 0
+    assert records(run)[-1]["store"] == "samples.zarr"
+    assert cli.run(["eval", str(run), "--samples", "samples-9.zarr", *CPU]) == 2
+    assert capsys.readouterr().err == "samples-9.zarr is not a zarr group of samples\n"
+
+
 def test_lengths_of_their_own(run: Path) -> None:
     """Held-out rows are as long as the samples, whatever the data says."""
     sampled(run, "--length", "48")
@@ -124,7 +134,12 @@ def test_samples_that_are_not_there_or_not_its_own(
     run = built(tmp_path)
     assert cli.run(["eval", str(run), "--samples", *CPU]) == 2
     assert "holds no samples; draw some: sedd-graph sample" in capsys.readouterr().err
-    write_samples(run / "samples.zarr", np.ones((2, 5), np.int64), ["a", "b"], attributes={"blueprint": "another"})
+    write_samples(
+        run / "samples.zarr",
+        {"tokens": np.ones((2, 5), np.int64)},
+        text=["a", "b"],
+        attributes={"blueprint": "another"},
+    )
     assert cli.run(["eval", str(run), "--samples", *CPU]) == 2
     assert "its tokens are those of another blueprint" in capsys.readouterr().err
     assert not (run / "quality.jsonl").exists()

@@ -15,8 +15,8 @@ import sedd_graph
 from sedd_graph.cli.main import run
 from sedd_graph.data.config import PointsConfig
 from sedd_graph.data.points import open_points
+from sedd_graph.engine.engine import Engine
 from sedd_graph.errors import SeddGraphError
-from sedd_graph.families.points import FlowEngine
 from sedd_graph.runs.check import check
 from tests.conftest import ROOT
 
@@ -39,10 +39,10 @@ FACTOR = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [-0.3, 0.5, 0.2]])
 
 
 @pytest.fixture
-def moved() -> FlowEngine:
+def moved() -> Engine:
     """flow-tiny's network, started from data and with its weights moved far off their start."""
     engine = sedd_graph.build(TINY, ["params.depth=3", "params.hidden=16"], device="cpu")
-    assert isinstance(engine, FlowEngine)
+    assert isinstance(engine, Engine)
     generator = torch.Generator().manual_seed(0)
     engine.loss(torch.randn(512, 1, 2, generator=generator))
     with torch.no_grad():
@@ -59,7 +59,7 @@ def grid(low: float, high: float, side: int) -> tuple[torch.Tensor, float]:
     return torch.cartesian_prod(at, at)[:, None], step**2
 
 
-def test_the_likelihood_is_the_change_of_variables_by_autograd(moved: FlowEngine) -> None:
+def test_the_likelihood_is_the_change_of_variables_by_autograd(moved: Engine) -> None:
     moved.model.double()
     x = torch.randn(5, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2
     for row in x:
@@ -68,10 +68,10 @@ def test_the_likelihood_is_the_change_of_variables_by_autograd(moved: FlowEngine
         log_det = torch.linalg.slogdet(jacobian.reshape(2, 2)).logabsdet
         expected = -scipy.stats.norm.logpdf(z.detach().numpy()).sum() - log_det.item()
         assert moved.loss(row[None]).item() == pytest.approx(expected, abs=1e-10)
-    assert torch.allclose(moved.flow.inverse(moved.model(x=x)["z"]), x, atol=1e-9)
+    assert torch.allclose(moved.process.inverse(moved.model, moved.model(x=x)["z"]), x, atol=1e-9)
 
 
-def test_the_density_integrates_to_one_and_samples_follow_it(moved: FlowEngine) -> None:
+def test_the_density_integrates_to_one_and_samples_follow_it(moved: Engine) -> None:
     moved.model.double()
     fine, area = grid(-12.0, 12.0, 480)
     mass = (-moved.bound_rows(fine, seed=0)).exp() * area
@@ -89,7 +89,7 @@ def test_the_density_integrates_to_one_and_samples_follow_it(moved: FlowEngine) 
     assert scipy.stats.chi2.sf(statistic, len(chances) - 1) > 1e-3
 
 
-def test_the_same_seed_draws_the_same_rows(moved: FlowEngine) -> None:
+def test_the_same_seed_draws_the_same_rows(moved: Engine) -> None:
     assert torch.equal(moved.sample(4, seed=3), moved.sample(4, seed=3))
     assert not torch.equal(moved.sample(4, seed=3), moved.sample(4, seed=4))
 
@@ -226,6 +226,6 @@ def test_files_that_hold_no_points_are_refused(tmp_path: Path) -> None:
         open_points(config, root=tmp_path, shape=(1, 2))
 
 
-def test_rows_of_another_shape_are_refused(moved: FlowEngine) -> None:
+def test_rows_of_another_shape_are_refused(moved: Engine) -> None:
     with pytest.raises(SeddGraphError, match=r"floats \[batch, 1, 2\]"):
         moved.loss(torch.zeros(3, 2))

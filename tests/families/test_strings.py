@@ -12,16 +12,16 @@ import zarr
 import sedd_graph
 from sedd_graph.cli import main as cli
 from sedd_graph.diffusion.batch import Batch
+from sedd_graph.engine.engine import Engine
 from sedd_graph.errors import BlueprintError, UserError
-from sedd_graph.families.strings import StringEngine
 from tests.conftest import ROOT
 
 SMALL = ["params.dim=16", "params.heads=2", "params.cond=8", "params.depth=1", "train.compile=off", "data.length=24"]
 
 
-def made(name: str, *overrides: str) -> StringEngine:
+def made(name: str, *overrides: str) -> Engine:
     engine = sedd_graph.build(ROOT / "blueprints" / f"{name}.yaml", [*SMALL, *overrides], device="cpu", compile="off")
-    assert isinstance(engine, StringEngine)
+    assert isinstance(engine, Engine)
     return engine
 
 
@@ -85,7 +85,7 @@ def test_with_empty_noise_given_tokens_stay() -> None:
     for row in rows.tolist():
         kept = [i for i in row if i != 128]
         assert (kept[0], kept[-1]) == (5, 7)
-    assert engine.caveat is None
+    assert engine.process.caveat is None
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_given_tokens_stay_and_lengths_are_bounded(name: str, sampler: str) -> N
     rows = engine.sample(6, 8, steps=steps, prompt=prompt, seed=1)
     assert torch.equal(rows, engine.sample(6, 8, steps=steps, prompt=prompt, seed=1))
     for row in rows.tolist():
-        kept = [i for i in row if i != engine.edits.kernel.start]
+        kept = [i for i in row if i != engine.process.kernel.start]
         assert kept[:2] == [5, 6]
         assert kept[-1] == 7
         assert len(kept) <= 8
@@ -114,8 +114,8 @@ def test_one_length_is_kept() -> None:
     engine = made("did-tiny", "objective={op: dice}", "sample={op: string_first_hitting}", "data.rows=stream")
     rows = engine.sample(5, 11, seed=0)
     assert rows.shape == (5, 11)
-    assert int(rows.max()) < engine.edits.kernel.data_tokens
-    assert engine.edits.sampler.evaluations == 5 * 11
+    assert int(rows.max()) < engine.process.kernel.data_tokens
+    assert engine.process.sampler.evaluations == 5 * 11
 
 
 def test_padding_changes_nothing() -> None:

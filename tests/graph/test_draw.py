@@ -5,9 +5,10 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,13 +165,24 @@ def test_names_that_once_ran_together(tmp_path: Path) -> None:
 # -- SVG --------------------------------------------------------------------------------------------------------------
 
 Rectangle = tuple[float, float, float, float]
+MOVED = re.compile(r"translate\((-?[\d.]+),(-?[\d.]+)\)")
+
+
+def placed(item: ET.Element, x: float = 0.0, y: float = 0.0) -> Iterator[tuple[ET.Element, float, float]]:
+    """Every element under ``item`` with the origin of its coordinates: groups move what they hold."""
+    for child in item:
+        if moved := MOVED.fullmatch(child.get("transform", "")):
+            yield from placed(child, x + float(moved[1]), y + float(moved[2]))
+        else:
+            yield child, x, y
 
 
 def rectangles(root: ET.Element) -> list[tuple[str, Rectangle]]:
     found = []
-    for rect in root.iter(f"{SVG}rect"):
-        x, y, width, height = (float(rect.get(k, "nan")) for k in ("x", "y", "width", "height"))
-        found.append((rect.findtext(f"{SVG}title", ""), (x, y, x + width, y + height)))
+    for item, dx, dy in placed(root):
+        if item.tag == f"{SVG}rect":
+            x, y, width, height = (float(item.get(k, "0")) for k in ("x", "y", "width", "height"))
+            found.append((item.findtext(f"{SVG}title", ""), (x + dx, y + dy, x + dx + width, y + dy + height)))
     return found
 
 
@@ -200,9 +212,12 @@ NUMBER = r"(-?[\d.]+)"
 MOVE = re.compile(rf"M{NUMBER},{NUMBER}|V{NUMBER}|C{NUMBER},{NUMBER} {NUMBER},{NUMBER} {NUMBER},{NUMBER}")
 
 
-def points(path: str) -> list[tuple[float, float]]:
+Points = list[tuple[float, float]]
+
+
+def points(path: str, dx: float, dy: float) -> Points:
     """Along what is drawn, close together."""
-    found: list[tuple[float, float]] = []
+    found: Points = []
     for move in MOVE.finditer(path):
         numbers = [float(n) for n in move.groups() if n is not None]
         x, y = found[-1] if found else (0.0, 0.0)
@@ -211,27 +226,48 @@ def points(path: str) -> list[tuple[float, float]]:
         elif move[0][0] == "V":
             found += [(x, y + (numbers[0] - y) * i / 50) for i in range(1, 51)]
         else:
-            corners = [(x, y), *zip(numbers[::2], numbers[1::2], strict=True)]
+            xs, ys = [x, *numbers[::2]], [y, *numbers[1::2]]
             for i in range(1, 51):
                 s = i / 50
                 weights = ((1 - s) ** 3, 3 * s * (1 - s) ** 2, 3 * s * s * (1 - s), s**3)
-                found.append(tuple(sum(w * c[k] for w, c in zip(weights, corners, strict=True)) for k in (0, 1)))  # type: ignore[arg-type]
-    return found
+                found.append((float(np.dot(weights, xs)), float(np.dot(weights, ys))))
+    return [(x + dx, y + dy) for x, y in found]
+
+
+def edges(root: ET.Element) -> list[Points]:
+    wires = [(item, dx, dy) for item, dx, dy in placed(root) if item.tag == f"{SVG}path"]
+    return [points(wire.get("d", ""), dx, dy) for wire, dx, dy in wires]
 
 
 def test_no_edge_runs_behind_a_box(graph: Graph) -> None:
     """An edge may lie within a frame as a whole, but passes through no box."""
     root = ET.fromstring(to_svg(graph))
-    boxes, edges = (
-        rectangles(root),
-        [points(p.get("d", "")) for p in root.iter(f"{SVG}path") if p.get("marker-end")],
-    )
-    assert len(edges) >= len(graph.root.steps)
-    for edge in edges:
-        assert len(edge) > 50
-        for title, (left, top, right, foot) in boxes:
-            within = [left < x < right and top + 0.1 < y < foot - 0.1 for x, y in edge]
+    wires = edges(root)
+    assert len(wires) >= len(graph.root.steps)
+    for wire in wires:
+        assert len(wire) > 50
+        for title, (left, top, right, foot) in rectangles(root):
+            within = [left < x < right and top + 0.1 < y < foot - 0.1 for x, y in wire]
             assert all(within) or not any(within), title
+
+
+def test_an_edge_runs_down_and_turns_back_at_most_once(graph: Graph) -> None:
+    """Out to its lane and back from it; not from side to side on the way."""
+    for wire in edges(ET.fromstring(to_svg(graph))):
+        assert all(a[1] <= b[1] + 0.1 for a, b in itertools.pairwise(wire))
+        sides = [b[0] > a[0] for a, b in itertools.pairwise(wire) if abs(a[0] - b[0]) > 1e-6]
+        assert sum(a != b for a, b in itertools.pairwise(sides)) <= 1
+
+
+def test_an_edge_into_a_frame_ends_above_the_input_that_it_feeds(tmp_path: Path) -> None:
+    root = ET.fromstring(to_svg(check(write_nested(tmp_path)).graph))
+    boxes = rectangles(root)
+    frames = [box for _, box in boxes if any(other != box and inside(other, box) for _, other in boxes)][1:]
+    for frame in frames:
+        ports = [(box[0] + box[2]) / 2 for title, box in boxes if not title and inside(box, frame)]
+        for end in (wire[-1] for wire in edges(root) if abs(wire[-1][1] - frame[1]) < 3.5):
+            if frame[0] < end[0] < frame[2]:
+                assert min(abs(end[0] - x) for x in ports) < 0.2
 
 
 def test_svg_escapes_what_it_is_given(small: Callable[..., Path]) -> None:

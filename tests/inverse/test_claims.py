@@ -8,7 +8,7 @@ import pytest
 
 from sedd_graph.cli import main as cli
 from sedd_graph.errors import BlueprintError
-from sedd_graph.runs.check import check, lock_text, undo
+from sedd_graph.runs.check import check, inverses, lock_text
 
 HALVES = """\
 blueprint: 1
@@ -240,5 +240,5 @@ def test_drawings_show_both_directions(blueprint: Callable[..., Path], capsys: p
 
 
 def test_undo_gives_the_diagnoses_without_raising(blueprint: Callable[..., Path]) -> None:
-    _, derived = undo(blueprint(*SINGLE))
+    _, derived = inverses(blueprint(*SINGLE))
     assert [(one.region.label, one.problem is None) for one in derived] == [("deep", False), ("single", False)]

@@ -167,7 +167,7 @@ class Affine(Toy):
 
     @classmethod
     def algebra(cls, config: Any, signature: Signature) -> Algebra:
-        return Algebra((Rule("x", ("out", "c"), "undo"),), log_det={"x": "measure"})
+        return Algebra((Rule("x", ("out", "c"), "inverse"),), log_det={"x": "measure"})
 
     def parts(self, c: Array) -> tuple[Array, Array]:
         return 0.3 * np.tanh(weights(f"{self.path}s", len(c), len(c)) @ c), weights(self.path, len(c), len(c)) @ c
@@ -176,7 +176,7 @@ class Affine(Toy):
         scale, shift = self.parts(xs[1])
         return np.asarray(xs[0] * np.exp(scale) + shift)
 
-    def undo(self, out: Array, c: Array) -> Array:
+    def inverse(self, out: Array, c: Array) -> Array:
         scale, shift = self.parts(c)
         return np.asarray((out - shift) * np.exp(-scale))
 
@@ -191,13 +191,13 @@ class Both(Toy):
 
     @classmethod
     def algebra(cls, config: Any, signature: Signature) -> Algebra:
-        return Algebra((Rule(("x", "y"), ("u", "v"), "undo"),), log_det={("x", "y"): "zero"})
+        return Algebra((Rule(("x", "y"), ("u", "v"), "inverse"),), log_det={("x", "y"): "zero"})
 
     def forward(self, *xs: Array) -> tuple[Array, Array]:
         made = rotation(self.path, 2 * len(xs[0])) @ np.concatenate(xs)
         return made[: len(xs[0])], made[len(xs[0]) :]
 
-    def undo(self, u: Array, v: Array) -> tuple[Array, Array]:
+    def inverse(self, u: Array, v: Array) -> tuple[Array, Array]:
         made = rotation(self.path, 2 * len(u)).T @ np.concatenate([u, v])
         return made[: len(u)], made[len(u) :]
 
@@ -208,7 +208,7 @@ class Wave(Toy):
     @classmethod
     def algebra(cls, config: Any, signature: Signature) -> Algebra:
         return Algebra(
-            (Rule("x", ("out",), "undo", cost=40, iterative=True),),
+            (Rule("x", ("out",), "inverse", cost=40, iterative=True),),
             lipschitz={("x", "out"): 1.5},
             log_det={"x": "measure"},
         )
@@ -216,7 +216,7 @@ class Wave(Toy):
     def forward(self, *xs: Array) -> Array:
         return np.asarray(xs[0] + 0.5 * np.sin(xs[0]))
 
-    def undo(self, out: Array) -> Array:
+    def inverse(self, out: Array) -> Array:
         x = out
         for _ in range(60):
             x = x - (x + 0.5 * np.sin(x) - out) / (1 + 0.5 * np.cos(x)) if _ > 20 else out - 0.5 * np.sin(x)

@@ -1,4 +1,4 @@
-"""The bijective components under several configs, as the tests go through them, and a way to make one ready to test."""
+"""Test cases of the bijective components, and functions that construct a component and its inputs."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from sedd_graph.component.base import Component, Context
 
 
 class Case(NamedTuple):
-    """A component under a config; ``d`` is the width it is tried at, ``masks`` whether it takes ``attend``."""
+    """A component and a config, tested at width ``d``; ``masks`` is true where ``forward`` takes ``attend``."""
 
     cls: type[Component]
     config: dict[str, Any]
@@ -55,7 +55,7 @@ CONTRACTIONS = [
 
 
 def make(case: Case, *, dtype: torch.dtype = torch.float64, moved: float = 0.3) -> Component:
-    """The component in evaluation mode, its parameters moved off their start by normal noise of size ``moved``."""
+    """Return the component in evaluation mode, with normal noise of size ``moved`` added to its parameters."""
     torch.manual_seed(0)
     heads = case.config.get("heads", 1)
     context = Context({"d": case.d, "r": case.d // heads}, frozenset(), "under_test")
@@ -69,7 +69,7 @@ def make(case: Case, *, dtype: torch.dtype = torch.float64, moved: float = 0.3) 
 def inputs(
     case: Case, b: int, l: int, *, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float64
 ) -> list[Tensor]:
-    """``x`` and what other values the component's ``forward`` takes, but for ``attend``."""
+    """Return random arguments of the component's ``forward``, without ``attend``."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every component with floats under bfloat16 autocast, beside itself in float32; and what must not be rounded at all."""
+"""Every node component under bfloat16 autocast compared with float32, and the parts that must stay in float32."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,7 +25,7 @@ def node_cases() -> Iterator[Any]:
 
 
 def made(name: str, case: Case) -> tuple[Component, list[Tensor | None], tuple[str, ...]]:
-    """The component off its start, and inputs of length 6 for it: floats of both signs, tokens, masks."""
+    """Return the component with noise on its parameters, inputs of length 6, and the kinds of its outputs."""
     config, connected, axes = case
     cls = REGISTRY.component(OWN[name].op)
     made = cls.Config.model_validate(config)
@@ -93,7 +93,7 @@ def bfloat16(call: Callable[[], Tensor]) -> Tensor:
     ("cls", "config"), [(X0Head, {}), (X0Head, {"mask": "none"}), (ScoreHead, {}), (ScoreHead, {"scale": "none"})]
 )
 def test_heads_are_float32(cls: type[Component], config: dict[str, str], dtype: torch.dtype) -> None:
-    """From the vectors on nothing is rounded: probabilities sum to 1 and scores have all their digits (against float64)."""
+    """Probabilities sum to 1, and scores are those of float64 to float32's precision."""
     d, v = 64, 1001
     head = at(cls, {"d": d, "v": v}, init="normal", **config)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_heads_are_float32(cls: type[Component], config: dict[str, str], dtype: 
 
 @pytest.mark.parametrize("cls", [LayerNorm, RMSNorm])
 def test_norms_reduce_in_float32(cls: type[Component]) -> None:
-    """Far from zero a mean or a square summed in bfloat16 would be off by more than the deviation."""
+    """A mean or mean square summed in bfloat16 would be off by more than the deviation where values are far from zero."""
     norm = at(cls, {"d": 512})
     x = (torch.randn(2, 3, 512) + 30).bfloat16()
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_norms_reduce_in_float32(cls: type[Component]) -> None:
 
 
 def test_qk_norm_reduces_in_float32() -> None:
-    """Queries and keys of a head come out with a root mean square of 1, whatever their size was."""
+    """Queries and keys have a root mean square of 1 at any scale of the input."""
     attention = at(Attention, {"r": 256}, heads=1, qk_norm="rms")
     seen: list[Tensor] = []
 
@@ -146,8 +146,8 @@ def test_qk_norm_reduces_in_float32() -> None:
         assert (value.float().square().mean(-1).sqrt() - 1).abs().max() < 1e-3
 
 
-def test_noise_levels_are_told_apart() -> None:
-    """A sigma of 300.5 is no bfloat16 number: its cosines and sines are taken before anything is rounded."""
+def test_near_noise_levels_have_different_embeddings() -> None:
+    """bfloat16 cannot represent 300.5; cosines and sines of sigma are computed in float32."""
     time = at(SigmaEmbedding, {"e": 64})
     a, b = (bfloat16(lambda s=s: time(torch.tensor([s]))).float() for s in (300.0, 300.5))
     with torch.no_grad():
@@ -157,15 +157,13 @@ def test_noise_levels_are_told_apart() -> None:
 
 @pytest.mark.parametrize("name", ["sedd-tiny", "sedd-uniform-tiny", "mdlm-tiny"])
 def test_log_scores_and_losses_are_float32(name: str) -> None:
-    """The same outputs give the same loss, to the last bit, inside autocast and outside, and nearly that of float64."""
+    """The loss of the same outputs is bitwise equal inside autocast and outside."""
     engine = sedd_graph.build(
         f"blueprints/{name}.yaml", ["params.depth=1", "params.dim=32"], device="cpu", compile="off"
     )
     engine.model.eval()
-    assert engine.process is not None
-    assert engine.loss_module is not None
     torch.manual_seed(0)
-    with torch.no_grad():  # away from the start, where everything is even
+    with torch.no_grad():  # at the start all predictions are uniform
         for parameter in engine.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     batch = Batch.of(torch.randint(0, 128, (4, 16)))
@@ -173,7 +171,7 @@ def test_log_scores_and_losses_are_float32(name: str) -> None:
     inputs = {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": batch.attend}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         outputs = engine.model.run(inputs)[0]
-        inside, _ = engine.loss_module(draw, batch)
+        inside, _ = engine.trained(draw, batch)
     assert all(v.dtype == torch.float32 for v in outputs.values())
     process = engine.process
     outside = process.objective.loss(outputs, draw, batch, process.kernel, process.schedule)

@@ -1,4 +1,4 @@
-"""The bijective components: undone, measured and differentiated against autograd, scipy and their own shorter selves."""
+"""Inverses, log-determinants and gradients of the bijective components against autograd, scipy and shorter sequences."""
 
 import math
 
@@ -37,14 +37,14 @@ def log_det(component: Component, values: list[Tensor], *rest: Tensor | None) ->
     return values[0].new_zeros(len(values[0])) if method == "zero" else getattr(component, method)(*values, *rest)
 
 
-def undo(component: Component, out: Tensor, values: list[Tensor], *rest: Tensor | None) -> Tensor:
+def inverse(component: Component, out: Tensor, values: list[Tensor], *rest: Tensor | None) -> Tensor:
     angles = [None] if isinstance(component, orthogonal.RotaryMix) else []
-    return component.undo(out, *values[1:], *angles, *rest)
+    return component.inverse(out, *values[1:], *angles, *rest)
 
 
 @pytest.mark.parametrize("case", [*CASES, *CONTRACTIONS], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["", "attend"])
-def test_keeps_its_contract(case: Case, masked: bool) -> None:
+def test_contract(case: Case, masked: bool) -> None:
     if masked and not case.masks:
         pytest.skip("takes no mask")
     heads = case.config.get("heads", 1)
@@ -54,11 +54,11 @@ def test_keeps_its_contract(case: Case, masked: bool) -> None:
 @pytest.mark.parametrize("mode", ["halves", "interleave"])
 @pytest.mark.parametrize("of", ["values", "mask"])
 @pytest.mark.parametrize("cls", [rearrange.SplitSequence, rearrange.JoinSequence])
-def test_parts_of_a_sequence_keep_their_contract(cls: type[Component], mode: str, of: str) -> None:
+def test_contract_of_split_and_join_sequence(cls: type[Component], mode: str, of: str) -> None:
     check_component(cls, {"mode": mode, "of": of}, axes={"h": 3, "d": 2})
 
 
-def test_turning_by_a_rotary_nodes_angles_keeps_its_contract() -> None:
+def test_contract_of_rotary_mix_with_angles() -> None:
     check_component(orthogonal.RotaryMix, connected=("angles",))
 
 
@@ -68,10 +68,8 @@ def test_turning_by_a_rotary_nodes_angles_keeps_its_contract() -> None:
 def test_round_trip(case: Case, b: int, l: int, scale: float) -> None:
     component, values = make(case), inputs(case, b, l, scale=scale)
     out = component(*values)
-    error = (undo(component, out, values, *tail(case, None)) - values[0]).abs()
-    if (
-        case.cls is coupling.Spline
-    ):  # where it is flat no digits are left: the error times the slope is what it can answer for
+    error = (inverse(component, out, values, *tail(case, None)) - values[0]).abs()
+    if case.cls is coupling.Spline:  # the inverse multiplies rounding errors by one over the slope
         x = values[0].requires_grad_()
         error = error * torch.autograd.grad(component(x, values[1]).sum(), x)[0].clamp(max=1)
     assert error.max() <= 1e-10
@@ -98,14 +96,14 @@ def test_gradients(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.masks], ids=str)
-def test_padding_is_left_alone(case: Case) -> None:
-    """Hidden positions keep their values; the others, and the log-determinant, are those of the sequence without them."""
+def test_padding(case: Case) -> None:
+    """Padding keeps its values; other positions and the log-determinant are those of the sequence without padding."""
     component, values = make(case), inputs(case, 2, 7)
     attend = torch.tensor([[True, False, True, True, False, True, False], [False] * 2 + [True] * 5])
     with torch.no_grad():
         out = component(*values, attend)
         assert torch.equal(out[~attend], values[0][~attend])
-        back = undo(component, out, values, attend)
+        back = inverse(component, out, values, attend)
         assert (back - values[0]).abs().max() <= 1e-8
         for row in range(2):
             short = [v[row : row + 1, attend[row]] for v in values]
@@ -118,11 +116,11 @@ def test_padding_is_left_alone(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_round_trip_in_float32_under_autocast(case: Case) -> None:
-    """What is undone must not pass through bfloat16."""
+    """No value on the way to the inverse is rounded to bfloat16."""
     component, values = make(case, dtype=torch.float32), inputs(case, 2, 6, dtype=torch.float32)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         out = component(*values)
-        back = undo(component, out, values, *tail(case, None))
+        back = inverse(component, out, values, *tail(case, None))
     assert out.dtype == torch.float32
     assert (back - values[0]).abs().max() <= (5e-3 if case.cls is coupling.Spline else 2e-5)
 
@@ -202,8 +200,8 @@ def test_reverse_and_roll_move_the_attended_positions() -> None:
     assert make(Case(rearrange.Roll, {"by": -2}, 1, True))(x).flatten().tolist() == [2, 3, 4, 5, 6, 0, 1]
 
 
-def test_shuffle_depends_on_its_seed_alone() -> None:
-    """The permutation is part of what a checkpoint means: these are the numbers it must stay at."""
+def test_shuffle_is_fixed_by_its_seed() -> None:
+    """Checkpoints depend on the permutation, so it is held to golden values."""
     case = Case(rearrange.Shuffle, {"seed": 5}, 7, False)
     assert make(case)(torch.arange(7.0)[None, None]).flatten().tolist() == GOLDEN_SHUFFLE
 
@@ -211,7 +209,7 @@ def test_shuffle_depends_on_its_seed_alone() -> None:
 GOLDEN_SHUFFLE = [6, 2, 4, 1, 0, 5, 3]
 
 
-def test_parts_of_a_sequence() -> None:
+def test_split_and_join_sequence() -> None:
     x = torch.arange(6.0)[None, :, None]
     for mode, first in (("halves", [0, 1, 2]), ("interleave", [0, 2, 4])):
         config = rearrange.SplitSequence.Config(mode=mode)
@@ -226,7 +224,7 @@ def test_parts_of_a_sequence() -> None:
 # -- maps with a volume -----------------------------------------------------------------------------------------------
 
 
-def test_plu_is_a_rotation_at_first_and_the_product_of_its_factors() -> None:
+def test_plu_starts_as_a_rotation_and_is_the_product_of_its_factors() -> None:
     case = Case(linear.PLU, {}, 16, True)
     component = make(case, moved=0.0)
     matrix = component(torch.eye(16, dtype=torch.float64)[None])[0].T
@@ -266,25 +264,25 @@ def test_spline_is_continuous_and_smooth_at_its_bound() -> None:
         assert abs(component.log_det(x, params)).item() <= 1e-5
 
 
-def test_act_norm_starts_from_the_first_training_batch() -> None:
+def test_act_norm_is_initialised_from_the_first_training_batch() -> None:
     case = Case(linear.ActNorm, {}, 5, True)
     component = make(case, moved=0.0).train()
     x = inputs(case, 8, 9)[0] * torch.tensor([1.0, 2.0, 3.0, 0.1, 0.0]) + 7
     attend = torch.arange(9)[None] < torch.arange(2, 10)[:, None]
-    x[~attend] = 1e6  # padding has no say in it
+    x[~attend] = 1e6  # padding does not affect the statistics
     rows = component(x, attend)[attend]
     assert torch.allclose(rows.mean(0), torch.zeros(5).double(), atol=1e-10)
     assert torch.allclose(rows.std(0, correction=0), torch.tensor([1.0, 1, 1, 1, 0]).double(), atol=1e-10)
     before = {k: v.clone() for k, v in component.state_dict().items()}
     component(x * 3 + 1)
     assert all(torch.equal(v, before[k]) for k, v in component.state_dict().items())
-    assert (component.undo(rows[None], None)[0] - x[attend]).abs().max() <= 1e-10
+    assert (component.inverse(rows[None], None)[0] - x[attend]).abs().max() <= 1e-10
     again = make(case, moved=0.0).train()
     again.load_state_dict(before)
     assert torch.equal(again(x, attend), component(x, attend))
 
 
-def test_act_norm_differentiates_its_single_pass() -> None:
+def test_act_norm_gradients() -> None:
     case = Case(linear.ActNorm, {}, 3, True)
     component, (x,) = make(case), inputs(case, 2, 4)
     component.mean.copy_(torch.tensor([1.0, -2.0, 0.5]))
@@ -302,7 +300,7 @@ def test_act_norm_differentiates_its_single_pass() -> None:
         assert torch.equal(component(x, attend), run(*points))
 
 
-def test_act_norm_in_evaluation_is_the_identity_until_it_has_started() -> None:
+def test_act_norm_in_evaluation_is_the_identity_before_initialisation() -> None:
     case = Case(linear.ActNorm, {}, 5, True)
     component, (x,) = make(case, moved=0.0), inputs(case, 2, 3)
     assert torch.equal(component(x), x)
@@ -315,11 +313,11 @@ def test_linear_can_start_as_zero() -> None:
     check_component(linear.Linear, {"width": 3})
 
 
-# -- what is compiled -------------------------------------------------------------------------------------------------
+# -- compiled -------------------------------------------------------------------------------------------------
 
 
 class All(torch.nn.Module):
-    """Every bijection in a row and back again."""
+    """Every bijection and its inverse."""
 
     def __init__(self, cases: list[Case]) -> None:
         super().__init__()
@@ -330,13 +328,13 @@ class All(torch.nn.Module):
         found = []
         for case, part, v in zip(self.cases, self.parts, values, strict=True):
             out = part(*v)
-            found += [out, undo(part, out, v, *tail(case, None))]
+            found += [out, inverse(part, out, v, *tail(case, None))]
         return found
 
 
 @pytest.mark.slow
 @compiles
-def test_all_compile_without_a_break() -> None:
+def test_bijections_compile_with_fullgraph() -> None:
     whole = All([*CASES])
     values = [inputs(c, 2, 6, dtype=torch.float32) for c in CASES]
     expected = whole(values)
@@ -347,7 +345,7 @@ def test_all_compile_without_a_break() -> None:
 
 @pytest.mark.slow
 @compiles
-def test_contractions_compile_without_a_break() -> None:
+def test_contractions_compile_with_fullgraph() -> None:
     for case in (CONTRACTIONS[0], CONTRACTIONS[-1]):
         part = make(case, dtype=torch.float32)
         x = inputs(case, 2, 6, dtype=torch.float32)[0].requires_grad_()
@@ -358,7 +356,7 @@ def test_contractions_compile_without_a_break() -> None:
 
 
 @compiles
-def test_act_norm_starts_when_compiled() -> None:
+def test_act_norm_is_initialised_when_compiled() -> None:
     case = Case(linear.ActNorm, {}, 5, True)
     eager, compiled = make(case, moved=0.0).train(), make(case, moved=0.0).train()
     function = torch.compile(compiled, fullgraph=True, dynamic=False)
@@ -368,5 +366,5 @@ def test_act_norm_starts_when_compiled() -> None:
     assert compiled.ready
 
 
-def test_contraction_margin_is_small() -> None:
-    assert contraction.margin(torch.Size([768, 768]), torch.float32) < 1e-5
+def test_rounding_margin_is_small() -> None:
+    assert contraction.rounding_margin(torch.Size([768, 768]), torch.float32) < 1e-5

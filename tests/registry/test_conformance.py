@@ -1,4 +1,4 @@
-"""Every built-in component is held to its contract, alone or as a process; ones broken on purpose are caught by name."""
+"""Every built-in component passes the conformance kit or the proofs of its processes; broken ones fail the right check."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,15 +15,16 @@ from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.tokens.process import Likelihood
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import Part, ProcessPlan
-from sedd_graph.families.tokens import make_process
+from sedd_graph.families.tokens import make_parts
 from sedd_graph.testing.conformance import ConformanceError, check_component
 from sedd_graph.verify.tokens import prove_objective, prove_parts, prove_sampler
+from tests.plans import maker, token_plan
 
 Case = tuple[dict[str, Any], tuple[str, ...], dict[str, int]]
 
 
 def case(config: dict[str, Any] | None = None, *connected: str, **axes: int) -> Case:
-    """A config, the optional ports to feed, and sizes of axes."""
+    """Return a config, the optional ports to connect, and sizes of axes."""
     return config or {}, connected, axes
 
 
@@ -35,7 +36,7 @@ BACKBONE = {
     "vocab_size": 8,
 }
 RING = [[0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1], [3, 0, 0.1, 0]]
-"""Rates that are not reversible."""
+"""Rates without detailed balance."""
 CASES: dict[str, list[Case]] = {
     "absorb": [case()],
     "act_norm": [case(), case({}, "attend")],
@@ -127,21 +128,21 @@ CASES: dict[str, list[Case]] = {
         case({"bias": "none"}, "table"),
     ],
 }
-"""Every built-in component but objectives and samplers, which are proved in the combinations they make."""
+"""Cases of every built-in component except objectives and samplers, which are proved in combinations."""
 
 EDITS = {
     *("delete", "indel", "edit_flow", "mask_delete"),
     *("dise", "dice", "edit_flow_loss", "flexmdm"),
     *("string_tau", "string_thinning", "string_first_hitting", "flexmdm_tau", "flexmdm_thinning"),
 }
-"""What makes up processes of strings, which test_edits.py, test_edit_flow.py and test_flexmdm.py in tests/proof prove."""
+"""Components of string processes, which test_birth_death.py, test_edit_flow.py and test_flexmdm.py in tests/verify prove."""
 REGISTRY = discover()
 OWN = {entry.name: entry for entry in REGISTRY if entry.distribution.replace("-", "_").startswith("sedd_graph ")}
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_every_built_in_component_keeps_its_contract(name: str) -> None:
-    """One that is registered without a case here fails."""
+def test_every_built_in_component(name: str) -> None:
+    """A registered component without a case fails."""
     cls = REGISTRY.component(OWN[name].op)
     if KINDS[cls.kind].place.split(".")[0] in ("data", "train"):
         return  # tests/testing/test_kinds.py
@@ -158,7 +159,7 @@ def test_every_built_in_component_keeps_its_contract(name: str) -> None:
         check_component(cls, config, connected=connected, axes=axes)
 
 
-def test_no_case_is_left_over() -> None:
+def test_every_case_is_of_a_registered_component() -> None:
     assert set(CASES) <= set(OWN)
 
 
@@ -168,18 +169,18 @@ def plan(kernel: str, output: str, objective: str, sampler: str) -> ProcessPlan:
         return Part(contract, contract.config.model_validate(getattr(REGISTRY.component(op), "example", {})))
 
     schedule = "loglinear" if REGISTRY.component(kernel).clamp_safe else "geometric"
-    return ProcessPlan(part(kernel), part(schedule), part(objective), part(sampler), 4, output)
+    return token_plan(part(kernel), part(schedule), part(objective), part(sampler), 4, output)
 
 
 def combinations() -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    """What can be made of the kernels, outputs, objectives and samplers that are installed, and what is refused."""
+    """Return the combinations of kernel, output, objective and sampler that build, and those that are refused."""
     kinds = {
         kind: [n for n in OWN if REGISTRY.component(n).kind == kind] for kind in ("kernel", "objective", "sampler")
     }
     sound, refused = [], []
     for found in itertools.product(kinds["kernel"], ("log_score", "log_x0"), kinds["objective"], kinds["sampler"]):
         try:
-            make_process(plan(*found), REGISTRY)
+            make_parts(plan(*found), REGISTRY)
             sound.append(found)
         except BlueprintError:
             refused.append(found)
@@ -190,7 +191,7 @@ SOUND, REFUSED = combinations()
 
 
 def each(*places: int) -> list[tuple[str, str, str, str]]:
-    """Of all that is let through, the first with each different choice at ``places``; text in blocks counts as another."""
+    """Return one sound combination for each choice at ``places``, with block diffusion as a choice of its own."""
     found: dict[tuple[Any, ...], tuple[str, str, str, str]] = {}
     for combination in SOUND:
         kernel, output, objective, sampler = combination
@@ -200,44 +201,44 @@ def each(*places: int) -> list[tuple[str, str, str, str]]:
 
 
 MASKED = {"block_nelbo", "masked_count", "confidence", "entropy_bound", "first_hitting", "remdm"}
-"""Objectives and samplers that work with evenly masked tokens alone."""
+"""Objectives and samplers that need a kernel with one masking rate for all tokens."""
 UNBOUNDED = {"rates", "ordinal", "neighbours"}
 """Kernels whose reverse rates have no known bound."""
 BY_TOKEN = {"power", "spindle", "learned_power"}
-"""Kernels that mask by token, which is what genmd4 works with; it alone works with the one that learns."""
+"""Kernels with masking rates by token, which genmd4 needs; no other objective takes the learned one."""
 
 
 @pytest.mark.parametrize("found", [next(f for f in SOUND if f[0] == k) for k in dict.fromkeys(f[0] for f in SOUND)], ids=lambda f: f[0])  # fmt: skip
 def test_every_kernel_is_sound(found: tuple[str, str, str, str]) -> None:
-    """Schedule, rates, transitions, losses and steps."""
-    assert not [check for check in prove_parts(plan(*found), REGISTRY) if check.holds is False]
+    """Schedule, rates, transitions, losses and reverse steps pass their proofs."""
+    assert not [check for check in prove_parts(maker(plan(*found), REGISTRY)) if check.holds is False]
 
 
 @pytest.mark.parametrize("found", each(0, 1, 2), ids=lambda f: "-".join(f[:3]))
-def test_every_objective_that_is_let_through_is_tight(found: tuple[str, str, str, str]) -> None:
-    """On a toy that is enumerated; an objective knows nothing of the sampler."""
-    wrong = [check for check in prove_objective(plan(*found), REGISTRY) if check.holds is False]
+def test_every_sound_objective_is_tight(found: tuple[str, str, str, str]) -> None:
+    """Verified on an enumerable toy, for each kernel, output and objective."""
+    wrong = [check for check in prove_objective(maker(plan(*found), REGISTRY), found[1]) if check.holds is False]
     assert not wrong
 
 
 @pytest.mark.parametrize("found", each(0, 1, 3), ids=lambda f: f"{f[0]}-{f[1]}-{f[3]}{'-blocks' * (f[2] == 'block_nelbo')}")  # fmt: skip
-def test_every_sampler_that_is_let_through_gives_the_law(found: tuple[str, str, str, str]) -> None:
-    """On a toy that is enumerated; a sampler knows nothing of the objective, but whether text is in blocks."""
-    wrong = [check for check in prove_sampler(plan(*found), REGISTRY) if check.holds is False]
+def test_every_sound_sampler_draws_from_the_data_distribution(found: tuple[str, str, str, str]) -> None:
+    """Verified on an enumerable toy, for each kernel, output and sampler, with and without blocks."""
+    wrong = [check for check in prove_sampler(maker(plan(*found), REGISTRY), found[1]) if check.holds is False]
     assert not wrong
 
 
-def test_nothing_is_refused_but_what_cannot_work() -> None:
-    """Refused is what reads an output that is not there, or works with masks where there are none."""
+def test_a_combination_is_refused_only_for_a_stated_reason() -> None:
+    """Refused: an output that is not read, masks that the kernel lacks, unbounded rates, or a learned kernel without its objective."""
     for found in SOUND + REFUSED:
         kernel, output, objective, sampler = found
-        starved = any(output not in REGISTRY.component(name).reads for name in (objective, sampler))
-        uneven = kernel != "absorb" and bool({objective, sampler} & MASKED)
-        hasty = kernel in UNBOUNDED and sampler == "uniformization"
-        untaught = (kernel == "learned_power" and objective != "genmd4") or (
+        unread = any(output not in REGISTRY.component(name).reads for name in (objective, sampler))
+        unmasked = kernel != "absorb" and bool({objective, sampler} & MASKED)
+        unbounded = kernel in UNBOUNDED and sampler == "uniformization"
+        unlearned = (kernel == "learned_power" and objective != "genmd4") or (
             objective == "genmd4" and kernel not in BY_TOKEN
         )
-        assert (found in REFUSED) == (starved or uneven or hasty or untaught)
+        assert (found in REFUSED) == (unread or unmasked or unbounded or unlearned)
 
 
 class WrongShape(Component, kind="norm"):
@@ -288,7 +289,7 @@ class Leaks(Component, kind="mixer"):
     ("cls", "check"),
     [(WrongShape, "shape"), (Writes, "purity"), (Random, "determinism"), (Idle, "gradient"), (Leaks, "padding")],
 )
-def test_broken(cls: type[Component], check: str) -> None:
+def test_broken_component_fails_its_check(cls: type[Component], check: str) -> None:
     with pytest.raises(ConformanceError) as caught:
         check_component(cls)
     assert check in {name for name, _ in caught.value.failures}
@@ -305,6 +306,6 @@ class NotItsDraws(Likelihood, kind="likelihood"):
         return torch.randn(list(shape), generator=generator)
 
 
-def test_a_density_that_is_not_that_of_its_draws_is_caught() -> None:
+def test_density_and_draws_of_a_likelihood_must_agree() -> None:
     with pytest.raises(ConformanceError, match="density: 'draw' and 'nats' are not of one density"):
         check_component(NotItsDraws)

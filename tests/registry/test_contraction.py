@@ -1,4 +1,4 @@
-"""The contractions: their bounds are never exceeded, and met where the map is linear. numpy and scipy are the judges."""
+"""Lipschitz bounds of the contractions, against Jacobians, numpy and scipy: never exceeded, and exact for linear maps."""
 
 import math
 
@@ -19,7 +19,7 @@ ATTENTIONS = [case for case in CONTRACTIONS if case.cls is contraction.L2Attenti
 
 
 def slope(component: Component, x: Tensor, attend: Tensor | None = None) -> float:
-    """The spectral norm of the Jacobian at ``x`` [1, l, d]."""
+    """Return the spectral norm of the Jacobian at ``x`` [1, l, d]."""
     rest = [] if attend is None else [attend]
     matrix = jacobian(lambda v: component(v, *rest).flatten(), x).flatten(1)
     return float(torch.linalg.matrix_norm(matrix, 2))
@@ -41,8 +41,8 @@ def test_bound_is_never_exceeded(case: Case, scale: float) -> None:
 
 @pytest.mark.parametrize("case", ATTENTIONS, ids=str)
 @pytest.mark.parametrize("hidden", [0, 2])
-def test_attention_bound_holds_where_it_is_attacked(case: Case, hidden: int) -> None:
-    """Gradient ascent on how far a small step moves the output, from several starts."""
+def test_attention_bound_holds_under_gradient_ascent(case: Case, hidden: int) -> None:
+    """Gradient ascent on the norm of the Jacobian, from several starts, stays below the bound."""
     component = make(case, moved=1.0)
     attend = torch.arange(5)[None] < 5 - hidden
     for seed in range(3):
@@ -65,13 +65,15 @@ def test_linear_bound_is_exact(dtype: torch.dtype, width: int, d: int) -> None:
     assert 0.7 * (1 - (1e-5 if dtype == torch.float32 else 1e-12)) <= found <= 0.7
     with torch.no_grad():
         small.weight.mul_(0.5 / np.linalg.norm(small.weight.double().numpy(), 2))
-    # below its bound a weight is left alone
+    # a weight below its bound is not scaled
     assert torch.allclose(
-        small.effective(dtype), small.weight, rtol=2 * contraction.margin(torch.Size([width, d]), dtype) + 1e-15
+        small.effective(dtype),
+        small.weight,
+        rtol=2 * contraction.rounding_margin(torch.Size([width, d]), dtype) + 1e-15,
     )
 
 
-def test_linear_gradients_go_through_the_norm() -> None:
+def test_linear_gradients_include_those_of_the_norm() -> None:
     case = Case(contraction.LipschitzLinear, {"width": 3, "bound": 0.7}, 4, False)
     component, x = make(case, moved=1.0), inputs(case, 1, 2)[0]
     assert gradcheck(lambda *p: component(x), tuple(component.parameters()))
@@ -94,7 +96,7 @@ def test_slopes_of_activations(kind: str) -> None:
 
 
 def naive(component: Component, x: Tensor) -> Tensor:
-    """Attention by squared distances, straight from its definition; not divided."""
+    """Attention by squared distances from its definition, before the scaling to its bound."""
     heads = []
     for w, m in zip(component.query, component.value, strict=True):
         q = x @ w
@@ -113,18 +115,18 @@ def certified(component: Component, n: int) -> float:
 
 @pytest.mark.parametrize("case", ATTENTIONS, ids=str)
 @pytest.mark.parametrize("n", [1, 2, 7, 40])
-def test_attention_is_its_definition_divided_by_its_bound(case: Case, n: int) -> None:
+def test_attention_is_its_definition_scaled_to_its_bound(case: Case, n: int) -> None:
     component, x = make(case), inputs(case, 2, n)[0]
     factor = min(1.0, component.config.bound / certified(component, n))
     expected = torch.stack([naive(component, row) for row in x]) * factor
     assert torch.allclose(component(x), expected, rtol=1e-9, atol=1e-14)
     with torch.no_grad():
-        component.out.mul_(1e-4)  # small enough to be left alone
+        component.out.mul_(1e-4)  # below the bound: not scaled
     assert torch.allclose(component(x), torch.stack([naive(component, row) for row in x]), rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("case", ATTENTIONS, ids=str)
-def test_attention_with_hidden_positions_is_that_of_the_rest(case: Case) -> None:
+def test_attention_ignores_hidden_positions(case: Case) -> None:
     component, x = make(case), inputs(case, 2, 6)[0]
     attend = torch.tensor([[True, False, True, True, False, True], [False] * 6])
     out = component(x, attend)

@@ -1,4 +1,4 @@
-"""The blocks of reversible.yaml in one blueprint: what they claim is derived, and they train the same undone as stored."""
+"""The blocks of reversible.yaml in one blueprint: the solver derives their claims, and both memory modes train alike."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_claims_are_derived(blueprint: Path) -> None:
     }
 
 
-def test_trains_the_same_undone_as_stored(blueprint: Path) -> None:
+def test_reversible_gradients_equal_stored_ones(blueprint: Path) -> None:
     tokens = torch.randint(0, 12, (3, 10), generator=torch.Generator().manual_seed(0))
     found = []
     for memory in ("store", "reversible"):
@@ -78,16 +78,16 @@ def test_trains_the_same_undone_as_stored(blueprint: Path) -> None:
         engine = sedd_graph.build(blueprint, device="cpu", compile="off")
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for p in engine.model.parameters():  # gates and heads start at zero, which would hide what is behind them
+            for p in engine.model.parameters():  # gates and heads start at zero, so that no gradient would pass
                 p.add_(torch.randn(p.shape, generator=generator) * 0.1)
         engine.model.train()
-        for _ in range(2):  # the first batch starts act_norm
+        for _ in range(2):  # the first batch initialises act_norm
             torch.manual_seed(5)
             engine.model.zero_grad(set_to_none=True)
             loss = engine.loss(tokens)
             loss.sum().backward()
         found.append({n: p.grad for n, p in engine.model.named_parameters()} | {"loss": loss.detach()})
-    stored, undone = found
+    stored, reversible = found
     for name, value in stored.items():
         assert value is not None, name
-        assert (undone[name] - value).norm() <= 1e-3 * value.norm() + 1e-6, name
+        assert (reversible[name] - value).norm() <= 1e-3 * value.norm() + 1e-6, name

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sedd_graph_registry.data.tokenizers import Bytes
 
+import sedd_graph.report
 from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.report.curves import Line, Point, curve, ticks
 from sedd_graph.report.film import film_data
@@ -18,6 +19,7 @@ from sedd_graph.report.html import write_report
 from sedd_graph.store.arrays import Activations, TapSpec, write_samples
 from sedd_graph.store.files import write_json, write_text
 
+TEMPLATES = Path(sedd_graph.report.__file__).parent / "templates"
 EVIL = "<script>alert('1')</script>\"&amp;"
 VOID = {"meta", "img", "input", "br", "link", "hr"}
 
@@ -106,9 +108,16 @@ def run(tmp_path: Path) -> Path:
     attributes = {"sampler": EVIL, "steps": 2, "seed": 0, "weights": "w", "mask": 257}
     for number in range(2):
         way = trajectory if number == 0 else None
-        write_samples(run / "samples.zarr", tokens, [EVIL, "plain"], trajectory=way, attributes=attributes)
+        write_samples(
+            run / "samples.zarr", {"tokens": tokens}, text=[EVIL, "plain"], trajectory=way, attributes=attributes
+        )
     prompt = np.where(np.arange(40) < 5, tokens[:1], -1)
-    write_samples(run / "infilled.zarr", tokens, [EVIL, "plain"], attributes={**attributes, "prompt": prompt.tolist()})
+    write_samples(
+        run / "infilled.zarr",
+        {"tokens": tokens},
+        text=[EVIL, "plain"],
+        attributes={**attributes, "prompt": prompt.tolist()},
+    )
     with_taps = Activations(run / "activations.zarr", [TapSpec("trunk/0/x", 1, "float32", None, 2)])
     for step in (3, 6):
         with_taps.put("trunk/0/x", step, np.zeros((4, 5)))
@@ -119,7 +128,7 @@ def run(tmp_path: Path) -> Path:
 def test_the_page_is_well_formed_and_every_text_is_escaped(run: Path) -> None:
     page = Page(write_report(run).read_text())
     assert len(page.ids()) == len(set(page.ids()))
-    assert page.text("h2") == ["One sample, from noise to text", "Samples", "Quality of samples", "Filled in", "Training", "Recorded in activations.zarr", "What was claimed, and what holds", "Graph", "Provenance"]  # fmt: skip
+    assert page.text("h2") == ["One sample, from noise to text", "Samples", "Quality of samples", "Infilled text", "Training", "Saved activations", "Claims and proofs", "Graph", "Provenance"]  # fmt: skip
     # the only scripts are the film and its data, and no text has become an attribute
     assert [a for tag, a in page.tags if tag == "script"] == [{"type": "application/json", "id": "film-data"}, {}]
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
@@ -170,18 +179,41 @@ def test_the_bound_by_noise_level_and_what_was_said_of_samples(run: Path) -> Non
     assert [b[1] - a[1] for a, b in pairwise(levels)] == pytest.approx([levels[1][1] - levels[0][1]] * 3, abs=0.2)
     page = Page(text)
     assert "bound: 5 ± 0.1 at masked 0.625" in page.text("title")
-    assert any("how many tokens are masked: the exact form" in p for p in page.text("p"))
+    assert any("drawn over the share of tokens that are masked" in p for p in page.text("p"))
+    assert page.text("caption") == [
+        f" {EVIL}, 4 steps; judge {EVIL} ({EVIL[:8]})",
+        " None; no judge",
+    ]  # the newest first
+    assert [b for b in page.text("b") if b in (EVIL, "1")] == [EVIL, "1"]
     cells = page.text("td")
-    at = cells.index(f"{EVIL}: {EVIL}, 4 steps; {EVIL} ({EVIL[:8]})")
-    assert cells[at : at + 3] == [
-        f"{EVIL}: {EVIL}, 4 steps; {EVIL} ({EVIL[:8]})",
-        "2.5000 ± 0.2500",
-        "1,234",
-    ]  # no empty column
-    assert cells[at + 3 : at + 6] == ["1: None; no judge", "-", "-"]
-    heads = page.text("th")
-    assert "unigram entropy, nats per token of the model" in heads
-    assert "rep-2" not in heads
+    at = cells.index("unigram entropy, nats per token of the model")
+    assert cells[at : at + 3] == ["unigram entropy, nats per token of the model", "2.5000 ± 0.2500", "-"]
+    assert cells[at + 3 : at + 6] == ["rows", "1,234", "-"]  # no row without a number
+    assert "rep-2" not in cells
+    assert cells.count("rows") == 1  # of the odd record, nothing
+
+
+def test_a_text_stays_text_wherever_it_comes_from(tmp_path: Path) -> None:
+    """Also in a script, in an attribute and in the CSS of a figure."""
+    write_text(tmp_path / "tokenizer.json", Bytes().to_json())
+    tokens = np.array([ids("</script><img src=x onerror=alert(3)>", 40)])
+    attributes = {"sampler": "'\" onload='alert(4)", "mask": 257}
+    write_samples(
+        tmp_path / "samples.zarr", {"tokens": tokens}, text=["a"], trajectory=tokens[None], attributes=attributes
+    )
+    write_json(
+        tmp_path / "evaluation.json",
+        {"over": '" onclick="', "levels": [{"low": 0, "high": 1, "nats_per_token": 1.0}], "caveat": EVIL},
+    )
+    page = Page(write_report(tmp_path).read_text())
+    assert [tag for tag, _ in page.tags if tag in ("script", "img")] == ["script", "script"]
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
+    assert any(EVIL in p for p in page.text("p"))
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES.iterdir()), ids=lambda path: path.name)
+def test_no_template_turns_escaping_off(template: Path) -> None:
+    assert not re.search(r"\|\s*safe|autoescape|Markup", template.read_text())
 
 
 def test_a_long_way_is_shown_in_two_hundred_frames() -> None:
@@ -223,7 +255,7 @@ def test_a_broken_tokenizer_costs_only_what_needs_it(run: Path) -> None:
 
 def points(svg: str) -> list[list[tuple[float, float]]]:
     return [
-        [tuple(map(float, p.split(","))) for p in line.split()]  # type: ignore[misc]
+        [(float(x), float(y)) for x, y in (p.split(",") for p in line.split())]
         for line in re.findall(r'<polyline points="([^"]*)"', svg)
     ]
 

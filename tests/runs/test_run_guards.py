@@ -87,12 +87,12 @@ def test_what_a_kill_left_of_samples_goes_and_what_lives_stays(tmp_path: Path) -
     assert other.stdout is not None
     name = other.stdout.readline().strip()
     (tmp_path / ".other.zarr.0123.part").mkdir()
-    write_samples(path, np.zeros((1, 2), np.int64), ["a"], attributes={})
+    write_samples(path, {"tokens": np.zeros((1, 2), np.int64)}, text=["a"], attributes={})
     assert (tmp_path / name / "half").exists()  # its process is alive
     other.kill()
     other.communicate()
     assert (tmp_path / name / "half").exists()
-    write_samples(path, np.zeros((1, 2), np.int64), ["a"], attributes={})
+    write_samples(path, {"tokens": np.zeros((1, 2), np.int64)}, text=["a"], attributes={})
     assert sorted(p.name for p in tmp_path.iterdir()) == [".other.zarr.0123.part", "samples-2.zarr", "samples.zarr"]
 
 

@@ -147,8 +147,9 @@ def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 50_000, (5, 300_000))  # a row is more than one chunk's tokens
     way = rng.integers(0, 50_000, (3, 5, 11)).astype(np.int32)
+    arrays = {"tokens": tokens, "lengths": np.full(5, 300_000)}
     path = write_samples(
-        tmp_path / "samples.zarr", tokens, ["a", "", "\0", "\U0001f600", "e"], trajectory=way, attributes={}
+        tmp_path / "samples.zarr", arrays, text=["a", "", "\0", "\U0001f600", "e"], trajectory=way, attributes={}
     )
     group = zarr.open_group(str(path), mode="r")
     assert np.array_equal(np.asarray(group["tokens"]), tokens)
@@ -160,7 +161,10 @@ def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
 def test_samples_are_never_overwritten(tmp_path: Path) -> None:
     for _ in range(2):
         write_samples(
-            tmp_path / "samples.zarr", np.zeros((2, 3), np.int64), ["a", "\N{SNOWMAN}"], attributes={"seed": 1}
+            tmp_path / "samples.zarr",
+            {"tokens": np.zeros((2, 3), np.int64)},
+            text=["a", "\N{SNOWMAN}"],
+            attributes={"seed": 1},
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["samples-2.zarr", "samples.zarr"]
     group = zarr.open_group(str(tmp_path / "samples.zarr"), mode="r")

@@ -34,7 +34,7 @@ class Shift(Component, kind="mixer"):
         return 2 * x - by
 
     @solves("x", given=("out", "by"), log_det="volume")
-    def undo(self, out: Tensor, by: Tensor) -> Tensor:
+    def inverse(self, out: Tensor, by: Tensor) -> Tensor:
         return (out + by) / 2
 
     def volume(self, x: Tensor, by: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Shift(Component, kind="mixer"):
 
 class WrongInverse(Shift, kind="mixer"):
     @solves("x", given=("out", "by"), log_det="volume")
-    def undo(self, out: Tensor, by: Tensor) -> Tensor:
+    def inverse(self, out: Tensor, by: Tensor) -> Tensor:
         return out / 2 + by / 2 + 1e-6
 
 
@@ -60,13 +60,13 @@ class InverseOfOnlySomeInputs(Shift, kind="mixer"):
 
 class WrongShape(Shift, kind="mixer"):
     @solves("x", given=("out", "by"), log_det="volume")
-    def undo(self, out: Tensor, by: Tensor) -> Tensor:
+    def inverse(self, out: Tensor, by: Tensor) -> Tensor:
         return ((out + by) / 2)[:, :1]
 
 
 class SaysZero(Shift, kind="mixer"):
     @solves("x", given=("out", "by"), log_det="zero")
-    def undo(self, out: Tensor, by: Tensor) -> Tensor:
+    def inverse(self, out: Tensor, by: Tensor) -> Tensor:
         return (out + by) / 2
 
 
@@ -96,7 +96,7 @@ class NotSquare(Component, kind="mixer"):
         return torch.cat([x, x], -1)
 
     @solves("x", given=("out",), log_det="zero")
-    def undo(self, out: Tensor) -> Tensor:
+    def inverse(self, out: Tensor) -> Tensor:
         return out.chunk(2, -1)[0]
 
 
@@ -148,7 +148,7 @@ class InSingle(Shift, kind="mixer"):
     """A constant kept in float32 takes the digits."""
 
     @solves("x", given=("out", "by"), log_det="volume")
-    def undo(self, out: Tensor, by: Tensor) -> Tensor:
+    def inverse(self, out: Tensor, by: Tensor) -> Tensor:
         return ((out + by) / 2).float().double()
 
 
@@ -160,13 +160,13 @@ class OnlyFloat32(Shift, kind="mixer"):
 class NoSuchTarget(Shift, kind="mixer"):
     @classmethod
     def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
-        return Algebra((Rule("y", ("out",), "undo"),))
+        return Algebra((Rule("y", ("out",), "inverse"),))
 
 
 class NoSuchPort(Shift, kind="mixer"):
     @classmethod
     def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
-        return Algebra((Rule("x", ("out", "c"), "undo"),))
+        return Algebra((Rule("x", ("out", "c"), "inverse"),))
 
 
 class NoSuchMethod(Shift, kind="mixer"):
@@ -178,7 +178,7 @@ class NoSuchMethod(Shift, kind="mixer"):
 class NeedsItsTarget(Shift, kind="mixer"):
     @classmethod
     def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
-        return Algebra((Rule("x", ("out", "x"), "undo"),))
+        return Algebra((Rule("x", ("out", "x"), "inverse"),))
 
 
 class NoSuchPair(Shift, kind="mixer"):
@@ -212,7 +212,7 @@ def test_what_is_right_passes() -> None:
 
 
 BROKEN = [
-    (WrongInverse, "inverse", "'undo' gives 'x' from out with a relative error of"),
+    (WrongInverse, "inverse", "'inverse' gives 'x' from out with a relative error of"),
     (InverseOfOnlySomeInputs, "inverse", "relative error"),
     (WrongShape, "inverse", "not as it went in"),
     (InSingle, "inverse", "relative error"),
@@ -226,10 +226,10 @@ BROKEN = [
     (BoundOfTheStart, "lipschitz", "not at most 1"),
     (SquareIsNotLipschitz, "lipschitz", "not at most 6"),
     (OnlyFloat32, "float64", "cannot be evaluated in float64: RuntimeError"),
-    (NoSuchTarget, "algebra", "rule 'undo' gives 'y', which is no input; inputs: x, by"),
-    (NoSuchPort, "algebra", "rule 'undo' is given 'c', which is no port"),
+    (NoSuchTarget, "algebra", "rule 'inverse' gives 'y', which is no input; inputs: x, by"),
+    (NoSuchPort, "algebra", "rule 'inverse' is given 'c', which is no port"),
     (NoSuchMethod, "algebra", "rule 'invert' is no method"),
-    (NeedsItsTarget, "algebra", "rule 'undo' is given 'x', which is its target"),
+    (NeedsItsTarget, "algebra", "rule 'inverse' is given 'x', which is its target"),
     (NoSuchPair, "algebra", "('out', 'x') is no pair of an input and an output"),
     (MovesAndRounds, "moves", "'out' holds numbers that did not come in"),
     (Raises, "algebra", "KeyError: 'sizes'"),

@@ -13,13 +13,13 @@ from torch import Tensor
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.strings.alignment import Links
-from sedd_graph.diffusion.strings.process import BirthDeath, Strings, Target
+from sedd_graph.diffusion.strings.birth_death import BirthDeath, Target
+from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import Part, ProcessPlan
-from sedd_graph.families.strings import make_string_process
+from sedd_graph.families.strings import make_parts, prove
 from sedd_graph.verify.birth_death import StringToy, check_birth_death
-from sedd_graph.verify.string_process import prove_strings
-from sedd_graph.verify.strings import check_bound
+from tests.plans import string_plan
 
 REGISTRY = discover()
 INDEL = {"frequencies": (0.6, 0.4), "mean_length": 0.25}
@@ -37,15 +37,7 @@ def plan(kernel: str, objective: str = "dise", sampler: str = "string_tau", **sc
         if kernel == "delete"
         else part("linear_rate", rate_min=0.01, rate_max=schedule.get("end", 40.0))
     )
-    return ProcessPlan(
-        part(kernel, **config),
-        level,
-        part(objective),
-        part(sampler),
-        10,
-        "log_insert",
-        ("log_insert", "log_delete")[: 1 + (kernel == "indel")],
-    )
+    return string_plan(part(kernel, **config), level, part(objective), part(sampler), 10)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +53,11 @@ def plan(kernel: str, objective: str = "dise", sampler: str = "string_tau", **sc
     ids=lambda p: "-".join(x.contract.name for x in (p.kernel, p.objective, p.sampler)),
 )
 def test_sound_processes_pass(made: ProcessPlan) -> None:
-    assert [(c.name, c.value) for c in prove_strings(made, REGISTRY) if not c.holds] == []
+    assert [(c.name, c.value) for c in prove(made, REGISTRY) if not c.holds] == []
 
 
 def test_a_schedule_that_ends_too_soon_is_caught() -> None:
-    failing = {c.name for c in prove_strings(plan("indel", end=4.0), REGISTRY) if not c.holds}
+    failing = {c.name for c in prove(plan("indel", end=4.0), REGISTRY) if not c.holds}
     assert "edits.forgets" in failing
 
 
@@ -74,14 +66,12 @@ def test_a_schedule_that_ends_too_soon_is_caught() -> None:
     [
         (plan("indel", "dice"), "objective"),
         (plan("delete", "dise", "string_first_hitting"), "sample"),
-        (dataclasses.replace(plan("indel"), edits=("log_insert",)), "process"),
-        (dataclasses.replace(plan("delete"), edits=("log_insert", "log_delete")), "process"),
         (dataclasses.replace(plan("indel"), objective=part("dise", targets="sampled")), "objective"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(made: ProcessPlan, key: str) -> None:
     with pytest.raises(BlueprintError) as caught:
-        make_string_process(made, REGISTRY)
+        make_parts(made, REGISTRY)
     assert key in [p.path for p in caught.value.problems]
 
 
@@ -190,7 +180,8 @@ class Unbalanced(DISE, kind="string_objective"):
 
 
 def test_a_loss_without_its_constant_is_caught() -> None:
-    made = make_string_process(plan("delete"), REGISTRY, states=3)
+    made = make_parts(plan("delete"), REGISTRY, states=3)
     broken = made._replace(objective=Unbalanced(Unbalanced.Config(), Context({"n": 3})))
-    assert check_bound(StringToy(made.kernel), made).holds
-    assert not check_bound(StringToy(made.kernel), broken).holds
+    toy = StringToy(made.kernel)
+    assert all(c.holds for c in toy.check_objective(made.objective, made.schedule))
+    assert not any(c.holds for c in toy.check_objective(broken.objective, broken.schedule))

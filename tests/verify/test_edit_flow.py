@@ -14,13 +14,14 @@ from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.strings import edit_flow
 from sedd_graph.diffusion.strings.columns import Columns, Remaining, partway
 from sedd_graph.diffusion.strings.edit_flow import EditFlowKernel
-from sedd_graph.diffusion.strings.process import Strings
+from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.errors import BlueprintError
-from sedd_graph.families.plan import EDITS, Part, ProcessPlan
-from sedd_graph.families.strings import make_string_process
+from sedd_graph.families.plan import Part, ProcessPlan
+from sedd_graph.families.strings import make_parts, prove
 from sedd_graph.verify import edit_flow as proof
-from sedd_graph.verify.edit_flow import ColumnToy, _bound, check_columns, prove_edit_flow
-from sedd_graph.verify.string_process import prove_strings
+from sedd_graph.verify.edit_flow import ColumnToy, _bound, check_columns
+from sedd_graph.verify.strings import check_string_sampler
+from tests.plans import string_plan
 
 REGISTRY = discover()
 
@@ -33,9 +34,8 @@ def part(op: str, **config: Any) -> Part:
 def plan(
     mean_length: float = 2.0, sampler: str = "string_tau", objective: str = "edit_flow_loss", **config: Any
 ) -> ProcessPlan:
-    heads = tuple(EDITS[0]) if mean_length else ("log_insert",)
     kernel = part("edit_flow", mean_length=mean_length, **config)
-    return ProcessPlan(kernel, part("cubic"), part(objective), part(sampler), 10, "log_insert", heads)
+    return string_plan(kernel, part("cubic"), part(objective), part(sampler), 10)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def plan(
     ids=["optimal-tau", "optimal-thinning", "padded-tau", "empty-tau", "empty-thinning"],
 )
 def test_sound_processes_pass(made: ProcessPlan) -> None:
-    checks = prove_strings(made, REGISTRY)
+    checks = prove(made, REGISTRY)
     assert [(c.name, c.value) for c in checks if c.holds is False] == []
     loose = made.kernel.config.mean_length > 0  # type: ignore[attr-defined]
     assert ("objective.loose" in {c.name for c in checks}) == loose
@@ -57,13 +57,11 @@ def test_sound_processes_pass(made: ProcessPlan) -> None:
         (plan(objective="dice"), "needs a kernel that only deletes"),
         (plan(sampler="string_first_hitting"), "strings of one known length"),
         (dataclasses.replace(plan(), kernel=part("delete")), "needs a kernel of Edit Flows"),
-        (dataclasses.replace(plan(), edits=("log_insert", "log_delete")), "without the output log_substitute"),
-        (dataclasses.replace(plan(0.0), edits=("log_insert", "log_delete")), "no one reads the output log_delete"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(made: ProcessPlan, message: str) -> None:
     with pytest.raises(BlueprintError, match=message):
-        make_string_process(made, REGISTRY)
+        make_parts(made, REGISTRY)
 
 
 # -- broken ones -------------------------------------------------------------------------------------------------------
@@ -123,8 +121,11 @@ BROKEN: list[tuple[Callable[[EditFlowKernel], None], str]] = [
 
 def failing(kernel: EditFlow, *, columns: bool = False) -> set[str]:
     """The checks that do not hold: all, or those of columns alone."""
-    made = make_string_process(plan(), REGISTRY, states=3)._replace(kernel=kernel)
-    checks = check_columns(ColumnToy(kernel), end=7.0) if columns else prove_edit_flow(made, kernel)
+    made = make_parts(plan(), REGISTRY, states=3)._replace(kernel=kernel)
+    toy = ColumnToy(kernel)
+    checks = check_columns(toy, end=7.0)
+    if not columns:
+        checks = [*checks, *toy.check_objective(made.objective, made.schedule), *check_string_sampler(toy, made)]
     return {c.name for c in checks if c.holds is False}
 
 
@@ -189,8 +190,8 @@ class OneKind(EditFlowLoss, kind="string_objective"):
 
 @pytest.mark.parametrize("wrong", [Uncounted, OneKind])
 def test_a_loss_that_leaves_something_out_is_caught(wrong: type[EditFlowLoss]) -> None:
-    made = make_string_process(plan(longest=2), REGISTRY, states=3)
+    made = make_parts(plan(longest=2), REGISTRY, states=3)
     assert isinstance(made.kernel, EditFlowKernel)
     toy = ColumnToy(made.kernel)
-    assert _bound(toy, made).holds
-    assert not _bound(toy, made._replace(objective=wrong(wrong.Config(), Context({"n": 3})))).holds
+    assert _bound(toy, made.objective, made.schedule).holds
+    assert not _bound(toy, wrong(wrong.Config(), Context({"n": 3})), made.schedule).holds

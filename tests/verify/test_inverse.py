@@ -58,7 +58,7 @@ class Stretch(Component, kind="mixer"):
         return x * self.log.exp()
 
     @solves("x", given=("out",), log_det="log_det")
-    def undo(self, out: Tensor) -> Tensor:
+    def inverse(self, out: Tensor) -> Tensor:
         return out * (-self.log).exp()
 
     def log_det(self, x: Tensor) -> Tensor:
@@ -67,19 +67,19 @@ class Stretch(Component, kind="mixer"):
 
 class WrongInverse(Stretch):
     @solves("x", given=("out",), log_det="log_det")
-    def undo(self, out: Tensor) -> Tensor:
+    def inverse(self, out: Tensor) -> Tensor:
         return out * (-self.log).exp() * (1 + 1e-6)
 
 
 class WrongVolume(Stretch):
     @solves("x", given=("out",), log_det="zero")
-    def undo(self, out: Tensor) -> Tensor:
+    def inverse(self, out: Tensor) -> Tensor:
         return out * (-self.log).exp()
 
 
 class Unmeasured(Stretch):
     @solves("x", given=("out",))
-    def undo(self, out: Tensor) -> Tensor:
+    def inverse(self, out: Tensor) -> Tensor:
         return out * (-self.log).exp()
 
 

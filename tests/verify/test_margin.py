@@ -44,12 +44,12 @@ def test_every_error_below_it_is_put_right_and_no_larger_one_is() -> None:
 
 def test_a_build_keeps_it(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = sedd_graph.build(small(), device="cpu", compile="off")
-    (check,) = check_margins(engine)
+    (check,) = check_margins(engine.network)
     table = engine.model.state_dict()["embed.embed.weight"]
     assert (check.name, check.holds) == ("embed.margin", True)
     assert float(check.value) == pytest.approx(pdist(table.numpy()).min() / 2, rel=1e-3)
     monkeypatch.setattr(module, "LIMIT", 100)
-    assert not check_margins(engine)
+    assert not check_margins(engine.network)
 
 
 def test_refused() -> None:

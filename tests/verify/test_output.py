@@ -17,7 +17,7 @@ SMALL = [p for p in BLUEPRINTS if p.stem.endswith("tiny") or p.stem in ("first",
 def test_heads_of_shipped_blueprints_fit(path: Path) -> None:
     engine = sedd_graph.build(path, device="cpu", compile="off")
     if getattr(engine, "process", None) is not None:
-        found = check_output(engine)
+        found = check_output(engine.network, engine.process.kernel, engine.process.objective)
         assert found.holds, found.value
 
 
@@ -36,7 +36,7 @@ def test_heads_that_do_not_fit_are_caught(name: str, mask: str, said: str) -> No
     engine = sedd_graph.build(
         ROOT / "blueprints" / f"{name}.yaml", [f"nodes.head.with.mask={mask}"], device="cpu", compile="off"
     )
-    found = check_output(engine)
+    found = check_output(engine.network, engine.process.kernel, engine.process.objective)
     assert found.holds is False
     assert said in found.value
 

@@ -1,4 +1,4 @@
-"""What a text that is drawn is held to: keys of a blueprint's ``sample`` section, the same for every sampler. No torch."""
+"""Conditions on sampled text: the keys of a blueprint's ``sample`` section that every sampler takes. No torch here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Conditions", "Pattern"]
 
 
 def _compiled(pattern: str) -> str:
-    compile_pattern(pattern)  # its error says what is wrong with the pattern
+    compile_pattern(pattern)  # pydantic reports its error
     return pattern
 
 
 Pattern = Annotated[str, pydantic.AfterValidator(_compiled)]
-"""A regular expression of the subset that docs/sampling.md lists."""
+"""A regular expression of the subset in docs/sampling.md; validated by compiling it."""
 
 Forbidden = (
     Annotated[str, pydantic.Field(min_length=1, max_length=1024)] | Annotated[int, pydantic.Field(ge=0, lt=2**31)]
@@ -26,16 +26,16 @@ Forbidden = (
 
 
 class Conditions(ComponentConfig):
-    """Conditions on the text (see docs/sampling.md)."""
+    """Config of the conditions on sampled text (see docs/sampling.md)."""
 
     forbid: Annotated[tuple[Forbidden, ...], pydantic.Field(max_length=4096)] = ()
-    """Tokens that never come out: ids, or texts, which bar every token that holds them."""
+    """Tokens that are never sampled: ids, or texts, which forbid every token that contains them. Up to 4,096."""
     allow: Annotated[dict[int, Pattern], pydantic.Field(max_length=4096)] = {}
-    """At a position (negative: from the end), a regular expression for the token that stands there."""
+    """Position (negative: from the end) to a regular expression that the token at that position must match. Up to 4,096."""
     matching: Pattern | None = None
-    """A regular expression for the whole text of each row."""
+    """A regular expression that the whole text of each row must match."""
     guidance: Annotated[float, pydantic.Field(ge=0, le=100)] = 1.0
-    """When text is filled in, how much the given text counts: 0 not at all, 1 as the model has it, more for more."""
+    """Guidance scale of the given text when text is filled in, in [0, 100]. 0: ignore it; 1: the model's own distribution."""
     observed: Literal["clamp", "renoise"] = "clamp"
-    """What the network sees of the given text: itself, or (for kernels under which tokens that are seen change) itself
-    noised anew each time."""
+    """How the network gets the given text: ``clamp``: as it is; ``renoise`` (for kernels under which visible tokens change): noised
+    afresh at each step."""

@@ -1,6 +1,6 @@
-"""Constraints on what may come out: allowed tokens by position, and texts that match a regular expression.
+"""Constraints on sampled tokens: allowed tokens by position, and texts that match a regular expression.
 
-Axes: b batch, r rows, l length, n states, s states of an automaton (and its dead one, the last), k kinds of tokens.
+Axes: b batch, r rows, l length, n states, s states of an automaton (the last is dead), k kinds of tokens.
 """
 
 from __future__ import annotations
@@ -12,40 +12,39 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.categorical import categorical
-from sedd_graph.diffusion.conditions.automaton import PatternError, TokenAutomaton, compile_pattern, spell
+from sedd_graph.diffusion.conditions.automaton import compile_pattern
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.tokens.process import Kernel
+from sedd_graph.diffusion.conditions.pattern import PatternError
+from sedd_graph.diffusion.conditions.token_automaton import TokenAutomaton, spell
+from sedd_graph.diffusion.numerics import take
 from sedd_graph.errors import UserError
 
-__all__ = ["Matching", "Pieces", "allowed_tokens", "lacks"]
+__all__ = ["Matching", "Pieces", "allowed_tokens"]
 
 Pieces = Callable[[], Sequence[bytes | None]]
-"""Gives the bytes that each state stands for (None: no text), or raises :class:`UserError` where there are none to give."""
+"""Returns the bytes of each state's token (None: no text); raises :class:`UserError` for a tokenizer without them."""
 
 _CHUNK = 2**23
-"""Moves between states held at a time, and at most for one row."""
+"""Transitions of automata held in memory at a time, and the limit for one row."""
 
 UNLIKELY = -60.0
-"""log of the share that any allowed token gets where the predictions leave no text that matches."""
-
-
-def lacks(conditions: Conditions, kernel: Kernel) -> str | None:
-    """What kind of kernel ``conditions`` need, where ``kernel`` is not one of them."""
-    if kernel.clamp_safe and kernel.mask is not None:
-        if conditions.observed == "renoise":
-            return "a kernel under which tokens that are seen change, for observed: renoise"
-        return None
-    if conditions.matching is not None:
-        return "a kernel under which tokens that are seen stay, for matching"
-    if conditions.guidance != 1:
-        return "a kernel with a mask under which tokens that are seen stay, for guidance"
-    return None
+"""log of the weight added to each allowed token where the predictions give no matching text any weight."""
 
 
 def allowed_tokens(conditions: Conditions, allowed: Tensor, length: int, pieces: Pieces) -> Tensor:
-    """``allowed`` bool [n], [l, n] or [b, l, n], less what ``conditions`` forbid, bool of one of these shapes.
+    """Return the tokens that are allowed at each position under ``forbid`` and ``allow``.
 
-    Raises :class:`UserError` where a position has no token left.
+    Args:
+        conditions: Their keys ``forbid`` and ``allow`` are read.
+        allowed: bool [n], [l, n] or [b, l, n], the tokens allowed so far.
+        length: l.
+        pieces: The bytes of each token, read where a text or a pattern is given.
+
+    Returns:
+        bool [n], [l, n] or [b, l, n].
+
+    Raises:
+        UserError: A token or position does not exist, or a position has no token left.
     """
     states = allowed.shape[-1]
     barred = {i for i in conditions.forbid if isinstance(i, int)}
@@ -74,9 +73,18 @@ def allowed_tokens(conditions: Conditions, allowed: Tensor, length: int, pieces:
 
 
 class Matching:
-    """A regular expression over a model's tokens, and draws of whole rows that match it, or of a part given what is around it.
+    """A regular expression over a model's tokens, and draws of rows that match it.
 
-    Raises :class:`UserError` where the tokens have no text, or can spell none that matches.
+    Draws are exact, by backward sums over the automaton's states. Rows may be whole texts, or parts between fixed text
+    (:meth:`between`).
+
+    Args:
+        pattern: The regular expression.
+        pieces: The bytes of each token.
+        device: The device of the rows.
+
+    Raises:
+        UserError: The tokens have no text, none of their texts matches, or the automaton is too large.
     """
 
     def __init__(self, pattern: str, pieces: Pieces, device: torch.device) -> None:
@@ -93,38 +101,59 @@ class Matching:
         self._kind = torch.from_numpy(self._automaton.kind).to(device)
         self._after = torch.from_numpy(self._automaton.after).to(device)
         accepts = torch.from_numpy(self._automaton.accepts).to(device)
-        # what rows begin with, [b] (or for all), the log of the weight of what ends them, by state, and where they do
+        # the state before the first position, [b] or []; the log-weight of each state behind the last, [s] or [b, s]; the last position
         self._first = torch.zeros((), dtype=torch.int64, device=device)
         self._last = torch.where(accepts, 0.0, -torch.inf).double()
         self._end: int | None = None
 
     def ahead(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> list[Tensor]:
-        """For each number of tokens read, log of the share of what can follow that matches, given the state: l + 1 times
-        float64 [b, s]. The ``hidden`` positions bool [b, l] of ``x`` are drawn evenly from ``allowed``."""
+        """Return backward sums under uniform draws, the ``behind`` of :meth:`between`.
+
+        Args:
+            x: int64 [b, l].
+            hidden: bool [b, l], positions whose tokens are drawn uniformly from ``allowed``; others are fixed.
+            allowed: bool [n], [l, n] or [b, l, n].
+
+        Returns:
+            l + 1 times float64 [b, s]: after each number of tokens, the log-probability of a match given the state.
+        """
         may = allowed.expand(*x.shape, -1)[hidden].double()
         even = may / may.sum(-1, keepdim=True).clamp(min=1)
         return self._backward(self._log_weights(x, hidden, even), slice(None))
 
     def between(self, before: Tensor, behind: Tensor, end: int) -> Matching:
-        """The same for positions between ``before`` int64 [b, m] and what follows with the log weights ``behind`` [b, s]; those from
-        ``end`` on may hold anything."""
+        """Return the constraint on the positions that follow fixed text.
+
+        Args:
+            before: The tokens in front of the positions, int64 [b, m].
+            behind: Log-weight of what follows them, given the state after position ``end``, float64 [b, s].
+            end: Number of constrained positions; positions from there on are free.
+        """
         part = copy.copy(self)
         part._first, part._last, part._end = self._read(before), behind, end
         return part
 
     def _read(self, x: Tensor) -> Tensor:
-        """The state after ``x`` [r, l], int64 [r]."""
+        """Return the state after reading ``x`` [r, l], int64 [r]."""
         state = self._first.expand(len(x))
         for token in x[:, : self._end].T:
             state = self._after[state, self._kind[token]]
         return state
 
     def feasible(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> None:
-        """Raises :class:`UserError` unless the ``hidden`` positions bool [r, l] of each row of ``x`` [r, l] can be filled with
-        ``allowed`` tokens, bool [n], [l, n] or [b, l, n], so that it matches."""
+        """Check that each row can be completed to a match.
+
+        Args:
+            x: int64 [r, l].
+            hidden: bool [r, l], positions to be filled.
+            allowed: bool [n], [l, n] or [r, l, n], tokens that may fill them.
+
+        Raises:
+            UserError: A row cannot; the message names the nearest lengths that can match.
+        """
         may = allowed.expand(*x.shape, -1)[hidden]
         reach = self._backward(self._log_weights(x, hidden, may.double()), slice(None))
-        found = self._begun(reach, slice(None)) > -torch.inf
+        found = self._total(reach, slice(None)) > -torch.inf
         if bool(found.all()):
             return
         length, row = x.shape[1], int((~found).nonzero()[0, 0])
@@ -134,19 +163,16 @@ class Matching:
         if length in lengths:
             raise UserError(f"{whole} with what is given and allowed (row {row})")
         below, above = ([n for n in lengths if (n < length) is side] for side in (True, False))
-        near = [str(n) for n in ([*below[-1:], *above[:1]])]
-        raise UserError(
-            f"{whole}: " + (f"the nearest lengths are {' and '.join(near)}" if near else "nor any other near")
-        )
+        near = " and ".join(str(n) for n in [*below[-1:], *above[:1]])
+        raise UserError(f"{whole}: " + (f"the nearest lengths are {near}" if near else "no length near it does"))
 
     def matches(self, x: Tensor) -> bool:
-        """Whether every row of ``x`` [r, l] does."""
-        return bool((self._last.expand(len(x), -1).gather(1, self._read(x)[:, None]) > -torch.inf).all())
+        """Return True if every row of ``x`` [r, l] matches."""
+        return bool((take(self._last.expand(len(x), -1), self._read(x)) > -torch.inf).all())
 
-    def _begun(self, reach: list[Tensor], rows: Tensor | slice) -> Tensor:
-        """log of the weight of all that matches, float64 [r]."""
-        whole = reach[0]
-        return whole.gather(1, self._starts(len(whole), rows)[:, None])[:, 0]
+    def _total(self, reach: list[Tensor], rows: Tensor | slice) -> Tensor:
+        """Return the log-weight of all matching texts, float64 [r]."""
+        return take(reach[0], self._starts(len(reach[0]), rows))
 
     def _starts(self, count: int, rows: Tensor | slice) -> Tensor:
         return self._first.expand(count) if self._first.dim() == 0 else self._first[rows]
@@ -162,17 +188,27 @@ class Matching:
         *,
         generator: torch.Generator,
     ) -> Tensor:
-        """int64 [going]: tokens for the ``going`` positions bool [r, l], some of the ``hidden`` ones, in order. ``x`` int64 [r, l]
-        are those that ``rows`` bool [b] marks.
+        """Draw all hidden tokens given that the row matches, and return those of some positions.
 
-        All hidden positions are drawn together from the product of their ``weights`` float64 [hidden, n] given that the row
-        matches (backward sums, then draws from left to right), and those that are going are told. Where no text that
-        matches has any weight, one with as few unlikely tokens as can be is drawn from those that ``may`` bool [hidden, n] come.
+        The draw is exact: backward sums, then draws from left to right. Where no matching text has any weight, a text with as few
+        tokens of weight zero as possible is drawn.
+
+        Args:
+            x: int64 [r, l], the rows that ``rows`` selects.
+            rows: bool [b], which rows of the batch these are.
+            hidden: bool [r, l], positions that are drawn.
+            weights: float64 [hidden, n], independent weights of their tokens, not normalised.
+            may: bool [hidden, n], tokens that are allowed there.
+            going: bool [r, l], the hidden positions whose tokens are returned.
+            generator: On the device of ``x``.
+
+        Returns:
+            int64 [going], in the order of the positions.
         """
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
         shares = self._log_weights(x, hidden, weights)
         reach = self._backward(shares, rows)
-        lost = self._begun(reach, rows) == -torch.inf
+        lost = self._total(reach, rows) == -torch.inf
         if bool(lost.any()):
             even = may.double() / may.sum(-1, keepdim=True).clamp(min=1)
             lost_here = lost[:, None].expand_as(x)[hidden]
@@ -191,21 +227,22 @@ class Matching:
                 peak = odds.amax(-1, keepdim=True)
                 kinds[:, i] = categorical((odds - peak).exp(), generator=generator)
             state = self._after[state, kinds[:, i]]
-        told = going[hidden]
-        return categorical(weights[told] * (self._kind == kinds[going][:, None]), generator=generator)
+        chosen = going[hidden]
+        return categorical(weights[chosen] * (self._kind == kinds[going][:, None]), generator=generator)
 
     def _log_weights(self, x: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
-        """log of the weight of each kind, float64 [r, l, k]: of ``weights`` [hidden, n], and at other positions of x alone."""
+        """Return the log-weight of each kind, float64 [r, l, k]: from ``weights`` [hidden, n], and one-hot at fixed positions."""
         kinds = self._after.shape[1]
         out = torch.nn.functional.one_hot(self._kind[torch.where(hidden, 0, x)], kinds).double()
         out[hidden] = weights.new_zeros(len(weights), kinds).index_add_(1, self._kind, weights)
         return out.log()
 
     def _backward(self, shares: Tensor, rows: Tensor | slice) -> list[Tensor]:
-        """For each number of tokens read, log of the weight of the rest, given the state: float64 [r, s], as often as there are
-        positions that count, and once more."""
-        last = self._last.expand(len(shares), -1) if self._last.dim() == 1 else self._last[rows]
-        reach = [last]
+        """Return backward sums: after each number of tokens, the log-weight of all matching rests given the state.
+
+        One float64 [r, s] for each constrained position, and one more.
+        """
+        reach = [self._last.expand(len(shares), -1) if self._last.dim() == 1 else self._last[rows]]
         at_once = max(1, _CHUNK // self._after.numel())
         for share in shares[:, : self._end].unbind(1)[::-1]:
             pairs = zip(reach[-1].split(at_once), share.split(at_once), strict=True)

@@ -1,8 +1,8 @@
-"""Two strings in columns, and the strings on the way from one to the other (Edit Flows, arXiv 2506.09018, section 3).
+"""Alignments of a noise string with a clean string, and the strings between them (Edit Flows, arXiv 2506.09018, section 3).
 
-A column holds what stands at one place of either string: a token, or a blank. Between the strings each column is still the
-one's or already the other's, and what is read there, without the blanks, is a string. Axes: b rows, m noise tokens,
-n clean tokens, c columns, w positions of a padded string (the start state first).
+A column of an alignment holds a token or a blank of each string. At an intermediate time some columns are already clean and the
+others still noise; reading them without the blanks gives the noisy string. Axes: b rows, m noise tokens, n clean tokens, c columns,
+w positions of a padded string (the start state first).
 """
 
 from __future__ import annotations
@@ -13,26 +13,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sedd_graph.diffusion.strings.process import Strings
+from sedd_graph.diffusion.strings.strings import Strings
 
 __all__ = ["BLANK", "Columns", "Remaining", "align_optimal", "align_padded", "partway"]
 
 BLANK = -1
-"""Stands in a column where a string has no token."""
+"""Entry of a column where a string has no token."""
 
 
 class Columns(NamedTuple):
-    """``noise`` and ``clean`` int64 [b, c], each a token or :data:`BLANK`; columns that are blank on both sides are padding."""
+    """Aligned strings: ``noise`` and ``clean`` int64 [b, c], tokens or :data:`BLANK`. Columns with two blanks are padding."""
 
     noise: Tensor
     clean: Tensor
 
 
 class Remaining(NamedTuple):
-    """The edits that are left to do, one for each column that is still noise and not clean, in terms of the string there is.
+    """The edits from a noisy string to the clean one: one for each column that is still noise and differs from clean.
 
-    ``place`` int64 [b, c]: the position of the token to be deleted or replaced, or the gap to insert into; ``token`` int64
-    [b, c]: what comes (0 where nothing does); and which of the three it is, bool [b, c], all False where nothing is left.
+    Attributes:
+        place: int64 [b, c], the position in the noisy string of the token to delete or replace, or of the gap to insert into.
+        token: int64 [b, c], the new token; 0 for a deletion.
+        insert: bool [b, c]. The three masks are all False where a column needs no edit.
+        delete: bool [b, c].
+        substitute: bool [b, c].
     """
 
     place: Tensor
@@ -43,15 +47,19 @@ class Remaining(NamedTuple):
 
 
 def align_padded(noise: Tensor, clean: Tensor) -> Columns:
-    """Rows int64 [b, m] and [b, n], blank behind their ends, one under the other from the left."""
+    """Return the columns of ``noise`` int64 [b, m] and ``clean`` [b, n] position by position, blank behind the shorter one's end."""
     width = max(noise.shape[1], clean.shape[1])
     return Columns(*(pad(x, (0, width - x.shape[1]), value=BLANK) for x in (noise, clean)))
 
 
 def align_optimal(noise: Tensor, clean: Tensor) -> Columns:
-    """Columns [b, m + n] with as few edits as there can be (Levenshtein distance; Needleman and Wunsch 1970).
+    """Return an alignment [b, m + n] with the fewest edits (Levenshtein distance; Needleman and Wunsch 1970).
 
-    Of equally good ones, the last columns that can hold two tokens do. Takes m + (m + n) vectorised steps.
+    Ties are broken in favour of columns with two tokens as far right as possible. Takes m + (m + n) vectorised steps.
+
+    Args:
+        noise: int64 [b, m], :data:`BLANK` behind the ends.
+        clean: int64 [b, n], likewise.
     """
     rows, device = len(noise), noise.device
     deep, wide = ((x != BLANK).sum(-1) for x in (noise, clean))
@@ -62,7 +70,7 @@ def align_optimal(noise: Tensor, clean: Tensor) -> Columns:
         best = cost + 1
         differs = (noise[:, row, None] != clean).long()
         best = torch.cat([best[:, :1], torch.minimum(best[:, 1:], cost[:, :-1] + differs)], 1)
-        # clean tokens that come in one after another cost one each: a running minimum
+        # consecutive insertions cost one each, so the minimum over their number is a running minimum
         cost = (best - count).cummin(-1).values + count
         table.append(cost)
     costs, each = torch.stack(table, 1), torch.arange(rows, device=device)
@@ -85,16 +93,21 @@ def align_optimal(noise: Tensor, clean: Tensor) -> Columns:
 
 
 def partway(columns: Columns, moved: Tensor, *, start: int, width: int | None = None) -> tuple[Strings, Remaining]:
-    """The strings whose ``moved`` bool [b, c] columns are clean and whose others are noise, and what is left to do.
+    """Return the strings between noise and clean, and the edits that remain.
 
-    Rows are as wide as the longest, or ``width``: what does not fit is left out and counted, and so are edits there.
+    Args:
+        columns: Alignments.
+        moved: bool [b, c], columns that are already clean; the others are noise.
+        start: The start state, put in front of each string and behind its end.
+        width: Positions of the result, w; None: those of the longest string. Tokens and edits beyond it are dropped, and the tokens
+            counted in :attr:`Strings.cut`.
     """
     noise, clean = columns
     now = torch.where(moved, clean, noise)
     there = now != BLANK
     place, length = there.long().cumsum(-1), there.sum(-1, keepdim=True)
     size = 1 + (int(length.max()) if len(now) else 0) if width is None else width
-    tokens = now.new_full((len(now), size + 1), start)  # the last column takes what is left out
+    tokens = now.new_full((len(now), size + 1), start)  # the last column takes the tokens that are dropped
     tokens.scatter_(1, torch.where(there, place.clamp(max=size), size), now.clamp(min=0))
     left = (noise != clean) & ~moved & (place < size)
     attend = torch.arange(size, device=now.device) <= length

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.categorical import inverse_cdf
 from sedd_graph.diffusion.strings.columns import BLANK, Columns, Remaining, partway
-from sedd_graph.diffusion.strings.process import LEAST, StringKernel, Strings
+from sedd_graph.diffusion.strings.kernel import LEAST, StringKernel
+from sedd_graph.diffusion.strings.strings import Strings
 
 __all__ = ["EDIT_FLOWS", "EditFlowKernel"]
 
@@ -50,10 +52,6 @@ class EditFlowKernel(StringKernel):
     def align(self, noise: Tensor, clean: Tensor) -> Columns:
         """Rows int64 [b, m] and [b, n], blank behind their ends, in columns."""
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ("log_insert", "log_delete", "log_substitute") if self.spread else ("log_insert",)
-
     def holds_nothing(self) -> str | None:
         if not self.spread:
             return None
@@ -87,16 +85,14 @@ class EditFlowKernel(StringKernel):
         if self.longest is not None:
             longest = self.longest if longest is None else min(longest, self.longest)
         base = torch.tensor(self.spread, dtype=torch.float64, device=device)
-        u = random.rand(rows).double() + random.rand(rows).double() * 2**-24
+        u = random.rand48(rows)
         if longest is not None:
             u = u * (1 - base ** (longest + 1))
         lengths = torch.floor(torch.log1p(-u) / base.log()).long()
         size = int(lengths.max()) if longest is None else longest
         lengths = lengths.clamp(max=size)
         law = self.law.to(device) if allowed is None else self.law.to(device) * allowed
-        cdf = law.cumsum(0)
-        uniform = random.rand(rows, size).double() + random.rand(rows, size).double() * 2**-24
-        tokens = torch.searchsorted(cdf, uniform * cdf[-1] * (1 - 2**-53), right=True)
+        tokens = inverse_cdf(law.cumsum(0), random.rand48(rows, size))
         return torch.where(torch.arange(size, device=device) < lengths[:, None], tokens, BLANK), lengths
 
     def sample(

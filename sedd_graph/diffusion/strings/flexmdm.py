@@ -20,10 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sedd_graph.component.contract import ComponentConfig
+from sedd_graph.component.outputs import LOG_X0, Output
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import log1mexp
-from sedd_graph.diffusion.strings.process import LEAST, StringDraw, StringKernel, Strings, distinct, rebuild
+from sedd_graph.diffusion.strings.kernel import LEAST, StringDraw, StringKernel
+from sedd_graph.diffusion.strings.strings import Strings, distinct, rebuild
 from sedd_graph.diffusion.strings.subsequence import embed
+
+LOG_GAP = Output("log_gap", "float b l", "log of the expected number of tokens missing behind a position")
 
 __all__ = ["MASKS_AND_DELETES", "FlexDraw", "FlexKernel", "FlexTarget"]
 
@@ -72,9 +77,9 @@ class FlexKernel(StringKernel):
     def pace(self) -> float:
         """The rate at which a mask is filled, where a missing token is put in at rate 1."""
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ("log_x0", "log_gap")
+    @classmethod
+    def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
+        return ((LOG_X0, LOG_GAP),)
 
     @property
     def spares(self) -> bool:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sedd_graph.component.base import Component
 from sedd_graph.diffusion.categorical import categorical
-from sedd_graph.diffusion.strings.process import Kernel_, StringKernel, StringObjective, Strings, rebuild
+from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel, StringObjective
+from sedd_graph.diffusion.strings.strings import Strings, rebuild
 from sedd_graph.diffusion.tokens.process import Schedule
 from sedd_graph.diffusion.tokens.sampler import ROUNDING
 
@@ -29,32 +30,37 @@ OnStringStep = Callable[[int, Strings], None]
 """Called with the number of the step and the strings after it."""
 
 
-class StringWalk(Generic[Kernel_]):
-    """Strings on their way, with what may not be touched: ``fixed`` tokens and ``shut`` gaps, bool [b, w].
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StringSettings(Generic[Kernel_]):
+    """The process that a walk of strings reverses, and what it may change.
 
-    ``longest`` is the most tokens that a string may have; ``allowed`` bool [v] (or None) are those that may be put in.
-    ``evaluations`` counts rows that went through the network, ``clamped`` chances above 1, ``cut`` insertions that found no
-    room.
+    ``fixed`` tokens stay and ``shut`` gaps take no insertion, bool [b, w]. A string has at most ``longest`` tokens; ``allowed``
+    bool [v] are the tokens that may be inserted (None: all). ``on_step`` is called after each step.
     """
 
-    def __init__(
-        self,
-        rates: StringRates,
-        strings: Strings,
-        *,
-        fixed: Tensor,
-        shut: Tensor,
-        longest: int,
-        kernel: Kernel_,
-        schedule: Schedule,
-        generator: torch.Generator,
-        allowed: Tensor | None = None,
-        on_step: OnStringStep | None = None,
-    ) -> None:
-        self.strings, self.fixed, self.shut, self.longest = strings, fixed, shut, longest
-        self.kernel, self.schedule, self.generator, self.allowed = kernel, schedule, generator, allowed
+    fixed: Tensor
+    shut: Tensor
+    longest: int
+    kernel: Kernel_
+    schedule: Schedule
+    generator: torch.Generator
+    allowed: Tensor | None = None
+    on_step: OnStringStep | None = None
+
+
+class StringWalk(Generic[Kernel_]):
+    """Strings on their way from noise to text, with their ``fixed`` tokens and ``shut`` gaps, bool [b, w].
+
+    ``evaluations`` counts rows evaluated by the network, ``clamped`` probabilities above 1, ``cut`` insertions for which a
+    string had no room.
+    """
+
+    def __init__(self, rates: StringRates, strings: Strings, settings: StringSettings[Kernel_]) -> None:
+        self.strings, self.fixed, self.shut, self.longest = strings, settings.fixed, settings.shut, settings.longest
+        self.kernel, self.schedule = settings.kernel, settings.schedule
+        self.generator, self.allowed = settings.generator, settings.allowed
         self.evaluations = self.clamped = self.cut = self._steps = 0
-        self._rates, self._on_step = rates, on_step
+        self._rates, self._on_step = rates, settings.on_step
         self.shown()
 
     @property
@@ -176,33 +182,10 @@ class StringSampler(Component, ABC, Generic[Kernel_]):
 
     @torch.no_grad()
     def run(
-        self,
-        rates: StringRates,
-        strings: Strings,
-        *,
-        fixed: Tensor,
-        shut: Tensor,
-        longest: int,
-        kernel: Kernel_,
-        schedule: Schedule,
-        generator: torch.Generator,
-        steps: int | None = None,
-        allowed: Tensor | None = None,
-        on_step: OnStringStep | None = None,
+        self, rates: StringRates, strings: Strings, settings: StringSettings[Kernel_], *, steps: int | None = None
     ) -> Strings:
-        """From noisy to clean strings of at most ``longest`` tokens; the other arguments are those of :class:`StringWalk`."""
-        walk = StringWalk(
-            rates,
-            strings,
-            fixed=fixed,
-            shut=shut,
-            longest=longest,
-            kernel=kernel,
-            schedule=schedule,
-            generator=generator,
-            allowed=allowed,
-            on_step=on_step,
-        )
+        """Sample clean strings from noisy ones."""
+        walk = StringWalk(rates, strings, settings)
         self.walk(walk, steps or self.steps or 0)
         self.clamped, self.cut, self.evaluations = walk.clamped, walk.cut, walk.evaluations
         return walk.strings

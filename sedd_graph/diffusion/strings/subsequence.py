@@ -1,7 +1,7 @@
-"""Where the tokens of a string with masks can have stood in the clean one: all ways to be a subsequence of it, in O(n m).
+"""Ways in which a string with masks is a subsequence of the clean string: counts and averages over all of them, in O(n m).
 
-A mask is matched by any token. Ways are counted in logarithms, since there are as many as C(n, m); a row of the table follows
-from the one before at once. Axes: b rows, n clean tokens, m noisy tokens (both padded).
+A mask matches any token. Counts are kept as logarithms, since there are up to C(n, m) ways. Axes: b rows, n clean tokens, m noisy
+tokens (both padded).
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ from torch.nn import functional as F
 __all__ = ["Embeddings", "embed"]
 
 _CELLS = 2**25
-"""Of a table, of all rows together: what is held at a time."""
+"""Cells of the tables held in memory at a time, over all rows."""
 NONE = -1e30
-"""Stands for log 0."""
+"""Finite stand-in for log 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Over all ways: ``log_count`` float64 [b], the log of their number; ``missing`` float64 [b, m + 1], the mean number of
-    clean tokens between two neighbours; ``stands`` float32 [b, n, m], the share of ways in which clean token i is noisy
-    token j."""
+    """Statistics over all ways to embed the noisy string in the clean one.
+
+    Attributes:
+        log_count: float64 [b], the log of their number.
+        missing: float64 [b, m + 1], the mean number of clean tokens in each gap of the noisy string.
+        stands: float32 [b, n, m], the share of ways in which clean token i is noisy token j.
+    """
 
     log_count: Tensor
     missing: Tensor
@@ -33,7 +37,13 @@ class Embeddings:
 
 @torch.no_grad()
 def embed(fits: Tensor, clean_lengths: Tensor, noisy_lengths: Tensor) -> Embeddings:
-    """All ways under ``fits`` bool [b, n, m]: whether clean token i can be noisy token j. The first ``lengths`` [b] count."""
+    """Return the statistics of all embeddings.
+
+    Args:
+        fits: bool [b, n, m], True where clean token i can be noisy token j.
+        clean_lengths: int64 [b], the number of clean tokens; the rest is padding.
+        noisy_lengths: int64 [b].
+    """
     b, n, m = fits.shape
     size = max(1, _CELLS // ((n + 1) * (m + 1)))
     parts = [
@@ -47,7 +57,7 @@ def _sweep(fits: Tensor, clean_lengths: Tensor, noisy_lengths: Tensor) -> Embedd
     device = fits.device
     real = torch.arange(n, device=device) < clean_lengths[:, None]
     there = torch.arange(m, device=device) < noisy_lengths[:, None]
-    # clean padding is passed over, as a token that is missing is
+    # clean padding is skipped like a missing token
     step = torch.where(fits & real[..., None] & there[:, None], 0.0, NONE).double()
     before = torch.full((n + 1, b, m + 1), NONE, dtype=torch.float64, device=device)
     before[0, :, 0] = 0.0

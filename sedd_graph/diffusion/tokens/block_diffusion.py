@@ -7,17 +7,26 @@ where they are remembered. Axes: b batch, l length, n noised positions, m clean 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.conditions.constraint import Matching
-from sedd_graph.diffusion.tokens.sampler import Denoise, OnStep, Sampler
+from sedd_graph.component.outputs import Input
+from sedd_graph.diffusion.tokens.sampler import Denoise, Sampler, WalkSettings
 from sedd_graph.errors import UserError
 
-__all__ = ["block_inputs", "hold_prompt", "write_blocks"]
+BLOCK_FEEDS = (
+    Input("tokens", "int b l", "noisy tokens x_t"),
+    Input("clean", "int b l", "clean tokens x_0, of which a block sees those of earlier blocks", required=True),
+    Input("places", "int 2*l", "positions in the row of noisy and clean tokens"),
+    Input("sees", "bool 2*l 2*l", "which position (first) may attend to which (second)", required=True),
+    Input("sigma", "float b", "0: blocks differ in it, and the masks tell all there is to know"),
+)
+"""Inputs of a graph that reads text block by block."""
+
+__all__ = ["BLOCK_FEEDS", "block_inputs", "hold_prompt", "write_blocks"]
 
 
 def block_inputs(
@@ -64,18 +73,15 @@ def write_blocks(
     sampler: Sampler,
     given: Callable[[Tensor], Denoise],
     x: Tensor,
+    settings: WalkSettings,
     *,
-    free: Tensor,
     block: int,
     length: int | None = None,
-    allowed: Tensor | None = None,
-    matching: Matching | None = None,
-    on_step: OnStep | None = None,
-    **how: Any,
+    steps: int | None = None,
 ) -> Tensor:
     """Rows ``x`` int64 [b, l], block by block from noise to text: ``sampler`` runs in each as if it were the whole.
 
-    ``given(x [b, m])`` makes what asks the network about the block after ``m`` written positions. All else is as in
+    ``given(x [b, m])`` makes what evaluates the network on the block after ``m`` written positions. All else is as in
     :meth:`Sampler.run`, and so are the sampler's ``clamped`` and ``evaluations`` afterwards, summed over blocks. By the chain
     rule the law is the model's where the sampler's is.
 
@@ -83,8 +89,9 @@ def write_blocks(
     after it drawn evenly from the ``allowed`` tokens, since nothing else is known of them yet.
     """
     length = x.shape[1] if length is None else length
+    free, allowed, matching, on_step = settings.free, settings.allowed, settings.matching, settings.on_step
     if matching is not None:
-        assert allowed is not None
+        allowed = torch.ones(settings.kernel.states, dtype=torch.bool, device=x.device) if allowed is None else allowed
         may = allowed[..., :length, :] if allowed.dim() > 1 else allowed
         matching.feasible(x[:, :length], free[:, :length], may)
         ahead = matching.ahead(x[:, :length], free[:, :length], may)
@@ -104,11 +111,17 @@ def write_blocks(
                 shown += 1
 
         own = allowed[..., here, :] if allowed is not None and allowed.dim() > 1 else allowed
+        within = matching
         if matching is not None:
             stop = min(start + block, length)
-            how["matching"] = matching.between(before, ahead[stop], stop - start)
+            within = matching.between(before, ahead[stop], stop - start)
         part = sampler.run(
-            given(before), x[:, here], free=free[:, here], allowed=own, on_step=show, timeless=True, **how
+            given(before),
+            x[:, here],
+            dataclasses.replace(
+                settings, free=free[:, here], allowed=own, matching=within, on_step=show, timeless=True
+            ),
+            steps=steps,
         )
         x = torch.cat([before, part, after], dim=1)
         clamped, evaluations = clamped + sampler.clamped, evaluations + sampler.evaluations

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.tokens.process import Kernel, Schedule
-from sedd_graph.diffusion.tokens.sampler import Denoise
+from sedd_graph.diffusion.tokens.sampler import Denoise, Sampler
 from sedd_graph.errors import UserError
 
-__all__ = ["Classifier", "classified", "renoised", "unprompted"]
+__all__ = ["Classifier", "classified", "lacks_scores", "renoised", "unprompted"]
 
 FLOOR = -1e5
 """Logarithms below stand for 0."""
@@ -44,6 +44,13 @@ class Classifier:
     """Rows given to an exact classifier at a time."""
     changes: Callable[[Tensor, Tensor], Tensor | None] | None = None
     """A quicker way to log p(c | x with state y at i) - log p(c | x), float32 [r, l, n], of x int64 [r, l] at times t [r]; or None."""
+
+
+def lacks_scores(kernel: Kernel, sampler: Sampler) -> str | None:
+    """What guidance by a classifier needs and ``sampler`` does not have, where the kernel moves seen tokens: None if nothing."""
+    if kernel.carries_over or "log_score" in sampler.reads:
+        return None
+    return "a sampler that reads log_score, such as analytic: where seen tokens move, it gives factors for scores"
 
 
 def tilted(name: str, log: Tensor, by: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
@@ -91,7 +98,7 @@ def classified(denoise: Denoise, kernel: Kernel, schedule: Schedule, classifier:
     With a mask these are weights of tokens, normalised, which for a classifier that is one (of noised rows) changes nothing.
     Elsewhere scores take the factor, and ``log_x0`` becomes ``log_score``.
     """
-    still = kernel.clamp_safe and kernel.mask is not None
+    still = kernel.carries_over
 
     def guided(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
         ((name, value),) = denoise(x, t, rows, at).items()

@@ -17,12 +17,21 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.base import Component, ComponentConfig
+from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, Input, Output
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 
-__all__ = ["Kernel", "Likelihood", "Objective", "Schedule"]
+__all__ = ["FEEDS", "Kernel", "Likelihood", "Objective", "Schedule", "for_each"]
 
 
 ONLY_MASKS = "a kernel that only masks, all tokens at one rate"
+
+FEEDS = (
+    Input("tokens", "int b l", "noisy tokens x_t"),
+    Input("sigma", "float b", "total noise at time t"),
+    Input("t", "float b", "time, from 0 (clean) to 1 (noise)"),
+    Input("attend", "bool b l", "positions that may be attended to; padding may not"),
+)
+"""Inputs of a graph that looks at rows as a whole."""
 
 
 class Schedule(Component, ABC):
@@ -68,13 +77,34 @@ class Kernel(Component, ABC):
     masks_evenly: ClassVar[bool] = False
     """Whether all that ever happens is that tokens are masked, all at one rate: what forms that count masks ask for."""
 
-    @property
-    def pace(self) -> float | None:
-        """No position ever leaves its state faster than this on the clock log(exp(sigma) - 1); None where no bound is known.
+    extra_states: ClassVar[int] = 0
+    """States beyond those of the last axis of the output."""
 
-        Holds for the reverse rates of any score that is one of some law.
-        """
+    @classmethod
+    def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
+        """Return the outputs that a graph may have under this kernel: alternatives, of each of which it has all."""
+        return ((LOG_SCORE,), (LOG_X0,))
+
+    def translate(self, outputs: Mapping[str, Tensor], x: Tensor, sigma: Tensor) -> Mapping[str, Tensor]:
+        """Turn outputs of the kernel's own into ``log_score`` or ``log_x0``, float32 [b, l, n], at rows ``x`` int64 [b, l] and
+        total noise ``sigma`` [b]. A kernel that declares no other :meth:`parametrizations` leaves it."""
+        return outputs
+
+    def express(self, outputs: Mapping[str, Tensor], x: Tensor, sigma: Tensor) -> Mapping[str, Tensor]:
+        """Invert :meth:`translate`: the kernel's own outputs that stand for standard ones. Proofs use it to state a perfect
+        network."""
+        return outputs
+
+    @property
+    def rate_bound(self) -> float | None:
+        """An upper bound on the reverse rate of leaving any state, per position, on the clock log(exp(sigma) - 1), for the
+        scores of any distribution; None where no bound is known."""
         return None
+
+    @property
+    def carries_over(self) -> bool:
+        """Whether a seen token is a clean one and stays, and all others are masked (carry-over unmasking)."""
+        return self.clamp_safe and self.mask is not None
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
@@ -161,6 +191,8 @@ class Objective(Component, ABC):
     a schedule that learns asks for (:func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`)."""
     over: ClassVar[str] = "time"
     """What ``t`` of its draws is: ``time``, or ``masked``, the share of masked tokens, a sum over which is exact."""
+    feeds: ClassVar[tuple[Input, ...]] = FEEDS
+    """Inputs of the graph that :meth:`inputs` gives."""
 
     @classmethod
     def toy(cls, config: ComponentConfig) -> ComponentConfig:
@@ -180,6 +212,10 @@ class Objective(Component, ABC):
         if kernel.learned and not self.trains_noise:
             return "a kernel that learns nothing (one that does goes with genmd4)"
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
+
+    def inputs(self, draw: Draw, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the inputs of the graph for a draw, by name."""
+        return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": for_each(draw, batch.attend)}
 
     @abstractmethod
     def corrupt(
@@ -210,6 +246,12 @@ class Objective(Component, ABC):
         """The draw (and the loss to hold it to) for evaluation: of the bound itself, or of a form of less variance."""
         bound = self.bound()
         return bound, bound.corrupt(batch, kernel, schedule, random=random)
+
+
+def for_each(draw: Draw, rows: Tensor) -> Tensor:
+    """Repeat ``rows`` [b, ...] of a batch as often as the draw has rows for each, [c b, ...]."""
+    copies = len(draw.xt) // len(rows)
+    return rows if copies == 1 else torch.cat([rows] * copies)
 
 
 class Likelihood(Component, ABC):

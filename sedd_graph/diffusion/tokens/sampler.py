@@ -7,6 +7,7 @@ loop over a walk. Axes: b batch, l length, n states.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Protocol
@@ -23,7 +24,7 @@ from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.tokens.process import ONLY_MASKS, Kernel, Schedule
 from sedd_graph.errors import SeddGraphError, UserError
 
-__all__ = ["Denoise", "OnStep", "Sampler", "SamplerConfig", "StepSampler", "StepsConfig", "Walk"]
+__all__ = ["Denoise", "OnStep", "Sampler", "SamplerConfig", "StepSampler", "StepsConfig", "Walk", "WalkSettings"]
 
 
 class Denoise(Protocol):
@@ -58,38 +59,41 @@ class StepsConfig(SamplerConfig):
     steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 128
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WalkSettings:
+    """The process that a walk reverses, and the conditions on its rows.
+
+    ``free`` bool [b, l] marks the positions that move; ``allowed`` bool [n], [l, n] or [b, l, n] the data tokens that may be
+    drawn (None: all); ``matching`` is a condition on whole rows, for a kernel with carry-over unmasking. ``timeless`` says that
+    the network's outputs do not depend on time. ``on_step`` is called after each step.
+    """
+
+    free: Tensor
+    kernel: Kernel
+    schedule: Schedule
+    generator: torch.Generator
+    allowed: Tensor | None = None
+    matching: Matching | None = None
+    timeless: bool = False
+    on_step: OnStep | None = None
+
+
 class Walk:
     """Rows on their way from noise to text: ``x`` int64 [b, l].
 
-    ``free`` bool [b, l] marks the positions that move; ``allowed`` bool [n], [l, n] or [b, l, n] (or None) the data tokens
-    that may come out, and ``matching``, for a kernel under which tokens that are seen stay, what whole rows must match.
-    ``timeless`` says that the network does not look at the time. ``evaluations`` counts rows that went through it, ``clamped``
-    moves whose chances were out of range.
+    ``evaluations`` counts rows evaluated by the network, ``clamped`` moves whose probabilities were out of range.
     """
 
-    def __init__(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        *,
-        free: Tensor,
-        kernel: Kernel,
-        schedule: Schedule,
-        generator: torch.Generator,
-        config: SamplerConfig,
-        allowed: Tensor | None = None,
-        matching: Matching | None = None,
-        timeless: bool = False,
-        on_step: OnStep | None = None,
-    ) -> None:
-        self.x, self.free, self.kernel, self.schedule, self.generator = x, free, kernel, schedule, generator
-        self.timeless, self.evaluations, self.clamped = timeless, 0, 0
-        self._denoise, self._config, self._on_step = denoise, config, on_step
+    def __init__(self, denoise: Denoise, x: Tensor, settings: WalkSettings, config: SamplerConfig) -> None:
+        kernel, matching = settings.kernel, settings.matching
+        self.x, self.free, self.kernel = x, settings.free, kernel
+        self.schedule, self.generator, self.timeless = settings.schedule, settings.generator, settings.timeless
+        self.evaluations = self.clamped = 0
+        self._denoise, self._config, self._on_step = denoise, config, settings.on_step
         data = torch.arange(kernel.states, device=x.device) != (-1 if kernel.mask is None else kernel.mask)
-        self._may = data if allowed is None else data & allowed
+        self._may = data if settings.allowed is None else data & settings.allowed
         self._matching = matching
         if matching is not None:
-            assert kernel.clamp_safe  # or it had been refused
             matching.feasible(x, self.masked, self._may)
         if self._may.dim() > 1:
             self._mend(self.free)  # noise knows nothing of positions
@@ -306,43 +310,17 @@ class Sampler(Component, ABC):
         """Take ``walk`` from noise to text; ``steps`` is 0 for a sampler that has none. Ends with no mask left."""
 
     @torch.no_grad()
-    def run(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        *,
-        free: Tensor,
-        kernel: Kernel,
-        schedule: Schedule,
-        generator: torch.Generator,
-        steps: int | None = None,
-        allowed: Tensor | None = None,
-        matching: Matching | None = None,
-        timeless: bool = False,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """From noise ``x`` int64 [b, l] to text, int64 [b, l]; the other arguments are those of :class:`Walk`.
+    def run(self, denoise: Denoise, x: Tensor, settings: WalkSettings, *, steps: int | None = None) -> Tensor:
+        """Sample clean rows, int64 [b, l], from noise ``x`` int64 [b, l].
 
         Raises :class:`UserError` where ``steps`` is given to a sampler that has none.
         """
         if steps is not None and self.steps is None:
             raise UserError("this sampler takes no number of steps: its rows decide how often the network is asked")
-        walk = Walk(
-            denoise,
-            x,
-            free=free,
-            kernel=kernel,
-            schedule=schedule,
-            generator=generator,
-            config=self.config,
-            allowed=allowed,
-            matching=matching,
-            timeless=timeless,
-            on_step=on_step,
-        )
+        walk = Walk(denoise, x, settings, self.config)
         self.walk(walk, steps or self.steps or 0)
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
-        if matching is not None and not matching.matches(walk.x):
+        if settings.matching is not None and not settings.matching.matches(walk.x):
             raise SeddGraphError(f"{type(self).__name__} moved tokens by other means than its walk: rows do not match")
         return walk.x
 

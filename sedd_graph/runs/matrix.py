@@ -11,15 +11,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 
 from sedd_graph.component.base import Context
+from sedd_graph.component.outputs import Output
 from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.tokens.process import Kernel, Schedule
 from sedd_graph.errors import BlueprintError
-from sedd_graph.families.plan import OUTPUTS, Part, ProcessPlan
-from sedd_graph.families.tokens import make_process
+from sedd_graph.families.plan import Part, ProcessPlan
+from sedd_graph.families.tokens import make_parts
 from sedd_graph.verify.noise import check_prior, check_schedule
 from sedd_graph.verify.tokens import TOKENS, prove_objective, prove_sampler
 
@@ -78,7 +80,7 @@ def cells(registry: Registry, *, prove: bool = True) -> Iterator[Cell]:
         yield from _schedules(kinds["kernel"], kinds["schedule"], registry)
     loglinear = next(p for p in kinds["schedule"] if p.contract.name == "loglinear")
     for kernel in kinds["kernel"]:
-        for output in OUTPUTS:
+        for (output,) in registry.component(kernel.contract.op).parametrizations(kernel.config):
             for table in ("objective", "sampler"):
                 for part in kinds[table]:
                     yield _pair(kernel, loglinear, output, table, part, kinds, registry, prove=prove)
@@ -87,7 +89,7 @@ def cells(registry: Registry, *, prove: bool = True) -> Iterator[Cell]:
 def _pair(
     kernel: Part,
     schedule: Part,
-    output: str,
+    output: Output,
     table: str,
     part: Part,
     kinds: dict[str, list[Part]],
@@ -96,12 +98,12 @@ def _pair(
     prove: bool,
 ) -> Cell:
     """``part`` with ``kernel`` and any part of the other kind that goes with them."""
-    row, why = f"{kernel.contract.name}, {output}", ""
+    row, why = f"{kernel.contract.name}, {output.name}", ""
     for other in kinds["sampler" if table == "objective" else "objective"]:
         objective, sampler = (part, other) if table == "objective" else (other, part)
-        plan = ProcessPlan(kernel, schedule, objective, sampler, TOKENS + 1, output)
+        plan = ProcessPlan("tokens", kernel, schedule, objective, sampler, TOKENS + 1, (output,))
         try:
-            process = make_process(plan, registry)
+            process = make_parts(plan, registry)
         except BlueprintError as error:
             key = "objective" if table == "objective" else "sample"
             own = [p.message for p in error.problems if p.path == key]
@@ -114,7 +116,8 @@ def _pair(
         told = process.sampler.heuristic() if table == "sampler" else None
         if not prove:
             return Cell(table, row, part.contract.name, "allowed" if told is None else "heuristic", why=told or "")
-        found = prove_objective(plan, registry) if table == "objective" else prove_sampler(plan, registry)
+        prove_pair = prove_objective if table == "objective" else prove_sampler
+        found = prove_pair(partial(make_parts, plan, registry), plan.output)
         failing = [c for c in found if c.holds is False]
         state = "broken" if failing else "proved" if told is None else "heuristic"
         law = next((c for c in found if c.name in ("sampler.law", "sampler.heuristic")), found[0])

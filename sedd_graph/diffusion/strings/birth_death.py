@@ -1,40 +1,24 @@
-"""Noise that deletes and inserts tokens: the interfaces of a process whose strings change their length.
+"""Births and deaths of tokens: the processes of deletion (DID) and of Thorne, Kishino and Felsenstein (1991), in closed form.
 
-A string is a row that begins with the start state (the last of the graph's states), holds data tokens, and is padded with
-the start state again; ``attend`` marks start and tokens. Gap j is the place behind position j, so gap 0 is before the
-first token. Axes: b rows, w = 1 + tokens of a noisy row (padded), n tokens of a clean row (padded), v data tokens.
+Axes: b rows, w = 1 + tokens of a noisy row (padded), n tokens of a clean row (padded), v data tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import ClassVar, Generic, TypeVar
+from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sedd_graph.component.base import Component, ComponentConfig
 from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.categorical import inverse_cdf
 from sedd_graph.diffusion.strings.alignment import Links, Pairs, align, log_likelihood
-from sedd_graph.diffusion.tokens.process import Schedule
+from sedd_graph.diffusion.strings.kernel import LEAST, StringKernel
+from sedd_graph.diffusion.strings.strings import Strings, distinct, rebuild
 
-__all__ = [
-    "BIRTHS_AND_DEATHS",
-    "LEAST",
-    "ONLY_DELETES",
-    "BirthDeath",
-    "Kernel_",
-    "StringDraw",
-    "StringKernel",
-    "StringObjective",
-    "Strings",
-    "Target",
-    "distinct",
-    "rebuild",
-]
-
+__all__ = ["BIRTHS_AND_DEATHS", "ONLY_DELETES", "BirthDeath", "Target"]
 
 ONLY_DELETES = "a kernel that only deletes"
 """What some parts need, as the rest of a sentence."""
@@ -42,59 +26,8 @@ ONLY_DELETES = "a kernel that only deletes"
 BIRTHS_AND_DEATHS = "a kernel of births and deaths alone (delete, indel)"
 """What others need."""
 
-LEAST = 1e-4
-"""Total noise from which on bounds are taken: what a string loses below it is about this share of a token."""
-
-
 _PIECE = 2**20
 """Ratios at a time, where they are summed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Strings:
-    """Rows of different lengths: ``tokens`` int64 [b, w] and ``attend`` bool [b, w], the start state first.
-
-    ``cut`` counts tokens that did not fit and were left out. ``kept`` bool [b, n], where known, marks the clean tokens
-    that are still there.
-    """
-
-    tokens: Tensor
-    attend: Tensor
-    cut: int = 0
-    kept: Tensor | None = None
-
-    @property
-    def lengths(self) -> Tensor:
-        """int64 [b]: tokens of each row, the start not counted."""
-        return self.attend.sum(-1) - 1
-
-
-def rebuild(
-    tokens: Tensor,
-    keep: Tensor,
-    follow: Tensor,
-    new: Callable[[Tensor], Tensor],
-    *,
-    start: int,
-    width: int | None = None,
-) -> Strings:
-    """Strings of the ``tokens`` [b, w] that ``keep`` marks, each place followed by ``follow`` int64 [b, w] new tokens.
-
-    ``new(place)`` gives the token for each position of the result, int64 of the shape of ``place``, which says behind which
-    position of the old row it stands. New tokens stay where they belong when the token before them goes. Rows
-    are as wide as the longest, or ``width``: what does not fit is left out and counted.
-    """
-    count = follow + keep
-    ends = count.cumsum(-1)
-    total = ends[:, -1:]
-    size = int(total.max()) if width is None else width
-    place = torch.arange(size, device=tokens.device).expand(len(tokens), size).contiguous()
-    attend = place < total
-    link = torch.searchsorted(ends, place, right=True).clamp(max=tokens.shape[1] - 1)
-    first = place == (ends - count).gather(1, link)
-    old = first & keep.gather(1, link)
-    made = torch.where(old, tokens.gather(1, link), new(link))
-    return Strings(torch.where(attend, made, start), attend, int((total - size).clamp(min=0).sum()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,87 +46,9 @@ class Target:
     constant: Tensor
 
 
-@dataclasses.dataclass(frozen=True)
-class StringDraw:
-    """One draw of the noise for a batch; objectives add what their loss is made of, all that does not depend on the network.
-
-    ``xt`` int64 and ``attend`` bool [b, w]; ``sigma`` float32 [b]. ``cut`` counts tokens that did not fit.
-    """
-
-    xt: Tensor
-    attend: Tensor
-    sigma: Tensor
-    cut: int = dataclasses.field(default=0, kw_only=True)
-
-    @property
-    def t(self) -> Tensor:
-        """The share of tokens that noise has hit by then, float32 [b]."""
-        return -torch.expm1(-self.sigma)
-
-
-def distinct(tokens: Tensor, rest: int) -> tuple[Tensor, Tensor]:
-    """The distinct ``tokens`` int64 [b, n] of each row in order, then ``rest``, and which of them each position is, int64 [b, n]."""
-    ordered, order = tokens.sort(dim=1, stable=True)
-    rank = torch.zeros_like(tokens)
-    rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(-1)
-    symbols = torch.full_like(tokens, rest).scatter(1, rank, ordered)
-    return symbols, torch.zeros_like(rank).scatter(1, order, rank)
-
-
 def _k(a: Tensor) -> Tensor:
     """a (log a - 1), 0 at 0."""
     return torch.xlogy(a, a) - a
-
-
-class StringKernel(Component, ABC):
-    """Noise on strings, as engine and samplers know it. What the heads say is scaled: a reverse rate is theirs times the
-    kernel's own, one for each kind of edit (k: insertions, deletions, and what else a kernel knows)."""
-
-    abstract: ClassVar[bool] = True
-
-    @classmethod
-    def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
-        """``config`` cut down to ``states`` states, for a proof."""
-        return config
-
-    @property
-    def states(self) -> int:
-        return self.axis("n")
-
-    @property
-    def data_tokens(self) -> int:
-        return self.states - 1
-
-    @property
-    def start(self) -> int:
-        """The state that every row begins with, and is padded with."""
-        return self.states - 1
-
-    @property
-    def spares(self) -> bool:
-        """Whether tokens that are not ``corrupt`` stay as they are, so that a model can be trained with prompts."""
-        return False
-
-    def holds_nothing(self) -> str | None:
-        """Why given text cannot be held fixed while the rest is written, in words; None where it can."""
-        return None
-
-    @property
-    @abstractmethod
-    def reads(self) -> tuple[str, ...]:
-        """The outputs of the graph that generation takes, no more and no fewer."""
-
-    @abstractmethod
-    def weights(self, sigma: Tensor) -> Tensor:
-        """[b, k]: the rate of each kind of edit per unit of sigma, for heads that say 1."""
-
-    @abstractmethod
-    def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """[b, k]: the chance of each kind of edit in a step from ``sigma`` down, for heads that say 1."""
-
-    @abstractmethod
-    def prior(self, rows: int, *, longest: int, generator: torch.Generator, allowed: Tensor | None) -> Strings:
-        """Pure noise of at most ``longest`` tokens (its law given that), of the ``allowed`` bool [v] alone."""
 
 
 class BirthDeath(StringKernel):
@@ -217,10 +72,6 @@ class BirthDeath(StringKernel):
     @property
     def spares(self) -> bool:
         return not self.births
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ("log_insert", "log_delete") if self.births else ("log_insert",)
 
     # -- the process, in closed form (Thorne, Kishino and Felsenstein 1991) -------------------------------------------
 
@@ -268,8 +119,7 @@ class BirthDeath(StringKernel):
     # -- strings ------------------------------------------------------------------------------------------------------
 
     def _fresh(self, shape: Tensor, uniform: Tensor) -> Tensor:
-        cdf = self.law.to(uniform.device).cumsum(0)
-        return torch.searchsorted(cdf, uniform * cdf[-1] * (1 - 2**-53), right=True).view_as(shape)
+        return inverse_cdf(self.law.to(uniform.device).cumsum(0), uniform).view_as(shape)
 
     def sample(self, batch: Batch, sigma: Tensor, *, random: Randomness, width: int | None) -> Strings:
         """Noisy strings of the rows of ``batch``; only ``corrupt`` positions die. ``width``: as for :func:`rebuild`."""
@@ -291,8 +141,7 @@ class BirthDeath(StringKernel):
         follow = torch.where(keep, more, torch.where(replaced, more + 1, 0))
         follow = torch.where(real, follow, 0)
         widest = int((follow + keep).sum(-1).max()) if width is None else width
-        uniform = random.rand(rows, widest).double() + random.rand(rows, widest).double() * 2**-24
-
+        uniform = random.rand48(rows, widest)
         return rebuild(tokens, keep, follow, lambda place: self._fresh(place, uniform), start=self.start, width=widest)
 
     def prior(self, rows: int, *, longest: int, generator: torch.Generator, allowed: Tensor | None) -> Strings:
@@ -312,9 +161,8 @@ class BirthDeath(StringKernel):
         law = self.law.to(device) if allowed is None else self.law.to(device) * allowed
 
         def new(place: Tensor) -> Tensor:
-            cdf = law.cumsum(0)
             uniform = torch.rand(place.shape, generator=generator, device=device, dtype=torch.float64)
-            return torch.searchsorted(cdf, uniform * cdf[-1] * (1 - 2**-53), right=True)
+            return inverse_cdf(law.cumsum(0), uniform)
 
         return rebuild(tokens, keep, follow, new, start=self.start)
 
@@ -393,48 +241,3 @@ def _leading(batch: Batch, width: int) -> Tensor:
     """Where tokens that cannot die stand, bool [b, width]."""
     pinned = (batch.attend & ~batch.corrupt)[:, :width]
     return torch.nn.functional.pad(pinned, (0, width - pinned.shape[1]))
-
-
-Kernel_ = TypeVar("Kernel_", bound=StringKernel)
-"""The kernels that an objective or a sampler works with."""
-Draw_ = TypeVar("Draw_", bound=StringDraw)
-
-
-class StringObjective(Component, ABC, Generic[Kernel_, Draw_]):
-    """A bound on -log p of strings, in nats per string, of the kernels that it works with and the draws that it makes."""
-
-    abstract: ClassVar[bool] = True
-    over: ClassVar[str] = "deleted"
-    """What the ``t`` of a draw is: here the share of tokens that noise has hit."""
-    one_length: ClassVar[bool] = False
-    """Whether it is a bound only where all strings have one length, which is then known."""
-
-    def lacks(self, kernel: StringKernel) -> str | None:
-        """What it needs and does not find in ``kernel``, in words; None where nothing is missing."""
-        return None
-
-    @abstractmethod
-    def corrupt(
-        self, batch: Batch, kernel: Kernel_, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
-    ) -> Draw_:
-        """Draw times and noisy strings, and find what the heads should say. All randomness is here."""
-
-    @abstractmethod
-    def bound_draw(self, batch: Batch, kernel: Kernel_, schedule: Schedule, *, random: Randomness) -> Draw_:
-        """A draw whose mean loss is the bound, nothing left out."""
-
-    @abstractmethod
-    def loss(self, outputs: Mapping[str, Tensor], draw: Draw_, kernel: Kernel_) -> Tensor:
-        """Nats per string, float32 [b]. Pure tensor code that compiles."""
-
-    def caveat(self, kernel: Kernel_) -> str | None:
-        """Why the bound is not to be compared with those of other processes, in words; None where it may be."""
-        return None
-
-    def held_down(self, kernel: Kernel_, schedule: Schedule) -> float:
-        """The share of time in which training weighs a draw less than the bound does."""
-        return 0.0
-
-    def rates(self, outputs: Mapping[str, Tensor], strings: Strings, longest: int) -> Mapping[str, Tensor]:
-        """What a sampler of strings of ``longest`` tokens is to take the outputs for."""
-        return outputs

@@ -1,0 +1,147 @@
+"""Sparse matrix exponentials by uniformization, as torch operators: exp(level G) x for the generator G of a symmetric graph.
+
+With p the largest rate of leaving and S = 1 + G / p, exp(level G) = sum over k of Poisson(k; level p) S^k. For level >= 0 all
+terms are positive, so the smallest probabilities are as precise as the largest. Axes: r rows, n states, e edges.
+"""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["expm", "rows_of"]
+
+TAIL = 1e-20
+"""Poisson probability of the terms that the sum leaves out."""
+_CHUNK = 2**24
+"""Numbers of ``x`` multiplied at a time."""
+_FEW = 64
+"""Largest n for which dense tables may be summed instead of sparse products."""
+_TABLES = 2**21
+"""Limit on the numbers in all powers of a dense table, about."""
+_PIECE = 2**20
+"""Numbers of dense tables held at a time."""
+
+
+def _table(start: Tensor, to: Tensor, rate: Tensor) -> Tensor:
+    """Return the dense table [n, n] of compressed rows."""
+    n = len(start) - 1
+    table = rate.new_zeros(n, n)
+    table[torch.repeat_interleave(torch.arange(n, device=to.device), start.diff()), to] = rate
+    return table
+
+
+def _expm_dense(x: Tensor, mean: Tensor, step: Tensor, most: float) -> Tensor:
+    """Return the sum of Poisson(k; ``mean`` [r]) step^k applied to ``x`` [r, n] by dense tables, one per distinct mean.
+
+    ``step`` is S [n, n] and ``most`` the largest absolute mean.
+    """
+    n, device = len(step), step.device
+    k = torch.arange(1, 60 + round(8 * most), dtype=torch.float64, device=device)
+    tail = TAIL * (math.exp(-2 * most) if bool((mean < 0).any()) else 1)
+    terms = 1 + int((torch.special.gammainc(k, torch.full_like(k, most)) > tail).sum())
+    powers = torch.eye(n, dtype=step.dtype, device=device)[None]
+    while len(powers) < terms:
+        powers = torch.cat([powers, powers @ (powers[-1] @ step)])
+    powers = powers[:terms].reshape(terms, n * n)
+    k = torch.arange(terms, dtype=torch.float64, device=device)
+    sign, factorials = 1 - 2 * (k % 2), torch.lgamma(k + 1)
+    means, of = torch.unique(mean, return_inverse=True)
+    tables = torch.cat(
+        [
+            (
+                torch.exp(torch.xlogy(k, part.abs()[:, None]) - part[:, None] - factorials)
+                * torch.where(part[:, None] < 0, sign, 1.0)
+                @ powers
+            ).to(x.dtype)
+            for part in means.split(max(1, _PIECE // terms))
+        ]
+    ).view(-1, n, n)
+    parts = zip(x.split(max(1, _PIECE // n**2)), of.split(max(1, _PIECE // n**2)), strict=True)
+    return torch.cat([(row[:, None] @ tables[which])[:, 0] for row, which in parts])
+
+
+@torch.library.custom_op("sedd_graph::neighbours_rows", mutates_args=())
+def rows_of(x: Tensor, start: Tensor, to: Tensor, rate: Tensor, states: int) -> Tensor:
+    """Return the rates between ``x`` int64 [r] and each state, [r, n], from the compressed rows ``start``, ``to``, ``rate``."""
+    if states <= _FEW:
+        return _table(start, to, rate)[x]
+    count = start[x + 1] - start[x]
+    row = torch.repeat_interleave(torch.arange(len(x), device=x.device), count)
+    edge = torch.arange(len(row), device=x.device) - (count.cumsum(0) - count - start[x])[row]
+    out = torch.zeros(len(x), states, dtype=rate.dtype, device=x.device)
+    out[row, to[edge]] = rate[edge]
+    return out
+
+
+@rows_of.register_fake
+def _(x: Tensor, start: Tensor, to: Tensor, rate: Tensor, states: int) -> Tensor:
+    return rate.new_empty(len(x), states)
+
+
+@torch.library.custom_op("sedd_graph::neighbours_expm", mutates_args=())
+def expm(x: Tensor, level: Tensor, start: Tensor, to: Tensor, rate: Tensor, leave: Tensor) -> Tensor:
+    """Return exp(level G) x for each row.
+
+    Args:
+        x: [r, n].
+        level: Time, float64 [r], of either sign.
+        start: Offsets of the compressed rows of G off its diagonal, int64 [n + 1].
+        to: Columns, int64 [e].
+        rate: Values, float64 [e]; G is symmetric.
+        leave: Row sums of ``rate``, float64 [n]: minus the diagonal of G.
+
+    Returns:
+        [r, n] with the dtype of ``x``.
+    """
+    n, fastest = x.shape[1], float(leave.max())
+    if n <= _FEW and len(x) and (most := float(level.abs().max()) * fastest) * n**2 < _TABLES:
+        step = _table(start, to, rate / fastest) + torch.diag((1 - leave / fastest).clamp(min=0))
+        return _expm_dense(x, level * fastest, step, most)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        table = torch.sparse_csr_tensor(start, to, (rate / fastest).to(x.dtype), (n, n), check_invariants=False)
+    stay = (1 - leave / fastest).clamp(min=0).to(x.dtype)[:, None]
+    out = torch.empty_like(x)
+    size = max(1, _CHUNK // n)
+    order = level.abs().argsort(descending=True)
+    for first in range(0, len(x), size):
+        rows = order[first : first + size]
+        mean = level[rows] * fastest
+        tail = TAIL * torch.exp(-2 * (-mean).clamp(min=0))
+        v = x[rows].T.contiguous()
+        total = torch.zeros_like(v)
+        k, active = 0, len(rows)
+        while True:
+            log = torch.xlogy(torch.full_like(mean, k), mean.abs()) - mean - math.lgamma(k + 1)
+            weight = (log.exp() * torch.where(mean < 0, (-1.0) ** k, 1.0))[:active].to(x.dtype)
+            total[:, :active] += weight * v
+            k += 1
+            more = torch.special.gammainc(torch.full_like(mean, k), mean.abs()) > tail
+            count = int(more.sum())
+            if count == 0:
+                break
+            if count < active:
+                v, active = v[:, :count].contiguous(), count
+            v = stay * v + table @ v
+        out[rows] = total.T
+    return out
+
+
+@expm.register_fake
+def _(x: Tensor, level: Tensor, start: Tensor, to: Tensor, rate: Tensor, leave: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    # G is symmetric, so exp(level G) is its own transpose
+    return expm(gradient.contiguous(), *ctx.saved_tensors), None, None, None, None, None
+
+
+expm.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,70 @@
+"""The blueprints that the package ``sedd_graph_blueprints`` carries: listed, found by name, and read to be copied."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sedd_graph.blueprint.load import Loaded, load, packaged_blueprints
+from sedd_graph.blueprint.yaml import read_yaml
+from sedd_graph.errors import UserError, suggest
+
+__all__ = ["find_blueprint", "shipped_blueprints", "shipped_files"]
+
+_SCHEMA = re.compile(r"\A# yaml-language-server: .*\n")
+
+
+def _path(name: str) -> Path:
+    return packaged_blueprints() / f"{name}.yaml"
+
+
+def _names() -> list[str]:
+    return sorted(path.stem for path in packaged_blueprints().glob("*.yaml"))
+
+
+def shipped_blueprints() -> dict[str, str]:
+    """Return the description of each shipped blueprint, by name."""
+    return {name: str(read_yaml(_path(name)).data.get("description", "")) for name in _names()}
+
+
+def find_blueprint(path: str | Path) -> Path:
+    """Return ``path``, or the shipped blueprint of that name where no such file or folder exists.
+
+    A path that is neither is returned as it is.
+
+    Raises:
+        UserError: ``path`` is neither, and a shipped blueprint has nearly that name.
+    """
+    found, names = Path(path), _names()
+    if found.exists() or len(found.parts) != 1 or found.suffix:
+        return found
+    if str(found) in names:
+        return _path(str(found))
+    if near := suggest(str(found), names):
+        raise UserError(f"{found}: neither a file nor a shipped blueprint{near}")
+    return found
+
+
+def shipped_files(name: str) -> dict[str, str]:
+    """Return the text of a shipped blueprint and of each file of blocks that it uses, by relative path.
+
+    The comment that names a JSON Schema is left out: its relative path is that of the repository.
+
+    Raises:
+        UserError: no blueprint of this name is shipped.
+    """
+    names = _names()
+    if name not in names:
+        raise UserError(f"no shipped blueprint {name!r}{suggest(name, names)}; `sedd-graph init` lists them")
+    files = [Path(loaded.file) for loaded in _included(load(_path(name)))]
+    return {
+        file.relative_to(packaged_blueprints()).as_posix(): _SCHEMA.sub("", file.read_text(encoding="utf-8"))
+        for file in files
+    }
+
+
+def _included(loaded: Loaded) -> Iterator[Loaded]:
+    yield loaded
+    for library in loaded.libraries.values():
+        yield from _included(library)

@@ -1,0 +1,56 @@
+"""``sedd-graph build``: check a blueprint, prove its process, compile, and write a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from pathlib import Path
+
+from sedd_graph.cli.options import Verbs, add_device, add_overrides, add_runs, add_verb, picked_device, say
+
+__all__ = ["declare", "run"]
+
+
+def declare(verbs: Verbs) -> None:
+    """Declare the verb and its arguments."""
+    parser = add_verb(verbs, "build", run, "check a blueprint, prove its process, compile, and write a run folder")
+    parser.add_argument("blueprint", help="a blueprint, or the name of a shipped one such as first")
+    add_overrides(parser)
+    parser.add_argument(
+        "--check", action="store_true", help="only check: print the typed graph and its parameter count, write nothing"
+    )
+    parser.add_argument(
+        "--compile", choices=("auto", "block", "whole", "off"), help="overrides train.compile of the blueprint"
+    )
+    parser.add_argument("--path-to", metavar="FILE", help="write the path of the run folder to FILE")
+    add_runs(parser)
+    add_device(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; return its exit code."""
+    if arguments.check:
+        gc.disable()  # the process ends soon; walking over torch's objects would take a tenth of a second
+        from sedd_graph.runs.check import check
+
+        say(str(check(arguments.blueprint, arguments.overrides)))
+        return 0
+    from sedd_graph.blueprint.shipped import find_blueprint
+    from sedd_graph.report.html import write_report
+    from sedd_graph.runs.build import build_run
+
+    folder = build_run(
+        find_blueprint(arguments.blueprint),
+        arguments.overrides,
+        runs=Path(arguments.runs),
+        device=picked_device(arguments),
+        compile=arguments.compile,
+        say=say,
+    )
+    write_report(folder)
+    say(f"\nrun folder  {folder}\nnext        sedd-graph train {folder}")
+    if arguments.path_to:
+        from sedd_graph.store.files import write_text
+
+        write_text(Path(arguments.path_to), str(folder))
+    return 0

@@ -1,0 +1,73 @@
+"""``sedd-graph eval``: bound the held-out likelihood of a run folder, or judge its samples."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sedd_graph.cli.options import Verbs, add_device, add_verb, add_weights, integer, picked_device, say
+from sedd_graph.errors import UserError
+
+__all__ = ["declare", "run"]
+
+
+def declare(verbs: Verbs) -> None:
+    """Declare the verb and its arguments."""
+    parser = add_verb(
+        verbs, "eval", run, "bound the likelihood of held-out text under a run folder's weights, or judge its samples"
+    )
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("--batches", type=integer(1, 10**9), help="batches to evaluate (default: all)")
+    parser.add_argument("--draws", type=integer(1, 4096), help="noise draws per sequence (default: 1)")
+    parser.add_argument(
+        "--samples",
+        nargs="?",
+        const="",
+        metavar="ZARR",
+        help="judge samples instead, the newest or those named: entropy and repetition, beside held-out text",
+    )
+    parser.add_argument(
+        "--judge", metavar="FOLDER", help="a local causal language model (or .gguf file) for generative perplexity"
+    )
+    parser.add_argument(
+        "--mauve", action="store_true", help="also compute MAUVE from the judge's hidden states (extra 'mauve')"
+    )
+    add_weights(parser)
+    add_device(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; return its exit code."""
+    from sedd_graph.report.html import write_report
+
+    path = Path(arguments.run)
+    if arguments.samples is not None or arguments.judge is not None or arguments.mauve:
+        _judge_samples(path, arguments)
+    else:
+        from sedd_graph.runs.evaluate import evaluate_run
+
+        evaluate_run(
+            path,
+            device=picked_device(arguments),
+            batches=arguments.batches,
+            draws=arguments.draws or 1,
+            weights=arguments.weights,
+            say=say,
+        )
+    write_report(path)
+    return 0
+
+
+def _judge_samples(path: Path, arguments: argparse.Namespace) -> None:
+    from sedd_graph.runs.judge import judge_run
+
+    if arguments.batches or arguments.draws or arguments.weights != "newest":
+        raise UserError("--batches, --draws and --weights are for the bound: without --samples, --judge and --mauve")
+    judge_run(
+        path,
+        samples=Path(arguments.samples) if arguments.samples else None,
+        judge=Path(arguments.judge) if arguments.judge else None,
+        with_mauve=arguments.mauve,
+        device=picked_device(arguments),
+        say=say,
+    )

@@ -1,0 +1,57 @@
+"""``sedd-graph infill``: fill in the free parts of a text."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sedd_graph.cli import sample
+from sedd_graph.cli.options import Verbs, add_verb, open_run_folder
+
+__all__ = ["declare", "run"]
+
+
+def declare(verbs: Verbs) -> None:
+    """Declare the verb and its arguments."""
+    parser = add_verb(verbs, "infill", run, "fill in the free parts of a text")
+    sample.add_arguments(parser)
+    parser.add_argument(
+        "--text", help="text in which [[N]] stands for N free tokens ([[]] for any number, for a model of strings)"
+    )
+    parser.add_argument("--prefix", help="text that every sample starts with")
+    parser.add_argument("--suffix", help="text that every sample ends with")
+    parser.add_argument(
+        "--guidance", type=float, help="strength of guidance towards the given text: 1 is the model's own, 2 or 3 more"
+    )
+    parser.add_argument(
+        "--observed",
+        choices=("clamp", "renoise"),
+        help="for kernels that move visible tokens: hold the given text fixed, or noise it anew at each step",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; return its exit code."""
+    from sedd_graph.engine.process import SampleRequest, TextWithHoles
+    from sedd_graph.runs.sample import read_prompt, sample_run
+
+    run = open_run_folder(arguments)
+    conditions = sample.read_conditions(run, arguments)
+    holes = TextWithHoles(
+        text=arguments.text, prefix=arguments.prefix, suffix=arguments.suffix, length=arguments.length
+    )
+    prompt = read_prompt(run, holes, observed=conditions.observed if conditions else "clamp")
+    if not prompt.exact:
+        print(f"warning: {prompt.how}", file=sys.stderr)
+    request = SampleRequest(
+        batch=arguments.batch,
+        length=prompt.length,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        prompt=prompt.tokens,
+        conditions=conditions,
+    )
+    texts, where = sample_run(
+        run, request, trajectory=arguments.trajectory, name="infilled.zarr", notes={"infilling": prompt.how}
+    )
+    return sample.show_samples(run, texts, where)

@@ -1,0 +1,131 @@
+"""Progress of long work on the console: bars on a terminal, one plain line elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from sedd_graph.component.progress import Advance, Observer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+__all__ = ["PATIENCE", "Bars", "Lines", "console_observer"]
+
+PATIENCE = 10.0
+"""Seconds after which a task gets its plain line."""
+REFRESH = 0.1
+"""Seconds between two updates of a bar."""
+
+
+def console_observer() -> Observer | None:
+    """Return the observer for this process: bars if standard output is a terminal, else plain lines.
+
+    None in the processes of torchrun but the first.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        return None
+    return Bars() if sys.stdout.isatty() else Lines(lambda line: print(line, file=sys.stderr, flush=True))
+
+
+class Bars:
+    """Shows each task as a bar with rate and time left; it vanishes when the task ends. Printed lines go above it.
+
+    Args:
+        console: Where bars are drawn (default: standard output).
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console, self._running = console, 0
+        self._progress: Progress | None = None
+
+    @contextlib.contextmanager
+    def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
+        """Show a bar until the context ends (:class:`sedd_graph.component.progress.Observer`)."""
+        bars = self._progress = self._progress or self._made()
+        if not self._running:
+            bars.start()
+        self._running += 1
+        number = bars.add_task(name, total=total, completed=done, unit=unit, before=done)
+        waiting, shown = 0, time.monotonic()
+
+        def advance(count: int = 1) -> None:
+            nonlocal waiting, shown
+            waiting += count
+            if (now := time.monotonic()) - shown >= REFRESH:  # work may report far more often than a bar can show
+                bars.advance(number, waiting)
+                waiting, shown = 0, now
+
+        try:
+            yield advance
+        finally:
+            bars.remove_task(number)
+            self._running -= 1
+            if not self._running:
+                bars.stop()
+
+    def _made(self) -> Progress:
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+
+        class Numbers(ProgressColumn):
+            """Units done, of how many, rate and time left."""
+
+            def render(self, task: Task) -> str:
+                total = None if task.total is None else int(task.total)
+                before, unit = task.fields["before"], task.fields["unit"]
+                return _described(int(task.completed), before, total, task.elapsed or 0.0, unit)
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn(), Numbers())
+        return Progress(*columns, console=self._console, transient=True)
+
+
+class Lines:
+    """Says one plain line about each task that lasts longer than ``patience`` seconds.
+
+    Args:
+        say: Prints a line.
+        patience: Seconds.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None], *, patience: float = PATIENCE, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._say, self._patience, self._clock = say, patience, clock
+
+    @contextlib.contextmanager
+    def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
+        """Watch a task until the context ends (:class:`sedd_graph.component.progress.Observer`)."""
+        began, now, told = self._clock(), done, False
+
+        def advance(count: int = 1) -> None:
+            nonlocal now, told
+            now += count
+            seconds = self._clock() - began
+            if not told and seconds > self._patience:
+                told = True
+                self._say(f"{name}: {_described(now, done, total, seconds, unit)}")
+
+        yield advance
+        if not told and (seconds := self._clock() - began) > self._patience:
+            self._say(f"{name}: done in {seconds:,.0f} s")
+
+
+def _described(now: int, before: int, total: int | None, seconds: float, unit: str) -> str:
+    """Return units done, of how many, rate and time left: ``40 of 120 steps, 3.9/s, 0:00:20 left``."""
+    if now == 0 and total is None:
+        return ""  # a task without units
+    units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+    parts = [f"{now:,} {units}" if total is None else f"{now:,} of {total:,} {units}"]
+    if seconds > 0 and now > before:
+        rate = (now - before) / seconds
+        parts.append(f"{rate:,.{0 if rate >= 100 else 1}f}/s")
+        if total is not None:
+            parts.append(f"{datetime.timedelta(seconds=round((total - now) / rate))} left")
+    return ", ".join(parts)

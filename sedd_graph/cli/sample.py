@@ -1,0 +1,115 @@
+"""``sedd-graph sample``: draw text, or a flow's points, from a run folder. ``infill`` shares what is public here."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sedd_graph.cli.options import (
+    LARGEST,
+    Verbs,
+    add_device,
+    add_verb,
+    add_weights,
+    integer,
+    open_run_folder,
+    position_pattern,
+    say,
+)
+
+if TYPE_CHECKING:
+    from sedd_graph.diffusion.conditions.conditions import Conditions
+    from sedd_graph.runs.open import Run
+
+__all__ = ["add_arguments", "declare", "read_conditions", "run", "show_samples"]
+
+
+def declare(verbs: Verbs) -> None:
+    """Declare the verb and its arguments."""
+    add_arguments(add_verb(verbs, "sample", run, "draw text (or a flow's points) from a run folder's newest weights"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``sample``, which are also arguments of ``infill``."""
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("--batch", type=integer(1, 65_536), default=4, help="samples to draw (default: 4)")
+    parser.add_argument(
+        "--length",
+        type=integer(1, LARGEST),
+        help="tokens per sample; for a model of strings, the most tokens (default: data.length)",
+    )
+    parser.add_argument("--steps", type=integer(1, 1_000_000), help="sampler steps (default: sample.steps)")
+    parser.add_argument(
+        "--seed", type=integer(0, 2**63 - 1), default=0, help="the same seed draws the same samples (default: 0)"
+    )
+    parser.add_argument("--trajectory", action="store_true", help="also store the tokens after every step")
+    parser.add_argument("--matching", metavar="REGEX", help="the whole text of every sample matches REGEX")
+    parser.add_argument(
+        "--forbid", metavar="TEXT", action="append", default=[], help="no token contains TEXT (may be repeated)"
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="POSITION=REGEX",
+        type=position_pattern,
+        action="append",
+        default=[],
+        help="the token at a position (negative: from the end) matches REGEX (may be repeated)",
+    )
+    parser.add_argument(
+        "--classifier",
+        metavar="OP",
+        help="classifier guidance, such as '{op: token_counts, file: counts.npy, label: 1, strength: 2}'",
+    )
+    parser.add_argument(
+        "--compile",
+        choices=("off", "block"),
+        default="off",
+        help="block: compile each repeated block first, which pays for large batches (default: off)",
+    )
+    add_weights(parser)
+    add_device(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; return its exit code."""
+    from sedd_graph.engine.process import SampleRequest
+    from sedd_graph.runs.sample import sample_run
+
+    run = open_run_folder(arguments)
+    length = arguments.length
+    if length is None and "length" not in run.engine.process.refuses:
+        length = run.report.data.length
+    request = SampleRequest(
+        batch=arguments.batch,
+        length=length,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        conditions=read_conditions(run, arguments),
+    )
+    texts, where = sample_run(run, request, trajectory=arguments.trajectory)
+    return show_samples(run, texts, where)
+
+
+def read_conditions(run: Run, arguments: argparse.Namespace) -> Conditions | None:
+    """Return the blueprint's conditions, overridden by those of the command line; None where these say nothing.
+
+    Raises:
+        UserError: a condition is not valid, or the process takes none.
+    """
+    single = {name: getattr(arguments, name, None) for name in ("matching", "guidance", "observed")}
+    changes = {name: value for name, value in single.items() if value is not None}
+    changes |= {"forbid": arguments.forbid} if arguments.forbid else {}
+    changes |= {"allow": dict(arguments.allow)} if arguments.allow else {}
+    return run.engine.process.conditions(changes)
+
+
+def show_samples(run: Run, texts: list[str], where: Path) -> int:
+    """Print ``texts`` and where they are stored, and renew the report; return exit code 0."""
+    from sedd_graph.report.html import write_report
+
+    for number, text in enumerate(texts):
+        say(f"--- {number}\n{text}")
+    say(f"---\nweights {run.weights}; stored in {where}")
+    write_report(run.path)
+    return 0

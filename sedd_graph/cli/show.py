@@ -1,0 +1,62 @@
+"""``sedd-graph show``: print the graph of a blueprint or run folder, or the inverses of its invertible blocks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sedd_graph.cli.options import Verbs, add_overrides, add_verb, say
+from sedd_graph.errors import UserError
+
+__all__ = ["declare", "run"]
+
+
+def declare(verbs: Verbs) -> None:
+    """Declare the verb and its arguments."""
+    parser = add_verb(verbs, "show", run, "print a blueprint's or run folder's graph")
+    parser.add_argument("blueprint", metavar="BLUEPRINT|RUN", help="a blueprint, a shipped one's name, or a run folder")
+    add_overrides(parser)
+    parser.add_argument("--format", choices=("tree", "mermaid", "svg", "json", "lock"), default="tree")
+    parser.add_argument(
+        "--inverse",
+        action="store_true",
+        help="print the inverse of each block that claims to be invertible, or why it has none",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; return its exit code."""
+    from sedd_graph.graph import draw
+    from sedd_graph.runs.check import LOCK, check, lock_text
+
+    path = Path(arguments.blueprint)
+    path = path / LOCK if path.is_dir() else path
+    if arguments.inverse:
+        return _show_inverse(path, arguments)
+    report = check(path, arguments.overrides)
+    if arguments.format == "lock":
+        say(lock_text(report).rstrip("\n"))
+    else:
+        made = {"tree": draw.to_tree, "mermaid": draw.to_mermaid, "svg": draw.to_svg, "json": draw.to_json}
+        say(made[arguments.format](report.graph).rstrip("\n"))
+    return 0
+
+
+def _show_inverse(path: Path, arguments: argparse.Namespace) -> int:
+    """Print the inverse of each block that claims one, or why it has none; or a drawing of both directions."""
+    from sedd_graph.graph import draw
+    from sedd_graph.inverse.format import arrows, explain
+    from sedd_graph.runs.check import inverses
+
+    graph, derived = inverses(path, arguments.overrides)
+    if not derived:
+        raise UserError(f"{path}: no block claims to be invertible; say 'invertible: true' in one")
+    if arguments.format in ("mermaid", "svg"):
+        made = {"mermaid": draw.to_mermaid, "svg": draw.to_svg}[arguments.format]
+        say(made(graph, {one.region: arrows(one.found) for one in derived}).rstrip("\n"))
+    elif arguments.format == "tree":
+        say("\n\n".join(explain(one.found) for one in derived))
+    else:
+        raise UserError("--inverse goes with --format tree, mermaid or svg")
+    refused = [one for one in derived if one.problem is not None]
+    return UserError.exit_code if refused else 0

@@ -1,0 +1,56 @@
+"""``sedd-graph train``: train a run folder, or build a blueprint and train it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from sedd_graph.cli.options import Verbs, add_device, add_overrides, add_runs, add_verb, picked_device, say
+from sedd_graph.errors import UserError
+
+__all__ = ["declare", "run"]
+
+_SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
+
+
+def declare(verbs: Verbs) -> None:
+    """Declare the verb and its arguments."""
+    parser = add_verb(verbs, "train", run, "train a run folder (or build a blueprint and train it)")
+    parser.add_argument("run", metavar="RUN|BLUEPRINT", help="a run folder, a blueprint, or a shipped one's name")
+    add_overrides(parser)
+    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint")
+    add_runs(parser)
+    add_device(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; return its exit code, that of the signal which ended training early."""
+    from sedd_graph.blueprint.shipped import find_blueprint
+    from sedd_graph.report.html import write_report
+    from sedd_graph.runs.build import build_run
+    from sedd_graph.runs.train import train_run
+
+    path = find_blueprint(arguments.run)
+    if path.is_file():
+        if arguments.resume:
+            raise UserError(f"{path} is a blueprint: --resume takes a run folder")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("under torchrun, give train a run folder: make one with `sedd-graph build` first")
+        path = build_run(
+            path,
+            arguments.overrides,
+            runs=Path(arguments.runs),
+            device=picked_device(arguments),
+            compile="off",
+            say=say,
+        )
+        say(f"run folder  {path}")
+    elif arguments.overrides:
+        raise UserError("the blueprint of a run folder is locked: give overrides to `sedd-graph build`")
+    result, _ = train_run(path, resume=arguments.resume, device=picked_device(arguments), say=say)
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_report(path)
+        if result.reason in _SIGNALS:
+            say(f"checkpoint written; resume with: sedd-graph train {path} --resume")
+    return _SIGNALS.get(result.reason, 0)

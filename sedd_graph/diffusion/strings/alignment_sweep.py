@@ -1,0 +1,288 @@
+"""Forward and backward sums of the pair hidden Markov model, anti-diagonal by anti-diagonal.
+
+Cell (i, j) of the table stands for the first i tokens of the clean string and the first j of the noisy one; all cells with i + j = k
+are computed together. Values span thousands of orders of magnitude: each i has a scale, a power of two that is renewed every 32
+diagonals, so that sums are those of floating-point numbers and no logarithm is taken of a cell. The rows of a cell are adjacent in
+memory, so that a piece of a diagonal is contiguous.
+
+Axes: b rows, n clean tokens, m noisy tokens (both padded), k diagonals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Band", "Cells", "Links", "Sweep"]
+
+_RENEWED = 32
+"""Diagonals between two renewals of the scales."""
+_SLOPE = 16.0
+"""Largest fall of the scale, in powers of two, from one i to the next; 32 diagonals then cannot overflow."""
+_MOST = 1000.0
+"""Largest exponent of a change of scale."""
+_KEPT = threading.local()
+
+
+@dataclasses.dataclass(frozen=True)
+class Links:
+    """Transition probabilities of one token under the birth-death process (Thorne, Kishino and Felsenstein 1991).
+
+    Attributes:
+        survive: float64 [b], the token survives.
+        vanish: float64 [b], it dies without offspring.
+        replace: float64 [b], it dies and leaves a new token behind.
+        birth: float64 [b], one more new token follows; the same for every token present, the start state included.
+    """
+
+    survive: Tensor
+    vanish: Tensor
+    replace: Tensor
+    birth: Tensor
+
+
+class Band:
+    """The cells (i, j), 0 <= i <= n and 0 <= j <= m, that are computed.
+
+    Args:
+        n: Clean tokens.
+        m: Noisy tokens.
+        most: Without births, the largest number of deletions: only cells with 0 <= i - j <= most are computed. None with births:
+            all cells.
+    """
+
+    def __init__(self, n: int, m: int, most: int | None) -> None:
+        self.n, self.m, self.most = n, m, most
+
+    def along(self, k: int) -> tuple[int, int]:
+        """Return the range of i on diagonal k, first and one past the last. With k each grows by 0 or 1."""
+        if self.most is None:
+            return max(0, k - self.m), min(self.n, k) + 1
+        return max(k - self.m, (k + 1) // 2), min(self.n, k, (k + self.most) // 2) + 1
+
+    def across(self, i: int) -> tuple[int, int]:
+        """Return the range of j of the cells (i, j), first and one past the last."""
+        if self.most is None:
+            return 0, self.m + 1
+        return max(0, i - self.most), min(self.m, i) + 1
+
+
+class Cells:
+    """The cells of all diagonals of ``rows`` pairs, float64 [n + m + 1, min(n, m) + 1, b].
+
+    The next table of the same thread reuses their memory: allocation costs more than the arithmetic.
+    """
+
+    def __init__(self, band: Band, rows: int, device: torch.device) -> None:
+        self.band, self._rows, self._by_j = band, rows, band.m < band.n
+        self._width = min(band.n, band.m) + 1
+        size = (band.n + band.m + 1) * self._width * rows
+        memory = getattr(_KEPT, "memory", None)
+        if memory is None or memory.device != device or len(memory) < size:
+            _KEPT.memory = None
+            with torch.inference_mode(False):
+                _KEPT.memory = memory = torch.empty(size, dtype=torch.float64, device=device)
+        self._all = memory[:size].view(-1, self._width, rows)
+        self._diagonals = self._all.unbind(0)
+
+    def along(self, k: int) -> Tensor:
+        """Return the cells (i, k - i) of the band, [i, b]."""
+        lo, hi = self.band.along(k)
+        shift = self.band.m - k if self._by_j else 0
+        return self._diagonals[k][lo + shift : hi + shift]
+
+    def across(self, i: int) -> Tensor:
+        """Return the cells (i, j) of the band, [j, b]."""
+        j, stop = self.band.across(i)
+        down = self._width - 1 if self._by_j else self._width
+        first = (i + j) * self._width + (self.band.m - j if self._by_j else i)
+        return self._all.as_strided((stop - j, self._rows), (down * self._rows, 1), first * self._rows)
+
+
+def _scales(values: Tensor, old: Tensor, *, leftward: bool) -> Tensor:
+    """Return new exponents [i, b] for ``values`` whose exponents were ``old``; a value of 0 takes its neighbour's."""
+    slope = _SLOPE * torch.arange(len(values), device=values.device, dtype=values.dtype)[:, None]
+    slope = slope.flip(0) if leftward else slope
+    found = values.log2().floor_().add_(old).add_(slope)  # log 0 is minus infinity, which the maximum ignores
+    found = found.flip(0).cummax(0).values.flip(0) if leftward else found.cummax(0).values
+    return found.sub_(slope).nan_to_num_(neginf=0.0)
+
+
+def _power(exponent: Tensor) -> Tensor:
+    """Return 2 to the power ``exponent``, clamped."""
+    return exponent.clamp(-_MOST, _MOST).exp2_()
+
+
+class Sweep:
+    """The two sums over a batch of pairs: :meth:`forward`, then :meth:`backward`.
+
+    Let A(i, j) be the sum over all alignments of the first i clean and j noisy tokens, closed against further births at j, and
+    e(i, j) the probability that token i becomes token j. Then A(i, j) = vanish A(i-1, j) + birth A(i, j-1) + [(1 - birth) e(i, j) -
+    birth vanish] A(i-1, j-1), where births behind a vanished token count as births behind the token before it. The sum over all
+    alignments of the remaining tokens obeys the same recursion, read backward. The difference in brackets does not cancel, since A is
+    at least vanish A(i-1, j) and birth A(i, j-1).
+
+    Lanes are vectors over i, stored at index i + 1. For the last two diagonals, in turn, the lanes ``sums`` hold A, and the lanes
+    ``moved`` hold vanish A where it is read next, at i + 1 (backward: i - 1) and at the scale there. The weight of a step along both
+    strings is therefore the bracket divided by vanish.
+
+    Args:
+        clean: Clean tokens, float64 [n, b], minus infinity behind their ends.
+        noisy: Noisy tokens, float64 [m, b], plus infinity behind their ends.
+        weight: 1 / frequency of each noisy token, float64 [m, b].
+        links: Transition probabilities of each pair.
+        ends: The two lengths of each pair.
+        cells: The table to fill.
+        births: False where ``links.birth`` and ``links.replace`` are 0.
+    """
+
+    def __init__(
+        self,
+        clean: Tensor,
+        noisy: Tensor,
+        weight: Tensor,
+        links: Links,
+        ends: list[tuple[int, int]],
+        cells: Cells,
+        *,
+        births: bool,
+    ) -> None:
+        self.cells, self.ends, self.births = cells, ends, births
+        self.n, self.m, b = cells.band.n, cells.band.m, len(ends)
+        self.start, self.survive, self.vanish = 1 - links.birth, links.survive, links.vanish.clamp(min=1e-30)
+        self.share = links.birth / self.start
+        self.lanes = weight.new_zeros(11, self.n + 3, b)
+        self.clean, birth, other, self.fall, _, *rest = self.lanes.unbind(0)
+        self.sums, self.moved, (self.inner, self.outer) = rest[:2], rest[2:4], rest[4:]
+        ratio = self.start / self.vanish
+        birth.copy_(links.birth)
+        other.copy_(ratio * links.replace - links.birth)
+        # the padding of one string equals nothing in the other; noisy token j is at index m - j + 1
+        self.clean.fill_(-math.inf)
+        self.clean[2:-1] = clean
+        self.noisy = weight.new_full((self.m + 2, b), math.inf)
+        self.noisy[1:-1] = noisy.flip(0)
+        self.match = torch.zeros_like(self.noisy)
+        self.match[1:-1] = weight.flip(0) * (ratio * links.survive)
+        self.exponents: list[Tensor] = []
+        self.total = torch.zeros_like(self.start)
+
+    def _recur(self, lanes: Sequence[Tensor], along: slice, turn: int, into: Tensor) -> Tensor:
+        """Compute the next diagonal: return its lane of A, and write vanish A to ``into``."""
+        clean, birth, other, fall, work, *rings = lanes
+        found, last, before, came = rings[turn], rings[1 - turn], rings[2 + turn], rings[3 - turn]
+        torch.eq(clean, self.noisy[along], out=work)
+        if self.births:
+            torch.addcmul(other, work, self.match[along], out=work)
+            torch.addcmul(came, birth, last, out=found)
+            found.addcmul_(work, before)
+        else:
+            torch.addcmul(came, work.mul_(self.match[along]), before, out=found)
+        torch.mul(fall, found, out=into)
+        return found
+
+    def forward(self) -> Tensor:
+        """Fill the cells with A; return log p(x | x0) without the frequencies of the noisy tokens, nats [b]."""
+        self.fall.copy_(self.vanish)
+        self.sums[0][1] = self.start
+        self.moved[0][2] = self.start * self.vanish
+        self.cells.along(0).copy_(self.start[None])
+        scale = torch.zeros_like(self.fall)
+        self.exponents, edge, lanes = [scale], 0, self.lanes[:9]
+        for k in range(1, self.n + self.m + 1):
+            turn = k % 2
+            lo, hi = self.cells.band.along(k)
+            if k % _RENEWED == 0:
+                scale = self._renew_forward(k, scale)
+                self.exponents.append(scale)
+            if 0 < lo == edge:
+                self.moved[1 - turn][lo + 1] = 0.0  # it lies outside the band
+            along = slice(self.m - k + lo + 1, self.m - k + hi + 1)
+            into = self.moved[turn][lo + 2 : hi + 2]
+            found = self._recur(lanes[:, lo + 1 : hi + 1].unbind(0), along, turn, into)
+            self.cells.along(k).copy_(found)
+            edge = lo
+        reached = [
+            self.cells.along(i + j)[i - self.cells.band.along(i + j)[0], r] for r, (i, j) in enumerate(self.ends)
+        ]
+        height = [self.exponents[(i + j) // _RENEWED][i + 1, r] for r, (i, j) in enumerate(self.ends)]
+        self.total = torch.stack(reached).log2() + torch.stack(height)
+        return self.total * math.log(2)
+
+    def _renew_forward(self, k: int, scale: Tensor) -> Tensor:
+        """Return new exponents for diagonals k to k + 31."""
+        last = self.sums[1 - k % 2]
+        (start, _), (low, _) = self.cells.band.along(k - 2), self.cells.band.along(k - 1)
+        start, stop = start + 1, min(self.n + 3, self.cells.band.along(k)[1] + _RENEWED + 2)
+        last[start : low + 1] = 0.0
+        return self._rescale(scale, start, stop, leftward=False)
+
+    def _rescale(self, scale: Tensor, start: int, stop: int, *, leftward: bool) -> Tensor:
+        """Return new exponents between ``start`` and ``stop``, and bring the last two diagonals to them."""
+        new, at = scale.clone(), slice(start, stop)
+        new[at] = _scales(torch.maximum(self.sums[0][at], self.sums[1][at]), scale[at], leftward=leftward)
+        change = _power(scale[at] - new[at])
+        of, to = slice(start, stop - 1), slice(start + 1, stop)
+        of, to = (to, of) if leftward else (of, to)
+        torch.mul(_power(new[of] - new[to]), self.vanish, out=self.fall[of])
+        for kept, moved in zip(self.sums, self.moved, strict=True):
+            kept[at].mul_(change)
+            torch.mul(self.fall[of], kept[of], out=moved[to])
+        return new
+
+    def backward(self) -> Tensor:
+        """Set cell (i, j) to p(x with clean token i + 1 inserted after position j) / p(x).
+
+        Every alignment passes each gap once with births still open, so the sum over the open cells of a gap is p(x | x0).
+
+        Returns:
+            The probability that each noisy token was born, [b, m].
+        """
+        for lane in (*self.sums, *self.moved):
+            lane.zero_()
+        self.clean[:-1] = self.clean[1:].clone()  # steps go to i + 1
+        self.fall.copy_(self.vanish)
+        entries: dict[int, list[tuple[int, int]]] = {}
+        for r, (i, j) in enumerate(self.ends):
+            entries.setdefault(i + j, []).append((i, r))
+        born = torch.zeros_like(self.noisy[1:])  # at index m - j
+        scale, edge = torch.zeros_like(self.fall), 0
+        for k in range(self.n + self.m, -1, -1):
+            turn = k % 2
+            lo, hi = self.cells.band.along(k)
+            if k == self.n + self.m or k % _RENEWED == _RENEWED - 1:
+                scale = self._renew_backward(k, scale)
+            if edge == hi <= self.n:
+                self.moved[1 - turn][hi] = 0.0  # it lies outside the band
+            *lanes, inner, outer = self.lanes[:, lo + 1 : hi + 1].unbind(0)
+            work, rings, ways = lanes[4], lanes[5:], self.cells.along(k)
+            last, before, came = rings[1 - turn], rings[2 + turn], rings[3 - turn]
+            along = slice(self.m - k + lo, self.m - k + hi)
+            if self.births:
+                # open cells of gap j before a birth: the closed ones, less those reached by a vanished token
+                born[along].addcmul_(torch.sub(last, before, out=work).mul_(ways), outer)
+            ways.mul_(came).mul_(inner)
+            found = self._recur(lanes, along, turn, self.moved[turn][lo:hi])
+            for i, r in entries.get(k, ()):
+                found[i - lo, r] = self.start[r]
+                self.moved[turn][i, r] = self.start[r] * self.fall[i + 1, r]
+            edge = hi
+        return (self.share * born.flip(0)[: self.m]).T.clamp(min=0.0)
+
+    def _renew_backward(self, k: int, scale: Tensor) -> Tensor:
+        """Return new exponents for diagonals k to k - 31, and set the factors that turn two cells into a probability."""
+        band, new = self.cells.band, scale
+        start, stop = max(0, band.along(k)[0] - _RENEWED), self.n + 3
+        if k < self.n + self.m - 1:
+            stop = band.along(k + 2)[1] + 1
+            self.sums[1 - k % 2][band.along(k + 1)[1] + 1 : stop] = 0.0
+            new = self._rescale(scale, start, stop, leftward=True)
+        at = slice(start, stop)
+        self.outer[at] = _power(self.exponents[k // _RENEWED][at] - self.total + new[at])
+        torch.mul(self.outer[at], self.survive / self.vanish, out=self.inner[at])
+        return new

@@ -1,0 +1,19 @@
+"""Which kernels support which conditions on sampled text."""
+
+from sedd_graph.diffusion.conditions.conditions import Conditions
+from sedd_graph.diffusion.tokens.process import Kernel
+
+__all__ = ["lacks"]
+
+
+def lacks(conditions: Conditions, kernel: Kernel) -> str | None:
+    """Return the kind of kernel that ``conditions`` need, in words, or None where ``kernel`` is one."""
+    if kernel.carries_over:
+        if conditions.observed == "renoise":
+            return "a kernel under which visible tokens change, for observed: renoise"
+        return None
+    if conditions.matching is not None:
+        return "a kernel under which visible tokens stay, for matching"
+    if conditions.guidance != 1:
+        return "a kernel with a mask under which visible tokens stay, for guidance"
+    return None

@@ -1,0 +1,171 @@
+"""Layered layout of nested boxes: where each box stands, and the path of each edge between boxes. Pixels, y downwards.
+
+The boxes of a layer share one vertical centre line. An edge that passes layers runs straight down in one lane beside their
+boxes, so that it bends only where it leaves its source and where it reaches its target (Sugiyama et al. 1981, with all
+dummy nodes of an edge at one x).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+__all__ = ["PAD", "Box", "Edge"]
+
+GAP_X, GAP_Y, PAD, HEAD, LEAF_HEIGHT, CHAR, LANE, TIP = 28, 34, 14, 24, 40, 6.7, 12, 3
+
+
+class Edge(NamedTuple):
+    """A value that runs between two boxes of one frame, from an output of one to an input of the other."""
+
+    source: str
+    output: str
+    target: str
+    input: str
+
+
+class _Lane(NamedTuple):
+    """The x at which a value passes the layers ``first`` to ``last``."""
+
+    x: float
+    first: int
+    last: int
+
+
+@dataclasses.dataclass
+class Box:
+    """A component, an input or an output; or, with children, the frame around a block.
+
+    ``x`` and ``y`` are relative to the frame that holds the box, as are all coordinates of a frame's edges. Children
+    called ``>name`` and ``<name`` stand for the inputs and outputs of the block.
+    """
+
+    title: str
+    note: str
+    fill: str
+    path: str
+    x: float = 0.0
+    y: float = 0.0
+    height: float = LEAF_HEIGHT
+    children: dict[str, Box] = dataclasses.field(default_factory=dict)
+    edges: list[Edge] = dataclasses.field(default_factory=list)
+    back: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    """Arrows of the inverse, between children."""
+
+    def __post_init__(self) -> None:
+        self.width = max(CHAR * len(self.title) * 1.05, CHAR * 0.88 * len(self.note)) + 24
+        self._layer: dict[str, int] = {}
+        self._spans: list[tuple[float, float]] = []
+        self._lanes: dict[tuple[str, str], _Lane] = {}
+
+    @property
+    def middle(self) -> float:
+        return self.x + self.width / 2
+
+    def arrange(self, layers: Sequence[Sequence[str]]) -> None:
+        """Place the children in ``layers`` from top to bottom, and size this frame to hold them and their edges."""
+        self._layer = {name: number for number, layer in enumerate(layers) for name in layer}
+        y = float(HEAD + PAD)
+        for layer in layers:
+            boxes = [self.children[name] for name in layer]
+            tall = max(box.height for box in boxes)
+            x = -(sum(box.width for box in boxes) + GAP_X * (len(boxes) - 1)) / 2
+            for box in boxes:
+                box.x, box.y = x, y + (tall - box.height) / 2
+                x += box.width + GAP_X
+            self._spans.append((y, y + tall))
+            y += tall + GAP_Y
+        self._choose_lanes(layers)
+        lanes = [lane.x for lane in self._lanes.values()]
+        left = min([*(box.x for box in self.children.values()), *lanes])
+        right = max([*(box.x + box.width for box in self.children.values()), *lanes])
+        inner = max(right - left, self.width - 2 * PAD)
+        shift = PAD + (inner - (right - left)) / 2 - left
+        for box in self.children.values():
+            box.x += shift
+        self._lanes = {key: lane._replace(x=lane.x + shift) for key, lane in self._lanes.items()}
+        self.width, self.height = inner + 2 * PAD, y - GAP_Y + PAD
+
+    def _choose_lanes(self, layers: Sequence[Sequence[str]]) -> None:
+        """Give every value that passes layers one lane for all its edges: the nearer free one, left or right."""
+        ends: dict[tuple[str, str], int] = {}
+        for edge in self.edges:
+            key = edge.source, edge.output
+            ends[key] = max(ends.get(key, 0), self._layer[edge.target])
+        for key, end in sorted(ends.items(), key=lambda item: item[1] - self._layer[item[0][0]]):
+            first, last = self._layer[key[0]] + 1, end - 1
+            if first > last:
+                continue
+            passed = [self.children[name] for layer in layers[first : last + 1] for name in layer]
+            taken = [lane.x for lane in self._lanes.values() if lane.first <= last and first <= lane.last]
+            right = _free(max(box.x + box.width for box in passed) + GAP_X / 2, LANE, taken)
+            left = _free(min(box.x for box in passed) - GAP_X / 2, -LANE, taken)
+            source = self._leaves(*key)
+            x = left if abs(left - source) < abs(right - source) - 1 else right
+            self._lanes[key] = _Lane(x, first, last)
+
+    def _leaves(self, name: str, output: str) -> float:
+        """X at which a value leaves a child: under the box of that output, if the child is a frame."""
+        child = self.children[name]
+        inner = child.children.get(f"<{output}")
+        return child.x + inner.middle if inner else child.middle
+
+    def _arrivals(self, target: str) -> dict[int, float]:
+        """X at which each edge into a child ends, by its number: over the box of that input, or spread over the top."""
+        child = self.children[target]
+        into = [number for number, edge in enumerate(self.edges) if edge.target == target]
+        if child.children:
+            inner = {number: child.children.get(f">{self.edges[number].input}") for number in into}
+            return {number: child.x + box.middle if box else child.middle for number, box in inner.items()}
+        into.sort(key=lambda number: self._comes_from(self.edges[number]))
+        step = min(14.0, 0.6 * child.width / max(1, len(into)))
+        straight = [i for i, number in enumerate(into) if abs(self._comes_from(self.edges[number]) - child.middle) < 1]
+        centre = straight[0] if straight else (len(into) - 1) / 2
+        return {number: child.middle + step * (i - centre) for i, number in enumerate(into)}
+
+    def _comes_from(self, edge: Edge) -> float:
+        """X of an edge just above the layer of its target."""
+        passes = self._layer[edge.target] - self._layer[edge.source] > 1
+        return self._lanes[edge.source, edge.output].x if passes else self._leaves(edge.source, edge.output)
+
+    def edge_paths(self) -> list[str]:
+        """Return the SVG path of every edge, in the order of ``edges``: from the foot of one box to the top of another."""
+        ends = {number: x for name in self.children for number, x in self._arrivals(name).items()}
+        return [self._path(edge, ends[number]) for number, edge in enumerate(self.edges)]
+
+    def _path(self, edge: Edge, end: float) -> str:
+        source, target = self.children[edge.source], self.children[edge.target]
+        first, last = self._layer[edge.source], self._layer[edge.target]
+        x, y = self._leaves(edge.source, edge.output), self._spans[first][1]
+        path = [f"M{x:.1f},{source.y + source.height:.1f} V{y:.1f}"]
+        if last - first > 1:
+            lane = self._comes_from(edge)
+            path += [_bend(x, y, lane, self._spans[first + 1][0]), f"V{self._spans[last - 1][1]:.1f}"]
+            x, y = lane, self._spans[last - 1][1]
+        path += [_bend(x, y, end, self._spans[last][0] - TIP), f"V{target.y - TIP:.1f}"]
+        return " ".join(path)
+
+    def back_paths(self) -> list[str]:
+        """Return the SVG path of every arrow of the inverse, right of the middle of the boxes that it joins."""
+        return [self._back_path(self.children[source], self.children[target]) for source, target in self.back]
+
+    def _back_path(self, source: Box, target: Box) -> str:
+        x1, x2 = source.x + source.width * 0.75, target.x + target.width * 0.75
+        up = source.y > target.y
+        y1, y2 = (source.y, target.y + target.height + TIP) if up else (source.y + source.height, target.y - TIP)
+        bend = (-1 if up else 1) * max(14.0, abs(y2 - y1) / 2)
+        return f"M{x1:.1f},{y1:.1f} C{x1:.1f},{y1 + bend:.1f} {x2:.1f},{y2 - bend:.1f} {x2:.1f},{y2:.1f}"
+
+
+def _free(x: float, step: float, taken: Iterable[float]) -> float:
+    """The first of x, x + step, ... that keeps its distance from every lane in ``taken``."""
+    while any(abs(x - other) < abs(step) for other in taken):
+        x += step
+    return x
+
+
+def _bend(x1: float, y1: float, x2: float, y2: float) -> str:
+    """An S-curve down from where a path is, (x1, y1)."""
+    middle = (y1 + y2) / 2
+    return f"C{x1:.1f},{middle:.1f} {x2:.1f},{middle:.1f} {x2:.1f},{y2:.1f}"

@@ -1,0 +1,212 @@
+"""Results, training curves, saved activations and provenance of a run folder, as data for the report's template.
+
+Files that are missing or broken count as empty: the report is a by-product of work that has succeeded.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+from markupsafe import Markup
+
+from sedd_graph.errors import SeddGraphError
+from sedd_graph.report.curves import Line, Point, curve
+from sedd_graph.store.arrays import array_of
+from sedd_graph.store.files import read_json
+
+__all__ = [
+    "activations",
+    "as_object",
+    "drawing",
+    "json_lines",
+    "json_object",
+    "lock",
+    "provenance",
+    "results",
+    "training_curves",
+]
+
+
+class Tile(NamedTuple):
+    """One number in large type, with its standard error where there is one."""
+
+    value: str
+    label: str
+    error: str = ""
+
+
+class Results(NamedTuple):
+    """The head of the page: numbers, how the evaluation was done, and the bound by noise level."""
+
+    tiles: list[Tile]
+    protocol: str
+    levels: Markup
+
+
+class Lock(NamedTuple):
+    """The resolved blueprint."""
+
+    name: str
+    text: str
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """Return ``value`` if it is a JSON object, or an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, empty if the file is missing or broken."""
+    try:
+        return as_object(read_json(path))
+    except SeddGraphError:
+        return {}
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file that holds one per line, without a line that is being written."""
+    found = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            found.append(record)
+    return found
+
+
+def _number(value: object, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "?"
+
+
+def results(evaluation: Mapping[str, Any], measure: Mapping[str, Any]) -> Results:
+    """Return the numbers of ``evaluation.json`` and the sizes in ``certificate.json``, either of which may be empty."""
+
+    def tile(key: str, label: str, form: str = ".3f", error: str = "") -> Tile:
+        return Tile(_number(evaluation.get(key), form), label, _number(evaluation.get(error), form) if error else "")
+
+    tiles, protocol = [], ""
+    if "bits_per_dimension" in evaluation:
+        tiles += [
+            tile("bits_per_dimension", "bits per dimension, held out (exact)", error="bits_standard_error"),
+            tile("nats_per_dimension", "nats per dimension, held out (exact)"),
+        ]
+        protocol = (
+            f"-log p of {_number(evaluation.get('rows'), ',')} held-out rows of "
+            f"{_number(evaluation.get('dimensions'), ',')} numbers, weights {evaluation.get('weights', '?')}."
+        )
+    elif evaluation:
+        tiles += [
+            tile("bits_per_character", "bits per character, held out (upper bound)", error="bits_standard_error"),
+            tile("heldout_entropy_bits", "bits per character without context (unigram entropy of the same text)"),
+            tile("perplexity", "perplexity per token (upper bound)", ",.2f"),
+        ]
+        protocol = (
+            f"Bound on {_number(evaluation.get('sequences'), ',')} held-out sequences, "
+            f"{evaluation.get('draws', '?')} noise draw(s) per sequence, drawn over {_noise_level(evaluation)}; "
+            f"objective {evaluation.get('objective', '?')}, weights {evaluation.get('weights', '?')}."
+        )
+        if caveat := evaluation.get("caveat"):
+            protocol += f" Note: {caveat}."
+    if measure:
+        gib = (measure["saved_bytes"] + measure["state_bytes"]) / 2**30
+        unit = "row" if measure["length"] == 1 else "token"
+        tiles += [
+            Tile(f"{measure['parameters']:,}", "parameters"),
+            Tile(f"{measure['flops_per_token'] / 1e6:,.1f} M", f"FLOPs per {unit}, forward"),
+            Tile(f"{gib:.2f} GiB", f"to train {measure['batch']} rows of {measure['length']} (estimate, float32)"),
+        ]
+    return Results(tiles, protocol, _levels(evaluation))
+
+
+def _noise_level(evaluation: Mapping[str, Any]) -> str:
+    """Return the variable that the bound is averaged over, in words."""
+    over = evaluation.get("over") or "time"
+    return "time" if over == "time" else f"the share of tokens that are {over}"
+
+
+def _levels(evaluation: Mapping[str, Any]) -> Markup:
+    """Return the curve of the bound by noise level, nats per token."""
+    points = []
+    for level in map(as_object, evaluation.get("levels") or []):
+        found = [level.get(name) for name in ("low", "high", "nats_per_token")]
+        low, high, value = (v if isinstance(v, int | float) else math.nan for v in found)
+        if math.isfinite(middle := (low + high) / 2):
+            points.append(Point(middle, value, level.get("standard_error") or 0.0))
+    where = _noise_level(evaluation) + (", 0 clean to 1 noise" if _noise_level(evaluation) == "time" else "")
+    title = f"bound by noise level: nats per token over {where} (its mean is the bound; band: two standard errors)"
+    return curve([Line("bound", "var(--b)", points)], title=title, over=str(evaluation.get("over") or "time"))
+
+
+def training_curves(run: Path) -> list[Markup]:
+    """Return the curves of ``metrics.jsonl``: bits, learning rate, gradient norm and speed by step."""
+    metrics = [record for record in json_lines(run / "metrics.jsonl") if isinstance(record.get("step"), int)]
+
+    def line(label: str, key: str, error: str = "", colour: str = "var(--a)") -> Line:
+        records = [m for m in metrics if isinstance(m.get(key), int | float)]
+        return Line(label, colour, [Point(m["step"], m[key], m.get(error) or 0.0) for m in records])
+
+    exact = any("bits_per_dimension" in m for m in metrics)
+    unit, thing = ("dimension", "dimensions") if exact else ("character", "tokens")
+    bits = line("training", f"bits_per_{unit}")
+    held = line("held out", f"heldout_bits_per_{unit}", "heldout_bits_standard_error", "var(--b)")
+    last = line("held out", f"final_bits_per_{unit}", "final_bits_standard_error", "var(--b)")
+    held = Line(held.label, held.colour, [*held.points, *last.points])
+    figures = [
+        curve([bits, held], title=f"{'-log p' if exact else 'bound'}, bits per {unit} (band: two standard errors)"),
+        curve([line("learning rate", "learning_rate")], title="learning rate"),
+        curve([line("norm", "gradient_norm")], title="norm of the gradient"),
+        curve([line(f"{thing}/s", f"{thing}_per_second")], title=f"{thing} per second"),
+    ]
+    return [figure for figure in figures if figure]
+
+
+def activations(run: Path) -> list[tuple[str, ...]]:
+    """Return one row for each port in ``activations.zarr``: path, records, steps, shape of a record, dtype."""
+    if not (run / "activations.zarr" / "zarr.json").is_file():
+        return []
+    group = zarr.open_group(str(run / "activations.zarr"), mode="r")
+    rows = []
+    for path, member in sorted(group.members(max_depth=None)):
+        if isinstance(member, zarr.Array) and path.endswith("/step") and f"{path[:-5]}/value" in group:
+            steps, values = np.asarray(member[:]), array_of(group, f"{path[:-5]}/value")
+            span = f"{steps[0]} to {steps[-1]}" if len(steps) else ""
+            shape = " x ".join(str(size) for size in values.shape[1:])
+            rows.append((path[:-5], str(len(steps)), span, shape, str(values.dtype)))
+    return rows
+
+
+def drawing(run: Path) -> str:
+    """Return ``graph.svg`` in base64, or an empty string. As an image, a drawing from an untrusted folder runs no script."""
+    path = run / "graph.svg"
+    return base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
+
+
+def _fact(name: str, value: object) -> str:
+    if name == "argv" and isinstance(value, list):
+        return shlex.join(str(v) for v in value)
+    if isinstance(value, list):
+        return ", ".join(str(v) for v in value) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return str(value)
+
+
+def provenance(run: Path) -> list[tuple[str, str]]:
+    """Return the entries of ``run.json`` as text, without the folder that the run was built in."""
+    return [(name, _fact(name, value)) for name, value in json_object(run / "run.json").items() if name != "root"]
+
+
+def lock(run: Path) -> Lock | None:
+    """Return the resolved blueprint, if the folder has one."""
+    path = run / "blueprint.lock.yaml"
+    return Lock(path.name, path.read_text(encoding="utf-8")) if path.is_file() else None

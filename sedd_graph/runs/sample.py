@@ -1,0 +1,88 @@
+"""``sample`` and ``infill``: samples drawn from a run folder's weights, and kept in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from sedd_graph.component.progress import progress
+from sedd_graph.data.config import DataConfig
+from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
+from sedd_graph.errors import UserError
+from sedd_graph.runs.open import Run
+from sedd_graph.runs.provenance import revision
+from sedd_graph.store.arrays import write_samples
+
+__all__ = ["read_prompt", "sample_run"]
+
+
+def sample_run(
+    run: Run,
+    request: SampleRequest,
+    *,
+    trajectory: bool = False,
+    name: str = "samples.zarr",
+    notes: Mapping[str, str] | None = None,
+) -> tuple[list[str], Path]:
+    """Draw samples and keep them in the run folder.
+
+    Args:
+        trajectory: keep the rows after every step, too.
+        name: of the zarr group; a name that exists gets a number.
+        notes: further attributes of the group.
+
+    Returns:
+        The samples as text, and the path of the group.
+
+    Raises:
+        UserError: where the request cannot be met.
+    """
+    process, frames = run.engine.process, list[npt.NDArray[np.int32]]()
+
+    def on_step(number: int, rows: Tensor) -> None:
+        if number:  # the first rows are noise
+            advance()
+        if trajectory:
+            frames.append(rows.cpu().numpy().astype(np.int32))
+
+    if trajectory or "on_step" not in process.refuses:
+        request = dataclasses.replace(request, on_step=on_step)
+    with progress("sampling", total=process.evaluations(request)) as advance:
+        samples = run.engine.generate(request)
+    stored, tokenizer = process.stored(samples, run.tokenizer), run.tokenizer
+    where = write_samples(
+        run.path / name,
+        stored.arrays,
+        text=stored.text,
+        trajectory=np.stack(frames) if frames else None,
+        attributes={
+            "sampler": run.plan.sampler_op,
+            **({} if (steps := request.steps or process.steps) is None else {"steps": steps}),
+            "seed": request.seed,
+            "weights": run.weights,
+            "revision": revision(),
+            "blueprint": run.digest,
+            "device": str(run.engine.device),
+            **samples.facts,
+            **({} if tokenizer is None else {"pad": tokenizer.pad, "end": tokenizer.end}),
+            **({} if request.prompt is None else {"prompt": request.prompt.tolist()}),
+            **(notes or {}),
+        },
+    )
+    return run.decode(samples.rows), where
+
+
+def read_prompt(run: Run, text: TextWithHoles, *, observed: str) -> Prompt:
+    """Read text with holes as a prompt of the run's process. ``observed``: see :class:`Conditions`. Raises :class:`UserError`."""
+    if run.tokenizer is None:
+        raise UserError(f"there is no tokenizer in {run.path}: text cannot become tokens")
+    data = run.report.data
+    prompts_trained = isinstance(data, DataConfig) and data.corpus.prompted
+    return run.engine.process.prompt(
+        text, run.tokenizer, length=run.report.data.length, prompts_trained=prompts_trained, observed=observed
+    )

@@ -1,0 +1,73 @@
+"""``train``: a run folder trained, and evaluated at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import torch
+
+from sedd_graph.errors import UserError
+from sedd_graph.evaluation.bound import Result as Bounds
+from sedd_graph.evaluation.bound import numbers
+from sedd_graph.runs.build import Say
+from sedd_graph.runs.evaluate import evaluate_opened
+from sedd_graph.runs.open import open_run
+from sedd_graph.store.arrays import Activations, TapSpec
+from sedd_graph.store.files import alone
+from sedd_graph.training.checkpoint import start_point
+from sedd_graph.training.distributed import World
+from sedd_graph.training.loop import Result, train
+from sedd_graph.training.trackers import FINAL, Trackers
+
+__all__ = ["train_run"]
+
+
+def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tuple[Result, Bounds | None]:
+    """Train a run folder and evaluate it at the end. Under torchrun, every process calls this."""
+    with contextlib.ExitStack() as stack:
+        world = World.from_environment(device)
+        stack.callback(world.close)
+        run = open_run(path, device=device, compile="off", weights="fresh")
+        _ = run.plan  # refuse what cannot be trained before anything is written or a tracker starts
+        start_point(path, resume=resume)
+        config = run.report.train
+        run.engine.compile(config.compile)
+        data = run.data()
+        if (changed := run.changed(data)) is not None:
+            raise UserError(f"{changed}; put the old one back, or build a new run")
+        quiet = say if world.rank == 0 else (lambda text: None)
+        trackers = None
+        if world.rank == 0:
+            stack.enter_context(alone(path, "training"))
+            trackers = Trackers(path, run.report.name, config.trackers)
+            stack.callback(trackers.close)
+        taps = [
+            TapSpec(name.replace(".", "/"), s.every, s.dtype, s.rows, s.chunk) for name, s, _ in run.report.graph.taps
+        ]
+
+        def activations(step: int) -> Activations | None:
+            store = path / "activations.zarr"
+            return Activations(store, taps, queue=run.report.store.queue, resume_step=step) if taps else None
+
+        result = train(
+            run.engine,
+            data,
+            config,
+            run=path,
+            resume=resume,
+            world=world,
+            trackers=trackers,
+            activations=activations,
+            decode=run.decode,
+            say=quiet,
+        )
+        quiet(f"{result.reason} at step {result.step} after {result.seconds:.0f} s of training")
+        for warning in run.engine.process.warnings():
+            quiet(f"warning     {warning}")
+        found = None
+        if trackers is not None and result.reason in ("done", "budget"):
+            found = evaluate_opened(run, data, say)
+            trackers.log(result.step, {FINAL + k: v for k, v in numbers(found).items()})
+        world.barrier()
+        return result, found

@@ -1,0 +1,74 @@
+"""Files of released weights, which are untrusted: safetensors, or torch files read with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sedd_graph.errors import UserError
+
+__all__ = ["read_tensors"]
+
+MAX_BYTES = 64 * 2**30
+INDEX = "model.safetensors.index.json"
+_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "checkpoint.pth")
+_CONTAINERS = ("model", "ema", "state_dict", "weights", "backbone")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a file, or of a folder as downloaded from a model hub, by name.
+
+    Raises:
+        UserError: there is no such file, it is too large, or it does not hold named tensors.
+    """
+    if path.is_dir():
+        if (path / INDEX).is_file():
+            return {name: tensor for part in _parts(path / INDEX) for name, tensor in read_tensors(part).items()}
+        file = next((path / name for name in _FILES if (path / name).is_file()), None)
+        if file is None:
+            raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
+        return read_tensors(file)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path} is larger than {MAX_BYTES >> 30} GiB")
+    if path.suffix != ".safetensors":
+        return _read_torch(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a safetensors file: {error}") from None
+
+
+def _parts(index: Path) -> list[Path]:
+    """Return the files that an index of safetensors files names, all in its folder."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{index} is not an index of safetensors files") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{index} names a file outside its folder: {name!r}")
+    return [index.parent / name for name in names]
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a torch file, which may lie in nested containers such as ``state_dict``."""
+    try:
+        data: object = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises many classes for such files, and advises to load them all the same
+        raise UserError(f"{path} cannot be read as plain weights, and nothing else is loaded from a file") from None
+    prefix = ""
+    while isinstance(data, dict) and not any(isinstance(value, Tensor) for value in data.values()):
+        name = next((name for name in _CONTAINERS if isinstance(data.get(name), dict)), None)
+        if name is None:
+            raise UserError(f"{path} holds no tensors under {', '.join(_CONTAINERS)}")
+        prefix, data = f"{prefix}{name}.", data[name]
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no named tensors")
+    return {f"{prefix}{name}": value for name, value in data.items() if isinstance(value, Tensor)}
