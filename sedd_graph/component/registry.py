@@ -1,4 +1,4 @@
-"""Components by entry point: found without importing, loaded when used, each turned into a :class:`Contract`.
+"""The registry of components: found by entry point without importing, loaded when used, read as a :class:`Contract`.
 
 Group ``sedd_graph.components``; an entry point is named ``attention.v1`` and a blueprint says ``attention`` (the
 highest version) or ``attention.v1``. This file imports no torch; loading a component does.
@@ -48,7 +48,7 @@ class Entry:
 
 
 class Registry:
-    """The components that are installed. Make one by hand with :meth:`of` in a test."""
+    """The installed components by name and version. Tests make one of classes with :meth:`of`."""
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._entries: dict[tuple[str, int], Entry] = {}
@@ -66,7 +66,7 @@ class Registry:
 
     @classmethod
     def of(cls, classes: Mapping[str, Any], *, distribution: str = "here") -> Registry:
-        """A registry of classes given by name (``scale`` or ``scale.v2``)."""
+        """Return a registry of classes by name (``scale`` or ``scale.v2``)."""
         entries = []
         for name, component in classes.items():
             match = _ENTRY.fullmatch(name if ".v" in name else f"{name}.v1")
@@ -86,7 +86,7 @@ class Registry:
         return tuple(sorted({name for name, _ in self._entries}))
 
     def entry(self, op: str) -> Entry:
-        """The entry of ``attention`` or ``attention.v1``; :class:`UserError` with the nearest name if there is none."""
+        """Return the entry of ``attention`` or ``attention.v1``. Raises :class:`UserError` with the new or the nearest name."""
         match = _ENTRY.fullmatch(op)
         name = match[1] if match else op
         versions = sorted(v for n, v in self._entries if n == name)
@@ -101,7 +101,7 @@ class Registry:
         return self._entries[name, version]
 
     def component(self, op: str) -> Any:
-        """The class behind ``op``, imported now if need be.
+        """Import and return the class of ``op``.
 
         Raises :class:`UserError` for an unknown name, :class:`EnvironmentFault` for a plugin that cannot be imported.
         """
@@ -115,7 +115,7 @@ class Registry:
                     raise TypeError(f"{loaded!r} is not a Component class with a kind and a Config")
                 self._classes[entry.op] = loaded
                 return loaded
-            except Exception as error:  # a stranger's code may raise anything at import
+            except Exception as error:  # third-party code may raise anything at import
                 self._broken[entry.op] = f"{type(error).__name__}: {error}"
         raise EnvironmentFault(
             f"component {entry.op!r} of {entry.distribution} cannot be loaded: {self._broken[entry.op]}"
@@ -126,7 +126,7 @@ class Registry:
         return next((op for op, loaded in self._classes.items() if loaded is cls), None)
 
     def contract(self, op: str) -> Contract:
-        """What the component promises; raises as :meth:`component` does."""
+        """Return the contract of ``op``. Raises as :meth:`component` does."""
         entry = self.entry(op)
         if entry.op not in self._contracts:
             cls = self.component(op)
@@ -144,7 +144,7 @@ class Registry:
         return self._contracts[entry.op]
 
     def place(self, op: str) -> tuple[str, int]:
-        """File and line of the class behind ``op`` ("" and 0 where it has none); raises as :meth:`component` does."""
+        """Return file and line of the class of ``op``, or "" and 0. Raises as :meth:`component` does."""
         cls = self.component(op)
         try:
             return inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
@@ -152,7 +152,7 @@ class Registry:
             return "", 0
 
     def contracts(self) -> list[Contract]:
-        """Every contract that loads; a broken plugin warns once (:class:`PluginWarning`) and the rest go on."""
+        """Return the contracts of all components that load; a broken plugin warns once (:class:`PluginWarning`)."""
         found = []
         for entry in self:
             try:
@@ -186,11 +186,11 @@ def installed() -> Registry:
 
 
 def discover() -> Registry:
-    """Every installed component, without importing any. A badly named entry point warns and is left out."""
+    """Find all installed components without importing them. A badly named entry point warns and is left out."""
     entries, read = [], dict[int, str]()
     for point in importlib.metadata.entry_points(group=GROUP):
         match = _ENTRY.fullmatch(point.name)
-        # all points of a distribution hold one object, whose metadata is parsed at every question
+        # all entry points of a distribution share one object, which parses its metadata at every access
         if id(point.dist) not in read:
             read[id(point.dist)] = _title(point.dist)
         distribution = read[id(point.dist)]
