@@ -5,9 +5,19 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-_MADE = {"_build", "generated"}
-PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if _MADE.isdisjoint(p.parts))]
+DOCS = ROOT / "docs"
+GENERATED = ("api", "cli", "components", "keys")
+"""Pages that docs/generate.py writes when the site is built; they are not committed."""
+PAGES = [
+    ROOT / "README.md",
+    *sorted(p for p in DOCS.rglob("*.md") if not {"generated", "_build"} & set(p.relative_to(DOCS).parts)),
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def title(page: Path) -> str:
+    """The name of a page in messages: its path from the root."""
+    return str(page.relative_to(ROOT))
 
 
 def blocks(path: Path, language: str) -> list[str]:

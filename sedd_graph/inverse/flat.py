@@ -1,12 +1,12 @@
-"""A region laid flat: every component once with its dotted path, every value once, blocks remembered as such.
+"""Flattening of a region: every component with its dotted path and every value, once; nested blocks are recorded.
 
-Values are small integers here; :attr:`Flat.refs` gives their names. Everything is linear in the number of components.
+Values are small integers here; :attr:`Flat.refs` gives their names. The work is linear in the number of components.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 from sedd_graph.component.axes import PortType, Size
@@ -19,7 +19,7 @@ __all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "numbers", "total"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """A component at its path; ``inputs`` and ``outputs`` map its ports to values."""
+    """Component at its path. ``inputs`` and ``outputs`` map its ports to values."""
 
     path: str
     step: Step
@@ -34,13 +34,13 @@ class Node:
 
     @property
     def cost(self) -> float:
-        """Return the cost in evaluations: 0 where the algebra says that numbers are only moved or summed, else 1."""
-        return 0.0 if self.algebra.moves or self.outputs.keys() == self.algebra.linear.keys() else 1.0
+        """Evaluations that it counts for: 0 where it only sums numbers or moves them, else 1."""
+        return 0.0 if self.algebra.linear or self.algebra.moves else 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Block:
-    """A nested region; ``members`` are the components and blocks right within it, ``nodes`` all components below."""
+    """Nested region. ``members`` are its direct components and blocks, ``nodes`` all components below it."""
 
     path: str
     step: Step
@@ -56,27 +56,40 @@ class Block:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flat:
-    """``nodes`` stand in an order that can be run; ``producer`` of an input is -1; ``rank`` orders values by name.
+    """Flattened region. Values and components are indices.
 
-    ``members`` are the components and blocks right within the region; ``around[node]`` are the blocks that a component
-    stands in, outermost first.
+    Attributes:
+        refs: Name of each value.
+        types: Type of each value.
+        index: Number of each value by name.
+        producer: Component that computes each value; -1 for an input.
+        users: Components that read each value.
+        nodes: Components in topological order.
+        members: Direct components and blocks of the region.
+        blocks: All blocks by path.
+        around: For each component the blocks that contain it, outermost first.
+        inputs: Values of the region's inputs.
+        outputs: Values of the region's outputs.
+        rank: Position of each value in the order of names.
     """
 
     region: Region
     refs: list[Ref]
     types: list[PortType]
+    index: Mapping[Ref, int]
     producer: list[int]
     users: list[list[int]]
     nodes: list[Node]
     members: tuple[int | Block, ...]
-    around: list[tuple[Block, ...]]
+    blocks: Mapping[str, Block]
+    around: list[list[Block]]
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
     rank: list[int]
 
 
 def numbers(found: PortType) -> Size:
-    """How many numbers a value of this type holds."""
+    """Return how many numbers a value of this type holds."""
     size = Size.of(1)
     for dim in found.dims:
         size = size * dim.size
@@ -84,7 +97,7 @@ def numbers(found: PortType) -> Size:
 
 
 def total(types: list[PortType]) -> Size:
-    """How many numbers values of these types hold together."""
+    """Return how many numbers values of these types hold together."""
     size = Size()
     for found in types:
         size = size + numbers(found)
@@ -92,11 +105,12 @@ def total(types: list[PortType]) -> Size:
 
 
 def flatten(region: Region) -> Flat:
-    """Lay ``region`` flat. Raises :class:`EnvironmentFault` where a component declares an algebra that cannot be meant."""
+    """Flatten ``region``. Raises :class:`EnvironmentFault` where a component declares an inconsistent algebra."""
     refs: list[Ref] = []
     types: list[PortType] = []
     producer: list[int] = []
     nodes: list[Node] = []
+    blocks: dict[str, Block] = {}
     algebras: dict[int, Algebra] = {}
 
     def value(ref: Ref, found: PortType, made_by: int) -> int:
@@ -112,9 +126,10 @@ def flatten(region: Region) -> Flat:
             path = f"{prefix}{step.name}"
             inputs = {port: tuple(known[r.step, r.port] for r in refs_) for port, refs_ in step.inputs.items()}
             if isinstance(step.body, Region):
-                start = len(nodes)
+                start, inputs = len(nodes), {port: inputs[port] for port in step.body.inputs}
                 outputs, below = lay(step.body, f"{path}.", {port: values[0] for port, values in inputs.items()})
-                members.append(Block(path, step, inputs, outputs, below, range(start, len(nodes))))
+                blocks[path] = Block(path, step, inputs, outputs, below, range(start, len(nodes)))
+                members.append(blocks[path])
             else:
                 op, index = step.body, len(nodes)
                 if id(op) not in algebras:
@@ -128,29 +143,31 @@ def flatten(region: Region) -> Flat:
     inputs = {name: value(Ref("", name), found, -1) for name, found in region.inputs.items()}
     outputs, members = lay(region, "", inputs)
     users: list[list[int]] = [[] for _ in refs]
-    for index, node in enumerate(nodes):
+    for position, node in enumerate(nodes):
         for v in node.needs:
-            users[v].append(index)
+            users[v].append(position)
     rank = [0] * len(refs)
     for place, v in enumerate(sorted(range(len(refs)), key=lambda v: (refs[v].step, refs[v].port))):
         rank[v] = place
-    around: list[tuple[Block, ...]] = [()] * len(nodes)
-
-    def surround(inside: tuple[int | Block, ...], blocks: tuple[Block, ...]) -> None:
-        for member in inside:
-            if isinstance(member, Block):
-                surround(member.members, (*blocks, member))
-            else:
-                around[member] = blocks
-
-    surround(members, ())
-    return Flat(region, refs, types, producer, users, nodes, members, around, inputs, outputs, rank)
+    around: list[list[Block]] = [[] for _ in nodes]
+    for block in reversed(blocks.values()):  # a block comes after those within it
+        for position in block.nodes:
+            around[position].append(block)
+    index = {ref: v for v, ref in enumerate(refs)}
+    return Flat(region, refs, types, index, producer, users, nodes, members, blocks, around, inputs, outputs, rank)
 
 
 def algebra_of(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Algebra:
-    """What the component declares where ``fed`` gives the types of its connected inputs, held against its ports.
+    """Return the algebra that a component declares, checked against its ports.
 
-    Raises :class:`EnvironmentFault` where that cannot be meant.
+    Args:
+        path: Dotted path of the component, for messages.
+        step: Step of the graph that the component belongs to.
+        op: The component and its Config.
+        fed: Types of the connected inputs by port.
+
+    Raises:
+        EnvironmentFault: The algebra cannot be read, or contradicts the ports.
     """
     signature = Signature(
         tuple(dataclasses.replace(p, type=fed.get(p.name, p.type)) for p in op.signature.inputs),
@@ -163,28 +180,34 @@ def algebra_of(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Al
 
     try:
         found = contract.algebra(op.config, signature)
-    except Exception as error:  # a stranger's code may raise anything
+    except Exception as error:  # third-party code may raise anything
         raise fault(f"its algebra cannot be read: {type(error).__name__}: {error}") from None
+    for problem in _problems(found, signature):
+        raise fault(problem)
+    return found
+
+
+def _problems(found: Algebra, signature: Signature) -> Iterator[str]:
+    """Yield what is inconsistent in an algebra."""
     ins, outs = {p.name: p for p in signature.inputs}, {p.name for p in signature.outputs}
     for rule in found.rules:
         what = f"its rule {rule.method!r}"
         for name in rule.targets:
             if name not in ins:
-                raise fault(f"{what} gives {name!r}, which is no input; inputs: {', '.join(ins)}")
-            if ins[name].variadic:
-                raise fault(f"{what} gives the variadic port {name!r}: declare a linear relation, or name the ports")
+                yield f"{what} gives {name!r}, which is no input; inputs: {', '.join(ins)}"
+            elif ins[name].variadic:
+                yield f"{what} gives the variadic port {name!r}: declare a linear relation, or name the ports"
         for name in rule.given:
             if name not in ins and name not in outs:
-                raise fault(f"{what} is given {name!r}, which is no port; ports: {', '.join([*ins, *sorted(outs)])}")
+                yield f"{what} is given {name!r}, which is no port; ports: {', '.join([*ins, *sorted(outs)])}"
         if set(rule.targets) & set(rule.given) or not rule.targets:
-            raise fault(f"{what} gives {', '.join(rule.targets) or 'nothing'} and is given {', '.join(rule.given)}")
+            yield f"{what} gives {', '.join(rule.targets) or 'nothing'} and is given {', '.join(rule.given)}"
         if not rule.cost >= 0:
-            raise fault(f"{what} costs {rule.cost}: a cost is at least 0")
+            yield f"{what} costs {rule.cost}: a cost is at least 0"
     for out, terms in found.linear.items():
         for name, factor in terms.items():
             if out not in outs or name not in ins or not isinstance(factor, Fraction | int):
-                raise fault(f"the linear relation of {out!r} has no use for {factor!r} times {name!r}")
+                yield f"the linear relation of {out!r} cannot use {factor!r} times {name!r}"
     for (source, out), bound in found.lipschitz.items():
         if out not in outs or source not in ins or not 0 <= bound < float("inf"):
-            raise fault(f"{bound!r} is no Lipschitz bound from {source!r} to {out!r}")
-    return found
+            yield f"{bound!r} is no Lipschitz bound from {source!r} to {out!r}"

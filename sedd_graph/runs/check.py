@@ -21,7 +21,7 @@ from sedd_graph.families.plan import Plan, read_plan
 from sedd_graph.graph.draw import to_tree
 from sedd_graph.graph.expand import expand
 from sedd_graph.graph.model import Graph
-from sedd_graph.inverse.claims import Derived, derive, prove
+from sedd_graph.inverse.claims import Derived, derive, require_claims
 from sedd_graph.store.config import StoreConfig
 from sedd_graph.training.config import TrainConfig
 
@@ -57,15 +57,15 @@ class Report:
 
     @property
     def data(self) -> DataConfig | PointsConfig:
-        return self.loaded.sections.get("data") or DataConfig()
+        return self.loaded.section(PointsConfig) or self.loaded.section(DataConfig) or DataConfig()
 
     @property
     def train(self) -> TrainConfig:
-        return self.loaded.sections.get("train") or TrainConfig()
+        return self.loaded.section(TrainConfig) or TrainConfig()
 
     @property
     def store(self) -> StoreConfig:
-        return self.loaded.sections.get("store") or StoreConfig()
+        return self.loaded.section(StoreConfig) or StoreConfig()
 
     def __str__(self) -> str:
         lines = [to_tree(self.graph), "", f"parameters  {self.parameters:,}"]
@@ -81,8 +81,8 @@ def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry
         raise UserError(f"overrides are a list of strings, such as [{overrides!r}], not one string")
     loaded = load(find_blueprint(path), overrides, sections=SECTIONS)
     registry = discover()
-    data, train = (loaded.sections.get(key) for key in ("data", "train"))
-    sizes = {"batch": (train or TrainConfig()).batch, "length": (data or DataConfig()).length}
+    data = loaded.section(PointsConfig) or loaded.section(DataConfig) or DataConfig()
+    sizes = {"batch": (loaded.section(TrainConfig) or TrainConfig()).batch, "length": data.length}
     return loaded, registry, expand(loaded, registry), sizes
 
 
@@ -103,7 +103,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
     Raises :class:`sedd_graph.errors.BlueprintError` with every problem of the first stage that has any.
     """
     loaded, registry, graph, sizes = _graph(path, overrides)
-    derived = prove(graph, sizes)
+    derived = require_claims(graph, sizes)
     plan = read_plan(loaded, graph, registry)
     import torch
 
@@ -127,9 +127,9 @@ def _data_facts(loaded: Loaded) -> DataFacts:
     """The part of the data section that a process must agree with."""
     from sedd_graph.engine.process import DataFacts
 
-    data = loaded.sections.get("data")
-    if not isinstance(data, DataConfig):
-        return DataFacts(0, None, stream=True, prompts=False, points=data is not None)
+    data = loaded.section(DataConfig)
+    if data is None:
+        return DataFacts(0, None, stream=True, prompts=False, points="data" in loaded.sections)
     return DataFacts(
         data.length, data.tokenizer.size, stream=data.rows == "stream", prompts=data.corpus.prompted, points=False
     )

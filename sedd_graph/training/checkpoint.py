@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON only, written to a temporary name and renamed, so that they are whole or absent.
 
 torch's distributed checkpoint keeps its metadata as a pickle; a checkpoint is untrusted input here, so the optimizer's
-state is kept as plain tensors by name instead (see docs/decisions.md).
+state is kept as plain tensors by name instead (docs/explanation/decisions.md).
 """
 
 from __future__ import annotations

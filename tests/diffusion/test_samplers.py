@@ -297,7 +297,7 @@ class Hasty(Uniformization, kind="sampler"):
 
     def walk(self, walk: Walk, steps: int) -> None:
         draw = walk.draw
-        walk.draw = lambda move, weights, **more: draw((move > 0).double(), weights, **more)  # type: ignore[method-assign]
+        walk.draw = lambda move, weights, **more: draw((move > 0).double(), weights, **more)
         super().walk(walk, steps)
 
 
@@ -309,7 +309,7 @@ class Blind(Analytic, kind="sampler"):
 
     def walk(self, walk: Walk, steps: int) -> None:
         first = walk.outputs(torch.ones(walk.x.shape[0]))
-        walk.outputs = lambda t, need=None: first  # type: ignore[method-assign]
+        walk.outputs = lambda t, need=None: first
         super().walk(walk, steps)
 
 
@@ -478,14 +478,14 @@ def test_refusals_tell_why() -> None:
 
 
 def test_the_sampler_that_the_docs_write_is_exact() -> None:
-    """docs/sampling.md's own sampler; and its table names every sampler there is."""
-    text = (ROOT / "docs" / "sampling.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    """The sampler of the how-to page; and the table of the reference names every sampler there is."""
+    page, table = (ROOT / "docs" / name for name in ("how-to/sampler.md", "reference/samplers.md"))
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     scope: dict[str, Any] = {}
     for block in blocks:
-        exec(compile(block, "docs/sampling.md", "exec"), scope)
+        exec(compile(block, "docs/how-to/sampler.md", "exec"), scope)
     sampler = make(scope["LeftToRight"])
     assert distance(run(sampler, Absorb)) < 1.3 * FLOOR
     assert sampler.evaluations == ROWS * L
     named = {c.name for c in discover().contracts() if c.kind == "sampler"}
-    assert named == set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
+    assert named == set(re.findall(r"^\| `(\w+)` \|", table.read_text(), flags=re.MULTILINE))

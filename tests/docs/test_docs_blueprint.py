@@ -1,4 +1,4 @@
-"""docs/blueprint.md is true: its blueprints build, its limits are those of the code, its keys are those of the schema."""
+"""docs/reference/blueprint.md is true: its blueprints build, its limits are those of the code, its keys are those of the schema."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from sedd_graph.store.config import StoreConfig
 from tests.conftest import ROOT, SMALL
 from tests.pages import blueprints
 
-PAGE = ROOT / "docs" / "blueprint.md"
+PAGE = ROOT / "docs" / "reference" / "blueprint.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 SNIPPETS = blueprints(PAGE)
 

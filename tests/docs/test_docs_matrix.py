@@ -1,4 +1,4 @@
-"""docs/matrix.md: every combination of what is installed has a cell, and what is refused there is refused."""
+"""docs/reference/matrix.md: every combination of what is installed has a cell, and what is refused there is refused."""
 
 import re
 
@@ -8,7 +8,7 @@ from sedd_graph.component.registry import discover
 from sedd_graph.runs.matrix import Cell, cells, matrix
 from tests.conftest import ROOT
 
-TEXT = (ROOT / "docs" / "matrix.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "reference" / "matrix.md").read_text(encoding="utf-8")
 REGISTRY = discover()
 
 

@@ -1,4 +1,4 @@
-"""docs/processes.md names every kernel, schedule and check that there is, and no other."""
+"""The reference pages of processes and checks name every kernel, schedule and check that there is, and no other."""
 
 import re
 from typing import Any
@@ -13,18 +13,23 @@ from sedd_graph.families.tokens import make_parts, prove
 from tests.conftest import BLUEPRINTS, ROOT
 from tests.plans import string_plan, token_plan
 
-TEXT = (ROOT / "docs" / "processes.md").read_text()
+TEXT, CHECKS, PROOFS = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("reference/processes", "reference/checks", "explanation/proofs")
+)
 REGISTRY = discover()
 
 
 def first_column(heading: str) -> list[str]:
     """The names in the first column of the table whose first heading is ``heading``."""
-    found = re.search(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", TEXT, flags=re.MULTILINE)
-    assert found is not None
+    found = re.search(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", TEXT + CHECKS, flags=re.MULTILINE)
+    assert found is not None, heading
     return re.findall(r"^\| `([\w.]+)` \|", found[1], flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("kind", ["kernel", "schedule", "edit kernel", "edit objective", "edit sampler"])
+@pytest.mark.parametrize(
+    "kind", ["kernel", "schedule", "objective", "string kernel", "string objective", "string sampler"]
+)
 def test_every_one_stands_there(kind: str) -> None:
     own = [e.name for e in REGISTRY if e.distribution.replace("-", "_").startswith("sedd_graph ")]
     assert sorted(first_column(kind)) == sorted(n for n in own if REGISTRY.component(n).kind == kind.replace(" ", "_"))
@@ -75,7 +80,7 @@ def test_blueprints_and_the_one_shown() -> None:
 
 
 def test_every_test_that_stands_there_is_one() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", TEXT)
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", PROOFS)
     assert len(named) > 15
     missing = [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
     assert not missing

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -203,7 +203,7 @@ class Both(Toy):
 
 
 class Wave(Toy):
-    """``x + 0.5 sin x``, undone by iterating."""
+    """``x + 0.5 sin x``, inverted by iteration."""
 
     @classmethod
     def algebra(cls, config: Any, signature: Signature) -> Algebra:
@@ -241,6 +241,7 @@ class Split(Toy):
             (Rule("x", ("x0", "x1"), "join", cost=0),),
             lipschitz={("x", "x0"): 1.0, ("x", "x1"): 1.0},
             log_det={"x": "zero"},
+            moves=True,
         )
 
     def forward(self, *xs: Array) -> tuple[Array, Array]:
@@ -264,7 +265,7 @@ class Concat(Toy):
         assert None not in sizes  # the solver shows the types of the graph
         rule = Rule(("x0", "x1"), ("out",), "part", cost=0)
         bounds = {("x0", "out"): 1.0, ("x1", "out"): 1.0}
-        return Algebra((rule,), lipschitz=bounds, log_det={("x0", "x1"): "zero"})
+        return Algebra((rule,), lipschitz=bounds, log_det={("x0", "x1"): "zero"}, moves=True)
 
     def forward(self, *xs: Array) -> Array:
         return np.concatenate(xs)
@@ -321,6 +322,7 @@ def region(
         refs = [_ref(text, made) for text in texts]
         types = [made[r.step][r.port] if r.step else given[r.port] for r in refs]
         body: Op | Region
+        fed: dict[str, tuple[Ref, ...]]
         if isinstance(what, Region):
             body, outs = what, dict(what.output_types)
             fed = {port: (ref,) for port, ref in zip(what.inputs, refs, strict=True)}
@@ -335,7 +337,7 @@ def region(
             else:
                 fed = {port: (ref,) for port, ref in zip(toy.ins, refs, strict=True)}
             ports = tuple(Port(p, types[0], variadic=toy.variadic) for p in toy.ins)
-            body = Op(CONTRACTS[op], config, Signature(ports, tuple(Port(n, t) for n, t in outs.items())), {}, {})
+            body = Op(CONTRACTS[op], config, Signature(ports, tuple(Port(n, t) for n, t in outs.items())), {})
         made[name] = outs
         steps.append(Step(name, body, fed, outs, None, ("toy.yaml", line, 1)))
     if order is not None:
@@ -473,7 +475,7 @@ def log_det(program: Program, values: Mapping[Ref, Array]) -> float:
         elif isinstance(d, Linear):
             total += float(np.log(float(d.factor))) * len(values[d.targets[0]])
         elif isinstance(d, Contraction):
-            matrix = jacobian(lambda x, d=d: body(d, values, x), values[d.target])
+            matrix = jacobian(partial(body, d, values), values[d.target])
             total += float(np.linalg.slogdet(matrix)[1])
     return total
 

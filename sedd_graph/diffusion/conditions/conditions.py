@@ -18,7 +18,7 @@ def _compiled(pattern: str) -> str:
 
 
 Pattern = Annotated[str, pydantic.AfterValidator(_compiled)]
-"""A regular expression of the subset in docs/sampling.md; validated by compiling it."""
+"""A regular expression of the subset in docs/reference/samplers.md; validated by compiling it."""
 
 Forbidden = (
     Annotated[str, pydantic.Field(min_length=1, max_length=1024)] | Annotated[int, pydantic.Field(ge=0, lt=2**31)]
@@ -26,7 +26,7 @@ Forbidden = (
 
 
 class Conditions(ComponentConfig):
-    """Config of the conditions on sampled text (see docs/sampling.md)."""
+    """Config of the conditions on sampled text (see docs/reference/samplers.md)."""
 
     forbid: Annotated[tuple[Forbidden, ...], pydantic.Field(max_length=4096)] = ()
     """Tokens that are never sampled: ids, or texts, which forbid every token that contains them. Up to 4,096."""
