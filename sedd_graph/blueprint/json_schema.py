@@ -93,7 +93,8 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[
             root["properties"][place] = {"$ref": f"#/$defs/{place}", **kept}
     for key, models in sections.items():
         schemas = [_loosened(_inlined(model, definitions, f"{key}.")) for model in models]
-        root["properties"][key] = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        kept = {k: v for k, v in root["properties"][key].items() if k == "description"}
+        root["properties"][key] = (schemas[0] if len(schemas) == 1 else {"anyOf": schemas}) | kept
     for name in ("OpSpec", "ProcessSpec", "SampleSpec"):
         definitions.pop(name, None)
     return {
