@@ -94,8 +94,8 @@ class Attention(Component, kind="attention"):
         if sees is not None:
             mask = sees if mask is None else mask & sees
         v = v.to(q.dtype)
-        if self.memory is not None:
-            k, v = self.memory(k, v)
+        if self.kv_cache is not None:
+            k, v = self.kv_cache(k, v)
         if key is not None and self.config.dropout:
             y = self._with_dropout(q, k, v, mask, key)
         else:

@@ -1,14 +1,15 @@
-"""Symbolic sizes and port types: exact integer polynomials over axis symbols, and ``float b l d``.
+"""Symbolic sizes (exact integer polynomials over axis symbols) and port types such as ``float b l d``. No torch.
 
-No evaluation of user text ever happens here: sizes come from a small bounded parser. No torch.
+User text is never evaluated: a small parser with bounded input reads it.
 
-Axis glossary used throughout: b batch, l length, d model width, e conditioning width, v data tokens (+ mask), n states.
+Axes throughout the project: b batch, l length, d model width, e conditioning width, v data tokens (and the mask), n states.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -17,17 +18,17 @@ from sedd_graph.errors import UserError, listed, suggest
 __all__ = ["DYNAMIC", "MAX_SIZE", "AxisError", "Dim", "PortType", "Size", "parse_port_type", "parse_size"]
 
 DYNAMIC = ("batch", "length")
-"""Symbols whose value is known only when a step runs."""
+"""Symbols whose value is known only when the network runs."""
 
 MAX_SIZE = 2**40
-"""Sizes and coefficients stay below it."""
+"""Bound that sizes and coefficients stay below."""
 _MAX_TEXT, _MAX_DEPTH, _MAX_TERMS = 256, 16, 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TOKEN = re.compile(r"\s*(?:([0-9]+)|([A-Za-z_][A-Za-z0-9_]*)|(//|[-+*()]))")
+_TOKEN = re.compile(r"\s*(?:([0-9]+|[A-Za-z_][A-Za-z0-9_]*|//|[-+*()])|(\S))")  # a token, or an unexpected character
 
 
 class AxisError(UserError):
-    """A size expression or port type that cannot be read, or a size out of bounds."""
+    """Invalid size expression or port type, or a size out of bounds."""
 
 
 Monomial = tuple[str, ...]
@@ -35,13 +36,14 @@ Monomial = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """An exact integer polynomial: ``terms`` maps a sorted tuple of symbols to a nonzero coefficient."""
+    """Exact integer polynomial over axis symbols, such as ``4*d+1``. Its operators raise :class:`AxisError` out of bounds."""
 
     terms: tuple[tuple[Monomial, int], ...] = ()
+    """Pairs of a sorted tuple of symbols and its nonzero coefficient, sorted."""
 
     @staticmethod
     def of(value: int | str | Size) -> Size:
-        """A constant, a symbol, or a Size itself."""
+        """Convert an integer (a constant) or the name of a symbol to a Size."""
         if isinstance(value, Size):
             return value
         return Size._from({(): value} if isinstance(value, int) else {(value,): 1})
@@ -78,7 +80,7 @@ class Size:
         return Size._from(out)
 
     def __floordiv__(self, other: int | str | Size) -> Size:
-        """Exact division; :class:`AxisError` where it leaves a rest."""
+        """Divide exactly. Raises :class:`AxisError` where a remainder is left or the divisor is a sum."""
         divisor = Size.of(other)
         if not divisor.terms:
             raise AxisError("division by zero in a size expression")
@@ -98,17 +100,16 @@ class Size:
 
     @property
     def symbols(self) -> frozenset[str]:
+        """Symbols that occur in the polynomial."""
         return frozenset(s for m, _ in self.terms for s in m)
 
     @property
     def constant(self) -> int | None:
-        """The value where no symbol is left, else None."""
-        if not self.terms:
-            return 0
-        return self.terms[0][1] if self.terms[0][0] == () and len(self.terms) == 1 else None
+        """Value of a polynomial without symbols, else None."""
+        return None if self.symbols else sum(coefficient for _, coefficient in self.terms)
 
     def substitute(self, env: Mapping[str, int | Size]) -> Size:
-        """Replace the symbols that ``env`` knows."""
+        """Replace the symbols that are keys of ``env`` by their values."""
         if not any(s in env for s in self.symbols):
             return self
         total = Size()
@@ -120,7 +121,7 @@ class Size:
         return total
 
     def evaluate(self, env: Mapping[str, int]) -> int:
-        """The integer under ``env``; :class:`AxisError` if a symbol is missing."""
+        """Return the integer value under ``env``. Raises :class:`AxisError` if a symbol is missing."""
         value = self.substitute(env).constant
         if value is None:
             missing = ", ".join(sorted(self.symbols - env.keys()))
@@ -139,7 +140,7 @@ class Size:
 
 
 Names = Iterable[str] | Mapping[str, "Size"] | None
-"""The axes that an expression may use: any (None), those listed, or the keys of a mapping to sizes."""
+"""Axes that an expression may use: any (None), those listed, or the keys of a mapping, which are replaced by its sizes."""
 
 
 class _Parser:
@@ -148,23 +149,18 @@ class _Parser:
         self.sizes: Mapping[str, Size] = names if isinstance(names, Mapping) else {}
         if len(text) > _MAX_TEXT:
             raise AxisError(f"size expression is longer than {_MAX_TEXT} characters")
-        self.tokens: list[tuple[str, str]] = []
-        at = 0
-        while at < len(text.rstrip()):
-            match = _TOKEN.match(text, at)
-            if match is None:
-                raise AxisError(
-                    f"size {text!r}: unexpected {text[at:].strip()[:1]!r} (integers, axis names, + - * // and parentheses)"
-                )
-            kind = "int" if match[1] else "name" if match[2] else "op"
-            self.tokens.append((kind, match[0].strip()))
-            at = match.end()
+        found = _TOKEN.findall(text)
+        for _, unexpected in found:
+            if unexpected:
+                known = "integers, axis names, + - * // and parentheses"
+                raise AxisError(f"size {text!r}: unexpected {unexpected!r} ({known})")
+        self.tokens = [token for token, _ in found]
         self.at = self.depth = 0
 
     def peek(self) -> str:
-        return self.tokens[self.at][1] if self.at < len(self.tokens) else ""
+        return self.tokens[self.at] if self.at < len(self.tokens) else ""
 
-    def next(self) -> tuple[str, str]:
+    def next(self) -> str:
         if self.at >= len(self.tokens):
             raise AxisError(f"size {self.text!r}: something is missing at the end")
         self.at += 1
@@ -176,7 +172,7 @@ class _Parser:
             raise AxisError(f"size {self.text!r}: nested deeper than {_MAX_DEPTH}")
         value = self.product()
         while self.peek() in ("+", "-"):
-            op = self.next()[1]
+            op = self.next()
             value = value + self.product() if op == "+" else value - self.product()
         self.depth -= 1
         return value
@@ -184,38 +180,40 @@ class _Parser:
     def product(self) -> Size:
         value = self.atom()
         while self.peek() in ("*", "//"):
-            op = self.next()[1]
+            op = self.next()
             value = value * self.atom() if op == "*" else value // self.atom()
         return value
 
     def atom(self) -> Size:
-        negative = False
-        while self.peek() == "-":
-            self.next()
-            negative = not negative
-        kind, text = self.next()
-        if kind == "int":
+        sign = 1
+        while (text := self.next()) == "-":
+            sign = -sign
+        if text.isdigit():
             if len(text) > 13:
                 raise AxisError(f"size {text[:12]}... is too large: the largest is 2**40")
             value = Size.of(int(text))
-        elif kind == "name":
+        elif text.isidentifier():
             if self.names is not None and text not in self.names:
                 raise AxisError(f"unknown axis {text!r}{suggest(text, self.names)}; known: {listed(self.names)}")
             value = self.sizes.get(text, Size.of(text))
         elif text == "(":
             value = self.sum()
-            if self.next()[1] != ")":
+            if self.next() != ")":
                 raise AxisError(f"size {self.text!r}: a parenthesis is not closed")
         else:
             raise AxisError(f"size {self.text!r}: unexpected {text!r}")
-        return -value if negative else value
+        return value * sign
 
 
 def parse_size(text: str | int, names: Names = None) -> Size:
-    """Read ``4*d`` or ``d//2``. ``names``, where given, are the axes that may be used.
+    """Parse a size expression such as ``4*d`` or ``d//2``.
 
-    A mapping of names to sizes substitutes them, so that ``d//2`` can be evaluated for a known ``d``.
-    Raises :class:`AxisError`.
+    Args:
+        text: The expression; an integer is converted.
+        names: Axes that may be used. A mapping replaces each by its size, so that ``d//2`` has a value for a known ``d``.
+
+    Raises:
+        AxisError: The expression is invalid, uses an unknown axis, or is out of bounds.
     """
     if isinstance(text, int):
         return Size.of(text)
@@ -230,10 +228,11 @@ def parse_size(text: str | int, names: Names = None) -> Size:
 
 @dataclasses.dataclass(frozen=True)
 class Dim:
-    """One dimension of a port type: a size, or a variadic ``*s`` that stands for any number of dimensions."""
+    """Dimension of a port type: a size, or a variadic ``*s`` that stands for any number of dimensions."""
 
     size: Size
     variadic: str | None = None
+    """Name after the star of a variadic dimension, whose ``size`` is unused; else None."""
 
     def __str__(self) -> str:
         return f"*{self.variadic}" if self.variadic else str(self.size)
@@ -244,37 +243,43 @@ Kind = Literal["float", "int", "bool"]
 
 @dataclasses.dataclass(frozen=True)
 class PortType:
-    """What travels along an edge: a kind of number and its dimensions, such as ``float b l d``."""
+    """Type of the tensors at a port: a kind of number and its dimensions, such as ``float b l d``."""
 
     kind: Kind
     dims: tuple[Dim, ...]
 
     @property
     def symbols(self) -> frozenset[str]:
-        return frozenset().union(*(d.size.symbols for d in self.dims if not d.variadic)) if self.dims else frozenset()
+        """Symbols that occur in the sizes."""
+        return frozenset(symbol for dim in self.dims for symbol in dim.size.symbols)
 
     def __str__(self) -> str:
         return " ".join([self.kind, *map(str, self.dims)])
 
 
 def parse_port_type(text: str, names: Names = None) -> PortType:
-    """Read ``float b l d``: a kind, then dimensions apart by spaces, each a size or one ``*name``.
+    """Parse a port type such as ``float b l d``: a kind, then dimensions separated by spaces.
 
-    ``names`` as in :func:`parse_size`. Raises :class:`AxisError`.
+    Args:
+        text: The port type. Each dimension is a size expression; one may be ``*name``.
+        names: Axes that may be used, as in :func:`parse_size`.
+
+    Raises:
+        AxisError: The port type is invalid, or one of its sizes is.
     """
     if len(text) > _MAX_TEXT:
         raise AxisError(f"port type is longer than {_MAX_TEXT} characters")
-    parts = text.split()
-    if not parts or parts[0] not in ("float", "int", "bool"):
-        found = parts[0] if parts else ""
+    first, *rest = text.split() or [""]
+    kind = next((k for k in typing.get_args(Kind) if k == first), None)
+    if kind is None:
+        near = suggest(first, typing.get_args(Kind))
         raise AxisError(
-            f"port type {text!r}: start with float, int or bool{suggest(found, ('float', 'int', 'bool'))}, "
-            "then the axes, such as 'float b l d'"
+            f"port type {text!r}: start with float, int or bool{near}, then the axes, such as 'float b l d'"
         )
-    if len(parts) > 9:
+    if len(rest) > 8:
         raise AxisError(f"port type {text!r}: more than 8 dimensions")
     dims = []
-    for part in parts[1:]:
+    for part in rest:
         if part.startswith("*"):
             if not _NAME.fullmatch(part[1:]):
                 raise AxisError(f"port type {text!r}: {part!r} is not a name after the star")
@@ -283,5 +288,4 @@ def parse_port_type(text: str, names: Names = None) -> PortType:
             dims.append(Dim(parse_size(part, names)))
     if sum(d.variadic is not None for d in dims) > 1:
         raise AxisError(f"port type {text!r}: only one variadic dimension is allowed")
-    kind: Kind = "float" if parts[0] == "float" else "int" if parts[0] == "int" else "bool"
     return PortType(kind, tuple(dims))

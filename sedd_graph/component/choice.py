@@ -1,4 +1,4 @@
-"""Fields of a blueprint section that hold a component, chosen by its ``op`` among those that are installed. No torch."""
+"""Fields of a blueprint section whose value is a component, chosen by its ``op`` from the installed ones. No torch."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from sedd_graph.errors import UserError, suggest
 __all__ = ["Choice"]
 
 PLACE = "x-place"
-"""Key of a JSON schema that stands for the components of a place; the schema of blueprints replaces it."""
+"""Key of a JSON schema that the schema of blueprints replaces by the components of the place that is its value."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """Annotation of a pydantic field whose value is a component: ``Annotated[Corpus, Choice("data.corpus")]``.
 
-    The field reads ``{op: text, files: [...]}``, or ``builtin`` for a component without keys of its own, validates the keys
-    by the component's Config, and holds an instance. It is written back as a mapping with the op pinned to its version.
-
-    Args:
-        place: Key of the blueprint, which says the kinds that fit (:mod:`sedd_graph.component.kinds`).
-        default: Op of a mapping that names none.
+    The field is read from a mapping such as ``{op: text, files: [...]}``, or from the op alone, such as ``builtin``. The other
+    keys are validated by the component's Config, and the value is an instance. It is serialised as a mapping whose op is pinned
+    to its version.
     """
 
     place: str
+    """Key of the blueprint, which determines the kinds that fit (:mod:`sedd_graph.component.kinds`)."""
     default: str | None = None
+    """Op of a mapping without one."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         (base,) = branches(source)
@@ -50,7 +49,11 @@ class Choice:
         return [c for c in registry.contracts() if c.kind in kinds_at(self.place)]
 
     def config_of(self, value: Any) -> Any:
-        """Return the Config class of the component that ``value`` names, which is known to be registered; else None."""
+        """Return the Config class of the component that ``value`` names, or None if it names none.
+
+        Raises:
+            UserError: The name is unknown.
+        """
         op = value.get("op", self.default) if isinstance(value, dict) else value
         return installed().component(op).Config if isinstance(op, str) and op else None
 
@@ -64,7 +67,7 @@ class Choice:
             raise PydanticCustomError("union_tag_not_found", "needs the key 'op'", {"discriminator": "'op'"})
         cls = self._component(op)
         if not issubclass(cls, base):
-            raise ValueError(f"{op!r} is no {base.__name__}")
+            raise ValueError(f"{op!r} is not of class {base.__name__}")
         return cls(cls.Config.model_validate({k: v for k, v in keys.items() if k != "op"}))
 
     def _component(self, op: str) -> Any:

@@ -1,7 +1,7 @@
-"""What a component promises, as plain data: its name, ports, Config, kind, and where it comes from.
+"""The contract of a component, as plain data: its name, ports, Config, kind and distribution. No torch.
 
-The graph layers see components only through this file. No torch here: a contract is read off a class by
-:mod:`sedd_graph.component.registry` and can be made by hand in a test.
+The blueprint and graph packages use components only through these classes. The registry makes a contract from a class
+(:mod:`sedd_graph.component.registry`); a test can make one by hand.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = [
 
 
 class ComponentConfig(Strict):
-    """Base of every component's nested ``Config``: frozen, unknown keys refused, no NaN or infinity."""
+    """Base class of every component's nested ``Config``: frozen; unknown keys, NaN and infinity are errors."""
 
     model_config = pydantic.ConfigDict(validate_default=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class SizeMark:
-    """Marks a Config field whose YAML value may be an axis expression such as ``v`` or ``4*d``."""
+    """Mark of a Config field whose value in YAML may be an expression over axes such as ``v`` or ``4*d``."""
 
 
 SizeField = Annotated[int, pydantic.Field(gt=0, lt=2**40), SizeMark()]
@@ -49,17 +49,19 @@ SizeField = Annotated[int, pydantic.Field(gt=0, lt=2**40), SizeMark()]
 
 @dataclasses.dataclass(frozen=True)
 class Port:
-    """One named input or output. ``variadic`` inputs take any number (>= 1) of edges."""
+    """A named input or output of a component."""
 
     name: str
     type: PortType
     optional: bool = False
+    """Whether an input may be left unconnected; ``forward`` then gets None."""
     variadic: bool = False
+    """Whether an input takes any number (one or more) of edges."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """The typed inputs and outputs of one component under one Config, in the order of ``forward``."""
+    """Input and output ports of a component under one Config, in the order of ``forward``."""
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
@@ -67,81 +69,82 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One way to undo a component: the input ``target`` from the ports in ``given``, by calling ``method`` with them.
-
-    Several targets make a tuple, and the method then returns one. The outputs in ``given`` must fix the targets whatever
-    their values are. ``cost`` counts evaluations of the component's ``forward``. ``iterative``: to a tolerance instead of
-    in closed form.
-    """
+    """Inversion rule: the method ``method`` recovers the input ``target`` from the ports ``given``."""
 
     target: str | tuple[str, ...]
+    """Name of the input; a tuple where the method returns several."""
     given: tuple[str, ...]
+    """Ports that the method is called with. They must determine the targets for all values."""
     method: str
     cost: float = 1.0
+    """Cost of the method, in evaluations of the component's ``forward``."""
     iterative: bool = False
+    """Whether the result is exact to a tolerance only, instead of in closed form."""
 
     @property
     def targets(self) -> tuple[str, ...]:
+        """Names of the inputs that the rule recovers."""
         return (self.target,) if isinstance(self.target, str) else self.target
 
 
 @dataclasses.dataclass(frozen=True)
 class Algebra:
-    """What the solver may know of a component under one Config.
-
-    ``linear`` says that an output is a sum of inputs with constant factors, ``{"out": {"x": 1, "y": -1}}`` (of a
-    variadic port, each value with the same factor). ``lipschitz`` maps (input, output) to a bound on how much the
-    output moves when that input alone moves, in the Euclidean norm of a whole sequence; a pair that is absent has none.
-    ``log_det``: for each rule's target, ``"zero"`` where undoing it changes no volume, or the name of the method that
-    gives log |det d out / d target| in nats, [b]; a target that is absent has none. ``moves``: outputs are the numbers of
-    the inputs in other places, with no arithmetic done to them.
-    """
+    """Algebraic properties of a component under one Config, from which the solver derives inverses and log-determinants."""
 
     rules: tuple[Rule, ...] = ()
+    """Inversion rules."""
     linear: Mapping[str, Mapping[str, Fraction]] = dataclasses.field(default_factory=dict)
+    """Outputs that are linear combinations of inputs, such as ``{"out": {"x": 1, "y": -1}}``; a factor of a variadic port holds
+    for each of its values."""
     lipschitz: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+    """Lipschitz bound of an output with respect to one input, by (input, output), in the Euclidean norm of a whole sequence."""
     log_det: Mapping[str | tuple[str, ...], str] = dataclasses.field(default_factory=dict)
+    """Log-determinant by the target of a rule: ``"zero"`` for volume-preserving, or the name of the method that returns
+    log |det d out / d target|, nats, [b]."""
     moves: bool = False
+    """Whether outputs only rearrange the numbers of the inputs, without arithmetic."""
 
 
 def no_signature(config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
-    """Return the signature of a component that is no node of a graph: no ports."""
+    """Return the signature of a component that is not a node of a graph: no ports."""
     return Signature((), ())
 
 
 def no_algebra(config: ComponentConfig, signature: Signature) -> Algebra:
-    """The algebra of a component that promises nothing."""
+    """Return the algebra of a component without algebraic properties."""
     return Algebra()
 
 
 @dataclasses.dataclass(frozen=True)
 class Contract:
-    """Everything the blueprint and graph layers may know of a component.
-
-    ``signature(config, arity)`` gives the ports; ``arity`` maps a variadic port to how many edges feed it.
-    ``algebra(config, signature)`` gives the rules by which the solver may undo it; there, the types of the signature's
-    connected ports are those of the graph, so that a rule may depend on sizes (``port.type.dims[-1].size.constant``).
-    ``positionwise``: an output at a position follows from the inputs at that position, and from those without a length.
-    """
+    """Description of a component, from which blueprints and graphs are checked without its code."""
 
     name: str
     version: int
     kind: str
+    """Name of its kind, a key of :data:`sedd_graph.component.kinds.KINDS`."""
     config: type[ComponentConfig]
+    """Class of its keys in a blueprint."""
     signature: Callable[[ComponentConfig, Mapping[str, int]], Signature]
+    """Returns the ports, from the Config and the number of edges into each variadic port."""
     summary: str = ""
+    """First line of its docstring."""
     algebra: Callable[[ComponentConfig, Signature], Algebra] = no_algebra
+    """Returns the algebra, from the Config and the signature. The connected ports of that signature have their types in the
+    graph, so that a rule may depend on sizes (``port.type.dims[-1].size.constant``)."""
     positionwise: bool = False
+    """Whether an output at a position depends only on inputs at that position and on inputs without a length axis."""
     distribution: str = ""
+    """Name and version of the distribution that installs it."""
 
     @property
     def op(self) -> str:
-        """The pinned name, ``attention.v1``."""
+        """Pinned name, such as ``attention.v1``."""
         return f"{self.name}.v{self.version}"
 
 
 def size_fields(config: type[ComponentConfig]) -> frozenset[str]:
-    """The Config fields that may be written as axis expressions."""
+    """Return the names of the Config fields that may be written as expressions over axes."""
 
     def marked(annotation: Any, metadata: tuple[Any, ...] = ()) -> bool:
         if any(isinstance(m, SizeMark) for m in metadata):

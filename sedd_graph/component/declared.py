@@ -1,4 +1,4 @@
-"""What every component declares: a kind and a nested, frozen ``Config``. No torch.
+"""Base classes that give each component a kind and a nested, frozen ``Config``. No torch.
 
 :class:`Plain` is the base of components that are no modules of a network: corpora, tokenizers, optimizers, learning-rate
 schedules and trackers. Components that are modules derive from :class:`sedd_graph.component.base.Component`.
@@ -17,14 +17,19 @@ __all__ = ["Declared", "Plain"]
 
 
 class Declared:
-    """A class with a kind of :data:`sedd_graph.component.kinds.KINDS` and a nested ``Config``.
+    """Base class of all components, which checks the declarations of a subclass when it is defined.
 
-    Raises :class:`TypeError` when a subclass is defined whose kind is unknown, whose base class is not that of its kind, or
-    which has no ``Config``. A base class sets ``abstract = True`` or names no kind, and is not checked.
+    A class that is itself only a base sets ``abstract = True`` or names no kind, and is not checked.
+
+    Raises:
+        TypeError: When a subclass is defined whose kind is unknown, whose base class is not that of its kind, or which has no
+            ``Config``.
     """
 
     Config: ClassVar[type[ComponentConfig]]
+    """Class of its keys in a blueprint."""
     kind: ClassVar[str]
+    """Name of its kind, a key of :data:`sedd_graph.component.kinds.KINDS`."""
 
     def __init_subclass__(cls, *, kind: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -38,7 +43,7 @@ class Declared:
             raise TypeError(f"{cls.__qualname__}: {error}") from None
         if cls.is_abstract():
             return
-        # by name: importing every base here would load rooms that this class does not use
+        # compared by name: importing the base classes of all kinds would load packages that this class does not use
         if base not in {f"{c.__module__}:{c.__qualname__}" for c in cls.__mro__}:
             raise TypeError(f"{cls.__qualname__}: a component of kind {cls.kind!r} derives from {base}")
         config = getattr(cls, "Config", None)
@@ -47,12 +52,12 @@ class Declared:
 
     @classmethod
     def is_abstract(cls) -> bool:
-        """Return whether this class is only a base of components."""
+        """Return whether this class is only a base class of components."""
         return inspect.isabstract(cls) or bool(cls.__dict__.get("abstract", False))
 
 
 class Plain(Declared):
-    """A component that is no module of a network; it holds its Config and compares equal by it."""
+    """A component that is not a module, such as a corpus. Two of one class are equal if their Configs are."""
 
     config: Any
 

@@ -1,4 +1,4 @@
-"""``sedd-graph components``: the installed components, with ports, Config keys, distribution and source."""
+"""Text of ``sedd-graph components``: the installed components with ports, Config keys, distribution and source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ __all__ = ["describe", "list_components"]
 
 
 def list_components(registry: Registry | None = None) -> str:
-    """Return one line per component, by kind in the order of :data:`~sedd_graph.component.kinds.KINDS`."""
+    """Return a list of the components, one line each, by kind in the order of :data:`~sedd_graph.component.kinds.KINDS`.
+
+    Args:
+        registry: The components; the installed ones by default.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         contracts = (registry or discover()).contracts()
@@ -27,9 +31,18 @@ def list_components(registry: Registry | None = None) -> str:
 
 
 def describe(name: str, registry: Registry | None = None) -> str:
-    """Return ports, Config keys, distribution, file and line of one component."""
+    """Return a description of one component: ports, Config keys, distribution, file and line.
+
+    Args:
+        name: Its op, with or without a version.
+        registry: The components; the installed ones by default.
+
+    Raises:
+        UserError: The name is unknown.
+        EnvironmentFault: The component cannot be imported.
+    """
     registry = registry or discover()
-    contract, (file, line) = registry.contract(name), registry.place(name)
+    contract, (file, line) = registry.contract(name), registry.location(name)
     kind = KINDS[contract.kind]
     lines = [
         f"{contract.op} ({contract.kind}, {'node of the graph' if kind.is_node else kind.place})",
@@ -40,12 +53,12 @@ def describe(name: str, registry: Registry | None = None) -> str:
         lines += ["ports", *_ports(contract)]
     lines += ["config", *(_keys(contract) or ["  none"])]
     if contract.positionwise:
-        lines += ["promises", "  positionwise: an output at a position depends on inputs at that position alone"]
+        lines += ["properties", "  positionwise: an output at a position depends only on inputs at that position"]
     return "\n".join(lines)
 
 
 def _keys(contract: Contract) -> list[str]:
-    """Return the lines of all Config keys: type, choices, bounds and default, and the meaning below."""
+    """Return two lines per Config key: default, type, choices and bounds, then the description."""
     lines, meanings = [], field_descriptions(contract.config)
     for name, field in contract.config.model_fields.items():
         default = "required" if field.is_required() else f"= {field.get_default(call_default_factory=True)!r}"

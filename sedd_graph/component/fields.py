@@ -1,7 +1,7 @@
-"""The meaning of Config keys: descriptions read from docstrings in the source, types and bounds in words. No torch.
+"""Descriptions of Config keys, read from docstrings in the source, and their types and bounds in words. No torch.
 
-A key is described by a docstring under the field, or by ``pydantic.Field(description=...)``. The source is parsed only when a
-description is asked for, so that imports stay fast.
+A key is described by a docstring under its field, or by ``pydantic.Field(description=...)``. The source is parsed only when a
+description is requested, so that imports stay fast.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["add_descriptions", "field_descriptions", "type_text"]
 
 @functools.lru_cache(maxsize=256)
 def _classes(module: str) -> dict[str, ast.ClassDef]:
-    """Return the class definitions of a module by qualified name; none where the source is not at hand."""
+    """Return the class definitions of a module by qualified name; none if its source is not available."""
     found: dict[str, ast.ClassDef] = {}
 
     def visit(body: Sequence[ast.AST], prefix: str) -> None:
@@ -44,7 +44,7 @@ def _classes(module: str) -> dict[str, ast.ClassDef]:
 
 
 def field_descriptions(model: type[pydantic.BaseModel]) -> dict[str, str]:
-    """Return the description of each field of ``model`` that has one, on one line."""
+    """Return the descriptions of the fields of ``model`` by name, each on one line; fields without one are left out."""
     found: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         node = _classes(cls.__module__).get(cls.__qualname__)
@@ -62,7 +62,7 @@ def field_descriptions(model: type[pydantic.BaseModel]) -> dict[str, str]:
 
 
 def _models(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
-    """Yield the pydantic models within an annotation, and those within them."""
+    """Yield the pydantic models within an annotation, recursively."""
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         yield annotation
         for field in annotation.model_fields.values():
@@ -72,7 +72,7 @@ def _models(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
 
 
 def add_descriptions(model: type[pydantic.BaseModel], schema: dict[str, Any]) -> None:
-    """Write the descriptions of ``model`` and of the models within it into its JSON schema ``schema``."""
+    """Add the descriptions of ``model`` and of the models within it to its JSON schema ``schema``, in place."""
     definitions = schema.get("$defs", {})
     for found in dict.fromkeys(_models(model)):
         at = schema if found is model else definitions.get(found.__name__, {})
@@ -87,7 +87,12 @@ _LENGTHS = {"min_length": "at least", "max_length": "at most"}
 
 
 def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """Return the type, the choices and the bounds of a field in words: ``float, above 0``."""
+    """Return the type, choices and bounds of a field in words, such as ``float, above 0``.
+
+    Args:
+        annotation: Type annotation of the field.
+        metadata: Its constraints, as in ``FieldInfo.metadata``.
+    """
     if typing.get_origin(annotation) is typing.Annotated:
         inner, *more = typing.get_args(annotation)
         return type_text(inner, [*more, *metadata])
@@ -105,7 +110,7 @@ def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         text = f"{origin.__name__} of ({'; '.join(inside)})"
     else:
         text = getattr(annotation, "__name__", str(annotation))
-    said = ["or an expression over axes"] if any(isinstance(m, SizeMark) for m in flat) else []
+    bounds = ["or an expression over axes"] if any(isinstance(m, SizeMark) for m in flat) else []
     for words, suffix in ((_BOUNDS, ""), (_LENGTHS, " long")):
-        said += [f"{word} {getattr(m, key)}{suffix}" for m in flat for key, word in words.items() if hasattr(m, key)]
-    return ", ".join([text, *said])
+        bounds += [f"{word} {getattr(m, key)}{suffix}" for m in flat for key, word in words.items() if hasattr(m, key)]
+    return ", ".join([text, *bounds])

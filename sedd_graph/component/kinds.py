@@ -1,7 +1,7 @@
-"""The table of component kinds. Everything that depends on a component's kind is stated here once.
+"""The table of component kinds: base class, place in the blueprint, conformance check and colour of each kind. No torch.
 
 A component declares its kind when its class is defined (``class Absorb(Kernel, kind="kernel")``). Base classes and checks
-are given as dotted names and are imported on first use, so that this module imports no torch.
+are given by name and imported on first use.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from sedd_graph.errors import UserError, suggest
 __all__ = ["KINDS", "NODE", "Kind", "kinds_at", "require_kind"]
 
 NODE = "node"
-"""The place of components that stand as a node of the graph."""
+"""Place of components that are nodes of the graph."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One kind of component."""
+    """A kind of component."""
 
     name: str
     place: str
-    """Key of the blueprint under which components of this kind stand, such as ``process.schedule``; ``node`` in the graph."""
+    """Key of the blueprint that holds components of this kind, such as ``process.schedule``; :data:`NODE` for nodes."""
     base: str
     """Base class, as ``module:class``."""
     check: str
     """Function that :func:`sedd_graph.testing.conformance.check_component` runs, as ``module:function``."""
     family: str | None = None
-    """Family of processes (``tokens``, ``strings``, ``points``) that it belongs to; None where several share it."""
+    """Family of processes (``tokens``, ``strings``, ``points``) that it belongs to; None if several share it."""
     colour: str = "#eeeeee"
     """Fill colour of its boxes in drawings of the graph."""
 
     @property
     def is_node(self) -> bool:
+        """Whether components of this kind are nodes of the graph."""
         return self.place == NODE
 
     def base_class(self) -> type:
@@ -64,58 +65,48 @@ _COLOURS = {
     "head": "#ffe4cc",
     "backbone": "#ede9fe",
 }
+_BASE, _NODE_CHECK = "sedd_graph.component.base:Component", "sedd_graph.testing.nodes:check_node"
 _TOKENS, _STRINGS = "sedd_graph.diffusion.tokens", "sedd_graph.diffusion.strings"
-_PROCESS, _PLAIN = "sedd_graph.testing.processes", "sedd_graph.testing.sections"
-_TRAINING = "sedd_graph.training.interfaces"
+_DATA, _TRAINING = "sedd_graph.data", "sedd_graph.training.interfaces"
+_PROCESS, _SECTION = "sedd_graph.testing.processes:check", "sedd_graph.testing.sections:check"
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        *(
-            Kind(
-                name, NODE, "sedd_graph.component.base:Component", "sedd_graph.testing.nodes:check_node", colour=colour
-            )
-            for name, colour in _COLOURS.items()
-        ),
-        Kind("kernel", "process", f"{_TOKENS}.process:Kernel", f"{_PROCESS}:check_kernel", "tokens"),
-        Kind("string_kernel", "process", f"{_STRINGS}.kernel:StringKernel", f"{_PROCESS}:check_strings", "strings"),
-        Kind("schedule", "process.schedule", f"{_TOKENS}.process:Schedule", f"{_PROCESS}:check_schedule"),
-        Kind("objective", "objective", f"{_TOKENS}.process:Objective", f"{_PROCESS}:check_objective", "tokens"),
-        Kind("likelihood", "objective", f"{_TOKENS}.process:Likelihood", f"{_PROCESS}:check_likelihood", "points"),
-        Kind(
-            "string_objective",
-            "objective",
-            f"{_STRINGS}.kernel:StringObjective",
-            f"{_PROCESS}:check_strings",
-            "strings",
-        ),
-        Kind("sampler", "sample", f"{_TOKENS}.sampler:Sampler", f"{_PROCESS}:check_sampler", "tokens"),
-        Kind("string_sampler", "sample", f"{_STRINGS}.sampler:StringSampler", f"{_PROCESS}:check_strings", "strings"),
+        *(Kind(name, NODE, _BASE, _NODE_CHECK, colour=colour) for name, colour in _COLOURS.items()),
+        Kind("kernel", "process", f"{_TOKENS}.process:Kernel", f"{_PROCESS}_kernel", "tokens"),
+        Kind("string_kernel", "process", f"{_STRINGS}.kernel:StringKernel", f"{_PROCESS}_strings", "strings"),
+        Kind("schedule", "process.schedule", f"{_TOKENS}.process:Schedule", f"{_PROCESS}_schedule"),
+        Kind("objective", "objective", f"{_TOKENS}.process:Objective", f"{_PROCESS}_objective", "tokens"),
+        Kind("likelihood", "objective", f"{_TOKENS}.process:Likelihood", f"{_PROCESS}_likelihood", "points"),
+        Kind("string_objective", "objective", f"{_STRINGS}.kernel:StringObjective", f"{_PROCESS}_strings", "strings"),
+        Kind("sampler", "sample", f"{_TOKENS}.sampler:Sampler", f"{_PROCESS}_sampler", "tokens"),
+        Kind("string_sampler", "sample", f"{_STRINGS}.sampler:StringSampler", f"{_PROCESS}_strings", "strings"),
         Kind(
             "classifier",
             "sample.classifier",
             f"{_TOKENS}.classifier:NoisyClassifier",
-            f"{_PROCESS}:check_classifier",
+            f"{_PROCESS}_classifier",
             "tokens",
         ),
-        Kind("corpus", "data.corpus", "sedd_graph.data.sources:Corpus", f"{_PLAIN}:check_corpus"),
-        Kind("points", "data.points", "sedd_graph.data.sources:PointSource", f"{_PLAIN}:check_points", "points"),
-        Kind("tokenizer", "data.tokenizer", "sedd_graph.data.tokenizer:TokenizerFactory", f"{_PLAIN}:check_tokenizer"),
-        Kind("optimizer", "train.optimizer", f"{_TRAINING}:OptimizerFactory", f"{_PLAIN}:check_optimizer"),
-        Kind("lr_schedule", "train.schedule", f"{_TRAINING}:LRSchedule", f"{_PLAIN}:check_lr_schedule"),
-        Kind("tracker", "train.trackers", f"{_TRAINING}:Tracker", f"{_PLAIN}:check_tracker"),
+        Kind("corpus", "data.corpus", f"{_DATA}.sources:Corpus", f"{_SECTION}_corpus"),
+        Kind("points", "data.points", f"{_DATA}.sources:PointSource", f"{_SECTION}_points", "points"),
+        Kind("tokenizer", "data.tokenizer", f"{_DATA}.tokenizer:TokenizerFactory", f"{_SECTION}_tokenizer"),
+        Kind("optimizer", "train.optimizer", f"{_TRAINING}:OptimizerFactory", f"{_SECTION}_optimizer"),
+        Kind("lr_schedule", "train.schedule", f"{_TRAINING}:LRSchedule", f"{_SECTION}_lr_schedule"),
+        Kind("tracker", "train.trackers", f"{_TRAINING}:Tracker", f"{_SECTION}_tracker"),
     )
 }
-"""Every kind by name: first those of the graph's nodes, then by place in the blueprint."""
+"""Every kind by name: kinds of nodes first, then by place in the blueprint."""
 
 
 def kinds_at(place: str) -> tuple[str, ...]:
-    """Return the names of the kinds that may stand at ``place`` of a blueprint."""
+    """Return the names of the kinds whose components may be at ``place`` of a blueprint."""
     return tuple(kind.name for kind in KINDS.values() if kind.place == place)
 
 
 def require_kind(name: str) -> Kind:
-    """Return the kind called ``name``. Raises :class:`UserError` with the new or the nearest name if there is none."""
+    """Return the kind called ``name``. Raises :class:`UserError`, with the new or the nearest name, if there is none."""
     if name in renamed.KINDS:
         raise UserError(f"kind {name!r} is now called {renamed.KINDS[name]!r}")
     if name not in KINDS:

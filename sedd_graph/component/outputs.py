@@ -1,4 +1,4 @@
-"""The values that pass between a graph and its process: outputs that a process reads and inputs that it feeds. No torch."""
+"""Descriptions of the graph's outputs that a process reads and of the inputs that it feeds. No torch."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ __all__ = ["LOG_SCORE", "LOG_X0", "Input", "Output"]
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """One output of the graph that a process reads.
-
-    ``type`` is a port type over ``b``, ``l`` and ``v``, such as ``float b l v``. ``gives`` is the name of the standard output
-    that the kernel's ``translate`` makes of it, and empty where it is read as it is.
-    """
+    """An output of the graph that a process reads."""
 
     name: str
     type: str
+    """Port type over ``b``, ``l`` and ``v``, such as ``float b l v``."""
     meaning: str
+    """The quantity, in a phrase for documentation and messages."""
     gives: str = ""
+    """Name of the standard output that the kernel's ``translate`` computes from it; empty where it is read unchanged."""
 
     @property
     def read_as(self) -> str:
-        """The name under which objectives and samplers read it."""
+        """Name under which objectives and samplers read it."""
         return self.gives or self.name
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """One input of the graph that a process feeds. A ``required`` input must be there."""
+    """An input of the graph that a process feeds. ``type`` and ``meaning`` are as in :class:`Output`."""
 
     name: str
     type: str
     meaning: str
     required: bool = False
+    """Whether a graph without this input is an error."""
 
 
 LOG_SCORE = Output("log_score", "float b l v", "log p_t(x with state v at l) - log p_t(x), 0 at the current state")

@@ -1,6 +1,6 @@
-"""Progress of long work: a loop reports its steps here, and an observer, such as the command line's bar, shows them.
+"""Progress of long work: loops report their steps, and an observer such as the progress bar of the command line shows them.
 
-Without an observer nothing is shown. This module imports neither torch nor an interface, so every room may report::
+Without an observer nothing is shown. Every package may report, since this module imports nothing else of the project::
 
     with progress("sampling", total=steps, unit="step") as advance:
         for step in range(steps):
@@ -24,16 +24,16 @@ T = TypeVar("T")
 
 
 class Advance(Protocol):
-    """A function that reports ``count`` further units of work as done."""
+    """Function that reports ``count`` further units of work as done."""
 
     def __call__(self, count: int = 1) -> None: ...
 
 
 class Observer(Protocol):
-    """Shows the progress of tasks; tasks may be nested."""
+    """Protocol of classes that show the progress of tasks, which may be nested."""
 
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
-        """Show a task until the context ends. The arguments are those of :func:`progress`."""
+        """Show a task until the context ends. Arguments are as in :func:`progress`."""
 
 
 _observer: ContextVar[Observer | None] = ContextVar("progress_observer", default=None)
@@ -41,7 +41,7 @@ _observer: ContextVar[Observer | None] = ContextVar("progress_observer", default
 
 @contextlib.contextmanager
 def observed(observer: Observer | None) -> Iterator[None]:
-    """Report all progress within the context to ``observer``; None shows nothing."""
+    """Send all progress within the context to ``observer``; None shows nothing."""
     token = _observer.set(observer)
     try:
         yield
@@ -51,13 +51,13 @@ def observed(observer: Observer | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(name: str, *, total: int | None = None, done: int = 0, unit: str = "step") -> Iterator[Advance]:
-    """Report a task; the context's value is the function that reports its advance.
+    """Report a task until the context ends; the value of the context is the function that reports advances.
 
     Args:
-        name: The work as a participle, such as "sampling".
-        total: Units of the whole task; None where the number is not known.
-        done: Units that were done before, as by a run that is resumed.
-        unit: One unit of work, in the singular.
+        name: Name of the task as a participle, such as "sampling".
+        total: Units of work of the whole task; None if unknown.
+        done: Units that were done before, such as by the run that is resumed.
+        unit: Name of one unit, in the singular.
     """
     observer = _observer.get()
     if observer is None:
@@ -68,9 +68,9 @@ def progress(name: str, *, total: int | None = None, done: int = 0, unit: str = 
 
 
 def track(items: Iterable[T], name: str, *, total: int | None = None, unit: str = "step") -> Iterator[T]:
-    """Iterate over ``items`` and report each as one unit when the next is asked for. Arguments as of :func:`progress`.
+    """Iterate over ``items`` and report each as one unit of work when the next is requested.
 
-    ``total`` is the length of ``items`` where they have one.
+    Arguments are as in :func:`progress`; ``total`` is by default the length of ``items`` if they have one.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)

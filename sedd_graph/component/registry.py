@@ -1,7 +1,7 @@
-"""The registry of components: found by entry point without importing, loaded when used, read as a :class:`Contract`.
+"""The registry of components, which finds them by entry point and imports them on first use. No torch.
 
-Group ``sedd_graph.components``; an entry point is named ``attention.v1`` and a blueprint says ``attention`` (the
-highest version) or ``attention.v1``. This file imports no torch; loading a component does.
+Entry points of the group ``sedd_graph.components`` are named like ``attention.v1``; a blueprint names ``attention`` (the highest
+version) or ``attention.v1``.
 """
 
 from __future__ import annotations
@@ -30,31 +30,37 @@ _ENTRY = re.compile(r"([a-z][a-z0-9_]*)\.v([1-9][0-9]{0,3})")
 
 
 class PluginWarning(UserWarning):
-    """A component that is installed but cannot be used."""
+    """Warning of a component that is installed but cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One registered name, not loaded yet."""
+    """A registered name and version, and the function that imports the component."""
 
     name: str
     version: int
     distribution: str
+    """Name and version of the distribution that registers it."""
     load: Callable[[], Any]
 
     @property
     def op(self) -> str:
+        """Pinned name, such as ``attention.v1``."""
         return f"{self.name}.v{self.version}"
 
 
 class Registry:
-    """The installed components by name and version. Tests make one of classes with :meth:`of`."""
+    """Components by name and version. :func:`discover` returns that of the installed ones; :meth:`of` makes one from classes.
+
+    Raises:
+        EnvironmentFault: Two entries have the same name and version.
+    """
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._entries: dict[tuple[str, int], Entry] = {}
         self._contracts: dict[str, Contract] = {}
         self._classes: dict[str, Any] = {}
-        self._broken: dict[str, str] = {}
+        self._faults: dict[str, str] = {}
         self._warned: set[str] = set()
         for entry in entries:
             other = self._entries.setdefault((entry.name, entry.version), entry)
@@ -83,10 +89,15 @@ class Registry:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
+        """Names of all components, sorted, without versions."""
         return tuple(sorted({name for name, _ in self._entries}))
 
     def entry(self, op: str) -> Entry:
-        """Return the entry of ``attention`` or ``attention.v1``. Raises :class:`UserError` with the new or the nearest name."""
+        """Return the entry of ``op``, such as ``attention`` or ``attention.v1``.
+
+        Raises:
+            UserError: There is none; the message has the new or the nearest name.
+        """
         match = _ENTRY.fullmatch(op)
         name = match[1] if match else op
         versions = sorted(v for n, v in self._entries if n == name)
@@ -103,26 +114,26 @@ class Registry:
     def component(self, op: str) -> Any:
         """Import and return the class of ``op``.
 
-        Raises :class:`UserError` for an unknown name, :class:`EnvironmentFault` for a plugin that cannot be imported.
+        Raises:
+            UserError: The name is unknown.
+            EnvironmentFault: The component cannot be imported.
         """
         entry = self.entry(op)
-        if entry.op in self._classes:
-            return self._classes[entry.op]
-        if entry.op not in self._broken:
+        if entry.op not in self._classes and entry.op not in self._faults:
             try:
                 loaded = entry.load()
                 if not (inspect.isclass(loaded) and issubclass(loaded, Declared) and hasattr(loaded, "kind")):
                     raise TypeError(f"{loaded!r} is not a Component class with a kind and a Config")
                 self._classes[entry.op] = loaded
-                return loaded
             except Exception as error:  # third-party code may raise anything at import
-                self._broken[entry.op] = f"{type(error).__name__}: {error}"
-        raise EnvironmentFault(
-            f"component {entry.op!r} of {entry.distribution} cannot be loaded: {self._broken[entry.op]}"
-        )
+                self._faults[entry.op] = f"{type(error).__name__}: {error}"
+        if entry.op in self._faults:
+            fault = self._faults[entry.op]
+            raise EnvironmentFault(f"component {entry.op!r} of {entry.distribution} cannot be loaded: {fault}")
+        return self._classes[entry.op]
 
     def op_of(self, cls: type) -> str | None:
-        """Return the pinned name under which the loaded class ``cls`` is registered; None where it is not."""
+        """Return the pinned name under which the class ``cls`` was loaded, or None."""
         return next((op for op, loaded in self._classes.items() if loaded is cls), None)
 
     def contract(self, op: str) -> Contract:
@@ -143,8 +154,8 @@ class Registry:
             )
         return self._contracts[entry.op]
 
-    def place(self, op: str) -> tuple[str, int]:
-        """Return file and line of the class of ``op``, or "" and 0. Raises as :meth:`component` does."""
+    def location(self, op: str) -> tuple[str, int]:
+        """Return file and line of the class of ``op``; "" and 0 without source. Raises as :meth:`component` does."""
         cls = self.component(op)
         try:
             return inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
@@ -152,7 +163,7 @@ class Registry:
             return "", 0
 
     def contracts(self) -> list[Contract]:
-        """Return the contracts of all components that load; a broken plugin warns once (:class:`PluginWarning`)."""
+        """Return the contracts of all components; one that cannot be loaded is left out with one :class:`PluginWarning`."""
         found = []
         for entry in self:
             try:
@@ -169,10 +180,7 @@ def _itself(component: Any) -> Any:
 
 
 def _title(distribution: importlib.metadata.Distribution | None) -> str:
-    if distribution is None:
-        return "unknown"
-    metadata = distribution.metadata
-    return f"{metadata['Name']} {metadata['Version']}"
+    return "unknown" if distribution is None else f"{distribution.metadata['Name']} {distribution.metadata['Version']}"
 
 
 @lru_cache(maxsize=4)
@@ -181,12 +189,15 @@ def _installed(path: tuple[str, ...]) -> Registry:
 
 
 def installed() -> Registry:
-    """Return :func:`discover`'s registry, read once for each ``sys.path``: for code that no registry is passed to."""
+    """Return the registry of :func:`discover`, cached for each ``sys.path``, for code to which no registry is passed."""
     return _installed(tuple(sys.path))
 
 
 def discover() -> Registry:
-    """Find all installed components without importing them. A badly named entry point warns and is left out."""
+    """Return the registry of all installed components without importing them.
+
+    An entry point whose name has no version is left out with a :class:`PluginWarning`.
+    """
     entries, read = [], dict[int, str]()
     for point in importlib.metadata.entry_points(group=GROUP):
         match = _ENTRY.fullmatch(point.name)
@@ -195,11 +206,8 @@ def discover() -> Registry:
             read[id(point.dist)] = _title(point.dist)
         distribution = read[id(point.dist)]
         if match is None:
-            warnings.warn(
-                f"{distribution}: entry point {point.name!r} is not named like 'attention.v1'; left out",
-                PluginWarning,
-                stacklevel=2,
-            )
-            continue
-        entries.append(Entry(match[1], int(match[2]), distribution, point.load))
+            message = f"{distribution}: entry point {point.name!r} is not named like 'attention.v1'; left out"
+            warnings.warn(message, PluginWarning, stacklevel=2)
+        else:
+            entries.append(Entry(match[1], int(match[2]), distribution, point.load))
     return Registry(entries)

@@ -1,4 +1,4 @@
-"""Names that changed. An old name is refused with the new one in the message. No torch."""
+"""Names that changed, for messages that refuse an old name and give the new one. No torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ OPS = {
     "edit_tau": "string_tau",
     "edit_thinning": "string_thinning",
 }
-"""Ops, by old name."""
+"""New names of ops, by old name."""
 KINDS = {
     "edit_kernel": "string_kernel",
     "edit_objective": "string_objective",
     "edit_sampler": "string_sampler",
 }
-"""Kinds, by old name."""
+"""New names of kinds, by old name."""
 LR_SCHEDULES = {"cosine": "cosine_decay", "linear": "linear_decay"}
-"""Old names under ``train.schedule``; elsewhere they are components of other kinds."""
+"""New names of learning-rate schedules, by old name; components of other kinds still have the old names."""

@@ -1,4 +1,4 @@
-"""Base class of all models that are read from a blueprint. No torch."""
+"""The base class of pydantic models that are read from a blueprint. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Strict", "branches"]
 
 
 def branches(annotation: Any) -> list[Any]:
-    """Return the members of a union, without Annotated and None."""
+    """Return the members of a union type, without None and without the metadata of Annotated."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return branches(typing.get_args(annotation)[0])
@@ -22,7 +22,10 @@ def branches(annotation: Any) -> list[Any]:
 
 
 class Strict(pydantic.BaseModel):
-    """Frozen, unknown keys refused, no NaN or infinity, and no boolean where a number is meant (pydantic reads true as 1)."""
+    """Base class of frozen models that refuse unknown keys, NaN, infinity, and booleans in place of numbers.
+
+    pydantic by itself reads true as 1.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -36,7 +39,7 @@ class Strict(pydantic.BaseModel):
 
 
 class _Boolean:
-    """Wraps a boolean where a number is expected, so that pydantic refuses it at its place."""
+    """Wrapper of a boolean in place of a number, which pydantic refuses with the path of the value."""
 
     def __init__(self, value: bool) -> None:
         self.value = value
@@ -46,7 +49,7 @@ class _Boolean:
 
 
 def _marked(value: Any, annotation: Any) -> Any:
-    """Return ``value`` with booleans wrapped where ``annotation`` expects numbers and no booleans."""
+    """Wrap the booleans in ``value`` where ``annotation`` takes numbers and no booleans."""
     options = branches(annotation)
     if isinstance(value, bool):
         numbers = any(o in (int, float) or _is_number_literal(o) for o in options)

@@ -1,1 +1,1 @@
-"""Corpora, tokenizers, points, and their rows. No torch."""
+"""Corpora, tokenizers and sources of points, and the rows that a network is trained on. No torch."""

@@ -1,4 +1,4 @@
-"""Counts of characters (Unicode code points) in text, and entropies of them. Long text is handled in blocks."""
+"""Frequencies of characters (Unicode code points) in text and their entropies. Long text is processed in blocks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import numpy.typing as npt
 __all__ = ["code_points", "count_characters", "cross_entropy_bits", "entropy_bits", "pieces"]
 
 BLOCK = 4 * 2**20
-"""Characters handled at a time, so that gigabytes of text are never held a second time as numbers."""
+"""Characters processed at a time, so that gigabytes of text are not copied as a whole to an array of integers."""
 CODES = 0x110000
+"""Number of Unicode code points."""
 
 Counts = npt.NDArray[np.int64]
+"""Occurrences of each code point, int64 [0x110000]."""
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:
@@ -22,7 +24,7 @@ def code_points(text: str) -> npt.NDArray[np.uint32]:
 
 
 def pieces(text: str, size: int = BLOCK) -> Iterator[str]:
-    """Yield ``text`` in pieces of at most ``size`` characters, cut before a space where there is one."""
+    """Split ``text`` into pieces of at most ``size`` characters, before a space where there is one."""
     start = 0
     while start < len(text):
         stop = min(len(text), start + size)
@@ -34,23 +36,21 @@ def pieces(text: str, size: int = BLOCK) -> Iterator[str]:
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the same text in blocks of about ``BLOCK`` characters: each block costs one pass over all code points."""
+    """Yield the same text in blocks of about ``BLOCK`` characters, since each block costs a pass over all code points."""
     waiting: list[str] = []
-    held = 0
+    size = 0
     for text in texts:
         for start in range(0, len(text), BLOCK):
-            piece = text[start : start + BLOCK]
-            waiting.append(piece)
-            held += len(piece)
-            if held >= BLOCK:
+            waiting.append(text[start : start + BLOCK])
+            size += len(waiting[-1])
+            if size >= BLOCK:
                 yield "".join(waiting)
-                waiting, held = [], 0
-    if waiting:
-        yield "".join(waiting)
+                waiting, size = [], 0
+    yield "".join(waiting)
 
 
 def count_characters(texts: Iterable[str]) -> Counts:
-    """Return how often each code point occurs, int64 [0x110000]."""
+    """Count the occurrences of each code point, int64 [0x110000]."""
     total = np.zeros(CODES, dtype=np.int64)
     for block in _blocks(texts):
         found = np.bincount(code_points(block))
@@ -59,18 +59,16 @@ def count_characters(texts: Iterable[str]) -> Counts:
 
 
 def entropy_bits(counts: Counts) -> float:
-    """Return the entropy of character frequencies, bits per character: the least of any code without context."""
+    """Return the entropy of the character frequencies, bits per character: a lower bound for codes without context."""
     seen = counts[counts > 0].astype(np.float64)
-    if not len(seen):
-        return 0.0
     chance = seen / seen.sum()
     return float(-(chance * np.log2(chance)).sum()) + 0.0
 
 
 def cross_entropy_bits(counts: Counts, *, under: Counts) -> float:
-    """Return the cross-entropy of ``counts`` under the frequencies of ``under``, bits per character.
+    """Return the cross-entropy of the text with ``counts`` under the character frequencies of ``under``, bits per character.
 
-    Frequencies are smoothed by adding one to each character of either text.
+    The frequencies are smoothed by adding one to the count of each character that occurs in either text.
     """
     alphabet = (under > 0) | (counts > 0)
     seen, new = under[alphabet].astype(np.float64), counts[alphabet].astype(np.float64)

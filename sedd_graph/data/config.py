@@ -1,4 +1,4 @@
-"""The ``data`` section of a blueprint: text (:class:`DataConfig`), or points for a flow (:class:`PointsConfig`). No torch."""
+"""The ``data`` section of a blueprint: text (:class:`DataConfig`) or points for a flow (:class:`PointsConfig`). No torch."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 
 
 class DataConfig(Strict):
-    """Text to learn from: a corpus, its tokenizer, and how tokens are cut into rows."""
+    """Text for training: a corpus, its tokenizer, and how its tokens are cut into rows."""
 
     corpus: Annotated[Corpus, Choice("data.corpus")] = pydantic.Field(default={"op": "builtin"}, validate_default=True)
-    """Where the text comes from."""
+    """Source of the text."""
     tokenizer: Annotated[TokenizerFactory, Choice("data.tokenizer")] = pydantic.Field(
         default={"op": "characters"}, validate_default=True
     )
-    """How text becomes tokens."""
+    """Conversion of text to tokens."""
     length: Annotated[int, pydantic.Field(ge=2, le=1_048_576)] = 128
     """Tokens per row."""
     rows: Literal["stream", "documents", "lines"] = "stream"
-    """``stream``: documents are joined and cut into rows. ``documents``: one document per row, cut or padded. ``lines``: one
-    line per row, cut or padded, without the white space around it; empty lines are left out."""
+    """Contents of a row. ``stream``: the documents are joined and cut into rows. ``documents``: one document, truncated or
+    padded. ``lines``: one line, truncated or padded, without white space around it; empty lines are skipped."""
     holdout: Share = 0.1
     """Share of the corpus, at its end, that is held out from training."""
     seed: Seed = 0
@@ -38,16 +38,16 @@ class DataConfig(Strict):
 
 
 class PointsConfig(Strict):
-    """Rows of real numbers for a flow to learn from."""
+    """Rows of real numbers for training a flow."""
 
     points: Annotated[PointSource, Choice("data.points")]
-    """Where the points come from."""
+    """Source of the points."""
     holdout: Share = 0.1
     """Share of the rows, at their end, that is held out from training."""
     seed: Seed = 0
-    """Seed of the order of rows, and of densities that are drawn."""
+    """Seed of the order of rows and of the points that are drawn from a density."""
 
     @property
     def length(self) -> int:
-        """Positions of a row: 1, since a row of numbers is counted as a whole."""
+        """Positions per row: 1, since the loss of a row of numbers is counted as a whole."""
         return 1

@@ -1,4 +1,4 @@
-"""The order of rows: a pure function of the seed and the position. No torch."""
+"""The order of training rows, a function of the seed and the position alone. No torch."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ R_co = TypeVar("R_co", bound=_Dataclass, covariant=True)
 
 
 class Units(NamedTuple):
-    """Units of a reported loss: nats per ``nats`` (such as token) and bits per ``bits`` (such as character).
-
-    ``ratio`` is the number of the second per one of the first.
-    """
+    """Units of a reported loss, such as nats per token and bits per character."""
 
     nats: str
+    """Unit that nats are counted per, such as ``token``."""
     bits: str
+    """Unit that bits are counted per, such as ``character``."""
     ratio: float
+    """Number of ``bits`` units per ``nats`` unit, such as characters per token."""
 
 
 class Source(Protocol[R_co]):
-    """Rows by index: ``count`` of them in every epoch, cut at one of ``phases`` offsets."""
+    """Protocol of rows by index."""
 
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Number of rows per epoch."""
 
     @property
-    def phases(self) -> int: ...
+    def phases(self) -> int:
+        """Number of offsets at which the data can be cut into rows."""
 
-    def take(self, index: Index, phase: int) -> R_co: ...
+    def take(self, index: Index, phase: int) -> R_co:
+        """Return the rows with the indices ``index``, int64 [b], cut at offset ``phase``."""
 
 
 class _Seeded(Protocol):
@@ -52,7 +55,10 @@ class _Seeded(Protocol):
 
 
 class Ordered(Generic[R]):
-    """Training rows by position and held-out rows in order. A batch of rows is a dataclass of arrays [b, ...]."""
+    """Base class of data sets, which returns batches of training and held-out rows.
+
+    A batch is a dataclass of arrays [b, ...].
+    """
 
     config: _Seeded
     train: Source[R]
@@ -62,7 +68,7 @@ class Ordered(Generic[R]):
         self._orders: dict[int, tuple[int, Index]] = {}
 
     def _order(self, epoch: int) -> tuple[int, Index]:
-        """Return the phase of an epoch and the order of its rows. Two are cached, since a batch may span two epochs."""
+        """Return the offset of an epoch and the order of its rows. Two epochs are cached, since a batch may span both."""
         if epoch not in self._orders:
             generator = np.random.Generator(np.random.Philox(key=[self.config.seed, epoch]))
             phase = int(generator.integers(0, self.train.phases))
@@ -72,9 +78,15 @@ class Ordered(Generic[R]):
         return self._orders[epoch]
 
     def batch(self, position: int, rows: int, *, start: int = 0, stop: int | None = None) -> R:
-        """Return rows ``start`` to ``stop`` of the global batch of ``rows`` that begins at ``position`` of the endless order.
+        """Return rows ``start`` to ``stop`` of a global batch of training rows.
 
-        The result depends on the seed and the arguments alone, so that every split of a batch over processes gives the same rows.
+        The result depends on the seed and the arguments alone, so that every split of a batch over processes has the same rows.
+
+        Args:
+            position: Index of the batch's first row in the order of rows, which continues over epochs without end.
+            rows: Number of rows of the global batch.
+            start: First row within the batch.
+            stop: End of the rows within the batch; ``rows`` by default.
         """
         count = self.train.count
         wanted = np.arange(position + start, position + (rows if stop is None else stop))
@@ -91,7 +103,10 @@ class Ordered(Generic[R]):
         return type(parts[0])(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
     def held_out(self, rows: int, *, batches: int | None = None) -> Iterator[R]:
-        """Yield held-out rows in batches of ``rows``, the last one possibly shorter; ``batches`` takes that many, spread evenly."""
+        """Yield batches of ``rows`` held-out rows in order; the last may be shorter.
+
+        ``batches`` limits their number to batches that are spread evenly.
+        """
         total = math.ceil(self.heldout.count / rows)
         chosen = range(total) if batches is None or batches >= total else np.linspace(0, total - 1, batches).astype(int)
         for number in chosen:

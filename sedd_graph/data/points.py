@@ -1,4 +1,4 @@
-"""Points as rows for a flow: training rows by position, held-out rows in order. No torch."""
+"""Rows of points for training a flow. No torch."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class _Array:
 
 @dataclasses.dataclass
 class PointData(Ordered[Points]):
-    """Points as rows: training rows by position, held-out rows in order."""
+    """Data set of points, divided into training and held-out rows."""
 
     config: PointsConfig
     train: _Array
     heldout: _Array
 
     def fingerprint(self) -> str:
-        """Return a hash of all rows."""
+        """Return a hash of all rows, 16 hexadecimal digits."""
         found = hashlib.sha256(f"{self.train.x.shape} {self.heldout.x.shape};".encode())
         for part in (self.train, self.heldout):
             found.update(np.ascontiguousarray(part.x).tobytes())
@@ -55,19 +55,25 @@ class PointData(Ordered[Points]):
 
     @property
     def units(self) -> Units:
+        """Units of the loss: nats and bits per dimension."""
         return Units("dimension", "dimension", 1.0)
 
     @property
     def width(self) -> int:
-        """Numbers of a row."""
+        """Number of coordinates per row."""
         return math.prod(self.train.x.shape[1:])
 
 
 def open_points(config: PointsConfig, *, root: Path, shape: tuple[int, ...]) -> PointData:
-    """Draw or read the points, each reshaped to ``shape``. File names start from ``root``.
+    """Draw or read the points of a ``data`` section and split off the held-out rows.
+
+    Args:
+        config: The ``data`` section.
+        root: Folder that relative file names start from.
+        shape: Shape of one row in the graph.
 
     Raises:
-        UserError: A point has another number of coordinates than ``shape``; and as :meth:`PointSource.points` does.
+        UserError: A point has another number of coordinates than ``shape``, or a file cannot be read.
     """
     x = config.points.points(root, np.random.Generator(np.random.Philox(key=[config.seed, 2**32])))
     width = math.prod(x.shape[1:])

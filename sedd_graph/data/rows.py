@@ -1,4 +1,4 @@
-"""Documents to rows of tokens, with masks for attention, corruption and loss. No torch."""
+"""Rows of tokens cut from documents, with masks for attention, corruption and loss. No torch."""
 
 from __future__ import annotations
 
@@ -22,44 +22,45 @@ __all__ = ["Dataset", "Rows", "open_data"]
 
 Flags = npt.NDArray[np.bool_]
 Packed = npt.NDArray[np.unsignedinteger]
-"""Tokens at rest: uint16 or uint32 [tokens]. Rows are int64."""
+"""Tokens of a whole corpus, uint16 or uint32 [tokens] to save memory. Rows are int64."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A batch of rows.
-
-    ``tokens`` int64 [b, l]. Masks, bool [b, l]: ``attend`` (no padding), ``corrupt`` (may be noised), ``loss`` (counted).
-    """
+    """A batch of rows of tokens. Axes: b batch, l length."""
 
     tokens: Ids
+    """Token ids, int64 [b, l]."""
     attend: Flags
+    """Positions that are not padding, bool [b, l]."""
     corrupt: Flags
+    """Positions that may be corrupted, bool [b, l]."""
     loss: Flags
+    """Positions that the loss counts, bool [b, l]."""
 
 
 @dataclasses.dataclass
 class _Stream:
     """One long sequence of tokens, cut into rows of ``length``.
 
-    With ``moves`` the first cut (the phase) changes from epoch to epoch, so that every offset is seen in time; otherwise it is
-    always 0. Fewer than ``length`` tokens at the end (twice that with ``moves``) are left over.
+    With ``shifted`` the first cut (the phase) changes from epoch to epoch, so that rows begin at every offset in time;
+    otherwise it is always 0. Fewer than ``length`` tokens (``2 * length`` with ``shifted``) at the end are unused.
     """
 
     tokens: Packed
     length: int
-    moves: bool
+    shifted: bool
 
     @property
     def count(self) -> int:
         """Rows per epoch, the same for every phase."""
-        room = len(self.tokens) - self.length + 1 if self.moves else len(self.tokens)
-        return max(1, room // self.length)
+        usable = len(self.tokens) - self.length + 1 if self.shifted else len(self.tokens)
+        return max(1, usable // self.length)
 
     @property
     def phases(self) -> int:
-        """Number of phases that leave room for ``count`` rows."""
-        return min(self.length, len(self.tokens) - self.count * self.length + 1) if self.moves else 1
+        """Number of phases at which ``count`` rows fit."""
+        return min(self.length, len(self.tokens) - self.count * self.length + 1) if self.shifted else 1
 
     def take(self, index: Ids, phase: int) -> Rows:
         starts = phase + index * self.length
@@ -69,9 +70,9 @@ class _Stream:
 
 @dataclasses.dataclass
 class _Documents:
-    """One document per row, padded or cut. A prompt is attended to, but neither corrupted nor counted.
+    """One document per row, padded or truncated. Its prompt is attended to, but neither corrupted nor counted.
 
-    Document i lies in ``tokens`` from ``starts[i]`` to ``starts[i + 1]``; its first ``prompts[i]`` are the prompt.
+    Document i is ``tokens[starts[i] : starts[i + 1]]``, of which the first ``prompts[i]`` are the prompt.
     """
 
     tokens: Packed
@@ -86,31 +87,31 @@ class _Documents:
         return len(self.prompts)
 
     def take(self, index: Ids, phase: int) -> Rows:
-        place = np.arange(self.length)
+        position = np.arange(self.length)
         first = self.starts[index][:, None]
-        attend = place < self.starts[index + 1][:, None] - first
-        tokens = np.where(attend, self.tokens[np.minimum(first + place, len(self.tokens) - 1)], self.pad)
-        counted = attend & (place >= self.prompts[index][:, None])
+        attend = position < self.starts[index + 1][:, None] - first
+        tokens = np.where(attend, self.tokens[np.minimum(first + position, len(self.tokens) - 1)], self.pad)
+        counted = attend & (position >= self.prompts[index][:, None])
         return Rows(tokens.astype(np.int64), attend, counted, counted.copy())
 
 
 @dataclasses.dataclass
 class Dataset(Ordered[Rows]):
-    """Rows of a corpus: training rows by position, held-out rows in order."""
+    """Data set of a corpus: its tokenizer, its training rows and its held-out rows."""
 
     config: DataConfig
     tokenizer: Tokenizer
     train: _Stream | _Documents
     heldout: _Stream | _Documents
     characters_per_token: float
-    """Ratio over the whole held-out text, without prompts; it converts nats per token to bits per character."""
+    """Characters per token of the whole held-out text, without prompts; it converts nats per token to bits per character."""
     unigram_bits: float
-    """Bits per character of the held-out text under the training text's character frequencies (add-one smoothing)."""
+    """Cross-entropy of the held-out text under the character frequencies of the training text, bits per character."""
     heldout_entropy_bits: float
-    """Bits per character of the held-out text under its own character frequencies, the lower of the two."""
+    """Entropy of the held-out text's own character frequencies, bits per character."""
 
     def fingerprint(self) -> str:
-        """Return a hash of all tokens and of where documents begin."""
+        """Return a hash of all tokens and of the limits of documents, 16 hexadecimal digits."""
         found = hashlib.sha256()
         for part in (self.train, self.heldout):
             arrays = [part.tokens] if isinstance(part, _Stream) else [part.tokens, part.starts, part.prompts]
@@ -121,19 +122,26 @@ class Dataset(Ordered[Rows]):
 
     @property
     def units(self) -> Units:
+        """Units of the loss: nats per token and bits per character."""
         return Units("token", "character", self.characters_per_token)
 
     @property
     def width(self) -> int:
-        """Tokens of a row."""
+        """Number of tokens per row."""
         return self.config.length
 
 
 def open_data(config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = None) -> Dataset:
-    """Read the corpus, make the tokenizer (unless one is given), and cut rows. File names start from ``root``.
+    """Read the corpus of a ``data`` section, make its tokenizer, and cut the text into training and held-out rows.
+
+    Args:
+        config: The ``data`` section.
+        root: Folder that relative file names start from.
+        tokenizer: A tokenizer to use in place of a new one.
 
     Raises:
-        UserError: The corpus cannot be read, or is too short for its rows, or the tokenizer does not fit ``data.rows``.
+        UserError: The corpus cannot be read or is too short for its rows, or the tokenizer does not fit ``data.rows``.
+        MissingExtraError: An optional package is absent.
     """
     documents = read_corpus(config.corpus, root=root)
     if config.rows != "documents" and any(d.prompt for d in documents):
@@ -145,23 +153,15 @@ def open_data(config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = N
         tokenizer = factory.make((), root=root)
     ends = tokenizer.end is not None if tokenizer is not None else factory.separates
     if records and config.rows == "stream" and not ends:
-        # a file has line breaks of its own; records would run together
+        # without a separator, records would run together; files have their own line breaks
         documents = [Document(d.text + "\n") for d in documents]
     training, held = _hold_out(documents, config, whole=records)
-    del documents  # a large text is not held twice
+    del documents  # so that a large text is not in memory twice
     if tokenizer is None:
         tokenizer = factory.make((d.prompt + d.text for d in training), root=root)
-    train: _Stream | _Documents
-    heldout: _Stream | _Documents
-    if config.rows != "stream":
-        if tokenizer.pad is None:
-            raise UserError(f"data.rows {config.rows!r} needs a tokenizer with a padding token (such as '<pad>')")
-        train, _ = _pad(training, tokenizer, tokenizer.pad, config.length, "training")
-        heldout, tokens = _pad(held, tokenizer, tokenizer.pad, config.length, "held-out")
-    else:
-        train = _stream(training, tokenizer, config.length, "training", moves=True)
-        heldout = _stream(held, tokenizer, config.length, "held-out", moves=False)
-        tokens = len(heldout.tokens)
+    cut = _stream if config.rows == "stream" else _pad
+    train, _ = cut(training, tokenizer, config, "training")
+    heldout, tokens = cut(held, tokenizer, config, "held-out")
     counts = count_characters(d.text for d in held)
     return Dataset(
         config,
@@ -175,24 +175,24 @@ def open_data(config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = N
 
 
 def _hold_out(documents: list[Document], config: DataConfig, *, whole: bool) -> tuple[list[Document], list[Document]]:
-    """Split off the last part of the corpus: by documents where rows are documents, else by characters.
+    """Split the corpus into training text and held-out text at its end: by characters for a stream, else by documents.
 
-    ``whole`` cuts a stream between documents, as long as between half and twice the share asked for is held out.
+    ``whole`` moves the cut of a stream to the nearest end of a document, if that holds out half to twice the requested share.
     """
     if config.rows != "stream":
         if len(documents) < 2:
             raise UserError(f"data.rows {config.rows!r} needs at least two {config.rows}, one of them to hold out")
-        kept = min(len(documents) - 1, max(1, round(len(documents) * (1 - config.holdout))))
-        return documents[:kept], documents[kept:]
+        split = min(len(documents) - 1, max(1, round(len(documents) * (1 - config.holdout))))
+        return documents[:split], documents[split:]
     ends = np.cumsum([len(d.text) for d in documents])
     cut = round(int(ends[-1]) * (1 - config.holdout))
     if whole and len(documents) > 1:
-        near = int(ends[:-1][np.argmin(np.abs(ends[:-1] - cut))])
-        asked = int(ends[-1]) - cut
-        cut = near if asked / 2 <= int(ends[-1]) - near <= asked * 2 else cut
-    split = int(np.searchsorted(ends, cut))  # the document that the cut lies in, or ends with
-    begun = cut - (int(ends[split - 1]) if split else 0)
-    first, second = documents[split].text[:begun], documents[split].text[begun:]
+        nearest = int(ends[:-1][np.argmin(np.abs(ends[:-1] - cut))])
+        requested = int(ends[-1]) - cut
+        cut = nearest if requested / 2 <= int(ends[-1]) - nearest <= requested * 2 else cut
+    split = int(np.searchsorted(ends, cut))  # the document that contains the cut, or ends at it
+    within = cut - (int(ends[split - 1]) if split else 0)
+    first, second = documents[split].text[:within], documents[split].text[within:]
     return (
         [*documents[:split], *([Document(first)] if first else [])],
         [*([Document(second)] if second else []), *documents[split + 1 :]],
@@ -200,11 +200,13 @@ def _hold_out(documents: list[Document], config: DataConfig, *, whole: bool) -> 
 
 
 def _packed(parts: Iterable[Ids], tokenizer: Tokenizer) -> Packed:
-    kind = np.uint16 if tokenizer.size <= 2**16 else np.uint32
-    return np.concatenate([np.zeros(0, kind), *(part.astype(kind) for part in parts)])
+    dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
+    return np.concatenate([np.zeros(0, dtype), *(part.astype(dtype) for part in parts)])
 
 
-def _stream(documents: list[Document], tokenizer: Tokenizer, length: int, name: str, *, moves: bool) -> _Stream:
+def _stream(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str) -> tuple[_Stream, int]:
+    """Join the documents. Returns the rows and the number of tokens."""
+
     def parts() -> Iterator[Ids]:
         characters = sum(len(document.text) for document in documents)
         with progress("tokenising", total=characters, unit="character") as advance:
@@ -216,13 +218,18 @@ def _stream(documents: list[Document], tokenizer: Tokenizer, length: int, name: 
                     advance(len(piece))
 
     tokens = _packed(parts(), tokenizer)
-    if len(tokens) < length:
-        raise UserError(f"the {name} text has {len(tokens)} tokens, fewer than one row of data.length = {length}")
-    return _Stream(tokens, length, moves)
+    if len(tokens) < config.length:
+        raise UserError(
+            f"the {name} text has {len(tokens)} tokens, fewer than one row of data.length = {config.length}"
+        )
+    return _Stream(tokens, config.length, shifted=name == "training"), len(tokens)
 
 
-def _pad(documents: list[Document], tokenizer: Tokenizer, pad: int, length: int, name: str) -> tuple[_Documents, int]:
-    """Return the rows, and the number of tokens of the texts before they are cut."""
+def _pad(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str) -> tuple[_Documents, int]:
+    """Truncate or pad each document. Returns the rows and the number of tokens of the texts before they are truncated."""
+    if (pad := tokenizer.pad) is None:
+        raise UserError(f"data.rows {config.rows!r} needs a tokenizer with a padding token (such as '<pad>')")
+    length = config.length
     prompts: list[int] = []
     lengths: list[int] = []
     total = 0
@@ -232,7 +239,7 @@ def _pad(documents: list[Document], tokenizer: Tokenizer, pad: int, length: int,
         for document in track(documents, "tokenising", unit="document"):
             text = tokenizer.encode(document.text)
             total += len(text)
-            if len(text):  # white space may give no tokens
+            if len(text):  # white space may have no tokens
                 prompt = tokenizer.encode(document.prompt)[: length - 1]
                 prompts.append(len(prompt))
                 lengths.append(min(length, len(prompt) + len(text)))

@@ -1,4 +1,4 @@
-"""Base classes of what data comes from: corpora of text and sources of points. No torch."""
+"""Base classes of corpora of text and of sources of points. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sedd_graph.errors import UserError
 __all__ = ["MAX_BYTES", "Corpus", "Document", "Numbers", "PointSource", "read_corpus"]
 
 MAX_BYTES = 8 * 2**30
-"""Largest corpus or array that is read."""
+"""Bytes (of text in memory: characters) of the largest corpus or array that is read."""
 
 Numbers = npt.NDArray[np.float32]
 """Rows of points, float32 [row, ...]."""
@@ -25,19 +25,21 @@ Numbers = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text and the prompt before it, which is attended to, but neither corrupted nor counted."""
+    """A text and the prompt before it."""
 
     text: str
     prompt: str = ""
+    """Text before ``text`` that the network attends to; it is neither corrupted nor counted in the loss."""
 
 
 class Corpus(Plain, ABC):
-    """Documents of text, in an order that never changes. Subclasses implement :meth:`documents`."""
+    """Base class of corpora, whose documents have a fixed order. Subclasses implement :meth:`documents`."""
 
     abstract: ClassVar[bool] = True
     records: ClassVar[bool] = True
-    """Documents are separate records: in a stream each ends with a line break where the tokenizer has no end-of-text token,
-    and none is cut in two at the held-out part. False for files, whose text carries its own line breaks."""
+    """Whether documents are separate records. In a stream a record is followed by an end-of-text token, or by a line break if
+    the tokenizer has none, and the held-out part begins between two records. False for files, which have their own line
+    breaks."""
 
     @abstractmethod
     def documents(self, root: Path) -> Iterator[Document]:
@@ -53,12 +55,12 @@ class Corpus(Plain, ABC):
 
     @property
     def prompted(self) -> bool:
-        """Whether documents have prompts: by default, whether the Config has a key ``prompt`` that is set."""
+        """Whether documents have prompts; by default, whether the Config key ``prompt`` is set."""
         return getattr(self.config, "prompt", None) is not None
 
 
 class PointSource(Plain, ABC):
-    """Rows of real numbers for a flow. Subclasses implement :meth:`points`."""
+    """Base class of sources of points, rows of real numbers for a flow. Subclasses implement :meth:`points`."""
 
     abstract: ClassVar[bool] = True
 
@@ -78,19 +80,22 @@ class PointSource(Plain, ABC):
 def read_corpus(corpus: Corpus, *, root: Path) -> list[Document]:
     """Return all documents of ``corpus`` that have text, in order.
 
+    Args:
+        corpus: The corpus.
+        root: Folder that relative file names start from.
+
     Raises:
-        UserError: The corpus has no text, or more than :data:`MAX_BYTES` characters; and as :meth:`Corpus.documents` does.
+        UserError: A file cannot be read, or the corpus has no text or more than :data:`MAX_BYTES` characters.
+        MissingExtraError: An optional package is absent.
     """
-    documents, held = [], 0
+    documents, characters = [], 0
     for document in corpus.documents(root):
         # as a row of its own, a document without text would be all padding
         if document.text:
             documents.append(document)
-        held += len(document.text) + len(document.prompt)
-        if held > MAX_BYTES:  # compressed files grow when read
-            raise UserError(
-                f"data.corpus: more than {MAX_BYTES >> 30} Gi characters, which is the limit of this reader"
-            )
+        characters += len(document.text) + len(document.prompt)
+        if characters > MAX_BYTES:  # compressed files grow when read
+            raise UserError(f"data.corpus: more than {MAX_BYTES >> 30} Gi characters, which is the limit")
     if not documents:
-        raise UserError("data.corpus: there is no text in it")
+        raise UserError("data.corpus: the corpus has no text")
     return documents

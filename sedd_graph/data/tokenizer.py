@@ -1,4 +1,4 @@
-"""Text to tokens and back. The tokenizers themselves are components; this module holds what they have in common. No torch."""
+"""Base classes of tokenizers and of the components that make them, and reading of ``tokenizer.json``. No torch."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ __all__ = ["FILE", "Ids", "Tokenizer", "TokenizerFactory", "load_tokenizer"]
 Ids = npt.NDArray[np.int64]
 """Token ids, int64 [tokens]."""
 FILE = "tokenizer.json"
-"""The file of a run folder that holds its tokenizer."""
+"""Name of the tokenizer's file in a run folder."""
 MAX_FILE = 256 * 2**20
+"""Largest tokenizer file that is read, bytes."""
 
 
 class Tokenizer(ABC):
-    """A tokenizer that is ready for use."""
+    """Base class of tokenizers, which convert text to token ids and back."""
 
     size: int
     """Number of ids."""
     pad: int | None
-    """Id of padding, or None."""
+    """Id of the padding token, or None."""
     end: int | None = None
-    """Id that separates documents in a stream, or None."""
+    """Id of the end-of-text token, which separates documents in a stream, or None."""
     forbidden: tuple[int, ...]
-    """Ids that must never be generated, in order: padding, ids without text, special tokens."""
+    """Ids that must never be generated, in ascending order: padding, ids without text, special tokens."""
 
     @abstractmethod
     def encode(self, text: str) -> Ids:
-        """Return the ids of ``text``, int64 [tokens]."""
+        """Return the token ids of ``text``, int64 [tokens]."""
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -46,30 +47,33 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def pieces(self) -> list[bytes | None]:
-        """Return the UTF-8 bytes of each id, wherever it stands; None for ids without text.
+        """Return the UTF-8 bytes of each id, in order; None for ids without text.
 
         Raises:
-            UserError: The text of a token depends on its neighbours.
+            UserError: The bytes of a token depend on its neighbours.
         """
 
     @abstractmethod
     def to_json(self) -> str:
-        """Return the content of ``tokenizer.json``: a JSON object, whose key ``kind`` is the op of the component that reads
-        it (by :meth:`TokenizerFactory.from_json`); without that key it is a file of the ``tokenizers`` library."""
+        """Return the content of ``tokenizer.json``, a JSON object.
+
+        Its key ``kind`` is the op of the component whose :meth:`TokenizerFactory.from_json` reads it; without that key it is a
+        file of the ``tokenizers`` library.
+        """
 
 
 class TokenizerFactory(Plain, ABC):
-    """Makes a tokenizer: trains it on the training text, reads it from a file, or has nothing to learn."""
+    """Base class of components that make a tokenizer: train it, read it from a file, or construct it."""
 
     abstract: ClassVar[bool] = True
     trained: ClassVar[bool] = False
     """Whether :meth:`make` reads the training text."""
     separates: ClassVar[bool] = False
-    """Of one that is trained: whether it will have an end-of-text token."""
+    """Whether the trained tokenizer will have an end-of-text token; unused if ``trained`` is false."""
 
     @property
     def size(self) -> int | None:
-        """Number of ids, where the Config alone says it, else None."""
+        """Number of ids if the Config determines it, else None."""
         return None
 
     @abstractmethod
@@ -77,7 +81,7 @@ class TokenizerFactory(Plain, ABC):
         """Return the tokenizer. The same texts give the same tokenizer.
 
         Args:
-            texts: The training text, in parts; empty where ``trained`` is false.
+            texts: The training text, in parts; empty if ``trained`` is false.
             root: Folder that relative file names start from.
 
         Raises:
@@ -87,14 +91,14 @@ class TokenizerFactory(Plain, ABC):
     @classmethod
     @abstractmethod
     def from_json(cls, text: str) -> Tokenizer:
-        """Return the tokenizer whose :meth:`Tokenizer.to_json` gave ``text``. Raises :class:`UserError` for other text."""
+        """Return the tokenizer whose :meth:`Tokenizer.to_json` returned ``text``. Raises :class:`UserError` for other text."""
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read ``tokenizer.json`` (a file, or the folder that it lies in).
+    """Read a tokenizer from ``path``, its file or the folder of its ``tokenizer.json``.
 
     Raises:
-        UserError: The file cannot be read, or holds no tokenizer.
+        UserError: The file cannot be read, or is not that of a tokenizer.
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
@@ -111,12 +115,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         op = data.get("kind", "file") if isinstance(data, dict) else "file"
         cls = installed().component(str(op))
         if not issubclass(cls, TokenizerFactory):
-            raise UserError(f"{op!r} is no tokenizer")
-        tokenizer: Tokenizer = cls.from_json(text)
+            raise UserError(f"the component {op!r} is not a tokenizer")
+        return cls.from_json(text)
     except RecursionError:
         raise UserError(f"{path}: not JSON: nested too deeply") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     except SeddGraphError as error:
         raise UserError(f"{path}: {error}") from None
-    return tokenizer

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from sedd_graph.component.base import Component
-from sedd_graph.component.kv_cache import Memory
+from sedd_graph.component.kv_cache import KVCache
 from sedd_graph.diffusion.tokens.block_diffusion import block_inputs
 from sedd_graph.diffusion.tokens.sampler import Denoise
 from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix, take
@@ -43,16 +43,16 @@ def uncached(model: Model, block: int, written: Tensor, *, suffix: PositionwiseS
 class Cached:
     """Source of denoisers like :func:`uncached`; each finished token is evaluated once, its keys and values are cached."""
 
-    def __init__(self, model: Model, block: int, memories: list[Memory], suffix: PositionwiseSuffix | None) -> None:
-        self._model, self._block, self._memories, self._suffix, self._done = model, block, memories, suffix, 0
+    def __init__(self, model: Model, block: int, caches: list[KVCache], suffix: PositionwiseSuffix | None) -> None:
+        self._model, self._block, self._caches, self._suffix, self._done = model, block, caches, suffix, 0
 
     def __call__(self, written: Tensor) -> Denoise:
         """Return the denoiser of the block after ``written`` int64 [b, m]."""
         if written.shape[1] > self._done:
             new = written[:, self._done :]
             self._run(block_inputs(new[:, :0], new, block=self._block, clean_from=self._done), None)
-            for memory in self._memories:
-                memory.keep()
+            for cache in self._caches:
+                cache.keep()
             self._done = written.shape[1]
 
         def denoise(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
@@ -62,8 +62,8 @@ class Cached:
         return denoise
 
     def _run(self, inputs: Mapping[str, Tensor], rows: Tensor | None, at: Tensor | None = None) -> Mapping[str, Tensor]:
-        for memory in self._memories:
-            memory.rows = rows
+        for cache in self._caches:
+            cache.rows = rows
         return _outputs(self._model, self._suffix, inputs, at)
 
 
@@ -74,9 +74,9 @@ def cached(
     """Install KV caches of ``rows`` rows of up to ``length`` positions in all components, for the duration of the context."""
     components = [m for m in model.modules() if isinstance(m, Component)]
     for component in components:
-        component.memory = Memory(rows, length)
+        component.kv_cache = KVCache(rows, length)
     try:
-        yield Cached(model, block, [c.memory for c in components if c.memory is not None], suffix)
+        yield Cached(model, block, [c.kv_cache for c in components if c.kv_cache is not None], suffix)
     finally:
         for component in components:
-            component.memory = None
+            component.kv_cache = None

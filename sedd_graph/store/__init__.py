@@ -1,1 +1,1 @@
-"""What is kept: run folders, whole files, zarr streams. No torch."""
+"""Files of runs: run folders, files written atomically, zarr arrays. No torch."""

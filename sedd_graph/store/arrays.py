@@ -1,8 +1,8 @@
-"""``activations.zarr`` and ``samples.zarr``: plain zarr v3, readable by anyone while a run goes on.
+"""The zarr v3 stores ``activations.zarr`` and ``samples.zarr``, which can be read while a run writes them.
 
-An array grows along its first axis. A record's chunk is written first, and the array is extended over it only then, so
-a reader (and whoever opens it after a kill) sees whole records only. Zarr's local store renames each file into place.
-Chunks are written one at a time: zarr would write several at once, and go on with the others when one has failed.
+An array grows along its first axis. The chunk of a record is written before the array is extended over it, so that readers see
+whole records only, also after the writer was killed; zarr's local store writes each file atomically. Chunks are written one at
+a time, since zarr would write several in parallel and continue with the others when one has failed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,42 @@ __all__ = ["Activations", "TapSpec", "array_of", "document_lengths", "stores", "
 
 Array = npt.NDArray[Any]
 CHUNK = 2**18
-"""Tokens per chunk of samples: 2 MiB."""
+"""Numbers per chunk of samples: 2 MiB of int64 tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TapSpec:
-    """How one saved port is kept: ``path`` is ``trunk/0/x``, ``chunk`` counts records per chunk."""
+    """Settings of the records of one saved port."""
 
     path: str
+    """Path of the port, such as ``trunk/0/x``."""
     every: int
+    """Training steps between records."""
     dtype: str
+    """Name of a numpy dtype that values are converted to."""
     rows: int | None
+    """Number of rows of the batch that are saved; None for all."""
     chunk: int
+    """Records per chunk."""
 
 
 class Activations:
-    """One array per saved port, [record, batch, axes...], beside ``step`` (int64): the training step of each record.
+    """Store of saved activations. Each port has an array ``value`` [record, batch, ...] and ``step`` int64 [record].
 
-    ``value`` is never shorter than ``step``: the length of ``step`` is the number of whole records.
+    ``step`` holds the training step of each record. Its length is the number of whole records; ``value`` is never shorter.
+
+    Args:
+        path: The folder ``activations.zarr``, which is opened or created.
+        taps: The ports to record.
+        queue: Largest number of writes that wait in memory.
+        resume_step: Training step from which a run resumes; later records are deleted.
+
+    Raises:
+        UserError: The store holds another kind of data under one of the paths.
+        EnvironmentFault: The disk cannot be written.
     """
 
     def __init__(self, path: Path, taps: Sequence[TapSpec], *, queue: int = 16, resume_step: int | None = None) -> None:
-        """Open or make the store. ``resume_step`` drops what was recorded after that step of training."""
         self.taps = {t.path: t for t in taps}
         self.path = path
         self._arrays: dict[str, tuple[zarr.Array[Any], zarr.Array[Any]]] = {}
@@ -59,75 +74,70 @@ class Activations:
                 if f"{name}/step" in self._root and f"{name}/value" in self._root:
                     self._arrays[name] = array_of(self._root, f"{name}/value"), array_of(self._root, f"{name}/step")
             if resume_step is not None:
-                self._forget_after(resume_step)
-        self._handed_over = {name: marks.shape[0] for name, (_, marks) in self._arrays.items()}
+                self._delete_after(resume_step)
+        self._queued = {name: steps.shape[0] for name, (_, steps) in self._arrays.items()}
         self._writer = Writer(depth=queue)
 
-    def _forget_after(self, step: int) -> None:
-        """Drop records of a time line that a resumed run will go through again."""
-        for value, marks in self._arrays.values():
-            keep = int((np.asarray(marks[:]) <= step).sum())
-            marks.resize((keep,))  # first: what it counts must be there
-            value.resize((keep, *value.shape[1:]))
+    def _delete_after(self, step: int) -> None:
+        """Delete the records after ``step``, which the resumed run will repeat."""
+        for value, steps in self._arrays.values():
+            count = int((np.asarray(steps[:]) <= step).sum())
+            steps.resize((count,))  # before value, which must never be the shorter one
+            value.resize((count, *value.shape[1:]))
 
     def due(self, step: int) -> list[str]:
-        """Paths of the ports to be recorded at this step."""
+        """Return the paths of the ports to record at ``step``."""
         return [name for name, tap in self.taps.items() if step % tap.every == 0]
 
     def put(self, name: str, step: int, value: Array) -> None:
-        """Hand over a copy of one record; waits only while the queue is full."""
+        """Record a copy of ``value`` [batch, ...] for the port ``name``; wait only while the queue is full."""
         tap = self.taps[name]
-        with np.errstate(over="ignore"):  # beyond float16 lies infinity, which is what is kept
+        with np.errstate(over="ignore"):  # values beyond the range of float16 become infinite
             self._pending[name].append((step, np.array(value[: tap.rows], dtype=tap.dtype, order="C")))
-        if (self._handed_over.get(name, 0) + len(self._pending[name])) % tap.chunk == 0:
-            self._hand_over(name)
+        if (self._queued.get(name, 0) + len(self._pending[name])) % tap.chunk == 0:
+            self._enqueue(name)
 
-    def _hand_over(self, name: str) -> None:
-        records, self._pending[name] = self._pending[name], []
-        if records:
-            self._handed_over[name] = self._handed_over.get(name, 0) + len(records)
-            self._writer.put(lambda: self._append(name, records))
+    def _enqueue(self, *names: str) -> None:
+        for name in names:
+            records, self._pending[name] = self._pending[name], []
+            if records:
+                self._queued[name] = self._queued.get(name, 0) + len(records)
+                self._writer.put(partial(self._append, name, records))
 
     def _append(self, name: str, records: list[tuple[int, Array]]) -> None:
         steps = np.asarray([s for s, _ in records], dtype=np.int64)
         values = np.stack([v for _, v in records])
         with disk_faults("activations.zarr", self.path):
             if name not in self._arrays:
-                chunks = (self.taps[name].chunk, *values.shape[1:])
                 group = self._root.require_group(name)
-                # nothing is lost: without the other, the one that may be there has no whole record
+                # if only one of the arrays exists, it has no whole record, so overwriting loses nothing
                 self._arrays[name] = (
-                    group.create_array(
-                        "value", shape=(0, *values.shape[1:]), chunks=chunks, dtype=values.dtype, overwrite=True
-                    ),
-                    group.create_array("step", shape=(0,), chunks=(1024,), dtype="int64", overwrite=True),
+                    _empty(group, "value", values, rows=self.taps[name].chunk),
+                    _empty(group, "step", steps, rows=1024),
                 )
             value, marks = self._arrays[name]
             if value.shape[1:] != values.shape[1:]:
-                raise UserError(
-                    f"activations.zarr/{name} holds records of shape {value.shape[1:]}, not {values.shape[1:]}"
-                )
-            count = marks.shape[0]  # what a kill left beyond this was not whole
+                shapes = f"{value.shape[1:]}, not {values.shape[1:]}"
+                raise UserError(f"activations.zarr/{name} holds records of shape {shapes}")
+            count = marks.shape[0]  # rows beyond it are part of a record that was not written as a whole
             _extend(value, count, values)
             _extend(marks, count, steps)
 
     def flush(self) -> None:
-        """Write all records that were put, chunks that are not full included."""
-        for name in self.taps:
-            self._hand_over(name)
+        """Write all records that were put, also those of incomplete chunks."""
+        self._enqueue(*self.taps)
         self._writer.flush()
 
     def close(self) -> None:
-        """As :meth:`flush`, and stop."""
+        """Write all records that were put, and stop the writer."""
         try:
-            for name in self.taps:
-                self._hand_over(name)
+            self._enqueue(*self.taps)
         finally:
             self._writer.close()
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """Return the array called ``name``. Raises :class:`UserError` if it is something else."""
+    """Return the array ``name`` of ``group``. Raises :class:`UserError` if it is not an array."""
     found = group[name]
     if not isinstance(found, zarr.Array):
         raise UserError(f"{group.store_path}: {name} is not an array")
@@ -135,7 +145,7 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 
 def _extend(array: zarr.Array[Any], count: int, data: Array) -> None:
-    """Write ``data`` behind the first ``count`` rows, then make the array so long: nobody sees a row before it is whole."""
+    """Write ``data`` after the first ``count`` rows, then extend the array, so that readers see only whole rows."""
     shape = (count + len(data), *array.shape[1:])
     metadata: Any = dataclasses.replace(array.metadata, shape=shape)
     wider = zarr.Array(zarr.AsyncArray(metadata, array.store_path))
@@ -147,8 +157,13 @@ def _extend(array: zarr.Array[Any], count: int, data: Array) -> None:
 
 
 def document_lengths(tokens: npt.NDArray[np.int64], *, pad: int | None, end: int | None) -> npt.NDArray[np.int64]:
-    """int64 [row] of int64 [row, position]: the tokens of a row up to and with its first separator ``end``, where it has
-    one, and without the padding ``pad`` behind the text."""
+    """Return the number of tokens of each row without trailing padding, int64 [row].
+
+    Args:
+        tokens: Token ids, int64 [row, position].
+        pad: Id of the padding token, if there is one.
+        end: Id of the end-of-text token, if there is one. A row ends with its first.
+    """
     _, width = tokens.shape
     text = np.ones_like(tokens, dtype=np.bool_) if pad is None else tokens != pad
     lengths: npt.NDArray[np.int64] = width - np.argmax(text[:, ::-1], axis=1).astype(np.int64)
@@ -161,7 +176,7 @@ def document_lengths(tokens: npt.NDArray[np.int64], *, pad: int | None, end: int
 
 
 def stores(folder: Path, stem: str) -> list[Path]:
-    """``stem.zarr``, ``stem-2.zarr``, ... in ``folder``: the newest first."""
+    """Return the zarr groups ``stem.zarr``, ``stem-2.zarr``, ... in ``folder``, the newest first."""
     found = []
     for path in folder.glob(f"{stem}*.zarr"):
         number = re.fullmatch(rf"{stem}(?:-(\d+))?\.zarr", path.name)
@@ -178,33 +193,34 @@ def write_samples(
     trajectory: npt.NDArray[np.int32] | None = None,
     attributes: Mapping[str, Any],
 ) -> Path:
-    """Write one batch of samples: ``arrays`` [row, ...] by name (``tokens`` and ``lengths``, or ``x`` and ``nats``), ``text`` [row] and
-    ``trajectory`` [step, row, position] where given; ``attributes`` hold sampler, seed and revision.
+    """Write a batch of samples to a new zarr group, atomically.
 
-    Written under a temporary name and renamed; a path that exists gets a number. Returns the path written.
+    Args:
+        path: The group, such as ``samples.zarr``; a number is added to the name if it exists.
+        arrays: Arrays [row, ...] by name: ``tokens`` and ``lengths``, or ``x`` and ``nats``.
+        text: Text of each row.
+        trajectory: Tokens after each step of the sampler, int32 [step, row, position].
+        attributes: Attributes of the group, such as sampler, seed and revision.
+
+    Returns:
+        The path of the new group.
+
+    Raises:
+        UserError: The path cannot exist.
+        EnvironmentFault: The disk cannot be written.
     """
-
-    def fill(root: zarr.Group) -> None:
-        for name, data in arrays.items():
-            _whole(root, name, data, rows=max(1, CHUNK // max(1, math.prod(data.shape[1:]))))
-        if trajectory is not None:
-            _whole(root, "trajectory", trajectory, rows=1)
-        if text is None:
-            return
-        with warnings.catch_warnings():
-            # zarr warns that strings of variable length are not in the v3 specification yet
-            warnings.simplefilter("ignore")
-            words = root.create_array("text", shape=(len(text),), chunks=(max(1, len(text)),), dtype=str)
-            words[:] = np.asarray(list(text), dtype=object)
-
-    return _new_group(path, fill, attributes)
-
-
-def _new_group(path: Path, fill: Callable[[zarr.Group], None], attributes: Mapping[str, Any]) -> Path:
-    """A zarr group that is there whole or not at all. Returns where it went."""
     with disk_faults(path.name, path.parent), part_folder(path) as part:
-        root = zarr.open_group(str(part), mode="a", zarr_format=3)  # "w" would make the folder anew, without its lock
-        fill(root)
+        root = zarr.open_group(str(part), mode="a", zarr_format=3)  # "w" would replace the folder, which holds a lock
+        for name, data in arrays.items():
+            _extend(_empty(root, name, data, rows=max(1, CHUNK // max(1, math.prod(data.shape[1:])))), 0, data)
+        if trajectory is not None:
+            _extend(_empty(root, "trajectory", trajectory, rows=1), 0, trajectory)
+        if text is not None:
+            with warnings.catch_warnings():
+                # zarr warns that strings of variable length are not in the v3 specification yet
+                warnings.simplefilter("ignore")
+                strings = root.create_array("text", shape=(len(text),), chunks=(max(1, len(text)),), dtype=str)
+                strings[:] = np.asarray(list(text), dtype=object)
         root.attrs.update(dict(attributes))
         final = new_folder(path)
         final.rmdir()
@@ -212,6 +228,7 @@ def _new_group(path: Path, fill: Callable[[zarr.Group], None], attributes: Mappi
     return final
 
 
-def _whole(root: zarr.Group, name: str, data: Array, *, rows: int) -> None:
-    array = root.create_array(name, shape=(0, *data.shape[1:]), chunks=(rows, *data.shape[1:]), dtype=data.dtype)
-    _extend(array, 0, data)
+def _empty(group: zarr.Group, name: str, like: Array, *, rows: int) -> zarr.Array[Any]:
+    """Create an array of no rows for rows such as those of ``like``, ``rows`` per chunk."""
+    row = like.shape[1:]
+    return group.create_array(name, shape=(0, *row), chunks=(rows, *row), dtype=like.dtype, overwrite=True)

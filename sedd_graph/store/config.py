@@ -1,4 +1,4 @@
-"""How saved ports are streamed to ``activations.zarr``."""
+"""The ``store`` section of a blueprint. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["StoreConfig"]
 
 
 class StoreConfig(Strict):
-    """The ``store`` section of a blueprint."""
+    """Writing of saved activations to ``activations.zarr`` during training."""
 
     queue: Annotated[int, pydantic.Field(ge=1, le=1024)] = 16
-    """How many records may wait to be written; training waits beyond that."""
+    """Largest number of writes that wait in memory, each of one chunk of records; training pauses while the queue is full."""

@@ -1,4 +1,4 @@
-"""Run folders and whole files: written under a temporary name, then renamed; nothing is ever overwritten."""
+"""Run folders, files written atomically (under a temporary name, then renamed), and locks."""
 
 from __future__ import annotations
 
@@ -35,8 +35,17 @@ __all__ = [
 
 @contextmanager
 def disk_faults(what: str, path: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into a sentence: an :class:`EnvironmentFault`, or a :class:`UserError` where there
-    can be no such path. A :class:`FileExistsError` is passed on."""
+    """Convert exceptions of the operating system within the context to exceptions of this project.
+
+    Args:
+        what: The object being written, for the message.
+        path: Its path or folder, for the message.
+
+    Raises:
+        UserError: The path cannot exist.
+        EnvironmentFault: The disk is full or cannot be written.
+        FileExistsError: Unchanged.
+    """
     try:
         yield
     except FileExistsError:
@@ -47,20 +56,19 @@ def disk_faults(what: str, path: Path) -> Iterator[None]:
             raise UserError(f"{what} could not be written to {path}: {reason}") from error
         if number in (errno.ENOSPC, errno.EDQUOT):
             reason = "the disk is full"
-        raise EnvironmentFault(
-            f"{what} could not be written to {path}: {reason}; what was written before is whole"
-        ) from error
+        message = f"{what} could not be written to {path}: {reason}; earlier files are intact"
+        raise EnvironmentFault(message) from error
 
 
 def _reason(error: Exception) -> tuple[int | None, str]:
     if isinstance(error, OSError):
         return error.errno, error.strerror or str(error)
-    found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has the number in its text alone
+    found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has the number only in its text
     return (int(found[1]), os.strerror(int(found[1]))) if found else (None, str(error))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file at once: temporary name, flush to disk, rename."""
+    """Write a text file atomically. Raises as :func:`disk_faults` does."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with disk_faults(path.name, path.parent):
         try:
@@ -74,7 +82,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _plain(data: Any) -> Any:
-    """The same with null for numbers that JSON cannot hold, such as the standard error of a single value."""
+    """Replace numbers that JSON cannot represent by None, such as the standard error of a single value."""
     if isinstance(data, Mapping):
         return {key: _plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -83,12 +91,12 @@ def _plain(data: Any) -> Any:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """JSON with sorted keys, for people and programs. NaN and infinities become null."""
+    """Write a JSON file with sorted keys atomically. NaN and infinity become null. Raises as :func:`disk_faults` does."""
     write_text(path, json.dumps(_plain(data), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Raises :class:`UserError` where the file is missing or not JSON."""
+    """Read a JSON file. Raises :class:`UserError` if it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -98,7 +106,7 @@ def read_json(path: Path) -> Any:
 
 
 def new_folder(path: Path) -> Path:
-    """``path``, or ``path-2``, ``path-3``, ... where that exists already. The folder is made."""
+    """Create the folder ``path``, or ``path-2``, ``path-3``, ... if it exists, and return its path."""
     for number in range(1, 10_000):
         candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         try:
@@ -107,31 +115,30 @@ def new_folder(path: Path) -> Path:
             return candidate
         except FileExistsError:
             continue
-    raise UserError(f"{path} and 9,999 numbered neighbours exist already")
+    raise UserError(f"{path} exists already, and so do its numbered names up to 9,999")
 
 
 def new_run(root: Path, name: str, digest: str) -> Path:
-    """``root/name/<utc-stamp>-<digest>``, made now, never one that was there."""
+    """Create a new run folder ``root/name/<UTC time>-<digest>`` and return its path."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     return new_folder(root / name / f"{stamp}-{digest[:8]}")
 
 
 @contextmanager
 def part_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder beside ``path``, to be filled and renamed; it is removed where the block leaves it behind.
+    """Create a hidden folder beside ``path``, to be filled and renamed; it is deleted if it is left when the context ends.
 
-    It is locked while the block runs, so what a process that was killed has left of ``path`` is known by having no lock,
-    and is removed first.
+    The folder is locked within the context. Folders without a lock are those of killed processes, and are deleted first.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with _locked(left) as held:
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with _locked(abandoned) as held:
             if held:
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(abandoned, ignore_errors=True)
     while True:
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         part.mkdir(parents=True)
         with _locked(part) as held:
-            if held is None or part.is_dir():  # another process may have cleaned up between the two
+            if held is None or part.is_dir():  # another process may have deleted it before it was locked
                 try:
                     yield part
                 finally:
@@ -139,54 +146,54 @@ def part_folder(path: Path) -> Iterator[Path]:
                 return
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool | None]:
-    """Try to lock a folder itself: whether that worked, or None where folders cannot be locked."""
+def _lock(number: int) -> bool | None:
+    """Try to lock an open file or folder. Return whether that succeeded; None where locks are not supported."""
     try:
         import fcntl
 
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Windows; a network file system without locks
+        return None
+    return True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool | None]:
+    """Lock a folder within the context, whose value is that of :func:`_lock`."""
+    try:
         number = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):  # Windows; or it is gone already
+    except OSError:  # Windows; or it was deleted
         yield None
         return
     try:
-        held: bool | None = True
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held = False
-        except OSError:  # a network file system without locks
-            held = None
-        yield held
+        yield _lock(number)
     finally:
         os.close(number)
 
 
 @contextmanager
 def alone(folder: Path, doing: str) -> Iterator[None]:
-    """Hold ``folder`` while the block runs; the system lets go of it when a process dies, however that may be.
+    """Lock ``folder`` within the context, if files can be locked; the system releases the lock when the process ends.
 
-    Raises :class:`UserError` where another process holds it. Does nothing where files cannot be locked.
+    Args:
+        folder: The folder, in which the file ``.lock`` is created.
+        doing: The action as a participle, such as "training", for the message.
+
+    Raises:
+        UserError: Another process holds the lock.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     with disk_faults(".lock", folder):
         stream = (folder / ".lock").open("ab")
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is {doing} it") from None
-        except OSError:  # a network file system without locks
-            pass
+        if _lock(stream.fileno()) is False:
+            raise UserError(f"{folder}: another process is {doing} it")
         yield
 
 
 class JsonLines:
-    """Appends whole lines. A last line torn by a kill is cut off when the file is opened again."""
+    """File of one JSON object per line, to which records are appended. Opening it removes an incomplete last line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -198,7 +205,7 @@ class JsonLines:
                 self._stream.truncate(whole)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """One record, in the file as a whole line or not at all. NaN and infinities become null."""
+        """Append ``record`` as a whole line or, if that fails, not at all. NaN and infinity become null."""
         line = (json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
         with disk_faults(self.path.name, self.path.parent):
             before = os.fstat(self._stream.fileno()).st_size
@@ -210,22 +217,22 @@ class JsonLines:
                 raise
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Rewrite the file with the records that are wanted; lines that are no records go as well."""
+        """Delete the records for which ``wanted`` is false, and lines that are not JSON objects."""
 
-        def stays(line: bytes) -> bool:
+        def is_wanted(line: bytes) -> bool:
             try:
                 record = json.loads(line)
             except ValueError:
                 return False
             return isinstance(record, dict) and wanted(record)
 
-        # split at "\n" alone: a text may hold U+2028, at which str.splitlines splits too
-        kept = [line for line in self.path.read_bytes().split(b"\n") if stays(line)]
+        # split at "\n" only: str.splitlines would also split at U+2028 within a text
+        kept = [line for line in self.path.read_bytes().split(b"\n") if is_wanted(line)]
         write_text(self.path, "".join(line.decode() + "\n" for line in kept))
         self._stream.close()
         with disk_faults(self.path.name, self.path.parent):
             self._stream = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
-        """What was appended is in the file already."""
+        """Close the file; appended records are written already."""
         self._stream.close()

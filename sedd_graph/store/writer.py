@@ -1,8 +1,4 @@
-"""A bounded background writer: work is handed over and done in order by one thread; nothing is lost or torn.
-
-``put`` waits when too much is on its way, so memory is bounded; a fault of the thread is raised at the next ``put``,
-``flush`` or ``close``.
-"""
+"""A background thread that runs functions in order, from a queue of bounded length."""
 
 from __future__ import annotations
 
@@ -16,7 +12,17 @@ _STOP = object()
 
 
 class Writer:
-    """``with Writer() as writer: writer.put(function)``. ``depth`` bounds how many pieces of work may wait."""
+    """Background thread that runs functions in the order in which they are put.
+
+    >>> with Writer() as writer:
+    ...     writer.put(function)
+
+    An exception in the thread is raised at each later :meth:`put`, :meth:`flush` or :meth:`close`; the functions that follow it
+    are not run.
+
+    Args:
+        depth: Largest number of functions that wait in the queue.
+    """
 
     def __init__(self, *, depth: int = 16) -> None:
         self._queue: queue.Queue[object] = queue.Queue(maxsize=depth)
@@ -33,29 +39,29 @@ class Writer:
                     return
                 if self._fault is None:
                     work()  # type: ignore[operator]
-            except BaseException as error:  # raised again in the caller's thread
+            except BaseException as error:  # raised in the caller's thread
                 self._fault = error
             finally:
                 self._queue.task_done()
 
     def _check(self) -> None:
         if self._fault is not None:
-            raise self._fault  # again at every call: a record is missing from here on
+            raise self._fault  # at every call, since a record is missing from here on
 
     def put(self, work: Callable[[], None]) -> None:
-        """Hand over work; waits while the queue is full."""
+        """Add ``work`` to the queue; wait while the queue is full. Raises :class:`RuntimeError` after :meth:`close`."""
         if self._closed:
             raise RuntimeError("the writer is closed")
         self._check()
         self._queue.put(work)
 
     def flush(self) -> None:
-        """Wait until all that was handed over is done."""
+        """Wait until all functions in the queue have run."""
         self._queue.join()
         self._check()
 
     def close(self) -> None:
-        """Finish what was handed over and stop."""
+        """Run the functions that are left in the queue, then stop the thread."""
         if not self._closed:
             self._closed = True
             self._queue.put(_STOP)

@@ -1,4 +1,4 @@
-"""The check of components that stand as nodes of a graph.
+"""The conformance check of components that are nodes of a graph.
 
 Axes: b batch, l length; others are the component's own.
 """
@@ -7,42 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sedd_graph.component.axes import AxisError, PortType
-from sedd_graph.component.base import Component, Context
-from sedd_graph.component.contract import Signature, size_fields
+from sedd_graph.component.base import Context
+from sedd_graph.component.contract import size_fields
 from sedd_graph.engine.positionwise_suffix import length_dim, take
 from sedd_graph.testing.algebra import check_algebra
-from sedd_graph.testing.case import Case, Failures
+from sedd_graph.testing.case import Case, Failures, Found, Trial, shape_of
 
 __all__ = ["check_node"]
 
 _DYNAMIC = ("b", "l")
 
 
-def _shape(found: PortType, sizes: Mapping[str, int]) -> list[int]:
-    shape: list[int] = []
-    for dim in found.dims:
-        shape += [sizes["b"], sizes["l"]] if dim.variadic else [dim.size.evaluate(sizes)]
-    return shape
-
-
-def _make(found: PortType, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
-    shape = _shape(found, sizes)
-    if found.kind == "float":
-        return torch.rand(shape, generator=generator) + 0.1
-    if found.kind == "bool":
-        return torch.ones(shape, dtype=torch.bool)
-    return torch.randint(0, sizes.get("v", 2), shape, generator=generator)
-
-
 def check_node(case: Case) -> Failures:
-    """Evaluate a node at random inputs: shapes, dtypes, gradients, padding, algebra, and compilation if asked for."""
+    """Check a node at random inputs: shapes, dtypes, gradients, padding, algebra and, if requested, compilation."""
     cls, config, failures = case.cls, case.config, Failures()
     try:
         signature = cls.signature(config, {"*": 2})
@@ -52,14 +35,14 @@ def check_node(case: Case) -> Failures:
     own = {n: v for n, v in config.model_dump().items() if n in size_fields(cls.Config) and n in symbols and v}
     sizes = {s: case.axes.get(s, own.get(s, 8)) for s in symbols} | {"b": 2, "l": 6}
     ports = [p for p in signature.inputs if not p.optional or p.name in case.connected]
-    context = Context(
-        {s: v for s, v in sizes.items() if s not in _DYNAMIC}, frozenset(p.name for p in ports), "under_test"
-    )
+    static = {s: v for s, v in sizes.items() if s not in _DYNAMIC}
+    context = Context(static, frozenset(p.name for p in ports), "under_test")
     try:
         with torch.device("meta"):
             cls(config, context)
     except Exception as error:  # whatever a component raises is the finding
-        failures.append(("meta", f"cannot be made on the meta device (shapes only): {type(error).__name__}: {error}"))
+        text = f"cannot be constructed on the meta device (shapes only): {type(error).__name__}: {error}"
+        failures.append(("meta", text))
     torch.manual_seed(0)
     try:
         component = cls(config, context).eval()
@@ -71,13 +54,13 @@ def check_node(case: Case) -> Failures:
     if not failures:
         failures += _gradients(trial)
     if not failures:
-        failures += check_algebra(component, config, signature, sizes, case.connected)
+        failures += check_algebra(trial, config)
     if cls.positionwise and not failures:
         failures += _positionwise(trial)
     if any(p.name == "attend" for p in signature.inputs):
         failures += _padding(trial)
     if case.compile and not failures:
-        arguments = trial.arguments()
+        arguments = _arguments(trial)
         expected = component(*arguments)
         found = torch.compile(component, fullgraph=True, dynamic=False)(*arguments)
         if not all(torch.allclose(a, b, atol=1e-5) for a, b in zip(_tuple(expected), _tuple(found), strict=True)):
@@ -85,35 +68,29 @@ def check_node(case: Case) -> Failures:
     return failures
 
 
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """A component with the sizes of all axes and the optional ports that are fed."""
+def _arguments(trial: Trial, *more: str) -> list[Any]:
+    """Return random arguments of ``forward``; ``more`` names further optional ports to feed."""
+    generator = torch.Generator().manual_seed(0)
 
-    component: Component
-    signature: Signature
-    sizes: Mapping[str, int]
-    connected: tuple[str, ...]
+    def draw(type_: PortType) -> Tensor:
+        shape = shape_of(type_, trial.sizes)
+        if type_.kind == "float":
+            return torch.rand(shape, generator=generator) + 0.1
+        if type_.kind == "bool":
+            return torch.ones(shape, dtype=torch.bool)
+        return torch.randint(0, trial.sizes.get("v", 2), shape, generator=generator)
 
-    def arguments(self, *more: str) -> list[Any]:
-        """Return random arguments of ``forward``; ``more`` are optional ports to feed besides."""
-        generator = torch.Generator().manual_seed(0)
-        arguments: list[Any] = []
-        for port in self.signature.inputs:
-            if port.variadic:
-                arguments += [_make(port.type, self.sizes, generator) for _ in range(2)]
-            else:
-                wanted = not port.optional or port.name in (*self.connected, *more)
-                arguments.append(_make(port.type, self.sizes, generator) if wanted else None)
-        return arguments
+    values = (value for _, value in trial.values(draw, *more))
+    return [v for value in values for v in (value if isinstance(value, list) else [value])]
 
 
 def _tuple(value: Any) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _run(trial: Trial) -> Iterator[tuple[str, str]]:
+def _run(trial: Trial) -> Found:
     """Compare two evaluations with the declared ports and with each other."""
-    arguments = trial.arguments()
+    arguments = _arguments(trial)
     before = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
     try:
         with torch.no_grad():
@@ -128,15 +105,11 @@ def _run(trial: Trial) -> Iterator[tuple[str, str]]:
         yield "ports", f"{len(first)} outputs, but {len(ports)} are declared"
         return
     for port, value, again in zip(ports, first, second, strict=True):
-        shape = _shape(port.type, trial.sizes)
+        shape = shape_of(port.type, trial.sizes)
         if list(value.shape) != shape:
             yield "shape", f"output {port.name!r} is declared {port.type}, so {shape}, but is {list(value.shape)}"
-        kinds = {
-            "float": value.is_floating_point(),
-            "bool": value.dtype == torch.bool,
-            "int": value.dtype == torch.int64,
-        }
-        if not kinds[port.type.kind]:
+        kind = "float" if value.is_floating_point() else {torch.bool: "bool", torch.int64: "int"}.get(value.dtype)
+        if kind != port.type.kind:
             yield "dtype", f"output {port.name!r} is declared {port.type.kind}, but is {value.dtype}"
         if value.is_floating_point() and not bool(value.isfinite().all()):
             yield "finite", f"output {port.name!r} has values that are not finite"
@@ -144,18 +117,18 @@ def _run(trial: Trial) -> Iterator[tuple[str, str]]:
             yield "determinism", f"output {port.name!r} differs between two evaluations"
 
 
-def _gradients(trial: Trial) -> Iterator[tuple[str, str]]:
-    """Check that a gradient reaches every parameter, all moved off their initial values."""
+def _gradients(trial: Trial) -> Found:
+    """Check that a gradient reaches every parameter when all are moved off their initial values."""
     component = trial.component
     parameters = list(component.named_parameters())
     if not parameters:
         return
-    # zero-initialised parameters would hide those behind them
+    # parameters that are initialised to zero would cut off the gradients of those before them
     state = {k: v.clone() for k, v in component.state_dict().items()}
     with torch.no_grad():
         for _, p in parameters:
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
-    outputs = [o for o in _tuple(component(*trial.arguments())) if o.is_floating_point()]
+    outputs = [o for o in _tuple(component(*_arguments(trial))) if o.is_floating_point()]
     generator = torch.Generator().manual_seed(2)
     parts = [(o.clamp(-1e3, 1e3) * torch.rand(o.shape, generator=generator)).sum() for o in outputs]
     torch.stack(parts).sum().backward()
@@ -166,36 +139,34 @@ def _gradients(trial: Trial) -> Iterator[tuple[str, str]]:
     component.load_state_dict(state)
 
 
-def _positionwise(trial: Trial) -> Iterator[tuple[str, str]]:
-    """Compare outputs at some positions, in another order, with those of a whole evaluation."""
-    arguments, inputs = trial.arguments(), trial.signature.inputs
+def _positionwise(trial: Trial) -> Found:
+    """Compare the outputs of an evaluation at some positions, in another order, with those of a whole evaluation."""
+    arguments, inputs = _arguments(trial), trial.signature.inputs
     ports = [p for p in inputs for _ in range(2 if p.variadic else 1)]
     chosen = torch.tensor([[3, 0, 5], [1, 1, 4]])
 
-    def some(value: Tensor | None, found: PortType) -> Tensor | None:
-        at = 1 if any(d.variadic for d in found.dims) else length_dim(found)
-        return value if at is None or value is None else take(value, chosen, at)
+    def select(value: Tensor | None, type_: PortType) -> Tensor | None:
+        dim = 1 if any(d.variadic for d in type_.dims) else length_dim(type_)
+        return value if dim is None or value is None else take(value, chosen, dim)
 
     with torch.no_grad():
         every = _tuple(trial.component(*arguments))
-        few = _tuple(trial.component(*[some(a, p.type) for a, p in zip(arguments, ports, strict=True)]))
-    for port, whole, part in zip(trial.signature.outputs, every, few, strict=True):
-        expected = some(whole, port.type)
+        some = _tuple(trial.component(*[select(a, p.type) for a, p in zip(arguments, ports, strict=True)]))
+    for port, whole, part in zip(trial.signature.outputs, every, some, strict=True):
+        expected = select(whole, port.type)
         if expected is None or expected.shape != part.shape or not torch.allclose(expected, part, atol=1e-5):
             yield "positionwise", f"output {port.name!r} at a position depends on other positions"
 
 
-def _padding(trial: Trial) -> Iterator[tuple[str, str]]:
-    """Check that values at padded positions do not change outputs at the others."""
-    arguments, sizes = trial.arguments("attend"), trial.sizes
-    names = [p.name for p in trial.signature.inputs]
+def _padding(trial: Trial) -> Found:
+    """Check that values at padded positions do not affect outputs at the others."""
+    arguments, sizes = _arguments(trial, "attend"), trial.sizes
     attend = torch.ones(sizes["b"], sizes["l"], dtype=torch.bool)
     attend[:, -2:] = False
-    arguments[names.index("attend")] = attend
+    arguments[[p.name for p in trial.signature.inputs].index("attend")] = attend
     others = list(arguments)
-    for index in range(len(names)):
-        value = others[index]
-        if isinstance(value, Tensor) and value.is_floating_point() and list(value.shape[:2]) == [*attend.shape]:
+    for index, value in enumerate(arguments):
+        if isinstance(value, Tensor) and value.is_floating_point() and value.shape[:2] == attend.shape:
             others[index] = value.clone()
             noise = torch.randn(value[:, -2:].shape, generator=torch.Generator().manual_seed(3))
             others[index][:, -2:] += noise
@@ -203,4 +174,4 @@ def _padding(trial: Trial) -> Iterator[tuple[str, str]]:
         pairs = itertools.zip_longest(*(_tuple(trial.component(*a)) for a in (arguments, others)))
         reached = any(not torch.allclose(a[:, :-2], b[:, :-2], atol=1e-5) for a, b in pairs if a.dim() >= 3)
     if reached:
-        yield "padding", "values where 'attend' is false reach other positions"
+        yield "padding", "values where 'attend' is false affect other positions"

@@ -213,7 +213,7 @@ def test_properties_of_the_schema_have_descriptions() -> None:
         ("train: {", "train: {schedule: cosine, ", "train.schedule: op 'cosine' is now called 'cosine_decay'"),
         ("train: {", "train: {final: 0.1, ", "'final' is now a key of the schedule"),
         ("train: {", "train: {optimizer: {lrr: 1}, ", r"train.optimizer.lrr: unknown key \(did you mean 'lr'\?\); known: betas, eps, lr, op, weight_decay"),
-        ("train: {", "train: {optimizer: {op: muon, adamw: {op: muon}}, ", "train.optimizer.adamw: 'muon' is no AdamW"),
+        ("train: {", "train: {optimizer: {op: muon, adamw: {op: muon}}, ", "train.optimizer.adamw: 'muon' is not of class AdamW"),
         ("train: {", "train: {trackers: [wandbb], ", r"train.trackers\[0\]: unknown op 'wandbb' \(did you mean 'wandb'\?\)"),
     ],
 )  # fmt: skip

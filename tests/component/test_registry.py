@@ -64,7 +64,7 @@ def test_every_built_in_component_comes_through_the_same_door() -> None:
     for entry in registry:
         contract = registry.contract(entry.op)
         assert (contract.op, contract.config) == (entry.op, registry.component(entry.op).Config)
-        file, line = registry.place(entry.op)
+        file, line = registry.location(entry.op)
         assert Path(file).read_text().splitlines()[line - 1].startswith("class ")
 
 

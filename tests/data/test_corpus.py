@@ -63,7 +63,7 @@ def test_brackets_in_a_name_or_in_the_folder_are_letters(tmp_path: Path) -> None
 )
 def test_a_name_of_no_file(tmp_path: Path, name: str) -> None:
     (tmp_path / "sub").mkdir()
-    assert message(tmp_path, op="text", files=[name]) == f"data.corpus.files: {name!r} names no file under ROOT"
+    assert message(tmp_path, op="text", files=[name]) == f"data.corpus.files: {name!r} matches no file under ROOT"
 
 
 def test_not_utf8_names_file_and_byte_offset(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 def test_no_text_at_all(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n\n')
-    assert message(tmp_path, op="text", files=["a.txt"]) == "data.corpus: there is no text in it"
-    assert message(tmp_path, op="jsonl", files=["a.jsonl"]) == "data.corpus: there is no text in it"
+    assert message(tmp_path, op="text", files=["a.txt"]) == "data.corpus: the corpus has no text"
+    assert message(tmp_path, op="jsonl", files=["a.jsonl"]) == "data.corpus: the corpus has no text"
 
 
 def test_jsonl_fields_and_prompts(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_more_than_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(module, "MAX_BYTES", 10)
     (tmp_path / "a.txt").write_text("x" * 11)
     assert "GiB in all" in message(tmp_path, op="text", files=["a.txt"])
-    assert "characters, which is the limit of this reader" in message(tmp_path, op="builtin")
+    assert "characters, which is the limit" in message(tmp_path, op="builtin")
 
 
 def test_parquet(tmp_path: Path) -> None:

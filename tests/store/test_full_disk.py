@@ -27,7 +27,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 from sedd_graph.cli.main import main
 main()
 """
-NO_ROOM = "File too large; what was written before is whole\n"
+NO_ROOM = "File too large; earlier files are intact\n"
 
 
 def limited(limit: int, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -214,7 +214,7 @@ def test_what_is_right_passes() -> None:
 BROKEN = [
     (WrongInverse, "inverse", "'inverse' gives 'x' from out with a relative error of"),
     (InverseOfOnlySomeInputs, "inverse", "relative error"),
-    (WrongShape, "inverse", "not as it went in"),
+    (WrongShape, "inverse", "not as the input was"),
     (InSingle, "inverse", "relative error"),
     (SaysZero, "log_det", "of 'x' is 0 nats, but 11.0904 by the Jacobian"),
     (WrongSign, "log_det", "of 'x' is -11.0904 nats, but 11.0904 by the Jacobian"),
@@ -226,12 +226,12 @@ BROKEN = [
     (BoundOfTheStart, "lipschitz", "not at most 1"),
     (SquareIsNotLipschitz, "lipschitz", "not at most 6"),
     (OnlyFloat32, "float64", "cannot be evaluated in float64: RuntimeError"),
-    (NoSuchTarget, "algebra", "rule 'inverse' gives 'y', which is no input; inputs: x, by"),
-    (NoSuchPort, "algebra", "rule 'inverse' is given 'c', which is no port"),
-    (NoSuchMethod, "algebra", "rule 'invert' is no method"),
+    (NoSuchTarget, "algebra", "rule 'inverse' gives 'y', which is not an input; inputs: x, by"),
+    (NoSuchPort, "algebra", "rule 'inverse' is given 'c', which is not a port"),
+    (NoSuchMethod, "algebra", "rule 'invert' is not a method"),
     (NeedsItsTarget, "algebra", "rule 'inverse' is given 'x', which is its target"),
-    (NoSuchPair, "algebra", "('out', 'x') is no pair of an input and an output"),
-    (MovesAndRounds, "moves", "'out' holds numbers that did not come in"),
+    (NoSuchPair, "algebra", "('out', 'x') is not a pair of an input and an output"),
+    (MovesAndRounds, "moves", "'out' has numbers that no input has"),
     (Raises, "algebra", "KeyError: 'sizes'"),
 ]
 

@@ -283,7 +283,7 @@ def test_files_are_read_from_the_root(tmp_path: Path) -> None:
     assert failures(cls("jsonl"), {"files": ["*.jsonl"]}, root=tmp_path) == {}
     assert failures(cls("jsonl"), {"files": ["*.jsonl"], "prompt": "ask"}, root=tmp_path) == {}
     assert failures(cls("npy"), {"path": "a.npy"}, root=tmp_path) == {}
-    assert "names no file" in failures(cls("text"), {"files": ["*.md"]}, root=tmp_path)["raises"]
+    assert "matches no file" in failures(cls("text"), {"files": ["*.md"]}, root=tmp_path)["raises"]
 
 
 def test_a_tracker_that_is_installed_passes() -> None:
