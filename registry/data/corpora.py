@@ -1,4 +1,4 @@
-"""Corpora of text: a built-in one, text files, JSON lines, Parquet and the ``datasets`` library. No torch."""
+"""Corpora: a built-in text, text files, JSON Lines files, Parquet files and the ``datasets`` library. No torch."""
 
 import importlib
 import json
@@ -9,15 +9,7 @@ from typing import Annotated, Any
 import pydantic
 
 from sedd_graph.component.contract import ComponentConfig
-from sedd_graph.data.reading import (
-    BOM,
-    decode_utf8,
-    find_files,
-    import_extra,
-    missing_field,
-    read_document,
-    unreadable,
-)
+from sedd_graph.data.reading import BOM, decode_utf8, find_files, import_extra, missing_field, read_document, unreadable
 from sedd_graph.data.sources import Corpus, Document
 from sedd_graph.errors import UserError
 
@@ -26,7 +18,7 @@ Files = Annotated[list[FileName], pydantic.Field(min_length=1, max_length=4096)]
 
 
 class Fields(ComponentConfig):
-    """Fields of a record that hold its texts."""
+    """Config keys of corpora of records: the fields that hold the text and the prompt."""
 
     field: str = "text"
     """Field that holds the text."""
@@ -35,19 +27,19 @@ class Fields(ComponentConfig):
 
     @property
     def columns(self) -> list[str]:
-        """The fields that are read, each once."""
+        """Names of the fields that are read, each once."""
         return list(dict.fromkeys([self.field, *([self.prompt] if self.prompt is not None else [])]))
 
 
 class RecordFiles(Fields):
-    """Files of records, and the fields that hold their texts."""
+    """Config keys of files of records."""
 
     files: Files
     """File names or glob patterns, relative to the blueprint's folder."""
 
 
 class Builtin(Corpus, kind="corpus"):
-    """The documentation that CPython ships (``pydoc_data.topics``): about 650,000 characters of English."""
+    """English text of about 650,000 characters: the documentation within CPython (``pydoc_data.topics``)."""
 
     records = False
 
@@ -60,7 +52,7 @@ class Builtin(Corpus, kind="corpus"):
 
 
 class Text(Corpus, kind="corpus"):
-    """UTF-8 text files. Each file is a document."""
+    """UTF-8 text files, one document per file."""
 
     records = False
 
@@ -81,7 +73,7 @@ class Text(Corpus, kind="corpus"):
 
 
 class Jsonl(Corpus, kind="corpus"):
-    """Files of one JSON object per line. Each object is a document."""
+    """JSON Lines files, one document per line."""
 
     class Config(RecordFiles):
         pass
@@ -111,14 +103,14 @@ def _parsed(line: str, where: str) -> Any:
     except RecursionError:
         raise UserError(f"{where}: not JSON: nested too deeply") from None
     except json.JSONDecodeError as error:
-        # not str(error): its "line 1" is a line of this line
+        # str(error) would call every line of the file "line 1"
         raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
     except ValueError as error:
         raise UserError(f"{where}: not JSON: {error}") from None
 
 
 class Parquet(Corpus, kind="corpus"):
-    """Parquet files (extra ``datasets``). Each row is a document."""
+    """Parquet files, one document per row. Needs the extra ``datasets``."""
 
     class Config(RecordFiles):
         pass
@@ -140,25 +132,25 @@ class Parquet(Corpus, kind="corpus"):
                         raise missing_field(str(path), name, names)
                 number = 0
                 try:
-                    # a few columns of a few rows at a time: other columns may be large
+                    # in batches and without the other columns, which may be large
                     for batch in table.iter_batches(batch_size=4096, columns=config.columns):
                         for record in batch.to_pylist():
                             number += 1
                             yield read_document(record, f"{path}: row {number}", config.field, config.prompt)
                 except (OSError, ValueError) as error:
-                    raise UserError(f"{path}: damaged after row {number}: {error}") from None
+                    raise UserError(f"{path}: cannot be read after row {number}: {error}") from None
 
 
 class HubDataset(Corpus, kind="corpus"):
-    """A data set of the ``datasets`` library (extra ``datasets``): one of the hub, or a local folder. Each row is a document."""
+    """Data set of the ``datasets`` library, from the hub or a local folder, one document per row. Needs the extra ``datasets``."""
 
     class Config(Fields):
         name: FileName
         """Name on the hub, or a folder relative to the blueprint's folder."""
         subset: str | None = None
-        """Configuration of the data set, where it has several."""
+        """Configuration of the data set, if it has several; null for its default."""
         split: str = "train"
-        """Split that is read."""
+        """Name of the split that is read."""
 
     config: Config
 
@@ -166,7 +158,7 @@ class HubDataset(Corpus, kind="corpus"):
         library = import_extra("datasets", "the corpus 'dataset'", extra="datasets")
         config, local = self.config, root / self.config.name
         try:
-            if (local / "state.json").is_file():  # the folder of one split, by the library's save_to_disk
+            if (local / "state.json").is_file():  # one split, written by the library's save_to_disk
                 table = library.load_from_disk(str(local))
             elif (local / "dataset_dict.json").is_file():
                 table = library.load_from_disk(str(local / config.split))

@@ -1,4 +1,4 @@
-"""Sources of points: two densities in the plane, and arrays from a file. No torch."""
+"""Sources of points: two densities in the plane and arrays in a file. No torch."""
 
 import math
 from pathlib import Path
@@ -15,14 +15,14 @@ Deviation = Annotated[float, pydantic.Field(gt=0, le=10)]
 
 
 class Drawn(ComponentConfig):
-    """How many points are drawn from a density."""
+    """Config keys of sources that draw points from a density."""
 
     count: Annotated[int, pydantic.Field(ge=2, le=10_000_000)] = 20_000
-    """Points drawn, held-out ones included."""
+    """Number of points, held-out ones included."""
 
 
 class TwoMoons(PointSource, kind="points"):
-    """Two interleaved half circles of radius 1 in the plane, with normal noise."""
+    """Points on two interleaved half circles of radius 1 in the plane, with Gaussian noise."""
 
     class Config(Drawn):
         noise: Deviation = 0.1
@@ -40,11 +40,11 @@ class TwoMoons(PointSource, kind="points"):
 
 
 class EightGaussians(PointSource, kind="points"):
-    """An even mixture of eight normal densities on a circle of radius 2 in the plane."""
+    """Points of a uniform mixture of eight Gaussian densities, centred on a circle of radius 2 in the plane."""
 
     class Config(Drawn):
         noise: Deviation = 0.2
-        """Standard deviation of each density."""
+        """Standard deviation of each Gaussian, in each coordinate."""
 
     config: Config
 
@@ -55,7 +55,7 @@ class EightGaussians(PointSource, kind="points"):
 
 
 class ArrayFile(PointSource, kind="points"):
-    """A ``.npy`` file of numbers [row, ...], two rows or more."""
+    """Points of a ``.npy`` file, an array of numbers [row, ...] of two rows or more."""
 
     class Config(ComponentConfig):
         path: Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
@@ -68,12 +68,12 @@ class ArrayFile(PointSource, kind="points"):
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise UserError(f"data.points.path: {path} has more than {MAX_BYTES >> 30} GiB")
-            x = np.load(path, allow_pickle=False)  # a pickled array could run anything
+            x = np.load(path, allow_pickle=False)  # unpickling could run any code
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"data.points.path: {path} cannot be read as a .npy file: {error}") from None
         if not isinstance(x, np.ndarray) or x.ndim < 2 or len(x) < 2 or x.dtype.kind not in "fiu":
             raise UserError(f"data.points.path: {path} must hold numbers [row, ...], two rows or more")
         x = x.astype(np.float32)
         if not np.isfinite(x).all():
-            raise UserError(f"data.points.path: {path} holds numbers that are not finite")
+            raise UserError(f"data.points.path: {path} has numbers that are not finite")
         return x

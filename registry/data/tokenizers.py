@@ -1,4 +1,4 @@
-"""Tokenizers: characters, bytes, and byte-level BPE or any file by the ``tokenizers`` library. No torch."""
+"""Tokenizers: characters, bytes, and byte-level BPE or any other of the ``tokenizers`` library. No torch."""
 
 import json
 from collections.abc import Iterable
@@ -14,28 +14,33 @@ from sedd_graph.data.tokenizer import Ids, Tokenizer, TokenizerFactory, load_tok
 from sedd_graph.errors import UserError
 
 MAX_SIZE = 2**21
-"""More tokens than any tokenizer in use: a single id in a file must not cost gigabytes."""
+"""Largest number of tokens, above that of any tokenizer in use; a file with one huge id must not allocate gigabytes."""
 PADS = ("<pad>", "[PAD]", "<|padding|>")
 ENDS = ("<|endoftext|>", "</s>", "[SEP]")
 
 
 class Characters(Tokenizer):
-    """One id per character. Id 0 stands for every character outside ``alphabet``; the last id is padding."""
+    """Tokenizer with one id per character. Id 0 is every character outside ``alphabet``; the last id is padding.
+
+    Args:
+        alphabet: Characters of the ids from 1, in ascending order of code points.
+        size: Number of ids, at least ``len(alphabet) + 2``.
+    """
 
     def __init__(self, alphabet: str, size: int) -> None:
         self.alphabet, self.size, self.pad = alphabet, size, size - 1
         self.forbidden = (0, *range(len(alphabet) + 1, size))
         codes = code_points(alphabet)
-        # the last entry of the table is for every code point beyond the alphabet's highest
+        # the last entry is for all code points above the highest of the alphabet
         self._table = np.zeros(int(codes.max(initial=0)) + 2, dtype=np.int64)
         self._table[codes] = np.arange(1, len(alphabet) + 1)
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "Characters":
-        """Return the tokenizer of the ``size - 2`` most frequent characters of ``texts``."""
+        """Return a tokenizer with ``size`` ids, for the ``size - 2`` most frequent characters of ``texts``."""
         counts = count_characters(texts)
         seen = np.flatnonzero(counts)
-        # a stable sort: of characters equally frequent, the lower code point comes first
+        # stable, so that of equally frequent characters the lower code points are selected
         kept = seen[np.argsort(-counts[seen], kind="stable")][: size - 2]
         return cls("".join(map(chr, sorted(kept.tolist()))), size)
 
@@ -55,7 +60,7 @@ class Characters(Tokenizer):
 
 
 class CharactersFactory(TokenizerFactory, kind="tokenizer"):
-    """One token per character: the ``size - 2`` most frequent of the training text, one for all others, and padding."""
+    """Tokens of characters: the ``size - 2`` most frequent of the training text, one token for all others, and padding."""
 
     trained = True
 
@@ -77,14 +82,14 @@ class CharactersFactory(TokenizerFactory, kind="tokenizer"):
         data = json.loads(text)
         alphabet, size = data.get("alphabet"), data.get("size")
         if not (isinstance(alphabet, str) and isinstance(size, int) and len(alphabet) + 2 <= size <= 2**20):
-            raise UserError("a tokenizer of characters needs 'alphabet' and a 'size' that holds it")
+            raise UserError("a tokenizer of characters needs 'alphabet' and a 'size' of at least its length plus 2")
         if len(set(alphabet)) < len(alphabet):
-            raise UserError("a character is twice in 'alphabet'")
+            raise UserError("'alphabet' has a character twice")
         return Characters(alphabet, size)
 
 
 class Bytes(Tokenizer):
-    """One id per byte of UTF-8, then padding."""
+    """Tokenizer with one id per byte of UTF-8; the last id is padding."""
 
     size, pad, forbidden = 257, 256, (256,)
 
@@ -102,7 +107,7 @@ class Bytes(Tokenizer):
 
 
 class BytesFactory(TokenizerFactory, kind="tokenizer"):
-    """One token per byte of UTF-8, and padding: 257 tokens."""
+    """Tokens of UTF-8 bytes, and padding: 257 tokens."""
 
     class Config(ComponentConfig):
         pass
@@ -118,13 +123,17 @@ class BytesFactory(TokenizerFactory, kind="tokenizer"):
 
 
 class HuggingFace(Tokenizer):
-    """A ``tokenizers.Tokenizer``.
+    """Tokenizer of the ``tokenizers`` library.
 
-    Raises :class:`ValueError` where it has no tokens, or too many.
+    Args:
+        inner: The ``tokenizers.Tokenizer``; its truncation and padding are switched off.
+
+    Raises:
+        ValueError: It has no tokens, or ids of :data:`MAX_SIZE` or more.
     """
 
     def __init__(self, inner: Any) -> None:
-        # a file may set a fixed length, to which every text would be cut
+        # a file may set a fixed length, to which every text would be truncated or padded
         inner.no_truncation()
         inner.no_padding()
         used = set(inner.get_vocab(with_added_tokens=True).values())
@@ -132,22 +141,21 @@ class HuggingFace(Tokenizer):
             raise ValueError("it has no tokens")
         self.inner, self.size = inner, max(used) + 1
         if self.size > MAX_SIZE:
-            raise ValueError(f"its highest id is {self.size - 1:,}; ids up to {MAX_SIZE - 1:,} are taken")
+            raise ValueError(f"its highest id is {self.size - 1:,}; the limit is {MAX_SIZE - 1:,}")
         self.pad = next((p for p in map(inner.token_to_id, PADS) if p is not None), None)
         ends = [e for e in map(inner.token_to_id, ENDS) if e is not None]
         self.end = ends[0] if ends else None
         special = {i for i, token in inner.get_added_tokens_decoder().items() if token.special}
-        # an end-of-text token separates documents and may be generated; padding never may, special or not
-        barred = (special - set(ends)) | ({self.pad} if self.pad is not None else set())
-        self.forbidden = tuple(sorted((set(range(self.size)) - used) | barred))
         self._silent = set(range(self.size)) - used | ({self.pad} if self.pad is not None else set())
+        # an end-of-text token separates documents and may be generated
+        self.forbidden = tuple(sorted(self._silent | (special - set(ends))))
 
     def encode(self, text: str) -> Ids:
         try:
-            text.encode()  # the library raises a TypeError without the place
+            text.encode()  # the library raises a TypeError without the position
         except UnicodeEncodeError as error:
             code = ord(text[error.start])
-            raise UserError(f"the text has a lone surrogate, U+{code:04X}, which is no character") from None
+            raise UserError(f"the text has a lone surrogate, U+{code:04X}, which is not a character") from None
         return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -176,14 +184,17 @@ class HuggingFace(Tokenizer):
 
 
 def _byte_characters() -> dict[str, int]:
-    """The characters by which byte-level BPE writes bytes (GPT-2's): printable ones themselves, the others from U+0100 on."""
+    """Return the bytes by the characters that represent them in byte-level BPE.
+
+    As in GPT-2, printable bytes represent themselves and the others are U+0100 and following.
+    """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {**{chr(byte): byte for byte in plain}, **{chr(0x100 + i): byte for i, byte in enumerate(others)}}
 
 
 class TokenizerFile(TokenizerFactory, kind="tokenizer"):
-    """A ``tokenizer.json`` file of the ``tokenizers`` library, or one that sedd_graph wrote."""
+    """Tokenizer of a ``tokenizer.json`` file, of the ``tokenizers`` library or written by sedd_graph."""
 
     class Config(ComponentConfig):
         path: Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
@@ -205,7 +216,7 @@ class TokenizerFile(TokenizerFactory, kind="tokenizer"):
 
 
 class Bpe(TokenizerFactory, kind="tokenizer"):
-    """Byte-level BPE, trained on the training text, with padding and an end-of-text token."""
+    """Byte-level BPE (arXiv 1508.07909) trained on the training text, with padding and an end-of-text token."""
 
     trained = separates = True
 

@@ -9,10 +9,16 @@ from torch import Tensor, nn
 
 
 class MuonOptimizer(torch.optim.Optimizer):
-    """Muon for matrices (Jordan et al. 2024), with updates scaled to AdamW's root mean square (arXiv 2502.16982, eq. 4).
+    """Muon for matrices (Jordan et al. 2024), with updates scaled to the root mean square of AdamW's (arXiv 2502.16982, eq. 4).
 
-    torch.optim.Muon orthogonalises in bfloat16 on all hardware, which is hundreds of times slower on a CPU without it. Here the
-    dtype follows the hardware, and matrices of one shape are orthogonalised in one batch.
+    torch.optim.Muon orthogonalises in bfloat16 on all hardware, which is hundreds of times slower on a CPU without bfloat16
+    instructions. Here it is bfloat16 on GPUs and float32 on CPUs, and matrices of one shape are orthogonalised as one batch.
+
+    Args:
+        parameters: The matrices.
+        lr: Learning rate.
+        momentum: Decay rate of the average of the gradient.
+        weight_decay: Decoupled weight decay.
     """
 
     COEFFICIENTS = (3.4445, -4.775, 2.0315)
@@ -23,7 +29,7 @@ class MuonOptimizer(torch.optim.Optimizer):
 
     @classmethod
     def orthogonal(cls, matrices: Tensor) -> Tensor:
-        """Return (semi-)orthogonal matrices near ``matrices`` [k, m, n]: all singular values between 0.7 and 1.2."""
+        """Orthogonalise ``matrices`` [k, m, n] approximately by Newton-Schulz iteration: singular values become 0.7 to 1.2."""
         dtype = torch.bfloat16 if matrices.device.type == "cuda" else torch.float32
         tall = matrices.shape[1] > matrices.shape[2]
         x = (matrices.transpose(1, 2) if tall else matrices).to(dtype)

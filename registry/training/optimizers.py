@@ -1,4 +1,4 @@
-"""Optimizers: AdamW, and Muon with AdamW. torch is imported when they are made."""
+"""Optimizers: AdamW, and Muon with AdamW. torch is imported only when an optimizer is made."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 class AdamW(OptimizerFactory, kind="optimizer"):
-    """AdamW (arXiv 1711.05101). Weight decay acts on matrices only."""
+    """AdamW (arXiv 1711.05101), with weight decay of matrices only."""
 
     class Config(ComponentConfig):
         lr: Positive = 3e-4
         """Peak learning rate."""
         betas: tuple[Decay, Decay] = (0.9, 0.99)
-        """Decay rates of the averages of the gradient and of its square."""
+        """Decay rates of the moving averages of the gradient and of its square."""
         eps: Positive = 1e-8
-        """Added to the denominator."""
+        """Number added to the denominator for numerical stability."""
         weight_decay: NotNegative = 0.0
-        """Decoupled weight decay of matrices."""
+        """Decoupled weight decay of parameters with two or more axes."""
 
     config: Config
 
@@ -41,31 +41,27 @@ class AdamW(OptimizerFactory, kind="optimizer"):
         config, every = self.config, list(parameters.values())
         if not every:
             return []
-        matrices = [p for p in every if p.dim() >= 2]
-        vectors = [p for p in every if p.dim() < 2]
-        groups = [
-            {"params": group, "weight_decay": decay}
-            for group, decay in ((matrices, config.weight_decay), (vectors, 0.0))
-            if group
-        ]
+        matrices = {"params": [p for p in every if p.dim() >= 2], "weight_decay": config.weight_decay}
+        vectors = {"params": [p for p in every if p.dim() < 2], "weight_decay": 0.0}
+        groups = [group for group in (matrices, vectors) if group["params"]]
         fused = all(p.device.type in ("cpu", "cuda") for p in every)
         return [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)]
 
 
 class Muon(OptimizerFactory, kind="optimizer"):
-    """Muon (Jordan et al. 2024; arXiv 2502.16982) for matrices inside blocks, AdamW for all other parameters."""
+    """Muon (Jordan et al. 2024, arXiv 2502.16982) for matrices inside blocks, and AdamW for all other parameters."""
 
     class Config(ComponentConfig):
         lr: Positive = 3e-3
-        """Peak learning rate of matrices inside blocks, on AdamW's scale: updates are scaled to its root mean square."""
+        """Peak learning rate of matrices inside blocks, on AdamW's scale: updates have the root mean square of AdamW's."""
         momentum: Decay = 0.95
-        """Decay rate of the average of the gradient."""
+        """Decay rate of the moving average of the gradient."""
         weight_decay: NotNegative = 0.0
         """Decoupled weight decay of matrices inside blocks."""
         adamw: Annotated[AdamW, Choice("train.optimizer")] = pydantic.Field(
             default={"op": "adamw", "lr": 3e-3}, validate_default=True
         )
-        """AdamW for embeddings, heads, vectors and all else."""
+        """AdamW for all other parameters, such as embeddings, heads and vectors."""
 
     config: Config
 
@@ -75,9 +71,6 @@ class Muon(OptimizerFactory, kind="optimizer"):
         config = self.config
         # a matrix inside a block has a repeat or block in its path, 'trunk.0.attend...'; embeddings and heads have none
         inner = {n: p for n, p in parameters.items() if p.dim() == 2 and n.count(".") >= 2 and ".embed." not in f".{n}"}
-        muon: list[Optimizer] = []
-        if inner:
-            muon.append(
-                MuonOptimizer(inner.values(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-            )
-        return [*muon, *config.adamw.make({n: p for n, p in parameters.items() if n not in inner})]
+        rest = config.adamw.make({n: p for n, p in parameters.items() if n not in inner})
+        settings = config.model_dump(include={"lr", "momentum", "weight_decay"})
+        return [MuonOptimizer(inner.values(), **settings), *rest] if inner else rest

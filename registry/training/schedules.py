@@ -10,7 +10,7 @@ from sedd_graph.training.interfaces import LRSchedule
 
 
 class Constant(LRSchedule, kind="lr_schedule"):
-    """The peak learning rate throughout."""
+    """Constant learning rate: the peak throughout."""
 
     class Config(ComponentConfig):
         pass
@@ -24,23 +24,24 @@ class _Decay(LRSchedule):
 
     class Config(ComponentConfig):
         final: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
-        """Share of the peak learning rate that is left at the end."""
+        """Learning rate at the end, as a share of its peak."""
 
     config: Config
 
-    def _left(self, left: float) -> float:
-        return self.config.final + (1 - self.config.final) * left
+    def _between(self, share: float) -> float:
+        """Interpolate between the final share (0) and the peak (1)."""
+        return self.config.final + (1 - self.config.final) * share
 
 
 class CosineDecay(_Decay, kind="lr_schedule"):
     """Decay along half a cosine (arXiv 1608.03983, without restarts)."""
 
     def share(self, progress: float) -> float:
-        return self._left(0.5 * (1 + math.cos(math.pi * progress)))
+        return self._between(0.5 * (1 + math.cos(math.pi * progress)))
 
 
 class LinearDecay(_Decay, kind="lr_schedule"):
     """Decay along a straight line."""
 
     def share(self, progress: float) -> float:
-        return self._left(1.0 - progress)
+        return self._between(1.0 - progress)

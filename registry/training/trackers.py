@@ -41,7 +41,7 @@ class TensorBoard(Tracker, kind="tracker"):
 
 
 class _Service(Tracker):
-    """A run object of a service with ``log`` and ``finish``."""
+    """Base class of trackers of services whose run objects have ``log`` and ``finish``."""
 
     abstract = True
     _run: Any
@@ -57,7 +57,7 @@ class _Service(Tracker):
 
 
 class Trackio(_Service, kind="tracker"):
-    """trackio, in its own folder (``TRACKIO_DIR``): one dashboard shows all runs of a blueprint."""
+    """trackio, whose files are in its own folder (``TRACKIO_DIR``); one dashboard shows all runs of a blueprint."""
 
     package = "trackio"
 
@@ -73,7 +73,7 @@ class Trackio(_Service, kind="tracker"):
 
 
 class Wandb(_Service, kind="tracker"):
-    """Weights & Biases as it is set up (``wandb login``, ``WANDB_MODE``); its files lie in the run folder."""
+    """Weights & Biases, set up by ``wandb login`` or ``WANDB_MODE``; its files are in the run folder."""
 
     package = "wandb"
 

@@ -154,7 +154,7 @@ class _Parser:
             if unexpected:
                 known = "integers, axis names, + - * // and parentheses"
                 raise AxisError(f"size {text!r}: unexpected {unexpected!r} ({known})")
-        self.tokens = [token for token, _ in found]
+        self.tokens: list[str] = [token for token, _ in found]
         self.at = self.depth = 0
 
     def peek(self) -> str:

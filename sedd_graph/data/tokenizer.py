@@ -116,7 +116,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         cls = installed().component(str(op))
         if not issubclass(cls, TokenizerFactory):
             raise UserError(f"the component {op!r} is not a tokenizer")
-        return cls.from_json(text)
+        tokenizer: Tokenizer = cls.from_json(text)
+        return tokenizer
     except RecursionError:
         raise UserError(f"{path}: not JSON: nested too deeply") from None
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""``check_component``, for authors of components: checks a class against everything that its kind promises.
+"""The conformance kit for authors of components: ``check_component`` checks a class against the contract of its kind.
 
 >>> from sedd_graph.testing.conformance import check_component
 >>> check_component(MyAttention, {"heads": 2}, axes={"r": 8})
@@ -21,7 +21,7 @@ __all__ = ["ConformanceError", "check_component"]
 
 
 class ConformanceError(AssertionError):
-    """Every check that failed. ``failures`` is a tuple of (name of the check, what was found)."""
+    """A component fails checks, listed in ``failures`` as (name of the check, what is wrong)."""
 
     def __init__(self, cls: type, failures: Failures) -> None:
         super().__init__(f"{cls.__qualname__}: " + "; ".join(f"{name}: {text}" for name, text in failures))
@@ -38,24 +38,24 @@ def check_component(
     root: Path | None = None,
     partners: tuple[type[Declared], ...] = (),
 ) -> None:
-    """Check one component under one Config.
+    """Check a component under one Config.
 
-    A node of the graph is evaluated at random inputs, and its algebra is compared with numbers. A part of a process is proved
-    on the enumerable toy that ``build`` uses, together with sound partners. A part of the data or training section is run
-    on small data.
+    A node of the graph is evaluated at random inputs, and its algebra is verified numerically. A part of a process is proved
+    on a process with few states, as by ``build``, in combination with built-in parts. A component of the ``data`` or ``train``
+    section is run on small data.
 
     Args:
         cls: The component.
         config: Its Config keys.
-        axes: Of a node, sizes of its static axes; 8 for those left out. The axes ``b`` (batch) and ``l`` (length) are tried at
-            two sizes. Integers are drawn below ``v`` where the component has such an axis, else below 2.
-        connected: Of a node, the optional ports to feed.
-        compile: Also compile ``forward`` of a node.
+        axes: Sizes of the static axes of a node; 8 for others. The axes ``b`` (batch) and ``l`` (length) have two sizes each.
+            Integer inputs are below ``v`` if the component has that axis, else below 2.
+        connected: Optional ports of a node to feed.
+        compile: Whether to compile ``forward`` of a node as well.
         root: Folder that relative file names of the Config start from; the current one by default.
-        partners: Of a part of a process, the components that it is proved with, where the built-in ones do not fit it.
+        partners: Components with which a part of a process is proved, where the built-in ones do not fit it.
 
     Raises:
-        ConformanceError: With every failure at once.
+        ConformanceError: Checks failed; the message lists all of them.
     """
     failures: Failures = []
     made = _config(cls, config or {}, failures)
@@ -63,7 +63,7 @@ def check_component(
         case = Case(cls, made, axes or {}, connected, compile, root or Path(), partners)
         try:
             for failure in require_kind(cls.kind).checker()(case):
-                failures.append(failure)  # one by one, so that those before an exception are retained
+                failures.append(failure)  # one at a time, so that those before an exception are retained
         except Exception as error:  # whatever a component raises is the finding
             failures.append(("raises", f"{type(error).__name__}: {error}"))
     if failures:
@@ -73,17 +73,17 @@ def check_component(
 def _config(cls: type[Declared], values: Mapping[str, Any], failures: Failures) -> ComponentConfig | None:
     model = cls.Config
     if not model.model_config.get("frozen") or model.model_config.get("extra") != "forbid":
-        failures.append(("config", "Config must stay frozen and refuse unknown keys"))
+        failures.append(("config", "Config must be frozen and refuse unknown keys"))
     try:
         model.model_validate({**values, "no_such_key": 1})
-        failures.append(("config", "Config takes a key that it does not know"))
+        failures.append(("config", "Config accepts an unknown key"))
     except pydantic.ValidationError:
         pass
     try:
         made = model.model_validate(dict(values))
     except pydantic.ValidationError as error:
-        failures.append(("config", f"the given config is refused: {error.errors()[0]['msg']}"))
+        failures.append(("config", f"the given config is invalid: {error.errors()[0]['msg']}"))
         return None
     if model.model_validate_json(made.model_dump_json()) != made:
-        failures.append(("config", "Config does not survive JSON: the lock file could not hold it"))
+        failures.append(("config", "Config differs after a round trip through JSON, as through the lock file"))
     return made

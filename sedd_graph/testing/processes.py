@@ -1,4 +1,4 @@
-"""The checks of parts of a process: each is proved on the enumerable toy that ``build`` uses, with sound partners."""
+"""The conformance checks of parts of a process, which prove them on a process with few states, as ``build`` does."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ __all__ = [
 ]
 
 STATES = 4
-"""States of a kernel or classifier that is checked by itself."""
+"""Number of states of the kernel or classifier under test."""
 DECLARED_STATES = 10
-"""States of the declared string process, whose proof cuts it down."""
+"""Number of states in the plan of a string process; its proof uses fewer."""
 _SELF = "under_test"
 _PARTNERS = {
     "kernel": ("absorb", "uniform", "power"),
@@ -43,61 +43,61 @@ _PARTNERS = {
     "string_objective": ("dise", "flexmdm", "edit_flow_loss"),
     "string_sampler": ("string_tau", "flexmdm_tau"),
 }
-"""Sound partners of each kind, the simplest first."""
+"""Built-in parts with which a part under test is combined, by kind, the simplest first."""
 
 
 def check_schedule(case: Case) -> Failures:
-    """Check that total noise rises from 0 and that its derivative is right."""
+    """Check that the total noise of a schedule increases from 0 and that its rate is the derivative."""
     return _failed(noise.check_schedule(case.cls(case.config, Context({"n": STATES}))))
 
 
 def check_kernel(case: Case) -> Failures:
-    """Compare rates, transitions, draws, losses and steps of a kernel cut down to a few states with each other."""
+    """Check that rates, transition probabilities, draws, losses and steps of a kernel with few states agree."""
     kernel = case.cls(case.cls.toy(case.config, STATES), Context({"n": STATES}))
     return _failed(noise.check_kernel(kernel, end=9.0))
 
 
 def check_classifier(case: Case) -> Failures:
-    """Check that chances of labels sum to 1, and that changes agree with differences."""
+    """Check that a classifier's label probabilities sum to 1 and that its log-ratios are their differences."""
     return _failed(classifier.check_classifier(case.cls(case.config, Context({"n": STATES})), STATES))
 
 
 def check_likelihood(case: Case) -> Failures:
-    """Check that the density is that of the draws: the mean of q / base over draws is the integral of a density q, 1."""
+    """Check that draws follow the density of a likelihood, as the mean of q / base over draws of base is 1 for a density q."""
     base = case.cls(case.config, Context({}))
     z = base.draw((100_000, 2), generator=torch.Generator().manual_seed(0))
     nats = base.nats(z)
     if nats.shape != (len(z),):
-        return [("nats", f"'nats' gives {list(nats.shape)}, not one number per row")]
-    narrow = 0.7  # of a deviation below that of the base, so that the mean exists
-    other = 0.5 * (z / narrow).square().sum(1) + 2 * math.log(narrow * math.sqrt(2 * math.pi))
+        return [("nats", f"'nats' has the shape {list(nats.shape)}, not one number per row")]
+    deviation = 0.7  # below that of the base, so that the variance of q / base is finite
+    other = 0.5 * (z / deviation).square().sum(1) + 2 * math.log(deviation * math.sqrt(2 * math.pi))
     weight = (nats - other).exp().double()
     error = 5 * weight.std() / len(z) ** 0.5
     if not abs(weight.mean() - 1) <= error:
-        text = f"'draw' and 'nats' are not of one density: an integral of 1 comes out as {weight.mean():.4f}"
-        return [("density", text)]
+        return [
+            ("density", f"'draw' and 'nats' are not of one density: an integral of 1 is {weight.mean():.4f} by them")
+        ]
     return []
 
 
 def check_objective(case: Case) -> Failures:
-    """Prove that the bound with a perfect network is the entropy of the data."""
+    """Prove that the bound of an objective with an exact network is the entropy of the data."""
     return _tokens(case, prove_objective)
 
 
 def check_sampler(case: Case) -> Failures:
-    """Prove that samples drawn with a perfect network follow the distribution of the data."""
+    """Prove that samples of a sampler with an exact network follow the distribution of the data."""
     return _tokens(case, prove_sampler)
 
 
 def check_strings(case: Case) -> Failures:
-    """Prove a kernel, objective or sampler of strings within a whole process."""
+    """Prove a kernel, objective or sampler of strings as part of a whole process."""
     kinds = ("string_kernel", "string_objective", "string_sampler")
     registry, reasons = _registry(case), dict[str, None]()
     for kernel, objective, sampler in _combinations(case, kinds, registry):
         outputs = registry.component(kernel.contract.op).parametrizations(kernel.config)[0]
-        plan = ProcessPlan(
-            "strings", kernel, _part(registry, "loglinear"), objective, sampler, DECLARED_STATES, outputs
-        )
+        schedule = _part(registry, "loglinear")
+        plan = ProcessPlan("strings", kernel, schedule, objective, sampler, DECLARED_STATES, outputs)
         try:
             strings.make_parts(plan, registry)
         except BlueprintError as error:
@@ -117,7 +117,7 @@ def _tokens(case: Case, prove: Callable[[Callable[..., TokenParts], str], list[C
         for outputs in cls.parametrizations(kernel.config):
             plan = ProcessPlan("tokens", kernel, schedule, objective, sampler, STATES, outputs)
             key = (kernel.name, plan.output)
-            if key in proved or (proved and kernel.name == "power"):  # power is for what works with it alone
+            if key in proved or (proved and kernel.name == "power"):  # power is only for parts that need it
                 continue
             try:
                 tokens.make_parts(plan, registry)
@@ -131,7 +131,7 @@ def _tokens(case: Case, prove: Callable[[Callable[..., TokenParts], str], list[C
 
 
 def _alone(reasons: Iterable[str]) -> Failures:
-    return [("partners", f"none of the partners goes with it, pass others as partners=...: {'; '.join(reasons)}")]
+    return [("partners", f"it fits none of the partners; pass others as partners=...: {'; '.join(reasons)}")]
 
 
 def _registry(case: Case) -> Registry:
@@ -145,7 +145,7 @@ def _part(registry: Registry, op: str) -> Part:
 
 
 def _combinations(case: Case, kinds: Sequence[str], registry: Registry) -> Iterator[tuple[Part, ...]]:
-    """Yield the component with partners of the other kinds: those that were passed, or the built-in ones."""
+    """Yield combinations of the component with partners of the other kinds, those passed or the built-in ones."""
 
     def parts(kind: str) -> Iterable[Part]:
         if kind == case.cls.kind:

@@ -1,11 +1,11 @@
-"""The checks of components of the ``data`` and ``train`` sections, on small data."""
+"""The conformance checks of components of the ``data`` and ``train`` sections, on small data."""
 
 from __future__ import annotations
 
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +17,39 @@ from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import open_data
 from sedd_graph.data.sources import Document, read_corpus
 from sedd_graph.errors import UserError
-from sedd_graph.testing.case import Case, Failures
+from sedd_graph.testing.case import Case, Failures, Found
 from sedd_graph.training.checkpoint import pack_optimizers, unpack_optimizers
 
 __all__ = ["check_corpus", "check_lr_schedule", "check_optimizer", "check_points", "check_tokenizer", "check_tracker"]
 
-Found = Iterator[tuple[str, str]]
 TEXTS = ["ab ba b", "a bab\n", "", "b"]
-"""Text of four characters, so that small alphabets hold it."""
+"""Texts of four different characters, which fit into small alphabets."""
 STEPS = 50
-"""Optimizer steps on the toy."""
+"""Optimizer steps of the check of optimizers."""
 
 
 def check_corpus(case: Case) -> Found:
-    """Check that documents, rows and their fingerprint are the same each time they are read."""
+    """Check that a corpus has documents of text, and the same ones, rows and fingerprint each time it is read."""
     corpus = case.cls(case.config)
     first, second = (read_corpus(corpus, root=case.root) for _ in range(2))
-    wrong = [
-        d for d in first if not (isinstance(d, Document) and isinstance(d.text, str) and isinstance(d.prompt, str))
-    ]
-    if wrong:
-        yield "documents", f"'documents' yields {wrong[0]!r}, not a Document of text"
-        return
+    for found in first:
+        if not (isinstance(found, Document) and isinstance(found.text, str) and isinstance(found.prompt, str)):
+            yield "documents", f"'documents' yields {found!r}, not a Document of text"
+            return
     if first != second:
         yield "determinism", "'documents' yields other documents, or another order, when it is called again"
     if any(d.prompt for d in first) and not corpus.prompted:
         yield "prompted", "there are prompts, but 'prompted' is false"
     rows = "documents" if corpus.prompted else "stream"
-    config = DataConfig.model_validate(
-        {"corpus": corpus, "tokenizer": "bytes", "length": 2, "rows": rows, "holdout": 0.5}
-    )
+    keys = {"corpus": corpus, "tokenizer": "bytes", "length": 2, "rows": rows, "holdout": 0.5}
+    config = DataConfig.model_validate(keys)
     data, again = (open_data(config, root=case.root) for _ in range(2))
     if data.fingerprint() != again.fingerprint():
         yield "fingerprint", "training and held-out rows differ when the corpus is opened again"
 
 
 def check_points(case: Case) -> Found:
-    """Check type and shape of the points, and that the generator alone determines them."""
+    """Check the type and shape of a source's points, and that only the generator determines them."""
     source = case.cls(case.config)
     first, second = (source.points(case.root, np.random.Generator(np.random.Philox(key=[7, 0]))) for _ in range(2))
     if not isinstance(first, np.ndarray) or first.dtype != np.float32 or first.ndim < 2 or len(first) < 2:
@@ -66,14 +62,14 @@ def check_points(case: Case) -> Found:
 
 
 def check_tokenizer(case: Case) -> Found:
-    """Check that text survives encoding and JSON, and what is said about ids."""
+    """Check a tokenizer's properties, and that texts are equal after encoding and decoding, also after a round trip by JSON."""
     factory = case.cls(case.config)
     tokenizer, again = (factory.make(TEXTS if factory.trained else (), root=case.root) for _ in range(2))
     loaded = type(factory).from_json(tokenizer.to_json())
     if tokenizer.to_json() != again.to_json():
         yield "determinism", "the same texts give another tokenizer"
-    fits = factory.size in (None, tokenizer.size) or (factory.trained and tokenizer.size < (factory.size or 0))
-    if not fits:  # training may find fewer tokens in a short text
+    # training may find fewer tokens in a short text
+    if not (factory.size in (None, tokenizer.size) or (factory.trained and tokenizer.size < (factory.size or 0))):
         yield "size", f"the Config says {factory.size} tokens, but the tokenizer has {tokenizer.size}"
     if factory.trained and factory.separates != (tokenizer.end is not None):
         yield "separates", f"'separates' is {factory.separates}, but 'end' is {tokenizer.end}"
@@ -87,10 +83,8 @@ def check_tokenizer(case: Case) -> Found:
     for text in TEXTS:
         ids = tokenizer.encode(text)
         if ids.dtype != np.int64 or ids.ndim != 1 or not ((ids >= 0) & (ids < tokenizer.size)).all():
-            yield (
-                "encode",
-                f"{text!r} is encoded as {ids.dtype} {ids.tolist()}, not as int64 ids below {tokenizer.size}",
-            )
+            seen = f"{ids.dtype} {ids.tolist()}"
+            yield "encode", f"{text!r} is encoded as {seen}, not as int64 ids below {tokenizer.size}"
         elif set(ids.tolist()) & set(tokenizer.forbidden):
             yield "forbidden", f"{text!r} is encoded with forbidden ids"
         elif (found := tokenizer.decode(ids.tolist())) != text:
@@ -105,7 +99,7 @@ def check_tokenizer(case: Case) -> Found:
 
 
 def _pieces(tokenizer: Any, text: str, ids: list[int]) -> str | None:
-    """Return what is wrong with the bytes of tokens, where the tokenizer gives them."""
+    """Return what is wrong with the bytes of tokens, or None."""
     try:
         pieces = tokenizer.pieces()
     except UserError:  # the text of a token depends on its neighbours
@@ -117,7 +111,7 @@ def _pieces(tokenizer: Any, text: str, ids: list[int]) -> str | None:
 
 
 class _Toy:
-    """A sum of squares of three parameters, and the optimizers under test."""
+    """Convex problem, the sum of squares of three parameters, with the optimizers under test."""
 
     def __init__(self, case: Case) -> None:
         generator = torch.Generator().manual_seed(5)
@@ -139,7 +133,7 @@ class _Toy:
 
 
 def check_optimizer(case: Case) -> Found:
-    """Check that a convex toy is lowered, that the learning rate is obeyed, and that the state can be saved."""
+    """Check that optimizers decrease a convex loss, scale with the learning rate, and have a state that can be saved."""
     toy, again = _Toy(case), _Toy(case)
     held = [id(p) for o in toy.optimizers for group in o.param_groups for p in group["params"]]
     if sorted(held) != sorted(map(id, toy.parameters.values())):
@@ -168,7 +162,7 @@ def check_optimizer(case: Case) -> Found:
 
 
 def check_lr_schedule(case: Case) -> Failures:
-    """Check that the share of the learning rate is finite and within [0, 1]."""
+    """Check that a schedule's shares of the peak learning rate are finite, in [0, 1] and deterministic."""
     schedule = case.cls(case.config)
     for progress in (i / 100 for i in range(101)):
         share = schedule.share(progress)
@@ -180,7 +174,7 @@ def check_lr_schedule(case: Case) -> Failures:
 
 
 def check_tracker(case: Case) -> Failures:
-    """Run a tracker through a short run: start, records, a resume, and the end."""
+    """Check that a tracker logs a short run, which is resumed once, and leaves the metrics unchanged."""
     metrics = {"loss": 1.5, "learning_rate": 0.25}
     seen: Mapping[str, float] = dict(metrics)
     with tempfile.TemporaryDirectory() as folder:

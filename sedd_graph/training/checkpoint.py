@@ -1,7 +1,7 @@
-"""Checkpoints: safetensors and JSON only, written to a temporary name and renamed, so that they are whole or absent.
+"""Checkpoints of safetensors and JSON files, written atomically.
 
-torch's distributed checkpoint keeps its metadata as a pickle; a checkpoint is untrusted input here, so the optimizer's
-state is kept as plain tensors by name instead (docs/explanation/decisions.md).
+A checkpoint is untrusted input, so there are no pickles (torch's distributed checkpoint has one for its metadata): the state of
+optimizers is stored as plain tensors by name (docs/explanation/decisions.md).
 """
 
 from __future__ import annotations
@@ -32,16 +32,20 @@ _KEY = re.compile(r"(\d{1,9})/(\d{1,9})/(\w+)", re.ASCII)
 
 @dataclasses.dataclass
 class Checkpoint:
-    """Everything that training needs to resume. ``state`` is JSON; the rest are tensors by name."""
+    """State of training from which it can be resumed."""
 
     model: dict[str, Tensor]
+    """Parameters and buffers by name."""
     average: dict[str, Tensor] | None
+    """Averaged weights by name, if there are any."""
     optimizers: dict[str, Tensor]
+    """State of the optimizers, as :func:`pack_optimizers` returns it."""
     state: dict[str, Any]
+    """Step, seconds and settings, as in ``state.json``."""
 
 
 def pack_optimizers(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return every tensor and number of the optimizers' state as a tensor named ``<optimizer>/<parameter>/<key>``."""
+    """Return the tensors and numbers of the optimizers' state as tensors by name, ``<optimizer>/<parameter>/<key>``."""
     packed = {}
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state_dict()["state"].items():
@@ -54,7 +58,7 @@ def pack_optimizers(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor
 
 
 def unpack_optimizers(optimizers: list[torch.optim.Optimizer], packed: dict[str, Tensor]) -> None:
-    """Restore what :func:`pack_optimizers` returned. Raises :class:`UserError` where it does not fit."""
+    """Load the state ``packed`` by :func:`pack_optimizers`. Raises :class:`UserError` if it is of other optimizers."""
     named = {name: _KEY.fullmatch(name) for name in packed}
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Any]] = {}
@@ -71,7 +75,14 @@ def unpack_optimizers(optimizers: list[torch.optim.Optimizer], packed: dict[str,
 
 
 def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write ``folder/step-00000100`` whole, then delete all but the newest ``keep``. Returns its path."""
+    """Write a checkpoint atomically, then delete all but the newest ``keep`` checkpoints.
+
+    Returns:
+        Its path, such as ``folder/step-00000100``.
+
+    Raises:
+        EnvironmentFault: The disk is full or cannot be written.
+    """
     final = folder / f"step-{step:08d}"
     part = folder / f".{final.name}.{secrets.token_hex(4)}.part"
     with disk_faults("a checkpoint", folder):
@@ -86,18 +97,18 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: i
             for file in part.iterdir():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-            if final.exists():  # the same step of the same run, reached again
+            if final.exists():  # a resumed run has reached the same step again
                 final.rename(folder / f".{final.name}.{secrets.token_hex(4)}.part")
             part.rename(final)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    for old in [*_all(folder)[:-keep], *folder.glob(".step-*.part")]:  # those in parts: of a process that was killed
+    for old in [*_all(folder)[:-keep], *folder.glob(".step-*.part")]:  # .part: of a process that was killed
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def _all(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Return the complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / "state.json").is_file()]
@@ -105,19 +116,20 @@ def _all(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint under ``folder``, or None."""
+    """Return the newest complete checkpoint in ``folder``, or None."""
     found = _all(folder)
     return found[-1] if found else None
 
 
 def start_point(run: Path, *, resume: bool) -> Path | None:
-    """Return the checkpoint to resume from, or None for a run that has none.
+    """Return the checkpoint from which ``run`` resumes, or None for a new run.
 
-    Raises :class:`UserError` where the run has one and is not to be resumed, or the other way round.
+    Raises:
+        UserError: The run has a checkpoint and ``resume`` is false, or the reverse.
     """
     newest = latest_checkpoint(run / "checkpoints")
     if newest is not None and not resume:
-        raise UserError(f"{run} has been trained already: add --resume to go on, or build a new run")
+        raise UserError(f"{run} has been trained already: add --resume to continue, or build a new run")
     if newest is None and resume:
         raise UserError(f"there is no checkpoint under {run / 'checkpoints'} to resume from")
     return newest
@@ -131,7 +143,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises :class:`UserError` where a part is missing or broken."""
+    """Read the checkpoint at ``path``. Raises :class:`UserError` if a file is missing or invalid."""
     state = read_json(path / "state.json")
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise UserError(f"{path / 'state.json'} is not the state of a checkpoint")
@@ -145,16 +157,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
-    """Load by name; every name and shape must fit. Raises :class:`UserError` naming what does not."""
+    """Load parameters and buffers by name.
+
+    Args:
+        model: The module to load into.
+        weights: Tensors by name.
+        where: Name of the source, for messages.
+
+    Raises:
+        UserError: Names or shapes differ from those of ``model``; the message lists the first five.
+    """
     own = model.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    extra = sorted(weights.keys() - own.keys())
-    shapes = [k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape]
-    if missing or extra or shapes:
-        parts = [("missing", missing), ("unknown", extra)]
-        text = "; ".join(
-            f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in parts if names
-        )
-        text += "; ".join(f" {k}: {list(weights[k].shape)}, not {list(own[k].shape)}" for k in sorted(shapes)[:5])
-        raise UserError(f"{where} does not fit this model: {text.strip()}")
+    wrong = []
+    for text, names in (("missing", own.keys() - weights.keys()), ("unknown", weights.keys() - own.keys())):
+        if names:
+            wrong.append(f"{text}: {', '.join(sorted(names)[:5])}{' ...' if len(names) > 5 else ''}")
+    shapes = sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape)
+    wrong += [f"{k}: {list(weights[k].shape)}, not {list(own[k].shape)}" for k in shapes[:5]]
+    if wrong:
+        raise UserError(f"{where} does not fit this model: {'; '.join(wrong)}")
     model.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or those that torchrun started, joined by torch.distributed."""
+"""The processes of a run: one, or those that torchrun started, connected by torch.distributed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ __all__ = ["World"]
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """This process's ``rank`` among ``size``. With one process every method is a no-op."""
+    """Rank of this process among the processes of a run, and collective operations. All are no-ops for one process."""
 
     rank: int = 0
+    """Rank of this process, from 0."""
     size: int = 1
+    """Number of processes."""
     device: torch.device | str = "cpu"
+    """Device of the tensors in collective operations."""
 
     @classmethod
     def single(cls) -> World:
@@ -27,7 +30,7 @@ class World:
 
     @classmethod
     def from_environment(cls, device: torch.device) -> World:
-        """Join the processes that ``torchrun`` started (``RANK`` and ``WORLD_SIZE`` set), or return a world of one."""
+        """Join the process group that ``torchrun`` started (``WORLD_SIZE`` above 1), or return a world of one process."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
@@ -38,7 +41,7 @@ class World:
         return cls(dist.get_rank(), size, device)
 
     def close(self) -> None:
-        """Leave the group of processes."""
+        """Leave the process group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -48,7 +51,7 @@ class World:
             dist.barrier()
 
     def sum_(self, value: Tensor) -> None:
-        """Sum over processes, in place."""
+        """Sum ``value`` over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(value)
 

@@ -1,7 +1,7 @@
-"""The training loop: rows in, optimizer steps, metrics, evaluations, samples and checkpoints out.
+"""The training loop: optimizer steps, metrics, evaluations, samples and checkpoints.
 
-Every random number is a function of the seed, the step and the global row (and, in the network, the node), so a resumed
-run, and one split over processes or accumulation steps, goes through the same losses.
+Every random number is a function of the seed, the step and the global row (and, in the network, the node). The losses are
+therefore equal when a run is resumed or its batch is split over processes or accumulation steps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from sedd_graph.training.checkpoint import (
     unpack_optimizers,
     write_checkpoint,
 )
-from sedd_graph.training.config import TrainConfig
+from sedd_graph.training.config import EvaluateConfig, SampleConfig, TrainConfig
 from sedd_graph.training.distributed import World
 from sedd_graph.training.optim import Average, learning_rate, make_optimizers
 from sedd_graph.training.trackers import Trackers
@@ -48,19 +48,23 @@ from sedd_graph.training.trackers import Trackers
 __all__ = ["Result", "Trainer", "train"]
 
 Say = Callable[[str], None]
+"""Function that prints a line for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How training ended: ``reason`` is ``done``, ``budget`` or the name of a signal."""
+    """Result of training."""
 
     step: int
+    """Last optimizer step."""
     reason: str
+    """Cause of the end: ``done``, ``budget`` or the name of a signal."""
     seconds: float
+    """Training time, without evaluations, samples and checkpoints."""
 
 
 class _Signals:
-    """The first SIGINT or SIGTERM asks for a clean end after the step; a second one ends at once."""
+    """Context that records the first SIGINT or SIGTERM, to end after the step; a second one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.caught: str | None = None
@@ -82,8 +86,38 @@ class _Signals:
             signal.signal(number, handler)
 
 
+class _Clock:
+    """Training time of a run in seconds; time between :meth:`pause` and :meth:`go` is excluded."""
+
+    def __init__(self, seconds: float) -> None:
+        self._before, self._started = seconds, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
+
+    def pause(self) -> None:
+        self._before = self.seconds
+
+    def go(self) -> None:
+        self._started = time.perf_counter()
+
+
 class Trainer:
-    """One process's part of a training run: its step, its optimizers, its averaged weights, its checkpoints."""
+    """One process's part of a training run: step count, optimizers, averaged weights and checkpoints.
+
+    Args:
+        engine: The engine to train.
+        data: The data set.
+        config: The ``train`` section.
+        run: The run folder.
+        world: The processes of the run.
+        trackers: Where metrics are logged, or None.
+        say: Function that prints a line for the user.
+
+    Raises:
+        UserError: The batch cannot be divided over the processes.
+    """
 
     def __init__(
         self,
@@ -115,7 +149,7 @@ class Trainer:
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def micro_batches(self) -> Iterator[tuple[Any, Randomness]]:
-        """This process's rows of the global batch, one part for each backward pass."""
+        """Yield this process's rows of the global batch, one part for each backward pass."""
         config, world = self.config, self.world
         share = config.batch // (config.accumulate * world.size)
         for part in range(config.accumulate):
@@ -128,12 +162,17 @@ class Trainer:
             )
 
     def train_step(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Returns the sum of nats over this process's rows, the tokens counted, and the saved ports."""
+        """Accumulate the gradients of one step.
+
+        Returns:
+            The loss summed over this process's rows (nats), the number of tokens that it counts, and the saved activations of the
+            last backward pass by dotted path.
+        """
         config = self.config
         nats = torch.zeros((), device=self.engine.device)
         counted = torch.zeros((), device=self.engine.device)
-        taps: dict[str, Tensor] = {}
-        # what a stranger's component draws from torch's own generator comes back after a resume, too
+        saved: dict[str, Tensor] = {}
+        # third-party components may draw from torch's global generator: seeded, so that a resumed run repeats the draws
         torch.manual_seed(mix_seed(config.seed, 2, self.step, self.world.rank))
         for number, (batch, random) in enumerate(self.micro_batches()):
             draw = self.engine.draw(batch, random=random)
@@ -141,18 +180,21 @@ class Trainer:
             waiting = isinstance(self.module, DistributedDataParallel) and not last
             with self.module.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(self.engine.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-                    loss, taps = self.module(draw, batch, random.keys(len(batch)))
+                    loss, saved = self.module(draw, batch, random.keys(len(batch)))
                 # DDP averages over processes: each adds its share of the mean over the whole batch, per position
                 (loss.sum() * self.world.size / (config.batch * batch.width)).backward()
             nats += loss.detach().sum()
             counted += batch.counted.sum()
-        return nats, counted, taps
+        return nats, counted, saved
 
     def update(self, progress: float) -> Tensor:
-        """Clip, step, average. Returns the norm of the gradient."""
+        """Clip the gradient, step the optimizers and update the averaged weights. Returns the norm of the gradient.
+
+        ``progress`` in [0, 1] is the share of the run that is done, for the learning-rate schedule.
+        """
         config = self.config
         named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
-        # a learned schedule is led by the rare loss that is large: it would shorten the network's step, or be cut itself
+        # rare large losses dominate the gradient of a learned schedule: clipped together, it would scale down the network's
         rest = [p for name, p in named if not name.startswith(SCHEDULE)]
         norm = nn.utils.clip_grad_norm_(rest, config.clip or math.inf)
         share = learning_rate(config, self.step, progress)
@@ -169,40 +211,43 @@ class Trainer:
 
     @property
     def folder(self) -> Path:
+        """Folder of the checkpoints."""
         return self.run / "checkpoints"
 
     def diverged(self, what: str) -> DivergedError:
+        """Return the exception for a run that diverged."""
         return DivergedError(
-            f"{what} by step {self.step}; the last checkpoint is whole. "
+            f"{what} by step {self.step}; the last checkpoint is intact. "
             "Try a lower train.optimizer.lr, a longer train.warmup, or train.dtype=float32"
         )
 
     def save(self) -> None:
-        """Write a checkpoint (rank 0). Raises :class:`DivergedError` for weights that are no numbers: they would push
-        out a checkpoint that can be gone on from."""
+        """Write a checkpoint (rank 0).
+
+        Raises:
+            DivergedError: The weights are not finite; the checkpoint would displace one that can be resumed from.
+        """
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise self.diverged("weights became NaN or infinite")
         if self.activations is not None:
-            self.activations.flush()  # a resume goes on from here: what came before must be on disk
+            self.activations.flush()  # a run resumed from this checkpoint does not record earlier steps again
         if self.world.rank == 0 and not (self.folder / f"step-{self.step:08d}").exists():
-            clean = {k: v.detach().cpu().contiguous().clone() for k, v in self.model.state_dict().items()}
+            weights = {k: v.detach().cpu().contiguous().clone() for k, v in self.model.state_dict().items()}
             average = None
             if self.average is not None:
-                average = {**clean, **{k: v.detach().cpu().contiguous() for k, v in self.average.state().items()}}
-            packed = pack_optimizers(self.optimizers)
+                average = {**weights, **{k: v.detach().cpu().contiguous() for k, v in self.average.state().items()}}
             state = {
                 "seconds": self.seconds,
                 "average_count": self.average.count if self.average else 0,
                 "world": self.world.size,
                 "train": self.config.model_dump(mode="json"),
             }
-            write_checkpoint(
-                self.folder, self.step, Checkpoint(clean, average, packed, state), keep=self.config.checkpoint.keep
-            )
+            checkpoint = Checkpoint(weights, average, pack_optimizers(self.optimizers), state)
+            write_checkpoint(self.folder, self.step, checkpoint, keep=self.config.checkpoint.keep)
         self.world.barrier()
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint of the run."""
+        """Restore weights, optimizers and step from the checkpoint at ``path``. Raises :class:`UserError` if it does not fit."""
         checkpoint = read_checkpoint(path)
         load_weights(self.model, checkpoint.model, where=str(path))
         if self.average is not None and checkpoint.average is not None:
@@ -214,119 +259,127 @@ class Trainer:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def loop(self, activations: Activations | None, decode: Callable[[Tensor], list[str]]) -> Result:
-        config, units = self.config, self.data.units
+        """Train until all steps are done, the time budget is spent or a signal arrives, then write a checkpoint.
+
+        Args:
+            activations: Store of saved activations, or None.
+            decode: Converts sampled rows to text.
+
+        Raises:
+            DivergedError: The loss, the gradient or the weights are not finite.
+        """
+        config, clock = self.config, _Clock(self.seconds)
         self.activations = activations
-        reason, first, since, began = "done", self.step + 1, self.step, time.perf_counter()
-        mark, held_up = began, 0.0
+        reason, first, logged, logged_at = "done", self.step + 1, self.step, self.seconds
         start_seconds = self.seconds
         total = torch.zeros(2, device=self.engine.device, dtype=torch.float64)
         self.model.train()
         steps = config.steps if config.budget_s is None else None
         with _Signals() as signals, progress("training", total=steps, done=self.step) as advance:
             while self.step < config.steps:
-                self.seconds = start_seconds + time.perf_counter() - began - held_up
-                over = config.budget_s is not None and self.seconds >= config.budget_s
-                if self.world.any(over):
+                self.seconds = clock.seconds
+                if self.world.any(config.budget_s is not None and self.seconds >= config.budget_s):
                     reason = "budget"
                     if self.step == first:
                         self.say(
-                            f"warning     the first step, compilation included, took {self.seconds - start_seconds:.0f} s and "
-                            "spent train.budget_s: raise it, or set train.compile=off"
+                            f"warning     the first step, compilation included, took {self.seconds - start_seconds:.0f} s, all of "
+                            "train.budget_s: increase it, or set train.compile=off"
                         )
                     break
                 if self.world.any(signals.caught is not None):
                     reason = signals.caught or "signal"
                     break
-                fraction = self.step / config.steps
-                if config.budget_s is not None:
-                    fraction = max(fraction, self.seconds / config.budget_s)
-                nats, counted, taps = self.train_step()
-                norm = self.update(min(1.0, fraction))
+                nats, counted, saved = self.train_step()
+                norm = self.update(self.fraction())
                 total += torch.stack([nats, counted]).double()
                 self.step += 1
                 advance()
-                if activations is not None:
-                    for name in activations.due(self.step):
-                        activations.put(name, self.step, taps[name.replace("/", ".")].detach().float().cpu().numpy())
+                self.record(saved)
                 if self.step % config.log_every == 0 or self.step == first:
                     self.world.sum_(total)
-                    now = time.perf_counter()
-                    per_token = (total[0] / total[1]).item()
-                    if not (math.isfinite(per_token) and math.isfinite(norm.item())):
-                        raise self.diverged(f"the loss became {per_token} (gradient norm {norm.item():g})")
-                    done = self.step - since
-                    metrics = {
-                        "loss": per_token,
-                        f"bits_per_{units.bits}": per_token / (math.log(2) * units.ratio),
-                        "gradient_norm": norm.item(),
-                        "learning_rate": self.optimizers[0].param_groups[0]["lr"],
-                        f"{units.nats}s_per_second": done * config.batch * self.data.width / (now - mark),
-                        "seconds": start_seconds + now - began - held_up,
-                    }
-                    self.report(metrics)
+                    seconds = clock.seconds
+                    rows_per_second = (self.step - logged) * config.batch / (seconds - logged_at)
+                    self.report((total[0] / total[1]).item(), norm.item(), seconds, rows_per_second)
                     total.zero_()
-                    since, mark = self.step, now
-                before = time.perf_counter()
-                self.on_the_way(decode)
-                paused = time.perf_counter() - before
-                held_up, mark = held_up + paused, mark + paused
-        self.seconds = start_seconds + time.perf_counter() - began - held_up
+                    logged, logged_at = self.step, seconds
+                clock.pause()
+                self.between_steps(decode)
+                clock.go()
+        self.seconds = clock.seconds
         self.save()
         return Result(self.step, reason, self.seconds)
 
-    def report(self, metrics: dict[str, float]) -> None:
+    def fraction(self) -> float:
+        """Return the share of the run that is done, by steps or by time, whichever is larger."""
+        by_time = self.seconds / self.config.budget_s if self.config.budget_s is not None else 0.0
+        return min(1.0, max(self.step / self.config.steps, by_time))
+
+    def record(self, saved: Mapping[str, Tensor]) -> None:
+        """Add the saved activations that are due at this step to their store."""
+        if self.activations is not None:
+            for name in self.activations.due(self.step):
+                self.activations.put(name, self.step, saved[name.replace("/", ".")].detach().float().cpu().numpy())
+
+    def report(self, loss: float, norm: float, seconds: float, rows_per_second: float) -> None:
+        """Log and print the loss (nats per token) and related metrics. Raises :class:`DivergedError` if they are not finite."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self.diverged(f"the loss became {loss} (gradient norm {norm:g})")
+        units, budget = self.data.units, self.config.budget_s
+        bits, speed = loss / (math.log(2) * units.ratio), rows_per_second * self.data.width
+        rate = self.optimizers[0].param_groups[0]["lr"]
+        metrics = {
+            "loss": loss,
+            f"bits_per_{units.bits}": bits,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            f"{units.nats}s_per_second": speed,
+            "seconds": seconds,
+        }
         if self.trackers is not None:
             self.trackers.log(self.step, metrics)
         if self.world.rank == 0:
-            limit = (
-                f"/{self.config.steps}"
-                if self.config.budget_s is None
-                else f"  {metrics['seconds']:.0f}/{self.config.budget_s:.0f} s"
-            )
-            units = self.data.units
+            limit = f"/{self.config.steps}" if budget is None else f"  {seconds:.0f}/{budget:.0f} s"
             self.say(
-                f"step {self.step}{limit}  loss {metrics['loss']:.4f} nats/{units.nats}  "
-                f"{metrics[f'bits_per_{units.bits}']:.3f} bits/{units.bits}  "
-                f"lr {metrics['learning_rate']:.2e}  {metrics[f'{units.nats}s_per_second']:,.0f} {units.nats}s/s"
+                f"step {self.step}{limit}  loss {loss:.4f} nats/{units.nats}  {bits:.3f} bits/{units.bits}  "
+                f"lr {rate:.2e}  {speed:,.0f} {units.nats}s/s"
             )
 
-    def on_the_way(self, decode: Callable[[Tensor], list[str]]) -> None:
-        """Evaluations, samples and checkpoints that are due; their time is no training time."""
+    def between_steps(self, decode: Callable[[Tensor], list[str]]) -> None:
+        """Evaluate, sample and write a checkpoint where they are due; their time does not count as training time."""
         config = self.config
         if self.step >= config.steps:
             return
-        if config.evaluate is not None and self.step % config.evaluate.every == 0 and self.world.rank == 0:
-            with self.averaged():
-                found = evaluate(
-                    self.engine,
-                    self.data,
-                    rows=config.batch,
-                    batches=config.evaluate.batches,
-                    draws=config.evaluate.draws,
-                    seed=config.seed,
-                )
-            self.say(f"step {self.step}  held-out {found}")
-            if self.trackers is not None:
-                self.trackers.log(
-                    self.step,
-                    {f"heldout_{name}": value for name, value in found.curve().items()},
-                )
-        if config.sample is not None and self.step % config.sample.every == 0 and self.world.rank == 0:
-            with self.averaged():
-                stepless = self.engine.process.steps is None
-                steps = None if stepless else config.sample.steps
-                rows = self.engine.sample(config.sample.rows, self.data.width, steps=steps, seed=config.seed)
-            for text in decode(rows):
-                self.say(f"sample: {text!r}")
-                if self.trackers is not None:
-                    self.trackers.text(self.step, "sample", text)
+        if self.world.rank == 0:
+            if config.evaluate is not None and self.step % config.evaluate.every == 0:
+                self.evaluate(config.evaluate)
+            if config.sample is not None and self.step % config.sample.every == 0:
+                self.sample(config.sample, decode)
         if self.step % config.checkpoint.every == 0:
             self.save()
         self.world.barrier()
 
+    def evaluate(self, config: EvaluateConfig) -> None:
+        """Evaluate the averaged weights on held-out rows; log and print the result."""
+        rows, seed = self.config.batch, self.config.seed
+        with self.averaged():
+            found = evaluate(self.engine, self.data, rows=rows, batches=config.batches, draws=config.draws, seed=seed)
+        self.say(f"step {self.step}  held-out {found}")
+        if self.trackers is not None:
+            self.trackers.log(self.step, {f"heldout_{name}": value for name, value in found.curve().items()})
+
+    def sample(self, config: SampleConfig, decode: Callable[[Tensor], list[str]]) -> None:
+        """Draw samples with the averaged weights; log and print their text."""
+        steps = None if self.engine.process.steps is None else config.steps
+        with self.averaged():
+            rows = self.engine.sample(config.rows, self.data.width, steps=steps, seed=self.config.seed)
+        for text in decode(rows):
+            self.say(f"sample: {text!r}")
+            if self.trackers is not None:
+                self.trackers.text(self.step, "sample", text)
+
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The averaged weights in place of the current ones."""
+        """Use the averaged weights within the context."""
         if self.average is not None:
             self.average.swap()
         try:
@@ -349,10 +402,23 @@ def train(
     decode: Callable[[Tensor], list[str]] = lambda rows: [],
     say: Say = print,
 ) -> Result:
-    """Train ``engine`` in place and leave checkpoints under ``run``. The engine ends with the averaged weights.
+    """Train ``engine`` in place and write checkpoints under ``run``. At the end the engine has the averaged weights.
 
-    ``activations(step)`` opens the store of saved ports (``step`` is the step gone on from, or 0). Raises
-    :class:`DivergedError` where the loss is no longer finite, and :class:`UserError` for a request that cannot be met.
+    Args:
+        engine: The engine to train.
+        data: The data set.
+        config: The ``train`` section.
+        run: The run folder.
+        resume: Whether to resume from the newest checkpoint of the run.
+        world: The processes of the run; one by default.
+        trackers: Where metrics are logged, or None.
+        activations: Opens the store of saved activations, from the step that training resumes from (0 for a new run).
+        decode: Converts sampled rows to text.
+        say: Function that prints a line for the user.
+
+    Raises:
+        DivergedError: The loss, the gradient or the weights are not finite.
+        UserError: The run cannot be started or resumed as requested.
     """
     world = world or World.single()
     trainer = Trainer(engine, data, config, run, world, trackers, say)
@@ -360,7 +426,7 @@ def train(
     if start is not None:
         trainer.restore(start)
     if trackers is not None:
-        trackers.resume(trainer.step)  # from 0: what an attempt that reached no checkpoint has left
+        trackers.resume(trainer.step)  # at step 0: removes records of an attempt that ended before its first checkpoint
     store = activations(trainer.step) if world.rank == 0 else None
     try:
         result = trainer.loop(store, decode)

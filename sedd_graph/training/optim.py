@@ -1,4 +1,4 @@
-"""Optimizers of a run, its learning rate, and averaged weights."""
+"""Optimizers, learning rate and averaged weights of a training run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Average", "learning_rate", "make_optimizers"]
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Return the optimizers of the trainable parameters. Each group carries its ``peak`` learning rate."""
+    """Return the optimizers of the trainable parameters. Each parameter group has its peak learning rate as ``peak``."""
     optimizers = config.optimizer.make({n: p for n, p in model.named_parameters() if p.requires_grad})
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -20,13 +20,26 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Return the share of the peak learning rate at ``step`` (from 0) and ``progress`` in [0, 1], warm-up included."""
-    rising = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    return rising * config.schedule.share(progress)
+    """Return the learning rate as a share of its peak, warm-up included.
+
+    Args:
+        config: The ``train`` section.
+        step: Optimizer step, from 0.
+        progress: Share of the run that is done, in [0, 1].
+    """
+    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    return warm * config.schedule.share(progress)
 
 
 class Average:
-    """Exponential moving average of the parameters, in float32, with the decay warmed up as (1 + n) / (10 + n)."""
+    """Exponential moving average of a model's parameters, in float32.
+
+    The decay of update n is at most (1 + n) / (10 + n), so that early updates count less of the initial values.
+
+    Args:
+        model: The model.
+        decay: Decay of the average, in (0, 1).
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.count = decay, 0
@@ -36,14 +49,14 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Add the current parameters to the average."""
+        """Update the average with the current parameters."""
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         torch._foreach_lerp_(self.values, [p.detach().float() for p in self.source], 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange averaged and current values in place. A second call exchanges them back."""
+        """Exchange the averaged and the current values of the parameters, in place."""
         for value, parameter in zip(self.values, self.source, strict=True):
             current = parameter.detach().clone()
             parameter.copy_(value)
@@ -54,7 +67,7 @@ class Average:
         return dict(zip(self.names, self.values, strict=True))
 
     def load(self, state: dict[str, Tensor], count: int) -> None:
-        """Restore what :meth:`state` returned after ``count`` updates."""
+        """Load the values ``state`` that :meth:`state` returned after ``count`` updates."""
         self.count = count
         for name, value in zip(self.names, self.values, strict=True):
             value.copy_(state[name])

@@ -134,7 +134,7 @@ FAULTS: list[tuple[str, str]] = [
     ("train @/new --resume", "there is no checkpoint under @/new/checkpoints to resume from"),
     ("train @/new train.steps=3", "the blueprint of a run folder is locked: give overrides to `sedd-graph build`"),
     ("train @/new.yaml --resume", "@/new.yaml is a blueprint: --resume takes a run folder"),
-    ("train @/trained", "@/trained has been trained already: add --resume to go on, or build a new run"),
+    ("train @/trained", "@/trained has been trained already: add --resume to continue, or build a new run"),
     ("build @/nowhere.yaml", "@/nowhere.yaml: no such file"),
     ("build @/empty", "@/empty: not a file"),
     ("build @/new.yaml --compile fast", "sedd-graph build: argument --compile: invalid choice: 'fast'"),

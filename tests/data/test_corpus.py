@@ -143,7 +143,7 @@ def test_parquet(tmp_path: Path) -> None:
     footer = int.from_bytes(whole[-8:-4], "little") + 8
     (tmp_path / "torn.parquet").write_bytes(b"PAR1" + bytes(len(whole) - footer - 4) + whole[-footer:])
     said = message(tmp_path, op="parquet", files=["torn.parquet"], field="a")
-    assert said.startswith("ROOT/torn.parquet: damaged after row 0: ")
+    assert said.startswith("ROOT/torn.parquet: cannot be read after row 0: ")
 
 
 @pytest.mark.filterwarnings("ignore")  # the library's own

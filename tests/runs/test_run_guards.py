@@ -164,7 +164,7 @@ def test_a_first_step_that_spends_the_budget_is_said(
     assert cli.run(["train", str(run), *CPU]) == 0
     said = capsys.readouterr().out
     assert (
-        "warning     the first step, compilation included, took 60 s and spent train.budget_s: "
-        "raise it, or set train.compile=off\n" in said
+        "warning     the first step, compilation included, took 60 s, all of train.budget_s: "
+        "increase it, or set train.compile=off\n" in said
     )
     assert "budget at step 1 after 60 s of training" in said

@@ -173,7 +173,7 @@ def test_a_failing_tracker_is_dropped_and_the_run_goes_on(
     with pytest.warns(UserWarning, match="the tracker") as caught:
         assert cli.run(["train", str(run), "--device", "cpu"]) == 0
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    message = f"the tracker 'wandb' {what} and is dropped; training continues without it: no API key"
+    message = f"the tracker 'wandb' {what} and is disabled; training continues without it: no API key"
     assert [str(w.message) for w in caught] == [message]
     assert [r["step"] for r in records(run) if "loss" in r] == STEPS
     assert json.loads((run / "evaluation.json").read_text())["sequences"] > 0
