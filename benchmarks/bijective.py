@@ -30,11 +30,12 @@ from torch import Tensor, nn
 
 import sedd_graph
 from sedd_graph.component.registry import discover
-from sedd_graph.engine import volume
 from sedd_graph.engine.construct import build_block
 from sedd_graph.engine.hardware import describe_hardware
+from sedd_graph.engine.layer_run import LayerRun
+from sedd_graph.engine.layout import Layout
+from sedd_graph.engine.log_det import forward_with_log_det
 from sedd_graph.engine.regions import RegionModule
-from sedd_graph.engine.units import Layout, Values
 from sedd_graph.graph.claims import uses
 from sedd_graph.store.files import write_text
 
@@ -149,19 +150,18 @@ class Ours:
 
     def __init__(self, layer: RegionModule, layout: Layout) -> None:
         self.layer, self.layout, self.parameters = layer, layout, list(layer.parameters())
-        (self.inside,), (self.outside,) = layout.inputs.values(), layout.outputs.values()
 
     def forward(self, x: Tensor) -> Pair:
-        values: Values = [None] * self.layout.count
-        values[self.inside] = x
-        log = volume.forward(self.layout, self.layer, None, values, len(x))
-        return values[self.outside], log
+        run = LayerRun(self.layout, self.layer)
+        run.put(self.layout.inputs.values(), [x])
+        log = forward_with_log_det(run, len(x))
+        return run.take(self.layout.outputs.values())[0], log
 
     def inverse(self, y: Tensor) -> Tensor:
-        values: Values = [None] * self.layout.count
-        values[self.outside] = y
-        self.layout.undo(self.layer, None, values)
-        return values[self.inside]  # type: ignore[no-any-return]
+        run = LayerRun(self.layout, self.layer)
+        run.put(self.layout.outputs.values(), [y])
+        run.invert()
+        return run.take(self.layout.inputs.values())[0]
 
 
 class FreiaLayer:

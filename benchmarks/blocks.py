@@ -18,7 +18,7 @@ from torch import Tensor
 import sedd_graph
 from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
 from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
-from sedd_graph.engine.block_cache import afresh, remembering
+from sedd_graph.engine import block_cache
 
 
 @torch.no_grad()
@@ -28,9 +28,9 @@ def write(engine: sedd_graph.Engine, rows: int, length: int, *, block: int, cach
     generator = torch.Generator(device).manual_seed(0)
     x = process.kernel.prior(rows, length, generator=generator, allowed=None)
     with contextlib.ExitStack() as stack:
-        given: Callable[[Tensor], Denoise] = partial(afresh, engine.model, block)
+        given: Callable[[Tensor], Denoise] = partial(block_cache.uncached, engine.model, block)
         if cached:
-            given = stack.enter_context(remembering(engine.model, block, rows=rows, length=length))
+            given = stack.enter_context(block_cache.cached(engine.model, block, rows=rows, length=length))
         free = torch.ones_like(x, dtype=torch.bool)
         settings = WalkSettings(free=free, kernel=process.kernel, schedule=process.schedule, generator=generator)
         began = time.perf_counter()

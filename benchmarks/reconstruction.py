@@ -72,11 +72,11 @@ WAYS: dict[str, tuple[torch.dtype, bool, Grid | None]] = {
 def row(fixture: BlockFixture, way: str, depths: list[int], moved: float) -> list[str]:
     """Return the cells of one line: relative errors, ``equal``, or the reason why there is none."""
     dtype, narrow, grid = WAYS[way]
-    layers = fixture.chain(dtype, max(depths), device=torch.device("cpu"), moved=moved)
+    layers = fixture.chain(dtype, max(depths), device=torch.device("cpu"), spread=moved)
     cells: list[str] = []
     try:
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow, cache_enabled=False):
-            for _, error, equal in fixture.rebuilt(layers, depths, dtype=dtype, grid=grid):
+            for _, error, equal in fixture.round_trips(layers, depths, dtype=dtype, grid=grid):
                 cells.append("equal" if equal else f"{error:.0e}" if math.isfinite(error) else "lost")
     except SeddGraphError as error:
         stopped = "left the grid" if isinstance(error, DivergedError) else "no convergence"

@@ -1,4 +1,4 @@
-"""How torch.compile is called: Inductor, with two of torch's rules of thumb set aside."""
+"""Calls of torch.compile with Inductor, with two of its heuristics overridden."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 __all__ = ["compile_in_place", "inductor"]
 
 _LIMIT = 128
-"""How many blocks, shapes and modes a process may compile; torch counts all blocks as one function, and stops at 8."""
+"""Largest number of blocks, shapes and modes that a process compiles; torch counts all blocks as one function, and stops at 8."""
 
 
 def compile_in_place(module: nn.Module) -> None:
-    """Compile ``module`` when it first runs, as one graph for each shape and mode that it meets."""
+    """Compile ``module`` when it first runs, as one full graph for each shape and mode."""
     import torch._dynamo.config as dynamo_config
 
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _LIMIT)
@@ -20,10 +20,10 @@ def compile_in_place(module: nn.Module) -> None:
 
 
 def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-    """Inductor that draws dropout again in the backward pass.
+    """Compile with Inductor so that dropout masks are recomputed in the backward pass.
 
-    Left alone, it keeps every mask but the first, as they share their counters: a boolean per entry, which on a CPU
-    takes longer to write than all of the hashing, and memory everywhere.
+    By default it saves every mask but the first, as they share their counters: a boolean per entry, which costs memory, and
+    on a CPU takes longer to write than to hash again.
     """
     import torch._functorch.config as functorch_config
     from torch._inductor.compile_fx import compile_fx

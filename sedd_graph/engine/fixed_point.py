@@ -1,12 +1,13 @@
-"""Undoing ``y = x + g(x)`` where ``g`` is a contraction: the iteration, its gradients, and the change of volume.
+"""Inversion of ``y = x + g(x)`` for a contraction ``g``: fixed-point iteration, its gradients, and the log-determinant.
 
-It knows nothing of graphs or components; a sequence is one row of the batch, whatever stands behind its first axis.
+Independent of graphs and components; a sequence is one row of the batch. Axes: b batch, n numbers of one sequence.
 Sources: i-ResNet (arXiv 1811.00995), Residual Flows (arXiv 1906.02735), Anderson acceleration (Walker and Ni 2011),
 implicit gradients (Deep Equilibrium Models, arXiv 1909.01377).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,17 +18,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sedd_graph.errors import SeddGraphError, UserError
 
-__all__ = ["LogDet", "NotConverged", "Solution", "fixed_point", "log_det", "solve"]
+__all__ = ["Iteration", "LogDet", "Map", "NotConverged", "Solution", "fixed_point", "log_det", "solve"]
 
 Map = Callable[[Tensor], Tensor]
 
 
 class NotConverged(SeddGraphError):
-    """The fixed-point iteration did not reach its tolerance: the map is no contraction by the constant it was given."""
+    """The fixed-point iteration did not reach its tolerance: the map is no contraction with the constant it was given."""
 
 
 class Solution(NamedTuple):
-    """``x`` with x = y - g(x), the relative error bound that it was accepted at, and how often ``g`` was evaluated."""
+    """``x`` with x = y - g(x), the bound on its relative error, and the number of evaluations of ``g``."""
 
     x: Tensor
     error: float
@@ -41,79 +42,42 @@ class LogDet(NamedTuple):
     variance: Tensor
 
 
-def _norm(x: Tensor) -> Tensor:
-    """The Euclidean norm of each sequence, float64 [b]: in float32 the squares of small gradients would vanish."""
-    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64)
-    return norm
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Iteration:
+    """Settings of a fixed-point iteration. Raises :class:`UserError` for a Lipschitz constant outside [0, 1).
 
-
-@torch.no_grad()
-def solve(
-    g: Map,
-    y: Tensor,
-    *,
-    lipschitz: float,
-    tol: float | None = None,
-    max_iter: int | None = None,
-    memory: int = 5,
-) -> Solution:
-    """x = y - g(x) for each sequence of ``y`` [b, ...], ``g`` moving at most ``lipschitz`` < 1 times as far as its input.
-
-    Anderson acceleration over ``memory`` steps, safeguarded: an accelerated step stands only if its residual is at most
-    ``lipschitz`` times the last one, which a plain (Picard) step is sure of; else the plain step is taken. So at worst it
-    costs twice the plain iteration, which ``memory=0`` gives. A sequence is done when the bound on its error,
-    ||z_new - z|| / (1 - lipschitz), is at most ``tol`` times the larger of ||z_new|| and ||y||.
-
-    ``tol`` is 8 roundings of the dtype over (1 - lipschitz)^1.5 where it is not given (each evaluation rounds anew, and the
-    iteration adds that up), ``max_iter`` what the contraction guarantees. Raises :class:`UserError` for a constant of 1 or
-    more and for a tolerance that the dtype cannot reach, and :class:`NotConverged` where it does not get there; it never
-    returns less than was asked for.
+    Attributes:
+        lipschitz: Lipschitz constant of ``g``.
+        tolerance: Relative error to reach. By default 8 roundings of the dtype over (1 - lipschitz)^1.5: each evaluation
+            rounds anew, and the iteration accumulates that.
+        max_evaluations: Most evaluations of ``g``; by default as many as the contraction guarantees.
+        history: Steps that Anderson acceleration combines; 0 for the plain (Picard) iteration.
     """
-    _check_constant(lipschitz)
-    least = torch.finfo(y.dtype).eps / (1 - lipschitz)
-    tol = 8 * least / math.sqrt(1 - lipschitz) if tol is None else tol
-    if tol < least:
-        raise UserError(
-            f"fixed point: {y.dtype} cannot reach a tolerance of {tol:.1e} at a Lipschitz constant of {lipschitz:g}; "
-            f"ask for {2 * least:.1e} or more, or work in float64"
-        )
-    if max_iter is None:
-        # ||z_k - z_(k-1)|| <= lipschitz^(k-1) ||g(y)||, and that is at most 4 times the larger of ||x|| and ||y||. Twice as
-        # many, for accelerated steps that are refused.
-        sure = math.log(tol * (1 - lipschitz) / 8) / math.log(lipschitz) if lipschitz > 0 else 0
-        max_iter = 8 + 2 * math.ceil(sure)
-    flat, against = y.flatten(1), _norm(y)
-    z = image = step = flat
-    size = torch.full_like(against, math.inf)
-    tried = done = torch.zeros_like(against, dtype=torch.bool)
-    history: list[tuple[Tensor, Tensor]] = []
-    error = math.inf
-    for evaluation in range(1, max_iter + 1):
-        plain = flat - g(z.view_as(y)).flatten(1)
-        moved = plain - z
-        length = _norm(moved)
-        stands = ~done & (~tried | (length <= lipschitz * size))
-        # What does not stand leaves no trace: its sequence goes on with the plain step from the last point that did, or
-        # stays where it is if it was done.
-        image = torch.where(stands[:, None], plain, image)
-        step = torch.where(stands[:, None], moved, step)
-        size = torch.where(stands, length, size)
-        bound, scale = size / (1 - lipschitz), torch.maximum(_norm(image), against)
-        error, done = _worst(bound, scale), bound <= tol * scale
-        if not math.isfinite(error):
-            raise NotConverged(f"fixed point: the map gives values that are not finite at evaluation {evaluation}")
-        if error <= tol:
-            return Solution(image.view_as(y), error, evaluation)
-        z = image
-        if memory:
-            history = [*history, (image, step)][-memory - 1 :]
-            faster = _anderson(history)
-            tried = stands & faster.isfinite().all(1)
-            z = torch.where(tried[:, None], faster, image)
-    raise NotConverged(
-        f"fixed point: after {max_iter} evaluations the relative error is bounded by {error:.1e}, not {tol:.1e}. Unless "
-        f"max_iter was set too low, the map's real constant is larger than {lipschitz:g}, or it changes between evaluations"
-    )
+
+    lipschitz: float
+    tolerance: float | None = None
+    max_evaluations: int | None = None
+    history: int = 5
+
+    def __post_init__(self) -> None:
+        _check_constant(self.lipschitz)
+
+    def limits(self, dtype: torch.dtype) -> tuple[float, int]:
+        """Return tolerance and most evaluations. Raises :class:`UserError` where ``dtype`` cannot reach the tolerance."""
+        c = self.lipschitz
+        least = torch.finfo(dtype).eps / (1 - c)
+        tolerance = 8 * least / math.sqrt(1 - c) if self.tolerance is None else self.tolerance
+        if tolerance < least:
+            raise UserError(
+                f"fixed point: {dtype} cannot reach a tolerance of {tolerance:.1e} at a Lipschitz constant of {c:g}; "
+                f"use {2 * least:.1e} or more, or work in float64"
+            )
+        if self.max_evaluations is not None:
+            return tolerance, self.max_evaluations
+        # ||z_k - z_(k-1)|| <= c^(k-1) ||g(y)||, which is at most 4 times the larger of ||x|| and ||y||. Twice as many,
+        # for rejected accelerated steps.
+        plain = math.log(tolerance * (1 - c) / 8) / math.log(c) if c > 0 else 0
+        return tolerance, 8 + 2 * math.ceil(plain)
 
 
 def _check_constant(lipschitz: float) -> None:
@@ -121,15 +85,70 @@ def _check_constant(lipschitz: float) -> None:
         raise UserError(f"fixed point: a contraction has a Lipschitz constant from 0 to below 1, not {lipschitz:g}")
 
 
+def _norm(x: Tensor) -> Tensor:
+    """Return the Euclidean norm of each sequence, float64 [b]: in float32 the squares of small gradients underflow."""
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64)
+    return norm
+
+
+@torch.no_grad()
+def solve(g: Map, y: Tensor, iteration: Iteration) -> Solution:
+    """Solve x = y - g(x) for each sequence of ``y`` [b, ...] by safeguarded Anderson acceleration.
+
+    An accelerated step is accepted only if its residual is at most ``lipschitz`` times the last one, which a plain step
+    guarantees; otherwise the plain step is taken. So the worst case is twice the plain iteration. A sequence is done when
+    the bound on its error, ||z_new - z|| / (1 - lipschitz), is at most the tolerance times the larger of ||z_new|| and
+    ||y||.
+
+    Raises:
+        UserError: The dtype cannot reach the tolerance.
+        NotConverged: The iteration does not reach the tolerance, or a value is not finite.
+    """
+    tolerance, limit = iteration.limits(y.dtype)
+    flat, against = y.flatten(1), _norm(y)
+    z = image = step = flat
+    size = torch.full_like(against, math.inf)
+    tried = done = torch.zeros_like(against, dtype=torch.bool)
+    history: list[tuple[Tensor, Tensor]] = []
+    error = math.inf
+    for evaluation in range(1, limit + 1):
+        plain = flat - g(z.view_as(y)).flatten(1)
+        moved = plain - z
+        length = _norm(moved)
+        accepted = ~done & (~tried | (length <= iteration.lipschitz * size))
+        # A rejected step is discarded: its sequence resumes with the plain step from the last accepted point, or stays
+        # where it is if it is done.
+        image = torch.where(accepted[:, None], plain, image)
+        step = torch.where(accepted[:, None], moved, step)
+        size = torch.where(accepted, length, size)
+        bound, scale = size / (1 - iteration.lipschitz), torch.maximum(_norm(image), against)
+        error, done = _worst(bound, scale), bound <= tolerance * scale
+        if not math.isfinite(error):
+            raise NotConverged(f"fixed point: the map gives values that are not finite at evaluation {evaluation}")
+        if error <= tolerance:
+            return Solution(image.view_as(y), error, evaluation)
+        z = image
+        if iteration.history:
+            history = [*history, (image, step)][-iteration.history - 1 :]
+            faster = _anderson(history)
+            tried = accepted & faster.isfinite().all(1)
+            z = torch.where(tried[:, None], faster, image)
+    raise NotConverged(
+        f"fixed point: after {limit} evaluations the relative error is bounded by {error:.1e}, not {tolerance:.1e}. Unless "
+        f"max_evaluations was set too low, the map's real constant is larger than {iteration.lipschitz:g}, or it changes "
+        "between evaluations"
+    )
+
+
 def _worst(bound: Tensor, scale: Tensor) -> float:
     return float((bound / scale.clamp(min=torch.finfo(scale.dtype).tiny)).max()) if bound.numel() else 0.0
 
 
 def _anderson(history: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The accelerated next point of each sequence, [b, n], from pairs of (image, step) [b, n], the newest last.
+    """Return the accelerated next point of each sequence, [b, n], from pairs of (image, step) [b, n], the newest last.
 
-    It is the affine combination of the images for which that of the steps is smallest. Pairs that repeat the one before
-    (a step was refused) have differences of zero, and take no part.
+    It is the affine combination of the images whose combined step is smallest. Pairs that repeat the one before (a rejected
+    step) have differences of zero, and do not contribute.
     """
     image, step = history[-1]
     if len(history) < 2:
@@ -139,35 +158,24 @@ def _anderson(history: list[tuple[Tensor, Tensor]]) -> Tensor:
     gram = steps.mT @ steps
     # Differences of steps become parallel near the solution: a small ridge keeps the system solvable.
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    ridge = (1e-12 * trace + torch.finfo(torch.float64).tiny)[:, None, None] * torch.eye(
-        gram.shape[-1], device=gram.device
-    )
+    eye = torch.eye(gram.shape[-1], device=gram.device)
+    ridge = (1e-12 * trace + torch.finfo(torch.float64).tiny)[:, None, None] * eye
     weights: Tensor = torch.linalg.solve(gram + ridge, steps.mT @ step.double()[..., None])
     return image - (images @ weights.to(image.dtype)).squeeze(-1)
 
 
-def fixed_point(
-    g: Map,
-    y: Tensor,
-    *,
-    lipschitz: float,
-    tol: float | None = None,
-    max_iter: int | None = None,
-    memory: int = 5,
-) -> Tensor:
-    """x with x = y - g(x), as :func:`solve` finds it, with gradients to ``y`` and to whatever ``g`` depends on.
+def fixed_point(g: Map, y: Tensor, iteration: Iteration) -> Tensor:
+    """Solve as :func:`solve` does, with gradients to ``y`` and to everything that ``g`` depends on.
 
-    The gradients are those of the implicit function: with v the gradient of x, u = v - (dg/dx)^T u is solved by the same
-    iteration (the transposed Jacobian is the same contraction) to the same tolerance. No step of the iteration is kept: one
-    further evaluation of ``g`` is, and one is made in the backward pass. Gradients of gradients are not defined. Raises as
-    :func:`solve` does, in the backward pass too.
+    Implicit gradients: with v the gradient of x, u = v - (dg/dx)^T u is solved by the same iteration (the transposed
+    Jacobian is the same contraction). No step is saved for backward; ``g`` is evaluated once more in each direction. Second
+    derivatives are not defined. Raises as :func:`solve` does, in the backward pass too.
     """
-    x = solve(g, y, lipschitz=lipschitz, tol=tol, max_iter=max_iter, memory=memory).x
+    x = solve(g, y, iteration).x
     if not torch.is_grad_enabled():
         return x
-    out = y - g(
-        x
-    )  # one more plain step carries the gradients to y and into g; the hook puts (I + dg/dx)^-T before them
+    # One more plain step carries the gradients to y and into g; the hook applies (I + dg/dx)^-T before it.
+    out = y - g(x)
 
     def implicit(v: Tensor | None) -> Tensor | None:
         if v is None:
@@ -179,7 +187,7 @@ def fixed_point(
         def transposed(u: Tensor) -> Tensor:
             return torch.autograd.grad(moved, point, u, retain_graph=True, materialize_grads=True)[0]
 
-        return solve(transposed, v, lipschitz=lipschitz, tol=tol, max_iter=max_iter, memory=memory).x
+        return solve(transposed, v, iteration).x
 
     if out.requires_grad:
         out.register_hook(implicit)
@@ -193,16 +201,26 @@ def log_det(
     lipschitz: float,
     exact_up_to: int = 128,
     probes: int = 4,
-    sure: int = 8,
+    certain_terms: int = 8,
     generator: torch.Generator | None = None,
 ) -> LogDet:
-    """log |det d(x + g(x))/dx| of each sequence of ``x`` [b, ...], in nats, with gradients where they are enabled.
+    """Return log |det d(x + g(x))/dx| of each sequence of ``x`` [b, ...], in nats, with gradients where they are enabled.
 
-    Sequences of at most ``exact_up_to`` numbers: exact, from the whole Jacobian (as many backward passes as numbers).
-    Beyond: the power series sum over k of (-1)^(k+1) tr(J^k) / k without bias (Residual Flows, equation 6). Each of
-    ``probes`` (2 or more) draws signs for the traces (Hutchinson) and a number of terms: ``sure`` of them always, then each
-    next one with chance max(1/2, ``lipschitz``), divided by the chance that it is reached; with that chance the variance
-    is finite for every contraction. The gradient of the estimate is an unbiased one of the exact value's.
+    Up to ``exact_up_to`` numbers per sequence: exact, from the whole Jacobian (one backward pass per number). Beyond: an
+    unbiased estimate of the power series sum over k of (-1)^(k+1) tr(J^k) / k (Residual Flows, equation 6), whose gradient
+    is unbiased too.
+
+    Args:
+        g: The contraction.
+        x: Points, [b, ...].
+        lipschitz: Lipschitz constant of ``g``.
+        exact_up_to: Largest sequence for which the Jacobian is computed.
+        probes: Independent estimates, 2 or more, that are averaged.
+        certain_terms: Terms of the series that are always computed.
+        generator: Source of the random signs and lengths; torch's global one by default.
+
+    Raises:
+        UserError: The constant is not below 1, or there are fewer than 2 probes.
     """
     _check_constant(lipschitz)
     if probes < 2:
@@ -214,7 +232,6 @@ def log_det(
         moved = g(point)
 
     def pulled(v: Tensor) -> Tensor:
-        """J^T v of every sequence."""
         return torch.autograd.grad(moved, point, v, retain_graph=True, create_graph=keep, materialize_grads=True)[0]
 
     numbers = x[0].numel()
@@ -227,19 +244,27 @@ def log_det(
         eye = torch.eye(numbers, dtype=zero.dtype, device=x.device)
         return LogDet(torch.linalg.slogdet(eye + jacobian.to(zero.dtype)).logabsdet, zero)
     chance = max(0.5, lipschitz)
-    found = []
-    for _ in range(probes):
-        u = float(
-            torch.rand((), dtype=torch.float64, generator=generator, device=generator.device if generator else None)
-        )
-        terms = sure + int(math.log1p(-u) / math.log(chance))  # P(terms >= sure + j) = chance^j
-        signs = torch.randint(0, 2, x.shape, generator=generator, device=generator.device if generator else x.device)
-        probe = (2 * signs - 1).to(x.device, moved.dtype)
-        v, total = probe, zero
-        for k in range(1, terms + 1):
-            v = pulled(v)
-            trace = (v * probe).flatten(1).sum(1, dtype=zero.dtype)
-            total = total + trace * ((-1) ** (k + 1) / (k * chance ** max(0, k - sure)))
-        found.append(total)
-    values = torch.stack(found)
+    values = torch.stack([_estimate(pulled, moved, chance, certain_terms, generator) for _ in range(probes)])
     return LogDet(values.mean(0), values.detach().var(0) / probes)
+
+
+def _estimate(
+    pulled: Map, moved: Tensor, chance: float, certain_terms: int, generator: torch.Generator | None
+) -> Tensor:
+    """Return one unbiased estimate, float64 [b], of the power series of the log-determinant.
+
+    Traces are estimated with random signs (Hutchinson). After ``certain_terms`` each further term is computed with
+    probability ``chance`` and divided by the probability that it is reached; with a chance of at least the Lipschitz
+    constant the variance is finite. ``pulled`` maps v to J^T v of every sequence.
+    """
+    device = generator.device if generator else None
+    u = float(torch.rand((), dtype=torch.float64, generator=generator, device=device))
+    terms = certain_terms + int(math.log1p(-u) / math.log(chance))  # P(terms >= certain + j) = chance^j
+    signs = torch.randint(0, 2, moved.shape, generator=generator, device=device or moved.device)
+    probe = (2 * signs - 1).to(moved.device, moved.dtype)
+    v, total = probe, torch.zeros(len(moved), dtype=torch.float64, device=moved.device)
+    for k in range(1, terms + 1):
+        v = pulled(v)
+        trace = (v * probe).flatten(1).sum(1, dtype=total.dtype)
+        total = total + trace * ((-1) ** (k + 1) / (k * chance ** max(0, k - certain_terms)))
+    return total

@@ -1,4 +1,4 @@
-"""What this machine can do: device, dtype, matmul rate, and a line that names it for reports."""
+"""Hardware of this machine: choice of device and dtype, matmul rate, and a description for reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["describe_hardware", "has_fast_bfloat16", "matmul_rate", "pick_device
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The device named, or the best one present (``cuda``, then ``mps``, then ``cpu``).
+    """Return the named device, or the best one present (``cuda``, then ``mps``, then ``cpu``).
 
     Raises :class:`UserError` if the named device is unknown or absent.
     """
@@ -32,16 +32,16 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
         raise UserError(f"unknown device {str(name)!r}: use cpu, cuda, cuda:0, mps or auto")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("device 'cuda' was asked for, but torch sees no CUDA device here")
+        raise UserError("device 'cuda' is not available: torch finds no CUDA device")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise UserError(f"device {str(device)!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device 'mps' was asked for, but torch sees none here")
+        raise UserError("device 'mps' is not available: torch finds none")
     return device
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 run on the hardware. A CPU without AVX512-BF16 or AMX emulates them, 300x slower."""
+    """Return whether the hardware multiplies bfloat16 matrices. A CPU without AVX512-BF16 or AMX emulates it, 300x slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -54,7 +54,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 where the hardware of a GPU has it, else float32; the other names mean themselves."""
+    """Return the dtype called ``name``; ``auto`` is bfloat16 on a GPU whose hardware has it, else float32."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and has_fast_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -63,7 +63,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def matmul_rate(
     device: torch.device, dtype: torch.dtype = torch.float32, *, size: int = 2048, seconds: float = 0.5
 ) -> float:
-    """Measured matrix-product rate in FLOP/s, best of several runs: the ceiling that a model's own rate is held against."""
+    """Measure the rate of matrix products, FLOP/s, best of several runs: the upper limit for a model's own rate."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     end = time.perf_counter() + seconds
@@ -77,7 +77,7 @@ def matmul_rate(
 
 
 def describe_hardware(device: torch.device) -> str:
-    """One line for reports, such as ``cpu: Intel Xeon, 2 threads``."""
+    """Return one line for reports, such as ``cpu: Intel Xeon, 2 threads``."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"cuda: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"

@@ -1,4 +1,4 @@
-"""Counts taken on the meta device: parameters, FLOPs, bytes kept for backward. Nothing is allocated and nothing runs."""
+"""Parameters, FLOPs and bytes saved for backward of a model, counted on the meta device: no memory and no arithmetic."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """Sizes of one training step of ``batch`` rows of ``length`` tokens, in float32."""
+    """Cost of one training step of ``batch`` rows of ``length`` tokens, in float32."""
 
     parameters: int
     flops_per_token: int
     """Of one forward pass (a multiplication and an addition count as two); a training step takes three times that."""
     saved_bytes: int
-    """Kept from forward to backward."""
+    """Bytes saved for backward."""
     state_bytes: int
-    """Weights, gradients, AdamW's two moments, averaged weights."""
+    """Bytes of weights, gradients, AdamW's two moments and averaged weights."""
     batch: int
     length: int
 
 
 class _Held:
-    """A tensor saved for the backward pass; alive as long as a graph wants it (evaluations made in vain are not counted)."""
+    """Tensor saved for backward. It lives as long as an autograd graph refers to it; discarded evaluations do not count."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()
@@ -47,7 +47,10 @@ def _shape(found: PortType, batch: int, length: int) -> list[int]:
 
 
 def measure(graph: Graph, registry: Registry, *, batch: int, length: int) -> Measure:
-    """Run the network's shapes. Raises :class:`SeddGraphError` where a component's output is not of the type it declares."""
+    """Measure a model by propagating shapes.
+
+    Raises :class:`SeddGraphError` where the shape of a component's output differs from its declared type.
+    """
     model = build_shapes(graph, registry)
     inputs = {
         name: torch.empty(_shape(found, batch, length), dtype=_DTYPES[found.kind], device="meta")
@@ -62,22 +65,22 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int) -> Mea
 
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
-        outputs, taps = model.run(inputs)
+        outputs, activations = model.run(inputs)
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     storages = [held.tensor.untyped_storage() for ref in packed if (held := ref()) is not None]
-    kept = {s._cdata: s.nbytes() for s in storages if s._cdata not in own}
+    saved = {s._cdata: s.nbytes() for s in storages if s._cdata not in own}
     declared = dict(graph.root.output_types) | {path: found for path, _, found in graph.taps}
-    for name, value in {**outputs, **taps}.items():
+    for name, value in {**outputs, **activations}.items():
         shape = _shape(declared[name], batch, length)
         if list(value.shape) != shape:
             raise SeddGraphError(
-                f"{name} is declared as {declared[name]}, so {shape}, but the component makes {list(value.shape)}"
+                f"{name} is declared as {declared[name]}, so {shape}, but the component returns {list(value.shape)}"
             )
     parameters = count_parameters(model)
     return Measure(
         parameters=parameters,
         flops_per_token=round(counter.get_total_flops() / (batch * length)),
-        saved_bytes=sum(kept.values()),
+        saved_bytes=sum(saved.values()),
         state_bytes=parameters * 4 * 5,
         batch=batch,
         length=length,

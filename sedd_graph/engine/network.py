@@ -51,7 +51,7 @@ class Network:
             cpu = self.device.type == "cpu" and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
             able = cpu or self.device.type == "cuda"
             mode = "off" if not able else "block" if any(True for _ in self.model.branches()) else "whole"
-        if mode == "whole" and any(m.inseparable for m in self.model.modules() if isinstance(m, RegionModule)):
+        if mode == "whole" and any(m.custom_backward for m in self.model.modules() if isinstance(m, RegionModule)):
             mode = "block"
         if mode == "whole" and trained is not None:
             compile_in_place(trained)

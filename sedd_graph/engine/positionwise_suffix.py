@@ -1,7 +1,7 @@
-"""The end of a network, where each position is looked at by itself: run for the positions that are asked about alone.
+"""Position-wise suffix of a network: the last steps, whose output at a position depends on that position alone.
 
-A sampler that moves a few tokens needs the head, and what stands before it position by position, nowhere else; at a
-vocabulary of 50,257 the head is most of the work. Axes: b batch, l length, k positions of each row.
+A sampler that changes a few tokens evaluates the suffix only at those positions; at a vocabulary of 50,257 the head is most
+of the work. Axes: b batch, l length, k positions of each row.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from sedd_graph.graph.model import Op, Region, Step
 __all__ = ["PositionwiseSuffix", "length_dim", "take"]
 
 _LENGTHS = (Size.of("length"), Size.of("l"))
-"""How a graph, and a component by itself, call the axis of positions."""
+"""Names of the axis of positions in a graph and in a component's signature."""
 
 
 def length_dim(found: PortType) -> int | None:
-    """Which dimension holds the positions; None where there is none. Raises :class:`ValueError` where one depends on the
-    length in another way, or may."""
+    """Return the dimension of the positions, or None.
+
+    Raises :class:`ValueError` where a dimension depends on the length in another way, or may.
+    """
     where = [i for i, dim in enumerate(found.dims) if dim.variadic is None and dim.size in _LENGTHS]
     other = [d for d in found.dims if d.variadic or ({"length", "l"} & d.size.symbols and d.size not in _LENGTHS)]
     if other or len(where) > 1:
@@ -32,17 +34,17 @@ def length_dim(found: PortType) -> int | None:
 
 
 def take(value: Tensor, at: Tensor, dim: int) -> Tensor:
-    """``value`` at the positions ``at`` int64 [b, k] of its dimension ``dim``; where ``dim`` is 0, the same for all rows."""
+    """Return ``value`` at positions ``at`` int64 [b, k] of dimension ``dim``. With ``dim`` 0 all rows share the value."""
     if dim == 0:
         return value[at]
-    # [b, ..., l, ...]: the dimensions between and behind are taken whole
+    # [b, ..., l, ...]: all of the other dimensions
     shape = [at.shape[0], *[1] * (dim - 1), at.shape[1], *[1] * (value.dim() - dim - 1)]
     full = [*value.shape[:dim], at.shape[1], *value.shape[dim + 1 :]]
     return value.gather(dim, at.view(shape).expand(full))
 
 
 class PositionwiseSuffix:
-    """What of a graph's own steps can be run for some positions, and runs them so."""
+    """Position-wise suffix of a graph's top-level steps."""
 
     def __init__(self, root: Region) -> None:
         users: dict[str, list[str]] = {step.name: [] for step in root.steps}
@@ -52,15 +54,16 @@ class PositionwiseSuffix:
                     if ref.step:
                         users[ref.step].append(step.name)
         self.dims: dict[str, tuple[int | None, ...]] = {}
-        """Of each such step, for each argument of the call, the dimension of positions."""
+        """For each step of the suffix, the dimension of positions of each argument of its call."""
         for step in reversed(root.steps):
-            dims = self._fits(root, step) if all(user in self.dims for user in users[step.name]) else None
+            dims = self._dims(root, step) if all(user in self.dims for user in users[step.name]) else None
             if dims is not None:
                 self.dims[step.name] = dims
         self.outputs = [(ref.step in self.dims, length_dim(root.type_of(ref))) for ref in root.outputs.values()]
 
     @staticmethod
-    def _fits(root: Region, step: Step) -> tuple[int | None, ...] | None:
+    def _dims(root: Region, step: Step) -> tuple[int | None, ...] | None:
+        """Return the dimension of positions of each argument; None where the step is not position-wise."""
         if not isinstance(step.body, Op) or not step.body.contract.positionwise:
             return None
         found: list[int | None] = []
@@ -75,11 +78,11 @@ class PositionwiseSuffix:
         return tuple(found)
 
     def run(self, model: Model, inputs: Mapping[str, Tensor], at: Tensor) -> dict[str, Tensor]:
-        """The outputs of ``model`` by name at the positions ``at`` int64 [b, k], [b, k, ...] each, without dropout."""
+        """Return the outputs of ``model`` by name, each [b, k, ...], at positions ``at`` int64 [b, k]; no dropout."""
         root = model.root
         values: list[Any] = [inputs[name] for name in model.input_names]
         narrow: set[int] = set()
-        for name, places in root.plan:
+        for name, places in root.plan.steps:
             arguments: list[Any] = [None if a < 0 else values[a] for a in places]
             dims = self.dims.get(name)
             if dims is not None:
@@ -92,7 +95,7 @@ class PositionwiseSuffix:
             if dims is not None:
                 narrow.update(range(len(values), len(values) + len(made)))
             values.extend(made)
-        found = [values[i] for i in root.returned[: len(self.outputs)]]
+        found = [values[i] for i in root.plan.returned[: len(self.outputs)]]
         return {
             name: value if done or dim is None else take(value, at, dim)
             for name, value, (done, dim) in zip(model.output_names, found, self.outputs, strict=True)

@@ -1,12 +1,13 @@
-"""The modules that a graph becomes: each region runs its steps in order, and saved ports ride along as further outputs.
+"""Modules of a graph: each region runs its steps in order and returns its outputs, then its saved activations.
 
-Module path = node path = state-dict key. All repeats of a block share one plan, so that one compiled forward serves
-them all.
+Module path = node path = state-dict key. All repeats of a block share one plan, so that one compilation serves them all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,15 +15,17 @@ from torch import Tensor, nn
 from sedd_graph.component.counter_rng import fold
 from sedd_graph.graph.model import Graph
 
-__all__ = ["Model", "Plan", "RegionModule", "spent"]
-
-Plan = tuple[tuple[str, tuple[int, ...]], ...]
-"""Per step: its name, and where its arguments stand (-1 for none)."""
+__all__ = ["Model", "Plan", "RegionModule", "last_use"]
 
 
-def spent(reads: Sequence[Collection[int]], kept: Collection[int]) -> tuple[tuple[int, ...], ...]:
-    """For each step, which of the values that it reads (-1: none) no later step reads and nobody has asked to be kept."""
-    seen = {-1, *kept}
+def last_use(reads: Sequence[Collection[int]], retained: Collection[int]) -> tuple[tuple[int, ...], ...]:
+    """Return for each step the values that it is the last to read.
+
+    Args:
+        reads: Values that each step reads; -1 stands for none.
+        retained: Values that are needed after the last step.
+    """
+    seen = {-1, *retained}
     found = []
     for read in reversed(reads):
         found.append(tuple(sorted(set(read) - seen)))
@@ -30,31 +33,53 @@ def spent(reads: Sequence[Collection[int]], kept: Collection[int]) -> tuple[tupl
     return tuple(reversed(found))
 
 
-class RegionModule(nn.Module):
-    """Runs one region: a key (or None) and tensors in, a tuple of outputs and then of taps out.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Order of execution of a region, shared by all its modules. Values are numbered: inputs first, then results of steps.
 
-    ``keyed`` tells whether any component below draws at random; each such step gets a key of its own. ``repeat`` > 0
-    marks a chain of one block.
+    Attributes:
+        steps: Name of each step, and the values of its arguments (-1 for none).
+        returned: Values of the outputs, then of the saved activations.
+        saved: Number of saved activations.
     """
 
-    inseparable = False
-    """Whether it has a backward pass of its own, which no compiler looks into."""
+    steps: tuple[tuple[str, tuple[int, ...]], ...]
+    returned: tuple[int, ...]
+    saved: int
 
-    def __init__(
-        self, children: Mapping[str, nn.Module], plan: Plan, returned: tuple[int, ...], *, repeat: int = 0
-    ) -> None:
+    @cached_property
+    def last_use(self) -> tuple[tuple[int, ...], ...]:
+        """Values that can be freed after each step."""
+        return last_use([places for _, places in self.steps], self.returned)
+
+
+class RegionModule(nn.Module):
+    """Module of a region. Maps a dropout key (or None) and the inputs to a tuple of outputs, then saved activations.
+
+    Attributes:
+        keyed: Whether a component below uses dropout; each such step gets a key of its own.
+        repeat: Number of layers if it is a chain of one block, else 0.
+    """
+
+    def __init__(self, children: Mapping[str, nn.Module], plan: Plan, *, repeat: int = 0) -> None:
         super().__init__()
         for name, child in children.items():
             # add_module would refuse names that nn.Module uses itself, such as 'half' or 'type'
             self._modules[name] = child
-        self.plan, self.returned, self.repeat = plan, returned, repeat
+        self.plan, self.repeat = plan, repeat
         self.keyed = any(child.keyed for child in children.values())
-        self._spent = spent([places for _, places in plan], returned)
+        # tuples, which the compiler compares faster than a dataclass
+        self._steps, self._returned, self._last_use = plan.steps, plan.returned, plan.last_use
+
+    @property
+    def custom_backward(self) -> bool:
+        """Whether its backward pass is an autograd function of its own, which cannot be compiled with its surroundings."""
+        return False
 
     def forward(self, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
         values: list[Any] = list(inputs)
         steps: dict[str, Any] = self._modules
-        for place, ((name, places), past) in enumerate(zip(self.plan, self._spent, strict=True)):
+        for place, ((name, places), last) in enumerate(zip(self._steps, self._last_use, strict=True)):
             step = steps[name]
             arguments = [None if a < 0 else values[a] for a in places]
             own = fold(key, place) if key is not None and step.keyed else None
@@ -66,22 +91,22 @@ class RegionModule(nn.Module):
                 values.extend(result)
             else:
                 values.append(result)
-            for value in past:
-                values[value] = None  # its memory is free for the next step, unless a backward pass keeps it
-        return tuple([values[i] for i in self.returned])
+            for value in last:
+                values[value] = None  # frees its memory, unless autograd has saved it
+        return tuple([values[i] for i in self._returned])
 
     def branches(self) -> Iterator[nn.Module]:
-        """The blocks below that are worth compiling, outermost first: each repeat of a block, all by one compilation."""
+        """Yield the blocks to compile, outermost first: each repeat of a block, which share one compilation."""
         for child in self.children():
             if isinstance(child, RegionModule):
-                if self.repeat and not any(m.inseparable for m in child.modules() if isinstance(m, RegionModule)):
+                if self.repeat and not any(m.custom_backward for m in child.modules() if isinstance(m, RegionModule)):
                     yield child
                 else:
                     yield from child.branches()
 
 
 class Model(nn.Module):
-    """A blueprint's network: called with the graph's inputs by name, it returns a dict of the graph's outputs."""
+    """Network of a graph. Maps the graph's inputs by name to a dict of its outputs."""
 
     def __init__(self, graph: Graph, root: RegionModule) -> None:
         super().__init__()
@@ -94,15 +119,17 @@ class Model(nn.Module):
 
     @property
     def root(self) -> RegionModule:
-        """The graph's own steps."""
+        """Module of the graph's own steps."""
         return self._root[0]
 
     def run(
         self, inputs: Mapping[str, Tensor], key: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Outputs by name, and the saved ports by dotted path. ``inputs`` may hold more than the graph asks for.
+        """Return outputs by name, and saved activations by dotted path.
 
-        ``key`` int32 [b] is what dropout is drawn from; without it nothing is dropped.
+        Args:
+            inputs: Inputs by name; others than the graph's are ignored.
+            key: Dropout key, int32 [b]; None for no dropout.
         """
         values = self._root[0](key, *[inputs[name] for name in self.input_names])
         count = len(self.output_names)
@@ -118,5 +145,5 @@ class Model(nn.Module):
         return self.run(inputs)[0]
 
     def branches(self) -> Iterator[nn.Module]:
-        """The blocks that are worth compiling (see :meth:`RegionModule.branches`)."""
+        """Yield the blocks to compile (see :meth:`RegionModule.branches`)."""
         return self._root[0].branches()

@@ -1,16 +1,16 @@
-"""Running blocks without keeping their activations, and the other ways to run them.
+"""Reversible execution of blocks, and activation checkpointing.
 
-``reversible``: the forward pass keeps the outputs of the last layer, the inputs that are given, and a key; the backward
-pass walks the derived inverse layer by layer, and each branch evaluated on the way serves reconstruction and gradient
-alike. Parameters and given inputs are explicit inputs of one autograd function, so their gradients arrive once (which is
-what DDP counts on); randomness comes from the key, so dropout drops the same; autocast is as it was. A checksum of what
-went in is compared with what was rebuilt, and where they drift apart the block is demoted to checkpointing.
+The reversible forward pass saves only the last layer's outputs, the given inputs and the dropout key. The backward pass runs
+the derived inverse layer by layer and reuses each branch evaluation for both the reconstruction and its gradient.
+Parameters and given inputs are explicit inputs of one autograd function, so that each gradient arrives once, as DDP
+requires. Dropout depends on the key alone, so that masks are equal when a branch is evaluated again; autocast is restored.
+A checksum of the inputs is compared with that of their reconstruction; a block that drifts is checkpointed from then on.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,68 +20,82 @@ from torch.utils.checkpoint import checkpoint
 
 from sedd_graph.component.counter_rng import fold
 from sedd_graph.engine.grid import Grid
+from sedd_graph.engine.layer_run import LayerRun, accumulated, gradient_flow
+from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.regions import Plan, RegionModule
-from sedd_graph.engine.units import Layout
+from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Region, Running
 
-__all__ = ["DriftWarning", "RunningModule", "make_running"]
+__all__ = ["DRIFT", "DriftWarning", "RunningModule", "make_running"]
 
 DRIFT = 1e-3
-"""The largest relative change of a stream's sum and power, over the square root of its size, that is let pass."""
+"""Tolerance of the drift guard: relative change of a stream's sum, over the square root of its size, and of its power."""
 
 
 class DriftWarning(UserWarning):
-    """What a block rebuilt in the backward pass is not what went in."""
+    """The inputs reconstructed in the backward pass differ from those of the forward pass."""
 
 
-def make_running(
-    region: Region, children: Mapping[str, nn.Module], plan: Plan, returned: tuple[int, ...], running: Running
-) -> RunningModule:
-    """The module of a step whose block is not simply run. Raises :class:`UserError` where it cannot be run so."""
-    layer = region.steps[0].body if region.repeat else region
-    assert isinstance(layer, Region)
+def make_running(region: Region, children: Mapping[str, nn.Module], plan: Plan, running: Running) -> RunningModule:
+    """Make the module of a block, or of a chain of one block, that is run as ``running`` declares.
+
+    Raises :class:`UserError` if the block cannot be run so.
+    """
+    body = region.steps[0].body if region.repeat else region
+    layer = body if isinstance(body, Region) else region
     layout = None
     if layer.claim is not None:
         given = set(layer.claim.given)
-        if region.repeat:  # what no layer changes is known to all of them
+        if region.repeat:  # layer-invariant inputs
             given |= set(layer.inputs) - set(layer.outputs)
-        constants = [name for name in layer.inputs if name in given]
-        layout = Layout(layer, constants, Grid() if running.exact else None)
-    return RunningModule(children, plan, returned, layer, region.repeat, layout, running)
+        layout = Layout(layer, [name for name in layer.inputs if name in given], Grid() if running.exact else None)
+    elif running.memory == "reversible":
+        raise UserError(f"block {layer.label!r} claims no inverse, so that it cannot be run reversibly")
+    return RunningModule(children, plan, layer, layout, running.memory, repeat=region.repeat)
 
 
 class RunningModule(RegionModule):
-    """A block, or a chain of ``repeat`` of them, with a choice of what is kept for the backward pass (``memory``)."""
+    """Block, or chain of ``repeat`` layers, with a choice of what is saved for backward. Made by :func:`make_running`.
+
+    Attributes:
+        layout: Layout of one layer; None where it claims no inverse.
+        memory: ``store``, ``checkpoint`` or ``reversible``.
+        drift: Relative error of the last reconstruction, or None.
+    """
 
     def __init__(
         self,
         children: Mapping[str, nn.Module],
         plan: Plan,
-        returned: tuple[int, ...],
         layer: Region,
-        repeat: int,
         layout: Layout | None,
-        running: Running,
+        memory: str,
+        *,
+        repeat: int,
     ) -> None:
-        super().__init__(children, plan, returned, repeat=repeat)
-        self.label, self.ports = layer.label, (tuple(layer.inputs), tuple(layer.outputs))
-        self.layout, self.memory = layout, running.memory
-        self.grid = None if layout is None else layout.grid
+        super().__init__(children, plan, repeat=repeat)
+        self.label, self.layout, self.memory = layer.label, layout, memory
+        self.input_names, self.output_names = tuple(layer.inputs), tuple(layer.outputs)
         self.drift: Tensor | None = None
-        """How far the last backward pass was off, where there was one."""
-
-    def layers(self, key: Tensor | None) -> list[tuple[nn.Module, Tensor | None]]:
-        """Each layer with its key."""
-        if not self.repeat:
-            return [(self, key)]
-        return [(child, None if key is None else fold(key, at)) for at, child in enumerate(self._modules.values())]  # type: ignore[misc]
 
     @property
-    def inseparable(self) -> bool:  # type: ignore[override]
+    def grid(self) -> Grid | None:
+        """Grid of exact arithmetic, or None."""
+        return None if self.layout is None else self.layout.grid
+
+    def layers(self, key: Tensor | None) -> list[tuple[nn.Module, Tensor | None]]:
+        """Return each layer with its key."""
+        if not self.repeat:
+            return [(self, key)]
+        return [(child, None if key is None else fold(key, at)) for at, child in enumerate(self.children())]
+
+    @property
+    def custom_backward(self) -> bool:
+        """Whether it is run layer by layer, which cannot be compiled with its surroundings."""
         return self.memory != "store" or self.grid is not None
 
     def branches(self) -> Iterator[nn.Module]:
-        """Whole layers, or where layers are rebuilt, the nested blocks that are evaluated as wholes."""
+        """Yield whole layers; where layers are reconstructed, the nested blocks that are evaluated as wholes."""
         if self.layout is None or (self.memory != "reversible" and self.grid is None):
             yield from super().branches()
             return
@@ -90,89 +104,86 @@ class RunningModule(RegionModule):
             yield from (module for module in modules if isinstance(module, RegionModule))
 
     def forward(self, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
-        self._guard()
+        self._check_drift()
         training = torch.is_grad_enabled()
         if self.grid is None and (self.memory == "store" or not training):
             return super().forward(key, *inputs)
-        if self.memory == "reversible" and training:
-            assert self.layout is not None
+        if self.layout is not None and self.memory == "reversible" and training:
             parameters = [p for p in self.parameters() if p.requires_grad]
-            made: tuple[Tensor, ...] = _Rebuild.apply(self, key, parameters, *inputs, *parameters)
+            made: tuple[Tensor, ...] = _Reversible.apply(self, self.layout, key, parameters, *inputs, *parameters)
             return made
-        return self._one_by_one(key, inputs, kept=self.memory != "checkpoint" or not training)
+        return self._layer_by_layer(key, inputs, checkpointed=self.memory == "checkpoint" and training)
 
-    def _one_by_one(self, key: Tensor | None, inputs: Sequence[Tensor], *, kept: bool) -> tuple[Tensor, ...]:
-        """Layer by layer in ordinary autograd, with all activations ``kept`` or those of one layer at a time."""
-        taps: list[Tensor] = []
-        values = self._enter(list(inputs))
+    def _layer_by_layer(
+        self, key: Tensor | None, inputs: Sequence[Tensor], *, checkpointed: bool
+    ) -> tuple[Tensor, ...]:
+        """Run the layers in ordinary autograd, which saves all activations or only those of one layer at a time."""
+        saved: list[Tensor] = []
+        outputs: tuple[Tensor, ...] = ()
+        values = self.snapped(inputs)
         for layer, own in self.layers(key):
-            run = self._layer(layer, own)
-            made = run(*values) if kept else checkpoint(run, *values, use_reentrant=False, preserve_rng_state=False)
-            count = len(self.ports[1])
+            made: tuple[Tensor, ...]
+            if checkpointed:
+                function = self._layer(layer, own)
+                made = checkpoint(function, *values, use_reentrant=False, preserve_rng_state=False)
+            else:
+                made = self._layer(layer, own)(*values)
+            count = len(self.output_names)
             outputs = made[:count]
-            taps += made[count:]
-            values = self._advanced(values, outputs)
+            saved += made[count:]
+            values = self.next_inputs(values, outputs)
         if self.grid is not None:
-            self.grid.hold(list(outputs), f"block {self.label!r}")
-        return (*outputs, *taps)
+            self.grid.check_range(outputs, f"block {self.label!r}")
+        return (*outputs, *saved)
 
-    def _layer(self, layer: nn.Module, key: Tensor | None) -> Any:
+    def _layer(self, layer: nn.Module, key: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
         layout = self.layout
         if layout is None or layout.grid is None:
             return lambda *values: layer(key, *values) if self.repeat else RegionModule.forward(self, key, *values)
 
-        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            values = _values(layout, inputs)
-            taps = layout.forward(layer, key, values)
-            return (*(values[v] for v in layout.outputs.values()), *taps)
+        def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+            run = LayerRun(layout, layer, key)
+            run.put(layout.inputs.values(), inputs)
+            saved = run.forward()
+            return (*run.take(layout.outputs.values()), *saved)
 
-        return run
+        return function
 
-    def _enter(self, inputs: list[Tensor]) -> list[Tensor]:
-        """Streams are put on the grid where there is one."""
-        if self.grid is None or self.layout is None:
-            return inputs
+    def snapped(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the inputs, streams rounded to the grid where there is one."""
+        if self.layout is None or self.grid is None:
+            return list(inputs)
         streams = self.layout.streams
-        return [self.grid.snap(x) if name in streams else x for name, x in zip(self.layout.inputs, inputs, strict=True)]
+        return [self.grid.snap(x) if name in streams else x for name, x in zip(self.input_names, inputs, strict=True)]
 
-    def _advanced(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
-        """The next layer's inputs: outputs take the place of the inputs of their name."""
+    def next_inputs(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the next layer's inputs: outputs replace the inputs of the same name."""
         if not self.repeat:
             return list(inputs)
-        new = dict(zip(self.ports[1], outputs, strict=True))
-        return [new.get(name, x) for name, x in zip(self.ports[0], inputs, strict=True)]
+        new = dict(zip(self.output_names, outputs, strict=True))
+        return [new.get(name, x) for name, x in zip(self.input_names, inputs, strict=True)]
 
-    def _guard(self) -> None:
-        """Look at the drift of the last backward pass (here, where its value has long been there)."""
+    def _check_drift(self) -> None:
+        """Check the drift of the last backward pass: in the next forward pass, its value is ready without waiting."""
         if self.drift is None:
             return
         drift, self.drift = float(self.drift), None
         if self.memory == "reversible" and not drift <= DRIFT:
             self.memory = "checkpoint"
             warnings.warn(
-                f"block {self.label!r}: what was rebuilt in the backward pass is off by {drift:.1e} of its "
-                f"size (at most {DRIFT:g} is let pass); from here on it is checkpointed instead. Fewer layers, "
-                "'arithmetic: exact' or float32 streams keep it reversible",
+                f"block {self.label!r}: inputs reconstructed in the backward pass are off by {drift:.1e} of their size "
+                f"(tolerance {DRIFT:g}); from now on it is checkpointed instead. Fewer layers, 'arithmetic: exact' or "
+                "float32 streams keep it reversible",
                 DriftWarning,
                 stacklevel=2,
             )
 
 
-def _values(layout: Layout, inputs: Sequence[Tensor]) -> list[Any]:
-    values: list[Any] = [None] * layout.count
-    for value, tensor in zip(layout.inputs.values(), inputs, strict=True):
-        values[value] = tensor
-    return values
-
-
 def _checksum(streams: Sequence[Tensor]) -> Tensor:
-    """float64 [streams, 3]: sum, power and size of each."""
-    return torch.stack(
-        [
-            torch.stack([x.sum(dtype=torch.float64), x.square().sum(dtype=torch.float64), x.new_tensor(x.numel(), dtype=torch.float64)])
-            for x in streams
-        ]
-    )  # fmt: skip
+    """Return sum, power and size of each stream, float64 [streams, 3]."""
+    double = torch.float64
+    rows = [(x.sum(dtype=double), x.square().sum(dtype=double), x.new_tensor(x.numel(), dtype=double)) for x in streams]
+    return torch.stack([torch.stack(row) for row in rows])
 
 
 def _drift(before: Tensor, after: Tensor) -> Tensor:
@@ -183,83 +194,81 @@ def _drift(before: Tensor, after: Tensor) -> Tensor:
     return torch.maximum(shift, growth).nan_to_num(torch.inf).max()
 
 
-class _Rebuild(torch.autograd.Function):
-    """All layers of a :class:`RunningModule` at once: inputs and parameters in, outputs and taps out."""
+class _Reversible(torch.autograd.Function):
+    """All layers of a :class:`RunningModule`: inputs and parameters in, outputs and saved activations out."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: RunningModule, key: Tensor | None, parameters: list[nn.Parameter], *tensors: Tensor
+        ctx: Any,
+        block: RunningModule,
+        layout: Layout,
+        key: Tensor | None,
+        parameters: list[nn.Parameter],
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        layout = run.layout
-        assert layout is not None
-        inputs = run._enter(list(tensors[: len(layout.inputs)]))
-        layers = run.layers(key)
-        needs = ctx.needs_input_grad[3 : 3 + len(layout.inputs)]
-        # the first layer's streams may need no gradient; the next ones' do
-        ctx.wanted = [
-            layout.wanted(layers[0][0], needs),
-            layout.wanted(layers[-1][0], [need or n in layout.streams for n, need in zip(layout.inputs, needs, strict=True)]),
-        ]  # fmt: skip
-        stream_of = {name: x for name, x in zip(layout.inputs, inputs, strict=True) if name in layout.streams}
-        ctx.checksum = _checksum(list(stream_of.values()))
-        taps: list[Tensor] = []
+        inputs = block.snapped(tensors[: len(layout.inputs)])
+        layers = block.layers(key)
+        needs = ctx.needs_input_grad[4 : 4 + len(layout.inputs)]
+        # the first layer's streams may need no gradient; those of later layers do
+        later = [need or name in layout.streams for name, need in zip(layout.inputs, needs, strict=True)]
+        ctx.flow = [gradient_flow(layout, layers[0][0], needs), gradient_flow(layout, layers[-1][0], later)]
+        ctx.checksum = _checksum([x for name, x in zip(layout.inputs, inputs, strict=True) if name in layout.streams])
+        saved: list[Tensor] = []
+        outputs: list[Tensor] = []
         for at, (layer, own) in enumerate(layers):
-            values = _values(layout, inputs)
-            taps += layout.forward(layer, own, values, ctx.wanted[at > 0])
-            outputs = [values[v] for v in layout.outputs.values()]
-            inputs = run._advanced(inputs, outputs)
+            run = LayerRun(layout, layer, own, ctx.flow[at > 0])
+            run.put(layout.inputs.values(), inputs)
+            saved += run.forward()
+            outputs = run.take(layout.outputs.values())
+            inputs = block.next_inputs(inputs, outputs)
         if layout.grid is not None:
-            layout.grid.hold(outputs, f"block {run.label!r}")
-        # a tensor that came in may not go out as it is
+            layout.grid.check_range(outputs, f"block {block.label!r}")
+        # autograd functions may not return an input as it is
         outputs = [o.clone() if any(o is t for t in tensors) else o for o in outputs]
-        constants = [x for name, x in zip(layout.inputs, inputs, strict=True) if name in layout.constants]
-        ctx.save_for_backward(*outputs, *constants, *([] if key is None else [key]))
-        ctx.run, ctx.parameters, ctx.keyed = run, parameters, key is not None
+        given = [x for name, x in zip(layout.inputs, inputs, strict=True) if name in layout.given]
+        ctx.save_for_backward(*outputs, *given, *([] if key is None else [key]))
+        ctx.block, ctx.layout, ctx.parameters, ctx.keyed = block, layout, parameters, key is not None
         kind = outputs[0].device.type
         plain = kind == "meta" or not torch.is_autocast_enabled(kind)
         ctx.autocast = None if plain else torch.get_autocast_dtype(kind)
-        taps = [tap.detach().clone() for tap in taps]
-        ctx.mark_non_differentiable(*taps)
-        return (*outputs, *taps)
+        saved = [x.detach().clone() for x in saved]
+        ctx.mark_non_differentiable(*saved)
+        return (*outputs, *saved)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
-        run: RunningModule = ctx.run
-        layout = run.layout
-        assert layout is not None
-        saved = list(ctx.saved_tensors)
-        key = saved.pop() if ctx.keyed else None
-        outputs, constants = saved[: len(layout.outputs)], dict(zip(layout.constants, saved[len(layout.outputs) :], strict=True))  # fmt: skip
-        # once per step, whatever other branches of the graph are doing: the values of the layer above, and its gradients
+        layout: Layout = ctx.layout
+        tensors = list(ctx.saved_tensors)
+        key = tensors.pop() if ctx.keyed else None
+        outputs, given = tensors[: len(layout.outputs)], tensors[len(layout.outputs) :]
+        given_values = [layout.inputs[name] for name in layout.given]
+        # the outputs of the layer at hand and their gradients, by name; of the given inputs, the sum over layers so far
         known = dict(zip(layout.outputs, outputs, strict=True))
-        leaving: dict[str, Any] = dict(zip(layout.outputs, arriving, strict=False))
-        given: dict[str, Any] = dict.fromkeys(layout.constants)
-        found: dict[nn.Parameter, Tensor] = {}
-        layers = run.layers(key)
-        with torch.autocast(
+        leaving: dict[str, Tensor | None] = dict(zip(layout.outputs, arriving, strict=False))
+        given_gradients: list[Tensor | None] = [None] * len(given)
+        found: dict[nn.Parameter, Tensor | None] = {}
+        autocast = torch.autocast(
             outputs[0].device.type, ctx.autocast, enabled=ctx.autocast is not None, cache_enabled=False
-        ):
+        )
+        layers = ctx.block.layers(key)
+        with autocast:
             for at in reversed(range(len(layers))):
                 layer, own = layers[at]
-                wanted = ctx.wanted[at > 0]
-                values: list[Any] = [None] * layout.count
-                gradients: list[Any] = [None] * layout.count
+                run = LayerRun(layout, layer, own, ctx.flow[at > 0])
+                gradients: list[Tensor | None] = [None] * layout.count
                 for name, value in layout.outputs.items():
-                    values[value] = known[name]
-                    if leaving[name] is not None:
-                        held = gradients[value]
-                        gradients[value] = leaving[name] if held is None else held + leaving[name]
-                for name, tensor in constants.items():
-                    values[layout.inputs[name]] = tensor
-                    gradients[layout.inputs[name]] = given[name]  # goes on where the layer above left off
-                tapes = layout.undo(layer, own, values, wanted)
-                for parameter, gradient in layout.backward(layer, own, values, tapes, gradients, wanted).items():
-                    held = found.get(parameter)
-                    found[parameter] = gradient if held is None else held + gradient
-                known = {name: values[layout.inputs[name]] for name in layout.streams}
+                    run.values[value] = known[name]
+                    gradients[value] = accumulated(gradients[value], leaving[name])
+                run.put(given_values, given)
+                for value, gradient in zip(given_values, given_gradients, strict=True):
+                    gradients[value] = gradient
+                run.invert()
+                for parameter, gradient in run.backward(gradients).items():
+                    found[parameter] = accumulated(found.get(parameter), gradient)
+                known = {name: run.values[layout.inputs[name]] for name in layout.streams}
                 leaving = {name: gradients[layout.inputs[name]] for name in layout.streams}
-                given = {name: gradients[layout.inputs[name]] for name in layout.constants}
-        run.drift = _drift(ctx.checksum, _checksum(list(known.values())))
-        entering = [given[name] if name in given else leaving[name] for name in layout.inputs]
-        return (None, None, None, *entering, *(found.get(p) for p in ctx.parameters))
+                given_gradients = [gradients[value] for value in given_values]
+        ctx.block.drift = _drift(ctx.checksum, _checksum(list(known.values())))
+        entering = leaving | dict(zip(layout.given, given_gradients, strict=True))
+        return (None,) * 4 + (*(entering[name] for name in layout.inputs), *(found.get(p) for p in ctx.parameters))

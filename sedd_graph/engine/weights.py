@@ -1,4 +1,4 @@
-"""Weights as files."""
+"""Weight files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["save_tensors"]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A safetensors file with the mode that other new files get: safetensors' own is 0600, whatever the umask says."""
+    """Write a safetensors file with the mode of other new files: safetensors itself uses 0600 and ignores the umask."""
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     save_file(dict(tensors), path)

@@ -17,12 +17,13 @@ from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.batch import PointBatch, Randomness
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.tokens.process import Likelihood
-from sedd_graph.engine import volume
+from sedd_graph.engine.layer_run import LayerRun
+from sedd_graph.engine.layout import Layout
+from sedd_graph.engine.log_det import forward_with_log_det
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import DataFacts, OnDraw, Process, SampleRequest, Samples, Stored, Text
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
-from sedd_graph.engine.units import Layout, Values
 from sedd_graph.errors import UserError
 from sedd_graph.families.points_plan import PointsPlan
 from sedd_graph.graph.model import Graph
@@ -79,19 +80,20 @@ class PointProcess(Process):
 
     def loss(self, model: Model, draw: None, batch: PointBatch, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """-log p of each row, nats [b]. No activation is saved."""
-        values: Values = [None] * self._layout.count
-        values[self._layout.inputs[self.plan.input]] = batch.x
+        run = LayerRun(self._layout, model, key)
+        run.put(self._layout.inputs.values(), [batch.x])
         with full_precision(batch.x):
-            log_det = volume.forward(self._layout, model, key, values, len(batch))
-            return self.base.nats(values[self._layout.outputs[self.plan.output]]) - log_det, {}
+            log_det = forward_with_log_det(run, len(batch))
+            (z,) = run.take(self._layout.outputs.values())
+            return self.base.nats(z) - log_det, {}
 
     def inverse(self, model: Model, z: Tensor) -> Tensor:
         """Return the rows [b, ...] that the flow maps to ``z``."""
-        values: Values = [None] * self._layout.count
-        values[self._layout.outputs[self.plan.output]] = z
-        self._layout.undo(model, None, values)
-        found: Tensor = values[self._layout.inputs[self.plan.input]]
-        return found
+        run = LayerRun(self._layout, model)
+        run.put(self._layout.outputs.values(), [z])
+        run.invert()
+        (x,) = run.take(self._layout.inputs.values())
+        return x
 
     def bound_rows(
         self, network: Network, batch: PointBatch, *, seeds: Sequence[int], on_draw: OnDraw | None = None

@@ -16,6 +16,7 @@ from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.configure import configure
 from sedd_graph.graph.location import Location
 from sedd_graph.graph.model import Graph
+from sedd_graph.inverse.format import diagnosis
 from sedd_graph.inverse.program import Refusal
 from sedd_graph.inverse.solve import solve
 
@@ -84,7 +85,7 @@ def read_points(loaded: Loaded, graph: Graph, registry: Registry, objective: OpS
     if ends[0] is not None and ends[1] is not None:
         found = solve(graph.root)
         if isinstance(found, Refusal):
-            (at / "objective").refuse(f"the graph is no flow: {found}")
+            (at / "objective").refuse(f"the graph is no flow: {diagnosis(found)}")
         elif found.level == "injective":
             (at / "objective").refuse(f"the graph is no flow: it is only injective: {found.note}")
         elif found.unmeasured:

@@ -32,7 +32,7 @@ from sedd_graph.diffusion.tokens.guidance import Classifier, classified, lacks_s
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
-from sedd_graph.engine.block_cache import remembering
+from sedd_graph.engine.block_cache import cached
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import (
     KERNEL,
@@ -359,7 +359,7 @@ class TokenProcess(Process):
         rows, whole = x.shape
         with (
             network.evaluating(eager=True),
-            remembering(network.model, block, rows=rows, length=whole, ending=network.suffix) as given,
+            cached(network.model, block, rows=rows, length=whole, suffix=network.suffix) as given,
         ):
             return write_blocks(self.sampler, given, x, settings, block=block, length=length, steps=steps)
 

@@ -1,9 +1,10 @@
-"""How a region of the graph is undone: rules of components in, the inverse as a program out, or the reason why not.
+"""Inversion of regions of the graph: inversion rules of components in, an inverse program or a diagnosis out. No torch.
 
-No torch here. :func:`solve` is the door; :mod:`sedd_graph.inverse.program` is what comes out of it. Inside, in order:
-``flat`` (blocks laid flat), ``closure`` (what follows from the facts), ``linear`` and ``contraction`` (what propagation
-alone cannot do), ``extract`` (the part that is wanted, blocks folded), ``volume`` (the level reached), ``diagnose`` and
-``cheapest`` (where it fails), ``claims`` (all that a blueprint says of itself).
+:func:`solve` is the entry point; :mod:`sedd_graph.inverse.program` defines its results. Inside, in order: ``flat`` (blocks
+flattened), ``system`` (edges and linear relations), ``propagate`` (values that follow from known ones), ``linear`` and
+``contraction`` (beyond propagation), ``extract`` (the needed part, whole blocks where possible), ``level`` (the proved
+level), ``diagnose``, ``reasons`` and ``cheapest`` (regions that are not invertible), ``claims`` (all claims of a graph) and
+``format`` (text).
 """
 
 from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve

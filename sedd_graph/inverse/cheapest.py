@@ -1,4 +1,4 @@
-"""The cheapest values to store so that all inputs can be had back (a shortest hyperpath: NP-hard, so within bounds)."""
+"""Search for the cheapest values to store so that all inputs can be recovered (a shortest hyperpath: NP-hard, so bounded)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from sedd_graph.inverse.propagate import Closure
 __all__ = ["cheapest"]
 
 WORK, TRIES = 300_000, 2000
-"""How many edges the search may look at, and how many sets it may try."""
+"""Largest number of edges that the search visits, and of sets that it tries."""
 
 BYTES = {"float": 4, "int": 8, "bool": 1}
+"""Bytes per number, by kind of type."""
 
 
 def _count(found: PortType, sizes: Mapping[str, int]) -> int:
@@ -26,33 +27,39 @@ def _count(found: PortType, sizes: Mapping[str, int]) -> int:
 
 
 def cheapest(closure: Closure, facts: Sequence[int], sizes: Mapping[str, int]) -> Remedy:
-    """Sets of unknown values are tried in order of their bytes at ``sizes``; the first that gives everything is cheapest.
+    """Find the cheapest set of values to store.
 
-    Where that takes too long, the lost inputs themselves stand in, less those that follow from the others; every set of
-    fewer bytes than ``lower`` has then been tried, or holds one that has.
+    Sets of unknown values are tried in order of their bytes at ``sizes``; the first from which everything follows is the
+    cheapest. Beyond the bounds the search stops and returns the lost inputs themselves, without those that follow from the
+    others; then every set of fewer bytes than ``Remedy.lower`` was tried, or contains one that was.
+
+    Args:
+        closure: All values that follow from ``facts``.
+        facts: Known values.
+        sizes: Batch and length.
     """
-    flat, problem = closure.flat, closure.problem
+    flat, system = closure.flat, closure.system
     symbols = sorted({s for found in flat.types for s in found.symbols} - sizes.keys())
     sizes = {**sizes, **dict.fromkeys(symbols, 1)}
     weight = [_count(found, sizes) for found in flat.types]
     unknown = [v for v in range(len(flat.refs)) if not closure.known(v)]
     lost = [v for v in flat.inputs.values() if not closure.known(v)]
 
-    spent = 0
+    work = 0
 
     def close(values: Iterable[int]) -> Closure:
-        nonlocal spent
-        made = Closure(problem, [*facts, *values])
-        spent += made.work + 100
+        nonlocal work
+        made = Closure(system, [*facts, *values])
+        work += made.work + 100
         return made
 
     best = list(lost)
     for v in sorted(lost, key=lambda v: (-weight[v], -flat.rank[v])):
         rest = [u for u in best if u != v]
-        if spent <= WORK and close(rest).known(v):
+        if work <= WORK and close(rest).known(v):
             best = rest
     most = sum(weight[v] for v in best)
-    # Inputs go first among equals: they are what is wanted in the end.
+    # Inputs first among values of equal size.
     order = sorted(unknown, key=lambda v: (weight[v], flat.producer[v] >= 0, flat.rank[v]))
     place = {v: i for i, v in enumerate(order)}
     heap: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]
@@ -62,7 +69,7 @@ def cheapest(closure: Closure, facts: Sequence[int], sizes: Mapping[str, int]) -
         if lower >= most:
             lower = most
             break
-        if spent > WORK or tries > TRIES:
+        if work > WORK or tries > TRIES:
             break
         tries += 1
         made = close(order[i] for i in chosen) if chosen else closure
@@ -85,6 +92,6 @@ def _symbolic(types: Iterable[PortType]) -> Size:
     for found in types:
         try:
             size = size + numbers(found) * BYTES[found.kind]
-        except AxisError:  # beyond what a Size may hold: the total says enough
+        except AxisError:  # too large for a Size; the total suffices
             return Size()
     return size

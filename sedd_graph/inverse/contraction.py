@@ -1,9 +1,9 @@
-"""Fixed points: the one unknown behind a known sum, where everything else in the sum moves more slowly than it.
+"""Search for contractions: the one unknown behind a known sum in which all other terms move more slowly than it.
 
-``y = a x + r(x)`` has exactly one solution, and ``x <- (y - r(x)) / a`` runs into it, if r moves at most b < |a| times as
-far as x does (Banach; Behrmann et al., Invertible Residual Networks, arXiv 1811.00995). The pair (a, b) is composed
-through the graph from x to y: a linear relation sums both; any other component turns what moves at most |a| + b into
-(0, L (|a| + b)) by its own bound L, summed over its inputs. Bounds are in the Euclidean norm of a whole sequence.
+``y = a x + r(x)`` has exactly one solution, and ``x <- (y - r(x)) / a`` converges to it, if b < |a| is a Lipschitz constant
+of r (Banach; Behrmann et al., Invertible Residual Networks, arXiv 1811.00995). The pair (a, b) is composed through the graph
+from x to y: a linear relation sums both; any other component turns an input with (a, b) into an output with
+(0, L (|a| + b)) by its own Lipschitz bound L, summed over its inputs. Bounds are in the Euclidean norm of a whole sequence.
 """
 
 from __future__ import annotations
@@ -13,42 +13,30 @@ import heapq
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sedd_graph.inverse.propagate import Key, Problem
+from sedd_graph.inverse.system import FixedPoint, Key, System
 
-__all__ = ["MARGIN", "Fixed", "Fixpoint", "find_fixpoint", "iterations"]
+__all__ = ["MARGIN", "ContractionSearch", "find_fixed_point", "iterations"]
 
 MARGIN = 1e-9
-"""A bound this near to 1 is refused: it may be 1 but for rounding."""
+"""Smallest distance of a bound from 1: a nearer one may reach 1 by rounding, and is refused."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Fixpoint:
-    """``value = scale * target + r(target)``; ``nodes`` evaluate it, in order."""
+class ContractionSearch:
+    """Result of the search behind one known value: a ``fixed_point``, or the reason why there is none.
 
-    target: int
-    value: int
-    scale: Fraction
-    bound: float
-    iterations: int
-    nodes: tuple[int, ...]
-    needs: tuple[int, ...]
-    cost: float
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fixed:
-    """What the search behind one known value found: a ``fixpoint``, or why there is none.
-
-    ``sources``: the unknowns that it goes back to, none of which all the others follow from. ``target``: the one that they
-    do follow from, with ``scale`` and ``bound`` (relative to scale) where those exist; ``unbounded`` lists the components
-    on the way that declare no Lipschitz bound, as (node, input port, output port).
+    Attributes:
+        work: Number of values and components visited.
+        sources: Independent unknowns that the value depends on, if there are several.
+        target: The single unknown that all others follow from, or -1.
+        scale: Factor of ``target`` in the value.
+        bound: Lipschitz constant of the rest, relative to ``scale``.
+        unbounded: Components on the way without a Lipschitz bound, as (node, input port, output port).
     """
 
     work: int
-    fixpoint: Fixpoint | None = None
+    fixed_point: FixedPoint | None = None
     sources: tuple[int, ...] = ()
     target: int = -1
     scale: Fraction = Fraction(0)
@@ -57,17 +45,17 @@ class Fixed:
 
 
 def iterations(bound: float) -> int:
-    """How many bring an error below 1e-6 of where it started."""
+    """Return how many plain steps of a contraction with Lipschitz constant ``bound`` reduce the error to 1e-6 of its start."""
     return 1 if bound <= 0 else max(1, math.ceil(math.log(1e-6) / math.log(bound)))
 
 
-def find_fixpoint(problem: Problem, keys: Sequence[Key | None], value: int) -> Fixed:
-    """Look for the contraction behind ``value``, which is known.
+def find_fixed_point(system: System, keys: Sequence[Key | None], value: int) -> ContractionSearch:
+    """Search for the contraction behind ``value``, which is known.
 
-    Going back from it through unknown values, latest first, the first one that stands alone is the nearest from which
-    all others follow. No farther one can do better: a and b of the two stretches would have to multiply.
+    Visits unknown values backwards from it, latest first. The first value that is alone on the frontier is the nearest one
+    from which all others follow; a farther one cannot do better, since the pairs (a, b) of both stretches would multiply.
     """
-    flat = problem.flat
+    flat = system.flat
     frontier: list[tuple[int, int]] = []
     seen: set[int] = set()
 
@@ -85,7 +73,7 @@ def find_fixpoint(problem: Problem, keys: Sequence[Key | None], value: int) -> F
             break
         if flat.producer[v] < 0:
             sources = tuple(sorted([v, *(u for _, u in frontier)], key=flat.rank.__getitem__))
-            return Fixed(len(seen), sources=sources)
+            return ContractionSearch(len(seen), sources=sources)
         cone.append(v)
         expand(v)
     nodes = tuple(sorted({flat.producer[u] for u in (*cone, value)}))
@@ -94,35 +82,39 @@ def find_fixpoint(problem: Problem, keys: Sequence[Key | None], value: int) -> F
     for index in nodes:
         for port, out in flat.nodes[index].outputs.items():
             if out == value or out in seen:
-                moves[out] = _moved(problem, index, port, moves, unbounded)
+                moves[out] = _moved(system, index, port, moves, unbounded)
     scale, moved = moves[value]
     work = len(seen) + len(nodes)
     bound = moved / abs(float(scale)) if scale else math.inf
     if bound >= 1 - MARGIN:
-        return Fixed(work, target=v, scale=scale, bound=bound, unbounded=tuple(unbounded))
+        return ContractionSearch(work, target=v, scale=scale, bound=bound, unbounded=tuple(unbounded))
     inside = {v, *(out for index in nodes for out in flat.nodes[index].outputs.values() if out in seen)}
     outside = dict.fromkeys(u for index in nodes for u in flat.nodes[index].needs if u not in inside)
     count = iterations(bound)
     cost = count * sum(flat.nodes[index].cost for index in nodes)
-    return Fixed(work, Fixpoint(v, value, scale, bound, count, nodes, tuple({value: None} | outside), cost))
+    needs = tuple({value: None} | outside)
+    return ContractionSearch(work, FixedPoint(v, value, scale, bound, count, nodes, needs, cost))
 
 
 def _moved(
-    problem: Problem,
+    system: System,
     index: int,
     port: str,
     moves: dict[int, tuple[Fraction, float]],
     unbounded: list[tuple[int, str, str]],
 ) -> tuple[Fraction, float]:
-    """(a, b) of one output. What is not in ``moves`` is known."""
-    node = problem.flat.nodes[index]
+    """Return (a, b) of one output of a component, and append its missing bounds to ``unbounded``.
+
+    ``moves`` gives (a, b) of the unknown values; all others are known.
+    """
+    node = system.flat.nodes[index]
     factors = node.algebra.linear.get(port)
     scale, moved = Fraction(0), 0.0
     for name, values in node.inputs.items():
         for u in values:
             a, b = moves.get(u, (Fraction(0), 0.0))
             if not a and not b:
-                continue  # known, or such as x - x: it stands still
+                continue  # known, or constant such as x - x
             if factors is not None:
                 if factor := Fraction(factors.get(name, 0)):
                     scale += factor * a

@@ -1,4 +1,4 @@
-"""From a fixpoint to a program: only what is wanted of it, and whole blocks where all within is evaluated forward."""
+"""Extraction of a program from a closure: only the needed derivations, with whole blocks where all of one is forward."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from collections.abc import Iterable, Mapping, Sequence
 import networkx as nx
 
 from sedd_graph.graph.model import Ref
-from sedd_graph.inverse.contraction import Fixpoint
 from sedd_graph.inverse.flat import Block, Flat
 from sedd_graph.inverse.program import Contraction, Derivation, Forward, Solve
-from sedd_graph.inverse.propagate import Closure, Edge
+from sedd_graph.inverse.propagate import Closure
+from sedd_graph.inverse.system import Edge, FixedPoint, FixedPointEdge, ForwardEdge, RuleEdge
 
 __all__ = ["Plan", "derivations", "needed", "plans"]
 
 Plan = Mapping[int, list[int | Block]]
-"""What the contractions of a fixpoint evaluate: by the value they start from, components and blocks in order."""
+"""For the target of each contraction, the components and blocks that its body evaluates, in order."""
 
 
 def plans(closure: Closure) -> Plan:
-    """The bodies of all contractions used, in whole blocks where that computes nothing in vain."""
+    """Return the bodies of all contractions used, in whole blocks where that evaluates nothing needlessly."""
     flat = closure.flat
     found: dict[int, list[int | Block]] = {}
-    known = [edge is None and closure.known(v) for v, edge in enumerate(closure.made_by)]
+    known = [edge is None and closure.known(v) for v, edge in enumerate(closure.derived_by)]
     for edge in closure.edges:
-        if edge.fixpoint is not None:
-            found[edge.fixpoint.target] = _body(flat, edge.fixpoint, known)
+        if isinstance(edge, FixedPointEdge):
+            found[edge.fixed_point.target] = _body(flat, edge.fixed_point, known)
         for v in edge.targets:
             known[v] = True
     return found
 
 
-def _body(flat: Flat, fixpoint: Fixpoint, known: Sequence[bool]) -> list[int | Block]:
-    inside, fit = set(fixpoint.nodes), {}
+def _body(flat: Flat, found: FixedPoint, known: Sequence[bool]) -> list[int | Block]:
+    inside, fit = set(found.nodes), {}
 
     def fits(block: Block) -> bool:
-        """Each of its components is evaluated anyway, or can be and is of use to another."""
+        """Return whether each component is evaluated anyway, or is computable and read by another one in the block."""
         for index in block.nodes:
             if index not in inside:
                 steady = all(known[v] for v in flat.nodes[index].needs)
@@ -46,7 +46,7 @@ def _body(flat: Flat, fixpoint: Fixpoint, known: Sequence[bool]) -> list[int | B
         return True
 
     body: dict[int, int | Block] = {}
-    for index in fixpoint.nodes:
+    for index in found.nodes:
         chosen: int | Block = index
         for block in flat.around[index]:
             if id(block) not in fit:
@@ -59,7 +59,7 @@ def _body(flat: Flat, fixpoint: Fixpoint, known: Sequence[bool]) -> list[int | B
 
 
 def _outside(flat: Flat, target: int, value: int, body: list[int | Block]) -> tuple[int, ...]:
-    """What a contraction needs: the known value, and whatever its body does not compute itself."""
+    """Return what a contraction needs: the known value, and what its body reads but does not compute."""
     own, needs = {target}, dict.fromkeys([value])
     for part in body:
         needs |= dict.fromkeys(v for v in (flat.nodes[part] if isinstance(part, int) else part).needs if v not in own)
@@ -69,38 +69,38 @@ def _outside(flat: Flat, target: int, value: int, body: list[int | Block]) -> tu
 
 
 def needed(closure: Closure, plan: Plan, wanted: Iterable[int]) -> list[Edge]:
-    """The edges of ``closure`` that ``wanted`` rests on, in order."""
+    """Return the edges of ``closure`` that the values ``wanted`` depend on, in order."""
     todo, marked = list(wanted), set()
     while todo:
-        edge = closure.made_by[todo.pop()]
+        edge = closure.derived_by[todo.pop()]
         if edge is None or id(edge) in marked:
             continue
         marked.add(id(edge))
-        fixpoint = edge.fixpoint
-        if fixpoint is None:
-            todo += edge.needs
+        if isinstance(edge, FixedPointEdge):
+            found = edge.fixed_point
+            todo += _outside(closure.flat, found.target, found.value, plan[found.target])
         else:
-            todo += _outside(closure.flat, fixpoint.target, fixpoint.value, plan[fixpoint.target])
+            todo += edge.needs
     return [edge for edge in closure.edges if id(edge) in marked]
 
 
 def derivations(
     closure: Closure, plan: Plan, edges: Sequence[Edge], linear: Mapping[int, Derivation]
 ) -> tuple[Derivation, ...]:
-    """``edges`` as derivations, blocks folded. ``linear`` has those of weighted sums, by their place in ``edges``."""
+    """Return ``edges`` as derivations, blocks folded. ``linear`` has those of weighted sums, by position in ``edges``."""
     flat = closure.flat
     made: list[Derivation] = []
     by_node: dict[int, int] = {}
     maker: dict[Ref, int] = {}
     for place, edge in enumerate(edges):
-        maker |= {flat.refs[v]: place for v in edge.targets if closure.made_by[v] is edge}
-        if edge.forward:
+        maker |= {flat.refs[v]: place for v in edge.targets if closure.derived_by[v] is edge}
+        if isinstance(edge, ForwardEdge):
             by_node[edge.node] = place
             made.append(_call(flat, edge.node))
-        elif edge.rule is not None:
+        elif isinstance(edge, RuleEdge):
             made.append(_solve(flat, edge))
-        elif edge.fixpoint is not None:
-            made.append(_contraction(flat, edge.fixpoint, plan[edge.fixpoint.target]))
+        elif isinstance(edge, FixedPointEdge):
+            made.append(_contraction(flat, edge.fixed_point, plan[edge.fixed_point.target]))
         else:
             made.append(linear[place])
     return _folded(flat, made, maker, by_node)
@@ -121,9 +121,8 @@ def _call(flat: Flat, part: int | Block) -> Forward:
     )
 
 
-def _solve(flat: Flat, edge: Edge) -> Solve:
+def _solve(flat: Flat, edge: RuleEdge) -> Solve:
     node, rule = flat.nodes[edge.node], edge.rule
-    assert rule is not None
     given: list[Ref | None] = []
     for name in rule.given:
         if name in node.outputs:
@@ -142,32 +141,36 @@ def _solve(flat: Flat, edge: Edge) -> Solve:
     )
 
 
-def _contraction(flat: Flat, fixpoint: Fixpoint, body: list[int | Block]) -> Contraction:
+def _contraction(flat: Flat, found: FixedPoint, body: list[int | Block]) -> Contraction:
     calls = tuple(_call(flat, part) for part in body)
     return Contraction(
-        target=flat.refs[fixpoint.target],
-        value=flat.refs[fixpoint.value],
-        scale=fixpoint.scale,
+        target=flat.refs[found.target],
+        value=flat.refs[found.value],
+        scale=found.scale,
         body=calls,
-        bound=fixpoint.bound,
-        iterations=fixpoint.iterations,
-        cost=fixpoint.iterations * sum(call.cost for call in calls),
+        bound=found.bound,
+        iterations=found.iterations,
+        cost=found.iterations * sum(call.cost for call in calls),
     )
 
 
 def _folded(
     flat: Flat, made: list[Derivation], maker: Mapping[Ref, int], by_node: Mapping[int, int]
 ) -> tuple[Derivation, ...]:
-    """``made`` with blocks in place of their components, where all of these are there and the order allows it.
+    """Replace forward evaluations by whole blocks where all components of one are evaluated and the order allows it.
 
-    ``maker`` has the place of the derivation that each value comes from: facts, which some may give again, have none.
+    Args:
+        flat: The region.
+        made: Derivations in order.
+        maker: Position of the derivation that each value comes from. Facts, which some may compute again, have none.
+        by_node: Position of the forward evaluation of each component that has one.
     """
     count = [0]
     for index in range(len(flat.nodes)):
         count.append(count[-1] + (index in by_node))
 
     def whole(members: Iterable[int | Block]) -> list[Block]:
-        """The outermost blocks whose components are all evaluated forward."""
+        """Return the outermost blocks whose components are all evaluated forward."""
         found: list[Block] = []
         for member in members:
             if isinstance(member, Block):
@@ -177,42 +180,59 @@ def _folded(
 
     blocks = whole(flat.members)
     while True:
-        units: list[tuple[Derivation, Block | None]] = []
-        first: list[int] = []
-        unit_of = [-1] * len(made)
-        for block in blocks:
-            places = [by_node[index] for index in block.nodes]
-            for place in places:
-                unit_of[place] = len(units)
-            units.append((_call(flat, block), block))
-            first.append(min(places))
-        for place, derivation in enumerate(made):
-            if unit_of[place] < 0:
-                unit_of[place] = len(units)
-                units.append((derivation, None))
-                first.append(place)
-        graph: nx.DiGraph[int] = nx.DiGraph()
-        graph.add_nodes_from(range(len(units)))
-        bad: set[int] = set()
-        for unit, (derivation, _) in enumerate(units):
-            for ref in derivation.needs:
-                source = unit_of[maker[ref]] if ref in maker else unit
-                if source != unit:
-                    graph.add_edge(source, unit)
-                    if units[source][1] is not None and ref not in units[source][0].targets:
-                        bad.add(source)
-        for circle in nx.strongly_connected_components(graph):
-            if len(circle) > 1:
-                bad |= {unit for unit in circle if units[unit][1] is not None}
-        if not bad:
-            order = _ordered(graph, first)
-            return tuple(units[unit][0] for unit in order)
-        opened = [found for unit in sorted(bad) if (found := units[unit][1]) is not None]
+        units, first, unit_of = _units(flat, blocks, made, by_node)
+        graph, misplaced = _dependencies(units, unit_of, maker)
+        if not misplaced:
+            return tuple(units[unit][0] for unit in _ordered(graph, first))
+        opened = [found for unit in sorted(misplaced) if (found := units[unit][1]) is not None]
         blocks = [b for b in blocks if b not in opened] + [b for block in opened for b in whole(block.members)]
 
 
+_Units = list[tuple[Derivation, Block | None]]
+
+
+def _units(
+    flat: Flat, blocks: Iterable[Block], made: Sequence[Derivation], by_node: Mapping[int, int]
+) -> tuple[_Units, list[int], list[int]]:
+    """Return calls of ``blocks`` and the remaining derivations, the first position of each, and the unit of each position."""
+    units: _Units = []
+    first: list[int] = []
+    unit_of = [-1] * len(made)
+    for block in blocks:
+        places = [by_node[index] for index in block.nodes]
+        for place in places:
+            unit_of[place] = len(units)
+        units.append((_call(flat, block), block))
+        first.append(min(places))
+    for place, derivation in enumerate(made):
+        if unit_of[place] < 0:
+            unit_of[place] = len(units)
+            units.append((derivation, None))
+            first.append(place)
+    return units, first, unit_of
+
+
+def _dependencies(units: _Units, unit_of: Sequence[int], maker: Mapping[Ref, int]) -> tuple[nx.DiGraph[int], set[int]]:
+    """Return the graph of units, and the blocks that cannot be called whole: one of their inner values is needed
+    elsewhere, or they are part of a cycle."""
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(units)))
+    misplaced: set[int] = set()
+    for unit, (derivation, _) in enumerate(units):
+        for ref in derivation.needs:
+            source = unit_of[maker[ref]] if ref in maker else unit
+            if source != unit:
+                graph.add_edge(source, unit)
+                if units[source][1] is not None and ref not in units[source][0].targets:
+                    misplaced.add(source)
+    for cycle in nx.strongly_connected_components(graph):
+        if len(cycle) > 1:
+            misplaced |= {unit for unit in cycle if units[unit][1] is not None}
+    return graph, misplaced
+
+
 def _ordered(graph: nx.DiGraph[int], first: Sequence[int]) -> list[int]:
-    """An order that can be run, as near to the one of derivation as it can be."""
+    """Return a topological order as near as possible to that of the derivations."""
     left = dict(graph.in_degree())
     ready = [(first[unit], unit) for unit, count in left.items() if not count]
     heapq.heapify(ready)

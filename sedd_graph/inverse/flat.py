@@ -1,12 +1,12 @@
-"""A region laid flat: every component once with its dotted path, every value once, blocks remembered as such.
+"""Flattening of a region: every component with its dotted path and every value, once; nested blocks are recorded.
 
-Values are small integers here; :attr:`Flat.refs` gives their names. Everything is linear in the number of components.
+Values are small integers here; :attr:`Flat.refs` gives their names. The work is linear in the number of components.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 from sedd_graph.component.axes import PortType, Size
@@ -19,7 +19,7 @@ __all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "numbers", "total"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """A component at its path; ``inputs`` and ``outputs`` map its ports to values."""
+    """Component at its path. ``inputs`` and ``outputs`` map its ports to values."""
 
     path: str
     step: Step
@@ -34,13 +34,13 @@ class Node:
 
     @property
     def cost(self) -> float:
-        """Evaluations: moving and summing numbers is free."""
-        return 0.0 if self.op.contract.kind == "arithmetic" else 1.0
+        """Evaluations that it counts for: 0 where it only sums numbers or moves them, else 1."""
+        return 0.0 if self.algebra.linear or self.algebra.moves else 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Block:
-    """A nested region; ``members`` are the components and blocks right within it, ``nodes`` all components below."""
+    """Nested region. ``members`` are its direct components and blocks, ``nodes`` all components below it."""
 
     path: str
     step: Step
@@ -56,10 +56,19 @@ class Block:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flat:
-    """``nodes`` stand in an order that can be run; ``producer`` of an input is -1; ``rank`` orders values by name.
+    """Flattened region. Values and components are indices.
 
-    ``members`` are the components and blocks right within the region; ``around[node]`` are the blocks that a component
-    stands in, outermost first.
+    Attributes:
+        refs: Name of each value.
+        types: Type of each value.
+        producer: Component that computes each value; -1 for an input.
+        users: Components that read each value.
+        nodes: Components in topological order.
+        members: Direct components and blocks of the region.
+        around: For each component the blocks that contain it, outermost first.
+        inputs: Values of the region's inputs.
+        outputs: Values of the region's outputs.
+        rank: Position of each value in the order of names.
     """
 
     region: Region
@@ -76,7 +85,7 @@ class Flat:
 
 
 def numbers(found: PortType) -> Size:
-    """How many numbers a value of this type holds."""
+    """Return how many numbers a value of this type holds."""
     size = Size.of(1)
     for dim in found.dims:
         size = size * dim.size
@@ -84,7 +93,7 @@ def numbers(found: PortType) -> Size:
 
 
 def total(types: list[PortType]) -> Size:
-    """How many numbers values of these types hold together."""
+    """Return how many numbers values of these types hold together."""
     size = Size()
     for found in types:
         size = size + numbers(found)
@@ -92,7 +101,7 @@ def total(types: list[PortType]) -> Size:
 
 
 def flatten(region: Region) -> Flat:
-    """Lay ``region`` flat. Raises :class:`EnvironmentFault` where a component declares an algebra that cannot be meant."""
+    """Flatten ``region``. Raises :class:`EnvironmentFault` where a component declares an inconsistent algebra."""
     refs: list[Ref] = []
     types: list[PortType] = []
     producer: list[int] = []
@@ -112,7 +121,7 @@ def flatten(region: Region) -> Flat:
             path = f"{prefix}{step.name}"
             inputs = {port: tuple(known[r.step, r.port] for r in refs_) for port, refs_ in step.inputs.items()}
             if isinstance(step.body, Region):
-                start = len(nodes)
+                start, inputs = len(nodes), {port: inputs[port] for port in step.body.inputs}
                 outputs, below = lay(step.body, f"{path}.", {port: values[0] for port, values in inputs.items()})
                 members.append(Block(path, step, inputs, outputs, below, range(start, len(nodes))))
             else:
@@ -148,9 +157,16 @@ def flatten(region: Region) -> Flat:
 
 
 def algebra_of(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Algebra:
-    """What the component declares where ``fed`` gives the types of its connected inputs, held against its ports.
+    """Return the algebra that a component declares, checked against its ports.
 
-    Raises :class:`EnvironmentFault` where that cannot be meant.
+    Args:
+        path: Dotted path of the component, for messages.
+        step: Step of the graph that the component belongs to.
+        op: The component and its Config.
+        fed: Types of the connected inputs by port.
+
+    Raises:
+        EnvironmentFault: The algebra cannot be read, or contradicts the ports.
     """
     signature = Signature(
         tuple(dataclasses.replace(p, type=fed.get(p.name, p.type)) for p in op.signature.inputs),
@@ -163,28 +179,34 @@ def algebra_of(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Al
 
     try:
         found = contract.algebra(op.config, signature)
-    except Exception as error:  # a stranger's code may raise anything
+    except Exception as error:  # third-party code may raise anything
         raise fault(f"its algebra cannot be read: {type(error).__name__}: {error}") from None
+    for problem in _problems(found, signature):
+        raise fault(problem)
+    return found
+
+
+def _problems(found: Algebra, signature: Signature) -> Iterator[str]:
+    """Yield what is inconsistent in an algebra."""
     ins, outs = {p.name: p for p in signature.inputs}, {p.name for p in signature.outputs}
     for rule in found.rules:
         what = f"its rule {rule.method!r}"
         for name in rule.targets:
             if name not in ins:
-                raise fault(f"{what} gives {name!r}, which is no input; inputs: {', '.join(ins)}")
-            if ins[name].variadic:
-                raise fault(f"{what} gives the variadic port {name!r}: declare a linear relation, or name the ports")
+                yield f"{what} gives {name!r}, which is no input; inputs: {', '.join(ins)}"
+            elif ins[name].variadic:
+                yield f"{what} gives the variadic port {name!r}: declare a linear relation, or name the ports"
         for name in rule.given:
             if name not in ins and name not in outs:
-                raise fault(f"{what} is given {name!r}, which is no port; ports: {', '.join([*ins, *sorted(outs)])}")
+                yield f"{what} is given {name!r}, which is no port; ports: {', '.join([*ins, *sorted(outs)])}"
         if set(rule.targets) & set(rule.given) or not rule.targets:
-            raise fault(f"{what} gives {', '.join(rule.targets) or 'nothing'} and is given {', '.join(rule.given)}")
+            yield f"{what} gives {', '.join(rule.targets) or 'nothing'} and is given {', '.join(rule.given)}"
         if not rule.cost >= 0:
-            raise fault(f"{what} costs {rule.cost}: a cost is at least 0")
+            yield f"{what} costs {rule.cost}: a cost is at least 0"
     for out, terms in found.linear.items():
         for name, factor in terms.items():
             if out not in outs or name not in ins or not isinstance(factor, Fraction | int):
-                raise fault(f"the linear relation of {out!r} has no use for {factor!r} times {name!r}")
+                yield f"the linear relation of {out!r} cannot use {factor!r} times {name!r}"
     for (source, out), bound in found.lipschitz.items():
         if out not in outs or source not in ins or not 0 <= bound < float("inf"):
-            raise fault(f"{bound!r} is no Lipschitz bound from {source!r} to {out!r}")
-    return found
+            yield f"{bound!r} is no Lipschitz bound from {source!r} to {out!r}"

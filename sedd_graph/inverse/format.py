@@ -1,4 +1,4 @@
-"""Programs and refusals as text for people."""
+"""Programs and refusals as text."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from fractions import Fraction
 from sedd_graph.component.axes import Size
 from sedd_graph.graph.model import Op, Ref
 from sedd_graph.inverse.flat import algebra_of, numbers
-from sedd_graph.inverse.names import Names, listed
+from sedd_graph.inverse.names import Names, join_and
 from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve
 
 __all__ = ["arrows", "diagnosis", "explain", "pseudo_code", "summary"]
 
 _INLINE, _LINES = 72, 60
+"""Longest call that is written into the line that uses it, and most lines of a program."""
 
 
 # -- programs -------------------------------------------------------------------------------------------------------
 
 
 def pseudo_code(program: Program) -> str:
-    """One line per derivation, forward evaluations written into the line that uses them; then level, cost, log-det.
+    """Return one line per derivation, forward evaluations inlined; then level, cost and log-determinant.
 
     >>> inverse of couple: x1, x2 from y1, y2, given c
     >>>   x2 = y2 - g(y1, c)
@@ -31,8 +32,8 @@ def pseudo_code(program: Program) -> str:
     writer = _Writer(program)
     lines = [line for d in program.derivations if (line := writer.line(d)) is not None]
     if len(lines) > _LINES:
-        kept = _LINES // 2
-        lines = [*lines[:kept], f"... {len(lines) - 2 * kept} more", *lines[-kept:]]
+        half = _LINES // 2
+        lines = [*lines[:half], f"... {len(lines) - 2 * half} more", *lines[-half:]]
     wanted = [name for name in program.region.inputs if name not in program.given]
     head = f"inverse of {program.region.label}: {', '.join(wanted)} from {writer.outputs()}"
     if program.given:
@@ -43,7 +44,7 @@ def pseudo_code(program: Program) -> str:
 
 
 def summary(program: Program) -> str:
-    """Level (and why no higher one), cost and log-determinant, in one line."""
+    """Return level (and why it is not higher), cost and log-determinant, in one line."""
     level = program.level + (f" ({program.note})" if program.note else "")
     cost = f"{program.cost:g} evaluation" + ("" if program.cost == 1 else "s")
     text = f"{level}; {cost}"
@@ -69,6 +70,8 @@ def _log_det(program: Program) -> str:
 
 
 class _Writer:
+    """Writer of one program. ``inlined`` has the text of each inlined value, and whether it is a sum."""
+
     def __init__(self, program: Program) -> None:
         self.program = program
         self.names = Names(program.types)
@@ -83,7 +86,7 @@ class _Writer:
         return ", ".join(shown)
 
     def line(self, d: Derivation) -> str | None:
-        """The statement of a derivation; None where it is written into the one that uses it."""
+        """Return the statement of a derivation, or None where it is inlined into the one that uses it."""
         if isinstance(d, Forward):
             fresh = list(d.outputs.values())
             text, compound = self.call(d)
@@ -112,7 +115,7 @@ class _Writer:
         return f"({text})" if grouped and compound else text
 
     def call(self, d: Forward) -> tuple[str, bool]:
-        """A call as text, and whether it is a sum."""
+        """Return a call as text, and whether it is a sum."""
         body = d.step.body
         if isinstance(body, Op) and len(d.outputs) == 1:
             fed = {port: self.program.types[refs[0]] for port, refs in d.inputs.items()}
@@ -125,7 +128,7 @@ class _Writer:
 
     def total(self, terms: Iterable[tuple[Ref, Fraction]]) -> str:
         text = ""
-        for ref, factor in sorted(terms, key=lambda t: t[1] < 0):  # what is added first: y - f, not -f + y
+        for ref, factor in sorted(terms, key=lambda t: t[1] < 0):  # positive terms first: y - f, not -f + y
             grouped = factor != 1 or bool(text)
             value = self.value(ref, grouped=grouped)
             body = value if abs(factor) == 1 else f"{abs(factor)} {value}"
@@ -134,7 +137,7 @@ class _Writer:
 
 
 def _mentions(d: Derivation) -> tuple[Ref, ...]:
-    """The values that a derivation's line writes out, as often as it does."""
+    """Return the values that a derivation's line mentions, with repetitions."""
     if isinstance(d, Forward):
         return tuple(ref for refs in d.inputs.values() for ref in refs)
     if isinstance(d, Solve):
@@ -145,10 +148,10 @@ def _mentions(d: Derivation) -> tuple[Ref, ...]:
 
 
 def arrows(found: Program | Refusal) -> tuple[tuple[str, str], ...]:
-    """What a drawing of the region shows of its inverse: pairs of boxes, each a step, ``>input`` or ``<output``.
+    """Return the arrows of the inverse in a drawing of the region: pairs of boxes (a step, ``>input`` or ``<output``).
 
-    Arrows go from what a derivation needs to what it gives; a value stands at the box that makes it, and an output at its
-    own. A refusal has none.
+    Arrows go from the values that a derivation needs to those that it derives, each at the box that computes it in the
+    forward pass, or at its output. A refusal has none.
     """
     if isinstance(found, Refusal):
         return ()
@@ -162,7 +165,7 @@ def arrows(found: Program | Refusal) -> tuple[tuple[str, str], ...]:
 
 
 def explain(found: Program | Refusal) -> str:
-    """The inverse as pseudo-code, or the diagnosis."""
+    """Return the inverse as pseudo-code, or the diagnosis."""
     return pseudo_code(found) if isinstance(found, Program) else diagnosis(found)
 
 
@@ -170,29 +173,31 @@ def explain(found: Program | Refusal) -> str:
 
 
 def diagnosis(refusal: Refusal) -> str:
-    """What is lost, where it is held back and why, what storing would take, and how else it could be written."""
+    """Return the whole diagnosis: lost inputs, where the derivation stops and why, what to store, and rewrites."""
     names = Names(refusal.types)
-    lines = [f"{refusal.region.label} cannot be undone: {listed(l.input for l in refusal.lost)} cannot be had back"]
+    lines = [f"{refusal.region.label} is not invertible: {join_and(l.input for l in refusal.lost)} cannot be recovered"]
     for lost in refusal.lost[:8]:
         if lost.through:
-            lines.append(f"  lost: {lost.input}, with {listed(names.value(ref) for ref in lost.through)}")
+            lines.append(
+                f"  lost: {lost.input} (unknown with it: {join_and(names.value(ref) for ref in lost.through)})"
+            )
     for blocker in refusal.blockers[:8]:
         file, line, col = blocker.place
         place = f"{file}:{line}:{col}" if line else file
         lines.append(f"  at {place}: {blocker.path}: {blocker.reason}")
     if len(refusal.blockers) > 8:
         lines.append(f"  and at {len(refusal.blockers) - 8} more nodes")
-    lines.append(f"  storing: {_remedy(refusal, names)}")
+    lines.append(f"  store: {_remedy(refusal, names)}")
     lines += [f"  or: {text}" for text in refusal.rewrites[:4]]
     return "\n".join(lines)
 
 
 def _remedy(refusal: Refusal, names: Names) -> str:
     remedy = refusal.remedy
-    at = listed(f"{name} {size:,}" for name, size in remedy.sizes.items() if name in ("batch", "length"))
-    values = listed(f"{names.value(ref)} ({refusal.types[ref]})" for ref in remedy.values)
+    at = join_and(f"{name} {size:,}" for name, size in remedy.sizes.items() if name in ("batch", "length"))
+    values = join_and(f"{names.value(ref)} ({refusal.types[ref]})" for ref in remedy.values)
     size = f"{remedy.bytes} bytes, " if remedy.bytes.terms and remedy.bytes.constant is None else ""
-    text = f"{values} would do, {size}{remedy.total:,} at {at}" if at else f"{values} would do, {remedy.total:,} bytes"
+    text = f"{values}: {size}{remedy.total:,} at {at}" if at else f"{values}: {remedy.total:,} bytes"
     if remedy.lower == remedy.total:
-        return f"{text}; nothing smaller does"
-    return f"{text}; anything that does takes at least {remedy.lower:,}"
+        return f"{text}; no smaller set suffices"
+    return f"{text}; any set that suffices takes at least {remedy.lower:,}"

@@ -1,65 +1,57 @@
-"""Linear relations among unknown values, solved together, exactly (Gauss-Jordan elimination over fractions)."""
+"""Exact joint solution of linear relations among unknown values: Gauss-Jordan elimination over fractions."""
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import networkx as nx
 
-if TYPE_CHECKING:
-    from sedd_graph.inverse.propagate import Key, Problem
+from sedd_graph.inverse.system import Key, Solution, System
 
-__all__ = ["Solved", "determinant", "solve_together"]
+__all__ = ["determinant", "solve_together"]
 
 MAX_WORK, MAX_BITS = 2_000_000, 8192
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Solved:
-    """``target`` is the sum over ``terms``; ``used`` says which combination of linear relations gives that."""
-
-    target: int
-    terms: tuple[tuple[int, Fraction], ...]
-    used: Mapping[int, Fraction]
+"""Largest number of visited entries, and of bits of a numerator or denominator, before elimination stops."""
 
 
 def solve_together(
-    problem: Problem, keys: Sequence[Key | None], start: Iterable[int]
-) -> tuple[list[list[Solved]], int]:
-    """Every unknown value that the relations around ``start`` determine, in groups that share relations; and the work.
+    system: System, keys: Sequence[Key | None], start: Iterable[int]
+) -> tuple[list[list[Solution]], int]:
+    """Solve for every unknown that the relations connected to ``start`` determine.
 
-    A value that is determined to be zero, from nothing, is left out: a sum over no terms has no shape.
+    An unknown that is zero whatever is known is left out: a sum over no terms has no shape.
+
+    Returns:
+        Solutions in groups that share relations, and the number of entries visited.
     """
-    rows, work = _around(problem, keys, start)
+    rows, work = _around(system, keys, start)
     if not rows:
         return [], work
-    rank = problem.flat.rank
+    rank = system.flat.rank
     reduced, more = _reduce(
-        {r: {v: c for v, c in problem.rows[r].terms.items() if keys[v] is None} for r in rows}, rank
+        {r: {v: c for v, c in system.relations[r].terms.items() if keys[v] is None} for r in rows}, rank
     )
     work += more
-    solved: list[Solved] = []
+    solved: list[Solution] = []
     for pivot, (left, used) in reduced.items():
         if len(left) > 1:
             continue
         used = {r: c / left[pivot] for r, c in used.items()}
         terms: dict[int, Fraction] = {}
         for r, c in used.items():
-            for v, factor in problem.rows[r].terms.items():
+            for v, factor in system.relations[r].terms.items():
                 if keys[v] is not None:
                     terms[v] = terms.get(v, Fraction(0)) - c * factor
-        kept = tuple((v, c) for v, c in sorted(terms.items(), key=lambda t: rank[t[0]]) if c)
-        if kept:
-            solved.append(Solved(pivot, kept, used))
+        known = tuple((v, c) for v, c in sorted(terms.items(), key=lambda t: rank[t[0]]) if c)
+        if known:
+            solved.append(Solution(pivot, known, used))
     return _grouped(sorted(solved, key=lambda s: rank[s.target])), work
 
 
-def _around(problem: Problem, keys: Sequence[Key | None], start: Iterable[int]) -> tuple[list[int], int]:
-    """The relations with several unknown values that are joined to ``start`` through unknown values, by name."""
+def _around(system: System, keys: Sequence[Key | None], start: Iterable[int]) -> tuple[list[int], int]:
+    """Return the relations connected to ``start`` through unknown values, by name, and the number of terms visited."""
     seen: set[int] = set()
     todo = list(start)
     work = 0
@@ -68,21 +60,24 @@ def _around(problem: Problem, keys: Sequence[Key | None], start: Iterable[int]) 
         if r in seen:
             continue
         seen.add(r)
-        for v in problem.rows[r].terms:
+        for v in system.relations[r].terms:
             work += 1
             if keys[v] is None:
-                todo += [other for other in problem.rows_of[v] if other not in seen]
-    rank = problem.flat.rank
-    unknown = [r for r in seen if any(keys[v] is None for v in problem.rows[r].terms)]
-    return sorted(unknown, key=lambda r: rank[problem.rows[r].out]), work
+                todo += [other for other in system.relations_of[v] if other not in seen]
+    rank = system.flat.rank
+    unknown = [r for r in seen if any(keys[v] is None for v in system.relations[r].terms)]
+    return sorted(unknown, key=lambda r: rank[system.relations[r].out]), work
 
 
 def _reduce(
     rows: dict[int, dict[int, Fraction]], rank: Sequence[int]
 ) -> tuple[dict[int, tuple[dict[int, Fraction], dict[int, Fraction]]], int]:
-    """Reduced form: pivot -> (its row, the combination of relations that it is). Values in few relations go first.
+    """Reduce ``rows``; values in few relations are eliminated first.
 
-    Where the numbers grow beyond bounds, what has been reduced by then is returned: each row is right for itself.
+    Beyond :data:`MAX_WORK` or :data:`MAX_BITS` elimination stops early; each row reduced by then is correct by itself.
+
+    Returns:
+        For each pivot its row and the combination of relations that it is, and the work.
     """
     left = {r: dict(row) for r, row in rows.items()}
     used = {r: {r: Fraction(1)} for r in rows}
@@ -130,11 +125,11 @@ def _reduce(
     return {v: (left[r], used[r]) for v, r in pivots.items()}, work
 
 
-def _grouped(solved: list[Solved]) -> list[list[Solved]]:
-    """Those that share a relation, together."""
+def _grouped(solved: list[Solution]) -> list[list[Solution]]:
+    """Group the solutions that share a relation."""
     graph: nx.Graph[str] = nx.Graph()
     for place, item in enumerate(solved):
-        graph.add_edges_from((f"target {place}", f"relation {r}") for r in item.used)
+        graph.add_edges_from((f"target {place}", f"relation {r}") for r in item.relations)
     places = [
         sorted(int(name.split()[1]) for name in part if name.startswith("target"))
         for part in nx.connected_components(graph)
@@ -143,7 +138,7 @@ def _grouped(solved: list[Solved]) -> list[list[Solved]]:
 
 
 def determinant(matrix: list[dict[int, Fraction]]) -> Fraction:
-    """Of a square sparse matrix, rows as {column: value}. Zero where it is singular."""
+    """Return |det| of a square sparse matrix, given as rows {column: value}; zero if it is singular."""
     rows = [dict(row) for row in matrix]
     result = Fraction(1)
     while rows:

@@ -1,19 +1,18 @@
-"""What the solver hands over: the inverse of a region as a :class:`Program`, or a :class:`Refusal` that says why not.
+"""Results of the solver: the inverse of a region as a :class:`Program`, or a :class:`Refusal` with the diagnosis.
 
-A *value* is a :class:`Ref` within the region with all nested blocks and repeats laid flat: ``Ref("", "x1")`` is an input
-of the region, ``Ref("trunk.3.attend.gate", "out")`` a port of a component at that dotted path. Inputs and outputs of
-nested blocks are no values of their own: they are other names for what feeds them. A program starts from *facts* (the
-values behind the region's outputs, the inputs that are given, and what was stored) and makes one value after another
-known; each derivation needs only what stands before it, and each value is derived once. Only what the inverse needs is
-in it. Interpreting one takes four cases:
+A *value* is a :class:`Ref` within the flattened region: ``Ref("", "x1")`` is an input of the region,
+``Ref("trunk.3.attend.gate", "out")`` a port of the component at that dotted path. Inputs and outputs of nested blocks are
+not values of their own but other names for the values that feed them. A program starts from *facts* (the region's outputs,
+the given inputs and the stored values) and derives one value after another; each derivation needs only earlier values, and
+each value is derived once. Values that the inverse does not need are left out. There are four kinds of derivations:
 
 - :class:`Forward`: evaluate a component, or a whole nested block, as the forward pass does.
-- :class:`Solve`: call a component's rule.
+- :class:`Solve`: call a component's inversion rule.
 - :class:`Linear`: weighted sums of known values.
-- :class:`Contraction`: ``x <- x + (y - body(x)) / scale`` from ``x = y / scale``, until it stands still.
+- :class:`Contraction`: iterate ``x <- x + (y - body(x)) / scale`` from ``x = y / scale`` until it converges.
 
-The change of volume: with every equation of the region used exactly once, log |det d outputs / d inputs| is the sum over
-derivations of log |det d out / d target| at the derived values (implicit function theorem; the matrix of the whole system
+Log-determinant: where every equation of the region is used exactly once, log |det d outputs / d inputs| is the sum over
+derivations of log |det d out / d target| at the derived values (implicit function theorem; the Jacobian of the whole system
 is block triangular in the order of derivation). ``Forward`` adds nothing.
 """
 
@@ -44,19 +43,19 @@ __all__ = [
 ]
 
 Level = Literal["injective", "bijective", "volume_preserving"]
-"""What a region is proved to be; see :data:`LEVELS`."""
+"""Proved property of a region; see :data:`LEVELS`."""
 
 LEVELS: tuple[Level, ...] = ("injective", "bijective", "volume_preserving")
-"""From weak to strong. Injective: the inputs can be had back. Bijective: and every equation is used exactly once, so the
-sizes are equal and there is a log-determinant. Volume preserving: and that is zero."""
+"""From weak to strong. Injective: the inputs can be recovered. Bijective: also, every equation is used exactly once, so that
+sizes are equal and there is a log-determinant. Volume preserving: also, the log-determinant is zero."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Forward:
-    """Evaluate what stands at ``path``, a component or a whole block, from known inputs.
+    """Forward evaluation of the component or whole block at ``path``.
 
     ``inputs`` and ``outputs`` map its ports to values, in the order of its signature (an optional port that nothing
-    feeds is absent). An output of a block may be a value that was known before.
+    feeds is absent). An output of a block may be known before.
     """
 
     path: str
@@ -76,11 +75,14 @@ class Forward:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Solve:
-    """Call ``rule.method`` of the component at ``path`` with the values of ``given``: it gives ``targets``.
+    """Call of an inversion rule: ``rule.method`` of the component at ``path`` maps ``given`` to ``targets``.
 
-    ``given`` stands in the order of ``rule.given``, with None for an optional port that nothing feeds; ``targets`` in that
-    of ``rule.targets`` (some may be known already). ``log_det`` is ``"zero"``, the name of the method that gives
-    log |det d out / d target| from all of forward's inputs (``inputs``, ports to values), or None where none is declared.
+    Attributes:
+        given: Arguments in the order of ``rule.given``; None for an optional port that nothing feeds.
+        targets: Results in the order of ``rule.targets``; some may be known before.
+        inputs: Values of all ports of the component's ``forward``.
+        log_det: ``"zero"``, the name of the method that computes log |det d out / d target| from ``inputs``, or None where
+            none is declared.
     """
 
     path: str
@@ -99,10 +101,11 @@ class Solve:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear:
-    """``targets[i]`` is the sum of factor times value over ``terms[i]``; all of one shape.
+    """Weighted sums: ``targets[i]`` is the sum of factor times value over ``terms[i]``; all of one shape.
 
-    ``paths`` are the linear components whose equations were used. The derivation adds log(``factor``) nats for each number
-    in one of its targets to the log-determinant: ``factor`` is |det| of the system that was solved.
+    Attributes:
+        paths: Linear components whose equations are used.
+        factor: |det| of the linear system. It adds log(factor) nats to the log-determinant for each number in one target.
     """
 
     targets: tuple[Ref, ...]
@@ -118,11 +121,12 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contraction:
-    """``target`` from ``value = scale * target + r(target)``, where r moves at most ``bound * |scale|`` as fast as it.
+    """Fixed-point iteration for ``target`` in ``value = scale * target + r(target)``.
 
-    ``body`` evaluates ``value`` from a guess of ``target`` and from known values; what it computes on the way stands for
-    itself, beside the program's own values. The error shrinks by ``bound`` < 1 with each iteration; ``iterations`` of them
-    bring it to 1e-6 of where it started. It adds log |det(scale * I + d r / d target)| to the log-determinant.
+    ``bound * |scale|`` is a Lipschitz constant of r, with ``bound`` < 1. ``body`` evaluates ``value`` from a guess of
+    ``target`` and from known values; its intermediate values are separate from the program's own. The error shrinks by
+    ``bound`` with each step; ``iterations`` steps reduce it to 1e-6 of its start. The derivation adds
+    log |det(scale * I + d r / d target)| to the log-determinant.
     """
 
     target: Ref
@@ -145,16 +149,21 @@ class Contraction:
 
 
 Derivation = Forward | Solve | Linear | Contraction
-"""One step of an inverse: it makes its ``targets`` known from its ``needs``."""
+"""One step of an inverse: it derives its ``targets`` from its ``needs``."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """The derived inverse of ``region``: ``derivations`` in an order that can be run.
+    """Derived inverse of ``region``.
 
-    ``outputs`` maps the region's outputs to the values that they are; ``given`` names inputs that are known beforehand;
-    ``stored`` are further facts. ``types`` has the type of every value that occurs. ``note`` says why ``level`` is not
-    higher, and is empty at the highest. ``cost`` counts evaluations of components (a weighted sum is free).
+    Attributes:
+        given: Inputs that are known at inversion.
+        stored: Further known values.
+        outputs: Value behind each output of the region.
+        derivations: Steps in order of execution.
+        types: Type of every value that occurs.
+        level: Proved level.
+        note: Reason why the level is not higher; empty at the highest.
     """
 
     region: Region
@@ -168,17 +177,18 @@ class Program:
 
     @property
     def cost(self) -> float:
+        """Number of component evaluations; weighted sums are free."""
         return sum(d.cost for d in self.derivations)
 
     @property
     def unmeasured(self) -> tuple[Solve, ...]:
-        """The derivations whose component declares no log-determinant."""
+        """Derivations whose component declares no log-determinant."""
         return tuple(d for d in self.derivations if isinstance(d, Solve) and d.log_det is None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """An input that cannot be had back, and the values on its way to the outputs that stay unknown with it."""
+    """Input that cannot be recovered, and the values between it and the outputs that stay unknown with it."""
 
     input: str
     through: tuple[Ref, ...]
@@ -186,7 +196,7 @@ class Lost:
 
 @dataclasses.dataclass(frozen=True)
 class Blocker:
-    """A node beyond which nothing more could be derived, and why."""
+    """Component where the derivation stops, and the reason."""
 
     path: str
     op: str
@@ -196,10 +206,12 @@ class Blocker:
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """The cheapest set of values to store, beside the outputs, so that everything can be derived.
+    """Cheapest set of values to store, beside the outputs, so that everything can be derived.
 
-    ``bytes`` is symbolic in batch and length; ``total`` is its value at ``sizes``. ``lower`` is what any such set costs at
-    least: equal to ``total`` where the search was exhaustive.
+    Attributes:
+        bytes: Size, symbolic in batch and length.
+        total: Size in bytes at ``sizes``.
+        lower: Lower bound on the size of any such set, bytes; equal to ``total`` where the search was exhaustive.
     """
 
     values: tuple[Ref, ...]
@@ -211,7 +223,7 @@ class Remedy:
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """Why a region cannot be undone. ``str()`` is the whole diagnosis, several lines long."""
+    """Diagnosis of a region that is not invertible. :func:`sedd_graph.inverse.format.diagnosis` writes it out."""
 
     region: Region
     given: tuple[str, ...]
@@ -220,8 +232,3 @@ class Refusal:
     remedy: Remedy
     rewrites: tuple[str, ...]
     types: Mapping[Ref, PortType]
-
-    def __str__(self) -> str:
-        from sedd_graph.inverse.format import diagnosis
-
-        return diagnosis(self)

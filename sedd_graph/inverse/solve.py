@@ -1,4 +1,4 @@
-"""``solve``: from a region to its inverse, or to the diagnosis of why there is none."""
+"""Derivation of the inverse of a region, or of the diagnosis of why there is none."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from sedd_graph.graph.model import Ref, Region
 from sedd_graph.inverse.diagnose import diagnose
 from sedd_graph.inverse.extract import derivations, needed, plans
 from sedd_graph.inverse.flat import flatten
+from sedd_graph.inverse.level import classify
 from sedd_graph.inverse.program import Program, Refusal
-from sedd_graph.inverse.propagate import Closure, Problem
-from sedd_graph.inverse.volume import judge
+from sedd_graph.inverse.propagate import Closure
+from sedd_graph.inverse.system import System
 
 __all__ = ["SIZES", "solve"]
 
 SIZES = {"batch": 1, "length": 1024}
-"""Where nobody says how large a batch is."""
+"""Default batch and length for the sizes in a diagnosis."""
 
 
 def solve(
@@ -26,11 +27,17 @@ def solve(
     stored: Iterable[Ref] = (),
     sizes: Mapping[str, int] = SIZES,
 ) -> Program | Refusal:
-    """Derive the inputs of ``region`` from its outputs.
+    """Derive the inputs of ``region`` from its outputs. The result does not depend on the order of steps.
 
-    ``given`` names inputs that are known at inversion too (conditioning); ``stored`` are values that will have been kept.
-    ``sizes`` gives batch and length, for the bytes in a diagnosis. The result does not depend on the order of steps.
-    Raises :class:`UserError` for a name that is not there, :class:`EnvironmentFault` where a component declares nonsense.
+    Args:
+        region: The block or graph to invert.
+        given: Inputs that are known at inversion (conditioning).
+        stored: Values that are stored beside the outputs.
+        sizes: Batch and length, for the bytes in a diagnosis.
+
+    Raises:
+        UserError: ``given`` or ``stored`` names something that the region does not have.
+        EnvironmentFault: A component declares an inconsistent algebra.
     """
     given, stored = tuple(dict.fromkeys(given)), tuple(dict.fromkeys(stored))
     for name in given:
@@ -42,15 +49,14 @@ def solve(
     for ref in stored:
         if ref not in index:
             raise UserError(f"{region.label!r} has no value {ref}{suggest(str(ref), map(str, flat.refs))}")
-    problem = Problem(flat)
-    known_inputs, kept = [flat.inputs[name] for name in given], [index[ref] for ref in stored]
-    facts = [*flat.outputs.values(), *known_inputs, *kept]
-    closure = Closure(problem, facts)
+    known_inputs, stored_values = [flat.inputs[name] for name in given], [index[ref] for ref in stored]
+    facts = [*flat.outputs.values(), *known_inputs, *stored_values]
+    closure = Closure(System(flat), facts)
     if not all(closure.known(v) for v in flat.inputs.values()):
         return diagnose(closure, facts, given, sizes)
     plan = plans(closure)
     edges = needed(closure, plan, flat.inputs.values())
-    level, note, linear = judge(closure, edges, known_inputs, kept)
+    level, note, linear = classify(closure, edges, known_inputs, stored_values)
     return Program(
         region=region,
         given=given,

@@ -175,7 +175,7 @@ def activations(run: Path) -> list[tuple[str, ...]]:
     if not (run / "activations.zarr" / "zarr.json").is_file():
         return []
     group = zarr.open_group(str(run / "activations.zarr"), mode="r")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for path, member in sorted(group.members(max_depth=None)):
         if isinstance(member, zarr.Array) and path.endswith("/step") and f"{path[:-5]}/value" in group:
             steps, values = np.asarray(member[:]), array_of(group, f"{path[:-5]}/value")

@@ -21,7 +21,7 @@ from sedd_graph.families.plan import Plan, read_plan
 from sedd_graph.graph.draw import to_tree
 from sedd_graph.graph.expand import expand
 from sedd_graph.graph.model import Graph
-from sedd_graph.inverse.claims import Derived, derive, prove
+from sedd_graph.inverse.claims import Derived, derive, require_claims
 from sedd_graph.store.config import StoreConfig
 from sedd_graph.training.config import TrainConfig
 
@@ -103,7 +103,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
     Raises :class:`sedd_graph.errors.BlueprintError` with every problem of the first stage that has any.
     """
     loaded, registry, graph, sizes = _graph(path, overrides)
-    derived = prove(graph, sizes)
+    derived = require_claims(graph, sizes)
     plan = read_plan(loaded, graph, registry)
     import torch
 

@@ -13,7 +13,7 @@ from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.tokens.block_diffusion import block_inputs
 from sedd_graph.diffusion.tokens.parts import TokenParts
-from sedd_graph.engine.block_cache import afresh, remembering
+from sedd_graph.engine.block_cache import cached, uncached
 from sedd_graph.engine.construct import build_model
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Graph
@@ -56,9 +56,11 @@ def prove_blocks(graph: Graph, process: TokenParts, registry: Registry, output: 
         leaks = max(leaks, float(moved[: at + 1].max()), float(apart[torch.arange(BLOCKS) != at].max()))
         told = max(told, float(moved.max()), float(apart.max()))
 
-    with remembering(model, BLOCK, rows=1, length=length) as given:
+    with cached(model, BLOCK, rows=1, length=length) as given:
         found = [given(clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)]
-    found += [afresh(model, BLOCK, clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)]
+    found += [
+        uncached(model, BLOCK, clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)
+    ]
     answers = torch.cat([outputs[output][:, :1, :tokens] for outputs in found], dim=1)
     off = float((answers - torch.cat([expected, expected], dim=1)).abs().max())
     how = f"random weights, {BLOCKS} blocks of {BLOCK}"

@@ -16,7 +16,7 @@ from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.tokens.block_diffusion import block_inputs, write_blocks
 from sedd_graph.diffusion.tokens.sampler import WalkSettings
-from sedd_graph.engine.block_cache import afresh, remembering
+from sedd_graph.engine.block_cache import cached, uncached
 from sedd_graph.engine.engine import Engine
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.tokens import make_parts
@@ -57,7 +57,7 @@ def table(engine: Engine, block: int) -> Tensor:
             x, total = torch.full_like(truth, MASK), torch.zeros(V**L, dtype=torch.float64)
             for place in order:
                 with torch.no_grad():
-                    said = afresh(engine.model, block, SEQUENCES[:, :start])(x, t, rows)["log_x0"]
+                    said = uncached(engine.model, block, SEQUENCES[:, :start])(x, t, rows)["log_x0"]
                 total += said[rows, place, truth[:, place]].double()
                 x[:, place] = truth[:, place]
             orders.append(total)
@@ -131,7 +131,9 @@ def test_what_must_match_matches_and_blocks_have_the_law_given_that_the_rest_can
     for start in (0, 2):
         before, block = SEQUENCES[:, :start], SEQUENCES[:, start : start + 2]
         with torch.no_grad():
-            said = afresh(engine.model, 2, before)(torch.full_like(block, MASK), torch.zeros(V**L), torch.arange(V**L))
+            said = uncached(engine.model, 2, before)(
+                torch.full_like(block, MASK), torch.zeros(V**L), torch.arange(V**L)
+            )
         each = said["log_x0"].double().gather(2, block[..., None])[..., 0]
         factors.append(each.sum(1).exp().view(V**2, V**2))
     first, second = factors[0][:, :1] * fits.sum(1, keepdim=True), factors[1] * fits
@@ -142,7 +144,7 @@ def test_what_must_match_matches_and_blocks_have_the_law_given_that_the_rest_can
     assert process is not None
     out = write_blocks(
         process.sampler,
-        lambda written: afresh(engine.model, 2, written),
+        lambda written: uncached(engine.model, 2, written),
         x,
         WalkSettings(
             free=torch.ones_like(x, dtype=torch.bool),
@@ -180,7 +182,7 @@ def test_memory_changes_no_bit_that_counts() -> None:
     written = torch.randint(0, V, (rows, length), generator=torch.Generator().manual_seed(0))
     noised = torch.full((rows, 2), MASK)
     some = torch.tensor([3, 1])
-    with remembering(model, 2, rows=rows, length=length) as given:
+    with cached(model, 2, rows=rows, length=length) as given:
         for start in (0, 2, 8, 10):  # three blocks at once in between
             ask = given(written[:, :start])
             ask(noised, torch.zeros(rows), torch.arange(rows))
@@ -188,7 +190,7 @@ def test_memory_changes_no_bit_that_counts() -> None:
             ask(noised[some], torch.zeros(2), some)
             torch.testing.assert_close(seen[-1], found[some], atol=1e-12, rtol=0)
             kept = found
-    afresh(model, 2, written[:, :10])(noised, torch.zeros(rows), torch.arange(rows))
+    uncached(model, 2, written[:, :10])(noised, torch.zeros(rows), torch.arange(rows))
     hook.remove()
     assert kept.dtype == torch.float64
     assert float(kept.std()) > 0.1
@@ -202,7 +204,7 @@ def test_a_prompt_is_filled_in_from_left_to_right_or_refused() -> None:
     assert bool((rows[:, 0] == 2).all())
     # the second token from its law given the first, which only stands in the same block
     with torch.no_grad():
-        said = afresh(engine.model, 2, SEQUENCES[:1, :0])(torch.tensor([[2, MASK]]), torch.zeros(1), torch.arange(1))
+        said = uncached(engine.model, 2, SEQUENCES[:1, :0])(torch.tensor([[2, MASK]]), torch.zeros(1), torch.arange(1))
     counts = torch.bincount(rows[:, 1], minlength=V).double() / len(rows)
     assert float((counts - said["log_x0"][0, 1, :V].exp()).abs().sum() / 2) < 0.01
     with pytest.raises(UserError, match="the prompt holds tokens in block 2, after one that is to be written"):

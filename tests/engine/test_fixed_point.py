@@ -1,4 +1,4 @@
-"""Undoing x + g(x): counts against the theory, gradients against unrolling, volumes against slogdet."""
+"""Inversion of x + g(x): counts against the theory, gradients against unrolling, volumes against slogdet."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch.autograd import gradcheck
 from torch.autograd.functional import jacobian
 
 from sedd_graph.component.base import Context
-from sedd_graph.engine.fixed_point import NotConverged, fixed_point, log_det, solve
+from sedd_graph.engine.fixed_point import Iteration, NotConverged, fixed_point, log_det, solve
 from sedd_graph.errors import SeddGraphError, UserError
 
 Map = Callable[[Tensor], Tensor]
@@ -32,9 +32,9 @@ def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Te
 @pytest.mark.parametrize(("c", "count"), [(0.5, 20), (0.7, 39), (0.9, 132), (0.97, 454)])
 def test_plain_steps_are_as_many_as_the_theory_says(c: float, count: int) -> None:
     """math.md G12, on the map for which the theory is tight."""
-    found = solve(lambda z: -c * z, normal(3, 4), lipschitz=c, tol=1e-6, memory=0)
+    found = solve(lambda z: -c * z, normal(3, 4), Iteration(lipschitz=c, tolerance=1e-6, history=0))
     assert found.evaluations == count
-    assert solve(lambda z: -c * z, normal(3, 4), lipschitz=c, tol=1e-6).evaluations <= 5
+    assert solve(lambda z: -c * z, normal(3, 4), Iteration(lipschitz=c, tolerance=1e-6)).evaluations <= 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -42,8 +42,8 @@ def test_plain_steps_are_as_many_as_the_theory_says(c: float, count: int) -> Non
 def test_finds_what_went_in(c: float, dtype: torch.dtype) -> None:
     g, _ = network(c, dtype=dtype)
     x = normal(4, 3, 6, dtype=dtype) * torch.tensor([1e-3, 1.0, 10.0, 0.0], dtype=dtype)[:, None, None]
-    for memory in (0, 5):
-        found = solve(g, x + g(x), lipschitz=c, memory=memory)
+    for history in (0, 5):
+        found = solve(g, x + g(x), Iteration(lipschitz=c, history=history))
         for row in range(4):
             assert (found.x[row] - x[row]).norm() <= found.error * (x + g(x))[row].norm() + 1e-30
 
@@ -52,8 +52,8 @@ def test_acceleration_pays_where_the_plain_iteration_is_slow() -> None:
     basis, _ = torch.linalg.qr(normal(30, 30))
     symmetric = basis @ torch.diag(torch.linspace(-0.97, 0.97, 30, dtype=torch.float64)) @ basis.T
     y = normal(2, 30)
-    plain = solve(lambda z: z @ symmetric, y, lipschitz=0.97, tol=1e-8, memory=0)
-    fast = solve(lambda z: z @ symmetric, y, lipschitz=0.97, tol=1e-8)
+    plain = solve(lambda z: z @ symmetric, y, Iteration(lipschitz=0.97, tolerance=1e-8, history=0))
+    fast = solve(lambda z: z @ symmetric, y, Iteration(lipschitz=0.97, tolerance=1e-8))
     assert fast.evaluations < plain.evaluations / 3
     exact = torch.linalg.solve(torch.eye(30, dtype=torch.float64) + symmetric, y.T).T
     assert (fast.x - exact).norm() <= 1e-8 * exact.norm()
@@ -64,9 +64,9 @@ def test_each_sequence_goes_its_own_way() -> None:
     g, _ = network(0.9)
     x = normal(3, 6) * torch.tensor([1.0, 50.0, 0.01]).double()[:, None]
     y = x + g(x)
-    together = solve(g, y, lipschitz=0.9, tol=1e-9).x
+    together = solve(g, y, Iteration(lipschitz=0.9, tolerance=1e-9)).x
     for row in range(3):
-        alone = solve(g, y[row : row + 1], lipschitz=0.9, tol=1e-9).x[0]
+        alone = solve(g, y[row : row + 1], Iteration(lipschitz=0.9, tolerance=1e-9)).x[0]
         assert (together[row] - alone).norm() <= 2e-9 * y[row].norm()
 
 
@@ -80,7 +80,7 @@ def test_safeguard_holds_on_maps_that_mislead_acceleration() -> None:
             return (z @ weights.T * 30).abs().remainder(1.0).sub(0.5).abs().div(30) @ weights
 
         y = normal(2, 8, seed=seed + 100) * 0.1
-        found = solve(g, y, lipschitz=0.81, tol=1e-9)
+        found = solve(g, y, Iteration(lipschitz=0.81, tolerance=1e-9))
         assert (found.x + g(found.x) - y).norm() <= 1e-9 * y.norm() * 2
         assert found.evaluations <= 8 + 2 * math.log(1e-9 * 0.19 / 8) / math.log(0.81)
 
@@ -88,16 +88,16 @@ def test_safeguard_holds_on_maps_that_mislead_acceleration() -> None:
 def test_no_silence() -> None:
     y = normal(2, 3)
     with pytest.raises(UserError, match="from 0 to below 1, not 1"):
-        solve(lambda z: z, y, lipschitz=1.0)
+        solve(lambda z: z, y, Iteration(lipschitz=1.0))
     with pytest.raises(NotConverged, match=r"the map's real constant is larger than 0.9") as caught:
-        solve(lambda z: 1.05 * z.roll(1, -1), normal(2, 40), lipschitz=0.9)
+        solve(lambda z: 1.05 * z.roll(1, -1), normal(2, 40), Iteration(lipschitz=0.9))
     assert isinstance(caught.value, SeddGraphError)
     with pytest.raises(NotConverged, match="after 3 evaluations the relative error is bounded by"):
-        solve(lambda z: -0.9 * z, y, lipschitz=0.9, max_iter=3, memory=0)
+        solve(lambda z: -0.9 * z, y, Iteration(lipschitz=0.9, max_evaluations=3, history=0))
     with pytest.raises(NotConverged, match="not finite at evaluation 1"):
-        solve(lambda z: z / 0, y, lipschitz=0.9)
-    with pytest.raises(UserError, match=r"float32 cannot reach a tolerance of 1.0e-08 .* ask for 2.4e-06 or more"):
-        solve(lambda z: 0.9 * z, y.float(), lipschitz=0.9, tol=1e-8)
+        solve(lambda z: z / 0, y, Iteration(lipschitz=0.9))
+    with pytest.raises(UserError, match=r"float32 cannot reach a tolerance of 1.0e-08 .* use 2.4e-06 or more"):
+        solve(lambda z: 0.9 * z, y.float(), Iteration(lipschitz=0.9, tolerance=1e-8))
     with pytest.raises(UserError, match="at least 2 probes"):
         log_det(lambda z: 0.9 * z, y, lipschitz=0.9, probes=1)
 
@@ -107,7 +107,7 @@ def test_gradients_are_those_of_the_unrolled_iteration() -> None:
     leaves = [w.requires_grad_() for w in weights]
     y = normal(3, 2, 6).requires_grad_()
     target = normal(3, 2, 6, seed=5)
-    (fixed_point(g, y, lipschitz=0.8) * target).sum().backward()
+    (fixed_point(g, y, Iteration(lipschitz=0.8)) * target).sum().backward()
     found = [t.grad.clone() for t in (y, *leaves)]
     for t in (y, *leaves):
         t.grad = None
@@ -117,22 +117,22 @@ def test_gradients_are_those_of_the_unrolled_iteration() -> None:
     (z * target).sum().backward()
     for a, b in zip(found, (y, *leaves), strict=True):
         assert torch.allclose(a, b.grad, rtol=1e-9, atol=1e-12)
-    assert gradcheck(lambda v: fixed_point(g, v, lipschitz=0.8), y)
+    assert gradcheck(lambda v: fixed_point(g, v, Iteration(lipschitz=0.8)), y)
 
 
 def test_gradients_reach_parameters_when_y_has_none_and_only_when_wanted() -> None:
     g, weights = network(0.8)
     y = normal(3, 6)
-    assert not fixed_point(g, y, lipschitz=0.8).requires_grad
+    assert not fixed_point(g, y, Iteration(lipschitz=0.8)).requires_grad
     weights[0].requires_grad_()
-    fixed_point(g, y, lipschitz=0.8).sum().backward()
+    fixed_point(g, y, Iteration(lipschitz=0.8)).sum().backward()
     assert weights[0].grad.abs().sum() > 0
     with torch.no_grad():
-        assert not fixed_point(g, y, lipschitz=0.8).requires_grad
+        assert not fixed_point(g, y, Iteration(lipschitz=0.8)).requires_grad
 
 
 def test_a_backward_pass_that_does_not_converge_says_so() -> None:
-    """Forward it is a contraction; its gradient, a liar's, is none."""
+    """Forward it is a contraction; its declared gradient is none."""
 
     class Lies(torch.autograd.Function):
         @staticmethod
@@ -144,7 +144,7 @@ def test_a_backward_pass_that_does_not_converge_says_so() -> None:
             return 2 * v.roll(1, -1)
 
     with pytest.raises(NotConverged):
-        fixed_point(Lies.apply, normal(2, 40).requires_grad_(), lipschitz=0.5).square().sum().backward()
+        fixed_point(Lies.apply, normal(2, 40).requires_grad_(), Iteration(lipschitz=0.5)).square().sum().backward()
 
 
 # -- the change of volume ---------------------------------------------------------------------------------------------
@@ -184,7 +184,8 @@ def test_roulette_is_unbiased_and_reports_its_variance(c: float) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         found = [
-            log_det(g, x, lipschitz=c, exact_up_to=0, probes=probes, sure=1, generator=generator) for _ in range(rounds)
+            log_det(g, x, lipschitz=c, exact_up_to=0, probes=probes, certain_terms=1, generator=generator)
+            for _ in range(rounds)
         ]
     values, variances = (torch.stack([getattr(f, n) for f in found]) for n in ("value", "variance"))
     error = (values.mean(0) - exact(g, x)).abs()
@@ -201,7 +202,7 @@ def test_roulette_gradient_is_unbiased() -> None:
     wanted = torch.autograd.grad(log_det(g, x, lipschitz=0.7).value.sum(), first)[0]
     generator, rounds, found = torch.Generator().manual_seed(0), 300, []
     for _ in range(rounds):
-        estimate = log_det(g, x, lipschitz=0.7, exact_up_to=0, probes=2, sure=3, generator=generator)
+        estimate = log_det(g, x, lipschitz=0.7, exact_up_to=0, probes=2, certain_terms=3, generator=generator)
         found.append(torch.autograd.grad(estimate.value.sum(), first)[0])
     values = torch.stack(found)
     z = (values.mean(0) - wanted) / (values.std(0) / math.sqrt(rounds))
@@ -210,7 +211,7 @@ def test_roulette_gradient_is_unbiased() -> None:
 
 
 def test_attention_as_the_branch() -> None:
-    """Single-stream attention, undone and measured, with padding: the whole of what an i-ResNet layer needs."""
+    """Single-stream attention, inverted, with its log-determinant and padding: the whole of what an i-ResNet layer needs."""
     torch.manual_seed(0)
     attention = L2Attention(L2Attention.Config(heads=2, bound=0.9), Context({"r": 2})).double()
     attend = torch.tensor([[True] * 5, [True, True, True, False, False]])
@@ -219,7 +220,7 @@ def test_attention_as_the_branch() -> None:
     def g(z: Tensor) -> Tensor:
         return attention(z, attend[: len(z)] if len(z) == 2 else attend[:1])
 
-    found = fixed_point(g, x + g(x), lipschitz=0.9)
+    found = fixed_point(g, x + g(x), Iteration(lipschitz=0.9))
     assert (found - x).abs().max() <= 1e-12
     value = log_det(g, x, lipschitz=0.9).value
     short = log_det(attention, x[1:, :3], lipschitz=0.9).value

@@ -1,4 +1,4 @@
-"""What a block holds on to while it runs without gradients: no more values when it has more layers."""
+"""Memory of a block that runs without gradients: the number of values alive does not grow with its depth."""
 
 import weakref
 from pathlib import Path
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 import sedd_graph
 from sedd_graph.component.registry import discover
-from sedd_graph.engine import volume
 from sedd_graph.engine.construct import build_block
-from sedd_graph.engine.regions import RegionModule, spent
-from sedd_graph.engine.units import Layout, Values
+from sedd_graph.engine.layer_run import LayerRun
+from sedd_graph.engine.layout import Layout
+from sedd_graph.engine.log_det import forward_with_log_det
+from sedd_graph.engine.regions import RegionModule, last_use
 from sedd_graph.graph.claims import uses
+from sedd_graph.inverse import Solve
 
 
 def chain(folder: Path, layers: int) -> tuple[RegionModule, Layout]:
@@ -51,11 +53,11 @@ def watch(layer: nn.Module, method: str) -> list[int]:
     return counts
 
 
-def test_what_is_spent() -> None:
-    # 0, 1 go in; the steps make 2, 3, 4
-    assert spent([(0, 1), (2, -1), (2, 0)], [4]) == ((1,), (), (0, 2))
-    assert spent([(0, 1), (2, 2)], [0]) == ((1,), (2,))
-    assert spent([], [0]) == ()
+def test_last_use() -> None:
+    # 0, 1 go in; the steps compute 2, 3, 4
+    assert last_use([(0, 1), (2, -1), (2, 0)], [4]) == ((1,), (), (0, 2))
+    assert last_use([(0, 1), (2, 2)], [0]) == ((1,), (2,))
+    assert last_use([], [0]) == ()
 
 
 @pytest.mark.parametrize("layers", [2, 12])
@@ -68,18 +70,21 @@ def test_a_block_holds_one_value_at_a_time(tmp_path: Path, layers: int) -> None:
     assert len(counts) == layers
     assert max(counts) <= 1
     with torch.no_grad():
-        measured, values = watch(layer, "with_log_det"), _values(layout, layout.inputs, x)
-        log = volume.forward(layout, layer, None, values, len(x))
+        measured, run = watch(layer, "with_log_det"), LayerRun(layout, layer)
+        run.put(layout.inputs.values(), [x])
+        log = forward_with_log_det(run, len(x))
     assert len(measured) == layers
     assert max(measured) <= 1
-    assert torch.equal(values[layout.outputs["x"]], y)
+    assert torch.equal(run.values[layout.outputs["x"]], y)
     slopes = sum(component.weight.diagonal().sum() for component in layer.children())  # type: ignore[operator]
     assert torch.allclose(log, 3 * slopes.expand(2))
-    undone, values = watch(layer, "undo"), _values(layout, layout.outputs, y)
-    layout.undo(layer, None, values)
-    assert len(undone) == layers
-    assert max(undone) <= 1
-    assert torch.allclose(values[layout.inputs["x"]], x, atol=1e-4)
+    (method,) = {d.rule.method for d in layout.program.derivations if isinstance(d, Solve)}
+    inverted, run = watch(layer, method), LayerRun(layout, layer)
+    run.put(layout.outputs.values(), [y])
+    run.invert()
+    assert len(inverted) == layers
+    assert max(inverted) <= 1
+    assert torch.allclose(run.values[layout.inputs["x"]], x, atol=1e-4)
 
 
 def test_with_gradients_a_block_gives_the_same(tmp_path: Path) -> None:
@@ -87,9 +92,10 @@ def test_with_gradients_a_block_gives_the_same(tmp_path: Path) -> None:
     layer.double()
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     (y,) = layer(None, x)
-    values = _values(layout, layout.inputs, x)
-    volume.forward(layout, layer, None, values, len(x))
-    (one,), (other,) = (torch.autograd.grad(v.square().sum(), x) for v in (y, values[layout.outputs["x"]]))
+    run = LayerRun(layout, layer)
+    run.put(layout.inputs.values(), [x])
+    forward_with_log_det(run, len(x))
+    (one,), (other,) = (torch.autograd.grad(v.square().sum(), x) for v in (y, run.values[layout.outputs["x"]]))
     assert torch.equal(one, other)
 
 
@@ -104,12 +110,7 @@ def test_a_block_that_only_moves_numbers_changes_no_volume(tmp_path: Path) -> No
     (use,) = uses(sedd_graph.build(path, device="cpu", compile="off").graph.root)
     layer, layout = build_block(use.layer, discover()), Layout(use.layer, ())
     x = torch.randn(2, 3, 4)
-    values = _values(layout, layout.inputs, x)
-    assert torch.equal(volume.forward(layout, layer, None, values, 2), torch.zeros(2))
-    assert torch.equal(values[layout.outputs["x"]], x.roll(2, -1))
-
-
-def _values(layout: Layout, names: dict[str, int], x: Tensor) -> Values:
-    values: Values = [None] * layout.count
-    values[names["x"]] = x
-    return values
+    run = LayerRun(layout, layer)
+    run.put(layout.inputs.values(), [x])
+    assert torch.equal(forward_with_log_det(run, 2), torch.zeros(2))
+    assert torch.equal(run.values[layout.outputs["x"]], x.roll(2, -1))

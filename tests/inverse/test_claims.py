@@ -112,10 +112,10 @@ def test_a_failing_claim_is_an_error_at_its_place(
 ) -> None:
     path = blueprint(*SINGLE, ("invertible: {given: [c]}\n    inputs: {x1: float b l d, x2: float b l d, c: float b e}\n    outputs: {s", "inputs: {x1: float b l d, x2: float b l d, c: float b e}\n    outputs: {s"))  # fmt: skip
     expected = """\
-main.yaml:19:5: blocks.single.invertible: single cannot be undone: x1 cannot be had back
-  lost: x1, with f.mlp
-  at main.yaml:24:7: y1: y1 is one equation for 2 unknowns: x1 and f.mlp (which needs x1); all follow from x1, but no fixed point is certain: op 'layer_norm' (f.norm, halves.yaml:7), op 'adaln_modulate' (f.modulate, halves.yaml:8) and op 'feed_forward' (f.mlp, halves.yaml:9) have no Lipschitz bound
-  storing: x1 (float batch length 16) would do, 64*batch*length bytes, 16,384 at batch 8 and length 32; nothing smaller does
+main.yaml:19:5: blocks.single.invertible: single is not invertible: x1 cannot be recovered
+  lost: x1 (unknown with it: f.mlp)
+  at main.yaml:24:7: y1: y1 is one equation for 2 unknowns: x1 and f.mlp (which needs x1); all follow from x1, but a fixed-point iteration need not converge: op 'layer_norm' (f.norm, halves.yaml:7), op 'adaln_modulate' (f.modulate, halves.yaml:8) and op 'feed_forward' (f.mlp, halves.yaml:9) have no Lipschitz bound
+  store: x1 (float batch length 16): 64*batch*length bytes, 16,384 at batch 8 and length 32; no smaller set suffices
   or: write the residual y1 = x1 + f(x1) with two streams, y1 = x1 + f(x2) and y2 = x2 + g(y1), or make f a contraction: every op in it with a Lipschitz bound, whose product is below 1"""
     assert refusal(path) == expected
     assert cli.run(["build", "--check", str(path)]) == 2
@@ -162,13 +162,13 @@ def test_a_claim_with_nothing_given_and_one_that_is_false(blueprint: Callable[..
     assert (
         refusal(blueprint(("{given: [c], level: volume_preserving}", "true")))
         == """\
-main.yaml:10:5: blocks.couple.invertible: couple cannot be undone: x1, x2 and c cannot be had back
-  lost: x2, with f.mlp
-  lost: c, with f.mlp and g.mlp
-  at main.yaml:15:7: y1: y1 is one equation for 2 unknowns: x1 and f.mlp (which needs c and x2); they go back to c, x1 and x2, which are independent
-  at main.yaml:17:7: y2: y2 is one equation for 2 unknowns: x2 and g.mlp (which needs c); they go back to c and x2, which are independent
-  storing: c (float batch 8) would do, 32*batch bytes, 256 at batch 8 and length 32; nothing smaller does
-  or: where c will be known at inversion too (as conditioning is), say given: [c]"""
+main.yaml:10:5: blocks.couple.invertible: couple is not invertible: x1, x2 and c cannot be recovered
+  lost: x2 (unknown with it: f.mlp)
+  lost: c (unknown with it: f.mlp and g.mlp)
+  at main.yaml:15:7: y1: y1 is one equation for 2 unknowns: x1 and f.mlp (which needs c and x2); they depend on c, x1 and x2, which are independent
+  at main.yaml:17:7: y2: y2 is one equation for 2 unknowns: x2 and g.mlp (which needs c); they depend on c and x2, which are independent
+  store: c (float batch 8): 32*batch bytes, 256 at batch 8 and length 32; no smaller set suffices
+  or: if c is known at inversion too (as conditioning is), declare given: [c]"""
     )
 
 
@@ -203,7 +203,10 @@ def test_show_inverse(blueprint: Callable[..., Path], capsys: pytest.CaptureFixt
     assert cli.run(["show", str(blueprint()), "--inverse"]) == 0
     assert capsys.readouterr().out == PSEUDO
     assert cli.run(["show", str(blueprint(*SINGLE)), "--inverse"]) == 2
-    assert "single cannot be undone: x1 cannot be had back\n  lost: x1, with f.mlp" in capsys.readouterr().out
+    assert (
+        "single is not invertible: x1 cannot be recovered\n  lost: x1 (unknown with it: f.mlp)"
+        in capsys.readouterr().out
+    )
 
 
 def test_show_inverse_where_there_is_none_to_show(

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from sedd_graph.graph.model import Op, Ref, Region
 from sedd_graph.inverse import Linear, Program, Refusal, solve
 from sedd_graph.inverse.flat import flatten
+from sedd_graph.inverse.format import diagnosis
 from sedd_graph.inverse.program import LEVELS
-from sedd_graph.inverse.propagate import Closure, Problem
+from sedd_graph.inverse.propagate import Closure
+from sedd_graph.inverse.system import System
 from tests.inverse import toys
 from tests.inverse.toys import TOYS, WIDTH, region
 
@@ -199,19 +201,19 @@ def held(outer: Region, known: list[str], tally: dict[str, int]) -> None:
     naive = Naive(outer)
     start = {*outer.outputs.values(), *(Ref("", name) for name in known)}
     flat = flatten(outer)
-    closure = Closure(Problem(flat), [flat.refs.index(ref) for ref in start])
+    closure = Closure(System(flat), [flat.refs.index(ref) for ref in start])
     assert {ref for v, ref in enumerate(flat.refs) if closure.known(v)} == naive.close(start)
     found = solve(outer, given=known)
     if isinstance(found, Refusal):
         tally["refused"] += 1
-        assert str(found)
+        assert diagnosis(found)
         remedied = solve(outer, given=known, stored=found.remedy.values)
         assert isinstance(remedied, Program)
         return
     tally[found.level] += 1
     for d in found.derivations:
         tally[type(d).__name__] += 1
-        tally["System"] += isinstance(d, Linear) and len(d.paths) > 1
+        tally["Joint"] += isinstance(d, Linear) and len(d.paths) > 1
     rng = np.random.default_rng(0)
     inputs = {name: rng.normal(size=WIDTH) for name in outer.inputs}
     values = toys.forward(outer, inputs)
@@ -248,7 +250,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def every(count: int) -> dict[str, int]:
-    tally = dict.fromkeys(("refused", *LEVELS, "Forward", "Solve", "Linear", "System", "Contraction"), 0)
+    tally = dict.fromkeys(("refused", *LEVELS, "Forward", "Solve", "Linear", "Joint", "Contraction"), 0)
 
     @settings(max_examples=count, **OPTIONS)
     @given(graphs())
@@ -280,7 +282,7 @@ def test_the_order_of_steps_changes_nothing(drawn: tuple[Region, list[str]], see
     for one in (outer, other):
         flat = flatten(one)
         facts = [*flat.outputs.values(), *(flat.inputs[name] for name in known)]
-        closure = Closure(Problem(flat), facts)
+        closure = Closure(System(flat), facts)
         keys.append({ref: closure.keys[v] for v, ref in enumerate(flat.refs)})
     assert keys[0] == keys[1]
     first, second = solve(outer, given=known), solve(other, given=known)

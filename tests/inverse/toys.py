@@ -150,13 +150,13 @@ class Turn(Toy):
 
     @classmethod
     def algebra(cls, config: Any, signature: Signature) -> Algebra:
-        rule = Rule("x", ("out",), "back")
+        rule = Rule("x", ("out",), "invert")
         return Algebra((rule,), lipschitz={("x", "out"): 1.0}, log_det={"x": "zero"})
 
     def forward(self, *xs: Array) -> Array:
         return np.asarray(rotation(self.path, len(xs[0])) @ xs[0])
 
-    def back(self, out: Array) -> Array:
+    def invert(self, out: Array) -> Array:
         return np.asarray(rotation(self.path, len(out)).T @ out)
 
 
@@ -203,7 +203,7 @@ class Both(Toy):
 
 
 class Wave(Toy):
-    """``x + 0.5 sin x``, undone by iterating."""
+    """``x + 0.5 sin x``, inverted by iteration."""
 
     @classmethod
     def algebra(cls, config: Any, signature: Signature) -> Algebra:
@@ -241,6 +241,7 @@ class Split(Toy):
             (Rule("x", ("x0", "x1"), "join", cost=0),),
             lipschitz={("x", "x0"): 1.0, ("x", "x1"): 1.0},
             log_det={"x": "zero"},
+            moves=True,
         )
 
     def forward(self, *xs: Array) -> tuple[Array, Array]:
@@ -264,7 +265,7 @@ class Concat(Toy):
         assert None not in sizes  # the solver shows the types of the graph
         rule = Rule(("x0", "x1"), ("out",), "part", cost=0)
         bounds = {("x0", "out"): 1.0, ("x1", "out"): 1.0}
-        return Algebra((rule,), lipschitz=bounds, log_det={("x0", "x1"): "zero"})
+        return Algebra((rule,), lipschitz=bounds, log_det={("x0", "x1"): "zero"}, moves=True)
 
     def forward(self, *xs: Array) -> Array:
         return np.concatenate(xs)

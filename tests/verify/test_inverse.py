@@ -195,7 +195,7 @@ def test_build_refuses_with_the_check_and_its_number(
     assert cli.run(["build", str(write("one", "wrong_inverse")), "--runs", str(tmp_path / "runs"), "--device", "cpu"]) == 2  # fmt: skip
     said = capsys.readouterr()
     assert "FAILS  layer.round_trip" in said.out
-    assert "block 'layer' is not undone: layer.round_trip: layer: its inputs are had back from its outputs (1.0e-06)" in said.err  # fmt: skip
+    assert "block 'layer' is not undone: layer.round_trip: layer: its inputs are reconstructed from its outputs (1.0e-06)" in said.err  # fmt: skip
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,9 +1,9 @@
-"""How much a program proves: whether every equation of the region is used exactly once, and what becomes of volume.
+"""Level of a program: injective, bijective or volume preserving.
 
-The unknowns are the inputs that are not given and all values within; the equations say of every component's output what
-it is. Where each unknown stands for as many equations as it has numbers, the whole system is block triangular in the order
-of derivation, so that any outputs whatever have one inverse image, and log |det d outputs / d inputs| is the sum over the
-diagonal blocks. What a program leaves out is evaluated forward afterwards, by its own equation.
+The unknowns are the inputs that are not given and all inner values; each component's output contributes one equation. Where
+every equation is used exactly once, for as many numbers as it has, the whole system is block triangular in the order of
+derivation: all outputs have exactly one inverse image, and log |det d outputs / d inputs| is the sum over the diagonal
+blocks. A value that the program leaves out is evaluated forward afterwards, by its own equation.
 """
 
 from __future__ import annotations
@@ -17,17 +17,28 @@ import networkx as nx
 from sedd_graph.component.axes import AxisError
 from sedd_graph.inverse.flat import Flat, total
 from sedd_graph.inverse.linear import determinant
-from sedd_graph.inverse.names import Names, listed
+from sedd_graph.inverse.names import Names, join_and
 from sedd_graph.inverse.program import Level, Linear
-from sedd_graph.inverse.propagate import Closure, Edge
+from sedd_graph.inverse.propagate import Closure
+from sedd_graph.inverse.system import Edge, FixedPointEdge, ForwardEdge, LinearEdge, RuleEdge
 
-__all__ = ["judge"]
+__all__ = ["classify"]
 
 
-def judge(
+def classify(
     closure: Closure, edges: Sequence[Edge], given: Iterable[int], stored: Iterable[int]
 ) -> tuple[Level, str, dict[int, Linear]]:
-    """The level that a program of ``edges`` reaches, why no higher one, and its linear derivations by place."""
+    """Return the level that a program reaches, the reason why it is not higher, and its linear derivations.
+
+    Args:
+        closure: The known values.
+        edges: Edges of the program, in order.
+        given: Inputs that are known at inversion.
+        stored: Further known values.
+
+    Returns:
+        Level, reason (empty at the highest level), and linear derivations by position in ``edges``.
+    """
     flat, names = closure.flat, Names(closure.flat.refs)
     linear, matched = _linear(closure, edges)
     if any(True for _ in stored):
@@ -40,7 +51,7 @@ def judge(
 
 
 def _sizes(flat: Flat, given: set[int]) -> str:
-    """Empty where outputs hold as many numbers as the inputs that are not given."""
+    """Return how sizes differ; empty where outputs hold as many numbers as the inputs that are not given."""
     outputs = [v for v in dict.fromkeys(flat.outputs.values()) if flat.producer[v] >= 0]
     passed = {v for v in flat.outputs.values() if flat.producer[v] < 0}
     inputs = [v for v in flat.inputs.values() if v not in given and v not in passed]
@@ -52,41 +63,42 @@ def _sizes(flat: Flat, given: set[int]) -> str:
 
 
 def _own(closure: Closure, edges: Sequence[Edge]) -> list[int]:
-    """The values that a program leaves to be evaluated forward."""
-    flat, kept = closure.flat, {id(edge) for edge in edges}
-    facts = {v for v, edge in enumerate(closure.made_by) if edge is None}
+    """Return the values that a program leaves out, which are evaluated forward."""
+    flat, used = closure.flat, {id(edge) for edge in edges}
+    facts = {v for v, edge in enumerate(closure.derived_by) if edge is None}
     return [
         v
-        for v, edge in enumerate(closure.made_by)
-        if flat.producer[v] >= 0 and v not in facts and (edge is None or id(edge) not in kept)
+        for v, edge in enumerate(closure.derived_by)
+        if flat.producer[v] >= 0 and v not in facts and (edge is None or id(edge) not in used)
     ]
 
 
 def _fresh(closure: Closure, edge: Edge) -> list[int]:
-    return [v for v in dict.fromkeys(edge.targets) if closure.made_by[v] is edge]
+    """Return the values that ``edge`` derived first."""
+    return [v for v in dict.fromkeys(edge.targets) if closure.derived_by[v] is edge]
 
 
 def _unmatched(closure: Closure, edges: Sequence[Edge], matched: Counter[int] | None, names: Names) -> str:
-    """Empty where each component's output is used as an equation once."""
+    """Return which equation is not used exactly once; empty where each is."""
     flat = closure.flat
     if matched is None:
-        return "a linear relation is used for more values than it can give"
+        return "a linear relation is used for more values than it determines"
     used: Counter[int] = Counter(matched)
     for edge in edges:
         fresh = _fresh(closure, edge)
-        if edge.fixpoint is not None:
-            used[edge.fixpoint.value] += 1
-        elif edge.rule is not None:
+        if isinstance(edge, FixedPointEdge):
+            used[edge.fixed_point.value] += 1
+        elif isinstance(edge, RuleEdge):
             node = flat.nodes[edge.node]
             equations = [node.outputs[name] for name in edge.rule.given if name in node.outputs]
             used.update(equations)
             try:
-                spent, had = total([flat.types[v] for v in equations]), total([flat.types[v] for v in fresh])
+                taken, found = total([flat.types[v] for v in equations]), total([flat.types[v] for v in fresh])
             except AxisError as error:
                 return f"sizes cannot be compared: {error}"
-            if spent != had:
-                return f"op {node.op.contract.name!r} ({node.path}) spends {spent} numbers to give {had}"
-        elif edge.forward:
+            if taken != found:
+                return f"op {node.op.contract.name!r} ({node.path}) uses {taken} numbers to recover {found}"
+        elif isinstance(edge, ForwardEdge):
             used.update(v for v in fresh if v not in matched)
     used.update(v for v in _own(closure, edges) if v not in matched)
     equations = [v for v, made_by in enumerate(flat.producer) if made_by >= 0]
@@ -97,20 +109,21 @@ def _unmatched(closure: Closure, edges: Sequence[Edge], matched: Counter[int] | 
 
 
 def _linear(closure: Closure, edges: Sequence[Edge]) -> tuple[dict[int, Linear], Counter[int] | None]:
-    """Linear derivations by place; and the equations that they and their like use, None where these do not fit.
+    """Return linear derivations by position in ``edges``, and the equations that linear relations account for.
 
-    Relations and the values got from them fall into parts; a part with as many of one as of the other is a square system.
-    Its determinant is counted with the first derivation in it.
+    Relations and the values derived from them form connected parts; a part with as many of one as of the other is a square
+    system. Its determinant is counted with the first derivation in it. The equations are None where a part is not square
+    or is singular.
     """
-    flat, rows = closure.flat, closure.problem.rows
-    solved = [(place, s) for place, edge in enumerate(edges) for s in edge.solved]
-    combination: dict[int, dict[int, Fraction]] = {s.target: dict(s.used) for _, s in solved}
-    involved = {rows[r].out: r for _, s in solved for r in s.used}
+    flat, relations = closure.flat, closure.system.relations
+    solved = [(place, s) for place, edge in enumerate(edges) if isinstance(edge, LinearEdge) for s in edge.solutions]
+    combination: dict[int, dict[int, Fraction]] = {s.target: dict(s.relations) for _, s in solved}
+    involved = {relations[r].out: r for _, s in solved for r in s.relations}
     for v in _own(closure, edges):
         if v in involved:
             combination[v] = {involved[v]: Fraction(1)}
     for edge in edges:
-        if edge.forward:
+        if isinstance(edge, ForwardEdge):
             combination |= {v: {involved[v]: Fraction(1)} for v in _fresh(closure, edge) if v in involved}
     graph: nx.Graph[tuple[str, int]] = nx.Graph()
     for v, used in combination.items():
@@ -129,11 +142,11 @@ def _linear(closure: Closure, edges: Sequence[Edge]) -> tuple[dict[int, Linear],
         factor_at[place] = factor_at.get(place, Fraction(1)) / det
     made: dict[int, Linear] = {}
     for place, edge in enumerate(edges):
-        if edge.solved:
-            paths = {flat.nodes[rows[r].node].path for s in edge.solved for r in s.used}
+        if isinstance(edge, LinearEdge):
+            paths = {flat.nodes[relations[r].node].path for s in edge.solutions for r in s.relations}
             made[place] = Linear(
-                targets=tuple(flat.refs[s.target] for s in edge.solved),
-                terms=tuple(tuple((flat.refs[v], c) for v, c in s.terms) for s in edge.solved),
+                targets=tuple(flat.refs[s.target] for s in edge.solutions),
+                terms=tuple(tuple((flat.refs[v], c) for v, c in s.terms) for s in edge.solutions),
                 paths=tuple(sorted(paths)),
                 factor=factor_at.get(place, Fraction(1)),
                 cost=0.0,
@@ -142,14 +155,14 @@ def _linear(closure: Closure, edges: Sequence[Edge]) -> tuple[dict[int, Linear],
 
 
 def _volume(flat: Flat, edges: Sequence[Edge], linear: dict[int, Linear], names: Names) -> str:
-    """Empty where every contribution to the log-determinant is zero."""
+    """Return which derivation changes volume; empty where every term of the log-determinant is zero."""
     for place, edge in enumerate(edges):
-        if edge.fixpoint is not None:
-            return f"the contraction that gives {names.value(flat.refs[edge.fixpoint.target])} changes volume"
-        if edge.solved and linear[place].factor != 1:
-            gives = listed(names.value(ref) for ref in linear[place].targets)
+        if isinstance(edge, FixedPointEdge):
+            return f"the contraction that gives {names.value(flat.refs[edge.fixed_point.target])} changes volume"
+        if isinstance(edge, LinearEdge) and linear[place].factor != 1:
+            gives = join_and(names.value(ref) for ref in linear[place].targets)
             return f"the linear system that gives {gives} changes volume {linear[place].factor}-fold per number"
-        if edge.rule is not None:
+        if isinstance(edge, RuleEdge):
             node = flat.nodes[edge.node]
             log_det = node.algebra.log_det.get(edge.rule.target)
             if log_det != "zero":

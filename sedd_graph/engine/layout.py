@@ -1,0 +1,250 @@
+"""Layout of a block for reversible execution: its values, its units, and its inverse in terms of both. No tensors here.
+
+A unit is a component, or a whole nested block that the inverse evaluates forward (which is what the compiler is given).
+Values are numbered as in :class:`sedd_graph.inverse.flat.Flat`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+from torch import nn
+
+from sedd_graph.engine.grid import Grid
+from sedd_graph.engine.regions import last_use
+from sedd_graph.errors import UserError
+from sedd_graph.graph.model import Op, Ref, Region, Step
+from sedd_graph.inverse import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve, solve
+from sedd_graph.inverse.flat import Block, flatten
+from sedd_graph.inverse.format import diagnosis
+
+__all__ = ["InverseStep", "Layout", "Sum", "Unit"]
+
+Sum = tuple[tuple[int, float], ...]
+"""Sum of values times factors."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Unit:
+    """Component or block that is evaluated as a whole.
+
+    Attributes:
+        path: Names that lead from the layer to its module.
+        inputs: Values in the order of the call; -1 where nothing is fed.
+        outputs: Values that it computes.
+        places: Positions of the steps on its path, which are folded into the layer's dropout key.
+        factors: Factors of the arguments where the unit is a weighted sum, which needs no evaluation in the backward pass.
+        moves: Whether it only moves numbers.
+    """
+
+    path: tuple[str, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    places: tuple[int, ...]
+    factors: tuple[Fraction, ...] | None = None
+    moves: bool = False
+
+    def module(self, layer: nn.Module) -> Any:
+        """Return the module of the unit within ``layer``."""
+        found: Any = layer
+        for name in self.path:
+            found = found._modules[name]
+        return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InverseStep:
+    """One derivation of the inverse, in terms of values.
+
+    Attributes:
+        derivation: The derivation.
+        targets: Values that it derives.
+        last_use: Values that no later step reads.
+        given: Arguments of an inversion rule; -1 where nothing is fed.
+        sums: One sum for each target of a linear derivation, positive terms first, so that none starts with a negation.
+    """
+
+    derivation: Derivation
+    targets: tuple[int, ...]
+    last_use: tuple[int, ...]
+    given: tuple[int, ...] = ()
+    sums: tuple[Sum, ...] = ()
+
+
+class Layout:
+    """Values, units and derived inverse of a region.
+
+    Args:
+        region: The block.
+        given: Inputs that are known at inversion; the others are its streams.
+        grid: Grid of exact arithmetic, or None for plain floats.
+
+    Raises:
+        UserError: The region has no inverse with ``given``, or none that is exact on ``grid``.
+
+    Attributes:
+        program: The derived inverse.
+        index: Number of each value.
+        count: Number of values.
+        inputs: Value of each input.
+        outputs: Value of each output.
+        given: Names of the inputs that are known at inversion.
+        streams: Names of the inputs that are reconstructed.
+        units: Units in order of evaluation.
+        by_path: Units by dotted path.
+        saved: Saved activations: (path of a unit, position among those of the unit), or ("", value).
+        log_dets: For each unit the method that computes its log-determinant, or None.
+        last_use: For each unit the values that can be freed after its evaluation. Outputs, and the values at which
+            log-determinants are taken, are retained.
+        inverse: Steps of the inverse.
+        on_grid: Values on the grid.
+    """
+
+    def __init__(self, region: Region, given: Sequence[str], grid: Grid | None = None) -> None:
+        self.region, self.grid = region, grid
+        found = solve(region, given=given)
+        if isinstance(found, Refusal):
+            raise UserError(f"block {region.label!r} cannot be run reversibly:\n{diagnosis(found)}")
+        self.program: Program = found
+        self.flat = flatten(region)
+        self.index = {ref: number for number, ref in enumerate(self.flat.refs)}
+        self.count = len(self.flat.refs)
+        self.inputs, self.outputs = dict(self.flat.inputs), dict(self.flat.outputs)
+        self.given = tuple(name for name in region.inputs if name in given)
+        self.streams = tuple(name for name in region.inputs if name not in given)
+        whole = {call.path for call in self._calls() if isinstance(call.step.body, Region)}
+        self.units = tuple(self._units(self.flat.members, whole))
+        self.by_path = {".".join(unit.path): unit for unit in self.units}
+        self.saved = tuple(self._saved(region, ""))
+        log_dets = {d.path: d.log_det for d in found.derivations if isinstance(d, Solve) and d.log_det != "zero"}
+        self.log_dets = tuple(log_dets.get(path) for path in self.by_path)
+        retained = set(self.outputs.values())
+        for d in found.derivations:
+            if isinstance(d, Linear | Contraction):
+                retained.update(self.index[ref] for ref in (*d.needs, *d.targets))
+        self.last_use = last_use([unit.inputs for unit in self.units], retained)
+        self.inverse = tuple(self._inverse())
+        self.on_grid = self._grid_values()
+        if grid is not None:
+            self._check_exact()
+
+    # -- structure --------------------------------------------------------------------------------------------------
+
+    def _calls(self) -> Iterator[Forward]:
+        for derivation in self.program.derivations:
+            if isinstance(derivation, Forward):
+                yield derivation
+            elif isinstance(derivation, Contraction):
+                yield from derivation.body
+
+    def _units(self, members: Sequence[int | Block], whole: set[str]) -> Iterator[Unit]:
+        for member in members:
+            if isinstance(member, int):
+                node = self.flat.nodes[member]
+                arguments: list[int] = []
+                factors: list[Fraction] = []
+                linear = node.algebra.linear.get("out") if len(node.outputs) == 1 else None
+                for port in node.op.signature.inputs:
+                    fed = node.inputs.get(port.name, ())
+                    arguments += list(fed) if fed or port.variadic else [-1]
+                    factors += [Fraction((linear or {}).get(port.name, 0))] * len(fed)
+                known = tuple(factors) if linear else None
+                yield self._unit(node.path, arguments, node.outputs.values(), known, node.algebra.moves)
+            elif member.path in whole:
+                yield self._unit(member.path, [fed[0] for fed in member.inputs.values()], member.outputs.values())
+            else:
+                yield from self._units(member.members, whole)
+
+    def _unit(
+        self,
+        path: str,
+        inputs: Iterable[int],
+        outputs: Iterable[int],
+        factors: tuple[Fraction, ...] | None = None,
+        moves: bool = False,
+    ) -> Unit:
+        names, places, inside = path.split("."), [], self.region
+        for name in names:
+            place = next(i for i, step in enumerate(inside.steps) if step.name == name)
+            places.append(place)
+            body = inside.steps[place].body
+            inside = body if isinstance(body, Region) else inside
+        return Unit(tuple(names), tuple(inputs), tuple(outputs), tuple(places), factors, moves)
+
+    def _saved(self, region: Region, prefix: str) -> Iterator[tuple[str, int]]:
+        for step in region.steps:
+            path = f"{prefix}{step.name}"
+            if isinstance(step.body, Region):
+                if path in self.by_path:
+                    yield from ((path, k) for k in range(_count_saved(step.body)))
+                else:
+                    yield from self._saved(step.body, f"{path}.")
+            if step.save is not None:
+                yield from (("", self._value(step, path, port)) for port in step.save.ports)
+
+    def _value(self, step: Step, path: str, port: str) -> int:
+        if isinstance(step.body, Op):
+            return self.index[Ref(path, port)]
+        members: Sequence[int | Block] = self.flat.members
+        while True:
+            block = next(m for m in members if isinstance(m, Block) and f"{path}.".startswith(f"{m.path}."))
+            if block.path == path:
+                return block.outputs[port]
+            members = block.members
+
+    def _inverse(self) -> Iterator[InverseStep]:
+        number, derivations = self.index, self.program.derivations
+        needs = [[number[ref] for ref in d.needs] for d in derivations]
+        for d, last in zip(derivations, last_use(needs, self.inputs.values()), strict=True):
+            targets = tuple(number[ref] for ref in d.targets)
+            if isinstance(d, Solve):
+                yield InverseStep(d, targets, last, given=tuple(-1 if r is None else number[r] for r in d.given))
+            elif isinstance(d, Linear):
+                ordered = (sorted(terms, key=lambda term: term[1] < 0) for terms in d.terms)
+                sums = tuple(tuple((number[ref], float(factor)) for ref, factor in terms) for terms in ordered)
+                yield InverseStep(d, targets, last, sums=sums)
+            else:
+                yield InverseStep(d, targets, last)
+
+    # -- exact arithmetic -------------------------------------------------------------------------------------------
+
+    def _grid_values(self) -> frozenset[int]:
+        """Return the values that stay on the grid: streams, and their sums and rearrangements."""
+        if self.grid is None:
+            return frozenset()
+        found = {self.inputs[name] for name in self.streams}
+        for unit in self.units:
+            fed = [v for v in unit.inputs if v >= 0]
+            plain = unit.factors is not None and all(abs(f) == 1 for f in unit.factors)
+            if (plain and any(v in found for v in fed)) or (unit.moves and all(v in found for v in fed)):
+                found.update(unit.outputs)
+        return frozenset(found)
+
+    def _check_exact(self) -> None:
+        refused = f"block {self.region.label!r} cannot run with exact arithmetic"
+        for name, value in self.outputs.items():
+            if value not in self.on_grid:
+                raise UserError(
+                    f"{refused}: its output {name!r} is no sum or rearrangement of its streams "
+                    f"({', '.join(self.streams)}); use add, sub and rearrangements for them"
+                )
+        for step in self.inverse:
+            d = step.derivation
+            if isinstance(d, Linear):
+                fine = all(abs(f) == 1 for row in d.terms for _, f in row) and self.on_grid.issuperset(step.targets)
+            else:
+                fine = isinstance(d, Forward) or (isinstance(d, Solve) and self.by_path[d.path].moves)
+            if not fine:
+                what = d.path if isinstance(d, Solve) else ", ".join(str(t) for t in d.targets)
+                raise UserError(f"{refused}: inverting {what} rounds; additive couplings and rearrangements are exact")
+
+
+def _count_saved(region: Region) -> int:
+    return sum(
+        (_count_saved(step.body) if isinstance(step.body, Region) else 0)
+        + (len(step.save.ports) if step.save is not None else 0)
+        for step in region.steps
+    )

@@ -1,0 +1,230 @@
+"""Explanation of why the derivation of an inverse stops at a component, and of how the blueprint could be rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sedd_graph.component.axes import AxisError
+from sedd_graph.inverse.contraction import ContractionSearch
+from sedd_graph.inverse.flat import Block, Node, total
+from sedd_graph.inverse.names import Names, join_and
+from sedd_graph.inverse.program import Remedy
+from sedd_graph.inverse.propagate import Closure
+
+__all__ = ["Reasons"]
+
+_MAX_VISITED = 10_000
+"""Largest number of unknown values visited to find the inputs that one of them depends on."""
+
+
+class Reasons:
+    """Writer of reasons and rewrites for the components of one closure."""
+
+    def __init__(self, closure: Closure) -> None:
+        self.closure, self.flat, self.names = closure, closure.flat, Names(closure.flat.refs)
+
+    def name(self, v: int) -> str:
+        """Return the name of a value."""
+        return self.names.value(self.flat.refs[v])
+
+    def listed(self, values: Iterable[int]) -> str:
+        """Return the names of values, as a list in words."""
+        return join_and(self.name(v) for v in values)
+
+    def sorted(self, values: Iterable[int]) -> list[int]:
+        """Return values in the order of their names."""
+        return sorted(values, key=self.flat.rank.__getitem__)
+
+    def unknown(self, values: Iterable[int]) -> list[int]:
+        """Return those of ``values`` that are unknown, each once, in the order of their names."""
+        return self.sorted(v for v in dict.fromkeys(values) if not self.closure.known(v))
+
+    # -- reasons ----------------------------------------------------------------------------------------------------
+
+    def reason(self, index: int) -> str:
+        """Return why the unknown inputs of a component do not follow from its known outputs."""
+        node = self.flat.nodes[index]
+        relation = self.open_relation(node)
+        if relation is not None:
+            return self._equation(node, relation)
+        if node.algebra.linear and not any(any(f.values()) for f in node.algebra.linear.values()):
+            return f"op {node.op.contract.name!r} multiplies by 0: nothing is left of {self.listed(node.needs)}"
+        if not node.algebra.rules:
+            return f"op {node.op.contract.name!r} has no inversion rule{self._narrower(node)}"
+        return "; ".join(self._rule(node, targets, given) for targets, given in self._rules(node))
+
+    def open_relation(self, node: Node) -> int | None:
+        """Return the first linear relation of a component whose output is known and that has unknown terms."""
+        system = self.closure.system
+        for v in node.outputs.values():
+            r = system.relation_of_output.get(v)
+            if r is not None and self.closure.known(v) and self.unknown(system.relations[r].terms):
+                return r
+        return None
+
+    def _narrower(self, node: Node) -> str:
+        made = [self.flat.types[v] for v in node.outputs.values()]
+        try:
+            given, wanted = total(made), total([self.flat.types[v] for v in self.unknown(node.needs)])
+        except AxisError:
+            return ""
+        difference = (wanted - given).terms
+        if not difference or any(c < 0 for _, c in difference):
+            return ""
+        return f", and cannot have one: {wanted} numbers go in and {given} come out"
+
+    def _rules(self, node: Node) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Return the targets and the unknown given ports of each rule for an unknown input."""
+        found = []
+        for rule in node.algebra.rules:
+            if any(self.unknown(node.inputs.get(name, ())) for name in rule.targets):
+                ports = {name: node.inputs.get(name, ()) for name in rule.given} | {
+                    name: (node.outputs[name],) for name in rule.given if name in node.outputs
+                }
+                found.append((rule.targets, tuple(n for n in rule.given if self.unknown(ports[n]))))
+        return found
+
+    def _rule(self, node: Node, targets: tuple[str, ...], missing: tuple[str, ...]) -> str:
+        parts = []
+        for name in missing:
+            values = (node.outputs[name],) if name in node.outputs else node.inputs[name]
+            for v in self.unknown(values):
+                if name in node.outputs and not self.flat.users[v]:
+                    parts.append(f"its output {name!r}, which nothing uses and which is no output of the block")
+                else:
+                    parts.append(f"{name!r} ({self._described(v, node)})")
+        recovered = " and ".join(map(repr, targets))
+        return f"op {node.op.contract.name!r} recovers {recovered} only with {' and '.join(parts)}"
+
+    def _equation(self, node: Node, r: int) -> str:
+        relation = self.closure.system.relations[r]
+        terms = self.unknown(v for v in relation.terms if v != relation.out)
+        described = join_and(self._described(v, node) for v in terms)
+        text = f"{self.name(relation.out)} is one equation for {len(terms)} unknowns: {described}"
+        search = self.closure.searched.get(r)
+        return text if search is None else f"{text}; {self._no_fixed_point(search)}"
+
+    def _no_fixed_point(self, search: ContractionSearch) -> str:
+        if search.sources:
+            return f"they depend on {self.listed(search.sources)}, which are independent"
+        start = self.name(search.target)
+        text = f"all follow from {start}"
+        if search.unbounded:
+            culprits = [self.flat.nodes[n] for n in dict.fromkeys(n for n, _, _ in search.unbounded)]
+            shown = join_and((f"op {c.op.contract.name!r} ({c.path}, {_at(c)})" for c in culprits), most=5)
+            verb = "has" if len(culprits) == 1 else "have"
+            return f"{text}, but a fixed-point iteration need not converge: {shown} {verb} no Lipschitz bound"
+        if not search.scale:
+            return f"{text}, which is not itself a term of the sum"
+        return (
+            f"{text}, but relative to it the other terms have a Lipschitz bound of {search.bound:.6g}, and a fixed-point "
+            "iteration needs less than 1"
+        )
+
+    def _described(self, v: int, beside: Node) -> str:
+        """Return a value's name, and which unknown values the block or component that computes it needs."""
+        maker = self.flat.producer[v]
+        if maker < 0:
+            return self.name(v)
+        needs = [u for u in self.unknown(self._unit(maker, beside).needs) if u != v]
+        if not needs:
+            return self.name(v)
+        needs_text = join_and((self.name(u) + self._computed(u) for u in needs), most=4)
+        return f"{self.name(v)} (which needs {needs_text})"
+
+    def _unit(self, index: int, beside: Node) -> Node | Block:
+        """Return the outermost block around a component that does not contain ``beside``; else the component."""
+        path = f"{beside.path}."
+        outer = [b for b in self.flat.around[index] if not path.startswith(f"{b.path}.")]
+        return outer[0] if outer else self.flat.nodes[index]
+
+    def _computed(self, v: int) -> str:
+        """Return the unknown inputs that a value within is computed from, as text."""
+        inputs = self._inputs_behind(v) if self.flat.producer[v] >= 0 else ()
+        return f", computed here from {self.listed(self.sorted(inputs))}" if inputs else ""
+
+    def _inputs_behind(self, v: int) -> set[int]:
+        """Return the unknown inputs that ``v`` depends on."""
+        seen, todo, inputs = {v}, [v], set()
+        while todo and len(seen) < _MAX_VISITED:
+            u = todo.pop()
+            if self.flat.producer[u] < 0:
+                inputs.add(u)
+                continue
+            fresh = [w for w in self.unknown(self.flat.nodes[self.flat.producer[u]].needs) if w not in seen]
+            seen.update(fresh)
+            todo += fresh
+        return inputs
+
+    # -- rewrites ---------------------------------------------------------------------------------------------------
+
+    def rewrite(self, index: int) -> str | None:
+        """Return another way to write a component, or None where none is known."""
+        node = self.flat.nodes[index]
+        relation = self.open_relation(node)
+        if relation is not None:
+            return self._rewritten_sum(relation)
+        if not node.algebra.rules and self._narrower(node):
+            return (
+                f"replace {node.path} by a component that keeps the size (a square orthogonal map, a coupling), and make "
+                "what it drops an output"
+            )
+        for _, missing in self._rules(node):
+            loose = [n for n in missing if n in node.outputs and not self.flat.users[node.outputs[n]]]
+            if loose:
+                return f"make {node.path}.{loose[0]} an output of the block too"
+        return None
+
+    def _rewritten_sum(self, r: int) -> str | None:
+        relation, search = self.closure.system.relations[r], self.closure.searched.get(r)
+        out = self.name(relation.out)
+        terms = self.unknown(v for v in relation.terms if v != relation.out)
+        if search is None:
+            return None
+        if search.target >= 0:
+            if search.target in terms and search.bound >= 1:
+                x = self.name(search.target)
+                return (
+                    f"write the residual {out} = {x} + f({x}) with two streams, y1 = x1 + f(x2) and y2 = x2 + g(y1), or "
+                    "make f a contraction: every op in it with a Lipschitz bound, whose product is below 1"
+                )
+            return None
+        plain = [v for v in terms if self.flat.producer[v] < 0]
+        if len(plain) == len(terms):
+            names = " and ".join(self.name(v) for v in plain)
+            return f"make {names} outputs too, or output a difference beside the sum {out}"
+        if len(plain) == 1 and (others := self._crossed(terms)):
+            x = self.name(plain[0])
+            return (
+                f"compute the function in {out} = {x} + f({others[0]}) from a value that is known once the other outputs "
+                f"are (such as the sum that {others[0]} goes into) instead of {others[0]}"
+            )
+        return None
+
+    def conditioning(self, remedy: Remedy, given: tuple[str, ...], lost: int) -> str | None:
+        """Return the advice to declare inputs as given, where all follows from inputs that no sum continues."""
+        inputs = [
+            ref.port for ref in remedy.values if not ref.step and self.flat.inputs[ref.port] not in self._summed()
+        ]
+        if not len(inputs) == len(remedy.values) < lost:
+            return None
+        verb = "is" if len(inputs) == 1 else "are"
+        hint = f"if {join_and(inputs)} {verb} known at inversion too (as conditioning is), declare given: "
+        return f"{hint}[{', '.join([*given, *inputs])}]"
+
+    def _crossed(self, terms: Sequence[int]) -> list[str]:
+        """Return the lost inputs that computed terms of a sum depend on and that are terms of other such sums."""
+        found: set[int] = set()
+        for v in terms:
+            if self.flat.producer[v] >= 0:
+                found |= self._inputs_behind(v)
+        return [self.name(u) for u in self.sorted(found & (self._summed() - set(terms)))]
+
+    def _summed(self) -> set[int]:
+        """Return the terms of all sums that were searched for a contraction."""
+        return {v for r in self.closure.searched for v in self.closure.system.relations[r].terms}
+
+
+def _at(node: Node) -> str:
+    file, line, _ = node.step.place
+    return f"{file}:{line}" if line else file
