@@ -16,7 +16,7 @@ import subprocess
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +217,16 @@ def descriptions(model: type[pydantic.BaseModel]) -> dict[str, str]:
 
 def _type(field: Any) -> str:
     """The type of a field in the words of YAML, with its bounds."""
+    if (place := _place(field.metadata)) is not None:
+        return place
     bounds = [bound for item in field.metadata for bound in _bounds(item)]
     return _names(field.annotation) + (f", {' and '.join(bounds)}" if bounds else "")
+
+
+def _place(metadata: Iterable[Any]) -> str | None:
+    """The words for a field that holds a component, whose metadata names its place in the blueprint."""
+    places = [item.place for item in metadata if isinstance(getattr(item, "place", None), str)]
+    return f"an `op` of `{places[0]}`" if places else None
 
 
 def _bounds(item: Any) -> Iterator[str]:
@@ -234,6 +242,8 @@ def _bounds(item: Any) -> Iterator[str]:
 def _names(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
+        if (place := _place(arguments[1:])) is not None:
+            return place
         bounds = [
             bound
             for item in arguments[1:]
