@@ -31,9 +31,9 @@ architecture = script("architecture", ROOT / "scripts" / "architecture")
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    options = ("-W", "--keep-going", "-q", "-E", "-d", str(tmp_path / "trees"), "-b", "html")
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-d", str(tmp_path / "trees"), "-b", "html"]
-        + [str(DOCS), str(tmp_path / "html")],
+        [sys.executable, "-m", "sphinx", *options, str(DOCS), str(tmp_path / "html")],
         capture_output=True,
         text=True,
         check=False,
