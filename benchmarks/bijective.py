@@ -194,7 +194,8 @@ class NormflowsLayer:
 
     def _call(self, x: Tensor, *, inverse: bool) -> Pair:
         layer: Any = self.layer
-        return layer.inverse(x) if inverse else layer(x)  # type: ignore[no-any-return]
+        found: Pair = layer.inverse(x) if inverse else layer(x)
+        return found
 
 
 Layer = Ours | FreiaLayer | NormflowsLayer

@@ -27,7 +27,7 @@ from sedd_graph.data.rows import Dataset
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.engine.hardware import describe_hardware, pick_device
 from sedd_graph.evaluation.judge import Judge, open_judge
-from sedd_graph.evaluation.quality import documents, judged, variety
+from sedd_graph.evaluation.quality import diversity, documents, judge_statistics
 from sedd_graph.runs.check import check
 from sedd_graph.runs.open import make_engine
 from sedd_graph.training.loop import train
@@ -108,9 +108,9 @@ def _held_out(data: Dataset, judge: Judge | None) -> dict[str, float]:
 
 def _quality(rows: npt.NDArray[np.int64], tokenizer: Tokenizer, judge: Judge | None) -> dict[str, float]:
     """Return entropy and repetition of rows, and their perplexity under ``judge``."""
-    numbers = dict(variety(rows, tokenizer))
+    numbers = dict(diversity(rows, tokenizer))
     if judge is not None:
-        numbers |= judged(judge.read(documents(rows, tokenizer)))
+        numbers |= judge_statistics(judge.read(documents(rows, tokenizer)))
     return numbers
 
 
@@ -159,7 +159,7 @@ def main() -> None:
         "steps": arguments.steps,
         "hardware": describe_hardware(device),
         "torch": torch.__version__,
-        "judge": None if judge is None else judge.facts()["name"],
+        "judge": None if judge is None else judge.facts().name,
     }
     for what in arguments.only:
         record = {**common, **measure(what, arguments.steps, judge)}

@@ -21,7 +21,7 @@ from common import BLUEPRINTS, append_record, text_data
 from handwritten import Loss, Sedd, Trainer
 from interleaved import interleave, ratio
 
-from sedd_graph.engine.hardware import describe_hardware, matmul_rate, pick_device, pick_dtype
+from sedd_graph.engine.hardware import describe_hardware, pick_device, pick_dtype
 from sedd_graph.engine.measure import measure
 from sedd_graph.runs.check import check
 from sedd_graph.runs.open import make_engine
@@ -41,6 +41,22 @@ SIZES = {
         {"batch": 32, "length": 1024},
     ),
 }
+
+
+def matmul_rate(
+    device: torch.device, dtype: torch.dtype = torch.float32, *, size: int = 2048, seconds: float = 0.5
+) -> float:
+    """Measure the rate of matrix products, FLOP/s, best of several runs: the upper limit for a model's own rate."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Every error that a user can meet, under one root, with the exit code it leads to.
+"""Errors that a user can meet: one root class, and the exit code that each leads to.
 
-Nothing here knows what a blueprint or a tensor is; the layers above raise these.
+This module depends on nothing else of the package; all rooms raise these errors.
 """
 
 from __future__ import annotations
@@ -19,45 +19,56 @@ __all__ = [
     "Problem",
     "SeddGraphError",
     "UserError",
+    "choices",
     "listed",
+    "nearest",
     "suggest",
 ]
 
 
 class SeddGraphError(Exception):
-    """Root of all errors that sedd_graph raises on purpose. ``exit_code`` is what the command line leaves with."""
+    """Root of the errors that sedd_graph raises. ``exit_code`` is that of the command line."""
 
     exit_code = 1
 
 
 class UserError(SeddGraphError):
-    """Something the user wrote or asked for is wrong: a blueprint, a flag, a prompt. Exit code 2."""
+    """Error in the user's input, such as a blueprint, an option or a prompt. Exit code 2."""
 
     exit_code = 2
 
 
 class EnvironmentFault(SeddGraphError):
-    """The machine is at fault, not the user: a full disk, a broken plugin, a missing package. Exit code 1."""
+    """Fault of the machine, such as a full disk, a broken plugin or a missing package. Exit code 1."""
 
     exit_code = 1
 
 
 class MissingExtraError(EnvironmentFault):
-    """An optional package is absent; the message names the extra that brings it."""
+    """An optional package is not installed; the message names the extra that installs it.
+
+    Args:
+        package: Name of the package.
+        extra: Extra of ``sedd_graph`` that installs it.
+        purpose: Subject of the message: what the package is needed for.
+    """
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}: pip install 'sedd_graph[{extra}]'")
 
 
 class DivergedError(SeddGraphError):
-    """Numbers became NaN or infinite. Exit code 3."""
+    """The loss, a gradient or the weights became NaN or infinite. Exit code 3."""
 
     exit_code = 3
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Problem:
-    """One thing wrong at one place: ``file:line:col: path: message`` (line and column count from 1; 0 = unknown)."""
+    """A problem at a position of a blueprint, as text ``file:line:col: path: message``.
+
+    Lines and columns count from 1, and are 0 where they are not known; ``path`` is a dotted path of keys.
+    """
 
     file: str
     line: int
@@ -65,7 +76,7 @@ class Problem:
     path: str
     message: str
     environment: bool = False
-    """Whether the machine is at fault rather than the blueprint, as with a plugin that cannot be loaded."""
+    """True for a fault of the environment rather than of the blueprint, such as a plugin that cannot be loaded."""
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.col}" if self.line else self.file
@@ -73,13 +84,13 @@ class Problem:
 
 
 MAX_PROBLEMS = 100
-"""How many problems are gathered before one stops looking."""
+"""Most problems that are collected and shown."""
 
 
 class BlueprintError(UserError):
-    """All problems of one stage at once, sorted by file and line. ``problems`` is a tuple of :class:`Problem`.
+    """All problems of one stage, sorted by file and line, in ``problems``.
 
-    Exit code 1 where each of them is a fault of the environment.
+    The exit code is 2, or 1 where every problem is a fault of the environment.
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
@@ -92,17 +103,40 @@ class BlueprintError(UserError):
         super().__init__("\n".join(shown))
 
 
-_COMPARED, _LISTED = 500, 40
+_COMPARED, _LISTED, _SHORT, _NEAREST = 500, 40, 20, 5
 
 
 def listed(names: Iterable[str]) -> str:
-    """``a, b, c``, or ``none``; of a great many, the first few and how many more there are."""
+    """Join names as ``a, b, c``; of more than 40, the first 40 and the number of the others; ``none`` for none."""
     found = list(names)
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     return ", ".join(found[:_LISTED]) + more or "none"
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the nearest of ``options``, or an empty string where none is near."""
+    """Return ``" (did you mean 'x'?)"`` for the nearest of ``options``, or an empty string where none is near."""
     near = difflib.get_close_matches(name, [o for o in islice(options, _COMPARED) if o != name], n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def choices(name: str, options: Iterable[str], *, label: str = "known") -> str:
+    """Return the end of a message about the unknown ``name``: ``" (did you mean 'b'?); known: a, b"``."""
+    found = list(options)
+    near = _near(name, found)
+    return f"{suggest(name, near)}; {label}: {_counted(near, len(found))}"
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return ``a, b, c``; of more than 20 options only the five nearest to ``name``, or the first where none is near."""
+    found = list(options)
+    return _counted(_near(name, found), len(found))
+
+
+def _counted(names: list[str], count: int) -> str:
+    return listed(names) + (f" and {count - len(names)} more" if count > len(names) else "")
+
+
+def _near(name: str, options: list[str]) -> list[str]:
+    if len(options) <= _SHORT:
+        return options
+    return difflib.get_close_matches(name, options[:_COMPARED], n=_NEAREST, cutoff=0.3) or options[:_NEAREST]

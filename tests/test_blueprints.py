@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 import sedd_graph
+from sedd_graph.blueprint.schema import Blueprint
 from sedd_graph.engine.measure import measure
 from sedd_graph.runs.check import Report, check
 from tests.conftest import BLUEPRINTS, ROOT
@@ -48,8 +49,10 @@ def test_header_names_the_schema_and_the_file_is_valid(path: Path) -> None:
 def test_name_description_and_header(path: Path) -> None:
     """The name is that of the file, and the first lines state what it is and how large."""
     report = check(path)
-    assert report.loaded.blueprint.name == path.stem
-    assert report.loaded.blueprint.description
+    blueprint = report.loaded.blueprint
+    assert isinstance(blueprint, Blueprint)
+    assert blueprint.name == path.stem
+    assert blueprint.description
     lines = path.read_text(encoding="utf-8").splitlines()[1:]
     header = list(itertools.takewhile(lambda line: line.startswith("# "), lines))
     assert 2 <= len(header) <= 3
@@ -94,7 +97,8 @@ def test_trains_and_samples(path: Path) -> None:
         overrides, length = shrinking(path), 16
         assert structure(check(path, overrides[:-1])) == structure(report)  # at its full depth
     engine = sedd_graph.build(path, overrides, device="cpu", compile="off")
-    kernel = engine.process.kernel
+    process: Any = engine.process
+    kernel = process.kernel
     tokens = kernel.data_tokens
     rows = torch.randint(0, tokens, (2, length), generator=torch.Generator().manual_seed(0))
     loss = engine.loss(rows)
@@ -106,12 +110,12 @@ def test_trains_and_samples(path: Path) -> None:
     assert silent == []
     optimizer.step()
     assert bool(engine.loss(rows).isfinite().all())
-    if report.plan.family == "strings":  # strings of any length, padded with the start
-        drawn = engine.sample(2, length, steps=None if engine.process.sampler.steps is None else 2, seed=0)
+    if report.plan is not None and report.plan.family == "strings":  # strings of any length, padded with the start
+        drawn = engine.sample(2, length, steps=None if process.sampler.steps is None else 2, seed=0)
         assert 1 <= drawn.shape[1] <= length
         drawn = torch.where(drawn == kernel.start, 0, drawn)
     else:
-        drawn = engine.sample(2, length, steps=None if engine.process.sampler.steps is None else 2, seed=0)
+        drawn = engine.sample(2, length, steps=None if process.sampler.steps is None else 2, seed=0)
         assert drawn.shape == (2, length)
     assert 0 <= int(drawn.min()) <= int(drawn.max()) < tokens
 

@@ -12,6 +12,10 @@ from tests.conftest import ROOT
 from tests.environment import Environment
 
 EXAMPLE = ROOT / "examples" / "third_party"
+OPS = {
+    *("append.v1", "logits_absorb.v1", "logits_head.v1", "next_token_head.v1", "prefix.v1", "prefix_loss.v1"),
+    *("square_root.v1", "window_attention.v1"),
+}
 CHECKS = """
 from sedd_graph.testing.conformance import check_component
 from sedd_graph_example import SquareRoot, WindowAttention
@@ -41,7 +45,7 @@ def test_it_is_not_installed_here() -> None:
 def test_components_names_it_with_its_place(environment: Environment, tmp_path: Path) -> None:
     listed = environment.run("-m", "sedd_graph", "components", cwd=tmp_path)
     lines = {line.split()[0]: line for line in listed.splitlines() if "[sedd_graph_example 0.1.0]" in line}
-    assert sorted(lines) == ["square_root.v1", "window_attention.v1"]
+    assert sorted(lines) == sorted(OPS)
     assert "attention.v1" in listed.split()  # beside ours
     for name, cls in (("window_attention", "WindowAttention"), ("square_root", "SquareRoot")):
         shown = environment.run("-m", "sedd_graph", "components", name, cwd=tmp_path)
@@ -65,6 +69,27 @@ def test_build_and_train(environment: Environment, tmp_path: Path) -> None:
     trained = environment.run("-m", "sedd_graph", "train", run, "--device", "cpu", cwd=tmp_path)
     assert "done at step 2" in trained
     assert (run / "checkpoints" / "step-00000002" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "checks"),
+    [
+        ("prefix", ("prefix.sample", "prefix.prior", "objective.tight", "sampler.law")),
+        ("logits", ("kernel.nelbo", "objective.tight", "sampler.law")),
+    ],
+)
+def test_a_string_process_and_a_kernel_with_its_own_output_are_proved_and_trained(
+    environment: Environment, tmp_path: Path, name: str, checks: tuple[str, ...]
+) -> None:
+    shutil.copy(EXAMPLE / f"{name}.yaml", tmp_path)
+    told = environment.run("-m", "sedd_graph", "train", f"{name}.yaml", "--device", "cpu", cwd=tmp_path)
+    assert "FAILS" not in told
+    for check in checks:
+        assert re.search(rf"holds  {check} ", told), check
+    assert "done at step 1" in told
+    (run,) = (tmp_path / "runs" / name).iterdir()
+    sampled = environment.run("-m", "sedd_graph", "sample", run, "--batch", "2", "--steps", "4", cwd=tmp_path)
+    assert "--- 1" in sampled
 
 
 def test_conformance(environment: Environment, tmp_path: Path) -> None:

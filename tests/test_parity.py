@@ -47,7 +47,7 @@ def test_network(tmp_path: Path, file: str, kind: Any, kernel: str | None, outpu
         batch = Batch.of(reference["x0"])
         sigma, t = reference["sigma"], reference["t"]
         ones = torch.ones_like(t)
-        schedule = engine.process.schedule  # type: ignore[union-attr]
+        schedule = engine.process.schedule
         draw = Draw(reference["xt"], t, sigma, schedule.dsigma(t), ones)
         torch.testing.assert_close(engine.trained(draw, batch)[0], reference["loss_per_sequence"], rtol=1e-4, atol=1e-4)
 
@@ -65,7 +65,7 @@ def test_sedd_process(file: str, kernel: Any, schedule: Any, states: int) -> Non
     entropy = k.score_entropy(reference["log_score"], xt, x0, sigma)
     torch.testing.assert_close(entropy, reference["score_entropy_per_token"], rtol=1e-4, atol=1e-6)
     objective = ScoreEntropy(ScoreEntropy.Config(), Context({"n": states}))
-    draw = objective.corrupt(Batch.of(x0), k, s, random=None, t=t, xt=xt)  # type: ignore[arg-type]
+    draw = objective.corrupt(Batch.of(x0), k, s, random=None, t=t, xt=xt)
     loss = objective.loss({"log_score": reference["log_score"]}, draw, Batch.of(x0), k, s)
     torch.testing.assert_close(loss, reference["loss_per_sequence"], rtol=1e-4, atol=1e-4)
     score = reference["log_score"].exp()
@@ -81,7 +81,7 @@ def test_mdlm_loss() -> None:
     k, s = Absorb(Absorb.Config(), Context({"n": 28})), LogLinear(LogLinear.Config(), Context({}))
     objective = Nelbo(Nelbo.Config(), Context({"n": 28}))
     batch = Batch.of(reference["x0"])
-    draw = objective.corrupt(batch, k, s, random=None, t=reference["t"], xt=reference["xt"])  # type: ignore[arg-type]
+    draw = objective.corrupt(batch, k, s, random=None, t=reference["t"], xt=reference["xt"])
     loss = objective.loss({"log_x0": reference["log_x0"]}, draw, batch, k, s)
     torch.testing.assert_close(loss, reference["loss_per_sequence"], rtol=1e-4, atol=1e-4)
 

@@ -78,7 +78,7 @@ def test_links_and_scripts_of_the_pages_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", text):
         assert target.startswith("https://") or (ROOT / target).exists(), target
     for name in re.findall(r"\bscripts/[\w-]+", text):
-        assert (ROOT / name).is_file() or name == "scripts/docs", name
+        assert (ROOT / name).is_file(), name
     for folder in re.findall(r"^\| `([\w/]+)/` \|", text, re.MULTILINE):
         assert (ROOT / folder).is_dir(), folder
 
@@ -98,7 +98,7 @@ def test_workflows_only_call_scripts(path: Path) -> None:
             if "run" in step:
                 script = ROOT / step["run"]
                 assert script.parent == ROOT / "scripts"
-                assert os.access(script, os.X_OK) or script.name == "docs"
+                assert os.access(script, os.X_OK)
             else:
                 assert re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"])
 

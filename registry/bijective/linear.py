@@ -133,8 +133,8 @@ class ActNorm(Component, kind="norm"):
     """Scale and bias for each channel, initialised from the first training batch (Glow, arXiv 1807.03039, section 3.1).
 
     The mean and deviation of that batch (over attended positions) are stored in buffers, so that the output starts with mean
-    0 and deviation 1 while the learned parameters start at zero. Buffers are broadcast from rank 0, so that processes that
-    train together agree, and they stay out of an exponential moving average of the weights.
+    0 and deviation 1 while the learned parameters start at zero. Buffers rather than parameters: distributed training takes
+    them from rank 0, and an exponential moving average of the weights does not mix in their values before that batch.
     """
 
     class Config(ComponentConfig):

@@ -59,7 +59,7 @@ class _Sequence(Component):
 
 
 class SplitSequence(_Sequence, kind="arithmetic"):
-    """Split of a sequence of even length into two of half of it, ``x0`` and ``x1``.
+    """Split of a sequence of even length into two of half the length, ``x0`` and ``x1``.
 
     The blueprint states that the length is even: ``axes: {h: length, l: 2*h}``.
 

@@ -22,7 +22,7 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class AdaLNModulate(Component, kind="modulation"):
-    """``x * (1 + scale(c)) + shift(c)``, for use after a norm; the identity at first."""
+    """adaLN modulation ``x * (1 + scale(c)) + shift(c)``, for use after a norm; the identity at first."""
 
     positionwise = True
 
@@ -41,7 +41,7 @@ class AdaLNModulate(Component, kind="modulation"):
 
 
 class AdaLNGate(Component, kind="modulation"):
-    """``residual + gate(c) * dropout(x)``, which closes a branch; the residual alone at first.
+    """adaLN gate ``residual + gate(c) * dropout(x)``, which closes a branch; the residual alone at first.
 
     Without ``residual`` the output is the gated branch, for an ``add`` node in the graph, which the solver can invert.
     """

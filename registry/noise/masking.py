@@ -174,7 +174,7 @@ class Power(TokenMasking, kind="kernel"):
 
     @property
     def rate_bound(self) -> float:
-        # the largest growth of log hit_v on the clock log(exp(sigma) - 1), w (1 - exp(-sigma)) / (exp(sigma) - 1) = w exp(-sigma)
+        # the growth of log hit_v on the clock log(exp(sigma) - 1) is w (1 - exp(-sigma)) / (exp(sigma) - 1) = w exp(-sigma) <= w
         return float(self.trait.detach().max())
 
     def trait_of(self, surprisal: Tensor, frequencies: Tensor) -> Tensor:
@@ -229,8 +229,9 @@ class Spindle(TokenMasking, kind="kernel"):
 
     @property
     def rate_bound(self) -> float:
-        # that growth is left (1 + a cos x) / (1 + a sin(x) / x) with x = pi u, a = pi lean > -1. As cos x <= sin(x) / x this is below 1 for
-        # a > 0, and for a < 0 below (1 - cos x) / (1 - sin(x) / x), which falls from 3 to 2
+        # the growth of log hit_v on the clock log(exp(sigma) - 1) is left (1 + a cos x) / (1 + a sin(x) / x) with x = pi u and
+        # a = pi lean > -1. As cos x <= sin(x) / x it is below 1 for a > 0, and for a < 0 below (1 - cos x) / (1 - sin(x) / x),
+        # which falls from 3 to 2
         return 3.0
 
     def trait_of(self, surprisal: Tensor, frequencies: Tensor) -> Tensor:

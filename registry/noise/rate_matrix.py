@@ -124,11 +124,8 @@ class RateTable(FixedRates):
         return torch.where(corrupt, moved, x0)
 
     def prior(self, rows: int, length: int, *, generator: torch.Generator, allowed: Tensor | None) -> Tensor:
-        weights = (
-            self.stationary
-            if allowed is None or not bool((self.stationary * allowed).sum() > 0)
-            else self.stationary * allowed
-        )
+        kept = self.stationary if allowed is None else self.stationary * allowed
+        weights = kept if bool(kept.sum() > 0) else self.stationary
         return categorical(weights.expand(rows, length, -1), generator=generator)
 
     def rate_matrix(self, sigma: float) -> Tensor:
@@ -140,7 +137,10 @@ class RateTable(FixedRates):
 
 
 class Rates(RateTable, kind="kernel"):
-    """Any rate matrix, written out (up to 128 states) or from a file (up to 512): SEDD's general Q (arXiv 2310.16834, section 3.3)."""
+    """Any rate matrix, written out (up to 128 states) or from a file (up to 512).
+
+    SEDD's general Q (arXiv 2310.16834, section 3.3).
+    """
 
     example: ClassVar[Mapping[str, Any]] = {"table": [[0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1], [3, 0, 0.1, 0]]}
 

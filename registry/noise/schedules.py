@@ -204,7 +204,7 @@ class MD4Cosine(AlphaSchedule, kind="schedule"):
 
 
 class Polynomial(AlphaSchedule, kind="schedule"):
-    """alpha = 1 - (1 - eps) t^power (MD4, arXiv 2406.04329, table 4, with finite noise at t = 1)."""
+    """alpha = 1 - (1 - eps) t^power (MD4, arXiv 2406.04329, with finite noise at t = 1)."""
 
     class Config(ComponentConfig):
         power: Annotated[float, pydantic.Field(ge=0.1, le=10)] = 2.0

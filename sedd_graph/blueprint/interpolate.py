@@ -1,18 +1,19 @@
-"""``${params.NAME}``: the only interpolation there is. OmegaConf resolves the parameters among themselves.
+"""Interpolation of ``${params.NAME}``, the only form there is. OmegaConf resolves the parameters among themselves.
 
-No resolvers, no environment, no nesting: a blueprint cannot read anything but its own parameters, and what a parameter
-puts into a text is never looked at again. Everywhere else the resolved values are filled in as OmegaConf would do it (a
-test holds it to that): it parses a text for a fraction of a millisecond, which an untrusted file could ask for tens of
-thousands of times.
+There are no resolvers, no environment and no nesting: a blueprint reads nothing but its own parameters, and a value that
+was filled in is not interpolated again. Outside of ``params`` the resolved values are filled in by a regular expression,
+with the same result as OmegaConf's (a test compares them): its parser takes a fraction of a millisecond per text, and an
+untrusted file may hold tens of thousands.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from sedd_graph.errors import listed, suggest
+from sedd_graph.blueprint.yaml import DataPath
+from sedd_graph.errors import MAX_PROBLEMS, choices, listed
 
 __all__ = ["InterpolationFault", "resolve", "resolve_params"]
 
@@ -21,59 +22,47 @@ _REFERENCE = re.compile(r"\$\{params\.([a-z][a-z0-9_]*)\}")
 
 
 class InterpolationFault(Exception):
-    """What is wrong, as ``faults``: pairs of (path within the data, message)."""
+    """All that cannot be interpolated. ``faults`` holds pairs of a path within the data and a message."""
 
-    def __init__(self, faults: list[tuple[tuple[str | int, ...], str]]) -> None:
+    def __init__(self, faults: list[tuple[DataPath, str]]) -> None:
         super().__init__("; ".join(m for _, m in faults))
         self.faults = faults
 
 
-def _strings(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    if isinstance(data, str):
-        if "${" in data:
-            yield path, data
-    elif isinstance(data, Mapping):
-        for key, value in data.items():
-            yield from _strings(value, (*path, key))
-    elif isinstance(data, list):
-        for index, value in enumerate(data):
-            yield from _strings(value, (*path, index))
-
-
-def _check(data: Any, names: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
-    faults = []
-    for path, text in _strings(data):
-        for name in _REFERENCE.findall(text):
-            if name not in names:
-                faults.append((path, f"unknown parameter {name!r}{suggest(name, names)}; known: {listed(names)}"))
-        if "${" in _REFERENCE.sub("", text) or "\\" in text:
-            faults.append((path, f"{text[:60]!r}: the only interpolation is ${{params.NAME}}"))
+def _faults(text: str, names: Mapping[str, Any]) -> list[str]:
+    """Return a message for each unknown name in ``text``, which has a ``${``, and for any other form of interpolation."""
+    unknown = [name for name in _REFERENCE.findall(text) if name not in names]
+    faults = [f"unknown parameter {name!r}{choices(name, names)}" for name in unknown[:MAX_PROBLEMS]]
+    if "${" in _REFERENCE.sub("", text) or "\\" in text:
+        faults.append(f"{text[:60]!r}: the only interpolation is ${{params.NAME}}")
     return faults
 
 
 def resolve(data: Any, params: Mapping[str, Any]) -> Any:
-    """``data`` with every ``${params.NAME}`` replaced; a string that is one reference keeps the parameter's type.
+    """Return ``data`` with every ``${params.NAME}`` replaced; a string that is one reference gets the parameter's type.
 
-    Raises :class:`InterpolationFault` with every unknown name at once.
+    Raises:
+        InterpolationFault: Holds every unknown name, up to the limit of problems.
     """
-    faults = _check(data, params)
-    if faults:
-        raise InterpolationFault(faults)
+    faults: list[tuple[DataPath, str]] = []
 
-    def replace(item: Any, path: tuple[str | int, ...]) -> Any:
-        if isinstance(item, str):
-            return fill(item, path) if "${" in item else item
+    def replace(item: Any, path: DataPath) -> Any:
         if isinstance(item, Mapping):
             return {k: replace(v, (*path, k)) for k, v in item.items()}
-        return [replace(v, (*path, i)) for i, v in enumerate(item)] if isinstance(item, list) else item
+        if isinstance(item, list):
+            return [replace(v, (*path, i)) for i, v in enumerate(item)]
+        if not isinstance(item, str) or "${" not in item or len(faults) >= MAX_PROBLEMS:
+            return item
+        found = _faults(item, params)
+        value = item if found else fill(item)
+        if len(str(value)) > MAX_TEXT and not found:
+            found = [f"longer than {MAX_TEXT} characters once interpolated"]
+        faults.extend((path, message) for message in found)
+        return item if found else value
 
-    def fill(text: str, path: tuple[str | int, ...]) -> Any:
+    def fill(text: str) -> Any:
         whole = _REFERENCE.fullmatch(text)
-        value = params[whole[1]] if whole else _REFERENCE.sub(lambda found: str(params[found[1]]), text)
-        if len(str(value)) > MAX_TEXT:
-            faults.append((path, f"longer than {MAX_TEXT} characters once interpolated"))
-            return text
-        return value
+        return params[whole[1]] if whole else _REFERENCE.sub(lambda found: str(params[found[1]]), text)
 
     resolved = replace(data, ())
     if faults:
@@ -82,44 +71,46 @@ def resolve(data: Any, params: Mapping[str, Any]) -> Any:
 
 
 def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters that refer to each other, resolved; a circle is a fault that names its members.
+    """Return parameters that refer to each other, resolved. As in OmegaConf, ``???`` must be set on the command line.
 
-    As in OmegaConf, a parameter that is ``???`` must be given on the command line.
+    Raises:
+        InterpolationFault: A name is unknown, a value is missing or too long, or parameters form a cycle.
     """
     if len(params) > MAX_PARAMS:
         raise InterpolationFault([((), f"more than {MAX_PARAMS} parameters")])
-    faults = _check(params, params)
+    texts = {k: v for k, v in params.items() if isinstance(v, str) and "${" in v}
+    faults: list[tuple[DataPath, str]] = [((k,), m) for k, text in texts.items() for m in _faults(text, params)]
     faults += [((k,), f"must be given: params.{k}=VALUE on the command line") for k, v in params.items() if v == "???"]
-    waits = {k: set(_REFERENCE.findall(v)) for k, v in params.items() if isinstance(v, str)}
-    done: dict[str, Any] = {k: v for k, v in params.items() if not waits.get(k)}
     if faults:
         raise InterpolationFault(faults)
-    while len(done) < len(params):
-        ready = [k for k in params if k not in done and waits[k] <= done.keys()]
+    done = {k: v for k, v in params.items() if k not in texts}
+    while waiting := [k for k in params if k not in done]:
+        ready = [k for k in waiting if done.keys() >= set(_REFERENCE.findall(texts[k]))]
         if not ready:
-            circle = [k for k in params if k not in done]
-            raise InterpolationFault([((circle[0],), f"parameters refer to each other in a circle: {listed(circle)}")])
+            raise InterpolationFault([((waiting[0],), f"parameters form a cycle: {listed(waiting)}")])
         for key in ready:
-            done[key] = _by_omegaconf(key, params[key], done)
+            try:
+                done[key] = _by_omegaconf(texts[key], done)
+            except ValueError as error:
+                raise InterpolationFault([((key,), str(error))]) from None
     return {k: done[k] for k in params}
 
 
-def _by_omegaconf(key: str, text: str, params: Mapping[str, Any]) -> Any:
-    """One parameter's text with the resolved ``params`` in it, which hold no references of their own."""
-    from omegaconf import DictConfig, OmegaConf  # here: most blueprints have no parameter that refers to another
+def _by_omegaconf(text: str, params: Mapping[str, Any]) -> Any:
+    """Return the value of one parameter's text. The resolved ``params`` hold no references. Raises ValueError."""
+    from omegaconf import OmegaConf  # here: most blueprints have no parameter that refers to another
     from omegaconf.errors import OmegaConfBaseException
 
     names = _REFERENCE.findall(text)
     if len(names) > MAX_REFERENCES:
-        raise InterpolationFault([((key,), f"more than {MAX_REFERENCES} references in one parameter")])
+        raise ValueError(f"more than {MAX_REFERENCES} references in one parameter")
     config = OmegaConf.create({"params": {name: params[name] for name in names}, "text": text})
-    assert isinstance(config, DictConfig)
     try:
-        value = config["text"]
+        value = OmegaConf.select(config, "text")
     except OmegaConfBaseException as error:
-        raise InterpolationFault([((key,), f"cannot be interpolated: {str(error).splitlines()[0]}")]) from None
+        raise ValueError(f"cannot be interpolated: {str(error).splitlines()[0]}") from None
     if len(str(value)) > MAX_TEXT:
-        raise InterpolationFault([((key,), f"longer than {MAX_TEXT} characters once interpolated")])
+        raise ValueError(f"longer than {MAX_TEXT} characters once interpolated")
     if "${" in str(value):
-        raise InterpolationFault([((key,), f"{text[:60]!r}: parameters cannot make up a reference together")])
+        raise ValueError(f"{text[:60]!r}: parameters cannot make up a reference together")
     return value

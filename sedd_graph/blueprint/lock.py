@@ -1,7 +1,7 @@
-"""The lock file: one self-contained blueprint with everything filled in, that builds the same thing again byte for byte.
+"""The lock file: one self-contained blueprint with everything filled in, that builds the same graph again byte for byte.
 
-Includes are inlined as blocks of its own, overrides applied, the root's parameters resolved, ops pinned to versions,
-and every default written out.
+Includes become blocks of its own, overrides are applied, the root's parameters are resolved, ops are pinned to versions,
+and every default is written out.
 """
 
 from __future__ import annotations
@@ -11,40 +11,33 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sedd_graph.blueprint.load import Loaded
-from sedd_graph.blueprint.schema import MAX_NAME, Block, Blueprint, Invertible, Node, OpSpec
+from sedd_graph.blueprint.location import Loaded
+from sedd_graph.blueprint.schema import MAX_NAME, Block, Blueprint, ConfigKeys, Node, OpSpec
 from sedd_graph.blueprint.yaml import read_scalar, read_yaml
 from sedd_graph.errors import BlueprintError, UserError
 
 __all__ = ["Fill", "dump", "lock"]
 
-Fill = Callable[[str, Mapping[str, Any]], tuple[str, dict[str, Any]]]
-"""From an op and its keys to the pinned op and the keys with defaults filled in."""
+Fill = Callable[[str, ConfigKeys], tuple[str, ConfigKeys]]
+"""Maps an op and its Config keys to the op pinned to a version and the keys with defaults filled in."""
 
 _HEAD = "# Written by sedd_graph: everything filled in. It builds the same graph again.\n"
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
 
 
 def lock(loaded: Loaded, fill: Fill) -> str:
-    """The text of the lock file. Blocks that no node stands for are left out.
+    """Return the text of the lock file. Blocks that no node uses are left out.
 
-    Raises :class:`UserError` where what is included is too large to stand in one file.
+    Raises:
+        UserError: With all that the blueprint includes, the text exceeds the limits of one file.
     """
-    blueprint = loaded.blueprint
-    assert isinstance(blueprint, Blueprint)
-    writer = _Writer(loaded, fill)
+    blueprint, writer = loaded.blueprint, _Writer(loaded, fill)
     root = writer.body(loaded, blueprint)
+    specs = {"process": blueprint.process, "objective": blueprint.objective, "sample": blueprint.sample}
     out: dict[str, Any] = {"blueprint": 1, "name": blueprint.name, "description": blueprint.description or None}
     out |= {"params": loaded.params, "axes": dict(blueprint.axes)}
     out |= {"inputs": root["inputs"], "outputs": root["outputs"], "blocks": writer.blocks, "nodes": root["nodes"]}
-    if blueprint.process is not None:
-        out["process"] = {**writer.op(blueprint.process), "schedule": writer.op(blueprint.process.schedule)}
-    if blueprint.objective is not None:
-        out["objective"] = writer.op(blueprint.objective)
-    if blueprint.sample is not None:
-        out["sample"] = writer.op(blueprint.sample)
-        if blueprint.sample.classifier is not None:
-            out["sample"]["classifier"] = writer.op(blueprint.sample.classifier)
+    out |= {key: writer.op(spec) for key, spec in specs.items() if spec is not None}
     out |= {key: model.model_dump(mode="json") for key, model in loaded.sections.items()}
     text = _HEAD + dump({k: v for k, v in out.items() if v not in ({}, None)})
     try:
@@ -55,57 +48,42 @@ def lock(loaded: Loaded, fill: Fill) -> str:
 
 
 class _Writer:
-    """Gathers the blocks that are used, in the order of their first use, each under a name of its own."""
+    """Collects the blocks that are used, in the order of their first use, each under a name of its own."""
 
     def __init__(self, loaded: Loaded, fill: Fill) -> None:
         self.fill = fill
         self.blocks: dict[str, Any] = {}
-        self.names = {(loaded.file, block): block for block in loaded.blueprint.blocks}
+        self.names = {(loaded.file, block): block for block in loaded.library.blocks}
         self.prefixes = {loaded.file: ""}
-        """Of each file, what its blocks' names begin with: the alias under which it was first used."""
+        """By file, the prefix of its blocks' names: the alias under which it was first used."""
 
     def body(self, home: Loaded, item: Block | Blueprint) -> dict[str, Any]:
         nodes = {name: self.node(home, node) for name, node in item.nodes.items()}
         return {"inputs": dict(item.inputs), "outputs": dict(item.outputs), "nodes": nodes}
 
     def node(self, home: Loaded, item: Node) -> dict[str, Any]:
-        out: dict[str, Any] = {}
+        out = item.model_dump(mode="json", by_alias=True, exclude_none=True)
         if item.op is not None:
-            out["op"], keys = self.fill(item.op, item.with_)
+            out["op"], out["with"] = self.fill(item.op, item.with_)
         else:
-            out["block"], keys = self.block(home, item.block or ""), dict(item.with_)
-        for key, value in (
-            ("in", item.in_),
-            ("out", item.out),
-            ("with", keys),
-            ("repeat", item.repeat),
-            ("memory", item.memory),
-            ("arithmetic", item.arithmetic),
-        ):
-            if value is not None and value != {}:
-                out[key] = value
-        if item.save is not None:
-            out["save"] = item.save.model_dump(mode="json", exclude_none=True)
-        return out
+            out["block"], out["with"] = self.block(home, item.block or ""), dict(item.with_)
+        return {k: v for k, v in out.items() if v != {}}
 
     def block(self, home: Loaded, text: str) -> str:
-        """The name in the lock file of the block that ``text`` means within ``home``."""
+        """Return the name in the lock file of the block that ``text`` refers to within ``home``."""
         alias, dot, block = text.rpartition(".")
         target = home.libraries[alias] if dot else home
         prefix = self.prefixes.setdefault(target.file, f"{alias}_")
         name = self.names.setdefault((target.file, block), self.free(prefix + block))
         if name not in self.blocks:
-            self.blocks[name] = {}  # its place, before those that it uses
-            item = target.blueprint.blocks[block]
-            claim = (
-                item.invertible.model_dump(mode="json") if isinstance(item.invertible, Invertible) else item.invertible
-            )
-            head = {"description": item.description, "params": dict(item.params), "invertible": claim}
+            self.blocks[name] = {}  # its entry, before those of the blocks that it uses
+            item = target.library.blocks[block]
+            head = item.model_dump(mode="json", include={"description", "params", "invertible"})
             self.blocks[name] = {k: v for k, v in head.items() if v} | self.body(target, item)
         return name
 
     def free(self, wish: str) -> str:
-        """``wish``, shortened and numbered until it is a name that no other block has."""
+        """Return ``wish``, shortened and numbered until no other block has the name."""
         name, number, taken = wish[:MAX_NAME], 2, set(self.names.values())
         while name in taken:
             name, number = f"{wish[: MAX_NAME - len(str(number)) - 1]}_{number}", number + 1
@@ -113,11 +91,11 @@ class _Writer:
 
     def op(self, spec: OpSpec) -> dict[str, Any]:
         pinned, keys = self.fill(spec.op, spec.config)
-        return {"op": pinned, **keys}
+        return {"op": pinned, **keys, **{name: self.op(inner) for name, inner in spec if isinstance(inner, OpSpec)}}
 
 
 def dump(data: Mapping[str, Any]) -> str:
-    """YAML that :mod:`sedd_graph.blueprint.yaml` reads back as the same data; the same data gives the same bytes."""
+    """Return YAML that :func:`~sedd_graph.blueprint.yaml.read_yaml` reads back as the same data. It is deterministic."""
     lines: list[str] = []
 
     def walk(value: Mapping[str, Any], indent: int) -> None:
@@ -134,7 +112,7 @@ def dump(data: Mapping[str, Any]) -> str:
 
 
 def _flow(value: Any) -> str:
-    """A value on one line."""
+    """Return a value on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_string(k)}: {_flow(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -143,7 +121,7 @@ def _flow(value: Any) -> str:
 
 
 def _string(text: str) -> str:
-    """Plain where it reads back as the same string, else in double quotes with YAML's escapes."""
+    """Return a string, plain where it reads back as the same string, else in double quotes with YAML's escapes."""
     try:
         plain = _PLAIN.fullmatch(text) is not None and isinstance(read_scalar(text), str)
     except ValueError:  # such as nan

@@ -1,20 +1,18 @@
-"""Pydantic's findings in the user's words, each at the place of the key or value it is about."""
+"""Pydantic's findings in a user's words, each with the path of the key or value that it is about."""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pydantic
 
+from sedd_graph.blueprint.yaml import DataPath
 from sedd_graph.component.strict import branches
-from sedd_graph.errors import MAX_PROBLEMS, Problem, suggest
+from sedd_graph.errors import MAX_PROBLEMS, choices, suggest
 
-__all__ = ["Locate", "dotted", "model_problems"]
-
-Locate = Callable[[tuple[str | int, ...]], tuple[str, int, int]]
-"""From a path within the data to file, line and column."""
+__all__ = ["dotted", "findings"]
 
 _PATTERNS = {
     r"^[a-z][a-z0-9_]*$": "use lower-case letters, digits and _, starting with a letter",
@@ -22,85 +20,95 @@ _PATTERNS = {
     r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?$": "a reference is 'node' or 'node.port'",
     r"^[a-z][a-z0-9_]*(\.v[1-9][0-9]{0,3})?$": "an op is a registered name, such as 'attention' or 'attention.v1'",
 }
+_TYPES = {
+    "int_type int_parsing int_from_float": "an integer",
+    "float_type float_parsing": "a number",
+    "string_type": "a string",
+    "bool_type bool_parsing": "true or false",
+    "list_type tuple_type": "a list",
+    "dict_type model_type model_attributes_type": "a mapping",
+    "none_required": "nothing",
+}
+_WANTED = {kind: words for kinds, words in _TYPES.items() for kind in kinds.split()}
+"""By the type of pydantic's error, the value that would be right."""
+_BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
 
 
-def dotted(path: Iterable[str | int]) -> str:
-    """``nodes.head.in[0]``"""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
+def dotted(path: DataPath) -> str:
+    """Return a path as text: ``nodes.head.in[0]``."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    if value is None:
-        return "nothing"
+def findings(
+    error: pydantic.ValidationError, model: type[pydantic.BaseModel], data: object
+) -> Iterator[tuple[DataPath, str]]:
+    """Yield the path within ``data``, which is not a valid ``model``, and the message of each finding."""
+    seen: set[DataPath] = set()
+    found = error.errors(include_url=False)[: MAX_PROBLEMS + 1]
+    for one in found:
+        if one["type"] == "too_short" and any(f["loc"][:-1] == one["loc"] for f in found):
+            continue  # counted without the items that are refused in lines of their own
+        loc, path = one["loc"], _path_in(data, one["loc"])
+        if path in seen and loc != path:
+            continue
+        if len(loc) > len(path) and one["type"] not in ("missing", "extra_forbidden"):
+            seen.add(path)  # several branches of a union were tried: one line for the value is enough
+        yield path, _message(one, _fields_at(model, loc[:-1]))
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, dict | list):
+        return "nothing" if value is None else "a mapping" if isinstance(value, dict) else "a list"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _message(error: Any, fields: Iterable[str]) -> str:
-    kind, context, value = error["type"], error.get("ctx", {}), error.get("input")
+    kind, context, shown = error["type"], error.get("ctx", {}), _shown(error.get("input"))
+    if kind in _WANTED:
+        return f"must be {_WANTED[kind]}, not {shown}"
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        return f"must be {words} {context[name]:g}, not {shown}"
     if kind == "extra_forbidden":
         known = sorted(fields)
-        return f"unknown key{suggest(str(error['loc'][-1]), known)}" + (f"; known: {', '.join(known)}" if known else "")
+        return f"unknown key{choices(str(error['loc'][-1]), known) if known else ''}"
     if kind == "missing":
         return "is missing"
     if kind == "value_error":
         return str(context["error"])
     if kind == "string_pattern_mismatch":
-        return f"{_shown(value)}: {_PATTERNS.get(context['pattern'], 'does not match ' + context['pattern'])}"
+        return f"{shown}: {_PATTERNS.get(context['pattern'], 'does not match ' + context['pattern'])}"
     if kind == "literal_error":
-        options = [o.strip(" '") for o in context["expected"].replace(" or ", ", ").split(",")]
-        return f"{_shown(value)}: must be {context['expected']}{suggest(str(value), options)}"
+        options = _quoted(context["expected"].replace(" or ", ", "))
+        return f"{shown}: must be {context['expected']}{suggest(str(error.get('input')), options)}"
     if kind == "union_tag_invalid":
-        options = [o.strip(" '") for o in context["expected_tags"].split(",")]
-        return f"unknown {context['discriminator'].strip(chr(39))} {context['tag']!r}{suggest(str(context['tag']), options)}; known: {', '.join(options)}"
+        (name,), tag = _quoted(context["discriminator"]), context["tag"]
+        return f"unknown {name} {tag!r}{choices(str(tag), _quoted(context['expected_tags']))}"
     if kind == "union_tag_not_found":
-        return f"needs the key {context['discriminator'].strip(chr(39))!r}"
+        return f"needs the key {context['discriminator']}"
     if kind == "finite_number":
-        return f"{_shown(value)}: must be a finite number"
-    wanted = {
-        "int_type": "an integer",
-        "int_parsing": "an integer",
-        "int_from_float": "an integer",
-        "float_type": "a number",
-        "float_parsing": "a number",
-        "string_type": "a string",
-        "bool_type": "true or false",
-        "bool_parsing": "true or false",
-        "list_type": "a list",
-        "dict_type": "a mapping",
-        "model_type": "a mapping",
-        "model_attributes_type": "a mapping",
-        "tuple_type": "a list",
-        "none_required": "nothing",
-    }.get(kind)
-    if wanted:
-        return f"must be {wanted}, not {_shown(value)}"
-    bound = {
-        "greater_than": ("gt", "greater than"),
-        "greater_than_equal": ("ge", "at least"),
-        "less_than": ("lt", "less than"),
-        "less_than_equal": ("le", "at most"),
-    }.get(kind)
-    if bound:
-        return f"must be {bound[1]} {context[bound[0]]:g}, not {_shown(value)}"
+        return f"{shown}: must be a finite number"
     text: str = error["msg"]
     return text[0].lower() + text[1:]
 
 
-def _fields_at(model: Any, loc: tuple[str | int, ...]) -> list[str]:
-    """The keys that the model at ``loc`` knows; an empty list where that is not one model."""
+def _quoted(text: str) -> list[str]:
+    """Return the words of pydantic's ``'a', 'b'``."""
+    return [word.strip(" '") for word in text.split(",")]
+
+
+def _fields_at(model: type[pydantic.BaseModel], loc: DataPath) -> list[str]:
+    """Return the keys that the model at pydantic's location ``loc`` has; none where several models may stand there."""
     options: list[Any] = [model]
     for part in loc:
         options = [inner for option in options for inner in _inside(option, part)]
-        tagged = [o for o in options if _tag(o) == part]
-        options = tagged or options
+        options = [option for option in options if _tag(option) == part] or options
     models = [m for option in options for m in branches(option) if _is_model(m)]
     return [f.alias or n for n, f in models[0].model_fields.items()] if len(models) == 1 else []
 
@@ -110,7 +118,7 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _inside(annotation: Any, part: str | int) -> list[Any]:
-    """What may stand at ``part`` within a value of this type; a union's own tag steps into that branch."""
+    """Return the annotations of what ``part`` is within a value of this type; a union's own tag gives its branch."""
     found: list[Any] = []
     for branch in branches(annotation):
         if _is_model(branch):
@@ -125,48 +133,21 @@ def _inside(annotation: Any, part: str | int) -> list[Any]:
 
 
 def _tag(model: Any) -> Any:
-    """The value of the ``op`` that tells a model from its siblings in a tagged union."""
+    """Return the value of the ``op`` that tells a model from its siblings in a tagged union."""
     if not _is_model(model) or "op" not in model.model_fields:
         return None
     args = typing.get_args(model.model_fields["op"].annotation)
     return args[0] if len(args) == 1 else None
 
 
-def model_problems(
-    error: pydantic.ValidationError,
-    model: type[pydantic.BaseModel],
-    locate: Locate,
-    base: tuple[str | int, ...],
-    data: Any,
-) -> list[Problem]:
-    """One :class:`Problem` per finding. ``data`` is what was validated; ``base`` is its path in the file."""
-    problems, seen = [], set()
-    findings = error.errors(include_url=False)[: MAX_PROBLEMS + 1]
-    for found in findings:
-        if found["type"] == "too_short" and any(f["loc"][:-1] == found["loc"] for f in findings):
-            continue  # counted without the items that are refused in lines of their own
-        loc, fields = _path_in(data, found["loc"]), _fields_at(model, found["loc"][:-1])
-        message = _message(found, fields)
-        path = (*base, *loc)
-        if (path, "union") in seen and found["loc"] != loc:
-            continue
-        if len(found["loc"]) > len(loc) and found["type"] not in ("missing", "extra_forbidden"):
-            # several branches of a union were tried: one line for the value is enough
-            seen.add((path, "union"))
-        problems.append(Problem(*locate(path), dotted(path), message))
-    return problems
-
-
-def _path_in(data: Any, loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Pydantic's location with the names of union branches left out, so that it is a path in the data."""
+def _path_in(data: Any, loc: DataPath) -> DataPath:
+    """Return pydantic's location without the names of union branches, so that it is a path in ``data``."""
     path: list[str | int] = []
-    current = data
     for index, part in enumerate(loc):
-        if (isinstance(current, dict) and part in current) or (
-            isinstance(current, list) and isinstance(part, int) and part < len(current)
-        ):
+        items = dict(enumerate(data)) if isinstance(data, list) else data if isinstance(data, dict) else {}
+        if part in items:
             path.append(part)
-            current = current[part]  # type: ignore[index]
-        elif index == len(loc) - 1 and isinstance(current, dict) and part != "[key]":
+            data = items[part]
+        elif index == len(loc) - 1 and isinstance(data, dict) and part != "[key]":
             path.append(part)
     return tuple(path)

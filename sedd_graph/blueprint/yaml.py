@@ -1,12 +1,13 @@
-"""Untrusted YAML in, plain data with positions out: a small composer over PyYAML's events, bounded in every direction.
+"""Reader of untrusted YAML: plain data and the position of each part, composed from PyYAML's events within bounds.
 
-Only what a blueprint needs: mappings with string keys, lists, strings, numbers, true/false, null, and anchors within a
-budget. Tags, merge keys, duplicate keys, several documents and odd spellings of numbers are refused with a place.
-Iterative on purpose: deep nesting can exhaust no stack.
+A blueprint holds mappings with string keys, lists, strings, numbers, true/false, null, and anchors. Tags, merge keys,
+duplicate keys, several documents and ambiguous numbers (``010``, ``1_000``) are refused with a position. The composer
+is iterative: deeply nested input cannot exhaust the stack.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
@@ -18,7 +19,7 @@ import yaml
 
 from sedd_graph.errors import BlueprintError, Problem
 
-__all__ = ["Document", "read_scalar", "read_yaml"]
+__all__ = ["DataPath", "Document", "Position", "read_scalar", "read_yaml"]
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES, MAX_SCALAR, MAX_KEY = 512 * 1024, 40, 50_000, 16 * 1024, 100
 _LOADER = getattr(yaml, "CLoader", yaml.Loader)  # only its event parser is used; nothing is constructed by it
@@ -28,48 +29,58 @@ _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _ODD_NUMBER = re.compile(
     r"[-+]?(0[0-9_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|0b[01_]+|[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?|[0-9]+(:[0-5]?[0-9])+)"
 )
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_FINITE = re.compile(r"[-+]?\.?(nan|inf|infinity)", re.IGNORECASE)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONSTANTS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
 
-Path_ = tuple[str | int, ...]
+DataPath = tuple[str | int, ...]
+"""Path of a value within nested data: keys of mappings and indices of lists."""
+
+Position = tuple[str, int, int]
+"""File, line and column (from 1; 0 where they are unknown). In place of the file, an override that set the value."""
 
 
 @dataclasses.dataclass
 class Document:
-    """One file: plain ``data`` and where each part of it stands (line and column from 1)."""
+    """One YAML file: its plain ``data``, and the line and column of each key and list item."""
 
     file: str
-    data: Any
-    keys: dict[Path_, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    values: dict[Path_, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    data: Any = None
+    lines: dict[DataPath, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    overrides: dict[DataPath, str] = dataclasses.field(default_factory=dict)
+    """The override that set the value at a path, for messages."""
 
-    def position(self, path: Path_) -> tuple[int, int]:
-        """Line and column of the key at ``path``, or of the nearest part that exists around it."""
-        while path:
-            found = self.keys.get(path) or self.values.get(path)
-            if found:
-                return found
+    def position(self, path: DataPath) -> Position:
+        """Return the position of ``path``, or of the nearest part around it that the file has."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.overrides:
+                return self.overrides[path[:length]], 0, 0
+        while path and path not in self.lines:
             path = path[:-1]
-        return self.values.get((), (1, 1))
+        return (self.file, *self.lines.get(path, (1, 1)))
 
 
 class _Refused(Exception):
-    def __init__(self, message: str, mark: Any) -> None:
+    """Input that is not read, with the line and column of the fault."""
+
+    def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
         super().__init__(message)
-        self.place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        self.at = (line, column)
 
 
-def read_scalar(text: str) -> Any:
-    """The value of a plain scalar in YAML 1.2's core schema (1e-3 is a number; yes, no, on and off are strings).
+def read_scalar(text: str) -> bool | int | float | str | None:
+    """Return the value of a plain scalar in YAML 1.2's core schema (1e-3 is a number; yes, no, on and off are strings).
 
-    Raises :class:`ValueError` for numbers spelled oddly, for NaN and infinities, and for numbers out of range.
+    Raises:
+        ValueError: The number is NaN, infinite, out of range, or written ambiguously, such as ``010`` or ``1_000``.
     """
-    if text in ("", "~", "null", "Null", "NULL"):
-        return None
-    if text in ("true", "True", "TRUE"):
-        return True
-    if text in ("false", "False", "FALSE"):
-        return False
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
     if _NOT_FINITE.fullmatch(text):
         raise ValueError(f"{text} is not a finite number (quote it if a string is meant)")
     if _INT.fullmatch(text):
@@ -87,171 +98,184 @@ def read_scalar(text: str) -> Any:
 
 
 def read_yaml(source: str | Path | bytes, *, name: str | None = None) -> Document:
-    """Read one document. Raises :class:`BlueprintError` with the place of what is wrong."""
+    """Read one YAML document from a file or from bytes.
+
+    Args:
+        source: A path, or the content.
+        name: What messages call the file; its path if None.
+
+    Raises:
+        BlueprintError: The input cannot be read, is no YAML, or is outside the subset that blueprints use.
+    """
     file = name or (str(source) if not isinstance(source, bytes) else "<bytes>")
-
-    def fail(message: str, place: tuple[int, int] = (1, 1)) -> BlueprintError:
-        return BlueprintError([Problem(file, *place, "", message)])
-
-    if isinstance(source, bytes):
-        raw = source
-    else:
+    try:
+        text = _decode(source if isinstance(source, bytes) else _read_file(Path(source)))
         try:
-            path = Path(source)
-            if not path.is_file():
-                raise fail("no such file" if not path.exists() else "not a file", (0, 0))
-            with path.open("rb") as stream:
-                raw = stream.read(MAX_BYTES + 1)
-        except (OSError, ValueError) as error:
-            raise fail(f"cannot be read: {error}", (0, 0)) from error
+            return _Composer(file).compose(text)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise _syntax_error(error, text) from error
+    except _Refused as error:
+        raise BlueprintError([Problem(file, *error.at, "", str(error))]) from error
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise _Refused("no such file" if not path.exists() else "not a file")
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise _Refused(f"cannot be read: {error}") from error
+
+
+def _decode(raw: bytes) -> str:
     if len(raw) > MAX_BYTES:
-        raise fail(f"larger than {MAX_BYTES // 1024} KiB", (0, 0))
+        raise _Refused(f"larger than {MAX_BYTES // 1024} KiB")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise fail(f"not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}", (line, 1)) from error
-    bad = re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", text)
-    if bad:
+        raise _Refused(f"not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}", line, 1) from error
+    if bad := _CONTROL.search(text):
         at = bad.start()
-        place = (text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at))
-        raise fail(f"control character U+{ord(bad[0]):04X}", place)
-    document = Document(file, None)
-    try:
-        document.data = _compose(text, document)
-    except _Refused as error:
-        raise fail(str(error), error.place) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        message = " ".join(str(error.problem or error.context or "not YAML").split())
-        if "\\t" in message or "'\t'" in str(error.problem):
-            message = "a tab cannot start a token: indent with spaces"
-        raise fail(f"not YAML: {message}", (mark.line + 1, mark.column + 1) if mark else (1, 1)) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise fail(f"not YAML: {' '.join(str(error).split())[:200]}") from None
-    return document
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        raise _Refused(f"control character U+{ord(bad[0]):04X}", line, column)
+    return text
+
+
+def _syntax_error(error: yaml.YAMLError | RecursionError, text: str) -> _Refused:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    message = " ".join(str(getattr(error, "problem", None) or getattr(error, "context", None) or error).split())[:200]
+    if mark is None:
+        return _Refused(f"not YAML: {message}", 1, 1)
+    if "cannot start any token" in message and text[mark.index : mark.index + 1] == "\t":
+        message = "a tab cannot start a token: indent with spaces"
+    return _Refused(f"not YAML: {message}", mark.line + 1, mark.column + 1)
 
 
 @dataclasses.dataclass
-class _Open:
-    value: dict[str, Any] | list[Any]
-    path: Path_
-    anchor: str | None
+class _Value:
+    """A value that is being composed. ``count`` is the number of values in it, aliases counted out; ``key`` awaits one."""
+
+    data: Any
+    path: DataPath
+    anchor: str | None = None
+    count: int = 1
+    depth: int = 0
     key: str | None = None
-    weight: int = 1
+
+    @property
+    def next_path(self) -> DataPath:
+        return (*self.path, len(self.data) if isinstance(self.data, list) else self.key or "")
 
 
-def _compose(text: str, document: Document) -> Any:
-    stack: list[_Open] = []
-    anchors: dict[str, tuple[Any, int]] = {}
-    result: list[Any] = []
-    nodes, documents = 0, 0
+class _Composer:
+    """Builds a :class:`Document` from parser events. A method that refuses an event raises :class:`ValueError`."""
 
-    def child_path() -> Path_:
-        if not stack:
-            return ()
-        top = stack[-1]
-        return (*top.path, len(top.value) if isinstance(top.value, list) else top.key or "")
+    def __init__(self, file: str) -> None:
+        self.document = Document(file)
+        self.open: list[_Value] = []
+        self.anchors: dict[str, _Value] = {}
+        self.count = self.documents = 0
 
-    def add(value: Any, mark: Any, weight: int) -> None:
-        if not stack:
-            result.append(value)
-            return
-        top = stack[-1]
-        top.weight += weight
-        if isinstance(top.value, list):
-            top.value.append(value)
-        else:
-            assert top.key is not None
-            top.value[top.key] = value
-            top.key = None
+    def compose(self, text: str) -> Document:
+        # Any: the stubs know neither tags nor that every event has a position
+        events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
+        for event in events:
+            at = (event.start_mark.line + 1, event.start_mark.column + 1)
+            try:
+                self.event(event, at)
+            except ValueError as error:
+                raise _Refused(str(error), *at) from None
+        if not self.documents:
+            raise _Refused("the file is empty", 1, 1)
+        return self.document
 
-    # Any: the stubs know neither tags nor that every event has a place
-    events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
-    for event in events:
-        mark = event.start_mark
+    def event(self, event: Any, at: tuple[int, int]) -> None:
         if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-            if documents > 1:
-                raise _Refused("a second document ('---'): one file holds one blueprint", mark)
-            continue
-        if getattr(event, "tag", None) not in (None, "!"):
-            raise _Refused(f"tag {str(event.tag)[:60]!r}: tags are not allowed in a blueprint", mark)
-        if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in anchors:
-                raise _Refused(f"alias *{event.anchor} points to nothing that is complete before it", mark)
-            value, weight = anchors[event.anchor]
-            if len(stack) + _depth(value) > MAX_DEPTH:
-                raise _Refused(f"nested deeper than {MAX_DEPTH}", mark)
-            nodes += weight
-        elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
-            nodes += 1
-        if nodes > MAX_NODES:
-            raise _Refused(f"more than {MAX_NODES} values, aliases counted out in full", mark)
-        expects_key = bool(stack) and isinstance(stack[-1].value, dict) and stack[-1].key is None
-        if expects_key and not isinstance(event, yaml.ScalarEvent | yaml.MappingEndEvent):
-            raise _Refused("a key must be a plain string", mark)
-        if isinstance(event, yaml.ScalarEvent):
-            if len(event.value) > MAX_SCALAR:
-                raise _Refused(f"a string of more than {MAX_SCALAR} characters", mark)
-            if _SURROGATE.search(event.value):  # libyaml refuses it by itself, PyYAML's own parser does not
-                raise _Refused("half of a surrogate pair is not a character: write it as \\UXXXXXXXX", mark)
-            if expects_key:
-                top = stack[-1]
-                key = event.value
-                if event.anchor:
-                    raise _Refused("a key cannot carry an anchor", mark)
-                if key == "<<" and not event.style:
-                    raise _Refused("merge keys ('<<') are not supported: use params or blocks", mark)
-                if not key:
-                    raise _Refused("an empty key", mark)
-                if len(key) > MAX_KEY:
-                    raise _Refused(f"a key of more than {MAX_KEY} characters", mark)
-                path = (*top.path, key)
-                if key in top.value:
-                    first = document.keys[path][0]
-                    raise _Refused(f"duplicate key {key[:60]!r}, first on line {first}", mark)
-                document.keys[path] = (mark.line + 1, mark.column + 1)
-                top.key = key
-                continue
-            value = event.value
-            if not event.style:
-                try:
-                    value = read_scalar(event.value)
-                except ValueError as error:
-                    raise _Refused(str(error), mark) from None
-            document.values[child_path()] = (mark.line + 1, mark.column + 1)
-            if event.anchor:
-                anchors[event.anchor] = (value, 1)
-            add(value, mark, 1)
-        elif isinstance(event, yaml.AliasEvent):
-            document.values[child_path()] = (mark.line + 1, mark.column + 1)
-            add(_copy(value), mark, weight)
-        elif isinstance(event, yaml.CollectionStartEvent):
-            if len(stack) >= MAX_DEPTH:
-                raise _Refused(f"nested deeper than {MAX_DEPTH}", mark)
-            path = child_path()
-            document.values[path] = (mark.line + 1, mark.column + 1)
-            container: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
-            stack.append(_Open(container, path, event.anchor))
+            self.documents += 1
+            if self.documents > 1:
+                raise ValueError("a second document ('---'): one file holds one blueprint")
         elif isinstance(event, yaml.CollectionEndEvent):
-            done = stack.pop()
-            if done.anchor:
-                anchors[done.anchor] = (done.value, done.weight)
-            add(done.value, mark, done.weight)
-    if not result:
-        raise _Refused("the file is empty", None)
-    return result[0]
+            self.add(self.open.pop())
+        elif isinstance(event, yaml.NodeEvent):
+            tag = getattr(event, "tag", None)
+            if tag not in (None, "!"):
+                raise ValueError(f"tag {str(tag)[:60]!r}: tags are not allowed in a blueprint")
+            parent = self.open[-1] if self.open else None
+            if parent is not None and isinstance(parent.data, dict) and parent.key is None:
+                self.key(parent, event, at)
+            else:
+                path = parent.next_path if parent is not None else ()
+                self.document.lines.setdefault(path, at)
+                self.value(event, path)
 
+    def key(self, parent: _Value, event: Any, at: tuple[int, int]) -> None:
+        """Read the key of the next value of ``parent``, a mapping."""
+        if not isinstance(event, yaml.ScalarEvent):
+            raise ValueError("a key must be a plain string")
+        key = self.text(event)
+        if event.anchor:
+            raise ValueError("a key cannot carry an anchor")
+        if key == "<<" and not event.style:
+            raise ValueError("merge keys ('<<') are not supported: use params or blocks")
+        if not key:
+            raise ValueError("an empty key")
+        if len(key) > MAX_KEY:
+            raise ValueError(f"a key of more than {MAX_KEY} characters")
+        path = (*parent.path, key)
+        if key in parent.data:
+            raise ValueError(f"duplicate key {key[:60]!r}, first on line {self.document.lines[path][0]}")
+        self.document.lines[path] = at
+        parent.key = key
 
-def _depth(value: Any) -> int:
-    """How deep an anchored value is nested; what was read is never deeper than the reader allows."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
+    def value(self, event: Any, path: DataPath) -> None:
+        """Read a scalar or an alias, or open a collection."""
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self.anchors:
+                raise ValueError(f"alias *{event.anchor} points to nothing that is complete before it")
+            target = self.anchors[event.anchor]
+            self.grow(target.count, target.depth)
+            # a copy, so that a change at one use of the alias is none at another
+            self.add(dataclasses.replace(target, data=copy.deepcopy(target.data), path=path, anchor=None))
+        elif isinstance(event, yaml.ScalarEvent):
+            text = self.text(event)
+            self.add(_Value(text if event.style else read_scalar(text), path, event.anchor))
+        else:
+            self.grow(1, 1)
+            empty: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
+            self.open.append(_Value(empty, path, event.anchor, depth=1))
 
+    def text(self, event: Any) -> str:
+        """Return the characters of a scalar."""
+        self.grow(1, 0)
+        text: str = event.value
+        if len(text) > MAX_SCALAR:
+            raise ValueError(f"a string of more than {MAX_SCALAR} characters")
+        if _SURROGATE.search(text):  # libyaml refuses it by itself, PyYAML's own parser does not
+            raise ValueError("half of a surrogate pair is not a character: write it as \\UXXXXXXXX")
+        return text
 
-def _copy(value: Any) -> Any:
-    """A copy of an anchored value, so that one use of an alias cannot change another. Depth is bounded by the reader."""
-    if isinstance(value, dict):
-        return {k: _copy(v) for k, v in value.items()}
-    return [_copy(v) for v in value] if isinstance(value, list) else value
+    def grow(self, count: int, depth: int) -> None:
+        """Count ``count`` more values, nested ``depth`` deep below the open collections."""
+        self.count += count
+        if self.count > MAX_NODES:
+            raise ValueError(f"more than {MAX_NODES} values, aliases counted out in full")
+        if len(self.open) + depth > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+
+    def add(self, value: _Value) -> None:
+        """Put a complete value into the innermost open collection, or make it the document."""
+        if value.anchor:
+            self.anchors[value.anchor] = value
+        if not self.open:
+            self.document.data = value.data
+            return
+        parent = self.open[-1]
+        parent.count += value.count
+        parent.depth = max(parent.depth, value.depth + 1)
+        if isinstance(parent.data, list):
+            parent.data.append(value.data)
+        else:
+            parent.data[parent.key] = value.data
+            parent.key = None

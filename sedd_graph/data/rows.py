@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sedd_graph.component.progress import progress, track
 from sedd_graph.data.config import BuiltinCorpus, DataConfig, TextCorpus
 from sedd_graph.data.corpus import Document, read_corpus
 from sedd_graph.data.letters import count_letters, cross_entropy_bits, entropy_bits, pieces
@@ -201,11 +202,14 @@ def _packed(parts: Iterable[Ids], tokenizer: Tokenizer) -> Packed:
 
 def _stream(documents: list[Document], tokenizer: Tokenizer, length: int, name: str, *, moves: bool) -> _Stream:
     def parts() -> Iterator[Ids]:
-        for number, document in enumerate(documents):
-            if number and tokenizer.end is not None:
-                yield np.array([tokenizer.end], dtype=np.int64)
-            for piece in pieces(document.text):
-                yield tokenizer.encode(piece)
+        characters = sum(len(document.text) for document in documents)
+        with progress("tokenising", total=characters, unit="character") as advance:
+            for number, document in enumerate(documents):
+                if number and tokenizer.end is not None:
+                    yield np.array([tokenizer.end], dtype=np.int64)
+                for piece in pieces(document.text):
+                    yield tokenizer.encode(piece)
+                    advance(len(piece))
 
     tokens = _packed(parts(), tokenizer)
     if len(tokens) < length:
@@ -222,7 +226,7 @@ def _pad(documents: list[Document], tokenizer: Tokenizer, length: int, name: str
 
     def parts() -> Iterator[Ids]:
         nonlocal total
-        for document in documents:
+        for document in track(documents, "tokenising", unit="document"):
             text = tokenizer.encode(document.text)
             total += len(text)
             if len(text):  # a tokenizer may make nothing of white space

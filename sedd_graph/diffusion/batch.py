@@ -147,7 +147,7 @@ class Randomness:
 
     def low_discrepancy(self, rows: int) -> Tensor:
         """Draw stratified times in [0, 1), float32 [rows]: an even grid over the global batch, shifted by one uniform number
-        modulo 1 (VDM, arXiv 2107.00630, appendix I.1)."""
+        modulo 1 (VDM, arXiv 2107.00630)."""
         total = self.total or self.start + rows
         offset = torch.rand(1, generator=self.generator, device=self.generator.device, dtype=torch.float64)
         grid = torch.arange(self.start, self.start + rows, device=self.generator.device, dtype=torch.float64) / total

@@ -138,7 +138,7 @@ class _Builder:
         try:
             return make_running(region, children, plan, use.running)
         except UserError as error:
-            self.problems.append(Problem(*use.place, prefix.rstrip("."), str(error)))
+            self.problems.append(Problem(*use.position, prefix.rstrip("."), str(error)))
             return None
 
     def _component(self, op: Op, step: Step, path: str) -> nn.Module | None:
@@ -148,7 +148,7 @@ class _Builder:
             return made
         except (ValueError, TypeError, KeyError) as error:
             text = f"needs the size of axis {error}, which nothing binds" if isinstance(error, KeyError) else str(error)
-            self.problems.append(Problem(*step.place, path, f"op {op.contract.name!r}: {text}"))
+            self.problems.append(Problem(*step.position, path, f"op {op.contract.name!r}: {text}"))
             return None
 
     def _plan(self, region: Region) -> Plan:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from pathlib import Path
 
 import torch
 
 from sedd_graph.errors import UserError
 
-__all__ = ["describe_hardware", "has_fast_bfloat16", "matmul_rate", "pick_device", "pick_dtype"]
+__all__ = ["describe_hardware", "has_fast_bfloat16", "pick_device", "pick_dtype"]
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
@@ -58,22 +57,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and has_fast_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
-def matmul_rate(
-    device: torch.device, dtype: torch.dtype = torch.float32, *, size: int = 2048, seconds: float = 0.5
-) -> float:
-    """Measure the rate of matrix products, FLOP/s, best of several runs: the upper limit for a model's own rate."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def describe_hardware(device: torch.device) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.regions import last_use
 from sedd_graph.errors import UserError
-from sedd_graph.graph.model import Op, Ref, Region, Step
+from sedd_graph.graph.model import Ref, Region
 from sedd_graph.inverse import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve, solve
 from sedd_graph.inverse.flat import Block, flatten
 from sedd_graph.inverse.format import diagnosis
@@ -110,7 +110,7 @@ class Layout:
             raise UserError(f"block {region.label!r} cannot be run reversibly:\n{diagnosis(found)}")
         self.program: Program = found
         self.flat = flatten(region)
-        self.index = {ref: number for number, ref in enumerate(self.flat.refs)}
+        self.index = self.flat.index
         self.count = len(self.flat.refs)
         self.inputs, self.outputs = dict(self.flat.inputs), dict(self.flat.outputs)
         self.given = tuple(name for name in region.inputs if name in given)
@@ -183,17 +183,8 @@ class Layout:
                 else:
                     yield from self._saved(step.body, f"{path}.")
             if step.save is not None:
-                yield from (("", self._value(step, path, port)) for port in step.save.ports)
-
-    def _value(self, step: Step, path: str, port: str) -> int:
-        if isinstance(step.body, Op):
-            return self.index[Ref(path, port)]
-        members: Sequence[int | Block] = self.flat.members
-        while True:
-            block = next(m for m in members if isinstance(m, Block) and f"{path}.".startswith(f"{m.path}."))
-            if block.path == path:
-                return block.outputs[port]
-            members = block.members
+                block = self.flat.blocks.get(path)
+                yield from (("", block.outputs[p] if block else self.index[Ref(path, p)]) for p in step.save.ports)
 
     def _inverse(self) -> Iterator[InverseStep]:
         number, derivations = self.index, self.program.derivations

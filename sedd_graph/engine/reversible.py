@@ -10,7 +10,8 @@ A checksum of the inputs is compared with that of their reconstruction; a block 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,12 +123,11 @@ class RunningModule(RegionModule):
         outputs: tuple[Tensor, ...] = ()
         values = self.snapped(inputs)
         for layer, own in self.layers(key):
-            made: tuple[Tensor, ...]
+            function = partial(self._run_layer, layer, own)
             if checkpointed:
-                function = self._layer(layer, own)
                 made = checkpoint(function, *values, use_reentrant=False, preserve_rng_state=False)
             else:
-                made = self._layer(layer, own)(*values)
+                made = function(*values)
             count = len(self.output_names)
             outputs = made[:count]
             saved += made[count:]
@@ -136,18 +136,14 @@ class RunningModule(RegionModule):
             self.grid.check_range(outputs, f"block {self.label!r}")
         return (*outputs, *saved)
 
-    def _layer(self, layer: nn.Module, key: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
-        layout = self.layout
-        if layout is None or layout.grid is None:
-            return lambda *values: layer(key, *values) if self.repeat else RegionModule.forward(self, key, *values)
-
-        def function(*inputs: Tensor) -> tuple[Tensor, ...]:
-            run = LayerRun(layout, layer, key)
-            run.put(layout.inputs.values(), inputs)
-            saved = run.forward()
-            return (*run.take(layout.outputs.values()), *saved)
-
-        return function
+    def _run_layer(self, layer: nn.Module, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if self.layout is None or self.grid is None:
+            made: tuple[Tensor, ...] = layer(key, *inputs) if self.repeat else super().forward(key, *inputs)
+            return made
+        run = LayerRun(self.layout, layer, key)
+        run.put(self.layout.inputs.values(), inputs)
+        saved = run.forward()
+        return (*run.take(self.layout.outputs.values()), *saved)
 
     def snapped(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the inputs, streams rounded to the grid where there is one."""

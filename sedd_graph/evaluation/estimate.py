@@ -1,4 +1,4 @@
-"""Means with their standard errors. Numbers in, numbers out."""
+"""Means and ratios of means, each with its standard error."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ import numpy.typing as npt
 
 __all__ = ["Estimate", "mean", "ratio"]
 
-Array = npt.NDArray[np.float64]
-
 
 class Estimate(NamedTuple):
-    """A number and its standard error (NaN where a single value tells of none)."""
+    """A number and its standard error, which is NaN for a single value."""
 
     value: float
     standard_error: float
 
 
 def ratio(sums: npt.ArrayLike, counts: npt.ArrayLike) -> Estimate:
-    """The sum of ``sums`` [n] over that of ``counts`` [n], such as nats per token over sequences of several lengths.
+    """Return the sum of ``sums`` over the sum of ``counts``, such as nats per token of sequences of several lengths.
 
-    The error is that of a ratio of means of n independent pairs (the delta method). NaN where nothing is counted.
+    Args:
+        sums: float [n], independent.
+        counts: float [n].
+
+    Returns:
+        The ratio and its standard error by the delta method; NaN where the counts add up to zero.
     """
     values, weights = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     total = float(weights.sum())
@@ -37,6 +40,6 @@ def ratio(sums: npt.ArrayLike, counts: npt.ArrayLike) -> Estimate:
 
 
 def mean(values: npt.ArrayLike) -> Estimate:
-    """Of independent ``values`` [n]; NaN where there are none."""
+    """Return the mean of independent ``values``, float [n]; NaN where there are none."""
     found = np.asarray(values, dtype=np.float64)
     return ratio(found, np.ones(len(found)))

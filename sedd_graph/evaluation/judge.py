@@ -1,6 +1,7 @@
-"""A causal language model of the ``transformers`` library (extra ``hub``) that reads texts and says how surprising they are.
+"""A judge: a causal language model of the ``transformers`` library (extra ``hub``) that computes the likelihood of texts.
 
-Only local files: nothing is fetched, no code that comes with weights is run, and weights are safetensors or GGUF.
+It is read from local files: nothing is downloaded, no code that comes with weights is run, and weights are safetensors or
+GGUF.
 
 Axes: w windows, l length.
 """
@@ -20,21 +21,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sedd_graph.component.progress import progress
 from sedd_graph.errors import MissingExtraError, SeddGraphError, UserError
+from sedd_graph.evaluation.record import JudgeFacts
 
-__all__ = ["Judge", "Reading", "open_judge"]
+__all__ = ["Ids", "Judge", "Reading", "open_judge"]
 
 PURPOSE = "a judge of samples"
 TOKENS = 2048
-"""Tokens judged at a time: their logits over a vocabulary of 50,000 are 400 MB."""
+"""Tokens in one forward pass: their logits over a vocabulary of 50,000 take 400 MB."""
 
 Ids = npt.NDArray[np.int64]
+"""Token ids."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What the judge made of some texts: ``nats`` and how many tokens they are ``counted`` over, float64 [texts]; ``windows``
-    int64 [texts]; its ``tokens`` of each text; and, where asked for, ``features`` float32 [texts, width]."""
+    """Likelihood of some texts under a judge.
+
+    Attributes:
+        nats: -log p of the counted tokens, float64 [texts].
+        counted: Number of counted tokens, float64 [texts].
+        windows: Number of windows that the text was read in, int64 [texts].
+        tokens: The judge's tokens of each text.
+        features: The last hidden state at the end of the first window, float32 [texts, width]; None unless asked for.
+    """
 
     nats: npt.NDArray[np.float64]
     counted: npt.NDArray[np.float64]
@@ -45,7 +56,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """Judge's tokens that are read at once; ``counted`` bool [l] marks those whose nats count."""
+    """Tokens ``ids`` [l] of text number ``text``, evaluated together; ``counted`` bool [l] marks those whose nats count."""
 
     text: int
     ids: Ids
@@ -53,11 +64,14 @@ class _Window:
 
 
 class Judge:
-    """``read`` texts; all else says which judge that is.
+    """A causal language model that reads texts.
 
-    ``start`` is the token that its own tokenizer begins a text with, or None: then the first token of a window is only
-    context. ``end`` is its separator of documents, seen but not counted. Texts longer than ``context`` tokens are read in
-    windows that know nothing of one another.
+    A window begins with ``start``, the token that the judge's own tokenizer begins a text with; where there is none, the
+    first token of a window is context and is not counted. ``end`` separates documents and is not counted. A text longer
+    than ``context`` tokens is read in windows that are independent of one another.
+
+    Raises:
+        UserError: The model is not causal.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, sha256: str, device: torch.device) -> None:
@@ -69,30 +83,30 @@ class Judge:
         first = tokenizer.bos_token_id
         self.start: int | None = first if first is not None and opening == [first] else None
         self.end: int | None = tokenizer.eos_token_id
-        self._refuse_foresight()
+        self._require_causal()
 
-    def facts(self) -> dict[str, Any]:
-        """For the record."""
-        return {
-            "name": self.name,
-            "sha256": self.sha256,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "dtype": "float32",
-            "context": self.context,
-            "start": None if self.start is None else self.tokenizer.convert_ids_to_tokens(self.start),
-        }
+    def facts(self) -> JudgeFacts:
+        """Return what identifies the judge, for a record."""
+        return JudgeFacts(
+            name=self.name,
+            sha256=self.sha256,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            dtype="float32",
+            context=self.context,
+            start=None if self.start is None else self.tokenizer.convert_ids_to_tokens(self.start),
+        )
 
     @torch.no_grad()
-    def _refuse_foresight(self) -> None:
-        """Raises :class:`UserError` where what comes later changes what is expected before it."""
+    def _require_causal(self) -> None:
+        """Raise :class:`UserError` if a later token changes the logits of earlier positions."""
         rows = torch.zeros(2, 4, dtype=torch.int64, device=self.device)
         rows[1, -1] = 1
         seen = self.model(rows, use_cache=False).logits[:, :-1].float()
         if not torch.allclose(seen[0], seen[1], atol=1e-3 * float(seen.abs().max())):
-            raise UserError(f"judge {self.name} sees the tokens to the right: a causal language model is needed")
+            raise UserError(f"judge {self.name} attends to later tokens: a causal language model is needed")
 
     def _windows(self, number: int, documents: Sequence[str]) -> Iterator[_Window]:
-        """One text: its documents, with separators between them."""
+        """Yield the windows of text ``number``: its documents, with separators between them."""
         ids: list[int] = []
         real: list[bool] = []
         for place, document in enumerate(documents):
@@ -111,44 +125,49 @@ class Judge:
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sequence[str]], *, features: bool = False) -> Reading:
-        """Each text is a sequence of documents. ``features``: the last hidden state at the last token of the first window.
+        """Compute the likelihood of ``texts``, each a sequence of documents; in float32, summed in float64.
 
-        Nats in float32, summed in float64.
+        ``features`` also returns hidden states (:class:`Reading`).
         """
         windows = [w for number, documents in enumerate(texts) for w in self._windows(number, documents)]
         nats, counted = np.zeros(len(texts)), np.zeros(len(texts))
         states: npt.NDArray[np.float32] | None = None
         first = {w.text: w for w in reversed(windows)}
-        for batch in _batches(sorted(windows, key=lambda w: -len(w.ids))):
-            ids, seen, counts = _padded(batch, self.device)
-            out = self.model(ids, attention_mask=seen.long(), use_cache=False, output_hidden_states=features)
-            where = counts[:, 1:]
-            found = torch.nn.functional.cross_entropy(
-                out.logits[:, :-1][where].float(), ids[:, 1:][where], reduction="none"
-            )
-            each = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
-            each.index_add_(0, where.nonzero()[:, 0], found.double())
-            places = [w.text for w in batch]
-            np.add.at(nats, places, each.cpu().numpy())
-            np.add.at(counted, places, where.sum(1).cpu().numpy())
-            if features:
-                last = out.hidden_states[-1][torch.arange(len(batch)), seen.sum(1) - 1].float().cpu().numpy()
-                states = np.zeros((len(texts), last.shape[1]), np.float32) if states is None else states
-                for row, window in enumerate(batch):
-                    if first[window.text] is window:
-                        states[window.text] = last[row]
+        with progress("judging", total=len(windows), unit="window") as advance:
+            for batch in _batches(sorted(windows, key=lambda w: -len(w.ids))):
+                ids, seen, counts = _padded(batch, self.device)
+                out = self.model(ids, attention_mask=seen.long(), use_cache=False, output_hidden_states=features)
+                where = counts[:, 1:]
+                found = torch.nn.functional.cross_entropy(
+                    out.logits[:, :-1][where].float(), ids[:, 1:][where], reduction="none"
+                )
+                each = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
+                each.index_add_(0, where.nonzero()[:, 0], found.double())
+                places = [w.text for w in batch]
+                np.add.at(nats, places, each.cpu().numpy())
+                np.add.at(counted, places, where.sum(1).cpu().numpy())
+                if features:
+                    last = out.hidden_states[-1][torch.arange(len(batch)), seen.sum(1) - 1].float().cpu().numpy()
+                    states = np.zeros((len(texts), last.shape[1]), np.float32) if states is None else states
+                    for row, window in enumerate(batch):
+                        if first[window.text] is window:
+                            states[window.text] = last[row]
+                advance(len(batch))
         tokens: list[list[Ids]] = [[np.zeros(0, np.int64)] for _ in texts]
         for window in windows:
             skip = np.isin(window.ids, [t for t in (self.start, self.end) if t is not None])
             tokens[window.text].append(window.ids[~skip])
         return Reading(
-            nats, counted, np.bincount([w.text for w in windows], minlength=len(texts)),
-            [np.concatenate(parts) for parts in tokens], states,
-        )  # fmt: skip
+            nats,
+            counted,
+            windows=np.bincount([w.text for w in windows], minlength=len(texts)),
+            tokens=[np.concatenate(parts) for parts in tokens],
+            features=states,
+        )
 
 
 def _batches(windows: Sequence[_Window]) -> Iterator[list[_Window]]:
-    """The longest come first, so that the width of a batch is that of its first."""
+    """Yield batches. ``windows`` come longest first, so that the width of a batch is that of its first."""
     batch: list[_Window] = []
     for window in windows:
         if batch and (len(batch) + 1) * len(batch[0].ids) > TOKENS:
@@ -160,7 +179,7 @@ def _batches(windows: Sequence[_Window]) -> Iterator[list[_Window]]:
 
 
 def _padded(batch: Sequence[_Window], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids int64, which are there and which are counted bool, each [w, l]; filled up at the right, where nothing looks."""
+    """Return ids (int64), a mask of the tokens that are not padding, and a mask of those that count (bool), each [w, l]."""
     width = max(len(w.ids) for w in batch)
     ids = np.zeros((len(batch), width), np.int64)
     seen, counted = np.zeros((2, len(batch), width), np.bool_)
@@ -172,36 +191,40 @@ def _padded(batch: Sequence[_Window], device: torch.device) -> tuple[Tensor, Ten
     return next(made), next(made), next(made)
 
 
-# -- opening one ----------------------------------------------------------------------------------------------------
-
-
 def open_judge(path: Path, *, device: torch.device) -> Judge:
-    """A folder with ``config.json``, a tokenizer and safetensors, or with one GGUF file; or a GGUF file itself.
+    """Open a judge from local files.
 
-    Raises :class:`UserError` for what is not a whole causal language model there, :class:`MissingExtraError`.
+    Args:
+        path: A folder with ``config.json``, a tokenizer and safetensors; a folder with one GGUF file; or a GGUF file.
+        device: Where it runs.
+
+    Raises:
+        UserError: There is no complete causal language model.
+        MissingExtraError: The extra ``hub`` is not installed.
     """
-    folder, files, how = _found(path)
+    source = _source(path)
     library = _library()
-    how |= {"local_files_only": True, "trust_remote_code": False}
+    how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    how |= {"use_safetensors": True} if source.gguf is None else {"gguf_file": source.gguf}
     try:
         with _quiet(library):
-            tokenizer = library.AutoTokenizer.from_pretrained(folder, **how)
-            model, told = library.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, **how
+            tokenizer = library.AutoTokenizer.from_pretrained(source.folder, **how)
+            model, loading = library.AutoModelForCausalLM.from_pretrained(
+                source.folder, dtype=torch.float32, output_loading_info=True, **how
             )
-            missing = sorted(told["missing_keys"])
+            missing = sorted(loading["missing_keys"])
             if missing:  # the library would fill them with random numbers
                 raise UserError(
-                    f"judge {path} has no weights for {', '.join(missing[:3])}: it is no whole language model"
+                    f"judge {path} has no weights for {', '.join(missing[:3])}: it is not a complete language model"
                 )
-            return Judge(model, tokenizer, name=path.resolve().name, sha256=_digest(files), device=device)
+            return Judge(model, tokenizer, name=path.resolve().name, sha256=_digest(source.weights), device=device)
     except SeddGraphError:
         raise
     except ImportError as error:
-        package = "gguf and accelerate" if "gguf_file" in how else "transformers"
+        package = "transformers" if source.gguf is None else "gguf and accelerate"
         reason = str(error).strip().splitlines()[0]
         raise MissingExtraError(package, extra="hub", purpose=f"{PURPOSE} ({reason})") from None
-    except Exception as error:  # a broken file makes the library's readers raise anything
+    except Exception as error:  # the library's readers raise many classes for a broken file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"judge {path} cannot be read as a causal language model: {reason}") from None
 
@@ -213,32 +236,36 @@ def _library() -> Any:
         raise MissingExtraError("transformers", extra="hub", purpose=PURPOSE) from None
 
 
-def _found(path: Path) -> tuple[Path, list[Path], dict[str, Any]]:
-    """The folder, the files with weights, and what the library has to be told."""
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """The folder of a judge, its files of weights, and the name of its GGUF file if it is one."""
+
+    folder: Path
+    weights: list[Path]
+    gguf: str | None = None
+
+
+def _source(path: Path) -> _Source:
     if path.is_file() and path.suffix == ".gguf":
-        return path.parent, [path], {"gguf_file": path.name}
+        return _Source(path.parent, [path], path.name)
     if not path.is_dir():
         raise UserError(f"judge {path} is neither a folder nor a .gguf file; models are not downloaded")
     if (path / "config.json").is_file():
         weights = sorted(path.glob("*.safetensors"))
         if not weights:
             raise UserError(f"judge {path} has no *.safetensors (other formats can hold code, and are not read)")
-        return path, weights, {"use_safetensors": True}
+        return _Source(path, weights)
     several = sorted(path.glob("*.gguf"))
-    if len(several) != 1:
-        names = ", ".join(p.name for p in several)
-        told = (
-            f"has several GGUF files; name one of them: {names}"
-            if names
-            else "holds neither config.json nor a GGUF file"
-        )
-        raise UserError(f"judge {path} {told}")
-    return path, several, {"gguf_file": several[0].name}
+    if not several:
+        raise UserError(f"judge {path} holds neither config.json nor a GGUF file")
+    if len(several) > 1:
+        raise UserError(f"judge {path} has several GGUF files; name one of them: {', '.join(p.name for p in several)}")
+    return _Source(path, several, several[0].name)
 
 
 @contextlib.contextmanager
 def _quiet(library: Any) -> Iterator[None]:
-    """No progress bars, and no advice on how to generate."""
+    """Silence the library's progress bars and its advice on generation."""
     logging = library.utils.logging
     before = logging.get_verbosity()
     logging.set_verbosity_error()

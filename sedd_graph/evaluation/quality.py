@@ -1,44 +1,41 @@
-"""What can be said of sampled texts, and of held-out ones beside them: how a judge finds them, how varied they are."""
+"""Statistics of texts, sampled or held out: their diversity, and their likelihood under a judge."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.evaluation.estimate import Estimate, ratio
-from sedd_graph.evaluation.judge import Reading
+from sedd_graph.evaluation.judge import Ids, Reading
 from sedd_graph.evaluation.text import DISTINCT, REPEATED, distinct, repetition, unigram_entropy
 
-__all__ = ["documents", "judged", "variety"]
-
-Ids = npt.NDArray[np.int64]
+__all__ = ["diversity", "documents", "judge_statistics"]
 
 
 def documents(rows: Ids, tokenizer: Tokenizer) -> list[list[str]]:
-    """The texts of ``rows`` [row, position]: each as its documents, cut at the tokenizer's separators."""
-    return [[text for part in _parts(row, tokenizer) if (text := tokenizer.decode(part.tolist()))] for row in rows]
-
-
-def _parts(row: Ids, tokenizer: Tokenizer) -> Iterator[Ids]:
-    if tokenizer.end is None:
-        yield row
-    else:
-        for part in np.split(row, np.flatnonzero(row == tokenizer.end)):
-            yield part[part != tokenizer.end]
+    """Decode ``rows``, int64 [row, position]; each text is the list of its documents, split at the tokenizer's separator."""
+    texts = []
+    for row in rows:
+        parts = [row]
+        if tokenizer.end is not None:
+            parts = [part[part != tokenizer.end] for part in np.split(row, np.flatnonzero(row == tokenizer.end))]
+        texts.append([text for part in parts if (text := tokenizer.decode(part.tolist()))])
+    return texts
 
 
 def _named(name: str, found: Estimate) -> dict[str, float]:
     return {name: found.value, f"{name}_standard_error": found.standard_error}
 
 
-def variety(rows: Ids, tokenizer: Tokenizer) -> dict[str, float]:
-    """Of ``rows`` [row, position] without separators and padding: ``entropy`` in nats per token of the model itself,
-    ``rep_n`` and ``distinct_n`` of words, and sizes."""
-    apart = [t for t in (tokenizer.pad, tokenizer.end) if t is not None]
+def diversity(rows: Ids, tokenizer: Tokenizer) -> dict[str, float]:
+    """Return statistics of ``rows``, int64 [row, position], without their separators and padding.
+
+    ``entropy`` is in nats per token of the model; ``rep_n`` and ``distinct_n`` are of words
+    (:mod:`sedd_graph.evaluation.text`); ``rows`` and ``characters_per_row`` are sizes.
+    """
+    apart = [token for token in (tokenizer.pad, tokenizer.end) if token is not None]
     texts = ["\n".join(parts) for parts in documents(rows, tokenizer)]
     found: dict[str, float] = {"rows": len(rows)}
     found |= _named("entropy", unigram_entropy([row[~np.isin(row, apart)] for row in rows]))
@@ -50,9 +47,12 @@ def variety(rows: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     return found
 
 
-def judged(reading: Reading) -> dict[str, float]:
-    """``nats_per_token``: the mean over all tokens that count; ``generative_perplexity``: its exponential; and
-    ``judge_entropy``: unigram entropy in nats of the judge's tokens."""
+def judge_statistics(reading: Reading) -> dict[str, float]:
+    """Return statistics of what a judge read.
+
+    ``nats_per_token`` is the mean over all counted tokens, ``generative_perplexity`` its exponential, and
+    ``judge_entropy`` the unigram entropy in nats of the judge's tokens.
+    """
     nats = ratio(reading.nats, reading.counted)
     perplexity = math.exp(min(nats.value, 700.0)) if math.isfinite(nats.value) else math.nan
     return {

@@ -1,4 +1,4 @@
-"""How varied texts are: unigram entropy of tokens, and n-grams of words that repeat. No model is asked.
+"""Diversity of texts, without a model: unigram entropy of tokens, and repeated n-grams of words.
 
 A word is what stands between white space, so that texts of any tokenizer are compared by the same units.
 """
@@ -6,7 +6,7 @@ A word is what stands between white space, so that texts of any tokenizer are co
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,10 @@ REPEATED, DISTINCT = (2, 3, 4), (1, 2)
 
 
 def unigram_entropy(rows: Sequence[npt.NDArray[np.int64]]) -> Estimate:
-    """Entropy in nats of the token frequencies within one row, averaged over ``rows`` (int64 [tokens] each).
+    """Return the entropy in nats of the token frequencies within a row, averaged over ``rows`` (int64 [tokens] each).
 
-    As published for diffusion language models (arXiv 2409.02908, section 5; 2503.00307). At most log(tokens of a row): compare
-    rows of one length. Rows without tokens are passed over.
+    As published for diffusion language models (arXiv 2409.02908, section 5; 2503.00307). It is at most log(tokens of a
+    row), so compare rows of one length. Rows without tokens are left out.
     """
     found = []
     for row in rows:
@@ -33,13 +33,15 @@ def unigram_entropy(rows: Sequence[npt.NDArray[np.int64]]) -> Estimate:
     return mean(found)
 
 
-def _grams(words: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
+def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def repetition(texts: Sequence[str], n: int) -> Estimate:
-    """``rep-n``: the share of a text's n-grams that it has had before, 1 - distinct / all, averaged over texts (seq-rep-n,
-    arXiv 1908.04319). Texts of fewer than n words are passed over."""
+    """Return ``rep-n``: the share of a text's n-grams that occurred earlier in it, averaged over ``texts``.
+
+    This is seq-rep-n, 1 - distinct / all (arXiv 1908.04319). Texts of fewer than n words are left out.
+    """
     found = []
     for text in texts:
         grams = _grams(text.split(), n)
@@ -49,14 +51,10 @@ def repetition(texts: Sequence[str], n: int) -> Estimate:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """``distinct-n``: different n-grams in all texts together, over all their words (arXiv 1510.03055).
+    """Return ``distinct-n``: distinct n-grams of all texts together, per word (arXiv 1510.03055).
 
-    It falls as there is more text: compare equally many texts of one length. NaN where there are no words.
+    It falls with the amount of text, so compare equally many texts of one length. NaN where there are no words.
     """
-    seen: set[tuple[Hashable, ...]] = set()
-    words = 0
-    for text in texts:
-        split = text.split()
-        words += len(split)
-        seen.update(_grams(split, n))
-    return len(seen) / words if words else math.nan
+    split = [text.split() for text in texts]
+    words = sum(map(len, split))
+    return len({gram for text in split for gram in _grams(text, n)}) / words if words else math.nan

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sedd_graph.blueprint.load import Loaded
+from sedd_graph.blueprint.location import Location
 from sedd_graph.blueprint.schema import Blueprint, OpSpec
 from sedd_graph.component.axes import parse_port_type
 from sedd_graph.component.contract import ComponentConfig, Contract
@@ -21,7 +22,6 @@ from sedd_graph.component.registry import Registry
 from sedd_graph.errors import BlueprintError, SeddGraphError
 from sedd_graph.families.points_plan import PointsPlan, read_points
 from sedd_graph.graph.configure import configure, find_contract
-from sedd_graph.graph.location import Location
 from sedd_graph.graph.model import Graph
 
 __all__ = ["Part", "Plan", "ProcessPlan", "read_plan"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sedd_graph.blueprint.load import Loaded
+from sedd_graph.blueprint.location import Location
 from sedd_graph.blueprint.schema import OpSpec
 from sedd_graph.component.axes import PortType, Size
 from sedd_graph.component.contract import ComponentConfig, Contract
@@ -14,7 +15,6 @@ from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import PointsConfig
 from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.configure import configure
-from sedd_graph.graph.location import Location
 from sedd_graph.graph.model import Graph
 from sedd_graph.inverse.format import diagnosis
 from sedd_graph.inverse.program import Refusal

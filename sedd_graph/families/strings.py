@@ -39,7 +39,7 @@ from sedd_graph.engine.regions import Model
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.parts import make_components, problem
 from sedd_graph.families.plan import ProcessPlan
-from sedd_graph.families.text import FREE, check_row, split_holes, token_count, too_many_tokens
+from sedd_graph.families.text import FREE, check_row, check_tokens, split_holes, token_count, too_many_tokens
 from sedd_graph.graph.model import Graph
 
 __all__ = ["StringProcess", "make_parts", "prove"]
@@ -127,14 +127,7 @@ class StringProcess(Process):
     def batch(self, rows: Tensor | Batch, device: torch.device) -> Batch:
         """Rows int64 [b, l] that are padded behind their text."""
         batch = (rows if isinstance(rows, Batch) else Batch.of(rows)).to(device)
-        tokens, count = batch.tokens, self.kernel.data_tokens
-        if tokens.dim() != 2 or tokens.dtype != torch.int64:
-            raise UserError(f"tokens must be int64 [batch, length], not {tokens.dtype} {list(tokens.shape)}")
-        real = torch.where(batch.attend, tokens, 0)
-        if real.numel() and (int(real.min()) < 0 or int(real.max()) >= count):
-            raise UserError(
-                f"tokens run from {int(real.min())} to {int(real.max())}; this model has {count} (0 to {count - 1})"
-            )
+        check_tokens(batch.tokens.where(batch.attend, 0), self.kernel.data_tokens)
         kept = batch.attend & ~batch.corrupt
         if not self.kernel.spares and bool(kept.any()):
             raise UserError("this kernel has no tokens that it spares: every token must be corrupted")

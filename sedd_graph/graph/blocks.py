@@ -1,27 +1,20 @@
-"""One node that stands for a block: the block found, its parameters and ports held to how it is used, its repeats."""
+"""Typing of a node that uses a block: the block it names, its parameters, its ports and its repeats."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from sedd_graph.blueprint.schema import Block, Node
-from sedd_graph.component.axes import AxisError, Size, parse_port_type, parse_size
+from sedd_graph.blueprint.location import Location
+from sedd_graph.blueprint.schema import Block, Node, Scalar
+from sedd_graph.component.axes import AxisError, parse_port_type, parse_size
 from sedd_graph.component.contract import Port
-from sedd_graph.errors import listed, suggest
-from sedd_graph.graph.edges import Edge
-from sedd_graph.graph.location import Location
-from sedd_graph.graph.model import Place, Ref, Region, Running, Step
-from sedd_graph.graph.ports import Scope, declared_outputs, read_type
-from sedd_graph.graph.unify import Binding, Mismatch
+from sedd_graph.errors import choices, listed
+from sedd_graph.graph.model import Position, Ref, Region, Running, Step
+from sedd_graph.graph.ports import Scope, declared_outputs
 
 __all__ = [
-    "MAX_NODES",
-    "bind_axes",
     "chain",
     "chained",
+    "check_declared",
     "find_block",
-    "hold_declared",
     "read_params",
     "read_ports",
     "read_repeat",
@@ -29,143 +22,117 @@ __all__ = [
 ]
 
 MAX_NODES = 100_000
-"""Components that a graph may have, repeats counted out."""
+"""Largest number of components in a graph, repeats counted out."""
 
 MAX_REPEAT = 4096
 
 
-def find_block(at: Location, text: str) -> tuple[Location, Block] | None:
-    """The block called ``text`` (``name`` or ``alias.name``, written at ``at``) and where it is defined."""
+def find_block(at: Location, text: str) -> tuple[Location, Block]:
+    """Return where the block ``text`` (``name`` or ``alias.name``, written at ``at``) is defined, and the block.
+
+    Raises:
+        Refused: There is none.
+    """
     alias, dot, name = text.rpartition(".")
-    home = at.loaded.libraries.get(alias) if dot else at.loaded
-    if home is None:
-        known = listed(at.loaded.libraries)
-        at.refuse(f"no alias {alias!r}{suggest(alias, at.loaded.libraries)} under 'use'; known: {known}")
-        return None
-    blocks = home.blueprint.blocks
-    if name not in blocks:
-        at.refuse(f"unknown block {text!r}{suggest(name, blocks)}; known: {listed(blocks)}")
-        return None
-    return Location(home, ("blocks", name), at.problems), blocks[name]
+    libraries = at.loaded.libraries
+    if dot and alias not in libraries:
+        raise at.refuse(f"no alias {alias!r} under 'use'{choices(alias, libraries)}")
+    home = libraries[alias] if dot else at.loaded
+    if name not in home.library.blocks:
+        raise at.refuse(f"unknown block {text!r}{choices(name, home.library.blocks)}")
+    return Location(home, ("blocks", name), at.problems), home.library.blocks[name]
 
 
-def read_repeat(at: Location, node: Node, scope: Scope) -> int | None:
-    """How often the block of the node at ``at`` is repeated; 1 where it does not say."""
+def read_repeat(at: Location, node: Node, scope: Scope) -> int:
+    """Return the number of repeats of the node at ``at``; 1 where it does not say or a problem was reported."""
     if node.repeat is None:
         return 1
     try:
         size = parse_size(node.repeat, scope)
-        count = size.constant
-        if count is None or not 1 <= count <= MAX_REPEAT:
+        if size.constant is None or not 1 <= size.constant <= MAX_REPEAT:
             raise AxisError(f"repeat is {size}: it must be from 1 to {MAX_REPEAT}")
-        return count
+        return size.constant
     except AxisError as error:
         (at / "repeat").refuse(str(error))
-        return None
+        return 1
 
 
 def read_running(at: Location, node: Node, region: Region) -> Running:
-    """How the block of the node at ``at`` is run; what rests on a claim that it does not make is a problem there."""
-    memory = node.memory or "auto"
-    missing = f"block {node.block!r} claims no inverse: give it an 'invertible' key"
-    if region.claim is None and memory == "reversible":
-        (at / "memory").refuse(missing)
-    if region.claim is None and node.arithmetic == "exact":
-        (at / "arithmetic").refuse(missing)
+    """Return how the node at ``at`` runs its block. Modes that only an invertible block has are reported there."""
+    memory, exact, invertible = node.memory or "auto", node.arithmetic == "exact", region.claim is not None
+    for key, asked in (("memory", memory == "reversible"), ("arithmetic", exact)):
+        if asked and not invertible:
+            (at / key).refuse(f"block {node.block!r} does not claim to be invertible: give it an 'invertible' key")
     if memory == "auto":
-        memory = "reversible" if region.claim is not None else "store"
-    return Running(memory, node.arithmetic == "exact")
+        memory = "reversible" if invertible else "store"
+    return Running(memory, exact)
 
 
-def read_params(at: Location, node: Node, block: Block) -> dict[str, Any] | None:
-    """The block's parameters as the node at ``at`` sets them."""
-    before = len(at.problems)
+def read_params(at: Location, node: Node, block: Block) -> dict[str, Scalar]:
+    """Return the block's parameters as the node at ``at`` sets them, without those that were reported."""
     for key, value in node.with_.items():
         if key not in block.params:
-            known = listed(block.params)
-            message = f"block {node.block!r} has no parameter {key!r}{suggest(key, block.params)}; known: {known}"
+            message = f"block {node.block!r} has no parameter {key!r}{choices(key, block.params)}"
             (at / "with" / key).refuse(message)
         elif not isinstance(value, bool | int | float | str):
             (at / "with" / key).refuse("a block's parameter is a number, a string, or true or false")
     params = {**block.params, **node.with_}
     for key, value in params.items():
         if value is None:
-            at.refuse(f"block {node.block!r} needs its parameter {key!r}")
-    return params if len(at.problems) == before else None
+            at.refuse(f"block {node.block!r} requires its parameter {key!r}")
+    return {key: value for key, value in params.items() if value is not None}
 
 
-def read_ports(home: Location, block: Block, axes: Scope) -> tuple[Port, ...] | None:
-    """The inputs of the block at ``home``, over the axis names of its own and those of the blueprint."""
-    known = set(axes) | {s for text in block.inputs.values() for s in _axis_names(text)}
+def read_ports(home: Location, block: Block) -> tuple[Port, ...]:
+    """Return the inputs of the block at ``home``, over axis names of its own and those of the blueprint.
+
+    Raises:
+        Refused: A type cannot be read.
+    """
     ports = []
     for name, text in block.inputs.items():
-        try:
-            ports.append(Port(name, parse_port_type(text, known)))
-        except AxisError as error:
-            (home / "inputs" / name).refuse(str(error))
-            return None
+        with (home / "inputs" / name).reporting(AxisError):
+            ports.append(Port(name, parse_port_type(text)))
     return tuple(ports)
 
 
-def _axis_names(text: str) -> frozenset[str]:
-    try:
-        return parse_port_type(text).symbols
-    except AxisError:
-        return frozenset()
+def check_declared(at: Location, node: Node, region: Region, scope: Scope) -> None:
+    """Report outputs of a block whose types are not those that the node at ``at`` declares. Raises :class:`Refused`."""
+    ports = [Port(name, found) for name, found in region.output_types.items()]
+    for port, declared, here in declared_outputs(at / "out", node, ports, scope):
+        if declared != port.type:
+            here.refuse(f"output {port.name!r} is {port.type}, not {declared}")
 
 
-def bind_axes(
-    at: Location, ports: Sequence[Port], taken: Mapping[str, list[Edge]], axes: Scope, what: str
-) -> dict[str, Size] | None:
-    """The sizes of the axis names in ``ports``, from what is fed in; what that leaves open is the blueprint's."""
-    binding = Binding()
-    try:
-        for port in ports:
-            edge = taken[port.name][0]
-            binding.unify(port, edge.type, label=f"input {port.name!r} of {what}", at=edge.at)
-        binding.finish(axes)
-    except Mismatch as error:
-        (error.at or at).refuse(str(error))
-        return None
-    return binding.axes
+def chain(at: Location, region: Region, repeat: int, label: str) -> Region:
+    """Return ``repeat`` uses of one region in sequence for the node at ``at``: outputs replace the inputs of the same name.
 
-
-def hold_declared(at: Location, node: Node, region: Region, scope: Scope) -> bool:
-    """Whether the block's outputs are what the node at ``at`` declares."""
-    at = at / "out"
-    for port, text in declared_outputs(at, node, [Port(n, t) for n, t in region.output_types.items()]):
-        declared = read_type(at, text, scope)
-        if declared is not None and declared != port.type:
-            at.refuse(f"output {port.name!r} is {port.type}, not {declared}")
-            return False
-    return True
-
-
-def chain(at: Location, region: Region, repeat: int, what: str) -> Region | None:
-    """``repeat`` uses of one region in a row, for the node at ``at``: outputs replace the inputs of the same name."""
-    before = len(at.problems)
+    Raises:
+        Refused: An output is no input or has another type, or the graph becomes too large.
+    """
     fault = at / "repeat"
-    for name, made in region.output_types.items():
-        if name not in region.inputs:
-            known = listed(region.inputs)
-            fault.refuse(f"{what} is repeated, but its output {name!r} is none of its inputs: {known}")
-        elif made != region.inputs[name]:
-            fault.refuse(f"{what} is repeated, but {name!r} goes in as {region.inputs[name]} and comes out as {made}")
-    if region.size * repeat > MAX_NODES:
-        fault.refuse(f"expands to more than {MAX_NODES} components")
-    if len(at.problems) > before:
-        return None
-    return chained(region, repeat, at.place)
+    with at.gather():
+        for name, made in region.output_types.items():
+            if name not in region.inputs:
+                inputs = listed(region.inputs)
+                fault.refuse(f"{label} is repeated, but its output {name!r} is none of its inputs: {inputs}")
+            elif made != region.inputs[name]:
+                fault.refuse(
+                    f"{label} is repeated, but {name!r} is {region.inputs[name]} as input and {made} as output"
+                )
+        if region.size * repeat > MAX_NODES:
+            fault.refuse(f"expands to more than {MAX_NODES} components")
+    return chained(region, repeat, at.position)
 
 
-def chained(region: Region, repeat: int, place: Place) -> Region:
-    """``repeat`` uses of one region in a row, whose outputs are among its inputs, by name and type."""
+def chained(region: Region, repeat: int, position: Position) -> Region:
+    """Return ``repeat`` uses of one region in sequence. Its outputs are among its inputs, by name and type."""
     steps = []
     for index in range(repeat):
         inputs = {
             name: (Ref(str(index - 1), name) if index and name in region.outputs else Ref("", name),)
             for name in region.inputs
         }
-        steps.append(Step(str(index), region, inputs, region.output_types, None, place))
+        steps.append(Step(str(index), region, inputs, region.output_types, None, position))
     outputs = {name: Ref(str(repeat - 1), name) for name in region.outputs}
     return Region(region.label, region.inputs, outputs, tuple(steps), repeat=repeat, description=region.description)

@@ -1,6 +1,6 @@
-"""What a block claims of itself (``invertible:``), held against its inputs; and where claimed blocks are used.
+"""Claims of blocks to be invertible (``invertible:``), read and compared with their inputs; and the blocks that claim it.
 
-Whether a claim is true is for others to derive.
+Whether a claim is true is derived in :mod:`sedd_graph.inverse`.
 """
 
 from __future__ import annotations
@@ -8,36 +8,39 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+from sedd_graph.blueprint.location import Location
 from sedd_graph.blueprint.problems import dotted
 from sedd_graph.blueprint.schema import Block, Blueprint, Invertible
-from sedd_graph.errors import listed, suggest
-from sedd_graph.graph.location import Location
+from sedd_graph.errors import choices
 from sedd_graph.graph.model import Claim, Graph, Region, Running, Step
 
 __all__ = ["Use", "demoted", "read_claim", "uses"]
 
 
 def read_claim(at: Location, body: Blueprint | Block) -> Claim | None:
-    """The claim of a block, which stands at ``at``. A name that is no input of the block is a problem there."""
+    """Return the claim of a block, which stands at ``at``; None where it makes none. Unknown names are reported."""
     found = body.invertible if isinstance(body, Block) else None
     if not found:
         return None
     spec = found if isinstance(found, Invertible) else Invertible()
     for index, name in enumerate(spec.given):
         if name not in body.inputs:
-            message = f"no input {name!r}{suggest(name, body.inputs)}; inputs: {listed(body.inputs)}"
-            (at / "given" / index).refuse(message)
+            (at / "given" / index).refuse(f"no input {name!r}{choices(name, body.inputs, label='inputs')}")
     if not body.inputs.keys() - set(spec.given):
-        (at / "given").refuse("every input is given: nothing is left to be undone")
-    return Claim(tuple(dict.fromkeys(spec.given)), spec.level, at.place, dotted(at.path), spec.on_failure)
+        (at / "given").refuse("every input is given: no inputs left to invert")
+    return Claim(tuple(dict.fromkeys(spec.given)), spec.level, at.position, dotted(at.path), spec.on_failure)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Use:
-    """A claimed block and how a graph uses it.
+    """A block that claims to be invertible, and how a graph uses it.
 
-    ``name`` is its label (with a number where two have the same), ``path`` that of the first step that stands for it,
-    ``depth`` the longest chain of it, ``exact`` whether any use has exact arithmetic.
+    Attributes:
+        name: Its label, with a number where two blocks have the same.
+        path: Path of the first step that uses it.
+        layer: The block itself.
+        depth: Length of its longest chain.
+        exact: True where any use has exact arithmetic.
     """
 
     name: str
@@ -48,11 +51,12 @@ class Use:
 
     @property
     def on_failure(self) -> str:
+        """What ``build`` does where the inverse is too inaccurate: ``error`` or ``checkpoint``."""
         return self.layer.claim.on_failure if self.layer.claim else "error"
 
 
 def _layer(step: Step) -> Region | None:
-    """The claimed block that a step stands for, once or in a chain."""
+    """Return the invertible block that a step uses, once or in a chain; None for any other step."""
     body = step.body
     if isinstance(body, Region) and body.repeat and isinstance(body.steps[0].body, Region):
         body = body.steps[0].body
@@ -60,7 +64,7 @@ def _layer(step: Step) -> Region | None:
 
 
 def uses(root: Region) -> tuple[Use, ...]:
-    """Every block below ``root`` that claims to be invertible, each once, in order."""
+    """Return every block below ``root`` that claims to be invertible, once each, in order."""
     found: dict[int, Use] = {}
     seen: set[int] = set()
 
@@ -84,11 +88,11 @@ def uses(root: Region) -> tuple[Use, ...]:
 
 
 def demoted(graph: Graph, paths: Collection[str]) -> Graph:
-    """The graph with the claimed blocks at ``paths`` (see :class:`Use`) checkpointed wherever they were to be rebuilt."""
+    """Return the graph with the invertible blocks at ``paths`` (see :class:`Use`) checkpointed instead of reconstructed."""
     layers = {id(use.layer) for use in uses(graph.root) if use.path in paths}
     made: dict[int, Region] = {}
 
-    def rebuilt(region: Region) -> Region:
+    def replaced(region: Region) -> Region:
         if id(region) not in made:
             made[id(region)] = dataclasses.replace(region, steps=tuple(map(changed, region.steps)))
         return made[id(region)]
@@ -99,6 +103,6 @@ def demoted(graph: Graph, paths: Collection[str]) -> Graph:
         running = step.running
         if id(_layer(step)) in layers and running.memory == "reversible":
             running = Running("checkpoint", running.exact)
-        return dataclasses.replace(step, body=rebuilt(step.body), running=running)
+        return dataclasses.replace(step, body=replaced(step.body), running=running)
 
-    return dataclasses.replace(graph, root=rebuilt(graph.root)) if layers else graph
+    return dataclasses.replace(graph, root=replaced(graph.root)) if layers else graph

@@ -1,4 +1,4 @@
-"""The graph for people: a tree for the terminal, Mermaid and SVG for pages, JSON for programs."""
+"""Drawings of a graph: a tree for the terminal, Mermaid and SVG for pages, JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from sedd_graph.component.kinds import KINDS
 from sedd_graph.graph.layout import PAD, Box, Edge
 from sedd_graph.graph.model import Graph, Op, Ref, Region, Step
 
-__all__ = ["Undo", "to_json", "to_mermaid", "to_svg", "to_tree"]
+__all__ = ["InverseArrows", "to_json", "to_mermaid", "to_svg", "to_tree"]
 
-Undo = Mapping[Region, Sequence[tuple[str, str]]]
-"""How regions are undone, as arrows between what is drawn in each: a step, ``>input`` or ``<output``."""
+InverseArrows = Mapping[Region, Sequence[tuple[str, str]]]
+"""The inverses of regions, as pairs of boxes that an arrow joins: a step, ``>input`` or ``<output``."""
 
-_UNDO, _WIRE = "#dc2626", "#64748b"
+_INVERSE, _WIRE = "#dc2626", "#64748b"
 
 
-def _what(step: Step) -> str:
+def _label(step: Step) -> str:
+    """The component or block of a step, with its repeats."""
     if isinstance(step.body, Op):
         return step.body.contract.name
     return f"{step.body.label} x {step.body.repeat}" if step.body.repeat else step.body.label
 
 
 def _types(step: Step) -> str:
+    """The types of a step's outputs."""
     shown = [str(t) if n == "out" or len(step.outputs) == 1 else f"{n}: {t}" for n, t in step.outputs.items()]
     return ", ".join(shown)
 
 
-def _body(step: Step) -> Region | None:
-    """The region to look into: of a repeated block, one of its repeats."""
+def _inner(step: Step) -> Region | None:
+    """The region of a block, of a repeated block that of one repeat; None for a component."""
     if not isinstance(step.body, Region):
         return None
     inner = step.body.steps[0].body if step.body.repeat else step.body
@@ -41,15 +43,15 @@ def _body(step: Step) -> Region | None:
 
 
 def to_tree(graph: Graph) -> str:
-    """Every node once, repeats folded, with the types of what it puts out."""
+    """Return a tree of all nodes with the types of their outputs, repeats folded, for a terminal."""
     lines = [graph.name]
     rows: list[tuple[str, str, str]] = []
 
     def visit(region: Region, prefix: str) -> None:
         for index, step in enumerate(region.steps):
             last = index == len(region.steps) - 1
-            rows.append((f"{prefix}{'`-' if last else '|-'} {step.name}", _what(step), _types(step)))
-            inner = _body(step)
+            rows.append((f"{prefix}{'`-' if last else '|-'} {step.name}", _label(step), _types(step)))
+            inner = _inner(step)
             if inner is not None:
                 visit(inner, prefix + ("   " if last else "|  "))
 
@@ -64,17 +66,17 @@ def to_tree(graph: Graph) -> str:
 
 
 def to_json(graph: Graph) -> str:
-    """Inputs, outputs and axes; every component as a node, repeats counted out; every edge.
+    """Return inputs, outputs, axes, one node per component (each repeat by itself) and every edge, as JSON.
 
     A value is ``path.port`` of the component that makes it (``trunk.0.attend.gate.out``), or the bare name of an input
     of the graph. A node's ``inputs``, an edge's ``from`` and an output's ``from`` are values; an edge's ``to`` is
-    ``path.port`` of an input. Blocks do not show: values are followed through them.
+    ``path.port`` of an input. Blocks are left out: values are followed through them.
     """
     nodes: list[dict[str, Any]] = []
     edges: list[dict[str, str]] = []
 
     def visit(region: Region, prefix: str, given: Mapping[str, str]) -> dict[str, str]:
-        """Add what stands in ``region``; from the values of its inputs to the values of its outputs."""
+        """Add the nodes and edges of ``region``. Takes the values of its inputs, and returns those of its outputs."""
         made = {Ref("", name): value for name, value in given.items()}
         for step in region.steps:
             path = f"{prefix}{step.name}"
@@ -112,63 +114,83 @@ def to_json(graph: Graph) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
-def to_mermaid(graph: Graph, undo: Undo | None = None) -> str:
-    """A flowchart; a block is a subgraph, its repeats folded into one. Regions in ``undo`` show both directions."""
-    lines, undo = ["flowchart TB"], undo or {}
-    back: list[str] = []
+# -- Mermaid --------------------------------------------------------------------------------------------------------
 
-    def quoted(text: str) -> str:
-        return '"' + text.replace('"', "'").replace("<", "&lt;").replace(">", "&gt;") + '"'
 
-    def key(kind: str, path: str) -> str:
-        """An id of letters, digits and underscores, another for every path: names hold underscores, but never begin so."""
-        return f"{kind}_" + path.replace("_", "_u").replace(".", "__")
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', "'").replace("<", "&lt;").replace(">", "&gt;") + '"'
 
-    def visit(region: Region, prefix: str, indent: str) -> None:
+
+def _id(kind: str, path: str) -> str:
+    """An id of letters, digits and underscores that differs between paths: names hold underscores but do not begin with one."""
+    return f"{kind}_" + path.replace("_", "_u").replace(".", "__")
+
+
+def _source(ref: Ref, prefix: str, inputs: str = "") -> str:
+    """The id of the box that a value comes from; ``inputs`` is the prefix of the ids of inputs."""
+    return _id("n", prefix + ref.step) if ref.step else _id("i", inputs + ref.port)
+
+
+class _Flowchart:
+    """The lines of a Mermaid flowchart, written region by region; ``back`` has the arrows of inverses."""
+
+    def __init__(self, inverses: InverseArrows) -> None:
+        self.inverses = inverses
+        self.lines = ["flowchart TB"]
+        self.back: list[str] = []
+
+    def steps(self, region: Region, prefix: str, indent: str) -> None:
+        """Write the steps of a region and the edges into them. In a block, the frame around it stands for its inputs."""
         for step in region.steps:
-            path = f"{prefix}{step.name}"
-            inner = _body(step)
+            path, inner = f"{prefix}{step.name}", _inner(step)
+            box = f"{_id('n', path)}[{_quoted(f'{step.name}: {_label(step)}')}]"
             if inner is None:
-                lines.append(f"{indent}{key('n', path)}[{quoted(f'{step.name}: {_what(step)}')}]")
+                self.lines.append(f"{indent}{box}")
             else:
-                lines.append(f"{indent}subgraph {key('n', path)}[{quoted(f'{step.name}: {_what(step)}')}]")
-                visit(inner, path + ".", indent + "  ")
-                both(inner, path + ".", indent + "  ")
-                lines.append(f"{indent}end")
+                self.lines.append(f"{indent}subgraph {box}")
+                self.steps(inner, path + ".", indent + "  ")
+                if inner in self.inverses:
+                    self.both_directions(inner, path + ".", indent + "  ")
+                self.lines.append(f"{indent}end")
             for refs in step.inputs.values():
-                # within a block, an input is the frame that is drawn around it
-                sources = [source(ref, prefix) for ref in refs if ref.step or not prefix]
-                lines.extend(f"{indent}{found} --> {key('n', path)}" for found in sources)
+                sources = [_source(ref, prefix) for ref in refs if ref.step or not prefix]
+                self.lines.extend(f"{indent}{source} --> {_id('n', path)}" for source in sources)
 
-    def both(region: Region, prefix: str, indent: str) -> None:
-        """Within a region that is undone: its inputs and outputs, and the arrows back."""
-        if not undo.get(region):
-            return
+    def both_directions(self, region: Region, prefix: str, indent: str) -> None:
+        """Write the inputs and outputs of an inverted region, and the arrows of its inverse."""
         for name in region.inputs:
-            lines.append(f"{indent}{key('i', prefix + name)}([{quoted(name)}])")
+            self.lines.append(f"{indent}{_id('i', prefix + name)}([{_quoted(name)}])")
         for step in region.steps:
             for ref in (r for refs in step.inputs.values() for r in refs if not r.step):
-                lines.append(f"{indent}{key('i', prefix + ref.port)} --> {key('n', prefix + step.name)}")
+                self.lines.append(f"{indent}{_id('i', prefix + ref.port)} --> {_id('n', prefix + step.name)}")
         for name, ref in region.outputs.items():
-            start = key("n", prefix + ref.step) if ref.step else key("i", prefix + ref.port)
-            lines.append(f"{indent}{start} --> {key('o', prefix + name)}([{quoted(name)}])")
-        for pair in undo[region]:
-            ends = [key({">": "i", "<": "o"}.get(e[0], "n"), prefix + e.lstrip("<>")) for e in pair]
-            back.append(f"  {ends[0]} -.-> {ends[1]}")
+            self.lines.append(
+                f"{indent}{_source(ref, prefix, prefix)} --> {_id('o', prefix + name)}([{_quoted(name)}])"
+            )
+        for pair in self.inverses[region]:
+            start, end = (_id({">": "i", "<": "o"}.get(e[0], "n"), prefix + e.lstrip("<>")) for e in pair)
+            self.back.append(f"  {start} -.-> {end}")
 
-    def source(ref: Ref, prefix: str) -> str:
-        return key("n", f"{prefix}{ref.step}") if ref.step else key("i", ref.port)
 
+def to_mermaid(graph: Graph, inverses: InverseArrows | None = None) -> str:
+    """Return a Mermaid flowchart: a block is a subgraph, its repeats are folded into one.
+
+    Args:
+        graph: the graph.
+        inverses: arrows of the inverse of some regions, drawn in red; these regions also show their inputs and outputs.
+    """
+    chart = _Flowchart({region: pairs for region, pairs in (inverses or {}).items() if pairs})
     for name, found in graph.root.inputs.items():
-        lines.append(f"  {key('i', name)}([{quoted(f'{name}: {found}')}])")
-    visit(graph.root, "", "  ")
+        chart.lines.append(f"  {_id('i', name)}([{_quoted(f'{name}: {found}')}])")
+    chart.steps(graph.root, "", "  ")
     for name, ref in graph.root.outputs.items():
-        label = quoted(f"{name}: {graph.root.type_of(ref)}")
-        lines.append(f"  {source(ref, '')} --> {key('o', name)}([{label}])")
-    if back:
-        count = sum(" --> " in line for line in lines)
-        lines += [*back, f"  linkStyle {','.join(str(count + i) for i in range(len(back)))} stroke:{_UNDO}"]
-    return "\n".join(lines) + "\n"
+        label = _quoted(f"{name}: {graph.root.type_of(ref)}")
+        chart.lines.append(f"  {_source(ref, '')} --> {_id('o', name)}([{label}])")
+    if chart.back:
+        count = sum(" --> " in line for line in chart.lines)
+        styled = ",".join(str(count + i) for i in range(len(chart.back)))
+        chart.lines += [*chart.back, f"  linkStyle {styled} stroke:{_INVERSE}"]
+    return "\n".join(chart.lines) + "\n"
 
 
 # -- SVG ------------------------------------------------------------------------------------------------------------
@@ -176,17 +198,17 @@ def to_mermaid(graph: Graph, undo: Undo | None = None) -> str:
 _PORT = "#e2e8f0"
 
 
-def _boxed(region: Region, box: Box, undo: Undo, *, top: bool) -> Box:
+def _boxed(region: Region, box: Box, inverses: InverseArrows, *, top: bool) -> Box:
     """Fill ``box``, the frame of ``region``, with the boxes of its inputs, steps and outputs."""
     for name, found in region.inputs.items():
         box.children[f">{name}"] = Box(name, str(found) if top else "", _PORT, "")
     for step in region.steps:
-        inner, path = _body(step), f"{box.path}.{step.name}".lstrip(".")
-        title = f"{step.name}: {_what(step)}"
+        inner, path = _inner(step), f"{box.path}.{step.name}".lstrip(".")
+        title = f"{step.name}: {_label(step)}"
         if inner is not None:
-            box.children[step.name] = _boxed(inner, Box(title, "", "#fafafa", path), undo, top=False)
+            box.children[step.name] = _boxed(inner, Box(title, "", "#fafafa", path), inverses, top=False)
         elif isinstance(step.body, Op):
-            title = step.name if step.name == _what(step) else title
+            title = step.name if step.name == _label(step) else title
             box.children[step.name] = Box(title, _types(step), KINDS[step.body.contract.kind].colour, path)
         box.edges += [
             Edge(ref.step or f">{ref.port}", ref.port, step.name, port)
@@ -196,13 +218,13 @@ def _boxed(region: Region, box: Box, undo: Undo, *, top: bool) -> Box:
     for name, ref in region.outputs.items():
         box.children[f"<{name}"] = Box(name, str(region.type_of(ref)) if top else "", _PORT, "")
         box.edges.append(Edge(ref.step or f">{ref.port}", ref.port, f"<{name}", ""))
-    box.back += undo.get(region, ())
+    box.back += inverses.get(region, ())
     box.arrange(_layers(box))
     return box
 
 
 def _layers(box: Box) -> list[list[str]]:
-    """Children by the length of the longest way to them from an input, in the blueprint's order; outputs last."""
+    """Children by the length of the longest path to them from an input, in the blueprint's order; outputs last."""
     graph: nx.DiGraph[str] = nx.DiGraph()
     graph.add_nodes_from(box.children)
     graph.add_edges_from((edge.source, edge.target) for edge in box.edges)
@@ -213,14 +235,14 @@ def _layers(box: Box) -> list[list[str]]:
     return [layer for layer in (*inner, outputs) if layer]
 
 
-def to_svg(graph: Graph, undo: Undo | None = None) -> str:
+def to_svg(graph: Graph, inverses: InverseArrows | None = None) -> str:
     """Draw ``graph`` in layers, top to bottom: blocks as frames, repeats folded, types under names. All text is escaped.
 
     Args:
         graph: the graph.
-        undo: arrows of the inverse of some regions, drawn over them in red.
+        inverses: arrows of the inverse of some regions, drawn over them in red.
     """
-    box = _boxed(graph.root, Box(graph.name, "", "#ffffff", ""), undo or {}, top=True)
+    box = _boxed(graph.root, Box(graph.name, "", "#ffffff", ""), inverses or {}, top=True)
     width, height = f"{box.width + 16:.0f}", f"{box.height + 16:.0f}"
     svg = ET.Element(
         "svg",
@@ -233,7 +255,7 @@ def to_svg(graph: Graph, undo: Undo | None = None) -> str:
         },
     )
     tips = ET.SubElement(svg, "defs")
-    for name, colour in {"tip": _WIRE, "back": _UNDO}.items():
+    for name, colour in {"tip": _WIRE, "back": _INVERSE}.items():
         size = {"markerWidth": "6", "markerHeight": "6", "orient": "auto"}
         tip = ET.SubElement(tips, "marker", {"id": name, "viewBox": "0 0 6 6", "refX": "5", "refY": "3", **size})
         ET.SubElement(tip, "path", {"d": "M0,0 L6,3 L0,6 z", "fill": colour})
@@ -243,7 +265,7 @@ def to_svg(graph: Graph, undo: Undo | None = None) -> str:
 
 
 def _draw(box: Box, parent: ET.Element) -> None:
-    """Add ``box`` and what it holds to the drawing, in a group that moves with it."""
+    """Add ``box`` and its contents to the drawing, in a group with its own origin."""
     group = ET.SubElement(parent, "g", {"transform": f"translate({box.x:.1f},{box.y:.1f})"})
     corner = "10" if box.children else "6" if box.path else "12"
     size = {"width": f"{box.width:.1f}", "height": f"{box.height:.1f}", "rx": corner}
@@ -263,6 +285,6 @@ def _draw(box: Box, parent: ET.Element) -> None:
         ET.SubElement(group, "path", {"d": path, **wire})
     for child in box.children.values():
         _draw(child, group)
-    back = {"stroke": _UNDO, "stroke-opacity": "0.7", "stroke-dasharray": "5 3", "marker-end": "url(#back)"}
+    back = {"stroke": _INVERSE, "stroke-opacity": "0.7", "stroke-dasharray": "5 3", "marker-end": "url(#back)"}
     for path in box.back_paths():
         ET.SubElement(group, "path", {"d": path, **wire, **back})

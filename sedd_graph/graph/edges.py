@@ -1,38 +1,34 @@
-"""Edges: references as they are written, the order they allow, what each of them means, and what leads nowhere."""
+"""Edges of one region: references as they are written, the order of nodes that they require, and what they resolve to."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import networkx as nx
 
-from sedd_graph.blueprint.schema import Block, Blueprint, Node
+from sedd_graph.blueprint.location import Location, Refused
+from sedd_graph.blueprint.schema import Node
 from sedd_graph.component.axes import PortType
-from sedd_graph.errors import listed, suggest
-from sedd_graph.graph.location import Location
+from sedd_graph.errors import choices, listed
 from sedd_graph.graph.model import Ref, Region, Step
 
-__all__ = ["Edge", "Values", "Wire", "read_wires", "refuse_unused", "run_order"]
+__all__ = ["Edge", "Values", "WrittenEdge", "read_edges", "refuse_unused", "run_order"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Wire:
-    """One reference in a node's ``in``: the port it goes to (a name, or a position) and what it says."""
+class WrittenEdge:
+    """One reference in a node's ``in``, such as ``text`` = ``trunk.x``, and the input ``port`` that it feeds: a name, or an
+    index."""
 
     port: str | int
     at: Location
     text: str
 
-    @property
-    def source(self) -> str:
-        return self.text.partition(".")[0]
-
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """A wire whose reference is known to be good: what travels along it, and where it comes from."""
+    """A resolved edge: the value that feeds an input ``port``, and its type."""
 
     port: str | int
     at: Location
@@ -40,92 +36,93 @@ class Edge:
     type: PortType
 
 
-def read_wires(at: Location, node: Node, body: Blueprint | Block) -> list[Wire]:
-    """The wires into the node at ``at``. What names nothing in ``body`` is reported."""
-    at, wires = at / "in", []
-    if isinstance(node.in_, str):
-        wires.append(Wire(0, at, node.in_))
-    elif isinstance(node.in_, list):
-        wires += [Wire(i, at / i, text) for i, text in enumerate(node.in_)]
-    elif isinstance(node.in_, dict):
-        for port, refs in node.in_.items():
-            if isinstance(refs, list):
-                wires += [Wire(port, at / port / i, text) for i, text in enumerate(refs)]
-            else:
-                wires.append(Wire(port, at / port, refs))
-    for wire in wires:
-        if wire.source not in body.inputs and wire.source not in body.nodes:
-            wire.at.refuse(_nothing(wire.source, [*body.inputs, *body.nodes]))
-    return wires
+def read_edges(at: Location, node: Node) -> list[WrittenEdge]:
+    """Return the edges into the node at ``at``."""
+    at, written = at / "in", node.in_
+    if not isinstance(written, dict):
+        return list(_edges(at, None, written or []))
+    return [edge for port, refs in written.items() for edge in _edges(at / port, port, refs)]
 
 
-def _nothing(name: str, known: Sequence[str]) -> str:
-    return f"nothing here is called {name!r}{suggest(name, known)}; known: {listed(known)}"
+def _edges(at: Location, port: str | None, refs: str | list[str]) -> Iterable[WrittenEdge]:
+    """Yield the edges to ``port``, or if it is None to the ports in their order."""
+    if isinstance(refs, str):
+        yield WrittenEdge(0 if port is None else port, at, refs)
+        return
+    for index, text in enumerate(refs):
+        yield WrittenEdge(index if port is None else port, at / index, text)
 
 
-def run_order(at: Location, wires: Mapping[str, list[Wire]]) -> list[str] | None:
-    """The nodes of the region at ``at`` in an order that can be run, as near to the written one as it can be."""
+def run_order(at: Location, edges: Mapping[str, Iterable[WrittenEdge]]) -> list[str]:
+    """Return the nodes of the region at ``at`` in topological order, as near to the written order as possible.
+
+    Args:
+        at: The region.
+        edges: By node, the edges into it.
+
+    Raises:
+        Refused: The nodes form a cycle.
+    """
     graph: nx.DiGraph[str] = nx.DiGraph()
-    graph.add_nodes_from(wires)
-    for name, edges in wires.items():
-        graph.add_edges_from((wire.source, name) for wire in edges if wire.source in wires)
+    graph.add_nodes_from(edges)
+    for name, into in edges.items():
+        sources = (edge.text.partition(".")[0] for edge in into)
+        graph.add_edges_from((source, name) for source in sources if source in edges)
+    rank = {name: index for index, name in enumerate(edges)}
     try:
-        rank = {name: i for i, name in enumerate(wires)}
         return list(nx.lexicographical_topological_sort(graph, key=rank.__getitem__))
     except nx.NetworkXUnfeasible:
-        circle = [edge[0] for edge in nx.find_cycle(graph)]
-        chain = " -> ".join([*circle, circle[0]] if len(circle) <= 16 else [*circle[:15], "...", circle[-1], circle[0]])
-        (at / "nodes" / circle[0]).refuse(f"nodes feed each other in a circle: {chain}")
-        return None
+        cycle = [edge[0] for edge in nx.find_cycle(graph)]
+        chain = " -> ".join([*cycle, cycle[0]] if len(cycle) <= 16 else [*cycle[:15], "...", cycle[-1], cycle[0]])
+        raise (at / "nodes" / cycle[0]).refuse(f"nodes form a cycle: {chain}") from None
 
 
 class Values:
-    """What may be referred to inside one region: its inputs, and the ports of the steps made so far."""
+    """The values that references inside one region resolve to: its inputs and the outputs of its nodes."""
 
-    def __init__(self, inputs: Mapping[str, PortType]) -> None:
+    def __init__(self, inputs: Mapping[str, PortType], nodes: Iterable[str]) -> None:
         self.inputs = inputs
-        self.steps: dict[str, Mapping[str, PortType] | None] = {}
-        """The ports of each step; None for one that has problems of its own."""
+        self.nodes: dict[str, Mapping[str, PortType] | None] = dict.fromkeys(nodes)
+        """The outputs of each node; None until it is typed, and where that failed."""
 
-    def find(self, at: Location, text: str) -> tuple[Ref, PortType] | None:
-        """The value that ``text`` (``node`` or ``node.port``, written at ``at``) refers to; None where there is none."""
+    def find(self, at: Location, text: str) -> tuple[Ref, PortType]:
+        """Return the value that ``text`` (``node``, ``node.port`` or an input, written at ``at``) refers to, and its type.
+
+        Raises:
+            Refused: There is none, or the node has reported problems.
+        """
         source, _, port = text.partition(".")
         if source in self.inputs:
             if port:
-                at.refuse(f"{source!r} is an input and has no ports")
-                return None
+                raise at.refuse(f"{source!r} is an input and has no ports")
             return Ref("", source), self.inputs[source]
-        if source not in self.steps:
-            at.refuse(_nothing(source, [*self.inputs, *self.steps]))
-            return None
-        ports = self.steps[source]
+        if source not in self.nodes:
+            raise at.refuse(f"no node or input is called {source!r}{choices(source, [*self.inputs, *self.nodes])}")
+        ports = self.nodes[source]
         if ports is None:
-            return None
-        if not port:
-            if len(ports) > 1 and "out" not in ports:
-                options = listed(f"{source}.{p}" for p in ports)
-                at.refuse(f"{source!r} has several outputs: say which of {options}")
-                return None
-            port = "out" if "out" in ports else next(iter(ports))
+            raise Refused
+        if not port and len(ports) > 1 and "out" not in ports:
+            options = listed(f"{source}.{name}" for name in ports)
+            raise at.refuse(f"{source!r} has several outputs: name one of {options}")
+        port = port or ("out" if "out" in ports else next(iter(ports)))
         if port not in ports:
-            at.refuse(f"{source!r} has no output {port!r}{suggest(port, ports)}; outputs: {listed(ports)}")
-            return None
+            raise at.refuse(f"{source!r} has no output {port!r}{choices(port, ports, label='outputs')}")
         return Ref(source, port), ports[port]
 
 
 def refuse_unused(at: Location, region: Region) -> None:
-    """A node or an input that reaches no output and is not saved is a mistake."""
+    """Report the nodes and inputs of the region at ``at`` that neither an output nor a saved activation depends on."""
     graph = region.digraph
-    wanted: set[Any] = {r.step or ("input", r.port) for r in region.outputs.values()}
-    wanted |= {s.name for s in region.steps if _saves(s)}
-    useful = wanted.union(*(nx.ancestors(graph, w) for w in wanted if w in graph))
+    used = {ref.step or ("input", ref.port) for ref in region.outputs.values()}
+    used |= {step.name for step in region.steps if _saves(step)}
+    used = used.union(*(nx.ancestors(graph, node) for node in used if node in graph))
     for step in region.steps:
-        if step.name not in useful:
+        if step.name not in used:
             (at / "nodes" / step.name).refuse(f"node {step.name!r} feeds no output")
     for name in region.inputs:
-        if ("input", name) not in useful:
+        if ("input", name) not in used:
             (at / "inputs" / name).refuse(f"input {name!r} is never read")
 
 
 def _saves(step: Step) -> bool:
-    return step.save is not None or (isinstance(step.body, Region) and any(_saves(s) for s in step.body.steps))
+    return step.save is not None or (isinstance(step.body, Region) and any(map(_saves, step.body.steps)))

@@ -1,213 +1,203 @@
-"""From a loaded blueprint to a :class:`Graph`: names resolved, blocks and repeats expanded, every edge typed.
+"""Expansion of a loaded blueprint into a :class:`Graph`: names resolved, blocks and repeats expanded, every edge typed.
 
-Every problem of the whole expansion is gathered and raised at once. A block is expanded once for each way it is used
-(parameters and input types), so a thousand repeats cost what one does. This module drives; what one node comes to is
-in :mod:`~sedd_graph.graph.ops` and :mod:`~sedd_graph.graph.blocks`.
+All problems are gathered and raised at once. A block is expanded once for each combination of parameters and input types,
+so that a thousand repeats cost as much as one. :mod:`~sedd_graph.graph.ops` and :mod:`~sedd_graph.graph.blocks` type
+single nodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import pydantic
+from contextlib import suppress
 
 from sedd_graph.blueprint.interpolate import InterpolationFault, resolve
-from sedd_graph.blueprint.load import Loaded
-from sedd_graph.blueprint.problems import model_problems
-from sedd_graph.blueprint.schema import Block, Blueprint, Node
+from sedd_graph.blueprint.location import Loaded, Location, Refused
+from sedd_graph.blueprint.schema import Block, Blueprint, Node, Scalar
 from sedd_graph.component.axes import DYNAMIC, AxisError, PortType, Size, parse_size
 from sedd_graph.component.registry import Registry
-from sedd_graph.errors import BlueprintError, listed, suggest
+from sedd_graph.errors import BlueprintError, choices
 from sedd_graph.graph import blocks
 from sedd_graph.graph.claims import read_claim
-from sedd_graph.graph.edges import Edge, Values, Wire, read_wires, refuse_unused, run_order
-from sedd_graph.graph.location import Location
-from sedd_graph.graph.model import Graph, Ref, Region, Step
-from sedd_graph.graph.ops import Made, make_op
-from sedd_graph.graph.ports import Scope, assign, read_type
+from sedd_graph.graph.edges import Edge, Values, WrittenEdge, read_edges, refuse_unused, run_order
+from sedd_graph.graph.model import Graph, Region, Step
+from sedd_graph.graph.ops import op_step
+from sedd_graph.graph.ports import Scope, assign, read_type, unify_inputs
+from sedd_graph.graph.unify import Binding, Mismatch
 
 __all__ = ["expand"]
 
 MAX_BLOCK_DEPTH, MAX_STEPS = 32, 10_000
 
+Params = Mapping[str, Scalar]
+Types = Mapping[str, PortType]
+
 
 def expand(loaded: Loaded, registry: Registry) -> Graph:
-    """Expand ``loaded``. Raises :class:`BlueprintError` with every problem found."""
-    blueprint = loaded.blueprint
-    assert isinstance(blueprint, Blueprint)
-    root = Location(loaded, (), [])
-    axes = _read_axes(root, blueprint)
-    types = {name: read_type(root / "inputs" / name, text, axes) for name, text in blueprint.inputs.items()}
-    inputs = {name: found for name, found in types.items() if found is not None}
-    if root.problems:
-        raise BlueprintError(root.problems)
-    region = _Expander(registry, axes).region(root, blueprint, loaded.params, inputs, axes, label=blueprint.name)
-    if root.problems or region is None:
-        raise BlueprintError(root.problems)
+    """Return the typed graph of a blueprint.
+
+    Raises:
+        BlueprintError: Holds every problem that was found.
+    """
+    blueprint, root, inputs = loaded.blueprint, Location(loaded), dict[str, PortType]()
+    try:
+        with root.gather():
+            axes = _read_axes(root, blueprint)
+            for name, text in blueprint.inputs.items():
+                with suppress(Refused):
+                    inputs[name] = read_type(root / "inputs" / name, text, axes)
+        region = _Expander(registry, axes).region(root, blueprint, loaded.params, inputs, axes)
+    except Refused:
+        raise BlueprintError(root.problems) from None
     return Graph(name=blueprint.name, root=region, axes=axes)
 
 
 def _read_axes(root: Location, blueprint: Blueprint) -> dict[str, Size]:
-    """The blueprint's ``axes`` as sizes over ``batch`` and ``length``; an axis may use those written before it."""
+    """Return the blueprint's ``axes`` as sizes over ``batch`` and ``length``. An axis may use those written before it."""
     axes: dict[str, Size] = {}
     for name, value in blueprint.axes.items():
-        try:
+        with suppress(Refused), (root / "axes" / name).reporting(AxisError):
             size = parse_size(value, axes | {n: Size.of(n) for n in DYNAMIC if n not in axes})
             if size.constant is not None and size.constant <= 0:
                 raise AxisError(f"axis {name!r} is {size.constant}: a size is at least 1")
             axes[name] = size
-        except AxisError as error:
-            (root / "axes" / name).refuse(str(error))
     return axes
 
 
 class _Expander:
+    """Expands one blueprint; keeps the regions of the blocks that it has expanded."""
+
     def __init__(self, registry: Registry, root_axes: Scope) -> None:
         self.registry, self.root_axes = registry, root_axes
-        self.done: dict[Any, Region | None] = {}
-        self.active: list[str] = []
+        self.regions: dict[object, Region | None] = {}
+        """By block, parameters and input types; None where problems were reported."""
+        self.active: list[tuple[str, str]] = []
+        """File and name of the blocks that are being expanded, the outermost first."""
         self.steps = 0
 
-    def region(
-        self,
-        at: Location,
-        body: Blueprint | Block,
-        params: Mapping[str, Any],
-        inputs: Mapping[str, PortType],
-        scope: Scope,
-        *,
-        label: str,
-    ) -> Region | None:
-        """The nodes of the root or of one block as steps in order; None where a problem was reported."""
-        before = len(at.problems)
-        nodes: dict[str, Node] = {}
-        for name, written in body.nodes.items():
-            spot = at / "nodes" / name
-            if name in body.inputs:
-                spot.refuse(f"node {name!r} has the name of an input")
-            node = _interpolated(spot, written, params)
-            if node is not None:
-                nodes[name] = node
-        if len(at.problems) > before:
-            return None
-        wires = {name: read_wires(at / "nodes" / name, node, body) for name, node in nodes.items()}
-        order = run_order(at, wires)
-        if len(at.problems) > before or order is None:
-            return None
-        values, steps = Values(inputs), []
-        for name in order:
-            step = self.step(at / "nodes" / name, name, nodes[name], wires[name], values, scope)
-            values.steps[name] = step.outputs if step else None
-            if step:
-                steps.append(step)
-        outputs: dict[str, Ref] = {}
-        for name, text in body.outputs.items():
-            found = values.find(at / "outputs" / name, text)
-            if found is not None:
-                outputs[name] = found[0]
-        claim = read_claim(at / "invertible", body)
-        if len(at.problems) > before:
-            return None
-        region = Region(label, inputs, outputs, tuple(steps), description=body.description, claim=claim)
-        refuse_unused(at, region)
-        if region.size > blocks.MAX_NODES:
-            at.refuse(f"expands to more than {blocks.MAX_NODES} components")
-        return None if len(at.problems) > before else region
+    def region(self, at: Location, body: Blueprint | Block, params: Params, inputs: Types, scope: Scope) -> Region:
+        """Return the root of the graph or one block, which stands at ``at``, as a region.
 
-    def step(
-        self, at: Location, name: str, node: Node, wires: Sequence[Wire], values: Values, scope: Scope
-    ) -> Step | None:
-        before = len(at.problems)
+        Args:
+            at: Where it is defined.
+            body: Its content.
+            params: The values of its parameters.
+            inputs: The types of its inputs.
+            scope: The axis names that it may use.
+
+        Raises:
+            Refused: Problems were reported.
+        """
+        nodes: dict[str, Node] = {}
+        with at.gather():
+            for name, written in body.nodes.items():
+                with suppress(Refused):
+                    if name in body.inputs:
+                        raise (at / "nodes" / name).refuse(f"node {name!r} has the name of an input")
+                    nodes[name] = _interpolated(at / "nodes" / name, written, params)
+        edges = {name: read_edges(at / "nodes" / name, node) for name, node in nodes.items()}
+        values, steps, outputs = Values(inputs, nodes), [], {}
+        with at.gather():
+            for name in run_order(at, edges):
+                here = at / "nodes" / name
+                try:
+                    step = self.step(here, nodes[name], edges[name], values, scope)
+                except Mismatch as error:
+                    (error.at or here).refuse(str(error))
+                except Refused:
+                    pass
+                else:
+                    values.nodes[name] = step.outputs
+                    steps.append(step)
+            for name, text in body.outputs.items():
+                with suppress(Refused):
+                    outputs[name] = values.find(at / "outputs" / name, text)[0]
+            claim = read_claim(at / "invertible", body)
+        if len(steps) < len(nodes):
+            raise Refused  # what a block lacks is reported once, where the block is first used
+        label = body.name if isinstance(body, Blueprint) else str(at.path[-1])
+        region = Region(label, inputs, outputs, tuple(steps), description=body.description, claim=claim)
+        with at.gather():
+            refuse_unused(at, region)
+            if region.size > blocks.MAX_NODES:
+                at.refuse(f"expands to more than {blocks.MAX_NODES} components")
+        return region
+
+    def step(self, at: Location, node: Node, written: Sequence[WrittenEdge], values: Values, scope: Scope) -> Step:
+        """Return the typed step of the node at ``at``. Raises :class:`Refused` or :class:`Mismatch`."""
         self.steps += 1
         if self.steps > MAX_STEPS:
-            at.refuse(f"blocks are used in so many ways that they come to more than {MAX_STEPS} different nodes")
+            at.refuse(f"the uses of blocks expand to more than {MAX_STEPS} distinct nodes")
             raise BlueprintError(at.problems)
-        edges = []
-        for wire in wires:
-            found = values.find(wire.at, wire.text)
-            if found is not None:
-                edges.append(Edge(wire.port, wire.at, *found))
-        if len(edges) < len(wires):
-            return None
-        made = make_op(at, node, edges, scope, self.registry) if node.op else self.block(at, node, edges, scope)
-        if made is None or len(at.problems) > before:
-            return None
-        if node.save is not None:
-            for index, port in enumerate(node.save.ports):
-                if port not in made.outputs:
-                    known = listed(made.outputs)
-                    message = f"{name!r} has no output {port!r}{suggest(port, made.outputs)}; outputs: {known}"
-                    (at / "save" / "ports" / index).refuse(message)
-        return Step(name, made.body, made.inputs, made.outputs, node.save, at.place, made.running)
+        edges: list[Edge] = []
+        with at.gather():
+            for edge in written:
+                with suppress(Refused):
+                    edges.append(Edge(edge.port, edge.at, *values.find(edge.at, edge.text)))
+        if len(edges) < len(written):
+            raise Refused
+        with at.gather():
+            if node.block is None:
+                step = op_step(at, node, edges, scope, self.registry)
+            else:
+                step = self.block_step(at, node, node.block, edges, scope)
+        ports = node.save.ports if node.save is not None else []
+        for index, port in enumerate(ports):
+            if port not in step.outputs:
+                message = f"{step.name!r} has no output {port!r}{choices(port, step.outputs, label='outputs')}"
+                (at / "save" / "ports" / index).refuse(message)
+        return step
 
-    def block(self, at: Location, node: Node, edges: Sequence[Edge], scope: Scope) -> Made | None:
-        """The block that the node at ``at`` stands for, expanded for this use."""
-        assert node.block is not None
-        found = blocks.find_block(at / "block", node.block)
-        if found is None:
-            return None
-        home, block = found
-        what = f"block {node.block!r}"
-        repeat = blocks.read_repeat(at, node, scope)
-        params = blocks.read_params(at, node, block)
-        ports = blocks.read_ports(home, block, self.root_axes)
-        taken = None if ports is None else assign(at, ports, edges, what)
-        if ports is None or repeat is None or params is None or taken is None:
-            return None
-        axes = blocks.bind_axes(at, ports, taken, self.root_axes, what)
-        if axes is None:
-            return None
+    def block_step(self, at: Location, node: Node, name: str, edges: Sequence[Edge], scope: Scope) -> Step:
+        """Return the typed step of the node at ``at``, which uses the block ``name``."""
+        home, block = blocks.find_block(at / "block", name)
+        label = f"block {name!r}"
+        with at.gather():
+            repeat = blocks.read_repeat(at, node, scope)
+            params = blocks.read_params(at, node, block)
+            ports = blocks.read_ports(home, block)
+            taken = assign(at, ports, edges, label)
+        binding = Binding()
+        unify_inputs(binding, ports, taken, label)
+        binding.finish(self.root_axes)
         types = {port.name: taken[port.name][0].type for port in ports}
-        region = self.expanded(at, home, block, params, types, {**self.root_axes, **axes})
-        if region is None or not blocks.hold_declared(at, node, region, scope):
-            return None
-        body = region if node.repeat is None else blocks.chain(at, region, repeat, what)
+        region = self.expanded(at / "block", home, params, types, {**self.root_axes, **binding.axes})
+        blocks.check_declared(at, node, region, scope)
         running = blocks.read_running(at, node, region)
+        body = region if node.repeat is None else blocks.chain(at, region, repeat, label)
         inputs = {port: (found[0].ref,) for port, found in taken.items()}
-        return None if body is None else Made(body, inputs, region.output_types, running)
+        return Step(str(at.path[-1]), body, inputs, region.output_types, node.save, at.position, running)
 
-    def expanded(
-        self,
-        at: Location,
-        home: Location,
-        block: Block,
-        params: Mapping[str, Any],
-        types: Mapping[str, PortType],
-        scope: Scope,
-    ) -> Region | None:
-        """The block at ``home`` under these parameters and input types: made once, however often it is used."""
-        file, name = home.loaded.file, str(home.path[-1])
-        key = (file, name, tuple(params.items()), tuple(map(type, params.values())), tuple(types.items()))
-        if key in self.done:
-            return self.done[key]
-        label = f"{file}:{name}"
-        if label in self.active:
-            chain = " -> ".join(x.rsplit(":", 1)[1] for x in [*self.active[self.active.index(label) :], label])
-            (at / "block").refuse(f"blocks contain each other in a circle: {chain}")
-            return None
-        if len(self.active) >= MAX_BLOCK_DEPTH:
-            (at / "block").refuse(f"blocks nested deeper than {MAX_BLOCK_DEPTH}")
-            return None
-        self.active.append(label)
-        self.done[key] = self.region(home, block, params, types, scope, label=name)
-        self.active.pop()
-        return self.done[key]
+    def expanded(self, at: Location, home: Location, params: Params, types: Types, scope: Scope) -> Region:
+        """Return the block at ``home``, used at ``at``, as a region: made once for the same parameters and input types."""
+        block = (home.loaded.file, str(home.path[-1]))
+        key = (block, tuple(params.items()), tuple(map(type, params.values())), tuple(types.items()))
+        if key not in self.regions:
+            if block in self.active:
+                chain = " -> ".join(name for _, name in [*self.active[self.active.index(block) :], block])
+                raise at.refuse(f"blocks contain each other in a cycle: {chain}")
+            if len(self.active) >= MAX_BLOCK_DEPTH:
+                raise at.refuse(f"blocks nested deeper than {MAX_BLOCK_DEPTH}")
+            self.active.append(block)
+            try:
+                self.regions[key] = self.region(home, home.loaded.library.blocks[block[1]], params, types, scope)
+            except Refused:
+                self.regions[key] = None
+            self.active.pop()
+        region = self.regions[key]
+        if region is None:
+            raise Refused
+        return region
 
 
-def _interpolated(at: Location, node: Node, params: Mapping[str, Any]) -> Node | None:
+def _interpolated(at: Location, node: Node, params: Params) -> Node:
+    """Return the node at ``at`` with the parameters filled in. Raises :class:`Refused`."""
     written = {"out": node.out, "with": node.with_, "repeat": node.repeat}
-    try:
+    with at.reporting(InterpolationFault):
         data = resolve(written, params)
-    except InterpolationFault as fault:
-        for path, message in fault.faults:
-            Location(at.loaded, (*at.path, *path), at.problems).refuse(message)
-        return None
     if data == written:
         return node
     data = node.model_dump(by_alias=True, exclude_unset=True) | {k: v for k, v in data.items() if v is not None}
-    try:
-        return Node.model_validate(data)  # what was a text may be anything now
-    except pydantic.ValidationError as error:
-        at.problems.extend(model_problems(error, Node, at.loaded.position, at.path, data))
-        return None
+    found = at.validate(Node, data)  # what was a text may be of any type now
+    if found is None:
+        raise Refused
+    return found

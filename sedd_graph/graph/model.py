@@ -1,8 +1,8 @@
-"""The expanded graph as plain frozen data: regions of steps, joined by references, every edge with its type.
+"""The expanded graph as plain frozen data: regions of steps, connected by references, with the type of every value.
 
-A :class:`Region` holds names only relative to itself, so all repeats of a block are one and the same object: that is
-what lets the engine compile one of them for all. A step's path (``trunk.3.attend.qkv``) is at once its module path,
-its state-dict prefix and its zarr group.
+A blueprint has blocks and nodes. Expanded, each use of a block is a :class:`Region` and each node a :class:`Step`. Names in
+a region are relative to it, so that all repeats of a block are one object, which the engine compiles once. The path of a
+step (``trunk.3.attend.qkv``) is its module path, its state-dict prefix and its zarr group.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any, Literal
 import networkx as nx
 
 from sedd_graph.blueprint.schema import SaveSpec
+from sedd_graph.blueprint.yaml import Position
 from sedd_graph.component.axes import PortType, Size
 from sedd_graph.component.contract import ComponentConfig, Contract, Signature
 
-__all__ = ["Claim", "Graph", "Op", "Place", "Ref", "Region", "Running", "Step"]
-
-Place = tuple[str, int, int]
-"""File, line and column (from 1; 0 where they are not known)."""
+__all__ = ["Claim", "Graph", "Op", "Position", "Ref", "Region", "Running", "Step"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """How a block is run in training: what is kept for the backward pass, and with which arithmetic."""
+    """How a block runs in training: what is saved for the backward pass, and its arithmetic."""
 
     memory: Literal["store", "checkpoint", "reversible"] = "store"
+    """Saved for backward: all activations, the inputs of each repeat, or the outputs alone."""
     exact: bool = False
+    """Streams are rounded to a grid, so that reconstruction is exact to the last bit."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
-    """A value inside one region: an input of the region (``step`` is empty) or a port of one of its steps."""
+    """Reference to a value inside one region: an input of the region (``step`` is empty) or an output port of a step."""
 
     step: str
     port: str
@@ -45,50 +45,64 @@ class Ref:
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """A component under one Config, with its own axis names bound to sizes."""
+    """A component under one Config, with the axis names of its ports bound to sizes over ``batch`` and ``length``."""
 
     contract: Contract
     config: ComponentConfig
     signature: Signature
     axes: Mapping[str, Size]
-    raw: Mapping[str, Any]
 
     @property
     def static_axes(self) -> dict[str, int]:
-        """The axes that are known before a step runs (all but batch and length)."""
+        """The axes whose sizes are known before a step runs: all that do not depend on batch or length."""
         return {n: c for n, s in self.axes.items() if (c := s.constant) is not None}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """One node within a region: a component or a region of its own. ``outputs`` gives the type of every port."""
+    """One node of a region: a component, or a region of its own.
+
+    Attributes:
+        name: The node's name, or the index of a repeat.
+        body: What it runs.
+        inputs: By input port, the values that feed it; several for a variadic port.
+        outputs: By output port, its type.
+        save: Outputs that training writes to disk.
+        position: Where the node is written.
+        running: How a region runs in training.
+    """
 
     name: str
     body: Op | Region
     inputs: Mapping[str, tuple[Ref, ...]]
     outputs: Mapping[str, PortType]
     save: SaveSpec | None
-    place: Place
+    position: Position
     running: Running = Running()
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a block says of itself: its inputs follow from its outputs and from the inputs in ``given``, to ``level``.
+    """A block's claim to be invertible.
 
-    ``place`` and ``path`` are where it says so. ``on_failure`` is what is done where it does not hold in numbers.
+    Attributes:
+        given: Inputs that the inverse receives besides the outputs.
+        level: ``injective``, ``bijective`` or ``volume_preserving``.
+        position: Where the claim is written.
+        path: The same place as a path within the file, for messages.
+        on_failure: What ``build`` does where the inverse is too inaccurate numerically.
     """
 
     given: tuple[str, ...]
     level: str
-    place: Place
+    position: Position
     path: str
     on_failure: Literal["error", "checkpoint"] = "error"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Region:
-    """Steps in an order that can be run, from typed inputs to outputs. ``repeat`` > 0 marks a chain of one block."""
+    """Steps in topological order, from typed inputs to outputs. ``repeat`` > 0 marks a chain of one region."""
 
     label: str
     inputs: Mapping[str, PortType]
@@ -100,23 +114,26 @@ class Region:
 
     @cached_property
     def by_name(self) -> dict[str, Step]:
+        """The steps by name."""
         return {s.name: s for s in self.steps}
 
     @cached_property
     def size(self) -> int:
-        """How many components stand in it, repeats counted out."""
+        """The number of components in it, repeats counted out."""
         return sum(s.body.size if isinstance(s.body, Region) else 1 for s in self.steps)
 
     def type_of(self, ref: Ref) -> PortType:
+        """Return the type of a value."""
         return self.by_name[ref.step].outputs[ref.port] if ref.step else self.inputs[ref.port]
 
     @cached_property
     def output_types(self) -> dict[str, PortType]:
+        """The types of the outputs."""
         return {name: self.type_of(ref) for name, ref in self.outputs.items()}
 
     @cached_property
     def digraph(self) -> nx.DiGraph[Any]:
-        """Steps and inputs (as ``(input, name)``) as nodes, one edge for each pair that is joined."""
+        """The region as a networkx graph: a node per step and per input (``("input", name)``), an edge per connected pair."""
         graph: nx.DiGraph[Any] = nx.DiGraph()
         graph.add_nodes_from(s.name for s in self.steps)
         for step in self.steps:
@@ -126,7 +143,7 @@ class Region:
         return graph
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, Step]]:
-        """Every component, with its dotted path, repeats counted out."""
+        """Yield every component with its dotted path, repeats counted out."""
         for step in self.steps:
             path = f"{prefix}{step.name}"
             if isinstance(step.body, Region):
@@ -137,7 +154,7 @@ class Region:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    """A whole blueprint's graph. ``axes`` maps the blueprint's axis names to sizes over ``batch`` and ``length``."""
+    """The graph of a whole blueprint. ``axes`` maps its axis names to sizes over ``batch`` and ``length``."""
 
     name: str
     root: Region
@@ -145,16 +162,14 @@ class Graph:
 
     @cached_property
     def taps(self) -> tuple[tuple[str, SaveSpec, PortType], ...]:
-        """Every saved port as (dotted path with the port last, its spec, its type)."""
-        found: list[tuple[str, SaveSpec, PortType]] = []
+        """The saved activations: the dotted path, with the port last, the spec and the type of each."""
 
-        def visit(region: Region, prefix: str) -> None:
+        def visit(region: Region, prefix: str) -> Iterator[tuple[str, SaveSpec, PortType]]:
             for step in region.steps:
                 path = f"{prefix}{step.name}"
                 if isinstance(step.body, Region):
-                    visit(step.body, path + ".")
+                    yield from visit(step.body, path + ".")
                 if step.save is not None:
-                    found.extend((f"{path}.{p}", step.save, step.outputs[p]) for p in step.save.ports)
+                    yield from ((f"{path}.{port}", step.save, step.outputs[port]) for port in step.save.ports)
 
-        visit(self.root, "")
-        return tuple(found)
+        return tuple(visit(self.root, ""))

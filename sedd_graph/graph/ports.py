@@ -1,77 +1,96 @@
-"""Ports: the types that a blueprint declares, and which edge goes into which port."""
+"""Ports of a node: the types that a blueprint declares for them, and the edges that feed them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
+from sedd_graph.blueprint.location import Location, Refused
 from sedd_graph.blueprint.schema import Node
 from sedd_graph.component.axes import AxisError, PortType, Size, parse_port_type
 from sedd_graph.component.contract import Port
-from sedd_graph.errors import listed, suggest
+from sedd_graph.errors import choices, listed, suggest
 from sedd_graph.graph.edges import Edge
-from sedd_graph.graph.location import Location
+from sedd_graph.graph.unify import Binding
 
-__all__ = ["Scope", "assign", "declared_outputs", "read_type"]
+__all__ = ["Scope", "assign", "declared_outputs", "read_type", "unify_inputs"]
 
 Scope = Mapping[str, Size]
-"""The axis names that may be used at some place, with their sizes over ``batch`` and ``length``."""
+"""The axis names that a part of a blueprint may use, with their sizes over ``batch`` and ``length``."""
 
 
-def read_type(at: Location, text: str, scope: Scope) -> PortType | None:
-    """The type written at ``at``, its axes replaced by their sizes."""
-    try:
+def read_type(at: Location, text: str, scope: Scope) -> PortType:
+    """Return the type written at ``at``, its axis names replaced by their sizes. Raises :class:`Refused`."""
+    with at.reporting(AxisError):
         declared = parse_port_type(text, scope)
-        if any(d.variadic for d in declared.dims):
+        if any(dim.variadic for dim in declared.dims):
             raise AxisError(f"port type {text!r}: a starred axis cannot stand in a blueprint")
         for written, dim in zip(text.split()[1:], declared.dims, strict=True):
             if dim.size.constant is not None and dim.size.constant <= 0:
                 shown = written if written == str(dim) else f"{written} = {dim}"
                 raise AxisError(f"port type {text!r}: {shown}, but a size is at least 1")
-        return declared
-    except AxisError as error:
-        at.refuse(str(error))
-        return None
+    return declared
 
 
-def declared_outputs(at: Location, node: Node, ports: Sequence[Port]) -> list[tuple[Port, str]]:
-    """What the node's ``out`` (at ``at``) declares, port by port; a single type is that of the first output."""
-    if node.out is None:
-        return []
-    if isinstance(node.out, str):
-        return [(ports[0], node.out)]
-    by_name, found = {p.name: p for p in ports}, []
-    for name, text in node.out.items():
+def declared_outputs(
+    at: Location, node: Node, ports: Sequence[Port], scope: Scope
+) -> list[tuple[Port, PortType, Location]]:
+    """Return the outputs whose types ``out``, which stands at ``at``, declares. A single type is that of the first output.
+
+    An output that does not exist is reported. Raises :class:`Refused` for a type that cannot be read.
+    """
+    by_name, found = {port.name: port for port in ports}, []
+    written = {ports[0].name: node.out} if isinstance(node.out, str) else node.out or {}
+    for name, text in written.items():
+        here = at if isinstance(node.out, str) else at / name
         if name in by_name:
-            found.append((by_name[name], text))
+            found.append((by_name[name], read_type(here, text, scope), here))
         else:
-            (at / name).refuse(f"no output {name!r}{suggest(name, by_name)}; outputs: {listed(by_name)}")
+            here.refuse(f"no output {name!r}{choices(name, by_name, label='outputs')}")
     return found
 
 
-def assign(at: Location, ports: Sequence[Port], edges: Sequence[Edge], what: str) -> dict[str, list[Edge]] | None:
-    """Which edges go into which port of ``what``, the node at ``at``; None where some misfit was reported."""
-    before = len(at.problems)
-    by_name = {p.name: p for p in ports}
-    variadic = next((p for p in ports if p.variadic), None)
+def assign(at: Location, ports: Sequence[Port], edges: Sequence[Edge], label: str) -> dict[str, list[Edge]]:
+    """Return the edges that feed each port of the node at ``at``, which messages call ``label``.
+
+    Raises:
+        Refused: An edge fits no port, or a port that is not optional has no edge.
+    """
     taken: dict[str, list[Edge]] = {}
-    names = listed(p.name + ("?" if p.optional else "*" if p.variadic else "") for p in ports)
-    for edge in edges:
-        if isinstance(edge.port, int):
-            port = ports[edge.port] if edge.port < len(ports) and not ports[edge.port].variadic else variadic
-            if port is None:
-                edge.at.refuse(f"{what} takes {len(ports)} input(s) ({names}), not {edge.port + 1}")
-                continue
-        else:
-            port = by_name.get(edge.port)
-            if port is None:
-                edge.at.refuse(f"{what} has no input {edge.port!r}{suggest(edge.port, by_name)}; inputs: {names}")
-                continue
-        slot = taken.setdefault(port.name, [])
-        if slot and not port.variadic:
-            edge.at.refuse(f"input {port.name!r} of {what} takes one value, not several")
-            continue
-        slot.append(edge)
+    with at.gather():
+        for edge in edges:
+            with suppress(Refused):
+                port = _port(edge, ports, label)
+                if port.name in taken and not port.variadic:
+                    raise edge.at.refuse(f"input {port.name!r} of {label} takes one value, not several")
+                taken.setdefault(port.name, []).append(edge)
+        for port in ports:
+            if not port.optional and port.name not in taken:
+                at.refuse(f"{label} requires its input {port.name!r} ({port.type}); inputs: {_names(ports)}")
+    return taken
+
+
+def unify_inputs(binding: Binding, ports: Sequence[Port], taken: Mapping[str, list[Edge]], label: str) -> None:
+    """Unify the input ports of a node with the values that feed them. Raises :class:`Mismatch`."""
     for port in ports:
-        if not port.optional and port.name not in taken:
-            at.refuse(f"{what} needs its input {port.name!r} ({port.type}); inputs: {names}")
-    return taken if len(at.problems) == before else None
+        for edge in taken.get(port.name, ()):
+            binding.unify(port, edge.type, label=f"input {port.name!r} of {label}", at=edge.at)
+
+
+def _port(edge: Edge, ports: Sequence[Port], label: str) -> Port:
+    if isinstance(edge.port, int):
+        if edge.port < len(ports) and not ports[edge.port].variadic:
+            return ports[edge.port]
+        found = next((port for port in ports if port.variadic), None)
+        message = f"takes {len(ports)} input(s) ({_names(ports)}), not {edge.port + 1}"
+    else:
+        found = next((port for port in ports if port.name == edge.port), None)
+        near = "" if found else suggest(edge.port, [port.name for port in ports])
+        message = f"has no input {edge.port!r}{near}; inputs: {_names(ports)}"
+    if found is None:
+        raise edge.at.refuse(f"{label} {message}")
+    return found
+
+
+def _names(ports: Sequence[Port]) -> str:
+    return listed(port.name + ("?" if port.optional else "*" if port.variadic else "") for port in ports)

@@ -1,8 +1,8 @@
-"""Shapes: axis names of a component or block against the sizes that come in, with messages that show what is bound so far.
+"""Unification of shapes: the axis names in a port's type are bound to the sizes of the values that feed it.
 
-Every dimension of every port is an equation, ``pattern = size``. One with a single unknown binds it; one with none is
-checked; one with several waits until other ports have bound all but one of them, and :meth:`Binding.finish` refuses
-what waits for ever. So no declared dimension goes unverified.
+Each dimension of a port is an equation ``pattern = size``. An equation with one unknown binds it, one without unknowns is
+verified, and one with several waits until the other ports have bound all but one of them. :meth:`Binding.finish` refuses
+what cannot be solved, so that no declared dimension goes unverified. Messages show the axes that are bound so far.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from sedd_graph.blueprint.location import Location
 from sedd_graph.component.axes import AxisError, Dim, PortType, Size
 from sedd_graph.component.contract import Port
-from sedd_graph.graph.location import Location
 
 __all__ = ["Binding", "Mismatch"]
 
 
 class Mismatch(Exception):
-    """A port that does not fit; the message names the port, its pattern and the axes bound so far.
+    """A value that does not fit a port. The message names the port, its type and the axes bound so far.
 
-    ``at`` is where the port got its value, if that was given.
+    ``at`` is where the port is fed, if that was given.
     """
 
     def __init__(self, message: str, at: Location | None = None) -> None:
@@ -30,7 +30,7 @@ class Mismatch(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Meeting:
-    """A port's pattern and the type that meets it."""
+    """The type of a port, a pattern over axis names, and the actual type of the value that feeds it."""
 
     label: str
     pattern: PortType
@@ -38,12 +38,12 @@ class _Meeting:
     at: Location | None
 
     def refuse(self, reason: str) -> Mismatch:
-        return Mismatch(f"{self.label} wants {self.pattern}, but {self.actual} comes in{reason}", self.at)
+        return Mismatch(f"{self.label} expects {self.pattern}, but receives {self.actual}{reason}", self.at)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Equation:
-    """One dimension: the ``wanted`` expression over own axis names is the ``size`` that comes in."""
+    """One dimension: the ``wanted`` expression over axis names of the port equals the actual ``size``."""
 
     meeting: _Meeting
     wanted: Size
@@ -51,7 +51,11 @@ class _Equation:
 
 
 class Binding:
-    """The axis values of one node, growing as its ports are unified."""
+    """The axis sizes of one node, bound as its ports are unified.
+
+    Args:
+        known: Axes whose sizes are known beforehand.
+    """
 
     def __init__(self, known: Mapping[str, Size] | None = None) -> None:
         self.axes: dict[str, Size] = dict(known or {})
@@ -59,7 +63,17 @@ class Binding:
         self._waiting: list[_Equation] = []
 
     def unify(self, port: Port, actual: PortType, *, label: str = "", at: Location | None = None) -> None:
-        """Hold ``actual`` (sizes of the blueprint) against ``port``'s pattern. Raises :class:`Mismatch`."""
+        """Unify the type of ``port`` with the ``actual`` type of a value, whose sizes are over the blueprint's axes.
+
+        Args:
+            port: The port, whose type is a pattern.
+            actual: Type of the value.
+            label: What messages call the port.
+            at: Where the port is fed.
+
+        Raises:
+            Mismatch: The value does not fit.
+        """
         meeting = _Meeting(label or f"port {port.name!r}", port.type, actual, at)
         if actual.kind != port.type.kind:
             raise meeting.refuse(f": {port.type.kind} is not {actual.kind}")
@@ -67,7 +81,7 @@ class Binding:
         self._settle()
 
     def finish(self, defaults: Mapping[str, Size] | None = None) -> None:
-        """Give the axes that no port has bound their ``defaults``. Raises :class:`Mismatch` for what is open even then."""
+        """Bind the axes that no port has bound to their ``defaults``. Raises :class:`Mismatch` for what stays unsolved."""
         for name in sorted({s for e in self._waiting for s in e.wanted.symbols} - self.axes.keys()):
             if defaults and name in defaults:
                 self.axes[name] = defaults[name]
@@ -79,17 +93,17 @@ class Binding:
             )
 
     def result(self, port: Port) -> PortType:
-        """The type of an output. Raises :class:`Mismatch` naming the axes that nothing has bound."""
+        """Return the actual type of an output. Raises :class:`Mismatch` for axes that nothing has bound."""
         what, dims = f"output {port.name!r} is {port.type}, but", list[Dim]()
         for dim in port.type.dims:
             if dim.variadic:
                 if dim.variadic not in self.variadic:
-                    raise Mismatch(f"{what} nothing says what *{dim.variadic} is: add 'out:'")
+                    raise Mismatch(f"{what} *{dim.variadic} is not determined: add 'out:' with its type")
                 dims += [Dim(s) for s in self.variadic[dim.variadic]]
                 continue
             free = sorted(dim.size.symbols - self.axes.keys())
             if free:
-                raise Mismatch(f"{what} nothing says how large {', '.join(free)} is: add 'out:' with its type")
+                raise Mismatch(f"{what} the size of {', '.join(free)} is not determined: add 'out:' with its type")
             try:
                 size = dim.size.substitute(self.axes)
             except AxisError as error:
@@ -100,24 +114,22 @@ class Binding:
         return PortType(port.type.kind, tuple(dims))
 
     def shown(self) -> str:
-        """``b=batch, l=length, d=768``"""
+        """Return the axes bound so far as text: ``b=batch, l=length, d=768``."""
         parts = [f"{n}={s}" for n, s in self.axes.items()]
         parts += [f"*{n}=({' '.join(map(str, v))})" for n, v in self.variadic.items()]
         return ", ".join(parts) or "nothing is bound"
 
     def _pair(self, meeting: _Meeting) -> list[_Equation]:
-        """The dimensions of the pattern beside those that come in; what a star stands for is held to its other uses."""
+        """Return an equation per dimension. The dimensions that a star matches must equal those of its other uses."""
         wanted, sizes = meeting.pattern.dims, [d.size for d in meeting.actual.dims]
         star = next((i for i, d in enumerate(wanted) if d.variadic), None)
         if star is None:
             if len(wanted) != len(sizes):
-                counts = f" ({len(wanted)} axes), but {meeting.actual} comes in ({len(sizes)} axes)"
-                raise Mismatch(f"{meeting.label} wants {meeting.pattern}{counts}", meeting.at)
+                raise meeting.refuse(f": {len(wanted)} axes, not {len(sizes)}")
         else:
             after = len(wanted) - star - 1
             if len(sizes) < star + after:
-                counts = f" (at least {star + after} axes), but {meeting.actual} comes in"
-                raise Mismatch(f"{meeting.label} wants {meeting.pattern}{counts}", meeting.at)
+                raise meeting.refuse(f": at least {star + after} axes, not {len(sizes)}")
             name, middle = wanted[star].variadic or "", tuple(sizes[star : len(sizes) - after])
             if self.variadic.setdefault(name, middle) != middle:
                 raise meeting.refuse(f"; so far {self.shown()}")
@@ -125,7 +137,7 @@ class Binding:
         return [_Equation(meeting, dim.size, size) for dim, size in zip(wanted, sizes, strict=True)]
 
     def _settle(self) -> None:
-        """Solve and check, in order, until what is left has several unknowns."""
+        """Solve and verify equations, in order, until each that is left has several unknowns."""
         progress = True
         while progress:
             waiting, self._waiting = self._waiting, []
@@ -135,7 +147,7 @@ class Binding:
     def _solved(self, equation: _Equation) -> bool:
         wanted, size, refuse = equation.wanted, equation.size, equation.meeting.refuse
         try:
-            # A question mark keeps an unknown of the component apart from the blueprint's axis of the same name.
+            # a question mark tells an unknown of the component from the blueprint's axis of the same name
             left = wanted.substitute({s: self.axes.get(s, Size.of(f"?{s}")) for s in wanted.symbols})
         except AxisError as error:
             raise refuse(f": {wanted}: {error}; so far {self.shown()}") from None
@@ -158,18 +170,18 @@ class Binding:
 
 
 def _possible(size: Size) -> bool:
-    """Whether it may be the size of an axis, as far as one can know before a step runs."""
+    """Return False for a size that is known not to be positive."""
     return size.constant is None or size.constant > 0
 
 
 def _is_linear(left: Size, unknown: str) -> bool:
-    """Whether ``unknown`` stands in one term of ``left`` only, and there once."""
+    """Return True where ``unknown`` occurs once in ``left``."""
     found = [monomial for monomial, _ in left.terms if unknown in monomial]
     return len(found) == 1 and found[0].count(unknown) == 1
 
 
 def _solve(left: Size, unknown: str, size: Size) -> Size:
-    """``unknown`` from ``left == size``. Raises :class:`AxisError` where the division leaves a rest."""
+    """Return ``unknown`` from ``left == size``. Raises :class:`AxisError` where the division leaves a remainder."""
     term = next((m, c) for m, c in left.terms if unknown in m)
     factor = Size(((tuple(s for s in term[0] if s != unknown), term[1]),))
     return (size - Size(tuple(t for t in left.terms if t != term))) // factor

@@ -29,11 +29,11 @@ class Derived:
     def problem(self) -> Problem | None:
         """Reason why the claim does not hold, at its place in the blueprint; None where it holds."""
         if isinstance(self.found, Refusal):
-            return Problem(*self.claim.place, self.claim.path, diagnosis(self.found))
+            return Problem(*self.claim.position, self.claim.path, diagnosis(self.found))
         if LEVELS.index(self.found.level) >= LEVELS.index(self.claim.level):
             return None
         message = f"claims to be {self.claim.level}, but is proved to be no more than {self.found.level}"
-        return Problem(*self.claim.place, self.claim.path, f"{message}: {self.found.note}")
+        return Problem(*self.claim.position, self.claim.path, f"{message}: {self.found.note}")
 
     def __str__(self) -> str:
         """Return one line: the summary of the inverse, or the first line of the diagnosis."""
@@ -75,7 +75,7 @@ def derive(graph: Graph, sizes: Mapping[str, int] = SIZES) -> tuple[Derived, ...
         count += region.size
         if count > MAX_CLAIMED:
             message = f"with this block, those that claim to be invertible hold more than {MAX_CLAIMED} components"
-            raise BlueprintError([Problem(*claim.place, claim.path, message)])
+            raise BlueprintError([Problem(*claim.position, claim.path, message)])
         found.append(Derived(region, claim, solve(region, given=claim.given, sizes=sizes)))
     return tuple(found)
 

@@ -35,7 +35,7 @@ def diagnose(closure: Closure, facts: Sequence[int], given: tuple[str, ...], siz
     rewrites: list[str] = []
     for index in sorted(stuck):
         node = flat.nodes[index]
-        blockers.append(Blocker(node.path, node.op.contract.name, node.step.place, reasons.reason(index)))
+        blockers.append(Blocker(node.path, node.op.contract.name, node.step.position, reasons.reason(index)))
         if (hint := reasons.rewrite(index)) is not None:
             rewrites.append(hint)
     remedy = cheapest(closure, facts, sizes)

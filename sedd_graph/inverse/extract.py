@@ -9,30 +9,38 @@ import networkx as nx
 
 from sedd_graph.graph.model import Ref
 from sedd_graph.inverse.flat import Block, Flat
-from sedd_graph.inverse.program import Contraction, Derivation, Forward, Solve
+from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear, Solve
 from sedd_graph.inverse.propagate import Closure
 from sedd_graph.inverse.system import Edge, FixedPoint, FixedPointEdge, ForwardEdge, RuleEdge
 
-__all__ = ["Plan", "derivations", "needed", "plans"]
-
-Plan = Mapping[int, list[int | Block]]
-"""For the target of each contraction, the components and blocks that its body evaluates, in order."""
+__all__ = ["contractions", "derivations", "needed"]
 
 
-def plans(closure: Closure) -> Plan:
-    """Return the bodies of all contractions used, in whole blocks where that evaluates nothing needlessly."""
+def contractions(closure: Closure) -> dict[int, Contraction]:
+    """Return all contractions used, by target. Bodies consist of whole blocks where that evaluates nothing needlessly."""
     flat = closure.flat
-    found: dict[int, list[int | Block]] = {}
+    found: dict[int, Contraction] = {}
     known = [edge is None and closure.known(v) for v, edge in enumerate(closure.derived_by)]
     for edge in closure.edges:
         if isinstance(edge, FixedPointEdge):
-            found[edge.fixed_point.target] = _body(flat, edge.fixed_point, known)
+            point = edge.fixed_point
+            body = tuple(_call(flat, part) for part in _body(flat, point, known))
+            found[point.target] = Contraction(
+                target=flat.refs[point.target],
+                value=flat.refs[point.value],
+                scale=point.scale,
+                body=body,
+                bound=point.bound,
+                iterations=point.iterations,
+                cost=point.iterations * sum(call.cost for call in body),
+            )
         for v in edge.targets:
             known[v] = True
     return found
 
 
 def _body(flat: Flat, found: FixedPoint, known: Sequence[bool]) -> list[int | Block]:
+    """Return the components and blocks that evaluate a contraction, in order."""
     inside, fit = set(found.nodes), {}
 
     def fits(block: Block) -> bool:
@@ -58,18 +66,8 @@ def _body(flat: Flat, found: FixedPoint, known: Sequence[bool]) -> list[int | Bl
     return [body[start] for start in sorted(body)]
 
 
-def _outside(flat: Flat, target: int, value: int, body: list[int | Block]) -> tuple[int, ...]:
-    """Return what a contraction needs: the known value, and what its body reads but does not compute."""
-    own, needs = {target}, dict.fromkeys([value])
-    for part in body:
-        needs |= dict.fromkeys(v for v in (flat.nodes[part] if isinstance(part, int) else part).needs if v not in own)
-        for index in (part,) if isinstance(part, int) else part.nodes:
-            own.update(flat.nodes[index].outputs.values())
-    return tuple(needs)
-
-
-def needed(closure: Closure, plan: Plan, wanted: Iterable[int]) -> list[Edge]:
-    """Return the edges of ``closure`` that the values ``wanted`` depend on, in order."""
+def needed(closure: Closure, iterated: Mapping[int, Contraction], wanted: Iterable[int]) -> list[Edge]:
+    """Return the edges of ``closure`` that the values ``wanted`` depend on, in order. ``iterated``: contractions by target."""
     todo, marked = list(wanted), set()
     while todo:
         edge = closure.derived_by[todo.pop()]
@@ -77,17 +75,23 @@ def needed(closure: Closure, plan: Plan, wanted: Iterable[int]) -> list[Edge]:
             continue
         marked.add(id(edge))
         if isinstance(edge, FixedPointEdge):
-            found = edge.fixed_point
-            todo += _outside(closure.flat, found.target, found.value, plan[found.target])
+            todo += [closure.flat.index[ref] for ref in iterated[edge.fixed_point.target].needs]
         else:
             todo += edge.needs
     return [edge for edge in closure.edges if id(edge) in marked]
 
 
 def derivations(
-    closure: Closure, plan: Plan, edges: Sequence[Edge], linear: Mapping[int, Derivation]
+    closure: Closure, iterated: Mapping[int, Contraction], edges: Sequence[Edge], linear: Mapping[int, Linear]
 ) -> tuple[Derivation, ...]:
-    """Return ``edges`` as derivations, blocks folded. ``linear`` has those of weighted sums, by position in ``edges``."""
+    """Return ``edges`` as derivations, with whole blocks where possible.
+
+    Args:
+        closure: The known values.
+        iterated: Contractions by target.
+        edges: Edges of the program, in order.
+        linear: Linear derivations by position in ``edges``.
+    """
     flat = closure.flat
     made: list[Derivation] = []
     by_node: dict[int, int] = {}
@@ -100,7 +104,7 @@ def derivations(
         elif isinstance(edge, RuleEdge):
             made.append(_solve(flat, edge))
         elif isinstance(edge, FixedPointEdge):
-            made.append(_contraction(flat, edge.fixed_point, plan[edge.fixed_point.target]))
+            made.append(iterated[edge.fixed_point.target])
         else:
             made.append(linear[place])
     return _folded(flat, made, maker, by_node)
@@ -138,19 +142,6 @@ def _solve(flat: Flat, edge: RuleEdge) -> Solve:
         inputs={port: _refs(flat, values) for port, values in node.inputs.items()},
         log_det=node.algebra.log_det.get(rule.target),
         cost=rule.cost,
-    )
-
-
-def _contraction(flat: Flat, found: FixedPoint, body: list[int | Block]) -> Contraction:
-    calls = tuple(_call(flat, part) for part in body)
-    return Contraction(
-        target=flat.refs[found.target],
-        value=flat.refs[found.value],
-        scale=found.scale,
-        body=calls,
-        bound=found.bound,
-        iterations=found.iterations,
-        cost=found.iterations * sum(call.cost for call in calls),
     )
 
 

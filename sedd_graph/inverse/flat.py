@@ -61,10 +61,12 @@ class Flat:
     Attributes:
         refs: Name of each value.
         types: Type of each value.
+        index: Number of each value by name.
         producer: Component that computes each value; -1 for an input.
         users: Components that read each value.
         nodes: Components in topological order.
         members: Direct components and blocks of the region.
+        blocks: All blocks by path.
         around: For each component the blocks that contain it, outermost first.
         inputs: Values of the region's inputs.
         outputs: Values of the region's outputs.
@@ -74,11 +76,13 @@ class Flat:
     region: Region
     refs: list[Ref]
     types: list[PortType]
+    index: Mapping[Ref, int]
     producer: list[int]
     users: list[list[int]]
     nodes: list[Node]
     members: tuple[int | Block, ...]
-    around: list[tuple[Block, ...]]
+    blocks: Mapping[str, Block]
+    around: list[list[Block]]
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
     rank: list[int]
@@ -106,6 +110,7 @@ def flatten(region: Region) -> Flat:
     types: list[PortType] = []
     producer: list[int] = []
     nodes: list[Node] = []
+    blocks: dict[str, Block] = {}
     algebras: dict[int, Algebra] = {}
 
     def value(ref: Ref, found: PortType, made_by: int) -> int:
@@ -123,7 +128,8 @@ def flatten(region: Region) -> Flat:
             if isinstance(step.body, Region):
                 start, inputs = len(nodes), {port: inputs[port] for port in step.body.inputs}
                 outputs, below = lay(step.body, f"{path}.", {port: values[0] for port, values in inputs.items()})
-                members.append(Block(path, step, inputs, outputs, below, range(start, len(nodes))))
+                blocks[path] = Block(path, step, inputs, outputs, below, range(start, len(nodes)))
+                members.append(blocks[path])
             else:
                 op, index = step.body, len(nodes)
                 if id(op) not in algebras:
@@ -137,23 +143,18 @@ def flatten(region: Region) -> Flat:
     inputs = {name: value(Ref("", name), found, -1) for name, found in region.inputs.items()}
     outputs, members = lay(region, "", inputs)
     users: list[list[int]] = [[] for _ in refs]
-    for index, node in enumerate(nodes):
+    for position, node in enumerate(nodes):
         for v in node.needs:
-            users[v].append(index)
+            users[v].append(position)
     rank = [0] * len(refs)
     for place, v in enumerate(sorted(range(len(refs)), key=lambda v: (refs[v].step, refs[v].port))):
         rank[v] = place
-    around: list[tuple[Block, ...]] = [()] * len(nodes)
-
-    def surround(inside: tuple[int | Block, ...], blocks: tuple[Block, ...]) -> None:
-        for member in inside:
-            if isinstance(member, Block):
-                surround(member.members, (*blocks, member))
-            else:
-                around[member] = blocks
-
-    surround(members, ())
-    return Flat(region, refs, types, producer, users, nodes, members, around, inputs, outputs, rank)
+    around: list[list[Block]] = [[] for _ in nodes]
+    for block in reversed(blocks.values()):  # a block comes after those within it
+        for position in block.nodes:
+            around[position].append(block)
+    index = {ref: v for v, ref in enumerate(refs)}
+    return Flat(region, refs, types, index, producer, users, nodes, members, blocks, around, inputs, outputs, rank)
 
 
 def algebra_of(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Algebra:

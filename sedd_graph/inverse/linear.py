@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 import networkx as nx
@@ -70,7 +71,7 @@ def _around(system: System, keys: Sequence[Key | None], start: Iterable[int]) ->
 
 
 def _reduce(
-    rows: dict[int, dict[int, Fraction]], rank: Sequence[int]
+    rows: Mapping[int, Mapping[int, Fraction]], rank: Sequence[int]
 ) -> tuple[dict[int, tuple[dict[int, Fraction], dict[int, Fraction]]], int]:
     """Reduce ``rows``; values in few relations are eliminated first.
 
@@ -137,24 +138,10 @@ def _grouped(solved: list[Solution]) -> list[list[Solution]]:
     return [[solved[place] for place in part] for part in sorted(places)]
 
 
-def determinant(matrix: list[dict[int, Fraction]]) -> Fraction:
-    """Return |det| of a square sparse matrix, given as rows {column: value}; zero if it is singular."""
-    rows = [dict(row) for row in matrix]
-    result = Fraction(1)
-    while rows:
-        rows.sort(key=len)
-        row = rows.pop(0)
-        if not row:
-            return Fraction(0)
-        column = min(row, key=lambda c: sum(c in r for r in rows))
-        result *= row[column]
-        for other in rows:
-            if column in other:
-                ratio = other[column] / row[column]
-                for c, value in row.items():
-                    left = other.get(c, Fraction(0)) - ratio * value
-                    if left:
-                        other[c] = left
-                    else:
-                        other.pop(c, None)
-    return abs(result)
+def determinant(matrix: Sequence[Mapping[int, Fraction]]) -> Fraction:
+    """Return |det| of a square sparse matrix, given as rows {column: value}; zero if it is singular or too large."""
+    columns = max((v for row in matrix for v in row), default=-1) + 1
+    reduced, _ = _reduce(dict(enumerate(matrix)), range(columns))
+    if len(reduced) < len(matrix) or any(len(row) > 1 for row, _ in reduced.values()):
+        return Fraction(0)
+    return abs(math.prod((row[pivot] for pivot, (row, _) in reduced.items()), start=Fraction(1)))

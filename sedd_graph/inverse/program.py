@@ -25,7 +25,7 @@ from typing import Literal
 
 from sedd_graph.component.axes import PortType, Size
 from sedd_graph.component.contract import Rule
-from sedd_graph.graph.model import Place, Ref, Region, Step
+from sedd_graph.graph.model import Position, Ref, Region, Step
 
 __all__ = [
     "LEVELS",
@@ -200,7 +200,7 @@ class Blocker:
 
     path: str
     op: str
-    place: Place
+    place: Position
     reason: str
 
 

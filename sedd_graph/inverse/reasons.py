@@ -226,5 +226,5 @@ class Reasons:
 
 
 def _at(node: Node) -> str:
-    file, line, _ = node.step.place
+    file, line, _ = node.step.position
     return f"{file}:{line}" if line else file

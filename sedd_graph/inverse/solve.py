@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from sedd_graph.errors import UserError, suggest
 from sedd_graph.graph.model import Ref, Region
 from sedd_graph.inverse.diagnose import diagnose
-from sedd_graph.inverse.extract import derivations, needed, plans
+from sedd_graph.inverse.extract import contractions, derivations, needed
 from sedd_graph.inverse.flat import flatten
 from sedd_graph.inverse.level import classify
 from sedd_graph.inverse.program import Program, Refusal
@@ -45,24 +45,23 @@ def solve(
             known = ", ".join(region.inputs)
             raise UserError(f"{region.label!r} has no input {name!r}{suggest(name, region.inputs)}; inputs: {known}")
     flat = flatten(region)
-    index = {ref: v for v, ref in enumerate(flat.refs)}
     for ref in stored:
-        if ref not in index:
+        if ref not in flat.index:
             raise UserError(f"{region.label!r} has no value {ref}{suggest(str(ref), map(str, flat.refs))}")
-    known_inputs, stored_values = [flat.inputs[name] for name in given], [index[ref] for ref in stored]
+    known_inputs, stored_values = [flat.inputs[name] for name in given], [flat.index[ref] for ref in stored]
     facts = [*flat.outputs.values(), *known_inputs, *stored_values]
     closure = Closure(System(flat), facts)
     if not all(closure.known(v) for v in flat.inputs.values()):
         return diagnose(closure, facts, given, sizes)
-    plan = plans(closure)
-    edges = needed(closure, plan, flat.inputs.values())
+    iterated = contractions(closure)
+    edges = needed(closure, iterated, flat.inputs.values())
     level, note, linear = classify(closure, edges, known_inputs, stored_values)
     return Program(
         region=region,
         given=given,
         stored=stored,
         outputs={name: flat.refs[v] for name, v in flat.outputs.items()},
-        derivations=derivations(closure, plan, edges, linear),
+        derivations=derivations(closure, iterated, edges, linear),
         types=dict(zip(flat.refs, flat.types, strict=True)),
         level=level,
         note=note,

@@ -11,7 +11,7 @@ import zarr
 from markupsafe import Markup
 
 from sedd_graph.data.tokenizer import Tokenizer
-from sedd_graph.evaluation.record import QUALITY, SHOWN, drawn, told
+from sedd_graph.evaluation.record import QUALITY, SHOWN, format_number, format_sampling
 from sedd_graph.report.curves import scatter
 from sedd_graph.report.facts import as_object, json_lines
 from sedd_graph.report.film import film_data
@@ -103,8 +103,8 @@ def quality(run: Path) -> list[Quality]:
         sides = [as_object(record.get(side)) for side in ("samples", "reference")]
         rows = []
         for key, label in SHOWN.items():
-            samples, reference = (told(side, key).replace("+-", "±") for side in sides)
+            samples, reference = (format_number(side, key).replace("+-", "±") for side in sides)
             if (samples, reference) != ("-", "-"):
                 rows.append((label, samples, reference))
-        found.append(Quality(str(record.get("store")), f"{drawn(how)}; {judged}", rows))
+        found.append(Quality(str(record.get("store")), f"{format_sampling(how)}; {judged}", rows))
     return found

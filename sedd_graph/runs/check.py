@@ -57,15 +57,15 @@ class Report:
 
     @property
     def data(self) -> DataConfig | PointsConfig:
-        return self.loaded.sections.get("data") or DataConfig()
+        return self.loaded.section(PointsConfig) or self.loaded.section(DataConfig) or DataConfig()
 
     @property
     def train(self) -> TrainConfig:
-        return self.loaded.sections.get("train") or TrainConfig()
+        return self.loaded.section(TrainConfig) or TrainConfig()
 
     @property
     def store(self) -> StoreConfig:
-        return self.loaded.sections.get("store") or StoreConfig()
+        return self.loaded.section(StoreConfig) or StoreConfig()
 
     def __str__(self) -> str:
         lines = [to_tree(self.graph), "", f"parameters  {self.parameters:,}"]
@@ -81,8 +81,8 @@ def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry
         raise UserError(f"overrides are a list of strings, such as [{overrides!r}], not one string")
     loaded = load(find_blueprint(path), overrides, sections=SECTIONS)
     registry = discover()
-    data, train = (loaded.sections.get(key) for key in ("data", "train"))
-    sizes = {"batch": (train or TrainConfig()).batch, "length": (data or DataConfig()).length}
+    data = loaded.section(PointsConfig) or loaded.section(DataConfig) or DataConfig()
+    sizes = {"batch": (loaded.section(TrainConfig) or TrainConfig()).batch, "length": data.length}
     return loaded, registry, expand(loaded, registry), sizes
 
 
@@ -127,9 +127,9 @@ def _data_facts(loaded: Loaded) -> DataFacts:
     """The part of the data section that a process must agree with."""
     from sedd_graph.engine.process import DataFacts
 
-    data = loaded.sections.get("data")
-    if not isinstance(data, DataConfig):
-        return DataFacts(0, None, stream=True, prompts=False, points=data is not None)
+    data = loaded.section(DataConfig)
+    if data is None:
+        return DataFacts(0, None, stream=True, prompts=False, points="data" in loaded.sections)
     size = {"characters": lambda t: t.size, "bytes": lambda t: 257, "bpe": lambda t: t.size, "file": lambda t: None}
     prompts = getattr(data.corpus, "prompt", None) is not None
     known = size[data.tokenizer.op](data.tokenizer)

@@ -1,11 +1,10 @@
-"""``sedd-graph eval RUN --samples``: samples that lie in a run folder, held beside held-out text, and the record of it."""
+"""``sedd-graph eval RUN --samples``: statistics of a run folder's samples beside those of held-out text."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,75 +16,84 @@ from sedd_graph.data.rows import Dataset, open_data
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.errors import SeddGraphError, UserError
-from sedd_graph.evaluation.judge import Judge, open_judge
+from sedd_graph.evaluation.judge import Ids, Judge, Reading, open_judge
 from sedd_graph.evaluation.mauve import SCALING, SEED, mauve, package
-from sedd_graph.evaluation.quality import documents, judged, variety
-from sedd_graph.evaluation.record import QUALITY, table
+from sedd_graph.evaluation.quality import diversity, documents, judge_statistics
+from sedd_graph.evaluation.record import QUALITY, Protocol, QualityRecord, format_record
 from sedd_graph.runs.open import Run, open_run
+from sedd_graph.runs.provenance import version_of
 from sedd_graph.store.arrays import stores
 from sedd_graph.store.files import JsonLines
 
 __all__ = ["judge_run"]
 
 FEW = 1000
-"""Samples below which MAUVE's clusters are said to be too few (arXiv 2102.01454 takes 5,000)."""
-
-Ids = npt.NDArray[np.int64]
-Say = Callable[[str], None]
+"""Samples below which a warning says that MAUVE is unreliable (arXiv 2102.01454 takes 5,000)."""
 
 
 def judge_run(
-    path: Path, *, samples: Path | None, judge: Path | None, with_mauve: bool, device: torch.device, say: Say
-) -> dict[str, Any]:
-    """Describe ``samples`` (default: the run's newest) and as many held-out rows, print both, and append the record to
-    ``quality.jsonl``. Returns the record. Raises :class:`UserError`."""
+    path: Path,
+    *,
+    samples: Path | None,
+    judge: Path | None,
+    with_mauve: bool,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> QualityRecord:
+    """Compute the statistics of samples and of as many held-out rows, print them, and append them to ``quality.jsonl``.
+
+    Args:
+        path: The run folder.
+        samples: A zarr group of samples, by its name in the run folder or its path; None takes the newest.
+        judge: A local causal language model (:func:`sedd_graph.evaluation.judge.open_judge`).
+        with_mauve: Also compute MAUVE, from features of the judge.
+        device: Where the judge runs.
+        say: Prints a line for the user.
+
+    Raises:
+        UserError: there are no such samples, or no judge can be read.
+        MissingExtraError: a package that is needed is not installed.
+    """
     if with_mauve and judge is None:
-        raise UserError("--mauve compares what a judge makes of the texts: give --judge FOLDER")
+        raise UserError("--mauve compares features of a judge: give --judge FOLDER")
     if with_mauve:
-        package()  # its absence is said before the judge has read for minutes
+        package()  # if it is missing, raise before the judge reads for minutes
     run = open_run(path, device=torch.device("cpu"), compile="off", weights="fresh")
     if run.tokenizer is None:
         raise UserError(f"there is no tokenizer in {path}: tokens cannot become text")
     store, rows, sampling = _samples(run, samples)
-    reader = open_judge(judge, device=device) if judge is not None else None
-    held, note = _held_out(run, len(rows), rows.shape[1])
-    if note is not None:
-        say(f"warning     no held-out text beside the samples: {note}")
-    sides = {"samples": rows} | ({} if held is None else {"reference": held[: len(rows)]})
-    found = _compared(sides, held, run.tokenizer, reader, with_mauve=with_mauve)
+    reader = None if judge is None else open_judge(judge, device=device)
+    held, why_not = _held_out(run, len(rows), rows.shape[1])
+    if why_not is not None:
+        say(f"warning     no held-out text beside the samples: {why_not}")
     if with_mauve and len(rows) < FEW:
-        say(f"warning     MAUVE of {len(rows)} samples is noise and bias in good part; {FEW:,} and more are needed")
-    record = {
-        "store": store.name,
-        **found,
-        "judge": None if reader is None else reader.facts(),
-        "protocol": {
-            "sampling": sampling,
-            "length": rows.shape[1],
-            "reference": "held-out rows of the same length, spread evenly" if held is not None else None,
-            "units": "entropy in nats per token; rep and distinct of words",
-            "hardware": describe_hardware(device),
-            "versions": {name: _version(name) for name in ("sedd_graph", "torch", "transformers", "mauve-text")},
-            **({"mauve": {"scaling": SCALING, "seed": SEED, "features": "last hidden state"}} if with_mauve else {}),
-        },
-    }
+        say(f"warning     MAUVE of {len(rows)} samples has a large bias and variance; {FEW:,} or more are needed")
+    found = _statistics(rows, held, run.tokenizer, reader, with_mauve=with_mauve)
+    record = QualityRecord(
+        store=store.name,
+        samples=found["samples"],
+        reference=found.get("reference"),
+        judge=None if reader is None else reader.facts(),
+        protocol=Protocol(
+            sampling=sampling,
+            length=rows.shape[1],
+            reference=None if held is None else "held-out rows of the same length, spread evenly",
+            units="entropy in nats per token; rep and distinct of words",
+            hardware=describe_hardware(device),
+            versions={name: version_of(name) for name in ("sedd_graph", "torch", "transformers", "mauve-text")},
+            mauve={"scaling": SCALING, "seed": SEED, "features": "last hidden state"} if with_mauve else None,
+        ),
+    )
     records = JsonLines(path / QUALITY)
-    records.append(record)
+    records.append(dataclasses.asdict(record))
     records.close()
-    say(table(record))
-    say(f"kept in {path / QUALITY}")
+    say(format_record(record))
+    say(f"stored in {path / QUALITY}")
     return record
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _samples(run: Run, path: Path | None) -> tuple[Path, Ids, dict[str, Any]]:
-    """Where they lie, tokens [row, position], and how they were drawn."""
+def _samples(run: Run, path: Path | None) -> tuple[Path, Ids, Mapping[str, object]]:
+    """Return the zarr group of samples, their tokens, int64 [row, position], and how they were drawn."""
     if path is None:
         store = next(iter(stores(run.path, "samples")), None)
     else:
@@ -101,14 +109,16 @@ def _samples(run: Run, path: Path | None) -> tuple[Path, Ids, dict[str, Any]]:
     facts = dict(group.attrs)
     if facts.get("blueprint") != run.digest:
         raise UserError(f"{store} was not drawn from {run.path}: its tokens are those of another blueprint")
-    sampler = run.plan.sampling()
-    told = {k: v for k, v in facts.items() if k not in ("prompt", "mask", "pad", "end")}
-    return store, np.asarray(tokens[:], dtype=np.int64), {**sampler, **told, "infilled": "prompt" in facts}
+    attributes = {key: value for key, value in facts.items() if key not in ("prompt", "mask", "pad", "end")}
+    how = {**run.plan.sampling(), **attributes, "infilled": "prompt" in facts}
+    return store, np.asarray(tokens[:], dtype=np.int64), how
 
 
 def _held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None]:
-    """Rows [row, position] of the samples' length: ``count``, spread evenly, and then as many again from between them where
-    there are so many. Or why there are none."""
+    """Return held-out rows, int64 [row, position], of ``length`` tokens, or the reason why there are none.
+
+    They are ``count`` rows, spread evenly; then, where the text suffices, as many again from between them.
+    """
     config = run.report.data
     if "data" not in run.report.loaded.sections or not isinstance(config, DataConfig):
         return None, "the blueprint has no 'data' section"
@@ -127,25 +137,33 @@ def _held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None
     return data.heldout.take(chosen, 0).tokens, None
 
 
-def _compared(
-    sides: Mapping[str, Ids], held: Ids | None, tokenizer: Tokenizer, reader: Judge | None, *, with_mauve: bool
-) -> dict[str, dict[str, float] | None]:
-    """The numbers of each side; MAUVE of the samples, and of other held-out rows, against the reference."""
-    found: dict[str, dict[str, float] | None] = {"samples": None, "reference": None}
-    features = {}
-    for name, rows in sides.items():
-        numbers = variety(rows, tokenizer)
-        if reader is not None:
-            reading = reader.read(documents(rows, tokenizer), features=with_mauve)
-            numbers |= judged(reading)
-            features[name] = reading
-        found[name] = numbers
-    if reader is not None and with_mauve and held is not None:
-        if len(other := held[len(sides["reference"]) :]):
-            features["other"] = reader.read(documents(other, tokenizer), features=True)
-        whole = {name: r.features[r.windows > 0] for name, r in features.items() if r.features is not None}
-        for name, beside in (("samples", "samples"), ("reference", "other")):
-            numbers_of, p = found[name], whole.get(beside)
-            if numbers_of is not None and p is not None:
-                numbers_of |= mauve(p, whole["reference"])
+def _statistics(
+    rows: Ids, held: Ids | None, tokenizer: Tokenizer, judge: Judge | None, *, with_mauve: bool
+) -> dict[str, dict[str, float]]:
+    """Return the statistics of the ``samples`` and, where there is held-out text, of as many rows of it, the ``reference``.
+
+    MAUVE compares features of the samples, and those of other held-out rows, with features of the reference.
+    """
+    sides = {"samples": rows}
+    if held is not None:
+        sides["reference"] = held[: len(rows)]
+    found, features = {}, {}
+    for name, side in sides.items():
+        found[name] = diversity(side, tokenizer)
+        if judge is not None:
+            reading = judge.read(documents(side, tokenizer), features=with_mauve)
+            found[name] |= judge_statistics(reading)
+            features[name] = _features(reading)
+    if judge is not None and with_mauve and held is not None:
+        if len(other := held[len(rows) :]):
+            features["other"] = _features(judge.read(documents(other, tokenizer), features=True))
+        for name, compared in (("samples", "samples"), ("reference", "other")):
+            p, q = features.get(compared), features["reference"]
+            if p is not None and q is not None:
+                found[name] |= mauve(p, q)
     return found
+
+
+def _features(reading: Reading) -> npt.NDArray[np.float32] | None:
+    """Return the features of the texts that have any tokens."""
+    return None if reading.features is None else reading.features[reading.windows > 0]

@@ -29,22 +29,25 @@ def twice(body: str, count: int, params: tuple[str, str, str] = ("", "", "")) ->
 
 REFERENCES = "${params.a}"
 WHOLE = ", ".join([f'"{REFERENCES}"'] * 30_000)
+NEAR = ", ".join(f"a_name_of_mine_{i}: 1" for i in range(250))
+UNKNOWN = ", ".join(['"${params.a_name_of_mine}"'] * 15_000)
 LONG = ", ".join(f'k{i}: "{REFERENCES * 1400}"' for i in range(30))
 MANY = "".join(f"  a_node_of_mine_{i}: {{op: add, in: [node_of_mine_{i}]}}\n" for i in range(4000))
 HOSTILE = {
     "parameters that make every use another": (
         twice("inputs: {x: float b d}, outputs: {x: n}, nodes: {n: {op: scale, in: x, with: {by: \"${params.p}\"}}}", 25, ("params: {p: 1}, ", ', with: {p: "${params.p}0"}', ', with: {p: "${params.p}1"}')),
-        "blocks are used in so many ways that they come to more than 10000 different nodes",
+        "the uses of blocks expand to more than 10000 distinct nodes",
     ),
     "blocks that double": (twice(NORM, 25), "expands to more than 100000 components"),
     "thirty thousand references": (f"{ONE}params: {{a: 1}}\ndata: {{k: [{WHOLE}]}}", "data.k: unknown key"),
     "parameters of many references": (ONE + "params: {p0: 1, " + ", ".join(f'p{i}: "' + f"${{params.p{i - 1}}}" * 33 + '"' for i in range(1, 256)) + "}", "params.p1: more than 32 references in one parameter"),
     "parameters that double": (ONE + "params: {p0: 1, " + ", ".join(f'p{i}: "' + f"${{params.p{i - 1}}}" * 2 + '"' for i in range(1, 256)) + "}", "params.p13: longer than 4096 characters once interpolated"),
     "references to a long text": (f"{ONE}params: {{a: {'z' * 4000}}}\ndata: {{{LONG}}}", "longer than 4096 characters once interpolated"),
-    "four thousand names that are near": (HEAD + "outputs: {y: a_node_of_mine_0}\nnodes:\n" + MANY, "(did you mean 'a_node_of_mine_0'?); known: x, a_node_of_mine_0, "),
+    "four thousand names that are near": (HEAD + "outputs: {y: a_node_of_mine_0}\nnodes:\n" + MANY, "(did you mean 'a_node_of_mine_0'?); known: a_node_of_mine_0, a_node_of_mine_"),
+    "references to unknown parameters": (f"{ONE}params: {{{NEAR}}}\ndata: {{k: [{UNKNOWN}]}}", "unknown parameter 'a_name_of_mine' (did you mean 'a_name_of_mine_"),
     "four thousand unknown keys": (HEAD + "outputs: {y: n}\nnodes:\n" + "".join(f"  n{i}: {{opp: add}}\n" for i in range(4000)), "nodes.n0.opp: unknown key (did you mean 'op'?)"),
     "four thousand unknown ops": (HEAD + "outputs: {y: n0}\nnodes:\n" + "".join(f"  n{i}: {{op: ad, in: [x]}}\n" for i in range(4000)), "unknown op 'ad' (did you mean 'add'?)"),
-    "a circle of four thousand": (HEAD + "outputs: {y: n0}\nnodes:\n" + "".join(f"  n{i}: {{op: add, in: [n{(i + 1) % 4000}]}}\n" for i in range(4000)), "nodes feed each other in a circle: "),
+    "a circle of four thousand": (HEAD + "outputs: {y: n0}\nnodes:\n" + "".join(f"  n{i}: {{op: add, in: [n{(i + 1) % 4000}]}}\n" for i in range(4000)), "nodes form a cycle: "),
     "a product of sums": (ONE.replace("d: 4", "d: 4, p: (batch+length+1)*(batch+length+2)*(batch+length+3), q: p*p*p*p"), "axes.q: size expression"),
     "thousands joined": (HEAD + f"outputs: {{y: n}}\nnodes: {{n: {{op: concat, in: [{', '.join(['x'] * 4000)}]}}}}\n", "port type is longer than 256 characters"),
 }  # fmt: skip

@@ -44,7 +44,7 @@ def peak() -> float:
 def test_the_mutations_reach_every_stage(tmp_path: Path) -> None:
     """Messages of the reader, the overrides, the schema, interpolation, includes, expansion, unification and process."""
     texts, rng = reaching(tmp_path), random.Random(5)
-    parts = ("not YAML", "duplicate key", "tags are not", "nested deeper", "points to nothing", "override ", "unknown key", "must be", "unknown parameter", "the only interpolation", "outside the project", "no such file", "unknown op", "unknown axis", "nothing here is called", "feeds no output", "wants", "is of kind", "is missing")  # fmt: skip
+    parts = ("not YAML", "duplicate key", "tags are not", "nested deeper", "points to nothing", "override ", "unknown key", "must be", "unknown parameter", "the only interpolation", "outside the project", "no such file", "unknown op", "unknown axis", "no node or input is called", "feeds no output", "expects", "is of kind", "is missing")  # fmt: skip
     seen = ""
     for _ in range(8000):
         source = rng.choice(texts)

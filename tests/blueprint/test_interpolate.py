@@ -1,5 +1,7 @@
 """``${params.NAME}`` against OmegaConf, whose spelling it is, and what it refuses that OmegaConf would do."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,8 @@ texts = st.lists(pieces, min_size=1, max_size=5).map("".join)
 @given(st.fixed_dictionaries(PARAMS), st.lists(texts, max_size=4))
 def test_it_is_what_omegaconf_makes_of_it(params: dict[str, object], data: list[str]) -> None:
     config = OmegaConf.create({"params": params, "data": data})
-    expected = OmegaConf.to_container(config, resolve=True)["data"]
+    container: Any = OmegaConf.to_container(config, resolve=True)
+    expected = container["data"]
     found = resolve({"deep": [data]}, params)["deep"][0]
     assert found == expected
     assert [type(v) for v in found] == [type(v) for v in expected]
@@ -59,7 +62,7 @@ def test_what_is_refused_has_its_path() -> None:
     assert faults({"x": "${params.a}!"}, {"a": "z" * MAX_TEXT}) == [
         (("x",), f"longer than {MAX_TEXT} characters once interpolated")
     ]
-    with pytest.raises(InterpolationFault, match="in a circle: a, b"):
+    with pytest.raises(InterpolationFault, match="form a cycle: a, b"):
         resolve_params({"a": "${params.b}", "b": "${params.a}", "c": 1})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sedd_graph.errors import BlueprintError
+from sedd_graph.errors import BlueprintError, choices, nearest
 from sedd_graph.runs.check import check
 
 GOLDEN = Path(__file__).parent / "golden_messages.txt"
@@ -20,6 +20,8 @@ CASES = [
     ('a version that is not there', 'op: rms_norm', 'op: rms_norm.v7'),
     ('an import path for an op', 'op: rms_norm', 'op: os.system'),
     ('a kernel as a node', 'op: rms_norm', 'op: absorb'),
+    ('an unknown sampler', 'sample: {op: ancestral', 'sample: {op: qqq'),
+    ('a node as a sampler', 'sample: {op: ancestral', 'sample: {op: add'),
     ('a node as a kernel', 'process: {op: absorb', 'process: {op: add'),
     ('an unknown config key', '{hidden: 2*d}', '{hiden: 2*d}'),
     ('an unknown choice', '{hidden: 2*d}', '{activation: gelo}'),
@@ -94,3 +96,23 @@ def test_every_problem_of_a_stage_at_once(small: Callable[..., Path]) -> None:
     with pytest.raises(BlueprintError) as error:
         check(path)
     assert {p.path.split(".")[0] for p in error.value.problems} == {"name", "axes", "train"}
+
+
+@pytest.mark.parametrize("name", ["node_7x", "qqqqqq"])
+def test_of_hundreds_of_names_only_the_nearest_are_listed(small: Callable[..., Path], name: str) -> None:
+    nodes = "".join(f"  node_{i}: {{op: rms_norm, in: embed}}\n" for i in range(300))
+    text = message(small(("nodes:\n  embed", f"nodes:\n{nodes}  embed"), ("in: {x: trunk,", f"in: {{x: {name},")))
+    line = next(line for line in text.splitlines() if "no node or input is called" in line)
+    assert line.endswith(" and 300 more")
+    assert line.count("node_") <= 7
+    assert ("(did you mean 'node_7" in line) == (name == "node_7x")
+
+
+def test_names_that_fit_the_place_are_listed_to_a_limit() -> None:
+    names = [f"name_{i}" for i in range(30)]
+    assert nearest("name_3", names[:3]) == "name_0, name_1, name_2"
+    assert (
+        choices("nam_17", names)
+        == " (did you mean 'name_17'?); known: name_17, name_7, name_1, name_27, name_21 and 25 more"
+    )
+    assert choices("zzz", names) == "; known: name_0, name_1, name_2, name_3, name_4 and 25 more"

@@ -42,7 +42,7 @@ def refuse(text: bytes | str) -> str:
         ("a: *x", "f:1:4: alias *x points to nothing that is complete before it"),
         ("", "f:1:1: the file is empty"),
         ("a: [1", "f:2:1: not YAML: did not find expected ',' or ']'"),
-        ("a:\n\t- b", "f:2:1: not YAML: found character that cannot start any token"),
+        ("a:\n\t- b", "f:2:1: not YAML: a tab cannot start a token: indent with spaces"),
         ("a: b\x07", "f:1:5: control character U+0007"),
         (b"a: \xff", "f:1:1: not UTF-8: byte 3 is 0xff"),
         ("a" * 600_000, "f: larger than 512 KiB"),
@@ -70,9 +70,9 @@ def test_a_thousandth_however_it_is_spelled(text: str) -> None:
 def test_core_schema_and_positions() -> None:
     document = read_yaml(b"a: yes\nb:\n  - {c: true}\n  - '1'\nd: ~\n", name="f")
     assert document.data == {"a": "yes", "b": [{"c": True}, "1"], "d": None}
-    assert document.position(("b", 0, "c")) == (3, 6)
-    assert document.position(("b", 1)) == (4, 5)
-    assert document.position(("b", 0, "missing", "deeper")) == (3, 5)
+    assert document.position(("b", 0, "c")) == ("f", 3, 6)
+    assert document.position(("b", 1)) == ("f", 4, 5)
+    assert document.position(("b", 0, "missing", "deeper")) == ("f", 3, 5)
 
 
 def test_uses_of_an_alias_are_apart() -> None:

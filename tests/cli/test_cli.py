@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import sedd_graph
 from sedd_graph.cli import main as cli
+from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.store.files import alone
 from sedd_graph.training.checkpoint import latest_checkpoint
 
@@ -44,15 +45,15 @@ def test_the_whole_road(small: Callable[..., Path], tmp_path: Path, capsys: pyte
     assert cli.run(["train", str(run), "--device", "cpu"]) == 0
     assert sorted(losses(run)) == [1, 2, 3, 4, 5, 6]
     taps = zarr.open_group(str(run / "activations.zarr"), mode="r")
-    assert taps["trunk/x/step"][:].tolist() == [2, 4, 6]  # type: ignore[index, union-attr]
-    assert taps["trunk/x/value"].shape == (3, 8, 32, 16)  # type: ignore[union-attr]
+    assert taps["trunk/x/step"][:].tolist() == [2, 4, 6]  # type: ignore[index]
+    assert taps["trunk/x/value"].shape == (3, 8, 32, 16)
     capsys.readouterr()
     assert cli.run(["sample", str(run), "--batch", "3", "--length", "20", "--trajectory", "--device", "cpu"]) == 0
     first = capsys.readouterr().out
     store = zarr.open_group(str(run / "samples.zarr"), mode="r")
     tokens = np.asarray(store["tokens"])
     assert tokens.shape == (3, 20)
-    assert store["trajectory"].shape == (10, 3, 20)  # type: ignore[union-attr]
+    assert store["trajectory"].shape == (10, 3, 20)
     facts = json.loads((run / "run.json").read_text())
     assert dict(store.attrs) == {
         "sampler": "ancestral.v1",
@@ -73,7 +74,7 @@ def test_the_whole_road(small: Callable[..., Path], tmp_path: Path, capsys: pyte
     assert np.asarray(store["lengths"]).tolist() == [20, 20, 20]
     assert np.array_equal(np.asarray(store["trajectory"])[-1], tokens)
     # neither the mask (128) nor an id that no text has ever comes out
-    tokenizer = sedd_graph.data.tokenizer.load_tokenizer(run)  # type: ignore[attr-defined]
+    tokenizer = load_tokenizer(run)
     assert not np.isin(tokens, [128, *tokenizer.forbidden]).any()
     texts = [tokenizer.decode(row) for row in tokens.tolist()]
     assert np.asarray(store["text"]).tolist() == texts
@@ -219,15 +220,15 @@ def test_a_kill_loses_nothing_that_was_whole(small: Callable[..., Path], tmp_pat
     assert np.asarray(steps).tolist() == list(range(1, steps.shape[0] + 1))
     assert step <= steps.shape[0] <= values.shape[0]
     assert np.asarray(values)[: steps.shape[0]].any((1, 2, 3)).all()
-    process = subprocess.Popen([*command, "--resume"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    resumed = subprocess.Popen([*command, "--resume"], stdout=subprocess.PIPE, text=True)
+    assert resumed.stdout is not None
     lines = []
-    for line in process.stdout:
+    for line in resumed.stdout:
         lines.append(line)
         if line.startswith(f"step {step + 1}/"):
             break
-    process.terminate()
-    process.communicate(timeout=120)
+    resumed.terminate()
+    resumed.communicate(timeout=120)
     assert lines[0] == f"resumed from {found.name}\n"
 
 
@@ -345,5 +346,5 @@ def test_the_blueprint_and_graph_layers_bring_no_torch() -> None:
 def test_the_module_of_build_can_be_called(small: Callable[..., Path]) -> None:
     import sedd_graph.build
 
-    engine = sedd_graph.build(small(), device="cpu", compile="off")  # type: ignore[operator]
+    engine = sedd_graph.build(small(), device="cpu", compile="off")
     assert engine.sample(1, 5, seed=0).shape == (1, 5)

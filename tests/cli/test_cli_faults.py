@@ -11,7 +11,7 @@ import pytest
 from sedd_graph.cli import main as cli
 from tests.conftest import SMALL
 
-TELLS = "; `sedd-graph{verb} --help` tells more"
+SEE = "; see `sedd-graph{verb} --help`"
 NO_PROCESS = "this blueprint is a graph without a process: add process, objective and sample"
 NO_DEVICE = "unknown device '{}': use cpu, cuda, cuda:0, mps or auto"
 HIGH = "9,223,372,036,854,775,807"
@@ -64,7 +64,7 @@ def listing(place: Path) -> list[str]:
 
 FAULTS: list[tuple[str, str]] = [
     # arguments (@ is the folder), what is said
-    ("", "sedd-graph: the following arguments are required: VERB" + TELLS.format(verb="")),
+    ("", "sedd-graph: the following arguments are required: VERB" + SEE.format(verb="")),
     (
         "trian @/new",
         "sedd-graph: argument VERB: invalid choice: 'trian' (did you mean 'train'?); choose from init, build, train, ",
@@ -78,9 +78,9 @@ FAULTS: list[tuple[str, str]] = [
         "sedd-graph: argument VERB: invalid choice: 'frobnicate'; choose from init, build, train, sample, ",
     ),
     ("sample @/new --compile blokc", "sedd-graph sample: argument --compile: invalid choice: 'blokc' (did you mean"),
-    ("sample", "sedd-graph sample: the following arguments are required: run" + TELLS.format(verb=" sample")),
-    ("sample @/new --bacth 3", "sedd-graph: unrecognized arguments: --bacth 3" + TELLS.format(verb="")),
-    ("sample @/new a=b", "sedd-graph: unrecognized arguments: a=b" + TELLS.format(verb="")),
+    ("sample", "sedd-graph sample: the following arguments are required: run" + SEE.format(verb=" sample")),
+    ("sample @/new --bacth 3", "sedd-graph: unrecognized arguments: --bacth 3" + SEE.format(verb="")),
+    ("sample @/new a=b", "sedd-graph: unrecognized arguments: a=b" + SEE.format(verb="")),
     (
         "sample @/new --weights best",
         "sedd-graph sample: argument --weights: invalid choice: 'best'",

@@ -30,9 +30,9 @@ def test_a_terminal_shows_bars_with_rate_and_time_left(monkeypatch: pytest.Monke
     with observed(bars), progress("training", total=1200, done=200, unit="step") as advance:
         time.sleep(0.02)
         advance(400)
-        bars._progress.refresh()  # type: ignore[union-attr]
+        bars._progress.refresh()
         for _ in track(range(3), "evaluating", unit="batch"):
-            bars._progress.refresh()  # type: ignore[union-attr]
+            bars._progress.refresh()
         print("step 600  loss 1.0")
     shown = plain(terminal.getvalue())
     assert re.search(r"training +━+.* 0:00:0\d 600 of 1,200 steps, [\d,.]+/s, 0:00:\d\d left", shown)
@@ -47,10 +47,10 @@ def test_a_bar_of_unknown_length_and_a_second_task(monkeypatch: pytest.MonkeyPat
     bars = Bars(Console(file=terminal, force_terminal=True, width=90))
     with observed(bars):
         with progress("compiling"):
-            bars._progress.refresh()  # type: ignore[union-attr]
+            bars._progress.refresh()
         with progress("tokenising", unit="document") as advance:
             advance(7)
-            bars._progress.refresh()  # type: ignore[union-attr]
+            bars._progress.refresh()
     shown = plain(terminal.getvalue())
     assert re.search(r"compiling +━+ +0:00:0\d +\r", shown)
     assert re.search(r"tokenising +━+ 0:00:0\d 7 documents, [\d,.]+/s", shown)
@@ -126,13 +126,17 @@ def test_verbs_report_their_long_work(
         return list(recorder.found)
 
     path = small(("evaluate: null", "evaluate: {every: 4, batches: 2}"))
-    (proving, compiling) = reported("build", str(path), "--runs", str(tmp_path / "runs"))
-    assert (proving[0], compiling[0]) == ("proving", "compiling")
+    found = reported("build", str(path), "--runs", str(tmp_path / "runs"))
+    assert [task[0] for task in found] == ["proving", "tokenising", "tokenising", "compiling"]
+    _, training_text, heldout_text, _ = found
+    for task in (training_text, heldout_text):
+        assert (task[1], task[2]) == ("character", task[3])
     (run,) = (tmp_path / "runs" / "small").iterdir()
-    training, evaluating, whole = reported("train", str(run))
+    *tokenising, training, evaluating, whole = reported("train", str(run))
+    assert tokenising == [training_text, heldout_text]
     assert training == ["training", "step", 6, 6]
     assert evaluating == ["evaluating", "batch", 2, 2]
     assert whole[:2] == ["evaluating", "batch"]
     assert whole[2] == whole[3]
-    assert reported("eval", str(run), "--batches", "3") == [["evaluating", "batch", 3, 3]]
+    assert reported("eval", str(run), "--batches", "3")[2:] == [["evaluating", "batch", 3, 3]]
     assert reported("sample", str(run), "--steps", "5", "--batch", "2") == [["sampling", "step", 6, 6]]

@@ -19,6 +19,7 @@ from sedd_graph.diffusion.tokens.sampler import WalkSettings
 from sedd_graph.engine.block_cache import cached, uncached
 from sedd_graph.engine.engine import Engine
 from sedd_graph.errors import BlueprintError, UserError
+from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.tokens import make_parts
 from sedd_graph.runs.check import check
 from sedd_graph.verify.block_diffusion import prove_blocks
@@ -279,7 +280,7 @@ def test_networks_that_leak_or_stand_elsewhere_are_caught(tmp_path: Path, old: s
 
 def test_the_whole_process_is_proved() -> None:
     report = check(TINY)
-    assert report.plan is not None
+    assert isinstance(report.plan, ProcessPlan)
     found = {c.name: c.holds for c in prove_whole(maker(report.plan, report.registry), "log_x0")}
     assert found == dict.fromkeys(
         ("objective.tight", "objective.evaluated", "sampler.clean", "sampler.law", "sampler.bound"), True
@@ -293,7 +294,7 @@ def test_compiled_training_gives_the_gradients_of_eager() -> None:
     found = []
     for mode in ("off", "whole"):
         engine = network(2)
-        engine.compile(mode)  # type: ignore[arg-type]
+        engine.compile(mode)
         engine.model.train()
         engine.loss(x0, t=torch.full((4,), 0.5), xt=xt).mean().backward()
         found.append([p.grad for p in engine.model.parameters()])

@@ -460,4 +460,4 @@ def test_toys_keep_the_rare_and_the_common(found: tuple[float, ...]) -> None:
     assert len(cut.frequencies) == 3
     assert cut.frequencies[0] == max(found)
     assert cut.frequencies[-1] == min(found)
-    assert len(Rates.toy(Rates.Config(table=RING), 5).table) == 5  # type: ignore[attr-defined]
+    assert len(Rates.toy(Rates.Config(table=RING), 5).table) == 5

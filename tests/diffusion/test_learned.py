@@ -96,7 +96,7 @@ def test_its_optimum_is_the_law_of_the_clean_token() -> None:
         loss.backward(inputs=[logits])
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     assert logits.softmax(-1).tolist() == pytest.approx(law.tolist(), abs=1e-4)
 
 

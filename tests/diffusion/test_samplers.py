@@ -297,7 +297,7 @@ class Hasty(Uniformization, kind="sampler"):
 
     def walk(self, walk: Walk, steps: int) -> None:
         draw = walk.draw
-        walk.draw = lambda move, weights, **more: draw((move > 0).double(), weights, **more)  # type: ignore[method-assign]
+        walk.draw = lambda move, weights, **more: draw((move > 0).double(), weights, **more)
         super().walk(walk, steps)
 
 
@@ -309,7 +309,7 @@ class Blind(Analytic, kind="sampler"):
 
     def walk(self, walk: Walk, steps: int) -> None:
         first = walk.outputs(torch.ones(walk.x.shape[0]))
-        walk.outputs = lambda t, need=None: first  # type: ignore[method-assign]
+        walk.outputs = lambda t, need=None: first
         super().walk(walk, steps)
 
 

@@ -139,9 +139,7 @@ def test_forms_of_one_bound_agree(trained: tuple[Engine, Batch]) -> None:
         forms["geometric"] = entropy, made(Geometric, engine)
     written = {name: draw.weight * draw.dsigma.double() * each.sum(-1) for name, each in written.items()}
     for name, found in {"score entropy": by_score.double(), **written}.items():
-        torch.testing.assert_close(
-            found, nats.double(), rtol=1e-3, atol=5e-3, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(found, nats.double(), rtol=1e-3, atol=5e-3, msg=(name + ": {}").format)
     bound = agree(engine, batch, forms) / LENGTH
     print(f"{bound:.3f} nats per token")
     assert bound < 0.8 * math.log(TOKENS)  # it has learned

@@ -4,7 +4,6 @@ import inspect
 import math
 import re
 import sys
-from typing import Any
 
 import pytest
 
@@ -61,7 +60,7 @@ def test_a_row_agrees_with_the_component(name: str) -> None:
         assert log_det == ("0" if method == "zero" else "own")
     bounds = {bound for (port, _), bound in found.lipschitz.items() if port.startswith("x")}
     config = cls.Config.model_validate(CASES[name][0][0])
-    shown: dict[str, set[Any]] = {"none": set(), "1": {1.0}}
+    shown: dict[str, set[float | None]] = {"none": set(), "1": {1.0}}
     shown |= {"bound": {getattr(config, "bound", None)}, "exp(clamp)": {math.exp(getattr(config, "clamp", 0.0))}}
     assert bounds == shown[lipschitz]
 

@@ -15,7 +15,9 @@ from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.log_det import forward_with_log_det
 from sedd_graph.engine.regions import RegionModule, last_use
+from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.claims import uses
+from sedd_graph.graph.model import Region, Running
 from sedd_graph.inverse import Solve
 
 
@@ -27,7 +29,7 @@ def chain(folder: Path, layers: int) -> tuple[RegionModule, Layout]:
         "blocks:\n  whole:\n    invertible: {level: bijective}\n    inputs: {x: float b l d}\n"
         f"    outputs: {{x: n{layers - 1}}}\n    nodes:\n{nodes}nodes:\n  whole: {{block: whole, in: x}}\n"
     )
-    graph = sedd_graph.build(path, device="cpu", compile="off").graph
+    graph = sedd_graph.check(path).graph
     (use,) = uses(graph.root)
     return build_block(use.layer, discover()), Layout(use.layer, ())
 
@@ -76,7 +78,7 @@ def test_a_block_holds_one_value_at_a_time(tmp_path: Path, layers: int) -> None:
     assert len(measured) == layers
     assert max(measured) <= 1
     assert torch.equal(run.values[layout.outputs["x"]], y)
-    slopes = sum(component.weight.diagonal().sum() for component in layer.children())  # type: ignore[operator]
+    slopes = torch.stack([p.diagonal().sum() for name, p in layer.named_parameters() if name.endswith("weight")]).sum()
     assert torch.allclose(log, 3 * slopes.expand(2))
     (method,) = {d.rule.method for d in layout.program.derivations if isinstance(d, Solve)}
     inverted, run = watch(layer, method), LayerRun(layout, layer)
@@ -107,10 +109,20 @@ def test_a_block_that_only_moves_numbers_changes_no_volume(tmp_path: Path) -> No
         "    outputs: {x: out}\n    nodes:\n      half: {op: split, in: x, with: {sizes: [h, h]}}\n"
         "      out: {op: concat, in: [half.x1, half.x0]}\nnodes:\n  whole: {block: whole, in: x}\n"
     )
-    (use,) = uses(sedd_graph.build(path, device="cpu", compile="off").graph.root)
+    (use,) = uses(sedd_graph.check(path).graph.root)
     layer, layout = build_block(use.layer, discover()), Layout(use.layer, ())
     x = torch.randn(2, 3, 4)
     run = LayerRun(layout, layer)
     run.put(layout.inputs.values(), [x])
     assert torch.equal(forward_with_log_det(run, 2), torch.zeros(2))
     assert torch.equal(run.values[layout.outputs["x"]], x.roll(2, -1))
+
+
+def test_a_block_that_claims_no_inverse_is_not_run_reversibly(tmp_path: Path) -> None:
+    """Whoever builds a block by hand gets an error, not stored activations."""
+    chain(tmp_path, 2)
+    path = tmp_path / "chain.yaml"
+    path.write_text(path.read_text().replace("    invertible: {level: bijective}\n", ""))
+    region = next(step.body for step in sedd_graph.check(path).graph.root.steps if isinstance(step.body, Region))
+    with pytest.raises(BlueprintError, match="block 'whole' claims no inverse"):
+        build_block(region, discover(), running=Running("reversible"))

@@ -1,4 +1,4 @@
-"""The end of a network, run for a few positions: the same numbers as the whole run, of every shipped blueprint with a process."""
+"""Position-wise suffix at a few positions: the same numbers as the whole network, for every shipped blueprint of tokens."""
 
 from pathlib import Path
 
@@ -9,6 +9,8 @@ import sedd_graph
 from sedd_graph.component.axes import parse_port_type
 from sedd_graph.diffusion.tokens.block_diffusion import block_inputs
 from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix, length_dim, take
+from sedd_graph.families.tokens import TokenProcess
+from sedd_graph.graph.model import Op
 from tests.conftest import BLUEPRINTS
 
 SMALL = [
@@ -25,20 +27,22 @@ SMALL = [
 @pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
 def test_a_few_positions_give_the_same_numbers(path: Path) -> None:
     engine = sedd_graph.build(path, device="cpu", compile="off")
-    for p in engine.model.parameters():  # no zero may hide what stands behind it
+    process, root = engine.process, engine.network.graph.root
+    assert isinstance(process, TokenProcess)
+    for p in engine.model.parameters():  # a zero would hide the steps after it
         torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
     engine.model.eval()
-    states, generator = engine.process.kernel.states, torch.Generator().manual_seed(0)
+    states, generator = process.kernel.states, torch.Generator().manual_seed(0)
     x = torch.randint(0, states, (3, 12), generator=generator)
     at = torch.tensor([[3, 0], [11, 11], [5, 6]])
     inputs = {"tokens": x, "sigma": torch.rand(3), "t": torch.rand(3), "attend": torch.ones(3, 12, dtype=torch.bool)}
-    if engine.process.objective.block is not None:
-        inputs = block_inputs(x, x, block=engine.process.objective.block)
-    ending = PositionwiseSuffix(engine.graph.root)
-    heads = [s.name for s in engine.graph.root.steps if hasattr(s.body, "contract") and s.body.contract.kind == "head"]
-    assert set(heads) <= set(ending.dims)
+    if process.objective.block is not None:
+        inputs = block_inputs(x, x, block=process.objective.block)
+    suffix = PositionwiseSuffix(root)
+    heads = [s.name for s in root.steps if isinstance(s.body, Op) and s.body.contract.kind == "head"]
+    assert set(heads) <= set(suffix.dims)
     with torch.no_grad():
-        whole, few = engine.model.run(inputs)[0], ending.run(engine.model, inputs, at)
+        whole, few = engine.model.run(inputs)[0], suffix.run(engine.model, inputs, at)
     assert whole.keys() == few.keys()
     for name, value in whole.items():
         assert few[name].shape == (3, 2, value.shape[-1])

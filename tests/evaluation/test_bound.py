@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import sedd_graph
+from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import Dataset, open_data
 from sedd_graph.engine.engine import Engine
 from sedd_graph.evaluation.bound import LEVELS, Evaluation, evaluate, numbers
@@ -35,6 +36,7 @@ def made(small: Callable[..., Path]) -> Callable[[str], tuple[Engine, Dataset]]:
     def make(kind: str) -> tuple[Engine, Dataset]:
         path = small(*SMALLER, *KINDS[kind])
         report = check(path)
+        assert isinstance(report.data, DataConfig)
         return sedd_graph.build(path, device="cpu", compile="off"), open_data(report.data, root=path.parent)
 
     return make

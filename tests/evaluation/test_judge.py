@@ -14,7 +14,7 @@ import torch
 
 from sedd_graph.errors import MissingExtraError, UserError
 from sedd_graph.evaluation.judge import Judge, open_judge
-from sedd_graph.evaluation.quality import judged
+from sedd_graph.evaluation.quality import judge_statistics
 from tests.evaluation.judges import bigram
 
 transformers = pytest.importorskip("transformers", reason="the extra 'hub' is not installed")
@@ -46,10 +46,10 @@ def test_nats_are_those_of_the_law(tmp_path: Path, opens: bool, window: int) -> 
     assert reading.windows.tolist() == [windows for *_, windows in expected]
     assert [t.tolist() for t in reading.tokens] == [law.tokens("".join(d)) for d in TEXTS]
     facts = judge.facts()
-    assert facts["context"] == window
-    assert facts["start"] == ("<s>" if opens else None)
-    assert facts["dtype"] == "float32"
-    found = judged(reading)
+    assert facts.context == window
+    assert facts.start == ("<s>" if opens else None)
+    assert facts.dtype == "float32"
+    found = judge_statistics(reading)
     nats, count = sum(n for n, *_ in expected), sum(c for _, c, _ in expected)
     assert found["generative_perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
     assert found["generative_perplexity_standard_error"] == pytest.approx(
@@ -62,10 +62,10 @@ def test_an_even_judge_is_as_surprised_as_its_vocabulary_is_large(tmp_path: Path
     law = bigram(tmp_path, "abcdefg")
     judge = open_judge(tmp_path, device=CPU)
     judge.model.lm_head.weight.data.zero_()
-    found = judged(judge.read([["abc"], ["gfedcba"]]))
+    found = judge_statistics(judge.read([["abc"], ["gfedcba"]]))
     assert found["generative_perplexity"] == pytest.approx(len(law.ids), rel=1e-6)
     assert found["nats_per_token_standard_error"] == pytest.approx(0, abs=1e-6)
-    nothing = judged(judge.read([[""], []]))
+    nothing = judge_statistics(judge.read([[""], []]))
     assert math.isnan(nothing["generative_perplexity"])
 
 
@@ -152,7 +152,7 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
     for p in model.parameters():
         p.data.normal_()
     model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="sees the tokens to the right: a causal language model is needed"):
+    with pytest.raises(UserError, match="attends to later tokens: a causal language model is needed"):
         open_judge(tmp_path, device=CPU)
 
 

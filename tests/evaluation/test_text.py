@@ -10,7 +10,7 @@ from sedd_graph.data.tokenizer import Characters, HuggingFace
 from sedd_graph.errors import MissingExtraError
 from sedd_graph.evaluation.estimate import mean, ratio
 from sedd_graph.evaluation.mauve import mauve
-from sedd_graph.evaluation.quality import documents, variety
+from sedd_graph.evaluation.quality import diversity, documents
 from sedd_graph.evaluation.text import distinct, repetition, unigram_entropy
 
 
@@ -62,7 +62,7 @@ def test_padding_and_separators_are_no_text() -> None:
     pad = letters.pad
     rows = np.array([[a, b, a, b, pad, pad], [a, space, a, space, b, pad]])
     assert documents(rows, letters) == [["abab"], ["a a b"]]
-    found = variety(rows, letters)
+    found = diversity(rows, letters)
     assert found["entropy"] == pytest.approx((math.log(2) - (0.4 * math.log(0.4) * 2 + 0.2 * math.log(0.2))) / 2)
     assert found["distinct_1"] == 3 / 4
     assert found["rep_2"] == 0
@@ -77,7 +77,7 @@ def test_rows_are_cut_at_separators() -> None:
     assert ours.end == 2
     rows = np.array([[0, 1, 2, 1, 1], [2, 0, 0, 2, 2], [0, 1, 0, 1, 0]])
     assert documents(rows, ours) == [["ab", "bb"], ["aa"], ["ababa"]]
-    third = variety(rows[:1], ours)
+    third = diversity(rows[:1], ours)
     assert third["entropy"] == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
     assert third["distinct_1"] == 1  # two documents are two words
 

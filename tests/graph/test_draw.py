@@ -1,4 +1,4 @@
-"""Drawings: golden trees, Mermaid ids apart, SVG that is XML with boxes that do not overlap, JSON that can be run."""
+"""Drawings: golden trees, distinct Mermaid ids, SVG whose boxes do not overlap and whose edges are direct, JSON that can be run."""
 
 import itertools
 import json
@@ -24,8 +24,8 @@ GOLDEN = Path(__file__).parent / "golden"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def held_to_golden(name: str, text: str) -> None:
-    """``UPDATE_GOLDEN=1`` writes it anew."""
+def assert_golden(name: str, text: str) -> None:
+    """Compare with a golden file; ``UPDATE_GOLDEN=1`` writes it."""
     path = GOLDEN / name
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text, encoding="utf-8")
@@ -39,7 +39,7 @@ def graph(request: pytest.FixtureRequest, tmp_path: Path) -> Graph:
 
 
 def test_trees_are_the_golden_ones(graph: Graph) -> None:
-    held_to_golden(f"{graph.name}.txt", to_tree(graph) + "\n")
+    assert_golden(f"{graph.name}.txt", to_tree(graph) + "\n")
 
 
 def test_no_golden_tree_is_left_over() -> None:
@@ -47,7 +47,7 @@ def test_no_golden_tree_is_left_over() -> None:
 
 
 def test_json_is_the_golden_one(small: Callable[..., Path]) -> None:
-    held_to_golden("small.json", to_json(check(small(("depth: 2", "depth: 1"))).graph))
+    assert_golden("small.json", to_json(check(small(("depth: 2", "depth: 1"))).graph))
 
 
 def test_edges_of_json_resolve(graph: Graph) -> None:
@@ -94,7 +94,7 @@ def test_a_program_that_follows_the_json_computes_what_the_model_does(name: str,
         for node in data["nodes"]:
             module = model.get_submodule(node["path"])
             ports = module.signature(module.config, {"*": sum(map(len, node["inputs"].values()))}).inputs
-            arguments = []
+            arguments: list[torch.Tensor | None] = []
             for port in ports:
                 fed = [values[v] for v in node["inputs"].get(port.name, [])]
                 arguments += fed if fed or port.variadic else [None]
@@ -152,7 +152,7 @@ nodes:
 """
 
 
-def test_names_that_once_ran_together(tmp_path: Path) -> None:
+def test_names_whose_ids_could_collide(tmp_path: Path) -> None:
     """``a_b`` and ``a.b``, a node called like an output, an output that is an input."""
     (tmp_path / "clash.yaml").write_text(CLASH)
     graph = check(tmp_path / "clash.yaml").graph
@@ -216,7 +216,7 @@ Points = list[tuple[float, float]]
 
 
 def points(path: str, dx: float, dy: float) -> Points:
-    """Along what is drawn, close together."""
+    """Points along a path, close together."""
     found: Points = []
     for move in MOVE.finditer(path):
         numbers = [float(n) for n in move.groups() if n is not None]

@@ -124,19 +124,19 @@ REFUSED: list[tuple[str, Mapping[str, str], Mapping[str, str], list[str]]] = [
         "an axis of an op that nothing binds",
         {"n": "op: folded, in: x"},
         {},
-        ["nodes.n.in: input 'x' of op 'folded' wants float b l h*r, but float batch length 12 comes in: h*r = 12 cannot be solved for h and r; so far b=batch, l=length"],
+        ["nodes.n.in: input 'x' of op 'folded' expects float b l h*r, but receives float batch length 12: h*r = 12 cannot be solved for h and r; so far b=batch, l=length"],
     ),
     (
         "a dimension of a block that only the blueprint's axes can tell",
         {"n": "block: part, in: x"},
         {"part": BODY.replace("TYPE", "float b l d+e")},
-        ["nodes.n.in: input 'x' of block 'part' wants float b l d+e, but float batch length 12 comes in: d+e = 16, not 12; so far b=batch, l=length, d=12, e=4"],
+        ["nodes.n.in: input 'x' of block 'part' expects float b l d+e, but receives float batch length 12: d+e = 16, not 12; so far b=batch, l=length, d=12, e=4"],
     ),
     (
         "a dimension of a block that nothing tells",
         {"n": "block: part, in: x"},
         {"part": BODY.replace("TYPE", "float b l h*r")},
-        ["nodes.n.in: input 'x' of block 'part' wants float b l h*r, but float batch length 12 comes in: h*r = 12 cannot be solved for h and r; so far b=batch, l=length"],
+        ["nodes.n.in: input 'x' of block 'part' expects float b l h*r, but receives float batch length 12: h*r = 12 cannot be solved for h and r; so far b=batch, l=length"],
     ),
     (
         "a declared size that is not one",
@@ -149,7 +149,7 @@ REFUSED: list[tuple[str, Mapping[str, str], Mapping[str, str], list[str]]] = [
         {"n": "block: part, in: x, out: {x: float b l e, z: float b}"},
         {"part": BODY.replace("TYPE", "float b l d")},
         [
-            "nodes.n.out: output 'x' is float batch length 12, not float batch length 4",
+            "nodes.n.out.x: output 'x' is float batch length 12, not float batch length 4",
             "nodes.n.out.z: no output 'z'; outputs: x",
         ],
     ),
@@ -163,7 +163,7 @@ REFUSED: list[tuple[str, Mapping[str, str], Mapping[str, str], list[str]]] = [
         "one of several outputs",
         {"s": "op: split, in: x, with: {sizes: [d//2, d//2]}", "n": "op: rms_norm, in: s"},
         {},
-        ["nodes.n.in: 's' has several outputs: say which of s.x0, s.x1"],
+        ["nodes.n.in: 's' has several outputs: name one of s.x0, s.x1"],
     ),
     (
         "two values for one port",
@@ -178,7 +178,7 @@ REFUSED: list[tuple[str, Mapping[str, str], Mapping[str, str], list[str]]] = [
         [
             "nodes.s.with.sizes[0]: 12 is not divisible by 5",
             "nodes.s.with.sizes[1]: unknown axis 'q'; known: b, l, d, e",
-            "nodes.s.with.sizes[2]: 'l' depends on length, which no one knows before a step runs",
+            "nodes.s.with.sizes[2]: 'l' depends on length, which is known only when a step runs",
         ],
     ),
     (
@@ -216,6 +216,12 @@ REFUSED: list[tuple[str, Mapping[str, str], Mapping[str, str], list[str]]] = [
         {"n": "block: part, in: x"},
         {"part": "inputs: {x: float b l dd}, outputs: {x: n}, nodes: {n: {op: rms_norm, in: x, out: float b l ddd}}"},
         ["blocks.part.nodes.n.out: unknown axis 'ddd' (did you mean 'dd'?); known: b, l, d, e, dd"],
+    ),
+    (
+        "a block with a problem that two blocks use",
+        {"m": "block: one, in: x", "k": "block: two, in: x", "n": "op: add, in: [m, k]"},
+        {n: BODY.replace("TYPE", "float b l d").replace("op: rms_norm", "block: part") for n in ("one", "two")} | {"part": BODY.replace("TYPE", "float b l d").replace("rms_norm", "rmsnorm")},
+        ["blocks.part.nodes.n.op: unknown op 'rmsnorm' (did you mean 'rms_norm'?); `sedd-graph components` lists them"],
     ),
     (
         "a node called like an input",

@@ -55,40 +55,40 @@ def test_axes_are_bound(pairs: list[tuple[str, str]], bound: set[str]) -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([("float b", "int batch")], "port 'x0' wants float b, but int batch comes in: float is not int"),
-        ([("float b l", "float batch")], "port 'x0' wants float b l (2 axes), but float batch comes in (1 axes)"),
-        ([("float b *s l", "float batch")], "port 'x0' wants float b *s l (at least 2 axes), but float batch comes in"),
+        ([("float b", "int batch")], "port 'x0' expects float b, but receives int batch: float is not int"),
+        ([("float b l", "float batch")], "port 'x0' expects float b l, but receives float batch: 2 axes, not 1"),
+        ([("float b *s l", "float batch")], "port 'x0' expects float b *s l, but receives float batch: at least 2 axes, not 1"),
         (
             [("float b d", "float batch 16"), ("float b d", "float batch 8")],
-            "port 'x1' wants float b d, but float batch 8 comes in: d = 16, not 8; so far b=batch, d=16",
+            "port 'x1' expects float b d, but receives float batch 8: d = 16, not 8; so far b=batch, d=16",
         ),
         (
             [("float d", "float 16"), ("float 3*d", "float 47")],
-            "port 'x1' wants float 3*d, but float 47 comes in: 3*d = 48, not 47; so far d=16",
+            "port 'x1' expects float 3*d, but receives float 47: 3*d = 48, not 47; so far d=16",
         ),
-        ([("float 3*d", "float 16")], "port 'x0' wants float 3*d, but float 16 comes in: 16 does not fit 3*d; so far nothing is bound"),
-        ([("float d+16", "float 16")], "port 'x0' wants float d+16, but float 16 comes in: 16 does not fit d+16; so far nothing is bound"),
+        ([("float 3*d", "float 16")], "port 'x0' expects float 3*d, but receives float 16: 16 does not fit 3*d; so far nothing is bound"),
+        ([("float d+16", "float 16")], "port 'x0' expects float d+16, but receives float 16: 16 does not fit d+16; so far nothing is bound"),
         (
             [("float *s", "float batch 16"), ("float *s", "float batch 8")],
-            "port 'x1' wants float *s, but float batch 8 comes in; so far *s=(batch 16)",
+            "port 'x1' expects float *s, but receives float batch 8; so far *s=(batch 16)",
         ),
         # what waited is held to what came later; the port that waited is named
         (
             [("float h*r", "float 12"), ("float h r", "float 3 5")],
-            "port 'x0' wants float h*r, but float 12 comes in: h*r = 15, not 12; so far h=3, r=5",
+            "port 'x0' expects float h*r, but receives float 12: h*r = 15, not 12; so far h=3, r=5",
         ),
         # what waits for ever is refused, with what is known
         (
             [("float b h*r", "float batch 12")],
-            "port 'x0' wants float b h*r, but float batch 12 comes in: h*r = 12 cannot be solved for h and r; so far b=batch",
+            "port 'x0' expects float b h*r, but receives float batch 12: h*r = 12 cannot be solved for h and r; so far b=batch",
         ),
         (
             [("float r*r", "float 16")],
-            "port 'x0' wants float r*r, but float 16 comes in: r*r = 16 cannot be solved for r; so far nothing is bound",
+            "port 'x0' expects float r*r, but receives float 16: r*r = 16 cannot be solved for r; so far nothing is bound",
         ),
         (
             [("float a+b", "float 10"), ("float a-b", "float 2")],
-            "port 'x0' wants float a+b, but float 10 comes in: a+b = 10 cannot be solved for a and b; so far nothing is bound",
+            "port 'x0' expects float a+b, but receives float 10: a+b = 10 cannot be solved for a and b; so far nothing is bound",
         ),
     ],
 )  # fmt: skip
@@ -118,8 +118,8 @@ def test_results() -> None:
     binding = unify(("float *s d", "float batch length 16"))
     assert str(binding.result(port("float *s 2*d"))) == "float batch length 32"
     for pattern, message in {
-        "float e": "output 'x' is float e, but nothing says how large e is: add 'out:' with its type",
-        "float *t": "output 'x' is float *t, but nothing says what *t is: add 'out:'",
+        "float e": "output 'x' is float e, but the size of e is not determined: add 'out:' with its type",
+        "float *t": "output 'x' is float *t, but *t is not determined: add 'out:' with its type",
         "float d-16": "output 'x' is float d-16, but d-16 = 0: a size is at least 1; d=16, *s=(batch length)",
     }.items():
         with pytest.raises(Mismatch) as error:

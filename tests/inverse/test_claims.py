@@ -148,7 +148,7 @@ def test_every_failing_claim_is_reported(blueprint: Callable[..., Path]) -> None
         ),
         (
             "[c, x1, x2]",
-            "main.yaml:10:18: blocks.couple.invertible.given: every input is given: nothing is left to be undone",
+            "main.yaml:10:18: blocks.couple.invertible.given: every input is given: no inputs left to invert",
         ),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sedd_graph.graph.model import Op, Ref, Region
+from sedd_graph.graph.model import Op, Ref, Region, Step
 from sedd_graph.inverse import Linear, Program, Refusal, solve
 from sedd_graph.inverse.flat import flatten
 from sedd_graph.inverse.format import diagnosis
@@ -164,7 +164,8 @@ class Naive:
         for x in self.values:
             if x in known:
                 continue
-            moves: dict[Ref, tuple[float, float] | None] = dict.fromkeys(known, (0.0, 0.0)) | {x: (1.0, 0.0)}
+            moves: dict[Ref, tuple[float, float] | None] = dict.fromkeys(known, (0.0, 0.0))
+            moves[x] = (1.0, 0.0)
             for step in self.outer.steps:
                 algebra = self.algebra(step)
                 for port in step.outputs:
@@ -231,7 +232,8 @@ def held(outer: Region, known: list[str], tally: dict[str, int]) -> None:
 
 def shuffled(outer: Region, seed: int) -> Region:
     """The same steps in another order that can be run."""
-    rng, left, steps = random.Random(seed), list(outer.steps), []
+    rng, left = random.Random(seed), list(outer.steps)
+    steps: list[Step] = []
     while left:
         done = {s.name for s in steps}
         ready = [s for s in left if all(not r.step or r.step in done for refs in s.inputs.values() for r in refs)]

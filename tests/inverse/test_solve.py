@@ -1,6 +1,8 @@
 """The hard cases, each verified by a round trip in numpy and, where there is one, by the Jacobian's determinant."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.graph.model import Ref, Region
 from sedd_graph.inverse import Contraction, Forward, Linear, Program, Refusal, Solve, solve
 from sedd_graph.inverse.format import diagnosis
+from sedd_graph.inverse.linear import determinant
+from sedd_graph.inverse.solve import SIZES
 from tests.inverse import toys
 from tests.inverse.toys import chain, region
 
@@ -34,8 +38,8 @@ def inverted(outer: Region, given: Sequence[str] = (), level: str = "injective",
     return program
 
 
-def refused(outer: Region, given: Sequence[str] = (), **options: Mapping[str, int]) -> Refusal:
-    refusal = solve(outer, given=given, **options)
+def refused(outer: Region, given: Sequence[str] = (), sizes: Mapping[str, int] = SIZES) -> Refusal:
+    refusal = solve(outer, given=given, sizes=sizes)
     assert isinstance(refusal, Refusal)
     assert isinstance(solve(outer, given=given, stored=refusal.remedy.values), Program), "the remedy is none"
     return refusal
@@ -206,6 +210,24 @@ def test_only_what_is_needed_is_in_the_program() -> None:
     assert "h" not in [d.path for d in program.derivations if isinstance(d, Forward)]
 
 
+def test_only_sums_and_rearrangements_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A component of kind ``arithmetic`` that does neither counts as an evaluation."""
+    heavy = dataclasses.replace(toys.CONTRACTS["fun"], kind="arithmetic")
+    monkeypatch.setitem(toys.CONTRACTS, "fun", heavy)
+    assert inverted(region(["x"], {"f": ("fun", ["x"]), "y": ("add", ["x", "f"])}, ["f", "y"])).cost == 0
+    nodes = {"f": ("fun", ["x2"]), "y": ("add", ["x1", "f"])}
+    outer = region(["x1", "x2"], nodes, {"x1": "y", "x2": "x2"})
+    assert inverted(outer, (), "volume_preserving").cost == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_determinants_are_exact(size: int) -> None:
+    for seed in range(20):
+        dense = np.random.default_rng(seed).integers(-3, 4, (size, size)) * (np.random.default_rng(seed + 99).random((size, size)) < 0.6)  # fmt: skip
+        rows = [{j: Fraction(int(v), 2) for j, v in enumerate(row) if v} for row in dense]
+        assert determinant(rows) * 2**size == round(abs(np.linalg.det(dense)))
+
+
 # -- contractions ---------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +264,7 @@ def test_the_bound_is_relative_to_the_factor_of_the_unknown() -> None:
     program = inverted(residual(1.5, -2.0), (), "bijective")
     (d,) = program.derivations
     assert isinstance(d, Contraction)
-    assert (d.bound, d.scale) == (0.75, -2)
+    assert (d.bound, float(d.scale)) == (0.75, -2.0)
 
 
 @pytest.mark.parametrize(("bound", "count"), [(0.5, 20), (0.7, 39), (0.9, 132), (0.97, 454)])
@@ -515,9 +537,6 @@ def test_names_that_are_not_there() -> None:
     ],
 )
 def test_inconsistent_algebras(algebra: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
-    from fractions import Fraction
-
     from sedd_graph.component.contract import Algebra, Rule
 
     names = {"Algebra": Algebra, "Rule": Rule, "Fraction": Fraction}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -150,13 +150,13 @@ class Turn(Toy):
 
     @classmethod
     def algebra(cls, config: Any, signature: Signature) -> Algebra:
-        rule = Rule("x", ("out",), "invert")
+        rule = Rule("x", ("out",), "back")
         return Algebra((rule,), lipschitz={("x", "out"): 1.0}, log_det={"x": "zero"})
 
     def forward(self, *xs: Array) -> Array:
         return np.asarray(rotation(self.path, len(xs[0])) @ xs[0])
 
-    def invert(self, out: Array) -> Array:
+    def back(self, out: Array) -> Array:
         return np.asarray(rotation(self.path, len(out)).T @ out)
 
 
@@ -322,6 +322,7 @@ def region(
         refs = [_ref(text, made) for text in texts]
         types = [made[r.step][r.port] if r.step else given[r.port] for r in refs]
         body: Op | Region
+        fed: dict[str, tuple[Ref, ...]]
         if isinstance(what, Region):
             body, outs = what, dict(what.output_types)
             fed = {port: (ref,) for port, ref in zip(what.inputs, refs, strict=True)}
@@ -336,7 +337,7 @@ def region(
             else:
                 fed = {port: (ref,) for port, ref in zip(toy.ins, refs, strict=True)}
             ports = tuple(Port(p, types[0], variadic=toy.variadic) for p in toy.ins)
-            body = Op(CONTRACTS[op], config, Signature(ports, tuple(Port(n, t) for n, t in outs.items())), {}, {})
+            body = Op(CONTRACTS[op], config, Signature(ports, tuple(Port(n, t) for n, t in outs.items())), {})
         made[name] = outs
         steps.append(Step(name, body, fed, outs, None, ("toy.yaml", line, 1)))
     if order is not None:
@@ -474,7 +475,7 @@ def log_det(program: Program, values: Mapping[Ref, Array]) -> float:
         elif isinstance(d, Linear):
             total += float(np.log(float(d.factor))) * len(values[d.targets[0]])
         elif isinstance(d, Contraction):
-            matrix = jacobian(lambda x, d=d: body(d, values, x), values[d.target])
+            matrix = jacobian(partial(body, d, values), values[d.target])
             total += float(np.linalg.slogdet(matrix)[1])
     return total
 

@@ -54,7 +54,7 @@ CONTRACTIONS = [
 ]
 
 
-def make(case: Case, *, dtype: torch.dtype = torch.float64, moved: float = 0.3) -> Component:
+def make(case: Case, *, dtype: torch.dtype = torch.float64, moved: float = 0.3) -> Any:
     """Return the component in evaluation mode, with normal noise of size ``moved`` added to its parameters."""
     torch.manual_seed(0)
     heads = case.config.get("heads", 1)

@@ -169,12 +169,13 @@ def plan(kernel: str, output: str, objective: str, sampler: str) -> ProcessPlan:
     return token_plan(part(kernel), part(schedule), part(objective), part(sampler), 4, output)
 
 
-def combinations() -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+def combinations() -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
     """Return the combinations of kernel, output, objective and sampler that build, and those that are refused."""
     kinds = {
         kind: [n for n in OWN if REGISTRY.component(n).kind == kind] for kind in ("kernel", "objective", "sampler")
     }
-    sound, refused = [], []
+    sound: list[tuple[str, str, str, str]] = []
+    refused: list[tuple[str, str, str, str]] = []
     for found in itertools.product(kinds["kernel"], ("log_score", "log_x0"), kinds["objective"], kinds["sampler"]):
         try:
             make_parts(plan(*found), REGISTRY)

@@ -1,6 +1,7 @@
 """Lipschitz bounds of the contractions, against Jacobians, numpy and scipy: never exceeded, and exact for linear maps."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,11 +61,12 @@ def test_attention_bound_holds_under_gradient_ascent(case: Case, hidden: int) ->
 @pytest.mark.parametrize(("width", "d"), [(5, 8), (12, 4), (64, 64), (1, 3)])
 def test_linear_bound_is_exact(dtype: torch.dtype, width: int, d: int) -> None:
     case = Case(contraction.LipschitzLinear, {"width": width, "bound": 0.7}, d, False)
-    large, small = make(case, dtype=dtype, moved=1.0), make(case, dtype=dtype, moved=0.0)
+    large: Any = make(case, dtype=dtype, moved=1.0)
+    small: Any = make(case, dtype=dtype, moved=0.0)
     found = np.linalg.norm(large.effective(dtype).detach().double().numpy(), 2)
     assert 0.7 * (1 - (1e-5 if dtype == torch.float32 else 1e-12)) <= found <= 0.7
     with torch.no_grad():
-        small.weight.mul_(0.5 / np.linalg.norm(small.weight.double().numpy(), 2))
+        small.weight.mul_(0.5 / float(np.linalg.norm(small.weight.double().numpy(), 2)))
     # a weight below its bound is not scaled
     assert torch.allclose(
         small.effective(dtype),
@@ -95,7 +97,7 @@ def test_slopes_of_activations(kind: str) -> None:
     assert (0.999 if kind == "lip_swish" else 1 - 1e-6) <= steepest <= 1
 
 
-def naive(component: Component, x: Tensor) -> Tensor:
+def naive(component: Any, x: Tensor) -> Tensor:
     """Attention by squared distances from its definition, before the scaling to its bound."""
     heads = []
     for w, m in zip(component.query, component.value, strict=True):
@@ -105,7 +107,7 @@ def naive(component: Component, x: Tensor) -> Tensor:
     return torch.cat(heads, -1) @ component.out
 
 
-def certified(component: Component, n: int) -> float:
+def certified(component: Any, n: int) -> float:
     """Theorem 3.2 of arXiv 2006.04710 with A W^V = W M, by numpy and scipy."""
     two = [[np.linalg.norm(w.detach().numpy(), 2) for w in p] for p in (component.query, component.value)]
     heads = math.sqrt(sum((a * b) ** 2 for a, b in zip(*two, strict=True)))

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-THEMES = ("network", "bijective")
+THEMES = ("network", "bijective", "noise")
 FILES = sorted(path for theme in THEMES for path in (ROOT / "registry" / theme).glob("*.py") if path.stat().st_size)
 
 

@@ -1,4 +1,4 @@
-"""The report: well-formed, escaped, self-contained, content with what there is; its curves and its film tell the truth."""
+"""The report: well-formed, escaped, self-contained, complete without optional files; curves and film are to scale."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def ids(text: str, length: int) -> list[int]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder with everything in it, and a text that would be markup everywhere that a text can be."""
+    """A run folder with every file, and a text that looks like markup in every place for text."""
     run = tmp_path / f"it's {EVIL.replace('/', '|')}"
     run.mkdir()
     write_json(run / "graph.json", {"name": EVIL, "nodes": [1, 2]})
@@ -81,7 +82,9 @@ def run(tmp_path: Path) -> Path:
         "perplexity": 9.5,
         "heldout_entropy_bits": 4.5,
     }
-    levels = [{"low": i / 4, "high": (i + 1) / 4, "nats_per_token": 3.0 + i, "standard_error": 0.1} for i in range(4)]
+    levels: list[Any] = [
+        {"low": i / 4, "high": (i + 1) / 4, "nats_per_token": 3.0 + i, "standard_error": 0.1} for i in range(4)
+    ]
     levels += [[EVIL], {"low": EVIL, "high": 1, "nats_per_token": 2.0}]
     more = {"sequences": 1, "draws": 1, "weights": EVIL, "objective": EVIL, "levels": levels, "over": "masked"}
     write_json(run / "evaluation.json", {**found, **more})
@@ -98,7 +101,9 @@ def run(tmp_path: Path) -> Path:
     (run / "quality.jsonl").write_text(json.dumps(odd) + "\n[]\n" + json.dumps(judged) + '\n{"store')
     write_text(run / "blueprint.lock.yaml", f"name: {EVIL}\n")
     write_text(run / "tokenizer.json", Bytes().to_json())
-    lines = [{"step": s, "loss": 1 / s, "bits_per_character": 1 / s, "learning_rate": 0.1} for s in range(1, 30)]
+    lines: list[dict[str, Any]] = [
+        {"step": s, "loss": 1 / s, "bits_per_character": 1 / s, "learning_rate": 0.1} for s in range(1, 30)
+    ]
     lines += [{"step": 10, "heldout_bits_per_character": 0.2, "heldout_bits_standard_error": 0.01}]
     lines += [{"step": 29, "final_bits_per_character": 0.1, "final_bits_standard_error": None}, {"step": 5, EVIL: EVIL}]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n[1]\nnull\n{"step": 30, "lo')
@@ -171,7 +176,7 @@ def test_there_is_one_film_and_it_ends_with_the_sample(run: Path) -> None:
     assert "".join(shown[2]) == (EVIL + " " * 40)[:40]
 
 
-def test_the_bound_by_noise_level_and_what_was_said_of_samples(run: Path) -> None:
+def test_the_bound_by_noise_level_and_the_quality_of_samples(run: Path) -> None:
     text = write_report(run).read_text()
     (levels, *_) = points(text)  # the first curve of the page
     assert len(levels) == 4
@@ -215,7 +220,7 @@ def test_no_template_turns_escaping_off(template: Path) -> None:
     assert not re.search(r"\|\s*safe|autoescape|Markup", template.read_text())
 
 
-def test_a_long_way_is_shown_in_two_hundred_frames() -> None:
+def test_a_long_trajectory_is_shown_in_two_hundred_frames() -> None:
     frames = np.random.default_rng(0).integers(0, 258, (1000, 7))
     film = film_data(frames, Bytes(), mask=257)
     assert film["steps"][0] == 0
@@ -230,7 +235,7 @@ def test_a_long_way_is_shown_in_two_hundred_frames() -> None:
 
 
 @pytest.mark.parametrize("missing", ["graph.json", "graph.svg", "certificate.json", "run.json", "evaluation.json", "blueprint.lock.yaml", "tokenizer.json", "metrics.jsonl", "all"])  # fmt: skip
-def test_what_is_missing_is_left_out(run: Path, missing: str) -> None:
+def test_parts_without_their_file_are_left_out(run: Path, missing: str) -> None:
     if missing == "all":
         run = run.parent / "empty"
         run.mkdir()
@@ -245,7 +250,7 @@ def test_what_is_missing_is_left_out(run: Path, missing: str) -> None:
         assert "film" not in page.ids()
 
 
-def test_a_broken_tokenizer_costs_only_what_needs_it(run: Path) -> None:
+def test_a_broken_tokenizer_removes_only_the_parts_that_need_it(run: Path) -> None:
     (run / "tokenizer.json").write_text('{"kind": ')
     with pytest.raises(Exception, match="not JSON"):
         load_tokenizer(run)

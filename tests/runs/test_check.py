@@ -56,7 +56,12 @@ def test_repeats_within_repeats_are_counted_out(tmp_path: Path) -> None:
 
 
 def test_a_check_makes_each_distinct_block_once(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    monkeypatch.setattr(construct._Maker, "component", lambda maker, step, path, old=construct._Maker.component: made.append(path) or old(maker, step, path))  # fmt: skip
+    made, old = [], construct._Maker.component
+
+    def component(maker: Any, step: Any, path: str) -> Any:
+        made.append(path)
+        return old(maker, step, path)
+
+    monkeypatch.setattr(construct._Maker, "component", component)
     assert check(small(("depth: 2", "depth: 4096"))).graph.root.size == 2 + 5 * 4096
     assert len(made) == 7

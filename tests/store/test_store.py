@@ -74,7 +74,8 @@ def records(path: Path) -> tuple[list[int], npt.NDArray[np.float32]]:
 
 def test_whole_records_while_a_run_goes_on_and_after_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "activations.zarr"
-    looks, steps = 0, []
+    looks = 0
+    steps: list[int] = []
     process = subprocess.Popen([sys.executable, "-c", STREAM, str(path)])
     try:
         end = time.time() + 60

@@ -31,7 +31,7 @@ def part(op: str, **config: Any) -> Part:
     return Part(contract, contract.config.model_validate(config))
 
 
-def plan(sampler: str = "flexmdm_tau", pace: float = 1.0, **parts: Part) -> ProcessPlan:
+def plan(sampler: str = "flexmdm_tau", pace: float = 1.0, **parts: Any) -> ProcessPlan:
     made = string_plan(part("mask_delete", pace=pace), part("loglinear"), part("flexmdm"), part(sampler), 10)
     return dataclasses.replace(made, **parts)
 
@@ -71,18 +71,18 @@ def test_a_schedule_that_ends_too_soon_is_caught() -> None:
 
 def one_schedule(kernel: FlexKernel) -> None:
     """Masks as if they had not to be put in first."""
-    kernel.masked = lambda sigma: -torch.expm1(-sigma.double()) * torch.exp(-sigma.double())  # type: ignore[method-assign]
+    kernel.masked = lambda sigma: -torch.expm1(-sigma.double()) * torch.exp(-sigma.double())
 
 
 def filled_twice_as_fast(kernel: FlexKernel) -> None:
     """The rate of filling twice what it is."""
     weights = kernel.weights
-    kernel.weights = lambda sigma: weights(sigma) * torch.tensor([1.0, 2.0])  # type: ignore[method-assign]
+    kernel.weights = lambda sigma: weights(sigma) * torch.tensor([1.0, 2.0])
 
 
 def per_unit_of_time(kernel: FlexKernel) -> None:
     """Rates by exp(-sigma) and not by 1 - exp(-sigma): the paper's time not turned round."""
-    kernel.weights = lambda sigma: torch.ones(len(sigma), 2, dtype=torch.float64)  # type: ignore[method-assign]
+    kernel.weights = lambda sigma: torch.ones(len(sigma), 2, dtype=torch.float64)
 
 
 def gaps_from_the_left(kernel: FlexKernel) -> None:
@@ -93,7 +93,7 @@ def gaps_from_the_left(kernel: FlexKernel) -> None:
         found = target(batch, strings)
         return dataclasses.replace(found, missing=found.missing.roll(1, 1))
 
-    kernel.target = wrong  # type: ignore[method-assign]
+    kernel.target = wrong
 
 
 def masks_match_nothing_twice(kernel: FlexKernel) -> None:
@@ -104,18 +104,18 @@ def masks_match_nothing_twice(kernel: FlexKernel) -> None:
         found = target(batch, strings)
         return dataclasses.replace(found, filled=found.filled.round())
 
-    kernel.target = wrong  # type: ignore[method-assign]
+    kernel.target = wrong
 
 
 def less_noise(kernel: FlexKernel) -> None:
     """Draws at half the noise."""
     sample = kernel.sample
-    kernel.sample = lambda batch, sigma, **how: sample(batch, sigma / 2, **how)  # type: ignore[method-assign]
+    kernel.sample = lambda batch, sigma, **how: sample(batch, sigma / 2, **how)
 
 
 def one_mask(kernel: FlexKernel) -> None:
     """Pure noise is one mask."""
-    kernel.prior = lambda rows, **how: Strings(  # type: ignore[method-assign]
+    kernel.prior = lambda rows, **how: Strings(
         torch.tensor([[kernel.start, kernel.mask]] * rows), torch.ones(rows, 2, dtype=torch.bool)
     )
 

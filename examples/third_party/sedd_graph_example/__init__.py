@@ -5,9 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sedd_graph import Component, ComponentConfig, Context
-from sedd_graph.component.contract import SizeField
-from sedd_graph.diffusion.tokens.process import Schedule
+from sedd_graph.plugin import Component, ComponentConfig, Context, Schedule, SizeField
 
 
 class WindowAttention(Component, kind="attention"):

@@ -101,13 +101,14 @@ class Matching:
         self._kind = torch.from_numpy(self._automaton.kind).to(device)
         self._after = torch.from_numpy(self._automaton.after).to(device)
         accepts = torch.from_numpy(self._automaton.accepts).to(device)
-        # the state before the first position, [b] or []; the log-weight of each state behind the last, [s] or [b, s]; the last position
+        # the state before the first position, [b] or [], the log-weight of each state behind the last, [s] or [b, s], and the
+        # number of constrained positions (None: all)
         self._first = torch.zeros((), dtype=torch.int64, device=device)
         self._last = torch.where(accepts, 0.0, -torch.inf).double()
         self._end: int | None = None
 
     def ahead(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> list[Tensor]:
-        """Return backward sums under uniform draws, the ``behind`` of :meth:`between`.
+        """Return backward sums under uniform draws; each is a ``behind`` for :meth:`between`.
 
         Args:
             x: int64 [b, l].
@@ -126,7 +127,7 @@ class Matching:
 
         Args:
             before: The tokens in front of the positions, int64 [b, m].
-            behind: Log-weight of what follows them, given the state after position ``end``, float64 [b, s].
+            behind: Log-weight of what follows them, given the state after the last constrained one, float64 [b, s].
             end: Number of constrained positions; positions from there on are free.
         """
         part = copy.copy(self)

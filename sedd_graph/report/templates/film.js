@@ -1,4 +1,4 @@
-// One sample's way from noise to text. The data: words (null is the mask), the first frame, and what each step changed.
+// Plays the trajectory of one sample. Data: words (null is the mask), the first frame, and the changes of each later one.
 const film = JSON.parse(document.getElementById("film-data").textContent);
 const view = document.getElementById("film"), slide = document.getElementById("slide");
 const play = document.getElementById("play"), at = document.getElementById("at");
@@ -39,4 +39,4 @@ play.onclick = () => {
 slide.oninput = () => { stop(); show(+slide.value); };
 slide.max = last;
 show(last);
-view.style.minHeight = view.offsetHeight + "px";  // what lies below stays where it is while the film runs
+view.style.minHeight = view.offsetHeight + "px";  // the content below does not move while the film plays

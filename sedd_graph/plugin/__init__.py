@@ -1,0 +1,74 @@
+"""The plugin API: all that third-party code imports from sedd_graph, and all that is promised to stay.
+
+Base classes of shipped components may be subclassed too, from :mod:`sedd_graph_registry`: :class:`Absorb`, :class:`Interpolating`
+and the other classes that the registry's packages name in ``__all__``. Importing this package imports torch.
+"""
+
+from sedd_graph.component.axes import PortType, parse_port_type
+from sedd_graph.component.base import Component, ComponentConfig, Context, solves
+from sedd_graph.component.check import Check
+from sedd_graph.component.contract import Algebra, Port, Rule, Signature, SizeField
+from sedd_graph.component.counter_rng import dropout
+from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, Input, Output
+from sedd_graph.diffusion.batch import Batch, Draw, PointBatch, Randomness
+from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.numerics import full_precision
+from sedd_graph.diffusion.strings.birth_death import BirthDeath
+from sedd_graph.diffusion.strings.edit_flow import EditFlowKernel
+from sedd_graph.diffusion.strings.flexmdm import FlexKernel
+from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel, StringObjective, StringTable
+from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
+from sedd_graph.diffusion.strings.strings import Strings, rebuild
+from sedd_graph.diffusion.tokens.classifier import ClassifierConfig, NoisyClassifier
+from sedd_graph.diffusion.tokens.process import Kernel, Likelihood, Objective, Schedule
+from sedd_graph.diffusion.tokens.sampler import Sampler, SamplerConfig, StepSampler, StepsConfig, Walk
+from sedd_graph.errors import UserError
+
+__all__ = [
+    "LOG_SCORE",
+    "LOG_X0",
+    "Algebra",
+    "Batch",
+    "BirthDeath",
+    "Check",
+    "ClassifierConfig",
+    "Component",
+    "ComponentConfig",
+    "Context",
+    "Draw",
+    "EditFlowKernel",
+    "FlexKernel",
+    "Input",
+    "Kernel",
+    "Likelihood",
+    "NoisyClassifier",
+    "Objective",
+    "Output",
+    "PointBatch",
+    "Port",
+    "PortType",
+    "Randomness",
+    "Rule",
+    "Sampler",
+    "SamplerConfig",
+    "Schedule",
+    "Signature",
+    "SizeField",
+    "StepSampler",
+    "StepsConfig",
+    "StringDraw",
+    "StringKernel",
+    "StringObjective",
+    "StringSampler",
+    "StringTable",
+    "StringWalk",
+    "Strings",
+    "UserError",
+    "Walk",
+    "categorical",
+    "dropout",
+    "full_precision",
+    "parse_port_type",
+    "rebuild",
+    "solves",
+]
