@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-import importlib.util
 import inspect
 import itertools
 import re
@@ -296,17 +295,27 @@ def api_page() -> str:
         "The names that are promised to stay: those of `sedd_graph`, of `sedd_graph.plugin` for authors of components, and the",
         "conformance kit. Everything else may change between versions. Generated from docstrings.",
     ]
+    seen: dict[int, str] = {}
     for name in PUBLIC:
-        if name.count(".") == 1 and importlib.util.find_spec(name) is None:
-            continue
         module = importlib.import_module(name)
-        lines += ["", f"## {name}", ""]
-        for public in module.__all__:
+        lines += ["", f"## {name}", "", *_first_paragraph(module.__doc__ or ""), ""]
+        again = [public for public in module.__all__ if id(getattr(module, public)) in seen]
+        if again:
+            lines += [
+                f"As in {seen[id(getattr(module, again[0]))]}: {', '.join(f'`{public}`' for public in again)}.",
+                "",
+            ]
+        for public in [public for public in module.__all__ if public not in again]:
             value = getattr(module, public)
+            seen[id(value)] = f"`{name}`"
             kind = "class" if inspect.isclass(value) else "function" if callable(value) else "data"
             lines += ["```{eval-rst}", f".. auto{kind}:: {name}.{public}"]
             lines += ["   :members:", "```", ""] if kind == "class" else ["```", ""]
     return "\n".join(lines)
+
+
+def _first_paragraph(text: str) -> list[str]:
+    return [_prose(inspect.cleandoc(text).split("\n\n")[0])]
 
 
 # -- words --------------------------------------------------------------------------------------------------------

@@ -143,3 +143,14 @@ def test_an_arrow_that_follows_from_others_is_not_drawn(tree: Path) -> None:
     picture = architecture.svg(architecture.files(tree))
     assert picture.count("<rect") == 6
     assert picture.count("marker-end") == 4
+
+
+def test_the_rooms_have_no_circle_and_the_root_has_four_modules() -> None:
+    between = architecture.files(ROOT)
+    arrows = architecture.rooms(between)
+    assert architecture.circles(between) == []
+    assert architecture.circles(arrows) == []
+    assert sum(map(len, arrows.values())) <= 110
+    assert {path.stem for path in (ROOT / "sedd_graph").glob("*.py")} == {"__init__", "__main__", "build", "errors"}
+    table = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    assert [name for name in arrows if f"`{name}`" not in table] == []
