@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -54,6 +54,13 @@ def too_many_tokens(size: int, tokens: int) -> str | None:
         f"data.tokenizer has {size:,} tokens, more than the {tokens:,} that the graph is built for; "
         "raise params.tokens or choose a smaller tokenizer"
     )
+
+
+def all_but(forbidden: Sequence[int], count: int) -> Tensor:
+    """Return bool [count], false at the ``forbidden`` ids."""
+    found = torch.ones(count, dtype=torch.bool)
+    found[[i for i in forbidden if i < count]] = False
+    return found
 
 
 def check_tokens(tokens: Tensor, count: int) -> None:

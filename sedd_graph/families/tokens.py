@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,6 +47,7 @@ from sedd_graph.families.parts import make_components, problem
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.text import (
     FREE,
+    all_but,
     check_row,
     check_tokens,
     fill_holes,
@@ -136,8 +137,7 @@ def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
 class TokenProcess(Process):
     """Kernel, schedule, objective and sampler of rows of tokens.
 
-    ``allowed`` bool [n] marks the tokens that may be generated: all but the ``forbidden`` ones and the mask. ``pieces`` gives the
-    bytes of each token, where there is a tokenizer.
+    The ``forbidden`` tokens and the mask are never generated. ``pieces`` gives the bytes of each token, where there is a tokenizer.
     """
 
     family = "tokens"
@@ -158,12 +158,13 @@ class TokenProcess(Process):
         for part in parts:
             if part is not None:
                 part.to(device)
-        self._pieces = pieces
-        allowed = torch.ones(self.kernel.states, dtype=torch.bool)
-        allowed[[i for i in forbidden if i < self.kernel.states]] = False
-        if self.kernel.mask is not None:
-            allowed[self.kernel.mask] = False
-        self.allowed = allowed.to(device)
+        self._device, self._forbidden, self._pieces = device, forbidden, pieces
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """Tokens that may be generated, bool [n]."""
+        masks = [] if self.kernel.mask is None else [self.kernel.mask]
+        return all_but([*self._forbidden, *masks], self.kernel.states).to(self._device)
 
     @classmethod
     def make(
