@@ -30,8 +30,8 @@ from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import Classifier, classified, lacks_scores, renoised, unprompted
 from sedd_graph.diffusion.tokens.parts import TokenParts
-from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
+from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
 from sedd_graph.engine.block_cache import cached
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import (

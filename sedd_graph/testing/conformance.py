@@ -18,8 +18,10 @@ from torch import Tensor
 from sedd_graph.component.axes import AxisError, PortType
 from sedd_graph.component.base import Component, Context
 from sedd_graph.component.contract import NODE_KINDS, ComponentConfig, Signature, size_fields
+from sedd_graph.diffusion.likelihood import Likelihood
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
-from sedd_graph.diffusion.tokens.process import Kernel, Likelihood, Schedule
+from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.engine.positionwise_suffix import length_dim, take
 from sedd_graph.testing.algebra import check_algebra
 
