@@ -1,4 +1,4 @@
-"""One claim held to numbers: what a certificate is made of."""
+"""One verified claim; a certificate lists them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["Check"]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One claim, whether it holds, the number it rests on, and how that was found.
+    """One claim, whether it holds, the number that decides it, and how that number was computed.
 
-    ``holds`` is None for a note: a number that nothing rests on, or a check that was not run (``value`` says why).
+    ``holds`` is None for a note: a number that decides nothing, or a check that was not run (``value`` says why).
     """
 
     name: str

@@ -325,7 +325,7 @@ def region(
         fed: dict[str, tuple[Ref, ...]]
         if isinstance(what, Region):
             body, outs = what, dict(what.output_types)
-            fed: dict[str, tuple[Ref, ...]] = {port: (ref,) for port, ref in zip(what.inputs, refs, strict=True)}
+            fed = {port: (ref,) for port, ref in zip(what.inputs, refs, strict=True)}
         else:
             op, _, by = what.partition(":")
             toy = TOYS[op]
