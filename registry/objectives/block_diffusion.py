@@ -29,6 +29,8 @@ Rate = Annotated[float, pydantic.Field(ge=0, le=1)]
 class JoinClean(Component, kind="arithmetic"):
     """Noised tokens, and behind them the clean ones: what the network of a block model looks at."""
 
+    moves = True
+
     class Config(ComponentConfig):
         pass
 
@@ -38,6 +40,8 @@ class JoinClean(Component, kind="arithmetic"):
 
 class TakeNoised(Component, kind="arithmetic"):
     """The part of ``x`` that stands for noised ``tokens``: what is said of the clean ones is of no use to the head."""
+
+    moves = True
 
     class Config(ComponentConfig):
         pass

@@ -1,4 +1,4 @@
-"""JSON Schema (2020-12) of a blueprint, for editors: every installed component's Config folded in under its op."""
+"""JSON Schema (2020-12) of a blueprint, for editors: the Config of every installed component stands under its op."""
 
 from __future__ import annotations
 
@@ -10,35 +10,39 @@ import pydantic
 
 from sedd_graph.blueprint.load import Sections
 from sedd_graph.blueprint.schema import Blueprint
-from sedd_graph.component.contract import NODE_KINDS, Contract, size_fields
+from sedd_graph.component.choice import PLACE
+from sedd_graph.component.contract import Contract, size_fields
+from sedd_graph.component.fields import add_descriptions
+from sedd_graph.component.kinds import KINDS, NODE
 
 __all__ = ["blueprint_schema"]
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{params\.[a-z][a-z0-9_]*\}"}
+_REQUIRED = ("process.schedule",)
+"""Places that must be filled wherever the component around them stands."""
 
 
 def _loosened(schema: Any, sizes: frozenset[str] = frozenset()) -> Any:
-    """Any scalar may be written as ``${params.x}``, and a size as an expression."""
+    """Return ``schema`` where any scalar may be ``${params.x}``, a size an expression, and a place any of its components."""
     if isinstance(schema, list):
         return [_loosened(s) for s in schema]
     if not isinstance(schema, dict):
         return schema
+    if PLACE in schema:
+        return {"$ref": f"#/$defs/{schema[PLACE]}"}
     out = {k: _loosened(v) for k, v in schema.items() if k not in ("default", "title", "const")}
     if "const" in schema:
         out["const"] = schema["const"]
-    if "properties" in schema:
-        out["properties"] = {
-            name: _loosened(inner) if name == "op" else _written(_loosened(inner), size=name in sizes)
-            for name, inner in schema["properties"].items()
-        }
-        for name, inner in out["properties"].items():
-            if "description" in schema["properties"][name]:
-                inner["description"] = schema["properties"][name]["description"]
+    for name, inner in schema.get("properties", {}).items():
+        bare = _loosened({k: v for k, v in inner.items() if k != "description"})
+        out["properties"][name] = bare if name == "op" else _written(bare, size=name in sizes)
+        if "description" in inner:
+            out["properties"][name]["description"] = inner["description"]
     return out
 
 
 def _written(schema: dict[str, Any], *, size: bool) -> dict[str, Any]:
-    """What may be written where ``schema`` is meant; of a list of sizes, each may be an expression."""
+    """Return what may be written for ``schema``; of a list of sizes, each may be an expression."""
     if size and "items" in schema:
         schema = schema | {"items": {"anyOf": [schema["items"], {"type": "string"}]}}
     return {"anyOf": [schema, {"type": "string"} if size else _REFERENCE]}
@@ -46,19 +50,25 @@ def _written(schema: dict[str, Any], *, size: bool) -> dict[str, Any]:
 
 def _inlined(model: type[pydantic.BaseModel], definitions: dict[str, Any], prefix: str) -> dict[str, Any]:
     schema = model.model_json_schema(by_alias=True, ref_template=f"#/$defs/{prefix}{{model}}")
+    add_descriptions(model, schema)
     for name, inner in schema.pop("$defs", {}).items():
         definitions[f"{prefix}{name}"] = _loosened(inner)
     return schema
 
 
 def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[str, Any]:
-    """The schema as plain data, in a stable order. ``sections`` gives the models of data, train and store."""
-    definitions: dict[str, Any] = {}
+    """Return the schema as plain data, in a stable order.
+
+    Args:
+        contracts: The installed components.
+        sections: Models of the sections ``data``, ``train`` and ``store``.
+    """
     root = Blueprint.model_json_schema(by_alias=True)
-    definitions.update(root.pop("$defs"))
-    by_kind: dict[str, list[Contract]] = {}
+    add_descriptions(Blueprint, root)
+    definitions: dict[str, Any] = root.pop("$defs")
+    at: dict[str, list[Contract]] = {kind.place: [] for kind in KINDS.values()}
     for contract in sorted(contracts, key=lambda c: c.op):
-        by_kind.setdefault("node" if contract.kind in NODE_KINDS else contract.kind, []).append(contract)
+        at[KINDS[contract.kind].place].append(contract)
 
     def config(contract: Contract) -> dict[str, Any]:
         schema = _inlined(contract.config, definitions, f"{contract.op}.")
@@ -70,27 +80,21 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[
             "if": {"properties": {"op": {"enum": [c.name, c.op]}}, "required": ["op"]},
             "then": {"properties": {"with": config(c)}},
         }
-        for c in by_kind.get("node", [])
+        for c in at.pop(NODE)
     ]
-    names = sorted({n for c in by_kind.get("node", []) for n in (c.name, c.op)})
-    node["properties"]["op"] = {"anyOf": [{"enum": [*names]}, {"type": "null"}]}
-    kinds = {
-        "process": ("kernel", "string_kernel"),
-        "objective": ("objective", "likelihood", "string_objective"),
-        "sample": ("sampler", "string_sampler"),
-    }
-    inner = {"kernel": "schedule", "string_kernel": "schedule", "sampler": "classifier"}
-    for key, fitting in kinds.items():
-        root["properties"][key] = {
-            "anyOf": [
-                _inline_op(c, config(c), inner=inner.get(kind)) for kind in fitting for c in by_kind.get(kind, [])
-            ]
-        }
-    for kind in ("schedule", "classifier"):
-        definitions[kind.title()] = {"anyOf": [_inline_op(c, config(c)) for c in by_kind.get(kind, [])]}
+    names = sorted(n for then in node["allOf"] for n in then["if"]["properties"]["op"]["enum"])
+    node["properties"]["op"] = node["properties"]["op"] | {"anyOf": [{"enum": names}, {"type": "null"}]}
+    for place, found in at.items():
+        plain = [n for c in found if "." in place and not _needs_keys(c) for n in (c.name, c.op)]
+        bare = [{"enum": plain}] if plain and place.partition(".")[0] in sections else []
+        definitions[place] = {"anyOf": [_inline_op(c, config(c), at) for c in found] + bare}
+        if place in root["properties"]:
+            kept = {k: v for k, v in root["properties"][place].items() if k == "description"}
+            root["properties"][place] = {"$ref": f"#/$defs/{place}", **kept}
     for key, models in sections.items():
         schemas = [_loosened(_inlined(model, definitions, f"{key}.")) for model in models]
-        root["properties"][key] = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        kept = {k: v for k, v in root["properties"][key].items() if k == "description"}
+        root["properties"][key] = (schemas[0] if len(schemas) == 1 else {"anyOf": schemas}) | kept
     for name in ("OpSpec", "ProcessSpec", "SampleSpec"):
         definitions.pop(name, None)
     return {
@@ -104,18 +108,29 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[
     }
 
 
-def _inline_op(contract: Contract, schema: dict[str, Any], *, inner: str | None = None) -> dict[str, Any]:
-    """``inner`` is the key under which another component stands in it; a schedule must, a classifier may."""
-    out = copy.deepcopy(schema)
-    out.setdefault("properties", {})
-    out["properties"] = {"op": {"enum": [contract.name, contract.op]}, **out["properties"]}
+def _needs_keys(contract: Contract) -> bool:
+    return any(field.is_required() for field in contract.config.model_fields.values())
+
+
+def _inline_op(contract: Contract, schema: dict[str, Any], places: Iterable[str]) -> dict[str, Any]:
+    """Return the schema of a component written inline: ``op``, its Config keys, and the components that stand in it."""
+    out, kind = copy.deepcopy(schema), KINDS[contract.kind]
+    out["properties"] = {
+        "op": {"enum": [contract.name, contract.op], "description": "Name of the component."},
+        **out.get("properties", {}),
+    }
     out["required"] = ["op", *out.get("required", [])]
-    if inner is not None:
-        out["properties"][inner] = {"$ref": f"#/$defs/{inner.title()}"}
-    if inner == "schedule":
-        out["required"].append("schedule")
+    for place in places:
+        outer, _, key = place.partition(".")
+        if key and outer == kind.place and _goes_with(place, kind.family):
+            out["properties"][key] = {"$ref": f"#/$defs/{place}", "description": f"The {key}."}
+            out["required"] += [key] if place in _REQUIRED else []
     out["description"] = contract.summary
     return out
+
+
+def _goes_with(place: str, family: str | None) -> bool:
+    return any(kind.family in (None, family) for kind in KINDS.values() if kind.place == place)
 
 
 def _library(root: dict[str, Any]) -> dict[str, Any]:

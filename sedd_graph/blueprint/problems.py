@@ -9,6 +9,7 @@ from typing import Any
 import pydantic
 
 from sedd_graph.blueprint.yaml import DataPath
+from sedd_graph.component.choice import Choice
 from sedd_graph.component.strict import branches
 from sedd_graph.errors import MAX_PROBLEMS, choices, suggest
 
@@ -58,7 +59,7 @@ def findings(
             continue
         if len(loc) > len(path) and one["type"] not in ("missing", "extra_forbidden"):
             seen.add(path)  # several branches of a union were tried: one line for the value is enough
-        yield path, _message(one, _fields_at(model, loc[:-1]))
+        yield path, _message(one, _fields_at(model, loc[:-1], data))
 
 
 def _shown(value: object) -> str:
@@ -103,14 +104,19 @@ def _quoted(text: str) -> list[str]:
     return [word.strip(" '") for word in text.split(",")]
 
 
-def _fields_at(model: type[pydantic.BaseModel], loc: DataPath) -> list[str]:
-    """Return the keys that the model at pydantic's location ``loc`` has; none where several models may stand there."""
+def _fields_at(model: type[pydantic.BaseModel], loc: DataPath, data: Any) -> list[str]:
+    """Return the keys that the model at ``loc`` of ``data`` knows; none where that is not one model."""
     options: list[Any] = [model]
+    op: list[str] = []
     for part in loc:
-        options = [inner for option in options for inner in _inside(option, part)]
-        options = [option for option in options if _tag(option) == part] or options
+        inside = [inner for option in options for inner in _inside(option, part)]
+        if part in (data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()):
+            data = data[part]
+        chosen = [c for inner in inside for c in getattr(inner, "__metadata__", ()) if isinstance(c, Choice)]
+        op = ["op"] if chosen else []
+        options = [c.config_of(data) for c in chosen] or [o for o in inside if _tag(o) == part] or inside
     models = [m for option in options for m in branches(option) if _is_model(m)]
-    return [f.alias or n for n, f in models[0].model_fields.items()] if len(models) == 1 else []
+    return [f.alias or n for n, f in models[0].model_fields.items()] + op if len(models) == 1 else []
 
 
 def _is_model(annotation: Any) -> bool:
@@ -124,7 +130,8 @@ def _inside(annotation: Any, part: str | int) -> list[Any]:
         if _is_model(branch):
             if _tag(branch) == part:
                 return [branch]
-            found += [f.annotation for n, f in branch.model_fields.items() if part in (n, f.alias)]
+            fields = [f for n, f in branch.model_fields.items() if part in (n, f.alias)]
+            found += [typing.Annotated[f.annotation, *f.metadata] if f.metadata else f.annotation for f in fields]
         elif typing.get_origin(branch) is dict:
             found.append(typing.get_args(branch)[1])
         elif typing.get_origin(branch) in (list, tuple):

@@ -139,7 +139,7 @@ class Size:
 
 
 Names = Iterable[str] | Mapping[str, "Size"] | None
-"""The axes that an expression may use: any (None), those listed, or those that a mapping gives the sizes of."""
+"""The axes that an expression may use: any (None), those listed, or the keys of a mapping to sizes."""
 
 
 class _Parser:
@@ -214,7 +214,7 @@ class _Parser:
 def parse_size(text: str | int, names: Names = None) -> Size:
     """Read ``4*d`` or ``d//2``. ``names``, where given, are the axes that may be used.
 
-    A mapping of names to sizes puts these in their place, so that ``d//2`` can be told for a ``d`` that is known.
+    A mapping of names to sizes substitutes them, so that ``d//2`` can be evaluated for a known ``d``.
     Raises :class:`AxisError`.
     """
     if isinstance(text, int):

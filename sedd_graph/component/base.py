@@ -1,7 +1,7 @@
 """The base class of every component: one class, one frozen ``Config``, ports read off ``forward``.
 
-This is the whole of what an author of a component must know. The contract is checked when the class is defined,
-so a mistake shows at import, not in the middle of training. Nothing here knows of blueprints or graphs.
+The contract is checked when the class is defined, so that a mistake shows at import and not during training. Nothing here
+depends on blueprints or graphs.
 """
 
 import dataclasses
@@ -14,7 +14,9 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 
 from sedd_graph.component.axes import PortType, parse_port_type
-from sedd_graph.component.contract import NODE_KINDS, PROCESS_KINDS, Algebra, ComponentConfig, Port, Rule, Signature
+from sedd_graph.component.contract import Algebra, ComponentConfig, Port, Rule, Signature
+from sedd_graph.component.declared import Declared
+from sedd_graph.component.kinds import KINDS
 from sedd_graph.component.kv_cache import Memory
 
 __all__ = ["Component", "ComponentConfig", "Context", "solves"]
@@ -27,7 +29,7 @@ _KIND_OF_DTYPES = {"Float": "float", "Int": "int", "Bool": "bool"}
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What the builder tells a component about the place it stands in.
+    """The place of a component in a graph, passed to its constructor.
 
     ``axes`` maps the component's own axis names (those of ``forward``'s annotations) to sizes; ``batch`` and ``length``
     are not known before a step runs and are absent. Process components get ``n`` (states) and ``v`` (data tokens).
@@ -68,7 +70,7 @@ def solves(
     return mark
 
 
-class Component(nn.Module):
+class Component(nn.Module, Declared):
     """Base class. Subclasses give ``kind``, a nested ``Config`` and, for graph nodes, an annotated ``forward``.
 
     >>> class Double(Component, kind="arithmetic"):
@@ -85,40 +87,24 @@ class Component(nn.Module):
     kind).
     """
 
-    Config: ClassVar[type[ComponentConfig]]
-    kind: ClassVar[str]
-    version: ClassVar[int] = 1
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     keyed: ClassVar[bool] = False
     """Whether ``forward`` takes a ``key``; read off its arguments."""
     positionwise: ClassVar[bool] = False
-    """Whether what comes out at a position follows from what goes in at that position alone (and from inputs without a
-    length): samplers then ask only about the positions that move."""
+    """Whether an output at a position depends on inputs at that position alone (and on inputs without a length). Samplers then
+    evaluate only the positions that move."""
     moves: ClassVar[bool] = False
     """Whether outputs are the numbers of the inputs in other places (see :class:`sedd_graph.component.contract.Algebra`)."""
     memory: Memory | None = None
-    """Given by the engine while text is written block by block. One that lets positions look at each other by keys and values
-    calls it with them where it is there; all others work on one position at a time, and leave it."""
+    """The KV cache, set by the engine while text is generated block by block. A component whose positions attend to each other
+    calls it with its keys and values where it is set; others ignore it."""
 
-    def __init_subclass__(cls, *, kind: str | None = None, version: int | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if kind is not None:
-            cls.kind = kind
-        if version is not None:
-            cls.version = version
-        if not hasattr(cls, "kind"):
-            return  # an abstract base, such as Kernel
-        if cls.kind not in NODE_KINDS + PROCESS_KINDS:
-            raise TypeError(
-                f"{cls.__qualname__}: unknown kind {cls.kind!r}; one of {', '.join(NODE_KINDS + PROCESS_KINDS)}"
-            )
-        if inspect.isabstract(cls) or cls.__dict__.get("abstract", False):
+        if not hasattr(cls, "kind") or cls.is_abstract():
             return
-        config = getattr(cls, "Config", None)
-        if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
-            raise TypeError(f"{cls.__qualname__}: a component needs a nested class Config(ComponentConfig)")
         cls.keyed = KEY in inspect.signature(cls.forward).parameters
-        if cls.kind in NODE_KINDS and "signature" not in cls.__dict__:
+        if KINDS[cls.kind].is_node and "signature" not in cls.__dict__:
             _signature_of_forward(cls)
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:

@@ -1,4 +1,4 @@
-"""Check: one verified statement, of which certificates consist."""
+"""One verified claim; a certificate lists them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["Check"]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """The result of verifying one statement.
+    """One claim, whether it holds, and the measured value that decides it.
 
     Attributes:
         name: Dotted name, such as ``kernel.nelbo``.
-        claim: The statement.
-        holds: Whether the statement holds; None for a note: a number without a tolerance, or a check that was not run.
+        claim: The statement that is verified.
+        holds: Whether the claim holds; None for a note: a number without a tolerance, or a check that was not run.
         value: The measured value as text, with its unit where it has one.
         how: How the value was measured.
     """

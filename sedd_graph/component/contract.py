@@ -18,8 +18,6 @@ from sedd_graph.component.axes import PortType
 from sedd_graph.component.strict import Strict
 
 __all__ = [
-    "NODE_KINDS",
-    "PROCESS_KINDS",
     "Algebra",
     "ComponentConfig",
     "Contract",
@@ -29,37 +27,9 @@ __all__ = [
     "SizeField",
     "SizeMark",
     "no_algebra",
+    "no_signature",
     "size_fields",
 ]
-
-NODE_KINDS = (
-    "embedding",
-    "position",
-    "time",
-    "attention",
-    "feedforward",
-    "norm",
-    "modulation",
-    "mixer",
-    "arithmetic",
-    "head",
-    "backbone",
-)
-"""Kinds that may stand as a node of the graph."""
-
-PROCESS_KINDS = (
-    "kernel",
-    "schedule",
-    "objective",
-    "sampler",
-    "classifier",
-    "likelihood",
-    "string_kernel",
-    "string_objective",
-    "string_sampler",
-)
-"""Kinds that make up what is around the graph: a noise process and what guides its samples, a process that changes lengths, or the
-likelihood of a flow."""
 
 
 class ComponentConfig(Strict):
@@ -132,6 +102,11 @@ class Algebra:
     lipschitz: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
     log_det: Mapping[str | tuple[str, ...], str] = dataclasses.field(default_factory=dict)
     moves: bool = False
+
+
+def no_signature(config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
+    """Return the signature of a component that is no node of a graph: no ports."""
+    return Signature((), ())
 
 
 def no_algebra(config: ComponentConfig, signature: Signature) -> Algebra:

@@ -1,10 +1,12 @@
-"""``sedd-graph components``: what is installed, with ports, Config, distribution and place."""
+"""``sedd-graph components``: the installed components, with ports, Config keys, distribution and source."""
 
 from __future__ import annotations
 
 import warnings
 
-from sedd_graph.component.contract import NODE_KINDS, Contract
+from sedd_graph.component.contract import Contract
+from sedd_graph.component.fields import field_descriptions, type_text
+from sedd_graph.component.kinds import KINDS
 from sedd_graph.component.registry import Registry, discover
 from sedd_graph.errors import SeddGraphError
 
@@ -12,44 +14,44 @@ __all__ = ["describe", "list_components"]
 
 
 def list_components(registry: Registry | None = None) -> str:
-    """One line per component, by kind."""
+    """Return one line per component, by kind in the order of :data:`~sedd_graph.component.kinds.KINDS`."""
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         contracts = (registry or discover()).contracts()
     lines: list[str] = []
     width = max((len(c.op) for c in contracts), default=0)
-    for kind in sorted({c.kind for c in contracts}):
-        lines.append(kind)
-        lines += [f"  {c.op:<{width}}  {c.summary}  [{c.distribution}]" for c in contracts if c.kind == kind]
+    for kind in KINDS.values():
+        found = [f"  {c.op:<{width}}  {c.summary}  [{c.distribution}]" for c in contracts if c.kind == kind.name]
+        lines += [kind.name if kind.is_node else f"{kind.name} ({kind.place})", *found] if found else []
     return "\n".join(lines)
 
 
 def describe(name: str, registry: Registry | None = None) -> str:
-    """Ports, Config with defaults, what it promises, distribution, file and line of one component."""
+    """Return ports, Config keys, distribution, file and line of one component."""
     registry = registry or discover()
     contract, (file, line) = registry.contract(name), registry.place(name)
+    kind = KINDS[contract.kind]
     lines = [
-        f"{contract.op} ({contract.kind})",
+        f"{contract.op} ({contract.kind}, {'node of the graph' if kind.is_node else kind.place})",
         f"  {contract.summary}",
         f"  {contract.distribution}  {file}:{line}",
     ]
-    if contract.kind in NODE_KINDS:
-        lines.append("ports")
-        lines += _ports(contract)
-    lines.append("config")
-    fields = contract.config.model_fields
-    for field_name, field in fields.items():
-        shown = "required" if field.is_required() else f"= {field.get_default(call_default_factory=True)!r}"
-        lines.append(f"  {field_name}: {_type(field.annotation)} {shown}")
-    if not fields:
-        lines.append("  none")
+    if kind.is_node:
+        lines += ["ports", *_ports(contract)]
+    lines += ["config", *(_keys(contract) or ["  none"])]
     if contract.positionwise:
-        lines += ["promises", "  positionwise: each position is looked at by itself"]
+        lines += ["promises", "  positionwise: an output at a position depends on inputs at that position alone"]
     return "\n".join(lines)
 
 
-def _type(annotation: object) -> str:
-    return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
+def _keys(contract: Contract) -> list[str]:
+    """Return the lines of all Config keys: type, choices, bounds and default, and the meaning below."""
+    lines, meanings = [], field_descriptions(contract.config)
+    for name, field in contract.config.model_fields.items():
+        default = "required" if field.is_required() else f"= {field.get_default(call_default_factory=True)!r}"
+        lines.append(f"  {name} {default}  ({type_text(field.annotation, field.metadata)})")
+        lines += [f"      {meanings[name]}"] if name in meanings else []
+    return lines
 
 
 def _ports(contract: Contract) -> list[str]:

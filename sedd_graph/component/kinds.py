@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+from sedd_graph.component import renamed
 from sedd_graph.errors import UserError, suggest
 
 __all__ = ["KINDS", "NODE", "Kind", "kinds_at", "require_kind"]
@@ -65,6 +66,7 @@ _COLOURS = {
 }
 _TOKENS, _STRINGS = "sedd_graph.diffusion.tokens", "sedd_graph.diffusion.strings"
 _PROCESS, _PLAIN = "sedd_graph.testing.processes", "sedd_graph.testing.sections"
+_TRAINING = "sedd_graph.training.interfaces"
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -96,21 +98,15 @@ KINDS: dict[str, Kind] = {
             f"{_PROCESS}:check_classifier",
             "tokens",
         ),
-        Kind("corpus", "data.corpus", "sedd_graph.data.corpus:Corpus", f"{_PLAIN}:check_corpus"),
-        Kind("points", "data.points", "sedd_graph.data.points:Points", f"{_PLAIN}:check_points", "points"),
-        Kind("tokenizer", "data.tokenizer", "sedd_graph.data.tokenizer:Tokenizer", f"{_PLAIN}:check_tokenizer"),
-        Kind("optimizer", "train.optimizer", "sedd_graph.training.optim:OptimizerRule", f"{_PLAIN}:check_optimizer"),
-        Kind("lr_schedule", "train.schedule", "sedd_graph.training.optim:LRSchedule", f"{_PLAIN}:check_lr_schedule"),
-        Kind("tracker", "train.trackers", "sedd_graph.training.trackers:Tracker", f"{_PLAIN}:check_tracker"),
+        Kind("corpus", "data.corpus", "sedd_graph.data.sources:Corpus", f"{_PLAIN}:check_corpus"),
+        Kind("points", "data.points", "sedd_graph.data.sources:PointSource", f"{_PLAIN}:check_points", "points"),
+        Kind("tokenizer", "data.tokenizer", "sedd_graph.data.tokenizer:TokenizerFactory", f"{_PLAIN}:check_tokenizer"),
+        Kind("optimizer", "train.optimizer", f"{_TRAINING}:OptimizerFactory", f"{_PLAIN}:check_optimizer"),
+        Kind("lr_schedule", "train.schedule", f"{_TRAINING}:LRSchedule", f"{_PLAIN}:check_lr_schedule"),
+        Kind("tracker", "train.trackers", f"{_TRAINING}:Tracker", f"{_PLAIN}:check_tracker"),
     )
 }
 """Every kind by name: first those of the graph's nodes, then by place in the blueprint."""
-
-_RENAMED = {
-    "edit_kernel": "string_kernel",
-    "edit_objective": "string_objective",
-    "edit_sampler": "string_sampler",
-}
 
 
 def kinds_at(place: str) -> tuple[str, ...]:
@@ -120,8 +116,8 @@ def kinds_at(place: str) -> tuple[str, ...]:
 
 def require_kind(name: str) -> Kind:
     """Return the kind called ``name``. Raises :class:`UserError` with the new or the nearest name if there is none."""
-    if name in _RENAMED:
-        raise UserError(f"kind {name!r} is now called {_RENAMED[name]!r}")
+    if name in renamed.KINDS:
+        raise UserError(f"kind {name!r} is now called {renamed.KINDS[name]!r}")
     if name not in KINDS:
         raise UserError(f"unknown kind {name!r}{suggest(name, KINDS)}; one of {', '.join(KINDS)}")
     return KINDS[name]

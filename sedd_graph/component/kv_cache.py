@@ -1,4 +1,4 @@
-"""What attention remembers of text that is finished, so that it need not be looked at again.
+"""The KV cache of finished positions, for text that is generated block by block.
 
 Axes: b rows, h heads, l positions, r width of one head.
 """
@@ -12,21 +12,21 @@ __all__ = ["Memory"]
 
 
 class Memory:
-    """Keys and values of finished positions, for one component that lets positions look at each other.
+    """Keys and values of finished positions, for one attention component.
 
-    The component calls it with those of the positions it is given, once it has turned them by where they stand, and goes on
-    with what comes back: the finished ones in front of its own. Whoever gave it out says in between what is finished.
+    The component calls it with its own keys and values, position encoding applied, and attends to what is returned: those of
+    finished positions before its own. The engine calls :meth:`keep` once the positions of the last call are finished.
     """
 
     def __init__(self, rows: int, capacity: int) -> None:
         self.rows: Tensor | None = None
-        """int64 [b]: which rows the next call is about; None for all."""
+        """Rows that the next call is for, int64 [b]; None for all."""
         self._held: tuple[Tensor, ...] = ()
         self._size = (rows, capacity)
         self._kept = self._filled = 0
 
     def __call__(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """``k`` and ``v`` [b, h, l, r] as [b, h, finished + l, r]."""
+        """Return ``k`` and ``v`` [b, h, l, r] with the finished positions before them, [b, h, finished + l, r]."""
         self._filled = self._kept + k.shape[2]
         if not self._held:
             rows, capacity = self._size
@@ -41,5 +41,5 @@ class Memory:
         return seen[0], seen[1]
 
     def keep(self) -> None:
-        """What it was last called with is finished."""
+        """Mark the positions of the last call as finished."""
         self._kept = self._filled

@@ -1,4 +1,4 @@
-"""Components by entry point: found without importing, loaded when used, each turned into a :class:`Contract`.
+"""The registry of components: found by entry point without importing, loaded when used, read as a :class:`Contract`.
 
 Group ``sedd_graph.components``; an entry point is named ``attention.v1`` and a blueprint says ``attention`` (the
 highest version) or ``attention.v1``. This file imports no torch; loading a component does.
@@ -10,20 +10,22 @@ import dataclasses
 import importlib.metadata
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
-from sedd_graph.component.contract import Contract
+from sedd_graph.component import renamed
+from sedd_graph.component.contract import Contract, no_algebra, no_signature
+from sedd_graph.component.declared import Declared
 from sedd_graph.errors import EnvironmentFault, UserError, suggest
 
-__all__ = ["GROUP", "Entry", "PluginWarning", "Registry", "discover"]
+__all__ = ["GROUP", "Entry", "PluginWarning", "Registry", "discover", "installed"]
 
 GROUP = "sedd_graph.components"
 """The group of entry points by which components are found."""
 
-_NEEDED = ("kind", "Config", "signature", "algebra", "positionwise")
 _ENTRY = re.compile(r"([a-z][a-z0-9_]*)\.v([1-9][0-9]{0,3})")
 
 
@@ -46,7 +48,7 @@ class Entry:
 
 
 class Registry:
-    """The components that are installed. Make one by hand with :meth:`of` in a test."""
+    """The installed components by name and version. Tests make one of classes with :meth:`of`."""
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._entries: dict[tuple[str, int], Entry] = {}
@@ -64,7 +66,7 @@ class Registry:
 
     @classmethod
     def of(cls, classes: Mapping[str, Any], *, distribution: str = "here") -> Registry:
-        """A registry of classes given by name (``scale`` or ``scale.v2``)."""
+        """Return a registry of classes by name (``scale`` or ``scale.v2``)."""
         entries = []
         for name, component in classes.items():
             match = _ENTRY.fullmatch(name if ".v" in name else f"{name}.v1")
@@ -84,10 +86,12 @@ class Registry:
         return tuple(sorted({name for name, _ in self._entries}))
 
     def entry(self, op: str) -> Entry:
-        """The entry of ``attention`` or ``attention.v1``; :class:`UserError` with the nearest name if there is none."""
+        """Return the entry of ``attention`` or ``attention.v1``. Raises :class:`UserError` with the new or the nearest name."""
         match = _ENTRY.fullmatch(op)
         name = match[1] if match else op
         versions = sorted(v for n, v in self._entries if n == name)
+        if not versions and name in renamed.OPS:
+            raise UserError(f"op {name!r} is now called {renamed.OPS[name]!r}")
         if not versions:
             raise UserError(f"unknown op {op!r}{suggest(name, self.names)}; `sedd-graph components` lists them")
         version = int(match[2]) if match else versions[-1]
@@ -97,7 +101,7 @@ class Registry:
         return self._entries[name, version]
 
     def component(self, op: str) -> Any:
-        """The class behind ``op``, imported now if need be.
+        """Import and return the class of ``op``.
 
         Raises :class:`UserError` for an unknown name, :class:`EnvironmentFault` for a plugin that cannot be imported.
         """
@@ -107,18 +111,22 @@ class Registry:
         if entry.op not in self._broken:
             try:
                 loaded = entry.load()
-                if not inspect.isclass(loaded) or any(not hasattr(loaded, name) for name in _NEEDED):
+                if not (inspect.isclass(loaded) and issubclass(loaded, Declared) and hasattr(loaded, "kind")):
                     raise TypeError(f"{loaded!r} is not a Component class with a kind and a Config")
                 self._classes[entry.op] = loaded
                 return loaded
-            except Exception as error:  # a stranger's code may raise anything at import
+            except Exception as error:  # third-party code may raise anything at import
                 self._broken[entry.op] = f"{type(error).__name__}: {error}"
         raise EnvironmentFault(
             f"component {entry.op!r} of {entry.distribution} cannot be loaded: {self._broken[entry.op]}"
         )
 
+    def op_of(self, cls: type) -> str | None:
+        """Return the pinned name under which the loaded class ``cls`` is registered; None where it is not."""
+        return next((op for op, loaded in self._classes.items() if loaded is cls), None)
+
     def contract(self, op: str) -> Contract:
-        """What the component promises; raises as :meth:`component` does."""
+        """Return the contract of ``op``. Raises as :meth:`component` does."""
         entry = self.entry(op)
         if entry.op not in self._contracts:
             cls = self.component(op)
@@ -127,16 +135,16 @@ class Registry:
                 version=entry.version,
                 kind=cls.kind,
                 config=cls.Config,
-                signature=cls.signature,
-                algebra=cls.algebra,
+                signature=getattr(cls, "signature", no_signature),
+                algebra=getattr(cls, "algebra", no_algebra),
                 summary=(inspect.getdoc(cls) or "").split("\n")[0],
-                positionwise=bool(cls.positionwise),
+                positionwise=getattr(cls, "positionwise", False),
                 distribution=entry.distribution,
             )
         return self._contracts[entry.op]
 
     def place(self, op: str) -> tuple[str, int]:
-        """File and line of the class behind ``op`` ("" and 0 where it has none); raises as :meth:`component` does."""
+        """Return file and line of the class of ``op``, or "" and 0. Raises as :meth:`component` does."""
         cls = self.component(op)
         try:
             return inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
@@ -144,7 +152,7 @@ class Registry:
             return "", 0
 
     def contracts(self) -> list[Contract]:
-        """Every contract that loads; a broken plugin warns once (:class:`PluginWarning`) and the rest go on."""
+        """Return the contracts of all components that load; a broken plugin warns once (:class:`PluginWarning`)."""
         found = []
         for entry in self:
             try:
@@ -167,12 +175,22 @@ def _title(distribution: importlib.metadata.Distribution | None) -> str:
     return f"{metadata['Name']} {metadata['Version']}"
 
 
+@lru_cache(maxsize=4)
+def _installed(path: tuple[str, ...]) -> Registry:
+    return discover()
+
+
+def installed() -> Registry:
+    """Return :func:`discover`'s registry, read once for each ``sys.path``: for code that no registry is passed to."""
+    return _installed(tuple(sys.path))
+
+
 def discover() -> Registry:
-    """Every installed component, without importing any. A badly named entry point warns and is left out."""
+    """Find all installed components without importing them. A badly named entry point warns and is left out."""
     entries, read = [], dict[int, str]()
     for point in importlib.metadata.entry_points(group=GROUP):
         match = _ENTRY.fullmatch(point.name)
-        # all points of a distribution hold one object, whose metadata is parsed at every question
+        # all entry points of a distribution share one object, which parses its metadata at every access
         if id(point.dist) not in read:
             read[id(point.dist)] = _title(point.dist)
         distribution = read[id(point.dist)]

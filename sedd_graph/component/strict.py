@@ -1,4 +1,4 @@
-"""The base of all that is read from a blueprint: frozen, unknown keys refused, and true is not 1. No torch."""
+"""Base class of all models that are read from a blueprint. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Strict", "branches"]
 
 
 def branches(annotation: Any) -> list[Any]:
-    """The members of a union, with Annotated and None taken off."""
+    """Return the members of a union, without Annotated and None."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return branches(typing.get_args(annotation)[0])
@@ -36,7 +36,7 @@ class Strict(pydantic.BaseModel):
 
 
 class _Boolean:
-    """Stands for a boolean that pydantic must not take for a number, so that it refuses it at its own place."""
+    """Wraps a boolean where a number is expected, so that pydantic refuses it at its place."""
 
     def __init__(self, value: bool) -> None:
         self.value = value
@@ -46,7 +46,7 @@ class _Boolean:
 
 
 def _marked(value: Any, annotation: Any) -> Any:
-    """``value`` with booleans marked where ``annotation`` has numbers and no booleans."""
+    """Return ``value`` with booleans wrapped where ``annotation`` expects numbers and no booleans."""
     options = branches(annotation)
     if isinstance(value, bool):
         numbers = any(o in (int, float) or _is_number_literal(o) for o in options)

@@ -1,1 +1,1 @@
-"""Corpora, tokenizers, and rows of tokens with roles. No torch."""
+"""Corpora, tokenizers, points, and their rows. No torch."""

@@ -1,4 +1,4 @@
-"""Rows in an order that is a function of a seed and one integer, whatever the rows are made of."""
+"""The order of rows: a pure function of the seed and the position. No torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ R_co = TypeVar("R_co", bound=_Dataclass, covariant=True)
 
 
 class Units(NamedTuple):
-    """What a loss is told by: nats per ``nats``, and bits per ``bits``, of which there are ``ratio`` to one of the others."""
+    """Units of a reported loss: nats per ``nats`` (such as token) and bits per ``bits`` (such as character).
+
+    ``ratio`` is the number of the second per one of the first.
+    """
 
     nats: str
     bits: str
@@ -32,7 +35,7 @@ class Units(NamedTuple):
 
 
 class Source(Protocol[R_co]):
-    """Rows by number: ``count`` of them in every epoch, cut in one of several ``phases``."""
+    """Rows by index: ``count`` of them in every epoch, cut at one of ``phases`` offsets."""
 
     @property
     def count(self) -> int: ...
@@ -49,7 +52,7 @@ class _Seeded(Protocol):
 
 
 class Ordered(Generic[R]):
-    """Training rows by position, held-out rows in order. Rows are dataclasses of arrays [b, ...]."""
+    """Training rows by position and held-out rows in order. A batch of rows is a dataclass of arrays [b, ...]."""
 
     config: _Seeded
     train: Source[R]
@@ -59,7 +62,7 @@ class Ordered(Generic[R]):
         self._orders: dict[int, tuple[int, Index]] = {}
 
     def _order(self, epoch: int) -> tuple[int, Index]:
-        """The phase of an epoch and the order of its rows. The last two are kept: one batch may straddle them."""
+        """Return the phase of an epoch and the order of its rows. Two are cached, since a batch may span two epochs."""
         if epoch not in self._orders:
             generator = np.random.Generator(np.random.Philox(key=[self.config.seed, epoch]))
             phase = int(generator.integers(0, self.train.phases))
@@ -69,9 +72,9 @@ class Ordered(Generic[R]):
         return self._orders[epoch]
 
     def batch(self, position: int, rows: int, *, start: int = 0, stop: int | None = None) -> R:
-        """Rows ``start`` to ``stop`` of the global batch of ``rows`` that begins at ``position`` in the endless order.
+        """Return rows ``start`` to ``stop`` of the global batch of ``rows`` that begins at ``position`` of the endless order.
 
-        A pure function of the seed and its arguments: any split of a batch over processes sees the same rows.
+        The result depends on the seed and the arguments alone, so that every split of a batch over processes gives the same rows.
         """
         count = self.train.count
         wanted = np.arange(position + start, position + (rows if stop is None else stop))
@@ -88,7 +91,7 @@ class Ordered(Generic[R]):
         return type(parts[0])(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
     def held_out(self, rows: int, *, batches: int | None = None) -> Iterator[R]:
-        """The held-out rows in order, the last batch as short as it comes; ``batches`` takes so many, spread evenly."""
+        """Yield held-out rows in batches of ``rows``, the last one possibly shorter; ``batches`` takes that many, spread evenly."""
         total = math.ceil(self.heldout.count / rows)
         chosen = range(total) if batches is None or batches >= total else np.linspace(0, total - 1, batches).astype(int)
         for number in chosen:

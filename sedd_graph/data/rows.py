@@ -1,4 +1,4 @@
-"""Documents to rows of tokens with roles, in an order that is a function of the seed and one integer."""
+"""Documents to rows of tokens, with masks for attention, corruption and loss. No torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sedd_graph.component.progress import progress, track
-from sedd_graph.data.config import BuiltinCorpus, DataConfig, TextCorpus
-from sedd_graph.data.corpus import Document, read_corpus
-from sedd_graph.data.letters import count_letters, cross_entropy_bits, entropy_bits, pieces
+from sedd_graph.data.characters import count_characters, cross_entropy_bits, entropy_bits, pieces
+from sedd_graph.data.config import DataConfig
 from sedd_graph.data.order import Ordered, Units
-from sedd_graph.data.tokenizer import Ids, Tokenizer, make_tokenizer
+from sedd_graph.data.sources import Document, read_corpus
+from sedd_graph.data.tokenizer import Ids, Tokenizer
 from sedd_graph.errors import UserError
 
 __all__ = ["Dataset", "Rows", "open_data"]
@@ -27,7 +27,10 @@ Packed = npt.NDArray[np.unsignedinteger]
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """``tokens`` int64 [b, l]; roles bool [b, l]: attend, corrupt, loss (see docs/reference/data.md)."""
+    """A batch of rows.
+
+    ``tokens`` int64 [b, l]. Masks, bool [b, l]: ``attend`` (no padding), ``corrupt`` (may be noised), ``loss`` (counted).
+    """
 
     tokens: Ids
     attend: Flags
@@ -37,10 +40,10 @@ class Rows:
 
 @dataclasses.dataclass
 class _Stream:
-    """One long row of tokens, cut into rows of ``length``.
+    """One long sequence of tokens, cut into rows of ``length``.
 
-    With ``moves`` the cuts begin at a phase that changes from epoch to epoch, so that every offset is seen in time;
-    otherwise always at 0. Fewer than ``length`` tokens at the end (two times that with ``moves``) are left over.
+    With ``moves`` the first cut (the phase) changes from epoch to epoch, so that every offset is seen in time; otherwise it is
+    always 0. Fewer than ``length`` tokens at the end (twice that with ``moves``) are left over.
     """
 
     tokens: Packed
@@ -49,13 +52,13 @@ class _Stream:
 
     @property
     def count(self) -> int:
-        """Rows in every epoch, whatever its phase."""
+        """Rows per epoch, the same for every phase."""
         room = len(self.tokens) - self.length + 1 if self.moves else len(self.tokens)
         return max(1, room // self.length)
 
     @property
     def phases(self) -> int:
-        """How many phases leave room for ``count`` rows."""
+        """Number of phases that leave room for ``count`` rows."""
         return min(self.length, len(self.tokens) - self.count * self.length + 1) if self.moves else 1
 
     def take(self, index: Ids, phase: int) -> Rows:
@@ -66,7 +69,7 @@ class _Stream:
 
 @dataclasses.dataclass
 class _Documents:
-    """One document a row, padded or cut; a prompt is attended to and nothing else.
+    """One document per row, padded or cut. A prompt is attended to, but neither corrupted nor counted.
 
     Document i lies in ``tokens`` from ``starts[i]`` to ``starts[i + 1]``; its first ``prompts[i]`` are the prompt.
     """
@@ -93,21 +96,21 @@ class _Documents:
 
 @dataclasses.dataclass
 class Dataset(Ordered[Rows]):
-    """A corpus as rows: training rows by position, held-out rows in order."""
+    """Rows of a corpus: training rows by position, held-out rows in order."""
 
     config: DataConfig
     tokenizer: Tokenizer
     train: _Stream | _Documents
     heldout: _Stream | _Documents
     characters_per_token: float
-    """Of the whole held-out text (prompts aside): turns nats per token into bits per character."""
+    """Ratio over the whole held-out text, without prompts; it converts nats per token to bits per character."""
     unigram_bits: float
     """Bits per character of the held-out text under the training text's character frequencies (add-one smoothing)."""
     heldout_entropy_bits: float
-    """Bits per character of the held-out text under its own character frequencies: the lower, stricter of the two."""
+    """Bits per character of the held-out text under its own character frequencies, the lower of the two."""
 
     def fingerprint(self) -> str:
-        """A hash of all tokens and of where documents begin: another corpus, another fingerprint."""
+        """Return a hash of all tokens and of where documents begin."""
         found = hashlib.sha256()
         for part in (self.train, self.heldout):
             arrays = [part.tokens] if isinstance(part, _Stream) else [part.tokens, part.starts, part.prompts]
@@ -127,53 +130,54 @@ class Dataset(Ordered[Rows]):
 
 
 def open_data(config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = None) -> Dataset:
-    """Read the corpus, make (or take) the tokenizer, and cut rows. Names of files start from ``root``.
+    """Read the corpus, make the tokenizer (unless one is given), and cut rows. File names start from ``root``.
 
-    Raises :class:`UserError` for what is wrong with the text or does not fit the section.
+    Raises:
+        UserError: The corpus cannot be read, or is too short for its rows, or the tokenizer does not fit ``data.rows``.
     """
     documents = read_corpus(config.corpus, root=root)
     if config.rows != "documents" and any(d.prompt for d in documents):
         raise UserError("data.corpus.prompt needs data.rows 'documents'")
     if config.rows == "lines":
         documents = [Document(line.strip()) for d in documents for line in d.text.splitlines() if line.strip()]
-    if tokenizer is None and config.tokenizer.op in ("bytes", "file"):  # those that are not trained
-        tokenizer = make_tokenizer(config.tokenizer, (), root=root)
-    records = not isinstance(config.corpus, BuiltinCorpus | TextCorpus)
-    ends = tokenizer.end is not None if tokenizer is not None else config.tokenizer.op == "bpe"
+    factory, records = config.tokenizer, config.corpus.records
+    if tokenizer is None and not factory.trained:
+        tokenizer = factory.make((), root=root)
+    ends = tokenizer.end is not None if tokenizer is not None else factory.separates
     if records and config.rows == "stream" and not ends:
-        # a file brings its own line ends; records would run together
+        # a file has line breaks of its own; records would run together
         documents = [Document(d.text + "\n") for d in documents]
     training, held = _hold_out(documents, config, whole=records)
     del documents  # a large text is not held twice
     if tokenizer is None:
-        tokenizer = make_tokenizer(config.tokenizer, (d.prompt + d.text for d in training), root=root)
+        tokenizer = factory.make((d.prompt + d.text for d in training), root=root)
     train: _Stream | _Documents
     heldout: _Stream | _Documents
     if config.rows != "stream":
         if tokenizer.pad is None:
             raise UserError(f"data.rows {config.rows!r} needs a tokenizer with a padding token (such as '<pad>')")
-        train, _ = _pad(training, tokenizer, config.length, "training")
-        heldout, tokens = _pad(held, tokenizer, config.length, "held-out")
+        train, _ = _pad(training, tokenizer, tokenizer.pad, config.length, "training")
+        heldout, tokens = _pad(held, tokenizer, tokenizer.pad, config.length, "held-out")
     else:
         train = _stream(training, tokenizer, config.length, "training", moves=True)
         heldout = _stream(held, tokenizer, config.length, "held-out", moves=False)
         tokens = len(heldout.tokens)
-    letters = count_letters(d.text for d in held)
+    counts = count_characters(d.text for d in held)
     return Dataset(
         config,
         tokenizer,
         train,
         heldout,
-        characters_per_token=int(letters.sum()) / tokens,
-        unigram_bits=cross_entropy_bits(letters, under=count_letters(d.text for d in training)),
-        heldout_entropy_bits=entropy_bits(letters),
+        characters_per_token=int(counts.sum()) / tokens,
+        unigram_bits=cross_entropy_bits(counts, under=count_characters(d.text for d in training)),
+        heldout_entropy_bits=entropy_bits(counts),
     )
 
 
 def _hold_out(documents: list[Document], config: DataConfig, *, whole: bool) -> tuple[list[Document], list[Document]]:
-    """The last part of the corpus: by documents where rows are documents, else by characters.
+    """Split off the last part of the corpus: by documents where rows are documents, else by characters.
 
-    ``whole`` keeps documents of a stream whole, as long as between half and twice the part asked for is held out.
+    ``whole`` cuts a stream between documents, as long as between half and twice the share asked for is held out.
     """
     if config.rows != "stream":
         if len(documents) < 2:
@@ -217,9 +221,8 @@ def _stream(documents: list[Document], tokenizer: Tokenizer, length: int, name: 
     return _Stream(tokens, length, moves)
 
 
-def _pad(documents: list[Document], tokenizer: Tokenizer, length: int, name: str) -> tuple[_Documents, int]:
-    """Also how many tokens the texts have before they are cut."""
-    assert tokenizer.pad is not None
+def _pad(documents: list[Document], tokenizer: Tokenizer, pad: int, length: int, name: str) -> tuple[_Documents, int]:
+    """Return the rows, and the number of tokens of the texts before they are cut."""
     prompts: list[int] = []
     lengths: list[int] = []
     total = 0
@@ -229,7 +232,7 @@ def _pad(documents: list[Document], tokenizer: Tokenizer, length: int, name: str
         for document in track(documents, "tokenising", unit="document"):
             text = tokenizer.encode(document.text)
             total += len(text)
-            if len(text):  # a tokenizer may make nothing of white space
+            if len(text):  # white space may give no tokens
                 prompt = tokenizer.encode(document.prompt)[: length - 1]
                 prompts.append(len(prompt))
                 lengths.append(min(length, len(prompt) + len(text)))
@@ -240,4 +243,4 @@ def _pad(documents: list[Document], tokenizer: Tokenizer, length: int, name: str
     if not prompts:
         raise UserError(f"the {name} documents have no tokens")
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return _Documents(tokens, starts, np.asarray(prompts, np.int64), length, tokenizer.pad), total
+    return _Documents(tokens, starts, np.asarray(prompts, np.int64), length, pad), total

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -39,7 +39,7 @@ from sedd_graph.engine.regions import Model
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.parts import make_components, problem
 from sedd_graph.families.plan import ProcessPlan
-from sedd_graph.families.text import FREE, check_row, split_holes, token_count, too_many_tokens
+from sedd_graph.families.text import FREE, all_but, check_row, check_tokens, split_holes, token_count, too_many_tokens
 from sedd_graph.graph.model import Graph
 
 __all__ = ["StringProcess", "make_parts", "prove"]
@@ -80,7 +80,7 @@ def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
 class StringProcess(Process):
     """Kernel, schedule, objective and sampler of strings that change their length.
 
-    ``allowed`` bool [v] marks the tokens that may be generated. ``cut`` counts the tokens of noisy strings for which rows had no
+    The ``forbidden`` tokens are never generated. ``cut`` counts the tokens of noisy strings for which rows had no
     room in training so far.
     """
 
@@ -100,10 +100,13 @@ class StringProcess(Process):
         self.kernel, self.schedule, self.objective, self.sampler = parts
         for part in parts:
             part.to(device)
-        allowed = torch.ones(self.kernel.data_tokens, dtype=torch.bool)
-        allowed[[i for i in forbidden if i < len(allowed)]] = False
-        self.allowed = allowed.to(device)
+        self._device, self._forbidden = device, forbidden
         self.cut = 0
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """Tokens that may be generated, bool [v]."""
+        return all_but(self._forbidden, self.kernel.data_tokens).to(self._device)
 
     @classmethod
     def make(
@@ -127,14 +130,7 @@ class StringProcess(Process):
     def batch(self, rows: Tensor | Batch, device: torch.device) -> Batch:
         """Rows int64 [b, l] that are padded behind their text."""
         batch = (rows if isinstance(rows, Batch) else Batch.of(rows)).to(device)
-        tokens, count = batch.tokens, self.kernel.data_tokens
-        if tokens.dim() != 2 or tokens.dtype != torch.int64:
-            raise UserError(f"tokens must be int64 [batch, length], not {tokens.dtype} {list(tokens.shape)}")
-        real = torch.where(batch.attend, tokens, 0)
-        if real.numel() and (int(real.min()) < 0 or int(real.max()) >= count):
-            raise UserError(
-                f"tokens run from {int(real.min())} to {int(real.max())}; this model has {count} (0 to {count - 1})"
-            )
+        check_tokens(batch.tokens.where(batch.attend, 0), self.kernel.data_tokens)
         kept = batch.attend & ~batch.corrupt
         if not self.kernel.spares and bool(kept.any()):
             raise UserError("this kernel has no tokens that it spares: every token must be corrupted")

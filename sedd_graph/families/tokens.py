@@ -5,34 +5,28 @@ Axes: b batch, l length, n states.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
 import pydantic
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sedd_graph.component.base import Context
 from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.conditions.constraint import Matching, Pieces, allowed_tokens
+from sedd_graph.diffusion.conditions.constraint import Pieces
 from sedd_graph.diffusion.numerics import full_precision
-from sedd_graph.diffusion.tokens.block_diffusion import hold_prompt, write_blocks
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 from sedd_graph.diffusion.tokens.conditions import lacks
-from sedd_graph.diffusion.tokens.guidance import Classifier, classified, lacks_scores, renoised, unprompted
+from sedd_graph.diffusion.tokens.guidance import lacks_scores
 from sedd_graph.diffusion.tokens.parts import TokenParts
-from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
-from sedd_graph.engine.block_cache import cached
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import (
     KERNEL,
@@ -51,7 +45,16 @@ from sedd_graph.engine.regions import Model
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.parts import make_components, problem
 from sedd_graph.families.plan import ProcessPlan
-from sedd_graph.families.text import FREE, LARGEST, check_row, split_holes, token_count, too_many_tokens
+from sedd_graph.families.text import (
+    FREE,
+    all_but,
+    check_row,
+    check_tokens,
+    fill_holes,
+    token_count,
+    too_many_tokens,
+)
+from sedd_graph.families.token_sampling import TokenSampling
 from sedd_graph.graph.model import Graph
 from sedd_graph.store.arrays import document_lengths
 
@@ -134,8 +137,7 @@ def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
 class TokenProcess(Process):
     """Kernel, schedule, objective and sampler of rows of tokens.
 
-    ``allowed`` bool [n] marks the tokens that may be generated: all but the ``forbidden`` ones and the mask. ``pieces`` gives the
-    bytes of each token, where there is a tokenizer.
+    The ``forbidden`` tokens and the mask are never generated. ``pieces`` gives the bytes of each token, where there is a tokenizer.
     """
 
     family = "tokens"
@@ -151,17 +153,18 @@ class TokenProcess(Process):
         forbidden: Sequence[int] = (),
         pieces: Pieces | None = None,
     ) -> None:
-        self.plan = plan
+        self.plan, self.parts = plan, parts
         self.kernel, self.schedule, self.objective, self.sampler, self.classifier = parts
         for part in parts:
             if part is not None:
                 part.to(device)
-        self._pieces = pieces
-        allowed = torch.ones(self.kernel.states, dtype=torch.bool)
-        allowed[[i for i in forbidden if i < self.kernel.states]] = False
-        if self.kernel.mask is not None:
-            allowed[self.kernel.mask] = False
-        self.allowed = allowed.to(device)
+        self._device, self._forbidden, self._pieces = device, forbidden, pieces
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """Tokens that may be generated, bool [n]."""
+        masks = [] if self.kernel.mask is None else [self.kernel.mask]
+        return all_but([*self._forbidden, *masks], self.kernel.states).to(self._device)
 
     @classmethod
     def make(
@@ -187,17 +190,8 @@ class TokenProcess(Process):
 
     def batch(self, rows: Tensor | Batch, device: torch.device) -> Batch:
         batch = (rows if isinstance(rows, Batch) else Batch.of(rows)).to(device)
-        self._check_tokens(batch.tokens)
+        check_tokens(batch.tokens, self.kernel.data_tokens)
         return batch
-
-    def _check_tokens(self, tokens: Tensor) -> None:
-        if tokens.dim() != 2 or tokens.dtype != torch.int64:
-            raise UserError(f"tokens must be int64 [batch, length], not {tokens.dtype} {list(tokens.shape)}")
-        count = self.kernel.data_tokens
-        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= count):
-            raise UserError(
-                f"tokens run from {int(tokens.min())} to {int(tokens.max())}; this model has {count} (0 to {count - 1})"
-            )
 
     def draw(self, batch: Batch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None) -> Draw:
         return self.objective.corrupt(batch, self.kernel, self.schedule, random=random, t=t, xt=xt)
@@ -253,135 +247,13 @@ class TokenProcess(Process):
         Under an objective of blocks the sampler runs in each block from left to right, with ``steps`` of its own; a prompt
         may hold nothing behind the first block that is open. Rows that end within a block are the beginning of a whole one.
         """
-        if request.length is None:
-            raise UserError("sample: give a length: the number of tokens of each row")
-        batch, length, device = request.batch, request.length, network.device
-        conditions = self.sampler.config if request.conditions is None else request.conditions
-        if (lack := lacks(conditions, self.kernel)) is not None:
-            raise UserError(f"sample: this needs {lack}, not {self.plan.kernel.name!r}")
-        classifier = request.classifier
-        if classifier is None and self.classifier is not None:
-            classifier = self.classifier.guide(self.schedule)
-        if classifier is not None and (lack := lacks_scores(self.kernel, self.sampler)) is not None:
-            raise UserError(f"sample: guidance by a classifier needs {lack}")
-        may = self._allowed(conditions, request, length, device)
-        generator = request.generator(device)
-        block = self.objective.block
-        whole = length if block is None else -(-length // block) * block
-        if block is not None:
-            if request.attend is not None:
-                raise UserError("sample: text in blocks has no padding to hide: leave attend out")
-            if classifier is not None or conditions.guidance != 1:
-                raise UserError("sample: guidance and classifiers need the whole text, which in blocks there never is")
-            if may.dim() > 1:  # what stands behind the end of the last block is cut off
-                may = torch.cat([may, self.allowed.expand(*may.shape[:-2], whole - length, -1)], -2)
-        x = self.kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
-        free = torch.ones_like(x, dtype=torch.bool)
-        if request.prompt is not None:
-            prompt = self._check_prompt(request.prompt, batch, length).to(device)
-            prompt = F.pad(prompt, (0, whole - length), value=-1)
-            free = prompt < 0
-            x = torch.where(free, x, prompt)
-        settings = WalkSettings(
-            free=free,
-            kernel=self.kernel,
-            schedule=self.schedule,
-            generator=generator,
-            allowed=may,
-            matching=None if conditions.matching is None else Matching(conditions.matching, self._spelled, device),
-            on_step=request.on_step,
-        )
-        if block is not None:
-            rows = self._write_blocks(network, x, block, settings, length, request.steps)[:, :length].cpu()
-        else:
-            rows = self._walk(network, x, settings, request, conditions, classifier).cpu()
+        rows, conditions = TokenSampling(self.parts, self.allowed, self._pieces, network, request).rows()
         facts: dict[str, Any] = {"mask": self.kernel.mask, "clamped": self.sampler.clamped}
         told = conditions.model_dump(mode="json", include=set(Conditions.model_fields), exclude_defaults=True)
         facts |= {"conditions": told} if told else {}
         if self.plan.classifier is not None:
             facts["classifier"] = {k: v for k, v in self.plan.classifier.record().items() if k != "counts"}
         return Samples(rows, facts | {"evaluations": self.sampler.evaluations})
-
-    def _check_prompt(self, prompt: Tensor, batch: int, length: int) -> Tensor:
-        if prompt.dim() != 2 or prompt.shape[1] != length or prompt.shape[0] not in (1, batch):
-            raise UserError(f"sample: prompt must be [{batch}, {length}] (or one row), not {list(prompt.shape)}")
-        self._check_tokens(prompt.clamp(min=0))
-        return prompt.expand(batch, length)
-
-    def _walk(
-        self,
-        network: Network,
-        x: Tensor,
-        settings: WalkSettings,
-        request: SampleRequest,
-        conditions: Conditions,
-        classifier: Classifier | None,
-    ) -> Tensor:
-        """Rows ``x`` [b, l] from noise to text, as a whole."""
-        batch, free, asked = len(x), settings.free, 0
-        attend = request.attend
-        visible = torch.ones_like(free) if attend is None else attend.to(x.device).expand(*x.shape)
-
-        def evaluate(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
-            nonlocal asked
-            asked += len(rows)
-            # Every other number of rows would be compiled anew: where that is done, the batch is filled up again.
-            fill = -len(rows) % batch if network.compiled_everywhere else 0
-            if fill:
-                x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
-                at = None if at is None else torch.cat([at, at[:1].expand(fill, -1)])
-            sigma = self.schedule.sigma(t)
-            inputs = {"tokens": x, "sigma": sigma, "t": t, "attend": visible[rows]}
-            outputs = network.run(inputs, at=at)
-            outputs = self.kernel.translate(outputs, x if at is None else x.gather(1, at), sigma)
-            return {name: value[: len(value) - fill] for name, value in outputs.items()} if fill else outputs
-
-        denoise: Denoise = evaluate
-        if request.prompt is not None and conditions.guidance != 1:
-            denoise = unprompted(denoise, free, self.kernel, conditions.guidance)
-        if classifier is not None:
-            denoise = classified(denoise, self.kernel, self.schedule, classifier, free)
-        noisy = request.prompt is not None and conditions.observed == "renoise"
-        if noisy:
-            denoise = renoised(denoise, x, free, self.kernel, self.schedule, settings.generator)
-        timeless = classifier is None and not noisy and not {"sigma", "t"} & set(network.model.input_names)
-        settings = dataclasses.replace(settings, timeless=timeless)
-        with network.evaluating():
-            out = self.sampler.run(denoise, x, settings, steps=request.steps)
-        self.sampler.evaluations = asked
-        return out
-
-    def _write_blocks(
-        self, network: Network, x: Tensor, block: int, settings: WalkSettings, length: int, steps: int | None
-    ) -> Tensor:
-        """Rows ``x`` [b, l] block by block. Eager: the cache grows, and each length of it would be compiled anew."""
-        hold_prompt(settings.free, block)
-        rows, whole = x.shape
-        with (
-            network.evaluating(eager=True),
-            cached(network.model, block, rows=rows, length=whole, suffix=network.suffix) as given,
-        ):
-            return write_blocks(self.sampler, given, x, settings, block=block, length=length, steps=steps)
-
-    def _allowed(self, conditions: Conditions, request: SampleRequest, length: int, device: torch.device) -> Tensor:
-        """The tokens that may be drawn, bool [n], [l, n] or [b, l, n]. Raises :class:`UserError`."""
-        may, allowed = self.allowed, request.allowed
-        if allowed is not None:
-            shape = (request.batch, length, len(may))
-            if allowed.dtype != torch.bool or allowed.shape not in (shape, shape[1:], shape[2:]):
-                raise UserError(
-                    f"sample: allowed must be bool {list(shape[2:])}, {list(shape[1:])} or {list(shape)}, "
-                    f"not {allowed.dtype} {list(allowed.shape)}"
-                )
-            may = may & allowed.to(device)
-        return allowed_tokens(conditions, may, length, self._spelled)
-
-    def _spelled(self) -> Sequence[bytes | None]:
-        """The bytes of each state. Raises :class:`UserError` where there is no tokenizer."""
-        if self._pieces is None:
-            raise UserError("there is no tokenizer, so tokens have no text: build from a run folder that has one")
-        pieces, states = self._pieces(), self.kernel.states
-        return [*pieces, *[None] * (states - len(pieces))][:states]
 
     def stored(self, samples: Samples, tokenizer: Text | None) -> Stored:
         rows, text = samples.rows.numpy(), self.texts(samples.rows, tokenizer)
@@ -408,7 +280,7 @@ class TokenProcess(Process):
     ) -> Prompt:
         """``text`` with ``[[N]]`` for N free tokens, or prefix and suffix around what ``length`` leaves free."""
         text.check("The [[12]] is")
-        row = self._fill(text, tokenizer, text.length or length)
+        row = fill_holes(text, tokenizer, text.length or length)
         if text.length is not None and text.length != len(row):
             if text.length < len(row):
                 raise UserError(f"infill: the text has {len(row)} tokens, more than --length {text.length}")
@@ -418,24 +290,6 @@ class TokenProcess(Process):
             raise UserError("infill: nothing is free: write [[N]] with N of at least 1 where the model is to write")
         exact, how = self._law(prompts_trained, observed)
         return Prompt(torch.tensor([row], dtype=torch.int64), len(row), exact, how)
-
-    def _fill(self, text: TextWithHoles, tokenizer: Text, length: int) -> list[int]:
-        if text.text is not None:
-            row: list[int] = []
-            for index, part in enumerate(
-                split_holes(text.text, _HOLE, "[[N]] where N tokens are free, such as 'The [[12]] is'")
-            ):
-                if index % 2 and (len(part) > 7 or len(row) + int(part) > LARGEST):
-                    raise UserError(f"infill: [[{part[:20]}]] makes more than {LARGEST:,} tokens")
-                row += [FREE] * int(part) if index % 2 else tokenizer.encode(part).tolist()
-            return row
-        before, after = (tokenizer.encode(part).tolist() if part else [] for part in (text.prefix, text.suffix))
-        left = length - len(before) - len(after)
-        if left <= 0:
-            raise UserError(
-                f"infill: prefix and suffix have {len(before) + len(after)} tokens; nothing is free of {length}"
-            )
-        return [*before, *[FREE] * left, *after]
 
     def _law(self, prompts_trained: bool, observed: str) -> tuple[bool, str]:
         """Whether samples have the model's law given a prompt, and how the prompt is held."""
@@ -486,6 +340,3 @@ class TokenProcess(Process):
         if self.classifier is not None:
             found += check_classifier(self.classifier, self.kernel.states)
         return found
-
-
-_HOLE = re.compile(r"\[\[(\d+)\]\]")

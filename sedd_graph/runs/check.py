@@ -130,10 +130,9 @@ def _data_facts(loaded: Loaded) -> DataFacts:
     data = loaded.section(DataConfig)
     if data is None:
         return DataFacts(0, None, stream=True, prompts=False, points="data" in loaded.sections)
-    size = {"characters": lambda t: t.size, "bytes": lambda t: 257, "bpe": lambda t: t.size, "file": lambda t: None}
-    prompts = getattr(data.corpus, "prompt", None) is not None
-    known = size[data.tokenizer.op](data.tokenizer)
-    return DataFacts(data.length, known, stream=data.rows == "stream", prompts=prompts, points=False)
+    return DataFacts(
+        data.length, data.tokenizer.size, stream=data.rows == "stream", prompts=data.corpus.prompted, points=False
+    )
 
 
 def lock_text(report: Report) -> str:

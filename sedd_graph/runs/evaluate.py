@@ -24,7 +24,7 @@ def evaluate_opened(
     run: Run, data: Dataset | PointData, say: Say, *, batches: int | None = None, draws: int | None = None
 ) -> Result:
     """Bound -log p of the held-out rows, print it, and keep the record of the fullest evaluation."""
-    config = run.report.train
+    config, objective = run.report.train, run.plan.objective_op  # a graph without a process has no bound
     draws = draws or (config.evaluate.draws if config.evaluate else 1)
     rows = min(64, config.batch)
     found = evaluate(run.engine, data, rows=rows, batches=batches, draws=draws, seed=config.seed)
@@ -54,7 +54,7 @@ def evaluate_opened(
         "hardware": describe_hardware(run.engine.device),
         "revision": revision(),
     }
-    record = {**dataclasses.asdict(found), **text, "weights": run.weights, "objective": run.plan.objective_op}
+    record = {**dataclasses.asdict(found), **text, "weights": run.weights, "objective": objective}
     write_json(path, {**record, "protocol": protocol})
     return found
 

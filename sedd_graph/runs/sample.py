@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from sedd_graph.component.progress import progress
+from sedd_graph.data.config import DataConfig
 from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
 from sedd_graph.errors import UserError
 from sedd_graph.runs.open import Run
@@ -80,7 +81,8 @@ def read_prompt(run: Run, text: TextWithHoles, *, observed: str) -> Prompt:
     """Read text with holes as a prompt of the run's process. ``observed``: see :class:`Conditions`. Raises :class:`UserError`."""
     if run.tokenizer is None:
         raise UserError(f"there is no tokenizer in {run.path}: text cannot become tokens")
-    prompts_trained = getattr(getattr(run.report.data, "corpus", None), "prompt", None) is not None
+    data = run.report.data
+    prompts_trained = isinstance(data, DataConfig) and data.corpus.prompted
     return run.engine.process.prompt(
         text, run.tokenizer, length=run.report.data.length, prompts_trained=prompts_trained, observed=observed
     )

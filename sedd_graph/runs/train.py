@@ -18,7 +18,7 @@ from sedd_graph.store.files import alone
 from sedd_graph.training.checkpoint import start_point
 from sedd_graph.training.distributed import World
 from sedd_graph.training.loop import Result, train
-from sedd_graph.training.trackers import FINAL, open_trackers
+from sedd_graph.training.trackers import FINAL, Trackers
 
 __all__ = ["train_run"]
 
@@ -40,7 +40,7 @@ def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tu
         trackers = None
         if world.rank == 0:
             stack.enter_context(alone(path, "training"))
-            trackers = open_trackers(path, run.report.name, config.trackers)
+            trackers = Trackers(path, run.report.name, config.trackers)
             stack.callback(trackers.close)
         taps = [
             TapSpec(name.replace(".", "/"), s.every, s.dtype, s.rows, s.chunk) for name, s, _ in run.report.graph.taps

@@ -1,4 +1,4 @@
-"""Holds a component's :class:`~sedd_graph.component.contract.Algebra` to numbers: what the solver believes must be so.
+"""Compares a component's :class:`~sedd_graph.component.contract.Algebra` with numbers.
 
 Called by :func:`sedd_graph.testing.conformance.check_component`. Everything is done in float64 at random points of several sizes, some
 with hidden positions, with the parameters moved off their start; whole Jacobians are those of one short sequence.
@@ -33,7 +33,7 @@ def check_algebra(
     sizes: Mapping[str, int],
     connected: tuple[str, ...],
 ) -> Failures:
-    """What is wrong with the algebra of ``component``, as (name of the check, what was seen).
+    """Return what is wrong with the algebra of ``component``, as (name of the check, what was found).
 
     The names are ``algebra`` (it cannot be read), ``float64``, ``inverse``, ``log_det``, ``linear``, ``lipschitz`` and ``moves``.
     ``sizes`` gives every axis, ``connected`` the optional ports that are fed.
@@ -76,7 +76,7 @@ def _sized(signature: Signature, sizes: Mapping[str, int]) -> Signature:
 
 
 def _names(component: Component, algebra: Algebra, signature: Signature) -> Iterator[str]:
-    """Sentences about names in the algebra that stand for nothing."""
+    """Yield a sentence for each name in the algebra that is no port or method."""
     inputs, outputs = {p.name: p for p in signature.inputs}, {p.name for p in signature.outputs}
     for rule in algebra.rules:
         for target in rule.targets:
@@ -203,7 +203,9 @@ def _log_dets(point: _Point, algebra: Algebra) -> Failures:
         jacobian = point.jacobian(rule.targets, tuple(n for n in rule.given if n in outputs))
         if jacobian.shape[0] != jacobian.shape[1]:
             shape = " x ".join(map(str, jacobian.shape))
-            failures.append(("log_det", f"of {rule.target!r}: the Jacobian of what it is undone from is {shape}"))
+            failures.append(
+                ("log_det", f"of {rule.target!r}: the Jacobian of the outputs that it is reconstructed from is {shape}")
+            )
             continue
         expected = torch.linalg.slogdet(jacobian).logabsdet
         found = torch.zeros(1, dtype=torch.float64)

@@ -32,7 +32,7 @@ _KEY = re.compile(r"(\d{1,9})/(\d{1,9})/(\w+)", re.ASCII)
 
 @dataclasses.dataclass
 class Checkpoint:
-    """All that training needs to go on. ``state`` is JSON; the rest are tensors by name."""
+    """Everything that training needs to resume. ``state`` is JSON; the rest are tensors by name."""
 
     model: dict[str, Tensor]
     average: dict[str, Tensor] | None
@@ -41,24 +41,26 @@ class Checkpoint:
 
 
 def pack_optimizers(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Every tensor (and number) of the optimizers' state under ``<optimizer>/<parameter>/<key>``."""
+    """Return every tensor and number of the optimizers' state as a tensor named ``<optimizer>/<parameter>/<key>``."""
     packed = {}
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
+                if value is None:  # such as the momentum of SGD without momentum
+                    continue
                 tensor = value if isinstance(value, Tensor) else torch.tensor(value)
                 packed[f"{number}/{parameter}/{key}"] = tensor.detach().cpu().contiguous()
     return packed
 
 
 def unpack_optimizers(optimizers: list[torch.optim.Optimizer], packed: dict[str, Tensor]) -> None:
-    """Put back what :func:`pack_optimizers` took. Raises :class:`UserError` where it does not fit."""
+    """Restore what :func:`pack_optimizers` returned. Raises :class:`UserError` where it does not fit."""
     named = {name: _KEY.fullmatch(name) for name in packed}
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Any]] = {}
         for name, parts in named.items():
             if parts is None:
-                raise UserError(f"the checkpoint's optimizer state has a name that means nothing: {name!r}")
+                raise UserError(f"the checkpoint's optimizer state has an unknown name: {name!r}")
             if int(parts[1]) == number:
                 state.setdefault(int(parts[2]), {})[parts[3]] = packed[name].clone()
         whole = optimizer.state_dict()
@@ -69,7 +71,7 @@ def unpack_optimizers(optimizers: list[torch.optim.Optimizer], packed: dict[str,
 
 
 def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write ``folder/step-00000100`` whole, then forget all but the newest ``keep``. Returns its path."""
+    """Write ``folder/step-00000100`` whole, then delete all but the newest ``keep``. Returns its path."""
     final = folder / f"step-{step:08d}"
     part = folder / f".{final.name}.{secrets.token_hex(4)}.part"
     with disk_faults("a checkpoint", folder):
@@ -109,7 +111,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def start_point(run: Path, *, resume: bool) -> Path | None:
-    """The checkpoint that training goes on from, or None for a run that has none.
+    """Return the checkpoint to resume from, or None for a run that has none.
 
     Raises :class:`UserError` where the run has one and is not to be resumed, or the other way round.
     """
@@ -129,7 +131,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Raises :class:`UserError` where a part is missing or broken."""
+    """Read a checkpoint. Raises :class:`UserError` where a part is missing or broken."""
     state = read_json(path / "state.json")
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise UserError(f"{path / 'state.json'} is not the state of a checkpoint")

@@ -6,14 +6,13 @@ from typing import Annotated, Literal
 
 import pydantic
 
+from sedd_graph.component.choice import Choice
 from sedd_graph.component.strict import Strict
+from sedd_graph.training.interfaces import LRSchedule, OptimizerFactory, Tracker
 
 __all__ = [
-    "AdamWConfig",
     "CheckpointConfig",
     "EvaluateConfig",
-    "MuonConfig",
-    "OptimizerConfig",
     "SampleConfig",
     "TrainConfig",
 ]
@@ -22,96 +21,87 @@ Positive = Annotated[float, pydantic.Field(gt=0)]
 Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
 
 
-class AdamWConfig(Strict):
-    """AdamW (arXiv 1711.05101). Weight decay acts on matrices only."""
-
-    op: Literal["adamw"]
-    lr: Positive = 3e-4
-    betas: tuple[Annotated[float, pydantic.Field(ge=0, lt=1)], Annotated[float, pydantic.Field(ge=0, lt=1)]] = (
-        0.9,
-        0.99,
-    )
-    eps: Positive = 1e-8
-    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.0
-
-
-class MuonConfig(Strict):
-    """Muon (Jordan et al. 2024; arXiv 2502.16982) for the matrices inside blocks, AdamW for embeddings, heads, vectors and all else."""
-
-    op: Literal["muon"]
-    lr: Positive = 3e-3
-    """For the matrices, on AdamW's scale (updates are scaled to its root mean square, arXiv 2502.16982)."""
-    momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.95
-    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    adamw: AdamWConfig = AdamWConfig(op="adamw", lr=3e-3)
-
-
-OptimizerConfig = Annotated[AdamWConfig | MuonConfig, pydantic.Field(discriminator="op")]
-"""The optimizer, told apart by ``op``."""
-
-
 class EvaluateConfig(Strict):
-    """Held-out bounds on the way and at the end, on the averaged weights where there are any."""
+    """Evaluations on held-out rows while training and at the end, with the averaged weights where there are any."""
 
     every: Count = 1000
+    """Steps between evaluations."""
     batches: Count | None = 8
-    """How many held-out batches on the way (the end takes all)."""
+    """Held-out batches per evaluation; null for all. The evaluation at the end takes all."""
     draws: Annotated[int, pydantic.Field(ge=1, le=4096)] = 1
+    """Draws of noise per row."""
 
 
 class SampleConfig(Strict):
-    """Samples on the way."""
+    """Samples drawn while training."""
 
     every: Count = 1000
+    """Steps between samples."""
     rows: Annotated[int, pydantic.Field(ge=1, le=256)] = 1
+    """Rows drawn each time."""
     steps: Annotated[int, pydantic.Field(ge=1, le=100_000)] = 32
+    """Sampler steps, for samplers that take them."""
 
 
 class CheckpointConfig(Strict):
-    """Checkpoints on the way; the last ``keep`` are kept."""
+    """Checkpoints written while training."""
 
     every: Count = 1000
+    """Steps between checkpoints."""
     keep: Annotated[int, pydantic.Field(ge=1, le=1000)] = 2
+    """Newest checkpoints that are retained."""
 
 
 class TrainConfig(Strict):
-    """How the engine is trained."""
+    """Training of the network."""
 
     steps: Count = 1000
+    """Optimizer steps."""
     budget_s: Positive | None = None
-    """Seconds of training, compiling included: the learning rate then follows whichever of steps and seconds is
-    further on, and training ends at the first of both (a first step that takes them all is said)."""
+    """Seconds of training, compilation included. Training ends at the first of ``steps`` and ``budget_s``, and the learning
+    rate follows whichever is further on."""
     batch: Count = 32
     """Rows per optimizer step, over all processes and accumulation."""
     accumulate: Annotated[int, pydantic.Field(ge=1, le=65536)] = 1
     """Backward passes per optimizer step."""
-    optimizer: OptimizerConfig = AdamWConfig(op="adamw")
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """Of the learning rate after warm-up."""
+    optimizer: Annotated[OptimizerFactory, Choice("train.optimizer", default="adamw")] = pydantic.Field(
+        default={"op": "adamw"}, validate_default=True
+    )
+    """The optimizer; AdamW where its keys stand without an op."""
+    schedule: Annotated[LRSchedule, Choice("train.schedule", default="cosine_decay")] = pydantic.Field(
+        default={"op": "cosine_decay"}, validate_default=True
+    )
+    """Learning-rate schedule after warm-up."""
     warmup: Annotated[int, pydantic.Field(ge=0, le=10**9)] = 100
-    """Steps in which the learning rate rises from 0."""
-    final: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
-    """Share of the learning rate left at the end of ``cosine`` and ``linear``."""
+    """Steps in which the learning rate rises linearly from 0."""
     clip: Positive | None = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; null for no clipping."""
     ema: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = 0.9999
-    """Decay of the averaged weights (with a warm-up of (1 + n) / (10 + n))."""
+    """Decay of the averaged weights, warmed up as (1 + n) / (10 + n); null for no average."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: bfloat16 autocast on GPUs that have it, else float32."""
+    """Precision of the network. ``auto``: bfloat16 autocast on GPUs that support it, else float32."""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
+    """Seed of initial weights and of all random numbers of training."""
     compile: Literal["auto", "block", "whole", "off"] = "auto"
+    """What ``torch.compile`` is applied to. ``block``: each repeated block; ``whole``: the network and its loss; ``off``:
+    nothing; ``auto``: chosen by hardware and size."""
     log_every: Count = 50
+    """Steps between records of the loss."""
     evaluate: EvaluateConfig | None = EvaluateConfig()
+    """Evaluations on held-out rows; null for none."""
     sample: SampleConfig | None = None
+    """Samples drawn while training; null for none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], pydantic.Field(max_length=3)] = []
-    """Beside ``metrics.jsonl``, which is always written."""
+    """Checkpoints written while training."""
+    trackers: Annotated[list[Annotated[Tracker, Choice("train.trackers")]], pydantic.Field(max_length=16)] = []
+    """Services that metrics are sent to, beside ``metrics.jsonl``, which is always written."""
 
-    @pydantic.field_validator("optimizer", mode="before")
+    @pydantic.model_validator(mode="before")
     @classmethod
-    def _default_optimizer(cls, value: object) -> object:
-        """``train.optimizer.lr=1e-3`` alone is AdamW's."""
-        return {"op": "adamw", **value} if isinstance(value, dict) and "op" not in value else value
+    def _moved(cls, data: object) -> object:
+        if isinstance(data, dict) and "final" in data:
+            raise ValueError("'final' is now a key of the schedule: schedule: {op: cosine_decay, final: ...}")
+        return data
 
     @pydantic.model_validator(mode="after")
     def _divides(self) -> TrainConfig:

@@ -22,11 +22,12 @@ class World:
 
     @classmethod
     def single(cls) -> World:
+        """Return a world of one process."""
         return cls()
 
     @classmethod
     def from_environment(cls, device: torch.device) -> World:
-        """Join the processes that ``torchrun`` started (``RANK`` and ``WORLD_SIZE`` set), or stand alone."""
+        """Join the processes that ``torchrun`` started (``RANK`` and ``WORLD_SIZE`` set), or return a world of one."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
@@ -37,10 +38,12 @@ class World:
         return cls(dist.get_rank(), size, device)
 
     def close(self) -> None:
+        """Leave the group of processes."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
     def barrier(self) -> None:
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
@@ -50,7 +53,7 @@ class World:
             dist.all_reduce(value)
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so: all must leave the loop at the same step."""
+        """Return whether ``flag`` is true in any process, so that all leave the loop at the same step."""
         if self.size == 1:
             return flag
         found = torch.tensor(int(flag), device=self.device)

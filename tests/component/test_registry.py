@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import Float
+from torch import Tensor
 
 from sedd_graph.cli import main as cli
+from sedd_graph.component.base import Component, ComponentConfig
 from sedd_graph.component.describe import describe, list_components
 from sedd_graph.component.registry import GROUP, PluginWarning, Registry, discover
 from sedd_graph.errors import BlueprintError, EnvironmentFault, UserError
@@ -132,8 +135,12 @@ def test_a_name_registered_twice_is_an_error(monkeypatch: pytest.MonkeyPatch, st
 
 
 def test_registries_made_by_hand() -> None:
-    class One:
-        kind, Config, signature, algebra, positionwise = "mixer", object, None, None, False
+    class One(Component, kind="arithmetic"):
+        class Config(ComponentConfig):
+            pass
+
+        def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+            return x
 
     class Two(One):
         pass

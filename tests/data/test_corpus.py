@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sedd_graph.data import corpus as corpus_module
+from sedd_graph.data import reading, sources
 from sedd_graph.data.config import DataConfig
-from sedd_graph.data.corpus import read_corpus
+from sedd_graph.data.sources import read_corpus
 from sedd_graph.errors import MissingExtraError, UserError
 
 
@@ -118,10 +118,11 @@ def test_jsonl_faults_name_the_line(tmp_path: Path, line: str, expected: str) ->
 
 
 def test_more_than_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_module, "MAX_BYTES", 10)
+    for module in (reading, sources):
+        monkeypatch.setattr(module, "MAX_BYTES", 10)
     (tmp_path / "a.txt").write_text("x" * 11)
     assert "GiB in all" in message(tmp_path, op="text", files=["a.txt"])
-    assert "characters; this reader takes no more" in message(tmp_path, op="builtin")
+    assert "characters, which is the limit of this reader" in message(tmp_path, op="builtin")
 
 
 def test_parquet(tmp_path: Path) -> None:

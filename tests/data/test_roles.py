@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sedd_graph_registry.data.tokenizers import BytesFactory, CharactersFactory
 
-from sedd_graph.data.config import BytesConfig, CharactersConfig, DataConfig, JsonlCorpus, TextCorpus
+from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import open_data
-from sedd_graph.data.tokenizer import load_tokenizer, make_tokenizer
+from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.errors import UserError
 
 
 @given(st.text(max_size=80))
 def test_bytes_and_characters_round_trip(text: str) -> None:
-    for config in (BytesConfig(op="bytes"), CharactersConfig(op="characters", size=200)):
-        tokenizer = make_tokenizer(config, [text], root=Path())
+    for factory in (BytesFactory(BytesFactory.Config()), CharactersFactory(CharactersFactory.Config(size=200))):
+        tokenizer = factory.make([text], root=Path())
         ids = tokenizer.encode(text)
         if not any("\ud800" <= c <= "\udfff" for c in text):
             assert tokenizer.decode(ids) == text
@@ -25,7 +26,7 @@ def test_bytes_and_characters_round_trip(text: str) -> None:
 
 
 def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer(CharactersConfig(op="characters", size=8), ["hello world"], root=tmp_path)
+    tokenizer = CharactersFactory(CharactersFactory.Config(size=8)).make(["hello world"], root=tmp_path)
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
     again = load_tokenizer(tmp_path)
     assert again.encode("hello?").tolist() == tokenizer.encode("hello?").tolist()
@@ -34,7 +35,9 @@ def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
 
 def test_any_split_of_a_batch_sees_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(chr(97 + i % 26) for i in range(2000)))
-    config = DataConfig(corpus=TextCorpus(op="text", files=["*.txt"]), tokenizer=BytesConfig(op="bytes"), length=16)
+    config = DataConfig.model_validate(
+        {"corpus": {"op": "text", "files": ["*.txt"]}, "tokenizer": "bytes", "length": 16}
+    )
     data = open_data(config, root=tmp_path)
     for position in (0, 40, 100, 107, 1000):
         whole = data.batch(position, 12).tokens
@@ -50,12 +53,9 @@ def test_any_split_of_a_batch_sees_the_same_rows(tmp_path: Path) -> None:
 def test_padding_and_prompts_have_their_roles(tmp_path: Path) -> None:
     lines = [{"q": "ask", "a": "answer"}, {"q": "", "a": "x"}, {"q": "q", "a": "z" * 40}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    config = DataConfig(
-        corpus=JsonlCorpus(op="jsonl", files=["a.jsonl"], field="a", prompt="q"),
-        tokenizer=BytesConfig(op="bytes"),
-        length=12,
-        rows="documents",
-        holdout=0.34,
+    corpus = {"op": "jsonl", "files": ["a.jsonl"], "field": "a", "prompt": "q"}
+    config = DataConfig.model_validate(
+        {"corpus": corpus, "tokenizer": "bytes", "length": 12, "rows": "documents", "holdout": 0.34}
     )
     data = open_data(config, root=tmp_path)
     rows = data.train.take(np.arange(2), 0)
@@ -75,5 +75,5 @@ def test_padding_and_prompts_have_their_roles(tmp_path: Path) -> None:
 def test_faults_name_file_and_place(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(UserError) as error:
-        open_data(DataConfig(corpus=JsonlCorpus(op="jsonl", files=["a.jsonl"])), root=tmp_path)
+        open_data(DataConfig.model_validate({"corpus": {"op": "jsonl", "files": ["a.jsonl"]}}), root=tmp_path)
     assert message in str(error.value)

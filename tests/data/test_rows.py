@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sedd_graph.data.characters import BLOCK, count_characters, cross_entropy_bits, entropy_bits, pieces
 from sedd_graph.data.config import DataConfig
-from sedd_graph.data.letters import BLOCK, count_letters, cross_entropy_bits, entropy_bits, pieces
 from sedd_graph.data.rows import Dataset, Rows, open_data
 from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.errors import UserError
@@ -274,16 +274,16 @@ def test_unigram_statistics_agree_with_a_plain_count(tmp_path: Path) -> None:
 
 
 def test_entropy_of_known_laws() -> None:
-    assert entropy_bits(count_letters(["abcd" * 9])) == 2.0
-    assert entropy_bits(count_letters(["aaaa"])) == 0.0
-    assert entropy_bits(count_letters([])) == 0.0
-    counts = count_letters(["ab"])
-    assert cross_entropy_bits(counts, under=count_letters([])) == 1.0
+    assert entropy_bits(count_characters(["abcd" * 9])) == 2.0
+    assert entropy_bits(count_characters(["aaaa"])) == 0.0
+    assert entropy_bits(count_characters([])) == 0.0
+    counts = count_characters(["ab"])
+    assert cross_entropy_bits(counts, under=count_characters([])) == 1.0
 
 
 def test_letters_are_counted_in_blocks() -> None:
     texts = ["ab", "", "é" * (BLOCK + 3), "😀"] * 2
-    counts = count_letters(texts)
+    counts = count_characters(texts)
     assert {chr(i): int(counts[i]) for i in np.flatnonzero(counts)} == Counter("".join(texts))
 
 

@@ -11,9 +11,10 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sedd_graph_registry.data.tokenizers import Characters
 
 from sedd_graph.data.config import DataConfig
-from sedd_graph.data.tokenizer import Characters, Tokenizer, load_tokenizer, make_tokenizer
+from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.errors import UserError
 
 TEXTS = ["the cat sat on the mat, the end\n", "naïve café — 😀 déjà vu\n", "  spaces\tand\r\nlines\n"] * 4
@@ -21,7 +22,7 @@ anything = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def make(root: Path, texts: list[str] = TEXTS, **section: Any) -> Tokenizer:
-    return make_tokenizer(DataConfig.model_validate({"tokenizer": section}).tokenizer, texts, root=root)
+    return DataConfig.model_validate({"tokenizer": section}).tokenizer.make(texts, root=root)
 
 
 @pytest.fixture(scope="module")

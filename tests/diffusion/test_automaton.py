@@ -6,9 +6,8 @@ import time
 
 import numpy as np
 import pytest
+from sedd_graph_registry.data.tokenizers import Bpe, Bytes, Characters
 
-from sedd_graph.data.config import BpeConfig
-from sedd_graph.data.tokenizer import Bytes, Characters, make_tokenizer
 from sedd_graph.diffusion.conditions.automaton import compile_pattern, utf8_ranges
 from sedd_graph.diffusion.conditions.pattern import PatternError, complement
 from sedd_graph.diffusion.conditions.token_automaton import spell
@@ -111,7 +110,7 @@ def test_what_backtracks_for_ever_elsewhere_does_not_here(pattern: str) -> None:
 
 def test_tokens_of_every_tokenizer_walk_as_their_text_does() -> None:
     text = "the cat sat on the mat; the dog sat on the log. " * 50 + "naïve café 日本 \U0001f600"
-    bpe = make_tokenizer(BpeConfig(op="bpe", size=320), [text], root=ROOT)
+    bpe = Bpe(Bpe.Config(size=320)).make([text], root=ROOT)
     assert bpe.end is not None
     for tokenizer in (Characters.train([text], 40), Bytes(), bpe):
         pieces = tokenizer.pieces()
@@ -129,13 +128,12 @@ def test_tokens_of_every_tokenizer_walk_as_their_text_does() -> None:
 
 def test_tokens_without_a_text_of_their_own_are_refused() -> None:
     import tokenizers
+    from sedd_graph_registry.data.tokenizers import HuggingFace
     from tokenizers import decoders, models
-
-    from sedd_graph.data.tokenizer import HuggingFace
 
     inner = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "un": 1, "##known": 2}, unk_token="[UNK]"))
     inner.decoder = decoders.WordPiece()
-    with pytest.raises(UserError, match="by its decoder 'WordPiece'"):
+    with pytest.raises(UserError, match="decodes by 'WordPiece'"):
         HuggingFace(inner).pieces()
 
 

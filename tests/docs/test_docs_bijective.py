@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from sedd_graph.component.contract import NODE_KINDS, Algebra
+from sedd_graph.component.contract import Algebra
+from sedd_graph.component.kinds import NODE, kinds_at
 from sedd_graph.component.registry import discover
 from tests.conftest import ROOT
 from tests.registry.test_conformance import CASES, OWN
@@ -32,7 +33,7 @@ def algebra(name: str) -> Algebra:
 KNOWN = {
     name: found
     for name in CASES
-    if REGISTRY.component(OWN[name].op).kind in NODE_KINDS and name != "transformers_backbone"
+    if REGISTRY.component(OWN[name].op).kind in kinds_at(NODE) and name != "transformers_backbone"
     for found in [algebra(name)]
     if found.rules or found.linear or found.lipschitz
 }

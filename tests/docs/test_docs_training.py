@@ -6,9 +6,10 @@ from typing import Any
 import pydantic
 import pytest
 import yaml
+from sedd_graph_registry.training.optimizers import AdamW, Muon
 
 from sedd_graph.data.config import DataConfig
-from sedd_graph.training.config import AdamWConfig, MuonConfig, TrainConfig
+from sedd_graph.training.config import TrainConfig
 from tests.conftest import ROOT
 from tests.pages import blocks
 
@@ -25,18 +26,18 @@ def table(text: str, first: str) -> dict[str, Any]:
 
 
 def defaults(model: type[pydantic.BaseModel]) -> dict[str, Any]:
-    found = model(op=model.__name__.removesuffix("Config").lower()) if "op" in model.model_fields else model()
-    return {name: value for name, value in found.model_dump(mode="json").items() if name != "op"}
+    return model().model_dump(mode="json")
 
 
 def test_every_key_of_train_stands_there_with_its_default() -> None:
     expected = defaults(TrainConfig)
     expected["optimizer"] = {"op": "adamw"}  # its own keys have a table of their own
+    expected["schedule"] = {"op": "cosine_decay"}
     assert table(TRAINING, "key") == expected
     assert "sample` | `null` | samples during training: `{every: 1000, rows: 1, steps: 32}`" in TRAINING
 
 
-@pytest.mark.parametrize(("name", "model"), [("`adamw`", AdamWConfig), ("`muon`", MuonConfig)])
+@pytest.mark.parametrize(("name", "model"), [("`adamw`", AdamW.Config), ("`muon`", Muon.Config)])
 def test_every_key_of_an_optimizer_stands_there(name: str, model: type[pydantic.BaseModel]) -> None:
     expected = defaults(model)
     if "adamw" in expected:

@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from sedd_graph_registry.data.tokenizers import Characters, HuggingFace
 
-from sedd_graph.data.tokenizer import Characters, HuggingFace
 from sedd_graph.errors import MissingExtraError
 from sedd_graph.evaluation.estimate import mean, ratio
 from sedd_graph.evaluation.mauve import mauve

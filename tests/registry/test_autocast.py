@@ -13,14 +13,14 @@ from torch import Tensor
 
 import sedd_graph
 from sedd_graph.component.base import Component, Context
-from sedd_graph.component.contract import NODE_KINDS
+from sedd_graph.component.kinds import NODE, kinds_at
 from sedd_graph.diffusion.batch import Batch, Randomness
 from tests.registry.test_conformance import CASES, OWN, REGISTRY, Case
 
 
 def node_cases() -> Iterator[Any]:
     for name, cases in CASES.items():
-        if REGISTRY.component(OWN[name].op).kind in NODE_KINDS:
+        if REGISTRY.component(OWN[name].op).kind in kinds_at(NODE):
             yield from (pytest.param(name, case, id=f"{name}-{i}") for i, case in enumerate(cases))
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sedd_graph_registry.data.tokenizers import Bytes
 
 import sedd_graph.report
-from sedd_graph.data.tokenizer import Bytes, load_tokenizer
+from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.report.curves import Line, Point, curve, ticks
 from sedd_graph.report.film import film_data
 from sedd_graph.report.html import write_report

@@ -220,7 +220,7 @@ BROKEN = [
     (WrongSign, "log_det", "of 'x' is -11.0904 nats, but 11.0904 by the Jacobian"),
     (TogetherIsNotApart, "log_det", "'with_log_det' gives other values than 'forward' and 'volume' apart"),
     (OneNumberForAll, "log_det", "'volume' gives [], not one number of nats for each sequence"),
-    (NotSquare, "log_det", "of 'x': the Jacobian of what it is undone from is 32 x 16"),
+    (NotSquare, "log_det", "of 'x': the Jacobian of the outputs that it is reconstructed from is 32 x 16"),
     (WrongFactor, "linear", "'out' is not 2 x + 1 by"),
     (BoundTooLow, "lipschitz", "'out' moves 2 times as far as 'x', not at most 1.999"),
     (BoundOfTheStart, "lipschitz", "not at most 1"),

@@ -60,7 +60,7 @@ def test_a_resume_repeats_no_record(tmp_path: Path) -> None:
 def test_lines_that_are_no_records_go_at_a_resume(tmp_path: Path) -> None:
     lines = ['{"step": 1, "sample": "a\\u2028b\N{LINE SEPARATOR}c"}', "\0\0\0", "[1]", '{"step": "2"}', '{"step": 2}', '{"step": 3}', '{"st']  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    found = trackers.open_trackers(tmp_path, "name", [])
+    found = trackers.Trackers(tmp_path, "name", [])
     found.resume(2)
     found.log(3, {"loss": float("nan")})
     found.close()
@@ -173,7 +173,7 @@ def test_a_failing_tracker_is_dropped_and_the_run_goes_on(
     with pytest.warns(UserWarning, match="the tracker") as caught:
         assert cli.run(["train", str(run), "--device", "cpu"]) == 0
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    message = f"the tracker 'wandb' {what} and is dropped; training goes on without it: no API key"
+    message = f"the tracker 'wandb' {what} and is dropped; training continues without it: no API key"
     assert [str(w.message) for w in caught] == [message]
     assert [r["step"] for r in records(run) if "loss" in r] == STEPS
     assert json.loads((run / "evaluation.json").read_text())["sequences"] > 0

@@ -1,7 +1,4 @@
-"""Texts as arrays of code points, in blocks of bounded size: counting characters, and the entropies that come of it.
-
-No tokens here: everything counts characters (Unicode code points) of text.
-"""
+"""Counts of characters (Unicode code points) in text, and entropies of them. Long text is handled in blocks."""
 
 from __future__ import annotations
 
@@ -10,22 +7,22 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["code_points", "count_letters", "cross_entropy_bits", "entropy_bits", "pieces"]
+__all__ = ["code_points", "count_characters", "cross_entropy_bits", "entropy_bits", "pieces"]
 
 BLOCK = 4 * 2**20
-"""Characters handled at a time: text of gigabytes is never held a second time as numbers."""
+"""Characters handled at a time, so that gigabytes of text are never held a second time as numbers."""
 CODES = 0x110000
 
 Counts = npt.NDArray[np.int64]
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:
-    """uint32 [characters]."""
+    """Return the code points of ``text``, uint32 [characters]."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
 def pieces(text: str, size: int = BLOCK) -> Iterator[str]:
-    """``text`` in pieces of at most ``size`` characters, cut before a space where there is one: words stay whole."""
+    """Yield ``text`` in pieces of at most ``size`` characters, cut before a space where there is one."""
     start = 0
     while start < len(text):
         stop = min(len(text), start + size)
@@ -37,7 +34,7 @@ def pieces(text: str, size: int = BLOCK) -> Iterator[str]:
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[str]:
-    """The same characters in blocks near ``BLOCK`` characters: a count over all code points has a price per block."""
+    """Yield the same text in blocks of about ``BLOCK`` characters: each block costs one pass over all code points."""
     waiting: list[str] = []
     held = 0
     for text in texts:
@@ -52,8 +49,8 @@ def _blocks(texts: Iterable[str]) -> Iterator[str]:
         yield "".join(waiting)
 
 
-def count_letters(texts: Iterable[str]) -> Counts:
-    """int64 [0x110000]: how often each code point occurs."""
+def count_characters(texts: Iterable[str]) -> Counts:
+    """Return how often each code point occurs, int64 [0x110000]."""
     total = np.zeros(CODES, dtype=np.int64)
     for block in _blocks(texts):
         found = np.bincount(code_points(block))
@@ -62,7 +59,7 @@ def count_letters(texts: Iterable[str]) -> Counts:
 
 
 def entropy_bits(counts: Counts) -> float:
-    """Bits per character of a text under its own character frequencies: no code without context does better."""
+    """Return the entropy of character frequencies, bits per character: the least of any code without context."""
     seen = counts[counts > 0].astype(np.float64)
     if not len(seen):
         return 0.0
@@ -71,7 +68,10 @@ def entropy_bits(counts: Counts) -> float:
 
 
 def cross_entropy_bits(counts: Counts, *, under: Counts) -> float:
-    """Bits per character of a text with ``counts`` under the frequencies of another, add-one over both alphabets."""
+    """Return the cross-entropy of ``counts`` under the frequencies of ``under``, bits per character.
+
+    Frequencies are smoothed by adding one to each character of either text.
+    """
     alphabet = (under > 0) | (counts > 0)
     seen, new = under[alphabet].astype(np.float64), counts[alphabet].astype(np.float64)
     chance = (seen + 1) / (seen + 1).sum()

@@ -1,0 +1,79 @@
+"""Sources of points: two densities in the plane, and arrays from a file. No torch."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pydantic
+
+from sedd_graph.component.contract import ComponentConfig
+from sedd_graph.data.sources import MAX_BYTES, Numbers, PointSource
+from sedd_graph.errors import UserError
+
+Deviation = Annotated[float, pydantic.Field(gt=0, le=10)]
+
+
+class Drawn(ComponentConfig):
+    """How many points are drawn from a density."""
+
+    count: Annotated[int, pydantic.Field(ge=2, le=10_000_000)] = 20_000
+    """Points drawn, held-out ones included."""
+
+
+class TwoMoons(PointSource, kind="points"):
+    """Two interleaved half circles of radius 1 in the plane, with normal noise."""
+
+    class Config(Drawn):
+        noise: Deviation = 0.1
+        """Standard deviation of the noise added to each coordinate."""
+
+    config: Config
+
+    def points(self, root: Path, generator: np.random.Generator) -> Numbers:
+        count, noise = self.config.count, self.config.noise
+        angle = generator.uniform(0, math.pi, count)
+        upper = generator.integers(0, 2, count) == 0
+        x = np.where(upper, np.cos(angle), 1 - np.cos(angle)) - 0.5
+        y = np.where(upper, np.sin(angle), 0.5 - np.sin(angle)) - 0.25
+        return (np.stack([x, y], 1) + generator.normal(0, noise, (count, 2))).astype(np.float32)
+
+
+class EightGaussians(PointSource, kind="points"):
+    """An even mixture of eight normal densities on a circle of radius 2 in the plane."""
+
+    class Config(Drawn):
+        noise: Deviation = 0.2
+        """Standard deviation of each density."""
+
+    config: Config
+
+    def points(self, root: Path, generator: np.random.Generator) -> Numbers:
+        angle = generator.integers(0, 8, self.config.count) * (math.pi / 4)
+        centres = 2 * np.stack([np.cos(angle), np.sin(angle)], 1)
+        return (centres + generator.normal(0, self.config.noise, centres.shape)).astype(np.float32)
+
+
+class ArrayFile(PointSource, kind="points"):
+    """A ``.npy`` file of numbers [row, ...], two rows or more."""
+
+    class Config(ComponentConfig):
+        path: Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
+        """File name, relative to the blueprint's folder."""
+
+    config: Config
+
+    def points(self, root: Path, generator: np.random.Generator) -> Numbers:
+        path = root / self.config.path
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise UserError(f"data.points.path: {path} has more than {MAX_BYTES >> 30} GiB")
+            x = np.load(path, allow_pickle=False)  # a pickled array could run anything
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"data.points.path: {path} cannot be read as a .npy file: {error}") from None
+        if not isinstance(x, np.ndarray) or x.ndim < 2 or len(x) < 2 or x.dtype.kind not in "fiu":
+            raise UserError(f"data.points.path: {path} must hold numbers [row, ...], two rows or more")
+        x = x.astype(np.float32)
+        if not np.isfinite(x).all():
+            raise UserError(f"data.points.path: {path} holds numbers that are not finite")
+        return x

@@ -1,0 +1,238 @@
+"""Tokenizers: characters, bytes, and byte-level BPE or any file by the ``tokenizers`` library. No torch."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pydantic
+
+from sedd_graph.component.contract import ComponentConfig
+from sedd_graph.data.characters import code_points, count_characters, pieces
+from sedd_graph.data.tokenizer import Ids, Tokenizer, TokenizerFactory, load_tokenizer
+from sedd_graph.errors import UserError
+
+MAX_SIZE = 2**21
+"""More tokens than any tokenizer in use: a single id in a file must not cost gigabytes."""
+PADS = ("<pad>", "[PAD]", "<|padding|>")
+ENDS = ("<|endoftext|>", "</s>", "[SEP]")
+
+
+class Characters(Tokenizer):
+    """One id per character. Id 0 stands for every character outside ``alphabet``; the last id is padding."""
+
+    def __init__(self, alphabet: str, size: int) -> None:
+        self.alphabet, self.size, self.pad = alphabet, size, size - 1
+        self.forbidden = (0, *range(len(alphabet) + 1, size))
+        codes = code_points(alphabet)
+        # the last entry of the table is for every code point beyond the alphabet's highest
+        self._table = np.zeros(int(codes.max(initial=0)) + 2, dtype=np.int64)
+        self._table[codes] = np.arange(1, len(alphabet) + 1)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int) -> "Characters":
+        """Return the tokenizer of the ``size - 2`` most frequent characters of ``texts``."""
+        counts = count_characters(texts)
+        seen = np.flatnonzero(counts)
+        # a stable sort: of characters equally frequent, the lower code point comes first
+        kept = seen[np.argsort(-counts[seen], kind="stable")][: size - 2]
+        return cls("".join(map(chr, sorted(kept.tolist()))), size)
+
+    def encode(self, text: str) -> Ids:
+        return self._table[np.minimum(code_points(text), len(self._table) - 1)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        characters = "\N{REPLACEMENT CHARACTER}" + self.alphabet
+        return "".join(characters[i] for i in ids if 0 <= i < len(characters))
+
+    def pieces(self) -> list[bytes | None]:
+        characters = [character.encode("utf-8", "surrogatepass") for character in self.alphabet]
+        return [None, *characters, *[None] * (self.size - 1 - len(characters))]
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "characters", "size": self.size, "alphabet": self.alphabet}, ensure_ascii=True)
+
+
+class CharactersFactory(TokenizerFactory, kind="tokenizer"):
+    """One token per character: the ``size - 2`` most frequent of the training text, one for all others, and padding."""
+
+    trained = True
+
+    class Config(ComponentConfig):
+        size: Annotated[int, pydantic.Field(ge=3, le=65536)] = 128
+        """Number of tokens."""
+
+    config: Config
+
+    @property
+    def size(self) -> int:
+        return self.config.size
+
+    def make(self, texts: Iterable[str], *, root: Path) -> Tokenizer:
+        return Characters.train(texts, self.config.size)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        data = json.loads(text)
+        alphabet, size = data.get("alphabet"), data.get("size")
+        if not (isinstance(alphabet, str) and isinstance(size, int) and len(alphabet) + 2 <= size <= 2**20):
+            raise UserError("a tokenizer of characters needs 'alphabet' and a 'size' that holds it")
+        if len(set(alphabet)) < len(alphabet):
+            raise UserError("a character is twice in 'alphabet'")
+        return Characters(alphabet, size)
+
+
+class Bytes(Tokenizer):
+    """One id per byte of UTF-8, then padding."""
+
+    size, pad, forbidden = 257, 256, (256,)
+
+    def encode(self, text: str) -> Ids:
+        return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in ids if 0 <= i < 256).decode("utf-8", "replace")
+
+    def pieces(self) -> list[bytes | None]:
+        return [*(bytes([i]) for i in range(256)), None]
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "bytes"})
+
+
+class BytesFactory(TokenizerFactory, kind="tokenizer"):
+    """One token per byte of UTF-8, and padding: 257 tokens."""
+
+    class Config(ComponentConfig):
+        pass
+
+    size = Bytes.size
+
+    def make(self, texts: Iterable[str], *, root: Path) -> Tokenizer:
+        return Bytes()
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        return Bytes()
+
+
+class HuggingFace(Tokenizer):
+    """A ``tokenizers.Tokenizer``.
+
+    Raises :class:`ValueError` where it has no tokens, or too many.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        # a file may set a fixed length, to which every text would be cut
+        inner.no_truncation()
+        inner.no_padding()
+        used = set(inner.get_vocab(with_added_tokens=True).values())
+        if not used:
+            raise ValueError("it has no tokens")
+        self.inner, self.size = inner, max(used) + 1
+        if self.size > MAX_SIZE:
+            raise ValueError(f"its highest id is {self.size - 1:,}; ids up to {MAX_SIZE - 1:,} are taken")
+        self.pad = next((p for p in map(inner.token_to_id, PADS) if p is not None), None)
+        ends = [e for e in map(inner.token_to_id, ENDS) if e is not None]
+        self.end = ends[0] if ends else None
+        special = {i for i, token in inner.get_added_tokens_decoder().items() if token.special}
+        # an end-of-text token separates documents and may be generated; padding never may, special or not
+        barred = (special - set(ends)) | ({self.pad} if self.pad is not None else set())
+        self.forbidden = tuple(sorted((set(range(self.size)) - used) | barred))
+        self._silent = set(range(self.size)) - used | ({self.pad} if self.pad is not None else set())
+
+    def encode(self, text: str) -> Ids:
+        try:
+            text.encode()  # the library raises a TypeError without the place
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            raise UserError(f"the text has a lone surrogate, U+{code:04X}, which is no character") from None
+        return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        kept = [int(i) for i in ids if 0 <= i < self.size and i not in self._silent]
+        text: str = self.inner.decode(kept, skip_special_tokens=False)
+        return text
+
+    def pieces(self) -> list[bytes | None]:
+        decoder = (json.loads(self.inner.to_str()).get("decoder") or {}).get("type")
+        if decoder != "ByteLevel":
+            raise UserError(
+                f"the tokenizer decodes by {decoder or 'words'!r}, where the text of a token depends on its neighbours; "
+                "tokenizers of characters, of bytes and of byte-level BPE work"
+            )
+        known = _byte_characters()
+
+        def spelled(token: str) -> bytes:
+            return bytes(known[c] for c in token) if all(c in known for c in token) else token.encode()
+
+        found = ((i, self.inner.id_to_token(i)) for i in range(self.size))
+        return [None if token is None or i in self._silent else spelled(token) for i, token in found]
+
+    def to_json(self) -> str:
+        text: str = self.inner.to_str()
+        return text
+
+
+def _byte_characters() -> dict[str, int]:
+    """The characters by which byte-level BPE writes bytes (GPT-2's): printable ones themselves, the others from U+0100 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {**{chr(byte): byte for byte in plain}, **{chr(0x100 + i): byte for i, byte in enumerate(others)}}
+
+
+class TokenizerFile(TokenizerFactory, kind="tokenizer"):
+    """A ``tokenizer.json`` file of the ``tokenizers`` library, or one that sedd_graph wrote."""
+
+    class Config(ComponentConfig):
+        path: Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
+        """File name, relative to the blueprint's folder."""
+
+    config: Config
+
+    def make(self, texts: Iterable[str], *, root: Path) -> Tokenizer:
+        return load_tokenizer(root / self.config.path)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        import tokenizers
+
+        try:
+            return HuggingFace(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"the tokenizers library cannot read it: {error}") from None
+
+
+class Bpe(TokenizerFactory, kind="tokenizer"):
+    """Byte-level BPE, trained on the training text, with padding and an end-of-text token."""
+
+    trained = separates = True
+
+    class Config(ComponentConfig):
+        size: Annotated[int, pydantic.Field(ge=258, le=1_000_000)] = 4096
+        """Number of tokens."""
+
+    config: Config
+
+    @property
+    def size(self) -> int:
+        return self.config.size
+
+    def make(self, texts: Iterable[str], *, root: Path) -> Tokenizer:
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        inner = tokenizers.Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.config.size,
+            special_tokens=["<pad>", "<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        inner.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
+        return HuggingFace(inner)
+
+    from_json = TokenizerFile.from_json

@@ -1,0 +1,84 @@
+"""Trackers: TensorBoard, trackio and wandb. Their packages are optional and are imported when a run starts."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sedd_graph.component.contract import ComponentConfig
+from sedd_graph.training.interfaces import Tracker
+
+
+class TensorBoard(Tracker, kind="tracker"):
+    """TensorBoard event files in the run folder."""
+
+    package = "tensorboard"
+
+    class Config(ComponentConfig):
+        pass
+
+    def start(self, run: Path, name: str) -> None:
+        self._folder = str(run / "tensorboard")
+        self._open(None)
+
+    def _open(self, purge_step: int | None) -> None:
+        module = importlib.import_module("torch.utils.tensorboard")
+        self._writer = module.SummaryWriter(self._folder, purge_step=purge_step)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._writer.add_text(name, text, step)
+
+    def resume(self, step: int) -> None:
+        self._writer.close()
+        self._open(step + 1)  # tensorboard ignores older events from this step on
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Service(Tracker):
+    """A run object of a service with ``log`` and ``finish``."""
+
+    abstract = True
+    _run: Any
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._run.log({name: text}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio(_Service, kind="tracker"):
+    """trackio, in its own folder (``TRACKIO_DIR``): one dashboard shows all runs of a blueprint."""
+
+    package = "trackio"
+
+    class Config(ComponentConfig):
+        pass
+
+    def start(self, run: Path, name: str) -> None:
+        self._module = importlib.import_module("trackio")
+        self._run = self._module.init(project=name, name=run.name)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+class Wandb(_Service, kind="tracker"):
+    """Weights & Biases as it is set up (``wandb login``, ``WANDB_MODE``); its files lie in the run folder."""
+
+    package = "wandb"
+
+    class Config(ComponentConfig):
+        pass
+
+    def start(self, run: Path, name: str) -> None:
+        self._run = importlib.import_module("wandb").init(project=name, name=run.name, dir=str(run))

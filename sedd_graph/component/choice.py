@@ -1,0 +1,90 @@
+"""Fields of a blueprint section that hold a component, chosen by its ``op`` among those that are installed. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
+
+from sedd_graph.component import renamed
+from sedd_graph.component.contract import Contract
+from sedd_graph.component.declared import Plain
+from sedd_graph.component.kinds import kinds_at
+from sedd_graph.component.registry import Registry, installed
+from sedd_graph.component.strict import branches
+from sedd_graph.errors import UserError, suggest
+
+__all__ = ["Choice"]
+
+PLACE = "x-place"
+"""Key of a JSON schema that stands for the components of a place; the schema of blueprints replaces it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Annotation of a pydantic field whose value is a component: ``Annotated[Corpus, Choice("data.corpus")]``.
+
+    The field reads ``{op: text, files: [...]}``, or ``builtin`` for a component without keys of its own, validates the keys
+    by the component's Config, and holds an instance. It is written back as a mapping with the op pinned to its version.
+
+    Args:
+        place: Key of the blueprint, which says the kinds that fit (:mod:`sedd_graph.component.kinds`).
+        default: Op of a mapping that names none.
+    """
+
+    place: str
+    default: str | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        (base,) = branches(source)
+        return core_schema.no_info_plain_validator_function(
+            lambda value: self._read(value, base),
+            serialization=core_schema.plain_serializer_function_ser_schema(self._written),
+            metadata={"pydantic_js_functions": [lambda schema, handler: {PLACE: self.place}]},
+        )
+
+    def contracts(self, registry: Registry) -> list[Contract]:
+        """Return the contracts of all components that fit."""
+        return [c for c in registry.contracts() if c.kind in kinds_at(self.place)]
+
+    def config_of(self, value: Any) -> Any:
+        """Return the Config class of the component that ``value`` names, which is known to be registered; else None."""
+        op = value.get("op", self.default) if isinstance(value, dict) else value
+        return installed().component(op).Config if isinstance(op, str) and op else None
+
+    def _read(self, value: Any, base: type) -> Any:
+        if isinstance(value, base):
+            return value
+        keys = {"op": value} if isinstance(value, str) else value
+        if not isinstance(keys, dict):
+            raise PydanticCustomError("dict_type", "must be a mapping")
+        if not isinstance(op := keys.get("op", self.default), str):
+            raise PydanticCustomError("union_tag_not_found", "needs the key 'op'", {"discriminator": "'op'"})
+        cls = self._component(op)
+        if not issubclass(cls, base):
+            raise ValueError(f"{op!r} is no {base.__name__}")
+        return cls(cls.Config.model_validate({k: v for k, v in keys.items() if k != "op"}))
+
+    def _component(self, op: str) -> Any:
+        registry, kinds = installed(), kinds_at(self.place)
+        if op in renamed.LR_SCHEDULES and "lr_schedule" in kinds:
+            raise ValueError(f"op {op!r} is now called {renamed.LR_SCHEDULES[op]!r}")
+        found = f"unknown op {op!r}"
+        if op.partition(".v")[0] in (*registry.names, *renamed.OPS):
+            try:
+                kind = registry.contract(op).kind
+            except UserError as error:
+                raise ValueError(str(error)) from None
+            if kind in kinds:
+                return registry.component(op)
+            found = f"{op!r} is of kind {kind}"
+        names = sorted({c.name for c in self.contracts(registry)})
+        raise ValueError(f"{found}{suggest(op, names)}; known: {', '.join(names)}")
+
+    def _written(self, component: Plain) -> dict[str, Any]:
+        op = installed().op_of(type(component))
+        if op is None:
+            raise UserError(f"{self.place}: {type(component).__qualname__} is not registered, so it cannot be written")
+        return {"op": op, **component.config.model_dump(mode="json")}

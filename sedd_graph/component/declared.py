@@ -1,0 +1,69 @@
+"""What every component declares: a kind and a nested, frozen ``Config``. No torch.
+
+:class:`Plain` is the base of components that are no modules of a network: corpora, tokenizers, optimizers, learning-rate
+schedules and trackers. Components that are modules derive from :class:`sedd_graph.component.base.Component`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+from sedd_graph.component.contract import ComponentConfig
+from sedd_graph.component.kinds import require_kind
+from sedd_graph.errors import UserError
+
+__all__ = ["Declared", "Plain"]
+
+
+class Declared:
+    """A class with a kind of :data:`sedd_graph.component.kinds.KINDS` and a nested ``Config``.
+
+    Raises :class:`TypeError` when a subclass is defined whose kind is unknown, whose base class is not that of its kind, or
+    which has no ``Config``. A base class sets ``abstract = True`` or names no kind, and is not checked.
+    """
+
+    Config: ClassVar[type[ComponentConfig]]
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, *, kind: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if kind is not None:
+            cls.kind = kind
+        if not hasattr(cls, "kind"):
+            return
+        try:
+            base = require_kind(cls.kind).base
+        except UserError as error:
+            raise TypeError(f"{cls.__qualname__}: {error}") from None
+        if cls.is_abstract():
+            return
+        # by name: importing every base here would load rooms that this class does not use
+        if base not in {f"{c.__module__}:{c.__qualname__}" for c in cls.__mro__}:
+            raise TypeError(f"{cls.__qualname__}: a component of kind {cls.kind!r} derives from {base}")
+        config = getattr(cls, "Config", None)
+        if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
+            raise TypeError(f"{cls.__qualname__}: a component needs a nested class Config(ComponentConfig)")
+
+    @classmethod
+    def is_abstract(cls) -> bool:
+        """Return whether this class is only a base of components."""
+        return inspect.isabstract(cls) or bool(cls.__dict__.get("abstract", False))
+
+
+class Plain(Declared):
+    """A component that is no module of a network; it holds its Config and compares equal by it."""
+
+    config: Any
+
+    def __init__(self, config: ComponentConfig) -> None:
+        self.config = config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plain) and type(other) is type(self) and bool(other.config == self.config)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.config.model_dump_json()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__qualname__}({self.config!r})"

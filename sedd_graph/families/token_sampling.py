@@ -1,0 +1,158 @@
+"""Samples of rows of tokens: the noise, the prompt and the conditions that a walk begins with, and the network that it calls.
+
+Axes: b batch, l length, n states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sedd_graph.diffusion.conditions.conditions import Conditions
+from sedd_graph.diffusion.conditions.constraint import Matching, Pieces, allowed_tokens
+from sedd_graph.diffusion.tokens.block_diffusion import hold_prompt, write_blocks
+from sedd_graph.diffusion.tokens.conditions import lacks
+from sedd_graph.diffusion.tokens.guidance import classified, lacks_scores, renoised, unprompted
+from sedd_graph.diffusion.tokens.parts import TokenParts
+from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
+from sedd_graph.engine.block_cache import cached
+from sedd_graph.engine.network import Network
+from sedd_graph.engine.process import SampleRequest
+from sedd_graph.errors import UserError
+from sedd_graph.families.text import check_tokens
+
+__all__ = ["TokenSampling"]
+
+
+class TokenSampling:
+    """One request for rows of tokens.
+
+    ``allowed`` bool [n] marks the tokens that may be drawn; ``pieces`` gives the bytes of each token, where there is a tokenizer.
+    Raises :class:`UserError` where the request cannot be met.
+    """
+
+    def __init__(
+        self, parts: TokenParts, allowed: Tensor, pieces: Pieces | None, network: Network, request: SampleRequest
+    ) -> None:
+        self.parts, self.allowed, self._pieces = parts, allowed, pieces
+        self.network, self.request, self.device = network, request, network.device
+        sampler, kernel = parts.sampler, parts.kernel
+        self.conditions: Conditions = sampler.config if request.conditions is None else request.conditions
+        if (lack := lacks(self.conditions, kernel)) is not None:
+            raise UserError(f"sample: the conditions need {lack}")
+        self.classifier = request.classifier
+        if self.classifier is None and parts.classifier is not None:
+            self.classifier = parts.classifier.guide(parts.schedule)
+        if self.classifier is not None and (lack := lacks_scores(kernel, sampler)) is not None:
+            raise UserError(f"sample: guidance by a classifier needs {lack}")
+        if request.length is None:
+            raise UserError("sample: give a length: the number of tokens of each row")
+        self.length, self.block = request.length, parts.objective.block
+        if self.block is not None and request.attend is not None:
+            raise UserError("sample: text in blocks has no padding to hide: leave attend out")
+        if self.block is not None and (self.classifier is not None or self.conditions.guidance != 1):
+            raise UserError("sample: guidance and classifiers need the whole text, which in blocks there never is")
+
+    def rows(self) -> tuple[Tensor, Conditions]:
+        """Draw the rows, int64 [b, l] on the CPU; also the conditions that they meet."""
+        kernel, batch, length = self.parts.kernel, self.request.batch, self.length
+        may = self._may()
+        generator = self.request.generator(self.device)
+        whole = length if self.block is None else -(-length // self.block) * self.block
+        if self.block is not None and may.dim() > 1:  # positions behind the end of the last block are cut off
+            may = torch.cat([may, self.allowed.expand(*may.shape[:-2], whole - length, -1)], -2)
+        x = kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
+        free = torch.ones_like(x, dtype=torch.bool)
+        if self.request.prompt is not None:
+            prompt = F.pad(self._prompt(self.request.prompt), (0, whole - length), value=-1)
+            free = prompt < 0
+            x = torch.where(free, x, prompt)
+        pattern = self.conditions.matching
+        settings = WalkSettings(
+            free=free,
+            kernel=kernel,
+            schedule=self.parts.schedule,
+            generator=generator,
+            allowed=may,
+            matching=None if pattern is None else Matching(pattern, self._spelled, self.device),
+            on_step=self.request.on_step,
+        )
+        made = self._walk(x, settings) if self.block is None else self._write(x, settings, self.block)[:, :length]
+        return made.cpu(), self.conditions
+
+    def _may(self) -> Tensor:
+        """The tokens that may be drawn, bool [n], [l, n] or [b, l, n]."""
+        may, allowed = self.allowed, self.request.allowed
+        if allowed is not None:
+            shape = (self.request.batch, self.length, len(may))
+            if allowed.dtype != torch.bool or allowed.shape not in (shape, shape[1:], shape[2:]):
+                raise UserError(
+                    f"sample: allowed must be bool {list(shape[2:])}, {list(shape[1:])} or {list(shape)}, "
+                    f"not {allowed.dtype} {list(allowed.shape)}"
+                )
+            may = may & allowed.to(self.device)
+        return allowed_tokens(self.conditions, may, self.length, self._spelled)
+
+    def _prompt(self, prompt: Tensor) -> Tensor:
+        batch, length = self.request.batch, self.length
+        if prompt.dim() != 2 or prompt.shape[1] != length or prompt.shape[0] not in (1, batch):
+            raise UserError(f"sample: prompt must be [{batch}, {length}] (or one row), not {list(prompt.shape)}")
+        check_tokens(prompt.clamp(min=0), self.parts.kernel.data_tokens)
+        return prompt.to(self.device).expand(batch, length)
+
+    def _spelled(self) -> Sequence[bytes | None]:
+        """The bytes of each state. Raises :class:`UserError` where there is no tokenizer."""
+        if self._pieces is None:
+            raise UserError("there is no tokenizer, so tokens have no text: build from a run folder that has one")
+        pieces, states = self._pieces(), self.parts.kernel.states
+        return [*pieces, *[None] * (states - len(pieces))][:states]
+
+    def _walk(self, x: Tensor, settings: WalkSettings) -> Tensor:
+        """Rows ``x`` [b, l] from noise to text, as a whole."""
+        (kernel, schedule, _, sampler, _), network, request = self.parts, self.network, self.request
+        batch, free, evaluations = len(x), settings.free, 0
+        visible = torch.ones_like(free) if request.attend is None else request.attend.to(x.device).expand(*x.shape)
+
+        def evaluate(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
+            nonlocal evaluations
+            evaluations += len(rows)
+            # any other number of rows would be compiled anew: where that is done, the batch is filled up again
+            fill = -len(rows) % batch if network.compiled_everywhere else 0
+            if fill:
+                x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
+                at = None if at is None else torch.cat([at, at[:1].expand(fill, -1)])
+            sigma = schedule.sigma(t)
+            outputs = network.run({"tokens": x, "sigma": sigma, "t": t, "attend": visible[rows]}, at=at)
+            outputs = kernel.translate(outputs, x if at is None else x.gather(1, at), sigma)
+            return {name: value[: len(value) - fill] for name, value in outputs.items()} if fill else outputs
+
+        denoise: Denoise = evaluate
+        if request.prompt is not None and self.conditions.guidance != 1:
+            denoise = unprompted(denoise, free, kernel, self.conditions.guidance)
+        if self.classifier is not None:
+            denoise = classified(denoise, kernel, schedule, self.classifier, free)
+        noisy = request.prompt is not None and self.conditions.observed == "renoise"
+        if noisy:
+            denoise = renoised(denoise, x, free, kernel, schedule, settings.generator)
+        timed = bool({"sigma", "t"} & set(network.model.input_names))
+        timeless = self.classifier is None and not noisy and not timed
+        with network.evaluating():
+            out = sampler.run(denoise, x, dataclasses.replace(settings, timeless=timeless), steps=request.steps)
+        sampler.evaluations = evaluations
+        return out
+
+    def _write(self, x: Tensor, settings: WalkSettings, block: int) -> Tensor:
+        """Rows ``x`` [b, l] block by block. Eager: the cache grows, and each length of it would be compiled anew."""
+        hold_prompt(settings.free, block)
+        (rows, whole), network = x.shape, self.network
+        with (
+            network.evaluating(eager=True),
+            cached(network.model, block, rows=rows, length=whole, suffix=network.suffix) as given,
+        ):
+            return write_blocks(
+                self.parts.sampler, given, x, settings, block=block, length=self.length, steps=self.request.steps
+            )

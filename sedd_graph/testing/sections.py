@@ -1,0 +1,199 @@
+"""The checks of components of the ``data`` and ``train`` sections, on small data."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sedd_graph.data.config import DataConfig
+from sedd_graph.data.rows import open_data
+from sedd_graph.data.sources import Document, read_corpus
+from sedd_graph.errors import UserError
+from sedd_graph.testing.case import Case, Failures
+from sedd_graph.training.checkpoint import pack_optimizers, unpack_optimizers
+
+__all__ = ["check_corpus", "check_lr_schedule", "check_optimizer", "check_points", "check_tokenizer", "check_tracker"]
+
+Found = Iterator[tuple[str, str]]
+TEXTS = ["ab ba b", "a bab\n", "", "b"]
+"""Text of four characters, so that small alphabets hold it."""
+STEPS = 50
+"""Optimizer steps on the toy."""
+
+
+def check_corpus(case: Case) -> Found:
+    """Check that documents, rows and their fingerprint are the same each time they are read."""
+    corpus = case.cls(case.config)
+    first, second = (read_corpus(corpus, root=case.root) for _ in range(2))
+    wrong = [
+        d for d in first if not (isinstance(d, Document) and isinstance(d.text, str) and isinstance(d.prompt, str))
+    ]
+    if wrong:
+        yield "documents", f"'documents' yields {wrong[0]!r}, not a Document of text"
+        return
+    if first != second:
+        yield "determinism", "'documents' yields other documents, or another order, when it is called again"
+    if any(d.prompt for d in first) and not corpus.prompted:
+        yield "prompted", "there are prompts, but 'prompted' is false"
+    rows = "documents" if corpus.prompted else "stream"
+    config = DataConfig.model_validate(
+        {"corpus": corpus, "tokenizer": "bytes", "length": 2, "rows": rows, "holdout": 0.5}
+    )
+    data, again = (open_data(config, root=case.root) for _ in range(2))
+    if data.fingerprint() != again.fingerprint():
+        yield "fingerprint", "training and held-out rows differ when the corpus is opened again"
+
+
+def check_points(case: Case) -> Found:
+    """Check type and shape of the points, and that the generator alone determines them."""
+    source = case.cls(case.config)
+    first, second = (source.points(case.root, np.random.Generator(np.random.Philox(key=[7, 0]))) for _ in range(2))
+    if not isinstance(first, np.ndarray) or first.dtype != np.float32 or first.ndim < 2 or len(first) < 2:
+        yield "points", "'points' returns no float32 array [row, ...] of two rows or more"
+        return
+    if not np.isfinite(first).all():
+        yield "finite", "some points are not finite"
+    if not np.array_equal(first, second):
+        yield "determinism", "the same generator gives other points when 'points' is called again"
+
+
+def check_tokenizer(case: Case) -> Found:
+    """Check that text survives encoding and JSON, and what is said about ids."""
+    factory = case.cls(case.config)
+    tokenizer, again = (factory.make(TEXTS if factory.trained else (), root=case.root) for _ in range(2))
+    loaded = type(factory).from_json(tokenizer.to_json())
+    if tokenizer.to_json() != again.to_json():
+        yield "determinism", "the same texts give another tokenizer"
+    fits = factory.size in (None, tokenizer.size) or (factory.trained and tokenizer.size < (factory.size or 0))
+    if not fits:  # training may find fewer tokens in a short text
+        yield "size", f"the Config says {factory.size} tokens, but the tokenizer has {tokenizer.size}"
+    if factory.trained and factory.separates != (tokenizer.end is not None):
+        yield "separates", f"'separates' is {factory.separates}, but 'end' is {tokenizer.end}"
+    special = {i for i in (tokenizer.pad, tokenizer.end, *tokenizer.forbidden) if i is not None}
+    if not special <= set(range(tokenizer.size)):
+        yield "ids", f"pad, end and forbidden ids are not all below {tokenizer.size}"
+    if tokenizer.pad is not None and tokenizer.pad not in tokenizer.forbidden:
+        yield "forbidden", f"padding ({tokenizer.pad}) may be generated: it is not forbidden"
+    if not isinstance(json.loads(tokenizer.to_json()), dict):
+        yield "json", "'to_json' gives no JSON object"
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        if ids.dtype != np.int64 or ids.ndim != 1 or not ((ids >= 0) & (ids < tokenizer.size)).all():
+            yield (
+                "encode",
+                f"{text!r} is encoded as {ids.dtype} {ids.tolist()}, not as int64 ids below {tokenizer.size}",
+            )
+        elif set(ids.tolist()) & set(tokenizer.forbidden):
+            yield "forbidden", f"{text!r} is encoded with forbidden ids"
+        elif (found := tokenizer.decode(ids.tolist())) != text:
+            yield "round trip", f"{text!r} is decoded as {found!r}"
+        elif loaded.encode(text).tolist() != ids.tolist() or loaded.decode(ids.tolist()) != text:
+            yield "json", f"{text!r} is encoded or decoded otherwise after a round trip through JSON"
+        elif (wrong := _pieces(tokenizer, text, ids.tolist())) is not None:
+            yield "pieces", wrong
+    facts = [(t.size, t.pad, t.end, t.forbidden) for t in (tokenizer, loaded)]
+    if facts[0] != facts[1]:
+        yield "json", f"size, pad, end and forbidden are {facts[1]} after a round trip through JSON, not {facts[0]}"
+
+
+def _pieces(tokenizer: Any, text: str, ids: list[int]) -> str | None:
+    """Return what is wrong with the bytes of tokens, where the tokenizer gives them."""
+    try:
+        pieces = tokenizer.pieces()
+    except UserError:  # the text of a token depends on its neighbours
+        return None
+    if len(pieces) != tokenizer.size:
+        return f"'pieces' gives {len(pieces)} tokens, not {tokenizer.size}"
+    found = b"".join(pieces[i] or b"" for i in ids)
+    return None if found == text.encode() else f"the pieces of {text!r} are {found!r}"
+
+
+class _Toy:
+    """A sum of squares of three parameters, and the optimizers under test."""
+
+    def __init__(self, case: Case) -> None:
+        generator = torch.Generator().manual_seed(5)
+        shapes = {"embed.table": (5, 3), "trunk.0.mix.weight": (4, 3), "trunk.0.mix.bias": (4,)}
+        self.parameters = {n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in shapes.items()}
+        self.optimizers: list[torch.optim.Optimizer] = case.cls(case.config).make(self.parameters)
+
+    def loss(self) -> Tensor:
+        return torch.stack([p.square().sum() for p in self.parameters.values()]).sum()
+
+    def step(self) -> None:
+        self.loss().backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def values(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.parameters.values()])
+
+
+def check_optimizer(case: Case) -> Found:
+    """Check that a convex toy is lowered, that the learning rate is obeyed, and that the state can be saved."""
+    toy, again = _Toy(case), _Toy(case)
+    held = [id(p) for o in toy.optimizers for group in o.param_groups for p in group["params"]]
+    if sorted(held) != sorted(map(id, toy.parameters.values())):
+        yield "parameters", f"{len(held)} parameters are held, not each of the {len(toy.parameters)} once"
+        return
+    start = toy.loss().item()
+    for _ in range(STEPS):
+        toy.step()
+    if not (end := toy.loss().item()) < start:
+        yield "descent", f"{STEPS} steps take a convex loss from {start:.4g} to {end:.4g}"
+    with torch.no_grad():
+        for name, p in again.parameters.items():
+            p.copy_(toy.parameters[name])
+    unpack_optimizers(again.optimizers, pack_optimizers(toy.optimizers))
+    toy.step()
+    again.step()
+    if not torch.equal(toy.values(), again.values()):
+        yield "state", "a step after the state was saved and loaded differs from one without"
+    before = toy.values()
+    for optimizer in toy.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+    toy.step()
+    if not torch.equal(before, toy.values()):
+        yield "lr", "parameters move though the learning rate of every group is 0"
+
+
+def check_lr_schedule(case: Case) -> Failures:
+    """Check that the share of the learning rate is finite and within [0, 1]."""
+    schedule = case.cls(case.config)
+    for progress in (i / 100 for i in range(101)):
+        share = schedule.share(progress)
+        if not (isinstance(share, int | float) and math.isfinite(share) and 0 <= share <= 1):
+            return [("share", f"the share at progress {progress} is {share!r}, not a number in [0, 1]")]
+        if schedule.share(progress) != share:
+            return [("determinism", f"the share at progress {progress} differs between two calls")]
+    return []
+
+
+def check_tracker(case: Case) -> Failures:
+    """Run a tracker through a short run: start, records, a resume, and the end."""
+    metrics = {"loss": 1.5, "learning_rate": 0.25}
+    seen: Mapping[str, float] = dict(metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        run.mkdir()
+        tracker = case.cls(case.config)
+        tracker.start(run, "under_test")
+        try:
+            for step in (1, 2):
+                tracker.log(step, seen)
+                tracker.text(step, "sample", "some text")
+            tracker.resume(1)
+            tracker.log(2, seen)
+        finally:
+            tracker.close()
+    return [] if seen == metrics else [("purity", "'log' changes the metrics that it is given")]
