@@ -17,6 +17,7 @@ from sedd_graph.component.base import ComponentConfig, Context
 from sedd_graph.component.outputs import Output
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import FLOOR, full_precision
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.columns import Columns, Remaining, align_optimal, align_padded
 from sedd_graph.diffusion.strings.edit_flow import EDIT_FLOWS, EditFlowKernel
 from sedd_graph.diffusion.strings.kernel import (
@@ -28,7 +29,6 @@ from sedd_graph.diffusion.strings.kernel import (
     StringObjective,
     StringTable,
 )
-from sedd_graph.diffusion.tokens.process import Schedule
 
 from ..bijective._bijection import wide
 from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies
@@ -73,9 +73,9 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
         return ((LOG_INSERT, LOG_DELETE, LOG_SUBSTITUTE),) if noisy else ((LOG_INSERT,),)
 
     def table(self, *, one_length: bool) -> StringTable:
-        from sedd_graph.verify.edit_flow import ColumnToy
+        from sedd_graph.verify.edit_flow import EditFlowTable
 
-        return ColumnToy(self)
+        return EditFlowTable(self)
 
     @property
     def spread(self) -> float:
@@ -162,7 +162,7 @@ class EditFlowLoss(StringObjective[EditFlowKernel, ColumnDraw], kind="string_obj
         """w of each kind of edit at ``t`` [b], per unit of t, [b, 3]."""
         return kernel.weights(schedule.sigma(t).double()) * schedule.dsigma(t).double()[:, None]
 
-    def held_down(self, kernel: EditFlowKernel, schedule: Schedule) -> float:
+    def capped(self, kernel: EditFlowKernel, schedule: Schedule) -> float:
         t = torch.linspace(self.config.t_min, 1, 10_000, dtype=torch.float64)
         most = self.config.max_weight
         return 0.0 if most is None else float((self._pace(kernel, schedule, t) > most).double().mean())

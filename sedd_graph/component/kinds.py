@@ -66,7 +66,8 @@ _COLOURS = {
     "backbone": "#ede9fe",
 }
 _BASE, _NODE_CHECK = "sedd_graph.component.base:Component", "sedd_graph.testing.nodes:check_node"
-_TOKENS, _STRINGS = "sedd_graph.diffusion.tokens", "sedd_graph.diffusion.strings"
+_DIFFUSION = "sedd_graph.diffusion"
+_TOKENS, _STRINGS = f"{_DIFFUSION}.tokens", f"{_DIFFUSION}.strings"
 _DATA, _TRAINING = "sedd_graph.data", "sedd_graph.training.interfaces"
 _PROCESS, _SECTION = "sedd_graph.testing.processes:check", "sedd_graph.testing.sections:check"
 
@@ -74,11 +75,11 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         *(Kind(name, NODE, _BASE, _NODE_CHECK, colour=colour) for name, colour in _COLOURS.items()),
-        Kind("kernel", "process", f"{_TOKENS}.process:Kernel", f"{_PROCESS}_kernel", "tokens"),
+        Kind("kernel", "process", f"{_TOKENS}.kernel:Kernel", f"{_PROCESS}_kernel", "tokens"),
         Kind("string_kernel", "process", f"{_STRINGS}.kernel:StringKernel", f"{_PROCESS}_strings", "strings"),
-        Kind("schedule", "process.schedule", f"{_TOKENS}.process:Schedule", f"{_PROCESS}_schedule"),
-        Kind("objective", "objective", f"{_TOKENS}.process:Objective", f"{_PROCESS}_objective", "tokens"),
-        Kind("likelihood", "objective", f"{_TOKENS}.process:Likelihood", f"{_PROCESS}_likelihood", "points"),
+        Kind("schedule", "process.schedule", f"{_DIFFUSION}.schedule:Schedule", f"{_PROCESS}_schedule"),
+        Kind("objective", "objective", f"{_TOKENS}.objective:Objective", f"{_PROCESS}_objective", "tokens"),
+        Kind("likelihood", "objective", f"{_DIFFUSION}.likelihood:Likelihood", f"{_PROCESS}_likelihood", "points"),
         Kind("string_objective", "objective", f"{_STRINGS}.kernel:StringObjective", f"{_PROCESS}_strings", "strings"),
         Kind("sampler", "sample", f"{_TOKENS}.sampler:Sampler", f"{_PROCESS}_sampler", "tokens"),
         Kind("string_sampler", "sample", f"{_STRINGS}.sampler:StringSampler", f"{_PROCESS}_strings", "strings"),

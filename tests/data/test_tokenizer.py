@@ -162,7 +162,10 @@ def _huge_id() -> str:
         ("[" * 200_000, "not JSON: nested too deeply"),
         ("[]", "the tokenizers library cannot read it: "),
         ('{"kind": "characters"}', "needs 'alphabet' and a 'size' of at least its length plus 2"),
-        ('{"kind": "characters", "alphabet": "abc", "size": 4}', "needs 'alphabet' and a 'size' of at least its length plus 2"),
+        (
+            '{"kind": "characters", "alphabet": "abc", "size": 4}',
+            "needs 'alphabet' and a 'size' of at least its length plus 2",
+        ),
         ('{"kind": "characters", "alphabet": "aba", "size": 9}', "'alphabet' has a character twice"),
         (words().to_str(), "it has no tokens"),
         (_huge_id(), "its highest id is 40,000,000; the limit is 2,097,151"),
