@@ -25,7 +25,7 @@ from sedd_graph.runs.check import check
 from sedd_graph.runs.open import make_engine
 from sedd_graph.store.arrays import Activations, TapSpec, array_of
 from sedd_graph.training.distributed import World
-from sedd_graph.training.loop import Trainer
+from sedd_graph.training.trainer import Trainer
 
 EVERY = 10
 BAR = 0.05
@@ -50,7 +50,7 @@ def main() -> None:
             report = check(blueprint, [*steady, *more])
             data = text_data(report, root=report.loaded.root)
             engine = make_engine(report, device=device, compile=arguments.compile)
-            trainers[label] = Trainer(engine, data, report.train, Path(folder), World.single(), None, print)
+            trainers[label] = Trainer(engine, data, report.train, Path(folder), World.single(), print)
             engine.model.train()
         (tap,) = report.graph.taps
         spec = TapSpec(tap[0].replace(".", "/"), tap[1].every, tap[1].dtype, tap[1].rows, tap[1].chunk)

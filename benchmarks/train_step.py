@@ -26,7 +26,7 @@ from sedd_graph.engine.measure import measure
 from sedd_graph.runs.check import check
 from sedd_graph.runs.open import make_engine
 from sedd_graph.training.distributed import World
-from sedd_graph.training.loop import Trainer as EngineTrainer
+from sedd_graph.training.trainer import Trainer as EngineTrainer
 
 SIZES = {
     # name: blueprint, overrides, contestants
@@ -115,7 +115,7 @@ def main() -> None:
 
     def ours() -> Callable[[], object]:
         engine = make_engine(report, device=device, compile=arguments.compile)
-        trainer = EngineTrainer(engine, data, report.train, BLUEPRINTS, World.single(), None, print)
+        trainer = EngineTrainer(engine, data, report.train, BLUEPRINTS, World.single(), print)
         engine.model.train()
 
         def step() -> object:

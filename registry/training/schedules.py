@@ -34,14 +34,14 @@ class _Decay(LRSchedule):
 
 
 class CosineDecay(_Decay, kind="lr_schedule"):
-    """Decay along half a cosine (arXiv 1608.03983, without restarts)."""
+    """Cosine decay of the learning rate from its peak to its final value (arXiv 1608.03983, without restarts)."""
 
     def share(self, progress: float) -> float:
         return self._between(0.5 * (1 + math.cos(math.pi * progress)))
 
 
 class LinearDecay(_Decay, kind="lr_schedule"):
-    """Decay along a straight line."""
+    """Linear decay of the learning rate from its peak to its final value."""
 
     def share(self, progress: float) -> float:
         return self._between(1.0 - progress)

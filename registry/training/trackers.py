@@ -10,7 +10,7 @@ from sedd_graph.training.interfaces import Tracker
 
 
 class TensorBoard(Tracker, kind="tracker"):
-    """TensorBoard event files in the run folder."""
+    """TensorBoard, whose event files are in the run folder."""
 
     package = "tensorboard"
 

@@ -57,9 +57,7 @@ class Declared:
 
 
 class Plain(Declared):
-    """A component that is not a module, such as a corpus. Two of one class are equal if their Configs are."""
-
-    config: Any
+    """Base class of components that are not modules, such as corpora. Two of one class are equal if their Configs are."""
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config

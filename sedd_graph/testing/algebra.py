@@ -80,11 +80,11 @@ def _names(trial: Trial, algebra: Algebra) -> Iterator[str]:
                 yield f"rule {rule.method!r} is given {name!r}, which is its target or a variadic port"
         if not callable(getattr(trial.component, rule.method, None)):
             yield f"rule {rule.method!r} is not a method"
-    for target, method in algebra.log_det.items():
-        if target not in {rule.target for rule in algebra.rules}:
-            yield f"log_det of {target!r}, which no rule gives"
+    for of, method in algebra.log_det.items():
+        if of not in {rule.target for rule in algebra.rules}:
+            yield f"log_det of {of!r}, which no rule gives"
         if method != "zero" and not callable(getattr(trial.component, method, None)):
-            yield f"log_det {method!r} of {target!r} is neither 'zero' nor a method"
+            yield f"log_det {method!r} of {of!r} is neither 'zero' nor a method"
     for source, out in [*algebra.lipschitz, *((i, o) for o, row in algebra.linear.items() for i in row)]:
         if source not in inputs or out not in outputs:
             yield f"({source!r}, {out!r}) is not a pair of an input and an output"

@@ -16,7 +16,7 @@ import pytest
 from sedd_graph.cli import main as cli
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.files import part_folder
-from sedd_graph.training.loop import Trainer
+from sedd_graph.training.trainer import Trainer
 from tests.conftest import SMALL
 
 CPU = ["--device", "cpu"]

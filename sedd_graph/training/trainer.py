@@ -1,0 +1,203 @@
+"""The optimizer steps and checkpoints of one process of a training run.
+
+Every random number is a function of the seed, the step and the global row (and, in the network, the node). The losses are
+therefore equal when a run is resumed or its batch is split over processes or accumulation steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sedd_graph.data.points import PointData
+from sedd_graph.data.rows import Dataset
+from sedd_graph.diffusion.batch import Randomness
+from sedd_graph.engine.engine import Engine
+from sedd_graph.engine.hardware import pick_dtype
+from sedd_graph.engine.process import SCHEDULE
+from sedd_graph.engine.seeds import mix_seed
+from sedd_graph.errors import DivergedError, UserError
+from sedd_graph.evaluation.bound import to_batch
+from sedd_graph.store.arrays import Activations
+from sedd_graph.training.checkpoint import (
+    Checkpoint,
+    load_weights,
+    pack_optimizers,
+    read_checkpoint,
+    unpack_optimizers,
+    write_checkpoint,
+)
+from sedd_graph.training.config import TrainConfig
+from sedd_graph.training.distributed import World
+from sedd_graph.training.optim import Average, learning_rate, make_optimizers
+
+__all__ = ["Say", "Trainer"]
+
+Say = Callable[[str], None]
+"""Function that prints a line for the user."""
+
+
+class Trainer:
+    """One process's part of the training steps and checkpoints of a run.
+
+    Args:
+        engine: The engine to train.
+        data: The data set.
+        config: The ``train`` section.
+        run: The run folder.
+        world: The processes of the run.
+        say: Function that prints a line for the user.
+
+    Raises:
+        UserError: The batch cannot be divided over the processes.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        data: Dataset | PointData,
+        config: TrainConfig,
+        run: Path,
+        world: World,
+        say: Say,
+    ) -> None:
+        self.engine, self.data, self.config, self.run, self.world = engine, data, config, run, world
+        self.say = say
+        if config.batch % (config.accumulate * world.size):
+            raise UserError(
+                f"train.batch = {config.batch} is not a multiple of accumulate * processes = {config.accumulate} * {world.size}"
+            )
+        self.module: nn.Module = engine.trained
+        if world.size > 1:
+            ids = [engine.device.index] if engine.device.type == "cuda" else None
+            self.module = DistributedDataParallel(self.module, device_ids=ids)
+        self.model = engine.model
+        self.optimizers = make_optimizers(self.model, config)
+        self.average = Average(self.model, config.ema) if config.ema else None
+        self.dtype = pick_dtype(config.dtype, engine.device)
+        self.step, self.seconds = 0, 0.0
+        self.activations: Activations | None = None
+
+    def micro_batches(self) -> Iterator[tuple[Any, Randomness]]:
+        """Yield this process's rows of the global batch, one part for each backward pass."""
+        config, world = self.config, self.world
+        share = config.batch // (config.accumulate * world.size)
+        for part in range(config.accumulate):
+            start = (part * world.size + world.rank) * share
+            rows = self.data.batch(self.step * config.batch, config.batch, start=start, stop=start + share)
+            generator = torch.Generator(self.engine.device).manual_seed(mix_seed(config.seed, 1, self.step))
+            yield (
+                to_batch(rows, self.engine.process, self.engine.device),
+                Randomness(generator, start=start, total=config.batch),
+            )
+
+    def train_step(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Accumulate the gradients of one step.
+
+        Returns:
+            The loss summed over this process's rows (nats), the number of tokens that it counts, and the saved activations of the
+            last backward pass by dotted path.
+        """
+        config = self.config
+        nats = torch.zeros((), device=self.engine.device)
+        counted = torch.zeros((), device=self.engine.device)
+        saved: dict[str, Tensor] = {}
+        # third-party components may draw from torch's global generator: seeded, so that a resumed run repeats the draws
+        torch.manual_seed(mix_seed(config.seed, 2, self.step, self.world.rank))
+        for number, (batch, random) in enumerate(self.micro_batches()):
+            draw = self.engine.draw(batch, random=random)
+            last = number == config.accumulate - 1
+            waiting = isinstance(self.module, DistributedDataParallel) and not last
+            with self.module.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]
+                with torch.autocast(self.engine.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+                    loss, saved = self.module(draw, batch, random.keys(len(batch)))
+                # DDP averages over processes: each adds its share of the mean over the whole batch, per position
+                (loss.sum() * self.world.size / (config.batch * batch.width)).backward()
+            nats += loss.detach().sum()
+            counted += batch.counted.sum()
+        return nats, counted, saved
+
+    def update(self, progress: float) -> Tensor:
+        """Clip the gradient, step the optimizers and update the averaged weights. Returns the norm of the gradient.
+
+        ``progress`` in [0, 1] is the share of the run that is done, for the learning-rate schedule.
+        """
+        config = self.config
+        named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
+        # rare large losses dominate the gradient of a learned schedule: clipped together, it would scale down the network's
+        rest = [p for name, p in named if not name.startswith(SCHEDULE)]
+        norm = nn.utils.clip_grad_norm_(rest, config.clip or math.inf)
+        share = learning_rate(config, self.step, progress)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
+        return norm
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.run / "checkpoints"
+
+    def diverged(self, what: str) -> DivergedError:
+        """Return the exception for a run that diverged."""
+        return DivergedError(
+            f"{what} by step {self.step}; the last checkpoint is intact. "
+            "Try a lower train.optimizer.lr, a longer train.warmup, or train.dtype=float32"
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint (rank 0).
+
+        Raises:
+            DivergedError: The weights are not finite; the checkpoint would displace one that can be resumed from.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise self.diverged("weights became NaN or infinite")
+        if self.activations is not None:
+            self.activations.flush()  # a run resumed from this checkpoint does not record earlier steps again
+        if self.world.rank == 0 and not (self.folder / f"step-{self.step:08d}").exists():
+            weights = {k: v.detach().cpu().contiguous().clone() for k, v in self.model.state_dict().items()}
+            average = None
+            if self.average is not None:
+                average = {**weights, **{k: v.detach().cpu().contiguous() for k, v in self.average.state().items()}}
+            state = {
+                "seconds": self.seconds,
+                "average_count": self.average.count if self.average else 0,
+                "world": self.world.size,
+                "train": self.config.model_dump(mode="json"),
+            }
+            checkpoint = Checkpoint(weights, average, pack_optimizers(self.optimizers), state)
+            write_checkpoint(self.folder, self.step, checkpoint, keep=self.config.checkpoint.keep)
+        self.world.barrier()
+
+    def restore(self, path: Path) -> None:
+        """Restore weights, optimizers and step from the checkpoint at ``path``. Raises :class:`UserError` if it does not fit."""
+        checkpoint = read_checkpoint(path)
+        load_weights(self.model, checkpoint.model, where=str(path))
+        if self.average is not None and checkpoint.average is not None:
+            self.average.load(checkpoint.average, int(checkpoint.state.get("average_count", 0)))
+        unpack_optimizers(self.optimizers, checkpoint.optimizers)
+        self.step, self.seconds = checkpoint.state["step"], float(checkpoint.state.get("seconds", 0.0))
+        self.say(f"resumed from {path.name}")
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Use the averaged weights within the context."""
+        if self.average is not None:
+            self.average.swap()
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap()
