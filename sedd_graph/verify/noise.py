@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.diffusion.tokens.process import Kernel, Schedule
+from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.verify.total_variation import total_variation
 
 __all__ = ["check_kernel", "check_precision", "check_prior", "check_schedule", "final_sigma"]

@@ -15,8 +15,10 @@ from sedd_graph.component.base import Context
 from sedd_graph.component.check import Check
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.objective import Objective
 from sedd_graph.diffusion.tokens.parts import TokenParts
-from sedd_graph.diffusion.tokens.process import Kernel, Objective, Schedule
 from sedd_graph.families.plan import Part
 from sedd_graph.verify.tokens import prove_objective, prove_parts, prove_sampler
 from tests.plans import maker, token_plan
