@@ -150,7 +150,10 @@ def test_types_in_words() -> None:
 def test_describe_prints_choices_defaults_bounds_and_meaning() -> None:
     text = describe("muon", REGISTRY)
     assert text.startswith("muon.v1 (optimizer, train.optimizer)\n")
-    assert "  momentum = 0.95  (float, at least 0, below 1)\n      Decay rate of the moving average of the gradient." in text
+    assert (
+        "  momentum = 0.95  (float, at least 0, below 1)\n      Decay rate of the moving average of the gradient."
+        in text
+    )
     assert "(a component of train.optimizer)" in text
     assert "  mode = 'halves'  (halves | interleave)" in describe("split_sequence", REGISTRY)
     assert "files required  (list of (str, " in describe("jsonl", REGISTRY)
