@@ -221,7 +221,7 @@ def _draws(toy: ColumnToy, end: float) -> list[Check]:
 
 def _notes(objective: StringObjective[Any, Any], kernel: EditFlowKernel, schedule: Schedule) -> list[Check]:
     """What is to be known of the objective, on which nothing rests."""
-    held = objective.held_down(kernel, schedule)
+    held = objective.capped_share(kernel, schedule)
     notes = [
         Check(
             "objective.held_down",

@@ -268,8 +268,8 @@ def test_training_holds_weights_down_and_bounds_do_not() -> None:
     held = [float(o.corrupt(batch, made, schedule, random=random).weights.max()) for o in (LOSS, free)]
     assert held[0] <= 20 < 100 < held[1]
     # 1/t is above 20 below t = 0.05, and a little less with the cube
-    assert LOSS.held_down(made, schedule) == pytest.approx(0.048, abs=2e-3)
-    assert free.held_down(made, schedule) == 0.0
+    assert LOSS.capped_share(made, schedule) == pytest.approx(0.048, abs=2e-3)
+    assert free.capped_share(made, schedule) == 0.0
     assert float(LOSS.bound_draw(batch, made, schedule, random=random).weights.max()) > 20
     t = torch.full((256,), 0.5)
     there = LOSS.corrupt(batch, made, schedule, random=random, t=t)
