@@ -34,7 +34,7 @@ from ..bijective._bijection import wide
 from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies
 from ..objectives.bounds import TimeConfig
 from ._heads import Scalar, TokenHead
-from .objectives import ClockObjective
+from .objectives import ClockObjective, NoiseLevel
 
 __all__ = ["ColumnDraw", "EditFlow", "EditFlowLoss", "SubstitutionHead"]
 
@@ -157,40 +157,20 @@ class EditFlowLoss(ClockObjective[EditFlowKernel, ColumnDraw], kind="string_obje
             "Compare it with bounds of the same process alone"
         )
 
-    def corrupt(
-        self, batch: Batch, kernel: EditFlowKernel, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
-    ) -> ColumnDraw:
-        t, width = self.config.draw(batch, random, t)
-        room = round(batch.width * self.config.room) if kernel.spread else batch.width
-        weights = self._weights(kernel, schedule, t)
-        if self.config.max_weight is not None:
-            weights = weights.clamp(max=self.config.max_weight)
-        return self._draw(batch, kernel, schedule.sigma(t), width * weights, random, width=1 + room)
-
-    def _weights(self, kernel: EditFlowKernel, schedule: Schedule, t: Tensor) -> Tensor:
-        """Return w of each kind of edit at times ``t`` [b], per unit of t, [b, 3]."""
-        return kernel.weights(schedule.sigma(t).double()) * schedule.dsigma(t).double()[:, None]
-
     def capped_share(self, kernel: EditFlowKernel, schedule: Schedule) -> float:
         t = torch.linspace(self.config.t_min, 1, 10_000, dtype=torch.float64)
+        weights = kernel.weights(schedule.sigma(t).double()) * schedule.dsigma(t).double()[:, None]
         most = self.config.max_weight
-        return 0.0 if most is None else float((self._weights(kernel, schedule, t) > most).double().mean())
+        return 0.0 if most is None else float((weights > most).double().mean())
 
-    def draw_bound(
-        self, batch: Batch, kernel: EditFlowKernel, sigma: Tensor, slope: Tensor, *, random: Randomness, end: Tensor
-    ) -> ColumnDraw:
-        return self._draw(batch, kernel, sigma, kernel.weights(sigma) * slope[:, None], random, width=None)
-
-    def _draw(
-        self,
-        batch: Batch,
-        kernel: EditFlowKernel,
-        sigma: Tensor,
-        weights: Tensor,
-        random: Randomness,
-        *,
-        width: int | None,
-    ) -> ColumnDraw:
+    def draw_at(self, batch: Batch, kernel: EditFlowKernel, level: NoiseLevel, random: Randomness) -> ColumnDraw:
+        (sigma, slope, interval), width = level, None
+        weights = kernel.weights(sigma.double()) * slope.double()[:, None]
+        if interval is not None:
+            width = 1 + (round(batch.width * self.config.room) if kernel.spread else batch.width)
+            weights = interval * (
+                weights if self.config.max_weight is None else weights.clamp(max=self.config.max_weight)
+            )
         strings, left = kernel.sample(batch, sigma, random=random, width=width)
         return ColumnDraw(
             strings.tokens, strings.attend, sigma.float(), left=left, weights=weights.float(), cut=strings.cut

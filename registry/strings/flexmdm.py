@@ -18,7 +18,6 @@ from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.contract import SizeField
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import full_precision
-from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.flexmdm import MASKS_AND_DELETES, FlexDraw, FlexKernel
 from sedd_graph.diffusion.strings.kernel import StringKernel, StringObjective, StringTable
 from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
@@ -27,7 +26,7 @@ from sedd_graph.diffusion.tokens.walk import T_MIN
 from ..bijective._bijection import wide
 from ..objectives.bounds import TimeConfig
 from ._heads import Scalar
-from .objectives import ClockObjective
+from .objectives import ClockObjective, NoiseLevel
 from .samplers import Thinning
 
 __all__ = ["FlexLoss", "FlexTau", "FlexThinning", "GapHead", "MaskDelete"]
@@ -94,17 +93,15 @@ class FlexLoss(ClockObjective[FlexKernel, FlexDraw], kind="string_objective"):
     def lacks(self, kernel: StringKernel) -> str | None:
         return None if isinstance(kernel, FlexKernel) else MASKS_AND_DELETES
 
-    def corrupt(
-        self, batch: Batch, kernel: FlexKernel, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
-    ) -> FlexDraw:
-        t, width = self.config.draw(batch, random, t)
-        sampled = self.config.targets == "sampled"
-        return _draw(batch, kernel, schedule.sigma(t), width * schedule.dsigma(t), random, sampled=sampled)
-
-    def draw_bound(
-        self, batch: Batch, kernel: FlexKernel, sigma: Tensor, slope: Tensor, *, random: Randomness, end: Tensor
-    ) -> FlexDraw:
-        return _draw(batch, kernel, sigma, slope, random, sampled=False)
+    def draw_at(self, batch: Batch, kernel: FlexKernel, level: NoiseLevel, random: Randomness) -> FlexDraw:
+        sigma, slope, interval = level
+        slope = slope if interval is None else interval * slope
+        strings = kernel.sample(batch, sigma, random=random, width=1 + batch.width)
+        sampled = interval is not None and self.config.targets == "sampled"
+        target = kernel.sampled_target(batch, strings) if sampled else kernel.target(batch, strings)
+        weights = (kernel.weights(sigma) * slope[:, None].double()).float()
+        terms = vars(target) | {"constant": (weights * target.constant).sum(-1)}
+        return FlexDraw(strings.tokens, strings.attend, sigma.float(), cut=strings.cut, weights=weights, **terms)
 
     def loss(self, outputs: Mapping[str, Tensor], draw: FlexDraw, kernel: FlexKernel) -> Tensor:
         log_gap = outputs["log_gap"].float().masked_fill(~draw.attend, 0.0)
@@ -112,16 +109,6 @@ class FlexLoss(ClockObjective[FlexKernel, FlexDraw], kind="string_objective"):
         log_x0 = outputs["log_x0"].float().gather(-1, draw.symbols.transpose(1, 2)).transpose(1, 2)
         masks = -(draw.filled * log_x0).sum((1, 2))
         return draw.weights[:, 0] * gaps + draw.weights[:, 1] * masks + draw.constant
-
-
-def _draw(
-    batch: Batch, kernel: FlexKernel, sigma: Tensor, slope: Tensor, random: Randomness, *, sampled: bool
-) -> FlexDraw:
-    strings = kernel.sample(batch, sigma, random=random, width=1 + batch.width)
-    target = kernel.sampled_target(batch, strings) if sampled else kernel.target(batch, strings)
-    weights = (kernel.weights(sigma) * slope[:, None].double()).float()
-    terms = vars(target) | {"constant": (weights * target.constant).sum(-1)}
-    return FlexDraw(strings.tokens, strings.attend, sigma.float(), cut=strings.cut, weights=weights, **terms)
 
 
 def _gaps(walk: StringWalk[FlexKernel], outputs: Mapping[str, Tensor]) -> Tensor:

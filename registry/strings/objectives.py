@@ -7,7 +7,7 @@ rows, w positions of a noisy string (the start state first), n tokens of a clean
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import pydantic
 import torch
@@ -23,7 +23,7 @@ from sedd_graph.diffusion.strings.strings import Strings
 
 from ..objectives.bounds import TimeConfig
 
-__all__ = ["DICE", "DISE", "ClockObjective", "RatioDraw"]
+__all__ = ["DICE", "DISE", "ClockObjective", "NoiseLevel", "RatioDraw"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,27 +43,46 @@ class RatioDraw(StringDraw):
     constant: Tensor
 
 
+class NoiseLevel(NamedTuple):
+    """The noise level of each row of a draw.
+
+    Attributes:
+        sigma: Total noise, [b].
+        slope: Its derivative in the time, or the clock, that it was drawn by, [b].
+        interval: Width of the interval of training times, a factor of the loss; None for draws of the bound.
+    """
+
+    sigma: Tensor
+    slope: Tensor
+    interval: float | None = None
+
+
 class ClockObjective(StringObjective[Kernel_, Draw_]):
-    """An objective whose bound is an integral over the kernel's clock (:meth:`StringKernel.clock`)."""
+    """An objective whose training times are uniform, and whose bound is an integral over the clock of the kernel."""
 
     abstract: ClassVar[bool] = True
+    config: TimeConfig
 
     @abstractmethod
-    def draw_bound(
-        self, batch: Batch, kernel: Kernel_, sigma: Tensor, slope: Tensor, *, random: Randomness, end: Tensor
-    ) -> Draw_:
-        """Draw noisy strings of any length at total noise ``sigma`` [b] with exact targets.
+    def draw_at(self, batch: Batch, kernel: Kernel_, level: NoiseLevel, random: Randomness) -> Draw_:
+        """Draw noisy strings at a noise level, and compute the terms of the loss.
 
-        ``slope`` [b] is the derivative of total noise on the clock, and ``end`` float64 [1] the total noise at t = 1.
+        Draws of the bound have strings of any length, exact targets, and weights that are not capped.
         """
+
+    def corrupt(
+        self, batch: Batch, kernel: Kernel_, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
+    ) -> Draw_:
+        t, width = self.config.draw(batch, random, t)
+        return self.draw_at(batch, kernel, NoiseLevel(schedule.sigma(t), schedule.dsigma(t), width), random)
 
     def bound_draw(self, batch: Batch, kernel: Kernel_, schedule: Schedule, *, random: Randomness) -> Draw_:
         u = random.low_discrepancy(len(batch)).double().to(batch.tokens.device).clamp(min=1e-9)
-        end = schedule.sigma(torch.ones(1, dtype=torch.float64, device=u.device))
-        sigma, slope = kernel.clock(u, float(end))
-        draw = self.draw_bound(batch, kernel, sigma, slope, random=random, end=end)
+        end = float(schedule.sigma(torch.ones(1, dtype=torch.float64, device=u.device)))
+        sigma, slope = kernel.clock(u, end)
+        draw = self.draw_at(batch, kernel, NoiseLevel(sigma, slope), random)
         # the network was never trained beyond the end of the schedule
-        return dataclasses.replace(draw, sigma=draw.sigma.clamp(max=float(end)))
+        return dataclasses.replace(draw, sigma=draw.sigma.clamp(max=end))
 
 
 class StringConfig(TimeConfig):
@@ -98,43 +117,28 @@ class DISE(ClockObjective[BirthDeath, RatioDraw], kind="string_objective"):
             return BIRTHS_AND_DEATHS
         return ONLY_DELETES + " for its sampled targets" if kernel.births and self.config.targets == "sampled" else None
 
-    def corrupt(
-        self, batch: Batch, kernel: BirthDeath, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
-    ) -> RatioDraw:
-        t, width = self.config.draw(batch, random, t)
-        room = round(batch.width * self.config.room) if kernel.births else batch.width
-        sampled = self.config.targets == "sampled"
-        return self._draw(
-            batch, kernel, schedule.sigma(t), width * schedule.dsigma(t), random, width=1 + room, sampled=sampled
-        )
-
-    def draw_bound(
-        self, batch: Batch, kernel: BirthDeath, sigma: Tensor, slope: Tensor, *, random: Randomness, end: Tensor
-    ) -> RatioDraw:
-        draw = self._draw(batch, kernel, sigma, slope, random, width=None, sampled=False)
-        if not kernel.births:
-            return draw
-        last = end.expand(len(batch))
-        noise = kernel.sample(batch, last, random=random, width=None)
-        gap = kernel.log_p(batch, noise, last) - kernel.log_prior(noise)
-        return dataclasses.replace(draw, constant=draw.constant + gap.float())
-
-    def _draw(
-        self,
-        batch: Batch,
-        kernel: BirthDeath,
-        sigma: Tensor,
-        slope: Tensor,
-        random: Randomness,
-        *,
-        width: int | None,
-        sampled: bool,
-    ) -> RatioDraw:
+    def draw_at(self, batch: Batch, kernel: BirthDeath, level: NoiseLevel, random: Randomness) -> RatioDraw:
+        (sigma, slope, interval), width = level, None
+        if interval is not None:
+            width, slope = (
+                1 + (round(batch.width * self.config.room) if kernel.births else batch.width),
+                interval * slope,
+            )
         strings = kernel.sample(batch, sigma, random=random, width=width)
+        sampled = interval is not None and self.config.targets == "sampled"
         target = kernel.sampled_target(batch, strings) if sampled else kernel.target(batch, strings, sigma)
         weights = (kernel.weights(sigma.double()) * slope[:, None].double()).float()
         terms = vars(target) | {"constant": (weights * target.constant).sum(-1)}
         return RatioDraw(strings.tokens, strings.attend, sigma.float(), cut=strings.cut, weights=weights, **terms)
+
+    def bound_draw(self, batch: Batch, kernel: BirthDeath, schedule: Schedule, *, random: Randomness) -> RatioDraw:
+        draw = super().bound_draw(batch, kernel, schedule, random=random)
+        if not kernel.births:
+            return draw
+        last = schedule.sigma(torch.ones(1, dtype=torch.float64, device=draw.xt.device)).expand(len(batch))
+        noise = kernel.sample(batch, last, random=random, width=None)
+        gap = kernel.log_p(batch, noise, last) - kernel.log_prior(noise)
+        return dataclasses.replace(draw, constant=draw.constant + gap.float())
 
     def loss(self, outputs: Mapping[str, Tensor], draw: RatioDraw, kernel: BirthDeath) -> Tensor:
         return self._insertions(_gaps(outputs, draw), draw, kernel) + self._deletions(outputs, draw) + draw.constant
