@@ -74,9 +74,9 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
         return ((LOG_INSERT, LOG_DELETE, LOG_SUBSTITUTE),) if noisy else ((LOG_INSERT,),)
 
     def table(self, *, one_length: bool) -> StringTable:
-        from sedd_graph.verify.edit_flow import ColumnToy
+        from sedd_graph.verify.edit_flow import EditFlowTable
 
-        return ColumnToy(self)
+        return EditFlowTable(self)
 
     @property
     def spread(self) -> float:
@@ -157,7 +157,7 @@ class EditFlowLoss(ClockObjective[EditFlowKernel, ColumnDraw], kind="string_obje
             "Compare it with bounds of the same process alone"
         )
 
-    def capped_share(self, kernel: EditFlowKernel, schedule: Schedule) -> float:
+    def capped(self, kernel: EditFlowKernel, schedule: Schedule) -> float:
         t = torch.linspace(self.config.t_min, 1, 10_000, dtype=torch.float64)
         weights = kernel.weights(schedule.sigma(t).double()) * schedule.dsigma(t).double()[:, None]
         most = self.config.max_weight

@@ -47,9 +47,9 @@ class MaskDelete(FlexKernel, kind="string_kernel"):
     config: Config
 
     def table(self, *, one_length: bool) -> StringTable:
-        from sedd_graph.verify.flexmdm import FlexToy
+        from sedd_graph.verify.flexmdm import FlexTable
 
-        return FlexToy(self)
+        return FlexTable(self)
 
     @property
     def pace(self) -> float:

@@ -35,7 +35,7 @@ def test_the_whole_road(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert cli.run(["train", blueprint, "--runs", str(tmp_path), *SMALL, *train, *corpus]) == 0
     (run,) = (tmp_path / name).iterdir()
     told = capsys.readouterr().out
-    assert "edits.law" in told
+    assert "strings.law" in told
     assert "held-out bound" in told
     assert cli.run(["eval", str(run), "--draws", "2"]) == 0
     assert cli.run(["sample", str(run), "--batch", "3", "--length", "9", "--steps", "4"]) == 0
@@ -64,7 +64,7 @@ def test_the_road_of_edit_flows(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.run(["train", blueprint, "--runs", str(tmp_path), *SMALL, *train, *corpus]) == 0
     (run,) = (tmp_path / "editflow-tiny").iterdir()
     told = capsys.readouterr().out
-    assert "edits.transport" in told
+    assert "strings.transport" in told
     assert "held-out loose bound" in told
     assert "Compare it with bounds of the same process alone" in told
     assert "the same process alone" in json.loads((run / "evaluation.json").read_text())["caveat"]
@@ -133,7 +133,7 @@ def test_padding_changes_nothing() -> None:
     ("overrides", "message"),
     [
         (["objective={op: dice}"], "strings of one known length"),
-        (["process.op=absorb"], "string_kernel"),
+        (["process.op=absorb"], "'dise' is of kind string_objective, but must be of kind objective"),
         (["process={op: indel, mean_length: 2, schedule: {op: loglinear}}"], "log_delete"),
         (["sample={op: string_first_hitting}"], "needs an objective for strings of one known length"),
         (["inputs={tokens: int b l, sigma: float b, attend: bool b l, t: float b}"], "input 't' is never read"),

@@ -204,7 +204,7 @@ class StringObjective(Component, ABC, Generic[Kernel_, Draw_]):
         """Return why the bound is not comparable with those of other processes, in words; None if it is."""
         return None
 
-    def capped_share(self, kernel: Kernel_, schedule: Schedule) -> float:
+    def capped(self, kernel: Kernel_, schedule: Schedule) -> float:
         """Return the share of the time interval in which training caps the weights of the bound."""
         return 0.0
 
