@@ -132,7 +132,7 @@ class StringProcess(Process):
         batch = (rows if isinstance(rows, Batch) else Batch.of(rows)).to(device)
         check_tokens(batch.tokens.where(batch.attend, 0), self.kernel.data_tokens)
         kept = batch.attend & ~batch.corrupt
-        if not self.kernel.spares and bool(kept.any()):
+        if not self.kernel.supports_prompts and bool(kept.any()):
             raise UserError("this kernel has no tokens that it spares: every token must be corrupted")
         for role, what in (
             (batch.attend, "padding must come behind the text"),
@@ -235,7 +235,7 @@ class StringProcess(Process):
 
     def _prompt(self, row: Tensor, batch: int, length: int) -> tuple[Strings, Tensor, Tensor]:
         """The given tokens alone, all of them fixed, and the gaps in which there is no hole."""
-        if (reason := self.kernel.holds_nothing()) is not None:
+        if (reason := self.kernel.refuses_prompts()) is not None:
             raise UserError(f"filling in: {reason}")
         if row.dim() != 2 or row.shape[0] != 1:
             raise UserError(f"sample: prompt must be one row, [1, p], not {list(row.shape)}")
@@ -284,7 +284,7 @@ class StringProcess(Process):
                 "data.rows",
                 "the objective is for strings of one known length: take rows: stream, or the objective dise",
             )
-        if data.prompts and not self.kernel.spares:
+        if data.prompts and not self.kernel.supports_prompts:
             yield (
                 "data.corpus.prompt",
                 "this kernel spares no token, so there can be no prompt: leave it out, or take the kernel delete",
@@ -297,7 +297,7 @@ class StringProcess(Process):
         self, text: TextWithHoles, tokenizer: Text, *, length: int, prompts_trained: bool, observed: str
     ) -> Prompt:
         """``text`` with ``[[]]`` for a hole of any length, or prefix and suffix around one."""
-        if (reason := self.kernel.holds_nothing()) is not None:
+        if (reason := self.kernel.refuses_prompts()) is not None:
             raise UserError(f"infill: {self.plan.kernel.name!r} holds no text: {reason}")
         text.check("The [[]] is")
         if text.text is not None and _NUMBERED.search(text.text):
