@@ -116,7 +116,7 @@ class Component(nn.Module, Declared):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__()
-        self.config: Any = config
+        self.config = config
         self.context = context
 
     @classmethod
