@@ -56,12 +56,12 @@ def test_repeats_within_repeats_are_counted_out(tmp_path: Path) -> None:
 
 
 def test_a_check_makes_each_distinct_block_once(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, old = [], construct._Maker.component
+    made, old = [], construct._Builder._component
 
-    def component(maker: Any, step: Any, path: str) -> Any:
+    def component(maker: Any, op: Any, step: Any, path: str) -> Any:
         made.append(path)
-        return old(maker, step, path)
+        return old(maker, op, step, path)
 
-    monkeypatch.setattr(construct._Maker, "component", component)
+    monkeypatch.setattr(construct._Builder, "_component", component)
     assert check(small(("depth: 2", "depth: 4096"))).graph.root.size == 2 + 5 * 4096
     assert len(made) == 7
