@@ -17,7 +17,7 @@ from torch import Tensor
 
 import sedd_graph
 from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
-from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
+from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
 from sedd_graph.engine import block_cache
 
 

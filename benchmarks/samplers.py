@@ -14,7 +14,7 @@ import torch
 
 from sedd_graph.component.outputs import LOG_X0
 from sedd_graph.component.registry import discover
-from sedd_graph.diffusion.tokens.sampler import WalkSettings
+from sedd_graph.diffusion.tokens.walk import WalkSettings
 from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.families.tokens import make_parts
 from sedd_graph.verify.tokens import LENGTH, TOKENS, Toy

@@ -1,7 +1,9 @@
 """Sphinx configuration. ``scripts/docs`` builds the site; pages under ``docs/generated`` are written from the code."""
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
@@ -44,6 +46,15 @@ html_theme_options = {
 }
 
 
-def setup(app: object) -> None:
+def escape(app: Any, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Escape ``|x|`` and ``*`` in docstrings outside code: docstrings of sedd_graph use neither substitutions nor emphasis."""
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = re.split(r"(`+[^`]*`+)", line)
+            lines[number] = "".join(p if p.startswith("`") else re.sub(r"([*|])", r"\\\1", p) for p in parts)
+
+
+def setup(app: Any) -> None:
     """Write the generated pages before Sphinx looks for sources."""
     generate.write(HERE / "generated")
+    app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon

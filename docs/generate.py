@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-import importlib.util
 import inspect
 import itertools
 import re
@@ -16,7 +15,7 @@ import subprocess
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +216,16 @@ def descriptions(model: type[pydantic.BaseModel]) -> dict[str, str]:
 
 def _type(field: Any) -> str:
     """The type of a field in the words of YAML, with its bounds."""
+    if (place := _place(field.metadata)) is not None:
+        return place
     bounds = [bound for item in field.metadata for bound in _bounds(item)]
     return _names(field.annotation) + (f", {' and '.join(bounds)}" if bounds else "")
+
+
+def _place(metadata: Iterable[Any]) -> str | None:
+    """The words for a field that holds a component, whose metadata names its place in the blueprint."""
+    places = [item.place for item in metadata if isinstance(getattr(item, "place", None), str)]
+    return f"an `op` of `{places[0]}`" if places else None
 
 
 def _bounds(item: Any) -> Iterator[str]:
@@ -234,6 +241,8 @@ def _bounds(item: Any) -> Iterator[str]:
 def _names(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
+        if (place := _place(arguments[1:])) is not None:
+            return place
         bounds = [
             bound
             for item in arguments[1:]
@@ -286,17 +295,27 @@ def api_page() -> str:
         "The names that are promised to stay: those of `sedd_graph`, of `sedd_graph.plugin` for authors of components, and the",
         "conformance kit. Everything else may change between versions. Generated from docstrings.",
     ]
+    seen: dict[int, str] = {}
     for name in PUBLIC:
-        if name.count(".") == 1 and importlib.util.find_spec(name) is None:
-            continue
         module = importlib.import_module(name)
-        lines += ["", f"## {name}", ""]
-        for public in module.__all__:
+        lines += ["", f"## {name}", "", *_first_paragraph(module.__doc__ or ""), ""]
+        again = [public for public in module.__all__ if id(getattr(module, public)) in seen]
+        if again:
+            lines += [
+                f"As in {seen[id(getattr(module, again[0]))]}: {', '.join(f'`{public}`' for public in again)}.",
+                "",
+            ]
+        for public in [public for public in module.__all__ if public not in again]:
             value = getattr(module, public)
+            seen[id(value)] = f"`{name}`"
             kind = "class" if inspect.isclass(value) else "function" if callable(value) else "data"
             lines += ["```{eval-rst}", f".. auto{kind}:: {name}.{public}"]
             lines += ["   :members:", "```", ""] if kind == "class" else ["```", ""]
     return "\n".join(lines)
+
+
+def _first_paragraph(text: str) -> list[str]:
+    return [_prose(inspect.cleandoc(text).split("\n\n")[0])]
 
 
 # -- words --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig
-from sedd_graph.diffusion.tokens.process import Likelihood
+from sedd_graph.diffusion.likelihood import Likelihood
 
 
 class ExactLikelihood(Likelihood, kind="likelihood"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.numerics import tiny
-from sedd_graph.diffusion.tokens.process import Kernel
+from sedd_graph.diffusion.tokens.kernel import Kernel
 
 __all__ = ["FixedRates"]
 

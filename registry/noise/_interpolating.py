@@ -14,7 +14,7 @@ from torch import Tensor
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.categorical import inverse_cdf
 from sedd_graph.diffusion.numerics import take, tiny
-from sedd_graph.diffusion.tokens.process import Kernel
+from sedd_graph.diffusion.tokens.kernel import Kernel
 
 __all__ = ["Interpolating"]
 

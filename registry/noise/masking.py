@@ -16,7 +16,7 @@ from torch import Tensor
 from sedd_graph.component.base import ComponentConfig, Context
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.numerics import FLOOR, log1mexp, take, tiny
-from sedd_graph.diffusion.tokens.process import Kernel
+from sedd_graph.diffusion.tokens.kernel import Kernel
 
 from ._frequencies import FrequencyConfig, thinned, token_frequencies
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig
-from sedd_graph.diffusion.tokens.process import Schedule
+from sedd_graph.diffusion.schedule import Schedule
 
 __all__ = [
     "Cosine",

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.block_diffusion import BLOCK_FEEDS, block_inputs
-from sedd_graph.diffusion.tokens.process import Kernel, Objective, Schedule
+from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.objective import Objective
 from sedd_graph.errors import UserError
 
 from .bounds import Nelbo, TimeConfig

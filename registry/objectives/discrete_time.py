@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
-from sedd_graph.diffusion.tokens.process import Kernel, Objective, Schedule
+from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.objective import Objective
 
 from .bounds import counted
 

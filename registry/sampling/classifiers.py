@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig, Context
 from sedd_graph.diffusion.tokens.classifier import ClassifierConfig, NoisyClassifier
-from sedd_graph.diffusion.tokens.process import ONLY_MASKS, Kernel
+from sedd_graph.diffusion.tokens.kernel import ONLY_MASKS, Kernel
 from sedd_graph.errors import UserError
 
 from ..noise._frequencies import Count, load_numbers

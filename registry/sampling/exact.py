@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
-from sedd_graph.diffusion.tokens.process import Kernel
-from sedd_graph.diffusion.tokens.sampler import ROUNDING, T_MIN, Sampler, SamplerConfig, Walk
+from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.sampler import Sampler
+from sedd_graph.diffusion.tokens.walk import ROUNDING, T_MIN, SamplerConfig, Walk
 from sedd_graph.errors import UserError
 
 

@@ -10,7 +10,8 @@ import pydantic
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.tokens.sampler import T_MIN, Sampler, SamplerConfig, StepsConfig, Walk
+from sedd_graph.diffusion.tokens.sampler import Sampler, StepsConfig
+from sedd_graph.diffusion.tokens.walk import T_MIN, SamplerConfig, Walk
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 

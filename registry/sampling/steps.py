@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.numerics import log1mexp
-from sedd_graph.diffusion.tokens.sampler import T_MIN, StepSampler, StepsConfig, Walk
+from sedd_graph.diffusion.tokens.sampler import StepSampler, StepsConfig
+from sedd_graph.diffusion.tokens.walk import T_MIN, Walk
 
 
 def rates(walk: Walk, t: Tensor, s: Tensor) -> Tensor:

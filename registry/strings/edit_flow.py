@@ -17,6 +17,7 @@ from sedd_graph.component.base import ComponentConfig, Context
 from sedd_graph.component.outputs import Output
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import FLOOR, full_precision
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.columns import Columns, Remaining, align_optimal, align_padded
 from sedd_graph.diffusion.strings.edit_flow import EDIT_FLOWS, EditFlowKernel
 from sedd_graph.diffusion.strings.kernel import (
@@ -28,7 +29,6 @@ from sedd_graph.diffusion.strings.kernel import (
     StringObjective,
     StringTable,
 )
-from sedd_graph.diffusion.tokens.process import Schedule
 
 from ..bijective._bijection import wide
 from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies

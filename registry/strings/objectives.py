@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import FLOOR
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.birth_death import BIRTHS_AND_DEATHS, ONLY_DELETES, BirthDeath
 from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.diffusion.tokens.process import Schedule
 
 from ..objectives.bounds import TimeConfig
 

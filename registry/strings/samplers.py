@@ -15,7 +15,7 @@ from sedd_graph.component.base import ComponentConfig
 from sedd_graph.diffusion.categorical import categorical
 from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
-from sedd_graph.diffusion.tokens.sampler import T_MIN
+from sedd_graph.diffusion.tokens.walk import T_MIN
 
 __all__ = ["StringFirstHitting", "StringTau", "StringThinning", "Thinning", "ThinningConfig"]
 

@@ -64,7 +64,8 @@ _COLOURS = {
     "head": "#ffe4cc",
     "backbone": "#ede9fe",
 }
-_TOKENS, _STRINGS = "sedd_graph.diffusion.tokens", "sedd_graph.diffusion.strings"
+_DIFFUSION = "sedd_graph.diffusion"
+_TOKENS, _STRINGS = f"{_DIFFUSION}.tokens", f"{_DIFFUSION}.strings"
 _PROCESS, _PLAIN = "sedd_graph.testing.processes", "sedd_graph.testing.sections"
 _TRAINING = "sedd_graph.training.interfaces"
 
@@ -77,11 +78,13 @@ KINDS: dict[str, Kind] = {
             )
             for name, colour in _COLOURS.items()
         ),
-        Kind("kernel", "process", f"{_TOKENS}.process:Kernel", f"{_PROCESS}:check_kernel", "tokens"),
+        Kind("kernel", "process", f"{_TOKENS}.kernel:Kernel", f"{_PROCESS}:check_kernel", "tokens"),
         Kind("string_kernel", "process", f"{_STRINGS}.kernel:StringKernel", f"{_PROCESS}:check_strings", "strings"),
-        Kind("schedule", "process.schedule", f"{_TOKENS}.process:Schedule", f"{_PROCESS}:check_schedule"),
-        Kind("objective", "objective", f"{_TOKENS}.process:Objective", f"{_PROCESS}:check_objective", "tokens"),
-        Kind("likelihood", "objective", f"{_TOKENS}.process:Likelihood", f"{_PROCESS}:check_likelihood", "points"),
+        Kind("schedule", "process.schedule", f"{_DIFFUSION}.schedule:Schedule", f"{_PROCESS}:check_schedule"),
+        Kind("objective", "objective", f"{_TOKENS}.objective:Objective", f"{_PROCESS}:check_objective", "tokens"),
+        Kind(
+            "likelihood", "objective", f"{_DIFFUSION}.likelihood:Likelihood", f"{_PROCESS}:check_likelihood", "points"
+        ),
         Kind(
             "string_objective",
             "objective",

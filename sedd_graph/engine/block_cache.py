@@ -13,7 +13,7 @@ from torch import Tensor
 from sedd_graph.component.base import Component
 from sedd_graph.component.kv_cache import Memory
 from sedd_graph.diffusion.tokens.block_diffusion import block_inputs
-from sedd_graph.diffusion.tokens.sampler import Denoise
+from sedd_graph.diffusion.tokens.walk import Denoise
 from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix, take
 from sedd_graph.engine.regions import Model
 

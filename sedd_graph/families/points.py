@@ -18,8 +18,8 @@ from sedd_graph.component.base import Context
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import PointBatch, Randomness
+from sedd_graph.diffusion.likelihood import Likelihood
 from sedd_graph.diffusion.numerics import full_precision
-from sedd_graph.diffusion.tokens.process import Likelihood
 from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.log_det import forward_with_log_det

@@ -18,7 +18,7 @@ from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch
 from sedd_graph.diffusion.strings.kernel import StringKernel
-from sedd_graph.diffusion.tokens.process import Kernel
+from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.engine.process import Process, Setup, TextWithHoles
 from sedd_graph.errors import Problem, UserError
 from sedd_graph.families.plan import ProcessPlan

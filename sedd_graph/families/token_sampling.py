@@ -18,7 +18,7 @@ from sedd_graph.diffusion.tokens.block_diffusion import hold_prompt, write_block
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import classified, lacks_scores, renoised, unprompted
 from sedd_graph.diffusion.tokens.parts import TokenParts
-from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
+from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
 from sedd_graph.engine.block_cache import cached
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import SampleRequest

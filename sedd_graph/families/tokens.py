@@ -27,7 +27,7 @@ from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import lacks_scores
 from sedd_graph.diffusion.tokens.parts import TokenParts
-from sedd_graph.diffusion.tokens.process import Kernel
+from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import (

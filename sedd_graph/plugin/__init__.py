@@ -12,7 +12,9 @@ from sedd_graph.component.counter_rng import dropout
 from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, Input, Output
 from sedd_graph.diffusion.batch import Batch, Draw, PointBatch, Randomness
 from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.likelihood import Likelihood
 from sedd_graph.diffusion.numerics import full_precision
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.birth_death import BirthDeath
 from sedd_graph.diffusion.strings.edit_flow import EditFlowKernel
 from sedd_graph.diffusion.strings.flexmdm import FlexKernel
@@ -20,8 +22,10 @@ from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel, String
 from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
 from sedd_graph.diffusion.strings.strings import Strings, rebuild
 from sedd_graph.diffusion.tokens.classifier import ClassifierConfig, NoisyClassifier
-from sedd_graph.diffusion.tokens.process import Kernel, Likelihood, Objective, Schedule
-from sedd_graph.diffusion.tokens.sampler import Sampler, SamplerConfig, StepSampler, StepsConfig, Walk
+from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.objective import Objective
+from sedd_graph.diffusion.tokens.sampler import Sampler, StepSampler, StepsConfig
+from sedd_graph.diffusion.tokens.walk import SamplerConfig, Walk
 from sedd_graph.errors import UserError
 
 __all__ = [

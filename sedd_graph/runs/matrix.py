@@ -18,7 +18,8 @@ import torch
 from sedd_graph.component.base import Context
 from sedd_graph.component.outputs import Output
 from sedd_graph.component.registry import Registry
-from sedd_graph.diffusion.tokens.process import Kernel, Schedule
+from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.families.tokens import make_parts

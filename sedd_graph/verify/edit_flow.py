@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Randomness
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.columns import BLANK, Columns, partway
 from sedd_graph.diffusion.strings.edit_flow import EditFlowKernel
 from sedd_graph.diffusion.strings.kernel import LEAST, TOKENS, StringObjective, StringTable
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.diffusion.tokens.process import Schedule
 
 __all__ = ["ColumnToy", "check_columns"]
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.diffusion.tokens.process import Kernel, Schedule
+from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.tokens.kernel import Kernel
 
 __all__ = ["check_kernel", "check_precision", "check_prior", "check_schedule"]
 

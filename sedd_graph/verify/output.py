@@ -11,7 +11,8 @@ import torch
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Batch, Draw
 from sedd_graph.diffusion.numerics import FLOOR
-from sedd_graph.diffusion.tokens.process import Kernel, Objective
+from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.objective import Objective
 from sedd_graph.engine.network import Network
 
 __all__ = ["check_output"]

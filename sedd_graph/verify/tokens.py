@@ -17,9 +17,9 @@ from torch import Tensor
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
+from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.parts import TokenParts
-from sedd_graph.diffusion.tokens.process import Kernel
-from sedd_graph.diffusion.tokens.sampler import Denoise, WalkSettings
+from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
 from sedd_graph.engine.positionwise_suffix import take
 from sedd_graph.verify.noise import check_kernel, check_precision, check_schedule
 

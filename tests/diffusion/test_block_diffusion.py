@@ -15,7 +15,7 @@ import sedd_graph
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.tokens.block_diffusion import block_inputs, write_blocks
-from sedd_graph.diffusion.tokens.sampler import WalkSettings
+from sedd_graph.diffusion.tokens.walk import WalkSettings
 from sedd_graph.engine.block_cache import cached, uncached
 from sedd_graph.engine.engine import Engine
 from sedd_graph.errors import BlueprintError, UserError

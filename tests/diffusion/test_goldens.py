@@ -11,8 +11,8 @@ from sedd_graph_registry.sampling.steps import Analytic, Ancestral, Euler
 
 import sedd_graph
 from sedd_graph.component.base import Context
-from sedd_graph.diffusion.tokens.process import Kernel
-from sedd_graph.diffusion.tokens.sampler import WalkSettings
+from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.walk import WalkSettings
 
 
 def kernel(cls: Any, n: int) -> Any:

@@ -23,7 +23,8 @@ from sedd_graph.component.base import Context
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import open_data
 from sedd_graph.diffusion.batch import Batch, Randomness
-from sedd_graph.diffusion.tokens.process import Kernel, Schedule
+from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
 from sedd_graph.engine.process import SCHEDULE
 from sedd_graph.errors import BlueprintError

@@ -20,7 +20,8 @@ from sedd_graph.component.base import Context
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.categorical import sharpen
 from sedd_graph.diffusion.tokens.parts import TokenParts
-from sedd_graph.diffusion.tokens.sampler import Sampler, Walk, WalkSettings
+from sedd_graph.diffusion.tokens.sampler import Sampler
+from sedd_graph.diffusion.tokens.walk import Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.verify.tokens import Toy, _sampler
 from tests.conftest import ROOT

@@ -18,7 +18,8 @@ from sedd_graph.component.base import Context
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import open_data
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
-from sedd_graph.diffusion.tokens.process import Objective, Schedule
+from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.tokens.objective import Objective
 from sedd_graph.engine.engine import Engine
 from sedd_graph.evaluation.bound import to_batch
 from sedd_graph.runs.check import check

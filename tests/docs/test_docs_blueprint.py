@@ -8,7 +8,7 @@ import pytest
 from sedd_graph.blueprint import interpolate, load, overrides, schema, yaml
 from sedd_graph.component.axes import MAX_SIZE
 from sedd_graph.diffusion.tokens.block_diffusion import BLOCK_FEEDS
-from sedd_graph.diffusion.tokens.process import FEEDS
+from sedd_graph.diffusion.tokens.objective import FEEDS
 from sedd_graph.errors import MAX_PROBLEMS, BlueprintError
 from sedd_graph.graph import blocks, expand
 from sedd_graph.runs.check import check, lock_text

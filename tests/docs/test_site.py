@@ -31,20 +31,14 @@ architecture = script("architecture", ROOT / "scripts" / "architecture")
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-E",
-        "-d",
-        tmp_path / "trees",
-        "-b",
-        "html",
-    ]
-    done = subprocess.run([*command, DOCS, tmp_path / "html"], capture_output=True, text=True, check=False, timeout=300)
+    options = ("-W", "--keep-going", "-q", "-E", "-d", str(tmp_path / "trees"), "-b", "html")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, str(DOCS), str(tmp_path / "html")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     for name in GENERATED:
         assert (tmp_path / "html" / "generated" / f"{name}.html").is_file()
@@ -149,3 +143,14 @@ def test_an_arrow_that_follows_from_others_is_not_drawn(tree: Path) -> None:
     picture = architecture.svg(architecture.files(tree))
     assert picture.count("<rect") == 6
     assert picture.count("marker-end") == 4
+
+
+def test_the_rooms_have_no_circle_and_the_root_has_four_modules() -> None:
+    between = architecture.files(ROOT)
+    arrows = architecture.rooms(between)
+    assert architecture.circles(between) == []
+    assert architecture.circles(arrows) == []
+    assert sum(map(len, arrows.values())) <= 110
+    assert {path.stem for path in (ROOT / "sedd_graph").glob("*.py")} == {"__init__", "__main__", "build", "errors"}
+    table = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    assert [name for name in arrows if f"`{name}`" not in table] == []

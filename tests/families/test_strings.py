@@ -133,7 +133,7 @@ def test_padding_changes_nothing() -> None:
     ("overrides", "message"),
     [
         (["objective={op: dice}"], "strings of one known length"),
-        (["process.op=absorb"], "is of kind string_objective, but must be of kind objective"),
+        (["process.op=absorb"], "'dise' is of kind string_objective, but must be of kind objective"),
         (["process={op: indel, mean_length: 2, schedule: {op: loglinear}}"], "log_delete"),
         (["sample={op: string_first_hitting}"], "needs an objective for strings of one known length"),
         (["inputs={tokens: int b l, sigma: float b, attend: bool b l, t: float b}"], "input 't' is never read"),

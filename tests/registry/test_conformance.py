@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.kinds import KINDS
 from sedd_graph.component.registry import discover
-from sedd_graph.diffusion.tokens.process import Likelihood
+from sedd_graph.diffusion.likelihood import Likelihood
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.families.tokens import make_parts

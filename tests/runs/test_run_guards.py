@@ -65,7 +65,9 @@ def test_a_partial_evaluation_leaves_a_fuller_one(tmp_path: Path, capsys: pytest
     assert count > part["sequences"] == 8
     capsys.readouterr()
     assert cli.run(["eval", str(run), "--batches", "1", *CPU]) == 0
-    assert f"evaluation.json is not replaced: it covers {count} rows, this evaluation only 8\n" in capsys.readouterr().out
+    assert (
+        f"evaluation.json is not replaced: it covers {count} rows, this evaluation only 8\n" in capsys.readouterr().out
+    )
     assert file.read_text() == whole
 
 

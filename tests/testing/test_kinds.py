@@ -30,9 +30,9 @@ from sedd_graph.component.kinds import KINDS
 from sedd_graph.component.registry import discover
 from sedd_graph.data.sources import Document
 from sedd_graph.data.tokenizer import Ids, Tokenizer
+from sedd_graph.diffusion.likelihood import Likelihood
 from sedd_graph.diffusion.tokens.classifier import ClassifierConfig
-from sedd_graph.diffusion.tokens.process import Likelihood
-from sedd_graph.diffusion.tokens.sampler import SamplerConfig
+from sedd_graph.diffusion.tokens.walk import SamplerConfig
 from sedd_graph.testing.conformance import ConformanceError, check_component
 from sedd_graph.training.interfaces import Tracker
 

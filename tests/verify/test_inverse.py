@@ -210,7 +210,9 @@ def test_a_block_may_be_checkpointed_instead(
     path, marker = write("one", "wrong_inverse", "on_failure: checkpoint"), tmp_path / "marker"
     arguments = ["build", str(path), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--path-to", str(marker)]
     assert cli.run(arguments) == 0
-    assert "warning     block 'layer' is checkpointed instead of reversible: layer.round_trip" in capsys.readouterr().out
+    assert (
+        "warning     block 'layer' is checkpointed instead of reversible: layer.round_trip" in capsys.readouterr().out
+    )
     run = Path(marker.read_text())
     found = json.loads((run / "certificate.json").read_text())
     assert found["checkpointed"] == ["trunk"]

@@ -19,8 +19,8 @@ from sedd_graph.component.base import Component, ComponentConfig
 from sedd_graph.component.check import Check
 from sedd_graph.component.outputs import Input, Output
 from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.diffusion.tokens.process import Schedule
 
 __all__ = ["LEAST", "TOKENS", "Kernel_", "StringDraw", "StringKernel", "StringObjective", "StringTable"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.kernel import StringKernel, StringObjective
 from sedd_graph.diffusion.strings.sampler import StringSampler
-from sedd_graph.diffusion.tokens.process import Schedule
 
 __all__ = ["StringParts"]
 

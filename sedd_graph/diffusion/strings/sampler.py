@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sedd_graph.component.base import Component
 from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings, rebuild
-from sedd_graph.diffusion.tokens.process import Schedule
-from sedd_graph.diffusion.tokens.sampler import ROUNDING
+from sedd_graph.diffusion.tokens.walk import ROUNDING
 
 __all__ = ["OnStringStep", "StringRates", "StringSampler", "StringWalk"]
 

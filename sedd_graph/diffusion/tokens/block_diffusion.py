@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.outputs import Input
-from sedd_graph.diffusion.tokens.sampler import Denoise, Sampler, WalkSettings
+from sedd_graph.diffusion.tokens.sampler import Sampler
+from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
 from sedd_graph.errors import UserError
 
 BLOCK_FEEDS = (

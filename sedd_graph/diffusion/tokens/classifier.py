@@ -12,8 +12,9 @@ import pydantic
 from torch import Tensor
 
 from sedd_graph.component.base import Component, ComponentConfig
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.guidance import Classifier
-from sedd_graph.diffusion.tokens.process import Kernel, Schedule
+from sedd_graph.diffusion.tokens.kernel import Kernel
 
 __all__ = ["ClassifierConfig", "NoisyClassifier"]
 

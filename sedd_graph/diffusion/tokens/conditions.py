@@ -1,7 +1,7 @@
 """Which kernels support which conditions on sampled text."""
 
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.tokens.process import Kernel
+from sedd_graph.diffusion.tokens.kernel import Kernel
 
 __all__ = ["lacks"]
 

@@ -1,6 +1,6 @@
 """Guidance: what a network is asked beside the rows themselves, and how its answers are put together.
 
-Each function here makes a ``denoise`` (see :data:`sedd_graph.diffusion.tokens.sampler.Denoise`) out of another. Where a kernel has a
+Each function here makes a ``denoise`` (see :data:`sedd_graph.diffusion.tokens.walk.Denoise`) out of another. Where a kernel has a
 mask under which tokens that are seen stay, guidance reweighs which token a mask becomes and leaves when it falls alone: the
 schedule stays what it is. Axes: r rows, l length, n states.
 """
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.diffusion.tokens.process import Kernel, Schedule
-from sedd_graph.diffusion.tokens.sampler import Denoise, Sampler
+from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.sampler import Sampler
+from sedd_graph.diffusion.tokens.walk import Denoise
 from sedd_graph.errors import UserError
 
 __all__ = ["Classifier", "classified", "lacks_scores", "renoised", "unprompted"]

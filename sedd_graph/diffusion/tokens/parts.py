@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
-from sedd_graph.diffusion.tokens.process import Kernel, Objective, Schedule
+from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.objective import Objective
 from sedd_graph.diffusion.tokens.sampler import Sampler
 
 __all__ = ["TokenParts"]

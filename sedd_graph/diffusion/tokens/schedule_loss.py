@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.tokens.process import Schedule
+from sedd_graph.diffusion.schedule import Schedule
 
 __all__ = ["steadied"]
 
