@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy.typing as npt
 import torch
@@ -33,7 +33,6 @@ from sedd_graph.graph.model import Graph
 __all__ = [
     "KERNEL",
     "SCHEDULE",
-    "Batch",
     "OnDraw",
     "Process",
     "Prompt",
@@ -47,22 +46,6 @@ __all__ = [
 
 KERNEL, SCHEDULE = "process:kernel", "process:schedule"
 """Names of a learned kernel and a learned schedule among the modules of a model. No node can have them."""
-
-
-class Batch(Protocol):
-    """Clean rows on one device: the members that the batch class of every family has."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def width(self) -> int:
-        """Tokens, or numbers, per row."""
-
-    @property
-    def counted(self) -> Tensor:
-        """Number of tokens, or numbers, per row that the loss is summed over, int64 [b]."""
-
-    def to(self, device: torch.device | str) -> Any: ...
 
 
 OnDraw = Callable[[str, Tensor | None, Tensor], None]
@@ -194,7 +177,10 @@ class Process(ABC):
     family: ClassVar[str]
     """Name of the family, a key of :data:`sedd_graph.families.table.FAMILIES`."""
     batch_type: ClassVar[Callable[..., Any]]
-    """Class of a batch; its arguments are the fields of the data's rows, in order."""
+    """Class of a batch of clean rows; its arguments are the fields of the data's rows, in order.
+
+    A batch has ``len(batch)`` rows, ``width`` (tokens, or numbers, per row), ``counted`` (how many of them the loss is summed over,
+    int64 [b]) and ``to(device)``."""
     trains: ClassVar[bool] = True
     """False for a family that can be neither trained nor sampled."""
     compiles: ClassVar[bool] = True

@@ -41,7 +41,7 @@ class PointProcess(Process):
     compiles = False
     text = False
     exact = True
-    _WHOLE = "a flow is sampled by its inverse"
+    _WHOLE = "a flow draws whole rows by its inverse"
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("length", "steps", "prompt", "attend", "conditions", "allowed", "classifier", "on_step"), _WHOLE
     )

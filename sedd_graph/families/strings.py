@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.diffusion.strings.sampler import StringSettings
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.engine.network import Network
-from sedd_graph.engine.process import OnDraw, Prompt, SampleRequest, Samples, Setup, Stored, TextWithHoles
+from sedd_graph.engine.process import Prompt, SampleRequest, Samples, Setup, Stored, TextWithHoles
 from sedd_graph.engine.regions import Model
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.plan import ProcessPlan
@@ -141,19 +141,10 @@ class StringProcess(TextProcess):
         with full_precision(draw.xt):
             return self.objective.loss(outputs, draw, self.kernel), saved
 
-    def bound_rows(
-        self, network: Network, batch: Batch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
-    ) -> Tensor:
-        """Bound -log p of each row, as :meth:`Process.bound_rows`. Noised strings are not cut, however long they are."""
-        total = torch.zeros(len(batch), dtype=torch.float64)
-        for seed in seeds:
-            random = Randomness(torch.Generator(network.device).manual_seed(seed))
-            draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
-            nats = self.loss(network.model, draw, batch, None)[0]
-            total += nats.double().cpu()
-            if on_draw is not None:
-                on_draw(self.objective.over, draw.t, nats)
-        return total / len(seeds)
+    def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
+        # noised strings are not cut here, however long they are
+        draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
+        return self.objective.over, draw.t, self.loss(network.model, draw, batch, None)[0]
 
     @property
     def caveat(self) -> str | None:

@@ -6,7 +6,8 @@ Axes: b batch, l length.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from sedd_graph.component.base import Context
 from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
-from sedd_graph.diffusion.batch import Batch
+from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.strings.kernel import StringKernel
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.engine.process import Process, Setup, TextWithHoles
+from sedd_graph.engine.network import Network
+from sedd_graph.engine.process import OnDraw, Process, Setup, TextWithHoles
 from sedd_graph.errors import Problem, UserError
 from sedd_graph.families.plan import ProcessPlan
 
@@ -90,6 +92,26 @@ class TextProcess(Process):
     def tokens(self, rows: Tensor | Batch, device: torch.device) -> Batch:
         """Return rows of tokens as a batch on ``device``."""
         return (rows if isinstance(rows, Batch) else Batch.of(rows)).to(device)
+
+    @abstractmethod
+    def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
+        """Evaluate the bound of one noise draw.
+
+        Returns:
+            The arguments of :data:`OnDraw`: the quantity that is drawn, its values, and nats per row, float32 [b].
+        """
+
+    def bound_rows(
+        self, network: Network, batch: Batch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
+    ) -> Tensor:
+        total = torch.zeros(len(batch), dtype=torch.float64)
+        for seed in seeds:
+            random = Randomness(torch.Generator(network.device).manual_seed(seed))
+            over, t, nats = self.bound_draw(network, batch, random)
+            total += nats.double().cpu()
+            if on_draw is not None:
+                on_draw(over, t, nats)
+        return total / len(seeds)
 
     @property
     def steps(self) -> int | None:

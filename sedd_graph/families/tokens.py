@@ -6,7 +6,7 @@ Axes: b batch, l length, n states.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -26,14 +26,13 @@ from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import lacks_scores
-from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import (
     KERNEL,
     SCHEDULE,
-    OnDraw,
     Prompt,
     SampleRequest,
     Samples,
@@ -179,21 +178,13 @@ class TokenProcess(TextProcess):
                 loss = loss + steadied(loss, draw.t, self.schedule) / guess
         return loss, saved
 
-    def bound_rows(
-        self, network: Network, batch: Batch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
-    ) -> Tensor:
-        total = torch.zeros(len(batch), dtype=torch.float64)
-        for seed in seeds:
-            random = Randomness(torch.Generator(network.device).manual_seed(seed))
-            objective, draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
-            outputs = network.run(objective.inputs(draw, batch))
-            outputs = self.kernel.translate(outputs, draw.xt, draw.sigma)
-            nats = objective.loss(outputs, draw, batch, self.kernel, self.schedule)
-            total += nats.double().cpu()
-            if on_draw is not None:
-                # the blocks of a row have noise levels of their own, and the nats are their sum
-                on_draw(objective.over, draw.t if objective.block is None else None, nats)
-        return total / len(seeds)
+    def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
+        objective, draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
+        outputs = network.run(objective.inputs(draw, batch))
+        outputs = self.kernel.translate(outputs, draw.xt, draw.sigma)
+        nats = objective.loss(outputs, draw, batch, self.kernel, self.schedule)
+        # the blocks of a row have noise levels of their own, and the nats are their sum
+        return objective.over, draw.t if objective.block is None else None, nats
 
     def noised(self, over: str, t: Tensor) -> Tensor:
         if over != "time":
