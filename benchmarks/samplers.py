@@ -65,7 +65,7 @@ def main() -> None:
         parts = part(kernel), part(schedule), part("nelbo"), part(name, **config)
         plan = ProcessPlan("tokens", *parts, states=TOKENS + masked, outputs=(LOG_X0,))
         toy = Toy(make_parts(plan, registry))
-        sampler = toy.process.sampler
+        sampler = toy.parts.sampler
         found = [f"{_distance(toy, rows, n):.4f}" for n in (STEPS if sampler.steps else (None,))]
         evaluations = (
             "steps + 1" if sampler.evaluations == rows * (STEPS[-1] + 1) else f"{sampler.evaluations / rows:.1f}"
@@ -79,11 +79,11 @@ def main() -> None:
 
 
 def _distance(toy: Toy, rows: int, steps: int | None) -> float:
-    process, generator = toy.process, torch.Generator().manual_seed(0)
+    process, generator = toy.parts, torch.Generator().manual_seed(0)
     x = process.kernel.prior(rows, LENGTH, generator=generator, allowed=None)
     free = torch.ones_like(x, dtype=torch.bool)
     settings = WalkSettings(free=free, kernel=process.kernel, schedule=process.schedule, generator=generator)
-    return toy.distance(toy.written(x, "log_x0", settings, steps))
+    return toy.distance(toy.sample(x, "log_x0", settings, steps))
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ class _Enumerated(BirthDeath):
     abstract: ClassVar[bool] = True
 
     def table(self, *, one_length: bool) -> StringTable:
-        from sedd_graph.verify.birth_death import StringToy
+        from sedd_graph.verify.birth_death import BirthDeathTable
 
-        return StringToy(self, one_length=one_length)
+        return BirthDeathTable(self, one_length=one_length)
 
 
 class Delete(_Enumerated, kind="string_kernel"):

@@ -73,9 +73,9 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
         return ((LOG_INSERT, LOG_DELETE, LOG_SUBSTITUTE),) if noisy else ((LOG_INSERT,),)
 
     def table(self, *, one_length: bool) -> StringTable:
-        from sedd_graph.verify.edit_flow import ColumnToy
+        from sedd_graph.verify.edit_flow import EditFlowTable
 
-        return ColumnToy(self)
+        return EditFlowTable(self)
 
     @property
     def spread(self) -> float:
@@ -162,7 +162,7 @@ class EditFlowLoss(StringObjective[EditFlowKernel, ColumnDraw], kind="string_obj
         """w of each kind of edit at ``t`` [b], per unit of t, [b, 3]."""
         return kernel.weights(schedule.sigma(t).double()) * schedule.dsigma(t).double()[:, None]
 
-    def held_down(self, kernel: EditFlowKernel, schedule: Schedule) -> float:
+    def capped(self, kernel: EditFlowKernel, schedule: Schedule) -> float:
         t = torch.linspace(self.config.t_min, 1, 10_000, dtype=torch.float64)
         most = self.config.max_weight
         return 0.0 if most is None else float((self._pace(kernel, schedule, t) > most).double().mean())

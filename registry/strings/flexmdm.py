@@ -47,9 +47,9 @@ class MaskDelete(FlexKernel, kind="string_kernel"):
         two schedules. The larger, the fewer masks stand at a time."""
 
     def table(self, *, one_length: bool) -> StringTable:
-        from sedd_graph.verify.flexmdm import FlexToy
+        from sedd_graph.verify.flexmdm import FlexTable
 
-        return FlexToy(self)
+        return FlexTable(self)
 
     @property
     def pace(self) -> float:

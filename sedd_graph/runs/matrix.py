@@ -1,16 +1,16 @@
-"""Everything that is installed, combined: which kernels, schedules, heads, objectives and samplers go together, and how surely.
+"""The combination matrix: which installed kernels, schedules, outputs, objectives and samplers work together, and the proof of each.
 
-An objective knows nothing of the sampler, nor a sampler of the objective, and both meet the schedule as total noise alone:
-so a combination is as sound as its three pairs, kernel and schedule, kernel and objective, kernel and sampler (the last
-two with the output of the head). Each pair is proved on the toy of :mod:`sedd_graph.verify.tokens`, is a declared
-heuristic, or is refused with its reason.
+An objective does not depend on the sampler, nor a sampler on the objective, and both use the schedule only through total noise.
+So a combination is sound if its three pairs are: kernel and schedule, kernel and objective, kernel and sampler (the last two for
+each output of the graph). Each pair is proved on the toy of :mod:`sedd_graph.verify.tokens`, is a declared heuristic, or is
+refused with a reason.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -23,7 +23,7 @@ from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.families.tokens import make_parts
-from sedd_graph.verify.noise import check_prior, check_schedule
+from sedd_graph.verify.noise import check_prior, check_schedule, final_sigma
 from sedd_graph.verify.tokens import TOKENS, prove_objective, prove_sampler
 
 __all__ = ["Cell", "cells", "matrix"]
@@ -31,8 +31,17 @@ __all__ = ["Cell", "cells", "matrix"]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One pair: ``row`` is a kernel (and an output), ``column`` what it meets. ``state`` is proved, heuristic, refused or
-    broken (a proof fails: no blueprint of it builds); ``value`` the number it rests on, ``why`` the reason."""
+    """The result for one pair.
+
+    Attributes:
+        table: ``schedule``, ``objective`` or ``sampler``: the kind of the column.
+        row: The kernel, and for objectives and samplers the output of the graph.
+        column: The schedule, objective or sampler.
+        state: ``proved``, ``heuristic``, ``refused``, ``broken`` (a proof fails, so no blueprint of the pair builds), or
+            ``allowed`` (not refused, and not proved).
+        value: The measured value behind the state.
+        why: The reason for any state but ``proved``.
+    """
 
     table: str
     row: str
@@ -42,88 +51,86 @@ class Cell:
     why: str = ""
 
 
+def cells(registry: Registry, *, prove: bool = True) -> Iterator[Cell]:
+    """Yield the cell of every pair of installed components.
+
+    Args:
+        registry: Source of the components.
+        prove: Run the proofs (minutes). Without them, pairs that are not refused are ``allowed`` or ``heuristic``.
+    """
+    parts = {kind: _parts(registry, kind) for kind in ("kernel", "schedule", "objective", "sampler")}
+    if prove:
+        yield from _schedule_cells(parts["kernel"], parts["schedule"], registry)
+    loglinear = next(p for p in parts["schedule"] if p.name == "loglinear")
+    for kernel in parts["kernel"]:
+        for (output,) in registry.component(kernel.contract.op).parametrizations(kernel.config):
+            for table in ("objective", "sampler"):
+                for part in parts[table]:
+                    cell = Cell(table, f"{kernel.name}, {output.name}", part.name, "refused")
+                    plans = _plans(kernel, loglinear, output, part, parts)
+                    yield _pair_cell(cell, plans, registry, prove=prove)
+
+
 def _parts(registry: Registry, kind: str) -> list[Part]:
-    found = []
-    for contract in registry.contracts():
-        if contract.kind == kind:
-            cls = registry.component(contract.op)
-            found.append(Part(contract, contract.config.model_validate(getattr(cls, "example", {}))))
-    return found
+    """Return the installed components of a kind, with their example Configs."""
+    contracts = [contract for contract in registry.contracts() if contract.kind == kind]
+    configs = (getattr(registry.component(contract.op), "example", {}) for contract in contracts)
+    return [Part(c, c.config.model_validate(config)) for c, config in zip(contracts, configs, strict=True)]
 
 
 @torch.no_grad()
-def _schedules(kernels: Sequence[Part], schedules: Sequence[Part], registry: Registry) -> Iterator[Cell]:
-    """Does the noise reach the kernel's prior by t = 1, and is the schedule one?"""
+def _schedule_cells(kernels: Sequence[Part], schedules: Sequence[Part], registry: Registry) -> Iterator[Cell]:
+    """Verify each schedule, and that its noise at t = 1 is each kernel's prior."""
     for schedule in schedules:
-        made = registry.component(schedule.contract.op)(schedule.config, Context({"n": TOKENS}))
-        assert isinstance(made, Schedule)
+        made: Schedule = registry.component(schedule.contract.op)(schedule.config, Context({"n": TOKENS}))
         wrong = [c for c in check_schedule(made) if c.holds is False]
-        end = float(made.sigma(torch.tensor([1.0], dtype=torch.float64)))
+        end = final_sigma(made)
         for kernel in kernels:
-            cls = registry.component(kernel.contract.op)
-            assert issubclass(cls, Kernel)
+            cls: type[Kernel] = registry.component(kernel.contract.op)
             small = cls(cls.toy(kernel.config, TOKENS + 1), Context({"n": TOKENS + 1}))
             failing = wrong or [c for c in [check_prior(small, end=end)] if c.holds is False]
-            yield Cell(
-                "schedule",
-                kernel.contract.name,
-                schedule.contract.name,
-                "broken" if failing else "proved",
-                f"sigma(1) = {end:.3g}",
-                "; ".join(f"{c.name}: {c.value}" for c in failing),
-            )
+            state, why = "broken" if failing else "proved", "; ".join(f"{c.name}: {c.value}" for c in failing)
+            value = f"sigma(1) = {end:.3g}"
+            yield Cell("schedule", kernel.name, schedule.name, state, value, why)
 
 
-def cells(registry: Registry, *, prove: bool = True) -> Iterator[Cell]:
-    """Every pair of what is installed. Without ``prove`` what is not refused is ``allowed``, and nothing is computed."""
-    kinds = {kind: _parts(registry, kind) for kind in ("kernel", "schedule", "objective", "sampler")}
-    if prove:
-        yield from _schedules(kinds["kernel"], kinds["schedule"], registry)
-    loglinear = next(p for p in kinds["schedule"] if p.contract.name == "loglinear")
-    for kernel in kinds["kernel"]:
-        for (output,) in registry.component(kernel.contract.op).parametrizations(kernel.config):
-            for table in ("objective", "sampler"):
-                for part in kinds[table]:
-                    yield _pair(kernel, loglinear, output, table, part, kinds, registry, prove=prove)
+def _plans(
+    kernel: Part, schedule: Part, output: Output, part: Part, parts: Mapping[str, Sequence[Part]]
+) -> list[ProcessPlan]:
+    """Return the plans of ``kernel`` with ``part``, an objective or a sampler: one for each component of the other kind."""
+    if part.contract.kind == "objective":
+        pairs = [(part, sampler) for sampler in parts["sampler"]]
+    else:
+        pairs = [(objective, part) for objective in parts["objective"]]
+    return [ProcessPlan("tokens", kernel, schedule, *pair, TOKENS + 1, (output,)) for pair in pairs]
 
 
-def _pair(
-    kernel: Part,
-    schedule: Part,
-    output: Output,
-    table: str,
-    part: Part,
-    kinds: dict[str, list[Part]],
-    registry: Registry,
-    *,
-    prove: bool,
-) -> Cell:
-    """``part`` with ``kernel`` and any part of the other kind that goes with them."""
-    row, why = f"{kernel.contract.name}, {output.name}", ""
-    for other in kinds["sampler" if table == "objective" else "objective"]:
-        objective, sampler = (part, other) if table == "objective" else (other, part)
-        plan = ProcessPlan("tokens", kernel, schedule, objective, sampler, TOKENS + 1, (output,))
+def _pair_cell(cell: Cell, plans: Sequence[ProcessPlan], registry: Registry, *, prove: bool) -> Cell:
+    """Return ``cell`` with its state, by the first of ``plans`` that is not refused."""
+    why = ""
+    for plan in plans:
         try:
             process = make_parts(plan, registry)
         except BlueprintError as error:
-            key = "objective" if table == "objective" else "sample"
-            own = [p.message for p in error.problems if p.path == key]
-            if own:
-                return Cell(table, row, part.contract.name, "refused", why=own[0])
+            key = "objective" if cell.table == "objective" else "sample"
+            if own := [p.message for p in error.problems if p.path == key]:
+                return dataclasses.replace(cell, why=own[0])
             why = error.problems[0].message
             continue
-        if table == "sampler" and process.objective.block is not None:
-            continue  # it would run block by block; another objective goes with whatever this one does
-        told = process.sampler.heuristic() if table == "sampler" else None
+        if cell.table == "sampler" and process.objective.block is not None:
+            continue  # the sampler would run block by block; other objectives accept the same samplers
+        heuristic = process.sampler.heuristic() if cell.table == "sampler" else None
         if not prove:
-            return Cell(table, row, part.contract.name, "allowed" if told is None else "heuristic", why=told or "")
-        prove_pair = prove_objective if table == "objective" else prove_sampler
-        found = prove_pair(partial(make_parts, plan, registry), plan.output)
-        failing = [c for c in found if c.holds is False]
-        state = "broken" if failing else "proved" if told is None else "heuristic"
-        law = next((c for c in found if c.name in ("sampler.law", "sampler.heuristic")), found[0])
-        return Cell(table, row, part.contract.name, state, law.value, told or "; ".join(c.name for c in failing))
-    return Cell(table, row, part.contract.name, "refused", why=f"nothing goes with it: {why}")
+            return dataclasses.replace(cell, state="allowed" if heuristic is None else "heuristic", why=heuristic or "")
+        prove_pair = prove_objective if cell.table == "objective" else prove_sampler
+        checks = prove_pair(partial(make_parts, plan, registry), plan.output)
+        failing = [c for c in checks if c.holds is False]
+        state = "broken" if failing else "proved" if heuristic is None else "heuristic"
+        law = next((c for c in checks if c.name in ("sampler.law", "sampler.heuristic")), checks[0])
+        return dataclasses.replace(
+            cell, state=state, value=law.value, why=heuristic or "; ".join(c.name for c in failing)
+        )
+    return dataclasses.replace(cell, why=f"nothing goes with it: {why}")
 
 
 _TITLES = {
@@ -134,25 +141,24 @@ _TITLES = {
 
 
 def matrix(found: Iterable[Cell]) -> str:
-    """The three tables in Markdown, and the reasons below each."""
+    """Return the tables in Markdown, each followed by its reasons."""
     every, lines = list(found), []
     for table, title in _TITLES.items():
-        of = [c for c in every if c.table == table]
-        if not of:
+        chosen = [c for c in every if c.table == table]
+        if not chosen:
             continue
-        rows, columns = (list(dict.fromkeys(getattr(c, side) for c in of)) for side in ("row", "column"))
-        state = {(c.row, c.column): c.state for c in of}
+        rows, columns = (list(dict.fromkeys(getattr(c, side) for c in chosen)) for side in ("row", "column"))
+        state = {(c.row, c.column): c.state for c in chosen}
         lines += [f"## {title}", "", f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
         lines += [f"| {row} | {' | '.join(state[row, column] for column in columns)} |" for row in rows]
         reasons: dict[str, list[str]] = {}
-        for c in of:
+        for c in chosen:
             if c.why:
-                # who it is not for is said behind
-                why = re.sub(r", not '\w+'$", "", c.why)
+                why = re.sub(r", not '\w+'$", "", c.why)  # the kernel is named behind the reason
                 reasons.setdefault(f"{c.state}: {why}", []).append(f"{c.row} with {c.column}")
-        lines += [""] + [f"- {why} ({_shortly(pairs)})" for why, pairs in reasons.items()] + [""]
+        lines += [""] + [f"- {why} ({_first_three(pairs)})" for why, pairs in reasons.items()] + [""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _shortly(pairs: Sequence[str]) -> str:
+def _first_three(pairs: Sequence[str]) -> str:
     return ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")

@@ -1,7 +1,7 @@
-"""A process that changes lengths, held to an enumerable toy: the same components and configs on strings of two tokens.
+"""Table of strings for kernels of births and deaths, and the verification of these kernels.
 
-Everything is beside the generator of the process, written out over all strings up to a length from the two rates that the
-kernel names: deaths at rate 1, births at rate ``births``, by ``law``. Axes: b rows, s strings, w positions, v = 2 tokens.
+The generator of the process is written out over all strings up to a maximum length, from the rates alone: deaths at rate 1,
+births at rate ``births`` with frequencies ``law``. Axes: b rows, s strings, w positions, v = 2 data tokens.
 """
 
 from __future__ import annotations
@@ -14,28 +14,36 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component.check import Check
-from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.birth_death import BirthDeath
 from sedd_graph.diffusion.strings.kernel import TOKENS, StringKernel, StringTable
 from sedd_graph.diffusion.strings.strings import Strings, wide
+from sedd_graph.verify.strings import DRAWS, check_frequencies, worst_draws
+from sedd_graph.verify.total_variation import total_variation
 
-__all__ = ["StringToy", "check_birth_death"]
+__all__ = ["BirthDeathTable"]
 
 LEVELS = (0.05, 0.7, 2.5)
+"""Total noise at which closed forms are verified."""
 
 
-class StringToy(StringTable):
-    """All strings up to a length, the generator on them, a law of clean strings, and what a perfect network would say."""
+class BirthDeathTable(StringTable):
+    """All strings up to a maximum length, and the generator of births and deaths on them.
+
+    Attributes:
+        inserted: int64 [s, w, v], the number of the string with token v inserted behind position w; s if it is too long.
+        deleted: int64 [s, w], the number of the string without the token at position w; s if there is none.
+        generator: float64 [s, s], rates from the second string to the first.
+    """
 
     kernel: BirthDeath
 
     def __init__(self, kernel: BirthDeath, *, one_length: bool = False) -> None:
-        # with births, strings can grow beyond any length: those that are left out have to be unlikely
+        # births can exceed any maximum length, so clean strings are short enough that this is unlikely
         longest, clean = (6, 2) if kernel.births else (3, 3)
         super().__init__(kernel, longest=longest, clean=clean, one_length=one_length)
         index = {s: i for i, s in enumerate(self.strings)}
         count = len(self.strings)
-        self.inserted = torch.full((count, self.longest + 1, TOKENS), count)  # the place behind the last is for none
+        self.inserted = torch.full((count, self.longest + 1, TOKENS), count)
         self.deleted = torch.full((count, self.longest + 1), count)
         rates = torch.zeros(count, count, dtype=torch.float64)
         for i, s in enumerate(self.strings):
@@ -48,143 +56,119 @@ class StringToy(StringTable):
                     rates[self.inserted[i, j, v], i] += kernel.births * float(kernel.law[v])
         self.generator = rates - torch.diag(rates.sum(0))
         if kernel.births:
-            # the process is reversible, cut off or not: a symmetric matrix has its eigenvalues
+            # the process is reversible, also with a maximum length: a similar matrix is symmetric
             steady = torch.tensor([math.prod(kernel.births * float(kernel.law[v]) for v in s) for s in self.strings])
             root = steady.double().sqrt()[:, None]
             self._values, vectors = torch.linalg.eigh(self.generator * root.T / root)
             self._right, self._left = root * vectors, (vectors / root).T
         else:
-            values, vectors = torch.linalg.eig(self.generator)  # triangular: its eigenvalues are the lengths
+            values, vectors = torch.linalg.eig(self.generator)  # triangular: the eigenvalues are real
             self._values, self._right = values.real, vectors.real
             self._left = torch.linalg.inv(self._right)
 
     def at(self, sigma: Tensor, law: Tensor | None = None) -> Tensor:
-        """The law of noisy strings at each of ``sigma`` [b], float64 [b, s], from ``law`` [s] of clean ones."""
+        """Return the distribution of noisy strings, float64 [b, s].
+
+        Args:
+            sigma: [b], total noise.
+            law: float64 [s], the distribution of clean strings; None: that of the table.
+        """
         law = self.law if law is None else law
         found: Tensor = (torch.exp(sigma.double()[:, None] * self._values) * (self._left @ law)) @ self._right.T
         return found
 
     def ratios(self, index: Tensor, law: Tensor) -> tuple[Tensor, Tensor]:
-        """p(Ins) / p and p(Del) / p of strings under ``law`` [b, s]: [b, w, v] and [b, w]."""
-        wide, here = F.pad(law, (0, 1)), law.gather(1, index[:, None])
-        put = wide.gather(1, self.inserted[index].flatten(1)).view(len(index), -1, TOKENS)
-        return put / here[..., None].clamp(min=1e-300), wide.gather(1, self.deleted[index]) / here.clamp(min=1e-300)
+        """Return p(string with a token inserted) / p(string) [b, w, v] and p(string with a token deleted) / p(string) [b, w].
+
+        Args:
+            index: int64 [b], numbers of strings.
+            law: float64 [b, s], distributions p.
+        """
+        padded, here = F.pad(law, (0, 1)), law.gather(1, index[:, None])
+        insert = padded.gather(1, self.inserted[index].flatten(1)).view(len(index), -1, TOKENS)
+        delete = padded.gather(1, self.deleted[index])
+        return insert / here[..., None].clamp(min=1e-300), delete / here.clamp(min=1e-300)
+
+    def _deletion_rates(self, strings: Strings, delete: Tensor) -> Tensor:
+        """Return the reverse rates of deletions [b, w], given the ratios ``delete`` [b, w] of :meth:`ratios`."""
+        taken = torch.where(strings.attend, strings.tokens, 0).clamp(max=TOKENS - 1)
+        return self.kernel.births * self.kernel.law[taken] * delete
 
     def outputs(self, strings: Strings, sigma: Tensor) -> dict[str, Tensor]:
-        """What a perfect network would put out."""
         levels, level = torch.unique(sigma, return_inverse=True)
         laws = self.at(levels)[level]
         index = self.number(strings).clamp(max=len(self.strings) - 1)
-        put, out = self.ratios(index, laws)
-        pace = self.kernel.weights(sigma.double())
-        # beyond the longest string there is nothing in the toy, though noise goes there: say of it what pure noise would
-        put = torch.where(self.inserted[index] < len(self.strings), put, self.kernel.births * self.kernel.law)
+        insert, delete = self.ratios(index, laws)
+        unit = self.kernel.weights(sigma.double())
+        # noise can make strings that are too long for the table: those get the ratio of pure noise
+        insert = torch.where(self.inserted[index] < len(self.strings), insert, self.kernel.births * self.kernel.law)
         width = strings.tokens.shape[1]
-        found = {"log_insert": put / pace[:, 0, None, None]}
+        found = {"log_insert": insert / unit[:, 0, None, None]}
         if self.kernel.births:
-            taken = torch.where(strings.attend, strings.tokens, 0).clamp(max=TOKENS - 1)
-            rate = self.kernel.births * self.kernel.law[taken] * wide(out, width)
-            found["log_delete"] = rate / pace[:, 1:]
+            found["log_delete"] = self._deletion_rates(strings, wide(delete, width)) / unit[:, 1:]
         return {k: wide(v, width).clamp(min=1e-300).log().float() for k, v in found.items()}
 
     def check_kernel(self, end: float) -> list[Check]:
-        return check_birth_death(self.kernel, end=end)
+        """Verify closed forms, regression targets, draws and prior against the generator.
 
-    def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
-        return [_declared_prior(declared, end)] if isinstance(declared, BirthDeath) else []
+        Args:
+            end: Total noise at t = 1.
+        """
+        kernel, table = self.kernel, BirthDeathTable(self.kernel)  # clean strings of every length
+        worst, short = table._errors(), sum(len(s) <= table.clean for s in table.strings)
+        drawn = worst_draws(table, (0, TOKENS + 1, short - 1), kernel.sample, table.at)
+        noise = kernel.prior(DRAWS, longest=table.longest, generator=torch.Generator().manual_seed(1), allowed=None)
+        gap = total_variation(table.number(noise), table.at(torch.tensor([end]))[0])
+        slack = 1e-3 if kernel.births else 1e-6  # births beyond the maximum length are missing in the table
+        exponential, each = f"exp(sigma Q) on {len(table.strings)} strings, three noise levels", "all of them, relative"
+        law = "p(x | x0) by the pair HMM is that of the generator"
+        insert = "reverse rates of insertions are p(x with the token) / p(x)"
+        delete = "reverse rates of deletions are the birth rate times p(x without the token) / p(x)"
+        return [
+            Check.below("strings.law", law, worst["law"], slack, exponential),
+            Check.below("strings.insert", insert, worst["insert"], 10 * slack, each),
+            Check.below("strings.delete", delete, worst["delete"], 10 * slack, each),
+            check_frequencies("strings.sample", "draws of x_t follow the generator", drawn),
+            check_frequencies("strings.prior", "noise at t = 1 is the prior", gap),
+        ]
 
-
-def check_birth_death(kernel: BirthDeath, *, end: float) -> list[Check]:
-    """Closed forms, draws, prior and targets fit together; ``end`` is the total noise at t = 1."""
-    toy = StringToy(kernel)
-    count = len(toy.strings)
-    short = [i for i, s in enumerate(toy.strings) if len(s) <= toy.clean]
-    worst = dict.fromkeys(("law", "insert", "delete"), 0.0)
-    for sigma in LEVELS:
-        level = torch.tensor([sigma], dtype=torch.float64)
-        for x0 in short:
-            start = F.one_hot(torch.tensor(x0), count).double()
-            law = toy.at(level, start)
-            # pairs that can be, and far enough from the longest for the cut not to show
-            seen = torch.tensor(
-                [i for i, s in enumerate(toy.strings) if law[0, i] > 1e-9 and len(s) <= toy.longest // 2 + 1]
-            )
-            strings, many = toy.rows(seen), len(seen)
-            batch, levels = toy.batch(torch.full((many,), x0)), level.expand(many)
+    def _errors(self) -> dict[str, float]:
+        """Return the largest errors of the kernel's p(x | x0), insertion targets and deletion targets."""
+        kernel, count = self.kernel, len(self.strings)
+        worst = dict.fromkeys(("law", "insert", "delete"), 0.0)
+        for sigma, x0 in itertools.product(LEVELS, [i for i, s in enumerate(self.strings) if len(s) <= self.clean]):
+            level = torch.tensor([sigma], dtype=torch.float64)
+            law = self.at(level, F.one_hot(torch.tensor(x0), count).double())
+            # possible strings, and short enough that the maximum length does not show
+            half = self.longest // 2 + 1
+            seen = torch.tensor([i for i, s in enumerate(self.strings) if law[0, i] > 1e-9 and len(s) <= half])
+            strings, batch = self.rows(seen), self.batch(torch.full((len(seen),), x0))
+            levels = level.expand(len(seen))
             found = kernel.log_p(batch, strings, levels).exp()
             worst["law"] = max(worst["law"], float((found - law[0, seen]).abs().max()))
-            target, pace = kernel.target(batch, strings, levels), kernel.weights(levels)
-            put, out = toy.ratios(seen, law.expand(many, -1))
-            said = target.fresh[..., None].double() * kernel.law
-            index = target.symbols[:, None].expand(-1, said.shape[1], -1)
-            said = said.scatter_add(2, index, target.missing.transpose(1, 2).double())
-            gap = (pace[:, 0, None, None] * said - put).abs() / (1 + put)
+            target, unit = kernel.target(batch, strings, levels), kernel.weights(levels)
+            insert, delete = self.ratios(seen, law.expand(len(seen), -1))
+            expected = target.fresh[..., None].double() * kernel.law
+            index = target.symbols[:, None].expand(-1, expected.shape[1], -1)
+            expected = expected.scatter_add(2, index, target.missing.transpose(1, 2).double())
+            gap = (unit[:, 0, None, None] * expected - insert).abs() / (1 + insert)
             worst["insert"] = max(worst["insert"], float((gap * strings.attend[..., None]).max()))
-            taken = torch.where(strings.attend, strings.tokens, 0).clamp(max=TOKENS - 1)
-            rate = kernel.births * kernel.law[taken] * out
-            gap = (pace[:, 1:] * target.spurious - rate).abs() / (1 + rate)
+            rate = self._deletion_rates(strings, delete)
+            gap = (unit[:, 1:] * target.spurious - rate).abs() / (1 + rate)
             token = strings.attend & (torch.arange(gap.shape[1]) > 0)
             worst["delete"] = max(worst["delete"], float((gap * token).max()))
-    slack = 1e-3 if kernel.births else 1e-6  # strings beyond the longest are left out of the toy
-    return [
-        Check(
-            "edits.law",
-            "p(x | x0) by the pair HMM is that of the generator",
-            worst["law"] < slack,
-            f"{worst['law']:.1e}",
-            f"exp(sigma Q) over {count} strings, three noise levels",
-        ),
-        Check(
-            "edits.insert",
-            "rates of insertion are p(x with the token) / p(x)",
-            worst["insert"] < 10 * slack,
-            f"{worst['insert']:.1e}",
-            "every gap and token, relative",
-        ),
-        Check(
-            "edits.delete",
-            "rates of deletion are the rate of birth times p(x without the token) / p(x)",
-            worst["delete"] < 10 * slack,
-            f"{worst['delete']:.1e}",
-            "every token, relative",
-        ),
-        *_draws(toy, end),
-    ]
+        return worst
 
+    def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
+        """Verify that noise at t = 1 does not depend on the length of the text, which takes the declared kernel longer.
 
-def _draws(toy: StringToy, end: float) -> list[Check]:
-    kernel, draws, count = toy.kernel, 20_000, len(toy.strings)
-    worst = 0.0
-    for x0 in (0, TOKENS + 1, len([s for s in toy.strings if len(s) <= toy.clean]) - 1):
-        batch = toy.batch(torch.full((draws,), x0))
-        level = torch.full((draws,), 0.7)
-        seen = toy.number(kernel.sample(batch, level, random=Randomness(torch.Generator().manual_seed(2)), width=None))
-        found = torch.bincount(seen, minlength=count + 1)[:count].double() / draws
-        law = toy.at(level[:1], F.one_hot(torch.tensor(x0), count).double())[0]
-        worst = max(worst, float((found - law).abs().sum() / 2))
-    noise = kernel.prior(draws, longest=toy.longest, generator=torch.Generator().manual_seed(1), allowed=None)
-    found = torch.bincount(toy.number(noise), minlength=count + 1)[:count].double() / draws
-    last = toy.at(torch.tensor([end]))[0]
-    gap = float((found - last).abs().sum() / 2)
-    return [
-        Check(
-            "edits.sample",
-            "draws of x_t follow the generator",
-            worst < 0.03,
-            f"{worst:.4f}",
-            "total variation, 20,000 draws",
-        ),
-        Check("edits.prior", "noise at t = 1 is the prior", gap < 0.03, f"{gap:.4f}", "total variation, 20,000 draws"),
-    ]
-
-
-def _declared_prior(kernel: BirthDeath, end: float) -> Check:
-    """The toy forgets faster than the declared kernel, whose noise is longer: what is left of a length at t = 1."""
-    left = math.exp(-(1 - kernel.births) * end)
-    return Check(
-        "edits.forgets",
-        "at t = 1 the declared kernel has forgotten how long the text was",
-        left < 0.01,
-        f"{left:.1e}",
-        "exp(-(1 - births) sigma(1)), what is left of a difference in length",
-    )
+        Args:
+            declared: The declared kernel.
+            end: Total noise at t = 1.
+        """
+        if not isinstance(declared, BirthDeath):
+            return []
+        left = math.exp(-(1 - declared.births) * end)
+        claim = "under the declared kernel, noise at t = 1 does not depend on the length of the text"
+        how = "exp(-(1 - births) sigma(1)), the share of a difference in length that is left"
+        return [Check.below("strings.forgets", claim, left, 0.01, how)]

@@ -1,7 +1,8 @@
-"""The network of a block model held to what its bound and its sampler take for granted, with random weights on three blocks.
+"""Verification of a block diffusion network, with random weights on three blocks.
 
-A network that sees what it is to predict would have a bound that is none; one that stands elsewhere when it is asked block by
-block would write by another law than the one it is trained for.
+The bound requires that a block's prediction depends on nothing but its own visible tokens and the clean blocks before it: a
+network that sees its answer has no valid bound. Sampling requires that evaluation block by block gives the same outputs as
+the single pass of training. Axes: b rows, l positions, n states, v data tokens.
 """
 
 from __future__ import annotations
@@ -23,60 +24,61 @@ __all__ = ["prove_blocks"]
 BLOCK, BLOCKS = 2, 3
 ROW, ZERO = torch.arange(1), torch.zeros(1)
 TOLERANCE = 1e-3
-"""Nats that rounding in float32 may make; what leaks makes tenths."""
+"""Tolerance in nats: float32 rounding is below it, and a leak changes outputs by tenths."""
 
 
 @torch.no_grad()
 def prove_blocks(graph: Graph, process: TokenParts, registry: Registry, output: str) -> list[Check]:
-    """Verify that the network of an objective of blocks sees what it may see, and no more; ``output`` is the name of its output."""
+    """Verify what the network of a block objective depends on, and its evaluation block by block.
+
+    Args:
+        graph: The expanded graph.
+        process: The declared components.
+        registry: Source of the components of the graph.
+        output: Name of the graph's output.
+
+    Raises:
+        UserError: The kernel has no mask.
+    """
     mask, tokens = process.kernel.mask, process.kernel.data_tokens
     if mask is None:
-        raise UserError("text is written in blocks under a kernel with a mask alone")
+        raise UserError("block objectives need a kernel with a mask, such as absorb")
     torch.manual_seed(0)
     model = build_model(graph, registry).eval()
-    for parameter in model.parameters():  # gates that start at zero would let nothing through
+    for parameter in model.parameters():  # gates that start at zero would hide a dependence
         parameter.add_(torch.randn_like(parameter) * (parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.5))
     length = BLOCK * BLOCKS
     clean = torch.randint(0, tokens, (1, length))
     noised = torch.where(torch.arange(length) % BLOCK == 0, mask, clean)
 
-    def said(noised: Tensor, clean: Tensor) -> Tensor:
-        """Log probabilities of data tokens where the mask stands, [b, blocks, v]."""
+    def at_masks(noised: Tensor, clean: Tensor) -> Tensor:
+        """Return log probabilities of data tokens at the masks, [b, blocks, v]."""
         outputs = model.run(block_inputs(noised, clean, block=BLOCK))[0][output]
         return outputs[:, ::BLOCK, :tokens]
 
-    expected = said(noised, clean)
-    leaks, told = 0.0, 0.0
-    for at in range(BLOCKS):
-        here = torch.arange(length) // BLOCK == at
+    expected = at_masks(noised, clean)
+    leaks, allowed = 0.0, 0.0
+    for block in range(BLOCKS):
+        here = torch.arange(length) // BLOCK == block
         other = torch.where(here, (clean + 1) % tokens, clean)
         seen = torch.where(here & (noised != mask), other, noised)
-        moved = (said(noised, other) - expected).abs().amax((0, 2))  # by a clean block: the ones after it may
-        apart = (said(seen, clean) - expected).abs().amax((0, 2))  # by a noised block: it alone may
-        leaks = max(leaks, float(moved[: at + 1].max()), float(apart[torch.arange(BLOCKS) != at].max()))
-        told = max(told, float(moved.max()), float(apart.max()))
+        by_clean = (at_masks(noised, other) - expected).abs().amax((0, 2))  # only later blocks may depend on it
+        by_noised = (at_masks(seen, clean) - expected).abs().amax((0, 2))  # only the block itself may depend on it
+        others = torch.arange(BLOCKS) != block
+        leaks = max(leaks, float(by_clean[: block + 1].max()), float(by_noised[others].max()))
+        allowed = max(allowed, float(by_clean.max()), float(by_noised.max()))
 
-    with cached(model, BLOCK, rows=1, length=length) as given:
-        found = [given(clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)]
-    found += [
-        uncached(model, BLOCK, clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in range(0, length, BLOCK)
-    ]
-    answers = torch.cat([outputs[output][:, :1, :tokens] for outputs in found], dim=1)
-    off = float((answers - torch.cat([expected, expected], dim=1)).abs().max())
+    starts = range(0, length, BLOCK)
+    with cached(model, BLOCK, rows=1, length=length) as after:
+        found = [after(clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in starts]
+    found += [uncached(model, BLOCK, clean[:, :s])(noised[:, s : s + BLOCK], ZERO, ROW) for s in starts]
+    by_block = torch.cat([outputs[output][:, :1, :tokens] for outputs in found], dim=1)
+    error = float((by_block - torch.cat([expected, expected], dim=1)).abs().max())
     how = f"random weights, {BLOCKS} blocks of {BLOCK}"
+    claim = "the output at a block depends only on its visible tokens and the clean blocks before it"
+    value = f"{leaks:.1e} nats (allowed dependences: {allowed:.1e})"
+    same = "evaluation block by block, with KV cache and without, equals the single pass"
     return [
-        Check(
-            "network.blocks",
-            "what is said of a block depends on nothing but what is seen of it and clean blocks before it",
-            leaks < TOLERANCE,
-            f"{leaks:.1e} nats (what it may depend on: {told:.1e})",
-            how,
-        ),
-        Check(
-            "network.memory",
-            "block by block, with the past remembered and without, it says what it says in one pass",
-            off < TOLERANCE,
-            f"{off:.1e} nats",
-            how,
-        ),
+        Check("network.blocks", claim, leaks < TOLERANCE, value, how),
+        Check("network.memory", same, error < TOLERANCE, f"{error:.1e} nats", how),
     ]

@@ -1,7 +1,8 @@
-"""FlexMDM held to an enumerable toy: every way in which strings of two tokens, up to three long, can be masked and deleted.
+"""Table of strings for FlexMDM (arXiv 2509.01025), and the verification of its kernel.
 
-Everything is beside what the two rates that the kernel names say: a token that is missing is put in as a mask at rate 1 and
-filled at rate ``pace``, on the clock -log(1 - exp(-sigma)). Axes: b rows, s strings, w positions, v = 2 data tokens.
+Every fate of every token of clean strings of up to three tokens is enumerated: gone, masked or clean. All else follows from two
+rates: on the clock -log(1 - exp(-sigma)), a missing token is inserted as a mask at rate 1, and a mask is filled at rate
+``pace``. Axes: b rows, s strings, a missing tokens, w positions, v = 2 data tokens.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component.check import Check
-from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.flexmdm import FlexKernel
 from sedd_graph.diffusion.strings.kernel import TOKENS, StringTable
 from sedd_graph.diffusion.strings.strings import Strings, wide
+from sedd_graph.verify.strings import check_frequencies, worst_draws
 
-__all__ = ["FlexToy", "check_flexmdm"]
+__all__ = ["FlexTable"]
 
 LEVELS = (1e-3, 0.05, 0.7, 2.5)
+"""Total noise at which probabilities of fates are verified."""
 MASK = TOKENS
 
 
-class FlexToy(StringTable):
-    """All strings of two tokens and the mask up to three long, and what has become of each token of each clean string.
+class FlexTable(StringTable):
+    """All strings of two tokens and the mask up to three long, and every fate of every token of the clean ones.
 
-    ``ways`` [x0, s] counts the ways from a clean string to a noisy one; ``gaps`` [x0, s, w] and ``under`` [x0, s, w, v] are the
-    sums over them of how many tokens are missing in each gap, and of what stands under each mask.
+    Attributes:
+        index: The number of each string.
+        ways: float64 [s, s], in how many ways the clean string (first) can become the noisy one.
+        gaps: float64 [s, s, w], the tokens missing behind each position, summed over these ways.
+        under: float64 [s, s, w, v], how often token v is under the mask at each position, likewise.
     """
 
     kernel: FlexKernel
@@ -60,7 +65,7 @@ class FlexToy(StringTable):
         self._missing = F.one_hot(missing, width).double()
 
     def fate(self, sigma: Tensor) -> Tensor:
-        """Chances that a token is gone, a mask, clean at ``sigma`` [b], float64 [b, 3], from the two rates."""
+        """Return the probabilities that a token is gone, masked, clean at ``sigma`` [b], float64 [b, 3], from the two rates."""
         pace = self.kernel.pace
         rates = torch.tensor([[-1, 0, 0], [1, -pace, 0], [0, pace, 0]], dtype=torch.float64)
         clock = -torch.log(-torch.expm1(-sigma.double()))
@@ -68,11 +73,16 @@ class FlexToy(StringTable):
         return found
 
     def _summed(self, table: Tensor, law: Tensor) -> Tensor:
-        """``table`` [x0, s, ...] over clean strings of ``law``, by how many tokens are missing: [s, a, ...]."""
+        """Return ``table`` [s, s, ...], its mean over clean strings of ``law`` [s] by the number of missing tokens, [s, a, ...]."""
         return torch.einsum("x,xsa,xs...->sa...", law, self._missing, table)
 
     def at(self, sigma: Tensor, law: Tensor | None = None) -> Tensor:
-        """The law of noisy strings at each of ``sigma`` [b], float64 [b, s], from ``law`` [s] of clean ones."""
+        """Return the distribution of noisy strings, float64 [b, s].
+
+        Args:
+            sigma: [b], total noise.
+            law: float64 [s], the distribution of clean strings; None: that of the table.
+        """
         gone, mask, clean = self.fate(sigma)[..., None].unbind(1)
         several = gone ** torch.arange(self.longest + 1)
         masks = self.sizes[:, 1]
@@ -94,113 +104,76 @@ class FlexToy(StringTable):
         return {k: wide(v, width).clamp(min=1e-300).log().float() for k, v in found.items()}
 
     def generator(self, sigma: Tensor) -> Tensor:
-        """Rates of generation from each string (second) to each other (first) per unit of sigma, for a perfect network,
-        float64 [b, s, s]."""
+        """Return the generation rates of a perfect network per unit of sigma, float64 [b, s, s], from the second string to the
+        first, at total noise ``sigma`` [b]."""
         count, b = len(self.strings), len(sigma)
         rows = self.rows(torch.arange(count))
         many = Strings(rows.tokens.repeat(b, 1), rows.attend.repeat(b, 1))
         outputs = self.outputs(many, sigma.repeat_interleave(count))
         gap = outputs["log_gap"].double().exp().view(b, count, -1)
         under = outputs["log_x0"].double().exp().view(b, count, self.longest + 1, -1)
-        pace = self.kernel.weights(sigma)
+        unit = self.kernel.weights(sigma)
         rates = torch.zeros(b, count, count, dtype=torch.float64)
         for i, s in enumerate(self.strings):
             for j in range(len(s) + 1):
                 if len(s) < self.longest:
-                    rates[:, self.index[(*s[:j], MASK, *s[j:])], i] += pace[:, 0] * gap[:, i, j]
+                    rates[:, self.index[(*s[:j], MASK, *s[j:])], i] += unit[:, 0] * gap[:, i, j]
             for j, v in itertools.product((j for j, u in enumerate(s) if u == MASK), range(TOKENS)):
-                rates[:, self.index[(*s[:j], v, *s[j + 1 :])], i] += pace[:, 1] * under[:, i, j + 1, v]
+                rates[:, self.index[(*s[:j], v, *s[j + 1 :])], i] += unit[:, 1] * under[:, i, j + 1, v]
         return rates - torch.diag_embed(rates.sum(1))
 
     def check_kernel(self, end: float) -> list[Check]:
-        return check_flexmdm(self.kernel, end=end)
+        """Verify closed forms, regression targets, rates, draws and prior against the enumeration.
 
+        Args:
+            end: Total noise at t = 1.
+        """
+        kernel, (law, gap, mask, pairs) = self.kernel, self._errors()
+        drawn = worst_draws(self, [self.index[s] for s in ((), (0, 1), (0, 1, 1))], kernel.sample, self.at)
+        noise = kernel.prior(4, longest=self.longest, generator=torch.Generator().manual_seed(1), allowed=None)
+        empty = bool((noise.lengths == 0).all())
+        fates = "the probabilities that a token is gone or masked follow from the two rates"
+        exponential, every = f"matrix exponential, {len(LEVELS)} noise levels", f"{pairs} pairs of strings, enumerated"
+        missing = "the expected number of tokens missing in each gap, given the clean string"
+        masked = "the probabilities of the token under each mask, given the clean string"
+        forgets, left = "at t = 1 no text is left", math.exp(-end)
+        return [
+            Check.below("strings.law", fates, law, 1e-9, exponential),
+            Check.below("strings.gap", missing, gap, 1e-6, every),
+            Check.below("strings.mask", masked, mask, 1e-6, every),
+            self._check_transport(),
+            check_frequencies("strings.sample", "draws of x_t follow the two rates", drawn),
+            Check("strings.prior", "noise at t = 1 is the prior", empty, "yes" if empty else "no", "the empty string"),
+            Check.below("strings.forgets", forgets, left, 0.01, "exp(-sigma(1)), the share of tokens that are left"),
+        ]
 
-def check_flexmdm(kernel: FlexKernel, *, end: float) -> list[Check]:
-    """Closed forms, draws, prior, targets and rates fit together; ``end`` is the total noise at t = 1."""
-    toy = FlexToy(kernel)
-    levels = torch.tensor(LEVELS, dtype=torch.float64)
-    found = torch.stack([-torch.expm1(-levels), kernel.masked(levels)], -1)
-    law = float((found - toy.fate(levels)[:, :2]).abs().max())
-    x0, s = toy.ways.nonzero().unbind(1)
-    strings = toy.rows(s)
-    target = kernel.target(toy.batch(x0), strings)
-    ways = toy.ways[x0, s]
-    gap = float((target.missing - toy.gaps[x0, s] / ways[:, None]).abs().max())
-    said = torch.zeros(len(s), toy.longest + 1, TOKENS + 1)
-    said.scatter_add_(2, target.symbols.transpose(1, 2), target.filled.transpose(1, 2))
-    under = float((said[..., :TOKENS] - toy.under[x0, s] / ways[:, None, None]).abs().max())
-    every = f"{len(s)} pairs of strings, enumerated"
-    return [
-        Check(
-            "edits.law",
-            "how many tokens are gone and masks is what the two rates say",
-            law < 1e-9,
-            f"{law:.1e}",
-            f"matrix exponential, {len(LEVELS)} noise levels",
-        ),
-        Check(
-            "edits.gap",
-            "how many tokens are missing in each gap, given the clean string",
-            gap < 1e-6,
-            f"{gap:.1e}",
-            every,
-        ),
-        Check("edits.mask", "what stands under each mask, given the clean string", under < 1e-6, f"{under:.1e}", every),
-        _transport(toy),
-        *_draws(toy),
-        Check(
-            "edits.forgets",
-            "at t = 1 noise has taken the text away",
-            math.exp(-end) < 0.01,
-            f"{math.exp(-end):.1e}",
-            "exp(-sigma(1)), the share of tokens that are left",
-        ),
-    ]
+    def _errors(self) -> tuple[float, float, float, int]:
+        """Return the largest errors of the probabilities of fates, of missing tokens and of tokens under masks, and the number of
+        pairs of strings."""
+        levels = torch.tensor(LEVELS, dtype=torch.float64)
+        found = torch.stack([-torch.expm1(-levels), self.kernel.masked(levels)], -1)
+        law = float((found - self.fate(levels)[:, :2]).abs().max())
+        x0, s = self.ways.nonzero().unbind(1)
+        target = self.kernel.target(self.batch(x0), self.rows(s))
+        ways = self.ways[x0, s]
+        gap = float((target.missing - self.gaps[x0, s] / ways[:, None]).abs().max())
+        filled = torch.zeros(len(s), self.longest + 1, TOKENS + 1)
+        filled.scatter_add_(2, target.symbols.transpose(1, 2), target.filled.transpose(1, 2))
+        mask = float((filled[..., :TOKENS] - self.under[x0, s] / ways[:, None, None]).abs().max())
+        return law, gap, mask, len(s)
 
-
-def _transport(toy: FlexToy) -> Check:
-    """The master equation, by exponentials at the middle of steps that are even in log(exp(sigma) - 1)."""
-    grid = torch.linspace(12.0, -12.0, 385, dtype=torch.float64)
-    sigma = F.softplus(grid)
-    middle = F.softplus((grid[1:] + grid[:-1]) / 2)
-    steps = torch.linalg.matrix_exp(toy.generator(middle) * (sigma[:-1] - sigma[1:])[:, None, None])
-    law = torch.zeros(len(toy.strings), dtype=torch.float64)
-    law[0] = 1.0
-    worst = 0.0
-    for step, there in zip(steps, toy.at(sigma[1:]), strict=True):
-        law = step @ law
-        worst = max(worst, float((law - there).abs().sum() / 2))
-    return Check(
-        "edits.transport",
-        "with a perfect network the rates of generation take the empty string to the law of the data, by those of noisy strings",
-        worst < 5e-3,
-        f"{worst:.1e}",
-        f"total variation, the worst of {len(steps)} steps of the master equation on {len(toy.strings)} strings",
-    )
-
-
-def _draws(toy: FlexToy) -> list[Check]:
-    kernel, draws, count = toy.kernel, 20_000, len(toy.strings)
-    worst, level = 0.0, torch.tensor([0.7])
-    for clean in ((), (0, 1), (0, 1, 1)):
-        x0 = toy.index[clean]
-        random = Randomness(torch.Generator().manual_seed(2))
-        seen = toy.number(
-            kernel.sample(toy.batch(torch.full((draws,), x0)), level.expand(draws), random=random, width=None)
-        )
-        found = torch.bincount(seen, minlength=count + 1)[:count].double() / draws
-        law = toy.at(level, F.one_hot(torch.tensor(x0), count).double())[0]
-        worst = max(worst, float((found - law).abs().sum() / 2))
-    noise = kernel.prior(4, longest=toy.longest, generator=torch.Generator().manual_seed(1), allowed=None)
-    empty = bool((noise.lengths == 0).all())
-    return [
-        Check(
-            "edits.sample",
-            "draws of x_t follow the two rates",
-            worst < 0.03,
-            f"{worst:.4f}",
-            "total variation, 20,000 draws",
-        ),
-        Check("edits.prior", "noise at t = 1 is the prior", empty, "yes" if empty else "no", "the empty string"),
-    ]
+    def _check_transport(self) -> Check:
+        """Verify the master equation, by exponentials at the middle of steps that are even in log(exp(sigma) - 1)."""
+        grid = torch.linspace(12.0, -12.0, 385, dtype=torch.float64)
+        sigma = F.softplus(grid)
+        middle = F.softplus((grid[1:] + grid[:-1]) / 2)
+        steps = torch.linalg.matrix_exp(self.generator(middle) * (sigma[:-1] - sigma[1:])[:, None, None])
+        law = torch.zeros(len(self.strings), dtype=torch.float64)
+        law[0] = 1.0
+        worst = 0.0
+        for step, there in zip(steps, self.at(sigma[1:]), strict=True):
+            law = step @ law
+            worst = max(worst, float((law - there).abs().sum() / 2))
+        claim = "the rates of a perfect network transport the empty string to the distribution of data, through those of noisy strings"
+        how = f"total variation, the worst of {len(steps)} steps of the master equation on {len(self.strings)} strings"
+        return Check.below("strings.transport", claim, worst, 5e-3, how)

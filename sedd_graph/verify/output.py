@@ -1,12 +1,15 @@
-"""Whether what the network puts out is what the kernel takes it for: read off the numbers, whatever the head is.
+"""Verification of the network's output: that the head fits the kernel.
 
-A proof with a perfect network says nothing of a head that hides the last token of a kernel without a mask, or carries
-tokens over that the kernel may have replaced: such a network trains, and its bound is far from what it could be.
+Proofs with a perfect network cannot see a head that hides the last token under a kernel without a mask, or that carries over
+tokens that the kernel can have replaced: such a network trains, with a bound far from its optimum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Batch, Draw
@@ -20,7 +23,13 @@ __all__ = ["check_output"]
 
 @torch.no_grad()
 def check_output(network: Network, kernel: Kernel, objective: Objective) -> Check:
-    """Verify the output of the network, as it stands, for two short rows at total noise 1/2."""
+    """Verify the output of the network as it is, for two rows of four random tokens at total noise 1/2.
+
+    Args:
+        network: The network; its mode (training or evaluation) is restored.
+        kernel: The declared kernel, on the network's device.
+        objective: The declared objective, which makes the inputs.
+    """
     device = network.device
     generator = torch.Generator(device).manual_seed(0)
     tokens = torch.randint(0, kernel.states, (2, 4), generator=generator, device=device)
@@ -30,30 +39,29 @@ def check_output(network: Network, kernel: Kernel, objective: Objective) -> Chec
     inputs = objective.inputs(Draw(tokens, half, half, half, half), Batch.of(tokens))
     training = network.model.training
     network.model.eval()
-    outputs = kernel.translate(network.run(inputs), tokens, half)
-    ((name, out),) = outputs.items()
+    ((name, out),) = kernel.translate(network.run(inputs), tokens, half).items()
     network.model.train(training)
-    wrong: list[str] = []
     if not bool(out.isfinite().all()):
-        wrong.append("it is not finite")
+        wrong = ["it is not finite"]
     elif name == "log_x0":
-        out = out.double()
-        moving = tokens == kernel.mask if kernel.clamp_safe else torch.ones_like(tokens, dtype=torch.bool)
-        data = torch.arange(kernel.states, device=device) != (-1 if kernel.mask is None else kernel.mask)
-        if float((out.logsumexp(-1)).abs().max()) > 1e-3:
-            wrong.append("probabilities do not sum to 1")
-        if bool((out[moving][:, data] < FLOOR / 2).any()):
-            wrong.append("a token that may be the clean one is given no chance")
-        if kernel.mask is not None and float(out[..., kernel.mask].exp().max()) > 1e-6:
-            wrong.append("the mask is given a chance to be the clean token")
-        if kernel.clamp_safe and float(out[~moving].gather(-1, tokens[~moving][:, None]).abs().sum()) > 1e-3:
-            wrong.append("a token that is seen, and so clean, is not carried over")
-    elif float(out.gather(-1, tokens[..., None]).abs().max()) > 1e-5:
-        wrong.append("the score of the current token is not 1")
-    return Check(
-        "head.output",
-        "the network's output is what the kernel takes it for",
-        not wrong,
-        "; ".join(wrong) or name,
-        "the network as it starts, 2 rows of 4 at total noise 0.5",
-    )
+        wrong = list(_wrong_log_x0(out.double(), tokens, kernel))
+    else:
+        current = float(out.gather(-1, tokens[..., None]).abs().max())
+        wrong = ["the score of the current token is not 1"] if current > 1e-5 else []
+    claim = "the output of the network has the form that the kernel reads"
+    how = "the untrained network, 2 rows of 4 at total noise 0.5"
+    return Check("head.output", claim, not wrong, "; ".join(wrong) or name, how)
+
+
+def _wrong_log_x0(log_x0: Tensor, tokens: Tensor, kernel: Kernel) -> Iterator[str]:
+    """Yield the defects of ``log_x0`` [b, l, n] at noisy ``tokens`` int64 [b, l]."""
+    moving = tokens == kernel.mask if kernel.clamp_safe else torch.ones_like(tokens, dtype=torch.bool)
+    data = torch.arange(kernel.states, device=tokens.device) != (-1 if kernel.mask is None else kernel.mask)
+    if float(log_x0.logsumexp(-1).abs().max()) > 1e-3:
+        yield "its probabilities do not sum to 1"
+    if bool((log_x0[moving][:, data] < FLOOR / 2).any()):
+        yield "a possible clean token has probability 0"
+    if kernel.mask is not None and float(log_x0[..., kernel.mask].exp().max()) > 1e-6:
+        yield "the mask has a positive probability of being the clean token"
+    if kernel.clamp_safe and float(log_x0[~moving].gather(-1, tokens[~moving][:, None]).abs().sum()) > 1e-3:
+        yield "a visible token, which is clean, is not carried over"

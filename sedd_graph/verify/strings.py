@@ -1,33 +1,42 @@
-"""Processes that change lengths, verified on the enumerable toy that their kernel brings.
+"""Verification of a string process on the table that its kernel brings.
 
-Axes: b rows, s strings, w positions, v = 2 tokens.
+Axes: b rows, r draws, s strings of the table, w positions, v = 2 data tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from sedd_graph.component.check import Check
+from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.kernel import TOKENS, StringTable
 from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.diffusion.strings.sampler import StringSettings
-from sedd_graph.verify.noise import check_schedule
+from sedd_graph.diffusion.strings.strings import Strings
+from sedd_graph.verify.noise import check_schedule, final_sigma
+from sedd_graph.verify.total_variation import total_variation
 
-__all__ = ["check_string_sampler", "prove_strings"]
+__all__ = ["DRAWS", "check_frequencies", "check_string_sampler", "prove_strings", "worst_draws"]
+
+DRAWS = 20_000
+"""Draws for each comparison of frequencies."""
 
 
 def prove_strings(make: Callable[[int | None], StringParts]) -> list[Check]:
-    """Verify the declared combination; ``make`` makes it for the declared number of states (None) or another.
+    """Verify the declared components: schedule, kernel, objective and sampler. Takes some seconds on a CPU.
 
-    Takes some seconds on a CPU.
+    Args:
+        make: Makes the components, for the declared number of states (None) or another.
     """
     declared = make(None).kernel
     parts = make(TOKENS + declared.states - declared.data_tokens)
     table = parts.kernel.table(one_length=parts.objective.one_length)
-    end = float(parts.schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
+    end = final_sigma(parts.schedule)
     return [
         *check_schedule(parts.schedule),
         *table.check_kernel(end),
@@ -37,38 +46,65 @@ def prove_strings(make: Callable[[int | None], StringParts]) -> list[Check]:
     ]
 
 
-def check_string_sampler(toy: StringTable, process: StringParts) -> list[Check]:
-    """With a perfect network the sampler gives back the law of the data, lengths included."""
-    rows, steps = 8_000, None if process.sampler.steps is None else 64
-    kernel, schedule, objective, sampler = process
+def check_string_sampler(table: StringTable, parts: StringParts) -> list[Check]:
+    """Verify that with a perfect network samples follow the distribution of the data, lengths included.
+
+    Args:
+        table: The table of the kernel.
+        parts: The components, made for :data:`~sedd_graph.diffusion.strings.kernel.TOKENS` data tokens.
+    """
+    kernel, schedule, objective, sampler = parts
+    rows, steps = 8_000, None if sampler.steps is None else 64
     generator = torch.Generator().manual_seed(4)
-    longest = toy.clean if objective.one_length else toy.longest
+    longest = table.clean if objective.one_length else table.longest
     noise = kernel.prior(rows, longest=longest, generator=generator, allowed=None)
     fixed = torch.zeros_like(noise.attend)
     fixed[:, 0] = True
     settings = StringSettings(
         fixed=fixed, shut=~noise.attend, longest=longest, kernel=kernel, schedule=schedule, generator=generator
     )
-    out = sampler.run(
-        lambda strings, sigma: objective.rates(toy.outputs(strings, sigma), strings, longest),
-        noise,
-        settings,
-        steps=steps,
-    )
+
+    def denoise(strings: Strings, sigma: Tensor) -> Mapping[str, Tensor]:
+        return objective.rates(table.outputs(strings, sigma), strings, longest)
+
+    out = sampler.run(denoise, noise, settings, steps=steps)
     data = bool((torch.where(out.attend, out.tokens, 0)[:, 1:] < TOKENS).all()) and bool((out.lengths <= longest).all())
-    count = len(toy.strings)
-    found = torch.bincount(toy.number(out), minlength=count + 1)[:count].double() / rows
-    distance = float((found - toy.law).abs().sum() / 2)
-    floor = math.sqrt(int((toy.law > 0).sum()) / rows / 2)
-    allowance = 0.0 if steps is None else 2.5 / steps
+    distance = total_variation(table.number(out), table.law)
+    chance = math.sqrt(int((table.law > 0).sum()) / rows / 2)
+    bias = 0.0 if steps is None else 2.5 / steps
     how = f"total variation, {rows:,} strings" + ("" if steps is None else f", {steps} steps")
+    value = f"{distance:.4f} (chance alone: about {chance:.4f})"
+    clean = "samples hold data tokens only, and no more than the maximum length"
+    law = "with a perfect network samples follow the distribution of the data"
     return [
-        Check("sampler.clean", "only data tokens come out, no more than asked for", data, "yes" if data else "no", how),
-        Check(
-            "sampler.law",
-            "with a perfect network the sampler gives back the law of the data",
-            distance < 2 * floor + allowance + 0.002,
-            f"{distance:.4f} (chance alone: about {floor:.4f})",
-            how,
-        ),
+        Check("sampler.clean", clean, data, "yes" if data else "no", how),
+        Check("sampler.law", law, distance < 2 * chance + bias + 0.002, value, how),
     ]
+
+
+def check_frequencies(name: str, claim: str, distance: float) -> Check:
+    """Return a check of :data:`DRAWS` draws: their total variation ``distance`` from a distribution is below 0.03."""
+    return Check.below(name, claim, distance, 0.03, f"total variation, {DRAWS:,} draws", digits=".4f")
+
+
+def worst_draws(
+    table: StringTable,
+    starts: Iterable[int],
+    sample: Callable[..., Strings],
+    law_at: Callable[[Tensor, Tensor], Tensor],
+) -> float:
+    """Return the largest total variation between draws of x_t at total noise 0.7 and the enumerated distribution.
+
+    Args:
+        table: Source of the strings.
+        starts: Numbers of the clean strings to start from.
+        sample: The kernel's ``sample(batch, sigma, random=, width=)``.
+        law_at: Maps sigma [1] and a distribution of clean strings [s] to that of noisy strings, float64 [1, s].
+    """
+    worst, level = 0.0, torch.tensor([0.7])
+    for x0 in starts:
+        random = Randomness(torch.Generator().manual_seed(2))
+        seen = sample(table.batch(torch.full((DRAWS,), x0)), level.expand(DRAWS), random=random, width=None)
+        clean = F.one_hot(torch.tensor(x0), len(table.strings)).double()
+        worst = max(worst, total_variation(table.number(seen), law_at(level, clean)[0]))
+    return worst

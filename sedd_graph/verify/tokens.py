@@ -1,7 +1,8 @@
-"""The noise process held to an enumerable toy: the same components and configs on three tokens and two positions.
+"""Verification of a token process on an enumerable toy: the declared components on sequences of three tokens.
 
-What the parts claim is checked in :mod:`sedd_graph.verify.noise`; here the whole, against the law of all nine sequences (of
-all 81 of four positions, where text is written in blocks, which are two here). Axes: b rows, l positions, n states.
+:mod:`sedd_graph.verify.noise` verifies schedule and kernel. This module verifies objective and sampler with a perfect network:
+its outputs are computed from the distribution of all nine sequences of two positions, or all 81 of four positions if text is
+written in blocks (of two). Axes: b rows, l positions, n states.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
@@ -21,91 +23,102 @@ from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
 from sedd_graph.engine.positionwise_suffix import take
-from sedd_graph.verify.noise import check_kernel, check_precision, check_schedule
+from sedd_graph.verify.noise import check_kernel, check_precision, check_schedule, final_sigma
+from sedd_graph.verify.total_variation import total_variation
 
-__all__ = ["TOKENS", "Toy", "prove_objective", "prove_parts", "prove_process", "prove_sampler", "prove_whole"]
+__all__ = ["TOKENS", "Toy", "check_sampler", "prove_objective", "prove_parts", "prove_process", "prove_sampler"]
 
 TOKENS, LENGTH = 3, 2
-"""Of the toy: how many tokens, and how long a sequence."""
-_LOWEST = 25.0
-"""Minus the logarithm of the least noise that a table of transitions knows."""
+"""Tokens and positions of the toy."""
+_MIN_LOG_SIGMA = -25.0
+"""Logarithm of the least noise in the table of transition matrices."""
+_PER_UNIT = 10_000
+"""Entries of that table per unit of log sigma: levels are 0.01 % apart."""
 
 
 class Toy:
-    """A law over the nine sequences of two tokens, and its exact scores and posteriors under a process."""
+    """A distribution of all sequences of two tokens, and the outputs of a perfect network for it under a process.
+
+    Attributes:
+        parts: The components, made for :data:`TOKENS` tokens.
+        law: float64 [s], the probability of each sequence.
+        sequences: int64 [s, l], all sequences.
+        length: Positions of a sequence, l.
+        rows: Rows that samplers are verified on.
+    """
 
     length, rows = LENGTH, 20_000
-    """Positions of a sequence, and how many rows a sampler is tried on."""
 
-    def __init__(self, process: TokenParts) -> None:
-        self.process = process
-        kernel = process.kernel
+    def __init__(self, parts: TokenParts) -> None:
+        self.parts, self.states = parts, parts.kernel.states
         generator = torch.Generator().manual_seed(7)
         weights = torch.rand(TOKENS**self.length, generator=generator, dtype=torch.float64) + 0.05
         self.law = weights / weights.sum()
         self.sequences = torch.tensor(list(itertools.product(range(TOKENS), repeat=self.length)))
-        self.states = kernel.states
         self._prepare()
 
     def _prepare(self) -> None:
-        kernel = self.process.kernel
-        joint = torch.zeros(self.states, self.states, dtype=torch.float64)
-        joint[self.sequences[:, 0], self.sequences[:, 1]] = self.law
-        self.joint = joint
-        self._table = torch.zeros(35 * 10_000, kernel.states, kernel.states, dtype=torch.float64)
-        self._made = torch.zeros(len(self._table), dtype=torch.bool)
+        self._joint = torch.zeros(self.states, self.states, dtype=torch.float64)
+        self._joint[self.sequences[:, 0], self.sequences[:, 1]] = self.law
+        self._table = torch.zeros(35 * _PER_UNIT, self.states, self.states, dtype=torch.float64)
+        self._filled = torch.zeros(len(self._table), dtype=torch.bool)
 
     @property
     def entropy(self) -> float:
+        """Entropy of the distribution, nats per sequence."""
         return float(-(self.law * self.law.log()).sum())
 
     def distance(self, rows: Tensor) -> float:
-        """Total variation between the law and the counts of ``rows`` [b, l]."""
+        """Return the total variation between the frequencies of ``rows`` int64 [b, l] and the distribution."""
         code = (rows.clamp(max=TOKENS - 1) * TOKENS ** torch.arange(self.length).flip(0)).sum(-1)
-        found = torch.bincount(code, minlength=len(self.law)).double() / len(rows)
-        return float((found - self.law).abs().sum() / 2)
+        return total_variation(code, self.law)
 
     def _transition(self, sigma: Tensor) -> Tensor:
-        """P at ``sigma`` [b], float64 [b, n, n], of levels 0.01 % apart, each made once.
+        """Return P at the table's level nearest to each ``sigma`` [b], float64 [b, n, n].
 
-        Samplers whose rows keep their own time would otherwise ask for as many as there are rows, at every turn.
+        Rows of a sampler can each have their own time, so each level is computed once.
         """
-        levels = ((sigma.double().log() + _LOWEST) * 10_000).round().long().clamp(0, len(self._table) - 1)
-        new = torch.unique(levels[~self._made[levels]])
-        self._table[new] = self.process.kernel.transition_matrix(torch.exp(new / 10_000 - _LOWEST).double())
-        self._made[new] = True
+        levels = ((sigma.double().log() - _MIN_LOG_SIGMA) * _PER_UNIT).round().long().clamp(0, len(self._table) - 1)
+        new = torch.unique(levels[~self._filled[levels]])
+        self._table[new] = self.parts.kernel.transition_matrix(torch.exp(new / _PER_UNIT + _MIN_LOG_SIGMA).double())
+        self._filled[new] = True
         return self._table[levels]
 
     def outputs(self, x: Tensor, sigma: Tensor, name: str, at: Tensor | None = None) -> dict[str, Tensor]:
-        """What a perfect network would put out for rows ``x`` [b, 2] at noise ``sigma`` [b], at all positions or those in
-        ``at`` [b, k]."""
-        kernel, rows = self.process.kernel, torch.arange(len(x))
+        """Return the outputs of a perfect network, float32.
+
+        Args:
+            x: int64 [b, 2], noisy rows.
+            sigma: [b], total noise.
+            name: The standard output, ``log_score`` or ``log_x0``.
+            at: int64 [b, k], the positions to return; None: all.
+        """
+        kernel, rows = self.parts.kernel, torch.arange(len(x))
         p = self._transition(sigma)
         if name == "log_score":
-            law = p @ self.joint @ p.transpose(1, 2)
-            given = [law[rows, :, x[:, 1]], law[rows, x[:, 0]]]  # the law of one position beside the other
+            law = p @ self._joint @ p.transpose(1, 2)
+            given = [law[rows, :, x[:, 1]], law[rows, x[:, 0]]]  # one position jointly with the other's state
             exact = torch.stack([g / g.gather(1, x[:, i, None]) for i, g in enumerate(given)], dim=1)
         else:
-            # the clean token given the other position alone: under a mask there is no more to know, and for kernels that
-            # move data tokens this leave-one-out posterior is what the bound asks for; a token that is surely clean is carried
-            exact = torch.stack([p[rows, x[:, 1]] @ self.joint.T, p[rows, x[:, 0]] @ self.joint], dim=1)
+            # the posterior of the clean token given the other position alone, which the bounds of kernels that move data tokens
+            # ask for; at a mask it is the full posterior, and a token that is surely clean is carried over
+            exact = torch.stack([p[rows, x[:, 1]] @ self._joint.T, p[rows, x[:, 0]] @ self._joint], dim=1)
             exact = exact / exact.sum(-1, keepdim=True)
             if kernel.clamp_safe and kernel.mask is not None:
-                carried = torch.nn.functional.one_hot(x, self.states).double()
-                exact = torch.where((x == kernel.mask)[..., None], exact, carried)
+                exact = torch.where((x == kernel.mask)[..., None], exact, F.one_hot(x, self.states).double())
         if at is not None:
             exact, x = exact.gather(1, at[..., None].expand(-1, -1, self.states)), x.gather(1, at)
         outputs = {name: exact.clamp(min=1e-300).log().clamp(min=-1e6).float()}
-        # in the kernel's own outputs and back, so that what it makes of a network is verified, too
+        # to the kernel's own outputs and back, so that its translation is verified too
         return dict(kernel.translate(kernel.express(outputs, x, sigma), x, sigma))
 
-    def answers(self, draw: Draw, batch: Batch, name: str) -> dict[str, Tensor]:
-        """What a perfect network would say to a draw."""
+    def outputs_for(self, draw: Draw, batch: Batch, name: str) -> dict[str, Tensor]:
+        """Return the outputs of a perfect network for a draw of the forward process."""
         return self.outputs(draw.xt, draw.sigma, name)
 
-    def written(self, x: Tensor, name: str, settings: WalkSettings, steps: int | None) -> Tensor:
-        """Sample from noise ``x`` [b, l] with a perfect network."""
-        sampler, schedule = self.process.sampler, self.process.schedule
+    def sample(self, x: Tensor, name: str, settings: WalkSettings, steps: int | None) -> Tensor:
+        """Run the sampler from noise ``x`` int64 [b, l] with a perfect network; return its rows, int64 [b, l]."""
+        sampler, schedule = self.parts.sampler, self.parts.schedule
 
         def denoise(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
             return self.outputs(x, schedule.sigma(t), name, at)
@@ -114,171 +127,174 @@ class Toy:
 
 
 class BlockToy(Toy):
-    """A law over the 81 sequences of four tokens, noised two by two, each two given all before them."""
+    """A distribution of all sequences of two blocks of two tokens, each block given the one before it."""
 
     length, rows = 2 * LENGTH, 100_000
 
     def _prepare(self) -> None:
-        # laws of the first two, [1, 3, 3], and of the last two given the first, [9, 3, 3]
+        # distributions of the first block [1, 3, 3] and of the second given the first [9, 3, 3]
         joint = self.law.view(TOKENS**LENGTH, TOKENS, TOKENS)
         self._laws = (joint.sum((1, 2)).view(1, TOKENS, TOKENS), joint / joint.sum((1, 2), keepdim=True))
 
-    def predict(self, x: Tensor, before: Tensor) -> Tensor:
-        """log p(clean token | all else that is seen) for two noised tokens ``x`` [b, 2] behind clean ones [b, 0 or 2]."""
+    def _log_x0(self, x: Tensor, before: Tensor) -> Tensor:
+        """Return log p(clean token | other token of the block, blocks before), float32 [b, 2, n].
+
+        Args:
+            x: int64 [b, 2], the noisy block.
+            before: int64 [b, 0 or 2], the clean blocks before it.
+        """
         mask, rows = TOKENS, torch.arange(len(x))
         given = before[:, 0] * TOKENS + before[:, 1] if before.shape[1] else torch.zeros_like(rows)
         pair = self._laws[before.shape[1] // LENGTH][given]
-        pair = torch.cat([pair, pair.sum(1, keepdim=True)], dim=1)  # where the other is masked: whatever it is
+        pair = torch.cat([pair, pair.sum(1, keepdim=True)], dim=1)  # the last entry: the other token is masked
         pair = torch.cat([pair, pair.sum(2, keepdim=True)], dim=2)
         law = torch.stack([pair[rows, :, x[:, 1]], pair[rows, x[:, 0]]], dim=1)
         law = law.index_fill(-1, torch.tensor([mask]), 0.0)
         law = law / law.sum(-1, keepdim=True)
-        carried = torch.nn.functional.one_hot(x, TOKENS + 1).double()
+        carried = F.one_hot(x, TOKENS + 1).double()
         return torch.where((x == mask)[..., None], law, carried).log().clamp(min=-1e6).float()
 
-    def answers(self, draw: Draw, batch: Batch, name: str) -> dict[str, Tensor]:
-        parts = [self.predict(draw.xt[:, s : s + LENGTH], batch.tokens[:, :s]) for s in (0, LENGTH)]
-        return {name: torch.cat(parts, dim=1)}
+    def outputs_for(self, draw: Draw, batch: Batch, name: str) -> dict[str, Tensor]:
+        blocks = [self._log_x0(draw.xt[:, s : s + LENGTH], batch.tokens[:, :s]) for s in (0, LENGTH)]
+        return {name: torch.cat(blocks, dim=1)}
 
-    def written(self, x: Tensor, name: str, settings: WalkSettings, steps: int | None) -> Tensor:
-        def given(before: Tensor) -> Denoise:
+    def sample(self, x: Tensor, name: str, settings: WalkSettings, steps: int | None) -> Tensor:
+        def denoise_after(before: Tensor) -> Denoise:
             def denoise(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> dict[str, Tensor]:
-                said = self.predict(x, before[rows])
-                return {name: said if at is None else take(said, at, 1)}
+                log_x0 = self._log_x0(x, before[rows])
+                return {name: log_x0 if at is None else take(log_x0, at, 1)}
 
             return denoise
 
-        return write_blocks(self.process.sampler, given, x, settings, block=LENGTH, steps=steps)
+        return write_blocks(self.parts.sampler, denoise_after, x, settings, block=LENGTH, steps=steps)
 
 
 Make = Callable[[int | None], TokenParts]
-"""Makes the declared process, for the declared number of states (None) or another."""
+"""Makes the declared components, for the declared number of states (None) or another."""
 
 
 def prove_process(make: Make, output: str) -> list[Check]:
-    """Verify the declared combination; ``output`` is the name of the graph's. Takes a few seconds on a CPU."""
-    return [*prove_parts(make), *prove_whole(make, output)]
+    """Verify the declared components: schedule and kernel each by itself, objective and sampler with a perfect network.
+
+    Takes a few seconds on a CPU.
+
+    Args:
+        make: Makes the components, for the declared number of states (None) or another.
+        output: Name of the graph's standard output, ``log_score`` or ``log_x0``.
+    """
+    return [*prove_parts(make), *prove_objective(make, output), *prove_sampler(make, output)]
 
 
 @torch.no_grad()
 def prove_parts(make: Make) -> list[Check]:
-    """Verify the schedule and the kernel, each by itself."""
-    declared, small = make(None).kernel, _cut_down(make)
-    end = float(small.schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
+    """Verify the schedule, and the kernel at the toy's and (in float32) the declared number of states."""
+    declared, small = make(None).kernel, _toy_parts(make)
+    end = final_sigma(small.schedule)
     return [
         *check_schedule(small.schedule),
         *check_kernel(small.kernel, end=end),
         dataclasses.replace(check_precision(declared), name="kernel.declared"),
-        *_mixed(declared, end),
+        *_check_mixing(declared, end),
     ]
 
 
-def _mixed(declared: Kernel, end: float) -> list[Check]:
-    """Whether the declared kernel comes to its prior, where how fast it mixes is a matter of its size."""
+def _check_mixing(declared: Kernel, end: float) -> list[Check]:
+    """Verify that the declared kernel reaches its prior, if the time this takes depends on the number of states."""
     gap = declared.unmixed(end)
     if gap is None:
         return []
-    how = f"total variation from the tokens that are left most seldom, at total noise {end:.3g}; raise it at t = 1 where this fails"
-    return [
-        Check("kernel.mixed", "noise at t = 1 is the prior at the declared size, too", gap < 0.02, f"{gap:.4f}", how)
-    ]
-
-
-def prove_whole(make: Make, output: str) -> list[Check]:
-    """Verify the objective and the sampler with a perfect network."""
-    return [*prove_objective(make, output), *prove_sampler(make, output)]
+    claim = "noise at t = 1 is the prior at the declared number of states"
+    how = f"total variation from the slowest tokens at total noise {end:.3g}; raise the noise at t = 1 if this fails"
+    return [Check.below("kernel.mixed", claim, gap, 0.02, how, digits=".4f")]
 
 
 @torch.no_grad()
 def prove_objective(make: Make, output: str) -> list[Check]:
-    """Verify the bound with a perfect network; of blocks, which may train by clipped draws, also in the form that evaluation
-    takes."""
-    toy = _toy(make)
-    checks = [_bound(toy, output)]
-    return checks if toy.process.objective.block is None else [*checks, _bound(toy, output, evaluated=True)]
+    """Verify the bound with a perfect network. A block objective can train with clipped draws, so the form that evaluation uses
+    is verified too."""
+    toy = _make_toy(make)
+    checks = [_check_bound(toy, output)]
+    return checks if toy.parts.objective.block is None else [*checks, _check_bound(toy, output, evaluated=True)]
 
 
 @torch.no_grad()
 def prove_sampler(make: Make, output: str) -> list[Check]:
     """Verify the distribution of samples with a perfect network."""
-    return _sampler(_toy(make), output)
+    return check_sampler(_make_toy(make), output)
 
 
-def _toy(make: Make) -> Toy:
-    small = _cut_down(make)
-    return Toy(small) if small.objective.block is None else BlockToy(small)
+def _toy_parts(make: Make) -> TokenParts:
+    """Return the declared components for :data:`TOKENS` tokens, and the mask if there is one."""
+    parts = make(TOKENS)
+    return parts if parts.kernel.mask is None else make(TOKENS + 1)
 
 
-def _cut_down(make: Make) -> TokenParts:
-    """The declared process on three tokens, and the mask where there is one."""
-    process = make(TOKENS)
-    return process if process.kernel.mask is None else make(TOKENS + 1)
+def _make_toy(make: Make) -> Toy:
+    parts = _toy_parts(make)
+    return Toy(parts) if parts.objective.block is None else BlockToy(parts)
 
 
-def _bound(toy: Toy, output: str, *, evaluated: bool = False) -> Check:
-    """With a perfect network the bound is the entropy of the data: catches transposes, missing terms and wrong factors.
+def _check_bound(toy: Toy, output: str, *, evaluated: bool = False) -> Check:
+    """Verify that with a perfect network the bound is the entropy of the data.
 
-    ``evaluated``: in the form that evaluation takes instead of training's.
+    Transposed matrices, missing terms and wrong factors fail. ``evaluated`` takes the form that evaluation uses.
     """
-    process, rows = toy.process, 30_000
+    (kernel, schedule, objective, *_), rows = toy.parts, 30_000
     generator = torch.Generator().manual_seed(3)
     chosen = torch.multinomial(toy.law, rows, replacement=True, generator=generator)
     batch = Batch.of(toy.sequences[chosen])
-    random, objective = Randomness(generator), process.objective.bound()
+    random, bound = Randomness(generator), objective.bound()
     if evaluated:
-        objective, draw = objective.bound_draw(batch, process.kernel, process.schedule, random=random)
+        bound, draw = bound.bound_draw(batch, kernel, schedule, random=random)
     else:
-        draw = objective.corrupt(batch, process.kernel, process.schedule, random=random)
-    outputs = toy.answers(draw, batch, output)
-    nats = objective.loss(outputs, draw, batch, process.kernel, process.schedule).double()
-    # subtracting -log p(x0), whose mean is the entropy, leaves less to chance
+        draw = bound.corrupt(batch, kernel, schedule, random=random)
+    nats = bound.loss(toy.outputs_for(draw, batch, output), draw, batch, kernel, schedule).double()
+    # subtracting -log p(x0), whose mean is the entropy, reduces the variance
     gap = nats + toy.law[chosen].log()
     mean, error = float(gap.mean()), float(gap.std() / math.sqrt(rows))
-    # the prior term, and the stretch of time below t_min
-    left_out = 0.0 if evaluated else 0.01 * toy.entropy
-    # where time has steps, two positions that move in one of them ignore each other, as in samplers
-    steps = getattr(objective.config, "steps", None)
-    left_out += 0.0 if steps is None else 1.5 / steps
+    # bias: the prior term and the noise below t_min, and in discrete time also two positions that move in the same step, which
+    # the reverse step treats as independent
+    steps = getattr(bound.config, "steps", None)
+    bias = (0.0 if evaluated else 0.01 * toy.entropy) + (0.0 if steps is None else 1.5 / steps)
     return Check(
         "objective.evaluated" if evaluated else "objective.tight",
         "with a perfect network the bound is the entropy of the data",
-        abs(mean) < 5 * error + left_out,
+        abs(mean) < 5 * error + bias,
         f"{toy.entropy + mean:.4f} +- {error:.4f} against {toy.entropy:.4f} nats",
         f"{rows:,} draws on {len(toy.law)} sequences",
     )
 
 
-def _sampler(toy: Toy, output: str) -> list[Check]:
-    """With a perfect network the sampler gives back the law of the data: at once if it is exact, else with many steps."""
-    process, rows = toy.process, toy.rows
-    sampler, generator = process.sampler, torch.Generator().manual_seed(4)
+def check_sampler(toy: Toy, output: str) -> list[Check]:
+    """Verify that with a perfect network the samples follow the distribution of the data.
+
+    An exact sampler takes as few steps as it can, another 64. A heuristic one is measured only.
+
+    Args:
+        toy: The distribution and the components.
+        output: Name of the standard output, ``log_score`` or ``log_x0``.
+    """
+    (kernel, schedule, _, sampler, _), rows = toy.parts, toy.rows
+    generator = torch.Generator().manual_seed(4)
     steps = None if sampler.steps is None else 2 if sampler.exact else 64
-    x = process.kernel.prior(rows, toy.length, generator=generator, allowed=None)
+    x = kernel.prior(rows, toy.length, generator=generator, allowed=None)
     free = torch.ones_like(x, dtype=torch.bool)
-    settings = WalkSettings(free=free, kernel=process.kernel, schedule=process.schedule, generator=generator)
-    out = toy.written(x, output, settings, steps)
+    settings = WalkSettings(free=free, kernel=kernel, schedule=schedule, generator=generator)
+    out = toy.sample(x, output, settings, steps)
     clean = bool((out < TOKENS).all())
-    distance, floor = toy.distance(out), math.sqrt(len(toy.law) / rows / 2)
-    # two positions that move in the same of n steps ignore each other: an error of the order of 1/n
-    error = 0.0 if sampler.exact or steps is None else 1.5 / steps
-    why = sampler.heuristic()
-    claim = "with a perfect network the sampler gives back the law of the data"
+    distance, chance = toy.distance(out), math.sqrt(len(toy.law) / rows / 2)
+    # two positions that move in the same step are drawn independently: an error of the order of 1 / steps
+    bias = 0.0 if sampler.exact or steps is None else 1.5 / steps
     taken = f"{steps} steps" if steps else f"{sampler.evaluations / rows:.1f} evaluations a row"
-    measured = f"{distance:.4f} (chance alone: about {floor:.4f})", f"total variation, {taken}, {rows:,} rows"
-    checks = [
-        Check("sampler.clean", "no mask comes out", clean, "0 masks" if clean else "masks", f"{rows:,} rows"),
-        Check("sampler.law", claim, distance < 2 * floor + error, *measured)
-        if why is None
-        else Check("sampler.heuristic", f"its law is not the model's: {why}", None, *measured),
-    ]
+    value, how = f"{distance:.4f} (chance alone: about {chance:.4f})", f"total variation, {taken}, {rows:,} rows"
+    found = [Check("sampler.clean", "samples hold no mask", clean, "0 masks" if clean else "masks", f"{rows:,} rows")]
+    if (reason := sampler.heuristic()) is not None:
+        found.append(Check("sampler.heuristic", f"samples do not follow the model: {reason}", None, value, how))
+    else:
+        claim = "with a perfect network samples follow the distribution of the data"
+        found.append(Check("sampler.law", claim, distance < 2 * chance + bias, value, how))
     if sampler.exact:
-        checks.append(
-            Check(
-                "sampler.bound",
-                "no chance to move is out of range",
-                sampler.clamped == 0,
-                f"{sampler.clamped} were",
-                f"{sampler.evaluations:,} evaluations",
-            )
-        )
-    return checks
+        how = f"{sampler.evaluations:,} evaluations"
+        claim = "every probability of a move is in range"
+        found.append(Check("sampler.bound", claim, sampler.clamped == 0, f"{sampler.clamped} out of range", how))
+    return found

@@ -23,7 +23,7 @@ from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.tokens import make_parts
 from sedd_graph.runs.check import check
 from sedd_graph.verify.block_diffusion import prove_blocks
-from sedd_graph.verify.tokens import prove_whole
+from sedd_graph.verify.tokens import prove_objective, prove_sampler
 from tests.conftest import ROOT
 from tests.plans import maker
 
@@ -281,7 +281,8 @@ def test_networks_that_leak_or_stand_elsewhere_are_caught(tmp_path: Path, old: s
 def test_the_whole_process_is_proved() -> None:
     report = check(TINY)
     assert isinstance(report.plan, ProcessPlan)
-    found = {c.name: c.holds for c in prove_whole(maker(report.plan, report.registry), "log_x0")}
+    make = maker(report.plan, report.registry)
+    found = {c.name: c.holds for prove in (prove_objective, prove_sampler) for c in prove(make, "log_x0")}
     assert found == dict.fromkeys(
         ("objective.tight", "objective.evaluated", "sampler.clean", "sampler.law", "sampler.bound"), True
     )

@@ -17,7 +17,7 @@ from sedd_graph.component.base import Context
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.strings.columns import BLANK, Remaining, align_optimal, align_padded, partway
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.verify.edit_flow import ColumnToy
+from sedd_graph.verify.edit_flow import EditFlowTable
 
 CONTEXT = Context({"n": 3})
 LAW = {"frequencies": (0.6, 0.4), "smoothing": 1e-6}
@@ -138,7 +138,7 @@ def test_noise_has_its_law() -> None:
 # -- rates and bounds, enumerated --------------------------------------------------------------------------------------
 
 
-def rates(toy: ColumnToy, sigma: float, push: dict[str, Tensor] | None = None) -> Tensor:
+def rates(toy: EditFlowTable, sigma: float, push: dict[str, Tensor] | None = None) -> Tensor:
     """The generator of the reverse process at ``sigma`` per unit of kappa, [s, s], of a perfect network or one whose logs are
     off by ``push``; edits are made on tuples."""
     level = torch.tensor([sigma], dtype=torch.float64)
@@ -155,7 +155,7 @@ def rates(toy: ColumnToy, sigma: float, push: dict[str, Tensor] | None = None) -
     return made - torch.diag(made.sum(0))
 
 
-def generated(toy: ColumnToy, steps: int, push: dict[str, Tensor] | None = None) -> Tensor:
+def generated(toy: EditFlowTable, steps: int, push: dict[str, Tensor] | None = None) -> Tensor:
     """The law that these rates make of noise: the master equation from kappa = 0, on a clock of -log(1 - kappa)."""
     law, clock = toy.first.clone(), torch.linspace(0, 12, steps + 1, dtype=torch.float64)
     for now, after in itertools.pairwise(clock):
@@ -166,13 +166,13 @@ def generated(toy: ColumnToy, steps: int, push: dict[str, Tensor] | None = None)
 
 
 def test_the_rates_carry_noise_to_text() -> None:
-    toy = ColumnToy(kernel())
+    toy = EditFlowTable(kernel())
     coarse, fine = generated(toy, 48), generated(toy, 96)
     found = (4 * fine - coarse) / 3  # errors of the middle of a step fall as its square
     assert float((found - toy.law).abs().max()) < 2e-5
 
 
-def nats(toy: ColumnToy, sigma: float, push: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def nats(toy: EditFlowTable, sigma: float, push: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The loss of every case at ``sigma`` per unit of kappa, and the chance of the case, both [e]."""
     level = torch.full((len(toy.pairs),), sigma, dtype=torch.float64)
     outputs = toy.outputs(toy.there, level)
@@ -184,7 +184,7 @@ def nats(toy: ColumnToy, sigma: float, push: dict[str, Tensor]) -> tuple[Tensor,
     return LOSS.loss(outputs, draw, toy.kernel).double(), chance
 
 
-def bound(toy: ColumnToy, push: dict[str, Tensor]) -> Tensor:
+def bound(toy: EditFlowTable, push: dict[str, Tensor]) -> Tensor:
     """The bound of each string of the toy, [s]."""
     clean = torch.tensor([b for _, b in toy.ends]).repeat_interleave(len(toy.pairs) // len(toy.ends))
     total = torch.zeros(len(toy.strings), dtype=torch.float64)
@@ -195,14 +195,14 @@ def bound(toy: ColumnToy, push: dict[str, Tensor]) -> Tensor:
     return total / toy.law.clamp(min=1e-300)
 
 
-def pushes(toy: ColumnToy, size: float) -> dict[str, Tensor]:
+def pushes(toy: EditFlowTable, size: float) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(8)
     return {k: size * torch.randn(v.shape[:1] + v.shape[2:], generator=g, dtype=torch.float64) for k, v in toy.todo.items()}  # fmt: skip
 
 
 @pytest.mark.parametrize("mean_length", [0.0, 1.0])
 def test_the_bound_holds_for_a_wrong_network_and_is_tight_where_noise_is_empty(mean_length: float) -> None:
-    toy = ColumnToy(kernel(mean_length))
+    toy = EditFlowTable(kernel(mean_length))
     some = toy.law > 0
     perfect = float((toy.law * bound(toy, pushes(toy, 0.0))).sum())
     assert perfect == pytest.approx(toy.bound(0.0), abs=2e-3)
@@ -217,7 +217,7 @@ def test_the_bound_holds_for_a_wrong_network_and_is_tight_where_noise_is_empty(m
 
 
 def test_the_enumerated_rates_are_the_minimum() -> None:
-    toy = ColumnToy(kernel())
+    toy = EditFlowTable(kernel())
     push = {k: v.requires_grad_() for k, v in pushes(toy, 0.0).items()}
     for size in (0.0, 0.3):
         loss, chance = nats(toy, 0.7, {k: v + size for k, v in push.items()})
@@ -228,7 +228,7 @@ def test_the_enumerated_rates_are_the_minimum() -> None:
 
 def test_with_empty_noise_it_is_deletion() -> None:
     """The same bound as DISE's of exact ratios, for any network: along a path the logs of the ratios add up to 0."""
-    toy = ColumnToy(kernel(0.0))
+    toy = EditFlowTable(kernel(0.0))
     push, delete, dise = pushes(toy, 0.5), Delete(Delete.Config(), CONTEXT), DISE(DISE.Config(), CONTEXT)
     mine, each = bound(toy, push), len(toy.pairs) // len(toy.ends)
     clean = torch.tensor([b for _, b in toy.ends]).repeat_interleave(each)
@@ -268,8 +268,8 @@ def test_training_holds_weights_down_and_bounds_do_not() -> None:
     held = [float(o.corrupt(batch, made, schedule, random=random).weights.max()) for o in (LOSS, free)]
     assert held[0] <= 20 < 100 < held[1]
     # 1/t is above 20 below t = 0.05, and a little less with the cube
-    assert LOSS.held_down(made, schedule) == pytest.approx(0.048, abs=2e-3)
-    assert free.held_down(made, schedule) == 0.0
+    assert LOSS.capped(made, schedule) == pytest.approx(0.048, abs=2e-3)
+    assert free.capped(made, schedule) == 0.0
     assert float(LOSS.bound_draw(batch, made, schedule, random=random).weights.max()) > 20
     t = torch.full((256,), 0.5)
     there = LOSS.corrupt(batch, made, schedule, random=random, t=t)

@@ -18,7 +18,7 @@ from sedd_graph.diffusion.strings.alignment import Links, Pairs, align, log_like
 from sedd_graph.diffusion.strings.birth_death import BirthDeath
 from sedd_graph.diffusion.strings.kernel import LEAST
 from sedd_graph.diffusion.strings.strings import rebuild
-from sedd_graph.verify.birth_death import StringToy
+from sedd_graph.verify.birth_death import BirthDeathTable
 from tests.diffusion.strings import batch, strings
 
 DOUBLE = torch.float64
@@ -218,7 +218,7 @@ def test_what_deletion_cannot_have_made_has_no_chance() -> None:
 
 def test_pair_hmm_is_the_exponential_of_the_rates() -> None:
     kernel = indel()
-    toy = StringToy(kernel)
+    toy = BirthDeathTable(kernel)
     all_of_it = torch.from_numpy(expm(0.7 * toy.generator.numpy()))
     short = torch.tensor([i for i, s in enumerate(toy.strings) if len(s) <= 3])
     for x0 in (0, 2, 5):
@@ -229,7 +229,7 @@ def test_pair_hmm_is_the_exponential_of_the_rates() -> None:
 
 
 def test_the_toy_of_deletions_is_its_generator() -> None:
-    toy = StringToy(delete())
+    toy = BirthDeathTable(delete())
     for sigma in (1e-3, 0.7, 9.0):
         exact = torch.from_numpy(expm(sigma * toy.generator.numpy())) @ toy.law
         assert torch.allclose(toy.at(torch.tensor([sigma], dtype=DOUBLE))[0], exact, atol=1e-13)
@@ -299,7 +299,7 @@ def test_rows_do_not_depend_on_how_a_batch_is_split(kernel: BirthDeath) -> None:
 # -- bounds ----------------------------------------------------------------------------------------------------------
 
 
-def integrand(toy: StringToy, kernel: BirthDeath, sigma: float, push: Tensor) -> Tensor:
+def integrand(toy: BirthDeathTable, kernel: BirthDeath, sigma: float, push: Tensor) -> Tensor:
     """Of every clean string, the mean over noisy ones of the loss of perfect scores times exp(push), per unit of sigma."""
     count = len(toy.strings)
     level = torch.tensor([sigma], dtype=DOUBLE)
@@ -333,7 +333,7 @@ def integrand(toy: StringToy, kernel: BirthDeath, sigma: float, push: Tensor) ->
     return torch.zeros(count, dtype=DOUBLE).index_add(0, clean, chance * nats)
 
 
-def model_law(toy: StringToy, kernel: BirthDeath, levels: Tensor, push: Tensor) -> Tensor:
+def model_law(toy: BirthDeathTable, kernel: BirthDeath, levels: Tensor, push: Tensor) -> Tensor:
     """The law of what perfect rates times exp(push) generate from pure noise, by the master equation (Heun's method)."""
     count = len(toy.strings)
     every = torch.arange(count)
@@ -368,7 +368,7 @@ def model_law(toy: StringToy, kernel: BirthDeath, levels: Tensor, push: Tensor) 
 
 @pytest.mark.parametrize("kernel", [delete(), indel((0.6, 0.4), births=0.2)], ids=["delete", "indel"])
 def test_bounds_are_tight_for_perfect_scores_and_hold_for_others(kernel: BirthDeath) -> None:
-    toy = StringToy(kernel)
+    toy = BirthDeathTable(kernel)
     end = 14.0
     nodes = torch.linspace(math.log(LEAST), math.log(end), 97, dtype=DOUBLE).exp()
     weights = torch.gradient(nodes.log())[0] * nodes

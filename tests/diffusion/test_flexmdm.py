@@ -17,7 +17,7 @@ from sedd_graph.diffusion.strings.flexmdm import FlexDraw, FlexTarget
 from sedd_graph.diffusion.strings.sampler import StringSettings
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.diffusion.strings.subsequence import embed
-from sedd_graph.verify.flexmdm import MASK, FlexToy
+from sedd_graph.verify.flexmdm import MASK, FlexTable
 from tests.diffusion.strings import batch, strings
 
 DOUBLE = torch.float64
@@ -168,7 +168,7 @@ def test_rows_do_not_depend_on_how_a_batch_is_split() -> None:
 # -- bounds ------------------------------------------------------------------------------------------------------------
 
 
-class Pushed(FlexToy):
+class Pushed(FlexTable):
     """The same, whose network is wrong: what it says is moved by ``push`` [s, w] and ``tilt`` [s, w, v + 1]."""
 
     def __init__(self, made: MaskDelete, scale: float) -> None:
@@ -185,7 +185,7 @@ class Pushed(FlexToy):
         }
 
 
-def integral(toy: FlexToy, *, sampled: bool = False) -> Tensor:
+def integral(toy: FlexTable, *, sampled: bool = False) -> Tensor:
     """The bound of each clean string, float64 [s], by quadrature over all noise and all noisy strings. With ``sampled``
     targets the mean is over ways, too: what the paper's loss comes to."""
     grid = torch.linspace(-14.0, 14.0, 113, dtype=DOUBLE)
@@ -218,7 +218,7 @@ def integral(toy: FlexToy, *, sampled: bool = False) -> Tensor:
     return total
 
 
-def more_gaps(toy: FlexToy) -> Tensor:
+def more_gaps(toy: FlexTable) -> Tensor:
     """The mean over ways of g log g - g, summed over gaps, [x0, s]."""
     found = torch.zeros_like(toy.ways)
     for x0, s in toy.ways.nonzero().tolist():
@@ -230,7 +230,7 @@ def more_gaps(toy: FlexToy) -> Tensor:
 
 
 def test_the_bound_is_tight_and_the_papers_is_not() -> None:
-    toy = FlexToy(kernel())
+    toy = FlexTable(kernel())
     exact, aligned = (float((toy.law * integral(toy, sampled=sampled)).sum()) for sampled in (False, True))
     assert exact == pytest.approx(toy.entropy, abs=2e-3)
     assert toy.entropy + 0.5 < aligned < toy.entropy + 1.5
@@ -250,7 +250,7 @@ def test_the_bound_of_a_wrong_model_is_above_its_nll() -> None:
 
 
 def test_the_loss_is_least_at_the_enumerated_means() -> None:
-    toy, objective = FlexToy(kernel(2.0)), loss()
+    toy, objective = FlexTable(kernel(2.0)), loss()
     x0, s = toy.ways.nonzero().unbind(1)
     rows, level = toy.rows(s), torch.full((len(s),), 0.7, dtype=DOUBLE)
     target = toy.kernel.target(toy.batch(x0), rows)

@@ -23,7 +23,7 @@ from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
-from sedd_graph.verify.tokens import Toy, _sampler
+from sedd_graph.verify.tokens import Toy, check_sampler
 from tests.conftest import ROOT
 
 V, L, ROWS = 3, 3, 20_000
@@ -350,7 +350,7 @@ class Eager(ReMDM, kind="sampler"):
 def test_broken_samplers_are_caught_by_name(cls: Any, kernel: Any, caught: str) -> None:
     k, s = world(kernel)
     toy = Toy(TokenParts(k, s, None, make(cls)))  # type: ignore[arg-type]
-    assert caught in {check.name for check in _sampler(toy, "log_x0") if check.holds is False}
+    assert caught in {check.name for check in check_sampler(toy, "log_x0") if check.holds is False}
 
 
 @pytest.mark.parametrize("cls", EVERY)

@@ -1,4 +1,4 @@
-"""docs/reference/matrix.md: every combination of what is installed has a cell, and what is refused there is refused."""
+"""docs/reference/matrix.md: every pair of registered components has a cell, with the state that a check gives it."""
 
 import re
 
@@ -13,6 +13,7 @@ REGISTRY = discover()
 
 
 def table(title: str) -> dict[tuple[str, str], str]:
+    """Return the state of each row and column of the table under ``title``."""
     section = TEXT.split(f"## {title}\n")[1].split("\n## ")[0]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")
@@ -24,7 +25,7 @@ def table(title: str) -> dict[tuple[str, str], str]:
     ("name", "title"),
     [("objective", "Kernels, heads and objectives"), ("sampler", "Kernels, heads and samplers")],
 )
-def test_every_cell_says_what_a_check_says(name: str, title: str) -> None:
+def test_every_cell_has_the_state_of_a_check(name: str, title: str) -> None:
     own = {e.name for e in REGISTRY if e.distribution.replace("-", "_").startswith("sedd_graph ")}
     shown = table(title)
     now = {
@@ -51,17 +52,17 @@ def test_every_kernel_meets_every_schedule() -> None:
     assert not re.search(r"\bNone\b|<<<|>>>", TEXT)
 
 
-def test_reasons_stand_below() -> None:
+def test_reasons_follow_the_table() -> None:
     found = matrix(
         [
             Cell("sampler", "a, log_x0", "one", "proved", "0.001"),
             Cell("sampler", "a, log_x0", "two", "refused", why="'two' needs a mask, not 'a'"),
-            Cell("sampler", "b, log_x0", "one", "heuristic", why="it looks"),
+            Cell("sampler", "b, log_x0", "one", "heuristic", why="its order depends on the network"),
             Cell("sampler", "b, log_x0", "two", "refused", why="'two' needs a mask, not 'b'"),
         ]
     )
     assert found == (
         "## Kernels, heads and samplers\n\n| | one | two |\n|---|---|---|\n| a, log_x0 | proved | refused |\n"
         "| b, log_x0 | heuristic | refused |\n\n- refused: 'two' needs a mask (a, log_x0 with two, b, log_x0 with two)\n"
-        "- heuristic: it looks (b, log_x0 with one)\n"
+        "- heuristic: its order depends on the network (b, log_x0 with one)\n"
     )

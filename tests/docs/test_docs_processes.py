@@ -48,22 +48,22 @@ def test_every_check_stands_there_in_order() -> None:
 def test_every_check_of_strings_stands_there_in_order() -> None:
     plan = string_plan(part("delete"), part("loglinear"), part("dise"), part("string_tau"), 4)
     named = [c.name for c in prove_strings(plan, REGISTRY)]
-    assert first_column("string check") == [n for n in named if n.startswith("edits.")]
-    assert {n for n in named if not n.startswith("edits.")} <= set(first_column("check"))
+    assert first_column("check of delete and indel") == [n for n in named if n.startswith("strings.")]
+    assert {n for n in named if not n.startswith("strings.")} <= set(first_column("check"))
 
 
 def test_every_check_of_columns_stands_there_in_order() -> None:
     kernel = part("edit_flow", mean_length=1.0)
     plan = string_plan(kernel, part("cubic"), part("edit_flow_loss"), part("string_tau"), 4)
     named = [c.name for c in prove_strings(plan, REGISTRY)]
-    assert first_column("column check") == [n for n in named if n.startswith(("edits.", "objective."))]
+    assert first_column("check of edit_flow") == [n for n in named if n.startswith(("strings.", "objective."))]
 
 
 def test_every_check_of_masks_stands_there_in_order() -> None:
     plan = string_plan(part("mask_delete"), part("loglinear"), part("flexmdm"), part("flexmdm_tau"), 5)
     named = [c.name for c in prove_strings(plan, REGISTRY)]
-    assert first_column("mask check") == [n for n in named if n.startswith("edits.")]
-    assert {n for n in named if not n.startswith("edits.")} <= set(first_column("check"))
+    assert first_column("check of mask_delete") == [n for n in named if n.startswith("strings.")]
+    assert {n for n in named if not n.startswith("strings.")} <= set(first_column("check"))
 
 
 def test_blueprints_and_the_one_shown() -> None:

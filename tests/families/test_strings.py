@@ -35,7 +35,7 @@ def test_the_whole_road(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert cli.run(["train", blueprint, "--runs", str(tmp_path), *SMALL, *train, *corpus]) == 0
     (run,) = (tmp_path / name).iterdir()
     told = capsys.readouterr().out
-    assert "edits.law" in told
+    assert "strings.law" in told
     assert "held-out bound" in told
     assert cli.run(["eval", str(run), "--draws", "2"]) == 0
     assert cli.run(["sample", str(run), "--batch", "3", "--length", "9", "--steps", "4"]) == 0
@@ -64,7 +64,7 @@ def test_the_road_of_edit_flows(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.run(["train", blueprint, "--runs", str(tmp_path), *SMALL, *train, *corpus]) == 0
     (run,) = (tmp_path / "editflow-tiny").iterdir()
     told = capsys.readouterr().out
-    assert "edits.transport" in told
+    assert "strings.transport" in told
     assert "held-out loose bound" in told
     assert "Compare it with bounds of the same process alone" in told
     assert "the same process alone" in json.loads((run / "evaluation.json").read_text())["caveat"]

@@ -1,4 +1,4 @@
-"""The proof of processes that change lengths: sound ones pass, broken ones are caught by name."""
+"""Verification of births and deaths: sound processes pass, and each defect fails the check that names it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,23 +11,17 @@ from sedd_graph_registry.strings.objectives import DISE, RatioDraw
 from torch import Tensor
 
 from sedd_graph.component.base import Context
-from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.strings.alignment import Links
 from sedd_graph.diffusion.strings.birth_death import BirthDeath, Target
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.errors import BlueprintError
-from sedd_graph.families.plan import Part, ProcessPlan
+from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.strings import make_parts, prove
-from sedd_graph.verify.birth_death import StringToy, check_birth_death
+from sedd_graph.verify.birth_death import BirthDeathTable
 from tests.plans import string_plan
+from tests.verify.string_kernels import REGISTRY, failing, half_noise, one_token_prior, part
 
-REGISTRY = discover()
 INDEL = {"frequencies": (0.6, 0.4), "mean_length": 0.25}
-
-
-def part(op: str, **config: Any) -> Part:
-    contract = REGISTRY.contract(op)
-    return Part(contract, contract.config.model_validate(config))
 
 
 def plan(kernel: str, objective: str = "dise", sampler: str = "string_tau", **schedule: Any) -> ProcessPlan:
@@ -57,8 +51,7 @@ def test_sound_processes_pass(made: ProcessPlan) -> None:
 
 
 def test_a_schedule_that_ends_too_soon_is_caught() -> None:
-    failing = {c.name for c in prove(plan("indel", end=4.0), REGISTRY) if not c.holds}
-    assert "edits.forgets" in failing
+    assert "strings.forgets" in failing(prove(plan("indel", end=4.0), REGISTRY))
 
 
 @pytest.mark.parametrize(
@@ -69,23 +62,23 @@ def test_a_schedule_that_ends_too_soon_is_caught() -> None:
         (dataclasses.replace(plan("indel"), objective=part("dise", targets="sampled")), "objective"),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(made: ProcessPlan, key: str) -> None:
+def test_parts_that_do_not_fit_are_refused_at_their_place(made: ProcessPlan, key: str) -> None:
     with pytest.raises(BlueprintError) as caught:
         make_parts(made, REGISTRY)
     assert key in [p.path for p in caught.value.problems]
 
 
-# -- broken ones -------------------------------------------------------------------------------------------------------
+# -- defects ----------------------------------------------------------------------------------------------------------
 
 
-def faster(kernel: BirthDeath) -> None:
-    """Twice the clock in what becomes of a token."""
+def double_clock(kernel: BirthDeath) -> None:
+    """The fate of a token is that at twice the noise."""
     links = kernel.links
     kernel.links = lambda sigma: links(2 * sigma)
 
 
-def children_lost(kernel: BirthDeath) -> None:
-    """Tokens that die leave none behind."""
+def no_births_after_death(kernel: BirthDeath) -> None:
+    """A token that dies leaves no born ones behind."""
     links = kernel.links
 
     def wrong(sigma: Tensor) -> Links:
@@ -95,8 +88,8 @@ def children_lost(kernel: BirthDeath) -> None:
     kernel.links = wrong
 
 
-def rates_doubled(kernel: BirthDeath) -> None:
-    """Insertions twice as fast."""
+def double_insertion_rate(kernel: BirthDeath) -> None:
+    """Insertions are twice as fast."""
     weights = kernel.weights
     scale = torch.tensor([2.0, 1.0])
     kernel.weights = lambda sigma: weights(sigma) * scale
@@ -104,7 +97,7 @@ def rates_doubled(kernel: BirthDeath) -> None:
 
 
 def _target_of(kernel: BirthDeath, weights: Callable[[Tensor], Tensor]) -> Any:
-    """Targets as they were before ``weights`` changed."""
+    """Return the kernel's target, rescaled to the ``weights`` before they changed."""
     target = kernel.target
 
     def as_before(batch: Any, strings: Strings, sigma: Tensor) -> Target:
@@ -117,14 +110,14 @@ def _target_of(kernel: BirthDeath, weights: Callable[[Tensor], Tensor]) -> Any:
     return as_before
 
 
-def deaths_forgotten(kernel: BirthDeath) -> None:
-    """Born tokens go at rate 1 instead of 1/beta."""
+def unit_deletion_rate(kernel: BirthDeath) -> None:
+    """Born tokens are deleted at rate 1 instead of 1 / beta."""
     weights = kernel.weights
     kernel.weights = lambda sigma: torch.stack([weights(sigma)[:, 0], torch.ones_like(sigma)], -1)
 
 
-def twins_apart(kernel: BirthDeath) -> None:
-    """Of equal tokens only the first counts."""
+def first_of_equal_tokens(kernel: BirthDeath) -> None:
+    """Equal tokens are not added up."""
     target = kernel.target
 
     def wrong(batch: Any, strings: Strings, sigma: Tensor) -> Target:
@@ -134,30 +127,17 @@ def twins_apart(kernel: BirthDeath) -> None:
     kernel.target = wrong
 
 
-def less_noise(kernel: BirthDeath) -> None:
-    """Draws at half the noise."""
-    sample = kernel.sample
-    kernel.sample = lambda batch, sigma, **how: sample(batch, sigma / 2, **how)
-
-
-def one_token(kernel: BirthDeath) -> None:
-    """Pure noise is one token."""
-    kernel.prior = lambda rows, **how: Strings(
-        torch.tensor([[kernel.start, 0]] * rows), torch.ones(rows, 2, dtype=torch.bool)
-    )
-
-
 BROKEN: list[tuple[Callable[[BirthDeath], None], str, str]] = [
-    (faster, "delete", "edits.sample"),
-    (faster, "indel", "edits.law"),
-    (children_lost, "indel", "edits.law"),
-    (rates_doubled, "delete", "edits.insert"),
-    (deaths_forgotten, "indel", "edits.delete"),
-    (twins_apart, "delete", "edits.insert"),
-    (less_noise, "delete", "edits.sample"),
-    (less_noise, "indel", "edits.sample"),
-    (one_token, "delete", "edits.prior"),
-    (one_token, "indel", "edits.prior"),
+    (double_clock, "delete", "strings.sample"),
+    (double_clock, "indel", "strings.law"),
+    (no_births_after_death, "indel", "strings.law"),
+    (double_insertion_rate, "delete", "strings.insert"),
+    (unit_deletion_rate, "indel", "strings.delete"),
+    (first_of_equal_tokens, "delete", "strings.insert"),
+    (half_noise, "delete", "strings.sample"),
+    (half_noise, "indel", "strings.sample"),
+    (one_token_prior, "delete", "strings.prior"),
+    (one_token_prior, "indel", "strings.prior"),
 ]
 
 
@@ -166,11 +146,11 @@ def test_a_broken_kernel_is_caught_by_name(wrong: Callable[[BirthDeath], None], 
     context = Context({"n": 3})
     kernel: BirthDeath = Delete(Delete.Config(), context) if name == "delete" else Indel(Indel.Config(**INDEL), context)
     wrong(kernel)
-    assert check in {c.name for c in check_birth_death(kernel, end=14.0) if not c.holds}
+    assert check in failing(BirthDeathTable(kernel).check_kernel(14.0))
 
 
 class Unbalanced(DISE, kind="string_objective"):
-    """DISE without its constant: the log a - a of what the heads should say."""
+    """DISE without its constant, the sum of a log a - a over the regression targets a."""
 
     class Config(DISE.Config):
         pass
@@ -183,6 +163,6 @@ def test_a_loss_without_its_constant_is_caught() -> None:
     made = make_parts(plan("delete"), REGISTRY, states=3)
     broken = made._replace(objective=Unbalanced(Unbalanced.Config(), Context({"n": 3})))
     assert isinstance(made.kernel, BirthDeath)
-    toy = StringToy(made.kernel)
-    assert all(c.holds for c in toy.check_objective(made.objective, made.schedule))
-    assert not any(c.holds for c in toy.check_objective(broken.objective, broken.schedule))
+    table = BirthDeathTable(made.kernel)
+    assert all(c.holds for c in table.check_objective(made.objective, made.schedule))
+    assert not any(c.holds for c in table.check_objective(broken.objective, broken.schedule))

@@ -1,4 +1,4 @@
-"""The proof of Edit Flows: sound processes pass, broken ones are caught by name."""
+"""Verification of Edit Flows: sound processes pass, and each defect fails the check that names it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,25 +10,18 @@ from sedd_graph_registry.strings.edit_flow import ColumnDraw, EditFlow, EditFlow
 from torch import Tensor
 
 from sedd_graph.component.base import Context
-from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.strings import edit_flow
 from sedd_graph.diffusion.strings.columns import Columns, Remaining, partway
 from sedd_graph.diffusion.strings.edit_flow import EditFlowKernel
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.errors import BlueprintError
-from sedd_graph.families.plan import Part, ProcessPlan
+from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.strings import make_parts, prove
-from sedd_graph.verify import edit_flow as proof
-from sedd_graph.verify.edit_flow import ColumnToy, _bound, check_columns
+from sedd_graph.verify import edit_flow as verification
+from sedd_graph.verify.edit_flow import EditFlowTable
 from sedd_graph.verify.strings import check_string_sampler
 from tests.plans import string_plan
-
-REGISTRY = discover()
-
-
-def part(op: str, **config: Any) -> Part:
-    contract = REGISTRY.contract(op)
-    return Part(contract, contract.config.model_validate(config))
+from tests.verify.string_kernels import REGISTRY, failing, half_noise, one_token_prior, part
 
 
 def plan(
@@ -45,9 +38,9 @@ def plan(
 )
 def test_sound_processes_pass(made: ProcessPlan) -> None:
     checks = prove(made, REGISTRY)
-    assert [(c.name, c.value) for c in checks if c.holds is False] == []
-    loose = made.kernel.config.mean_length > 0
-    assert ("objective.loose" in {c.name for c in checks}) == loose
+    assert failing(checks) == set()
+    notes = {c.name for c in checks if c.holds is None}
+    assert notes == {"objective.capped"} | ({"objective.loose"} if made.kernel.config.mean_length > 0 else set())
 
 
 @pytest.mark.parametrize(
@@ -59,77 +52,58 @@ def test_sound_processes_pass(made: ProcessPlan) -> None:
         (dataclasses.replace(plan(), kernel=part("delete")), "needs a kernel of Edit Flows"),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(made: ProcessPlan, message: str) -> None:
+def test_parts_that_do_not_fit_are_refused_with_the_reason(made: ProcessPlan, message: str) -> None:
     with pytest.raises(BlueprintError, match=message):
         make_parts(made, REGISTRY)
 
 
-# -- broken ones -------------------------------------------------------------------------------------------------------
+# -- defects ----------------------------------------------------------------------------------------------------------
 
 
 def swapped_ends(kernel: EditFlowKernel) -> None:
-    """Noise where text is, and the other way round."""
+    """The noise string and the clean string are exchanged."""
     align = kernel.align
     kernel.align = lambda noise, clean: Columns(*reversed(align(noise, clean)))
 
 
 def disordered(kernel: EditFlowKernel) -> None:
-    """Columns from the end."""
+    """The order of the columns is reversed."""
     align = kernel.align
     kernel.align = lambda noise, clean: Columns(*(x.flip(1) for x in align(noise, clean)))
 
 
-def twice_as_fast(kernel: EditFlowKernel) -> None:
+def double_rates(kernel: EditFlowKernel) -> None:
+    """All edits are twice as fast."""
     weights = kernel.weights
     kernel.weights = lambda sigma: 2 * weights(sigma)
 
 
 def forward_rate(kernel: EditFlowKernel) -> None:
-    """kappa' / kappa, the rate at which columns become noise."""
+    """The rates are kappa' / kappa, at which columns become noise."""
     kernel.weights = lambda sigma: torch.ones_like(sigma)[:, None].expand(-1, 3)
 
 
-def less_noise(kernel: EditFlowKernel) -> None:
-    sample = kernel.sample
-    kernel.sample = lambda batch, sigma, **how: sample(batch, sigma / 2, **how)
-
-
-def one_token(kernel: EditFlowKernel) -> None:
-    """Pure noise is one token."""
-    kernel.prior = lambda rows, **how: Strings(
-        torch.tensor([[kernel.start, 0]] * rows), torch.ones(rows, 2, dtype=torch.bool)
-    )
-
-
 def half_a_step(kernel: EditFlowKernel) -> None:
+    """Each step removes half the noise that it should."""
     leap = kernel.leap
     kernel.leap = lambda sigma, sigma_next: leap(sigma, (sigma + sigma_next) / 2)
 
 
 BROKEN: list[tuple[Callable[[EditFlowKernel], None], str]] = [
-    (swapped_ends, "edits.columns"),
-    (swapped_ends, "edits.ends"),
-    (disordered, "edits.columns"),
-    (twice_as_fast, "edits.transport"),
-    (twice_as_fast, "objective.bound"),
-    (forward_rate, "edits.transport"),
-    (less_noise, "edits.sample"),
-    (one_token, "edits.prior"),
+    (swapped_ends, "strings.columns"),
+    (swapped_ends, "strings.ends"),
+    (disordered, "strings.columns"),
+    (double_rates, "strings.transport"),
+    (double_rates, "objective.bound"),
+    (forward_rate, "strings.transport"),
+    (half_noise, "strings.sample"),
+    (one_token_prior, "strings.prior"),
     (half_a_step, "sampler.law"),
 ]
 
 
-def failing(kernel: EditFlow, *, columns: bool = False) -> set[str]:
-    """The checks that do not hold: all, or those of columns alone."""
-    made = make_parts(plan(), REGISTRY, states=3)._replace(kernel=kernel)
-    toy = ColumnToy(kernel)
-    checks = check_columns(toy, end=7.0)
-    if not columns:
-        checks = [*checks, *toy.check_objective(made.objective, made.schedule), *check_string_sampler(toy, made)]
-    return {c.name for c in checks if c.holds is False}
-
-
 def small() -> EditFlow:
+    """Return a kernel of two data tokens and at most two noise tokens."""
     return EditFlow(EditFlow.Config(frequencies=(0.6, 0.4), mean_length=1.0, longest=2), Context({"n": 3}))
 
 
@@ -137,37 +111,44 @@ def small() -> EditFlow:
 def test_a_broken_kernel_is_caught_by_name(wrong: Callable[[EditFlowKernel], None], check: str) -> None:
     kernel = small()
     wrong(kernel)
-    assert check in failing(kernel, columns=check.startswith("edits."))
+    table = EditFlowTable(kernel)
+    checks = table.check_kernel(7.0)
+    if not check.startswith("strings."):
+        made = make_parts(plan(), REGISTRY, states=3)._replace(kernel=kernel)
+        checks = [*table.check_objective(made.objective, made.schedule), *check_string_sampler(table, made)]
+    assert check in failing(checks)
 
 
 def gap_before(left: Remaining) -> Remaining:
-    """Insertions one place too early."""
+    """Tokens are inserted one position too early."""
     return left._replace(place=torch.where(left.insert, (left.place - 1).clamp(min=0), left.place))
 
 
 def kinds_swapped(left: Remaining) -> Remaining:
-    """Deletions taken for insertions of a token, insertions for deletions."""
+    """Insertions and deletions are exchanged."""
     return left._replace(insert=left.delete, delete=left.insert)
 
 
 def old_token(left: Remaining) -> Remaining:
-    """Substitutions by another token than the text's."""
+    """Tokens are replaced by another one than the clean string's."""
     return left._replace(token=torch.where(left.substitute, 1 - left.token, left.token))
 
 
 @pytest.mark.parametrize("wrong", [gap_before, kinds_swapped, old_token])
-def test_wrong_edits_are_caught(wrong: Callable[[Remaining], Remaining], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_remaining_edits_are_caught(
+    wrong: Callable[[Remaining], Remaining], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*arguments: Any, **how: Any) -> tuple[Strings, Remaining]:
         strings, left = partway(*arguments, **how)
         return strings, wrong(left)
 
-    for module in (edit_flow, proof):
+    for module in (edit_flow, verification):
         monkeypatch.setattr(module, "partway", broken)
-    assert "edits.transport" in failing(small(), columns=True)
+    assert "strings.transport" in failing(EditFlowTable(small()).check_kernel(7.0))
 
 
 class Uncounted(EditFlowLoss, kind="string_objective"):
-    """Without the edits left to do themselves: the constant that makes a bound of it."""
+    """The loss without its constant, the number of remaining edits, which makes it a bound."""
 
     class Config(EditFlowLoss.Config):
         pass
@@ -178,7 +159,7 @@ class Uncounted(EditFlowLoss, kind="string_objective"):
 
 
 class OneKind(EditFlowLoss, kind="string_objective"):
-    """Deletions are forgotten."""
+    """The loss without deletions."""
 
     class Config(EditFlowLoss.Config):
         pass
@@ -189,9 +170,16 @@ class OneKind(EditFlowLoss, kind="string_objective"):
 
 
 @pytest.mark.parametrize("wrong", [Uncounted, OneKind])
-def test_a_loss_that_leaves_something_out_is_caught(wrong: type[EditFlowLoss]) -> None:
+def test_a_loss_without_one_of_its_terms_is_caught(wrong: type[EditFlowLoss]) -> None:
     made = make_parts(plan(longest=2), REGISTRY, states=3)
     assert isinstance(made.kernel, EditFlowKernel)
-    toy = ColumnToy(made.kernel)
-    assert _bound(toy, made.objective, made.schedule).holds
-    assert not _bound(toy, wrong(wrong.Config(), Context({"n": 3})), made.schedule).holds
+    table = EditFlowTable(made.kernel)
+    assert table.check_bound(made.objective, made.schedule).holds
+    assert not table.check_bound(wrong(wrong.Config(), Context({"n": 3})), made.schedule).holds
+
+
+def test_noise_of_any_length_has_no_table() -> None:
+    kernel = EditFlow(EditFlow.Config(frequencies=(0.6, 0.4), mean_length=1.0), Context({"n": 3}))
+    assert kernel.longest is None
+    with pytest.raises(ValueError, match="noise strings of a maximum length"):
+        EditFlowTable(kernel)

@@ -1,4 +1,4 @@
-"""The proof of FlexMDM: sound ones pass, broken ones are caught by name."""
+"""Verification of FlexMDM: sound processes pass, and each defect fails the check that names it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,25 +10,17 @@ from sedd_graph_registry.strings.flexmdm import FlexLoss, FlexTau, MaskDelete
 from torch import Tensor
 
 from sedd_graph.component.base import Context
-from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.batch import Batch
 from sedd_graph.diffusion.strings.flexmdm import FlexDraw, FlexKernel
-from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.diffusion.strings.sampler import StringWalk
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.errors import BlueprintError
-from sedd_graph.families.plan import Part, ProcessPlan
+from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.strings import make_parts, prove
-from sedd_graph.verify.flexmdm import FlexToy, check_flexmdm
+from sedd_graph.verify.flexmdm import FlexTable
 from sedd_graph.verify.strings import check_string_sampler
 from tests.plans import string_plan
-
-REGISTRY = discover()
-
-
-def part(op: str, **config: Any) -> Part:
-    contract = REGISTRY.contract(op)
-    return Part(contract, contract.config.model_validate(config))
+from tests.verify.string_kernels import REGISTRY, failing, half_noise, one_token_prior, part
 
 
 def plan(sampler: str = "flexmdm_tau", pace: float = 1.0, **parts: Any) -> ProcessPlan:
@@ -55,7 +47,7 @@ def test_sound_processes_pass(made: ProcessPlan) -> None:
         (dataclasses.replace(plan(), kernel=part("delete")), "sample"),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(made: ProcessPlan, key: str) -> None:
+def test_parts_that_do_not_fit_are_refused_at_their_place(made: ProcessPlan, key: str) -> None:
     with pytest.raises(BlueprintError) as caught:
         make_parts(made, REGISTRY)
     assert key in [p.path for p in caught.value.problems]
@@ -63,30 +55,30 @@ def test_what_cannot_work_is_refused_by_name(made: ProcessPlan, key: str) -> Non
 
 def test_a_schedule_that_ends_too_soon_is_caught() -> None:
     made = plan(schedule=part("linear_rate", rate_min=2.0, rate_max=2.0))
-    assert {c.name for c in prove(made, REGISTRY) if not c.holds} >= {"edits.forgets"}
+    assert "strings.forgets" in failing(prove(made, REGISTRY))
 
 
-# -- broken ones -------------------------------------------------------------------------------------------------------
+# -- defects ----------------------------------------------------------------------------------------------------------
 
 
-def one_schedule(kernel: FlexKernel) -> None:
-    """Masks as if they had not to be put in first."""
+def masks_without_insertion(kernel: FlexKernel) -> None:
+    """The probability of a mask is that of a token which need not be inserted first."""
     kernel.masked = lambda sigma: -torch.expm1(-sigma.double()) * torch.exp(-sigma.double())
 
 
-def filled_twice_as_fast(kernel: FlexKernel) -> None:
-    """The rate of filling twice what it is."""
+def double_fill_rate(kernel: FlexKernel) -> None:
+    """Masks are filled twice as fast."""
     weights = kernel.weights
     kernel.weights = lambda sigma: weights(sigma) * torch.tensor([1.0, 2.0])
 
 
-def per_unit_of_time(kernel: FlexKernel) -> None:
-    """Rates by exp(-sigma) and not by 1 - exp(-sigma): the paper's time not turned round."""
+def rates_of_the_papers_time(kernel: FlexKernel) -> None:
+    """The rates are those of the paper's time, in which noise is at 0."""
     kernel.weights = lambda sigma: torch.ones(len(sigma), 2, dtype=torch.float64)
 
 
-def gaps_from_the_left(kernel: FlexKernel) -> None:
-    """Gaps before a token, not behind it."""
+def gaps_before_tokens(kernel: FlexKernel) -> None:
+    """Missing tokens are counted before a token, not behind it."""
     target = kernel.target
 
     def wrong(batch: Batch, strings: Strings) -> Any:
@@ -96,8 +88,8 @@ def gaps_from_the_left(kernel: FlexKernel) -> None:
     kernel.target = wrong
 
 
-def masks_match_nothing_twice(kernel: FlexKernel) -> None:
-    """A mask stands for the likeliest token alone."""
+def masks_of_one_token(kernel: FlexKernel) -> None:
+    """A mask is taken for its most likely token."""
     target = kernel.target
 
     def wrong(batch: Batch, strings: Strings) -> Any:
@@ -107,40 +99,27 @@ def masks_match_nothing_twice(kernel: FlexKernel) -> None:
     kernel.target = wrong
 
 
-def less_noise(kernel: FlexKernel) -> None:
-    """Draws at half the noise."""
-    sample = kernel.sample
-    kernel.sample = lambda batch, sigma, **how: sample(batch, sigma / 2, **how)
-
-
-def one_mask(kernel: FlexKernel) -> None:
-    """Pure noise is one mask."""
-    kernel.prior = lambda rows, **how: Strings(
-        torch.tensor([[kernel.start, kernel.mask]] * rows), torch.ones(rows, 2, dtype=torch.bool)
-    )
-
-
 @pytest.mark.parametrize(
     ("wrong", "check"),
     [
-        (one_schedule, "edits.law"),
-        (filled_twice_as_fast, "edits.transport"),
-        (per_unit_of_time, "edits.transport"),
-        (gaps_from_the_left, "edits.gap"),
-        (masks_match_nothing_twice, "edits.mask"),
-        (less_noise, "edits.sample"),
-        (one_mask, "edits.prior"),
+        (masks_without_insertion, "strings.law"),
+        (double_fill_rate, "strings.transport"),
+        (rates_of_the_papers_time, "strings.transport"),
+        (gaps_before_tokens, "strings.gap"),
+        (masks_of_one_token, "strings.mask"),
+        (half_noise, "strings.sample"),
+        (one_token_prior, "strings.prior"),
     ],
     ids=lambda p: getattr(p, "__name__", None),
 )
 def test_a_broken_kernel_is_caught_by_name(wrong: Callable[[FlexKernel], None], check: str) -> None:
     kernel = MaskDelete(MaskDelete.Config(pace=3.0), Context({"n": 4}))
     wrong(kernel)
-    assert check in {c.name for c in check_flexmdm(kernel, end=14.0) if not c.holds}
+    assert check in failing(FlexTable(kernel).check_kernel(14.0))
 
 
 class Unbalanced(FlexLoss, kind="string_objective"):
-    """Without its constant: the log a - a of what the heads should say."""
+    """The loss without its constant, the sum of a log a - a over the regression targets a."""
 
     class Config(FlexLoss.Config):
         pass
@@ -150,7 +129,7 @@ class Unbalanced(FlexLoss, kind="string_objective"):
 
 
 class LeavesMasks(FlexTau, kind="string_sampler"):
-    """Without a last step that fills them."""
+    """A sampler that leaves masks in the first nine rows."""
 
     class Config(FlexTau.Config):
         pass
@@ -162,16 +141,13 @@ class LeavesMasks(FlexTau, kind="string_sampler"):
         walk.strings = dataclasses.replace(walk.strings, tokens=tokens)
 
 
-def toy_of(made: StringParts) -> FlexToy:
-    assert isinstance(made.kernel, FlexKernel)
-    return FlexToy(made.kernel)
-
-
 def test_a_broken_loss_and_a_broken_sampler_are_caught() -> None:
     made = make_parts(plan(), REGISTRY, states=4)
     broken = made._replace(
         objective=Unbalanced(Unbalanced.Config(), Context({"n": 4})),
         sampler=LeavesMasks(LeavesMasks.Config(), Context({"n": 4})),
     )
-    assert not any(c.holds for c in toy_of(made).check_objective(broken.objective, broken.schedule))
-    assert {c.name for c in check_string_sampler(toy_of(made), broken) if not c.holds} >= {"sampler.clean"}
+    assert isinstance(made.kernel, FlexKernel)
+    table = FlexTable(made.kernel)
+    assert failing(table.check_objective(broken.objective, broken.schedule)) == {"objective.tight"}
+    assert "sampler.clean" in failing(check_string_sampler(table, broken))

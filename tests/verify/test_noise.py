@@ -1,4 +1,4 @@
-"""The proof of a noise process catches what is broken, by name, and lets nothing sound fail."""
+"""Verification of kernels and schedules: sound ones pass, and each defect fails the checks that name it."""
 
 import math
 from typing import Any
@@ -30,22 +30,22 @@ def failing(kernel: Any) -> set[str]:
 
 
 def broken(cls: Any, **methods: Any) -> Any:
-    """``cls`` with some of its methods put in its place by wrong ones."""
+    """Return a kernel of four states, with some methods of ``cls`` replaced."""
     return type(f"Broken{cls.__name__}", (cls,), methods)(config(cls), Context({"n": 4}))
 
 
 def rates_transposed(cls: Any) -> dict[str, Any]:
-    """Q turned over: SEDD's text and code differ in it."""
+    """Q is transposed: SEDD's text and code differ in this."""
     return {"rate_matrix": lambda self, sigma: cls.rate_matrix(self, sigma).T}
 
 
 def rates_doubled(cls: Any) -> dict[str, Any]:
-    """A clock twice as fast, as the paper's uniform rates are n times the code's."""
+    """All rates are doubled; the uniform rates of SEDD's text are n times those of its code."""
     return {"rate_matrix": lambda self, sigma: 2 * cls.rate_matrix(self, sigma)}
 
 
 def without_k(cls: Any) -> dict[str, Any]:
-    """No K(r): a loss that trains as well and bounds nothing."""
+    """The constant K(r) is missing: the loss has the same gradient, and is not a bound."""
 
     def score_entropy(self: Any, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
         p = torch.stack([self.transition_matrix(float(s)) for s in sigma])
@@ -61,7 +61,7 @@ def without_k(cls: Any) -> dict[str, Any]:
 
 
 def losses_over_n(cls: Any) -> dict[str, Any]:
-    """A factor n / (n - 1): an even draw from the *other* tokens."""
+    """Both losses have a factor n / (n - 1), as if the new token were never the old one."""
 
     def score_entropy(self: Any, *args: Tensor) -> Tensor:
         return torch.as_tensor(cls.score_entropy(self, *args)) * self.states / (self.states - 1)
@@ -72,24 +72,26 @@ def losses_over_n(cls: Any) -> dict[str, Any]:
     return {"score_entropy": score_entropy, "nelbo": nelbo}
 
 
-def back_at_the_wrong_pace(cls: Any) -> dict[str, Any]:
+def reverse_rates_too_fast(cls: Any) -> dict[str, Any]:
+    """Reverse rates are 1.5 times what they should be."""
     return {"reverse_rate": lambda self, score, x, sigma: 1.5 * cls.reverse_rate(self, score, x, sigma)}
 
 
-def back_without_score(cls: Any) -> dict[str, Any]:
-    """Rates forward taken for rates back."""
+def reverse_rates_without_score(cls: Any) -> dict[str, Any]:
+    """Forward rates are used as reverse rates."""
     return {"reverse_rate": lambda self, score, x, sigma: cls.reverse_rate(self, torch.ones_like(score), x, sigma)}
 
 
-def steps_too_far(cls: Any) -> dict[str, Any]:
-    """To the end of the step after, or to less than half the noise."""
+def steps_too_long(cls: Any) -> dict[str, Any]:
+    """Both steps go to half the noise that they should leave."""
     return {
         name: lambda self, a, x, now, below, name=name: getattr(cls, name)(self, a, x, now, below / 2)
         for name in ("analytic", "posterior")
     }
 
 
-def draws_too_little(cls: Any) -> dict[str, Any]:
+def half_noise(cls: Any) -> dict[str, Any]:
+    """Draws are made at half the noise."""
     return {
         "sample": lambda self, x0, sigma, *, random, corrupt: cls.sample(
             self, x0, sigma / 2, random=random, corrupt=corrupt
@@ -97,19 +99,22 @@ def draws_too_little(cls: Any) -> dict[str, Any]:
     }
 
 
-def prior_of_one_token(cls: Any) -> dict[str, Any]:
+def one_token_prior(cls: Any) -> dict[str, Any]:
+    """The prior is one token."""
+
     def prior(self: Any, rows: int, length: int, *, generator: torch.Generator, allowed: Tensor | None) -> Tensor:
         return torch.zeros(rows, length, dtype=torch.int64)
 
     return {"prior": prior}
 
 
-def forgets_where_it_started(cls: Any) -> dict[str, Any]:
+def steps_from_clean(cls: Any) -> dict[str, Any]:
+    """Transitions ignore the noise that they start from."""
     return {"transition_matrix": lambda self, sigma, start=0.0: cls.transition_matrix(self, sigma)}
 
 
-def bound_too_low(cls: Any) -> dict[str, Any]:
-    """Uniformization would leave out moves."""
+def rate_bound_too_low(cls: Any) -> dict[str, Any]:
+    """The bound on reverse rates is too low, so that uniformization would miss moves."""
 
     def rate_bound(self: Any) -> float | None:
         bound: float | None = super(type(self), self).rate_bound
@@ -118,7 +123,8 @@ def bound_too_low(cls: Any) -> dict[str, Any]:
     return {"rate_bound": property(rate_bound)}
 
 
-def score_upside_down(cls: Any) -> dict[str, Any]:
+def inverted_score(cls: Any) -> dict[str, Any]:
+    """The implied score is inverted."""
     return {"log_score": lambda self, log_x0, xt, sigma: -cls.log_score(self, log_x0, xt, sigma)}
 
 
@@ -127,16 +133,16 @@ BROKEN = {
     rates_doubled: {"kernel.transition", "kernel.score_entropy", "kernel.nelbo", "kernel.reverse_rate"},
     without_k: {"kernel.score_entropy"},
     losses_over_n: {"kernel.score_entropy", "kernel.nelbo"},
-    back_at_the_wrong_pace: {"kernel.reverse_rate"},
-    back_without_score: {"kernel.reverse_rate"},
-    steps_too_far: {"kernel.analytic", "kernel.posterior"},
-    draws_too_little: {"kernel.sample"},
-    prior_of_one_token: {"kernel.prior"},
-    forgets_where_it_started: {"kernel.semigroup"},
-    score_upside_down: {"kernel.log_score"},
-    bound_too_low: {"kernel.rate_bound"},
+    reverse_rates_too_fast: {"kernel.reverse_rate"},
+    reverse_rates_without_score: {"kernel.reverse_rate"},
+    steps_too_long: {"kernel.analytic", "kernel.posterior"},
+    half_noise: {"kernel.sample"},
+    one_token_prior: {"kernel.prior"},
+    steps_from_clean: {"kernel.semigroup"},
+    inverted_score: {"kernel.log_score"},
+    rate_bound_too_low: {"kernel.rate_bound"},
 }
-"""What is wrong, and the checks that must say so; others may fail as well."""
+"""Defects, and the checks that must fail; others may fail as well."""
 
 
 @pytest.mark.parametrize("cls", KERNELS)
@@ -144,22 +150,22 @@ BROKEN = {
 def test_a_broken_kernel_is_caught_by_name(wrong: Any, cls: Any) -> None:
     expected = BROKEN[wrong]
     if wrong is rates_transposed and cls in (Uniform, Ordinal, Neighbours):
-        assert failing(broken(cls, **wrong(cls))) == set()  # symmetric: nothing is broken
+        assert failing(broken(cls, **wrong(cls))) == set()  # Q is symmetric
         return
     if wrong is rates_transposed and cls is Rates:
         expected = {"kernel.rates"}
-    if wrong is bound_too_low and cls in (Rates, Ordinal, Neighbours):
-        expected = set()  # no bound is claimed
+    if wrong is rate_bound_too_low and cls in (Rates, Ordinal, Neighbours):
+        expected = set()  # no bound is declared
     assert expected <= failing(broken(cls, **wrong(cls)))
 
 
 @pytest.mark.parametrize("cls", KERNELS)
-def test_a_sound_kernel_is_let_through(cls: Any) -> None:
+def test_a_sound_kernel_passes(cls: Any) -> None:
     assert failing(broken(cls)) == set()
 
 
 class Overshooting(Interpolating, kind="kernel"):
-    """A mixture whose even share dies faster than exp(-sigma): its rate would have to be negative."""
+    """A mixture whose uniform share falls faster than exp(-sigma), for which a rate would have to be negative."""
 
     class Config(ComponentConfig):
         pass
@@ -176,7 +182,7 @@ class Overshooting(Interpolating, kind="kernel"):
 
 
 class WrongSlope(Mixture, kind="kernel"):
-    """A target that moves, said to stand still."""
+    """A target that depends on sigma, declared to be constant."""
 
     class Config(Mixture.Config):
         pass
@@ -185,13 +191,13 @@ class WrongSlope(Mixture, kind="kernel"):
         return super().target(sigma)[0], torch.zeros(1, 1, dtype=sigma.dtype)
 
 
-def test_targets_that_no_process_follows() -> None:
+def test_targets_of_no_process_are_caught() -> None:
     assert "kernel.rates" in failing(Overshooting(Overshooting.Config(), Context({"n": 4})))
     assert {"kernel.transition"} <= failing(WrongSlope(WrongSlope.Config(), Context({"n": 4})))
 
 
 class NaiveUniform(Uniform, kind="kernel"):
-    """The ratio as SEDD's code writes it, 1 - n / (e + n): its logarithm is that of 0 in float32."""
+    """The ratio is 1 - n / (e + n), as in SEDD's code, which is 0 in float32 at little noise."""
 
     class Config(ComponentConfig):
         pass
@@ -208,7 +214,7 @@ class NaiveUniform(Uniform, kind="kernel"):
 
 
 class NaiveAbsorb(Absorb, kind="kernel"):
-    """1 - exp(-sigma) for the chance of a mask: 5% off at 1e-6 in float32."""
+    """The probability of a mask is 1 - exp(-sigma), 5 % off at 1e-6 in float32."""
 
     class Config(ComponentConfig):
         pass
@@ -220,13 +226,13 @@ class NaiveAbsorb(Absorb, kind="kernel"):
 
 
 @pytest.mark.parametrize("cls", [NaiveUniform, NaiveAbsorb])
-def test_what_only_float32_shows(cls: Any) -> None:
+def test_defects_in_float32_alone_are_caught(cls: Any) -> None:
     assert failing(cls(cls.Config(), Context({"n": 4}))) == {"kernel.float32"}
     assert not check_precision(cls(cls.Config(), Context({"n": 50257}))).holds
 
 
 class WrongRate(LogLinear, kind="schedule"):
-    """Its rate is that of another schedule, as one published library has it."""
+    """The rate is that of another schedule, as in one published library."""
 
     class Config(LogLinear.Config):
         pass
@@ -236,7 +242,7 @@ class WrongRate(LogLinear, kind="schedule"):
 
 
 class NaiveLogLinear(LogLinear, kind="schedule"):
-    """log(1 - t) without log1p."""
+    """Total noise is log(1 - t) without log1p."""
 
     class Config(LogLinear.Config):
         pass
@@ -246,6 +252,8 @@ class NaiveLogLinear(LogLinear, kind="schedule"):
 
 
 class NaiveCosine(Cosine, kind="schedule"):
+    """cos(pi t / 2) is evaluated near t = 1, where it loses its digits in float32."""
+
     class Config(Cosine.Config):
         pass
 
@@ -254,7 +262,7 @@ class NaiveCosine(Cosine, kind="schedule"):
 
 
 class Falling(Geometric, kind="schedule"):
-    """Time runs the wrong way, as in flow papers."""
+    """Time runs from noise to data, as in flow papers."""
 
     class Config(Geometric.Config):
         pass
@@ -267,7 +275,7 @@ class Falling(Geometric, kind="schedule"):
 
 
 class Endless(Polynomial, kind="schedule"):
-    """alpha reaches 0."""
+    """Total noise is infinite at t = 1."""
 
     class Config(Polynomial.Config):
         pass
@@ -280,6 +288,8 @@ class Endless(Polynomial, kind="schedule"):
 
 
 class HalfRate(Linear, kind="schedule"):
+    """The rate lacks one of two terms."""
+
     class Config(Linear.Config):
         pass
 

@@ -1,4 +1,4 @@
-"""A head that does not fit its kernel is refused at build, with what is wrong; those of the shipped blueprints fit."""
+"""Heads: those of the shipped blueprints fit their kernels, and one that does not fit is refused at build with the defect."""
 
 from pathlib import Path
 
@@ -22,26 +22,28 @@ def test_heads_of_shipped_blueprints_fit(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "mask", "said"),
+    ("name", "mask", "defect"),
     [
-        ("unigram-tiny", "last", "a token that may be the clean one is given no chance"),
-        ("unigram-tiny", "hidden", "a token that may be the clean one is given no chance"),
-        ("mixture-tiny", "last", "a token that may be the clean one is given no chance"),
-        ("mixture-tiny", "none", "the mask is given a chance to be the clean token"),
-        ("mdlm-tiny", "none", "the mask is given a chance to be the clean token"),
-        ("mdlm-tiny", "hidden", "a token that is seen, and so clean, is not carried over"),
+        ("unigram-tiny", "last", "a possible clean token has probability 0"),
+        ("unigram-tiny", "hidden", "a possible clean token has probability 0"),
+        ("mixture-tiny", "last", "a possible clean token has probability 0"),
+        ("mixture-tiny", "none", "the mask has a positive probability of being the clean token"),
+        ("mdlm-tiny", "none", "the mask has a positive probability of being the clean token"),
+        ("mdlm-tiny", "hidden", "a visible token, which is clean, is not carried over"),
     ],
 )
-def test_heads_that_do_not_fit_are_caught(name: str, mask: str, said: str) -> None:
+def test_heads_that_do_not_fit_are_caught(name: str, mask: str, defect: str) -> None:
     engine = sedd_graph.build(
         ROOT / "blueprints" / f"{name}.yaml", [f"nodes.head.with.mask={mask}"], device="cpu", compile="off"
     )
     found = check_output(engine.network, engine.process.kernel, engine.process.objective)
     assert found.holds is False
-    assert said in found.value
+    assert defect in found.value
 
 
-def test_build_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_refuses_a_head_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     blueprint = str(ROOT / "blueprints" / "mdlm-tiny.yaml")
     code = cli.run(["build", blueprint, "nodes.head.with.mask=none", "--device", "cpu", "--compile", "off"])

@@ -167,8 +167,8 @@ class StringObjective(Component, ABC, Generic[Kernel_, Draw_]):
         """Why the bound is not to be compared with those of other processes, in words; None where it may be."""
         return None
 
-    def held_down(self, kernel: Kernel_, schedule: Schedule) -> float:
-        """The share of time in which training weighs a draw less than the bound does."""
+    def capped(self, kernel: Kernel_, schedule: Schedule) -> float:
+        """Return the share of training times whose weight is capped below that of the bound."""
         return 0.0
 
     def rates(self, outputs: Mapping[str, Tensor], strings: Strings, longest: int) -> Mapping[str, Tensor]:
