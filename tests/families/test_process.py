@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_the_smallest_blueprint_of_a_family_goes_through_the_interface(family: s
     bound = engine.bound_rows(rows, seed=0)
     assert (bound.shape, bound.dtype, bound.device.type) == ((3,), torch.float64, "cpu")
     assert torch.equal(bound, engine.bound_rows(rows, seed=0))
-    fields = {} if "steps" in process.refuses else {"steps": 2}
+    fields: dict[str, Any] = {} if "steps" in process.refuses else {"steps": 2}
     length = None if "length" in process.refuses else 8
     samples = engine.generate(SampleRequest(batch=2, length=length, seed=0, **fields))
     assert len(samples.rows) == 2
@@ -90,13 +90,15 @@ def test_a_graph_without_a_process_refuses_with_one_message(small: Callable[...,
     report = check(path)
     assert (report.plan.family, report.plan.states, report.plan.describe()) == ("graph", 0, "")
     engine = sedd_graph.build(path, device="cpu", compile="off")
-    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    tokens, unused = torch.zeros(1, 4, dtype=torch.int64), cast("Any", None)
     calls: list[Callable[[], object]] = [
         lambda: engine.loss(tokens),
         lambda: engine.bound([tokens]),
         lambda: engine.sample(1, 4),
         lambda: engine.process.conditions({}),
-        lambda: engine.process.prompt(TextWithHoles(text="a"), Any, length=4, prompts_trained=False, observed="clamp"),
+        lambda: engine.process.prompt(
+            TextWithHoles(text="a"), unused, length=4, prompts_trained=False, observed="clamp"
+        ),
         lambda: report.plan.objective_op,
         lambda: report.plan.sampler_op,
         report.plan.record,
