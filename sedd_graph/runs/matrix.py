@@ -130,7 +130,8 @@ def _pair_cell(cell: Cell, plans: Sequence[ProcessPlan], registry: Registry, *, 
         return dataclasses.replace(
             cell, state=state, value=law.value, why=heuristic or "; ".join(c.name for c in failing)
         )
-    return dataclasses.replace(cell, why=f"nothing goes with it: {why}")
+    other = "sampler" if cell.table == "objective" else "objective"
+    return dataclasses.replace(cell, why=f"no {other} works with this kernel and output: {why}")
 
 
 _TITLES = {

@@ -17,7 +17,7 @@ from sedd_graph.component.check import Check
 from sedd_graph.diffusion.strings.birth_death import BirthDeath
 from sedd_graph.diffusion.strings.kernel import TOKENS, StringKernel, StringTable
 from sedd_graph.diffusion.strings.strings import Strings, wide
-from sedd_graph.verify.strings import DRAWS, check_frequencies, worst_draws
+from sedd_graph.verify.strings import DRAWS, check_frequencies, draws_distance
 from sedd_graph.verify.total_variation import total_variation
 
 __all__ = ["BirthDeathTable"]
@@ -116,7 +116,7 @@ class BirthDeathTable(StringTable):
         """
         kernel, table = self.kernel, BirthDeathTable(self.kernel)  # clean strings of every length
         worst, short = table._errors(), sum(len(s) <= table.clean for s in table.strings)
-        drawn = worst_draws(table, (0, TOKENS + 1, short - 1), kernel.sample, table.at)
+        drawn = draws_distance(table, (0, TOKENS + 1, short - 1), kernel.sample, table.at)
         noise = kernel.prior(DRAWS, longest=table.longest, generator=torch.Generator().manual_seed(1), allowed=None)
         gap = total_variation(table.number(noise), table.at(torch.tensor([end]))[0])
         slack = 1e-3 if kernel.births else 1e-6  # births beyond the maximum length are missing in the table

@@ -183,7 +183,7 @@ class EditFlowTable(StringTable):
         edge = torch.tensor([60.0, 0.0], dtype=torch.float64)
         ends = float((self.at(edge) - torch.stack([self.first, self.law])).abs().max())
         change = float((self.change(levels) @ self.mass.T - self.flow(levels)).abs().max())
-        all_noise = "strings of noise columns alone are noise, and strings of clean columns alone are data"
+        all_noise = "with no column clean the strings are noise, and with all clean they are data"
         transport = "the rates of a perfect network transport the distribution of noise to that of data"
         how = f"Kolmogorov's forward equation on {len(self.strings)} strings, {len(LEVELS)} noise levels"
         cases = f"{len(self.ends)} pairs, {len(self.pairs):,} cases"

@@ -18,7 +18,7 @@ from sedd_graph.component.check import Check
 from sedd_graph.diffusion.strings.flexmdm import FlexKernel
 from sedd_graph.diffusion.strings.kernel import TOKENS, StringTable
 from sedd_graph.diffusion.strings.strings import Strings, wide
-from sedd_graph.verify.strings import check_frequencies, worst_draws
+from sedd_graph.verify.strings import check_frequencies, draws_distance
 
 __all__ = ["FlexTable"]
 
@@ -129,7 +129,7 @@ class FlexTable(StringTable):
             end: Total noise at t = 1.
         """
         kernel, (law, gap, mask, pairs) = self.kernel, self._errors()
-        drawn = worst_draws(self, [self.index[s] for s in ((), (0, 1), (0, 1, 1))], kernel.sample, self.at)
+        drawn = draws_distance(self, [self.index[s] for s in ((), (0, 1), (0, 1, 1))], kernel.sample, self.at)
         noise = kernel.prior(4, longest=self.longest, generator=torch.Generator().manual_seed(1), allowed=None)
         empty = bool((noise.lengths == 0).all())
         fates = "the probabilities that a token is gone or masked follow from the two rates"

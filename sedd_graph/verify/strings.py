@@ -21,7 +21,7 @@ from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.noise import check_schedule, final_sigma
 from sedd_graph.verify.total_variation import total_variation
 
-__all__ = ["DRAWS", "check_frequencies", "check_string_sampler", "prove_strings", "worst_draws"]
+__all__ = ["DRAWS", "check_frequencies", "check_string_sampler", "draws_distance", "prove_strings"]
 
 DRAWS = 20_000
 """Draws for each comparison of frequencies."""
@@ -87,7 +87,7 @@ def check_frequencies(name: str, claim: str, distance: float) -> Check:
     return Check.below(name, claim, distance, 0.03, f"total variation, {DRAWS:,} draws", digits=".4f")
 
 
-def worst_draws(
+def draws_distance(
     table: StringTable,
     starts: Iterable[int],
     sample: Callable[..., Strings],

@@ -6,6 +6,7 @@ import pytest
 
 import sedd_graph
 from sedd_graph.cli import main as cli
+from sedd_graph.families.tokens import TokenProcess
 from sedd_graph.verify.output import check_output
 from tests.conftest import BLUEPRINTS
 
@@ -16,9 +17,9 @@ SMALL = [p for p in BLUEPRINTS if p.stem.endswith("tiny") or p.stem in ("first",
 @pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
 def test_heads_of_shipped_blueprints_fit(path: Path) -> None:
     engine = sedd_graph.build(path, device="cpu", compile="off")
-    if getattr(engine, "process", None) is not None:
-        found = check_output(engine.network, engine.process.kernel, engine.process.objective)
-        assert found.holds, found.value
+    checks = engine.process.check_network(engine.network)
+    assert [check for check in checks if not check.holds] == []
+    assert isinstance(engine.process, TokenProcess) == ("head.output" in {check.name for check in checks})
 
 
 @pytest.mark.parametrize(
@@ -48,5 +49,5 @@ def test_build_refuses_a_head_that_does_not_fit(
     blueprint = str(ROOT / "blueprints" / "mdlm-tiny.yaml")
     code = cli.run(["build", blueprint, "nodes.head.with.mask=none", "--device", "cpu", "--compile", "off"])
     assert code == 2
-    assert "the head does not fit the kernel: head.output" in capsys.readouterr().err
+    assert "the network does not fit the process: head.output" in capsys.readouterr().err
     assert not list((tmp_path / "runs").rglob("run.json"))
