@@ -171,19 +171,19 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
         BlueprintError: Holds every problem that was found.
     """
     at, blueprint, parts = Location(loaded), loaded.blueprint, dict[str, Part]()
-    process, objective, sample = blueprint.process, blueprint.objective, blueprint.sample
+    noise, objective, sample = blueprint.process, blueprint.objective, blueprint.sample
 
     def read(place: str, spec: OpSpec, family: str | None) -> None:
         with suppress(Refused):
             parts[place] = _read_part(at, place, spec, family, graph, registry)
 
     try:
-        if process is None or objective is None or sample is None:
+        if noise is None or objective is None or sample is None:
             raise _missing(at)
         with at.gather():
-            read("process", process, None)
+            read("process", noise, None)
             family = KINDS[parts["process"].contract.kind].family if "process" in parts else None
-            read("process.schedule", process.schedule, family)
+            read("process.schedule", noise.schedule, family)
             if family is None:
                 raise Refused
             read("objective", objective, family)

@@ -305,7 +305,11 @@ def test_a_grid_that_is_left_is_an_error(make: Callable[..., Engine]) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("    invertible: {given: [c, angles]}\n", "", "nodes.trunk.memory: block 'couple' does not claim to be invertible"),
+        (
+            "    invertible: {given: [c, angles]}\n",
+            "",
+            "nodes.trunk.memory: block 'couple' does not claim to be invertible",
+        ),
         ("g: {block: feed, in: {x: y1,", "g: {block: feed, in: {x: x1,", "blocks.couple.invertible:"),
         ("time: {op: sigma_embedding,", "time: {memory: store, op: sigma_embedding,", "are for blocks"),
     ],
