@@ -1,11 +1,11 @@
-"""Training objectives: bounds on -log p(x_0) in nats per sequence, and the draws that estimate them.
+"""Objectives that bound -log p(x_0), nats per sequence, and the draws that estimate them.
 
-Left out of every bound here, as in the literature: the prior term KL(p_1 | prior), of the order of
-exp(-sigma(1)) * length * log(vocabulary), and for the objectives over time the stretch below ``t_min``.
+All omit the prior term KL(p_1 | prior), of the order of exp(-sigma(1)) * length * log(vocabulary), as in the literature; those
+over time also omit the interval below ``t_min``. Axes: b batch, l length, n states.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 import torch
@@ -13,57 +13,57 @@ from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.numerics import take
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.diffusion.tokens.objective import Objective
+from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
+
+__all__ = ["MaskedCount", "Nelbo", "OverTime", "ScoreEntropy", "TimeConfig", "Times", "counted", "uniform"]
+
+Times = Literal["low_discrepancy", "independent"]
+
+
+def uniform(times: Times, batch: Batch, random: Randomness) -> Tensor:
+    """Draw a number in [0, 1) for each row, float32 [b]: an even grid with a random offset, or independent numbers."""
+    rows = len(batch)
+    return (random.low_discrepancy(rows) if times == "low_discrepancy" else random.rand(rows)).to(batch.tokens.device)
 
 
 class TimeConfig(ComponentConfig):
-    """How times are drawn."""
+    """Config of an objective over time: the distribution of times."""
 
-    times: Literal["low_discrepancy", "independent"] = "low_discrepancy"
-    """``low_discrepancy``: one offset and an even grid over the global batch; less variance, no bias."""
+    times: Times = "low_discrepancy"
+    """Distribution of the times of a global batch. ``low_discrepancy``: an even grid with one random offset (less variance, no
+    bias); ``independent``: independent uniform times."""
     t_min: Annotated[float, pydantic.Field(gt=0, lt=0.1)] = 1e-4
+    """Lower end of the time interval, above 0 and below 0.1."""
 
     def draw(self, batch: Batch, random: Randomness, t: Tensor | None) -> tuple[Tensor, float]:
-        """Times float32 [b] from ``t_min`` on and the width of what they are from; a given ``t`` stays, of width 1."""
+        """Draw times from ``t_min`` to 1.
+
+        Returns:
+            Times float32 [b], and the width of their interval. A given ``t`` is returned with width 1.
+        """
         if t is not None:
             return t, 1.0
-        rows = len(batch)
-        u = random.low_discrepancy(rows) if self.times == "low_discrepancy" else random.rand(rows)
-        return self.t_min + (1 - self.t_min) * u.to(batch.tokens.device), 1 - self.t_min
+        return self.t_min + (1 - self.t_min) * uniform(self.times, batch, random), 1 - self.t_min
 
 
 class OverTime(Objective):
-    """An integral over t in [t_min, 1], drawn evenly."""
+    """An integral over t from ``t_min`` to 1, estimated at one uniform time for each row."""
 
     steady = True
+    Config: ClassVar[type[ComponentConfig]] = TimeConfig
+    config: TimeConfig
 
-    def corrupt(
-        self,
-        batch: Batch,
-        kernel: Kernel,
-        schedule: Schedule,
-        *,
-        random: Randomness,
-        t: Tensor | None = None,
-        xt: Tensor | None = None,
-    ) -> Draw:
-        t, width = self.config.draw(batch, random, t)
-        sigma, dsigma = schedule.sigma(t).detach(), schedule.dsigma(t).detach()
-        if xt is None:
-            xt = kernel.sample(batch.tokens, sigma, random=random, corrupt=batch.corrupt)
-        return Draw(xt, t, sigma, dsigma, torch.full_like(t, width))
-
-
-def _mask(kernel: Kernel) -> int:
-    """The index of the mask, for objectives that need one: with another kernel they are refused when the process is made."""
-    assert kernel.mask is not None
-    return kernel.mask
+    def draw(self, request: DrawRequest) -> Draw:
+        t, width = self.config.draw(request.batch, request.random, request.t)
+        sigma, dsigma = request.schedule.sigma(t).detach(), request.schedule.dsigma(t).detach()
+        return Draw(request.noised(sigma), t, sigma, dsigma, torch.full_like(t, width))
 
 
 def counted(per_position: Tensor, batch: Batch) -> Tensor:
-    """The sum over the positions that count, [b]."""
+    """Return the sum of ``per_position`` [b, l] over the positions of the loss, [b]."""
     return torch.where(batch.loss & batch.corrupt, per_position, 0.0).sum(-1)
 
 
@@ -71,9 +71,6 @@ class ScoreEntropy(OverTime, kind="objective"):
     """Denoising score entropy (SEDD, arXiv 2310.16834, theorem 3.6), for any kernel."""
 
     reads = ("log_score", "log_x0")
-
-    class Config(TimeConfig):
-        pass
 
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
@@ -89,13 +86,10 @@ class ScoreEntropy(OverTime, kind="objective"):
 class Nelbo(OverTime, kind="objective"):
     """The bound of a head that predicts the clean token: MDLM for absorb (arXiv 2406.07524, eq. 11), UDLM for uniform, GIDD for mixtures.
 
-    The head's optimum is the posterior of the clean token given all other positions.
+    The optimal prediction is the posterior of the clean token given all other positions.
     """
 
     reads = ("log_x0",)
-
-    class Config(TimeConfig):
-        pass
 
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
@@ -103,20 +97,15 @@ class Nelbo(OverTime, kind="objective"):
         per_position = kernel.nelbo(outputs["log_x0"].float(), draw.xt, batch.tokens, draw.sigma)
         return draw.weight * draw.dsigma * counted(per_position, batch)
 
-    def bound_draw(
-        self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness
-    ) -> tuple[Objective, Draw]:
-        if not kernel.masks_evenly:
-            return super().bound_draw(batch, kernel, schedule, random=random)
-        count = MaskedCount(MaskedCount.Config(), self.context)
-        return count, count.corrupt(batch, kernel, schedule, random=random)
+    def evaluated(self, kernel: Kernel) -> Objective:
+        return MaskedCount(MaskedCount.Config(), self.context) if kernel.masks_evenly else self.bound()
 
 
 class MaskedCount(Objective, kind="objective"):
-    """The same bound as ``nelbo`` with absorb, as a sum over how many tokens are masked rather than an integral over time.
+    """The bound of ``nelbo`` with absorb as a sum over the number of masked tokens instead of an integral over time.
 
-    k of the L tokens that may be corrupted are masked, k evenly from 1 to L, and the cross-entropy on them is weighted
-    by L/k (arXiv 2406.03736, eq. 3.6): exact, with no schedule in it and less variance.
+    k of the L tokens that may be corrupted are masked, with k uniform from 1 to L, and the cross-entropy at masks has the weight
+    L/k (arXiv 2406.03736, eq. 3.6). The sum is exact, independent of the schedule, and has less variance.
     """
 
     reads = ("log_x0",)
@@ -124,31 +113,24 @@ class MaskedCount(Objective, kind="objective"):
     over = "masked"
 
     class Config(ComponentConfig):
-        counts: Literal["low_discrepancy", "independent"] = "low_discrepancy"
+        counts: Times = "low_discrepancy"
+        """Distribution of the numbers of masks in a global batch. ``low_discrepancy``: an even grid with one random offset (less
+        variance, no bias); ``independent``: independent uniform numbers."""
 
-    def corrupt(
-        self,
-        batch: Batch,
-        kernel: Kernel,
-        schedule: Schedule,
-        *,
-        random: Randomness,
-        t: Tensor | None = None,
-        xt: Tensor | None = None,
-    ) -> Draw:
-        rows = batch.tokens.shape[0]
-        free = batch.corrupt.sum(-1)
+    config: Config
+
+    def draw(self, request: DrawRequest) -> Draw:
+        batch, xt, t = request.batch, request.xt, request.t
+        mask, free = request.kernel.require_mask(), batch.corrupt.sum(-1)
         if xt is None:
-            if t is None:
-                even = self.config.counts == "low_discrepancy"
-                t = (random.low_discrepancy(rows) if even else random.rand(rows)).to(batch.tokens.device)
+            t = uniform(self.config.counts, batch, request.random) if t is None else t
             count = (1 + (t * free).long()).clamp(max=free)
-            order = random.rand(*batch.tokens.shape).to(batch.tokens.device).masked_fill(~batch.corrupt, 2.0)
+            order = request.random.rand(*batch.tokens.shape).to(batch.tokens.device).masked_fill(~batch.corrupt, 2.0)
             rank = order.argsort(-1).argsort(-1)
-            xt = batch.tokens.masked_fill((rank < count[:, None]) & batch.corrupt, _mask(kernel))
-        count = ((xt == _mask(kernel)) & batch.corrupt).sum(-1)
+            xt = batch.tokens.masked_fill((rank < count[:, None]) & batch.corrupt, mask)
+        count = ((xt == mask) & batch.corrupt).sum(-1)
         share = count / free.clamp(min=1)
-        # sigma at which this share is expected: what a time-conditioned network is told
+        # the total noise at which this share is expected, for a network that depends on it
         sigma = -torch.log1p(-share.clamp(max=1 - 1e-3))
         weight = free / count.clamp(min=1)
         return Draw(xt, share, sigma, torch.ones_like(sigma), weight.float())
@@ -156,5 +138,5 @@ class MaskedCount(Objective, kind="objective"):
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
-        log_x0 = outputs["log_x0"].float().gather(-1, batch.tokens[..., None])[..., 0]
-        return draw.weight * counted(torch.where(draw.xt == _mask(kernel), -log_x0, 0.0), batch)
+        log_x0 = take(outputs["log_x0"].float(), batch.tokens)
+        return draw.weight * counted(torch.where(draw.xt == kernel.require_mask(), -log_x0, 0.0), batch)

@@ -1,47 +1,53 @@
-"""Diffusion in a number of steps (D3PM, arXiv 2107.03006): any kernel, looked at on a grid of times.
+"""Diffusion in discrete time (D3PM, arXiv 2107.03006): any kernel on a grid of times.
 
 Axes: b batch, l length, n states.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pydantic
 import torch
 from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig
-from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.batch import Batch, Draw
+from sedd_graph.diffusion.numerics import take, tiny
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.diffusion.tokens.objective import Objective
+from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
 
-from .bounds import counted
+from .bounds import Times, counted, uniform
 
 __all__ = ["D3PM"]
 
 END = 30.0
-"""Total noise at the last step: what is left of a token is exp(-30), so that the prior is met and nothing of the bound is left out."""
+"""Total noise at the last step. exp(-30) of a token remains, so the prior term of the bound is negligible."""
 END_OF_MODES = 12.0
-"""The same for kernels whose law is positive everywhere: KL(q(x_T | x_0) || prior) falls as exp(-24), and exp(-step Q) stays a number."""
+"""The same for kernels without mask: KL(q(x_T | x_0) || prior) is of the order of exp(-24), and exp(-step Q) stays finite."""
 
 
 class D3PM(Objective, kind="objective"):
-    """D3PM's bound on -log p(x_0): the sum over ``steps`` of KL(q(x_s | x_t, x_0) || p(x_s | x_t)), and ``auxiliary`` cross-entropy.
+    """D3PM's bound on -log p(x_0): the sum over ``steps`` of KL(q(x_s | x_t, x_0) || p(x_s | x_t)), and an auxiliary cross-entropy.
 
-    Step i goes from total noise sigma(i / steps) to sigma((i - 1) / steps); the first ends at the clean token, where the KL is
-    -log p(x_0 | x_1), and the last begins in noise outright, so that the prior costs nothing. A head that puts out ``log_x0``
-    gives p(x_s | x_t) as the mixture over its clean tokens (their eq. 4); one of ``log_score`` gives it as Tweedie's step. The
-    auxiliary term (their eq. 5) trains, and is left out of the bound that is reported.
+    Step i goes from total noise sigma(i / steps) down to sigma((i - 1) / steps). The first one ends at the clean token, where the
+    KL is -log p(x_0 | x_1); the last one starts at the prior. For the output ``log_x0``, p(x_s | x_t) is a mixture over clean
+    tokens (eq. 4 of the paper); for ``log_score`` it is Tweedie's step. The auxiliary term (eq. 5) is part of the training loss
+    and not of the bound.
     """
 
     reads = ("log_x0", "log_score")
 
     class Config(ComponentConfig):
         steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 1000
+        """Number of time steps of the process, from 1 to 1,000,000."""
         auxiliary: Annotated[float, pydantic.Field(ge=0, le=100)] = 0.0
-        """Weight of -log p(x_0 | x_t), for each position; D3PM takes 0.01 for text."""
-        times: Literal["low_discrepancy", "independent"] = "low_discrepancy"
+        """Weight of the auxiliary term -log p(x_0 | x_t) of each position, from 0 to 100; 0.01 in the paper for text."""
+        times: Times = "low_discrepancy"
+        """Distribution of the time steps of a global batch. ``low_discrepancy``: an even grid with one random offset (less
+        variance, no bias); ``independent``: independent uniform steps."""
+
+    config: Config
 
     def bound(self) -> Objective:
         if self.config.auxiliary == 0:
@@ -49,35 +55,21 @@ class D3PM(Objective, kind="objective"):
         return D3PM(self.config.model_copy(update={"auxiliary": 0.0}), self.context)
 
     def levels(self, step: Tensor, schedule: Schedule, kernel: Kernel) -> Tensor:
-        """Total noise, float32 [b], after ``step`` of them, int64 [b] from 0 to ``steps``."""
+        """Return total noise after ``step`` steps, int64 [b] from 0 to ``steps``, float32 [b]."""
         t = (step / self.config.steps).float()
         inner = schedule.sigma(t.clamp(min=1e-9)).clamp(max=END)
         last = inner.clamp(min=END_OF_MODES if kernel.mask is None else END)
         return torch.where(step == 0, 0.0, torch.where(step == self.config.steps, last, inner))
 
-    def corrupt(
-        self,
-        batch: Batch,
-        kernel: Kernel,
-        schedule: Schedule,
-        *,
-        random: Randomness,
-        t: Tensor | None = None,
-        xt: Tensor | None = None,
-    ) -> Draw:
-        rows, steps = batch.tokens.shape[0], self.config.steps
-        weight = float(steps)
-        if t is None:
-            even = self.config.times == "low_discrepancy"
-            u = (random.low_discrepancy(rows) if even else random.rand(rows)).to(batch.tokens.device)
-            step = (u.double() * steps).long() + 1
+    def draw(self, request: DrawRequest) -> Draw:
+        steps = self.config.steps
+        if request.t is None:
+            step = (uniform(self.config.times, request.batch, request.random).double() * steps).long() + 1
         else:
-            step = (t.double() * steps).round().long().clamp(1, steps)
-        sigma = self.levels(step, schedule, kernel)
-        if xt is None:
-            xt = kernel.sample(batch.tokens, sigma, random=random, corrupt=batch.corrupt)
+            step = (request.t.double() * steps).round().long().clamp(1, steps)
+        sigma = self.levels(step, request.schedule, request.kernel)
         t = (step / steps).float()
-        return Draw(xt, t, sigma, torch.ones_like(sigma), torch.full_like(t, weight))
+        return Draw(request.noised(sigma), t, sigma, torch.ones_like(sigma), torch.full_like(t, float(steps)))
 
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
@@ -86,30 +78,25 @@ class D3PM(Objective, kind="objective"):
         below, clean = self.levels(step - 1, schedule, kernel), torch.zeros_like(draw.sigma)
         one = torch.nn.functional.one_hot(batch.tokens, kernel.states).to(draw.sigma.dtype)
         true = kernel.posterior(one, draw.xt, draw.sigma, below)
-        told = self._posterior(outputs, draw, kernel, below)
-        loss = draw.weight * counted(divergence(true, told), batch)
+        predicted = self._posterior(outputs, draw, kernel, below)
+        loss = draw.weight * counted(divergence(true, predicted), batch)
         if self.config.auxiliary > 0:
-            guess = self._posterior(outputs, draw, kernel, clean).gather(-1, batch.tokens[..., None])[..., 0]
-            loss = loss - self.config.auxiliary * draw.weight * counted(guess.clamp(min=_tiny(guess)).log(), batch)
+            x0 = take(self._posterior(outputs, draw, kernel, clean), batch.tokens)
+            loss = loss - self.config.auxiliary * draw.weight * counted(x0.clamp(min=tiny(x0)).log(), batch)
         return loss
 
     def _posterior(self, outputs: Mapping[str, Tensor], draw: Draw, kernel: Kernel, below: Tensor) -> Tensor:
-        """The model's law of the state at total noise ``below`` [b], [b, l, n]."""
+        """Return the model's distribution of the state at total noise ``below`` [b], [b, l, n]."""
         if "log_x0" in outputs:
             return kernel.posterior(outputs["log_x0"].float().exp(), draw.xt, draw.sigma, below)
         score = outputs["log_score"].float().exp()
-        # scores that are of no law give chances below 0: put right, what is left is one
-        law = kernel.analytic(score, draw.xt, draw.sigma, below).clamp(min=0)
-        return law / law.sum(-1, keepdim=True).clamp(min=_tiny(law))
+        # scores that belong to no distribution give negative probabilities
+        probs = kernel.analytic(score, draw.xt, draw.sigma, below).clamp(min=0)
+        return probs / probs.sum(-1, keepdim=True).clamp(min=tiny(probs))
 
 
-def _tiny(x: Tensor) -> float:
-    return float(torch.finfo(x.dtype).tiny)
-
-
-def divergence(true: Tensor, told: Tensor) -> Tensor:
-    """KL(true || told) over the last axis, nats, as a sum of terms that are nowhere negative: both laws sum to 1."""
-    # where both are nearly certain of one state, sums of the logarithms alone would be all rounding
-    safe = told.clamp(min=_tiny(told))
-    terms = torch.xlogy(true, true) - true * safe.log() - true + told
+def divergence(true: Tensor, predicted: Tensor) -> Tensor:
+    """Return KL(true || predicted) of distributions [..., n], nats, [...], as a sum of non-negative terms."""
+    # sums of the logarithms alone would be mere rounding where both are nearly certain of one state
+    terms = torch.xlogy(true, true) - true * predicted.clamp(min=tiny(predicted)).log() - true + predicted
     return terms.sum(-1)

@@ -1,6 +1,6 @@
-"""Objectives that train the noise with the network.
+"""Objectives that train the kernel together with the network.
 
-Axes: b batch, l length, c draws for each row, m data tokens.
+Axes: b batch, l length, c noisy rows for each clean row, m data tokens.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,11 @@ import pydantic
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.batch import Batch, Draw
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.diffusion.tokens.objective import Objective
+from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
+from sedd_graph.errors import UserError
 
 from ..noise.masking import TokenMasking
 from .bounds import OverTime, TimeConfig, counted
@@ -22,21 +23,24 @@ __all__ = ["GenMD4"]
 
 
 class GenMD4(OverTime, kind="objective"):
-    """The bound of masking by token, with all that depends on a learned pace (GenMD4, arXiv 2406.04329, section 4 and appendix G).
+    """The bound of a kernel with learned masking rates, with its gradient in the rates (GenMD4, arXiv 2406.04329, section 4 and appendix G).
 
-    Two corrupted rows are drawn for each clean one: their losses set each other's baseline in the gradient that comes through
-    the draws (REINFORCE, leave one out). Below ``t_min`` a mask is decoded by the chance of each token to be masked by then,
-    which costs something: without it, masking everything at once would come free.
+    Two noisy rows are drawn for each clean one. The loss of each is the baseline of the other in the REINFORCE gradient, which
+    passes through the draws (leave one out). The bound includes the cost of decoding tokens that are masked before ``t_min``:
+    without it, masking everything at once would be free.
     """
 
     reads = ("log_x0",)
     trains_noise = True
-    steady = False  # what is masked before ``t_min`` is counted, and depends on the schedule
+    steady = False  # the cost of tokens masked before ``t_min`` depends on the schedule
     pairs = True
-    """Whether rows are drawn twice, which the gradient asks for and the bound does not."""
+    """True if two noisy rows are drawn for each clean one, as the gradient in the rates requires."""
 
     class Config(TimeConfig):
         t_min: Annotated[float, pydantic.Field(gt=0, lt=0.1)] = 1e-5
+        """Lower end of the time interval, above 0 and below 0.1. Tokens masked before it are counted."""
+
+    config: Config
 
     def bound(self) -> Objective:
         single = GenMD4(self.config, self.context)
@@ -44,29 +48,20 @@ class GenMD4(OverTime, kind="objective"):
         return single
 
     def lacks(self, kernel: Kernel) -> str | None:
-        return None if isinstance(kernel, TokenMasking) else "a kernel that masks by token"
+        return None if isinstance(kernel, TokenMasking) else "a kernel with a masking rate for each token"
 
-    def corrupt(
-        self,
-        batch: Batch,
-        kernel: Kernel,
-        schedule: Schedule,
-        *,
-        random: Randomness,
-        t: Tensor | None = None,
-        xt: Tensor | None = None,
-    ) -> Draw:
-        first = super().corrupt(batch, kernel, schedule, random=random, t=t, xt=xt)
-        if xt is not None or not self.pairs:
+    def draw(self, request: DrawRequest) -> Draw:
+        first = super().draw(request)
+        if request.xt is not None or not self.pairs:
             return first
-        again = kernel.sample(batch.tokens, first.sigma, random=random, corrupt=batch.corrupt)
         twice = (torch.cat([v, v]) for v in (first.t, first.sigma, first.dsigma, first.weight))
-        return Draw(torch.cat([first.xt, again]), *twice)
+        return Draw(torch.cat([first.xt, request.noised(first.sigma)]), *twice)
 
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
-        assert isinstance(kernel, TokenMasking)
+        if not isinstance(kernel, TokenMasking):
+            raise UserError(f"genmd4 needs {self.lacks(kernel)}")
         copies = len(draw.xt) // len(batch)
         tokens, corrupt = torch.cat([batch.tokens] * copies), torch.cat([batch.corrupt] * copies)
         per_position = kernel.nelbo(outputs["log_x0"].float(), draw.xt, tokens, draw.sigma)
@@ -79,13 +74,12 @@ class GenMD4(OverTime, kind="objective"):
             chance = torch.where(draw.xt == kernel.mask, log_hit, log_keep)
             chance = torch.where(corrupt, chance, 0.0).sum(-1).reshape(copies, len(batch))
             lead = 0.5 * (nats[0] - nats[1]).detach() * (chance[0] - chance[1])
-            out = out + (lead - lead.detach())  # a gradient, and no value
+            out = out + (lead - lead.detach())  # changes the gradient, not the value
         return out
 
     def _start(self, tokens: Tensor, kernel: TokenMasking, schedule: Schedule) -> Tensor:
-        """-log p(x_0 | x at t_min) in the mean, [b, l]: nothing where it is seen, and else by the chance to be masked so early."""
+        """Return the mean of -log p(x_0 | x at t_min), nats, [b, l]: masks are decoded by each token's probability of being masked."""
         t = torch.full((1,), self.config.t_min, device=tokens.device)
         log_hit = kernel.token_schedules(schedule.sigma(t))[1][0]
-        law = log_hit.log_softmax(-1)
-        cost: Tensor = (-log_hit.exp() * law)[tokens]
+        cost: Tensor = (-log_hit.exp() * log_hit.log_softmax(-1))[tokens]
         return cost

@@ -1,4 +1,7 @@
-"""Classifiers of noised rows. Axes: r rows, l length, n states (the last is the mask), m = n - 1 data tokens, k labels."""
+"""Classifiers of noisy rows.
+
+Axes: r rows, l length, n states (the last is the mask), m = n - 1 data tokens, k labels.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -17,28 +20,30 @@ from ..noise._frequencies import Count, load_numbers
 __all__ = ["TokenCounts"]
 
 MAX_LABELS = 4096
+"""Largest number of labels."""
 
 Row = Annotated[tuple[Count, ...], pydantic.Field(min_length=2, max_length=2**16)]
 Share = Annotated[float, pydantic.Field(gt=0, lt=1e18)]
 
 
 class TokenCounts(NoisyClassifier, kind="classifier"):
-    """Naive Bayes by how often each token is met in text of each label: p(label | x) ~ p(label) times p(token | label) of all seen.
+    """Naive Bayes by token counts of each label: p(label | x) is proportional to p(label) times p(token | label) of all visible tokens.
 
-    A mask says nothing of the label where all tokens are masked at one rate, so at any noise it is as exact as for clean text.
+    If all tokens are masked at the same rate, masks are independent of the label, so the classifier is as exact at any noise level as
+    for clean text.
     """
 
     example: ClassVar[Mapping[str, Any]] = {"counts": [[1, 2, 3], [3, 2, 1]], "label": 0}
 
     class Config(ClassifierConfig):
         counts: Annotated[tuple[Row, ...], pydantic.Field(min_length=2, max_length=MAX_LABELS)] | None = None
-        """For each label, a count for each data token."""
+        """Counts [k, m], at least 0: for each of 2 to 4,096 labels, one of each data token."""
         file: Annotated[str, pydantic.Field(max_length=1024)] | None = None
-        """A ``.npy`` file of them instead, [k, m], below the working directory."""
+        """A ``.npy`` file of counts [k, m] instead, below the working directory."""
         smoothing: Annotated[float, pydantic.Field(ge=1e-6, le=1e6)] = 1.0
-        """Added to each count, so that no token is impossible."""
+        """Added to each count, from 1e-6 to 1e6, so that no token has probability 0."""
         prior: Annotated[tuple[Share, ...], pydantic.Field(min_length=2, max_length=MAX_LABELS)] | None = None
-        """How likely each label is before anything is seen, up to a factor; all alike where it is not given."""
+        """Prior probability of each label, up to a common factor; null: uniform."""
 
         @pydantic.model_validator(mode="after")
         def _one_source(self) -> "TokenCounts.Config":
@@ -47,6 +52,10 @@ class TokenCounts(NoisyClassifier, kind="classifier"):
             if self.counts is not None and len({len(row) for row in self.counts}) > 1:
                 raise ValueError("counts: all labels need as many counts, one for each data token")
             return self
+
+    config: Config
+    prior: Tensor
+    log_likelihood: Tensor
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -64,12 +73,11 @@ class TokenCounts(NoisyClassifier, kind="classifier"):
         if len(prior) != len(counts):
             raise UserError(f"prior has {len(prior)} entries, but there are {len(counts)} labels")
         smooth = counts + given.smoothing
-        told = (smooth / smooth.sum(-1, keepdim=True)).log().T
+        log_likelihood = (smooth / smooth.sum(-1, keepdim=True)).log().T
         self.register_buffer("prior", prior.double().log().log_softmax(0), persistent=False)
-        self.register_buffer("told", torch.cat([told, torch.zeros(1, len(counts))]), persistent=False)  # [n, k]
-
-    prior: Tensor
-    told: Tensor
+        # log p(state | label) [n, k], 0 for the mask
+        padded = torch.cat([log_likelihood, torch.zeros(1, len(counts))])
+        self.register_buffer("log_likelihood", padded, persistent=False)
 
     @property
     def labels(self) -> int:
@@ -79,11 +87,12 @@ class TokenCounts(NoisyClassifier, kind="classifier"):
         return None if kernel.masks_evenly else ONLY_MASKS
 
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return (self.prior + self.told[x].sum(1)).log_softmax(-1).float()
+        return (self.prior + self.log_likelihood[x].sum(1)).log_softmax(-1).float()
 
     def changes(self, x: Tensor, sigma: Tensor, label: int) -> Tensor:
-        said = self.told[x]
-        whole = self.prior + said.sum(1)
-        others = (whole[:, None] - said).log_softmax(-1)  # the labels as all other positions have them, [r, l, k]
-        with_it = others[..., label, None] + self.told[:, label] - torch.log(others.exp() @ self.told.exp().T)
+        each = self.log_likelihood[x]
+        whole = self.prior + each.sum(1)
+        others = (whole[:, None] - each).log_softmax(-1)  # log p(label | all other positions), [r, l, k]
+        table = self.log_likelihood
+        with_it = others[..., label, None] + table[:, label] - torch.log(others.exp() @ table.exp().T)
         return (with_it - whole.log_softmax(-1)[:, label, None, None]).float()

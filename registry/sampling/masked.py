@@ -1,4 +1,4 @@
-"""Samplers for masks: remasking (ReMDM), and decoding in an order that the network's confidence sets.
+"""Samplers for masking kernels: remasking (ReMDM), and decoding in an order set by the network's confidence.
 
 Axes: b batch, l length, n states.
 """
@@ -10,6 +10,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from sedd_graph.diffusion.numerics import take
 from sedd_graph.diffusion.tokens.sampler import Sampler, StepsConfig
 from sedd_graph.diffusion.tokens.walk import T_MIN, SamplerConfig, Walk
 
@@ -17,13 +18,10 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class ReMDM(Sampler, kind="sampler"):
-    """Ancestral steps that also mask tokens again, so that a mistake can be put right (ReMDM, arXiv 2503.00307, eq. 6).
+    """Ancestral steps that also remask tokens, so that the model can revise them (ReMDM, arXiv 2503.00307, eq. 6).
 
-    A step from alpha_t to alpha_s masks a token again with chance r, at most (1 - alpha_s) / alpha_t, and shows a masked one
-    with chance (alpha_s - (1 - r) alpha_t) / (1 - alpha_t), which keeps the marginals of the noise process. ``remask`` says
-    what r is: ``cap`` the smaller of eta and that bound; ``rescale`` eta of it; ``loop`` ancestral steps from t = 1 to
-    ``t_on``, reaching ``alpha_on``, eta at that level until ``t_off``, ancestral steps from there; ``conf`` the bound shared out
-    to the tokens by the softmax of minus the probabilities that they were drawn with (a heuristic).
+    A step from alpha_t to alpha_s remasks a token with probability r, at most (1 - alpha_s) / alpha_t, and unmasks a masked one
+    with probability (alpha_s - (1 - r) alpha_t) / (1 - alpha_t), which preserves the marginals of the noise process.
     """
 
     reads = ("log_x0", "log_score")
@@ -31,10 +29,17 @@ class ReMDM(Sampler, kind="sampler"):
 
     class Config(StepsConfig):
         remask: Literal["cap", "rescale", "conf", "loop"] = "cap"
+        """The probability r. ``cap``: the smaller of ``eta`` and its upper bound; ``rescale``: ``eta`` times the bound; ``conf``: the
+        bound, distributed over tokens by the softmax of minus the probabilities that they were drawn with (a heuristic);
+        ``loop``: ``eta`` at constant alpha between ``t_on`` and ``t_off``, ancestral steps before and after."""
         eta: Share = 0.02
+        """Remasking probability per step, from 0 to 1, or its share of the upper bound."""
         t_on: Share = 0.55
+        """Time at which the loop starts; ``loop`` only. Above ``t_off`` and below 1."""
         t_off: Share = 0.05
+        """Time at which the loop ends; ``loop`` only. Above 0."""
         alpha_on: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.9
+        """Share of unmasked tokens during the loop, between 0 and 1; ``loop`` only."""
 
         @pydantic.model_validator(mode="after")
         def _ordered(self) -> "ReMDM.Config":
@@ -42,19 +47,21 @@ class ReMDM(Sampler, kind="sampler"):
                 raise ValueError(f"0 < t_off < t_on < 1 must hold, not t_off = {self.t_off:g}, t_on = {self.t_on:g}")
             return self
 
+    config: Config
+
     def heuristic(self) -> str | None:
         if self.config.remask == "conf":
-            return "what is masked again depends on what was drawn"
+            return "which tokens are remasked depends on the probabilities that they were drawn with"
         return super().heuristic()
 
     def levels(self, walk: Walk, steps: int) -> list[tuple[float, float, float]]:
-        """For each step alpha_t, alpha_s and eta, the last one down to clean text."""
+        """Return alpha_t, alpha_s and eta of each step; the last one ends at clean text."""
         times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64)
         config = self.config
         if config.remask != "loop":
             alphas = [*torch.exp(-walk.schedule.sigma(times)).tolist(), 1.0]
             return [(a, b, config.eta) for a, b in pairwise(alphas)]
-        # alpha is even in time on both sides of the plateau, whatever the schedule
+        # alpha is linear in time before and after the plateau, whatever the schedule
         low = float(torch.exp(-walk.schedule.sigma(times[:1])))
 
         def alpha(t: float) -> float:
@@ -71,50 +78,50 @@ class ReMDM(Sampler, kind="sampler"):
 
     def walk(self, walk: Walk, steps: int) -> None:
         rows, device = walk.x.shape[0], walk.x.device
-        sure = torch.zeros(walk.x.shape, device=device)
+        confidence = torch.zeros(walk.x.shape, device=device)
         for now, below, eta in self.levels(walk, steps):
             sigma = -torch.full((rows,), now, device=device, dtype=torch.float64).log()
-            law, masked = walk.clean(walk.time(sigma)), walk.masked
+            clean, masked = walk.clean(walk.time(sigma)), walk.masked
             bound = min(1.0, (1 - below) / now)
-            seen = walk.free & ~masked
+            visible = walk.free & ~masked
             if self.config.remask == "conf":
-                shares = (-sure).masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+                shares = (-confidence).masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
                 again, r = shares * bound, 0.0
             else:
                 r = eta * bound if self.config.remask == "rescale" else min(eta, bound)
-                again = seen * r
-            show = 1.0 if below == 1 else (below - (1 - r) * now) / (1 - now)
+                again = visible * r
+            unmask = 1.0 if below == 1 else (below - (1 - r) * now) / (1 - now)
             walk.remask(again)
-            # only what was masked before the step
-            walk.put(walk.draw(masked.double() * show, law, must=below == 1))
-            sure = law.gather(-1, walk.x[..., None])[..., 0].where(masked, sure)
-            walk.shown()
+            # only positions that were masked before the step
+            walk.put(walk.draw(masked.double() * unmask, clean, must=below == 1))
+            confidence = take(clean, walk.x).where(masked, confidence)
+            walk.end_step()
 
 
 def commit(walk: Walk, drawn: Tensor, rank: Tensor, count: Tensor) -> None:
-    """Keep the ``drawn`` [b, l] tokens of the ``count`` [b] positions whose ``rank`` [b, l] is least; the others stay masked."""
+    """Unmask the ``count`` [b] positions with the lowest ``rank`` [b, l] to their ``drawn`` [b, l] tokens; the others stay masked."""
     place = rank.masked_fill(~walk.masked, torch.inf).argsort(-1).argsort(-1)
     walk.put(torch.where((place < count[:, None]) & walk.masked, drawn, walk.x))
 
 
 class Confidence(Sampler, kind="sampler"):
-    """All masks drawn, the surest kept, an even share each step (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992).
-
-    ``by`` says what is sure: the ``probability`` of the token drawn, the ``margin`` between the two likeliest, a small
-    ``entropy``, or chance (``random``). ``block`` fills in blocks of so many positions from left to right, with ``steps`` shared
-    out among them.
-    """
+    """Draws all masks in each step and retains the most confident tokens, an equal share per step (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992)."""
 
     reads = ("log_x0", "log_score")
     needs_mask = True
 
     class Config(StepsConfig):
         by: Literal["probability", "margin", "entropy", "random"] = "probability"
+        """Confidence: ``probability`` of the drawn token; ``margin`` between the two most likely tokens; negative ``entropy``; or
+        ``random``."""
         block: Annotated[int, pydantic.Field(ge=1)] | None = None
+        """Positions per block; blocks are decoded from left to right, and ``steps`` is divided among them. null: the whole row."""
+
+    config: Config
 
     def heuristic(self) -> str | None:
         if self.config.by != "random":
-            return "the order in which tokens are kept depends on what the network is sure of"
+            return "the order of unmasking depends on the network's confidence"
         return super().heuristic()
 
     def walk(self, walk: Walk, steps: int) -> None:
@@ -127,33 +134,33 @@ class Confidence(Sampler, kind="sampler"):
             share = max(1, steps // count + (index < steps % count))
             masked = (walk.masked & here).sum(1)
             for step in range(share):
-                # as even as whole numbers allow, the first steps taking what is left over
+                # the remainder goes to the first steps
                 keep = masked // share + (step < masked % share)
-                self._keep(walk, here, keep)
-                walk.shown()
+                self._unmask(walk, here, keep)
+                walk.end_step()
 
-    def _keep(self, walk: Walk, here: Tensor, count: Tensor) -> None:
+    def _unmask(self, walk: Walk, here: Tensor, count: Tensor) -> None:
         places = walk.masked & here
         t = walk.time(-torch.log1p(-(walk.masked.double().mean(1).clamp(1e-9, 1 - 1e-9))))
-        law = walk.clean(t, need=count > 0)
-        drawn = walk.draw(places.double(), law, must=True)
+        clean = walk.clean(t, need=count > 0)
+        drawn = walk.draw(places.double(), clean, must=True)
         if self.config.by == "random":
-            sure = walk.uniform(*walk.x.shape)
+            confidence = walk.uniform(*walk.x.shape)
         elif self.config.by == "entropy":
-            sure = torch.xlogy(law, law).sum(-1)
+            confidence = torch.xlogy(clean, clean).sum(-1)
         elif self.config.by == "margin":
-            best = law.topk(2, dim=-1).values
-            sure = best[..., 0] - best[..., 1]
+            best = clean.topk(2, dim=-1).values
+            confidence = best[..., 0] - best[..., 1]
         else:
-            sure = law.gather(-1, drawn[..., None])[..., 0]
-        commit(walk, drawn, (-sure.double()).masked_fill(~places, torch.inf), count)
+            confidence = take(clean, drawn)
+        commit(walk, drawn, (-confidence.double()).masked_fill(~places, torch.inf), count)
 
 
 class EntropyBound(Sampler, kind="sampler"):
-    """As many masks at once as the network knows nearly by themselves (EB-sampler, arXiv 2505.24857).
+    """Unmasks as many tokens at once as are nearly independent (EB-sampler, arXiv 2505.24857).
 
-    In the order of their entropies, positions are drawn together while the entropies before the last sum to no more than
-    ``gamma`` nats, which bounds what drawing them apart can lose. At least one falls each time; ``gamma`` = 0 takes one by one.
+    Positions in the order of their entropies are drawn together while the entropies of all but the last sum to at most ``gamma``
+    nats, which bounds the error of drawing them independently. At least one is drawn in each step.
     """
 
     reads = ("log_x0", "log_score")
@@ -161,17 +168,20 @@ class EntropyBound(Sampler, kind="sampler"):
 
     class Config(SamplerConfig):
         gamma: Annotated[float, pydantic.Field(ge=0, le=1e6)] = 0.1
+        """Bound on the entropies, nats, from 0 to 1e6. 0: one token per step."""
+
+    config: Config
 
     def heuristic(self) -> str | None:
-        return "which tokens are drawn together depends on what the network is sure of"
+        return "which tokens are drawn together depends on the network's confidence"
 
     def walk(self, walk: Walk, steps: int) -> None:
         while bool((masked := walk.masked).any()):
             t = walk.time(-torch.log1p(-(masked.double().mean(1).clamp(1e-9, 1 - 1e-9))))
-            law = walk.clean(t, need=masked.any(1)).double()
-            entropy = -torch.xlogy(law, law).sum(-1)
+            clean = walk.clean(t, need=masked.any(1)).double()
+            entropy = -torch.xlogy(clean, clean).sum(-1)
             ordered = entropy.masked_fill(~masked, torch.inf).sort(-1).values
             before = torch.cat([torch.zeros_like(ordered[:, :1]), ordered.cumsum(-1)[:, :-1]], -1)
             count = ((before <= self.config.gamma) & ordered.isfinite()).sum(-1).clamp(min=1)
-            commit(walk, walk.draw(masked.double(), law, must=True), entropy, count)
-            walk.shown()
+            commit(walk, walk.draw(masked.double(), clean, must=True), entropy, count)
+            walk.end_step()

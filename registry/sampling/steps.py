@@ -1,6 +1,6 @@
-"""Samplers in steps of time: Euler, tau-leaping, analytic (Tweedie), ancestral, predictor-corrector and psi.
+"""Samplers in time steps: Euler, tau-leaping, analytic (Tweedie), ancestral, predictor-corrector and psi.
 
-Their law is the model's as the steps grow in number: positions that move in one step do not know of each other. Axes: b
+Their distribution is the model's in the limit of many steps: positions that move in one step are drawn independently. Axes: b
 batch, l length, n states.
 """
 
@@ -16,32 +16,29 @@ from sedd_graph.diffusion.tokens.walk import T_MIN, Walk
 
 
 def rates(walk: Walk, t: Tensor, s: Tensor) -> Tensor:
-    """Expected moves to each state within a step from ``t`` down to ``s``, [b, l, n], 0 at x itself."""
+    """Return the expected number of moves to each state in a step from ``t`` down to ``s`` [b], [b, l, n]; 0 at x itself."""
     length = (t - s) * walk.schedule.dsigma(t)
     return walk.kernel.reverse_rate(walk.score(t), walk.x, walk.schedule.sigma(t)) * length[:, None, None]
 
 
 def analytic(walk: Walk, t: Tensor, s: Tensor | None) -> None:
-    """One Tweedie step (SEDD, theorem 4.2), down to clean text where ``s`` is None."""
+    """Take one Tweedie step (SEDD, theorem 4.2) from ``t`` to ``s`` [b], or to clean text if ``s`` is None."""
     sigma = walk.schedule.sigma(t)
     below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
     walk.move(walk.kernel.analytic(walk.score(t), walk.x, sigma, below), final=s is None)
 
 
 def ancestral(walk: Walk, t: Tensor, s: Tensor | None) -> None:
-    """One draw from the posterior of the next state under the predicted clean token."""
+    """Draw the state at ``s`` [b] from its posterior under the predicted clean token; clean text if ``s`` is None."""
     sigma = walk.schedule.sigma(t)
     below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
     walk.move(walk.kernel.posterior(walk.clean(t), walk.x, sigma, below), final=s is None)
 
 
 class Euler(StepSampler, kind="sampler"):
-    """Euler steps of the reverse process: a token moves with chance rate x time (SEDD, arXiv 2310.16834, section 4.1)."""
+    """Euler steps of the reverse process: a token moves with probability rate times duration (SEDD, arXiv 2310.16834, section 4.1)."""
 
     reads = ("log_score", "log_x0")
-
-    class Config(StepsConfig):
-        pass
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         if s is None:
@@ -51,15 +48,12 @@ class Euler(StepSampler, kind="sampler"):
 
 
 class TauLeaping(StepSampler, kind="sampler"):
-    """Tau-leaping: as many events as a Poisson law says, at the rates of the step's start (arXiv 2205.14987, section 4.3).
+    """Tau-leaping: the number of events is Poisson, at the rates of the start of the step (arXiv 2205.14987, section 4.3).
 
-    Tokens have no order, so a position moves if it met one event; more than one are passed over and counted as clamped.
+    Tokens have no order, so a position moves if it has exactly one event; more than one are ignored and counted as clamped.
     """
 
     reads = ("log_score", "log_x0")
-
-    class Config(StepsConfig):
-        pass
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         if s is None:
@@ -71,47 +65,41 @@ class TauLeaping(StepSampler, kind="sampler"):
 
 
 class Analytic(StepSampler, kind="sampler"):
-    """Tweedie tau-leaping: the best step among those that treat positions apart (SEDD, arXiv 2310.16834, theorem 4.2)."""
+    """Tweedie tau-leaping: the optimal step among those that draw positions independently (SEDD, arXiv 2310.16834, theorem 4.2)."""
 
     reads = ("log_score", "log_x0")
-
-    class Config(StepsConfig):
-        pass
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         analytic(walk, t, s)
 
 
 class Ancestral(StepSampler, kind="sampler"):
-    """The posterior of the next state under the predicted clean token (D3PM; MDLM, arXiv 2406.07524, eq. 7).
+    """Draws from the posterior of the next state under the predicted clean token (D3PM; MDLM, arXiv 2406.07524, eq. 7).
 
-    Under a kernel that only masks, all tokens at one rate, the step in which a mask falls does not depend on the network:
-    it is drawn first, and the network is asked about the rows, steps and places in which one does.
+    Under a kernel that only masks, all tokens at one rate, the step in which a mask is removed is independent of the network. These
+    steps are drawn first, and the network evaluates only the rows, steps and positions at which a mask is removed.
     """
 
     reads = ("log_x0",)
-
-    class Config(StepsConfig):
-        pass
 
     def walk(self, walk: Walk, steps: int) -> None:
         if not walk.kernel.masks_evenly:
             return super().walk(walk, steps)
         times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64).float()
         hit = log1mexp(walk.schedule.sigma(times.double()))
-        # a mask still stands after a step with chance (1 - alpha_s) / (1 - alpha_t): so it falls where the share of tokens
-        # that are masked first goes below u times the one at the start
+        # a mask remains after a step with probability (1 - alpha_s) / (1 - alpha_t), so it is removed where the masked share
+        # first falls below u times the initial one
         never = steps + 1
         share = hit[0] + walk.uniform(*walk.x.shape).log()
         falls = torch.searchsorted(-hit[1:], -share, right=True).masked_fill(~walk.masked, never)
         left, start = falls, walk.x
         while bool((left < never).any()):
-            now = left.amin(1)  # every row goes on to its own next step
+            now = left.amin(1)  # the next step of each row
             chosen = (left == now[:, None]) & (left < never)
             walk.reveal(chosen, times[now.clamp(max=steps)])
             left = left.masked_fill(chosen, never)
         for step in range(steps + 1):
-            walk.shown(torch.where(falls <= step, walk.x, start))
+            walk.end_step(torch.where(falls <= step, walk.x, start))
         return None
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
@@ -121,16 +109,20 @@ class Ancestral(StepSampler, kind="sampler"):
 class PredictorCorrector(StepSampler, kind="sampler"):
     """Analytic steps, each followed by Gibbs sampling at the noise level reached (after arXiv 2205.14987, section 4.4).
 
-    A correction takes ``sites`` free positions at random and draws each anew from its law given all others, p_t(x_i | x_-i),
-    which the scores are up to a factor. With one site the marginal law of that level is left exactly as it is, so errors of
-    the steps are undone; several sites at once do not know of each other.
+    A correction draws ``sites`` random free positions from their distribution given all others, p_t(x_i | x_-i), which is
+    proportional to the scores. With one site the marginal distribution of the noise level is invariant, so that corrections
+    reduce the error of the steps; several sites are drawn independently.
     """
 
     reads = ("log_score", "log_x0")
 
     class Config(StepsConfig):
         corrections: Annotated[int, pydantic.Field(ge=1, le=1000)] = 1
+        """Corrections after each step, from 1 to 1,000."""
         sites: Annotated[int, pydantic.Field(ge=1)] = 1
+        """Positions that one correction draws, at least 1."""
+
+    config: Config
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         analytic(walk, t, s)
@@ -142,22 +134,25 @@ class PredictorCorrector(StepSampler, kind="sampler"):
         keys = walk.uniform(*walk.x.shape).masked_fill(~walk.free, 2.0)
         chosen = (keys.argsort(-1).argsort(-1) < self.config.sites) & walk.free
         if walk.kernel.mask is not None:
-            # a score is asked for under a mask alone: forget the token, then draw whether and what it is
+            # scores are known at masks alone: mask the position, then draw whether it is unmasked, and to which token
             walk.remask(chosen.double())
         score = walk.score(t)
         walk.move(score / score.sum(-1, keepdim=True), only=chosen)
 
 
 class Psi(StepSampler, kind="sampler"):
-    """Psi-samplers: each token takes the ancestral step or, with chance 1 - kappa, is denoised and noised anew (arXiv 2602.21185).
+    """Psi-samplers: each token takes the ancestral step or, with probability 1 - kappa, is denoised and noised again (arXiv 2602.21185).
 
-    Every step keeps the marginals of the noise process; kappa = 1 is the ancestral sampler. With a mask, this is remasking.
+    Every step preserves the marginals of the noise process. With a mask, this is remasking.
     """
 
     reads = ("log_x0",)
 
     class Config(StepsConfig):
         kappa: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.95
+        """Probability of the ancestral step, from 0 to 1. 1: the ancestral sampler."""
+
+    config: Config
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         anew = walk.uniform(*walk.x.shape) > self.config.kappa
@@ -165,7 +160,7 @@ class Psi(StepSampler, kind="sampler"):
             return ancestral(walk, t, s)
         sigma, below = walk.schedule.sigma(t), walk.schedule.sigma(s)
         clean, start = walk.clean(t), walk.x
-        # the two kinds of positions are apart, and both look at the rows of the start
+        # the two sets of positions are disjoint, and both move from the rows before the step
         walk.move(walk.kernel.posterior(clean, start, sigma, below), only=~anew)
         walk.move(walk.kernel.posterior(clean, start, sigma, torch.zeros_like(sigma)), only=anew, final=True)
         return walk.noise(anew, below)

@@ -1,4 +1,4 @@
-"""What the heads of strings share: logits of data tokens, and one number a position, both in float32 whatever autocast says.
+"""Layers shared by the heads of strings: logits of data tokens, and one number per position.
 
 Axes: b batch, l length, d model width, v data tokens.
 """
@@ -13,7 +13,7 @@ __all__ = ["Scalar", "TokenHead"]
 
 
 class Scalar(nn.Linear):
-    """[b, l] from [b, l, d], 0 at first, in the precision of what comes in."""
+    """Linear map from [b, l, d] to [b, l], 0 at initialisation, in the dtype of its input."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, 1)
@@ -25,7 +25,7 @@ class Scalar(nn.Linear):
 
 
 class TokenHead(Component):
-    """Logits of the data tokens, by weights of its own or the ``table`` of an embedding, which has the start state last."""
+    """Logits of the data tokens, with weights of its own or tied to the ``table`` of an embedding, whose last row is the start state."""
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -36,7 +36,12 @@ class TokenHead(Component):
         self.bias = nn.Parameter(torch.zeros(tokens))
 
     def logits(self, rows: Tensor, table: Tensor | None) -> Tensor:
-        """[b, l, v] from ``rows`` [b, l, d], in their precision."""
+        """Return the logits [b, l, v] of ``rows`` [b, l, d], in their dtype; ``table`` [v + 1, d] if it is connected.
+
+        Raises:
+            ValueError: The head has no weights of its own, and ``table`` is None.
+        """
         weight = self.weight if table is None else table[:-1]
-        assert weight is not None
+        if weight is None:
+            raise ValueError("this head was made with a connected table, and got none")
         return F.linear(rows, weight.to(rows.dtype), self.bias.to(rows.dtype))

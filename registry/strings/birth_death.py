@@ -1,6 +1,6 @@
-"""Kernels that delete and insert tokens, and the heads that say where and what.
+"""Kernels that delete and insert tokens, and the heads that predict insertions and deletions.
 
-Axes: b batch, l positions of a row (the start state and the tokens), d model width, v data tokens.
+Axes: b batch, l positions of a string (the start state and the tokens), d model width, v data tokens.
 """
 
 import math
@@ -27,7 +27,7 @@ __all__ = ["Delete", "DeletionHead", "Indel", "InsertionHead"]
 
 
 class _Enumerated(BirthDeath):
-    """A kernel of births and deaths with its toy."""
+    """A kernel of births and deaths with its enumerable toy."""
 
     abstract: ClassVar[bool] = True
 
@@ -42,6 +42,8 @@ class Delete(_Enumerated, kind="string_kernel"):
 
     class Config(ComponentConfig):
         pass
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -60,15 +62,17 @@ class Delete(_Enumerated, kind="string_kernel"):
 
 class Indel(_Enumerated, kind="string_kernel"):
     """Every token is deleted at rate 1, and new ones are inserted anywhere, drawn by frequency: the birth-death process of
-    Thorne, Kishino and Felsenstein (1991). Generation inserts and deletes, and so can take back what it wrote.
+    Thorne, Kishino and Felsenstein (1991). Generation inserts and deletes, so it can revise its own tokens.
 
-    Noise is a string of independent tokens, its length geometric around ``mean_length``. The process forgets lengths at rate
-    1 / (1 + mean_length), so the schedule must end at a total noise of about 7 (1 + mean_length) or more.
+    Noise is a string of independent tokens of geometric length. Lengths converge at the rate 1 / (1 + mean_length), so the
+    schedule must end at a total noise of about 7 (1 + mean_length) or more.
     """
 
     class Config(FrequencyConfig):
         mean_length: Annotated[float, pydantic.Field(gt=0, le=65536)] = 4.0
-        """Mean length of pure noise, in tokens."""
+        """Mean length of pure noise, tokens, above 0 up to 65,536."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -76,10 +80,9 @@ class Indel(_Enumerated, kind="string_kernel"):
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
-        found = thinned(config, states - 1)
-        assert isinstance(found, cls.Config)
-        # strings of a toy are short, and all that are likely must be enumerated
-        return found.model_copy(update={"mean_length": min(found.mean_length, 0.25)})
+        # all likely strings of the toy must be enumerated
+        short = min(cls.Config.model_validate(config).mean_length, 0.25)
+        return thinned(config, states - 1).model_copy(update={"mean_length": short})
 
     @classmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
@@ -87,17 +90,20 @@ class Indel(_Enumerated, kind="string_kernel"):
 
     @property
     def births(self) -> float:
-        length: float = self.config.mean_length
-        return length / (1 + length)
+        return self.config.mean_length / (1 + self.config.mean_length)
 
 
 class InsertionHead(TokenHead, kind="head"):
-    """Which tokens are missing behind each position: log softmax over data tokens plus the log of how many, in float32 (DID's
-    form). ``table`` is the embedding of a token and the start state, of which the data tokens are used."""
+    """``log_insert``: log softmax over the tokens missing behind each position plus the log of their number, in float32 (DID's form).
+
+    ``table`` is a token embedding with the start state, whose data tokens are used as output weights.
+    """
 
     class Config(ComponentConfig):
         most: SizeField = 1024
-        """No gap is ever said to miss more tokens than this."""
+        """Upper bound on the predicted number of missing tokens per gap."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -111,10 +117,12 @@ class InsertionHead(TokenHead, kind="head"):
 
 
 class DeletionHead(Component, kind="head"):
-    """The log chance that the token at each position is one that noise has put there, in float32."""
+    """``log_delete``: the log-probability that the token at each position was inserted by noise, in float32."""
 
     class Config(ComponentConfig):
         pass
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)

@@ -1,6 +1,7 @@
-"""Edit Flows (arXiv 2506.09018): the kernel, the head that says what a token is to become, and the loss.
+"""Edit Flows (arXiv 2506.09018): the kernel, the head of substitutions, and the loss.
 
-Axes: b rows, w positions (the start state first; l in a graph), c columns, d model width, v data tokens.
+Axes: b rows, w positions of a noisy string (the start state first; l in a graph), c columns of an alignment, d model width, v data
+tokens.
 """
 
 import dataclasses
@@ -26,7 +27,6 @@ from sedd_graph.diffusion.strings.kernel import (
     LOG_SUBSTITUTE,
     StringDraw,
     StringKernel,
-    StringObjective,
     StringTable,
 )
 
@@ -34,25 +34,28 @@ from ..bijective._bijection import wide
 from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies
 from ..objectives.bounds import TimeConfig
 from ._heads import Scalar, TokenHead
+from .objectives import ClockObjective, NoiseLevel
 
 __all__ = ["ColumnDraw", "EditFlow", "EditFlowLoss", "SubstitutionHead"]
 
 
 class EditFlow(EditFlowKernel, kind="string_kernel"):
-    """Text and noise are put in columns, each of which goes over by itself (Edit Flows, arXiv 2506.09018). Generation inserts,
-    deletes and replaces.
+    """Noise and text are aligned in columns, each of which switches independently (Edit Flows, arXiv 2506.09018). Generation inserts,
+    deletes and substitutes.
 
-    Noise is a string of independent tokens by frequency, of geometric length around ``mean_length``. By default it is the empty
-    string: then noisy text is that of ``delete``, and generation only inserts.
+    Noise is a string of independent tokens of geometric length. By default it is the empty string: noisy strings are then
+    distributed as those of ``delete``, and generation only inserts.
     """
 
     class Config(FrequencyConfig):
         mean_length: Annotated[float, pydantic.Field(ge=0, le=65536)] = 0.0
-        """Mean length of noise, in tokens; 0: the empty string."""
+        """Mean length of noise before truncation, tokens, from 0 to 65,536. 0: the empty string."""
         longest: Annotated[int, pydantic.Field(ge=1, le=65536)] | None = None
-        """Noise has no more tokens than this (the geometric law given that); null: any number."""
+        """Largest number of tokens of noise, from 1 to 65,536; null: unlimited."""
         alignment: Literal["optimal", "padded"] = "optimal"
-        """``optimal``: as few edits as can be. ``padded``: place by place from the left, the longer string's rest beside blanks."""
+        """Alignment of noise and text. ``optimal``: with the fewest edits; ``padded``: position by position from the left."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -60,12 +63,10 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
-        found = thinned(config, states - 1)
-        assert isinstance(found, cls.Config)
-        # all noise of a toy is enumerated
-        return found.model_copy(
-            update={"mean_length": min(found.mean_length, 1.0), "longest": min(found.longest or 3, 3)}
-        )
+        # all noise of the toy is enumerated
+        given = cls.Config.model_validate(config)
+        short = {"mean_length": min(given.mean_length, 1.0), "longest": min(given.longest or 3, 3)}
+        return thinned(config, states - 1).model_copy(update=short)
 
     @classmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
@@ -79,24 +80,26 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
 
     @property
     def spread(self) -> float:
-        length: float = self.config.mean_length
-        return length / (1 + length)
+        return self.config.mean_length / (1 + self.config.mean_length)
 
     @property
     def longest(self) -> int | None:
-        most: int | None = self.config.longest
-        return most
+        return self.config.longest
 
     def align(self, noise: Tensor, clean: Tensor) -> Columns:
         return (align_optimal if self.config.alignment == "optimal" else align_padded)(noise, clean)
 
 
 class SubstitutionHead(TokenHead, kind="head"):
-    """What the token at each position is to become: log softmax over all other data tokens plus the log chance that it is to
-    become another at all, in float32. ``table`` is the embedding of a token and the start state, of which the data tokens are used."""
+    """``log_substitute``: log softmax over all other data tokens plus the log-probability of a substitution, in float32.
+
+    ``table`` is a token embedding with the start state, whose data tokens are used as output weights.
+    """
 
     class Config(ComponentConfig):
         pass
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -114,29 +117,34 @@ class SubstitutionHead(TokenHead, kind="head"):
 
 @dataclasses.dataclass(frozen=True)
 class ColumnDraw(StringDraw):
-    """A draw with the edits that are left to do. ``weights`` float32 [b, 3]: what the terms of insertions, deletions and
-    substitutions are multiplied by."""
+    """A draw with the edits that remain.
+
+    Attributes:
+        left: The edits from the noisy string to the clean one.
+        weights: float32 [b, 3], factors of the terms of insertions, deletions and substitutions.
+    """
 
     left: Remaining
     weights: Tensor
 
 
-class EditFlowLoss(StringObjective[EditFlowKernel, ColumnDraw], kind="string_objective"):
-    """The loss of Edit Flows (arXiv 2506.09018, section 3), less what does not depend on the network, so that it bounds -log p.
+class EditFlowLoss(ClockObjective[EditFlowKernel, ColumnDraw], kind="string_objective"):
+    """The loss of Edit Flows (arXiv 2506.09018, section 3) without the terms that are independent of the network: a bound on -log p.
 
-    Of w = kappa' / (1 - kappa) and what the heads say, u: w (sum of u over all edits - edits left to do - sum of log u over
-    these), nats per string. With noise of its own the bound is loose: no network that sees one string can make it -log p.
+    With w = kappa' / (1 - kappa) and the network's outputs u it is w (sum of u over all edits - number of remaining edits - sum of
+    log u over these), nats per string. With noise tokens the bound is loose: no network that gets one string attains -log p.
     """
 
     over = "noised"
 
     class Config(TimeConfig):
         max_weight: Annotated[float, pydantic.Field(gt=0, le=1e9)] | None = 20.0
-        """In training no w is more than this, which holds gradients from near clean text down; null: as it is. Bounds are
-        never cut."""
+        """Upper limit of w in training, up to 1e9, which limits gradients at little noise; null: none. Bounds are not affected."""
         room: Annotated[float, pydantic.Field(ge=1, le=64)] = 2.0
-        """Noisy rows hold this many times the tokens of a clean one in training, where noise has tokens; what does not fit is
-        cut off and counted. Bounds are of whole strings."""
+        """Width of noisy rows in training, as a multiple of that of clean rows, from 1 to 64, for noise with tokens. Tokens beyond it
+        are dropped and counted. Bounds use whole strings."""
+
+    config: Config
 
     def lacks(self, kernel: StringKernel) -> str | None:
         return None if isinstance(kernel, EditFlowKernel) else EDIT_FLOWS
@@ -145,46 +153,24 @@ class EditFlowLoss(StringObjective[EditFlowKernel, ColumnDraw], kind="string_obj
         if not kernel.spread:
             return None
         return (
-            "a loose bound: text and noise are paired at random, and what that costs is counted, whatever the network. "
+            "a loose bound: it includes the cost of pairing text with random noise, whatever the network. "
             "Compare it with bounds of the same process alone"
         )
 
-    def corrupt(
-        self, batch: Batch, kernel: EditFlowKernel, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
-    ) -> ColumnDraw:
-        t, width = self.config.draw(batch, random, t)
-        room = round(batch.width * self.config.room) if kernel.spread else batch.width
-        sigma, pace = schedule.sigma(t), self._pace(kernel, schedule, t)
-        pace = pace if self.config.max_weight is None else pace.clamp(max=self.config.max_weight)
-        return self._draw(batch, kernel, sigma, width * pace, random, width=1 + room)
-
-    def _pace(self, kernel: EditFlowKernel, schedule: Schedule, t: Tensor) -> Tensor:
-        """w of each kind of edit at ``t`` [b], per unit of t, [b, 3]."""
-        return kernel.weights(schedule.sigma(t).double()) * schedule.dsigma(t).double()[:, None]
-
     def capped(self, kernel: EditFlowKernel, schedule: Schedule) -> float:
         t = torch.linspace(self.config.t_min, 1, 10_000, dtype=torch.float64)
+        weights = kernel.weights(schedule.sigma(t).double()) * schedule.dsigma(t).double()[:, None]
         most = self.config.max_weight
-        return 0.0 if most is None else float((self._pace(kernel, schedule, t) > most).double().mean())
+        return 0.0 if most is None else float((weights > most).double().mean())
 
-    def bound_draw(self, batch: Batch, kernel: EditFlowKernel, schedule: Schedule, *, random: Randomness) -> ColumnDraw:
-        u = random.low_discrepancy(len(batch)).double().to(batch.tokens.device).clamp(min=1e-9)
-        end = float(schedule.sigma(torch.ones(1, dtype=torch.float64)))
-        sigma, slope = kernel.clock(u)
-        draw = self._draw(batch, kernel, sigma, kernel.weights(sigma) * slope[:, None], random, width=None)
-        # beyond the end of the schedule the network is told of the end: it has never seen more
-        return dataclasses.replace(draw, sigma=draw.sigma.clamp(max=end))
-
-    def _draw(
-        self,
-        batch: Batch,
-        kernel: EditFlowKernel,
-        sigma: Tensor,
-        weights: Tensor,
-        random: Randomness,
-        *,
-        width: int | None,
-    ) -> ColumnDraw:
+    def draw_at(self, batch: Batch, kernel: EditFlowKernel, level: NoiseLevel, random: Randomness) -> ColumnDraw:
+        (sigma, slope, interval), width = level, None
+        weights = kernel.weights(sigma.double()) * slope.double()[:, None]
+        if interval is not None:
+            width = 1 + (round(batch.width * self.config.room) if kernel.spread else batch.width)
+            weights = interval * (
+                weights if self.config.max_weight is None else weights.clamp(max=self.config.max_weight)
+            )
         strings, left = kernel.sample(batch, sigma, random=random, width=width)
         return ColumnDraw(
             strings.tokens, strings.attend, sigma.float(), left=left, weights=weights.float(), cut=strings.cut
@@ -201,9 +187,16 @@ class EditFlowLoss(StringObjective[EditFlowKernel, ColumnDraw], kind="string_obj
 
 
 def _term(log_u: Tensor, where: Tensor, left: Tensor, place: Tensor, token: Tensor) -> Tensor:
-    """Of one kind of edit: the sum of u over all of ``where`` [b, w], less edits ``left`` [b, c] and the log of u at these.
-    ``log_u`` is [b, w, v]."""
-    said = log_u.float().masked_fill(~where[..., None], 0.0)
-    total = torch.where(where, said.exp().sum(-1), 0.0).sum(-1)
-    found = said.flatten(1).gather(1, place * said.shape[-1] + token)
+    """Return the loss of one kind of edit without its factor, nats, [b].
+
+    Args:
+        log_u: The network's output, [b, w, v].
+        where: bool [b, w], positions at which such edits are possible.
+        left: bool [b, c], columns whose remaining edit is of this kind.
+        place: int64 [b, c], positions of the edits.
+        token: int64 [b, c], their new tokens.
+    """
+    log_u = log_u.float().masked_fill(~where[..., None], 0.0)
+    total = torch.where(where, log_u.exp().sum(-1), 0.0).sum(-1)
+    found = log_u.flatten(1).gather(1, place * log_u.shape[-1] + token)
     return total - torch.where(left, 1 + found, 0.0).sum(-1)

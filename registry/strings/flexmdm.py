@@ -1,10 +1,8 @@
-"""FlexMDM (arXiv 2509.01025): masked diffusion whose model chooses lengths. Kernel, head, bound and samplers.
+"""FlexMDM (arXiv 2509.01025): masked diffusion whose model chooses lengths. Kernel, head, objective and samplers.
 
-Axes: b batch, l positions of a row (the start state, tokens and masks), d model width; w positions and v data tokens of
-strings.
+Axes: b batch, l positions of a string (the start state, tokens and masks; w outside of graphs), d model width, v data tokens.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -20,7 +18,6 @@ from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.contract import SizeField
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import full_precision
-from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.flexmdm import MASKS_AND_DELETES, FlexDraw, FlexKernel
 from sedd_graph.diffusion.strings.kernel import StringKernel, StringObjective, StringTable
 from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
@@ -29,22 +26,25 @@ from sedd_graph.diffusion.tokens.walk import T_MIN
 from ..bijective._bijection import wide
 from ..objectives.bounds import TimeConfig
 from ._heads import Scalar
-from .samplers import Thinning, ThinningConfig
+from .objectives import ClockObjective, NoiseLevel
+from .samplers import Thinning
 
 __all__ = ["FlexLoss", "FlexTau", "FlexThinning", "GapHead", "MaskDelete"]
 
 
 class MaskDelete(FlexKernel, kind="string_kernel"):
-    """Tokens become masks and masks are deleted; noise is the empty string (FlexMDM, arXiv 2509.01025). Generation puts masks in
-    and fills them, in any order.
+    """Tokens become masks and masks are deleted; noise is the empty string (FlexMDM, arXiv 2509.01025). Generation inserts
+    masks and unmasks them, in any order.
 
     With ``loglinear`` and ``pace: 1`` both schedules of the paper are linear.
     """
 
     class Config(ComponentConfig):
         pace: Annotated[float, pydantic.Field(ge=1, le=1000)] = 1.0
-        """The rate at which a mask is filled, beside that at which a missing token is put in; 1 - b = (1 - a)^pace of the paper's
-        two schedules. The larger, the fewer masks stand at a time."""
+        """Rate of unmasking a mask, relative to the rate of inserting a missing token, from 1 to 1,000: 1 - b = (1 - a)^pace for the
+        paper's two schedules. Larger values leave fewer masks at a time."""
+
+    config: Config
 
     def table(self, *, one_length: bool) -> StringTable:
         from sedd_graph.verify.flexmdm import FlexTable
@@ -53,16 +53,17 @@ class MaskDelete(FlexKernel, kind="string_kernel"):
 
     @property
     def pace(self) -> float:
-        pace: float = self.config.pace
-        return pace
+        return self.config.pace
 
 
 class GapHead(Component, kind="head"):
-    """The log of how many tokens are missing behind each position, in float32 (FlexMDM)."""
+    """``log_gap``: the log of the expected number of tokens missing behind each position, in float32 (FlexMDM)."""
 
     class Config(ComponentConfig):
         most: SizeField = 1024
-        """No gap is ever said to miss more tokens than this."""
+        """Upper bound on the predicted number of missing tokens per gap."""
+
+    config: Config
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -74,72 +75,49 @@ class GapHead(Component, kind="head"):
             return highest - F.softplus(highest - self.linear(wide(x)))
 
 
-class FlexLoss(StringObjective[FlexKernel, FlexDraw], kind="string_objective"):
-    """FlexMDM's loss (arXiv 2509.01025): cross-entropy at masks, and how many tokens are missing in each gap.
+class FlexLoss(ClockObjective[FlexKernel, FlexDraw], kind="string_objective"):
+    """The loss of FlexMDM (arXiv 2509.01025): cross-entropy at masks, and a divergence of the numbers of missing tokens in gaps.
 
-    Of the expected number g and the head's ghat: sum over gaps of ghat - g + g log(g / ghat), at the rate of insertion, and
-    pace times the divergence of what stands under each mask from what is predicted. A string's length is part of what is
-    bounded.
+    With expected numbers g and predictions ghat it is the sum over gaps of ghat - g + g log(g / ghat), at the rate of insertion, and
+    ``pace`` times that rate times the divergence of the tokens under masks. It bounds the probability of the tokens and of their
+    number.
     """
 
     class Config(TimeConfig):
         targets: Literal["exact", "sampled"] = "exact"
-        """``exact``: the means over all ways in which the string can have come from the clean one, by dynamic programming.
-        ``sampled``: what was deleted and masked itself, as in the paper, of the same mean and more variance, for no work; in
-        training only."""
+        """Regression targets in training. ``exact``: means over all ways in which the string can come from the clean one, by dynamic
+        programming. ``sampled``: the masks and deletions that were drawn, as in the paper; unbiased, cheaper, more variance."""
+
+    config: Config
 
     def lacks(self, kernel: StringKernel) -> str | None:
         return None if isinstance(kernel, FlexKernel) else MASKS_AND_DELETES
 
-    def corrupt(
-        self, batch: Batch, kernel: FlexKernel, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
-    ) -> FlexDraw:
-        t, width = self.config.draw(batch, random, t)
-        sampled = self.config.targets == "sampled"
-        return _draw(batch, kernel, schedule.sigma(t), width * schedule.dsigma(t), random, sampled=sampled)
-
-    def bound_draw(self, batch: Batch, kernel: FlexKernel, schedule: Schedule, *, random: Randomness) -> FlexDraw:
-        u = random.low_discrepancy(len(batch)).double().to(batch.tokens.device).clamp(min=1e-9)
-        sigma, slope = kernel.clock(u)
-        draw = _draw(batch, kernel, sigma, slope, random, sampled=False)
-        # beyond the end of the schedule the network is told of the end: it has never seen more
-        end = float(schedule.sigma(torch.ones(1, dtype=torch.float64, device=u.device)))
-        return dataclasses.replace(draw, sigma=draw.sigma.clamp(max=end))
+    def draw_at(self, batch: Batch, kernel: FlexKernel, level: NoiseLevel, random: Randomness) -> FlexDraw:
+        sigma, slope, interval = level
+        slope = slope if interval is None else interval * slope
+        strings = kernel.sample(batch, sigma, random=random, width=1 + batch.width)
+        sampled = interval is not None and self.config.targets == "sampled"
+        target = kernel.sampled_target(batch, strings) if sampled else kernel.target(batch, strings)
+        weights = (kernel.weights(sigma) * slope[:, None].double()).float()
+        terms = vars(target) | {"constant": (weights * target.constant).sum(-1)}
+        return FlexDraw(strings.tokens, strings.attend, sigma.float(), cut=strings.cut, weights=weights, **terms)
 
     def loss(self, outputs: Mapping[str, Tensor], draw: FlexDraw, kernel: FlexKernel) -> Tensor:
         log_gap = outputs["log_gap"].float().masked_fill(~draw.attend, 0.0)
         gaps = torch.where(draw.attend, log_gap.exp() - draw.missing * log_gap, 0.0).sum(-1)
-        said = outputs["log_x0"].float().gather(-1, draw.symbols.transpose(1, 2)).transpose(1, 2)
-        masks = -(draw.filled * said).sum((1, 2))
+        log_x0 = outputs["log_x0"].float().gather(-1, draw.symbols.transpose(1, 2)).transpose(1, 2)
+        masks = -(draw.filled * log_x0).sum((1, 2))
         return draw.weights[:, 0] * gaps + draw.weights[:, 1] * masks + draw.constant
 
 
-def _draw(
-    batch: Batch, kernel: FlexKernel, sigma: Tensor, slope: Tensor, random: Randomness, *, sampled: bool
-) -> FlexDraw:
-    strings = kernel.sample(batch, sigma, random=random, width=1 + batch.width)
-    target = kernel.sampled_target(batch, strings) if sampled else kernel.target(batch, strings)
-    weights = (kernel.weights(sigma) * slope[:, None].double()).float()
-    return FlexDraw(
-        strings.tokens,
-        strings.attend,
-        sigma.float(),
-        target.missing,
-        target.filled,
-        target.symbols,
-        weights,
-        (weights * target.constant).sum(-1),
-        cut=strings.cut,
-    )
-
-
 def _gaps(walk: StringWalk[FlexKernel], outputs: Mapping[str, Tensor]) -> Tensor:
-    """How many tokens are missing in each gap, float64 [b, w]: 0 where nothing may be put in."""
+    """Return the expected number of tokens missing in each gap, float64 [b, w]; 0 in gaps that are shut."""
     return outputs["log_gap"].double().exp() * (walk.strings.attend & ~walk.shut)
 
 
 def _fill(walk: StringWalk[FlexKernel], outputs: Mapping[str, Tensor], where: Tensor) -> None:
-    """Draw the tokens under the masks ``where``, bool [b, w]."""
+    """Replace the masks at ``where`` bool [b, w] by tokens."""
     log_x0 = outputs["log_x0"].float()[where][:, : walk.kernel.data_tokens]
     if walk.allowed is not None:
         log_x0 = log_x0.masked_fill(~walk.allowed, -math.inf)
@@ -147,25 +125,31 @@ def _fill(walk: StringWalk[FlexKernel], outputs: Mapping[str, Tensor], where: Te
 
 
 def _put(walk: StringWalk[FlexKernel], follow: Tensor) -> None:
-    """Put ``follow`` int64 [b, w] masks into each gap, as far as there is room."""
+    """Insert ``follow`` int64 [b, w] masks in each gap, as far as there is room."""
     none = torch.zeros_like(walk.fixed)
     walk.rewrite(walk.fitting(follow, none), lambda place: torch.full_like(place, walk.kernel.mask), none)
 
 
 def _finish(walk: StringWalk[FlexKernel], sigma: Tensor) -> None:
-    """Fill every mask that is left; nothing is put in any more."""
+    """Replace all remaining masks, without insertions."""
     masks = walk.kernel.masks(walk.strings)
     if bool(masks.any()):
         _fill(walk, walk.outputs(sigma), masks)
-    walk.shown()
+    walk.end_step()
 
 
 class FlexTau(StringSampler[FlexKernel], kind="string_sampler"):
-    """Steps of even length in time: in each, every gap takes a Poisson number of masks, and every mask is filled with the chance
-    that it is by then (tau-leaping, FlexMDM, arXiv 2509.01025). A last step fills all masks that are left."""
+    """Tau-leaping in steps of equal length in time (FlexMDM, arXiv 2509.01025).
+
+    In each step every gap gets a Poisson number of masks, and every mask is unmasked with its probability. A last step replaces all
+    remaining masks.
+    """
 
     class Config(ComponentConfig):
         steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 128
+        """Number of steps, from 1 to 1,000,000."""
+
+    config: Config
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
         return None if isinstance(kernel, FlexKernel) else MASKS_AND_DELETES
@@ -179,17 +163,15 @@ class FlexTau(StringSampler[FlexKernel], kind="string_sampler"):
             masks = walk.kernel.masks(walk.strings)
             _fill(walk, outputs, masks & (walk.rand(*masks.shape) < chances[:, 1:]))
             _put(walk, many)
-            walk.shown()
+            walk.end_step()
         _finish(walk, levels[-1])
 
 
 class FlexThinning(Thinning[FlexKernel], kind="string_sampler"):
-    """One mask put in or filled at a time, at the times of the reverse process itself: exact for the model's rates (as
-    ``string_thinning``). ``clamped`` counts where a proposed rate was too low; where there are none, the law is that of the model.
-    """
+    """Inserts or unmasks one mask at a time, at the event times of the reverse process: exact for the model's rates (as ``string_thinning``).
 
-    class Config(ThinningConfig):
-        pass
+    ``clamped`` counts proposed rates that were too low; if there are none, samples have the model's distribution.
+    """
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
         return None if isinstance(kernel, FlexKernel) else MASKS_AND_DELETES

@@ -1,6 +1,6 @@
-"""Samplers of strings that grow and shrink: steps in time, thinning (exact), and first hitting (exact at a known length).
+"""Samplers of strings: time steps, thinning (exact), and first hitting (exact for a known length).
 
-Axes: b rows, w positions (the start state first), v data tokens.
+Axes: b rows, w positions (the start state first), v data tokens, k kinds of edits (insertions first).
 """
 
 from abc import abstractmethod
@@ -20,18 +20,23 @@ from sedd_graph.diffusion.tokens.walk import T_MIN
 __all__ = ["StringFirstHitting", "StringTau", "StringThinning", "Thinning", "ThinningConfig"]
 
 INSERTS = "a kernel whose generation inserts tokens (the output log_insert)"
-"""What some parts need, as the rest of a sentence."""
+"""Completes the message of a sampler that needs the output ``log_insert``."""
 END = 1e-5
-"""Total noise at which thinning gives way to one last step to clean text."""
+"""Total noise at which thinning ends, and one last step to clean text follows."""
 
 
 class StringTau(StringSampler[StringKernel], kind="string_sampler"):
-    """Steps of even length in time: in each, every gap takes at most one token and every token may go or be replaced
-    (tau-leaping; for ``delete`` Tweedie's step, DID, arXiv 2603.23507; for ``edit_flow`` a column's chance to move, arXiv
-    2506.09018). A last step goes all the way to clean text."""
+    """Tau-leaping in steps of equal length in time, the last one to clean text.
+
+    In each step every gap gets at most one token, and every token may be deleted or replaced. For ``delete`` it is Tweedie's step
+    (DID, arXiv 2603.23507); for ``edit_flow`` each column switches with its probability (arXiv 2506.09018).
+    """
 
     class Config(ComponentConfig):
         steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 128
+        """Number of steps, from 1 to 1,000,000."""
+
+    config: Config
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
         return None if "log_insert" in kernel.reads else INSERTS
@@ -42,32 +47,34 @@ class StringTau(StringSampler[StringKernel], kind="string_sampler"):
         for index in range(steps + 1):
             now, after = (levels[i].expand(walk.rows) for i in (index, index + 1))
             walk.leap(walk.outputs(now), walk.kernel.leap(now, after).float())
-            walk.shown()
+            walk.end_step()
 
 
 class ThinningConfig(ComponentConfig):
-    """How far ahead edits are proposed."""
+    """Config of thinning: the proposed rate, and the noise interval for which it is computed."""
 
     slack: Annotated[float, pydantic.Field(gt=1, le=100)] = 2.0
+    """Proposed rate as a multiple of the current one, above 1 up to 100. Larger: fewer violations, more evaluations."""
     stretch: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
-    """Share of the noise after which the network is asked anew, though nothing has happened."""
+    """Relative decrease in noise after which the network is evaluated again without an edit, between 0 and 1."""
 
 
 class Thinning(StringSampler[Kernel_]):
-    """The loop of samplers that make one edit at a time, at times of the reverse process itself."""
+    """The loop of samplers that apply one edit at a time, at the event times of the reverse process."""
 
     abstract: ClassVar[bool] = True
+    Config: ClassVar[type[ComponentConfig]] = ThinningConfig
+    config: ThinningConfig
 
     @abstractmethod
     def edits(
         self, walk: StringWalk[Kernel_], outputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """What each edit weighs, float64 [b, k, w] by kind as in the kernel's ``weights``, insertions first; and what makes
-        some of them, bool [b, k, w]."""
+        """Return the network's weight of each edit, float64 [b, k, w], and a function that applies edits, given as bool [b, k, w]."""
 
     @abstractmethod
     def end(self, walk: StringWalk[Kernel_], sigma: Tensor) -> None:
-        """The last step, from total noise ``sigma`` [b] to clean strings."""
+        """Take the last step, from total noise ``sigma`` [b] to clean strings."""
 
     def walk(self, walk: StringWalk[Kernel_], steps: int) -> None:
         rows, kernel = walk.rows, walk.kernel
@@ -81,11 +88,11 @@ class Thinning(StringSampler[Kernel_]):
             total = per_edit.sum(-1)
             walk.clamped += int((proposed & (total > bound * (1 + 1e-9))).sum())
             happens = proposed & (walk.rand(rows) * bound < total)
-            # who has not just been changed draws the next time
+            # rows without an edit draw the next event time
             lower = (sigma * (1 - self.config.stretch)).clamp(min=END)
             highest = self.config.slack * (each.sum(-1) * kernel.weights(lower)[:, :kinds]).sum(-1)
             wait = -torch.log1p(-walk.rand(rows)) / highest.clamp(min=1e-300)
-            # as the stretch ends before the edit, nothing happens in it
+            # an event beyond the end of the interval does not happen
             reached = (sigma - wait > lower) & (sigma > END)
             still = ~happens
             sigma = torch.where(still, torch.where(reached, sigma - wait, lower), sigma)
@@ -96,20 +103,17 @@ class Thinning(StringSampler[Kernel_]):
                 chosen[happens] = categorical(per_edit[happens], generator=walk.generator)
                 hit = torch.zeros_like(per_edit, dtype=torch.bool).scatter_(1, chosen[:, None], happens[:, None])
                 make(hit.view(each.shape))
-            walk.shown()
+            walk.end_step()
         self.end(walk, sigma)
 
 
 class StringThinning(Thinning[StringKernel], kind="string_sampler"):
-    """One edit at a time, at the times of the reverse process itself: exact for the model's rates (thinning: Lewis and Shedler
+    """Applies one edit at a time, at the event times of the reverse process: exact for the model's rates (thinning: Lewis and Shedler
     1979; uniformization, arXiv 2402.08095).
 
-    Edits are proposed at ``slack`` times the present rate, and kept with the chance that the rate at the proposed time is of
-    that. ``clamped`` counts where it was more; where there are none, the law is that of the model.
+    Edits are proposed at ``slack`` times the current rate, and accepted with the ratio of the rate at the proposed time to that.
+    ``clamped`` counts ratios above 1; if there are none, samples have the model's distribution.
     """
-
-    class Config(ThinningConfig):
-        pass
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
         return None if "log_insert" in kernel.reads else INSERTS
@@ -132,11 +136,15 @@ class StringThinning(Thinning[StringKernel], kind="string_sampler"):
 
 
 class StringFirstHitting(StringSampler[StringKernel], kind="string_sampler"):
-    """One token at a time, where and what both drawn from the rates, until the length is reached: exact where all strings have
-    one length (``dice``), since rates then do not depend on time (DID; arXiv 2409.02908 for masks)."""
+    """Inserts one token at a time, its position and value drawn from the rates, until the length is reached.
+
+    Exact for strings of one known length (``dice``), whose rates do not depend on time (DID; arXiv 2409.02908 for masks).
+    """
 
     class Config(ComponentConfig):
         pass
+
+    config: Config
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
         return None if objective.one_length else "an objective for strings of one known length, such as dice"
@@ -147,7 +155,7 @@ class StringFirstHitting(StringSampler[StringKernel], kind="string_sampler"):
             left = walk.longest - walk.strings.lengths
             if not bool((left > 0).any()):
                 break
-            # the time of the next of `left` tokens, for a network that looks at it
+            # the event time of the next of `left` tokens, for a network that depends on it
             share = share * walk.rand(walk.rows) ** (1 / left.clamp(min=1))
             weights = walk.insertions(walk.outputs(-torch.log1p(-share)))
             each = weights.sum(-1)
@@ -158,4 +166,4 @@ class StringFirstHitting(StringSampler[StringKernel], kind="string_sampler"):
             chosen[going] = categorical(each[going], generator=walk.generator)
             put = torch.zeros_like(walk.fixed).scatter_(1, chosen[:, None], going[:, None])
             walk.edit(put, weights, torch.zeros_like(put))
-            walk.shown()
+            walk.end_step()

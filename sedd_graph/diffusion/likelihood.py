@@ -18,17 +18,17 @@ __all__ = ["Likelihood"]
 
 
 class Likelihood(Component, ABC):
-    """What a flow is trained by where there is no noise process: the density that its outputs are held to.
+    """The base density of a flow, which is trained by exact maximum likelihood.
 
-    By the change of variables -log p(x) = -log base(z) - log |det dz/dx|: exact, no bound.
+    By the change of variables -log p(x) = -log base(z) - log |det dz/dx|, where z is the output of the flow.
     """
 
     abstract: ClassVar[bool] = True
 
     @abstractmethod
     def nats(self, z: Tensor) -> Tensor:
-        """-log of the base density of each row of ``z`` [b, ...], nats, [b]."""
+        """Return -log of the base density of each row of ``z`` [b, ...], nats, [b]."""
 
     @abstractmethod
     def draw(self, shape: Sequence[int], *, generator: torch.Generator) -> Tensor:
-        """Rows of the base density, float32 of ``shape``."""
+        """Draw rows from the base density, float32 of ``shape``."""

@@ -1,4 +1,4 @@
-"""The interface of noise schedules. Implementations are components.
+"""The interface of noise schedules: total noise as a function of time. Implementations are components.
 
 Axes: b batch.
 """
@@ -17,23 +17,23 @@ __all__ = ["Schedule"]
 
 
 class Schedule(Component, ABC):
-    """How noise grows with time."""
+    """Total noise sigma(t), increasing in t from t = 0 (clean) to t = 1 (noise)."""
 
     abstract: ClassVar[bool] = True
     learned: ClassVar[bool] = False
-    """Whether it has parameters, which are trained (towards a loss that varies less) and kept with the network's. Total noise at
-    t = 0 and 1 must not depend on them."""
+    """True if the schedule has parameters. They are trained to reduce the variance of the loss, and saved with the network's.
+    Total noise at t = 0 and at t = 1 must not depend on them."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """Total noise, float32 [b], increasing in t."""
+        """Return total noise at times ``t`` [b], float32 [b] (float64 for a float64 ``t``)."""
 
     @abstractmethod
     def dsigma(self, t: Tensor) -> Tensor:
-        """Its derivative in t, float32 [b]."""
+        """Return the derivative of total noise at times ``t`` [b], float32 [b] (float64 for a float64 ``t``)."""
 
     def time(self, sigma: Tensor) -> Tensor:
-        """The time in [0, 1] at which total noise is ``sigma`` [b], by bisection; the nearer end where there is none."""
+        """Return the times in [0, 1] at which total noise is ``sigma`` [b], by bisection; 0 or 1 for noise out of range."""
         low, high = torch.zeros_like(sigma), torch.ones_like(sigma)
         for _ in range(52 if sigma.dtype == torch.float64 else 30):
             middle = (low + high) / 2

@@ -115,7 +115,7 @@ class StringProcess(TextProcess):
         batch = self.tokens(rows, device)
         check_tokens(batch.tokens.where(batch.attend, 0), self.kernel.data_tokens)
         kept = batch.attend & ~batch.corrupt
-        if not self.kernel.spares and bool(kept.any()):
+        if not self.kernel.supports_prompts and bool(kept.any()):
             raise UserError("this kernel spares no tokens: every token must be corrupted, so there can be no prompt")
         for role, what in (
             (batch.attend, "padding must come behind the text"),
@@ -212,7 +212,7 @@ class StringProcess(TextProcess):
 
     def _prompt(self, row: Tensor, batch: int, length: int) -> tuple[Strings, Tensor, Tensor]:
         """Return strings of the given tokens, and bool [b, w]: tokens that are fixed, and gaps without a hole."""
-        if (reason := self.kernel.holds_nothing()) is not None:
+        if (reason := self.kernel.refuses_prompts()) is not None:
             raise UserError(f"infill: {reason}")
         if row.dim() != 2 or row.shape[0] != 1:
             raise UserError(f"sample: prompt must be one row, [1, p], not {list(row.shape)}")
@@ -260,7 +260,7 @@ class StringProcess(TextProcess):
         if self.objective.one_length and data.rows != "stream":
             message = "the objective is for strings of one known length: take rows: stream, or the objective dise"
             yield "data.rows", message
-        if data.corpus.prompted and not self.kernel.spares:
+        if data.corpus.prompted and not self.kernel.supports_prompts:
             message = "this kernel spares no token, so there can be no prompt: leave it out, or take the kernel delete"
             yield "data.corpus.prompt", message
 
@@ -268,7 +268,7 @@ class StringProcess(TextProcess):
         self, text: TextWithHoles, tokenizer: Tokenizer, *, length: int, prompts_trained: bool, observed: str
     ) -> Prompt:
         """Encode text with ``[[]]`` for each hole of any size, or a prefix and a suffix around one."""
-        if (reason := self.kernel.holds_nothing()) is not None:
+        if (reason := self.kernel.refuses_prompts()) is not None:
             raise UserError(f"infill: {self.plan.kernel.name!r} cannot hold text fixed: {reason}")
         text.check("The [[]] is")
         if text.text is not None and _NUMBERED.search(text.text):

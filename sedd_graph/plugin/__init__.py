@@ -23,7 +23,7 @@ from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
 from sedd_graph.diffusion.strings.strings import Strings, rebuild
 from sedd_graph.diffusion.tokens.classifier import ClassifierConfig, NoisyClassifier
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.diffusion.tokens.objective import Objective
+from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
 from sedd_graph.diffusion.tokens.sampler import Sampler, StepSampler, StepsConfig
 from sedd_graph.diffusion.tokens.walk import SamplerConfig, Walk
 from sedd_graph.errors import UserError
@@ -40,6 +40,7 @@ __all__ = [
     "ComponentConfig",
     "Context",
     "Draw",
+    "DrawRequest",
     "EditFlowKernel",
     "FlexKernel",
     "Input",

@@ -208,7 +208,7 @@ def test_a_prompt_is_filled_in_from_left_to_right_or_refused() -> None:
         said = uncached(engine.model, 2, SEQUENCES[:1, :0])(torch.tensor([[2, MASK]]), torch.zeros(1), torch.arange(1))
     counts = torch.bincount(rows[:, 1], minlength=V).double() / len(rows)
     assert float((counts - said["log_x0"][0, 1, :V].exp()).abs().sum() / 2) < 0.01
-    with pytest.raises(UserError, match="the prompt holds tokens in block 2, after one that is to be written"):
+    with pytest.raises(UserError, match="the prompt has tokens in block 2, behind a block with a hole"):
         engine.sample(2, L, prompt=torch.tensor([[2, -1, -1, 0]]))
     with pytest.raises(UserError, match="text in blocks has no padding to hide"):
         engine.sample(2, L, attend=torch.ones(2, L, dtype=torch.bool))

@@ -112,7 +112,7 @@ def test_one_that_is_none_is_caught() -> None:
             pass
 
         def changes(self, x: Tensor, sigma: Tensor, label: int) -> Tensor:
-            return self.told.T[label].float().expand(*x.shape, -1)
+            return self.log_likelihood.T[label].float().expand(*x.shape, -1)
 
     for cls, name in ((Unsure, "classifier.law"), (Hasty, "classifier.changes")):
         made: NoisyClassifier = cls(cls.Config(counts=TOLD.tolist(), label=0), Context({"n": V + 1}))

@@ -373,7 +373,7 @@ def test_gpt2s_vocabulary_takes_no_square_table(cls: Any) -> None:
 
 
 @pytest.mark.parametrize(("cls", "config"), EVERY, ids=lambda c: getattr(c, "__name__", None))
-def test_a_prior_holds_nothing_forbidden(cls: Any, config: dict[str, Any]) -> None:
+def test_a_prior_has_no_disallowed_tokens(cls: Any, config: dict[str, Any]) -> None:
     k = toy(cls, config)
     allowed = torch.tensor([True, False, True] + [False] * (k.states - 3))
     drawn = k.prior(64, 8, generator=torch.Generator().manual_seed(0), allowed=allowed)

@@ -57,7 +57,7 @@ class Prefix(StringKernel, kind="string_kernel"):
     def table(self, *, one_length: bool) -> StringTable:
         return PrefixTable(self, one_length=one_length)
 
-    def holds_nothing(self) -> str | None:
+    def refuses_prompts(self) -> str | None:
         return "generation only appends: text can be given by no hole"
 
     def weights(self, sigma: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class Append(StringSampler[Prefix], kind="string_sampler"):
             last = torch.arange(weights.shape[1], device=weights.device) == walk.strings.lengths[:, None]
             chance = walk.kernel.leap(now, after) * weights.sum(-1) * last
             walk.edit(walk.rand(*chance.shape) < chance, weights, torch.zeros_like(last))
-            walk.shown()
+            walk.end_step()
 
 
 class PrefixTable(StringTable):

@@ -1,6 +1,6 @@
 """Births and deaths of tokens: the processes of deletion (DID) and of Thorne, Kishino and Felsenstein (1991), in closed form.
 
-Axes: b rows, w = 1 + tokens of a noisy row (padded), n tokens of a clean row (padded), v data tokens.
+Axes: b rows, w positions of a noisy string (the start state first, padded), n tokens of a clean string (padded), v data tokens.
 """
 
 from __future__ import annotations
@@ -15,28 +15,31 @@ from torch import Tensor
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.categorical import inverse_cdf
 from sedd_graph.diffusion.strings.alignment import Links, Pairs, align, log_likelihood
-from sedd_graph.diffusion.strings.kernel import LEAST, StringKernel
+from sedd_graph.diffusion.strings.kernel import StringKernel, square_clock
 from sedd_graph.diffusion.strings.strings import Strings, distinct, rebuild
 
 __all__ = ["BIRTHS_AND_DEATHS", "ONLY_DELETES", "BirthDeath", "Target"]
 
 ONLY_DELETES = "a kernel that only deletes"
-"""What some parts need, as the rest of a sentence."""
+"""Completes the message of a component that needs a kernel without births."""
 
 BIRTHS_AND_DEATHS = "a kernel of births and deaths alone (delete, indel)"
-"""What others need."""
+"""Completes the message of a component that needs a :class:`BirthDeath` kernel."""
 
 _PIECE = 2**20
-"""Ratios at a time, where they are summed."""
+"""Number of ratios that are summed at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the heads should say of a noisy string x given the clean x0, float32, and the sums that do not depend on them.
+    """Regression targets of a noisy string x given the clean x0, float32, and the sums that do not depend on the network.
 
-    ``missing`` [b, n, w]: for symbol r of ``symbols`` int64 [b, n] (each distinct token of x0 once) and each gap, the
-    weight of putting it in; ``fresh`` [b, w]: the same for every token v, times its frequency. ``spurious`` [b, w]: the chance
-    that the token at a position was born there. ``constant`` [b, 2]: sums of a log a - a over either.
+    Attributes:
+        missing: [b, n, w], the expected number of times that each of the ``symbols`` is missing in each gap.
+        symbols: int64 [b, n], the distinct tokens of x0.
+        fresh: [b, w], the part of each insertion that is the same for every token but for the factor of its frequency.
+        spurious: [b, w], the probability that the token at a position was born there.
+        constant: [b, 2], sums of a log a - a over the targets a of insertions and of deletions.
     """
 
     missing: Tensor
@@ -47,40 +50,40 @@ class Target:
 
 
 def _k(a: Tensor) -> Tensor:
-    """a (log a - 1), 0 at 0."""
+    """Return a (log a - 1), 0 at 0."""
     return torch.xlogy(a, a) - a
 
 
 class BirthDeath(StringKernel):
-    """Tokens die at rate 1 per unit of sigma; behind the start and behind every token, new ones are born at rate ``births``,
-    drawn from ``law``. With no births this is deletion (DID, arXiv 2603.23507); with some, the TKF91 process.
+    """A process of births and deaths. Every token dies at rate 1 per unit of sigma. Behind the start state and behind every token
+    new ones are born at the rate ``births``, drawn from the frequencies ``law``.
 
-    The heads say what is left when known factors are taken out of the reverse rates, so that they stay of order one:
-    ``log_insert`` [b, w, v], summed over v and over a gap, is about how many tokens are missing there, and ``log_delete``
-    [b, w] is the log chance that a token was born.
+    Without births this is deletion (DID, arXiv 2603.23507); with them, the TKF91 process. The network's outputs are ratios to
+    known factors of the reverse rates: ``log_insert`` [b, w, v], whose exponential summed over v is about the number of tokens
+    missing in a gap, and ``log_delete`` [b, w], the log-probability that a token was born.
     """
 
     abstract: ClassVar[bool] = True
     law: Tensor
-    """float64 [v]: frequencies of new tokens, all positive."""
+    """float64 [v], frequencies of new tokens, all positive."""
 
     @property
     @abstractmethod
     def births(self) -> float:
-        """Births behind each place per unit of sigma, from 0 to below 1."""
+        """Rate of births behind each position, per unit of sigma, at least 0 and below 1."""
 
     @property
-    def spares(self) -> bool:
+    def supports_prompts(self) -> bool:
         return not self.births
 
-    # -- the process, in closed form (Thorne, Kishino and Felsenstein 1991) -------------------------------------------
+    # -- closed forms (Thorne, Kishino and Felsenstein 1991) -----------------------------------------------------------
 
     def _beta(self, sigma: Tensor) -> Tensor:
         grown = (self.births - 1) * sigma
         return -torch.expm1(grown) / (1 - self.births * torch.exp(grown))
 
     def links(self, sigma: Tensor) -> Links:
-        """What becomes of one token by total noise ``sigma`` [b]; float64."""
+        """Return the probabilities of what one token and its descendants become by total noise ``sigma`` [b], float64 [b] each."""
         sigma = sigma.double()
         beta = self._beta(sigma)
         survive = torch.exp(-sigma)
@@ -88,16 +91,15 @@ class BirthDeath(StringKernel):
         return Links(survive, beta, replace if self.births else torch.zeros_like(beta), self.births * beta)
 
     def weights(self, sigma: Tensor) -> Tensor:
-        """[b, 2]: the rate of insertions and of deletions per unit of sigma, for heads that say 1."""
         beta = self._beta(sigma)
         birth = torch.full_like(beta, self.births)
         return torch.stack([torch.exp(-sigma) / beta + birth, torch.where(birth > 0, 1 / beta, 0.0)], -1)
 
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """[b, 2]: the chance of an insertion and of a deletion in a step from ``sigma`` down, for heads that say 1.
+        """Return the factors of insertions and deletions in the probabilities of a step from ``sigma`` down to ``sigma_next``, [b, 2].
 
-        Without births an insertion is Tweedie's step, exact for one missing token. A deletion follows the rate at which born
-        tokens go, along the whole step.
+        Without births an insertion is Tweedie's step, exact for one missing token. The rate of deletions is integrated over
+        the whole step.
         """
         beta, step = self._beta(sigma), sigma - sigma_next
         insert = torch.exp(-sigma) * torch.expm1(step) / beta + self.births * step
@@ -107,14 +109,11 @@ class BirthDeath(StringKernel):
         return torch.stack([insert, delete], -1)
 
     def clock(self, u: Tensor, end: float) -> tuple[Tensor, Tensor]:
-        """Total noise at ``u`` [b] in (0, 1) on a clock of bounds, and its derivative.
+        """Return total noise at ``u`` [b] in (0, 1), and its derivative, for draws of the bound.
 
-        It begins where one token in 10,000 has been edited. Without births it goes on to the end of all noise, with births
-        to ``end``, from where the prior takes over. It dwells on little noise, where edits are rare and weigh much.
+        Without births noise grows to infinity; with births to ``end``, where the divergence from the prior is added instead.
         """
-        if self.births:
-            return LEAST + (end - LEAST) * u**3, 3 * (end - LEAST) * u**2
-        return -torch.log1p(-(LEAST + (1 - LEAST) * u**2)), 2 * u / ((1 - u) * (1 + u))
+        return super().clock(u, end) if self.births else square_clock(u)
 
     # -- strings ------------------------------------------------------------------------------------------------------
 
@@ -122,7 +121,14 @@ class BirthDeath(StringKernel):
         return inverse_cdf(self.law.to(uniform.device).cumsum(0), uniform).view_as(shape)
 
     def sample(self, batch: Batch, sigma: Tensor, *, random: Randomness, width: int | None) -> Strings:
-        """Noisy strings of the rows of ``batch``; only ``corrupt`` positions die. ``width``: as for :func:`rebuild`."""
+        """Draw the noisy strings of a batch.
+
+        Args:
+            batch: Clean strings; only ``corrupt`` tokens die.
+            sigma: Total noise, [b].
+            random: Source of uniform numbers.
+            width: Positions of the result, as for :func:`rebuild`.
+        """
         links = self.links(sigma)
         rows, size = batch.tokens.shape
         u = random.rand(rows, size + 1).double()
@@ -145,14 +151,13 @@ class BirthDeath(StringKernel):
         return rebuild(tokens, keep, follow, lambda place: self._fresh(place, uniform), start=self.start, width=widest)
 
     def prior(self, rows: int, *, longest: int, generator: torch.Generator, allowed: Tensor | None) -> Strings:
-        """Pure noise: the start alone, or the stationary law; at most ``longest`` tokens (the law given that)."""
         device = generator.device
         tokens = torch.full((rows, 1), self.start, device=device)
         keep = torch.ones_like(tokens, dtype=torch.bool)
         if not self.births:
             return Strings(tokens, keep)
         u = torch.rand(rows, 1, generator=generator, device=device, dtype=torch.float64)
-        # the inverse of 1 - births^(k + 1), up to the longest
+        # inverse CDF of a geometric length, 1 - births^(k + 1), truncated
         u = u * (1 - self.births ** (longest + 1))
         follow = torch.floor(
             torch.log1p(-u) / torch.tensor(self.births, dtype=torch.float64, device=device).log()
@@ -167,41 +172,47 @@ class BirthDeath(StringKernel):
         return rebuild(tokens, keep, follow, new, start=self.start)
 
     def log_prior(self, strings: Strings) -> Tensor:
-        """log of the law of pure noise, nats, float64 [b]. Only where there are births."""
+        """Return the log-probability of ``strings`` as pure noise, nats, float64 [b], for a kernel with births."""
         tokens = torch.where(strings.attend, strings.tokens, 0).clamp(max=self.data_tokens - 1)[:, 1:]
         births = torch.tensor(self.births, dtype=torch.float64, device=tokens.device)
         each = self.law.to(tokens.device).log()[tokens] + births.log()
         return torch.where(strings.attend[:, 1:], each, 0.0).sum(-1) + torch.log1p(-births)
 
-    # -- what the heads should say -----------------------------------------------------------------------------------
+    # -- regression targets --------------------------------------------------------------------------------------------
 
     def _pairs(self, batch: Batch, strings: Strings, sigma: Tensor) -> Pairs:
         clean = torch.where(batch.corrupt, batch.tokens, -1 - torch.arange(batch.width, device=batch.tokens.device))
         noisy = strings.tokens[:, 1:]
         if bool((batch.attend & ~batch.corrupt).any()):
-            # tokens that cannot die are symbols of their own, so that only they can be what is left of themselves; they
-            # come first, and in the same places of both strings
+            # tokens that cannot die come first in both strings; as symbols of their own they align with themselves alone
             noisy = torch.where(_leading(batch, noisy.shape[1]), clean[:, : noisy.shape[1]], noisy)
         frequency = self.law.to(noisy.device)[noisy.clamp(0, self.data_tokens - 1)] if self.births else None
         return Pairs(clean, batch.attend.sum(-1), noisy, strings.lengths, frequency, self.links(sigma))
 
     def log_p(self, batch: Batch, strings: Strings, sigma: Tensor) -> Tensor:
-        """log p(x | x0) at total noise ``sigma``, nats, float64 [b]."""
+        """Return log p(x | x0) at total noise ``sigma`` [b], nats, float64 [b]."""
         return log_likelihood(self._pairs(batch, strings, sigma))
 
     def target(self, batch: Batch, strings: Strings, sigma: Tensor) -> Target:
-        """Conditional ratios by the pair HMM, in O(n w)."""
+        """Return the expected targets over all alignments of x with x0, by a pair hidden Markov model in O(n w)."""
         symbols, place = distinct(torch.where(batch.attend, batch.tokens, self.start), self.start)
         found = align(self._pairs(batch, strings, sigma), symbols=place, dtype=torch.float32)
-        # p(Ins) / p(x) = [e^-sigma / beta + births] times what the head says
+        # p(x with an insertion) / p(x) = [e^-sigma / beta + births] times the target
         scale = 1 / self.weights(sigma.double())[:, :1]
         return self._target(symbols, found.missing, found.fresh * scale, found.spurious, scale=scale)
 
     def sampled_target(self, batch: Batch, strings: Strings) -> Target:
-        """What was deleted itself, rather than all that may have been: of the same mean given both strings, for no dynamic
-        programme and more variance. Only without births, and for strings that :meth:`sample` made."""
-        keep = strings.kept
-        assert keep is not None
+        """Return the targets of the deletions that were drawn: unbiased, without dynamic programming, with more variance.
+
+        Args:
+            batch: Clean strings.
+            strings: Strings that :meth:`sample` returned, without births.
+
+        Raises:
+            ValueError: The deletions are unknown.
+        """
+        if (keep := strings.kept) is None:
+            raise ValueError("sampled targets need strings from sample() of a kernel without births")
         symbols, place = distinct(torch.where(batch.attend, batch.tokens, self.start), self.start)
         width = strings.tokens.shape[1]
         missing = torch.zeros(*batch.tokens.shape, width, device=keep.device)
@@ -211,17 +222,17 @@ class BirthDeath(StringKernel):
         return self._target(symbols, missing, none, none[:, 1:], scale=torch.ones_like(none[:, :1]))
 
     def _target(self, symbols: Tensor, missing: Tensor, fresh: Tensor, spurious: Tensor, *, scale: Tensor) -> Target:
-        """``missing`` float32 [b, n, w] by symbol, which is multiplied by ``scale`` [b, 1] here; the rest float64."""
+        """Return the targets. ``missing`` float32 [b, n, w] is multiplied by ``scale`` [b, 1] in place; the rest is float64."""
         law, real = self.law.to(fresh.device), symbols < self.data_tokens
         symbols = symbols.clamp(max=self.data_tokens - 1)
         chance = torch.where(real, law[symbols], 0.0)
         constant = fresh.new_zeros(len(fresh))
         if self.births:
-            # K(C pi_v + sparse) summed over v: in closed form over the tokens that are no symbols, then over these
+            # the sum over v of K(C pi_v + sparse): in closed form over tokens that are not symbols, then over the symbols
             entropy = torch.xlogy(law, law).sum() - torch.xlogy(chance, chance).sum(-1, keepdim=True)
             constant = (_k(fresh) * (1 - chance.sum(-1, keepdim=True)) + fresh * entropy).sum(-1)
         used = int(real.sum(-1).max()) if real.numel() else 0
-        # piece by piece: what lies between stays in cache, and takes no new memory
+        # in pieces, so that intermediate values stay in cache
         pieces = [
             x.split(max(1, _PIECE // max(1, used * missing.shape[2])))
             for x in (missing, fresh, chance, scale, constant)
@@ -238,6 +249,6 @@ class BirthDeath(StringKernel):
 
 
 def _leading(batch: Batch, width: int) -> Tensor:
-    """Where tokens that cannot die stand, bool [b, width]."""
+    """Return the positions of tokens that cannot die, bool [b, width]."""
     pinned = (batch.attend & ~batch.corrupt)[:, :width]
     return torch.nn.functional.pad(pinned, (0, width - pinned.shape[1]))

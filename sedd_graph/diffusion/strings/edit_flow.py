@@ -1,8 +1,9 @@
-"""Edit Flows (arXiv 2506.09018): text is come to from noise in columns, each by itself, at its own random time.
+"""Edit Flows (arXiv 2506.09018): noise and text are aligned in columns, each of which switches at its own random time.
 
-The paper's time runs from noise (0) to text (1), ours from text to noise. All of it is turned round here: the chance that a column
-is clean, its kappa, is our alpha = exp(-sigma), so any schedule of ours is one of theirs, and kappa'/(1 - kappa), the rate at
-which a column comes to be clean, is 1/expm1(sigma) per unit of sigma. Axes: b rows, n clean tokens, v data tokens.
+The paper's time runs from noise (0) to text (1), ours from text to noise. Its kappa, the probability that a column is clean,
+is our alpha = exp(-sigma), so every schedule of ours is one of the paper's; kappa' / (1 - kappa), the rate at which a column
+becomes clean, is 1 / expm1(sigma) per unit of sigma. Axes: b rows, m noise tokens, n clean tokens, w positions of a noisy string,
+v data tokens.
 """
 
 from __future__ import annotations
@@ -22,61 +23,68 @@ from sedd_graph.diffusion.strings.strings import Strings
 __all__ = ["EDIT_FLOWS", "EditFlowKernel"]
 
 EDIT_FLOWS = "a kernel of Edit Flows (edit_flow)"
-"""What some parts need, as the rest of a sentence."""
+"""Completes the message of a component that needs an :class:`EditFlowKernel`."""
 
 
 class EditFlowKernel(StringKernel):
-    """Noise is a string of its own: ``spread`` to the power of k is the chance of k tokens or more, given that there are no more
-    than ``longest``; each is drawn by ``law``.
+    """A kernel of Edit Flows. Noise is a string of independent tokens with frequencies ``law``, of geometric length.
 
-    What the heads say is the chance that a column with that edit is still to be moved: ``log_insert`` [b, w, v], ``log_delete``
-    [b, w] and ``log_substitute`` [b, w, v]. Where noise is the empty string (``spread`` 0) there is only the first, and
-    noisy strings are those of deletion.
+    The network's outputs are log-probabilities that a column with the given edit has not yet switched: ``log_insert`` [b, w, v],
+    ``log_delete`` [b, w] and ``log_substitute`` [b, w, v]. If noise is the empty string (``spread`` 0), there is only the first,
+    and noisy strings are distributed as those of deletion.
     """
 
     abstract: ClassVar[bool] = True
     law: Tensor
-    """float64 [v]: frequencies of noise tokens, all positive."""
+    """float64 [v], frequencies of noise tokens, all positive."""
 
     @property
     @abstractmethod
     def spread(self) -> float:
-        """From 0 to below 1."""
+        """Ratio of the geometric length of noise, at least 0 and below 1: P(k tokens or more) is its power k, before truncation."""
 
     @property
     def longest(self) -> int | None:
-        """Most tokens that noise can have; None: any number."""
+        """Largest number of tokens of noise; None: unlimited."""
         return None
 
     @abstractmethod
     def align(self, noise: Tensor, clean: Tensor) -> Columns:
-        """Rows int64 [b, m] and [b, n], blank behind their ends, in columns."""
+        """Align ``noise`` int64 [b, m] with ``clean`` int64 [b, n], both :data:`BLANK` behind their ends."""
 
-    def holds_nothing(self) -> str | None:
+    def refuses_prompts(self) -> str | None:
         if not self.spread:
             return None
         return (
-            "generation begins with noise that is text of its own, and given text in its place would be taken for noise that is "
-            "to be edited away: take edit_flow with mean_length 0, delete or indel"
+            "generation starts from noise tokens, and the network would edit given text like noise: "
+            "take edit_flow with mean_length 0, delete or indel"
         )
 
     def weights(self, sigma: Tensor) -> Tensor:
         return (1 / torch.expm1(sigma))[:, None].expand(-1, 3)
 
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """[b, 3]: the chance that a column which is noise at ``sigma`` is clean at ``sigma_next``."""
+        """Return the probability that a column which is noise at ``sigma`` is clean at ``sigma_next``, [b, 3]."""
         return (torch.expm1(sigma - sigma_next) / torch.expm1(sigma))[:, None].expand(-1, 3)
 
-    def clock(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Total noise at ``u`` [b] in (0, 1) on a clock of bounds, and its derivative: from where one column in 10,000 is noise
-        to where all are. It dwells on little noise, where edits are rare and weigh much."""
+    def clock(self, u: Tensor, end: float) -> tuple[Tensor, Tensor]:
+        """Return total noise at ``u`` [b] in (0, 1), and its derivative: the share of noise columns is cubic, from 1e-4 to 1."""
         return -torch.log1p(-(LEAST + (1 - LEAST) * u**3)), 3 * u**2 / ((1 - u) * (1 + u * (1 + u)))
 
     def noise(
         self, rows: int, *, longest: int | None, random: Randomness, allowed: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Noise without the start: int64 [b, m], blank behind the ends, and lengths int64 [b], which have their law given
-        that they are at most ``longest``. m is what there can be at most, or where nothing says that, what is longest here."""
+        """Draw noise without the start state.
+
+        Args:
+            rows: Number of strings, b.
+            longest: Largest number of tokens, in addition to the kernel's own limit; None: no other limit.
+            random: Source of uniform numbers.
+            allowed: bool [v], tokens that may be drawn; None: all.
+
+        Returns:
+            Tokens int64 [b, m], :data:`BLANK` behind the ends, and lengths int64 [b]; m is the limit if there is one.
+        """
         device = random.generator.device
         if not self.spread:
             return torch.zeros(rows, 0, dtype=torch.int64, device=device), torch.zeros(
@@ -98,9 +106,13 @@ class EditFlowKernel(StringKernel):
     def sample(
         self, batch: Batch, sigma: Tensor, *, random: Randomness, width: int | None
     ) -> tuple[Strings, Remaining]:
-        """Noisy strings of the rows of ``batch`` at total noise ``sigma`` [b], each with noise of its own, and what is left to do.
+        """Draw the noisy strings of a batch, each from noise of its own, and the edits that remain.
 
-        ``width``: as for :func:`~sedd_graph.diffusion.strings.columns.partway`; noise is then of fewer tokens.
+        Args:
+            batch: Clean strings.
+            sigma: Total noise, [b].
+            random: Source of uniform numbers.
+            width: Positions of the result, as for :func:`~sedd_graph.diffusion.strings.columns.partway`; noise has fewer tokens.
         """
         noise, _ = self.noise(len(batch), longest=None if width is None else width - 1, random=random)
         columns = self.align(noise, torch.where(batch.attend, batch.tokens, BLANK))

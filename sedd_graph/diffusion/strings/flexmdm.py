@@ -1,13 +1,13 @@
-"""Noise that masks tokens and takes the masks out: strings whose length the model chooses, with an any-order masked model
-inside (FlexMDM, arXiv 2509.01025).
+"""FlexMDM (arXiv 2509.01025): noise that masks tokens and deletes masks; strings whose length the model chooses.
 
-FlexMDM's time s runs from the empty string to data, ours from data to noise: s = 1 - t. There a token is put in as a mask by
-schedule a(s), and then filled by b(s), given that it is there. Here lam = 1 - exp(-sigma) is the share that is not there, so
-a(s) = exp(-sigma(t)), and the schedule of filling is 1 - b = (1 - a)^pace. On the clock -log lam = -log(1 - a) both have
-a constant rate: every token that is missing is put in at rate 1, every mask is filled at rate ``pace``, each by itself. What follows
-is that two-step process in closed form.
+The paper's time s runs from the empty string to data, ours from data to noise: s = 1 - t. There a token is inserted as a mask by
+schedule a(s), and unmasked by b(s), given that it is inserted. With lam = 1 - exp(-sigma), the share of deleted tokens,
+a(s) = exp(-sigma(t)), and the unmasking schedule is 1 - b = (1 - a)^pace. On the clock -log lam = -log(1 - a) both rates are
+constant: every missing token is inserted at rate 1, every mask unmasked at rate ``pace``, independently. This module has that
+two-step process in closed form.
 
-Axes: b rows, w = 1 + tokens of a noisy row (padded), n tokens of a clean row (padded), v data tokens.
+Axes: b rows, w positions of a noisy string (the start state first, padded), n tokens of a clean string (padded), v data tokens,
+k candidate tokens of a mask.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sedd_graph.component.contract import ComponentConfig
 from sedd_graph.component.outputs import LOG_X0, Output
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import log1mexp
-from sedd_graph.diffusion.strings.kernel import LEAST, StringDraw, StringKernel
+from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel, square_clock
 from sedd_graph.diffusion.strings.strings import Strings, distinct, rebuild
 from sedd_graph.diffusion.strings.subsequence import embed
 
@@ -33,16 +33,18 @@ LOG_GAP = Output("log_gap", "float b l", "log of the expected number of tokens m
 __all__ = ["MASKS_AND_DELETES", "FlexDraw", "FlexKernel", "FlexTarget"]
 
 MASKS_AND_DELETES = "a kernel that masks tokens and deletes masks, such as mask_delete"
-"""What some parts need, as the rest of a sentence."""
+"""Completes the message of a component that needs a :class:`FlexKernel`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FlexTarget:
-    """What the heads should say of a noisy string, float32, and the sums that do not depend on them.
+    """Regression targets of a noisy string, float32, and the sums that do not depend on the network.
 
-    ``missing`` [b, w]: how many tokens are missing in each gap. ``filled`` [b, k, w]: the chance that what stands under the mask at
-    a position is ``symbols`` int64 [b, k, w], of which there are k; 0 where there is no mask. ``constant`` [b, 2]: sums of
-    a log a - a over gaps, and of a log a over masks.
+    Attributes:
+        missing: [b, w], the expected number of tokens missing in each gap.
+        filled: [b, k, w], the probability that the token under a mask is each of the ``symbols``; 0 at positions without mask.
+        symbols: int64 [b, k, w], candidate tokens.
+        constant: [b, 2], sums of a log a - a over gaps, and of a log a over masks.
     """
 
     missing: Tensor
@@ -53,8 +55,12 @@ class FlexTarget:
 
 @dataclasses.dataclass(frozen=True)
 class FlexDraw(StringDraw):
-    """``weights`` float32 [b, 2]: what the sums over gaps and over masks are multiplied by; ``constant`` float32 [b] is added.
-    The rest as in :class:`FlexTarget`."""
+    """A draw with the targets of :class:`FlexTarget`.
+
+    Attributes:
+        weights: float32 [b, 2], factors of the sums over gaps and over masks.
+        constant: float32 [b], added to the loss, nats.
+    """
 
     missing: Tensor
     filled: Tensor
@@ -64,10 +70,10 @@ class FlexDraw(StringDraw):
 
 
 class FlexKernel(StringKernel):
-    """Of the data tokens, the mask and the start (the last two states), in this order.
+    """The kernel of FlexMDM. Its states are the data tokens, the mask and the start state, in this order.
 
-    The heads say what a gap and a mask hold, whatever the clock: ``log_gap`` [b, w] the log of the expected number of tokens that
-    are missing behind a position, ``log_x0`` [b, w, v + 1] log chances of the token under a mask.
+    The network's outputs do not depend on the clock: ``log_gap`` [b, w], the log of the expected number of tokens missing behind a
+    position, and ``log_x0`` [b, w, v + 1], the log-probabilities of the token under a mask.
     """
 
     abstract: ClassVar[bool] = True
@@ -75,31 +81,32 @@ class FlexKernel(StringKernel):
     @property
     @abstractmethod
     def pace(self) -> float:
-        """The rate at which a mask is filled, where a missing token is put in at rate 1."""
+        """Rate at which a mask is unmasked, relative to the rate 1 at which a missing token is inserted."""
 
     @classmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
         return ((LOG_X0, LOG_GAP),)
 
     @property
-    def spares(self) -> bool:
+    def supports_prompts(self) -> bool:
         return True
 
     @property
     def mask(self) -> int:
+        """Index of the mask state."""
         return self.states - 2
 
     @property
     def data_tokens(self) -> int:
         return self.states - 2
 
-    # -- the process, in closed form ----------------------------------------------------------------------------------
+    # -- closed forms ---------------------------------------------------------------------------------------------------
 
     def masked(self, sigma: Tensor) -> Tensor:
-        """The chance that a token is a mask at total noise ``sigma`` [b]; float64. It is not there at all with chance
-        1 - exp(-sigma).
+        """Return the probability that a token is masked at total noise ``sigma`` [b], float64 [b].
 
-        (lam - lam^pace) / (pace - 1), which for pace 1 is -lam log lam.
+        It is (lam - lam^pace) / (pace - 1), and -lam log lam for pace 1, where lam = 1 - exp(-sigma) is the probability that the
+        token is deleted.
         """
         log_lam = log1mexp(sigma.double())
         rest = (1 - self.pace) * log_lam  # lam^pace = lam exp(-rest)
@@ -108,24 +115,22 @@ class FlexKernel(StringKernel):
         return -torch.exp(log_lam) * log_lam * share
 
     def weights(self, sigma: Tensor) -> Tensor:
-        """[b, 2]: the rate per unit of sigma at which one missing token is put in, and one mask filled; float64."""
+        """Return the rates per unit of sigma of inserting one missing token and of unmasking one mask, float64 [b, 2]."""
         insert = 1 / torch.expm1(sigma.double())
         return torch.stack([insert, self.pace * insert], -1)
 
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """[b, 2]: the chances that one missing token is put in, and one mask filled, on the way from ``sigma`` down."""
+        """Return the probabilities of inserting one missing token and of unmasking one mask in a step down, float64 [b, 2]."""
         passed = log1mexp(sigma.double()) - log1mexp(sigma_next.double())
         return torch.stack([-torch.expm1(-passed), -torch.expm1(-self.pace * passed)], -1)
 
-    def clock(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Total noise at ``u`` [b] in (0, 1) on a clock of bounds, and its derivative: all noise, from where one token in
-        10,000 is missing. It dwells on little noise, where edits are rare and weigh much."""
-        return -torch.log1p(-(LEAST + (1 - LEAST) * u**2)), 2 * u / ((1 - u) * (1 + u))
+    def clock(self, u: Tensor, end: float) -> tuple[Tensor, Tensor]:
+        return square_clock(u)
 
     # -- strings ------------------------------------------------------------------------------------------------------
 
     def sample(self, batch: Batch, sigma: Tensor, *, random: Randomness, width: int | None) -> Strings:
-        """As declared; only ``corrupt`` positions are masked or go."""
+        """Draw the noisy strings of a batch; only ``corrupt`` tokens are masked or deleted. ``width`` is as for :func:`rebuild`."""
         rows, size = batch.tokens.shape
         u = random.rand(rows, size).double()
         gone = -torch.expm1(-sigma.double())[:, None]
@@ -138,19 +143,18 @@ class FlexKernel(StringKernel):
         return dataclasses.replace(made, kept=keep)
 
     def prior(self, rows: int, *, longest: int, generator: torch.Generator, allowed: Tensor | None) -> Strings:
-        """The start alone."""
         tokens = torch.full((rows, 1), self.start, device=generator.device)
         return Strings(tokens, torch.ones_like(tokens, dtype=torch.bool))
 
-    # -- what the heads should say -----------------------------------------------------------------------------------
+    # -- regression targets --------------------------------------------------------------------------------------------
 
     def target(self, batch: Batch, strings: Strings) -> FlexTarget:
-        """The means over all ways in which the string can have come from the clean one, all of which are equally likely."""
+        """Return the mean targets over all ways in which the string can be a subsequence of the clean one, equally likely."""
         noisy, masks = strings.tokens[:, 1:], self.masks(strings)
         fits = (batch.tokens[..., None] == noisy[:, None]) | (batch.corrupt[..., None] & masks[:, None, 1:])
         spared = batch.attend & ~batch.corrupt
         if bool(spared.any()):
-            # what is spared comes first, in the same places of both strings, and is nothing but itself
+            # prompts come first in both strings, and correspond to themselves alone
             at = torch.arange(noisy.shape[1], device=noisy.device)
             same = torch.arange(batch.width, device=noisy.device)[:, None] == at
             held = spared[..., None] | (at < spared.sum(-1, keepdim=True))[:, None]
@@ -163,10 +167,12 @@ class FlexKernel(StringKernel):
         return self._target(strings, found.missing, filled, symbols)
 
     def sampled_target(self, batch: Batch, strings: Strings) -> FlexTarget:
-        """What was masked and deleted itself (the paper's targets): of the same mean given both strings, for no work and
-        more variance. Only for strings that :meth:`sample` made."""
-        keep = strings.kept
-        assert keep is not None
+        """Return the targets of the masks and deletions that were drawn (the paper's): unbiased, with more variance.
+
+        ``strings`` must be what :meth:`sample` returned; raises :class:`ValueError` otherwise.
+        """
+        if (keep := strings.kept) is None:
+            raise ValueError("sampled targets need strings from sample()")
         width = strings.tokens.shape[1]
         gone, gap = batch.attend & ~keep, keep.long().cumsum(-1).clamp(max=width - 1)
         missing = torch.zeros(strings.tokens.shape, dtype=torch.float64, device=gap.device)
@@ -178,7 +184,7 @@ class FlexKernel(StringKernel):
         return self._target(strings, missing, filled, symbols.clamp(max=self.mask)[:, None])
 
     def masks(self, strings: Strings) -> Tensor:
-        """Where the masks are, bool [b, w]."""
+        """Return the positions of masks, bool [b, w]."""
         return strings.attend & (strings.tokens == self.mask)
 
     def _target(self, strings: Strings, missing: Tensor, filled: Tensor, symbols: Tensor) -> FlexTarget:

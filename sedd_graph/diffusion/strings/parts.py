@@ -1,4 +1,4 @@
-"""The components of a process that changes lengths, together."""
+"""The components of a process of strings, together."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Samplers of strings that grow and shrink: the interface, and the walk that every one of them takes its edits on.
+"""The interface of samplers of strings, and the state of a sampling run: strings between noise and text.
 
-An :class:`StringWalk` holds the strings on their way and what all samplers share: asking the network, editing, what may not
-be touched, counting. Axes: b rows, w positions (the start state first), v data tokens.
+A :class:`StringWalk` evaluates the network, applies edits, protects given text and counts. Axes: b rows, w positions (the start
+state first), v data tokens, k kinds of edits (insertions first).
 """
 
 from __future__ import annotations
@@ -21,21 +21,28 @@ from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel, StringObj
 from sedd_graph.diffusion.strings.strings import Strings, rebuild
 from sedd_graph.diffusion.tokens.walk import ROUNDING
 
-__all__ = ["OnStringStep", "StringRates", "StringSampler", "StringWalk"]
+__all__ = ["OnStringStep", "StringRates", "StringSampler", "StringSettings", "StringWalk"]
 
 StringRates = Callable[[Strings, Tensor], Mapping[str, Tensor]]
-"""``rates(strings, sigma [b])`` gives what the heads say: ``log_insert`` [b, w, v], and where the kernel has them ``log_delete`` [b, w]
-and ``log_substitute`` [b, w, v]."""
+"""``rates(strings, sigma [b])`` returns the network's outputs, such as ``log_insert`` [b, w, v], ``log_delete`` [b, w] and
+``log_substitute`` [b, w, v]."""
 OnStringStep = Callable[[int, Strings], None]
-"""Called with the number of the step and the strings after it."""
+"""Called with the number of each step and the strings after it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StringSettings(Generic[Kernel_]):
-    """The process that a walk of strings reverses, and what it may change.
+    """The process that a walk of strings reverses, and the limits of its edits.
 
-    ``fixed`` tokens stay and ``shut`` gaps take no insertion, bool [b, w]. A string has at most ``longest`` tokens; ``allowed``
-    bool [v] are the tokens that may be inserted (None: all). ``on_step`` is called after each step.
+    Attributes:
+        fixed: bool [b, w], tokens that stay.
+        shut: bool [b, w], gaps without insertions.
+        longest: Largest number of tokens of a string.
+        kernel: The forward process of a string.
+        schedule: Total noise as a function of time.
+        generator: Source of all random numbers, on the device of the strings.
+        allowed: bool [v], tokens that may be inserted; None: all.
+        on_step: Called after each step.
     """
 
     fixed: Tensor
@@ -49,10 +56,15 @@ class StringSettings(Generic[Kernel_]):
 
 
 class StringWalk(Generic[Kernel_]):
-    """Strings on their way from noise to text, with their ``fixed`` tokens and ``shut`` gaps, bool [b, w].
+    """Strings between noise and text.
 
-    ``evaluations`` counts rows evaluated by the network, ``clamped`` probabilities above 1, ``cut`` insertions for which a
-    string had no room.
+    Attributes:
+        strings: The strings.
+        fixed: bool [b, w], tokens that stay.
+        shut: bool [b, w], gaps without insertions.
+        evaluations: Rows evaluated by the network so far.
+        clamped: Probabilities above 1 so far.
+        cut: Insertions so far that would have made a string longer than ``longest``, and were dropped.
     """
 
     def __init__(self, rates: StringRates, strings: Strings, settings: StringSettings[Kernel_]) -> None:
@@ -61,69 +73,80 @@ class StringWalk(Generic[Kernel_]):
         self.generator, self.allowed = settings.generator, settings.allowed
         self.evaluations = self.clamped = self.cut = self._steps = 0
         self._rates, self._on_step = rates, settings.on_step
-        self.shown()
+        self.end_step()
 
     @property
     def rows(self) -> int:
+        """Number of strings, b."""
         return len(self.fixed)
 
     def full(self, value: float) -> Tensor:
-        """float64 [b]."""
+        """Return ``value`` for each row, float64 [b]."""
         return torch.full((self.rows,), value, dtype=torch.float64, device=self.fixed.device)
 
-    def shown(self) -> None:
-        """A step is over: tell who looks on."""
+    def end_step(self) -> None:
+        """End a step: report the strings to the callback."""
         if self._on_step is not None:
             self._on_step(self._steps, self.strings)
         self._steps += 1
 
     def outputs(self, sigma: Tensor) -> Mapping[str, Tensor]:
-        """What the heads say of the strings as they are, at total noise ``sigma`` [b]."""
+        """Return the network's outputs for the current strings at total noise ``sigma`` [b]."""
         self.evaluations += self.rows
         return self._rates(self.strings, sigma.float())
 
     def rand(self, *shape: int) -> Tensor:
+        """Draw uniform numbers in [0, 1), float64."""
         return torch.rand(shape, generator=self.generator, device=self.generator.device, dtype=torch.float64)
 
     def insertions(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """What the head says, as weights [b, w, v]: 0 where nothing may be put in."""
+        """Return the network's weight of each insertion, float32 [b, w, v]; 0 for those that are not permitted."""
         weights = outputs["log_insert"].float().exp() * (self.strings.attend & ~self.shut)[..., None]
         return weights if self.allowed is None else weights * self.allowed
 
+    def _free(self) -> Tensor:
+        """Return the tokens that may be deleted or replaced, bool [b, w]."""
+        token = self.strings.attend & ~self.fixed
+        token[:, 0] = False
+        return token
+
     def deletions(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """Chances [b, w] that a token was born: 0 where none may go."""
+        """Return the probability that each token is noise, float32 [b, w]; 0 for fixed tokens and without ``log_delete``."""
         if "log_delete" not in outputs:
             return torch.zeros_like(self.fixed, dtype=torch.float32)
-        token = self.strings.attend & ~self.fixed
-        token[:, 0] = False
-        return outputs["log_delete"].float().exp() * token
+        return outputs["log_delete"].float().exp() * self._free()
 
     def substitutions(self, outputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Chances [b, w, v] that a token is to become another: 0 where none may; None where noise replaces nothing."""
+        """Return the probability of each substitution, float32 [b, w, v]; 0 for those not permitted; None without ``log_substitute``."""
         if "log_substitute" not in outputs:
             return None
-        token = self.strings.attend & ~self.fixed
-        token[:, 0] = False
-        weights = outputs["log_substitute"].float().exp() * token[..., None]
+        weights = outputs["log_substitute"].float().exp() * self._free()[..., None]
         return weights if self.allowed is None else weights * self.allowed
 
     def write(self, where: Tensor, weights: Tensor) -> None:
-        """Let the tokens ``where`` bool [b, w] become others, drawn from ``weights`` [here, v], one row for each."""
+        """Replace the tokens at ``where`` bool [b, w] by draws from ``weights`` [replaced, v]."""
         if bool(where.any()):
             tokens = self.strings.tokens.clone()
             tokens[where] = categorical(weights, generator=self.generator)
             self.strings = dataclasses.replace(self.strings, tokens=tokens)
 
     def fitting(self, follow: Tensor, gone: Tensor) -> Tensor:
-        """How many of ``follow`` int64 [b, w] new tokens find room when the tokens ``gone`` bool [b, w] are out. The others are
-        left out, from the right, and counted."""
+        """Limit insertions to the room that a string has; the rightmost are dropped, and counted in ``cut``.
+
+        Args:
+            follow: int64 [b, w], number of new tokens in each gap.
+            gone: bool [b, w], tokens that are deleted in the same step.
+
+        Returns:
+            int64 [b, w].
+        """
         room = self.longest + 1 - (self.strings.attend & ~gone).sum(-1, keepdim=True)
         fits = follow.minimum((room - (follow.cumsum(-1) - follow)).clamp(min=0))
         self.cut += int((follow - fits).sum())
         return fits
 
     def rewrite(self, follow: Tensor, new: Callable[[Tensor], Tensor], gone: Tensor) -> None:
-        """Take the tokens ``gone`` out and put ``follow`` new ones behind each place, as :func:`rebuild` does."""
+        """Delete the tokens ``gone`` bool [b, w] and insert ``follow`` new ones in each gap, as :func:`rebuild` does."""
         strings, base = self.strings, self.kernel.states
         marked = strings.tokens + base * (self.fixed + 2 * self.shut)
         made = rebuild(marked, strings.attend & ~gone, follow, new, start=self.kernel.start)
@@ -134,8 +157,15 @@ class StringWalk(Generic[Kernel_]):
     def edit(
         self, put: Tensor, weights: Tensor, gone: Tensor, swap: Tensor | None = None, others: Tensor | None = None
     ) -> None:
-        """Put a token drawn from ``weights`` [b, w, v] into the gaps ``put``, take the tokens ``gone`` out, and let those of
-        ``swap`` become one drawn from ``others`` [b, w, v]; all bool [b, w]."""
+        """Substitute, delete and insert.
+
+        Args:
+            put: bool [b, w], gaps that get one token each.
+            weights: Weights of the inserted tokens, [b, w, v].
+            gone: bool [b, w], tokens to delete.
+            swap: bool [b, w], tokens to replace.
+            others: Weights of their replacements, [b, w, v].
+        """
         if swap is not None and others is not None:
             self.write(swap, others[swap])
         fits = self.fitting(put.long(), gone)
@@ -145,8 +175,14 @@ class StringWalk(Generic[Kernel_]):
         self.rewrite(fits, lambda place: new.gather(1, place), gone)
 
     def leap(self, outputs: Mapping[str, Tensor], chances: Tensor) -> None:
-        """Every gap and token by itself, with ``chances`` [b, k] for heads that say 1; those above 1 are counted. A token
-        goes, or is replaced, or stays."""
+        """Take one step in which all gaps and tokens are edited independently.
+
+        A gap gets at most one token; a token is deleted, or replaced, or stays. Probabilities above 1 are clamped and counted.
+
+        Args:
+            outputs: The network's outputs.
+            chances: Factors of the probabilities, [b, k] (:meth:`StringKernel.leap`).
+        """
         weights, others = self.insertions(outputs), self.substitutions(outputs)
         put = (chances[:, :1] * weights.sum(-1)).double()
         gone = (chances[:, 1:2] * self.deletions(outputs)).double()
@@ -160,31 +196,41 @@ class StringWalk(Generic[Kernel_]):
 
 
 class StringSampler(Component, ABC, Generic[Kernel_]):
-    """Noise to text by insertions and deletions. ``clamped`` counts chances above 1, ``cut`` insertions that found no room."""
+    """Generates strings from noise by edits. Generic in the kernels that it supports."""
 
     abstract: ClassVar[bool] = True
     clamped: int = 0
+    """Probabilities of the last run that were above 1."""
     cut: int = 0
+    """Insertions of the last run that would have made a string too long."""
     evaluations: int = 0
+    """Rows that the network evaluated in the last run."""
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
-        """What it needs and does not find in either, in words; None where nothing is missing."""
+        """Return the kind of kernel or objective that the sampler needs, in words; None if both are suitable."""
         return None
 
     @property
     def steps(self) -> int | None:
-        """How many steps the Config asks for; None where that is no choice."""
+        """Number of steps; None for a sampler whose number of evaluations is random."""
         return getattr(self.config, "steps", None)
 
     @abstractmethod
     def walk(self, walk: StringWalk[Kernel_], steps: int) -> None:
-        """Take ``walk`` from noise to clean strings; ``steps`` is 0 for a sampler that has none."""
+        """Take ``walk`` from noise to clean strings. ``steps`` is 0 for a sampler without a number of steps."""
 
     @torch.no_grad()
     def run(
         self, rates: StringRates, strings: Strings, settings: StringSettings[Kernel_], *, steps: int | None = None
     ) -> Strings:
-        """Sample clean strings from noisy ones."""
+        """Generate clean strings.
+
+        Args:
+            rates: Evaluates the network.
+            strings: Noise, or given text.
+            settings: The process and the limits of edits.
+            steps: Number of steps; by default that of the Config.
+        """
         walk = StringWalk(rates, strings, settings)
         self.walk(walk, steps or self.steps or 0)
         self.clamped, self.cut, self.evaluations = walk.clamped, walk.cut, walk.evaluations

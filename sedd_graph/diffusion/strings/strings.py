@@ -1,8 +1,8 @@
-"""Strings: rows that differ in length, and the edits that change them.
+"""Strings: rows of different lengths, and the operation that edits them.
 
-A string is a row that begins with the start state (the last state of the kernel), holds data tokens, and is padded with the
-start state; ``attend`` marks the start and the tokens. Gap j is the place behind position j, so gap 0 is before the
-first token. Axes: b rows, w = 1 + tokens of a noisy row (padded), n tokens of a clean row (padded).
+A string is a row that begins with the start state (the last state of the kernel), holds tokens, and is padded with the
+start state. Gap j is the place behind position j, so gap 0 is before the first token. Axes: b rows, w positions of a noisy string
+(padded), n tokens of a clean string (padded).
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ __all__ = ["Strings", "distinct", "rebuild", "wide"]
 
 @dataclasses.dataclass(frozen=True)
 class Strings:
-    """Rows of different lengths: ``tokens`` int64 [b, w] and ``attend`` bool [b, w], the start state first.
+    """Rows of different lengths.
 
-    ``cut`` counts tokens that did not fit and were left out. ``kept`` bool [b, n], where known, marks the clean tokens
-    that are still there.
+    Attributes:
+        tokens: int64 [b, w], the start state first.
+        attend: bool [b, w], the start state and the tokens; False at padding.
+        cut: Number of tokens that did not fit in w positions and were dropped.
+        kept: bool [b, n], clean tokens that are still in the string; None if unknown.
     """
 
     tokens: Tensor
@@ -32,7 +35,7 @@ class Strings:
 
     @property
     def lengths(self) -> Tensor:
-        """int64 [b]: tokens of each row, the start not counted."""
+        """Number of tokens of each row without the start state, int64 [b]."""
         return self.attend.sum(-1) - 1
 
 
@@ -45,11 +48,17 @@ def rebuild(
     start: int,
     width: int | None = None,
 ) -> Strings:
-    """Strings of the ``tokens`` [b, w] that ``keep`` marks, each place followed by ``follow`` int64 [b, w] new tokens.
+    """Delete tokens and insert others.
 
-    ``new(place)`` gives the token for each position of the result, int64 of the shape of ``place``, which says behind which
-    position of the old row it stands. New tokens stay where they belong when the token before them goes. Rows
-    are as wide as the longest, or ``width``: what does not fit is left out and counted.
+    Args:
+        tokens: int64 [b, w].
+        keep: bool [b, w], tokens to retain.
+        follow: int64 [b, w], number of new tokens behind each position. They are inserted also if the token there is deleted.
+        new: ``new(place)`` returns a token for each position of the result, int64 [b, width]; ``place`` is the position in
+            ``tokens`` behind which it stands. Values at positions that are not new are ignored.
+        start: The start state, which pads the result.
+        width: Positions of the result; None: those of the longest row. Tokens beyond it are dropped and counted in
+            :attr:`Strings.cut`.
     """
     count = follow + keep
     ends = count.cumsum(-1)
@@ -65,7 +74,8 @@ def rebuild(
 
 
 def distinct(tokens: Tensor, rest: int) -> tuple[Tensor, Tensor]:
-    """The distinct ``tokens`` int64 [b, n] of each row in order, then ``rest``, and which of them each position is, int64 [b, n]."""
+    """Return the distinct ``tokens`` int64 [b, n] of each row, sorted and padded with ``rest``, and the index of each position's
+    token among them; both int64 [b, n]."""
     ordered, order = tokens.sort(dim=1, stable=True)
     rank = torch.zeros_like(tokens)
     rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(-1)
@@ -74,6 +84,6 @@ def distinct(tokens: Tensor, rest: int) -> tuple[Tensor, Tensor]:
 
 
 def wide(x: Tensor, width: int) -> Tensor:
-    """Cut or pad ``x`` [b, w, ...] to ``width`` positions."""
+    """Return ``x`` [b, w, ...] truncated or zero-padded to ``width`` positions."""
     x = x[:, :width]
     return F.pad(x, (0, 0) * (x.dim() - 2) + (0, width - x.shape[1]))

@@ -1,8 +1,8 @@
-"""Text in blocks, from left to right, noise within each (BD3-LM, arXiv 2503.09573): who sees whom, and how it is written.
+"""Block diffusion (BD3-LM, arXiv 2503.09573): attention between noisy and clean positions, and generation block by block.
 
-A network of blocks looks at noised positions and at clean ones, each with its place in the row. In training both are the
-whole row, in one pass; while a block is written, the noised ones are that block, and the clean ones all before it, or none
-where they are remembered. Axes: b batch, l length, n noised positions, m clean ones.
+The network processes noisy positions and clean ones together. In training these are the whole row twice, in one pass. In
+generation the noisy positions are one block, and the clean ones are the blocks before it, or none if a KV cache holds them.
+Axes: b batch, l length, n noisy positions, m clean positions.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sedd_graph.errors import UserError
 
 BLOCK_FEEDS = (
     Input("tokens", "int b l", "noisy tokens x_t"),
-    Input("clean", "int b l", "clean tokens x_0, of which a block sees those of earlier blocks", required=True),
+    Input("clean", "int b l", "clean tokens x_0, of which a block attends to those of earlier blocks", required=True),
     Input("places", "int 2*l", "positions in the row of noisy and clean tokens"),
     Input("sees", "bool 2*l 2*l", "which position (first) may attend to which (second)", required=True),
-    Input("sigma", "float b", "0: blocks differ in it, and the masks tell all there is to know"),
+    Input("sigma", "float b", "0: blocks have different noise levels, which the network infers from their masks"),
 )
-"""Inputs of a graph that reads text block by block."""
+"""Inputs of a graph that processes text block by block."""
 
 __all__ = ["BLOCK_FEEDS", "block_inputs", "hold_prompt", "write_blocks"]
 
@@ -33,20 +33,29 @@ __all__ = ["BLOCK_FEEDS", "block_inputs", "hold_prompt", "write_blocks"]
 def block_inputs(
     noised: Tensor, clean: Tensor, *, block: int, noised_from: int = 0, clean_from: int = 0
 ) -> dict[str, Tensor]:
-    """What a graph of blocks is fed: ``tokens`` [b, n], ``clean`` [b, m], their ``places`` [n + m] in the row, and ``sees``.
+    """Return the inputs of a graph of blocks.
 
-    ``sees`` bool [n + m, clean_from + n + m] tells whom each may look at, the ``clean_from`` positions that are remembered in
-    front: positions of its own block that are as noised or as clean as itself, and clean ones of earlier blocks. ``sigma`` [b] is 0:
-    blocks differ in it, and under a mask there is nothing in it that the tokens do not tell.
+    Args:
+        noised: Noisy tokens, int64 [b, n].
+        clean: Clean tokens, int64 [b, m].
+        block: Positions per block.
+        noised_from: Position in the row of the first noisy token.
+        clean_from: Position in the row of the first clean token; a KV cache holds the clean tokens before it.
+
+    Returns:
+        ``tokens`` int64 [b, n]; ``clean`` int64 [b, m]; ``places`` int64 [n + m], positions in the row; ``sees`` bool [n + m,
+        clean_from + n + m], the attention mask from queries to keys, cached ones first: a position attends to those of its own
+        block that are noisy or clean like itself, and to clean ones of earlier blocks; ``sigma`` float32 [b], all 0, since blocks
+        have different noise levels.
     """
     device = noised.device
     where = torch.arange(noised.shape[1], device=device) + noised_from
     places = torch.cat([where, torch.arange(clean.shape[1], device=device) + clean_from])
-    # 0 for noised and 1 for clean: Inductor cannot compare truth values that it works out from positions
+    # integers, since Inductor cannot compare booleans that are computed from positions
     is_clean = (torch.arange(len(places), device=device) >= noised.shape[1]).long()
-    remembered = torch.arange(clean_from, device=device)
-    of_query, of_key = places // block, torch.cat([remembered, places]) // block
-    key_clean = torch.cat([torch.ones_like(remembered), is_clean])
+    cached = torch.arange(clean_from, device=device)
+    of_query, of_key = places // block, torch.cat([cached, places]) // block
+    key_clean = torch.cat([torch.ones_like(cached), is_clean])
     own = (2 * of_query + is_clean)[:, None] == 2 * of_key + key_clean
     sees = own | ((key_clean > 0) & (of_query[:, None] > of_key))
     sigma = torch.zeros(len(noised), device=device)
@@ -54,9 +63,10 @@ def block_inputs(
 
 
 def hold_prompt(free: Tensor, block: int) -> None:
-    """Hold a prompt to what can be filled in from left to right; ``free`` bool [b, l] is what it leaves open.
+    """Check that a prompt can be filled in block by block from left to right; ``free`` bool [b, l] marks its holes.
 
-    Raises :class:`UserError` where a given token stands in a block after one that is to be written, which would not know of it.
+    Raises:
+        UserError: A block with given tokens follows a block with a hole, which is generated without them.
     """
     starts = range(0, free.shape[1], block)
     open_ = torch.stack([free[:, s : s + block].any(1) for s in starts], dim=1)
@@ -64,9 +74,9 @@ def hold_prompt(free: Tensor, block: int) -> None:
     late = given & (open_.cumsum(1) - open_.long() > 0)
     if bool(late.any()):
         raise UserError(
-            f"text is written in blocks of {block} from left to right, each given those before it alone: the prompt holds tokens "
-            f"in block {int(late.any(0).nonzero()[0]) + 1}, after one that is to be written, which would not know of them. "
-            "Leave all after the first block with a hole free, or use a model without blocks"
+            f"text is generated in blocks of {block} from left to right, each given the earlier ones alone: the prompt has tokens in "
+            f"block {int(late.any(0).nonzero()[0]) + 1}, behind a block with a hole, which is generated without them. "
+            "Leave everything behind the first block with a hole free, or use a model without blocks"
         )
 
 
@@ -80,14 +90,22 @@ def write_blocks(
     length: int | None = None,
     steps: int | None = None,
 ) -> Tensor:
-    """Rows ``x`` int64 [b, l], block by block from noise to text: ``sampler`` runs in each as if it were the whole.
+    """Generate rows block by block: ``sampler`` runs in each block, given the blocks before it.
 
-    ``given(x [b, m])`` makes what evaluates the network on the block after ``m`` written positions. All else is as in
-    :meth:`Sampler.run`, and so are the sampler's ``clamped`` and ``evaluations`` afterwards, summed over blocks. By the chain
-    rule the law is the model's where the sampler's is.
+    By the chain rule samples have the model's distribution if those of the sampler do. Under a ``matching`` condition a block is
+    drawn given that the whole row matches, with all later blocks drawn uniformly from the allowed tokens.
 
-    The first ``length`` positions (all, if not given) are what is ``matching``: a block is drawn given that they do, with those
-    after it drawn evenly from the ``allowed`` tokens, since nothing else is known of them yet.
+    Args:
+        sampler: Generates one block. Its ``clamped`` and ``evaluations`` are sums over blocks afterwards.
+        given: ``given(x [b, m])`` returns the ``denoise`` of the block behind ``m`` generated positions.
+        x: Rows of noise, int64 [b, l], with given tokens at positions that are not free.
+        settings: The process and the conditions on the rows.
+        block: Positions per block.
+        length: Leading positions that a ``matching`` condition is about; None: all.
+        steps: Steps per block; by default those of the sampler's Config.
+
+    Returns:
+        int64 [b, l].
     """
     length = x.shape[1] if length is None else length
     free, allowed, matching, on_step = settings.free, settings.allowed, settings.matching, settings.on_step
@@ -105,9 +123,8 @@ def write_blocks(
 
         def show(number: int, rows: Tensor, before: Tensor = before, after: Tensor = after) -> None:
             nonlocal shown
-            if on_step is not None and (
-                number or not shown
-            ):  # rows as one block ends and as the next begins are the same
+            # the rows before a block's first step are those after the previous block's last
+            if on_step is not None and (number or not shown):
                 on_step(shown, torch.cat([before, rows, after], dim=1))
                 shown += 1
 

@@ -1,4 +1,4 @@
-"""The interface of a classifier of noised rows, by which text is drawn towards a label. Implementations come in as components.
+"""The interface of classifiers of noisy rows, which guide samples towards a label. Implementations are components.
 
 Axes: r rows, l length, n states, k labels.
 """
@@ -20,41 +20,44 @@ __all__ = ["ClassifierConfig", "NoisyClassifier"]
 
 
 class ClassifierConfig(ComponentConfig):
-    """What text is drawn towards."""
+    """Config of a classifier: the label and the strength of guidance."""
 
     label: Annotated[int, pydantic.Field(ge=0, lt=2**31)]
-    """The label, counted from 0."""
+    """The label that samples are guided towards, counted from 0."""
     strength: Annotated[float, pydantic.Field(ge=0, le=100)] = 1.0
-    """p(label | x) is raised to this power: 1 is Bayes' rule, 0 no guidance."""
+    """Power of p(label | x), from 0 to 100. 1: Bayes' rule; 0: no guidance."""
 
 
 class NoisyClassifier(Component, ABC):
-    """p(label | x_t), of rows at any noise. Its Config extends :class:`ClassifierConfig`; its context has the axis ``n``."""
+    """p(label | x_t) of rows at any noise level. Its Config extends :class:`ClassifierConfig`; its context has the axis ``n``."""
 
     abstract: ClassVar[bool] = True
     first_order: ClassVar[bool] = False
-    """Whether :meth:`changes` is an approximation, such as a network's gradient times the change."""
+    """True if :meth:`changes` is a first-order approximation, such as a gradient times a difference of one-hot rows."""
+    config: ClassifierConfig
 
     def lacks(self, kernel: Kernel) -> str | None:
-        """What kind of kernel it needs, where ``kernel`` is not one of them."""
+        """Return the kind of kernel that the classifier needs, in words; None if ``kernel`` is suitable."""
         return None
 
     @property
     @abstractmethod
     def labels(self) -> int:
-        """How many labels there are."""
+        """Number of labels, k."""
 
     @abstractmethod
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """log p(label | x_t), nats, float32 [r, k], of rows int64 [r, l] at total noise ``sigma`` [r]."""
+        """Return log p(label | x_t), nats, float32 [r, k], of rows ``x`` int64 [r, l] at total noise ``sigma`` [r]."""
 
     def changes(self, x: Tensor, sigma: Tensor, label: int) -> Tensor | None:
-        """log p(label | x with state y at i) - log p(label | x), float32 [r, l, n], where there is a quicker way than to ask
-        :meth:`log_prob` about each."""
+        """Return log p(label | x with state y at position i) - log p(label | x), nats, float32 [r, l, n].
+
+        None (the default): guidance evaluates :meth:`log_prob` for each change.
+        """
         return None
 
     def guide(self, schedule: Schedule) -> Classifier:
-        """As samplers take it."""
+        """Return the classifier of the configured label in the form that sampling takes."""
         label, strength = self.config.label, self.config.strength
         return Classifier(
             lambda x, t: self.log_prob(x, schedule.sigma(t))[:, label],

@@ -1,4 +1,4 @@
-"""Which kernels support which conditions on sampled text."""
+"""The kernels that each condition on sampled text needs."""
 
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.kernel import Kernel

@@ -1,8 +1,7 @@
-"""Guidance: what a network is asked beside the rows themselves, and how its answers are put together.
+"""Guidance: functions that wrap a ``denoise`` so that samples follow a prompt or a classifier more closely.
 
-Each function here makes a ``denoise`` (see :data:`sedd_graph.diffusion.tokens.walk.Denoise`) out of another. Where a kernel has a
-mask under which tokens that are seen stay, guidance reweighs which token a mask becomes and leaves when it falls alone: the
-schedule stays what it is. Axes: r rows, l length, n states.
+Each takes and returns a :class:`~sedd_graph.diffusion.tokens.walk.Denoise`. Under a kernel with carry-over unmasking, guidance
+changes which token a mask becomes, and not when: the rate of unmasking is that of the schedule. Axes: r rows, l length, n states.
 """
 
 from __future__ import annotations
@@ -24,94 +23,112 @@ from sedd_graph.errors import UserError
 __all__ = ["Classifier", "classified", "lacks_scores", "renoised", "unprompted"]
 
 FLOOR = -1e5
-"""Logarithms below stand for 0."""
+"""Logarithms at or below this stand for log 0."""
 _NEVER = -1e30
 MAX_CALLS = 2**24
-"""Rows that an exact classifier is asked about for one step."""
+"""Largest number of rows that an exact classifier evaluates in one step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """What text is to be drawn towards: ``log_prob(x, t)`` gives log p(c | x_t), nats [r], of noised rows at times t [r].
+    """A classifier p(c | x_t) that samples are guided by.
 
-    ``method`` ``exact``: x is int64 [r, l], asked once for each other token at each position. ``gradient``: x is float32
-    [r, l, n], one-hot, and its gradient (one pass) stands for the differences: exact where log p is linear in it.
-    ``strength`` raises p(c | x) to a power; 1 is Bayes' rule.
+    Attributes:
+        log_prob: ``log_prob(x, t)`` returns log p(c | x_t), nats [r], of noisy rows at times ``t`` [r]. ``x`` is int64 [r, l] for the
+            method ``exact``, and one-hot float32 [r, l, n] for ``gradient``.
+        method: ``exact`` evaluates each other token at each position. ``gradient`` approximates these differences to first order by
+            one gradient: exact where log p is linear in the one-hot rows.
+        strength: Power of p(c | x). 1 is Bayes' rule.
+        rows: Rows in one call of an exact classifier.
+        changes: ``changes(x, t)`` returns log p(c | x with state y at position i) - log p(c | x), float32 [r, l, n], of ``x`` int64
+            [r, l], or None. Used in place of ``log_prob`` where it is there.
     """
 
     log_prob: Callable[[Tensor, Tensor], Tensor]
     method: Literal["exact", "gradient"] = "exact"
     strength: float = 1.0
     rows: int = 4096
-    """Rows given to an exact classifier at a time."""
     changes: Callable[[Tensor, Tensor], Tensor | None] | None = None
-    """A quicker way to log p(c | x with state y at i) - log p(c | x), float32 [r, l, n], of x int64 [r, l] at times t [r]; or None."""
 
 
 def lacks_scores(kernel: Kernel, sampler: Sampler) -> str | None:
-    """What guidance by a classifier needs and ``sampler`` does not have, where the kernel moves seen tokens: None if nothing."""
+    """Return the sampler that classifier guidance needs under ``kernel``, in words; None if ``sampler`` is suitable."""
     if kernel.carries_over or "log_score" in sampler.reads:
         return None
-    return "a sampler that reads log_score, such as analytic: where seen tokens move, it gives factors for scores"
+    return "a sampler that reads log_score, such as analytic: under a kernel that changes visible tokens, guidance multiplies scores"
 
 
-def tilted(name: str, log: Tensor, by: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
-    """``log`` [r, l, n] (a ``log_score`` or ``log_x0``) with ``by`` [r, l, n] added where x is masked, the sum over data tokens
-    kept, so that masks fall when they did."""
-    mask = kernel.mask
-    assert mask is not None
+def tilted(log: Tensor, by: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
+    """Add ``by`` to the network's output at masks, keeping the sum over data tokens and so the rate of unmasking.
+
+    Args:
+        log: ``log_score`` or ``log_x0``, [r, l, n].
+        by: Log-weights, [r, l, n].
+        x: Rows, int64 [r, l].
+        kernel: A kernel with carry-over unmasking.
+
+    Returns:
+        float32 [r, l, n]. Where the two leave no token possible, ``log`` is unchanged.
+    """
+    mask = kernel.require_mask()
     log = log.float()
     data = torch.arange(log.shape[-1], device=log.device) != mask
     none = (log <= FLOOR) | (by <= FLOOR) | ~data
     mass = log.masked_fill(~data, -torch.inf).logsumexp(-1, keepdim=True)
     new = torch.where(none, -torch.inf, log + by)
-    known = new.amax(-1, keepdim=True) > -torch.inf  # or the two leave no token between them, and log stays
+    known = new.amax(-1, keepdim=True) > -torch.inf
     new = (new.where(known, 0.0).log_softmax(-1) + mass).clamp(min=10 * FLOOR)
     return torch.where((x == mask)[..., None] & known & data, new, log)
 
 
 def unprompted(denoise: Denoise, free: Tensor, kernel: Kernel, guidance: float) -> Denoise:
-    """Classifier-free guidance by the given text: positions that are not ``free`` bool [b, l].
+    """Return ``denoise`` with classifier-free guidance by the given text.
 
-    p(token | all) ** g p(token | given text masked) ** (1 - g), normalised (arXiv 2406.01572 in its x0 form; LLaDA, arXiv
-    2502.09992, whose weight is g - 1). Twice the evaluations.
+    Samples from p(token | row) ** g p(token | row with the given text masked) ** (1 - g), normalised (arXiv 2406.01572 in its
+    x0 form; LLaDA, arXiv 2502.09992, whose weight is g - 1). It doubles the network evaluations.
+
+    Args:
+        denoise: Evaluates the network.
+        free: bool [b, l], positions that are not given.
+        kernel: A kernel with carry-over unmasking.
+        guidance: The scale g. 1 leaves the distribution unchanged.
     """
-    mask = kernel.mask
-    assert mask is not None
+    mask = kernel.require_mask()
 
     def guided(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
-        blind, places = torch.where(free[rows], x, mask), None if at is None else torch.cat([at, at])
-        both = denoise(torch.cat([x, blind]), torch.cat([t, t]), torch.cat([rows, rows]), places)
+        unconditional, places = torch.where(free[rows], x, mask), None if at is None else torch.cat([at, at])
+        both = denoise(torch.cat([x, unconditional]), torch.cat([t, t]), torch.cat([rows, rows]), places)
         x = x if at is None else x.gather(1, at)
         out = {}
         for name, value in both.items():
             with_it, without = value.float().chunk(2)
             none = (with_it <= FLOOR) | (without <= FLOOR)
             by = torch.where(none, -torch.inf, (guidance - 1) * (with_it - without))
-            out[name] = tilted(name, with_it, by, x, kernel)
+            out[name] = tilted(with_it, by, x, kernel)
         return out
 
     return guided
 
 
 def classified(denoise: Denoise, kernel: Kernel, schedule: Schedule, classifier: Classifier, free: Tensor) -> Denoise:
-    """Guidance by a classifier: rates R(x -> y) (p(c | y) / p(c | x)) ** strength (arXiv 2406.01572).
+    """Return ``denoise`` guided by a classifier: reverse rates R(x -> y) (p(c | y) / p(c | x)) ** strength (arXiv 2406.01572).
 
-    With a mask these are weights of tokens, normalised, which for a classifier that is one (of noised rows) changes nothing.
-    Elsewhere scores take the factor, and ``log_x0`` becomes ``log_score``.
+    Under a kernel with carry-over unmasking the factors become weights of the tokens under masks, normalised; with strength 1
+    and a classifier that is consistent over noise levels, normalisation changes nothing. Under other kernels scores are
+    multiplied by the factors, and ``log_x0`` is converted to ``log_score``.
     """
-    still = kernel.carries_over
+    carries_over = kernel.carries_over
 
     def guided(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
         ((name, value),) = denoise(x, t, rows, at).items()
-        here = free[rows] & (x == kernel.mask) if still else free[rows]
+        here = free[rows] & (x == kernel.mask) if carries_over else free[rows]
         if at is not None:
             here = here & torch.zeros_like(here).scatter(1, at, True)
         by = classifier.strength * _differences(classifier, x, t, here, value.shape[-1])
         if at is not None:
             x, by = x.gather(1, at), by.gather(1, at[..., None].expand(-1, -1, by.shape[-1]))
-        if still:
-            return {name: tilted(name, value, by, x, kernel)}
+        if carries_over:
+            return {name: tilted(value, by, x, kernel)}
         if name == "log_x0":
             value = kernel.log_score(value.float(), x, schedule.sigma(t))
         return {"log_score": value.float() + by}
@@ -120,7 +137,7 @@ def classified(denoise: Denoise, kernel: Kernel, schedule: Schedule, classifier:
 
 
 def _differences(classifier: Classifier, x: Tensor, t: Tensor, here: Tensor, states: int) -> Tensor:
-    """log p(c | x with y at i) - log p(c | x), float32 [r, l, n], at the positions ``here`` bool [r, l]; 0 elsewhere."""
+    """Return log p(c | x with state y at position i) - log p(c | x), nats, float32 [r, l, n]; 0 outside ``here`` bool [r, l]."""
     quick = None if classifier.changes is None else classifier.changes(x, t)
     if quick is not None:
         return torch.where(here[..., None], quick.float().clamp(min=_NEVER), 0.0)
@@ -132,7 +149,7 @@ def _differences(classifier: Classifier, x: Tensor, t: Tensor, here: Tensor, sta
     rows, places = here.nonzero().unbind(1)
     if len(rows) * states > MAX_CALLS:
         raise UserError(
-            f"the exact classifier would be asked about {len(rows) * states:,} rows for one step, more than {MAX_CALLS:,}; "
+            f"the exact classifier would evaluate {len(rows) * states:,} rows in one step, more than {MAX_CALLS:,}; "
             "use method='gradient', or fewer or shorter rows"
         )
     out = torch.zeros(*x.shape, states, device=x.device)
@@ -143,8 +160,8 @@ def _differences(classifier: Classifier, x: Tensor, t: Tensor, here: Tensor, sta
     found = []
     for chunk in pairs.split(classifier.rows):
         pair, token = chunk.unbind(1)
-        asked = x[rows[pair]].scatter(1, places[pair, None], token[:, None])
-        found.append(classifier.log_prob(asked, t[rows[pair]]).float().clamp(min=_NEVER))
+        changed = x[rows[pair]].scatter(1, places[pair, None], token[:, None])
+        found.append(classifier.log_prob(changed, t[rows[pair]]).float().clamp(min=_NEVER))
     out[rows, places] = torch.cat(found).reshape(len(rows), states) - before[rows, None]
     return out
 
@@ -152,7 +169,16 @@ def _differences(classifier: Classifier, x: Tensor, t: Tensor, here: Tensor, sta
 def renoised(
     denoise: Denoise, prompt: Tensor, free: Tensor, kernel: Kernel, schedule: Schedule, generator: torch.Generator
 ) -> Denoise:
-    """The given text ``prompt`` [b, l], where not ``free``, is noised to the rows' own level each time the network looks at it."""
+    """Return ``denoise`` in which the given text is noised to the rows' own level afresh in each evaluation.
+
+    Args:
+        denoise: Evaluates the network.
+        prompt: The given text, int64 [b, l].
+        free: bool [b, l], positions that are not given.
+        kernel: The noise of a token.
+        schedule: Total noise as a function of time.
+        generator: Source of the noise.
+    """
 
     def noised(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
         given = ~free[rows]

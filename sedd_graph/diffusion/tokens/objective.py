@@ -1,10 +1,11 @@
-"""The interface of objectives, the training losses of rows of tokens. Implementations are components.
+"""The interface of objectives: training losses of rows of tokens. Implementations are components.
 
 Axes: b batch, l length, n states.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
@@ -18,7 +19,7 @@ from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import ONLY_MASKS, Kernel
 
-__all__ = ["FEEDS", "Objective", "for_each"]
+__all__ = ["FEEDS", "DrawRequest", "Objective", "for_each"]
 
 
 FEEDS = (
@@ -27,51 +28,77 @@ FEEDS = (
     Input("t", "float b", "time, from 0 (clean) to 1 (noise)"),
     Input("attend", "bool b l", "positions that may be attended to; padding may not"),
 )
-"""Inputs of a graph that looks at rows as a whole."""
+"""Inputs of a graph that processes all positions of a row at one noise level."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawRequest:
+    """A request for one draw of the forward process.
+
+    Attributes:
+        batch: Clean rows.
+        kernel: The noise of a token.
+        schedule: Total noise as a function of time.
+        random: Source of all random numbers of the draw.
+        t: Times [b] to use instead of random ones.
+        xt: Noisy rows int64 [b, l] to use instead of random ones.
+    """
+
+    batch: Batch
+    kernel: Kernel
+    schedule: Schedule
+    random: Randomness
+    t: Tensor | None = None
+    xt: Tensor | None = None
+
+    def noised(self, sigma: Tensor) -> Tensor:
+        """Return ``xt``, or else draw x_t given x_0 at total noise ``sigma`` [b], int64 [b, l]."""
+        if self.xt is not None:
+            return self.xt
+        return self.kernel.sample(self.batch.tokens, sigma, random=self.random, corrupt=self.batch.corrupt)
 
 
 class Objective(Component, ABC):
-    """What training minimises: a bound on -log p(x_0) in nats per sequence."""
+    """The training loss: a bound on -log p(x_0), nats per sequence."""
 
     abstract: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ()
-    """Names of model outputs that it can take, the preferred one first."""
+    """Names of the network outputs that the loss accepts, the preferred one first."""
     needs_mask: ClassVar[bool] = False
-    """Whether it works only with a kernel that masks all tokens at one rate, and does nothing else."""
+    """True if the objective requires :attr:`Kernel.masks_evenly`."""
     trains_noise: ClassVar[bool] = False
-    """Whether its gradient is right for a kernel's parameters, too, on which the draws depend."""
+    """True if the gradient is also unbiased for parameters of the kernel, on which the distribution of the draws depends."""
     steady: ClassVar[bool] = False
-    """Whether its times are drawn evenly and its loss is ``dsigma`` times what depends on total noise and the draw at it alone: what
-    a schedule that learns asks for (:func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`)."""
+    """True if times are uniform and the loss is ``dsigma`` times a function of total noise and of the draw at that noise alone.
+    Learned schedules require it (:func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`)."""
     over: ClassVar[str] = "time"
-    """What ``t`` of its draws is: ``time``, or ``masked``, the share of masked tokens, a sum over which is exact."""
+    """Meaning of ``t`` in a draw: ``time``, or ``masked``: the share of masked tokens."""
     feeds: ClassVar[tuple[Input, ...]] = FEEDS
-    """Inputs of the graph that :meth:`inputs` gives."""
+    """Inputs of the graph that :meth:`inputs` returns."""
 
     @classmethod
     def toy(cls, config: ComponentConfig) -> ComponentConfig:
-        """``config`` cut down for a proof on a few positions."""
+        """Return ``config`` reduced for a proof on a few positions."""
         return config
 
     @property
     def block(self) -> int | None:
-        """How many positions are noised by themselves, given all before them in full; None for a row as a whole.
+        """Positions per block, for an objective that noises each block given the clean blocks before it; else None.
 
-        It says how the network is fed (:func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`) and how text is written.
+        The graph then gets :func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`, and samples are generated block by block.
         """
         return None
 
     def lacks(self, kernel: Kernel) -> str | None:
-        """What kind of kernel it needs, where ``kernel`` is not one of them."""
+        """Return the kind of kernel that the objective needs, in words; None if ``kernel`` is suitable."""
         if kernel.learned and not self.trains_noise:
-            return "a kernel that learns nothing (one that does goes with genmd4)"
+            return "a kernel without trained parameters (genmd4 trains those of a kernel)"
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
 
     def inputs(self, draw: Draw, batch: Batch) -> Mapping[str, Tensor]:
         """Return the inputs of the graph for a draw, by name."""
         return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": for_each(draw, batch.attend)}
 
-    @abstractmethod
     def corrupt(
         self,
         batch: Batch,
@@ -82,27 +109,44 @@ class Objective(Component, ABC):
         t: Tensor | None = None,
         xt: Tensor | None = None,
     ) -> Draw:
-        """Draw times and corrupted rows; ``t`` and ``xt``, where given, are taken instead. All randomness is here."""
+        """Draw times and noisy rows for a batch: :meth:`draw` with the fields of a :class:`DrawRequest` as arguments."""
+        return self.draw(DrawRequest(batch, kernel, schedule, random, t, xt))
+
+    @abstractmethod
+    def draw(self, request: DrawRequest) -> Draw:
+        """Draw times and noisy rows. All randomness of training is here."""
 
     @abstractmethod
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
-        """Nats per sequence, float32 [b]: its mean over draws is the bound. Pure tensor code that compiles."""
+        """Return the loss of each sequence, nats, float32 [b]; its mean over draws is the bound. Pure tensor code that compiles.
+
+        Args:
+            outputs: The network's outputs for ``draw``, after :meth:`Kernel.translate`.
+            draw: What :meth:`draw` returned.
+            batch: The clean rows.
+            kernel: The noise of a token.
+            schedule: Total noise as a function of time.
+        """
 
     def bound(self) -> Objective:
-        """What of it is a bound: itself, unless it also trains by something else."""
+        """Return the objective without loss terms that are not part of the bound; by default the objective itself."""
         return self
+
+    def evaluated(self, kernel: Kernel) -> Objective:
+        """Return the form of the bound that evaluation uses: :meth:`bound`, or the same bound with less variance."""
+        return self.bound()
 
     def bound_draw(
         self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness
     ) -> tuple[Objective, Draw]:
-        """The draw (and the loss to hold it to) for evaluation: of the bound itself, or of a form of less variance."""
-        bound = self.bound()
-        return bound, bound.corrupt(batch, kernel, schedule, random=random)
+        """Return the objective of :meth:`evaluated` and a draw for its loss."""
+        objective = self.evaluated(kernel)
+        return objective, objective.corrupt(batch, kernel, schedule, random=random)
 
 
 def for_each(draw: Draw, rows: Tensor) -> Tensor:
-    """Repeat ``rows`` [b, ...] of a batch as often as the draw has rows for each, [c b, ...]."""
+    """Repeat ``rows`` [b, ...] of a batch for a draw with c noisy rows for each clean one, [c b, ...]."""
     copies = len(draw.xt) // len(rows)
     return rows if copies == 1 else torch.cat([rows] * copies)

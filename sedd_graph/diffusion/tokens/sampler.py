@@ -1,6 +1,6 @@
-"""The interface of samplers, which draw rows of tokens from noise. Implementations are components.
+"""The interface of samplers, which generate rows of tokens from noise. Implementations are components.
 
-A sampler is its own loop over a :class:`~sedd_graph.diffusion.tokens.walk.Walk`. Axes: b batch, l length, n states.
+A sampler is a loop over a :class:`~sedd_graph.diffusion.tokens.walk.Walk`. Axes: b batch, l length, n states.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pydantic
 import torch
 from torch import Tensor
 
-from sedd_graph.component.base import Component
+from sedd_graph.component.base import Component, ComponentConfig
 from sedd_graph.diffusion.tokens.kernel import ONLY_MASKS, Kernel
 from sedd_graph.diffusion.tokens.walk import T_MIN, Denoise, SamplerConfig, Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
@@ -21,70 +21,88 @@ __all__ = ["Sampler", "StepSampler", "StepsConfig"]
 
 
 class StepsConfig(SamplerConfig):
-    """How many steps of even length in t; noise removal is one evaluation more."""
+    """Config of a sampler with a number of steps."""
 
     steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 128
+    """Steps, of equal length in t, from 1 to 1,000,000. Noise removal at the end is one more network evaluation."""
 
 
 class Sampler(Component, ABC):
-    """Noise to text. Its Config extends :class:`SamplerConfig`."""
+    """Generates rows from noise. Its Config is or extends :class:`SamplerConfig`."""
 
     abstract: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ()
-    """Names of model outputs that it can take."""
+    """Names of the network outputs that the sampler accepts."""
     needs_mask: ClassVar[bool] = False
-    """Whether it works only with a kernel that masks all tokens at one rate, and does nothing else."""
+    """True if the sampler requires :attr:`Kernel.masks_evenly`."""
     exact: ClassVar[bool] = False
-    """Whether it adds no error of its own; otherwise its law is the model's as the steps grow in number."""
+    """True if samples have the model's distribution at any number of steps; otherwise in the limit of many steps."""
+    Config: ClassVar[type[ComponentConfig]] = SamplerConfig
+    config: SamplerConfig
 
-    clamped = 0
-    """Moves of the last run whose chances were out of range: its steps were too large, or its scores no scores."""
-    evaluations = 0
-    """How many rows went through the network in the last run."""
+    clamped: int = 0
+    """Moves of the last run whose probabilities were out of range: steps were too large, or the scores belong to no distribution."""
+    evaluations: int = 0
+    """Rows that the network evaluated in the last run."""
 
     def lacks(self, kernel: Kernel) -> str | None:
-        """What kind of kernel it needs, where ``kernel`` is not one of them."""
+        """Return the kind of kernel that the sampler needs, in words; None if ``kernel`` is suitable."""
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
 
     def heuristic(self) -> str | None:
-        """Why, as configured, its law is not the model's however many steps it takes; None where it is."""
+        """Return why samples do not have the model's distribution under this Config even in many steps; None if they do."""
         if self.config.temperature != 1 or self.config.top_p != 1:
-            return "temperature and top_p change the law of the tokens"
+            return "temperature and top_p change the distribution of the tokens"
         return None
 
     @property
     def steps(self) -> int | None:
-        """How many steps it takes, or None where the rows decide."""
+        """Number of steps; None for a sampler whose number of evaluations is random."""
         return getattr(self.config, "steps", None)
 
     @abstractmethod
     def walk(self, walk: Walk, steps: int) -> None:
-        """Take ``walk`` from noise to text; ``steps`` is 0 for a sampler that has none. Ends with no mask left."""
+        """Take ``walk`` from noise to text without masks. ``steps`` is 0 for a sampler without a number of steps."""
 
     @torch.no_grad()
     def run(self, denoise: Denoise, x: Tensor, settings: WalkSettings, *, steps: int | None = None) -> Tensor:
-        """Sample clean rows, int64 [b, l], from noise ``x`` int64 [b, l].
+        """Generate clean rows.
 
-        Raises :class:`UserError` where ``steps`` is given to a sampler that has none.
+        Args:
+            denoise: Evaluates the network.
+            x: Rows of noise, int64 [b, l], with given tokens at positions that are not free.
+            settings: The process and the conditions on the rows.
+            steps: Number of steps; by default that of the Config.
+
+        Returns:
+            int64 [b, l].
+
+        Raises:
+            UserError: ``steps`` is given, and the sampler has no number of steps.
+            SeddGraphError: The sampler changed rows without :meth:`Walk.draw`, so that they violate ``settings.matching``.
         """
         if steps is not None and self.steps is None:
-            raise UserError("this sampler takes no number of steps: its rows decide how often the network is asked")
+            raise UserError("this sampler takes no number of steps: its number of network evaluations is random")
         walk = Walk(denoise, x, settings, self.config)
         self.walk(walk, steps or self.steps or 0)
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
         if settings.matching is not None and not settings.matching.matches(walk.x):
-            raise SeddGraphError(f"{type(self).__name__} moved tokens by other means than its walk: rows do not match")
+            raise SeddGraphError(
+                f"{type(self).__name__} changed tokens by other means than Walk.draw: rows do not match"
+            )
         return walk.x
 
 
 class StepSampler(Sampler):
-    """A sampler whose steps go down an even grid of times, each by itself; the last removes what noise is left."""
+    """A sampler of independent steps on an even grid of times. The last one removes the remaining noise."""
 
     abstract: ClassVar[bool] = True
+    Config: ClassVar[type[ComponentConfig]] = StepsConfig
+    config: StepsConfig
 
     @abstractmethod
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
-        """Take ``walk`` from time ``t`` [b] down to ``s`` [b], or to clean text where ``s`` is None."""
+        """Take ``walk`` from time ``t`` [b] down to ``s`` [b], or to clean text if ``s`` is None."""
 
     def walk(self, walk: Walk, steps: int) -> None:
         rows = walk.x.shape[0]
@@ -92,4 +110,4 @@ class StepSampler(Sampler):
         for index in range(steps + 1):
             below = None if index == steps else times[index + 1].expand(rows)
             self.step(walk, times[index].expand(rows), below)
-            walk.shown()
+            walk.end_step()

@@ -1,7 +1,7 @@
-"""The walk from noise to text: the rows on their way, and what all samplers share.
+"""The state of a sampling run: rows between noise and text, and the operations that all samplers share.
 
-A :class:`Walk` holds the rows on their way and what all samplers share: asking the network (only for rows that changed,
-where time does not matter to it), drawing in two stages, what may move and what may come out. Axes: b batch, l length, n states.
+A :class:`Walk` evaluates the network (only for rows that changed, if its outputs do not depend on time), draws which positions
+change and then their new tokens, and enforces the conditions on the text. Axes: b batch, l length, n states.
 """
 
 from __future__ import annotations
@@ -18,47 +18,61 @@ from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.categorical import categorical, going, jump, sharpen
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.conditions.constraint import Matching
+from sedd_graph.diffusion.numerics import take
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
 
-__all__ = ["T_MIN", "Denoise", "OnStep", "SamplerConfig", "Walk", "WalkSettings"]
+__all__ = ["ROUNDING", "T_MIN", "Denoise", "OnStep", "SamplerConfig", "Walk", "WalkSettings"]
 
 
 class Denoise(Protocol):
-    """``denoise(x [r, l], t [r], rows [r])`` gives the model's outputs for some rows of the batch, whose indices are ``rows``:
-    ``log_score`` or ``log_x0``, float32 [r, l, n]; with ``at`` int64 [r, k] for these positions alone, [r, k, n]."""
+    """``denoise(x, t, rows, at=None)`` evaluates the network on some rows of the batch.
+
+    Args:
+        x: The rows, int64 [r, l].
+        t: Their times, [r].
+        rows: Their indices in the batch, int64 [r].
+        at: Positions to evaluate, int64 [r, k]; None: all.
+
+    Returns:
+        ``log_score`` or ``log_x0`` by name, float32 [r, l, n], or [r, k, n] with ``at``.
+    """
 
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None, /) -> Mapping[str, Tensor]: ...
 
 
 OnStep = Callable[[int, Tensor], None]
-"""Called with the number of the step and the rows after it."""
-
+"""Called with the number of each step and the rows after it, int64 [b, l]."""
 
 ROUNDING = 1e-4
-"""What chances may miss 0 or 1 by without being counted as out of range."""
-
+"""Probabilities outside [0, 1] by more than this are counted in ``clamped``."""
 
 T_MIN = 1e-5
-"""Where steps in time end and noise removal begins."""
+"""Time at which steps end and noise removal starts."""
 
 
 class SamplerConfig(Conditions):
-    """What every sampler can do to where a moving token goes. Whether it moves is left alone."""
+    """Config of every sampler: the new token of a position that changes. The choice of positions is not affected."""
 
     temperature: Annotated[float, pydantic.Field(ge=0, le=100)] = 1.0
-    """Weights to the power 1/temperature; 0 takes the greatest."""
+    """Temperature of the draw of a new token, from 0 to 100: probabilities are raised to 1/temperature. 0: the most likely token."""
     top_p: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
-    """Only the fewest greatest weights that hold this share."""
+    """Nucleus sampling, above 0 up to 1: only the fewest most likely tokens whose probabilities sum to at least this are drawn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WalkSettings:
     """The process that a walk reverses, and the conditions on its rows.
 
-    ``free`` bool [b, l] marks the positions that move; ``allowed`` bool [n], [l, n] or [b, l, n] the data tokens that may be
-    drawn (None: all); ``matching`` is a condition on whole rows, for a kernel with carry-over unmasking. ``timeless`` says that
-    the network's outputs do not depend on time. ``on_step`` is called after each step.
+    Attributes:
+        free: bool [b, l], positions that may change; the others are given.
+        kernel: The noise of a token.
+        schedule: Total noise as a function of time.
+        generator: Source of all random numbers, on the device of the rows.
+        allowed: bool [n], [l, n] or [b, l, n], data tokens that may be drawn; None: all.
+        matching: A condition on whole rows, for a kernel with carry-over unmasking.
+        timeless: True if the network's outputs do not depend on time.
+        on_step: Called after each step.
     """
 
     free: Tensor
@@ -72,9 +86,12 @@ class WalkSettings:
 
 
 class Walk:
-    """Rows on their way from noise to text: ``x`` int64 [b, l].
+    """Rows between noise and text.
 
-    ``evaluations`` counts rows evaluated by the network, ``clamped`` moves whose probabilities were out of range.
+    Attributes:
+        x: The rows, int64 [b, l].
+        evaluations: Rows evaluated by the network so far.
+        clamped: Moves so far whose probabilities were out of range.
     """
 
     def __init__(self, denoise: Denoise, x: Tensor, settings: WalkSettings, config: SamplerConfig) -> None:
@@ -84,64 +101,68 @@ class Walk:
         self.evaluations = self.clamped = 0
         self._denoise, self._config, self._on_step = denoise, config, settings.on_step
         data = torch.arange(kernel.states, device=x.device) != (-1 if kernel.mask is None else kernel.mask)
-        self._may = data if settings.allowed is None else data & settings.allowed
+        self._allowed = data if settings.allowed is None else data & settings.allowed
         self._matching = matching
         if matching is not None:
-            matching.feasible(x, self.masked, self._may)
-        if self._may.dim() > 1:
-            self._mend(self.free)  # noise knows nothing of positions
-        self._kept: dict[str, Tensor] = {}
-        self._seen = torch.full_like(x, -1)
+            matching.feasible(x, self.masked, self._allowed)
+        if self._allowed.dim() > 1:
+            self._replace_disallowed(self.free)  # the prior was drawn without conditions on positions
+        self._cached: dict[str, Tensor] = {}
+        self._cached_x = torch.full_like(x, -1)
         self._steps = 0
-        self.shown()
+        self.end_step()
 
-    # -- where the rows are -----------------------------------------------------------------------------------------
+    # -- rows ---------------------------------------------------------------------------------------------------------
 
     @property
     def masked(self) -> Tensor:
-        """bool [b, l]: free positions that are still masked (none for a kernel without a mask)."""
+        """Free positions that are masked, bool [b, l]; none for a kernel without mask."""
         return torch.zeros_like(self.free) if self.kernel.mask is None else self.free & (self.x == self.kernel.mask)
 
     def put(self, x: Tensor) -> None:
-        """Go on to the rows ``x``, free positions alone."""
+        """Set the free positions of the rows to those of ``x`` int64 [b, l]."""
         self.x = torch.where(self.free, x, self.x)
 
-    def shown(self, x: Tensor | None = None) -> None:
-        """A step is over, at ``x`` or where the rows are: tell who looks on."""
+    def end_step(self, x: Tensor | None = None) -> None:
+        """End a step: report ``x``, by default the current rows, to the callback."""
         if self._on_step is not None:
             self._on_step(self._steps, self.x if x is None else x)
         self._steps += 1
 
-    # -- the network ------------------------------------------------------------------------------------------------
+    # -- the network --------------------------------------------------------------------------------------------------
 
     def outputs(self, t: Tensor, need: Tensor | None = None) -> Mapping[str, Tensor]:
-        """The network's outputs at ``x`` and times ``t`` [b]. Rows that ``need`` bool [b] leaves out may hold anything.
+        """Return the network's outputs for the current rows at times ``t`` [b].
 
-        A timeless network is asked only about rows that changed since it was last asked.
+        Outputs that do not depend on time are cached: only rows that changed are evaluated. Entries of rows outside ``need`` bool
+        [b] are unspecified.
         """
-        asked = (self.x != self._seen).any(-1) if self.timeless else torch.ones_like(self.free[:, 0])
+        stale = (self.x != self._cached_x).any(-1) if self.timeless else torch.ones_like(self.free[:, 0])
         if need is not None:
-            asked = asked & need
-        rows = asked.nonzero()[:, 0]
+            stale = stale & need
+        rows = stale.nonzero()[:, 0]
         self.evaluations += len(rows)
-        if len(rows) == len(asked):
-            self._kept = dict(self._denoise(self.x, t, rows))
+        if len(rows) == len(stale):
+            self._cached = dict(self._denoise(self.x, t, rows))
         elif len(rows):
             fresh = self._denoise(self.x[rows], t[rows], rows)
             for name, value in fresh.items():
-                old = self._kept.get(name)
-                old = value.new_zeros(len(asked), *value.shape[1:]) if old is None else old
-                self._kept[name] = old.index_copy(0, rows, value)
-        self._seen = torch.where(asked[:, None], self.x, self._seen)
-        return self._kept
+                old = self._cached.get(name)
+                old = value.new_zeros(len(stale), *value.shape[1:]) if old is None else old
+                self._cached[name] = old.index_copy(0, rows, value)
+        self._cached_x = torch.where(stale[:, None], self.x, self._cached_x)
+        return self._cached
 
     def time(self, sigma: Tensor) -> Tensor:
-        """The time, float32 [b], of total noise ``sigma`` [b]; a timeless network is spared the search."""
+        """Return the time of total noise ``sigma`` [b], float32 [b]; :data:`T_MIN` if the network does not depend on it."""
         t = torch.full_like(sigma, T_MIN) if self.timeless else self.schedule.time(sigma.double())
         return t.clamp(min=T_MIN, max=1.0).float()
 
     def score(self, t: Tensor, sigma: Tensor | None = None, need: Tensor | None = None) -> Tensor:
-        """Scores p(x with another token at i) / p(x), float32 [b, l, n], 1 at x itself."""
+        """Return the scores p_t(x with state y at position i) / p_t(x), float32 [b, l, n], 1 at x itself.
+
+        ``sigma`` [b] is the total noise at ``t`` [b], if it is known more precisely than by ``t``. ``need``: see :meth:`outputs`.
+        """
         outputs = self.outputs(t, need)
         if "log_score" in outputs:
             return outputs["log_score"].float().exp()
@@ -149,63 +170,75 @@ class Walk:
         return self.kernel.log_score(outputs["log_x0"].float(), self.x, sigma).exp()
 
     def clean(self, t: Tensor, need: Tensor | None = None) -> Tensor:
-        """The law of the clean token given all other positions, [b, l, n].
+        """Return the distribution of the clean token given all other positions, [b, l, n].
 
-        Under a mask a score is that law up to a factor; elsewhere a head that gives ``log_x0`` is needed.
+        Under a mask it is the normalised score. A kernel without mask needs a network that outputs ``log_x0``.
         """
         return self._clean(self.outputs(t, need), self.x)
 
     def _clean(self, outputs: Mapping[str, Tensor], x: Tensor) -> Tensor:
         if "log_x0" in outputs:
             return outputs["log_x0"].float().exp()
-        mask = self.kernel.mask
-        assert mask is not None
-        law = outputs["log_score"].float().index_fill(-1, torch.tensor([mask], device=x.device), -torch.inf)
-        carried = torch.nn.functional.one_hot(x, self.kernel.states).to(law.dtype)
-        return torch.where((x == mask)[..., None], law.softmax(-1), carried)
+        mask = self.kernel.require_mask()
+        scores = outputs["log_score"].float().index_fill(-1, torch.tensor([mask], device=x.device), -torch.inf)
+        carried = torch.nn.functional.one_hot(x, self.kernel.states).to(scores.dtype)
+        return torch.where((x == mask)[..., None], scores.softmax(-1), carried)
 
     def reveal(self, chosen: Tensor, t: Tensor) -> None:
-        """The masks at ``chosen`` bool [b, l] fall at times ``t`` [b]: the network is asked about their rows and places alone."""
+        """Replace the masks at ``chosen`` bool [b, l] by tokens, evaluating the network on these rows and positions alone.
+
+        ``t`` [b] are the times of the rows.
+        """
         chosen = chosen & self.free
         some = chosen.any(1)
         rows = some.nonzero()[:, 0]
-        # where rows must match, what the other masks may become counts too
+        # if rows must match, the distributions of the remaining masks are needed too
         places = chosen if self._matching is None else self.masked & some[:, None]
         count = places.sum(1)
-        # these places of each row in their order, then others to fill up
+        # the chosen positions of each row in order, then others as padding
         at = places[rows].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
         real = torch.arange(at.shape[1], device=at.device) < count[rows, None]
         x = self.x[rows]
         self.evaluations += len(rows)
-        law = self._clean(self._denoise(x, t[rows], rows, at), x.gather(1, at))
-        self.put(self.draw(chosen.double(), lambda _: law[real], must=True))
+        clean = self._clean(self._denoise(x, t[rows], rows, at), x.gather(1, at))
+        self.put(self.draw(chosen.double(), lambda _: clean[real], must=True))
 
-    # -- moving -----------------------------------------------------------------------------------------------------
+    # -- moves --------------------------------------------------------------------------------------------------------
 
     def uniform(self, *shape: int) -> Tensor:
-        """float64 in (0, 1]."""
+        """Draw uniform numbers in (0, 1], float64."""
         return 1 - torch.rand(*shape, generator=self.generator, device=self.x.device, dtype=torch.float64)
 
     def draw(self, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool = False) -> Tensor:
-        """Rows like ``x`` in which each free position has moved with chance ``move`` [b, l] to a token drawn from ``weights``
-        [b, l, n] (what they say of the mask and of tokens that are not allowed is passed over). Weights may be a function
-        of the positions that move, bool [b, l], which gives their rows, [moving, n].
+        """Draw rows in which some free positions have new tokens. The walk itself is unchanged.
 
-        Where nothing that is allowed has any weight, a position stays, or (``must``) takes any allowed token. Where rows must
-        match, ``weights`` speak for (and a function is asked about) masks that stay as well: all masks of rows in which some
-        move are drawn together so that the row matches, and those that move are told.
+        Under a ``matching`` condition all masks of a row in which some positions move are drawn jointly, so that the row can
+        still match; those that do not move stay masked. ``weights`` are then needed for all masks of such rows.
+
+        Args:
+            move: Probability that a position moves, [b, l].
+            weights: Weights of the new token, [b, l, n], or a function of the moving positions (bool [b, l]) that returns
+                theirs, [moving, n]. Weights of the mask and of disallowed tokens are ignored.
+            must: If all allowed tokens have weight 0, a moving position takes any of them; by default it stays.
+
+        Returns:
+            int64 [b, l].
         """
         if self._matching is not None:
             return self._draw_matching(self._matching, move, weights, must=must)
 
-        def going_to(going: Tensor) -> Tensor:
-            may = self._may.expand(*self.x.shape, -1)[going] if self._may.dim() > 1 else self._may
-            rows = weights[going] if isinstance(weights, Tensor) else weights(going)
-            rows = sharpen(rows * may, temperature=self._config.temperature, top_p=self._config.top_p)
-            stay = torch.nn.functional.one_hot(self.x[going], self.kernel.states)
-            return torch.where((rows.sum(-1, keepdim=True) > 0), rows, (may if must else stay).to(rows.dtype))
+        def new_tokens(moving: Tensor) -> Tensor:
+            allowed, rows = self._weights(weights, moving)
+            stay = torch.nn.functional.one_hot(self.x[moving], self.kernel.states)
+            return torch.where((rows.sum(-1, keepdim=True) > 0), rows, (allowed if must else stay).to(rows.dtype))
 
-        return jump(self.x, move.double() * self.free, going_to, generator=self.generator)
+        return jump(self.x, move.double() * self.free, new_tokens, generator=self.generator)
+
+    def _weights(self, weights: Tensor | Callable[[Tensor], Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the allowed tokens (bool, [n] or [where, n]) and the sharpened weights, float64 [where, n], at ``where`` bool [b, l]."""
+        allowed = self._allowed.expand(*self.x.shape, -1)[where] if self._allowed.dim() > 1 else self._allowed
+        rows = weights[where] if isinstance(weights, Tensor) else weights(where)
+        return allowed, sharpen(rows * allowed, temperature=self._config.temperature, top_p=self._config.top_p)
 
     def _draw_matching(
         self, matching: Matching, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool
@@ -215,36 +248,41 @@ class Walk:
         if not bool(rows.any()):
             return self.x
         hidden = self.masked & rows[:, None]
-        may = self._may.expand(*self.x.shape, -1)[hidden]
-        told = weights[hidden] if isinstance(weights, Tensor) else weights(hidden)
-        told = sharpen(told * may, temperature=self._config.temperature, top_p=self._config.top_p)
-        known = told.sum(-1) > 0
-        told = torch.where(known[:, None], told, may.to(told.dtype))
+        allowed, drawn = self._weights(weights, hidden)
+        allowed = allowed.expand(len(drawn), -1)
+        possible = drawn.sum(-1) > 0
+        drawn = torch.where(possible[:, None], drawn, allowed.to(drawn.dtype))
         if not must:
-            moving[hidden] &= known
+            moving[hidden] &= possible
         out = self.x.clone()
-        out[moving] = matching.draw(self.x[rows], rows, hidden[rows], told, may, moving[rows], generator=self.generator)
+        out[moving] = matching.draw(
+            self.x[rows], rows, hidden[rows], drawn, allowed, moving[rows], generator=self.generator
+        )
         return out
 
-    def _mend(self, where: Tensor) -> None:
-        """A token that may not come out, at the positions ``where`` bool [b, l], is put right by one that may, drawn evenly."""
-        may = self._may.expand(*self.x.shape, -1)
-        wrong = where & ~may.gather(-1, self.x[..., None])[..., 0]
+    def _replace_disallowed(self, where: Tensor) -> None:
+        """Replace disallowed data tokens at ``where`` bool [b, l] by allowed ones, drawn uniformly."""
+        allowed = self._allowed.expand(*self.x.shape, -1)
+        wrong = where & ~take(allowed, self.x)
         if self.kernel.mask is not None:
             wrong &= self.x != self.kernel.mask
         if bool(wrong.any()):
             self.x = self.x.clone()
-            self.x[wrong] = categorical(may[wrong].double(), generator=self.generator)
+            self.x[wrong] = categorical(allowed[wrong].double(), generator=self.generator)
 
     def move(self, weights: Tensor, *, final: bool = False, only: Tensor | None = None) -> None:
-        """A step whose probabilities are ``weights`` [b, l, n]: at x itself the chance to stay.
+        """Take one step with the probabilities ``weights`` [b, l, n] of the next state; at x itself, of staying.
 
-        Negative ones, and chances to move that sum to more than 1, are put right and counted. ``final`` is noise removal:
-        whatever is still masked must go. ``only`` bool [b, l] holds all other positions.
+        Negative probabilities, and probabilities of moving that sum to more than 1, are clamped and counted.
+
+        Args:
+            weights: Probabilities, normalised up to rounding.
+            final: Noise removal: every masked position moves.
+            only: bool [b, l], positions that may move; None: all free ones.
         """
         wrong = -weights.clamp(max=0).sum(-1) > ROUNDING
         weights = weights.clamp(min=0)
-        stay = weights.gather(-1, self.x[..., None])[..., 0]
+        stay = take(weights, self.x)
         elsewhere = weights.scatter(-1, self.x[..., None], 0.0)
         away = elsewhere.sum(-1)
         free = self.free if only is None else self.free & only
@@ -255,13 +293,12 @@ class Walk:
         self.put(self.draw(chance * free, elsewhere, must=final))
 
     def remask(self, chance: Tensor) -> None:
-        """Free positions fall to the mask, each with its ``chance`` [b, l]."""
-        mask = self.kernel.mask
-        assert mask is not None
+        """Mask each free position with its probability ``chance`` [b, l]."""
+        mask = self.kernel.require_mask()
         self.put(self.x.masked_fill(self.uniform(*self.x.shape) <= chance, mask))
 
     def noise(self, where: Tensor, sigma: Tensor) -> None:
-        """Noise the positions ``where`` bool [b, l] as if they were clean, up to total noise ``sigma`` [b], with allowed tokens."""
+        """Noise the positions ``where`` bool [b, l] as if they were clean, to total noise ``sigma`` [b], with allowed tokens only."""
         where = where & self.free
         self.put(self.kernel.sample(self.x, sigma, random=Randomness(self.generator), corrupt=where))
-        self._mend(where)
+        self._replace_disallowed(where)
