@@ -85,7 +85,7 @@ def measure(what: str, steps: int, judge: Judge | None) -> dict[str, Any]:
         "train_seconds": seconds,
         "bits": found.bits_per_character,
         "bits_standard_error": found.bits_standard_error,
-        "sampler": "" if report.plan is None else report.plan.sampler_op,
+        "sampler": report.plan.sampler_op,
         "rows": config.rows,
         "length": config.length,
         "held_out": _held_out(data, judge),

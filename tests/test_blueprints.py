@@ -110,7 +110,7 @@ def test_trains_and_samples(path: Path) -> None:
     assert silent == []
     optimizer.step()
     assert bool(engine.loss(rows).isfinite().all())
-    if report.plan is not None and report.plan.family == "strings":  # strings of any length, padded with the start
+    if report.plan.family == "strings":  # strings of any length, padded with the start
         drawn = engine.sample(2, length, steps=None if process.sampler.steps is None else 2, seed=0)
         assert 1 <= drawn.shape[1] <= length
         drawn = torch.where(drawn == kernel.start, 0, drawn)

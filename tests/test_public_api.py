@@ -28,7 +28,7 @@ def path_of(name: str) -> Path:
 
 def documented(module: ModuleType, name: str) -> bool:
     """Return True for a name with a docstring; a constant or alias may have a string after it or a comment before it."""
-    value = getattr(module, name)
+    value = inspect.unwrap(getattr(module, name))  # a cached function is documented where it is defined
     if inspect.ismodule(value):  # sedd_graph.build is both
         return bool(value.__doc__)
     if inspect.isclass(value) or inspect.isfunction(value):

@@ -1,4 +1,4 @@
-"""``sedd-graph sample``: draw text, or a flow's points, from a run folder. ``infill`` shares what is public here."""
+"""``sedd-graph sample``: draw text, or a flow's points, with a run folder's weights. ``infill`` shares its arguments."""
 
 from __future__ import annotations
 

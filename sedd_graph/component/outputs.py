@@ -37,6 +37,6 @@ class Input:
 
 
 LOG_SCORE = Output("log_score", "float b l v", "log p_t(x with state v at l) - log p_t(x), 0 at the current state")
-"""Standard output of the logarithm of the concrete score (arXiv 2310.16834)."""
+"""The standard output of score entropy (SEDD, arXiv 2310.16834)."""
 LOG_X0 = Output("log_x0", "float b l v", "log probability of the clean token given all other positions")
-"""Standard output of the denoising distribution, the log-probabilities of each clean token."""
+"""The standard output of x_0 prediction (MDLM, arXiv 2406.07524)."""

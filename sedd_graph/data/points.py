@@ -45,6 +45,7 @@ class PointData(Ordered[Points]):
     config: PointsConfig
     train: _Array
     heldout: _Array
+    tokenizer = None
 
     def fingerprint(self) -> str:
         """Return a hash of all rows, 16 hexadecimal digits."""
@@ -52,6 +53,19 @@ class PointData(Ordered[Points]):
         for part in (self.train, self.heldout):
             found.update(np.ascontiguousarray(part.x).tobytes())
         return found.hexdigest()[:16]
+
+    def describe(self) -> str:
+        """Return sizes as one line for the user."""
+        sizes = f"{self.train.count:,} training rows and {self.heldout.count:,} held-out rows"
+        return f"{sizes} of {self.width} dimensions"
+
+    def record(self) -> dict[str, object]:
+        """Return what the rows were made from, as JSON values."""
+        return {"corpus": self.fingerprint(), "length": self.width}
+
+    def baselines(self) -> dict[str, float]:
+        """Return no entropies: those of a density have no baseline."""
+        return {}
 
     @property
     def units(self) -> Units:

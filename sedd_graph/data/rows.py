@@ -120,6 +120,23 @@ class Dataset(Ordered[Rows]):
                 found.update(array.tobytes())
         return found.hexdigest()[:16]
 
+    def describe(self) -> str:
+        """Return sizes and entropies as one line for the user."""
+        return (
+            f"{self.train.count:,} training rows and {self.heldout.count:,} held-out rows of {self.width} tokens, "
+            f"{self.characters_per_token:.2f} characters per token; unigram entropy of the held-out text "
+            f"{self.unigram_bits:.3f} bits per character"
+        )
+
+    def record(self) -> dict[str, object]:
+        """Return what the rows were made from, as JSON values."""
+        rows = {"rows": self.config.rows, "holdout": self.config.holdout}
+        return {"corpus": self.fingerprint(), "length": self.width, **rows}
+
+    def baselines(self) -> dict[str, float]:
+        """Return the entropies that a held-out bound is compared with, in bits per character."""
+        return {"unigram_bits": self.unigram_bits, "heldout_entropy_bits": self.heldout_entropy_bits}
+
     @property
     def units(self) -> Units:
         """Units of the loss: nats per token and bits per character."""

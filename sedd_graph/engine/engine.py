@@ -23,14 +23,14 @@ __all__ = ["Bound", "Engine", "TrainedModule"]
 
 
 class Bound(NamedTuple):
-    """An upper bound on -log p in nats per sequence, and the standard error of its mean."""
+    """An upper bound on -log p: its mean over rows in nats per row, and the standard error of the mean."""
 
     mean: float
     standard_error: float
 
 
 class TrainedModule(nn.Module):
-    """Network and loss in one: the module that is compiled, and that DDP wraps."""
+    """Network and loss as one module, which ``torch.compile`` compiles and DistributedDataParallel wraps."""
 
     def __init__(self, model: Model, process: Process) -> None:
         super().__init__()
@@ -38,14 +38,17 @@ class TrainedModule(nn.Module):
         self._process = process
 
     def forward(self, draw: Any, batch: Any, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return nats [b] and the saved activations. ``key`` int32 [b] turns dropout on."""
+        """Compute the loss of one draw; arguments and result are those of :meth:`Process.loss`."""
         return self._process.loss(self.model, draw, batch, key)
 
 
 class Engine:
-    """A compiled training and sampling engine. Make one with :func:`sedd_graph.build`.
+    """A network and the process that it is trained for. Make one with :func:`sedd_graph.build`.
 
-    ``network`` holds the module and how it is compiled, ``process`` what it is trained on and generates.
+    Args:
+        network: The network on a device.
+        process: The process, on the same device.
+        on_save: Called with the folder after :meth:`save` has written the weights, to write further files.
     """
 
     def __init__(self, network: Network, process: Process, *, on_save: Callable[[Path], None] | None = None) -> None:
@@ -61,19 +64,21 @@ class Engine:
 
     @property
     def model(self) -> Model:
-        """The network's module."""
+        """The network's module, with the learned components of the process."""
         return self.network.model
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return self.network.device
 
     @property
     def compile_mode(self) -> CompileMode:
+        """The mode of the last :meth:`compile`, ``off`` before it."""
         return self.network.compile_mode
 
     def compile(self, mode: CompileMode, *, everywhere: bool | None = None) -> None:
-        """Compile as :meth:`Network.compile` does."""
+        """Compile the network in place; see :meth:`Network.compile`. Families that cannot be compiled stay eager."""
         trained = self.trained if self.process.trains else None
         self.network.compile(mode if self.process.compiles else "off", trained, everywhere=everywhere)
 
@@ -84,14 +89,18 @@ class Engine:
         return self.process.draw(batch, random=random)
 
     def loss(self, rows: Any, *, t: Tensor | None = None, xt: Tensor | None = None) -> Tensor:
-        """Return the training loss of one draw, nats per row, float32 [b], with gradients.
+        """Compute the training loss of one noise draw, with gradients. Random numbers come from torch's global generator.
 
         Args:
-            rows: clean rows: int64 [b, l] of tokens, float32 [b, ...] of points, or a batch with roles.
-            t: float32 [b]: the time; the value is then the integrand there.
-            xt: int64 [b, l]: the noisy rows.
+            rows: Clean rows: int64 [b, l] of tokens, float32 [b, ...] of points, or a batch.
+            t: float32 [b], times in [0, 1]; the loss is then the integrand at ``t``. Drawn if None.
+            xt: int64 [b, l], the noised rows. Drawn if None.
 
-        Randomness comes from torch's global generator. Raises :class:`UserError` for rows that do not fit.
+        Returns:
+            Nats per row, float32 [b].
+
+        Raises:
+            UserError: The rows do not fit the model.
         """
         batch = self.process.batch(rows, self.device)
         random = Randomness(torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ()))))
@@ -103,16 +112,29 @@ class Engine:
 
     @torch.no_grad()
     def bound_rows(self, rows: Any, *, seed: int, draws: int = 1, on_draw: OnDraw | None = None) -> Tensor:
-        """Return an upper bound on -log p of each row, nats, float64 [b] on the CPU, averaged over ``draws``; evaluation mode."""
+        """Bound -log p of each row from above, in evaluation mode.
+
+        Args:
+            rows: Clean rows, as for :meth:`loss`.
+            seed: Seed of the noise.
+            draws: Number of noise draws per row that the bound is averaged over.
+            on_draw: Observes each draw.
+
+        Returns:
+            Nats per row, float64 [b] on the CPU.
+        """
         batch = self.process.batch(rows, self.device)
         with self.network.evaluating():
             seeds = [mix_seed(seed, number) for number in range(draws)]
             return self.process.bound_rows(self.network, batch, seeds=seeds, on_draw=on_draw)
 
     def bound(self, batches: Iterable[Any], *, draws: int = 1, seed: int = 0) -> Bound:
-        """Bound -log p over all rows of ``batches``: mean nats per row and its standard error.
+        """Bound the mean of -log p over all rows of ``batches`` from above, in nats per row.
 
-        The error is that of a mean over independent rows; more ``draws`` reduce the variance of each row's value.
+        The standard error is that of a mean over independent rows. More noise ``draws`` reduce the variance of each row's bound.
+
+        Raises:
+            UserError: There are no batches.
         """
         found = [self.bound_rows(b, seed=mix_seed(seed, i), draws=draws) for i, b in enumerate(batches)]
         if not found:
@@ -124,15 +146,21 @@ class Engine:
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def sample(self, batch: int, length: int | None = None, **fields: Any) -> Tensor:
-        """Draw ``batch`` rows on the CPU: int64 [b, l] of tokens, float32 [b, ...] of points.
+        """Draw ``batch`` rows, on the CPU: int64 [b, l] of tokens, float32 [b, ...] of points.
 
-        ``fields`` are those of :class:`SampleRequest`. Raises :class:`UserError` where the request cannot be met.
+        Args:
+            batch: Number of rows, b.
+            length: Tokens per row, l.
+            **fields: Further fields of :class:`SampleRequest`, such as ``steps``, ``seed`` and ``prompt``.
+
+        Raises:
+            UserError: The request cannot be met.
         """
         return self.generate(SampleRequest(batch=batch, length=length, **fields)).rows
 
     @torch.no_grad()
     def generate(self, request: SampleRequest) -> Samples:
-        """Draw samples, with a record of how. Raises :class:`UserError` where the request cannot be met."""
+        """Draw samples, with facts about how they were drawn. Raises :class:`UserError` where the request cannot be met."""
         if request.batch < 1 or (request.length is not None and request.length < 1):
             raise UserError(f"sample: batch and length must be at least 1, not {request.batch} and {request.length}")
         if request.steps is not None and request.steps < 1:
@@ -145,7 +173,11 @@ class Engine:
     # -- saving -----------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
-        """Write ``model.safetensors`` and the other files that a run folder is built from. Refuses a folder with a model in it."""
+        """Write a folder that :func:`sedd_graph.build` opens: ``model.safetensors``, the lock file, and a tokenizer if any.
+
+        Raises:
+            UserError: The folder holds a model already.
+        """
         folder = Path(directory)
         target = folder / "model.safetensors"
         if target.exists():

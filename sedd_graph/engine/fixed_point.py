@@ -21,6 +21,7 @@ from sedd_graph.errors import SeddGraphError, UserError
 __all__ = ["Iteration", "LogDet", "Map", "NotConverged", "Solution", "fixed_point", "log_det", "solve"]
 
 Map = Callable[[Tensor], Tensor]
+"""A map of a tensor to a tensor of the same shape."""
 
 
 class NotConverged(SeddGraphError):

@@ -1,4 +1,4 @@
-"""A blueprint's network on a device: built, compiled, and run."""
+"""The network of a graph on a device: its module, its compilation and its evaluation."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ from sedd_graph.graph.model import Graph
 __all__ = ["CompileMode", "Network"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
-"""What is compiled; see :meth:`Network.compile`."""
+"""Scope of compilation; see :meth:`Network.compile`."""
 
 
 class Network:
-    """The module of a graph, with fresh weights drawn from ``seed``, and how it is compiled."""
+    """The network of a graph, with fresh weights.
+
+    Args:
+        graph: The typed graph.
+        registry: Source of its components.
+        device: Device of the weights.
+        seed: Seed of the initial weights.
+    """
 
     def __init__(self, graph: Graph, registry: Registry, *, device: torch.device, seed: int = 0) -> None:
         self.graph, self.device = graph, device
@@ -35,16 +42,16 @@ class Network:
         self._everywhere = False
 
     def compile(self, mode: CompileMode, trained: nn.Module | None, *, everywhere: bool | None = None) -> None:
-        """Compile in place; nothing is compiled before it first runs, and state-dict keys do not change.
+        """Compile in place. Code is compiled at its first run, and the keys of the state dict do not change.
 
         Args:
-            mode: ``block``: each repeated block, one compilation for all repeats. ``whole``: ``trained`` (network and loss) as
-                one graph, where no block has a backward pass of its own; several times the compile time for a few percent
-                of speed. ``auto``: ``block`` (``whole`` where no block is repeated) on a GPU, and on a CPU that has a
-                C++ compiler. ``off``: eager.
-            trained: the module that training calls.
-            everywhere: also in evaluation and sampling. By default on a GPU alone: on a CPU another shape or mode takes longer to
-                compile than a few samples take.
+            mode: ``block`` compiles each repeated block, once for all its repeats. ``whole`` compiles ``trained`` as one graph,
+                unless a block has a custom backward pass; it takes several times as long to compile and runs a few percent
+                faster. ``auto`` is ``block`` (``whole`` without repeated blocks) on a GPU, and on a CPU with a C++ compiler.
+                ``off`` is eager.
+            trained: The module that training calls, network and loss.
+            everywhere: Run compiled code in evaluation and sampling, too. None: only on a GPU, since on a CPU compiling for
+                another shape takes longer than a few samples.
         """
         self._everywhere = self.device.type != "cpu" if everywhere is None else everywhere
         if mode == "auto":
@@ -62,23 +69,32 @@ class Network:
 
     @property
     def compiled_everywhere(self) -> bool:
-        """Whether evaluation and sampling run compiled code, too."""
+        """True if evaluation and sampling run compiled code, too."""
         return self.compile_mode != "off" and self._everywhere
 
     @cached_property
     def suffix(self) -> PositionwiseSuffix:
-        """The position-wise suffix of the graph."""
+        """The position-wise suffix: the last nodes of the graph, each of which maps every position independently."""
         return PositionwiseSuffix(self.graph.root)
 
     def run(
         self, inputs: Mapping[str, Tensor], key: Tensor | None = None, at: Tensor | None = None
     ) -> Mapping[str, Tensor]:
-        """Return the outputs by name. ``key`` int32 [b] turns dropout on; ``at`` int64 [b, k] asks for these positions alone."""
+        """Evaluate the network.
+
+        Args:
+            inputs: The inputs by name; those that the graph does not have are ignored.
+            key: int32 [b], the dropout key of each row; None turns dropout off.
+            at: int64 [b, k], the positions to evaluate the outputs at; None evaluates all.
+
+        Returns:
+            The outputs by name, [b, l, ...], or [b, k, ...] with ``at``.
+        """
         return self.model.run(inputs, key)[0] if at is None else self.suffix.run(self.model, inputs, at)
 
     @contextlib.contextmanager
     def evaluating(self, *, eager: bool = False) -> Iterator[None]:
-        """Evaluation mode; eager if asked, and wherever compiled code is for training alone."""
+        """Switch to evaluation mode inside ``with``, and run eagerly if ``eager`` or if only training is compiled."""
         training = self.model.training
         self.model.eval()
         stance = (

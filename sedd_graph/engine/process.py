@@ -1,7 +1,9 @@
-"""The interface of a process: what is generated, how it is noised, bounded and sampled. One implementation for each family.
+"""The interface of a process: how rows are noised, trained on, bounded and sampled. Each family implements it once.
 
-An engine composes a network and a process (:mod:`sedd_graph.engine.engine`); nothing subclasses it. The implementations are in
-:mod:`sedd_graph.families`. Axes: b batch, l length, n states.
+An engine composes a network and a process (:mod:`sedd_graph.engine.engine`); nothing subclasses the engine. The
+implementations are in :mod:`sedd_graph.families`.
+
+Axes: b batch, l length, n states.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy.typing as npt
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 
 from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
+from sedd_graph.data.config import DataConfig, PointsConfig
+from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.guidance import Classifier
@@ -29,80 +33,60 @@ from sedd_graph.graph.model import Graph
 __all__ = [
     "KERNEL",
     "SCHEDULE",
-    "Batch",
-    "DataFacts",
-    "GraphOnly",
     "OnDraw",
     "Process",
     "Prompt",
     "SampleRequest",
     "Samples",
+    "Setup",
     "Stored",
-    "Text",
     "TextWithHoles",
 ]
 
 
 KERNEL, SCHEDULE = "process:kernel", "process:schedule"
-"""Names of a kernel and of a schedule with parameters among the modules of a model; no node can have them."""
-
-
-class Batch(Protocol):
-    """Clean rows on a device: what every family's batch can do."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def width(self) -> int:
-        """Tokens, or numbers, of a row."""
-
-    @property
-    def counted(self) -> Tensor:
-        """int64 [b]: how many of them the loss is over."""
-
-    def to(self, device: torch.device | str) -> Any: ...
-
-
-class Text(Protocol):
-    """The part of a tokenizer that processes call."""
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def pad(self) -> int | None: ...
-
-    @property
-    def end(self) -> int | None: ...
-
-    @property
-    def forbidden(self) -> Sequence[int]: ...
-
-    def encode(self, text: str) -> Any: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
+"""Names of a learned kernel and a learned schedule among the modules of a model. No node can have them."""
 
 
 OnDraw = Callable[[str, Tensor | None, Tensor], None]
-"""``on_draw(over, t [b], nats [b])``: called with every noise draw of a bound. ``over`` names what ``t`` is; None: rows have no one
-noise level."""
+"""Observer of the noise draws of a bound, called as ``on_draw(over, t, nats)``: float [b] each. ``over`` names the quantity that
+``t`` is, such as ``time``; ``t`` is None where one row has several noise levels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The surroundings that a process is made in.
+
+    Attributes:
+        registry: The installed components.
+        graph: The graph of the network.
+        device: Device of the process's components.
+        forbidden: Ids of tokens that are never generated.
+        pieces: Returns the bytes of each token (None for a token without text); None where there is no tokenizer.
+    """
+
+    registry: Registry
+    graph: Graph
+    device: torch.device
+    forbidden: Sequence[int] = ()
+    pieces: Callable[[], Sequence[bytes | None]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """One request for samples. A family refuses the fields that it has no use for.
+    """One request for samples. A family refuses the fields that it does not support (:attr:`Process.refuses`).
 
     Attributes:
-        batch: rows to draw.
-        length: tokens of a row, or at most as many where the model chooses lengths.
-        steps: sampler steps; by default those of the blueprint.
-        seed: the same seed gives the same rows on the same device; by default drawn from torch's global generator.
-        prompt: int64 [b, l] or [1, l]: tokens that stay, and -1 where the model fills in.
-        attend: bool [b, l], false at padding.
-        conditions: conditions on the text, in place of those of the blueprint's ``sample``.
-        allowed: bool [n], [l, n] or [b, l, n]: tokens that may be drawn.
-        classifier: guides samples towards a label, in place of the blueprint's.
-        on_step: called with the number of each step and the rows after it.
+        batch: Number of rows.
+        length: Tokens per row, or the most tokens per row where the model chooses lengths.
+        steps: Sampler steps; None takes the number in the blueprint.
+        seed: The same seed draws the same rows on the same device; None draws one from torch's global generator.
+        prompt: int64 [b, l] or [1, l], tokens to keep, and -1 at the positions that the model fills in.
+        attend: bool [b, l], False at padding.
+        conditions: Replace the conditions of the blueprint's ``sample`` section.
+        allowed: bool [n], [l, n] or [b, l, n], tokens that may be drawn.
+        classifier: Replaces the classifier of the blueprint, which guides samples towards a label.
+        on_step: Called as ``on_step(number, rows)`` with the initial rows (number 0) and after each step.
     """
 
     batch: int
@@ -117,22 +101,27 @@ class SampleRequest:
     on_step: Callable[[int, Tensor], None] | None = None
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Return the generator that all draws come from."""
+        """Return a generator on ``device``, seeded by this request."""
         seed = int(torch.randint(2**62, ())) if self.seed is None else self.seed
         return torch.Generator(device).manual_seed(mix_seed(seed))
 
 
 class Samples(NamedTuple):
-    """Samples on the CPU: ``rows`` [b, ...], and ``facts`` about how they were drawn, as JSON values."""
+    """Samples on the CPU.
+
+    Attributes:
+        rows: [b, ...], int64 tokens or float32 numbers.
+        facts: How they were drawn, as JSON values.
+        nats: -log p of each row, float64 [b], where it is known exactly.
+    """
 
     rows: Tensor
     facts: Mapping[str, Any]
     nats: Tensor | None = None
-    """-log p of each row, float64 [b], where it is exact."""
 
 
 class Stored(NamedTuple):
-    """Samples as arrays [row, ...] by name, and as ``text`` where they are text."""
+    """Samples in the form that a run folder stores: arrays [row, ...] by name, and texts where rows are text."""
 
     arrays: Mapping[str, npt.NDArray[Any]]
     text: Sequence[str] | None
@@ -140,7 +129,10 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextWithHoles:
-    """Text to fill in: ``text`` with holes in it, or a ``prefix`` and a ``suffix`` around what the model writes, in ``length`` tokens."""
+    """Text to fill in: either ``text`` with marked holes, or a ``prefix``, a ``suffix`` or both around one hole.
+
+    ``length`` is the number of tokens of the whole (the most, where the model chooses lengths); None takes a default.
+    """
 
     text: str | None = None
     prefix: str | None = None
@@ -148,7 +140,7 @@ class TextWithHoles:
     length: int | None = None
 
     def check(self, example: str) -> None:
-        """Raises :class:`UserError` unless there is either a text, or a prefix or suffix."""
+        """Raise :class:`UserError`, which shows ``example``, unless there is either a text, or a prefix or suffix."""
         if self.text is not None and (self.prefix is not None or self.suffix is not None):
             raise UserError("infill: give --text, or --prefix and --suffix, not both")
         if self.text is None and self.prefix is None and self.suffix is None:
@@ -156,8 +148,14 @@ class TextWithHoles:
 
 
 class Prompt(NamedTuple):
-    """A prompt as tokens, the ``length`` to ask for, and whether samples have the model's law given the prompt (``exact``), with the
-    reason in words."""
+    """A prompt as tokens.
+
+    Attributes:
+        tokens: int64 [1, l], with -1 where the model fills in.
+        length: The ``length`` of the :class:`SampleRequest`.
+        exact: True where samples follow the model's distribution given the prompt, False where they only approximate it.
+        how: The reason for ``exact``, as text for the user.
+    """
 
     tokens: Tensor
     length: int
@@ -165,97 +163,118 @@ class Prompt(NamedTuple):
     how: str
 
 
-class DataFacts(NamedTuple):
-    """The part of a blueprint's ``data`` section that a process must agree with.
+class Process(ABC):
+    """A family of processes: what a network is trained on and generates.
 
-    Attributes:
-        length: tokens of a row.
-        tokens: size of the tokenizer, where its Config tells it.
-        stream: rows are cut from one stream, so that all have the same length.
-        prompts: rows begin with clean prompts.
-        points: rows are points, not tokens.
+    Args:
+        plan: The declared process (:mod:`sedd_graph.families.plan`).
+        setup: What it is made of.
+
+    Raises:
+        BlueprintError: The components of the plan do not work together.
     """
 
-    length: int
-    tokens: int | None
-    stream: bool
-    prompts: bool
-    points: bool
-
-
-class Process(ABC):
-    """What a network is trained on and generates. Made once per engine, with its components on the engine's device."""
-
     family: ClassVar[str]
+    """Name of the family, a key of :data:`sedd_graph.families.table.FAMILIES`."""
     batch_type: ClassVar[Callable[..., Any]]
-    """Class of a batch: made of the arrays of the data's rows, in order."""
-    compiles: ClassVar[bool] = True
-    """Whether training may be compiled."""
-    trains: ClassVar[bool] = True
-    refuses: ClassVar[Mapping[str, str]] = {}
-    """Fields of :class:`SampleRequest` that the family has no use for, each with the reason."""
+    """Class of a batch of clean rows; its arguments are the fields of the data's rows, in order.
 
-    @classmethod
-    def make(
-        cls,
-        plan: Any,
-        registry: Registry,
-        *,
-        graph: Graph,
-        device: torch.device,
-        forbidden: Sequence[int] = (),
-        pieces: Callable[[], Sequence[bytes | None]] | None = None,
-    ) -> Process:
-        """Make the process that ``plan`` declares. Raises :class:`sedd_graph.errors.BlueprintError` where its components do not go
-        together."""
-        return cls()
+    A batch has ``len(batch)`` rows, ``width`` (tokens, or numbers, per row), ``counted`` (how many of them the loss is summed over,
+    int64 [b]) and ``to(device)``."""
+    trains: ClassVar[bool] = True
+    """False for a family that can be neither trained nor sampled."""
+    compiles: ClassVar[bool] = True
+    """False where the network runs layer by layer, so that it is never compiled."""
+    text: ClassVar[bool] = True
+    """True where rows are text, which a tokenizer decodes."""
+    exact: ClassVar[bool] = False
+    """True where :meth:`bound_rows` returns -log p itself, per number of a row, and not an upper bound."""
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """Fields of :class:`SampleRequest` that the family does not support, each with the reason."""
+
+    def __init__(self, plan: Any, setup: Setup) -> None:
+        self.plan = plan
+
+    def describe(self) -> str:
+        """Return one line for the user, such as the names of the components."""
+        return str(self.plan.describe())
 
     # -- training and evaluation ------------------------------------------------------------------------------------
 
     def learned(self) -> Mapping[str, nn.Module]:
-        """Components with parameters of their own, which are trained and saved with the network's, by name."""
+        """Return the components with trained parameters by name; they are saved with those of the network."""
         return {}
 
     @abstractmethod
     def batch(self, rows: Any, device: torch.device) -> Any:
-        """Check rows (a tensor or a batch) and put them on ``device``. Raises :class:`UserError`."""
+        """Return ``rows``, a tensor or a batch, as a batch on ``device``. Raises :class:`UserError` if they do not fit."""
 
     @abstractmethod
     def draw(self, batch: Any, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None) -> Any:
-        """Draw the noise of one training step; ``t`` [b] and ``xt`` [b, l] fix it."""
+        """Draw the noise of one training step.
+
+        Args:
+            batch: The clean rows.
+            random: Source of the random numbers.
+            t: float32 [b], times in [0, 1]; drawn if None.
+            xt: int64 [b, l], the noised rows; drawn if None.
+
+        Raises:
+            UserError: The family has no ``t`` or ``xt`` to fix.
+        """
 
     @abstractmethod
     def loss(self, model: Model, draw: Any, batch: Any, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the training loss, nats [b], and the saved activations. ``key`` int32 [b] turns dropout on."""
+        """Compute the training loss of one draw.
+
+        Args:
+            model: The network's module.
+            draw: As :meth:`draw` returns it.
+            batch: The clean rows.
+            key: int32 [b], the dropout key of each row; None turns dropout off.
+
+        Returns:
+            The loss in nats per row, float32 [b], and the saved activations by name.
+        """
 
     @abstractmethod
     def bound_rows(
         self, network: Network, batch: Any, *, seeds: Sequence[int], on_draw: OnDraw | None = None
     ) -> Tensor:
-        """Return an upper bound on -log p of each row, nats, float64 [b] on the CPU: a mean over one draw for each seed."""
+        """Bound -log p of each row from above.
+
+        Args:
+            network: The network, in evaluation mode.
+            batch: The clean rows.
+            seeds: The bound is a mean over one noise draw per seed.
+            on_draw: Observes each draw.
+
+        Returns:
+            Nats per row, float64 [b] on the CPU.
+        """
 
     @property
     def caveat(self) -> str | None:
-        """Why the bound is not comparable with those of other models; None where it is."""
+        """The reason why the bound is not comparable with those of other models; None where it is."""
         return None
 
     def noised(self, over: str, t: Tensor) -> Tensor:
-        """The share of tokens that noise has changed at ``t``, which is counted in ``over``."""
+        """Return the share of tokens that noise has changed at ``t``, a value of the quantity named ``over``; float64 as ``t``."""
         return t
 
     def example(self, rows: int, length: int) -> Tensor:
-        """Rows of the right shape for a trial step."""
+        """Return valid rows for a trial step."""
         return torch.zeros(rows, length, dtype=torch.int64)
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     @property
     def steps(self) -> int | None:
-        """Default number of sampler steps; None for a sampler that takes no number of steps."""
+        """The default number of sampler steps; None for a sampler without a fixed number of steps."""
         return None
 
     def evaluations(self, request: SampleRequest) -> int | None:
-        """Steps that a request takes, noise removal included; None where the rows decide."""
+        """Return the number of steps that ``request`` takes, noise removal included; None where the rows decide it."""
         steps = request.steps or self.steps
         return steps and steps + 1
 
@@ -263,73 +282,64 @@ class Process(ABC):
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw samples. Raises :class:`UserError` where the request cannot be met."""
 
-    def texts(self, rows: Tensor, tokenizer: Text | None) -> list[str]:
-        """Samples as text for a reader."""
+    def texts(self, rows: Tensor, tokenizer: Tokenizer | None) -> list[str]:
+        """Return sampled rows [b, ...] as text for the user. Raises :class:`UserError` without the tokenizer that it takes."""
         if tokenizer is None:
             raise UserError("there is no tokenizer: tokens cannot become text")
         return [tokenizer.decode(row) for row in rows.tolist()]
 
     @abstractmethod
-    def stored(self, samples: Samples, tokenizer: Text | None) -> Stored:
-        """Samples as they are stored in a run folder."""
+    def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:
+        """Return samples in the form that a run folder stores."""
 
     @abstractmethod
     def conditions(self, changes: Mapping[str, Any]) -> Conditions | None:
-        """Conditions of the blueprint with ``changes``. Raises :class:`UserError` where the family takes none."""
+        """Return the blueprint's conditions on samples with ``changes``, by the name of the field.
 
-    def prompt(
-        self, text: TextWithHoles, tokenizer: Text, *, length: int, prompts_trained: bool, observed: str
-    ) -> Prompt:
-        """Read text with holes as a prompt.
-
-        Args:
-            length: of a row of the training data.
-            prompts_trained: rows of the training data begin with clean prompts.
-            observed: see :class:`Conditions`.
+        Returns:
+            None where the family supports no conditions, and there are no changes.
 
         Raises:
-            UserError: where it cannot be filled in.
+            UserError: A change is invalid or not supported.
+        """
+
+    def prompt(
+        self, text: TextWithHoles, tokenizer: Tokenizer, *, length: int, prompts_trained: bool, observed: str
+    ) -> Prompt:
+        """Encode text with holes as a prompt.
+
+        Args:
+            text: The text to fill in.
+            tokenizer: Encodes it.
+            length: Tokens per row of the training data, which a text without a length of its own gets.
+            prompts_trained: True if rows of the training data begin with clean prompts.
+            observed: How the given text is held; see :class:`Conditions`.
+
+        Raises:
+            UserError: The text cannot be filled in.
         """
         raise UserError(f"infill: a process of {self.family} fills in no text")
 
     # -- verification -----------------------------------------------------------------------------------------------
 
-    def check_data(self, data: DataFacts) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for everything in which the data does not fit the process."""
-        if data.points:
+    def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:
+        """Yield the key and a message for each setting of the ``data`` section that does not fit the process."""
+        if not isinstance(data, DataConfig):
             yield "data.points", "points are for flows: give an objective of kind likelihood, such as exact_likelihood"
 
     def check_tokenizer(self, size: int) -> str | None:
-        """Why a tokenizer of ``size`` tokens does not fit; None where it does."""
+        """Return the reason why a tokenizer of ``size`` tokens does not fit; None where it does."""
         return None
 
     @classmethod
     def prove(cls, plan: Any, graph: Graph, registry: Registry) -> list[Check]:
-        """Verify the process that ``plan`` declares on an enumerable toy of its own. Takes a few seconds on a CPU."""
+        """Verify the process that ``plan`` declares on a small enumerable toy, within seconds on a CPU."""
         return []
 
     def check_network(self, network: Network) -> list[Check]:
-        """Verify that the network's outputs, as it stands, are what the process takes them for."""
+        """Verify that the outputs of the untrained network have the properties that the process assumes."""
         return []
 
     def warnings(self) -> list[str]:
-        """What a user should know after training."""
+        """Return messages for the user at the end of training."""
         return []
-
-    def describe(self) -> str:
-        """One line for a reader, such as the kernel's name."""
-        return self.family
-
-
-class GraphOnly(Process):
-    """A blueprint that is a graph without a process: it can be built and run, not trained or sampled."""
-
-    family = "graph"
-    trains = False
-
-    def _missing(self, *_: Any, **__: Any) -> NoReturn:
-        raise UserError(
-            "this blueprint is a graph without a process: add process, objective and sample to train or sample"
-        )
-
-    batch = draw = loss = bound_rows = sample = stored = conditions = prompt = _missing

@@ -1,6 +1,6 @@
-"""How likely held-out rows are: the bound of a noise process, whole and by noise level; the exact likelihood of a flow.
+"""Evaluation on held-out rows: an upper bound on -log p, also by noise level, or -log p itself where it is exact.
 
-Axes: b batch, l length.
+Axes: b batch.
 """
 
 from __future__ import annotations
@@ -22,19 +22,27 @@ from sedd_graph.engine.process import Process
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.evaluation.estimate import ratio
 
-__all__ = ["Evaluation", "Level", "Likelihood", "Result", "evaluate", "numbers", "to_batch"]
+__all__ = ["LEVELS", "Evaluation", "HeldOutLikelihood", "Level", "Result", "evaluate", "numbers", "to_batch"]
 
 LEVELS = 10
-"""Bins of the bound by noise level."""
+"""Number of bins of the bound by noise level."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """The bound's integrand where the time (or the share of masked tokens) of a draw is in (``low``, ``high``].
+    """The part of a bound from one bin of noise levels: times, or shares of masked tokens, in (``low``, ``high``].
 
-    ``nats_per_token`` is its mean over the ``draws`` that fell there, in which ``tokens`` counted; the mean over all levels,
-    weighted by ``tokens``, is the bound. ``noised_low`` and ``noised_high`` are 1 - exp(-sigma) at both ends: the share of
-    tokens that the noise has hit, whatever the schedule.
+    The mean of ``nats_per_token`` over all levels, weighted by ``tokens``, is the bound.
+
+    Attributes:
+        low: Lower end of the bin.
+        high: Upper end of the bin.
+        noised_low: Share of tokens that noise has changed at ``low``: 1 - exp(-sigma), which compares across schedules.
+        noised_high: The same at ``high``.
+        nats_per_token: Mean of the integrand of the bound over the draws in the bin.
+        standard_error: Standard error of that mean, over sequences.
+        draws: Number of noise draws in the bin.
+        tokens: Number of tokens that these draws count.
     """
 
     low: float
@@ -49,7 +57,21 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A held-out bound. Standard errors are over sequences."""
+    """An upper bound on -log p of held-out text. Standard errors are over sequences.
+
+    Attributes:
+        nats_per_token: The bound.
+        standard_error: Its standard error.
+        bits_per_character: The bound in bits per character.
+        bits_standard_error: Its standard error.
+        perplexity: exp(``nats_per_token``).
+        sequences: Number of rows.
+        tokens: Number of tokens.
+        draws: Noise draws per row.
+        over: The quantity that is drawn: ``time``, or ``masked``, the number of masked tokens.
+        levels: The bound by noise level.
+        caveat: The reason why it is not comparable with bounds of other models; None where it is.
+    """
 
     nats_per_token: float
     standard_error: float
@@ -60,18 +82,16 @@ class Evaluation:
     tokens: int
     draws: int
     over: str
-    """What was drawn: ``time``, or ``masked``, how many tokens are masked (a sum over which has no error of its own)."""
     levels: tuple[Level, ...]
     caveat: str | None = None
-    """Why it is not to be compared with bounds of other models; None where it may be."""
 
     @property
     def count(self) -> int:
-        """Rows that it is over."""
+        """Number of rows."""
         return self.sequences
 
     def curve(self) -> dict[str, float]:
-        """What is followed on the way."""
+        """Return the numbers that training logs as a curve, by name."""
         return {
             "loss": self.nats_per_token,
             "standard_error": self.standard_error,
@@ -88,8 +108,17 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """A held-out -log p, exact. Standard errors are over rows."""
+class HeldOutLikelihood:
+    """-log p of held-out rows of real numbers, exact. Standard errors are over rows.
+
+    Attributes:
+        nats_per_dimension: -log p per number of a row.
+        standard_error: Its standard error.
+        bits_per_dimension: The same in bits.
+        bits_standard_error: Its standard error.
+        rows: Number of rows.
+        dimensions: Numbers per row.
+    """
 
     nats_per_dimension: float
     standard_error: float
@@ -100,11 +129,11 @@ class Likelihood:
 
     @property
     def count(self) -> int:
-        """Rows that it is over."""
+        """Number of rows."""
         return self.rows
 
     def curve(self) -> dict[str, float]:
-        """What is followed on the way."""
+        """Return the numbers that training logs as a curve, by name."""
         return {
             "loss": self.nats_per_dimension,
             "standard_error": self.standard_error,
@@ -120,23 +149,24 @@ class Likelihood:
         )
 
 
-Result = Evaluation | Likelihood
+Result = Evaluation | HeldOutLikelihood
+"""A held-out evaluation."""
 
 
 def numbers(found: Result) -> dict[str, float]:
-    """Return the plain numbers of a result, for one line of a record."""
+    """Return the fields of ``found`` that are single numbers, by name."""
     return {k: v for k, v in dataclasses.asdict(found).items() if isinstance(v, int | float)}
 
 
 def to_batch(rows: Any, process: Process, device: torch.device) -> Any:
-    """Put the numpy arrays of ``rows`` on the device, as a batch of the process."""
+    """Return ``rows``, a dataclass of numpy arrays [b, ...], as a batch of the process on ``device``."""
     arrays = (torch.from_numpy(getattr(rows, f.name)) for f in dataclasses.fields(rows))
     return process.batch_type(*(array.to(device, non_blocking=True) for array in arrays))
 
 
 @dataclasses.dataclass
 class _Draws:
-    """Noise draws gathered over batches: the rows' numbers, times and nats, all [draws]."""
+    """Noise draws collected over batches: indices of rows, times, and nats, each [draws]."""
 
     over: str = "time"
     row: list[Tensor] = dataclasses.field(default_factory=list)
@@ -152,7 +182,7 @@ class _Draws:
             self.nats.append(nats.double().cpu())
 
     def levels(self, counted: Tensor, process: Process) -> tuple[Level, ...]:
-        """Even bins of t; ``counted`` [rows] holds how many tokens of each row count."""
+        """Return the bound in bins of equal width in t. ``counted`` [rows] is the number of tokens of each row."""
         if not self.row:
             return ()
         row, t, nats = (torch.cat(part).numpy() for part in (self.row, self.t, self.nats))
@@ -165,7 +195,7 @@ class _Draws:
             here = places == place
             if not here.any():
                 continue
-            # by sequence: several draws of one are not independent
+            # summed by sequence, since several draws of one are not independent
             _, index = np.unique(row[here], return_inverse=True)
             value, error = ratio(np.bincount(index, nats[here]), np.bincount(index, tokens[here]))
             found.append(
@@ -186,8 +216,16 @@ class _Draws:
 def evaluate(
     engine: Engine, data: Dataset | PointData, *, rows: int, batches: int | None, draws: int, seed: int
 ) -> Result:
-    """Bound -log p of held-out rows (all, or ``batches`` spread evenly), per token and per character; of a flow, evaluate it
-    per dimension."""
+    """Evaluate -log p of held-out rows: an upper bound per token and character, or exact values per dimension.
+
+    Args:
+        engine: The engine.
+        data: The data, whose held-out rows are taken.
+        rows: Rows per batch.
+        batches: Number of batches, spread evenly over the held-out rows; None takes all.
+        draws: Noise draws per row.
+        seed: Seed of the noise.
+    """
     nats, counts, drawn = [], [], _Draws()
     parts: Iterator[Any] = data.held_out(rows, batches=batches)
     total = math.ceil(data.heldout.count / rows)
@@ -200,8 +238,8 @@ def evaluate(
     value, count = torch.cat(nats), torch.cat(counts)
     mean, error = ratio(value.numpy(), count.numpy())
     bits = 1 / (math.log(2) * data.units.ratio)
-    if data.units.bits == "dimension":
-        return Likelihood(mean, error, mean * bits, error * bits, rows=len(value), dimensions=int(count[0]))
+    if engine.process.exact:
+        return HeldOutLikelihood(mean, error, mean * bits, error * bits, rows=len(value), dimensions=int(count[0]))
     return Evaluation(
         mean,
         error,

@@ -86,7 +86,7 @@ class Judge:
         self._require_causal()
 
     def facts(self) -> JudgeFacts:
-        """Return what identifies the judge, for a record."""
+        """Return the name, checksum, size and context length that identify the judge in a record."""
         return JudgeFacts(
             name=self.name,
             sha256=self.sha256,

@@ -48,7 +48,7 @@ def diversity(rows: Ids, tokenizer: Tokenizer) -> dict[str, float]:
 
 
 def judge_statistics(reading: Reading) -> dict[str, float]:
-    """Return statistics of what a judge read.
+    """Return statistics of texts under a judge.
 
     ``nats_per_token`` is the mean over all counted tokens, ``generative_perplexity`` its exponential, and
     ``judge_entropy`` the unigram entropy in nats of the judge's tokens.

@@ -1,53 +1,123 @@
-"""The process that a blueprint declares, read and checked against its graph. No torch.
+"""The plan of a process: the components that a blueprint declares, read and checked against its graph. No torch.
 
-A family is what is generated: rows of tokens, strings, points. It follows from the kind of the kernel, or of the objective
-where there is no noise (:data:`sedd_graph.component.kinds.KINDS`). What the graph must put out and may take in is declared by
-the components themselves: a kernel's ``parametrizations``, an objective's ``feeds``.
+The kind of the kernel determines the family (:data:`sedd_graph.component.kinds.KINDS`). The components themselves declare the
+outputs of the graph that they read (a kernel's ``parametrizations``) and the inputs that they feed (an objective's ``feeds``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn, Protocol
 
 from sedd_graph.blueprint.load import Loaded
-from sedd_graph.blueprint.location import Location
-from sedd_graph.blueprint.schema import Blueprint, OpSpec
-from sedd_graph.component.axes import parse_port_type
+from sedd_graph.blueprint.location import Location, Refused
+from sedd_graph.blueprint.schema import OpSpec
+from sedd_graph.component.axes import PortType, parse_port_type
 from sedd_graph.component.contract import ComponentConfig, Contract
 from sedd_graph.component.kinds import KINDS, kinds_at
 from sedd_graph.component.outputs import Input, Output
 from sedd_graph.component.registry import Registry
-from sedd_graph.errors import BlueprintError, SeddGraphError
-from sedd_graph.families.points_plan import PointsPlan, read_points
+from sedd_graph.errors import BlueprintError, UserError, choices
 from sedd_graph.graph.configure import configure, find_contract
 from sedd_graph.graph.model import Graph
 
-__all__ = ["Part", "Plan", "ProcessPlan", "read_plan"]
+__all__ = ["GraphPlan", "Part", "Plan", "ProcessPlan", "read_process", "refuse_graph"]
+
+
+class Plan(Protocol):
+    """The declared process, as far as rooms above the families depend on it. Each reader of plans has a class for it."""
+
+    @property
+    def family(self) -> str:
+        """Name of the family, a key of :data:`sedd_graph.families.table.FAMILIES`."""
+
+    @property
+    def unit(self) -> str:
+        """Name of the elements of a row, such as ``token``."""
+
+    @property
+    def states(self) -> int:
+        """Number of states of a token; 0 where rows are not tokens."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a row of real numbers, without the batch; empty where rows are tokens."""
+
+    @property
+    def objective_op(self) -> str:
+        """Pinned name of the objective. Raises :class:`UserError` for a graph without a process."""
+
+    @property
+    def sampler_op(self) -> str:
+        """Pinned name of the sampler."""
+
+    def describe(self) -> str:
+        """Return one line for the user; empty for a graph without a process."""
+
+    def sampling(self) -> dict[str, Any]:
+        """Return the sampler's Config, as JSON values."""
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        """Return the components that determine the value of a bound, as JSON values."""
+
+
+def refuse_graph() -> NoReturn:
+    """Raise the :class:`UserError` of a graph without a process."""
+    raise UserError("this blueprint is a graph without a process: add process, objective and sample to train or sample")
+
+
+class GraphPlan:
+    """The plan of a blueprint that is only a graph."""
+
+    family, unit, states, shape = "graph", "token", 0, ()
+
+    @property
+    def objective_op(self) -> str:
+        refuse_graph()
+
+    sampler_op = objective_op
+
+    def describe(self) -> str:
+        return ""
+
+    def sampling(self) -> dict[str, Any]:
+        refuse_graph()
+
+    record = sampling
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One process component under one Config."""
+    """One component of a process with its Config."""
 
     contract: Contract
     config: ComponentConfig
 
     @property
     def name(self) -> str:
+        """Name of the component, without its version."""
         return self.contract.name
 
     def record(self) -> dict[str, Any]:
-        """The pinned name and the Config, as JSON values."""
+        """Return the pinned name and the Config, as JSON values."""
         return {"op": self.contract.op, **self.config.model_dump(mode="json")}
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessPlan:
-    """Kernel, schedule, objective and sampler of one family, and the graph's ``outputs`` that the kernel reads.
+    """The plan of a noise process.
 
-    ``states`` counts the kernel's states. Samples may be drawn towards a label that a ``classifier`` predicts.
+    Attributes:
+        family: Name of the family of the kernel.
+        kernel: The forward process.
+        schedule: Its noise schedule.
+        objective: The training loss.
+        sampler: The sampler.
+        states: Number of the kernel's states: data tokens and those that only noise makes, such as a mask.
+        outputs: The outputs of the graph that the kernel reads.
+        classifier: Guides samples towards a label.
     """
 
     family: str
@@ -60,155 +130,164 @@ class ProcessPlan:
     classifier: Part | None = None
 
     unit = "token"
-    """What a row consists of."""
+    shape = ()
 
     def describe(self) -> str:
-        """One line: the components by name."""
-        states = f"{self.states:,} states"
+        """Return one line with the names of the components."""
         guide = "" if self.classifier is None else f", guided by {self.classifier.name}"
         return (
-            f"{self.kernel.name} with {self.schedule.name}, {states}; objective {self.objective.name}; "
+            f"{self.kernel.name} with {self.schedule.name}, {self.states:,} states; objective {self.objective.name}; "
             f"sampler {self.sampler.name}{guide}"
         )
 
     @property
     def output(self) -> str:
-        """The name under which objective and sampler read the first output."""
+        """Name under which objective and sampler read the first output."""
         return self.outputs[0].read_as
 
     @property
     def objective_op(self) -> str:
-        """The pinned name of the objective."""
+        """Pinned name of the objective."""
         return self.objective.contract.op
 
     @property
     def sampler_op(self) -> str:
-        """The pinned name of the sampler."""
+        """Pinned name of the sampler."""
         return self.sampler.contract.op
 
     def sampling(self) -> dict[str, Any]:
-        """The sampler's Config, as JSON values."""
+        """Return the sampler's Config, as JSON values."""
         return self.sampler.config.model_dump(mode="json")
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """The components that a bound is an expectation over, as JSON values."""
-        parts = {"kernel": self.kernel, "schedule": self.schedule, "objective": self.objective}
-        return {name: part.record() for name, part in parts.items()}
+        """Return the components that determine the value of a bound, as JSON values."""
+        return {name: getattr(self, name).record() for name in ("kernel", "schedule", "objective")}
 
 
-Plan = ProcessPlan | PointsPlan
-
-
-def read_plan(loaded: Loaded, graph: Graph, registry: Registry) -> Plan | None:
-    """Read the declared process; None for a blueprint that is only a graph.
+def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPlan:
+    """Read ``process``, ``objective`` and ``sample``, and check that the graph has the outputs and inputs that they need.
 
     Raises:
-        BlueprintError: with every problem of the process.
+        BlueprintError: Holds every problem that was found.
     """
-    blueprint = loaded.blueprint
-    if not isinstance(blueprint, Blueprint):
-        raise TypeError("a library of blocks declares no process")
-    objective = blueprint.objective
-    if objective is not None and _family(registry, objective.op) == "points":
-        return read_points(loaded, graph, registry, objective)
-    specs = {"process": blueprint.process, "objective": objective, "sample": blueprint.sample}
-    at = Location(loaded, (), [])
-    if all(spec is None for spec in specs.values()):
-        return None
-    first = next(name for name, spec in specs.items() if spec is not None)
-    for name, spec in specs.items():
+    at, blueprint, parts = Location(loaded), loaded.blueprint, dict[str, Part]()
+    noise, objective, sample = blueprint.process, blueprint.objective, blueprint.sample
+
+    def read(place: str, spec: OpSpec, family: str | None) -> None:
+        with suppress(Refused):
+            parts[place] = _read_part(at, place, spec, family, graph, registry)
+
+    try:
+        if noise is None or objective is None or sample is None:
+            raise _missing(at)
+        with at.gather():
+            read("process", noise, None)
+            family = KINDS[parts["process"].contract.kind].family if "process" in parts else None
+            read("process.schedule", noise.schedule, family)
+            if family is None:
+                raise Refused
+            read("objective", objective, family)
+            read("sample", sample, family)
+            if sample.classifier is not None:
+                read("sample.classifier", sample.classifier, family)
+            if "objective" in parts:
+                feeds = registry.component(parts["objective"].contract.op).feeds
+                _check_inputs(at / "inputs", graph, parts["objective"], feeds)
+            kernel = parts["process"]
+            cls = registry.component(kernel.contract.op)
+            outputs, size = _read_outputs(at / "outputs", graph, kernel, cls.parametrizations(kernel.config))
+    except Refused:
+        raise BlueprintError(at.problems) from None
+    return ProcessPlan(
+        family,
+        kernel,
+        parts["process.schedule"],
+        parts["objective"],
+        parts["sample"],
+        size + cls.extra_states,
+        outputs,
+        parts.get("sample.classifier"),
+    )
+
+
+def _missing(at: Location) -> Refused:
+    """Report each of the three sections that is missing, at the first that is there."""
+    sections = {name: getattr(at.loaded.blueprint, name) for name in ("process", "objective", "sample")}
+    first = next(name for name, spec in sections.items() if spec is not None)
+    for name, spec in sections.items():
         if spec is None:
             (at / first).refuse(f"'{first}' is given, but '{name}' is missing: all three belong together")
-    process, sample = blueprint.process, blueprint.sample
-    if at.problems or process is None or objective is None or sample is None:
-        raise BlueprintError(at.problems)
-
-    def part(key: Location, spec: OpSpec, place: str, family: str | None) -> Part | None:
-        kinds = [k for k in kinds_at(place) if family is None or KINDS[k].family in (None, family)]
-        contract = find_contract(registry, spec.op, tuple(kinds), key / "op")
-        config = None if contract is None else configure(contract, spec.config, graph.axes, key)
-        return None if contract is None or config is None else Part(contract, config)
-
-    kernel = part(at / "process", process, "process", None)
-    family = None if kernel is None else KINDS[kernel.contract.kind].family
-    schedule = part(at / "process" / "schedule", process.schedule, "process.schedule", family)
-    if kernel is None or family is None:
-        raise BlueprintError(at.problems)
-    objective_ = part(at / "objective", objective, "objective", family)
-    sampler = part(at / "sample", sample, "sample", family)
-    classifier = None
-    if (wanted := sample.classifier) is not None:
-        key = at / "sample" / "classifier"
-        if any(KINDS[k].family == family for k in kinds_at("sample.classifier")):
-            classifier = part(key, wanted, "sample.classifier", family)
-        else:
-            key.refuse(f"a classifier guides rows of one length, not the {family} of {kernel.name!r}: leave it out")
-    if objective_ is not None:
-        _check_inputs(at, graph, objective_, registry.component(objective_.contract.op).feeds)
-    cls = registry.component(kernel.contract.op)
-    found = _read_outputs(at / "outputs", graph, kernel, cls.parametrizations(kernel.config))
-    if at.problems or schedule is None or objective_ is None or sampler is None or found is None:
-        raise BlueprintError(at.problems)
-    outputs, size = found
-    return ProcessPlan(family, kernel, schedule, objective_, sampler, size + cls.extra_states, outputs, classifier)
+    return Refused()
 
 
-def _family(registry: Registry, op: str) -> str | None:
-    try:
-        return KINDS[registry.contract(op).kind].family
-    except SeddGraphError:
-        return None  # reported with its place when the part is read
+def _read_part(at: Location, place: str, spec: OpSpec, family: str | None, graph: Graph, registry: Registry) -> Part:
+    """Read the component at ``place``, of any family if ``family`` is None. Raises :class:`Refused`."""
+    here = at / tuple(place.split("."))
+    kinds = tuple(k for k in kinds_at(place) if family is None or KINDS[k].family in (None, family))
+    if not kinds:
+        raise here.refuse(f"a process of {family} takes no {place.rpartition('.')[2]}: leave it out")
+    contract = find_contract(registry, spec.op, kinds, here / "op")
+    config = None if contract is None else configure(contract, spec.config, graph.axes, here)
+    if contract is None or config is None:
+        raise Refused
+    return Part(contract, config)
 
 
 def _check_inputs(at: Location, graph: Graph, objective: Part, feeds: Iterable[Input]) -> None:
-    """The graph takes no input that the objective does not feed, and every input that it requires."""
+    """Report inputs of the graph that the objective does not feed or feeds with another type, and missing ones."""
     known = {feed.name: feed for feed in feeds}
     for name, found in graph.root.inputs.items():
         if name not in known:
-            told = "; ".join(f"{n}: {feed.type}" for n, feed in known.items())
-            (at / "inputs" / name).refuse(f"objective {objective.name!r} feeds no input {name!r}; it feeds {told}")
+            told = choices(name, known, label="it feeds")
+            (at / name).refuse(f"objective {objective.name!r} feeds no input {name!r}{told}")
         elif not _fits(found, known[name].type):
-            (at / "inputs" / name).refuse(f"the process feeds {name!r} as {known[name].type}, not {found}")
+            (at / name).refuse(f"objective {objective.name!r} feeds {name!r} as {known[name].type}, not {found}")
     for feed in known.values():
         if feed.required and feed.name not in graph.root.inputs:
-            message = (
+            at.refuse(
                 f"objective {objective.name!r} needs a graph with the input {feed.name}: {feed.type} ({feed.meaning})"
             )
-            (at / "inputs").refuse(message)
 
 
-def _fits(found: Any, wanted: str) -> bool:
-    """Whether a port type is of the kind and the number of axes of ``wanted``."""
+def _fits(found: PortType, wanted: str) -> bool:
+    """Return whether a port type has the kind and the number of axes of ``wanted``."""
     declared = parse_port_type(wanted)
-    return bool(found.kind == declared.kind and len(found.dims) == len(declared.dims))
+    return found.kind == declared.kind and len(found.dims) == len(declared.dims)
 
 
 def _read_outputs(
-    at: Location, graph: Graph, kernel: Part, alternatives: tuple[tuple[Output, ...], ...]
-) -> tuple[tuple[Output, ...], int] | None:
-    """The kernel's outputs that the graph has, and the size of the last axis of the first."""
-    names = set(graph.root.outputs)
-    chosen = max(alternatives, key=lambda outputs: len(names & {o.name for o in outputs}))
-    before = len(at.problems)
-    if len(alternatives) > 1 and sum(bool(names & {o.name for o in outputs}) for outputs in alternatives) != 1:
+    at: Location, graph: Graph, kernel: Part, alternatives: Sequence[tuple[Output, ...]]
+) -> tuple[tuple[Output, ...], int]:
+    """Return the alternative whose outputs the graph has, and the size of the last axis of its first output.
+
+    Raises:
+        Refused: The graph has none of them or several, lacks an output, has one too many, or has one of another type.
+    """
+    types = graph.root.output_types
+    counts = [sum(output.name in types for output in outputs) for outputs in alternatives]
+    if len(alternatives) > 1 and sum(map(bool, counts)) != 1:
         told = " or ".join(" and ".join(o.name for o in outputs) for outputs in alternatives)
-        at.refuse(f"a graph with the kernel {kernel.name!r} has one output named {told}")
-        return None
-    for name in [n for n in graph.root.outputs if n not in {o.name for o in chosen}]:
-        (at / name).refuse(f"nothing reads the output {name!r} under the kernel {kernel.name!r}: leave it out")
-    size = None
-    for output in chosen:
-        if output.name not in names:
-            at.refuse(f"the kernel {kernel.name!r} needs the output {output.name}: {output.type} ({output.meaning})")
-            continue
-        found = graph.root.output_types[output.name]
-        last = found.dims[-1].size.constant if found.dims else None
-        if not _fits(found, output.type):
-            (at / output.name).refuse(f"must be {output.type}, not {found}")
-        elif output is chosen[0]:
-            size = last
-            if size is None or size < 2:
+        raise at.refuse(f"a graph with the kernel {kernel.name!r} has one output named {told}")
+    chosen = alternatives[counts.index(max(counts))]
+    with at.gather():
+        for name in types.keys() - {o.name for o in chosen}:
+            (at / name).refuse(f"the kernel {kernel.name!r} does not read the output {name!r}: leave it out")
+        size = _last(types.get(chosen[0].name))
+        for number, output in enumerate(chosen):
+            found = types.get(output.name)
+            if found is None:
+                at.refuse(
+                    f"the kernel {kernel.name!r} needs the output {output.name}: {output.type} ({output.meaning})"
+                )
+            elif not _fits(found, output.type):
+                (at / output.name).refuse(f"must be {output.type}, not {found}")
+            elif number == 0 and size < 2:
                 (at / output.name).refuse(f"must be {output.type} with two or more states v, not {found}")
-        elif output.type.endswith(" v") and last != size:
-            (at / output.name).refuse(f"must have the {size} states of {chosen[0].name}, not {last}")
-    return None if len(at.problems) > before or size is None else (chosen, size)
+            elif output.type.endswith(" v") and _last(found) != size:
+                (at / output.name).refuse(f"must have the {size} states of {chosen[0].name}, not {_last(found)}")
+    return chosen, size
+
+
+def _last(found: PortType | None) -> int:
+    """Return the size of the last axis; 0 where it is not constant."""
+    return 0 if found is None or not found.dims else found.dims[-1].size.constant or 0

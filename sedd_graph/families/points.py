@@ -1,19 +1,22 @@
-"""Points: a flow with exact likelihood, sampled by its derived inverse.
+"""The family of points: a flow with exact likelihood, sampled by its derived inverse.
 
-Units of the graph are evaluated one by one, eagerly: a flow keeps its activations, whatever a block's ``memory`` says, since
-its log-determinant needs them. Axes: b batch.
+The layers of the graph run one by one, without compilation. All activations are saved for backward, whatever the ``memory`` of a
+block says, since the log-determinant needs them.
+
+Axes: b batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sedd_graph.component.base import Context
-from sedd_graph.component.registry import Registry
+from sedd_graph.data.config import DataConfig, PointsConfig
+from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import PointBatch, Randomness
 from sedd_graph.diffusion.likelihood import Likelihood
 from sedd_graph.diffusion.numerics import full_precision
@@ -21,48 +24,32 @@ from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.log_det import forward_with_log_det
 from sedd_graph.engine.network import Network
-from sedd_graph.engine.process import DataFacts, OnDraw, Process, SampleRequest, Samples, Stored, Text
+from sedd_graph.engine.process import OnDraw, Process, SampleRequest, Samples, Setup, Stored
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import UserError
 from sedd_graph.families.points_plan import PointsPlan
-from sedd_graph.graph.model import Graph
 
 __all__ = ["PointProcess"]
 
 
 class PointProcess(Process):
-    """The likelihood of a flow. By the change of variables -log p(x) = -log base(z) - log |det dz/dx|: exact, no bound."""
+    """A flow z = f(x), whose likelihood is exact: -log p(x) = -log base(z) - log |det dz/dx| (change of variables)."""
 
     family = "points"
     batch_type = PointBatch
     compiles = False
+    text = False
+    exact = True
     _WHOLE = "a flow draws whole rows by its inverse"
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("length", "steps", "prompt", "attend", "conditions", "allowed", "classifier", "on_step"), _WHOLE
     )
 
-    def __init__(self, plan: PointsPlan, base: Likelihood, graph: Graph, *, device: torch.device) -> None:
-        self.plan, self.base = plan, base.to(device)
-        self._layout = Layout(graph.root, ())
-
-    @classmethod
-    def make(
-        cls,
-        plan: PointsPlan,
-        registry: Registry,
-        *,
-        graph: Graph,
-        device: torch.device,
-        forbidden: Sequence[int] = (),
-        pieces: Callable[[], Sequence[bytes | None]] | None = None,
-    ) -> PointProcess:
-        """Make the process that ``plan`` declares."""
-        base: Likelihood = registry.component(plan.contract.op)(plan.config, Context({}))
-        return cls(plan, base, graph, device=device)
-
-    def describe(self) -> str:
-        return self.plan.describe()
+    def __init__(self, plan: PointsPlan, setup: Setup) -> None:
+        super().__init__(plan, setup)
+        self.base: Likelihood = setup.registry.component(plan.contract.op)(plan.config, Context({})).to(setup.device)
+        self._layout = Layout(setup.graph.root, ())
 
     # -- training and evaluation ------------------------------------------------------------------------------------
 
@@ -74,12 +61,12 @@ class PointProcess(Process):
         return batch
 
     def draw(self, batch: PointBatch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None) -> None:
-        """No noise is drawn: the likelihood is exact."""
+        """Draw nothing: a flow has no noise. Raises :class:`UserError` if ``t`` or ``xt`` is given."""
         if t is not None or xt is not None:
             raise UserError("loss: a flow has no noise: leave t and xt out")
 
     def loss(self, model: Model, draw: None, batch: PointBatch, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """-log p of each row, nats [b]. No activation is saved."""
+        """Compute -log p of each row, nats, float32 [b]. No activations are saved for the user."""
         run = LayerRun(self._layout, model, key)
         run.put(self._layout.inputs.values(), [batch.x])
         with full_precision(batch.x):
@@ -88,7 +75,7 @@ class PointProcess(Process):
             return self.base.nats(z) - log_det, {}
 
     def inverse(self, model: Model, z: Tensor) -> Tensor:
-        """Return the rows [b, ...] that the flow maps to ``z``."""
+        """Return x [b, ...] with f(x) = ``z``."""
         run = LayerRun(self._layout, model)
         run.put(self._layout.outputs.values(), [z])
         run.invert()
@@ -98,7 +85,7 @@ class PointProcess(Process):
     def bound_rows(
         self, network: Network, batch: PointBatch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
     ) -> Tensor:
-        """-log p of each row, exact but where a contraction's log-determinant is estimated, which the seeds determine."""
+        """Compute -log p of each row. The seeds matter only where the log-determinant of a contraction is estimated."""
         total = torch.zeros(len(batch), dtype=torch.float64)
         with torch.random.fork_rng(devices=[]):
             for seed in seeds:
@@ -112,7 +99,7 @@ class PointProcess(Process):
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
-        """Rows float32 [b, ...]: the inverse of the flow at draws of the base density."""
+        """Draw z from the base density and return its inverse x, float32 [b, ...]."""
         generator = request.generator(network.device)
         z = self.base.draw((request.batch, *self.plan.out), generator=generator)
         with network.evaluating():
@@ -121,17 +108,17 @@ class PointProcess(Process):
             nats = self.bound_rows(network, PointBatch(rows), seeds=[seed])
         return Samples(rows.cpu(), {}, nats)
 
-    def texts(self, rows: Tensor, tokenizer: Text | None) -> list[str]:
-        """The first rows as numbers."""
+    def texts(self, rows: Tensor, tokenizer: Tokenizer | None) -> list[str]:
+        """Return the first 16 rows as numbers."""
         return [" ".join(f"{value:.4f}" for value in row.flatten().tolist()) for row in rows[:16]]
 
-    def stored(self, samples: Samples, tokenizer: Text | None) -> Stored:
+    def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:
         arrays = {"x": samples.rows.numpy()}
         return Stored(arrays if samples.nats is None else arrays | {"nats": samples.nats.numpy()}, None)
 
-    def check_data(self, data: DataFacts) -> Iterator[tuple[str, str]]:
-        """The plan has refused text already."""
-        return iter(())
+    def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:
+        if not isinstance(data, PointsConfig):
+            yield "data", "a flow learns from real numbers: give data.points, such as {op: two_moons}"
 
     def conditions(self, changes: Mapping[str, Any]) -> None:
         if changes:

@@ -1,70 +1,148 @@
-"""Rules that families of text share: holes in prompts, and tokenizers that fit."""
+"""Shared by the families of text: their base class, and the encoding of prompts with holes.
+
+Axes: b batch, l length.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sedd_graph.engine.process import DataFacts, Text, TextWithHoles
-from sedd_graph.errors import UserError
+from sedd_graph.component.base import Context
+from sedd_graph.component.registry import Registry
+from sedd_graph.data.config import DataConfig, PointsConfig
+from sedd_graph.data.tokenizer import Tokenizer
+from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.strings.kernel import StringKernel
+from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.engine.network import Network
+from sedd_graph.engine.process import OnDraw, Process, Setup, TextWithHoles
+from sedd_graph.errors import Problem, UserError
+from sedd_graph.families.plan import ProcessPlan
 
 __all__ = [
     "FREE",
     "LARGEST",
+    "TextProcess",
+    "all_but",
     "check_row",
     "check_tokens",
     "fill_holes",
+    "make_components",
+    "problem",
     "split_holes",
-    "token_count",
-    "too_many_tokens",
 ]
 
 FREE = -1
-"""Marks a position that the model fills in."""
+"""Marks a position of a prompt that the model fills in."""
 LARGEST = 2**20
 """Most tokens of a prompt."""
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
 
 
-def split_holes(text: str, hole: re.Pattern[str], form: str) -> list[str]:
-    """Split ``text`` at its holes. Raises :class:`UserError` that shows the ``form`` of a hole where there is none."""
-    parts = hole.split(text)
-    if len(parts) == 1:
-        raise UserError(f"infill: --text has no hole: write {form}")
-    return parts
+def make_components(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> tuple[Any, Any, Any, Any]:
+    """Make kernel, schedule, objective and sampler.
+
+    Args:
+        plan: Their contracts and Configs.
+        registry: The installed components.
+        states: Number of states of a toy, for which kernel and objective adapt their Configs; None for the declared number.
+    """
+    context = Context({"n": states or plan.states})
+    classes = [registry.component(p.contract.op) for p in (plan.kernel, plan.objective, plan.schedule, plan.sampler)]
+    kernel, objective = plan.kernel.config, plan.objective.config
+    if states is not None:
+        kernel, objective = classes[0].toy(kernel, states), classes[1].toy(objective)
+    configs = (kernel, objective, plan.schedule.config, plan.sampler.config)
+    made = [cls(config, context) for cls, config in zip(classes, configs, strict=True)]
+    return made[0], made[2], made[1], made[3]
 
 
-def token_count(data: DataFacts, tokens: int) -> Iterator[tuple[str, str]]:
-    """Yield a problem where the tokenizer's size is known, and is not the number of ``tokens`` of the graph."""
-    if data.tokens is not None and data.tokens != tokens:
-        message = (
-            f"the tokenizer has {data.tokens:,} tokens, but the graph is built for {tokens:,} (states less the mask)"
+def problem(key: str, message: str) -> Problem:
+    """Return a problem of the blueprint at ``key``; the caller of the process adds the line."""
+    return Problem("blueprint", 0, 0, key, message)
+
+
+class TextProcess(Process):
+    """Base class of the families whose rows are text.
+
+    Args:
+        plan: The declared process.
+        setup: What it is made of.
+        parts: Its components; None for one that is not declared. They are moved to the device.
+    """
+
+    batch_type = Batch
+    plan: ProcessPlan
+    kernel: Kernel | StringKernel
+    sampler: Any
+
+    def __init__(self, plan: ProcessPlan, setup: Setup, parts: Iterable[nn.Module | None]) -> None:
+        super().__init__(plan, setup)
+        for part in parts:
+            if part is not None:
+                part.to(setup.device)
+        self._device, self._forbidden, self._pieces = setup.device, setup.forbidden, setup.pieces
+
+    def tokens(self, rows: Tensor | Batch, device: torch.device) -> Batch:
+        """Return rows of tokens as a batch on ``device``."""
+        return (rows if isinstance(rows, Batch) else Batch.of(rows)).to(device)
+
+    @abstractmethod
+    def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
+        """Evaluate the bound of one noise draw.
+
+        Returns:
+            The arguments of :data:`OnDraw`: the quantity that is drawn, its values, and nats per row, float32 [b].
+        """
+
+    def bound_rows(
+        self, network: Network, batch: Batch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
+    ) -> Tensor:
+        total = torch.zeros(len(batch), dtype=torch.float64)
+        for seed in seeds:
+            random = Randomness(torch.Generator(network.device).manual_seed(seed))
+            over, t, nats = self.bound_draw(network, batch, random)
+            total += nats.double().cpu()
+            if on_draw is not None:
+                on_draw(over, t, nats)
+        return total / len(seeds)
+
+    @property
+    def steps(self) -> int | None:
+        steps: int | None = self.sampler.steps
+        return steps
+
+    def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:
+        yield from super().check_data(data)
+        size, tokens = data.tokenizer.size if isinstance(data, DataConfig) else None, self.kernel.data_tokens
+        if size is not None and size != tokens:
+            message = f"the tokenizer has {size:,} tokens, but the graph is built for {tokens:,} (states less the mask)"
+            yield "data.tokenizer", message
+
+    def check_tokenizer(self, size: int) -> str | None:
+        if size <= (tokens := self.kernel.data_tokens):
+            return None
+        return (
+            f"data.tokenizer has {size:,} tokens, more than the {tokens:,} that the graph is built for; "
+            "raise params.tokens or choose a smaller tokenizer"
         )
-        yield "data.tokenizer", message
 
 
-def too_many_tokens(size: int, tokens: int) -> str | None:
-    """Why a tokenizer of ``size`` tokens does not fit a graph that is built for ``tokens``; None where it does."""
-    if size <= tokens:
-        return None
-    return (
-        f"data.tokenizer has {size:,} tokens, more than the {tokens:,} that the graph is built for; "
-        "raise params.tokens or choose a smaller tokenizer"
-    )
-
-
-def all_but(forbidden: Sequence[int], count: int) -> Tensor:
-    """Return bool [count], false at the ``forbidden`` ids."""
+def all_but(forbidden: Iterable[int], count: int) -> Tensor:
+    """Return bool [count], False at the ``forbidden`` ids."""
     found = torch.ones(count, dtype=torch.bool)
     found[[i for i in forbidden if i < count]] = False
     return found
 
 
 def check_tokens(tokens: Tensor, count: int) -> None:
-    """Raises :class:`UserError` unless ``tokens`` is int64 [b, l] from 0 to below ``count``."""
+    """Raise :class:`UserError` unless ``tokens`` is int64 [b, l] with ids from 0 to below ``count``."""
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         raise UserError(f"tokens must be int64 [batch, length], not {tokens.dtype} {list(tokens.shape)}")
     if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= count):
@@ -73,13 +151,32 @@ def check_tokens(tokens: Tensor, count: int) -> None:
         )
 
 
-def fill_holes(text: TextWithHoles, tokenizer: Text, length: int) -> list[int]:
-    """Return the tokens of a text in which ``[[N]]`` stands for N free ones, or of a prefix and a suffix in ``length`` tokens."""
+def split_holes(text: str, hole: re.Pattern[str], form: str) -> list[str]:
+    """Split ``text`` at its holes. Raises :class:`UserError`, which shows the ``form`` of a hole, where there is none."""
+    parts = hole.split(text)
+    if len(parts) == 1:
+        raise UserError(f"infill: --text has no hole: write {form}")
+    return parts
+
+
+def fill_holes(text: TextWithHoles, tokenizer: Tokenizer, length: int) -> list[int]:
+    """Encode text with holes of known sizes.
+
+    Args:
+        text: Text in which ``[[N]]`` stands for N free positions, or a prefix and a suffix.
+        tokenizer: Encodes what is given.
+        length: Tokens of the whole, for a prefix and a suffix.
+
+    Returns:
+        The tokens, with :data:`FREE` at free positions.
+
+    Raises:
+        UserError: There is no hole, or the holes are too large, or prefix and suffix leave no position free.
+    """
     if text.text is not None:
         row: list[int] = []
-        for index, part in enumerate(
-            split_holes(text.text, _HOLE, "[[N]] where N tokens are free, such as 'The [[12]] is'")
-        ):
+        form = "[[N]] where N tokens are free, such as 'The [[12]] is'"
+        for index, part in enumerate(split_holes(text.text, _HOLE, form)):
             if index % 2 and (len(part) > 7 or len(row) + int(part) > LARGEST):
                 raise UserError(f"infill: [[{part[:20]}]] makes more than {LARGEST:,} tokens")
             row += [FREE] * int(part) if index % 2 else tokenizer.encode(part).tolist()
@@ -93,8 +190,8 @@ def fill_holes(text: TextWithHoles, tokenizer: Text, length: int) -> list[int]:
     return [*before, *[FREE] * left, *after]
 
 
-def check_row(row: list[int], tokenizer: Text) -> None:
-    """Raises :class:`UserError` for a row that is too long, or holds tokens that the model was not trained on."""
+def check_row(row: list[int], tokenizer: Tokenizer) -> None:
+    """Raise :class:`UserError` for a prompt that is too long, or has tokens that training text never has."""
     if set(row) & set(tokenizer.forbidden):
         raise UserError("infill: the text has characters that the model was not trained on")
     if len(row) > LARGEST:

@@ -1,4 +1,4 @@
-"""Samples of rows of tokens: the noise, the prompt and the conditions that a walk begins with, and the network that it calls.
+"""Sampling of rows of tokens: initial noise, prompt and conditions, and the calls of the network by the sampler.
 
 Axes: b batch, l length, n states.
 """
@@ -29,10 +29,17 @@ __all__ = ["TokenSampling"]
 
 
 class TokenSampling:
-    """One request for rows of tokens.
+    """One request for rows of tokens, checked and ready to be drawn.
 
-    ``allowed`` bool [n] marks the tokens that may be drawn; ``pieces`` gives the bytes of each token, where there is a tokenizer.
-    Raises :class:`UserError` where the request cannot be met.
+    Args:
+        parts: The components of the process.
+        allowed: bool [n], tokens that may be drawn.
+        pieces: Returns the bytes of each token; None where there is no tokenizer.
+        network: The network.
+        request: The request.
+
+    Raises:
+        UserError: The request cannot be met.
     """
 
     def __init__(
@@ -55,15 +62,15 @@ class TokenSampling:
         if self.block is not None and request.attend is not None:
             raise UserError("sample: text in blocks has no padding to hide: leave attend out")
         if self.block is not None and (self.classifier is not None or self.conditions.guidance != 1):
-            raise UserError("sample: guidance and classifiers need the whole text, which in blocks there never is")
+            raise UserError("sample: guidance and classifiers need the whole text; this model writes it in blocks")
 
     def rows(self) -> tuple[Tensor, Conditions]:
-        """Draw the rows, int64 [b, l] on the CPU; also the conditions that they meet."""
+        """Draw rows, int64 [b, l] on the CPU, and return them with the conditions that they meet."""
         kernel, batch, length = self.parts.kernel, self.request.batch, self.length
         may = self._may()
         generator = self.request.generator(self.device)
         whole = length if self.block is None else -(-length // self.block) * self.block
-        if self.block is not None and may.dim() > 1:  # positions behind the end of the last block are cut off
+        if self.block is not None and may.dim() > 1:  # padded to whole blocks, which are cut to the length at the end
             may = torch.cat([may, self.allowed.expand(*may.shape[:-2], whole - length, -1)], -2)
         x = kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
         free = torch.ones_like(x, dtype=torch.bool)
@@ -85,7 +92,7 @@ class TokenSampling:
         return made.cpu(), self.conditions
 
     def _may(self) -> Tensor:
-        """The tokens that may be drawn, bool [n], [l, n] or [b, l, n]."""
+        """Return the tokens that may be drawn, bool [n], [l, n] or [b, l, n]."""
         may, allowed = self.allowed, self.request.allowed
         if allowed is not None:
             shape = (self.request.batch, self.length, len(may))
@@ -105,14 +112,14 @@ class TokenSampling:
         return prompt.to(self.device).expand(batch, length)
 
     def _spelled(self) -> Sequence[bytes | None]:
-        """The bytes of each state. Raises :class:`UserError` where there is no tokenizer."""
+        """Return the bytes of each state; None for a state without text. Raises :class:`UserError` without a tokenizer."""
         if self._pieces is None:
             raise UserError("there is no tokenizer, so tokens have no text: build from a run folder that has one")
         pieces, states = self._pieces(), self.parts.kernel.states
         return [*pieces, *[None] * (states - len(pieces))][:states]
 
     def _walk(self, x: Tensor, settings: WalkSettings) -> Tensor:
-        """Rows ``x`` [b, l] from noise to text, as a whole."""
+        """Run the sampler from noise ``x``, int64 [b, l], on all positions at once; return the rows."""
         (kernel, schedule, _, sampler, _), network, request = self.parts, self.network, self.request
         batch, free, evaluations = len(x), settings.free, 0
         visible = torch.ones_like(free) if request.attend is None else request.attend.to(x.device).expand(*x.shape)
@@ -120,7 +127,7 @@ class TokenSampling:
         def evaluate(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
             nonlocal evaluations
             evaluations += len(rows)
-            # any other number of rows would be compiled anew: where that is done, the batch is filled up again
+            # a compiled network is compiled again for each number of rows, so the batch is filled up
             fill = -len(rows) % batch if network.compiled_everywhere else 0
             if fill:
                 x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
@@ -146,7 +153,10 @@ class TokenSampling:
         return out
 
     def _write(self, x: Tensor, settings: WalkSettings, block: int) -> Tensor:
-        """Rows ``x`` [b, l] block by block. Eager: the cache grows, and each length of it would be compiled anew."""
+        """Run the sampler from noise ``x``, int64 [b, l], block by block; return the rows.
+
+        The network runs eagerly: the KV cache grows, and each of its lengths would be compiled again.
+        """
         hold_prompt(settings.free, block)
         (rows, whole), network = x.shape, self.network
         with (

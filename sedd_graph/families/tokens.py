@@ -1,4 +1,4 @@
-"""Rows of tokens: a kernel noises each position by itself, and a network scores or predicts the tokens.
+"""The family of tokens: a kernel noises each position independently, and a network scores or predicts the clean tokens.
 
 Axes: b batch, l length, n states.
 """
@@ -6,9 +6,9 @@ Axes: b batch, l length, n states.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -18,41 +18,40 @@ from torch import Tensor, nn
 from sedd_graph.component.base import Context
 from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
+from sedd_graph.data.config import DataConfig, PointsConfig
+from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.conditions.constraint import Pieces
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import lacks_scores
+from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import (
     KERNEL,
     SCHEDULE,
-    DataFacts,
-    OnDraw,
-    Process,
     Prompt,
     SampleRequest,
     Samples,
+    Setup,
     Stored,
-    Text,
     TextWithHoles,
 )
 from sedd_graph.engine.regions import Model
 from sedd_graph.errors import BlueprintError, UserError
-from sedd_graph.families.parts import make_components, problem
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.text import (
     FREE,
+    TextProcess,
     all_but,
     check_row,
     check_tokens,
     fill_holes,
-    token_count,
-    too_many_tokens,
+    make_components,
+    problem,
 )
 from sedd_graph.families.token_sampling import TokenSampling
 from sedd_graph.graph.model import Graph
@@ -62,16 +61,18 @@ __all__ = ["TokenProcess", "make_parts", "prove"]
 
 
 def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None) -> TokenParts:
-    """Make the components, for the declared number of states or (for a proof) another.
+    """Make the components.
+
+    Args:
+        plan: The declared process.
+        registry: The installed components.
+        states: Number of states of a toy, which has no classifier; None for the declared number.
 
     Raises:
-        BlueprintError: with every reason why they do not go together.
+        BlueprintError: They do not work together; it holds every reason.
     """
     kernel, schedule, objective, sampler = made = make_components(plan, registry, states=states)
-    # a proof is of the sampler without it
-    classifier = _make_classifier(plan, registry) if states is None else None
-    parts = TokenParts(*made, classifier)
-    name = plan.kernel.name
+    parts = TokenParts(*made, _make_classifier(plan, registry) if states is None else None)
     problems = [
         problem(key, f"{part.name!r} cannot work with the output {plan.output!r}; it reads {' or '.join(reads)}")
         for key, part, reads in (
@@ -81,7 +82,7 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
         if plan.output not in reads
     ]
     problems += [
-        problem(key, f"{part.name!r} needs {lack}, not {name!r}")
+        problem(key, f"{part.name!r} needs {lack}, not {plan.kernel.name!r}")
         for key, part, lack in (
             ("objective", plan.objective, objective.lacks(kernel)),
             ("sample", plan.sampler, sampler.lacks(kernel)),
@@ -92,10 +93,10 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
     if schedule.learned and not objective.steady:
         message = (
             f"{plan.schedule.name!r} learns from losses that are integrals over time, such as nelbo's and "
-            f"score_entropy's; {plan.objective.name!r} is none: take another schedule, such as loglinear"
+            f"score_entropy's; {plan.objective.name!r} is not one: take another schedule, such as loglinear"
         )
         problems.append(problem("process.schedule", message))
-    if plan.classifier is not None and (lack := _hinders(parts)) is not None:
+    if plan.classifier is not None and (lack := _classifier_lacks(parts)) is not None:
         problems.append(problem("sample.classifier", f"{plan.classifier.name!r} needs {lack}"))
     if problems:
         raise BlueprintError(problems)
@@ -103,7 +104,7 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
 
 
 def _make_classifier(plan: ProcessPlan, registry: Registry) -> NoisyClassifier | None:
-    """The declared classifier, which predicts the declared label. Raises :class:`BlueprintError`."""
+    """Make the classifier, if one is declared. Raises :class:`BlueprintError` if it cannot predict the declared label."""
     if plan.classifier is None:
         return None
     try:
@@ -118,8 +119,8 @@ def _make_classifier(plan: ProcessPlan, registry: Registry) -> NoisyClassifier |
     return made
 
 
-def _hinders(parts: TokenParts) -> str | None:
-    """What guidance by the process's classifier needs and does not have here."""
+def _classifier_lacks(parts: TokenParts) -> str | None:
+    """Return what guidance by the classifier needs and these components do not have; None where they have all of it."""
     if parts.classifier is None:
         return None
     if parts.objective.block is not None:
@@ -128,60 +129,28 @@ def _hinders(parts: TokenParts) -> str | None:
 
 
 def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """Verify the declared combination on an enumerable toy. Takes a few seconds on a CPU."""
+    """Verify the process that ``plan`` declares on an enumerable toy, within seconds on a CPU."""
     from sedd_graph.verify.tokens import prove_process
 
     return prove_process(partial(make_parts, plan, registry), plan.output)
 
 
-class TokenProcess(Process):
-    """Kernel, schedule, objective and sampler of rows of tokens.
-
-    The ``forbidden`` tokens and the mask are never generated. ``pieces`` gives the bytes of each token, where there is a tokenizer.
-    """
+class TokenProcess(TextProcess):
+    """A process on rows of a fixed number of tokens: kernel, schedule, objective, sampler, and classifier if declared."""
 
     family = "tokens"
-    batch_type = Batch
-    refuses: ClassVar[Mapping[str, str]] = {}
+    kernel: Kernel
 
-    def __init__(
-        self,
-        plan: ProcessPlan,
-        parts: TokenParts,
-        *,
-        device: torch.device,
-        forbidden: Sequence[int] = (),
-        pieces: Pieces | None = None,
-    ) -> None:
-        self.plan, self.parts = plan, parts
-        self.kernel, self.schedule, self.objective, self.sampler, self.classifier = parts
-        for part in parts:
-            if part is not None:
-                part.to(device)
-        self._device, self._forbidden, self._pieces = device, forbidden, pieces
+    def __init__(self, plan: ProcessPlan, setup: Setup) -> None:
+        self.parts = make_parts(plan, setup.registry)
+        super().__init__(plan, setup, self.parts)
+        self.kernel, self.schedule, self.objective, self.sampler, self.classifier = self.parts
 
     @cached_property
     def allowed(self) -> Tensor:
-        """Tokens that may be generated, bool [n]."""
+        """Tokens that may be generated, bool [n]: neither forbidden ones nor the mask."""
         masks = [] if self.kernel.mask is None else [self.kernel.mask]
         return all_but([*self._forbidden, *masks], self.kernel.states).to(self._device)
-
-    @classmethod
-    def make(
-        cls,
-        plan: ProcessPlan,
-        registry: Registry,
-        *,
-        graph: Graph,
-        device: torch.device,
-        forbidden: Sequence[int] = (),
-        pieces: Pieces | None = None,
-    ) -> TokenProcess:
-        """Make the process that ``plan`` declares. Raises :class:`BlueprintError`."""
-        return cls(plan, make_parts(plan, registry), device=device, forbidden=forbidden, pieces=pieces)
-
-    def describe(self) -> str:
-        return self.plan.describe()
 
     # -- training and evaluation ------------------------------------------------------------------------------------
 
@@ -189,7 +158,7 @@ class TokenProcess(Process):
         return {n: p for n, p in ((KERNEL, self.kernel), (SCHEDULE, self.schedule)) if p.learned}
 
     def batch(self, rows: Tensor | Batch, device: torch.device) -> Batch:
-        batch = (rows if isinstance(rows, Batch) else Batch.of(rows)).to(device)
+        batch = self.tokens(rows, device)
         check_tokens(batch.tokens, self.kernel.data_tokens)
         return batch
 
@@ -199,31 +168,23 @@ class TokenProcess(Process):
     def loss(self, model: Model, draw: Draw, batch: Batch, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         if key is not None and (copies := len(draw.xt) // len(key)) > 1:
             key = torch.cat([key] * copies)
-        found, taps = model.run(self.objective.inputs(draw, batch), key)
+        found, saved = model.run(self.objective.inputs(draw, batch), key)
         with full_precision(draw.xt):
             outputs = self.kernel.translate(found, draw.xt, draw.sigma)
             loss = self.objective.loss(outputs, draw, batch, self.kernel, self.schedule)
             if self.schedule.learned:
-                # in the units of the loss: nats per sequence, times the share of a guess's that each token costs
+                # the variance term is scaled to the loss, relative to the nats of a uniform guess
                 guess = batch.counted.clamp(min=1) * math.log(self.kernel.states)
                 loss = loss + steadied(loss, draw.t, self.schedule) / guess
-        return loss, taps
+        return loss, saved
 
-    def bound_rows(
-        self, network: Network, batch: Batch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
-    ) -> Tensor:
-        total = torch.zeros(len(batch), dtype=torch.float64)
-        for seed in seeds:
-            random = Randomness(torch.Generator(network.device).manual_seed(seed))
-            objective, draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
-            outputs = network.run(objective.inputs(draw, batch))
-            outputs = self.kernel.translate(outputs, draw.xt, draw.sigma)
-            nats = objective.loss(outputs, draw, batch, self.kernel, self.schedule)
-            total += nats.double().cpu()
-            if on_draw is not None:
-                # each block of a row is at a level of its own, and the nats are of them all
-                on_draw(objective.over, draw.t if objective.block is None else None, nats)
-        return total / len(seeds)
+    def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
+        objective, draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
+        outputs = network.run(objective.inputs(draw, batch))
+        outputs = self.kernel.translate(outputs, draw.xt, draw.sigma)
+        nats = objective.loss(outputs, draw, batch, self.kernel, self.schedule)
+        # the blocks of a row have noise levels of their own, and the nats are their sum
+        return objective.over, draw.t if objective.block is None else None, nats
 
     def noised(self, over: str, t: Tensor) -> Tensor:
         if over != "time":
@@ -233,19 +194,15 @@ class TokenProcess(Process):
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
-    @property
-    def steps(self) -> int | None:
-        return self.sampler.steps
-
     def evaluations(self, request: SampleRequest) -> int | None:
         steps, block = super().evaluations(request), self.objective.block
         return steps and steps * (1 if block is None else -(-(request.length or 0) // block))
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
-        """As the interface says. The mask and forbidden tokens are never drawn (unless a prompt holds them).
+        """Draw rows of ``length`` tokens, int64 [b, l]. The mask and forbidden tokens are not drawn, but a prompt may hold them.
 
-        Under an objective of blocks the sampler runs in each block from left to right, with ``steps`` of its own; a prompt
-        may hold nothing behind the first block that is open. Rows that end within a block are the beginning of a whole one.
+        Under a block objective (BD3-LM, arXiv 2503.09573) the sampler takes ``steps`` steps in each block, from left to right.
+        A prompt may hold no tokens behind the first block with a free position. Rows that end within a block are cut there.
         """
         rows, conditions = TokenSampling(self.parts, self.allowed, self._pieces, network, request).rows()
         facts: dict[str, Any] = {"mask": self.kernel.mask, "clamped": self.sampler.clamped}
@@ -255,7 +212,7 @@ class TokenProcess(Process):
             facts["classifier"] = {k: v for k, v in self.plan.classifier.record().items() if k != "counts"}
         return Samples(rows, facts | {"evaluations": self.sampler.evaluations})
 
-    def stored(self, samples: Samples, tokenizer: Text | None) -> Stored:
+    def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:
         rows, text = samples.rows.numpy(), self.texts(samples.rows, tokenizer)
         pad, end = (None, None) if tokenizer is None else (tokenizer.pad, tokenizer.end)
         return Stored({"tokens": rows, "lengths": document_lengths(rows, pad=pad, end=end)}, text)
@@ -276,9 +233,9 @@ class TokenProcess(Process):
             raise UserError(f"--{where}: {found['msg'].removeprefix('Value error, ')}") from None
 
     def prompt(
-        self, text: TextWithHoles, tokenizer: Text, *, length: int, prompts_trained: bool, observed: str
+        self, text: TextWithHoles, tokenizer: Tokenizer, *, length: int, prompts_trained: bool, observed: str
     ) -> Prompt:
-        """``text`` with ``[[N]]`` for N free tokens, or prefix and suffix around what ``length`` leaves free."""
+        """Encode text with ``[[N]]`` for N free tokens, or a prefix and a suffix around what ``length`` leaves free."""
         text.check("The [[12]] is")
         row = fill_holes(text, tokenizer, text.length or length)
         if text.length is not None and text.length != len(row):
@@ -288,23 +245,20 @@ class TokenProcess(Process):
         check_row(row, tokenizer)
         if FREE not in row:
             raise UserError("infill: nothing is free: write [[N]] with N of at least 1 where the model is to write")
-        exact, how = self._law(prompts_trained, observed)
+        exact, how = self._exactness(prompts_trained, observed)
         return Prompt(torch.tensor([row], dtype=torch.int64), len(row), exact, how)
 
-    def _law(self, prompts_trained: bool, observed: str) -> tuple[bool, str]:
-        """Whether samples have the model's law given a prompt, and how the prompt is held."""
+    def _exactness(self, prompts_trained: bool, observed: str) -> tuple[bool, str]:
+        """Return whether samples follow the model's distribution given a prompt, and the reason."""
         if self.kernel.clamp_safe:
-            return True, "exact: the given text is held fixed, and with this kernel a token that is seen is a clean one"
+            return True, "exact: the given text is held fixed, and with this kernel a visible token is a clean token"
         if observed == "clamp" and prompts_trained:
-            return (
-                True,
-                "as trained: the given text is held fixed, and the model has learned from rows with clean prompts",
-            )
+            how = "as trained: the given text is held fixed, and the model was trained on rows with clean prompts"
+            return True, how
         done = "holding the given text fixed" if observed == "clamp" else "noising the given text anew at each step"
-        return (
-            False,
+        return False, (
             f"the kernel {self.plan.kernel.name!r} can move every token, so {done} is a heuristic: "
-            "what is written is not drawn from the model's law given that text",
+            "samples do not follow the model's distribution given that text"
         )
 
     # -- verification -----------------------------------------------------------------------------------------------
@@ -313,24 +267,15 @@ class TokenProcess(Process):
     def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry) -> list[Check]:
         from sedd_graph.verify.block_diffusion import prove_blocks
 
-        checks = prove(plan, registry)
-        parts = make_parts(plan, registry)
-        return (
-            checks if parts.objective.block is None else [*checks, *prove_blocks(graph, parts, registry, plan.output)]
-        )
+        checks, parts = prove(plan, registry), make_parts(plan, registry)
+        return checks + ([] if parts.objective.block is None else prove_blocks(graph, parts, registry, plan.output))
 
-    def check_data(self, data: DataFacts) -> Iterator[tuple[str, str]]:
+    def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:
         yield from super().check_data(data)
         block = self.objective.block
-        if block is not None and data.length % block:
-            yield (
-                "data.length",
-                f"rows of {data.length} tokens are no whole number of blocks of {block} (objective.block)",
-            )
-        yield from token_count(data, self.kernel.data_tokens)
-
-    def check_tokenizer(self, size: int) -> str | None:
-        return too_many_tokens(size, self.kernel.data_tokens)
+        if block is not None and isinstance(data, DataConfig) and data.length % block:
+            message = f"rows of {data.length} tokens are no whole number of blocks of {block} (objective.block)"
+            yield "data.length", message
 
     def check_network(self, network: Network) -> list[Check]:
         from sedd_graph.verify.classifier import check_classifier

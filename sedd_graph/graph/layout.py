@@ -14,6 +14,8 @@ from typing import NamedTuple
 __all__ = ["PAD", "Box", "Edge"]
 
 GAP_X, GAP_Y, PAD, HEAD, LEAF_HEIGHT, CHAR, LANE, TIP = 28, 34, 14, 24, 40, 6.7, 12, 3
+"""Sizes in pixels: gaps between boxes, padding and title of a frame, height of a leaf, width of a character, distance of lanes, and
+the tip of an arrow."""
 
 
 class Edge(NamedTuple):

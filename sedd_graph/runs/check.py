@@ -1,4 +1,4 @@
-"""``check``: read a blueprint, type its graph, derive its inverses, and check its process. Nothing is allocated."""
+"""The check of a blueprint: its typed graph, its derived inverses and its process. No parameter is allocated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
@@ -17,7 +17,8 @@ from sedd_graph.blueprint.shipped import find_blueprint
 from sedd_graph.component.registry import Registry, discover
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.errors import BlueprintError, Problem, UserError
-from sedd_graph.families.plan import Plan, read_plan
+from sedd_graph.families.plan import Plan
+from sedd_graph.families.table import process_class, read_plan
 from sedd_graph.graph.draw import to_tree
 from sedd_graph.graph.expand import expand
 from sedd_graph.graph.model import Graph
@@ -25,82 +26,101 @@ from sedd_graph.inverse.claims import Derived, derive, require_claims
 from sedd_graph.store.config import StoreConfig
 from sedd_graph.training.config import TrainConfig
 
-if TYPE_CHECKING:
-    from sedd_graph.engine.process import DataFacts
-
 __all__ = ["LOCK", "SECTIONS", "Report", "check", "digest", "inverses", "lock_text", "schema_text"]
 
 LOCK = "blueprint.lock.yaml"
-"""The file of a run folder that it is built from."""
+"""Name of the lock file in a run folder: the resolved blueprint, from which the run can be built again."""
 SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "data": (DataConfig, PointsConfig),
     "train": (TrainConfig,),
     "store": (StoreConfig,),
 }
+"""The models of the sections of a blueprint that are not about the graph or the process."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What ``check`` found: the typed graph, the process or flow, how many parameters it will have, and the inverses that
-    its blocks claim to have. ``str()`` is readable."""
+    """The result of a check. ``str()`` is a readable summary.
+
+    Attributes:
+        loaded: The blueprint file.
+        graph: The typed graph.
+        plan: The declared process.
+        registry: The installed components.
+        parameters: Number of parameters of the network.
+        derived: For each block that claims to be invertible, its derived inverse.
+    """
 
     loaded: Loaded
     graph: Graph
-    plan: Plan | None
+    plan: Plan
     registry: Registry
     parameters: int
     derived: tuple[Derived, ...] = ()
 
     @property
     def name(self) -> str:
+        """Name of the blueprint."""
         return self.graph.name
 
     @property
     def data(self) -> DataConfig | PointsConfig:
-        return self.loaded.section(PointsConfig) or self.loaded.section(DataConfig) or DataConfig()
+        """The ``data`` section; its defaults where the blueprint has none."""
+        return _data(self.loaded) or DataConfig()
 
     @property
     def train(self) -> TrainConfig:
+        """The ``train`` section; its defaults where the blueprint has none."""
         return self.loaded.section(TrainConfig) or TrainConfig()
 
     @property
     def store(self) -> StoreConfig:
+        """The ``store`` section; its defaults where the blueprint has none."""
         return self.loaded.section(StoreConfig) or StoreConfig()
 
     def __str__(self) -> str:
         lines = [to_tree(self.graph), "", f"parameters  {self.parameters:,}"]
-        if self.plan is not None:
-            lines.append(f"process     {self.plan.describe()}")
-        lines += [f"{'undone' if not i else '':<10}  {one}" for i, one in enumerate(self.derived)]
+        lines += [f"process     {text}"] if (text := self.plan.describe()) else []
+        lines += [f"{'' if i else 'invertible':<10}  {one}" for i, one in enumerate(self.derived)]
         return "\n".join(lines)
 
 
+def _data(loaded: Loaded) -> DataConfig | PointsConfig | None:
+    return loaded.section(DataConfig) or loaded.section(PointsConfig)
+
+
 def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry, Graph, dict[str, int]]:
-    """The expanded graph, and batch and length where the blueprint says so."""
+    """Return the expanded graph of a blueprint, and the sizes of ``batch`` and ``length``."""
     if isinstance(overrides, str):
         raise UserError(f"overrides are a list of strings, such as [{overrides!r}], not one string")
     loaded = load(find_blueprint(path), overrides, sections=SECTIONS)
     registry = discover()
-    data = loaded.section(PointsConfig) or loaded.section(DataConfig) or DataConfig()
-    sizes = {"batch": (loaded.section(TrainConfig) or TrainConfig()).batch, "length": data.length}
-    return loaded, registry, expand(loaded, registry), sizes
+    train, data = loaded.section(TrainConfig) or TrainConfig(), _data(loaded) or DataConfig()
+    return loaded, registry, expand(loaded, registry), {"batch": train.batch, "length": data.length}
 
 
 def inverses(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Graph, tuple[Derived, ...]]:
-    """The graph, and for each block that claims to be invertible its inverse or the reason why there is none.
+    """Derive the inverse of each block of a blueprint that claims to be invertible.
 
-    Raises :class:`sedd_graph.errors.BlueprintError` where there is no graph.
+    Returns:
+        The typed graph, and for each such block its inverse or the reason why there is none.
+
+    Raises:
+        BlueprintError: The blueprint has no valid graph; it holds every problem of the first stage that has any.
     """
     _, _, graph, sizes = _graph(path, overrides)
     return graph, derive(graph, sizes)
 
 
 def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
-    """Read a blueprint, expand and type its graph, derive the inverses it claims, and check its process.
+    """Check a blueprint: type its graph, derive the inverses that it claims, and check its process. Allocates no parameters.
 
-    No parameter is allocated.
+    Args:
+        path: A blueprint, or the name of a shipped one.
+        overrides: Changes as ``key=value``, such as ``train.steps=100``.
 
-    Raises :class:`sedd_graph.errors.BlueprintError` with every problem of the first stage that has any.
+    Raises:
+        BlueprintError: The blueprint is not valid; it holds every problem of the first stage that has any.
     """
     loaded, registry, graph, sizes = _graph(path, overrides)
     derived = require_claims(graph, sizes)
@@ -108,35 +128,27 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
     import torch
 
     from sedd_graph.engine.construct import count_shapes
-    from sedd_graph.families.table import make_process
+    from sedd_graph.engine.process import Setup
 
+    setup = Setup(registry=registry, graph=graph, device=torch.device("cpu"))
     try:
-        process = make_process(plan, graph, registry, device=torch.device("cpu"))
-        problems = [Problem("", 0, 0, key, text) for key, text in process.check_data(_data_facts(loaded))]
-        if problems:
-            raise BlueprintError(problems)
+        process = process_class(plan.family)(plan, setup)
+        faults = [] if (data := _data(loaded)) is None else list(process.check_data(data))
+        train = loaded.section(TrainConfig)
+        if train is not None and train.sample is not None and process.trains and not process.text:
+            faults.append(("train.sample", f"samples of {plan.family} are not text: leave train.sample out"))
+        if faults:
+            raise BlueprintError([Problem("", 0, 0, key, text) for key, text in faults])
     except BlueprintError as error:
-        # combinations that cannot work are about keys of the root
+        # a process is made without the file: its problems get their lines here
         raise BlueprintError(
             [p if p.line else loaded.problem(tuple(p.path.split(".")), p.message) for p in error.problems]
         ) from None
     return Report(loaded, graph, plan, registry, count_shapes(graph, registry), derived)
 
 
-def _data_facts(loaded: Loaded) -> DataFacts:
-    """The part of the data section that a process must agree with."""
-    from sedd_graph.engine.process import DataFacts
-
-    data = loaded.section(DataConfig)
-    if data is None:
-        return DataFacts(0, None, stream=True, prompts=False, points="data" in loaded.sections)
-    return DataFacts(
-        data.length, data.tokenizer.size, stream=data.rows == "stream", prompts=data.corpus.prompted, points=False
-    )
-
-
 def lock_text(report: Report) -> str:
-    """The lock file of a checked blueprint."""
+    """Return the lock file of a checked blueprint: pinned names, and every default written out."""
 
     def fill(op: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         contract = report.registry.contract(op)
@@ -152,12 +164,12 @@ def lock_text(report: Report) -> str:
 
 
 def digest(text: str) -> str:
-    """Short name of a lock file's content."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of ``text``, which identify a lock file."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def schema_text() -> str:
-    """The JSON Schema of blueprints with every installed component folded in, as stable text."""
+    """Return the JSON Schema of blueprints with all installed components, as text that is the same each time."""
     import json
 
     from sedd_graph.blueprint.json_schema import blueprint_schema

@@ -1,10 +1,10 @@
-"""``eval``: the held-out bound of a run folder, with its protocol."""
+"""The verb ``eval``: the bound of a run folder on held-out rows, with the protocol of its evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,7 +12,6 @@ from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.evaluation.bound import Result, evaluate
-from sedd_graph.runs.build import Say
 from sedd_graph.runs.open import Run, open_run
 from sedd_graph.runs.provenance import revision
 from sedd_graph.store.files import read_json, write_json
@@ -21,31 +20,44 @@ __all__ = ["evaluate_opened", "evaluate_run"]
 
 
 def evaluate_opened(
-    run: Run, data: Dataset | PointData, say: Say, *, batches: int | None = None, draws: int | None = None
+    run: Run,
+    data: Dataset | PointData,
+    say: Callable[[str], None],
+    *,
+    batches: int | None = None,
+    draws: int | None = None,
 ) -> Result:
-    """Bound -log p of the held-out rows, print it, and keep the record of the fullest evaluation."""
-    config, objective = run.report.train, run.plan.objective_op  # a graph without a process has no bound
+    """Bound -log p of held-out rows, print the bound, and write evaluation.json unless it covers more rows already.
+
+    Args:
+        run: The run folder.
+        data: Its data.
+        say: Prints a line for the user.
+        batches: Number of batches of held-out rows, spread evenly; None takes all.
+        draws: Noise draws per row; None takes ``train.evaluate.draws``.
+    """
+    config, objective = run.report.train, run.plan.objective_op  # raises for a graph without a process
     draws = draws or (config.evaluate.draws if config.evaluate else 1)
     rows = min(64, config.batch)
     found = evaluate(run.engine, data, rows=rows, batches=batches, draws=draws, seed=config.seed)
     say(f"held-out {found}")
     if (caveat := run.engine.process.caveat) is not None:
         say(f"note        {caveat}")
-    text = {}
-    if isinstance(data, Dataset):
+    if baselines := data.baselines():
         say(
-            f"unigram entropy of the same text: {data.heldout_entropy_bits:.4f} bits per character "
-            f"({data.unigram_bits:.4f} under the training text's frequencies)"
+            f"unigram entropy of the same text: {baselines['heldout_entropy_bits']:.4f} bits per character "
+            f"({baselines['unigram_bits']:.4f} under the training text's frequencies)"
         )
-        text = {"unigram_bits": data.unigram_bits, "heldout_entropy_bits": data.heldout_entropy_bits}
     path = run.path / "evaluation.json"
     before = read_json(path) if path.is_file() else {}
     fuller = max(before.get("sequences", 0), before.get("rows", 0)) if isinstance(before, dict) else 0
     if fuller > found.count:
-        say(f"not kept: evaluation.json is of {fuller} sequences, this only of {found.count}")
+        say(f"evaluation.json is not replaced: it covers {fuller} rows, this evaluation only {found.count}")
         return found
     protocol = {
-        **_protocol(run, data),
+        **run.plan.record(),
+        "data": data.record(),
+        "blueprint": run.digest,
         "rows_at_a_time": rows,
         "batches": batches,
         "draws": draws,
@@ -54,26 +66,36 @@ def evaluate_opened(
         "hardware": describe_hardware(run.engine.device),
         "revision": revision(),
     }
-    record = {**dataclasses.asdict(found), **text, "weights": run.weights, "objective": objective}
+    record = {**dataclasses.asdict(found), **baselines, "weights": run.weights, "objective": objective}
     write_json(path, {**record, "protocol": protocol})
     return found
 
 
-def _protocol(run: Run, data: Dataset | PointData) -> dict[str, Any]:
-    """What a held-out number is of: the data and how rows are made of it, the noise that it is an expectation over."""
-    rows = {"corpus": data.fingerprint(), "length": data.width}
-    if isinstance(data, Dataset):
-        rows |= {"rows": data.config.rows, "holdout": data.config.holdout}
-    return {**run.plan.record(), "data": rows, "blueprint": run.digest}
-
-
 def evaluate_run(
-    path: Path, *, device: torch.device, batches: int | None, draws: int, weights: str, say: Say
+    path: Path,
+    *,
+    device: torch.device,
+    batches: int | None,
+    draws: int,
+    weights: str,
+    say: Callable[[str], None],
 ) -> Result:
-    """The held-out bound of a run folder's newest weights."""
+    """Open the run folder ``path`` and bound -log p of its held-out rows.
+
+    Args:
+        path: The run folder.
+        device: Where it runs.
+        batches: As in :func:`evaluate_opened`.
+        draws: As in :func:`evaluate_opened`.
+        weights: As in :func:`sedd_graph.runs.open.open_run`.
+        say: Prints a line for the user.
+
+    Raises:
+        UserError: ``path`` is not a run folder, or it has no data or no process.
+    """
     run = open_run(path, device=device, compile="off", weights=weights)
     say(f"weights     {run.weights}")
     data = run.data()
     if (changed := run.changed(data)) is not None:
-        say(f"warning     {changed}: the bound is one on the new text")
+        say(f"warning     {changed}: the bound is that of the changed corpus")
     return evaluate_opened(run, data, say, batches=batches, draws=draws)

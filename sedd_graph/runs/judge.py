@@ -1,4 +1,4 @@
-"""``sedd-graph eval RUN --samples``: statistics of a run folder's samples beside those of held-out text."""
+"""The verb ``eval --samples``: statistics of a run folder's samples, compared with those of held-out text."""
 
 from __future__ import annotations
 
@@ -59,8 +59,7 @@ def judge_run(
     if with_mauve:
         package()  # if it is missing, raise before the judge reads for minutes
     run = open_run(path, device=torch.device("cpu"), compile="off", weights="fresh")
-    if run.tokenizer is None:
-        raise UserError(f"there is no tokenizer in {path}: tokens cannot become text")
+    tokenizer = run.text_tokenizer()
     store, rows, sampling = _samples(run, samples)
     reader = None if judge is None else open_judge(judge, device=device)
     held, why_not = _held_out(run, len(rows), rows.shape[1])
@@ -68,7 +67,7 @@ def judge_run(
         say(f"warning     no held-out text beside the samples: {why_not}")
     if with_mauve and len(rows) < FEW:
         say(f"warning     MAUVE of {len(rows)} samples has a large bias and variance; {FEW:,} or more are needed")
-    found = _statistics(rows, held, run.tokenizer, reader, with_mauve=with_mauve)
+    found = _statistics(rows, held, tokenizer, reader, with_mauve=with_mauve)
     record = QualityRecord(
         store=store.name,
         samples=found["samples"],

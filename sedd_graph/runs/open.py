@@ -1,9 +1,9 @@
-"""Run folders and engines: a blueprint with fresh weights, or a run folder with its newest."""
+"""Engines from blueprints (with fresh weights) and from run folders (with their newest weights)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import pick_device
 from sedd_graph.engine.network import CompileMode, Network
+from sedd_graph.engine.process import Setup
 from sedd_graph.errors import UserError
 from sedd_graph.families.plan import Plan
-from sedd_graph.families.points_plan import PointsPlan
-from sedd_graph.families.table import make_process
+from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.store.files import read_json, write_text
@@ -32,53 +32,77 @@ from sedd_graph.training.checkpoint import latest_checkpoint, load_weights
 __all__ = ["CERTIFICATE", "Run", "build", "check_tokenizer", "make_engine", "open_run", "read_data"]
 
 CERTIFICATE = "certificate.json"
-"""The file of a run folder that holds every check."""
+"""Name of the file in a run folder that holds the result of every check."""
 MODEL = "model.safetensors"
 
 
 def make_engine(
-    report: Report,
-    *,
-    device: torch.device,
-    compile: CompileMode = "auto",
-    forbidden: Sequence[int] = (),
-    pieces: Callable[[], Sequence[bytes | None]] | None = None,
-    companions: Mapping[str, str] | None = None,
+    report: Report, *, device: torch.device, compile: CompileMode = "auto", tokenizer: Tokenizer | None = None
 ) -> Engine:
-    """Make an engine with fresh weights. ``companions`` are further files that ``Engine.save`` writes beside the weights."""
-    files = {LOCK: lock_text(report), **(companions or {})}
+    """Make an engine with fresh weights.
+
+    Args:
+        report: A checked blueprint.
+        device: Where it runs.
+        compile: See :meth:`sedd_graph.engine.network.Network.compile`.
+        tokenizer: Tokens that it never gives are never generated; ``Engine.save`` writes it beside the weights.
+
+    Raises:
+        UserError: The graph is not built for the tokens of the tokenizer.
+    """
+    files = {LOCK: lock_text(report)}
+    pieces, forbidden = None, list[int]()
+    if tokenizer is not None:
+        files[TOKENIZER], pieces = tokenizer.to_json(), tokenizer.pieces
+        forbidden = [*tokenizer.forbidden, *range(tokenizer.size, report.plan.states)]
 
     def on_save(folder: Path) -> None:
         for name, text in files.items():
             write_text(folder / name, text)
 
     network = Network(report.graph, report.registry, device=device, seed=report.train.seed)
-    process = make_process(
-        report.plan, report.graph, report.registry, device=device, forbidden=forbidden, pieces=pieces
-    )
-    engine = Engine(network, process, on_save=on_save)
+    setup = Setup(registry=report.registry, graph=report.graph, device=device, forbidden=forbidden, pieces=pieces)
+    engine = Engine(network, process_class(report.plan.family)(report.plan, setup), on_save=on_save)
     engine.compile(compile)
+    if tokenizer is not None:
+        check_tokenizer(engine, tokenizer)
     return engine
 
 
 def read_data(report: Report, *, root: Path, tokenizer: Tokenizer | None = None) -> Dataset | PointData:
-    """Read the data that the blueprint declares. Names of files start from ``root``. Raises :class:`UserError`."""
+    """Read the data that the blueprint declares.
+
+    Args:
+        report: A checked blueprint.
+        root: Folder that the names of files start from.
+        tokenizer: Encodes text; None makes the one that the blueprint declares.
+
+    Raises:
+        UserError: The data cannot be read.
+    """
     if isinstance(report.data, DataConfig):
         return open_data(report.data, root=root, tokenizer=tokenizer)
-    if not isinstance(report.plan, PointsPlan):
-        raise UserError("data.points is for flows")
     return open_points(report.data, root=root, shape=report.plan.shape)
 
 
 def check_tokenizer(engine: Engine, tokenizer: Tokenizer) -> None:
-    """Raises :class:`UserError` where the graph is not built for the tokenizer's tokens."""
+    """Raise :class:`UserError` if the graph is not built for the tokens of ``tokenizer``."""
     if (wrong := engine.process.check_tokenizer(tokenizer.size)) is not None:
         raise UserError(wrong)
 
 
 @dataclasses.dataclass
 class Run:
-    """An opened run folder. ``weights`` names the file that the weights come from."""
+    """An opened run folder.
+
+    Attributes:
+        path: The folder.
+        report: Its checked blueprint.
+        engine: Its network and process, with weights.
+        tokenizer: Its tokenizer; None where it was built without text.
+        root: Folder that the names of its data files start from.
+        weights: Name of the file that the weights come from, or ``fresh``.
+    """
 
     path: Path
     report: Report
@@ -89,9 +113,7 @@ class Run:
 
     @property
     def plan(self) -> Plan:
-        """The declared process. Raises :class:`UserError` where the blueprint is only a graph."""
-        if self.report.plan is None:
-            raise UserError("this blueprint is a graph without a process: add process, objective and sample")
+        """The declared process."""
         return self.report.plan
 
     @property
@@ -100,27 +122,30 @@ class Run:
         return digest((self.path / LOCK).read_text(encoding="utf-8"))
 
     def data(self) -> Dataset | PointData:
-        """Read the data again as it was at build time. Raises :class:`UserError`."""
+        """Read the data, as ``build`` read it. Raises :class:`UserError` if there is none or it cannot be read."""
         if "data" not in self.report.loaded.sections:
             raise UserError("this blueprint has no 'data' section")
         return read_data(self.report, root=self.root, tokenizer=self.tokenizer)
 
     def changed(self, data: Dataset | PointData) -> str | None:
-        """A sentence where ``data`` is not the corpus that the run was built with; None where it is, or none is on record."""
-        known = (None, data.fingerprint())
-        return (
-            f"the corpus has changed since {self.path} was built"
-            if _facts(self.path).get("corpus") not in known
-            else None
-        )
+        """Return a message if ``data`` differs from the corpus that the run was built with; None if not, or if unknown."""
+        if _facts(self.path).get("corpus") in (None, data.fingerprint()):
+            return None
+        return f"the corpus has changed since {self.path} was built"
+
+    def text_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer. Raises :class:`UserError` if the run folder has none."""
+        if self.tokenizer is None:
+            raise UserError(f"there is no tokenizer in {self.path}: tokens cannot become text, nor text tokens")
+        return self.tokenizer
 
     def decode(self, rows: Tensor) -> list[str]:
-        """Samples as text."""
+        """Return sampled rows as text."""
         return self.engine.process.texts(rows, self.tokenizer)
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """The content of run.json."""
+    """Return the content of run.json; empty where there is none."""
     found = read_json(path / "run.json") if (path / "run.json").is_file() else {}
     return found if isinstance(found, dict) else {}
 
@@ -133,16 +158,18 @@ def open_run(
     compile: CompileMode = "auto",
     weights: str = "newest",
 ) -> Run:
-    """Open a run folder with its newest weights: a checkpoint's average, its model, or ``model.safetensors``.
+    """Open a run folder, by default with its newest weights.
 
     Args:
-        path: the run folder.
-        overrides: changes to the blueprint, such as ``sample.steps=64``.
-        device: picked by hardware where it is not given.
-        weights: ``newest``, ``model`` (the checkpoint's own rather than averaged weights) or ``fresh``.
+        path: The run folder.
+        overrides: Changes to the blueprint, such as ``sample.steps=64``.
+        device: Where it runs; None picks the fastest device present.
+        compile: See :meth:`sedd_graph.engine.network.Network.compile`.
+        weights: ``newest``: the newest checkpoint's averaged weights, or its own if it has no average, or
+            ``model.safetensors``. ``model``: without averaging. ``fresh``: untrained.
 
     Raises:
-        UserError: for a folder that is no run folder, or weights that cannot be read.
+        UserError: ``path`` is not a run folder, or its weights cannot be read.
     """
     path, where = Path(path), pick_device(device)
     if not (path / LOCK).is_file():
@@ -152,26 +179,14 @@ def open_run(
     if isinstance(found, dict) and isinstance(paths := found.get("checkpointed"), list):
         report = dataclasses.replace(report, graph=demoted(report.graph, paths))
     tokenizer = load_tokenizer(path) if (path / TOKENIZER).is_file() else None
-    forbidden = list(tokenizer.forbidden) if tokenizer is not None else []
-    if tokenizer is not None and report.plan is not None:
-        forbidden += range(tokenizer.size, report.plan.states)
-    engine = make_engine(
-        report,
-        device=where,
-        compile=compile,
-        forbidden=forbidden,
-        pieces=tokenizer.pieces if tokenizer else None,
-        companions={TOKENIZER: tokenizer.to_json()} if tokenizer else {},
-    )
-    if tokenizer is not None:
-        check_tokenizer(engine, tokenizer)
+    engine = make_engine(report, device=where, compile=compile, tokenizer=tokenizer)
     root = _facts(path).get("root")
     used = "fresh" if weights == "fresh" else _load(engine, path, averaged=weights == "newest")
     return Run(path, report, engine, tokenizer, Path(root) if isinstance(root, str) else path, used)
 
 
 def _load(engine: Engine, path: Path, *, averaged: bool) -> str:
-    """Load the newest weights; returns the name of their file, ``fresh`` where there is none."""
+    """Load the newest weights; return the name of their file, or ``fresh`` where there is none."""
     checkpoint = latest_checkpoint(path / "checkpoints")
     file = path / MODEL
     if checkpoint is not None:
@@ -193,9 +208,17 @@ def build(
     device: str | torch.device | None = None,
     compile: CompileMode = "auto",
 ) -> Engine:
-    """Make an engine from a blueprint (fresh weights), or open a run folder (its newest weights, averaged if it has them).
+    """Make an engine from a blueprint, or open that of a run folder.
 
-    ``device`` is picked by hardware where it is not given. Raises :class:`sedd_graph.errors.SeddGraphError`.
+    Args:
+        path_or_run_dir: A blueprint or the name of a shipped one (fresh weights), or a run folder (its newest weights,
+            averaged if it has averages).
+        overrides: Changes as ``key=value``, such as ``params.dim=64``.
+        device: Where it runs, such as ``cpu`` or ``cuda``; None picks the fastest device present.
+        compile: See :meth:`sedd_graph.engine.network.Network.compile`.
+
+    Raises:
+        SeddGraphError: The blueprint is not valid, or the run folder cannot be read.
     """
     place, where = Path(path_or_run_dir), pick_device(device)
     if not place.is_dir():

@@ -1,4 +1,4 @@
-"""``sample`` and ``infill``: samples drawn from a run folder's weights, and kept in it."""
+"""The verbs ``sample`` and ``infill``: draw samples with a run folder's weights, and store them in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from sedd_graph.component.progress import progress
 from sedd_graph.data.config import DataConfig
 from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
-from sedd_graph.errors import UserError
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.provenance import revision
 from sedd_graph.store.arrays import write_samples
@@ -29,20 +28,23 @@ def sample_run(
     name: str = "samples.zarr",
     notes: Mapping[str, str] | None = None,
 ) -> tuple[list[str], Path]:
-    """Draw samples and keep them in the run folder.
+    """Draw samples and store them in the run folder.
 
     Args:
-        trajectory: keep the rows after every step, too.
-        name: of the zarr group; a name that exists gets a number.
-        notes: further attributes of the group.
+        run: The run folder.
+        request: The samples to draw.
+        trajectory: Store the rows after every step, too.
+        name: Name of the zarr group; a number is added to one that exists.
+        notes: Further attributes of the group.
 
     Returns:
         The samples as text, and the path of the group.
 
     Raises:
-        UserError: where the request cannot be met.
+        UserError: The request cannot be met, or there is no tokenizer for text.
     """
     process, frames = run.engine.process, list[npt.NDArray[np.int32]]()
+    tokenizer = run.text_tokenizer() if process.text else None
 
     def on_step(number: int, rows: Tensor) -> None:
         if number:  # the first rows are noise
@@ -54,7 +56,7 @@ def sample_run(
         request = dataclasses.replace(request, on_step=on_step)
     with progress("sampling", total=process.evaluations(request)) as advance:
         samples = run.engine.generate(request)
-    stored, tokenizer = process.stored(samples, run.tokenizer), run.tokenizer
+    stored = process.stored(samples, tokenizer)
     where = write_samples(
         run.path / name,
         stored.arrays,
@@ -78,11 +80,18 @@ def sample_run(
 
 
 def read_prompt(run: Run, text: TextWithHoles, *, observed: str) -> Prompt:
-    """Read text with holes as a prompt of the run's process. ``observed``: see :class:`Conditions`. Raises :class:`UserError`."""
-    if run.tokenizer is None:
-        raise UserError(f"there is no tokenizer in {run.path}: text cannot become tokens")
-    data = run.report.data
+    """Encode text with holes as a prompt for the run's process.
+
+    Args:
+        run: The run folder.
+        text: The text to fill in.
+        observed: How the given text is held; see :class:`Conditions`.
+
+    Raises:
+        UserError: The process cannot fill in this text, or there is no tokenizer.
+    """
+    data, tokenizer = run.report.data, run.text_tokenizer()
     prompts_trained = isinstance(data, DataConfig) and data.corpus.prompted
     return run.engine.process.prompt(
-        text, run.tokenizer, length=run.report.data.length, prompts_trained=prompts_trained, observed=observed
+        text, tokenizer, length=data.length, prompts_trained=prompts_trained, observed=observed
     )

@@ -1,8 +1,9 @@
-"""``train``: a run folder trained, and evaluated at the end."""
+"""The verb ``train``: train a run folder and evaluate it at the end."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,7 +11,6 @@ import torch
 from sedd_graph.errors import UserError
 from sedd_graph.evaluation.bound import Result as Bounds
 from sedd_graph.evaluation.bound import numbers
-from sedd_graph.runs.build import Say
 from sedd_graph.runs.evaluate import evaluate_opened
 from sedd_graph.runs.open import open_run
 from sedd_graph.store.arrays import Activations, TapSpec
@@ -23,13 +23,31 @@ from sedd_graph.training.trackers import FINAL, Trackers
 __all__ = ["train_run"]
 
 
-def train_run(path: Path, *, resume: bool, device: torch.device, say: Say) -> tuple[Result, Bounds | None]:
-    """Train a run folder and evaluate it at the end. Under torchrun, every process calls this."""
+def train_run(
+    path: Path, *, resume: bool, device: torch.device, say: Callable[[str], None]
+) -> tuple[Result, Bounds | None]:
+    """Train a run folder and evaluate it at the end. Under torchrun, every process calls this.
+
+    Args:
+        path: The run folder.
+        resume: Resume from the newest checkpoint.
+        device: Where this process runs.
+        say: Prints a line for the user.
+
+    Returns:
+        The end of training, and the held-out bound; None where training was stopped, and in processes other than the first.
+
+    Raises:
+        UserError: The run folder cannot be trained, such as one that has been trained already without ``resume``.
+        DivergedError: The loss became NaN or infinite.
+    """
     with contextlib.ExitStack() as stack:
         world = World.from_environment(device)
         stack.callback(world.close)
         run = open_run(path, device=device, compile="off", weights="fresh")
-        _ = run.plan  # refuse what cannot be trained before anything is written or a tracker starts
+        _ = (
+            run.plan.objective_op
+        )  # raises for a graph without a process, before anything is written or a tracker starts
         start_point(path, resume=resume)
         config = run.report.train
         run.engine.compile(config.compile)

@@ -194,7 +194,7 @@ def test_densities_of_the_plane_are_what_they_say() -> None:
         (("{op: plu, in: norm}", "{op: linear, in: norm, with: {width: 2}}"), "the graph is no flow"),
         (("objective: {op: exact_likelihood}\n", ""), "points are for flows"),
         (("x: float b 1 d", "x: float b l d"), "a flow's rows are real numbers of a fixed shape"),
-        (("warmup: 10", "sample: {every: 10}, warmup: 10"), "samples on the way are texts"),
+        (("warmup: 10", "sample: {every: 10}, warmup: 10"), "train.sample: samples of points are not text"),
         (("op: npy, path: points.npy", "op: npy"), "path"),
     ],
 )  # fmt: skip

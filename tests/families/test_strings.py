@@ -75,7 +75,7 @@ def test_the_road_of_edit_flows(tmp_path: Path, capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     assert cli.run(["infill", str(run), "--text", "a [[]] line", "--steps", "4"]) == 2
     refused = capsys.readouterr().err
-    assert "'edit_flow' holds no text" in refused
+    assert "'edit_flow' cannot hold text fixed" in refused
     assert "heuristic" not in refused
 
 

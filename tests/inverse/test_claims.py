@@ -101,7 +101,7 @@ def refusal(path: Path) -> str:
 def test_claims_are_derived_and_listed(blueprint: Callable[..., Path]) -> None:
     report = check(blueprint())
     assert str(report).split("\n")[-2:] == [
-        "undone      deep: given c; 13 derivations; bijective (the linear system that gives trunk.2.y1 and trunk.2.y2 changes "
+        "invertible  deep: given c; 13 derivations; bijective (the linear system that gives trunk.2.y1 and trunk.2.y2 changes "
         "volume 2-fold per number); 18 evaluations; log|det| = 16*batch*length*log(2)",
         "            couple: given c; 4 derivations; volume_preserving; 6 evaluations; log|det| = 0",
     ]

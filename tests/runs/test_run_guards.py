@@ -46,7 +46,7 @@ def test_a_corpus_that_changed_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert cli.run(["train", str(run), "--resume", *CPU]) == 2
     assert capsys.readouterr().err == f"{said}; put the old one back, or build a new run\n"
     assert cli.run(["eval", str(run), *CPU]) == 0
-    assert f"warning     {said}: the bound is one on the new text\n" in capsys.readouterr().out
+    assert f"warning     {said}: the bound is that of the changed corpus\n" in capsys.readouterr().out
     (tmp_path / "own.txt").write_text(TEXT)
     assert cli.run(["train", str(run), "--resume", *CPU]) == 0
     assert cli.run(["eval", str(run), *CPU]) == 0
@@ -65,7 +65,9 @@ def test_a_partial_evaluation_leaves_a_fuller_one(tmp_path: Path, capsys: pytest
     assert count > part["sequences"] == 8
     capsys.readouterr()
     assert cli.run(["eval", str(run), "--batches", "1", *CPU]) == 0
-    assert f"not kept: evaluation.json is of {count} sequences, this only of 8\n" in capsys.readouterr().out
+    assert (
+        f"evaluation.json is not replaced: it covers {count} rows, this evaluation only 8\n" in capsys.readouterr().out
+    )
     assert file.read_text() == whole
 
 

@@ -195,7 +195,7 @@ def test_build_refuses_with_the_check_and_its_number(
     assert cli.run(["build", str(write("one", "wrong_inverse")), "--runs", str(tmp_path / "runs"), "--device", "cpu"]) == 2  # fmt: skip
     said = capsys.readouterr()
     assert "FAILS  layer.round_trip" in said.out
-    assert "block 'layer' is not undone: layer.round_trip: layer: its inputs are reconstructed from its outputs (1.0e-06)" in said.err  # fmt: skip
+    assert "block 'layer' is not invertible as claimed: layer.round_trip: layer: its inputs are reconstructed from its outputs (1.0e-06)" in said.err  # fmt: skip
     assert not (tmp_path / "runs").exists()
 
 
@@ -210,7 +210,9 @@ def test_a_block_may_be_checkpointed_instead(
     path, marker = write("one", "wrong_inverse", "on_failure: checkpoint"), tmp_path / "marker"
     arguments = ["build", str(path), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--path-to", str(marker)]
     assert cli.run(arguments) == 0
-    assert "warning     block 'layer' is checkpointed, not rebuilt: layer.round_trip" in capsys.readouterr().out
+    assert (
+        "warning     block 'layer' is checkpointed instead of reversible: layer.round_trip" in capsys.readouterr().out
+    )
     run = Path(marker.read_text())
     found = json.loads((run / "certificate.json").read_text())
     assert found["checkpointed"] == ["trunk"]

@@ -90,6 +90,7 @@ class Repeat:
 
 
 Node = Set | Chain | Choice | Repeat
+"""A parsed part of a regular expression."""
 
 
 class _Parser:
