@@ -44,7 +44,7 @@ class TokenMasking(Kernel):
 
     @property
     def trait(self) -> Tensor:
-        """The parameter by which tokens differ, [m]."""
+        """The parameter of each token's masking schedule (see :meth:`trait_of`), [m]."""
         return self.fixed_trait
 
     @classmethod
@@ -53,7 +53,7 @@ class TokenMasking(Kernel):
 
     @abstractmethod
     def trait_of(self, surprisal: Tensor, frequencies: Tensor) -> Tensor:
-        """Return the parameter by which tokens differ.
+        """Return the parameter of each token's masking schedule, such as the exponent of ``power``.
 
         Args:
             surprisal: -log frequency of each token in nats, float64 [m].
@@ -65,7 +65,10 @@ class TokenMasking(Kernel):
 
     @abstractmethod
     def token_schedules(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log alpha_v, log hit_v and the derivative of log hit_v in sigma, each [b, m], at total noise ``sigma`` [b]."""
+        """Return log alpha_v, log hit_v and d log hit_v / d sigma, each [b, m], at total noise ``sigma`` [b].
+
+        Token v is still visible with probability alpha_v, and masked with probability hit_v = 1 - alpha_v.
+        """
 
     @property
     def mask(self) -> int:

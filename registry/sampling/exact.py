@@ -56,11 +56,12 @@ class FirstHitting(Sampler, kind="sampler"):
 
 
 class Uniformization(Sampler, kind="sampler"):
-    """Candidate moves from a Poisson process at least as fast as the reverse process, each accepted with the ratio of the rates (arXiv 2402.08095).
+    """Simulates the reverse process exactly by uniformization: thinning of a Poisson process of candidate moves (arXiv 2402.08095).
 
-    On the clock log(exp(sigma) - 1) the kernel's ``rate_bound`` bounds the rate of leaving any position, so candidates come at a constant
-    rate, at random positions: about sigma(1) + log(1/sigma(0)) network evaluations per free token for a bound of 1. Scores that
-    exceed the bound are counted as clamped.
+    In the time variable log(exp(sigma) - 1), the total reverse rate at a position is at most the kernel's ``rate_bound``. Candidates
+    are drawn at this rate at every position, and each is accepted with probability reverse rate / ``rate_bound``. Each candidate takes
+    one network evaluation, about ``rate_bound`` * (sigma(1) + log(1/sigma(0))) per free token. Rates above the bound are counted as
+    clamped.
     """
 
     reads = ("log_score", "log_x0")

@@ -117,7 +117,7 @@ class SubstitutionHead(TokenHead, kind="head"):
 
 @dataclasses.dataclass(frozen=True)
 class ColumnDraw(StringDraw):
-    """A draw with the edits that remain.
+    """Noisy strings, the edits that turn each into the clean string, and the weights of these edits in the loss.
 
     Attributes:
         left: The edits from the noisy string to the clean one.

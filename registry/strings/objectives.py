@@ -28,10 +28,12 @@ __all__ = ["DICE", "DISE", "ClockObjective", "NoiseLevel", "RatioDraw"]
 
 @dataclasses.dataclass(frozen=True)
 class RatioDraw(StringDraw):
-    """A draw with the targets of :class:`~sedd_graph.diffusion.strings.birth_death.Target`.
+    """Noisy strings, the regression targets of the network's rates at them, and the weights of these in the loss.
+
+    The fields that are not described here are those of :class:`~sedd_graph.diffusion.strings.birth_death.Target`.
 
     Attributes:
-        weights: float32 [b, 2], factors of the sums over insertions and over deletions.
+        weights: float32 [b, 2], weights of the loss terms of insertions and of deletions.
         constant: float32 [b], added to the loss, nats.
     """
 
@@ -162,8 +164,8 @@ class DISE(ClockObjective[BirthDeath, RatioDraw], kind="string_objective"):
 class DICE(DISE, kind="string_objective"):
     """Cross-entropy of insertions, for strings that all have one known length (DID, arXiv 2603.23507).
 
-    The number of missing tokens is then known, so the head's rates are normalised to it over the whole row, and the network learns
-    only their positions and tokens. Rates do not depend on time. Use it with ``data.rows: stream``.
+    The number of missing tokens is then known, and the head's rates are normalised to sum to this number over the row. The network
+    learns only where tokens are missing and which; its rates do not depend on time. It requires ``data.rows: stream``.
     """
 
     one_length = True
