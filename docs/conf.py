@@ -47,7 +47,12 @@ html_theme_options = {
 
 
 def escape(app: Any, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Escape ``|x|`` and ``*`` in docstrings outside code: docstrings of sedd_graph use neither substitutions nor emphasis."""
+    """Escape ``|x|`` and ``*`` in docstrings outside code: docstrings of sedd_graph use neither substitutions nor emphasis.
+
+    The docstring of an attribute begins with an empty comment, so that napoleon takes no words before a colon for a type.
+    """
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]
     for number, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             parts = re.split(r"(`+[^`]*`+)", line)

@@ -10,6 +10,8 @@ from sedd_graph.component.check import Check
 from sedd_graph.component.contract import Algebra, Port, Rule, Signature, SizeField
 from sedd_graph.component.counter_rng import dropout
 from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, Input, Output
+from sedd_graph.data.sources import Corpus, Document, PointSource
+from sedd_graph.data.tokenizer import Tokenizer, TokenizerFactory
 from sedd_graph.diffusion.batch import Batch, Draw, PointBatch, Randomness
 from sedd_graph.diffusion.categorical import categorical
 from sedd_graph.diffusion.likelihood import Likelihood
@@ -27,6 +29,7 @@ from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
 from sedd_graph.diffusion.tokens.sampler import Sampler, StepSampler, StepsConfig
 from sedd_graph.diffusion.tokens.walk import SamplerConfig, Walk
 from sedd_graph.errors import UserError
+from sedd_graph.training.interfaces import LRSchedule, OptimizerFactory, Tracker
 
 __all__ = [
     "LOG_SCORE",
@@ -39,17 +42,22 @@ __all__ = [
     "Component",
     "ComponentConfig",
     "Context",
+    "Corpus",
+    "Document",
     "Draw",
     "DrawRequest",
     "EditFlowKernel",
     "FlexKernel",
     "Input",
     "Kernel",
+    "LRSchedule",
     "Likelihood",
     "NoisyClassifier",
     "Objective",
+    "OptimizerFactory",
     "Output",
     "PointBatch",
+    "PointSource",
     "Port",
     "PortType",
     "Randomness",
@@ -68,6 +76,9 @@ __all__ = [
     "StringTable",
     "StringWalk",
     "Strings",
+    "Tokenizer",
+    "TokenizerFactory",
+    "Tracker",
     "UserError",
     "Walk",
     "categorical",

@@ -177,7 +177,7 @@ def test_from_a_file_of_counts_to_guided_text(
         ("mdlm-tiny", "file: counts.npy, label: 0, prior: [1, 2, 3]", "prior has 3 entries, but there are 2 labels"),
         ("sedd-uniform-tiny", "counts: [[1], [2]], label: 0", "counts"),
         ("bd3lm-tiny", "file: counts.npy, label: 0", "'token_counts' needs text that is drawn as a whole, not in blocks"),
-        ("did-tiny", "file: counts.npy, label: 0", "a classifier guides rows of one length"),
+        ("did-tiny", "file: counts.npy, label: 0", "a process of strings takes no classifier"),
     ],
 )  # fmt: skip
 def test_refused(table: str, blueprint: str, classifier: str, said: str) -> None:

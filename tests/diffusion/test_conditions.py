@@ -251,7 +251,7 @@ def test_too_many_calls_of_an_exact_classifier_are_refused(monkeypatch: pytest.M
     k, s = world(Absorb)
     x = torch.full((1, L), V)
     guided = classified(perfect(k, s), k, s, Classifier(noisy_classifier(k, s)), x == V)
-    with pytest.raises(UserError, match="about 12 rows for one step, more than 11; use method='gradient'"):
+    with pytest.raises(UserError, match="would evaluate 12 rows in one step, more than 11; use method='gradient'"):
         guided(x, torch.ones(1), torch.zeros(1).long())
 
 

@@ -267,8 +267,8 @@ def test_the_network_learns_what_it_would_have() -> None:
 @pytest.mark.parametrize(
     ("objective", "said"),
     [
-        ("masked_count", "'learned' learns from losses that are integrals over time, such as nelbo's and score_entropy's; 'masked_count' is none"),
-        ("{op: d3pm, steps: 8}", "'d3pm' is none: take another schedule, such as loglinear"),
+        ("masked_count", "'learned' learns from losses that are integrals over time, such as nelbo's and score_entropy's; 'masked_count' is not one"),
+        ("{op: d3pm, steps: 8}", "'d3pm' is not one: take another schedule, such as loglinear"),
     ],
 )  # fmt: skip
 def test_an_objective_without_time_is_refused(small: Callable[..., Path], objective: str, said: str) -> None:
@@ -281,5 +281,5 @@ def test_an_objective_without_time_is_refused(small: Callable[..., Path], object
 def test_so_is_noise_that_changes_lengths() -> None:
     with pytest.raises(BlueprintError, match="'learned' learns from losses of rows of one length"):
         check(ROOT / "blueprints" / "did-tiny.yaml", ["process.schedule={op: learned}"])
-    with pytest.raises(BlueprintError, match="'genmd4' is none"):
+    with pytest.raises(BlueprintError, match="'genmd4' is not one"):
         check(ROOT / "blueprints" / "genmd4-tiny.yaml", ["process.schedule={op: learned}"])
