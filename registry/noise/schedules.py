@@ -38,11 +38,11 @@ class AlphaSchedule(Schedule):
 
     @abstractmethod
     def _complement(self, t: Tensor) -> Tensor:
-        """Return 1 - alpha, precise where it is small."""
+        """Return 1 - alpha, accurate to float precision also where it is close to 0."""
 
     @abstractmethod
     def _alpha(self, t: Tensor) -> Tensor:
-        """Return alpha, precise where it is small."""
+        """Return alpha, accurate to float precision also where it is close to 0."""
 
     @abstractmethod
     def _decay(self, t: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def _make_classifier(plan: ProcessPlan, registry: Registry) -> NoisyClassifier |
 
 
 def _classifier_lacks(parts: TokenParts) -> str | None:
-    """Return what guidance by the classifier needs and these components do not have; None where they have all of it."""
+    """Return the reason why these components do not support guidance by the classifier; None where they do."""
     if parts.classifier is None:
         return None
     if parts.objective.block is not None:

@@ -44,7 +44,7 @@ def find_block(at: Location, text: str) -> tuple[Location, Block]:
 
 
 def read_repeat(at: Location, node: Node, scope: Scope) -> int:
-    """Return the number of repeats of the node at ``at``; 1 where it does not say or a problem was reported."""
+    """Return the number of repeats of the node at ``at``; 1 where it declares none or a problem was reported."""
     if node.repeat is None:
         return 1
     try:
