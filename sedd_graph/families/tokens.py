@@ -120,7 +120,7 @@ def _make_classifier(plan: ProcessPlan, registry: Registry) -> NoisyClassifier |
 
 
 def _classifier_lacks(parts: TokenParts) -> str | None:
-    """Return the reason why these components do not support guidance by the classifier; None where they do."""
+    """Return the first requirement of guidance by the classifier that these components do not meet; None if they meet all."""
     if parts.classifier is None:
         return None
     if parts.objective.block is not None:
