@@ -1,6 +1,6 @@
-"""Batches of training data, draws of the forward process, and the random numbers of a global batch.
+"""Training batches, samples of the forward process, and random numbers independent of how a global batch is split.
 
-Axes: b batch, l length.
+Axes: b batch (rows), l length (positions per row).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = ["Batch", "Draw", "PointBatch", "Randomness"]
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Clean token rows and three masks over their positions.
+    """A batch of clean token rows x_0, with three masks over their positions.
 
-    Padding is False in all three masks. A prompt is True in ``attend`` only.
+    All three masks are False at padding. At a prompt ``attend`` is True, and ``corrupt`` and ``loss`` are False.
 
     Attributes:
         tokens: int64 [b, l], the clean tokens x_0.
@@ -33,7 +33,11 @@ class Batch:
 
     @classmethod
     def of(cls, tokens: Tensor) -> Batch:
-        """Return a batch in which every position is attended to, corrupted and counted in the loss."""
+        """Return a batch without padding or prompts: all three masks are True everywhere.
+
+        Args:
+            tokens: Clean tokens, int64 [b, l].
+        """
         every = torch.ones_like(tokens, dtype=torch.bool)
         return cls(tokens, every, every, every)
 
@@ -42,29 +46,29 @@ class Batch:
 
     @property
     def width(self) -> int:
-        """Positions per row, l."""
+        """Number of positions per row, l."""
         return self.tokens.shape[1]
 
     @property
     def counted(self) -> Tensor:
-        """Number of positions per row that the loss is summed over, int64 [b]."""
+        """Number of positions of each row that contribute to the loss (``loss & corrupt``), int64 [b]."""
         return (self.loss & self.corrupt).sum(-1)
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on ``device``."""
+        """Return the batch with all tensors on ``device``."""
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Return rows ``start`` to ``stop`` (exclusive)."""
+        """Return the batch of rows ``start`` (inclusive) to ``stop`` (exclusive)."""
         return Batch(*(getattr(self, f.name)[start:stop] for f in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
 class PointBatch:
-    """Rows of real numbers, the training data of a flow; the loss covers every number.
+    """A batch of real-valued data points, for training a normalizing flow; every entry contributes to the loss.
 
     Attributes:
-        x: float32 [b, ...].
+        x: float32 [b, ...], one data point per row.
     """
 
     x: Tensor
@@ -74,33 +78,35 @@ class PointBatch:
 
     @property
     def width(self) -> int:
-        """Numbers per row."""
+        """Number of entries of one data point."""
         return self.x[0].numel()
 
     @property
     def counted(self) -> Tensor:
-        """Number of entries per row that the loss is summed over, int64 [b]."""
+        """Number of entries of each data point that contribute to the loss (all of them), int64 [b]."""
         return torch.full((len(self.x),), self.width, device=self.x.device)
 
     def to(self, device: torch.device | str) -> PointBatch:
-        """Return the batch on ``device``."""
+        """Return the batch with its tensor on ``device``."""
         return PointBatch(self.x.to(device, non_blocking=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """One draw of the forward process for a batch.
+    """Noisy rows x_t of a batch, sampled from the forward process, with their times and noise levels.
 
-    An objective may draw c corrupted rows for each clean row: all tensors then have c b rows, the batch repeated c times.
-    Under a block objective ``t``, ``sigma``, ``dsigma`` and ``weight`` are [b, k], one entry for each of a row's k blocks.
+    An objective may sample c noisy rows for each clean row. The first axis of every tensor then has c * b rows: the
+    batch as a whole, repeated c times. Under an objective that noises blocks separately, ``t``, ``sigma``, ``dsigma``
+    and ``weight`` are [b, k], with one entry for each of the k blocks of a row.
 
     Attributes:
-        xt: int64 [b, l], the corrupted tokens x_t.
+        xt: int64 [b, l], the noisy tokens x_t.
         t: float32 [b], times in [0, 1].
-        sigma: float32 [b], total noise at ``t``.
-        dsigma: float32 [b], the derivative of total noise in t.
-        weight: float32 [b], the factor by which the mean of the loss over draws becomes the integral over t: the width of
-            the interval that ``t`` is drawn from, or the factor of the sum over mask counts.
+        sigma: float32 [b], total noise sigma(t).
+        dsigma: float32 [b], the derivative of sigma(t) in t.
+        weight: float32 [b], the importance weight of the sample: the mean of weight * integrand over samples estimates
+            the integral over t (``weight`` is the width of the interval that t is drawn from), or the sum over mask
+            counts.
     """
 
     xt: Tensor
@@ -111,43 +117,62 @@ class Draw:
 
 
 class Randomness:
-    """Uniform random numbers for a slice of a global batch.
+    """Random numbers for some rows of a global batch, independent of its split over ranks and accumulation steps.
 
-    Every rank and accumulation step draws the numbers of the whole global batch from the same generator state and takes its
-    own rows, so results do not depend on how the batch is split.
+    Each rank and accumulation step generates the numbers of the whole global batch from the same generator state and
+    returns those of its own rows.
 
     Args:
-        generator: The source of the numbers; results are on its device.
-        start: Index of this slice's first row in the global batch.
-        total: Rows of the global batch; None: the slice ends the batch.
+        generator: The random number generator; results are on its device.
+        start: Index in the global batch of the first of these rows.
+        total: Number of rows of the global batch; None: ``start`` plus the rows that are requested.
     """
 
     def __init__(self, generator: torch.Generator, *, start: int = 0, total: int | None = None) -> None:
         self.generator, self.start, self.total = generator, start, total
 
     def rand(self, rows: int, *shape: int) -> Tensor:
-        """Draw uniform numbers in [0, 1), float32 ``[rows, *shape]``, of 24 random bits each."""
+        """Draw uniform numbers in [0, 1) with 24 random bits each.
+
+        Args:
+            rows: Number of rows of this slice.
+            *shape: The other axes.
+
+        Returns:
+            float32 ``[rows, *shape]``.
+        """
         total = self.total or self.start + rows
         drawn = torch.rand(total, *shape, generator=self.generator, device=self.generator.device)
         return drawn[self.start : self.start + rows]
 
     def rand48(self, rows: int, *shape: int) -> Tensor:
-        """Draw uniform numbers in [0, 1), float64 ``[rows, *shape]``, of 48 random bits each.
+        """Draw uniform numbers in [0, 1) with 48 random bits each.
 
-        The inverse CDF of a large vocabulary needs them: 24 bits never reach a token of probability 1e-8.
+        Sampling from a large vocabulary by its inverse CDF requires 48 bits: with 24 bits, a token of probability 1e-8
+        might never be sampled.
+
+        Args:
+            rows: Number of rows of this slice.
+            *shape: The other axes.
+
+        Returns:
+            float64 ``[rows, *shape]``.
         """
         return self.rand(rows, *shape).double() + self.rand(rows, *shape).double() * 2**-24
 
     def keys(self, rows: int) -> Tensor:
-        """Draw one key per row for :mod:`sedd_graph.component.counter_rng`, int32 [rows]."""
+        """Draw one key per row for the counter-based :mod:`sedd_graph.component.counter_rng`, int32 [rows]."""
         total = self.total or self.start + rows
         device = self.generator.device
         drawn = torch.randint(-(2**31), 2**31, (total,), generator=self.generator, device=device)
         return drawn[self.start : self.start + rows].int()
 
     def low_discrepancy(self, rows: int) -> Tensor:
-        """Draw stratified times in [0, 1), float32 [rows]: an even grid over the global batch, shifted by one uniform number
-        modulo 1 (VDM, arXiv 2107.00630)."""
+        """Draw stratified times in [0, 1), float32 [rows].
+
+        The times of the global batch are an even grid, shifted by one uniform random offset modulo 1 (VDM, arXiv
+        2107.00630).
+        """
         total = self.total or self.start + rows
         offset = torch.rand(1, generator=self.generator, device=self.generator.device, dtype=torch.float64)
         grid = torch.arange(self.start, self.start + rows, device=self.generator.device, dtype=torch.float64) / total

@@ -1,8 +1,8 @@
-"""Categorical draws, all of them in float64.
+"""Sampling from categorical distributions, in float64.
 
-Gumbel races and inverse CDFs in float32 never draw rare classes and so lower the temperature silently (arXiv 2409.02908,
-section 5). A sampler's step has two stages: :func:`going` draws which positions change, and :func:`categorical` draws new states
-for those positions only.
+In float32, Gumbel-max and inverse-CDF sampling never draw rare classes, which silently lowers the temperature (arXiv
+2409.02908, section 5). One step of a sampler has two stages: :func:`going` samples which positions change, and
+:func:`categorical` samples new states for those positions only.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,15 @@ _CHUNK = 2**24  # float64 numbers held at a time
 
 
 def inverse_cdf(cdf: Tensor, u: Tensor) -> Tensor:
-    """Return the class that each uniform number falls into; a class of weight zero is never returned.
+    """Return the class that each uniform number selects by the inverse CDF; a class of weight zero is never selected.
 
     Args:
-        cdf: Cumulative weights, float64 [..., n], not normalised; [n] serves ``u`` of any shape.
-        u: Uniform numbers in [0, 1), float64 [..., d] with the leading axes of ``cdf``.
+        cdf: Cumulative weights over n classes, float64 [..., n], not normalised. With shape [n], ``u`` may have any
+            shape.
+        u: Uniform numbers in [0, 1), float64 [..., d], with the same leading axes as ``cdf``.
 
     Returns:
-        int64 with the shape of ``u``, each in [0, n).
+        Classes in [0, n), int64 with the shape of ``u``.
     """
     # right=True: the first class whose cumulative weight exceeds u * total. The factor keeps u * total from rounding up to total
     return torch.searchsorted(cdf, u * cdf[..., -1:] * (1 - 2**-53), right=True)
@@ -34,10 +35,10 @@ def categorical(weights: Tensor, *, generator: torch.Generator) -> Tensor:
 
     Args:
         weights: Non-negative [..., n], not normalised. A class of weight zero is never drawn.
-        generator: On the device of ``weights``.
+        generator: Random number generator on the device of ``weights``.
 
     Returns:
-        int64 [...].
+        Classes in [0, n), int64 [...].
 
     Raises:
         ValueError: A row sums to zero or is not finite.
@@ -56,22 +57,31 @@ def categorical(weights: Tensor, *, generator: torch.Generator) -> Tensor:
 
 
 def going(move: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Draw which positions change: bool like ``move``, True with probability ``move``."""
+    """Draw which positions change.
+
+    Args:
+        move: Probability that each position changes, of any shape.
+        generator: Random number generator on the device of ``move``.
+
+    Returns:
+        bool with the shape of ``move``, independently True with probability ``move``.
+    """
     return torch.rand(move.shape, generator=generator, device=move.device, dtype=torch.float64) < move.double()
 
 
 def jump(x: Tensor, move: Tensor, weights: Callable[[Tensor], Tensor], *, generator: torch.Generator) -> Tensor:
-    """Draw one step of a jump process: each position keeps its state or takes a new one.
+    """Draw one step of a jump process: each position retains its state or takes a new one.
 
     Args:
         x: States, int64 [b, l].
         move: Probability that a position changes, [b, l].
-        weights: Called once, with the positions that change (bool [b, l]); returns the weights of their new states,
-            [moving, n], not normalised.
-        generator: On the device of ``x``.
+        weights: ``weights(moving)`` returns the weights of the new states at the positions that change, [m, n], not
+            normalised; ``moving`` is bool [b, l] with m True entries. Called once, or not at all if no position
+            changes.
+        generator: Random number generator on the device of ``x``.
 
     Returns:
-        int64 [b, l]; ``x`` itself where no position changes.
+        The new states, int64 [b, l]; the tensor ``x`` itself if no position changes.
     """
     moving = going(move, generator=generator)
     if not bool(moving.any()):
@@ -82,15 +92,16 @@ def jump(x: Tensor, move: Tensor, weights: Callable[[Tensor], Tensor], *, genera
 
 
 def sharpen(weights: Tensor, *, temperature: float, top_p: float) -> Tensor:
-    """Raise weights to the power 1 / temperature, then cut them to the nucleus.
+    """Apply temperature and nucleus (top-p) truncation to weights, in this order.
 
     Args:
         weights: Non-negative [..., n], not normalised.
-        temperature: 0 keeps the largest weight alone.
-        top_p: The nucleus is the smallest set of largest weights that holds this share of the sum (arXiv 1904.09751).
+        temperature: Weights are raised to the power 1 / temperature; at 0 all but the largest become zero.
+        top_p: Weights outside the nucleus become zero. The nucleus is the smallest set of largest weights whose share
+            of the sum is at least ``top_p`` (arXiv 1904.09751).
 
     Returns:
-        float64 [..., n], not normalised. Rows that sum to zero stay zero.
+        float64 [..., n], not normalised. Rows that sum to zero remain zero.
     """
     weights = weights.double()
     if temperature == 0:

@@ -1,8 +1,8 @@
-"""Gumbel-max draws, and the Gumbel noise behind a draw that is already made.
+"""Gumbel-max sampling, and posterior sampling of the Gumbel noise given the sampled states.
 
-argmax(log w + g) is a categorical draw with weights w when g is standard Gumbel noise, independent for each state. A sampler
-that stores the noise can be run again, with the same weights or with others. All in float64, since float32 noise ends at
-16.6 (see :mod:`sedd_graph.diffusion.categorical`). Axes: any leading axes, n states.
+If g is standard Gumbel noise, independent for each state, argmax(log w + g) is a categorical sample with weights w.
+With the noise stored, a sampler can be run again with the same weights or with other weights. All noise is float64,
+since float32 noise never exceeds 16.6 (see :mod:`sedd_graph.diffusion.categorical`). Axes: any leading axes, n states.
 """
 
 from __future__ import annotations
@@ -15,34 +15,46 @@ from sedd_graph.diffusion.numerics import take
 __all__ = ["gumbel", "posterior_gumbel", "replay"]
 
 APART = 1e-9
-"""Smallest margin by which the chosen state wins; rounding cannot undo it where log-weights are above -1e5."""
+"""Smallest margin by which the chosen state's sum of log-weight and noise exceeds the others.
+
+The margin is larger than rounding errors if log-weights are above -1e5.
+"""
 
 
 def gumbel(*shape: int, generator: torch.Generator) -> Tensor:
-    """Draw standard Gumbel noise, float64 ``[*shape]``."""
+    """Draw standard Gumbel noise, float64 of shape ``[*shape]``, on the device of ``generator``."""
     u = 1 - torch.rand(*shape, generator=generator, device=generator.device, dtype=torch.float64)  # in (0, 1]
     return -torch.log(-torch.log(u.clamp(max=1 - 2**-53)))
 
 
 def replay(log_weights: Tensor, noise: Tensor) -> Tensor:
-    """Return the draw that ``noise`` [..., n] makes with ``log_weights`` [..., n], int64 [...]."""
+    """Return the Gumbel-max sample argmax(log_weights + noise).
+
+    Args:
+        log_weights: [..., n], not normalised.
+        noise: Gumbel noise, float64 [..., n].
+
+    Returns:
+        States, int64 [...].
+    """
     return (log_weights.double() + noise).argmax(-1)
 
 
 def posterior_gumbel(log_weights: Tensor, chosen: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Draw Gumbel noise given the draw that it made (Maddison, Tarlow and Minka, arXiv 1411.0030).
+    """Draw Gumbel noise given the states that it selected (Maddison, Tarlow and Minka, arXiv 1411.0030).
 
-    The largest sum of log-weight and noise is Gumbel at log sum w, whichever state has it; the other sums are Gumbel at
-    log w, truncated below it. :func:`replay` with the same weights returns ``chosen``. If ``chosen`` is itself drawn from the
-    weights, the noise is standard Gumbel, so that with other weights it makes draws from those.
+    The largest sum of log-weight and noise is Gumbel with location log(sum of w), whichever state attains it; the other
+    sums are Gumbel with location log w, truncated below the largest. :func:`replay` with this noise and the same
+    weights returns ``chosen``. If ``chosen`` is itself a sample from the weights, the noise is standard Gumbel, so that
+    :func:`replay` with other weights samples from those.
 
     Args:
         log_weights: [..., n], not normalised; minus infinity for impossible states.
-        chosen: int64 [...].
-        generator: On the device of ``log_weights``.
+        chosen: The selected states, int64 [...].
+        generator: Random number generator on the device of ``log_weights``.
 
     Returns:
-        float64 [..., n].
+        Gumbel noise, float64 [..., n].
 
     Raises:
         ValueError: A chosen state has weight zero, or a weight is NaN or infinite.

@@ -1,4 +1,4 @@
-"""The interface of the base density of a flow. Implementations are components.
+"""The interface of the base density of a normalizing flow. Implementations are components.
 
 Axes: b batch.
 """
@@ -18,17 +18,33 @@ __all__ = ["Likelihood"]
 
 
 class Likelihood(Component, ABC):
-    """The base density of a flow, which is trained by exact maximum likelihood.
+    """The base density of a normalizing flow that is trained by exact maximum likelihood.
 
-    By the change of variables ``-log p(x) = -log base(z) - log |det dz/dx|``, where z is the output of the flow.
+    By the change of variables, ``-log p(x) = -log base(z) - log |det dz/dx|``, where z is the output of the flow for
+    data x.
     """
 
     abstract: ClassVar[bool] = True
 
     @abstractmethod
     def nats(self, z: Tensor) -> Tensor:
-        """Return -log of the base density of each row of ``z`` [b, ...], nats, [b]."""
+        """Return the negative log of the base density at each row.
+
+        Args:
+            z: Outputs of the flow, [b, ...].
+
+        Returns:
+            Nats, [b].
+        """
 
     @abstractmethod
     def draw(self, shape: Sequence[int], *, generator: torch.Generator) -> Tensor:
-        """Draw rows from the base density, float32 of ``shape``."""
+        """Draw samples from the base density.
+
+        Args:
+            shape: Shape of the result, rows first.
+            generator: Random number generator; the result is on its device.
+
+        Returns:
+            float32 of ``shape``.
+        """

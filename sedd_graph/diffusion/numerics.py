@@ -1,4 +1,4 @@
-"""Numerics that kernels, objectives and samplers share: precise logarithms at any noise level, indexing, autocast."""
+"""Numerical helpers of kernels, objectives and samplers: accurate logarithms at any noise, indexing, autocast."""
 
 import contextlib
 import math
@@ -9,13 +9,14 @@ from torch import Tensor
 __all__ = ["FLOOR", "full_precision", "log1mexp", "log_expm1", "take", "tiny"]
 
 FLOOR = -1e6
-"""Finite stand-in for log 0: a difference of two of them is 0, where minus infinity gives NaN."""
+"""Finite substitute for log 0: the difference of two such values is 0, whereas that of two minus infinities is NaN."""
 
 
 def log1mexp(sigma: Tensor) -> Tensor:
-    """Return ``log(1 - exp(-sigma))`` for sigma > 0, precise in float32 near 0 and at large sigma.
+    """Return ``log(1 - exp(-sigma))`` for sigma > 0, accurate in float32 both near 0 and at large sigma.
 
-    It is the log-probability that a token has been hit by total noise ``sigma``.
+    With total noise ``sigma``, this is the log-probability that noise has hit a token at least once. The result has the
+    shape of ``sigma``.
     """
     small = sigma < math.log(2)
     near = torch.where(small, sigma, 0.5)
@@ -24,22 +25,30 @@ def log1mexp(sigma: Tensor) -> Tensor:
 
 
 def log_expm1(sigma: Tensor) -> Tensor:
-    """Return ``log(exp(sigma) - 1)`` for sigma > 0, without overflow."""
+    """Return ``log(exp(sigma) - 1)`` for sigma > 0, without overflow, with the shape of ``sigma``."""
     return sigma + log1mexp(sigma)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """Return the entry of ``values`` [..., n] at ``index`` int64 [...], shape [...]."""
+    """Return ``values[..., index]``, one entry of the last axis for each index.
+
+    Args:
+        values: [..., n].
+        index: int64 [...].
+
+    Returns:
+        [...].
+    """
     return values.gather(-1, index[..., None])[..., 0]
 
 
 def tiny(x: Tensor) -> float:
-    """Return the smallest positive normal number of the dtype of ``x``, the lower clamp of a denominator or logarithm."""
+    """Return the smallest positive normal number of the dtype of ``x``, a lower clamp for denominators and logs."""
     return float(torch.finfo(x.dtype).tiny)
 
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Return a context without autocast on the device of ``x``."""
+    """Return a context manager that disables autocast on the device of ``x``."""
     # meta tensors have no autocast, and torch raises when asked
     if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return contextlib.nullcontext()

@@ -17,23 +17,47 @@ __all__ = ["Schedule"]
 
 
 class Schedule(Component, ABC):
-    """Total noise sigma(t), increasing in t from t = 0 (clean) to t = 1 (noise)."""
+    """A noise schedule: total noise sigma(t), increasing in t, from clean data at t = 0 to noise at t = 1."""
 
     abstract: ClassVar[bool] = True
     learned: ClassVar[bool] = False
-    """True if the schedule has parameters. They are trained to reduce the variance of the loss, and saved with the network's.
-    Total noise at t = 0 and at t = 1 must not depend on them."""
+    """True if the schedule has trained parameters.
+
+    They are trained to reduce the variance of the loss, and saved with the network's. Total noise at t = 0 and at t = 1
+    must not depend on them.
+    """
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """Return total noise at times ``t`` [b], float32 [b] (float64 for a float64 ``t``)."""
+        """Return total noise at times ``t``.
+
+        Args:
+            t: Times in [0, 1], [b].
+
+        Returns:
+            float32 [b]; float64 if ``t`` is float64.
+        """
 
     @abstractmethod
     def dsigma(self, t: Tensor) -> Tensor:
-        """Return the derivative of total noise at times ``t`` [b], float32 [b] (float64 for a float64 ``t``)."""
+        """Return the derivative of total noise with respect to time.
+
+        Args:
+            t: Times in [0, 1], [b].
+
+        Returns:
+            float32 [b]; float64 if ``t`` is float64.
+        """
 
     def time(self, sigma: Tensor) -> Tensor:
-        """Return the times in [0, 1] at which total noise is ``sigma`` [b], by bisection; 0 or 1 for noise out of range."""
+        """Return the times at which total noise is ``sigma``: the inverse of :meth:`sigma`, by bisection.
+
+        Args:
+            sigma: Total noise, [b].
+
+        Returns:
+            Times in [0, 1], [b]; 0 or 1 where ``sigma`` is outside the schedule's range.
+        """
         low, high = torch.zeros_like(sigma), torch.ones_like(sigma)
         for _ in range(52 if sigma.dtype == torch.float64 else 30):
             middle = (low + high) / 2

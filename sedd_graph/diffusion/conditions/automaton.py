@@ -1,7 +1,7 @@
-"""Deterministic automata of regular expressions, over the bytes of UTF-8, built in bounded time and size.
+"""Compilation of regular expressions to deterministic finite automata over UTF-8 bytes, in bounded time and size.
 
-A sampler needs the automaton itself, which gives the texts that can still match, and a pattern in a blueprint must not be able to run
-for ever. A whole text is matched. No torch here.
+Samplers need the automaton's states and transitions to find which texts can still match. A pattern from a blueprint
+must not run without bound. The whole text must match, not a substring. Does not import torch.
 """
 
 from __future__ import annotations
@@ -18,15 +18,23 @@ from sedd_graph.diffusion.conditions.pattern import Chain, Choice, Node, Pattern
 __all__ = ["Automaton", "compile_pattern", "utf8_ranges"]
 
 MAX_PARTS = 50_000
-"""States of the nondeterministic automaton."""
+"""Largest number of states of the nondeterministic automaton."""
 MAX_STATES = 10_000
-"""States of the deterministic automaton."""
+"""Largest number of states of the deterministic automaton."""
 MAX_WORK = 4_000_000
-"""Moves examined while it is built: a few seconds."""
+"""Largest number of transitions examined by the subset construction, which takes a few seconds."""
 
 
 def utf8_ranges(low: int, high: int) -> Iterable[tuple[tuple[int, int], ...]]:
-    """Yield sequences of byte ranges that together encode exactly the characters from ``low`` to ``high``."""
+    """Yield sequences of byte ranges that together match exactly the UTF-8 encodings of a range of code points.
+
+    Args:
+        low: First code point.
+        high: Last code point, inclusive.
+
+    Yields:
+        One (first, last) byte range, inclusive, for each byte of an encoding.
+    """
     for top in (0x7F, 0x7FF, 0xFFFF):
         if low <= top < high:
             yield from utf8_ranges(low, top)
@@ -51,7 +59,7 @@ def utf8_ranges(low: int, high: int) -> Iterable[tuple[tuple[int, int], ...]]:
 class _Nfa:
     """A nondeterministic automaton, built by Thompson's construction.
 
-    ``free[state]`` lists the states reached without reading; ``moves[state]`` lists (first byte, last byte, next state).
+    ``free[state]`` lists the states reached without input; ``moves[state]`` lists (first byte, last byte, next state).
     """
 
     def __init__(self) -> None:
@@ -59,7 +67,7 @@ class _Nfa:
         self.moves: list[list[tuple[int, int, int]]] = []
 
     def new(self) -> int:
-        """Add a state."""
+        """Add a state and return it."""
         if len(self.free) >= MAX_PARTS:
             raise PatternError(f"its repeats need more than {MAX_PARTS:,} parts; take smaller counts")
         self.free.append([])
@@ -67,13 +75,13 @@ class _Nfa:
         return len(self.free) - 1
 
     def branch(self, start: int) -> int:
-        """Add a state that is reached from ``start`` without reading."""
+        """Add a state that is reached from ``start`` without input, and return it."""
         state = self.new()
         self.free[start].append(state)
         return state
 
     def add(self, node: Node, start: int) -> int:
-        """Add the states of ``node`` behind ``start``; return the state in which it ends."""
+        """Add the states that match ``node``, from ``start`` on; return the state at the end of the match."""
         if isinstance(node, Chain):
             for part in node.parts:
                 start = self.add(part, start)
@@ -105,18 +113,19 @@ class _Nfa:
 
 @dataclasses.dataclass(frozen=True)
 class Automaton:
-    """A deterministic automaton over bytes. State 0 is the start, the last state is dead (nothing matches from it).
+    """A deterministic finite automaton over bytes. State 0 is the start; the last state is dead: no match can follow.
 
     Attributes:
-        after: int32 [states + 1, 256], the state after reading a byte.
-        accepts: bool [states + 1], True where a match may end.
+        after: Transition table, int32 [states + 1, 256]: the state after reading a byte. The last row is the dead
+            state.
+        accepts: bool [states + 1], True for accepting states.
     """
 
     after: npt.NDArray[np.int32]
     accepts: npt.NDArray[np.bool_]
 
     def matches(self, text: bytes) -> bool:
-        """Return True if the whole of ``text`` matches."""
+        """Return True if the automaton accepts the whole of ``text``."""
         state = 0
         for byte in text:
             state = int(self.after[state, byte])
@@ -125,10 +134,13 @@ class Automaton:
 
 @functools.lru_cache(maxsize=16)
 def compile_pattern(pattern: str) -> Automaton:
-    """Return the automaton of a regular expression, in bounded time.
+    """Return the deterministic automaton of a regular expression, in bounded time. Results are cached.
+
+    Args:
+        pattern: The regular expression.
 
     Raises:
-        PatternError: The pattern is malformed, outside the subset, or its automaton is too large.
+        PatternError: The pattern is malformed or has unsupported syntax, or its automaton is too large.
     """
     nfa = _Nfa()
     start = nfa.new()

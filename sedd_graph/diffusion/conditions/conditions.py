@@ -1,4 +1,4 @@
-"""Conditions on sampled text: the keys of a blueprint's ``sample`` section that every sampler takes. No torch here."""
+"""Conditions on sampled text: keys of a blueprint's ``sample`` section, for every sampler. Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _compiled(pattern: str) -> str:
 
 
 Pattern = Annotated[str, pydantic.AfterValidator(_compiled)]
-"""A regular expression of the subset in docs/reference/samplers.md; validated by compiling it."""
+"""Type of a Config field: a regular expression, validated by compiling it. Syntax: docs/reference/samplers.md."""
 
 Forbidden = (
     Annotated[str, pydantic.Field(min_length=1, max_length=1024)] | Annotated[int, pydantic.Field(ge=0, lt=2**31)]
@@ -26,16 +26,27 @@ Forbidden = (
 
 
 class Conditions(ComponentConfig):
-    """Config of the conditions on sampled text (see docs/reference/samplers.md)."""
+    """Config of the conditions on sampled text, which every sampler accepts (see docs/reference/samplers.md)."""
 
     forbid: Annotated[tuple[Forbidden, ...], pydantic.Field(max_length=4096)] = ()
-    """Tokens that are never sampled: ids, or texts, which forbid every token that contains them. Up to 4,096."""
+    """Tokens that are never sampled: token ids, or strings. At most 4,096.
+
+    A string forbids every token whose text contains that string.
+    """
     allow: Annotated[dict[int, Pattern], pydantic.Field(max_length=4096)] = {}
-    """Position (negative: from the end) to a regular expression that the token at that position must match. Up to 4,096."""
+    """Regular expressions by position (negative: from the end). At most 4,096.
+
+    The token at the position must match the expression.
+    """
     matching: Pattern | None = None
     """A regular expression that the whole text of each row must match."""
     guidance: Annotated[float, pydantic.Field(ge=0, le=100)] = 1.0
-    """Guidance scale of the given text when text is filled in, in [0, 100]. 0: ignore it; 1: the model's own distribution."""
+    """Scale of classifier-free guidance by the given text in infilling, in [0, 100].
+
+    1: the model's own distribution; 0: the given text is ignored.
+    """
     observed: Literal["clamp", "renoise"] = "clamp"
-    """Form in which the network gets the given text: ``clamp``: as it is; ``renoise`` (for kernels under which visible tokens change): noised
-    afresh at each step."""
+    """Form in which given tokens enter the network: ``clamp`` or ``renoise``.
+
+    ``clamp``: clean, as given. ``renoise``: noised afresh at each step, for kernels under which visible tokens change.
+    """

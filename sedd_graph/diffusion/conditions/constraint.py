@@ -1,6 +1,7 @@
-"""Constraints on sampled tokens: allowed tokens by position, and texts that match a regular expression.
+"""Constraints on sampled tokens: allowed tokens by position, and regular expressions over whole rows.
 
-Axes: b batch, r rows, l length, n states, s states of an automaton (the last is dead), k kinds of tokens.
+Axes: b batch, r rows of it, l length, n states of a token, s states of an automaton (the last is dead), k kinds of
+tokens.
 """
 
 from __future__ import annotations
@@ -22,29 +23,35 @@ from sedd_graph.errors import UserError
 __all__ = ["Matching", "Pieces", "allowed_tokens"]
 
 Pieces = Callable[[], Sequence[bytes | None]]
-"""Returns the bytes of each state's token (None: no text); raises :class:`UserError` for a tokenizer without them."""
+"""A function that returns the bytes of the token of each state (None: a token without text).
+
+Raises :class:`~sedd_graph.errors.UserError` if the tokenizer's tokens do not stand for bytes.
+"""
 
 _CHUNK = 2**23
-"""Transitions of automata held in memory at a time, and the limit for one row."""
+"""Largest number of automaton transitions in memory at a time; also the limit for the transition table of one row."""
 
 UNLIKELY = -60.0
-"""log of the weight added to each allowed token where the predictions give no matching text any weight."""
+"""log of the weight that is added, in a row whose matching texts all have weight zero, at each hidden position.
+
+The weight is spread evenly over the allowed tokens of the position.
+"""
 
 
 def allowed_tokens(conditions: Conditions, allowed: Tensor, length: int, pieces: Pieces) -> Tensor:
-    """Return the tokens that are allowed at each position under ``forbid`` and ``allow``.
+    """Return the tokens that are allowed at each position under the conditions ``forbid`` and ``allow``.
 
     Args:
-        conditions: Their keys ``forbid`` and ``allow`` are read.
-        allowed: bool [n], [l, n] or [b, l, n], the tokens allowed so far.
-        length: l.
-        pieces: The bytes of each token, read where a text or a pattern is given.
+        conditions: Config with the keys ``forbid`` and ``allow``.
+        allowed: Tokens allowed before these conditions, bool [n], [l, n] or [b, l, n].
+        length: Number of positions, l.
+        pieces: Returns the bytes of each token; called only if a condition contains text or a pattern.
 
     Returns:
         bool [n], [l, n] or [b, l, n].
 
     Raises:
-        UserError: A token or position does not exist, or a position has no token left.
+        UserError: A token or position does not exist, or no token is left at a position.
     """
     states = allowed.shape[-1]
     barred = {i for i in conditions.forbid if isinstance(i, int)}
@@ -73,18 +80,18 @@ def allowed_tokens(conditions: Conditions, allowed: Tensor, length: int, pieces:
 
 
 class Matching:
-    """A regular expression over a model's tokens, and draws of rows that match it.
+    """A regular expression over a model's tokens, with exact sampling of rows given that they match.
 
-    Draws are exact, by backward sums over the automaton's states. Rows may be whole texts, or parts between fixed text
-    (:meth:`between`).
+    Sampling is exact by backward sums over the automaton's states. :meth:`between` restricts the constraint to the
+    positions between fixed text.
 
     Args:
         pattern: The regular expression.
-        pieces: The bytes of each token.
-        device: The device of the rows.
+        pieces: Returns the bytes of each token.
+        device: Device of the rows.
 
     Raises:
-        UserError: The tokens have no text, none of their texts matches, or the automaton is too large.
+        UserError: The tokens have no text, no text of these tokens matches, or the automaton is too large.
     """
 
     def __init__(self, pattern: str, pieces: Pieces, device: torch.device) -> None:
@@ -108,27 +115,29 @@ class Matching:
         self._end: int | None = None
 
     def ahead(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> list[Tensor]:
-        """Return backward sums under uniform draws; each is a ``behind`` for :meth:`between`.
+        """Return the log-probability that the rest of each row leads to a match, for tokens drawn uniformly.
 
         Args:
-            x: int64 [b, l].
-            hidden: bool [b, l], positions whose tokens are drawn uniformly from ``allowed``; others are fixed.
+            x: Rows, int64 [b, l].
+            hidden: bool [b, l], positions whose tokens are drawn uniformly from ``allowed``; the others are fixed.
             allowed: bool [n], [l, n] or [b, l, n].
 
         Returns:
-            l + 1 times float64 [b, s]: after each number of tokens, the log-probability of a match given the state.
+            l + 1 tensors float64 [b, s]. Entry i is the log-probability of a match, in nats, given the automaton's
+            state after the first i tokens; it is the argument ``behind`` of :meth:`between`.
         """
         may = allowed.expand(*x.shape, -1)[hidden].double()
         even = may / may.sum(-1, keepdim=True).clamp(min=1)
         return self._backward(self._log_weights(x, hidden, even), slice(None))
 
     def between(self, before: Tensor, behind: Tensor, end: int) -> Matching:
-        """Return the constraint on the positions that follow fixed text.
+        """Return the constraint on the positions that follow fixed text, given what follows them.
 
         Args:
-            before: The tokens in front of the positions, int64 [b, m].
-            behind: Log-weight of what follows them, given the state after the last constrained one, float64 [b, s].
-            end: Number of constrained positions; positions from there on are free.
+            before: Fixed tokens in front of the constrained positions, int64 [b, m].
+            behind: Log-weight of a match by the tokens that follow, given the automaton's state after the last
+                constrained position, float64 [b, s].
+            end: Number of constrained positions; tokens from position ``end`` on are unconstrained.
         """
         part = copy.copy(self)
         part._first, part._last, part._end = self._read(before), behind, end
@@ -142,15 +151,15 @@ class Matching:
         return state
 
     def feasible(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> None:
-        """Check that each row can be completed to a match.
+        """Verify that each row can be completed to a match.
 
         Args:
-            x: int64 [r, l].
-            hidden: bool [r, l], positions to be filled.
+            x: Rows, int64 [r, l].
+            hidden: bool [r, l], positions to fill.
             allowed: bool [n], [l, n] or [r, l, n], tokens that may fill them.
 
         Raises:
-            UserError: A row cannot; the message names the nearest lengths that can match.
+            UserError: A row cannot be completed. The message names the nearest lengths, in tokens, that can match.
         """
         may = allowed.expand(*x.shape, -1)[hidden]
         reach = self._backward(self._log_weights(x, hidden, may.double()), slice(None))
@@ -168,7 +177,11 @@ class Matching:
         raise UserError(f"{whole}: " + (f"the nearest lengths are {near}" if near else "no length near it does"))
 
     def matches(self, x: Tensor) -> bool:
-        """Return True if every row of ``x`` [r, l] matches."""
+        """Return True if every row matches.
+
+        Args:
+            x: Rows, int64 [r, l].
+        """
         return bool((take(self._last.expand(len(x), -1), self._read(x)) > -torch.inf).all())
 
     def _total(self, reach: list[Tensor], rows: Tensor | slice) -> Tensor:
@@ -189,22 +202,23 @@ class Matching:
         *,
         generator: torch.Generator,
     ) -> Tensor:
-        """Draw all hidden tokens given that the row matches, and return those of some positions.
+        """Sample all hidden tokens jointly, given that each row matches; return the tokens at positions ``going``.
 
-        The draw is exact: backward sums, then draws from left to right. Where no matching text has any weight, a text with as few
-        tokens of weight zero as possible is drawn.
+        The sample is exact: backward sums over the automaton's states, then sampling from left to right. In a row where
+        all matching texts have weight zero, a matching text with as few tokens of weight zero as possible is sampled.
 
         Args:
-            x: int64 [r, l], the rows that ``rows`` selects.
-            rows: bool [b], which rows of the batch these are.
-            hidden: bool [r, l], positions that are drawn.
-            weights: float64 [hidden, n], independent weights of their tokens, not normalised.
-            may: bool [hidden, n], tokens that are allowed there.
-            going: bool [r, l], the hidden positions whose tokens are returned.
-            generator: On the device of ``x``.
+            x: int64 [r, l], the r rows of the batch that ``rows`` selects.
+            rows: bool [b], the selected rows.
+            hidden: bool [r, l], positions to sample; h of them over all rows.
+            weights: float64 [h, n], weights of the tokens at the hidden positions, independent of each other, not
+                normalised.
+            may: bool [h, n], tokens that are allowed at the hidden positions.
+            going: bool [r, l], the hidden positions whose tokens are returned; g of them over all rows.
+            generator: Random number generator on the device of ``x``.
 
         Returns:
-            int64 [going], in the order of the positions.
+            Tokens, int64 [g], in row-major order of the positions.
         """
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
         shares = self._log_weights(x, hidden, weights)
@@ -232,7 +246,10 @@ class Matching:
         return categorical(weights[chosen] * (self._kind == kinds[going][:, None]), generator=generator)
 
     def _log_weights(self, x: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
-        """Return the log-weight of each kind, float64 [r, l, k]: from ``weights`` [hidden, n], and one-hot at fixed positions."""
+        """Return the log-weight of each kind of token at each position, float64 [r, l, k].
+
+        Weights are sums of ``weights`` [hidden, n] at hidden positions, and one-hot at fixed positions.
+        """
         kinds = self._after.shape[1]
         out = torch.nn.functional.one_hot(self._kind[torch.where(hidden, 0, x)], kinds).double()
         out[hidden] = weights.new_zeros(len(weights), kinds).index_add_(1, self._kind, weights)

@@ -1,7 +1,7 @@
-"""Parser of regular expressions: a subset without anchors, look-around and back-references, in bounded size.
+"""Parser of regular expressions without anchors, look-around or back-references, of bounded size.
 
-Every pattern of the subset is a regular language, so it has a finite automaton (:mod:`.automaton`). Python's ``re`` neither gives one
-nor bounds its running time. No torch here.
+Every pattern of this subset describes a regular language, so it has a finite automaton (:mod:`.automaton`). Python's
+``re`` neither exposes an automaton nor bounds its running time. Does not import torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NoReturn
 __all__ = ["Chain", "Choice", "Node", "PatternError", "Ranges", "Repeat", "Set", "complement", "parse", "union"]
 
 Ranges = tuple[tuple[int, int], ...]
-"""Inclusive ranges of code points, ascending and not adjacent."""
+"""Inclusive ranges (first, last) of code points, ascending, disjoint and not adjacent."""
 
 MAX_LENGTH, MAX_DEPTH, MAX_REPEAT = 4096, 64, 1000
 
@@ -28,14 +28,17 @@ CONTROL = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v"}
 
 
 class PatternError(ValueError):
-    """A pattern that cannot be used; the message says where and why."""
+    """Error that a regular expression is malformed, has unsupported syntax or is too large; the message says where."""
 
 
 def parse(pattern: str) -> Node:
-    """Return the syntax tree of ``pattern``.
+    """Return the syntax tree of a regular expression.
+
+    Args:
+        pattern: The regular expression.
 
     Raises:
-        PatternError: The pattern is too long, malformed, or outside the subset.
+        PatternError: The pattern is too long or malformed, or has unsupported syntax.
     """
     if len(pattern) > MAX_LENGTH:
         raise PatternError(f"it is longer than {MAX_LENGTH:,} characters")
@@ -43,7 +46,7 @@ def parse(pattern: str) -> Node:
 
 
 def union(ranges: Iterable[tuple[int, int]]) -> Ranges:
-    """Return the union of ``ranges``, sorted and merged."""
+    """Return the union of inclusive code point ranges, sorted and merged."""
     out: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
         if out and low <= out[-1][1] + 1:
@@ -54,35 +57,53 @@ def union(ranges: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def complement(ranges: Ranges) -> Ranges:
-    """Return all characters outside ``ranges``; surrogates are not characters."""
+    """Return the ranges of all characters outside ``ranges``; surrogates (U+D800 to U+DFFF) are excluded."""
     edges = [-1, *(edge for low, high in union((*ranges, (0xD800, 0xDFFF))) for edge in (low - 1, high)), 0x10FFFF]
     return tuple((a + 1, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b)
 
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """One character of a set."""
+    """Syntax tree node that matches one character.
+
+    Attributes:
+        ranges: Code points that match.
+    """
 
     ranges: Ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Its parts in sequence."""
+    """Syntax tree node of a concatenation.
+
+    Attributes:
+        parts: Nodes that match one after the other.
+    """
 
     parts: tuple[Node, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Any one of its parts."""
+    """Syntax tree node of an alternation ``a|b``.
+
+    Attributes:
+        parts: Alternative nodes.
+    """
 
     parts: tuple[Node, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Repeat:
-    """``low`` to ``high`` (None: any number of) repetitions of a part."""
+    """Syntax tree node of a repetition.
+
+    Attributes:
+        part: The repeated node.
+        low: Smallest number of repetitions.
+        high: Largest number of repetitions; None: unlimited.
+    """
 
     part: Node
     low: int
@@ -90,7 +111,7 @@ class Repeat:
 
 
 Node = Set | Chain | Choice | Repeat
-"""A parsed part of a regular expression."""
+"""A node of the syntax tree of a regular expression."""
 
 
 class _Parser:

@@ -1,4 +1,4 @@
-"""Automata over a model's tokens, from automata over bytes. No torch here."""
+"""Finite automata over the tokens of a model, derived from automata over bytes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from sedd_graph.diffusion.conditions.pattern import PatternError
 __all__ = ["TokenAutomaton", "spell"]
 
 MAX_TABLE = 2**26
-"""States times tokens."""
+"""Largest number of entries (states times tokens) of a transition table."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenAutomaton:
-    """A deterministic automaton over a model's tokens. State 0 is the start, the last state is dead.
+    """A deterministic finite automaton over a model's tokens. State 0 is the start; the last state is dead.
 
-    From the start every other state can be reached, and from it the end of a match.
+    Every other state is reachable from the start, and an accepting state is reachable from it. Tokens with equal
+    transitions from every state share one column of the transition table, their kind.
 
     Attributes:
-        kind: int64 [n], a number for each token; tokens of one kind lead to the same states from everywhere.
-        after: int64 [states + 1, kinds], the state after reading a token of a kind.
-        accepts: bool [states + 1], True where a match may end.
+        kind: int64 [n], the column of each of the n tokens.
+        after: Transition table, int64 [states + 1, kinds]: the state after reading a token of a kind.
+        accepts: bool [states + 1], True for accepting states.
     """
 
     kind: npt.NDArray[np.int64]
@@ -34,7 +35,15 @@ class TokenAutomaton:
     accepts: npt.NDArray[np.bool_]
 
     def lengths(self, most: int, allowed: npt.NDArray[np.bool_]) -> list[int]:
-        """Return the numbers of tokens, up to ``most``, that a matching text of ``allowed`` tokens (bool [n]) can have."""
+        """Return the lengths, in tokens, of the texts that match.
+
+        Args:
+            most: Largest length to consider.
+            allowed: bool [n], tokens that a text may contain.
+
+        Returns:
+            Lengths from 0 to ``most``, ascending.
+        """
         kinds = np.unique(self.kind[allowed])
         here, found = np.zeros(len(self.accepts), bool), []
         here[0] = True
@@ -49,14 +58,14 @@ class TokenAutomaton:
 
 
 def spell(automaton: Automaton, pieces: Sequence[bytes | None]) -> TokenAutomaton:
-    """Return ``automaton`` over tokens instead of bytes.
+    """Convert an automaton over bytes to one over tokens.
 
     Args:
-        automaton: Over bytes.
-        pieces: The bytes of each token; None for a token without text, which is no part of any match.
+        automaton: An automaton over bytes.
+        pieces: The bytes of each token; None for a token without text, which no match can contain.
 
     Raises:
-        PatternError: The table would be too large, or no text of these tokens matches.
+        PatternError: The transition table would be too large, or no text of these tokens matches.
     """
     dead, count = len(automaton.after) - 1, len(pieces)
     if (dead + 1) * count > MAX_TABLE:
@@ -77,7 +86,7 @@ def spell(automaton: Automaton, pieces: Sequence[bytes | None]) -> TokenAutomato
 
 
 def _trimmed(table: npt.NDArray[np.int32], accepts: npt.NDArray[np.bool_]) -> TokenAutomaton:
-    """Return the automaton of ``table`` [states + 1, tokens] without useless states, equal columns merged into kinds."""
+    """Return the automaton of ``table`` [states + 1, tokens] without useless states, with equal columns merged."""
     rng = np.random.default_rng(0)
     mix = rng.integers(2**63, size=len(table), dtype=np.int64)
     sums = np.zeros(table.shape[1], np.int64)

@@ -1,6 +1,7 @@
-"""Probability that one string came from another by deletions and insertions: a pair hidden Markov model, in O(n m).
+"""Alignment of noisy strings with their clean strings by a pair hidden Markov model of deletions and insertions.
 
-Pairs of similar length are aligned together (:mod:`.alignment_sweep`). Axes: b rows, n clean tokens, m noisy tokens (both padded).
+Log-likelihoods and posterior expectations take time O(n m). Pairs of similar length are processed together
+(:mod:`.alignment_sweep`). Axes: b rows (pairs), n clean tokens, m noisy tokens (both padded).
 """
 
 from __future__ import annotations
@@ -17,21 +18,25 @@ from sedd_graph.diffusion.strings.alignment_sweep import Band, Cells, Links, Swe
 __all__ = ["Alignment", "Links", "Pairs", "align", "log_likelihood"]
 
 _CHUNK = 2**15
-"""Cells of a diagonal computed at a time, over all rows: enough to outweigh the calls, few enough to stay in cache."""
+"""Table cells of one anti-diagonal computed at a time, over all rows.
+
+The number is large enough to outweigh the overhead of each call, and small enough for the cache.
+"""
 _CELLS = 2**26
-"""Cells of whole tables at a time: half a gigabyte."""
+"""Table cells in memory at a time: half a gibibyte of float64."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Sums over all alignments of a noisy string x with the clean string x0 that it came from.
+    """Sums over all alignments of a noisy string x with its clean string x0.
 
     Attributes:
         log_p: float64 [b], log p(x | x0), nats.
-        missing: [b, n, m + 1], p(x with clean token i inserted after j tokens, as that token itself) / p(x), summed over the clean
-            tokens i of one symbol.
-        fresh: float64 [b, m + 1], the same for a new token, without the factor of its frequency.
-        spurious: float64 [b, m], the probability that token j was born behind another.
+        missing: [b, n, m + 1]. Entry (s, j) is the sum, over the clean tokens i whose symbol is s, of p(x') / p(x),
+            where x' is x with clean token i inserted after j tokens and aligned with i.
+        fresh: float64 [b, m + 1]. Entry j is p(x') / p(x), where x' is x with a newly born token inserted after j
+            tokens, divided by the frequency of this token.
+        spurious: float64 [b, m], the probability that noisy token j was born, and is not a surviving clean token.
     """
 
     log_p: Tensor
@@ -42,16 +47,16 @@ class Alignment:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Pairs of a clean and a noisy string, and the process between them.
+    """Pairs of a clean and a noisy string, with the transition probabilities of the process between them.
 
     Attributes:
-        clean: int64 [b, n].
-        clean_lengths: int64 [b], the number of clean tokens; the rest is padding.
-        noisy: int64 [b, m].
-        noisy_lengths: int64 [b].
-        frequency: float64 [b, m], the probability that a new token is this noisy one; None without births (``links.birth`` and
-            ``links.replace`` are then 0).
-        links: Transition probabilities.
+        clean: Clean tokens, int64 [b, n].
+        clean_lengths: Number of clean tokens, int64 [b]; the rest is padding.
+        noisy: Noisy tokens, int64 [b, m].
+        noisy_lengths: Number of noisy tokens, int64 [b]; the rest is padding.
+        frequency: float64 [b, m], the probability that a newly born token equals this noisy token; None for a process
+            without births (``links.birth`` and ``links.replace`` are then 0).
+        links: Transition probabilities of each pair.
     """
 
     clean: Tensor
@@ -63,14 +68,21 @@ class Pairs:
 
     @property
     def weights(self) -> Tensor:
-        """``frequency``, 1 without births and at padding, float64 [b, m]."""
+        """Frequency of each noisy token among newly born tokens, float64 [b, m]; 1 at padding and without births."""
         real = torch.arange(self.noisy.shape[1], device=self.noisy.device) < self.noisy_lengths[:, None]
         return torch.ones_like(real, dtype=torch.float64) if self.frequency is None else self.frequency.where(real, 1.0)
 
 
 @torch.no_grad()
 def log_likelihood(pairs: Pairs) -> Tensor:
-    """Return log p(x | x0) by the forward sum of a pair hidden Markov model in O(n m), nats, float64 [b]."""
+    """Return log p(x | x0) of each pair by the forward algorithm of a pair hidden Markov model, in time O(n m).
+
+    Args:
+        pairs: Clean strings x0 and noisy strings x.
+
+    Returns:
+        Nats, float64 [b].
+    """
     found = pairs.weights.log().sum(-1)
     for rows, sweep in _sweeps(pairs):
         found[rows] += sweep.forward()
@@ -79,12 +91,13 @@ def log_likelihood(pairs: Pairs) -> Tensor:
 
 @torch.no_grad()
 def align(pairs: Pairs, *, symbols: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Alignment:
-    """Return the sums over all alignments of each pair, in O(n m).
+    """Return sums over all alignments of each pair by the forward-backward algorithm, in time O(n m).
 
     Args:
-        pairs: b pairs.
-        symbols: The symbol of each clean token, numbered from 0, int64 [b, n]; None: each token is a symbol of its own.
-        dtype: Of ``missing``.
+        pairs: Clean strings x0 and noisy strings x.
+        symbols: Index of the symbol of each clean token, from 0, int64 [b, n]; results are summed over clean tokens of
+            equal symbol. None: each position is its own symbol.
+        dtype: dtype of :attr:`Alignment.missing`.
     """
     (b, n), m, device = pairs.clean.shape, pairs.noisy.shape[1], pairs.noisy.device
     symbols = torch.arange(n, device=device).expand(b, n) if symbols is None else symbols
@@ -107,9 +120,10 @@ def align(pairs: Pairs, *, symbols: Tensor | None = None, dtype: torch.dtype = t
 
 
 def _sweeps(pairs: Pairs) -> Iterator[tuple[Tensor, Sweep]]:
-    """Yield pairs of similar length, as row numbers int64 and their sweep; a sweep's table is valid until the next is yielded.
+    """Yield pairs of similar length as indices, int64, and a sweep; its table is valid until the next is yielded.
 
-    All probabilities are divided by the frequencies of the noisy tokens: a new token counts 1, a survivor 1 / frequency.
+    All probabilities are divided by the frequencies of the noisy tokens: 1 for a born token, 1 / frequency for a
+    survivor.
     """
     weights, births = pairs.weights, pairs.frequency is not None
     order = pairs.noisy_lengths.argsort()
@@ -135,6 +149,6 @@ def _lanes(tokens: Tensor, lengths: Tensor, padding: float) -> Tensor:
 
 
 def _rows(n: int, m: int, most: int) -> int:
-    """Return how many of the ``most`` pairs that are left to align at once, in equal parts."""
+    """Return how many of the ``most`` pairs not yet aligned to align at once, so that batches have about equal size."""
     fit = max(1, min(_CHUNK // (min(n, m) + 1), _CELLS // ((n + 1) * (m + 1))))
     return math.ceil(most / max(1, round(most / fit)))

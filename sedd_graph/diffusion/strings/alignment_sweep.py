@@ -1,9 +1,10 @@
-"""Forward and backward sums of the pair hidden Markov model, anti-diagonal by anti-diagonal.
+"""Forward and backward sums of the pair hidden Markov model of :mod:`.alignment`, one anti-diagonal at a time.
 
-Cell (i, j) of the table stands for the first i tokens of the clean string and the first j of the noisy one; all cells with i + j = k
-are computed together. Values span thousands of orders of magnitude: each i has a scale, a power of two that is renewed every 32
-diagonals, so that sums are those of floating-point numbers and no logarithm is taken of a cell. The rows of a cell are adjacent in
-memory, so that a piece of a diagonal is contiguous.
+Cell (i, j) of the table stands for the first i tokens of the clean string and the first j of the noisy string; all
+cells of diagonal k = i + j are computed together. Values span thousands of orders of magnitude. Each i therefore has a
+scale, a power of two that is updated every 32 diagonals; sums are then those of floating-point numbers, without a
+logarithm per cell. The rows of the batch are adjacent in memory for each cell, so that a segment of a diagonal is
+contiguous.
 
 Axes: b rows, n clean tokens, m noisy tokens (both padded), k diagonals.
 """
@@ -21,9 +22,9 @@ from torch import Tensor
 __all__ = ["Band", "Cells", "Links", "Sweep"]
 
 _RENEWED = 32
-"""Diagonals between two renewals of the scales."""
+"""Number of diagonals between two updates of the scales."""
 _SLOPE = 16.0
-"""Largest fall of the scale, in powers of two, from one i to the next; 32 diagonals then cannot overflow."""
+"""Largest decrease of the scale, in powers of two, from one i to the next; 32 diagonals then cannot overflow."""
 _MOST = 1000.0
 """Largest exponent of a change of scale."""
 _KEPT = threading.local()
@@ -35,9 +36,10 @@ class Links:
 
     Attributes:
         survive: float64 [b], the token survives.
-        vanish: float64 [b], it dies without offspring.
-        replace: float64 [b], it dies and leaves a new token behind.
-        birth: float64 [b], one more new token follows; the same for every token present, the start state included.
+        vanish: float64 [b], the token dies and has no surviving descendants.
+        replace: float64 [b], the token dies and has a surviving descendant.
+        birth: float64 [b], another descendant follows the present token; the same for every present token and for the
+            start state.
     """
 
     survive: Tensor
@@ -47,35 +49,40 @@ class Links:
 
 
 class Band:
-    """The cells (i, j), 0 <= i <= n and 0 <= j <= m, that are computed.
+    """The set of table cells (i, j), 0 <= i <= n and 0 <= j <= m, that are computed.
 
     Args:
-        n: Clean tokens.
-        m: Noisy tokens.
-        most: Without births, the largest number of deletions: only cells with 0 <= i - j <= most are computed. None with births:
-            all cells.
+        n: Number of clean tokens.
+        m: Number of noisy tokens.
+        most: Largest number of deletions for a process without births: only cells with 0 <= i - j <= most are computed.
+            None, for a process with births: all cells.
     """
 
     def __init__(self, n: int, m: int, most: int | None) -> None:
         self.n, self.m, self.most = n, m, most
 
     def along(self, k: int) -> tuple[int, int]:
-        """Return the range of i on diagonal k, first and one past the last. With k each grows by 0 or 1."""
+        """Return the range of i on diagonal k as (first, last + 1). When k grows by 1, each bound grows by 0 or 1."""
         if self.most is None:
             return max(0, k - self.m), min(self.n, k) + 1
         return max(k - self.m, (k + 1) // 2), min(self.n, k, (k + self.most) // 2) + 1
 
     def across(self, i: int) -> tuple[int, int]:
-        """Return the range of j of the cells (i, j), first and one past the last."""
+        """Return the range of j of the cells (i, j) for a given i, as (first, last + 1)."""
         if self.most is None:
             return 0, self.m + 1
         return max(0, i - self.most), min(self.m, i) + 1
 
 
 class Cells:
-    """The cells of all diagonals of ``rows`` pairs, float64 [n + m + 1, min(n, m) + 1, b].
+    """The table of a batch of pairs: float64 [n + m + 1, min(n, m) + 1, b], one diagonal per entry of the first axis.
 
-    The next table of the same thread reuses their memory: allocation costs more than the arithmetic.
+    The next table that the same thread creates reuses the memory, since allocation costs more than the arithmetic.
+
+    Args:
+        band: The cells to compute.
+        rows: Number of pairs, b.
+        device: Device of the table.
     """
 
     def __init__(self, band: Band, rows: int, device: torch.device) -> None:
@@ -91,13 +98,13 @@ class Cells:
         self._diagonals = self._all.unbind(0)
 
     def along(self, k: int) -> Tensor:
-        """Return the cells (i, k - i) of the band, [i, b]."""
+        """Return a view of the cells (i, k - i) of the band on diagonal k, [i, b]."""
         lo, hi = self.band.along(k)
         shift = self.band.m - k if self._by_j else 0
         return self._diagonals[k][lo + shift : hi + shift]
 
     def across(self, i: int) -> Tensor:
-        """Return the cells (i, j) of the band, [j, b]."""
+        """Return a view of the cells (i, j) of the band for a given i, [j, b]."""
         j, stop = self.band.across(i)
         down = self._width - 1 if self._by_j else self._width
         first = (i + j) * self._width + (self.band.m - j if self._by_j else i)
@@ -119,26 +126,27 @@ def _power(exponent: Tensor) -> Tensor:
 
 
 class Sweep:
-    """The two sums over a batch of pairs: :meth:`forward`, then :meth:`backward`.
+    """The forward-backward algorithm on a batch of pairs: call :meth:`forward`, then :meth:`backward`.
 
-    Let A(i, j) be the sum over all alignments of the first i clean and j noisy tokens, closed against further births at j, and
-    e(i, j) the probability that token i becomes token j. Then A(i, j) = vanish A(i-1, j) + birth A(i, j-1) + [(1 - birth) e(i, j) -
-    birth vanish] A(i-1, j-1), where births behind a vanished token count as births behind the token before it. The sum over all
-    alignments of the remaining tokens obeys the same recursion, read backward. The difference in brackets does not cancel, since A is
-    at least vanish A(i-1, j) and birth A(i, j-1).
+    Let A(i, j) be the sum over all alignments of the first i clean and first j noisy tokens in which no further birth
+    follows at j, and e(i, j) the probability that clean token i becomes noisy token j. Then
+    A(i, j) = vanish A(i-1, j) + birth A(i, j-1) + [(1 - birth) e(i, j) - birth vanish] A(i-1, j-1), where births behind
+    a vanished token count as births behind the token before it. The sum over all alignments of the remaining tokens
+    obeys the same recursion in reverse. The difference in brackets causes no cancellation, since A is at least vanish
+    A(i-1, j) and birth A(i, j-1).
 
-    Lanes are vectors over i, stored at index i + 1. For the last two diagonals, in turn, the lanes ``sums`` hold A, and the lanes
-    ``moved`` hold vanish A where it is read next, at i + 1 (backward: i - 1) and at the scale there. The weight of a step along both
-    strings is therefore the bracket divided by vanish.
+    Lanes are vectors over i, stored at index i + 1. The lanes ``sums`` store A of the last two diagonals in turn. The
+    lanes ``moved`` store vanish A at the index where the next diagonal uses it, i + 1 (backward: i - 1), in the scale
+    of that index. The weight of a step along both strings is therefore the bracket divided by vanish.
 
     Args:
-        clean: Clean tokens, float64 [n, b], minus infinity behind their ends.
-        noisy: Noisy tokens, float64 [m, b], plus infinity behind their ends.
+        clean: Clean tokens, float64 [n, b], minus infinity at padding.
+        noisy: Noisy tokens, float64 [m, b], plus infinity at padding.
         weight: 1 / frequency of each noisy token, float64 [m, b].
         links: Transition probabilities of each pair.
-        ends: The two lengths of each pair.
+        ends: Number of clean and of noisy tokens of each pair.
         cells: The table to fill.
-        births: False where ``links.birth`` and ``links.replace`` are 0.
+        births: False if ``links.birth`` and ``links.replace`` are 0.
     """
 
     def __init__(
@@ -187,7 +195,11 @@ class Sweep:
         return found
 
     def forward(self) -> Tensor:
-        """Fill the cells with A; return log p(x | x0) without the frequencies of the noisy tokens, nats [b]."""
+        """Fill the table with A(i, j), and return the log-likelihood of each pair.
+
+        Returns:
+            log p(x | x0) minus the log-frequencies of the noisy tokens, nats, float64 [b].
+        """
         self.fall.copy_(self.vanish)
         self.sums[0][1] = self.start
         self.moved[0][2] = self.start * self.vanish
@@ -236,13 +248,13 @@ class Sweep:
         return new
 
     def backward(self) -> Tensor:
-        """Replace cell (i, j) by p(x with clean token i + 1 inserted after position j) / p(x).
+        """Overwrite cell (i, j) with p(x') / p(x), where x' is x with clean token i + 1 inserted after position j.
 
-        A cell (i, j) is open as long as it is undecided whether a further token is born at gap j. Every alignment passes exactly one
-        open cell of each gap, so the sum over i of the open cells (i, j) is p(x | x0).
+        A cell (i, j) is open as long as it is undecided whether a further token is born in gap j. Every alignment
+        passes through exactly one open cell of each gap, so the sum over i of the open cells (i, j) is p(x | x0).
 
         Returns:
-            The probability that each noisy token was born rather than descends from a clean token, float64 [b, m].
+            Probability that each noisy token was born, and is not a surviving clean token, float64 [b, m].
         """
         for lane in (*self.sums, *self.moved):
             lane.zero_()
@@ -276,7 +288,10 @@ class Sweep:
         return (self.share * born.flip(0)[: self.m]).T.clamp(min=0.0)
 
     def _renew_backward(self, k: int, scale: Tensor) -> Tensor:
-        """Return new exponents for diagonals k to k - 31, and set the factors that turn two cells into a probability."""
+        """Return new exponents for diagonals k to k - 31.
+
+        Also sets the factors whose product with a forward and a backward cell is a probability.
+        """
         band, new = self.cells.band, scale
         start, stop = max(0, band.along(k)[0] - _RENEWED), self.n + 3
         if k < self.n + self.m - 1:

@@ -1,6 +1,7 @@
-"""Births and deaths of tokens: the processes of deletion (DID) and of Thorne, Kishino and Felsenstein (1991), in closed form.
+"""Kernels of token births and deaths in closed form: deletion (DID) and the TKF91 process.
 
-Axes: b rows, w positions of a noisy string (the start state first, padded), n tokens of a clean string (padded), v data tokens.
+TKF91 is the birth-death process of Thorne, Kishino and Felsenstein (1991). Axes: b rows, w positions of a noisy string
+(the start state first, padded), n tokens of a clean string (padded), v data tokens.
 """
 
 from __future__ import annotations
@@ -21,25 +22,29 @@ from sedd_graph.diffusion.strings.strings import Strings, distinct, rebuild
 __all__ = ["BIRTHS_AND_DEATHS", "ONLY_DELETES", "BirthDeath", "Target"]
 
 ONLY_DELETES = "a kernel that only deletes"
-"""Completes the message of a component that needs a kernel without births."""
+"""Phrase for error messages of components that require a kernel without births."""
 
 BIRTHS_AND_DEATHS = "a kernel of births and deaths alone (delete, indel)"
-"""Completes the message of a component that needs a :class:`BirthDeath` kernel."""
+"""Phrase for error messages of components that require a :class:`BirthDeath` kernel."""
 
 _PIECE = 2**20
-"""Number of ratios that are summed at a time."""
+"""Number of insertion targets that are processed at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Regression targets of a noisy string x given the clean x0, float32, and the sums that do not depend on the network.
+    """Regression targets of the network for a noisy string x given the clean string x0, and constants of the loss.
+
+    All tensors except ``symbols`` are float32. Gap j is the place for insertions behind position j. The target of
+    inserting token v in gap j is ``fresh[j] * law[v]``, plus ``missing[s, j]`` if v is ``symbols[s]``, where ``law``
+    are the kernel's frequencies of born tokens.
 
     Attributes:
-        missing: [b, n, w], the expected number of times that each of the ``symbols`` is missing in each gap.
-        symbols: int64 [b, n], the distinct tokens of x0.
-        fresh: [b, w], the part of each insertion that is the same for every token but for the factor of its frequency.
-        spurious: [b, w], the probability that the token at a position was born there.
-        constant: [b, 2], sums of a log a - a over the targets a of insertions and of deletions.
+        missing: [b, n, w], the expected number of missing occurrences of each symbol in each gap.
+        symbols: int64 [b, n], the distinct tokens of x0, padded.
+        fresh: [b, w], the coefficient of the token frequencies in each gap; 0 without births.
+        spurious: [b, w], the target of deletions: the probability that the token at a position was born.
+        constant: [b, 2], the sum of a log a - a over the targets a of insertions, and over those of deletions.
     """
 
     missing: Tensor
@@ -55,22 +60,23 @@ def _k(a: Tensor) -> Tensor:
 
 
 class BirthDeath(StringKernel):
-    """A process of births and deaths. Every token dies at rate 1 per unit of sigma. Behind the start state and behind every token
-    new ones are born at the rate ``births``, drawn from the frequencies ``law``.
+    """A kernel of births and deaths: tokens die at rate 1 per unit of sigma, and new tokens are born between them.
 
-    Without births this is deletion (DID, arXiv 2603.23507); with them, the TKF91 process. The network's outputs are ratios to
-    known factors of the reverse rates: ``log_insert`` [b, w, v], whose exponential summed over v is about the number of tokens
-    missing in a gap, and ``log_delete`` [b, w], the log-probability that a token was born.
+    New tokens are born behind the start state and behind every token at the rate ``births``, with the token frequencies
+    ``law``. Without births this is deletion (DID, arXiv 2603.23507); with births it is the TKF91 process. A reverse
+    rate is an exponentiated output of the network times a factor (:meth:`weights`). The outputs are ``log_insert``
+    [b, w, v], whose exponentials sum over v to approximately the number of tokens missing behind a position, and
+    ``log_delete`` [b, w], the log-probability that a token was born.
     """
 
     abstract: ClassVar[bool] = True
     law: Tensor
-    """float64 [v], frequencies of new tokens, all positive."""
+    """Frequencies of newly born tokens, float64 [v], all positive."""
 
     @property
     @abstractmethod
     def births(self) -> float:
-        """Rate of births behind each position, per unit of sigma, at least 0 and below 1."""
+        """Birth rate behind each position, per unit of sigma, at least 0 and below 1."""
 
     @property
     def supports_prompts(self) -> bool:
@@ -83,7 +89,14 @@ class BirthDeath(StringKernel):
         return -torch.expm1(grown) / (1 - self.births * torch.exp(grown))
 
     def links(self, sigma: Tensor) -> Links:
-        """Return the probabilities of what one token and its descendants become by total noise ``sigma`` [b], float64 [b] each."""
+        """Return the transition probabilities of one token at total noise ``sigma``.
+
+        Args:
+            sigma: Total noise, [b].
+
+        Returns:
+            Probabilities of survival, death and descendants, float64 [b] each.
+        """
         sigma = sigma.double()
         beta = self._beta(sigma)
         survive = torch.exp(-sigma)
@@ -96,10 +109,17 @@ class BirthDeath(StringKernel):
         return torch.stack([torch.exp(-sigma) / beta + birth, torch.where(birth > 0, 1 / beta, 0.0)], -1)
 
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Return the factors of insertions and deletions in the probabilities of a step from ``sigma`` down to ``sigma_next``, [b, 2].
+        """Return the factors of insertions and deletions in the edit probabilities of a step down to ``sigma_next``.
 
-        Without births an insertion is Tweedie's step, exact for one missing token. The rate of deletions is integrated over
-        the whole step.
+        Without births, insertion is a Tweedie step, which is exact for one missing token. The rate of deletions is
+        integrated over the whole step.
+
+        Args:
+            sigma: Total noise, [b].
+            sigma_next: Total noise after the step, [b].
+
+        Returns:
+            [b, 2], for insertions and deletions.
         """
         beta, step = self._beta(sigma), sigma - sigma_next
         insert = torch.exp(-sigma) * torch.expm1(step) / beta + self.births * step
@@ -109,9 +129,17 @@ class BirthDeath(StringKernel):
         return torch.stack([insert, delete], -1)
 
     def clock(self, u: Tensor, end: float) -> tuple[Tensor, Tensor]:
-        """Return total noise at ``u`` [b] in (0, 1), and its derivative, for draws of the bound.
+        """Return total noise as a function of a uniform variable ``u``, and its derivative, for estimating the bound.
 
-        Without births noise grows to infinity; with births to ``end``, where the divergence from the prior is added instead.
+        Without births, total noise grows to infinity. With births it grows to ``end``, and the objective adds the KL
+        divergence between noise at ``end`` and the prior.
+
+        Args:
+            u: Uniform numbers in (0, 1), [b].
+            end: Total noise at t = 1.
+
+        Returns:
+            Total noise and its derivative in ``u``, [b] each.
         """
         return super().clock(u, end) if self.births else square_clock(u)
 
@@ -124,7 +152,7 @@ class BirthDeath(StringKernel):
         """Draw the noisy strings of a batch.
 
         Args:
-            batch: Clean strings; only ``corrupt`` tokens die.
+            batch: Clean strings; only tokens with ``corrupt`` True can die.
             sigma: Total noise, [b].
             random: Source of uniform numbers.
             width: Positions of the result, as for :func:`rebuild`.
@@ -172,7 +200,14 @@ class BirthDeath(StringKernel):
         return rebuild(tokens, keep, follow, new, start=self.start)
 
     def log_prior(self, strings: Strings) -> Tensor:
-        """Return the log-probability of ``strings`` as pure noise, nats, float64 [b], for a kernel with births."""
+        """Return the log-probability of strings under the prior (pure noise) of a kernel with births.
+
+        Args:
+            strings: b strings.
+
+        Returns:
+            Nats, float64 [b].
+        """
         tokens = torch.where(strings.attend, strings.tokens, 0).clamp(max=self.data_tokens - 1)[:, 1:]
         births = torch.tensor(self.births, dtype=torch.float64, device=tokens.device)
         each = self.law.to(tokens.device).log()[tokens] + births.log()
@@ -190,11 +225,26 @@ class BirthDeath(StringKernel):
         return Pairs(clean, batch.attend.sum(-1), noisy, strings.lengths, frequency, self.links(sigma))
 
     def log_p(self, batch: Batch, strings: Strings, sigma: Tensor) -> Tensor:
-        """Return log p(x | x0) at total noise ``sigma`` [b], nats, float64 [b]."""
+        """Return log p(x | x0), summed over all alignments.
+
+        Args:
+            batch: Clean strings x0.
+            strings: Noisy strings x.
+            sigma: Total noise, [b].
+
+        Returns:
+            Nats, float64 [b].
+        """
         return log_likelihood(self._pairs(batch, strings, sigma))
 
     def target(self, batch: Batch, strings: Strings, sigma: Tensor) -> Target:
-        """Return the expected targets over all alignments of x with x0, by a pair hidden Markov model in O(n w)."""
+        """Return the regression targets in expectation over all alignments of x with x0, in time O(n w).
+
+        Args:
+            batch: Clean strings x0.
+            strings: Noisy strings x.
+            sigma: Total noise, [b].
+        """
         symbols, place = distinct(torch.where(batch.attend, batch.tokens, self.start), self.start)
         found = align(self._pairs(batch, strings, sigma), symbols=place, dtype=torch.float32)
         # p(x with an insertion) / p(x) = [e^-sigma / beta + births] times the target
@@ -202,14 +252,16 @@ class BirthDeath(StringKernel):
         return self._target(symbols, found.missing, found.fresh * scale, found.spurious, scale=scale)
 
     def sampled_target(self, batch: Batch, strings: Strings) -> Target:
-        """Return the targets of the deletions that were drawn: unbiased, without dynamic programming, with more variance.
+        """Return the regression targets of the deletions that :meth:`sample` drew.
+
+        They are an unbiased estimate of :meth:`target` that needs no dynamic programming but has more variance.
 
         Args:
             batch: Clean strings.
-            strings: Strings that :meth:`sample` returned, without births.
+            strings: Noisy strings that :meth:`sample` returned, of a kernel without births.
 
         Raises:
-            ValueError: The deletions are unknown.
+            ValueError: ``strings.kept`` is None, so that the deletions are unknown.
         """
         if (keep := strings.kept) is None:
             raise ValueError("sampled targets need strings from sample() of a kernel without births")
@@ -222,7 +274,10 @@ class BirthDeath(StringKernel):
         return self._target(symbols, missing, none, none[:, 1:], scale=torch.ones_like(none[:, :1]))
 
     def _target(self, symbols: Tensor, missing: Tensor, fresh: Tensor, spurious: Tensor, *, scale: Tensor) -> Target:
-        """Return the targets. ``missing`` float32 [b, n, w] is multiplied by ``scale`` [b, 1] in place; the rest is float64."""
+        """Return the targets, as float32.
+
+        ``missing``, float32 [b, n, w], is multiplied by ``scale`` [b, 1] in place; the other arguments are float64.
+        """
         law, real = self.law.to(fresh.device), symbols < self.data_tokens
         symbols = symbols.clamp(max=self.data_tokens - 1)
         chance = torch.where(real, law[symbols], 0.0)

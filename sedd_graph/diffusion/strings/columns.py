@@ -1,8 +1,9 @@
-"""Alignments of a noise string with a clean string, and the strings between them (Edit Flows, arXiv 2506.09018, section 3).
+"""Alignments of noise strings with clean strings, and strings between them (Edit Flows, arXiv 2506.09018).
 
-A column of an alignment holds a token or a blank of each string. At an intermediate time some columns are already clean and the
-others still noise; reading them without the blanks gives the noisy string. Axes: b rows, m noise tokens, n clean tokens, c columns,
-w positions of a padded string (the start state first).
+A column of an alignment pairs a token or a blank of the noise string with a token or a blank of the clean string. At an
+intermediate time some columns have switched to their clean entry, and the others still have their noise entry; these
+entries without blanks are the noisy string. Axes: b rows, m noise tokens, n clean tokens, c columns, w positions of a
+padded string (the start state first).
 """
 
 from __future__ import annotations
@@ -18,25 +19,33 @@ from sedd_graph.diffusion.strings.strings import Strings
 __all__ = ["BLANK", "Columns", "Remaining", "align_optimal", "align_padded", "partway"]
 
 BLANK = -1
-"""Entry of a column where a string has no token."""
+"""Entry of a column for a string that has no token there."""
 
 
 class Columns(NamedTuple):
-    """Aligned strings: ``noise`` and ``clean`` int64 [b, c], tokens or :data:`BLANK`. Columns with two blanks are padding."""
+    """Alignments of noise strings with clean strings; columns with two blanks are padding.
+
+    Attributes:
+        noise: int64 [b, c], noise tokens or :data:`BLANK`.
+        clean: int64 [b, c], clean tokens or :data:`BLANK`.
+    """
 
     noise: Tensor
     clean: Tensor
 
 
 class Remaining(NamedTuple):
-    """The edits from a noisy string to the clean one: one for each column that is still noise and differs from clean.
+    """The edits that turn a noisy string into the clean one.
+
+    There is one edit for each column that has not switched and whose two entries differ.
 
     Attributes:
-        place: int64 [b, c], the position in the noisy string of the token to delete or replace, or of the gap to insert into.
+        place: int64 [b, c], the position in the noisy string of the token to delete or replace, or behind which to
+            insert.
         token: int64 [b, c], the new token; 0 for a deletion.
-        insert: bool [b, c]. The three masks are all False where a column needs no edit.
-        delete: bool [b, c].
-        substitute: bool [b, c].
+        insert: bool [b, c], True for an insertion. All three masks are False for a column without an edit.
+        delete: bool [b, c], True for a deletion.
+        substitute: bool [b, c], True for a substitution.
     """
 
     place: Tensor
@@ -47,19 +56,31 @@ class Remaining(NamedTuple):
 
 
 def align_padded(noise: Tensor, clean: Tensor) -> Columns:
-    """Return the columns of ``noise`` int64 [b, m] and ``clean`` [b, n] position by position, blank behind the shorter one's end."""
+    """Align strings position by position, with blanks behind the end of the shorter one.
+
+    Args:
+        noise: Noise tokens, int64 [b, m], :data:`BLANK` at padding.
+        clean: Clean tokens, int64 [b, n], :data:`BLANK` at padding.
+
+    Returns:
+        Columns, [b, max(m, n)].
+    """
     width = max(noise.shape[1], clean.shape[1])
     return Columns(*(pad(x, (0, width - x.shape[1]), value=BLANK) for x in (noise, clean)))
 
 
 def align_optimal(noise: Tensor, clean: Tensor) -> Columns:
-    """Return an alignment [b, m + n] with the fewest edits (Levenshtein distance; Needleman and Wunsch 1970).
+    """Return an alignment with the fewest edits (Levenshtein distance; Needleman and Wunsch 1970).
 
-    Ties are broken in favour of columns with two tokens as far right as possible. Takes m + (m + n) vectorised steps.
+    Ties are resolved in favour of columns with two tokens, as far right as possible. Takes m + (m + n) vectorised
+    steps.
 
     Args:
-        noise: int64 [b, m], :data:`BLANK` behind the ends.
-        clean: Clean strings, int64 [b, n], padded in the same way.
+        noise: Noise tokens, int64 [b, m], :data:`BLANK` at padding.
+        clean: Clean tokens, int64 [b, n], :data:`BLANK` at padding.
+
+    Returns:
+        Columns, [b, m + n].
     """
     rows, device = len(noise), noise.device
     deep, wide = ((x != BLANK).sum(-1) for x in (noise, clean))
@@ -93,14 +114,14 @@ def align_optimal(noise: Tensor, clean: Tensor) -> Columns:
 
 
 def partway(columns: Columns, moved: Tensor, *, start: int, width: int | None = None) -> tuple[Strings, Remaining]:
-    """Return the strings between noise and clean, and the edits that turn each into the clean string.
+    """Return the noisy strings in which some columns have switched to clean, and the edits that remain.
 
     Args:
         columns: Alignments.
-        moved: bool [b, c], columns that are already clean; the others are noise.
-        start: The start state, put in front of each string and behind its end.
-        width: Positions of the result, w; None: those of the longest string. Tokens and edits beyond it are dropped, and the tokens
-            counted in :attr:`Strings.cut`.
+        moved: bool [b, c], columns that have switched to their clean entry.
+        start: The start state, the first position of each string and its padding.
+        width: Positions of the result, w; None: those of the longest string. Tokens and edits beyond them are dropped;
+            the number of dropped tokens is :attr:`Strings.cut`.
     """
     noise, clean = columns
     now = torch.where(moved, clean, noise)

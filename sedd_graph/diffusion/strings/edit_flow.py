@@ -1,9 +1,9 @@
 """Edit Flows (arXiv 2506.09018): noise and text are aligned in columns, each of which switches at its own random time.
 
-The paper's time runs from noise (0) to text (1), ours from text to noise. Its kappa, the probability that a column is clean,
-is our alpha = exp(-sigma), so every schedule of ours is one of the paper's; kappa' / (1 - kappa), the rate at which a column
-becomes clean, is 1 / expm1(sigma) per unit of sigma. Axes: b rows, m noise tokens, n clean tokens, w positions of a noisy string,
-v data tokens.
+The paper's time runs from noise (0) to text (1); the time here runs from text to noise. The paper's kappa, the
+probability that a column is clean, is alpha = exp(-sigma) here, so every schedule here is one of the paper's. The rate
+at which a column becomes clean, kappa' / (1 - kappa), is 1 / expm1(sigma) per unit of sigma. Axes: b rows, m noise
+tokens, n clean tokens, w positions of a noisy string, v data tokens.
 """
 
 from __future__ import annotations
@@ -23,34 +23,42 @@ from sedd_graph.diffusion.strings.strings import Strings
 __all__ = ["EDIT_FLOWS", "EditFlowKernel"]
 
 EDIT_FLOWS = "a kernel of Edit Flows (edit_flow)"
-"""Completes the message of a component that needs an :class:`EditFlowKernel`."""
+"""Phrase for error messages of components that require an :class:`EditFlowKernel`."""
 
 
 class EditFlowKernel(StringKernel):
-    """A kernel of Edit Flows. Noise is a string of independent tokens with frequencies ``law``, of geometric length.
+    """A kernel of Edit Flows. The prior is a string of geometric length with independent tokens of frequencies ``law``.
 
-    The network's outputs are log-probabilities that a column with the given edit has not yet switched: ``log_insert`` [b, w, v],
-    ``log_delete`` [b, w] and ``log_substitute`` [b, w, v]. If noise is the empty string (``spread`` 0), there is only the first,
-    and noisy strings are distributed as those of deletion.
+    The network's outputs are ``log_insert`` [b, w, v], ``log_delete`` [b, w] and ``log_substitute`` [b, w, v]: the log
+    of the expected number of not yet switched columns that have this edit. If the prior is the empty string (``spread``
+    0), ``log_insert`` is the only output, and noisy strings are distributed as under deletion.
     """
 
     abstract: ClassVar[bool] = True
     law: Tensor
-    """float64 [v], frequencies of noise tokens, all positive."""
+    """Frequencies of noise tokens, float64 [v], all positive."""
 
     @property
     @abstractmethod
     def spread(self) -> float:
-        """Ratio of the geometric length of noise, at least 0 and below 1: P(k tokens or more) is its power k, before truncation."""
+        """Ratio of the geometric length distribution of the prior, at least 0 and below 1.
+
+        A string from the prior has k or more tokens with probability ``spread ** k``, before truncation.
+        """
 
     @property
     def longest(self) -> int | None:
-        """Largest number of tokens of noise; None: unlimited."""
+        """Largest number of tokens of a string from the prior; None: unlimited."""
         return None
 
     @abstractmethod
     def align(self, noise: Tensor, clean: Tensor) -> Columns:
-        """Align ``noise`` int64 [b, m] with ``clean`` int64 [b, n], both :data:`BLANK` behind their ends."""
+        """Align noise strings with clean strings.
+
+        Args:
+            noise: Noise tokens, int64 [b, m], :data:`BLANK` at padding.
+            clean: Clean tokens, int64 [b, n], :data:`BLANK` at padding.
+        """
 
     def refuses_prompts(self) -> str | None:
         if not self.spread:
@@ -64,26 +72,44 @@ class EditFlowKernel(StringKernel):
         return (1 / torch.expm1(sigma))[:, None].expand(-1, 3)
 
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Return the probability that a column which is noise at ``sigma`` is clean at ``sigma_next``, [b, 3]."""
+        """Return the probability that a column with its noise entry at ``sigma`` has its clean entry at ``sigma_next``.
+
+        Args:
+            sigma: Total noise, [b].
+            sigma_next: Total noise after the step, [b].
+
+        Returns:
+            [b, 3], equal for insertions, deletions and substitutions.
+        """
         return (torch.expm1(sigma - sigma_next) / torch.expm1(sigma))[:, None].expand(-1, 3)
 
     def clock(self, u: Tensor, end: float) -> tuple[Tensor, Tensor]:
-        """Return total noise at ``u`` [b] in (0, 1), and its derivative: the share of noise columns is cubic, from 1e-4 to 1."""
+        """Return total noise as a function of a uniform variable ``u``, and its derivative, for estimating the bound.
+
+        The probability that a column has its noise entry, 1 - exp(-sigma), is cubic in ``u``, from 1e-4 to 1.
+
+        Args:
+            u: Uniform numbers in (0, 1), [b].
+            end: Not used.
+
+        Returns:
+            Total noise and its derivative in ``u``, [b] each.
+        """
         return -torch.log1p(-(LEAST + (1 - LEAST) * u**3)), 3 * u**2 / ((1 - u) * (1 + u * (1 + u)))
 
     def noise(
         self, rows: int, *, longest: int | None, random: Randomness, allowed: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw noise without the start state.
+        """Draw strings from the prior, without the start state.
 
         Args:
             rows: Number of strings, b.
-            longest: Largest number of tokens, in addition to the kernel's own limit; None: no other limit.
+            longest: Largest number of tokens, in addition to the kernel's own limit; None: no additional limit.
             random: Source of uniform numbers.
             allowed: bool [v], tokens that may be drawn; None: all.
 
         Returns:
-            Tokens int64 [b, m], :data:`BLANK` behind the ends, and lengths int64 [b]; m is the limit if there is one.
+            Tokens int64 [b, m], :data:`BLANK` at padding, and lengths int64 [b]; m is the limit if there is one.
         """
         device = random.generator.device
         if not self.spread:
@@ -106,17 +132,17 @@ class EditFlowKernel(StringKernel):
     def sample(
         self, batch: Batch, sigma: Tensor, *, random: Randomness, width: int | None
     ) -> tuple[Strings, Remaining]:
-        """Draw x_t between a clean string and a noise string, for each row of a batch.
+        """Draw the noisy strings of a batch, and the edits from them to the clean strings.
+
+        A noise string is drawn for each clean string and aligned with it; each column is clean with probability
+        exp(-sigma).
 
         Args:
-            batch: Clean strings x_0.
+            batch: Clean strings.
             sigma: Total noise, [b].
             random: Source of uniform numbers.
-            width: Positions w of the result, as for :func:`~sedd_graph.diffusion.strings.columns.partway`. The noise strings
-                are drawn with at most w - 1 tokens.
-
-        Returns:
-            The noisy strings x_t, and the edits that turn each into its clean string.
+            width: Positions of the result, as for :func:`~sedd_graph.diffusion.strings.columns.partway`; noise strings
+                are limited to ``width - 1`` tokens. None: no limit.
         """
         noise, _ = self.noise(len(batch), longest=None if width is None else width - 1, random=random)
         columns = self.align(noise, torch.where(batch.attend, batch.tokens, BLANK))

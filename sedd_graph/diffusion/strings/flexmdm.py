@@ -1,13 +1,13 @@
-"""FlexMDM (arXiv 2509.01025): noise that masks tokens and deletes masks; strings whose length the model chooses.
+"""FlexMDM (arXiv 2509.01025) in closed form: masked diffusion of strings whose length the model chooses.
 
-The paper's time s runs from the empty string to data, ours from data to noise: s = 1 - t. There a token is inserted as a mask by
-schedule a(s), and unmasked by b(s), given that it is inserted. With lam = 1 - exp(-sigma), the share of deleted tokens,
-a(s) = exp(-sigma(t)), and the unmasking schedule is 1 - b = (1 - a)^pace. On the clock -log lam = -log(1 - a) both rates are
-constant: every missing token is inserted at rate 1, every mask unmasked at rate ``pace``, independently. This module has that
-two-step process in closed form.
+Noise masks tokens and deletes masks. The paper's time s runs from the empty string (0) to data (1); the time here is
+``t = 1 - s``. In the paper, a token is inserted as a mask with schedule a(s) and unmasked with schedule b(s), given
+that it is inserted. Here lam = 1 - exp(-sigma) is the fraction of deleted tokens, a = exp(-sigma(t)), and 1 - b = (1 -
+a)^pace. On the time scale -log lam = -log(1 - a) both rates are constant: every missing token is inserted at rate 1 and
+every mask is unmasked at rate ``pace``, independently.
 
-Axes: b rows, w positions of a noisy string (the start state first, padded), n tokens of a clean string (padded), v data tokens,
-k candidate tokens of a mask.
+Axes: b rows, w positions of a noisy string (the start state first, padded), n tokens of a clean string (padded), v data
+tokens, k candidate tokens of a mask.
 """
 
 from __future__ import annotations
@@ -33,18 +33,22 @@ LOG_GAP = Output("log_gap", "float b l", "log of the expected number of tokens m
 __all__ = ["MASKS_AND_DELETES", "FlexDraw", "FlexKernel", "FlexTarget"]
 
 MASKS_AND_DELETES = "a kernel that masks tokens and deletes masks, such as mask_delete"
-"""Completes the message of a component that needs a :class:`FlexKernel`."""
+"""Phrase for error messages of components that require a :class:`FlexKernel`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FlexTarget:
-    """Regression targets of a noisy string, float32, and the sums that do not depend on the network.
+    """Regression targets of the network for a noisy string, and constants of the loss.
+
+    All tensors except ``symbols`` are float32. Gap j is the place for insertions behind position j.
 
     Attributes:
         missing: [b, w], the expected number of tokens missing in each gap.
-        filled: [b, k, w], the probability that the token under a mask is each of the ``symbols``; 0 at positions without mask.
+        filled: [b, k, w], the probability that the token under a mask is each of the candidates ``symbols``; 0 at
+            positions without mask.
         symbols: int64 [b, k, w], candidate tokens.
-        constant: [b, 2], sums of a log a - a over gaps, and of a log a over masks.
+        constant: [b, 2], the sum of a log a - a over the entries a of ``missing``, and of a log a over those of
+            ``filled``.
     """
 
     missing: Tensor
@@ -55,11 +59,14 @@ class FlexTarget:
 
 @dataclasses.dataclass(frozen=True)
 class FlexDraw(StringDraw):
-    """A draw with the targets of :class:`FlexTarget`.
+    """Noisy strings with their regression targets and loss weights.
 
     Attributes:
-        weights: float32 [b, 2], factors of the sums over gaps and over masks.
-        constant: float32 [b], added to the loss, nats.
+        missing: float32 [b, w], as in :class:`FlexTarget`.
+        filled: float32 [b, k, w], as in :class:`FlexTarget`.
+        symbols: int64 [b, k, w], as in :class:`FlexTarget`.
+        weights: float32 [b, 2], factors of the loss's sums over insertions and over masks.
+        constant: float32 [b], a constant term of the loss, nats.
     """
 
     missing: Tensor
@@ -72,8 +79,8 @@ class FlexDraw(StringDraw):
 class FlexKernel(StringKernel):
     """The kernel of FlexMDM. Its states are the data tokens, the mask and the start state, in this order.
 
-    The network's outputs do not depend on the clock: ``log_gap`` [b, w], the log of the expected number of tokens missing behind a
-    position, and ``log_x0`` [b, w, v + 1], the log-probabilities of the token under a mask.
+    The network's outputs do not depend on time. They are ``log_gap`` [b, w], the log of the expected number of tokens
+    missing behind a position, and ``log_x0`` [b, w, v + 1], the log-probabilities of the token under a mask.
     """
 
     abstract: ClassVar[bool] = True
@@ -81,7 +88,7 @@ class FlexKernel(StringKernel):
     @property
     @abstractmethod
     def pace(self) -> float:
-        """Ratio of the rate of unmasking a mask to the rate of inserting a missing token."""
+        """Rate of unmasking a mask divided by the rate of inserting a missing token."""
 
     @classmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
@@ -103,10 +110,16 @@ class FlexKernel(StringKernel):
     # -- closed forms ---------------------------------------------------------------------------------------------------
 
     def masked(self, sigma: Tensor) -> Tensor:
-        """Return the probability that a token is masked at total noise ``sigma`` [b], float64 [b].
+        """Return the probability that a token is masked at total noise ``sigma``.
 
-        It is (lam - lam^pace) / (pace - 1), and -lam log lam for pace 1, where lam = 1 - exp(-sigma) is the probability that the
-        token is deleted.
+        The probability is (lam - lam^pace) / (pace - 1), or -lam log lam for pace 1, where lam = 1 - exp(-sigma) is the
+        probability that the token is deleted.
+
+        Args:
+            sigma: Total noise, [b].
+
+        Returns:
+            float64 [b].
         """
         log_lam = log1mexp(sigma.double())
         rest = (1 - self.pace) * log_lam  # lam^pace = lam exp(-rest)
@@ -115,12 +128,27 @@ class FlexKernel(StringKernel):
         return -torch.exp(log_lam) * log_lam * share
 
     def weights(self, sigma: Tensor) -> Tensor:
-        """Return the rates per unit of sigma of inserting one missing token and of unmasking one mask, float64 [b, 2]."""
+        """Return the reverse rates of inserting one missing token and of unmasking one mask, per unit of sigma.
+
+        Args:
+            sigma: Total noise, [b].
+
+        Returns:
+            float64 [b, 2].
+        """
         insert = 1 / torch.expm1(sigma.double())
         return torch.stack([insert, self.pace * insert], -1)
 
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Return the probabilities of inserting one missing token and of unmasking one mask in a step down, float64 [b, 2]."""
+        """Return the probabilities of inserting a missing token and unmasking a mask in a step to ``sigma_next``.
+
+        Args:
+            sigma: Total noise, [b].
+            sigma_next: Total noise after the step, [b].
+
+        Returns:
+            float64 [b, 2].
+        """
         passed = log1mexp(sigma.double()) - log1mexp(sigma_next.double())
         return torch.stack([-torch.expm1(-passed), -torch.expm1(-self.pace * passed)], -1)
 
@@ -130,7 +158,14 @@ class FlexKernel(StringKernel):
     # -- strings ------------------------------------------------------------------------------------------------------
 
     def sample(self, batch: Batch, sigma: Tensor, *, random: Randomness, width: int | None) -> Strings:
-        """Draw the noisy strings of a batch; only ``corrupt`` tokens are masked or deleted. ``width`` is as for :func:`rebuild`."""
+        """Draw the noisy strings of a batch.
+
+        Args:
+            batch: Clean strings; only tokens with ``corrupt`` True can be masked or deleted.
+            sigma: Total noise, [b].
+            random: Source of uniform numbers.
+            width: Positions of the result, as for :func:`rebuild`.
+        """
         rows, size = batch.tokens.shape
         u = random.rand(rows, size).double()
         gone = -torch.expm1(-sigma.double())[:, None]
@@ -149,7 +184,15 @@ class FlexKernel(StringKernel):
     # -- regression targets --------------------------------------------------------------------------------------------
 
     def target(self, batch: Batch, strings: Strings) -> FlexTarget:
-        """Return the mean targets over all ways in which the string can be a subsequence of the clean one, equally likely."""
+        """Return the regression targets, averaged over all embeddings of the noisy string in the clean one.
+
+        An embedding is a way in which the noisy string is a subsequence of the clean string, where a mask matches any
+        token; all are equally likely.
+
+        Args:
+            batch: Clean strings.
+            strings: Noisy strings.
+        """
         noisy, masks = strings.tokens[:, 1:], self.masks(strings)
         fits = (batch.tokens[..., None] == noisy[:, None]) | (batch.corrupt[..., None] & masks[:, None, 1:])
         spared = batch.attend & ~batch.corrupt
@@ -167,9 +210,16 @@ class FlexKernel(StringKernel):
         return self._target(strings, found.missing, filled, symbols)
 
     def sampled_target(self, batch: Batch, strings: Strings) -> FlexTarget:
-        """Return the targets of the masks and deletions that were drawn (the paper's): unbiased, with more variance.
+        """Return the regression targets of the masks and deletions that :meth:`sample` drew, as in the paper.
 
-        ``strings`` must be what :meth:`sample` returned; raises :class:`ValueError` otherwise.
+        They are an unbiased estimate of :meth:`target`, with more variance.
+
+        Args:
+            batch: Clean strings.
+            strings: Noisy strings that :meth:`sample` returned.
+
+        Raises:
+            ValueError: ``strings.kept`` is None, so that the deletions are unknown.
         """
         if (keep := strings.kept) is None:
             raise ValueError("sampled targets need strings from sample()")
@@ -184,7 +234,7 @@ class FlexKernel(StringKernel):
         return self._target(strings, missing, filled, symbols.clamp(max=self.mask)[:, None])
 
     def masks(self, strings: Strings) -> Tensor:
-        """Return the positions of masks, bool [b, w]."""
+        """Return True at the positions of masks, bool [b, w]."""
         return strings.attend & (strings.tokens == self.mask)
 
     def _target(self, strings: Strings, missing: Tensor, filled: Tensor, symbols: Tensor) -> FlexTarget:

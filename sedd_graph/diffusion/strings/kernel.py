@@ -1,7 +1,8 @@
-"""The interfaces of processes that change lengths: kernel, draw, objective, and the enumerable toy for their proofs.
+"""Interfaces of processes that change the length of strings: kernel, noisy batch, objective, enumerable instance.
 
-A kernel has k kinds of edits: insertions first, then deletions, and others such as substitutions. Axes: b rows, w positions of
-a noisy string (the start state first, padded), n tokens of a clean string (padded), v data tokens, s strings of a toy.
+A kernel has k kinds of edits: insertions first, then deletions, then others such as substitutions. Axes: b rows, w
+positions of a noisy string (the start state first, padded), n tokens of a clean string (padded), v data tokens, s
+strings of an enumerable instance. Position 0 is the start state; gap j is the place for insertions behind position j.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ from sedd_graph.diffusion.strings.strings import Strings
 __all__ = ["LEAST", "TOKENS", "Kernel_", "StringDraw", "StringKernel", "StringObjective", "StringTable", "square_clock"]
 
 LEAST = 1e-4
-"""Lower limit of total noise in bounds. Noise below it changes about this share of the tokens, and is neglected."""
+"""Smallest total noise in estimates of the bound.
+
+Noise below this level changes about this fraction of the tokens, and is neglected.
+"""
 TOKENS = 2
-"""Number of data tokens of the toys."""
+"""Number of data tokens of enumerable instances."""
 
 LOG_INSERT = Output(
     "log_insert", "float b l v", "log of the expected number of times that each token is missing behind a position"
@@ -46,14 +50,16 @@ FEEDS = (
 
 @dataclasses.dataclass(frozen=True)
 class StringDraw:
-    """One draw of the forward process for a batch. Objectives extend it by everything in their loss that is independent of the
-    network, such as regression targets.
+    """Noisy strings of a batch, sampled from the forward process, with their noise levels.
+
+    Objectives extend this class with the terms of their loss that do not depend on the network, such as regression
+    targets.
 
     Attributes:
         xt: int64 [b, w], the noisy strings.
-        attend: bool [b, w], the start state and the tokens; False at padding.
+        attend: bool [b, w], True at the start state and at tokens, False at padding.
         sigma: float32 [b], total noise.
-        cut: Number of tokens that did not fit in w positions and were dropped.
+        cut: Number of tokens that exceeded w positions and were dropped, over all rows.
     """
 
     xt: Tensor
@@ -63,24 +69,24 @@ class StringDraw:
 
     @property
     def t(self) -> Tensor:
-        """The probability that a token has been hit by noise, float32 [b]."""
+        """Probability that noise has hit a token, 1 - exp(-sigma), float32 [b]."""
         return -torch.expm1(-self.sigma)
 
 
 class StringKernel(Component, ABC):
-    """The forward process of a string, and its reverse rates up to the network's outputs.
+    """The forward process of strings, which inserts, deletes or changes tokens, and factors of its reverse rates.
 
-    The reverse rate of an edit is the network's output (exponentiated) times a factor of the kernel, one for each kind of edit, so
-    that the outputs are of order one at every noise level.
+    The reverse rate of an edit is the exponentiated output of the network times the factor of its kind of edit
+    (:meth:`weights`), so that the outputs are of order one at every noise level.
     """
 
     abstract: ClassVar[bool] = True
     extra_states: ClassVar[int] = 1
-    """Number of states that the last axis of the first output lacks: the start state."""
+    """Number of states without a network output: the last axis of the first output lacks the start state."""
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
-        """Return ``config`` reduced to ``states`` states, for a proof."""
+        """Return ``config`` reduced to a vocabulary of ``states`` states, for numerical verification."""
         return config
 
     @property
@@ -90,142 +96,220 @@ class StringKernel(Component, ABC):
 
     @property
     def data_tokens(self) -> int:
-        """Number of states that are tokens of the data."""
+        """Number of states that are data tokens."""
         return self.states - 1
 
     @property
     def start(self) -> int:
-        """Index of the start state, with which every row begins and is padded."""
+        """Index of the start state, which is the first position of every row and its padding."""
         return self.states - 1
 
     @property
     def supports_prompts(self) -> bool:
-        """True if :attr:`Batch.corrupt` is respected, so that a model can be trained with clean prompts."""
+        """True if the kernel never changes tokens with :attr:`Batch.corrupt` False.
+
+        Models can then be trained with clean prompts.
+        """
         return False
 
     def refuses_prompts(self) -> str | None:
-        """Return why given text cannot be held fixed in generation, in words; None if it can."""
+        """Return the reason why given tokens cannot be held fixed in generation; None if they can."""
         return None
 
     @classmethod
     @abstractmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
-        """Return the alternative sets of outputs that a graph may have under this kernel.
+        """Return the alternative sets of outputs that a graph can have under this kernel.
 
         The last axis of the first output of each set has all states but the start state.
         """
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the outputs that samplers read."""
+        """Names of the network outputs that samplers require."""
         return tuple(output.name for output in self.parametrizations(self.config)[0])
 
     @abstractmethod
     def table(self, *, one_length: bool) -> StringTable:
-        """Return the enumerable toy of this kernel, which is made for :data:`TOKENS` data tokens.
+        """Return the enumerable instance of this kernel, for numerical verification.
 
-        ``one_length``: all clean strings have the same length.
+        The kernel must have :data:`TOKENS` data tokens.
+
+        Args:
+            one_length: True: all clean strings have the same length.
         """
 
     @abstractmethod
     def weights(self, sigma: Tensor) -> Tensor:
-        """Return the factor of each kind of edit in the reverse rates, per unit of ``sigma`` [b], [b, k]."""
+        """Return the factor of each kind of edit in the reverse rates, per unit of sigma.
+
+        Args:
+            sigma: Total noise, [b].
+
+        Returns:
+            [b, k].
+        """
 
     @abstractmethod
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Return the factor of each kind of edit in the probabilities of a step from ``sigma`` down to ``sigma_next`` [b], [b, k]."""
+        """Return the factor of each kind of edit in the edit probabilities of a step down to ``sigma_next``.
+
+        Args:
+            sigma: Total noise, [b].
+            sigma_next: Total noise after the step, [b].
+
+        Returns:
+            [b, k].
+        """
 
     def clock(self, u: Tensor, end: float) -> tuple[Tensor, Tensor]:
-        """Return total noise at ``u`` [b] in (0, 1), and its derivative in ``u``, for draws of the bound.
+        """Return total noise as a function of a uniform variable ``u``, and its derivative, for estimating the bound.
 
-        By default noise grows with the cube of ``u``, from :data:`LEAST` to ``end``, the total noise at t = 1: most draws have
-        little noise, where edits are rare and have large weights.
+        By default total noise is cubic in ``u``, from :data:`LEAST` to ``end``: most samples then have low noise, where
+        edits are rare and their weights in the bound are large.
+
+        Args:
+            u: Uniform numbers in (0, 1), [b].
+            end: Total noise at t = 1.
+
+        Returns:
+            Total noise and its derivative in ``u``, [b] each.
         """
         return LEAST + (end - LEAST) * u**3, 3 * (end - LEAST) * u**2
 
     @abstractmethod
     def prior(self, rows: int, *, longest: int, generator: torch.Generator, allowed: Tensor | None) -> Strings:
-        """Draw pure noise, conditioned on at most ``longest`` tokens, of the tokens ``allowed`` bool [v] (None: all)."""
+        """Draw strings of pure noise, conditioned on a largest length.
+
+        Args:
+            rows: Number of strings.
+            longest: Largest number of tokens.
+            generator: Random number generator; the result is on its device.
+            allowed: bool [v], tokens that may be drawn; None: all.
+        """
 
 
 Kernel_ = TypeVar("Kernel_", bound=StringKernel)
-"""Type of the kernels that an objective or a sampler supports."""
+"""Type variable of the kernels that an objective or a sampler supports."""
 Draw_ = TypeVar("Draw_", bound=StringDraw)
-"""Type of the draws of an objective."""
+"""Type variable of the noisy batches (:class:`StringDraw`) of an objective."""
 
 
 def square_clock(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Return total noise at ``u`` [b] in (0, 1), and its derivative, with 1 - exp(-noise) quadratic from :data:`LEAST` to 1.
+    """Return total noise as a function of a uniform variable ``u``, and its derivative, for estimating the bound.
 
-    The clock of bounds (:meth:`StringKernel.clock`) for kernels under which the share of tokens that are hit is 1 - exp(-noise).
+    The probability that noise has hit a token, 1 - exp(-sigma), is quadratic in ``u``, from :data:`LEAST` to 1. It is
+    an implementation of :meth:`StringKernel.clock` for kernels with this probability.
+
+    Args:
+        u: Uniform numbers in (0, 1), [b].
+
+    Returns:
+        Total noise and its derivative in ``u``, [b] each.
     """
     return -torch.log1p(-(LEAST + (1 - LEAST) * u**2)), 2 * u / ((1 - u) * (1 + u))
 
 
 class StringObjective(Component, ABC, Generic[Kernel_, Draw_]):
-    """The training loss of strings: a bound on -log p(x_0), nats per string. Generic in its kernels and its draws."""
+    """The training loss of strings: an upper bound on -log p(x_0), nats per string.
+
+    The class is generic in the kernels that it supports and in its noisy batches.
+    """
 
     abstract: ClassVar[bool] = True
     over: ClassVar[str] = "deleted"
-    """Meaning of ``t`` in a draw: the probability that a token has been deleted, or otherwise hit by noise."""
+    """Meaning of :attr:`StringDraw.t`: the probability that a token has been deleted, or otherwise hit by noise."""
     one_length: ClassVar[bool] = False
-    """True if the bound holds only if all strings have the same length, and counts it as known."""
+    """True if the bound requires that all strings have the same, known length.
+
+    The bound then does not include the cost of coding the length.
+    """
 
     feeds: ClassVar[tuple[Input, ...]] = FEEDS
     """Inputs of the graph that the process provides."""
 
     @classmethod
     def toy(cls, config: ComponentConfig) -> ComponentConfig:
-        """Return ``config`` reduced for a proof on short strings."""
+        """Return ``config`` reduced to short strings, for numerical verification."""
         return config
 
     def lacks(self, kernel: StringKernel) -> str | None:
-        """Return the kind of kernel that the objective needs, in words; None if ``kernel`` is suitable."""
+        """Return a description of the kind of kernel that the objective requires; None if ``kernel`` is suitable."""
         return None
 
     @abstractmethod
     def corrupt(
         self, batch: Batch, kernel: Kernel_, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
     ) -> Draw_:
-        """Draw times and noisy strings for training, and compute the regression targets. All randomness of training is here.
+        """Draw times and noisy strings for training, and compute the regression targets.
 
-        ``t`` [b] are times to use instead of random ones.
+        All random numbers of training are drawn here; :meth:`loss` is deterministic.
+
+        Args:
+            batch: Clean strings.
+            kernel: The forward process.
+            schedule: Total noise as a function of time.
+            random: Source of random numbers.
+            t: Times, [b]; None: drawn at random.
         """
 
     @abstractmethod
     def bound_draw(self, batch: Batch, kernel: Kernel_, schedule: Schedule, *, random: Randomness) -> Draw_:
-        """Draw times and noisy strings whose mean loss is the bound, without caps on weights or lengths."""
+        """Draw noise levels and noisy strings whose mean loss is the bound, without caps on weights or lengths.
+
+        Args:
+            batch: Clean strings.
+            kernel: The forward process.
+            schedule: Total noise as a function of time.
+            random: Source of random numbers.
+        """
 
     @abstractmethod
     def loss(self, outputs: Mapping[str, Tensor], draw: Draw_, kernel: Kernel_) -> Tensor:
-        """Return the loss of each string, nats, float32 [b]. Pure tensor code that compiles."""
+        """Return the loss of each string, as pure tensor code for ``torch.compile``.
+
+        Args:
+            outputs: The network's outputs for ``draw`` by name.
+            draw: The result of :meth:`corrupt` or :meth:`bound_draw`.
+            kernel: The forward process.
+
+        Returns:
+            Nats, float32 [b].
+        """
 
     def caveat(self, kernel: Kernel_) -> str | None:
-        """Return why the bound is not comparable with those of other processes, in words; None if it is."""
+        """Return the reason why the bound is not comparable with those of other processes; None if it is comparable."""
         return None
 
     def capped(self, kernel: Kernel_, schedule: Schedule) -> float:
-        """Return the share of the time interval in which training caps the weights of the bound."""
+        """Return the fraction of the time interval in which training caps the weights of the bound."""
         return 0.0
 
     def rates(self, outputs: Mapping[str, Tensor], strings: Strings, longest: int) -> Mapping[str, Tensor]:
-        """Return the outputs that a sampler of strings of at most ``longest`` tokens gets; by default the network's, unchanged."""
+        """Convert the network's outputs to those that samplers use; by default they are unchanged.
+
+        Args:
+            outputs: The network's outputs by name.
+            strings: The current strings.
+            longest: Largest number of tokens of a string.
+        """
         return outputs
 
 
 class StringTable(ABC):
-    """The enumerable toy of a string kernel: all short strings, a distribution of clean ones, and a perfect network.
-
-    Attributes:
-        strings: All strings of at most ``longest`` of ``symbols`` states; they are referred to by index.
-        law: float64 [s], the probabilities of clean strings, which have at most ``clean`` tokens.
+    """An enumerable instance of a string kernel: all short strings, a distribution of clean ones, a perfect network.
 
     Args:
-        kernel: The kernel, made for the toy.
-        longest: Tokens of the longest string.
-        clean: Tokens of the longest clean string.
-        one_length: All clean strings have ``clean`` tokens.
-        symbols: Number of states in strings; those from :data:`TOKENS` on, such as a mask, are absent from clean strings.
+        kernel: The kernel, with :data:`TOKENS` data tokens.
+        longest: Number of tokens of the longest string.
+        clean: Number of tokens of the longest clean string.
+        one_length: True: all clean strings have ``clean`` tokens.
+        symbols: Number of states in strings; those from :data:`TOKENS` on, such as a mask, do not occur in clean
+            strings.
+
+    Attributes:
+        strings: All strings of at most ``longest`` tokens out of ``symbols`` states, as tuples.
+        law: float64 [s], the probability that the clean string is each of the ``strings``.
     """
 
     def __init__(
@@ -241,11 +325,15 @@ class StringTable(ABC):
 
     @property
     def entropy(self) -> float:
-        """Entropy of the clean strings, nats."""
+        """Entropy of the distribution of clean strings, nats."""
         return float(-torch.xlogy(self.law, self.law).sum())
 
     def rows(self, index: Tensor) -> Strings:
-        """Return the strings with the numbers ``index`` int64 [b], padded to ``longest`` tokens."""
+        """Return the strings at the indices ``index`` of :attr:`strings`, padded to ``longest`` tokens.
+
+        Args:
+            index: int64 [b].
+        """
         table = torch.full((len(self.strings), self.longest + 1), self.kernel.start)
         for i, s in enumerate(self.strings):
             table[i, 1 : len(s) + 1] = torch.tensor(s, dtype=torch.int64)
@@ -253,13 +341,24 @@ class StringTable(ABC):
         return Strings(table[index], torch.arange(self.longest + 1) <= lengths[:, None])
 
     def batch(self, index: Tensor) -> Batch:
-        """Return the clean strings with the numbers ``index`` int64 [b] as a batch."""
+        """Return the clean strings at the indices ``index`` of :attr:`strings` as a batch without prompts.
+
+        Args:
+            index: int64 [b].
+        """
         strings = self.rows(index)
         tokens, real = strings.tokens[:, 1 : self.clean + 1], strings.attend[:, 1 : self.clean + 1]
         return Batch(torch.where(real, tokens, 0), real, real, real)
 
     def number(self, strings: Strings) -> Tensor:
-        """Return the index of each string in :attr:`strings`, int64 [b]; s, their number, for a string that is too long."""
+        """Return the index of each string in :attr:`strings`.
+
+        Args:
+            strings: b strings.
+
+        Returns:
+            int64 [b]; s, the number of all strings, for a string of more than ``longest`` tokens.
+        """
         lengths = strings.lengths
         value = torch.zeros_like(lengths)
         for column in range(1, strings.tokens.shape[1]):
@@ -269,18 +368,32 @@ class StringTable(ABC):
 
     @abstractmethod
     def outputs(self, strings: Strings, sigma: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of a perfect network by name, float32, for ``strings`` at total noise ``sigma`` [b]."""
+        """Return the outputs of a perfect network by name, float32.
+
+        Args:
+            strings: b noisy strings.
+            sigma: Total noise, [b].
+        """
 
     def check_kernel(self, end: float) -> list[Check]:
-        """Verify the kernel's closed forms, draws and prior against the enumeration; ``end`` is the total noise at t = 1."""
+        """Verify the kernel's closed forms, sampling and prior against the enumeration.
+
+        Args:
+            end: Total noise at t = 1.
+        """
         return []
 
     def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
-        """Verify properties of the ``declared`` kernel that depend on its number of tokens, which the toy reduces."""
+        """Verify properties that depend on the number of data tokens, on the kernel with its declared vocabulary.
+
+        Args:
+            declared: The kernel as declared, whose vocabulary the enumerable instance reduces.
+            end: Total noise at t = 1.
+        """
         return []
 
     def check_objective(self, objective: StringObjective[Any, Any], schedule: Schedule) -> list[Check]:
-        """Verify that with a perfect network the bound is the entropy of the data."""
+        """Verify that the mean loss of a perfect network is the entropy of the clean strings."""
         rows = 60_000
         chosen, nats = self.perfect(objective, schedule, rows)
         # if all strings have one length, the bound counts it as known, and so does the law
@@ -297,7 +410,16 @@ class StringTable(ABC):
         ]
 
     def perfect(self, objective: StringObjective[Any, Any], schedule: Schedule, rows: int) -> tuple[Tensor, Tensor]:
-        """Return the numbers int64 [rows] of ``rows`` random clean strings, and a perfect network's loss of each, nats, float64 [rows]."""
+        """Draw clean strings, and return their indices and a perfect network's loss on noisy samples of them.
+
+        Args:
+            objective: The objective.
+            schedule: Total noise as a function of time.
+            rows: Number of strings.
+
+        Returns:
+            Indices in :attr:`strings`, int64 [rows], and losses, nats, float64 [rows].
+        """
         generator = torch.Generator().manual_seed(3)
         chosen = torch.multinomial(self.law, rows, replacement=True, generator=generator)
         draw = objective.bound_draw(self.batch(chosen), self.kernel, schedule, random=Randomness(generator))

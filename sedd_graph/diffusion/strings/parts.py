@@ -1,4 +1,4 @@
-"""The components of a process of strings, together."""
+"""The set of components that define a diffusion process over strings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ __all__ = ["StringParts"]
 
 
 class StringParts(NamedTuple):
-    """Kernel, schedule, objective and sampler of strings."""
+    """The components of a diffusion process over strings: kernel, schedule, objective and sampler.
+
+    Attributes:
+        kernel: The forward process.
+        schedule: Total noise as a function of time.
+        objective: The training loss.
+        sampler: Generates strings.
+    """
 
     kernel: StringKernel
     schedule: Schedule

@@ -1,7 +1,8 @@
-"""The interface of samplers of strings, and the state of a sampling run: strings between noise and text.
+"""The interface of samplers of strings, and the state of a sampling run.
 
-A :class:`StringWalk` evaluates the network, applies edits, protects given text and counts. Axes: b rows, w positions (the start
-state first), v data tokens, k kinds of edits (insertions first).
+A :class:`StringWalk` stores strings between noise and text. It evaluates the network, applies edits, leaves given
+tokens unchanged, and counts evaluations. Axes: b rows, w positions (the start state first), v data tokens, k kinds of
+edits (insertions first).
 """
 
 from __future__ import annotations
@@ -24,25 +25,30 @@ from sedd_graph.diffusion.tokens.walk import ROUNDING
 __all__ = ["OnStringStep", "StringRates", "StringSampler", "StringSettings", "StringWalk"]
 
 StringRates = Callable[[Strings, Tensor], Mapping[str, Tensor]]
-"""``rates(strings, sigma [b])`` returns the network's outputs, such as ``log_insert`` [b, w, v], ``log_delete`` [b, w] and
-``log_substitute`` [b, w, v]."""
+"""Type of the functions ``rates(strings, sigma)`` that evaluate the network at total noise ``sigma`` [b].
+
+They return outputs by name, such as ``log_insert`` [b, w, v], ``log_delete`` [b, w] and ``log_substitute`` [b, w, v].
+"""
 OnStringStep = Callable[[int, Strings], None]
-"""Called with the number of each step and the strings after it."""
+"""Type of the callbacks ``on_step(index, strings)`` of a sampling run.
+
+They are called with 0 and the initial strings, and after each step with the step's index, from 1, and the strings.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StringSettings(Generic[Kernel_]):
-    """The process that a walk of strings reverses, and the limits of its edits.
+    """Settings of a sampling run: the process to reverse, and the permitted edits.
 
     Attributes:
-        fixed: bool [b, w], True for tokens that may be neither deleted nor replaced.
-        shut: bool [b, w], True where nothing may be inserted behind the position.
+        fixed: bool [b, w], tokens that are neither deleted nor replaced.
+        shut: bool [b, w], positions behind which nothing is inserted.
         longest: Largest number of tokens of a string.
-        kernel: The forward process of a string.
+        kernel: The forward process.
         schedule: Total noise as a function of time.
-        generator: Source of all random numbers, on the device of the strings.
+        generator: Random number generator on the device of the strings.
         allowed: bool [v], tokens that may be inserted; None: all.
-        on_step: Called after each step.
+        on_step: Callback after each step; None: no callback.
     """
 
     fixed: Tensor
@@ -56,15 +62,20 @@ class StringSettings(Generic[Kernel_]):
 
 
 class StringWalk(Generic[Kernel_]):
-    """Strings between noise and text.
+    """The state of a sampling run: strings between noise and text.
+
+    Args:
+        rates: Evaluates the network.
+        strings: Initial strings.
+        settings: The process, and the permitted edits.
 
     Attributes:
-        strings: The strings.
-        fixed: bool [b, w], True for tokens that may be neither deleted nor replaced.
-        shut: bool [b, w], True where nothing may be inserted behind the position.
-        evaluations: Rows evaluated by the network so far.
-        clamped: Probabilities above 1 so far.
-        cut: Insertions so far that would have made a string longer than ``longest``, and were dropped.
+        strings: The current strings.
+        fixed: bool [b, w], tokens that are neither deleted nor replaced.
+        shut: bool [b, w], positions behind which nothing is inserted.
+        evaluations: Number of rows evaluated by the network so far, summed over calls.
+        clamped: Number of edit probabilities above 1 so far, which were clamped.
+        cut: Number of insertions so far that were dropped, since a string would have exceeded ``longest`` tokens.
     """
 
     def __init__(self, rates: StringRates, strings: Strings, settings: StringSettings[Kernel_]) -> None:
@@ -81,26 +92,37 @@ class StringWalk(Generic[Kernel_]):
         return len(self.fixed)
 
     def full(self, value: float) -> Tensor:
-        """Return ``value`` for each row, float64 [b]."""
+        """Return a vector with ``value`` for each row, float64 [b]."""
         return torch.full((self.rows,), value, dtype=torch.float64, device=self.fixed.device)
 
     def end_step(self) -> None:
-        """End a step: report the strings to the callback."""
+        """End a step: call the callback with the current strings."""
         if self._on_step is not None:
             self._on_step(self._steps, self.strings)
         self._steps += 1
 
     def outputs(self, sigma: Tensor) -> Mapping[str, Tensor]:
-        """Return the network's outputs for the current strings at total noise ``sigma`` [b]."""
+        """Return the network's outputs by name for the current strings.
+
+        Args:
+            sigma: Total noise, [b].
+        """
         self.evaluations += self.rows
         return self._rates(self.strings, sigma.float())
 
     def rand(self, *shape: int) -> Tensor:
-        """Draw uniform numbers in [0, 1), float64."""
+        """Draw uniform numbers in [0, 1), float64 of shape ``[*shape]``."""
         return torch.rand(shape, generator=self.generator, device=self.generator.device, dtype=torch.float64)
 
     def insertions(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the network's weight of each insertion, float32 [b, w, v]; 0 for those that are not permitted."""
+        """Return the network's weight of inserting each token behind each position; 0 where not permitted.
+
+        Args:
+            outputs: The network's outputs by name.
+
+        Returns:
+            float32 [b, w, v].
+        """
         weights = outputs["log_insert"].float().exp() * (self.strings.attend & ~self.shut)[..., None]
         return weights if self.allowed is None else weights * self.allowed
 
@@ -111,34 +133,57 @@ class StringWalk(Generic[Kernel_]):
         return token
 
     def deletions(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the probability that each token is noise, float32 [b, w]; 0 for fixed tokens and without ``log_delete``."""
+        """Return the network's probability that each token is noise; 0 for fixed tokens.
+
+        All are 0 if ``log_delete`` is not an output of the network.
+
+        Args:
+            outputs: The network's outputs by name.
+
+        Returns:
+            float32 [b, w].
+        """
         if "log_delete" not in outputs:
             return torch.zeros_like(self.fixed, dtype=torch.float32)
         return outputs["log_delete"].float().exp() * self._free()
 
     def substitutions(self, outputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the probability of each substitution, float32 [b, w, v]; 0 for those not permitted; None without ``log_substitute``."""
+        """Return the network's probability of replacing each token by each other one; 0 where this is not permitted.
+
+        Args:
+            outputs: The network's outputs by name.
+
+        Returns:
+            float32 [b, w, v]; None if ``log_substitute`` is not an output.
+        """
         if "log_substitute" not in outputs:
             return None
         weights = outputs["log_substitute"].float().exp() * self._free()[..., None]
         return weights if self.allowed is None else weights * self.allowed
 
     def write(self, where: Tensor, weights: Tensor) -> None:
-        """Replace the tokens at ``where`` bool [b, w] by draws from ``weights`` [replaced, v]."""
+        """Replace tokens by tokens sampled from given weights.
+
+        Args:
+            where: bool [b, w], the r tokens to replace.
+            weights: Weights of the new tokens, [r, v], not normalised.
+        """
         if bool(where.any()):
             tokens = self.strings.tokens.clone()
             tokens[where] = categorical(weights, generator=self.generator)
             self.strings = dataclasses.replace(self.strings, tokens=tokens)
 
     def fitting(self, follow: Tensor, gone: Tensor) -> Tensor:
-        """Limit insertions to the room that a string has; the rightmost are dropped, and counted in ``cut``.
+        """Reduce the numbers of insertions so that no string exceeds ``longest`` tokens.
+
+        The rightmost insertions are dropped, and counted in ``cut``.
 
         Args:
-            follow: int64 [b, w], number of new tokens in each gap.
+            follow: int64 [b, w], number of new tokens behind each position.
             gone: bool [b, w], tokens that are deleted in the same step.
 
         Returns:
-            int64 [b, w].
+            The reduced numbers, int64 [b, w].
         """
         room = self.longest + 1 - (self.strings.attend & ~gone).sum(-1, keepdim=True)
         fits = follow.minimum((room - (follow.cumsum(-1) - follow)).clamp(min=0))
@@ -146,7 +191,13 @@ class StringWalk(Generic[Kernel_]):
         return fits
 
     def rewrite(self, follow: Tensor, new: Callable[[Tensor], Tensor], gone: Tensor) -> None:
-        """Delete the tokens ``gone`` bool [b, w] and insert ``follow`` new ones in each gap, as :func:`rebuild` does."""
+        """Delete and insert tokens in the current strings, by :func:`rebuild`.
+
+        Args:
+            follow: int64 [b, w], number of new tokens behind each position.
+            new: Returns the new tokens, as for :func:`rebuild`.
+            gone: bool [b, w], tokens to delete.
+        """
         strings, base = self.strings, self.kernel.states
         marked = strings.tokens + base * (self.fixed + 2 * self.shut)
         made = rebuild(marked, strings.attend & ~gone, follow, new, start=self.kernel.start)
@@ -157,14 +208,14 @@ class StringWalk(Generic[Kernel_]):
     def edit(
         self, put: Tensor, weights: Tensor, gone: Tensor, swap: Tensor | None = None, others: Tensor | None = None
     ) -> None:
-        """Substitute, delete and insert.
+        """Substitute, delete and insert tokens in the current strings.
 
         Args:
-            put: bool [b, w], gaps that get one token each.
-            weights: Weights of the inserted tokens, [b, w, v].
+            put: bool [b, w], positions behind which one token is inserted.
+            weights: Weights of the inserted tokens, [b, w, v], not normalised.
             gone: bool [b, w], tokens to delete.
-            swap: bool [b, w], tokens to replace.
-            others: Weights of their replacements, [b, w, v].
+            swap: bool [b, w], tokens to replace; None: no substitutions.
+            others: Weights of the replacement tokens, [b, w, v], not normalised; None: no substitutions.
         """
         if swap is not None and others is not None:
             self.write(swap, others[swap])
@@ -175,13 +226,14 @@ class StringWalk(Generic[Kernel_]):
         self.rewrite(fits, lambda place: new.gather(1, place), gone)
 
     def leap(self, outputs: Mapping[str, Tensor], chances: Tensor) -> None:
-        """Take one step in which all gaps and tokens are edited independently.
+        """Take one step in which all positions are edited independently (tau-leaping).
 
-        A gap gets at most one token; a token is deleted, or replaced, or stays. Probabilities above 1 are clamped and counted.
+        At most one token is inserted behind each position; a token is deleted, replaced or unchanged. Probabilities
+        above 1 are clamped and counted in ``clamped``.
 
         Args:
-            outputs: The network's outputs.
-            chances: Factors of the probabilities, [b, k] (:meth:`StringKernel.leap`).
+            outputs: The network's outputs by name.
+            chances: Factors of the edit probabilities, [b, k], from :meth:`StringKernel.leap`.
         """
         weights, others = self.insertions(outputs), self.substitutions(outputs)
         put = (chances[:, :1] * weights.sum(-1)).double()
@@ -196,28 +248,33 @@ class StringWalk(Generic[Kernel_]):
 
 
 class StringSampler(Component, ABC, Generic[Kernel_]):
-    """Generates strings from noise by edits. Generic in the kernels that it supports."""
+    """A sampler of strings: generates clean strings from noise by edits. Generic in the kernels that it supports."""
 
     abstract: ClassVar[bool] = True
     clamped: int = 0
-    """Probabilities of the last run that were above 1."""
+    """Number of edit probabilities in the last run that were above 1 and were clamped."""
     cut: int = 0
-    """Insertions of the last run that would have made a string too long."""
+    """Number of insertions dropped in the last run, since a string would have exceeded its largest length."""
     evaluations: int = 0
-    """Rows that the network evaluated in the last run."""
+    """Number of rows that the network evaluated in the last run, summed over steps."""
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
-        """Return the kind of kernel or objective that the sampler needs, in words; None if both are suitable."""
+        """Return a description of the kernel or objective that the sampler requires; None if both are suitable."""
         return None
 
     @property
     def steps(self) -> int | None:
-        """Number of steps; None for a sampler whose number of evaluations is random."""
+        """Number of steps; None for a sampler whose number of network evaluations is random."""
         return getattr(self.config, "steps", None)
 
     @abstractmethod
     def walk(self, walk: StringWalk[Kernel_], steps: int) -> None:
-        """Take ``walk`` from noise to clean strings. ``steps`` is 0 for a sampler without a number of steps."""
+        """Advance ``walk`` from noise to clean strings.
+
+        Args:
+            walk: The strings and the operations on them.
+            steps: Number of steps; 0 for a sampler without a number of steps.
+        """
 
     @torch.no_grad()
     def run(
@@ -227,9 +284,9 @@ class StringSampler(Component, ABC, Generic[Kernel_]):
 
         Args:
             rates: Evaluates the network.
-            strings: Noise, or given text.
-            settings: The process and the limits of edits.
-            steps: Number of steps; by default that of the Config.
+            strings: Initial strings: noise, or given tokens.
+            settings: The process, and the permitted edits.
+            steps: Number of steps; None: the number in the Config.
         """
         walk = StringWalk(rates, strings, settings)
         self.walk(walk, steps or self.steps or 0)

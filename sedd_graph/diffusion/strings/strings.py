@@ -1,8 +1,8 @@
-"""Strings: rows of different lengths, and the operation that edits them.
+"""Batches of strings of different lengths, and the operation that deletes and inserts tokens.
 
-A string is a row that begins with the start state (the last state of the kernel), holds tokens, and is padded with the
-start state. Gap j is the place behind position j, so gap 0 is before the first token. Axes: b rows, w positions of a noisy string
-(padded), n tokens of a clean string (padded).
+A string is a row that begins with the start state (the last state of the kernel), followed by tokens, and is padded
+with the start state. Gap j is the place for insertions behind position j, so gap 0 is before the first token. Axes: b
+rows, w positions of a noisy string (padded), n tokens of a clean string (padded).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["Strings", "distinct", "rebuild", "wide"]
 
 @dataclasses.dataclass(frozen=True)
 class Strings:
-    """Rows of different lengths.
+    """A padded batch of strings of different lengths.
 
     Attributes:
         tokens: int64 [b, w], the start state first.
-        attend: bool [b, w], the start state and the tokens; False at padding.
-        cut: Number of tokens that did not fit in w positions and were dropped.
-        kept: bool [b, n], clean tokens that are still in the string; None if unknown.
+        attend: bool [b, w], True at the start state and at tokens, False at padding.
+        cut: Number of tokens that exceeded w positions and were dropped, over all rows.
+        kept: bool [b, n], True for clean tokens that noise has not deleted; None if unknown.
     """
 
     tokens: Tensor
@@ -35,7 +35,7 @@ class Strings:
 
     @property
     def lengths(self) -> Tensor:
-        """Number of tokens of each row without the start state, int64 [b]."""
+        """Number of tokens of each string, without the start state, int64 [b]."""
         return self.attend.sum(-1) - 1
 
 
@@ -48,17 +48,18 @@ def rebuild(
     start: int,
     width: int | None = None,
 ) -> Strings:
-    """Delete tokens and insert others.
+    """Delete tokens from strings and insert new ones.
 
     Args:
-        tokens: int64 [b, w].
+        tokens: The strings, int64 [b, w].
         keep: bool [b, w], tokens to retain.
-        follow: int64 [b, w], number of new tokens behind each position. They are inserted also if the token there is deleted.
-        new: ``new(place)`` returns a token for each position of the result, int64 [b, width]; ``place`` is the position in
-            ``tokens`` behind which it stands. Values at positions that are not new are ignored.
+        follow: int64 [b, w], number of new tokens to insert behind each position, whether or not its token is deleted.
+        new: ``new(place)`` returns a token for every position of the result, int64 [b, width], of which those at
+            positions of new tokens are used. ``place`` int64 [b, width] is the position in ``tokens`` behind which the
+            new token is inserted.
         start: The start state, which pads the result.
-        width: Positions of the result; None: those of the longest row. Tokens beyond it are dropped and counted in
-            :attr:`Strings.cut`.
+        width: Number of positions of the result; None: that of the longest row. Tokens beyond it are dropped and
+            counted in :attr:`Strings.cut`.
     """
     count = follow + keep
     ends = count.cumsum(-1)
@@ -74,8 +75,16 @@ def rebuild(
 
 
 def distinct(tokens: Tensor, rest: int) -> tuple[Tensor, Tensor]:
-    """Return the distinct ``tokens`` int64 [b, n] of each row, sorted and padded with ``rest``, and the index of each position's
-    token among them; both int64 [b, n]."""
+    """Return the distinct tokens of each row, and the index of each position's token among them.
+
+    Args:
+        tokens: int64 [b, n].
+        rest: Padding of the distinct tokens.
+
+    Returns:
+        The distinct tokens of each row, sorted and padded, int64 [b, n]; and the index of each position's token, int64
+        [b, n].
+    """
     ordered, order = tokens.sort(dim=1, stable=True)
     rank = torch.zeros_like(tokens)
     rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(-1)
@@ -84,6 +93,11 @@ def distinct(tokens: Tensor, rest: int) -> tuple[Tensor, Tensor]:
 
 
 def wide(x: Tensor, width: int) -> Tensor:
-    """Return ``x`` [b, w, ...] truncated or zero-padded to ``width`` positions."""
+    """Return ``x`` truncated or zero-padded along its second axis to ``width`` positions.
+
+    Args:
+        x: [b, w, ...].
+        width: Number of positions of the result.
+    """
     x = x[:, :width]
     return F.pad(x, (0, 0) * (x.dim() - 2) + (0, width - x.shape[1]))

@@ -1,7 +1,8 @@
-"""Ways in which a string with masks is a subsequence of the clean string: counts and averages over all of them, in O(n m).
+"""Counts and averages over all embeddings of a noisy string with masks in the clean string, in time O(n m).
 
-A mask matches any token. Counts are kept as logarithms, since there are up to C(n, m) ways. Axes: b rows, n clean tokens, m noisy
-tokens (both padded).
+An embedding is a way in which the noisy string is a subsequence of the clean string; a mask matches any token. Counts
+are stored as logarithms, since there are up to C(n, m) embeddings. Axes: b rows, n clean tokens, m noisy tokens (both
+padded).
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from torch.nn import functional as F
 __all__ = ["Embeddings", "embed"]
 
 _CELLS = 2**25
-"""Cells of the tables held in memory at a time, over all rows."""
+"""Table cells in memory at a time, over all rows."""
 NONE = -1e30
-"""Finite stand-in for log 0."""
+"""Finite substitute for log 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Counts and averages over all ways in which a noisy string is a subsequence of the clean one.
+    """Counts and averages over all embeddings of each noisy string in its clean string, as a subsequence.
 
     Attributes:
-        log_count: float64 [b], the log of the number of ways.
-        missing: float64 [b, m + 1], the mean number of clean tokens in each gap of the noisy string.
-        stands: float32 [b, n, m], the share of ways in which clean token i is noisy token j.
+        log_count: float64 [b], the log of the number of embeddings.
+        missing: float64 [b, m + 1]. Entry j is the mean number of clean tokens that are missing behind the first j
+            noisy tokens, before the next.
+        stands: float32 [b, n, m], the fraction of embeddings that map noisy token j to clean token i.
     """
 
     log_count: Tensor
@@ -37,12 +39,12 @@ class Embeddings:
 
 @torch.no_grad()
 def embed(fits: Tensor, clean_lengths: Tensor, noisy_lengths: Tensor) -> Embeddings:
-    """Count and average over all ways in which each noisy string is a subsequence of its clean string.
+    """Count and average all embeddings of each noisy string in its clean string, as a subsequence.
 
     Args:
-        fits: bool [b, n, m], True where clean token i can be noisy token j.
-        clean_lengths: int64 [b], the number of clean tokens; the rest is padding.
-        noisy_lengths: int64 [b], the number of noisy tokens; the rest is padding.
+        fits: bool [b, n, m], True where noisy token j can be clean token i (the tokens are equal, or j is a mask).
+        clean_lengths: Number of clean tokens, int64 [b]; the rest is padding.
+        noisy_lengths: Number of noisy tokens, int64 [b]; the rest is padding.
     """
     b, n, m = fits.shape
     size = max(1, _CELLS // ((n + 1) * (m + 1)))

@@ -1,7 +1,7 @@
-"""Block diffusion (BD3-LM, arXiv 2503.09573): attention between noisy and clean positions, and generation block by block.
+"""Block diffusion (BD3-LM, arXiv 2503.09573): attention mask of noisy and clean blocks, block-by-block sampling.
 
-The network processes noisy positions and clean ones together. In training these are the whole row twice, in one pass. In
-generation the noisy positions are one block, and the clean ones are the blocks before it, or none if a KV cache holds them.
+The network processes noisy positions and clean positions in one pass. In training, both are the whole row. In sampling,
+the noisy positions are one block; the clean positions are the blocks before it, or none if a KV cache stores them.
 Axes: b batch, l length, n noisy positions, m clean positions.
 """
 
@@ -25,7 +25,7 @@ BLOCK_FEEDS = (
     Input("sees", "bool 2*l 2*l", "which position (first) may attend to which (second)", required=True),
     Input("sigma", "float b", "0: blocks have different noise levels, which the network infers from their masks"),
 )
-"""Inputs of a graph that processes text block by block."""
+"""Inputs of a graph under an objective that noises blocks separately; :func:`block_inputs` computes them."""
 
 __all__ = ["BLOCK_FEEDS", "block_inputs", "hold_prompt", "write_blocks"]
 
@@ -33,20 +33,23 @@ __all__ = ["BLOCK_FEEDS", "block_inputs", "hold_prompt", "write_blocks"]
 def block_inputs(
     noised: Tensor, clean: Tensor, *, block: int, noised_from: int = 0, clean_from: int = 0
 ) -> dict[str, Tensor]:
-    """Return the inputs of a graph of blocks.
+    """Return the inputs of the network for noisy and clean tokens in blocks, attention mask included.
+
+    A position attends to the noisy positions of its own block if it is noisy itself, to the clean positions of its own
+    block if it is clean itself, and to all clean positions of earlier blocks.
 
     Args:
         noised: Noisy tokens, int64 [b, n].
         clean: Clean tokens, int64 [b, m].
         block: Positions per block.
-        noised_from: Position in the row of the first noisy token.
-        clean_from: Position in the row of the first clean token; a KV cache holds the clean tokens before it.
+        noised_from: Index in the row of the first noisy token.
+        clean_from: Index in the row of the first clean token; a KV cache stores the keys and values of those before it.
 
     Returns:
-        ``tokens`` int64 [b, n]; ``clean`` int64 [b, m]; ``places`` int64 [n + m], positions in the row; ``sees`` bool [n + m,
-        clean_from + n + m], the attention mask from queries to keys, cached ones first: a position attends to those of its own
-        block that are noisy or clean like itself, and to clean ones of earlier blocks; ``sigma`` float32 [b], all 0, since blocks
-        have different noise levels.
+        A dict of ``tokens`` int64 [b, n]; ``clean`` int64 [b, m]; ``places`` int64 [n + m], the index in the row of
+        each noisy, then of each clean token; ``sees`` bool [n + m, clean_from + n + m], the attention mask from queries
+        to keys (cached, noisy, clean), True where attention is allowed; and ``sigma`` float32 [b], all 0, since the
+        noise level differs between blocks.
     """
     device = noised.device
     where = torch.arange(noised.shape[1], device=device) + noised_from
@@ -63,10 +66,15 @@ def block_inputs(
 
 
 def hold_prompt(free: Tensor, block: int) -> None:
-    """Check that a prompt can be filled in block by block from left to right; ``free`` bool [b, l] marks its holes.
+    """Verify that a prompt permits generation block by block from left to right.
+
+    Args:
+        free: bool [b, l], positions without a given token.
+        block: Positions per block.
 
     Raises:
-        UserError: A block with given tokens follows a block with a hole, which is generated without them.
+        UserError: A block with given tokens follows a block with free positions, which would be generated without those
+            tokens.
     """
     starts = range(0, free.shape[1], block)
     open_ = torch.stack([free[:, s : s + block].any(1) for s in starts], dim=1)
@@ -90,22 +98,26 @@ def write_blocks(
     length: int | None = None,
     steps: int | None = None,
 ) -> Tensor:
-    """Generate rows block by block: ``sampler`` runs in each block, given the blocks before it.
+    """Generate rows block by block with ``sampler``, each block conditioned on the blocks before it.
 
-    By the chain rule samples have the model's distribution if those of the sampler do. Under a ``matching`` condition a block is
-    drawn given that the whole row matches, with all later blocks drawn uniformly from the allowed tokens.
+    By the chain rule, rows have the model's distribution if the sampler's blocks do. Under a ``matching`` condition a
+    block is sampled given that the whole row matches, with the tokens of later blocks uniform over the allowed ones.
 
     Args:
-        sampler: Generates one block. Its ``clamped`` and ``evaluations`` are sums over blocks afterwards.
-        given: ``given(x [b, m])`` returns the ``denoise`` of the block behind ``m`` generated positions.
-        x: Rows of noise, int64 [b, l], with given tokens at positions that are not free.
-        settings: The process and the conditions on the rows.
+        sampler: Generates one block. Afterwards its ``clamped`` and ``evaluations`` are sums over the blocks.
+        given: ``given(before)`` returns the network as a :class:`~sedd_graph.diffusion.tokens.walk.Denoise` of the next
+            block, conditioned on the generated tokens ``before``, int64 [b, m].
+        x: Noise, int64 [b, l], with the given tokens at positions that are not free.
+        settings: The process, and the conditions on whole rows.
         block: Positions per block.
-        length: Leading positions that a ``matching`` condition is about; None: all.
-        steps: Steps per block; by default those of the sampler's Config.
+        length: Number of leading positions that a ``matching`` condition applies to; None: all.
+        steps: Steps per block; None: the number in the sampler's Config.
 
     Returns:
-        int64 [b, l].
+        The generated rows, int64 [b, l].
+
+    Raises:
+        UserError: No completion of a row satisfies the ``matching`` condition.
     """
     length = x.shape[1] if length is None else length
     free, allowed, matching, on_step = settings.free, settings.allowed, settings.matching, settings.on_step

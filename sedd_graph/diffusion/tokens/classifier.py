@@ -1,4 +1,4 @@
-"""The interface of classifiers of noisy rows, which guide samples towards a label. Implementations are components.
+"""The interface of classifiers of noisy rows, for guiding samples towards a label. Implementations are components.
 
 Axes: r rows, l length, n states, k labels.
 """
@@ -20,24 +20,27 @@ __all__ = ["ClassifierConfig", "NoisyClassifier"]
 
 
 class ClassifierConfig(ComponentConfig):
-    """Config of a classifier: the label and the strength of guidance."""
+    """Config of a classifier: the target label and the guidance strength."""
 
     label: Annotated[int, pydantic.Field(ge=0, lt=2**31)]
     """The label that samples are guided towards, counted from 0."""
     strength: Annotated[float, pydantic.Field(ge=0, le=100)] = 1.0
-    """Power of p(label | x), from 0 to 100. 1: Bayes' rule; 0: no guidance."""
+    """Exponent of p(label | x) in guidance, from 0 to 100. 1: Bayes' rule; 0: no guidance."""
 
 
 class NoisyClassifier(Component, ABC):
-    """p(label | x_t) of rows at any noise level. Its Config extends :class:`ClassifierConfig`; its context has the axis ``n``."""
+    """A classifier p(label | x_t) of noisy rows at any noise level.
+
+    The Config of a subclass extends :class:`ClassifierConfig`; its context has the axis ``n``, the number of states.
+    """
 
     abstract: ClassVar[bool] = True
     first_order: ClassVar[bool] = False
-    """True if :meth:`changes` is a first-order approximation, such as a gradient times a difference of one-hot rows."""
+    """True if :meth:`changes` is a first-order approximation, such as gradient times difference of one-hot vectors."""
     config: ClassifierConfig
 
     def lacks(self, kernel: Kernel) -> str | None:
-        """Return the kind of kernel that the classifier needs, in words; None if ``kernel`` is suitable."""
+        """Return a description of the kind of kernel that the classifier requires; None if ``kernel`` is suitable."""
         return None
 
     @property
@@ -47,17 +50,38 @@ class NoisyClassifier(Component, ABC):
 
     @abstractmethod
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return log p(label | x_t), nats, float32 [r, k], of rows ``x`` int64 [r, l] at total noise ``sigma`` [r]."""
+        """Return the log-probability of each label given noisy rows, log p(label | x_t).
+
+        Args:
+            x: Noisy rows x_t, int64 [r, l].
+            sigma: Total noise, [r].
+
+        Returns:
+            Nats, float32 [r, k].
+        """
 
     def changes(self, x: Tensor, sigma: Tensor, label: int) -> Tensor | None:
-        """Return log p(label | x with state y at position i) - log p(label | x), nats, float32 [r, l, n].
+        """Return the change in the label's log-probability for every substitution of one token.
 
-        None (the default): guidance evaluates :meth:`log_prob` for each change.
+        Entry (i, y) of a row is log p(label | x with state y at position i) - log p(label | x).
+
+        Args:
+            x: Noisy rows, int64 [r, l].
+            sigma: Total noise, [r].
+            label: The label, counted from 0.
+
+        Returns:
+            Nats, float32 [r, l, n]; or None (the default), and guidance then evaluates :meth:`log_prob` on each
+            substituted row.
         """
         return None
 
     def guide(self, schedule: Schedule) -> Classifier:
-        """Return the classifier of the configured label in the form that sampling takes."""
+        """Return a :class:`Classifier` for guided sampling, with the configured label and strength.
+
+        Args:
+            schedule: Converts times to total noise.
+        """
         label, strength = self.config.label, self.config.strength
         return Classifier(
             lambda x, t: self.log_prob(x, schedule.sigma(t))[:, label],

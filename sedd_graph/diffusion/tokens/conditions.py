@@ -1,4 +1,4 @@
-"""The kernels that each condition on sampled text needs."""
+"""Compatibility of conditions on sampled text with kernels."""
 
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.kernel import Kernel
@@ -7,7 +7,7 @@ __all__ = ["lacks"]
 
 
 def lacks(conditions: Conditions, kernel: Kernel) -> str | None:
-    """Return the kind of kernel that ``conditions`` need, in words, or None where ``kernel`` is one."""
+    """Return a description of the kind of kernel that ``conditions`` require; None if ``kernel`` is suitable."""
     if kernel.carries_over:
         if conditions.observed == "renoise":
             return "a kernel under which visible tokens change, for observed: renoise"

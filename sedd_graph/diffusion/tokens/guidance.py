@@ -1,7 +1,8 @@
-"""Guidance: functions that wrap a ``denoise`` so that samples follow a prompt or a classifier more closely.
+"""Guidance: wrappers of the network that make samples follow a prompt or a classifier more closely.
 
-Each takes and returns a :class:`~sedd_graph.diffusion.tokens.walk.Denoise`. Under a kernel with carry-over unmasking, guidance
-changes which token a mask becomes, and not when: the rate of unmasking is that of the schedule. Axes: r rows, l length, n states.
+Each wrapper takes and returns a :class:`~sedd_graph.diffusion.tokens.walk.Denoise`. Under a kernel with carry-over
+unmasking, guidance changes which token replaces a mask, and not the time at which the mask is replaced: the rate of
+unmasking remains that of the schedule. Axes: b batch, r rows of it, l length, n states.
 """
 
 from __future__ import annotations
@@ -23,25 +24,27 @@ from sedd_graph.errors import UserError
 __all__ = ["Classifier", "classified", "lacks_scores", "renoised", "unprompted"]
 
 FLOOR = -1e5
-"""Logarithms at or below this stand for log 0."""
+"""Logarithms at or below this value are treated as log 0."""
 _NEVER = -1e30
 MAX_CALLS = 2**24
-"""Largest number of rows that an exact classifier evaluates in one step."""
+"""Largest number of rows that a classifier with method ``exact`` evaluates in one step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A classifier p(c | x_t) that samples are guided by.
+    """A classifier p(c | x_t) of noisy rows for one fixed label c, and how guidance uses it.
 
     Attributes:
-        log_prob: ``log_prob(x, t)`` returns log p(c | x_t), nats [r], of noisy rows at times ``t`` [r]. ``x`` is int64 [r, l] for the
-            method ``exact``, and one-hot float32 [r, l, n] for ``gradient``.
-        method: ``exact`` evaluates each other token at each position. ``gradient`` approximates these differences to first order by
-            one gradient: exact where log p is linear in the one-hot rows.
-        strength: Power of p(c | x). 1 is Bayes' rule.
-        rows: Rows in one call of an exact classifier.
-        changes: ``changes(x, t)`` returns log p(c | x with state y at position i) - log p(c | x), float32 [r, l, n], of ``x`` int64
-            [r, l], or None. Used in place of ``log_prob`` where it is there.
+        log_prob: ``log_prob(x, t)`` returns log p(c | x_t), nats [r], of noisy rows ``x`` at times ``t`` [r]. ``x`` is
+            int64 [r, l] with the method ``exact``, and one-hot float32 [r, l, n] with ``gradient``.
+        method: How differences of log p between rows that differ in one token are computed. ``exact`` evaluates the
+            classifier on each such row. ``gradient`` approximates them to first order by one gradient, exact if log p
+            is linear in the one-hot rows.
+        strength: Exponent of p(c | x) in guidance; 1 is Bayes' rule.
+        rows: Largest number of rows in one call with the method ``exact``.
+        changes: ``changes(x, t)`` returns all these differences, log p(c | x with state y at position i) - log p(c |
+            x), nats, float32 [r, l, n], for ``x`` int64 [r, l]; or None. A result other than None is used instead of
+            ``log_prob``.
     """
 
     log_prob: Callable[[Tensor, Tensor], Tensor]
@@ -52,23 +55,31 @@ class Classifier:
 
 
 def lacks_scores(kernel: Kernel, sampler: Sampler) -> str | None:
-    """Return the sampler that classifier guidance needs under ``kernel``, in words; None if ``sampler`` is suitable."""
+    """Return a description of the sampler that classifier guidance requires; None if ``sampler`` is suitable.
+
+    Args:
+        kernel: The kernel of the process.
+        sampler: The sampler to check.
+    """
     if kernel.carries_over or "log_score" in sampler.reads:
         return None
     return "a sampler that reads log_score, such as analytic: under a kernel that changes visible tokens, guidance multiplies scores"
 
 
 def tilted(log: Tensor, by: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
-    """Add ``by`` to the network's output at masks, keeping the sum over data tokens and so the rate of unmasking.
+    """Add log-weights to the network's output at masked positions, and renormalise over data tokens.
+
+    The sum of the exponentials over data tokens is unchanged, so the rate of unmasking is unchanged as well.
 
     Args:
         log: ``log_score`` or ``log_x0``, [r, l, n].
-        by: Log-weights, [r, l, n].
+        by: Log-weights to add, [r, l, n].
         x: Rows, int64 [r, l].
         kernel: A kernel with carry-over unmasking.
 
     Returns:
-        float32 [r, l, n]. Where the two leave no token possible, ``log`` is unchanged.
+        float32 [r, l, n]. ``log`` is unchanged at unmasked positions, and where no token has positive weight in both
+        ``log`` and ``by``.
     """
     mask = kernel.require_mask()
     log = log.float()
@@ -82,16 +93,17 @@ def tilted(log: Tensor, by: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
 
 
 def unprompted(denoise: Denoise, free: Tensor, kernel: Kernel, guidance: float) -> Denoise:
-    """Return ``denoise`` with classifier-free guidance by the given text.
+    """Wrap the network in classifier-free guidance by the given text.
 
-    Samples from p(token | row) ** g p(token | row with the given text masked) ** (1 - g), normalised (arXiv 2406.01572 in its
-    x0 form; LLaDA, arXiv 2502.09992, whose weight is g - 1). It doubles the network evaluations.
+    The distribution of a masked token becomes
+    ``p(token | row) ** g * p(token | row with the given text masked) ** (1 - g)``, normalised (arXiv 2406.01572,
+    applied to log_x0; LLaDA, arXiv 2502.09992, whose scale is g - 1). The number of network evaluations doubles.
 
     Args:
         denoise: Evaluates the network.
         free: bool [b, l], positions that are not given.
         kernel: A kernel with carry-over unmasking.
-        guidance: The scale g. 1 leaves the distribution unchanged.
+        guidance: The scale g; 1 leaves the distribution unchanged.
     """
     mask = kernel.require_mask()
 
@@ -111,11 +123,20 @@ def unprompted(denoise: Denoise, free: Tensor, kernel: Kernel, guidance: float) 
 
 
 def classified(denoise: Denoise, kernel: Kernel, schedule: Schedule, classifier: Classifier, free: Tensor) -> Denoise:
-    """Return ``denoise`` guided by a classifier: reverse rates R(x -> y) (p(c | y) / p(c | x)) ** strength (arXiv 2406.01572).
+    """Wrap the network in classifier guidance, which multiplies reverse rates (arXiv 2406.01572).
 
-    Under a kernel with carry-over unmasking the factors become weights of the tokens under masks, normalised; with strength 1
-    and a classifier that is consistent over noise levels, normalisation changes nothing. Under other kernels scores are
-    multiplied by the factors, and ``log_x0`` is converted to ``log_score``.
+    The reverse rate R(x -> y) is multiplied by ``(p(c | y) / p(c | x)) ** strength`` for the classifier's label c.
+    Under a kernel with carry-over unmasking, the factors are weights of the tokens that can replace a mask,
+    renormalised so that the rate of unmasking is unchanged. With strength 1 and a classifier that is consistent over
+    noise levels, the factors need no renormalisation. Under other kernels, scores are multiplied by the factors, after
+    converting ``log_x0`` to ``log_score``.
+
+    Args:
+        denoise: Evaluates the network.
+        kernel: The kernel of the process.
+        schedule: Total noise as a function of time.
+        classifier: The classifier and the strength.
+        free: bool [b, l], positions that are not given.
     """
     carries_over = kernel.carries_over
 
@@ -137,7 +158,10 @@ def classified(denoise: Denoise, kernel: Kernel, schedule: Schedule, classifier:
 
 
 def _differences(classifier: Classifier, x: Tensor, t: Tensor, here: Tensor, states: int) -> Tensor:
-    """Return log p(c | x with state y at position i) - log p(c | x), nats, float32 [r, l, n]; 0 outside ``here`` bool [r, l]."""
+    """Return log p(c | x with state y at position i) - log p(c | x), nats, float32 [r, l, n].
+
+    Entries outside ``here``, bool [r, l], are 0.
+    """
     quick = None if classifier.changes is None else classifier.changes(x, t)
     if quick is not None:
         return torch.where(here[..., None], quick.float().clamp(min=_NEVER), 0.0)
@@ -169,15 +193,15 @@ def _differences(classifier: Classifier, x: Tensor, t: Tensor, here: Tensor, sta
 def renoised(
     denoise: Denoise, prompt: Tensor, free: Tensor, kernel: Kernel, schedule: Schedule, generator: torch.Generator
 ) -> Denoise:
-    """Return ``denoise`` in which the given text is noised to the rows' own level afresh in each evaluation.
+    """Wrap the network so that it observes the given text noised to the current noise level, afresh in each evaluation.
 
     Args:
         denoise: Evaluates the network.
         prompt: The given text, int64 [b, l].
         free: bool [b, l], positions that are not given.
-        kernel: The forward process of a token.
+        kernel: The kernel that noises the given text.
         schedule: Total noise as a function of time.
-        generator: Source of the noise.
+        generator: Random number generator of this noise.
     """
 
     def noised(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:

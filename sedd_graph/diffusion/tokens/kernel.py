@@ -1,7 +1,7 @@
-"""The interface of kernels: noise that changes each token independently. Implementations are components.
+"""The interface of kernels: forward processes that noise each token independently. Implementations are components.
 
-Axes: b batch, l length, n states. ``sigma`` is total noise, 0 for clean text. Columns of a rate matrix sum to zero:
-``Q[z, y]`` is the rate from y to z.
+Axes: b batch, l length, n states. ``sigma`` is total noise, 0 for clean text. ``Q[z, y]`` is the rate from state y to
+state z; columns of a rate matrix sum to zero.
 """
 
 from __future__ import annotations
@@ -22,72 +22,104 @@ __all__ = ["ONLY_MASKS", "Kernel"]
 
 
 ONLY_MASKS = "a kernel that only masks, all tokens at one rate"
-"""Completes the message of a component that needs :attr:`Kernel.masks_evenly`."""
+"""Phrase for error messages of components that require :attr:`Kernel.masks_evenly`."""
 
 
 class Kernel(Component, ABC):
-    """The forward process of one token: a Markov chain over n states, in total noise instead of time.
+    """The forward process of one token: a Markov jump process over n states, with total noise sigma as its time.
 
-    Rates may depend on ``sigma``. A prediction of the clean token (``log_x0``) is, for every kernel, its posterior given all
-    *other* positions. A mask carries no information on its token, so under a mask this is the posterior given the whole row.
+    Rates may depend on ``sigma``. Under every kernel, ``log_x0`` is the log-posterior of the clean token at a position
+    given all *other* positions of the noisy row. A mask carries no information on its token, so at a masked position
+    this is the posterior given the whole row.
     """
 
     abstract: ClassVar[bool] = True
     example: ClassVar[Mapping[str, Any]] = {}
-    """Values of the Config keys without default, for tests and generated tables."""
+    """Values for the Config keys without default, for tests and generated documentation."""
     clamp_safe: ClassVar[bool] = False
-    """True if a visible data token is always the clean one. Sampling with given tokens held fixed is then exact."""
+    """True if every visible (unmasked) data token equals the clean token.
+
+    Sampling with given tokens held fixed is then exact.
+    """
     learned: ClassVar[bool] = False
-    """True if the kernel has parameters, which are trained and saved with the network's."""
+    """True if the kernel has trained parameters, which are saved with the network's."""
     masks_evenly: ClassVar[bool] = False
-    """True if the only transition is from a token to the mask, at the same rate for every token. Objectives and samplers that
-    count masks require it."""
+    """True if the only transition is from a data token to the mask, at the same rate for every token.
+
+    Objectives and samplers that count masks require this property.
+    """
     extra_states: ClassVar[int] = 0
-    """Number of states that the last axis of the graph's output lacks."""
+    """Number of states without a network output: the last axis of the graph's output has n minus this many entries."""
 
     @classmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
-        """Return the alternative sets of outputs that a graph may have under this kernel."""
+        """Return the alternative sets of outputs that a graph can have under this kernel."""
         return ((LOG_SCORE,), (LOG_X0,))
 
     def translate(self, outputs: Mapping[str, Tensor], x: Tensor, sigma: Tensor) -> Mapping[str, Tensor]:
-        """Convert the kernel's own outputs to ``log_score`` or ``log_x0``, float32 [b, l, n].
+        """Convert kernel-specific outputs of the graph to ``log_score`` or ``log_x0``.
 
-        Override it together with :meth:`parametrizations`.
+        The default returns ``outputs``. A kernel that overrides :meth:`parametrizations` overrides this method as well.
 
         Args:
             outputs: The graph's outputs by name.
             x: Noisy rows, int64 [b, l].
             sigma: Total noise, [b].
+
+        Returns:
+            ``log_score`` or ``log_x0`` by name, float32 [b, l, n].
         """
         return outputs
 
     def express(self, outputs: Mapping[str, Tensor], x: Tensor, sigma: Tensor) -> Mapping[str, Tensor]:
-        """Invert :meth:`translate`. Proofs use it to express a perfect network in the kernel's own outputs."""
+        """Convert ``log_score`` or ``log_x0`` to kernel-specific outputs: the inverse of :meth:`translate`.
+
+        Used in numerical verification to express a perfect network in these outputs.
+
+        Args:
+            outputs: ``log_score`` or ``log_x0`` by name, float32 [b, l, n].
+            x: Noisy rows, int64 [b, l].
+            sigma: Total noise, [b].
+
+        Returns:
+            The graph's outputs by name.
+        """
         return outputs
 
     @property
     def rate_bound(self) -> float | None:
-        """Upper bound on the reverse rate of leaving any state, per position, for the scores of any distribution.
+        """Upper bound on the total reverse rate of leaving a state at one position; None if unknown.
 
-        Rates are per unit of the clock log(exp(sigma) - 1). None if no bound is known.
+        It holds for the scores of any distribution. Rates are per unit of the transformed time log(exp(sigma) - 1).
         """
         return None
 
     @property
     def carries_over(self) -> bool:
-        """True if every token is either clean or masked, and clean tokens stay (carry-over unmasking, MDLM)."""
+        """True if the kernel has carry-over unmasking (MDLM).
+
+        Every token is then either clean or masked, and the reverse process never changes a clean token.
+        """
         return self.clamp_safe and self.mask is not None
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
-        """Return ``config`` reduced to ``states`` states, for a proof: Config values per token are reduced to a few tokens."""
+        """Return ``config`` reduced to a vocabulary of ``states`` states, for numerical verification.
+
+        Config values with one entry per token are reduced to ``states`` entries.
+        """
         return config
 
     def unmixed(self, sigma: float) -> float | None:
-        """Return the largest total variation between the distribution at total noise ``sigma`` and the prior over clean tokens.
+        """Return the total variation distance between noise at ``sigma`` and the prior, maximised over clean tokens.
 
-        None if the kernel's toy gives the same number. Large vocabularies may be evaluated on some of their tokens.
+        Large vocabularies may be evaluated on a subset of their tokens.
+
+        Args:
+            sigma: Total noise.
+
+        Returns:
+            The distance, in [0, 1]; None if the kernel reduced by :meth:`toy` has the same distance.
         """
         return None
 
@@ -102,19 +134,23 @@ class Kernel(Component, ABC):
         """Index of the mask state; None for a kernel without mask."""
 
     def require_mask(self) -> int:
-        """Return the index of the mask state. Raises :class:`UserError` for a kernel without mask."""
+        """Return the index of the mask state.
+
+        Raises:
+            UserError: The kernel has no mask.
+        """
         if self.mask is None:
             raise UserError(f"{type(self).__name__} has no mask state; take a kernel with one, such as absorb")
         return self.mask
 
     @property
     def data_tokens(self) -> int:
-        """Number of states that are tokens of the data."""
+        """Number of states that are data tokens: all but the mask."""
         return self.states - (self.mask is not None)
 
     @abstractmethod
     def sample(self, x0: Tensor, sigma: Tensor, *, random: Randomness, corrupt: Tensor) -> Tensor:
-        """Draw x_t given x_0.
+        """Draw noisy tokens x_t given clean tokens x_0.
 
         Args:
             x0: Clean tokens, int64 [b, l].
@@ -123,31 +159,52 @@ class Kernel(Component, ABC):
             corrupt: bool [b, l], positions that noise may change.
 
         Returns:
-            int64 [b, l].
+            Noisy tokens x_t, int64 [b, l].
         """
 
     @abstractmethod
     def prior(self, rows: int, length: int, *, generator: torch.Generator, allowed: Tensor | None) -> Tensor:
-        """Draw rows of pure noise, int64 [rows, length]; data tokens in them are among ``allowed`` bool [n] (None: all)."""
+        """Draw rows of pure noise.
+
+        Args:
+            rows: Number of rows.
+            length: Positions per row.
+            generator: Random number generator; the result is on its device.
+            allowed: bool [n], data tokens that may be drawn; None: all.
+
+        Returns:
+            int64 [rows, length].
+        """
 
     @abstractmethod
     def rate_matrix(self, sigma: float) -> Tensor:
-        """Return the rate matrix Q per unit of total noise, at total noise ``sigma`` > 0, float64 [n, n]; for proofs on small vocabularies."""
+        """Return the rate matrix Q at total noise ``sigma`` > 0, per unit of sigma, float64 [n, n].
+
+        Used for numerical verification on small vocabularies.
+        """
 
     @abstractmethod
     def transition_matrix(self, sigma: float | Tensor, start: float = 0.0) -> Tensor:
-        """Return transition probabilities from noise ``start`` to ``sigma`` in closed form, the solution of dP/dsigma = Q(sigma) P.
+        """Return the transition matrix P of the forward process in closed form: the solution of dP/dsigma = Q(sigma) P.
+
+        Args:
+            sigma: Total noise at the end, a number or float64 [b].
+            start: Total noise at the start.
 
         Returns:
-            float64 [n, n], ``P[z, y]`` from y to z; [b, n, n] for ``sigma`` float64 [b].
+            float64 [n, n], where ``P[z, y]`` is the probability of state z at ``sigma`` given state y at ``start``;
+            [b, n, n] for ``sigma`` [b].
         """
 
     @abstractmethod
     def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-        """Return the score entropy of each position without the factor dsigma (SEDD, arXiv 2310.16834, eq. 9).
+        """Return the score entropy at each position (SEDD, arXiv 2310.16834, eq. 9).
+
+        It is the integrand of the bound on -log p(x_0) per unit of sigma. Multiply by dsigma/dt for the integrand per
+        unit of time.
 
         Args:
-            log_score: float32 [b, l, n].
+            log_score: The network's log-scores, float32 [b, l, n].
             xt: Noisy rows, int64 [b, l].
             x0: Clean rows, int64 [b, l].
             sigma: Total noise, [b].
@@ -158,30 +215,71 @@ class Kernel(Component, ABC):
 
     @abstractmethod
     def nelbo(self, log_x0: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-        """Return the integrand of the same bound for a prediction ``log_x0`` [b, l, n] of the clean token, without dsigma.
+        """Return the integrand of the negative ELBO at each position for a prediction of the clean token.
 
-        Other arguments and result as for :meth:`score_entropy`.
+        The bound is that of :meth:`score_entropy`, as a function of ``log_x0``. The integrand is per unit of sigma;
+        multiply by dsigma/dt for the integrand per unit of time.
+
+        Args:
+            log_x0: The network's log-probabilities of the clean token, float32 [b, l, n].
+            xt: Noisy rows, int64 [b, l].
+            x0: Clean rows, int64 [b, l].
+            sigma: Total noise, [b].
+
+        Returns:
+            Nats, float32 [b, l].
         """
 
     @abstractmethod
     def log_score(self, log_x0: Tensor, xt: Tensor, sigma: Tensor) -> Tensor:
-        """Return the log-score, float32 [b, l, n], that a prediction of the clean token implies. Exact."""
+        """Return the log-scores that follow exactly from a prediction of the clean token.
+
+        Args:
+            log_x0: Log-probabilities of the clean token, float32 [b, l, n].
+            xt: Noisy rows, int64 [b, l].
+            sigma: Total noise, [b].
+
+        Returns:
+            float32 [b, l, n].
+        """
 
     @abstractmethod
     def reverse_rate(self, score: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the rates of the reverse process out of ``x``, per unit of ``sigma`` [b], [b, l, n]; 0 at ``x`` itself."""
+        """Return the rates of the reverse process from the current state to each state, per unit of sigma.
+
+        Args:
+            score: Scores, [b, l, n].
+            x: Noisy rows, int64 [b, l].
+            sigma: Total noise, [b].
+
+        Returns:
+            [b, l, n]; 0 at the current state ``x``.
+        """
 
     @abstractmethod
     def analytic(self, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Return the probabilities of a Tweedie step from ``sigma`` down to ``sigma_next`` [b] (SEDD, theorem 4.2).
+        """Return next-state probabilities of a Tweedie step from ``sigma`` down to ``sigma_next`` (SEDD, theorem 4.2).
+
+        Args:
+            score: Scores, [b, l, n].
+            x: Noisy rows, int64 [b, l].
+            sigma: Total noise, [b].
+            sigma_next: Total noise after the step, [b].
 
         Returns:
-            [b, l, n], not clamped: scores that belong to no distribution can give negative values.
+            [b, l, n], not clamped: scores that are not those of a distribution can give negative values.
         """
 
     @abstractmethod
     def posterior(self, x0_probs: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Return the probabilities of an ancestral step from total noise ``sigma`` down to ``sigma_next`` [b], [b, l, n].
+        """Return the next-state probabilities of an ancestral sampling step from ``sigma`` down to ``sigma_next``.
 
-        ``x0_probs`` [b, l, n] are the predicted probabilities of the clean token.
+        Args:
+            x0_probs: Predicted probabilities of the clean token, [b, l, n].
+            x: Noisy rows, int64 [b, l].
+            sigma: Total noise, [b].
+            sigma_next: Total noise after the step, [b].
+
+        Returns:
+            [b, l, n].
         """

@@ -28,20 +28,20 @@ FEEDS = (
     Input("t", "float b", "time, from 0 (clean) to 1 (noise)"),
     Input("attend", "bool b l", "positions that may be attended to; padding may not"),
 )
-"""Inputs of a graph that processes all positions of a row at one noise level."""
+"""Inputs of a graph under an objective that noises all positions of a row to the same level."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawRequest:
-    """A request for one draw of the forward process.
+    """Arguments of :meth:`Objective.draw`: a batch, the noise process, and optionally fixed times or noisy rows.
 
     Attributes:
         batch: Clean rows.
-        kernel: The forward process of a token.
+        kernel: The kernel that noises each token.
         schedule: Total noise as a function of time.
         random: Source of all random numbers of the draw.
-        t: Times [b] to use instead of random ones.
-        xt: Noisy rows int64 [b, l] to use instead of random ones.
+        t: Times, [b]; None: drawn at random.
+        xt: Noisy rows, int64 [b, l]; None: drawn at random.
     """
 
     batch: Batch
@@ -52,51 +52,71 @@ class DrawRequest:
     xt: Tensor | None = None
 
     def noised(self, sigma: Tensor) -> Tensor:
-        """Return ``xt``, or else draw x_t given x_0 at total noise ``sigma`` [b], int64 [b, l]."""
+        """Return the noisy rows: ``xt`` if it is set, and otherwise a sample of x_t given x_0 at total noise ``sigma``.
+
+        Args:
+            sigma: Total noise, [b].
+
+        Returns:
+            int64 [b, l].
+        """
         if self.xt is not None:
             return self.xt
         return self.kernel.sample(self.batch.tokens, sigma, random=self.random, corrupt=self.batch.corrupt)
 
 
 class Objective(Component, ABC):
-    """The training loss: a bound on -log p(x_0), nats per sequence."""
+    """The training loss: an upper bound on -log p(x_0), nats per row."""
 
     abstract: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ()
     """Names of the network outputs that the loss accepts, the preferred one first."""
     needs_mask: ClassVar[bool] = False
-    """True if the objective requires :attr:`Kernel.masks_evenly`."""
+    """True if the objective requires a kernel with :attr:`Kernel.masks_evenly`."""
     trains_noise: ClassVar[bool] = False
-    """True if the gradient is also unbiased for parameters of the kernel, on which the distribution of the draws depends."""
+    """True if the gradient is unbiased for the kernel's parameters as well.
+
+    The distribution of the noisy rows depends on these parameters, so differentiating the loss of a fixed sample is not
+    enough.
+    """
     steady: ClassVar[bool] = False
-    """True if times are uniform and the loss is ``dsigma`` times a function of total noise and of the draw at that noise alone.
-    Learned schedules require it (:func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`)."""
+    """True if times are uniform and dsigma/dt enters the loss only as a factor.
+
+    The other factor must depend only on total noise and on the noisy rows at that noise. Learned schedules require this
+    property (:func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`).
+    """
     over: ClassVar[str] = "time"
-    """Meaning of ``t`` in a draw: ``time``, or ``masked``: the share of masked tokens."""
+    """Meaning of :attr:`Draw.t`: ``time``, or ``masked`` for the fraction of masked tokens."""
     feeds: ClassVar[tuple[Input, ...]] = FEEDS
     """Inputs of the graph that :meth:`inputs` returns."""
 
     @classmethod
     def toy(cls, config: ComponentConfig) -> ComponentConfig:
-        """Return ``config`` reduced for a proof on a few positions."""
+        """Return ``config`` reduced to rows of a few positions, for numerical verification."""
         return config
 
     @property
     def block(self) -> int | None:
-        """Positions per block, for an objective that noises each block given the clean blocks before it; else None.
+        """Positions per block, for an objective of block diffusion; None for other objectives.
 
-        The graph then gets :func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`, and samples are generated block by block.
+        Each block is noised given the clean blocks before it. With blocks, the inputs of the graph are those of
+        :func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`, and samples are generated block by block.
         """
         return None
 
     def lacks(self, kernel: Kernel) -> str | None:
-        """Return the kind of kernel that the objective needs, in words; None if ``kernel`` is suitable."""
+        """Return a description of the kind of kernel that the objective requires; None if ``kernel`` is suitable."""
         if kernel.learned and not self.trains_noise:
             return "a kernel without trained parameters (genmd4 trains those of a kernel)"
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
 
     def inputs(self, draw: Draw, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the inputs of the graph for a draw, by name."""
+        """Return the inputs of the graph by name.
+
+        Args:
+            draw: Noisy rows with their times and noise levels.
+            batch: The clean rows that ``draw`` was sampled from.
+        """
         return {"tokens": draw.xt, "sigma": draw.sigma, "t": draw.t, "attend": for_each(draw, batch.attend)}
 
     def corrupt(
@@ -109,25 +129,43 @@ class Objective(Component, ABC):
         t: Tensor | None = None,
         xt: Tensor | None = None,
     ) -> Draw:
-        """Draw times and noisy rows for a batch: :meth:`draw` with the fields of a :class:`DrawRequest` as arguments."""
+        """Draw times and noisy rows for a batch: calls :meth:`draw` with a :class:`DrawRequest` of these arguments.
+
+        Args:
+            batch: Clean rows.
+            kernel: The kernel that noises each token.
+            schedule: Total noise as a function of time.
+            random: Source of all random numbers of the draw.
+            t: Times, [b]; None: drawn at random.
+            xt: Noisy rows, int64 [b, l]; None: drawn at random.
+        """
         return self.draw(DrawRequest(batch, kernel, schedule, random, t, xt))
 
     @abstractmethod
     def draw(self, request: DrawRequest) -> Draw:
-        """Draw times and noisy rows. All randomness of training is here."""
+        """Draw times and noisy rows. All random numbers of the loss are drawn here; :meth:`loss` is deterministic.
+
+        Args:
+            request: The batch, the noise process, and optionally fixed times or noisy rows.
+        """
 
     @abstractmethod
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
-        """Return the loss of each sequence, nats, float32 [b]; its mean over draws is the bound. Pure tensor code that compiles.
+        """Return the loss of each clean row; its mean over draws is the bound on -log p(x_0).
+
+        The method is pure tensor code, for ``torch.compile``.
 
         Args:
-            outputs: The network's outputs for ``draw``, after :meth:`Kernel.translate`.
-            draw: What :meth:`draw` returned.
+            outputs: The network's outputs for ``draw`` by name, converted by :meth:`Kernel.translate`.
+            draw: The result of :meth:`draw`.
             batch: The clean rows.
-            kernel: The forward process of a token.
+            kernel: The kernel that noises each token.
             schedule: Total noise as a function of time.
+
+        Returns:
+            Nats, float32 [b], also if ``draw`` has several noisy rows for each clean row.
         """
 
     def bound(self) -> Objective:
@@ -135,21 +173,42 @@ class Objective(Component, ABC):
         return self
 
     def evaluated(self, kernel: Kernel) -> Objective:
-        """Return the form of the bound that evaluation uses: :meth:`bound`, or the same bound with less variance."""
+        """Return the objective used for evaluation: :meth:`bound`, or the same bound estimated with less variance.
+
+        Args:
+            kernel: The kernel, on which the choice may depend.
+        """
         return self.bound()
 
     def bound_draw(
         self, batch: Batch, kernel: Kernel, schedule: Schedule, *, random: Randomness
     ) -> tuple[Objective, Draw]:
-        """Return the objective of :meth:`evaluated` and a draw for its loss."""
+        """Draw times and noisy rows for an evaluation of the bound.
+
+        Args:
+            batch: Clean rows.
+            kernel: The kernel that noises each token.
+            schedule: Total noise as a function of time.
+            random: Source of all random numbers of the draw.
+
+        Returns:
+            The objective that :meth:`evaluated` returns, and the draw to pass to its :meth:`loss`.
+        """
         objective = self.evaluated(kernel)
         return objective, objective.corrupt(batch, kernel, schedule, random=random)
 
 
 def for_each(draw: Draw, rows: Tensor) -> Tensor:
-    """Tile ``rows`` [b, ...] of a batch c times, to [c b, ...], for a draw with c noisy rows per clean row.
+    """Repeat per-row values of a batch for a draw with several noisy rows per clean row.
 
-    The result is c copies of the whole batch, one after the other, in the order of the noisy rows.
+    The batch is repeated as a whole (like ``Tensor.repeat``, not ``repeat_interleave``).
+
+    Args:
+        draw: A draw with c * b noisy rows.
+        rows: Values of the b clean rows, [b, ...].
+
+    Returns:
+        [c * b, ...].
     """
     copies = len(draw.xt) // len(rows)
     return rows if copies == 1 else torch.cat([rows] * copies)

@@ -1,4 +1,4 @@
-"""The components of a noise process of rows of tokens, together."""
+"""The set of components that define a diffusion process over rows of tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ __all__ = ["TokenParts"]
 
 
 class TokenParts(NamedTuple):
-    """Kernel, schedule, objective and sampler, and a classifier of noised rows where samples are drawn towards a label."""
+    """The components of a diffusion process over rows of tokens: kernel, schedule, objective and sampler.
+
+    Attributes:
+        kernel: The forward process of one token.
+        schedule: Total noise as a function of time.
+        objective: The training loss.
+        sampler: Generates rows.
+        classifier: A classifier of noisy rows, if samples are guided towards a label.
+    """
 
     kernel: Kernel
     schedule: Schedule

@@ -21,48 +21,59 @@ __all__ = ["Sampler", "StepSampler", "StepsConfig"]
 
 
 class StepsConfig(SamplerConfig):
-    """Config of a sampler with a number of steps."""
+    """Config of a sampler with a fixed number of steps."""
 
     steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 128
-    """Steps, of equal length in t, from 1 to 1,000,000. Noise removal at the end is one more network evaluation."""
+    """Number of steps, of equal length in t, from 1 to 1,000,000.
+
+    Noise removal at the end takes one more network evaluation.
+    """
 
 
 class Sampler(Component, ABC):
-    """Generates rows from noise. Its Config is or extends :class:`SamplerConfig`."""
+    """A sampler: generates rows of tokens from noise. Its Config is :class:`SamplerConfig` or a subclass of it."""
 
     abstract: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ()
     """Names of the network outputs that the sampler accepts."""
     needs_mask: ClassVar[bool] = False
-    """True if the sampler requires :attr:`Kernel.masks_evenly`."""
+    """True if the sampler requires a kernel with :attr:`Kernel.masks_evenly`."""
     exact: ClassVar[bool] = False
-    """True if samples have the model's distribution at any number of steps; otherwise in the limit of many steps."""
+    """True if samples have the model's distribution at any number of steps, and not only in the limit of many steps."""
     Config: ClassVar[type[ComponentConfig]] = SamplerConfig
     config: SamplerConfig
 
     clamped: int = 0
-    """Moves of the last run whose probabilities were out of range: steps were too large, or the scores belong to no distribution."""
+    """Number of clamped moves in the last run: changes of one token whose probabilities were outside [0, 1].
+
+    They occur if steps are too large, or if scores are not those of a distribution.
+    """
     evaluations: int = 0
-    """Rows that the network evaluated in the last run."""
+    """Number of rows that the network evaluated in the last run, summed over steps."""
 
     def lacks(self, kernel: Kernel) -> str | None:
-        """Return the kind of kernel that the sampler needs, in words; None if ``kernel`` is suitable."""
+        """Return a description of the kind of kernel that the sampler requires; None if ``kernel`` is suitable."""
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
 
     def heuristic(self) -> str | None:
-        """Return why samples do not have the model's distribution under this Config even in many steps; None if they do."""
+        """Return why samples do not converge to the model's distribution with more steps; None if they converge."""
         if self.config.temperature != 1 or self.config.top_p != 1:
             return "temperature and top_p change the distribution of the tokens"
         return None
 
     @property
     def steps(self) -> int | None:
-        """Number of steps; None for a sampler whose number of evaluations is random."""
+        """Number of steps; None for a sampler whose number of network evaluations is random."""
         return getattr(self.config, "steps", None)
 
     @abstractmethod
     def walk(self, walk: Walk, steps: int) -> None:
-        """Take ``walk`` from noise to text without masks. ``steps`` is 0 for a sampler without a number of steps."""
+        """Advance ``walk`` from noise to clean text.
+
+        Args:
+            walk: The rows and the operations on them.
+            steps: Number of steps; 0 for a sampler without a number of steps.
+        """
 
     @torch.no_grad()
     def run(self, denoise: Denoise, x: Tensor, settings: WalkSettings, *, steps: int | None = None) -> Tensor:
@@ -70,16 +81,18 @@ class Sampler(Component, ABC):
 
         Args:
             denoise: Evaluates the network.
-            x: Rows of noise, int64 [b, l], with given tokens at positions that are not free.
-            settings: The process and the conditions on the rows.
-            steps: Number of steps; by default that of the Config.
+            x: Noise, int64 [b, l], with the given tokens at positions that are not free.
+            settings: The process, and the conditions on the rows.
+            steps: Number of steps; None: the number in the Config.
 
         Returns:
-            int64 [b, l].
+            The generated rows, int64 [b, l].
 
         Raises:
-            UserError: ``steps`` is given, and the sampler has no number of steps.
-            SeddGraphError: The sampler changed rows without :meth:`Walk.draw`, so that they violate ``settings.matching``.
+            UserError: ``steps`` is given and the sampler has no number of steps, or no completion of a row satisfies
+                ``settings.matching``.
+            SeddGraphError: The sampler changed rows without :meth:`Walk.draw`, so that they violate
+                ``settings.matching``.
         """
         if steps is not None and self.steps is None:
             raise UserError("this sampler takes no number of steps: its number of network evaluations is random")
@@ -94,7 +107,7 @@ class Sampler(Component, ABC):
 
 
 class StepSampler(Sampler):
-    """A sampler of independent steps on an even grid of times. The last one removes the remaining noise."""
+    """A sampler that steps along an even grid of times from 1 to ``T_MIN``, then removes the remaining noise."""
 
     abstract: ClassVar[bool] = True
     Config: ClassVar[type[ComponentConfig]] = StepsConfig
@@ -102,7 +115,13 @@ class StepSampler(Sampler):
 
     @abstractmethod
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
-        """Take ``walk`` from time ``t`` [b] down to ``s`` [b], or to clean text if ``s`` is None."""
+        """Advance ``walk`` by one step, from time ``t`` down to time ``s``.
+
+        Args:
+            walk: The rows and the operations on them.
+            t: Current time, [b].
+            s: Time after the step, [b]; None: remove all remaining noise.
+        """
 
     def walk(self, walk: Walk, steps: int) -> None:
         rows = walk.x.shape[0]

@@ -1,7 +1,7 @@
-"""The gradient that trains a schedule: it reduces the variance of the loss, whose expectation is unchanged.
+"""The gradient for training a schedule: it reduces the variance of the loss, whose expectation is unchanged.
 
-A bound over time depends on the schedule only through its two ends; the variance of one draw depends on all of it (VDM, arXiv
-2107.00630). Axes: b rows.
+A bound that is an integral over time depends on the schedule only through total noise at t = 0 and t = 1, but the
+variance of a Monte Carlo estimate depends on the whole schedule (VDM, arXiv 2107.00630). Axes: b rows.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ __all__ = ["steadied"]
 
 
 def steadied(nats: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """Return 0 for each row, with the gradient of E[nats ** 2] / 2 in the parameters of the schedule.
+    """Return zeros whose gradient in the schedule's parameters is that of ``E[nats ** 2] / 2``.
 
-    The loss must be dsigma(t) times a function of total noise and of the draw at that noise alone. As an integral over total
-    noise, the second moment is that of E[(nats / dsigma) ** 2] dsigma(t(sigma)), in which only the last factor depends on the
-    schedule. Its gradient is E[nats ** 2 d log dsigma] at fixed noise. No gradient passes through a draw, so it is exact for
-    discrete draws.
+    Added to the loss, these zeros train the schedule to reduce the variance of the loss. The loss must be dsigma/dt
+    times a function of only total noise and the noisy rows at that noise. As an integral over total noise, the second
+    moment is that of ``E[(nats / dsigma) ** 2] * dsigma(t(sigma))``, where only the last factor depends on the
+    schedule; its gradient is that of ``E[nats ** 2 * log(dsigma)]`` at fixed total noise. No gradient passes through
+    the noisy rows, so it is exact for discrete tokens.
 
     Args:
-        nats: Losses, [b].
-        t: Times of the losses, uniform, [b].
-        schedule: The schedule with parameters.
+        nats: Losses, nats, [b].
+        t: Times of the losses, uniform in [0, 1], [b].
+        schedule: A schedule with trained parameters.
 
     Returns:
         Zeros, [b].

@@ -1,7 +1,8 @@
-"""The state of a sampling run: rows between noise and text, and the operations that all samplers share.
+"""The state of a sampling run, and the operations on it that all samplers share.
 
-A :class:`Walk` evaluates the network (only for rows that changed, if its outputs do not depend on time), draws which positions
-change and then their new tokens, and enforces the conditions on the text. Axes: b batch, l length, n states.
+A :class:`Walk` stores the rows between noise and text. It evaluates the network (only on rows that changed, if its
+outputs do not depend on time), samples which positions change and then their new tokens, and enforces the conditions on
+the text. Axes: b batch, l length, n states.
 """
 
 from __future__ import annotations
@@ -26,53 +27,67 @@ __all__ = ["ROUNDING", "T_MIN", "Denoise", "OnStep", "SamplerConfig", "Walk", "W
 
 
 class Denoise(Protocol):
-    """``denoise(x, t, rows, at=None)`` evaluates the network on some rows of the batch.
+    """Type of the functions ``denoise(x, t, rows, at=None)`` that evaluate the network on some rows of the batch.
 
     Args:
-        x: The rows, int64 [r, l].
+        x: The r rows to evaluate, int64 [r, l].
         t: Their times, [r].
         rows: Their indices in the batch, int64 [r].
         at: Positions to evaluate, int64 [r, k]; None: all.
 
     Returns:
-        ``log_score`` or ``log_x0`` by name, float32 [r, l, n], or [r, k, n] with ``at``.
+        ``log_score`` or ``log_x0`` by name, float32 [r, l, n], or [r, k, n] if ``at`` is given.
     """
 
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None, /) -> Mapping[str, Tensor]: ...
 
 
 OnStep = Callable[[int, Tensor], None]
-"""Called with the number of each step and the rows after it, int64 [b, l]."""
+"""Type of the callbacks ``on_step(index, rows)`` of a sampling run.
+
+They are called with 0 and the initial rows, int64 [b, l], and after each step with the step's index, from 1, and the
+rows.
+"""
 
 ROUNDING = 1e-4
-"""Probabilities outside [0, 1] by more than this are counted in ``clamped``."""
+"""Tolerance of probabilities: values outside [0, 1] by more than this are counted in ``clamped``."""
 
 T_MIN = 1e-5
-"""Time at which steps end and noise removal starts."""
+"""Time at which the steps end and the remaining noise is removed."""
 
 
 class SamplerConfig(Conditions):
-    """Config of every sampler: the new token of a position that changes. The choice of positions is not affected."""
+    """Config of every sampler: temperature and nucleus truncation of the new token at a position that changes.
+
+    These keys do not affect which positions change.
+    """
 
     temperature: Annotated[float, pydantic.Field(ge=0, le=100)] = 1.0
-    """Temperature of the draw of a new token, from 0 to 100: probabilities are raised to 1/temperature. 0: the most likely token."""
+    """Temperature of sampling a new token, from 0 to 100.
+
+    Probabilities are raised to the power 1/temperature. 0: the most likely token.
+    """
     top_p: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling, above 0 up to 1: only the fewest most likely tokens whose probabilities sum to at least this are drawn."""
+    """Nucleus sampling, above 0 up to 1: tokens outside the nucleus are not sampled.
+
+    The nucleus is the smallest set of most likely tokens whose probabilities sum to at least this value.
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WalkSettings:
-    """The process that a walk reverses, and the conditions on its rows.
+    """Settings of a sampling run: the process to reverse, and the conditions on the rows.
 
     Attributes:
         free: bool [b, l], positions that may change; the others are given.
-        kernel: The forward process of a token.
+        kernel: The forward process of one token.
         schedule: Total noise as a function of time.
-        generator: Source of all random numbers, on the device of the rows.
-        allowed: bool [n], [l, n] or [b, l, n], data tokens that may be drawn; None: all.
-        matching: A condition on whole rows, for a kernel with carry-over unmasking.
+        generator: Random number generator on the device of the rows.
+        allowed: bool [n], [l, n] or [b, l, n], data tokens that may be sampled; None: all.
+        matching: Constraint that whole rows match a regular expression, for a kernel with carry-over unmasking; None:
+            no constraint.
         timeless: True if the network's outputs do not depend on time.
-        on_step: Called after each step.
+        on_step: Callback after each step; None: no callback.
     """
 
     free: Tensor
@@ -86,12 +101,21 @@ class WalkSettings:
 
 
 class Walk:
-    """Rows between noise and text.
+    """The state of a sampling run: rows between noise and text.
+
+    Args:
+        denoise: Evaluates the network.
+        x: Initial rows, int64 [b, l].
+        settings: The process, and the conditions on the rows.
+        config: Temperature and nucleus truncation.
 
     Attributes:
-        x: The rows, int64 [b, l].
-        evaluations: Rows evaluated by the network so far.
-        clamped: Moves so far whose probabilities were out of range.
+        x: The current rows, int64 [b, l].
+        evaluations: Number of rows evaluated by the network so far, summed over calls.
+        clamped: Number of positions so far whose probabilities were outside [0, 1] and were clamped, summed over steps.
+
+    Raises:
+        UserError: No completion of a row satisfies ``settings.matching``.
     """
 
     def __init__(self, denoise: Denoise, x: Tensor, settings: WalkSettings, config: SamplerConfig) -> None:
@@ -116,15 +140,23 @@ class Walk:
 
     @property
     def masked(self) -> Tensor:
-        """Free positions that are masked, bool [b, l]; none for a kernel without mask."""
+        """Positions that are free and masked, bool [b, l]; all False for a kernel without mask."""
         return torch.zeros_like(self.free) if self.kernel.mask is None else self.free & (self.x == self.kernel.mask)
 
     def put(self, x: Tensor) -> None:
-        """Set the free positions of the rows to those of ``x`` int64 [b, l]."""
+        """Assign new tokens to the free positions of the rows; the others are unchanged.
+
+        Args:
+            x: New rows, int64 [b, l].
+        """
         self.x = torch.where(self.free, x, self.x)
 
     def end_step(self, x: Tensor | None = None) -> None:
-        """End a step: report ``x``, by default the current rows, to the callback."""
+        """End a step: call the callback with the rows.
+
+        Args:
+            x: Rows to pass to the callback, int64 [b, l]; None: the current rows.
+        """
         if self._on_step is not None:
             self._on_step(self._steps, self.x if x is None else x)
         self._steps += 1
@@ -132,10 +164,16 @@ class Walk:
     # -- the network --------------------------------------------------------------------------------------------------
 
     def outputs(self, t: Tensor, need: Tensor | None = None) -> Mapping[str, Tensor]:
-        """Return the network's outputs for the current rows at times ``t`` [b].
+        """Return the network's outputs for the current rows.
 
-        Outputs that do not depend on time are cached: only rows that changed are evaluated. Entries of rows outside ``need`` bool
-        [b] are unspecified.
+        Outputs that do not depend on time are cached: only rows that changed are evaluated.
+
+        Args:
+            t: Times, [b].
+            need: bool [b], rows whose outputs are required; entries of other rows are unspecified. None: all.
+
+        Returns:
+            ``log_score`` or ``log_x0`` by name, float32 [b, l, n].
         """
         stale = (self.x != self._cached_x).any(-1) if self.timeless else torch.ones_like(self.free[:, 0])
         if need is not None:
@@ -154,14 +192,29 @@ class Walk:
         return self._cached
 
     def time(self, sigma: Tensor) -> Tensor:
-        """Return the time of total noise ``sigma`` [b], float32 [b]; :data:`T_MIN` if the network does not depend on it."""
+        """Return the times at which total noise is ``sigma``, at least :data:`T_MIN`.
+
+        Args:
+            sigma: Total noise, [b].
+
+        Returns:
+            float32 [b]; :data:`T_MIN` for all rows if the network's outputs do not depend on time.
+        """
         t = torch.full_like(sigma, T_MIN) if self.timeless else self.schedule.time(sigma.double())
         return t.clamp(min=T_MIN, max=1.0).float()
 
     def score(self, t: Tensor, sigma: Tensor | None = None, need: Tensor | None = None) -> Tensor:
-        """Return the scores p_t(x with state y at position i) / p_t(x), float32 [b, l, n], 1 at x itself.
+        """Return the scores p_t(y) / p_t(x) of all rows y that differ from x in at most one position.
 
-        ``sigma`` [b] is the total noise at ``t`` [b], if it is known more precisely than by ``t``. ``need``: see :meth:`outputs`.
+        Entry (i, y) of a row x is the ratio for x with state y at position i; it is 1 for the current state.
+
+        Args:
+            t: Times, [b].
+            sigma: Total noise at ``t``, [b], if known more precisely than by the schedule; None: by the schedule.
+            need: bool [b], rows whose scores are required; entries of other rows are unspecified. None: all.
+
+        Returns:
+            float32 [b, l, n].
         """
         outputs = self.outputs(t, need)
         if "log_score" in outputs:
@@ -170,9 +223,17 @@ class Walk:
         return self.kernel.log_score(outputs["log_x0"].float(), self.x, sigma).exp()
 
     def clean(self, t: Tensor, need: Tensor | None = None) -> Tensor:
-        """Return the distribution of the clean token given all other positions, [b, l, n].
+        """Return the predicted distribution of the clean token at each position given all other positions.
 
-        Under a mask it is the normalised score. A kernel without mask needs a network that outputs ``log_x0``.
+        At a masked position this is the normalised score. For a kernel without mask, the network must output
+        ``log_x0``.
+
+        Args:
+            t: Times, [b].
+            need: bool [b], rows whose predictions are required; entries of other rows are unspecified. None: all.
+
+        Returns:
+            Probabilities, [b, l, n].
         """
         return self._clean(self.outputs(t, need), self.x)
 
@@ -185,9 +246,13 @@ class Walk:
         return torch.where((x == mask)[..., None], scores.softmax(-1), carried)
 
     def reveal(self, chosen: Tensor, t: Tensor) -> None:
-        """Replace the masks at ``chosen`` bool [b, l] by tokens, evaluating the network on these rows and positions alone.
+        """Replace the masks at chosen positions by sampled tokens.
 
-        ``t`` [b] are the times of the rows.
+        The network is evaluated only on the rows with a chosen position, and only at the positions that are needed.
+
+        Args:
+            chosen: bool [b, l], masked positions.
+            t: Times of the rows, [b].
         """
         chosen = chosen & self.free
         some = chosen.any(1)
@@ -206,23 +271,25 @@ class Walk:
     # -- moves --------------------------------------------------------------------------------------------------------
 
     def uniform(self, *shape: int) -> Tensor:
-        """Draw uniform numbers in (0, 1], float64."""
+        """Draw uniform numbers in (0, 1], float64 of shape ``[*shape]``."""
         return 1 - torch.rand(*shape, generator=self.generator, device=self.x.device, dtype=torch.float64)
 
     def draw(self, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool = False) -> Tensor:
-        """Draw rows in which some free positions have new tokens. The walk itself is unchanged.
+        """Sample new tokens at free positions that change, and return the resulting rows.
 
-        Under a ``matching`` condition all masks of a row in which some positions move are drawn jointly, so that the row can
-        still match; those that do not move stay masked. ``weights`` are then needed for all masks of such rows.
+        The rows of the walk are unchanged. Under a ``matching`` condition, all masks of a row with at least one
+        changing position are sampled jointly given that the row matches; positions that do not change remain masked.
+        ``weights`` are then required at all masks of such rows.
 
         Args:
-            move: Probability that a position moves, [b, l].
-            weights: Weights of the new token, [b, l, n], or a function of the moving positions (bool [b, l]) that returns
-                theirs, [moving, n]. Weights of the mask and of disallowed tokens are ignored.
-            must: If all allowed tokens have weight 0, a moving position takes any of them; by default it stays.
+            move: Probability that a position changes, [b, l].
+            weights: Weights of the new token, [b, l, n]; or a function of the m positions that change (bool [b, l])
+                that returns their weights, [m, n]. Weights of the mask and of disallowed tokens are ignored.
+            must: If all allowed tokens have weight 0, the new token is uniform over the allowed ones; by default the
+                old one remains.
 
         Returns:
-            int64 [b, l].
+            The rows with new tokens, int64 [b, l].
         """
         if self._matching is not None:
             return self._draw_matching(self._matching, move, weights, must=must)
@@ -235,7 +302,10 @@ class Walk:
         return jump(self.x, move.double() * self.free, new_tokens, generator=self.generator)
 
     def _weights(self, weights: Tensor | Callable[[Tensor], Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the allowed tokens (bool, [n] or [where, n]) and the sharpened weights, float64 [where, n], at ``where`` bool [b, l]."""
+        """Return the allowed tokens and the sharpened weights at the m positions ``where``, bool [b, l].
+
+        The allowed tokens are bool [n] or [m, n], the weights float64 [m, n].
+        """
         allowed = self._allowed.expand(*self.x.shape, -1)[where] if self._allowed.dim() > 1 else self._allowed
         rows = weights[where] if isinstance(weights, Tensor) else weights(where)
         return allowed, sharpen(rows * allowed, temperature=self._config.temperature, top_p=self._config.top_p)
@@ -271,14 +341,16 @@ class Walk:
             self.x[wrong] = categorical(allowed[wrong].double(), generator=self.generator)
 
     def move(self, weights: Tensor, *, final: bool = False, only: Tensor | None = None) -> None:
-        """Take one step with the probabilities ``weights`` [b, l, n] of the next state; at x itself, of staying.
+        """Take one step with the given next-state probabilities.
 
-        Negative probabilities, and probabilities of moving that sum to more than 1, are clamped and counted.
+        Negative probabilities, and probabilities of changing that sum to more than 1, are clamped and counted in
+        ``clamped``.
 
         Args:
-            weights: Probabilities, normalised up to rounding.
-            final: Noise removal: every masked position moves.
-            only: bool [b, l], positions that may move; None: all free ones.
+            weights: Next-state probabilities, normalised up to rounding, [b, l, n]; the entry of the current state is
+                the probability of no change.
+            final: True for noise removal: every masked position changes.
+            only: bool [b, l], positions that may change; None: all free ones.
         """
         wrong = -weights.clamp(max=0).sum(-1) > ROUNDING
         weights = weights.clamp(min=0)
@@ -293,12 +365,24 @@ class Walk:
         self.put(self.draw(chance * free, elsewhere, must=final))
 
     def remask(self, chance: Tensor) -> None:
-        """Mask each free position with its probability ``chance`` [b, l]."""
+        """Replace free positions by the mask, each independently with its own probability.
+
+        Args:
+            chance: Probability of masking each position, [b, l].
+        """
         mask = self.kernel.require_mask()
         self.put(self.x.masked_fill(self.uniform(*self.x.shape) <= chance, mask))
 
     def noise(self, where: Tensor, sigma: Tensor) -> None:
-        """Noise the positions ``where`` bool [b, l] as if they were clean, to total noise ``sigma`` [b], with allowed tokens only."""
+        """Apply the forward process from clean text to total noise ``sigma`` at the positions ``where``.
+
+        The tokens at these positions count as clean; disallowed tokens in the result are replaced by allowed ones,
+        drawn uniformly.
+
+        Args:
+            where: bool [b, l], positions to noise; those that are not free are ignored.
+            sigma: Total noise, [b].
+        """
         where = where & self.free
         self.put(self.kernel.sample(self.x, sigma, random=Randomness(self.generator), corrupt=where))
         self._replace_disallowed(where)
