@@ -1,4 +1,4 @@
-"""Bound, time and memory of each kind of invertible layer beside a plain network, at equal parameters and equal steps.
+"""Bound, time and memory of each kind of invertible layer compared with a plain network, at equal parameters and equal steps.
 
     python benchmarks/invertibility.py [--steps N] [--seeds N] [--rounds N]
 

@@ -121,7 +121,7 @@ def _table(records: list[dict[str, Any]]) -> str:
         f"{first['steps']} steps of 32 rows of the built-in corpus as bytes, one seed, float32, {first['hardware']}, torch {first['torch']}. "
         f"{ROWS} samples each; entropy in nats per token; perplexity is under {first['judge'] or 'none'}.",
         "",
-        "| process | bits per byte | training, s | sampler | perplexity at 16, 64, 256 levels | entropy at them | tokens/s at 64 |",
+        "| process | bits per byte | training, s | sampler | perplexity at 16, 64, 256 steps | entropy, nats, at 16, 64, 256 steps | tokens/s at 64 steps |",
         "|---|---|---|---|---|---|---|",
     ]
     for kind in ("stream", "lines"):

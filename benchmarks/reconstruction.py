@@ -59,8 +59,8 @@ KINDS = {
 }
 EXACT = ("two_stream", "leapfrog")
 """Blocks that only add: the others round when they are inverted."""
-SIZES = {1.0: "gates wide open", 0.1: "gates a little open"}
-"""Standard deviation of what is added to the initial weights, and so of log-scales and gates."""
+SIZES = {1.0: "random gates", 0.1: "random gates, a tenth"}
+"""Scale of the random numbers that are added to the initial weights, and so of log-scales and gates."""
 WAYS: dict[str, tuple[torch.dtype, bool, Grid | None]] = {
     "float64": (torch.float64, False, None),
     "float32": (torch.float32, False, None),
@@ -111,9 +111,11 @@ def main() -> None:
             tables.append("\n".join(lines))
     text = (
         "# Reconstruction error by depth, arithmetic and kind of block\n\n"
-        f"Width {arguments.width}, {BATCH} rows of {LENGTH}, other random weights in every layer, dropout "
-        "on; relative error of the reconstructed streams (`equal`: to the last bit). bfloat16 is emulated; "
-        f"streams stay float32. {time.perf_counter() - began:.0f} s on {describe_hardware(torch.device('cpu'))}.\n\n"
+        f"Width {arguments.width}, {BATCH} rows of {LENGTH} tokens, different random weights in every layer, dropout on. "
+        "Columns: number of layers. Cells: relative error of the reconstructed streams; `equal`: equal to the last bit; "
+        "`lost`: not finite. First table: weights that start at zero, such as those of gates and log-scales, are drawn with "
+        "standard deviation 1 / sqrt(fan-in); second table: with a tenth of it. bfloat16 is emulated; streams stay float32. "
+        f"{time.perf_counter() - began:.0f} s on {describe_hardware(torch.device('cpu'))}.\n\n"
     )
     write_text(RESULTS / "reconstruction.md", text + "\n\n".join(tables) + "\n")
 

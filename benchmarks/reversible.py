@@ -1,4 +1,4 @@
-"""Time and memory of reversible execution beside stored activations and checkpointing, in one run.
+"""Time and memory of reversible execution compared with stored activations and checkpointing, in one run.
 
     python benchmarks/reversible.py [--depth N] [--rounds N]
 

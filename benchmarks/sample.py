@@ -1,4 +1,4 @@
-"""Tokens per second of sampling beside the sampling loop of the public SEDD code, in one run.
+"""Tokens per second of sampling compared with the sampling loop of the public SEDD code, in one run.
 
     python benchmarks/sample.py [--rounds N] [--evaluations N] [--device cuda]
 

@@ -1,4 +1,4 @@
-"""Tokens per second of a training step beside the same network hand-written in plain PyTorch, in one run.
+"""Tokens per second of a training step compared with the same network hand-written in plain PyTorch, in one run.
 
     python benchmarks/train_step.py [--size small] [--device cuda] [--rounds N] [--steps N]
 

@@ -50,18 +50,18 @@ def write(folder: Path) -> None:
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each verb."""
+    """The parser of each command."""
     (action,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
     return dict(action.choices)
 
 
 def cli_page() -> str:
-    """Every verb with its arguments and options."""
+    """Every command with its arguments and options."""
     lines = [
         "# Command line",
         "",
-        "`sedd-graph VERB`, which is the same as `python -m sedd_graph VERB`. This page is generated from the argument parser.",
-        "[Exit codes and messages](../reference/messages.md) says how a verb ends.",
+        "`sedd-graph COMMAND`, which is the same as `python -m sedd_graph COMMAND`. This page is generated from the argument parser.",
+        "[Exit codes and messages](../reference/messages.md) says how a command ends.",
     ]
     for name, parser in verbs().items():
         usage = " ".join(parser.format_usage().removeprefix("usage: ").split())

@@ -17,7 +17,7 @@ __all__ = ["Report", "build", "check", "main"]
 
 
 def main() -> None:
-    """The ``build`` verb with this process's arguments."""
+    """The ``build`` command with this process's arguments."""
     from sedd_graph.cli.main import main as command
 
     command(["build", *sys.argv[1:]])

@@ -110,12 +110,12 @@ class LipschitzAct(Component, kind="feedforward"):
 class L2Attention(Component, kind="attention"):
     """Self-attention by squared distances with tied queries and keys, Lipschitz with ``bound`` (arXiv 2006.04710, equation 8).
 
-    With q = x W, ``P[i, j]`` proportional to exp(-|q_i - q_j|^2 / sqrt(r)) and values q M for each head, then an output map
+    With q = x W, ``P[i, j]`` proportional to ``exp(-|q_i - q_j|^2 / sqrt(r))`` and values q M for each head, then an output map
     O: the paper's A W^V enters only as an r x r matrix, here M itself. For n attended positions
 
-        Lip <= sqrt(n) (4 W0((n - 1) / e) + 1) |O| sqrt(sum over heads |W|^2 |M|^2)
+        ``Lip <= sqrt(n) (4 W0((n - 1) / e) + 1) |O| sqrt(sum over heads |W|^2 |M|^2)``
 
-    (its theorem 3.2 with M for W^V; |.| the spectral norm, W0 Lambert's function). Where this exceeds ``bound``, the output
+    (its theorem 3.2 with M for W^V; ``|.|`` the spectral norm, W0 Lambert's function). Where this exceeds ``bound``, the output
     is scaled down to it. The bound is for the worst input and grows like sqrt(n) log n, so that the branch becomes small on
     long sequences. Positions where ``attend`` is false contribute nothing and get zero.
     """

@@ -52,7 +52,7 @@ class Linear(Component, kind="feedforward"):
 class PLU(Component, kind="mixer"):
     """Invertible 1x1 convolution of Glow (arXiv 1807.03039, section 3.2): ``W = P L (U + diag(s))`` over the channels.
 
-    P is fixed, L has ones on its diagonal, and W starts as a random rotation. log |det| is the sum of log |s| for each
+    P is fixed, L has ones on its diagonal, and W starts as a random rotation. ``log |det|`` is the sum of ``log |s|`` for each
     position. The inverse loses as many digits as the condition number of W has.
     """
 
@@ -75,7 +75,7 @@ class PLU(Component, kind="mixer"):
         self.register_buffer("order", p.argmax(1))
 
     def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return L - I, U + diag(s) and log |s|."""
+        """Return L - I, U + diag(s) and ``log |s|``."""
         weight = self.weight.to(dtype)
         log = weight.diagonal()
         return weight.tril(-1), weight.triu(1) + torch.diag(self.sign.to(dtype) * log.exp()), log

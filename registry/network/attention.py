@@ -75,12 +75,15 @@ class Attention(Component, kind="attention"):
         """Attend to every position that both masks allow.
 
         Args:
-            x: Vectors.
+            x: Input vectors, one per position.
             angles: Cosines and sines of a ``rotary`` node, applied to queries and keys.
             attend: False at positions that no position of the same row may attend to. A row without a true entry attends
                 to all positions, so that it stays finite.
             sees: True at [i, j] where position i may attend to position j, in every row; at least one j for each i.
             key: Dropout keys, int32 [b].
+
+        Returns:
+            The attended values after the output projection, of the shape of ``x``.
         """
         b, l, d = x.shape
         # chunks rather than slices: autograd concatenates gradients of chunks, and pads and adds those of slices

@@ -138,7 +138,7 @@ class TransformersBackbone(Component, kind="backbone"):
         """Run the library model.
 
         Args:
-            x: Vectors of the tokens.
+            x: Input vectors, one per token.
             c: A conditioning vector, added to the vectors of all positions.
             attend: False at positions that no position of the same row may attend to. A row without a true entry attends
                 to all positions, so that it stays finite.

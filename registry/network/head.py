@@ -67,7 +67,7 @@ class ScoreHead(_Head, kind="head"):
         """Map vectors to log scores.
 
         Args:
-            x: Vectors.
+            x: Last hidden vectors, one per position.
             tokens: The noised sequence x_t.
             sigma: Total noise of each row.
             table: A weight to share, such as the token embedding's.
@@ -102,7 +102,7 @@ class X0Head(_Head, kind="head"):
         """Map vectors to log probabilities.
 
         Args:
-            x: Vectors.
+            x: Last hidden vectors, one per position.
             tokens: The noised sequence x_t.
             table: A weight to share, such as the token embedding's.
         """

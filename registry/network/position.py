@@ -37,7 +37,7 @@ class Rotary(Component, kind="position"):
         """Return cosines and sines.
 
         Args:
-            x: Vectors of the sequence.
+            x: The sequence; only its length is used.
             places: Position of each entry; 0, 1, 2, ... where it is not connected.
         """
         dim = self.config.dim

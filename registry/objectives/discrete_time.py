@@ -32,11 +32,11 @@ exp(-24), while the inverse transition matrix of a Tweedie step stays finite."""
 class D3PM(Objective, kind="objective"):
     """Bound of D3PM on -log p(x_0) in discrete time, nats, with an optional auxiliary cross-entropy (arXiv 2107.03006).
 
-    With T = ``steps``, the bound is the sum over i = 1, ..., T of KL(q(x_s | x_t, x_0) || p(x_s | x_t)), where t = i / T
-    and s = t - 1 / T; one random i per row estimates the sum. Step 1 ends at the clean token, where the KL divergence is
-    -log p(x_0 | x_t); step T starts at the prior. For the network output ``log_x0``, p(x_s | x_t) is a mixture over
-    clean tokens (eq. 4 of the paper); for ``log_score`` it is Tweedie's step (SEDD, theorem 4.2). The auxiliary
-    cross-entropy (eq. 5) is added to the training loss only, not to the bound.
+    With ``steps`` = T, the bound is the sum over i from 1 to T of KL(q(x_s | x_t, x_0) || p(x_s | x_t)), where t is i /
+    T and s is (i - 1) / T; one random i per row estimates the sum. Step 1 ends at the clean token, where the KL
+    divergence is -log p(x_0 | x_t); step T starts at the prior. For the network output ``log_x0``, p(x_s | x_t) is a
+    mixture over clean tokens (eq. 4 of the paper); for ``log_score`` it is Tweedie's step (SEDD, theorem 4.2). The
+    auxiliary cross-entropy (eq. 5) is added to the training loss only, not to the bound.
     """
 
     reads = ("log_x0", "log_score")

@@ -73,10 +73,10 @@ class FirstHitting(Sampler, kind="sampler"):
 class Uniformization(Sampler, kind="sampler"):
     """Uniformization: simulates the reverse process exactly, by rejection of candidate transitions (arXiv 2402.08095).
 
-    Candidates come from a Poisson process of constant rate and are accepted with the ratio of the reverse rate to that
-    rate. The rate is constant in the time variable log(exp(sigma) - 1), in which the kernel's ``rate_bound`` is an
-    upper bound on the reverse rate of each position. For a bound of 1 there are about sigma(1) + log(1/sigma(0))
-    network evaluations per generated token. Reverse rates above the bound are counted in ``clamped``.
+    In the time variable log(exp(sigma) - 1), the total reverse rate at a position is at most the kernel's
+    ``rate_bound``. Candidates are drawn at this rate at every position, and each is accepted with probability reverse
+    rate / ``rate_bound``. Each candidate takes one network evaluation; there are about ``rate_bound`` times
+    (sigma(1) + log(1/sigma(0))) per generated token. Reverse rates above the bound are counted in ``clamped``.
     """
 
     reads = ("log_score", "log_x0")

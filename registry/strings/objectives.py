@@ -190,7 +190,7 @@ class DICE(DISE, kind="string_objective"):
 
     The total number of missing tokens of a noisy string is known, so the network's insertion rates are normalised to
     sum to that number over the row, and the network learns only the positions and tokens of insertions. Its rates do
-    not depend on time. Use this objective with ``data.rows: stream``.
+    not depend on time. The objective requires ``data.rows: stream``.
     """
 
     one_length = True

@@ -65,7 +65,7 @@ class Loaded:
 
 
 class Refused(Exception):
-    """Ends the reading of a part after its problem was reported. Never reaches the user."""
+    """Raised to skip the rest of a part of the blueprint after a problem in it was reported; always caught."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Location:
         return self.loaded.document.position(self.path)
 
     def refuse(self, message: str, *, environment: bool = False) -> Refused:
-        """Report a problem here.
+        """Report a problem at this location.
 
         Returns:
             An exception, to be raised where what follows cannot be read without this part.
@@ -111,7 +111,8 @@ class Location:
     def reporting(self, error: type[Exception]) -> Iterator[None]:
         """Report an ``error`` raised inside ``with``, and raise :class:`Refused`.
 
-        The problem stands here; where the error has ``faults``, pairs of path and message, one stands at each path below.
+        The problem is reported at this location. If the error has ``faults``, pairs of a relative path and a message, one is reported
+        for each of them.
         """
         try:
             yield
@@ -121,7 +122,7 @@ class Location:
             raise Refused from None
 
     def validate(self, model: type[_Model], data: object) -> _Model | None:
-        """Return ``data``, which stands here, as an instance of ``model``; None where problems were reported."""
+        """Return ``data``, read from this location, as an instance of ``model``; None where problems were reported."""
         try:
             return model.model_validate(data)
         except pydantic.ValidationError as error:

@@ -25,11 +25,11 @@ TypeText = Annotated[str, pydantic.Field(max_length=256)]
 Scalar = bool | int | float | str
 """Value of a parameter."""
 ConfigKeys = Mapping[str, Any]
-"""Keys of a component's Config as they stand in the blueprint, not validated yet."""
+"""Keys of a component's Config as written in the blueprint, not validated yet."""
 
 
 class Frozen(Strict):
-    """Base of the models of a blueprint: keys may be given by field name too, and errors hide their input."""
+    """Base class of the pydantic models of a blueprint. Fields may be given by name or alias; errors do not quote the input."""
 
     model_config = pydantic.ConfigDict(populate_by_name=True, hide_input_in_errors=True)
 
@@ -91,9 +91,9 @@ class Invertible(Frozen):
     given: Annotated[list[Name], pydantic.Field(max_length=64)] = pydantic.Field(default_factory=list)
     """Inputs that the inverse receives too, such as conditioning."""
     level: Literal["injective", "bijective", "volume_preserving"] = "injective"
-    """The strongest property that is claimed: ``volume_preserving`` is a bijection with |det| = 1."""
+    """The strongest property that is claimed: ``volume_preserving`` is a bijection with ``|det| = 1``."""
     on_failure: Literal["error", "checkpoint"] = "error"
-    """What ``build`` does where the derived inverse is too inaccurate numerically: refuse, or warn and checkpoint the block."""
+    """Action of ``build`` if the derived inverse is too inaccurate numerically: refuse, or warn and checkpoint the block."""
 
 
 class Block(Frozen):
@@ -181,4 +181,4 @@ class Blueprint(Library):
     train: dict[Name, Any] | None = None
     """Training loop."""
     store: dict[Name, Any] | None = None
-    """Where arrays are written."""
+    """Writing of arrays: samples and saved activations."""

@@ -12,7 +12,7 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the command and its arguments."""
     parser = add_verb(
         verbs, "eval", run, "bound the likelihood of held-out text under a run folder's weights, or judge its samples"
     )
@@ -37,7 +37,7 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; return its exit code."""
+    """Run the command; return its exit code."""
     from sedd_graph.report.html import write_report
 
     path = Path(arguments.run)

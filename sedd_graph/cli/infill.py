@@ -12,7 +12,7 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the command and its arguments."""
     parser = add_verb(verbs, "infill", run, "fill in the free parts of a text")
     sample.add_arguments(parser)
     parser.add_argument(
@@ -31,7 +31,7 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; return its exit code."""
+    """Run the command; return its exit code."""
     from sedd_graph.engine.process import SampleRequest, TextWithHoles
     from sedd_graph.runs.sample import read_prompt, sample_run
 

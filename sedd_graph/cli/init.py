@@ -12,7 +12,7 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the command and its arguments."""
     parser = add_verb(
         verbs, "init", run, "copy a shipped blueprint and the blocks it uses into the current folder, or list them"
     )
@@ -20,7 +20,7 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; return its exit code."""
+    """Run the command; return its exit code."""
     from sedd_graph.blueprint.shipped import shipped_blueprints, shipped_files
     from sedd_graph.store.files import write_text
 

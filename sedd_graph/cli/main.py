@@ -1,6 +1,6 @@
-"""The command line, ``sedd-graph VERB``: one module per verb declares the verb's arguments and runs it.
+"""The command line, ``sedd-graph COMMAND``: one module per command declares its arguments and runs it.
 
-``sedd-graph --help`` is instant: a verb's module imports torch, or anything else that takes time, when the verb runs.
+``sedd-graph --help`` is instant: a command's module imports torch, or anything else that takes time, when the command runs.
 
 Exit codes: 0 done, 1 a fault of the environment, 2 a fault of the user's input, 3 diverged numbers, 130 and 143 a clean
 end after SIGINT and SIGTERM.
@@ -37,7 +37,7 @@ from sedd_graph.errors import SeddGraphError, suggest
 __all__ = ["main", "run"]
 
 VERBS = (init, build, train, sample, infill, evaluate, show, components, schema, import_weights, export)
-"""The modules of the verbs, in the order in which ``--help`` lists them."""
+"""The modules of the commands, in the order in which ``--help`` lists them."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     add_debug(parser)
-    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    subparsers = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     for verb in VERBS:
         verb.declare(subparsers)
     return parser
@@ -81,13 +81,13 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one verb and exit with its code."""
+    """Run one command and exit with its code."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without file, line and source
     sys.exit(run(argv))
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code. An error is one message on standard error; ``--debug`` raises it instead."""
+    """Run one command and return its exit code. An error is one message on standard error; ``--debug`` raises it instead."""
     arguments = _parsed(argv)
     try:
         with observed(console_observer()):

@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, declared once, and the values that they stand for.
+"""Arguments that several commands share, declared once, and the values that they stand for.
 
 This module imports nothing heavy: ``sedd-graph --help`` reads it. A function that needs torch imports it when it is called.
 """
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What ``add_subparsers`` returns, to which each verb adds a parser."""
+"""Type of the result of ``add_subparsers``, to which each command adds a parser."""
 
 LARGEST = 2**20
 """Most tokens per row, as in ``data.length``."""
@@ -46,10 +46,10 @@ def say(text: str) -> None:
 def add_verb(
     verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], summary: str
 ) -> argparse.ArgumentParser:
-    """Declare a verb and return the parser of its arguments. ``run`` takes the parsed ones and returns an exit code."""
+    """Declare a command and return its argument parser. ``run`` takes the parsed arguments and returns an exit code."""
     parser = verbs.add_parser(name, help=summary, description=summary)
     parser.set_defaults(run_verb=run)
-    add_debug(parser, default=argparse.SUPPRESS)  # absent, it does not reset the --debug that stands before the verb
+    add_debug(parser, default=argparse.SUPPRESS)  # absent, it does not reset the --debug that stands before the command
     return parser
 
 
@@ -122,7 +122,7 @@ def picked_device(arguments: argparse.Namespace) -> torch.device:
 def open_run_folder(arguments: argparse.Namespace) -> Run:
     """Open the run folder that the command line names, with its overrides of the blueprint.
 
-    For the verbs with the arguments of ``sample``: ``--weights``, ``--classifier`` and ``--compile`` among them.
+    For the commands with the arguments of ``sample``: ``--weights``, ``--classifier`` and ``--compile`` among them.
     """
     from sedd_graph.runs.open import open_run
 

@@ -86,7 +86,7 @@ class Bars:
 
 
 class Lines:
-    """Says one plain line about each task that lasts longer than ``patience`` seconds.
+    """Prints one plain line about each task that takes longer than ``patience`` seconds.
 
     Args:
         say: Prints a line.
@@ -101,7 +101,7 @@ class Lines:
 
     @contextlib.contextmanager
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
-        """Watch a task until the context ends (:class:`sedd_graph.component.progress.Observer`)."""
+        """Context manager around a task, which yields the function to report units done (:class:`sedd_graph.component.progress.Observer`)."""
         began, now, told = self._clock(), done, False
 
         def advance(count: int = 1) -> None:

@@ -26,7 +26,7 @@ __all__ = ["add_arguments", "declare", "read_conditions", "run", "show_samples"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the command and its arguments."""
     add_arguments(add_verb(verbs, "sample", run, "draw text (or a flow's points) from a run folder's newest weights"))
 
 
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; return its exit code."""
+    """Run the command; return its exit code."""
     from sedd_graph.engine.process import SampleRequest
     from sedd_graph.runs.sample import sample_run
 

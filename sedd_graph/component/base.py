@@ -63,9 +63,9 @@ def solves(
         target: Name of the input; for several names the method returns a tuple.
         given: Names of outputs and of other inputs.
         cost: Cost of the method, in evaluations of ``forward``.
-        iterative: Whether the result is exact to a tolerance only, as by fixed-point iteration.
+        iterative: True if the result is exact to a tolerance only, as by fixed-point iteration.
         log_det: The log-determinant of the Jacobian of the outputs with respect to ``target``: ``"zero"``, or the name of a
-            method that is called with all inputs of ``forward`` and returns log |det d out / d target|, nats, [b].
+            method that is called with all inputs of ``forward`` and returns ``log |det d out / d target|``, nats, [b].
     """
 
     def mark(method: _Method) -> _Method:
@@ -96,12 +96,12 @@ class Component(nn.Module, Declared):
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     """Names of the output ports, in the order in which ``forward`` returns them."""
     keyed: ClassVar[bool] = False
-    """Whether ``forward`` takes a ``key``; set from its arguments."""
+    """True if ``forward`` takes a ``key``; set from its arguments."""
     positionwise: ClassVar[bool] = False
-    """Whether an output at a position depends only on inputs at that position and on inputs without a length axis. Samplers
+    """True if an output at a position depends only on inputs at that position and on inputs without a length axis. Samplers
     then evaluate only the positions that change."""
     moves: ClassVar[bool] = False
-    """Whether outputs only rearrange the numbers of the inputs (see :class:`sedd_graph.component.contract.Algebra`)."""
+    """True if outputs only rearrange the numbers of the inputs (see :class:`sedd_graph.component.contract.Algebra`)."""
     kv_cache: KVCache | None = None
     """KV cache, set by the engine while text is generated block by block. A component whose positions attend to each other
     calls it with its keys and values where it is set; others ignore it."""

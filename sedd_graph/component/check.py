@@ -14,7 +14,7 @@ class Check:
     Attributes:
         name: Dotted name, such as ``kernel.nelbo``.
         claim: The statement that is verified.
-        holds: Whether the claim holds; None for a note: a number without a tolerance, or a check that was not run.
+        holds: True if the claim holds, False if not; None for a note: a number without a tolerance, or a check that was not run.
         value: The measured value as text, with its unit where it has one.
         how: How the value was measured.
     """

@@ -32,7 +32,7 @@ class Choice:
     """
 
     place: str
-    """Key of the blueprint, which determines the kinds that fit (:mod:`sedd_graph.component.kinds`)."""
+    """Key of the blueprint, which determines the permitted kinds (:mod:`sedd_graph.component.kinds`)."""
     default: str | None = None
     """Op of a mapping without one."""
 
@@ -45,7 +45,7 @@ class Choice:
         )
 
     def contracts(self, registry: Registry) -> list[Contract]:
-        """Return the contracts of all components that fit."""
+        """Return the contracts of the components in ``registry`` that can be the value of this field."""
         return [c for c in registry.contracts() if c.kind in kinds_at(self.place)]
 
     def config_of(self, value: Any) -> Any:

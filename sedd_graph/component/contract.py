@@ -54,9 +54,9 @@ class Port:
     name: str
     type: PortType
     optional: bool = False
-    """Whether an input may be left unconnected; ``forward`` then gets None."""
+    """True if an input may be left unconnected; ``forward`` then gets None."""
     variadic: bool = False
-    """Whether an input takes any number (one or more) of edges."""
+    """True if an input takes any number (one or more) of edges."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Rule:
     cost: float = 1.0
     """Cost of the method, in evaluations of the component's ``forward``."""
     iterative: bool = False
-    """Whether the result is exact to a tolerance only, instead of in closed form."""
+    """True if the result is exact to a tolerance only, False if in closed form."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -100,9 +100,9 @@ class Algebra:
     """Lipschitz bound of an output with respect to one input, by (input, output), in the Euclidean norm of a whole sequence."""
     log_det: Mapping[str | tuple[str, ...], str] = dataclasses.field(default_factory=dict)
     """Log-determinant by the target of a rule: ``"zero"`` for volume-preserving, or the name of the method that returns
-    log |det d out / d target|, nats, [b]."""
+    ``log |det d out / d target|``, nats, [b]."""
     moves: bool = False
-    """Whether outputs only rearrange the numbers of the inputs, without arithmetic."""
+    """True if outputs only rearrange the numbers of the inputs, without arithmetic."""
 
 
 def no_signature(config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
@@ -133,7 +133,7 @@ class Contract:
     """Returns the algebra, from the Config and the signature. The connected ports of that signature have their types in the
     graph, so that a rule may depend on sizes (``port.type.dims[-1].size.constant``)."""
     positionwise: bool = False
-    """Whether an output at a position depends only on inputs at that position and on inputs without a length axis."""
+    """True if an output at a position depends only on inputs at that position and on inputs without a length axis."""
     distribution: str = ""
     """Name and version of the distribution that installs it."""
 

@@ -38,7 +38,7 @@ class Kind:
 
     @property
     def is_node(self) -> bool:
-        """Whether components of this kind are nodes of the graph."""
+        """True if components of this kind are nodes of the graph."""
         return self.place == NODE
 
     def base_class(self) -> type:

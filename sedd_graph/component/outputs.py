@@ -33,7 +33,7 @@ class Input:
     type: str
     meaning: str
     required: bool = False
-    """Whether a graph without this input is an error."""
+    """True if a graph without this input is an error."""
 
 
 LOG_SCORE = Output("log_score", "float b l v", "log p_t(x with state v at l) - log p_t(x), 0 at the current state")

@@ -33,7 +33,7 @@ class Observer(Protocol):
     """Protocol of classes that show the progress of tasks, which may be nested."""
 
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
-        """Show a task until the context ends. Arguments are as in :func:`progress`."""
+        """Return a context manager that shows a task from its beginning to its end. Arguments are as in :func:`progress`."""
 
 
 _observer: ContextVar[Observer | None] = ContextVar("progress_observer", default=None)

@@ -43,10 +43,15 @@ class Source(Protocol[R_co]):
 
     @property
     def phases(self) -> int:
-        """Number of offsets at which the data can be cut into rows."""
+        """Number of different offsets of the first row; 1 where rows are not cut from a stream."""
 
     def take(self, index: Index, phase: int) -> R_co:
-        """Return the rows with the indices ``index``, int64 [b], cut at offset ``phase``."""
+        """Return rows as a dataclass of arrays [b, ...].
+
+        Args:
+            index: Indices of the rows, int64 [b].
+            phase: Offset of the first row from the start of the data (in tokens for text), less than :attr:`phases`.
+        """
 
 
 class _Seeded(Protocol):

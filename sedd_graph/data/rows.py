@@ -59,7 +59,7 @@ class _Stream:
 
     @property
     def phases(self) -> int:
-        """Number of phases at which ``count`` rows fit."""
+        """Number of offsets of the first row, in tokens, at which ``count`` rows fit."""
         return min(self.length, len(self.tokens) - self.count * self.length + 1) if self.shifted else 1
 
     def take(self, index: Ids, phase: int) -> Rows:

@@ -37,7 +37,7 @@ class Corpus(Plain, ABC):
 
     abstract: ClassVar[bool] = True
     records: ClassVar[bool] = True
-    """Whether documents are separate records. In a stream a record is followed by an end-of-text token, or by a line break if
+    """True if documents are separate records. In a stream a record is followed by an end-of-text token, or by a line break if
     the tokenizer has none, and the held-out part begins between two records. False for files, which have their own line
     breaks."""
 
@@ -55,7 +55,7 @@ class Corpus(Plain, ABC):
 
     @property
     def prompted(self) -> bool:
-        """Whether documents have prompts; by default, whether the Config key ``prompt`` is set."""
+        """True if documents have prompts; by default, if the Config key ``prompt`` is set."""
         return getattr(self.config, "prompt", None) is not None
 
 

@@ -67,9 +67,9 @@ class TokenizerFactory(Plain, ABC):
 
     abstract: ClassVar[bool] = True
     trained: ClassVar[bool] = False
-    """Whether :meth:`make` reads the training text."""
+    """True if :meth:`make` reads the training text."""
     separates: ClassVar[bool] = False
-    """Whether the trained tokenizer will have an end-of-text token; unused if ``trained`` is false."""
+    """True if the trained tokenizer will have an end-of-text token; unused if ``trained`` is false."""
 
     @property
     def size(self) -> int | None:

@@ -126,13 +126,13 @@ class Randomness:
         self.generator, self.start, self.total = generator, start, total
 
     def rand(self, rows: int, *shape: int) -> Tensor:
-        """Draw uniform numbers in [0, 1), float32 [rows, *shape], of 24 random bits each."""
+        """Draw uniform numbers in [0, 1), float32 ``[rows, *shape]``, of 24 random bits each."""
         total = self.total or self.start + rows
         drawn = torch.rand(total, *shape, generator=self.generator, device=self.generator.device)
         return drawn[self.start : self.start + rows]
 
     def rand48(self, rows: int, *shape: int) -> Tensor:
-        """Draw uniform numbers in [0, 1), float64 [rows, *shape], of 48 random bits each.
+        """Draw uniform numbers in [0, 1), float64 ``[rows, *shape]``, of 48 random bits each.
 
         The inverse CDF of a large vocabulary needs them: 24 bits never reach a token of probability 1e-8.
         """

@@ -19,7 +19,7 @@ APART = 1e-9
 
 
 def gumbel(*shape: int, generator: torch.Generator) -> Tensor:
-    """Draw standard Gumbel noise, float64 [*shape]."""
+    """Draw standard Gumbel noise, float64 ``[*shape]``."""
     u = 1 - torch.rand(*shape, generator=generator, device=generator.device, dtype=torch.float64)  # in (0, 1]
     return -torch.log(-torch.log(u.clamp(max=1 - 2**-53)))
 

@@ -20,7 +20,7 @@ __all__ = ["Likelihood"]
 class Likelihood(Component, ABC):
     """The base density of a flow, which is trained by exact maximum likelihood.
 
-    By the change of variables -log p(x) = -log base(z) - log |det dz/dx|, where z is the output of the flow.
+    By the change of variables ``-log p(x) = -log base(z) - log |det dz/dx|``, where z is the output of the flow.
     """
 
     abstract: ClassVar[bool] = True

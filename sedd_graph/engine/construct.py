@@ -1,4 +1,4 @@
-"""Construction of modules from a graph: every component in its place, or every reason why one cannot stand there."""
+"""Construct the modules of a graph, or report every component that cannot be constructed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def build_shapes(graph: Graph, registry: Registry) -> Model:
 def count_shapes(graph: Graph, registry: Registry) -> int:
     """Return the number of parameters of a graph, allocating none. Each distinct block is built once, on the meta device.
 
-    Raises :class:`BlueprintError` with every component that refuses its place.
+    Raises:
+        BlueprintError: Lists every component that cannot be constructed with its Config, axes and inputs.
     """
     problems: list[Problem] = []
     with torch.device("meta"), _NoDraws():
@@ -75,7 +76,8 @@ def count_shapes(graph: Graph, registry: Registry) -> int:
 def build_model(graph: Graph, registry: Registry) -> Model:
     """Build the model, its parameters drawn from torch's global generator.
 
-    Raises :class:`BlueprintError` with every component that refuses its place.
+    Raises:
+        BlueprintError: Lists every component that cannot be constructed with its Config, axes and inputs.
     """
     problems: list[Problem] = []
     root = _Builder(registry, problems).region(graph.root, "")
@@ -85,9 +87,16 @@ def build_model(graph: Graph, registry: Registry) -> Model:
 
 
 def build_block(region: Region, registry: Registry, *, repeat: int = 0, running: Running = _PLAIN) -> RegionModule:
-    """Build one block by itself, or a chain of ``repeat`` > 0 of it, run as ``running`` declares.
+    """Build the module of one block, or with ``repeat`` > 0 of a chain of that many layers.
 
-    Raises :class:`BlueprintError` with every component that refuses its place.
+    Args:
+        region: The block.
+        registry: Source of its components.
+        repeat: Number of layers, each with its own weights; 0 for the block by itself.
+        running: What is saved for backward, and the arithmetic.
+
+    Raises:
+        BlueprintError: Lists every component that cannot be constructed with its Config, axes and inputs.
     """
     problems: list[Problem] = []
     body = chained(region, repeat, _NOWHERE) if repeat else region

@@ -37,7 +37,7 @@ class Solution(NamedTuple):
 
 
 class LogDet(NamedTuple):
-    """log |det (I + dg/dx)| in nats, [b], and the variance of that estimate, [b]: zero where it is exact."""
+    """``log |det (I + dg/dx)|`` in nats, [b], and the variance of that estimate, [b]: zero where it is exact."""
 
     value: Tensor
     variance: Tensor
@@ -205,7 +205,7 @@ def log_det(
     certain_terms: int = 8,
     generator: torch.Generator | None = None,
 ) -> LogDet:
-    """Return log |det d(x + g(x))/dx| of each sequence of ``x`` [b, ...], in nats, with gradients where they are enabled.
+    """Return ``log |det d(x + g(x))/dx|`` of each sequence of ``x`` [b, ...], in nats, with gradients where they are enabled.
 
     Up to ``exact_up_to`` numbers per sequence: exact, from the whole Jacobian (one backward pass per number). Beyond: an
     unbiased estimate of the power series sum over k of (-1)^(k+1) tr(J^k) / k (Residual Flows, equation 6), whose gradient

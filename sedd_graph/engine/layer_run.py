@@ -111,7 +111,7 @@ class LayerRun:
             return Tape(tuple(leaves), self.evaluate(unit, leaves))
 
     def _snapped(self, value: int, x: Tensor) -> Tensor:
-        """Round ``x`` to the grid where there is one and the value is not on it already."""
+        """Round ``x`` to the grid, with exact arithmetic only and unless the value is on the grid already."""
         grid = self.layout.grid
         return x if grid is None or value in self.layout.on_grid else grid.snap(x)
 

@@ -37,7 +37,7 @@ class Unit:
         outputs: Values that it computes.
         places: Positions of the steps on its path, which are folded into the layer's dropout key.
         factors: Factors of the arguments where the unit is a weighted sum, which needs no evaluation in the backward pass.
-        moves: Whether it only moves numbers.
+        moves: True if it only rearranges the numbers of its inputs, without arithmetic.
     """
 
     path: tuple[str, ...]

@@ -25,7 +25,7 @@ def forward_with_log_det(run: LayerRun, batch: int, *, exact_up_to: int = 128) -
             estimated without bias.
 
     Returns:
-        log |det d outputs / d inputs| of each sequence in nats, [b].
+        ``log |det d outputs / d inputs|`` of each sequence in nats, [b].
 
     Raises:
         UserError: The program is only injective, or a component declares no log-determinant.

@@ -55,7 +55,7 @@ OnDraw = Callable[[str, Tensor | None, Tensor], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The surroundings that a process is made in.
+    """The graph, components, device and tokens that a process is constructed with.
 
     Attributes:
         registry: The installed components.
@@ -121,7 +121,7 @@ class Samples(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Samples in the form that a run folder stores: arrays [row, ...] by name, and texts where rows are text."""
+    """Samples as a run folder stores them: arrays [row, ...] by name, and one text per row (None where rows are not text)."""
 
     arrays: Mapping[str, npt.NDArray[Any]]
     text: Sequence[str] | None
@@ -168,7 +168,7 @@ class Process(ABC):
 
     Args:
         plan: The declared process (:mod:`sedd_graph.families.plan`).
-        setup: What it is made of.
+        setup: The graph, the installed components, the device and the tokens.
 
     Raises:
         BlueprintError: The components of the plan do not work together.
@@ -263,7 +263,7 @@ class Process(ABC):
         return t
 
     def example(self, rows: int, length: int) -> Tensor:
-        """Return valid rows for a trial step."""
+        """Return valid clean rows, such as int64 [rows, length], for one step that compiles or measures the network."""
         return torch.zeros(rows, length, dtype=torch.int64)
 
     # -- sampling ---------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ class Process(ABC):
 
     @abstractmethod
     def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:
-        """Return samples in the form that a run folder stores."""
+        """Return samples as the arrays and texts that are written to ``samples.zarr``."""
 
     @abstractmethod
     def conditions(self, changes: Mapping[str, Any]) -> Conditions | None:

@@ -57,7 +57,7 @@ class RegionModule(nn.Module):
     """Module of a region. Maps a dropout key (or None) and the inputs to a tuple of outputs, then saved activations.
 
     Attributes:
-        keyed: Whether a component below uses dropout; each such step gets a key of its own.
+        keyed: True if a component below uses dropout; each such step gets its own dropout key.
         repeat: Number of layers if it is a chain of one block, else 0.
     """
 
@@ -73,7 +73,7 @@ class RegionModule(nn.Module):
 
     @property
     def custom_backward(self) -> bool:
-        """Whether its backward pass is an autograd function of its own, which cannot be compiled with its surroundings."""
+        """True if its backward pass is an autograd function of its own, which cannot be compiled with its surroundings."""
         return False
 
     def forward(self, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -92,7 +92,7 @@ class RunningModule(RegionModule):
 
     @property
     def custom_backward(self) -> bool:
-        """Whether it is run layer by layer, which cannot be compiled with its surroundings."""
+        """True if it is run layer by layer, which cannot be compiled with its surroundings."""
         return self.memory != "store" or self.grid is not None
 
     def branches(self) -> Iterator[nn.Module]:
@@ -146,7 +146,7 @@ class RunningModule(RegionModule):
         return (*run.take(self.layout.outputs.values()), *saved)
 
     def snapped(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the inputs, streams rounded to the grid where there is one."""
+        """Return the inputs; with exact arithmetic, the streams among them are rounded to the grid (:mod:`sedd_graph.engine.grid`)."""
         if self.layout is None or self.grid is None:
             return list(inputs)
         streams = self.layout.streams

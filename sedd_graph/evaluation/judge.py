@@ -44,7 +44,7 @@ class Reading:
         counted: Number of counted tokens, float64 [texts].
         windows: Number of windows that the text was read in, int64 [texts].
         tokens: The judge's tokens of each text.
-        features: The last hidden state at the end of the first window, float32 [texts, width]; None unless asked for.
+        features: The last hidden state at the end of the first window, float32 [texts, width]; None if not requested.
     """
 
     nats: npt.NDArray[np.float64]
@@ -125,9 +125,11 @@ class Judge:
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sequence[str]], *, features: bool = False) -> Reading:
-        """Compute the likelihood of ``texts``, each a sequence of documents; in float32, summed in float64.
+        """Return the likelihood of each text under the model. Log-probabilities are float32, their sums float64.
 
-        ``features`` also returns hidden states (:class:`Reading`).
+        Args:
+            texts: Each text is a sequence of documents, which are joined by ``end``.
+            features: Also return hidden states, as :attr:`Reading.features`.
         """
         windows = [w for number, documents in enumerate(texts) for w in self._windows(number, documents)]
         nats, counted = np.zeros(len(texts)), np.zeros(len(texts))

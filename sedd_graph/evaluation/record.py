@@ -1,4 +1,4 @@
-"""Records of ``quality.jsonl``: the statistics of samples beside those of held-out text, and how both were obtained."""
+"""Records of ``quality.jsonl``: the statistics of samples and those of held-out text, and how both were obtained."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class JudgeFacts:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How the statistics were obtained. ``sampling`` holds the Config of the sampler and the attributes of the samples."""
+    """Settings from which the statistics were obtained. ``sampling`` holds the Config of the sampler and the attributes of the samples."""
 
     sampling: Mapping[str, object]
     length: int

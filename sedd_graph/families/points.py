@@ -34,7 +34,7 @@ __all__ = ["PointProcess"]
 
 
 class PointProcess(Process):
-    """A flow z = f(x), whose likelihood is exact: -log p(x) = -log base(z) - log |det dz/dx| (change of variables)."""
+    """A flow z = f(x), whose likelihood is exact: ``-log p(x) = -log base(z) - log |det dz/dx|`` (change of variables)."""
 
     family = "points"
     batch_type = PointBatch

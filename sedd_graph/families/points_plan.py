@@ -51,7 +51,7 @@ class PointsPlan:
         return f"flow of rows of {' x '.join(map(str, self.shape))}; likelihood {self.contract.name}"
 
     def sampling(self) -> dict[str, Any]:
-        """Return the sampler's Config; an inverse has none."""
+        """Return the sampler's Config: empty, since a flow is sampled by its inverse, which has no options."""
         return {}
 
     def record(self) -> dict[str, dict[str, Any]]:

@@ -267,7 +267,7 @@ class StringProcess(TextProcess):
     def prompt(
         self, text: TextWithHoles, tokenizer: Tokenizer, *, length: int, prompts_trained: bool, observed: str
     ) -> Prompt:
-        """Encode text with ``[[]]`` for each hole of any size, or a prefix and a suffix around one."""
+        """Encode text in which each ``[[]]`` is a hole of any length, or a prefix and a suffix with one such hole between them."""
         if (reason := self.kernel.refuses_prompts()) is not None:
             raise UserError(f"infill: {self.plan.kernel.name!r} cannot hold text fixed: {reason}")
         text.check("The [[]] is")

@@ -73,7 +73,7 @@ class TextProcess(Process):
 
     Args:
         plan: The declared process.
-        setup: What it is made of.
+        setup: The graph, the installed components, the device and the tokens.
         parts: Its components; None for one that is not declared. They are moved to the device.
     """
 

@@ -120,7 +120,7 @@ def _make_classifier(plan: ProcessPlan, registry: Registry) -> NoisyClassifier |
 
 
 def _classifier_lacks(parts: TokenParts) -> str | None:
-    """Return what guidance by the classifier needs and these components do not have; None where they have all of it."""
+    """Return the first requirement of guidance by the classifier that these components do not meet; None if they meet all."""
     if parts.classifier is None:
         return None
     if parts.objective.block is not None:

@@ -44,7 +44,7 @@ def find_block(at: Location, text: str) -> tuple[Location, Block]:
 
 
 def read_repeat(at: Location, node: Node, scope: Scope) -> int:
-    """Return the number of repeats of the node at ``at``; 1 where it does not say or a problem was reported."""
+    """Return the number of repeats of the node at ``at``; 1 where it declares none or a problem was reported."""
     if node.repeat is None:
         return 1
     try:
@@ -58,7 +58,7 @@ def read_repeat(at: Location, node: Node, scope: Scope) -> int:
 
 
 def read_running(at: Location, node: Node, region: Region) -> Running:
-    """Return how the node at ``at`` runs its block. Modes that only an invertible block has are reported there."""
+    """Return how the node at ``at`` runs its block. Where the block is not invertible, modes that require it are reported as problems."""
     memory, exact, invertible = node.memory or "auto", node.arithmetic == "exact", region.claim is not None
     for key, asked in (("memory", memory == "reversible"), ("arithmetic", exact)):
         if asked and not invertible:
@@ -69,7 +69,10 @@ def read_running(at: Location, node: Node, region: Region) -> Running:
 
 
 def read_params(at: Location, node: Node, block: Block) -> dict[str, Scalar]:
-    """Return the block's parameters as the node at ``at`` sets them, without those that were reported."""
+    """Return the block's parameters: its defaults, with the values that the node at ``at`` gives.
+
+    Unknown, invalid and missing parameters are reported; a missing one is left out of the result.
+    """
     for key, value in node.with_.items():
         if key not in block.params:
             message = f"block {node.block!r} has no parameter {key!r}{choices(key, block.params)}"

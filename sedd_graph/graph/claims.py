@@ -18,7 +18,7 @@ __all__ = ["Use", "demoted", "read_claim", "uses"]
 
 
 def read_claim(at: Location, body: Blueprint | Block) -> Claim | None:
-    """Return the claim of a block, which stands at ``at``; None where it makes none. Unknown names are reported."""
+    """Return the claim of the block that is declared at ``at``; None where it makes none. Unknown names are reported."""
     found = body.invertible if isinstance(body, Block) else None
     if not found:
         return None
@@ -51,7 +51,7 @@ class Use:
 
     @property
     def on_failure(self) -> str:
-        """What ``build`` does where the inverse is too inaccurate: ``error`` or ``checkpoint``."""
+        """Action of ``build`` if the inverse is too inaccurate: ``error`` or ``checkpoint``."""
         return self.layer.claim.on_failure if self.layer.claim else "error"
 
 

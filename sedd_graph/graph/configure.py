@@ -40,7 +40,7 @@ def _fitting(registry: Registry, op: str, kinds: tuple[str, ...]) -> str:
 
 
 def configure(contract: Contract, raw: ConfigKeys, scope: Scope, at: Location) -> ComponentConfig | None:
-    """Return the Config from the keys ``raw``, which stand at ``at``: sizes are evaluated, then all is validated.
+    """Return the Config from the keys ``raw``, which are declared at ``at``: sizes are evaluated, then all is validated.
 
     Returns:
         None where a problem was reported.

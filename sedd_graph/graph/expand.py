@@ -75,7 +75,7 @@ class _Expander:
         self.steps = 0
 
     def region(self, at: Location, body: Blueprint | Block, params: Params, inputs: Types, scope: Scope) -> Region:
-        """Return the root of the graph or one block, which stands at ``at``, as a region.
+        """Return the root of the graph, or the block that is declared at ``at``, as a region.
 
         Args:
             at: Where it is defined.

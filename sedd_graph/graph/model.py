@@ -24,7 +24,7 @@ __all__ = ["Claim", "Graph", "Op", "Position", "Ref", "Region", "Running", "Step
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """How a block runs in training: what is saved for the backward pass, and its arithmetic."""
+    """Execution of a block in training: the values that are saved for backward, and the arithmetic."""
 
     memory: Literal["store", "checkpoint", "reversible"] = "store"
     """Saved for backward: all activations, the inputs of each repeat, or the outputs alone."""

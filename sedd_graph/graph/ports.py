@@ -35,7 +35,7 @@ def read_type(at: Location, text: str, scope: Scope) -> PortType:
 def declared_outputs(
     at: Location, node: Node, ports: Sequence[Port], scope: Scope
 ) -> list[tuple[Port, PortType, Location]]:
-    """Return the outputs whose types ``out``, which stands at ``at``, declares. A single type is that of the first output.
+    """Return the outputs whose types are declared by ``out``, the value at ``at``. A single type is that of the first output.
 
     An output that does not exist is reported. Raises :class:`Refused` for a type that cannot be read.
     """

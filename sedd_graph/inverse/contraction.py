@@ -1,9 +1,9 @@
 """Search for contractions: the one unknown behind a known sum in which all other terms move more slowly than it.
 
-``y = a x + r(x)`` has exactly one solution, and ``x <- (y - r(x)) / a`` converges to it, if b < |a| is a Lipschitz constant
+``y = a x + r(x)`` has exactly one solution, and ``x <- (y - r(x)) / a`` converges to it, if ``b < |a|`` is a Lipschitz constant
 of r (Banach; Behrmann et al., Invertible Residual Networks, arXiv 1811.00995). The pair (a, b) is composed through the graph
 from x to y: a linear relation sums both; any other component turns an input with (a, b) into an output with
-(0, L (|a| + b)) by its own Lipschitz bound L, summed over its inputs. Bounds are in the Euclidean norm of a whole sequence.
+``(0, L (|a| + b))`` by its own Lipschitz bound L, summed over its inputs. Bounds are in the Euclidean norm of a whole sequence.
 """
 
 from __future__ import annotations

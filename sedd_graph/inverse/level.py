@@ -2,7 +2,7 @@
 
 The unknowns are the inputs that are not given and all inner values; each component's output contributes one equation. Where
 every equation is used exactly once, for as many numbers as it has, the whole system is block triangular in the order of
-derivation: all outputs have exactly one inverse image, and log |det d outputs / d inputs| is the sum over the diagonal
+derivation: all outputs have exactly one inverse image, and ``log |det d outputs / d inputs|`` is the sum over the diagonal
 blocks. A value that the program leaves out is evaluated forward afterwards, by its own equation.
 """
 

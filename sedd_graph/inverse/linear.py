@@ -139,7 +139,7 @@ def _grouped(solved: list[Solution]) -> list[list[Solution]]:
 
 
 def determinant(matrix: Sequence[Mapping[int, Fraction]]) -> Fraction:
-    """Return |det| of a square sparse matrix, given as rows {column: value}; zero if it is singular or too large."""
+    """Return ``|det|`` of a square sparse matrix, given as rows {column: value}; zero if it is singular or too large."""
     columns = max((v for row in matrix for v in row), default=-1) + 1
     reduced, _ = _reduce(dict(enumerate(matrix)), range(columns))
     if len(reduced) < len(matrix) or any(len(row) > 1 for row, _ in reduced.values()):

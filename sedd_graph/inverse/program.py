@@ -11,8 +11,8 @@ each value is derived once. Values that the inverse does not need are left out. 
 - :class:`Linear`: weighted sums of known values.
 - :class:`Contraction`: iterate ``x <- x + (y - body(x)) / scale`` from ``x = y / scale`` until it converges.
 
-Log-determinant: where every equation of the region is used exactly once, log |det d outputs / d inputs| is the sum over
-derivations of log |det d out / d target| at the derived values (implicit function theorem; the Jacobian of the whole system
+Log-determinant: where every equation of the region is used exactly once, ``log |det d outputs / d inputs|`` is the sum over
+derivations of ``log |det d out / d target|`` at the derived values (implicit function theorem; the Jacobian of the whole system
 is block triangular in the order of derivation). ``Forward`` adds nothing.
 """
 
@@ -81,7 +81,7 @@ class Solve:
         given: Arguments in the order of ``rule.given``; None for an optional port that nothing feeds.
         targets: Results in the order of ``rule.targets``; some may be known before.
         inputs: Values of all ports of the component's ``forward``.
-        log_det: ``"zero"``, the name of the method that computes log |det d out / d target| from ``inputs``, or None where
+        log_det: ``"zero"``, the name of the method that computes ``log |det d out / d target|`` from ``inputs``, or None where
             none is declared.
     """
 
@@ -101,11 +101,15 @@ class Solve:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear:
-    """Weighted sums: ``targets[i]`` is the sum of factor times value over ``terms[i]``; all of one shape.
+    """Solution of a linear system: ``targets[i]`` is the sum of coefficient * value over the pairs in ``terms[i]``.
+
+    All values have the same shape.
 
     Attributes:
-        paths: Linear components whose equations are used.
-        factor: |det| of the linear system. It adds log(factor) nats to the log-determinant for each number in one target.
+        targets: The values that are derived.
+        terms: For each target, pairs of a known value and its coefficient.
+        paths: Linear components whose equations are solved.
+        factor: ``|det|`` of the system. The log-determinant of the inverse grows by log(factor) nats per element of one target.
     """
 
     targets: tuple[Ref, ...]
@@ -126,7 +130,7 @@ class Contraction:
     ``bound * |scale|`` is a Lipschitz constant of r, with ``bound`` < 1. ``body`` evaluates ``value`` from a guess of
     ``target`` and from known values; its intermediate values are separate from the program's own. The error shrinks by
     ``bound`` with each step; ``iterations`` steps reduce it to 1e-6 of its start. The derivation adds
-    log |det(scale * I + d r / d target)| to the log-determinant.
+    ``log |det(scale * I + d r / d target)|`` to the log-determinant.
     """
 
     target: Ref
@@ -206,12 +210,14 @@ class Blocker:
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """Cheapest set of values to store, beside the outputs, so that everything can be derived.
+    """Cheapest set of values to store, in addition to the outputs, so that every input of the region can be recovered.
 
     Attributes:
-        bytes: Size, symbolic in batch and length.
-        total: Size in bytes at ``sizes``.
-        lower: Lower bound on the size of any such set, bytes; equal to ``total`` where the search was exhaustive.
+        values: The values to store.
+        bytes: Their size in bytes, as a polynomial in batch and length.
+        total: Their size in bytes, with the batch and length of ``sizes``.
+        lower: Lower bound on the size in bytes of any such set; equal to ``total`` where the search was exhaustive.
+        sizes: The batch and length that ``total`` and ``lower`` are computed for.
     """
 
     values: tuple[Ref, ...]

@@ -20,7 +20,7 @@ from sedd_graph.store.arrays import array_of, stores
 __all__ = ["film", "newest_infilled", "newest_samples", "quality"]
 
 TEXTS, POINTS = 8, 2000
-"""How many texts, and how many points of a scatter plot, are shown."""
+"""Number of texts, and number of points of a scatter plot, that are shown."""
 
 
 class Samples(NamedTuple):

@@ -1,4 +1,4 @@
-"""The verb ``build``: check, prove, measure and compile a blueprint, and write the run folder that the other verbs take."""
+"""The command ``build``: check, prove, measure and compile a blueprint, and write the run folder that the other commands take."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
 
 
 def lock_text(report: Report) -> str:
-    """Return the lock file of a checked blueprint: pinned names, and every default written out."""
+    """Return the text of a checked blueprint's lock file: ops with their versions (``absorb.v1``), all defaults written out."""
 
     def fill(op: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         contract = report.registry.contract(op)

@@ -1,4 +1,4 @@
-"""The verb ``eval``: the bound of a run folder on held-out rows, with the protocol of its evaluation."""
+"""The command ``eval``: the bound of a run folder on held-out rows, with the protocol of its evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb ``eval --samples``: statistics of a run folder's samples, compared with those of held-out text."""
+"""The command ``eval --samples``: statistics of a run folder's samples, compared with those of held-out text."""
 
 from __future__ import annotations
 

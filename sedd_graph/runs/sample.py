@@ -1,4 +1,4 @@
-"""The verbs ``sample`` and ``infill``: draw samples with a run folder's weights, and store them in it."""
+"""The commands ``sample`` and ``infill``: draw samples with a run folder's weights, and store them in it."""
 
 from __future__ import annotations
 

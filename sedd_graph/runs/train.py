@@ -1,4 +1,4 @@
-"""The verb ``train``: train a run folder and evaluate it at the end."""
+"""The command ``train``: train a run folder and evaluate it at the end."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ CHUNK = 2**18
 
 @dataclasses.dataclass(frozen=True)
 class TapSpec:
-    """Settings of the records of one saved port."""
+    """One output port whose activations are saved in training, and how often and in which format."""
 
     path: str
     """Path of the port, such as ``trunk/0/x``."""
@@ -48,13 +48,13 @@ class TapSpec:
 
 
 class Activations:
-    """Store of saved activations. Each port has an array ``value`` [record, batch, ...] and ``step`` int64 [record].
+    """Store of saved activations. Each saved output port has an array ``value`` [record, batch, ...] and ``step`` int64 [record].
 
     ``step`` holds the training step of each record. Its length is the number of whole records; ``value`` is never shorter.
 
     Args:
         path: The folder ``activations.zarr``, which is opened or created.
-        taps: The ports to record.
+        taps: The output ports whose activations are saved.
         queue: Largest number of writes that wait in memory.
         resume_step: Training step from which a run resumes; later records are deleted.
 

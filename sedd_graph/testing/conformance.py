@@ -50,7 +50,7 @@ def check_component(
         axes: Sizes of the static axes of a node; 8 for others. The axes ``b`` (batch) and ``l`` (length) have two sizes each.
             Integer inputs are below ``v`` if the component has that axis, else below 2.
         connected: Optional ports of a node to feed.
-        compile: Whether to compile ``forward`` of a node as well.
+        compile: True to compile ``forward`` of a node as well.
         root: Folder that relative file names of the Config start from; the current one by default.
         partners: Components with which a part of a process is proved, where the built-in ones do not fit it.
 

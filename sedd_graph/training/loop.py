@@ -231,7 +231,7 @@ def train(
         data: The data set.
         config: The ``train`` section.
         run: The run folder.
-        resume: Whether to resume from the newest checkpoint of the run.
+        resume: True to resume from the newest checkpoint of the run.
         world: The processes of the run; one by default.
         trackers: Where metrics are logged, or None.
         activations: Opens the store of saved activations, from the step that training resumes from (0 for a new run).

@@ -30,8 +30,8 @@ class BirthDeathTable(StringTable):
     """All strings up to a maximum length, and the generator of births and deaths on them.
 
     Attributes:
-        inserted: int64 [s, w, v], the number of the string with token v inserted behind position w; s if it is too long.
-        deleted: int64 [s, w], the number of the string without the token at position w; s if there is none.
+        inserted: int64 [s, w, v], the index of the string with token v inserted behind position w; s if it is too long.
+        deleted: int64 [s, w], the index of the string without the token at position w; s if there is none.
         generator: float64 [s, s], rates from the second string to the first.
     """
 
@@ -160,7 +160,9 @@ class BirthDeathTable(StringTable):
         return worst
 
     def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
-        """Verify that noise at t = 1 does not depend on the length of the text, which takes the declared kernel longer.
+        """Verify that noise at t = 1 does not depend on the length of the text.
+
+        The declared kernel is checked, not that of the toy: with more births, noise depends on the length of the text for longer.
 
         Args:
             declared: The declared kernel.

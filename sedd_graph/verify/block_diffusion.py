@@ -29,7 +29,7 @@ TOLERANCE = 1e-3
 
 @torch.no_grad()
 def prove_blocks(graph: Graph, process: TokenParts, registry: Registry, output: str) -> list[Check]:
-    """Verify what the network of a block objective depends on, and its evaluation block by block.
+    """Verify that outputs at a block depend only on it and on the clean blocks before it, and equal those of evaluation block by block.
 
     Args:
         graph: The expanded graph.

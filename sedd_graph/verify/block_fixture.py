@@ -52,9 +52,9 @@ class BlockFixture:
 
     Attributes:
         layout: Layout of the block.
-        iterative: Whether its inverse iterates.
+        iterative: True if its inverse takes fixed-point iterations.
         weights: Number of its parameters.
-        chains: Whether its outputs can be its inputs, so that layers can be chained.
+        chains: True if its outputs can be its inputs, so that layers can be chained.
     """
 
     def __init__(self, region: Region, registry: Registry) -> None:

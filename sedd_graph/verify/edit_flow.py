@@ -41,16 +41,16 @@ class EditFlowTable(StringTable):
     Attributes:
         noisy: Maximum length of noise strings.
         first: float64 [s], the distribution of noise strings.
-        ends: Numbers of the noise string and the clean string of each pair.
+        ends: Indices of the noise string and the clean string of each pair.
         columns: The alignments of the pairs.
         count: Columns of an alignment, c.
         there: The noisy string of each case.
-        left: The edits that remain in each case.
+        left: The edits that turn the noisy string of each case into the clean one.
         pairs: float64 [e], the probability of each case's pair.
         moved: int64 [e], how many columns of each case are clean.
-        here: int64 [e], the number of each case's noisy string.
+        here: int64 [e], the index of each case's noisy string.
         mass: float64 [s, c + 1], the probability of the pairs of each noisy string's cases, by the number of clean columns.
-        todo: The same for each edit that remains there, by output name, float64 [s, c + 1, w] or [s, c + 1, w, v].
+        todo: The same for each edit that leads from that string to the clean one, by output name, float64 [s, c + 1, w] or [s, c + 1, w, v].
     """
 
     kernel: EditFlowKernel
@@ -85,7 +85,7 @@ class EditFlowTable(StringTable):
         }
 
     def _unpadded(self, index: Tensor, width: int) -> Tensor:
-        """Return strings [k] by number, without the start state and blank behind their ends, int64 [k, width]."""
+        """Return the strings with the indices ``index`` [k], without the start state and blank behind their ends, int64 [k, width]."""
         strings = self.rows(index)
         return torch.where(strings.attend, strings.tokens, BLANK)[:, 1 : width + 1]
 
@@ -100,12 +100,12 @@ class EditFlowTable(StringTable):
         return self._sum(shape, at[0], self.left.place[at], *(x[at] for x in token))
 
     def basis(self, sigma: Tensor) -> Tensor:
-        """Return the probability of a choice by its number of clean columns, float64 [b, c + 1], at ``sigma`` [b]."""
+        """Return the probability of any one choice with 0 to c clean columns, float64 [b, c + 1], at total noise ``sigma`` [b]."""
         kappa, many = torch.exp(-sigma.double())[:, None], torch.arange(self.count + 1)
         return kappa**many * (-torch.expm1(-sigma.double()))[:, None] ** (self.count - many)
 
     def change(self, sigma: Tensor) -> Tensor:
-        """Return the derivative of :meth:`basis` by kappa = exp(-sigma), float64 [b, c + 1]."""
+        """Return the derivative of :meth:`basis` with respect to kappa = exp(-sigma), for 0 to c clean columns, float64 [b, c + 1]."""
         kappa, many = torch.exp(-sigma.double())[:, None], torch.arange(self.count + 1)
         rest = self.count - many
         up = many * kappa ** (many - 1).clamp(min=0) * (1 - kappa) ** rest
@@ -116,7 +116,7 @@ class EditFlowTable(StringTable):
         return self.basis(sigma) @ self.mass.T
 
     def expected(self, name: str, sigma: Tensor) -> Tensor:
-        """Return the joint probability of each string and each edit that remains there, float64 [b, s, w] or [b, s, w, v].
+        """Return the joint probability of each noisy string and each edit that leads from it to the clean one, float64 [b, s, w] or [b, s, w, v].
 
         Args:
             name: The output whose edits are meant, such as ``log_insert``.
@@ -156,7 +156,7 @@ class EditFlowTable(StringTable):
         return net
 
     def bound(self, least: float) -> float:
-        """Return the bound of a perfect network, nats per string: the mean of -log u over the edits that remain.
+        """Return the bound of a perfect network, nats per string: the mean of -log u over the edits from the noisy strings to the clean ones.
 
         Args:
             least: The share of noise columns to start from; the bound covers all more noisy strings.
@@ -235,7 +235,7 @@ class EditFlowTable(StringTable):
         return [*notes, self.check_bound(objective, schedule)]
 
     def check_bound(self, objective: StringObjective[Any, Any], schedule: Schedule) -> Check:
-        """Verify that with a perfect network the bound is :meth:`bound`, and not below the entropy of the data."""
+        """Verify that the mean loss of a perfect network equals :meth:`bound`, which is at least the entropy of the data."""
         rows = 40_000
         _, nats = self.perfect(objective, schedule, rows)
         mean, error = float(nats.mean()), float(nats.std() / math.sqrt(rows))

@@ -1,6 +1,6 @@
 """Table of strings for FlexMDM (arXiv 2509.01025), and the verification of its kernel.
 
-Every fate of every token of clean strings of up to three tokens is enumerated: gone, masked or clean. All else follows from two
+For clean strings of up to three tokens, every combination of outcomes per token is enumerated: deleted, masked or clean. All else follows from two
 rates: on the clock -log(1 - exp(-sigma)), a missing token is inserted as a mask at rate 1, and a mask is filled at rate
 ``pace``. Axes: b rows, s strings, a missing tokens, w positions, v = 2 data tokens.
 """
@@ -23,18 +23,20 @@ from sedd_graph.verify.strings import check_frequencies, draws_distance
 __all__ = ["FlexTable"]
 
 LEVELS = (1e-3, 0.05, 0.7, 2.5)
-"""Total noise at which probabilities of fates are verified."""
+"""Total noise at which the probabilities of outcomes are verified."""
 MASK = TOKENS
 
 
 class FlexTable(StringTable):
-    """All strings of two tokens and the mask up to three long, and every fate of every token of the clean ones.
+    """All strings of up to three symbols (two data tokens and the mask), and every outcome of noise for the clean ones.
+
+    In an outcome, each token of the clean string is deleted, masked or left clean.
 
     Attributes:
-        index: The number of each string.
-        ways: float64 [s, s], in how many ways the clean string (first) can become the noisy one.
-        gaps: float64 [s, s, w], the tokens missing behind each position, summed over these ways.
-        under: float64 [s, s, w, v], how often token v is under the mask at each position, likewise.
+        index: The index of each string.
+        ways: float64 [s, s], the number of outcomes that turn the clean string (first axis) into the noisy one (second axis).
+        gaps: float64 [s, s, w], the number of tokens missing behind each position, summed over these outcomes.
+        under: float64 [s, s, w, v], the number of these outcomes in which the mask at each position hides token v.
     """
 
     kernel: FlexKernel
@@ -65,7 +67,7 @@ class FlexTable(StringTable):
         self._missing = F.one_hot(missing, width).double()
 
     def fate(self, sigma: Tensor) -> Tensor:
-        """Return the probabilities that a token is gone, masked, clean at ``sigma`` [b], float64 [b, 3], from the two rates."""
+        """Return the probabilities that a token is deleted, masked, clean at ``sigma`` [b], float64 [b, 3], from the two rates."""
         pace = self.kernel.pace
         rates = torch.tensor([[-1, 0, 0], [1, -pace, 0], [0, pace, 0]], dtype=torch.float64)
         clock = -torch.log(-torch.expm1(-sigma.double()))

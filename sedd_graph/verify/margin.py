@@ -48,7 +48,7 @@ def margin(table: Tensor) -> float:
 def read_back(table: Tensor, vectors: Tensor) -> Tensor:
     """Return the nearest row of ``table`` [v, d] for each of ``vectors`` [b, d], int64 [b].
 
-    The nearest row maximises e . x - |e|^2 / 2; the dot product alone finds it only if all rows have the same norm.
+    The nearest row maximises ``e . x - |e|^2 / 2``; the dot product alone finds it only if all rows have the same norm.
     """
     rows = table.detach().double()
     return (vectors.double() @ rows.T - rows.square().sum(1) / 2).argmax(-1)

@@ -96,8 +96,8 @@ def draws_distance(
     """Return the largest total variation between draws of x_t at total noise 0.7 and the enumerated distribution.
 
     Args:
-        table: Source of the strings.
-        starts: Numbers of the clean strings to start from.
+        table: Enumerated strings.
+        starts: Index in ``table.strings`` of each clean string to start from.
         sample: The kernel's ``sample(batch, sigma, random=, width=)``.
         law_at: Maps sigma [1] and a distribution of clean strings [s] to that of noisy strings, float64 [1, s].
     """

@@ -1,4 +1,4 @@
-"""The verbs as a user meets them: exit codes, messages, and the whole road in small."""
+"""The commands as a user meets them: exit codes, messages, and the whole road in small."""
 
 import json
 import re

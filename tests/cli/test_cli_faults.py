@@ -64,18 +64,18 @@ def listing(place: Path) -> list[str]:
 
 FAULTS: list[tuple[str, str]] = [
     # arguments (@ is the folder), what is said
-    ("", "sedd-graph: the following arguments are required: VERB" + SEE.format(verb="")),
+    ("", "sedd-graph: the following arguments are required: COMMAND" + SEE.format(verb="")),
     (
         "trian @/new",
-        "sedd-graph: argument VERB: invalid choice: 'trian' (did you mean 'train'?); choose from init, build, train, ",
+        "sedd-graph: argument COMMAND: invalid choice: 'trian' (did you mean 'train'?); choose from init, build, train, ",
     ),
     (
         "bulid first",
-        "sedd-graph: argument VERB: invalid choice: 'bulid' (did you mean 'build'?); choose from init, build",
+        "sedd-graph: argument COMMAND: invalid choice: 'bulid' (did you mean 'build'?); choose from init, build",
     ),
     (
         "frobnicate first",
-        "sedd-graph: argument VERB: invalid choice: 'frobnicate'; choose from init, build, train, sample, ",
+        "sedd-graph: argument COMMAND: invalid choice: 'frobnicate'; choose from init, build, train, sample, ",
     ),
     ("sample @/new --compile blokc", "sedd-graph sample: argument --compile: invalid choice: 'blokc' (did you mean"),
     ("sample", "sedd-graph sample: the following arguments are required: run" + SEE.format(verb=" sample")),

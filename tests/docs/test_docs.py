@@ -170,9 +170,9 @@ def test_verbs_and_options_exist(page: Path) -> None:
     for command in code:
         for call in re.findall(r"sedd-graph ([^|#]*)", command.replace("\\|", ",")):
             verb, *rest = call.split() or [""]
-            if not verb or verb.startswith("-") or verb == "VERB":
+            if not verb or verb.startswith("-") or verb == "COMMAND":
                 continue
-            assert verb in known, f"{command!r}: no verb {verb!r}"
+            assert verb in known, f"{command!r}: no command {verb!r}"
             there = {text for action in known[verb]._actions for text in action.option_strings}
             for option in re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", " ".join(rest)):
                 assert option in there, f"{command!r}: {verb} has no option {option}"

@@ -1,4 +1,4 @@
-"""A flow by the verbs that language models have: its likelihood against closed forms, its samples against its density."""
+"""A flow by the commands that language models have: its likelihood against closed forms, its samples against its density."""
 
 import json
 import math

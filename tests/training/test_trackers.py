@@ -1,4 +1,4 @@
-"""Trackers, through the train verb: what arrives, what a resume repeats (nothing), and that no fault of theirs ends a run."""
+"""Trackers, through the train command: what arrives, what a resume repeats (nothing), and that no fault of theirs ends a run."""
 
 import json
 import os

@@ -37,5 +37,5 @@ class Conditions(ComponentConfig):
     guidance: Annotated[float, pydantic.Field(ge=0, le=100)] = 1.0
     """Guidance scale of the given text when text is filled in, in [0, 100]. 0: ignore it; 1: the model's own distribution."""
     observed: Literal["clamp", "renoise"] = "clamp"
-    """How the network gets the given text: ``clamp``: as it is; ``renoise`` (for kernels under which visible tokens change): noised
+    """Form in which the network gets the given text: ``clamp``: as it is; ``renoise`` (for kernels under which visible tokens change): noised
     afresh at each step."""

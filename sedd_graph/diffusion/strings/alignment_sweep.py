@@ -236,12 +236,13 @@ class Sweep:
         return new
 
     def backward(self) -> Tensor:
-        """Set cell (i, j) to p(x with clean token i + 1 inserted after position j) / p(x).
+        """Replace cell (i, j) by p(x with clean token i + 1 inserted after position j) / p(x).
 
-        Every alignment passes each gap once with births still open, so the sum over the open cells of a gap is p(x | x0).
+        A cell (i, j) is open as long as it is undecided whether a further token is born at gap j. Every alignment passes exactly one
+        open cell of each gap, so the sum over i of the open cells (i, j) is p(x | x0).
 
         Returns:
-            The probability that each noisy token was born, [b, m].
+            The probability that each noisy token was born rather than descends from a clean token, float64 [b, m].
         """
         for lane in (*self.sums, *self.moved):
             lane.zero_()

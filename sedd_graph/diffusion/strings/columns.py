@@ -59,7 +59,7 @@ def align_optimal(noise: Tensor, clean: Tensor) -> Columns:
 
     Args:
         noise: int64 [b, m], :data:`BLANK` behind the ends.
-        clean: int64 [b, n], likewise.
+        clean: Clean strings, int64 [b, n], padded in the same way.
     """
     rows, device = len(noise), noise.device
     deep, wide = ((x != BLANK).sum(-1) for x in (noise, clean))
@@ -93,7 +93,7 @@ def align_optimal(noise: Tensor, clean: Tensor) -> Columns:
 
 
 def partway(columns: Columns, moved: Tensor, *, start: int, width: int | None = None) -> tuple[Strings, Remaining]:
-    """Return the strings between noise and clean, and the edits that remain.
+    """Return the strings between noise and clean, and the edits that turn each into the clean string.
 
     Args:
         columns: Alignments.

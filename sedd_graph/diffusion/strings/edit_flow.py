@@ -106,13 +106,17 @@ class EditFlowKernel(StringKernel):
     def sample(
         self, batch: Batch, sigma: Tensor, *, random: Randomness, width: int | None
     ) -> tuple[Strings, Remaining]:
-        """Draw the noisy strings of a batch, each from noise of its own, and the edits that remain.
+        """Draw x_t between a clean string and a noise string, for each row of a batch.
 
         Args:
-            batch: Clean strings.
+            batch: Clean strings x_0.
             sigma: Total noise, [b].
             random: Source of uniform numbers.
-            width: Positions of the result, as for :func:`~sedd_graph.diffusion.strings.columns.partway`; noise has fewer tokens.
+            width: Positions w of the result, as for :func:`~sedd_graph.diffusion.strings.columns.partway`. The noise strings
+                are drawn with at most w - 1 tokens.
+
+        Returns:
+            The noisy strings x_t, and the edits that turn each into its clean string.
         """
         noise, _ = self.noise(len(batch), longest=None if width is None else width - 1, random=random)
         columns = self.align(noise, torch.where(batch.attend, batch.tokens, BLANK))

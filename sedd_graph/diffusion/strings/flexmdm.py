@@ -81,7 +81,7 @@ class FlexKernel(StringKernel):
     @property
     @abstractmethod
     def pace(self) -> float:
-        """Rate at which a mask is unmasked, relative to the rate 1 at which a missing token is inserted."""
+        """Ratio of the rate of unmasking a mask to the rate of inserting a missing token."""
 
     @classmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:

@@ -217,7 +217,7 @@ class StringTable(ABC):
     """The enumerable toy of a string kernel: all short strings, a distribution of clean ones, and a perfect network.
 
     Attributes:
-        strings: All strings of at most ``longest`` of ``symbols`` states; a string's number is its index.
+        strings: All strings of at most ``longest`` of ``symbols`` states; they are referred to by index.
         law: float64 [s], the probabilities of clean strings, which have at most ``clean`` tokens.
 
     Args:
@@ -259,7 +259,7 @@ class StringTable(ABC):
         return Batch(torch.where(real, tokens, 0), real, real, real)
 
     def number(self, strings: Strings) -> Tensor:
-        """Return the number of each string, int64 [b]; the number of all strings, s, for one that is too long."""
+        """Return the index of each string in :attr:`strings`, int64 [b]; s, their number, for a string that is too long."""
         lengths = strings.lengths
         value = torch.zeros_like(lengths)
         for column in range(1, strings.tokens.shape[1]):

@@ -35,8 +35,8 @@ class StringSettings(Generic[Kernel_]):
     """The process that a walk of strings reverses, and the limits of its edits.
 
     Attributes:
-        fixed: bool [b, w], tokens that stay.
-        shut: bool [b, w], gaps without insertions.
+        fixed: bool [b, w], True for tokens that may be neither deleted nor replaced.
+        shut: bool [b, w], True where nothing may be inserted behind the position.
         longest: Largest number of tokens of a string.
         kernel: The forward process of a string.
         schedule: Total noise as a function of time.
@@ -60,8 +60,8 @@ class StringWalk(Generic[Kernel_]):
 
     Attributes:
         strings: The strings.
-        fixed: bool [b, w], tokens that stay.
-        shut: bool [b, w], gaps without insertions.
+        fixed: bool [b, w], True for tokens that may be neither deleted nor replaced.
+        shut: bool [b, w], True where nothing may be inserted behind the position.
         evaluations: Rows evaluated by the network so far.
         clamped: Probabilities above 1 so far.
         cut: Insertions so far that would have made a string longer than ``longest``, and were dropped.

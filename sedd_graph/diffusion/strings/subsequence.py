@@ -22,10 +22,10 @@ NONE = -1e30
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Statistics over all ways to embed the noisy string in the clean one.
+    """Counts and averages over all ways in which a noisy string is a subsequence of the clean one.
 
     Attributes:
-        log_count: float64 [b], the log of their number.
+        log_count: float64 [b], the log of the number of ways.
         missing: float64 [b, m + 1], the mean number of clean tokens in each gap of the noisy string.
         stands: float32 [b, n, m], the share of ways in which clean token i is noisy token j.
     """
@@ -37,12 +37,12 @@ class Embeddings:
 
 @torch.no_grad()
 def embed(fits: Tensor, clean_lengths: Tensor, noisy_lengths: Tensor) -> Embeddings:
-    """Return the statistics of all embeddings.
+    """Count and average over all ways in which each noisy string is a subsequence of its clean string.
 
     Args:
         fits: bool [b, n, m], True where clean token i can be noisy token j.
         clean_lengths: int64 [b], the number of clean tokens; the rest is padding.
-        noisy_lengths: int64 [b].
+        noisy_lengths: int64 [b], the number of noisy tokens; the rest is padding.
     """
     b, n, m = fits.shape
     size = max(1, _CELLS // ((n + 1) * (m + 1)))

@@ -175,7 +175,7 @@ def renoised(
         denoise: Evaluates the network.
         prompt: The given text, int64 [b, l].
         free: bool [b, l], positions that are not given.
-        kernel: The noise of a token.
+        kernel: The forward process of a token.
         schedule: Total noise as a function of time.
         generator: Source of the noise.
     """

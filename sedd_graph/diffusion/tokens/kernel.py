@@ -132,7 +132,7 @@ class Kernel(Component, ABC):
 
     @abstractmethod
     def rate_matrix(self, sigma: float) -> Tensor:
-        """Return Q at total noise ``sigma`` > 0, per unit of it, float64 [n, n]; for proofs on small vocabularies."""
+        """Return the rate matrix Q per unit of total noise, at total noise ``sigma`` > 0, float64 [n, n]; for proofs on small vocabularies."""
 
     @abstractmethod
     def transition_matrix(self, sigma: float | Tensor, start: float = 0.0) -> Tensor:

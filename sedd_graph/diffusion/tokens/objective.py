@@ -37,7 +37,7 @@ class DrawRequest:
 
     Attributes:
         batch: Clean rows.
-        kernel: The noise of a token.
+        kernel: The forward process of a token.
         schedule: Total noise as a function of time.
         random: Source of all random numbers of the draw.
         t: Times [b] to use instead of random ones.
@@ -126,7 +126,7 @@ class Objective(Component, ABC):
             outputs: The network's outputs for ``draw``, after :meth:`Kernel.translate`.
             draw: What :meth:`draw` returned.
             batch: The clean rows.
-            kernel: The noise of a token.
+            kernel: The forward process of a token.
             schedule: Total noise as a function of time.
         """
 
@@ -147,6 +147,9 @@ class Objective(Component, ABC):
 
 
 def for_each(draw: Draw, rows: Tensor) -> Tensor:
-    """Repeat ``rows`` [b, ...] of a batch for a draw with c noisy rows for each clean one, [c b, ...]."""
+    """Tile ``rows`` [b, ...] of a batch c times, to [c b, ...], for a draw with c noisy rows per clean row.
+
+    The result is c copies of the whole batch, one after the other, in the order of the noisy rows.
+    """
     copies = len(draw.xt) // len(rows)
     return rows if copies == 1 else torch.cat([rows] * copies)

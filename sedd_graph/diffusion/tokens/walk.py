@@ -66,7 +66,7 @@ class WalkSettings:
 
     Attributes:
         free: bool [b, l], positions that may change; the others are given.
-        kernel: The noise of a token.
+        kernel: The forward process of a token.
         schedule: Total noise as a function of time.
         generator: Source of all random numbers, on the device of the rows.
         allowed: bool [n], [l, n] or [b, l, n], data tokens that may be drawn; None: all.
