@@ -39,7 +39,7 @@ class RecordFiles(Fields):
     """Config keys of corpora in files of records: the files, the text field and the prompt field."""
 
     files: Files
-    """File names or glob patterns, relative to the blueprint's folder."""
+    """File names or glob patterns of the corpus files, relative to the blueprint's folder."""
 
 
 class Builtin(Corpus, kind="corpus"):
@@ -62,7 +62,7 @@ class Text(Corpus, kind="corpus"):
 
     class Config(ComponentConfig):
         files: Files
-        """File names or glob patterns, relative to the blueprint's folder."""
+        """File names or glob patterns of the corpus files, relative to the blueprint's folder."""
 
     config: Config
 

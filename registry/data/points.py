@@ -62,7 +62,7 @@ class ArrayFile(PointSource, kind="points"):
 
     class Config(ComponentConfig):
         path: Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
-        """File name, relative to the blueprint's folder."""
+        """Path of the ``.npy`` file, relative to the blueprint's folder."""
 
     config: Config
 

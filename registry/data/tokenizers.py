@@ -209,7 +209,7 @@ class TokenizerFile(TokenizerFactory, kind="tokenizer"):
 
     class Config(ComponentConfig):
         path: Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
-        """File name, relative to the blueprint's folder."""
+        """Path of the ``tokenizer.json`` file, relative to the blueprint's folder."""
 
     config: Config
 

@@ -37,7 +37,7 @@ class Learned(AlphaSchedule, kind="schedule"):
         pieces: Annotated[int, pydantic.Field(ge=2, le=32)] = 8
         """Number of increments, which is the degree of B; from 2 to 32."""
         eps: Eps = 1e-3
-        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
+        """Value of alpha at t = 1, the probability that a token is still not noised at the end; in (0, 0.5)."""
 
     config: Config
 

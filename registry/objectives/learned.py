@@ -36,7 +36,7 @@ class GenMD4(OverTime, kind="objective"):
     trains_noise = True
     steady = False  # the cost of tokens masked before ``t_min`` depends on the schedule
     pairs = True
-    """True if two noisy rows are drawn for each clean one, as the gradient in the rates requires."""
+    """True if two noisy rows are drawn for each clean row, which the gradient in the masking rates requires."""
 
     class Config(TimeConfig):
         t_min: Annotated[float, pydantic.Field(gt=0, lt=0.1)] = 1e-5
