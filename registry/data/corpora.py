@@ -1,4 +1,7 @@
-"""Corpora: a built-in text, text files, JSON Lines files, Parquet files and the ``datasets`` library. No torch."""
+"""Corpora of documents: a built-in text, text files, JSON Lines files, Parquet files and Hugging Face data sets.
+
+The module does not import torch.
+"""
 
 import importlib
 import json
@@ -18,28 +21,29 @@ Files = Annotated[list[FileName], pydantic.Field(min_length=1, max_length=4096)]
 
 
 class Fields(ComponentConfig):
-    """Config keys of corpora of records: the fields that hold the text and the prompt."""
+    """Config keys of corpora whose documents are records: the names of the text field and of the prompt field."""
 
     field: str = "text"
-    """Field that holds the text."""
+    """Name of the field with the text of a document."""
     prompt: str | None = None
-    """Field that holds the prompt before the text; null for none. Needs ``rows: documents``."""
+    """Name of the field with the prompt that precedes the text; null: documents have no prompt.
+    Requires ``rows: documents``."""
 
     @property
     def columns(self) -> list[str]:
-        """Names of the fields that are read, each once."""
+        """Names of the fields to read, the text field first, without duplicates."""
         return list(dict.fromkeys([self.field, *([self.prompt] if self.prompt is not None else [])]))
 
 
 class RecordFiles(Fields):
-    """Config keys of files of records."""
+    """Config keys of corpora in files of records: the files, the text field and the prompt field."""
 
     files: Files
-    """File names or glob patterns, relative to the blueprint's folder."""
+    """File names or glob patterns of the corpus files, relative to the blueprint's folder."""
 
 
 class Builtin(Corpus, kind="corpus"):
-    """English text of about 650,000 characters: the documentation within CPython (``pydoc_data.topics``)."""
+    """Built-in corpus: about 650,000 characters of English, CPython's documentation (``pydoc_data.topics``)."""
 
     records = False
 
@@ -52,13 +56,13 @@ class Builtin(Corpus, kind="corpus"):
 
 
 class Text(Corpus, kind="corpus"):
-    """UTF-8 text files, one document per file."""
+    """Corpus of UTF-8 text files, one document per file."""
 
     records = False
 
     class Config(ComponentConfig):
         files: Files
-        """File names or glob patterns, relative to the blueprint's folder."""
+        """File names or glob patterns of the corpus files, relative to the blueprint's folder."""
 
     config: Config
 
@@ -73,7 +77,7 @@ class Text(Corpus, kind="corpus"):
 
 
 class Jsonl(Corpus, kind="corpus"):
-    """JSON Lines files, one document per line."""
+    """Corpus of JSON Lines files, one document per line."""
 
     class Config(RecordFiles):
         pass
@@ -110,7 +114,7 @@ def _parsed(line: str, where: str) -> Any:
 
 
 class Parquet(Corpus, kind="corpus"):
-    """Parquet files, one document per row. Needs the extra ``datasets``."""
+    """Corpus of Parquet files, one document per row. Requires the optional dependencies ``sedd_graph[datasets]``."""
 
     class Config(RecordFiles):
         pass
@@ -142,15 +146,18 @@ class Parquet(Corpus, kind="corpus"):
 
 
 class HubDataset(Corpus, kind="corpus"):
-    """Data set of the ``datasets`` library, from the hub or a local folder, one document per row. Needs the extra ``datasets``."""
+    """Data set from the Hugging Face hub or a local folder, one document per row, read by the ``datasets`` library.
+
+    Requires the optional dependencies ``sedd_graph[datasets]``.
+    """
 
     class Config(Fields):
         name: FileName
-        """Name on the hub, or a folder relative to the blueprint's folder."""
+        """Name of the data set on the hub, or its folder, relative to the blueprint's folder."""
         subset: str | None = None
-        """Configuration of the data set, if it has several; null for its default."""
+        """Name of the data set's configuration, if there are several; null: the default one."""
         split: str = "train"
-        """Name of the split that is read."""
+        """Name of the split to read."""
 
     config: Config
 

@@ -1,4 +1,7 @@
-"""Sources of points: two densities in the plane and arrays in a file. No torch."""
+"""Sources of data points for continuous models: two densities in the plane, and ``.npy`` files.
+
+The module does not import torch.
+"""
 
 import math
 from pathlib import Path
@@ -15,18 +18,18 @@ Deviation = Annotated[float, pydantic.Field(gt=0, le=10)]
 
 
 class Drawn(ComponentConfig):
-    """Config keys of sources that draw points from a density."""
+    """Config keys of sources that draw points from a known density."""
 
     count: Annotated[int, pydantic.Field(ge=2, le=10_000_000)] = 20_000
-    """Number of points, held-out ones included."""
+    """Number of points to draw, held-out points included, from 2 to 10,000,000."""
 
 
 class TwoMoons(PointSource, kind="points"):
-    """Points on two interleaved half circles of radius 1 in the plane, with Gaussian noise."""
+    """Two moons: points on two interleaved half circles of radius 1, with Gaussian noise; float32 [count, 2]."""
 
     class Config(Drawn):
         noise: Deviation = 0.1
-        """Standard deviation of the noise added to each coordinate."""
+        """Standard deviation of the noise added to each coordinate, above 0 and at most 10."""
 
     config: Config
 
@@ -40,11 +43,11 @@ class TwoMoons(PointSource, kind="points"):
 
 
 class EightGaussians(PointSource, kind="points"):
-    """Points of a uniform mixture of eight Gaussian densities, centred on a circle of radius 2 in the plane."""
+    """Eight Gaussians: points of a uniform mixture with means on a circle of radius 2, float32 [count, 2]."""
 
     class Config(Drawn):
         noise: Deviation = 0.2
-        """Standard deviation of each Gaussian, in each coordinate."""
+        """Standard deviation of each Gaussian in each coordinate, above 0 and at most 10."""
 
     config: Config
 
@@ -55,11 +58,11 @@ class EightGaussians(PointSource, kind="points"):
 
 
 class ArrayFile(PointSource, kind="points"):
-    """Points of a ``.npy`` file, an array of numbers [row, ...] of two rows or more."""
+    """Points of a ``.npy`` file: a numeric array [points, ...] of at least two axes and two points, read as float32."""
 
     class Config(ComponentConfig):
         path: Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
-        """File name, relative to the blueprint's folder."""
+        """Path of the ``.npy`` file, relative to the blueprint's folder."""
 
     config: Config
 

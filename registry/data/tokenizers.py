@@ -1,4 +1,7 @@
-"""Tokenizers: characters, bytes, and byte-level BPE or any other of the ``tokenizers`` library. No torch."""
+"""Tokenizers: characters, bytes, byte-level BPE, and any tokenizer of the Hugging Face ``tokenizers`` library.
+
+The module does not import torch.
+"""
 
 import json
 from collections.abc import Iterable
@@ -14,17 +17,17 @@ from sedd_graph.data.tokenizer import Ids, Tokenizer, TokenizerFactory, load_tok
 from sedd_graph.errors import UserError
 
 MAX_SIZE = 2**21
-"""Largest number of tokens, above that of any tokenizer in use; a file with one huge id must not allocate gigabytes."""
+"""Largest accepted vocabulary size; it prevents a tokenizer file with one huge id from allocating gigabytes."""
 PADS = ("<pad>", "[PAD]", "<|padding|>")
 ENDS = ("<|endoftext|>", "</s>", "[SEP]")
 
 
 class Characters(Tokenizer):
-    """Tokenizer with one id per character. Id 0 is every character outside ``alphabet``; the last id is padding.
+    """Character tokenizer: one id per character of ``alphabet``, id 0 for all others; the last id is padding.
 
     Args:
-        alphabet: Characters of the ids from 1, in ascending order of code points.
-        size: Number of ids, at least ``len(alphabet) + 2``.
+        alphabet: The characters with ids 1, 2, ..., in ascending order of code points.
+        size: Vocabulary size, at least ``len(alphabet) + 2``; ids between the alphabet and padding are unused.
     """
 
     def __init__(self, alphabet: str, size: int) -> None:
@@ -37,7 +40,12 @@ class Characters(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "Characters":
-        """Return a tokenizer with ``size`` ids, for the ``size - 2`` most frequent characters of ``texts``."""
+        """Return a character tokenizer whose alphabet is the ``size - 2`` most frequent characters of a text.
+
+        Args:
+            texts: The training text, in pieces.
+            size: Vocabulary size, at least 3.
+        """
         counts = count_characters(texts)
         seen = np.flatnonzero(counts)
         # stable, so that of equally frequent characters the lower code points are selected
@@ -60,13 +68,16 @@ class Characters(Tokenizer):
 
 
 class CharactersFactory(TokenizerFactory, kind="tokenizer"):
-    """Tokens of characters: the ``size - 2`` most frequent of the training text, one token for all others, and padding."""
+    """Character tokenizer for the ``size - 2`` most frequent characters of the training text.
+
+    One more token stands for all other characters, and one is padding.
+    """
 
     trained = True
 
     class Config(ComponentConfig):
         size: Annotated[int, pydantic.Field(ge=3, le=65536)] = 128
-        """Number of tokens."""
+        """Vocabulary size, the two special tokens included, from 3 to 65,536."""
 
     config: Config
 
@@ -89,7 +100,7 @@ class CharactersFactory(TokenizerFactory, kind="tokenizer"):
 
 
 class Bytes(Tokenizer):
-    """Tokenizer with one id per byte of UTF-8; the last id is padding."""
+    """Byte tokenizer: ids 0 to 255 are the bytes of UTF-8, and id 256 is padding."""
 
     size, pad, forbidden = 257, 256, (256,)
 
@@ -107,7 +118,7 @@ class Bytes(Tokenizer):
 
 
 class BytesFactory(TokenizerFactory, kind="tokenizer"):
-    """Tokens of UTF-8 bytes, and padding: 257 tokens."""
+    """Byte tokenizer: one token per byte of UTF-8, and padding; 257 tokens."""
 
     class Config(ComponentConfig):
         pass
@@ -123,13 +134,13 @@ class BytesFactory(TokenizerFactory, kind="tokenizer"):
 
 
 class HuggingFace(Tokenizer):
-    """Tokenizer of the ``tokenizers`` library.
+    """Adapter of a tokenizer of the Hugging Face ``tokenizers`` library.
 
     Args:
-        inner: The ``tokenizers.Tokenizer``; its truncation and padding are switched off.
+        inner: The ``tokenizers.Tokenizer``; its truncation and padding are switched off in place.
 
     Raises:
-        ValueError: It has no tokens, or ids of :data:`MAX_SIZE` or more.
+        ValueError: ``inner`` has no tokens, or an id of :data:`MAX_SIZE` or more.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -194,11 +205,11 @@ def _byte_characters() -> dict[str, int]:
 
 
 class TokenizerFile(TokenizerFactory, kind="tokenizer"):
-    """Tokenizer of a ``tokenizer.json`` file, of the ``tokenizers`` library or written by sedd_graph."""
+    """Tokenizer loaded from a ``tokenizer.json`` file that the ``tokenizers`` library or sedd_graph has written."""
 
     class Config(ComponentConfig):
         path: Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
-        """File name, relative to the blueprint's folder."""
+        """Path of the ``tokenizer.json`` file, relative to the blueprint's folder."""
 
     config: Config
 
@@ -216,13 +227,13 @@ class TokenizerFile(TokenizerFactory, kind="tokenizer"):
 
 
 class Bpe(TokenizerFactory, kind="tokenizer"):
-    """Byte-level BPE (arXiv 1508.07909) trained on the training text, with padding and an end-of-text token."""
+    """Byte-level BPE tokenizer (arXiv 1508.07909), fitted to the training text, with padding and end-of-text tokens."""
 
     trained = separates = True
 
     class Config(ComponentConfig):
         size: Annotated[int, pydantic.Field(ge=258, le=1_000_000)] = 4096
-        """Number of tokens."""
+        """Vocabulary size, the two special tokens included, from 258 to 1,000,000."""
 
     config: Config
 

@@ -1,7 +1,7 @@
-"""Base class of kernels with a constant rate matrix, P = exp(sigma Q).
+"""Base class of kernels with a constant rate matrix Q, whose transition matrix is P = exp(sigma Q).
 
-Sigma is scaled so that the slowest mode decays as exp(-sigma), as with uniform, whatever the unit of the given rates; every
-schedule then ends in noise. Axes: b batch, l length, n states.
+Q is scaled so that the slowest mode decays as exp(-sigma), as under the kernel ``uniform``, whatever the unit of the
+given rates; every schedule then ends close to the prior. Axes: b batch, l length, n states.
 """
 
 from abc import abstractmethod
@@ -17,7 +17,10 @@ __all__ = ["FixedRates"]
 
 
 class FixedRates(Kernel):
-    """A kernel whose rates do not depend on sigma; all formulas follow from four products with P = exp(sigma Q) and Q."""
+    """Base class of kernels whose rate matrix Q does not depend on sigma.
+
+    Subclasses define four products with Q and with P = exp(sigma Q), from which all other formulas follow.
+    """
 
     abstract: ClassVar[bool] = True
     mask = None

@@ -1,4 +1,4 @@
-"""Token frequencies given by a blueprint, and the files of numbers that kernels read. Axes: m data tokens."""
+"""Token frequencies from a blueprint or a file, and reading of ``.npy`` files. Axes: m data tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ Count = Annotated[float, pydantic.Field(ge=0, lt=1e18)]
 
 
 class FrequencyConfig(ComponentConfig):
-    """Config of a component that depends on the frequencies of the data tokens."""
+    """Config keys of components that depend on the frequencies of the data tokens."""
 
     frequencies: Literal["zipf"] | Annotated[tuple[Count, ...], pydantic.Field(min_length=2, max_length=2**16)] = "zipf"
-    """Counts or shares, one for each data token, at least 0; or ``zipf``: 1 / (id + 1), for a vocabulary sorted by frequency."""
+    """Frequencies of the data tokens up to a common factor, at least 0, one per token; or ``zipf``: 1 / (id + 1), for a
+    vocabulary sorted by frequency."""
     file: Annotated[str, pydantic.Field(max_length=1024)] | None = None
-    """A ``.npy`` file of counts instead, below the working directory, up to 64 MiB."""
+    """A ``.npy`` file of token counts, one axis, in place of ``frequencies``; below the working directory, up to 64
+    MiB."""
     smoothing: Annotated[float, pydantic.Field(ge=1e-6, le=1)] = 1e-2
-    """Share of the uniform distribution that is mixed in, from 1e-6 to 1, so that no token has frequency 0."""
+    """Weight of the uniform distribution in the frequencies, from 1e-6 to 1, so that no token has frequency 0."""
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> FrequencyConfig:
@@ -38,7 +40,18 @@ class FrequencyConfig(ComponentConfig):
 
 
 def local_file(file: str, limit: int) -> Path:
-    """Return the path of ``file``; raises :class:`UserError` unless it is below the working directory and at most ``limit`` bytes."""
+    """Resolve the path of a file that a blueprint names, and verify its location and size.
+
+    Args:
+        file: Path, absolute or relative to the working directory.
+        limit: Largest accepted size in bytes.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        UserError: The file is not below the working directory, cannot be read, or is too large.
+    """
     path = Path(file).resolve()
     if not path.is_relative_to(Path.cwd().resolve()):
         raise UserError(f"{file} is not below the working directory; copy it there")
@@ -52,18 +65,19 @@ def local_file(file: str, limit: int) -> Path:
 
 
 def load_numbers(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
-    """Read a ``.npy`` file of finite numbers.
+    """Read an array of finite numbers from a ``.npy`` file.
 
     Args:
         file: Path below the working directory.
         dims: Number of axes that the array must have.
-        limit: Largest size of the file in bytes.
+        limit: Largest accepted size of the file in bytes.
 
     Returns:
-        float64.
+        The array, float64.
 
     Raises:
-        UserError: The file is elsewhere, too large, unreadable, or holds something else.
+        UserError: The file is not below the working directory, too large or unreadable, its array has another number of
+            axes or is not numeric, or some values are not finite.
     """
     path = local_file(file, limit)
     try:
@@ -79,10 +93,17 @@ def load_numbers(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
 
 
 def token_frequencies(config: FrequencyConfig, tokens: int) -> Tensor:
-    """Return the smoothed frequencies of ``tokens`` data tokens, float64 [m], positive and of sum 1.
+    """Return the smoothed frequencies of the data tokens.
+
+    Args:
+        config: Frequencies, or their file, and smoothing.
+        tokens: Number of data tokens m.
+
+    Returns:
+        Frequencies, float64 [m], positive and of sum 1.
 
     Raises:
-        UserError: The file is unreadable, or has another number of entries.
+        UserError: The file is unreadable or has negative counts, or the number of entries is not ``tokens``.
     """
     if config.file is not None:
         counts = torch.from_numpy(load_numbers(config.file, 1))
@@ -100,7 +121,14 @@ def token_frequencies(config: FrequencyConfig, tokens: int) -> Tensor:
 
 
 def thinned(config: ComponentConfig, tokens: int) -> FrequencyConfig:
-    """Return ``config`` for ``tokens`` tokens: its frequencies at evenly spaced quantiles, from the highest to the lowest."""
+    """Return a copy of ``config`` for a smaller vocabulary of ``tokens`` data tokens, for proofs.
+
+    The new frequencies are evenly spaced quantiles of the given ones, from the highest to the lowest; ``zipf`` is left
+    unchanged.
+
+    Raises:
+        UserError: The file of frequencies is unreadable.
+    """
     config = FrequencyConfig.model_validate(config)
     if config.frequencies == "zipf" and config.file is None:
         return config

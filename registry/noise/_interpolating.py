@@ -1,8 +1,9 @@
-"""Base class of interpolating kernels: a token is kept, or replaced by a draw that does not depend on it.
+"""Base class of interpolating kernels, which retain a token or replace it by a draw that does not depend on the token.
 
-P(sigma) = alpha I + b 1^T with alpha = exp(-sigma) and b = (1 - alpha) pi: one set of formulas serves every such kernel (GIDD,
-arXiv 2503.04482). Sigma is measured as in SEDD's code: a token is hit at rate 1 per unit of sigma, and the token drawn in its
-place may be the same one. Only the two dense matrices for proofs hold n x n numbers. Axes: b batch, l length, n states.
+The transition matrix is P(sigma) = alpha I + b 1^T with alpha = exp(-sigma) and b = (1 - alpha) pi, where pi is the
+replacement distribution (GIDD, arXiv 2503.04482). Sigma is in the unit of SEDD's code: a token is replaced at rate 1
+per unit of sigma, and the replacement may be the same token. Only ``rate_matrix`` and ``transition_matrix``, which
+serve proofs, allocate n x n tables. Axes: b batch, l length, n states.
 """
 
 from abc import abstractmethod
@@ -31,27 +32,38 @@ def _draw(weights: Tensor, u: Tensor) -> Tensor:
 
 
 class Interpolating(Kernel):
-    """A kernel P = alpha I + (1 - alpha) pi 1^T whose replacement distribution ``pi`` may depend on sigma.
+    """Base class of kernels P = alpha I + (1 - alpha) pi 1^T with alpha = exp(-sigma).
 
-    Subclasses give ``mask`` and :meth:`target`. :meth:`rate` must be nowhere negative, or there is no such Markov process; the
-    check ``kernel.rates`` tests it.
+    The replacement distribution pi may depend on sigma. Subclasses define ``mask`` and :meth:`target`. The rates of
+    :meth:`rate` must not be negative, since no such Markov process exists otherwise; the check ``kernel.rates``
+    verifies this.
     """
 
     abstract: ClassVar[bool] = True
 
     @abstractmethod
     def target(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pi and its derivative in sigma.
+        """Return the replacement distribution pi at total noise sigma and its derivative in sigma.
 
         Args:
-            sigma: Total noise [b].
+            sigma: Total noise, [b].
 
         Returns:
-            pi [b or 1, n], each row of sum 1, and d pi / d sigma, which broadcasts against pi.
+            The distribution pi, [b, n] or [1, n], each row of sum 1; and d pi / d sigma, of a shape that broadcasts
+            against pi.
         """
 
     def rate(self, sigma: Tensor) -> Tensor:
-        """Return the rate into each state from any other per unit of ``sigma`` [b], b' + b with b' = db / dsigma, [b or 1, n]."""
+        """Return the transition rate into each state, which is the same from every other state.
+
+        The rate is b + db / dsigma with b = (1 - exp(-sigma)) pi.
+
+        Args:
+            sigma: Total noise, [b].
+
+        Returns:
+            Rates per unit of sigma, [b, n] or [1, n].
+        """
         pi, slope = self.target(sigma)
         return pi - torch.expm1(-sigma)[:, None] * slope
 

@@ -1,6 +1,7 @@
-"""The graph of nearest neighbours among embeddings: its edges, balanced rates, and mixing rate.
+"""Graph of nearest neighbours among token embeddings: edges, balanced transition rates and spectral gap.
 
-Everything is sparse: lists of edges, never an n x n table. Axes: n tokens, d numbers of an embedding, e edges, k neighbours.
+The graph is stored as lists of edges, never as an n x n table. Axes: n tokens, d embedding width, e edges, k
+neighbours.
 """
 
 from __future__ import annotations
@@ -17,21 +18,22 @@ from sedd_graph.errors import UserError
 __all__ = ["Exchange", "exchange", "nearest"]
 
 CHUNK = 1024
-"""Tokens whose distances to all others are held in memory at a time."""
+"""Number of tokens whose distances to all other tokens are in memory at a time."""
 SLOWEST = 1e-3
-"""Smallest accepted mixing rate: the slowest mode must decay by a factor e within 1/SLOWEST moves of each token."""
+"""Smallest accepted spectral gap: the slowest mode must decay by a factor e within 1/SLOWEST transitions of each
+token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """Symmetric rates between neighbours, as compressed rows.
+    """Symmetric transition rates between neighbouring tokens, as a compressed sparse row (CSR) matrix.
 
     Attributes:
-        start: int64 [n + 1], the offset of each token's edges.
+        start: int64 [n + 1], the offset of each token's first edge in ``to`` and ``rate``.
         to: int64 [e], the token that each edge leads to.
-        rate: float64 [e].
-        leave: float64 [n], the sum of each token's rates, at most 1.
-        gap: Decay rate of the slowest mode, the spectral gap.
+        rate: float64 [e], the transition rate of each edge.
+        leave: float64 [n], the sum of the rates of each token's edges, at most 1.
+        gap: Spectral gap, the decay rate of the slowest mode.
     """
 
     start: Tensor
@@ -41,7 +43,7 @@ class Exchange:
     gap: float
 
     def times(self, x: Tensor) -> Tensor:
-        """Return the off-diagonal rates times ``x`` float64 [n]."""
+        """Return the product of the off-diagonal rate matrix and the vector ``x`` float64 [n], float64 [n]."""
         return x.new_zeros(len(x)).index_add_(0, self._from, self.rate * x[self.to])
 
     @functools.cached_property
@@ -50,7 +52,15 @@ class Exchange:
 
 
 def nearest(points: Tensor, k: int) -> Tensor:
-    """Return the ``k`` nearest other points of each of ``points`` float32 [n, d] by Euclidean distance, int64 [n, k]."""
+    """Find the nearest neighbours of each point by Euclidean distance.
+
+    Args:
+        points: Points, float32 [n, d].
+        k: Number of neighbours, less than n.
+
+    Returns:
+        Indices of the ``k`` nearest other points of each point, in no order, int64 [n, k].
+    """
     n = len(points)
     length = points.square().sum(1)
     found = torch.empty(n, k, dtype=torch.int64)
@@ -136,15 +146,19 @@ def _least(diagonal: list[float], beside: list[float]) -> float:
 
 
 def exchange(points: Tensor, k: int, *, even: float) -> Exchange:
-    """Build the graph of nearest neighbours and its balanced rates.
+    """Build the graph of nearest neighbours and its balanced transition rates.
 
     Args:
         points: Embeddings, float32 [n, d].
-        k: Neighbours of each token; all other tokens where there are fewer.
-        even: Share of moves to a uniformly drawn token. The rates leave it out; the checks of mixing count it.
+        k: Number of neighbours of each token; limited to n - 1.
+        even: Share of transitions that go to a uniformly drawn token. It is not included in the returned rates, but in
+            the test that the process mixes fast enough.
+
+    Returns:
+        The graph with its rates and spectral gap; the gap is 0 for a disconnected graph.
 
     Raises:
-        UserError: The graph is disconnected and ``even`` is 0, or it mixes too slowly with that share.
+        UserError: The graph is disconnected and ``even`` is 0, or the process mixes too slowly.
     """
     n = len(points)
     a, b, count = _edges(nearest(points, min(k, n - 1)))

@@ -1,7 +1,8 @@
-"""Sparse matrix exponentials by uniformization, as torch operators: exp(level G) x for the generator G of a symmetric graph.
+"""Products exp(level G) x with sparse matrix exponentials by uniformization, as torch operators.
 
-With p the largest rate of leaving and S = 1 + G / p, exp(level G) = sum over k of Poisson(k; level p) S^k. For level >= 0 all
-terms are positive, so the smallest probabilities are as precise as the largest. Axes: r rows, n states, e edges.
+G is the symmetric generator of a Markov process. With p the largest rate of leaving a state and S = I + G / p,
+exp(level G) is the sum over k of Poisson(k; level p) S^k. For level >= 0 all terms are positive, so small probabilities
+have the same relative accuracy as large ones. Axes: r rows, n states, e edges.
 """
 
 import math
@@ -14,15 +15,15 @@ from torch import Tensor
 __all__ = ["expm", "rows_of"]
 
 TAIL = 1e-20
-"""Poisson probability of the terms that the sum leaves out."""
+"""Poisson probability of the truncated tail of the sum."""
 _CHUNK = 2**24
-"""Numbers of ``x`` multiplied at a time."""
+"""Number of entries of ``x`` in one sparse product."""
 _FEW = 64
-"""Largest n for which dense tables may be summed instead of sparse products."""
+"""Largest n for which dense matrices may replace sparse products."""
 _TABLES = 2**21
-"""Limit on the numbers in all powers of a dense table, about."""
+"""Approximate upper limit on the number of entries of all powers of a dense matrix."""
 _PIECE = 2**20
-"""Numbers of dense tables held at a time."""
+"""Number of entries of dense matrices in memory at a time."""
 
 
 def _table(start: Tensor, to: Tensor, rate: Tensor) -> Tensor:
@@ -65,7 +66,18 @@ def _expm_dense(x: Tensor, mean: Tensor, step: Tensor, most: float) -> Tensor:
 
 @torch.library.custom_op("sedd_graph::neighbours_rows", mutates_args=())
 def rows_of(x: Tensor, start: Tensor, to: Tensor, rate: Tensor, states: int) -> Tensor:
-    """Return the rates between ``x`` int64 [r] and each state, [r, n], from the compressed rows ``start``, ``to``, ``rate``."""
+    """Return dense rows of a sparse rate matrix.
+
+    Args:
+        x: Indices of the rows, int64 [r].
+        start: Offsets of the compressed sparse rows, int64 [n + 1].
+        to: Column of each entry, int64 [e].
+        rate: Value of each entry, [e].
+        states: Number of columns n.
+
+    Returns:
+        Rates between each ``x`` and each state, [r, n], in the dtype of ``rate``.
+    """
     if states <= _FEW:
         return _table(start, to, rate)[x]
     count = start[x + 1] - start[x]
@@ -83,18 +95,18 @@ def _(x: Tensor, start: Tensor, to: Tensor, rate: Tensor, states: int) -> Tensor
 
 @torch.library.custom_op("sedd_graph::neighbours_expm", mutates_args=())
 def expm(x: Tensor, level: Tensor, start: Tensor, to: Tensor, rate: Tensor, leave: Tensor) -> Tensor:
-    """Return exp(level G) x for each row.
+    """Multiply each row by a matrix exponential: exp(level G) x for a sparse symmetric generator G.
 
     Args:
-        x: [r, n].
-        level: Time, float64 [r], of either sign.
-        start: Offsets of the compressed rows of G off its diagonal, int64 [n + 1].
-        to: Columns, int64 [e].
-        rate: Values, float64 [e]; G is symmetric.
-        leave: Row sums of ``rate``, float64 [n]: minus the diagonal of G.
+        x: Vectors, one per row, [r, n].
+        level: Time of each row, float64 [r]; a negative time applies the inverse.
+        start: Offsets of the compressed sparse rows of G without its diagonal, int64 [n + 1].
+        to: Column of each off-diagonal entry, int64 [e].
+        rate: Value of each off-diagonal entry, float64 [e].
+        leave: Sum of ``rate`` in each row, float64 [n]; the diagonal of G is -``leave``.
 
     Returns:
-        [r, n] with the dtype of ``x``.
+        The products, [r, n], in the dtype of ``x``.
     """
     n, fastest = x.shape[1], float(leave.max())
     if n <= _FEW and len(x) and (most := float(level.abs().max()) * fastest) * n**2 < _TABLES:

@@ -1,6 +1,7 @@
-"""Kernels that replace tokens by draws from one distribution: absorb, uniform, unigram and mixture.
+"""Interpolating kernels: ``absorb``, ``uniform``, ``unigram`` and ``mixture``.
 
-All extend :class:`Interpolating`. Axes: b batch, l length, n states.
+Each replaces a noised token by a draw from a distribution that does not depend on the token. All extend
+:class:`Interpolating`. Axes: b batch, l length, n states.
 """
 
 from typing import Annotated
@@ -20,7 +21,7 @@ __all__ = ["Absorb", "Interpolating", "Mixture", "Uniform", "Unigram"]
 
 
 class Uniform(Interpolating, kind="kernel"):
-    """Replace tokens at rate 1 by uniform draws from all states (D3PM uniform; SEDD uniform; UDLM)."""
+    """Uniform kernel: replaces a token at rate 1 by a uniform draw from all states (D3PM; SEDD; UDLM)."""
 
     mask = None
     rate_bound = 1.0
@@ -35,9 +36,9 @@ class Uniform(Interpolating, kind="kernel"):
 
 
 class Unigram(Interpolating, kind="kernel"):
-    """Replace tokens at rate 1 by draws from the token frequencies, so that noise has the unigram distribution of text.
+    """Unigram kernel: replaces a token at rate 1 by a draw from the token frequencies, which are also the prior.
 
-    A special case of GIDD's prior (arXiv 2503.04482), which allows any distribution.
+    It is a special case of GIDD (arXiv 2503.04482), whose prior may be any distribution.
     """
 
     mask = None
@@ -62,19 +63,20 @@ class Unigram(Interpolating, kind="kernel"):
 
 
 class Mixture(Interpolating, kind="kernel"):
-    """Mask tokens or replace them by uniform draws; the share of replacements falls as noise grows (GIDD, arXiv 2503.04482).
+    """Mixture kernel: masks a token or replaces it by a uniform draw (GIDD, arXiv 2503.04482).
 
-    Of the tokens that have been hit, a share ``uniform * exp(-decay * sigma)`` are uniform draws from the data tokens, the rest
-    are the mask (the last state). Replacements occur at that share times 1 - decay (1 - exp(-sigma)); a decay above 1 would make
-    this rate negative at large noise.
+    The share of replacements falls as noise grows. Of the noised tokens at total noise sigma, a share s = uniform
+    exp(-decay sigma) are uniform draws from the data tokens, and the others are the mask (the last state). The rate of
+    replacement is s (1 - decay (1 - exp(-sigma))) per unit of sigma, which a decay above 1 would make negative at large
+    sigma.
     """
 
     class Config(ComponentConfig):
         uniform: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.2
-        """Share of hit tokens that are uniform draws rather than the mask, at sigma = 0; in (0, 1]."""
+        """Share s of noised tokens that are uniform draws rather than the mask, in the limit sigma = 0; in (0, 1]."""
         decay: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
-        """Exponential decay of that share per unit of sigma, in [0, 1]. 0: constant, and the prior is a mixture; above 0: the
-        prior is masks alone."""
+        """Exponential decay of the share s per unit of sigma, in [0, 1]. 0: s is constant, and the prior is a mixture
+        of masks and data tokens. Above 0: the prior is masks alone."""
 
     config: Config
 
@@ -99,9 +101,10 @@ class Mixture(Interpolating, kind="kernel"):
 
 
 class Absorb(Interpolating, kind="kernel"):
-    """Mask tokens at rate 1; a mask (the last state) stays (D3PM absorbing; SEDD absorb; MDLM).
+    """Absorbing kernel: masks a token at rate 1; a mask (the last state) never changes (D3PM; SEDD; MDLM).
 
-    The formulas are those of :class:`Interpolating` without the terms that are 0: scores at unmasked positions are not read.
+    The formulas are those of :class:`Interpolating` without the terms that are 0: scores at unmasked positions are
+    ignored.
     """
 
     clamp_safe = True

@@ -1,8 +1,9 @@
-"""Masking kernels whose rate depends on the token, such as one that masks rare tokens first.
+"""Masking kernels whose rate depends on the token, such as a kernel that masks rare tokens first.
 
-The state-dependent absorbing process of MD4 (arXiv 2406.04329, section 4): a token v is still visible with probability alpha_v,
-and masked with probability hit_v = 1 - alpha_v. Cross-entropy weighted by the clean token's rate is *not* a bound here: its
-optimum is another distribution. Axes: b batch, l length, n states (the last is the mask), m = n - 1 data tokens.
+They are the state-dependent absorbing processes of MD4 (arXiv 2406.04329, section 4): at total noise sigma, token v is
+unmasked with probability alpha_v(sigma) and masked with probability hit_v(sigma) = 1 - alpha_v(sigma). Under such a
+kernel, cross-entropy weighted by the clean token's rate is not a bound on -log p: its minimum is not at the true
+posterior. Axes: b batch, l length, n states (the last is the mask), m = n - 1 data tokens.
 """
 
 import math
@@ -24,9 +25,10 @@ __all__ = ["LearnedPower", "Power", "Spindle", "TokenMasking"]
 
 
 class TokenMasking(Kernel):
-    """Base class: token v is masked at rate -alpha_v' / alpha_v, and a mask stays.
+    """Base class of kernels that mask token v at rate -(d alpha_v / d sigma) / alpha_v and never change a mask.
 
-    Subclasses give :meth:`trait_of`, which is evaluated once, and :meth:`token_schedules`, which depends on it and on sigma.
+    alpha_v(sigma) is the probability that token v is still unmasked at total noise sigma. Subclasses define
+    :meth:`trait_of`, which is evaluated once, and :meth:`token_schedules`, which depends on :attr:`trait` and on sigma.
     """
 
     abstract: ClassVar[bool] = True
@@ -44,7 +46,7 @@ class TokenMasking(Kernel):
 
     @property
     def trait(self) -> Tensor:
-        """The parameter of each token's masking schedule (see :meth:`trait_of`), [m]."""
+        """Parameter of the masking rate of each token, [m], such as the exponents w_v of the kernel ``power``."""
         return self.fixed_trait
 
     @classmethod
@@ -53,21 +55,27 @@ class TokenMasking(Kernel):
 
     @abstractmethod
     def trait_of(self, surprisal: Tensor, frequencies: Tensor) -> Tensor:
-        """Return the parameter of each token's masking schedule, such as the exponent of ``power``.
+        """Return the parameter of the masking rate of each token.
 
         Args:
-            surprisal: -log frequency of each token in nats, float64 [m].
+            surprisal: Surprisal -log(frequency) of each token, nats, float64 [m].
             frequencies: Frequencies of the tokens, float64 [m], of sum 1.
 
         Returns:
-            float64 [m], stored as :attr:`trait`.
+            The initial value of :attr:`trait`, float64 [m].
         """
 
     @abstractmethod
     def token_schedules(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log alpha_v, log hit_v and d log hit_v / d sigma, each [b, m], at total noise ``sigma`` [b].
+        """Return the log-probabilities that each token is unmasked or masked at total noise sigma.
 
-        Token v is still visible with probability alpha_v, and masked with probability hit_v = 1 - alpha_v.
+        Args:
+            sigma: Total noise, [b].
+
+        Returns:
+            Three tensors [b, m]: log alpha_v, where alpha_v is the probability that token v is unmasked; log hit_v,
+            where hit_v = 1 - alpha_v is the probability that token v is masked; and the derivative of log hit_v in
+            sigma.
         """
 
     @property
@@ -75,7 +83,7 @@ class TokenMasking(Kernel):
         return self.states - 1
 
     def _mask_rates(self, sigma: Tensor) -> Tensor:
-        """Return the rate from each token to the mask, [b, m]."""
+        """Return the rate from each data token to the mask per unit of ``sigma`` [b], [b, m]."""
         log_keep, log_hit, growth = self.token_schedules(sigma)
         return growth * torch.exp(log_hit - log_keep)
 
@@ -163,15 +171,17 @@ class TokenMasking(Kernel):
 
 
 class Power(TokenMasking, kind="kernel"):
-    """Mask by surprisal: hit_v = (1 - exp(-sigma))^w_v with w_v = exp(-gamma z_v), z_v the standardised surprisal.
+    """Masking kernel whose rate depends on token surprisal: token v is masked with probability (1 - exp(-sigma))^w_v.
 
-    The form is that of MD4 (arXiv 2406.04329, section 4).
+    The exponents are w_v = exp(-gamma z_v), where z_v is the surprisal -log(frequency of v), standardised over the
+    token frequencies to mean 0 and standard deviation 1, and clamped to [-2, 2]. The masking probability has the form
+    of MD4 (arXiv 2406.04329, section 4).
     """
 
     class Config(FrequencyConfig):
         gamma: Annotated[float, pydantic.Field(ge=-1, le=1)] = 0.5
-        """Dependence on surprisal, in [-1, 1]. Above 0: rare tokens are masked first and generated last; below 0: the reverse;
-        0: all tokens alike, as with absorb."""
+        """Strength of the dependence on surprisal, in [-1, 1]. Above 0: rare tokens are masked first and generated
+        last; below 0: frequent tokens are masked first; 0: all tokens have one rate, as under ``absorb``."""
 
     config: Config
 
@@ -194,10 +204,10 @@ class Power(TokenMasking, kind="kernel"):
 
 
 class LearnedPower(Power, kind="kernel"):
-    """Mask as :class:`Power` does, with exponents w_v that are trained with the network (GenMD4, arXiv 2406.04329, section 4).
+    """Masking kernel ``power`` whose exponents w_v are trained with the network (GenMD4, arXiv 2406.04329, section 4).
 
-    They start from surprisal, as in ``power``. The bound and the distribution of its draws depend on them; the objective
-    ``genmd4`` estimates both gradients, and others refuse this kernel.
+    The exponents are initialised as in ``power``. Both the bound and the distribution of the noisy rows depend on the
+    exponents. The objective ``genmd4`` estimates both gradients; other objectives reject this kernel with an error.
     """
 
     learned = True
@@ -217,11 +227,13 @@ class LearnedPower(Power, kind="kernel"):
 
 
 class Spindle(TokenMasking, kind="kernel"):
-    """Mask by DiffusionBERT's spindle schedule: hit_v = u + strength sin(pi u) H_v, u = 1 - exp(-sigma) (arXiv 2211.15029).
+    """Masking kernel with DiffusionBERT's spindle schedule, which masks rare tokens first (arXiv 2211.15029).
 
-    H_v = 1 - (mean surprisal) / (surprisal of v), clamped so that hit_v grows with sigma: the information that remains falls
-    evenly. Surprisal is that of the vocabulary. DiffusionBERT averages it over the sentence, so that a token's rate depends on
-    the other tokens; such a process is not Markov in single tokens and has no known reverse rates.
+    Token v is masked with probability u + strength sin(pi u) H_v, where u = 1 - exp(-sigma) and H_v = 1 - (mean
+    surprisal) / (surprisal of v), clamped so that the probability increases in sigma. The schedule makes the
+    information in the unmasked tokens fall evenly. The mean of the surprisal is over the token frequencies.
+    DiffusionBERT takes the mean over the sentence, so that a token's rate depends on the other tokens; that process is
+    not Markov in single tokens and has no known reverse rates.
     """
 
     class Config(FrequencyConfig):

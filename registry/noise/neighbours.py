@@ -1,9 +1,10 @@
-"""Kernel under which tokens move to their nearest neighbours among embeddings, at any vocabulary size.
+"""Kernel under which tokens move to their nearest neighbours in embedding space, for any vocabulary size.
 
-D3PM's nearest-neighbour transitions (arXiv 2107.03006, appendix A.2.4) in continuous time. The rates are those of a sparse graph
-(:mod:`._neighbour_graph`). Draws are exact random walks on it; probabilities come from uniformization (:mod:`._uniformization`), a
-number of sparse products of [b l, n]. Only the two methods for proofs hold n x n numbers. Axes: b batch, l length, n states,
-e edges, r rows.
+It is the nearest-neighbour transition of D3PM (arXiv 2107.03006, appendix A.2.4) in continuous time. The rates are
+those of a sparse graph (:mod:`._neighbour_graph`). Noisy tokens are drawn by exact random walks on the graph;
+transition probabilities come from uniformization (:mod:`._uniformization`), a sequence of sparse products with a matrix
+[b l, n]. Only ``rate_matrix`` and ``transition_matrix``, which serve proofs, allocate n x n tables. Axes: b batch, l
+length, n states, e edges, r rows.
 """
 
 from __future__ import annotations
@@ -29,31 +30,33 @@ from ._uniformization import expm, rows_of
 __all__ = ["Neighbours"]
 
 SETTLED = 40.0
-"""Total noise from which P is treated as uniform: each mode is below exp(-40)."""
+"""Total noise above which the transition matrix P is treated as uniform: every mode has decayed below exp(-40)."""
 _MAX_BYTES = 2**30
 
 
 class Neighbours(FixedRates, kind="kernel"):
-    """Move tokens to their nearest neighbours among embeddings, or to tokens they are nearest to; the prior is uniform.
+    """Nearest-neighbour kernel: replaces a token by a token close to it in embedding space; the prior is uniform.
 
-    Rates are symmetric and balanced (Sinkhorn), so that all tokens are left at about the same rate. Sigma is scaled so that the
-    slowest mode decays as exp(-sigma).
+    Two tokens are connected if one is among the nearest neighbours of the other. The rates are symmetric and are
+    balanced by Sinkhorn iteration, so that every token has about the same total rate of leaving. Sigma is scaled so
+    that the slowest mode of the process decays as exp(-sigma).
     """
 
     class Config(ComponentConfig):
         neighbours: Annotated[int, pydantic.Field(ge=1, le=256)] = 10
-        """Neighbours of each token, 1 to 256."""
+        """Number of nearest neighbours of each token, from 1 to 256."""
         file: Annotated[str, pydantic.Field(max_length=1024)] | None = None
-        """Embeddings, one row for each token: a ``.npy`` or ``.safetensors`` file below the working directory, up to 1 GiB. null:
-        normal draws of ``seed``, like the untrained embeddings of a model; neighbours then have no meaning."""
+        """Embeddings, one row per token: a ``.npy`` or ``.safetensors`` file below the working directory, up to 1 GiB.
+        null: normal draws with ``seed``, as in an untrained model; neighbours are then arbitrary."""
         tensor: Annotated[str, pydantic.Field(max_length=1024)] | None = None
-        """Name of the embeddings in a ``.safetensors`` file."""
+        """Name of the embedding tensor in a ``.safetensors`` file."""
         seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
-        """Seed of the embeddings drawn without a file."""
+        """Seed of the random embeddings that are used without a file."""
         width: Annotated[int, pydantic.Field(ge=1, le=8192)] = 64
-        """Numbers in each embedding drawn without a file."""
+        """Dimension of the random embeddings that are used without a file, from 1 to 8,192."""
         even: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
-        """Share of moves that go to a uniformly drawn token, in [0, 1]. Above 0 it connects a graph that falls into pieces."""
+        """Share of transitions that go to a uniformly drawn token, in [0, 1]. Above 0, a disconnected graph is accepted
+        too."""
 
         @pydantic.model_validator(mode="after")
         def _named(self) -> Neighbours.Config:
@@ -77,10 +80,10 @@ class Neighbours(FixedRates, kind="kernel"):
 
     @property
     def graph(self) -> Exchange:
-        """The graph and its rates.
+        """Sparse graph of nearest neighbours and its transition rates, built at the first use and cached.
 
         Raises:
-            UserError: The embeddings cannot be read, or the graph does not mix.
+            UserError: The embeddings cannot be read, or the process on the graph does not mix.
         """
         stamp = None
         if self.config.file is not None:
@@ -90,7 +93,10 @@ class Neighbours(FixedRates, kind="kernel"):
 
     @property
     def gap(self) -> float:
-        """Decay rate of the slowest mode where tokens are left at most once per unit of time."""
+        """Spectral gap of the rates, uniform transitions included, before sigma is scaled.
+
+        It is the decay rate of the slowest mode if each token leaves at a rate of at most 1.
+        """
         return (1 - self.config.even) * self.graph.gap + self.config.even
 
     def _parts(self, like: Tensor) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
-"""Kernels given by a dense rate matrix over a small vocabulary: any rates, and ordinal tokens.
+"""Kernels with a dense rate matrix, for small vocabularies: ``rates`` (any matrix) and ``ordinal`` (ordered tokens).
 
-They hold n x n numbers for each row of a batch; neighbours (its own module) holds a sparse graph instead. Axes: b batch, l length,
-n states.
+They compute an n x n transition matrix for each row of a batch. The kernel ``neighbours`` uses a sparse graph instead,
+for large vocabularies. Axes: b batch, l length, n states.
 """
 
 from abc import abstractmethod
@@ -33,12 +33,13 @@ def _columns_of(table: Tensor, index: Tensor) -> Tensor:
 
 
 class RateTable(FixedRates):
-    """Base class for any irreducible rate matrix; its powers come from an eigendecomposition made once, in float64.
+    """Base class of kernels with an irreducible rate matrix Q, which subclasses define by :meth:`rates`.
 
-    Subclasses give :meth:`rates`.
+    Q is scaled so that its slowest mode decays as exp(-sigma). If Q satisfies detailed balance, exp(sigma Q) is
+    computed from an eigendecomposition that is made once, otherwise by ``torch.linalg.matrix_exp``; both in float64.
 
     Raises:
-        UserError: More than ``MAX_STATES`` states, or rates that do not connect all states.
+        UserError: There are more than ``MAX_STATES`` states, or the rates have no unique stationary distribution.
     """
 
     abstract: ClassVar[bool] = True
@@ -84,10 +85,13 @@ class RateTable(FixedRates):
 
     @abstractmethod
     def rates(self) -> Tensor:
-        """Return rates off the diagonal, float64 [n, n]: ``[z, y]`` from y to z, in any unit of time.
+        """Return the off-diagonal transition rates, in any unit of time.
+
+        Returns:
+            Rates, float64 [n, n]; entry ``[z, y]`` is the rate from state y to state z. The diagonal is ignored.
 
         Raises:
-            UserError: The rates cannot be read, or are not those of this many states.
+            UserError: The rates cannot be read, or their number of states is not the model's.
         """
 
     def _power(self, sigma: Tensor) -> Tensor:
@@ -137,19 +141,19 @@ class RateTable(FixedRates):
 
 
 class Rates(RateTable, kind="kernel"):
-    """Any rate matrix, written out (up to 128 states) or from a file (up to 512).
+    """Kernel with any given rate matrix, from the blueprint (up to 128 states) or from a file (up to 512 states).
 
-    SEDD's general Q (arXiv 2310.16834, section 3.3).
+    It is SEDD's general rate matrix Q (arXiv 2310.16834, section 3.3).
     """
 
     example: ClassVar[Mapping[str, Any]] = {"table": [[0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1], [3, 0, 0.1, 0]]}
 
     class Config(ComponentConfig):
         table: Annotated[tuple[TableRow, ...], pydantic.Field(min_length=2, max_length=128)] | None = None
-        """Square table of 2 to 128 rows: row z, column y holds the rate from state y to state z, at least 0, in any unit. The
-        diagonal is ignored."""
+        """Rate matrix of 2 to 128 rows: row z, column y is the rate from state y to state z, at least 0, in any unit of
+        time. The diagonal is ignored."""
         file: Annotated[str, pydantic.Field(max_length=1024)] | None = None
-        """A ``.npy`` file of the table, below the working directory; up to 512 states."""
+        """A ``.npy`` file of the rate matrix, below the working directory; up to 512 states."""
 
         @pydantic.model_validator(mode="after")
         def _one_source(self) -> "Rates.Config":
@@ -201,16 +205,17 @@ def _square(config: Rates.Config) -> Tensor:
 
 
 class Ordinal(RateTable, kind="kernel"):
-    """Replace numbers by near numbers more often than by far ones: rates exp(-4 (i - j)^2 / ((n - 1)^2 beta)).
+    """Kernel for ordered tokens, with rates exp(-4 (i - j)^2 / ((n - 1)^2 beta)) between tokens of index i and j.
 
-    D3PM's discretised Gaussian in continuous time (arXiv 2107.03006, appendix A.2.3). D3PM's beta grows over the steps, and the
-    product of those matrices has no closed form; here beta is constant and total noise follows the schedule. The rates are
-    symmetric, so the prior is uniform. Up to 512 states.
+    It is D3PM's discretised Gaussian in continuous time (arXiv 2107.03006, appendix A.2.3). In D3PM beta grows over the
+    steps, and the product of the step matrices has no closed form; here beta is constant, and only total noise follows
+    the schedule. The rates are symmetric, so the prior is uniform. At most 512 states.
     """
 
     class Config(ComponentConfig):
         beta: Annotated[float, pydantic.Field(ge=1e-4, le=100)] = 0.02
-        """Squared width of the rates relative to ((n - 1) / 2)^2, from 1e-4 (mostly the next number) to 100 (almost uniform)."""
+        """Squared width of the Gaussian in units of ((n - 1) / 2)^2, from 1e-4 (mostly adjacent tokens) to 100 (almost
+        uniform)."""
 
     config: Config
 

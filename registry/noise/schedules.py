@@ -1,7 +1,8 @@
-"""Noise schedules: total noise sigma(t) and its derivative, precise in float32 near t = 0 and t = 1.
+"""Noise schedules: total noise sigma(t) and its derivative d sigma / dt, accurate in float32 near t = 0 and t = 1.
 
-alpha = exp(-sigma) is the probability that a token has not been hit by time t. Most schedules give alpha and 1 - alpha in
-separate forms, so that neither cancels. Axes: b batch; any leading axes of ``t`` are kept.
+alpha(t) = exp(-sigma(t)) is the probability that a token is not yet noised (masked or replaced) at time t, which runs
+from 0 (clean) to 1 (noise). Most schedules compute alpha and 1 - alpha by separate formulas, to avoid cancellation. The
+tensor ``t`` may have any shape, and results have the same shape.
 """
 
 import math
@@ -32,21 +33,21 @@ Rate = Annotated[float, pydantic.Field(ge=0, le=1e4)]
 
 
 class AlphaSchedule(Schedule):
-    """Base class of schedules that are given by alpha(t) rather than by total noise."""
+    """Base class of schedules that are defined by alpha(t) = exp(-sigma(t)) rather than by total noise sigma(t)."""
 
     abstract: ClassVar[bool] = True
 
     @abstractmethod
     def _complement(self, t: Tensor) -> Tensor:
-        """Return 1 - alpha, accurate to float precision also where it is close to 0."""
+        """Return 1 - alpha(t), accurate where 1 - alpha is small; the shape of ``t``."""
 
     @abstractmethod
     def _alpha(self, t: Tensor) -> Tensor:
-        """Return alpha, accurate to float precision also where it is close to 0."""
+        """Return alpha(t), accurate where alpha is small; the shape of ``t``."""
 
     @abstractmethod
     def _decay(self, t: Tensor) -> Tensor:
-        """Return -d alpha / dt."""
+        """Return -d alpha / dt at times ``t``; the shape of ``t``."""
 
     def sigma(self, t: Tensor) -> Tensor:
         hit = self._complement(t)
@@ -58,11 +59,14 @@ class AlphaSchedule(Schedule):
 
 
 class LogLinear(AlphaSchedule, kind="schedule"):
-    """alpha = 1 - (1 - eps) t: tokens are hit evenly over time (SEDD; MDLM; D3PM's beta_t = 1 / (T - t + 1))."""
+    """Log-linear schedule, alpha(t) = 1 - (1 - eps) t: the share of noised tokens grows linearly in t (SEDD; MDLM).
+
+    It is the continuous-time form of D3PM's beta_t = 1 / (T - t + 1) with T steps (arXiv 2107.03006).
+    """
 
     class Config(ComponentConfig):
         eps: Eps = 1e-3
-        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
+        """Value of alpha at t = 1, the probability that a token is still not noised at the end; in (0, 0.5)."""
 
     config: Config
 
@@ -77,13 +81,16 @@ class LogLinear(AlphaSchedule, kind="schedule"):
 
 
 class Geometric(Schedule, kind="schedule"):
-    """sigma = sigma_min^(1-t) sigma_max^t (SEDD's schedule for the uniform kernel). sigma(0) is sigma_min, not 0."""
+    """Geometric schedule, sigma(t) = sigma_min^(1-t) sigma_max^t (SEDD, arXiv 2310.16834, for the uniform kernel).
+
+    Total noise at t = 0 is ``sigma_min``, not 0.
+    """
 
     class Config(ComponentConfig):
         sigma_min: Annotated[float, pydantic.Field(gt=0)] = 1e-4
         """Total noise at t = 0, above 0."""
         sigma_max: Annotated[float, pydantic.Field(gt=0, le=1e4)] = 20.0
-        """Total noise at t = 1, above sigma_min, at most 1e4."""
+        """Total noise at t = 1, above ``sigma_min`` and at most 1e4."""
 
         @pydantic.model_validator(mode="after")
         def _ordered(self) -> "Geometric.Config":
@@ -105,17 +112,18 @@ class Geometric(Schedule, kind="schedule"):
 
 
 class Linear(Schedule, kind="schedule"):
-    """sigma = rate_min t + (rate_max - rate_min) t^2 / 2: the noise rate is linear in t (DDPM's and D3PM's linear beta).
+    """Schedule whose noise rate d sigma / dt is linear in t (the linear beta schedule of DDPM and D3PM).
 
-    The defaults correspond to 1,000 steps of beta from 1e-4 to 0.02. With equal rates total noise is linear in t (MDLM code,
-    ``linear``).
+    Total noise is sigma(t) = rate_min t + (rate_max - rate_min) t^2 / 2. The defaults correspond to 1,000 steps of
+    DDPM's beta from 1e-4 to 0.02. If ``rate_min`` equals ``rate_max``, total noise is linear in t (``linear`` in MDLM's
+    code).
     """
 
     class Config(ComponentConfig):
         rate_min: Rate = 0.1
-        """d sigma / dt at t = 0, in [0, 1e4]."""
+        """Noise rate d sigma / dt at t = 0, in [0, 1e4]."""
         rate_max: Rate = 20.0
-        """d sigma / dt at t = 1, in (0, 1e4]."""
+        """Noise rate d sigma / dt at t = 1, in (0, 1e4]."""
 
         @pydantic.model_validator(mode="after")
         def _moves(self) -> "Linear.Config":
@@ -134,13 +142,17 @@ class Linear(Schedule, kind="schedule"):
 
 
 class Cosine(AlphaSchedule, kind="schedule"):
-    """alpha = eps + (1 - eps) cos(a) / cos(a_0), a = pi/2 (t + offset) / (1 + offset) (MDLM code; D3PM with offset 0.008)."""
+    """Cosine schedule, alpha(t) = eps + (1 - eps) cos(a(t)) / cos(a(0)) (MDLM's code; D3PM with ``offset: 0.008``).
+
+    The angle is a(t) = pi/2 (t + offset) / (1 + offset).
+    """
 
     class Config(ComponentConfig):
         eps: Eps = 1e-3
-        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
+        """Value of alpha at t = 1, the probability that a token is still not noised at the end; in (0, 0.5)."""
         offset: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
-        """Start of the cosine, as a share of a quarter period, in [0, 1]; above 0, noise grows from t = 0 on. D3PM: 0.008."""
+        """Offset added to t in the angle of the cosine, in [0, 1]; 0.008 in D3PM. If above 0, the noise rate at t = 0
+        is positive."""
 
     config: Config
 
@@ -165,11 +177,11 @@ class Cosine(AlphaSchedule, kind="schedule"):
 
 
 class CosineSquared(AlphaSchedule, kind="schedule"):
-    """alpha = eps + (1 - eps) cos^2(pi t / 2) (Nichol and Dhariwal, arXiv 2102.09672, as in MDLM's code)."""
+    """Squared-cosine schedule, alpha(t) = eps + (1 - eps) cos^2(pi t / 2) (arXiv 2102.09672; MDLM's code)."""
 
     class Config(ComponentConfig):
         eps: Eps = 1e-3
-        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
+        """Value of alpha at t = 1, the probability that a token is still not noised at the end; in (0, 0.5)."""
 
     config: Config
 
@@ -185,11 +197,14 @@ class CosineSquared(AlphaSchedule, kind="schedule"):
 
 
 class MD4Cosine(AlphaSchedule, kind="schedule"):
-    """alpha = eps + (1 - 2 eps) (1 - cos(pi/2 (1 - t))) (MD4, arXiv 2406.04329, table 4). sigma(0) is about eps, not 0."""
+    """Cosine schedule of MD4, alpha(t) = eps + (1 - 2 eps) (1 - cos(pi/2 (1 - t))) (arXiv 2406.04329, table 4).
+
+    Total noise at t = 0 is about ``eps``, not 0.
+    """
 
     class Config(ComponentConfig):
         eps: Eps = 1e-4
-        """1 - alpha at t = 0, and alpha at t = 1; in (0, 0.5)."""
+        """Value of 1 - alpha at t = 0 and of alpha at t = 1; in (0, 0.5)."""
 
     config: Config
 
@@ -204,13 +219,13 @@ class MD4Cosine(AlphaSchedule, kind="schedule"):
 
 
 class Polynomial(AlphaSchedule, kind="schedule"):
-    """alpha = 1 - (1 - eps) t^power (MD4, arXiv 2406.04329, with finite noise at t = 1)."""
+    """Polynomial schedule, alpha(t) = 1 - (1 - eps) t^power (MD4, arXiv 2406.04329; ``eps`` makes sigma(1) finite)."""
 
     class Config(ComponentConfig):
         power: Annotated[float, pydantic.Field(ge=0.1, le=10)] = 2.0
-        """Exponent of t, in [0.1, 10]; 1 is loglinear."""
+        """Exponent of t, in [0.1, 10]; 1 gives the schedule ``loglinear``."""
         eps: Eps = 1e-3
-        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
+        """Value of alpha at t = 1, the probability that a token is still not noised at the end; in (0, 0.5)."""
 
     config: Config
 
@@ -225,11 +240,14 @@ class Polynomial(AlphaSchedule, kind="schedule"):
 
 
 class Cubic(AlphaSchedule, kind="schedule"):
-    """alpha = eps + (1 - eps) (1 - t)^3: Edit Flows' kappa, the cube of their time 1 - t (arXiv 2506.09018)."""
+    """Cubic schedule, alpha(t) = eps + (1 - eps) (1 - t)^3 (Edit Flows, arXiv 2506.09018).
+
+    The paper's kappa is the cube of the paper's time, which is 1 - t here.
+    """
 
     class Config(ComponentConfig):
         eps: Eps = 1e-3
-        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
+        """Value of alpha at t = 1, the probability that a token is still not noised at the end; in (0, 0.5)."""
 
     config: Config
 
@@ -244,19 +262,21 @@ class Cubic(AlphaSchedule, kind="schedule"):
 
 
 class MutualInformation(Schedule, kind="schedule"):
-    """Mutual information of x_t and x_0 that falls linearly in t to a share eps, under the uniform kernel (D3PM, arXiv 2107.03006).
+    """Schedule under which the mutual information of x_t and x_0 falls linearly in t (D3PM).
 
-    D3PM, section 3.3, for tokens of equal frequency. Under absorb, ``loglinear`` is this schedule, whatever the frequencies.
+    The formula is from arXiv 2107.03006, section 3.3. The mutual information is computed for the ``uniform`` kernel and
+    for tokens of equal frequency. For the ``absorb`` kernel the schedule ``loglinear`` has this property, whatever the
+    token frequencies.
     """
 
     class Config(ComponentConfig):
         eps: Annotated[float, pydantic.Field(gt=0, le=1e-2)] = 1e-6
-        """Share of the information that remains at t = 1, in (0, 0.01]."""
+        """Share of the mutual information that remains at t = 1, in (0, 0.01]."""
 
     config: Config
 
     def _lost(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the share of information lost at ``sigma``, and its derivative, float64."""
+        """Return the share of mutual information lost at ``sigma`` and its derivative in sigma, both float64."""
         n = self.axis("n")
         alpha, other = torch.exp(-sigma), -torch.expm1(-sigma) / n
         same = alpha + other

@@ -1,4 +1,4 @@
-"""A schedule that is trained with the network. Axes: k pieces; any axes of t."""
+"""Noise schedule that is trained together with the network. Axes: k increments; the tensor ``t`` may have any shape."""
 
 import math
 from typing import Annotated
@@ -14,16 +14,19 @@ from .schedules import AlphaSchedule, Eps
 __all__ = ["Learned"]
 
 LEAST = 1e-2
-"""Share of the increments that stays uniform, so that noise grows at all times in float32."""
+"""Weight of the uniform distribution mixed into the increments; it makes sigma(t) strictly increasing in float32."""
 GAIN = 10.0
-"""Factor on the parameters: at a network's learning rate, a few numbers would otherwise train more slowly than the network."""
+"""Factor on the raw parameters; without it these few parameters would train more slowly than the network at the same
+rate."""
 
 
 class Learned(AlphaSchedule, kind="schedule"):
-    """alpha = 1 - (1 - eps) B(t), where B is a Bernstein polynomial with trained positive increments; ``loglinear`` at first.
+    """Trained schedule, alpha(t) = 1 - (1 - eps) B(t) with a Bernstein polynomial B; initialised as ``loglinear``.
 
-    Both ends are fixed, so the bound does not depend on the parameters; they minimise the variance of the loss (VDM, arXiv
-    2107.00630; :func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`). All sums have positive terms, so neither end cancels.
+    The parameters are the increments between consecutive coefficients of B, which are positive and sum to 1. sigma(0)
+    and sigma(1) are fixed, so the bound on -log p does not depend on the parameters; they are trained to minimise the
+    variance of the loss (VDM, arXiv 2107.00630; :func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`). Both alpha
+    and 1 - alpha are sums of positive terms, so neither suffers from cancellation.
     """
 
     learned = True
@@ -32,9 +35,9 @@ class Learned(AlphaSchedule, kind="schedule"):
 
     class Config(ComponentConfig):
         pieces: Annotated[int, pydantic.Field(ge=2, le=32)] = 8
-        """Number of increments, the degree of the polynomial; 2 to 32."""
+        """Number of increments, which is the degree of B; from 2 to 32."""
         eps: Eps = 1e-3
-        """alpha at t = 1: the share of tokens that no noise has hit; in (0, 0.5)."""
+        """Value of alpha at t = 1, the probability that a token is still not noised at the end; in (0, 0.5)."""
 
     config: Config
 
@@ -47,7 +50,7 @@ class Learned(AlphaSchedule, kind="schedule"):
             self.register_buffer(name, binomials, persistent=False)
 
     def _increments(self, t: Tensor) -> Tensor:
-        """Return the increments of B's coefficients, [k], positive, of sum 1, with the dtype of ``t``."""
+        """Return the increments of the coefficients of B, [k], positive and of sum 1, in the dtype of ``t``."""
         return (1 - LEAST) * (GAIN * self.raw.to(t)).softmax(0) + LEAST / len(self.raw)
 
     @staticmethod

@@ -1,7 +1,8 @@
-"""Objectives that bound -log p(x_0), nats per sequence, and the draws that estimate them.
+"""Objectives that are upper bounds on -log p(x_0) in continuous time, nats per sequence, and draws of their times.
 
-All omit the prior term KL(p_1 | prior), of the order of exp(-sigma(1)) * length * log(vocabulary), as in the literature; those
-over time also omit the interval below ``t_min``. Axes: b batch, l length, n states.
+As in the literature, all omit the prior term KL(q(x_1 | x_0) || prior), which is of the order of exp(-sigma(1)) times
+length times log(vocabulary size). Integrals over time also omit the interval from 0 to ``t_min``. Axes: b batch, l
+length, n states.
 """
 
 from collections.abc import Mapping
@@ -24,25 +25,40 @@ Times = Literal["low_discrepancy", "independent"]
 
 
 def uniform(times: Times, batch: Batch, random: Randomness) -> Tensor:
-    """Draw a number in [0, 1) for each row, float32 [b]: an even grid with a random offset, or independent numbers."""
+    """Draw one uniform number in [0, 1) for each row of a batch.
+
+    Args:
+        times: ``low_discrepancy``: an even grid over the global batch with one random offset; ``independent``:
+            independent numbers.
+        batch: The batch, which gives the number of rows b and the device.
+        random: Source of random numbers.
+
+    Returns:
+        float32 [b].
+    """
     rows = len(batch)
     return (random.low_discrepancy(rows) if times == "low_discrepancy" else random.rand(rows)).to(batch.tokens.device)
 
 
 class TimeConfig(ComponentConfig):
-    """Config of an objective over time: the distribution of times."""
+    """Config keys of objectives that are integrals over time: the distribution of the times."""
 
     times: Times = "low_discrepancy"
-    """Distribution of the times of a global batch. ``low_discrepancy``: an even grid with one random offset (less variance, no
-    bias); ``independent``: independent uniform times."""
+    """Distribution of the times of a global batch. ``low_discrepancy``: an even grid with one random offset (less
+    variance, no bias); ``independent``: independent uniform times."""
     t_min: Annotated[float, pydantic.Field(gt=0, lt=0.1)] = 1e-4
-    """Lower end of the time interval, above 0 and below 0.1."""
+    """Lower end of the interval of times, above 0 and below 0.1."""
 
     def draw(self, batch: Batch, random: Randomness, t: Tensor | None) -> tuple[Tensor, float]:
-        """Draw times from ``t_min`` to 1.
+        """Draw one time in [t_min, 1) for each row, or return the given times.
+
+        Args:
+            batch: The batch, which gives the number of rows b and the device.
+            random: Source of random numbers.
+            t: Times to use instead, [b]; None: draw them.
 
         Returns:
-            Times float32 [b], and the width of their interval. A given ``t`` is returned with width 1.
+            Times, float32 [b]; and the width 1 - t_min of their interval, or 1 for a given ``t``.
         """
         if t is not None:
             return t, 1.0
@@ -50,7 +66,7 @@ class TimeConfig(ComponentConfig):
 
 
 class OverTime(Objective):
-    """An integral over t from ``t_min`` to 1, estimated at one uniform time for each row."""
+    """Base class of objectives that integrate over t from ``t_min`` to 1, estimated at one uniform time per row."""
 
     steady = True
     Config: ClassVar[type[ComponentConfig]] = TimeConfig
@@ -63,12 +79,20 @@ class OverTime(Objective):
 
 
 def counted(per_position: Tensor, batch: Batch) -> Tensor:
-    """Return the sum of ``per_position`` [b, l] over the positions of the loss, [b]."""
+    """Sum a loss over the positions that count: those that are in the loss and may be corrupted.
+
+    Args:
+        per_position: Loss of each position, [b, l].
+        batch: The batch, with the masks ``loss`` and ``corrupt``.
+
+    Returns:
+        Loss of each row, [b].
+    """
     return torch.where(batch.loss & batch.corrupt, per_position, 0.0).sum(-1)
 
 
 class ScoreEntropy(OverTime, kind="objective"):
-    """Denoising score entropy (SEDD, arXiv 2310.16834, theorem 3.6), for any kernel."""
+    """Denoising score entropy, a bound on -log p(x_0) for any kernel, nats (SEDD, arXiv 2310.16834, theorem 3.6)."""
 
     reads = ("log_score", "log_x0")
 
@@ -84,9 +108,10 @@ class ScoreEntropy(OverTime, kind="objective"):
 
 
 class Nelbo(OverTime, kind="objective"):
-    """The bound of a head that predicts the clean token: MDLM for absorb (arXiv 2406.07524, eq. 11), UDLM for uniform, GIDD for mixtures.
+    """Negative ELBO of a network that predicts the clean token (``log_x0``), in continuous time, nats.
 
-    The optimal prediction is the posterior of the clean token given all other positions.
+    It is the bound of MDLM for the kernel ``absorb`` (arXiv 2406.07524, eq. 11), of UDLM for ``uniform`` and of GIDD
+    for ``mixture``. The optimal prediction is the posterior of the clean token given all other positions.
     """
 
     reads = ("log_x0",)
@@ -102,10 +127,12 @@ class Nelbo(OverTime, kind="objective"):
 
 
 class MaskedCount(Objective, kind="objective"):
-    """The bound of ``nelbo`` with absorb as a sum over the number of masked tokens instead of an integral over time.
+    """Negative ELBO under the kernel ``absorb``, as a sum over the number of masked tokens, nats.
 
-    k of the L tokens that may be corrupted are masked, with k uniform from 1 to L, and the cross-entropy at masks has the weight
-    L/k (arXiv 2406.03736, eq. 3.6). The sum is exact, independent of the schedule, and has less variance.
+    The sum replaces the integral over time. Of the L tokens of a row that may be corrupted, k are masked, with k
+    uniform from 1 to L; the cross-entropy at the masks has the weight L/k (arXiv 2406.03736, eq. 3.6). The bound equals
+    that of ``nelbo`` without the truncation at ``t_min``, does not depend on the schedule, and its estimate has less
+    variance.
     """
 
     reads = ("log_x0",)
@@ -114,8 +141,8 @@ class MaskedCount(Objective, kind="objective"):
 
     class Config(ComponentConfig):
         counts: Times = "low_discrepancy"
-        """Distribution of the numbers of masks in a global batch. ``low_discrepancy``: an even grid with one random offset (less
-        variance, no bias); ``independent``: independent uniform numbers."""
+        """Distribution of the number of masks per row over a global batch. ``low_discrepancy``: an even grid with one
+        random offset (less variance, no bias); ``independent``: independent uniform counts."""
 
     config: Config
 

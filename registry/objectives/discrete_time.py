@@ -1,4 +1,4 @@
-"""Diffusion in discrete time (D3PM, arXiv 2107.03006): any kernel on a grid of times.
+"""Objective of diffusion in discrete time (D3PM, arXiv 2107.03006), for any kernel.
 
 Axes: b batch, l length, n states.
 """
@@ -22,18 +22,21 @@ from .bounds import Times, counted, uniform
 __all__ = ["D3PM"]
 
 END = 30.0
-"""Total noise at the last step. exp(-30) of a token remains, so the prior term of the bound is negligible."""
+"""Total noise at the last step, for kernels with a mask: alpha = exp(-30), so the prior term of the bound is
+negligible."""
 END_OF_MODES = 12.0
-"""The same for kernels without mask: KL(q(x_T | x_0) || prior) is of the order of exp(-24), and exp(-step Q) stays finite."""
+"""Least total noise at the last step, for kernels without mask: KL(q(x_T | x_0) || prior) is then of the order of
+exp(-24), while the inverse transition matrix of a Tweedie step stays finite."""
 
 
 class D3PM(Objective, kind="objective"):
-    """D3PM's bound on -log p(x_0): the sum over ``steps`` of KL(q(x_s | x_t, x_0) || p(x_s | x_t)), and an auxiliary cross-entropy.
+    """Bound of D3PM on -log p(x_0) in discrete time, nats, with an optional auxiliary cross-entropy (arXiv 2107.03006).
 
-    Step i goes from total noise sigma(i / steps) down to sigma((i - 1) / steps). The first one ends at the clean token, where the
-    KL is -log p(x_0 | x_1); the last one starts at the prior. For the output ``log_x0``, p(x_s | x_t) is a mixture over clean
-    tokens (eq. 4 of the paper); for ``log_score`` it is Tweedie's step. The auxiliary term (eq. 5) is part of the training loss
-    and not of the bound.
+    With ``steps`` = T, the bound is the sum over i from 1 to T of KL(q(x_s | x_t, x_0) || p(x_s | x_t)), where t is i /
+    T and s is (i - 1) / T; one random i per row estimates the sum. Step 1 ends at the clean token, where the KL
+    divergence is -log p(x_0 | x_t); step T starts at the prior. For the network output ``log_x0``, p(x_s | x_t) is a
+    mixture over clean tokens (eq. 4 of the paper); for ``log_score`` it is Tweedie's step (SEDD, theorem 4.2). The
+    auxiliary cross-entropy (eq. 5) is added to the training loss only, not to the bound.
     """
 
     reads = ("log_x0", "log_score")
@@ -42,10 +45,11 @@ class D3PM(Objective, kind="objective"):
         steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 1000
         """Number of time steps of the process, from 1 to 1,000,000."""
         auxiliary: Annotated[float, pydantic.Field(ge=0, le=100)] = 0.0
-        """Weight of the auxiliary term -log p(x_0 | x_t) of each position, from 0 to 100; 0.01 in the paper for text."""
+        """Weight of the auxiliary cross-entropy -log p(x_0 | x_t) of each position, from 0 to 100; 0.01 in the paper
+        for text."""
         times: Times = "low_discrepancy"
-        """Distribution of the time steps of a global batch. ``low_discrepancy``: an even grid with one random offset (less
-        variance, no bias); ``independent``: independent uniform steps."""
+        """Distribution of the time steps of a global batch. ``low_discrepancy``: an even grid with one random offset
+        (less variance, no bias); ``independent``: independent uniform steps."""
 
     config: Config
 
@@ -55,7 +59,16 @@ class D3PM(Objective, kind="objective"):
         return D3PM(self.config.model_copy(update={"auxiliary": 0.0}), self.context)
 
     def levels(self, step: Tensor, schedule: Schedule, kernel: Kernel) -> Tensor:
-        """Return total noise after ``step`` steps, int64 [b] from 0 to ``steps``, float32 [b]."""
+        """Return total noise after a number of forward steps.
+
+        Args:
+            step: Number of steps, from 0 (clean) to ``steps`` (noise), int64 [b].
+            schedule: Total noise as a function of time.
+            kernel: The kernel; total noise at the last step is smaller for a kernel without mask.
+
+        Returns:
+            Total noise, float32 [b].
+        """
         t = (step / self.config.steps).float()
         inner = schedule.sigma(t.clamp(min=1e-9)).clamp(max=END)
         last = inner.clamp(min=END_OF_MODES if kernel.mask is None else END)
@@ -96,7 +109,15 @@ class D3PM(Objective, kind="objective"):
 
 
 def divergence(true: Tensor, predicted: Tensor) -> Tensor:
-    """Return KL(true || predicted) of distributions [..., n], nats, [...], as a sum of non-negative terms."""
+    """Return the KL divergence KL(true || predicted), computed as a sum of non-negative terms.
+
+    Args:
+        true: Probabilities, [..., n].
+        predicted: Probabilities, [..., n].
+
+    Returns:
+        Nats, [...].
+    """
     # sums of the logarithms alone would be mere rounding where both are nearly certain of one state
     terms = torch.xlogy(true, true) - true * predicted.clamp(min=tiny(predicted)).log() - true + predicted
     return terms.sum(-1)

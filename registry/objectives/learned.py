@@ -1,6 +1,6 @@
-"""Objectives that train the kernel together with the network.
+"""Objective that trains the parameters of a kernel together with the network.
 
-Axes: b batch, l length, c noisy rows for each clean row, m data tokens.
+Axes: b batch, l length, m data tokens.
 """
 
 from collections.abc import Mapping
@@ -23,22 +23,25 @@ __all__ = ["GenMD4"]
 
 
 class GenMD4(OverTime, kind="objective"):
-    """The bound of a kernel with learned masking rates, with its gradient in the rates (GenMD4, arXiv 2406.04329, section 4 and appendix G).
+    """Negative ELBO under a kernel with a masking rate per token, nats, which also trains the rates (GenMD4).
 
-    Two noisy rows are drawn for each clean one. The loss of each is the baseline of the other in the REINFORCE gradient, which
-    passes through the draws (leave one out). The bound includes the cost of decoding tokens that are masked before ``t_min``:
-    without it, masking everything at once would be free.
+    The objective is that of arXiv 2406.04329. The distribution of the noisy rows depends on the rates, so their
+    gradient has a REINFORCE term. Two noisy rows are drawn for each clean row, and the loss of each is the baseline of
+    the other (leave-one-out, section 4 and appendix G of the paper). The bound, in nats, includes the cost of decoding
+    tokens that are masked before ``t_min``; without this cost, masking all tokens before ``t_min`` would minimise the
+    loss.
     """
 
     reads = ("log_x0",)
     trains_noise = True
     steady = False  # the cost of tokens masked before ``t_min`` depends on the schedule
     pairs = True
-    """True if two noisy rows are drawn for each clean one, as the gradient in the rates requires."""
+    """True if two noisy rows are drawn for each clean row, which the gradient in the masking rates requires."""
 
     class Config(TimeConfig):
         t_min: Annotated[float, pydantic.Field(gt=0, lt=0.1)] = 1e-5
-        """Lower end of the time interval, above 0 and below 0.1. Tokens masked before it are counted."""
+        """Lower end of the interval of times, above 0 and below 0.1. The bound includes the cost of tokens masked
+        before ``t_min``."""
 
     config: Config
 
@@ -78,7 +81,7 @@ class GenMD4(OverTime, kind="objective"):
         return out
 
     def _start(self, tokens: Tensor, kernel: TokenMasking, schedule: Schedule) -> Tensor:
-        """Return the mean of -log p(x_0 | x at t_min), nats, [b, l]: masks are decoded by each token's probability of being masked."""
+        """Return the mean of -log p(x_0 | x at t_min), nats, [b, l]; p is proportional to the masking probabilities."""
         t = torch.full((1,), self.config.t_min, device=tokens.device)
         log_hit = kernel.token_schedules(schedule.sigma(t))[1][0]
         cost: Tensor = (-log_hit.exp() * log_hit.log_softmax(-1))[tokens]

@@ -1,4 +1,4 @@
-"""Classifiers of noisy rows.
+"""Classifiers of noisy rows, for classifier guidance.
 
 Axes: r rows, l length, n states (the last is the mask), m = n - 1 data tokens, k labels.
 """
@@ -20,30 +20,31 @@ from ..noise._frequencies import Count, load_numbers
 __all__ = ["TokenCounts"]
 
 MAX_LABELS = 4096
-"""Largest number of labels."""
+"""Largest accepted number of labels."""
 
 Row = Annotated[tuple[Count, ...], pydantic.Field(min_length=2, max_length=2**16)]
 Share = Annotated[float, pydantic.Field(gt=0, lt=1e18)]
 
 
 class TokenCounts(NoisyClassifier, kind="classifier"):
-    """Naive Bayes by token counts of each label: p(label | x) is proportional to p(label) times p(token | label) of all visible tokens.
+    """Naive Bayes classifier of partly masked rows, from the token counts of each label.
 
-    If all tokens are masked at the same rate, masks are independent of the label, so the classifier is as exact at any noise level as
-    for clean text.
+    p(label | x) is proportional to p(label) times the product of p(token | label) over the unmasked tokens of x. If all
+    tokens are masked at the same rate, masks are independent of the label, so that the classifier is as accurate at
+    every noise level as it is for clean text.
     """
 
     example: ClassVar[Mapping[str, Any]] = {"counts": [[1, 2, 3], [3, 2, 1]], "label": 0}
 
     class Config(ClassifierConfig):
         counts: Annotated[tuple[Row, ...], pydantic.Field(min_length=2, max_length=MAX_LABELS)] | None = None
-        """Counts [k, m], at least 0: for each of 2 to 4,096 labels, one of each data token."""
+        """Token counts [k, m], at least 0: one row for each of 2 to 4,096 labels, one column for each data token."""
         file: Annotated[str, pydantic.Field(max_length=1024)] | None = None
-        """A ``.npy`` file of counts [k, m] instead, below the working directory."""
+        """A ``.npy`` file of token counts [k, m] in place of ``counts``, below the working directory."""
         smoothing: Annotated[float, pydantic.Field(ge=1e-6, le=1e6)] = 1.0
-        """Added to each count, from 1e-6 to 1e6, so that no token has probability 0."""
+        """Pseudocount added to each token count, from 1e-6 to 1e6, so that no token has probability 0."""
         prior: Annotated[tuple[Share, ...], pydantic.Field(min_length=2, max_length=MAX_LABELS)] | None = None
-        """Prior probability of each label, up to a common factor; null: uniform."""
+        """Prior probability of each label, up to a common factor, above 0; null: uniform."""
 
         @pydantic.model_validator(mode="after")
         def _one_source(self) -> "TokenCounts.Config":

@@ -1,6 +1,6 @@
-"""Samplers without discretisation error: first-hitting and uniformization. The number of network evaluations is random.
+"""Samplers without time discretisation error: ``first_hitting`` and ``uniformization``.
 
-Axes: b batch, l length, n states.
+Both draw the event times of the reverse process instead of a grid of times. Axes: b batch, l length, n states.
 """
 
 import torch
@@ -15,27 +15,42 @@ from sedd_graph.errors import UserError
 
 
 def one_of(walk: Walk, places: Tensor, rows: Tensor) -> Tensor:
-    """Choose one of the ``places`` bool [b, l] of each of the ``rows`` bool [b], uniformly; bool [b, l]."""
+    """Choose one position per row, uniformly at random.
+
+    Args:
+        walk: State of the sampling run, the source of random numbers.
+        places: Candidate positions, bool [b, l].
+        rows: Rows in which a position is chosen, bool [b].
+
+    Returns:
+        bool [b, l], True at the chosen positions; all False in a row that is not in ``rows`` or has no candidate.
+    """
     keys = walk.uniform(*places.shape).masked_fill(~places, 2.0)
     return torch.zeros_like(places).scatter(1, keys.argmin(1, keepdim=True), True) & places & rows[:, None]
 
 
 def next_hit(log_hit: Tensor, left: Tensor, u: Tensor) -> Tensor:
-    """Return the log of the masked share at which the next mask is removed.
+    """Return the noise level at which the next mask of each row is removed, as log(1 - alpha).
+
+    The masking probability 1 - alpha at that event is (1 - alpha_now) u^(1/left).
 
     Args:
-        log_hit: log of the current masked share, [b].
-        left: Number of masks, [b].
-        u: Uniform numbers in (0, 1], [b].
+        log_hit: log(1 - alpha) at the current noise level, [b].
+        left: Number of masks in the row, [b].
+        u: Uniform random numbers in (0, 1], [b].
+
+    Returns:
+        log(1 - alpha) at the next event, [b].
     """
     return log_hit + u.log() / left.clamp(min=1)
 
 
 class FirstHitting(Sampler, kind="sampler"):
-    """Draws the times at which masks are removed exactly, one token at each: the limit of infinitely many steps (arXiv 2409.02908).
+    """First-hitting sampler: unmasks one token at a time, at exact random event times (arXiv 2409.02908).
 
-    With n masks left and a share 1 - alpha of tokens masked, the next one is removed at the share (1 - alpha) u^(1/n), u uniform,
-    at a random position. The network is evaluated once per free token.
+    It has the distribution of ancestral sampling in the limit of infinitely many steps. With n masks left in a row at
+    masking probability 1 - alpha, the next mask is removed at masking probability (1 - alpha) u^(1/n), u uniform in (0,
+    1], at a random position. The network is evaluated once per generated token.
     """
 
     reads = ("log_x0", "log_score")
@@ -56,12 +71,12 @@ class FirstHitting(Sampler, kind="sampler"):
 
 
 class Uniformization(Sampler, kind="sampler"):
-    """Simulates the reverse process exactly by uniformization: thinning of a Poisson process of candidate moves (arXiv 2402.08095).
+    """Uniformization: simulates the reverse process exactly, by rejection of candidate transitions (arXiv 2402.08095).
 
-    In the time variable log(exp(sigma) - 1), the total reverse rate at a position is at most the kernel's ``rate_bound``. Candidates
-    are drawn at this rate at every position, and each is accepted with probability reverse rate / ``rate_bound``. Each candidate takes
-    one network evaluation, about ``rate_bound`` * (sigma(1) + log(1/sigma(0))) per free token. Rates above the bound are counted as
-    clamped.
+    In the time variable log(exp(sigma) - 1), the total reverse rate at a position is at most the kernel's
+    ``rate_bound``. Candidates are drawn at this rate at every position, and each is accepted with probability reverse
+    rate / ``rate_bound``. Each candidate takes one network evaluation; there are about ``rate_bound`` times
+    (sigma(1) + log(1/sigma(0))) per generated token. Reverse rates above the bound are counted in ``clamped``.
     """
 
     reads = ("log_score", "log_x0")

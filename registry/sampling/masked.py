@@ -1,4 +1,4 @@
-"""Samplers for masking kernels: remasking (ReMDM), and decoding in an order set by the network's confidence.
+"""Samplers for masking kernels: remasking (``remdm``), and unmasking by confidence (``confidence``, ``entropy_bound``).
 
 Axes: b batch, l length, n states.
 """
@@ -18,10 +18,12 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class ReMDM(Sampler, kind="sampler"):
-    """Ancestral steps that also remask tokens, so that the model can revise them (ReMDM, arXiv 2503.00307, eq. 6).
+    """Remasking sampler: ancestral steps that also mask tokens again (ReMDM, arXiv 2503.00307).
 
-    A step from alpha_t to alpha_s remasks a token with probability r, at most (1 - alpha_s) / alpha_t, and unmasks a masked one
-    with probability (alpha_s - (1 - r) alpha_t) / (1 - alpha_t), which preserves the marginals of the noise process.
+    Remasking allows the model to revise tokens. A step from time t down to s remasks an unmasked token with probability
+    r <= (1 - alpha_s) / alpha_t and unmasks a masked token with probability (alpha_s - (1 - r) alpha_t) / (1 - alpha_t)
+    (eq. 6). Here alpha is the probability that a token is unmasked; the step preserves the marginal distributions of
+    the forward process.
     """
 
     reads = ("log_x0", "log_score")
@@ -29,17 +31,19 @@ class ReMDM(Sampler, kind="sampler"):
 
     class Config(StepsConfig):
         remask: Literal["cap", "rescale", "conf", "loop"] = "cap"
-        """The probability r. ``cap``: the smaller of ``eta`` and its upper bound; ``rescale``: ``eta`` times the bound; ``conf``: the
-        bound, distributed over tokens by the softmax of minus the probabilities that they were drawn with (a heuristic);
-        ``loop``: ``eta`` at constant alpha between ``t_on`` and ``t_off``, ancestral steps before and after."""
+        """Choice of the remasking probability r, whose upper bound is (1 - alpha_s) / alpha_t. ``cap``: the smaller of
+        ``eta`` and the bound; ``rescale``: ``eta`` times the bound; ``conf``: the bound times the softmax over tokens
+        of minus the probability with which each token was drawn (a heuristic); ``loop``: ``cap`` at constant alpha
+        between ``t_on`` and ``t_off``, ancestral steps before and after."""
         eta: Share = 0.02
-        """Remasking probability per step, from 0 to 1, or its share of the upper bound."""
+        """Remasking probability per step, from 0 to 1; with ``rescale``, a factor on the upper bound; unused with
+        ``conf``."""
         t_on: Share = 0.55
-        """Time at which the loop starts; ``loop`` only. Above ``t_off`` and below 1."""
+        """Time at which the loop starts, above ``t_off`` and below 1; used with ``loop`` only."""
         t_off: Share = 0.05
-        """Time at which the loop ends; ``loop`` only. Above 0."""
+        """Time at which the loop ends, above 0 and below ``t_on``; used with ``loop`` only."""
         alpha_on: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.9
-        """Share of unmasked tokens during the loop, between 0 and 1; ``loop`` only."""
+        """Probability alpha that a token is unmasked during the loop, between 0 and 1; used with ``loop`` only."""
 
         @pydantic.model_validator(mode="after")
         def _ordered(self) -> "ReMDM.Config":
@@ -55,7 +59,16 @@ class ReMDM(Sampler, kind="sampler"):
         return super().heuristic()
 
     def levels(self, walk: Walk, steps: int) -> list[tuple[float, float, float]]:
-        """Return alpha_t, alpha_s and eta of each step; the last one ends at clean text."""
+        """Return the noise levels of all steps.
+
+        Args:
+            walk: State of the sampling run, with its schedule.
+            steps: Number of steps before the last one.
+
+        Returns:
+            A list of tuples ``(alpha_t, alpha_s, eta)``, one per step from time t down to s. The last step ends at
+            clean text, where alpha_s is 1.
+        """
         times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64)
         config = self.config
         if config.remask != "loop":
@@ -99,23 +112,35 @@ class ReMDM(Sampler, kind="sampler"):
 
 
 def commit(walk: Walk, drawn: Tensor, rank: Tensor, count: Tensor) -> None:
-    """Unmask the ``count`` [b] positions with the lowest ``rank`` [b, l] to their ``drawn`` [b, l] tokens; the others stay masked."""
+    """Unmask the masked positions of lowest rank in each row; the other masks stay.
+
+    Args:
+        walk: State of the sampling run, whose rows are updated.
+        drawn: New tokens, int64 [b, l]; used at the positions that are unmasked.
+        rank: Order of unmasking, lowest first, [b, l].
+        count: Number of positions to unmask in each row, [b].
+    """
     place = rank.masked_fill(~walk.masked, torch.inf).argsort(-1).argsort(-1)
     walk.put(torch.where((place < count[:, None]) & walk.masked, drawn, walk.x))
 
 
 class Confidence(Sampler, kind="sampler"):
-    """Draws all masks in each step and retains the most confident tokens, an equal share per step (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992)."""
+    """Confidence-based unmasking: each step draws a token for every mask and retains the most confident ones.
+
+    Every step unmasks the same number of tokens, up to rounding (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992).
+    """
 
     reads = ("log_x0", "log_score")
     needs_mask = True
 
     class Config(StepsConfig):
         by: Literal["probability", "margin", "entropy", "random"] = "probability"
-        """Confidence: ``probability`` of the drawn token; ``margin`` between the two most likely tokens; negative ``entropy``; or
-        ``random``."""
+        """Measure of confidence. ``probability``: that of the drawn token; ``margin``: difference of the probabilities
+        of the two most likely tokens; ``entropy``: negative entropy of the predicted distribution; ``random``: a random
+        order."""
         block: Annotated[int, pydantic.Field(ge=1)] | None = None
-        """Positions per block; blocks are decoded from left to right, and ``steps`` is divided among them. null: the whole row."""
+        """Number of positions per block; blocks are unmasked one after another from left to right, and ``steps`` is
+        divided among them. null: one block, the whole row."""
 
     config: Config
 
@@ -157,10 +182,11 @@ class Confidence(Sampler, kind="sampler"):
 
 
 class EntropyBound(Sampler, kind="sampler"):
-    """Unmasks as many tokens at once as are nearly independent (EB-sampler, arXiv 2505.24857).
+    """Entropy-bounded unmasking: each step unmasks as many low-entropy positions as a bound allows (EB-sampler).
 
-    Positions in the order of their entropies are drawn together while the entropies of all but the last sum to at most ``gamma``
-    nats, which bounds the error of drawing them independently. At least one is drawn in each step.
+    Masked positions are sorted by the entropy of their predicted distributions, lowest first. A step unmasks the
+    longest prefix in which the entropies of all but the last position sum to at most ``gamma`` nats, which bounds the
+    error of drawing these positions independently (arXiv 2505.24857). Each step unmasks at least one position per row.
     """
 
     reads = ("log_x0", "log_score")
@@ -168,7 +194,7 @@ class EntropyBound(Sampler, kind="sampler"):
 
     class Config(SamplerConfig):
         gamma: Annotated[float, pydantic.Field(ge=0, le=1e6)] = 0.1
-        """Bound on the entropies, nats, from 0 to 1e6. 0: one token per step."""
+        """Upper bound on the sum of entropies per step, nats, from 0 to 1e6. 0: one token per step."""
 
     config: Config
 

@@ -1,7 +1,7 @@
-"""Samplers in time steps: Euler, tau-leaping, analytic (Tweedie), ancestral, predictor-corrector and psi.
+"""Samplers with time steps: Euler, tau-leaping, analytic (Tweedie), ancestral, predictor-corrector and psi.
 
-Their distribution is the model's in the limit of many steps: positions that move in one step are drawn independently. Axes: b
-batch, l length, n states.
+Within a step all positions change independently, so samples have the model's distribution only in the limit of many
+steps. Axes: b batch, l length, n states.
 """
 
 from typing import Annotated
@@ -16,27 +16,51 @@ from sedd_graph.diffusion.tokens.walk import T_MIN, Walk
 
 
 def rates(walk: Walk, t: Tensor, s: Tensor) -> Tensor:
-    """Return the expected number of moves to each state in a step from ``t`` down to ``s`` [b], [b, l, n]; 0 at x itself."""
+    """Return the expected number of transitions of each position to each state: reverse rates times step length.
+
+    Args:
+        walk: State of the sampling run, with the rows x.
+        t: Time at the start of the step, [b].
+        s: Time at the end of the step, below ``t``, [b].
+
+    Returns:
+        [b, l, n], 0 at the current state of a position.
+    """
     length = (t - s) * walk.schedule.dsigma(t)
     return walk.kernel.reverse_rate(walk.score(t), walk.x, walk.schedule.sigma(t)) * length[:, None, None]
 
 
 def analytic(walk: Walk, t: Tensor, s: Tensor | None) -> None:
-    """Take one Tweedie step (SEDD, theorem 4.2) from ``t`` to ``s`` [b], or to clean text if ``s`` is None."""
+    """Take one Tweedie step of the reverse process, in place (SEDD, arXiv 2310.16834, theorem 4.2).
+
+    Args:
+        walk: State of the sampling run, whose rows are updated.
+        t: Time at the start of the step, [b].
+        s: Time at the end of the step, [b]; None: the step ends at clean text.
+    """
     sigma = walk.schedule.sigma(t)
     below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
     walk.move(walk.kernel.analytic(walk.score(t), walk.x, sigma, below), final=s is None)
 
 
 def ancestral(walk: Walk, t: Tensor, s: Tensor | None) -> None:
-    """Draw the state at ``s`` [b] from its posterior under the predicted clean token; clean text if ``s`` is None."""
+    """Take one ancestral step, in place: draw x_s from q(x_s | x_t, x_0), averaged over the predicted clean token x_0.
+
+    Args:
+        walk: State of the sampling run, whose rows are updated.
+        t: Time at the start of the step, [b].
+        s: Time at the end of the step, [b]; None: the step ends at clean text.
+    """
     sigma = walk.schedule.sigma(t)
     below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
     walk.move(walk.kernel.posterior(walk.clean(t), walk.x, sigma, below), final=s is None)
 
 
 class Euler(StepSampler, kind="sampler"):
-    """Euler steps of the reverse process: a token moves with probability rate times duration (SEDD, arXiv 2310.16834, section 4.1)."""
+    """Euler sampler: a token changes with probability reverse rate times step length (SEDD, section 4.1).
+
+    The step length is measured in total noise sigma. SEDD is arXiv 2310.16834.
+    """
 
     reads = ("log_score", "log_x0")
 
@@ -48,9 +72,11 @@ class Euler(StepSampler, kind="sampler"):
 
 
 class TauLeaping(StepSampler, kind="sampler"):
-    """Tau-leaping: the number of events is Poisson, at the rates of the start of the step (arXiv 2205.14987, section 4.3).
+    """Tau-leaping sampler: draws a Poisson number of events per position and step (arXiv 2205.14987, section 4.3).
 
-    Tokens have no order, so a position moves if it has exactly one event; more than one are ignored and counted as clamped.
+    The rates are those at the start of the step. Tokens are not ordinal, so events at one position cannot be added up:
+    a position changes if it has exactly one event. Positions with more events do not change and are counted in
+    ``clamped``.
     """
 
     reads = ("log_score", "log_x0")
@@ -65,7 +91,10 @@ class TauLeaping(StepSampler, kind="sampler"):
 
 
 class Analytic(StepSampler, kind="sampler"):
-    """Tweedie tau-leaping: the optimal step among those that draw positions independently (SEDD, arXiv 2310.16834, theorem 4.2)."""
+    """Analytic sampler (Tweedie tau-leaping): the optimal step with independent positions (SEDD, theorem 4.2).
+
+    SEDD is arXiv 2310.16834.
+    """
 
     reads = ("log_score", "log_x0")
 
@@ -74,10 +103,11 @@ class Analytic(StepSampler, kind="sampler"):
 
 
 class Ancestral(StepSampler, kind="sampler"):
-    """Draws from the posterior of the next state under the predicted clean token (D3PM; MDLM, arXiv 2406.07524, eq. 7).
+    """Ancestral sampler: draws x_s from q(x_s | x_t, x_0), averaged over the predicted clean token x_0 (D3PM; MDLM).
 
-    Under a kernel that only masks, all tokens at one rate, the step in which a mask is removed is independent of the network. These
-    steps are drawn first, and the network evaluates only the rows, steps and positions at which a mask is removed.
+    The formula is eq. 7 of MDLM (arXiv 2406.07524). Under a kernel that only masks, at one rate for all tokens, the
+    step in which each position is unmasked does not depend on the network. These steps are drawn first, and the network
+    is evaluated only for the rows, steps and positions that are unmasked.
     """
 
     reads = ("log_x0",)
@@ -107,20 +137,21 @@ class Ancestral(StepSampler, kind="sampler"):
 
 
 class PredictorCorrector(StepSampler, kind="sampler"):
-    """Analytic steps, each followed by Gibbs sampling at the noise level reached (after arXiv 2205.14987, section 4.4).
+    """Predictor-corrector sampler: analytic steps, each followed by Gibbs sampling (arXiv 2205.14987, section 4.4).
 
-    A correction draws ``sites`` random free positions from their distribution given all others, p_t(x_i | x_-i), which is
-    proportional to the scores. With one site the marginal distribution of the noise level is invariant, so that corrections
-    reduce the error of the steps; several sites are drawn independently.
+    A correction draws ``sites`` random positions anew from p_t(x_i | all other positions), which is proportional to the
+    scores at the noise level that the step has reached. With one site the marginal distribution p_t is invariant, so
+    corrections reduce the error of the steps; with several sites they are drawn independently, which is an
+    approximation.
     """
 
     reads = ("log_score", "log_x0")
 
     class Config(StepsConfig):
         corrections: Annotated[int, pydantic.Field(ge=1, le=1000)] = 1
-        """Corrections after each step, from 1 to 1,000."""
+        """Number of corrections after each step, from 1 to 1,000."""
         sites: Annotated[int, pydantic.Field(ge=1)] = 1
-        """Positions that one correction draws, at least 1."""
+        """Number of positions that one correction draws anew, at least 1."""
 
     config: Config
 
@@ -141,16 +172,18 @@ class PredictorCorrector(StepSampler, kind="sampler"):
 
 
 class Psi(StepSampler, kind="sampler"):
-    """Psi-samplers: each token takes the ancestral step or, with probability 1 - kappa, is denoised and noised again (arXiv 2602.21185).
+    """Psi-sampler: ancestral steps in which some tokens are denoised and noised again (arXiv 2602.21185).
 
-    Every step preserves the marginals of the noise process. With a mask, this is remasking.
+    In each step a position takes the ancestral step with probability ``kappa``. Otherwise a clean token is drawn for
+    the position and noised to the new noise level, which is remasking under a masking kernel. Every step preserves the
+    marginal distributions of the forward process.
     """
 
     reads = ("log_x0",)
 
     class Config(StepsConfig):
         kappa: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.95
-        """Probability of the ancestral step, from 0 to 1. 1: the ancestral sampler."""
+        """Probability that a position takes the ancestral step, from 0 to 1. 1: the ancestral sampler."""
 
     config: Config
 

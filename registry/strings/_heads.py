@@ -1,4 +1,4 @@
-"""Layers shared by the heads of strings: logits of data tokens, and one number per position.
+"""Layers shared by the heads for strings: token logits, and one scalar per position.
 
 Axes: b batch, l length, d model width, v data tokens.
 """
@@ -13,7 +13,7 @@ __all__ = ["Scalar", "TokenHead"]
 
 
 class Scalar(nn.Linear):
-    """Linear map from [b, l, d] to [b, l], 0 at initialisation, in the dtype of its input."""
+    """Linear layer with one output per position: [b, l, d] to [b, l], in the dtype of the input; initialised to 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, 1)
@@ -25,7 +25,11 @@ class Scalar(nn.Linear):
 
 
 class TokenHead(Component):
-    """Logits of the data tokens, with weights of its own or tied to the ``table`` of an embedding, whose last row is the start state."""
+    """Base class of heads with token logits, whose output weights are trained separately or tied to an embedding.
+
+    The weights are tied if the input ``table``, a token embedding [v + 1, d] whose last row is the start state, is
+    connected.
+    """
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -36,10 +40,17 @@ class TokenHead(Component):
         self.bias = nn.Parameter(torch.zeros(tokens))
 
     def logits(self, rows: Tensor, table: Tensor | None) -> Tensor:
-        """Return the logits [b, l, v] of ``rows`` [b, l, d], in their dtype; ``table`` [v + 1, d] if it is connected.
+        """Return the logits of the data tokens.
+
+        Args:
+            rows: Activations, [b, l, d].
+            table: Token embedding that the output weights are tied to, [v + 1, d]; None: the head's own weights.
+
+        Returns:
+            Logits, [b, l, v], in the dtype of ``rows``.
 
         Raises:
-            ValueError: The head has no weights of its own, and ``table`` is None.
+            ValueError: The head has no output weights of its own, and ``table`` is None.
         """
         weight = self.weight if table is None else table[:-1]
         if weight is None:

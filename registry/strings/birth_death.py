@@ -1,6 +1,6 @@
-"""Kernels that delete and insert tokens, and the heads that predict insertions and deletions.
+"""Kernels that delete and insert tokens, and the heads that predict insertions and deletions in the reverse process.
 
-Axes: b batch, l positions of a string (the start state and the tokens), d model width, v data tokens.
+Axes: b batch, l positions of a string (the start state, then the tokens), d model width, v data tokens.
 """
 
 import math
@@ -27,7 +27,7 @@ __all__ = ["Delete", "DeletionHead", "Indel", "InsertionHead"]
 
 
 class _Enumerated(BirthDeath):
-    """A kernel of births and deaths with its enumerable toy."""
+    """Base class of the birth-death kernels of this module, with the table that proofs enumerate."""
 
     abstract: ClassVar[bool] = True
 
@@ -38,7 +38,10 @@ class _Enumerated(BirthDeath):
 
 
 class Delete(_Enumerated, kind="string_kernel"):
-    """Every token is deleted at rate 1; noise is the empty string (DID, arXiv 2603.23507). Generation only inserts."""
+    """Deletion kernel: deletes each token at rate 1; the prior is the empty string (DID, arXiv 2603.23507).
+
+    Generation starts from the empty string and only inserts tokens.
+    """
 
     class Config(ComponentConfig):
         pass
@@ -61,16 +64,17 @@ class Delete(_Enumerated, kind="string_kernel"):
 
 
 class Indel(_Enumerated, kind="string_kernel"):
-    """Every token is deleted at rate 1, and new ones are inserted anywhere, drawn by frequency: the birth-death process of
-    Thorne, Kishino and Felsenstein (1991). Generation inserts and deletes, so it can revise its own tokens.
+    """Insertion-deletion kernel: the birth-death process TKF91 of Thorne, Kishino and Felsenstein (1991).
 
-    Noise is a string of independent tokens of geometric length. Lengths converge at the rate 1 / (1 + mean_length), so the
-    schedule must end at a total noise of about 7 (1 + mean_length) or more.
+    Each token is deleted at rate 1 per unit of sigma, and new tokens are inserted in every gap, drawn from the token
+    frequencies. Generation inserts and deletes, so it can revise the tokens that it has generated. The prior is a
+    string of independent tokens whose length has a geometric distribution. Lengths converge to it at rate 1 / (1 +
+    mean_length), so the schedule must end at a total noise of at least about 7 (1 + mean_length).
     """
 
     class Config(FrequencyConfig):
         mean_length: Annotated[float, pydantic.Field(gt=0, le=65536)] = 4.0
-        """Mean length of pure noise, tokens, above 0 up to 65,536."""
+        """Mean length of a string of the prior, in tokens, above 0 and at most 65,536."""
 
     config: Config
 
@@ -94,14 +98,17 @@ class Indel(_Enumerated, kind="string_kernel"):
 
 
 class InsertionHead(TokenHead, kind="head"):
-    """``log_insert``: log softmax over the tokens missing behind each position plus the log of their number, in float32 (DID's form).
+    """Head for insertions: ``log_insert`` [b, l, v], log of the expected number of missing tokens.
 
-    ``table`` is a token embedding with the start state, whose data tokens are used as output weights.
+    Entry [b, i, v] is for copies of token v missing after position i (DID, arXiv 2603.23507). The output is the
+    log-softmax of the token logits plus the log of the predicted total number of missing tokens, in float32. If the
+    input ``table``, a token embedding [v + 1, d] with the start state last, is connected, its other rows are the output
+    weights.
     """
 
     class Config(ComponentConfig):
         most: SizeField = 1024
-        """Upper bound on the predicted number of missing tokens per gap."""
+        """Upper bound on the predicted number of tokens missing after a position."""
 
     config: Config
 
@@ -117,7 +124,7 @@ class InsertionHead(TokenHead, kind="head"):
 
 
 class DeletionHead(Component, kind="head"):
-    """``log_delete``: the log-probability that the token at each position was inserted by noise, in float32."""
+    """Head for deletions: ``log_delete`` [b, l], log-probability that noise inserted the token; float32."""
 
     class Config(ComponentConfig):
         pass

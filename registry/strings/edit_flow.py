@@ -1,7 +1,7 @@
-"""Edit Flows (arXiv 2506.09018): the kernel, the head of substitutions, and the loss.
+"""Edit Flows (arXiv 2506.09018): kernel, substitution head and loss.
 
-Axes: b rows, w positions of a noisy string (the start state first; l in a graph), c columns of an alignment, d model width, v data
-tokens.
+Axes: b rows, w positions of a noisy string (the start state first; named l in a graph), c columns of an alignment, d
+model width, v data tokens.
 """
 
 import dataclasses
@@ -40,20 +40,22 @@ __all__ = ["ColumnDraw", "EditFlow", "EditFlowLoss", "SubstitutionHead"]
 
 
 class EditFlow(EditFlowKernel, kind="string_kernel"):
-    """Noise and text are aligned in columns, each of which switches independently (Edit Flows, arXiv 2506.09018). Generation inserts,
-    deletes and substitutes.
+    """Kernel of Edit Flows: interpolates between an aligned noise string and clean string (arXiv 2506.09018).
 
-    Noise is a string of independent tokens of geometric length. By default it is the empty string: noisy strings are then
-    distributed as those of ``delete``, and generation only inserts.
+    The two strings are aligned in columns, and each column switches from the clean token to the noise token
+    independently. Generation inserts, deletes and substitutes tokens. The prior is a string of independent tokens whose
+    length has a geometric distribution. By default the prior is the empty string: noisy strings are then distributed as
+    under the kernel ``delete``, and generation only inserts.
     """
 
     class Config(FrequencyConfig):
         mean_length: Annotated[float, pydantic.Field(ge=0, le=65536)] = 0.0
-        """Mean length of noise before truncation, tokens, from 0 to 65,536. 0: the empty string."""
+        """Mean length of a string of the prior before truncation, in tokens, from 0 to 65,536. 0: the empty string."""
         longest: Annotated[int, pydantic.Field(ge=1, le=65536)] | None = None
-        """Largest number of tokens of noise, from 1 to 65,536; null: unlimited."""
+        """Largest length of a string of the prior, in tokens, from 1 to 65,536; null: unlimited."""
         alignment: Literal["optimal", "padded"] = "optimal"
-        """Alignment of noise and text. ``optimal``: with the fewest edits; ``padded``: position by position from the left."""
+        """Alignment of the noise string with the clean string. ``optimal``: an alignment with the fewest edits;
+        ``padded``: position by position from the left, the shorter string padded with blanks."""
 
     config: Config
 
@@ -91,9 +93,11 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
 
 
 class SubstitutionHead(TokenHead, kind="head"):
-    """``log_substitute``: log softmax over all other data tokens plus the log-probability of a substitution, in float32.
+    """Head for substitutions: ``log_substitute`` [b, l, v], log-probability that a token becomes another token.
 
-    ``table`` is a token embedding with the start state, whose data tokens are used as output weights.
+    It is the log-softmax over all data tokens but the current one plus the log-probability of a substitution, in
+    float32. If the input ``table``, a token embedding [v + 1, d] with the start state last, is connected, its other
+    rows are the output weights.
     """
 
     class Config(ComponentConfig):
@@ -117,11 +121,11 @@ class SubstitutionHead(TokenHead, kind="head"):
 
 @dataclasses.dataclass(frozen=True)
 class ColumnDraw(StringDraw):
-    """Noisy strings, the edits that turn each into the clean string, and the weights of these edits in the loss.
+    """Draw of noisy strings with the edits that turn each noisy string into its clean string.
 
     Attributes:
-        left: The edits from the noisy string to the clean one.
-        weights: float32 [b, 3], factors of the terms of insertions, deletions and substitutions.
+        left: The remaining edits from the noisy strings to the clean strings.
+        weights: float32 [b, 3], weights of the loss terms of insertions, deletions and substitutions.
     """
 
     left: Remaining
@@ -129,20 +133,24 @@ class ColumnDraw(StringDraw):
 
 
 class EditFlowLoss(ClockObjective[EditFlowKernel, ColumnDraw], kind="string_objective"):
-    """The loss of Edit Flows (arXiv 2506.09018, section 3) without the terms that are independent of the network: a bound on -log p.
+    """Loss of Edit Flows, a bound on -log p, nats per string (arXiv 2506.09018, section 3).
 
-    With w = kappa' / (1 - kappa) and the network's outputs u it is w (sum of u over all edits - number of remaining edits - sum of
-    log u over these), nats per string. With noise tokens the bound is loose: no network that gets one string attains -log p.
+    With u the exponentials of the network's outputs, one for each possible edit, the loss is w (sum of u over all
+    possible edits - number of remaining edits - sum of log u over the remaining edits). The remaining edits turn the
+    noisy string into the clean string; w = kappa' / (1 - kappa), where kappa is the paper's schedule. If the prior has
+    tokens, the bound is loose: no network that depends on the noisy string alone attains -log p.
     """
 
     over = "noised"
 
     class Config(TimeConfig):
         max_weight: Annotated[float, pydantic.Field(gt=0, le=1e9)] | None = 20.0
-        """Upper limit of w in training, up to 1e9, which limits gradients at little noise; null: none. Bounds are not affected."""
+        """Upper limit on the weight w in training, at most 1e9, which limits gradients at small noise; null: no limit.
+        Evaluation of the bound has no limit."""
         room: Annotated[float, pydantic.Field(ge=1, le=64)] = 2.0
-        """Width of noisy rows in training, as a multiple of that of clean rows, from 1 to 64, for noise with tokens. Tokens beyond it
-        are dropped and counted. Bounds use whole strings."""
+        """Largest length of noisy strings in training as a multiple of the length of clean rows, from 1 to 64, if the
+        prior has tokens. Tokens beyond the limit are dropped and counted. Evaluation of the bound uses whole
+        strings."""
 
     config: Config
 

@@ -1,6 +1,7 @@
-"""FlexMDM (arXiv 2509.01025): masked diffusion whose model chooses lengths. Kernel, head, objective and samplers.
+"""FlexMDM (arXiv 2509.01025), masked diffusion of strings of variable length: kernel, head, objective and samplers.
 
-Axes: b batch, l positions of a string (the start state, tokens and masks; w outside of graphs), d model width, v data tokens.
+Axes: b batch, l positions of a string (the start state, then tokens and masks; named w outside of graphs), d model
+width, v data tokens.
 """
 
 import itertools
@@ -33,16 +34,17 @@ __all__ = ["FlexLoss", "FlexTau", "FlexThinning", "GapHead", "MaskDelete"]
 
 
 class MaskDelete(FlexKernel, kind="string_kernel"):
-    """Tokens become masks and masks are deleted; noise is the empty string (FlexMDM, arXiv 2509.01025). Generation inserts
-    masks and unmasks them, in any order.
+    """Kernel of FlexMDM: masks tokens and deletes masks; the prior is the empty string (arXiv 2509.01025).
 
-    With ``loglinear`` and ``pace: 1`` both schedules of the paper are linear.
+    Generation starts from the empty string, inserts masks and unmasks them, in any order. With the schedule
+    ``loglinear`` and ``pace: 1`` both schedules of the paper, of insertion and of unmasking, are linear.
     """
 
     class Config(ComponentConfig):
         pace: Annotated[float, pydantic.Field(ge=1, le=1000)] = 1.0
-        """Rate of unmasking a mask, relative to the rate of inserting a missing token, from 1 to 1,000: 1 - b = (1 - a)^pace for the
-        paper's two schedules. Larger values leave fewer masks at a time."""
+        """Rate of unmasking one mask divided by the rate of inserting one missing token, from 1 to 1,000. The paper's
+        schedules a (insertion) and b (unmasking) then satisfy 1 - b = (1 - a)^pace. Larger values leave fewer masks in
+        a noisy string."""
 
     config: Config
 
@@ -57,11 +59,14 @@ class MaskDelete(FlexKernel, kind="string_kernel"):
 
 
 class GapHead(Component, kind="head"):
-    """``log_gap``: the log of the expected number of tokens missing behind each position, in float32 (FlexMDM)."""
+    """Head for missing tokens: ``log_gap`` [b, l], log of the expected number of tokens missing after a position.
+
+    The output is float32 (FlexMDM, arXiv 2509.01025).
+    """
 
     class Config(ComponentConfig):
         most: SizeField = 1024
-        """Upper bound on the predicted number of missing tokens per gap."""
+        """Upper bound on the predicted number of tokens missing after a position."""
 
     config: Config
 
@@ -76,17 +81,19 @@ class GapHead(Component, kind="head"):
 
 
 class FlexLoss(ClockObjective[FlexKernel, FlexDraw], kind="string_objective"):
-    """The loss of FlexMDM (arXiv 2509.01025): cross-entropy at masks, and a divergence of the numbers of missing tokens in gaps.
+    """Loss of FlexMDM, a bound on -log p of a string, its length included, nats per string (arXiv 2509.01025).
 
-    With expected numbers g and predictions ghat it is the sum over gaps of ghat - g + g log(g / ghat), at the rate of insertion, and
-    ``pace`` times that rate times the divergence of the tokens under masks. It bounds the probability of the tokens and of their
-    number.
+    Its first term is the sum over gaps of ghat - g + g log(g / ghat), where g is the expected number of tokens missing
+    in the gap and ghat the network's prediction; its weight is the insertion rate r. The second term, of weight
+    ``pace`` times r, is the sum over masks of the KL divergence of the predicted token from its target distribution. A
+    gap is the place after a position.
     """
 
     class Config(TimeConfig):
         targets: Literal["exact", "sampled"] = "exact"
-        """Regression targets in training. ``exact``: means over all ways in which the string can come from the clean one, by dynamic
-        programming. ``sampled``: the masks and deletions that were drawn, as in the paper; unbiased, cheaper, more variance."""
+        """Regression targets in training. ``exact``: means over all alignments of the noisy string with the clean
+        string, by dynamic programming. ``sampled``: the masks and deletions that were drawn, as in the paper; unbiased
+        and cheaper, with more variance."""
 
     config: Config
 
@@ -112,12 +119,12 @@ class FlexLoss(ClockObjective[FlexKernel, FlexDraw], kind="string_objective"):
 
 
 def _gaps(walk: StringWalk[FlexKernel], outputs: Mapping[str, Tensor]) -> Tensor:
-    """Return the expected number of tokens missing in each gap, float64 [b, w]; 0 in gaps that are shut."""
+    """Return the predicted number of tokens missing in each gap, float64 [b, w]; 0 where insertion is not allowed."""
     return outputs["log_gap"].double().exp() * (walk.strings.attend & ~walk.shut)
 
 
 def _fill(walk: StringWalk[FlexKernel], outputs: Mapping[str, Tensor], where: Tensor) -> None:
-    """Replace the masks at ``where`` bool [b, w] by tokens."""
+    """Unmask the positions ``where`` bool [b, w]: draw a token for each from ``log_x0``."""
     log_x0 = outputs["log_x0"].float()[where][:, : walk.kernel.data_tokens]
     if walk.allowed is not None:
         log_x0 = log_x0.masked_fill(~walk.allowed, -math.inf)
@@ -139,15 +146,15 @@ def _finish(walk: StringWalk[FlexKernel], sigma: Tensor) -> None:
 
 
 class FlexTau(StringSampler[FlexKernel], kind="string_sampler"):
-    """Tau-leaping in steps of equal length in time (FlexMDM, arXiv 2509.01025).
+    """Tau-leaping sampler of FlexMDM, with steps of equal length in time (arXiv 2509.01025).
 
-    In each step every gap gets a Poisson number of masks, and every mask is unmasked with its probability. A last step replaces all
-    remaining masks.
+    In each step a Poisson number of masks is inserted in every gap (after every position), and each mask is unmasked
+    with the probability that the kernel gives for the step. A last step unmasks all remaining masks.
     """
 
     class Config(ComponentConfig):
         steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 128
-        """Number of steps, from 1 to 1,000,000."""
+        """Number of time steps before the last step, from 1 to 1,000,000."""
 
     config: Config
 
@@ -168,9 +175,11 @@ class FlexTau(StringSampler[FlexKernel], kind="string_sampler"):
 
 
 class FlexThinning(Thinning[FlexKernel], kind="string_sampler"):
-    """Inserts or unmasks one mask at a time, at the event times of the reverse process: exact for the model's rates (as ``string_thinning``).
+    """Thinning sampler of FlexMDM: inserts or unmasks one mask at a time, at the event times of the reverse process.
 
-    ``clamped`` counts proposed rates that were too low; if there are none, samples have the model's distribution.
+    It has no time discretisation error: like ``string_thinning``, it proposes events at a rate above the model's and
+    accepts some of them. ``clamped`` counts the events at which the proposed rate was too low; if it is 0, samples have
+    the model's distribution.
     """
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:

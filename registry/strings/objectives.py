@@ -1,7 +1,8 @@
-"""Objectives of strings: bounds for processes that delete and insert tokens.
+"""Objectives for strings: bounds on -log p under kernels that delete and insert tokens.
 
-A draw holds every part of the loss that is independent of the network, so that the loss itself is a few sums and compiles. Axes: b
-rows, w positions of a noisy string (the start state first), n tokens of a clean string, v data tokens.
+A draw contains all terms of the loss that do not depend on the network, so that the loss itself is a few sums and can
+be compiled. A gap is the place after a position, where tokens can be inserted. Axes: b rows, w positions of a noisy
+string (the start state first), n tokens of a clean string, v data tokens.
 """
 
 import dataclasses
@@ -28,13 +29,19 @@ __all__ = ["DICE", "DISE", "ClockObjective", "NoiseLevel", "RatioDraw"]
 
 @dataclasses.dataclass(frozen=True)
 class RatioDraw(StringDraw):
-    """Noisy strings, the regression targets of the network's rates at them, and the weights of these in the loss.
+    """Draw of noisy strings under a birth-death kernel, with the regression targets of the network.
 
-    The fields that are not described here are those of :class:`~sedd_graph.diffusion.strings.birth_death.Target`.
+    The first four attributes are those of :class:`~sedd_graph.diffusion.strings.birth_death.Target`. A gap is the place
+    after a position.
 
     Attributes:
+        missing: float32 [b, n, w], the expected number of times that each token of ``symbols`` is missing in each gap.
+        symbols: int64 [b, n], the distinct tokens of the clean string.
+        fresh: float32 [b, w], the part of the insertion target of each gap that is proportional to token frequency,
+            divided by the frequency.
+        spurious: float32 [b, w], the probability that noise inserted the token at each position.
         weights: float32 [b, 2], weights of the loss terms of insertions and of deletions.
-        constant: float32 [b], added to the loss, nats.
+        constant: float32 [b], the terms of the loss that do not depend on the network, nats.
     """
 
     missing: Tensor
@@ -46,11 +53,12 @@ class RatioDraw(StringDraw):
 
 
 class NoiseLevel(NamedTuple):
-    """The noise level of each row of a draw.
+    """Noise level of each row of a draw.
 
     Attributes:
         sigma: Total noise, [b].
-        slope: Its derivative in the time, or the clock, that it was drawn by, [b].
+        slope: Derivative of sigma in the uniform variable that determines it: time t in training, u of the kernel's
+            ``clock`` for the bound, [b].
         interval: Width of the interval of training times, a factor of the loss; None for draws of the bound.
     """
 
@@ -60,16 +68,30 @@ class NoiseLevel(NamedTuple):
 
 
 class ClockObjective(StringObjective[Kernel_, Draw_]):
-    """An objective whose training times are uniform, and whose bound is an integral over the clock of the kernel."""
+    """Base class of string objectives that train at uniform times t and integrate the bound over a variable u.
+
+    The variable u in (0, 1) and total noise as a function of u are those of the kernel's method ``clock``, which places
+    most draws at small noise.
+    """
 
     abstract: ClassVar[bool] = True
     config: TimeConfig
 
     @abstractmethod
     def draw_at(self, batch: Batch, kernel: Kernel_, level: NoiseLevel, random: Randomness) -> Draw_:
-        """Draw noisy strings at a noise level, and compute the terms of the loss.
+        """Draw noisy strings at given noise levels, with the terms of the loss that do not depend on the network.
 
-        Draws of the bound have strings of any length, exact targets, and weights that are not capped.
+        Draws of the bound (``level.interval`` is None) have strings of any length, exact targets and weights without
+        upper limit.
+
+        Args:
+            batch: Clean rows.
+            kernel: The forward process of a string.
+            level: Noise level of each row.
+            random: Source of random numbers.
+
+        Returns:
+            The draw, whose rows have w positions, the start state first.
         """
 
     def corrupt(
@@ -88,14 +110,15 @@ class ClockObjective(StringObjective[Kernel_, Draw_]):
 
 
 class StringConfig(TimeConfig):
-    """Config of ``dise`` and ``dice``: times, regression targets, and room for insertions."""
+    """Config keys of ``dise`` and ``dice``: training times, regression targets and the length of noisy strings."""
 
     targets: Literal["exact", "sampled"] = "exact"
-    """Regression targets in training. ``exact``: conditional ratios by dynamic programming. ``sampled``: the deletions that were
-    drawn; unbiased, cheaper, more variance; with the kernel ``delete`` only."""
+    """Regression targets in training. ``exact``: ratios of transition probabilities given the clean string, by dynamic
+    programming. ``sampled``: the deletions that were drawn, for the kernel ``delete`` only; unbiased and cheaper, with
+    more variance."""
     room: Annotated[float, pydantic.Field(ge=1, le=64)] = 2.0
-    """Width of noisy rows in training, as a multiple of that of clean rows, from 1 to 64, for a kernel that inserts. Tokens beyond
-    it are dropped and counted. Bounds use whole strings."""
+    """Largest length of noisy strings in training as a multiple of the length of clean rows, from 1 to 64, for a kernel
+    that inserts. Tokens beyond the limit are dropped and counted. Evaluation of the bound uses whole strings."""
 
 
 def _gaps(outputs: Mapping[str, Tensor], draw: StringDraw) -> Tensor:
@@ -104,11 +127,12 @@ def _gaps(outputs: Mapping[str, Tensor], draw: StringDraw) -> Tensor:
 
 
 class DISE(ClockObjective[BirthDeath, RatioDraw], kind="string_objective"):
-    """Score entropy of insertions, and of deletions if the kernel inserts (DID, arXiv 2603.23507; TKF91).
+    """Score entropy of strings, a bound on -log p of a string and its length, nats (DID, arXiv 2603.23507).
 
-    With reverse rates s and conditional ratios R the loss is the sum of rate (s - R log s + R log R - R) over all edits. With
-    ``indel`` the bound includes the divergence of the noisiest strings from the prior. It is a bound on the probability of the
-    tokens and of their number.
+    The loss is the sum of q (s - R log s + R log R - R) over all edits of the reverse process: insertions, and
+    deletions if the kernel inserts. Here q is the forward rate that the edit reverses, s the network's score, and R the
+    score given the clean string: the ratio of the probabilities of the strings after and before the edit. Under the
+    kernel ``indel`` the bound also includes the KL divergence of the noisiest strings from the prior.
     """
 
     Config: ClassVar[type[ComponentConfig]] = StringConfig
@@ -162,10 +186,11 @@ class DISE(ClockObjective[BirthDeath, RatioDraw], kind="string_objective"):
 
 
 class DICE(DISE, kind="string_objective"):
-    """Cross-entropy of insertions, for strings that all have one known length (DID, arXiv 2603.23507).
+    """Cross-entropy of insertions, a bound on -log p for strings of one known length, nats (DID, arXiv 2603.23507).
 
-    The number of missing tokens is then known, and the head's rates are normalised to sum to this number over the row. The network
-    learns only where tokens are missing and which; its rates do not depend on time. It requires ``data.rows: stream``.
+    The total number of missing tokens of a noisy string is known, so the network's insertion rates are normalised to
+    sum to that number over the row, and the network learns only the positions and tokens of insertions. Its rates do
+    not depend on time. The objective requires ``data.rows: stream``.
     """
 
     one_length = True

@@ -1,6 +1,7 @@
-"""Samplers of strings: time steps, thinning (exact), and first hitting (exact for a known length).
+"""Samplers of strings: tau-leaping in time steps, and thinning and first hitting without discretisation error.
 
-Axes: b rows, w positions (the start state first), v data tokens, k kinds of edits (insertions first).
+An edit is an insertion, deletion or substitution of one token; a gap is the place after a position. Axes: b rows, w
+positions (the start state first), v data tokens, k kinds of edits (insertions first).
 """
 
 from abc import abstractmethod
@@ -20,21 +21,22 @@ from sedd_graph.diffusion.tokens.walk import T_MIN
 __all__ = ["StringFirstHitting", "StringTau", "StringThinning", "Thinning", "ThinningConfig"]
 
 INSERTS = "a kernel whose generation inserts tokens (the output log_insert)"
-"""Completes the message of a sampler that needs the output ``log_insert``."""
+"""Requirement of a sampler that needs the network output ``log_insert``, a phrase for error messages."""
 END = 1e-5
-"""Total noise at which thinning ends, and one last step to clean text follows."""
+"""Total noise at which thinning ends; one last step from there ends at clean text."""
 
 
 class StringTau(StringSampler[StringKernel], kind="string_sampler"):
-    """Tau-leaping in steps of equal length in time, the last one to clean text.
+    """Tau-leaping sampler of strings, with steps of equal length in time and a last step to clean text.
 
-    In each step every gap gets at most one token, and every token may be deleted or replaced. For ``delete`` it is Tweedie's step
-    (DID, arXiv 2603.23507); for ``edit_flow`` each column switches with its probability (arXiv 2506.09018).
+    In each step at most one token is inserted in each gap (after each position), and each token may be deleted or
+    substituted. Under the kernel ``delete`` this is Tweedie's step (DID, arXiv 2603.23507). Under ``edit_flow`` each
+    column of the alignment switches to the clean token with the probability for the step (arXiv 2506.09018).
     """
 
     class Config(ComponentConfig):
         steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 128
-        """Number of steps, from 1 to 1,000,000."""
+        """Number of time steps before the last step, from 1 to 1,000,000."""
 
     config: Config
 
@@ -51,16 +53,21 @@ class StringTau(StringSampler[StringKernel], kind="string_sampler"):
 
 
 class ThinningConfig(ComponentConfig):
-    """Config of thinning: the proposed rate, and the noise interval for which it is computed."""
+    """Config keys of thinning: the rate of proposals, and the noise interval for which the rate is computed."""
 
     slack: Annotated[float, pydantic.Field(gt=1, le=100)] = 2.0
-    """Proposed rate as a multiple of the current one, above 1 up to 100. Larger: fewer violations, more evaluations."""
+    """Rate of proposed edits as a multiple of the model's current rate, above 1 and at most 100. Larger values make it
+    rarer that the model's rate exceeds the rate of proposals, and need more network evaluations."""
     stretch: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
-    """Relative decrease in noise after which the network is evaluated again without an edit, between 0 and 1."""
+    """Relative decrease in total noise after which the network is evaluated again if no edit is proposed, between 0 and
+    1."""
 
 
 class Thinning(StringSampler[Kernel_]):
-    """The loop of samplers that apply one edit at a time, at the event times of the reverse process."""
+    """Base class of thinning samplers, which apply one edit at a time, at the event times of the reverse process.
+
+    Subclasses define :meth:`edits` and :meth:`end`.
+    """
 
     abstract: ClassVar[bool] = True
     Config: ClassVar[type[ComponentConfig]] = ThinningConfig
@@ -70,11 +77,20 @@ class Thinning(StringSampler[Kernel_]):
     def edits(
         self, walk: StringWalk[Kernel_], outputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Return the network's weight of each edit, float64 [b, k, w], and a function that applies edits, given as bool [b, k, w]."""
+        """Return the reverse rates of all edits up to the factors of the kernel, and a function that applies edits.
+
+        Args:
+            walk: State of the sampling run, with the current strings.
+            outputs: The network's outputs for these strings, by name.
+
+        Returns:
+            Rates, float64 [b, k, w], before multiplication by the kernel's ``weights``; and a function that takes bool
+            [b, k, w], the kinds and positions of edits, and applies these edits to the strings of ``walk``.
+        """
 
     @abstractmethod
     def end(self, walk: StringWalk[Kernel_], sigma: Tensor) -> None:
-        """Take the last step, from total noise ``sigma`` [b] to clean strings."""
+        """Take the last step, from total noise ``sigma`` [b] to clean strings, and update ``walk`` in place."""
 
     def walk(self, walk: StringWalk[Kernel_], steps: int) -> None:
         rows, kernel = walk.rows, walk.kernel
@@ -108,11 +124,12 @@ class Thinning(StringSampler[Kernel_]):
 
 
 class StringThinning(Thinning[StringKernel], kind="string_sampler"):
-    """Applies one edit at a time, at the event times of the reverse process: exact for the model's rates (thinning: Lewis and Shedler
-    1979; uniformization, arXiv 2402.08095).
+    """Thinning sampler of strings: applies one edit at a time, at event times of the reverse process.
 
-    Edits are proposed at ``slack`` times the current rate, and accepted with the ratio of the rate at the proposed time to that.
-    ``clamped`` counts ratios above 1; if there are none, samples have the model's distribution.
+    It has no time discretisation error (thinning: Lewis and Shedler 1979). Edits are proposed at ``slack`` times the
+    model's current rate; a proposal is accepted with probability equal to the model's rate at the proposed time over
+    the rate of proposals. ``clamped`` counts the proposals for which this ratio is above 1; if it is 0, samples have
+    the model's distribution.
     """
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
@@ -136,9 +153,11 @@ class StringThinning(Thinning[StringKernel], kind="string_sampler"):
 
 
 class StringFirstHitting(StringSampler[StringKernel], kind="string_sampler"):
-    """Inserts one token at a time, its position and value drawn from the rates, until the length is reached.
+    """First-hitting sampler of strings: inserts one token at a time until the string has its known length.
 
-    Exact for strings of one known length (``dice``), whose rates do not depend on time (DID; arXiv 2409.02908 for masks).
+    The position and the token of each insertion are drawn in proportion to the model's rates. The sampler has no
+    discretisation error for objectives of strings of one known length, such as ``dice``, under which the model's rates
+    do not depend on time (DID, arXiv 2603.23507; arXiv 2409.02908 for masks).
     """
 
     class Config(ComponentConfig):

@@ -1,4 +1,4 @@
-"""The Muon optimizer. Axes: k matrices of one shape, m rows, n columns."""
+"""Muon optimizer for weight matrices. Axes: k matrices of one shape, m rows, n columns."""
 
 import math
 from collections.abc import Iterable
@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 
 class MuonOptimizer(torch.optim.Optimizer):
-    """Muon for matrices (Jordan et al. 2024), with updates scaled to the root mean square of AdamW's (arXiv 2502.16982, eq. 4).
+    """Muon optimizer (Jordan et al. 2024), with updates scaled to the root mean square of AdamW's updates.
 
-    torch.optim.Muon orthogonalises in bfloat16 on all hardware, which is hundreds of times slower on a CPU without bfloat16
-    instructions. Here it is bfloat16 on GPUs and float32 on CPUs, and matrices of one shape are orthogonalised as one batch.
+    The scale is that of arXiv 2502.16982, eq. 4. ``torch.optim.Muon`` orthogonalises in bfloat16 on all hardware, which
+    is hundreds of times slower on a CPU without bfloat16 instructions. This class orthogonalises in bfloat16 on GPUs
+    and in float32 on CPUs, and all matrices of one shape as one batch.
 
     Args:
-        parameters: The matrices.
+        parameters: Weight matrices, each of two axes.
         lr: Learning rate.
-        momentum: Decay rate of the average of the gradient.
+        momentum: Decay rate of the moving average of the gradient; the momentum is Nesterov's.
         weight_decay: Decoupled weight decay.
     """
 
@@ -29,7 +30,15 @@ class MuonOptimizer(torch.optim.Optimizer):
 
     @classmethod
     def orthogonal(cls, matrices: Tensor) -> Tensor:
-        """Orthogonalise ``matrices`` [k, m, n] approximately by Newton-Schulz iteration: singular values become 0.7 to 1.2."""
+        """Orthogonalise matrices approximately by a Newton-Schulz iteration.
+
+        Args:
+            matrices: Matrices of one shape, [k, m, n].
+
+        Returns:
+            Matrices with the same singular vectors and with singular values of about 0.7 to 1.2, [k, m, n], in the
+            dtype of ``matrices``.
+        """
         dtype = torch.bfloat16 if matrices.device.type == "cuda" else torch.float32
         tall = matrices.shape[1] > matrices.shape[2]
         x = (matrices.transpose(1, 2) if tall else matrices).to(dtype)
@@ -42,7 +51,7 @@ class MuonOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
+        """Update all parameters that have a gradient, in place; ``closure`` is ignored."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:

@@ -1,4 +1,7 @@
-"""Optimizers: AdamW, and Muon with AdamW. torch is imported only when an optimizer is made."""
+"""Optimizers: AdamW, and Muon for matrices with AdamW for other parameters.
+
+The module imports torch only when an optimizer is created.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,17 @@ Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 class AdamW(OptimizerFactory, kind="optimizer"):
-    """AdamW (arXiv 1711.05101), with weight decay of matrices only."""
+    """AdamW optimizer (arXiv 1711.05101), with weight decay of parameters of two or more axes only."""
 
     class Config(ComponentConfig):
         lr: Positive = 3e-4
-        """Peak learning rate."""
+        """Peak learning rate, which the learning-rate schedule scales; above 0."""
         betas: tuple[Decay, Decay] = (0.9, 0.99)
-        """Decay rates of the moving averages of the gradient and of its square."""
+        """Decay rates of the moving averages of the gradient and of the squared gradient, each in [0, 1)."""
         eps: Positive = 1e-8
-        """Number added to the denominator for numerical stability."""
+        """Constant added to the denominator of the update for numerical stability, above 0."""
         weight_decay: NotNegative = 0.0
-        """Decoupled weight decay of parameters with two or more axes."""
+        """Decoupled weight decay of parameters with two or more axes, at least 0."""
 
     config: Config
 
@@ -49,19 +52,20 @@ class AdamW(OptimizerFactory, kind="optimizer"):
 
 
 class Muon(OptimizerFactory, kind="optimizer"):
-    """Muon (Jordan et al. 2024, arXiv 2502.16982) for matrices inside blocks, and AdamW for all other parameters."""
+    """Muon optimizer (arXiv 2502.16982) for weight matrices inside blocks, and AdamW for all other parameters."""
 
     class Config(ComponentConfig):
         lr: Positive = 3e-3
-        """Peak learning rate of matrices inside blocks, on AdamW's scale: updates have the root mean square of AdamW's."""
+        """Peak learning rate of matrices inside blocks, above 0. Updates are scaled to the root mean square of AdamW's
+        updates."""
         momentum: Decay = 0.95
-        """Decay rate of the moving average of the gradient."""
+        """Decay rate of the moving average of the gradient, in [0, 1)."""
         weight_decay: NotNegative = 0.0
-        """Decoupled weight decay of matrices inside blocks."""
+        """Decoupled weight decay of matrices inside blocks, at least 0."""
         adamw: Annotated[AdamW, Choice("train.optimizer")] = pydantic.Field(
             default={"op": "adamw", "lr": 3e-3}, validate_default=True
         )
-        """AdamW for all other parameters, such as embeddings, heads and vectors."""
+        """Config of AdamW for all other parameters, such as embeddings, heads and vectors."""
 
     config: Config
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: constant, cosine and linear decay. No torch."""
+"""Learning-rate schedules: constant, cosine decay and linear decay. The module does not import torch."""
 
 import math
 from typing import Annotated
@@ -10,7 +10,7 @@ from sedd_graph.training.interfaces import LRSchedule
 
 
 class Constant(LRSchedule, kind="lr_schedule"):
-    """Constant learning rate: the peak throughout."""
+    """Constant learning rate: the optimizer's peak learning rate throughout the run."""
 
     class Config(ComponentConfig):
         pass
@@ -24,7 +24,7 @@ class _Decay(LRSchedule):
 
     class Config(ComponentConfig):
         final: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
-        """Learning rate at the end, as a share of its peak."""
+        """Learning rate at the end of the run as a share of the peak learning rate, in [0, 1]."""
 
     config: Config
 
@@ -34,14 +34,14 @@ class _Decay(LRSchedule):
 
 
 class CosineDecay(_Decay, kind="lr_schedule"):
-    """Cosine decay of the learning rate from its peak to its final value (arXiv 1608.03983, without restarts)."""
+    """Cosine decay of the learning rate from its peak to ``final`` times the peak (arXiv 1608.03983)."""
 
     def share(self, progress: float) -> float:
         return self._between(0.5 * (1 + math.cos(math.pi * progress)))
 
 
 class LinearDecay(_Decay, kind="lr_schedule"):
-    """Linear decay of the learning rate from its peak to its final value."""
+    """Linear decay of the learning rate from its peak to ``final`` times the peak."""
 
     def share(self, progress: float) -> float:
         return self._between(1.0 - progress)

@@ -1,4 +1,7 @@
-"""Trackers: TensorBoard, trackio and wandb. Their packages are optional and are imported when a run starts."""
+"""Experiment trackers: TensorBoard, trackio and Weights & Biases.
+
+The packages of the trackers are optional dependencies, which are imported when a run starts.
+"""
 
 import importlib
 from collections.abc import Mapping
@@ -10,7 +13,7 @@ from sedd_graph.training.interfaces import Tracker
 
 
 class TensorBoard(Tracker, kind="tracker"):
-    """TensorBoard, whose event files are in the run folder."""
+    """TensorBoard tracker, which writes event files to the folder ``tensorboard`` of the run."""
 
     package = "tensorboard"
 
@@ -41,7 +44,7 @@ class TensorBoard(Tracker, kind="tracker"):
 
 
 class _Service(Tracker):
-    """Base class of trackers of services whose run objects have ``log`` and ``finish``."""
+    """Base class of trackers whose package has run objects with methods ``log`` and ``finish``."""
 
     abstract = True
     _run: Any
@@ -57,7 +60,7 @@ class _Service(Tracker):
 
 
 class Trackio(_Service, kind="tracker"):
-    """trackio, whose files are in its own folder (``TRACKIO_DIR``); one dashboard shows all runs of a blueprint."""
+    """Tracker trackio, whose dashboard shows all runs of a blueprint; its files are in the folder ``TRACKIO_DIR``."""
 
     package = "trackio"
 
@@ -73,7 +76,7 @@ class Trackio(_Service, kind="tracker"):
 
 
 class Wandb(_Service, kind="tracker"):
-    """Weights & Biases, set up by ``wandb login`` or ``WANDB_MODE``; its files are in the run folder."""
+    """Weights & Biases tracker, configured by ``wandb login`` or ``WANDB_MODE``; its files are in the run folder."""
 
     package = "wandb"
 
