@@ -1,6 +1,6 @@
-"""Evaluation of a block diffusion network during sampling, with a KV cache of the finished blocks.
+"""Network evaluation for block diffusion sampling, with and without a KV cache of the finished blocks.
 
-Axes: b batch, l length, n states.
+Axes: b batch, l positions of the block being denoised, m positions of the finished blocks, n states.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Cached", "cached", "uncached"]
 def _outputs(
     model: Model, suffix: PositionwiseSuffix | None, inputs: Mapping[str, Tensor], at: Tensor | None
 ) -> dict[str, Tensor]:
-    """Return the outputs, only at positions ``at`` where they are given; with ``suffix`` no others are computed there."""
+    """Return the outputs by name, at positions ``at`` if given; ``suffix`` then evaluates its nodes only there."""
     if at is not None and suffix is not None:
         return suffix.run(model, inputs, at)
     outputs = model.run(inputs)[0]
@@ -31,7 +31,17 @@ def _outputs(
 
 
 def uncached(model: Model, block: int, written: Tensor, *, suffix: PositionwiseSuffix | None = None) -> Denoise:
-    """Return the denoiser of the block after ``written`` int64 [b, m]; every call evaluates the whole text."""
+    """Return the denoiser of the next block, which evaluates the finished blocks again in every call.
+
+    Args:
+        model: Network of a graph of blocks.
+        block: Positions per block.
+        written: Tokens of the finished blocks, int64 [b, m].
+        suffix: If given, its nodes are computed only at the positions that a call requests (``at``).
+
+    Returns:
+        The denoiser, see :class:`sedd_graph.diffusion.tokens.walk.Denoise`.
+    """
 
     def denoise(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
         inputs = block_inputs(x, written[rows], block=block, noised_from=written.shape[1])
@@ -41,13 +51,30 @@ def uncached(model: Model, block: int, written: Tensor, *, suffix: PositionwiseS
 
 
 class Cached:
-    """Source of denoisers like :func:`uncached`; each finished token is evaluated once, its keys and values are cached."""
+    """Factory of block denoisers with a KV cache, so that the network evaluates each finished token once.
+
+    Created by :func:`cached`. Call it with the finished tokens to get the denoiser of the next block, as
+    :func:`uncached` returns.
+
+    Args:
+        model: Network of a graph of blocks.
+        block: Positions per block.
+        caches: KV caches installed in the components of ``model``.
+        suffix: If given, its nodes are computed only at the positions that a call requests (``at``).
+    """
 
     def __init__(self, model: Model, block: int, caches: list[KVCache], suffix: PositionwiseSuffix | None) -> None:
         self._model, self._block, self._caches, self._suffix, self._done = model, block, caches, suffix, 0
 
     def __call__(self, written: Tensor) -> Denoise:
-        """Return the denoiser of the block after ``written`` int64 [b, m]."""
+        """Add newly finished tokens to the KV cache and return the denoiser of the next block.
+
+        Args:
+            written: Tokens of all finished blocks, int64 [b, m], an extension of the tensor in the previous call.
+
+        Returns:
+            The denoiser, see :class:`sedd_graph.diffusion.tokens.walk.Denoise`.
+        """
         if written.shape[1] > self._done:
             new = written[:, self._done :]
             self._run(block_inputs(new[:, :0], new, block=self._block, clean_from=self._done), None)
@@ -71,7 +98,18 @@ class Cached:
 def cached(
     model: Model, block: int, *, rows: int, length: int, suffix: PositionwiseSuffix | None = None
 ) -> Iterator[Cached]:
-    """Install KV caches of ``rows`` rows of up to ``length`` positions in all components, for the duration of the context."""
+    """Context manager that installs a KV cache in every component of ``model``, and removes the caches on exit.
+
+    Args:
+        model: Network of a graph of blocks.
+        block: Positions per block.
+        rows: Rows of the batch, b.
+        length: Largest number of positions that a cache stores per row.
+        suffix: If given, its nodes are computed only at the positions that a call requests (``at``).
+
+    Yields:
+        The factory of block denoisers.
+    """
     components = [m for m in model.modules() if isinstance(m, Component)]
     for component in components:
         component.kv_cache = KVCache(rows, length)

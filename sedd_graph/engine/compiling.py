@@ -1,4 +1,4 @@
-"""Calls of torch.compile with Inductor, with two of its heuristics overridden."""
+"""Compilation of modules with torch.compile and Inductor, with two of their default settings overridden."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 __all__ = ["compile_in_place", "inductor"]
 
 _LIMIT = 128
-"""Largest number of blocks, shapes and modes that a process compiles; torch counts all blocks as one function, and stops at 8."""
+"""Dynamo's ``recompile_limit`` (by default 8), which all blocks, shapes and modes of a process share."""
 
 
 def compile_in_place(module: nn.Module) -> None:
-    """Compile ``module`` when it first runs, as one full graph for each shape and mode."""
+    """Mark ``module`` for torch.compile: its first call with each input shape and mode compiles one full graph."""
     import torch._dynamo.config as dynamo_config
 
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _LIMIT)
@@ -20,10 +20,17 @@ def compile_in_place(module: nn.Module) -> None:
 
 
 def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-    """Compile with Inductor so that dropout masks are recomputed in the backward pass.
+    """Compile an FX graph with Inductor so that the backward pass recomputes dropout masks instead of saving them.
 
-    By default it saves every mask but the first, as they share their counters: a boolean per entry, which costs memory, and
-    on a CPU takes longer to write than to hash again.
+    By default Inductor saves every dropout mask but the first, since all masks are computed from shared counters. A
+    saved mask takes one byte per element, and on a CPU writing the mask takes longer than recomputing the hash.
+
+    Args:
+        graph: Graph to compile.
+        inputs: Example inputs of the graph.
+
+    Returns:
+        The compiled callable.
     """
     import torch._functorch.config as functorch_config
     from torch._inductor.compile_fx import compile_fx

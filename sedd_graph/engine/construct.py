@@ -1,4 +1,7 @@
-"""Construct the modules of a graph, or report every component that cannot be constructed."""
+"""Construction of PyTorch modules from a typed graph.
+
+All components that cannot be constructed are reported together.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ _PLAIN, _NOWHERE = Running(), ("", 0, 0)
 
 
 class _NoDraws(TorchFunctionMode):
-    """Skips random fills: on meta tensors they have no effect, and torch loads its compiler to find that out."""
+    """Mode that skips random initialisation: it has no effect on meta tensors, but makes torch load its compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _FILLS:
@@ -44,16 +47,30 @@ class _NoDraws(TorchFunctionMode):
 
 
 def build_shapes(graph: Graph, registry: Registry) -> Model:
-    """Build the model on the meta device: shapes of parameters, no memory."""
+    """Build the model on the meta device: parameters have shapes but no storage.
+
+    Args:
+        graph: The typed graph.
+        registry: The installed components.
+
+    Raises:
+        BlueprintError: Components cannot be constructed; the error has one problem for each.
+    """
     with torch.device("meta"), _NoDraws():
         return build_model(graph, registry)
 
 
 def count_shapes(graph: Graph, registry: Registry) -> int:
-    """Return the number of parameters of a graph, allocating none. Each distinct block is built once, on the meta device.
+    """Return the number of parameters of a graph without allocating them.
+
+    Each distinct block is built once, on the meta device, and its parameters are counted once per use.
+
+    Args:
+        graph: The typed graph.
+        registry: The installed components.
 
     Raises:
-        BlueprintError: Lists every component that cannot be constructed with its Config, axes and inputs.
+        BlueprintError: Components cannot be constructed; the error has one problem for each.
     """
     problems: list[Problem] = []
     with torch.device("meta"), _NoDraws():
@@ -74,10 +91,14 @@ def count_shapes(graph: Graph, registry: Registry) -> int:
 
 
 def build_model(graph: Graph, registry: Registry) -> Model:
-    """Build the model, its parameters drawn from torch's global generator.
+    """Build the network of a graph, with parameters initialised from torch's global random generator.
+
+    Args:
+        graph: The typed graph.
+        registry: The installed components.
 
     Raises:
-        BlueprintError: Lists every component that cannot be constructed with its Config, axes and inputs.
+        BlueprintError: Components cannot be constructed; the error has one problem for each.
     """
     problems: list[Problem] = []
     root = _Builder(registry, problems).region(graph.root, "")
@@ -87,16 +108,16 @@ def build_model(graph: Graph, registry: Registry) -> Model:
 
 
 def build_block(region: Region, registry: Registry, *, repeat: int = 0, running: Running = _PLAIN) -> RegionModule:
-    """Build the module of one block, or with ``repeat`` > 0 of a chain of that many layers.
+    """Build the module of one block without its surrounding graph, or of a chain of ``repeat`` copies of the block.
 
     Args:
         region: The block.
-        registry: Source of its components.
-        repeat: Number of layers, each with its own weights; 0 for the block by itself.
-        running: What is saved for backward, and the arithmetic.
+        registry: The installed components.
+        repeat: Number of layers in the chain; 0 for the block itself.
+        running: Memory mode (``store``, ``checkpoint`` or ``reversible``) and arithmetic of the block.
 
     Raises:
-        BlueprintError: Lists every component that cannot be constructed with its Config, axes and inputs.
+        BlueprintError: Components cannot be constructed, or the block cannot be run as ``running`` declares.
     """
     problems: list[Problem] = []
     body = chained(region, repeat, _NOWHERE) if repeat else region
@@ -108,7 +129,7 @@ def build_block(region: Region, registry: Registry, *, repeat: int = 0, running:
 
 
 class _Builder:
-    """Builds regions and gathers problems. With ``shared``, all uses of one region that run alike are one module."""
+    """Builder of region modules, which collects problems. With ``shared``, equal uses of a region share one module."""
 
     def __init__(
         self,
@@ -188,5 +209,5 @@ class _Builder:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters; shared ones count once."""
+    """Return the number of parameters of ``model``. A shared parameter is counted once."""
     return sum(p.numel() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""The engine: a network and a process, composed."""
+"""The engine: a network together with the diffusion process or flow that it is trained for."""
 
 from __future__ import annotations
 
@@ -23,14 +23,24 @@ __all__ = ["Bound", "Engine", "TrainedModule"]
 
 
 class Bound(NamedTuple):
-    """An upper bound on -log p: its mean over rows in nats per row, and the standard error of the mean."""
+    """Monte Carlo estimate of an upper bound on -log p, in nats per row.
+
+    Attributes:
+        mean: Mean of the bound over rows.
+        standard_error: Standard error of the mean; nan for a single row.
+    """
 
     mean: float
     standard_error: float
 
 
 class TrainedModule(nn.Module):
-    """Network and loss as one module, which ``torch.compile`` compiles and DistributedDataParallel wraps."""
+    """Network and training loss as one module, for ``torch.compile`` and DistributedDataParallel to wrap.
+
+    Args:
+        model: Module of the network.
+        process: Process that computes the loss.
+    """
 
     def __init__(self, model: Model, process: Process) -> None:
         super().__init__()
@@ -38,17 +48,32 @@ class TrainedModule(nn.Module):
         self._process = process
 
     def forward(self, draw: Any, batch: Any, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of one draw; arguments and result are those of :meth:`Process.loss`."""
+        """Compute the training loss for one noise draw, as :meth:`Process.loss` does.
+
+        Args:
+            draw: Noise draw returned by :meth:`Process.draw`.
+            batch: Batch of clean rows.
+            key: Dropout key of each row, int32 [b]; None turns dropout off.
+
+        Returns:
+            The loss in nats per row, float32 [b], and the saved activations by name.
+        """
         return self._process.loss(self.model, draw, batch, key)
 
 
 class Engine:
-    """A network and the process that it is trained for. Make one with :func:`sedd_graph.build`.
+    """A network and the process that it is trained for: loss, likelihood bound, sampling and saving.
+
+    Created by :func:`sedd_graph.build`.
 
     Args:
-        network: The network on a device.
-        process: The process, on the same device.
-        on_save: Called with the folder after :meth:`save` has written the weights, to write further files.
+        network: Network on its device.
+        process: Process on the same device.
+        on_save: Callback of :meth:`save`, called with the folder after the weights are written; it writes the other
+            files.
+
+    Attributes:
+        trained: Network and loss as one module, for training loops.
     """
 
     def __init__(self, network: Network, process: Process, *, on_save: Callable[[Path], None] | None = None) -> None:
@@ -64,43 +89,61 @@ class Engine:
 
     @property
     def model(self) -> Model:
-        """The network's module, with the learned components of the process."""
+        """Module of the network, which also contains the trainable components of the process."""
         return self.network.model
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
+        """Device of the weights."""
         return self.network.device
 
     @property
     def compile_mode(self) -> CompileMode:
-        """The mode of the last :meth:`compile`, ``off`` before it."""
+        """Compile mode that :meth:`compile` chose last; ``off`` before the first call."""
         return self.network.compile_mode
 
     def compile(self, mode: CompileMode, *, everywhere: bool | None = None) -> None:
-        """Compile the network in place; see :meth:`Network.compile`. Families that cannot be compiled stay eager."""
+        """Compile the network in place.
+
+        Args:
+            mode: Scope of compilation, see :meth:`Network.compile`. Ignored for a family that cannot be compiled; it
+                stays eager.
+            everywhere: Whether evaluation and sampling run compiled code too. None: only on a GPU.
+        """
         trained = self.trained if self.process.trains else None
         self.network.compile(mode if self.process.compiles else "off", trained, everywhere=everywhere)
 
     # -- training and evaluation ------------------------------------------------------------------------------------
 
     def draw(self, batch: Any, *, random: Randomness) -> Any:
-        """Draw the noise of one training step for ``batch``."""
+        """Draw the noise of one training step.
+
+        Args:
+            batch: Batch of clean rows, on the engine's device.
+            random: Source of random numbers.
+
+        Returns:
+            The noise draw, in the form that :meth:`Process.loss` takes.
+        """
         return self.process.draw(batch, random=random)
 
     def loss(self, rows: Any, *, t: Tensor | None = None, xt: Tensor | None = None) -> Tensor:
-        """Compute the training loss of one noise draw, with gradients. Random numbers come from torch's global generator.
+        """Compute the training loss for one noise draw, with gradients.
+
+        The noise and the dropout keys (in training mode) come from torch's global random generator.
 
         Args:
-            rows: Clean rows: int64 [b, l] of tokens, float32 [b, ...] of points, or a batch.
-            t: float32 [b], times in [0, 1]; the loss is then the integrand at ``t``. Drawn if None.
-            xt: int64 [b, l], the noised rows. Drawn if None.
+            rows: Clean rows: tokens, int64 [b, l]; points, float32 [b, ...]; or a batch of the process's
+                ``batch_type``.
+            t: Diffusion times in [0, 1], float32 [b]; drawn if None. With ``t`` the loss is the integrand of the
+                objective at ``t``.
+            xt: Noised rows x_t, int64 [b, l]; drawn if None.
 
         Returns:
-            Nats per row, float32 [b].
+            The loss in nats per row, float32 [b].
 
         Raises:
-            UserError: The rows do not fit the model.
+            UserError: The rows do not have the model's shape or dtype, or the family does not support ``t`` or ``xt``.
         """
         batch = self.process.batch(rows, self.device)
         random = Randomness(torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ()))))
@@ -112,16 +155,20 @@ class Engine:
 
     @torch.no_grad()
     def bound_rows(self, rows: Any, *, seed: int, draws: int = 1, on_draw: OnDraw | None = None) -> Tensor:
-        """Bound -log p of each row from above, in evaluation mode.
+        """Estimate an upper bound on -log p of each row, with the network in evaluation mode and without gradients.
 
         Args:
-            rows: Clean rows, as for :meth:`loss`.
+            rows: Clean rows: tokens, int64 [b, l]; points, float32 [b, ...]; or a batch of the process's
+                ``batch_type``.
             seed: Seed of the noise.
-            draws: Number of noise draws per row that the bound is averaged over.
-            on_draw: Observes each draw.
+            draws: Number of noise draws per row over which the bound is averaged.
+            on_draw: Callback for each noise draw, see :data:`sedd_graph.engine.process.OnDraw`.
 
         Returns:
-            Nats per row, float64 [b] on the CPU.
+            The bound in nats per row, float64 [b], on the CPU.
+
+        Raises:
+            UserError: The rows do not have the model's shape or dtype.
         """
         batch = self.process.batch(rows, self.device)
         with self.network.evaluating():
@@ -129,12 +176,18 @@ class Engine:
             return self.process.bound_rows(self.network, batch, seeds=seeds, on_draw=on_draw)
 
     def bound(self, batches: Iterable[Any], *, draws: int = 1, seed: int = 0) -> Bound:
-        """Bound the mean of -log p over all rows of ``batches`` from above, in nats per row.
+        """Estimate an upper bound on the mean of -log p over the rows of ``batches``, in nats per row.
 
-        The standard error is that of a mean over independent rows. More noise ``draws`` reduce the variance of each row's bound.
+        The standard error treats rows as independent.
+
+        Args:
+            batches: Batches of clean rows, each in a form that :meth:`loss` takes.
+            draws: Number of noise draws per row over which the bound is averaged; more reduce the variance of each
+                row's estimate.
+            seed: Seed of the noise.
 
         Raises:
-            UserError: There are no batches.
+            UserError: ``batches`` is empty, or rows do not have the model's shape or dtype.
         """
         found = [self.bound_rows(b, seed=mix_seed(seed, i), draws=draws) for i, b in enumerate(batches)]
         if not found:
@@ -146,21 +199,31 @@ class Engine:
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def sample(self, batch: int, length: int | None = None, **fields: Any) -> Tensor:
-        """Draw ``batch`` rows, on the CPU: int64 [b, l] of tokens, float32 [b, ...] of points.
+        """Draw samples and return them as a tensor.
 
         Args:
             batch: Number of rows, b.
-            length: Tokens per row, l.
+            length: Tokens per row, l; the largest number of tokens where the model chooses lengths.
             **fields: Further fields of :class:`SampleRequest`, such as ``steps``, ``seed`` and ``prompt``.
 
+        Returns:
+            Tokens, int64 [b, l], or points, float32 [b, ...], on the CPU.
+
         Raises:
-            UserError: The request cannot be met.
+            UserError: A field is invalid, or the family does not support it.
         """
         return self.generate(SampleRequest(batch=batch, length=length, **fields)).rows
 
     @torch.no_grad()
     def generate(self, request: SampleRequest) -> Samples:
-        """Draw samples, with facts about how they were drawn. Raises :class:`UserError` where the request cannot be met."""
+        """Draw samples and return them with metadata about how they were drawn.
+
+        Args:
+            request: Number of rows, length, seed, prompt and conditions.
+
+        Raises:
+            UserError: A field of ``request`` is invalid, or the family does not support it.
+        """
         if request.batch < 1 or (request.length is not None and request.length < 1):
             raise UserError(f"sample: batch and length must be at least 1, not {request.batch} and {request.length}")
         if request.steps is not None and request.steps < 1:
@@ -173,10 +236,15 @@ class Engine:
     # -- saving -----------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
-        """Write a folder that :func:`sedd_graph.build` opens: ``model.safetensors``, the lock file, and a tokenizer if any.
+        """Write a model folder that :func:`sedd_graph.build` opens.
+
+        The folder contains ``model.safetensors``, the lock file, and the tokenizer if there is one.
+
+        Args:
+            directory: The folder, created if it does not exist.
 
         Raises:
-            UserError: The folder holds a model already.
+            UserError: The folder already contains ``model.safetensors``.
         """
         folder = Path(directory)
         target = folder / "model.safetensors"

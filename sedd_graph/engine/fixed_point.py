@@ -1,8 +1,8 @@
-"""Inversion of ``y = x + g(x)`` for a contraction ``g``: fixed-point iteration, its gradients, and the log-determinant.
+"""Inversion of ``y = x + g(x)`` for a contraction ``g``: fixed-point iteration, implicit gradients and log-determinant.
 
-Independent of graphs and components; a sequence is one row of the batch. Axes: b batch, n numbers of one sequence.
-Sources: i-ResNet (arXiv 1811.00995), Residual Flows (arXiv 1906.02735), Anderson acceleration (Walker and Ni 2011),
-implicit gradients (Deep Equilibrium Models, arXiv 1909.01377).
+This module does not depend on graphs or components. A sequence is one row of the batch. Axes: b batch, n elements of
+one sequence. Sources: i-ResNet (arXiv 1811.00995), Residual Flows (arXiv 1906.02735), Anderson acceleration (Walker and
+Ni 2011), implicit gradients (Deep Equilibrium Models, arXiv 1909.01377).
 """
 
 from __future__ import annotations
@@ -21,15 +21,24 @@ from sedd_graph.errors import SeddGraphError, UserError
 __all__ = ["Iteration", "LogDet", "Map", "NotConverged", "Solution", "fixed_point", "log_det", "solve"]
 
 Map = Callable[[Tensor], Tensor]
-"""A map of a tensor to a tensor of the same shape."""
+"""A function from a tensor [b, ...] to a tensor of the same shape, which maps each sequence independently."""
 
 
 class NotConverged(SeddGraphError):
-    """The fixed-point iteration did not reach its tolerance: the map is no contraction with the constant it was given."""
+    """Exception: the fixed-point iteration did not reach its tolerance.
+
+    Usually the Lipschitz constant of the function is larger than the declared one.
+    """
 
 
 class Solution(NamedTuple):
-    """``x`` with x = y - g(x), the bound on its relative error, and the number of evaluations of ``g``."""
+    """Solution x of x = y - g(x).
+
+    Attributes:
+        x: The solution, [b, ...].
+        error: Upper bound on the largest relative error of a sequence.
+        evaluations: Number of evaluations of g.
+    """
 
     x: Tensor
     error: float
@@ -37,7 +46,12 @@ class Solution(NamedTuple):
 
 
 class LogDet(NamedTuple):
-    """``log |det (I + dg/dx)|`` in nats, [b], and the variance of that estimate, [b]: zero where it is exact."""
+    """Log-determinant log |det (I + dg/dx)| of each sequence, in nats.
+
+    Attributes:
+        value: Exact value or unbiased estimate, [b].
+        variance: Variance of the estimate, [b]; zero where the value is exact.
+    """
 
     value: Tensor
     variance: Tensor
@@ -45,14 +59,18 @@ class LogDet(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Iteration:
-    """Settings of a fixed-point iteration. Raises :class:`UserError` for a Lipschitz constant outside [0, 1).
+    """Settings of a fixed-point iteration for x = y - g(x).
 
     Attributes:
-        lipschitz: Lipschitz constant of ``g``.
-        tolerance: Relative error to reach. By default 8 roundings of the dtype over (1 - lipschitz)^1.5: each evaluation
-            rounds anew, and the iteration accumulates that.
-        max_evaluations: Most evaluations of ``g``; by default as many as the contraction guarantees.
-        history: Steps that Anderson acceleration combines; 0 for the plain (Picard) iteration.
+        lipschitz: Lipschitz constant c of g, in [0, 1), in the Euclidean norm of a sequence.
+        tolerance: Largest relative error of the solution. None: 8 eps / (1 - c)^1.5, with eps the machine epsilon of
+            the dtype; the rounding errors of all evaluations accumulate to eps / (1 - c).
+        max_evaluations: Largest number of evaluations of g. None: twice the number after which the plain (Picard)
+            iteration is guaranteed to converge, plus 8.
+        history: Number of previous steps that Anderson acceleration combines; 0 for the plain (Picard) iteration.
+
+    Raises:
+        UserError: The Lipschitz constant is outside [0, 1).
     """
 
     lipschitz: float
@@ -64,7 +82,11 @@ class Iteration:
         _check_constant(self.lipschitz)
 
     def limits(self, dtype: torch.dtype) -> tuple[float, int]:
-        """Return tolerance and most evaluations. Raises :class:`UserError` where ``dtype`` cannot reach the tolerance."""
+        """Return the tolerance and the largest number of evaluations for tensors of ``dtype``, with defaults filled in.
+
+        Raises:
+            UserError: Rounding in ``dtype`` prevents the iteration from reaching the tolerance.
+        """
         c = self.lipschitz
         least = torch.finfo(dtype).eps / (1 - c)
         tolerance = 8 * least / math.sqrt(1 - c) if self.tolerance is None else self.tolerance
@@ -94,16 +116,22 @@ def _norm(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def solve(g: Map, y: Tensor, iteration: Iteration) -> Solution:
-    """Solve x = y - g(x) for each sequence of ``y`` [b, ...] by safeguarded Anderson acceleration.
+    """Solve x = y - g(x) for each sequence by safeguarded Anderson acceleration, without gradients.
 
-    An accelerated step is accepted only if its residual is at most ``lipschitz`` times the last one, which a plain step
-    guarantees; otherwise the plain step is taken. So the worst case is twice the plain iteration. A sequence is done when
-    the bound on its error, ||z_new - z|| / (1 - lipschitz), is at most the tolerance times the larger of ||z_new|| and
-    ||y||.
+    An accelerated step is accepted if its residual is at most the Lipschitz constant times the previous residual, a
+    decrease that a plain (Picard) step guarantees. Otherwise the plain step is taken, so that the worst case is twice
+    the evaluations of the plain iteration. A sequence has converged when the error bound ||z_new - z|| / (1 -
+    lipschitz) is at most the tolerance times max(||z_new||, ||y||), where z and z_new are successive iterates.
+
+    Args:
+        g: The contraction.
+        y: Right-hand side, [b, ...].
+        iteration: Lipschitz constant of g, tolerance and limits.
 
     Raises:
-        UserError: The dtype cannot reach the tolerance.
-        NotConverged: The iteration does not reach the tolerance, or a value is not finite.
+        UserError: The dtype of ``y`` cannot reach the tolerance.
+        NotConverged: The tolerance is not reached within the largest number of evaluations, or an iterate is not
+            finite.
     """
     tolerance, limit = iteration.limits(y.dtype)
     flat, against = y.flatten(1), _norm(y)
@@ -166,11 +194,24 @@ def _anderson(history: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def fixed_point(g: Map, y: Tensor, iteration: Iteration) -> Tensor:
-    """Solve as :func:`solve` does, with gradients to ``y`` and to everything that ``g`` depends on.
+    """Solve x = y - g(x) and return x, differentiable in ``y`` and in all tensors that ``g`` depends on.
 
-    Implicit gradients: with v the gradient of x, u = v - (dg/dx)^T u is solved by the same iteration (the transposed
-    Jacobian is the same contraction). No step is saved for backward; ``g`` is evaluated once more in each direction. Second
-    derivatives are not defined. Raises as :func:`solve` does, in the backward pass too.
+    The gradient is implicit: with v the gradient of the loss with respect to x, the backward pass solves u = v -
+    (dg/dx)^T u by the same iteration (the transposed Jacobian has the same Lipschitz constant). No iterate is saved for
+    backward; ``g`` is evaluated once more in the forward and in the backward pass. Second derivatives are not
+    supported.
+
+    Args:
+        g: The contraction.
+        y: Right-hand side, [b, ...].
+        iteration: Lipschitz constant of g, tolerance and limits, for both passes.
+
+    Returns:
+        The solution x, [b, ...].
+
+    Raises:
+        UserError: The dtype of ``y`` cannot reach the tolerance.
+        NotConverged: The tolerance is not reached, in the forward or in the backward pass.
     """
     x = solve(g, y, iteration).x
     if not torch.is_grad_enabled():
@@ -205,23 +246,23 @@ def log_det(
     certain_terms: int = 8,
     generator: torch.Generator | None = None,
 ) -> LogDet:
-    """Return ``log |det d(x + g(x))/dx|`` of each sequence of ``x`` [b, ...], in nats, with gradients where they are enabled.
+    """Return log |det d(x + g(x))/dx| of each sequence in nats, differentiable if gradients are enabled.
 
-    Up to ``exact_up_to`` numbers per sequence: exact, from the whole Jacobian (one backward pass per number). Beyond: an
-    unbiased estimate of the power series sum over k of (-1)^(k+1) tr(J^k) / k (Residual Flows, equation 6), whose gradient
-    is unbiased too.
+    A sequence of up to ``exact_up_to`` elements gets the exact value, from its full Jacobian (one backward pass per
+    element). A longer one gets an unbiased estimate of the power series sum over k of (-1)^(k+1) tr(J^k) / k, with J =
+    dg/dx (Residual Flows, equation 6). The gradient of the estimate is unbiased too.
 
     Args:
         g: The contraction.
-        x: Points, [b, ...].
+        x: Points at which the determinant is evaluated, [b, ...].
         lipschitz: Lipschitz constant of ``g``.
-        exact_up_to: Largest sequence for which the Jacobian is computed.
-        probes: Independent estimates, 2 or more, that are averaged.
-        certain_terms: Terms of the series that are always computed.
-        generator: Source of the random signs and lengths; torch's global one by default.
+        exact_up_to: Largest number of elements of a sequence for which the full Jacobian is computed.
+        probes: Number of independent estimates that are averaged, at least 2.
+        certain_terms: Number of terms of the series that are always computed; the rest are truncated at random.
+        generator: Random generator of the probe vectors and truncations; None: torch's global one.
 
     Raises:
-        UserError: The constant is not below 1, or there are fewer than 2 probes.
+        UserError: The Lipschitz constant is outside [0, 1), or there are fewer than 2 probes.
     """
     _check_constant(lipschitz)
     if probes < 2:

@@ -1,8 +1,9 @@
-"""Exact arithmetic: streams on a fixed grid, on which float32 adds and subtracts without rounding.
+"""Exact arithmetic on a fixed-point grid, on which float32 addition and subtraction do not round.
 
-A multiple of 2^-bits below 2^(24 - bits) has a significand of at most 24 bits, and so has the sum of two of them while it
-stays below that: float32 represents it exactly. The output of a branch is rounded to the grid once, equally in both
-directions, so that a sum is inverted to the last bit.
+A multiple of 2^-bits of magnitude below 2^(24 - bits) has a significand of at most 24 bits, so that float32 represents
+the multiple exactly. The sum of two multiples is exact too if its magnitude is below the same limit. The output of a
+branch is rounded to the grid once, identically in the forward pass and in the inverse, so that subtraction inverts
+addition to the last bit.
 """
 
 from __future__ import annotations
@@ -33,22 +34,34 @@ class _Snap(torch.autograd.Function):
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Grid of the multiples of 2^-``bits``, float32."""
+    """Fixed-point grid: the float32 multiples of 2^-``bits``.
+
+    Attributes:
+        bits: Number of fractional bits.
+    """
 
     bits: int = 16
 
     @property
     def limit(self) -> float:
-        """Magnitude below which the sum of two values is exact."""
+        """Magnitude 2^(23 - bits): the sum of any two grid values below this limit is exact in float32."""
         return 2.0 ** (23 - self.bits)
 
     def snap(self, x: Tensor) -> Tensor:
-        """Round ``x`` to the grid; gradients pass unchanged."""
+        """Round ``x`` to the grid, float32 of the same shape, with the gradient of the identity."""
         snapped: Tensor = _Snap.apply(x, self.bits)
         return snapped
 
     def check_range(self, streams: Sequence[Tensor], where: str) -> None:
-        """Raise :class:`DivergedError` where a stream has left the range in which sums are exact."""
+        """Verify that the magnitude of all tensors is in the range in which float32 sums are exact.
+
+        Args:
+            streams: Tensors on the grid, of any shape; at least one.
+            where: Location for the error message.
+
+        Raises:
+            DivergedError: A magnitude reaches :attr:`limit`, or is nan.
+        """
         if streams[0].is_meta:  # shapes only
             return
         worst = torch.stack([x.detach().abs().max() for x in streams]).max()

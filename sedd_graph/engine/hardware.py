@@ -1,4 +1,4 @@
-"""Hardware of this machine: choice of device and dtype, matmul rate, and a description for reports."""
+"""Device and dtype selection, and a one-line description of the hardware."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ __all__ = ["describe_hardware", "has_fast_bfloat16", "pick_device", "pick_dtype"
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """Return the named device, or the best one present (``cuda``, then ``mps``, then ``cpu``).
+    """Return the device called ``name``, or the best available device (``cuda``, then ``mps``, then ``cpu``).
 
-    Raises :class:`UserError` if the named device is unknown or absent.
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None or ``auto``: the best available; with CUDA, the one
+            numbered by the environment variable ``LOCAL_RANK``.
+
+    Raises:
+        UserError: The device is unknown or not available.
     """
     if name is None or name == "auto":
         if torch.cuda.is_available():
@@ -40,7 +45,10 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Return whether the hardware multiplies bfloat16 matrices. A CPU without AVX512-BF16 or AMX emulates it, 300x slower."""
+    """Return whether ``device`` multiplies bfloat16 matrices in hardware.
+
+    False for ``mps``. A CPU without AVX512-BF16 or AMX emulates bfloat16, about 300 times slower.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -53,14 +61,19 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype called ``name``; ``auto`` is bfloat16 on a GPU whose hardware has it, else float32."""
+    """Return the torch dtype called ``name``.
+
+    Args:
+        name: ``float32``, ``bfloat16`` or ``auto`` (bfloat16 on a GPU that supports it in hardware, otherwise float32).
+        device: Device on which the dtype is used.
+    """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and has_fast_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def describe_hardware(device: torch.device) -> str:
-    """Return one line for reports, such as ``cpu: Intel Xeon, 2 threads``."""
+    """Return a one-line description of ``device`` for reports, such as ``cpu: Intel Xeon, 2 threads``."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"cuda: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"

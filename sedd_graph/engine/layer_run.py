@@ -1,6 +1,8 @@
-"""Evaluation, inversion and backward pass of one layer, unit by unit: the building blocks of reversible execution.
+"""Forward evaluation, inversion and backward pass of one layer, unit by unit.
 
-No autograd function here, and no choice of what is saved; see :mod:`sedd_graph.engine.reversible` for both.
+A unit is a component or a nested block that is evaluated as a whole (:class:`sedd_graph.engine.layout.Unit`). A graph
+value is a tensor that the layer computes or receives, identified by its index in the layout. The autograd function that
+uses this module, and the choice of what is saved for backward, are in :mod:`sedd_graph.engine.reversible`.
 """
 
 from __future__ import annotations
@@ -22,26 +24,36 @@ from sedd_graph.inverse import Contraction, Forward, Solve
 __all__ = ["LayerRun", "Values", "accumulated", "gradient_flow"]
 
 Values = list[Any]
-"""One tensor for each value of a region; None while it is unknown, or once it is freed."""
+"""Tensors of a layer by graph-value index; None where a tensor is not computed yet, or is already freed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tape:
-    """One evaluation with gradients: the detached arguments and the outputs computed from them."""
+    """One evaluation of a unit with gradients enabled, recorded for its backward pass.
+
+    Attributes:
+        leaves: Detached arguments, None where an optional port is not connected.
+        outputs: Outputs and saved activations computed from the leaves.
+    """
 
     leaves: tuple[Any, ...]
     outputs: tuple[Tensor, ...]
 
 
 class LayerRun:
-    """One layer and its values: filled by :meth:`forward` from the inputs, or by :meth:`invert` from the outputs.
+    """Execution of one layer, forward from its inputs or inverted from its outputs, with all intermediate tensors.
 
     Args:
         layout: Layout of the layer's region.
-        layer: Its module.
-        key: Dropout key, int32 [b]; None for no dropout.
-        needs_grad: For each value whether it needs a gradient (see :func:`gradient_flow`). With it, units are evaluated
-            apart from the surrounding autograd graph, and :meth:`backward` can follow. Without it, evaluation is ordinary.
+        layer: Module of the layer.
+        key: Dropout key of each row, int32 [b]; None turns dropout off.
+        needs_grad: For each graph value, whether it requires a gradient (see :func:`gradient_flow`). If given, each
+            unit is evaluated on detached arguments, outside the surrounding autograd graph, and :meth:`backward` can be
+            called. If None, units are evaluated in ordinary autograd.
+
+    Attributes:
+        values: Tensors by graph-value index; None where not computed yet, or freed.
+        tapes: Recorded evaluations of units, for :meth:`backward`.
     """
 
     def __init__(
@@ -52,23 +64,41 @@ class LayerRun:
         self.tapes: dict[Unit, Tape] = {}
 
     def put(self, numbers: Iterable[int], tensors: Iterable[Tensor]) -> None:
-        """Set values, such as ``layout.inputs.values()``."""
+        """Set tensors of the layer.
+
+        Args:
+            numbers: Graph-value indices, such as ``layout.inputs.values()``.
+            tensors: One tensor for each index; surplus tensors are ignored.
+        """
         for number, tensor in zip(numbers, tensors, strict=False):
             self.values[number] = tensor
 
     def take(self, numbers: Iterable[int]) -> list[Tensor]:
-        """Return values, such as ``layout.outputs.values()``."""
+        """Return the tensors with the given graph-value indices, such as ``layout.outputs.values()``."""
         return [self.values[number] for number in numbers]
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
     def arguments(self, unit: Unit, values: Values | None = None) -> list[Any]:
-        """Return the arguments of a unit from ``values`` (the run's own by default)."""
+        """Return the arguments of a unit in call order; None where an optional port is not connected.
+
+        Args:
+            unit: The unit.
+            values: Tensors by graph-value index; None: :attr:`values`.
+        """
         known = self.values if values is None else values
         return [None if v < 0 else known[v] for v in unit.inputs]
 
     def evaluate(self, unit: Unit, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
-        """Return the outputs of a unit, then its saved activations."""
+        """Evaluate a unit in the forward direction.
+
+        Args:
+            unit: The unit.
+            arguments: Its arguments in call order.
+
+        Returns:
+            The outputs of the unit, followed by its saved activations.
+        """
         module, layout = unit.module(self.layer), self.layout
         own: Tensor | None = None
         if module.keyed and self.key is not None:
@@ -84,10 +114,10 @@ class LayerRun:
         return result if isinstance(result, tuple) else (result,)
 
     def forward(self) -> list[Tensor]:
-        """Compute all values from the inputs. Return the saved activations.
+        """Evaluate all units from the layer's inputs, and return the saved activations.
 
-        Without ``needs_grad``, arguments pass through an identity, at which the gradients of their uses within the unit are
-        summed. That is the order of sums in :meth:`backward`, so that both give the same gradients to the last bit.
+        Without ``needs_grad``, each unit gets a view of its arguments, so that autograd first sums the gradients of a
+        tensor within each unit. :meth:`backward` sums in the same order, and both give bitwise equal gradients.
         """
         values, saved = self.values, {}
         for unit in self.layout.units:
@@ -101,7 +131,7 @@ class LayerRun:
         return [saved[path][at] if path else values[at] for path, at in self.layout.saved]
 
     def _taped(self, unit: Unit) -> Tape:
-        """Evaluate a unit with gradients, apart from the graph that its arguments belong to."""
+        """Evaluate a unit with gradients, outside the autograd graph of its arguments."""
         needs_grad = self.needs_grad or [False] * self.layout.count
         leaves = [
             None if v < 0 else x.detach().requires_grad_() if needs_grad[v] else x.detach()
@@ -111,7 +141,7 @@ class LayerRun:
             return Tape(tuple(leaves), self.evaluate(unit, leaves))
 
     def _snapped(self, value: int, x: Tensor) -> Tensor:
-        """Round ``x`` to the grid, with exact arithmetic only and unless the value is on the grid already."""
+        """Round ``x`` to the grid, unless arithmetic is not exact or the graph value is on the grid already."""
         grid = self.layout.grid
         return x if grid is None or value in self.layout.on_grid else grid.snap(x)
 
@@ -119,10 +149,12 @@ class LayerRun:
 
     @torch.no_grad()
     def invert(self) -> None:
-        """Compute the streams from the outputs and the given inputs.
+        """Reconstruct the layer's inputs from its outputs and conditioning inputs.
 
-        With ``needs_grad``, all values and the evaluations on the way are retained for :meth:`backward`; otherwise each
-        value is freed after its last use.
+        Set the outputs and conditioning inputs with :meth:`put` before the call.
+
+        With ``needs_grad``, all tensors and recorded evaluations are retained for :meth:`backward`. Otherwise each
+        tensor is freed after its last use.
         """
         for step in self.layout.inverse:
             derivation = step.derivation
@@ -178,7 +210,14 @@ class LayerRun:
             self._call(call)
 
     def remainder(self, found: Contraction) -> Map:
-        """Return x -> r(x) / scale of a contraction ``value = scale * x + r(x)``, with all else as in ``values``."""
+        """Return the function x -> r(x) / scale of a contraction ``value = scale * x + r(x)``.
+
+        Args:
+            found: The contraction. Tensors that its body reads, other than x, are taken from :attr:`values`.
+
+        Returns:
+            A function between tensors of the shape of x, [b, ...].
+        """
         layout = self.layout
         scale, target, value = float(found.scale), layout.index[found.target], layout.index[found.value]
         units = [layout.by_path[call.path] for call in found.body]
@@ -198,12 +237,12 @@ class LayerRun:
     # -- gradients --------------------------------------------------------------------------------------------------
 
     def backward(self, gradients: list[Any]) -> dict[nn.Parameter, Tensor]:
-        """Propagate gradients from the outputs to the inputs.
+        """Propagate gradients from the layer's outputs to its inputs and parameters.
 
-        Units that :meth:`invert` has not evaluated are evaluated here.
+        Units without a recorded evaluation from :meth:`invert` are evaluated first.
 
         Args:
-            gradients: One for each value, or None; updated in place.
+            gradients: Gradient of the loss by graph-value index; None for zero. Updated in place, down to the inputs.
 
         Returns:
             Gradients of the layer's parameters.
@@ -252,12 +291,18 @@ class LayerRun:
 
 
 def accumulated(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
-    """Return the sum of two gradients; None stands for zero."""
+    """Return the sum of two gradients of equal shape, where None stands for zero."""
     return gradient if total is None else total if gradient is None else total + gradient
 
 
 def gradient_flow(layout: Layout, layer: nn.Module, inputs: Sequence[bool]) -> list[bool]:
-    """Return for each value whether it needs a gradient, given which inputs of the region need one."""
+    """Return for each graph value of a layer whether it requires a gradient, as a list by index.
+
+    Args:
+        layout: Layout of the layer's region.
+        layer: Module of the layer; its trainable parameters require gradients.
+        inputs: For each input of the layer, whether it requires a gradient.
+    """
     found = [False] * layout.count
     for value, needed in zip(layout.inputs.values(), inputs, strict=True):
         found[value] = needed

@@ -1,7 +1,8 @@
-"""Layout of a block for reversible execution: its values, its units, and its inverse in terms of both. No tensors here.
+"""Static layout of an invertible block for reversible execution: its graph values, units and inverse steps. No tensors.
 
-A unit is a component, or a whole nested block that the inverse evaluates forward (which is what the compiler is given).
-Values are numbered as in :class:`sedd_graph.inverse.flat.Flat`.
+A graph value is a tensor that the block computes or receives, identified by its index in
+:class:`sedd_graph.inverse.flat.Flat`. A unit is a component, or a nested block that the inverse evaluates forward as a
+whole; such a block is compiled as one.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ from sedd_graph.inverse.format import diagnosis
 __all__ = ["InverseStep", "Layout", "Sum", "Unit"]
 
 Sum = tuple[tuple[int, float], ...]
-"""Sum of values times factors."""
+"""Weighted sum of graph values, as pairs (graph-value index, factor)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unit:
-    """Component or block that is evaluated as a whole.
+    """Component or nested block that is evaluated as a whole.
 
     Attributes:
-        path: Names that lead from the layer to its module.
-        inputs: Values in the order of the call; -1 where nothing is fed.
-        outputs: Values that it computes.
-        places: Positions of the steps on its path, which are folded into the layer's dropout key.
-        factors: Factors of the arguments where the unit is a weighted sum, which needs no evaluation in the backward pass.
-        moves: True if it only rearranges the numbers of its inputs, without arithmetic.
+        path: Names that lead from the layer's module to the unit's module.
+        inputs: Graph-value indices of the arguments, in call order; -1 where an optional port is not connected.
+        outputs: Graph-value indices of the outputs.
+        places: Position of each step on the path within its region; folded into the layer's dropout key.
+        factors: Factor of each argument if the unit is a weighted sum, whose backward pass needs no evaluation;
+            otherwise None.
+        moves: Whether the unit only rearranges elements, without arithmetic.
     """
 
     path: tuple[str, ...]
@@ -48,7 +50,11 @@ class Unit:
     moves: bool = False
 
     def module(self, layer: nn.Module) -> Any:
-        """Return the module of the unit within ``layer``."""
+        """Return the module of the unit.
+
+        Args:
+            layer: Module of the layer that contains the unit.
+        """
         found: Any = layer
         for name in self.path:
             found = found._modules[name]
@@ -57,14 +63,15 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InverseStep:
-    """One derivation of the inverse, in terms of values.
+    """One step of the inverse, in terms of graph-value indices.
 
     Attributes:
-        derivation: The derivation.
-        targets: Values that it derives.
-        last_use: Values that no later step reads.
-        given: Arguments of an inversion rule; -1 where nothing is fed.
-        sums: One sum for each target of a linear derivation, positive terms first, so that none starts with a negation.
+        derivation: The step as the solver returns it.
+        targets: Indices of the graph values that the step computes.
+        last_use: Indices of the graph values that can be freed after the step.
+        given: Indices of the arguments of an inversion rule; -1 where an optional port is not connected.
+        sums: One weighted sum for each target of a linear step, positive terms first, so that no sum starts with a
+            negation.
     """
 
     derivation: Derivation
@@ -75,32 +82,35 @@ class InverseStep:
 
 
 class Layout:
-    """Values, units and derived inverse of a region.
+    """Graph values, units and derived inverse of an invertible block.
 
     Args:
         region: The block.
-        given: Inputs that are known at inversion; the others are its streams.
-        grid: Grid of exact arithmetic, or None for plain floats.
+        given: Names of the conditioning inputs, which are known at inversion. The other inputs are the streams.
+        grid: Grid of exact arithmetic; None for ordinary floating point.
 
     Raises:
-        UserError: The region has no inverse with ``given``, or none that is exact on ``grid``.
+        UserError: The block is not invertible with the conditioning inputs ``given``, or its inverse rounds on
+            ``grid``.
 
     Attributes:
         program: The derived inverse.
-        index: Number of each value.
-        count: Number of values.
-        inputs: Value of each input.
-        outputs: Value of each output.
-        given: Names of the inputs that are known at inversion.
-        streams: Names of the inputs that are reconstructed.
-        units: Units in order of evaluation.
+        flat: The flattened block.
+        index: Index of each graph value by reference.
+        count: Number of graph values.
+        inputs: Graph-value index of each input by name.
+        outputs: Graph-value index of each output by name.
+        given: Names of the conditioning inputs.
+        streams: Names of the inputs that the inverse reconstructs.
+        units: Units in order of forward evaluation.
         by_path: Units by dotted path.
-        saved: Saved activations: (path of a unit, position among those of the unit), or ("", value).
-        log_dets: For each unit the method that computes its log-determinant, or None.
-        last_use: For each unit the values that can be freed after its evaluation. Outputs, and the values at which
-            log-determinants are taken, are retained.
-        inverse: Steps of the inverse.
-        on_grid: Values on the grid.
+        saved: Location of each saved activation: (path of a unit, index among the unit's saved activations), or ("",
+            graph-value index).
+        log_dets: For each unit, the name of the method that computes its log-determinant, or None.
+        last_use: For each unit, the graph values that can be freed after its forward evaluation. Outputs, and the
+            values that a log-determinant depends on, are never freed.
+        inverse: Steps of the inverse, in order.
+        on_grid: Indices of the graph values that are multiples of the grid spacing.
     """
 
     def __init__(self, region: Region, given: Sequence[str], grid: Grid | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Log-determinant of a block, from the terms that its derived inverse names (:mod:`sedd_graph.inverse.program`)."""
+"""Log-determinant of an invertible block, summed over the steps of its derived inverse."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ __all__ = ["forward_with_log_det"]
 
 
 def forward_with_log_det(run: LayerRun, batch: int, *, exact_up_to: int = 128) -> Tensor:
-    """Compute the outputs of a layer from its inputs, and the log-determinant; both with gradients where enabled.
+    """Evaluate a layer in the forward direction and return its log-determinant, with gradients if enabled.
 
     Args:
-        run: The layer, with its inputs set. Values are freed after their last use, outputs excepted.
-        batch: Number of sequences.
-        exact_up_to: Largest number of dimensions for which a contraction's log-determinant is exact; larger ones are
-            estimated without bias.
+        run: Execution of the layer, with its inputs set. Its outputs are set on return; most other tensors are freed
+            after their last use.
+        batch: Number of sequences, b.
+        exact_up_to: Largest number of elements of a sequence for which the log-determinant of a contraction is exact.
+            For longer sequences it is an unbiased estimate.
 
     Returns:
         ``log |det d outputs / d inputs|`` of each sequence in nats, [b].
 
     Raises:
-        UserError: The program is only injective, or a component declares no log-determinant.
+        UserError: The inverse is only injective, or a component declares no log-determinant.
     """
     layout, values = run.layout, run.values
     program, label = layout.program, layout.region.label

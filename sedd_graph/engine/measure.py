@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and bytes saved for backward of a model, counted on the meta device: no memory and no arithmetic."""
+"""Parameters, FLOPs and bytes saved for backward of a model, measured on the meta device."""
 
 from __future__ import annotations
 
@@ -22,21 +22,27 @@ _DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """Cost of one training step of ``batch`` rows of ``length`` tokens, in float32."""
+    """Cost of one float32 training step.
+
+    Attributes:
+        parameters: Number of parameters.
+        batch: Rows of the batch.
+        length: Tokens per row.
+    """
 
     parameters: int
     flops_per_token: int
-    """Of one forward pass (a multiplication and an addition count as two); a training step takes three times that."""
+    """FLOPs per token of one forward pass (a multiply-add counts as two). A training step takes three times as many."""
     saved_bytes: int
-    """Bytes saved for backward."""
+    """Bytes of the activations that autograd saves for the backward pass of the whole batch."""
     state_bytes: int
-    """Bytes of weights, gradients, AdamW's two moments and averaged weights."""
+    """Bytes of weights, gradients, AdamW's two moments and the weight average (EMA)."""
     batch: int
     length: int
 
 
 class _Held:
-    """Tensor saved for backward. It lives as long as an autograd graph refers to it; discarded evaluations do not count."""
+    """Tensor saved for backward, freed with the autograd graph that refers to it; freed tensors are not counted."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()
@@ -47,9 +53,16 @@ def _shape(found: PortType, batch: int, length: int) -> list[int]:
 
 
 def measure(graph: Graph, registry: Registry, *, batch: int, length: int) -> Measure:
-    """Measure a model by propagating shapes.
+    """Measure the cost of a training step by running the model on the meta device.
 
-    Raises :class:`SeddGraphError` where the shape of a component's output differs from its declared type.
+    Args:
+        graph: The typed graph.
+        registry: The installed components.
+        batch: Rows of the batch.
+        length: Tokens per row.
+
+    Raises:
+        SeddGraphError: The shape of a component's output differs from its declared type.
     """
     model = build_shapes(graph, registry)
     inputs = {

@@ -1,4 +1,4 @@
-"""The network of a graph on a device: its module, its compilation and its evaluation."""
+"""The network of a graph on a device: its module, compilation and evaluation."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ from sedd_graph.graph.model import Graph
 __all__ = ["CompileMode", "Network"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
-"""Scope of compilation; see :meth:`Network.compile`."""
+"""Scope of compilation: ``auto``, ``block``, ``whole`` or ``off``; see :meth:`Network.compile`."""
 
 
 class Network:
-    """The network of a graph, with fresh weights.
+    """The network of a graph on a device, with newly initialised weights.
 
     Args:
         graph: The typed graph.
-        registry: Source of its components.
+        registry: The installed components.
         device: Device of the weights.
-        seed: Seed of the initial weights.
+        seed: Seed of the weight initialisation; it sets torch's global random generator.
+
+    Attributes:
+        model: Module of the network.
+        compile_mode: Compile mode in effect: ``block``, ``whole`` or ``off``.
     """
 
     def __init__(self, graph: Graph, registry: Registry, *, device: torch.device, seed: int = 0) -> None:
@@ -42,16 +46,19 @@ class Network:
         self._everywhere = False
 
     def compile(self, mode: CompileMode, trained: nn.Module | None, *, everywhere: bool | None = None) -> None:
-        """Compile in place. Code is compiled at its first run, and the keys of the state dict do not change.
+        """Compile the network in place.
+
+        Code is compiled when it is first called. The keys of the state dict do not change.
 
         Args:
-            mode: ``block`` compiles each repeated block, once for all its repeats. ``whole`` compiles ``trained`` as one graph,
-                unless a block has a custom backward pass; it takes several times as long to compile and runs a few percent
-                faster. ``auto`` is ``block`` (``whole`` without repeated blocks) on a GPU, and on a CPU with a C++ compiler.
-                ``off`` is eager.
-            trained: The module that training calls, network and loss.
-            everywhere: Run compiled code in evaluation and sampling, too. None: only on a GPU, since on a CPU compiling for
-                another shape takes longer than a few samples.
+            mode: ``block`` compiles each repeated block, once for all its repeats. ``whole`` compiles ``trained`` as
+                one graph, or falls back to ``block`` if a block has a custom backward pass; it takes several times as
+                long to compile as ``block`` and runs a few percent faster. ``auto`` is ``block`` (``whole`` without
+                repeated blocks) on a CUDA GPU, and on a CPU with a C++ compiler; otherwise ``off``. ``off`` runs
+                eagerly.
+            trained: Module of network and loss that the training loop calls; None for a family that is not trained.
+            everywhere: Whether evaluation and sampling run compiled code too. None: only on a GPU, since on a CPU
+                compiling for another shape takes longer than drawing a few samples.
         """
         self._everywhere = self.device.type != "cpu" if everywhere is None else everywhere
         if mode == "auto":
@@ -69,23 +76,24 @@ class Network:
 
     @property
     def compiled_everywhere(self) -> bool:
-        """True if evaluation and sampling run compiled code, too."""
+        """Whether evaluation and sampling run compiled code, in addition to training."""
         return self.compile_mode != "off" and self._everywhere
 
     @cached_property
     def suffix(self) -> PositionwiseSuffix:
-        """The position-wise suffix: the last nodes of the graph, each of which maps every position independently."""
+        """Position-wise suffix of the graph: its last nodes, each of which maps every position independently."""
         return PositionwiseSuffix(self.graph.root)
 
     def run(
         self, inputs: Mapping[str, Tensor], key: Tensor | None = None, at: Tensor | None = None
     ) -> Mapping[str, Tensor]:
-        """Evaluate the network.
+        """Evaluate the network and return its outputs by name.
 
         Args:
-            inputs: The inputs by name; those that the graph does not have are ignored.
-            key: int32 [b], the dropout key of each row; None turns dropout off.
-            at: int64 [b, k], the positions to evaluate the outputs at; None evaluates all.
+            inputs: Input tensors by name; names that are not inputs of the graph are ignored.
+            key: Dropout key of each row, int32 [b]; None turns dropout off. Ignored with ``at``, which evaluates
+                without dropout.
+            at: Positions at which the outputs are evaluated, int64 [b, k]; None: all positions.
 
         Returns:
             The outputs by name, [b, l, ...], or [b, k, ...] with ``at``.
@@ -94,7 +102,11 @@ class Network:
 
     @contextlib.contextmanager
     def evaluating(self, *, eager: bool = False) -> Iterator[None]:
-        """Switch to evaluation mode inside ``with``, and run eagerly if ``eager`` or if only training is compiled."""
+        """Context manager that switches the network to evaluation mode.
+
+        Args:
+            eager: Run eagerly within the context. Otherwise compiled code runs if :attr:`compiled_everywhere`.
+        """
         training = self.model.training
         self.model.eval()
         stance = (

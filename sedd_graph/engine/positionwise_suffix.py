@@ -1,7 +1,8 @@
-"""Position-wise suffix of a network: the last steps, whose output at a position depends on that position alone.
+"""Position-wise suffix of a network: its last nodes, each of which maps every position independently.
 
-A sampler that changes a few tokens evaluates the suffix only at those positions; at a vocabulary of 50,257 the head is most
-of the work. Axes: b batch, l length, k positions of each row.
+A sampler that changes few tokens per step evaluates the suffix only at the changed positions. With a vocabulary of
+50,257 tokens most of the work is in the output head, which is in the suffix. Axes: b batch, l positions of a row, k
+selected positions of a row.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from sedd_graph.graph.model import Op, Region, Step
 __all__ = ["PositionwiseSuffix", "length_dim", "take"]
 
 _LENGTHS = (Size.of("length"), Size.of("l"))
-"""Names of the axis of positions in a graph and in a component's signature."""
+"""Sizes that mark the position axis: ``length`` in a graph, ``l`` in a component's signature."""
 
 
 def length_dim(found: PortType) -> int | None:
-    """Return the dimension of the positions, or None.
+    """Return the index of the position axis of a tensor type, or None if the type has no position axis.
 
-    Raises :class:`ValueError` where a dimension depends on the length in another way, or may.
+    Args:
+        found: The tensor type.
+
+    Raises:
+        ValueError: The type has several position axes, or an axis whose size may depend on the length in another way.
     """
     where = [i for i, dim in enumerate(found.dims) if dim.variadic is None and dim.size in _LENGTHS]
     other = [d for d in found.dims if d.variadic or ({"length", "l"} & d.size.symbols and d.size not in _LENGTHS)]
@@ -34,7 +39,16 @@ def length_dim(found: PortType) -> int | None:
 
 
 def take(value: Tensor, at: Tensor, dim: int) -> Tensor:
-    """Return ``value`` at positions ``at`` int64 [b, k] of dimension ``dim``. With ``dim`` 0 all rows share the value."""
+    """Return the entries of ``value`` at selected positions.
+
+    Args:
+        value: Tensor [b, ..., l, ...] with the position axis at ``dim``; for ``dim`` 0, [l, ...] shared by all rows.
+        at: Positions, int64 [b, k].
+        dim: Index of the position axis.
+
+    Returns:
+        Tensor [b, ..., k, ...]; for ``dim`` 0, [b, k, ...].
+    """
     if dim == 0:
         return value[at]
     # [b, ..., l, ...]: all of the other dimensions
@@ -44,7 +58,15 @@ def take(value: Tensor, at: Tensor, dim: int) -> Tensor:
 
 
 class PositionwiseSuffix:
-    """Position-wise suffix of a graph's top-level steps."""
+    """The largest set of last nodes of a graph that are all position-wise, and their evaluation at selected positions.
+
+    Args:
+        root: Top-level region of the graph.
+
+    Attributes:
+        outputs: For each output of the graph, whether a node of the suffix computes it, and the index of its position
+            axis.
+    """
 
     def __init__(self, root: Region) -> None:
         users: dict[str, list[str]] = {step.name: [] for step in root.steps}
@@ -54,7 +76,7 @@ class PositionwiseSuffix:
                     if ref.step:
                         users[ref.step].append(step.name)
         self.dims: dict[str, tuple[int | None, ...]] = {}
-        """For each step of the suffix, the dimension of positions of each argument of its call."""
+        """Nodes of the suffix by name, with the index of the position axis of each argument (None: no such axis)."""
         for step in reversed(root.steps):
             dims = self._dims(root, step) if all(user in self.dims for user in users[step.name]) else None
             if dims is not None:
@@ -63,7 +85,7 @@ class PositionwiseSuffix:
 
     @staticmethod
     def _dims(root: Region, step: Step) -> tuple[int | None, ...] | None:
-        """Return the dimension of positions of each argument; None where the step is not position-wise."""
+        """Return the index of the position axis of each argument; None if the step is not position-wise."""
         if not isinstance(step.body, Op) or not step.body.contract.positionwise:
             return None
         found: list[int | None] = []
@@ -78,7 +100,16 @@ class PositionwiseSuffix:
         return tuple(found)
 
     def run(self, model: Model, inputs: Mapping[str, Tensor], at: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of ``model`` by name, each [b, k, ...], at positions ``at`` int64 [b, k]; no dropout."""
+        """Evaluate ``model`` without dropout and return its outputs at selected positions.
+
+        Args:
+            model: Module of the network.
+            inputs: Input tensors by name.
+            at: Positions, int64 [b, k].
+
+        Returns:
+            The outputs by name, [b, k, ...]; an output without a position axis is returned whole.
+        """
         root = model.root
         values: list[Any] = [inputs[name] for name in model.input_names]
         narrow: set[int] = set()

@@ -1,7 +1,7 @@
-"""The interface of a process: how rows are noised, trained on, bounded and sampled. Each family implements it once.
+"""Abstract interface of a process: noising, training loss, likelihood bound and sampling of one family.
 
-An engine composes a network and a process (:mod:`sedd_graph.engine.engine`); nothing subclasses the engine. The
-implementations are in :mod:`sedd_graph.families`.
+An engine composes a network and a process (:mod:`sedd_graph.engine.engine`). The implementations, one for each family,
+are in :mod:`sedd_graph.families`.
 
 Axes: b batch, l length, n states.
 """
@@ -45,24 +45,28 @@ __all__ = [
 
 
 KERNEL, SCHEDULE = "process:kernel", "process:schedule"
-"""Names of a learned kernel and a learned schedule among the modules of a model. No node can have them."""
+"""Module names of a trainable noise kernel and a trainable schedule; no node can have these names."""
 
 
 OnDraw = Callable[[str, Tensor | None, Tensor], None]
-"""Observer of the noise draws of a bound, called as ``on_draw(over, t, nats)``: float [b] each. ``over`` names the quantity that
-``t`` is, such as ``time``; ``t`` is None where one row has several noise levels."""
+"""Callback for each noise draw of a likelihood bound, called as ``on_draw(over, t, nats)``.
+
+``over`` names the noise variable that was drawn, such as ``time``. ``t`` has its values, float [b]; None where a row
+has several noise levels. ``nats`` is the bound of each row for this draw, float [b].
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The graph, components, device and tokens that a process is constructed with.
+    """Environment in which a process is constructed.
 
     Attributes:
         registry: The installed components.
-        graph: The graph of the network.
+        graph: Typed graph of the network.
         device: Device of the process's components.
-        forbidden: Ids of tokens that are never generated.
-        pieces: Returns the bytes of each token (None for a token without text); None where there is no tokenizer.
+        forbidden: Ids of tokens that are never sampled.
+        pieces: Function that returns the bytes of each token id (None for a token without text); None where there is no
+            tokenizer.
     """
 
     registry: Registry
@@ -74,19 +78,20 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """One request for samples. A family refuses the fields that it does not support (:attr:`Process.refuses`).
+    """Parameters of one sampling call. A family raises an error for the fields listed in its :attr:`Process.refuses`.
 
     Attributes:
-        batch: Number of rows.
-        length: Tokens per row, or the most tokens per row where the model chooses lengths.
-        steps: Sampler steps; None takes the number in the blueprint.
-        seed: The same seed draws the same rows on the same device; None draws one from torch's global generator.
-        prompt: int64 [b, l] or [1, l], tokens to keep, and -1 at the positions that the model fills in.
-        attend: bool [b, l], False at padding.
-        conditions: Replace the conditions of the blueprint's ``sample`` section.
-        allowed: bool [n], [l, n] or [b, l, n], tokens that may be drawn.
-        classifier: Replaces the classifier of the blueprint, which guides samples towards a label.
-        on_step: Called as ``on_step(number, rows)`` with the initial rows (number 0) and after each step.
+        batch: Number of rows, b.
+        length: Tokens per row, l; the largest number of tokens where the model chooses lengths.
+        steps: Number of sampler steps; None: the number in the blueprint.
+        seed: Seed; the same seed gives the same rows on the same device. None: a random seed from torch's global
+            generator.
+        prompt: Given tokens, int64 [b, l] or [1, l], with -1 at the positions to fill in.
+        attend: Attention mask, bool [b, l]: False at padding.
+        conditions: Conditions that replace those of the blueprint's ``sample`` section.
+        allowed: Mask of the tokens that may be drawn, bool [n], [l, n] or [b, l, n].
+        classifier: Classifier for guidance towards a label, instead of the one in the blueprint.
+        on_step: Callback ``on_step(number, rows)``, called with the initial rows (number 0) and after each step.
     """
 
     batch: int
@@ -101,18 +106,18 @@ class SampleRequest:
     on_step: Callable[[int, Tensor], None] | None = None
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Return a generator on ``device``, seeded by this request."""
+        """Return a random generator on ``device``, seeded with ``seed``, or at random if ``seed`` is None."""
         seed = int(torch.randint(2**62, ())) if self.seed is None else self.seed
         return torch.Generator(device).manual_seed(mix_seed(seed))
 
 
 class Samples(NamedTuple):
-    """Samples on the CPU.
+    """Sampled rows and metadata.
 
     Attributes:
-        rows: [b, ...], int64 tokens or float32 numbers.
-        facts: How they were drawn, as JSON values.
-        nats: -log p of each row, float64 [b], where it is known exactly.
+        rows: Tokens, int64 [b, l], or points, float32 [b, ...], on the CPU.
+        facts: Metadata about how the rows were drawn, as JSON values.
+        nats: -log p of each row in nats, float64 [b]; None unless the family computes it exactly.
     """
 
     rows: Tensor
@@ -121,7 +126,12 @@ class Samples(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Samples as a run folder stores them: arrays [row, ...] by name, and one text per row (None where rows are not text)."""
+    """Samples in the format that is written to a run folder.
+
+    Attributes:
+        arrays: Arrays by name; the first axis is the row.
+        text: Decoded text of each row; None where rows are not text.
+    """
 
     arrays: Mapping[str, npt.NDArray[Any]]
     text: Sequence[str] | None
@@ -129,9 +139,14 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextWithHoles:
-    """Text to fill in: either ``text`` with marked holes, or a ``prefix``, a ``suffix`` or both around one hole.
+    """Infilling request: a ``text`` with marked holes, or a ``prefix``, a ``suffix`` or both around one hole.
 
-    ``length`` is the number of tokens of the whole (the most, where the model chooses lengths); None takes a default.
+    Attributes:
+        text: Text with marked holes.
+        prefix: Text before the hole.
+        suffix: Text after the hole.
+        length: Number of tokens of the filled-in text, given text included (the largest number where the model chooses
+            lengths); None: a default.
     """
 
     text: str | None = None
@@ -140,7 +155,14 @@ class TextWithHoles:
     length: int | None = None
 
     def check(self, example: str) -> None:
-        """Raise :class:`UserError`, which shows ``example``, unless there is either a text, or a prefix or suffix."""
+        """Verify that either ``text`` is set, or ``prefix`` or ``suffix``, and not both.
+
+        Args:
+            example: Text with a hole in the syntax of the family, shown in the error message.
+
+        Raises:
+            UserError: Neither or both are set.
+        """
         if self.text is not None and (self.prefix is not None or self.suffix is not None):
             raise UserError("infill: give --text, or --prefix and --suffix, not both")
         if self.text is None and self.prefix is None and self.suffix is None:
@@ -148,13 +170,13 @@ class TextWithHoles:
 
 
 class Prompt(NamedTuple):
-    """A prompt as tokens.
+    """An infilling request encoded as tokens.
 
     Attributes:
-        tokens: int64 [1, l], with -1 where the model fills in.
-        length: The ``length`` of the :class:`SampleRequest`.
-        exact: True where samples follow the model's distribution given the prompt, False where they only approximate it.
-        how: The reason for ``exact``, as text for the user.
+        tokens: Given tokens, int64 [1, l], with -1 at the positions to fill in.
+        length: Value for :attr:`SampleRequest.length`.
+        exact: Whether samples follow the model's conditional distribution given the prompt, or only approximate it.
+        how: Explanation of ``exact`` for the user.
     """
 
     tokens: Tensor
@@ -164,74 +186,89 @@ class Prompt(NamedTuple):
 
 
 class Process(ABC):
-    """A family of processes: what a network is trained on and generates.
+    """Abstract base class of processes: how the rows of one family are noised, trained on, bounded and sampled.
 
     Args:
-        plan: The declared process (:mod:`sedd_graph.families.plan`).
-        setup: The graph, the installed components, the device and the tokens.
+        plan: The process that the blueprint declares, as read by :mod:`sedd_graph.families.plan`.
+        setup: Registry, graph, device and tokenizer information.
 
     Raises:
-        BlueprintError: The components of the plan do not work together.
+        BlueprintError: The declared components are not compatible with each other.
     """
 
     family: ClassVar[str]
     """Name of the family, a key of :data:`sedd_graph.families.table.FAMILIES`."""
     batch_type: ClassVar[Callable[..., Any]]
-    """Class of a batch of clean rows; its arguments are the fields of the data's rows, in order.
+    """Class of a batch of clean rows. Its constructor takes the fields of the data set's rows, in order.
 
-    A batch has ``len(batch)`` rows, ``width`` (tokens, or numbers, per row), ``counted`` (how many of them the loss is summed over,
-    int64 [b]) and ``to(device)``."""
+    A batch has ``len(batch)`` rows, ``width`` (tokens, or real numbers, per row), ``counted`` (the number of them over
+    which the loss of each row is summed, int64 [b]) and ``to(device)``.
+    """
     trains: ClassVar[bool] = True
-    """False for a family that can be neither trained nor sampled."""
+    """Whether the family can be trained and sampled."""
     compiles: ClassVar[bool] = True
-    """False where the network runs layer by layer, so that it is never compiled."""
+    """Whether the network can be compiled; False for a family that evaluates it layer by layer."""
     text: ClassVar[bool] = True
-    """True where rows are text, which a tokenizer decodes."""
+    """Whether rows are text, decoded by a tokenizer."""
     exact: ClassVar[bool] = False
-    """True where :meth:`bound_rows` returns -log p itself, per number of a row, and not an upper bound."""
+    """Whether :meth:`bound_rows` returns -log p itself instead of an upper bound."""
     refuses: ClassVar[Mapping[str, str]] = {}
-    """Fields of :class:`SampleRequest` that the family does not support, each with the reason."""
+    """Fields of :class:`SampleRequest` that the family does not support, each with the reason for the error message."""
 
     def __init__(self, plan: Any, setup: Setup) -> None:
         self.plan = plan
 
     def describe(self) -> str:
-        """Return one line for the user, such as the names of the components."""
+        """Return a one-line description for the user, such as the names of the components."""
         return str(self.plan.describe())
 
     # -- training and evaluation ------------------------------------------------------------------------------------
 
     def learned(self) -> Mapping[str, nn.Module]:
-        """Return the components with trained parameters by name; they are saved with those of the network."""
+        """Return the trainable components of the process by module name.
+
+        Their weights are saved with those of the network.
+        """
         return {}
 
     @abstractmethod
     def batch(self, rows: Any, device: torch.device) -> Any:
-        """Return ``rows``, a tensor or a batch, as a batch on ``device``. Raises :class:`UserError` if they do not fit."""
+        """Convert clean rows to a batch of :attr:`batch_type` on ``device``.
+
+        Args:
+            rows: Tokens, int64 [b, l]; points, float32 [b, ...]; or a batch.
+            device: Target device.
+
+        Raises:
+            UserError: The rows do not have the model's shape or dtype.
+        """
 
     @abstractmethod
     def draw(self, batch: Any, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None) -> Any:
         """Draw the noise of one training step.
 
         Args:
-            batch: The clean rows.
-            random: Source of the random numbers.
-            t: float32 [b], times in [0, 1]; drawn if None.
-            xt: int64 [b, l], the noised rows; drawn if None.
+            batch: Batch of clean rows.
+            random: Source of random numbers.
+            t: Diffusion times in [0, 1], float32 [b]; drawn if None.
+            xt: Noised rows x_t, int64 [b, l]; drawn if None.
+
+        Returns:
+            The noise draw, in the form that :meth:`loss` takes.
 
         Raises:
-            UserError: The family has no ``t`` or ``xt`` to fix.
+            UserError: ``t`` or ``xt`` is given, and the family does not support it.
         """
 
     @abstractmethod
     def loss(self, model: Model, draw: Any, batch: Any, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the training loss of one draw.
+        """Compute the training loss for one noise draw.
 
         Args:
-            model: The network's module.
-            draw: As :meth:`draw` returns it.
-            batch: The clean rows.
-            key: int32 [b], the dropout key of each row; None turns dropout off.
+            model: Module of the network.
+            draw: Noise draw returned by :meth:`draw`.
+            batch: Batch of clean rows.
+            key: Dropout key of each row, int32 [b]; None turns dropout off.
 
         Returns:
             The loss in nats per row, float32 [b], and the saved activations by name.
@@ -241,105 +278,172 @@ class Process(ABC):
     def bound_rows(
         self, network: Network, batch: Any, *, seeds: Sequence[int], on_draw: OnDraw | None = None
     ) -> Tensor:
-        """Bound -log p of each row from above.
+        """Estimate an upper bound on -log p of each row.
 
         Args:
-            network: The network, in evaluation mode.
-            batch: The clean rows.
-            seeds: The bound is a mean over one noise draw per seed.
-            on_draw: Observes each draw.
+            network: Network in evaluation mode.
+            batch: Batch of clean rows.
+            seeds: Seeds of the noise draws; the bound is averaged over one draw per seed.
+            on_draw: Callback for each noise draw, see :data:`OnDraw`.
 
         Returns:
-            Nats per row, float64 [b] on the CPU.
+            The bound in nats per row, float64 [b], on the CPU.
         """
 
     @property
     def caveat(self) -> str | None:
-        """The reason why the bound is not comparable with those of other models; None where it is."""
+        """Reason why the likelihood bound is not comparable with that of other models; None if it is comparable."""
         return None
 
     def noised(self, over: str, t: Tensor) -> Tensor:
-        """Return the share of tokens that noise has changed at ``t``, a value of the quantity named ``over``; float64 as ``t``."""
+        """Return the expected fraction of tokens that the noise has changed.
+
+        Args:
+            over: Name of the noise variable, as in :data:`OnDraw`.
+            t: Values of the noise variable, float64, of any shape.
+
+        Returns:
+            Fractions in [0, 1], float64, of the shape of ``t``.
+        """
         return t
 
     def example(self, rows: int, length: int) -> Tensor:
-        """Return valid clean rows, such as int64 [rows, length], for one step that compiles or measures the network."""
+        """Return valid clean rows for a trial training step.
+
+        Args:
+            rows: Number of rows.
+            length: Tokens per row; ignored where rows are points.
+
+        Returns:
+            Tokens, int64 [rows, length], or points, float32 [rows, ...].
+        """
         return torch.zeros(rows, length, dtype=torch.int64)
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     @property
     def steps(self) -> int | None:
-        """The default number of sampler steps; None for a sampler without a fixed number of steps."""
+        """Default number of sampler steps; None for a sampler without a fixed number of steps."""
         return None
 
     def evaluations(self, request: SampleRequest) -> int | None:
-        """Return the number of steps that ``request`` takes, noise removal included; None where the rows decide it."""
+        """Return the number of sampler steps for ``request``, including the final noise removal.
+
+        None where the number depends on the sampled rows.
+        """
         steps = request.steps or self.steps
         return steps and steps + 1
 
     @abstractmethod
     def sample(self, network: Network, request: SampleRequest) -> Samples:
-        """Draw samples. Raises :class:`UserError` where the request cannot be met."""
+        """Draw samples.
+
+        Args:
+            network: The trained network.
+            request: Number of rows, length, seed, prompt and conditions.
+
+        Raises:
+            UserError: A field of ``request`` is invalid for the model.
+        """
 
     def texts(self, rows: Tensor, tokenizer: Tokenizer | None) -> list[str]:
-        """Return sampled rows [b, ...] as text for the user. Raises :class:`UserError` without the tokenizer that it takes."""
+        """Convert sampled rows to text for the user.
+
+        Args:
+            rows: Sampled rows, [b, ...].
+            tokenizer: Tokenizer of the data; None if there is none.
+
+        Raises:
+            UserError: Rows are tokens, and there is no tokenizer.
+        """
         if tokenizer is None:
             raise UserError("there is no tokenizer: tokens cannot become text")
         return [tokenizer.decode(row) for row in rows.tolist()]
 
     @abstractmethod
     def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:
-        """Return samples as the arrays and texts that are written to ``samples.zarr``."""
+        """Convert samples to the format that is written to a run folder.
+
+        Args:
+            samples: Samples returned by :meth:`sample`.
+            tokenizer: Tokenizer that decodes rows; None if there is none.
+        """
 
     @abstractmethod
     def conditions(self, changes: Mapping[str, Any]) -> Conditions | None:
-        """Return the blueprint's conditions on samples with ``changes``, by the name of the field.
+        """Return the conditions on samples: those of the blueprint, with some fields replaced.
+
+        Args:
+            changes: New values by field name of :class:`Conditions`.
 
         Returns:
-            None where the family supports no conditions, and there are no changes.
+            The conditions; None where the family supports none and ``changes`` is empty.
 
         Raises:
-            UserError: A change is invalid or not supported.
+            UserError: A change is invalid or not supported by the family.
         """
 
     def prompt(
         self, text: TextWithHoles, tokenizer: Tokenizer, *, length: int, prompts_trained: bool, observed: str
     ) -> Prompt:
-        """Encode text with holes as a prompt.
+        """Encode an infilling request as a prompt of tokens.
 
         Args:
             text: The text to fill in.
-            tokenizer: Encodes it.
-            length: Tokens per row of the training data, which a text without a length of its own gets.
-            prompts_trained: True if rows of the training data begin with clean prompts.
-            observed: How the given text is held; see :class:`Conditions`.
+            tokenizer: Tokenizer of the data.
+            length: Default number of tokens of the filled-in text: tokens per row of the training data.
+            prompts_trained: Whether rows of the training data begin with clean prompts.
+            observed: Treatment of the given tokens during sampling, ``clamp`` or ``renoise``; see
+                :attr:`Conditions.observed`.
 
         Raises:
-            UserError: The text cannot be filled in.
+            UserError: The family does not support infilling, or the text cannot be filled in.
         """
         raise UserError(f"infill: a process of {self.family} fills in no text")
 
     # -- verification -----------------------------------------------------------------------------------------------
 
     def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:
-        """Yield the key and a message for each setting of the ``data`` section that does not fit the process."""
+        """Verify that the family supports the ``data`` section of the configuration.
+
+        Args:
+            data: The section.
+
+        Yields:
+            A configuration key and an error message for each unsupported setting.
+        """
         if not isinstance(data, DataConfig):
             yield "data.points", "points are for flows: give an objective of kind likelihood, such as exact_likelihood"
 
     def check_tokenizer(self, size: int) -> str | None:
-        """Return the reason why a tokenizer of ``size`` tokens does not fit; None where it does."""
+        """Return an error message if a tokenizer of ``size`` tokens does not fit the process; otherwise None."""
         return None
 
     @classmethod
     def prove(cls, plan: Any, graph: Graph, registry: Registry) -> list[Check]:
-        """Verify the process that ``plan`` declares on a small enumerable toy, within seconds on a CPU."""
+        """Verify the declared process numerically on a small enumerable example, within seconds on a CPU.
+
+        Args:
+            plan: The declared process.
+            graph: Typed graph of the network.
+            registry: The installed components.
+
+        Returns:
+            One result for each verified property.
+        """
         return []
 
     def check_network(self, network: Network) -> list[Check]:
-        """Verify that the outputs of the untrained network have the properties that the process assumes."""
+        """Verify that the outputs of the untrained network have the properties that the process assumes.
+
+        Args:
+            network: The network.
+
+        Returns:
+            One result for each verified property.
+        """
         return []
 
     def warnings(self) -> list[str]:
-        """Return messages for the user at the end of training."""
+        """Return warning messages to show to the user at the end of training."""
         return []

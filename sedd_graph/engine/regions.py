@@ -1,6 +1,7 @@
-"""Modules of a graph: each region runs its steps in order and returns its outputs, then its saved activations.
+"""PyTorch modules of graph regions: a region runs its steps in order and returns its outputs and saved activations.
 
-Module path = node path = state-dict key. All repeats of a block share one plan, so that one compilation serves them all.
+Module paths are node paths and prefixes of state-dict keys. All repeats of a block share one plan, and therefore one
+compilation.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ __all__ = ["Model", "Plan", "RegionModule", "last_use"]
 
 
 def last_use(reads: Sequence[Collection[int]], retained: Collection[int]) -> tuple[tuple[int, ...], ...]:
-    """Return for each step the values that it is the last to read.
+    """Return for each step the graph values that no later step reads, so that they can be freed after the step.
 
     Args:
-        reads: Values that each step reads; -1 stands for none.
-        retained: Values that are needed after the last step.
+        reads: Indices of the graph values that each step reads; -1 for an optional port that is not connected.
+        retained: Indices of the graph values that are needed after the last step, which are never freed.
+
+    Returns:
+        Sorted indices for each step.
     """
     seen = {-1, *retained}
     found = []
@@ -35,11 +39,13 @@ def last_use(reads: Sequence[Collection[int]], retained: Collection[int]) -> tup
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Order of execution of a region, shared by all its modules. Values are numbered: inputs first, then results of steps.
+    """Execution plan of a region, shared by all modules of the region.
+
+    Graph values are numbered in order of execution: the inputs first, then the results of each step.
 
     Attributes:
-        steps: Name of each step, and the values of its arguments (-1 for none).
-        returned: Values of the outputs, then of the saved activations.
+        steps: Name of each step, and the graph-value indices of its arguments (-1: not connected).
+        returned: Graph-value indices of the outputs, followed by those of the saved activations.
         saved: Number of saved activations.
     """
 
@@ -49,16 +55,20 @@ class Plan:
 
     @cached_property
     def last_use(self) -> tuple[tuple[int, ...], ...]:
-        """Values that can be freed after each step."""
+        """For each step, the indices of the graph values that can be freed after the step."""
         return last_use([places for _, places in self.steps], self.returned)
 
 
 class RegionModule(nn.Module):
-    """Module of a region. Maps a dropout key (or None) and the inputs to a tuple of outputs, then saved activations.
+    """Module of a region: maps a dropout key and inputs to a tuple of outputs, followed by saved activations.
+
+    Args:
+        children: Modules of the steps by name.
+        plan: Execution plan of the region.
+        repeat: Number of layers if the region is a chain of one repeated block, otherwise 0.
 
     Attributes:
-        keyed: True if a component below uses dropout; each such step gets its own dropout key.
-        repeat: Number of layers if it is a chain of one block, else 0.
+        keyed: Whether a component within the region uses dropout.
     """
 
     def __init__(self, children: Mapping[str, nn.Module], plan: Plan, *, repeat: int = 0) -> None:
@@ -73,10 +83,19 @@ class RegionModule(nn.Module):
 
     @property
     def custom_backward(self) -> bool:
-        """True if its backward pass is an autograd function of its own, which cannot be compiled with its surroundings."""
+        """Whether the module has a custom backward pass, which cannot be compiled with its surroundings."""
         return False
 
     def forward(self, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Evaluate the region.
+
+        Args:
+            key: Dropout key of each row, int32 [b]; None turns dropout off.
+            *inputs: Input tensors in the order of the region's inputs.
+
+        Returns:
+            The outputs, followed by the saved activations.
+        """
         values: list[Any] = list(inputs)
         steps: dict[str, Any] = self._modules
         for place, ((name, places), last) in enumerate(zip(self._steps, self._last_use, strict=True)):
@@ -96,7 +115,10 @@ class RegionModule(nn.Module):
         return tuple([values[i] for i in self._returned])
 
     def branches(self) -> Iterator[nn.Module]:
-        """Yield the blocks to compile, outermost first: each repeat of a block, which share one compilation."""
+        """Yield the modules to compile: every repeat of each outermost repeated block.
+
+        All repeats of a block share one compilation.
+        """
         for child in self.children():
             if isinstance(child, RegionModule):
                 if self.repeat and not any(m.custom_backward for m in child.modules() if isinstance(m, RegionModule)):
@@ -106,7 +128,17 @@ class RegionModule(nn.Module):
 
 
 class Model(nn.Module):
-    """Network of a graph. Maps the graph's inputs by name to a dict of its outputs."""
+    """Module of a graph: maps input tensors, passed by name, to a dict of output tensors.
+
+    Args:
+        graph: The typed graph.
+        root: Module of the graph's top-level region.
+
+    Attributes:
+        input_names: Names of the inputs.
+        output_names: Names of the outputs.
+        tap_names: Dotted paths of the saved activations.
+    """
 
     def __init__(self, graph: Graph, root: RegionModule) -> None:
         super().__init__()
@@ -119,17 +151,20 @@ class Model(nn.Module):
 
     @property
     def root(self) -> RegionModule:
-        """Module of the graph's own steps."""
+        """Module of the graph's top-level region."""
         return self._root[0]
 
     def run(
         self, inputs: Mapping[str, Tensor], key: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return outputs by name, and saved activations by dotted path.
+        """Evaluate the network and return its outputs and saved activations.
 
         Args:
-            inputs: Inputs by name; others than the graph's are ignored.
-            key: Dropout key, int32 [b]; None for no dropout.
+            inputs: Input tensors by name; names that are not inputs of the graph are ignored.
+            key: Dropout key of each row, int32 [b]; None turns dropout off.
+
+        Returns:
+            The outputs by name, and the saved activations by dotted path.
         """
         values = self._root[0](key, *[inputs[name] for name in self.input_names])
         count = len(self.output_names)
@@ -137,6 +172,14 @@ class Model(nn.Module):
         return outputs, dict(zip(self.tap_names, values[count:], strict=True))
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Evaluate the network without dropout and return its outputs by name.
+
+        Args:
+            **inputs: Exactly the inputs of the graph, by name.
+
+        Raises:
+            TypeError: An input is missing or unknown.
+        """
         unknown = inputs.keys() ^ set(self.input_names)
         if unknown:
             raise TypeError(
@@ -145,5 +188,5 @@ class Model(nn.Module):
         return self.run(inputs)[0]
 
     def branches(self) -> Iterator[nn.Module]:
-        """Yield the blocks to compile (see :meth:`RegionModule.branches`)."""
+        """Yield the modules to compile; see :meth:`RegionModule.branches`."""
         return self._root[0].branches()

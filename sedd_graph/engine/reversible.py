@@ -1,10 +1,11 @@
-"""Reversible execution of blocks, and activation checkpointing.
+"""Reversible execution and activation checkpointing of blocks.
 
-The reversible forward pass saves only the last layer's outputs, the given inputs and the dropout key. The backward pass runs
-the derived inverse layer by layer and reuses each branch evaluation for both the reconstruction and its gradient.
-Parameters and given inputs are explicit inputs of one autograd function, so that each gradient arrives once, as DDP
-requires. Dropout depends on the key alone, so that masks are equal when a branch is evaluated again; autocast is restored.
-A checksum of the inputs is compared with that of their reconstruction; a block that drifts is checkpointed from then on.
+In reversible execution the forward pass saves only the last layer's outputs, the conditioning inputs and the dropout
+key. The backward pass runs the derived inverse layer by layer and reuses each branch evaluation for both the
+reconstruction and its gradient. Parameters and conditioning inputs are explicit inputs of one autograd function, so
+that each of their gradients is produced once, as DDP requires. Dropout masks are a function of the key and therefore
+equal in both passes; the autocast state of the forward pass is restored. A checksum of the reconstructed inputs is
+compared with that of the original inputs; a block whose error exceeds the tolerance is checkpointed from then on.
 """
 
 from __future__ import annotations
@@ -30,17 +31,28 @@ from sedd_graph.graph.model import Region, Running
 __all__ = ["DRIFT", "DriftWarning", "RunningModule", "make_running"]
 
 DRIFT = 1e-3
-"""Tolerance of the drift guard: relative change of a stream's sum, over the square root of its size, and of its power."""
+"""Largest relative error of the reconstructed inputs' checksum before a block falls back to checkpointing.
+
+For each input two errors are compared: the change of its sum, relative to sqrt(size times sum of squares), and the
+relative change of its sum of squares.
+"""
 
 
 class DriftWarning(UserWarning):
-    """The inputs reconstructed in the backward pass differ from those of the forward pass."""
+    """Warning: inputs reconstructed in the backward pass differ from the original inputs by more than the tolerance."""
 
 
 def make_running(region: Region, children: Mapping[str, nn.Module], plan: Plan, running: Running) -> RunningModule:
-    """Make the module of a block, or of a chain of one block, that is run as ``running`` declares.
+    """Build the module of a block, or of a chain of one repeated block, with the declared memory mode and arithmetic.
 
-    Raises :class:`UserError` if the block cannot be run so.
+    Args:
+        region: The block, or the chain.
+        children: Modules of the steps by name.
+        plan: Execution plan of the region.
+        running: Memory mode (``store``, ``checkpoint`` or ``reversible``) and arithmetic.
+
+    Raises:
+        UserError: The block cannot be run as ``running`` declares.
     """
     body = region.steps[0].body if region.repeat else region
     layer = body if isinstance(body, Region) else region
@@ -56,12 +68,13 @@ def make_running(region: Region, children: Mapping[str, nn.Module], plan: Plan, 
 
 
 class RunningModule(RegionModule):
-    """Block, or chain of ``repeat`` layers, with a choice of what is saved for backward. Made by :func:`make_running`.
+    """Module of a block, or of a chain of ``repeat`` layers, with a memory mode. Built by :func:`make_running`.
 
     Attributes:
-        layout: Layout of one layer; None where it claims no inverse.
-        memory: ``store``, ``checkpoint`` or ``reversible``.
-        drift: Relative error of the last reconstruction, or None.
+        layout: Layout of one layer; None if the block does not claim to be invertible.
+        memory: What is saved for backward: ``store`` (all activations), ``checkpoint`` (each layer's inputs) or
+            ``reversible`` (the last layer's outputs).
+        drift: Relative error of the last reconstruction, float64 []; None if it is not available or already checked.
     """
 
     def __init__(
@@ -81,22 +94,29 @@ class RunningModule(RegionModule):
 
     @property
     def grid(self) -> Grid | None:
-        """Grid of exact arithmetic, or None."""
+        """Grid of exact arithmetic; None for ordinary floating point."""
         return None if self.layout is None else self.layout.grid
 
     def layers(self, key: Tensor | None) -> list[tuple[nn.Module, Tensor | None]]:
-        """Return each layer with its key."""
+        """Return each layer with its dropout key, int32 [b].
+
+        Args:
+            key: Dropout key of the whole chain, int32 [b]; None turns dropout off.
+        """
         if not self.repeat:
             return [(self, key)]
         return [(child, None if key is None else fold(key, at)) for at, child in enumerate(self.children())]
 
     @property
     def custom_backward(self) -> bool:
-        """True if it is run layer by layer, which cannot be compiled with its surroundings."""
+        """Whether the module runs layer by layer and cannot be compiled with its surroundings."""
         return self.memory != "store" or self.grid is not None
 
     def branches(self) -> Iterator[nn.Module]:
-        """Yield whole layers; where layers are reconstructed, the nested blocks that are evaluated as wholes."""
+        """Yield the modules to compile: whole layers, or the units that are nested blocks.
+
+        Whole layers are compiled unless execution is reversible or exact.
+        """
         if self.layout is None or (self.memory != "reversible" and self.grid is None):
             yield from super().branches()
             return
@@ -105,6 +125,15 @@ class RunningModule(RegionModule):
             yield from (module for module in modules if isinstance(module, RegionModule))
 
     def forward(self, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Evaluate the block with its memory mode.
+
+        Args:
+            key: Dropout key of each row, int32 [b]; None turns dropout off.
+            *inputs: Input tensors in the order of the region's inputs.
+
+        Returns:
+            The outputs, followed by the saved activations.
+        """
         self._check_drift()
         training = torch.is_grad_enabled()
         if self.grid is None and (self.memory == "store" or not training):
@@ -146,14 +175,19 @@ class RunningModule(RegionModule):
         return (*run.take(self.layout.outputs.values()), *saved)
 
     def snapped(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the inputs; with exact arithmetic, the streams among them are rounded to the grid (:mod:`sedd_graph.engine.grid`)."""
+        """Return the inputs; with exact arithmetic those that the inverse reconstructs are rounded to the grid."""
         if self.layout is None or self.grid is None:
             return list(inputs)
         streams = self.layout.streams
         return [self.grid.snap(x) if name in streams else x for name, x in zip(self.input_names, inputs, strict=True)]
 
     def next_inputs(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the next layer's inputs: outputs replace the inputs of the same name."""
+        """Return the inputs of the next layer: each output of this layer replaces the input of the same name.
+
+        Args:
+            inputs: Inputs of this layer, in order.
+            outputs: Outputs of this layer, in order.
+        """
         if not self.repeat:
             return list(inputs)
         new = dict(zip(self.output_names, outputs, strict=True))
@@ -176,7 +210,7 @@ class RunningModule(RegionModule):
 
 
 def _checksum(streams: Sequence[Tensor]) -> Tensor:
-    """Return sum, power and size of each stream, float64 [streams, 3]."""
+    """Return sum, sum of squares and number of elements of each stream, float64 [streams, 3]."""
     double = torch.float64
     rows = [(x.sum(dtype=double), x.square().sum(dtype=double), x.new_tensor(x.numel(), dtype=double)) for x in streams]
     return torch.stack([torch.stack(row) for row in rows])

@@ -4,7 +4,7 @@ __all__ = ["mix_seed"]
 
 
 def mix_seed(*parts: int) -> int:
-    """Hash integers to one 63-bit seed (splitmix64), so that neighbouring steps get independent random streams."""
+    """Hash integers to one 63-bit seed (splitmix64), so that consecutive integers give independent random streams."""
     state = 0
     for part in parts:
         state = (state + part + 0x9E3779B97F4A7C15) & (2**64 - 1)

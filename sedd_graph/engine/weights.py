@@ -1,4 +1,4 @@
-"""Weight files."""
+"""Writing of weight files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ __all__ = ["save_tensors"]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file with the mode of other new files: safetensors itself uses 0600 and ignores the umask."""
+    """Write tensors to a safetensors file, with the permissions that the umask gives to new files.
+
+    The safetensors library itself would create the file with mode 0600.
+
+    Args:
+        tensors: Contiguous CPU tensors by name.
+        path: The file to write.
+    """
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     save_file(dict(tensors), path)

@@ -1,4 +1,7 @@
-"""Search for the cheapest values to store so that all inputs can be recovered (a shortest hyperpath: NP-hard, so bounded)."""
+"""Search for the cheapest set of values to store so that all inputs of a region can be recovered.
+
+This is a shortest-hyperpath problem, which is NP-hard, so the search is bounded.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from sedd_graph.inverse.propagate import Closure
 __all__ = ["cheapest"]
 
 WORK, TRIES = 300_000, 2000
-"""Largest number of edges that the search visits, and of sets that it tries."""
+"""Bounds of the search: largest number of edges visited (``WORK``), and of sets tried (``TRIES``)."""
 
 BYTES = {"float": 4, "int": 8, "bool": 1}
-"""Bytes per number, by kind of type."""
+"""Bytes per element by kind of tensor type; ``float`` counts as float32."""
 
 
 def _count(found: PortType, sizes: Mapping[str, int]) -> int:
@@ -27,16 +30,16 @@ def _count(found: PortType, sizes: Mapping[str, int]) -> int:
 
 
 def cheapest(closure: Closure, facts: Sequence[int], sizes: Mapping[str, int]) -> Remedy:
-    """Find the cheapest set of values to store.
+    """Return the cheapest set of values to store so that all inputs of a region can be recovered.
 
-    Sets of unknown values are tried in order of their bytes at ``sizes``; the first from which everything follows is the
-    cheapest. Beyond the bounds the search stops and returns the lost inputs themselves, without those that follow from the
-    others; then every set of fewer bytes than ``Remedy.lower`` was tried, or contains one that was.
+    Sets of unknown values are tried in order of their size in bytes; the first set from which all inputs follow is the
+    cheapest. If the bounds of the search are reached, the result is the set of lost inputs, without those that follow
+    from the others. :attr:`Remedy.lower` is then a lower bound on the size of the cheapest set.
 
     Args:
-        closure: All values that follow from ``facts``.
-        facts: Known values.
-        sizes: Batch and length.
+        closure: Values that follow from ``facts``.
+        facts: Indices of the initially known values: outputs, conditioning inputs and stored values.
+        sizes: ``batch`` and ``length``, at which sizes in bytes are compared.
     """
     flat, system = closure.flat, closure.system
     symbols = sorted({s for found in flat.types for s in found.symbols} - sizes.keys())

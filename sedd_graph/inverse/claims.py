@@ -1,4 +1,4 @@
-"""Invertibility claims of the blocks of a graph: derivation of each, and the problems of those that do not hold."""
+"""Verification of the invertibility claims of the blocks in a graph."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ from sedd_graph.inverse.solve import SIZES, solve
 __all__ = ["MAX_CLAIMED", "Derived", "claimed", "derive", "require_claims"]
 
 MAX_CLAIMED = 200_000
-"""Largest number of components in all blocks that claim to be invertible together; nested ones count in each block."""
+"""Largest total number of components in blocks that claim to be invertible.
+
+A nested block counts in every enclosing block.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Derived:
-    """Claim of a region, and the derived inverse or the diagnosis."""
+    """Result of deriving the inverse of one block that claims to be invertible.
+
+    Attributes:
+        region: The block.
+        claim: The block's claim: level and conditioning inputs.
+        found: The derived inverse, or the diagnosis if there is none.
+    """
 
     region: Region
     claim: Claim
@@ -27,7 +36,7 @@ class Derived:
 
     @property
     def problem(self) -> Problem | None:
-        """Reason why the claim does not hold, at its place in the blueprint; None where it holds."""
+        """The error to report, with its location in the blueprint, if the claim does not hold; otherwise None."""
         if isinstance(self.found, Refusal):
             return Problem(*self.claim.position, self.claim.path, diagnosis(self.found))
         if LEVELS.index(self.found.level) >= LEVELS.index(self.claim.level):
@@ -36,7 +45,7 @@ class Derived:
         return Problem(*self.claim.position, self.claim.path, f"{message}: {self.found.note}")
 
     def __str__(self) -> str:
-        """Return one line: the summary of the inverse, or the first line of the diagnosis."""
+        """Return a one-line summary of the inverse, or the first line of the diagnosis."""
         if isinstance(self.found, Refusal):
             return diagnosis(self.found).partition("\n")[0]
         count = len(self.found.derivations)
@@ -46,7 +55,10 @@ class Derived:
 
 
 def claimed(region: Region) -> Iterator[tuple[Region, Claim]]:
-    """Yield every region below ``region`` that claims to be invertible, with its claim, each once, in order."""
+    """Yield each nested region of ``region`` that claims to be invertible, with its claim.
+
+    A region that is used several times is yielded once. The order is that of the steps, outer regions first.
+    """
     seen: set[int] = set()
 
     def visit(outer: Region) -> Iterator[tuple[Region, Claim]]:
@@ -61,14 +73,17 @@ def claimed(region: Region) -> Iterator[tuple[Region, Claim]]:
 
 
 def derive(graph: Graph, sizes: Mapping[str, int] = SIZES) -> tuple[Derived, ...]:
-    """Derive the inverse of every block that claims one.
+    """Derive the inverse of every block of a graph that claims to be invertible.
 
     Args:
-        graph: The expanded graph.
-        sizes: Batch and length, for the bytes in a diagnosis.
+        graph: The typed graph.
+        sizes: ``batch`` and ``length``, for sizes in bytes in a diagnosis.
+
+    Returns:
+        One result for each claim, whether the claim holds or not.
 
     Raises:
-        BlueprintError: The blocks hold more than :data:`MAX_CLAIMED` components.
+        BlueprintError: The blocks contain more than :data:`MAX_CLAIMED` components.
     """
     found, count = [], 0
     for region, claim in claimed(graph.root):
@@ -81,7 +96,16 @@ def derive(graph: Graph, sizes: Mapping[str, int] = SIZES) -> tuple[Derived, ...
 
 
 def require_claims(graph: Graph, sizes: Mapping[str, int] = SIZES) -> tuple[Derived, ...]:
-    """Derive as :func:`derive` does. Raises :class:`BlueprintError` with every diagnosis unless all claims hold."""
+    """Verify all invertibility claims of a graph and return the derived inverses.
+
+    Args:
+        graph: The typed graph.
+        sizes: ``batch`` and ``length``, for sizes in bytes in a diagnosis.
+
+    Raises:
+        BlueprintError: Claims do not hold; the error has one diagnosis for each. Or the blocks contain more than
+            :data:`MAX_CLAIMED` components.
+    """
     found = derive(graph, sizes)
     problems = [problem for one in found if (problem := one.problem) is not None]
     if problems:

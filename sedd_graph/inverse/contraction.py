@@ -1,9 +1,11 @@
-"""Search for contractions: the one unknown behind a known sum in which all other terms move more slowly than it.
+"""Search for contractions: residual sums ``y = a x + r(x)`` that a fixed-point iteration can invert.
 
-``y = a x + r(x)`` has exactly one solution, and ``x <- (y - r(x)) / a`` converges to it, if ``b < |a|`` is a Lipschitz constant
-of r (Banach; Behrmann et al., Invertible Residual Networks, arXiv 1811.00995). The pair (a, b) is composed through the graph
-from x to y: a linear relation sums both; any other component turns an input with (a, b) into an output with
-``(0, L (|a| + b))`` by its own Lipschitz bound L, summed over its inputs. Bounds are in the Euclidean norm of a whole sequence.
+Here y is known, x is unknown, and every other unknown term of the sum is a function of x. The equation has exactly one
+solution, to which ``x <- (y - r(x)) / a`` converges, if b < |a| is a Lipschitz constant of r (Banach; Behrmann et al.,
+Invertible Residual Networks, arXiv 1811.00995). The pair (a, b) is composed through the graph from x to y. A linear
+relation maps the pairs of its inputs to their weighted sum (with absolute weights for b). Any other component maps an
+input with (a, b) to an output with (0, L (|a| + b)), where L is its Lipschitz bound with respect to that input, summed
+over its inputs. Lipschitz constants are in the Euclidean norm of a whole sequence.
 """
 
 from __future__ import annotations
@@ -19,20 +21,23 @@ from sedd_graph.inverse.system import FixedPoint, Key, System
 __all__ = ["MARGIN", "ContractionSearch", "find_fixed_point", "iterations"]
 
 MARGIN = 1e-9
-"""Smallest distance of a bound from 1: a nearer one may reach 1 by rounding, and is refused."""
+"""A contraction whose Lipschitz constant is 1 - ``MARGIN`` or more is rejected, since rounding could raise it to 1."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ContractionSearch:
-    """Result of the search behind one known value: a ``fixed_point``, or the reason why there is none.
+    """Result of :func:`find_fixed_point`: a contraction, or the reason why there is none.
+
+    Values and components are indices of :class:`sedd_graph.inverse.flat.Flat`.
 
     Attributes:
         work: Number of values and components visited.
-        sources: Independent unknowns that the value depends on, if there are several.
-        target: The single unknown that all others follow from, or -1.
-        scale: Factor of ``target`` in the value.
-        bound: Lipschitz constant of the rest, relative to ``scale``.
-        unbounded: Components on the way without a Lipschitz bound, as (node, input port, output port).
+        fixed_point: The contraction; None if there is none.
+        sources: Unknown inputs that the sum depends on, if they are several independent ones; otherwise empty.
+        target: The unknown value x that all other unknown terms follow from; -1 if there is none.
+        scale: Factor a of x in the sum.
+        bound: Lipschitz constant of the remaining terms divided by |a|; infinite if a is 0 or a component has no bound.
+        unbounded: Components between x and the sum without a Lipschitz bound, as (component, input port, output port).
     """
 
     work: int
@@ -45,15 +50,25 @@ class ContractionSearch:
 
 
 def iterations(bound: float) -> int:
-    """Return how many plain steps of a contraction with Lipschitz constant ``bound`` reduce the error to 1e-6 of its start."""
+    """Return the number of plain (Picard) steps that reduce the error to 1e-6 of its initial value.
+
+    Args:
+        bound: Lipschitz constant of the contraction, in [0, 1).
+    """
     return 1 if bound <= 0 else max(1, math.ceil(math.log(1e-6) / math.log(bound)))
 
 
 def find_fixed_point(system: System, keys: Sequence[Key | None], value: int) -> ContractionSearch:
-    """Search for the contraction behind ``value``, which is known.
+    """Search for a contraction that derives an unknown value x from a known value y = a x + r(x).
 
-    Visits unknown values backwards from it, latest first. The first value that is alone on the frontier is the nearest one
-    from which all others follow; a farther one cannot do better, since the pairs (a, b) of both stretches would multiply.
+    The search visits unknown values backwards from y, those computed last first. The first value that is the only one
+    left to visit is the nearest value x from which all other unknown values follow. A more distant x cannot give a
+    smaller bound, since the Lipschitz constants of both stretches would multiply.
+
+    Args:
+        system: Equations of the region.
+        keys: For each value the cost of its derivation; None where the value is unknown.
+        value: Index of y, the known output of a component that has unknown inputs.
     """
     flat = system.flat
     frontier: list[tuple[int, int]] = []

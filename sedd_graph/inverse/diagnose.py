@@ -1,4 +1,4 @@
-"""Diagnosis of a region that is not invertible: lost inputs, the components where the derivation stops, and remedies."""
+"""Diagnosis of a region that is not invertible: its lost inputs, the components responsible, and possible remedies."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["diagnose"]
 
 
 def diagnose(closure: Closure, facts: Sequence[int], given: tuple[str, ...], sizes: Mapping[str, int]) -> Refusal:
-    """Return the diagnosis of ``closure``, in which some input is unknown.
+    """Return the diagnosis of a region in which some input cannot be recovered.
 
     Args:
-        closure: All values that follow from ``facts``.
-        facts: Known values.
-        given: Inputs that are known at inversion.
-        sizes: Batch and length, for sizes in bytes.
+        closure: Values that follow from ``facts``.
+        facts: Indices of the initially known values: outputs, conditioning inputs and stored values.
+        given: Names of the conditioning inputs.
+        sizes: ``batch`` and ``length``, for sizes in bytes.
     """
     flat = closure.flat
     reasons = Reasons(closure)
@@ -89,7 +89,7 @@ def _frontier(closure: Closure, start: int) -> tuple[set[int], set[int]]:
 
 
 def _waits(closure: Closure, node: Node) -> bool:
-    """Return whether a rule lacks only other outputs of the component, whose derivation stops farther on."""
+    """Return whether an inversion rule lacks only outputs of the component, whose derivation stops elsewhere."""
     for rule in node.algebra.rules:
         lacks = [name for name in rule.given if name in node.outputs and not closure.known(node.outputs[name])]
         inputs = [v for name in rule.given for v in node.inputs.get(name, ())]

@@ -1,4 +1,4 @@
-"""Extraction of a program from a closure: only the needed derivations, with whole blocks where all of one is forward."""
+"""Extraction of an inverse program: the needed derivations, with nested blocks called whole if possible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ __all__ = ["contractions", "derivations", "needed"]
 
 
 def contractions(closure: Closure) -> dict[int, Contraction]:
-    """Return all contractions used, by target. Bodies consist of whole blocks where that evaluates nothing needlessly."""
+    """Return the contractions among the derivations, keyed by the index of the value that each derives.
+
+    The body of a contraction calls a nested block whole if that evaluates no component needlessly.
+
+    Args:
+        closure: The derived values.
+    """
     flat = closure.flat
     found: dict[int, Contraction] = {}
     known = [edge is None and closure.known(v) for v, edge in enumerate(closure.derived_by)]
@@ -67,7 +73,13 @@ def _body(flat: Flat, found: FixedPoint, known: Sequence[bool]) -> list[int | Bl
 
 
 def needed(closure: Closure, iterated: Mapping[int, Contraction], wanted: Iterable[int]) -> list[Edge]:
-    """Return the edges of ``closure`` that the values ``wanted`` depend on, in order. ``iterated``: contractions by target."""
+    """Return the edges (ways to derive values) that the derivation of ``wanted`` depends on, in order.
+
+    Args:
+        closure: The derived values.
+        iterated: Contractions by the index of the value that each derives.
+        wanted: Indices of the values to derive.
+    """
     todo, marked = list(wanted), set()
     while todo:
         edge = closure.derived_by[todo.pop()]
@@ -84,12 +96,14 @@ def needed(closure: Closure, iterated: Mapping[int, Contraction], wanted: Iterab
 def derivations(
     closure: Closure, iterated: Mapping[int, Contraction], edges: Sequence[Edge], linear: Mapping[int, Linear]
 ) -> tuple[Derivation, ...]:
-    """Return ``edges`` as derivations, with whole blocks where possible.
+    """Convert edges (ways to derive values) to the derivations of a program.
+
+    A nested block is called whole if all its components are evaluated and the order of derivation allows it.
 
     Args:
-        closure: The known values.
-        iterated: Contractions by target.
-        edges: Edges of the program, in order.
+        closure: The derived values.
+        iterated: Contractions by the index of the value that each derives.
+        edges: Edges of the program, in order of derivation.
         linear: Linear derivations by position in ``edges``.
     """
     flat = closure.flat
@@ -204,8 +218,10 @@ def _units(
 
 
 def _dependencies(units: _Units, unit_of: Sequence[int], maker: Mapping[Ref, int]) -> tuple[nx.DiGraph[int], set[int]]:
-    """Return the graph of units, and the blocks that cannot be called whole: one of their inner values is needed
-    elsewhere, or they are part of a cycle."""
+    """Return the dependency graph of the units, and the blocks that cannot be called whole.
+
+    Such a block has an inner value that is needed outside the block, or is on a cycle of the graph.
+    """
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(range(len(units)))
     misplaced: set[int] = set()

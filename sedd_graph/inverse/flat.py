@@ -1,6 +1,7 @@
-"""Flattening of a region: every component with its dotted path and every value, once; nested blocks are recorded.
+"""Flattening of a region: all components, also those of nested blocks, and all values that they compute.
 
-Values are small integers here; :attr:`Flat.refs` gives their names. The work is linear in the number of components.
+A value is an input of the region or an output of a component. Values and components are identified by indices;
+:attr:`Flat.refs` has the references of the values. The time is linear in the number of components.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ __all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "numbers", "total"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """Component at its path. ``inputs`` and ``outputs`` map its ports to values."""
+    """Component of a flattened region.
+
+    Attributes:
+        path: Dotted path within the region.
+        step: Step of the graph that the component belongs to.
+        op: The component and its Config.
+        algebra: Algebraic properties that the component declares, such as inversion rules.
+        inputs: Value indices connected to each input port.
+        outputs: Value index of each output port.
+    """
 
     path: str
     step: Step
@@ -30,17 +40,27 @@ class Node:
 
     @property
     def needs(self) -> tuple[int, ...]:
+        """Indices of the values that the component reads, without repetitions."""
         return tuple(dict.fromkeys(v for values in self.inputs.values() for v in values))
 
     @property
     def cost(self) -> float:
-        """Evaluations that it counts for: 0 where it only sums numbers or moves them, else 1."""
+        """Cost of one evaluation: 0 for weighted sums and rearrangements of elements, otherwise 1."""
         return 0.0 if self.algebra.linear or self.algebra.moves else 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Block:
-    """Nested region. ``members`` are its direct components and blocks, ``nodes`` all components below it."""
+    """Nested block of a flattened region.
+
+    Attributes:
+        path: Dotted path within the region.
+        step: Step of the graph that the block belongs to.
+        inputs: Value indices connected to each input.
+        outputs: Value index of each output.
+        members: Direct members in order: component indices and nested blocks.
+        nodes: Indices of all components within the block, at any depth.
+    """
 
     path: str
     step: Step
@@ -51,26 +71,28 @@ class Block:
 
     @property
     def needs(self) -> tuple[int, ...]:
+        """Indices of the values that are connected to the block's inputs, without repetitions."""
         return tuple(dict.fromkeys(v for values in self.inputs.values() for v in values))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flat:
-    """Flattened region. Values and components are indices.
+    """Flattened region. Values and components are identified by indices.
 
     Attributes:
-        refs: Name of each value.
-        types: Type of each value.
-        index: Number of each value by name.
-        producer: Component that computes each value; -1 for an input.
-        users: Components that read each value.
+        region: The region.
+        refs: Reference of each value.
+        types: Tensor type of each value.
+        index: Index of each value by reference.
+        producer: Index of the component that computes each value; -1 for an input of the region.
+        users: Indices of the components that read each value.
         nodes: Components in topological order.
-        members: Direct components and blocks of the region.
-        blocks: All blocks by path.
+        members: Direct members of the region in order: component indices and nested blocks.
+        blocks: All nested blocks by path.
         around: For each component the blocks that contain it, outermost first.
-        inputs: Values of the region's inputs.
-        outputs: Values of the region's outputs.
-        rank: Position of each value in the order of names.
+        inputs: Value index of each input of the region by name.
+        outputs: Value index of each output of the region by name.
+        rank: Position of each value when values are sorted by reference; used to break ties.
     """
 
     region: Region
@@ -89,7 +111,7 @@ class Flat:
 
 
 def numbers(found: PortType) -> Size:
-    """Return how many numbers a value of this type holds."""
+    """Return the number of elements of a tensor type, symbolic in batch and length."""
     size = Size.of(1)
     for dim in found.dims:
         size = size * dim.size
@@ -97,7 +119,7 @@ def numbers(found: PortType) -> Size:
 
 
 def total(types: list[PortType]) -> Size:
-    """Return how many numbers values of these types hold together."""
+    """Return the total number of elements of several tensor types, symbolic in batch and length."""
     size = Size()
     for found in types:
         size = size + numbers(found)
@@ -105,7 +127,14 @@ def total(types: list[PortType]) -> Size:
 
 
 def flatten(region: Region) -> Flat:
-    """Flatten ``region``. Raises :class:`EnvironmentFault` where a component declares an inconsistent algebra."""
+    """Return the flattened form of a region.
+
+    Args:
+        region: The region.
+
+    Raises:
+        EnvironmentFault: A component declares inconsistent algebraic properties.
+    """
     refs: list[Ref] = []
     types: list[PortType] = []
     producer: list[int] = []
@@ -158,16 +187,16 @@ def flatten(region: Region) -> Flat:
 
 
 def algebra_of(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Algebra:
-    """Return the algebra that a component declares, checked against its ports.
+    """Return the algebraic properties that a component declares, verified against its ports.
 
     Args:
-        path: Dotted path of the component, for messages.
+        path: Dotted path of the component, for error messages.
         step: Step of the graph that the component belongs to.
         op: The component and its Config.
-        fed: Types of the connected inputs by port.
+        fed: Tensor types of the connected inputs by port.
 
     Raises:
-        EnvironmentFault: The algebra cannot be read, or contradicts the ports.
+        EnvironmentFault: The component raises an error, or its declaration contradicts its ports.
     """
     signature = Signature(
         tuple(dataclasses.replace(p, type=fed.get(p.name, p.type)) for p in op.signature.inputs),
@@ -188,7 +217,7 @@ def algebra_of(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Al
 
 
 def _problems(found: Algebra, signature: Signature) -> Iterator[str]:
-    """Yield what is inconsistent in an algebra."""
+    """Yield a message for each inconsistency of an algebra with the ports."""
     ins, outs = {p.name: p for p in signature.inputs}, {p.name for p in signature.outputs}
     for rule in found.rules:
         what = f"its rule {rule.method!r}"

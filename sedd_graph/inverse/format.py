@@ -1,4 +1,4 @@
-"""Programs and refusals as text."""
+"""Conversion of inverse programs and diagnoses to text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear,
 __all__ = ["arrows", "diagnosis", "explain", "pseudo_code", "summary"]
 
 _INLINE, _LINES = 72, 60
-"""Longest call that is written into the line that uses it, and most lines of a program."""
+"""Formatting limits: largest length of a call that is inlined, in characters; largest number of lines of a program."""
 
 
 # -- programs -------------------------------------------------------------------------------------------------------
 
 
 def pseudo_code(program: Program) -> str:
-    """Return one line per derivation, forward evaluations inlined; then level, cost and log-determinant.
+    """Return an inverse program as pseudo-code: one line per derivation, then level, cost and log-determinant.
+
+    A forward evaluation that is used once is inlined. Example:
 
     >>> inverse of couple: x1, x2 from y1, y2, given c
     >>>   x2 = y2 - g(y1, c)
@@ -44,7 +46,7 @@ def pseudo_code(program: Program) -> str:
 
 
 def summary(program: Program) -> str:
-    """Return level (and why it is not higher), cost and log-determinant, in one line."""
+    """Return one line with a program's level (and why it is not higher), cost and log-determinant."""
     level = program.level + (f" ({program.note})" if program.note else "")
     cost = f"{program.cost:g} evaluation" + ("" if program.cost == 1 else "s")
     text = f"{level}; {cost}"
@@ -148,10 +150,14 @@ def _mentions(d: Derivation) -> tuple[Ref, ...]:
 
 
 def arrows(found: Program | Refusal) -> tuple[tuple[str, str], ...]:
-    """Return the arrows of the inverse in a drawing of the region: pairs of boxes (a step, ``>input`` or ``<output``).
+    """Return the data flow of an inverse as pairs (source box, target box), for a drawing of the region.
 
-    Arrows go from the values that a derivation needs to those that it derives, each at the box that computes it in the
-    forward pass, or at its output. A refusal has none.
+    A box is the name of a top-level step, ``>input`` or ``<output``. For each derivation, an arrow leads from each
+    value that it reads to each value that it derives. A value is drawn at the box that computes it in the forward pass,
+    or at the region's output. Empty for a region that is not invertible.
+
+    Args:
+        found: The inverse program, or the diagnosis.
     """
     if isinstance(found, Refusal):
         return ()
@@ -165,7 +171,7 @@ def arrows(found: Program | Refusal) -> tuple[tuple[str, str], ...]:
 
 
 def explain(found: Program | Refusal) -> str:
-    """Return the inverse as pseudo-code, or the diagnosis."""
+    """Return the text of a solver result: the inverse as pseudo-code, or the diagnosis."""
     return pseudo_code(found) if isinstance(found, Program) else diagnosis(found)
 
 
@@ -173,7 +179,11 @@ def explain(found: Program | Refusal) -> str:
 
 
 def diagnosis(refusal: Refusal) -> str:
-    """Return the whole diagnosis: lost inputs, where the derivation stops and why, what to store, and rewrites."""
+    """Return the text of a diagnosis, several lines.
+
+    It lists the lost inputs, the components where the derivation stops with the reasons, the cheapest values to store,
+    and possible changes to the blueprint.
+    """
     names = Names(refusal.types)
     lines = [f"{refusal.region.label} is not invertible: {join_and(l.input for l in refusal.lost)} cannot be recovered"]
     for lost in refusal.lost[:8]:

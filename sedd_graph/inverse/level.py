@@ -1,9 +1,10 @@
-"""Level of a program: injective, bijective or volume preserving.
+"""Proof of the level of an inverse program: injective, bijective or volume preserving.
 
-The unknowns are the inputs that are not given and all inner values; each component's output contributes one equation. Where
-every equation is used exactly once, for as many numbers as it has, the whole system is block triangular in the order of
-derivation: all outputs have exactly one inverse image, and ``log |det d outputs / d inputs|`` is the sum over the diagonal
-blocks. A value that the program leaves out is evaluated forward afterwards, by its own equation.
+The unknowns are the inputs (conditioning excepted) and all inner values; each component's output contributes one
+equation. Suppose that every equation is used exactly once, to derive as many elements as it has. Then the whole system
+is block triangular in the order of derivation, every output has exactly one inverse image, and log |det d outputs / d
+inputs| is the sum over the diagonal blocks. A value that the program does not need is evaluated forward afterwards, by
+its own equation.
 """
 
 from __future__ import annotations
@@ -28,16 +29,17 @@ __all__ = ["classify"]
 def classify(
     closure: Closure, edges: Sequence[Edge], given: Iterable[int], stored: Iterable[int]
 ) -> tuple[Level, str, dict[int, Linear]]:
-    """Return the level that a program reaches, the reason why it is not higher, and its linear derivations.
+    """Prove the level of an inverse program and construct its linear derivations.
 
     Args:
-        closure: The known values.
-        edges: Edges of the program, in order.
-        given: Inputs that are known at inversion.
-        stored: Further known values.
+        closure: The derived values.
+        edges: Edges of the program, in order of derivation.
+        given: Indices of the conditioning inputs.
+        stored: Indices of the stored values.
 
     Returns:
-        Level, reason (empty at the highest level), and linear derivations by position in ``edges``.
+        The level; the reason why it is not higher (empty at the highest level); and the linear derivations by position
+        in ``edges``.
     """
     flat, names = closure.flat, Names(closure.flat.refs)
     linear, matched = _linear(closure, edges)
@@ -63,7 +65,7 @@ def _sizes(flat: Flat, given: set[int]) -> str:
 
 
 def _own(closure: Closure, edges: Sequence[Edge]) -> list[int]:
-    """Return the values that a program leaves out, which are evaluated forward."""
+    """Return the indices of the values that are not part of a program, and are evaluated forward afterwards."""
     flat, used = closure.flat, {id(edge) for edge in edges}
     facts = {v for v, edge in enumerate(closure.derived_by) if edge is None}
     return [

@@ -1,4 +1,4 @@
-"""Exact joint solution of linear relations among unknown values: Gauss-Jordan elimination over fractions."""
+"""Exact joint solution of the linear relations among unknown values, by Gauss-Jordan elimination over fractions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ from sedd_graph.inverse.system import Key, Solution, System
 __all__ = ["determinant", "solve_together"]
 
 MAX_WORK, MAX_BITS = 2_000_000, 8192
-"""Largest number of visited entries, and of bits of a numerator or denominator, before elimination stops."""
+"""Limits of the elimination: matrix entries visited, and bits of a numerator or denominator."""
 
 
 def solve_together(
     system: System, keys: Sequence[Key | None], start: Iterable[int]
 ) -> tuple[list[list[Solution]], int]:
-    """Solve for every unknown that the relations connected to ``start`` determine.
+    """Solve the linear relations connected to ``start`` for every unknown value that they determine.
 
-    An unknown that is zero whatever is known is left out: a sum over no terms has no shape.
+    Two relations are connected if they share an unknown value. An unknown whose solution is identically zero is left
+    out, since a sum over no terms has no shape.
+
+    Args:
+        system: Equations of the region.
+        keys: For each value the cost of its derivation; None where the value is unknown.
+        start: Indices of relations.
 
     Returns:
-        Solutions in groups that share relations, and the number of entries visited.
+        Solutions, in groups that share relations, and the number of matrix entries visited.
     """
     rows, work = _around(system, keys, start)
     if not rows:
@@ -139,7 +145,11 @@ def _grouped(solved: list[Solution]) -> list[list[Solution]]:
 
 
 def determinant(matrix: Sequence[Mapping[int, Fraction]]) -> Fraction:
-    """Return ``|det|`` of a square sparse matrix, given as rows {column: value}; zero if it is singular or too large."""
+    """Return the absolute determinant of a square sparse matrix; 0 if the matrix is singular or exceeds the limits.
+
+    Args:
+        matrix: Rows as {column: entry}, zeros omitted.
+    """
     columns = max((v for row in matrix for v in row), default=-1) + 1
     reduced, _ = _reduce(dict(enumerate(matrix)), range(columns))
     if len(reduced) < len(matrix) or any(len(row) > 1 for row, _ in reduced.values()):

@@ -1,19 +1,20 @@
-"""Results of the solver: the inverse of a region as a :class:`Program`, or a :class:`Refusal` with the diagnosis.
+"""Results of the inverse solver: a :class:`Program` (the inverse of a region) or a :class:`Refusal` (a diagnosis).
 
-A *value* is a :class:`Ref` within the flattened region: ``Ref("", "x1")`` is an input of the region,
-``Ref("trunk.3.attend.gate", "out")`` a port of the component at that dotted path. Inputs and outputs of nested blocks are
-not values of their own but other names for the values that feed them. A program starts from *facts* (the region's outputs,
-the given inputs and the stored values) and derives one value after another; each derivation needs only earlier values, and
-each value is derived once. Values that the inverse does not need are left out. There are four kinds of derivations:
+A value is a tensor of the flattened region, identified by a :class:`Ref`: ``Ref("", "x1")`` is an input of the
+region, ``Ref("trunk.3.attend.gate", "out")`` an output port of the component at that dotted path. Inputs and outputs of
+nested blocks are not values of their own but other names for the values connected to them. A program starts from the
+facts: the region's outputs, the conditioning inputs and the stored values. It derives one value after another; each
+derivation reads only earlier values, and each value is derived once. Values that the inverse does not need are left
+out. There are four kinds of derivations:
 
 - :class:`Forward`: evaluate a component, or a whole nested block, as the forward pass does.
 - :class:`Solve`: call a component's inversion rule.
 - :class:`Linear`: weighted sums of known values.
 - :class:`Contraction`: iterate ``x <- x + (y - body(x)) / scale`` from ``x = y / scale`` until it converges.
 
-Log-determinant: where every equation of the region is used exactly once, ``log |det d outputs / d inputs|`` is the sum over
-derivations of ``log |det d out / d target|`` at the derived values (implicit function theorem; the Jacobian of the whole system
-is block triangular in the order of derivation). ``Forward`` adds nothing.
+Log-determinant: where every equation of the region is used exactly once, log |det d outputs / d inputs| is the sum over
+derivations of log |det d out / d target| at the derived values (implicit function theorem; the Jacobian of the whole
+system is block triangular in the order of derivation). The term of a ``Forward`` is zero.
 """
 
 from __future__ import annotations
@@ -43,19 +44,28 @@ __all__ = [
 ]
 
 Level = Literal["injective", "bijective", "volume_preserving"]
-"""Proved property of a region; see :data:`LEVELS`."""
+"""Level of invertibility that the solver has proved for a region; see :data:`LEVELS`."""
 
 LEVELS: tuple[Level, ...] = ("injective", "bijective", "volume_preserving")
-"""From weak to strong. Injective: the inputs can be recovered. Bijective: also, every equation is used exactly once, so that
-sizes are equal and there is a log-determinant. Volume preserving: also, the log-determinant is zero."""
+"""Levels of invertibility, from weak to strong.
+
+``injective``: the inputs can be recovered from the outputs. ``bijective``: also, every equation is used exactly once,
+so that inputs and outputs have the same number of elements and there is a log-determinant. ``volume_preserving``: also,
+the log-determinant is zero.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Forward:
-    """Forward evaluation of the component or whole block at ``path``.
+    """Derivation by forward evaluation of a component or of a whole nested block.
 
-    ``inputs`` and ``outputs`` map its ports to values, in the order of its signature (an optional port that nothing
-    feeds is absent). An output of a block may be known before.
+    Attributes:
+        path: Dotted path of the component or block.
+        step: Step of the graph that it belongs to.
+        inputs: Values connected to each input port, in the order of the signature; optional ports that are not
+            connected are absent.
+        outputs: Value of each output port. Some outputs of a block may be derived before.
+        cost: Number of component evaluations.
     """
 
     path: str
@@ -66,23 +76,29 @@ class Forward:
 
     @property
     def needs(self) -> tuple[Ref, ...]:
+        """Values that the derivation reads."""
         return tuple(ref for refs in self.inputs.values() for ref in refs)
 
     @property
     def targets(self) -> tuple[Ref, ...]:
+        """Values that the derivation computes."""
         return tuple(self.outputs.values())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Solve:
-    """Call of an inversion rule: ``rule.method`` of the component at ``path`` maps ``given`` to ``targets``.
+    """Derivation by the inversion rule of a component: a method call that maps ``given`` to ``targets``.
 
     Attributes:
-        given: Arguments in the order of ``rule.given``; None for an optional port that nothing feeds.
-        targets: Results in the order of ``rule.targets``; some may be known before.
-        inputs: Values of all ports of the component's ``forward``.
-        log_det: ``"zero"``, the name of the method that computes ``log |det d out / d target|`` from ``inputs``, or None where
-            none is declared.
+        path: Dotted path of the component.
+        step: Step of the graph that the component belongs to.
+        rule: The inversion rule; ``rule.method`` is the name of the method.
+        given: Arguments in the order of ``rule.given``; None for an optional port that is not connected.
+        targets: Results in the order of ``rule.targets``; some may be derived before.
+        inputs: Values connected to each port of the component's ``forward``.
+        log_det: ``"zero"``, or the name of the component's method that computes log |det d out / d target| from
+            ``inputs``; None if the component declares none.
+        cost: Number of component evaluations.
     """
 
     path: str
@@ -96,20 +112,21 @@ class Solve:
 
     @property
     def needs(self) -> tuple[Ref, ...]:
+        """Values that the derivation reads."""
         return tuple(ref for ref in self.given if ref is not None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear:
-    """Solution of a linear system: ``targets[i]`` is the sum of coefficient * value over the pairs in ``terms[i]``.
-
-    All values have the same shape.
+    """Derivation by weighted sums of known values: ``targets[i]`` is the sum of factor times value over ``terms[i]``.
 
     Attributes:
-        targets: The values that are derived.
-        terms: For each target, pairs of a known value and its coefficient.
-        paths: Linear components whose equations are solved.
-        factor: ``|det|`` of the system. The log-determinant of the inverse grows by log(factor) nats per element of one target.
+        targets: Values that the derivation computes.
+        terms: For each target the pairs (value, factor) of its sum.
+        paths: Dotted paths of the linear components whose equations are used.
+        factor: Absolute determinant of the linear system; the log-determinant gets log(factor) nats for each element of
+            a target.
+        cost: Number of component evaluations, 0.
     """
 
     targets: tuple[Ref, ...]
@@ -120,17 +137,26 @@ class Linear:
 
     @property
     def needs(self) -> tuple[Ref, ...]:
+        """Values that the derivation reads, without repetitions."""
         return tuple(dict.fromkeys(ref for row in self.terms for ref, _ in row))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contraction:
-    """Fixed-point iteration for ``target`` in ``value = scale * target + r(target)``.
+    """Derivation by fixed-point iteration: solves ``value = scale * target + r(target)`` for ``target``.
 
-    ``bound * |scale|`` is a Lipschitz constant of r, with ``bound`` < 1. ``body`` evaluates ``value`` from a guess of
-    ``target`` and from known values; its intermediate values are separate from the program's own. The error shrinks by
-    ``bound`` with each step; ``iterations`` steps reduce it to 1e-6 of its start. The derivation adds
-    ``log |det(scale * I + d r / d target)|`` to the log-determinant.
+    The log-determinant of the derivation is log |det(scale * I + d r / d target)|.
+
+    Attributes:
+        target: The value that the derivation computes.
+        value: The known value on the left-hand side.
+        scale: Factor of ``target``, not 0.
+        body: Forward evaluations that compute ``value`` from an iterate of ``target`` and from known values. Their
+            intermediate values are separate from those of the program.
+        bound: Lipschitz constant of r divided by |scale|, less than 1. A plain (Picard) step reduces the error by this
+            factor.
+        iterations: Number of plain steps that reduce the error to 1e-6 of its initial value.
+        cost: Number of component evaluations in ``iterations`` steps.
     """
 
     target: Ref
@@ -143,31 +169,34 @@ class Contraction:
 
     @property
     def needs(self) -> tuple[Ref, ...]:
+        """Values that the derivation reads: ``value``, and the known values that the body reads."""
         own = {ref for call in self.body for ref in call.targets} | {self.target}
         outside = dict.fromkeys(ref for call in self.body for ref in call.needs if ref not in own)
         return (self.value, *(ref for ref in outside if ref != self.value))
 
     @property
     def targets(self) -> tuple[Ref, ...]:
+        """Values that the derivation computes: only ``target``."""
         return (self.target,)
 
 
 Derivation = Forward | Solve | Linear | Contraction
-"""One step of an inverse: it derives its ``targets`` from its ``needs``."""
+"""One step of an inverse program, which computes its ``targets`` from its ``needs``."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """Derived inverse of ``region``.
+    """Inverse of a region, as a sequence of derivations.
 
     Attributes:
-        given: Inputs that are known at inversion.
-        stored: Further known values.
-        outputs: Value behind each output of the region.
-        derivations: Steps in order of execution.
-        types: Type of every value that occurs.
-        level: Proved level.
-        note: Reason why the level is not higher; empty at the highest.
+        region: The region.
+        given: Names of the conditioning inputs, which are known at inversion.
+        stored: Values that are stored besides the outputs.
+        outputs: Value of each output of the region.
+        derivations: Derivations in order of execution.
+        types: Tensor type of each value.
+        level: Proved level of invertibility.
+        note: Reason why the level is not higher; empty at the highest level.
     """
 
     region: Region
@@ -181,18 +210,23 @@ class Program:
 
     @property
     def cost(self) -> float:
-        """Number of component evaluations; weighted sums are free."""
+        """Cost of the inverse: total number of component evaluations. Weighted sums and rearrangements cost nothing."""
         return sum(d.cost for d in self.derivations)
 
     @property
     def unmeasured(self) -> tuple[Solve, ...]:
-        """Derivations whose component declares no log-determinant."""
+        """Derivations by inversion rules of components that declare no log-determinant."""
         return tuple(d for d in self.derivations if isinstance(d, Solve) and d.log_det is None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """Input that cannot be recovered, and the values between it and the outputs that stay unknown with it."""
+    """Input of a region that cannot be recovered from the outputs.
+
+    Attributes:
+        input: Name of the input.
+        through: Values computed from the input at which the derivation stops, and which are therefore unknown too.
+    """
 
     input: str
     through: tuple[Ref, ...]
@@ -200,7 +234,14 @@ class Lost:
 
 @dataclasses.dataclass(frozen=True)
 class Blocker:
-    """Component where the derivation stops, and the reason."""
+    """Component at which the derivation of the inverse stops.
+
+    Attributes:
+        path: Dotted path of the component.
+        op: Name of the op.
+        place: Location in the blueprint: file, line and column.
+        reason: Reason as text for the user.
+    """
 
     path: str
     op: str
@@ -210,14 +251,14 @@ class Blocker:
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """Cheapest set of values to store, in addition to the outputs, so that every input of the region can be recovered.
+    """Set of values to store besides the outputs, so that all inputs of a region can be recovered.
 
     Attributes:
-        values: The values to store.
-        bytes: Their size in bytes, as a polynomial in batch and length.
-        total: Their size in bytes, with the batch and length of ``sizes``.
-        lower: Lower bound on the size in bytes of any such set; equal to ``total`` where the search was exhaustive.
-        sizes: The batch and length that ``total`` and ``lower`` are computed for.
+        values: The values to store; the cheapest set, if the search was exhaustive.
+        bytes: Size of the set in bytes, symbolic in batch and length.
+        total: Size of the set in bytes at ``sizes``.
+        lower: Lower bound on the size in bytes of any such set; equal to ``total`` if the search was exhaustive.
+        sizes: Sizes of the axes by name, such as ``batch`` and ``length``.
     """
 
     values: tuple[Ref, ...]
@@ -229,7 +270,17 @@ class Remedy:
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """Diagnosis of a region that is not invertible. :func:`sedd_graph.inverse.format.diagnosis` writes it out."""
+    """Diagnosis of a region that is not invertible. :func:`sedd_graph.inverse.format.diagnosis` converts it to text.
+
+    Attributes:
+        region: The region.
+        given: Names of the conditioning inputs.
+        lost: Inputs that cannot be recovered.
+        blockers: Components at which the derivation stops.
+        remedy: Values to store so that all inputs can be recovered.
+        rewrites: Possible changes to the blueprint, as text for the user.
+        types: Tensor type of each value.
+    """
 
     region: Region
     given: tuple[str, ...]

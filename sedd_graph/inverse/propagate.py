@@ -1,12 +1,13 @@
-"""Propagation of known values to a fixpoint, cheapest derivation first.
+"""Derivation of all values that follow from known ones, in order of increasing cost.
 
-Unit propagation over and/or edges by Knuth's generalisation of Dijkstra's algorithm (Information Processing Letters 6(1),
-1977): an edge makes its targets known once all its needs are, and its key is the greatest key among its needs plus its own
-cost. Keys (:data:`sedd_graph.inverse.system.Key`) prefer closed forms to iterations; ties are broken by name, so that the
-result does not depend on the order of nodes.
+Each component contributes edges: ways to derive some values (targets) from others (needs). An edge makes its targets
+known once all its needs are known. The algorithm is Knuth's generalisation of Dijkstra's algorithm (Information
+Processing Letters 6(1), 1977); the key of an edge is the greatest key among its needs plus the cost of the edge. Keys
+(:data:`sedd_graph.inverse.system.Key`) prefer closed forms to iterations. Ties are broken by name, so that the result
+does not depend on the order of components.
 
-Where propagation stops, linear relations among unknown values are solved together (:mod:`sedd_graph.inverse.linear`), then
-contractions are searched for (:mod:`sedd_graph.inverse.contraction`), and propagation resumes.
+Where propagation stops, linear relations among unknown values are solved jointly (:mod:`sedd_graph.inverse.linear`),
+then contractions are searched for (:mod:`sedd_graph.inverse.contraction`), and propagation resumes.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ __all__ = ["Closure"]
 
 
 class Closure:
-    """All values that follow from the known values ``facts``.
+    """All values that can be derived from the initially known values ``facts``, each by its cheapest derivation.
+
+    Args:
+        system: Equations of the region.
+        facts: Indices of the initially known values.
 
     Attributes:
-        keys: For each value the cost of its derivation, or None where it stays unknown.
-        derived_by: For each value the edge that derived it; None for facts and unknown values.
-        edges: The edges used, in order.
-        searched: For each linear relation with a known output and several unknown terms, the latest search for a
-            contraction behind it.
+        keys: For each value the cost of its derivation; None where the value is unknown.
+        derived_by: For each value the edge that derives it; None for facts and unknown values.
+        edges: Edges used, in order of derivation.
+        searched: Latest search for a contraction, by index of the linear relation; only for relations with a known
+            output and at least two unknown terms.
         work: Number of edges and relations visited.
     """
 
@@ -58,7 +63,7 @@ class Closure:
         self._run()
 
     def known(self, v: int) -> bool:
-        """Return whether value ``v`` is a fact or follows from the facts."""
+        """Return whether the value with index ``v`` is a fact or follows from the facts."""
         return self.keys[v] is not None
 
     def _know(self, v: int, key: Key, edge: Edge | None) -> None:

@@ -1,4 +1,4 @@
-"""Explanation of why the derivation of an inverse stops at a component, and of how the blueprint could be rewritten."""
+"""Text of a diagnosis: why the derivation of an inverse stops at a component, and how to change the blueprint."""
 
 from __future__ import annotations
 
@@ -14,35 +14,47 @@ from sedd_graph.inverse.propagate import Closure
 __all__ = ["Reasons"]
 
 _MAX_VISITED = 10_000
-"""Largest number of unknown values visited to find the inputs that one of them depends on."""
+"""Largest number of unknown values visited in a search for the inputs that one value depends on."""
 
 
 class Reasons:
-    """Writer of reasons and rewrites for the components of one closure."""
+    """Generator of the texts of one diagnosis: reasons, and suggested changes to the blueprint.
+
+    Args:
+        closure: The derived values of the region.
+    """
 
     def __init__(self, closure: Closure) -> None:
         self.closure, self.flat, self.names = closure, closure.flat, Names(closure.flat.refs)
 
     def name(self, v: int) -> str:
-        """Return the name of a value."""
+        """Return the display name of the value with index ``v``."""
         return self.names.value(self.flat.refs[v])
 
     def listed(self, values: Iterable[int]) -> str:
-        """Return the names of values, as a list in words."""
+        """Return the display names of values, joined to a list in words.
+
+        Args:
+            values: Indices of the values.
+        """
         return join_and(self.name(v) for v in values)
 
     def sorted(self, values: Iterable[int]) -> list[int]:
-        """Return values in the order of their names."""
+        """Return the indices of values, sorted by the values' names."""
         return sorted(values, key=self.flat.rank.__getitem__)
 
     def unknown(self, values: Iterable[int]) -> list[int]:
-        """Return those of ``values`` that are unknown, each once, in the order of their names."""
+        """Return the indices of the unknown values among ``values``, each once, sorted by name."""
         return self.sorted(v for v in dict.fromkeys(values) if not self.closure.known(v))
 
     # -- reasons ----------------------------------------------------------------------------------------------------
 
     def reason(self, index: int) -> str:
-        """Return why the unknown inputs of a component do not follow from its known outputs."""
+        """Return the reason why the unknown inputs of a component cannot be derived from its known outputs.
+
+        Args:
+            index: Index of the component.
+        """
         node = self.flat.nodes[index]
         relation = self.open_relation(node)
         if relation is not None:
@@ -54,7 +66,7 @@ class Reasons:
         return "; ".join(self._rule(node, targets, given) for targets, given in self._rules(node))
 
     def open_relation(self, node: Node) -> int | None:
-        """Return the first linear relation of a component whose output is known and that has unknown terms."""
+        """Return the index of a component's first linear relation with a known output and unknown terms, or None."""
         system = self.closure.system
         for v in node.outputs.values():
             r = system.relation_of_output.get(v)
@@ -159,7 +171,11 @@ class Reasons:
     # -- rewrites ---------------------------------------------------------------------------------------------------
 
     def rewrite(self, index: int) -> str | None:
-        """Return another way to write a component, or None where none is known."""
+        """Return a suggested change to the blueprint that makes a component invertible; None if no change is known.
+
+        Args:
+            index: Index of the component.
+        """
         node = self.flat.nodes[index]
         relation = self.open_relation(node)
         if relation is not None:
@@ -202,7 +218,16 @@ class Reasons:
         return None
 
     def conditioning(self, remedy: Remedy, given: tuple[str, ...], lost: int) -> str | None:
-        """Return the advice to declare inputs as given, where all follows from inputs that no sum continues."""
+        """Return a suggestion to declare lost inputs as conditioning inputs (``given``), or None.
+
+        The suggestion is made if all values to store are inputs of the region, they are fewer than the lost inputs, and
+        none of them is a term of a sum that was searched for a contraction.
+
+        Args:
+            remedy: Values to store so that all inputs can be recovered.
+            given: Names of the present conditioning inputs.
+            lost: Number of lost inputs.
+        """
         inputs = [
             ref.port for ref in remedy.values if not ref.step and self.flat.inputs[ref.port] not in self._summed()
         ]

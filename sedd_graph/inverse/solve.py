@@ -1,4 +1,4 @@
-"""Derivation of the inverse of a region, or of the diagnosis of why there is none."""
+"""Entry point of the inverse solver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sedd_graph.inverse.system import System
 __all__ = ["SIZES", "solve"]
 
 SIZES = {"batch": 1, "length": 1024}
-"""Default batch and length for the sizes in a diagnosis."""
+"""Default ``batch`` and ``length`` for sizes in bytes in a diagnosis."""
 
 
 def solve(
@@ -27,17 +27,22 @@ def solve(
     stored: Iterable[Ref] = (),
     sizes: Mapping[str, int] = SIZES,
 ) -> Program | Refusal:
-    """Derive the inputs of ``region`` from its outputs. The result does not depend on the order of steps.
+    """Derive the inverse of a region: a program that computes its inputs from its outputs.
+
+    The result does not depend on the order of steps.
 
     Args:
         region: The block or graph to invert.
-        given: Inputs that are known at inversion (conditioning).
-        stored: Values that are stored beside the outputs.
-        sizes: Batch and length, for the bytes in a diagnosis.
+        given: Names of the conditioning inputs, which are known at inversion.
+        stored: Values that are stored besides the outputs.
+        sizes: ``batch`` and ``length``, for sizes in bytes in a diagnosis.
+
+    Returns:
+        The inverse program, or the diagnosis if the region is not invertible.
 
     Raises:
-        UserError: ``given`` or ``stored`` names something that the region does not have.
-        EnvironmentFault: A component declares an inconsistent algebra.
+        UserError: ``given`` names an input, or ``stored`` a value, that the region does not have.
+        EnvironmentFault: A component declares inconsistent algebraic properties.
     """
     given, stored = tuple(dict.fromkeys(given)), tuple(dict.fromkeys(stored))
     for name in given:

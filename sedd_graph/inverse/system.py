@@ -1,7 +1,8 @@
-"""Equations of a region as a search graph: values, ways to derive them (edges) and linear relations among them.
+"""Equations of a region as a search problem: ways to derive values (edges), and linear relations among values.
 
-Values and components are numbered as in :class:`sedd_graph.inverse.flat.Flat`. Propagation, linear solving and the search
-for contractions all work on these types; none of them lives here.
+Values and components are identified by their indices in :class:`sedd_graph.inverse.flat.Flat`. These types are shared
+by propagation (:mod:`sedd_graph.inverse.propagate`), linear solving (:mod:`sedd_graph.inverse.linear`) and the search
+for contractions (:mod:`sedd_graph.inverse.contraction`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,22 @@ __all__ = [
 ]
 
 Key = tuple[int, float, int]
-"""Cost of a value along its derivation: iterative steps, evaluations and derivations in sequence, compared in that order."""
+"""Cost of deriving a value: (iterative steps, evaluations, derivations), compared lexicographically.
+
+Each is summed along the most expensive chain of derivations that leads to the value.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Relation:
-    """Linear relation that a component imposes: the sum of factor times value over ``terms`` is zero.
+    """Linear relation that a component imposes on values: the sum of factor times value over ``terms`` is zero.
 
-    ``out`` is the component's output, with factor -1. All values have the same type.
+    All values of the relation have the same tensor type.
+
+    Attributes:
+        node: Index of the component.
+        out: Index of the component's output, whose factor is -1.
+        terms: Factor of each value index, the output included.
     """
 
     node: int
@@ -44,9 +53,12 @@ class Relation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Solution:
-    """An unknown in terms of known values: ``target`` is the sum of factor times value over ``terms``.
+    """Solution of linear relations for one unknown: ``target`` is the sum of factor times value over ``terms``.
 
-    ``relations`` gives the combination of linear relations (index to factor) that it follows from.
+    Attributes:
+        target: Index of the unknown value.
+        terms: Pairs (index of a known value, factor).
+        relations: Coefficient of each relation index in the linear combination of relations that gives the solution.
     """
 
     target: int
@@ -56,9 +68,17 @@ class Solution:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FixedPoint:
-    """Contraction ``value = scale * target + r(target)``, evaluated by ``nodes`` in order.
+    """Contraction: a known value with ``value = scale * target + r(target)``, to be solved for ``target`` by iteration.
 
-    ``bound`` < 1 is a Lipschitz constant of r / scale; ``iterations`` plain steps reduce the error to 1e-6 of its start.
+    Attributes:
+        target: Index of the unknown value.
+        value: Index of the known value.
+        scale: Factor of ``target``, not 0.
+        bound: Lipschitz constant of r divided by |scale|, less than 1.
+        iterations: Number of plain (Picard) steps that reduce the error to 1e-6 of its initial value.
+        nodes: Indices of the components that compute ``value`` from ``target``, in topological order.
+        needs: Indices of the known values that the iteration reads.
+        cost: Number of component evaluations in ``iterations`` steps.
     """
 
     target: int
@@ -73,7 +93,14 @@ class FixedPoint:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edge:
-    """One way to derive ``targets`` once all ``needs`` are known, at ``cost`` evaluations."""
+    """A way to derive some values once other values are known (a hyperedge of the search).
+
+    Attributes:
+        needs: Indices of the values that must be known.
+        targets: Indices of the values that are derived.
+        cost: Number of component evaluations.
+        iterative: Whether the result is accurate to a tolerance only, instead of in closed form.
+    """
 
     needs: tuple[int, ...]
     targets: tuple[int, ...]
@@ -83,14 +110,23 @@ class Edge:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ForwardEdge(Edge):
-    """Forward evaluation of a component."""
+    """Edge that evaluates a component in the forward direction.
+
+    Attributes:
+        node: Index of the component.
+    """
 
     node: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RuleEdge(Edge):
-    """Inversion rule of a component."""
+    """Edge that calls an inversion rule of a component.
+
+    Attributes:
+        node: Index of the component.
+        rule: The inversion rule.
+    """
 
     node: int
     rule: Rule
@@ -98,14 +134,22 @@ class RuleEdge(Edge):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearEdge(Edge):
-    """Weighted sums, one solution for each target."""
+    """Edge that computes weighted sums of known values.
+
+    Attributes:
+        solutions: The weighted sum of each target.
+    """
 
     solutions: tuple[Solution, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FixedPointEdge(Edge):
-    """Fixed-point iteration."""
+    """Edge that solves a contraction by fixed-point iteration.
+
+    Attributes:
+        fixed_point: The contraction.
+    """
 
     fixed_point: FixedPoint
 
@@ -114,13 +158,19 @@ _Name = tuple[str, bool, tuple[str, ...]]
 
 
 class System:
-    """Edges and linear relations of a flat region: all that does not depend on which values are known.
+    """All edges of the components, and all linear relations, of a flattened region, whichever values are known.
+
+    Args:
+        flat: The flattened region.
 
     Attributes:
-        edge_rank: Order of the edges by name, which breaks ties independently of the order of nodes.
-        needed_by: For each value, the edges that need it.
-        relations_of: For each value, the relations that it is a term of.
-        relation_of_output: Relation of each output that has one.
+        edges: Edges that evaluate a component or call an inversion rule.
+        relations: Linear relations of the components.
+        edge_rank: Position of each edge when edges are sorted by name; breaks ties independently of the order of
+            components.
+        needed_by: For each value, the indices of the edges that need it.
+        relations_of: For each value, the indices of the relations in which it is a term.
+        relation_of_output: Index of the relation of each output that has one.
     """
 
     def __init__(self, flat: Flat) -> None:
