@@ -1,4 +1,6 @@
-"""Evaluation on held-out rows: an upper bound on -log p, also by noise level, or -log p itself where it is exact.
+"""Evaluation of a model on held-out rows.
+
+Diffusion models get an upper bound on -log p (negative ELBO), in total and by noise level. Flows get the exact -log p.
 
 Axes: b batch.
 """
@@ -25,24 +27,25 @@ from sedd_graph.evaluation.estimate import ratio
 __all__ = ["LEVELS", "Evaluation", "HeldOutLikelihood", "Level", "Result", "evaluate", "numbers", "to_batch"]
 
 LEVELS = 10
-"""Number of bins of the bound by noise level."""
+"""Number of bins in which the bound is reported by noise level."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """The part of a bound from one bin of noise levels: times, or shares of masked tokens, in (``low``, ``high``].
+    """Mean loss of the noise draws in one bin of noise levels.
 
-    The mean of ``nats_per_token`` over all levels, weighted by ``tokens``, is the bound.
+    The mean of ``nats_per_token`` over all bins, weighted by ``tokens``, is the upper bound on -log p.
 
     Attributes:
-        low: Lower end of the bin.
-        high: Upper end of the bin.
-        noised_low: Share of tokens that noise has changed at ``low``: 1 - exp(-sigma), which compares across schedules.
-        noised_high: The same at ``high``.
-        nats_per_token: Mean of the integrand of the bound over the draws in the bin.
-        standard_error: Standard error of that mean, over sequences.
+        low: Lower end of the bin (exclusive): a time t in [0, 1], or a fraction of masked tokens.
+        high: Upper end of the bin (inclusive), in the same unit.
+        noised_low: Fraction of tokens that noise has changed at ``low``, which makes bins of different noise schedules
+            comparable. At a time t it is 1 - exp(-sigma(t)), sigma being the total noise.
+        noised_high: Fraction of tokens that noise has changed at ``high``.
+        nats_per_token: Mean loss of the draws in the bin, nats per token.
+        standard_error: Standard error of ``nats_per_token``; draws of one sequence are not treated as independent.
         draws: Number of noise draws in the bin.
-        tokens: Number of tokens that these draws count.
+        tokens: Number of tokens in these draws. A token counts once for each draw.
     """
 
     low: float
@@ -57,20 +60,20 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """An upper bound on -log p of held-out text. Standard errors are over sequences.
+    """Upper bound on -log p of held-out text, with standard errors over sequences.
 
     Attributes:
-        nats_per_token: The bound.
-        standard_error: Its standard error.
+        nats_per_token: The bound in nats per token.
+        standard_error: Standard error of ``nats_per_token``.
         bits_per_character: The bound in bits per character.
-        bits_standard_error: Its standard error.
-        perplexity: exp(``nats_per_token``).
-        sequences: Number of rows.
-        tokens: Number of tokens.
-        draws: Noise draws per row.
-        over: The quantity that is drawn: ``time``, or ``masked``, the number of masked tokens.
-        levels: The bound by noise level.
-        caveat: The reason why it is not comparable with bounds of other models; None where it is.
+        bits_standard_error: Standard error of ``bits_per_character``.
+        perplexity: exp(``nats_per_token``), an upper bound on the perplexity per token.
+        sequences: Number of evaluated rows.
+        tokens: Number of evaluated tokens.
+        draws: Number of noise draws per row.
+        over: Random variable that sets the noise level of a draw: ``time``, or ``masked``, the number of masked tokens.
+        levels: Mean loss by noise level; empty where a row has several noise levels at once (block diffusion).
+        caveat: Reason why the bound cannot be compared with the bounds of other models; None if it can.
     """
 
     nats_per_token: float
@@ -87,11 +90,11 @@ class Evaluation:
 
     @property
     def count(self) -> int:
-        """Number of rows."""
+        """Number of evaluated rows."""
         return self.sequences
 
     def curve(self) -> dict[str, float]:
-        """Return the numbers that training logs as a curve, by name."""
+        """Return the metrics that training logs after each evaluation, by name."""
         return {
             "loss": self.nats_per_token,
             "standard_error": self.standard_error,
@@ -109,15 +112,15 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutLikelihood:
-    """-log p of held-out rows of real numbers, exact. Standard errors are over rows.
+    """Exact -log p of held-out rows of real numbers under a flow, with standard errors over rows.
 
     Attributes:
-        nats_per_dimension: -log p per number of a row.
-        standard_error: Its standard error.
-        bits_per_dimension: The same in bits.
-        bits_standard_error: Its standard error.
-        rows: Number of rows.
-        dimensions: Numbers per row.
+        nats_per_dimension: -log p in nats, divided by the number of dimensions.
+        standard_error: Standard error of ``nats_per_dimension``.
+        bits_per_dimension: -log2 p in bits, divided by the number of dimensions.
+        bits_standard_error: Standard error of ``bits_per_dimension``.
+        rows: Number of evaluated rows.
+        dimensions: Number of real numbers in each row.
     """
 
     nats_per_dimension: float
@@ -129,11 +132,11 @@ class HeldOutLikelihood:
 
     @property
     def count(self) -> int:
-        """Number of rows."""
+        """Number of evaluated rows."""
         return self.rows
 
     def curve(self) -> dict[str, float]:
-        """Return the numbers that training logs as a curve, by name."""
+        """Return the metrics that training logs after each evaluation, by name."""
         return {
             "loss": self.nats_per_dimension,
             "standard_error": self.standard_error,
@@ -150,23 +153,32 @@ class HeldOutLikelihood:
 
 
 Result = Evaluation | HeldOutLikelihood
-"""A held-out evaluation."""
+"""Result of an evaluation on held-out rows: an upper bound on -log p for text, the exact -log p for real numbers."""
 
 
 def numbers(found: Result) -> dict[str, float]:
-    """Return the fields of ``found`` that are single numbers, by name."""
+    """Return the numeric fields of an evaluation by name, without its levels and text fields."""
     return {k: v for k, v in dataclasses.asdict(found).items() if isinstance(v, int | float)}
 
 
 def to_batch(rows: Any, process: Process, device: torch.device) -> Any:
-    """Return ``rows``, a dataclass of numpy arrays [b, ...], as a batch of the process on ``device``."""
+    """Convert rows of a data set to a batch of a process.
+
+    Args:
+        rows: Dataclass of NumPy arrays [b, ...], in the order of the fields of ``process.batch_type``.
+        process: The process, which determines the class of the batch.
+        device: Device that the arrays are copied to, without blocking.
+
+    Returns:
+        An instance of ``process.batch_type``.
+    """
     arrays = (torch.from_numpy(getattr(rows, f.name)) for f in dataclasses.fields(rows))
     return process.batch_type(*(array.to(device, non_blocking=True) for array in arrays))
 
 
 @dataclasses.dataclass
 class _Draws:
-    """Noise draws collected over batches: indices of rows, times, and nats, each [draws]."""
+    """Noise draws collected over batches: row indices int64, times float64 and losses float64 in nats, each [draws]."""
 
     over: str = "time"
     row: list[Tensor] = dataclasses.field(default_factory=list)
@@ -182,7 +194,7 @@ class _Draws:
             self.nats.append(nats.double().cpu())
 
     def levels(self, counted: Tensor, process: Process) -> tuple[Level, ...]:
-        """Return the bound in bins of equal width in t. ``counted`` [rows] is the number of tokens of each row."""
+        """Return the mean loss in bins of equal width in t; ``counted`` [rows] is the number of tokens per row."""
         if not self.row:
             return ()
         row, t, nats = (torch.cat(part).numpy() for part in (self.row, self.t, self.nats))
@@ -216,15 +228,20 @@ class _Draws:
 def evaluate(
     engine: Engine, data: Dataset | PointData, *, rows: int, batches: int | None, draws: int, seed: int
 ) -> Result:
-    """Evaluate -log p of held-out rows: an upper bound per token and character, or exact values per dimension.
+    """Evaluate a model on held-out rows.
 
     Args:
-        engine: The engine.
-        data: The data, whose held-out rows are taken.
-        rows: Rows per batch.
-        batches: Number of batches, spread evenly over the held-out rows; None takes all.
-        draws: Noise draws per row.
-        seed: Seed of the noise.
+        engine: Engine that holds the network and its process.
+        data: Data set whose held-out rows are evaluated.
+        rows: Number of rows per batch.
+        batches: Number of batches, spread evenly over the held-out rows; None evaluates all rows.
+        draws: Number of noise draws per row. For a flow, number of estimates of the log-determinant where it is not
+            exact.
+        seed: Seed of the random numbers. Each batch gets a seed of its own, derived from this one.
+
+    Returns:
+        For a flow, the exact -log p per dimension (:class:`HeldOutLikelihood`); for other models, an upper bound on
+        -log p per token and per character (:class:`Evaluation`).
     """
     nats, counts, drawn = [], [], _Draws()
     parts: Iterator[Any] = data.held_out(rows, batches=batches)

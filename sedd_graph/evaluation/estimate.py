@@ -1,4 +1,4 @@
-"""Means and ratios of means, each with its standard error."""
+"""Estimators of a mean and of a ratio of two means, each with its standard error."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["Estimate", "mean", "ratio"]
 
 
 class Estimate(NamedTuple):
-    """A number and its standard error, which is NaN for a single value."""
+    """Estimate of a mean or a ratio, with its standard error (NaN if it comes from a single sample)."""
 
     value: float
     standard_error: float
 
 
 def ratio(sums: npt.ArrayLike, counts: npt.ArrayLike) -> Estimate:
-    """Return the sum of ``sums`` over the sum of ``counts``, such as nats per token of sequences of several lengths.
+    """Return sum(``sums``) / sum(``counts``), such as the mean nats per token of sequences of different lengths.
 
     Args:
-        sums: float [n], independent.
-        counts: float [n].
+        sums: float [n], a total for each of n independent samples, such as the nats of a sequence.
+        counts: float [n], the number of units of each sample, such as the tokens of a sequence.
 
     Returns:
-        The ratio and its standard error by the delta method; NaN where the counts add up to zero.
+        The ratio and its standard error by the delta method. Both are NaN if the counts add up to zero.
     """
     values, weights = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     total = float(weights.sum())
@@ -40,6 +40,6 @@ def ratio(sums: npt.ArrayLike, counts: npt.ArrayLike) -> Estimate:
 
 
 def mean(values: npt.ArrayLike) -> Estimate:
-    """Return the mean of independent ``values``, float [n]; NaN where there are none."""
+    """Return the mean and standard error of independent ``values``, float [n]. Both are NaN if n = 0."""
     found = np.asarray(values, dtype=np.float64)
     return ratio(found, np.ones(len(found)))

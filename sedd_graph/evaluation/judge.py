@@ -1,7 +1,7 @@
-"""A judge: a causal language model of the ``transformers`` library (extra ``hub``) that computes the likelihood of texts.
+"""Likelihood of texts under a judge: a causal language model of the ``transformers`` library (extra ``hub``).
 
-It is read from local files: nothing is downloaded, no code that comes with weights is run, and weights are safetensors or
-GGUF.
+The judge is loaded from local files in safetensors or GGUF format. Nothing is downloaded, and code that comes with the
+weights is not run.
 
 Axes: w windows, l length.
 """
@@ -29,22 +29,25 @@ __all__ = ["Ids", "Judge", "Reading", "open_judge"]
 
 PURPOSE = "a judge of samples"
 TOKENS = 2048
-"""Tokens in one forward pass: their logits over a vocabulary of 50,000 take 400 MB."""
+"""Maximum number of tokens per forward pass. Their float32 logits take 400 MB with a vocabulary of 50,000 tokens."""
 
 Ids = npt.NDArray[np.int64]
-"""Token ids."""
+"""One-dimensional array of token ids, int64 [l], or a batch of them, int64 [row, position]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Likelihood of some texts under a judge.
+    """Likelihood of texts under a judge.
 
     Attributes:
-        nats: -log p of the counted tokens, float64 [texts].
-        counted: Number of counted tokens, float64 [texts].
-        windows: Number of windows that the text was read in, int64 [texts].
-        tokens: The judge's tokens of each text.
-        features: The last hidden state at the end of the first window, float32 [texts, width]; None if not requested.
+        nats: -log p of each text, nats, summed over its counted tokens; float64 [texts].
+        counted: Number of counted tokens of each text, float64 [texts]. Separators, the start token and a first token
+            without context are not counted.
+        windows: Number of windows that each text was split into, int64 [texts].
+        tokens: For each text its token ids under the judge's tokenizer, without start tokens and separators, int64
+            [tokens].
+        features: For each text the judge's last hidden state at the last token of the first window, float32
+            [texts, width]; None unless :meth:`Judge.read` was called with ``features=True``.
     """
 
     nats: npt.NDArray[np.float64]
@@ -56,7 +59,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """Tokens ``ids`` [l] of text number ``text``, evaluated together; ``counted`` bool [l] marks those whose nats count."""
+    """Token ids [l] of the text with index ``text``; ``counted`` bool [l] is True where -log p is added up."""
 
     text: int
     ids: Ids
@@ -64,11 +67,23 @@ class _Window:
 
 
 class Judge:
-    """A causal language model that reads texts.
+    """Causal language model that computes the likelihood of texts.
 
-    A window begins with ``start``, the token that the judge's own tokenizer begins a text with; where there is none, the
-    first token of a window is context and is not counted. ``end`` separates documents and is not counted. A text longer
-    than ``context`` tokens is read in windows that are independent of one another.
+    A text longer than the model's context is split into windows that are evaluated independently. Each window begins
+    with the start token, if the tokenizer has one; otherwise its first token is context only, and its likelihood is not
+    counted.
+
+    Args:
+        model: Causal language model of ``transformers``. It is moved to ``device`` and set to evaluation mode.
+        tokenizer: Tokenizer of the model.
+        name: Name of the judge in records and error messages.
+        sha256: SHA-256 of the weight files, hexadecimal.
+        device: Device that the model runs on.
+
+    Attributes:
+        context: Maximum number of tokens per window; None if the model sets no limit.
+        start: Id of the token that the tokenizer puts first in a text; None if it puts none.
+        end: Id of the token that separates documents, which is not counted; None if there is none.
 
     Raises:
         UserError: The model is not causal.
@@ -86,7 +101,7 @@ class Judge:
         self._require_causal()
 
     def facts(self) -> JudgeFacts:
-        """Return the name, checksum, size and context length that identify the judge in a record."""
+        """Return the name, checksum, number of parameters and context length, which identify the judge in a record."""
         return JudgeFacts(
             name=self.name,
             sha256=self.sha256,
@@ -106,7 +121,7 @@ class Judge:
             raise UserError(f"judge {self.name} attends to later tokens: a causal language model is needed")
 
     def _windows(self, number: int, documents: Sequence[str]) -> Iterator[_Window]:
-        """Yield the windows of text ``number``: its documents, with separators between them."""
+        """Yield the windows of the text with index ``number``: its documents, with separators between them."""
         ids: list[int] = []
         real: list[bool] = []
         for place, document in enumerate(documents):
@@ -125,11 +140,14 @@ class Judge:
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sequence[str]], *, features: bool = False) -> Reading:
-        """Return the likelihood of each text under the model. Log-probabilities are float32, their sums float64.
+        """Compute the likelihood of texts. The model runs in float32; log-probabilities are summed in float64.
 
         Args:
-            texts: Each text is a sequence of documents, which are joined by ``end``.
-            features: Also return hidden states, as :attr:`Reading.features`.
+            texts: The texts. Each one is a list of documents, which are joined by the separator token.
+            features: Also return a hidden state of each text, as the features that MAUVE compares.
+
+        Returns:
+            -log p and the number of counted tokens of each text, with its tokens and, on request, its features.
         """
         windows = [w for number, documents in enumerate(texts) for w in self._windows(number, documents)]
         nats, counted = np.zeros(len(texts)), np.zeros(len(texts))
@@ -169,7 +187,7 @@ class Judge:
 
 
 def _batches(windows: Sequence[_Window]) -> Iterator[list[_Window]]:
-    """Yield batches. ``windows`` come longest first, so that the width of a batch is that of its first."""
+    """Yield batches of at most :data:`TOKENS` tokens, padding included; ``windows`` are sorted, longest first."""
     batch: list[_Window] = []
     for window in windows:
         if batch and (len(batch) + 1) * len(batch[0].ids) > TOKENS:
@@ -181,7 +199,7 @@ def _batches(windows: Sequence[_Window]) -> Iterator[list[_Window]]:
 
 
 def _padded(batch: Sequence[_Window], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids (int64), a mask of the tokens that are not padding, and a mask of those that count (bool), each [w, l]."""
+    """Return token ids int64 [w, l], and bool masks [w, l] of non-padding tokens and of counted tokens."""
     width = max(len(w.ids) for w in batch)
     ids = np.zeros((len(batch), width), np.int64)
     seen, counted = np.zeros((2, len(batch), width), np.bool_)
@@ -194,14 +212,17 @@ def _padded(batch: Sequence[_Window], device: torch.device) -> tuple[Tensor, Ten
 
 
 def open_judge(path: Path, *, device: torch.device) -> Judge:
-    """Open a judge from local files.
+    """Load a judge from local files.
 
     Args:
         path: A folder with ``config.json``, a tokenizer and safetensors; a folder with one GGUF file; or a GGUF file.
-        device: Where it runs.
+        device: Device that the judge runs on.
+
+    Returns:
+        The judge, in float32 and evaluation mode.
 
     Raises:
-        UserError: There is no complete causal language model.
+        UserError: ``path`` holds no complete causal language model.
         MissingExtraError: The extra ``hub`` is not installed.
     """
     source = _source(path)
@@ -240,7 +261,7 @@ def _library() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """The folder of a judge, its files of weights, and the name of its GGUF file if it is one."""
+    """Folder of a judge, paths of its weight files, and the name of its GGUF file (None for safetensors)."""
 
     folder: Path
     weights: list[Path]
@@ -267,7 +288,7 @@ def _source(path: Path) -> _Source:
 
 @contextlib.contextmanager
 def _quiet(library: Any) -> Iterator[None]:
-    """Silence the library's progress bars and its advice on generation."""
+    """Disable the progress bars and warnings of ``library``, the module ``transformers``, inside the context."""
     logging = library.utils.logging
     before = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -1,6 +1,6 @@
 """MAUVE (arXiv 2102.01454), the similarity of two sets of texts, by the package ``mauve-text`` (extra ``mauve``).
 
-Features come from the judge, so that the package loads no model of its own.
+The texts are represented by hidden states of the judge, so that ``mauve-text`` loads no model of its own.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from sedd_graph.errors import MissingExtraError
 __all__ = ["SCALING", "SEED", "mauve", "package"]
 
 SCALING, SEED = 5, 25
-"""The constant c of the paper and the seed of k-means: the package's defaults, passed explicitly so that they stay."""
+"""Scaling constant c of the paper, and seed of k-means. Both equal the current defaults of ``mauve-text``."""
 
 
 def package() -> Any:
-    """Return the module ``mauve``. Raises :class:`MissingExtraError` where it is not installed."""
+    """Import and return the module ``mauve``. Raises :class:`MissingExtraError` if it is not installed."""
     try:
         return importlib.import_module("mauve")
     except ImportError:
@@ -28,15 +28,16 @@ def package() -> Any:
 
 
 def mauve(p: npt.NDArray[np.float32], q: npt.NDArray[np.float32]) -> dict[str, float]:
-    """Compare two sets of features.
+    """Return the MAUVE scores of two sets of texts, given a feature vector of each text.
 
     Args:
-        p: float32 [n, width].
-        q: float32 [m, width].
+        p: Features of the first set, float32 [n, width].
+        q: Features of the second set, float32 [m, width].
 
     Returns:
-        ``mauve`` in [0, 1], 1 where ``p`` and ``q`` fall into the same clusters equally often; ``mauve_star``, the same
-        with smoothed histograms (arXiv 2212.14578); and ``mauve_clusters``, min(n, m) / 10.
+        ``mauve`` in [0, 1], which is 1 if both sets have the same histogram over the k-means clusters; ``mauve_star``,
+        the same score with smoothed histograms (arXiv 2212.14578); and ``mauve_clusters``, the number of clusters,
+        min(n, m) / 10.
     """
     found = package().compute_mauve(p_features=p, q_features=q, mauve_scaling_factor=SCALING, seed=SEED, verbose=False)
     return {

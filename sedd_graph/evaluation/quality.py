@@ -1,4 +1,4 @@
-"""Statistics of texts, sampled or held out: their diversity, and their likelihood under a judge."""
+"""Quality statistics of sampled or held-out texts: their diversity, and their likelihood under a judge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ __all__ = ["diversity", "documents", "judge_statistics"]
 
 
 def documents(rows: Ids, tokenizer: Tokenizer) -> list[list[str]]:
-    """Decode ``rows``, int64 [row, position]; each text is the list of its documents, split at the tokenizer's separator."""
+    """Decode rows of tokens to texts, each split into documents at the tokenizer's separator.
+
+    Args:
+        rows: Token ids, int64 [row, position].
+        tokenizer: Tokenizer that decodes the rows.
+
+    Returns:
+        For each row the list of its documents, without empty ones.
+    """
     texts = []
     for row in rows:
         parts = [row]
@@ -30,10 +38,16 @@ def _named(name: str, found: Estimate) -> dict[str, float]:
 
 
 def diversity(rows: Ids, tokenizer: Tokenizer) -> dict[str, float]:
-    """Return statistics of ``rows``, int64 [row, position], without their separators and padding.
+    """Return diversity statistics of rows of tokens. Separators and padding are left out.
 
-    ``entropy`` is in nats per token of the model; ``rep_n`` and ``distinct_n`` are of words
-    (:mod:`sedd_graph.evaluation.text`); ``rows`` and ``characters_per_row`` are sizes.
+    Args:
+        rows: Token ids, int64 [row, position].
+        tokenizer: Tokenizer of the model that the rows belong to.
+
+    Returns:
+        Statistics by name, namely the unigram ``entropy`` of a row in nats per token; ``rep_n`` and ``distinct_n`` of
+        n-grams of words (:mod:`sedd_graph.evaluation.text`); the standard error of each as ``<name>_standard_error``,
+        except for ``distinct_n``; the number of ``rows``; and the mean ``characters_per_row``.
     """
     apart = [token for token in (tokenizer.pad, tokenizer.end) if token is not None]
     texts = ["\n".join(parts) for parts in documents(rows, tokenizer)]
@@ -48,10 +62,16 @@ def diversity(rows: Ids, tokenizer: Tokenizer) -> dict[str, float]:
 
 
 def judge_statistics(reading: Reading) -> dict[str, float]:
-    """Return statistics of texts under a judge.
+    """Return statistics of the likelihood of texts under a judge.
 
-    ``nats_per_token`` is the mean over all counted tokens, ``generative_perplexity`` its exponential, and
-    ``judge_entropy`` the unigram entropy in nats of the judge's tokens.
+    Args:
+        reading: Likelihood and tokens of the texts under the judge.
+
+    Returns:
+        Statistics by name, namely ``nats_per_token``, the mean -log p of a counted token; ``generative_perplexity``,
+        the exponential of ``nats_per_token``; ``judge_entropy``, the unigram entropy of a text in nats per token of the
+        judge; the standard error of each as ``<name>_standard_error``; and the numbers of counted tokens
+        (``judge_tokens``) and windows (``judge_windows``).
     """
     nats = ratio(reading.nats, reading.counted)
     perplexity = math.exp(min(nats.value, 700.0)) if math.isfinite(nats.value) else math.nan

@@ -1,4 +1,4 @@
-"""Records of ``quality.jsonl``: the statistics of samples and those of held-out text, and how both were obtained."""
+"""Records in ``quality.jsonl``: quality statistics of samples and of held-out text, with their settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 QUALITY = "quality.jsonl"
-"""Name of the file in a run folder."""
+"""Name of the file of quality records in a run folder."""
 
 SHOWN = {
     "generative_perplexity": "generative perplexity",
@@ -34,12 +34,21 @@ SHOWN = {
     "rows": "rows",
     "judge_tokens": "tokens judged",
 }
-"""Labels of the statistics, in the order in which they are shown."""
+"""Label of each statistic by name, in the order of the rows of the printed table."""
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeFacts:
-    """Identity of a judge. ``start`` is the token that it begins each window with, if any."""
+    """Description of a judge, which identifies it in a quality record.
+
+    Attributes:
+        name: Name of its file or folder.
+        sha256: SHA-256 of its weight files, hexadecimal.
+        parameters: Number of its parameters.
+        dtype: Data type that it runs in, such as ``float32``.
+        context: Maximum number of tokens per window; None if unlimited.
+        start: Token that each window begins with; None if there is none.
+    """
 
     name: str
     sha256: str
@@ -51,7 +60,17 @@ class JudgeFacts:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Settings from which the statistics were obtained. ``sampling`` holds the Config of the sampler and the attributes of the samples."""
+    """Settings and software with which the statistics of a quality record were computed.
+
+    Attributes:
+        sampling: Config of the sampler, and the stored attributes of the samples, such as the seed.
+        length: Number of tokens of a row.
+        reference: Description of the held-out text; None if there is none.
+        units: Units of the statistics, in words.
+        hardware: Name of the device.
+        versions: Version of each package by name; None for one that is not installed.
+        mauve: Parameters of MAUVE by name; None if MAUVE was not computed.
+    """
 
     sampling: Mapping[str, object]
     length: int
@@ -64,7 +83,15 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class QualityRecord:
-    """One line of ``quality.jsonl``: the statistics of the samples in ``store`` and of held-out text, if there is any."""
+    """One line of ``quality.jsonl``: quality statistics of samples and of held-out text.
+
+    Attributes:
+        store: Name of the store that holds the samples.
+        samples: Statistics of the samples by name.
+        reference: Statistics of held-out text by name; None if there is no held-out text.
+        judge: The judge; None if the likelihood was not computed.
+        protocol: Settings and software with which the statistics were computed.
+    """
 
     store: str
     samples: Mapping[str, float]
@@ -74,7 +101,15 @@ class QualityRecord:
 
 
 def format_number(numbers: Mapping[str, object] | None, name: str) -> str:
-    """Return one statistic as text, with its standard error if it has one; ``-`` where it is missing or not finite."""
+    """Format one statistic as text, such as ``3.1416 +- 0.0010``.
+
+    Args:
+        numbers: Statistics and their standard errors (``<name>_standard_error``) by name; None if there are none.
+        name: Name of the statistic.
+
+    Returns:
+        The value, with its standard error if there is one; ``-`` if the value is missing or not finite.
+    """
     value, error = ((numbers or {}).get(key) for key in (name, f"{name}_standard_error"))
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "-"
@@ -86,7 +121,7 @@ def format_number(numbers: Mapping[str, object] | None, name: str) -> str:
 
 
 def format_sampling(sampling: Mapping[str, object]) -> str:
-    """Return how samples were drawn, as a line of text."""
+    """Format the settings that samples were drawn with as one line, such as ``ancestral, 64 steps, seed 0``."""
     words = {
         "steps": "{} steps",
         "temperature": "temperature {}",
@@ -99,7 +134,7 @@ def format_sampling(sampling: Mapping[str, object]) -> str:
 
 
 def format_record(record: QualityRecord) -> str:
-    """Return the record as a table for the console, with a line on the judge and one on the sampling."""
+    """Format a quality record for the console: a table of statistics, then lines on the judge and the sampler."""
     rows = [["", record.store, "held out"]]
     for name, label in SHOWN.items():
         cells = [format_number(side, name) for side in (record.samples, record.reference)]

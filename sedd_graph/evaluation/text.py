@@ -1,6 +1,6 @@
-"""Diversity of texts, without a model: unigram entropy of tokens, and repeated n-grams of words.
+"""Diversity of texts, computed without a model: unigram entropy of tokens, and repeated n-grams of words.
 
-A word is what stands between white space, so that texts of any tokenizer are compared by the same units.
+Words are separated by white space, so that ``rep-n`` and ``distinct-n`` do not depend on the tokenizer.
 """
 
 from __future__ import annotations
@@ -16,14 +16,21 @@ from sedd_graph.evaluation.estimate import Estimate, mean
 __all__ = ["DISTINCT", "REPEATED", "distinct", "repetition", "unigram_entropy"]
 
 REPEATED, DISTINCT = (2, 3, 4), (1, 2)
-"""The n that are reported, of ``rep-n`` and of ``distinct-n``."""
+"""Values of n for which ``rep-n`` (first tuple) and ``distinct-n`` (second tuple) are reported."""
 
 
 def unigram_entropy(rows: Sequence[npt.NDArray[np.int64]]) -> Estimate:
-    """Return the entropy in nats of the token frequencies within a row, averaged over ``rows`` (int64 [tokens] each).
+    """Return the unigram entropy of a row of tokens, nats per token, averaged over rows.
 
-    As published for diffusion language models (arXiv 2409.02908, section 5; 2503.00307). It is at most log(tokens of a
-    row), so compare rows of one length. Rows without tokens are left out.
+    The entropy is that of the token frequencies within one row, as published for diffusion language models (arXiv
+    2409.02908, section 5; 2503.00307). It is at most the logarithm of the row's length, so only rows of equal length
+    are comparable.
+
+    Args:
+        rows: Token ids of each row, int64 [tokens]. Empty rows are left out.
+
+    Returns:
+        The mean over rows and its standard error.
     """
     found = []
     for row in rows:
@@ -38,9 +45,16 @@ def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def repetition(texts: Sequence[str], n: int) -> Estimate:
-    """Return ``rep-n``: the share of a text's n-grams that occurred earlier in it, averaged over ``texts``.
+    """Return ``rep-n``, the fraction of a text's n-grams that occur earlier in the same text, averaged over texts.
 
-    This is seq-rep-n, 1 - distinct / all (arXiv 1908.04319). Texts of fewer than n words are left out.
+    For each text it is 1 - (number of distinct n-grams) / (number of n-grams), called seq-rep-n in arXiv 1908.04319.
+
+    Args:
+        texts: The texts. Those of fewer than n words are left out.
+        n: Number of words of an n-gram.
+
+    Returns:
+        The mean over texts and its standard error.
     """
     found = []
     for text in texts:
@@ -51,9 +65,16 @@ def repetition(texts: Sequence[str], n: int) -> Estimate:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Return ``distinct-n``: distinct n-grams of all texts together, per word (arXiv 1510.03055).
+    """Return ``distinct-n``, the number of distinct n-grams in all texts per word (arXiv 1510.03055).
 
-    It falls with the amount of text, so compare equally many texts of one length. NaN where there are no words.
+    The value decreases with the amount of text, so only sets of equally many texts of equal length are comparable.
+
+    Args:
+        texts: The texts, whose n-grams are pooled.
+        n: Number of words of an n-gram.
+
+    Returns:
+        A ratio in [0, 1]; NaN if the texts have no words.
     """
     split = [text.split() for text in texts]
     words = sum(map(len, split))

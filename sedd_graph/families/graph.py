@@ -1,4 +1,4 @@
-"""Blueprints that are only a graph: the network can be built and run, and neither trained nor sampled."""
+"""Blueprints that declare a network without a process. The network can be built and run, but not trained or sampled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["GraphOnly"]
 
 
 class GraphOnly(Process):
-    """The process of a blueprint that declares none: every method that a process needs raises :class:`UserError`."""
+    """Placeholder process of a blueprint that declares only a graph. Training and sampling raise :class:`UserError`."""
 
     family = "graph"
     trains = False

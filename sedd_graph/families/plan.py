@@ -1,7 +1,8 @@
-"""The plan of a process: the components that a blueprint declares, read and checked against its graph. No torch.
+"""Plans of processes: the components that a blueprint declares, validated against its graph without importing torch.
 
-The kind of the kernel determines the family (:data:`sedd_graph.component.kinds.KINDS`). The components themselves declare the
-outputs of the graph that they read (a kernel's ``parametrizations``) and the inputs that they feed (an objective's ``feeds``).
+The kind of the kernel determines the family of the process (:data:`sedd_graph.component.kinds.KINDS`). A kernel
+declares the outputs of the graph that it reads (``parametrizations``), an objective the inputs of the graph that it
+computes (``feeds``).
 """
 
 from __future__ import annotations
@@ -27,62 +28,80 @@ __all__ = ["GraphPlan", "Part", "Plan", "ProcessPlan", "read_process", "refuse_g
 
 
 class Plan(Protocol):
-    """The declared process, as far as rooms above the families depend on it. Each reader of plans has a class for it."""
+    """Interface of the validated description of a process, common to all families.
+
+    Every family has a class of plans, made by its ``reader`` (:class:`sedd_graph.families.table.Family`).
+    """
 
     @property
     def family(self) -> str:
-        """Name of the family, a key of :data:`sedd_graph.families.table.FAMILIES`."""
+        """Name of the family of processes, a key of :data:`sedd_graph.families.table.FAMILIES`."""
 
     @property
     def unit(self) -> str:
-        """Name of the elements of a row, such as ``token``."""
+        """Name of the unit that compute cost is reported per: ``token``, or ``row`` for rows of real numbers."""
 
     @property
     def states(self) -> int:
-        """Number of states of a token; 0 where rows are not tokens."""
+        """Number of states of a position, the mask included; 0 if rows are not tokens."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of a row of real numbers, without the batch; empty where rows are tokens."""
+        """Shape of a row of real numbers, without the batch axis; empty if rows are tokens."""
 
     @property
     def objective_op(self) -> str:
-        """Pinned name of the objective. Raises :class:`UserError` for a graph without a process."""
+        """Name of the objective with its version, such as ``nelbo.v1``.
+
+        Raises:
+            UserError: The blueprint is a graph without process.
+        """
 
     @property
     def sampler_op(self) -> str:
-        """Pinned name of the sampler."""
+        """Name of the sampler with its version, such as ``ancestral.v1``.
+
+        Raises:
+            UserError: The blueprint is a graph without process.
+        """
 
     def describe(self) -> str:
-        """Return one line for the user; empty for a graph without a process."""
+        """Return a one-line summary for the console; an empty string for a graph without a process."""
 
     def sampling(self) -> dict[str, Any]:
-        """Return the sampler's Config, as JSON values."""
+        """Return the Config of the sampler as JSON values. Raises :class:`UserError` for a graph without process."""
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """Return the components that determine the value of a bound, as JSON values."""
+        """Return the components that determine the likelihood bound, as JSON values by the name of their role.
+
+        Raises:
+            UserError: The blueprint is a graph without process.
+        """
 
 
 def refuse_graph() -> NoReturn:
-    """Raise the :class:`UserError` of a graph without a process."""
+    """Raise :class:`UserError`: the blueprint is a graph without a process, which cannot be trained or sampled."""
     raise UserError("this blueprint is a graph without a process: add process, objective and sample to train or sample")
 
 
 class GraphPlan:
-    """The plan of a blueprint that is only a graph."""
+    """Plan of a blueprint that declares only a graph, without process, objective and sampler."""
 
     family, unit, states, shape = "graph", "token", 0, ()
 
     @property
     def objective_op(self) -> str:
+        """Raises :class:`UserError`: a graph without a process has no objective and no sampler."""
         refuse_graph()
 
     sampler_op = objective_op
 
     def describe(self) -> str:
+        """Return an empty string."""
         return ""
 
     def sampling(self) -> dict[str, Any]:
+        """Raise :class:`UserError`: a graph without a process has no sampler and no likelihood."""
         refuse_graph()
 
     record = sampling
@@ -90,7 +109,12 @@ class GraphPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One component of a process with its Config."""
+    """Component of a process, such as its kernel or its sampler, with its Config.
+
+    Attributes:
+        contract: Description of the component.
+        config: Validated Config of the component.
+    """
 
     contract: Contract
     config: ComponentConfig
@@ -101,23 +125,23 @@ class Part:
         return self.contract.name
 
     def record(self) -> dict[str, Any]:
-        """Return the pinned name and the Config, as JSON values."""
+        """Return the name with its version (``op``) and the Config keys, as JSON values."""
         return {"op": self.contract.op, **self.config.model_dump(mode="json")}
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessPlan:
-    """The plan of a noise process.
+    """Plan of a diffusion process on tokens or strings.
 
     Attributes:
-        family: Name of the family of the kernel.
-        kernel: The forward process.
-        schedule: Its noise schedule.
-        objective: The training loss.
-        sampler: The sampler.
-        states: Number of the kernel's states: data tokens and those that only noise makes, such as a mask.
-        outputs: The outputs of the graph that the kernel reads.
-        classifier: Guides samples towards a label.
+        family: Name of the family of processes: ``tokens`` or ``strings``.
+        kernel: Forward (noising) process.
+        schedule: Noise schedule of the forward process.
+        objective: Training objective.
+        sampler: Sampler of the reverse process.
+        states: Number of states of the kernel: data tokens, and states that only noise produces, such as the mask.
+        outputs: Outputs of the graph that the kernel reads.
+        classifier: Classifier that guides samples towards a label; None without guidance.
     """
 
     family: str
@@ -133,7 +157,7 @@ class ProcessPlan:
     shape = ()
 
     def describe(self) -> str:
-        """Return one line with the names of the components."""
+        """Return a one-line summary for the console: the names of the components and the number of states."""
         guide = "" if self.classifier is None else f", guided by {self.classifier.name}"
         return (
             f"{self.kernel.name} with {self.schedule.name}, {self.states:,} states; objective {self.objective.name}; "
@@ -142,33 +166,43 @@ class ProcessPlan:
 
     @property
     def output(self) -> str:
-        """Name under which objective and sampler read the first output."""
+        """Name under which objective and sampler read the graph's first output, such as ``log_score`` or ``log_x0``."""
         return self.outputs[0].read_as
 
     @property
     def objective_op(self) -> str:
-        """Pinned name of the objective."""
+        """Name of the objective with its version, such as ``nelbo.v1``."""
         return self.objective.contract.op
 
     @property
     def sampler_op(self) -> str:
-        """Pinned name of the sampler."""
+        """Name of the sampler with its version, such as ``ancestral.v1``."""
         return self.sampler.contract.op
 
     def sampling(self) -> dict[str, Any]:
-        """Return the sampler's Config, as JSON values."""
+        """Return the Config of the sampler as JSON values."""
         return self.sampler.config.model_dump(mode="json")
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """Return the components that determine the value of a bound, as JSON values."""
+        """Return ``kernel``, ``schedule`` and ``objective``, which determine the likelihood bound, as JSON values."""
         return {name: getattr(self, name).record() for name in ("kernel", "schedule", "objective")}
 
 
 def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPlan:
-    """Read ``process``, ``objective`` and ``sample``, and check that the graph has the outputs and inputs that they need.
+    """Return the plan that the sections ``process``, ``objective`` and ``sample`` of a blueprint declare.
+
+    The graph must have the outputs that the kernel reads, and exactly the inputs that the objective computes.
+
+    Args:
+        loaded: The blueprint, with the file positions of its keys.
+        graph: The expanded graph of the blueprint.
+        registry: The installed components.
+
+    Returns:
+        The validated plan.
 
     Raises:
-        BlueprintError: Holds every problem that was found.
+        BlueprintError: The sections are incomplete or invalid, or do not fit the graph. The error lists every problem.
     """
     at, blueprint, parts = Location(loaded), loaded.blueprint, dict[str, Part]()
     noise, objective, sample = blueprint.process, blueprint.objective, blueprint.sample
@@ -211,7 +245,7 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
 
 
 def _missing(at: Location) -> Refused:
-    """Report each of the three sections that is missing, at the first that is there."""
+    """Report each missing one of ``process``, ``objective`` and ``sample``, at the first section that is present."""
     sections = {name: getattr(at.loaded.blueprint, name) for name in ("process", "objective", "sample")}
     first = next(name for name, spec in sections.items() if spec is not None)
     for name, spec in sections.items():
@@ -221,7 +255,7 @@ def _missing(at: Location) -> Refused:
 
 
 def _read_part(at: Location, place: str, spec: OpSpec, family: str | None, graph: Graph, registry: Registry) -> Part:
-    """Read the component at ``place``, of any family if ``family`` is None. Raises :class:`Refused`."""
+    """Read the component at the dotted key ``place``; ``family`` None allows every family. Raises :class:`Refused`."""
     here = at / tuple(place.split("."))
     kinds = tuple(k for k in kinds_at(place) if family is None or KINDS[k].family in (None, family))
     if not kinds:
@@ -234,7 +268,7 @@ def _read_part(at: Location, place: str, spec: OpSpec, family: str | None, graph
 
 
 def _check_inputs(at: Location, graph: Graph, objective: Part, feeds: Iterable[Input]) -> None:
-    """Report inputs of the graph that the objective does not feed or feeds with another type, and missing ones."""
+    """Report graph inputs that the objective does not compute, or with another type, and missing required inputs."""
     known = {feed.name: feed for feed in feeds}
     for name, found in graph.root.inputs.items():
         if name not in known:
@@ -250,7 +284,7 @@ def _check_inputs(at: Location, graph: Graph, objective: Part, feeds: Iterable[I
 
 
 def _fits(found: PortType, wanted: str) -> bool:
-    """Return whether a port type has the kind and the number of axes of ``wanted``."""
+    """Return whether the port type ``found`` has the kind (float, int, bool) and the number of axes of ``wanted``."""
     declared = parse_port_type(wanted)
     return found.kind == declared.kind and len(found.dims) == len(declared.dims)
 
@@ -258,10 +292,17 @@ def _fits(found: PortType, wanted: str) -> bool:
 def _read_outputs(
     at: Location, graph: Graph, kernel: Part, alternatives: Sequence[tuple[Output, ...]]
 ) -> tuple[tuple[Output, ...], int]:
-    """Return the alternative whose outputs the graph has, and the size of the last axis of its first output.
+    """Return the outputs that the kernel reads from this graph, and the size of the last axis of the first output.
+
+    Args:
+        at: Location of the outputs in the blueprint.
+        graph: The expanded graph.
+        kernel: The kernel.
+        alternatives: Alternative sets of outputs that the kernel can read. The graph must have exactly one of them.
 
     Raises:
-        Refused: The graph has none of them or several, lacks an output, has one too many, or has one of another type.
+        Refused: The graph has outputs of no set or of several, lacks an output, has one too many, or one of a wrong
+            type.
     """
     types = graph.root.output_types
     counts = [sum(output.name in types for output in outputs) for outputs in alternatives]
@@ -289,5 +330,5 @@ def _read_outputs(
 
 
 def _last(found: PortType | None) -> int:
-    """Return the size of the last axis; 0 where it is not constant."""
+    """Return the size of the last axis of a port type; 0 if it is not constant or there is no axis."""
     return 0 if found is None or not found.dims else found.dims[-1].size.constant or 0

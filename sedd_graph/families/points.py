@@ -1,7 +1,7 @@
-"""The family of points: a flow with exact likelihood, sampled by its derived inverse.
+"""Normalizing flows on rows of real numbers (the family ``points``), with exact likelihood, sampled by the inverse.
 
-The layers of the graph run one by one, without compilation. All activations are saved for backward, whatever the ``memory`` of a
-block says, since the log-determinant needs them.
+The layers of the graph run one by one, without ``torch.compile``. All activations are saved for backward, whatever the
+setting ``memory`` of a block, since the log-determinant needs them.
 
 Axes: b batch.
 """
@@ -34,7 +34,15 @@ __all__ = ["PointProcess"]
 
 
 class PointProcess(Process):
-    """A flow z = f(x), whose likelihood is exact: ``-log p(x) = -log base(z) - log |det dz/dx|`` (change of variables)."""
+    """Normalizing flow z = f(x), f being the network, with ``-log p(x) = -log base(z) - log |det dz/dx|``.
+
+    Args:
+        plan: Validated description of the flow.
+        setup: Graph, registry and device of the process.
+
+    Attributes:
+        base: Base density of z.
+    """
 
     family = "points"
     batch_type = PointBatch
@@ -61,12 +69,22 @@ class PointProcess(Process):
         return batch
 
     def draw(self, batch: PointBatch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None) -> None:
-        """Draw nothing: a flow has no noise. Raises :class:`UserError` if ``t`` or ``xt`` is given."""
+        """Return None, since a flow has no noise to draw. Raises :class:`UserError` if ``t`` or ``xt`` is given."""
         if t is not None or xt is not None:
             raise UserError("loss: a flow has no noise: leave t and xt out")
 
     def loss(self, model: Model, draw: None, batch: PointBatch, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute -log p of each row, nats, float32 [b]. No activations are saved for the user."""
+        """Return -log p of each row, nats, float32 [b], and no saved activations.
+
+        Args:
+            model: The network's module.
+            draw: None, since a flow has no noise.
+            batch: The rows x, float [b, ...].
+            key: Dropout key, int32 [b]; None without dropout.
+
+        Returns:
+            -log p float32 [b], and an empty dict in place of saved activations.
+        """
         run = LayerRun(self._layout, model, key)
         run.put(self._layout.inputs.values(), [batch.x])
         with full_precision(batch.x):
@@ -75,7 +93,7 @@ class PointProcess(Process):
             return self.base.nats(z) - log_det, {}
 
     def inverse(self, model: Model, z: Tensor) -> Tensor:
-        """Return x [b, ...] with f(x) = ``z``."""
+        """Return x with f(x) = ``z``, f being the network ``model``; ``z`` and x are float [b, ...]."""
         run = LayerRun(self._layout, model)
         run.put(self._layout.outputs.values(), [z])
         run.invert()
@@ -85,7 +103,15 @@ class PointProcess(Process):
     def bound_rows(
         self, network: Network, batch: PointBatch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
     ) -> Tensor:
-        """Compute -log p of each row. The seeds matter only where the log-determinant of a contraction is estimated."""
+        """Return -log p of each row, nats, float64 [b].
+
+        Args:
+            network: The network.
+            batch: The rows x, float [b, ...].
+            seeds: The result is a mean over one evaluation per seed. Evaluations differ only if the network has
+                contractive layers whose log-determinant is estimated at random.
+            on_draw: Ignored, since a flow has no noise draws.
+        """
         total = torch.zeros(len(batch), dtype=torch.float64)
         with torch.random.fork_rng(devices=[]):
             for seed in seeds:
@@ -99,7 +125,15 @@ class PointProcess(Process):
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
-        """Draw z from the base density and return its inverse x, float32 [b, ...]."""
+        """Draw z from the base density and map it to data, x = f^-1(z), f being the network.
+
+        Args:
+            network: The network.
+            request: Number of rows (``batch``) and seed.
+
+        Returns:
+            The rows x, float32 [b, ...], with -log p of each row, nats, float64 [b].
+        """
         generator = request.generator(network.device)
         z = self.base.draw((request.batch, *self.plan.out), generator=generator)
         with network.evaluating():
@@ -109,7 +143,7 @@ class PointProcess(Process):
         return Samples(rows.cpu(), {}, nats)
 
     def texts(self, rows: Tensor, tokenizer: Tokenizer | None) -> list[str]:
-        """Return the first 16 rows as numbers."""
+        """Format each of the first 16 rows as text: its numbers with four decimals, separated by spaces."""
         return [" ".join(f"{value:.4f}" for value in row.flatten().tolist()) for row in rows[:16]]
 
     def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:

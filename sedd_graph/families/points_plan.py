@@ -1,4 +1,4 @@
-"""The plan of a flow: a graph that is a bijection with a log-determinant, between rows of real numbers. No torch."""
+"""Plans of normalizing flows: graphs that are bijections of real vectors with a log-determinant. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["PointsPlan", "read_points"]
 
 @dataclasses.dataclass(frozen=True)
 class PointsPlan:
-    """The plan of a flow.
+    """Plan of a normalizing flow.
 
     Attributes:
-        contract: The likelihood, which holds the base density.
-        config: Its Config.
-        shape: Shape of a row of the input, without the batch.
-        out: Shape of a row of the output.
+        contract: Description of the objective, a likelihood, which defines the base density.
+        config: Validated Config of the objective.
+        shape: Shape of a row of data x, without the batch axis.
+        out: Shape of a row of the network's output z, without the batch axis.
     """
 
     contract: Contract
@@ -43,27 +43,37 @@ class PointsPlan:
 
     @property
     def objective_op(self) -> str:
-        """Pinned name of the likelihood."""
+        """Name of the objective, a likelihood, with its version."""
         return self.contract.op
 
     def describe(self) -> str:
-        """Return one line with the shape of a row and the name of the likelihood."""
+        """Return a one-line summary for the console: the shape of a row and the name of the likelihood."""
         return f"flow of rows of {' x '.join(map(str, self.shape))}; likelihood {self.contract.name}"
 
     def sampling(self) -> dict[str, Any]:
-        """Return the sampler's Config: empty, since a flow is sampled by its inverse, which has no options."""
+        """Return an empty dict, since a flow is sampled by its inverse, without a Config."""
         return {}
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """Return the components that determine the likelihood: none but the network."""
+        """Return an empty dict, since no noise process determines the likelihood of a flow."""
         return {}
 
 
 def read_points(loaded: Loaded, graph: Graph, registry: Registry) -> PointsPlan:
-    """Read ``objective``, a likelihood, and check that the graph is a flow.
+    """Return the plan of a flow from the section ``objective`` of a blueprint, a likelihood.
+
+    The graph must be invertible, with a log-determinant, and have one input and one output of real numbers.
+
+    Args:
+        loaded: The blueprint, with the file positions of its keys.
+        graph: The expanded graph of the blueprint.
+        registry: The installed components.
+
+    Returns:
+        The validated plan.
 
     Raises:
-        BlueprintError: Holds every problem that was found.
+        BlueprintError: The blueprint has a noise process, or the graph is no flow. The error lists every problem.
     """
     at, blueprint = Location(loaded), loaded.blueprint
     try:
@@ -94,7 +104,7 @@ def read_points(loaded: Loaded, graph: Graph, registry: Registry) -> PointsPlan:
 
 
 def _check_flow(at: Location, graph: Graph) -> None:
-    """Report at ``at`` why the graph is not a bijection with a log-determinant."""
+    """Report at ``at`` the reason if the graph is not a bijection with a log-determinant."""
     found = solve(graph.root)
     if isinstance(found, Refusal):
         at.refuse(f"the graph is no flow: {diagnosis(found)}")
@@ -106,7 +116,7 @@ def _check_flow(at: Location, graph: Graph) -> None:
 
 
 def _row_shape(at: Location, ports: Mapping[str, PortType]) -> tuple[int, ...]:
-    """Return the shape of a row of the only one of ``ports``. Raises :class:`Refused`."""
+    """Return the shape of a row, without the batch axis, of the single port in ``ports``. Raises :class:`Refused`."""
     if len(ports) != 1:
         raise at.refuse(f"a flow has one of them, not {len(ports)}: {', '.join(ports)}")
     ((name, found),) = ports.items()

@@ -1,6 +1,6 @@
-"""The family of strings: processes that insert, delete and replace tokens, so that the model chooses lengths.
+"""Processes on strings (the family ``strings``), which insert, delete and replace tokens, so that lengths change.
 
-Axes: b batch, l length, w positions of a padded string (position 0 holds the start state), v data tokens.
+Axes: b batch, l length, p prompt length, w positions of a padded string (position 0 is the start state), v data tokens.
 """
 
 from __future__ import annotations
@@ -49,15 +49,18 @@ _NUMBERED = re.compile(r"\[\[\d+\]\]")
 
 
 def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None) -> StringParts:
-    """Make the components.
+    """Construct the kernel, schedule, objective and sampler of a process on strings.
 
     Args:
-        plan: The declared process.
+        plan: Validated description of the process.
         registry: The installed components.
-        states: Number of states of a toy; None for the declared number.
+        states: Number of states, reduced for verification; None for the declared number.
+
+    Returns:
+        The components, on the CPU.
 
     Raises:
-        BlueprintError: They do not work together; it holds every reason.
+        BlueprintError: The components are incompatible. The error lists every reason.
     """
     kernel, schedule, objective, sampler = made = make_components(plan, registry, states=states)
     problems = []
@@ -76,17 +79,33 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
 
 
 def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """Verify the process that ``plan`` declares on the enumerable toy of its kernel, within seconds on a CPU."""
+    """Verify the process on all short strings of two tokens, which takes seconds on a CPU.
+
+    Args:
+        plan: Validated description of the process.
+        registry: The installed components.
+
+    Returns:
+        The results of the checks of schedule, kernel, objective and sampler.
+    """
     from sedd_graph.verify.strings import prove_strings
 
     return prove_strings(partial(make_parts, plan, registry))
 
 
 class StringProcess(TextProcess):
-    """A process on strings whose length changes: kernel, schedule, objective and sampler.
+    """Process on strings whose length changes.
+
+    Args:
+        plan: Validated description of the process.
+        setup: Graph, registry and device of the process.
 
     Attributes:
-        cut: Number of tokens of noised strings that did not fit into their rows in training so far.
+        kernel: Forward (noising) process.
+        schedule: Noise schedule of the forward process.
+        objective: Training objective.
+        sampler: Sampler of the reverse process.
+        cut: Number of tokens cut off in training so far, from noised strings that were longer than their padded rows.
     """
 
     family = "strings"
@@ -105,13 +124,21 @@ class StringProcess(TextProcess):
 
     @cached_property
     def allowed(self) -> Tensor:
-        """Tokens that may be generated, bool [v]."""
+        """Mask of the tokens that samples may contain, bool [v]."""
         return all_but(self._forbidden, self.kernel.data_tokens).to(self._device)
 
     # -- training and evaluation ------------------------------------------------------------------------------------
 
     def batch(self, rows: Tensor | Batch, device: torch.device) -> Batch:
-        """Return rows, int64 [b, l], as a batch. Padding stands behind the text, and a prompt before it."""
+        """Return token rows as a batch on ``device``.
+
+        Args:
+            rows: Token ids, int64 [b, l], or a batch. In each row the prompt comes first, then the text, then padding.
+            device: Device of the result.
+
+        Raises:
+            UserError: The ids are out of range, a prompt or padding is elsewhere, or the kernel supports no prompts.
+        """
         batch = self.tokens(rows, device)
         check_tokens(batch.tokens.where(batch.attend, 0), self.kernel.data_tokens)
         kept = batch.attend & ~batch.corrupt
@@ -158,18 +185,20 @@ class StringProcess(TextProcess):
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
-        """Draw strings of at most ``length`` tokens (of just as many, with an objective for one length).
+        """Draw strings of at most ``request.length`` tokens; of exactly that many if the objective has ``one_length``.
 
         Args:
             network: The network.
-            request: Its ``prompt`` is int64 [1, p]: tokens to keep, and -1 for a hole of any size. Nothing is inserted
-                elsewhere. ``on_step`` gets rows int64 [b, length].
+            request: The request. ``prompt`` is int64 [1, p]: token ids, which are fixed, and -1 for each hole, which
+                any number of tokens may be inserted into. ``on_step`` receives the current rows, int64 [b, length].
 
         Returns:
-            Rows int64 [b, l], l the longest of them, padded with the start state.
+            Token ids int64 [b, l], l being the length of the longest string; shorter strings are padded with the start
+            state.
 
         Raises:
-            UserError: The request has no length, or the prompt does not fit.
+            UserError: The request has no length, has steps that the sampler does not take, or has a prompt that is
+                invalid or too long.
         """
         if request.length is None:
             raise UserError("sample: give a length: the most tokens of a string")
@@ -211,7 +240,10 @@ class StringProcess(TextProcess):
         return Samples(rows, facts | {"evaluations": sampler.evaluations})
 
     def _prompt(self, row: Tensor, batch: int, length: int) -> tuple[Strings, Tensor, Tensor]:
-        """Return strings of the given tokens, and bool [b, w]: tokens that are fixed, and gaps without a hole."""
+        """Return the initial strings of a prompt, and bool masks [b, w] of fixed tokens and of gaps without a hole.
+
+        Entry i of the second mask is the gap after position i.
+        """
         if (reason := self.kernel.refuses_prompts()) is not None:
             raise UserError(f"infill: {reason}")
         if row.dim() != 2 or row.shape[0] != 1:
@@ -229,7 +261,7 @@ class StringProcess(TextProcess):
         return Strings(tokens, every), every.clone(), shut
 
     def _rows(self, strings: Strings, width: int) -> Tensor:
-        """Return tokens without the start state, int64 [b, width], padded with it."""
+        """Return the tokens of strings after the start state, int64 [b, width], padded with the start state."""
         rows = strings.tokens[:, 1 : width + 1]
         return F.pad(rows, (0, width - rows.shape[1]), value=self.kernel.start)
 
@@ -267,7 +299,21 @@ class StringProcess(TextProcess):
     def prompt(
         self, text: TextWithHoles, tokenizer: Tokenizer, *, length: int, prompts_trained: bool, observed: str
     ) -> Prompt:
-        """Encode text in which each ``[[]]`` is a hole of any length, or a prefix and a suffix with one such hole between them."""
+        """Encode text with holes as a prompt. Any number of tokens may be inserted into a hole.
+
+        Args:
+            text: Text with ``[[]]`` for each hole, or a prefix and a suffix with one hole between them.
+            tokenizer: Tokenizer of the model.
+            length: Maximum length of the result in tokens, if ``text`` sets none.
+            prompts_trained: Ignored: prompts of strings are always a heuristic.
+            observed: Ignored.
+
+        Returns:
+            The prompt, token ids int64 [1, p] with -1 for each hole. It is marked as not exact.
+
+        Raises:
+            UserError: The kernel supports no prompts, or the text has no hole, a hole with a size, or too many tokens.
+        """
         if (reason := self.kernel.refuses_prompts()) is not None:
             raise UserError(f"infill: {self.plan.kernel.name!r} cannot hold text fixed: {reason}")
         text.check("The [[]] is")

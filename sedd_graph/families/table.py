@@ -1,6 +1,6 @@
-"""The families of processes by name, and the reader of the plan that a blueprint declares. No torch.
+"""Table of the families of processes, and validation of the process that a blueprint declares. Imports no torch.
 
-A new family is one file beside this and one line here.
+To add a family, add its module to this package and one entry to :data:`FAMILIES`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ __all__ = ["FAMILIES", "Family", "process_class", "read_plan"]
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One family of processes. Its parts are dotted names, ``module:name``, that are imported on first use.
+    """Family of processes. Both attributes are import paths, ``module:name``, which are imported on first use.
 
     Attributes:
-        process: Class that implements :class:`sedd_graph.engine.process.Process`.
-        reader: Function that reads and checks the plan without torch, called as ``reader(loaded, graph, registry)``.
+        process: Import path of a subclass of :class:`sedd_graph.engine.process.Process`.
+        reader: Import path of the function that returns the validated plan of a blueprint, without importing torch. It
+            is called as ``reader(loaded, graph, registry)``, like :func:`sedd_graph.families.plan.read_process`.
     """
 
     process: str
@@ -41,23 +42,32 @@ FAMILIES = {
     "strings": Family("sedd_graph.families.strings:StringProcess"),
     "points": Family("sedd_graph.families.points:PointProcess", "sedd_graph.families.points_plan:read_points"),
 }
-"""Every family by name. Kinds of components name the family that they belong to in
-:data:`sedd_graph.component.kinds.KINDS`; ``graph`` is that of a blueprint without a process."""
+"""Every family of processes by name. The family ``graph`` is for blueprints without a process; the others are those
+that :data:`sedd_graph.component.kinds.KINDS` assigns kinds of components to."""
 
 
 def process_class(family: str) -> type[Process]:
-    """Import and return the class of a family."""
+    """Import and return the process class of a family, given its name, a key of :data:`FAMILIES`."""
     found: type[Process] = pkgutil.resolve_name(FAMILIES[family].process)
     return found
 
 
 def read_plan(loaded: Loaded, graph: Graph, registry: Registry) -> Plan:
-    """Read and check the process that a blueprint declares.
+    """Return the validated plan of the process that a blueprint declares.
 
-    The family is that of the objective's kind, else of the kernel's or the sampler's.
+    The kind of the objective determines the family; if the objective is missing or unknown, the kernel or the sampler
+    does.
+
+    Args:
+        loaded: The blueprint, with the file positions of its keys.
+        graph: The expanded graph of the blueprint.
+        registry: The installed components.
+
+    Returns:
+        The plan; a :class:`~sedd_graph.families.plan.GraphPlan` for a blueprint without a process.
 
     Raises:
-        BlueprintError: The plan has problems; it holds all of them.
+        BlueprintError: The declared process is invalid or does not fit the graph. The error lists every problem.
     """
     blueprint = loaded.blueprint
     specs = [s for s in (blueprint.objective, blueprint.process, blueprint.sample) if s is not None]
@@ -71,7 +81,7 @@ def read_plan(loaded: Loaded, graph: Graph, registry: Registry) -> Plan:
 
 
 def _family(registry: Registry, op: str) -> str | None:
-    """Return the family of a component; None where it is unknown, which is reported when its part of the plan is read."""
+    """Return the family of a component; None if the component is unknown, which the reader of the plan reports."""
     try:
         return KINDS[registry.contract(op).kind].family
     except SeddGraphError:

@@ -1,4 +1,4 @@
-"""Shared by the families of text: their base class, and the encoding of prompts with holes.
+"""Base class and helper functions of the processes on text (the families ``tokens`` and ``strings``).
 
 Axes: b batch, l length.
 """
@@ -39,19 +39,23 @@ __all__ = [
 ]
 
 FREE = -1
-"""Marks a position of a prompt that the model fills in."""
+"""Token id in a prompt that marks a position or hole that the model fills in."""
 LARGEST = 2**20
-"""Most tokens of a prompt."""
+"""Maximum number of tokens of a prompt."""
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
 
 
 def make_components(plan: ProcessPlan, registry: Registry, *, states: int | None = None) -> tuple[Any, Any, Any, Any]:
-    """Make kernel, schedule, objective and sampler.
+    """Construct the components of a process.
 
     Args:
-        plan: Their contracts and Configs.
+        plan: Validated description of the process.
         registry: The installed components.
-        states: Number of states of a toy, for which kernel and objective adapt their Configs; None for the declared number.
+        states: Number of states, reduced for verification, to which kernel and objective adapt their Configs; None for
+            the declared number.
+
+    Returns:
+        Kernel, schedule, objective and sampler.
     """
     context = Context({"n": states or plan.states})
     classes = [registry.component(p.contract.op) for p in (plan.kernel, plan.objective, plan.schedule, plan.sampler)]
@@ -64,17 +68,17 @@ def make_components(plan: ProcessPlan, registry: Registry, *, states: int | None
 
 
 def problem(key: str, message: str) -> Problem:
-    """Return a problem of the blueprint at ``key``; the caller of the process adds the line."""
+    """Return a problem at the dotted blueprint key ``key``, without a line number, which the caller adds."""
     return Problem("blueprint", 0, 0, key, message)
 
 
 class TextProcess(Process):
-    """Base class of the families whose rows are text.
+    """Base class of the processes on text.
 
     Args:
-        plan: The declared process.
-        setup: The graph, the installed components, the device and the tokens.
-        parts: Its components; None for one that is not declared. They are moved to the device.
+        plan: Validated description of the process.
+        setup: Graph, registry and device of the process.
+        parts: Components of the process, which are moved to the device; None for one that is not declared.
     """
 
     batch_type = Batch
@@ -90,15 +94,21 @@ class TextProcess(Process):
         self._device, self._forbidden, self._pieces = setup.device, setup.forbidden, setup.pieces
 
     def tokens(self, rows: Tensor | Batch, device: torch.device) -> Batch:
-        """Return rows of tokens as a batch on ``device``."""
+        """Return token rows, int64 [b, l] or a batch, as a batch on ``device``, without validation."""
         return (rows if isinstance(rows, Batch) else Batch.of(rows)).to(device)
 
     @abstractmethod
     def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
-        """Evaluate the bound of one noise draw.
+        """Draw noise once for each row, and estimate the upper bound on -log p of the row.
+
+        Args:
+            network: The network, in evaluation mode.
+            batch: The clean rows.
+            random: Random numbers of the draw.
 
         Returns:
-            The arguments of :data:`OnDraw`: the quantity that is drawn, its values, and nats per row, float32 [b].
+            Name of the random variable that sets the noise level, such as ``time``; its values, float [b], or None if a
+            row has several noise levels; and the estimates of the bound, nats, float32 [b].
         """
 
     def bound_rows(
@@ -135,14 +145,14 @@ class TextProcess(Process):
 
 
 def all_but(forbidden: Iterable[int], count: int) -> Tensor:
-    """Return bool [count], False at the ``forbidden`` ids."""
+    """Return a mask of token ids, bool [``count``], False at the ``forbidden`` ids that are below ``count``."""
     found = torch.ones(count, dtype=torch.bool)
     found[[i for i in forbidden if i < count]] = False
     return found
 
 
 def check_tokens(tokens: Tensor, count: int) -> None:
-    """Raise :class:`UserError` unless ``tokens`` is int64 [b, l] with ids from 0 to below ``count``."""
+    """Raise :class:`UserError` unless ``tokens`` is int64 [b, l] with ids in [0, ``count``)."""
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         raise UserError(f"tokens must be int64 [batch, length], not {tokens.dtype} {list(tokens.shape)}")
     if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= count):
@@ -152,7 +162,19 @@ def check_tokens(tokens: Tensor, count: int) -> None:
 
 
 def split_holes(text: str, hole: re.Pattern[str], form: str) -> list[str]:
-    """Split ``text`` at its holes. Raises :class:`UserError`, which shows the ``form`` of a hole, where there is none."""
+    """Split a text at its holes.
+
+    Args:
+        text: The text.
+        hole: Pattern of a hole. Its groups, if any, are returned between the parts, as by :func:`re.split`.
+        form: Description of a hole for the error message.
+
+    Returns:
+        The parts of the text around the holes.
+
+    Raises:
+        UserError: The text has no hole.
+    """
     parts = hole.split(text)
     if len(parts) == 1:
         raise UserError(f"infill: --text has no hole: write {form}")
@@ -163,15 +185,15 @@ def fill_holes(text: TextWithHoles, tokenizer: Tokenizer, length: int) -> list[i
     """Encode text with holes of known sizes.
 
     Args:
-        text: Text in which ``[[N]]`` stands for N free positions, or a prefix and a suffix.
-        tokenizer: Encodes what is given.
-        length: Tokens of the whole, for a prefix and a suffix.
+        text: Text in which ``[[N]]`` stands for N tokens to fill in, or a prefix and a suffix around one hole.
+        tokenizer: Tokenizer of the model.
+        length: Number of tokens of prefix, hole and suffix together. Not used for text with ``[[N]]``.
 
     Returns:
-        The tokens, with :data:`FREE` at free positions.
+        Token ids, with :data:`FREE` at each position to fill in.
 
     Raises:
-        UserError: There is no hole, or the holes are too large, or prefix and suffix leave no position free.
+        UserError: The text has no hole, a hole is too large, or prefix and suffix leave no position to fill in.
     """
     if text.text is not None:
         row: list[int] = []
@@ -191,7 +213,7 @@ def fill_holes(text: TextWithHoles, tokenizer: Tokenizer, length: int) -> list[i
 
 
 def check_row(row: list[int], tokenizer: Tokenizer) -> None:
-    """Raise :class:`UserError` for a prompt that is too long, or has tokens that training text never has."""
+    """Raise :class:`UserError` if a prompt has more than :data:`LARGEST` tokens, or ids that the tokenizer forbids."""
     if set(row) & set(tokenizer.forbidden):
         raise UserError("infill: the text has characters that the model was not trained on")
     if len(row) > LARGEST:

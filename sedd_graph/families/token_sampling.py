@@ -1,4 +1,4 @@
-"""Sampling of rows of tokens: initial noise, prompt and conditions, and the calls of the network by the sampler.
+"""Sampling of token rows of a fixed length: initial noise, prompt, conditions, guidance and network calls.
 
 Axes: b batch, l length, n states.
 """
@@ -29,17 +29,25 @@ __all__ = ["TokenSampling"]
 
 
 class TokenSampling:
-    """One request for rows of tokens, checked and ready to be drawn.
+    """Validated sampling request for token rows; :meth:`rows` draws them.
 
     Args:
-        parts: The components of the process.
-        allowed: bool [n], tokens that may be drawn.
-        pieces: Returns the bytes of each token; None where there is no tokenizer.
+        parts: Components of the process.
+        allowed: Mask of the states that samples may contain, bool [n].
+        pieces: Function that returns the bytes of each token; None without a tokenizer.
         network: The network.
-        request: The request.
+        request: The sampling request.
+
+    Attributes:
+        conditions: Conditions on the samples: those of the request, or else of the sampler's Config.
+        classifier: Classifier that guides the samples: that of the request, or else of the process; None without
+            guidance.
+        length: Number of tokens per row.
+        block: Number of tokens per block, for a block objective; else None.
 
     Raises:
-        UserError: The request cannot be met.
+        UserError: The request has no length, or has conditions or guidance that kernel, sampler or objective do not
+            support.
     """
 
     def __init__(
@@ -65,7 +73,15 @@ class TokenSampling:
             raise UserError("sample: guidance and classifiers need the whole text; this model writes it in blocks")
 
     def rows(self) -> tuple[Tensor, Conditions]:
-        """Draw rows, int64 [b, l] on the CPU, and return them with the conditions that they meet."""
+        """Draw token rows.
+
+        Returns:
+            Token ids int64 [b, l], on the CPU, and the conditions that they satisfy.
+
+        Raises:
+            UserError: ``prompt`` or ``allowed`` of the request is invalid, or a condition on text is given without a
+                tokenizer.
+        """
         kernel, batch, length = self.parts.kernel, self.request.batch, self.length
         may = self._may()
         generator = self.request.generator(self.device)
@@ -92,7 +108,7 @@ class TokenSampling:
         return made.cpu(), self.conditions
 
     def _may(self) -> Tensor:
-        """Return the tokens that may be drawn, bool [n], [l, n] or [b, l, n]."""
+        """Return the mask of the states that samples may contain, bool [n], [l, n] or [b, l, n]."""
         may, allowed = self.allowed, self.request.allowed
         if allowed is not None:
             shape = (self.request.batch, self.length, len(may))
@@ -112,14 +128,14 @@ class TokenSampling:
         return prompt.to(self.device).expand(batch, length)
 
     def _spelled(self) -> Sequence[bytes | None]:
-        """Return the bytes of each state; None for a state without text. Raises :class:`UserError` without a tokenizer."""
+        """Return the bytes of each state (None without text). Raises :class:`UserError` without a tokenizer."""
         if self._pieces is None:
             raise UserError("there is no tokenizer, so tokens have no text: build from a run folder that has one")
         pieces, states = self._pieces(), self.parts.kernel.states
         return [*pieces, *[None] * (states - len(pieces))][:states]
 
     def _walk(self, x: Tensor, settings: WalkSettings) -> Tensor:
-        """Run the sampler from noise ``x``, int64 [b, l], on all positions at once; return the rows."""
+        """Run the sampler on all positions at once, from the noisy rows ``x``, int64 [b, l]; return samples [b, l]."""
         (kernel, schedule, _, sampler, _), network, request = self.parts, self.network, self.request
         batch, free, evaluations = len(x), settings.free, 0
         visible = torch.ones_like(free) if request.attend is None else request.attend.to(x.device).expand(*x.shape)
@@ -153,9 +169,9 @@ class TokenSampling:
         return out
 
     def _write(self, x: Tensor, settings: WalkSettings, block: int) -> Tensor:
-        """Run the sampler from noise ``x``, int64 [b, l], block by block; return the rows.
+        """Run the sampler block by block from the noisy rows ``x``, int64 [b, l]; return samples int64 [b, l].
 
-        The network runs eagerly: the KV cache grows, and each of its lengths would be compiled again.
+        The network runs eagerly, since ``torch.compile`` would recompile for each length of the growing KV cache.
         """
         hold_prompt(settings.free, block)
         (rows, whole), network = x.shape, self.network

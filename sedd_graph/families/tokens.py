@@ -1,4 +1,6 @@
-"""The family of tokens: a kernel noises each position independently, and a network scores or predicts the clean tokens.
+"""Processes on token rows of a fixed length (the family ``tokens``).
+
+The kernel noises each position independently; the network predicts scores or the clean tokens.
 
 Axes: b batch, l length, n states.
 """
@@ -61,15 +63,18 @@ __all__ = ["TokenProcess", "make_parts", "prove"]
 
 
 def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None) -> TokenParts:
-    """Make the components.
+    """Construct the kernel, schedule, objective, sampler and classifier of a process on token rows.
 
     Args:
-        plan: The declared process.
+        plan: Validated description of the process.
         registry: The installed components.
-        states: Number of states of a toy, which has no classifier; None for the declared number.
+        states: Number of states, reduced for verification, and then without classifier; None for the declared number.
+
+    Returns:
+        The components, on the CPU.
 
     Raises:
-        BlueprintError: They do not work together; it holds every reason.
+        BlueprintError: The components are incompatible. The error lists every reason.
     """
     kernel, schedule, objective, sampler = made = make_components(plan, registry, states=states)
     parts = TokenParts(*made, _make_classifier(plan, registry) if states is None else None)
@@ -104,7 +109,11 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
 
 
 def _make_classifier(plan: ProcessPlan, registry: Registry) -> NoisyClassifier | None:
-    """Make the classifier, if one is declared. Raises :class:`BlueprintError` if it cannot predict the declared label."""
+    """Construct the classifier, if one is declared.
+
+    Raises:
+        BlueprintError: The file of the classifier is unreadable, or the declared label does not exist.
+    """
     if plan.classifier is None:
         return None
     try:
@@ -120,7 +129,7 @@ def _make_classifier(plan: ProcessPlan, registry: Registry) -> NoisyClassifier |
 
 
 def _classifier_lacks(parts: TokenParts) -> str | None:
-    """Return the first requirement of guidance by the classifier that these components do not meet; None if they meet all."""
+    """Return the requirement of classifier guidance that the components do not meet, in words, or None."""
     if parts.classifier is None:
         return None
     if parts.objective.block is not None:
@@ -129,14 +138,35 @@ def _classifier_lacks(parts: TokenParts) -> str | None:
 
 
 def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """Verify the process that ``plan`` declares on an enumerable toy, within seconds on a CPU."""
+    """Verify the process on all short sequences of three tokens, which takes seconds on a CPU.
+
+    Args:
+        plan: Validated description of the process.
+        registry: The installed components.
+
+    Returns:
+        The results of the checks of schedule, kernel, objective and sampler.
+    """
     from sedd_graph.verify.tokens import prove_process
 
     return prove_process(partial(make_parts, plan, registry), plan.output)
 
 
 class TokenProcess(TextProcess):
-    """A process on rows of a fixed number of tokens: kernel, schedule, objective, sampler, and classifier if declared."""
+    """Process on token rows of a fixed length.
+
+    Args:
+        plan: Validated description of the process.
+        setup: Graph, registry and device of the process.
+
+    Attributes:
+        parts: All components as one tuple.
+        kernel: Forward (noising) process.
+        schedule: Noise schedule of the forward process.
+        objective: Training objective.
+        sampler: Sampler of the reverse process.
+        classifier: Classifier that guides samples; None without guidance.
+    """
 
     family = "tokens"
     kernel: Kernel
@@ -148,7 +178,7 @@ class TokenProcess(TextProcess):
 
     @cached_property
     def allowed(self) -> Tensor:
-        """Tokens that may be generated, bool [n]: neither forbidden ones nor the mask."""
+        """Mask of the states that samples may contain, bool [n]: all but the mask state and forbidden tokens."""
         masks = [] if self.kernel.mask is None else [self.kernel.mask]
         return all_but([*self._forbidden, *masks], self.kernel.states).to(self._device)
 
@@ -199,10 +229,23 @@ class TokenProcess(TextProcess):
         return steps and steps * (1 if block is None else -(-(request.length or 0) // block))
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
-        """Draw rows of ``length`` tokens, int64 [b, l]. The mask and forbidden tokens are not drawn, but a prompt may hold them.
+        """Draw rows of ``request.length`` tokens.
 
-        Under a block objective (BD3-LM, arXiv 2503.09573) the sampler takes ``steps`` steps in each block, from left to right.
-        A prompt may hold no tokens behind the first block with a free position. Rows that end within a block are cut there.
+        Under a block objective (BD3-LM, arXiv 2503.09573) blocks are sampled from left to right, with ``request.steps``
+        steps in each block. All prompt tokens must then lie before or in the first block with a free position. If the
+        length is no multiple of the block size, the last block is sampled whole and then cut off.
+
+        Args:
+            network: The network.
+            request: The request. ``prompt`` is int64 [b, l] or [1, l]: token ids, which are fixed, and -1 at free
+                positions.
+
+        Returns:
+            Token ids int64 [b, l], l being ``request.length``. Free positions get neither the mask nor forbidden
+            tokens.
+
+        Raises:
+            UserError: The request has no length, or has conditions or guidance that the components do not support.
         """
         rows, conditions = TokenSampling(self.parts, self.allowed, self._pieces, network, request).rows()
         facts: dict[str, Any] = {"mask": self.kernel.mask, "clamped": self.sampler.clamped}
@@ -235,7 +278,22 @@ class TokenProcess(TextProcess):
     def prompt(
         self, text: TextWithHoles, tokenizer: Tokenizer, *, length: int, prompts_trained: bool, observed: str
     ) -> Prompt:
-        """Encode text with ``[[N]]`` for N free tokens, or a prefix and a suffix around what ``length`` leaves free."""
+        """Encode text with holes of known sizes as a prompt.
+
+        Args:
+            text: Text with ``[[N]]`` for N tokens to fill in, or a prefix and a suffix around one hole.
+            tokenizer: Tokenizer of the model.
+            length: Number of tokens of the row for a prefix and a suffix, if ``text`` sets none.
+            prompts_trained: True if rows of the training data begin with clean prompts.
+            observed: ``clamp`` to fix the given tokens, ``renoise`` to noise them anew at each step.
+
+        Returns:
+            The prompt, token ids int64 [1, l] with -1 at positions to fill in. ``exact`` is True if samples follow the
+            model's distribution given the prompt.
+
+        Raises:
+            UserError: The text has no position to fill in, is too long, or has tokens that the tokenizer forbids.
+        """
         text.check("The [[12]] is")
         row = fill_holes(text, tokenizer, text.length or length)
         if text.length is not None and text.length != len(row):
@@ -249,7 +307,7 @@ class TokenProcess(TextProcess):
         return Prompt(torch.tensor([row], dtype=torch.int64), len(row), exact, how)
 
     def _exactness(self, prompts_trained: bool, observed: str) -> tuple[bool, str]:
-        """Return whether samples follow the model's distribution given a prompt, and the reason."""
+        """Return True if samples given a prompt follow the model's conditional distribution, and the reason."""
         if self.kernel.clamp_safe:
             return True, "exact: the given text is held fixed, and with this kernel a visible token is a clean token"
         if observed == "clamp" and prompts_trained:

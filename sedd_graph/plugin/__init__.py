@@ -1,7 +1,8 @@
-"""The plugin API: all that third-party code imports from sedd_graph, and all that is promised to stay.
+"""Stable API for plugins: the names that third-party code may import from ``sedd_graph``.
 
-Base classes of shipped components may be subclassed too, from :mod:`sedd_graph_registry`: :class:`Absorb`, :class:`Interpolating`
-and the other classes that the registry's packages name in ``__all__``. Importing this package imports torch.
+Everything else in ``sedd_graph`` may change without notice. Components of :mod:`sedd_graph_registry`, such as
+``Absorb`` and ``Interpolating``, may be subclassed too, if a package of the registry lists them in ``__all__``.
+Importing this package imports torch.
 """
 
 from sedd_graph.component.axes import PortType, parse_port_type

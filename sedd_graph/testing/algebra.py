@@ -1,7 +1,7 @@
 """Numerical verification of the :class:`~sedd_graph.component.contract.Algebra` that a component declares.
 
-All evaluations are in float64 at random points of several scales and sizes, some with masked positions; parameters are moved
-off their initial values. Jacobians are those of one short sequence.
+All evaluations are in float64, at random inputs of several scales and sizes, some with masked positions. Parameters are
+perturbed from their initial values. Jacobians are computed for one short sequence (batch 1, length 2).
 """
 
 from __future__ import annotations
@@ -23,13 +23,22 @@ __all__ = ["check_algebra"]
 _CLOSED, _ITERATIVE, _LOG_DET = 1e-9, 1e-5, 1e-8
 """Tolerances: relative errors of inverses in closed form and by iteration, and of log-determinants."""
 _SCALES = (1.0, 0.1, 4.0)
-"""Standard deviations of the random inputs, one point for each."""
+"""Standard deviations of the random inputs, one random point for each."""
 
 
 def check_algebra(trial: Trial, config: ComponentConfig) -> Failures:
-    """Compare the algebra of a component with numbers; return the first failure of each check.
+    """Verify the declared algebra of a component numerically.
 
-    The checks are ``algebra`` (it cannot be read), ``float64``, ``inverse``, ``log_det``, ``linear``, ``lipschitz`` and ``moves``.
+    The checks are ``algebra`` (the declaration raises or names unknown ports or methods), ``float64`` (the component
+    cannot be evaluated in float64), and, by the fields of :class:`~sedd_graph.component.contract.Algebra`, ``inverse``
+    (inversion rules), ``log_det``, ``linear``, ``lipschitz`` and ``moves``.
+
+    Args:
+        trial: The component with the sizes of its axes. Its parameters are not changed.
+        config: Config of the component.
+
+    Returns:
+        The first failure of each check, as (name of the check, what is wrong); empty if all pass.
     """
     try:
         algebra = type(trial.component).algebra(config, _sized(trial))
@@ -57,7 +66,7 @@ def check_algebra(trial: Trial, config: ComponentConfig) -> Failures:
 
 
 def _sized(trial: Trial) -> Signature:
-    """Return the signature with every axis replaced by its size, as the solver uses it in a graph of static sizes."""
+    """Return the signature with every axis replaced by its size, as in a graph of static sizes."""
 
     def sized(port: Port) -> Port:
         dims = tuple(Dim(Size.of(size)) for size in shape_of(port.type, trial.sizes))
@@ -91,10 +100,10 @@ def _names(trial: Trial, algebra: Algebra) -> Iterator[str]:
 
 
 class _Point:
-    """Random float64 inputs of a component and its outputs there.
+    """Random float64 inputs of a component, and the outputs of the component for these inputs.
 
-    ``values`` maps each port that is fed to its value, a variadic one to a list. At the first point (``seed`` 0) some entries
-    of ``attend`` and other masks are false.
+    ``values`` maps each connected port to its tensor, a variadic port to a list of tensors. With ``seed`` 0 some
+    entries of ``attend`` and other masks are False.
     """
 
     def __init__(self, trial: Trial, seed: int, scale: float) -> None:
@@ -116,7 +125,7 @@ class _Point:
             self.values.update(self.outputs({}))
 
     def arguments(self, changed: Mapping[str, Any]) -> list[Any]:
-        """Return the arguments of ``forward``, some of them changed."""
+        """Return the arguments of ``forward``: random inputs, replaced by those in ``changed`` (by port name)."""
         found: list[Any] = []
         for port in self.signature.inputs:
             value = changed.get(port.name, self.values.get(port.name))
@@ -124,12 +133,15 @@ class _Point:
         return found
 
     def outputs(self, changed: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the outputs for these inputs, some of them changed."""
+        """Return outputs by port name, for the random inputs replaced by those in ``changed`` (by port name)."""
         result = self.component(*self.arguments(changed))
         return dict(zip([p.name for p in self.signature.outputs], _tuple(result), strict=True))
 
     def jacobian(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Tensor:
-        """Return d outputs / d inputs, all numbers of each side flattened; of a variadic input only the first value varies."""
+        """Return the Jacobian of ``outputs`` with respect to ``inputs``, [output elements, input elements].
+
+        Of a variadic input only the first tensor is varied.
+        """
         start = tuple(_list(self.values[name])[0] for name in inputs)
 
         def function(*moved: Tensor) -> Tensor:
@@ -144,11 +156,11 @@ class _Point:
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
     def has(self, *names: str) -> bool:
-        """Return whether all these ports are fed."""
+        """Return True if all ports ``names`` are connected."""
         return all(name in self.values for name in names)
 
     def solved_from(self, rule: Rule) -> tuple[str, ...]:
-        """Return the outputs that a rule is given."""
+        """Return the names of the outputs among the arguments of an inversion rule."""
         outputs = {p.name for p in self.signature.outputs}
         return tuple(name for name in rule.given if name in outputs)
 
@@ -239,7 +251,7 @@ def _tuple(value: Any) -> tuple[Tensor, ...]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Return whether two trees of tuples have the same numbers but for rounding."""
+    """Return True if two nested tuples of tensors are equal up to rounding."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     return torch.allclose(one, other, rtol=1e-10, atol=1e-10)

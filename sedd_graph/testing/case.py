@@ -1,4 +1,4 @@
-"""The inputs of the conformance checks: a component under one Config, and a node with the sizes of its axes."""
+"""Arguments and results of the conformance checks: :class:`Case` for any component, :class:`Trial` for a graph node."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ if TYPE_CHECKING:
 __all__ = ["Case", "Failures", "Found", "Trial", "shape_of"]
 
 Failures = list[tuple[str, str]]
-"""Failed checks, as (name of the check, what is wrong)."""
+"""List of failed checks, each as (name of the check, description of the error)."""
 Found = Iterable[tuple[str, str]]
-"""Failed checks as they are found; see :data:`Failures`."""
+"""Iterable of failed checks, each as (name of the check, description of the error), for checks that are generators."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """The class under test, its validated Config, and the arguments of ``check_component``."""
+    """Component class under test, with the arguments of :func:`sedd_graph.testing.conformance.check_component`.
+
+    Attributes:
+        cls: Class of the component.
+        config: Validated Config of the component.
+        axes: Sizes of the static axes of a graph node, by axis name.
+        connected: Names of the optional ports of a graph node that are connected.
+        compile: True if ``forward`` of a graph node is also tested under ``torch.compile``.
+        root: Folder that relative file names in the Config start from.
+        partners: Component classes with which a process component is combined, in place of the built-in ones.
+    """
 
     cls: Any
     config: ComponentConfig
@@ -36,7 +46,14 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A node of a graph with the sizes of all its axes and the names of the optional ports that are fed."""
+    """Graph node under test.
+
+    Attributes:
+        component: The node's module.
+        signature: Input and output ports of the node.
+        sizes: Size of every axis by name, including ``b`` (batch) and ``l`` (length).
+        connected: Names of the optional ports that are connected.
+    """
 
     component: Component
     signature: Signature
@@ -44,9 +61,14 @@ class Trial:
     connected: tuple[str, ...]
 
     def values(self, draw: Any, *more: str) -> Iterator[tuple[str, Any]]:
-        """Yield a value for each input: ``draw(type)``, two of them for a variadic port, None for a port that is not fed.
+        """Yield (port name, value) for each input port.
 
-        ``more`` names further optional ports to feed.
+        Args:
+            draw: Function that returns a random tensor of a given port type. It is called twice for a variadic port.
+            more: Names of optional ports to connect, in addition to ``connected``.
+
+        Yields:
+            The port name, with a tensor, a list of two tensors for a variadic port, or None for an unconnected port.
         """
         for port in self.signature.inputs:
             if port.variadic:
@@ -57,7 +79,7 @@ class Trial:
 
 
 def shape_of(type_: PortType, sizes: Mapping[str, int]) -> list[int]:
-    """Return the shape of a port under ``sizes``; a variadic dimension becomes (batch, length)."""
+    """Return the shape of a port type, given axis sizes by name. A variadic dimension becomes (batch, length)."""
     shape: list[int] = []
     for dim in type_.dims:
         shape += [sizes["b"], sizes["l"]] if dim.variadic else [dim.size.evaluate(sizes)]

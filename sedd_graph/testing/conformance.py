@@ -1,4 +1,4 @@
-"""The conformance kit for authors of components: ``check_component`` checks a class against the contract of its kind.
+"""Conformance tests for authors of components: ``check_component`` checks a class against the contract of its kind.
 
 >>> from sedd_graph.testing.conformance import check_component
 >>> check_component(MyAttention, {"heads": 2}, axes={"r": 8})
@@ -21,7 +21,11 @@ __all__ = ["ConformanceError", "check_component"]
 
 
 class ConformanceError(AssertionError):
-    """A component fails checks, listed in ``failures`` as (name of the check, what is wrong)."""
+    """Exception raised by :func:`check_component` if a component fails checks.
+
+    Attributes:
+        failures: The failed checks, each as (name of the check, description of the error).
+    """
 
     def __init__(self, cls: type, failures: Failures) -> None:
         super().__init__(f"{cls.__qualname__}: " + "; ".join(f"{name}: {text}" for name, text in failures))
@@ -38,24 +42,25 @@ def check_component(
     root: Path | None = None,
     partners: tuple[type[Declared], ...] = (),
 ) -> None:
-    """Check a component under one Config.
+    """Test a component class with one Config.
 
-    A node of the graph is evaluated at random inputs, and its algebra is verified numerically. A part of a process is proved
-    on a process with few states, as by ``build``, in combination with built-in parts. A component of the ``data`` or ``train``
-    section is run on small data.
+    A graph node is evaluated at random inputs, and its declared algebra is verified numerically. A process component
+    (kernel, objective, sampler, ...) is combined with built-in components to a process with few states, which is
+    verified as by the subcommand ``build``. A component of the ``data`` or ``train`` section is run on small data.
 
     Args:
-        cls: The component.
-        config: Its Config keys.
-        axes: Sizes of the static axes of a node; 8 for others. The axes ``b`` (batch) and ``l`` (length) have two sizes each.
-            Integer inputs are below ``v`` if the component has that axis, else below 2.
-        connected: Optional ports of a node to feed.
-        compile: True to compile ``forward`` of a node as well.
-        root: Folder that relative file names of the Config start from; the current one by default.
-        partners: Components with which a part of a process is proved, where the built-in ones do not fit it.
+        cls: Class of the component.
+        config: Config keys of the component.
+        axes: Sizes of the static axes of a graph node by axis name; 8 for axes that are not named. The axes ``b``
+            (batch) and ``l`` (length) are tested with two sizes each. Integer inputs are drawn below the size of the
+            axis ``v``, or below 2 for a component without ``v``.
+        connected: Names of the optional ports of a graph node to connect.
+        compile: Also test ``forward`` of a graph node under ``torch.compile``.
+        root: Folder that relative file names in the Config start from; by default the current folder.
+        partners: Component classes to combine a process component with, if it does not fit the built-in ones.
 
     Raises:
-        ConformanceError: Checks failed; the message lists all of them.
+        ConformanceError: The component fails at least one check. The message lists all failed checks.
     """
     failures: Failures = []
     made = _config(cls, config or {}, failures)

@@ -1,6 +1,6 @@
-"""The conformance check of components that are nodes of a graph.
+"""Conformance tests of graph nodes, the components that a network is built from.
 
-Axes: b batch, l length; others are the component's own.
+Axes: b batch, l length. All other axes are declared by the component.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ _DYNAMIC = ("b", "l")
 
 
 def check_node(case: Case) -> Failures:
-    """Check a node at random inputs: shapes, dtypes, gradients, padding, algebra and, if requested, compilation."""
+    """Test shapes, dtypes, gradients, padding, algebra and, if requested, ``torch.compile`` of a graph node.
+
+    Args:
+        case: Class, Config, axis sizes and connected ports of the node.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
     cls, config, failures = case.cls, case.config, Failures()
     try:
         signature = cls.signature(config, {"*": 2})
@@ -69,7 +76,7 @@ def check_node(case: Case) -> Failures:
 
 
 def _arguments(trial: Trial, *more: str) -> list[Any]:
-    """Return random arguments of ``forward``; ``more`` names further optional ports to feed."""
+    """Return random arguments of ``forward``; ``more`` names optional ports to connect besides those of the trial."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(type_: PortType) -> Tensor:
@@ -89,7 +96,7 @@ def _tuple(value: Any) -> tuple[Tensor, ...]:
 
 
 def _run(trial: Trial) -> Found:
-    """Compare two evaluations with the declared ports and with each other."""
+    """Check that outputs have the declared shapes and dtypes, are finite, and are equal in a second evaluation."""
     arguments = _arguments(trial)
     before = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
     try:
@@ -118,7 +125,7 @@ def _run(trial: Trial) -> Found:
 
 
 def _gradients(trial: Trial) -> Found:
-    """Check that a gradient reaches every parameter when all are moved off their initial values."""
+    """Check that every parameter gets a non-zero gradient, after all are perturbed from their initial values."""
     component = trial.component
     parameters = list(component.named_parameters())
     if not parameters:
@@ -140,7 +147,7 @@ def _gradients(trial: Trial) -> Found:
 
 
 def _positionwise(trial: Trial) -> Found:
-    """Compare the outputs of an evaluation at some positions, in another order, with those of a whole evaluation."""
+    """Check that outputs at selected positions, in another order, equal those of an evaluation at all positions."""
     arguments, inputs = _arguments(trial), trial.signature.inputs
     ports = [p for p in inputs for _ in range(2 if p.variadic else 1)]
     chosen = torch.tensor([[3, 0, 5], [1, 1, 4]])
@@ -159,7 +166,7 @@ def _positionwise(trial: Trial) -> Found:
 
 
 def _padding(trial: Trial) -> Found:
-    """Check that values at padded positions do not affect outputs at the others."""
+    """Check that float inputs at padded positions do not affect outputs at the other positions."""
     arguments, sizes = _arguments(trial, "attend"), trial.sizes
     attend = torch.ones(sizes["b"], sizes["l"], dtype=torch.bool)
     attend[:, -2:] = False

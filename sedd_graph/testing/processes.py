@@ -1,4 +1,4 @@
-"""The conformance checks of parts of a process, which prove them on a process with few states, as ``build`` does."""
+"""Conformance tests of process components, verified in a process with few states as by the subcommand ``build``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 STATES = 4
 """Number of states of the kernel or classifier under test."""
 DECLARED_STATES = 10
-"""Number of states in the plan of a string process; its proof uses fewer."""
+"""Number of states in the plan of a string process; its verification uses fewer."""
 _SELF = "under_test"
 _PARTNERS = {
     "kernel": ("absorb", "uniform", "power"),
@@ -43,27 +43,60 @@ _PARTNERS = {
     "string_objective": ("dise", "flexmdm", "edit_flow_loss"),
     "string_sampler": ("string_tau", "flexmdm_tau"),
 }
-"""Built-in parts with which a part under test is combined, by kind, the simplest first."""
+"""Names of the built-in components that a component under test is combined with, by kind, the simplest first."""
 
 
 def check_schedule(case: Case) -> Failures:
-    """Check that the total noise of a schedule increases from 0 and that its rate is the derivative."""
+    """Test that the total noise sigma(t) of a schedule increases, and that its rate is the derivative d sigma / dt.
+
+    Args:
+        case: Class and Config of the schedule.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
     return _failed(noise.check_schedule(case.cls(case.config, Context({"n": STATES}))))
 
 
 def check_kernel(case: Case) -> Failures:
-    """Check that rates, transition probabilities, draws, losses and steps of a kernel with few states agree."""
+    """Test that rates, transition probabilities, draws, losses and reverse steps of a token kernel are consistent.
+
+    Args:
+        case: Class and Config of the kernel, which is constructed with :data:`STATES` states.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
     kernel = case.cls(case.cls.toy(case.config, STATES), Context({"n": STATES}))
     return _failed(noise.check_kernel(kernel, end=9.0))
 
 
 def check_classifier(case: Case) -> Failures:
-    """Check that a classifier's label probabilities sum to 1 and that its log-ratios are their differences."""
+    """Test that label probabilities of a noisy classifier sum to 1, and that ``changes`` matches ``log_prob``.
+
+    ``changes`` must equal the difference of ``log_prob`` for each token that is changed.
+
+    Args:
+        case: Class and Config of the classifier, which is constructed with :data:`STATES` states.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
     return _failed(classifier.check_classifier(case.cls(case.config, Context({"n": STATES})), STATES))
 
 
 def check_likelihood(case: Case) -> Failures:
-    """Check that draws follow the density of a likelihood, as the mean of q / base over draws of base is 1 for a density q."""
+    """Test that ``draw`` and ``nats`` of a base density agree.
+
+    The mean of q(z) / p(z) over draws z of the base density p must be 1; q is a normal density, and p is computed from
+    ``nats``.
+
+    Args:
+        case: Class and Config of the likelihood.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
     base = case.cls(case.config, Context({}))
     z = base.draw((100_000, 2), generator=torch.Generator().manual_seed(0))
     nats = base.nats(z)
@@ -81,17 +114,40 @@ def check_likelihood(case: Case) -> Failures:
 
 
 def check_objective(case: Case) -> Failures:
-    """Prove that the bound of an objective with an exact network is the entropy of the data."""
+    """Test that the likelihood bound of a token objective equals the entropy of the data, given a perfect network.
+
+    Args:
+        case: Class and Config of the objective. It is combined with every kernel (partners or built-in) that it
+            supports.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
     return _tokens(case, prove_objective)
 
 
 def check_sampler(case: Case) -> Failures:
-    """Prove that samples of a sampler with an exact network follow the distribution of the data."""
+    """Test that the samples of a token sampler follow the distribution of the data, given a perfect network.
+
+    Args:
+        case: Class and Config of the sampler. It is combined with every kernel (partners or built-in) that it supports.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
     return _tokens(case, prove_sampler)
 
 
 def check_strings(case: Case) -> Failures:
-    """Prove a kernel, objective or sampler of strings as part of a whole process."""
+    """Test a string kernel, string objective or string sampler in a process on short strings.
+
+    Args:
+        case: Class and Config of the component. It is combined with the first partners or built-in components that it
+            fits.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
     kinds = ("string_kernel", "string_objective", "string_sampler")
     registry, reasons = _registry(case), dict[str, None]()
     for kernel, objective, sampler in _combinations(case, kinds, registry):
@@ -108,7 +164,7 @@ def check_strings(case: Case) -> Failures:
 
 
 def _tokens(case: Case, prove: Callable[[Callable[..., TokenParts], str], list[Check]]) -> Failures:
-    """Prove one combination for each kernel and each of its outputs that the component reads."""
+    """Verify one combination of components for each kernel, and each of its outputs that the component reads."""
     registry, failures = _registry(case), Failures()
     reasons, proved = dict[str, None](), set[tuple[str, str]]()
     for kernel, objective, sampler in _combinations(case, ("kernel", "objective", "sampler"), registry):
@@ -145,7 +201,7 @@ def _part(registry: Registry, op: str) -> Part:
 
 
 def _combinations(case: Case, kinds: Sequence[str], registry: Registry) -> Iterator[tuple[Part, ...]]:
-    """Yield combinations of the component with partners of the other kinds, those passed or the built-in ones."""
+    """Return all combinations of the component with components of the other kinds, either partners or built-in ones."""
 
     def parts(kind: str) -> Iterable[Part]:
         if kind == case.cls.kind:

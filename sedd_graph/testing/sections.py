@@ -1,4 +1,4 @@
-"""The conformance checks of components of the ``data`` and ``train`` sections, on small data."""
+"""Conformance tests of components of the ``data`` and ``train`` sections of a blueprint, on small data."""
 
 from __future__ import annotations
 
@@ -23,13 +23,20 @@ from sedd_graph.training.checkpoint import pack_optimizers, unpack_optimizers
 __all__ = ["check_corpus", "check_lr_schedule", "check_optimizer", "check_points", "check_tokenizer", "check_tracker"]
 
 TEXTS = ["ab ba b", "a bab\n", "", "b"]
-"""Texts of four different characters, which fit into small alphabets."""
+"""Test texts. They have four different characters, so that small alphabets cover them."""
 STEPS = 50
-"""Optimizer steps of the check of optimizers."""
+"""Number of optimizer steps in :func:`check_optimizer`."""
 
 
 def check_corpus(case: Case) -> Found:
-    """Check that a corpus has documents of text, and the same ones, rows and fingerprint each time it is read."""
+    """Test that a corpus yields documents of text, and the same documents and data fingerprint each time.
+
+    Args:
+        case: Class and Config of the corpus, and the folder of its files.
+
+    Yields:
+        The failed checks.
+    """
     corpus = case.cls(case.config)
     first, second = (read_corpus(corpus, root=case.root) for _ in range(2))
     for found in first:
@@ -49,7 +56,14 @@ def check_corpus(case: Case) -> Found:
 
 
 def check_points(case: Case) -> Found:
-    """Check the type and shape of a source's points, and that only the generator determines them."""
+    """Test that a source of real-valued rows returns finite float32 arrays, determined by the random generator alone.
+
+    Args:
+        case: Class and Config of the source, and the folder of its files.
+
+    Yields:
+        The failed checks.
+    """
     source = case.cls(case.config)
     first, second = (source.points(case.root, np.random.Generator(np.random.Philox(key=[7, 0]))) for _ in range(2))
     if not isinstance(first, np.ndarray) or first.dtype != np.float32 or first.ndim < 2 or len(first) < 2:
@@ -62,7 +76,15 @@ def check_points(case: Case) -> Found:
 
 
 def check_tokenizer(case: Case) -> Found:
-    """Check a tokenizer's properties, and that texts are equal after encoding and decoding, also after a round trip by JSON."""
+    """Test a tokenizer factory: special ids, decoding of encoded texts, and serialisation of the tokenizer to JSON.
+
+    Args:
+        case: Class and Config of the factory, and the folder of its files. A trained tokenizer is trained on
+            :data:`TEXTS`.
+
+    Yields:
+        The failed checks.
+    """
     factory = case.cls(case.config)
     tokenizer, again = (factory.make(TEXTS if factory.trained else (), root=case.root) for _ in range(2))
     loaded = type(factory).from_json(tokenizer.to_json())
@@ -99,7 +121,7 @@ def check_tokenizer(case: Case) -> Found:
 
 
 def _pieces(tokenizer: Any, text: str, ids: list[int]) -> str | None:
-    """Return what is wrong with the bytes of tokens, or None."""
+    """Return an error message if the bytes of the tokens do not add up to the text; None if they do."""
     try:
         pieces = tokenizer.pieces()
     except UserError:  # the text of a token depends on its neighbours
@@ -111,7 +133,7 @@ def _pieces(tokenizer: Any, text: str, ids: list[int]) -> str | None:
 
 
 class _Toy:
-    """Convex problem, the sum of squares of three parameters, with the optimizers under test."""
+    """Convex test problem with the optimizers under test: the loss is the sum of squares of three parameter tensors."""
 
     def __init__(self, case: Case) -> None:
         generator = torch.Generator().manual_seed(5)
@@ -133,7 +155,16 @@ class _Toy:
 
 
 def check_optimizer(case: Case) -> Found:
-    """Check that optimizers decrease a convex loss, scale with the learning rate, and have a state that can be saved."""
+    """Test that an optimizer factory covers each parameter once and decreases a convex loss.
+
+    Steps must also be the same after the state was saved and loaded, and change nothing at learning rate 0.
+
+    Args:
+        case: Class and Config of the optimizer factory.
+
+    Yields:
+        The failed checks.
+    """
     toy, again = _Toy(case), _Toy(case)
     held = [id(p) for o in toy.optimizers for group in o.param_groups for p in group["params"]]
     if sorted(held) != sorted(map(id, toy.parameters.values())):
@@ -162,7 +193,14 @@ def check_optimizer(case: Case) -> Found:
 
 
 def check_lr_schedule(case: Case) -> Failures:
-    """Check that a schedule's shares of the peak learning rate are finite, in [0, 1] and deterministic."""
+    """Test that a learning-rate schedule returns deterministic fractions of the peak learning rate in [0, 1].
+
+    Args:
+        case: Class and Config of the schedule.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
     schedule = case.cls(case.config)
     for progress in (i / 100 for i in range(101)):
         share = schedule.share(progress)
@@ -174,7 +212,14 @@ def check_lr_schedule(case: Case) -> Failures:
 
 
 def check_tracker(case: Case) -> Failures:
-    """Check that a tracker logs a short run, which is resumed once, and leaves the metrics unchanged."""
+    """Test that an experiment tracker logs a short, once resumed run, and does not change the metrics it is passed.
+
+    Args:
+        case: Class and Config of the tracker.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
     metrics = {"loss": 1.5, "learning_rate": 0.25}
     seen: Mapping[str, float] = dict(metrics)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,10 @@
-"""Table of strings for kernels of births and deaths, and the verification of these kernels.
+"""Verification of birth-death kernels (random deletions and insertions of tokens) by enumeration of all short strings.
 
-The generator of the process is written out over all strings up to a maximum length, from the rates alone: deaths at rate 1,
-births at rate ``births`` with frequencies ``law``. Axes: b rows, s strings, w positions, v = 2 data tokens.
+The reference is the generator (rate matrix) of the process over all strings up to a maximum length, which is built from
+two rates alone: each token is deleted at rate 1, and at each gap a token is inserted at rate ``births``, with token
+frequencies ``law``.
+
+Axes: b rows, s strings, w positions of a padded string (position 0 is the start state), v = 2 data tokens.
 """
 
 from __future__ import annotations
@@ -23,16 +26,22 @@ from sedd_graph.verify.total_variation import total_variation
 __all__ = ["BirthDeathTable"]
 
 LEVELS = (0.05, 0.7, 2.5)
-"""Total noise at which closed forms are verified."""
+"""Values of the total noise sigma at which closed forms are verified."""
 
 
 class BirthDeathTable(StringTable):
-    """All strings up to a maximum length, and the generator of births and deaths on them.
+    """Enumeration of all short strings, with the generator (rate matrix) of a birth-death process on them.
+
+    Args:
+        kernel: The kernel, constructed with two data tokens.
+        one_length: Give all clean strings the same length.
 
     Attributes:
-        inserted: int64 [s, w, v], the index of the string with token v inserted behind position w; s if it is too long.
-        deleted: int64 [s, w], the index of the string without the token at position w; s if there is none.
-        generator: float64 [s, s], rates from the second string to the first.
+        inserted: Index of the string that results from inserting token v after position w, int64 [s, w, v]. The number
+            of strings stands for a string that is too long.
+        deleted: Index of the string that results from deleting the token at position w, int64 [s, w]. The number of
+            strings stands for a position without a token.
+        generator: Rate matrix, float64 [s, s]. Entry [i, j] is the rate from string j to string i; columns sum to 0.
     """
 
     kernel: BirthDeath
@@ -67,22 +76,29 @@ class BirthDeathTable(StringTable):
             self._left = torch.linalg.inv(self._right)
 
     def at(self, sigma: Tensor, law: Tensor | None = None) -> Tensor:
-        """Return the distribution of noisy strings, float64 [b, s].
+        """Return the distribution of noisy strings x_t.
 
         Args:
-            sigma: [b], total noise.
-            law: float64 [s], the distribution of clean strings; None: that of the table.
+            sigma: Total noise, float [b].
+            law: Distribution of clean strings, float64 [s]; None for that of the table.
+
+        Returns:
+            Probabilities, float64 [b, s].
         """
         law = self.law if law is None else law
         found: Tensor = (torch.exp(sigma.double()[:, None] * self._values) * (self._left @ law)) @ self._right.T
         return found
 
     def ratios(self, index: Tensor, law: Tensor) -> tuple[Tensor, Tensor]:
-        """Return p(string with a token inserted) / p(string) [b, w, v] and p(string with a token deleted) / p(string) [b, w].
+        """Return the probability ratios of the strings one insertion or one deletion away from a string x.
 
         Args:
-            index: int64 [b], numbers of strings.
-            law: float64 [b, s], distributions p.
+            index: Index of each string x, int64 [b].
+            law: Distribution p of strings for each x, float64 [b, s].
+
+        Returns:
+            p(x with token v inserted after position w) / p(x), float64 [b, w, v], and p(x without the token at position
+            w) / p(x), float64 [b, w].
         """
         padded, here = F.pad(law, (0, 1)), law.gather(1, index[:, None])
         insert = padded.gather(1, self.inserted[index].flatten(1)).view(len(index), -1, TOKENS)
@@ -90,7 +106,7 @@ class BirthDeathTable(StringTable):
         return insert / here[..., None].clamp(min=1e-300), delete / here.clamp(min=1e-300)
 
     def _deletion_rates(self, strings: Strings, delete: Tensor) -> Tensor:
-        """Return the reverse rates of deletions [b, w], given the ratios ``delete`` [b, w] of :meth:`ratios`."""
+        """Return the reverse rates of deletions, float64 [b, w], given the deletion ratios [b, w] of :meth:`ratios`."""
         taken = torch.where(strings.attend, strings.tokens, 0).clamp(max=TOKENS - 1)
         return self.kernel.births * self.kernel.law[taken] * delete
 
@@ -109,10 +125,13 @@ class BirthDeathTable(StringTable):
         return {k: wide(v, width).clamp(min=1e-300).log().float() for k, v in found.items()}
 
     def check_kernel(self, end: float) -> list[Check]:
-        """Verify closed forms, regression targets, draws and prior against the generator.
+        """Verify closed forms, regression targets, draws and prior of the kernel against the generator.
 
         Args:
             end: Total noise at t = 1.
+
+        Returns:
+            The results of the checks.
         """
         kernel, table = self.kernel, BirthDeathTable(self.kernel)  # clean strings of every length
         worst, short = table._errors(), sum(len(s) <= table.clean for s in table.strings)
@@ -133,7 +152,7 @@ class BirthDeathTable(StringTable):
         ]
 
     def _errors(self) -> dict[str, float]:
-        """Return the largest errors of the kernel's p(x | x0), insertion targets and deletion targets."""
+        """Return the largest errors of p(x | x0) (``law``) and of insertion and deletion targets, by name."""
         kernel, count = self.kernel, len(self.strings)
         worst = dict.fromkeys(("law", "insert", "delete"), 0.0)
         for sigma, x0 in itertools.product(LEVELS, [i for i, s in enumerate(self.strings) if len(s) <= self.clean]):
@@ -160,13 +179,16 @@ class BirthDeathTable(StringTable):
         return worst
 
     def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
-        """Verify that noise at t = 1 does not depend on the length of the text.
+        """Verify that under the declared kernel the noise at t = 1 does not depend on the length of the text.
 
-        The declared kernel is checked, not that of the toy: with more births, noise depends on the length of the text for longer.
+        The more births, the more noise this takes, and the declared kernel may have more births than that of the table.
 
         Args:
-            declared: The declared kernel.
+            declared: The kernel as declared in the blueprint, before its reduction to two tokens.
             end: Total noise at t = 1.
+
+        Returns:
+            One check; an empty list if the declared kernel is no :class:`BirthDeath`.
         """
         if not isinstance(declared, BirthDeath):
             return []

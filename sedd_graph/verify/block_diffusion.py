@@ -1,8 +1,10 @@
-"""Verification of a block diffusion network, with random weights on three blocks.
+"""Verification of a block diffusion network (BD3-LM, arXiv 2503.09573) with random weights, on three blocks.
 
-The bound requires that a block's prediction depends on nothing but its own visible tokens and the clean blocks before it: a
-network that sees its answer has no valid bound. Sampling requires that evaluation block by block gives the same outputs as
-the single pass of training. Axes: b rows, l positions, n states, v data tokens.
+The likelihood bound is valid only if the prediction for a block depends on nothing but the visible tokens of that block
+and the clean blocks before it. Sampling is correct only if evaluation block by block, with or without KV cache, gives
+the same outputs as the single forward pass of training.
+
+Axes: b rows, l positions, n states, v data tokens.
 """
 
 from __future__ import annotations
@@ -24,18 +26,22 @@ __all__ = ["prove_blocks"]
 BLOCK, BLOCKS = 2, 3
 ROW, ZERO = torch.arange(1), torch.zeros(1)
 TOLERANCE = 1e-3
-"""Tolerance in nats: float32 rounding is below it, and a leak changes outputs by tenths."""
+"""Tolerance for differences of log-probabilities, nats: above float32 rounding, far below the effect of a leak."""
 
 
 @torch.no_grad()
 def prove_blocks(graph: Graph, process: TokenParts, registry: Registry, output: str) -> list[Check]:
-    """Verify that outputs at a block depend only on it and on the clean blocks before it, and equal those of evaluation block by block.
+    """Verify that a block diffusion network leaks no clean tokens, and that evaluation block by block is consistent.
 
     Args:
-        graph: The expanded graph.
-        process: The declared components.
-        registry: Source of the components of the graph.
+        graph: The expanded graph of the network.
+        process: Components of the process, whose kernel must have a mask.
+        registry: The installed components, from which the network is built.
         output: Name of the graph's output.
+
+    Returns:
+        A check of the tokens that outputs depend on, and one of the agreement of block-wise evaluation with the single
+        pass.
 
     Raises:
         UserError: The kernel has no mask.
@@ -52,7 +58,7 @@ def prove_blocks(graph: Graph, process: TokenParts, registry: Registry, output: 
     noised = torch.where(torch.arange(length) % BLOCK == 0, mask, clean)
 
     def at_masks(noised: Tensor, clean: Tensor) -> Tensor:
-        """Return log probabilities of data tokens at the masks, [b, blocks, v]."""
+        """Return log-probabilities of data tokens at the masked first position of each block, [b, blocks, v]."""
         outputs = model.run(block_inputs(noised, clean, block=BLOCK))[0][output]
         return outputs[:, ::BLOCK, :tokens]
 

@@ -1,7 +1,8 @@
-"""Small instance of one block, with random weights and inputs, on which its derived inverse is run.
+"""Test instances of one invertible block, with random weights and inputs, for verification of the derived inverse.
 
-The block keeps its graph, its Configs and its widths; batch and length are small. Axes: b rows, l length, n numbers of one
-sequence.
+An instance has the graph, Configs and widths of the declared block; only batch size and length are small.
+
+Axes: b rows, l length, n elements of one sequence (all tensors of one row, flattened and concatenated).
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from sedd_graph.inverse import Contraction, Solve
 __all__ = ["BATCH", "JACOBIAN", "LENGTH", "BlockFixture", "batch_first", "jacobian", "relative_error"]
 
 BATCH, LENGTH = 2, 6
-"""Rows, and positions of each, of the small instance."""
+"""Number of rows, and number of positions per row, of a test instance."""
 JACOBIAN = 1536
-"""Largest Jacobian that is computed, numbers per side."""
+"""Largest number of rows (and columns) of a Jacobian that is computed."""
 
 
 def _shape(found: PortType, batch: int, length: int) -> list[int]:
@@ -36,25 +37,43 @@ def _shape(found: PortType, batch: int, length: int) -> list[int]:
 
 
 def batch_first(found: PortType) -> bool:
-    """Return whether the first axis is the batch, and no other depends on it."""
+    """Return True if the first axis of a port type is the batch, and the size of no other axis depends on the batch."""
     places = [i for i, d in enumerate(found.dims) if "batch" in d.size.symbols]
     return places == [0] and found.dims[0].size == Size.of("batch")
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest relative error of any tensor, in the Euclidean norm."""
+    """Return the largest relative error max_i norm(found_i - expected_i) / norm(expected_i), in the Euclidean norm.
+
+    Args:
+        found: The tensors to compare, of any shapes.
+        expected: The reference tensors, of the same number and shapes.
+
+    Returns:
+        The error of the worst tensor; 0 if there are no tensors.
+    """
     pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
     return max((float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs), default=0.0)
 
 
 class BlockFixture:
-    """One block that claims an inverse. Raises :class:`UserError` where it claims none, or has none.
+    """Factory of test instances of one invertible block, which also runs and inverts them.
+
+    Inputs of a block are of two sorts: *given* inputs, which are known at inversion, such as conditioning; and
+    *streams*, which the inverse reconstructs.
+
+    Args:
+        region: The block.
+        registry: The installed components, from which the block is built.
 
     Attributes:
-        layout: Layout of the block.
-        iterative: True if its inverse takes fixed-point iterations.
-        weights: Number of its parameters.
-        chains: True if its outputs can be its inputs, so that layers can be chained.
+        layout: Values and derived inverse of the block.
+        iterative: True if the inverse has a fixed-point iteration or another iterative rule.
+        weights: Number of parameters of the block.
+        chains: True if the outputs have the names and types of inputs, so that the block can be stacked.
+
+    Raises:
+        UserError: The block has no key ``invertible``, or no inverse can be derived.
     """
 
     def __init__(self, region: Region, registry: Registry) -> None:
@@ -83,7 +102,15 @@ class BlockFixture:
         running: Running | None = None,
         spread: float = 1.0,
     ) -> RegionModule:
-        """Return the block with random weights. Weights that start at zero get a deviation of about ``spread`` / 2."""
+        """Return an instance of the block with random weights, in training mode.
+
+        Args:
+            dtype: Data type of the weights.
+            seed: Seed of the weights.
+            repeat: Number of stacked layers; 0 for one plain layer.
+            running: Execution settings, such as reversible or stored activations; None for the default.
+            spread: Scale of the noise that is added to the initial weights, also to those that are initialised to zero.
+        """
         torch.manual_seed(seed)
         made = build_block(self.region, self.registry, repeat=repeat, running=running or Running())
         for parameter in made.parameters():
@@ -92,7 +119,14 @@ class BlockFixture:
         return made.to(dtype).train()
 
     def inputs(self, dtype: torch.dtype, batch: int = BATCH, length: int = LENGTH, seed: int = 1) -> list[Tensor]:
-        """Return random inputs in order. A mask hides the last position of the last row."""
+        """Return random inputs of the block, in the order of its ports.
+
+        Args:
+            dtype: Data type of float inputs, which are standard normal. Integer inputs are 0 or 1.
+            batch: Number of rows.
+            length: Number of positions. If it exceeds 1, boolean inputs are False at the last position of the last row.
+            seed: Seed of the inputs.
+        """
         generator = torch.Generator().manual_seed(seed)
 
         def draw(found: PortType) -> Tensor:
@@ -109,30 +143,45 @@ class BlockFixture:
         return [draw(t) for t in self.region.inputs.values()]
 
     def copies(self, inputs: Sequence[Tensor], n: int) -> list[Tensor]:
-        """Return ``n`` copies of inputs of one row."""
+        """Return the inputs of one row expanded to ``n`` equal rows; inputs without a batch axis are unchanged."""
         types = self.region.inputs.values()
         return [x.expand(n, *x.shape[1:]) if batch_first(t) else x for x, t in zip(inputs, types, strict=True)]
 
     def key(self, batch: int = BATCH) -> Tensor:
-        """Return a dropout key, int32 [b]."""
+        """Return a dropout key (the seed of each row), int32 [``batch``]."""
         return torch.arange(1, batch + 1, dtype=torch.int32) * 7919
 
     def initialised(self, layer: RegionModule, inputs: Sequence[Tensor]) -> RegionModule:
-        """Return the layer after one batch, from which components such as ActNorm initialise themselves."""
+        """Return the layer after one forward pass, which initialises data-dependent components such as ActNorm."""
         layer(None, *inputs)
         return layer
 
     def streams(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return those of ``inputs`` that are not given."""
+        """Return the streams among ``inputs``, which are all inputs of the block in the order of its ports."""
         return [x for name, x in zip(self.region.inputs, inputs, strict=True) if name in self.layout.streams]
 
     def jacobian_size(self, types: Sequence[PortType]) -> tuple[int, int]:
-        """Return the largest length of 4, 2 or 1 whose Jacobian can be computed, and its numbers per side."""
+        """Return the largest sequence length, out of 4, 2 and 1, whose Jacobian has at most :data:`JACOBIAN` rows.
+
+        Args:
+            types: Port types of the tensors that are flattened to a column of the Jacobian.
+
+        Returns:
+            The length, and the number of rows of the Jacobian. The number exceeds :data:`JACOBIAN` if no length is
+            small enough.
+        """
         counts = [(l, sum(math.prod(_shape(t, 1, l)) for t in types)) for l in (4, 2, 1)]
         return next(((l, n) for l, n in counts if n <= JACOBIAN), counts[-1])
 
     def chain(self, dtype: torch.dtype, count: int, *, device: torch.device, spread: float = 1.0) -> list[RegionModule]:
-        """Return ``count`` different layers on ``device``, each initialised from the outputs of the one before."""
+        """Return layers with different random weights, each initialised on the outputs of the layer before.
+
+        Args:
+            dtype: Data type of the weights.
+            count: Number of layers.
+            device: Device of the layers.
+            spread: Scale of the random weights, as for :meth:`layer`.
+        """
         layers, now = [], self.inputs(dtype)
         for seed in range(count):
             layer = self.layer(dtype, seed, spread=spread)
@@ -145,7 +194,13 @@ class BlockFixture:
     # -- forward and inverse ----------------------------------------------------------------------------------------
 
     def run(self, layer: RegionModule, key: Tensor | None, inputs: Sequence[Tensor]) -> LayerRun:
-        """Return a run of the layer with its inputs set."""
+        """Return the step-by-step execution of a layer, with its inputs set and nothing evaluated yet.
+
+        Args:
+            layer: The layer.
+            key: Dropout key, int32 [b]; None without dropout.
+            inputs: All inputs of the block, in the order of its ports.
+        """
         run = LayerRun(self.layout, layer, key)
         run.put(self.layout.inputs.values(), inputs)
         return run
@@ -158,7 +213,15 @@ class BlockFixture:
         outputs: Sequence[Tensor],
         layout: Layout | None = None,
     ) -> list[Tensor]:
-        """Return the streams, reconstructed from ``outputs`` and those of ``inputs`` that are given."""
+        """Run the derived inverse of a layer and return the reconstructed streams.
+
+        Args:
+            layer: The layer.
+            key: Dropout key of the forward pass, int32 [b]; None without dropout.
+            inputs: All inputs of the block, in the order of its ports. Only the given ones are read, not the streams.
+            outputs: Outputs of the forward pass.
+            layout: Layout to invert with, such as one on a grid; None for the block's own.
+        """
         layout = layout or self.layout
         run = LayerRun(layout, layer, key)
         for (name, value), x in zip(layout.inputs.items(), inputs, strict=True):
@@ -176,16 +239,16 @@ class BlockFixture:
         dtype: torch.dtype = torch.float32,
         grid: Grid | None = None,
     ) -> Iterator[tuple[int, float, bool]]:
-        """Run chains of the ``layers``, used in turn, forward and back.
+        """Run stacks of layers forward, and reconstruct their inputs by the derived inverse.
 
         Args:
-            layers: Different layers.
-            depths: Depths of the chains.
-            dtype: Type of the inputs.
-            grid: Grid of exact arithmetic, or None.
+            layers: Layers to stack. A stack that is deeper than their number repeats them in order.
+            depths: Depths of the stacks.
+            dtype: Data type of the inputs.
+            grid: Grid of exact arithmetic; None for ordinary floating point.
 
         Yields:
-            Depth, relative error of the reconstructed inputs, and whether they are equal to the last bit.
+            The depth, the relative error of the reconstructed inputs, and True if the reconstruction is bit-exact.
         """
         device = next((p.device for p in layers[0].parameters()), torch.device("cpu"))
         layout = self.layout if grid is None else Layout(self.region, self.layout.given, grid)
@@ -217,9 +280,14 @@ class BlockFixture:
 def jacobian(
     function: Callable[[Sequence[Tensor]], Sequence[Tensor]], rows: Sequence[Tensor], at: Collection[int]
 ) -> Tensor:
-    """Return the Jacobian [n, n] of one sequence with respect to the inputs ``at``, float64.
+    """Return the Jacobian of a function of one sequence, float64 [n, n], computed with a single backward pass.
 
-    All n rows are copies of the sequence: one backward pass computes row i of the Jacobian from copy i.
+    Row i of the Jacobian is the gradient of output element i in the i-th of n equal copies of the sequence.
+
+    Args:
+        function: Maps inputs [n, ...] to outputs [n, ...] with n elements per row, independently for each row.
+        rows: Inputs of ``function``, each [n, ...], with n equal rows.
+        at: Indices in ``rows`` of the inputs to differentiate with respect to. They have n elements per row in total.
     """
     leaves = [x.detach().clone().requires_grad_(i in at) for i, x in enumerate(rows)]
     outputs = torch.cat([o.flatten(1) for o in function(leaves)], dim=1)

@@ -1,4 +1,7 @@
-"""Verification of classifiers of noisy rows. Axes: r rows, l positions, n states, k labels, c candidate states."""
+"""Verification of classifiers of noisy token rows, as used for classifier guidance.
+
+Axes: r rows, l positions, n states, k labels, c candidate states.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,22 @@ from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 __all__ = ["check_classifier"]
 
 ROWS, LENGTH, CANDIDATES = 3, 5, 64
-"""Rows and positions of the trial, and the most states that are tried at the first position."""
+"""Test rows, positions per row, and maximum number of states that are substituted at the first position."""
 
 
 @torch.no_grad()
 def check_classifier(classifier: NoisyClassifier, states: int) -> list[Check]:
-    """Verify that the probabilities of labels sum to 1, and that the fast form of changes equals evaluating each change.
+    """Verify that label probabilities sum to 1, and that ``changes`` equals the differences of ``log_prob``.
+
+    The method ``changes`` computes, for all single-token changes at once, the change in log p(label); here each change
+    is also evaluated by ``log_prob``.
 
     Args:
         classifier: The classifier, on any device.
-        states: Number of states, n.
+        states: Number of states of a token, n.
+
+    Returns:
+        The results of the checks, the second only for a classifier with ``changes``.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, states, (ROWS, LENGTH), generator=generator)

@@ -1,8 +1,12 @@
-"""Table of strings for Edit Flows (arXiv 2506.09018), and the verification of their kernels.
+"""Verification of Edit Flow kernels (arXiv 2506.09018) by enumeration of all short strings.
 
-Every pair of a noise string and a clean string is enumerated with every choice of the alignment's columns that are clean already.
-The mean edits that remain, given the noisy string, are the rates of a perfect network; applied to the strings themselves they
-must transport noise to data. Axes: b rows, s strings, e cases (a pair and a choice), c columns, w positions, v = 2 data tokens.
+A noise string and a clean string are aligned in columns. At an intermediate time a subset of the columns is already
+clean, and the others are still noise. A *case* is a pair of strings with such a subset; all cases are enumerated. The
+expected number of each remaining edit, given the noisy string, is the rate that a perfect network predicts. These rates
+must transport the distribution of noise to that of data.
+
+Axes: b rows, s strings, e cases, c columns, w positions of a padded string (position 0 is the start state), v = 2 data
+tokens.
 """
 
 from __future__ import annotations
@@ -30,27 +34,35 @@ from sedd_graph.verify.total_variation import total_variation
 __all__ = ["EditFlowTable"]
 
 LEVELS = (0.02, 0.3, 1.0, 3.0)
-"""Total noise at which transport is verified."""
+"""Values of the total noise sigma at which the transport of noise to data is verified."""
 NODES = 96
-"""Nodes of the quadrature of the bound."""
+"""Number of Gauss-Legendre nodes in the integral over time of the likelihood bound."""
 
 
 class EditFlowTable(StringTable):
-    """All pairs of noise and clean strings, with every choice of clean columns.
+    """Enumeration of all cases: pairs of a noise string and a clean string, with a subset of clean columns.
+
+    Args:
+        kernel: The kernel, constructed with two data tokens.
 
     Attributes:
         noisy: Maximum length of noise strings.
-        first: float64 [s], the distribution of noise strings.
-        ends: Indices of the noise string and the clean string of each pair.
-        columns: The alignments of the pairs.
-        count: Columns of an alignment, c.
-        there: The noisy string of each case.
-        left: The edits that turn the noisy string of each case into the clean one.
-        pairs: float64 [e], the probability of each case's pair.
-        moved: int64 [e], how many columns of each case are clean.
-        here: int64 [e], the index of each case's noisy string.
-        mass: float64 [s, c + 1], the probability of the pairs of each noisy string's cases, by the number of clean columns.
-        todo: The same for each edit that leads from that string to the clean one, by output name, float64 [s, c + 1, w] or [s, c + 1, w, v].
+        first: Distribution of noise strings, float64 [s].
+        ends: For each pair, the indices of its noise string and its clean string.
+        columns: Alignment of each pair.
+        count: Number of columns of an alignment, c.
+        there: Noisy string of each case.
+        left: Remaining edits of each case, from its noisy string to its clean string.
+        pairs: Probability of the pair of strings of each case, float64 [e].
+        moved: Number of clean columns of each case, int64 [e].
+        here: Index of the noisy string of each case, int64 [e].
+        mass: Sum of ``pairs`` over the cases with a given noisy string and number of clean columns, float64 [s, c + 1].
+        todo: For each network output (``log_insert``, ``log_delete``, ``log_substitute``), the sum of ``pairs`` over
+            the cases in which the edit remains, by noisy string, number of clean columns, position and, except for
+            deletions, new token; float64 [s, c + 1, w, v], or [s, c + 1, w] for deletions.
+
+    Raises:
+        ValueError: Noise strings have no maximum length.
     """
 
     kernel: EditFlowKernel
@@ -85,42 +97,62 @@ class EditFlowTable(StringTable):
         }
 
     def _unpadded(self, index: Tensor, width: int) -> Tensor:
-        """Return the strings with the indices ``index`` [k], without the start state and blank behind their ends, int64 [k, width]."""
+        """Return the strings with indices ``index`` [k], without start state, padded with blanks, int64 [k, width]."""
         strings = self.rows(index)
         return torch.where(strings.attend, strings.tokens, BLANK)[:, 1 : width + 1]
 
     def _sum(self, shape: tuple[int, ...], case: Tensor, *more: Tensor) -> Tensor:
-        """Sum the pair probabilities of the cases ``case`` [k] by noisy string, clean columns and further indices [k]."""
+        """Sum the pair probabilities of cases [k] by noisy string, number of clean columns and ``more`` [k]."""
         at = (self.here[case], self.moved[case], *more)
         return torch.zeros(shape, dtype=torch.float64).index_put_(at, self.pairs[case], accumulate=True)
 
     def _edits(self, shape: tuple[int, ...], which: Tensor, *token: Tensor) -> Tensor:
-        """Sum the pair probabilities of the edits that ``which`` bool [e, c] marks, by position and token [e, c]."""
+        """Sum the pair probabilities where ``which`` is True, by string, clean columns, position and token [e, c]."""
         at = which.nonzero(as_tuple=True)
         return self._sum(shape, at[0], self.left.place[at], *(x[at] for x in token))
 
     def basis(self, sigma: Tensor) -> Tensor:
-        """Return the probability of any one choice with 0 to c clean columns, float64 [b, c + 1], at total noise ``sigma`` [b]."""
+        """Return the probability that exactly the columns of one given subset are clean, by the size of the subset.
+
+        For a subset of k columns it is kappa^k (1 - kappa)^(c - k). Here kappa = exp(-sigma) is the probability that a
+        column is clean, and c the number of columns.
+
+        Args:
+            sigma: Total noise, float [b].
+
+        Returns:
+            Probabilities, float64 [b, c + 1], for k from 0 to c.
+        """
         kappa, many = torch.exp(-sigma.double())[:, None], torch.arange(self.count + 1)
         return kappa**many * (-torch.expm1(-sigma.double()))[:, None] ** (self.count - many)
 
     def change(self, sigma: Tensor) -> Tensor:
-        """Return the derivative of :meth:`basis` with respect to kappa = exp(-sigma), for 0 to c clean columns, float64 [b, c + 1]."""
+        """Return the derivative of :meth:`basis` with respect to kappa = exp(-sigma).
+
+        Args:
+            sigma: Total noise, float [b].
+
+        Returns:
+            Derivatives, float64 [b, c + 1].
+        """
         kappa, many = torch.exp(-sigma.double())[:, None], torch.arange(self.count + 1)
         rest = self.count - many
         up = many * kappa ** (many - 1).clamp(min=0) * (1 - kappa) ** rest
         return up - rest * kappa**many * (1 - kappa) ** (rest - 1).clamp(min=0)
 
     def at(self, sigma: Tensor) -> Tensor:
-        """Return the distribution of noisy strings at total noise ``sigma`` [b], float64 [b, s]."""
+        """Return the distribution of noisy strings, float64 [b, s], at total noise ``sigma``, float [b]."""
         return self.basis(sigma) @ self.mass.T
 
     def expected(self, name: str, sigma: Tensor) -> Tensor:
-        """Return the joint probability of each noisy string and each edit that leads from it to the clean one, float64 [b, s, w] or [b, s, w, v].
+        """Return the joint probability that x_t is a given string and that a given edit remains to be made to it.
 
         Args:
-            name: The output whose edits are meant, such as ``log_insert``.
-            sigma: [b], total noise.
+            name: Network output that predicts the edits: ``log_insert``, ``log_delete`` or ``log_substitute``.
+            sigma: Total noise, float [b].
+
+        Returns:
+            Probabilities by string, position and new token, float64 [b, s, w, v]; [b, s, w] for deletions.
         """
         return torch.einsum("ba,sa...->bs...", self.basis(sigma), self.todo[name])
 
@@ -136,9 +168,16 @@ class EditFlowTable(StringTable):
         return found
 
     def flow(self, sigma: Tensor) -> Tensor:
-        """Return the probability that the rates carry into each string minus that out of it, per unit of kappa, float64 [b, s].
+        """Return the net probability flow into each string under the rates of a perfect network.
 
-        Edits are applied to tuples here, without the kernel's own arithmetic of positions.
+        This is the right-hand side of Kolmogorov's forward equation in the time variable kappa = exp(-sigma). Edits are
+        applied to Python tuples, independently of the kernel's position arithmetic.
+
+        Args:
+            sigma: Total noise, float [b].
+
+        Returns:
+            Inflow minus outflow of probability per unit of kappa, float64 [b, s].
         """
         index = {s: i for i, s in enumerate(self.strings)}
         unit = self.kernel.weights(sigma.double()) * torch.exp(sigma.double())[:, None]
@@ -156,10 +195,13 @@ class EditFlowTable(StringTable):
         return net
 
     def bound(self, least: float) -> float:
-        """Return the bound of a perfect network, nats per string: the mean of -log u over the edits from the noisy strings to the clean ones.
+        """Return the likelihood bound of a perfect network, nats per string, by numerical integration over time.
+
+        The integrand is the expected sum of -log u over the remaining edits, u being the expected number of the edit
+        given the noisy string, as a perfect network predicts it.
 
         Args:
-            least: The share of noise columns to start from; the bound covers all more noisy strings.
+            least: Lower limit of the integral: the fraction of columns that are still noise. The upper limit is 1.
         """
         nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(NODES))
         u = (nodes + 1) / 2
@@ -174,10 +216,13 @@ class EditFlowTable(StringTable):
         return float((weights / 2 * total * (1 - least) * 3 * u**2 / hit).sum())
 
     def check_kernel(self, end: float) -> list[Check]:
-        """Verify alignments, rates, draws and prior against the enumeration.
+        """Verify alignments, rates, draws and prior of the kernel against the enumeration.
 
         Args:
             end: Total noise at t = 1.
+
+        Returns:
+            The results of the checks.
         """
         levels = torch.tensor(LEVELS, dtype=torch.float64)
         edge = torch.tensor([60.0, 0.0], dtype=torch.float64)
@@ -197,7 +242,7 @@ class EditFlowTable(StringTable):
         ]
 
     def _check_columns(self) -> Check:
-        """Verify that the columns of each pair spell both strings, and count the edits above the Levenshtein distance."""
+        """Verify that the columns of each alignment spell both strings, with at least as many edits as necessary."""
         wrong, more = 0, 0
 
         @functools.cache
@@ -215,7 +260,7 @@ class EditFlowTable(StringTable):
         return Check("strings.columns", claim, not wrong and more >= 0, f"{wrong} of {len(self.ends)} wrong", how)
 
     def _draws(self, end: float) -> tuple[float, float]:
-        """Return the total variation of draws of x_t and of the prior from their enumerated distributions."""
+        """Return the total variation distances of draws of x_t and of draws of the prior to the enumeration."""
         generator = torch.Generator().manual_seed(2)
         level = torch.full((DRAWS,), 0.7)
         chosen = torch.multinomial(self.law, DRAWS, replacement=True, generator=generator)
@@ -227,7 +272,18 @@ class EditFlowTable(StringTable):
         )
 
     def check_objective(self, objective: StringObjective[Any, Any], schedule: Schedule) -> list[Check]:
-        """Verify the bound, and note how often its weight is capped in training and with what it must not be compared."""
+        """Verify the likelihood bound of an objective, and report properties of it that are not pass or fail.
+
+        These are the fraction of training times at which the weight of the loss is capped, and the objective's caveat,
+        if any.
+
+        Args:
+            objective: The objective.
+            schedule: The noise schedule.
+
+        Returns:
+            Notes (``holds`` is None) and the check of :meth:`check_bound`.
+        """
         claim, capped = "share of training times whose weight is capped", objective.capped(self.kernel, schedule)
         notes = [Check("objective.capped", claim, None, f"{capped:.3f}", "times near clean text; see max_weight")]
         if (caveat := objective.caveat(self.kernel)) is not None:
@@ -235,7 +291,14 @@ class EditFlowTable(StringTable):
         return [*notes, self.check_bound(objective, schedule)]
 
     def check_bound(self, objective: StringObjective[Any, Any], schedule: Schedule) -> Check:
-        """Verify that the mean loss of a perfect network equals :meth:`bound`, which is at least the entropy of the data."""
+        """Verify the likelihood bound of an objective for a perfect network, by random draws.
+
+        The estimate must equal the integral :meth:`bound`, which must not be below the entropy of the data.
+
+        Args:
+            objective: The objective.
+            schedule: The noise schedule.
+        """
         rows = 40_000
         _, nats = self.perfect(objective, schedule, rows)
         mean, error = float(nats.mean()), float(nats.std() / math.sqrt(rows))

@@ -1,8 +1,12 @@
-"""Table of strings for FlexMDM (arXiv 2509.01025), and the verification of its kernel.
+"""Verification of the FlexMDM kernel (arXiv 2509.01025) by enumeration of all short strings.
 
-For clean strings of up to three tokens, every combination of outcomes per token is enumerated: deleted, masked or clean. All else follows from two
-rates: on the clock -log(1 - exp(-sigma)), a missing token is inserted as a mask at rate 1, and a mask is filled at rate
-``pace``. Axes: b rows, s strings, a missing tokens, w positions, v = 2 data tokens.
+In a noisy string each token of the clean string is in one of three states: deleted, masked or clean. All combinations
+are enumerated for clean strings of up to three tokens. The reference uses two rates alone: in the time variable
+-log(1 - exp(-sigma)), a missing token is inserted as a mask at rate 1, and a mask is replaced by its token at rate
+``pace``.
+
+Axes: b rows, s strings, a number of missing tokens, w positions of a padded string (position 0 is the start state),
+v = 2 data tokens.
 """
 
 from __future__ import annotations
@@ -23,20 +27,26 @@ from sedd_graph.verify.strings import check_frequencies, draws_distance
 __all__ = ["FlexTable"]
 
 LEVELS = (1e-3, 0.05, 0.7, 2.5)
-"""Total noise at which the probabilities of outcomes are verified."""
+"""Values of the total noise sigma at which the probabilities of deleted and masked tokens are verified."""
 MASK = TOKENS
 
 
 class FlexTable(StringTable):
-    """All strings of up to three symbols (two data tokens and the mask), and every outcome of noise for the clean ones.
+    """Enumeration of all strings of up to three symbols (two tokens and the mask), and of all ways to noise them.
 
-    In an outcome, each token of the clean string is deleted, masked or left clean.
+    A way to noise a clean string leaves each of its tokens deleted, masked or clean.
+
+    Args:
+        kernel: The kernel, constructed with two data tokens.
 
     Attributes:
-        index: The index of each string.
-        ways: float64 [s, s], the number of outcomes that turn the clean string (first axis) into the noisy one (second axis).
-        gaps: float64 [s, s, w], the number of tokens missing behind each position, summed over these outcomes.
-        under: float64 [s, s, w, v], the number of these outcomes in which the mask at each position hides token v.
+        index: Index of each string, a tuple of tokens.
+        sizes: Number of symbols and number of masks of each string, int64 [s, 2].
+        ways: Number of ways in which clean string i becomes noisy string j, float64 [s, s] (entry [i, j]).
+        gaps: Number of deleted tokens between positions w and w + 1 of the noisy string, summed over the ways from
+            clean string i to noisy string j, float64 [s, s, w].
+        under: Number of the ways from clean string i to noisy string j in which the mask at position w replaces token
+            v, float64 [s, s, w, v].
     """
 
     kernel: FlexKernel
@@ -67,7 +77,14 @@ class FlexTable(StringTable):
         self._missing = F.one_hot(missing, width).double()
 
     def fate(self, sigma: Tensor) -> Tensor:
-        """Return the probabilities that a token is deleted, masked, clean at ``sigma`` [b], float64 [b, 3], from the two rates."""
+        """Return the probabilities that a token is deleted, masked and clean, from the two rates by matrix exponential.
+
+        Args:
+            sigma: Total noise, float [b].
+
+        Returns:
+            Probabilities in the order deleted, masked, clean, float64 [b, 3].
+        """
         pace = self.kernel.pace
         rates = torch.tensor([[-1, 0, 0], [1, -pace, 0], [0, pace, 0]], dtype=torch.float64)
         clock = -torch.log(-torch.expm1(-sigma.double()))
@@ -75,15 +92,18 @@ class FlexTable(StringTable):
         return found
 
     def _summed(self, table: Tensor, law: Tensor) -> Tensor:
-        """Return ``table`` [s, s, ...], its mean over clean strings of ``law`` [s] by the number of missing tokens, [s, a, ...]."""
+        """Sum ``table`` [s, s, ...] over clean strings with weights ``law`` [s], by missing tokens, [s, a, ...]."""
         return torch.einsum("x,xsa,xs...->sa...", law, self._missing, table)
 
     def at(self, sigma: Tensor, law: Tensor | None = None) -> Tensor:
-        """Return the distribution of noisy strings, float64 [b, s].
+        """Return the distribution of noisy strings x_t.
 
         Args:
-            sigma: [b], total noise.
-            law: float64 [s], the distribution of clean strings; None: that of the table.
+            sigma: Total noise, float [b].
+            law: Distribution of clean strings, float64 [s]; None for that of the table.
+
+        Returns:
+            Probabilities, float64 [b, s].
         """
         gone, mask, clean = self.fate(sigma)[..., None].unbind(1)
         several = gone ** torch.arange(self.longest + 1)
@@ -106,8 +126,15 @@ class FlexTable(StringTable):
         return {k: wide(v, width).clamp(min=1e-300).log().float() for k, v in found.items()}
 
     def generator(self, sigma: Tensor) -> Tensor:
-        """Return the generation rates of a perfect network per unit of sigma, float64 [b, s, s], from the second string to the
-        first, at total noise ``sigma`` [b]."""
+        """Return the rate matrix of generation (the reverse process) with a perfect network.
+
+        Args:
+            sigma: Total noise, float [b].
+
+        Returns:
+            Rates per unit of sigma, float64 [b, s, s]. Entry [i, j] is the rate from string j to string i; columns sum
+            to 0.
+        """
         count, b = len(self.strings), len(sigma)
         rows = self.rows(torch.arange(count))
         many = Strings(rows.tokens.repeat(b, 1), rows.attend.repeat(b, 1))
@@ -125,10 +152,13 @@ class FlexTable(StringTable):
         return rates - torch.diag_embed(rates.sum(1))
 
     def check_kernel(self, end: float) -> list[Check]:
-        """Verify closed forms, regression targets, rates, draws and prior against the enumeration.
+        """Verify closed forms, regression targets, rates, draws and prior of the kernel against the enumeration.
 
         Args:
             end: Total noise at t = 1.
+
+        Returns:
+            The results of the checks.
         """
         kernel, (law, gap, mask, pairs) = self.kernel, self._errors()
         drawn = draws_distance(self, [self.index[s] for s in ((), (0, 1), (0, 1, 1))], kernel.sample, self.at)
@@ -150,8 +180,11 @@ class FlexTable(StringTable):
         ]
 
     def _errors(self) -> tuple[float, float, float, int]:
-        """Return the largest errors of the probabilities of fates, of missing tokens and of tokens under masks, and the number of
-        pairs of strings."""
+        """Return the largest errors of three closed forms, and the number of pairs of a clean and a noisy string.
+
+        The closed forms are the probabilities of deleted and masked tokens, the expected numbers of missing tokens, and
+        the probabilities of tokens under masks.
+        """
         levels = torch.tensor(LEVELS, dtype=torch.float64)
         found = torch.stack([-torch.expm1(-levels), self.kernel.masked(levels)], -1)
         law = float((found - self.fate(levels)[:, :2]).abs().max())
@@ -165,7 +198,10 @@ class FlexTable(StringTable):
         return law, gap, mask, len(s)
 
     def _check_transport(self) -> Check:
-        """Verify the master equation, by exponentials at the middle of steps that are even in log(exp(sigma) - 1)."""
+        """Verify that the rates transport the empty string to data, by the master equation of generation.
+
+        It is integrated by matrix exponentials at the midpoints of steps of equal size in log(exp(sigma) - 1).
+        """
         grid = torch.linspace(12.0, -12.0, 385, dtype=torch.float64)
         sigma = F.softplus(grid)
         middle = F.softplus((grid[1:] + grid[:-1]) / 2)

@@ -1,8 +1,10 @@
-"""Numerical verification of derived inverses: each block that claims one, by itself, with random weights and inputs.
+"""Numerical verification of derived inverses: tests of each invertible block alone, with random weights.
 
-A block keeps its graph, its Configs and its widths; batch and length are small. It is compared with means that are
-independent of the derivation: the original inputs, the determinant and norm of Jacobians by autograd, and the gradients of
-stored activations. Axes: b rows, l length, n numbers of one sequence.
+A tested block has its declared graph, Configs and widths; only batch size and length are small. The references do not
+use the derivation: the original inputs, log-determinants and spectral norms of autograd Jacobians, and gradients with
+stored activations.
+
+Axes: b rows, l length, n elements of one sequence (all tensors of one row, flattened and concatenated).
 """
 
 from __future__ import annotations
@@ -40,41 +42,49 @@ from sedd_graph.verify.block_fixture import (
 __all__ = ["Certificate", "prove_inverses"]
 
 WEIGHTS = 8_000_000
-"""Most different weights of a chain of layers; beyond, layers share them."""
+"""Maximum total number of weights of a stack of layers. Deeper stacks repeat layers with the same weights."""
 DEPTH = 64
-"""Longest chain that is run."""
+"""Maximum number of layers in a tested stack."""
 EMULATED = 1_000_000, 4
-"""Most weights of a layer, and most layers, for which bfloat16 is emulated on a CPU (hundreds of times slower)."""
+"""Maximum weights per layer, and layers, in the bfloat16 check on a CPU (emulated, hundreds of times slower)."""
 CLOSED, ITERATIVE, SINGLE = 1e-9, 1e-5, 1e-4
-"""Tolerances, relative: of closed forms and of iterations in float64, and in float32."""
+"""Relative tolerances: for closed-form inverses in float64, for iterative inverses in float64, and for float32."""
 _SCALES = 1.0, 0.1, 4.0
-"""Scales of the inputs at which Lipschitz constants are measured."""
+"""Standard deviations of the inputs at which Lipschitz constants are measured."""
 _MEMORIES: tuple[Literal["store", "reversible"], ...] = ("store", "reversible")
 
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """Checks of one block's claim. ``use`` says where the block stands."""
+    """Results of the checks of one block that is declared invertible.
+
+    Attributes:
+        use: The block, with its name and its place in the graph.
+        checks: Results of the checks.
+    """
 
     use: Use
     checks: tuple[Check, ...]
 
     @property
     def broken(self) -> tuple[Check, ...]:
-        """The checks that fail."""
+        """Checks that failed."""
         return tuple(c for c in self.checks if c.holds is False)
 
 
 def prove_inverses(graph: Graph, registry: Registry, *, device: torch.device) -> list[Certificate]:
-    """Verify each block that claims to be invertible; seconds of work, whatever its size.
+    """Verify each block of a graph that is declared invertible, within seconds per block.
+
+    The state of torch's global random generator on the CPU is preserved.
 
     Args:
         graph: The expanded graph.
-        registry: Source of the components.
-        device: Where checks that depend on hardware run (rounding by depth, bfloat16, determinism).
+        registry: The installed components, from which the blocks are built.
+        device: Device for the checks that depend on hardware: rounding errors of stacked layers, bfloat16, determinism.
+            All other checks run on the CPU.
 
     Returns:
-        One certificate per block. torch's global generators are left as they are.
+        One certificate for each invertible block.
     """
     found = []
     for use in uses(graph.root):
@@ -84,7 +94,7 @@ def prove_inverses(graph: Graph, registry: Registry, *, device: torch.device) ->
 
 
 class _Finding(NamedTuple):
-    """Result of a check: whether it holds (None: a note), the number behind it, and how that was obtained."""
+    """Result of a check: True if the claim holds (None for a note), the measured value, and how it was measured."""
 
     holds: bool | None
     value: str
@@ -97,7 +107,7 @@ def _too_large(n: int) -> _Finding:
 
 
 class _Trial:
-    """Checks of one block."""
+    """Runs the checks of one invertible block."""
 
     def __init__(self, use: Use, registry: Registry, device: torch.device) -> None:
         self.use, self.device = use, device
@@ -105,7 +115,7 @@ class _Trial:
         self.layout = self.fixture.layout
 
     def checks(self) -> Iterator[Check]:
-        """Run and yield all checks."""
+        """Run all checks and yield their results."""
         dtype = torch.float64
         try:
             self.fixture.initialised(self.fixture.layer(dtype), self.fixture.inputs(dtype))
@@ -134,7 +144,7 @@ class _Trial:
             yield self._check("bfloat16", claim, partial(self._depth, None, torch.bfloat16))
 
     def _check(self, name: str, claim: str, run: Callable[[], _Finding]) -> Check:
-        """Return the result of a check. It fails if an iteration does not converge or a value leaves the grid."""
+        """Return the result of the check ``run``; an iteration that diverges or a value off the grid is a failure."""
         try:
             found = run()
         except SeddGraphError as error:
@@ -233,7 +243,7 @@ class _Trial:
         return _Finding(same, value, f"torch.equal, float32 on {self.device.type}, dropout on")
 
     def _depth(self, grid: Grid | None, autocast: torch.dtype | None) -> _Finding:
-        """Round trips of chains of layers, by depth."""
+        """Measure the reconstruction error of stacks of layers by depth, on ``grid`` or under ``autocast`` if given."""
         fixture, device = self.fixture, self.device
         emulated = autocast is not None and device.type != "cuda"
         depth = min(self.use.depth if fixture.chains else 1, EMULATED[1] if emulated else DEPTH)
@@ -256,7 +266,7 @@ class _Trial:
 
 
 def _extrapolated(errors: Sequence[tuple[int, float]], depth: int) -> float:
-    """Return the error expected at ``depth`` by a power law through the last two depths."""
+    """Extrapolate (depth, error) pairs to ``depth``, by a power law through the last two pairs."""
     (a, first), (b, last) = errors[-2:]
     power = math.log(max(last, 1e-30) / max(first, 1e-30)) / math.log(b / a)
     return float(last * (depth / b) ** max(power, 0.0))

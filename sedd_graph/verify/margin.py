@@ -1,4 +1,7 @@
-"""Margin of embeddings: the error of a vector up to which the nearest token is the right one. Axes: v tokens, d channels, b vectors."""
+"""Margin of an embedding table: the error up to which the nearest embedding is still that of the original token.
+
+Axes: v tokens, d channels, b vectors.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,23 @@ from sedd_graph.engine.network import Network
 __all__ = ["check_margins", "margin", "read_back"]
 
 CHUNK = 2**22
-"""Distances in memory at a time."""
+"""Maximum number of pairwise distances in memory at a time."""
 LIMIT = 2**33
-"""Most multiplications that a build spends on one table."""
+"""Maximum number of multiplications (v^2 d) per table in :func:`check_margins`; larger tables are skipped."""
 
 
 @torch.no_grad()
 def margin(table: Tensor) -> float:
-    """Return half the least Euclidean distance between two rows: with any smaller error, a vector's nearest row is its own.
+    """Return half the minimum Euclidean distance between two rows of an embedding table.
 
-    At exactly this error, half way between the nearest two rows, both are equally near. Takes v^2 d multiplications, in chunks.
+    A row with any error of smaller Euclidean norm is still nearest to the original row. Takes v^2 d multiplications, in
+    chunks.
 
     Args:
-        table: [v, d], v >= 2.
+        table: Embedding table, float [v, d], v >= 2.
 
     Raises:
-        ValueError: There is only one row, or numbers are not finite.
+        ValueError: The table has fewer than two rows, or entries that are not finite.
     """
     rows = table.detach().double()
     if rows.dim() != 2 or len(rows) < 2 or not bool(rows.isfinite().all()):
@@ -46,16 +50,33 @@ def margin(table: Tensor) -> float:
 
 @torch.no_grad()
 def read_back(table: Tensor, vectors: Tensor) -> Tensor:
-    """Return the nearest row of ``table`` [v, d] for each of ``vectors`` [b, d], int64 [b].
+    """Return the token whose embedding is nearest to each vector, in Euclidean distance.
 
-    The nearest row maximises ``e . x - |e|^2 / 2``; the dot product alone finds it only if all rows have the same norm.
+    The nearest row e to a vector x maximises e . x - norm(e)^2 / 2. The dot product alone is enough only if all rows
+    have the same norm.
+
+    Args:
+        table: Embedding table, float [v, d].
+        vectors: Vectors to decode, float [b, d].
+
+    Returns:
+        Token ids, int64 [b].
     """
     rows = table.detach().double()
     return (vectors.double() @ rows.T - rows.square().sum(1) / 2).argmax(-1)
 
 
 def check_margins(network: Network) -> list[Check]:
-    """Measure the margin of each token embedding of at most :data:`LIMIT` multiplications; a margin of 0 is a note."""
+    """Measure the margin of each embedding table of a network (see :func:`margin`).
+
+    Tables that need more than :data:`LIMIT` multiplications are skipped.
+
+    Args:
+        network: The network.
+
+    Returns:
+        One check for each table. It holds if the margin is positive; with margin 0 it is a note (``holds`` is None).
+    """
     found = []
     for path, part in network.model.named_modules():
         if not isinstance(part, Component) or part.kind != "embedding" or "table" not in part.outputs:

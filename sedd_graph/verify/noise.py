@@ -1,7 +1,10 @@
-"""Verification of schedules and token kernels, without their formulas.
+"""Verification of noise schedules and token kernels by methods that do not use their closed forms.
 
-A schedule is compared with finite differences; a kernel with matrix exponentials, sums over all states and Bayes' rule. All
-in float64, and float32 is then compared with float64. Axes: b rows, l positions, n states.
+A schedule is compared with finite differences; a kernel with matrix exponentials, sums over all states and Bayes' rule.
+These comparisons are in float64. Losses and schedules are then also evaluated in float32 and compared with float64.
+
+Notation: sigma total noise, Q rate matrix, P transition matrix. Q[z, y] is the rate from state y to state z, and
+columns of Q sum to 0. Axes: b rows, l positions, n states, m = n - 1 other states.
 """
 
 from __future__ import annotations
@@ -22,24 +25,32 @@ from sedd_graph.verify.total_variation import total_variation
 __all__ = ["check_kernel", "check_precision", "check_prior", "check_schedule", "final_sigma"]
 
 LEVELS = (0.01, 0.5, 3.0)
-"""Total noise at which transitions and losses are verified."""
+"""Values of the total noise sigma at which transition probabilities and losses are verified."""
 ALL_LEVELS = (*LEVELS, 1e-4, 9.0)
-"""Total noise at which rates are verified."""
+"""Values of the total noise sigma at which rates are verified."""
 FLOAT32_LEVELS = (3e-8, 1e-6, 1e-3, 0.5, 5.0)
-"""Total noise at which float32 is compared with float64; at the first two, 1 - exp(-sigma) in float32 is 0 or 5 % off."""
+"""Values of the total noise sigma at which float32 is compared with float64. A naive float32 evaluation of
+1 - exp(-sigma) gives 0 at the first value, and is off by 5 % at the second."""
 
 
 @torch.no_grad()
 def final_sigma(schedule: Schedule) -> float:
-    """Return the total noise at t = 1."""
+    """Return the total noise sigma(1) of a noise schedule, at the final time t = 1."""
     return float(schedule.sigma(torch.tensor([1.0], dtype=torch.float64)))
 
 
 @torch.no_grad()
 def check_schedule(schedule: Schedule) -> list[Check]:
-    """Verify that the rate is the derivative of total noise, that total noise increases, and that float32 is accurate.
+    """Verify a noise schedule: total noise sigma(t) and its rate d sigma / dt.
 
-    A published library has shipped a schedule whose rate is not the derivative.
+    The rate must equal the finite difference of sigma, sigma must be positive, finite and increasing on (0, 1], and
+    float32 must agree with float64. (A published library has shipped a schedule whose rate is not the derivative.)
+
+    Args:
+        schedule: The noise schedule.
+
+    Returns:
+        The results of the three checks.
     """
     t = torch.linspace(0.0213, 0.9787, 97, dtype=torch.float64)
     step = 1e-5
@@ -66,11 +77,14 @@ def check_schedule(schedule: Schedule) -> list[Check]:
 
 @torch.no_grad()
 def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
-    """Verify that rates, transitions, draws, prior, losses and reverse steps are those of one process.
+    """Verify that rates, transition probabilities, draws, prior, losses and reverse steps of a kernel are consistent.
 
     Args:
-        kernel: A kernel of few states, since every pair of states is evaluated.
+        kernel: Kernel with few states, since every pair of states is evaluated.
         end: Total noise at t = 1.
+
+    Returns:
+        The results of the checks.
     """
     a, b = kernel.transition_matrix(0.3), kernel.transition_matrix(1.2, 0.3)
     semigroup = float((b @ a - kernel.transition_matrix(1.2)).abs().max())
@@ -89,7 +103,7 @@ def check_kernel(kernel: Kernel, *, end: float) -> list[Check]:
 
 
 def _rates(kernel: Kernel) -> Check:
-    """Verify the sums of the columns of Q, relative to its largest entry, and the sign of the other entries."""
+    """Verify that columns of Q sum to 0, and that entries off the diagonal are non-negative."""
     columns, least = 0.0, math.inf
     for level in ALL_LEVELS:
         q = kernel.rate_matrix(level)
@@ -102,7 +116,7 @@ def _rates(kernel: Kernel) -> Check:
 
 
 def _transition(kernel: Kernel) -> Check:
-    """Verify the closed form of P: by matrix exponentials if Q is constant, else by the forward equation."""
+    """Verify the closed form of P by matrix exponentials if Q is constant, else by Kolmogorov's forward equation."""
     qs = [kernel.rate_matrix(level) for level in LEVELS]
     if all(torch.equal(q, qs[0]) for q in qs):
         error = max(float((torch.matrix_exp(s * qs[0]) - kernel.transition_matrix(s)).abs().max()) for s in LEVELS)
@@ -122,7 +136,7 @@ def _transition(kernel: Kernel) -> Check:
 
 
 def _draws(kernel: Kernel) -> float:
-    """Return the total variation between draws of x_t and P for the worst of up to four clean tokens."""
+    """Return the largest total variation distance between draws of x_t and P, over up to four clean tokens."""
     draws, worst = 20_000, 0.0
     p = kernel.transition_matrix(0.7)
     for token in range(min(kernel.data_tokens, 4)):
@@ -132,14 +146,19 @@ def _draws(kernel: Kernel) -> float:
 
 
 def _noised(kernel: Kernel, x0: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """Draw x_t, int64 [b, l], given ``x0`` [b, l]; every position may change."""
+    """Draw x_t, int64 [b, l], given ``x0``, int64 [b, l], with noise at every position."""
     every = torch.ones_like(x0, dtype=torch.bool)
     return kernel.sample(x0, torch.full((len(x0),), sigma), random=Randomness(generator), corrupt=every)
 
 
 @torch.no_grad()
 def check_prior(kernel: Kernel, *, end: float) -> Check:
-    """Verify that the distribution at total noise ``end`` (at t = 1) is the prior, where sampling starts."""
+    """Verify that noise at t = 1 has the distribution of the prior, which sampling starts from.
+
+    Args:
+        kernel: Kernel with few states.
+        end: Total noise at t = 1.
+    """
     last = kernel.transition_matrix(end)[:, : kernel.data_tokens]
     rows = kernel.prior(4000, 2, generator=torch.Generator().manual_seed(1), allowed=None)
     prior = torch.bincount(rows.reshape(-1), minlength=kernel.states).double() / rows.numel()
@@ -150,7 +169,7 @@ def check_prior(kernel: Kernel, *, end: float) -> Check:
 
 
 def _cases(kernel: Kernel, sigma: float) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield every possible pair of a noisy state z and a clean token x0, and the law of the noisy state given x0, [n]."""
+    """Yield (z, x0, p(. | x0)) for each noisy state z and clean token x0 with p(z | x0) > 0; p is float64 [n]."""
     p = kernel.transition_matrix(sigma)
     for x0 in range(kernel.data_tokens):
         for z in range(kernel.states):
@@ -159,19 +178,19 @@ def _cases(kernel: Kernel, sigma: float) -> Iterator[tuple[int, int, Tensor]]:
 
 
 def _score_entropy(score: Tensor, rate: Tensor, ratio: Tensor) -> float:
-    """Return score entropy by its definition (SEDD, arXiv 2310.16834, definition 3.1), nats per unit of sigma.
+    """Return the score entropy at state z by definition 3.1 of SEDD (arXiv 2310.16834), nats per unit of sigma.
 
     Args:
-        score: float64 [m], the model's scores of the other states.
-        rate: float64 [m], Q[z, y]. Where it is 0 the score may be anything, also infinite.
-        ratio: float64 [m], the true scores p(y) / p(z).
+        score: The model's scores of the other states y, float64 [m].
+        rate: Rates Q[z, y], float64 [m]. Where the rate is 0, the score is ignored and may be infinite.
+        ratio: The true scores p(y) / p(z), float64 [m].
     """
     terms = score - torch.xlogy(ratio, score) + torch.xlogy(ratio, ratio) - ratio
     return float(torch.where(rate > 0, rate * terms, 0.0).sum())
 
 
 def _losses(kernel: Kernel) -> list[Check]:
-    """Verify both losses for random outputs: of scores by the definition, of predictions by the scores that they imply."""
+    """Verify ``score_entropy`` by its definition, and ``nelbo`` by the score entropy of the implied score."""
     n, generator = kernel.states, torch.Generator().manual_seed(5)
     by_score = by_x0 = 0.0
     for sigma in LEVELS:
@@ -202,7 +221,7 @@ def _losses(kernel: Kernel) -> list[Check]:
 
 
 def _carried(kernel: Kernel, guess: Tensor, z: int) -> Tensor:
-    """Return the prediction [n] at state ``z``: ``guess``, or z itself if a data token that is seen is clean."""
+    """Return the prediction [n] at state ``z``: ``guess``, or one-hot z if visible data tokens are always clean."""
     if kernel.clamp_safe and z < kernel.data_tokens:
         return F.one_hot(torch.tensor(z), kernel.states).double()
     return guess
@@ -217,7 +236,7 @@ _STEP_CLAIMS = {
 
 
 def _steps(kernel: Kernel) -> list[Check]:
-    """Verify scores, reverse rates and reverse steps of one token of known distribution."""
+    """Verify scores, reverse rates and reverse steps for a single token with a known distribution."""
     n = kernel.states
     law = torch.zeros(n, dtype=torch.float64)
     law[: kernel.data_tokens] = (
@@ -253,7 +272,10 @@ def _steps(kernel: Kernel) -> list[Check]:
 
 
 def _rate_bound(kernel: Kernel) -> list[Check]:
-    """Verify the bound on reverse rates of a kernel that has one. Of all clean distributions a certain token is the worst."""
+    """Verify the kernel's upper bound on reverse rates, if it has one.
+
+    Rates are largest if the clean token is deterministic, so only these distributions are evaluated.
+    """
     if kernel.rate_bound is None:
         return []
     fastest = 0.0
@@ -269,9 +291,13 @@ def _rate_bound(kernel: Kernel) -> list[Check]:
 
 @torch.no_grad()
 def check_precision(kernel: Kernel) -> Check:
-    """Verify the losses in float32 by those in float64, at the kernel's own number of states.
+    """Verify that the losses of a token kernel in float32 agree with float64.
 
-    SEDD's own form of the uniform loss is NaN at 50,257 states and little noise.
+    This depends on the number of states: SEDD's published form of the loss for uniform noise is NaN in float32 with
+    50,257 states at low noise.
+
+    Args:
+        kernel: Kernel with any number of states.
     """
     n, worst, generator = kernel.states, 0.0, torch.Generator().manual_seed(8)
     raw = torch.randn(1, 3, n, generator=generator)
@@ -294,7 +320,7 @@ def check_precision(kernel: Kernel) -> Check:
 
 
 def _neighbour(kernel: Kernel) -> int:
-    """Return the most frequent state that token 0 moves to, at the least noise at which 4,096 draws move it."""
+    """Return the state that token 0 most often changes to, at the lowest noise at which any of 4,096 draws changes."""
     clean = torch.zeros(1, 4096, dtype=torch.int64)
     generator = torch.Generator().manual_seed(9)
     for sigma in FLOAT32_LEVELS[2:]:

@@ -1,7 +1,8 @@
-"""Verification of the network's output: that the head fits the kernel.
+"""Verification that the output head of the network fits the token kernel.
 
-Proofs with a perfect network cannot see a head that hides the last token under a kernel without a mask, or that carries over
-tokens that the kernel can have replaced: such a network trains, with a bound far from its optimum.
+Two errors escape the other checks, which replace the network by a perfect one: a head that excludes the last token
+although the kernel has no mask, and a head that copies visible tokens although the kernel may have replaced them. Such
+a network trains, but its likelihood bound stays far from the optimum.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ __all__ = ["check_output"]
 
 @torch.no_grad()
 def check_output(network: Network, kernel: Kernel, objective: Objective) -> Check:
-    """Verify the output of the network as it is, for two rows of four random tokens at total noise 1/2.
+    """Verify that the output of the network has the form that the kernel requires.
+
+    A prediction of the clean token (``log_x0``) must be normalised, and give no probability to the mask; visible tokens
+    must be copied if and only if they are always clean. The score of the current token (``log_score``) must be 1. The
+    network is evaluated on two rows of four random tokens at total noise 0.5.
 
     Args:
-        network: The network; its mode (training or evaluation) is restored.
-        kernel: The declared kernel, on the network's device.
-        objective: The declared objective, which makes the inputs.
+        network: The network with its current weights. Its training or evaluation mode is restored.
+        kernel: Token kernel, on the device of the network.
+        objective: Objective, which computes the network's inputs.
     """
     device = network.device
     generator = torch.Generator(device).manual_seed(0)
@@ -54,7 +59,7 @@ def check_output(network: Network, kernel: Kernel, objective: Objective) -> Chec
 
 
 def _wrong_log_x0(log_x0: Tensor, tokens: Tensor, kernel: Kernel) -> Iterator[str]:
-    """Yield the defects of ``log_x0`` [b, l, n] at noisy ``tokens`` int64 [b, l]."""
+    """Yield the errors of a prediction ``log_x0`` [b, l, n] at the noisy ``tokens`` int64 [b, l], as sentences."""
     moving = tokens == kernel.mask if kernel.clamp_safe else torch.ones_like(tokens, dtype=torch.bool)
     data = torch.arange(kernel.states, device=tokens.device) != (-1 if kernel.mask is None else kernel.mask)
     if float(log_x0.logsumexp(-1).abs().max()) > 1e-3:

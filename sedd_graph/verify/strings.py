@@ -1,6 +1,8 @@
-"""Verification of a string process on the table that its kernel brings.
+"""Verification of a process on strings by enumeration of all short strings of two tokens.
 
-Axes: b rows, r draws, s strings of the table, w positions, v = 2 data tokens.
+The kernel provides the enumeration, a :class:`~sedd_graph.diffusion.strings.kernel.StringTable`.
+
+Axes: b rows, s strings of the table.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from sedd_graph.verify.total_variation import total_variation
 __all__ = ["DRAWS", "check_frequencies", "check_string_sampler", "draws_distance", "prove_strings"]
 
 DRAWS = 20_000
-"""Draws for each comparison of frequencies."""
+"""Number of draws in each comparison of frequencies with a distribution."""
 
 
 def prove_strings(make: Callable[[int | None], StringParts]) -> list[Check]:
-    """Verify the declared components: schedule, kernel, objective and sampler. Takes some seconds on a CPU.
+    """Verify the components of a process on strings: schedule, kernel, objective and sampler. Takes seconds on a CPU.
 
     Args:
-        make: Makes the components, for the declared number of states (None) or another.
+        make: Function that constructs the components with a given number of states; None for the declared number.
+
+    Returns:
+        The results of the checks.
     """
     declared = make(None).kernel
     parts = make(TOKENS + declared.states - declared.data_tokens)
@@ -47,11 +52,15 @@ def prove_strings(make: Callable[[int | None], StringParts]) -> list[Check]:
 
 
 def check_string_sampler(table: StringTable, parts: StringParts) -> list[Check]:
-    """Verify that with a perfect network samples follow the distribution of the data, lengths included.
+    """Verify that samples drawn with a perfect network follow the distribution of the data, including string lengths.
 
     Args:
-        table: The table of the kernel.
-        parts: The components, made for :data:`~sedd_graph.diffusion.strings.kernel.TOKENS` data tokens.
+        table: Enumeration of short strings, which provides the data distribution and the outputs of the perfect
+            network.
+        parts: The components, constructed with :data:`~sedd_graph.diffusion.strings.kernel.TOKENS` data tokens.
+
+    Returns:
+        A check that samples are valid strings of data tokens, and one that their frequencies match the distribution.
     """
     kernel, schedule, objective, sampler = parts
     rows, steps = 8_000, None if sampler.steps is None else 64
@@ -83,7 +92,13 @@ def check_string_sampler(table: StringTable, parts: StringParts) -> list[Check]:
 
 
 def check_frequencies(name: str, claim: str, distance: float) -> Check:
-    """Return a check of :data:`DRAWS` draws: their total variation ``distance`` from a distribution is below 0.03."""
+    """Return a check that holds if a total variation distance is below 0.03, the tolerance for :data:`DRAWS` draws.
+
+    Args:
+        name: Dotted name of the check.
+        claim: Statement that is verified.
+        distance: Total variation distance between the frequencies of the draws and a distribution.
+    """
     return Check.below(name, claim, distance, 0.03, f"total variation, {DRAWS:,} draws", digits=".4f")
 
 
@@ -93,13 +108,14 @@ def draws_distance(
     sample: Callable[..., Strings],
     law_at: Callable[[Tensor, Tensor], Tensor],
 ) -> float:
-    """Return the largest total variation between draws of x_t at total noise 0.7 and the enumerated distribution.
+    """Return the largest total variation distance of draws of x_t, at total noise 0.7, to their exact distribution.
 
     Args:
-        table: Enumerated strings.
-        starts: Index in ``table.strings`` of each clean string to start from.
-        sample: The kernel's ``sample(batch, sigma, random=, width=)``.
-        law_at: Maps sigma [1] and a distribution of clean strings [s] to that of noisy strings, float64 [1, s].
+        table: Enumeration of short strings.
+        starts: Indices of the clean strings x_0 to compare the draws for.
+        sample: The kernel's method ``sample(batch, sigma, random=, width=)``, which draws x_t given x_0.
+        law_at: Function that returns the exact distribution of noisy strings, float64 [1, s], given the total noise,
+            float [1], and a distribution of clean strings, float64 [s].
     """
     worst, level = 0.0, torch.tensor([0.7])
     for x0 in starts:

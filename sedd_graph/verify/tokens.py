@@ -1,8 +1,10 @@
-"""Verification of a token process on an enumerable toy: the declared components on sequences of three tokens.
+"""Verification of a process on token rows by enumeration of all short sequences over a vocabulary of three tokens.
 
-:mod:`sedd_graph.verify.noise` verifies schedule and kernel. This module verifies objective and sampler with a perfect network:
-its outputs are computed from the distribution of all nine sequences of two positions, or all 81 of four positions if text is
-written in blocks (of two). Axes: b rows, l positions, n states.
+:mod:`sedd_graph.verify.noise` verifies schedule and kernel. This module verifies objective and sampler with a perfect
+network, whose outputs are computed from a known distribution of all 9 sequences of two positions. For block diffusion
+it is a distribution of all 81 sequences of four positions, in two blocks.
+
+Axes: b rows, l positions, n states, s sequences, k selected positions.
 """
 
 from __future__ import annotations
@@ -29,22 +31,29 @@ from sedd_graph.verify.total_variation import total_variation
 __all__ = ["TOKENS", "Toy", "check_sampler", "prove_objective", "prove_parts", "prove_process", "prove_sampler"]
 
 TOKENS, LENGTH = 3, 2
-"""Tokens and positions of the toy."""
+"""Vocabulary size, and number of positions per sequence (or per block), of the enumerated distribution."""
 _MIN_LOG_SIGMA = -25.0
-"""Logarithm of the least noise in the table of transition matrices."""
+"""Logarithm of the lowest total noise in the table of transition matrices."""
 _PER_UNIT = 10_000
-"""Entries of that table per unit of log sigma: levels are 0.01 % apart."""
+"""Entries of the table of transition matrices per unit of log sigma: neighbouring noise levels differ by 0.01 %."""
 
 
 class Toy:
-    """A distribution of all sequences of two tokens, and the outputs of a perfect network for it under a process.
+    """Small data set with a known distribution, and a perfect network for it: the reference of the checks.
+
+    The distribution is over all sequences of two tokens. The perfect network computes its outputs from this
+    distribution exactly.
+
+    Args:
+        parts: Components of the process, constructed with :data:`TOKENS` data tokens.
 
     Attributes:
-        parts: The components, made for :data:`TOKENS` tokens.
-        law: float64 [s], the probability of each sequence.
-        sequences: int64 [s, l], all sequences.
-        length: Positions of a sequence, l.
-        rows: Rows that samplers are verified on.
+        parts: Components of the process.
+        states: Number of states n, the mask included.
+        law: Probability of each sequence, float64 [s].
+        sequences: All sequences, int64 [s, l].
+        length: Number of positions of a sequence, l.
+        rows: Number of samples that a sampler is verified with.
     """
 
     length, rows = LENGTH, 20_000
@@ -65,18 +74,22 @@ class Toy:
 
     @property
     def entropy(self) -> float:
-        """Entropy of the distribution, nats per sequence."""
+        """Entropy of the data distribution, nats per sequence."""
         return float(-(self.law * self.law.log()).sum())
 
     def distance(self, rows: Tensor) -> float:
-        """Return the total variation between the frequencies of ``rows`` int64 [b, l] and the distribution."""
+        """Return the total variation distance between the frequencies of samples and the data distribution.
+
+        Args:
+            rows: Samples, token ids int64 [b, l].
+        """
         code = (rows.clamp(max=TOKENS - 1) * TOKENS ** torch.arange(self.length).flip(0)).sum(-1)
         return total_variation(code, self.law)
 
     def _transition(self, sigma: Tensor) -> Tensor:
-        """Return P at the table's level nearest to each ``sigma`` [b], float64 [b, n, n].
+        """Return the transition matrix P at the tabulated noise level nearest to each ``sigma`` [b], float64 [b, n, n].
 
-        Rows of a sampler can each have their own time, so each level is computed once.
+        Matrices are cached by level, since the rows of a sampler can each have a different time.
         """
         levels = ((sigma.double().log() - _MIN_LOG_SIGMA) * _PER_UNIT).round().long().clamp(0, len(self._table) - 1)
         new = torch.unique(levels[~self._filled[levels]])
@@ -85,13 +98,17 @@ class Toy:
         return self._table[levels]
 
     def outputs(self, x: Tensor, sigma: Tensor, name: str, at: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the outputs of a perfect network, float32.
+        """Return the output of a perfect network for noisy rows.
 
         Args:
-            x: int64 [b, 2], noisy rows.
-            sigma: [b], total noise.
-            name: The standard output, ``log_score`` or ``log_x0``.
-            at: int64 [b, k], the positions to return; None: all.
+            x: Noisy rows, int64 [b, 2].
+            sigma: Total noise, float [b].
+            name: Kind of output: ``log_score`` (log p(y) / p(x_t)) or ``log_x0`` (log-probabilities of the clean
+                token).
+            at: Positions to evaluate, int64 [b, k]; None for all.
+
+        Returns:
+            The output by name, float32 [b, 2, n], or [b, k, n] with ``at``.
         """
         kernel, rows = self.parts.kernel, torch.arange(len(x))
         p = self._transition(sigma)
@@ -113,11 +130,30 @@ class Toy:
         return dict(kernel.translate(kernel.express(outputs, x, sigma), x, sigma))
 
     def outputs_for(self, draw: Draw, batch: Batch, name: str) -> dict[str, Tensor]:
-        """Return the outputs of a perfect network for a draw of the forward process."""
+        """Return the output of a perfect network for a draw of the forward process.
+
+        Args:
+            draw: Noisy rows x_t with their noise levels.
+            batch: The clean rows, which condition later blocks in block diffusion.
+            name: Kind of output: ``log_score`` or ``log_x0``.
+
+        Returns:
+            The output by name, float32 [b, l, n].
+        """
         return self.outputs(draw.xt, draw.sigma, name)
 
     def sample(self, x: Tensor, name: str, settings: WalkSettings, steps: int | None) -> Tensor:
-        """Run the sampler from noise ``x`` int64 [b, l] with a perfect network; return its rows, int64 [b, l]."""
+        """Draw samples with the sampler of the process and a perfect network.
+
+        Args:
+            x: Initial noise, int64 [b, l].
+            name: Kind of the network's output: ``log_score`` or ``log_x0``.
+            settings: Settings of the reverse process.
+            steps: Number of sampler steps; None for a sampler that chooses its own times.
+
+        Returns:
+            Samples, token ids int64 [b, l].
+        """
         sampler, schedule = self.parts.sampler, self.parts.schedule
 
         def denoise(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
@@ -127,7 +163,7 @@ class Toy:
 
 
 class BlockToy(Toy):
-    """A distribution of all sequences of two blocks of two tokens, each block given the one before it."""
+    """Variant of :class:`Toy` for block diffusion: sequences of two blocks, the second given the first."""
 
     length, rows = 2 * LENGTH, 100_000
 
@@ -137,11 +173,11 @@ class BlockToy(Toy):
         self._laws = (joint.sum((1, 2)).view(1, TOKENS, TOKENS), joint / joint.sum((1, 2), keepdim=True))
 
     def _log_x0(self, x: Tensor, before: Tensor) -> Tensor:
-        """Return log p(clean token | other token of the block, blocks before), float32 [b, 2, n].
+        """Return log p(clean token | other token of the block, previous blocks), float32 [b, 2, n].
 
         Args:
-            x: int64 [b, 2], the noisy block.
-            before: int64 [b, 0 or 2], the clean blocks before it.
+            x: The noisy block, int64 [b, 2].
+            before: The previous clean blocks, int64 [b, 0] or [b, 2].
         """
         mask, rows = TOKENS, torch.arange(len(x))
         given = before[:, 0] * TOKENS + before[:, 1] if before.shape[1] else torch.zeros_like(rows)
@@ -170,24 +206,37 @@ class BlockToy(Toy):
 
 
 Make = Callable[[int | None], TokenParts]
-"""Makes the declared components, for the declared number of states (None) or another."""
+"""Function that constructs the components of a process with a given number of states; None for the declared number."""
 
 
 def prove_process(make: Make, output: str) -> list[Check]:
-    """Verify the declared components: schedule and kernel each by itself, objective and sampler with a perfect network.
+    """Verify the components of a process on token rows: schedule, kernel, objective and sampler.
 
-    Takes a few seconds on a CPU.
+    Objective and sampler are verified with a perfect network. Takes seconds on a CPU.
 
     Args:
-        make: Makes the components, for the declared number of states (None) or another.
-        output: Name of the graph's standard output, ``log_score`` or ``log_x0``.
+        make: Function that constructs the components with a given number of states; None for the declared number.
+        output: Kind of output that objective and sampler read: ``log_score`` or ``log_x0``.
+
+    Returns:
+        The results of the checks.
     """
     return [*prove_parts(make), *prove_objective(make, output), *prove_sampler(make, output)]
 
 
 @torch.no_grad()
 def prove_parts(make: Make) -> list[Check]:
-    """Verify the schedule, and the kernel at the toy's and (in float32) the declared number of states."""
+    """Verify the noise schedule and the token kernel of a process.
+
+    The kernel is verified with a few states; float32 accuracy and convergence to the prior also with the declared
+    number.
+
+    Args:
+        make: Function that constructs the components with a given number of states; None for the declared number.
+
+    Returns:
+        The results of the checks.
+    """
     declared, small = make(None).kernel, _toy_parts(make)
     end = final_sigma(small.schedule)
     return [
@@ -199,7 +248,7 @@ def prove_parts(make: Make) -> list[Check]:
 
 
 def _check_mixing(declared: Kernel, end: float) -> list[Check]:
-    """Verify that the declared kernel reaches its prior, if the time this takes depends on the number of states."""
+    """Verify that the declared kernel reaches its prior at t = 1, if this depends on the number of states."""
     gap = declared.unmixed(end)
     if gap is None:
         return []
@@ -210,8 +259,17 @@ def _check_mixing(declared: Kernel, end: float) -> list[Check]:
 
 @torch.no_grad()
 def prove_objective(make: Make, output: str) -> list[Check]:
-    """Verify the bound with a perfect network. A block objective can train with clipped draws, so the form that evaluation uses
-    is verified too."""
+    """Verify that with a perfect network the likelihood bound of the objective equals the entropy of the data.
+
+    For a block objective, which may clip noise levels in training, the noise draws of evaluation are verified too.
+
+    Args:
+        make: Function that constructs the components with a given number of states; None for the declared number.
+        output: Kind of output that the objective reads: ``log_score`` or ``log_x0``.
+
+    Returns:
+        The results of the checks.
+    """
     toy = _make_toy(make)
     checks = [_check_bound(toy, output)]
     return checks if toy.parts.objective.block is None else [*checks, _check_bound(toy, output, evaluated=True)]
@@ -219,12 +277,20 @@ def prove_objective(make: Make, output: str) -> list[Check]:
 
 @torch.no_grad()
 def prove_sampler(make: Make, output: str) -> list[Check]:
-    """Verify the distribution of samples with a perfect network."""
+    """Verify that samples drawn with a perfect network follow the distribution of the data.
+
+    Args:
+        make: Function that constructs the components with a given number of states; None for the declared number.
+        output: Kind of output that the sampler reads: ``log_score`` or ``log_x0``.
+
+    Returns:
+        The results of the checks (:func:`check_sampler`).
+    """
     return check_sampler(_make_toy(make), output)
 
 
 def _toy_parts(make: Make) -> TokenParts:
-    """Return the declared components for :data:`TOKENS` tokens, and the mask if there is one."""
+    """Construct the components with :data:`TOKENS` data tokens, plus the mask if the kernel has one."""
     parts = make(TOKENS)
     return parts if parts.kernel.mask is None else make(TOKENS + 1)
 
@@ -235,9 +301,10 @@ def _make_toy(make: Make) -> Toy:
 
 
 def _check_bound(toy: Toy, output: str, *, evaluated: bool = False) -> Check:
-    """Verify that with a perfect network the bound is the entropy of the data.
+    """Verify that with a perfect network the likelihood bound is the entropy of the data.
 
-    Transposed matrices, missing terms and wrong factors fail. ``evaluated`` takes the form that evaluation uses.
+    Transposed matrices, missing terms and wrong factors make the check fail. ``evaluated`` uses the noise draws of
+    evaluation instead of those of training.
     """
     (kernel, schedule, objective, *_), rows = toy.parts, 30_000
     generator = torch.Generator().manual_seed(3)
@@ -266,13 +333,17 @@ def _check_bound(toy: Toy, output: str, *, evaluated: bool = False) -> Check:
 
 
 def check_sampler(toy: Toy, output: str) -> list[Check]:
-    """Verify that with a perfect network the samples follow the distribution of the data.
+    """Verify that samples drawn with a perfect network follow the distribution of the data.
 
-    An exact sampler takes as few steps as it can, another 64. A heuristic one is measured only.
+    Samplers with a number of steps take 2 steps if they are exact, else 64. For a heuristic sampler the distance to the
+    data distribution is only reported.
 
     Args:
-        toy: The distribution and the components.
-        output: Name of the standard output, ``log_score`` or ``log_x0``.
+        toy: Data distribution, perfect network and components.
+        output: Kind of output that the sampler reads: ``log_score`` or ``log_x0``.
+
+    Returns:
+        The results of the checks; for an exact sampler also that no transition probability was out of range.
     """
     (kernel, schedule, _, sampler, _), rows = toy.parts, toy.rows
     generator = torch.Generator().manual_seed(4)

@@ -1,4 +1,4 @@
-"""Total variation distance between draws and the distribution that they should have."""
+"""Total variation distance between the frequencies of random draws and a distribution."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ __all__ = ["total_variation"]
 
 
 def total_variation(draws: Tensor, law: Tensor) -> float:
-    """Return half the l1 distance between the frequencies of draws and a distribution.
+    """Return the total variation distance: half the l1 distance between the frequencies of draws and a distribution.
 
     Args:
-        draws: int64 [r], the state of each draw. States from s on are outside the distribution.
-        law: float64 [s], probabilities.
+        draws: State index of each of r draws, int64 [r]. Indices from s on count as draws but are in none of the s
+            states.
+        law: Probabilities of the states, float64 [s].
     """
     found = torch.bincount(draws, minlength=len(law))[: len(law)].double() / len(draws)
     return float((found - law).abs().sum() / 2)
