@@ -1,8 +1,9 @@
-"""Symbolic sizes (exact integer polynomials over axis symbols) and port types such as ``float b l d``. No torch.
+"""Symbolic tensor sizes (integer polynomials over axis names) and port types such as ``float b l d``. Imports no torch.
 
-User text is never evaluated: a small parser with bounded input reads it.
+Expressions in a blueprint are never passed to ``eval``: a small parser with bounded input reads them.
 
-Axes throughout the project: b batch, l length, d model width, e conditioning width, v data tokens (and the mask), n states.
+Axes throughout the project: b batch, l length, d model width, e conditioning width, v data tokens (and the mask), n
+states.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from sedd_graph.errors import UserError, listed, suggest
 __all__ = ["DYNAMIC", "MAX_SIZE", "AxisError", "Dim", "PortType", "Size", "parse_port_type", "parse_size"]
 
 DYNAMIC = ("batch", "length")
-"""Symbols whose value is known only when the network runs."""
+"""Names of the axes whose size is known only when the network runs."""
 
 MAX_SIZE = 2**40
-"""Bound that sizes and coefficients stay below."""
+"""Exclusive upper bound of sizes and of the absolute values of coefficients."""
 _MAX_TEXT, _MAX_DEPTH, _MAX_TERMS = 256, 16, 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TOKEN = re.compile(r"\s*(?:([0-9]+|[A-Za-z_][A-Za-z0-9_]*|//|[-+*()])|(\S))")  # a token, or an unexpected character
 
 
 class AxisError(UserError):
-    """Invalid size expression or port type, or a size out of bounds."""
+    """Exception for an invalid size expression or port type, or for a size out of bounds."""
 
 
 Monomial = tuple[str, ...]
@@ -36,14 +37,19 @@ Monomial = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Exact integer polynomial over axis symbols, such as ``4*d+1``. Its operators raise :class:`AxisError` out of bounds."""
+    """Exact integer polynomial over axis names, such as ``4*d+1``.
+
+    Arithmetic raises :class:`AxisError` when a coefficient reaches :data:`MAX_SIZE` or there are too many terms or
+    factors.
+    """
 
     terms: tuple[tuple[Monomial, int], ...] = ()
-    """Pairs of a sorted tuple of symbols and its nonzero coefficient, sorted."""
+    """Sorted pairs (monomial, nonzero coefficient). A monomial is a sorted tuple of axis names: ``("d", "d")`` is d
+    squared."""
 
     @staticmethod
     def of(value: int | str | Size) -> Size:
-        """Convert an integer (a constant) or the name of a symbol to a Size."""
+        """Convert an integer (a constant) or an axis name to a Size; return a Size unchanged."""
         if isinstance(value, Size):
             return value
         return Size._from({(): value} if isinstance(value, int) else {(value,): 1})
@@ -80,7 +86,10 @@ class Size:
         return Size._from(out)
 
     def __floordiv__(self, other: int | str | Size) -> Size:
-        """Divide exactly. Raises :class:`AxisError` where a remainder is left or the divisor is a sum."""
+        """Return the exact quotient.
+
+        Raises :class:`AxisError` if the divisor is zero or a sum, or leaves a remainder.
+        """
         divisor = Size.of(other)
         if not divisor.terms:
             raise AxisError("division by zero in a size expression")
@@ -100,16 +109,16 @@ class Size:
 
     @property
     def symbols(self) -> frozenset[str]:
-        """Symbols that occur in the polynomial."""
+        """Axis names that occur in the polynomial."""
         return frozenset(s for m, _ in self.terms for s in m)
 
     @property
     def constant(self) -> int | None:
-        """Value of a polynomial without symbols, else None."""
+        """Integer value of a polynomial without axis names; None for any other polynomial."""
         return None if self.symbols else sum(coefficient for _, coefficient in self.terms)
 
     def substitute(self, env: Mapping[str, int | Size]) -> Size:
-        """Replace the symbols that are keys of ``env`` by their values."""
+        """Return the polynomial in which each axis name that is a key of ``env`` is replaced by its value there."""
         if not any(s in env for s in self.symbols):
             return self
         total = Size()
@@ -121,7 +130,10 @@ class Size:
         return total
 
     def evaluate(self, env: Mapping[str, int]) -> int:
-        """Return the integer value under ``env``. Raises :class:`AxisError` if a symbol is missing."""
+        """Return the value of the polynomial for the axis sizes ``env``.
+
+        Raises :class:`AxisError` if a size is missing.
+        """
         value = self.substitute(env).constant
         if value is None:
             missing = ", ".join(sorted(self.symbols - env.keys()))
@@ -140,7 +152,8 @@ class Size:
 
 
 Names = Iterable[str] | Mapping[str, "Size"] | None
-"""Axes that an expression may use: any (None), those listed, or the keys of a mapping, which are replaced by its sizes."""
+"""Axis names that an expression may use: None for any name, an iterable of names, or a mapping from names to the sizes
+that replace them."""
 
 
 class _Parser:
@@ -209,8 +222,9 @@ def parse_size(text: str | int, names: Names = None) -> Size:
     """Parse a size expression such as ``4*d`` or ``d//2``.
 
     Args:
-        text: The expression; an integer is converted.
-        names: Axes that may be used. A mapping replaces each by its size, so that ``d//2`` has a value for a known ``d``.
+        text: The expression; an integer is a constant.
+        names: Axis names that the expression may use; None for any. A mapping also replaces each name by its size, so
+            that ``d//2`` can be divided for a known ``d``.
 
     Raises:
         AxisError: The expression is invalid, uses an unknown axis, or is out of bounds.
@@ -228,11 +242,11 @@ def parse_size(text: str | int, names: Names = None) -> Size:
 
 @dataclasses.dataclass(frozen=True)
 class Dim:
-    """Dimension of a port type: a size, or a variadic ``*s`` that stands for any number of dimensions."""
+    """One dimension of a port type: a size, or a variadic ``*s``, which matches any number of dimensions."""
 
     size: Size
     variadic: str | None = None
-    """Name after the star of a variadic dimension, whose ``size`` is unused; else None."""
+    """Name after the star of a variadic dimension, whose ``size`` is unused; None for a dimension with a size."""
 
     def __str__(self) -> str:
         return f"*{self.variadic}" if self.variadic else str(self.size)
@@ -243,14 +257,14 @@ Kind = Literal["float", "int", "bool"]
 
 @dataclasses.dataclass(frozen=True)
 class PortType:
-    """Type of the tensors at a port: a kind of number and its dimensions, such as ``float b l d``."""
+    """Type of the tensors at a port, such as ``float b l d``: an element kind (float, int or bool) and dimensions."""
 
     kind: Kind
     dims: tuple[Dim, ...]
 
     @property
     def symbols(self) -> frozenset[str]:
-        """Symbols that occur in the sizes."""
+        """Axis names that occur in the sizes of the dimensions."""
         return frozenset(symbol for dim in self.dims for symbol in dim.size.symbols)
 
     def __str__(self) -> str:
@@ -258,11 +272,11 @@ class PortType:
 
 
 def parse_port_type(text: str, names: Names = None) -> PortType:
-    """Parse a port type such as ``float b l d``: a kind, then dimensions separated by spaces.
+    """Parse a port type such as ``float b l d``: an element kind, then dimensions separated by spaces.
 
     Args:
-        text: The port type. Each dimension is a size expression; one may be ``*name``.
-        names: Axes that may be used, as in :func:`parse_size`.
+        text: The port type. Each dimension is a size expression; one of them may be variadic, ``*name``.
+        names: Axis names that the sizes may use, as in :func:`parse_size`.
 
     Raises:
         AxisError: The port type is invalid, or one of its sizes is.

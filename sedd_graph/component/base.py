@@ -1,7 +1,7 @@
-"""The base class of components that are modules: nodes of the network and parts of a process.
+"""Base class of components that are ``nn.Module``: nodes of the network graph, and kernels, schedules and the like.
 
-The ports of a node are read from the annotations of ``forward`` when its class is defined, so that a mistake shows at import
-and not during training. Nothing here depends on blueprints or graphs.
+The ports of a node are read from the annotations of ``forward`` when its class is defined, so that a wrong annotation
+raises at import and not during training. This module does not depend on blueprints or graphs.
 """
 
 import dataclasses
@@ -22,22 +22,24 @@ from sedd_graph.component.strict import branches
 __all__ = ["Component", "ComponentConfig", "Context", "solves"]
 
 KEY = "key"
-"""Argument of ``forward`` that is not a port: the engine passes random keys in it (:mod:`sedd_graph.component.counter_rng`)."""
+"""Name of the argument of ``forward`` that is not a port: it receives random keys
+(:mod:`sedd_graph.component.counter_rng`)."""
 
 _KIND_OF_DTYPES = {"Float": "float", "Int": "int", "Bool": "bool"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Sizes, connected ports and path of a component in its graph, passed to the constructor."""
+    """Axis sizes, connected input ports and path of one component in its graph; an argument of its constructor."""
 
     axes: Mapping[str, int]
-    """Sizes by the component's own axis names (those in ``forward``'s annotations). The batch and the length are not known
-    before a step runs and are absent. Parts of a process get ``n`` (states) and ``v`` (data tokens)."""
+    """Axis sizes by the names in the annotations of this component's ``forward``. The batch and length axes are absent,
+    since their sizes are known only at run time. Components of a process, such as kernels, get ``n`` (states) and ``v``
+    (data tokens)."""
     connected: frozenset[str] = frozenset()
-    """Names of the input ports that an edge feeds."""
+    """Names of the input ports to which an edge is connected."""
     path: str = ""
-    """Dotted path of the node, such as ``trunk.0.attend``."""
+    """Dotted path of the node in the graph, such as ``trunk.0.attend``."""
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -51,21 +53,23 @@ def solves(
     iterative: bool = False,
     log_det: str | None = None,
 ) -> Callable[[_Method], _Method]:
-    """Mark a method of a component as an inversion rule, which recovers the input ``target`` from the ports ``given``.
+    """Mark a method (decorator) as an inversion rule, which recovers the input ``target`` from the ports ``given``.
 
-    The method is called with the values of ``given`` in that order, without gradients.
+    The solver of inverses calls the method with the tensors at the ports ``given``, in that order and without
+    gradients.
 
     >>> @solves("x", given=("out", "shift"), log_det="zero")
     ... def inverse(self, out, shift):
     ...     return out - shift
 
     Args:
-        target: Name of the input; for several names the method returns a tuple.
-        given: Names of outputs and of other inputs.
-        cost: Cost of the method, in evaluations of ``forward``.
-        iterative: True if the result is exact to a tolerance only, as by fixed-point iteration.
-        log_det: The log-determinant of the Jacobian of the outputs with respect to ``target``: ``"zero"``, or the name of a
-            method that is called with all inputs of ``forward`` and returns ``log |det d out / d target|``, nats, [b].
+        target: Name of the recovered input, or a tuple of names if the method returns a tuple of inputs.
+        given: Names of the output ports and other input ports that the method takes.
+        cost: Cost of one call, in evaluations of ``forward``.
+        iterative: True if the result is exact only up to a tolerance, as with fixed-point iteration.
+        log_det: ``"zero"`` if the log-determinant of the Jacobian d out / d target is zero, or the name of a method
+            that takes all inputs of ``forward`` and returns log ``|det d out / d target|``, nats, shape [b]. None if it
+            is unknown.
     """
 
     def mark(method: _Method) -> _Method:
@@ -76,7 +80,9 @@ def solves(
 
 
 class Component(nn.Module, Declared):
-    """Base class of components that are modules, with a ``kind`` and a nested ``Config``; nodes annotate their ``forward``.
+    """Base class of components that are ``nn.Module``. A subclass has a ``kind`` and a nested ``Config``.
+
+    The input and output ports of a node are the jaxtyping annotations of its ``forward``:
 
     >>> class Double(Component, kind="arithmetic"):
     ...     class Config(ComponentConfig):
@@ -85,26 +91,28 @@ class Component(nn.Module, Declared):
     ...     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     ...         return x * self.config.by
 
-    A component with randomness (dropout) takes ``key: Tensor | None = None`` as the last argument of ``forward``. It is not a
-    port: the engine passes int32 [b], a different key for each step, row and node, or None to draw nothing (evaluation).
-    :func:`sedd_graph.component.counter_rng.dropout` turns it into a mask.
+    A component with randomness (dropout) takes ``key: Tensor | None = None`` as the last argument of ``forward``. The
+    key is not a port: the engine passes an int32 tensor [b] that differs for each step, row and node, or None to
+    disable dropout (evaluation). :func:`sedd_graph.component.counter_rng.dropout` computes the dropout mask from the
+    key.
 
     Raises:
-        TypeError: When a subclass is defined without a ``Config``, with an unknown kind, or with a port that is not annotated.
+        TypeError: When a subclass is defined without a ``Config``, with an unknown kind, or with a port that is not
+            annotated.
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     """Names of the output ports, in the order in which ``forward`` returns them."""
     keyed: ClassVar[bool] = False
-    """True if ``forward`` takes a ``key``; set from its arguments."""
+    """True if ``forward`` has an argument ``key`` for random keys; set automatically from its signature."""
     positionwise: ClassVar[bool] = False
-    """True if an output at a position depends only on inputs at that position and on inputs without a length axis. Samplers
-    then evaluate only the positions that change."""
+    """True if the outputs at a sequence position depend only on inputs at the same position and on inputs without a
+    length axis. Samplers evaluate such a component only at the positions that change."""
     moves: ClassVar[bool] = False
-    """True if outputs only rearrange the numbers of the inputs (see :class:`sedd_graph.component.contract.Algebra`)."""
+    """True if outputs only rearrange elements of the inputs, without arithmetic, as in a transpose or split."""
     kv_cache: KVCache | None = None
-    """KV cache, set by the engine while text is generated block by block. A component whose positions attend to each other
-    calls it with its keys and values where it is set; others ignore it."""
+    """KV cache, set by the engine during block-by-block generation, else None. An attention component passes its keys
+    and values to the cache and attends to the keys and values that the cache returns; other components ignore it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -121,18 +129,28 @@ class Component(nn.Module, Declared):
 
     @classmethod
     def signature(cls, config: Any, arity: Mapping[str, int]) -> Signature:
-        """Return the ports under ``config``: by default those of ``forward``.
+        """Return the input and output ports; by default, those annotated in ``forward``.
 
-        Override it only where ports depend on the Config or on ``arity``, which maps each variadic port to its number of edges.
+        Override this method only if the ports depend on the arguments.
+
+        Args:
+            config: The component's Config.
+            arity: Number of edges into each variadic port, by port name.
         """
         return _signature_of_forward(cls)
 
     @classmethod
     def algebra(cls, config: Any, signature: Signature) -> Algebra:
-        """Return the algebra that the solver of inverses uses: by default the methods marked with :func:`solves`.
+        """Return the algebraic properties from which inverses are derived.
 
-        Override it, and extend the result of ``super()``, for linear relations, Lipschitz bounds, or rules that depend on the
-        Config.
+        By default these are the methods marked with :func:`solves`.
+
+        Override this method to add linear relations, Lipschitz bounds or rules that depend on the Config to the result
+        of ``super()``.
+
+        Args:
+            config: The component's Config.
+            signature: The component's ports.
         """
         marked = [m.__solves__ for n in dir(cls) if hasattr(m := inspect.getattr_static(cls, n), "__solves__")]
         return Algebra(
@@ -142,14 +160,24 @@ class Component(nn.Module, Declared):
         )
 
     def with_log_det(self, method: str, *inputs: Any) -> tuple[Any, Any]:
-        """Return the outputs of ``forward`` and the log-determinant by ``method`` (nats, [b]) for the same inputs.
+        """Return the outputs of ``forward`` and the log-determinant of its Jacobian for the same inputs.
 
-        Override it where the two share computation.
+        Override this method if the two share computation.
+
+        Args:
+            method: Name of the method that returns the log-determinant (see :func:`solves`).
+            *inputs: All inputs of ``forward``.
+
+        Returns:
+            The outputs of ``forward``, and log ``|det d out / d target|``, nats, shape [b].
         """
         return self(*inputs), getattr(self, method)(*inputs)
 
     def axis(self, name: str) -> int:
-        """Return the size of one of this component's own axes. Raises :class:`KeyError` for the batch and the length."""
+        """Return the size of the axis that ``forward``'s annotations call ``name``.
+
+        Raises :class:`KeyError` for batch and length.
+        """
         return self.context.axes[name]
 
 

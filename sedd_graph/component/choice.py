@@ -1,4 +1,7 @@
-"""Fields of a blueprint section whose value is a component, chosen by its ``op`` from the installed ones. No torch."""
+"""Config fields whose value is a component, selected by its name ``op`` from the installed components.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,24 @@ from sedd_graph.errors import UserError, suggest
 __all__ = ["Choice"]
 
 PLACE = "x-place"
-"""Key of a JSON schema that the schema of blueprints replaces by the components of the place that is its value."""
+"""Placeholder key in a field's JSON schema. Its value is a place such as ``data.corpus``; the schema of blueprints
+replaces the placeholder by the components that may be there."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """Annotation of a pydantic field whose value is a component: ``Annotated[Corpus, Choice("data.corpus")]``.
 
-    The field is read from a mapping such as ``{op: text, files: [...]}``, or from the op alone, such as ``builtin``. The other
-    keys are validated by the component's Config, and the value is an instance. It is serialised as a mapping whose op is pinned
-    to its version.
+    In YAML the field is a mapping such as ``{op: text, files: [...]}``, or only the name of the component, such as
+    ``builtin``. Validation passes the keys other than ``op`` to the component's Config and returns an instance of the
+    component. The instance is serialised as a mapping whose ``op`` is the name with its version, such as ``text.v1``.
     """
 
     place: str
-    """Key of the blueprint, which determines the permitted kinds (:mod:`sedd_graph.component.kinds`)."""
+    """Dotted key of the field in a blueprint, which determines the allowed kinds
+    (:mod:`sedd_graph.component.kinds`)."""
     default: str | None = None
-    """Op of a mapping without one."""
+    """Component name for a mapping without the key ``op``; None if the key is required."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         (base,) = branches(source)
@@ -45,14 +50,17 @@ class Choice:
         )
 
     def contracts(self, registry: Registry) -> list[Contract]:
-        """Return the contracts of the components in ``registry`` that can be the value of this field."""
+        """Return the contracts of all components in ``registry`` whose kind is allowed in this field."""
         return [c for c in registry.contracts() if c.kind in kinds_at(self.place)]
 
     def config_of(self, value: Any) -> Any:
-        """Return the Config class of the component that ``value`` names, or None if it names none.
+        """Return the Config class of the component that an unvalidated field value names, or None without a name.
+
+        Args:
+            value: The field as read from YAML: a mapping with the key ``op``, or a component name.
 
         Raises:
-            UserError: The name is unknown.
+            UserError: No installed component has this name.
         """
         op = value.get("op", self.default) if isinstance(value, dict) else value
         return installed().component(op).Config if isinstance(op, str) and op else None

@@ -1,7 +1,7 @@
-"""The contract of a component, as plain data: its name, ports, Config, kind and distribution. No torch.
+"""Contract of a component as plain data: its name, ports, Config, kind and Python distribution. Imports no torch.
 
-The blueprint and graph packages use components only through these classes. The registry makes a contract from a class
-(:mod:`sedd_graph.component.registry`); a test can make one by hand.
+The blueprint and graph packages use components only through the classes of this module. The registry derives a contract
+from a component class (:mod:`sedd_graph.component.registry`); a test can construct a contract directly.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ __all__ = [
 
 
 class ComponentConfig(Strict):
-    """Base class of every component's nested ``Config``: frozen; unknown keys, NaN and infinity are errors."""
+    """Base class of components' nested ``Config``: a frozen pydantic model without unknown keys, NaN or infinity."""
 
     model_config = pydantic.ConfigDict(validate_default=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class SizeMark:
-    """Mark of a Config field whose value in YAML may be an expression over axes such as ``v`` or ``4*d``."""
+    """Annotation of an integer Config field that YAML may give as an expression over axis names, such as ``4*d``."""
 
 
 SizeField = Annotated[int, pydantic.Field(gt=0, lt=2**40), SizeMark()]
-"""A positive size. In a blueprint it may be written as an integer or as an expression over axes."""
+"""Type of a positive size in a Config. YAML may give an integer or an expression over axis names, such as ``4*d``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Port:
-    """A named input or output of a component."""
+    """Named input or output of a component, with its tensor type."""
 
     name: str
     type: PortType
     optional: bool = False
-    """True if an input may be left unconnected; ``forward`` then gets None."""
+    """True if an input may be left unconnected, so that ``forward`` receives None."""
     variadic: bool = False
-    """True if an input takes any number (one or more) of edges."""
+    """True if an input accepts one or more edges; ``forward`` receives them as ``*name``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,82 +69,86 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Inversion rule: the method ``method`` recovers the input ``target`` from the ports ``given``."""
+    """Inversion rule: ``method``, called with the tensors at the ports ``given``, recovers the input ``target``."""
 
     target: str | tuple[str, ...]
-    """Name of the input; a tuple where the method returns several."""
+    """Name of the recovered input, or a tuple of names if the method returns several inputs."""
     given: tuple[str, ...]
-    """Ports that the method is called with. They must determine the targets for all values."""
+    """Names of the ports whose tensors are the method's arguments. They must determine the target for all values."""
     method: str
+    """Name of the method of the component."""
     cost: float = 1.0
-    """Cost of the method, in evaluations of the component's ``forward``."""
+    """Cost of one call of the method, in evaluations of the component's ``forward``."""
     iterative: bool = False
-    """True if the result is exact to a tolerance only, False if in closed form."""
+    """True if the result is exact only up to a tolerance (fixed-point iteration) and not in closed form."""
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Names of the inputs that the rule recovers."""
+        """Names of the recovered inputs, always as a tuple."""
         return (self.target,) if isinstance(self.target, str) else self.target
 
 
 @dataclasses.dataclass(frozen=True)
 class Algebra:
-    """Algebraic properties of a component under one Config, from which the solver derives inverses and log-determinants."""
+    """Algebraic properties of a component under one Config, from which inverses and log-determinants are derived."""
 
     rules: tuple[Rule, ...] = ()
-    """Inversion rules."""
+    """Inversion rules of the component."""
     linear: Mapping[str, Mapping[str, Fraction]] = dataclasses.field(default_factory=dict)
-    """Outputs that are linear combinations of inputs, such as ``{"out": {"x": 1, "y": -1}}``; a factor of a variadic port holds
-    for each of its values."""
+    """Coefficients of the outputs that are linear combinations of inputs: ``{"out": {"x": 1, "y": -1}}`` is out = x -
+    y. The coefficient of a variadic port applies to each of its tensors."""
     lipschitz: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
-    """Lipschitz bound of an output with respect to one input, by (input, output), in the Euclidean norm of a whole sequence."""
+    """Upper bounds of Lipschitz constants by (input name, output name), in the Euclidean norm over a whole sequence."""
     log_det: Mapping[str | tuple[str, ...], str] = dataclasses.field(default_factory=dict)
-    """Log-determinant by the target of a rule: ``"zero"`` for volume-preserving, or the name of the method that returns
-    ``log |det d out / d target|``, nats, [b]."""
+    """Log-determinant by the ``target`` of a rule: ``"zero"`` for a volume-preserving map, or the name of the method
+    that returns log ``|det d out / d target|``, nats, shape [b]."""
     moves: bool = False
-    """True if outputs only rearrange the numbers of the inputs, without arithmetic."""
+    """True if outputs only rearrange elements of the inputs, without arithmetic, as in a transpose or split."""
 
 
 def no_signature(config: ComponentConfig, arity: Mapping[str, int]) -> Signature:
-    """Return the signature of a component that is not a node of a graph: no ports."""
+    """Return an empty signature, for a component that is not a node of a graph and has no ports."""
     return Signature((), ())
 
 
 def no_algebra(config: ComponentConfig, signature: Signature) -> Algebra:
-    """Return the algebra of a component without algebraic properties."""
+    """Return an empty algebra, for a component without algebraic properties."""
     return Algebra()
 
 
 @dataclasses.dataclass(frozen=True)
 class Contract:
-    """Description of a component, from which blueprints and graphs are checked without its code."""
+    """Description of a component, with which blueprints and graphs are checked without running the component's code."""
 
     name: str
+    """Name without version, such as ``attention``."""
     version: int
+    """Version number, from 1."""
     kind: str
-    """Name of its kind, a key of :data:`sedd_graph.component.kinds.KINDS`."""
+    """Kind of the component, a key of :data:`sedd_graph.component.kinds.KINDS`."""
     config: type[ComponentConfig]
-    """Class of its keys in a blueprint."""
+    """Class of the component's Config, whose fields are the component's keys in a blueprint."""
     signature: Callable[[ComponentConfig, Mapping[str, int]], Signature]
-    """Returns the ports, from the Config and the number of edges into each variadic port."""
+    """Function that returns the ports for a Config and the number of edges into each variadic port, by port name."""
     summary: str = ""
-    """First line of its docstring."""
+    """First line of the component's docstring."""
     algebra: Callable[[ComponentConfig, Signature], Algebra] = no_algebra
-    """Returns the algebra, from the Config and the signature. The connected ports of that signature have their types in the
-    graph, so that a rule may depend on sizes (``port.type.dims[-1].size.constant``)."""
+    """Function that returns the algebra for a Config and a signature. Each connected port in the signature has the type
+    of its edge in the graph, so that a rule may depend on sizes (``port.type.dims[-1].size.constant``)."""
     positionwise: bool = False
-    """True if an output at a position depends only on inputs at that position and on inputs without a length axis."""
+    """True if outputs at a sequence position depend only on inputs at the same position and on inputs without length
+    axis."""
     distribution: str = ""
-    """Name and version of the distribution that installs it."""
+    """Name and version of the Python distribution that installs the component."""
 
     @property
     def op(self) -> str:
-        """Pinned name, such as ``attention.v1``."""
+        """Name with its version, such as ``attention.v1``."""
         return f"{self.name}.v{self.version}"
 
 
 def size_fields(config: type[ComponentConfig]) -> frozenset[str]:
-    """Return the names of the Config fields that may be written as expressions over axes."""
+    """Return the names of the Config fields that YAML may give as expressions over axis names, such as ``4*d``."""
 
     def marked(annotation: Any, metadata: tuple[Any, ...] = ()) -> bool:
         if any(isinstance(m, SizeMark) for m in metadata):

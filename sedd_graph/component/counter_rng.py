@@ -1,9 +1,10 @@
-"""Counter-based random numbers for networks: the draws of a node are a function of one key per row.
+"""Counter-based random numbers for dropout: the random numbers of a node are a function of one key per row.
 
-A key is an int32 for each row of a batch, derived from (seed, step, global row); each region and node folds its index into it.
-Draws are therefore equal however rows are split over processes or accumulation, after a resume, and when a branch is evaluated
-again in the backward pass; torch's global generators are not used. The integer hash (the finaliser of MurmurHash3) also
-compiles to far fewer operations than a stateful generator.
+A key is an int32 per row of a batch, derived from (seed, step, index of the row in the global batch). Each subgraph and
+node folds its index into the key (:func:`fold`). The random numbers are therefore the same for every split of the batch
+over processes or accumulation steps, after a resume, and when a branch is recomputed in the backward pass. The global
+generators of torch are not used. The integer hash (the finaliser of MurmurHash3) compiles to far fewer operations than
+a stateful generator.
 
 Axes: b batch.
 """
@@ -19,22 +20,33 @@ _M1, _M2, _GOLDEN = -2048144789, -1028477387, -1640531527  # 0x85ebca6b, 0xc2b2a
 
 
 def hashed(h: Tensor) -> Tensor:
-    """Hash int32 values elementwise by the finaliser of MurmurHash3, a bijection in which each input bit affects all output bits."""
+    """Return the MurmurHash3 finaliser of each element of ``h``, int32 of any shape.
+
+    The hash is a bijection of int32 in which each input bit affects all output bits.
+    """
     h = (h ^ ((h >> 16) & 0xFFFF)) * _M1
     h = (h ^ ((h >> 13) & 0x7FFFF)) * _M2
     return h ^ ((h >> 16) & 0xFFFF)
 
 
 def fold(key: Tensor, place: int) -> Tensor:
-    """Return the key, int32 [b], of child number ``place`` of the region with the key ``key``, int32 [b].
+    """Derive the keys of one child (node or subgraph) from the keys of the subgraph that contains the child.
 
-    It is only a multiplication and an addition, since the compiler inlines it for every node; :func:`dropout` hashes.
+    The operation is only a multiplication and an addition, since the compiler inlines it for every node;
+    :func:`dropout` hashes the result.
+
+    Args:
+        key: Keys of the subgraph, int32 [b].
+        place: Index of the child in the subgraph, from 0.
+
+    Returns:
+        Keys of the child, int32 [b].
     """
     return key * _M1 + murmur(place + 1)
 
 
 def murmur(h: int) -> int:
-    """Return :func:`hashed` of one integer, as the value of an int32."""
+    """Return the MurmurHash3 finaliser of a Python integer, equal to :func:`hashed` of the int32 with the same bits."""
     h %= 2**32
     h = (h ^ (h >> 16)) * (_M1 % 2**32) % 2**32
     h = (h ^ (h >> 13)) * (_M2 % 2**32) % 2**32
@@ -43,12 +55,15 @@ def murmur(h: int) -> int:
 
 
 def dropout(x: Tensor, p: float, key: Tensor) -> Tensor:
-    """Set each entry of ``x`` [b, ...] to zero with probability ``p`` and divide the others by ``1 - p``.
+    """Apply dropout: set each element of ``x`` to zero with probability ``p`` and divide the others by ``1 - p``.
 
     Args:
-        x: Values, two or more axes.
-        p: Probability, in [0, 1).
-        key: Keys of the rows, int32 [b].
+        x: Values, float [b, ...] with two or more axes.
+        p: Probability of zero, in [0, 1).
+        key: Keys of the rows, int32 [b]; the mask is a function of the key and the position in the row.
+
+    Returns:
+        The result, with the shape of ``x``.
     """
     inner = torch.arange(math.prod(x.shape[1:-1]), dtype=torch.int32, device=x.device)
     rows = hashed(key[:, None] + inner * _GOLDEN)

@@ -1,7 +1,8 @@
-"""Base classes that give each component a kind and a nested, frozen ``Config``. No torch.
+"""Base classes of components, which require a kind and a nested ``Config`` of each subclass. Imports no torch.
 
-:class:`Plain` is the base of components that are no modules of a network: corpora, tokenizers, optimizers, learning-rate
-schedules and trackers. Components that are modules derive from :class:`sedd_graph.component.base.Component`.
+:class:`Plain` is the base class of components that are not ``nn.Module``: corpora, tokenizers, optimizers,
+learning-rate schedules and trackers. Components that are ``nn.Module`` derive from
+:class:`sedd_graph.component.base.Component`.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ __all__ = ["Declared", "Plain"]
 
 
 class Declared:
-    """Base class of all components, which checks the declarations of a subclass when it is defined.
+    """Base class of all components, which checks ``kind`` and ``Config`` of a subclass when the subclass is defined.
 
-    A class that is itself only a base sets ``abstract = True`` or names no kind, and is not checked.
+    A subclass that is itself only a base class sets ``abstract = True`` or has no kind; it is not checked.
 
     Raises:
-        TypeError: When a subclass is defined whose kind is unknown, whose base class is not that of its kind, or which has no
-            ``Config``.
+        TypeError: When a subclass is defined with an unknown kind, without a ``Config``, or without the base class that
+            its kind requires.
     """
 
     Config: ClassVar[type[ComponentConfig]]
-    """Class of its keys in a blueprint."""
+    """Class of the component's Config, whose fields are the component's keys in a blueprint."""
     kind: ClassVar[str]
-    """Name of its kind, a key of :data:`sedd_graph.component.kinds.KINDS`."""
+    """Kind of the component, a key of :data:`sedd_graph.component.kinds.KINDS`."""
 
     def __init_subclass__(cls, *, kind: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -52,12 +53,15 @@ class Declared:
 
     @classmethod
     def is_abstract(cls) -> bool:
-        """Return whether this class is only a base class of components."""
+        """Return whether this class is only a base class: it has abstract methods or sets ``abstract = True``."""
         return inspect.isabstract(cls) or bool(cls.__dict__.get("abstract", False))
 
 
 class Plain(Declared):
-    """Base class of components that are not modules, such as corpora. Two of one class are equal if their Configs are."""
+    """Base class of components that are not ``nn.Module``, such as corpora.
+
+    Instances of a class are equal if their Configs are.
+    """
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config

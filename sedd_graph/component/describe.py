@@ -1,4 +1,4 @@
-"""Text of ``sedd-graph components``: the installed components with ports, Config keys, distribution and source."""
+"""Text output of the subcommand ``sedd-graph components``: a list of components, or the details of one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["describe", "list_components"]
 
 
 def list_components(registry: Registry | None = None) -> str:
-    """Return a list of the components, one line each, by kind in the order of :data:`~sedd_graph.component.kinds.KINDS`.
+    """Return text with one line per component, grouped by kind.
 
     Args:
-        registry: The components; the installed ones by default.
+        registry: Registry of the components to list; that of the installed components by default.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("default")
@@ -31,14 +31,14 @@ def list_components(registry: Registry | None = None) -> str:
 
 
 def describe(name: str, registry: Registry | None = None) -> str:
-    """Return a description of one component: ports, Config keys, distribution, file and line.
+    """Return a description of one component as text: ports, Config keys, Python distribution, source file and line.
 
     Args:
-        name: Its op, with or without a version.
-        registry: The components; the installed ones by default.
+        name: Name of the component, such as ``attention`` (the highest version) or ``attention.v1``.
+        registry: Registry that contains the component; that of the installed components by default.
 
     Raises:
-        UserError: The name is unknown.
+        UserError: No component has this name.
         EnvironmentFault: The component cannot be imported.
     """
     registry = registry or discover()

@@ -1,7 +1,7 @@
-"""Descriptions of Config keys, read from docstrings in the source, and their types and bounds in words. No torch.
+"""Descriptions of Config fields, read from docstrings in the source, and text for types. Imports no torch.
 
-A key is described by a docstring under its field, or by ``pydantic.Field(description=...)``. The source is parsed only when a
-description is requested, so that imports stay fast.
+The description of a field is the string literal below it, or ``pydantic.Field(description=...)``. The source file is
+parsed only when a description is requested, so that imports stay fast.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def _classes(module: str) -> dict[str, ast.ClassDef]:
 
 
 def field_descriptions(model: type[pydantic.BaseModel]) -> dict[str, str]:
-    """Return the descriptions of the fields of ``model`` by name, each on one line; fields without one are left out."""
+    """Return the descriptions of the fields of a pydantic model by field name, each on one line.
+
+    Fields without a description are omitted.
+    """
     found: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         node = _classes(cls.__module__).get(cls.__qualname__)
@@ -72,7 +75,12 @@ def _models(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
 
 
 def add_descriptions(model: type[pydantic.BaseModel], schema: dict[str, Any]) -> None:
-    """Add the descriptions of ``model`` and of the models within it to its JSON schema ``schema``, in place."""
+    """Add field descriptions to the JSON schema of a pydantic model, in place.
+
+    Args:
+        model: The pydantic model; models nested in its fields are included.
+        schema: The JSON schema of ``model``, as returned by ``model.model_json_schema()``.
+    """
     definitions = schema.get("$defs", {})
     for found in dict.fromkeys(_models(model)):
         at = schema if found is model else definitions.get(found.__name__, {})
@@ -87,11 +95,11 @@ _LENGTHS = {"min_length": "at least", "max_length": "at most"}
 
 
 def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """Return the type, choices and bounds of a field in words, such as ``float, above 0``.
+    """Return text for the type, choices and bounds of a Config field, such as ``float, above 0``.
 
     Args:
         annotation: Type annotation of the field.
-        metadata: Its constraints, as in ``FieldInfo.metadata``.
+        metadata: Constraints of the field, as in pydantic's ``FieldInfo.metadata``.
     """
     if typing.get_origin(annotation) is typing.Annotated:
         inner, *more = typing.get_args(annotation)

@@ -1,7 +1,7 @@
-"""The table of component kinds: base class, place in the blueprint, conformance check and colour of each kind. No torch.
+"""Table of component kinds with base class, key in the blueprint, conformance check and colour. Imports no torch.
 
-A component declares its kind when its class is defined (``class Absorb(Kernel, kind="kernel")``). Base classes and checks
-are given by name and imported on first use.
+A component class declares its kind as a class argument (``class Absorb(Kernel, kind="kernel")``). The table names base
+classes and checks as strings, which are imported on first use.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ from sedd_graph.errors import UserError, suggest
 __all__ = ["KINDS", "NODE", "Kind", "kinds_at", "require_kind"]
 
 NODE = "node"
-"""Place of components that are nodes of the graph."""
+"""Value of :attr:`Kind.place` for components that are nodes of the graph and not the value of a blueprint key."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of component."""
+    """Kind of component, such as ``attention`` or ``kernel``, with the properties that its components share."""
 
     name: str
     place: str
-    """Key of the blueprint that holds components of this kind, such as ``process.schedule``; :data:`NODE` for nodes."""
+    """Dotted blueprint key whose value is a component of this kind, such as ``process.schedule``; :data:`NODE` for
+    nodes."""
     base: str
-    """Base class, as ``module:class``."""
+    """Import path of the base class of the components, as ``module:class``."""
     check: str
-    """Function that :func:`sedd_graph.testing.conformance.check_component` runs, as ``module:function``."""
+    """Import path, ``module:function``, of the check that :func:`sedd_graph.testing.conformance.check_component`
+    runs."""
     family: str | None = None
-    """Family of processes (``tokens``, ``strings``, ``points``) that it belongs to; None if several share it."""
+    """The only family of processes (``tokens``, ``strings`` or ``points``) that uses this kind; None if several use
+    it."""
     colour: str = "#eeeeee"
-    """Fill colour of its boxes in drawings of the graph."""
+    """Fill colour of nodes of this kind in drawings of the graph, as ``#rrggbb``."""
 
     @property
     def is_node(self) -> bool:
@@ -42,12 +45,12 @@ class Kind:
         return self.place == NODE
 
     def base_class(self) -> type:
-        """Import and return the base class."""
+        """Import and return the base class of the components of this kind."""
         found: type = pkgutil.resolve_name(self.base)
         return found
 
     def checker(self) -> Callable[..., Any]:
-        """Import and return the function that checks a component of this kind."""
+        """Import and return the conformance check of the components of this kind."""
         found: Callable[..., Any] = pkgutil.resolve_name(self.check)
         return found
 
@@ -98,16 +101,20 @@ KINDS: dict[str, Kind] = {
         Kind("tracker", "train.trackers", f"{_TRAINING}:Tracker", f"{_SECTION}_tracker"),
     )
 }
-"""Every kind by name: kinds of nodes first, then by place in the blueprint."""
+"""All kinds by name: first the kinds of graph nodes, then the others in the order of their blueprint keys."""
 
 
 def kinds_at(place: str) -> tuple[str, ...]:
-    """Return the names of the kinds whose components may be at ``place`` of a blueprint."""
+    """Return the names of the kinds whose components may be the value of the dotted blueprint key ``place``."""
     return tuple(kind.name for kind in KINDS.values() if kind.place == place)
 
 
 def require_kind(name: str) -> Kind:
-    """Return the kind called ``name``. Raises :class:`UserError`, with the new or the nearest name, if there is none."""
+    """Return the kind called ``name``.
+
+    Raises:
+        UserError: There is no such kind; the message suggests the new name of a renamed kind, or the nearest name.
+    """
     if name in renamed.KINDS:
         raise UserError(f"kind {name!r} is now called {renamed.KINDS[name]!r}")
     if name not in KINDS:

@@ -1,4 +1,6 @@
-"""The KV cache: keys and values of finished positions, while text is generated block by block.
+"""KV cache of one attention component for block-by-block generation.
+
+A position is finished when its token is final, so that its key and value no longer change.
 
 Axes: b rows, h heads, l positions, r width of one head.
 """
@@ -12,25 +14,34 @@ __all__ = ["KVCache"]
 
 
 class KVCache:
-    """Keys and values of finished positions, for one attention component.
+    """Cache of the keys and values of finished positions (those whose tokens are final), for one attention component.
 
-    The component calls it with the keys and values of the current positions, position encoding applied, and attends to those
-    that it returns. The engine calls :meth:`keep` when the positions of the last call are finished.
+    The attention component calls the cache with the keys and values of the current positions, position encoding
+    applied, and attends to the keys and values that the call returns. The engine calls :meth:`keep` when the current
+    positions are finished.
 
     Args:
-        rows: Rows of the batch.
-        capacity: Largest number of positions.
+        rows: Number of rows of the batch.
+        capacity: Largest number of positions, finished and current.
     """
 
     def __init__(self, rows: int, capacity: int) -> None:
         self.rows: Tensor | None = None
-        """Rows that the next call is for, int64 [b]; None for all."""
+        """Indices of the batch rows that the next call is for, int64 [b]; None for all rows."""
         self._buffers: tuple[Tensor, ...] = ()
         self._size = (rows, capacity)
         self._finished = self._filled = 0
 
     def __call__(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``k`` and ``v`` [b, h, l, r] preceded by those of the finished positions, [b, h, finished + l, r]."""
+        """Prepend the cached keys and values to those of the current positions.
+
+        Args:
+            k: Keys of the current positions, [b, h, l, r].
+            v: Values of the current positions, [b, h, l, r].
+
+        Returns:
+            Keys and values of the finished and the current positions, [b, h, finished + l, r] each.
+        """
         self._filled = self._finished + k.shape[2]
         if not self._buffers:
             rows, capacity = self._size
@@ -45,5 +56,5 @@ class KVCache:
         return joined[0], joined[1]
 
     def keep(self) -> None:
-        """Mark the positions of the last call as finished."""
+        """Mark the positions of the last call as finished, so that later calls return their keys and values, too."""
         self._finished = self._filled

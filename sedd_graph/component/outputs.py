@@ -1,4 +1,7 @@
-"""Descriptions of the graph's outputs that a process reads and of the inputs that it feeds. No torch."""
+"""Descriptions of the network outputs that a diffusion process reads, and of the network inputs that it supplies.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +12,38 @@ __all__ = ["LOG_SCORE", "LOG_X0", "Input", "Output"]
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """An output of the graph that a process reads."""
+    """Description of a network output that a diffusion process reads, such as log scores."""
 
     name: str
     type: str
-    """Port type over ``b``, ``l`` and ``v``, such as ``float b l v``."""
+    """Port type over the axes b (batch), l (length) and v (data tokens), such as ``float b l v``."""
     meaning: str
-    """The quantity, in a phrase for documentation and messages."""
+    """The quantity as a phrase, for documentation and messages."""
     gives: str = ""
-    """Name of the standard output that the kernel's ``translate`` computes from it; empty where it is read unchanged."""
+    """Name of the standard output (``log_score`` or ``log_x0``) to which the kernel's ``translate`` converts; empty if
+    unchanged."""
 
     @property
     def read_as(self) -> str:
-        """Name under which objectives and samplers read it."""
+        """Name under which objectives and samplers read this output: ``gives`` if it is set, else ``name``."""
         return self.gives or self.name
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """An input of the graph that a process feeds. ``type`` and ``meaning`` are as in :class:`Output`."""
+    """Description of a network input that a diffusion process supplies, such as the noisy tokens.
+
+    ``type`` and ``meaning`` are as in :class:`Output`.
+    """
 
     name: str
     type: str
     meaning: str
     required: bool = False
-    """True if a graph without this input is an error."""
+    """True if every graph must have this input."""
 
 
 LOG_SCORE = Output("log_score", "float b l v", "log p_t(x with state v at l) - log p_t(x), 0 at the current state")
-"""The standard output of score entropy (SEDD, arXiv 2310.16834)."""
+"""Standard output of score entropy (SEDD, arXiv 2310.16834): log ratios of the noisy marginals p_t, nats, [b, l, v]."""
 LOG_X0 = Output("log_x0", "float b l v", "log probability of the clean token given all other positions")
-"""The standard output of x_0 prediction (MDLM, arXiv 2406.07524)."""
+"""Standard output of x_0 prediction (MDLM, arXiv 2406.07524): log probabilities of the clean token, nats, [b, l, v]."""

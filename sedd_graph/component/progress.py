@@ -1,6 +1,7 @@
-"""Progress of long work: loops report their steps, and an observer such as the progress bar of the command line shows them.
+"""Progress reports of long loops, passed to an observer such as the progress bar of the command line.
 
-Without an observer nothing is shown. Every package may report, since this module imports nothing else of the project::
+Without an observer, reports are ignored. Every package can use this module, since it imports nothing else of the
+project::
 
     with progress("sampling", total=steps, unit="step") as advance:
         for step in range(steps):
@@ -24,16 +25,25 @@ T = TypeVar("T")
 
 
 class Advance(Protocol):
-    """Function that reports ``count`` further units of work as done."""
+    """Protocol of the function ``advance(count)``, which reports that ``count`` more units of work are done."""
 
     def __call__(self, count: int = 1) -> None: ...
 
 
 class Observer(Protocol):
-    """Protocol of classes that show the progress of tasks, which may be nested."""
+    """Protocol of progress displays, such as a progress bar. Tasks may be nested."""
 
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
-        """Return a context manager that shows a task from its beginning to its end. Arguments are as in :func:`progress`."""
+        """Return a context manager that displays one task while the ``with`` block runs.
+
+        The value of ``with ... as advance`` is the function that the task calls to report progress.
+
+        Args:
+            name: Name of the task as a participle, such as "sampling".
+            total: Units of work of the whole task; None if unknown.
+            done: Units that are done at the start, as in a resumed run.
+            unit: Name of one unit of work, in the singular.
+        """
 
 
 _observer: ContextVar[Observer | None] = ContextVar("progress_observer", default=None)
@@ -41,7 +51,7 @@ _observer: ContextVar[Observer | None] = ContextVar("progress_observer", default
 
 @contextlib.contextmanager
 def observed(observer: Observer | None) -> Iterator[None]:
-    """Send all progress within the context to ``observer``; None shows nothing."""
+    """Context manager that passes all progress reports within the ``with`` block to ``observer``; None ignores them."""
     token = _observer.set(observer)
     try:
         yield
@@ -51,13 +61,16 @@ def observed(observer: Observer | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(name: str, *, total: int | None = None, done: int = 0, unit: str = "step") -> Iterator[Advance]:
-    """Report a task until the context ends; the value of the context is the function that reports advances.
+    """Context manager that reports a task to the observer while the ``with`` block runs.
+
+    The value of ``with ... as advance`` is a function: ``advance(count)`` reports that ``count`` more units of work are
+    done.
 
     Args:
         name: Name of the task as a participle, such as "sampling".
         total: Units of work of the whole task; None if unknown.
-        done: Units that were done before, such as by the run that is resumed.
-        unit: Name of one unit, in the singular.
+        done: Units that are done at the start, as in a resumed run.
+        unit: Name of one unit of work, in the singular.
     """
     observer = _observer.get()
     if observer is None:
@@ -68,9 +81,13 @@ def progress(name: str, *, total: int | None = None, done: int = 0, unit: str = 
 
 
 def track(items: Iterable[T], name: str, *, total: int | None = None, unit: str = "step") -> Iterator[T]:
-    """Iterate over ``items`` and report each as one unit of work when the next is requested.
+    """Yield ``items`` and report one unit of work as done after each.
 
-    Arguments are as in :func:`progress`; ``total`` is by default the length of ``items`` if they have one.
+    Args:
+        items: The iterable.
+        name: Name of the task as a participle, such as "evaluating".
+        total: Number of items; by default ``len(items)`` if it is defined, else unknown.
+        unit: Name of one item, in the singular.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)

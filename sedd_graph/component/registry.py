@@ -1,7 +1,7 @@
-"""The registry of components, which finds them by entry point and imports them on first use. No torch.
+"""Registry of components, which are found by their entry points and imported on first use. Imports no torch.
 
-Entry points of the group ``sedd_graph.components`` are named like ``attention.v1``; a blueprint names ``attention`` (the highest
-version) or ``attention.v1``.
+Entry points in the group ``sedd_graph.components`` have names such as ``attention.v1``. A blueprint selects a component
+by ``attention`` (the highest installed version) or ``attention.v1``.
 """
 
 from __future__ import annotations
@@ -24,33 +24,39 @@ from sedd_graph.errors import EnvironmentFault, UserError, suggest
 __all__ = ["GROUP", "Entry", "PluginWarning", "Registry", "discover", "installed"]
 
 GROUP = "sedd_graph.components"
-"""The group of entry points by which components are found."""
+"""Entry-point group in which installed distributions register components."""
 
 _ENTRY = re.compile(r"([a-z][a-z0-9_]*)\.v([1-9][0-9]{0,3})")
 
 
 class PluginWarning(UserWarning):
-    """Warning of a component that is installed but cannot be used."""
+    """Warning about an installed component that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A registered name and version, and the function that imports the component."""
+    """Registered component that may not be imported yet: its name, version, distribution and import function."""
 
     name: str
     version: int
     distribution: str
-    """Name and version of the distribution that registers it."""
+    """Name and version of the Python distribution that registers the component."""
     load: Callable[[], Any]
+    """Function that imports and returns the component class."""
 
     @property
     def op(self) -> str:
-        """Pinned name, such as ``attention.v1``."""
+        """Name with its version, such as ``attention.v1``."""
         return f"{self.name}.v{self.version}"
 
 
 class Registry:
-    """Components by name and version. :func:`discover` returns that of the installed ones; :meth:`of` makes one from classes.
+    """Mapping from names and versions to components. ``|`` joins two registries; iteration yields sorted entries.
+
+    :func:`discover` returns the registry of the installed components; :meth:`of` makes a registry from classes.
+
+    Args:
+        entries: The registered components.
 
     Raises:
         EnvironmentFault: Two entries have the same name and version.
@@ -72,7 +78,15 @@ class Registry:
 
     @classmethod
     def of(cls, classes: Mapping[str, Any], *, distribution: str = "here") -> Registry:
-        """Return a registry of classes by name (``scale`` or ``scale.v2``)."""
+        """Return a registry of the given classes.
+
+        Args:
+            classes: Component classes by name, such as ``scale`` (version 1) or ``scale.v2``.
+            distribution: Name of the source in messages.
+
+        Raises:
+            UserError: A name has another form.
+        """
         entries = []
         for name, component in classes.items():
             match = _ENTRY.fullmatch(name if ".v" in name else f"{name}.v1")
@@ -89,14 +103,18 @@ class Registry:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Names of all components, sorted, without versions."""
+        """Names of all registered components without versions, sorted."""
         return tuple(sorted({name for name, _ in self._entries}))
 
     def entry(self, op: str) -> Entry:
-        """Return the entry of ``op``, such as ``attention`` or ``attention.v1``.
+        """Return the registered entry of a component, without importing the component.
+
+        Args:
+            op: Name of the component: ``attention`` (the highest version) or ``attention.v1``.
 
         Raises:
-            UserError: There is none; the message has the new or the nearest name.
+            UserError: No component has this name or version; the message suggests the new name of a renamed component,
+                or the nearest name.
         """
         match = _ENTRY.fullmatch(op)
         name = match[1] if match else op
@@ -112,10 +130,13 @@ class Registry:
         return self._entries[name, version]
 
     def component(self, op: str) -> Any:
-        """Import and return the class of ``op``.
+        """Import and return the class of a component.
+
+        Args:
+            op: Name of the component: ``attention`` (the highest version) or ``attention.v1``.
 
         Raises:
-            UserError: The name is unknown.
+            UserError: No component has this name or version.
             EnvironmentFault: The component cannot be imported.
         """
         entry = self.entry(op)
@@ -133,11 +154,11 @@ class Registry:
         return self._classes[entry.op]
 
     def op_of(self, cls: type) -> str | None:
-        """Return the pinned name under which the class ``cls`` was loaded, or None."""
+        """Return the name with version under which this registry imported ``cls``, or None."""
         return next((op for op, loaded in self._classes.items() if loaded is cls), None)
 
     def contract(self, op: str) -> Contract:
-        """Return the contract of ``op``. Raises as :meth:`component` does."""
+        """Import a component and return its contract. Argument and exceptions are as in :meth:`component`."""
         entry = self.entry(op)
         if entry.op not in self._contracts:
             cls = self.component(op)
@@ -155,7 +176,10 @@ class Registry:
         return self._contracts[entry.op]
 
     def location(self, op: str) -> tuple[str, int]:
-        """Return file and line of the class of ``op``; "" and 0 without source. Raises as :meth:`component` does."""
+        """Return the source file and line number of a component's class; ``("", 0)`` if the source is not available.
+
+        Argument and exceptions are as in :meth:`component`.
+        """
         cls = self.component(op)
         try:
             return inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
@@ -163,7 +187,10 @@ class Registry:
             return "", 0
 
     def contracts(self) -> list[Contract]:
-        """Return the contracts of all components; one that cannot be loaded is left out with one :class:`PluginWarning`."""
+        """Return the contracts of all components.
+
+        One that cannot be imported is omitted with a :class:`PluginWarning`, once.
+        """
         found = []
         for entry in self:
             try:
@@ -189,14 +216,17 @@ def _installed(path: tuple[str, ...]) -> Registry:
 
 
 def installed() -> Registry:
-    """Return the registry of :func:`discover`, cached for each ``sys.path``, for code to which no registry is passed."""
+    """Return the registry of all installed components (:func:`discover`), cached for each value of ``sys.path``."""
     return _installed(tuple(sys.path))
 
 
 def discover() -> Registry:
-    """Return the registry of all installed components without importing them.
+    """Return the registry of all installed components, found by entry point and not imported yet.
 
-    An entry point whose name has no version is left out with a :class:`PluginWarning`.
+    An entry point whose name has no version is omitted with a :class:`PluginWarning`.
+
+    Raises:
+        EnvironmentFault: Two distributions register the same name and version.
     """
     entries, read = [], dict[int, str]()
     for point in importlib.metadata.entry_points(group=GROUP):

@@ -1,4 +1,4 @@
-"""Names that changed, for messages that refuse an old name and give the new one. No torch."""
+"""Tables of renamed components and kinds, for error messages that suggest the new name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ OPS = {
     "edit_tau": "string_tau",
     "edit_thinning": "string_thinning",
 }
-"""New names of ops, by old name."""
+"""New names of components, by old name."""
 KINDS = {
     "edit_kernel": "string_kernel",
     "edit_objective": "string_objective",
     "edit_sampler": "string_sampler",
 }
-"""New names of kinds, by old name."""
+"""New names of component kinds, by old name."""
 LR_SCHEDULES = {"cosine": "cosine_decay", "linear": "linear_decay"}
-"""New names of learning-rate schedules, by old name; components of other kinds still have the old names."""
+"""New names of learning-rate schedules, by old name. Noise schedules still have the old names, so this table is
+separate."""

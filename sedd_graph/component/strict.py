@@ -1,4 +1,4 @@
-"""The base class of pydantic models that are read from a blueprint. No torch."""
+"""Base class of the pydantic models that are read from a blueprint. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ __all__ = ["Strict", "branches"]
 
 
 def branches(annotation: Any) -> list[Any]:
-    """Return the members of a union type, without None and without the metadata of Annotated."""
+    """Return the member types of a union annotation, without ``None`` and without ``Annotated`` metadata.
+
+    Any other annotation is returned as the only member.
+    """
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return branches(typing.get_args(annotation)[0])
@@ -22,9 +25,9 @@ def branches(annotation: Any) -> list[Any]:
 
 
 class Strict(pydantic.BaseModel):
-    """Base class of frozen models that refuse unknown keys, NaN, infinity, and booleans in place of numbers.
+    """Base class of frozen pydantic models that reject unknown keys, NaN, infinity, and booleans in place of numbers.
 
-    pydantic by itself reads true as 1.
+    Plain pydantic models convert true to 1.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

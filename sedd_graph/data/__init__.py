@@ -1,1 +1,1 @@
-"""Corpora, tokenizers and sources of points, and the rows that a network is trained on. No torch."""
+"""Training data: corpora, tokenizers, sources of real-valued points, and rows cut from them. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Frequencies of characters (Unicode code points) in text and their entropies. Long text is processed in blocks."""
+"""Counts of characters (Unicode code points) in text, and entropies of the character frequencies."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy.typing as npt
 __all__ = ["code_points", "count_characters", "cross_entropy_bits", "entropy_bits", "pieces"]
 
 BLOCK = 4 * 2**20
-"""Characters processed at a time, so that gigabytes of text are not copied as a whole to an array of integers."""
+"""Number of characters that are converted to an integer array at a time, to limit memory."""
 CODES = 0x110000
-"""Number of Unicode code points."""
+"""Number of Unicode code points, and length of an array of counts."""
 
 Counts = npt.NDArray[np.int64]
-"""Occurrences of each code point, int64 [0x110000]."""
+"""Type of an array of character counts: the number of occurrences of each code point, int64 [0x110000]."""
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:
@@ -24,7 +24,12 @@ def code_points(text: str) -> npt.NDArray[np.uint32]:
 
 
 def pieces(text: str, size: int = BLOCK) -> Iterator[str]:
-    """Split ``text`` into pieces of at most ``size`` characters, before a space where there is one."""
+    """Yield consecutive pieces of a text, split before a space if possible.
+
+    Args:
+        text: The text.
+        size: Largest number of characters per piece.
+    """
     start = 0
     while start < len(text):
         stop = min(len(text), start + size)
@@ -36,7 +41,9 @@ def pieces(text: str, size: int = BLOCK) -> Iterator[str]:
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the same text in blocks of about ``BLOCK`` characters, since each block costs a pass over all code points."""
+    """Yield the same text in blocks of about ``BLOCK`` characters, since each block costs a pass over all code
+    points.
+    """
     waiting: list[str] = []
     size = 0
     for text in texts:
@@ -50,7 +57,7 @@ def _blocks(texts: Iterable[str]) -> Iterator[str]:
 
 
 def count_characters(texts: Iterable[str]) -> Counts:
-    """Count the occurrences of each code point, int64 [0x110000]."""
+    """Return the number of occurrences of each code point in all ``texts`` together, int64 [0x110000]."""
     total = np.zeros(CODES, dtype=np.int64)
     for block in _blocks(texts):
         found = np.bincount(code_points(block))
@@ -59,16 +66,19 @@ def count_characters(texts: Iterable[str]) -> Counts:
 
 
 def entropy_bits(counts: Counts) -> float:
-    """Return the entropy of the character frequencies, bits per character: a lower bound for codes without context."""
+    """Return the entropy of the character frequencies, bits per character, for ``counts`` int64 [0x110000]."""
     seen = counts[counts > 0].astype(np.float64)
     chance = seen / seen.sum()
     return float(-(chance * np.log2(chance)).sum()) + 0.0
 
 
 def cross_entropy_bits(counts: Counts, *, under: Counts) -> float:
-    """Return the cross-entropy of the text with ``counts`` under the character frequencies of ``under``, bits per character.
+    """Return the cross-entropy of a text under the character frequencies of a reference text, bits per character.
 
-    The frequencies are smoothed by adding one to the count of each character that occurs in either text.
+    Args:
+        counts: Character counts of the evaluated text, int64 [0x110000].
+        under: Character counts of the reference text, int64 [0x110000]. Its frequencies are smoothed by adding one to
+            the count of each character that occurs in either text.
     """
     alphabet = (under > 0) | (counts > 0)
     seen, new = under[alphabet].astype(np.float64), counts[alphabet].astype(np.float64)

@@ -1,4 +1,4 @@
-"""The ``data`` section of a blueprint: text (:class:`DataConfig`) or points for a flow (:class:`PointsConfig`). No torch."""
+"""Config classes of the ``data`` section of a blueprint: text, or real-valued points for a flow. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 
 
 class DataConfig(Strict):
-    """Text for training: a corpus, its tokenizer, and how its tokens are cut into rows."""
+    """``data`` section for text: the corpus, the tokenizer, and the division of the tokens into training rows."""
 
     corpus: Annotated[Corpus, Choice("data.corpus")] = pydantic.Field(default={"op": "builtin"}, validate_default=True)
     """Source of the text."""
     tokenizer: Annotated[TokenizerFactory, Choice("data.tokenizer")] = pydantic.Field(
         default={"op": "characters"}, validate_default=True
     )
-    """Conversion of text to tokens."""
+    """Tokenizer that converts the text to tokens."""
     length: Annotated[int, pydantic.Field(ge=2, le=1_048_576)] = 128
     """Tokens per row."""
     rows: Literal["stream", "documents", "lines"] = "stream"
-    """Contents of a row. ``stream``: the documents are joined and cut into rows. ``documents``: one document, truncated or
-    padded. ``lines``: one line, truncated or padded, without white space around it; empty lines are skipped."""
+    """Contents of a row. ``stream``: the documents are joined and cut into rows. ``documents``: one document, truncated
+    or padded. ``lines``: one line, truncated or padded, without white space around it; empty lines are skipped."""
     holdout: Share = 0.1
     """Share of the corpus, at its end, that is held out from training."""
     seed: Seed = 0
-    """Seed of the order of rows."""
+    """Seed of the order of the training rows."""
 
 
 class PointsConfig(Strict):
-    """Rows of real numbers for training a flow."""
+    """``data`` section for a flow: rows of real numbers (points) drawn from a density or read from a file."""
 
     points: Annotated[PointSource, Choice("data.points")]
     """Source of the points."""
     holdout: Share = 0.1
     """Share of the rows, at their end, that is held out from training."""
     seed: Seed = 0
-    """Seed of the order of rows and of the points that are drawn from a density."""
+    """Seed of the order of the training rows, and of points that are drawn from a density."""
 
     @property
     def length(self) -> int:
-        """Positions per row: 1, since the loss of a row of numbers is counted as a whole."""
+        """Positions per row: always 1, since a row of numbers is not a sequence."""
         return 1

@@ -1,4 +1,4 @@
-"""The order of training rows, a function of the seed and the position alone. No torch."""
+"""Shuffled order of training rows, which depends only on the seed and the row's position. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ R_co = TypeVar("R_co", bound=_Dataclass, covariant=True)
 
 
 class Units(NamedTuple):
-    """Units of a reported loss, such as nats per token and bits per character."""
+    """Units of a reported loss, such as nats per token and bits per character, and their ratio."""
 
     nats: str
-    """Unit that nats are counted per, such as ``token``."""
+    """Denominator of the loss in nats, such as ``token``."""
     bits: str
-    """Unit that bits are counted per, such as ``character``."""
+    """Denominator of the loss in bits, such as ``character``."""
     ratio: float
-    """Number of ``bits`` units per ``nats`` unit, such as characters per token."""
+    """Number of units ``bits`` per unit ``nats``, such as characters per token. Bits are ``nats / (log(2) *
+    ratio)``."""
 
 
 class Source(Protocol[R_co]):
-    """Protocol of rows by index."""
+    """Protocol of a source of rows, which returns batches of rows by index."""
 
     @property
     def count(self) -> int:
@@ -43,14 +44,17 @@ class Source(Protocol[R_co]):
 
     @property
     def phases(self) -> int:
-        """Number of different offsets of the first row; 1 where rows are not cut from a stream."""
+        """Number of offsets, in tokens, at which the first row can begin; 1 if the rows are fixed."""
 
     def take(self, index: Index, phase: int) -> R_co:
-        """Return rows as a dataclass of arrays [b, ...].
+        """Return a batch of rows.
 
         Args:
-            index: Indices of the rows, int64 [b].
-            phase: Offset of the first row from the start of the data (in tokens for text), less than :attr:`phases`.
+            index: Indices of the rows, int64 [b], in [0, count).
+            phase: Offset of the first row in tokens, in [0, phases).
+
+        Returns:
+            A dataclass of arrays [b, ...].
         """
 
 
@@ -60,9 +64,14 @@ class _Seeded(Protocol):
 
 
 class Ordered(Generic[R]):
-    """Base class of data sets, which returns batches of training and held-out rows.
+    """Base class of data sets, which return batches of shuffled training rows and of held-out rows.
 
     A batch is a dataclass of arrays [b, ...].
+
+    Attributes:
+        config: The ``data`` section of the blueprint, with the seed of the order.
+        train: Source of the training rows.
+        heldout: Source of the held-out rows.
     """
 
     config: _Seeded
@@ -73,7 +82,10 @@ class Ordered(Generic[R]):
         self._orders: dict[int, tuple[int, Index]] = {}
 
     def _order(self, epoch: int) -> tuple[int, Index]:
-        """Return the offset of an epoch and the order of its rows. Two epochs are cached, since a batch may span both."""
+        """Return the offset of an epoch and the order of its rows.
+
+        Two epochs are cached, since a batch may span both.
+        """
         if epoch not in self._orders:
             generator = np.random.Generator(np.random.Philox(key=[self.config.seed, epoch]))
             phase = int(generator.integers(0, self.train.phases))
@@ -83,15 +95,19 @@ class Ordered(Generic[R]):
         return self._orders[epoch]
 
     def batch(self, position: int, rows: int, *, start: int = 0, stop: int | None = None) -> R:
-        """Return rows ``start`` to ``stop`` of a global batch of training rows.
+        """Return the training rows ``start`` to ``stop`` (exclusive) of a global batch.
 
-        The result depends on the seed and the arguments alone, so that every split of a batch over processes has the same rows.
+        The result depends only on the seed and the arguments, so that a global batch has the same rows however it is
+        split over processes.
 
         Args:
-            position: Index of the batch's first row in the order of rows, which continues over epochs without end.
+            position: Index of the global batch's first row, counted from the start of training over all epochs.
             rows: Number of rows of the global batch.
-            start: First row within the batch.
-            stop: End of the rows within the batch; ``rows`` by default.
+            start: Index of the first returned row within the global batch.
+            stop: Index after the last returned row within the global batch; ``rows`` by default.
+
+        Returns:
+            A dataclass of arrays [stop - start, ...].
         """
         count = self.train.count
         wanted = np.arange(position + start, position + (rows if stop is None else stop))
@@ -108,9 +124,11 @@ class Ordered(Generic[R]):
         return type(parts[0])(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
     def held_out(self, rows: int, *, batches: int | None = None) -> Iterator[R]:
-        """Yield batches of ``rows`` held-out rows in order; the last may be shorter.
+        """Yield batches of held-out rows in order, as dataclasses of arrays [rows, ...].
 
-        ``batches`` limits their number to batches that are spread evenly.
+        Args:
+            rows: Rows per batch; the last batch of the held-out part may have fewer.
+            batches: Largest number of batches, selected at even distances; None yields all batches.
         """
         total = math.ceil(self.heldout.count / rows)
         chosen = range(total) if batches is None or batches >= total else np.linspace(0, total - 1, batches).astype(int)

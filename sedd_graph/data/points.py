@@ -1,4 +1,4 @@
-"""Rows of points for training a flow. No torch."""
+"""Data set of real-valued points for training a flow. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ __all__ = ["PointData", "Points", "open_points"]
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """A batch of rows, ``x`` float32 [b, ...]."""
+    """Batch of points."""
 
     x: Numbers
+    """The points, float32 [b, ...]; the other axes are those of the network's input."""
 
 
 @dataclasses.dataclass
@@ -40,7 +41,7 @@ class _Array:
 
 @dataclasses.dataclass
 class PointData(Ordered[Points]):
-    """Data set of points, divided into training and held-out rows."""
+    """Data set of points, divided into training and held-out points."""
 
     config: PointsConfig
     train: _Array
@@ -48,46 +49,46 @@ class PointData(Ordered[Points]):
     tokenizer = None
 
     def fingerprint(self) -> str:
-        """Return a hash of all rows, 16 hexadecimal digits."""
+        """Return the first 16 hexadecimal digits of the SHA-256 of all points, training and held-out."""
         found = hashlib.sha256(f"{self.train.x.shape} {self.heldout.x.shape};".encode())
         for part in (self.train, self.heldout):
             found.update(np.ascontiguousarray(part.x).tobytes())
         return found.hexdigest()[:16]
 
     def describe(self) -> str:
-        """Return sizes as one line for the user."""
+        """Return one line of text for the user: the numbers of rows and of dimensions."""
         sizes = f"{self.train.count:,} training rows and {self.heldout.count:,} held-out rows"
         return f"{sizes} of {self.width} dimensions"
 
     def record(self) -> dict[str, object]:
-        """Return what the rows were made from, as JSON values."""
+        """Return the data's hash (``corpus``) and the number of coordinates (``length``), as JSON values."""
         return {"corpus": self.fingerprint(), "length": self.width}
 
     def baselines(self) -> dict[str, float]:
-        """Return no entropies: those of a density have no baseline."""
+        """Return no entropies, since a density has no unigram baseline."""
         return {}
 
     @property
     def units(self) -> Units:
-        """Units of the loss: nats and bits per dimension."""
+        """Units of the loss: nats per dimension and bits per dimension."""
         return Units("dimension", "dimension", 1.0)
 
     @property
     def width(self) -> int:
-        """Number of coordinates per row."""
+        """Number of coordinates of a point."""
         return math.prod(self.train.x.shape[1:])
 
 
 def open_points(config: PointsConfig, *, root: Path, shape: tuple[int, ...]) -> PointData:
-    """Draw or read the points of a ``data`` section and split off the held-out rows.
+    """Draw or read the points of a ``data`` section, and split them into training and held-out points.
 
     Args:
         config: The ``data`` section.
-        root: Folder that relative file names start from.
-        shape: Shape of one row in the graph.
+        root: Folder to which file names in the blueprint are relative.
+        shape: Shape of one point at the network's input, without the batch axis.
 
     Raises:
-        UserError: A point has another number of coordinates than ``shape``, or a file cannot be read.
+        UserError: The points do not have as many coordinates as ``shape``, or a file cannot be read.
     """
     x = config.points.points(root, np.random.Generator(np.random.Philox(key=[config.seed, 2**32])))
     width = math.prod(x.shape[1:])

@@ -1,4 +1,4 @@
-"""Functions for corpora that read files: file patterns, UTF-8, fields of records, optional libraries."""
+"""Helper functions for corpora that read files: glob patterns, UTF-8, record fields and optional packages."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from sedd_graph.errors import MissingExtraError, UserError, suggest
 __all__ = ["BOM", "decode_utf8", "find_files", "import_extra", "missing_field", "read_document", "unreadable"]
 
 BOM = b"\xef\xbb\xbf"
-"""Byte-order mark of UTF-8, skipped at the start of a file."""
+"""Byte-order mark of UTF-8, which corpora skip at the start of a file."""
 
 
 def find_files(patterns: list[str], root: Path) -> list[Path]:
-    """Return the files that match ``patterns``, without repetitions, sorted within each pattern.
+    """Return the files that match any of ``patterns``, without duplicates.
+
+    The files are in the order of the patterns, and sorted for each pattern.
 
     Args:
         patterns: File names or glob patterns.
-        root: Folder that relative ones start from.
+        root: Folder to which the patterns are relative.
 
     Raises:
-        UserError: A pattern names no file, or the files have more than :data:`MAX_BYTES` bytes in all.
+        UserError: A pattern matches no file, or the total size exceeds :data:`~sedd_graph.data.sources.MAX_BYTES`
+            bytes.
     """
     found: dict[Path, int] = {}
     for pattern in patterns:
@@ -44,10 +47,15 @@ def find_files(patterns: list[str], root: Path) -> list[Path]:
 
 
 def decode_utf8(raw: bytes, where: str, offset: int) -> str:
-    """Decode ``raw``, which begins at byte ``offset`` of the file ``where``.
+    """Decode UTF-8 bytes of a file.
+
+    Args:
+        raw: The bytes.
+        where: Name of the file, for the message.
+        offset: Offset of ``raw`` in the file, in bytes, for the message.
 
     Raises:
-        UserError: The bytes are not UTF-8; the message names the first invalid one.
+        UserError: The bytes are not UTF-8; the message gives the first invalid byte.
     """
     try:
         return raw.decode("utf-8")
@@ -56,24 +64,35 @@ def decode_utf8(raw: bytes, where: str, offset: int) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    """Return the exception for a file that cannot be opened or read."""
+    """Return (without raising) the exception for a file that cannot be opened or read.
+
+    Args:
+        path: The file.
+        error: The exception of the operating system, whose reason is added to the message.
+    """
     return UserError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def missing_field(where: str, field: str, names: list[str]) -> UserError:
-    """Return the exception for a record without ``field``; ``names`` are the fields that it has."""
+    """Return (without raising) the exception for a record without the text field.
+
+    Args:
+        where: File and line or row of the record.
+        field: Name of the missing field.
+        names: Names of the record's fields, of which the message suggests the nearest.
+    """
     known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return UserError(f"{where}: no text field {field!r}{suggest(field, names)}; fields: {known or 'none'}")
 
 
 def read_document(record: Any, where: str, field: str, prompt: str | None) -> Document:
-    """Convert a record to a document.
+    """Convert a record, such as a parsed line of JSON, to a document.
 
     Args:
-        record: A mapping of field names to values.
-        where: File and line or row, for messages.
-        field: Field of the text.
-        prompt: Field of the prompt, or None.
+        record: A mapping from field names to values.
+        where: File and line or row of the record, for messages.
+        field: Name of the field that contains the text.
+        prompt: Name of the field that contains the prompt; None for documents without prompts.
 
     Raises:
         UserError: The record is not a mapping, or a field is missing or not text.
@@ -98,12 +117,12 @@ def read_document(record: Any, where: str, field: str, prompt: str | None) -> Do
 
 
 def import_extra(module: str, purpose: str, *, extra: str) -> Any:
-    """Import a module of an optional package.
+    """Import and return a module of an optional package.
 
     Args:
         module: Dotted name of the module.
-        purpose: The feature that needs it, for the message.
-        extra: Extra of this project that installs it.
+        purpose: The feature that needs the package, for the message.
+        extra: Name of this project's extra that installs the package.
 
     Raises:
         MissingExtraError: The package is not installed.

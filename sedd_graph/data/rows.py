@@ -1,4 +1,4 @@
-"""Rows of tokens cut from documents, with masks for attention, corruption and loss. No torch."""
+"""Training rows of tokens cut from documents, with masks for attention, corruption and loss. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ __all__ = ["Dataset", "Rows", "open_data"]
 
 Flags = npt.NDArray[np.bool_]
 Packed = npt.NDArray[np.unsignedinteger]
-"""Tokens of a whole corpus, uint16 or uint32 [tokens] to save memory. Rows are int64."""
+"""Type of the token ids of a whole corpus, uint16 or uint32 [tokens] to save memory; rows are int64."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A batch of rows of tokens. Axes: b batch, l length."""
+    """Batch of rows of tokens with masks. Axes: b batch, l length."""
 
     tokens: Ids
     """Token ids, int64 [b, l]."""
     attend: Flags
-    """Positions that are not padding, bool [b, l]."""
+    """Attention mask, bool [b, l]: true at positions that are not padding."""
     corrupt: Flags
-    """Positions that may be corrupted, bool [b, l]."""
+    """Corruption mask, bool [b, l]: true at positions that the forward process may corrupt."""
     loss: Flags
-    """Positions that the loss counts, bool [b, l]."""
+    """Loss mask, bool [b, l]: true at positions that are included in the loss."""
 
 
 @dataclasses.dataclass
@@ -97,21 +97,23 @@ class _Documents:
 
 @dataclasses.dataclass
 class Dataset(Ordered[Rows]):
-    """Data set of a corpus: its tokenizer, its training rows and its held-out rows."""
+    """Data set of a text corpus: its tokenizer, training rows and held-out rows."""
 
     config: DataConfig
     tokenizer: Tokenizer
     train: _Stream | _Documents
     heldout: _Stream | _Documents
     characters_per_token: float
-    """Characters per token of the whole held-out text, without prompts; it converts nats per token to bits per character."""
+    """Mean number of characters per token of the held-out text without prompts, which converts nats per token to bits
+    per character."""
     unigram_bits: float
-    """Cross-entropy of the held-out text under the character frequencies of the training text, bits per character."""
+    """Cross-entropy of the held-out text under the character frequencies of the training text, in bits per
+    character."""
     heldout_entropy_bits: float
-    """Entropy of the held-out text's own character frequencies, bits per character."""
+    """Entropy of the character frequencies of the held-out text itself, in bits per character."""
 
     def fingerprint(self) -> str:
-        """Return a hash of all tokens and of the limits of documents, 16 hexadecimal digits."""
+        """Return the first 16 hexadecimal digits of the SHA-256 of all tokens and document boundaries."""
         found = hashlib.sha256()
         for part in (self.train, self.heldout):
             arrays = [part.tokens] if isinstance(part, _Stream) else [part.tokens, part.starts, part.prompts]
@@ -121,7 +123,7 @@ class Dataset(Ordered[Rows]):
         return found.hexdigest()[:16]
 
     def describe(self) -> str:
-        """Return sizes and entropies as one line for the user."""
+        """Return one line of text for the user: number and length of rows, characters per token, unigram entropy."""
         return (
             f"{self.train.count:,} training rows and {self.heldout.count:,} held-out rows of {self.width} tokens, "
             f"{self.characters_per_token:.2f} characters per token; unigram entropy of the held-out text "
@@ -129,17 +131,17 @@ class Dataset(Ordered[Rows]):
         )
 
     def record(self) -> dict[str, object]:
-        """Return what the rows were made from, as JSON values."""
+        """Return the corpus hash and the settings of the rows as JSON values, for the record of an evaluation."""
         rows = {"rows": self.config.rows, "holdout": self.config.holdout}
         return {"corpus": self.fingerprint(), "length": self.width, **rows}
 
     def baselines(self) -> dict[str, float]:
-        """Return the entropies that a held-out bound is compared with, in bits per character."""
+        """Return the unigram entropies of the held-out text, bits per character, as baselines for a held-out bound."""
         return {"unigram_bits": self.unigram_bits, "heldout_entropy_bits": self.heldout_entropy_bits}
 
     @property
     def units(self) -> Units:
-        """Units of the loss: nats per token and bits per character."""
+        """Units of the loss: nats per token and bits per character, and the number of characters per token."""
         return Units("token", "character", self.characters_per_token)
 
     @property
@@ -153,12 +155,13 @@ def open_data(config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = N
 
     Args:
         config: The ``data`` section.
-        root: Folder that relative file names start from.
-        tokenizer: A tokenizer to use in place of a new one.
+        root: Folder to which file names in the blueprint are relative.
+        tokenizer: Existing tokenizer to use, such as that of a run; None makes the tokenizer of the ``data`` section.
 
     Raises:
-        UserError: The corpus cannot be read or is too short for its rows, or the tokenizer does not fit ``data.rows``.
-        MissingExtraError: An optional package is absent.
+        UserError: The corpus cannot be read or has too little text, or ``data.rows`` needs a padding token that the
+            tokenizer does not have.
+        MissingExtraError: An optional package that reads the corpus is not installed.
     """
     documents = read_corpus(config.corpus, root=root)
     if config.rows != "documents" and any(d.prompt for d in documents):
@@ -194,7 +197,8 @@ def open_data(config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = N
 def _hold_out(documents: list[Document], config: DataConfig, *, whole: bool) -> tuple[list[Document], list[Document]]:
     """Split the corpus into training text and held-out text at its end: by characters for a stream, else by documents.
 
-    ``whole`` moves the cut of a stream to the nearest end of a document, if that holds out half to twice the requested share.
+    ``whole`` moves the cut of a stream to the nearest end of a document, if that holds out half to twice the requested
+    share.
     """
     if config.rows != "stream":
         if len(documents) < 2:
@@ -243,7 +247,10 @@ def _stream(documents: list[Document], tokenizer: Tokenizer, config: DataConfig,
 
 
 def _pad(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str) -> tuple[_Documents, int]:
-    """Truncate or pad each document. Returns the rows and the number of tokens of the texts before they are truncated."""
+    """Truncate or pad each document.
+
+    Returns the rows and the number of tokens of the texts before they are truncated.
+    """
     if (pad := tokenizer.pad) is None:
         raise UserError(f"data.rows {config.rows!r} needs a tokenizer with a padding token (such as '<pad>')")
     length = config.length

@@ -1,4 +1,4 @@
-"""Base classes of corpora of text and of sources of points. No torch."""
+"""Base classes of text corpora and of sources of real-valued points. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,60 +17,63 @@ from sedd_graph.errors import UserError
 __all__ = ["MAX_BYTES", "Corpus", "Document", "Numbers", "PointSource", "read_corpus"]
 
 MAX_BYTES = 8 * 2**30
-"""Bytes (of text in memory: characters) of the largest corpus or array that is read."""
+"""Size limit of the files of a corpus or array, in bytes, and of a corpus in memory, in characters."""
 
 Numbers = npt.NDArray[np.float32]
-"""Rows of points, float32 [row, ...]."""
+"""Type of an array of points, float32 [point, ...]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text and the prompt before it."""
+    """Document of a corpus: a text and, optionally, a prompt before the text."""
 
     text: str
     prompt: str = ""
-    """Text before ``text`` that the network attends to; it is neither corrupted nor counted in the loss."""
+    """Text before ``text`` that the network attends to, but that is neither corrupted nor included in the loss."""
 
 
 class Corpus(Plain, ABC):
-    """Base class of corpora, whose documents have a fixed order. Subclasses implement :meth:`documents`."""
+    """Base class of corpora: sequences of documents in a fixed order. Subclasses implement :meth:`documents`."""
 
     abstract: ClassVar[bool] = True
     records: ClassVar[bool] = True
-    """True if documents are separate records. In a stream a record is followed by an end-of-text token, or by a line break if
-    the tokenizer has none, and the held-out part begins between two records. False for files, which have their own line
-    breaks."""
+    """True if documents are separate records, such as lines of JSON. With ``data.rows: stream``, an end-of-text token
+    (a line break if the tokenizer has no such token) follows each record, and the held-out part begins between two
+    records. False for plain text files, which contain their own line breaks."""
 
     @abstractmethod
     def documents(self, root: Path) -> Iterator[Document]:
-        """Yield the documents in order.
+        """Yield the documents in their fixed order.
 
         Args:
-            root: Folder that relative file names start from.
+            root: Folder to which file names in the Config are relative.
 
         Raises:
-            UserError: A file cannot be read; the message names file and line, row or byte.
-            MissingExtraError: An optional package is absent.
+            UserError: A file cannot be read; the message gives the file and the line, row or byte.
+            MissingExtraError: An optional package that reads the files is not installed.
         """
 
     @property
     def prompted(self) -> bool:
-        """True if documents have prompts; by default, if the Config key ``prompt`` is set."""
+        """True if the documents have prompts; by default, if the Config has a field ``prompt`` other than None."""
         return getattr(self.config, "prompt", None) is not None
 
 
 class PointSource(Plain, ABC):
-    """Base class of sources of points, rows of real numbers for a flow. Subclasses implement :meth:`points`."""
+    """Base class of sources of points (vectors of real numbers) for training a flow.
+
+    Subclasses implement :meth:`points`.
+    """
 
     abstract: ClassVar[bool] = True
 
     @abstractmethod
     def points(self, root: Path, generator: np.random.Generator) -> Numbers:
-        """Return all rows, float32 [row, ...], two or more.
+        """Return all points, float32 [point, ...], at least two.
 
         Args:
-            root: Folder that relative file names start from.
-            generator: Source of all random numbers, seeded by ``data.seed``.
+            root: Folder to which file names in the Config are relative.
+            generator: Random generator to use for all draws, seeded with ``data.seed``.
 
         Raises:
             UserError: A file cannot be read.
@@ -78,15 +81,15 @@ class PointSource(Plain, ABC):
 
 
 def read_corpus(corpus: Corpus, *, root: Path) -> list[Document]:
-    """Return all documents of ``corpus`` that have text, in order.
+    """Return all documents of ``corpus`` with non-empty text, in order.
 
     Args:
         corpus: The corpus.
-        root: Folder that relative file names start from.
+        root: Folder to which file names in the Config are relative.
 
     Raises:
         UserError: A file cannot be read, or the corpus has no text or more than :data:`MAX_BYTES` characters.
-        MissingExtraError: An optional package is absent.
+        MissingExtraError: An optional package that reads the corpus is not installed.
     """
     documents, characters = [], 0
     for document in corpus.documents(root):

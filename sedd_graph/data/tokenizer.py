@@ -1,4 +1,7 @@
-"""Base classes of tokenizers and of the components that make them, and reading of ``tokenizer.json``. No torch."""
+"""Base classes of tokenizers and of the components that make them, and a loader of ``tokenizer.json``.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +21,24 @@ from sedd_graph.errors import SeddGraphError, UserError
 __all__ = ["FILE", "Ids", "Tokenizer", "TokenizerFactory", "load_tokenizer"]
 
 Ids = npt.NDArray[np.int64]
-"""Token ids, int64 [tokens]."""
+"""Type of an array of token ids, int64."""
 FILE = "tokenizer.json"
-"""Name of the tokenizer's file in a run folder."""
+"""File name of the tokenizer in a run folder."""
 MAX_FILE = 256 * 2**20
-"""Largest tokenizer file that is read, bytes."""
+"""Size limit of a tokenizer file, in bytes."""
 
 
 class Tokenizer(ABC):
     """Base class of tokenizers, which convert text to token ids and back."""
 
     size: int
-    """Number of ids."""
+    """Number of token ids; ids are in [0, size)."""
     pad: int | None
-    """Id of the padding token, or None."""
+    """Id of the padding token; None if the tokenizer has no such token."""
     end: int | None = None
-    """Id of the end-of-text token, which separates documents in a stream, or None."""
+    """Id of the end-of-text token, which separates documents in a stream; None if the tokenizer has no such token."""
     forbidden: tuple[int, ...]
-    """Ids that must never be generated, in ascending order: padding, ids without text, special tokens."""
+    """Ids that samplers must never generate, in ascending order: padding, special tokens and ids without text."""
 
     @abstractmethod
     def encode(self, text: str) -> Ids:
@@ -43,46 +46,47 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ``ids``. Ids without text are skipped; invalid UTF-8 becomes U+FFFD."""
+        """Return the text of token ids. Ids without text are skipped; invalid UTF-8 is replaced by U+FFFD."""
 
     @abstractmethod
     def pieces(self) -> list[bytes | None]:
-        """Return the UTF-8 bytes of each id, in order; None for ids without text.
+        """Return the UTF-8 bytes of each token, indexed by id; None for an id without text.
 
         Raises:
-            UserError: The bytes of a token depend on its neighbours.
+            UserError: The bytes of a token depend on the tokens beside it, so that no such table exists.
         """
 
     @abstractmethod
     def to_json(self) -> str:
-        """Return the content of ``tokenizer.json``, a JSON object.
+        """Return the tokenizer as a JSON object, the content of ``tokenizer.json``.
 
-        Its key ``kind`` is the op of the component whose :meth:`TokenizerFactory.from_json` reads it; without that key it is a
-        file of the ``tokenizers`` library.
+        The value of the key ``kind`` is the name of the component whose :meth:`TokenizerFactory.from_json` reads the
+        JSON text. A JSON object without the key has the format of the ``tokenizers`` library.
         """
 
 
 class TokenizerFactory(Plain, ABC):
-    """Base class of components that make a tokenizer: train it, read it from a file, or construct it."""
+    """Base class of components that make a tokenizer: train one, read one from a file, or construct one."""
 
     abstract: ClassVar[bool] = True
     trained: ClassVar[bool] = False
-    """True if :meth:`make` reads the training text."""
+    """True if :meth:`make` trains the tokenizer on the training text."""
     separates: ClassVar[bool] = False
-    """True if the trained tokenizer will have an end-of-text token; unused if ``trained`` is false."""
+    """True if a trained tokenizer has an end-of-text token, declared before training; unused if ``trained`` is
+    false."""
 
     @property
     def size(self) -> int | None:
-        """Number of ids if the Config determines it, else None."""
+        """Number of token ids if it follows from the Config, else None."""
         return None
 
     @abstractmethod
     def make(self, texts: Iterable[str], *, root: Path) -> Tokenizer:
-        """Return the tokenizer. The same texts give the same tokenizer.
+        """Make and return the tokenizer. The result is deterministic: equal texts give equal tokenizers.
 
         Args:
-            texts: The training text, in parts; empty if ``trained`` is false.
-            root: Folder that relative file names start from.
+            texts: Texts of the training documents; empty if ``trained`` is false.
+            root: Folder to which file names in the Config are relative.
 
         Raises:
             UserError: A file cannot be read.
@@ -91,14 +95,21 @@ class TokenizerFactory(Plain, ABC):
     @classmethod
     @abstractmethod
     def from_json(cls, text: str) -> Tokenizer:
-        """Return the tokenizer whose :meth:`Tokenizer.to_json` returned ``text``. Raises :class:`UserError` for other text."""
+        """Return the tokenizer that :meth:`Tokenizer.to_json` converted to ``text``.
+
+        Raises:
+            UserError: ``text`` is not the JSON of such a tokenizer.
+        """
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer from ``path``, its file or the folder of its ``tokenizer.json``.
+    """Read a tokenizer from a file.
+
+    Args:
+        path: The file, or a folder that contains ``tokenizer.json``.
 
     Raises:
-        UserError: The file cannot be read, or is not that of a tokenizer.
+        UserError: The file cannot be read or does not contain a tokenizer.
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path

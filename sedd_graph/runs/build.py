@@ -1,4 +1,4 @@
-"""The command ``build``: check, prove, measure and compile a blueprint, and write the run folder that the other commands take."""
+"""Subcommand ``build``: check, verify, measure and compile a blueprint, and write its run folder."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def build_run(
     compile: CompileMode | None,
     say: Callable[[str], None],
 ) -> Path:
-    """Check, prove, measure and compile a blueprint, and write its run folder.
+    """Check, verify, measure and compile a blueprint, and write its run folder.
 
     Args:
         blueprint: The blueprint file.
-        overrides: Changes as ``key=value``.
-        runs: The folder of run folders.
-        device: Where the proofs that depend on hardware, and a trial step, run.
-        compile: Overrides ``train.compile`` of the blueprint.
-        say: Prints a line for the user.
+        overrides: Changes to the blueprint as ``key=value``, such as ``train.steps=100``.
+        runs: Folder in which the run folder is created.
+        device: Device of the numerical checks of inverses and of the trial training step.
+        compile: Scope of ``torch.compile``; None takes ``train.compile`` of the blueprint.
+        say: Function that prints a line for the user.
 
     Returns:
         The path of the run folder.
 
     Raises:
         BlueprintError: The blueprint is not valid.
-        UserError: A proof fails, or the data cannot be read.
+        UserError: A verification fails, or the data cannot be read.
     """
     report = check(blueprint, overrides)
     say(str(report))
@@ -106,22 +106,28 @@ def _origin(report: Report, device: torch.device) -> Mapping[str, object]:
 
 
 def write_graph(run: Path, report: Report) -> None:
-    """Write the lock file and the graph, as JSON, SVG and Mermaid, to the run folder ``run``."""
+    """Write the lock file, and the network graph as JSON, SVG and Mermaid, to a run folder.
+
+    Args:
+        run: The run folder.
+        report: Result of checking the blueprint.
+    """
     write_text(run / LOCK, lock_text(report))
     for name, draw in (("graph.json", to_json), ("graph.svg", to_svg), ("graph.mmd", to_mermaid)):
         write_text(run / name, draw(report.graph))
 
 
 def prove_all(report: Report, *, device: torch.device, say: Callable[[str], None]) -> tuple[list[Check], list[str]]:
-    """Verify the process and every block that claims to be invertible, numerically.
+    """Verify numerically the diffusion process of a blueprint, and the inverse of each invertible block.
 
     Args:
-        report: A checked blueprint.
-        device: Where checks that depend on hardware run.
-        say: Prints a line for the user.
+        report: Result of checking the blueprint.
+        device: Device of the numerical checks of inverses.
+        say: Function that prints a line for the user.
 
     Returns:
-        All checks, and the paths of the blocks that fail theirs and are to be checkpointed (``on_failure: checkpoint``).
+        The results of all checks, and the paths of the blocks with ``on_failure: checkpoint`` whose inverse fails a
+        check. These blocks use activation checkpointing instead.
 
     Raises:
         UserError: A check of the process, or of a block without ``on_failure: checkpoint``, fails.
@@ -159,7 +165,7 @@ def _measure_text(found: Measure, unit: str) -> str:
 
 
 def checks_text(checks: Sequence[Check]) -> str:
-    """Return a table for the console, with one line for each check."""
+    """Return a text table of check results for the console, with one line per check."""
     width = max(len(c.name) for c in checks)
     marks = {True: "holds", False: "FAILS", None: "note "}
     return "\n".join(

@@ -1,4 +1,4 @@
-"""The check of a blueprint: its typed graph, its derived inverses and its process. No parameter is allocated."""
+"""Check of a blueprint: its typed graph, derived inverses and diffusion process, without allocating parameters."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ from sedd_graph.training.config import TrainConfig
 __all__ = ["LOCK", "SECTIONS", "Report", "check", "digest", "inverses", "lock_text", "schema_text"]
 
 LOCK = "blueprint.lock.yaml"
-"""Name of the lock file in a run folder: the resolved blueprint, from which the run can be built again."""
+"""File name of the lock file in a run folder: the blueprint with all defaults and component versions, which reproduces
+a build."""
 SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "data": (DataConfig, PointsConfig),
     "train": (TrainConfig,),
     "store": (StoreConfig,),
 }
-"""The models of the sections of a blueprint that are not about the graph or the process."""
+"""Config classes by the name of the blueprint section that they validate: data, training and storage."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The result of a check. ``str()`` is a readable summary.
+    """Result of checking a blueprint. ``str(report)`` is a summary for the user.
 
     Attributes:
-        loaded: The blueprint file.
-        graph: The typed graph.
-        plan: The declared process.
-        registry: The installed components.
+        loaded: Content of the blueprint file, with line numbers for messages.
+        graph: The network as a typed graph.
+        plan: The declared diffusion process or flow.
+        registry: Registry of the installed components.
         parameters: Number of parameters of the network.
-        derived: For each block that claims to be invertible, its derived inverse.
+        derived: The derived inverse of each block that is declared invertible.
     """
 
     loaded: Loaded
@@ -65,17 +66,17 @@ class Report:
 
     @property
     def data(self) -> DataConfig | PointsConfig:
-        """The ``data`` section; its defaults where the blueprint has none."""
+        """Config of the ``data`` section; the default Config if the blueprint has no such section."""
         return _data(self.loaded) or DataConfig()
 
     @property
     def train(self) -> TrainConfig:
-        """The ``train`` section; its defaults where the blueprint has none."""
+        """Config of the ``train`` section; the default Config if the blueprint has no such section."""
         return self.loaded.section(TrainConfig) or TrainConfig()
 
     @property
     def store(self) -> StoreConfig:
-        """The ``store`` section; its defaults where the blueprint has none."""
+        """Config of the ``store`` section; the default Config if the blueprint has no such section."""
         return self.loaded.section(StoreConfig) or StoreConfig()
 
     def __str__(self) -> str:
@@ -100,27 +101,38 @@ def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry
 
 
 def inverses(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Graph, tuple[Derived, ...]]:
-    """Derive the inverse of each block of a blueprint that claims to be invertible.
+    """Derive the inverse of each block of a blueprint that is declared invertible.
+
+    Args:
+        path: A blueprint file, or the name of a blueprint shipped with the package.
+        overrides: Changes to the blueprint as ``key=value``, such as ``params.dim=64``.
 
     Returns:
-        The typed graph, and for each such block its inverse or the reason why there is none.
+        The typed graph, and for each such block its inverse or the reason why no inverse can be derived.
 
     Raises:
-        BlueprintError: The blueprint has no valid graph; it holds every problem of the first stage that has any.
+        BlueprintError: The blueprint has no valid graph. The exception lists all problems of the first stage (parsing,
+            then typing) that finds any.
     """
     _, _, graph, sizes = _graph(path, overrides)
     return graph, derive(graph, sizes)
 
 
 def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
-    """Check a blueprint: type its graph, derive the inverses that it claims, and check its process. Allocates no parameters.
+    """Check a blueprint: type its graph, derive inverses, and check the diffusion process.
+
+    No parameters are allocated.
 
     Args:
-        path: A blueprint, or the name of a shipped one.
-        overrides: Changes as ``key=value``, such as ``train.steps=100``.
+        path: A blueprint file, or the name of a blueprint shipped with the package.
+        overrides: Changes to the blueprint as ``key=value``, such as ``train.steps=100``.
+
+    Returns:
+        The typed graph, the derived inverses, the declared process and the number of parameters.
 
     Raises:
-        BlueprintError: The blueprint is not valid; it holds every problem of the first stage that has any.
+        BlueprintError: The blueprint is not valid. The exception lists all problems of the first stage (parsing,
+            typing, inverses, process) that finds any.
     """
     loaded, registry, graph, sizes = _graph(path, overrides)
     derived = require_claims(graph, sizes)
@@ -148,7 +160,11 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
 
 
 def lock_text(report: Report) -> str:
-    """Return the text of a checked blueprint's lock file: ops with their versions (``absorb.v1``), all defaults written out."""
+    """Return the lock file of a checked blueprint as YAML text.
+
+    The lock file is the blueprint with a version in each component name (``attention.v1``) and all default values
+    filled in.
+    """
 
     def fill(op: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         contract = report.registry.contract(op)
@@ -164,12 +180,12 @@ def lock_text(report: Report) -> str:
 
 
 def digest(text: str) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of ``text``, which identify a lock file."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of ``text``; that of the lock file identifies a build."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def schema_text() -> str:
-    """Return the JSON Schema of blueprints with all installed components, as text that is the same each time."""
+    """Return the JSON Schema of blueprints as deterministic text, with the Configs of all installed components."""
     import json
 
     from sedd_graph.blueprint.json_schema import blueprint_schema

@@ -1,4 +1,4 @@
-"""The command ``eval``: the bound of a run folder on held-out rows, with the protocol of its evaluation."""
+"""Subcommand ``eval``: bound the negative log-likelihood of a run folder's model on held-out rows."""
 
 from __future__ import annotations
 
@@ -27,14 +27,19 @@ def evaluate_opened(
     batches: int | None = None,
     draws: int | None = None,
 ) -> Result:
-    """Bound -log p of held-out rows, print the bound, and write evaluation.json unless it covers more rows already.
+    """Bound -log p of held-out rows under an opened run, print the bound, and write ``evaluation.json``.
+
+    An existing ``evaluation.json`` is not replaced if it covers more rows.
 
     Args:
-        run: The run folder.
-        data: Its data.
-        say: Prints a line for the user.
-        batches: Number of batches of held-out rows, spread evenly; None takes all.
-        draws: Noise draws per row; None takes ``train.evaluate.draws``.
+        run: The opened run folder.
+        data: The data set of the run.
+        say: Function that prints a line for the user.
+        batches: Number of batches of held-out rows, selected at even distances; None evaluates all.
+        draws: Draws of time and noise per row; None takes ``train.evaluate.draws``.
+
+    Returns:
+        The bound (nats and bits), with its standard error and settings.
     """
     config, objective = run.report.train, run.plan.objective_op  # raises for a graph without a process
     draws = draws or (config.evaluate.draws if config.evaluate else 1)
@@ -80,18 +85,21 @@ def evaluate_run(
     weights: str,
     say: Callable[[str], None],
 ) -> Result:
-    """Open the run folder ``path`` and bound -log p of its held-out rows.
+    """Open a run folder and bound -log p of its held-out rows, as :func:`evaluate_opened` does.
 
     Args:
         path: The run folder.
-        device: Where it runs.
-        batches: As in :func:`evaluate_opened`.
-        draws: As in :func:`evaluate_opened`.
-        weights: As in :func:`sedd_graph.runs.open.open_run`.
-        say: Prints a line for the user.
+        device: Device of the network.
+        batches: Number of batches of held-out rows, selected at even distances; None evaluates all.
+        draws: Draws of time and noise per row.
+        weights: Weights to evaluate: ``newest``, ``model`` or ``fresh``, as in :func:`sedd_graph.runs.open.open_run`.
+        say: Function that prints a line for the user.
+
+    Returns:
+        The bound (nats and bits), with its standard error and settings.
 
     Raises:
-        UserError: ``path`` is not a run folder, or it has no data or no process.
+        UserError: ``path`` is not a run folder, or its blueprint has no ``data`` section or no diffusion process.
     """
     run = open_run(path, device=device, compile="off", weights=weights)
     say(f"weights     {run.weights}")

@@ -1,4 +1,4 @@
-"""Export of a run folder: its newest weights with the lock file and tokenizer that they need, in a folder of their own."""
+"""Export of a run folder's newest weights, with the lock file and tokenizer, to a new folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ __all__ = ["export_run"]
 
 
 def export_run(path: Path, out: Path, *, device: torch.device) -> str:
-    """Write the newest weights of the run folder ``path`` to ``out``, which :func:`sedd_graph.build` opens.
+    """Write the newest weights of a run folder, its lock file and its tokenizer to another folder.
+
+    :func:`sedd_graph.build` opens that folder.
+
+    Args:
+        path: The run folder.
+        out: The folder to write, which is created if it does not exist.
+        device: Device on which the network is constructed.
 
     Returns:
-        The file of the run folder that the weights come from.
+        Path, relative to the run folder, of the file that the weights come from; ``fresh`` if the run is not trained.
 
     Raises:
-        UserError: ``path`` is not a run folder, or ``out`` holds a run or is a file.
+        UserError: ``path`` is not a run folder, or ``out`` is a file or already contains a lock file.
     """
     if (out / LOCK).exists() or (out.exists() and not out.is_dir()):
         raise UserError(f"{out} exists already; choose another folder")

@@ -1,7 +1,8 @@
-"""Import of released SEDD and MDLM weights into a run folder: sizes follow from the shapes, and tensors match by name.
+"""Import of released SEDD and MDLM weights into a run folder.
 
-Both have the network of SEDD (github.com/louaaron/Score-Entropy-Discrete-Diffusion), which MDLM
-(github.com/kuleshov-group/mdlm) holds under the name ``backbone``.
+The sizes of the network are read from the shapes of the tensors, and tensors are matched by name. Both releases have
+the network of SEDD (github.com/louaaron/Score-Entropy-Discrete-Diffusion); MDLM (github.com/kuleshov-group/mdlm) stores
+it under the name ``backbone``.
 """
 
 from __future__ import annotations
@@ -59,7 +60,13 @@ _BLOCK = {
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """A shipped blueprint, the overrides that give it the sizes of the weights, and the weights under its names."""
+    """Released weights, converted to a blueprint that is shipped with the package.
+
+    Attributes:
+        blueprint: The blueprint file.
+        overrides: Changes to the blueprint as ``key=value``, which set the sizes of the network.
+        weights: The tensors, float32, by the parameter names of the blueprint's network.
+    """
 
     blueprint: Path
     overrides: tuple[str, ...]
@@ -100,15 +107,19 @@ class _Released:
 
 
 def import_weights(kind: Kind, path: Path, *, kernel: str | None = None) -> Imported:
-    """Match released tensors with those of a shipped blueprint.
+    """Convert released weights to the parameter names of a blueprint that is shipped with the package.
 
     Args:
-        kind: The code that the weights come from.
+        kind: Code that released the weights, ``"sedd"`` or ``"mdlm"``.
         path: A file of weights, or a folder as downloaded from a model hub.
-        kernel: "absorb" or "uniform", for SEDD weights whose vocabulary is not GPT-2's: the tensors do not tell.
+        kernel: ``"absorb"`` or ``"uniform"``, required for SEDD weights with another vocabulary than GPT-2's, whose
+            kernel cannot be derived from the tensor shapes.
+
+    Returns:
+        The blueprint, the overrides that set its sizes, and the tensors by parameter name.
 
     Raises:
-        UserError: a tensor is missing, left over or of an unexpected shape, or the weights are of the other kind.
+        UserError: A tensor is missing, unknown or of an unexpected shape, or the weights are those of the other code.
     """
     released = _Released(kind, path)
     table = released.take("vocab_embed.embedding")
@@ -182,18 +193,21 @@ def _block(released: _Released, index: int, dim: int) -> dict[str, Tensor]:
 def import_run(
     kind: Kind, path: Path, *, out: Path | None, runs: Path, kernel: str | None, say: Callable[[str], None]
 ) -> Path:
-    """Write a run folder with imported weights and, where one lies beside them, their tokenizer; return its path.
+    """Write a run folder with released weights and, if there is a ``tokenizer.json`` beside them, their tokenizer.
 
     Args:
-        kind: The code that the weights come from.
+        kind: Code that released the weights, ``"sedd"`` or ``"mdlm"``.
         path: A file of weights, or a folder as downloaded from a model hub.
-        out: The folder to write, new or empty; None makes one under ``runs``.
-        runs: The folder of run folders.
-        kernel: As in :func:`import_weights`.
-        say: Prints a line for the user.
+        out: The run folder, which must be empty or not exist; None creates a run folder in ``runs``.
+        runs: Folder in which run folders are created.
+        kernel: ``"absorb"`` or ``"uniform"``, as in :func:`import_weights`.
+        say: Function that prints a line for the user.
+
+    Returns:
+        The path of the run folder.
 
     Raises:
-        UserError: the weights do not fit the network, or ``out`` is not empty.
+        UserError: The weights do not match the network, or ``out`` is not empty.
     """
     found = import_weights(kind, path, kernel=kernel)
     # the data and train sections of the blueprint are about training from scratch, with a tokenizer of its own

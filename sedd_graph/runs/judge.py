@@ -1,4 +1,4 @@
-"""The command ``eval --samples``: statistics of a run folder's samples, compared with those of held-out text."""
+"""Subcommand ``eval --samples``: statistics of a run folder's samples, beside the same statistics of held-out text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sedd_graph.store.files import JsonLines
 __all__ = ["judge_run"]
 
 FEW = 1000
-"""Samples below which a warning says that MAUVE is unreliable (arXiv 2102.01454 takes 5,000)."""
+"""Number of samples below which a warning says that MAUVE is unreliable (arXiv 2102.01454 uses 5,000)."""
 
 
 def judge_run(
@@ -40,19 +40,27 @@ def judge_run(
     device: torch.device,
     say: Callable[[str], None],
 ) -> QualityRecord:
-    """Compute the statistics of samples and of as many held-out rows, print them, and append them to ``quality.jsonl``.
+    """Compute quality statistics of samples and of as many held-out rows.
+
+    The statistics are printed and appended to ``quality.jsonl``. They are entropy and diversity of the text, perplexity
+    under a judge, and MAUVE.
 
     Args:
         path: The run folder.
-        samples: A zarr group of samples, by its name in the run folder or its path; None takes the newest.
-        judge: A local causal language model (:func:`sedd_graph.evaluation.judge.open_judge`).
-        with_mauve: Also compute MAUVE, from features of the judge.
-        device: Where the judge runs.
-        say: Prints a line for the user.
+        samples: The zarr group of samples, as a path or a name in the run folder; None takes the newest in the run
+            folder.
+        judge: Folder of a causal language model (:func:`sedd_graph.evaluation.judge.open_judge`); None computes no
+            perplexity.
+        with_mauve: True to compute MAUVE from hidden states of the judge, which is then required.
+        device: Device of the judge.
+        say: Function that prints a line for the user.
+
+    Returns:
+        The statistics of the samples and of the held-out rows, and the settings.
 
     Raises:
-        UserError: there are no such samples, or no judge can be read.
-        MissingExtraError: a package that is needed is not installed.
+        UserError: There are no such samples, or the judge cannot be read.
+        MissingExtraError: An optional package for the judge or MAUVE is not installed.
     """
     if with_mauve and judge is None:
         raise UserError("--mauve compares features of a judge: give --judge FOLDER")
@@ -139,7 +147,8 @@ def _held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None
 def _statistics(
     rows: Ids, held: Ids | None, tokenizer: Tokenizer, judge: Judge | None, *, with_mauve: bool
 ) -> dict[str, dict[str, float]]:
-    """Return the statistics of the ``samples`` and, where there is held-out text, of as many rows of it, the ``reference``.
+    """Return the statistics of the ``samples`` and, where there is held-out text, of as many rows of it, the
+    ``reference``.
 
     MAUVE compares features of the samples, and those of other held-out rows, with features of the reference.
     """

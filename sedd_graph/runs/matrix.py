@@ -1,9 +1,9 @@
-"""The combination matrix: which installed kernels, schedules, outputs, objectives and samplers work together, and the proof of each.
+"""Combination matrix: which installed kernels, schedules, network outputs, objectives and samplers work together.
 
-An objective does not depend on the sampler, nor a sampler on the objective, and both use the schedule only through total noise.
-So a combination is sound if its three pairs are: kernel and schedule, kernel and objective, kernel and sampler (the last two for
-each output of the graph). Each pair is proved on the toy of :mod:`sedd_graph.verify.tokens`, is a declared heuristic, or is
-refused with a reason.
+An objective does not depend on the sampler, a sampler does not depend on the objective, and both depend on the schedule
+only through the total noise sigma. A combination is therefore valid if three pairs are valid: (kernel, schedule),
+(kernel, objective) and (kernel, sampler), the last two for each network output. Each pair is verified exactly on the
+small example of :mod:`sedd_graph.verify.tokens`, is a declared heuristic, or is rejected with a reason.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = ["Cell", "cells", "matrix"]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """The result for one pair.
+    """Cell of the combination matrix: the result for one pair of components.
 
     Attributes:
-        table: ``schedule``, ``objective`` or ``sampler``: the kind of the column.
-        row: The kernel, and for objectives and samplers the output of the graph.
-        column: The schedule, objective or sampler.
-        state: ``proved``, ``heuristic``, ``refused``, ``broken`` (a proof fails, so no blueprint of the pair builds), or
-            ``allowed`` (not refused, and not proved).
-        value: The measured value behind the state.
-        why: The reason for any state but ``proved``.
+        table: Kind of the component in the column: ``schedule``, ``objective`` or ``sampler``.
+        row: Name of the kernel; for objectives and samplers, followed by the name of the network output.
+        column: Name of the schedule, objective or sampler.
+        state: ``proved``, ``heuristic``, ``refused``, ``broken`` (a verification fails, so that no blueprint with the
+            pair can be built), or ``allowed`` (not refused; verification was skipped).
+        value: Measured value that decides the state, as text.
+        why: Reason for a state other than ``proved``.
     """
 
     table: str
@@ -52,11 +52,12 @@ class Cell:
 
 
 def cells(registry: Registry, *, prove: bool = True) -> Iterator[Cell]:
-    """Yield the cell of every pair of installed components.
+    """Yield the cells of the combination matrix, one for each pair of components.
 
     Args:
-        registry: Source of the components.
-        prove: Run the proofs (minutes). Without them, pairs that are not refused are ``allowed`` or ``heuristic``.
+        registry: Registry of the components.
+        prove: True to verify the pairs, which takes minutes. Otherwise, the (kernel, schedule) pairs are omitted,
+            and each other pair is ``refused``, ``heuristic`` or ``allowed``.
     """
     parts = {kind: _parts(registry, kind) for kind in ("kernel", "schedule", "objective", "sampler")}
     if prove:
@@ -97,7 +98,9 @@ def _schedule_cells(kernels: Sequence[Part], schedules: Sequence[Part], registry
 def _plans(
     kernel: Part, schedule: Part, output: Output, part: Part, parts: Mapping[str, Sequence[Part]]
 ) -> list[ProcessPlan]:
-    """Return the plans of ``kernel`` with ``part``, an objective or a sampler: one for each component of the other kind."""
+    """Return the plans of ``kernel`` with ``part``, an objective or a sampler: one for each component of the other
+    kind.
+    """
     if part.contract.kind == "objective":
         pairs = [(part, sampler) for sampler in parts["sampler"]]
     else:
@@ -142,7 +145,7 @@ _TITLES = {
 
 
 def matrix(found: Iterable[Cell]) -> str:
-    """Return the tables in Markdown, each followed by its reasons."""
+    """Return the combination matrix as Markdown: a table per kind, each followed by the reasons for its states."""
     every, lines = list(found), []
     for table, title in _TITLES.items():
         chosen = [c for c in every if c.table == table]

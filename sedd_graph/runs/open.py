@@ -1,4 +1,4 @@
-"""Engines from blueprints (with fresh weights) and from run folders (with their newest weights)."""
+"""Construction of engines from blueprints (with untrained weights) and from run folders (with saved weights)."""
 
 from __future__ import annotations
 
@@ -32,23 +32,27 @@ from sedd_graph.training.checkpoint import latest_checkpoint, load_weights
 __all__ = ["CERTIFICATE", "Run", "build", "check_tokenizer", "make_engine", "open_run", "read_data"]
 
 CERTIFICATE = "certificate.json"
-"""Name of the file in a run folder that holds the result of every check."""
+"""File name, in a run folder, of the results of all checks."""
 MODEL = "model.safetensors"
 
 
 def make_engine(
     report: Report, *, device: torch.device, compile: CompileMode = "auto", tokenizer: Tokenizer | None = None
 ) -> Engine:
-    """Make an engine with fresh weights.
+    """Construct the engine (network and diffusion process) of a checked blueprint, with untrained weights.
 
     Args:
-        report: A checked blueprint.
-        device: Where it runs.
-        compile: See :meth:`sedd_graph.engine.network.Network.compile`.
-        tokenizer: Tokens that it never gives are never generated; ``Engine.save`` writes it beside the weights.
+        report: Result of checking the blueprint.
+        device: Device of the network.
+        compile: Scope of ``torch.compile`` (:meth:`sedd_graph.engine.network.Network.compile`).
+        tokenizer: Tokenizer of the run, if there is one. Its ``forbidden`` tokens are never generated, and
+            ``Engine.save`` writes it beside the weights.
+
+    Returns:
+        The engine.
 
     Raises:
-        UserError: The graph is not built for the tokens of the tokenizer.
+        UserError: The number of tokens of the network differs from that of the tokenizer.
     """
     files = {LOCK: lock_text(report)}
     pieces, forbidden = None, list[int]()
@@ -70,12 +74,15 @@ def make_engine(
 
 
 def read_data(report: Report, *, root: Path, tokenizer: Tokenizer | None = None) -> Dataset | PointData:
-    """Read the data that the blueprint declares.
+    """Read the data set of a blueprint's ``data`` section.
 
     Args:
-        report: A checked blueprint.
-        root: Folder that the names of files start from.
-        tokenizer: Encodes text; None makes the one that the blueprint declares.
+        report: Result of checking the blueprint.
+        root: Folder to which file names in the blueprint are relative.
+        tokenizer: Tokenizer for text, such as that of a run; None makes the tokenizer of the ``data`` section.
+
+    Returns:
+        The training and held-out rows: tokens, or points for a flow.
 
     Raises:
         UserError: The data cannot be read.
@@ -86,22 +93,31 @@ def read_data(report: Report, *, root: Path, tokenizer: Tokenizer | None = None)
 
 
 def check_tokenizer(engine: Engine, tokenizer: Tokenizer) -> None:
-    """Raise :class:`UserError` if the graph is not built for the tokens of ``tokenizer``."""
+    """Check that the network and the tokenizer have the same number of tokens.
+
+    Args:
+        engine: The engine with the network.
+        tokenizer: The tokenizer.
+
+    Raises:
+        UserError: The numbers of tokens do not match.
+    """
     if (wrong := engine.process.check_tokenizer(tokenizer.size)) is not None:
         raise UserError(wrong)
 
 
 @dataclasses.dataclass
 class Run:
-    """An opened run folder.
+    """Opened run folder, with its engine and weights.
 
     Attributes:
-        path: The folder.
-        report: Its checked blueprint.
-        engine: Its network and process, with weights.
-        tokenizer: Its tokenizer; None where it was built without text.
-        root: Folder that the names of its data files start from.
-        weights: Name of the file that the weights come from, or ``fresh``.
+        path: The run folder.
+        report: Result of checking the run's blueprint.
+        engine: Network, with weights, and diffusion process.
+        tokenizer: Tokenizer of the run; None for a run without text.
+        root: Folder to which file names of the data are relative.
+        weights: Path, relative to the run folder, of the file that the weights come from; ``fresh`` for untrained
+            weights.
     """
 
     path: Path
@@ -113,34 +129,45 @@ class Run:
 
     @property
     def plan(self) -> Plan:
-        """The declared process."""
+        """The diffusion process or flow that the blueprint declares, with its components."""
         return self.report.plan
 
     @property
     def digest(self) -> str:
-        """The digest of the lock file."""
+        """Hash of the lock file, which identifies the build: 16 hexadecimal digits."""
         return digest((self.path / LOCK).read_text(encoding="utf-8"))
 
     def data(self) -> Dataset | PointData:
-        """Read the data, as ``build`` read it. Raises :class:`UserError` if there is none or it cannot be read."""
+        """Read the data set of the run, with the run's tokenizer.
+
+        Raises:
+            UserError: The blueprint has no ``data`` section, or the data cannot be read.
+        """
         if "data" not in self.report.loaded.sections:
             raise UserError("this blueprint has no 'data' section")
         return read_data(self.report, root=self.root, tokenizer=self.tokenizer)
 
     def changed(self, data: Dataset | PointData) -> str | None:
-        """Return a message if ``data`` differs from the corpus that the run was built with; None if not, or if unknown."""
+        """Return a message if the data files have changed since the run was built.
+
+        Args:
+            data: The data set as it is now.
+
+        Returns:
+            The message; None if the data are unchanged, or if the run does not record their hash.
+        """
         if _facts(self.path).get("corpus") in (None, data.fingerprint()):
             return None
         return f"the corpus has changed since {self.path} was built"
 
     def text_tokenizer(self) -> Tokenizer:
-        """Return the tokenizer. Raises :class:`UserError` if the run folder has none."""
+        """Return the tokenizer of the run. Raises :class:`UserError` if the run folder has no tokenizer."""
         if self.tokenizer is None:
             raise UserError(f"there is no tokenizer in {self.path}: tokens cannot become text, nor text tokens")
         return self.tokenizer
 
     def decode(self, rows: Tensor) -> list[str]:
-        """Return sampled rows as text."""
+        """Return one text per sampled row, for ``rows`` [b, l] int64 tokens or [b, ...] float32 points."""
         return self.engine.process.texts(rows, self.tokenizer)
 
 
@@ -162,11 +189,15 @@ def open_run(
 
     Args:
         path: The run folder.
-        overrides: Changes to the blueprint, such as ``sample.steps=64``.
-        device: Where it runs; None picks the fastest device present.
-        compile: See :meth:`sedd_graph.engine.network.Network.compile`.
-        weights: ``newest``: the newest checkpoint's averaged weights, or its own if it has no average, or
-            ``model.safetensors``. ``model``: without averaging. ``fresh``: untrained.
+        overrides: Changes to the blueprint as ``key=value``, such as ``sample.steps=64``.
+        device: Device of the network; None selects the fastest device of the machine.
+        compile: Scope of ``torch.compile`` (:meth:`sedd_graph.engine.network.Network.compile`).
+        weights: ``newest``: the averaged weights of the newest checkpoint if it has an average, else its trained
+            weights; without checkpoints, ``model.safetensors``; without either, untrained weights. ``model``: the same
+            without averages. ``fresh``: untrained weights.
+
+    Returns:
+        The opened run folder, with its engine.
 
     Raises:
         UserError: ``path`` is not a run folder, or its weights cannot be read.
@@ -208,14 +239,17 @@ def build(
     device: str | torch.device | None = None,
     compile: CompileMode = "auto",
 ) -> Engine:
-    """Make an engine from a blueprint, or open that of a run folder.
+    """Return the engine (network and diffusion process) of a blueprint or of a run folder.
 
     Args:
-        path_or_run_dir: A blueprint or the name of a shipped one (fresh weights), or a run folder (its newest weights,
-            averaged if it has averages).
-        overrides: Changes as ``key=value``, such as ``params.dim=64``.
-        device: Where it runs, such as ``cpu`` or ``cuda``; None picks the fastest device present.
-        compile: See :meth:`sedd_graph.engine.network.Network.compile`.
+        path_or_run_dir: A blueprint file or the name of a blueprint shipped with the package, for untrained weights; or
+            a run folder, for its newest weights (averaged if the run averages them).
+        overrides: Changes to the blueprint as ``key=value``, such as ``params.dim=64``.
+        device: Device of the network, such as ``cpu`` or ``cuda``; None selects the fastest device of the machine.
+        compile: Scope of ``torch.compile`` (:meth:`sedd_graph.engine.network.Network.compile`).
+
+    Returns:
+        The engine, which trains, evaluates and samples.
 
     Raises:
         SeddGraphError: The blueprint is not valid, or the run folder cannot be read.

@@ -1,4 +1,4 @@
-"""The origin of results: versions, arguments, and the git revision of the code."""
+"""Provenance of results: package versions, command-line arguments, and the git revision of the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("sedd_graph", "torch", "pydantic", "networkx", "einops", "zarr", "n
 
 
 def version_of(package: str) -> str | None:
-    """Return the installed version; None where there is none."""
+    """Return the version of an installed package; None if the package is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -25,7 +25,11 @@ def version_of(package: str) -> str | None:
 
 
 def provenance(distributions: Iterable[str]) -> dict[str, Any]:
-    """Return versions, arguments and revision for run.json. ``distributions``: those that the graph's components come from."""
+    """Return the provenance of a run for ``run.json``: versions, command-line arguments, time and git revision.
+
+    Args:
+        distributions: Names with versions of the Python distributions of the network's components.
+    """
     return {
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -38,7 +42,10 @@ def provenance(distributions: Iterable[str]) -> dict[str, Any]:
 
 
 def revision() -> str:
-    """Return the git revision of the running code, with ``-changed`` behind it where files differ; empty outside a repository."""
+    """Return the git commit hash of the running code; empty outside a git repository.
+
+    The suffix ``-changed`` marks a work tree with uncommitted changes.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands ``sample`` and ``infill``: draw samples with a run folder's weights, and store them in it."""
+"""Subcommands ``sample`` and ``infill``: draw samples from the model of a run folder, and store them there."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def sample_run(
     name: str = "samples.zarr",
     notes: Mapping[str, str] | None = None,
 ) -> tuple[list[str], Path]:
-    """Draw samples and store them in the run folder.
+    """Draw samples and store them in a zarr group in the run folder.
 
     Args:
-        run: The run folder.
-        request: The samples to draw.
-        trajectory: Store the rows after every step, too.
-        name: Name of the zarr group; a number is added to one that exists.
-        notes: Further attributes of the group.
+        run: The opened run folder.
+        request: Number, length, seed and conditions of the samples.
+        trajectory: True to store the tokens after every sampler step, too.
+        name: Name of the zarr group; if it exists, a number is added (``samples-2.zarr``).
+        notes: Additional attributes of the group.
 
     Returns:
-        The samples as text, and the path of the group.
+        One text per sample, and the path of the group.
 
     Raises:
-        UserError: The request cannot be met, or there is no tokenizer for text.
+        UserError: The process does not support the request, or a run with text has no tokenizer.
     """
     process, frames = run.engine.process, list[npt.NDArray[np.int32]]()
     tokenizer = run.text_tokenizer() if process.text else None
@@ -80,15 +80,19 @@ def sample_run(
 
 
 def read_prompt(run: Run, text: TextWithHoles, *, observed: str) -> Prompt:
-    """Encode text with holes as a prompt for the run's process.
+    """Encode text with holes as a prompt of tokens for infilling.
 
     Args:
-        run: The run folder.
-        text: The text to fill in.
-        observed: How the given text is held; see :class:`Conditions`.
+        run: The opened run folder.
+        text: The text, with one or more holes that the model fills in.
+        observed: Input of the network at given tokens: ``clamp`` (the clean tokens) or ``renoise`` (noised again at
+            each step), as in :class:`~sedd_graph.diffusion.conditions.conditions.Conditions`.
+
+    Returns:
+        The prompt: tokens, int64 [1, l], with -1 in the holes, and the length of the samples.
 
     Raises:
-        UserError: The process cannot fill in this text, or there is no tokenizer.
+        UserError: The process cannot fill in this text, or the run has no tokenizer.
     """
     data, tokenizer = run.report.data, run.text_tokenizer()
     prompts_trained = isinstance(data, DataConfig) and data.corpus.prompted

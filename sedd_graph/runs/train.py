@@ -1,4 +1,4 @@
-"""The command ``train``: train a run folder and evaluate it at the end."""
+"""Subcommand ``train``: train the model of a run folder, then evaluate the model on held-out rows."""
 
 from __future__ import annotations
 
@@ -26,20 +26,24 @@ __all__ = ["train_run"]
 def train_run(
     path: Path, *, resume: bool, device: torch.device, say: Callable[[str], None]
 ) -> tuple[Result, Bounds | None]:
-    """Train a run folder and evaluate it at the end. Under torchrun, every process calls this.
+    """Train the model of a run folder, then evaluate the model on held-out rows.
+
+    Under torchrun, every process calls this function.
 
     Args:
         path: The run folder.
-        resume: Resume from the newest checkpoint.
-        device: Where this process runs.
-        say: Prints a line for the user.
+        resume: True to resume from the newest checkpoint.
+        device: Device of this process.
+        say: Function that prints a line for the user.
 
     Returns:
-        The end of training, and the held-out bound; None where training was stopped, and in processes other than the first.
+        The result of training, and the held-out bound. The bound is None if a signal stopped training, and in processes
+        of rank above 0.
 
     Raises:
-        UserError: The run folder cannot be trained, such as one that has been trained already without ``resume``.
-        DivergedError: The loss became NaN or infinite.
+        UserError: The run cannot be trained: it has been trained already (without ``resume``), has no checkpoint (with
+            ``resume``), its data have changed, or its blueprint has no data or process.
+        DivergedError: The loss, the gradient or the weights became NaN or infinite.
     """
     with contextlib.ExitStack() as stack:
         world = World.from_environment(device)

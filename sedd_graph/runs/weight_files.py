@@ -1,4 +1,4 @@
-"""Files of released weights, which are untrusted: safetensors, or torch files read with ``weights_only=True``."""
+"""Reading of downloaded weights, which are untrusted: safetensors, or torch files with ``weights_only=True``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,17 @@ _CONTAINERS = ("model", "ema", "state_dict", "weights", "backbone")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return all tensors of a file, or of a folder as downloaded from a model hub, by name.
+    """Return all tensors of a file of weights by name.
+
+    Args:
+        path: A safetensors or torch file, or a folder as downloaded from a model hub.
+
+    Returns:
+        Tensors on the CPU by name. Tensors in a nested dictionary of a torch file have its keys as prefix
+        (``state_dict.``).
 
     Raises:
-        UserError: there is no such file, it is too large, or it does not hold named tensors.
+        UserError: The file does not exist, is larger than 64 GiB, or does not contain named tensors.
     """
     if path.is_dir():
         if (path / INDEX).is_file():

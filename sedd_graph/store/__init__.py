@@ -1,1 +1,1 @@
-"""Files of runs: run folders, files written atomically, zarr arrays. No torch."""
+"""Storage of runs: run folders, files that are written atomically, and zarr arrays. Imports no torch."""

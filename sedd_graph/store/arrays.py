@@ -1,8 +1,9 @@
-"""The zarr v3 stores ``activations.zarr`` and ``samples.zarr``, which can be read while a run writes them.
+"""Writers of the zarr v3 stores ``activations.zarr`` and ``samples.zarr``, which can be read while a run writes them.
 
-An array grows along its first axis. The chunk of a record is written before the array is extended over it, so that readers see
-whole records only, also after the writer was killed; zarr's local store writes each file atomically. Chunks are written one at
-a time, since zarr would write several in parallel and continue with the others when one has failed.
+A record is the activation of one port at one training step. Arrays grow along their first axis, the index of the
+record. The chunk of a record is written before the shape of the array is extended, so that readers see only complete
+records, even after the writer was killed; zarr's local store writes each file atomically. Chunks are written one at a
+time, since zarr would write several in parallel and continue with the others after a failure.
 """
 
 from __future__ import annotations
@@ -28,38 +29,39 @@ __all__ = ["Activations", "TapSpec", "array_of", "document_lengths", "stores", "
 
 Array = npt.NDArray[Any]
 CHUNK = 2**18
-"""Numbers per chunk of samples: 2 MiB of int64 tokens."""
+"""Array elements per chunk of samples: 2 MiB of int64 tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TapSpec:
-    """One output port whose activations are saved in training, and how often and in which format."""
+    """Settings for saving the activations of one output port during training."""
 
     path: str
-    """Path of the port, such as ``trunk/0/x``."""
+    """Path of the port in the graph and in the store, such as ``trunk/0/x``."""
     every: int
-    """Training steps between records."""
+    """Training steps between two records."""
     dtype: str
-    """Name of a numpy dtype that values are converted to."""
+    """Name of the numpy dtype in which activations are stored, such as ``float16``."""
     rows: int | None
-    """Number of rows of the batch that are saved; None for all."""
+    """Number of batch rows per record, from the first; None for all rows."""
     chunk: int
     """Records per chunk."""
 
 
 class Activations:
-    """Store of saved activations. Each saved output port has an array ``value`` [record, batch, ...] and ``step`` int64 [record].
+    """Writer of the zarr store of saved activations, which writes in a background thread.
 
-    ``step`` holds the training step of each record. Its length is the number of whole records; ``value`` is never shorter.
+    The group of a port has two arrays: ``value`` [record, b, ...], the activations, and ``step`` int64 [record], the
+    training step of each record. The length of ``step`` is the number of complete records; ``value`` is never shorter.
 
     Args:
         path: The folder ``activations.zarr``, which is opened or created.
-        taps: The output ports whose activations are saved.
+        taps: The output ports whose activations are saved, with their settings.
         queue: Largest number of writes that wait in memory.
-        resume_step: Training step from which a run resumes; later records are deleted.
+        resume_step: Training step from which a run resumes; later records are deleted. None deletes nothing.
 
     Raises:
-        UserError: The store holds another kind of data under one of the paths.
+        UserError: The store contains something other than an array under one of the paths.
         EnvironmentFault: The disk cannot be written.
     """
 
@@ -86,11 +88,17 @@ class Activations:
             value.resize((count, *value.shape[1:]))
 
     def due(self, step: int) -> list[str]:
-        """Return the paths of the ports to record at ``step``."""
+        """Return the paths of the output ports whose activations are saved at training step ``step``."""
         return [name for name, tap in self.taps.items() if step % tap.every == 0]
 
     def put(self, name: str, step: int, value: Array) -> None:
-        """Record a copy of ``value`` [batch, ...] for the port ``name``; wait only while the queue is full."""
+        """Add one record to the write queue; block only while the queue is full.
+
+        Args:
+            name: Path of the port.
+            step: Training step of the record.
+            value: Activations [b, ...], which are copied.
+        """
         tap = self.taps[name]
         with np.errstate(over="ignore"):  # values beyond the range of float16 become infinite
             self._pending[name].append((step, np.array(value[: tap.rows], dtype=tap.dtype, order="C")))
@@ -124,12 +132,12 @@ class Activations:
             _extend(marks, count, steps)
 
     def flush(self) -> None:
-        """Write all records that were put, also those of incomplete chunks."""
+        """Block until all records passed to :meth:`put` are written, those of incomplete chunks included."""
         self._enqueue(*self.taps)
         self._writer.flush()
 
     def close(self) -> None:
-        """Write all records that were put, and stop the writer."""
+        """Write all records passed to :meth:`put`, then stop the background thread."""
         try:
             self._enqueue(*self.taps)
         finally:
@@ -137,7 +145,15 @@ class Activations:
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """Return the array ``name`` of ``group``. Raises :class:`UserError` if it is not an array."""
+    """Return an array of a zarr group.
+
+    Args:
+        group: The zarr group.
+        name: Name of the array in the group.
+
+    Raises:
+        UserError: The group contains something other than an array under this name.
+    """
     found = group[name]
     if not isinstance(found, zarr.Array):
         raise UserError(f"{group.store_path}: {name} is not an array")
@@ -157,12 +173,16 @@ def _extend(array: zarr.Array[Any], count: int, data: Array) -> None:
 
 
 def document_lengths(tokens: npt.NDArray[np.int64], *, pad: int | None, end: int | None) -> npt.NDArray[np.int64]:
-    """Return the number of tokens of each row without trailing padding, int64 [row].
+    """Return the length of the document in each row.
 
     Args:
         tokens: Token ids, int64 [row, position].
-        pad: Id of the padding token, if there is one.
-        end: Id of the end-of-text token, if there is one. A row ends with its first.
+        pad: Id of the padding token, which is not counted at the end of a row; None if there is no such token.
+        end: Id of the end-of-text token. The document ends with the first one, which is counted. None if there is no
+            such token.
+
+    Returns:
+        Number of tokens, int64 [row].
     """
     _, width = tokens.shape
     text = np.ones_like(tokens, dtype=np.bool_) if pad is None else tokens != pad
@@ -176,7 +196,12 @@ def document_lengths(tokens: npt.NDArray[np.int64], *, pad: int | None, end: int
 
 
 def stores(folder: Path, stem: str) -> list[Path]:
-    """Return the zarr groups ``stem.zarr``, ``stem-2.zarr``, ... in ``folder``, the newest first."""
+    """Return the paths of the zarr groups ``stem.zarr``, ``stem-2.zarr``, ... in a folder, newest first.
+
+    Args:
+        folder: The folder, such as a run folder.
+        stem: Name of the groups without number and suffix, such as ``samples``.
+    """
     found = []
     for path in folder.glob(f"{stem}*.zarr"):
         number = re.fullmatch(rf"{stem}(?:-(\d+))?\.zarr", path.name)
@@ -196,17 +221,17 @@ def write_samples(
     """Write a batch of samples to a new zarr group, atomically.
 
     Args:
-        path: The group, such as ``samples.zarr``; a number is added to the name if it exists.
-        arrays: Arrays [row, ...] by name: ``tokens`` and ``lengths``, or ``x`` and ``nats``.
-        text: Text of each row.
-        trajectory: Tokens after each step of the sampler, int32 [step, row, position].
-        attributes: Attributes of the group, such as sampler, seed and revision.
+        path: Path of the group, such as ``samples.zarr``; if it exists, a number is added (``samples-2.zarr``).
+        arrays: Arrays [row, ...] by name: ``tokens`` and ``lengths`` for text, ``x`` and ``nats`` for points.
+        text: Text of each row; None for samples that are not text.
+        trajectory: Tokens after each sampler step, int32 [step, row, position]; None to store none.
+        attributes: Attributes of the group as JSON values, such as sampler, seed and revision.
 
     Returns:
         The path of the new group.
 
     Raises:
-        UserError: The path cannot exist.
+        UserError: The path is invalid, such as a folder inside a file.
         EnvironmentFault: The disk cannot be written.
     """
     with disk_faults(path.name, path.parent), part_folder(path) as part:

@@ -1,4 +1,4 @@
-"""The ``store`` section of a blueprint. No torch."""
+"""Config class of the ``store`` section of a blueprint. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ __all__ = ["StoreConfig"]
 
 
 class StoreConfig(Strict):
-    """Writing of saved activations to ``activations.zarr`` during training."""
+    """``store`` section of a blueprint: how saved activations are written to ``activations.zarr`` during training."""
 
     queue: Annotated[int, pydantic.Field(ge=1, le=1024)] = 16
-    """Largest number of writes that wait in memory, each of one chunk of records; training pauses while the queue is full."""
+    """Largest number of writes that wait in memory, each one chunk of activations; training pauses while the queue is
+    full."""

@@ -1,4 +1,4 @@
-"""Run folders, files written atomically (under a temporary name, then renamed), and locks."""
+"""Run folders, atomic writes of files (under a temporary name, then renamed), and file locks."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ __all__ = [
 
 @contextmanager
 def disk_faults(what: str, path: Path) -> Iterator[None]:
-    """Convert exceptions of the operating system within the context to exceptions of this project.
+    """Context manager that converts an ``OSError`` or ``SafetensorError`` to an exception of this project.
 
     Args:
-        what: The object being written, for the message.
-        path: Its path or folder, for the message.
+        what: Name of the object being written, for the message.
+        path: Path of the object or of its folder, for the message.
 
     Raises:
-        UserError: The path cannot exist.
-        EnvironmentFault: The disk is full or cannot be written.
-        FileExistsError: Unchanged.
+        UserError: The path is invalid: too long, or its folder does not exist or is a file.
+        EnvironmentFault: The disk is full, or writing fails for another reason.
+        FileExistsError: Not converted.
     """
     try:
         yield
@@ -68,7 +68,16 @@ def _reason(error: Exception) -> tuple[int | None, str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically. Raises as :func:`disk_faults` does."""
+    """Write a UTF-8 text file atomically.
+
+    Args:
+        path: The file.
+        text: Content of the file.
+
+    Raises:
+        UserError: The path is invalid.
+        EnvironmentFault: The disk is full, or writing fails for another reason.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with disk_faults(path.name, path.parent):
         try:
@@ -91,12 +100,21 @@ def _plain(data: Any) -> Any:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file with sorted keys atomically. NaN and infinity become null. Raises as :func:`disk_faults` does."""
+    """Write a JSON file with sorted keys, atomically. NaN and infinity are written as null.
+
+    Args:
+        path: The file.
+        data: JSON values: mappings, lists, tuples, strings, numbers, booleans and None.
+
+    Raises:
+        UserError: The path is invalid.
+        EnvironmentFault: The disk is full, or writing fails for another reason.
+    """
     write_text(path, json.dumps(_plain(data), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises :class:`UserError` if it is missing or not JSON."""
+    """Return the content of a JSON file. Raises :class:`UserError` if the file is missing, unreadable or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -106,7 +124,7 @@ def read_json(path: Path) -> Any:
 
 
 def new_folder(path: Path) -> Path:
-    """Create the folder ``path``, or ``path-2``, ``path-3``, ... if it exists, and return its path."""
+    """Create a new folder ``path``, or ``path-2``, ``path-3``, ... if ``path`` exists, and return the path created."""
     for number in range(1, 10_000):
         candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         try:
@@ -119,16 +137,29 @@ def new_folder(path: Path) -> Path:
 
 
 def new_run(root: Path, name: str, digest: str) -> Path:
-    """Create a new run folder ``root/name/<UTC time>-<digest>`` and return its path."""
+    """Create a new run folder ``root/name/<UTC time>-<digest>``.
+
+    Args:
+        root: Folder of all run folders.
+        name: Name of the blueprint.
+        digest: Hash of the lock file, of which the first eight digits are used.
+
+    Returns:
+        The path of the run folder.
+    """
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     return new_folder(root / name / f"{stamp}-{digest[:8]}")
 
 
 @contextmanager
 def part_folder(path: Path) -> Iterator[Path]:
-    """Create a hidden folder beside ``path``, to be filled and renamed; it is deleted if it is left when the context ends.
+    """Context manager that creates a hidden temporary folder beside ``path``.
 
-    The folder is locked within the context. Folders without a lock are those of killed processes, and are deleted first.
+    The caller fills the folder and renames it to ``path``.
+
+
+    The folder is locked during the ``with`` block, and deleted after the block unless it was renamed. Unlocked
+    temporary folders for the same ``path``, which killed processes have left, are deleted first.
     """
     for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         with _locked(abandoned) as held:
@@ -175,11 +206,13 @@ def _locked(folder: Path) -> Iterator[bool | None]:
 
 @contextmanager
 def alone(folder: Path, doing: str) -> Iterator[None]:
-    """Lock ``folder`` within the context, if files can be locked; the system releases the lock when the process ends.
+    """Context manager that locks ``folder`` against other processes during the ``with`` block.
+
+    The operating system releases the lock when the process ends. Without support for file locks, nothing is locked.
 
     Args:
         folder: The folder, in which the file ``.lock`` is created.
-        doing: The action as a participle, such as "training", for the message.
+        doing: Action of this process as a participle, such as "training", for the message.
 
     Raises:
         UserError: Another process holds the lock.
@@ -193,7 +226,11 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
 
 
 class JsonLines:
-    """File of one JSON object per line, to which records are appended. Opening it removes an incomplete last line."""
+    """JSON Lines file, open for appending records. Opening the file removes an incomplete last line.
+
+    Args:
+        path: The file, which is created if it does not exist.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -205,7 +242,7 @@ class JsonLines:
                 self._stream.truncate(whole)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Append ``record`` as a whole line or, if that fails, not at all. NaN and infinity become null."""
+        """Append ``record`` as one line, or leave the file unchanged if writing fails. NaN and infinity become null."""
         line = (json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
         with disk_faults(self.path.name, self.path.parent):
             before = os.fstat(self._stream.fileno()).st_size
@@ -217,7 +254,7 @@ class JsonLines:
                 raise
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Delete the records for which ``wanted`` is false, and lines that are not JSON objects."""
+        """Delete the records for which ``wanted(record)`` is false, and all lines that are not JSON objects."""
 
         def is_wanted(line: bytes) -> bool:
             try:
@@ -234,5 +271,5 @@ class JsonLines:
             self._stream = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
-        """Close the file; appended records are written already."""
+        """Close the file. Appended records need no flush, since writes are not buffered."""
         self._stream.close()

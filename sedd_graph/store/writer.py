@@ -1,4 +1,4 @@
-"""A background thread that runs functions in order, from a queue of bounded length."""
+"""Background thread that runs functions one after another, from a queue of bounded length."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _STOP = object()
 
 
 class Writer:
-    """Background thread that runs functions in the order in which they are put.
+    """Background thread that runs functions in the order in which :meth:`put` adds them to a queue.
 
     >>> with Writer() as writer:
     ...     writer.put(function)
 
-    An exception in the thread is raised at each later :meth:`put`, :meth:`flush` or :meth:`close`; the functions that follow it
-    are not run.
+    If a function raises an exception, the functions after it are not run, and each later :meth:`put`, :meth:`flush` or
+    :meth:`close` raises the exception.
 
     Args:
         depth: Largest number of functions that wait in the queue.
@@ -49,19 +49,26 @@ class Writer:
             raise self._fault  # at every call, since a record is missing from here on
 
     def put(self, work: Callable[[], None]) -> None:
-        """Add ``work`` to the queue; wait while the queue is full. Raises :class:`RuntimeError` after :meth:`close`."""
+        """Add a function to the queue; block while the queue is full.
+
+        Args:
+            work: Function without arguments.
+
+        Raises:
+            RuntimeError: The writer is closed.
+        """
         if self._closed:
             raise RuntimeError("the writer is closed")
         self._check()
         self._queue.put(work)
 
     def flush(self) -> None:
-        """Wait until all functions in the queue have run."""
+        """Block until all functions in the queue have run."""
         self._queue.join()
         self._check()
 
     def close(self) -> None:
-        """Run the functions that are left in the queue, then stop the thread."""
+        """Run the remaining functions in the queue, then stop the thread."""
         if not self._closed:
             self._closed = True
             self._queue.put(_STOP)

@@ -1,7 +1,7 @@
-"""Checkpoints of safetensors and JSON files, written atomically.
+"""Training checkpoints, folders of safetensors and JSON files that are written atomically.
 
-A checkpoint is untrusted input, so there are no pickles (torch's distributed checkpoint has one for its metadata): the state of
-optimizers is stored as plain tensors by name (docs/explanation/decisions.md).
+A checkpoint is untrusted input, so it contains no pickles (torch's distributed checkpoint pickles its metadata). The
+state of the optimizers is stored as tensors by name (docs/explanation/decisions.md).
 """
 
 from __future__ import annotations
@@ -32,20 +32,23 @@ _KEY = re.compile(r"(\d{1,9})/(\d{1,9})/(\w+)", re.ASCII)
 
 @dataclasses.dataclass
 class Checkpoint:
-    """State of training from which it can be resumed."""
+    """State of a training run after some step, from which training can be resumed."""
 
     model: dict[str, Tensor]
-    """Parameters and buffers by name."""
+    """Parameters and buffers of the network by name."""
     average: dict[str, Tensor] | None
-    """Averaged weights by name, if there are any."""
+    """Exponential moving average of the parameters, and the buffers, by name; None without ``train.ema``."""
     optimizers: dict[str, Tensor]
-    """State of the optimizers, as :func:`pack_optimizers` returns it."""
+    """State of the optimizers as tensors by name, in the format of :func:`pack_optimizers`."""
     state: dict[str, Any]
-    """Step, seconds and settings, as in ``state.json``."""
+    """Content of ``state.json``: step, seconds of training, and settings."""
 
 
 def pack_optimizers(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return the tensors and numbers of the optimizers' state as tensors by name, ``<optimizer>/<parameter>/<key>``."""
+    """Return the state of the optimizers as CPU tensors by name.
+
+    A name is ``<index of the optimizer>/<index of the parameter>/<key of the state>``, such as ``0/3/exp_avg``.
+    """
     packed = {}
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state_dict()["state"].items():
@@ -58,7 +61,15 @@ def pack_optimizers(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor
 
 
 def unpack_optimizers(optimizers: list[torch.optim.Optimizer], packed: dict[str, Tensor]) -> None:
-    """Load the state ``packed`` by :func:`pack_optimizers`. Raises :class:`UserError` if it is of other optimizers."""
+    """Load optimizer state from tensors.
+
+    Args:
+        optimizers: The optimizers, which are changed in place.
+        packed: Tensors by name, in the format of :func:`pack_optimizers`.
+
+    Raises:
+        UserError: The state is that of another model or of other optimizers.
+    """
     named = {name: _KEY.fullmatch(name) for name in packed}
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Any]] = {}
@@ -75,10 +86,16 @@ def unpack_optimizers(optimizers: list[torch.optim.Optimizer], packed: dict[str,
 
 
 def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write a checkpoint atomically, then delete all but the newest ``keep`` checkpoints.
+    """Write a checkpoint atomically, then delete all but the newest checkpoints.
+
+    Args:
+        folder: The folder of checkpoints.
+        step: Number of optimizer steps done.
+        checkpoint: The state to write.
+        keep: Number of newest checkpoints that are retained.
 
     Returns:
-        Its path, such as ``folder/step-00000100``.
+        The path of the checkpoint, such as ``folder/step-00000100``.
 
     Raises:
         EnvironmentFault: The disk is full or cannot be written.
@@ -116,16 +133,20 @@ def _all(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in ``folder``, or None."""
+    """Return the path of the newest complete checkpoint in ``folder``, or None if there is no checkpoint."""
     found = _all(folder)
     return found[-1] if found else None
 
 
 def start_point(run: Path, *, resume: bool) -> Path | None:
-    """Return the checkpoint from which ``run`` resumes, or None for a new run.
+    """Return the path of the checkpoint from which a run resumes, or None for a run that starts at step 0.
+
+    Args:
+        run: The run folder.
+        resume: True to resume.
 
     Raises:
-        UserError: The run has a checkpoint and ``resume`` is false, or the reverse.
+        UserError: ``resume`` is false and the run has a checkpoint, or ``resume`` is true and it has none.
     """
     newest = latest_checkpoint(run / "checkpoints")
     if newest is not None and not resume:
@@ -157,15 +178,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
-    """Load parameters and buffers by name.
+    """Load parameters and buffers into a module by name.
 
     Args:
         model: The module to load into.
-        weights: Tensors by name.
-        where: Name of the source, for messages.
+        weights: Parameters and buffers by name, as in a state dict.
+        where: Name of the file that they come from, for messages.
 
     Raises:
-        UserError: Names or shapes differ from those of ``model``; the message lists the first five.
+        UserError: Names or shapes differ from those of ``model``; the message lists the first five differences of each
+            sort.
     """
     own = model.state_dict()
     wrong = []

@@ -1,4 +1,4 @@
-"""The ``train`` section of a blueprint. No torch."""
+"""Config classes of the ``train`` section of a blueprint. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,71 +17,76 @@ Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
 
 
 class EvaluateConfig(Strict):
-    """Evaluations on held-out rows during training and at its end, with the averaged weights if there are any."""
+    """Settings ``train.evaluate``: evaluations on held-out rows during and after training.
+
+    They use the averaged weights, or the trained weights if ``train.ema`` is null.
+    """
 
     every: Count = 1000
-    """Steps between evaluations."""
+    """Optimizer steps between evaluations."""
     batches: Count | None = 8
-    """Held-out batches per evaluation; null for all. The evaluation at the end uses all."""
+    """Held-out batches per evaluation during training; null for all. The evaluation after training uses all."""
     draws: Annotated[int, pydantic.Field(ge=1, le=4096)] = 1
-    """Random times and corruptions per row over which the loss is averaged."""
+    """Draws of time and noise per held-out row, over which the loss is averaged."""
 
 
 class SampleConfig(Strict):
-    """Samples drawn during training."""
+    """Settings ``train.sample``: samples drawn during training."""
 
     every: Count = 1000
-    """Steps between samples."""
+    """Optimizer steps between samples."""
     rows: Annotated[int, pydantic.Field(ge=1, le=256)] = 1
-    """Number of samples each time."""
+    """Number of samples drawn at a time."""
     steps: Annotated[int, pydantic.Field(ge=1, le=100_000)] = 32
-    """Steps of the sampler, if it takes a number of steps."""
+    """Sampler steps; unused by a sampler without a fixed number of steps."""
 
 
 class CheckpointConfig(Strict):
-    """Checkpoints written during training."""
+    """Settings ``train.checkpoint``: checkpoints written during training."""
 
     every: Count = 1000
-    """Steps between checkpoints."""
+    """Optimizer steps between checkpoints."""
     keep: Annotated[int, pydantic.Field(ge=1, le=1000)] = 2
     """Number of newest checkpoints that are retained."""
 
 
 class TrainConfig(Strict):
-    """Training of the network."""
+    """``train`` section of a blueprint: steps, optimizer, precision, evaluations, samples and checkpoints."""
 
     steps: Count = 1000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     budget_s: Positive | None = None
-    """Seconds of training, compilation included; null for no limit. Training ends when ``steps`` or ``budget_s`` is reached, and
-    the learning-rate schedule follows the one that is nearer its end."""
+    """Time limit of training in seconds, compilation included; null for no limit. Training ends when ``steps`` or
+    ``budget_s`` is reached. The progress of the learning-rate schedule is the larger of the shares of ``steps`` and of
+    ``budget_s`` that are done."""
     batch: Count = 32
-    """Rows per optimizer step, over all processes and accumulation."""
+    """Rows per optimizer step, summed over all processes and accumulation steps."""
     accumulate: Annotated[int, pydantic.Field(ge=1, le=65536)] = 1
-    """Backward passes per optimizer step."""
+    """Gradient accumulation: backward passes per optimizer step."""
     optimizer: Annotated[OptimizerFactory, Choice("train.optimizer", default="adamw")] = pydantic.Field(
         default={"op": "adamw"}, validate_default=True
     )
-    """The optimizer; a mapping without an op has the keys of AdamW."""
+    """The optimizer; a mapping without the key ``op`` configures AdamW."""
     schedule: Annotated[LRSchedule, Choice("train.schedule", default="cosine_decay")] = pydantic.Field(
         default={"op": "cosine_decay"}, validate_default=True
     )
-    """Learning-rate schedule after warm-up."""
+    """Learning-rate schedule, as a factor in addition to warm-up."""
     warmup: Annotated[int, pydantic.Field(ge=0, le=10**9)] = 100
-    """Steps during which the learning rate rises linearly from 0."""
+    """Number of optimizer steps during which the learning rate rises linearly from 0."""
     clip: Positive | None = 1.0
-    """Norm to which a larger gradient is scaled down; null for no clipping."""
+    """Largest gradient norm; a gradient with a larger norm is scaled down to it. Null for no clipping."""
     ema: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = 0.9999
-    """Decay of the exponential moving average of the weights, at most (1 + n) / (10 + n) at step n; null for no average."""
+    """Decay of the exponential moving average of the weights, limited to (1 + n) / (10 + n) at step n; null for no
+    average."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the network. ``auto``: bfloat16 autocast on GPUs that support it, else float32."""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
-    """Seed of initial weights and of all random numbers of training."""
+    """Seed of the initial weights and of all random numbers in training."""
     compile: Literal["auto", "block", "whole", "off"] = "auto"
-    """Scope of ``torch.compile``. ``block``: each repeated block; ``whole``: the network and its loss; ``off``: nothing;
-    ``auto``: selected by hardware and size."""
+    """Scope of ``torch.compile``. ``block``: each repeated block; ``whole``: the network and its loss; ``off``:
+    nothing; ``auto``: selected by hardware and size."""
     log_every: Count = 50
-    """Steps between records of the loss."""
+    """Optimizer steps between log records of the loss."""
     evaluate: EvaluateConfig | None = EvaluateConfig()
     """Evaluations on held-out rows; null for none."""
     sample: SampleConfig | None = None

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or those that torchrun started, connected by torch.distributed."""
+"""Process group of a training run: one process, or the processes that torchrun started (torch.distributed)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,29 @@ __all__ = ["World"]
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Rank of this process among the processes of a run, and collective operations. All are no-ops for one process."""
+    """Process group of a training run: this process's rank, and collective operations (no-ops for one process)."""
 
     rank: int = 0
-    """Rank of this process, from 0."""
+    """Rank of this process, in [0, size)."""
     size: int = 1
-    """Number of processes."""
+    """Number of processes in the group."""
     device: torch.device | str = "cpu"
-    """Device of the tensors in collective operations."""
+    """Device of the tensors that collective operations communicate."""
 
     @classmethod
     def single(cls) -> World:
-        """Return a world of one process."""
+        """Return the group of one process, without torch.distributed."""
         return cls()
 
     @classmethod
     def from_environment(cls, device: torch.device) -> World:
-        """Join the process group that ``torchrun`` started (``WORLD_SIZE`` above 1), or return a world of one process."""
+        """Join the process group that ``torchrun`` started, or return the group of one process.
+
+        The environment variable ``WORLD_SIZE`` is above 1 under ``torchrun`` with several processes.
+
+        Args:
+            device: Device of this process; CUDA selects the NCCL backend, any other device gloo.
+        """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
@@ -41,22 +47,22 @@ class World:
         return cls(dist.get_rank(), size, device)
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Destroy the process group of torch.distributed, if this process joined one."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
     def barrier(self) -> None:
-        """Wait for all processes."""
+        """Block until all processes have called this method."""
         if self.size > 1:
             dist.barrier()
 
     def sum_(self, value: Tensor) -> None:
-        """Sum ``value`` over all processes, in place."""
+        """Sum the tensor ``value``, of any shape, over all processes, in place (all-reduce)."""
         if self.size > 1:
             dist.all_reduce(value)
 
     def any(self, flag: bool) -> bool:
-        """Return whether ``flag`` is true in any process, so that all leave the loop at the same step."""
+        """Return whether ``flag`` is true in any process; the result is the same in all processes."""
         if self.size == 1:
             return flag
         found = torch.tensor(int(flag), device=self.device)

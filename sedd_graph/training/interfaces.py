@@ -1,4 +1,4 @@
-"""Base classes of optimizers, learning-rate schedules and trackers. No torch."""
+"""Base classes of the components of training: optimizers, learning-rate schedules and trackers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,55 +17,76 @@ __all__ = ["LRSchedule", "OptimizerFactory", "Tracker"]
 
 
 class OptimizerFactory(Plain, ABC):
-    """Base class of components that make the optimizers of a model. Subclasses implement :meth:`make`."""
+    """Base class of optimizer components, which make torch optimizers. Subclasses implement :meth:`make`."""
 
     abstract: ClassVar[bool] = True
 
     @abstractmethod
     def make(self, parameters: Mapping[str, nn.Parameter]) -> list[Optimizer]:
-        """Return optimizers that together have each parameter once.
+        """Return optimizers for ``parameters``. Each parameter must be in exactly one of them.
 
-        The ``lr`` of each parameter group is its peak, which the learning-rate schedule scales. The state of an optimizer must
-        consist of tensors and numbers per parameter, so that a checkpoint can store it.
+        The ``lr`` of a parameter group is its peak learning rate, which the learning-rate schedule scales. The state of
+        an optimizer must consist of tensors and numbers per parameter, so that a checkpoint can store it.
 
         Args:
-            parameters: Trainable parameters by their dotted names.
+            parameters: Trainable parameters of the network by dotted name.
         """
 
 
 class LRSchedule(Plain, ABC):
-    """Base class of learning-rate schedules, which return the learning rate as a share of its peak, without warm-up."""
+    """Base class of learning-rate schedules, which return the learning rate divided by its peak, without warm-up."""
 
     abstract: ClassVar[bool] = True
 
     @abstractmethod
     def share(self, progress: float) -> float:
-        """Return the share of the peak learning rate, in [0, 1], when the share ``progress`` of the run, in [0, 1], is done."""
+        """Return the learning rate divided by its peak, in [0, 1], without warm-up.
+
+        Args:
+            progress: Share of the training run that is done, in [0, 1].
+        """
 
 
 class Tracker(Plain, ABC):
-    """Base class of trackers, which send metrics to a service or to files in addition to ``metrics.jsonl``.
+    """Base class of experiment trackers, which send metrics to a service or to files in addition to ``metrics.jsonl``.
 
-    A tracker that raises is disabled with a warning; it never ends a run.
+    A tracker that raises an exception is disabled with a warning; the training run continues.
     """
 
     abstract: ClassVar[bool] = True
     package: ClassVar[str | None] = None
-    """Optional package that it imports, which the extra of the same name installs."""
+    """Name of the optional package that the tracker imports, and of this project's extra that installs the package; or
+    None."""
 
     @abstractmethod
     def start(self, run: Path, name: str) -> None:
-        """Begin to log the run in the folder ``run``, of the blueprint ``name``."""
+        """Begin to log a training run.
+
+        Args:
+            run: The run folder.
+            name: Name of the blueprint.
+        """
 
     @abstractmethod
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log metrics by name at a training step."""
+        """Log metrics at an optimizer step.
+
+        Args:
+            step: The optimizer step.
+            metrics: Values by name.
+        """
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Log a text, such as a sample, at a training step; by default, do nothing."""
+        """Log a text, such as a sample, at an optimizer step; by default, do nothing.
+
+        Args:
+            step: The optimizer step.
+            name: Name of the text, such as ``sample``.
+            text: The text.
+        """
 
     def resume(self, step: int) -> None:
-        """Prepare to log again the steps after ``step``, from which a run resumes; by default, do nothing."""
+        """Prepare for a run that resumes after ``step`` and logs the later steps again; by default, do nothing."""
 
     def close(self) -> None:
-        """Wait until all metrics are sent; by default, do nothing."""
+        """Wait until all metrics are sent, then release resources; by default, do nothing."""

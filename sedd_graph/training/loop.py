@@ -1,4 +1,4 @@
-"""The training loop: optimizer steps, metrics, evaluations, samples and checkpoints until a run ends."""
+"""Training loop, which runs optimizer steps, logs metrics, evaluates, samples and writes checkpoints."""
 
 from __future__ import annotations
 
@@ -31,18 +31,20 @@ __all__ = ["Result", "train"]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Result of training."""
+    """Result of :func:`train`: the last step, the reason why training ended, and the training time."""
 
     step: int
-    """Last optimizer step."""
+    """Number of optimizer steps done, earlier runs of a resumed training included."""
     reason: str
-    """Cause of the end: ``done``, ``budget`` or the name of a signal."""
+    """Reason why training ended: ``done`` (all steps), ``budget`` (``train.budget_s``), or the name of a signal."""
     seconds: float
-    """Training time, without evaluations, samples and checkpoints."""
+    """Training time in seconds, without evaluations, samples and checkpoints."""
 
 
 class _Signals:
-    """Context that records the first SIGINT or SIGTERM, to end after the step; a second one raises KeyboardInterrupt."""
+    """Context that records the first SIGINT or SIGTERM, to end after the step; a second one raises
+    KeyboardInterrupt.
+    """
 
     def __init__(self) -> None:
         self.caught: str | None = None
@@ -90,7 +92,7 @@ class _Loop:
     decode: Callable[[Tensor], list[str]]
 
     def run(self) -> Result:
-        """Train until all steps are done, the time budget is spent or a signal arrives, then write a checkpoint.
+        """Train until all steps are done, the time limit is reached or a signal arrives, then write a checkpoint.
 
         Raises:
             DivergedError: The loss, the gradient or the weights are not finite.
@@ -137,20 +139,30 @@ class _Loop:
         return Result(trainer.step, reason, trainer.seconds)
 
     def fraction(self) -> float:
-        """Return the share of the run that is done, by steps or by time, whichever is larger."""
+        """Return the share of the run that is done, in [0, 1]: the larger of the shares of steps and of time."""
         config, trainer = self.trainer.config, self.trainer
         by_time = trainer.seconds / config.budget_s if config.budget_s is not None else 0.0
         return min(1.0, max(trainer.step / config.steps, by_time))
 
     def record(self, saved: Mapping[str, Tensor]) -> None:
-        """Add the saved activations that are due at this step to their store."""
+        """Write to ``activations.zarr`` the saved activations (by dotted path) that are due at this step."""
         activations, step = self.trainer.activations, self.trainer.step
         if activations is not None:
             for name in activations.due(step):
                 activations.put(name, step, saved[name.replace("/", ".")].detach().float().cpu().numpy())
 
     def report(self, loss: float, norm: float, seconds: float, rows_per_second: float) -> None:
-        """Log and print the loss (nats per token) and related metrics. Raises :class:`DivergedError` if they are not finite."""
+        """Log and print the loss and related metrics.
+
+        Args:
+            loss: Mean training loss, nats per token (per dimension for points).
+            norm: Norm of the gradient before clipping.
+            seconds: Training time, seconds.
+            rows_per_second: Training rows per second.
+
+        Raises:
+            DivergedError: The loss or the gradient norm is not finite.
+        """
         trainer, config = self.trainer, self.trainer.config
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise trainer.diverged(f"the loss became {loss} (gradient norm {norm:g})")
@@ -175,7 +187,7 @@ class _Loop:
             )
 
     def between_steps(self) -> None:
-        """Evaluate, sample and write a checkpoint where they are due; their time does not count as training time."""
+        """Evaluate, sample and write a checkpoint, each if it is due; the time is excluded from the training time."""
         trainer, config, step = self.trainer, self.trainer.config, self.trainer.step
         if step >= config.steps:
             return
@@ -189,7 +201,7 @@ class _Loop:
         trainer.world.barrier()
 
     def evaluate(self, config: EvaluateConfig) -> None:
-        """Evaluate the averaged weights on held-out rows; log and print the result."""
+        """Evaluate the averaged weights on held-out rows, and log and print the result."""
         trainer, rows, seed = self.trainer, self.trainer.config.batch, self.trainer.config.seed
         with trainer.averaged():
             found = evaluate(
@@ -200,7 +212,7 @@ class _Loop:
             self.trackers.log(trainer.step, {f"heldout_{name}": value for name, value in found.curve().items()})
 
     def sample(self, config: SampleConfig) -> None:
-        """Draw samples with the averaged weights; log and print their text."""
+        """Draw samples with the averaged weights, and log and print their text."""
         trainer = self.trainer
         steps = None if trainer.engine.process.steps is None else config.steps
         with trainer.averaged():
@@ -224,19 +236,25 @@ def train(
     decode: Callable[[Tensor], list[str]] = lambda rows: [],
     say: Say = print,
 ) -> Result:
-    """Train ``engine`` in place and write checkpoints under ``run``. At the end the engine has the averaged weights.
+    """Train an engine in place and write checkpoints to the run folder.
+
+    At the end the engine has the averaged weights, if ``train.ema`` is set.
 
     Args:
-        engine: The engine to train.
+        engine: The engine (network and diffusion process) to train.
         data: The data set.
-        config: The ``train`` section.
+        config: The ``train`` section of the blueprint.
         run: The run folder.
         resume: True to resume from the newest checkpoint of the run.
-        world: The processes of the run; one by default.
-        trackers: Where metrics are logged, or None.
-        activations: Opens the store of saved activations, from the step that training resumes from (0 for a new run).
-        decode: Converts sampled rows to text.
+        world: The process group of the run; one process by default.
+        trackers: Log of the run's metrics; None to log nothing.
+        activations: Function that opens the store of saved activations. Its argument is the step from which training
+            resumes (0 for a new run); it returns None if no activations are saved.
+        decode: Function that converts sampled rows [b, ...] to one text per row.
         say: Function that prints a line for the user.
+
+    Returns:
+        The number of steps done, the reason why training ended, and the training time.
 
     Raises:
         DivergedError: The loss, the gradient or the weights are not finite.

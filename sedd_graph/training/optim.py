@@ -1,4 +1,4 @@
-"""Optimizers, learning rate and averaged weights of a training run."""
+"""Optimizers, learning rate and exponential moving average of the weights in a training run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ __all__ = ["Average", "learning_rate", "make_optimizers"]
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Return the optimizers of the trainable parameters. Each parameter group has its peak learning rate as ``peak``."""
+    """Make the optimizers of the trainable parameters of a model, as ``train.optimizer`` configures them.
+
+    The key ``peak`` of each parameter group stores its peak learning rate, since training changes ``lr``.
+
+    Args:
+        model: The model.
+        config: The ``train`` section of the blueprint.
+    """
     optimizers = config.optimizer.make({n: p for n, p in model.named_parameters() if p.requires_grad})
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -20,12 +27,12 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Return the learning rate as a share of its peak, warm-up included.
+    """Return the learning rate divided by its peak, warm-up included.
 
     Args:
-        config: The ``train`` section.
-        step: Optimizer step, from 0.
-        progress: Share of the run that is done, in [0, 1].
+        config: The ``train`` section of the blueprint.
+        step: Number of optimizer steps done, which determines warm-up.
+        progress: Share of the run that is done, in [0, 1], which determines the schedule.
     """
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     return warm * config.schedule.share(progress)
@@ -34,11 +41,12 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
 class Average:
     """Exponential moving average of a model's parameters, in float32.
 
-    The decay of update n is at most (1 + n) / (10 + n), so that early updates count less of the initial values.
+    The decay of update n = 1, 2, ... is min(decay, (1 + n) / (10 + n)), so that the random initial weights are
+    forgotten early.
 
     Args:
-        model: The model.
-        decay: Decay of the average, in (0, 1).
+        model: The model whose parameters are averaged.
+        decay: Largest decay, in (0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -56,18 +64,23 @@ class Average:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the averaged and the current values of the parameters, in place."""
+        """Exchange the averaged values and the model's parameters, in place; a second call restores both."""
         for value, parameter in zip(self.values, self.source, strict=True):
             current = parameter.detach().clone()
             parameter.copy_(value)
             value.copy_(current)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the averaged parameters by name."""
+        """Return the averaged parameters, float32, by name."""
         return dict(zip(self.names, self.values, strict=True))
 
     def load(self, state: dict[str, Tensor], count: int) -> None:
-        """Load the values ``state`` that :meth:`state` returned after ``count`` updates."""
+        """Restore the average.
+
+        Args:
+            state: Averaged parameters by name, as returned by :meth:`state`.
+            count: Number of updates done.
+        """
         self.count = count
         for name, value in zip(self.names, self.values, strict=True):
             value.copy_(state[name])

@@ -1,4 +1,4 @@
-"""Logging of a run's metrics: to ``metrics.jsonl`` and to the trackers of ``train.trackers``."""
+"""Log of a training run's metrics, in ``metrics.jsonl`` and by the trackers of ``train.trackers``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sedd_graph.training.interfaces import Tracker
 __all__ = ["FINAL", "Trackers"]
 
 FINAL = "final_"
-"""Prefix of the names of metrics of the evaluation at the end of a run."""
+"""Prefix of metric names in the record of the evaluation after training."""
 
 
 def _is_installed(package: str) -> bool:
@@ -25,12 +25,12 @@ def _is_installed(package: str) -> bool:
 
 
 class Trackers:
-    """Log of a run's metrics, ``metrics.jsonl``, and the trackers to which they are also sent.
+    """Log of a training run's metrics, which writes ``metrics.jsonl`` and passes each record to the trackers.
 
     Args:
-        run: Run folder.
+        run: The run folder.
         name: Name of the blueprint.
-        others: The trackers. One that raises is disabled with a warning.
+        others: The trackers. A tracker that raises an exception is disabled with a warning.
 
     Raises:
         MissingExtraError: The package of a tracker is not installed.
@@ -59,17 +59,31 @@ class Trackers:
                 _warn(tracker, "failed", error)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log metrics by name at a training step."""
+        """Log metrics at an optimizer step.
+
+        Args:
+            step: The optimizer step.
+            metrics: Values by name.
+        """
         self._lines.append({"step": step, **metrics})
         self._each(lambda t: t.log(step, metrics))
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Log a text, such as a sample, at a training step."""
+        """Log a text, such as a sample, at an optimizer step.
+
+        Args:
+            step: The optimizer step.
+            name: Name of the text, such as ``sample``.
+            text: The text.
+        """
         self._lines.append({"step": step, name: text})
         self._each(lambda t: t.text(step, name, text))
 
     def resume(self, step: int) -> None:
-        """Delete the records after ``step``, which the resumed run logs again, and those of the evaluation at the end."""
+        """Prepare the log for a run that resumes after ``step``.
+
+        Delete the records of later steps, which will be logged again, and the record of an evaluation after training.
+        """
 
         def remains(record: Mapping[str, Any]) -> bool:
             at = record.get("step")
@@ -79,7 +93,7 @@ class Trackers:
         self._each(lambda t: t.resume(step))
 
     def close(self) -> None:
-        """Close all trackers without raising: the records are on disk, and the result of a run does not depend on trackers."""
+        """Close ``metrics.jsonl`` and all trackers. An exception of a tracker becomes a warning."""
         self._each(lambda t: t.close())
         with contextlib.suppress(OSError):
             self._lines.close()

@@ -1,7 +1,8 @@
-"""The optimizer steps and checkpoints of one process of a training run.
+"""Optimizer steps and checkpoints of one process of a training run.
 
-Every random number is a function of the seed, the step and the global row (and, in the network, the node). The losses are
-therefore equal when a run is resumed or its batch is split over processes or accumulation steps.
+Every random number is a function of the seed, the step and the row's index in the global batch (and, for dropout, the
+node of the network). Resumed runs, and runs that split the batch differently over processes or accumulation steps,
+therefore have the same losses.
 """
 
 from __future__ import annotations
@@ -45,18 +46,18 @@ Say = Callable[[str], None]
 
 
 class Trainer:
-    """One process's part of the training steps and checkpoints of a run.
+    """Trainer of one process: gradient accumulation, optimizer steps, averaged weights and checkpoints.
 
     Args:
-        engine: The engine to train.
+        engine: The engine (network and diffusion process) to train.
         data: The data set.
-        config: The ``train`` section.
+        config: The ``train`` section of the blueprint.
         run: The run folder.
-        world: The processes of the run.
+        world: The process group of the run.
         say: Function that prints a line for the user.
 
     Raises:
-        UserError: The batch cannot be divided over the processes.
+        UserError: ``train.batch`` is not a multiple of ``train.accumulate`` times the number of processes.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Trainer:
         self.activations: Activations | None = None
 
     def micro_batches(self) -> Iterator[tuple[Any, Randomness]]:
-        """Yield this process's rows of the global batch, one part for each backward pass."""
+        """Yield (batch, source of random numbers) for each backward pass of this process in the current step."""
         config, world = self.config, self.world
         share = config.batch // (config.accumulate * world.size)
         for part in range(config.accumulate):
@@ -99,11 +100,11 @@ class Trainer:
             )
 
     def train_step(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Accumulate the gradients of one step.
+        """Accumulate the gradients of one optimizer step, without updating the weights.
 
         Returns:
-            The loss summed over this process's rows (nats), the number of tokens that it counts, and the saved activations of the
-            last backward pass by dotted path.
+            The loss summed over this process's rows (nats, scalar tensor), the number of tokens in that sum (scalar
+            tensor), and the saved activations of the last backward pass by dotted path.
         """
         config = self.config
         nats = torch.zeros((), device=self.engine.device)
@@ -125,9 +126,13 @@ class Trainer:
         return nats, counted, saved
 
     def update(self, progress: float) -> Tensor:
-        """Clip the gradient, step the optimizers and update the averaged weights. Returns the norm of the gradient.
+        """Clip the gradient, step the optimizers and update the averaged weights.
 
-        ``progress`` in [0, 1] is the share of the run that is done, for the learning-rate schedule.
+        Args:
+            progress: Share of the run that is done, in [0, 1], for the learning-rate schedule.
+
+        Returns:
+            Norm of the network's gradient before clipping, a scalar tensor. A learned noise schedule is not included.
         """
         config = self.config
         named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
@@ -146,21 +151,21 @@ class Trainer:
 
     @property
     def folder(self) -> Path:
-        """Folder of the checkpoints."""
+        """Folder of the run's checkpoints."""
         return self.run / "checkpoints"
 
     def diverged(self, what: str) -> DivergedError:
-        """Return the exception for a run that diverged."""
+        """Return (without raising) the exception for a diverged run; ``what`` is the beginning of its message."""
         return DivergedError(
             f"{what} by step {self.step}; the last checkpoint is intact. "
             "Try a lower train.optimizer.lr, a longer train.warmup, or train.dtype=float32"
         )
 
     def save(self) -> None:
-        """Write a checkpoint (rank 0).
+        """Write a checkpoint of the current step, in the process of rank 0. All processes must call this method.
 
         Raises:
-            DivergedError: The weights are not finite; the checkpoint would displace one that can be resumed from.
+            DivergedError: The weights are not finite. No checkpoint is written, so that the earlier ones are retained.
         """
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise self.diverged("weights became NaN or infinite")
@@ -182,7 +187,14 @@ class Trainer:
         self.world.barrier()
 
     def restore(self, path: Path) -> None:
-        """Restore weights, optimizers and step from the checkpoint at ``path``. Raises :class:`UserError` if it does not fit."""
+        """Restore weights, averaged weights, optimizers and step from a checkpoint.
+
+        Args:
+            path: The folder of the checkpoint, such as ``checkpoints/step-00000100``.
+
+        Raises:
+            UserError: The checkpoint cannot be read, or is that of another model or of other optimizers.
+        """
         checkpoint = read_checkpoint(path)
         load_weights(self.model, checkpoint.model, where=str(path))
         if self.average is not None and checkpoint.average is not None:
@@ -193,7 +205,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Use the averaged weights within the context."""
+        """Context manager: within the ``with`` block the model has the averaged weights, if ``train.ema`` is set."""
         if self.average is not None:
             self.average.swap()
         try:
