@@ -1,4 +1,4 @@
-"""JSON Schema (2020-12) of a blueprint, for editors: the Config of every installed component stands under its op."""
+"""JSON Schema (draft 2020-12) of blueprints, for editors, including the Config of every installed component."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["blueprint_schema"]
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{params\.[a-z][a-z0-9_]*\}"}
 _REQUIRED = ("process.schedule",)
-"""Places that must be filled wherever the component around them stands."""
+"""Places (``outer.key``) whose component is required wherever the outer component is used."""
 
 
 def _loosened(schema: Any, sizes: frozenset[str] = frozenset()) -> Any:
@@ -57,11 +57,11 @@ def _inlined(model: type[pydantic.BaseModel], definitions: dict[str, Any], prefi
 
 
 def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[str, Any]:
-    """Return the schema as plain data, in a stable order.
+    """Return the JSON Schema of blueprints as plain data, with keys in a stable order.
 
     Args:
-        contracts: The installed components.
-        sections: Models of the sections ``data``, ``train`` and ``store``.
+        contracts: Contracts of the installed components.
+        sections: Pydantic models that validate each of the sections ``data``, ``train`` and ``store``.
     """
     root = Blueprint.model_json_schema(by_alias=True)
     add_descriptions(Blueprint, root)

@@ -1,4 +1,4 @@
-"""Drawings of a graph: a tree for the terminal, Mermaid and SVG for pages, JSON for programs."""
+"""Output formats of a graph: a text tree for the terminal, Mermaid and SVG for pages, JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from sedd_graph.graph.model import Graph, Op, Ref, Region, Step
 __all__ = ["InverseArrows", "to_json", "to_mermaid", "to_svg", "to_tree"]
 
 InverseArrows = Mapping[Region, Sequence[tuple[str, str]]]
-"""The inverses of regions, as pairs of boxes that an arrow joins: a step, ``>input`` or ``<output``."""
+"""Arrows of the derived inverses, by region: pairs (source, target) of boxes.
+
+A box is named by its step, or ``>input`` or ``<output`` for the region's own inputs and outputs."""
 
 _INVERSE, _WIRE = "#dc2626", "#64748b"
 
@@ -43,7 +45,7 @@ def _inner(step: Step) -> Region | None:
 
 
 def to_tree(graph: Graph) -> str:
-    """Return a tree of all nodes with the types of their outputs, repeats folded, for a terminal."""
+    """Return a text tree of all nodes with the types of their outputs. A repeated block is shown once."""
     lines = [graph.name]
     rows: list[tuple[str, str, str]] = []
 
@@ -66,11 +68,11 @@ def to_tree(graph: Graph) -> str:
 
 
 def to_json(graph: Graph) -> str:
-    """Return inputs, outputs, axes, one node per component (each repeat by itself) and every edge, as JSON.
+    """Return the graph as JSON: inputs, outputs, axes, one node per component (counting every repeat) and all edges.
 
-    A value is ``path.port`` of the component that makes it (``trunk.0.attend.gate.out``), or the bare name of an input
-    of the graph. A node's ``inputs``, an edge's ``from`` and an output's ``from`` are values; an edge's ``to`` is
-    ``path.port`` of an input. Blocks are left out: values are followed through them.
+    A value is identified by the path and output port of the component that computes it (``trunk.0.attend.gate.out``),
+    or by the name of an input of the graph. A node's ``inputs``, an edge's ``from`` and an output's ``from`` identify
+    values; an edge's ``to`` is the path and input port of a component. Blocks are expanded and do not appear.
     """
     nodes: list[dict[str, Any]] = []
     edges: list[dict[str, str]] = []
@@ -173,11 +175,11 @@ class _Flowchart:
 
 
 def to_mermaid(graph: Graph, inverses: InverseArrows | None = None) -> str:
-    """Return a Mermaid flowchart: a block is a subgraph, its repeats are folded into one.
+    """Return the graph as a Mermaid flowchart. A block is drawn as a subgraph, and a repeated block is drawn once.
 
     Args:
-        graph: the graph.
-        inverses: arrows of the inverse of some regions, drawn in red; these regions also show their inputs and outputs.
+        graph: The graph.
+        inverses: Arrows of derived inverses, drawn in red. Regions with arrows also show their inputs and outputs.
     """
     chart = _Flowchart({region: pairs for region, pairs in (inverses or {}).items() if pairs})
     for name, found in graph.root.inputs.items():
@@ -236,11 +238,13 @@ def _layers(box: Box) -> list[list[str]]:
 
 
 def to_svg(graph: Graph, inverses: InverseArrows | None = None) -> str:
-    """Draw ``graph`` in layers, top to bottom: blocks as frames, repeats folded, types under names. All text is escaped.
+    """Return the graph as an SVG drawing in layers from top to bottom. All text is escaped.
+
+    Blocks are drawn as frames, a repeated block once; output types are shown below names.
 
     Args:
-        graph: the graph.
-        inverses: arrows of the inverse of some regions, drawn over them in red.
+        graph: The graph.
+        inverses: Arrows of derived inverses, drawn in red over their regions.
     """
     box = _boxed(graph.root, Box(graph.name, "", "#ffffff", ""), inverses or {}, top=True)
     width, height = f"{box.width + 16:.0f}", f"{box.height + 16:.0f}"

@@ -1,8 +1,8 @@
-"""Expansion of a loaded blueprint into a :class:`Graph`: names resolved, blocks and repeats expanded, every edge typed.
+"""Expansion of a loaded blueprint into a :class:`Graph`: resolves names, expands blocks, and types every edge.
 
-All problems are gathered and raised at once. A block is expanded once for each combination of parameters and input types,
-so that a thousand repeats cost as much as one. :mod:`~sedd_graph.graph.ops` and :mod:`~sedd_graph.graph.blocks` type
-single nodes.
+All problems are collected and raised together. A block is expanded once per combination of parameters and input types,
+so that the cost does not grow with the number of repeats. :mod:`~sedd_graph.graph.ops` and
+:mod:`~sedd_graph.graph.blocks` check the types of single nodes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ Types = Mapping[str, PortType]
 
 
 def expand(loaded: Loaded, registry: Registry) -> Graph:
-    """Return the typed graph of a blueprint.
+    """Expand a blueprint and return its typed graph.
+
+    Args:
+        loaded: The blueprint and its included files.
+        registry: The installed components.
 
     Raises:
         BlueprintError: Holds every problem that was found.

@@ -1,8 +1,8 @@
-"""Layered layout of nested boxes: where each box stands, and the path of each edge between boxes. Pixels, y downwards.
+"""Layered layout of nested boxes: computes the position of each box and the path of each edge, in pixels, y downwards.
 
-The boxes of a layer share one vertical centre line. An edge that passes layers runs straight down in one lane beside their
-boxes, so that it bends only where it leaves its source and where it reaches its target (Sugiyama et al. 1981, with all
-dummy nodes of an edge at one x).
+The boxes of each layer are centred on a common vertical line. An edge that crosses layers runs vertically in one lane
+beside their boxes, so that it bends only near its source and its target (Sugiyama et al. 1981, with all dummy nodes of
+an edge at the same x).
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from typing import NamedTuple
 __all__ = ["PAD", "Box", "Edge"]
 
 GAP_X, GAP_Y, PAD, HEAD, LEAF_HEIGHT, CHAR, LANE, TIP = 28, 34, 14, 24, 40, 6.7, 12, 3
-"""Sizes in pixels: gaps between boxes, padding and title of a frame, height of a leaf, width of a character, distance of lanes, and
-the tip of an arrow."""
+"""Sizes in pixels: horizontal and vertical gap between boxes, padding and title height of a frame, height of a box
+without children, width of a character, distance between lanes, and length of an arrow's tip."""
 
 
 class Edge(NamedTuple):
-    """A value that runs between two boxes of one frame, from an output of one to an input of the other."""
+    """An edge between two boxes of the same frame.
+
+    Attributes:
+        source: Name of the box that the edge leaves.
+        output: Output port of ``source``.
+        target: Name of the box that the edge enters.
+        input: Input port of ``target``.
+    """
 
     source: str
     output: str
@@ -37,10 +44,21 @@ class _Lane(NamedTuple):
 
 @dataclasses.dataclass
 class Box:
-    """A component, an input or an output; or, with children, the frame around a block.
+    """A box of the drawing: a component, an input or an output; or, if it has children, the frame around a block.
 
-    ``x`` and ``y`` are relative to the frame that holds the box, as are all coordinates of a frame's edges. Children
-    called ``>name`` and ``<name`` stand for the inputs and outputs of the block.
+    Coordinates are in pixels, relative to the enclosing frame. Children named ``>name`` and ``<name`` represent the
+    inputs and outputs of the block.
+
+    Attributes:
+        title: First line of text.
+        note: Second line of text, such as types.
+        fill: CSS colour.
+        path: Dotted path of the step.
+        x: Left edge.
+        y: Top edge.
+        height: Height.
+        children: Boxes inside the frame, by name.
+        edges: Edges between children.
     """
 
     title: str
@@ -53,7 +71,7 @@ class Box:
     children: dict[str, Box] = dataclasses.field(default_factory=dict)
     edges: list[Edge] = dataclasses.field(default_factory=list)
     back: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    """Arrows of the inverse, between children."""
+    """Arrows of the derived inverse, as pairs of children's names."""
 
     def __post_init__(self) -> None:
         self.width = max(CHAR * len(self.title) * 1.05, CHAR * 0.88 * len(self.note)) + 24
@@ -63,10 +81,15 @@ class Box:
 
     @property
     def middle(self) -> float:
+        """The x coordinate of the box's centre."""
         return self.x + self.width / 2
 
     def arrange(self, layers: Sequence[Sequence[str]]) -> None:
-        """Place the children in ``layers`` from top to bottom, and size this frame to hold them and their edges."""
+        """Position the children in layers, and set this frame's size so that it contains them and their edges.
+
+        Args:
+            layers: Names of the children of each layer, from top to bottom.
+        """
         self._layer = {name: number for number, layer in enumerate(layers) for name in layer}
         y = float(HEAD + PAD)
         for layer in layers:
@@ -132,7 +155,7 @@ class Box:
         return self._lanes[edge.source, edge.output].x if passes else self._leaves(edge.source, edge.output)
 
     def edge_paths(self) -> list[str]:
-        """Return the SVG path of every edge, in the order of ``edges``: from the foot of one box to the top of another."""
+        """Return the SVG path of every edge in ``edges``, from the bottom of its source to the top of its target."""
         ends = {number: x for name in self.children for number, x in self._arrivals(name).items()}
         return [self._path(edge, ends[number]) for number, edge in enumerate(self.edges)]
 
@@ -149,7 +172,7 @@ class Box:
         return " ".join(path)
 
     def back_paths(self) -> list[str]:
-        """Return the SVG path of every arrow of the inverse, right of the middle of the boxes that it joins."""
+        """Return the SVG path of every arrow in ``back``, drawn to the right of the centres of the two boxes."""
         return [self._back_path(self.children[source], self.children[target]) for source, target in self.back]
 
     def _back_path(self, source: Box, target: Box) -> str:
