@@ -33,7 +33,7 @@ def rounding_margin(shape: torch.Size, dtype: torch.dtype) -> float:
     """Return a bound on the relative increase of a matrix's spectral norm due to rounding and eigenvalue errors.
 
     Args:
-        shape: Shape [..., m, n] of the matrix.
+        shape: Shape [m, n] of the matrix.
         dtype: Floating-point type to which the matrix is rounded.
     """
     return math.sqrt(min(shape)) * torch.finfo(dtype).eps + sum(shape) * torch.finfo(torch.float64).eps
@@ -176,7 +176,7 @@ class L2Attention(Component, kind="attention"):
 
 
 def _lambert(x: Tensor) -> Tensor:
-    """Lambert's W0 (``w e^w = x``) at ``x`` >= 0, by Newton's steps from log(1 + x), which approach it from above."""
+    """Return Lambert's W0 of ``x`` >= 0 (``w e^w = x``), by Newton's method from log(1 + x)."""
     w = torch.log1p(x)
     for _ in range(8):
         e = w.exp()

@@ -80,10 +80,10 @@ class Affine(Component, kind="mixer"):
 
 
 class _Bin(NamedTuple):
-    """The bin that each value falls in, all [b, l, d].
+    """The spline bin that contains each value; all tensors have shape [b, l, d].
 
-    ``left`` and ``width`` are along x, ``low`` and ``height`` along y; ``slope`` is height over width; ``first`` and ``last``
-    are the derivatives at its ends.
+    ``left`` and ``width`` are along x, ``low`` and ``height`` along y; ``slope`` is height / width; ``first`` and
+    ``last`` are the derivatives at the left and right knot.
     """
 
     left: Tensor
@@ -96,7 +96,11 @@ class _Bin(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A value within its bin: xi (0 to 1), xi (1 - xi), and the denominator of equations 4 and 5 of arXiv 1906.04032."""
+    """Position of each value within its bin; all tensors have shape [b, l, d].
+
+    ``xi`` is the relative position, 0 to 1; ``mixed`` is xi (1 - xi); ``below`` is the denominator of equations 4 and 5
+    of arXiv 1906.04032.
+    """
 
     bin: _Bin
     xi: Tensor
@@ -174,7 +178,7 @@ class Spline(Component, kind="mixer"):
         return sum_attended(torch.where(x.abs() < self.config.bound, log, 0.0), attend)
 
     def _bin(self, at: Tensor, params: Tensor, *, vertical: bool) -> _Bin:
-        """Find the bin of each number of ``at`` [b, l, d] among the heights where ``vertical``, else among the widths."""
+        """Find the bin that contains each element of ``at`` [b, l, d], along y if ``vertical``, else along x."""
         bins, bound, least = self.config.bins, self.config.bound, self.config.smallest
         raw = params.to(at.dtype).unflatten(-1, (at.shape[-1], 3 * bins - 1))
         widths, heights, slopes = raw.split([bins, bins, bins - 1], dim=-1)

@@ -52,9 +52,10 @@ class Linear(Component, kind="feedforward"):
 class PLU(Component, kind="mixer"):
     """Invertible 1x1 convolution of Glow (arXiv 1807.03039, section 3.2): ``W = P L (U + diag(s))`` over the channels.
 
-    P is a fixed permutation; the unit lower triangular L, the strictly upper triangular U and the vector s are learned.
-    W is initialised to a random orthogonal matrix. The log-determinant is the sum of ``log |s|`` for each position. The
-    relative error of the inverse is proportional to the condition number of W.
+    P is a fixed permutation and the signs of s are fixed; the unit lower triangular L, the strictly upper triangular U
+    and the magnitudes of s are learned. W is initialised to a random orthogonal matrix. The log-determinant is the sum
+    of ``log |s|``, times the number of attended positions. The relative error of the inverse is proportional to the
+    condition number of W.
     """
 
     class Config(ComponentConfig):
@@ -114,7 +115,7 @@ def _normalize(x: Tensor, log: Tensor, mean: Tensor, bias: Tensor) -> Tensor:
 
 
 class _Normalize(torch.autograd.Function):
-    """:func:`_normalize` with a faster gradient than autograd derives from its one pass."""
+    """Autograd function of :func:`_normalize`, with a faster backward pass than the one that autograd derives."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log: Tensor, mean: Tensor, bias: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class ActNorm(Component, kind="norm"):
 
     @torch.no_grad()
     def _initialise(self, x: Tensor, attend: Tensor | None) -> None:
-        """Fill the buffers unless ``ready``, without a branch on it, so that it compiles."""
+        """Set the buffers from ``x`` unless ``ready``, without a data-dependent branch, for torch.compile."""
         rows = wide(x)
         if attend is None:
             mean = rows.mean((0, 1))
@@ -175,7 +176,7 @@ class ActNorm(Component, kind="norm"):
         self.ready.fill_(True)
 
     def _log(self, dtype: torch.dtype) -> Tensor:
-        """Return the logarithm of the whole scale, [d]."""
+        """Return the log of the total scale of each channel, [d]."""
         return self.log_scale.to(dtype) - self.log_deviation.to(dtype)
 
     def _initialised_log(self, x: Tensor, attend: Tensor | None) -> Tensor:

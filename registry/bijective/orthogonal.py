@@ -142,10 +142,11 @@ class DCT(Isometry, kind="mixer"):
 
 
 def _cosines(x: Tensor, dim: int, attend: Tensor | None) -> Tensor:
-    """Return the DCT-II matrix C[k, m] = sqrt(2/n) cos(pi (2 m + 1) k / 2n), its first row over sqrt 2.
+    """Return the DCT-II matrix C[k, m] = sqrt(2/n) cos(pi (2 m + 1) k / 2n), the row k = 0 divided by sqrt(2).
 
-    n is the size of ``dim`` of ``x``, or with ``attend`` [b, l] each row's number of attended positions, whose ranks are k
-    and m: [n, n] or [b, l, l]. The angle is reduced in integers, so that the cosines are exact to rounding at any length.
+    Without ``attend``, n is the size of dimension ``dim`` of ``x``, and the shape is [n, n]. With ``attend`` [b, l],
+    n is each row's number of attended positions, k and m are ranks among them, and the shape is [b, l, l]. The angle is
+    reduced in integers, so that the cosines are accurate to rounding at any length.
     """
     if attend is None:
         index = torch.arange(x.shape[dim], device=x.device)

@@ -21,7 +21,7 @@ from ._bijection import Isometry
 
 
 class _Sequence(Component):
-    """A sequence and its two halves, in one direction or the other."""
+    """Base class of ``split_sequence`` and ``join_sequence``."""
 
     abstract = True
 
@@ -31,7 +31,7 @@ class _Sequence(Component):
         and 1, 3, 5, ..."""
         of: Literal["values", "mask"] = "values"
         """Type of the sequence. ``values``: ``float b l d``; ``mask``: ``bool b l``, for splitting an attention mask
-        alike."""
+        in the same way."""
 
     config: Config
 
@@ -104,10 +104,11 @@ def _reordered(x: Tensor, attend: Tensor, source: Callable[[Tensor, Tensor], Ten
     """Return ``x`` [b, l, d] with the attended positions of each row permuted among themselves.
 
     Args:
-        x: Values.
+        x: Values, [b, l, d].
         attend: [b, l], true at the positions to permute.
-        source: From the rank of an attended position, int64 [b, l], and the number of those in its row, [b, 1], to the rank
-            of the position whose value it takes, int64 [b, l].
+        source: Function that defines the permutation. Arguments: rank of each attended position among those of its row,
+            int64 [b, l], and number of attended positions per row, int64 [b, 1]. Returns the rank of the position from
+            which the value is taken, int64 [b, l].
     """
     order = torch.argsort((~attend).to(torch.uint8), dim=1, stable=True)  # attended positions first, in their order
     rank = torch.arange(x.shape[1], device=x.device).expand_as(order)

@@ -34,12 +34,12 @@ Starred = Annotated[Text, pydantic.AfterValidator(_starred)]
 
 
 def _dim(pattern: str) -> int:
-    """The index of the starred axis."""
+    """Return the index of the axis marked ``*`` in ``pattern``."""
     return pattern.split().index("*")
 
 
 def _port_type(pattern: str, size: str) -> PortType:
-    """The type of a value whose starred axis has ``size``."""
+    """Return the type of a value whose axis marked ``*`` has size ``size``."""
     return parse_port_type(f"float {pattern.replace('*', size)}")
 
 

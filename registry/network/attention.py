@@ -85,7 +85,7 @@ class Attention(Component, kind="attention"):
                 false, every position may be attended to, so that the output stays finite.
             sees: True at [i, j] if position i may attend to position j, in every row, [l, l]; true for at least one j
                 per i.
-            key: Random seeds of dropout, int32 [b]; None disables dropout.
+            key: Random seed of each row's dropout, int32 [b]; None disables dropout.
 
         Returns:
             The output, [b, l, heads * r].
@@ -112,8 +112,11 @@ class Attention(Component, kind="attention"):
         return out
 
     def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor) -> Tensor:
-        """Attention with dropout keyed by row. Fused kernels draw theirs from torch's global generator, which can neither
-        be split over processes nor replayed in a backward pass."""
+        """Return attention with dropout that is seeded per row by ``key``.
+
+        Fused kernels use torch's global generator, with which dropout can neither be split over processes nor be
+        replayed in the backward pass.
+        """
         weights = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5
         if mask is not None:
             weights = weights.masked_fill(~mask, -torch.inf)

@@ -15,7 +15,10 @@ from ._shared import Bias
 
 
 def _gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form. Compiled, as ``x sigmoid(2u)`` with (1 + tanh u)/2 = sigmoid(2u): half the time on a CPU."""
+    """Return the tanh approximation of GELU.
+
+    When compiled, computes ``x sigmoid(2u)``, using (1 + tanh u)/2 = sigmoid(2u), in half the time on a CPU.
+    """
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
     return F.gelu(x, approximate="tanh")

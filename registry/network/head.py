@@ -22,7 +22,7 @@ Init = Literal["zero", "normal"]
 
 
 class _Head(Component):
-    """A linear map to states, whose weight is ``table`` where that port is connected."""
+    """Base class of heads: a linear map to states, whose weight is ``table`` if that port is connected."""
 
     positionwise = True
     config: "ScoreHead.Config | X0Head.Config"
@@ -39,7 +39,7 @@ class _Head(Component):
         self.bias = nn.Parameter(torch.zeros(states)) if self.config.bias == "all" else None
 
     def logits(self, x: Tensor, table: Tensor | None) -> Tensor:
-        """Logits [b, l, v], float32, from vectors ``x`` [b, l, d]."""
+        """Return logits [b, l, v], float32, from hidden vectors ``x`` [b, l, d]."""
         return full_linear(x, self.weight if table is None else table, self.bias)
 
 

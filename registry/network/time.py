@@ -16,18 +16,18 @@ from sedd_graph.component.contract import Algebra, Signature, SizeField
 
 
 class _Encoder(Component):
-    """Features of the noise level, then linear, SiLU, linear, SiLU (the last one as in the SEDD code)."""
+    """Base class of noise-level encoders: features, then an MLP linear, SiLU, linear, SiLU (as in the SEDD code)."""
 
     def make_mlp(self, features: int) -> None:
         width = self.axis("e")
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def fourier(self, angle: Tensor) -> Tensor:
-        """Conditioning vectors [b, e] from the cosines and sines of ``angle`` [b, frequencies // 2]."""
+        """Return conditioning vectors [b, e] from the cosines and sines of ``angle`` [b, frequencies // 2], radians."""
         return self.encode(torch.cat([angle.cos(), angle.sin()], dim=-1))
 
     def encode(self, features: Tensor) -> Tensor:
-        """Conditioning vectors [b, e] from ``features`` [b, frequencies]."""
+        """Return conditioning vectors [b, e] from ``features`` [b, frequencies]."""
         return F.silu(self.mlp(features))
 
 
@@ -38,7 +38,7 @@ class SigmaEmbedding(_Encoder, kind="time"):
         frequencies: SizeField = 256
         """Number of features, of which half are cosines and half are sines."""
         max_period: float = 10000.0
-        """Ratio of the highest frequency, 1, to the lowest: frequency i of n is ``max_period ** (-i / n)`` radians per
+        """Base of the frequencies: frequency i of n is ``max_period ** (-i / n)`` radians per
         nat of total noise."""
 
     config: Config

@@ -1,6 +1,6 @@
 """Interpolation of ``${params.NAME}`` references in a blueprint, the only form of interpolation that is supported.
 
-A reference may only name a parameter of the same file: there are no resolvers, environment variables or nested
+A reference may only name a parameter of the same file or block: there are no resolvers, environment variables or nested
 references, and an inserted value is not interpolated again. OmegaConf resolves parameters that refer to each other.
 References outside of ``params`` are replaced by a regular expression instead, with the same result (a test compares the
 two): OmegaConf's parser takes a fraction of a millisecond per string, and an untrusted file may hold tens of thousands.
@@ -34,7 +34,7 @@ class InterpolationFault(Exception):
 
 
 def _faults(text: str, names: Mapping[str, Any]) -> list[str]:
-    """Return a message for each unknown name in ``text``, which has a ``${``, and for any other form of interpolation."""
+    """Return messages about unknown names and unsupported interpolation in ``text``, which contains ``${``."""
     unknown = [name for name in _REFERENCE.findall(text) if name not in names]
     faults = [f"unknown parameter {name!r}{choices(name, names)}" for name in unknown[:MAX_PROBLEMS]]
     if "${" in _REFERENCE.sub("", text) or "\\" in text:
@@ -111,7 +111,7 @@ def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_omegaconf(text: str, params: Mapping[str, Any]) -> Any:
-    """Return the value of one parameter's text. The resolved ``params`` hold no references. Raises ValueError."""
+    """Interpolate one parameter ``text`` with ``params``, which contain no references. Raises ValueError."""
     from omegaconf import OmegaConf  # here: most blueprints have no parameter that refers to another
     from omegaconf.errors import OmegaConfBaseException
 

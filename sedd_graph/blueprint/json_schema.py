@@ -23,7 +23,7 @@ _REQUIRED = ("process.schedule",)
 
 
 def _loosened(schema: Any, sizes: frozenset[str] = frozenset()) -> Any:
-    """Return ``schema`` where any scalar may be ``${params.x}``, a size an expression, and a place any of its components."""
+    """Return ``schema`` extended with ``${params.x}`` for scalars, expressions for sizes, components for places."""
     if isinstance(schema, list):
         return [_loosened(s) for s in schema]
     if not isinstance(schema, dict):
@@ -42,7 +42,7 @@ def _loosened(schema: Any, sizes: frozenset[str] = frozenset()) -> Any:
 
 
 def _written(schema: dict[str, Any], *, size: bool) -> dict[str, Any]:
-    """Return what may be written for ``schema``; of a list of sizes, each may be an expression."""
+    """Return a schema that accepts ``schema`` or a ``${params.x}`` reference, and expressions for sizes."""
     if size and "items" in schema:
         schema = schema | {"items": {"anyOf": [schema["items"], {"type": "string"}]}}
     return {"anyOf": [schema, {"type": "string"} if size else _REFERENCE]}
@@ -113,7 +113,7 @@ def _needs_keys(contract: Contract) -> bool:
 
 
 def _inline_op(contract: Contract, schema: dict[str, Any], places: Iterable[str]) -> dict[str, Any]:
-    """Return the schema of a component written inline: ``op``, its Config keys, and the components that stand in it."""
+    """Return the schema of a component written inline: ``op``, its Config keys, and its inner components."""
     out, kind = copy.deepcopy(schema), KINDS[contract.kind]
     out["properties"] = {
         "op": {"enum": [contract.name, contract.op], "description": "Name of the component."},

@@ -183,4 +183,4 @@ class Blueprint(Library):
     train: dict[Name, Any] | None = None
     """Settings of the training loop."""
     store: dict[Name, Any] | None = None
-    """Storage settings of the arrays that a run writes."""
+    """Storage settings of the arrays that a run writes: samples and saved activations."""

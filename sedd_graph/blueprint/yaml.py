@@ -73,7 +73,7 @@ class Document:
 
 
 class _Refused(Exception):
-    """Input that is not read, with the line and column of the fault."""
+    """Exception for invalid input, with the line and column of the fault."""
 
     def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
         super().__init__(message)
@@ -164,7 +164,10 @@ def _syntax_error(error: yaml.YAMLError | RecursionError, text: str) -> _Refused
 
 @dataclasses.dataclass
 class _Value:
-    """A value that is being composed. ``count`` is the number of values in it, aliases counted out; ``key`` awaits one."""
+    """A value under construction.
+
+    ``count`` is its number of nested values, aliases expanded; ``key`` is the mapping key whose value is read next.
+    """
 
     data: Any
     path: DataPath

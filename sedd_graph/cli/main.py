@@ -4,7 +4,7 @@ The module of a subcommand imports torch, and other packages that load slowly, o
 ``sedd-graph --help`` is fast.
 
 Exit codes: 0 success; 1 fault of the environment; 2 error in the user's input; 3 training diverged (NaN or infinite
-values); 130 and 143 training stopped by SIGINT or SIGTERM after writing a checkpoint.
+values); 130 stopped by SIGINT; 143 training stopped by SIGTERM; 141 standard output was closed by its reader (SIGPIPE).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ VERBS = (init, build, train, sample, infill, evaluate, show, components, schema,
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage text, with the nearest choice for one that does not exist."""
+    """Argument parser with one-line error messages that suggest the most similar valid choice."""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = None if action.choices is None else [str(choice) for choice in action.choices]

@@ -39,7 +39,7 @@ def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], at: Locat
 
 
 def _fitting(registry: Registry, op: str, kinds: tuple[str, ...]) -> str:
-    """Return text for the components of ``kinds``, those whose names are nearest to ``op``; nodes are too many to list."""
+    """Return text that names the kinds and their components most similar to ``op``; graph nodes are not listed."""
     if KINDS[kinds[0]].is_node:
         return "a node of the graph"
     names = sorted({contract.name for contract in registry.contracts() if contract.kind in kinds})

@@ -24,20 +24,20 @@ _INVERSE, _WIRE = "#dc2626", "#64748b"
 
 
 def _label(step: Step) -> str:
-    """The component or block of a step, with its repeats."""
+    """Return the name of a step's component or block, with its number of repeats."""
     if isinstance(step.body, Op):
         return step.body.contract.name
     return f"{step.body.label} x {step.body.repeat}" if step.body.repeat else step.body.label
 
 
 def _types(step: Step) -> str:
-    """The types of a step's outputs."""
+    """Return the types of a step's outputs as text."""
     shown = [str(t) if n == "out" or len(step.outputs) == 1 else f"{n}: {t}" for n, t in step.outputs.items()]
     return ", ".join(shown)
 
 
 def _inner(step: Step) -> Region | None:
-    """The region of a block, of a repeated block that of one repeat; None for a component."""
+    """Return the region of a step's block (one repeat of a repeated block); None for a component."""
     if not isinstance(step.body, Region):
         return None
     inner = step.body.steps[0].body if step.body.repeat else step.body
@@ -124,7 +124,7 @@ def _quoted(text: str) -> str:
 
 
 def _id(kind: str, path: str) -> str:
-    """An id of letters, digits and underscores that differs between paths: names hold underscores but do not begin with one."""
+    """Return a unique id of letters, digits and underscores for ``path``, whose names do not begin with underscores."""
     return f"{kind}_" + path.replace("_", "_u").replace(".", "__")
 
 
@@ -142,7 +142,7 @@ class _Flowchart:
         self.back: list[str] = []
 
     def steps(self, region: Region, prefix: str, indent: str) -> None:
-        """Write the steps of a region and the edges into them. In a block, the frame around it stands for its inputs."""
+        """Write the steps of a region and their incoming edges. Inside a block, its frame represents its inputs."""
         for step in region.steps:
             path, inner = f"{prefix}{step.name}", _inner(step)
             box = f"{_id('n', path)}[{_quoted(f'{step.name}: {_label(step)}')}]"

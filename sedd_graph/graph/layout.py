@@ -35,7 +35,7 @@ class Edge(NamedTuple):
 
 
 class _Lane(NamedTuple):
-    """The x at which a value passes the layers ``first`` to ``last``."""
+    """A vertical lane: the x coordinate at which the edges of a value cross the layers ``first`` to ``last``."""
 
     x: float
     first: int
@@ -113,7 +113,7 @@ class Box:
         self.width, self.height = inner + 2 * PAD, y - GAP_Y + PAD
 
     def _choose_lanes(self, layers: Sequence[Sequence[str]]) -> None:
-        """Give every value that passes layers one lane for all its edges: the nearer free one, left or right."""
+        """Assign one lane to all edges of each value that crosses layers: the nearer free lane, left or right."""
         ends: dict[tuple[str, str], int] = {}
         for edge in self.edges:
             key = edge.source, edge.output
@@ -131,13 +131,16 @@ class Box:
             self._lanes[key] = _Lane(x, first, last)
 
     def _leaves(self, name: str, output: str) -> float:
-        """X at which a value leaves a child: under the box of that output, if the child is a frame."""
+        """Return the x coordinate at which a value leaves a child: below the output's box, if the child is a frame."""
         child = self.children[name]
         inner = child.children.get(f"<{output}")
         return child.x + inner.middle if inner else child.middle
 
     def _arrivals(self, target: str) -> dict[int, float]:
-        """X at which each edge into a child ends, by its number: over the box of that input, or spread over the top."""
+        """Return the x coordinate at which each edge into a child ends, by the index of the edge.
+
+        The edge ends above the input's box if the child is a frame; else the edges are spread over the child's top.
+        """
         child = self.children[target]
         into = [number for number, edge in enumerate(self.edges) if edge.target == target]
         if child.children:
@@ -150,7 +153,7 @@ class Box:
         return {number: child.middle + step * (i - centre) for i, number in enumerate(into)}
 
     def _comes_from(self, edge: Edge) -> float:
-        """X of an edge just above the layer of its target."""
+        """Return the x coordinate of an edge just above the layer of its target."""
         passes = self._layer[edge.target] - self._layer[edge.source] > 1
         return self._lanes[edge.source, edge.output].x if passes else self._leaves(edge.source, edge.output)
 
@@ -184,13 +187,13 @@ class Box:
 
 
 def _free(x: float, step: float, taken: Iterable[float]) -> float:
-    """The first of x, x + step, ... that keeps its distance from every lane in ``taken``."""
+    """Return the first of x, x + step, ... that is far enough from every lane in ``taken``."""
     while any(abs(x - other) < abs(step) for other in taken):
         x += step
     return x
 
 
 def _bend(x1: float, y1: float, x2: float, y2: float) -> str:
-    """An S-curve down from where a path is, (x1, y1)."""
+    """Return SVG path commands for an S-curve from the current point (x1, y1) down to (x2, y2)."""
     middle = (y1 + y2) / 2
     return f"C{x1:.1f},{middle:.1f} {x2:.1f},{middle:.1f} {x2:.1f},{y2:.1f}"

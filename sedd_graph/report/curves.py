@@ -61,7 +61,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _range(values: list[float]) -> tuple[float, float]:
-    """Return the range of the vertical axis. The highest 2 % may lie above it, as the first losses would flatten the rest."""
+    """Return the range of the vertical axis. The top 2 % of values may exceed it, such as high initial losses."""
     ordered = sorted(values)
     low, high = ordered[0], ordered[round(0.98 * (len(ordered) - 1))]
     room = (high - low) or abs(high) or 1.0

@@ -24,7 +24,7 @@ def render(template: str, **values: Any) -> Markup:
 
     Args:
         template: File name of the template.
-        **values: Values of the template's variables.
+        values: Values of the template's variables.
 
     Returns:
         HTML, marked as safe so that it is not escaped again.
