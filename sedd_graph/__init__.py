@@ -1,6 +1,6 @@
-"""sedd_graph: declare a discrete-diffusion language model as a graph in YAML, prove it, run it.
+"""sedd_graph: declare a discrete-diffusion language model as a graph in YAML, prove its properties, and run it.
 
-The public names are loaded when they are first used, so that ``import sedd_graph`` costs nothing and brings no torch.
+Public names are imported on first use, so that ``import sedd_graph`` is fast and does not import torch.
 """
 
 from __future__ import annotations

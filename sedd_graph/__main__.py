@@ -1,4 +1,4 @@
-"""``python -m sedd_graph`` is ``sedd-graph``."""
+"""Entry point of ``python -m sedd_graph``, equivalent to the command ``sedd-graph``."""
 
 from sedd_graph.cli.main import main
 

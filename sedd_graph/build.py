@@ -1,7 +1,7 @@
-"""``python -m sedd_graph.build blueprint.yaml`` is ``sedd-graph build blueprint.yaml``.
+"""Entry point of ``python -m sedd_graph.build blueprint.yaml``, equivalent to ``sedd-graph build blueprint.yaml``.
 
-``sedd_graph.build`` is also the name of the function that builds; importing this module must not hide it, so the module
-can be called as well.
+The module is callable: importing it replaces the function :func:`sedd_graph.build` in the package's namespace, so
+calling the module calls that function.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Report", "build", "check", "main"]
 
 
 def main() -> None:
-    """The ``build`` command with this process's arguments."""
+    """Run the ``build`` subcommand with this process's command-line arguments, and exit with its exit code."""
     from sedd_graph.cli.main import main as command
 
     command(["build", *sys.argv[1:]])

@@ -1,6 +1,6 @@
-"""Errors that a user can meet: one root class, and the exit code that each leads to.
+"""Exceptions for errors that users can encounter, derived from one base class, and helpers for their messages.
 
-This module depends on nothing else of the package; all rooms raise these errors.
+Each class defines the exit code of the command line. This module imports nothing else of the package.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ __all__ = [
 
 
 class SeddGraphError(Exception):
-    """Root of the errors that sedd_graph raises. ``exit_code`` is that of the command line."""
+    """Base class of the errors that sedd_graph raises. ``exit_code`` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class UserError(SeddGraphError):
-    """Error in the user's input, such as a blueprint, an option or a prompt. Exit code 2."""
+    """Exception for an error in the user's input, such as a blueprint, an option or a prompt. Exit code 2."""
 
     exit_code = 2
 
 
 class EnvironmentFault(SeddGraphError):
-    """Fault of the machine, such as a full disk, a broken plugin or a missing package. Exit code 1."""
+    """Exception for a fault of the environment, such as a full disk, broken plugin or missing package. Exit code 1."""
 
     exit_code = 1
 
 
 class MissingExtraError(EnvironmentFault):
-    """An optional package is not installed; the message names the extra that installs it.
+    """Exception for a missing optional package. The message names the extra that installs the package.
 
     Args:
         package: Name of the package.
-        extra: Extra of ``sedd_graph`` that installs it.
-        purpose: Subject of the message: what the package is needed for.
+        extra: Extra of ``sedd_graph`` that installs the package.
+        purpose: Name of the feature that needs the package; the subject of the message's sentence.
     """
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
@@ -58,16 +58,21 @@ class MissingExtraError(EnvironmentFault):
 
 
 class DivergedError(SeddGraphError):
-    """The loss, a gradient or the weights became NaN or infinite. Exit code 3."""
+    """Exception for a loss, gradient or weight that became NaN or infinite. Exit code 3."""
 
     exit_code = 3
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Problem:
-    """A problem at a position of a blueprint, as text ``file:line:col: path: message``.
+    """A problem at a position of a blueprint; its text is ``file:line:col: path: message``.
 
-    Lines and columns count from 1, and are 0 where they are not known; ``path`` is a dotted path of keys.
+    Attributes:
+        file: Name of the file, or the text of an override.
+        line: Line, from 1; 0 if unknown.
+        col: Column, from 1; 0 if unknown.
+        path: Dotted path of keys, such as ``nodes.head.in``; may be empty.
+        message: Description of the problem.
     """
 
     file: str
@@ -76,7 +81,7 @@ class Problem:
     path: str
     message: str
     environment: bool = False
-    """True for a fault of the environment rather than of the blueprint, such as a plugin that cannot be loaded."""
+    """True for a fault of the environment, such as a plugin that fails to load, rather than of the blueprint."""
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.col}" if self.line else self.file
@@ -84,13 +89,16 @@ class Problem:
 
 
 MAX_PROBLEMS = 100
-"""Most problems that are collected and shown."""
+"""Maximum number of problems that are collected and shown."""
 
 
 class BlueprintError(UserError):
-    """All problems of one stage, sorted by file and line, in ``problems``.
+    """Exception that holds all problems found in one stage of reading a blueprint, sorted by file and line.
 
-    The exit code is 2, or 1 where every problem is a fault of the environment.
+    ``exit_code`` is 2, or 1 if every problem is a fault of the environment.
+
+    Args:
+        problems: The problems; duplicates are removed.
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
@@ -107,27 +115,44 @@ _COMPARED, _LISTED, _SHORT, _NEAREST = 500, 40, 20, 5
 
 
 def listed(names: Iterable[str]) -> str:
-    """Join names as ``a, b, c``; of more than 40, the first 40 and the number of the others; ``none`` for none."""
+    """Join ``names`` with commas, as ``a, b, c``.
+
+    At most 40 names are shown, followed by the number of the remaining ones. Returns ``none`` if there are no names.
+    """
     found = list(names)
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     return ", ".join(found[:_LISTED]) + more or "none"
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the nearest of ``options``, or an empty string where none is near."""
+    """Return ``" (did you mean 'x'?)"`` for the option most similar to ``name``, or an empty string if none is.
+
+    Args:
+        name: The unknown name.
+        options: Valid names, of which the first 500 are compared.
+    """
     near = difflib.get_close_matches(name, [o for o in islice(options, _COMPARED) if o != name], n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def choices(name: str, options: Iterable[str], *, label: str = "known") -> str:
-    """Return the end of a message about the unknown ``name``: ``" (did you mean 'b'?); known: a, b"``."""
+    """Return text that ends a message about the unknown ``name``: ``" (did you mean 'b'?); known: a, b"``.
+
+    Args:
+        name: The unknown name.
+        options: Valid names.
+        label: Noun before the list of valid names.
+    """
     found = list(options)
     near = _near(name, found)
     return f"{suggest(name, near)}; {label}: {_counted(near, len(found))}"
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Return ``a, b, c``; of more than 20 options only the five nearest to ``name``, or the first where none is near."""
+    """Return the ``options`` joined with commas; of more than 20, only the five most similar to ``name``.
+
+    If none is similar, the first five options are returned. The number of omitted options follows the list.
+    """
     found = list(options)
     return _counted(_near(name, found), len(found))
 

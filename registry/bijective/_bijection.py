@@ -1,7 +1,7 @@
-"""Helpers of the bijective components: isometries, products in full precision, padding and log-determinants.
+"""Helpers of the bijective components: isometries, full-precision products, padding and log-determinants.
 
-Where ``attend`` is false a bijective component is the identity: such a position keeps its value, affects no other, and adds
-nothing to the log-determinant, which therefore remains that of the whole map.
+At positions where ``attend`` is false (padding), a bijective component is the identity: the position keeps its value,
+does not affect other positions, and contributes nothing to the log-determinant.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ __all__ = ["Isometry", "det_of_positions", "full_matmul", "sum_attended", "where
 
 
 class Isometry(Component):
-    """A component from ``x`` to ``out`` that preserves Euclidean distances."""
+    """Base class of components from port ``x`` to port ``out`` that preserve Euclidean distances."""
 
     abstract = True
 
@@ -29,23 +29,50 @@ class Isometry(Component):
 
 
 def full_matmul(x: Tensor, matrix: Tensor) -> Tensor:
-    """Return ``x @ matrix`` in the precision of ``x`` under autocast too: a map rounded to bfloat16 has no usable inverse."""
+    """Return ``x @ matrix``, computed in the dtype of ``x`` even under autocast.
+
+    A product rounded to bfloat16 could not be inverted accurately.
+
+    Args:
+        x: Left factor, [..., d].
+        matrix: Right factor, [d, n] or [..., d, n].
+
+    Returns:
+        The product, [..., n], in the dtype of ``x``.
+    """
     with full_precision(x):
         return x @ matrix.to(x.dtype)
 
 
 def where_attended(attend: Tensor | None, y: Tensor, x: Tensor) -> Tensor:
-    """Return ``y`` [b, l, d] where ``attend`` [b, l] is true (everywhere if it is None), else ``x``."""
+    """Return ``y`` at attended positions and ``x`` elsewhere.
+
+    Args:
+        attend: True at attended positions, [b, l]; None if all are.
+        y: Values at attended positions, [b, l, d].
+        x: Values elsewhere, [b, l, d].
+    """
     return y if attend is None else torch.where(attend[..., None], y, x)
 
 
 def sum_attended(log: Tensor, attend: Tensor | None) -> Tensor:
-    """Return the log-determinant, nats [b], of an elementwise map with log-slopes ``log`` [b, l, d] at attended positions."""
+    """Return the log-determinant of an elementwise map, summed over attended positions: nats, [b].
+
+    Args:
+        log: Log of the absolute derivative of each element, [b, l, d], nats.
+        attend: True at attended positions, [b, l]; None if all are.
+    """
     log = wide(log)
     return (log if attend is None else log * attend[..., None]).sum((1, 2))
 
 
 def det_of_positions(log: Tensor, x: Tensor, attend: Tensor | None) -> Tensor:
-    """Return the log-determinant, nats [b], of a map with ``log`` [] nats at each attended position of ``x`` [b, l, d]."""
+    """Return the log-determinant, nats [b], of a map with the same log-determinant at each attended position.
+
+    Args:
+        log: Log-determinant at one position, a scalar tensor, nats.
+        x: Input of the map, [b, l, d], which provides the shape and dtype.
+        attend: True at attended positions, [b, l]; None if all are.
+    """
     log = wide(log) if x.dtype != torch.float64 else log.double()
     return (log * x.shape[1]).expand(len(x)) if attend is None else log * attend.sum(1)

@@ -1,8 +1,8 @@
-"""Maps with a certified Lipschitz constant, for the branch ``g`` of an invertible residual ``x + g(x)``.
+"""Maps with a certified Lipschitz constant, for the branch ``g`` of an invertible residual block ``x + g(x)``.
 
-The bound holds in the Euclidean norm of a whole sequence, for the weights of every training step: largest singular values
-are computed exactly, where power iteration would give lower bounds only. i-ResNet, arXiv 1811.00995; Residual Flows, arXiv
-1906.02735. Axes: b batch, l length, d width, h heads, r width of a head.
+The constant bounds the change in the Euclidean norm of a whole sequence, and holds at every training step: largest
+singular values are computed exactly, whereas power iteration would only give lower bounds. i-ResNet, arXiv 1811.00995;
+Residual Flows, arXiv 1906.02735. Axes: b batch, l length, d width, h heads, r width of a head.
 """
 
 import math
@@ -22,7 +22,7 @@ from ..network.attention import attendable
 
 
 def largest_squared(weight: Tensor) -> Tensor:
-    """Return the square of the largest singular value of ``weight`` [..., m, n]: float64 [...], differentiable."""
+    """Return the squared largest singular value of ``weight`` [..., m, n]: float64, [...], differentiable."""
     exact = weight.double()
     gram = exact @ exact.mT if weight.shape[-2] <= weight.shape[-1] else exact.mT @ exact
     values: Tensor = torch.linalg.eigvalsh(gram)
@@ -30,24 +30,30 @@ def largest_squared(weight: Tensor) -> Tensor:
 
 
 def rounding_margin(shape: torch.Size, dtype: torch.dtype) -> float:
-    """Return a bound on the relative growth of a matrix's norm by rounding to ``dtype`` and by errors of its eigenvalues."""
+    """Return a bound on the relative increase of a matrix's spectral norm due to rounding and eigenvalue errors.
+
+    Args:
+        shape: Shape [m, n] of the matrix.
+        dtype: Floating-point type to which the matrix is rounded.
+    """
     return math.sqrt(min(shape)) * torch.finfo(dtype).eps + sum(shape) * torch.finfo(torch.float64).eps
 
 
 class LipschitzLinear(Component, kind="feedforward"):
-    """Affine map to ``width`` channels with spectral norm at most ``bound`` (i-ResNet, equation 3, with the exact norm).
+    """Affine map to ``width`` channels, spectral norm at most ``bound`` (i-ResNet, equation 3, with the exact norm).
 
-    A weight whose largest singular value exceeds ``bound`` is scaled down to it. Each evaluation solves one eigenvalue
-    problem of the smaller side.
+    A weight whose largest singular value exceeds ``bound`` is scaled down to ``bound``. Each evaluation computes the
+    eigenvalues of one Gram matrix, whose side is the smaller of the input and output widths.
     """
 
     class Config(ComponentConfig):
         width: SizeField
         """Number of output channels."""
         bound: Positive = 0.9
-        """Lipschitz bound; a residual is invertible where the bounds along its branch multiply to less than 1."""
+        """Lipschitz constant. A residual block is invertible if the product of the constants along its branch is less
+        than 1."""
         bias: Bias = "all"
-        """``all``: the map has a bias."""
+        """Bias of the map: ``all`` adds a bias, ``none`` does not."""
 
     config: Config
 
@@ -61,7 +67,7 @@ class LipschitzLinear(Component, kind="feedforward"):
         return Algebra(lipschitz={("x", "out"): config.bound})
 
     def effective(self, dtype: torch.dtype) -> Tensor:
-        """Return the bounded weight, [width, d] in ``dtype``."""
+        """Return the weight after scaling to the bound, [width, d] in ``dtype``."""
         bound = self.config.bound
         factor = largest_squared(self.weight).clamp(min=bound**2).rsqrt()
         return (self.weight.double() * (factor * (bound * (1 - rounding_margin(self.weight.shape, dtype))))).to(dtype)
@@ -72,18 +78,18 @@ class LipschitzLinear(Component, kind="feedforward"):
 
 
 _SWISH = 1.1
-"""Above the largest slope of x * sigmoid(beta * x), 1.0998 for every beta."""
+"""Upper bound on the slope of x * sigmoid(beta * x), whose maximum is 1.0998 for every beta."""
 
 
 class LipschitzAct(Component, kind="feedforward"):
-    """Activation of slope at most 1."""
+    """Elementwise activation function with Lipschitz constant 1."""
 
     positionwise = True
 
     class Config(ComponentConfig):
         activation: Literal["relu", "tanh", "elu", "lip_swish"] = "lip_swish"
-        """``lip_swish`` is ``x * sigmoid(beta * x) / 1.1`` with a learned ``beta`` > 0, whose derivative does not saturate
-        (Residual Flows, section 3.2)."""
+        """Activation function. ``lip_swish`` is ``x * sigmoid(beta * x) / 1.1`` with a learned ``beta`` > 0; its
+        derivative does not saturate (Residual Flows, section 3.2)."""
 
     config: Config
 
@@ -108,23 +114,26 @@ class LipschitzAct(Component, kind="feedforward"):
 
 
 class L2Attention(Component, kind="attention"):
-    """Self-attention by squared distances with tied queries and keys, Lipschitz with ``bound`` (arXiv 2006.04710, equation 8).
+    """L2 self-attention, queries and keys tied, Lipschitz constant at most ``bound`` (arXiv 2006.04710, equation 8).
 
-    With q = x W, ``P[i, j]`` proportional to ``exp(-|q_i - q_j|^2 / sqrt(r))`` and values q M for each head, then an output map
-    O: the paper's A W^V enters only as an r x r matrix, here M itself. For n attended positions
+    Each head has learned matrices W [d, r] and M [r, r]. With ``q = x W`` and the attention weights ``P[i, j]``
+    proportional to ``exp(-|q_i - q_j|^2 / sqrt(r))``, its output is ``P q M``. The heads' outputs are concatenated and
+    multiplied by O [d, d]. The paper's A W^V enters only through an r x r matrix, for which M is learned directly. For
+    n attended positions, theorem 3.2 of the paper, with M in the place of W^V, gives
 
         ``Lip <= sqrt(n) (4 W0((n - 1) / e) + 1) |O| sqrt(sum over heads |W|^2 |M|^2)``
 
-    (its theorem 3.2 with M for W^V; ``|.|`` the spectral norm, W0 Lambert's function). Where this exceeds ``bound``, the output
-    is scaled down to it. The bound is for the worst input and grows like sqrt(n) log n, so that the branch becomes small on
-    long sequences. Positions where ``attend`` is false contribute nothing and get zero.
+    where ``|.|`` is the spectral norm and W0 is Lambert's function. If the right-hand side exceeds ``bound``, the
+    output is scaled by their ratio. The bound covers the worst input and grows like sqrt(n) log n, so that the output
+    becomes small for long sequences. Positions where ``attend`` is false contribute nothing, and their output is zero.
     """
 
     class Config(ComponentConfig):
         heads: SizeField
-        """Number of heads, which divides the width of ``x``."""
+        """Number of heads; must divide the width of ``x``."""
         bound: Positive = 0.9
-        """Lipschitz bound; a residual is invertible where the bounds along its branch multiply to less than 1."""
+        """Lipschitz constant. A residual block is invertible if the product of the constants along its branch is less
+        than 1."""
 
     config: Config
 
@@ -141,7 +150,7 @@ class L2Attention(Component, kind="attention"):
         return Algebra(lipschitz={("x", "out"): config.bound})
 
     def certified_squared(self, count: Tensor) -> Tensor:
-        """Return the square of the theorem's bound, float64 [...], for ``count`` [...] attended positions."""
+        """Return the squared Lipschitz bound of theorem 3.2, float64 [...], for ``count`` [...] attended positions."""
         heads = (largest_squared(self.query) * largest_squared(self.value)).sum()
         count = count.double().clamp(min=1)
         return count * largest_squared(self.out) * heads * (4 * _lambert((count - 1) / math.e) + 1).square()
@@ -167,7 +176,7 @@ class L2Attention(Component, kind="attention"):
 
 
 def _lambert(x: Tensor) -> Tensor:
-    """Lambert's W0 (``w e^w = x``) at ``x`` >= 0, by Newton's steps from log(1 + x), which approach it from above."""
+    """Return Lambert's W0 of ``x`` >= 0 (``w e^w = x``), by Newton's method from log(1 + x)."""
     w = torch.log1p(x)
     for _ in range(8):
         e = w.exp()

@@ -1,9 +1,9 @@
-"""Elementwise bijections whose parameters come in through ports: couplings, other than additive ones (``add``).
+"""Coupling layers of flows, affine and spline: elementwise bijections whose parameters are input values.
 
-The parameters are ordinary values: the outputs of any sub-block, attention included, that reads the other half of a split
-over channels (``split``) or over the sequence (``split_sequence``).
+The parameters are computed by any subgraph, attention included, from the other half of a split over channels
+(``split``) or over the sequence (``split_sequence``). Additive coupling is the component ``add``.
 
-Axes: b batch, l length, d width of the transformed part, k bins of a spline.
+Axes: b batch, l length, d width of the transformed half, k bins of a spline.
 """
 
 import dataclasses
@@ -24,12 +24,15 @@ from ._bijection import sum_attended, where_attended, wide
 
 
 class Affine(Component, kind="mixer"):
-    """Affine coupling ``x * exp(clamp * tanh(s / clamp)) + t`` (RealNVP, arXiv 1605.08803, equation 7, log-scale bounded)."""
+    """Affine coupling ``x * exp(clamp * tanh(s / clamp)) + t`` (RealNVP, arXiv 1605.08803, equation 7).
+
+    The log-scale is bounded by ``clamp``.
+    """
 
     class Config(ComponentConfig):
         clamp: Annotated[float, pydantic.Field(gt=0, le=80)] = 2.0
-        """Largest absolute log-scale, nats. The inverse multiplies an error by at most exp(clamp); exp(80) is about the
-        largest factor that float32 holds."""
+        """Maximum absolute log-scale, nats. The inverse amplifies errors by at most exp(clamp); exp(80) is near the
+        largest float32."""
 
     config: Config
 
@@ -49,13 +52,16 @@ class Affine(Component, kind="mixer"):
         t: Float[Tensor, "b l d"],
         attend: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """Scale and shift ``x``.
+        """Scale and shift ``x`` elementwise.
 
         Args:
-            x: The part to transform.
-            s: Log-scales before their bound.
-            t: Shifts.
-            attend: False at positions to leave unchanged.
+            x: Half to transform, [b, l, d].
+            s: Log-scales before clamping, [b, l, d], nats.
+            t: Shifts, [b, l, d].
+            attend: False at positions to leave unchanged, [b, l].
+
+        Returns:
+            The transformed half, [b, l, d].
         """
         return where_attended(attend, torch.addcmul(t, x, self._log_scale(s, x).exp()), x)
 
@@ -74,10 +80,10 @@ class Affine(Component, kind="mixer"):
 
 
 class _Bin(NamedTuple):
-    """The bin that each value falls in, all [b, l, d].
+    """The spline bin that contains each value; all tensors have shape [b, l, d].
 
-    ``left`` and ``width`` are along x, ``low`` and ``height`` along y; ``slope`` is height over width; ``first`` and ``last``
-    are the derivatives at its ends.
+    ``left`` and ``width`` are along x, ``low`` and ``height`` along y; ``slope`` is height / width; ``first`` and
+    ``last`` are the derivatives at the left and right knot.
     """
 
     left: Tensor
@@ -90,7 +96,11 @@ class _Bin(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A value within its bin: xi (0 to 1), xi (1 - xi), and the denominator of equations 4 and 5 of arXiv 1906.04032."""
+    """Position of each value within its bin; all tensors have shape [b, l, d].
+
+    ``xi`` is the relative position, 0 to 1; ``mixed`` is xi (1 - xi); ``below`` is the denominator of equations 4 and 5
+    of arXiv 1906.04032.
+    """
 
     bin: _Bin
     xi: Tensor
@@ -99,21 +109,22 @@ class _Point(NamedTuple):
 
 
 class Spline(Component, kind="mixer"):
-    """Monotone rational-quadratic spline for each number, the identity beyond ``bound`` (Neural Spline Flows, arXiv 1906.04032).
+    """Elementwise monotone rational-quadratic spline, identity outside [-bound, bound] (arXiv 1906.04032, section 3.1).
 
-    ``params`` holds, for each channel, ``bins`` raw widths, ``bins`` raw heights (softmax makes them shares of 2 * ``bound``)
-    and ``bins - 1`` raw slopes (softplus, shifted so that zero is slope one): all zero is the identity. The formulas are those
-    of section 3.1; the inverse solves a quadratic equation.
+    ``params`` [b, l, d * (3 * bins - 1)] contains for each channel ``bins`` unnormalised widths and ``bins``
+    unnormalised heights, to which softmax is applied so that each sums to 2 * bound, and ``bins - 1`` unnormalised
+    derivatives at the inner knots, to which a shifted softplus is applied. With all parameters zero, the spline is the
+    identity. The inverse solves a quadratic equation.
     """
 
     class Config(ComponentConfig):
         bins: Annotated[SizeField, pydantic.Field(ge=2)] = 8
         """Number of bins, at least 2."""
         bound: Positive = 3.0
-        """The spline acts on [-bound, bound]."""
+        """The spline acts on the interval [-bound, bound]."""
         smallest: Annotated[float, pydantic.Field(gt=0, lt=0.5)] = 1e-3
-        """Smallest slope at a knot, and smallest width and height of a bin as a share of an even one's. Between two steep
-        knots a low bin can be flatter than that; the inverse multiplies an error by one over the slope."""
+        """Minimum derivative at a knot, and minimum width and height of a bin relative to those of equal bins. Inside a
+        bin the derivative can be smaller; the inverse amplifies errors by 1 / derivative."""
 
     config: Config
 
@@ -167,7 +178,7 @@ class Spline(Component, kind="mixer"):
         return sum_attended(torch.where(x.abs() < self.config.bound, log, 0.0), attend)
 
     def _bin(self, at: Tensor, params: Tensor, *, vertical: bool) -> _Bin:
-        """Find the bin of each number of ``at`` [b, l, d] among the heights where ``vertical``, else among the widths."""
+        """Find the bin that contains each element of ``at`` [b, l, d], along y if ``vertical``, else along x."""
         bins, bound, least = self.config.bins, self.config.bound, self.config.smallest
         raw = params.to(at.dtype).unflatten(-1, (at.shape[-1], 3 * bins - 1))
         widths, heights, slopes = raw.split([bins, bins, bins - 1], dim=-1)

@@ -1,4 +1,4 @@
-"""Densities that flows are trained on. Axes: b batch."""
+"""Base densities of normalising flows. Axes: b batch."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from sedd_graph.diffusion.likelihood import Likelihood
 
 
 class ExactLikelihood(Likelihood, kind="likelihood"):
-    """Standard normal density of a flow's output, for training by exact likelihood (NICE, arXiv 1410.8516, equation 1)."""
+    """Standard normal base density of a flow, for training by exact likelihood (NICE, arXiv 1410.8516, equation 1)."""
 
     class Config(ComponentConfig):
         pass

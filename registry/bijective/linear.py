@@ -1,4 +1,4 @@
-"""Affine maps of the channels: to any width (``linear``), and the invertible ones of flows (``plu``, ``act_norm``).
+"""Affine maps of the channels: ``linear`` to any width, and the invertible ``plu`` and ``act_norm`` of flows.
 
 Axes: b batch, l length, d width.
 """
@@ -18,7 +18,7 @@ from ._bijection import det_of_positions, where_attended, wide
 
 
 class Linear(Component, kind="feedforward"):
-    """Affine map to ``width`` channels."""
+    """Affine map to ``width`` channels, as ``torch.nn.Linear``."""
 
     positionwise = True
 
@@ -26,10 +26,10 @@ class Linear(Component, kind="feedforward"):
         width: SizeField
         """Number of output channels."""
         bias: Bias = "all"
-        """``all``: the map has a bias."""
+        """Bias of the map: ``all`` adds a bias, ``none`` does not."""
         init: Literal["default", "zero"] = "default"
-        """Start of weight and bias: that of ``torch.nn.Linear``, or ``zero``, with which a coupling that it feeds starts as
-        the identity."""
+        """Initialisation of weight and bias: ``default``, as in ``torch.nn.Linear``; or ``zero``, with which a coupling
+        that this map parametrises starts as the identity."""
 
     config: Config
 
@@ -52,8 +52,10 @@ class Linear(Component, kind="feedforward"):
 class PLU(Component, kind="mixer"):
     """Invertible 1x1 convolution of Glow (arXiv 1807.03039, section 3.2): ``W = P L (U + diag(s))`` over the channels.
 
-    P is fixed, L has ones on its diagonal, and W starts as a random rotation. ``log |det|`` is the sum of ``log |s|`` for each
-    position. The inverse loses as many digits as the condition number of W has.
+    P is a fixed permutation and the signs of s are fixed; the unit lower triangular L, the strictly upper triangular U
+    and the magnitudes of s are learned. W is initialised to a random orthogonal matrix. The log-determinant is the sum
+    of ``log |s|``, times the number of attended positions. The relative error of the inverse is proportional to the
+    condition number of W.
     """
 
     class Config(ComponentConfig):
@@ -113,7 +115,7 @@ def _normalize(x: Tensor, log: Tensor, mean: Tensor, bias: Tensor) -> Tensor:
 
 
 class _Normalize(torch.autograd.Function):
-    """:func:`_normalize` with a faster gradient than autograd derives from its one pass."""
+    """Autograd function of :func:`_normalize`, with a faster backward pass than the one that autograd derives."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log: Tensor, mean: Tensor, bias: Tensor) -> Tensor:
@@ -130,16 +132,17 @@ class _Normalize(torch.autograd.Function):
 
 
 class ActNorm(Component, kind="norm"):
-    """Scale and bias for each channel, initialised from the first training batch (Glow, arXiv 1807.03039, section 3.1).
+    """Scale and bias per channel, initialised from the first training batch (Glow, arXiv 1807.03039, section 3.1).
 
-    The mean and deviation of that batch (over attended positions) are stored in buffers, so that the output starts with mean
-    0 and deviation 1 while the learned parameters start at zero. Buffers rather than parameters: distributed training takes
-    them from rank 0, and an exponential moving average of the weights does not mix in their values before that batch.
+    The mean and standard deviation of that batch over attended positions are stored in buffers and normalise the input,
+    and the learned log-scale and bias are initialised to zero. With buffers instead of parameters, distributed training
+    copies the statistics from rank 0, and the exponential moving average of the weights does not include their initial
+    values.
     """
 
     class Config(ComponentConfig):
         smallest: Positive = 1e-4
-        """Lower bound on the deviation of the first batch."""
+        """Lower bound on the standard deviation of the first batch."""
 
     config: Config
     ready: Tensor
@@ -157,7 +160,7 @@ class ActNorm(Component, kind="norm"):
 
     @torch.no_grad()
     def _initialise(self, x: Tensor, attend: Tensor | None) -> None:
-        """Fill the buffers unless ``ready``, without a branch on it, so that it compiles."""
+        """Set the buffers from ``x`` unless ``ready``, without a data-dependent branch, for torch.compile."""
         rows = wide(x)
         if attend is None:
             mean = rows.mean((0, 1))
@@ -173,7 +176,7 @@ class ActNorm(Component, kind="norm"):
         self.ready.fill_(True)
 
     def _log(self, dtype: torch.dtype) -> Tensor:
-        """Return the logarithm of the whole scale, [d]."""
+        """Return the log of the total scale of each channel, [d]."""
         return self.log_scale.to(dtype) - self.log_deviation.to(dtype)
 
     def _initialised_log(self, x: Tensor, attend: Tensor | None) -> Tensor:

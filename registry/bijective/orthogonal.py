@@ -1,7 +1,7 @@
-"""Orthogonal maps of the channels or of the sequence: isometries whose inverse is the transpose, log-determinant zero.
+"""Orthogonal maps of the channels or of the sequence: isometries with inverse = transpose and log-determinant zero.
 
-Learned ones start as the identity (``householder`` with an even number of reflections). All are computed in the precision of
-``x`` under autocast too. Axes: b batch, l length, d width, n reflections.
+Learned maps are initialised to the identity (``householder`` only with an even number of reflections). Products are
+computed in the dtype of ``x`` even under autocast. Axes: b batch, l length, d width, n reflections.
 """
 
 import math
@@ -22,15 +22,16 @@ from ._bijection import Isometry, full_matmul, where_attended, wide
 class Orthogonal(Isometry, kind="mixer"):
     """Learned orthogonal matrix Q over the channels: ``x @ Q``.
 
-    ``cayley`` and ``matrix_exp`` cost O(d^3) a step, in addition to O(b l d^2) for the product.
+    ``cayley`` and ``matrix_exp`` cost O(d^3) per evaluation, in addition to O(b l d^2) for the product.
     """
 
     class Config(ComponentConfig):
         kind: Literal["householder", "cayley", "matrix_exp"] = "householder"
-        """``householder``: a product of reflections (arXiv 1611.09630), applied as one product of low rank; ``cayley``:
-        (I + A)^-1 (I - A) with A skew-symmetric (arXiv 1707.09520); ``matrix_exp``: exp(A) (arXiv 1901.08428)."""
+        """Parametrisation of Q. ``householder``: a product of reflections (arXiv 1611.09630), applied as one low-rank
+        product; ``cayley``: (I + A)^-1 (I - A) with A skew-symmetric (arXiv 1707.09520); ``matrix_exp``: exp(A) (arXiv
+        1901.08428)."""
         reflections: Annotated[int, pydantic.Field(gt=0, le=4096)] = 8
-        """Number of reflections of ``householder``, 1 to 4096."""
+        """Number of reflections for ``householder``, 1 to 4096."""
 
     config: Config
 
@@ -70,12 +71,13 @@ class Orthogonal(Isometry, kind="mixer"):
 
 
 class Hadamard(Isometry, kind="mixer"):
-    """Normalised Walsh-Hadamard transform of the channels (Sylvester 1867), its own inverse.
+    """Normalised Walsh-Hadamard transform of the channels (Sylvester 1867), which is its own inverse.
 
-    H(d) is the Kronecker product of two matrices of about the square root of its size, so that two small products suffice.
+    The matrix is a Kronecker product of two Hadamard matrices of size about sqrt(d), and is applied as two small
+    products.
 
     Raises:
-        ValueError: the width is not a power of two.
+        ValueError: The width is not a power of two.
     """
 
     class Config(ComponentConfig):
@@ -111,13 +113,13 @@ class Hadamard(Isometry, kind="mixer"):
 class DCT(Isometry, kind="mixer"):
     """Orthonormal discrete cosine transform (DCT-II; Ahmed, Natarajan and Rao 1974) over the channels or the sequence.
 
-    Where ``attend`` is connected, a transform over the sequence takes the attended positions of each row as a sequence of
-    their own length.
+    If ``attend`` is connected, a transform over the sequence treats the attended positions of each row as a sequence
+    whose length is their number, and leaves the other positions unchanged.
     """
 
     class Config(ComponentConfig):
         over: Literal["channels", "sequence"] = "channels"
-        """The axis to transform; over the ``sequence`` it mixes tokens, as in FNet (arXiv 2105.03824)."""
+        """Axis to transform: ``channels``, or ``sequence``, which mixes tokens as in FNet (arXiv 2105.03824)."""
 
     config: Config
 
@@ -140,10 +142,11 @@ class DCT(Isometry, kind="mixer"):
 
 
 def _cosines(x: Tensor, dim: int, attend: Tensor | None) -> Tensor:
-    """Return the DCT-II matrix C[k, m] = sqrt(2/n) cos(pi (2 m + 1) k / 2n), its first row over sqrt 2.
+    """Return the DCT-II matrix C[k, m] = sqrt(2/n) cos(pi (2 m + 1) k / 2n), the row k = 0 divided by sqrt(2).
 
-    n is the size of ``dim`` of ``x``, or with ``attend`` [b, l] each row's number of attended positions, whose ranks are k
-    and m: [n, n] or [b, l, l]. The angle is reduced in integers, so that the cosines are exact to rounding at any length.
+    Without ``attend``, n is the size of dimension ``dim`` of ``x``, and the shape is [n, n]. With ``attend`` [b, l],
+    n is each row's number of attended positions, k and m are ranks among them, and the shape is [b, l, l]. The angle is
+    reduced in integers, so that the cosines are accurate to rounding at any length.
     """
     if attend is None:
         index = torch.arange(x.shape[dim], device=x.device)
@@ -160,10 +163,11 @@ def _cosines(x: Tensor, dim: int, attend: Tensor | None) -> Tensor:
 class RotaryMix(Isometry, kind="mixer"):
     """Rotation of pairs of channels, channel i with channel i + d/2 (RoFormer, arXiv 2104.09864).
 
-    The angles are learned, one for each pair, or those of a ``rotary`` node of the same width where ``angles`` is connected.
+    The angle of each pair is learned and the same at all positions; if ``angles`` is connected, the angles of a
+    ``rotary`` node of the same width are used instead.
 
     Raises:
-        ValueError: the width is odd.
+        ValueError: The width is odd.
     """
 
     class Config(ComponentConfig):

@@ -1,6 +1,6 @@
-"""Permutations of positions and of channels, and the split of a sequence in two: values move and do not change.
+"""Bijections that only move values: permutations of positions or channels, and splitting a sequence into two halves.
 
-Each has an exact inverse and a log-determinant of zero. Axes: b batch, l length, h half of it, d width.
+Each has an exact inverse and log-determinant zero. Axes: b batch, l length, h half the length, d width.
 """
 
 import dataclasses
@@ -21,15 +21,17 @@ from ._bijection import Isometry
 
 
 class _Sequence(Component):
-    """A sequence and its two halves, in one direction or the other."""
+    """Base class of ``split_sequence`` and ``join_sequence``."""
 
     abstract = True
 
     class Config(ComponentConfig):
         mode: Literal["halves", "interleave"] = "halves"
-        """``halves``: the first and the second half; ``interleave``: positions 0, 2, 4, ... and 1, 3, 5, ..."""
+        """Positions of the halves. ``halves``: the first and the second half; ``interleave``: positions 0, 2, 4, ...
+        and 1, 3, 5, ..."""
         of: Literal["values", "mask"] = "values"
-        """``values``: of type ``float b l d``; ``mask``: of type ``bool b l``, for sub-blocks that take the halves."""
+        """Type of the sequence. ``values``: ``float b l d``; ``mask``: ``bool b l``, for splitting an attention mask
+        in the same way."""
 
     config: Config
 
@@ -59,12 +61,12 @@ class _Sequence(Component):
 
 
 class SplitSequence(_Sequence, kind="arithmetic"):
-    """Split of a sequence of even length into two of half the length, ``x0`` and ``x1``.
+    """Split of a sequence of even length into two halves, the outputs ``x0`` and ``x1``.
 
-    The blueprint states that the length is even: ``axes: {h: length, l: 2*h}``.
+    The blueprint must declare that the length is even: ``axes: {h: length, l: 2*h}``.
 
     Raises:
-        ValueError: in ``forward``, the length is odd.
+        ValueError: In ``forward``, the length is odd.
     """
 
     outputs = ("x0", "x1")
@@ -83,7 +85,7 @@ class SplitSequence(_Sequence, kind="arithmetic"):
 
 
 class JoinSequence(_Sequence, kind="arithmetic"):
-    """Join of two sequences of equal length, the inverse of ``split_sequence``."""
+    """Joining of two sequences of equal length into one, the inverse of ``split_sequence``."""
 
     @classmethod
     def signature(cls, config: _Sequence.Config, arity: Mapping[str, int]) -> Signature:
@@ -102,10 +104,11 @@ def _reordered(x: Tensor, attend: Tensor, source: Callable[[Tensor, Tensor], Ten
     """Return ``x`` [b, l, d] with the attended positions of each row permuted among themselves.
 
     Args:
-        x: Values.
+        x: Values, [b, l, d].
         attend: [b, l], true at the positions to permute.
-        source: From the rank of an attended position, int64 [b, l], and the number of those in its row, [b, 1], to the rank
-            of the position whose value it takes, int64 [b, l].
+        source: Function that defines the permutation. Arguments: rank of each attended position among those of its row,
+            int64 [b, l], and number of attended positions per row, int64 [b, 1]. Returns the rank of the position from
+            which the value is taken, int64 [b, l].
     """
     order = torch.argsort((~attend).to(torch.uint8), dim=1, stable=True)  # attended positions first, in their order
     rank = torch.arange(x.shape[1], device=x.device).expand_as(order)
@@ -116,7 +119,7 @@ def _reordered(x: Tensor, attend: Tensor, source: Callable[[Tensor, Tensor], Ten
 
 
 class Reverse(Isometry, kind="mixer"):
-    """Reversal of the sequence, or of its attended positions where ``attend`` is connected."""
+    """Reversal of the sequence, or of its attended positions if ``attend`` is connected."""
 
     moves = True
 
@@ -136,13 +139,13 @@ class Reverse(Isometry, kind="mixer"):
 
 
 class Roll(Isometry, kind="mixer"):
-    """Cyclic shift of the sequence, or of its attended positions where ``attend`` is connected."""
+    """Cyclic shift of the sequence, or of its attended positions if ``attend`` is connected."""
 
     moves = True
 
     class Config(ComponentConfig):
         by: Annotated[int, pydantic.Field(gt=-(2**31), lt=2**31)] = 1
-        """Number of positions to the right (negative: to the left)."""
+        """Number of positions to shift to the right; a negative number shifts to the left."""
 
     config: Config
 
@@ -167,7 +170,8 @@ class Shuffle(Isometry, kind="mixer"):
 
     class Config(ComponentConfig):
         seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
-        """Seed of the permutation, which stays the same on every machine and version of numpy and torch."""
+        """Seed of the permutation; the result is the same on every machine and with every version of numpy and
+        torch."""
 
     config: Config
     order: Tensor

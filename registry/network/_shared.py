@@ -1,4 +1,4 @@
-"""Config types and numerics that components of several themes share."""
+"""Config types and numerical helpers shared by the components of several folders."""
 
 from typing import Annotated, Literal
 
@@ -15,20 +15,20 @@ DropoutRate = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 def wide(x: Tensor) -> Tensor:
-    """Return ``x`` in float32, or unchanged where it is float64."""
+    """Return ``x`` converted to float32, or unchanged if its dtype is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def full_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return ``x @ weight.T + bias`` in float32 (in float64 for a float64 ``x``), under autocast too.
+    """Return ``x @ weight.T + bias``, computed in float32 (float64 for a float64 ``x``) even under autocast.
 
     Args:
-        x: Rows, [..., d].
-        weight: [width, d].
-        bias: [width], or None for none.
+        x: Input, [..., d].
+        weight: Weight, [width, d].
+        bias: Bias, [width], or None.
 
     Returns:
-        [..., width].
+        The output, [..., width], float32 or float64.
     """
     with full_precision(x):
         rows = wide(x)

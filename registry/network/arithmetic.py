@@ -1,7 +1,7 @@
-"""Sums, differences, means and scaling of values; splitting, joining and permuting their axes. No parameters.
+"""Sums, differences, means and scaling of values; splitting, concatenating and permuting their axes. No parameters.
 
-``add``, ``sub``, ``mean`` and ``scale`` declare linear relations, which the solver inverts alone or as a system. ``split``,
-``concat`` and ``permute`` only move numbers: each has an exact inverse and a log-determinant of zero.
+``add``, ``sub``, ``mean`` and ``scale`` declare linear equations, which the inverse solver solves singly or as a
+system. ``split``, ``concat`` and ``permute`` only move values, with an exact inverse and log-determinant zero.
 """
 
 import re
@@ -34,12 +34,12 @@ Starred = Annotated[Text, pydantic.AfterValidator(_starred)]
 
 
 def _dim(pattern: str) -> int:
-    """The index of the starred axis."""
+    """Return the index of the axis marked ``*`` in ``pattern``."""
     return pattern.split().index("*")
 
 
 def _port_type(pattern: str, size: str) -> PortType:
-    """The type of a value whose starred axis has ``size``."""
+    """Return the type of a value whose axis marked ``*`` has size ``size``."""
     return parse_port_type(f"float {pattern.replace('*', size)}")
 
 
@@ -105,14 +105,15 @@ class Mean(Component, kind="arithmetic"):
 class Scale(Component, kind="arithmetic"):
     """Product of a value and the constant ``by``.
 
-    With ``by: 0`` on sigma, the network gets no noise level (MDLM without time conditioning, arXiv 2406.07524).
+    With ``by: 0`` applied to sigma, the network is not conditioned on the noise level (MDLM without time conditioning,
+    arXiv 2406.07524).
     """
 
     positionwise = True
 
     class Config(ComponentConfig):
         by: float
-        """The factor. With 0 the input cannot be recovered from the output."""
+        """The constant factor. With 0, the input cannot be recovered from the output."""
 
     config: Config
 
@@ -125,14 +126,14 @@ class Scale(Component, kind="arithmetic"):
 
 
 class Concat(Component, kind="arithmetic"):
-    """Concatenation of values along the starred axis of ``pattern``.
+    """Concatenation of values along the axis marked ``*`` in ``pattern``.
 
-    Invertible where the sizes of the parts are known before a step runs.
+    Invertible if the sizes of the inputs along that axis do not depend on the batch size or the length.
     """
 
     class Config(ComponentConfig):
         pattern: Starred = "b l *"
-        """Axis names of the values, with ``*`` for the axis to join (einops' form for ``pack``)."""
+        """Axis names of the values, with ``*`` for the axis to concatenate, as in ``einops.pack``."""
 
     config: Config
 
@@ -155,19 +156,19 @@ class Concat(Component, kind="arithmetic"):
         return Algebra((rule,), lipschitz=bounds, log_det={names: "zero"}, moves=True)
 
     def inverse(self, out: Tensor) -> tuple[Tensor, ...]:
-        """Split ``out`` into the values that were joined."""
+        """Split ``out`` along the concatenated axis and return the inputs of ``forward``."""
         sizes = [self.axis(f"s{i}") for i in range(len(self.context.connected))]
         return torch.split_with_sizes(out, sizes, _dim(self.config.pattern))
 
 
 class Split(Component, kind="arithmetic"):
-    """Split of a value along the starred axis of ``pattern`` into parts ``x0``, ``x1``, ... of ``sizes``."""
+    """Split of a value along the axis marked ``*`` in ``pattern`` into outputs ``x0``, ``x1``, ... of ``sizes``."""
 
     class Config(ComponentConfig):
         sizes: Annotated[tuple[SizeField, ...], pydantic.Field(min_length=2, max_length=64)]
-        """Sizes of the parts, 2 to 64 of them, which add up to the size of the axis."""
+        """Sizes of the outputs along the axis, 2 to 64 of them; their sum is the size of the axis."""
         pattern: Starred = "b l *"
-        """Axis names of the value, with ``*`` for the axis to split (einops' form for ``unpack``)."""
+        """Axis names of the value, with ``*`` for the axis to split, as in ``einops.unpack``."""
 
     config: Config
 
@@ -186,7 +187,7 @@ class Split(Component, kind="arithmetic"):
         return Algebra((rule,), lipschitz=bounds, log_det={"x": "zero"}, moves=True)
 
     def inverse(self, *parts: Tensor) -> Tensor:
-        """Join the parts."""
+        """Concatenate ``parts``, the outputs of ``forward``, and return its input."""
         return torch.cat(parts, dim=_dim(self.config.pattern))
 
 
@@ -195,7 +196,7 @@ class Permute(Component, kind="arithmetic"):
 
     class Config(ComponentConfig):
         pattern: Text
-        """The axes before and after ``->``, in einops' form without parentheses."""
+        """Axis names before and after ``->``, as in ``einops.rearrange``, without parentheses."""
 
         @pydantic.field_validator("pattern")
         @classmethod
@@ -225,7 +226,7 @@ class Permute(Component, kind="arithmetic"):
         return Algebra((rule,), lipschitz={("x", "out"): 1.0}, log_det={"x": "zero"}, moves=True)
 
     def inverse(self, out: Tensor) -> Tensor:
-        """Put the axes back in the order of the input."""
+        """Permute the axes of ``out``, the output of ``forward``, back to those of its input."""
         left, _, right = self.config.pattern.partition("->")
         x: Tensor = rearrange(out, f"{right} -> {left}")
         return x

@@ -1,4 +1,4 @@
-"""Attention on torch's ``scaled_dot_product_attention``, bidirectional except for masked positions.
+"""Multi-head attention by torch's ``scaled_dot_product_attention``, bidirectional except where a mask forbids it.
 
 Axes: b batch, l length, heads, r width of one head.
 """
@@ -21,8 +21,11 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Rotate pairs of channels, channel i with channel i + r/2 (RoFormer's rotation, arXiv 2104.09864, equation 34).
 
     Args:
-        x: [..., l, r].
-        angles: Cosines and sines, [2, l, r]; the second half of the channels repeats the first.
+        x: Queries or keys, [..., l, r].
+        angles: Cosines (index 0) and sines (index 1), [2, l, r]; the second half of the channels repeats the first.
+
+    Returns:
+        The rotated values, [..., l, r].
     """
     cos, sin = angles[..., : x.shape[-1] // 2].to(x.dtype)
     first, second = x.chunk(2, -1)
@@ -30,27 +33,28 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def attendable(attend: Tensor) -> Tensor:
-    """Return ``attend`` [b, l] with rows of padding alone set to true, so that their softmax stays finite."""
+    """Return the mask ``attend`` [b, l] with all-false rows set to true, so that their softmax stays finite."""
     return attend | ~attend.any(-1, keepdim=True)
 
 
 class Attention(Component, kind="attention"):
-    """Multi-head self-attention (arXiv 1706.03762), rotary where ``angles`` is connected.
+    """Multi-head self-attention (arXiv 1706.03762), with rotary position embedding if ``angles`` is connected.
 
-    The width of a head follows from the graph: that of ``x`` over ``heads``. With a KV cache (block diffusion), keys and
-    values of finished positions come before those of ``x``, and ``sees`` has a column for each of both.
+    The width of a head is the width of ``x`` divided by ``heads``. With a KV cache (block diffusion), the cached keys
+    and values of finished positions precede those of ``x``, and the mask ``sees`` has one column per cached or current
+    position.
     """
 
     class Config(ComponentConfig):
         heads: SizeField
-        """Number of heads, which divides the width of ``x``."""
+        """Number of heads; must divide the width of ``x``."""
         qk_norm: Literal["none", "rms"] = "none"
-        """``rms``: queries and keys are scaled to unit root mean square, times a learned scale, before their product
-        (arXiv 2302.05442)."""
+        """Normalisation of queries and keys: ``rms`` scales each to unit root mean square, times a learned scale (arXiv
+        2302.05442); ``none``."""
         dropout: DropoutRate = 0.0
         """Probability that an attention weight is dropped in training, in [0, 1)."""
         bias: Bias = "none"
-        """``all``: the input and output projections have a bias."""
+        """Biases of the input and output projections: ``all`` or ``none``."""
 
     config: Config
 
@@ -72,18 +76,19 @@ class Attention(Component, kind="attention"):
         sees: Bool[Tensor, "l l"] | None = None,
         key: Tensor | None = None,
     ) -> Float[Tensor, "b l heads*r"]:
-        """Attend to every position that both masks allow.
+        """Attend from each position to every position that the masks ``attend`` and ``sees`` allow.
 
         Args:
-            x: Input vectors, one per position.
-            angles: Cosines and sines of a ``rotary`` node, applied to queries and keys.
-            attend: False at positions that no position of the same row may attend to. A row without a true entry attends
-                to all positions, so that it stays finite.
-            sees: True at [i, j] where position i may attend to position j, in every row; at least one j for each i.
-            key: Dropout keys, int32 [b].
+            x: Input, [b, l, heads * r].
+            angles: Cosines and sines from a ``rotary`` node, applied to queries and keys, [2, l, r].
+            attend: False at positions that no position of the same row may attend to, [b, l]. In a row that is entirely
+                false, every position may be attended to, so that the output stays finite.
+            sees: True at [i, j] if position i may attend to position j, in every row, [l, l]; true for at least one j
+                per i.
+            key: Random seed of each row's dropout, int32 [b]; None disables dropout.
 
         Returns:
-            The attended values after the output projection, of the shape of ``x``.
+            The output, [b, l, heads * r].
         """
         b, l, d = x.shape
         # chunks rather than slices: autograd concatenates gradients of chunks, and pads and adds those of slices
@@ -107,8 +112,11 @@ class Attention(Component, kind="attention"):
         return out
 
     def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor) -> Tensor:
-        """Attention with dropout keyed by row. Fused kernels draw theirs from torch's global generator, which can neither
-        be split over processes nor replayed in a backward pass."""
+        """Return attention with dropout that is seeded per row by ``key``.
+
+        Fused kernels use torch's global generator, with which dropout can neither be split over processes nor be
+        replayed in the backward pass.
+        """
         weights = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5
         if mask is not None:
             weights = weights.masked_fill(~mask, -torch.inf)

@@ -1,6 +1,6 @@
-"""A whole network of the ``transformers`` library as one node (extra ``hub``).
+"""A complete network of the Hugging Face ``transformers`` library as one node (extra ``hub``).
 
-It is made from a config or a local folder: nothing is fetched, and no code that comes with weights is run.
+The network is created from a config or a local folder: nothing is downloaded, and no remote code is executed.
 """
 
 import importlib
@@ -31,25 +31,25 @@ def _library() -> Any:
 
 
 class TransformersBackbone(Component, kind="backbone"):
-    """Encoder or decoder of the transformers library, from vectors to vectors, bidirectional and without dropout.
+    """Encoder or decoder of the transformers library, applied to embeddings, bidirectional and without dropout.
 
-    A decoder's causal mask is replaced by one that hides padding alone. The library's token embeddings and pooler are left
-    out: connect ``token_embedding``. So is its dropout, which draws from torch's global generator: it could be neither split
-    over processes nor replayed in a backward pass.
+    A decoder's causal mask is replaced by a mask of padding only. The library's token embedding and pooler are omitted:
+    connect ``token_embedding`` to ``x``. Dropout is disabled because it uses torch's global generator, with which it
+    could neither be split over processes nor be replayed in the backward pass.
 
     Raises:
-        ValueError: The library cannot make or load the model; its width is not that of ``x``; or it is not of a supported
-            architecture (encoder-decoders, recurrent models, models of images or sound).
-        MissingExtraError: transformers is not installed.
+        ValueError: The library cannot create or load the model, the model's width is not that of ``x``, or the
+            architecture is not supported (encoder-decoders, recurrent models, vision and audio models).
+        MissingExtraError: The package transformers is not installed.
     """
 
     class Config(ComponentConfig):
         config: dict[str, Any] | None = None
-        """A library config, ``model_type`` included, such as ``{model_type: llama, hidden_size: 64, ...}``; the weights
-        are random. Give this or ``folder``."""
+        """A config of the library, including ``model_type``, such as ``{model_type: llama, hidden_size: 64, ...}``; the
+        weights are initialised at random. Exactly one of ``config`` and ``folder`` is required."""
         folder: Annotated[str, pydantic.Field(max_length=1024)] | None = None
-        """A local folder with ``config.json`` and weights, or with a GGUF file, which holds both; relative to the working
-        directory and inside it."""
+        """A local folder with ``config.json`` and weights, or with a GGUF file, which contains both. The path is
+        relative to the working directory and must be inside it."""
         gguf: Annotated[str, pydantic.Field(max_length=256)] | None = None
         """Name of a GGUF file in ``folder``."""
 
@@ -84,7 +84,7 @@ class TransformersBackbone(Component, kind="backbone"):
         self._check_architecture()
 
     def train(self, mode: bool = True) -> "TransformersBackbone":
-        """Set the mode of this module; the library model stays in evaluation mode, without dropout."""
+        """Set the training mode of this module, but keep the library model in evaluation mode, without dropout."""
         super().train(mode)
         self.inner.eval()
         return self
@@ -135,13 +135,16 @@ class TransformersBackbone(Component, kind="backbone"):
         c: Float[Tensor, "b d"] | None = None,
         attend: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """Run the library model.
+        """Apply the library model to embeddings.
 
         Args:
-            x: Input vectors, one per token.
-            c: A conditioning vector, added to the vectors of all positions.
-            attend: False at positions that no position of the same row may attend to. A row without a true entry attends
-                to all positions, so that it stays finite.
+            x: Token embeddings, [b, l, d].
+            c: Conditioning vector of each row, added at all positions, [b, d].
+            attend: False at positions that no position of the same row may attend to, [b, l]. In a row that is entirely
+                false, every position may be attended to, so that the output stays finite.
+
+        Returns:
+            The last hidden state, [b, l, d].
         """
         if c is not None:
             x = x + c[:, None].to(x.dtype)

@@ -1,4 +1,4 @@
-"""Token embeddings. Axes: b batch, l length, d model width, vocab states."""
+"""Token embedding. Axes: b batch, l length, d model width, vocab states."""
 
 import math
 from typing import Literal
@@ -12,16 +12,17 @@ from sedd_graph.component.contract import SizeField
 
 
 class TokenEmbedding(Component, kind="embedding"):
-    """Learned vector for each of ``vocab`` states, a mask or start state included.
+    """Embedding table of ``vocab`` states, which include the mask or start state if there is one.
 
-    The second output is the table itself; connect it to a head's ``table`` to tie the weights of both.
+    The second output is the table, [vocab, d]; connect the table to the port ``table`` of a head to tie their weights.
     """
 
     class Config(ComponentConfig):
         vocab: SizeField
-        """Number of states: the data tokens, plus one for a mask, plus one for a start state, where the kernel has them."""
+        """Number of states: data tokens, plus one for the mask and one for the start state if the kernel has them."""
         init: Literal["normal", "kaiming"] = "normal"
-        """``normal``: standard deviation 0.02; ``kaiming``: uniform, as in the SEDD code."""
+        """Initialisation of the table: ``normal``, with standard deviation 0.02; ``kaiming``, uniform as in the SEDD
+        code."""
 
     config: Config
     outputs = ("out", "table")

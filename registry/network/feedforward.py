@@ -15,25 +15,28 @@ from ._shared import Bias
 
 
 def _gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form. Compiled, as ``x sigmoid(2u)`` with (1 + tanh u)/2 = sigmoid(2u): half the time on a CPU."""
+    """Return the tanh approximation of GELU.
+
+    When compiled, computes ``x sigmoid(2u)``, using (1 + tanh u)/2 = sigmoid(2u), in half the time on a CPU.
+    """
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
     return F.gelu(x, approximate="tanh")
 
 
 class FeedForward(Component, kind="feedforward"):
-    """Two linear maps with an activation between them, at each position (arXiv 1706.03762, section 3.3)."""
+    """Position-wise feed-forward network: linear map, activation, linear map (arXiv 1706.03762, section 3.3)."""
 
     positionwise = True
 
     class Config(ComponentConfig):
         hidden: SizeField | None = None
-        """Width between the two maps; 4 d where it is absent."""
+        """Width between the two linear maps; by default 4 times the model width."""
         activation: Literal["gelu", "swiglu", "squared_relu"] = "gelu"
-        """``gelu``: its tanh form (arXiv 1606.08415); ``swiglu``: arXiv 2002.05202, whose first map is twice as wide;
-        ``squared_relu``: arXiv 2109.08668."""
+        """Activation. ``gelu``: tanh approximation (arXiv 1606.08415); ``swiglu``: gated, with a first map of twice the
+        width (arXiv 2002.05202); ``squared_relu``: arXiv 2109.08668."""
         bias: Bias = "all"
-        """``all``: both maps have a bias."""
+        """Biases of both linear maps: ``all`` or ``none``."""
 
     config: Config
 

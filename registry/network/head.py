@@ -1,7 +1,7 @@
-"""Heads: log scores (SEDD) or log probabilities of the clean token (SUBS), in nats, from vectors.
+"""Output heads: log scores (SEDD) or log probabilities of the clean token (SUBS of MDLM), in nats, from hidden vectors.
 
-Computed in float32 under autocast too, the linear map included: rounded to bfloat16, log probabilities near -10 would lie
-0.06 apart. Axes: b batch, l length, d model width, v states (a mask is the last).
+Computed in float32 even under autocast, including the linear map: in bfloat16, log probabilities near -10 would be
+spaced 0.06 apart. Axes: b batch, l length, d model width, v states (a mask is the last state).
 """
 
 import math
@@ -22,7 +22,7 @@ Init = Literal["zero", "normal"]
 
 
 class _Head(Component):
-    """A linear map to states, whose weight is ``table`` where that port is connected."""
+    """Base class of heads: a linear map to states, whose weight is ``table`` if that port is connected."""
 
     positionwise = True
     config: "ScoreHead.Config | X0Head.Config"
@@ -39,21 +39,23 @@ class _Head(Component):
         self.bias = nn.Parameter(torch.zeros(states)) if self.config.bias == "all" else None
 
     def logits(self, x: Tensor, table: Tensor | None) -> Tensor:
-        """Logits [b, l, v], float32, from vectors ``x`` [b, l, d]."""
+        """Return logits [b, l, v], float32, from hidden vectors ``x`` [b, l, d]."""
         return full_linear(x, self.weight if table is None else table, self.bias)
 
 
 class ScoreHead(_Head, kind="head"):
-    """Log score of every state at every position, nats; 0 at the current token (SEDD, arXiv 2310.16834)."""
+    """Log score of every state at every position, nats; 0 for the current token (SEDD, arXiv 2310.16834)."""
 
     class Config(ComponentConfig):
         scale: Literal["absorb", "none"] = "absorb"
-        """``absorb``, for the absorbing kernel: ``log(expm1(sigma)) + log(v - 1)`` is subtracted, so that an untrained
-        network has a total score of the right size (``scale_by_sigma`` of the SEDD code, here in float32)."""
+        """Scaling of the score by the noise level. ``absorb``, for the absorbing kernel, subtracts
+        ``log(expm1(sigma)) + log(v - 1)``, so that the scores of an untrained network have the right magnitude
+        (``scale_by_sigma`` of the SEDD code, in float32)."""
         bias: Bias = "all"
-        """``all``: the linear map has a bias."""
+        """Bias of the linear map: ``all`` or ``none``."""
         init: Init = "zero"
-        """Start of the weight: ``zero``, or ``normal`` with standard deviation 0.02. Not used with a ``table``."""
+        """Initialisation of the weight: ``zero``, or ``normal`` with standard deviation 0.02. Ignored if ``table`` is
+        connected."""
 
     config: Config
 
@@ -64,13 +66,16 @@ class ScoreHead(_Head, kind="head"):
         sigma: Float[Tensor, "b"],
         table: Float[Tensor, "v d"] | None = None,
     ) -> Float[Tensor, "b l v"]:
-        """Map vectors to log scores.
+        """Compute log scores from hidden vectors.
 
         Args:
-            x: Last hidden vectors, one per position.
-            tokens: The noised sequence x_t.
-            sigma: Total noise of each row.
-            table: A weight to share, such as the token embedding's.
+            x: Hidden vectors, [b, l, d].
+            tokens: Noised sequence x_t, [b, l].
+            sigma: Total noise of each row, [b], nats.
+            table: Weight shared with another component, such as the token embedding's table, [v, d].
+
+        Returns:
+            Log scores, [b, l, v], nats, float32.
         """
         log_score = self.logits(x, table)
         if self.config.scale == "absorb":
@@ -79,17 +84,19 @@ class ScoreHead(_Head, kind="head"):
 
 
 class X0Head(_Head, kind="head"):
-    """Log probability of every clean token at every position, nats (MDLM's SUBS, arXiv 2406.07524, section 3.2.3)."""
+    """Log probability of each clean token at each position, nats (SUBS of MDLM, arXiv 2406.07524, section 3.2.3)."""
 
     class Config(ComponentConfig):
         mask: Literal["last", "hidden", "none"] = "last"
-        """``last``: the last state is the mask; it gets no probability, and a position that is not masked keeps its token.
-        ``hidden``: the mask gets no probability, but every position is predicted, for kernels that also replace tokens
-        (``mixture``). ``none``: a log-softmax over all states, for kernels without a mask."""
+        """Treatment of the mask state. ``last``: the last state is the mask, which has probability 0, and an unmasked
+        position keeps its token. ``hidden``: the mask has probability 0, but unmasked positions are predicted too, for
+        kernels that also replace tokens (``mixture``). ``none``: log-softmax over all states, for kernels without a
+        mask."""
         bias: Bias = "all"
-        """``all``: the linear map has a bias."""
+        """Bias of the linear map: ``all`` or ``none``."""
         init: Init = "zero"
-        """Start of the weight: ``zero``, or ``normal`` with standard deviation 0.02. Not used with a ``table``."""
+        """Initialisation of the weight: ``zero``, or ``normal`` with standard deviation 0.02. Ignored if ``table`` is
+        connected."""
 
     config: Config
 
@@ -99,12 +106,15 @@ class X0Head(_Head, kind="head"):
         tokens: Int[Tensor, "b l"],
         table: Float[Tensor, "v d"] | None = None,
     ) -> Float[Tensor, "b l v"]:
-        """Map vectors to log probabilities.
+        """Compute log probabilities of the clean tokens from hidden vectors.
 
         Args:
-            x: Last hidden vectors, one per position.
-            tokens: The noised sequence x_t.
-            table: A weight to share, such as the token embedding's.
+            x: Hidden vectors, [b, l, d].
+            tokens: Noised sequence x_t, [b, l].
+            table: Weight shared with another component, such as the token embedding's table, [v, d].
+
+        Returns:
+            Log probabilities, [b, l, v], nats, float32.
         """
         logits = self.logits(x, table)
         if self.config.mask == "none":

@@ -1,4 +1,4 @@
-"""Mixing along the sequence without attention. Axes: b batch, l length, d model width."""
+"""Mixing of positions without attention. Axes: b batch, l length, d model width."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,9 +10,9 @@ from sedd_graph.component.contract import SizeField
 
 
 class ShortConv(Component, kind="mixer"):
-    """Depthwise convolution over ``width`` positions centred on each, which starts as the identity.
+    """Depthwise convolution over the sequence, centred kernel of ``width`` positions, initialised to the identity.
 
-    Positions beyond the ends, and those where ``attend`` is false, count as zero.
+    The sequence is padded with zeros at both ends; positions where ``attend`` is false are treated as zero.
 
     Raises:
         ValueError: ``width`` is even.
@@ -20,7 +20,7 @@ class ShortConv(Component, kind="mixer"):
 
     class Config(ComponentConfig):
         width: SizeField = 3
-        """Number of positions that the kernel covers; odd."""
+        """Kernel size in positions; odd."""
 
     config: Config
 

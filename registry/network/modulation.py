@@ -1,4 +1,4 @@
-"""adaLN-zero (DiT, arXiv 2212.09748, section 3.2): shift, scale and gate from a conditioning vector, all zero at first.
+"""adaLN-zero (DiT, arXiv 2212.09748, section 3.2): shift, scale and gate from a conditioning vector, initially zero.
 
 Axes: b batch, l length, d model width, e conditioning width.
 """
@@ -14,7 +14,7 @@ from ._shared import DropoutRate
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """Return a linear map whose weight and bias are zero."""
+    """Return a ``torch.nn.Linear`` from ``inputs`` to ``outputs`` features whose weight and bias are zero."""
     linear = nn.Linear(inputs, outputs)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -22,7 +22,7 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class AdaLNModulate(Component, kind="modulation"):
-    """adaLN modulation ``x * (1 + scale(c)) + shift(c)``, for use after a norm; the identity at first."""
+    """adaLN modulation ``x * (1 + scale(c)) + shift(c)``, for use after a norm; initialised to the identity."""
 
     positionwise = True
 
@@ -41,9 +41,10 @@ class AdaLNModulate(Component, kind="modulation"):
 
 
 class AdaLNGate(Component, kind="modulation"):
-    """adaLN gate ``residual + gate(c) * dropout(x)``, which closes a branch; the residual alone at first.
+    """adaLN gate ``residual + gate(c) * dropout(x)`` at the end of a residual branch; ``gate`` is initialised to zero.
 
-    Without ``residual`` the output is the gated branch, for an ``add`` node in the graph, which the solver can invert.
+    If ``residual`` is not connected, the output is ``gate(c) * dropout(x)``, to be added by an ``add`` node of the
+    graph, which the inverse solver can invert.
     """
 
     positionwise = True

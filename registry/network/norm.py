@@ -1,4 +1,4 @@
-"""Normalisation over the channels, computed in float32 under autocast too. Axes: d width, after any others."""
+"""Normalisation over the channels, computed in float32 even under autocast. Axes: d width, the last axis."""
 
 from typing import Literal
 
@@ -19,9 +19,9 @@ class LayerNorm(Component, kind="norm"):
 
     class Config(ComponentConfig):
         eps: float = 1e-5
-        """Added to the variance."""
+        """Constant added to the variance."""
         affine: Literal["none", "weight", "weight_bias"] = "weight"
-        """Learned factors for each channel: ``none``, a ``weight``, or a weight and a bias (``weight_bias``)."""
+        """Learned parameters per channel: ``none``, ``weight``, or weight and bias (``weight_bias``)."""
 
     config: Config
 
@@ -41,9 +41,9 @@ class RMSNorm(Component, kind="norm"):
 
     class Config(ComponentConfig):
         eps: float = 1e-6
-        """Added to the mean square."""
+        """Constant added to the mean square."""
         affine: Literal["none", "weight"] = "weight"
-        """Learned factors for each channel: ``none`` or a ``weight``."""
+        """Learned parameters per channel: ``none`` or ``weight``."""
 
     config: Config
 

@@ -1,4 +1,4 @@
-"""Positions: rotary angles for attention, and learned or sinusoidal vectors that are added to embeddings.
+"""Position encodings: rotary angles for attention, and learned or sinusoidal vectors to add to embeddings.
 
 Axes: b batch, l length, d model width.
 """
@@ -12,9 +12,9 @@ from sedd_graph.component.contract import SizeField
 
 
 class Rotary(Component, kind="position"):
-    """Rotary angles (RoFormer, arXiv 2104.09864): their cosines and sines, computed once for every attention.
+    """Rotary angles (RoFormer, arXiv 2104.09864): cosines and sines, computed once and shared by all attention layers.
 
-    Of ``x`` only the length and the device are used.
+    Only the length and device of the input ``x`` are used.
 
     Raises:
         ValueError: ``dim`` is odd.
@@ -24,7 +24,7 @@ class Rotary(Component, kind="position"):
         dim: SizeField
         """Width of one attention head; even."""
         base: float = 10000.0
-        """Pair i of n pairs turns by ``base ** (-i / n)`` radians for each position."""
+        """Base of the frequencies: pair i of n pairs rotates by ``base ** (-i / n)`` radians per position."""
 
     config: Config
 
@@ -34,11 +34,14 @@ class Rotary(Component, kind="position"):
             raise ValueError(f"rotary needs an even head width, not {self.config.dim}")
 
     def forward(self, x: Float[Tensor, "b l d"], places: Int[Tensor, "l"] | None = None) -> Float[Tensor, "2 l dim"]:
-        """Return cosines and sines.
+        """Compute the cosines and sines of the rotary angles.
 
         Args:
-            x: The sequence; only its length is used.
-            places: Position of each entry; 0, 1, 2, ... where it is not connected.
+            x: Values of the sequence, [b, l, d], which provide the length and device.
+            places: Position index of each element of the sequence, [l]; 0, 1, 2, ... if not connected.
+
+        Returns:
+            Cosines (index 0) and sines (index 1), [2, l, dim], float32.
         """
         dim = self.config.dim
         where = torch.arange(x.shape[1], device=x.device) if places is None else places
@@ -49,15 +52,15 @@ class Rotary(Component, kind="position"):
 
 
 class LearnedPositions(Component, kind="position"):
-    """Adds a learned vector for each position.
+    """Learned position embedding, added to the input.
 
     Raises:
-        ValueError: in ``forward``, a sequence is longer than ``max_length``.
+        ValueError: In ``forward``, the sequence is longer than ``max_length``.
     """
 
     class Config(ComponentConfig):
         max_length: SizeField
-        """Number of positions that have a vector."""
+        """Maximum length of a sequence."""
 
     config: Config
 
@@ -73,11 +76,11 @@ class LearnedPositions(Component, kind="position"):
 
 
 class SinusoidalPositions(Component, kind="position"):
-    """Adds fixed sines and cosines of the position (arXiv 1706.03762, section 3.5)."""
+    """Fixed sinusoidal position encoding, added to the input (arXiv 1706.03762, section 3.5)."""
 
     class Config(ComponentConfig):
         base: float = 10000.0
-        """Frequency i of n is ``base ** (-i / n)`` radians for each position."""
+        """Base of the frequencies: frequency i of n is ``base ** (-i / n)`` radians per position."""
 
     config: Config
 

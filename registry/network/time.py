@@ -1,4 +1,4 @@
-"""Conditioning vectors from the noise level, and a plain way to add one to every position.
+"""Conditioning vectors computed from the noise level, and their addition to every position.
 
 Axes: b batch, l length, d model width, e conditioning width.
 """
@@ -16,29 +16,30 @@ from sedd_graph.component.contract import Algebra, Signature, SizeField
 
 
 class _Encoder(Component):
-    """Features of the noise level, then linear, SiLU, linear, SiLU (the last one as in the SEDD code)."""
+    """Base class of noise-level encoders: features, then an MLP linear, SiLU, linear, SiLU (as in the SEDD code)."""
 
     def make_mlp(self, features: int) -> None:
         width = self.axis("e")
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def fourier(self, angle: Tensor) -> Tensor:
-        """Conditioning vectors [b, e] from the cosines and sines of ``angle`` [b, frequencies // 2]."""
+        """Return conditioning vectors [b, e] from the cosines and sines of ``angle`` [b, frequencies // 2], radians."""
         return self.encode(torch.cat([angle.cos(), angle.sin()], dim=-1))
 
     def encode(self, features: Tensor) -> Tensor:
-        """Conditioning vectors [b, e] from ``features`` [b, frequencies]."""
+        """Return conditioning vectors [b, e] from ``features`` [b, frequencies]."""
         return F.silu(self.mlp(features))
 
 
 class SigmaEmbedding(_Encoder, kind="time"):
-    """Conditioning vector from sinusoids of the total noise and an MLP (``TimestepEmbedder`` of the SEDD code)."""
+    """Conditioning vector from a sinusoidal embedding of the total noise and an MLP (``TimestepEmbedder`` of SEDD)."""
 
     class Config(ComponentConfig):
         frequencies: SizeField = 256
-        """Number of features: half cosines, half sines."""
+        """Number of features, of which half are cosines and half are sines."""
         max_period: float = 10000.0
-        """Frequency i of n is ``max_period ** (-i / n)`` radians for each nat of total noise."""
+        """Base of the frequencies: frequency i of n is ``max_period ** (-i / n)`` radians per
+        nat of total noise."""
 
     config: Config
 
@@ -55,14 +56,14 @@ class SigmaEmbedding(_Encoder, kind="time"):
 class GaussianFourier(_Encoder, kind="time"):
     """Conditioning vector from random Fourier features of the total noise (arXiv 2006.10739) and an MLP.
 
-    The frequencies are drawn at construction and not trained.
+    The frequencies are drawn at construction and are not trained.
     """
 
     class Config(ComponentConfig):
         frequencies: SizeField = 256
-        """Number of features: half cosines, half sines."""
+        """Number of features, of which half are cosines and half are sines."""
         scale: float = 16.0
-        """Standard deviation of the frequencies, in turns for each nat of total noise."""
+        """Standard deviation of the frequencies, in cycles per nat of total noise."""
 
     config: Config
     frequency: Tensor
@@ -77,11 +78,14 @@ class GaussianFourier(_Encoder, kind="time"):
 
 
 class LearnedTime(_Encoder, kind="time"):
-    """Conditioning vector from cosines of the total noise, frequencies and phases learned (Time2Vec, arXiv 1907.05321)."""
+    """Conditioning vector from cosines of the total noise and an MLP (Time2Vec, arXiv 1907.05321).
+
+    The frequencies and phases of the cosines are learned.
+    """
 
     class Config(ComponentConfig):
         frequencies: SizeField = 64
-        """Number of cosines."""
+        """Number of cosine features."""
 
     config: Config
 
@@ -98,7 +102,7 @@ class LearnedTime(_Encoder, kind="time"):
 
 
 class ConditionAdd(Component, kind="time"):
-    """Adds one vector for each sequence to the vectors of all its positions."""
+    """Addition of one vector per sequence to the vectors of all its positions."""
 
     class Config(ComponentConfig):
         pass

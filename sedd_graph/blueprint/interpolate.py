@@ -1,9 +1,9 @@
-"""Interpolation of ``${params.NAME}``, the only form there is. OmegaConf resolves the parameters among themselves.
+"""Interpolation of ``${params.NAME}`` references in a blueprint, the only form of interpolation that is supported.
 
-There are no resolvers, no environment and no nesting: a blueprint reads nothing but its own parameters, and a value that
-was filled in is not interpolated again. Outside of ``params`` the resolved values are filled in by a regular expression,
-with the same result as OmegaConf's (a test compares them): its parser takes a fraction of a millisecond per text, and an
-untrusted file may hold tens of thousands.
+A reference may only name a parameter of the same file or block: there are no resolvers, environment variables or nested
+references, and an inserted value is not interpolated again. OmegaConf resolves parameters that refer to each other.
+References outside of ``params`` are replaced by a regular expression instead, with the same result (a test compares the
+two): OmegaConf's parser takes a fraction of a millisecond per string, and an untrusted file may hold tens of thousands.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ _REFERENCE = re.compile(r"\$\{params\.([a-z][a-z0-9_]*)\}")
 
 
 class InterpolationFault(Exception):
-    """All that cannot be interpolated. ``faults`` holds pairs of a path within the data and a message."""
+    """Error that holds every reference that could not be interpolated.
+
+    Attributes:
+        faults: Pairs of a path within the data and a message.
+    """
 
     def __init__(self, faults: list[tuple[DataPath, str]]) -> None:
         super().__init__("; ".join(m for _, m in faults))
@@ -30,7 +34,7 @@ class InterpolationFault(Exception):
 
 
 def _faults(text: str, names: Mapping[str, Any]) -> list[str]:
-    """Return a message for each unknown name in ``text``, which has a ``${``, and for any other form of interpolation."""
+    """Return messages about unknown names and unsupported interpolation in ``text``, which contains ``${``."""
     unknown = [name for name in _REFERENCE.findall(text) if name not in names]
     faults = [f"unknown parameter {name!r}{choices(name, names)}" for name in unknown[:MAX_PROBLEMS]]
     if "${" in _REFERENCE.sub("", text) or "\\" in text:
@@ -39,10 +43,18 @@ def _faults(text: str, names: Mapping[str, Any]) -> list[str]:
 
 
 def resolve(data: Any, params: Mapping[str, Any]) -> Any:
-    """Return ``data`` with every ``${params.NAME}`` replaced; a string that is one reference gets the parameter's type.
+    """Return a copy of ``data`` with every ``${params.NAME}`` reference replaced by the value of that parameter.
+
+    A string that consists of a single reference becomes a value of the parameter's type; in a longer string, the value
+    is inserted as text.
+
+    Args:
+        data: Nested mappings, lists and scalars.
+        params: Parameter values by name, without references.
 
     Raises:
-        InterpolationFault: Holds every unknown name, up to the limit of problems.
+        InterpolationFault: Names are unknown, another form of interpolation is used, or an interpolated string is too
+            long. Holds at most ``MAX_PROBLEMS`` faults.
     """
     faults: list[tuple[DataPath, str]] = []
 
@@ -71,7 +83,9 @@ def resolve(data: Any, params: Mapping[str, Any]) -> Any:
 
 
 def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters that refer to each other, resolved. As in OmegaConf, ``???`` must be set on the command line.
+    """Return ``params`` with the references that parameters make to each other resolved.
+
+    The value ``???`` marks a parameter that must be set on the command line, as in OmegaConf.
 
     Raises:
         InterpolationFault: A name is unknown, a value is missing or too long, or parameters form a cycle.
@@ -97,7 +111,7 @@ def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_omegaconf(text: str, params: Mapping[str, Any]) -> Any:
-    """Return the value of one parameter's text. The resolved ``params`` hold no references. Raises ValueError."""
+    """Interpolate one parameter ``text`` with ``params``, which contain no references. Raises ValueError."""
     from omegaconf import OmegaConf  # here: most blueprints have no parameter that refers to another
     from omegaconf.errors import OmegaConfBaseException
 

@@ -1,4 +1,4 @@
-"""JSON Schema (2020-12) of a blueprint, for editors: the Config of every installed component stands under its op."""
+"""JSON Schema (draft 2020-12) of blueprints, for editors, including the Config of every installed component."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["blueprint_schema"]
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{params\.[a-z][a-z0-9_]*\}"}
 _REQUIRED = ("process.schedule",)
-"""Places that must be filled wherever the component around them stands."""
+"""Places (``outer.key``) whose component is required wherever the outer component is used."""
 
 
 def _loosened(schema: Any, sizes: frozenset[str] = frozenset()) -> Any:
-    """Return ``schema`` where any scalar may be ``${params.x}``, a size an expression, and a place any of its components."""
+    """Return ``schema`` extended with ``${params.x}`` for scalars, expressions for sizes, components for places."""
     if isinstance(schema, list):
         return [_loosened(s) for s in schema]
     if not isinstance(schema, dict):
@@ -42,7 +42,7 @@ def _loosened(schema: Any, sizes: frozenset[str] = frozenset()) -> Any:
 
 
 def _written(schema: dict[str, Any], *, size: bool) -> dict[str, Any]:
-    """Return what may be written for ``schema``; of a list of sizes, each may be an expression."""
+    """Return a schema that accepts ``schema`` or a ``${params.x}`` reference, and expressions for sizes."""
     if size and "items" in schema:
         schema = schema | {"items": {"anyOf": [schema["items"], {"type": "string"}]}}
     return {"anyOf": [schema, {"type": "string"} if size else _REFERENCE]}
@@ -57,11 +57,11 @@ def _inlined(model: type[pydantic.BaseModel], definitions: dict[str, Any], prefi
 
 
 def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[str, Any]:
-    """Return the schema as plain data, in a stable order.
+    """Return the JSON Schema of blueprints as plain data, with keys in a stable order.
 
     Args:
-        contracts: The installed components.
-        sections: Models of the sections ``data``, ``train`` and ``store``.
+        contracts: Contracts of the installed components.
+        sections: Pydantic models that validate each of the sections ``data``, ``train`` and ``store``.
     """
     root = Blueprint.model_json_schema(by_alias=True)
     add_descriptions(Blueprint, root)
@@ -113,7 +113,7 @@ def _needs_keys(contract: Contract) -> bool:
 
 
 def _inline_op(contract: Contract, schema: dict[str, Any], places: Iterable[str]) -> dict[str, Any]:
-    """Return the schema of a component written inline: ``op``, its Config keys, and the components that stand in it."""
+    """Return the schema of a component written inline: ``op``, its Config keys, and its inner components."""
     out, kind = copy.deepcopy(schema), KINDS[contract.kind]
     out["properties"] = {
         "op": {"enum": [contract.name, contract.op], "description": "Name of the component."},

@@ -1,4 +1,4 @@
-"""Reader of a blueprint file and all that it includes: overrides, interpolation of the root, validation."""
+"""Reader of a blueprint file and its includes: parsing, overrides, interpolation and validation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Loaded", "Sections", "load", "packaged_blueprints"]
 
 MAX_FILES, MAX_INCLUDE_DEPTH = 64, 8
 PACKAGE_PREFIX = "sedd_graph:"
-"""``use: {dit: sedd_graph:blocks/dit.yaml}`` includes a file of the installed package."""
+"""Prefix of included files of the installed package, as in ``use: {dit: sedd_graph:blocks/dit.yaml}``."""
 
 _ROOT_RESOLVED = frozenset(Blueprint.model_fields) - {
     "blueprint",
@@ -34,16 +34,19 @@ _ROOT_RESOLVED = frozenset(Blueprint.model_fields) - {
 }
 
 Sections = Mapping[str, Sequence[type[pydantic.BaseModel]]]
-"""The models of each section. The last one whose required keys are all present validates it, or else the first."""
+"""Candidate pydantic models by section name (``data``, ``train``, ``store``).
+
+A section is validated by the last of its models whose required keys are all present, or by the first if there is
+none."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, sections: Sections | None = None) -> Loaded:
-    """Read a blueprint and the files that it includes.
+    """Read a blueprint and the files that it includes, and return the validated content.
 
     Args:
-        path: The blueprint.
-        overrides: ``key=value`` texts, applied before validation.
-        sections: The models of ``data``, ``train`` and ``store``.
+        path: Path of the blueprint.
+        overrides: Overrides ``key=value``, applied before validation.
+        sections: Pydantic models that validate the sections ``data``, ``train`` and ``store``.
 
     Raises:
         BlueprintError: Holds every problem that was found.
@@ -52,7 +55,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, sections: Sections 
 
 
 def packaged_blueprints() -> Path:
-    """Return the folder of the blueprints in the installed package."""
+    """Return the folder of the blueprints that are installed with the package."""
     return Path(str(importlib.resources.files("sedd_graph_blueprints"))).resolve()
 
 

@@ -1,4 +1,4 @@
-"""A blueprint file that has been read (:class:`Loaded`), and one part of it where problems are reported (:class:`Location`)."""
+"""A loaded blueprint file (:class:`Loaded`) and a path inside it at which problems are reported (:class:`Location`)."""
 
 from __future__ import annotations
 
@@ -22,55 +22,58 @@ _Model = TypeVar("_Model", bound=pydantic.BaseModel)
 
 @dataclasses.dataclass
 class Loaded:
-    """One file and the files that it includes, validated.
+    """A validated blueprint file, with the files that it includes.
 
-    Everything at the root of the file is interpolated except ``nodes`` and ``blocks``, whose ``${params.x}`` refer to the
-    parameters of the block that they belong to.
+    ``${params.x}`` references are interpolated everywhere except within ``nodes`` and ``blocks``, where they refer to
+    the parameters of the enclosing block and are interpolated when that block is expanded.
     """
 
     document: Document
     library: Library = dataclasses.field(default_factory=lambda: Library(blueprint=1))
-    """The validated content; a :class:`Blueprint` where the file has nodes."""
+    """The validated content of the file; a :class:`Blueprint` if the file has nodes."""
     params: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
-    """The root's parameters."""
+    """Values of the parameters declared at the root of the file, by name."""
     libraries: dict[str, Loaded] = dataclasses.field(default_factory=dict)
-    """The included files, by their alias under ``use``."""
+    """The included files by their alias under ``use``."""
     sections: dict[str, pydantic.BaseModel] = dataclasses.field(default_factory=dict)
-    """The validated ``data``, ``train`` and ``store``: instances of the models that were passed to ``load``."""
+    """Validated sections ``data``, ``train`` and ``store`` by name, as instances of the models passed to ``load``."""
 
     @property
     def file(self) -> str:
-        """Name of the file in messages."""
+        """Name of the file, as shown in messages."""
         return self.document.file
 
     @property
     def blueprint(self) -> Blueprint:
-        """The content of a whole blueprint. Raises :class:`UserError` for a file that only holds blocks."""
+        """The validated content as a :class:`Blueprint`. Raises :class:`UserError` if the file contains only blocks."""
         if not isinstance(self.library, Blueprint):
             raise UserError(f"{self.file}: a library of blocks, not a whole blueprint: it has no nodes")
         return self.library
 
     @property
     def root(self) -> Path:
-        """Folder that the relative paths in this blueprint start from."""
+        """Folder against which the relative paths in this file are resolved."""
         return Path(self.file).resolve().parent
 
     def section(self, model: type[_Model]) -> _Model | None:
-        """Return the section that was validated as ``model``; None where the blueprint has none."""
+        """Return the section that is an instance of ``model``, or None if the blueprint has no such section."""
         return next((found for found in self.sections.values() if isinstance(found, model)), None)
 
     def problem(self, path: DataPath, message: str) -> Problem:
-        """Return a problem at ``path`` within this file."""
+        """Return a :class:`Problem` with ``message`` at the position of ``path`` within this file."""
         return Problem(*self.document.position(path), dotted(path), message)
 
 
 class Refused(Exception):
-    """Raised to skip the rest of a part of the blueprint after a problem in it was reported; always caught."""
+    """Exception that stops reading one element of a blueprint whose problem was reported; caught internally."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """One part of a file, such as ``location / "nodes" / "head"``. All locations of one stage share ``problems``."""
+    """Path of keys inside a blueprint file, such as ``location / "nodes" / "head"``, at which problems are reported.
+
+    All locations derived from one another append to the same list ``problems``.
+    """
 
     loaded: Loaded
     path: DataPath = ()
@@ -82,17 +85,22 @@ class Location:
 
     @property
     def position(self) -> Position:
-        """File, line and column."""
+        """File, line and column of this location."""
         return self.loaded.document.position(self.path)
 
     def refuse(self, message: str, *, environment: bool = False) -> Refused:
-        """Report a problem at this location.
+        """Record a problem at this location and return an exception.
+
+        Args:
+            message: Text of the problem.
+            environment: True for a fault of the environment, such as a plugin that fails to load, rather than of the
+                blueprint.
 
         Returns:
-            An exception, to be raised where what follows cannot be read without this part.
+            A :class:`Refused` exception, for the caller to raise if it cannot continue.
 
         Raises:
-            BlueprintError: The limit of problems is reached; it holds all of them.
+            BlueprintError: The number of problems reached ``MAX_PROBLEMS``; the error holds all of them.
         """
         self.problems.append(dataclasses.replace(self.loaded.problem(self.path, message), environment=environment))
         if len(self.problems) >= MAX_PROBLEMS:
@@ -101,7 +109,7 @@ class Location:
 
     @contextmanager
     def gather(self) -> Iterator[None]:
-        """Read several parts inside ``with``; at its end, raise :class:`Refused` if any problem was reported."""
+        """Return a context manager that raises :class:`Refused` on exit if its body reported any problem."""
         before = len(self.problems)
         yield
         if len(self.problems) > before:
@@ -109,10 +117,10 @@ class Location:
 
     @contextmanager
     def reporting(self, error: type[Exception]) -> Iterator[None]:
-        """Report an ``error`` raised inside ``with``, and raise :class:`Refused`.
+        """Return a context manager that reports exceptions of type ``error`` and raises :class:`Refused` instead.
 
-        The problem is reported at this location. If the error has ``faults``, pairs of a relative path and a message, one is reported
-        for each of them.
+        The problem is reported at this location. If the exception has ``faults``, pairs of a relative path and a
+        message, one problem is reported at each of those paths below this location instead.
         """
         try:
             yield
@@ -122,7 +130,7 @@ class Location:
             raise Refused from None
 
     def validate(self, model: type[_Model], data: object) -> _Model | None:
-        """Return ``data``, read from this location, as an instance of ``model``; None where problems were reported."""
+        """Validate ``data``, read from this location; return a ``model``, or None if problems were reported."""
         try:
             return model.model_validate(data)
         except pydantic.ValidationError as error:

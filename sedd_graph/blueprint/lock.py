@@ -1,7 +1,7 @@
-"""The lock file: one self-contained blueprint with everything filled in, that builds the same graph again byte for byte.
+"""Writer of the lock file: one self-contained blueprint that builds the same graph again, byte for byte.
 
-Includes become blocks of its own, overrides are applied, the root's parameters are resolved, ops are pinned to versions,
-and every default is written out.
+Blocks of included files are copied in, overrides are applied, the root's parameters are resolved, component names are
+written with their versions, and every default is written out.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from sedd_graph.errors import BlueprintError, UserError
 __all__ = ["Fill", "dump", "lock"]
 
 Fill = Callable[[str, ConfigKeys], tuple[str, ConfigKeys]]
-"""Maps an op and its Config keys to the op pinned to a version and the keys with defaults filled in."""
+"""Function from a component name and its Config keys to the name with its version and the keys with all defaults."""
 
 _HEAD = "# Written by sedd_graph: everything filled in. It builds the same graph again.\n"
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
 
 
 def lock(loaded: Loaded, fill: Fill) -> str:
-    """Return the text of the lock file. Blocks that no node uses are left out.
+    """Return the text of the lock file of a blueprint, in YAML. Blocks that no node uses are omitted.
+
+    Args:
+        loaded: The blueprint and its included files.
+        fill: Adds the version to a component name, and the defaults to its Config keys.
 
     Raises:
-        UserError: With all that the blueprint includes, the text exceeds the limits of one file.
+        UserError: The lock file, which contains all included blocks, would exceed the size limits of one file.
     """
     blueprint, writer = loaded.blueprint, _Writer(loaded, fill)
     root = writer.body(loaded, blueprint)
@@ -95,7 +99,7 @@ class _Writer:
 
 
 def dump(data: Mapping[str, Any]) -> str:
-    """Return YAML that :func:`~sedd_graph.blueprint.yaml.read_yaml` reads back as the same data. It is deterministic."""
+    """Return ``data`` as deterministic YAML text, from which ``read_yaml`` reads equal data."""
     lines: list[str] = []
 
     def walk(value: Mapping[str, Any], indent: int) -> None:

@@ -1,6 +1,7 @@
-"""Overrides: ``key=value`` from the command line, set in the data of a file before it is validated.
+"""Overrides ``key=value`` from the command line, applied to the parsed YAML of a blueprint before validation.
 
-``params.x`` and ``axes.x`` must exist in the file. Elsewhere the schema refuses an unknown key, as it does in the file.
+An override of ``params.x`` or ``axes.x`` requires that the file declares ``x``. Under other keys, unknown names are
+rejected by validation, as if they were written in the file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ _TOP = sorted(Blueprint.model_fields.keys() - {"blueprint", "description"})
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Set the values in ``document``, and note for messages which override set them.
+    """Apply ``overrides`` to ``document.data`` in place, and record in ``document.overrides`` the paths that were set.
+
+    Args:
+        document: The parsed blueprint.
+        overrides: Texts ``key=value``, where ``key`` is a dotted path such as ``train.steps``.
 
     Raises:
         BlueprintError: Holds a problem for every override that cannot be applied.

@@ -1,4 +1,4 @@
-"""Pydantic's findings in a user's words, each with the path of the key or value that it is about."""
+"""Conversion of pydantic's validation errors to messages for users, with the path of the invalid key or value."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TYPES = {
     "none_required": "nothing",
 }
 _WANTED = {kind: words for kinds, words in _TYPES.items() for kind in kinds.split()}
-"""By the type of pydantic's error, the value that would be right."""
+"""Expected value, in words, by the type of a pydantic error."""
 _BOUNDS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
@@ -41,14 +41,20 @@ _BOUNDS = {
 
 
 def dotted(path: DataPath) -> str:
-    """Return a path as text: ``nodes.head.in[0]``."""
+    """Return ``path`` as dotted text, such as ``nodes.head.in[0]``."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def findings(
     error: pydantic.ValidationError, model: type[pydantic.BaseModel], data: object
 ) -> Iterator[tuple[DataPath, str]]:
-    """Yield the path within ``data``, which is not a valid ``model``, and the message of each finding."""
+    """Yield a pair (path within ``data``, message) for each validation error.
+
+    Args:
+        error: The error that pydantic raised.
+        model: The model that ``data`` was validated against.
+        data: The rejected input.
+    """
     seen: set[DataPath] = set()
     found = error.errors(include_url=False)[: MAX_PROBLEMS + 1]
     for one in found:

@@ -1,6 +1,6 @@
-"""Schema of a blueprint as frozen pydantic models: the keys that may be written, before names are resolved.
+"""Schema of a blueprint as frozen pydantic models, which validate keys and types before names are resolved.
 
-The Configs of components (``with:``) and the sections ``data``, ``train`` and ``store`` are validated by models of their own.
+The Configs of components (``with:``) and the sections ``data``, ``train`` and ``store`` have models of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sedd_graph.component.strict import Strict
 __all__ = ["Block", "Blueprint", "ConfigKeys", "Invertible", "Library", "Node", "OpSpec", "SaveSpec", "Scalar"]
 
 MAX_NAME = 64
-"""Largest number of characters in a name."""
+"""Maximum length of a name, in characters."""
 
 Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=MAX_NAME)]
 Title = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=MAX_NAME)]
@@ -23,54 +23,55 @@ Ref = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*
 OpName = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*(\.v[1-9][0-9]{0,3})?$", max_length=80)]
 TypeText = Annotated[str, pydantic.Field(max_length=256)]
 Scalar = bool | int | float | str
-"""Value of a parameter."""
+"""Type of a parameter's value."""
 ConfigKeys = Mapping[str, Any]
-"""Keys of a component's Config as written in the blueprint, not validated yet."""
+"""Config keys of a component as written in the blueprint, before validation."""
 
 
 class Frozen(Strict):
-    """Base class of the pydantic models of a blueprint. Fields may be given by name or alias; errors do not quote the input."""
+    """Base class of the blueprint models: frozen, accepts field names as well as aliases, omits input from errors."""
 
     model_config = pydantic.ConfigDict(populate_by_name=True, hide_input_in_errors=True)
 
 
 class SaveSpec(Frozen):
-    """Saved activations: outputs of a node that training writes to ``activations.zarr``."""
+    """Settings for saving activations: the outputs of a node that training writes to ``activations.zarr``."""
 
     ports: Annotated[list[Name], pydantic.Field(min_length=1, max_length=16)]
-    """Output ports of the node."""
+    """Names of the output ports to save."""
     every: Annotated[int, pydantic.Field(ge=1, le=10**9)] = 100
-    """Training steps from one record to the next."""
+    """Number of training steps between two records."""
     dtype: Literal["float32", "float16"] = "float32"
-    """Number format on disk."""
+    """Floating-point type on disk."""
     rows: Annotated[int, pydantic.Field(ge=1, le=65536)] | None = None
-    """Number of rows of the batch that are saved; all if null."""
+    """Number of rows of the batch to save; all if null."""
     chunk: Annotated[int, pydantic.Field(ge=1, le=4096)] = 1
-    """Records per chunk of the array."""
+    """Number of records per chunk of the zarr array."""
 
 
 class Node(Frozen):
-    """One node of a graph: exactly one of ``op`` (a registered component) or ``block``."""
+    """A node of a graph, which applies either a registered component (``op``) or a block (``block``)."""
 
     op: OpName | None = None
-    """Name of a component: ``attention`` (its highest version) or ``attention.v1``."""
+    """Name of the component: ``attention`` (its highest version) or ``attention.v1``."""
     block: Ref | None = None
-    """Name of a block: ``layer``, or ``alias.layer`` for a block of an included file."""
+    """Name of the block: ``layer``, or ``alias.layer`` for a block of an included file."""
     in_: Ref | list[Ref] | dict[Name, Ref | list[Ref]] | None = pydantic.Field(default=None, alias="in")
-    """Values that feed the inputs: one, a list in the order of the ports, or a mapping by port. A value is an input of the
-    graph or block, ``node``, or ``node.port``."""
+    """Sources of the node's inputs: one reference, a list in the order of the input ports, or a mapping by port name. A
+    reference is an input of the graph or block, ``node``, or ``node.port``."""
     out: TypeText | dict[Name, TypeText] | None = None
-    """Declared type of the first output, or of outputs by port, such as ``float b l d``."""
+    """Declared type of the first output, such as ``float b l d``, or a mapping of types by output port."""
     with_: dict[Name, Any] = pydantic.Field(default_factory=dict, alias="with")
     """Config keys of the component, or parameters of the block."""
     repeat: int | Annotated[str, pydantic.Field(max_length=256)] | None = None
-    """Of a block: how many times it is applied in sequence, each time with weights of its own."""
+    """Number of times that the block is applied in sequence, each time with its own weights. Only for blocks."""
     memory: Literal["auto", "store", "checkpoint", "reversible"] | None = None
-    """Of a block: what is saved for the backward pass. ``store``: all activations. ``checkpoint``: the inputs of each repeat.
-    ``reversible``: the outputs alone, from which an invertible block's inputs are reconstructed. ``auto`` (the default):
-    ``reversible`` for an invertible block, else ``store``."""
+    """Memory mode of the block in training. ``store``: save all activations for backward. ``checkpoint``: save the
+    inputs of each repeat and recompute the rest. ``reversible``: save only the outputs and reconstruct the inputs by
+    the inverse. ``auto`` (default): ``reversible`` for an invertible block, else ``store``. Only for blocks."""
     arithmetic: Literal["float", "exact"] | None = None
-    """Of an invertible block: ``exact`` rounds its streams to a grid, so that reconstruction is exact to the last bit."""
+    """Arithmetic of an invertible block: ``float``, or ``exact``, which rounds the values that are added and subtracted
+    to a grid, so that inputs are reconstructed bit for bit."""
     save: SaveSpec | None = None
     """Outputs that training writes to disk."""
 
@@ -86,35 +87,36 @@ class Node(Frozen):
 
 
 class Invertible(Frozen):
-    """A block's claim that its inputs can be reconstructed from its outputs. Checking derives the inverse, or says why there is none."""
+    """A block's claim to be invertible. Checking a blueprint derives the inverse, or reports why there is none."""
 
     given: Annotated[list[Name], pydantic.Field(max_length=64)] = pydantic.Field(default_factory=list)
-    """Inputs that the inverse receives too, such as conditioning."""
+    """Inputs that are also passed to the inverse and need not be reconstructed, such as conditioning."""
     level: Literal["injective", "bijective", "volume_preserving"] = "injective"
-    """The strongest property that is claimed: ``volume_preserving`` is a bijection with ``|det| = 1``."""
+    """The strongest property claimed; ``volume_preserving`` is a bijection with Jacobian determinant 1 or -1."""
     on_failure: Literal["error", "checkpoint"] = "error"
-    """Action of ``build`` if the derived inverse is too inaccurate numerically: refuse, or warn and checkpoint the block."""
+    """Action of ``build`` if the derived inverse is numerically too inaccurate: raise an error (``error``), or warn and
+    use activation checkpointing for the block (``checkpoint``)."""
 
 
 class Block(Frozen):
-    """A subgraph with typed inputs and outputs that nodes can use. Its axis names are bound by the values that feed it."""
+    """A reusable subgraph with typed inputs and outputs, whose axis names are bound to the sizes of its inputs."""
 
     description: str = ""
-    """Text for readers and drawings."""
+    """Description of the block, shown in drawings."""
     params: dict[Name, Scalar | None] = pydantic.Field(default_factory=dict)
-    """Parameters with their defaults. One whose default is null must be given by the node that uses the block."""
+    """Parameters and their default values. A parameter whose default is null must be set where the block is used."""
     inputs: Annotated[dict[Name, TypeText], pydantic.Field(min_length=1, max_length=64)]
-    """Types of the inputs."""
+    """Type of each input, such as ``float b l d``."""
     outputs: Annotated[dict[Name, Ref], pydantic.Field(min_length=1, max_length=64)]
-    """The value that each output returns: ``node``, ``node.port`` or an input."""
+    """Source of each output: ``node``, ``node.port`` or the name of an input."""
     nodes: Annotated[dict[Name, Node], pydantic.Field(min_length=1, max_length=4096)]
-    """The nodes, in any order."""
+    """The nodes of the block by name, in any order."""
     invertible: bool | Invertible | None = None
-    """Claim that the block is invertible; ``true`` is the claim with its defaults."""
+    """Claim that the block is invertible; ``true`` claims it with default settings."""
 
 
 class OpSpec(pydantic.BaseModel):
-    """A component of the noise process, written inline: ``op`` and its Config keys side by side."""
+    """A component written inline: its name ``op`` and its Config keys side by side, as in ``objective``."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
     op: OpName
@@ -122,31 +124,31 @@ class OpSpec(pydantic.BaseModel):
 
     @property
     def config(self) -> ConfigKeys:
-        """The Config keys."""
+        """The component's Config keys, that is, all keys but those that this model declares."""
         return dict(self.__pydantic_extra__ or {})
 
 
 class ProcessSpec(OpSpec):
-    """The noise process: a kernel, its Config keys, and its noise schedule."""
+    """The noise process: the kernel (``op``), its Config keys, and the noise schedule."""
 
     schedule: OpSpec
     """The noise schedule."""
 
 
 class SampleSpec(OpSpec):
-    """The sampler, its Config keys, and optionally a classifier."""
+    """The sampler (``op``), its Config keys, and optionally a classifier."""
 
     classifier: OpSpec | None = None
     """Classifier that guides sampling towards a label."""
 
 
 class Library(Frozen):
-    """A file that only holds blocks for other files to use."""
+    """A file that contains only blocks, for other files to include."""
 
     blueprint: Literal[1]
-    """Version of the format."""
+    """Version of the blueprint format."""
     description: str = ""
-    """Text for readers."""
+    """Description of the file."""
     use: Annotated[dict[Name, Annotated[str, pydantic.Field(max_length=1024)]], pydantic.Field(max_length=64)] = (
         pydantic.Field(default_factory=dict)
     )
@@ -156,29 +158,29 @@ class Library(Frozen):
 
 
 class Blueprint(Library):
-    """A whole model: its graph, its noise process, and how it is trained, sampled and stored."""
+    """A complete model: its graph and noise process, and its settings for training, sampling and storage."""
 
     name: Title
     """Name of the model."""
     params: dict[Name, Scalar] = pydantic.Field(default_factory=dict)
-    """Parameters, inserted as ``${params.NAME}``."""
+    """Parameters and their values, referenced as ``${params.NAME}``."""
     axes: Annotated[dict[Name, int | TypeText], pydantic.Field(max_length=64)] = pydantic.Field(default_factory=dict)
     """Axis names and their sizes: integers, ``batch``, ``length``, or expressions such as ``4*d``."""
     inputs: Annotated[dict[Name, TypeText], pydantic.Field(min_length=1, max_length=64)]
-    """Types of the graph's inputs, which the engine feeds."""
+    """Type of each input of the graph, such as ``int b l``; the engine provides the values."""
     outputs: Annotated[dict[Name, Ref], pydantic.Field(min_length=1, max_length=64)]
-    """The value that each output of the graph returns."""
+    """Source of each output of the graph: ``node``, ``node.port`` or the name of an input."""
     nodes: Annotated[dict[Name, Node], pydantic.Field(min_length=1, max_length=4096)]
-    """The nodes of the graph, in any order."""
+    """The nodes of the graph by name, in any order."""
     process: ProcessSpec | None = None
-    """Noise process."""
+    """The noise process."""
     objective: OpSpec | None = None
-    """Training objective."""
+    """The training objective."""
     sample: SampleSpec | None = None
-    """Sampler."""
+    """The sampler."""
     data: dict[Name, Any] | None = None
-    """Corpus, tokenizer and rows, or points."""
+    """Data: a text corpus with its tokenizer and sequence length, or a data set of points."""
     train: dict[Name, Any] | None = None
-    """Training loop."""
+    """Settings of the training loop."""
     store: dict[Name, Any] | None = None
-    """Writing of arrays: samples and saved activations."""
+    """Storage settings of the arrays that a run writes: samples and saved activations."""

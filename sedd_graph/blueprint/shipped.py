@@ -1,4 +1,4 @@
-"""The blueprints that the package ``sedd_graph_blueprints`` carries: listed, found by name, and read to be copied."""
+"""Blueprints installed with the package (in ``sedd_graph_blueprints``): listed, found by name, and read as text."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def _names() -> list[str]:
 
 
 def shipped_blueprints() -> dict[str, str]:
-    """Return the description of each shipped blueprint, by name."""
+    """Return the description of each installed blueprint, by name."""
     return {name: str(read_yaml(_path(name)).data.get("description", "")) for name in _names()}
 
 
 def find_blueprint(path: str | Path) -> Path:
-    """Return ``path``, or the shipped blueprint of that name where no such file or folder exists.
+    """Return the path of a blueprint, given its path or the name of an installed blueprint.
 
-    A path that is neither is returned as it is.
+    An existing path takes precedence over a name. An argument that is neither is returned unchanged, as a path.
 
     Raises:
-        UserError: ``path`` is neither, and a shipped blueprint has nearly that name.
+        UserError: ``path`` is neither, but resembles the name of an installed blueprint.
     """
     found, names = Path(path), _names()
     if found.exists() or len(found.parts) != 1 or found.suffix:
@@ -47,12 +47,12 @@ def find_blueprint(path: str | Path) -> Path:
 
 
 def shipped_files(name: str) -> dict[str, str]:
-    """Return the text of a shipped blueprint and of each file of blocks that it uses, by relative path.
+    """Return the text of an installed blueprint and of every block file that it includes, by relative path.
 
-    The comment that names a JSON Schema is left out: its relative path is that of the repository.
+    The ``yaml-language-server`` comment, which refers to the JSON Schema in the repository, is removed.
 
     Raises:
-        UserError: no blueprint of this name is shipped.
+        UserError: No blueprint of this name is installed.
     """
     names = _names()
     if name not in names:

@@ -1,8 +1,8 @@
-"""Reader of untrusted YAML: plain data and the position of each part, composed from PyYAML's events within bounds.
+"""Reader of untrusted YAML: returns plain data with the position of each value, within limits on size and depth.
 
-A blueprint holds mappings with string keys, lists, strings, numbers, true/false, null, and anchors. Tags, merge keys,
-duplicate keys, several documents and ambiguous numbers (``010``, ``1_000``) are refused with a position. The composer
-is iterative: deeply nested input cannot exhaust the stack.
+A blueprint may contain mappings with string keys, lists, strings, numbers, true/false, null, and anchors. Tags, merge
+keys, duplicate keys, multiple documents and ambiguous numbers (``010``, ``1_000``) raise an error with their position.
+The data is composed from PyYAML's parser events iteratively, so that deeply nested input cannot overflow the stack.
 """
 
 from __future__ import annotations
@@ -42,21 +42,28 @@ DataPath = tuple[str | int, ...]
 """Path of a value within nested data: keys of mappings and indices of lists."""
 
 Position = tuple[str, int, int]
-"""File, line and column (from 1; 0 where they are unknown). In place of the file, an override that set the value."""
+"""File, line and column; both count from 1 and are 0 if unknown. For a value set by an override, the override's text
+replaces the file name."""
 
 
 @dataclasses.dataclass
 class Document:
-    """One YAML file: its plain ``data``, and the line and column of each key and list item."""
+    """A parsed YAML file.
+
+    Attributes:
+        file: Name of the file in messages.
+        data: Its content as plain data.
+        lines: Line and column (from 1) of each key and list item, by path.
+    """
 
     file: str
     data: Any = None
     lines: dict[DataPath, tuple[int, int]] = dataclasses.field(default_factory=dict)
     overrides: dict[DataPath, str] = dataclasses.field(default_factory=dict)
-    """The override that set the value at a path, for messages."""
+    """Text of the override that set a value, by the path of the value; used in messages."""
 
     def position(self, path: DataPath) -> Position:
-        """Return the position of ``path``, or of the nearest part around it that the file has."""
+        """Return the position of ``path``, or of its nearest ancestor that is written in the file."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.overrides:
                 return self.overrides[path[:length]], 0, 0
@@ -66,7 +73,7 @@ class Document:
 
 
 class _Refused(Exception):
-    """Input that is not read, with the line and column of the fault."""
+    """Exception for invalid input, with the line and column of the fault."""
 
     def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
         super().__init__(message)
@@ -74,10 +81,12 @@ class _Refused(Exception):
 
 
 def read_scalar(text: str) -> bool | int | float | str | None:
-    """Return the value of a plain scalar in YAML 1.2's core schema (1e-3 is a number; yes, no, on and off are strings).
+    """Return the value of an unquoted YAML scalar, following the core schema of YAML 1.2.
+
+    For example, ``1e-3`` is a number, and ``yes``, ``no``, ``on`` and ``off`` are strings.
 
     Raises:
-        ValueError: The number is NaN, infinite, out of range, or written ambiguously, such as ``010`` or ``1_000``.
+        ValueError: The number is NaN, infinite, out of range, or ambiguous, such as ``010`` or ``1_000``.
     """
     if text in _CONSTANTS:
         return _CONSTANTS[text]
@@ -101,11 +110,11 @@ def read_yaml(source: str | Path | bytes, *, name: str | None = None) -> Documen
     """Read one YAML document from a file or from bytes.
 
     Args:
-        source: A path, or the content.
-        name: What messages call the file; its path if None.
+        source: A path, or the content as bytes.
+        name: Name of the file in messages; by default its path.
 
     Raises:
-        BlueprintError: The input cannot be read, is no YAML, or is outside the subset that blueprints use.
+        BlueprintError: The input cannot be read, is not valid YAML, or is outside the subset that blueprints may use.
     """
     file = name or (str(source) if not isinstance(source, bytes) else "<bytes>")
     try:
@@ -155,7 +164,10 @@ def _syntax_error(error: yaml.YAMLError | RecursionError, text: str) -> _Refused
 
 @dataclasses.dataclass
 class _Value:
-    """A value that is being composed. ``count`` is the number of values in it, aliases counted out; ``key`` awaits one."""
+    """A value under construction.
+
+    ``count`` is its number of nested values, aliases expanded; ``key`` is the mapping key whose value is read next.
+    """
 
     data: Any
     path: DataPath

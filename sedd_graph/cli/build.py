@@ -12,7 +12,7 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the command and its arguments."""
+    """Add the ``build`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
     parser = add_verb(verbs, "build", run, "check a blueprint, prove its process, compile, and write a run folder")
     parser.add_argument("blueprint", help="a blueprint, or the name of a shipped one such as first")
     add_overrides(parser)
@@ -28,7 +28,7 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit code."""
+    """Run the ``build`` subcommand with the parsed ``arguments`` and return its exit code."""
     if arguments.check:
         gc.disable()  # the process ends soon; walking over torch's objects would take a tenth of a second
         from sedd_graph.runs.check import check

@@ -11,7 +11,7 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the command and its arguments."""
+    """Add the ``components`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
     parser = add_verb(verbs, "components", run, "list installed components, or describe one")
     parser.add_argument("name", nargs="?", help="such as attention or attention.v1")
     parser.add_argument(
@@ -20,7 +20,7 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit code."""
+    """Run the ``components`` subcommand with the parsed ``arguments`` and return its exit code."""
     if arguments.matrix:
         from sedd_graph.component.progress import track
         from sedd_graph.component.registry import discover

@@ -1,4 +1,4 @@
-"""``sedd-graph eval``: bound the held-out likelihood of a run folder, or judge its samples."""
+"""``sedd-graph eval``: compute a likelihood bound on held-out text, or evaluate a run folder's samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the command and its arguments."""
+    """Add the ``eval`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
     parser = add_verb(
         verbs, "eval", run, "bound the likelihood of held-out text under a run folder's weights, or judge its samples"
     )
@@ -37,7 +37,7 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit code."""
+    """Run the ``eval`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.report.html import write_report
 
     path = Path(arguments.run)

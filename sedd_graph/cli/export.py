@@ -11,7 +11,7 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the command and its arguments."""
+    """Add the ``export`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
     parser = add_verb(verbs, "export", run, "write a run folder's newest weights, lock file and tokenizer to a folder")
     parser.add_argument("run", help="a run folder")
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
@@ -19,7 +19,7 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit code."""
+    """Run the ``export`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.runs.export import export_run
 
     out = Path(arguments.output)

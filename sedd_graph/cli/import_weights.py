@@ -1,4 +1,4 @@
-"""``sedd-graph import``: turn released SEDD or MDLM weights into a run folder."""
+"""``sedd-graph import``: convert released SEDD or MDLM weights to a run folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the command and its arguments."""
+    """Add the ``import`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
     parser = add_verb(verbs, "import", run, "turn released SEDD or MDLM weights into a run folder")
     parser.add_argument("kind", choices=("sedd", "mdlm"))
     parser.add_argument("weights", help="a safetensors file, a local hub folder, or a .pth file")
@@ -21,7 +21,7 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit code."""
+    """Run the ``import`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.data.tokenizer import FILE as TOKENIZER
     from sedd_graph.report.html import write_report
     from sedd_graph.runs.import_weights import import_run

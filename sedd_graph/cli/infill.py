@@ -1,4 +1,4 @@
-"""``sedd-graph infill``: fill in the free parts of a text."""
+"""``sedd-graph infill``: sample the free tokens of a text, given the other tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the command and its arguments."""
+    """Add the ``infill`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
     parser = add_verb(verbs, "infill", run, "fill in the free parts of a text")
     sample.add_arguments(parser)
     parser.add_argument(
@@ -31,7 +31,7 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit code."""
+    """Run the ``infill`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.engine.process import SampleRequest, TextWithHoles
     from sedd_graph.runs.sample import read_prompt, sample_run
 

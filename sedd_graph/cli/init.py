@@ -1,4 +1,4 @@
-"""``sedd-graph init``: copy a shipped blueprint with the blocks that it uses, or list what is shipped."""
+"""``sedd-graph init``: copy a blueprint of the package and the block files it includes, or list these blueprints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the command and its arguments."""
+    """Add the ``init`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
     parser = add_verb(
         verbs, "init", run, "copy a shipped blueprint and the blocks it uses into the current folder, or list them"
     )
@@ -20,7 +20,7 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit code."""
+    """Run the ``init`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.blueprint.shipped import shipped_blueprints, shipped_files
     from sedd_graph.store.files import write_text
 

@@ -1,9 +1,10 @@
-"""The command line, ``sedd-graph COMMAND``: one module per command declares its arguments and runs it.
+"""The command line ``sedd-graph COMMAND``, with one module per subcommand that declares its arguments and runs it.
 
-``sedd-graph --help`` is instant: a command's module imports torch, or anything else that takes time, when the command runs.
+The module of a subcommand imports torch, and other packages that load slowly, only when the subcommand runs, so that
+``sedd-graph --help`` is fast.
 
-Exit codes: 0 done, 1 a fault of the environment, 2 a fault of the user's input, 3 diverged numbers, 130 and 143 a clean
-end after SIGINT and SIGTERM.
+Exit codes: 0 success; 1 fault of the environment; 2 error in the user's input; 3 training diverged (NaN or infinite
+values); 130 stopped by SIGINT; 143 training stopped by SIGTERM; 141 standard output was closed by its reader (SIGPIPE).
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from sedd_graph.errors import SeddGraphError, suggest
 __all__ = ["main", "run"]
 
 VERBS = (init, build, train, sample, infill, evaluate, show, components, schema, import_weights, export)
-"""The modules of the commands, in the order in which ``--help`` lists them."""
+"""Modules of the subcommands, in the order in which ``--help`` lists them."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage text, with the nearest choice for one that does not exist."""
+    """Argument parser with one-line error messages that suggest the most similar valid choice."""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = None if action.choices is None else [str(choice) for choice in action.choices]
@@ -81,13 +82,20 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code."""
+    """Run the subcommand named in ``argv`` (default: ``sys.argv[1:]``), and exit with its exit code."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without file, line and source
     sys.exit(run(argv))
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. An error is one message on standard error; ``--debug`` raises it instead."""
+    """Run the subcommand named in ``argv`` and return its exit code.
+
+    An exception is printed to standard error as one message, and determines the exit code. With ``--debug``, the
+    exception is raised instead.
+
+    Args:
+        argv: Arguments without the program name; ``sys.argv[1:]`` by default.
+    """
     arguments = _parsed(argv)
     try:
         with observed(console_observer()):

@@ -1,6 +1,6 @@
-"""Arguments that several commands share, declared once, and the values that they stand for.
+"""Command-line arguments that several subcommands share, and functions that interpret their values.
 
-This module imports nothing heavy: ``sedd-graph --help`` reads it. A function that needs torch imports it when it is called.
+This module is imported by ``sedd-graph --help``, so functions that need torch import it when they are called.
 """
 
 from __future__ import annotations
@@ -32,21 +32,28 @@ __all__ = [
 ]
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""Type of the result of ``add_subparsers``, to which each command adds a parser."""
+"""Type of the object that ``ArgumentParser.add_subparsers`` returns; each subcommand adds its parser to this object."""
 
 LARGEST = 2**20
-"""Most tokens per row, as in ``data.length``."""
+"""Maximum number of tokens per row, equal to the limit on ``data.length``."""
 
 
 def say(text: str) -> None:
-    """Print a line for the user on standard output, at once."""
+    """Print ``text`` to standard output and flush it."""
     print(text, flush=True)
 
 
 def add_verb(
     verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], summary: str
 ) -> argparse.ArgumentParser:
-    """Declare a command and return its argument parser. ``run`` takes the parsed arguments and returns an exit code."""
+    """Add a subcommand to the command line and return its argument parser, which already has ``--debug``.
+
+    Args:
+        verbs: Subparsers of the command line.
+        name: Name of the subcommand.
+        run: Function that runs the subcommand: takes the parsed arguments and returns an exit code.
+        summary: Description of the subcommand in ``--help``.
+    """
     parser = verbs.add_parser(name, help=summary, description=summary)
     parser.set_defaults(run_verb=run)
     add_debug(parser, default=argparse.SUPPRESS)  # absent, it does not reset the --debug that stands before the command
@@ -54,12 +61,12 @@ def add_verb(
 
 
 def add_debug(parser: argparse.ArgumentParser, *, default: object = False) -> None:
-    """Declare ``--debug``."""
+    """Add the option ``--debug`` to ``parser``, with value ``default`` if the option is absent."""
     parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
-    """Return the argparse type of an integer from ``low`` to ``high``, both included."""
+    """Return an argparse ``type`` function that parses an integer and checks ``low <= value <= high``."""
 
     def read(text: str) -> int:
         try:
@@ -74,7 +81,11 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def position_pattern(text: str) -> tuple[int, str]:
-    """Parse an argument ``POSITION=REGEX``, such as ``0=[A-Z]``."""
+    """Parse ``POSITION=REGEX``, such as ``0=[A-Z]``, and return the position and the regular expression.
+
+    Raises:
+        argparse.ArgumentTypeError: ``text`` does not have this form.
+    """
     position, found, pattern = text.partition("=")
     try:
         if found:
@@ -85,24 +96,24 @@ def position_pattern(text: str) -> tuple[int, str]:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Declare ``key=value ...``: overrides of the blueprint."""
+    """Add the positional arguments ``key=value ...``, overrides of the blueprint, to ``parser``."""
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="overrides of the blueprint, such as train.steps=100"
     )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--device``."""
+    """Add the option ``--device``, the torch device, to ``parser``."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest one present)")
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--runs``."""
+    """Add the option ``--runs``, the parent folder of new run folders, to ``parser``."""
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder for new run folders (default: runs)")
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--weights``."""
+    """Add the option ``--weights``, the choice between averaged, raw and untrained weights, to ``parser``."""
     parser.add_argument(
         "--weights",
         choices=("newest", "model", "fresh"),
@@ -113,16 +124,21 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def picked_device(arguments: argparse.Namespace) -> torch.device:
-    """Return the device that ``--device`` names, or the fastest one present. Raises ``UserError`` for an unknown one."""
+    """Return the torch device named by ``--device``, or by default the fastest one available.
+
+    Raises:
+        UserError: The device is unknown.
+    """
     from sedd_graph.engine.hardware import pick_device
 
     return pick_device(arguments.device)
 
 
 def open_run_folder(arguments: argparse.Namespace) -> Run:
-    """Open the run folder that the command line names, with its overrides of the blueprint.
+    """Open the run folder given on the command line, with the chosen device, weights, classifier and compilation mode.
 
-    For the commands with the arguments of ``sample``: ``--weights``, ``--classifier`` and ``--compile`` among them.
+    Args:
+        arguments: Parsed arguments of ``sample`` or ``infill``.
     """
     from sedd_graph.runs.open import open_run
 

@@ -1,4 +1,4 @@
-"""Progress of long work on the console: bars on a terminal, one plain line elsewhere."""
+"""Progress display on the console: progress bars on a terminal, one plain line per long task elsewhere."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["PATIENCE", "Bars", "Lines", "console_observer"]
 
 PATIENCE = 10.0
-"""Seconds after which a task gets its plain line."""
+"""Default number of seconds after which :class:`Lines` prints a line about a task."""
 REFRESH = 0.1
-"""Seconds between two updates of a bar."""
+"""Minimum number of seconds between two updates of a progress bar."""
 
 
 def console_observer() -> Observer | None:
-    """Return the observer for this process: bars if standard output is a terminal, else plain lines.
+    """Return the progress display of this process: bars if standard output is a terminal, else plain lines.
 
-    None in the processes of torchrun but the first.
+    Under torchrun, returns None in all processes except rank 0.
     """
     if int(os.environ.get("RANK", "0")) > 0:
         return None
@@ -35,10 +35,12 @@ def console_observer() -> Observer | None:
 
 
 class Bars:
-    """Shows each task as a bar with rate and time left; it vanishes when the task ends. Printed lines go above it.
+    """Progress bars, one per running task, with rate and remaining time. A bar disappears when its task ends.
+
+    Printed lines appear above the bars.
 
     Args:
-        console: Where bars are drawn (default: standard output).
+        console: The rich console on which bars are drawn; standard output by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -47,7 +49,19 @@ class Bars:
 
     @contextlib.contextmanager
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
-        """Show a bar until the context ends (:class:`sedd_graph.component.progress.Observer`)."""
+        """Return a context manager that shows a progress bar for one task while its body runs.
+
+        Implements :meth:`sedd_graph.component.progress.Observer.task`.
+
+        Args:
+            name: Name of the task.
+            total: Number of units of work; None if unknown.
+            done: Number of units completed before the task starts, such as the training steps before a resume.
+            unit: Singular noun for a unit, such as ``step``.
+
+        Returns:
+            A context manager whose value is a function ``advance(count=1)``, to be called after each ``count`` units.
+        """
         bars = self._progress = self._progress or self._made()
         if not self._running:
             bars.start()
@@ -86,12 +100,12 @@ class Bars:
 
 
 class Lines:
-    """Prints one plain line about each task that takes longer than ``patience`` seconds.
+    """Plain-text progress display: prints one line about each task that lasts longer than ``patience`` seconds.
 
     Args:
-        say: Prints a line.
-        patience: Seconds.
-        clock: Returns the time in seconds.
+        say: Function that prints a line.
+        patience: Delay before the line is printed, seconds.
+        clock: Function that returns the current time, seconds.
     """
 
     def __init__(
@@ -101,7 +115,19 @@ class Lines:
 
     @contextlib.contextmanager
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
-        """Context manager around a task, which yields the function to report units done (:class:`sedd_graph.component.progress.Observer`)."""
+        """Return a context manager that prints one progress line if its body runs longer than ``patience`` seconds.
+
+        Implements :meth:`sedd_graph.component.progress.Observer.task`.
+
+        Args:
+            name: Name of the task.
+            total: Number of units of work; None if unknown.
+            done: Number of units completed before the task starts, such as the training steps before a resume.
+            unit: Singular noun for a unit, such as ``step``.
+
+        Returns:
+            A context manager whose value is a function ``advance(count=1)``, to be called after each ``count`` units.
+        """
         began, now, told = self._clock(), done, False
 
         def advance(count: int = 1) -> None:

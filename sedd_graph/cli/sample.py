@@ -1,4 +1,7 @@
-"""``sedd-graph sample``: draw text, or a flow's points, with a run folder's weights. ``infill`` shares its arguments."""
+"""``sedd-graph sample``: sample text, or points of a flow, from a trained model.
+
+This module also defines the arguments that ``sample`` and ``infill`` share.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,12 @@ __all__ = ["add_arguments", "declare", "read_conditions", "run", "show_samples"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the command and its arguments."""
+    """Add the ``sample`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
     add_arguments(add_verb(verbs, "sample", run, "draw text (or a flow's points) from a run folder's newest weights"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``sample``, which are also arguments of ``infill``."""
+    """Add to ``parser`` the arguments that the subcommands ``sample`` and ``infill`` share."""
     parser.add_argument("run", help="a run folder")
     parser.add_argument("--batch", type=integer(1, 65_536), default=4, help="samples to draw (default: 4)")
     parser.add_argument(
@@ -72,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit code."""
+    """Run the ``sample`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.engine.process import SampleRequest
     from sedd_graph.runs.sample import sample_run
 
@@ -92,10 +95,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_conditions(run: Run, arguments: argparse.Namespace) -> Conditions | None:
-    """Return the blueprint's conditions, overridden by those of the command line; None where these say nothing.
+    """Return the sampling conditions of the blueprint, overridden by those given on the command line.
+
+    Args:
+        run: The opened run folder.
+        arguments: Parsed arguments of ``sample`` or ``infill``.
+
+    Returns:
+        The conditions (such as forbidden tokens, a regular expression or guidance), or None if there are none.
 
     Raises:
-        UserError: a condition is not valid, or the process takes none.
+        UserError: A condition is invalid, or the process does not support conditions.
     """
     single = {name: getattr(arguments, name, None) for name in ("matching", "guidance", "observed")}
     changes = {name: value for name, value in single.items() if value is not None}
@@ -105,7 +115,13 @@ def read_conditions(run: Run, arguments: argparse.Namespace) -> Conditions | Non
 
 
 def show_samples(run: Run, texts: list[str], where: Path) -> int:
-    """Print ``texts`` and where they are stored, and renew the report; return exit code 0."""
+    """Print the samples and the path of their store, update ``report.html``, and return exit code 0.
+
+    Args:
+        run: The opened run folder.
+        texts: Decoded samples.
+        where: Path of the store that holds the samples.
+    """
     from sedd_graph.report.html import write_report
 
     for number, text in enumerate(texts):

@@ -11,13 +11,13 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the command and its arguments."""
+    """Add the ``schema`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
     parser = add_verb(verbs, "schema", run, "print the JSON Schema of blueprints, for editors")
     parser.add_argument("-o", "--output", metavar="FILE", help="write it to FILE instead")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit code."""
+    """Run the ``schema`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.runs.check import schema_text
 
     text = schema_text()

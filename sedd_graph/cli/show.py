@@ -12,7 +12,7 @@ __all__ = ["declare", "run"]
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the command and its arguments."""
+    """Add the ``show`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
     parser = add_verb(verbs, "show", run, "print a blueprint's or run folder's graph")
     parser.add_argument("blueprint", metavar="BLUEPRINT|RUN", help="a blueprint, a shipped one's name, or a run folder")
     add_overrides(parser)
@@ -25,7 +25,7 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit code."""
+    """Run the ``show`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.graph import draw
     from sedd_graph.runs.check import LOCK, check, lock_text
 

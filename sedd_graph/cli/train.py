@@ -15,7 +15,7 @@ _SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
 
 
 def declare(verbs: Verbs) -> None:
-    """Declare the command and its arguments."""
+    """Add the ``train`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
     parser = add_verb(verbs, "train", run, "train a run folder (or build a blueprint and train it)")
     parser.add_argument("run", metavar="RUN|BLUEPRINT", help="a run folder, a blueprint, or a shipped one's name")
     add_overrides(parser)
@@ -25,7 +25,11 @@ def declare(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit code, that of the signal which ended training early."""
+    """Run the ``train`` subcommand with the parsed ``arguments`` and return its exit code.
+
+    Returns:
+        0, or the exit code of the signal that stopped training: 130 for SIGINT, 143 for SIGTERM.
+    """
     from sedd_graph.blueprint.shipped import find_blueprint
     from sedd_graph.report.html import write_report
     from sedd_graph.runs.build import build_run

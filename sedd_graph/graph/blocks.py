@@ -1,4 +1,4 @@
-"""Typing of a node that uses a block: the block it names, its parameters, its ports and its repeats."""
+"""Type checking of a node that uses a block: resolves the block, its parameters, its ports and its repeats."""
 
 from __future__ import annotations
 
@@ -22,16 +22,23 @@ __all__ = [
 ]
 
 MAX_NODES = 100_000
-"""Largest number of components in a graph, repeats counted out."""
+"""Maximum number of components in a graph, counting every repeat."""
 
 MAX_REPEAT = 4096
 
 
 def find_block(at: Location, text: str) -> tuple[Location, Block]:
-    """Return where the block ``text`` (``name`` or ``alias.name``, written at ``at``) is defined, and the block.
+    """Resolve the name of a block to its definition.
+
+    Args:
+        at: Location of the name in the blueprint.
+        text: ``name``, or ``alias.name`` for a block of an included file.
+
+    Returns:
+        The location of the definition, and the block.
 
     Raises:
-        Refused: There is none.
+        Refused: There is no such block; the problem was reported.
     """
     alias, dot, name = text.rpartition(".")
     libraries = at.loaded.libraries
@@ -44,7 +51,13 @@ def find_block(at: Location, text: str) -> tuple[Location, Block]:
 
 
 def read_repeat(at: Location, node: Node, scope: Scope) -> int:
-    """Return the number of repeats of the node at ``at``; 1 where it declares none or a problem was reported."""
+    """Return the number of repeats of a node; 1 if ``repeat`` is absent or invalid (a problem is then reported).
+
+    Args:
+        at: Location of the node.
+        node: The node.
+        scope: Sizes of the axis names that the expression in ``repeat`` may use.
+    """
     if node.repeat is None:
         return 1
     try:
@@ -58,7 +71,15 @@ def read_repeat(at: Location, node: Node, scope: Scope) -> int:
 
 
 def read_running(at: Location, node: Node, region: Region) -> Running:
-    """Return how the node at ``at`` runs its block. Where the block is not invertible, modes that require it are reported as problems."""
+    """Return the memory and arithmetic mode in which a node runs its block.
+
+    Modes that require an invertible block are reported as problems if the block does not claim to be invertible.
+
+    Args:
+        at: Location of the node.
+        node: The node.
+        region: The expanded block.
+    """
     memory, exact, invertible = node.memory or "auto", node.arithmetic == "exact", region.claim is not None
     for key, asked in (("memory", memory == "reversible"), ("arithmetic", exact)):
         if asked and not invertible:
@@ -69,9 +90,14 @@ def read_running(at: Location, node: Node, region: Region) -> Running:
 
 
 def read_params(at: Location, node: Node, block: Block) -> dict[str, Scalar]:
-    """Return the block's parameters: its defaults, with the values that the node at ``at`` gives.
+    """Return the values of a block's parameters: those set by the node, else the block's defaults.
 
-    Unknown, invalid and missing parameters are reported; a missing one is left out of the result.
+    Unknown, invalid and missing parameters are reported as problems.
+
+    Args:
+        at: Location of the node.
+        node: The node that uses the block.
+        block: The block.
     """
     for key, value in node.with_.items():
         if key not in block.params:
@@ -87,10 +113,14 @@ def read_params(at: Location, node: Node, block: Block) -> dict[str, Scalar]:
 
 
 def read_ports(home: Location, block: Block) -> tuple[Port, ...]:
-    """Return the inputs of the block at ``home``, over axis names of its own and those of the blueprint.
+    """Return the inputs of a block as ports, typed over the axis names of the block and of the blueprint.
+
+    Args:
+        home: Location of the block's definition.
+        block: The block.
 
     Raises:
-        Refused: A type cannot be read.
+        Refused: A type is invalid; the problem was reported.
     """
     ports = []
     for name, text in block.inputs.items():
@@ -100,7 +130,17 @@ def read_ports(home: Location, block: Block) -> tuple[Port, ...]:
 
 
 def check_declared(at: Location, node: Node, region: Region, scope: Scope) -> None:
-    """Report outputs of a block whose types are not those that the node at ``at`` declares. Raises :class:`Refused`."""
+    """Report each output of a block whose type differs from the type that the node declares under ``out``.
+
+    Args:
+        at: Location of the node.
+        node: The node that uses the block.
+        region: The expanded block.
+        scope: Sizes of the axis names that the node's declarations may use.
+
+    Raises:
+        Refused: A declared type is invalid; the problem was reported.
+    """
     ports = [Port(name, found) for name, found in region.output_types.items()]
     for port, declared, here in declared_outputs(at / "out", node, ports, scope):
         if declared != port.type:
@@ -108,10 +148,19 @@ def check_declared(at: Location, node: Node, region: Region, scope: Scope) -> No
 
 
 def chain(at: Location, region: Region, repeat: int, label: str) -> Region:
-    """Return ``repeat`` uses of one region in sequence for the node at ``at``: outputs replace the inputs of the same name.
+    """Return a region that applies ``region`` ``repeat`` times in sequence, after checking that this is possible.
+
+    Each application replaces the inputs that have the same names as its outputs; the other inputs are passed to all.
+
+    Args:
+        at: Location of the node.
+        region: The expanded block.
+        repeat: Number of applications.
+        label: Description of the node in messages.
 
     Raises:
-        Refused: An output is no input or has another type, or the graph becomes too large.
+        Refused: An output has no input of the same name and type, or the graph exceeds ``MAX_NODES``; problems were
+            reported.
     """
     fault = at / "repeat"
     with at.gather():
@@ -129,7 +178,13 @@ def chain(at: Location, region: Region, repeat: int, label: str) -> Region:
 
 
 def chained(region: Region, repeat: int, position: Position) -> Region:
-    """Return ``repeat`` uses of one region in sequence. Its outputs are among its inputs, by name and type."""
+    """Return a region that applies ``region`` ``repeat`` times in sequence, without checks.
+
+    Args:
+        region: Region to repeat; each output must match an input in name and type.
+        repeat: Number of applications, at least 1.
+        position: File, line and column of the node, for messages.
+    """
     steps = []
     for index in range(repeat):
         inputs = {

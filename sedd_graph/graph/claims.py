@@ -1,6 +1,6 @@
-"""Claims of blocks to be invertible (``invertible:``), read and compared with their inputs; and the blocks that claim it.
+"""Claims of blocks to be invertible (the key ``invertible``): reading them, and listing the blocks that make one.
 
-Whether a claim is true is derived in :mod:`sedd_graph.inverse`.
+The claims are verified in :mod:`sedd_graph.inverse`, which derives the inverses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ __all__ = ["Use", "demoted", "read_claim", "uses"]
 
 
 def read_claim(at: Location, body: Blueprint | Block) -> Claim | None:
-    """Return the claim of the block that is declared at ``at``; None where it makes none. Unknown names are reported."""
+    """Return the claim of a block to be invertible, or None if the block makes no claim.
+
+    A name under ``given`` that is not an input of the block is reported as a problem.
+
+    Args:
+        at: Location of the claim.
+        body: The block; a blueprint makes no claim.
+    """
     found = body.invertible if isinstance(body, Block) else None
     if not found:
         return None
@@ -33,14 +40,14 @@ def read_claim(at: Location, body: Blueprint | Block) -> Claim | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Use:
-    """A block that claims to be invertible, and how a graph uses it.
+    """A block that claims to be invertible, with facts about its uses in a graph.
 
     Attributes:
-        name: Its label, with a number where two blocks have the same.
-        path: Path of the first step that uses it.
-        layer: The block itself.
-        depth: Length of its longest chain.
-        exact: True where any use has exact arithmetic.
+        name: Label of the block, with a number appended if several blocks have the same label.
+        path: Dotted path of the first step that uses the block.
+        layer: The expanded block.
+        depth: Largest number of repeats among its uses.
+        exact: True if any use has exact arithmetic.
     """
 
     name: str
@@ -51,7 +58,7 @@ class Use:
 
     @property
     def on_failure(self) -> str:
-        """Action of ``build`` if the inverse is too inaccurate: ``error`` or ``checkpoint``."""
+        """Action of ``build`` if the inverse is numerically too inaccurate: ``error`` or ``checkpoint``."""
         return self.layer.claim.on_failure if self.layer.claim else "error"
 
 
@@ -64,7 +71,7 @@ def _layer(step: Step) -> Region | None:
 
 
 def uses(root: Region) -> tuple[Use, ...]:
-    """Return every block below ``root`` that claims to be invertible, once each, in order."""
+    """Return every block inside ``root`` that claims to be invertible, each once, in order of first use."""
     found: dict[int, Use] = {}
     seen: set[int] = set()
 
@@ -88,7 +95,12 @@ def uses(root: Region) -> tuple[Use, ...]:
 
 
 def demoted(graph: Graph, paths: Collection[str]) -> Graph:
-    """Return the graph with the invertible blocks at ``paths`` (see :class:`Use`) checkpointed instead of reconstructed."""
+    """Return ``graph`` with the given invertible blocks set to activation checkpointing instead of reconstruction.
+
+    Args:
+        graph: The graph.
+        paths: Paths of the blocks, as in :attr:`Use.path`.
+    """
     layers = {id(use.layer) for use in uses(graph.root) if use.path in paths}
     made: dict[int, Region] = {}
 

@@ -1,4 +1,4 @@
-"""Resolution of a component: from a registered name and raw ``with:`` keys to a contract and a validated Config."""
+"""Resolution of a component: looks up its contract by name, and validates its Config keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ __all__ = ["configure", "find_contract"]
 
 
 def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], at: Location) -> Contract | None:
-    """Return the contract of ``op``, written at ``at``, if it is of one of ``kinds``; None where a problem was reported."""
+    """Return the contract of a component, or None if it is unknown or of the wrong kind (a problem is then reported).
+
+    Args:
+        registry: The installed components.
+        op: Name of the component.
+        kinds: Kinds that are allowed at this location, such as ``("kernel",)``.
+        at: Location of the name in the blueprint.
+    """
     try:
         contract = registry.contract(op)
     except SeddGraphError as error:
@@ -32,7 +39,7 @@ def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], at: Locat
 
 
 def _fitting(registry: Registry, op: str, kinds: tuple[str, ...]) -> str:
-    """Return text for the components of ``kinds``, those whose names are nearest to ``op``; nodes are too many to list."""
+    """Return text that names the kinds and their components most similar to ``op``; graph nodes are not listed."""
     if KINDS[kinds[0]].is_node:
         return "a node of the graph"
     names = sorted({contract.name for contract in registry.contracts() if contract.kind in kinds})
@@ -40,10 +47,18 @@ def _fitting(registry: Registry, op: str, kinds: tuple[str, ...]) -> str:
 
 
 def configure(contract: Contract, raw: ConfigKeys, scope: Scope, at: Location) -> ComponentConfig | None:
-    """Return the Config from the keys ``raw``, which are declared at ``at``: sizes are evaluated, then all is validated.
+    """Return the validated Config of a component.
+
+    Expressions in size fields, such as ``4*d``, are evaluated to integers before validation.
+
+    Args:
+        contract: Contract of the component.
+        raw: Config keys as written in the blueprint.
+        scope: Sizes of the axis names that expressions may use.
+        at: Location of the keys in the blueprint.
 
     Returns:
-        None where a problem was reported.
+        The Config, or None if problems were reported.
     """
     values, before = dict(raw), len(at.problems)
     for name in sorted(size_fields(contract.config) & values.keys()):

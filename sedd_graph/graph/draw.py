@@ -1,4 +1,4 @@
-"""Drawings of a graph: a tree for the terminal, Mermaid and SVG for pages, JSON for programs."""
+"""Output formats of a graph: a text tree for the terminal, Mermaid and SVG for pages, JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from sedd_graph.graph.model import Graph, Op, Ref, Region, Step
 __all__ = ["InverseArrows", "to_json", "to_mermaid", "to_svg", "to_tree"]
 
 InverseArrows = Mapping[Region, Sequence[tuple[str, str]]]
-"""The inverses of regions, as pairs of boxes that an arrow joins: a step, ``>input`` or ``<output``."""
+"""Arrows of the derived inverses, by region: pairs (source, target) of boxes.
+
+A box is named by its step, or ``>input`` or ``<output`` for the region's own inputs and outputs."""
 
 _INVERSE, _WIRE = "#dc2626", "#64748b"
 
 
 def _label(step: Step) -> str:
-    """The component or block of a step, with its repeats."""
+    """Return the name of a step's component or block, with its number of repeats."""
     if isinstance(step.body, Op):
         return step.body.contract.name
     return f"{step.body.label} x {step.body.repeat}" if step.body.repeat else step.body.label
 
 
 def _types(step: Step) -> str:
-    """The types of a step's outputs."""
+    """Return the types of a step's outputs as text."""
     shown = [str(t) if n == "out" or len(step.outputs) == 1 else f"{n}: {t}" for n, t in step.outputs.items()]
     return ", ".join(shown)
 
 
 def _inner(step: Step) -> Region | None:
-    """The region of a block, of a repeated block that of one repeat; None for a component."""
+    """Return the region of a step's block (one repeat of a repeated block); None for a component."""
     if not isinstance(step.body, Region):
         return None
     inner = step.body.steps[0].body if step.body.repeat else step.body
@@ -43,7 +45,7 @@ def _inner(step: Step) -> Region | None:
 
 
 def to_tree(graph: Graph) -> str:
-    """Return a tree of all nodes with the types of their outputs, repeats folded, for a terminal."""
+    """Return a text tree of all nodes with the types of their outputs. A repeated block is shown once."""
     lines = [graph.name]
     rows: list[tuple[str, str, str]] = []
 
@@ -66,11 +68,11 @@ def to_tree(graph: Graph) -> str:
 
 
 def to_json(graph: Graph) -> str:
-    """Return inputs, outputs, axes, one node per component (each repeat by itself) and every edge, as JSON.
+    """Return the graph as JSON: inputs, outputs, axes, one node per component (counting every repeat) and all edges.
 
-    A value is ``path.port`` of the component that makes it (``trunk.0.attend.gate.out``), or the bare name of an input
-    of the graph. A node's ``inputs``, an edge's ``from`` and an output's ``from`` are values; an edge's ``to`` is
-    ``path.port`` of an input. Blocks are left out: values are followed through them.
+    A value is identified by the path and output port of the component that computes it (``trunk.0.attend.gate.out``),
+    or by the name of an input of the graph. A node's ``inputs``, an edge's ``from`` and an output's ``from`` identify
+    values; an edge's ``to`` is the path and input port of a component. Blocks are expanded and do not appear.
     """
     nodes: list[dict[str, Any]] = []
     edges: list[dict[str, str]] = []
@@ -122,7 +124,7 @@ def _quoted(text: str) -> str:
 
 
 def _id(kind: str, path: str) -> str:
-    """An id of letters, digits and underscores that differs between paths: names hold underscores but do not begin with one."""
+    """Return a unique id of letters, digits and underscores for ``path``, whose names do not begin with underscores."""
     return f"{kind}_" + path.replace("_", "_u").replace(".", "__")
 
 
@@ -140,7 +142,7 @@ class _Flowchart:
         self.back: list[str] = []
 
     def steps(self, region: Region, prefix: str, indent: str) -> None:
-        """Write the steps of a region and the edges into them. In a block, the frame around it stands for its inputs."""
+        """Write the steps of a region and their incoming edges. Inside a block, its frame represents its inputs."""
         for step in region.steps:
             path, inner = f"{prefix}{step.name}", _inner(step)
             box = f"{_id('n', path)}[{_quoted(f'{step.name}: {_label(step)}')}]"
@@ -173,11 +175,11 @@ class _Flowchart:
 
 
 def to_mermaid(graph: Graph, inverses: InverseArrows | None = None) -> str:
-    """Return a Mermaid flowchart: a block is a subgraph, its repeats are folded into one.
+    """Return the graph as a Mermaid flowchart. A block is drawn as a subgraph, and a repeated block is drawn once.
 
     Args:
-        graph: the graph.
-        inverses: arrows of the inverse of some regions, drawn in red; these regions also show their inputs and outputs.
+        graph: The graph.
+        inverses: Arrows of derived inverses, drawn in red. Regions with arrows also show their inputs and outputs.
     """
     chart = _Flowchart({region: pairs for region, pairs in (inverses or {}).items() if pairs})
     for name, found in graph.root.inputs.items():
@@ -236,11 +238,13 @@ def _layers(box: Box) -> list[list[str]]:
 
 
 def to_svg(graph: Graph, inverses: InverseArrows | None = None) -> str:
-    """Draw ``graph`` in layers, top to bottom: blocks as frames, repeats folded, types under names. All text is escaped.
+    """Return the graph as an SVG drawing in layers from top to bottom. All text is escaped.
+
+    Blocks are drawn as frames, a repeated block once; output types are shown below names.
 
     Args:
-        graph: the graph.
-        inverses: arrows of the inverse of some regions, drawn over them in red.
+        graph: The graph.
+        inverses: Arrows of derived inverses, drawn in red over their regions.
     """
     box = _boxed(graph.root, Box(graph.name, "", "#ffffff", ""), inverses or {}, top=True)
     width, height = f"{box.width + 16:.0f}", f"{box.height + 16:.0f}"

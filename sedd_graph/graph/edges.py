@@ -1,4 +1,4 @@
-"""Edges of one region: references as they are written, the order of nodes that they require, and what they resolve to."""
+"""Edges inside one region: reading references, sorting nodes topologically, resolving references to typed values."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ __all__ = ["Edge", "Values", "WrittenEdge", "read_edges", "refuse_unused", "run_
 
 @dataclasses.dataclass(frozen=True)
 class WrittenEdge:
-    """One reference in a node's ``in``, such as ``text`` = ``trunk.x``, and the input ``port`` that it feeds: a name, or an
-    index."""
+    """A reference in a node's ``in``, before it is resolved.
+
+    Attributes:
+        port: The input port that the reference feeds: a name, or an index in the order of the ports.
+        at: Location of the reference in the blueprint.
+        text: The reference as written, such as ``trunk.x``.
+    """
 
     port: str | int
     at: Location
@@ -28,7 +33,14 @@ class WrittenEdge:
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """A resolved edge: the value that feeds an input ``port``, and its type."""
+    """A resolved edge from a value to an input port of a node.
+
+    Attributes:
+        port: The input port: a name, or an index in the order of the ports.
+        at: Location of the reference in the blueprint.
+        ref: The value.
+        type: Type of the value.
+    """
 
     port: str | int
     at: Location
@@ -37,7 +49,7 @@ class Edge:
 
 
 def read_edges(at: Location, node: Node) -> list[WrittenEdge]:
-    """Return the edges into the node at ``at``."""
+    """Return the references under ``in`` of ``node``, whose location is ``at``."""
     at, written = at / "in", node.in_
     if not isinstance(written, dict):
         return list(_edges(at, None, written or []))
@@ -54,14 +66,14 @@ def _edges(at: Location, port: str | None, refs: str | list[str]) -> Iterable[Wr
 
 
 def run_order(at: Location, edges: Mapping[str, Iterable[WrittenEdge]]) -> list[str]:
-    """Return the nodes of the region at ``at`` in topological order, as near to the written order as possible.
+    """Return the names of a region's nodes in topological order, as close to the order in the file as possible.
 
     Args:
-        at: The region.
-        edges: By node, the edges into it.
+        at: Location of the region.
+        edges: The edges into each node, by the node's name.
 
     Raises:
-        Refused: The nodes form a cycle.
+        Refused: The nodes form a cycle; the problem was reported.
     """
     graph: nx.DiGraph[str] = nx.DiGraph()
     graph.add_nodes_from(edges)
@@ -78,7 +90,12 @@ def run_order(at: Location, edges: Mapping[str, Iterable[WrittenEdge]]) -> list[
 
 
 class Values:
-    """The values that references inside one region resolve to: its inputs and the outputs of its nodes."""
+    """The values that references inside one region can resolve to: the region's inputs and the outputs of its nodes.
+
+    Args:
+        inputs: Type of each input of the region.
+        nodes: Names of its nodes.
+    """
 
     def __init__(self, inputs: Mapping[str, PortType], nodes: Iterable[str]) -> None:
         self.inputs = inputs
@@ -86,10 +103,15 @@ class Values:
         """The outputs of each node; None until it is typed, and where that failed."""
 
     def find(self, at: Location, text: str) -> tuple[Ref, PortType]:
-        """Return the value that ``text`` (``node``, ``node.port`` or an input, written at ``at``) refers to, and its type.
+        """Resolve a reference to a value of the region, and return the value and its type.
+
+        Args:
+            at: Location of the reference in the blueprint.
+            text: ``node``, ``node.port`` or the name of an input.
 
         Raises:
-            Refused: There is none, or the node has reported problems.
+            Refused: There is no such value (the problem was reported), or its node has problems that were reported
+                already.
         """
         source, _, port = text.partition(".")
         if source in self.inputs:
@@ -111,7 +133,12 @@ class Values:
 
 
 def refuse_unused(at: Location, region: Region) -> None:
-    """Report the nodes and inputs of the region at ``at`` that neither an output nor a saved activation depends on."""
+    """Report each node and input of a region on which no output of the region and no saved activation depends.
+
+    Args:
+        at: Location of the region.
+        region: The expanded region.
+    """
     graph = region.digraph
     used = {ref.step or ("input", ref.port) for ref in region.outputs.values()}
     used |= {step.name for step in region.steps if _saves(step)}

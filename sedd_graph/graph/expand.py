@@ -1,8 +1,8 @@
-"""Expansion of a loaded blueprint into a :class:`Graph`: names resolved, blocks and repeats expanded, every edge typed.
+"""Expansion of a loaded blueprint into a :class:`Graph`: resolves names, expands blocks, and types every edge.
 
-All problems are gathered and raised at once. A block is expanded once for each combination of parameters and input types,
-so that a thousand repeats cost as much as one. :mod:`~sedd_graph.graph.ops` and :mod:`~sedd_graph.graph.blocks` type
-single nodes.
+All problems are collected and raised together. A block is expanded once per combination of parameters and input types,
+so that the cost does not grow with the number of repeats. :mod:`~sedd_graph.graph.ops` and
+:mod:`~sedd_graph.graph.blocks` check the types of single nodes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ Types = Mapping[str, PortType]
 
 
 def expand(loaded: Loaded, registry: Registry) -> Graph:
-    """Return the typed graph of a blueprint.
+    """Expand a blueprint and return its typed graph.
+
+    Args:
+        loaded: The blueprint and its included files.
+        registry: The installed components.
 
     Raises:
         BlueprintError: Holds every problem that was found.
@@ -52,7 +56,7 @@ def expand(loaded: Loaded, registry: Registry) -> Graph:
 
 
 def _read_axes(root: Location, blueprint: Blueprint) -> dict[str, Size]:
-    """Return the blueprint's ``axes`` as sizes over ``batch`` and ``length``. An axis may use those written before it."""
+    """Return the blueprint's ``axes`` as sizes over ``batch`` and ``length``; an axis may refer to preceding ones."""
     axes: dict[str, Size] = {}
     for name, value in blueprint.axes.items():
         with suppress(Refused), (root / "axes" / name).reporting(AxisError):
@@ -64,7 +68,7 @@ def _read_axes(root: Location, blueprint: Blueprint) -> dict[str, Size]:
 
 
 class _Expander:
-    """Expands one blueprint; keeps the regions of the blocks that it has expanded."""
+    """Expansion of one blueprint, with a cache of the expanded blocks."""
 
     def __init__(self, registry: Registry, root_axes: Scope) -> None:
         self.registry, self.root_axes = registry, root_axes
@@ -168,7 +172,7 @@ class _Expander:
         return Step(str(at.path[-1]), body, inputs, region.output_types, node.save, at.position, running)
 
     def expanded(self, at: Location, home: Location, params: Params, types: Types, scope: Scope) -> Region:
-        """Return the block at ``home``, used at ``at``, as a region: made once for the same parameters and input types."""
+        """Return the block at ``home``, used at ``at``, as a region, cached by parameters and input types."""
         block = (home.loaded.file, str(home.path[-1]))
         key = (block, tuple(params.items()), tuple(map(type, params.values())), tuple(types.items()))
         if key not in self.regions:

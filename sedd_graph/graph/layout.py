@@ -1,8 +1,8 @@
-"""Layered layout of nested boxes: where each box stands, and the path of each edge between boxes. Pixels, y downwards.
+"""Layered layout of nested boxes: computes the position of each box and the path of each edge, in pixels, y downwards.
 
-The boxes of a layer share one vertical centre line. An edge that passes layers runs straight down in one lane beside their
-boxes, so that it bends only where it leaves its source and where it reaches its target (Sugiyama et al. 1981, with all
-dummy nodes of an edge at one x).
+The boxes of each layer are centred on a common vertical line. An edge that crosses layers runs vertically in one lane
+beside their boxes, so that it bends only near its source and its target (Sugiyama et al. 1981, with all dummy nodes of
+an edge at the same x).
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from typing import NamedTuple
 __all__ = ["PAD", "Box", "Edge"]
 
 GAP_X, GAP_Y, PAD, HEAD, LEAF_HEIGHT, CHAR, LANE, TIP = 28, 34, 14, 24, 40, 6.7, 12, 3
-"""Sizes in pixels: gaps between boxes, padding and title of a frame, height of a leaf, width of a character, distance of lanes, and
-the tip of an arrow."""
+"""Sizes in pixels: horizontal and vertical gap between boxes, padding and title height of a frame, height of a box
+without children, width of a character, distance between lanes, and length of an arrow's tip."""
 
 
 class Edge(NamedTuple):
-    """A value that runs between two boxes of one frame, from an output of one to an input of the other."""
+    """An edge between two boxes of the same frame.
+
+    Attributes:
+        source: Name of the box that the edge leaves.
+        output: Output port of ``source``.
+        target: Name of the box that the edge enters.
+        input: Input port of ``target``.
+    """
 
     source: str
     output: str
@@ -28,7 +35,7 @@ class Edge(NamedTuple):
 
 
 class _Lane(NamedTuple):
-    """The x at which a value passes the layers ``first`` to ``last``."""
+    """A vertical lane: the x coordinate at which the edges of a value cross the layers ``first`` to ``last``."""
 
     x: float
     first: int
@@ -37,10 +44,21 @@ class _Lane(NamedTuple):
 
 @dataclasses.dataclass
 class Box:
-    """A component, an input or an output; or, with children, the frame around a block.
+    """A box of the drawing: a component, an input or an output; or, if it has children, the frame around a block.
 
-    ``x`` and ``y`` are relative to the frame that holds the box, as are all coordinates of a frame's edges. Children
-    called ``>name`` and ``<name`` stand for the inputs and outputs of the block.
+    Coordinates are in pixels, relative to the enclosing frame. Children named ``>name`` and ``<name`` represent the
+    inputs and outputs of the block.
+
+    Attributes:
+        title: First line of text.
+        note: Second line of text, such as types.
+        fill: CSS colour.
+        path: Dotted path of the step.
+        x: Left edge.
+        y: Top edge.
+        height: Height.
+        children: Boxes inside the frame, by name.
+        edges: Edges between children.
     """
 
     title: str
@@ -53,7 +71,7 @@ class Box:
     children: dict[str, Box] = dataclasses.field(default_factory=dict)
     edges: list[Edge] = dataclasses.field(default_factory=list)
     back: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    """Arrows of the inverse, between children."""
+    """Arrows of the derived inverse, as pairs of children's names."""
 
     def __post_init__(self) -> None:
         self.width = max(CHAR * len(self.title) * 1.05, CHAR * 0.88 * len(self.note)) + 24
@@ -63,10 +81,15 @@ class Box:
 
     @property
     def middle(self) -> float:
+        """The x coordinate of the box's centre."""
         return self.x + self.width / 2
 
     def arrange(self, layers: Sequence[Sequence[str]]) -> None:
-        """Place the children in ``layers`` from top to bottom, and size this frame to hold them and their edges."""
+        """Position the children in layers, and set this frame's size so that it contains them and their edges.
+
+        Args:
+            layers: Names of the children of each layer, from top to bottom.
+        """
         self._layer = {name: number for number, layer in enumerate(layers) for name in layer}
         y = float(HEAD + PAD)
         for layer in layers:
@@ -90,7 +113,7 @@ class Box:
         self.width, self.height = inner + 2 * PAD, y - GAP_Y + PAD
 
     def _choose_lanes(self, layers: Sequence[Sequence[str]]) -> None:
-        """Give every value that passes layers one lane for all its edges: the nearer free one, left or right."""
+        """Assign one lane to all edges of each value that crosses layers: the nearer free lane, left or right."""
         ends: dict[tuple[str, str], int] = {}
         for edge in self.edges:
             key = edge.source, edge.output
@@ -108,13 +131,16 @@ class Box:
             self._lanes[key] = _Lane(x, first, last)
 
     def _leaves(self, name: str, output: str) -> float:
-        """X at which a value leaves a child: under the box of that output, if the child is a frame."""
+        """Return the x coordinate at which a value leaves a child: below the output's box, if the child is a frame."""
         child = self.children[name]
         inner = child.children.get(f"<{output}")
         return child.x + inner.middle if inner else child.middle
 
     def _arrivals(self, target: str) -> dict[int, float]:
-        """X at which each edge into a child ends, by its number: over the box of that input, or spread over the top."""
+        """Return the x coordinate at which each edge into a child ends, by the index of the edge.
+
+        The edge ends above the input's box if the child is a frame; else the edges are spread over the child's top.
+        """
         child = self.children[target]
         into = [number for number, edge in enumerate(self.edges) if edge.target == target]
         if child.children:
@@ -127,12 +153,12 @@ class Box:
         return {number: child.middle + step * (i - centre) for i, number in enumerate(into)}
 
     def _comes_from(self, edge: Edge) -> float:
-        """X of an edge just above the layer of its target."""
+        """Return the x coordinate of an edge just above the layer of its target."""
         passes = self._layer[edge.target] - self._layer[edge.source] > 1
         return self._lanes[edge.source, edge.output].x if passes else self._leaves(edge.source, edge.output)
 
     def edge_paths(self) -> list[str]:
-        """Return the SVG path of every edge, in the order of ``edges``: from the foot of one box to the top of another."""
+        """Return the SVG path of every edge in ``edges``, from the bottom of its source to the top of its target."""
         ends = {number: x for name in self.children for number, x in self._arrivals(name).items()}
         return [self._path(edge, ends[number]) for number, edge in enumerate(self.edges)]
 
@@ -149,7 +175,7 @@ class Box:
         return " ".join(path)
 
     def back_paths(self) -> list[str]:
-        """Return the SVG path of every arrow of the inverse, right of the middle of the boxes that it joins."""
+        """Return the SVG path of every arrow in ``back``, drawn to the right of the centres of the two boxes."""
         return [self._back_path(self.children[source], self.children[target]) for source, target in self.back]
 
     def _back_path(self, source: Box, target: Box) -> str:
@@ -161,13 +187,13 @@ class Box:
 
 
 def _free(x: float, step: float, taken: Iterable[float]) -> float:
-    """The first of x, x + step, ... that keeps its distance from every lane in ``taken``."""
+    """Return the first of x, x + step, ... that is far enough from every lane in ``taken``."""
     while any(abs(x - other) < abs(step) for other in taken):
         x += step
     return x
 
 
 def _bend(x1: float, y1: float, x2: float, y2: float) -> str:
-    """An S-curve down from where a path is, (x1, y1)."""
+    """Return SVG path commands for an S-curve from the current point (x1, y1) down to (x2, y2)."""
     middle = (y1 + y2) / 2
     return f"C{x1:.1f},{middle:.1f} {x2:.1f},{middle:.1f} {x2:.1f},{y2:.1f}"

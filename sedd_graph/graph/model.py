@@ -1,8 +1,8 @@
-"""The expanded graph as plain frozen data: regions of steps, connected by references, with the type of every value.
+"""Data model of an expanded graph: immutable regions of steps, connected by references, with the type of every value.
 
-A blueprint has blocks and nodes. Expanded, each use of a block is a :class:`Region` and each node a :class:`Step`. Names in
-a region are relative to it, so that all repeats of a block are one object, which the engine compiles once. The path of a
-step (``trunk.3.attend.qkv``) is its module path, its state-dict prefix and its zarr group.
+Expansion turns each use of a block into a :class:`Region` and each node into a :class:`Step`. Names are relative to
+their region, so that all repeats of a block share one region, which the engine compiles once. The dotted path of a step
+(``trunk.3.attend.qkv``) is its PyTorch module path, its prefix in the state dict and its zarr group.
 """
 
 from __future__ import annotations
@@ -24,17 +24,24 @@ __all__ = ["Claim", "Graph", "Op", "Position", "Ref", "Region", "Running", "Step
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """Execution of a block in training: the values that are saved for backward, and the arithmetic."""
+    """Execution mode of a block in training: what is saved for backward, and the arithmetic."""
 
     memory: Literal["store", "checkpoint", "reversible"] = "store"
-    """Saved for backward: all activations, the inputs of each repeat, or the outputs alone."""
+    """Values saved for backward: all activations (``store``), the inputs of each repeat (``checkpoint``), or only the
+    outputs (``reversible``)."""
     exact: bool = False
-    """Streams are rounded to a grid, so that reconstruction is exact to the last bit."""
+    """True if the values that are added and subtracted are rounded to a grid, so that inputs are reconstructed bit for
+    bit."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
-    """Reference to a value inside one region: an input of the region (``step`` is empty) or an output port of a step."""
+    """Reference to a value inside a region.
+
+    Attributes:
+        step: Name of the step that computes the value; empty for an input of the region.
+        port: Output port of the step, or name of the input.
+    """
 
     step: str
     port: str
@@ -45,7 +52,14 @@ class Ref:
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """A component under one Config, with the axis names of its ports bound to sizes over ``batch`` and ``length``."""
+    """A component with its Config, and with the axis names of its ports bound to sizes.
+
+    Attributes:
+        contract: Contract of the component.
+        config: Validated Config.
+        signature: Input and output ports under this Config.
+        axes: Size of each axis name, over ``batch`` and ``length``.
+    """
 
     contract: Contract
     config: ComponentConfig
@@ -54,22 +68,22 @@ class Op:
 
     @property
     def static_axes(self) -> dict[str, int]:
-        """The axes whose sizes are known before a step runs: all that do not depend on batch or length."""
+        """Sizes of the axes that do not depend on the batch size or the length, by axis name."""
         return {n: c for n, s in self.axes.items() if (c := s.constant) is not None}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """One node of a region: a component, or a region of its own.
+    """A node of a region: a component, or a nested region.
 
     Attributes:
-        name: The node's name, or the index of a repeat.
-        body: What it runs.
-        inputs: By input port, the values that feed it; several for a variadic port.
-        outputs: By output port, its type.
-        save: Outputs that training writes to disk.
-        position: Where the node is written.
-        running: How a region runs in training.
+        name: Name of the node, or index of a repeat.
+        body: The component or region that the step applies.
+        inputs: For each input port, the values that feed the port; several only for a variadic port.
+        outputs: Type of each output port.
+        save: Settings for saving activations, or None.
+        position: File, line and column of the node.
+        running: Execution mode, if ``body`` is a region.
     """
 
     name: str
@@ -86,11 +100,11 @@ class Claim:
     """A block's claim to be invertible.
 
     Attributes:
-        given: Inputs that the inverse receives besides the outputs.
-        level: ``injective``, ``bijective`` or ``volume_preserving``.
-        position: Where the claim is written.
-        path: The same place as a path within the file, for messages.
-        on_failure: What ``build`` does where the inverse is too inaccurate numerically.
+        given: Inputs that are passed to the inverse in addition to the outputs.
+        level: Claimed property: ``injective``, ``bijective`` or ``volume_preserving``.
+        position: File, line and column of the claim.
+        path: Dotted path of the claim within the file, for messages.
+        on_failure: Action of ``build`` if the inverse is numerically too inaccurate.
     """
 
     given: tuple[str, ...]
@@ -102,7 +116,17 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Region:
-    """Steps in topological order, from typed inputs to outputs. ``repeat`` > 0 marks a chain of one region."""
+    """A typed subgraph: the expanded form of a block, of a repeated block, or of the whole graph.
+
+    Attributes:
+        label: Name in messages and drawings.
+        inputs: Type of each input.
+        outputs: The value that each output returns.
+        steps: Steps in topological order.
+        repeat: For a repeated block, the number of repeats, each of which is a step; else 0.
+        description: Description of the block.
+        claim: The block's claim to be invertible, or None.
+    """
 
     label: str
     inputs: Mapping[str, PortType]
@@ -114,26 +138,30 @@ class Region:
 
     @cached_property
     def by_name(self) -> dict[str, Step]:
-        """The steps by name."""
+        """Steps of the region by name."""
         return {s.name: s for s in self.steps}
 
     @cached_property
     def size(self) -> int:
-        """The number of components in it, repeats counted out."""
+        """Number of components in the region, counting every repeat."""
         return sum(s.body.size if isinstance(s.body, Region) else 1 for s in self.steps)
 
     def type_of(self, ref: Ref) -> PortType:
-        """Return the type of a value."""
+        """Return the type of the value that ``ref`` refers to."""
         return self.by_name[ref.step].outputs[ref.port] if ref.step else self.inputs[ref.port]
 
     @cached_property
     def output_types(self) -> dict[str, PortType]:
-        """The types of the outputs."""
+        """Type of each output of the region."""
         return {name: self.type_of(ref) for name, ref in self.outputs.items()}
 
     @cached_property
     def digraph(self) -> nx.DiGraph[Any]:
-        """The region as a networkx graph: a node per step and per input (``("input", name)``), an edge per connected pair."""
+        """The region as a networkx graph.
+
+        Nodes are the names of steps, and pairs ``("input", name)`` for inputs. An edge joins each pair that is
+        connected by at least one value.
+        """
         graph: nx.DiGraph[Any] = nx.DiGraph()
         graph.add_nodes_from(s.name for s in self.steps)
         for step in self.steps:
@@ -143,7 +171,11 @@ class Region:
         return graph
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, Step]]:
-        """Yield every component with its dotted path, repeats counted out."""
+        """Yield the dotted path and step of every component in the region, counting every repeat.
+
+        Args:
+            prefix: Text before each path.
+        """
         for step in self.steps:
             path = f"{prefix}{step.name}"
             if isinstance(step.body, Region):
@@ -154,7 +186,13 @@ class Region:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    """The graph of a whole blueprint. ``axes`` maps its axis names to sizes over ``batch`` and ``length``."""
+    """The typed graph of a whole blueprint.
+
+    Attributes:
+        name: Name of the model.
+        root: The top-level region.
+        axes: Size of each axis name of the blueprint, over ``batch`` and ``length``.
+    """
 
     name: str
     root: Region
@@ -162,7 +200,7 @@ class Graph:
 
     @cached_property
     def taps(self) -> tuple[tuple[str, SaveSpec, PortType], ...]:
-        """The saved activations: the dotted path, with the port last, the spec and the type of each."""
+        """Saved activations of the graph: a tuple (dotted path ending with the port, settings, type) for each."""
 
         def visit(region: Region, prefix: str) -> Iterator[tuple[str, SaveSpec, PortType]]:
             for step in region.steps:

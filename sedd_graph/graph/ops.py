@@ -1,4 +1,4 @@
-"""Typing of a node that uses a component: its contract and Config, and its ports unified with the values that feed them."""
+"""Type checking of a node that uses a component: finds the contract, validates the Config, unifies the port types."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ __all__ = ["op_step"]
 
 
 def op_step(at: Location, node: Node, edges: Sequence[Edge], scope: Scope, registry: Registry) -> Step:
-    """Return the typed step of the node at ``at``, whose ``op`` names a component.
+    """Return the typed step of a node whose ``op`` names a component.
+
+    Args:
+        at: Location of the node.
+        node: The node.
+        edges: Resolved edges into the node.
+        scope: Sizes of the axis names that the node's expressions may use.
+        registry: The installed components.
 
     Raises:
         Refused: A problem was reported.
-        Mismatch: A value does not fit the input that it feeds, or an output its declared type.
+        Mismatch: An input value does not have the type of its port, or an output does not have its declared type.
     """
     contract = find_contract(registry, node.op or "", kinds_at(NODE), at / "op")
     config = None if contract is None else configure(contract, node.with_, scope, at / "with")

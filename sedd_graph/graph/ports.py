@@ -1,4 +1,4 @@
-"""Ports of a node: the types that a blueprint declares for them, and the edges that feed them."""
+"""Ports of a node: reading declared types, assigning edges to input ports, and unifying their types."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ from sedd_graph.graph.unify import Binding
 __all__ = ["Scope", "assign", "declared_outputs", "read_type", "unify_inputs"]
 
 Scope = Mapping[str, Size]
-"""The axis names that a part of a blueprint may use, with their sizes over ``batch`` and ``length``."""
+"""Sizes of the axis names that a block or blueprint may use, as expressions over ``batch`` and ``length``."""
 
 
 def read_type(at: Location, text: str, scope: Scope) -> PortType:
-    """Return the type written at ``at``, its axis names replaced by their sizes. Raises :class:`Refused`."""
+    """Parse a port type, and replace its axis names by their sizes.
+
+    Args:
+        at: Location of the type in the blueprint.
+        text: The type, such as ``float b l d``.
+        scope: Sizes of the axis names.
+
+    Raises:
+        Refused: The type is invalid; the problem was reported.
+    """
     with at.reporting(AxisError):
         declared = parse_port_type(text, scope)
         if any(dim.variadic for dim in declared.dims):
@@ -35,9 +44,18 @@ def read_type(at: Location, text: str, scope: Scope) -> PortType:
 def declared_outputs(
     at: Location, node: Node, ports: Sequence[Port], scope: Scope
 ) -> list[tuple[Port, PortType, Location]]:
-    """Return the outputs whose types are declared by ``out``, the value at ``at``. A single type is that of the first output.
+    """Return the outputs that a node declares under ``out``, each with its declared type and its location.
 
-    An output that does not exist is reported. Raises :class:`Refused` for a type that cannot be read.
+    A single type applies to the first output. An output that does not exist is reported as a problem.
+
+    Args:
+        at: Location of ``out``.
+        node: The node.
+        ports: Output ports of the node.
+        scope: Sizes of the axis names.
+
+    Raises:
+        Refused: A type is invalid; the problem was reported.
     """
     by_name, found = {port.name: port for port in ports}, []
     written = {ports[0].name: node.out} if isinstance(node.out, str) else node.out or {}
@@ -51,10 +69,16 @@ def declared_outputs(
 
 
 def assign(at: Location, ports: Sequence[Port], edges: Sequence[Edge], label: str) -> dict[str, list[Edge]]:
-    """Return the edges that feed each port of the node at ``at``, which messages call ``label``.
+    """Assign the edges into a node to its input ports, and return the edges of each port by name.
+
+    Args:
+        at: Location of the node.
+        ports: Input ports of the node.
+        edges: Edges into the node.
+        label: Description of the node in messages.
 
     Raises:
-        Refused: An edge fits no port, or a port that is not optional has no edge.
+        Refused: An edge has no matching port, or a required port has no edge; the problems were reported.
     """
     taken: dict[str, list[Edge]] = {}
     with at.gather():
@@ -71,7 +95,17 @@ def assign(at: Location, ports: Sequence[Port], edges: Sequence[Edge], label: st
 
 
 def unify_inputs(binding: Binding, ports: Sequence[Port], taken: Mapping[str, list[Edge]], label: str) -> None:
-    """Unify the input ports of a node with the values that feed them. Raises :class:`Mismatch`."""
+    """Unify the type of each input port with the types of the values that feed the port.
+
+    Args:
+        binding: Axis sizes of the node, updated in place.
+        ports: Input ports of the node.
+        taken: Edges of each port, from :func:`assign`.
+        label: Description of the node in messages.
+
+    Raises:
+        Mismatch: A value does not have the type of its port.
+    """
     for port in ports:
         for edge in taken.get(port.name, ()):
             binding.unify(port, edge.type, label=f"input {port.name!r} of {label}", at=edge.at)

@@ -1,8 +1,9 @@
-"""Unification of shapes: the axis names in a port's type are bound to the sizes of the values that feed it.
+"""Unification of port types: binds the axis names in a node's port types to the sizes of its input values.
 
-Each dimension of a port is an equation ``pattern = size``. An equation with one unknown binds it, one without unknowns is
-verified, and one with several waits until the other ports have bound all but one of them. :meth:`Binding.finish` refuses
-what cannot be solved, so that no declared dimension goes unverified. Messages show the axes that are bound so far.
+Each dimension of a port gives an equation ``expression = size``. An equation without unknowns is verified, one with a
+single unknown binds that unknown, and one with several waits until all but one are bound by other ports.
+:meth:`Binding.finish` raises an error if an equation remains unsolved, so that every dimension is verified. Messages
+show the axes bound so far.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ __all__ = ["Binding", "Mismatch"]
 
 
 class Mismatch(Exception):
-    """A value that does not fit a port. The message names the port, its type and the axes bound so far.
+    """Exception for a value whose type does not match a port.
 
-    ``at`` is where the port is fed, if that was given.
+    The message contains the port, its type and the axes bound so far.
+
+    Args:
+        message: The message.
+        at: Location of the edge into the port, or None.
     """
 
     def __init__(self, message: str, at: Location | None = None) -> None:
@@ -51,10 +56,10 @@ class _Equation:
 
 
 class Binding:
-    """The axis sizes of one node, bound as its ports are unified.
+    """Sizes of the axis names in one node's port types, bound step by step as the ports are unified.
 
     Args:
-        known: Axes whose sizes are known beforehand.
+        known: Sizes that are known beforehand, such as those set by Config fields.
     """
 
     def __init__(self, known: Mapping[str, Size] | None = None) -> None:
@@ -63,16 +68,16 @@ class Binding:
         self._waiting: list[_Equation] = []
 
     def unify(self, port: Port, actual: PortType, *, label: str = "", at: Location | None = None) -> None:
-        """Unify the type of ``port`` with the ``actual`` type of a value, whose sizes are over the blueprint's axes.
+        """Unify the type of ``port`` with the type of a value that feeds the port, binding axis names.
 
         Args:
-            port: The port, whose type is a pattern.
-            actual: Type of the value.
-            label: What messages call the port.
-            at: Where the port is fed.
+            port: The port, whose type is a pattern over the component's axis names.
+            actual: Type of the value, with sizes over the blueprint's axes.
+            label: Description of the port in messages.
+            at: Location of the edge, for messages.
 
         Raises:
-            Mismatch: The value does not fit.
+            Mismatch: The types do not match.
         """
         meeting = _Meeting(label or f"port {port.name!r}", port.type, actual, at)
         if actual.kind != port.type.kind:
@@ -81,7 +86,14 @@ class Binding:
         self._settle()
 
     def finish(self, defaults: Mapping[str, Size] | None = None) -> None:
-        """Bind the axes that no port has bound to their ``defaults``. Raises :class:`Mismatch` for what stays unsolved."""
+        """Bind the remaining axes to their ``defaults``, and verify that every equation is solved.
+
+        Args:
+            defaults: Sizes for axes that no port has bound.
+
+        Raises:
+            Mismatch: An equation cannot be solved or does not hold.
+        """
         for name in sorted({s for e in self._waiting for s in e.wanted.symbols} - self.axes.keys()):
             if defaults and name in defaults:
                 self.axes[name] = defaults[name]
@@ -93,7 +105,11 @@ class Binding:
             )
 
     def result(self, port: Port) -> PortType:
-        """Return the actual type of an output. Raises :class:`Mismatch` for axes that nothing has bound."""
+        """Return the type of an output port, with axis names replaced by their bound sizes.
+
+        Raises:
+            Mismatch: An axis of ``port`` is unbound, or a size is not positive.
+        """
         what, dims = f"output {port.name!r} is {port.type}, but", list[Dim]()
         for dim in port.type.dims:
             if dim.variadic:
@@ -114,7 +130,7 @@ class Binding:
         return PortType(port.type.kind, tuple(dims))
 
     def shown(self) -> str:
-        """Return the axes bound so far as text: ``b=batch, l=length, d=768``."""
+        """Return the axes bound so far as text, such as ``b=batch, l=length, d=768``."""
         parts = [f"{n}={s}" for n, s in self.axes.items()]
         parts += [f"*{n}=({' '.join(map(str, v))})" for n, v in self.variadic.items()]
         return ", ".join(parts) or "nothing is bound"

@@ -1,4 +1,4 @@
-"""Figures of the report as SVG: lines over training steps or noise levels with a band for standard errors, and scatter plots."""
+"""Figures of the report as SVG: line plots over training steps or noise levels with error bands, and scatter plots."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Line", "Point", "curve", "scatter"]
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 30
 DOTS = 60
-"""Largest number of points of a line that get a dot with a note."""
+"""Maximum number of points of a line that are drawn as dots with a tooltip."""
 
 
 class Point(NamedTuple):
-    """A value at a step, and its standard error (0 if unknown)."""
+    """A point of a line plot: horizontal position, value, and the value's standard error (0 if unknown)."""
 
     step: float
     value: float
@@ -34,18 +34,25 @@ class Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a figure; ``colour`` is a CSS colour."""
+    """A line of a plot.
+
+    Attributes:
+        label: Label in the legend.
+        colour: CSS colour.
+        points: Points from left to right.
+    """
 
     label: str
     colour: str
     points: Sequence[Point]
 
     def finite(self) -> list[Point]:
+        """Return the points whose value and standard error are finite."""
         return [p for p in self.points if math.isfinite(p.value) and math.isfinite(p.error)]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return at most ``count + 1`` round numbers between ``low`` and ``high``."""
+    """Return positions of axis ticks: at most ``count + 1`` round numbers between ``low`` and ``high``."""
     span = (high - low) or abs(high) or 1.0
     step = 10 ** math.floor(math.log10(span / count))
     step = next(step * m for m in (1, 2, 5, 10) if span / (step * m) <= count)
@@ -54,7 +61,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _range(values: list[float]) -> tuple[float, float]:
-    """Return the range of the vertical axis. The highest 2 % may lie above it, as the first losses would flatten the rest."""
+    """Return the range of the vertical axis. The top 2 % of values may exceed it, such as high initial losses."""
     ordered = sorted(values)
     low, high = ordered[0], ordered[round(0.98 * (len(ordered) - 1))]
     room = (high - low) or abs(high) or 1.0
@@ -62,12 +69,12 @@ def _range(values: list[float]) -> tuple[float, float]:
 
 
 def curve(lines: Sequence[Line], *, title: str, over: str = "step") -> Markup:
-    """Return a figure of ``lines``, empty if they have no points.
+    """Return a line plot as SVG, or empty markup if no line has a finite point.
 
     Args:
-        lines: what is drawn; labels are shown if there is more than one line.
-        title: caption of the figure.
-        over: name of the horizontal axis.
+        lines: Lines to draw; their labels are shown if there is more than one.
+        title: Caption of the figure.
+        over: Label of the horizontal axis.
     """
     drawn = [(line, line.finite()) for line in lines if line.finite()]
     if not drawn:
@@ -123,7 +130,14 @@ def curve(lines: Sequence[Line], *, title: str, over: str = "step") -> Markup:
 
 
 def scatter(rows: npt.NDArray[Any]) -> Markup:
-    """Return a figure of rows of real numbers by their first two, empty if they have only one."""
+    """Return a scatter plot of the first two columns of ``rows``, as SVG.
+
+    Args:
+        rows: Real numbers, [row, ...]; axes after the first are flattened to columns.
+
+    Returns:
+        The plot, or empty markup if there are fewer than two columns or no finite rows.
+    """
     flat = rows.reshape(len(rows), -1).astype(np.float64)
     flat = flat[np.isfinite(flat).all(1)]
     if not len(flat) or flat.shape[1] < 2:

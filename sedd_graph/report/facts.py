@@ -1,6 +1,6 @@
-"""Results, training curves, saved activations and provenance of a run folder, as data for the report's template.
+"""Results, training curves, saved activations and provenance of a run folder, as input of the report's template.
 
-Files that are missing or broken count as empty: the report is a by-product of work that has succeeded.
+Missing or invalid files are treated as empty, so that writing the report does not fail after a completed command.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class Tile(NamedTuple):
-    """One number in large type, with its standard error where there is one."""
+    """A statistic shown in large type in the report: formatted value, label, standard error (empty if unknown)."""
 
     value: str
     label: str
@@ -44,7 +44,7 @@ class Tile(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The head of the page: numbers, how the evaluation was done, and the bound by noise level."""
+    """First section of the report: statistics, evaluation protocol as text, and plot of the bound by noise level."""
 
     tiles: list[Tile]
     protocol: str
@@ -52,19 +52,19 @@ class Results(NamedTuple):
 
 
 class Lock(NamedTuple):
-    """The resolved blueprint."""
+    """The lock file (the resolved blueprint): file name and text."""
 
     name: str
     text: str
 
 
 def as_object(value: object) -> dict[str, Any]:
-    """Return ``value`` if it is a JSON object, or an empty one."""
+    """Return ``value`` if it is a dictionary, else an empty dictionary."""
     return value if isinstance(value, dict) else {}
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, empty if the file is missing or broken."""
+    """Return the object in the JSON file at ``path``, or an empty dictionary if the file is missing or invalid."""
     try:
         return as_object(read_json(path))
     except SeddGraphError:
@@ -72,7 +72,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file that holds one per line, without a line that is being written."""
+    """Return the objects of a JSON Lines file, skipping invalid lines, such as one that is still being written."""
     found = []
     for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
@@ -89,7 +89,12 @@ def _number(value: object, form: str) -> str:
 
 
 def results(evaluation: Mapping[str, Any], measure: Mapping[str, Any]) -> Results:
-    """Return the numbers of ``evaluation.json`` and the sizes in ``certificate.json``, either of which may be empty."""
+    """Return the results section of the report.
+
+    Args:
+        evaluation: Content of ``evaluation.json``; may be empty.
+        measure: The ``measure`` object of ``certificate.json`` (parameters, FLOPs, memory); may be empty.
+    """
 
     def tile(key: str, label: str, form: str = ".3f", error: str = "") -> Tile:
         return Tile(_number(evaluation.get(key), form), label, _number(evaluation.get(error), form) if error else "")
@@ -148,7 +153,11 @@ def _levels(evaluation: Mapping[str, Any]) -> Markup:
 
 
 def training_curves(run: Path) -> list[Markup]:
-    """Return the curves of ``metrics.jsonl``: bits, learning rate, gradient norm and speed by step."""
+    """Return plots of ``metrics.jsonl`` against the training step: bits, learning rate, gradient norm and throughput.
+
+    Args:
+        run: The run folder.
+    """
     metrics = [record for record in json_lines(run / "metrics.jsonl") if isinstance(record.get("step"), int)]
 
     def line(label: str, key: str, error: str = "", colour: str = "var(--a)") -> Line:
@@ -171,7 +180,11 @@ def training_curves(run: Path) -> list[Markup]:
 
 
 def activations(run: Path) -> list[tuple[str, ...]]:
-    """Return one row for each port in ``activations.zarr``: path, records, steps, shape of a record, dtype."""
+    """Return a row for each array in ``activations.zarr``: path, number of records, step range, record shape, dtype.
+
+    Args:
+        run: The run folder.
+    """
     if not (run / "activations.zarr" / "zarr.json").is_file():
         return []
     group = zarr.open_group(str(run / "activations.zarr"), mode="r")
@@ -186,7 +199,10 @@ def activations(run: Path) -> list[tuple[str, ...]]:
 
 
 def drawing(run: Path) -> str:
-    """Return ``graph.svg`` in base64, or an empty string. As an image, a drawing from an untrusted folder runs no script."""
+    """Return the file ``graph.svg`` of a run folder in base64, or an empty string if it is missing.
+
+    The report embeds the drawing as an image, in which scripts of an untrusted SVG do not run.
+    """
     path = run / "graph.svg"
     return base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
 
@@ -202,11 +218,11 @@ def _fact(name: str, value: object) -> str:
 
 
 def provenance(run: Path) -> list[tuple[str, str]]:
-    """Return the entries of ``run.json`` as text, without the folder that the run was built in."""
+    """Return the entries of ``run.json`` as pairs (name, text), except ``root``, the folder of the original build."""
     return [(name, _fact(name, value)) for name, value in json_object(run / "run.json").items() if name != "root"]
 
 
 def lock(run: Path) -> Lock | None:
-    """Return the resolved blueprint, if the folder has one."""
+    """Return the name and text of a run folder's lock file, or None if it is missing."""
     path = run / "blueprint.lock.yaml"
     return Lock(path.name, path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,4 +1,4 @@
-"""The film of one sample: its tokens after each step of the sampler, in the form that ``film.js`` plays."""
+"""Animation of one sample: its tokens after each sampler step, in the data format that ``film.js`` plays."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from sedd_graph.data.tokenizer import Tokenizer
 __all__ = ["film_data"]
 
 FRAMES = 200
-"""Largest number of frames; a longer trajectory is shown at evenly spaced steps."""
+"""Maximum number of frames; a longer trajectory is subsampled at evenly spaced steps."""
 
 
 def film_data(frames: npt.NDArray[np.int64], tokenizer: Tokenizer, *, mask: int | None) -> dict[str, Any]:
-    """Return a trajectory as JSON data.
+    """Return the trajectory of one sample as JSON data for the animation.
+
+    Frames after the first are stored as differences: with an absorbing kernel, most positions change only once.
 
     Args:
-        frames: tokens after each step, int64 [step, position].
-        tokenizer: decodes single tokens.
-        mask: id of the mask token, if the process has one.
+        frames: Token ids after each sampler step, int64 [steps, length].
+        tokenizer: Decodes single tokens.
+        mask: Token id of the mask, or None if the process has no mask.
 
     Returns:
-        ``steps``: the steps shown. ``words``: decoded tokens, null for the mask. ``first``: the first frame, as indices
-        into ``words``. ``changes``: for each later frame, pairs of a position and its new index. Most positions change
-        once under absorbing noise, so changes are far smaller than frames.
+        A dictionary with the keys ``steps``: step index of each frame; ``words``: decoded tokens, None for the mask;
+        ``first``: for each position of the first frame, an index into ``words``; ``changes``: for each later frame,
+        pairs (position, new index into ``words``).
     """
     steps = np.unique(np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(np.int64))
     shown = frames[steps]

@@ -1,8 +1,8 @@
-"""``report.html``: one self-contained page of a run folder: results, a film, samples, curves, claims, graph, provenance.
+"""Writer of ``report.html``, a self-contained page about a run folder.
 
-The page is a template (``templates/report.html``) that escapes every text. The drawing of the graph is embedded as an
-image, which runs no script, and the page loads nothing from elsewhere. Parts for which the run folder has no files are
-left out.
+The page has sections for results, an animation, samples, training curves, verified claims, the graph and provenance;
+sections whose files are missing are omitted. The template ``templates/report.html`` escapes all text. The drawing of
+the graph is embedded as an image, which cannot run scripts, and the page loads no external resources.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["write_report"]
 
 
 def write_report(run: Path) -> Path:
-    """Write ``report.html`` from the present contents of the run folder, over an older one. Return its path."""
+    """Write ``report.html`` from the current files of the run folder ``run``, and return the path of the report."""
     try:
         tokenizer = load_tokenizer(run) if (run / TOKENIZER).is_file() else None
     except SeddGraphError:

@@ -1,4 +1,4 @@
-"""The templates of the report. Every value that they are given is escaped, unless it is itself the output of a template."""
+"""Rendering of the report's Jinja templates. Values are HTML-escaped unless they are the output of another template."""
 
 from __future__ import annotations
 
@@ -20,5 +20,13 @@ _ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
 
 
 def render(template: str, **values: Any) -> Markup:
-    """Return ``template`` of ``sedd_graph/report/templates`` filled with ``values``, as HTML that is not escaped again."""
+    """Render a Jinja template of ``sedd_graph/report/templates``.
+
+    Args:
+        template: File name of the template.
+        values: Values of the template's variables.
+
+    Returns:
+        HTML, marked as safe so that it is not escaped again.
+    """
     return Markup(_ENVIRONMENT.get_template(template).render(**values))
