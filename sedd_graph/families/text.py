@@ -10,6 +10,8 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,7 @@ __all__ = [
     "all_but",
     "check_row",
     "check_tokens",
+    "document_lengths",
     "fill_holes",
     "make_components",
     "problem",
@@ -218,3 +221,26 @@ def check_row(row: list[int], tokenizer: Tokenizer) -> None:
         raise UserError("infill: the text has characters that the model was not trained on")
     if len(row) > LARGEST:
         raise UserError(f"infill: the text has {len(row):,} tokens, more than {LARGEST:,}")
+
+
+def document_lengths(tokens: npt.NDArray[np.int64], *, pad: int | None, end: int | None) -> npt.NDArray[np.int64]:
+    """Return the length of the document in each row.
+
+    Args:
+        tokens: Token ids, int64 [row, position].
+        pad: Id of the padding token, which is not counted at the end of a row; None if there is no such token.
+        end: Id of the end-of-text token. The document ends with the first one, which is counted. None if there is no
+            such token.
+
+    Returns:
+        Number of tokens, int64 [row].
+    """
+    _, width = tokens.shape
+    text = np.ones_like(tokens, dtype=np.bool_) if pad is None else tokens != pad
+    lengths: npt.NDArray[np.int64] = width - np.argmax(text[:, ::-1], axis=1).astype(np.int64)
+    lengths[~text.any(axis=1)] = 0
+    if end is not None:
+        ends = tokens == end
+        first = np.where(ends.any(axis=1), np.argmax(ends, axis=1) + 1, width)
+        np.minimum(lengths, first, out=lengths)
+    return lengths

@@ -51,13 +51,13 @@ from sedd_graph.families.text import (
     all_but,
     check_row,
     check_tokens,
+    document_lengths,
     fill_holes,
     make_components,
     problem,
 )
 from sedd_graph.families.token_sampling import TokenSampling
 from sedd_graph.graph.model import Graph
-from sedd_graph.store.arrays import document_lengths
 
 __all__ = ["TokenProcess", "make_parts", "prove"]
 

@@ -25,7 +25,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.store.files import disk_faults, new_folder, part_folder
 from sedd_graph.store.writer import Writer
 
-__all__ = ["Activations", "TapSpec", "array_of", "document_lengths", "stores", "write_samples"]
+__all__ = ["Activations", "TapSpec", "array_of", "stores", "write_samples"]
 
 Array = npt.NDArray[Any]
 CHUNK = 2**18
@@ -170,29 +170,6 @@ def _extend(array: zarr.Array[Any], count: int, data: Array) -> None:
         first, last = max(start, count), min(start + rows, shape[0])
         wider[first:last] = data[first - count : last - count]
     array.resize(shape)
-
-
-def document_lengths(tokens: npt.NDArray[np.int64], *, pad: int | None, end: int | None) -> npt.NDArray[np.int64]:
-    """Return the length of the document in each row.
-
-    Args:
-        tokens: Token ids, int64 [row, position].
-        pad: Id of the padding token, which is not counted at the end of a row; None if there is no such token.
-        end: Id of the end-of-text token. The document ends with the first one, which is counted. None if there is no
-            such token.
-
-    Returns:
-        Number of tokens, int64 [row].
-    """
-    _, width = tokens.shape
-    text = np.ones_like(tokens, dtype=np.bool_) if pad is None else tokens != pad
-    lengths: npt.NDArray[np.int64] = width - np.argmax(text[:, ::-1], axis=1).astype(np.int64)
-    lengths[~text.any(axis=1)] = 0
-    if end is not None:
-        ends = tokens == end
-        first = np.where(ends.any(axis=1), np.argmax(ends, axis=1) + 1, width)
-        np.minimum(lengths, first, out=lengths)
-    return lengths
 
 
 def stores(folder: Path, stem: str) -> list[Path]:

@@ -13,7 +13,8 @@ import pytest
 import zarr
 
 from sedd_graph.errors import EnvironmentFault, UserError
-from sedd_graph.store.arrays import Activations, TapSpec, document_lengths, write_samples
+from sedd_graph.families.text import document_lengths
+from sedd_graph.store.arrays import Activations, TapSpec, write_samples
 from sedd_graph.store.files import JsonLines, new_run, write_text
 from sedd_graph.store.writer import Writer
 
