@@ -46,7 +46,7 @@ class TokenMasking(Kernel):
 
     @property
     def trait(self) -> Tensor:
-        """Parameter of the masking rate of each token, [m], such as the exponents w_v of the kernel ``power``."""
+        """Parameter of the masking rate of each data token, [m], such as the exponents w_v of the kernel ``power``."""
         return self.fixed_trait
 
     @classmethod
@@ -55,7 +55,7 @@ class TokenMasking(Kernel):
 
     @abstractmethod
     def trait_of(self, surprisal: Tensor, frequencies: Tensor) -> Tensor:
-        """Return the parameter of the masking rate of each token.
+        """Return the parameter of the masking rate of each of the m data tokens.
 
         Args:
             surprisal: Surprisal -log(frequency) of each token, nats, float64 [m].
@@ -67,15 +67,15 @@ class TokenMasking(Kernel):
 
     @abstractmethod
     def token_schedules(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the log-probabilities that each token is unmasked or masked at total noise sigma.
+        """Return the log-probabilities, for each token of the vocabulary, of being unmasked and masked at noise sigma.
 
         Args:
             sigma: Total noise, [b].
 
         Returns:
-            Three tensors [b, m]: log alpha_v, where alpha_v is the probability that token v is unmasked; log hit_v,
-            where hit_v = 1 - alpha_v is the probability that token v is masked; and the derivative of log hit_v in
-            sigma.
+            Three tensors [b, m], where m is the number of data tokens v: log alpha_v, where alpha_v is the probability
+            that token v is unmasked; log hit_v, where hit_v = 1 - alpha_v is the probability that token v is masked;
+            and the derivative of log hit_v in sigma.
         """
 
     @property

@@ -77,15 +77,17 @@ class Thinning(StringSampler[Kernel_]):
     def edits(
         self, walk: StringWalk[Kernel_], outputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Return the reverse rates of all edits up to the factors of the kernel, and a function that applies edits.
+        """Return the reverse rate of each possible edit without the kernel's factor, and a function that applies edits.
+
+        The caller multiplies the rates by the factors (``walk.kernel.weights``), which depend on the noise level.
 
         Args:
             walk: State of the sampling run, with the current strings.
             outputs: The network's outputs for these strings, by name.
 
         Returns:
-            Rates, float64 [b, k, w], before multiplication by the kernel's ``weights``; and a function that takes bool
-            [b, k, w], the kinds and positions of edits, and applies these edits to the strings of ``walk``.
+            Rates, float64 [b, k, w], of each of the k kinds of edits (insertions first) at each position. The function
+            takes bool [b, k, w], True at the edits to apply, and applies them to the strings of ``walk`` in place.
         """
 
     @abstractmethod

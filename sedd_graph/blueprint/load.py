@@ -65,7 +65,7 @@ def _fitting(models: Sequence[type[pydantic.BaseModel]], section: Mapping[str, A
 
 
 class _Reader:
-    """Reads one blueprint and, once each, its libraries; gathers their problems."""
+    """Reads one blueprint and its libraries, each file once, and gathers their problems."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.project = path, path.resolve().parent

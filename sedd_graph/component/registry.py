@@ -103,7 +103,7 @@ class Registry:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Names of all registered components without versions, sorted."""
+        """Names of all registered components, sorted, each once and without its version suffix."""
         return tuple(sorted({name for name, _ in self._entries}))
 
     def entry(self, op: str) -> Entry:
@@ -189,7 +189,7 @@ class Registry:
     def contracts(self) -> list[Contract]:
         """Return the contracts of all components.
 
-        One that cannot be imported is omitted with a :class:`PluginWarning`, once.
+        A component that cannot be imported is omitted. A :class:`PluginWarning` reports it the first time.
         """
         found = []
         for entry in self:

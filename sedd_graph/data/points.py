@@ -65,12 +65,12 @@ class PointData(Ordered[Points]):
         return {"corpus": self.fingerprint(), "length": self.width}
 
     def baselines(self) -> dict[str, float]:
-        """Return no entropies, since a density has no unigram baseline."""
+        """Return an empty dict, since a density has no unigram baseline."""
         return {}
 
     @property
     def units(self) -> Units:
-        """Units of the loss: nats per dimension and bits per dimension."""
+        """Units in which the loss is reported: nats per dimension and bits per dimension, of ratio 1."""
         return Units("dimension", "dimension", 1.0)
 
     @property

@@ -141,7 +141,7 @@ class Dataset(Ordered[Rows]):
 
     @property
     def units(self) -> Units:
-        """Units of the loss: nats per token and bits per character, and the number of characters per token."""
+        """Units in which the loss is reported: nats per token and bits per character, of ratio characters per token."""
         return Units("token", "character", self.characters_per_token)
 
     @property

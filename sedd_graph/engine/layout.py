@@ -87,7 +87,7 @@ class Layout:
     Args:
         region: The block.
         given: Names of the conditioning inputs, which are known at inversion. The other inputs are the streams.
-        grid: Grid of exact arithmetic; None for ordinary floating point.
+        grid: Fixed-point grid for bit-exact inversion (:class:`Grid`); None for ordinary floating point.
 
     Raises:
         UserError: The block is not invertible with the conditioning inputs ``given``, or its inverse rounds on

@@ -173,8 +173,10 @@ class Prompt(NamedTuple):
     """An infilling request encoded as tokens.
 
     Attributes:
-        tokens: Given tokens, int64 [1, l], with -1 at the positions to fill in.
-        length: Value for :attr:`SampleRequest.length`.
+        tokens: Given tokens, int64 [1, l], with -1 at the positions to fill in; one -1 for each hole where the model
+            chooses lengths.
+        length: Number of tokens of each sampled row, given tokens included; the largest number where the model chooses
+            lengths. To be passed on as :attr:`SampleRequest.length`.
         exact: Whether samples follow the model's conditional distribution given the prompt, or only approximate it.
         how: Explanation of ``exact`` for the user.
     """

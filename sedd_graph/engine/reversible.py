@@ -94,7 +94,7 @@ class RunningModule(RegionModule):
 
     @property
     def grid(self) -> Grid | None:
-        """Grid of exact arithmetic; None for ordinary floating point."""
+        """Fixed-point grid for bit-exact inversion; None for ordinary floating point."""
         return None if self.layout is None else self.layout.grid
 
     def layers(self, key: Tensor | None) -> list[tuple[nn.Module, Tensor | None]]:

@@ -1,4 +1,4 @@
-"""Extraction of an inverse program: the needed derivations, with nested blocks called whole if possible."""
+"""Extraction of an inverse program: the needed derivations, where a nested block is one call if possible."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["contractions", "derivations", "needed"]
 
 
 def contractions(closure: Closure) -> dict[int, Contraction]:
-    """Return the contractions among the derivations, keyed by the index of the value that each derives.
+    """Return the contractions among the derivations, keyed by the index of the value that each one computes.
 
-    The body of a contraction calls a nested block whole if that evaluates no component needlessly.
+    The body of a contraction calls a nested block as one unit if that evaluates no component needlessly.
 
     Args:
         closure: The derived values.
@@ -77,7 +77,7 @@ def needed(closure: Closure, iterated: Mapping[int, Contraction], wanted: Iterab
 
     Args:
         closure: The derived values.
-        iterated: Contractions by the index of the value that each derives.
+        iterated: Fixed-point derivations, keyed by the index of the value that each one computes.
         wanted: Indices of the values to derive.
     """
     todo, marked = list(wanted), set()
@@ -96,15 +96,16 @@ def needed(closure: Closure, iterated: Mapping[int, Contraction], wanted: Iterab
 def derivations(
     closure: Closure, iterated: Mapping[int, Contraction], edges: Sequence[Edge], linear: Mapping[int, Linear]
 ) -> tuple[Derivation, ...]:
-    """Convert edges (ways to derive values) to the derivations of a program.
+    """Return the derivations of a program, given its edges (ways to derive values).
 
-    A nested block is called whole if all its components are evaluated and the order of derivation allows it.
+    Each edge becomes one derivation. If all components of a nested block are evaluated forward and the order of
+    derivation allows it, their derivations are merged into one call of the block.
 
     Args:
         closure: The derived values.
-        iterated: Contractions by the index of the value that each derives.
+        iterated: Fixed-point derivations, keyed by the index of the value that each one computes.
         edges: Edges of the program, in order of derivation.
-        linear: Linear derivations by position in ``edges``.
+        linear: Derivations by a linear system, keyed by the position of their edge in ``edges``.
     """
     flat = closure.flat
     made: list[Derivation] = []
@@ -218,7 +219,7 @@ def _units(
 
 
 def _dependencies(units: _Units, unit_of: Sequence[int], maker: Mapping[Ref, int]) -> tuple[nx.DiGraph[int], set[int]]:
-    """Return the dependency graph of the units, and the blocks that cannot be called whole.
+    """Return the dependency graph of the units, and the blocks that cannot be one call.
 
     Such a block has an inner value that is needed outside the block, or is on a cycle of the graph.
     """

@@ -38,8 +38,8 @@ def classify(
         stored: Indices of the stored values.
 
     Returns:
-        The level; the reason why it is not higher (empty at the highest level); and the linear derivations by position
-        in ``edges``.
+        The level; the reason why it is not higher (empty at the highest level); and the linear derivations, keyed by
+        the position of their edge in ``edges``.
     """
     flat, names = closure.flat, Names(closure.flat.refs)
     linear, matched = _linear(closure, edges)
@@ -111,7 +111,7 @@ def _unmatched(closure: Closure, edges: Sequence[Edge], matched: Counter[int] | 
 
 
 def _linear(closure: Closure, edges: Sequence[Edge]) -> tuple[dict[int, Linear], Counter[int] | None]:
-    """Return linear derivations by position in ``edges``, and the equations that linear relations account for.
+    """Return linear derivations by position of their edge in ``edges``, and the equations that relations account for.
 
     Relations and the values derived from them form connected parts; a part with as many of one as of the other is a square
     system. Its determinant is counted with the first derivation in it. The equations are None where a part is not square

@@ -212,7 +212,7 @@ def check_lr_schedule(case: Case) -> Failures:
 
 
 def check_tracker(case: Case) -> Failures:
-    """Test that an experiment tracker logs a short, once resumed run, and does not change the metrics it is passed.
+    """Test that an experiment tracker logs a short run that is resumed once, and leaves the metrics passed unchanged.
 
     Args:
         case: Class and Config of the tracker.

@@ -37,10 +37,10 @@ class BirthDeathTable(StringTable):
         one_length: Give all clean strings the same length.
 
     Attributes:
-        inserted: Index of the string that results from inserting token v after position w, int64 [s, w, v]. The number
-            of strings stands for a string that is too long.
-        deleted: Index of the string that results from deleting the token at position w, int64 [s, w]. The number of
-            strings stands for a position without a token.
+        inserted: int64 [s, w, v]: for each of the s strings, the index of the string that results from inserting token
+            v after position w. The index is s, out of range, if the result is longer than all enumerated strings.
+        deleted: int64 [s, w]: for each string, the index of the string that results from deleting the token at position
+            w. The index is s, out of range, if position w has no token.
         generator: Rate matrix, float64 [s, s]. Entry [i, j] is the rate from string j to string i; columns sum to 0.
     """
 

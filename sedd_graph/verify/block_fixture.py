@@ -245,7 +245,7 @@ class BlockFixture:
             layers: Layers to stack. A stack that is deeper than their number repeats them in order.
             depths: Depths of the stacks.
             dtype: Data type of the inputs.
-            grid: Grid of exact arithmetic; None for ordinary floating point.
+            grid: Fixed-point grid for bit-exact inversion (:class:`Grid`); None for ordinary floating point.
 
         Yields:
             The depth, the relative error of the reconstructed inputs, and True if the reconstruction is bit-exact.

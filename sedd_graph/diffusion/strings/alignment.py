@@ -28,12 +28,13 @@ _CELLS = 2**26
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Sums over all alignments of a noisy string x with its clean string x0.
+    """Sums over all alignments of a noisy string x (m tokens) with its clean string x0 (n tokens).
 
     Attributes:
         log_p: float64 [b], log p(x | x0), nats.
-        missing: [b, n, m + 1]. Entry (s, j) is the sum, over the clean tokens i whose symbol is s, of p(x') / p(x),
-            where x' is x with clean token i inserted after j tokens and aligned with i.
+        missing: [b, n, m + 1]. Entry (s, j) is the sum, over the clean tokens i whose symbol has index s (the argument
+            ``symbols`` of :func:`align`), of p(x') / p(x). x' is x with clean token i inserted after j tokens, and
+            p(x') sums over the alignments in which the inserted token is the survivor of clean token i.
         fresh: float64 [b, m + 1]. Entry j is p(x') / p(x), where x' is x with a newly born token inserted after j
             tokens, divided by the frequency of this token.
         spurious: float64 [b, m], the probability that noisy token j was born, and is not a surviving clean token.

@@ -248,10 +248,14 @@ class Sweep:
         return new
 
     def backward(self) -> Tensor:
-        """Overwrite cell (i, j) with p(x') / p(x), where x' is x with clean token i + 1 inserted after position j.
+        """Overwrite each cell (i, j) of the table with p(x') / p(x), and return the probabilities of births.
 
-        A cell (i, j) is open as long as it is undecided whether a further token is born in gap j. Every alignment
-        passes through exactly one open cell of each gap, so the sum over i of the open cells (i, j) is p(x | x0).
+        x' is the noisy string x with clean token i + 1, as a survivor, inserted after noisy token j. p(x') sums over
+        the alignments that match the inserted token with clean token i + 1.
+
+        The probability of a birth follows from a normalisation. An alignment that has used i clean and j noisy tokens
+        is open if it can still be followed by a birth in gap j. Every alignment is open in gap j at exactly one i, so
+        the products of forward and backward sums of the open alignments, summed over i, are p(x | x0).
 
         Returns:
             Probability that each noisy token was born, and is not a surviving clean token, float64 [b, m].

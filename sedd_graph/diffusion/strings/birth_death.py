@@ -95,7 +95,8 @@ class BirthDeath(StringKernel):
             sigma: Total noise, [b].
 
         Returns:
-            Probabilities of survival, death and descendants, float64 [b] each.
+            Probabilities that the token survives, that it dies without and with a surviving descendant, and that one
+            more descendant follows it, float64 [b] each.
         """
         sigma = sigma.double()
         beta = self._beta(sigma)

@@ -56,8 +56,9 @@ class StringDraw:
     targets.
 
     Attributes:
-        xt: int64 [b, w], the noisy strings.
-        attend: bool [b, w], True at the start state and at tokens, False at padding.
+        xt: int64 [b, w], the noisy strings. Position 0 is the start state, the state that marks the beginning and the
+            padding.
+        attend: bool [b, w], True at position 0 and at tokens, False at padding.
         sigma: float32 [b], total noise.
         cut: Number of tokens that exceeded w positions and were dropped, over all rows.
     """

@@ -22,10 +22,11 @@ class Strings:
     """A padded batch of strings of different lengths.
 
     Attributes:
-        tokens: int64 [b, w], the start state first.
-        attend: bool [b, w], True at the start state and at tokens, False at padding.
+        tokens: int64 [b, w]. Position 0 is the start state, the state that marks the beginning and the padding.
+        attend: bool [b, w], True at position 0 and at tokens, False at padding.
         cut: Number of tokens that exceeded w positions and were dropped, over all rows.
-        kept: bool [b, n], True for clean tokens that noise has not deleted; None if unknown.
+        kept: bool [b, n], over the n positions of the clean strings: True at tokens that noise has not deleted. None if
+            unknown.
     """
 
     tokens: Tensor
