@@ -151,7 +151,7 @@ def test_describe_prints_choices_defaults_bounds_and_meaning() -> None:
     text = describe("muon", REGISTRY)
     assert text.startswith("muon.v1 (optimizer, train.optimizer)\n")
     assert (
-        "  momentum = 0.95  (float, at least 0, below 1)\n      Decay rate of the moving average of the gradient."
+        "  momentum = 0.95  (float, at least 0, below 1)\n      Decay rate of the moving average of the gradient, in [0, 1)."
         in text
     )
     assert "(a component of train.optimizer)" in text
