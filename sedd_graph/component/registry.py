@@ -154,7 +154,12 @@ class Registry:
         return self._classes[entry.op]
 
     def op_of(self, cls: type) -> str | None:
-        """Return the name with version under which this registry imported ``cls``, or None."""
+        """Return the name with version of the component whose class is ``cls``, or None.
+
+        A class that another registry imported is found by importing the components of this one.
+        """
+        if cls not in self._classes.values():
+            self.contracts()
         return next((op for op, loaded in self._classes.items() if loaded is cls), None)
 
     def contract(self, op: str) -> Contract:

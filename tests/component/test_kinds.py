@@ -16,6 +16,7 @@ from sedd_graph.component.describe import describe, list_components
 from sedd_graph.component.fields import field_descriptions, type_text
 from sedd_graph.component.kinds import KINDS, kinds_at, require_kind
 from sedd_graph.component.registry import Registry, discover
+from sedd_graph.data.config import DataConfig
 from sedd_graph.data.sources import Corpus
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.graph.expand import expand
@@ -228,3 +229,12 @@ def test_what_is_no_component_of_the_place_is_refused_there(tmp_path: Path, old:
     path.write_text(SMALL.replace(old, new))
     with pytest.raises(BlueprintError, match=message):
         check(path)
+
+
+def test_a_section_is_written_after_sys_path_has_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch.compile adds a folder to ``sys.path``, for which another registry is made."""
+    read = DataConfig.model_validate({"corpus": "builtin", "tokenizer": {"op": "bytes"}})
+    before = read.model_dump(mode="json")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert read.model_dump(mode="json") == before
+    assert before["corpus"] == {"op": "builtin.v1"}
