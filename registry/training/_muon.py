@@ -1,8 +1,8 @@
 """Muon optimizer for weight matrices. Axes: k matrices of one shape, m rows, n columns."""
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +49,23 @@ class MuonOptimizer(torch.optim.Optimizer):
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
         return (x.transpose(1, 2) if tall else x).to(matrices.dtype)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient, in place; ``closure`` is ignored."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update all parameters that have a gradient, in place.
+
+        Args:
+            closure: Evaluates the model anew and returns the loss, with gradients enabled; the step returns its value.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
@@ -68,3 +82,4 @@ class MuonOptimizer(torch.optim.Optimizer):
                 scale = group["lr"] * 0.2 * math.sqrt(max(shape))
                 for (p, _), update in zip(pairs, self.orthogonal(torch.stack(updates)), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+        return loss
