@@ -51,16 +51,7 @@ class Bars:
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
         """Return a context manager that shows a progress bar for one task while its body runs.
 
-        Implements :meth:`sedd_graph.component.progress.Observer.task`.
-
-        Args:
-            name: Name of the task.
-            total: Number of units of work; None if unknown.
-            done: Number of units completed before the task starts, such as the training steps before a resume.
-            unit: Singular noun for a unit, such as ``step``.
-
-        Returns:
-            A context manager whose value is a function ``advance(count=1)``, to be called after each ``count`` units.
+        Arguments and value are those of :meth:`sedd_graph.component.progress.Observer.task`.
         """
         bars = self._progress = self._progress or self._made()
         if not self._running:
@@ -117,16 +108,7 @@ class Lines:
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
         """Return a context manager that prints one progress line if its body runs longer than ``patience`` seconds.
 
-        Implements :meth:`sedd_graph.component.progress.Observer.task`.
-
-        Args:
-            name: Name of the task.
-            total: Number of units of work; None if unknown.
-            done: Number of units completed before the task starts, such as the training steps before a resume.
-            unit: Singular noun for a unit, such as ``step``.
-
-        Returns:
-            A context manager whose value is a function ``advance(count=1)``, to be called after each ``count`` units.
+        Arguments and value are those of :meth:`sedd_graph.component.progress.Observer.task`.
         """
         began, now, told = self._clock(), done, False
 

@@ -202,7 +202,7 @@ def test_reverse_and_roll_move_the_attended_positions() -> None:
 
 
 def test_shuffle_is_fixed_by_its_seed() -> None:
-    """Checkpoints depend on the permutation, so it is held to golden values."""
+    """Checkpoints depend on the permutation, so golden values pin it."""
     case = Case(rearrange.Shuffle, {"seed": 5}, 7, False)
     assert make(case)(torch.arange(7.0)[None, None]).flatten().tolist() == GOLDEN_SHUFFLE
 
