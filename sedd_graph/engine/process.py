@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
@@ -422,13 +422,14 @@ class Process(ABC):
         return None
 
     @classmethod
-    def prove(cls, plan: Any, graph: Graph, registry: Registry) -> list[Check]:
+    def prove(cls, plan: Any, graph: Graph, registry: Registry, proof: Proof) -> list[Check]:
         """Verify the declared process numerically on a small enumerable example, within seconds on a CPU.
 
         Args:
             plan: The declared process.
             graph: Typed graph of the network.
             registry: The installed components.
+            proof: Strength of the verification.
 
         Returns:
             One result for each verified property.

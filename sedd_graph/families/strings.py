@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
@@ -78,19 +78,20 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
     return StringParts(*made)
 
 
-def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
+def prove(plan: ProcessPlan, registry: Registry, proof: Proof = "full") -> list[Check]:
     """Verify the process on all short strings of two tokens, which takes seconds on a CPU.
 
     Args:
         plan: Validated description of the process.
         registry: The installed components.
+        proof: Strength of the verification.
 
     Returns:
         The results of the checks of schedule, kernel, objective and sampler.
     """
     from sedd_graph.verify.strings import prove_strings
 
-    return prove_strings(partial(make_parts, plan, registry))
+    return prove_strings(partial(make_parts, plan, registry), proof)
 
 
 class StringProcess(TextProcess):
@@ -282,8 +283,8 @@ class StringProcess(TextProcess):
             )
 
     @classmethod
-    def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry) -> list[Check]:
-        return prove(plan, registry)
+    def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry, proof: Proof) -> list[Check]:
+        return prove(plan, registry, proof)
 
     def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:
         yield from super().check_data(data)

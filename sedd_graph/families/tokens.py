@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sedd_graph.component.base import Context
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
@@ -137,19 +137,20 @@ def _classifier_lacks(parts: TokenParts) -> str | None:
     return lacks_scores(parts.kernel, parts.sampler) or parts.classifier.lacks(parts.kernel)
 
 
-def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
+def prove(plan: ProcessPlan, registry: Registry, proof: Proof = "full") -> list[Check]:
     """Verify the process on all short sequences of three tokens, which takes seconds on a CPU.
 
     Args:
         plan: Validated description of the process.
         registry: The installed components.
+        proof: Strength of the verification.
 
     Returns:
         The results of the checks of schedule, kernel, objective and sampler.
     """
     from sedd_graph.verify.tokens import prove_process
 
-    return prove_process(partial(make_parts, plan, registry), plan.output)
+    return prove_process(partial(make_parts, plan, registry), plan.output, proof)
 
 
 class TokenProcess(TextProcess):
@@ -322,10 +323,10 @@ class TokenProcess(TextProcess):
     # -- verification -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry) -> list[Check]:
+    def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry, proof: Proof) -> list[Check]:
         from sedd_graph.verify.block_diffusion import prove_blocks
 
-        checks, parts = prove(plan, registry), make_parts(plan, registry)
+        checks, parts = prove(plan, registry, proof), make_parts(plan, registry)
         return checks + ([] if parts.objective.block is None else prove_blocks(graph, parts, registry, plan.output))
 
     def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.progress import progress
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.engine.engine import Engine
@@ -38,6 +38,7 @@ def build_run(
     runs: Path,
     device: torch.device,
     compile: CompileMode | None,
+    proof: Proof = "full",
     say: Callable[[str], None],
 ) -> Path:
     """Check, verify, measure and compile a blueprint, and write its run folder.
@@ -48,6 +49,7 @@ def build_run(
         runs: Folder in which the run folder is created.
         device: Device of the numerical checks of inverses and of the trial training step.
         compile: Scope of ``torch.compile``; None takes ``train.compile`` of the blueprint.
+        proof: Strength of the verification of the process.
         say: Function that prints a line for the user.
 
     Returns:
@@ -60,7 +62,7 @@ def build_run(
     report = check(blueprint, overrides)
     say(str(report))
     with progress("proving"):
-        checks, demotions = prove_all(report, device=device, say=say)
+        checks, demotions = prove_all(report, device=device, proof=proof, say=say)
     report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
     rows = max(1, report.train.batch // report.train.accumulate)  # of one backward pass
     cost = measure(report.graph, report.registry, batch=rows, length=report.data.length)
@@ -117,12 +119,15 @@ def write_graph(run: Path, report: Report) -> None:
         write_text(run / name, draw(report.graph))
 
 
-def prove_all(report: Report, *, device: torch.device, say: Callable[[str], None]) -> tuple[list[Check], list[str]]:
+def prove_all(
+    report: Report, *, device: torch.device, proof: Proof, say: Callable[[str], None]
+) -> tuple[list[Check], list[str]]:
     """Verify numerically the diffusion process of a blueprint, and the inverse of each invertible block.
 
     Args:
         report: Result of checking the blueprint.
         device: Device of the numerical checks of inverses.
+        proof: Strength of the verification of the process.
         say: Function that prints a line for the user.
 
     Returns:
@@ -133,7 +138,7 @@ def prove_all(report: Report, *, device: torch.device, say: Callable[[str], None
         UserError: A check of the process, or of a block without ``on_failure: checkpoint``, fails.
     """
     plan = report.plan
-    checks = process_class(plan.family).prove(plan, report.graph, report.registry)
+    checks = process_class(plan.family).prove(plan, report.graph, report.registry, proof)
     certificates = prove_inverses(report.graph, report.registry, device=device)
     lenient = [c for c in certificates if c.broken and c.use.on_failure == "checkpoint"]
     failing = [("the process fails its proof", tuple(c for c in checks if c.holds is False))]

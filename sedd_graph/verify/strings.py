@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.kernel import TOKENS, StringTable
 from sedd_graph.diffusion.strings.parts import StringParts
@@ -29,7 +29,7 @@ DRAWS = 20_000
 """Number of draws in each comparison of frequencies with a distribution."""
 
 
-def prove_strings(make: Callable[[int | None], StringParts]) -> list[Check]:
+def prove_strings(make: Callable[[int | None], StringParts], proof: Proof = "full") -> list[Check]:
     """Verify the components of a process on strings: schedule, kernel, objective and sampler. Takes seconds on a CPU.
 
     Args:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
 from sedd_graph.diffusion.tokens.kernel import Kernel
@@ -209,7 +209,7 @@ Make = Callable[[int | None], TokenParts]
 """Function that constructs the components of a process with a given number of states; None for the declared number."""
 
 
-def prove_process(make: Make, output: str) -> list[Check]:
+def prove_process(make: Make, output: str, proof: Proof = "full") -> list[Check]:
     """Verify the components of a process on token rows: schedule, kernel, objective and sampler.
 
     Objective and sampler are verified with a perfect network. Takes seconds on a CPU.
@@ -221,11 +221,11 @@ def prove_process(make: Make, output: str) -> list[Check]:
     Returns:
         The results of the checks.
     """
-    return [*prove_parts(make), *prove_objective(make, output), *prove_sampler(make, output)]
+    return [*prove_parts(make, proof), *prove_objective(make, output, proof), *prove_sampler(make, output, proof)]
 
 
 @torch.no_grad()
-def prove_parts(make: Make) -> list[Check]:
+def prove_parts(make: Make, proof: Proof = "full") -> list[Check]:
     """Verify the noise schedule and the token kernel of a process.
 
     The kernel is verified with a few states; float32 accuracy and convergence to the prior also with the declared
@@ -258,7 +258,7 @@ def _check_mixing(declared: Kernel, end: float) -> list[Check]:
 
 
 @torch.no_grad()
-def prove_objective(make: Make, output: str) -> list[Check]:
+def prove_objective(make: Make, output: str, proof: Proof = "full") -> list[Check]:
     """Verify that with a perfect network the likelihood bound of the objective equals the entropy of the data.
 
     For a block objective, which may clip noise levels in training, the noise draws of evaluation are verified too.
@@ -276,7 +276,7 @@ def prove_objective(make: Make, output: str) -> list[Check]:
 
 
 @torch.no_grad()
-def prove_sampler(make: Make, output: str) -> list[Check]:
+def prove_sampler(make: Make, output: str, proof: Proof = "full") -> list[Check]:
     """Verify that samples drawn with a perfect network follow the distribution of the data.
 
     Args:
