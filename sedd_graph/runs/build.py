@@ -1,4 +1,4 @@
-"""Subcommand ``build``: check, verify, measure and compile a blueprint, and write its run folder."""
+"""Subcommand ``build``: check, verify and compile a blueprint, estimate its cost, and write its run folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def build_run(
     proof: Proof = "full",
     say: Callable[[str], None],
 ) -> Path:
-    """Check, verify, measure and compile a blueprint, and write its run folder.
+    """Check, verify and compile a blueprint, and write its run folder.
+
+    Checking validates the blueprint, and verification tests its diffusion process and derived inverses numerically. The
+    compute and memory that training needs are estimated and printed.
 
     Args:
         blueprint: The blueprint file.
@@ -49,7 +52,7 @@ def build_run(
         runs: Folder in which the run folder is created.
         device: Device of the numerical checks of inverses and of the trial training step.
         compile: Scope of ``torch.compile``; None takes ``train.compile`` of the blueprint.
-        proof: Strength of the verification of the process.
+        proof: Strength of the verification of the process: ``full``, or ``quick`` with fewer cases.
         say: Function that prints a line for the user.
 
     Returns:
@@ -110,6 +113,8 @@ def _origin(report: Report, device: torch.device) -> Mapping[str, object]:
 def write_graph(run: Path, report: Report) -> None:
     """Write the lock file, and the network graph as JSON, SVG and Mermaid, to a run folder.
 
+    The lock file is the blueprint with all default values and component versions.
+
     Args:
         run: The run folder.
         report: Result of checking the blueprint.
@@ -122,12 +127,12 @@ def write_graph(run: Path, report: Report) -> None:
 def prove_all(
     report: Report, *, device: torch.device, proof: Proof, say: Callable[[str], None]
 ) -> tuple[list[Check], list[str]]:
-    """Verify numerically the diffusion process of a blueprint, and the inverse of each invertible block.
+    """Verify numerically the diffusion process of a blueprint, and the derived inverse of each invertible block.
 
     Args:
         report: Result of checking the blueprint.
         device: Device of the numerical checks of inverses.
-        proof: Strength of the verification of the process.
+        proof: Strength of the verification of the process: ``full``, or ``quick`` with fewer cases.
         say: Function that prints a line for the user.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Verification of a process on strings by enumeration of all short strings of two tokens.
+"""Verification of a process on strings by enumeration of all short strings over a vocabulary of two tokens.
 
 The kernel provides the enumeration, a :class:`~sedd_graph.diffusion.strings.kernel.StringTable`.
 
@@ -33,7 +33,7 @@ def prove_strings(make: Callable[[int | None], StringParts], proof: Proof = "ful
     """Verify the components of a process on strings: schedule, kernel, objective and sampler. Takes seconds on a CPU.
 
     Args:
-        make: Function that constructs the components with a given number of states; None for the declared number.
+        make: Function that constructs the components, called with a number of states, or None for the declared number.
 
     Returns:
         The results of the checks.
