@@ -106,7 +106,8 @@ class RateTable(FixedRates):
         sigma = sigma[:, None, None]
         if self.reversible:
             return (self.left * torch.exp(sigma * self.modes)) @ self.right
-        return torch.linalg.matrix_exp(sigma * self.table)
+        # a single matrix takes another path in torch, which is off by up to 1e-11 where sigma is small; two do not
+        return torch.linalg.matrix_exp(sigma.expand(max(2, len(sigma)), -1, -1) * self.table)[: len(sigma)]
 
     def _probabilities(self, sigma: Tensor) -> Tensor:
         return self._power(sigma).clamp(min=0)
