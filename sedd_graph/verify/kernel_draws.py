@@ -5,6 +5,8 @@ Notation: sigma total noise, P transition matrix. Axes: k noise levels, b rows, 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,8 +19,8 @@ from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square, corre
 
 __all__ = ["check_draws", "check_prior", "noised"]
 
-DRAWS = {"full": 300_000, "quick": 60_000}
-"""Approximate number of draws of noisy tokens, over all noise levels and clean tokens."""
+DRAWS = {"full": 800_000, "quick": 300_000}
+"""Approximate number of draws of noisy tokens with few states, over all noise levels and clean tokens; less with more."""
 DRAW_LEVELS = {"full": 48, "quick": 16}
 PRIOR_DRAWS = {"full": 2**17, "quick": 2**15}
 SIDE = {"full": 256, "quick": 128}
@@ -57,7 +59,7 @@ def _marginals(kernel: Kernel, proof: Proof) -> tuple[Check, Check]:
     """Compare draws with P at many noise levels and all clean tokens; a share of the positions must not change."""
     m, n, k = kernel.data_tokens, kernel.states, DRAW_LEVELS[proof]
     sigma = noise_levels(k, end=HIGHEST, seed=41).float()
-    copies = max(1, DRAWS[proof] // (k * m))
+    copies = max(1, int(DRAWS[proof] / (1 + n / 16)) // (k * m))
     x0 = torch.arange(m).repeat(copies).expand(k, -1)
     generator = torch.Generator().manual_seed(2)
     counts, trials, held = torch.zeros(k, m, n), torch.zeros(k, m), True
@@ -71,7 +73,9 @@ def _marginals(kernel: Kernel, proof: Proof) -> tuple[Check, Check]:
         counts += torch.bincount(cell[corrupt], minlength=k * m * n).view(k, m, n)
         trials += torch.bincount((level * m + part)[corrupt], minlength=k * m).view(k, m)
     p = kernel.transition_matrix(sigma.double())[:, :, :m].transpose(1, 2)
-    chance = min(_deviations(counts, trials, p))
+    more = kernel.transition_matrix(1.01 * sigma.double())[:, :, :m].transpose(1, 2)
+    slope = torch.diagonal(more - p, dim1=1, dim2=2)
+    chance = min(*_deviations(counts, trials, p), _at_other_noise(counts, trials, p, slope))
     claim, how = (
         "draws of x_t follow P",
         f"chi-square and binomial tests, {int(trials.sum()):,} draws at {k} noise levels",
@@ -102,11 +106,28 @@ def _deviations(counts: Tensor, trials: Tensor, p: Tensor) -> list[float]:
         binomial_tail(counts, trials[..., None], p),
         binomial_tail(stay, trials, chance),
         binomial_tail(stay.sum(0), trials.sum(0), _mean(chance, trials)),
+        binomial_tail(stay.sum(1), trials.sum(1), _mean(chance.T, trials.T)),
     ]
 
 
+def _at_other_noise(counts: Tensor, trials: Tensor, p: Tensor, slope: Tensor) -> float:
+    """Return the probability by chance of draws that are as close to those at another noise level: a score test.
+
+    Args:
+        counts: Observed counts, [k, m, n].
+        trials: Numbers of draws, [k, m].
+        p: Probabilities, float64 [k, m, n].
+        slope: Change of the probability of an unchanged token with noise, up to a factor, float64 [k, m].
+    """
+    stay, chance = (torch.diagonal(v, dim1=1, dim2=2).double() for v in (counts, p))
+    spread = chance * (1 - chance)
+    weight = torch.where(spread > 1e-6, slope / spread.clamp(min=1e-6), 0.0)
+    size = float((weight.square() * trials * spread).sum().sqrt())
+    return math.erfc(abs(float((weight * (stay - trials * chance)).sum())) / max(size, 1e-12) / math.sqrt(2))
+
+
 def _mean(chance: Tensor, trials: Tensor) -> Tensor:
-    """Return the mean chance over levels, [m]; the variance of a sum of binomial counts is below that at the mean."""
+    """Return the mean chance over the first axis; the variance of a sum of binomial counts is below that at the mean."""
     return (chance * trials).sum(0) / trials.sum(0)
 
 

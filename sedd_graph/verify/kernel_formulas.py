@@ -130,8 +130,8 @@ def check_steps(cases: Cases) -> list[Check]:
     compare("log_score", kernel.log_score(log_guess, z, sigma).exp(), true, true + 0.01 + 1e-7 / here, read & likely)
     moving = rates * score
     compare("reverse_rate", kernel.reverse_rate(score, z, sigma), moving, 1 + moving, likely | (here >= 0))
-    back = torch.linalg.inv(step)
-    amplified = back.abs().sum(1).amax(-1)[:, None, None]
+    back, singular = torch.linalg.inv_ex(step)
+    amplified = back.abs().sum(1).amax(-1).masked_fill(singular > 0, math.inf)[:, None, None]
     exact = torch.einsum("kyx,kcx->kcy", back, score) * row_of(step, z)
     # P is known to about 1e-15, and its inverse to as much times its norm and condition
     doubt = 1e-7 * amplified.square() * score.amax(-1, keepdim=True) * row_of(step, z)

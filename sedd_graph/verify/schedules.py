@@ -72,7 +72,8 @@ def _times(count: int) -> Tensor:
     u = [(cell + torch.rand(third, generator=generator, dtype=torch.float64)) / third for _ in range(3)]
     near = [torch.exp(math.log(NEAREST) * v) for v in u[1:]]
     last = 1 - NEAREST * torch.linspace(0, 1, 32, dtype=torch.float64)
-    return torch.cat([u[0], near[0], 1 - near[1], last]).clamp(min=NEAREST).unique()
+    times: Tensor = torch.cat([u[0], near[0], 1 - near[1], last]).clamp(min=NEAREST).unique()
+    return times
 
 
 def _check_rate(t: Tensor, sigma: Tensor, rate: Tensor) -> Check:
