@@ -52,6 +52,10 @@ class Grid:
         snapped: Tensor = _Snap.apply(x, self.bits)
         return snapped
 
+    def spoilt(self, streams: Sequence[Tensor], largest: Tensor) -> list[Tensor]:
+        """Return ``streams``, or NaN everywhere if ``largest``, [], is not below :attr:`limit`, without waiting for the device."""
+        return [torch.where(largest < self.limit, x, torch.nan) for x in streams]
+
     def check_range(self, streams: Sequence[Tensor], where: str) -> None:
         """Verify that the magnitude of all tensors is in the range in which float32 sums are exact.
 
