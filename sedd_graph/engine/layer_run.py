@@ -219,7 +219,7 @@ class LayerRun:
         if (
             len(terms) > 2 and self.layout.grid is not None
         ):  # partial sums may leave the range in which float32 is exact
-            return sum(self._snapped(v, self.values[v]).double() * factor for v, factor in terms).float()
+            return torch.stack([self._snapped(v, self.values[v]).double() * f for v, f in terms]).sum(0).float()
         (value, factor), *others = terms
         x = self._snapped(value, self.values[value])
         total = x if factor == 1 else x * factor

@@ -69,7 +69,9 @@ def make_running(region: Region, children: Mapping[str, nn.Module], plan: Plan, 
         if region.repeat:  # layer-invariant inputs
             given |= set(layer.inputs) - set(layer.outputs)
         layout = Layout(layer, [name for name in layer.inputs if name in given], Grid() if running.exact else None)
-        changed = [name for name in layout.given if layout.outputs.get(name, layout.inputs[name]) != layout.inputs[name]]
+        changed = [
+            name for name in layout.given if layout.outputs.get(name, layout.inputs[name]) != layout.inputs[name]
+        ]
         if changed and region.repeat and running.memory == "reversible":
             raise UserError(
                 f"block {layer.label!r} cannot be run reversibly and repeated: its given input {changed[0]!r} differs from "
