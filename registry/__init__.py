@@ -1,1 +1,1 @@
-"""The built-in components, one theme a file. They come in through the same entry points as anybody else's."""
+"""The shipped components, one theme per file, registered through the same entry points as third-party components."""

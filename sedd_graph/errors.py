@@ -93,7 +93,7 @@ MAX_PROBLEMS = 100
 
 
 class BlueprintError(UserError):
-    """Exception that holds all problems found in one stage of reading a blueprint, sorted by file and line.
+    """Exception that holds all problems found in one stage, such as validation or expansion, sorted by file and line.
 
     ``exit_code`` is 2, or 1 if every problem is a fault of the environment.
 

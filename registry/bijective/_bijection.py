@@ -67,7 +67,7 @@ def sum_attended(log: Tensor, attend: Tensor | None) -> Tensor:
 
 
 def det_of_positions(log: Tensor, x: Tensor, attend: Tensor | None) -> Tensor:
-    """Return the log-determinant, nats [b], of a map with the same log-determinant at each attended position.
+    """Return the log-determinant, nats [b], of a position-wise map with one log-determinant at all attended positions.
 
     Args:
         log: Log-determinant at one position, a scalar tensor, nats.

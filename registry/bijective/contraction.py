@@ -1,6 +1,6 @@
 """Maps with a certified Lipschitz constant, for the branch ``g`` of an invertible residual block ``x + g(x)``.
 
-The constant bounds the change in the Euclidean norm of a whole sequence, and holds at every training step: largest
+The constant is with respect to the Euclidean norm of a whole sequence [l, d], and holds at every training step: largest
 singular values are computed exactly, whereas power iteration would only give lower bounds. i-ResNet, arXiv 1811.00995;
 Residual Flows, arXiv 1906.02735. Axes: b batch, l length, d width, h heads, r width of a head.
 """

@@ -1,7 +1,8 @@
-"""Coupling layers of flows, affine and spline: elementwise bijections whose parameters are input values.
+"""Coupling layers of flows, affine and spline: elementwise bijections of one half of a value.
 
-The parameters are computed by any subgraph, attention included, from the other half of a split over channels
-(``split``) or over the sequence (``split_sequence``). Additive coupling is the component ``add``.
+Their scales, shifts and spline parameters are inputs, which any subgraph, attention included, computes from the other
+half of a split over channels (``split``) or over the sequence (``split_sequence``). Additive coupling is the component
+``add``.
 
 Axes: b batch, l length, d width of the transformed half, k bins of a spline.
 """
@@ -26,7 +27,7 @@ from ._bijection import sum_attended, where_attended, wide
 class Affine(Component, kind="mixer"):
     """Affine coupling ``x * exp(clamp * tanh(s / clamp)) + t`` (RealNVP, arXiv 1605.08803, equation 7).
 
-    The log-scale is bounded by ``clamp``.
+    The inputs ``s`` (log-scale, bounded by ``clamp``) and ``t`` (shift) have the shape of the transformed half ``x``.
     """
 
     class Config(ComponentConfig):

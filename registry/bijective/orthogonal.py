@@ -163,8 +163,8 @@ def _cosines(x: Tensor, dim: int, attend: Tensor | None) -> Tensor:
 class RotaryMix(Isometry, kind="mixer"):
     """Rotation of pairs of channels, channel i with channel i + d/2 (RoFormer, arXiv 2104.09864).
 
-    The angle of each pair is learned and the same at all positions; if ``angles`` is connected, the angles of a
-    ``rotary`` node of the same width are used instead.
+    The angle of each pair is learned and the same at all positions. If the input ``angles`` is connected, the
+    position-dependent angles of a ``rotary`` node with ``dim`` = d are used instead.
 
     Raises:
         ValueError: The width is odd.

@@ -22,7 +22,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
     Args:
         x: Queries or keys, [..., l, r].
-        angles: Cosines (index 0) and sines (index 1), [2, l, r]; the second half of the channels repeats the first.
+        angles: Cosines (index 0) and sines (index 1), [2, l, r]; along r, the second half repeats the first.
 
     Returns:
         The rotated values, [..., l, r].
@@ -41,8 +41,8 @@ class Attention(Component, kind="attention"):
     """Multi-head self-attention (arXiv 1706.03762), with rotary position embedding if ``angles`` is connected.
 
     The width of a head is the width of ``x`` divided by ``heads``. With a KV cache (block diffusion), the cached keys
-    and values of finished positions precede those of ``x``, and the mask ``sees`` has one column per cached or current
-    position.
+    and values of finished positions precede those of ``x``, and the attention mask ``sees`` has one column for each
+    cached position, followed by one for each position of ``x``.
     """
 
     class Config(ComponentConfig):

@@ -49,13 +49,14 @@ class ScoreHead(_Head, kind="head"):
     class Config(ComponentConfig):
         scale: Literal["absorb", "none"] = "absorb"
         """Scaling of the score by the noise level. ``absorb``, for the absorbing kernel, subtracts
-        ``log(expm1(sigma)) + log(v - 1)``, so that the scores of an untrained network have the right magnitude
-        (``scale_by_sigma`` of the SEDD code, in float32)."""
+        ``log(expm1(sigma)) + log(v - 1)`` from the log score, where v is the number of states, so that the scores of an
+        untrained network have the right magnitude (``scale_by_sigma`` of the SEDD code, in float32); ``none``: no
+        scaling."""
         bias: Bias = "all"
         """Bias of the linear map: ``all`` or ``none``."""
         init: Init = "zero"
-        """Initialisation of the weight: ``zero``, or ``normal`` with standard deviation 0.02. Ignored if ``table`` is
-        connected."""
+        """Initialisation of the weight: ``zero``, or ``normal`` with standard deviation 0.02. Ignored if the input
+        ``table``, a tied token embedding, is connected."""
 
     config: Config
 
@@ -72,7 +73,8 @@ class ScoreHead(_Head, kind="head"):
             x: Hidden vectors, [b, l, d].
             tokens: Noised sequence x_t, [b, l].
             sigma: Total noise of each row, [b], nats.
-            table: Weight shared with another component, such as the token embedding's table, [v, d].
+            table: Weight shared with another component, such as the token embedding's table, [v, d]; None: the head's
+                own weight.
 
         Returns:
             Log scores, [b, l, v], nats, float32.
@@ -95,8 +97,8 @@ class X0Head(_Head, kind="head"):
         bias: Bias = "all"
         """Bias of the linear map: ``all`` or ``none``."""
         init: Init = "zero"
-        """Initialisation of the weight: ``zero``, or ``normal`` with standard deviation 0.02. Ignored if ``table`` is
-        connected."""
+        """Initialisation of the weight: ``zero``, or ``normal`` with standard deviation 0.02. Ignored if the input
+        ``table``, a tied token embedding, is connected."""
 
     config: Config
 
@@ -111,7 +113,8 @@ class X0Head(_Head, kind="head"):
         Args:
             x: Hidden vectors, [b, l, d].
             tokens: Noised sequence x_t, [b, l].
-            table: Weight shared with another component, such as the token embedding's table, [v, d].
+            table: Weight shared with another component, such as the token embedding's table, [v, d]; None: the head's
+                own weight.
 
         Returns:
             Log probabilities, [b, l, v], nats, float32.

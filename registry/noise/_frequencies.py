@@ -121,10 +121,10 @@ def token_frequencies(config: FrequencyConfig, tokens: int) -> Tensor:
 
 
 def thinned(config: ComponentConfig, tokens: int) -> FrequencyConfig:
-    """Return a copy of ``config`` for a smaller vocabulary of ``tokens`` data tokens, for proofs.
+    """Return a copy of ``config`` for a smaller vocabulary of ``tokens`` data tokens, for numerical verification.
 
-    The new frequencies are evenly spaced quantiles of the given ones, from the highest to the lowest; ``zipf`` is left
-    unchanged.
+    The new frequencies are evenly spaced quantiles of those in ``config``, from the highest to the lowest; ``zipf`` is
+    left unchanged.
 
     Raises:
         UserError: The file of frequencies is unreadable.

@@ -3,7 +3,7 @@
 The transition matrix is P(sigma) = alpha I + b 1^T with alpha = exp(-sigma) and b = (1 - alpha) pi, where pi is the
 replacement distribution (GIDD, arXiv 2503.04482). Sigma is in the unit of SEDD's code: a token is replaced at rate 1
 per unit of sigma, and the replacement may be the same token. Only ``rate_matrix`` and ``transition_matrix``, which
-serve proofs, allocate n x n tables. Axes: b batch, l length, n states.
+serve numerical verification, allocate n x n tables. Axes: b batch, l length, n states.
 """
 
 from abc import abstractmethod
@@ -32,11 +32,11 @@ def _draw(weights: Tensor, u: Tensor) -> Tensor:
 
 
 class Interpolating(Kernel):
-    """Base class of kernels P = alpha I + (1 - alpha) pi 1^T with alpha = exp(-sigma).
+    """Base class of kernels with transition matrix P = alpha I + (1 - alpha) pi 1^T, where alpha = exp(-sigma).
 
-    The replacement distribution pi may depend on sigma. Subclasses define ``mask`` and :meth:`target`. The rates of
-    :meth:`rate` must not be negative, since no such Markov process exists otherwise; the check ``kernel.rates``
-    verifies this.
+    The replacement distribution pi may depend on sigma. Subclasses define ``mask`` and :meth:`target`, which returns pi
+    and its derivative. The rates that follow (:meth:`rate`) must not be negative, since no such Markov process exists
+    otherwise; the check ``kernel.rates`` verifies this.
     """
 
     abstract: ClassVar[bool] = True

@@ -73,10 +73,11 @@ class Mixture(Interpolating, kind="kernel"):
 
     class Config(ComponentConfig):
         uniform: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.2
-        """Share s of noised tokens that are uniform draws rather than the mask, in the limit sigma = 0; in (0, 1]."""
+        """Share of noised tokens that are uniform draws rather than the mask, in the limit sigma = 0; in (0, 1]."""
         decay: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
-        """Exponential decay of the share s per unit of sigma, in [0, 1]. 0: s is constant, and the prior is a mixture
-        of masks and data tokens. Above 0: the prior is masks alone."""
+        """Decay rate, in [0, 1], of the share of noised tokens that are uniform draws, which is uniform exp(-decay
+        sigma). 0: the share is constant, and the prior is a mixture of masks and data tokens. Above 0: the prior is
+        masks alone."""
 
     config: Config
 
@@ -103,8 +104,8 @@ class Mixture(Interpolating, kind="kernel"):
 class Absorb(Interpolating, kind="kernel"):
     """Absorbing kernel: masks a token at rate 1; a mask (the last state) never changes (D3PM; SEDD; MDLM).
 
-    The formulas are those of :class:`Interpolating` without the terms that are 0: scores at unmasked positions are
-    ignored.
+    The formulas are those of :class:`Interpolating` without the terms that are 0 for this kernel. The reverse process
+    never changes an unmasked token, so scores at unmasked positions are ignored.
     """
 
     clamp_safe = True

@@ -28,7 +28,8 @@ class TokenMasking(Kernel):
     """Base class of kernels that mask token v at rate -(d alpha_v / d sigma) / alpha_v and never change a mask.
 
     alpha_v(sigma) is the probability that token v is still unmasked at total noise sigma. Subclasses define
-    :meth:`trait_of`, which is evaluated once, and :meth:`token_schedules`, which depends on :attr:`trait` and on sigma.
+    :meth:`trait_of`, which computes one parameter of the masking rate per token, once at construction, and
+    :meth:`token_schedules`, which computes alpha_v from this parameter (:attr:`trait`) and sigma.
     """
 
     abstract: ClassVar[bool] = True
@@ -173,9 +174,9 @@ class TokenMasking(Kernel):
 class Power(TokenMasking, kind="kernel"):
     """Masking kernel whose rate depends on token surprisal: token v is masked with probability (1 - exp(-sigma))^w_v.
 
-    The exponents are w_v = exp(-gamma z_v), where z_v is the surprisal -log(frequency of v), standardised over the
-    token frequencies to mean 0 and standard deviation 1, and clamped to [-2, 2]. The masking probability has the form
-    of MD4 (arXiv 2406.04329, section 4).
+    The exponents are w_v = exp(-gamma z_v). Here z_v is the surprisal -log(frequency of v), shifted and scaled to mean
+    0 and standard deviation 1 under the token frequencies, then clamped to [-2, 2]. The masking probability has the
+    form of MD4 (arXiv 2406.04329, section 4).
     """
 
     class Config(FrequencyConfig):
@@ -206,8 +207,9 @@ class Power(TokenMasking, kind="kernel"):
 class LearnedPower(Power, kind="kernel"):
     """Masking kernel ``power`` whose exponents w_v are trained with the network (GenMD4, arXiv 2406.04329, section 4).
 
-    The exponents are initialised as in ``power``. Both the bound and the distribution of the noisy rows depend on the
-    exponents. The objective ``genmd4`` estimates both gradients; other objectives reject this kernel with an error.
+    The exponents are initialised as in ``power``. They affect the loss in two ways: the bound depends on them, and so
+    does the distribution of the noisy rows. The objective ``genmd4`` estimates the gradient through both; other
+    objectives reject this kernel with an error.
     """
 
     learned = True
@@ -230,10 +232,10 @@ class Spindle(TokenMasking, kind="kernel"):
     """Masking kernel with DiffusionBERT's spindle schedule, which masks rare tokens first (arXiv 2211.15029).
 
     Token v is masked with probability u + strength sin(pi u) H_v, where u = 1 - exp(-sigma) and H_v = 1 - (mean
-    surprisal) / (surprisal of v), clamped so that the probability increases in sigma. The schedule makes the
-    information in the unmasked tokens fall evenly. The mean of the surprisal is over the token frequencies.
-    DiffusionBERT takes the mean over the sentence, so that a token's rate depends on the other tokens; that process is
-    not Markov in single tokens and has no known reverse rates.
+    surprisal) / (surprisal of v), clamped so that the probability increases in sigma. The mean surprisal is over the
+    token frequencies. Apart from the clamp, the expected surprisal of the unmasked tokens falls linearly in u.
+    DiffusionBERT takes the mean over the sentence instead, so that a token's rate depends on the other tokens; its
+    process is not a Markov process of each token alone, and its reverse rates are not known.
     """
 
     class Config(FrequencyConfig):

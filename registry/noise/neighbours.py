@@ -3,8 +3,8 @@
 It is the nearest-neighbour transition of D3PM (arXiv 2107.03006, appendix A.2.4) in continuous time. The rates are
 those of a sparse graph (:mod:`._neighbour_graph`). Noisy tokens are drawn by exact random walks on the graph;
 transition probabilities come from uniformization (:mod:`._uniformization`), a sequence of sparse products with a matrix
-[b l, n]. Only ``rate_matrix`` and ``transition_matrix``, which serve proofs, allocate n x n tables. Axes: b batch, l
-length, n states, e edges, r rows.
+[b l, n]. Only ``rate_matrix`` and ``transition_matrix``, which serve numerical verification, allocate n x n tables.
+Axes: b batch, l length, n states, e edges, r rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ._uniformization import expm, rows_of
 __all__ = ["Neighbours"]
 
 SETTLED = 40.0
-"""Total noise above which the transition matrix P is treated as uniform: every mode has decayed below exp(-40)."""
+"""Total noise above which the transition matrix is treated as constant: all modes that decay are below exp(-40)."""
 _MAX_BYTES = 2**30
 
 
@@ -83,7 +83,8 @@ class Neighbours(FixedRates, kind="kernel"):
         """Sparse graph of nearest neighbours and its transition rates, built at the first use and cached.
 
         Raises:
-            UserError: The embeddings cannot be read, or the process on the graph does not mix.
+            UserError: The embeddings cannot be read, or the process on the graph has no unique stationary distribution
+                or approaches it too slowly.
         """
         stamp = None
         if self.config.file is not None:
@@ -93,9 +94,9 @@ class Neighbours(FixedRates, kind="kernel"):
 
     @property
     def gap(self) -> float:
-        """Spectral gap of the rates, uniform transitions included, before sigma is scaled.
+        """Spectral gap of the rates, the uniform transitions of Config ``even`` included, before sigma is scaled.
 
-        It is the decay rate of the slowest mode if each token leaves at a rate of at most 1.
+        It is the decay rate of the slowest mode, in the unit of time in which no token is left at a total rate above 1.
         """
         return (1 - self.config.even) * self.graph.gap + self.config.even
 

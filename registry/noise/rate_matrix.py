@@ -205,17 +205,17 @@ def _square(config: Rates.Config) -> Tensor:
 
 
 class Ordinal(RateTable, kind="kernel"):
-    """Kernel for ordered tokens, with rates exp(-4 (i - j)^2 / ((n - 1)^2 beta)) between tokens of index i and j.
+    """Kernel for ordered tokens, with rates proportional to exp(-4 (i - j)^2 / ((n - 1)^2 beta)) between ids i and j.
 
     It is D3PM's discretised Gaussian in continuous time (arXiv 2107.03006, appendix A.2.3). In D3PM beta grows over the
     steps, and the product of the step matrices has no closed form; here beta is constant, and only total noise follows
-    the schedule. The rates are symmetric, so the prior is uniform. At most 512 states.
+    the schedule. The rates are symmetric, so the prior is uniform. The number of states n is at most 512.
     """
 
     class Config(ComponentConfig):
         beta: Annotated[float, pydantic.Field(ge=1e-4, le=100)] = 0.02
-        """Squared width of the Gaussian in units of ((n - 1) / 2)^2, from 1e-4 (mostly adjacent tokens) to 100 (almost
-        uniform)."""
+        """Squared width of the Gaussian: with n states, the rate between ids i and j is proportional to exp(-4 (i -
+        j)^2 / ((n - 1)^2 beta)). From 1e-4 (mostly adjacent tokens) to 100 (almost uniform)."""
 
     config: Config
 

@@ -1,4 +1,7 @@
-"""Noise schedule that is trained together with the network. Axes: k increments; the tensor ``t`` may have any shape."""
+"""Noise schedule that is trained together with the network: a polynomial in the Bernstein basis.
+
+Axes: k increments between consecutive Bernstein coefficients. The tensor ``t`` may have any shape.
+"""
 
 import math
 from typing import Annotated
@@ -14,10 +17,15 @@ from .schedules import AlphaSchedule, Eps
 __all__ = ["Learned"]
 
 LEAST = 1e-2
-"""Weight of the uniform distribution mixed into the increments; it makes sigma(t) strictly increasing in float32."""
+"""Weight of the uniform distribution that is mixed into the increments of the Bernstein coefficients.
+
+It makes sigma(t) strictly increasing in float32.
+"""
 GAIN = 10.0
-"""Factor on the raw parameters; without it these few parameters would train more slowly than the network at the same
-rate."""
+"""Factor on the trained parameters before the softmax that gives the increments of the Bernstein coefficients.
+
+Without it these few parameters would train more slowly than the network at the same learning rate.
+"""
 
 
 class Learned(AlphaSchedule, kind="schedule"):
@@ -35,7 +43,7 @@ class Learned(AlphaSchedule, kind="schedule"):
 
     class Config(ComponentConfig):
         pieces: Annotated[int, pydantic.Field(ge=2, le=32)] = 8
-        """Number of increments, which is the degree of B; from 2 to 32."""
+        """Degree of the Bernstein polynomial, which is the number of trained increments; from 2 to 32."""
         eps: Eps = 1e-3
         """Value of alpha at t = 1, the probability that a token is still not noised at the end; in (0, 0.5)."""
 

@@ -66,7 +66,8 @@ class BlockNelbo(Objective, kind="objective"):
 
     The formula is eq. 7 of arXiv 2503.09573. The noise level of each block is drawn separately. With blocks of one
     token the objective is the exact -log p of an autoregressive model; with a single block it is the objective
-    ``nelbo``. With ``clip`` the training loss is not a bound; evaluation draws all noise levels and is a bound.
+    ``nelbo``. With ``clip``, which limits the noise levels that are drawn, the training loss is not a bound;
+    evaluation draws all noise levels and gives a bound.
     """
 
     reads = ("log_x0",)

@@ -79,11 +79,11 @@ class OverTime(Objective):
 
 
 def counted(per_position: Tensor, batch: Batch) -> Tensor:
-    """Sum a loss over the positions that count: those that are in the loss and may be corrupted.
+    """Sum a loss over the positions that are both in the loss and subject to noise.
 
     Args:
         per_position: Loss of each position, [b, l].
-        batch: The batch, with the masks ``loss`` and ``corrupt``.
+        batch: The batch, whose masks ``loss`` and ``corrupt``, bool [b, l], select the positions.
 
     Returns:
         Loss of each row, [b].

@@ -32,7 +32,8 @@ def one_of(walk: Walk, places: Tensor, rows: Tensor) -> Tensor:
 def next_hit(log_hit: Tensor, left: Tensor, u: Tensor) -> Tensor:
     """Return the noise level at which the next mask of each row is removed, as log(1 - alpha).
 
-    The masking probability 1 - alpha at that event is (1 - alpha_now) u^(1/left).
+    Here alpha = exp(-sigma), so 1 - alpha is the probability that a token is masked. At the next event it is u^(1/left)
+    times its current value.
 
     Args:
         log_hit: log(1 - alpha) at the current noise level, [b].
@@ -49,8 +50,8 @@ class FirstHitting(Sampler, kind="sampler"):
     """First-hitting sampler: unmasks one token at a time, at exact random event times (arXiv 2409.02908).
 
     It has the distribution of ancestral sampling in the limit of infinitely many steps. With n masks left in a row at
-    masking probability 1 - alpha, the next mask is removed at masking probability (1 - alpha) u^(1/n), u uniform in (0,
-    1], at a random position. The network is evaluated once per generated token.
+    masking probability 1 - alpha, where alpha = exp(-sigma), the next mask is removed at masking probability (1 -
+    alpha) u^(1/n), with u uniform in (0, 1], at a random position. The network is evaluated once per generated token.
     """
 
     reads = ("log_x0", "log_score")
@@ -75,8 +76,9 @@ class Uniformization(Sampler, kind="sampler"):
 
     In the time variable log(exp(sigma) - 1), the total reverse rate at a position is at most the kernel's
     ``rate_bound``. Candidates are drawn at this rate at every position, and each is accepted with probability reverse
-    rate / ``rate_bound``. Each candidate takes one network evaluation; there are about ``rate_bound`` times
-    (sigma(1) + log(1/sigma(0))) per generated token. Reverse rates above the bound are counted in ``clamped``.
+    rate / ``rate_bound``. Each candidate takes one network evaluation; there are about ``rate_bound`` times (sigma(1) -
+    log sigma(1e-5)) candidates per generated token, where t = 1e-5 is the time of the last step, an analytic step to
+    clean text. Reverse rates above the bound are counted in ``clamped``.
     """
 
     reads = ("log_score", "log_x0")

@@ -66,8 +66,9 @@ class ReMDM(Sampler, kind="sampler"):
             steps: Number of steps before the last one.
 
         Returns:
-            A list of tuples ``(alpha_t, alpha_s, eta)``, one per step from time t down to s. The last step ends at
-            clean text, where alpha_s is 1.
+            A list of tuples ``(alpha_t, alpha_s, eta)``, one per step from time t down to s: the probabilities that a
+            token is unmasked at t and at s, and the Config value ``eta`` for the step, 0 outside the loop of ``loop``.
+            The last step ends at clean text, where alpha_s is 1.
         """
         times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64)
         config = self.config

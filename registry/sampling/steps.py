@@ -16,7 +16,7 @@ from sedd_graph.diffusion.tokens.walk import T_MIN, Walk
 
 
 def rates(walk: Walk, t: Tensor, s: Tensor) -> Tensor:
-    """Return the expected number of transitions of each position to each state: reverse rates times step length.
+    """Return the expected number of transitions to each state in a step: reverse rate times (t - s) d sigma / dt.
 
     Args:
         walk: State of the sampling run, with the rows x.
@@ -24,7 +24,7 @@ def rates(walk: Walk, t: Tensor, s: Tensor) -> Tensor:
         s: Time at the end of the step, below ``t``, [b].
 
     Returns:
-        [b, l, n], 0 at the current state of a position.
+        [b, l, n], for each position and each state; 0 at the current state of a position.
     """
     length = (t - s) * walk.schedule.dsigma(t)
     return walk.kernel.reverse_rate(walk.score(t), walk.x, walk.schedule.sigma(t)) * length[:, None, None]

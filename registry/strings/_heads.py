@@ -27,8 +27,8 @@ class Scalar(nn.Linear):
 class TokenHead(Component):
     """Base class of heads with token logits, whose output weights are trained separately or tied to an embedding.
 
-    The weights are tied if the input ``table``, a token embedding [v + 1, d] whose last row is the start state, is
-    connected.
+    The weights are tied if the input ``table`` is connected: a token embedding [v + 1, d] whose last row is the start
+    state, the marker at position 0 of every string.
     """
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:

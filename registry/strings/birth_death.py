@@ -68,8 +68,9 @@ class Indel(_Enumerated, kind="string_kernel"):
 
     Each token is deleted at rate 1 per unit of sigma, and new tokens are inserted in every gap, drawn from the token
     frequencies. Generation inserts and deletes, so it can revise the tokens that it has generated. The prior is a
-    string of independent tokens whose length has a geometric distribution. Lengths converge to it at rate 1 / (1 +
-    mean_length), so the schedule must end at a total noise of at least about 7 (1 + mean_length).
+    string of independent tokens whose length has a geometric distribution. The length of a noisy string converges to
+    that distribution at rate 1 / (1 + mean_length) per unit of sigma, so the schedule must end at a total noise of at
+    least about 7 (1 + mean_length).
     """
 
     class Config(FrequencyConfig):
@@ -101,9 +102,9 @@ class InsertionHead(TokenHead, kind="head"):
     """Head for insertions: ``log_insert`` [b, l, v], log of the expected number of missing tokens.
 
     Entry [b, i, v] is for copies of token v missing after position i (DID, arXiv 2603.23507). The output is the
-    log-softmax of the token logits plus the log of the predicted total number of missing tokens, in float32. If the
-    input ``table``, a token embedding [v + 1, d] with the start state last, is connected, its other rows are the output
-    weights.
+    log-softmax of the token logits plus the log of the predicted number of all tokens missing after the position, in
+    float32. If the input ``table`` is connected, a token embedding [v + 1, d] whose last row is the start state (the
+    marker at position 0), its other rows are the output weights.
     """
 
     class Config(ComponentConfig):
@@ -124,7 +125,10 @@ class InsertionHead(TokenHead, kind="head"):
 
 
 class DeletionHead(Component, kind="head"):
-    """Head for deletions: ``log_delete`` [b, l], log-probability that noise inserted the token; float32."""
+    """Head for deletions: ``log_delete`` [b, l], log-probability that noise inserted the token; float32.
+
+    Entry [b, i] is for the token at position i of the noisy string.
+    """
 
     class Config(ComponentConfig):
         pass

@@ -44,8 +44,8 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
 
     The two strings are aligned in columns, and each column switches from the clean token to the noise token
     independently. Generation inserts, deletes and substitutes tokens. The prior is a string of independent tokens whose
-    length has a geometric distribution. By default the prior is the empty string: noisy strings are then distributed as
-    under the kernel ``delete``, and generation only inserts.
+    length has a geometric distribution. With the default ``mean_length: 0`` the prior is the empty string: noisy
+    strings are then distributed as under the kernel ``delete``, and generation only inserts.
     """
 
     class Config(FrequencyConfig):
@@ -95,9 +95,10 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
 class SubstitutionHead(TokenHead, kind="head"):
     """Head for substitutions: ``log_substitute`` [b, l, v], log-probability that a token becomes another token.
 
-    It is the log-softmax over all data tokens but the current one plus the log-probability of a substitution, in
-    float32. If the input ``table``, a token embedding [v + 1, d] with the start state last, is connected, its other
-    rows are the output weights.
+    Entry [b, i, v] is for replacing the token at position i by token v. It is the log-softmax over all data tokens but
+    the current one plus the log-probability of a substitution, in float32. If the input ``table`` is connected, a token
+    embedding [v + 1, d] whose last row is the start state (the marker at position 0), its other rows are the output
+    weights.
     """
 
     class Config(ComponentConfig):
@@ -121,10 +122,10 @@ class SubstitutionHead(TokenHead, kind="head"):
 
 @dataclasses.dataclass(frozen=True)
 class ColumnDraw(StringDraw):
-    """Draw of noisy strings with the edits that turn each noisy string into its clean string.
+    """Noisy strings of a batch, with the edits that turn each noisy string into its clean string.
 
     Attributes:
-        left: The remaining edits from the noisy strings to the clean strings.
+        left: The edits that turn the noisy strings into the clean strings, at most one per column of the alignment.
         weights: float32 [b, 3], weights of the loss terms of insertions, deletions and substitutions.
     """
 

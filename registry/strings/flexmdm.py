@@ -59,7 +59,7 @@ class MaskDelete(FlexKernel, kind="string_kernel"):
 
 
 class GapHead(Component, kind="head"):
-    """Head for missing tokens: ``log_gap`` [b, l], log of the expected number of tokens missing after a position.
+    """Head for missing tokens: ``log_gap`` [b, l], log of the expected number of tokens missing after each position.
 
     The output is float32 (FlexMDM, arXiv 2509.01025).
     """
@@ -84,9 +84,9 @@ class FlexLoss(ClockObjective[FlexKernel, FlexDraw], kind="string_objective"):
     """Loss of FlexMDM, a bound on -log p of a string, its length included, nats per string (arXiv 2509.01025).
 
     Its first term is the sum over gaps of ghat - g + g log(g / ghat), where g is the expected number of tokens missing
-    in the gap and ghat the network's prediction; its weight is the insertion rate r. The second term, of weight
-    ``pace`` times r, is the sum over masks of the KL divergence of the predicted token from its target distribution. A
-    gap is the place after a position.
+    in the gap (the place after a position) and ghat the network's prediction; its weight is r, the rate at which
+    generation inserts one missing token. The second term, of weight ``pace`` times r, is the sum over masks of the KL
+    divergence KL(target || prediction) of the distributions of the token under the mask.
     """
 
     class Config(TimeConfig):

@@ -1,8 +1,8 @@
 """Objectives for strings: bounds on -log p under kernels that delete and insert tokens.
 
-A draw contains all terms of the loss that do not depend on the network, so that the loss itself is a few sums and can
-be compiled. A gap is the place after a position, where tokens can be inserted. Axes: b rows, w positions of a noisy
-string (the start state first), n tokens of a clean string, v data tokens.
+A draw, the noisy strings of a batch, also contains all terms of the loss that do not depend on the network, so that the
+loss itself is a few sums and can be compiled. A gap is the place after a position, where tokens can be inserted. Axes:
+b rows, w positions of a noisy string (the start state first), n tokens of a clean string, v data tokens.
 """
 
 import dataclasses
@@ -29,16 +29,17 @@ __all__ = ["DICE", "DISE", "ClockObjective", "NoiseLevel", "RatioDraw"]
 
 @dataclasses.dataclass(frozen=True)
 class RatioDraw(StringDraw):
-    """Draw of noisy strings under a birth-death kernel, with the regression targets of the network.
+    """Noisy strings of a batch under a birth-death kernel, with the regression targets of the network.
 
     The first four attributes are those of :class:`~sedd_graph.diffusion.strings.birth_death.Target`. A gap is the place
-    after a position.
+    after a position. The target of inserting token v in a gap is ``fresh`` times the frequency of v among tokens that
+    noise inserts, plus ``missing`` if v is one of ``symbols``.
 
     Attributes:
         missing: float32 [b, n, w], the expected number of times that each token of ``symbols`` is missing in each gap.
-        symbols: int64 [b, n], the distinct tokens of the clean string.
-        fresh: float32 [b, w], the part of the insertion target of each gap that is proportional to token frequency,
-            divided by the frequency.
+        symbols: int64 [b, n], the distinct tokens of the clean string, padded to n.
+        fresh: float32 [b, w], the factor on token frequencies in the insertion targets of each gap; 0 if the kernel
+            does not insert.
         spurious: float32 [b, w], the probability that noise inserted the token at each position.
         weights: float32 [b, 2], weights of the loss terms of insertions and of deletions.
         constant: float32 [b], the terms of the loss that do not depend on the network, nats.
@@ -53,13 +54,14 @@ class RatioDraw(StringDraw):
 
 
 class NoiseLevel(NamedTuple):
-    """Noise level of each row of a draw.
+    """Noise level of each row of a batch.
 
     Attributes:
         sigma: Total noise, [b].
-        slope: Derivative of sigma in the uniform variable that determines it: time t in training, u of the kernel's
-            ``clock`` for the bound, [b].
-        interval: Width of the interval of training times, a factor of the loss; None for draws of the bound.
+        slope: Derivative of sigma in the uniform variable from which it is computed, [b]: the time t in training, or
+            the variable u of the kernel's method ``clock`` in estimates of the bound.
+        interval: Width of the interval from which training times are drawn, a factor of the loss; 1 for given times,
+            None in estimates of the bound.
     """
 
     sigma: Tensor
@@ -70,8 +72,8 @@ class NoiseLevel(NamedTuple):
 class ClockObjective(StringObjective[Kernel_, Draw_]):
     """Base class of string objectives that train at uniform times t and integrate the bound over a variable u.
 
-    The variable u in (0, 1) and total noise as a function of u are those of the kernel's method ``clock``, which places
-    most draws at small noise.
+    In estimates of the bound, u is uniform in (0, 1), and the kernel's method ``clock`` gives total noise as a function
+    of u, such that most draws have small noise.
     """
 
     abstract: ClassVar[bool] = True
@@ -81,8 +83,8 @@ class ClockObjective(StringObjective[Kernel_, Draw_]):
     def draw_at(self, batch: Batch, kernel: Kernel_, level: NoiseLevel, random: Randomness) -> Draw_:
         """Draw noisy strings at given noise levels, with the terms of the loss that do not depend on the network.
 
-        Draws of the bound (``level.interval`` is None) have strings of any length, exact targets and weights without
-        upper limit.
+        In estimates of the bound (``level.interval`` is None), strings have any length, regression targets are exact,
+        and loss weights have no upper limit.
 
         Args:
             batch: Clean rows.

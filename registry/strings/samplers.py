@@ -31,7 +31,8 @@ class StringTau(StringSampler[StringKernel], kind="string_sampler"):
 
     In each step at most one token is inserted in each gap (after each position), and each token may be deleted or
     substituted. Under the kernel ``delete`` this is Tweedie's step (DID, arXiv 2603.23507). Under ``edit_flow`` each
-    column of the alignment switches to the clean token with the probability for the step (arXiv 2506.09018).
+    column of the alignment that still has its noise entry switches to its clean entry, with one probability for all
+    columns (arXiv 2506.09018).
     """
 
     class Config(ComponentConfig):
@@ -66,6 +67,7 @@ class ThinningConfig(ComponentConfig):
 class Thinning(StringSampler[Kernel_]):
     """Base class of thinning samplers, which apply one edit at a time, at the event times of the reverse process.
 
+    Thinning proposes events at a rate above the model's and accepts a share of them, so that time is not discretised.
     Subclasses define :meth:`edits` and :meth:`end`.
     """
 

@@ -60,7 +60,11 @@ class MuonOptimizer(torch.optim.Optimizer):
         """Update all parameters that have a gradient, in place.
 
         Args:
-            closure: Evaluates the model anew and returns the loss, with gradients enabled; the step returns its value.
+            closure: Function that evaluates the model anew, with gradients enabled, and returns the loss; None: the
+                gradients are those already computed.
+
+        Returns:
+            The loss that ``closure`` returned; None without a closure.
         """
         loss = None
         if closure is not None:

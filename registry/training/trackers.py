@@ -60,7 +60,10 @@ class _Service(Tracker):
 
 
 class Trackio(_Service, kind="tracker"):
-    """Tracker trackio, whose dashboard shows all runs of a blueprint; its files are in the folder ``TRACKIO_DIR``."""
+    """Tracker trackio, whose dashboard shows all runs of a blueprint.
+
+    Its files are in the folder that the environment variable ``TRACKIO_DIR`` names.
+    """
 
     package = "trackio"
 
@@ -76,7 +79,10 @@ class Trackio(_Service, kind="tracker"):
 
 
 class Wandb(_Service, kind="tracker"):
-    """Weights & Biases tracker, configured by ``wandb login`` or ``WANDB_MODE``; its files are in the run folder."""
+    """Weights & Biases tracker; its files are in the run folder.
+
+    It is configured by ``wandb login`` or the environment variable ``WANDB_MODE``.
+    """
 
     package = "wandb"
 

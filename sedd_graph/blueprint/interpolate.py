@@ -22,10 +22,11 @@ _REFERENCE = re.compile(r"\$\{params\.([a-z][a-z0-9_]*)\}")
 
 
 class InterpolationFault(Exception):
-    """Error that holds every reference that could not be interpolated.
+    """Exception that holds the references that could not be interpolated.
 
     Attributes:
-        faults: Pairs of a path within the data and a message.
+        faults: Pairs (path, message). The path leads from the root of the interpolated data to the string with the
+            invalid reference; it is empty if the message concerns the data as a whole.
     """
 
     def __init__(self, faults: list[tuple[DataPath, str]]) -> None:
@@ -54,7 +55,7 @@ def resolve(data: Any, params: Mapping[str, Any]) -> Any:
 
     Raises:
         InterpolationFault: Names are unknown, another form of interpolation is used, or an interpolated string is too
-            long. Holds at most ``MAX_PROBLEMS`` faults.
+            long. The exception holds all such strings, or the first ones if there are more than ``MAX_PROBLEMS``.
     """
     faults: list[tuple[DataPath, str]] = []
 
@@ -88,7 +89,8 @@ def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
     The value ``???`` marks a parameter that must be set on the command line, as in OmegaConf.
 
     Raises:
-        InterpolationFault: A name is unknown, a value is missing or too long, or parameters form a cycle.
+        InterpolationFault: A name is unknown, a value is ``???`` or too long, parameters form a cycle, or there are
+            too many parameters.
     """
     if len(params) > MAX_PARAMS:
         raise InterpolationFault([((), f"more than {MAX_PARAMS} parameters")])

@@ -61,7 +61,8 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[
 
     Args:
         contracts: Contracts of the installed components.
-        sections: Pydantic models that validate each of the sections ``data``, ``train`` and ``store``.
+        sections: Pydantic models of the sections ``data``, ``train`` and ``store``, by section name. A section may
+            match any one of its models.
     """
     root = Blueprint.model_json_schema(by_alias=True)
     add_descriptions(Blueprint, root)

@@ -21,7 +21,8 @@ __all__ = ["Loaded", "Sections", "load", "packaged_blueprints"]
 
 MAX_FILES, MAX_INCLUDE_DEPTH = 64, 8
 PACKAGE_PREFIX = "sedd_graph:"
-"""Prefix of included files of the installed package, as in ``use: {dit: sedd_graph:blocks/dit.yaml}``."""
+"""Prefix under ``use`` of paths inside the installed package, as in ``use: {dit: sedd_graph:blocks/dit.yaml}``. Without
+it, a path is relative to the including file."""
 
 _ROOT_RESOLVED = frozenset(Blueprint.model_fields) - {
     "blueprint",
@@ -45,8 +46,10 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, sections: Sections 
 
     Args:
         path: Path of the blueprint.
-        overrides: Overrides ``key=value``, applied before validation.
-        sections: Pydantic models that validate the sections ``data``, ``train`` and ``store``.
+        overrides: Texts ``key=value``, such as ``train.steps=100``, applied before validation.
+        sections: Pydantic models that validate the sections ``data``, ``train`` and ``store``, by section name. A
+            section without models, or every section if None, is not validated and is missing in
+            :attr:`Loaded.sections`.
 
     Raises:
         BlueprintError: Holds every problem that was found.

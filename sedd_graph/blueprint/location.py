@@ -24,8 +24,9 @@ _Model = TypeVar("_Model", bound=pydantic.BaseModel)
 class Loaded:
     """A validated blueprint file, with the files that it includes.
 
-    ``${params.x}`` references are interpolated everywhere except within ``nodes`` and ``blocks``, where they refer to
-    the parameters of the enclosing block and are interpolated when that block is expanded.
+    References ``${params.x}`` are already replaced by values, except within ``nodes`` and ``blocks``. References
+    there are replaced when the graph is expanded: within a block they refer to the block's parameters, and in the
+    blueprint's own ``nodes`` to the blueprint's.
     """
 
     document: Document
@@ -65,7 +66,11 @@ class Loaded:
 
 
 class Refused(Exception):
-    """Exception that stops reading one element of a blueprint whose problem was reported; caught internally."""
+    """Exception that stops the reading of one element of a blueprint (a node, a type, an included file).
+
+    The problem was recorded before. The exception is caught within sedd_graph, so that reading continues with the other
+    elements; users get a :class:`BlueprintError` with all problems.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +114,10 @@ class Location:
 
     @contextmanager
     def gather(self) -> Iterator[None]:
-        """Return a context manager that raises :class:`Refused` on exit if its body reported any problem."""
+        """Return a context manager that raises :class:`Refused` on exit if a problem was recorded in its body.
+
+        The problem may be at any location that shares the list ``problems``.
+        """
         before = len(self.problems)
         yield
         if len(self.problems) > before:
@@ -117,10 +125,11 @@ class Location:
 
     @contextmanager
     def reporting(self, error: type[Exception]) -> Iterator[None]:
-        """Return a context manager that reports exceptions of type ``error`` and raises :class:`Refused` instead.
+        """Return a context manager that converts exceptions of type ``error`` in its body to :class:`Refused`.
 
-        The problem is reported at this location. If the exception has ``faults``, pairs of a relative path and a
-        message, one problem is reported at each of those paths below this location instead.
+        The message of the exception is recorded as a problem at this location. If the exception has an attribute
+        ``faults`` (as :class:`InterpolationFault` does), a list of pairs (path relative to this location, message), one
+        problem is recorded at each path instead.
         """
         try:
             yield
@@ -130,7 +139,10 @@ class Location:
             raise Refused from None
 
     def validate(self, model: type[_Model], data: object) -> _Model | None:
-        """Validate ``data``, read from this location; return a ``model``, or None if problems were reported."""
+        """Validate ``data``, the content at this location, and return an instance of ``model``.
+
+        If ``data`` is invalid, the problems are recorded and None is returned.
+        """
         try:
             return model.model_validate(data)
         except pydantic.ValidationError as error:

@@ -1,4 +1,4 @@
-"""Writer of the lock file: one self-contained blueprint that builds the same graph again, byte for byte.
+"""Writer of the lock file: one self-contained blueprint that builds the same graph, and an identical lock file.
 
 Blocks of included files are copied in, overrides are applied, the root's parameters are resolved, component names are
 written with their versions, and every default is written out.
@@ -30,7 +30,8 @@ def lock(loaded: Loaded, fill: Fill) -> str:
 
     Args:
         loaded: The blueprint and its included files.
-        fill: Adds the version to a component name, and the defaults to its Config keys.
+        fill: Function ``fill(name, keys)`` that returns the component's name with its version, and its Config keys
+            with all defaults.
 
     Raises:
         UserError: The lock file, which contains all included blocks, would exceed the size limits of one file.

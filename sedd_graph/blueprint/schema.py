@@ -29,7 +29,10 @@ ConfigKeys = Mapping[str, Any]
 
 
 class Frozen(Strict):
-    """Base class of the blueprint models: frozen, accepts field names as well as aliases, omits input from errors."""
+    """Base class of the blueprint models: immutable pydantic models whose error messages omit the invalid value.
+
+    A field with an alias, such as ``in_`` with ``in``, can be given by either name.
+    """
 
     model_config = pydantic.ConfigDict(populate_by_name=True, hide_input_in_errors=True)
 
@@ -70,8 +73,8 @@ class Node(Frozen):
     inputs of each repeat and recompute the rest. ``reversible``: save only the outputs and reconstruct the inputs by
     the inverse. ``auto`` (default): ``reversible`` for an invertible block, else ``store``. Only for blocks."""
     arithmetic: Literal["float", "exact"] | None = None
-    """Arithmetic of an invertible block: ``float``, or ``exact``, which rounds the values that are added and subtracted
-    to a grid, so that inputs are reconstructed bit for bit."""
+    """Arithmetic of an invertible block: ``float`` (default), or ``exact``, which rounds the terms of additions and
+    subtractions to multiples of a fixed power of two, so that inputs are reconstructed bit for bit."""
     save: SaveSpec | None = None
     """Outputs that training writes to disk."""
 
@@ -183,4 +186,4 @@ class Blueprint(Library):
     train: dict[Name, Any] | None = None
     """Settings of the training loop."""
     store: dict[Name, Any] | None = None
-    """Storage settings of the arrays that a run writes: samples and saved activations."""
+    """Settings for writing saved activations to disk."""

@@ -31,10 +31,11 @@ def shipped_blueprints() -> dict[str, str]:
 def find_blueprint(path: str | Path) -> Path:
     """Return the path of a blueprint, given its path or the name of an installed blueprint.
 
-    An existing path takes precedence over a name. An argument that is neither is returned unchanged, as a path.
+    An existing path takes precedence over a name. An argument that is neither is returned as a path, without an error,
+    unless it resembles a name.
 
     Raises:
-        UserError: ``path`` is neither, but resembles the name of an installed blueprint.
+        UserError: ``path`` is neither an existing path nor a name, but resembles the name of an installed blueprint.
     """
     found, names = Path(path), _names()
     if found.exists() or len(found.parts) != 1 or found.suffix:
@@ -47,9 +48,10 @@ def find_blueprint(path: str | Path) -> Path:
 
 
 def shipped_files(name: str) -> dict[str, str]:
-    """Return the text of an installed blueprint and of every block file that it includes, by relative path.
+    """Return the text of an installed blueprint and of every block file that it includes, by path.
 
-    The ``yaml-language-server`` comment, which refers to the JSON Schema in the repository, is removed.
+    The paths, such as ``blocks/dit.yaml``, are relative to the folder of the installed blueprints. The
+    ``yaml-language-server`` comment, which refers to the JSON Schema in the repository, is removed.
 
     Raises:
         UserError: No blueprint of this name is installed.

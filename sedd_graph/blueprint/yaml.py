@@ -111,7 +111,7 @@ def read_yaml(source: str | Path | bytes, *, name: str | None = None) -> Documen
 
     Args:
         source: A path, or the content as bytes.
-        name: Name of the file in messages; by default its path.
+        name: Name of the file in messages; by default its path, or ``<bytes>`` for bytes.
 
     Raises:
         BlueprintError: The input cannot be read, is not valid YAML, or is outside the subset that blueprints may use.

@@ -22,6 +22,9 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument(
         "--compile", choices=("auto", "block", "whole", "off"), help="overrides train.compile of the blueprint"
     )
+    parser.add_argument(
+        "--proof", choices=("quick", "full"), default="full", help="strength of the verification of the process"
+    )
     parser.add_argument("--path-to", metavar="FILE", help="write the path of the run folder to FILE")
     add_runs(parser)
     add_device(parser)
@@ -45,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         runs=Path(arguments.runs),
         device=picked_device(arguments),
         compile=arguments.compile,
+        proof=arguments.proof,
         say=say,
     )
     write_report(folder)

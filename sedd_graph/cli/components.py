@@ -1,4 +1,4 @@
-"""``sedd-graph components``: list the installed components, describe one, or prove all combinations."""
+"""``sedd-graph components``: list the installed components, describe one, or prove all processes made of them."""
 
 from __future__ import annotations
 

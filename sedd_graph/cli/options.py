@@ -81,7 +81,11 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def position_pattern(text: str) -> tuple[int, str]:
-    """Parse ``POSITION=REGEX``, such as ``0=[A-Z]``, and return the position and the regular expression.
+    """Parse the value ``POSITION=REGEX`` of ``--allow``, such as ``0=[A-Z]``.
+
+    Returns:
+        The position of a token in a sample (from 0; negative: from the end), and the regular expression that the
+        token's text must match.
 
     Raises:
         argparse.ArgumentTypeError: ``text`` does not have this form.
@@ -127,7 +131,7 @@ def picked_device(arguments: argparse.Namespace) -> torch.device:
     """Return the torch device named by ``--device``, or by default the fastest one available.
 
     Raises:
-        UserError: The device is unknown.
+        UserError: The device is unknown or not available.
     """
     from sedd_graph.engine.hardware import pick_device
 

@@ -49,9 +49,11 @@ class Bars:
 
     @contextlib.contextmanager
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
-        """Return a context manager that shows a progress bar for one task while its body runs.
+        """Return a context manager that shows a progress bar for the task ``name`` while its body runs.
 
-        Arguments and value are those of :meth:`sedd_graph.component.progress.Observer.task`.
+        The bar starts at ``done`` of ``total`` units of work (None: unknown), called ``unit`` in the singular. The
+        value of ``with ... as advance`` is a function: ``advance(count)`` moves the bar by ``count`` units. See
+        :meth:`sedd_graph.component.progress.Observer.task`.
         """
         bars = self._progress = self._progress or self._made()
         if not self._running:
@@ -106,9 +108,13 @@ class Lines:
 
     @contextlib.contextmanager
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
-        """Return a context manager that prints one progress line if its body runs longer than ``patience`` seconds.
+        """Return a context manager that prints one line about the task ``name`` if it lasts over ``patience`` seconds.
 
-        Arguments and value are those of :meth:`sedd_graph.component.progress.Observer.task`.
+        The value of ``with ... as advance`` is a function: ``advance(count)`` reports ``count`` more units of work. The
+        line is printed at its first call after this time, and shows the units completed (``done`` of them before the
+        task began) of ``total`` (None: unknown), called ``unit`` in the singular. Without such a call, the line is
+        printed at the end, and says how long the task took. See
+        :meth:`sedd_graph.component.progress.Observer.task`.
         """
         began, now, told = self._clock(), done, False
 

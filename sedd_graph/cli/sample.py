@@ -115,12 +115,12 @@ def read_conditions(run: Run, arguments: argparse.Namespace) -> Conditions | Non
 
 
 def show_samples(run: Run, texts: list[str], where: Path) -> int:
-    """Print the samples and the path of their store, update ``report.html``, and return exit code 0.
+    """Print the samples and the path of their zarr group, update ``report.html``, and return exit code 0.
 
     Args:
         run: The opened run folder.
         texts: Decoded samples.
-        where: Path of the store that holds the samples.
+        where: Path of the zarr group that holds the samples, such as ``samples.zarr`` in the run folder.
     """
     from sedd_graph.report.html import write_report
 

@@ -2,8 +2,8 @@
 
 Expressions in a blueprint are never passed to ``eval``: a small parser with bounded input reads them.
 
-Axes throughout the project: b batch, l length, d model width, e conditioning width, v data tokens (and the mask), n
-states.
+Axis names in the shipped blueprints: b batch, l length, d model width, e width of the conditioning vector, v token
+states with a network output (data tokens, and the mask if the kernel has one), n all token states of a kernel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DYNAMIC = ("batch", "length")
 """Names of the axes whose size is known only when the network runs."""
 
 MAX_SIZE = 2**40
-"""Exclusive upper bound of sizes and of the absolute values of coefficients."""
+"""Exclusive upper bound of the absolute value of each integer coefficient in a :class:`Size`, constants included."""
 _MAX_TEXT, _MAX_DEPTH, _MAX_TERMS = 256, 16, 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TOKEN = re.compile(r"\s*(?:([0-9]+|[A-Za-z_][A-Za-z0-9_]*|//|[-+*()])|(\S))")  # a token, or an unexpected character
@@ -88,7 +88,7 @@ class Size:
     def __floordiv__(self, other: int | str | Size) -> Size:
         """Return the exact quotient.
 
-        Raises :class:`AxisError` if the divisor is zero or a sum, or leaves a remainder.
+        Raises :class:`AxisError` if the divisor is zero, has more than one term, or leaves a remainder.
         """
         divisor = Size.of(other)
         if not divisor.terms:
@@ -257,7 +257,10 @@ Kind = Literal["float", "int", "bool"]
 
 @dataclasses.dataclass(frozen=True)
 class PortType:
-    """Type of the tensors at a port, such as ``float b l d``: an element kind (float, int or bool) and dimensions."""
+    """Type of the tensors at a port (a named input or output), such as ``float b l d``.
+
+    It consists of an element kind (float, int or bool) and dimensions.
+    """
 
     kind: Kind
     dims: tuple[Dim, ...]

@@ -22,8 +22,8 @@ from sedd_graph.component.strict import branches
 __all__ = ["Component", "ComponentConfig", "Context", "solves"]
 
 KEY = "key"
-"""Name of the argument of ``forward`` that is not a port: it receives random keys
-(:mod:`sedd_graph.component.counter_rng`)."""
+"""Name of the argument of ``forward`` that is not a port: it receives the keys from which a component computes its
+random numbers, int32 [b], one per batch row (:mod:`sedd_graph.component.counter_rng`)."""
 
 _KIND_OF_DTYPES = {"Float": "float", "Int": "int", "Bool": "bool"}
 
@@ -34,8 +34,9 @@ class Context:
 
     axes: Mapping[str, int]
     """Axis sizes by the names in the annotations of this component's ``forward``. The batch and length axes are absent,
-    since their sizes are known only at run time. Components of a process, such as kernels, get ``n`` (states) and ``v``
-    (data tokens)."""
+    since their sizes are known only at run time. Components of a token or string process that are not nodes, such as
+    kernels, get one size: ``n``, the number of token states (data tokens, and states that only noise produces, such as
+    the mask)."""
     connected: frozenset[str] = frozenset()
     """Names of the input ports to which an edge is connected."""
     path: str = ""
@@ -68,8 +69,8 @@ def solves(
         cost: Cost of one call, in evaluations of ``forward``.
         iterative: True if the result is exact only up to a tolerance, as with fixed-point iteration.
         log_det: ``"zero"`` if the log-determinant of the Jacobian d out / d target is zero, or the name of a method
-            that takes all inputs of ``forward`` and returns log ``|det d out / d target|``, nats, shape [b]. None if it
-            is unknown.
+            that takes all inputs of ``forward`` and returns log ``|det d out / d target|``, nats, shape [b] (b batch).
+            None if the log-determinant is unknown.
     """
 
     def mark(method: _Method) -> _Method:
@@ -104,7 +105,8 @@ class Component(nn.Module, Declared):
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     """Names of the output ports, in the order in which ``forward`` returns them."""
     keyed: ClassVar[bool] = False
-    """True if ``forward`` has an argument ``key`` for random keys; set automatically from its signature."""
+    """True if ``forward`` has an argument ``key`` (for random numbers, such as dropout masks); set automatically from
+    the signature of ``forward``."""
     positionwise: ClassVar[bool] = False
     """True if the outputs at a sequence position depend only on inputs at the same position and on inputs without a
     length axis. Samplers evaluate such a component only at the positions that change."""
@@ -131,7 +133,7 @@ class Component(nn.Module, Declared):
     def signature(cls, config: Any, arity: Mapping[str, int]) -> Signature:
         """Return the input and output ports; by default, those annotated in ``forward``.
 
-        Override this method only if the ports depend on the arguments.
+        Override this method only if the ports depend on ``config`` or ``arity``.
 
         Args:
             config: The component's Config.
@@ -141,9 +143,10 @@ class Component(nn.Module, Declared):
 
     @classmethod
     def algebra(cls, config: Any, signature: Signature) -> Algebra:
-        """Return the algebraic properties from which inverses are derived.
+        """Return the algebraic properties from which inverses and log-determinants are derived.
 
-        By default these are the methods marked with :func:`solves`.
+        By default these are the rules and log-determinants of the methods marked with :func:`solves`, and
+        :attr:`moves`.
 
         Override this method to add linear relations, Lipschitz bounds or rules that depend on the Config to the result
         of ``super()``.
@@ -162,14 +165,16 @@ class Component(nn.Module, Declared):
     def with_log_det(self, method: str, *inputs: Any) -> tuple[Any, Any]:
         """Return the outputs of ``forward`` and the log-determinant of its Jacobian for the same inputs.
 
-        Override this method if the two share computation.
+        By default ``forward`` and ``method`` are called one after the other. Override this method if they share
+        computation.
 
         Args:
-            method: Name of the method that returns the log-determinant (see :func:`solves`).
-            *inputs: All inputs of ``forward``.
+            method: Name of the method that returns the log-determinant, the argument ``log_det`` of :func:`solves`.
+            inputs: All inputs of ``forward``.
 
         Returns:
-            The outputs of ``forward``, and log ``|det d out / d target|``, nats, shape [b].
+            The outputs of ``forward``, and log ``|det d out / d target|``, nats, shape [b] (b batch), where ``target``
+            is the input that the inversion rule recovers.
         """
         return self(*inputs), getattr(self, method)(*inputs)
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
-__all__ = ["Check"]
+__all__ = ["Check", "Proof"]
+
+Proof = Literal["quick", "full"]
+"""Strength of a verification: ``full``, or ``quick`` with fewer cases in less time."""
 
 
 @dataclasses.dataclass(frozen=True)

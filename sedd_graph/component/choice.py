@@ -22,8 +22,8 @@ from sedd_graph.errors import UserError, suggest
 __all__ = ["Choice"]
 
 PLACE = "x-place"
-"""Placeholder key in a field's JSON schema. Its value is a place such as ``data.corpus``; the schema of blueprints
-replaces the placeholder by the components that may be there."""
+"""Placeholder key in a field's JSON schema. Its value is a dotted blueprint key such as ``data.corpus``; the JSON
+schema of blueprints replaces the placeholder by the components that may be the value of that key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Choice:
     """
 
     place: str
-    """Dotted key of the field in a blueprint, which determines the allowed kinds
+    """Dotted key of the field in a blueprint, such as ``data.corpus``, which determines the allowed kinds of component
     (:mod:`sedd_graph.component.kinds`)."""
     default: str | None = None
     """Component name for a mapping without the key ``op``; None if the key is required."""

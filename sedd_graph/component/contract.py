@@ -74,7 +74,8 @@ class Rule:
     target: str | tuple[str, ...]
     """Name of the recovered input, or a tuple of names if the method returns several inputs."""
     given: tuple[str, ...]
-    """Names of the ports whose tensors are the method's arguments. They must determine the target for all values."""
+    """Names of the ports whose tensors are the method's arguments, in order. For all values of these tensors, the
+    target must be uniquely determined."""
     method: str
     """Name of the method of the component."""
     cost: float = 1.0
@@ -98,10 +99,12 @@ class Algebra:
     """Coefficients of the outputs that are linear combinations of inputs: ``{"out": {"x": 1, "y": -1}}`` is out = x -
     y. The coefficient of a variadic port applies to each of its tensors."""
     lipschitz: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
-    """Upper bounds of Lipschitz constants by (input name, output name), in the Euclidean norm over a whole sequence."""
+    """Upper bounds of the Lipschitz constants of outputs as functions of an input, keyed by (input name, output name).
+    The norm is the Euclidean norm over all elements of a sequence."""
     log_det: Mapping[str | tuple[str, ...], str] = dataclasses.field(default_factory=dict)
-    """Log-determinant by the ``target`` of a rule: ``"zero"`` for a volume-preserving map, or the name of the method
-    that returns log ``|det d out / d target|``, nats, shape [b]."""
+    """Log-determinants, keyed by :attr:`Rule.target` (the input or inputs that an inversion rule recovers). A value is
+    ``"zero"`` for a volume-preserving map, or the name of the method that returns log ``|det d out / d target|``, nats,
+    shape [b] (b batch). A rule without an entry has an unknown log-determinant."""
     moves: bool = False
     """True if outputs only rearrange elements of the inputs, without arithmetic, as in a transpose or split."""
 
@@ -129,12 +132,13 @@ class Contract:
     config: type[ComponentConfig]
     """Class of the component's Config, whose fields are the component's keys in a blueprint."""
     signature: Callable[[ComponentConfig, Mapping[str, int]], Signature]
-    """Function that returns the ports for a Config and the number of edges into each variadic port, by port name."""
+    """Function ``(config, arity)`` that returns the ports. ``arity`` maps the name of each variadic port to the number
+    of edges into it."""
     summary: str = ""
     """First line of the component's docstring."""
     algebra: Callable[[ComponentConfig, Signature], Algebra] = no_algebra
-    """Function that returns the algebra for a Config and a signature. Each connected port in the signature has the type
-    of its edge in the graph, so that a rule may depend on sizes (``port.type.dims[-1].size.constant``)."""
+    """Function ``(config, signature)`` that returns the algebra. Each connected port in the signature has the type of
+    its edge in the graph, so that a rule may depend on sizes (``port.type.dims[-1].size.constant``)."""
     positionwise: bool = False
     """True if outputs at a sequence position depend only on inputs at the same position and on inputs without length
     axis."""

@@ -58,9 +58,10 @@ def dropout(x: Tensor, p: float, key: Tensor) -> Tensor:
     """Apply dropout: set each element of ``x`` to zero with probability ``p`` and divide the others by ``1 - p``.
 
     Args:
-        x: Values, float [b, ...] with two or more axes.
-        p: Probability of zero, in [0, 1).
-        key: Keys of the rows, int32 [b]; the mask is a function of the key and the position in the row.
+        x: Values, float [b, ...] (b batch) with two or more axes.
+        p: Probability that an element is set to zero, in [0, 1).
+        key: One key per batch row, int32 [b]. The dropout mask is a function of the row's key and of the indices of the
+            element within the row.
 
     Returns:
         The result, with the shape of ``x``.

@@ -34,8 +34,8 @@ class Kind:
     """Import path, ``module:function``, of the check that :func:`sedd_graph.testing.conformance.check_component`
     runs."""
     family: str | None = None
-    """The only family of processes (``tokens``, ``strings`` or ``points``) that uses this kind; None if several use
-    it."""
+    """The only family of diffusion processes or flows (``tokens``, ``strings`` or ``points``) that uses this kind; None
+    if it is not limited to one family."""
     colour: str = "#eeeeee"
     """Fill colour of nodes of this kind in drawings of the graph, as ``#rrggbb``."""
 

@@ -1,8 +1,9 @@
 """KV cache of one attention component for block-by-block generation.
 
-A position is finished when its token is final, so that its key and value no longer change.
+A position is finished when its token is final, so that its key and value no longer change. The current positions are
+those of the present forward pass; they follow the finished ones.
 
-Axes: b rows, h heads, l positions, r width of one head.
+Axes: b rows, h heads, l current positions, r size of one head.
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ __all__ = ["KVCache"]
 class KVCache:
     """Cache of the keys and values of finished positions (those whose tokens are final), for one attention component.
 
-    The attention component calls the cache with the keys and values of the current positions, position encoding
-    applied, and attends to the keys and values that the call returns. The engine calls :meth:`keep` when the current
-    positions are finished.
+    In each forward pass, the attention component calls the cache with the keys and values of the pass's own (current)
+    positions, position encoding applied, and attends to the keys and values that the call returns. The engine calls
+    :meth:`keep` when the current positions are finished.
 
     Args:
         rows: Number of rows of the batch.
-        capacity: Largest number of positions, finished and current.
+        capacity: Largest number of positions per row, finished and current together.
     """
 
     def __init__(self, rows: int, capacity: int) -> None:
         self.rows: Tensor | None = None
-        """Indices of the batch rows that the next call is for, int64 [b]; None for all rows."""
+        """Indices of the batch rows that the next call has keys and values of, int64 [b]; None for all rows."""
         self._buffers: tuple[Tensor, ...] = ()
         self._size = (rows, capacity)
         self._finished = self._filled = 0
 
     def __call__(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Prepend the cached keys and values to those of the current positions.
+        """Prepend the cached keys and values to those of the current positions (the positions of this forward pass).
 
         Args:
-            k: Keys of the current positions, [b, h, l, r].
+            k: Keys of the l current positions, [b, h, l, r], for b rows, h heads and head size r.
             v: Values of the current positions, [b, h, l, r].
 
         Returns:
-            Keys and values of the finished and the current positions, [b, h, finished + l, r] each.
+            Keys and values, [b, h, f + l, r] each: those of the f finished positions, then those of the current ones.
         """
         self._filled = self._finished + k.shape[2]
         if not self._buffers:
@@ -56,5 +57,8 @@ class KVCache:
         return joined[0], joined[1]
 
     def keep(self) -> None:
-        """Mark the positions of the last call as finished, so that later calls return their keys and values, too."""
+        """Mark the positions of the last call as finished, so that later calls return their keys and values, too.
+
+        The last call must have been for all rows (:attr:`rows` None); the keys and values of a subset are not stored.
+        """
         self._finished = self._filled

@@ -16,12 +16,13 @@ class Output:
 
     name: str
     type: str
-    """Port type over the axes b (batch), l (length) and v (data tokens), such as ``float b l v``."""
+    """Port type, such as ``float b l v``, over the axes b (batch), l (length) and v (token states with a network
+    output: data tokens, and the mask if a token kernel has one)."""
     meaning: str
     """The quantity as a phrase, for documentation and messages."""
     gives: str = ""
-    """Name of the standard output (``log_score`` or ``log_x0``) to which the kernel's ``translate`` converts; empty if
-    unchanged."""
+    """Name of the standard output (``log_score`` or ``log_x0``) to which the kernel's method ``translate`` converts
+    this output; empty if the output is read without conversion."""
 
     @property
     def read_as(self) -> str:
@@ -33,7 +34,7 @@ class Output:
 class Input:
     """Description of a network input that a diffusion process supplies, such as the noisy tokens.
 
-    ``type`` and ``meaning`` are as in :class:`Output`.
+    ``type`` is the port type, such as ``int b l``; ``meaning`` describes the quantity as a phrase.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Input:
 
 
 LOG_SCORE = Output("log_score", "float b l v", "log p_t(x with state v at l) - log p_t(x), 0 at the current state")
-"""Standard output of score entropy (SEDD, arXiv 2310.16834): log ratios of the noisy marginals p_t, nats, [b, l, v]."""
+"""Standard output of score entropy (SEDD, arXiv 2310.16834): log p_t(y) - log p_t(x), nats, float [b, l, v] (b batch).
+Here p_t is the marginal of noisy rows, and y is the noisy row x with its state at position l replaced by v."""
 LOG_X0 = Output("log_x0", "float b l v", "log probability of the clean token given all other positions")
-"""Standard output of x_0 prediction (MDLM, arXiv 2406.07524): log probabilities of the clean token, nats, [b, l, v]."""
+"""Standard output of x_0 prediction (MDLM, arXiv 2406.07524): log probability of each state v as the clean token at
+position l, given the noisy tokens at all other positions, nats, float [b, l, v] (b batch)."""

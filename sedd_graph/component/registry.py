@@ -82,10 +82,10 @@ class Registry:
 
         Args:
             classes: Component classes by name, such as ``scale`` (version 1) or ``scale.v2``.
-            distribution: Name of the source in messages.
+            distribution: Text that contracts and messages give in place of a Python distribution.
 
         Raises:
-            UserError: A name has another form.
+            UserError: A name is not of the form ``scale`` or ``scale.v2``.
         """
         entries = []
         for name, component in classes.items():
@@ -154,9 +154,9 @@ class Registry:
         return self._classes[entry.op]
 
     def op_of(self, cls: type) -> str | None:
-        """Return the name with version of the component whose class is ``cls``, or None.
+        """Return the name with version of the component whose class is ``cls``, or None if none has this class.
 
-        A class that another registry imported is found by importing the components of this one.
+        If no component that this registry has imported is of class ``cls``, all its components are imported.
         """
         if cls not in self._classes.values():
             self.contracts()

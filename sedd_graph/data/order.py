@@ -1,4 +1,4 @@
-"""Shuffled order of training rows, which depends only on the seed and the row's position. Imports no torch."""
+"""Shuffled order of training rows, which depends only on the seed and the epoch. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ R_co = TypeVar("R_co", bound=_Dataclass, covariant=True)
 
 
 class Units(NamedTuple):
-    """Units of a reported loss, such as nats per token and bits per character, and their ratio."""
+    """Units in which a loss is reported: nats per one unit (such as token), bits per another (such as character)."""
 
     nats: str
     """Denominator of the loss in nats, such as ``token``."""
@@ -50,11 +50,11 @@ class Source(Protocol[R_co]):
         """Return a batch of rows.
 
         Args:
-            index: Indices of the rows, int64 [b], in [0, count).
-            phase: Offset of the first row in tokens, in [0, phases).
+            index: Indices of the b rows of the batch, int64 [b], in [0, count).
+            phase: Offset in tokens at which row 0 begins, in [0, phases).
 
         Returns:
-            A dataclass of arrays [b, ...].
+            A dataclass of NumPy arrays [b, ...].
         """
 
 
@@ -66,7 +66,7 @@ class _Seeded(Protocol):
 class Ordered(Generic[R]):
     """Base class of data sets, which return batches of shuffled training rows and of held-out rows.
 
-    A batch is a dataclass of arrays [b, ...].
+    A batch is a dataclass of NumPy arrays [b, ...], where b is the number of rows in the batch.
 
     Attributes:
         config: The ``data`` section of the blueprint, with the seed of the order.

@@ -61,16 +61,19 @@ class PointData(Ordered[Points]):
         return f"{sizes} of {self.width} dimensions"
 
     def record(self) -> dict[str, object]:
-        """Return the data's hash (``corpus``) and the number of coordinates (``length``), as JSON values."""
+        """Return the facts of the data that an evaluation records, as JSON values by name.
+
+        They are the :meth:`fingerprint` (``corpus``) and the number of coordinates of a point (``length``).
+        """
         return {"corpus": self.fingerprint(), "length": self.width}
 
     def baselines(self) -> dict[str, float]:
-        """Return an empty dict, since a density has no unigram baseline."""
+        """Return an empty dictionary, since real-valued points have no unigram baseline."""
         return {}
 
     @property
     def units(self) -> Units:
-        """Units in which the loss is reported: nats per dimension and bits per dimension, of ratio 1."""
+        """Units in which the loss is reported: nats per dimension and bits per dimension, so that their ratio is 1."""
         return Units("dimension", "dimension", 1.0)
 
     @property

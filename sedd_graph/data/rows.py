@@ -22,12 +22,12 @@ __all__ = ["Dataset", "Rows", "open_data"]
 
 Flags = npt.NDArray[np.bool_]
 Packed = npt.NDArray[np.unsignedinteger]
-"""Type of the token ids of a whole corpus, uint16 or uint32 [tokens] to save memory; rows are int64."""
+"""Type of the token ids of a whole corpus, uint16 or uint32 [tokens] to save memory; the ids in a batch are int64."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Batch of rows of tokens with masks. Axes: b batch, l length."""
+    """Batch of rows of tokens with masks, as NumPy arrays. Axes: b rows in the batch, l tokens per row."""
 
     tokens: Ids
     """Token ids, int64 [b, l]."""
@@ -113,7 +113,10 @@ class Dataset(Ordered[Rows]):
     """Entropy of the character frequencies of the held-out text itself, in bits per character."""
 
     def fingerprint(self) -> str:
-        """Return the first 16 hexadecimal digits of the SHA-256 of all tokens and document boundaries."""
+        """Return the first 16 hexadecimal digits of the SHA-256 of all tokens, training and held-out.
+
+        Unless ``data.rows`` is ``stream``, the boundaries of documents and prompts are hashed as well.
+        """
         found = hashlib.sha256()
         for part in (self.train, self.heldout):
             arrays = [part.tokens] if isinstance(part, _Stream) else [part.tokens, part.starts, part.prompts]
@@ -131,17 +134,23 @@ class Dataset(Ordered[Rows]):
         )
 
     def record(self) -> dict[str, object]:
-        """Return the corpus hash and the settings of the rows as JSON values, for the record of an evaluation."""
+        """Return the facts of the data that an evaluation records, as JSON values by name.
+
+        They are the :meth:`fingerprint` (``corpus``), the tokens per row (``length``), ``rows`` and ``holdout``.
+        """
         rows = {"rows": self.config.rows, "holdout": self.config.holdout}
         return {"corpus": self.fingerprint(), "length": self.width, **rows}
 
     def baselines(self) -> dict[str, float]:
-        """Return the unigram entropies of the held-out text, bits per character, as baselines for a held-out bound."""
+        """Return ``unigram_bits`` and ``heldout_entropy_bits`` by name, bits per character.
+
+        They are baselines with which the model's likelihood bound on the held-out text is compared.
+        """
         return {"unigram_bits": self.unigram_bits, "heldout_entropy_bits": self.heldout_entropy_bits}
 
     @property
     def units(self) -> Units:
-        """Units in which the loss is reported: nats per token and bits per character, of ratio characters per token."""
+        """Units in which the loss is reported: nats per token, bits per character, and mean characters per token."""
         return Units("token", "character", self.characters_per_token)
 
     @property

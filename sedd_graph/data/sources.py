@@ -17,10 +17,10 @@ from sedd_graph.errors import UserError
 __all__ = ["MAX_BYTES", "Corpus", "Document", "Numbers", "PointSource", "read_corpus"]
 
 MAX_BYTES = 8 * 2**30
-"""Size limit of the files of a corpus or array, in bytes, and of a corpus in memory, in characters."""
+"""Size limit of the files of a corpus or of an array of points, in bytes, and of a corpus in memory, in characters."""
 
 Numbers = npt.NDArray[np.float32]
-"""Type of an array of points, float32 [point, ...]."""
+"""Type of an array of points, float32 [point, ...]; the axes after the first are those of one point."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Tokenizer(ABC):
         """Return the UTF-8 bytes of each token, indexed by id; None for an id without text.
 
         Raises:
-            UserError: The bytes of a token depend on the tokens beside it, so that no such table exists.
+            UserError: The bytes of a token depend on the tokens beside it, so that it has no fixed bytes.
         """
 
     @abstractmethod
@@ -72,8 +72,8 @@ class TokenizerFactory(Plain, ABC):
     trained: ClassVar[bool] = False
     """True if :meth:`make` trains the tokenizer on the training text."""
     separates: ClassVar[bool] = False
-    """True if a trained tokenizer has an end-of-text token, declared before training; unused if ``trained`` is
-    false."""
+    """True if the tokenizer that :meth:`make` trains has an end-of-text token. Data sets need to know this before they
+    train the tokenizer. Unused if ``trained`` is false."""
 
     @property
     def size(self) -> int | None:

@@ -1,4 +1,7 @@
-"""The network of a graph on a device: its module, compilation and evaluation."""
+"""The network of a graph on a device: its module, compilation and evaluation.
+
+Axes: b batch, l positions of a row, k selected positions of a row.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from sedd_graph.graph.model import Graph
 __all__ = ["CompileMode", "Network"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
-"""Scope of compilation: ``auto``, ``block``, ``whole`` or ``off``; see :meth:`Network.compile`."""
+"""Scope of compilation: each repeated block (``block``), network and loss as one graph (``whole``), or none (``off``).
+
+``auto`` chooses one of the three by the device, see :meth:`Network.compile`.
+"""
 
 
 class Network:
@@ -52,10 +58,10 @@ class Network:
 
         Args:
             mode: ``block`` compiles each repeated block, once for all its repeats. ``whole`` compiles ``trained`` as
-                one graph, or falls back to ``block`` if a block has a custom backward pass; it takes several times as
-                long to compile as ``block`` and runs a few percent faster. ``auto`` is ``block`` (``whole`` without
-                repeated blocks) on a CUDA GPU, and on a CPU with a C++ compiler; otherwise ``off``. ``off`` runs
-                eagerly.
+                one graph, or falls back to ``block`` if a block has a custom backward pass (checkpointing, reversible
+                or exact); it takes several times as long to compile as ``block`` and runs a few percent faster.
+                ``auto`` is ``block`` (``whole`` without repeated blocks) on a CUDA GPU, and on a CPU with a C++
+                compiler; otherwise ``off``. ``off`` runs eagerly.
             trained: Module of network and loss that the training loop calls; None for a family that is not trained.
             everywhere: Whether evaluation and sampling run compiled code too. None: only on a GPU, since on a CPU
                 compiling for another shape takes longer than drawing a few samples.
@@ -81,7 +87,10 @@ class Network:
 
     @cached_property
     def suffix(self) -> PositionwiseSuffix:
-        """Position-wise suffix of the graph: its last nodes, each of which maps every position independently."""
+        """Position-wise suffix of the graph: its last nodes, each of which maps every position independently.
+
+        A sampler evaluates the suffix only at the positions that change.
+        """
         return PositionwiseSuffix(self.graph.root)
 
     def run(
@@ -102,7 +111,7 @@ class Network:
 
     @contextlib.contextmanager
     def evaluating(self, *, eager: bool = False) -> Iterator[None]:
-        """Context manager that switches the network to evaluation mode.
+        """Context manager that switches the network to evaluation mode, and back to the previous mode on exit.
 
         Args:
             eager: Run eagerly within the context. Otherwise compiled code runs if :attr:`compiled_everywhere`.

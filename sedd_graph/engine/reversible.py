@@ -31,28 +31,29 @@ from sedd_graph.graph.model import Region, Running
 __all__ = ["DRIFT", "DriftWarning", "RunningModule", "make_running"]
 
 DRIFT = 1e-3
-"""Largest relative error of the reconstructed inputs' checksum before a block falls back to checkpointing.
+"""Tolerance of the inputs that the backward pass reconstructs; beyond it, a block falls back to checkpointing.
 
-For each input two errors are compared: the change of its sum, relative to sqrt(size times sum of squares), and the
-relative change of its sum of squares.
+The error is the largest of two numbers for each reconstructed input, with n elements: the absolute change of its sum,
+divided by sqrt(n times its sum of squares), and the relative change of its sum of squares.
 """
 
 
 class DriftWarning(UserWarning):
-    """Warning: inputs reconstructed in the backward pass differ from the original inputs by more than the tolerance."""
+    """Warning: inputs reconstructed in the backward pass differ from the original inputs by more than :data:`DRIFT`."""
 
 
 def make_running(region: Region, children: Mapping[str, nn.Module], plan: Plan, running: Running) -> RunningModule:
     """Build the module of a block, or of a chain of one repeated block, with the declared memory mode and arithmetic.
 
     Args:
-        region: The block, or the chain.
+        region: The block, or the chain, whose steps are then the repeats of the block.
         children: Modules of the steps by name.
         plan: Execution plan of the region.
         running: Memory mode (``store``, ``checkpoint`` or ``reversible``) and arithmetic.
 
     Raises:
-        UserError: The block cannot be run as ``running`` declares.
+        UserError: The block cannot be run as ``running`` declares, such as reversibly without a claim to be invertible,
+            or with exact arithmetic where its inverse rounds.
     """
     body = region.steps[0].body if region.repeat else region
     layer = body if isinstance(body, Region) else region
@@ -71,10 +72,12 @@ class RunningModule(RegionModule):
     """Module of a block, or of a chain of ``repeat`` layers, with a memory mode. Built by :func:`make_running`.
 
     Attributes:
-        layout: Layout of one layer; None if the block does not claim to be invertible.
-        memory: What is saved for backward: ``store`` (all activations), ``checkpoint`` (each layer's inputs) or
-            ``reversible`` (the last layer's outputs).
-        drift: Relative error of the last reconstruction, float64 []; None if it is not available or already checked.
+        layout: Tensors, components and derived inverse of one layer; None if the block does not claim to be invertible
+            and therefore has no inverse.
+        memory: Memory mode, by what is saved for backward: ``store`` (all activations), ``checkpoint`` (each layer's
+            inputs) or ``reversible`` (the last layer's outputs).
+        drift: Relative error of the inputs that the last backward pass reconstructed (see :data:`DRIFT`), float64 [].
+            The next forward pass compares it with the tolerance and resets it. None: no reconstruction since then.
     """
 
     def __init__(
@@ -98,10 +101,12 @@ class RunningModule(RegionModule):
         return None if self.layout is None else self.layout.grid
 
     def layers(self, key: Tensor | None) -> list[tuple[nn.Module, Tensor | None]]:
-        """Return each layer with its dropout key, int32 [b].
+        """Return the module of each layer with the layer's dropout key, int32 [b], or None without dropout.
+
+        A block that is not a chain is one layer.
 
         Args:
-            key: Dropout key of the whole chain, int32 [b]; None turns dropout off.
+            key: Dropout key of each row b for the whole chain, int32 [b]; None turns dropout off.
         """
         if not self.repeat:
             return [(self, key)]
@@ -113,9 +118,10 @@ class RunningModule(RegionModule):
         return self.memory != "store" or self.grid is not None
 
     def branches(self) -> Iterator[nn.Module]:
-        """Yield the modules to compile: whole layers, or the units that are nested blocks.
+        """Yield the modules to compile.
 
-        Whole layers are compiled unless execution is reversible or exact.
+        In reversible execution or exact arithmetic: the nested blocks that each layer evaluates as a whole. Otherwise:
+        the same modules as for any region, see :meth:`RegionModule.branches`.
         """
         if self.layout is None or (self.memory != "reversible" and self.grid is None):
             yield from super().branches()
@@ -175,7 +181,7 @@ class RunningModule(RegionModule):
         return (*run.take(self.layout.outputs.values()), *saved)
 
     def snapped(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the inputs; with exact arithmetic those that the inverse reconstructs are rounded to the grid."""
+        """Return the inputs in order; in exact arithmetic, round those that the inverse reconstructs to the grid."""
         if self.layout is None or self.grid is None:
             return list(inputs)
         streams = self.layout.streams
@@ -183,6 +189,8 @@ class RunningModule(RegionModule):
 
     def next_inputs(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the inputs of the next layer: each output of this layer replaces the input of the same name.
+
+        A block that is not a chain has no next layer; its inputs are returned as they are.
 
         Args:
             inputs: Inputs of this layer, in order.

@@ -37,8 +37,9 @@ class Level:
     The mean of ``nats_per_token`` over all bins, weighted by ``tokens``, is the upper bound on -log p.
 
     Attributes:
-        low: Lower end of the bin (exclusive): a time t in [0, 1], or a fraction of masked tokens.
-        high: Upper end of the bin (inclusive), in the same unit.
+        low: Lower end of the bin (exclusive), a value in [0, 1] of the random variable :attr:`Evaluation.over`: a time,
+            or a fraction of noised tokens.
+        high: Upper end of the bin (inclusive), of the same variable.
         noised_low: Fraction of tokens that noise has changed at ``low``, which makes bins of different noise schedules
             comparable. At a time t it is 1 - exp(-sigma(t)), sigma being the total noise.
         noised_high: Fraction of tokens that noise has changed at ``high``.
@@ -71,8 +72,10 @@ class Evaluation:
         sequences: Number of evaluated rows.
         tokens: Number of evaluated tokens.
         draws: Number of noise draws per row.
-        over: Random variable that sets the noise level of a draw: ``time``, or ``masked``, the number of masked tokens.
-        levels: Mean loss by noise level; empty where a row has several noise levels at once (block diffusion).
+        over: Random variable that sets the noise level of a draw: ``time``; ``masked``, the fraction of tokens that are
+            masked; or, for strings, ``deleted`` or ``noised``, the probability that noise has changed a token.
+        levels: Mean loss in each of :data:`LEVELS` bins of the noise level, without bins that have no draw; empty where
+            a row has several noise levels at once (block diffusion).
         caveat: Reason why the bound cannot be compared with the bounds of other models; None if it can.
     """
 

@@ -12,7 +12,7 @@ __all__ = ["Estimate", "mean", "ratio"]
 
 
 class Estimate(NamedTuple):
-    """Estimate of a mean or a ratio, with its standard error (NaN if it comes from a single sample)."""
+    """Estimate of a mean or a ratio, with its standard error, which is NaN for a single sample."""
 
     value: float
     standard_error: float

@@ -43,11 +43,12 @@ class Reading:
         nats: -log p of each text, nats, summed over its counted tokens; float64 [texts].
         counted: Number of counted tokens of each text, float64 [texts]. Separators, the start token and a first token
             without context are not counted.
-        windows: Number of windows that each text was split into, int64 [texts].
+        windows: Number of windows (segments that fit into the judge's context) of each text, int64 [texts].
         tokens: For each text its token ids under the judge's tokenizer, without start tokens and separators, int64
             [tokens].
         features: For each text the judge's last hidden state at the last token of the first window, float32
-            [texts, width]; None unless :meth:`Judge.read` was called with ``features=True``.
+            [texts, d], d being the size of a hidden state; None unless :meth:`Judge.read` was called with
+            ``features=True``.
     """
 
     nats: npt.NDArray[np.float64]
@@ -144,7 +145,7 @@ class Judge:
 
         Args:
             texts: The texts. Each one is a list of documents, which are joined by the separator token.
-            features: Also return a hidden state of each text, as the features that MAUVE compares.
+            features: True to also return a hidden state of each text (:attr:`Reading.features`), as MAUVE requires.
 
         Returns:
             -log p and the number of counted tokens of each text, with its tokens and, on request, its features.

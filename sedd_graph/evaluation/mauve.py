@@ -31,13 +31,13 @@ def mauve(p: npt.NDArray[np.float32], q: npt.NDArray[np.float32]) -> dict[str, f
     """Return the MAUVE scores of two sets of texts, given a feature vector of each text.
 
     Args:
-        p: Features of the first set, float32 [n, width].
-        q: Features of the second set, float32 [m, width].
+        p: Features of the n texts of the first set, float32 [n, d], d being the number of features of a text.
+        q: Features of the m texts of the second set, float32 [m, d].
 
     Returns:
         ``mauve`` in [0, 1], which is 1 if both sets have the same histogram over the k-means clusters; ``mauve_star``,
         the same score with smoothed histograms (arXiv 2212.14578); and ``mauve_clusters``, the number of clusters,
-        min(n, m) / 10.
+        about min(n, m) / 10.
     """
     found = package().compute_mauve(p_features=p, q_features=q, mauve_scaling_factor=SCALING, seed=SEED, verbose=False)
     return {

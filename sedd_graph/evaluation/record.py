@@ -46,8 +46,8 @@ class JudgeFacts:
         sha256: SHA-256 of its weight files, hexadecimal.
         parameters: Number of its parameters.
         dtype: Data type that it runs in, such as ``float32``.
-        context: Maximum number of tokens per window; None if unlimited.
-        start: Token that each window begins with; None if there is none.
+        context: Maximum number of tokens per window, a segment of a text; None if unlimited.
+        start: Start token that each window begins with, as text; None if there is none.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Protocol:
     """Settings and software with which the statistics of a quality record were computed.
 
     Attributes:
-        sampling: Config of the sampler, and the stored attributes of the samples, such as the seed.
+        sampling: Config of the sampler, and the attributes of the zarr group of samples, such as the seed.
         length: Number of tokens of a row.
         reference: Description of the held-out text; None if there is none.
         units: Units of the statistics, in words.
@@ -86,9 +86,9 @@ class QualityRecord:
     """One line of ``quality.jsonl``: quality statistics of samples and of held-out text.
 
     Attributes:
-        store: Name of the store that holds the samples.
+        store: Name of the zarr group that holds the samples.
         samples: Statistics of the samples by name.
-        reference: Statistics of held-out text by name; None if there is no held-out text.
+        reference: The same statistics of held-out text by name; None if there is no held-out text.
         judge: The judge; None if the likelihood was not computed.
         protocol: Settings and software with which the statistics were computed.
     """

@@ -65,12 +65,12 @@ def repetition(texts: Sequence[str], n: int) -> Estimate:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Return ``distinct-n``, the number of distinct n-grams in all texts per word (arXiv 1510.03055).
+    """Return ``distinct-n``: the number of distinct n-grams of words over the number of words (arXiv 1510.03055).
 
     The value decreases with the amount of text, so only sets of equally many texts of equal length are comparable.
 
     Args:
-        texts: The texts, whose n-grams are pooled.
+        texts: The texts. Both numbers are totals over all of them.
         n: Number of words of an n-gram.
 
     Returns:

@@ -1,8 +1,7 @@
 """Plans of processes: the components that a blueprint declares, validated against its graph without importing torch.
 
-The kind of the kernel determines the family of the process (:data:`sedd_graph.component.kinds.KINDS`). A kernel
-declares the outputs of the graph that it reads (``parametrizations``), an objective the inputs of the graph that it
-computes (``feeds``).
+A plan is the validated description of a process. On tokens and strings, a kernel declares which outputs of the graph it
+reads (``parametrizations``), and an objective declares which inputs of the graph it computes (``feeds``).
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ __all__ = ["GraphPlan", "Part", "Plan", "ProcessPlan", "read_process", "refuse_g
 class Plan(Protocol):
     """Interface of the validated description of a process, common to all families.
 
-    Every family has a class of plans, made by its ``reader`` (:class:`sedd_graph.families.table.Family`).
+    Each family of processes has a function that makes its plans (``reader`` in
+    :class:`sedd_graph.families.table.Family`).
     """
 
     @property
@@ -39,11 +39,11 @@ class Plan(Protocol):
 
     @property
     def unit(self) -> str:
-        """Name of the unit that compute cost is reported per: ``token``, or ``row`` for rows of real numbers."""
+        """Unit of reported compute costs, such as FLOPs per unit: ``token``, or ``row`` for rows of real numbers."""
 
     @property
     def states(self) -> int:
-        """Number of states of a position, the mask included; 0 if rows are not tokens."""
+        """Number of states of each position, special states such as the mask included; 0 if rows are not tokens."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,7 +72,9 @@ class Plan(Protocol):
         """Return the Config of the sampler as JSON values. Raises :class:`UserError` for a graph without process."""
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """Return the components that determine the likelihood bound, as JSON values by the name of their role.
+        """Return the components that determine the likelihood bound, as JSON values by role, such as ``kernel``.
+
+        The result is empty for a flow.
 
         Raises:
             UserError: The blueprint is a graph without process.
@@ -112,7 +114,7 @@ class Part:
     """Component of a process, such as its kernel or its sampler, with its Config.
 
     Attributes:
-        contract: Description of the component.
+        contract: Description of the component's class, such as its name, version and Config class.
         config: Validated Config of the component.
     """
 
@@ -125,7 +127,7 @@ class Part:
         return self.contract.name
 
     def record(self) -> dict[str, Any]:
-        """Return the name with its version (``op``) and the Config keys, as JSON values."""
+        """Return the component as a blueprint declares it: its versioned name as ``op``, and the keys of its Config."""
         return {"op": self.contract.op, **self.config.model_dump(mode="json")}
 
 
@@ -139,7 +141,7 @@ class ProcessPlan:
         schedule: Noise schedule of the forward process.
         objective: Training objective.
         sampler: Sampler of the reverse process.
-        states: Number of states of the kernel: data tokens, and states that only noise produces, such as the mask.
+        states: Number of states of the kernel: data tokens, and special states, such as the mask.
         outputs: Outputs of the graph that the kernel reads.
         classifier: Classifier that guides samples towards a label; None without guidance.
     """

@@ -74,7 +74,7 @@ class PointProcess(Process):
             raise UserError("loss: a flow has no noise: leave t and xt out")
 
     def loss(self, model: Model, draw: None, batch: PointBatch, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return -log p of each row, nats, float32 [b], and no saved activations.
+        """Return -log p of each row, nats, which is the training loss.
 
         Args:
             model: The network's module.
@@ -83,7 +83,7 @@ class PointProcess(Process):
             key: Dropout key, int32 [b]; None without dropout.
 
         Returns:
-            -log p float32 [b], and an empty dict in place of saved activations.
+            -log p, float32 [b], and an empty dict, since a flow offers no activations to store.
         """
         run = LayerRun(self._layout, model, key)
         run.put(self._layout.inputs.values(), [batch.x])

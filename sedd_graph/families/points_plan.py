@@ -27,7 +27,8 @@ class PointsPlan:
     """Plan of a normalizing flow.
 
     Attributes:
-        contract: Description of the objective, a likelihood, which defines the base density.
+        contract: Description of the objective's class. The objective of a flow is a component of the kind
+            ``likelihood``, which defines the base density.
         config: Validated Config of the objective.
         shape: Shape of a row of data x, without the batch axis.
         out: Shape of a row of the network's output z, without the batch axis.
@@ -43,11 +44,11 @@ class PointsPlan:
 
     @property
     def objective_op(self) -> str:
-        """Name of the objective, a likelihood, with its version."""
+        """Name of the objective with its version, such as ``exact_likelihood.v1``."""
         return self.contract.op
 
     def describe(self) -> str:
-        """Return a one-line summary for the console: the shape of a row and the name of the likelihood."""
+        """Return a one-line summary for the console: the shape of a row and the name of the objective."""
         return f"flow of rows of {' x '.join(map(str, self.shape))}; likelihood {self.contract.name}"
 
     def sampling(self) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class PointsPlan:
 
 
 def read_points(loaded: Loaded, graph: Graph, registry: Registry) -> PointsPlan:
-    """Return the plan of a flow from the section ``objective`` of a blueprint, a likelihood.
+    """Return the plan of a flow from the section ``objective`` of a blueprint, a component of the kind ``likelihood``.
 
     The graph must be invertible, with a log-determinant, and have one input and one output of real numbers.
 

@@ -1,6 +1,9 @@
 """Processes on strings (the family ``strings``), which insert, delete and replace tokens, so that lengths change.
 
-Axes: b batch, l length, p prompt length, w positions of a padded string (position 0 is the start state), v data tokens.
+A string is stored as a padded row that begins with the start state, a special state that is also the padding.
+
+Axes: b batch, l length, p prompt length, w positions of a padded string (position 0 holds the start state), v data
+tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
@@ -78,19 +81,20 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
     return StringParts(*made)
 
 
-def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """Verify the process on all short strings of two tokens, which takes seconds on a CPU.
+def prove(plan: ProcessPlan, registry: Registry, proof: Proof = "full") -> list[Check]:
+    """Verify the process on all short strings over a vocabulary of two tokens, which takes seconds on a CPU.
 
     Args:
         plan: Validated description of the process.
         registry: The installed components.
+        proof: Strength of the verification: ``full``, or ``quick`` with fewer cases.
 
     Returns:
         The results of the checks of schedule, kernel, objective and sampler.
     """
     from sedd_graph.verify.strings import prove_strings
 
-    return prove_strings(partial(make_parts, plan, registry))
+    return prove_strings(partial(make_parts, plan, registry), proof)
 
 
 class StringProcess(TextProcess):
@@ -137,7 +141,8 @@ class StringProcess(TextProcess):
             device: Device of the result.
 
         Raises:
-            UserError: The ids are out of range, a prompt or padding is elsewhere, or the kernel supports no prompts.
+            UserError: Ids are out of range, prompt or padding tokens are in another order, or there are prompt tokens
+                but the kernel supports no prompts.
         """
         batch = self.tokens(rows, device)
         check_tokens(batch.tokens.where(batch.attend, 0), self.kernel.data_tokens)
@@ -185,20 +190,23 @@ class StringProcess(TextProcess):
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
-        """Draw strings of at most ``request.length`` tokens; of exactly that many if the objective has ``one_length``.
+        """Draw strings of at most ``request.length`` tokens.
+
+        If the objective is for strings of one known length (its attribute ``one_length`` is True), ``request.length``
+        is taken as that length.
 
         Args:
             network: The network.
-            request: The request. ``prompt`` is int64 [1, p]: token ids, which are fixed, and -1 for each hole, which
-                any number of tokens may be inserted into. ``on_step`` receives the current rows, int64 [b, length].
+            request: The request. ``prompt`` is int64 [1, p]: the ids of fixed tokens, and -1 for each hole, a place
+                where any number of tokens may be inserted. ``on_step`` receives the current rows, int64 [b, length].
 
         Returns:
-            Token ids int64 [b, l], l being the length of the longest string; shorter strings are padded with the start
-            state.
+            Token ids int64 [b, l], l being the length of the longest drawn string. Shorter strings are padded with the
+            id of the start state, ``kernel.start``.
 
         Raises:
-            UserError: The request has no length, has steps that the sampler does not take, or has a prompt that is
-                invalid or too long.
+            UserError: The request has no length, sets ``steps`` for a sampler that chooses its own times, or has a
+                prompt that is invalid or too long.
         """
         if request.length is None:
             raise UserError("sample: give a length: the most tokens of a string")
@@ -282,8 +290,8 @@ class StringProcess(TextProcess):
             )
 
     @classmethod
-    def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry) -> list[Check]:
-        return prove(plan, registry)
+    def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry, proof: Proof) -> list[Check]:
+        return prove(plan, registry, proof)
 
     def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:
         yield from super().check_data(data)
@@ -302,14 +310,15 @@ class StringProcess(TextProcess):
         """Encode text with holes as a prompt. Any number of tokens may be inserted into a hole.
 
         Args:
-            text: Text with ``[[]]`` for each hole, or a prefix and a suffix with one hole between them.
+            text: Either ``text.text``, in which ``[[]]`` marks each hole, or ``text.prefix`` and ``text.suffix``, with
+                one unmarked hole between them.
             tokenizer: Tokenizer of the model.
-            length: Maximum length of the result in tokens, if ``text`` sets none.
+            length: Maximum number of tokens of a sample, prompt included, if ``text.length`` is None.
             prompts_trained: Ignored: prompts of strings are always a heuristic.
-            observed: Ignored.
+            observed: Ignored: prompt tokens are always fixed.
 
         Returns:
-            The prompt, token ids int64 [1, p] with -1 for each hole. It is marked as not exact.
+            The prompt, token ids int64 [1, p] with -1 for each hole. Its field ``exact`` is False.
 
         Raises:
             UserError: The kernel supports no prompts, or the text has no hole, a hole with a size, or too many tokens.

@@ -42,8 +42,8 @@ FAMILIES = {
     "strings": Family("sedd_graph.families.strings:StringProcess"),
     "points": Family("sedd_graph.families.points:PointProcess", "sedd_graph.families.points_plan:read_points"),
 }
-"""Every family of processes by name. The family ``graph`` is for blueprints without a process; the others are those
-that :data:`sedd_graph.component.kinds.KINDS` assigns kinds of components to."""
+"""All families of processes by name. The family ``graph`` is for blueprints without a process. Each other family has
+component kinds of its own, such as ``string_kernel`` for ``strings`` (:data:`sedd_graph.component.kinds.KINDS`)."""
 
 
 def process_class(family: str) -> type[Process]:
@@ -55,8 +55,8 @@ def process_class(family: str) -> type[Process]:
 def read_plan(loaded: Loaded, graph: Graph, registry: Registry) -> Plan:
     """Return the validated plan of the process that a blueprint declares.
 
-    The kind of the objective determines the family; if the objective is missing or unknown, the kernel or the sampler
-    does.
+    The component kind of the objective determines the family (:data:`sedd_graph.component.kinds.KINDS`); if the
+    objective is missing or unknown, the kind of the kernel does, or else that of the sampler.
 
     Args:
         loaded: The blueprint, with the file positions of its keys.

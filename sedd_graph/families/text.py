@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 FREE = -1
-"""Token id in a prompt that marks a position or hole that the model fills in."""
+"""Placeholder for a token id in prompts: marks a position, or a hole of any length, that the model fills in."""
 LARGEST = 2**20
 """Maximum number of tokens of a prompt."""
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
@@ -54,8 +54,8 @@ def make_components(plan: ProcessPlan, registry: Registry, *, states: int | None
     Args:
         plan: Validated description of the process.
         registry: The installed components.
-        states: Number of states, reduced for verification, to which kernel and objective adapt their Configs; None for
-            the declared number.
+        states: Number of states, reduced for verification; kernel and objective then use Configs for a small example.
+            None for the declared number and Configs.
 
     Returns:
         Kernel, schedule, objective and sampler.
@@ -71,7 +71,7 @@ def make_components(plan: ProcessPlan, registry: Registry, *, states: int | None
 
 
 def problem(key: str, message: str) -> Problem:
-    """Return a problem at the dotted blueprint key ``key``, without a line number, which the caller adds."""
+    """Return a :class:`Problem` for a BlueprintError, at the dotted blueprint key ``key`` and without line number."""
     return Problem("blueprint", 0, 0, key, message)
 
 
@@ -188,9 +188,11 @@ def fill_holes(text: TextWithHoles, tokenizer: Tokenizer, length: int) -> list[i
     """Encode text with holes of known sizes.
 
     Args:
-        text: Text in which ``[[N]]`` stands for N tokens to fill in, or a prefix and a suffix around one hole.
+        text: Either ``text.text``, in which ``[[N]]`` stands for N tokens to fill in, or ``text.prefix`` and
+            ``text.suffix``, with one unmarked hole between them.
         tokenizer: Tokenizer of the model.
-        length: Number of tokens of prefix, hole and suffix together. Not used for text with ``[[N]]``.
+        length: Number of tokens of prefix, hole and suffix together, which determines the size of the unmarked hole.
+            Not used for ``text.text``.
 
     Returns:
         Token ids, with :data:`FREE` at each position to fill in.

@@ -43,7 +43,7 @@ class TokenSampling:
         classifier: Classifier that guides the samples: that of the request, or else of the process; None without
             guidance.
         length: Number of tokens per row.
-        block: Number of tokens per block, for a block objective; else None.
+        block: Number of tokens per block for block diffusion (BD3-LM); None if all positions are sampled at once.
 
     Raises:
         UserError: The request has no length, or has conditions or guidance that kernel, sampler or objective do not
@@ -76,7 +76,7 @@ class TokenSampling:
         """Draw token rows.
 
         Returns:
-            Token ids int64 [b, l], on the CPU, and the conditions that they satisfy.
+            Token ids int64 [b, l], on the CPU, and the conditions on samples that were used (:attr:`conditions`).
 
         Raises:
             UserError: ``prompt`` or ``allowed`` of the request is invalid, or a condition on text is given without a

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sedd_graph.component.base import Context
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
@@ -68,7 +68,8 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
     Args:
         plan: Validated description of the process.
         registry: The installed components.
-        states: Number of states, reduced for verification, and then without classifier; None for the declared number.
+        states: Number of states, reduced for verification; no classifier is then constructed. None for the declared
+            number.
 
     Returns:
         The components, on the CPU.
@@ -137,19 +138,20 @@ def _classifier_lacks(parts: TokenParts) -> str | None:
     return lacks_scores(parts.kernel, parts.sampler) or parts.classifier.lacks(parts.kernel)
 
 
-def prove(plan: ProcessPlan, registry: Registry) -> list[Check]:
-    """Verify the process on all short sequences of three tokens, which takes seconds on a CPU.
+def prove(plan: ProcessPlan, registry: Registry, proof: Proof = "full") -> list[Check]:
+    """Verify the process on all short sequences over a vocabulary of three tokens, which takes seconds on a CPU.
 
     Args:
         plan: Validated description of the process.
         registry: The installed components.
+        proof: Strength of the verification: ``full``, or ``quick`` with fewer cases.
 
     Returns:
         The results of the checks of schedule, kernel, objective and sampler.
     """
     from sedd_graph.verify.tokens import prove_process
 
-    return prove_process(partial(make_parts, plan, registry), plan.output)
+    return prove_process(partial(make_parts, plan, registry), plan.output, proof)
 
 
 class TokenProcess(TextProcess):
@@ -160,7 +162,7 @@ class TokenProcess(TextProcess):
         setup: Graph, registry and device of the process.
 
     Attributes:
-        parts: All components as one tuple.
+        parts: The components below, as one named tuple.
         kernel: Forward (noising) process.
         schedule: Noise schedule of the forward process.
         objective: Training objective.
@@ -233,12 +235,12 @@ class TokenProcess(TextProcess):
 
         Under a block objective (BD3-LM, arXiv 2503.09573) blocks are sampled from left to right, with ``request.steps``
         steps in each block. All prompt tokens must then lie before or in the first block with a free position. If the
-        length is no multiple of the block size, the last block is sampled whole and then cut off.
+        length is no multiple of the block size, the last block is sampled whole and then truncated.
 
         Args:
             network: The network.
-            request: The request. ``prompt`` is int64 [b, l] or [1, l]: token ids, which are fixed, and -1 at free
-                positions.
+            request: The request. ``prompt`` is int64 [b, l] or [1, l]: given token ids, and -1 at free positions, which
+                are sampled.
 
         Returns:
             Token ids int64 [b, l], l being ``request.length``. Free positions get neither the mask nor forbidden
@@ -281,9 +283,10 @@ class TokenProcess(TextProcess):
         """Encode text with holes of known sizes as a prompt.
 
         Args:
-            text: Text with ``[[N]]`` for N tokens to fill in, or a prefix and a suffix around one hole.
+            text: Either ``text.text``, in which ``[[N]]`` stands for N tokens to fill in, or ``text.prefix`` and
+                ``text.suffix``, with one unmarked hole between them, which fills the row.
             tokenizer: Tokenizer of the model.
-            length: Number of tokens of the row for a prefix and a suffix, if ``text`` sets none.
+            length: Number of tokens of the row for a prefix and a suffix, if ``text.length`` is None.
             prompts_trained: True if rows of the training data begin with clean prompts.
             observed: ``clamp`` to fix the given tokens, ``renoise`` to noise them anew at each step.
 
@@ -322,10 +325,10 @@ class TokenProcess(TextProcess):
     # -- verification -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry) -> list[Check]:
+    def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry, proof: Proof) -> list[Check]:
         from sedd_graph.verify.block_diffusion import prove_blocks
 
-        checks, parts = prove(plan, registry), make_parts(plan, registry)
+        checks, parts = prove(plan, registry, proof), make_parts(plan, registry)
         return checks + ([] if parts.objective.block is None else prove_blocks(graph, parts, registry, plan.output))
 
     def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:

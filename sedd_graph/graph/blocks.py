@@ -113,7 +113,7 @@ def read_params(at: Location, node: Node, block: Block) -> dict[str, Scalar]:
 
 
 def read_ports(home: Location, block: Block) -> tuple[Port, ...]:
-    """Return the inputs of a block as ports, typed over the axis names of the block and of the blueprint.
+    """Return the inputs of a block as ports, whose types have axis names as written, not yet bound to sizes.
 
     Args:
         home: Location of the block's definition.
@@ -150,7 +150,8 @@ def check_declared(at: Location, node: Node, region: Region, scope: Scope) -> No
 def chain(at: Location, region: Region, repeat: int, label: str) -> Region:
     """Return a region that applies ``region`` ``repeat`` times in sequence, after checking that this is possible.
 
-    Each application replaces the inputs that have the same names as its outputs; the other inputs are passed to all.
+    The outputs of each application replace the inputs of the same names in the next one. The other inputs are passed
+    to every application.
 
     Args:
         at: Location of the node.
@@ -178,7 +179,9 @@ def chain(at: Location, region: Region, repeat: int, label: str) -> Region:
 
 
 def chained(region: Region, repeat: int, position: Position) -> Region:
-    """Return a region that applies ``region`` ``repeat`` times in sequence, without checks.
+    """Return a region that applies ``region`` ``repeat`` times in sequence, without the checks of :func:`chain`.
+
+    The outputs of each application replace the inputs of the same names in the next one.
 
     Args:
         region: Region to repeat; each output must match an input in name and type.

@@ -20,11 +20,12 @@ __all__ = ["Use", "demoted", "read_claim", "uses"]
 def read_claim(at: Location, body: Blueprint | Block) -> Claim | None:
     """Return the claim of a block to be invertible, or None if the block makes no claim.
 
-    A name under ``given`` that is not an input of the block is reported as a problem.
+    Problems with ``given``, the inputs that the claim passes to the inverse, are reported: a name that is not an input
+    of the block, or no input left to reconstruct.
 
     Args:
         at: Location of the claim.
-        body: The block; a blueprint makes no claim.
+        body: The block. A whole blueprint makes no claim.
     """
     found = body.invertible if isinstance(body, Block) else None
     if not found:
@@ -42,12 +43,14 @@ def read_claim(at: Location, body: Blueprint | Block) -> Claim | None:
 class Use:
     """A block that claims to be invertible, with facts about its uses in a graph.
 
+    A block that is expanded with other parameters or input types counts as another block.
+
     Attributes:
-        name: Label of the block, with a number appended if several blocks have the same label.
+        name: Label of the block, followed by ``_2``, ``_3``, ... if blocks before it have the same label.
         path: Dotted path of the first step that uses the block.
-        layer: The expanded block.
-        depth: Largest number of repeats among its uses.
-        exact: True if any use has exact arithmetic.
+        layer: The expanded block (one repeat of it).
+        depth: Largest number of repeats among the steps that use the block; 1 if none repeats it.
+        exact: True if any of these steps has exact arithmetic (:attr:`Running.exact`).
     """
 
     name: str

@@ -17,7 +17,9 @@ __all__ = ["configure", "find_contract"]
 
 
 def find_contract(registry: Registry, op: str, kinds: tuple[str, ...], at: Location) -> Contract | None:
-    """Return the contract of a component, or None if it is unknown or of the wrong kind (a problem is then reported).
+    """Return the contract of a component: its kind, Config class and ports.
+
+    Returns None if the component is unknown, cannot be loaded or is of the wrong kind; a problem is then reported.
 
     Args:
         registry: The installed components.
@@ -49,7 +51,8 @@ def _fitting(registry: Registry, op: str, kinds: tuple[str, ...]) -> str:
 def configure(contract: Contract, raw: ConfigKeys, scope: Scope, at: Location) -> ComponentConfig | None:
     """Return the validated Config of a component.
 
-    Expressions in size fields, such as ``4*d``, are evaluated to integers before validation.
+    In Config fields of type :data:`~sedd_graph.component.contract.SizeField`, expressions over axis names, such as
+    ``4*d``, are evaluated to integers before validation.
 
     Args:
         contract: Contract of the component.

@@ -16,9 +16,10 @@ from sedd_graph.graph.model import Graph, Op, Ref, Region, Step
 __all__ = ["InverseArrows", "to_json", "to_mermaid", "to_svg", "to_tree"]
 
 InverseArrows = Mapping[Region, Sequence[tuple[str, str]]]
-"""Arrows of the derived inverses, by region: pairs (source, target) of boxes.
+"""Arrows of the derived inverses in a drawing: for each region, pairs (name of the source box, name of the target box).
 
-A box is named by its step, or ``>input`` or ``<output`` for the region's own inputs and outputs."""
+The box of a step has the step's name. The boxes of the region's inputs and outputs have the names of these, after ``>``
+for an input and ``<`` for an output: ``>x``, ``<y``."""
 
 _INVERSE, _WIRE = "#dc2626", "#64748b"
 
@@ -179,7 +180,8 @@ def to_mermaid(graph: Graph, inverses: InverseArrows | None = None) -> str:
 
     Args:
         graph: The graph.
-        inverses: Arrows of derived inverses, drawn in red. Regions with arrows also show their inputs and outputs.
+        inverses: Arrows of derived inverses, drawn in red; None draws none. Regions with arrows also show their inputs
+            and outputs.
     """
     chart = _Flowchart({region: pairs for region, pairs in (inverses or {}).items() if pairs})
     for name, found in graph.root.inputs.items():
@@ -244,7 +246,7 @@ def to_svg(graph: Graph, inverses: InverseArrows | None = None) -> str:
 
     Args:
         graph: The graph.
-        inverses: Arrows of derived inverses, drawn in red over their regions.
+        inverses: Arrows of derived inverses, drawn in red over their regions; None draws none.
     """
     box = _boxed(graph.root, Box(graph.name, "", "#ffffff", ""), inverses or {}, top=True)
     width, height = f"{box.width + 16:.0f}", f"{box.height + 16:.0f}"

@@ -38,7 +38,7 @@ class Edge:
     Attributes:
         port: The input port: a name, or an index in the order of the ports.
         at: Location of the reference in the blueprint.
-        ref: The value.
+        ref: Reference to the value that feeds the port.
         type: Type of the value.
     """
 
@@ -66,7 +66,7 @@ def _edges(at: Location, port: str | None, refs: str | list[str]) -> Iterable[Wr
 
 
 def run_order(at: Location, edges: Mapping[str, Iterable[WrittenEdge]]) -> list[str]:
-    """Return the names of a region's nodes in topological order, as close to the order in the file as possible.
+    """Return the names of a region's nodes in topological order; of several possible next nodes, the first in the file.
 
     Args:
         at: Location of the region.
@@ -100,7 +100,8 @@ class Values:
     def __init__(self, inputs: Mapping[str, PortType], nodes: Iterable[str]) -> None:
         self.inputs = inputs
         self.nodes: dict[str, Mapping[str, PortType] | None] = dict.fromkeys(nodes)
-        """The outputs of each node; None until it is typed, and where that failed."""
+        """Types of the outputs of each node, by node name and output port; None for a node that is not typed yet or has
+        problems."""
 
     def find(self, at: Location, text: str) -> tuple[Ref, PortType]:
         """Resolve a reference to a value of the region, and return the value and its type.

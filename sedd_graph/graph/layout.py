@@ -71,7 +71,7 @@ class Box:
     children: dict[str, Box] = dataclasses.field(default_factory=dict)
     edges: list[Edge] = dataclasses.field(default_factory=list)
     back: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    """Arrows of the derived inverse, as pairs of children's names."""
+    """Arrows of the derived inverse, as pairs of children's names (source, target)."""
 
     def __post_init__(self) -> None:
         self.width = max(CHAR * len(self.title) * 1.05, CHAR * 0.88 * len(self.note)) + 24
@@ -158,7 +158,7 @@ class Box:
         return self._lanes[edge.source, edge.output].x if passes else self._leaves(edge.source, edge.output)
 
     def edge_paths(self) -> list[str]:
-        """Return the SVG path of every edge in ``edges``, from the bottom of its source to the top of its target."""
+        """Return an SVG path (attribute ``d``) per edge in ``edges``, from the source's bottom to the target's top."""
         ends = {number: x for name in self.children for number, x in self._arrivals(name).items()}
         return [self._path(edge, ends[number]) for number, edge in enumerate(self.edges)]
 
@@ -175,7 +175,7 @@ class Box:
         return " ".join(path)
 
     def back_paths(self) -> list[str]:
-        """Return the SVG path of every arrow in ``back``, drawn to the right of the centres of the two boxes."""
+        """Return an SVG path (attribute ``d``) per arrow in ``back``, to the right of the centres of the two boxes."""
         return [self._back_path(self.children[source], self.children[target]) for source, target in self.back]
 
     def _back_path(self, source: Box, target: Box) -> str:

@@ -30,8 +30,8 @@ class Running:
     """Values saved for backward: all activations (``store``), the inputs of each repeat (``checkpoint``), or only the
     outputs (``reversible``)."""
     exact: bool = False
-    """True if the values that are added and subtracted are rounded to a grid, so that inputs are reconstructed bit for
-    bit."""
+    """True for exact arithmetic: the terms of additions and subtractions are rounded to multiples of a fixed power of
+    two, so that inputs are reconstructed bit for bit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Op:
         contract: Contract of the component.
         config: Validated Config.
         signature: Input and output ports under this Config.
-        axes: Size of each axis name, over ``batch`` and ``length``.
+        axes: Size of each axis name in the types of the ports: a number, or an expression in ``batch`` and
+            ``length``.
     """
 
     contract: Contract
@@ -83,7 +84,7 @@ class Step:
         outputs: Type of each output port.
         save: Settings for saving activations, or None.
         position: File, line and column of the node.
-        running: Execution mode, if ``body`` is a region.
+        running: Execution mode of a region in training; without effect for a component.
     """
 
     name: str
@@ -104,7 +105,8 @@ class Claim:
         level: Claimed property: ``injective``, ``bijective`` or ``volume_preserving``.
         position: File, line and column of the claim.
         path: Dotted path of the claim within the file, for messages.
-        on_failure: Action of ``build`` if the inverse is numerically too inaccurate.
+        on_failure: Action of ``build`` if the inverse is numerically too inaccurate: raise an error (``error``), or
+            warn and use activation checkpointing for the block (``checkpoint``).
     """
 
     given: tuple[str, ...]
@@ -121,7 +123,7 @@ class Region:
     Attributes:
         label: Name in messages and drawings.
         inputs: Type of each input.
-        outputs: The value that each output returns.
+        outputs: Reference to the value that each output returns.
         steps: Steps in topological order.
         repeat: For a repeated block, the number of repeats, each of which is a step; else 0.
         description: Description of the block.
@@ -191,7 +193,7 @@ class Graph:
     Attributes:
         name: Name of the model.
         root: The top-level region.
-        axes: Size of each axis name of the blueprint, over ``batch`` and ``length``.
+        axes: Size of each axis name of the blueprint: a number, or an expression in ``batch`` and ``length``.
     """
 
     name: str

@@ -16,7 +16,8 @@ from sedd_graph.graph.unify import Binding
 __all__ = ["Scope", "assign", "declared_outputs", "read_type", "unify_inputs"]
 
 Scope = Mapping[str, Size]
-"""Sizes of the axis names that a block or blueprint may use, as expressions over ``batch`` and ``length``."""
+"""Size of each axis name that a block or blueprint may use in types and expressions: a number, or an expression in
+``batch`` and ``length``, which are known only when the network runs."""
 
 
 def read_type(at: Location, text: str, scope: Scope) -> PortType:
@@ -95,10 +96,10 @@ def assign(at: Location, ports: Sequence[Port], edges: Sequence[Edge], label: st
 
 
 def unify_inputs(binding: Binding, ports: Sequence[Port], taken: Mapping[str, list[Edge]], label: str) -> None:
-    """Unify the type of each input port with the types of the values that feed the port.
+    """Unify the type of each input port with the types of the values that feed the port, binding axis names to sizes.
 
     Args:
-        binding: Axis sizes of the node, updated in place.
+        binding: Sizes of the axis names in the node's port types, updated in place.
         ports: Input ports of the node.
         taken: Edges of each port, from :func:`assign`.
         label: Description of the node in messages.

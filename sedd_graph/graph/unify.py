@@ -19,13 +19,14 @@ __all__ = ["Binding", "Mismatch"]
 
 
 class Mismatch(Exception):
-    """Exception for a value whose type does not match a port.
+    """Exception for a port whose type does not match the value that feeds it, or (for an output) its declared type.
 
     The message contains the port, its type and the axes bound so far.
 
     Args:
         message: The message.
-        at: Location of the edge into the port, or None.
+        at: Location of the edge into the port, or of the declared type of an output; None if neither is at fault, so
+            that the problem is reported at the node.
     """
 
     def __init__(self, message: str, at: Location | None = None) -> None:
@@ -59,7 +60,7 @@ class Binding:
     """Sizes of the axis names in one node's port types, bound step by step as the ports are unified.
 
     Args:
-        known: Sizes that are known beforehand, such as those set by Config fields.
+        known: Sizes that are known before any port is unified, such as those set by Config fields; None for none.
     """
 
     def __init__(self, known: Mapping[str, Size] | None = None) -> None:
@@ -71,10 +72,11 @@ class Binding:
         """Unify the type of ``port`` with the type of a value that feeds the port, binding axis names.
 
         Args:
-            port: The port, whose type is a pattern over the component's axis names.
-            actual: Type of the value, with sizes over the blueprint's axes.
-            label: Description of the port in messages.
-            at: Location of the edge, for messages.
+            port: The port, whose type has axis names of the component or block.
+            actual: Type of the value, or declared type of an output. Its sizes are numbers or expressions in ``batch``
+                and ``length``.
+            label: Description of the port in messages; ``port 'NAME'`` if empty.
+            at: Location of the edge or of the declared type, for messages; None: messages refer to the node.
 
         Raises:
             Mismatch: The types do not match.
@@ -89,7 +91,7 @@ class Binding:
         """Bind the remaining axes to their ``defaults``, and verify that every equation is solved.
 
         Args:
-            defaults: Sizes for axes that no port has bound.
+            defaults: Sizes for axis names that no port has bound, by name; None for none.
 
         Raises:
             Mismatch: An equation cannot be solved or does not hold.

@@ -44,7 +44,13 @@ class Tile(NamedTuple):
 
 
 class Results(NamedTuple):
-    """First section of the report: statistics, evaluation protocol as text, and plot of the bound by noise level."""
+    """First section of the report.
+
+    Attributes:
+        tiles: Statistics shown in large type.
+        protocol: How the model was evaluated, as text; empty without an evaluation.
+        levels: Plot of the upper bound on -log p by noise level; empty if the evaluation has no noise levels.
+    """
 
     tiles: list[Tile]
     protocol: str
@@ -153,7 +159,10 @@ def _levels(evaluation: Mapping[str, Any]) -> Markup:
 
 
 def training_curves(run: Path) -> list[Markup]:
-    """Return plots of ``metrics.jsonl`` against the training step: bits, learning rate, gradient norm and throughput.
+    """Return plots of ``metrics.jsonl`` against the training step, without those that have no data.
+
+    They show the loss (bits per character or dimension), learning rate, gradient norm, and tokens (or dimensions) per
+    second.
 
     Args:
         run: The run folder.
@@ -180,10 +189,13 @@ def training_curves(run: Path) -> list[Markup]:
 
 
 def activations(run: Path) -> list[tuple[str, ...]]:
-    """Return a row for each array in ``activations.zarr``: path, number of records, step range, record shape, dtype.
+    """Return one row of a table for each port whose activations are in ``activations.zarr``; no rows without the file.
 
     Args:
         run: The run folder.
+
+    Returns:
+        Rows of texts: path of the port, number of records, first and last training step, shape of a record, dtype.
     """
     if not (run / "activations.zarr" / "zarr.json").is_file():
         return []

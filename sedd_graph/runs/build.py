@@ -1,4 +1,4 @@
-"""Subcommand ``build``: check, verify, measure and compile a blueprint, and write its run folder."""
+"""Subcommand ``build``: check, verify and compile a blueprint, estimate its cost, and write its run folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.progress import progress
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.engine.engine import Engine
@@ -38,9 +38,13 @@ def build_run(
     runs: Path,
     device: torch.device,
     compile: CompileMode | None,
+    proof: Proof = "full",
     say: Callable[[str], None],
 ) -> Path:
-    """Check, verify, measure and compile a blueprint, and write its run folder.
+    """Check, verify and compile a blueprint, and write its run folder.
+
+    Checking validates the blueprint, and verification tests its diffusion process and derived inverses numerically. The
+    compute and memory that training needs are estimated and printed.
 
     Args:
         blueprint: The blueprint file.
@@ -48,6 +52,7 @@ def build_run(
         runs: Folder in which the run folder is created.
         device: Device of the numerical checks of inverses and of the trial training step.
         compile: Scope of ``torch.compile``; None takes ``train.compile`` of the blueprint.
+        proof: Strength of the verification of the process: ``full``, or ``quick`` with fewer cases.
         say: Function that prints a line for the user.
 
     Returns:
@@ -60,7 +65,7 @@ def build_run(
     report = check(blueprint, overrides)
     say(str(report))
     with progress("proving"):
-        checks, demotions = prove_all(report, device=device, say=say)
+        checks, demotions = prove_all(report, device=device, proof=proof, say=say)
     report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
     rows = max(1, report.train.batch // report.train.accumulate)  # of one backward pass
     cost = measure(report.graph, report.registry, batch=rows, length=report.data.length)
@@ -108,6 +113,8 @@ def _origin(report: Report, device: torch.device) -> Mapping[str, object]:
 def write_graph(run: Path, report: Report) -> None:
     """Write the lock file, and the network graph as JSON, SVG and Mermaid, to a run folder.
 
+    The lock file is the blueprint with all default values and component versions.
+
     Args:
         run: The run folder.
         report: Result of checking the blueprint.
@@ -117,12 +124,15 @@ def write_graph(run: Path, report: Report) -> None:
         write_text(run / name, draw(report.graph))
 
 
-def prove_all(report: Report, *, device: torch.device, say: Callable[[str], None]) -> tuple[list[Check], list[str]]:
-    """Verify numerically the diffusion process of a blueprint, and the inverse of each invertible block.
+def prove_all(
+    report: Report, *, device: torch.device, proof: Proof, say: Callable[[str], None]
+) -> tuple[list[Check], list[str]]:
+    """Verify numerically the diffusion process of a blueprint, and the derived inverse of each invertible block.
 
     Args:
         report: Result of checking the blueprint.
         device: Device of the numerical checks of inverses.
+        proof: Strength of the verification of the process: ``full``, or ``quick`` with fewer cases.
         say: Function that prints a line for the user.
 
     Returns:
@@ -133,7 +143,7 @@ def prove_all(report: Report, *, device: torch.device, say: Callable[[str], None
         UserError: A check of the process, or of a block without ``on_failure: checkpoint``, fails.
     """
     plan = report.plan
-    checks = process_class(plan.family).prove(plan, report.graph, report.registry)
+    checks = process_class(plan.family).prove(plan, report.graph, report.registry, proof)
     certificates = prove_inverses(report.graph, report.registry, device=device)
     lenient = [c for c in certificates if c.broken and c.use.on_failure == "checkpoint"]
     failing = [("the process fails its proof", tuple(c for c in checks if c.holds is False))]

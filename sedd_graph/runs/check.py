@@ -36,7 +36,8 @@ SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "train": (TrainConfig,),
     "store": (StoreConfig,),
 }
-"""Config classes by the name of the blueprint section that they validate: data, training and storage."""
+"""Config classes by the name of the blueprint section that they validate. ``data`` has one for text and one for rows of
+real numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Report:
         plan: The declared diffusion process or flow.
         registry: Registry of the installed components.
         parameters: Number of parameters of the network.
-        derived: The derived inverse of each block that is declared invertible.
+        derived: For each block that is declared invertible, its derived inverse.
     """
 
     loaded: Loaded
@@ -108,7 +109,8 @@ def inverses(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Graph, tu
         overrides: Changes to the blueprint as ``key=value``, such as ``params.dim=64``.
 
     Returns:
-        The typed graph, and for each such block its inverse or the reason why no inverse can be derived.
+        The typed graph, and for each block that is declared invertible its inverse, or the reason why no inverse can be
+        derived.
 
     Raises:
         BlueprintError: The blueprint has no valid graph. The exception lists all problems of the first stage (parsing,
@@ -180,7 +182,7 @@ def lock_text(report: Report) -> str:
 
 
 def digest(text: str) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of ``text``; that of the lock file identifies a build."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of ``text``. The lock file's digest identifies a build."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

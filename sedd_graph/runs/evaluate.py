@@ -1,4 +1,4 @@
-"""Subcommand ``eval``: bound the negative log-likelihood of a run folder's model on held-out rows."""
+"""Subcommand ``eval``: compute an upper bound on -log p (exact for flows) of held-out rows under a run's model."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ def evaluate_opened(
     batches: int | None = None,
     draws: int | None = None,
 ) -> Result:
-    """Bound -log p of held-out rows under an opened run, print the bound, and write ``evaluation.json``.
+    """Compute an upper bound on -log p of held-out rows under an opened run, print it, and write ``evaluation.json``.
 
-    An existing ``evaluation.json`` is not replaced if it covers more rows.
+    For a flow the result is the exact -log p. An existing ``evaluation.json`` is not replaced if it covers more rows.
 
     Args:
         run: The opened run folder.
         data: The data set of the run.
         say: Function that prints a line for the user.
         batches: Number of batches of held-out rows, selected at even distances; None evaluates all.
-        draws: Draws of time and noise per row; None takes ``train.evaluate.draws``.
+        draws: Number of noise draws per row; None takes ``train.evaluate.draws`` of the blueprint, or 1 if it has no
+            ``train.evaluate``.
 
     Returns:
-        The bound (nats and bits), with its standard error and settings.
+        The bound, or for a flow -log p, in nats and bits, with its standard errors and sample sizes.
     """
     config, objective = run.report.train, run.plan.objective_op  # raises for a graph without a process
     draws = draws or (config.evaluate.draws if config.evaluate else 1)
@@ -85,18 +86,18 @@ def evaluate_run(
     weights: str,
     say: Callable[[str], None],
 ) -> Result:
-    """Open a run folder and bound -log p of its held-out rows, as :func:`evaluate_opened` does.
+    """Open a run folder and compute an upper bound on -log p of its held-out rows, as :func:`evaluate_opened` does.
 
     Args:
         path: The run folder.
         device: Device of the network.
         batches: Number of batches of held-out rows, selected at even distances; None evaluates all.
-        draws: Draws of time and noise per row.
+        draws: Number of noise draws per row.
         weights: Weights to evaluate: ``newest``, ``model`` or ``fresh``, as in :func:`sedd_graph.runs.open.open_run`.
         say: Function that prints a line for the user.
 
     Returns:
-        The bound (nats and bits), with its standard error and settings.
+        The bound, or for a flow -log p, in nats and bits, with its standard errors and sample sizes.
 
     Raises:
         UserError: ``path`` is not a run folder, or its blueprint has no ``data`` section or no diffusion process.

@@ -112,14 +112,14 @@ def import_weights(kind: Kind, path: Path, *, kernel: str | None = None) -> Impo
     Args:
         kind: Code that released the weights, ``"sedd"`` or ``"mdlm"``.
         path: A file of weights, or a folder as downloaded from a model hub.
-        kernel: ``"absorb"`` or ``"uniform"``, required for SEDD weights with another vocabulary than GPT-2's, whose
-            kernel cannot be derived from the tensor shapes.
+        kernel: ``"absorb"`` or ``"uniform"``, for SEDD weights; None derives it from the tensor shapes, which is
+            possible only with the vocabulary of GPT-2. Ignored for MDLM weights, whose kernel is ``absorb``.
 
     Returns:
         The blueprint, the overrides that set its sizes, and the tensors by parameter name.
 
     Raises:
-        UserError: A tensor is missing, unknown or of an unexpected shape, or the weights are those of the other code.
+        UserError: A tensor is missing, unknown or of an unexpected shape, or the weights are not those of ``kind``.
     """
     released = _Released(kind, path)
     table = released.take("vocab_embed.embedding")

@@ -40,10 +40,10 @@ def judge_run(
     device: torch.device,
     say: Callable[[str], None],
 ) -> QualityRecord:
-    """Compute quality statistics of samples and of as many held-out rows.
+    """Compute quality statistics of samples and of an equal number of held-out rows.
 
-    The statistics are printed and appended to ``quality.jsonl``. They are entropy and diversity of the text, perplexity
-    under a judge, and MAUVE.
+    The statistics are entropy and diversity of the text, perplexity under a judge (another language model), and MAUVE.
+    They are printed, and appended to ``quality.jsonl`` in the run folder.
 
     Args:
         path: The run folder.

@@ -3,7 +3,7 @@
 An objective does not depend on the sampler, a sampler does not depend on the objective, and both depend on the schedule
 only through the total noise sigma. A combination is therefore valid if three pairs are valid: (kernel, schedule),
 (kernel, objective) and (kernel, sampler), the last two for each network output. Each pair is verified exactly on the
-small example of :mod:`sedd_graph.verify.tokens`, is a declared heuristic, or is rejected with a reason.
+small example of :mod:`sedd_graph.verify.tokens`, is a declared heuristic, or is refused with a reason.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class Cell:
         table: Kind of the component in the column: ``schedule``, ``objective`` or ``sampler``.
         row: Name of the kernel; for objectives and samplers, followed by the name of the network output.
         column: Name of the schedule, objective or sampler.
-        state: ``proved``, ``heuristic``, ``refused``, ``broken`` (a verification fails, so that no blueprint with the
-            pair can be built), or ``allowed`` (not refused; verification was skipped).
-        value: Measured value that decides the state, as text.
+        state: ``proved`` (numerically verified), ``heuristic`` (the sampler declares itself approximate), ``refused``
+            (incompatible), ``broken`` (a verification fails, so that no blueprint with the pair can be built), or
+            ``allowed`` (compatible; verification was skipped).
+        value: Measured value of the verification, as text; empty without verification.
         why: Reason for a state other than ``proved``.
     """
 
@@ -145,7 +146,7 @@ _TITLES = {
 
 
 def matrix(found: Iterable[Cell]) -> str:
-    """Return the combination matrix as Markdown: a table per kind, each followed by the reasons for its states."""
+    """Return the combination matrix as Markdown: a table for each kind of column, with the reasons for states below."""
     every, lines = list(found), []
     for table, title in _TITLES.items():
         chosen = [c for c in every if c.table == table]

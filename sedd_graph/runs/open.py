@@ -52,7 +52,7 @@ def make_engine(
         The engine.
 
     Raises:
-        UserError: The number of tokens of the network differs from that of the tokenizer.
+        UserError: The tokenizer has more tokens than the model.
     """
     files = {LOCK: lock_text(report)}
     pieces, forbidden = None, list[int]()
@@ -79,7 +79,7 @@ def read_data(report: Report, *, root: Path, tokenizer: Tokenizer | None = None)
     Args:
         report: Result of checking the blueprint.
         root: Folder to which file names in the blueprint are relative.
-        tokenizer: Tokenizer for text, such as that of a run; None makes the tokenizer of the ``data`` section.
+        tokenizer: Tokenizer for text, such as that of a run; None makes the one that the ``data`` section declares.
 
     Returns:
         The training and held-out rows: tokens, or points for a flow.
@@ -93,14 +93,14 @@ def read_data(report: Report, *, root: Path, tokenizer: Tokenizer | None = None)
 
 
 def check_tokenizer(engine: Engine, tokenizer: Tokenizer) -> None:
-    """Check that the network and the tokenizer have the same number of tokens.
+    """Check that the tokenizer of a text model has at most as many tokens as the model.
 
     Args:
         engine: The engine with the network.
         tokenizer: The tokenizer.
 
     Raises:
-        UserError: The numbers of tokens do not match.
+        UserError: The tokenizer has more tokens.
     """
     if (wrong := engine.process.check_tokenizer(tokenizer.size)) is not None:
         raise UserError(wrong)
@@ -193,8 +193,8 @@ def open_run(
         device: Device of the network; None selects the fastest device of the machine.
         compile: Scope of ``torch.compile`` (:meth:`sedd_graph.engine.network.Network.compile`).
         weights: ``newest``: the averaged weights of the newest checkpoint if it has an average, else its trained
-            weights; without checkpoints, ``model.safetensors``; without either, untrained weights. ``model``: the same
-            without averages. ``fresh``: untrained weights.
+            weights; without checkpoints, ``model.safetensors``; without either, untrained weights. ``model``: as
+            ``newest``, but never the averaged weights of a checkpoint. ``fresh``: untrained weights.
 
     Returns:
         The opened run folder, with its engine.

@@ -27,8 +27,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         path: A safetensors or torch file, or a folder as downloaded from a model hub.
 
     Returns:
-        Tensors on the CPU by name. Tensors in a nested dictionary of a torch file have its keys as prefix
-        (``state_dict.``).
+        Tensors on the CPU by name. If a torch file holds its tensors in a nested dictionary, the keys that lead to it
+        are prefixed to their names (``state_dict.``).
 
     Raises:
         UserError: The file does not exist, is larger than 64 GiB, or does not contain named tensors.

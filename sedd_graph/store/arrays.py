@@ -37,7 +37,7 @@ class TapSpec:
     """Settings for saving the activations of one output port during training."""
 
     path: str
-    """Path of the port in the graph and in the store, such as ``trunk/0/x``."""
+    """Path of the port's group in the store: its dotted path in the graph with slashes, such as ``trunk/0/x``."""
     every: int
     """Training steps between two records."""
     dtype: str
@@ -45,14 +45,15 @@ class TapSpec:
     rows: int | None
     """Number of batch rows per record, from the first; None for all rows."""
     chunk: int
-    """Records per chunk."""
+    """Records per chunk of the zarr array."""
 
 
 class Activations:
     """Writer of the zarr store of saved activations, which writes in a background thread.
 
-    The group of a port has two arrays: ``value`` [record, b, ...], the activations, and ``step`` int64 [record], the
-    training step of each record. The length of ``step`` is the number of complete records; ``value`` is never shorter.
+    The group of a port has two arrays: ``value`` [record, b, ...], the activations (b: rows of the batch, then the
+    other axes of the port), and ``step`` int64 [record], the training step of each record. The length of ``step`` is
+    the number of complete records; ``value`` is never shorter.
 
     Args:
         path: The folder ``activations.zarr``, which is opened or created.
@@ -95,9 +96,9 @@ class Activations:
         """Add one record to the write queue; block only while the queue is full.
 
         Args:
-            name: Path of the port.
+            name: Path of the port, as in :attr:`TapSpec.path`.
             step: Training step of the record.
-            value: Activations [b, ...], which are copied.
+            value: Activations [b, ...] (b: rows of the batch), copied and converted to :attr:`TapSpec.dtype`.
         """
         tap = self.taps[name]
         with np.errstate(over="ignore"):  # values beyond the range of float16 become infinite
@@ -199,9 +200,12 @@ def write_samples(
 
     Args:
         path: Path of the group, such as ``samples.zarr``; if it exists, a number is added (``samples-2.zarr``).
-        arrays: Arrays [row, ...] by name: ``tokens`` and ``lengths`` for text, ``x`` and ``nats`` for points.
+        arrays: Arrays [row, ...] by name. For text: ``tokens`` int64 [row, position], and ``lengths`` int64 [row],
+            the number of tokens of each row's text. For points: ``x`` float32 [row, ...], and ``nats`` float64 [row],
+            -log p, if the process computes it.
         text: Text of each row; None for samples that are not text.
-        trajectory: Tokens after each sampler step, int32 [step, row, position]; None to store none.
+        trajectory: Tokens at the start (index 0) and after each sampler step, int32 [step, row, position]; None to
+            store none.
         attributes: Attributes of the group as JSON values, such as sampler, seed and revision.
 
     Returns:

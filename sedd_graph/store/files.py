@@ -157,7 +157,6 @@ def part_folder(path: Path) -> Iterator[Path]:
 
     The caller fills the folder and renames it to ``path``.
 
-
     The folder is locked during the ``with`` block, and deleted after the block unless it was renamed. Unlocked
     temporary folders for the same ``path``, which killed processes have left, are deleted first.
     """

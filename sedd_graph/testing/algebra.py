@@ -29,12 +29,12 @@ _SCALES = (1.0, 0.1, 4.0)
 def check_algebra(trial: Trial, config: ComponentConfig) -> Failures:
     """Verify the declared algebra of a component numerically.
 
-    The checks are ``algebra`` (the declaration raises or names unknown ports or methods), ``float64`` (the component
-    cannot be evaluated in float64), and, by the fields of :class:`~sedd_graph.component.contract.Algebra`, ``inverse``
-    (inversion rules), ``log_det``, ``linear``, ``lipschitz`` and ``moves``.
+    The checks are ``algebra`` (fails if the method ``algebra`` raises, or names unknown ports or methods), ``float64``
+    (fails if the component cannot be evaluated in float64), ``inverse`` (inversion rules), and ``log_det``, ``linear``,
+    ``lipschitz`` and ``moves``, each for the field of :class:`~sedd_graph.component.contract.Algebra` of this name.
 
     Args:
-        trial: The component with the sizes of its axes. Its parameters are not changed.
+        trial: The component with the sizes of its axes. The component's parameters are not changed.
         config: Config of the component.
 
     Returns:

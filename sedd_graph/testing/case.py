@@ -64,7 +64,8 @@ class Trial:
         """Yield (port name, value) for each input port.
 
         Args:
-            draw: Function that returns a random tensor of a given port type. It is called twice for a variadic port.
+            draw: Function that returns a random tensor of the port type that it is called with. It is called twice for
+                a variadic port.
             more: Names of optional ports to connect, in addition to ``connected``.
 
         Yields:
@@ -79,7 +80,12 @@ class Trial:
 
 
 def shape_of(type_: PortType, sizes: Mapping[str, int]) -> list[int]:
-    """Return the shape of a port type, given axis sizes by name. A variadic dimension becomes (batch, length)."""
+    """Return the shape of a tensor of port type ``type_``.
+
+    Args:
+        type_: The port type. A variadic dimension stands for the two axes ``b`` (batch) and ``l`` (length).
+        sizes: Axis sizes by name, including ``b`` and ``l``.
+    """
     shape: list[int] = []
     for dim in type_.dims:
         shape += [sizes["b"], sizes["l"]] if dim.variadic else [dim.size.evaluate(sizes)]

@@ -44,9 +44,10 @@ def check_component(
 ) -> None:
     """Test a component class with one Config.
 
-    A graph node is evaluated at random inputs, and its declared algebra is verified numerically. A process component
-    (kernel, objective, sampler, ...) is combined with built-in components to a process with few states, which is
-    verified as by the subcommand ``build``. A component of the ``data`` or ``train`` section is run on small data.
+    A graph node is evaluated at random inputs, and its declared algebra (inverses, log-determinants, Lipschitz bounds)
+    is verified numerically. A component of a diffusion process (kernel, objective, sampler, ...) is combined with
+    built-in components to a process with few token states, which is verified as by the subcommand ``build``. A
+    component of the ``data`` or ``train`` section is run on small data.
 
     Args:
         cls: Class of the component.

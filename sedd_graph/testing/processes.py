@@ -1,4 +1,8 @@
-"""Conformance tests of process components, verified in a process with few states as by the subcommand ``build``."""
+"""Conformance tests of components of a diffusion process, such as kernels, objectives and samplers.
+
+A component is combined with others to a process with few token states, which is verified as by the subcommand
+``build``.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,8 @@ __all__ = [
 STATES = 4
 """Number of states of the kernel or classifier under test."""
 DECLARED_STATES = 10
-"""Number of states in the plan of a string process; its verification uses fewer."""
+"""Number of token states that a string process under test declares. Most of its verification uses a kernel with fewer
+states."""
 _SELF = "under_test"
 _PARTNERS = {
     "kernel": ("absorb", "uniform", "power"),
@@ -74,7 +79,8 @@ def check_kernel(case: Case) -> Failures:
 def check_classifier(case: Case) -> Failures:
     """Test that label probabilities of a noisy classifier sum to 1, and that ``changes`` matches ``log_prob``.
 
-    ``changes`` must equal the difference of ``log_prob`` for each token that is changed.
+    The method ``changes`` computes, for all changes of one token at once, the change in log p(label). It must equal the
+    difference of two calls of ``log_prob``, unless the classifier declares it a first-order approximation.
 
     Args:
         case: Class and Config of the classifier, which is constructed with :data:`STATES` states.
@@ -86,13 +92,13 @@ def check_classifier(case: Case) -> Failures:
 
 
 def check_likelihood(case: Case) -> Failures:
-    """Test that ``draw`` and ``nats`` of a base density agree.
+    """Test that ``draw`` and ``nats`` of the base density of a flow agree.
 
-    The mean of q(z) / p(z) over draws z of the base density p must be 1; q is a normal density, and p is computed from
-    ``nats``.
+    The mean of q(z) / p(z) over draws z from the base density p must be 1 up to sampling error. Here q is a normal
+    density, and p(z) is computed from ``nats``, -log p(z).
 
     Args:
-        case: Class and Config of the likelihood.
+        case: Class and Config of the base density, a component of kind ``likelihood``.
 
     Returns:
         The failed checks; empty if all pass.
@@ -114,7 +120,7 @@ def check_likelihood(case: Case) -> Failures:
 
 
 def check_objective(case: Case) -> Failures:
-    """Test that the likelihood bound of a token objective equals the entropy of the data, given a perfect network.
+    """Test that the likelihood bound of a token objective equals the entropy of test data, given a perfect network.
 
     Args:
         case: Class and Config of the objective. It is combined with every kernel (partners or built-in) that it
@@ -127,7 +133,7 @@ def check_objective(case: Case) -> Failures:
 
 
 def check_sampler(case: Case) -> Failures:
-    """Test that the samples of a token sampler follow the distribution of the data, given a perfect network.
+    """Test that the samples of a token sampler follow the distribution of test data, given a perfect network.
 
     Args:
         case: Class and Config of the sampler. It is combined with every kernel (partners or built-in) that it supports.

@@ -23,7 +23,7 @@ from sedd_graph.training.checkpoint import pack_optimizers, unpack_optimizers
 __all__ = ["check_corpus", "check_lr_schedule", "check_optimizer", "check_points", "check_tokenizer", "check_tracker"]
 
 TEXTS = ["ab ba b", "a bab\n", "", "b"]
-"""Test texts. They have four different characters, so that small alphabets cover them."""
+"""Test texts. They contain only four different characters, so that tokenizers with small alphabets cover them."""
 STEPS = 50
 """Number of optimizer steps in :func:`check_optimizer`."""
 
@@ -157,7 +157,8 @@ class _Toy:
 def check_optimizer(case: Case) -> Found:
     """Test that an optimizer factory covers each parameter once and decreases a convex loss.
 
-    Steps must also be the same after the state was saved and loaded, and change nothing at learning rate 0.
+    A step must also be the same after the optimizer state was saved and loaded, and must leave the parameters unchanged
+    if every learning rate is 0.
 
     Args:
         case: Class and Config of the optimizer factory.

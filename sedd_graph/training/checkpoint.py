@@ -41,7 +41,8 @@ class Checkpoint:
     optimizers: dict[str, Tensor]
     """State of the optimizers as tensors by name, in the format of :func:`pack_optimizers`."""
     state: dict[str, Any]
-    """Content of ``state.json``: step, seconds of training, and settings."""
+    """Content of ``state.json``: the step, the training time in seconds, the number of updates of the moving average,
+    the number of processes, and the ``train`` section of the blueprint."""
 
 
 def pack_optimizers(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

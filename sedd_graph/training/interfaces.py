@@ -55,8 +55,8 @@ class Tracker(Plain, ABC):
 
     abstract: ClassVar[bool] = True
     package: ClassVar[str | None] = None
-    """Name of the optional package that the tracker imports, and of this project's extra that installs the package; or
-    None."""
+    """Name of the optional package that the tracker imports, which is also the name of this project's extra that
+    installs the package; None for a tracker that needs no optional package."""
 
     @abstractmethod
     def start(self, run: Path, name: str) -> None:

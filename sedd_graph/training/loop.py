@@ -248,8 +248,9 @@ def train(
         resume: True to resume from the newest checkpoint of the run.
         world: The process group of the run; one process by default.
         trackers: Log of the run's metrics; None to log nothing.
-        activations: Function that opens the store of saved activations. Its argument is the step from which training
-            resumes (0 for a new run); it returns None if no activations are saved.
+        activations: Function that opens ``activations.zarr``, the store of the activations that ``save`` in the
+            blueprint names. Its argument is the step from which training resumes (0 for a new run); it returns None if
+            the blueprint names none.
         decode: Function that converts sampled rows [b, ...] to one text per row.
         say: Function that prints a line for the user.
 

@@ -30,7 +30,7 @@ class Trackers:
     Args:
         run: The run folder.
         name: Name of the blueprint.
-        others: The trackers. A tracker that raises an exception is disabled with a warning.
+        others: Trackers that also receive each record. A tracker that raises an exception is disabled with a warning.
 
     Raises:
         MissingExtraError: The package of a tracker is not installed.

@@ -87,7 +87,10 @@ class Trainer:
         self.activations: Activations | None = None
 
     def micro_batches(self) -> Iterator[tuple[Any, Randomness]]:
-        """Yield (batch, source of random numbers) for each backward pass of this process in the current step."""
+        """Yield (batch, source of random numbers) for each backward pass of this process in the current step.
+
+        A batch has ``train.batch / (train.accumulate * processes)`` rows.
+        """
         config, world = self.config, self.world
         share = config.batch // (config.accumulate * world.size)
         for part in range(config.accumulate):
@@ -103,8 +106,9 @@ class Trainer:
         """Accumulate the gradients of one optimizer step, without updating the weights.
 
         Returns:
-            The loss summed over this process's rows (nats, scalar tensor), the number of tokens in that sum (scalar
-            tensor), and the saved activations of the last backward pass by dotted path.
+            The loss summed over this process's rows (nats, scalar tensor); the number of tokens, or coordinates of
+            points, whose loss is in that sum (scalar tensor); and the activations that ``save`` in the blueprint names,
+            of the last backward pass, by dotted path.
         """
         config = self.config
         nats = torch.zeros((), device=self.engine.device)

@@ -1,10 +1,12 @@
 """Verification of birth-death kernels (random deletions and insertions of tokens) by enumeration of all short strings.
 
-The reference is the generator (rate matrix) of the process over all strings up to a maximum length, which is built from
-two rates alone: each token is deleted at rate 1, and at each gap a token is inserted at rate ``births``, with token
-frequencies ``law``.
+The reference is the generator (rate matrix) of the process over all strings up to a maximum length. It is built from
+the definition of the process alone: per unit of total noise sigma, each token is deleted at rate 1, and at each place
+before, between and after tokens a new token is inserted at the rate ``kernel.births``, drawn from the distribution
+``kernel.law``.
 
-Axes: b rows, s strings, w positions of a padded string (position 0 is the start state), v = 2 data tokens.
+Axes: b rows, s strings, w positions of a padded string (position 0 holds the start state, a special state that marks
+the beginning and the padding), v = 2 data tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class BirthDeathTable(StringTable):
 
     Args:
         kernel: The kernel, constructed with two data tokens.
-        one_length: Give all clean strings the same length.
+        one_length: True to give all clean strings the same length; otherwise their lengths vary.
 
     Attributes:
         inserted: int64 [s, w, v]: for each of the s strings, the index of the string that results from inserting token
@@ -80,7 +82,7 @@ class BirthDeathTable(StringTable):
 
         Args:
             sigma: Total noise, float [b].
-            law: Distribution of clean strings, float64 [s]; None for that of the table.
+            law: Distribution of clean strings, float64 [s]; None for the table's attribute ``law``.
 
         Returns:
             Probabilities, float64 [b, s].
@@ -90,11 +92,11 @@ class BirthDeathTable(StringTable):
         return found
 
     def ratios(self, index: Tensor, law: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the probability ratios of the strings one insertion or one deletion away from a string x.
+        """Return the probability ratios p(y) / p(x) of all strings y one insertion or deletion away from a string x.
 
         Args:
             index: Index of each string x, int64 [b].
-            law: Distribution p of strings for each x, float64 [b, s].
+            law: For each x the distribution p over all strings, float64 [b, s].
 
         Returns:
             p(x with token v inserted after position w) / p(x), float64 [b, w, v], and p(x without the token at position
@@ -181,7 +183,8 @@ class BirthDeathTable(StringTable):
     def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
         """Verify that under the declared kernel the noise at t = 1 does not depend on the length of the text.
 
-        The more births, the more noise this takes, and the declared kernel may have more births than that of the table.
+        A higher birth rate needs more noise to forget the length, and the declared kernel can have a higher rate than
+        the kernel of this table.
 
         Args:
             declared: The kernel as declared in the blueprint, before its reduction to two tokens.

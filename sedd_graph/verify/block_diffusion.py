@@ -26,12 +26,15 @@ __all__ = ["prove_blocks"]
 BLOCK, BLOCKS = 2, 3
 ROW, ZERO = torch.arange(1), torch.zeros(1)
 TOLERANCE = 1e-3
-"""Tolerance for differences of log-probabilities, nats: above float32 rounding, far below the effect of a leak."""
+"""Tolerance for differences of log-probabilities, nats: above float32 rounding errors, and far below the change that an
+unwanted dependence on a clean token causes."""
 
 
 @torch.no_grad()
 def prove_blocks(graph: Graph, process: TokenParts, registry: Registry, output: str) -> list[Check]:
-    """Verify that a block diffusion network leaks no clean tokens, and that evaluation block by block is consistent.
+    """Verify that a block diffusion network cannot see the clean tokens that it predicts, and can run block by block.
+
+    Evaluation block by block, as in sampling, must give the outputs of the single forward pass of training.
 
     Args:
         graph: The expanded graph of the network.
@@ -40,8 +43,7 @@ def prove_blocks(graph: Graph, process: TokenParts, registry: Registry, output: 
         output: Name of the graph's output.
 
     Returns:
-        A check of the tokens that outputs depend on, and one of the agreement of block-wise evaluation with the single
-        pass.
+        A check of the tokens that the outputs depend on, and a check that block-wise evaluation equals the single pass.
 
     Raises:
         UserError: The kernel has no mask.

@@ -67,10 +67,10 @@ class BlockFixture:
         registry: The installed components, from which the block is built.
 
     Attributes:
-        layout: Values and derived inverse of the block.
+        layout: Graph values and derived inverse of the block (:class:`~sedd_graph.engine.layout.Layout`).
         iterative: True if the inverse has a fixed-point iteration or another iterative rule.
         weights: Number of parameters of the block.
-        chains: True if the outputs have the names and types of inputs, so that the block can be stacked.
+        chains: True if each output has the name and type of an input, so that copies of the block can be stacked.
 
     Raises:
         UserError: The block has no key ``invertible``, or no inverse can be derived.
@@ -107,9 +107,9 @@ class BlockFixture:
         Args:
             dtype: Data type of the weights.
             seed: Seed of the weights.
-            repeat: Number of stacked layers; 0 for one plain layer.
-            running: Execution settings, such as reversible or stored activations; None for the default.
-            spread: Scale of the noise that is added to the initial weights, also to those that are initialised to zero.
+            repeat: Number of copies of the block that are stacked in one module; 0 for the block itself.
+            running: Memory mode in training, such as ``Running("reversible")``; None stores all activations.
+            spread: Factor on the random noise that is added to all initial weights, zeros included.
         """
         torch.manual_seed(seed)
         made = build_block(self.region, self.registry, repeat=repeat, running=running or Running())
@@ -164,23 +164,23 @@ class BlockFixture:
         """Return the largest sequence length, out of 4, 2 and 1, whose Jacobian has at most :data:`JACOBIAN` rows.
 
         Args:
-            types: Port types of the tensors that are flattened to a column of the Jacobian.
+            types: Port types of the tensors whose elements, flattened and concatenated, are the rows of the Jacobian.
 
         Returns:
-            The length, and the number of rows of the Jacobian. The number exceeds :data:`JACOBIAN` if no length is
-            small enough.
+            The length, and the number of rows of the Jacobian. If even length 1 has too many rows, length 1 and that
+            number, which exceeds :data:`JACOBIAN`.
         """
         counts = [(l, sum(math.prod(_shape(t, 1, l)) for t in types)) for l in (4, 2, 1)]
         return next(((l, n) for l, n in counts if n <= JACOBIAN), counts[-1])
 
     def chain(self, dtype: torch.dtype, count: int, *, device: torch.device, spread: float = 1.0) -> list[RegionModule]:
-        """Return layers with different random weights, each initialised on the outputs of the layer before.
+        """Return layers with different random weights, each initialised on the outputs of the previous one.
 
         Args:
             dtype: Data type of the weights.
             count: Number of layers.
-            device: Device of the layers.
-            spread: Scale of the random weights, as for :meth:`layer`.
+            device: Device that the layers are moved to.
+            spread: Factor on the random noise that is added to the weights, as for :meth:`layer`.
         """
         layers, now = [], self.inputs(dtype)
         for seed in range(count):
@@ -194,7 +194,7 @@ class BlockFixture:
     # -- forward and inverse ----------------------------------------------------------------------------------------
 
     def run(self, layer: RegionModule, key: Tensor | None, inputs: Sequence[Tensor]) -> LayerRun:
-        """Return the step-by-step execution of a layer, with its inputs set and nothing evaluated yet.
+        """Return a :class:`~sedd_graph.engine.layer_run.LayerRun` of a layer, with its inputs set, not yet evaluated.
 
         Args:
             layer: The layer.
@@ -220,7 +220,7 @@ class BlockFixture:
             key: Dropout key of the forward pass, int32 [b]; None without dropout.
             inputs: All inputs of the block, in the order of its ports. Only the given ones are read, not the streams.
             outputs: Outputs of the forward pass.
-            layout: Layout to invert with, such as one on a grid; None for the block's own.
+            layout: Layout whose inverse is run, such as one with a fixed-point grid; None for :attr:`layout`.
         """
         layout = layout or self.layout
         run = LayerRun(layout, layer, key)
@@ -242,8 +242,8 @@ class BlockFixture:
         """Run stacks of layers forward, and reconstruct their inputs by the derived inverse.
 
         Args:
-            layers: Layers to stack. A stack that is deeper than their number repeats them in order.
-            depths: Depths of the stacks.
+            layers: Layers to stack. A stack with more layers than given repeats the given ones in order.
+            depths: Numbers of layers of the stacks to run.
             dtype: Data type of the inputs.
             grid: Fixed-point grid for bit-exact inversion (:class:`Grid`); None for ordinary floating point.
 

@@ -13,15 +13,16 @@ from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 __all__ = ["check_classifier"]
 
 ROWS, LENGTH, CANDIDATES = 3, 5, 64
-"""Test rows, positions per row, and maximum number of states that are substituted at the first position."""
+"""Number of test rows, of positions per row, and maximum number of states that replace the first token of a row."""
 
 
 @torch.no_grad()
 def check_classifier(classifier: NoisyClassifier, states: int) -> list[Check]:
     """Verify that label probabilities sum to 1, and that ``changes`` equals the differences of ``log_prob``.
 
-    The method ``changes`` computes, for all single-token changes at once, the change in log p(label); here each change
-    is also evaluated by ``log_prob``.
+    The classifier's method ``changes`` computes, for all single-token changes at once, the change in log p(label); here
+    each change is also evaluated by ``log_prob``. For a classifier with ``first_order``, whose ``changes`` are
+    approximate, the error is only reported.
 
     Args:
         classifier: The classifier, on any device.

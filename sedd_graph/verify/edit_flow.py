@@ -5,8 +5,8 @@ clean, and the others are still noise. A *case* is a pair of strings with such a
 expected number of each remaining edit, given the noisy string, is the rate that a perfect network predicts. These rates
 must transport the distribution of noise to that of data.
 
-Axes: b rows, s strings, e cases, c columns, w positions of a padded string (position 0 is the start state), v = 2 data
-tokens.
+Axes: b rows, s strings, e cases, c columns, w positions of a padded string (position 0 holds the start state, a special
+state that marks the beginning and the padding), v = 2 data tokens.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ NODES = 96
 
 
 class EditFlowTable(StringTable):
-    """Enumeration of all cases: pairs of a noise string and a clean string, with a subset of clean columns.
+    """Enumeration of all cases of an Edit Flow, for verification.
+
+    A noise string and a clean string are aligned in c columns. A case is such a pair with a subset of the columns that
+    have become clean; the tokens of the other columns are still noise. Together they form the noisy string of the case.
 
     Args:
         kernel: The kernel, constructed with two data tokens.
@@ -48,12 +51,12 @@ class EditFlowTable(StringTable):
     Attributes:
         noisy: Maximum length of noise strings.
         first: Distribution of noise strings, float64 [s].
-        ends: For each pair, the indices of its noise string and its clean string.
-        columns: Alignment of each pair.
-        count: Number of columns of an alignment, c.
+        ends: For each pair of strings, the index of the noise string and that of the clean string.
+        columns: Alignment of each pair of strings.
+        count: Number of columns of an alignment, padding included, c.
         there: Noisy string of each case.
         left: Remaining edits of each case, from its noisy string to its clean string.
-        pairs: Probability of the pair of strings of each case, float64 [e].
+        pairs: For each case, the probability of its pair of a noise string and a clean string, float64 [e].
         moved: Number of clean columns of each case, int64 [e].
         here: Index of the noisy string of each case, int64 [e].
         mass: Sum of ``pairs`` over the cases with a given noisy string and number of clean columns, float64 [s, c + 1].
@@ -201,7 +204,8 @@ class EditFlowTable(StringTable):
         given the noisy string, as a perfect network predicts it.
 
         Args:
-            least: Lower limit of the integral: the fraction of columns that are still noise. The upper limit is 1.
+            least: Lower limit of the integral over the probability 1 - kappa that a column is still noise; kappa is
+                exp(-sigma). The upper limit is 1.
         """
         nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(NODES))
         u = (nodes + 1) / 2
@@ -272,17 +276,17 @@ class EditFlowTable(StringTable):
         )
 
     def check_objective(self, objective: StringObjective[Any, Any], schedule: Schedule) -> list[Check]:
-        """Verify the likelihood bound of an objective, and report properties of it that are not pass or fail.
+        """Verify the likelihood bound of an objective, and report properties that cannot fail.
 
-        These are the fraction of training times at which the weight of the loss is capped, and the objective's caveat,
-        if any.
+        Reported are the fraction of training times at which the weight of the loss is capped, and the reason why the
+        bound is loose, if it is.
 
         Args:
             objective: The objective.
             schedule: The noise schedule.
 
         Returns:
-            Notes (``holds`` is None) and the check of :meth:`check_bound`.
+            The reports, as checks whose ``holds`` is None, and the check of :meth:`check_bound`.
         """
         claim, capped = "share of training times whose weight is capped", objective.capped(self.kernel, schedule)
         notes = [Check("objective.capped", claim, None, f"{capped:.3f}", "times near clean text; see max_weight")]

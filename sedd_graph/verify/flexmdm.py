@@ -1,12 +1,12 @@
 """Verification of the FlexMDM kernel (arXiv 2509.01025) by enumeration of all short strings.
 
 In a noisy string each token of the clean string is in one of three states: deleted, masked or clean. All combinations
-are enumerated for clean strings of up to three tokens. The reference uses two rates alone: in the time variable
--log(1 - exp(-sigma)), a missing token is inserted as a mask at rate 1, and a mask is replaced by its token at rate
-``pace``.
+are enumerated for clean strings of up to three tokens. The reference uses nothing but the two rates of generation: in
+the time variable -log(1 - exp(-sigma)), a missing token is inserted as a mask at rate 1, and a mask is replaced by its
+token at the rate ``kernel.pace``.
 
-Axes: b rows, s strings, a number of missing tokens, w positions of a padded string (position 0 is the start state),
-v = 2 data tokens.
+Axes: b rows, s strings, a number of missing tokens, w positions of a padded string (position 0 holds the start state, a
+special state that marks the beginning and the padding), v = 2 data tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MASK = TOKENS
 
 
 class FlexTable(StringTable):
-    """Enumeration of all strings of up to three symbols (two tokens and the mask), and of all ways to noise them.
+    """Enumeration of all strings of up to three symbols (token 0, token 1 or the mask), and of all ways to noise them.
 
     A way to noise a clean string leaves each of its tokens deleted, masked or clean.
 
@@ -40,13 +40,13 @@ class FlexTable(StringTable):
         kernel: The kernel, constructed with two data tokens.
 
     Attributes:
-        index: Index of each string, a tuple of tokens.
+        index: Index of each string; the keys are strings as tuples of symbols.
         sizes: Number of symbols and number of masks of each string, int64 [s, 2].
-        ways: Number of ways in which clean string i becomes noisy string j, float64 [s, s] (entry [i, j]).
-        gaps: Number of deleted tokens between positions w and w + 1 of the noisy string, summed over the ways from
-            clean string i to noisy string j, float64 [s, s, w].
-        under: Number of the ways from clean string i to noisy string j in which the mask at position w replaces token
-            v, float64 [s, s, w, v].
+        ways: Entry [i, j] is the number of ways in which clean string i becomes noisy string j, float64 [s, s].
+        gaps: Entry [i, j, w] is the number of deleted tokens between positions w and w + 1 of the noisy string j,
+            summed over the ways in which clean string i becomes j, float64 [s, s, w].
+        under: Entry [i, j, w, v] is the number of ways in which clean string i becomes noisy string j and the mask at
+            position w of j replaces token v, float64 [s, s, w, v].
     """
 
     kernel: FlexKernel
@@ -77,7 +77,10 @@ class FlexTable(StringTable):
         self._missing = F.one_hot(missing, width).double()
 
     def fate(self, sigma: Tensor) -> Tensor:
-        """Return the probabilities that a token is deleted, masked and clean, from the two rates by matrix exponential.
+        """Return the probabilities that a token of the clean string is deleted, masked or clean at a noise level.
+
+        They are computed by matrix exponential from the rate of insertion as a mask, 1, and the rate of unmasking,
+        ``kernel.pace``, in the time variable -log(1 - exp(-sigma)).
 
         Args:
             sigma: Total noise, float [b].
@@ -100,7 +103,7 @@ class FlexTable(StringTable):
 
         Args:
             sigma: Total noise, float [b].
-            law: Distribution of clean strings, float64 [s]; None for that of the table.
+            law: Distribution of clean strings, float64 [s]; None for the table's attribute ``law``.
 
         Returns:
             Probabilities, float64 [b, s].

@@ -46,7 +46,8 @@ WEIGHTS = 8_000_000
 DEPTH = 64
 """Maximum number of layers in a tested stack."""
 EMULATED = 1_000_000, 4
-"""Maximum weights per layer, and layers, in the bfloat16 check on a CPU (emulated, hundreds of times slower)."""
+"""Maximum number of weights per layer, and maximum number of layers, in the bfloat16 check on a CPU, which emulates
+bfloat16 and takes hundreds of times longer."""
 CLOSED, ITERATIVE, SINGLE = 1e-9, 1e-5, 1e-4
 """Relative tolerances: for closed-form inverses in float64, for iterative inverses in float64, and for float32."""
 _SCALES = 1.0, 0.1, 4.0
@@ -59,7 +60,7 @@ class Certificate:
     """Results of the checks of one block that is declared invertible.
 
     Attributes:
-        use: The block, with its name and its place in the graph.
+        use: The block, with its name and its dotted path in the graph.
         checks: Results of the checks.
     """
 

@@ -153,7 +153,7 @@ def _noised(kernel: Kernel, x0: Tensor, sigma: float, generator: torch.Generator
 
 @torch.no_grad()
 def check_prior(kernel: Kernel, *, end: float) -> Check:
-    """Verify that noise at t = 1 has the distribution of the prior, which sampling starts from.
+    """Verify that noised tokens at t = 1 have the distribution of the prior, which sampling starts from.
 
     Args:
         kernel: Kernel with few states.

@@ -1,8 +1,8 @@
 """Verification that the output head of the network fits the token kernel.
 
-Two errors escape the other checks, which replace the network by a perfect one: a head that excludes the last token
-although the kernel has no mask, and a head that copies visible tokens although the kernel may have replaced them. Such
-a network trains, but its likelihood bound stays far from the optimum.
+Two errors of a head escape the other checks, which compute ideal outputs in place of the network's: it excludes the
+last token as if that were the mask, although the kernel has no mask; or it copies visible tokens, although the kernel
+may have replaced them. Such a network trains, but its likelihood bound stays far from the optimum.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ __all__ = ["check_output"]
 def check_output(network: Network, kernel: Kernel, objective: Objective) -> Check:
     """Verify that the output of the network has the form that the kernel requires.
 
-    A prediction of the clean token (``log_x0``) must be normalised, and give no probability to the mask; visible tokens
-    must be copied if and only if they are always clean. The score of the current token (``log_score``) must be 1. The
-    network is evaluated on two rows of four random tokens at total noise 0.5.
+    A prediction of the clean token (``log_x0``) must be normalised, and give no probability to the mask. It must copy
+    visible (unmasked) tokens if the kernel leaves them clean, and must not if the kernel can replace them. In an output
+    ``log_score``, the score p(y) / p(x) must be 1 for y = x, the current token. The network is evaluated on two rows of
+    four random tokens at total noise 0.5.
 
     Args:
         network: The network with its current weights. Its training or evaluation mode is restored.

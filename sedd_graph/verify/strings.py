@@ -1,4 +1,4 @@
-"""Verification of a process on strings by enumeration of all short strings of two tokens.
+"""Verification of a process on strings by enumeration of all short strings over a vocabulary of two tokens.
 
 The kernel provides the enumeration, a :class:`~sedd_graph.diffusion.strings.kernel.StringTable`.
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.strings.kernel import TOKENS, StringTable
 from sedd_graph.diffusion.strings.parts import StringParts
@@ -29,11 +29,11 @@ DRAWS = 20_000
 """Number of draws in each comparison of frequencies with a distribution."""
 
 
-def prove_strings(make: Callable[[int | None], StringParts]) -> list[Check]:
+def prove_strings(make: Callable[[int | None], StringParts], proof: Proof = "full") -> list[Check]:
     """Verify the components of a process on strings: schedule, kernel, objective and sampler. Takes seconds on a CPU.
 
     Args:
-        make: Function that constructs the components with a given number of states; None for the declared number.
+        make: Function that constructs the components, called with a number of states, or None for the declared number.
 
     Returns:
         The results of the checks.

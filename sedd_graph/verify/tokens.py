@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
 from sedd_graph.diffusion.tokens.kernel import Kernel
@@ -31,7 +31,8 @@ from sedd_graph.verify.total_variation import total_variation
 __all__ = ["TOKENS", "Toy", "check_sampler", "prove_objective", "prove_parts", "prove_process", "prove_sampler"]
 
 TOKENS, LENGTH = 3, 2
-"""Vocabulary size, and number of positions per sequence (or per block), of the enumerated distribution."""
+"""Vocabulary size of the enumerated distribution, and number of positions per sequence, or per block for block
+diffusion."""
 _MIN_LOG_SIGMA = -25.0
 """Logarithm of the lowest total noise in the table of transition matrices."""
 _PER_UNIT = 10_000
@@ -41,8 +42,8 @@ _PER_UNIT = 10_000
 class Toy:
     """Small data set with a known distribution, and a perfect network for it: the reference of the checks.
 
-    The distribution is over all sequences of two tokens. The perfect network computes its outputs from this
-    distribution exactly.
+    The distribution is over all sequences of two positions and three tokens. The perfect network is a function that
+    computes its outputs exactly from this distribution.
 
     Args:
         parts: Components of the process, constructed with :data:`TOKENS` data tokens.
@@ -103,9 +104,10 @@ class Toy:
         Args:
             x: Noisy rows, int64 [b, 2].
             sigma: Total noise, float [b].
-            name: Kind of output: ``log_score`` (log p(y) / p(x_t)) or ``log_x0`` (log-probabilities of the clean
-                token).
-            at: Positions to evaluate, int64 [b, k]; None for all.
+            name: Kind of output: ``log_score``, which is log(p(y) / p(x)) for each row y that differs from x in at most
+                one position, p being the distribution of noisy rows; or ``log_x0``, the log-probabilities of the clean
+                token.
+            at: Positions to evaluate, int64 [b, k]; None for both.
 
         Returns:
             The output by name, float32 [b, 2, n], or [b, k, n] with ``at``.
@@ -163,7 +165,7 @@ class Toy:
 
 
 class BlockToy(Toy):
-    """Variant of :class:`Toy` for block diffusion: sequences of two blocks, the second given the first."""
+    """Variant of :class:`Toy` for block diffusion: sequences of two blocks, the second given the clean first."""
 
     length, rows = 2 * LENGTH, 100_000
 
@@ -206,33 +208,34 @@ class BlockToy(Toy):
 
 
 Make = Callable[[int | None], TokenParts]
-"""Function that constructs the components of a process with a given number of states; None for the declared number."""
+"""Function that constructs the components of a process, called with a number of states, or None for the declared
+number."""
 
 
-def prove_process(make: Make, output: str) -> list[Check]:
+def prove_process(make: Make, output: str, proof: Proof = "full") -> list[Check]:
     """Verify the components of a process on token rows: schedule, kernel, objective and sampler.
 
     Objective and sampler are verified with a perfect network. Takes seconds on a CPU.
 
     Args:
-        make: Function that constructs the components with a given number of states; None for the declared number.
+        make: Function that constructs the components, called with a number of states, or None for the declared number.
         output: Kind of output that objective and sampler read: ``log_score`` or ``log_x0``.
 
     Returns:
         The results of the checks.
     """
-    return [*prove_parts(make), *prove_objective(make, output), *prove_sampler(make, output)]
+    return [*prove_parts(make, proof), *prove_objective(make, output, proof), *prove_sampler(make, output, proof)]
 
 
 @torch.no_grad()
-def prove_parts(make: Make) -> list[Check]:
+def prove_parts(make: Make, proof: Proof = "full") -> list[Check]:
     """Verify the noise schedule and the token kernel of a process.
 
     The kernel is verified with a few states; float32 accuracy and convergence to the prior also with the declared
     number.
 
     Args:
-        make: Function that constructs the components with a given number of states; None for the declared number.
+        make: Function that constructs the components, called with a number of states, or None for the declared number.
 
     Returns:
         The results of the checks.
@@ -258,13 +261,13 @@ def _check_mixing(declared: Kernel, end: float) -> list[Check]:
 
 
 @torch.no_grad()
-def prove_objective(make: Make, output: str) -> list[Check]:
+def prove_objective(make: Make, output: str, proof: Proof = "full") -> list[Check]:
     """Verify that with a perfect network the likelihood bound of the objective equals the entropy of the data.
 
     For a block objective, which may clip noise levels in training, the noise draws of evaluation are verified too.
 
     Args:
-        make: Function that constructs the components with a given number of states; None for the declared number.
+        make: Function that constructs the components, called with a number of states, or None for the declared number.
         output: Kind of output that the objective reads: ``log_score`` or ``log_x0``.
 
     Returns:
@@ -276,11 +279,11 @@ def prove_objective(make: Make, output: str) -> list[Check]:
 
 
 @torch.no_grad()
-def prove_sampler(make: Make, output: str) -> list[Check]:
+def prove_sampler(make: Make, output: str, proof: Proof = "full") -> list[Check]:
     """Verify that samples drawn with a perfect network follow the distribution of the data.
 
     Args:
-        make: Function that constructs the components with a given number of states; None for the declared number.
+        make: Function that constructs the components, called with a number of states, or None for the declared number.
         output: Kind of output that the sampler reads: ``log_score`` or ``log_x0``.
 
     Returns:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sedd_graph.cli.main import run
 from sedd_graph.component import registry as registries
 from sedd_graph.component.base import Component, ComponentConfig, Context
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.kinds import KINDS, Kind
 from sedd_graph.component.outputs import Input, Output
 from sedd_graph.component.registry import Registry, discover
@@ -130,7 +130,7 @@ class BagProcess(Process):
             raise UserError("a bag has no conditions")
 
     @classmethod
-    def prove(cls, plan: Any, graph: Any, registry: Any) -> list[Check]:
+    def prove(cls, plan: Any, graph: Any, registry: Any, proof: Proof) -> list[Check]:
         return [
             Check("bags.count", "shuffling keeps the tokens of a row", holds=True, value="equal", how="by counting")
         ]

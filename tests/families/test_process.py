@@ -107,7 +107,7 @@ def test_a_graph_without_a_process_refuses_with_one_message(small: Callable[...,
     for call in calls:
         with pytest.raises(UserError, match=f"^{re.escape(GRAPH)}$"):
             call()
-    assert engine.process.prove(report.plan, report.graph, report.registry) == []
+    assert engine.process.prove(report.plan, report.graph, report.registry, "full") == []
 
 
 # -- plans that do not fit their graph -----------------------------------------------------------------------------

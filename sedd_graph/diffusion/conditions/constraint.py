@@ -32,9 +32,10 @@ _CHUNK = 2**23
 """Largest number of automaton transitions in memory at a time; also the limit for the transition table of one row."""
 
 UNLIKELY = -60.0
-"""log of the weight that is added, in a row whose matching texts all have weight zero, at each hidden position.
+"""Log of the weight that is spread over the allowed tokens of a hidden position if no matching text has weight.
 
-The weight is spread evenly over the allowed tokens of the position.
+It is added at every hidden position of a row in which all texts that match the regular expression have weight zero, so
+that one of them can be sampled. The tokens' own weights at a position sum to 1.
 """
 
 
@@ -115,7 +116,9 @@ class Matching:
         self._end: int | None = None
 
     def ahead(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> list[Tensor]:
-        """Return the log-probability that the rest of each row leads to a match, for tokens drawn uniformly.
+        """Return, at each position, the log-probability that the rest of the row leads to a match of the pattern.
+
+        Hidden tokens are taken to be drawn uniformly.
 
         Args:
             x: Rows, int64 [b, l].
@@ -136,7 +139,7 @@ class Matching:
         Args:
             before: Fixed tokens in front of the constrained positions, int64 [b, m].
             behind: Log-weight of a match by the tokens that follow, given the automaton's state after the last
-                constrained position, float64 [b, s].
+                constrained position, float64 [b, s]: an entry of the result of :meth:`ahead`.
             end: Number of constrained positions; tokens from position ``end`` on are unconstrained.
         """
         part = copy.copy(self)
@@ -151,7 +154,7 @@ class Matching:
         return state
 
     def feasible(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> None:
-        """Verify that each row can be completed to a match.
+        """Verify that each row can be completed to a match of the regular expression.
 
         Args:
             x: Rows, int64 [r, l].
@@ -177,7 +180,7 @@ class Matching:
         raise UserError(f"{whole}: " + (f"the nearest lengths are {near}" if near else "no length near it does"))
 
     def matches(self, x: Tensor) -> bool:
-        """Return True if every row matches.
+        """Return True if every row matches the regular expression.
 
         Args:
             x: Rows, int64 [r, l].
