@@ -229,7 +229,8 @@ class _Trial:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DriftWarning)
                 found.append(torch.autograd.grad(outputs, wanted, weights, allow_unused=True, materialize_grads=True))
-            if isinstance(module, RunningModule) and module.fallback is not None:  # these gradients are not of the inverse
+            # after a fallback, the gradients are not those of the inverse
+            if isinstance(module, RunningModule) and module.fallback is not None:
                 how = f"relative error of the reconstructed inputs, {_name(dtype)}, {repeat or 1} deep, dropout on"
                 return _Finding(False, f"{module.fallback:.1e}", how)
         # gradients that are zero up to rounding have no relative error
