@@ -53,7 +53,12 @@ class Grid:
         return snapped
 
     def spoilt(self, streams: Sequence[Tensor], largest: Tensor) -> list[Tensor]:
-        """Return ``streams``, or NaN everywhere if ``largest``, [], is not below :attr:`limit`, without waiting for the device."""
+        """Return ``streams``, with all elements NaN if a magnitude was out of range, without waiting for the device.
+
+        Args:
+            streams: Tensors on the grid, of any shape.
+            largest: The largest magnitude, float [], which must be below :attr:`limit`.
+        """
         return [torch.where(largest < self.limit, x, torch.nan) for x in streams]
 
     def check_range(self, streams: Sequence[Tensor], where: str) -> None:

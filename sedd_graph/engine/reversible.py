@@ -1,7 +1,7 @@
 """Reversible execution and activation checkpointing of blocks.
 
-In reversible execution the forward pass saves only the last layer's outputs, the conditioning inputs and the dropout
-key. The backward pass runs the derived inverse layer by layer and reuses each branch evaluation for both the
+In reversible execution the forward pass saves only the first layer's inputs, the last layer's outputs and the dropout
+key, whatever the number of layers. The backward pass runs the derived inverse layer by layer and reuses each branch evaluation for both the
 reconstruction and its gradient. Parameters and conditioning inputs are explicit inputs of one autograd function, so
 that each of their gradients is produced once, as DDP requires. Dropout masks are a function of the key and therefore
 equal in both passes; the autocast state of the forward pass is restored. The reconstructed inputs of the first layer
@@ -44,7 +44,7 @@ class DriftWarning(UserWarning):
 
 
 def drift_limit(autocast: torch.dtype | None) -> float:
-    """Return the largest relative error of reconstructed inputs: :data:`DRIFT`, or the epsilon of a coarser ``autocast``."""
+    """Return the tolerance of reconstructed inputs: :data:`DRIFT`, or the machine epsilon of a coarser autocast dtype."""
     return DRIFT if autocast is None else max(DRIFT, torch.finfo(autocast).eps)
 
 
@@ -90,7 +90,7 @@ class RunningModule(RegionModule):
         layout: Tensors, components and derived inverse of one layer; None if the block does not claim to be invertible
             and therefore has no inverse.
         memory: Memory mode, by what is saved for backward: ``store`` (all activations), ``checkpoint`` (each layer's
-            inputs) or ``reversible`` (the last layer's outputs).
+            inputs) or ``reversible`` (the first layer's inputs and the last layer's outputs).
         drift: Relative error of the inputs that the last backward pass reconstructed; None before.
         fallback: Relative error above the tolerance, at which the block fell back to checkpointing; None if it did not.
     """
