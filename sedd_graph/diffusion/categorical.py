@@ -21,7 +21,8 @@ def inverse_cdf(cdf: Tensor, u: Tensor) -> Tensor:
     Args:
         cdf: Cumulative weights over n classes, float64 [..., n], not normalised. With shape [n], ``u`` may have any
             shape.
-        u: Uniform numbers in [0, 1), float64 [..., d], with the same leading axes as ``cdf``.
+        u: Uniform numbers in [0, 1), float64 [..., d], for d draws from each distribution; the leading axes are those
+            of ``cdf``.
 
     Returns:
         Classes in [0, n), int64 with the shape of ``u``.

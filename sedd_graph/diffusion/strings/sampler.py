@@ -115,7 +115,9 @@ class StringWalk(Generic[Kernel_]):
         return torch.rand(shape, generator=self.generator, device=self.generator.device, dtype=torch.float64)
 
     def insertions(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the network's weight of inserting each token behind each position; 0 where not permitted.
+        """Return ``exp(log_insert)``, the network's weight of inserting each token behind each position.
+
+        The weight is 0 where the insertion is not permitted.
 
         Args:
             outputs: The network's outputs by name.
@@ -133,9 +135,9 @@ class StringWalk(Generic[Kernel_]):
         return token
 
     def deletions(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the network's probability that each token is noise; 0 for fixed tokens.
+        """Return ``exp(log_delete)``, the network's probability that each token is noise; 0 for fixed tokens.
 
-        All are 0 if ``log_delete`` is not an output of the network.
+        All entries are 0 if ``log_delete`` is not an output of the network.
 
         Args:
             outputs: The network's outputs by name.
@@ -148,7 +150,9 @@ class StringWalk(Generic[Kernel_]):
         return outputs["log_delete"].float().exp() * self._free()
 
     def substitutions(self, outputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the network's probability of replacing each token by each other one; 0 where this is not permitted.
+        """Return ``exp(log_substitute)``, the network's weight of replacing each token by each other one.
+
+        The weight is 0 where the substitution is not permitted.
 
         Args:
             outputs: The network's outputs by name.
@@ -179,7 +183,7 @@ class StringWalk(Generic[Kernel_]):
         The rightmost insertions are dropped, and counted in ``cut``.
 
         Args:
-            follow: int64 [b, w], number of new tokens behind each position.
+            follow: int64 [b, w], number of new tokens to insert behind each position.
             gone: bool [b, w], tokens that are deleted in the same step.
 
         Returns:
@@ -191,11 +195,13 @@ class StringWalk(Generic[Kernel_]):
         return fits
 
     def rewrite(self, follow: Tensor, new: Callable[[Tensor], Tensor], gone: Tensor) -> None:
-        """Delete and insert tokens in the current strings, by :func:`rebuild`.
+        """Delete and insert tokens in the current strings.
 
         Args:
-            follow: int64 [b, w], number of new tokens behind each position.
-            new: Returns the new tokens, as for :func:`rebuild`.
+            follow: int64 [b, w], number of new tokens to insert behind each position.
+            new: ``new(place)`` returns a token for every position of the resulting strings, of which those at
+                positions of new tokens are used. ``place`` is the position in the current strings behind which the new
+                token is inserted. Both are int64 with the shape of the resulting strings.
             gone: bool [b, w], tokens to delete.
         """
         strings, base = self.strings, self.kernel.states
@@ -233,7 +239,9 @@ class StringWalk(Generic[Kernel_]):
 
         Args:
             outputs: The network's outputs by name.
-            chances: Factors of the edit probabilities, [b, k], from :meth:`StringKernel.leap`.
+            chances: Factor of each of the k kinds of edits (insertion, deletion and, if k = 3, substitution), [b, k],
+                from :meth:`StringKernel.leap`. The probability of an edit is its factor times the exponential of the
+                network's output for it.
         """
         weights, others = self.insertions(outputs), self.substitutions(outputs)
         put = (chances[:, :1] * weights.sum(-1)).double()

@@ -41,7 +41,7 @@ def block_inputs(
     Args:
         noised: Noisy tokens, int64 [b, n].
         clean: Clean tokens, int64 [b, m].
-        block: Positions per block.
+        block: Number of positions per block.
         noised_from: Index in the row of the first noisy token.
         clean_from: Index in the row of the first clean token; a KV cache stores the keys and values of those before it.
 
@@ -70,7 +70,7 @@ def hold_prompt(free: Tensor, block: int) -> None:
 
     Args:
         free: bool [b, l], positions without a given token.
-        block: Positions per block.
+        block: Number of positions per block.
 
     Raises:
         UserError: A block with given tokens follows a block with free positions, which would be generated without those
@@ -109,9 +109,9 @@ def write_blocks(
             block, conditioned on the generated tokens ``before``, int64 [b, m].
         x: Noise, int64 [b, l], with the given tokens at positions that are not free.
         settings: The process, and the conditions on whole rows.
-        block: Positions per block.
+        block: Number of positions per block.
         length: Number of leading positions that a ``matching`` condition applies to; None: all.
-        steps: Steps per block; None: the number in the sampler's Config.
+        steps: Number of steps per block; None: the number in the sampler's Config.
 
     Returns:
         The generated rows, int64 [b, l].

@@ -168,7 +168,7 @@ class Kernel(Component, ABC):
 
         Args:
             rows: Number of rows.
-            length: Positions per row.
+            length: Number of positions per row.
             generator: Random number generator; the result is on its device.
             allowed: bool [n], data tokens that may be drawn; None: all.
 

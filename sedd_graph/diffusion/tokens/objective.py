@@ -97,7 +97,7 @@ class Objective(Component, ABC):
 
     @property
     def block(self) -> int | None:
-        """Positions per block, for an objective of block diffusion; None for other objectives.
+        """Number of positions per block, for an objective of block diffusion; None for other objectives.
 
         Each block is noised given the clean blocks before it. With blocks, the inputs of the graph are those of
         :func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`, and samples are generated block by block.

@@ -50,7 +50,7 @@ rows.
 """
 
 ROUNDING = 1e-4
-"""Tolerance of probabilities: values outside [0, 1] by more than this are counted in ``clamped``."""
+"""Tolerance for probabilities: values outside [0, 1] by more than this are counted in ``clamped`` of the sampler."""
 
 T_MIN = 1e-5
 """Time at which the steps end and the remaining noise is removed."""
@@ -204,9 +204,9 @@ class Walk:
         return t.clamp(min=T_MIN, max=1.0).float()
 
     def score(self, t: Tensor, sigma: Tensor | None = None, need: Tensor | None = None) -> Tensor:
-        """Return the scores p_t(y) / p_t(x) of all rows y that differ from x in at most one position.
+        """Return the scores p_t(z) / p_t(x) of all rows z that differ from the current row x in at most one position.
 
-        Entry (i, y) of a row x is the ratio for x with state y at position i; it is 1 for the current state.
+        Entry (i, y) is the score of the row z that has state y at position i; it is 1 if y is the state of x there.
 
         Args:
             t: Times, [b].
@@ -248,7 +248,8 @@ class Walk:
     def reveal(self, chosen: Tensor, t: Tensor) -> None:
         """Replace the masks at chosen positions by sampled tokens.
 
-        The network is evaluated only on the rows with a chosen position, and only at the positions that are needed.
+        The network is evaluated only on the rows with a chosen position, and only at the chosen positions; under a
+        ``matching`` condition, at all masks of these rows.
 
         Args:
             chosen: bool [b, l], masked positions.
@@ -285,8 +286,8 @@ class Walk:
             move: Probability that a position changes, [b, l].
             weights: Weights of the new token, [b, l, n]; or a function of the m positions that change (bool [b, l])
                 that returns their weights, [m, n]. Weights of the mask and of disallowed tokens are ignored.
-            must: If all allowed tokens have weight 0, the new token is uniform over the allowed ones; by default the
-                old one remains.
+            must: True: where all allowed tokens have weight 0, the new token is uniform over the allowed ones. False:
+                the old token remains there.
 
         Returns:
             The rows with new tokens, int64 [b, l].
