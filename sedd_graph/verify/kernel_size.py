@@ -26,7 +26,7 @@ from sedd_graph.verify.kernel_draws import (
     independence,
     noised,
 )
-from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square
+from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square, shifted
 
 __all__ = ["MANY", "check_mixing", "check_size", "check_stiffness"]
 
@@ -114,7 +114,9 @@ def _draws(kernel: Kernel, tokens: Tensor, sigma: Tensor, columns: Tensor, proof
     trials = counts.sum(-1)
     stay = counts.gather(-1, tokens.expand(k, -1)[..., None])[..., 0]
     chance = columns.gather(-1, tokens.expand(k, -1)[..., None])[..., 0]
+    more = _columns(kernel, tokens, 1.01 * sigma).gather(-1, tokens.expand(k, -1)[..., None])[..., 0]
     tails = [chi_square(counts, trials[..., None] * columns), binomial_tail(stay, trials, chance)]
+    tails.append(shifted(stay, trials, chance, more - chance))
     tails += [chi_square(counts[i, j], trials[i, j] * columns[i, j]) for i in range(k) for j in range(c)]
     probability = min(tails)
     how = f"chi-square of {int(trials.sum()):,} draws of the first, the last and random tokens at {k} noise levels"

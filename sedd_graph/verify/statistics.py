@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["NEVER", "binomial_tail", "chi_square", "correlated", "dispersed"]
+__all__ = ["NEVER", "binomial_tail", "chi_square", "correlated", "dispersed", "shifted"]
 
 NEVER = 1e-12
 """Probability below which a deviation is no chance: checks run with fixed seeds, some hundreds for each process."""
@@ -74,6 +74,23 @@ def binomial_tail(counts: Tensor, trials: Tensor, chance: Tensor) -> float:
         return 1.0
     score = ((counts - trials * chance).abs() - 0.5)[kept] / spread[kept].sqrt()
     return min(1.0, float(kept.sum()) * math.erfc(float(score.max()) / math.sqrt(2)))
+
+
+def shifted(counts: Tensor, trials: Tensor, chance: Tensor, slope: Tensor) -> float:
+    """Return the probability that chance gives counts as close to those at another parameter: a score test.
+
+    Args:
+        counts: Numbers of successes, [...].
+        trials: Numbers of trials, of the same shape.
+        chance: Probabilities of success, of the same shape.
+        slope: Changes of the probabilities with the parameter, up to a common factor, of the same shape.
+    """
+    counts, trials, chance, slope = (v.double() for v in (counts, trials, chance, slope))
+    spread = chance * (1 - chance)
+    weight = torch.where(spread > 1e-6, slope / spread.clamp(min=1e-6), 0.0)
+    size = float((weight.square() * trials * spread).sum().sqrt())
+    total = abs(float((weight * (counts - trials * chance)).sum()))
+    return math.erfc(total / size / math.sqrt(2)) if size > 0 else 1.0
 
 
 def dispersed(hits: Tensor, chance: float) -> float:

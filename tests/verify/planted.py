@@ -74,7 +74,7 @@ def globally_seeded(source: str) -> Callable[[], float]:
     """Return a function that draws a number in [0, 1) from a global generator: ``torch``, ``numpy`` or ``python``."""
     sources: dict[str, Callable[[], float]] = {
         "torch": lambda: float(torch.rand(())),
-        "numpy": lambda: float(np.random.rand()),  # noqa: NPY002 - the global generator is the fault
+        "numpy": lambda: float(np.random.rand()),
         "python": random.random,
     }
     return sources[source]
