@@ -484,6 +484,15 @@ def prove(fault: Fault) -> list[Check]:
     return check_declared(make(3 if fault.base.mask is None else 4), make, "full")
 
 
+def test_an_error_of_a_kernel_is_a_finding() -> None:
+    def posterior(self: Any, *arguments: Tensor) -> Tensor:
+        raise KeyError("weights")
+
+    (found,) = (c for c in prove(Fault("raises", Uniform, {"posterior": posterior}, ())) if c.holds is False)
+    assert found.name == "kernel.raises"
+    assert "KeyError: 'weights'" in found.value
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", MANY, ids=lambda f: f.name)
 def test_a_fault_of_many_states_or_a_narrow_stretch_is_caught_by_name(fault: Fault) -> None:
