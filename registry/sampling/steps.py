@@ -85,7 +85,9 @@ class TauLeaping(StepSampler, kind="sampler"):
         if s is None:
             return analytic(walk, t, None)
         moves = rates(walk, t, s)
-        events = torch.poisson(moves.sum(-1).double(), generator=walk.generator)
+        # NaN and infinite rates are refused by Walk.draw; torch.poisson must not meet them
+        rate = moves.sum(-1).double().nan_to_num(nan=0.0, posinf=0.0)
+        events = torch.poisson(rate, generator=walk.generator)
         walk.clamped += int(((events > 1) & walk.free).sum())
         return walk.put(walk.draw(events == 1, moves))
 
@@ -139,10 +141,9 @@ class Ancestral(StepSampler, kind="sampler"):
 class PredictorCorrector(StepSampler, kind="sampler"):
     """Predictor-corrector sampler: analytic steps, each followed by Gibbs sampling (arXiv 2205.14987, section 4.4).
 
-    A correction draws ``sites`` random positions anew from p_t(x_i | all other positions), which is proportional to the
-    scores at the noise level that the step has reached. With one site the marginal distribution p_t is invariant, so
-    corrections reduce the error of the steps; with several sites they are drawn independently, which is an
-    approximation.
+    A correction draws ``sites`` random positions anew, one after another, each from p_t(x_i | all other positions),
+    which is proportional to the scores at the noise level that the step has reached. The distribution p_t of noisy rows
+    is invariant, so corrections reduce the error of the steps.
     """
 
     reads = ("log_score", "log_x0")
@@ -151,7 +152,8 @@ class PredictorCorrector(StepSampler, kind="sampler"):
         corrections: Annotated[int, pydantic.Field(ge=1, le=1000)] = 1
         """Number of corrections after each step, from 1 to 1,000."""
         sites: Annotated[int, pydantic.Field(ge=1)] = 1
-        """Number of positions that one correction draws anew, at least 1."""
+        """Number of different positions that one correction draws anew, at least 1. Each takes a network evaluation,
+        since positions that are drawn together would be drawn independently, and p_t would not be invariant."""
 
     config: Config
 
@@ -163,12 +165,14 @@ class PredictorCorrector(StepSampler, kind="sampler"):
 
     def _correct(self, walk: Walk, t: Tensor) -> None:
         keys = walk.uniform(*walk.x.shape).masked_fill(~walk.free, 2.0)
-        chosen = (keys.argsort(-1).argsort(-1) < self.config.sites) & walk.free
-        if walk.kernel.mask is not None:
-            # scores are known at masks alone: mask the position, then draw whether it is unmasked, and to which token
-            walk.remask(chosen.double())
-        score = walk.score(t)
-        walk.move(score / score.sum(-1, keepdim=True), only=chosen)
+        rank = keys.argsort(-1).argsort(-1)
+        for site in range(min(self.config.sites, walk.x.shape[1])):
+            chosen = (rank == site) & walk.free
+            if walk.kernel.mask is not None:
+                # scores are known at masks alone: mask the position, then draw whether it is unmasked, and to which token
+                walk.remask(chosen.double())
+            score = walk.score(t)
+            walk.move(score / score.sum(-1, keepdim=True), only=chosen)
 
 
 class Psi(StepSampler, kind="sampler"):

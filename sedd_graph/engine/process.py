@@ -51,8 +51,8 @@ KERNEL, SCHEDULE = "process:kernel", "process:schedule"
 OnDraw = Callable[[str, Tensor | None, Tensor], None]
 """Callback for each noise draw of a likelihood bound, called as ``on_draw(over, t, nats)``.
 
-``over`` names the noise variable that was drawn, such as ``time``. ``t`` has its values, float [b]; None where a row
-has several noise levels. ``nats`` is the bound of each row for this draw, float [b].
+``over`` names the noise variable that was drawn, such as ``time``. ``t`` has its values, float [b], or [b, k] where a
+row has k noise levels; None where they are unknown. ``nats`` is the bound of each row for this draw, float [b].
 """
 
 

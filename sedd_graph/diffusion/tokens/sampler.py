@@ -17,7 +17,29 @@ from sedd_graph.diffusion.tokens.kernel import ONLY_MASKS, Kernel
 from sedd_graph.diffusion.tokens.walk import T_MIN, Denoise, SamplerConfig, Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
 
-__all__ = ["Sampler", "StepSampler", "StepsConfig"]
+__all__ = ["Sampler", "StepSampler", "StepsConfig", "chosen_steps"]
+
+
+def chosen_steps(given: int | None, declared: int | None) -> int:
+    """Return the number of steps of a sampling run.
+
+    Args:
+        given: The number that the caller asks for; None: the declared number.
+        declared: The number in the Config of the sampler; None if the sampler has no number of steps.
+
+    Returns:
+        The number of steps; 0 for a sampler without one.
+
+    Raises:
+        UserError: ``given`` is below 1, or the sampler has no number of steps.
+    """
+    if given is None:
+        return declared or 0
+    if declared is None:
+        raise UserError("this sampler takes no number of steps: its number of network evaluations is random")
+    if given < 1:
+        raise UserError(f"sample: steps must be at least 1, not {given}")
+    return given
 
 
 class StepsConfig(SamplerConfig):
@@ -83,21 +105,21 @@ class Sampler(Component, ABC):
             denoise: Evaluates the network.
             x: Noise, int64 [b, l], with the given tokens at positions that are not free.
             settings: The process, and the conditions on the rows.
-            steps: Number of steps; None: the number in the Config.
+            steps: Number of steps, at least 1; None: the number in the Config.
 
         Returns:
             The generated rows, int64 [b, l].
 
         Raises:
-            UserError: ``steps`` is given and the sampler has no number of steps, or no completion of a row satisfies
-                ``settings.matching``.
+            UserError: ``steps`` is below 1, or is given and the sampler has no number of steps; no completion of a row
+                satisfies ``settings.matching``; or outputs of the network are not finite or not normalised.
             SeddGraphError: The sampler changed rows without :meth:`Walk.draw`, so that they violate
                 ``settings.matching``.
         """
-        if steps is not None and self.steps is None:
-            raise UserError("this sampler takes no number of steps: its number of network evaluations is random")
+        taken = chosen_steps(steps, self.steps)
         walk = Walk(denoise, x, settings, self.config)
-        self.walk(walk, steps or self.steps or 0)
+        self.walk(walk, taken)
+        walk.finish()
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
         if settings.matching is not None and not settings.matching.matches(walk.x):
             raise SeddGraphError(

@@ -20,6 +20,7 @@ from sedd_graph.diffusion.categorical import categorical, going, jump, sharpen
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.numerics import take
+from sedd_graph.diffusion.output_check import OutputCheck
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
 
@@ -123,6 +124,7 @@ class Walk:
         self.x, self.free, self.kernel = x, settings.free, kernel
         self.schedule, self.generator, self.timeless = settings.schedule, settings.generator, settings.timeless
         self.evaluations = self.clamped = 0
+        self._check = OutputCheck(x.device)
         self._denoise, self._config, self._on_step = denoise, config, settings.on_step
         data = torch.arange(kernel.states, device=x.device) != (-1 if kernel.mask is None else kernel.mask)
         self._allowed = data if settings.allowed is None else data & settings.allowed
@@ -161,6 +163,14 @@ class Walk:
             self._on_step(self._steps, self.x if x is None else x)
         self._steps += 1
 
+    def finish(self) -> None:
+        """Verify the network's outputs of the whole run.
+
+        Raises:
+            UserError: An output was not finite, or a distribution did not sum to 1.
+        """
+        self._check.read()
+
     # -- the network --------------------------------------------------------------------------------------------------
 
     def outputs(self, t: Tensor, need: Tensor | None = None) -> Mapping[str, Tensor]:
@@ -182,8 +192,10 @@ class Walk:
         self.evaluations += len(rows)
         if len(rows) == len(stale):
             self._cached = dict(self._denoise(self.x, t, rows))
+            self._check.add(self._cached, self.free)
         elif len(rows):
             fresh = self._denoise(self.x[rows], t[rows], rows)
+            self._check.add(fresh, self.free[rows])
             for name, value in fresh.items():
                 old = self._cached.get(name)
                 old = value.new_zeros(len(stale), *value.shape[1:]) if old is None else old
@@ -266,7 +278,9 @@ class Walk:
         real = torch.arange(at.shape[1], device=at.device) < count[rows, None]
         x = self.x[rows]
         self.evaluations += len(rows)
-        clean = self._clean(self._denoise(x, t[rows], rows, at), x.gather(1, at))
+        outputs = self._denoise(x, t[rows], rows, at)
+        self._check.add(outputs, real)
+        clean = self._clean(outputs, x.gather(1, at))
         self.put(self.draw(chosen.double(), lambda _: clean[real], must=True))
 
     # -- moves --------------------------------------------------------------------------------------------------------
@@ -291,6 +305,9 @@ class Walk:
 
         Returns:
             The rows with new tokens, int64 [b, l].
+
+        Raises:
+            UserError: An output of the network was not finite, or a distribution did not sum to 1.
         """
         if self._matching is not None:
             return self._draw_matching(self._matching, move, weights, must=must)
@@ -300,7 +317,15 @@ class Walk:
             stay = torch.nn.functional.one_hot(self.x[moving], self.kernel.states)
             return torch.where((rows.sum(-1, keepdim=True) > 0), rows, (allowed if must else stay).to(rows.dtype))
 
-        return jump(self.x, move.double() * self.free, new_tokens, generator=self.generator)
+        return jump(self.x, move.double() * self.free, new_tokens, generator=self.generator, read=self.read)
+
+    def read(self, flag: Tensor) -> bool:
+        """Return a flag, bool [], after verifying the network's outputs: both take one transfer to the host.
+
+        Raises:
+            UserError: An output was not finite, or a distribution did not sum to 1.
+        """
+        return bool(self._check.read(flag)[0])
 
     def _weights(self, weights: Tensor | Callable[[Tensor], Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
         """Return the allowed tokens and the sharpened weights at the m positions ``where``, bool [b, l].
@@ -316,7 +341,7 @@ class Walk:
     ) -> Tensor:
         moving = going(move.double() * self.masked, generator=self.generator)
         rows = moving.any(-1)
-        if not bool(rows.any()):
+        if not self.read(rows.any()):
             return self.x
         hidden = self.masked & rows[:, None]
         allowed, drawn = self._weights(weights, hidden)
