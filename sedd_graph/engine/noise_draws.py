@@ -103,7 +103,7 @@ class NoiseDraws:
         hats = np.clip(1 - np.abs(places), 0, None).mean(1) * weights[row, None]
         fit = hats @ np.linalg.lstsq(hats, nats - value * weights[row], rcond=None)[0]
         draws = np.bincount(row, minlength=len(weights)).clip(1)
-        trend = np.bincount(row, fit / draws[row], minlength=len(weights))
+        trend: Floats = np.bincount(row, fit / draws[row], minlength=len(weights)).astype(np.float64)
         ends = np.cumsum([len(part) for part in self._row])[:-1]
         sums = np.array([part.sum() for part in np.split(fit / draws[row], ends)])
         tokens = np.array([part.sum() for part in np.split(weights[row] / draws[row], ends)])

@@ -377,6 +377,11 @@ def test_what_is_a_heuristic_says_so() -> None:
     plain = {cls.__name__ for cls in EVERY if make(cls).heuristic() is not None}
     assert plain == {"Confidence", "EntropyBound"}
     assert make(ReMDM, remask="conf").heuristic() is not None
+    assert "independently" in make(ReMDM, remask="loop").claim()
+    assert "steps^-0.4" in make(ReMDM).claim()
+    assert "steps^-0.4" in make(Psi).claim()
+    assert "steps^-1" in make(Psi, kappa=1.0).claim()
+    assert "any number of steps" in make(FirstHitting).claim()
     assert {cls.__name__ for cls in EVERY if cls.exact} == {"FirstHitting", "Uniformization"}
 
 

@@ -29,8 +29,8 @@ def evaluation(seed: int, *, stratified: bool, draws: int, levels: int) -> tuple
         for _ in range(draws):
             random = Randomness(generator)
             size = ROWS * levels
-            t = random.low_discrepancy(size) if stratified else random.rand(size)
-            t = t.reshape(ROWS, levels).double().numpy()
+            even = random.low_discrepancy(size) if stratified else random.rand(size)
+            t = even.reshape(ROWS, levels).double().numpy()
             shape = 7 / (1 + 30 * np.exp(-8 * t))
             loss = (counts / levels)[rows, None] * (shape * hard[rows, None] + 0.8 * rng.standard_normal(t.shape))
             nats[rows] += loss.sum(1) / draws

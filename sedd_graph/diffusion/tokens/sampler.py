@@ -84,6 +84,26 @@ class Sampler(Component, ABC):
         return None
 
     @property
+    def order(self) -> float:
+        """Order p of convergence: with many steps the error of the samples falls as steps to the power -p.
+
+        1 where tokens that change in one step are drawn independently, and the number of such tokens falls as 1 /
+        steps. Samplers that also mask tokens again are slower.
+        """
+        return 1.0
+
+    def claim(self) -> str:
+        """Return what the distribution of the samples is, in words, for the certificate."""
+        if (reason := self.heuristic()) is not None:
+            return f"samples do not follow the model, however many the steps: {reason}"
+        if self.exact:
+            return "with a perfect network samples follow the distribution of the data, at any number of steps"
+        return (
+            "with a perfect network samples follow the distribution of the data in the limit of many steps "
+            f"(error of order steps^-{self.order:g})"
+        )
+
+    @property
     def steps(self) -> int | None:
         """Number of steps; None for a sampler whose number of network evaluations is random."""
         return getattr(self.config, "steps", None)
