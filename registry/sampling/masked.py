@@ -63,9 +63,7 @@ class ReMDM(Sampler, kind="sampler"):
         if self.config.remask == "conf":
             return "which tokens are remasked depends on the probabilities that they were drawn with"
         if self.config.remask == "loop":
-            return (
-                "each step of the loop unmasks the same share of the masks, however many the steps, and draws them independently"
-            )
+            return "each step of the loop unmasks the same share of the masks, however many the steps, and draws them independently"
         return super().heuristic()
 
     @property

@@ -63,6 +63,7 @@ class Euler(StepSampler, kind="sampler"):
     """
 
     reads = ("log_score", "log_x0")
+    takes_all = True
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         if s is None:
@@ -80,6 +81,7 @@ class TauLeaping(StepSampler, kind="sampler"):
     """
 
     reads = ("log_score", "log_x0")
+    takes_all = True
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         if s is None:
@@ -99,6 +101,7 @@ class Analytic(StepSampler, kind="sampler"):
     """
 
     reads = ("log_score", "log_x0")
+    takes_all = True
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         analytic(walk, t, s)
@@ -113,6 +116,7 @@ class Ancestral(StepSampler, kind="sampler"):
     """
 
     reads = ("log_x0",)
+    takes_all = True
 
     def walk(self, walk: Walk, steps: int) -> None:
         if not walk.kernel.masks_evenly:

@@ -97,7 +97,7 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
         for key, part, lack in (
             ("objective", plan.objective, objective.lacks(kernel)),
             ("sample", plan.sampler, sampler.lacks(kernel)),
-            ("sample", plan.sampler, lacks(sampler.config, kernel)),
+            ("sample", plan.sampler, lacks(sampler.config, kernel, sampler)),
         )
         if lack is not None
     ]
@@ -269,10 +269,12 @@ class TokenProcess(TextProcess):
         Raises:
             UserError: The request has no length, or has conditions or guidance that the components do not support.
         """
-        rows, conditions = TokenSampling(self.parts, self.allowed, self._pieces, network, request).rows()
+        sampling = TokenSampling(self.parts, self.allowed, self._pieces, network, request)
+        rows, conditions = sampling.rows()
         facts: dict[str, Any] = {"mask": self.kernel.mask, "clamped": self.sampler.clamped}
         told = conditions.model_dump(mode="json", include=set(Conditions.model_fields), exclude_defaults=True)
         facts |= {"conditions": told} if told else {}
+        facts |= {} if sampling.effective is None else {"effective_particles": sampling.effective}
         if self.plan.classifier is not None:
             facts["classifier"] = {k: v for k, v in self.plan.classifier.record().items() if k != "counts"}
         return Samples(rows, facts | {"evaluations": self.sampler.evaluations})

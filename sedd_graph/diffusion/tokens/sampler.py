@@ -62,9 +62,13 @@ class Sampler(Component, ABC):
     """True if the sampler requires a kernel with :attr:`Kernel.masks_evenly`."""
     exact: ClassVar[bool] = False
     """True if samples have the model's distribution at any number of steps, and not only in the limit of many steps."""
+    takes_all: ClassVar[bool] = False
+    """True if every token that :meth:`Walk.draw` returns is put into the rows, as importance weights require."""
     Config: ClassVar[type[ComponentConfig]] = SamplerConfig
     config: SamplerConfig
 
+    log_weight: Tensor | None = None
+    """Log importance weight of each row of the last run, float64 [b]; None without ``WalkSettings.unconditioned``."""
     clamped: int = 0
     """Number of clamped moves in the last run: changes of one token whose probabilities were outside [0, 1].
 
@@ -141,6 +145,7 @@ class Sampler(Component, ABC):
         self.walk(walk, taken)
         walk.finish()
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
+        self.log_weight = None if walk.weights is None else walk.weights.log
         if settings.matching is not None and not settings.matching.matches(walk.x):
             raise SeddGraphError(
                 f"{type(self).__name__} changed tokens by other means than Walk.draw: rows do not match"

@@ -23,6 +23,7 @@ from sedd_graph.diffusion.numerics import take
 from sedd_graph.diffusion.output_check import OutputCheck
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.particles import ImportanceWeights
 
 __all__ = ["ROUNDING", "T_MIN", "Denoise", "OnStep", "SamplerConfig", "Walk", "WalkSettings"]
 
@@ -85,6 +86,8 @@ class WalkSettings:
         schedule: Total noise as a function of time.
         generator: Random number generator on the device of the rows.
         allowed: bool [n], [l, n] or [b, l, n], data tokens that may be sampled; None: all.
+        unconditioned: bool [n], data tokens that could be sampled without conditions, of which the importance weights of
+            the rows are computed; None: no weights. For a kernel with carry-over unmasking.
         matching: Constraint that whole rows match a regular expression, for a kernel with carry-over unmasking; None:
             no constraint.
         timeless: True if the network's outputs do not depend on time.
@@ -96,6 +99,7 @@ class WalkSettings:
     schedule: Schedule
     generator: torch.Generator
     allowed: Tensor | None = None
+    unconditioned: Tensor | None = None
     matching: Matching | None = None
     timeless: bool = False
     on_step: OnStep | None = None
@@ -114,6 +118,7 @@ class Walk:
         x: The current rows, int64 [b, l].
         evaluations: Number of rows evaluated by the network so far, summed over calls.
         clamped: Number of positions so far whose probabilities were outside [0, 1] and were clamped, summed over steps.
+        weights: Importance weights of the rows; None without ``settings.unconditioned``.
 
     Raises:
         UserError: No completion of a row satisfies ``settings.matching``.
@@ -128,6 +133,9 @@ class Walk:
         self._denoise, self._config, self._on_step = denoise, config, settings.on_step
         data = torch.arange(kernel.states, device=x.device) != (-1 if kernel.mask is None else kernel.mask)
         self._allowed = data if settings.allowed is None else data & settings.allowed
+        self.weights: ImportanceWeights | None = None
+        if settings.unconditioned is not None:
+            self.weights = ImportanceWeights(len(x), data & settings.unconditioned, config.temperature)
         self._matching = matching
         if matching is not None:
             matching.feasible(x, self.masked, self._allowed)
@@ -313,7 +321,9 @@ class Walk:
             return self._draw_matching(self._matching, move, weights, must=must)
 
         def new_tokens(moving: Tensor) -> Tensor:
-            allowed, rows = self._weights(weights, moving)
+            allowed, rows, permitted = self._weights(weights, moving)
+            if self.weights is not None:
+                self.weights.add(moving, permitted)
             stay = torch.nn.functional.one_hot(self.x[moving], self.kernel.states)
             return torch.where((rows.sum(-1, keepdim=True) > 0), rows, (allowed if must else stay).to(rows.dtype))
 
@@ -327,14 +337,17 @@ class Walk:
         """
         return bool(self._check.read(flag)[0])
 
-    def _weights(self, weights: Tensor | Callable[[Tensor], Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
+    def _weights(self, weights: Tensor | Callable[[Tensor], Tensor], where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the allowed tokens and the sharpened weights at the m positions ``where``, bool [b, l].
 
-        The allowed tokens are bool [n] or [m, n], the weights float64 [m, n].
+        The allowed tokens are bool [n] or [m, n], the weights float64 [m, n]. The third tensor is the log of the share
+        of each distribution that is allowed, [m]; it is empty without importance weights.
         """
         allowed = self._allowed.expand(*self.x.shape, -1)[where] if self._allowed.dim() > 1 else self._allowed
         rows = weights[where] if isinstance(weights, Tensor) else weights(where)
-        return allowed, sharpen(rows * allowed, temperature=self._config.temperature, top_p=self._config.top_p)
+        permitted = rows.new_zeros(0) if self.weights is None else self.weights.permitted(rows, allowed)
+        sharp = sharpen(rows * allowed, temperature=self._config.temperature, top_p=self._config.top_p)
+        return allowed, sharp, permitted
 
     def _draw_matching(
         self, matching: Matching, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool
@@ -344,7 +357,7 @@ class Walk:
         if not self.read(rows.any()):
             return self.x
         hidden = self.masked & rows[:, None]
-        allowed, drawn = self._weights(weights, hidden)
+        allowed, drawn, permitted = self._weights(weights, hidden)
         allowed = allowed.expand(len(drawn), -1)
         possible = drawn.sum(-1) > 0
         drawn = torch.where(possible[:, None], drawn, allowed.to(drawn.dtype))
@@ -354,6 +367,12 @@ class Walk:
         out[moving] = matching.draw(
             self.x[rows], rows, hidden[rows], drawn, allowed, moving[rows], generator=self.generator
         )
+        if self.weights is not None:
+            left = hidden & ~moving
+            before = matching.log_chance(self.x[rows], rows, hidden[rows], drawn)
+            after = matching.log_chance(out[rows], rows, left[rows], drawn[left[hidden]])
+            self.weights.add_rows(rows, before, after)
+            self.weights.add(moving, permitted[moving[hidden]])
         return out
 
     def _replace_disallowed(self, where: Tensor) -> None:
