@@ -36,8 +36,8 @@ class Solution(NamedTuple):
 
     Attributes:
         x: The solution, [b, ...].
-        error: Upper bound on the largest relative error of a sequence.
-        evaluations: Number of evaluations of g.
+        error: Upper bound on the error of x relative to max(||x||, ||y||), the largest over the sequences of the batch.
+        evaluations: Number of evaluations of g on the whole batch.
     """
 
     x: Tensor
@@ -49,8 +49,8 @@ class LogDet(NamedTuple):
     """Log-determinant log |det (I + dg/dx)| of each sequence, in nats.
 
     Attributes:
-        value: Exact value or unbiased estimate, [b].
-        variance: Variance of the estimate, [b]; zero where the value is exact.
+        value: Exact value or unbiased estimate, float64 [b].
+        variance: Estimated variance of ``value``, nats squared, float64 [b]; zero if ``value`` is exact.
     """
 
     value: Tensor
@@ -63,10 +63,11 @@ class Iteration:
 
     Attributes:
         lipschitz: Lipschitz constant c of g, in [0, 1), in the Euclidean norm of a sequence.
-        tolerance: Largest relative error of the solution. None: 8 eps / (1 - c)^1.5, with eps the machine epsilon of
-            the dtype; the rounding errors of all evaluations accumulate to eps / (1 - c).
-        max_evaluations: Largest number of evaluations of g. None: twice the number after which the plain (Picard)
-            iteration is guaranteed to converge, plus 8.
+        tolerance: Error of x, relative to max(||x||, ||y||), at which the iteration stops. None: 8 eps / (1 - c)^1.5,
+            with eps the machine epsilon of the dtype; the rounding errors of all evaluations accumulate to eps / (1 -
+            c).
+        max_evaluations: Number of evaluations of g after which the iteration gives up. None: twice the number after
+            which the plain (Picard) iteration is guaranteed to converge, plus 8.
         history: Number of previous steps that Anderson acceleration combines; 0 for the plain (Picard) iteration.
 
     Raises:
@@ -82,7 +83,7 @@ class Iteration:
         _check_constant(self.lipschitz)
 
     def limits(self, dtype: torch.dtype) -> tuple[float, int]:
-        """Return the tolerance and the largest number of evaluations for tensors of ``dtype``, with defaults filled in.
+        """Return the tolerance and the largest number of evaluations for ``dtype``, with None replaced by the defaults.
 
         Raises:
             UserError: Rounding in ``dtype`` prevents the iteration from reaching the tolerance.

@@ -19,9 +19,9 @@ def forward_with_log_det(run: LayerRun, batch: int, *, exact_up_to: int = 128) -
     """Evaluate a layer in the forward direction and return its log-determinant, with gradients if enabled.
 
     Args:
-        run: Execution of the layer, with its inputs set. Its outputs are set on return; most other tensors are freed
-            after their last use.
-        batch: Number of sequences, b.
+        run: Execution of the layer, whose inputs are set (:meth:`LayerRun.put`). On return its outputs are set; most
+            other tensors are freed after their last use.
+        batch: Number of sequences (rows of the batch), b.
         exact_up_to: Largest number of elements of a sequence for which the log-determinant of a contraction is exact.
             For longer sequences it is an unbiased estimate.
 
@@ -29,7 +29,7 @@ def forward_with_log_det(run: LayerRun, batch: int, *, exact_up_to: int = 128) -
         ``log |det d outputs / d inputs|`` of each sequence in nats, [b].
 
     Raises:
-        UserError: The inverse is only injective, or a component declares no log-determinant.
+        UserError: The layer is only proved to be injective, or a component declares no log-determinant.
     """
     layout, values = run.layout, run.values
     program, label = layout.program, layout.region.label

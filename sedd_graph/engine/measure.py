@@ -26,7 +26,7 @@ class Measure:
 
     Attributes:
         parameters: Number of parameters.
-        batch: Rows of the batch.
+        batch: Number of rows of the batch.
         length: Tokens per row.
     """
 
@@ -58,11 +58,11 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int) -> Mea
     Args:
         graph: The typed graph.
         registry: The installed components.
-        batch: Rows of the batch.
+        batch: Number of rows of the batch.
         length: Tokens per row.
 
     Raises:
-        SeddGraphError: The shape of a component's output differs from its declared type.
+        SeddGraphError: The shape of an output or saved activation of the network differs from its declared type.
     """
     model = build_shapes(graph, registry)
     inputs = {

@@ -1,4 +1,4 @@
-"""Extraction of an inverse program: the needed derivations, where a nested block is one call if possible."""
+"""Extraction of an inverse program: the derivations that are needed, with each nested block as one call if possible."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["contractions", "derivations", "needed"]
 
 
 def contractions(closure: Closure) -> dict[int, Contraction]:
-    """Return the contractions among the derivations, keyed by the index of the value that each one computes.
+    """Return the derivations by fixed-point iteration, keyed by the index of the value that each one computes.
 
-    The body of a contraction calls a nested block as one unit if that evaluates no component needlessly.
+    An iteration evaluates a nested block with one call if it needs the results of all the block's components.
 
     Args:
-        closure: The derived values.
+        closure: All values that can be derived, with the edge that derives each.
     """
     flat = closure.flat
     found: dict[int, Contraction] = {}
@@ -73,10 +73,10 @@ def _body(flat: Flat, found: FixedPoint, known: Sequence[bool]) -> list[int | Bl
 
 
 def needed(closure: Closure, iterated: Mapping[int, Contraction], wanted: Iterable[int]) -> list[Edge]:
-    """Return the edges (ways to derive values) that the derivation of ``wanted`` depends on, in order.
+    """Return the edges (ways to derive values) that are needed to derive the values ``wanted``, in order of derivation.
 
     Args:
-        closure: The derived values.
+        closure: All values that can be derived, with the edge that derives each.
         iterated: Fixed-point derivations, keyed by the index of the value that each one computes.
         wanted: Indices of the values to derive.
     """
@@ -102,10 +102,10 @@ def derivations(
     derivation allows it, their derivations are merged into one call of the block.
 
     Args:
-        closure: The derived values.
+        closure: All values that can be derived, with the edge that derives each.
         iterated: Fixed-point derivations, keyed by the index of the value that each one computes.
         edges: Edges of the program, in order of derivation.
-        linear: Derivations by a linear system, keyed by the position of their edge in ``edges``.
+        linear: Linear derivations, keyed by the index in ``edges`` of the edge that each comes from.
     """
     flat = closure.flat
     made: list[Derivation] = []

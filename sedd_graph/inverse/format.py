@@ -24,7 +24,7 @@ _INLINE, _LINES = 72, 60
 def pseudo_code(program: Program) -> str:
     """Return an inverse program as pseudo-code: one line per derivation, then level, cost and log-determinant.
 
-    A forward evaluation that is used once is inlined. Example:
+    A short call whose result is used once is written into the expression that uses it. Example:
 
     >>> inverse of couple: x1, x2 from y1, y2, given c
     >>>   x2 = y2 - g(y1, c)
@@ -46,7 +46,7 @@ def pseudo_code(program: Program) -> str:
 
 
 def summary(program: Program) -> str:
-    """Return one line with a program's level (and why it is not higher), cost and log-determinant."""
+    """Return one line with a program's level of invertibility (and why it is not higher), cost and log-determinant."""
     level = program.level + (f" ({program.note})" if program.note else "")
     cost = f"{program.cost:g} evaluation" + ("" if program.cost == 1 else "s")
     text = f"{level}; {cost}"
@@ -150,11 +150,12 @@ def _mentions(d: Derivation) -> tuple[Ref, ...]:
 
 
 def arrows(found: Program | Refusal) -> tuple[tuple[str, str], ...]:
-    """Return the data flow of an inverse as pairs (source box, target box), for a drawing of the region.
+    """Return the data flow of an inverse as arrows (source box, target box), for a drawing of the region.
 
-    A box is the name of a top-level step, ``>input`` or ``<output``. For each derivation, an arrow leads from each
-    value that it reads to each value that it derives. A value is drawn at the box that computes it in the forward pass,
-    or at the region's output. Empty for a region that is not invertible.
+    A box is named by a string: the name of a top-level step, ``>input`` or ``<output``. For each derivation, an arrow
+    leads from each value that it reads to each value that it derives. A value is drawn at the box that computes it in
+    the forward pass; as the source of an arrow, an output of the region is drawn at ``<output``. A region that is not
+    invertible has no arrows.
 
     Args:
         found: The inverse program, or the diagnosis.

@@ -1,10 +1,10 @@
 """Proof of the level of an inverse program: injective, bijective or volume preserving.
 
-The unknowns are the inputs (conditioning excepted) and all inner values; each component's output contributes one
-equation. Suppose that every equation is used exactly once, to derive as many elements as it has. Then the whole system
-is block triangular in the order of derivation, every output has exactly one inverse image, and log |det d outputs / d
-inputs| is the sum over the diagonal blocks. A value that the program does not need is evaluated forward afterwards, by
-its own equation.
+A value is a tensor of the region. The unknowns are the inputs (conditioning excepted) and all inner values; each output
+of a component contributes one equation: value = function of the component's inputs. Suppose that every equation is used
+exactly once, to derive as many elements as it has. Then the Jacobian of the whole system is block triangular in the
+order of derivation, every output has exactly one inverse image, and log |det d outputs / d inputs| is the sum over the
+diagonal blocks. A value that the program does not need is evaluated forward afterwards, by its own equation.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["classify"]
 def classify(
     closure: Closure, edges: Sequence[Edge], given: Iterable[int], stored: Iterable[int]
 ) -> tuple[Level, str, dict[int, Linear]]:
-    """Prove the level of an inverse program and construct its linear derivations.
+    """Prove the level of invertibility of an inverse program and construct its linear derivations.
 
     Args:
-        closure: The derived values.
-        edges: Edges of the program, in order of derivation.
+        closure: All values that can be derived, with the edge that derives each.
+        edges: Edges of the program (ways to derive values), in order of derivation.
         given: Indices of the conditioning inputs.
         stored: Indices of the stored values.
 
     Returns:
-        The level; the reason why it is not higher (empty at the highest level); and the linear derivations, keyed by
-        the position of their edge in ``edges``.
+        The level; the reason why the level is not higher (empty at the highest one); and the linear derivations, keyed
+        by the index in ``edges`` of the edge that each comes from.
     """
     flat, names = closure.flat, Names(closure.flat.refs)
     linear, matched = _linear(closure, edges)

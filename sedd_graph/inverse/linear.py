@@ -14,7 +14,7 @@ from sedd_graph.inverse.system import Key, Solution, System
 __all__ = ["determinant", "solve_together"]
 
 MAX_WORK, MAX_BITS = 2_000_000, 8192
-"""Limits of the elimination: matrix entries visited, and bits of a numerator or denominator."""
+"""Limits of the elimination: entries visited (``MAX_WORK``), and bits of a numerator or denominator (``MAX_BITS``)."""
 
 
 def solve_together(
@@ -22,16 +22,17 @@ def solve_together(
 ) -> tuple[list[list[Solution]], int]:
     """Solve the linear relations connected to ``start`` for every unknown value that they determine.
 
-    Two relations are connected if they share an unknown value. An unknown whose solution is identically zero is left
-    out, since a sum over no terms has no shape.
+    Two relations are connected if they share an unknown value. Each solution is a weighted sum of known values. An
+    unknown that is always zero is left out: its sum would have no terms, from which to take the shape of the tensor.
 
     Args:
         system: Equations of the region.
-        keys: For each value the cost of its derivation; None where the value is unknown.
-        start: Indices of relations.
+        keys: For each value, by index, the cost of its derivation; None marks the unknown values.
+        start: Indices of linear relations in ``system.relations``.
 
     Returns:
-        Solutions, in groups that share relations, and the number of matrix entries visited.
+        The solutions, and the number of matrix entries visited. Solutions are in one group if they use a common
+        relation, directly or through other solutions.
     """
     rows, work = _around(system, keys, start)
     if not rows:
@@ -145,10 +146,12 @@ def _grouped(solved: list[Solution]) -> list[list[Solution]]:
 
 
 def determinant(matrix: Sequence[Mapping[int, Fraction]]) -> Fraction:
-    """Return the absolute determinant of a square sparse matrix; 0 if the matrix is singular or exceeds the limits.
+    """Return the absolute determinant of a square sparse matrix.
+
+    It is 0 if the matrix is singular, or if the elimination exceeds :data:`MAX_WORK` or :data:`MAX_BITS`.
 
     Args:
-        matrix: Rows as {column: entry}, zeros omitted.
+        matrix: Rows, each a mapping from column index to entry without the zeros.
     """
     columns = max((v for row in matrix for v in row), default=-1) + 1
     reduced, _ = _reduce(dict(enumerate(matrix)), range(columns))

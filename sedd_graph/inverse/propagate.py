@@ -1,10 +1,10 @@
 """Derivation of all values that follow from known ones, in order of increasing cost.
 
-Each component contributes edges: ways to derive some values (targets) from others (needs). An edge makes its targets
-known once all its needs are known. The algorithm is Knuth's generalisation of Dijkstra's algorithm (Information
-Processing Letters 6(1), 1977); the key of an edge is the greatest key among its needs plus the cost of the edge. Keys
-(:data:`sedd_graph.inverse.system.Key`) prefer closed forms to iterations. Ties are broken by name, so that the result
-does not depend on the order of components.
+A value is a tensor of the region. Each component contributes edges: ways to derive some values (targets) from others
+(needs). An edge makes its targets known once all its needs are known. The algorithm is Knuth's generalisation of
+Dijkstra's algorithm (Information Processing Letters 6(1), 1977); the key of an edge is the greatest key among its needs
+plus the cost of the edge. Keys (:data:`sedd_graph.inverse.system.Key`) prefer closed forms to iterations. Ties are
+broken by name, so that the result does not depend on the order of components.
 
 Where propagation stops, linear relations among unknown values are solved jointly (:mod:`sedd_graph.inverse.linear`),
 then contractions are searched for (:mod:`sedd_graph.inverse.contraction`), and propagation resumes.
@@ -23,19 +23,23 @@ __all__ = ["Closure"]
 
 
 class Closure:
-    """All values that can be derived from the initially known values ``facts``, each by its cheapest derivation.
+    """All values of a region that can be derived from the initially known ones, each by its cheapest derivation.
+
+    The derivation is complete when the constructor returns. Values are identified by their indices in
+    :class:`sedd_graph.inverse.flat.Flat`.
 
     Args:
         system: Equations of the region.
-        facts: Indices of the initially known values.
+        facts: Indices of the initially known values (facts), such as the outputs of the region.
 
     Attributes:
-        keys: For each value the cost of its derivation; None where the value is unknown.
-        derived_by: For each value the edge that derives it; None for facts and unknown values.
-        edges: Edges used, in order of derivation.
-        searched: Latest search for a contraction, by index of the linear relation; only for relations with a known
-            output and at least two unknown terms.
-        work: Number of edges and relations visited.
+        keys: For each value, by index, the cost of its derivation; None where the value is unknown.
+        derived_by: For each value, by index, the edge (way to derive values) that derives it; None for facts and
+            unknown values.
+        edges: Edges that derive at least one value, in order of derivation.
+        searched: Result of the latest search for a contraction in each linear relation, by index of the relation. Only
+            relations with a known output and at least two unknown terms are searched.
+        work: Number of visits of edges and relations, as a measure of computing time.
     """
 
     def __init__(self, system: System, facts: Iterable[int]) -> None:
@@ -63,7 +67,7 @@ class Closure:
         self._run()
 
     def known(self, v: int) -> bool:
-        """Return whether the value with index ``v`` is a fact or follows from the facts."""
+        """Return whether the value with index ``v`` is known initially or can be derived."""
         return self.keys[v] is not None
 
     def _know(self, v: int, key: Key, edge: Edge | None) -> None:

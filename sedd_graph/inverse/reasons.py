@@ -18,10 +18,12 @@ _MAX_VISITED = 10_000
 
 
 class Reasons:
-    """Generator of the texts of one diagnosis: reasons, and suggested changes to the blueprint.
+    """Texts of one diagnosis: why derivations stop at components, and which changes to the blueprint may help.
+
+    Values and components are identified by their indices in :class:`sedd_graph.inverse.flat.Flat`.
 
     Args:
-        closure: The derived values of the region.
+        closure: All values of the region that can be derived.
     """
 
     def __init__(self, closure: Closure) -> None:
@@ -32,7 +34,7 @@ class Reasons:
         return self.names.value(self.flat.refs[v])
 
     def listed(self, values: Iterable[int]) -> str:
-        """Return the display names of values, joined to a list in words.
+        """Return the display names of values, joined to a list in words, such as ``a, b and c``.
 
         Args:
             values: Indices of the values.
@@ -66,7 +68,11 @@ class Reasons:
         return "; ".join(self._rule(node, targets, given) for targets, given in self._rules(node))
 
     def open_relation(self, node: Node) -> int | None:
-        """Return the index of a component's first linear relation with a known output and unknown terms, or None."""
+        """Return the index of a component's first linear relation with a known output and unknown terms, or None.
+
+        Args:
+            node: The component.
+        """
         system = self.closure.system
         for v in node.outputs.values():
             r = system.relation_of_output.get(v)
@@ -218,10 +224,10 @@ class Reasons:
         return None
 
     def conditioning(self, remedy: Remedy, given: tuple[str, ...], lost: int) -> str | None:
-        """Return a suggestion to declare lost inputs as conditioning inputs (``given``), or None.
+        """Return a suggestion to declare lost inputs as conditioning inputs (``given``), or None if it does not apply.
 
-        The suggestion is made if all values to store are inputs of the region, they are fewer than the lost inputs, and
-        none of them is a term of a sum that was searched for a contraction.
+        The suggestion is made if all values to store are inputs of the region, if they are fewer than the lost inputs,
+        and if none of them is a term of a sum in which a contraction was searched for.
 
         Args:
             remedy: Values to store so that all inputs can be recovered.

@@ -17,7 +17,7 @@ from sedd_graph.inverse.system import System
 __all__ = ["SIZES", "solve"]
 
 SIZES = {"batch": 1, "length": 1024}
-"""Default ``batch`` and ``length`` for sizes in bytes in a diagnosis."""
+"""Default ``batch`` and ``length`` (positions per row) at which a diagnosis states sizes in bytes."""
 
 
 def solve(
@@ -34,8 +34,9 @@ def solve(
     Args:
         region: The block or graph to invert.
         given: Names of the conditioning inputs, which are known at inversion.
-        stored: Values that are stored besides the outputs.
-        sizes: ``batch`` and ``length``, for sizes in bytes in a diagnosis.
+        stored: References of inner values that are stored in the forward pass, and known at inversion besides the
+            outputs.
+        sizes: Values of ``batch`` and ``length`` at which a diagnosis states sizes in bytes.
 
     Returns:
         The inverse program, or the diagnosis if the region is not invertible.
