@@ -24,7 +24,7 @@ ROWS = 12_000
 EVERY = torch.ones(V + 1, dtype=torch.bool)
 ALLOW = torch.tensor([[1, 0, 1, 0], [1, 1, 1, 0], [0, 1, 1, 0]], dtype=torch.bool)
 ALLOWED = ALLOW[torch.arange(L), SEQUENCES].all(-1)
-CONDITIONS = {
+CONDITIONS: dict[str, tuple[dict[str, Any], Tensor]] = {
     "allow": ({"allowed": ALLOW}, ALLOWED),
     "matching": ({"matching": matching()}, MATCHES),
     "both": ({"matching": matching(), "allowed": ALLOW}, MATCHES & ALLOWED),
@@ -123,7 +123,7 @@ def test_particles_of_a_model() -> None:
     with torch.no_grad():
         for p in engine.model.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-    request = {"length": 8, "steps": 4, "seed": 1, "prompt": prompt}
+    request: dict[str, Any] = {"length": 8, "steps": 4, "seed": 1, "prompt": prompt}
     made = engine.generate(sedd_graph.engine.process.SampleRequest(batch=3, conditions=conditions, **request))
     assert made.rows.shape == (3, 8)
     assert made.rows[:, 0].tolist() == [5, 6, 7]

@@ -8,7 +8,7 @@ given the condition, up to an error that falls as 1 / particles. Axes: b rows, l
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ class ImportanceWeights:
         self.log = self.log.index_add(0, rows.nonzero()[:, 0], change)
 
 
-class Chosen(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Chosen:
     """Rows chosen among particles.
 
     Attributes:
