@@ -102,15 +102,14 @@ def main() -> None:
     rows = parser.parse_args().rows
     world = World(1.5)
     print(f"exact samples: up to about {math.sqrt(V**L / rows / 2):.3f} ({rows:,} rows)\n")
-    print(
-        "| condition | P | ancestral, 1 step | ancestral, 64 steps | first_hitting | 4 particles | 16 particles |"
-    )
+    print("| condition | P | ancestral, 1 step | ancestral, 64 steps | first_hitting | 4 particles | 16 particles |")
     print("|---|---|---|---|---|---|---|")
     for label, allow, pattern in CONDITIONS:
         steps = [world.distance("ancestral", allow, pattern, 1, rows, steps=n)[0] for n in (1, 64)]
         exact = [world.distance("first_hitting", allow, pattern, k, rows) for k in PARTICLES]
         cells = [f"{d:.3f}" for d in [*steps, *(d for d, _ in exact)]]
-        print(f"| `{label}` | {exact[0][1]:.3f} | " + " | ".join(cells) + " |", flush=True)
+        shown = label.replace("|", "\\|")
+        print(f"| `{shown}` | {exact[0][1]:.3f} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
