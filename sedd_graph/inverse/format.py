@@ -50,7 +50,10 @@ def summary(program: Program) -> str:
     level = program.level + (f" ({program.note})" if program.note else "")
     cost = f"{program.cost:g} evaluation" + ("" if program.cost == 1 else "s")
     text = f"{level}; {cost}"
-    return text if program.level == "injective" else f"{text}; log|det| = {_log_det(program)}"
+    if program.level == "injective":
+        return text
+    text = f"{text}; log|det| = {_log_det(program)}"
+    return f"{text}, and not one for each row: {program.mixed_rows}" if program.mixed_rows else text
 
 
 def _log_det(program: Program) -> str:

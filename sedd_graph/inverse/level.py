@@ -114,19 +114,22 @@ def _linear(closure: Closure, edges: Sequence[Edge]) -> tuple[dict[int, Linear],
     """Return linear derivations by position of their edge in ``edges``, and the equations that relations account for.
 
     Relations and the values derived from them form connected parts; a part with as many of one as of the other is a square
-    system. Its determinant is counted with the first derivation in it. The equations are None where a part is not square
-    or is singular.
+    system. Its determinant is counted with the first derivation in it. The equations are None where a part is not square.
+
+    In order of derivation, each value of a part follows from a weighted sum of the part's relations in which its own factor
+    is 1 and that of every later value is 0. The matrix of these weights times the matrix of the part's factors is therefore
+    triangular with ones on the diagonal, so that neither is singular.
     """
     flat, relations = closure.flat, closure.system.relations
     solved = [(place, s) for place, edge in enumerate(edges) if isinstance(edge, LinearEdge) for s in edge.solutions]
-    combination: dict[int, dict[int, Fraction]] = {s.target: dict(s.relations) for _, s in solved}
+    combination: dict[int, frozenset[int]] = {s.target: s.relations for _, s in solved}
     involved = {relations[r].out: r for _, s in solved for r in s.relations}
     for v in _own(closure, edges):
         if v in involved:
-            combination[v] = {involved[v]: Fraction(1)}
+            combination[v] = frozenset((involved[v],))
     for edge in edges:
         if isinstance(edge, ForwardEdge):
-            combination |= {v: {involved[v]: Fraction(1)} for v in _fresh(closure, edge) if v in involved}
+            combination |= {v: frozenset((involved[v],)) for v in _fresh(closure, edge) if v in involved}
     graph: nx.Graph[tuple[str, int]] = nx.Graph()
     for v, used in combination.items():
         graph.add_edges_from((("value", v), ("relation", r)) for r in used)
@@ -136,12 +139,17 @@ def _linear(closure: Closure, edges: Sequence[Edge]) -> tuple[dict[int, Linear],
     for part in nx.connected_components(graph):
         values = sorted(v for kind, v in part if kind == "value")
         square = 2 * len(values) == len(part)
-        det = determinant([combination[v] for v in values]) if square else Fraction(0)
+        column = {v: i for i, v in enumerate(values)}
+        rows = [
+            {column[v]: c for v, c in relations[r].terms.items() if v in column}
+            for r in sorted(r for kind, r in part if kind == "relation")
+        ]
+        det = determinant(rows) if square else Fraction(0)
         if not det:
             fits = False
             continue
         place = min(place_of[v] for v in values if v in place_of)
-        factor_at[place] = factor_at.get(place, Fraction(1)) / det
+        factor_at[place] = factor_at.get(place, Fraction(1)) * det
     made: dict[int, Linear] = {}
     for place, edge in enumerate(edges):
         if isinstance(edge, LinearEdge):
