@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from sedd_graph.component.axes import Size
 from sedd_graph.graph.model import Op, Ref
+from sedd_graph.inverse.factors import rational, shown
 from sedd_graph.inverse.flat import algebra_of, numbers
 from sedd_graph.inverse.names import Names, join_and
 from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve
@@ -66,9 +67,10 @@ def _log_det(program: Program) -> str:
         elif isinstance(d, Linear) and d.factor != 1:
             constant[d.factor] = constant.get(d.factor, Size()) + numbers(program.types[d.targets[0]])
         elif isinstance(d, Contraction):
-            inner = "I" if d.scale == 1 else f"{d.scale} I"
+            inner = "I" if d.scale == 1 else f"{shown(d.scale)} I"
             parts.append(f"log|det({inner} + J)| at {names.value(d.target)}")
-    parts += [f"{size}*log({factor})" for factor, size in constant.items()]
+    if program.level != "volume_preserving":
+        parts += [f"{size}*log({shown(factor)})" for factor, size in constant.items()]
     if len(parts) > 8:
         parts = [*parts[:4], f"... {len(parts) - 8} more ...", *parts[-4:]]
     return " + ".join(parts) if parts else "0"
@@ -126,7 +128,7 @@ class _Writer:
             fed = {port: self.program.types[refs[0]] for port, refs in d.inputs.items()}
             factors = algebra_of(d.path, d.step, body, fed).linear.get(next(iter(d.outputs)))
             if factors:
-                terms = [(ref, Fraction(factors.get(port, 0))) for port, refs in d.inputs.items() for ref in refs]
+                terms = [(ref, rational(factors.get(port, 0))) for port, refs in d.inputs.items() for ref in refs]
                 return self.total(terms), True
         arguments = ", ".join(self.value(ref) for refs in d.inputs.values() for ref in refs)
         return f"{d.path}({arguments})", False
@@ -136,7 +138,7 @@ class _Writer:
         for ref, factor in sorted(terms, key=lambda t: t[1] < 0):  # positive terms first: y - f, not -f + y
             grouped = factor != 1 or bool(text)
             value = self.value(ref, grouped=grouped)
-            body = value if abs(factor) == 1 else f"{abs(factor)} {value}"
+            body = value if abs(factor) == 1 else f"{shown(abs(factor))} {value}"
             text += ((" - " if text else "-") if factor < 0 else (" + " if text else "")) + body
         return text
 

@@ -16,14 +16,18 @@ from fractions import Fraction
 import networkx as nx
 
 from sedd_graph.component.axes import AxisError
-from sedd_graph.inverse.flat import Flat, total
+from sedd_graph.inverse.factors import log, shown
+from sedd_graph.inverse.flat import Flat, numbers, total
 from sedd_graph.inverse.linear import determinant
 from sedd_graph.inverse.names import Names, join_and
 from sedd_graph.inverse.program import Level, Linear
 from sedd_graph.inverse.propagate import Closure
 from sedd_graph.inverse.system import Edge, FixedPointEdge, ForwardEdge, LinearEdge, RuleEdge
 
-__all__ = ["classify"]
+__all__ = ["ROUNDING", "classify"]
+
+ROUNDING = 1e-12
+"""Largest magnitude of a log-determinant, nats per number, that is taken for 0: factors such as a cosine are rounded."""
 
 
 def classify(
@@ -165,13 +169,14 @@ def _linear(closure: Closure, edges: Sequence[Edge]) -> tuple[dict[int, Linear],
 
 
 def _volume(flat: Flat, edges: Sequence[Edge], linear: dict[int, Linear], names: Names) -> str:
-    """Return which derivation changes volume; empty where every term of the log-determinant is zero."""
+    """Return which derivation changes volume; empty where the log-determinant is zero, to rounding."""
+    kept = _unit_factor(flat, linear.values())
     for place, edge in enumerate(edges):
         if isinstance(edge, FixedPointEdge):
             return f"the contraction that gives {names.value(flat.refs[edge.fixed_point.target])} changes volume"
-        if isinstance(edge, LinearEdge) and linear[place].factor != 1:
+        if not kept and isinstance(edge, LinearEdge) and linear[place].factor != 1:
             gives = join_and(names.value(ref) for ref in linear[place].targets)
-            return f"the linear system that gives {gives} changes volume {linear[place].factor}-fold per number"
+            return f"the linear system that gives {gives} changes volume {shown(linear[place].factor)}-fold per number"
         if isinstance(edge, RuleEdge):
             node = flat.nodes[edge.node]
             log_det = node.algebra.log_det.get(edge.rule.target)
@@ -179,3 +184,23 @@ def _volume(flat: Flat, edges: Sequence[Edge], linear: dict[int, Linear], names:
                 what = "declares no log-determinant" if log_det is None else "changes volume"
                 return f"op {node.op.contract.name!r} ({node.path}) {what}"
     return ""
+
+
+def _unit_factor(flat: Flat, linear: Iterable[Linear]) -> bool:
+    """Return whether the factors of all linear derivations cancel, to rounding: scales by 2 and 1/2, a cosine and a sine.
+
+    The sum of the logarithms is taken for each monomial in batch and length, and zero for each of them.
+    """
+    logs: dict[tuple[str, ...], float] = {}
+    weights: dict[tuple[str, ...], int] = {}
+    for d in linear:
+        if d.factor == 1:
+            continue
+        try:
+            size = numbers(flat.types[flat.index[d.targets[0]]])
+        except AxisError:
+            return False
+        for monomial, count in size.terms:
+            logs[monomial] = logs.get(monomial, 0.0) + count * log(d.factor)
+            weights[monomial] = weights.get(monomial, 0) + abs(count)
+    return all(abs(total) <= ROUNDING * weights[monomial] for monomial, total in logs.items())
