@@ -8,7 +8,7 @@ Flattening takes time linear in the number of components.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
 from sedd_graph.component.axes import PortType, Size
@@ -16,7 +16,7 @@ from sedd_graph.component.contract import Algebra, Signature
 from sedd_graph.errors import EnvironmentFault
 from sedd_graph.graph.model import Op, Ref, Region, Step
 
-__all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "numbers", "total"]
+__all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "numbers", "steady", "total"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,6 +129,20 @@ def total(types: list[PortType]) -> Size:
     for found in types:
         size = size + numbers(found)
     return size
+
+
+def steady(flat: Flat, given: Iterable[int]) -> frozenset[int]:
+    """Return the indices of the values that depend on no input of a region except the conditioning inputs ``given``.
+
+    Args:
+        flat: The flattened region.
+        given: Indices of the conditioning inputs.
+    """
+    found = set(given)
+    for node in flat.nodes:
+        if found.issuperset(node.needs):
+            found.update(node.outputs.values())
+    return frozenset(found)
 
 
 def flatten(region: Region) -> Flat:

@@ -17,7 +17,7 @@ import networkx as nx
 
 from sedd_graph.component.axes import AxisError
 from sedd_graph.inverse.factors import log, shown
-from sedd_graph.inverse.flat import Flat, numbers, total
+from sedd_graph.inverse.flat import Flat, numbers, steady, total
 from sedd_graph.inverse.linear import determinant
 from sedd_graph.inverse.names import Names, join_and
 from sedd_graph.inverse.program import Level, Linear
@@ -49,23 +49,39 @@ def classify(
     linear, matched = _linear(closure, edges)
     if any(True for _ in stored):
         return "injective", "values are stored beside the outputs", linear
-    note = _sizes(flat, set(given)) or _unmatched(closure, edges, matched, names)
+    fixed = steady(flat, given)
+    note = _shared(flat, fixed) or _sizes(flat, fixed) or _unmatched(closure, edges, matched, names, fixed)
     if note:
         return "injective", note, linear
     note = _volume(flat, edges, linear, names)
     return ("bijective", note, linear) if note else ("volume_preserving", "", linear)
 
 
-def _sizes(flat: Flat, given: set[int]) -> str:
-    """Return how sizes differ; empty where outputs hold as many numbers as the inputs that are not given."""
-    outputs = [v for v in dict.fromkeys(flat.outputs.values()) if flat.producer[v] >= 0]
+def _shared(flat: Flat, fixed: frozenset[int]) -> str:
+    """Return which outputs are one value; empty if each output that depends on the unknowns is a value of its own."""
+    name_of: dict[int, str] = {}
+    for name, v in flat.outputs.items():
+        if v not in fixed and name_of.setdefault(v, name) != name:
+            return f"the outputs {name_of[v]!r} and {name!r} are one value"
+    return ""
+
+
+def _sizes(flat: Flat, fixed: frozenset[int]) -> str:
+    """Return how sizes differ; empty where outputs hold as many numbers of each kind as the inputs that are not given.
+
+    Outputs that depend on the conditioning inputs alone (``fixed``) do not count.
+    """
+    outputs = [v for v in flat.outputs.values() if flat.producer[v] >= 0 and v not in fixed]
     passed = {v for v in flat.outputs.values() if flat.producer[v] < 0}
-    inputs = [v for v in flat.inputs.values() if v not in given and v not in passed]
-    try:
-        made, wanted = total([flat.types[v] for v in outputs]), total([flat.types[v] for v in inputs])
-    except AxisError as error:
-        return f"sizes cannot be compared: {error}"
-    return "" if made == wanted else f"the outputs hold {made} numbers and the inputs {wanted}"
+    inputs = [v for v in flat.inputs.values() if v not in fixed and v not in passed]
+    for kind, what in (("float", "numbers"), ("int", "integers"), ("bool", "booleans")):
+        try:
+            made, wanted = (total([t for v in some if (t := flat.types[v]).kind == kind]) for some in (outputs, inputs))
+        except AxisError as error:
+            return f"sizes cannot be compared: {error}"
+        if made != wanted:
+            return f"the outputs hold {made} {what} and the inputs {wanted}"
+    return ""
 
 
 def _own(closure: Closure, edges: Sequence[Edge]) -> list[int]:
@@ -84,8 +100,10 @@ def _fresh(closure: Closure, edge: Edge) -> list[int]:
     return [v for v in dict.fromkeys(edge.targets) if closure.derived_by[v] is edge]
 
 
-def _unmatched(closure: Closure, edges: Sequence[Edge], matched: Counter[int] | None, names: Names) -> str:
-    """Return which equation is not used exactly once; empty where each is."""
+def _unmatched(
+    closure: Closure, edges: Sequence[Edge], matched: Counter[int] | None, names: Names, fixed: frozenset[int]
+) -> str:
+    """Return which equation is not used exactly once; empty where each is. Those of ``fixed`` values have no unknown."""
     flat = closure.flat
     if matched is None:
         return "a linear relation is used for more values than it determines"
@@ -107,7 +125,7 @@ def _unmatched(closure: Closure, edges: Sequence[Edge], matched: Counter[int] | 
         elif isinstance(edge, ForwardEdge):
             used.update(v for v in fresh if v not in matched)
     used.update(v for v in _own(closure, edges) if v not in matched)
-    equations = [v for v, made_by in enumerate(flat.producer) if made_by >= 0]
+    equations = [v for v, made_by in enumerate(flat.producer) if made_by >= 0 and v not in fixed]
     twice = next((v for v in equations if used[v] != 1), None)
     if twice is None:
         return ""
