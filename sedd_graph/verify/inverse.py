@@ -49,9 +49,9 @@ WEIGHTS = 8_000_000
 """Maximum total number of weights of a stack of layers. Deeper stacks repeat layers with the same weights."""
 DEPTH = 64
 """Maximum number of layers in a tested stack."""
-EMULATED = 1_000_000, 4
-"""Maximum number of weights per layer, and maximum number of layers, in the bfloat16 check on a CPU, which emulates
-bfloat16 and takes hundreds of times longer."""
+EMULATED = 4_000_000
+"""Maximum number of weights, all layers together, in the bfloat16 check on a CPU, which emulates bfloat16 and takes
+hundreds of times longer."""
 CLOSED, ITERATIVE, SINGLE = 1e-9, 1e-5, 1e-4
 """Relative tolerances: for closed-form inverses in float64, for iterative inverses in float64, and for float32."""
 LENGTHS = 1, 3
@@ -168,7 +168,7 @@ class _Trial:
             yield self._check("exact", claim, partial(self._depth, Grid(), None))
         claim = f"inputs reconstructed in float32 are within the tolerance of the drift guard ({DRIFT:g})"
         yield self._check("float32", claim, partial(self._depth, None, None))
-        if self.device.type == "cuda" or self.fixture.weights <= EMULATED[0]:
+        if self.device.type == "cuda" or self.fixture.weights <= EMULATED:
             claim = "error of the inputs reconstructed under bfloat16 autocast"
             yield self._check("bfloat16", claim, partial(self._depth, None, torch.bfloat16))
 
@@ -328,19 +328,23 @@ class _Trial:
         """Measure the reconstruction error of stacks of layers by depth, on ``grid`` or under ``autocast`` if given."""
         fixture, device = self.fixture, self.device
         emulated = autocast is not None and device.type != "cuda"
-        depth = min(self.use.depth if fixture.chains else 1, EMULATED[1] if emulated else DEPTH)
+        affordable = max(1, EMULATED // max(1, fixture.weights)) if emulated else DEPTH
+        depth = min(self.use.depth if fixture.chains else 1, affordable, DEPTH)
+        dtypes = {} if autocast is None else self.dtypes.of(self.use, autocast)
         depths = sorted({2**i for i in range(depth.bit_length())} | {depth})
         different = max(1, min(depth, WEIGHTS // max(1, fixture.weights)))
         layers = fixture.chain(torch.float32, different, device=device)
         with torch.autocast(device.type, autocast, enabled=autocast is not None, cache_enabled=False):
-            found = list(fixture.round_trips(layers, depths, grid=grid))
+            found = list(fixture.round_trips(layers, depths, grid=grid, dtypes=dtypes))
         where = f"{different} different layer{'s' * (different > 1)}, on {device.type}"
+        if dtypes:
+            where += f"; streams enter as {', '.join(f'{n} {_name(d)}' for n, d in dtypes.items() if n in self.layout.streams)}"
         if grid is not None:
             same = all(equal for _, _, equal in found)
             value = "equal" if same else f"off by {max(error for _, error, _ in found):.1e}"
             return _Finding(same, value, f"torch.equal, {depth} deep, grid of 2^-{grid.bits}; {where}")
         text = ", ".join(f"{error:.1e} at {at}" for at, error, _ in found)
-        if fixture.chains and depth < self.use.depth and not emulated:
+        if fixture.chains and 1 < depth < self.use.depth:
             further = _extrapolated([(at, error) for at, error, _ in found], self.use.depth)
             text += f"; {further:.1e} expected at {self.use.depth}"
         holds = None if autocast is not None else found[-1][1] <= DRIFT
