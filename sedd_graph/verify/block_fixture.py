@@ -306,6 +306,8 @@ class BlockFixture:
             for below in reversed(range(at + 1)):
                 outputs = [known[name] for name in layout.outputs]
                 found = self.reconstruct(layers[below % len(layers)], key + below, states[below], outputs, layout)
-                known = dict(zip(layout.streams, found, strict=True))
+                known = dict(zip(layout.inputs, states[below], strict=True)) | dict(
+                    zip(layout.streams, found, strict=True)
+                )
             expected = self.streams(inputs)
             yield at + 1, relative_error(found, expected), all(map(torch.equal, found, expected))

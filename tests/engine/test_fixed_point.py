@@ -119,7 +119,9 @@ def test_a_constant_that_holds_only_near_zero_is_refuted() -> None:
 def test_the_error_bound_uses_the_constant_that_is_measured() -> None:
     """A map with constant 0.95 declared as 0.1: the reported error still covers the real one."""
     x = normal(3, 6)
-    found = solve(lambda z: -0.95 * z, 0.05 * x, Iteration(lipschitz=0.1, tolerance=1e-3, max_evaluations=400, history=0))
+    found = solve(
+        lambda z: -0.95 * z, 0.05 * x, Iteration(lipschitz=0.1, tolerance=1e-3, max_evaluations=400, history=0)
+    )
     assert (found.x - x).norm(dim=1).max() <= found.error * x.norm(dim=1).max()
     assert found.error <= 1e-3
 
