@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 from sedd_graph.component.axes import Size
-from sedd_graph.graph.model import Op, Ref
+from sedd_graph.graph.model import Op, Ref, Region
 from sedd_graph.inverse.factors import rational, shown
 from sedd_graph.inverse.flat import algebra_of, numbers
 from sedd_graph.inverse.names import Names, join_and
@@ -22,7 +22,7 @@ _INLINE, _LINES = 72, 60
 # -- programs -------------------------------------------------------------------------------------------------------
 
 
-def pseudo_code(program: Program) -> str:
+def pseudo_code(program: Program, *, typed: bool = False) -> str:
     """Return an inverse program as pseudo-code: one line per derivation, then level, cost and log-determinant.
 
     A short call whose result is used once is written into the expression that uses it. Example:
@@ -31,6 +31,10 @@ def pseudo_code(program: Program) -> str:
     >>>   x2 = y2 - g(y1, c)
     >>>   x1 = y1 - f(x2, c)
     >>>   volume_preserving; 2 evaluations; log|det| = 0
+
+    Args:
+        program: The inverse program.
+        typed: Whether to state the types of the region's inputs, which tell regions of one label apart.
     """
     writer = _Writer(program)
     lines = [line for d in program.derivations if (line := writer.line(d)) is not None]
@@ -38,7 +42,7 @@ def pseudo_code(program: Program) -> str:
         half = _LINES // 2
         lines = [*lines[:half], f"... {len(lines) - 2 * half} more", *lines[-half:]]
     wanted = [name for name in program.region.inputs if name not in program.given]
-    head = f"inverse of {program.region.label}: {', '.join(wanted)} from {writer.outputs()}"
+    head = f"inverse of {_label(program.region, typed=typed)}: {', '.join(wanted)} from {writer.outputs()}"
     if program.given:
         head += f", given {', '.join(program.given)}"
     if program.stored:
@@ -176,22 +180,36 @@ def arrows(found: Program | Refusal) -> tuple[tuple[str, str], ...]:
     return tuple(dict.fromkeys((source, target) for source, target in pairs if source != target))
 
 
-def explain(found: Program | Refusal) -> str:
-    """Return the text of a solver result: the inverse as pseudo-code, or the diagnosis."""
-    return pseudo_code(found) if isinstance(found, Program) else diagnosis(found)
+def explain(found: Program | Refusal, *, typed: bool = False) -> str:
+    """Return the text of a solver result: the inverse as pseudo-code, or the diagnosis.
+
+    Args:
+        found: The result.
+        typed: Whether to state the types of the region's inputs, which tell regions of one label apart.
+    """
+    return pseudo_code(found, typed=typed) if isinstance(found, Program) else diagnosis(found, typed=typed)
+
+
+def _label(region: Region, *, typed: bool) -> str:
+    return f"{region.label} ({', '.join(f'{n}: {t}' for n, t in region.inputs.items())})" if typed else region.label
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
 
 
-def diagnosis(refusal: Refusal) -> str:
+def diagnosis(refusal: Refusal, *, typed: bool = False) -> str:
     """Return the text of a diagnosis, several lines.
 
     It lists the lost inputs, the components where the derivation stops with the reasons, the cheapest values to store,
     and possible changes to the blueprint.
+
+    Args:
+        refusal: The diagnosis.
+        typed: Whether to state the types of the region's inputs, which tell regions of one label apart.
     """
     names = Names(refusal.types)
-    lines = [f"{refusal.region.label} is not invertible: {join_and(l.input for l in refusal.lost)} cannot be recovered"]
+    label = _label(refusal.region, typed=typed)
+    lines = [f"{label} is not invertible: {join_and(l.input for l in refusal.lost)} cannot be recovered"]
     for lost in refusal.lost[:8]:
         if lost.through:
             lines.append(

@@ -361,7 +361,7 @@ def test_a_scale_by_a_decimal_is_bijective(registry: Registry, tmp_path: Path) -
     [("x: out, c: c", "{}"), ("x: out, c: c2", "{c2: {op: scale, in: c, with: {by: 2}}}")],
     ids=["passed", "changed"],
 )
-@pytest.mark.parametrize("repeat", ["", ", repeat: 3"])
+@pytest.mark.parametrize("repeat", ["", ", repeat: 3, memory: store"])
 def test_a_given_input_that_is_an_output(
     registry: Registry, tmp_path: Path, outputs: str, nodes: str, repeat: str
 ) -> None:
