@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
-from sedd_graph.errors import UserError
+from sedd_graph.errors import UserError, suggest
 
 __all__ = ["describe_hardware", "has_fast_bfloat16", "pick_device", "pick_dtype"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
@@ -66,10 +68,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     Args:
         name: ``float32``, ``bfloat16`` or ``auto`` (bfloat16 on a GPU that supports it in hardware, otherwise float32).
         device: Device on which the dtype is used.
+
+    Raises:
+        UserError: The dtype is unknown.
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and has_fast_bfloat16(device) else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if name not in _DTYPES:
+        raise UserError(f"unknown dtype {name!r}{suggest(name, _DTYPES)}: use {', '.join(_DTYPES)} or auto")
+    return _DTYPES[name]
 
 
 def describe_hardware(device: torch.device) -> str:

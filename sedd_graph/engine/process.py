@@ -128,11 +128,18 @@ class Samples(NamedTuple):
         rows: Tokens, int64 [b, l], or points, float32 [b, ...], on the CPU.
         facts: Metadata about how the rows were drawn, as JSON values by name.
         nats: -log p of each row in nats, float64 [b]; None unless the family computes it exactly.
+        given: True at the tokens of the prompt, bool [b, l], on the CPU; None without a prompt.
     """
 
     rows: Tensor
     facts: Mapping[str, Any]
     nats: Tensor | None = None
+    given: Tensor | None = None
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays that every family of text stores: ``tokens``, and ``given`` if there was a prompt."""
+        given = {} if self.given is None else {"given": self.given.numpy()}
+        return {"tokens": self.rows.numpy(), **given}
 
 
 class Stored(NamedTuple):
