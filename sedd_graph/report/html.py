@@ -36,6 +36,7 @@ def write_report(run: Path) -> Path:
         quality=samples.quality(run),
         infilled=samples.newest_infilled(run, tokenizer),
         curves=facts.training_curves(run),
+        fallbacks=facts.fallbacks(run),
         activations=facts.activations(run),
         claims=certificate.get("checks", []),
         drawing=facts.drawing(run),
