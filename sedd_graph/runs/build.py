@@ -23,7 +23,8 @@ from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.provenance import provenance
-from sedd_graph.store.files import new_run, write_json, write_text
+from sedd_graph.store.files import write_json, write_text
+from sedd_graph.store.run_folder import new_run
 
 __all__ = ["build_run", "write_graph"]
 
@@ -60,6 +61,7 @@ def build_run(
         UserError: A verification fails, or the data cannot be read.
     """
     report = check(blueprint, overrides)
+    source = blueprint.read_text(encoding="utf-8-sig")
     say(str(report))
     with progress("proving"):
         checks, demotions = prove_all(report, device=device, proof=proof, say=say)
@@ -79,22 +81,25 @@ def build_run(
     if engine.process.trains:
         with progress("compiling"):
             say(_warm_up(engine, rows, report.data.length))
-    lock = lock_text(report)
-    run = new_run(runs, report.name, digest(lock))
-    write_text(run / "blueprint.yaml", blueprint.read_text(encoding="utf-8-sig"))
-    write_graph(run, report)
-    certificate = {"checks": [dataclasses.asdict(c) for c in checks], "checkpointed": demotions}
-    write_json(run / CERTIFICATE, {**certificate, "measure": dataclasses.asdict(cost)})
+    digest_ = digest(lock_text(report))
     facts = {
+        **_origin(report, engine.device),
         "overrides": list(overrides),
         "compile": engine.compile_mode,
-        "blueprint": digest(lock),
+        "blueprint": digest_,
         "corpus": None if data is None else data.fingerprint(),
     }
-    write_json(run / "run.json", {**_origin(report, engine.device), **facts})
-    if tokenizer is not None:
-        write_text(run / TOKENIZER, tokenizer.to_json())
-    return run
+
+    def write(run: Path) -> None:
+        write_text(run / "blueprint.yaml", source)
+        write_graph(run, report)
+        found = {"checks": [dataclasses.asdict(c) for c in checks], "checkpointed": demotions}
+        write_json(run / CERTIFICATE, {**found, "measure": dataclasses.asdict(cost)})
+        write_json(run / "run.json", facts)
+        if tokenizer is not None:
+            write_text(run / TOKENIZER, tokenizer.to_json())
+
+    return new_run(runs, report.name, digest_, write)
 
 
 def _origin(report: Report, device: torch.device) -> Mapping[str, object]:

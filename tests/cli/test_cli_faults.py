@@ -182,6 +182,7 @@ BROKEN = [
     ("new", "blueprint.lock.yaml", None, "eval @", r"@ is not a run folder: there is no blueprint\.lock\.yaml in it"),
     ("new", "tokenizer.json", "{", "sample @", r"@/tokenizer\.json: not JSON"),
     ("new", "tokenizer.json", '{"kind": "bytes"}', "train @", r"data\.tokenizer has 257 tokens, more than the 128"),
+    ("new", "run.json", None, "train @", r"@ is not a whole run folder: there is no run\.json in it"),
     ("new", "run.json", "{", "sample @", r"@/run\.json is not JSON"),
     ("trained", "checkpoints/step-00000006/state.json", "[]", "train @ --resume", r".*state\.json is not the state of a"),
     ("trained", "checkpoints/step-00000006/model.safetensors", "abc", "train @ --resume", r".*model\.safetensors cannot be read"),
