@@ -7,6 +7,7 @@ import sys
 
 from sedd_graph.cli import sample
 from sedd_graph.cli.options import Verbs, add_verb, open_run_folder
+from sedd_graph.cli.terminal import say
 
 __all__ = ["declare", "run"]
 
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     prompt = read_prompt(run, holes, observed=conditions.observed if conditions else "clamp")
     if not prompt.exact:
-        print(f"warning: {prompt.how}", file=sys.stderr)
+        say(f"warning: {prompt.how}", sys.stderr)
     request = SampleRequest(
         batch=arguments.batch,
         length=prompt.length,

@@ -28,7 +28,6 @@ __all__ = [
     "open_run_folder",
     "picked_device",
     "position_pattern",
-    "say",
 ]
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -36,11 +35,6 @@ Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 LARGEST = 2**20
 """Maximum number of tokens per row, equal to the limit on ``data.length``."""
-
-
-def say(text: str) -> None:
-    """Print ``text`` to standard output and flush it."""
-    print(text, flush=True)
 
 
 def add_verb(

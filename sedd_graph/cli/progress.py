@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from sedd_graph.cli.terminal import printable, say
 from sedd_graph.component.progress import Advance, Observer
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def console_observer() -> Observer | None:
     """
     if int(os.environ.get("RANK", "0")) > 0:
         return None
-    return Bars() if sys.stdout.isatty() else Lines(lambda line: print(line, file=sys.stderr, flush=True))
+    return Bars() if sys.stdout.isatty() else Lines(lambda line: say(line, sys.stderr))
 
 
 class Bars:
@@ -59,7 +60,7 @@ class Bars:
         if not self._running:
             bars.start()
         self._running += 1
-        number = bars.add_task(name, total=total, completed=done, unit=unit, before=done)
+        number = bars.add_task(printable(name), total=total, completed=done, unit=printable(unit), before=done)
         waiting, shown = 0, time.monotonic()
 
         def advance(count: int = 1) -> None:
@@ -88,7 +89,12 @@ class Bars:
                 before, unit = task.fields["before"], task.fields["unit"]
                 return _described(int(task.completed), before, total, task.elapsed or 0.0, unit)
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn(), Numbers())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            Numbers(),
+        )
         return Progress(*columns, console=self._console, transient=True)
 
 

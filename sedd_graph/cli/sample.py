@@ -18,8 +18,8 @@ from sedd_graph.cli.options import (
     integer,
     open_run_folder,
     position_pattern,
-    say,
 )
+from sedd_graph.cli.terminal import say
 
 if TYPE_CHECKING:
     from sedd_graph.diffusion.conditions.conditions import Conditions

@@ -6,7 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_overrides, add_runs, add_verb, picked_device, say
+from sedd_graph.cli.options import Verbs, add_device, add_overrides, add_runs, add_verb, picked_device
+from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]

@@ -1,5 +1,7 @@
 """The report: well-formed, escaped, self-contained, complete without optional files; curves and film are to scale."""
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -163,6 +165,21 @@ def test_the_page_loads_nothing(run: Path) -> None:
     styles, scripts = "".join(page.text("style")), "".join(page.text("script"))
     assert not re.search(r"url\(|@import|expression", styles)
     assert not re.search(r"https?:|fetch|XMLHttp|import|innerHTML|eval", scripts)
+
+
+def test_the_policy_of_the_page_allows_its_own_script_and_style_alone(run: Path) -> None:
+    text = write_report(run).read_text()
+    page = Page(text)
+    (policy,) = [a["content"] or "" for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert text.index("Content-Security-Policy") < text.index("<style>")  # it binds only what follows
+    film, style = re.findall(r"<script>(.*?)</script>|<style>(.*?)</style>", text, flags=re.DOTALL)[::-1]
+    for name, code in (("script-src", film[0]), ("style-src", style[1])):
+        assert len(code) > 500
+        assert rules.pop(name) == f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
+    assert rules == {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
+    assert not [a for _, attributes in page.tags for a in attributes if a == "style"]  # the policy would forbid them
+    assert page.text("tspan") == ["training", "held out"]  # the legend has its colours without style attributes
 
 
 def test_there_is_one_film_and_it_ends_with_the_sample(run: Path) -> None:
