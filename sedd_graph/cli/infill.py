@@ -53,6 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
         conditions=conditions,
     )
     texts, where = sample_run(
-        run, request, trajectory=arguments.trajectory, name="infilled.zarr", notes={"infilling": prompt.how}
+        run,
+        request,
+        trajectory=arguments.trajectory,
+        name="infilled.zarr",
+        notes={"infilling": prompt.how},
+        ignore_memory=arguments.ignore_memory,
+        say=say,
     )
     return sample.show_samples(run, texts, where)

@@ -20,6 +20,7 @@ __all__ = [
     "Verbs",
     "add_debug",
     "add_device",
+    "add_memory",
     "add_overrides",
     "add_runs",
     "add_verb",
@@ -108,6 +109,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--runs``, the parent folder of new run folders, to ``parser``."""
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder for new run folders (default: runs)")
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--ignore-memory`` to ``parser``."""
+    parser.add_argument(
+        "--ignore-memory", action="store_true", help="only warn about more memory than the device is estimated to have"
+    )
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,8 @@ __all__ = ["PATIENCE", "Bars", "Lines", "console_observer"]
 
 PATIENCE = 10.0
 """Default number of seconds after which :class:`Lines` prints a line about a task."""
+REPEAT = 900.0
+"""Longest time between two lines of :class:`Lines` about a task, seconds."""
 REFRESH = 0.1
 """Minimum number of seconds between two updates of a progress bar."""
 
@@ -99,7 +101,10 @@ class Bars:
 
 
 class Lines:
-    """Plain-text progress display: prints one line about each task that lasts longer than ``patience`` seconds.
+    """Plain-text progress display: prints a line about each task that lasts longer than ``patience`` seconds.
+
+    Further lines follow ever less often, each after ten times the time of the one before, at least one every
+    :data:`REPEAT` seconds.
 
     Args:
         say: Function that prints a line.
@@ -114,26 +119,26 @@ class Lines:
 
     @contextlib.contextmanager
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
-        """Return a context manager that prints one line about the task ``name`` if it lasts over ``patience`` seconds.
+        """Return a context manager that prints lines about the task ``name`` if it lasts over ``patience`` seconds.
 
         The value of ``with ... as advance`` is a function: ``advance(count)`` reports ``count`` more units of work. The
-        line is printed at its first call after this time, and shows the units completed (``done`` of them before the
+        first line is printed at its first call after this time, and shows the units completed (``done`` of them before the
         task began) of ``total`` (None: unknown), called ``unit`` in the singular. Without such a call, the line is
         printed at the end, and says how long the task took. See
         :meth:`sedd_graph.component.progress.Observer.task`.
         """
-        began, now, told = self._clock(), done, False
+        began, now, due = self._clock(), done, self._patience
 
         def advance(count: int = 1) -> None:
-            nonlocal now, told
+            nonlocal now, due
             now += count
             seconds = self._clock() - began
-            if not told and seconds > self._patience:
-                told = True
+            if seconds > due:
+                due = min(10 * seconds, seconds + REPEAT)
                 self._say(f"{name}: {_described(now, done, total, seconds, unit)}")
 
         yield advance
-        if not told and (seconds := self._clock() - began) > self._patience:
+        if due == self._patience and (seconds := self._clock() - began) > self._patience:
             self._say(f"{name}: done in {seconds:,.0f} s")
 
 

@@ -13,6 +13,7 @@ from sedd_graph.cli.options import (
     LARGEST,
     Verbs,
     add_device,
+    add_memory,
     add_verb,
     add_weights,
     integer,
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="block: compile each repeated block first, which pays for large batches (default: off)",
     )
     add_weights(parser)
+    add_memory(parser)
     add_device(parser)
 
 
@@ -90,7 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         conditions=read_conditions(run, arguments),
     )
-    texts, where = sample_run(run, request, trajectory=arguments.trajectory)
+    texts, where = sample_run(
+        run, request, trajectory=arguments.trajectory, ignore_memory=arguments.ignore_memory, say=say
+    )
     return show_samples(run, texts, where)
 
 

@@ -360,6 +360,16 @@ class Process(ABC):
         steps = request.steps or self.steps
         return steps and steps + 1
 
+    def span(self, request: SampleRequest) -> int | None:
+        """Return the number of tokens of a row that one evaluation of the network covers for ``request``.
+
+        None where the number is not known before sampling. It determines the memory that sampling needs.
+
+        Args:
+            request: Number of steps and length.
+        """
+        return request.length or 1
+
     @abstractmethod
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw samples.

@@ -189,6 +189,9 @@ class StringProcess(TextProcess):
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
+    def span(self, request: SampleRequest) -> None:
+        """Return None: strings are mostly far shorter than the longest that is allowed."""
+
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw strings of at most ``request.length`` tokens.
 

@@ -216,8 +216,19 @@ def test_a_broken_run_folder_is_one_sentence(
 
 def test_no_memory_is_a_sentence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["sample", str(place / "new"), "--batch", "65536", "--length", "1048576", "--device", "cpu"]
-    assert run(arguments) == 1
-    assert capsys.readouterr().err.startswith("out of memory: take fewer or shorter rows (--batch, --length;")
+    before = listing(place)
+    assert run(arguments) == 2
+    said = capsys.readouterr()
+    assert re.match(
+        r"this request needs about [\d,.]+ GiB, more than the [\d,.]+ GiB memory .*; .* would fit", said.err
+    )
+    assert said.out.startswith("sampling    65,536 rows of up to 1,048,576 tokens in 9 steps: at least ")
+    assert run([*arguments, "--ignore-memory"]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("out of memory: take fewer or shorter rows (--batch, --length;")
+    assert "warning     this request needs about " in said.out
+    assert run(["sample", str(place / "new"), "--steps", "1000000", "--length", "1048576", "--trajectory"]) == 2
+    assert listing(place) == before
 
 
 def test_overrides_may_stand_behind_options(small: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
