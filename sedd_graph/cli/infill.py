@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompt=prompt.tokens,
         conditions=conditions,
     )
-    texts, where = sample_run(
+    where = sample_run(
         run,
         request,
         trajectory=arguments.trajectory,
@@ -61,4 +61,4 @@ def run(arguments: argparse.Namespace) -> int:
         ignore_memory=arguments.ignore_memory,
         say=say,
     )
-    return sample.show_samples(run, texts, where)
+    return sample.show_stored(run, where)

@@ -93,7 +93,7 @@ def _fused(
     bias = attn_mask
     if bias is not None:
         bias = bias.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
-    fused = torch.ops.aten._scaled_dot_product_efficient_attention  # type: ignore[attr-defined] # made at run time
+    fused = torch.ops.aten._scaled_dot_product_efficient_attention
     made: Tensor = fused(query, key, value, bias, query.requires_grad, 0.0, is_causal, scale=scale)[0]
     return made
 

@@ -86,9 +86,9 @@ def _cgroups(root: Path) -> Iterator[int]:
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
-            folders, name = ("sys/fs/cgroup", "sys/fs/cgroup/unified"), "memory.max"
+            folders, name = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], "memory.max"
         elif "memory" in controllers.split(","):
-            folders, name = ("sys/fs/cgroup/memory",), "memory.limit_in_bytes"
+            folders, name = ["sys/fs/cgroup/memory"], "memory.limit_in_bytes"
         else:
             continue
         inside = PurePosixPath(path.lstrip("/"))

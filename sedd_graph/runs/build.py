@@ -15,6 +15,7 @@ from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.engine.network import CompileMode
+from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.model import Op
@@ -24,7 +25,7 @@ from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.provenance import provenance
 from sedd_graph.store.files import write_json, write_text
-from sedd_graph.store.run_folder import new_run
+from sedd_graph.store.run_folder import new_run, require_utf8
 
 __all__ = ["build_run", "write_graph"]
 
@@ -64,6 +65,8 @@ def build_run(
         UserError: A verification fails, training does not fit into memory, or the data cannot be read.
     """
     report = check(blueprint, overrides)
+    for path in (runs, report.loaded.root):
+        require_utf8(path)
     source = blueprint.read_text(encoding="utf-8-sig")
     say(str(report))
     with progress("proving"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from sedd_graph.component.progress import progress
 from sedd_graph.data.config import DataConfig
 from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
+from sedd_graph.errors import EnvironmentFault
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.provenance import revision
@@ -30,7 +32,7 @@ def sample_run(
     notes: Mapping[str, str] | None = None,
     ignore_memory: bool = False,
     say: Callable[[str], None] = lambda text: None,
-) -> tuple[list[str], Path]:
+) -> Path:
     """Draw samples and store them in a zarr group in the run folder.
 
     Args:
@@ -41,16 +43,19 @@ def sample_run(
         notes: Additional attributes of the group.
         ignore_memory: True to print a warning instead of raising an error if the request needs more memory than there
             is.
-        say: Function that prints a line for the user, such as what a long request takes.
+        say: Function that prints a line for the user: what a long request takes, and each sample, before it is stored.
 
     Returns:
-        One text per sample, and the path of the group.
+        The path of the group.
 
     Raises:
         UserError: The process does not support the request, it does not fit into memory, or a run with text has no
             tokenizer.
+        EnvironmentFault: The run folder cannot be written.
     """
     process = run.engine.process
+    if not os.access(run.path, os.W_OK):
+        raise EnvironmentFault(f"{run.path} is read-only, so samples cannot be stored in it: copy it to another place")
     if process.trains:
         require_sampling_memory(run, request, trajectory=trajectory, ignore=ignore_memory, say=say)
     frames = _Frames(process.evaluations(request))
@@ -67,7 +72,9 @@ def sample_run(
     with progress("sampling", total=process.evaluations(request)) as advance:
         samples = run.engine.generate(request)
     stored = process.stored(samples, tokenizer)
-    where = write_samples(
+    for number, text in enumerate(run.decode(samples.rows)):  # before they are stored, which a full disk may prevent
+        say(f"--- {number}\n{text}")
+    return write_samples(
         run.path / name,
         stored.arrays,
         text=stored.text,
@@ -86,7 +93,6 @@ def sample_run(
             **(notes or {}),
         },
     )
-    return run.decode(samples.rows), where
 
 
 class _Frames:

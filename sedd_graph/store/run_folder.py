@@ -14,7 +14,7 @@ from pathlib import Path
 from sedd_graph.errors import UserError
 from sedd_graph.store.files import disk_faults, part_folder
 
-__all__ = ["new_run", "write_folder"]
+__all__ = ["new_run", "require_utf8", "write_folder"]
 
 _STAMPED = f"{'[0-9]' * 8}T{'[0-9]' * 6}Z-*"
 """Glob pattern of the names of run folders that :func:`new_run` creates."""
@@ -37,6 +37,7 @@ def new_run(root: Path, name: str, digest: str, write: Callable[[Path], None]) -
         UserError: The path is invalid, such as a folder inside a file.
         EnvironmentFault: The disk cannot be written. No run folder is left.
     """
+    require_utf8(root)
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     path = root / name / f"{stamp}-{digest[:8]}"
     with disk_faults("a folder", path.parent), part_folder(path, abandoned=f".{_STAMPED}.part") as part:
@@ -59,12 +60,21 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         UserError: The path is invalid, or the folder is not empty.
         EnvironmentFault: The disk cannot be written. The folder is left as it was.
     """
+    require_utf8(path)
     with disk_faults("a folder", path.parent), part_folder(path) as part:
         write(part)
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()  # Windows renames no folder over another
         if path.exists() or not _renamed(part, path):
             raise UserError(f"{path} exists and is not empty")
+
+
+def require_utf8(path: Path) -> None:
+    """Raise :class:`UserError` if ``path`` is not UTF-8: weights could be written there, but not read again."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: this path is not UTF-8, which files of weights need: rename the folder") from None
 
 
 def _renamed(part: Path, path: Path) -> bool:

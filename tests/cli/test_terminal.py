@@ -15,7 +15,7 @@ from rich.console import Console
 
 from sedd_graph.cli import main as cli
 from sedd_graph.cli.progress import Bars, Lines
-from sedd_graph.cli.sample import show_samples
+from sedd_graph.cli.sample import show_stored
 from sedd_graph.cli.terminal import printable, say
 from sedd_graph.component.progress import observed, progress
 from sedd_graph.runs.open import Run
@@ -42,10 +42,10 @@ def test_what_is_printed_has_no_control_characters(text: str) -> None:
         assert not [c for c in shown if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160]
 
 
-def test_sampled_text_and_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paths_of_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = cast(Run, types.SimpleNamespace(path=tmp_path, weights="fresh"))
-    show_samples(run, [f"a {TITLE}\nb"], tmp_path / TITLE)
-    assert capsys.readouterr().out == f"--- 0\na {SPELLED}\nb\n---\nweights fresh; stored in {tmp_path}/{SPELLED}\n"
+    show_stored(run, tmp_path / TITLE)
+    assert capsys.readouterr().out == f"---\nweights fresh; stored in {tmp_path}/{SPELLED}\n"
 
 
 def test_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
