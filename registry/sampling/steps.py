@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.numerics import log1mexp
+from sedd_graph.diffusion.tokens.kernel import tweedie
 from sedd_graph.diffusion.tokens.sampler import StepSampler, StepsConfig
 from sedd_graph.diffusion.tokens.walk import T_MIN, Walk
 
@@ -37,10 +38,14 @@ def analytic(walk: Walk, t: Tensor, s: Tensor | None) -> None:
         walk: State of the sampling run, whose rows are updated.
         t: Time at the start of the step, [b].
         s: Time at the end of the step, [b]; None: the step ends at clean text.
+
+    Raises:
+        UserError: The step is too long for the kernel, so that rounding errors exceed the probabilities.
     """
     sigma = walk.schedule.sigma(t)
     below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
-    walk.move(walk.kernel.analytic(walk.score(t), walk.x, sigma, below), final=s is None)
+    score = walk.score(t, precise=not walk.kernel.carries_over)
+    walk.move(tweedie(walk.kernel, score, walk.x, sigma, below), final=s is None)
 
 
 def ancestral(walk: Walk, t: Tensor, s: Tensor | None) -> None:

@@ -250,6 +250,9 @@ class TokenProcess(TextProcess):
         steps, block = super().evaluations(request), self.objective.block
         return steps and steps * (1 if block is None else -(-(request.length or 0) // block))
 
+    def span(self, request: SampleRequest) -> int | None:
+        return request.length if self.objective.block is None else self.objective.block
+
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw rows of ``request.length`` tokens.
 
@@ -277,12 +280,13 @@ class TokenProcess(TextProcess):
         facts |= {} if sampling.effective is None else {"effective_particles": sampling.effective}
         if self.plan.classifier is not None:
             facts["classifier"] = {k: v for k, v in self.plan.classifier.record().items() if k != "counts"}
-        return Samples(rows, facts | {"evaluations": self.sampler.evaluations})
+        given = None if request.prompt is None else (request.prompt >= 0).cpu().expand(*rows.shape)
+        return Samples(rows, facts | {"evaluations": self.sampler.evaluations}, given=given)
 
     def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:
-        rows, text = samples.rows.numpy(), self.texts(samples.rows, tokenizer)
+        arrays, text = samples.arrays(), self.texts(samples.rows, tokenizer)
         pad, end = (None, None) if tokenizer is None else (tokenizer.pad, tokenizer.end)
-        return Stored({"tokens": rows, "lengths": document_lengths(rows, pad=pad, end=end)}, text)
+        return Stored({**arrays, "lengths": document_lengths(arrays["tokens"], pad=pad, end=end)}, text)
 
     def conditions(self, changes: Mapping[str, Any]) -> Conditions:
         held = {name: getattr(self.sampler.config, name) for name in Conditions.model_fields}

@@ -288,6 +288,8 @@ class StringSampler(Component, ABC, Generic[Kernel_]):
     """Number of insertions dropped in the last run, since a string would have exceeded its largest length."""
     evaluations: int = 0
     """Number of rows that the network evaluated in the last run, summed over steps."""
+    fixed: Tensor
+    """True at the start state and the given tokens in the result of the last run, bool [b, w]."""
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
         """Return a description of the kernel or objective that the sampler requires; None if both are suitable."""
@@ -328,4 +330,5 @@ class StringSampler(Component, ABC, Generic[Kernel_]):
         self.walk(walk, taken)
         walk.finish()
         self.clamped, self.cut, self.evaluations = walk.clamped, walk.cut, walk.evaluations
+        self.fixed = walk.fixed
         return walk.strings

@@ -141,7 +141,9 @@ class Walk:
         t = torch.full_like(sigma, T_MIN) if self.timeless else self.schedule.time(sigma.double())
         return t.clamp(min=T_MIN, max=1.0).float()
 
-    def score(self, t: Tensor, sigma: Tensor | None = None, need: Tensor | None = None) -> Tensor:
+    def score(
+        self, t: Tensor, sigma: Tensor | None = None, need: Tensor | None = None, *, precise: bool = False
+    ) -> Tensor:
         """Return the scores p_t(z) / p_t(x) of all rows z that differ from the current row x in at most one position.
 
         Entry (i, y) is the score of the row z that has state y at position i; it is 1 if y is the state of x there.
@@ -150,15 +152,17 @@ class Walk:
             t: Times, [b].
             sigma: Total noise at ``t``, [b], if known more precisely than by the schedule; None: by the schedule.
             need: bool [b], rows whose scores are required; entries of other rows are unspecified. None: all.
+            precise: True to compute in float64. At high noise log-scores are small, and their exponentials in float32
+                lose them.
 
         Returns:
-            float32 [b, l, n].
+            float32 [b, l, n]; float64 if ``precise``.
         """
-        outputs = self.outputs(t, need)
+        outputs, dtype = self.outputs(t, need), torch.float64 if precise else torch.float32
         if "log_score" in outputs:
-            return outputs["log_score"].float().exp()
+            return outputs["log_score"].to(dtype).exp()
         sigma = self.schedule.sigma(t) if sigma is None else sigma.float()
-        return self.kernel.log_score(outputs["log_x0"].float(), self.x, sigma).exp()
+        return self.kernel.log_score(outputs["log_x0"].to(dtype), self.x, sigma.to(dtype)).exp()
 
     def clean(self, t: Tensor, need: Tensor | None = None) -> Tensor:
         """Return the predicted distribution of the clean token at each position given all other positions.
