@@ -57,6 +57,7 @@ class FirstHitting(Sampler, kind="sampler"):
     reads = ("log_x0", "log_score")
     needs_mask = True
     exact = True
+    takes_all = True
 
     def walk(self, walk: Walk, steps: int) -> None:
         rows = walk.x.shape[0]
@@ -83,6 +84,7 @@ class Uniformization(Sampler, kind="sampler"):
 
     reads = ("log_score", "log_x0")
     exact = True
+    takes_all = True
 
     def lacks(self, kernel: Kernel) -> str | None:
         return "a kernel whose reverse rates have a known bound" if kernel.rate_bound is None else None

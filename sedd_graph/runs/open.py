@@ -29,6 +29,7 @@ from sedd_graph.graph.claims import demoted
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.store.files import read_json, write_text
+from sedd_graph.store.run_folder import require_utf8
 from sedd_graph.training.checkpoint import latest_checkpoint, load_weights
 
 __all__ = ["CERTIFICATE", "Run", "build", "check_tokenizer", "make_engine", "open_run", "read_data"]
@@ -205,6 +206,7 @@ def open_run(
         UserError: ``path`` is not a run folder, or its weights cannot be read.
     """
     path, where = Path(path), pick_device(device)
+    require_utf8(path)
     if not (path / LOCK).is_file():
         raise UserError(f"{path} is not a run folder: there is no {LOCK} in it")
     report = check(path / LOCK, overrides)

@@ -343,11 +343,10 @@ def check_sampler(toy: Toy, output: str) -> list[Check]:
     taken = f"{steps} steps" if steps else f"{sampler.evaluations / rows:.1f} evaluations a row"
     value, how = f"{distance:.4f} (chance alone: about {chance:.4f})", f"total variation, {taken}, {rows:,} rows"
     found = [Check("sampler.clean", "samples hold no mask", clean, "0 masks" if clean else "masks", f"{rows:,} rows")]
-    if (reason := sampler.heuristic()) is not None:
-        found.append(Check("sampler.heuristic", f"samples do not follow the model: {reason}", None, value, how))
+    if sampler.heuristic() is not None:
+        found.append(Check("sampler.heuristic", sampler.claim(), None, value, how))
     else:
-        claim = "with a perfect network samples follow the distribution of the data"
-        found.append(Check("sampler.law", claim, distance < 2 * chance + bias, value, how))
+        found.append(Check("sampler.law", sampler.claim(), distance < 2 * chance + bias, value, how))
     if sampler.exact:
         how = f"{sampler.evaluations:,} evaluations"
         claim = "every probability of a move is in range"
