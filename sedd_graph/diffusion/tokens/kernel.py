@@ -308,7 +308,9 @@ def tweedie(kernel: Kernel, score: Tensor, x: Tensor, sigma: Tensor, sigma_next:
         UserError: The probabilities at some position do not sum to 1.
     """
     found = kernel.analytic(score, x, sigma.to(score.dtype), sigma_next.to(score.dtype))
-    gap = float((found.sum(-1) - 1).abs().nan_to_num(nan=torch.inf).max()) if found.numel() else 0.0
+    apart = (found.sum(-1) - 1).abs().nan_to_num(nan=torch.inf)
+    apart = torch.where(score.isfinite().all(-1), apart, 0.0)  # outputs that are not finite are the network's error
+    gap = float(apart.max()) if apart.numel() else 0.0
     if gap > INEXACT:
         longest = float((sigma - sigma_next).max())
         raise UserError(
