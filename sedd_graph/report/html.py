@@ -7,7 +7,10 @@ the graph is embedded as an image, which cannot run scripts, and the page loads 
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import load_tokenizer
@@ -17,6 +20,8 @@ from sedd_graph.report.render import render
 from sedd_graph.store.files import write_text
 
 __all__ = ["write_report"]
+
+Content = TypeVar("Content")
 
 
 def write_report(run: Path) -> Path:
@@ -31,12 +36,12 @@ def write_report(run: Path) -> Path:
         name=graph.get("name", run.name),
         lead=f"{len(graph['nodes'])} components; run {run.name}" if "nodes" in graph else f"run {run.name}",
         results=facts.results(facts.json_object(run / "evaluation.json"), certificate.get("measure") or {}),
-        film=samples.film(run, tokenizer),
-        samples=samples.newest_samples(run),
+        film=_section(samples.film, run, tokenizer),
+        samples=_section(samples.newest_samples, run),
         quality=samples.quality(run),
-        infilled=samples.newest_infilled(run, tokenizer),
+        infilled=_section(samples.newest_infilled, run, tokenizer),
         curves=facts.training_curves(run),
-        activations=facts.activations(run),
+        activations=_section(facts.activations, run) or [],
         claims=certificate.get("checks", []),
         drawing=facts.drawing(run),
         provenance=facts.provenance(run),
@@ -44,3 +49,13 @@ def write_report(run: Path) -> Path:
     )
     write_text(run / "report.html", page)
     return run / "report.html"
+
+
+def _section(read: Callable[..., Content], *arguments: object) -> Content | None:
+    """Return what ``read`` finds for a section of the report; None with a warning if its zarr group is damaged."""
+    try:
+        return read(*arguments)
+    except Exception as error:  # zarr, codecs and file systems raise many classes
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"report.html lacks a section, whose files are damaged: {first}", stacklevel=3)
+        return None

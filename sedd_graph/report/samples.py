@@ -15,7 +15,7 @@ from sedd_graph.evaluation.record import QUALITY, SHOWN, format_number, format_s
 from sedd_graph.report.curves import scatter
 from sedd_graph.report.facts import as_object, json_lines
 from sedd_graph.report.film import film_data
-from sedd_graph.store.arrays import array_of, stores
+from sedd_graph.store.arrays import array_of, read_array, stores
 
 __all__ = ["film", "newest_infilled", "newest_samples", "quality"]
 
@@ -86,8 +86,8 @@ def newest_samples(run: Path) -> Samples | None:
     for store in stores(run, "samples")[:1]:
         group = zarr.open_group(str(store), mode="r")
         if "x" in group:
-            return Samples(_facts(group, store), scatter(np.asarray(array_of(group, "x")[:POINTS])), [])
-        return Samples(_facts(group, store), Markup(), np.asarray(array_of(group, "text")[:TEXTS]).tolist())
+            return Samples(_facts(group, store), scatter(read_array(group, "x")[:POINTS]), [])
+        return Samples(_facts(group, store), Markup(), read_array(group, "text")[:TEXTS].tolist())
     return None
 
 
@@ -110,7 +110,7 @@ def newest_infilled(run: Path, tokenizer: Tokenizer | None) -> Infilled | None:
             return None
         free = np.asarray(prompts)[0] < 0
         cuts = [0, *(np.flatnonzero(np.diff(free)) + 1).tolist(), len(free)]
-        rows = np.asarray(array_of(group, "tokens")[:4])
+        rows = read_array(group, "tokens")[:4]
         texts = [[(bool(free[a]), tokenizer.decode(row[a:b].tolist())) for a, b in pairwise(cuts)] for row in rows]
         return Infilled(_facts(group, store), texts)
     return None

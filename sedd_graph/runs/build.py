@@ -22,7 +22,7 @@ from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.model import Op
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
-from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data
+from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data, write_run_manifest
 from sedd_graph.runs.provenance import provenance
 from sedd_graph.store.files import new_run, write_json, write_text
 from sedd_graph.verify.inverse import prove_inverses
@@ -100,6 +100,7 @@ def build_run(
     write_json(run / "run.json", {**_origin(report, engine.device), **facts})
     if tokenizer is not None:
         write_text(run / TOKENIZER, tokenizer.to_json())
+    write_run_manifest(run)
     return run
 
 

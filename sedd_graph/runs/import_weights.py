@@ -24,7 +24,9 @@ from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
 from sedd_graph.runs.build import write_graph
 from sedd_graph.runs.check import check, digest, lock_text
+from sedd_graph.runs.open import write_run_manifest
 from sedd_graph.runs.weight_files import read_tensors
+from sedd_graph.store.durable import rename
 from sedd_graph.store.files import new_run, write_json, write_text
 
 __all__ = ["Imported", "import_run", "import_weights"]
@@ -228,5 +230,6 @@ def import_run(
         write_text(run / TOKENIZER, load_tokenizer(tokenizer).to_json())
     part = run / ".model.safetensors.part"
     save_tensors({k: v.contiguous() for k, v in found.weights.items()}, part)
-    part.replace(run / "model.safetensors")
+    rename(part, run / "model.safetensors")
+    write_run_manifest(run)
     return run
