@@ -36,12 +36,12 @@ def write_report(run: Path) -> Path:
         name=graph.get("name", run.name),
         lead=f"{len(graph['nodes'])} components; run {run.name}" if "nodes" in graph else f"run {run.name}",
         results=facts.results(facts.json_object(run / "evaluation.json"), certificate.get("measure") or {}),
-        film=_section(samples.film, run, tokenizer),
-        samples=_section(samples.newest_samples, run),
+        film=_section("samples", samples.film, run, tokenizer),
+        samples=_section("samples", samples.newest_samples, run),
         quality=samples.quality(run),
-        infilled=_section(samples.newest_infilled, run, tokenizer),
+        infilled=_section("infilled", samples.newest_infilled, run, tokenizer),
         curves=facts.training_curves(run),
-        activations=_section(facts.activations, run) or [],
+        activations=_section("activations", facts.activations, run) or [],
         claims=certificate.get("checks", []),
         drawing=facts.drawing(run),
         provenance=facts.provenance(run),
@@ -51,11 +51,11 @@ def write_report(run: Path) -> Path:
     return run / "report.html"
 
 
-def _section(read: Callable[..., Content], *arguments: object) -> Content | None:
-    """Return what ``read`` finds for a section of the report; None with a warning if its zarr group is damaged."""
+def _section(name: str, read: Callable[..., Content], *arguments: object) -> Content | None:
+    """Return what ``read`` finds in the zarr groups of a ``name``; None, with a warning, if they are damaged."""
     try:
         return read(*arguments)
     except Exception as error:  # zarr, codecs and file systems raise many classes
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"report.html lacks a section, whose files are damaged: {first}", stacklevel=3)
+        warnings.warn(f"report.html is without {name}: {name}.zarr is damaged: {first}", stacklevel=3)
         return None

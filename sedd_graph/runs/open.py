@@ -288,8 +288,8 @@ def _load(engine: Engine, path: Path, *, averaged: bool) -> str:
             return _load_checkpoint(engine, path, checkpoint, averaged=averaged)
         except DamagedError as error:
             if checkpoint.exists():  # else training has removed it since, and there is a newer one
-                whole = "`train --resume` takes the newest checkpoint that is whole"
-                raise DamagedError(f"{error}; {whole}, or use --weights fresh") from None
+                goes_back = f"`sedd-graph train {path} --resume` goes back to the newest checkpoint that is whole"
+                raise DamagedError(f"{error}; {goes_back}") from None
     file = path / MODEL
     if not file.is_file():
         return "fresh"

@@ -95,24 +95,23 @@ class Trackers:
         """
         path = self._lines.path
         sweep(path.parent, f".{path.name}.*.part")
-        damaged = written is not None and entry_of(path, size=written.bytes) != written
-        if damaged:
+        if written is not None and entry_of(path, size=written.bytes) != written:
             copy = path.with_name(f"damaged-{path.name}")
             write_bytes(copy, path.read_bytes())
-            say(
-                f"warning     {path} is not what was written up to step {step}: records are lost or changed; "
-                f"the file as it was is now {copy.name}"
-            )
+            lost = f"is not what was written up to step {step}: records are lost or changed"
+            say(f"warning     {path} {lost}; the file as it was is now {copy.name}")
+        odd = 0
 
         def remains(record: Mapping[str, Any]) -> bool:
+            nonlocal odd
             at = record.get("step")
+            odd += not isinstance(at, int)
             return isinstance(at, int) and at <= step and not any(key.startswith(FINAL) for key in record)
 
-        broken = self._lines.keep(remains) + self._lines.torn
-        if broken:
-            lines = "1 line was" if broken == 1 else f"{broken} lines were"
+        if broken := self._lines.keep(remains) + self._lines.torn + odd:
+            lines = f"{broken} line{'s' if broken > 1 else ''}"
             say(
-                f"warning     {path}: {lines} no whole record, and removed; records after step {step} are written again"
+                f"warning     {path}: {lines} without a whole record removed; records after step {step} are written again"
             )
         self._each(lambda t: t.resume(step))
 

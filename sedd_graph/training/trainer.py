@@ -227,8 +227,8 @@ class Trainer:
                     damage.append((path, error))
         step = int(self.world.first(-1 if found is None else found.state.step))
         if step < 0:
-            reasons = "\n".join(str(error) for _, error in damage)
-            raise UserError(f"no checkpoint under {folder} is whole, so the run cannot be resumed\n{reasons}".strip())
+            reasons = "; ".join(str(error) for _, error in damage) or "the first process says why"
+            raise UserError(f"no checkpoint under {folder} is whole, so the run cannot be resumed: {reasons}")
         if found is None:
             found = self._read(folder / f"step-{step:08d}", optimizers)
         for path, reason in damage:
