@@ -26,7 +26,7 @@ from sedd_graph.store.durable import rename, sync_tree
 from sedd_graph.store.files import disk_faults, new_folder, part_folder
 from sedd_graph.store.manifest import DamagedError
 
-__all__ = ["array_of", "empty", "extend", "read_array", "stores", "write_samples"]
+__all__ = ["array_of", "empty", "extend", "open_stored", "read_array", "stores", "write_samples"]
 
 Array = npt.NDArray[Any]
 CHUNK = 2**18
@@ -49,14 +49,29 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
     return found
 
 
+def open_stored(path: Path) -> zarr.Group:
+    """Open a zarr group for reading. Raises :class:`DamagedError` if its metadata are damaged."""
+    try:
+        return zarr.open_group(str(path), mode="r", zarr_format=3)
+    except Exception as error:  # zarr raises many classes for metadata that are not its own
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DamagedError(f"{path / 'zarr.json'} is damaged: {first}") from None
+
+
 def read_array(group: zarr.Group, name: str) -> Array:
     """Return the values of an array of a zarr group.
 
     Raises:
         DamagedError: A chunk is missing or damaged. The message names the array.
-        UserError: The group contains something other than an array under this name.
+        UserError: The group contains no array under this name.
     """
-    array, where = array_of(group, name), f"{group.store_path}/{name}".removeprefix("file://")
+    where = f"{group.store_path}/{name}".removeprefix("file://")
+    try:
+        array = array_of(group, name)
+    except KeyError:
+        raise UserError(f"{where} does not exist") from None
+    except (ValueError, TypeError, OSError) as error:
+        raise DamagedError(f"{where}/zarr.json is damaged: {str(error).splitlines()[0]}") from None
     try:
         if array.nchunks_initialized < array.nchunks:
             raise DamagedError(f"{where}: {array.nchunks - array.nchunks_initialized} chunks are missing")

@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class StrictDisk:
@@ -51,8 +52,8 @@ class StrictDisk:
     def recording(self) -> Iterator[None]:
         """Record each fsync within the context."""
 
-        def fsync(number: int | object) -> None:
-            descriptor = number if isinstance(number, int) else number.fileno()  # type: ignore[attr-defined]
+        def fsync(number: Any) -> None:
+            descriptor = number if isinstance(number, int) else number.fileno()
             self._fsync(descriptor)
             with self._lock:
                 self._record(descriptor)
@@ -77,6 +78,7 @@ class StrictDisk:
             for name, child in content.items():
                 restore(child, path / name)
 
+        target.parent.mkdir(parents=True, exist_ok=True)
         restore(os.stat(self.root).st_ino, target)
         return target
 

@@ -57,7 +57,7 @@ def flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
-def tensors(change: Callable[[dict[str, Tensor]], None]) -> Callable[[Path], None]:
+def tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
     """Change the tensors of a file."""
 
     def changed(path: Path) -> None:
