@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.engine.network import CompileMode, Network
 from sedd_graph.engine.process import OnDraw, Process, SampleRequest, Samples
@@ -75,7 +76,10 @@ class Engine:
 
     Attributes:
         trained: Network and loss as one module, for training loops.
+        checks: Results of the checks, if the engine was built with ``prove=True``; else empty.
     """
+
+    checks: Sequence[Check] = ()
 
     def __init__(self, network: Network, process: Process, *, on_save: Callable[[Path], None] | None = None) -> None:
         self.network, self.process, self._on_save = network, process, on_save

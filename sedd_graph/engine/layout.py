@@ -38,8 +38,8 @@ class Unit:
         path: Names of the submodules that lead from the layer's module to the unit's module.
         inputs: Graph-value indices of the arguments, in call order; -1 where an optional port is not connected.
         outputs: Graph-value indices of the outputs.
-        places: For each name in ``path``, the index of that step in its region. Folded into the layer's dropout key,
-            they give the unit's dropout key.
+        places: For each name in ``path``, the position of that submodule in the evaluation order of the block around
+            it. Folded into the layer's dropout key one after the other, they give the unit's dropout key.
         factors: Factor of each argument if the unit is a weighted sum, whose backward pass needs no evaluation;
             otherwise None.
         moves: Whether the unit only rearranges elements, without arithmetic.

@@ -160,7 +160,7 @@ Result = Evaluation | HeldOutLikelihood
 
 
 def numbers(found: Result) -> dict[str, float]:
-    """Return the numeric fields of an evaluation by name, without its levels and text fields."""
+    """Return the numeric fields of an evaluation by name, without texts and without the bound by noise level."""
     return {k: v for k, v in dataclasses.asdict(found).items() if isinstance(v, int | float)}
 
 

@@ -41,6 +41,7 @@ def write_report(run: Path) -> Path:
         quality=samples.quality(run),
         infilled=_section("infilled", samples.newest_infilled, run, tokenizer),
         curves=facts.training_curves(run),
+        fallbacks=facts.fallbacks(run),
         activations=_section("activations", facts.activations, run) or [],
         claims=certificate.get("checks", []),
         drawing=facts.drawing(run),

@@ -9,26 +9,23 @@ from pathlib import Path
 
 import torch
 
-from sedd_graph.component.check import Check, Proof
+from sedd_graph.component.check import Proof
 from sedd_graph.component.progress import progress
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.engine.measure import Measure, measure
 from sedd_graph.engine.network import CompileMode
-from sedd_graph.errors import UserError
-from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.model import Op
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data, write_run_manifest
+from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.provenance import provenance
 from sedd_graph.store.files import new_run, write_json, write_text
-from sedd_graph.verify.inverse import prove_inverses
-from sedd_graph.verify.margin import check_margins
 
-__all__ = ["build_run", "checks_text", "prove_all", "write_graph"]
+__all__ = ["build_run", "write_graph"]
 
 
 def build_run(
@@ -78,10 +75,7 @@ def build_run(
     tokenizer = None if data is None else data.tokenizer
     if tokenizer is not None:
         check_tokenizer(engine, tokenizer)
-    checks += (outputs := engine.process.check_network(engine.network))
-    if wrong := [c for c in outputs if c.holds is False]:
-        raise UserError(f"the network does not fit the process: {_failures(wrong)}")
-    checks += check_margins(engine.network)
+    checks += prove_network(engine)
     if engine.process.trains:
         with progress("compiling"):
             say(_warm_up(engine, rows, report.data.length))
@@ -125,62 +119,12 @@ def write_graph(run: Path, report: Report) -> None:
         write_text(run / name, draw(report.graph))
 
 
-def prove_all(
-    report: Report, *, device: torch.device, proof: Proof, say: Callable[[str], None]
-) -> tuple[list[Check], list[str]]:
-    """Verify numerically the diffusion process of a blueprint, and the derived inverse of each invertible block.
-
-    Args:
-        report: Result of checking the blueprint.
-        device: Device of the numerical checks of inverses.
-        proof: Strength of the verification of the process: ``full``, or ``quick`` with fewer cases.
-        say: Function that prints a line for the user.
-
-    Returns:
-        The results of all checks, and the paths of the blocks with ``on_failure: checkpoint`` whose inverse fails a
-        check. These blocks use activation checkpointing instead.
-
-    Raises:
-        UserError: A check of the process, or of a block without ``on_failure: checkpoint``, fails.
-    """
-    plan = report.plan
-    checks = process_class(plan.family).prove(plan, report.graph, report.registry, proof)
-    certificates = prove_inverses(report.graph, report.registry, device=device)
-    lenient = [c for c in certificates if c.broken and c.use.on_failure == "checkpoint"]
-    failing = [("the process fails its proof", tuple(c for c in checks if c.holds is False))]
-    failing += [
-        (f"block {c.use.name!r} is not invertible as claimed", c.broken) for c in certificates if c not in lenient
-    ]
-    checks += [check for c in certificates for check in c.checks]
-    if checks:
-        say("\n" + checks_text(checks))
-    broken = [f"{what}: {_failures(found)}" for what, found in failing if found]
-    if broken:
-        raise UserError("\n".join(broken))
-    for c in lenient:
-        say(f"warning     block {c.use.name!r} is checkpointed instead of reversible: {_failures(c.broken)}")
-    return checks, [c.use.path for c in lenient]
-
-
-def _failures(checks: Sequence[Check]) -> str:
-    return "; ".join(f"{c.name}: {c.claim} ({c.value})" for c in checks)
-
-
 def _measure_text(found: Measure, unit: str) -> str:
     gib = 2**30
     return (
         f"compute     {found.flops_per_token:,} FLOPs per {unit} forward, {3 * found.flops_per_token:,} in training\n"
         f"memory      about {(found.state_bytes + found.saved_bytes) / gib:.2f} GiB to train in float32: {found.state_bytes / gib:.2f} for weights, "
         f"gradients, moments and average, {found.saved_bytes / gib:.2f} saved for backward ({found.batch} rows of {found.length})"
-    )
-
-
-def checks_text(checks: Sequence[Check]) -> str:
-    """Return a text table of check results for the console, with one line per check."""
-    width = max(len(c.name) for c in checks)
-    marks = {True: "holds", False: "FAILS", None: "note "}
-    return "\n".join(
-        ["claims"] + [f"  {marks[c.holds]}  {c.name:<{width}}  {c.claim}: {c.value}  [{c.how}]" for c in checks]
     )
 
 

@@ -11,6 +11,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from sedd_graph.component.check import Check
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.points import PointData, open_points
 from sedd_graph.data.rows import Dataset, open_data
@@ -25,6 +26,7 @@ from sedd_graph.families.plan import Plan
 from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
+from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.store.files import write_text
 from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, read_typed, verify_files, write_manifest
 from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, read_state, read_tensors
@@ -313,6 +315,7 @@ def build(
     *,
     device: str | torch.device | None = None,
     compile: CompileMode = "auto",
+    prove: bool = False,
 ) -> Engine:
     """Return the engine (network and diffusion process) of a blueprint or of a run folder.
 
@@ -322,14 +325,24 @@ def build(
         overrides: Changes to the blueprint as ``key=value``, such as ``params.dim=64``.
         device: Device of the network, such as ``cpu`` or ``cuda``; None selects the fastest device of the machine.
         compile: Scope of ``torch.compile`` (:meth:`sedd_graph.engine.network.Network.compile`).
+        prove: Verify the process, the inverses and the network as ``sedd-graph build`` does, within seconds. The
+            results are in :attr:`Engine.checks`. A block with ``on_failure: checkpoint`` whose inverse fails a check is
+            checkpointed.
 
     Returns:
         The engine, which trains, evaluates and samples.
 
     Raises:
-        SeddGraphError: The blueprint is not valid, or the run folder cannot be read.
+        SeddGraphError: The blueprint is not valid, a check fails, or the run folder cannot be read.
     """
     place, where = Path(path_or_run_dir), pick_device(device)
-    if not place.is_dir():
-        return make_engine(check(place, overrides), device=where, compile=compile)
-    return open_run(place, overrides=overrides, device=where, compile=compile).engine
+    run = open_run(place, overrides=overrides, device=where, compile=compile) if place.is_dir() else None
+    report = check(place, overrides) if run is None else run.report
+    checks: list[Check] = []
+    if prove:
+        checks, demotions = prove_all(report, device=where, proof="full", say=lambda text: None)
+        report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
+    engine = make_engine(report, device=where, compile=compile) if run is None else run.engine
+    if prove:
+        engine.checks = (*checks, *prove_network(engine))
+    return engine

@@ -99,6 +99,7 @@ class _Loop:
     decode: Callable[[Tensor], list[str]]
     saved_at: float = 0.0
     """Time of the newest checkpoint, or of the start, by the monotonic clock, seconds."""
+    fallbacks: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def run(self) -> Result:
         """Train until all steps are done, the time limit is reached or a signal arrives, then write a checkpoint.
@@ -131,6 +132,7 @@ class _Loop:
                 trainer.window.add(nats, counted)
                 trainer.step += 1
                 advance()
+                self.report_fallbacks()
                 self.record(saved)
                 if trainer.step % config.log_every == 0 or trainer.step == 1:
                     seconds = clock.seconds
@@ -162,6 +164,14 @@ class _Loop:
         if activations is not None:
             for name in activations.due(step):
                 activations.put(name, step, saved[name.replace("/", ".")].detach().float().cpu().numpy())
+
+    def report_fallbacks(self) -> None:
+        """Log each block that fell back from reversible execution to checkpointing at this step."""
+        found = self.trainer.engine.network.fallbacks()
+        new = {f"drift_{path}": error for path, error in found.items() if path not in self.fallbacks}
+        self.fallbacks = found
+        if new and self.trackers is not None:
+            self.trackers.log(self.trainer.step, new)
 
     def report(self, loss: float, norm: float, seconds: float, rows_per_second: float) -> None:
         """Log and print the loss and related metrics.

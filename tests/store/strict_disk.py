@@ -58,7 +58,7 @@ class StrictDisk:
             with self._lock:
                 self._record(descriptor)
 
-        os.fsync = fsync
+        os.fsync = fsync  # type: ignore[assignment]  # its own parameter name differs
         try:
             yield
         finally:

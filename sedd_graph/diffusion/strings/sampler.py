@@ -239,8 +239,9 @@ class StringWalk(Generic[Kernel_]):
 
         Args:
             outputs: The network's outputs by name.
-            chances: Factor of each of the k kinds of edits, [b, k], from :meth:`StringKernel.leap`. The probability of
-                an edit is its factor times the network's weight.
+            chances: Factor of each of the k kinds of edits (insertion, deletion and, if k = 3, substitution), [b, k],
+                from :meth:`StringKernel.leap`. The probability of an edit is its factor times the exponential of the
+                network's output for it.
         """
         weights, others = self.insertions(outputs), self.substitutions(outputs)
         put = (chances[:, :1] * weights.sum(-1)).double()
