@@ -9,10 +9,11 @@ reads the chunk, and chunks of zeros are written, too, so that a missing chunk i
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from sedd_graph.errors import UserError
 from sedd_graph.store.durable import rename, sync_tree
 from sedd_graph.store.files import disk_faults, new_folder, part_folder
-from sedd_graph.store.manifest import DamagedError
+from sedd_graph.store.manifest import DamagedError, entry_of, hash_text
 
 __all__ = ["array_of", "empty", "extend", "open_stored", "read_array", "stores", "write_samples"]
 
@@ -49,13 +50,30 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
     return found
 
 
+def _hashes(path: Path, attributes: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Return the hashes of the attributes of a group and of the metadata of arrays in it."""
+    found = {name: entry_of(path / name / "zarr.json").xxh3_128 for name in names}
+    return {**found, "attributes": hash_text(json.dumps(attributes, sort_keys=True))}
+
+
 def open_stored(path: Path) -> zarr.Group:
-    """Open a zarr group for reading. Raises :class:`DamagedError` if its metadata are damaged."""
+    """Open a zarr group of samples for reading.
+
+    Raises:
+        DamagedError: Its metadata are not those that were written.
+    """
     try:
-        return zarr.open_group(str(path), mode="r", zarr_format=3)
+        group = zarr.open_group(str(path), mode="r", zarr_format=3)
+        attributes = dict(group.attrs)
+        hashes = attributes.pop("hashes", None)
+        names = [] if hashes is None else [name for name in hashes if name != "attributes"]
     except Exception as error:  # zarr raises many classes for metadata that are not its own
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DamagedError(f"{path / 'zarr.json'} is damaged: {first}") from None
+    if hashes is not None and (found := _hashes(path, attributes, names)) != hashes:
+        name = next((name for name in names if found[name] != hashes[name]), ".")
+        raise DamagedError(f"{path / name / 'zarr.json'} is not the file that was written")
+    return group
 
 
 def read_array(group: zarr.Group, name: str) -> Array:
@@ -125,7 +143,8 @@ def write_samples(
         text: Text of each row; None for samples that are not text.
         trajectory: Tokens at the start (index 0) and after each sampler step, int32 [step, row, position]; None to
             store none.
-        attributes: Attributes of the group as JSON values, such as sampler, seed and revision.
+        attributes: Attributes of the group as JSON values, such as sampler, seed and revision. The attribute ``hashes``
+            is added: hashes of these and of the arrays' metadata.
 
     Returns:
         The path of the new group.
@@ -153,7 +172,8 @@ def write_samples(
                     config={"write_empty_chunks": True},
                 )
                 strings[:] = np.asarray(list(text), dtype=object)
-        root.attrs.update(dict(attributes))
+        written = json.loads(json.dumps(dict(attributes)))  # as a reader gets it, with lists for tuples
+        root.attrs.update({**written, "hashes": _hashes(part, written, sorted(root.array_keys()))})
         final = new_folder(path)
         final.rmdir()
         sync_tree(part)

@@ -13,7 +13,7 @@ import zarr
 
 from sedd_graph.errors import UserError
 from sedd_graph.store.activations import Activations, TapSpec
-from sedd_graph.store.arrays import read_array, write_samples
+from sedd_graph.store.arrays import open_stored, read_array, write_samples
 from sedd_graph.store.manifest import DamagedError
 
 TAP = TapSpec("trunk/0/x", 2, "float32", None, 3)
@@ -103,6 +103,28 @@ def test_what_cannot_be_recovered_is_refused_by_name(tmp_path: Path) -> None:
     shutil.rmtree(path)
     assert record(path, 15, 20, resume=14) == [f"warning     {path / 'trunk/0/x'}: the records of steps 2 to 14 are missing"]  # fmt: skip
     assert read(path)[0] == [16, 18, 20]
+
+
+def test_changed_metadata_of_samples_are_named(tmp_path: Path) -> None:
+    facts = {"seed": 1, "prompt": [(0, -1)], "pad": None}
+    path = write_samples(tmp_path / "samples.zarr", {"tokens": np.ones((4, 3), np.int64)}, attributes=facts)
+    whole = {file: file.read_text() for file in (path / "zarr.json", path / "tokens" / "zarr.json")}
+    assert open_stored(path).attrs["seed"] == 1
+    for file, old, new in (
+        (path / "zarr.json", '"seed": 1', '"seed": 2'),
+        (path / "zarr.json", "prompt", "promt"),
+        (path / "zarr.json", "{", ""),
+        (path / "tokens" / "zarr.json", "4,", "3,"),
+        (path / "tokens" / "zarr.json", "int64", "int32"),
+    ):
+        assert old in whole[file]
+        file.write_text(whole[file].replace(old, new, 1))
+        with pytest.raises(DamagedError, match=str(file)):
+            open_stored(path)
+        file.write_text(whole[file])
+    (path / "tokens" / "zarr.json").unlink()
+    with pytest.raises(DamagedError, match=r"tokens/zarr.json is missing"):
+        open_stored(path)
 
 
 def test_a_reader_gets_no_zeros_for_lost_chunks(tmp_path: Path) -> None:
