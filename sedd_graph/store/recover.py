@@ -27,6 +27,8 @@ __all__ = ["STEPS", "copy_of", "recover"]
 STEPS = 1024
 """Records per chunk of the array of steps."""
 METADATA = "zarr.json"
+GROUP = {"attributes": {}, "node_type": "group", "zarr_format": 3}
+"""Metadata of a group."""
 Steps = npt.NDArray[np.int64]
 Say = Callable[[str], None]
 
@@ -96,10 +98,10 @@ def _recover_groups(path: Path, folder: Path, say: Say) -> None:
             found = read_json(group / METADATA)
         except UserError:
             found = None
-        if not isinstance(found, dict) or (found.get("node_type"), found.get("zarr_format")) != ("group", 3):
+        if found != GROUP:
             say(f"warning     {group / METADATA} is damaged and was rewritten")
             remove(group / METADATA)
-            write_json(group / METADATA, {"attributes": {}, "node_type": "group", "zarr_format": 3})
+            write_json(group / METADATA, GROUP)
         if group == path:
             return
 

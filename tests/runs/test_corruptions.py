@@ -1,4 +1,7 @@
-"""Every kind of damage to every file of a run folder: refused by name, repaired, or harmless; never silently wrong."""
+"""Every kind of damage to every file of a run folder: refused by name, repaired, or harmless; never silently wrong.
+
+tests/training/test_damage.py, tests/store/test_recover.py and tests/cli/test_cli_faults.py have a part of it in the suite.
+"""
 
 import json
 import os
@@ -127,7 +130,11 @@ def zeroed(path: Path, rng: random.Random) -> str:
 
 
 def swapped(path: Path, rng: random.Random) -> str:
-    others = [p for p in path.parent.parent.rglob(path.name) if p != path and p.read_bytes() != path.read_bytes()]
+    others = [
+        p
+        for p in path.parent.parent.rglob(path.name)
+        if p.is_file() and p != path and p.read_bytes() != path.read_bytes()
+    ]
     if not others:
         return flipped(path, rng)
     other = rng.choice(sorted(others))
@@ -215,6 +222,7 @@ def test_no_corruption_is_silent(runs: tuple[Path, dict[str, Any]], tmp_path: Pa
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage", "expected"),
     [

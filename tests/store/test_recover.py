@@ -71,6 +71,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], list[int], str]] = [
     (METADATA, edit(data_type="int32"), [], "value/zarr.json is damaged and was rewritten"),
     (METADATA, edit(codecs=[]), [], "value/zarr.json is damaged and was rewritten"),
     ("zarr.json", empty, [], "activations.zarr/zarr.json is damaged and was rewritten"),
+    ("trunk/0/x/zarr.json", edit(attributes=0), [], "trunk/0/x/zarr.json is damaged and was rewritten"),
     ("trunk/0/zarr.json", edit(node_type="array"), [], "trunk/0/zarr.json is damaged and was rewritten"),
 ]  # fmt: skip
 
