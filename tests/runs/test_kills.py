@@ -20,9 +20,10 @@ from tests.runs.forked import Forked
 KILLS = int(os.environ.get("SEDD_GRAPH_KILLS", "400"))
 """Number of kills."""
 CPU = ["--device", "cpu"]
-STEPS = 40
+QUICK = ["--proof", "quick", *CPU]
+STEPS = 20
 TAPS = ("repeat:", "save: {ports: [x], every: 1, rows: 2, chunk: 4}, repeat:")
-BPE = ("{op: characters, size: 128}", "{op: bpe, size: 128}")
+BPE = [("{op: characters, size: 128}", "{op: bpe, size: 300}"), ("tokens: 128", "tokens: 300")]
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -35,7 +36,7 @@ def build(folder: Path, *changes: tuple[str, str]) -> Path:
         text = text.replace(old, new)
     folder.mkdir()
     (folder / "small.yaml").write_text(text)
-    arguments = [str(folder / "small.yaml"), "--runs", str(folder / "runs"), "--path-to", str(folder / "at"), *CPU]
+    arguments = [str(folder / "small.yaml"), "--runs", str(folder / "runs"), "--path-to", str(folder / "at"), *QUICK]
     assert Forked(["build", *arguments], folder / "log").wait() == 0, (folder / "log").read_text()
     return Path((folder / "at").read_text())
 
@@ -152,7 +153,7 @@ def kill_sampling(run: Path, rng: random.Random, seconds: float) -> int:
 
 def kill_build(folder: Path, rng: random.Random, seconds: float) -> int:
     """Kill ``build``, which tokenizes; then each folder is a whole run or is refused as none."""
-    command = Forked(["build", str(folder / "small.yaml"), "--runs", str(folder / "cut"), *CPU], folder / "log")
+    command = Forked(["build", str(folder / "small.yaml"), "--runs", str(folder / "cut"), *QUICK], folder / "log")
     time.sleep(rng.uniform(0, seconds))
     killed = not command.poll()
     command.kill()
@@ -178,7 +179,7 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
     ]
     sampled = shutil.copytree(trainings[0].whole, tmp_path / "sampled" / "run")
     built = tmp_path / "tokenizing"
-    build(built, BPE)
+    build(built, *BPE)
     while counts.total() < KILLS:
         training = rng.choices(trainings, weights=[3, 3, 1, 1])[0]
         training.kill(rng, rng.choice(["random", "writing", "writing", "metrics"]), counts)
