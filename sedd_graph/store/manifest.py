@@ -148,8 +148,10 @@ def verify_files(folder: Path, entries: Mapping[str, Entry], *, names: Iterable[
         if name not in entries:
             raise DamagedError(f"{path} is not in {MANIFEST} beside it")
         entry = entries[name]
+        if not path.exists():
+            raise DamagedError(f"{path} is missing: {MANIFEST} lists it")
         found = entry_of(path)
         if found.bytes != entry.bytes:
-            raise DamagedError(f"{path} has {found.bytes:,} bytes, not the {entry.bytes:,} that were written")
+            raise DamagedError(f"{path} has {found.bytes:,} bytes, not the {entry.bytes:,} that were written ({MANIFEST})")
         if found != entry:
             raise DamagedError(f"{path} is not the file that was written: its hash differs from {MANIFEST}")
