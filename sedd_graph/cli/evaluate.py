@@ -14,8 +14,8 @@ from sedd_graph.cli.options import (
     integer,
     moved_corpus,
     picked_device,
-    say,
 )
+from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]

@@ -10,13 +10,14 @@ from sedd_graph.cli.options import (
     Verbs,
     add_corpus,
     add_device,
+    add_memory,
     add_overrides,
     add_runs,
     add_verb,
     moved_corpus,
     picked_device,
-    say,
 )
+from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]
@@ -32,6 +33,7 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint that is whole")
     add_runs(parser)
     add_corpus(parser)
+    add_memory(parser)
     add_device(parser)
 
 
@@ -61,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             runs=Path(arguments.runs),
             device=picked_device(arguments),
             compile="off",
+            ignore_memory=arguments.ignore_memory,
             say=say,
         )
         say(f"run folder  {path}")

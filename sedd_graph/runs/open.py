@@ -29,6 +29,7 @@ from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.store.files import write_text
 from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, read_typed, verify_files, write_manifest
+from sedd_graph.store.run_folder import require_utf8
 from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, read_state, read_tensors
 from sedd_graph.training.weights import load_weights
 
@@ -269,6 +270,7 @@ def open_run(
         UserError: ``path`` is not a run folder, or its files are damaged (:class:`DamagedError`).
     """
     path, where = Path(path), pick_device(device)
+    require_utf8(path)
     if not (path / LOCK).is_file():
         raise UserError(f"{path} is not a run folder: there is no {LOCK} in it")
     verify_run(path)

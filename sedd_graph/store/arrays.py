@@ -66,7 +66,9 @@ def open_stored(path: Path) -> zarr.Group:
         group = zarr.open_group(str(path), mode="r", zarr_format=3)
         attributes = dict(group.attrs)
         hashes = attributes.pop("hashes", None)
-        names = [] if hashes is None else [name for name in hashes if name != "attributes"]
+        if not isinstance(hashes, dict | None):
+            raise TypeError("hashes is not a mapping")
+        names = [name for name in hashes or () if name != "attributes"]
     except Exception as error:  # zarr raises many classes for metadata that are not its own
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DamagedError(f"{path / 'zarr.json'} is damaged: {first}") from None
@@ -158,7 +160,10 @@ def write_samples(
         for name, data in arrays.items():
             extend(empty(root, name, data, rows=max(1, CHUNK // max(1, math.prod(data.shape[1:])))), 0, data)
         if trajectory is not None:
-            extend(empty(root, "trajectory", trajectory, rows=1), 0, trajectory)
+            rows = max(
+                1, CHUNK // max(1, math.prod(trajectory.shape[1:]))
+            )  # a file for each step could be a million files
+            extend(empty(root, "trajectory", trajectory, rows=rows), 0, trajectory)
         if text is not None:
             with warnings.catch_warnings():
                 # zarr warns that strings of variable length are not in the v3 specification yet

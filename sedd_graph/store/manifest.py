@@ -152,6 +152,8 @@ def verify_files(folder: Path, entries: Mapping[str, Entry], *, names: Iterable[
             raise DamagedError(f"{path} is missing: {MANIFEST} lists it")
         found = entry_of(path)
         if found.bytes != entry.bytes:
-            raise DamagedError(f"{path} has {found.bytes:,} bytes, not the {entry.bytes:,} that were written ({MANIFEST})")
+            raise DamagedError(
+                f"{path} has {found.bytes:,} bytes, not the {entry.bytes:,} that were written ({MANIFEST})"
+            )
         if found != entry:
             raise DamagedError(f"{path} is not the file that was written: its hash differs from {MANIFEST}")
