@@ -56,7 +56,6 @@ from sedd_graph.families.text import (
     make_components,
     problem,
 )
-from sedd_graph.families.token_sampling import TokenSampling
 from sedd_graph.graph.model import Graph
 
 __all__ = ["TokenProcess", "make_parts", "prove"]
@@ -252,6 +251,8 @@ class TokenProcess(TextProcess):
         Raises:
             UserError: The request has no length, or has conditions or guidance that the components do not support.
         """
+        from sedd_graph.families.token_sampling import TokenSampling  # here: checking a blueprint does without it
+
         rows, conditions = TokenSampling(self.parts, self.allowed, self._pieces, network, request).rows()
         facts: dict[str, Any] = {"mask": self.kernel.mask, "clamped": self.sampler.clamped}
         told = conditions.model_dump(mode="json", include=set(Conditions.model_fields), exclude_defaults=True)
