@@ -1,0 +1,2 @@
+def check_sampler(): pass
+def prove_sampler(*a): return []
