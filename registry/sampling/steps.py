@@ -63,6 +63,7 @@ class Euler(StepSampler, kind="sampler"):
     """
 
     reads = ("log_score", "log_x0")
+    exact_alone = False
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         if s is None:
@@ -80,6 +81,7 @@ class TauLeaping(StepSampler, kind="sampler"):
     """
 
     reads = ("log_score", "log_x0")
+    exact_alone = False
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         if s is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.check import Check, Proof
-from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.tokens.objective import Objective, for_each
 from sedd_graph.verify.objective_draws import (
     DrawRows,
@@ -126,6 +126,8 @@ def _views(toy: Toy) -> list[View]:
     views, bound = [View("", drawn(objective), objective.differs() is None)], objective.bound()
     if bound is not objective:
         views.append(View("bound", drawn(bound)))
+    if objective.evaluated(kernel) is objective and type(objective).bound_draw is Objective.bound_draw:
+        return views  # the training loss itself
     evaluated: DrawRows = lambda batch, random: objective.bound_draw(batch, kernel, schedule, random=random)  # noqa: E731
     return [*views, View("evaluated", evaluated)]
 
@@ -179,7 +181,9 @@ def _losses(
         cost = fit_rest(both, off, scale, toy.tokens)
     _note(into, "loss", float(((off - rest_of(both, cost)).abs() / scale).nan_to_num(nan=torch.inf).max()))
     if float(cost.min()) < -1e-6:
-        into.wrong.append(Wrong("loss", f"{-float(cost.min()):.3g} nats a token are subtracted from the kernel's own loss"))
+        into.wrong.append(
+            Wrong("loss", f"{-float(cost.min()):.3g} nats a token are subtracted from the kernel's own loss")
+        )
     return cost
 
 
@@ -197,9 +201,7 @@ def _note(into: Findings, part: str, gap: float) -> None:
         into.wrong.append(Wrong(part, f"{_WORDS[part]} is {gap:.2g} off"))
 
 
-def _value(
-    toy: Toy, objective: Objective, output: str, low: float, cost: Tensor, sizes: Sizes, into: Findings
-) -> None:
+def _value(toy: Toy, objective: Objective, output: str, low: float, cost: Tensor, sizes: Sizes, into: Findings) -> None:
     """Compare the enumerated value of the bound with the entropy of the data."""
     value = value_of(toy, objective, output, low, cost, sizes.nodes)
     added = float((cost[toy.sequences].sum(-1) * toy.law).sum())
@@ -247,10 +249,13 @@ def _roles(
 
 def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
     """Return the checks of the training loss."""
-    kernel, objective = toy.parts.kernel, toy.parts.objective
+    objective = toy.parts.objective
     own = {"time": "dsigma times the kernel's loss", "masked": "the cross-entropy times L / masks"}
     claims = {
-        "draws": ("times and noisy rows are drawn as declared", f"{sizes.draws:,} draws, chi-square and Kolmogorov-Smirnov"),
+        "draws": (
+            "times and noisy rows are drawn as declared",
+            f"{sizes.draws:,} draws, chi-square and Kolmogorov-Smirnov",
+        ),
         "loss": (
             f"the loss of every draw is {own.get(objective.measure, 'the divergence of its step')}",
             "random outputs and times, relative",
@@ -266,7 +271,13 @@ def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
         if part in ("loss", "gradient", "tight") and objective.differs() is not None:
             continue
         wrong = [w.text for w in found.wrong if w.part == part]
-        value = f"{found.worst[part]:.1e}" if part in found.worst else "; ".join(found.value) if part == "tight" else "none wrong"
+        value = (
+            f"{found.worst[part]:.1e}"
+            if part in found.worst
+            else "; ".join(found.value)
+            if part == "tight"
+            else "none wrong"
+        )
         checks.append(Check(f"objective.{part}", claim, not wrong, wrong[0] if wrong else value, how))
     if (reason := objective.differs()) is not None:
         claim = f"the training loss is not the bound: {reason}"
@@ -276,7 +287,10 @@ def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
 
 def _form_check(name: str, found: Findings) -> Check:
     """Return the check of the bound, or of its evaluation."""
-    claim = {"bound": "the bound of the objective passes the same checks", "evaluated": "so does the form for evaluation"}
+    claim = {
+        "bound": "the bound of the objective passes the same checks",
+        "evaluated": "so does the form for evaluation",
+    }
     wrong = [f"{w.part}: {w.text}" for w in found.wrong]
     value = wrong[0] if wrong else "; ".join(found.value)
     return Check(f"objective.{name}", claim[name], not wrong, value, "loss, gradient, draws, value, optimum, roles")

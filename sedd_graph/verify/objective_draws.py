@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.tokens.objective import Objective
+from sedd_graph.verify.counts import chance_quantile
 from sedd_graph.verify.objective_terms import copies_of, parted, with_tokens
-from sedd_graph.verify.toy import Toy, chance_quantile
+from sedd_graph.verify.toy import Toy
 
 __all__ = ["DrawRows", "Wrong", "draw_faults", "least_time", "many_draws", "random_batch", "random_faults"]
 
@@ -186,7 +187,9 @@ def _steps(toy: Toy, objective: Objective, draw: Draw, limit: float) -> list[Wro
     adjacent = ((levels[1:] - levels[:-1]) * count - 1).abs() < 0.01
     gap = float(((end[1:] - start[:-1]).abs() / start[:-1].clamp(min=1e-12))[adjacent].max()) if adjacent.any() else 0.0
     if not gap < 1e-4 or (levels[0] * count < 1.5 and end[0] != 0) or bool((end >= start).any()):
-        found.append(Wrong("draws", "the steps are no chain: one does not begin at the noise level where the next ends"))
+        found.append(
+            Wrong("draws", "the steps are no chain: one does not begin at the noise level where the next ends")
+        )
     return found
 
 
@@ -213,8 +216,14 @@ def random_faults(toy: Toy, draw_rows: DrawRows) -> list[Wrong]:
         again = draw(first, 1)
     changed, small = draw(other, 2), draw(first.rows(0, 7), 3)
     if not (_same(one, again) and _same(one, draw(first, 1)) and _same(changed, draw(other, 2))):
-        found.append(Wrong("random", "the same seed gives another draw: it depends on earlier draws, or a global generator"))
-    if _same(one, draw(first, 2)) or (continuous and torch.equal(one.t, draw(first, 2).t)) or _same(small, draw(first.rows(0, 7), 4)):
+        found.append(
+            Wrong("random", "the same seed gives another draw: it depends on earlier draws, or a global generator")
+        )
+    if (
+        _same(one, draw(first, 2))
+        or (continuous and torch.equal(one.t, draw(first, 2).t))
+        or _same(small, draw(first.rows(0, 7), 4))
+    ):
         found.append(Wrong("random", "another seed gives the same draw"))
     copies = copies_of(one, first)
     whole = draw(first, 1, 0, rows)

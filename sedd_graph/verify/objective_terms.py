@@ -17,8 +17,8 @@ from sedd_graph.verify.toy import Toy
 
 __all__ = [
     "copies_of",
+    "even_outputs",
     "expected_loss",
-    "implied_scores",
     "parted",
     "predicted",
     "random_outputs",
@@ -82,32 +82,40 @@ def expected_loss(
     return nats.view(len(batch), -1).sum(1), factor.view(len(batch), -1).abs().sum(1)
 
 
-def predicted(toy: Toy, raw: Tensor, xt: Tensor, name: str) -> dict[str, Tensor]:
+def predicted(toy: Toy, objective: Objective, raw: Tensor, draw: Draw, name: str) -> dict[str, Tensor]:
     """Return network outputs of the right form for unconstrained numbers.
 
-    Predictions of the clean token are normalised over data tokens, and one-hot at positions that are surely clean.
+    Predictions of the clean token are normalised over data tokens, and one-hot at positions that are surely clean. An
+    objective with the measure ``steps`` takes scores for those of a distribution, so they are implied by predictions.
 
     Args:
-        toy: The toy, for its kernel.
-        raw: Numbers [b, l, n]; log-scores, or logits of the clean token.
-        xt: Noisy rows, int64 [b, l].
+        toy: The toy.
+        objective: The objective.
+        raw: Numbers [b, l, n]: logits of the clean token, or log-scores unless the measure is ``steps``.
+        draw: Noisy rows, b of them.
         name: ``log_score`` or ``log_x0``.
     """
+    if name == "log_x0":
+        return {name: _log_x0(toy, raw, draw.xt)}
+    score = implied_scores(toy, raw, draw) if objective.measure == "steps" else raw
+    return {name: score.scatter(-1, draw.xt[..., None], 0.0)}
+
+
+def _log_x0(toy: Toy, logits: Tensor, xt: Tensor) -> Tensor:
+    """Return log-probabilities of the clean token, [b, l, n]; carried over where the kernel shows clean tokens."""
     kernel = toy.parts.kernel
-    if name == "log_score":
-        return {name: raw.scatter(-1, xt[..., None], 0.0)}
-    law = F.pad(raw[..., : toy.tokens].log_softmax(-1), (0, toy.states - toy.tokens), value=-1e6)
+    law = F.pad(logits[..., : toy.tokens].log_softmax(-1), (0, toy.states - toy.tokens), value=-1e6)
     if kernel.clamp_safe and kernel.mask is not None:
         carried = F.one_hot(xt, toy.states).to(law.dtype).clamp(min=1e-300).log().clamp(min=-1e6)
         law = torch.where((xt == kernel.mask)[..., None], law, carried)
-    return {name: law}
+    return law
 
 
 def random_outputs(toy: Toy, objective: Objective, draw: Draw, name: str, generator: torch.Generator) -> Tensor:
-    """Return raw numbers for :func:`predicted`: random logits, or the scores that random predictions imply.
+    """Return random numbers for :func:`predicted`.
 
-    A tenth of the logits are far off, up to 9. Scores of every second row are off by random factors too, unless the
-    objective takes them for those of a distribution (``measure`` is ``steps``).
+    A tenth of the logits are far off, up to 9. Log-scores are those that random predictions imply, and for every second
+    row off by random factors too.
 
     Args:
         toy: The toy.
@@ -122,16 +130,20 @@ def random_outputs(toy: Toy, objective: Objective, draw: Draw, name: str, genera
     raw = torch.randn(*draw.xt.shape, toy.states, generator=generator)
     scale = torch.where(torch.rand(len(raw), generator=generator) < 0.1, 3.0, 1.0)[:, None, None]
     logits = (raw * scale).clamp(-9, 9)
-    if name != "log_score":
+    if name == "log_x0" or objective.measure == "steps":
         return logits
-    score = implied_scores(toy, logits, draw)
-    if objective.measure == "steps":
-        return score
-    return score + torch.where(torch.arange(len(raw))[:, None, None] % 2 == 0, raw, 0.0)
+    odd = torch.arange(len(raw))[:, None, None] % 2 == 1
+    return implied_scores(toy, logits, draw) + torch.where(odd, raw, 0.0)
+
+
+def even_outputs(toy: Toy, objective: Objective, draw: Draw, name: str) -> Tensor:
+    """Return the numbers for :func:`predicted` that make all tokens equally likely, float32 [b, l, n]."""
+    even = torch.zeros(*draw.xt.shape, toy.states)
+    return even if name == "log_x0" or objective.measure == "steps" else implied_scores(toy, even, draw)
 
 
 def implied_scores(toy: Toy, logits: Tensor, draw: Draw) -> Tensor:
-    """Return the log-scores that predictions with the given logits [b, l, n] imply, float32; 0 for impossible states."""
-    log_x0 = parted(predicted(toy, logits.double(), draw.xt, "log_x0")["log_x0"], toy.block)
+    """Return the log-scores that predictions with the given logits imply, [b, l, n]; 0 for impossible states."""
+    log_x0 = parted(_log_x0(toy, logits.double(), draw.xt), toy.block)
     score = toy.parts.kernel.log_score(log_x0, parted(draw.xt, toy.block), draw.sigma.double().reshape(-1))
-    return torch.where(score < -1e3, 0.0, score).float().reshape(logits.shape)
+    return torch.where(score < -1e3, 0.0, score).to(logits.dtype).reshape(logits.shape)

@@ -20,8 +20,8 @@ from sedd_graph.diffusion.tokens.objective import Objective
 from sedd_graph.verify.objective_draws import Wrong
 from sedd_graph.verify.objective_terms import (
     copies_of,
+    even_outputs,
     expected_loss,
-    implied_scores,
     parted,
     predicted,
     random_outputs,
@@ -31,8 +31,8 @@ from sedd_graph.verify.toy import Toy
 
 __all__ = ["Value", "compare", "given_draw", "optimum_faults", "value_of"]
 
-POINTWISE = 2e-4
-"""Tolerance of the loss of one draw and of its gradient, relative; float32 rounding gives up to 1e-5."""
+POINTWISE = 5e-4
+"""Tolerance of the loss of one draw and of its gradient, relative; float32 rounding gives up to 3e-4, in scores of uniform noise."""
 FLOOR = 0.02
 """Share of the loss of an even prediction that rounding is compared with, where the loss itself is less."""
 SMALL = 2e-3
@@ -90,10 +90,10 @@ def compare(
     kernel, schedule, copies = toy.parts.kernel, toy.parts.schedule, copies_of(draw, batch)
     whole = with_tokens(batch, draw)
     raw = random_outputs(toy, objective, draw, output, generator)
-    even = torch.zeros_like(raw) if output == "log_x0" else implied_scores(toy, torch.zeros_like(raw), draw)
+    even = even_outputs(toy, objective, draw, output)
     with torch.enable_grad():
         mine = raw.clone().requires_grad_()
-        loss = objective.loss(predicted(toy, mine, draw.xt, output), draw, batch, kernel, schedule)
+        loss = objective.loss(predicted(toy, objective, mine, draw, output), draw, batch, kernel, schedule)
         found = torch.autograd.grad(loss.sum(), mine, allow_unused=True)[0] if loss.requires_grad else None
     expected, true, factor = _expected(toy, objective, raw, draw, whole, output)
     usual, steep, _ = _expected(toy, objective, even, draw, whole, output)
@@ -111,7 +111,7 @@ def _expected(
     """Return the expected loss of each draw at raw outputs [b, l, n], [b], its gradient, and its factor, [b]."""
     with torch.enable_grad():
         own = raw.double().requires_grad_()
-        expected, factor = expected_loss(toy, objective, predicted(toy, own, draw.xt, output), draw, batch)
+        expected, factor = expected_loss(toy, objective, predicted(toy, objective, own, draw, output), draw, batch)
         true = torch.autograd.grad(expected.sum(), own, allow_unused=True)[0]
     return expected.detach(), torch.zeros_like(own) if true is None else true, factor
 
@@ -250,12 +250,13 @@ def optimum_faults(toy: Toy, objective: Objective, output: str, low: float, time
     generator = torch.Generator().manual_seed(12)
     for t in _times_of(toy, objective, low, times):
         draw, batch, chance, _ = pairs(toy, objective, torch.tensor([t], dtype=torch.float64))
-        perfect = toy.outputs_for(draw, batch, output)[output].clamp(min=-60)
+        name = "log_x0" if objective.measure == "steps" else output
+        perfect = toy.outputs_for(draw, batch, name)[name].clamp(min=-60)
         shift = _shifts(toy, draw, batch, generator)
         losses = []
         with torch.enable_grad():
             raw = perfect.clone().requires_grad_()
-            loss = objective.loss(predicted(toy, raw, draw.xt, output), draw, batch, kernel, schedule).double()
+            loss = objective.loss(predicted(toy, objective, raw, draw, output), draw, batch, kernel, schedule).double()
             rows = torch.autograd.grad((loss * chance).sum(), raw, allow_unused=True)[0] if loss.requires_grad else None
         losses.append(float((loss.detach() * chance).sum()))
         rows = torch.zeros_like(raw) if rows is None else rows.double()
@@ -265,13 +266,19 @@ def optimum_faults(toy: Toy, objective: Objective, output: str, low: float, time
         size = parts.flatten(1).amax(1)
         gap = float((whole.abs().flatten(1).amax(1) / (size + 1e-5 * size.max() + 1e-12)).max())
         if not gap < 2e-3:
-            return [Wrong("optimum", f"at the true posterior the gradient is {gap:.2g} of that of single rows, at t = {t:.3g}")]
+            return [
+                Wrong(
+                    "optimum", f"at the true posterior the gradient is {gap:.2g} of that of single rows, at t = {t:.3g}"
+                )
+            ]
         for k in (-1.0, 1.0):
-            other = predicted(toy, perfect + k * shift.float(), draw.xt, output)
+            other = predicted(toy, objective, perfect + k * shift, draw, output)
             losses.append(float((objective.loss(other, draw, batch, kernel, schedule).double() * chance).sum()))
         rise = min(losses[1:]) - losses[0]
         if not rise > 1e-4 * max(abs(losses[0]), 1e-9):
-            return [Wrong("optimum", f"other outputs have a loss that is larger by {rise:.2g} nats only, at t = {t:.3g}")]
+            return [
+                Wrong("optimum", f"other outputs have a loss that is larger by {rise:.2g} nats only, at t = {t:.3g}")
+            ]
     return []
 
 
@@ -308,6 +315,7 @@ def _gather(toy: Toy, draw: Draw, batch: Batch, rows: Tensor) -> Tensor:
 def _shifts(toy: Toy, draw: Draw, batch: Batch, generator: torch.Generator) -> Tensor:
     """Return random changes of the outputs, equal for equal inputs of the network, [e, l, n]."""
     found = [
-        0.5 * torch.randn(count, toy.block, toy.states, generator=generator)[row] for _, row, count in _keys(toy, draw, batch)
+        0.5 * torch.randn(count, toy.block, toy.states, generator=generator)[row]
+        for _, row, count in _keys(toy, draw, batch)
     ]
     return torch.cat(found, 1)

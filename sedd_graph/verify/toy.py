@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -22,7 +21,7 @@ from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
 from sedd_graph.engine.positionwise_suffix import take
 from sedd_graph.errors import UserError
 
-__all__ = ["ALONE", "PAIR", "TRIPLE", "Law", "Make", "Toy", "chance_quantile", "make_toy", "toy_parts"]
+__all__ = ["ALONE", "PAIR", "TRIPLE", "Law", "Make", "Toy", "make_toy", "toy_parts"]
 
 Make = Callable[[int | None], TokenParts]
 """Function that constructs the components of a process, called with a number of states, or None for the declared
@@ -82,7 +81,8 @@ class Toy:
 
     Args:
         parts: Components of the process, constructed with the data tokens of ``law``.
-        law: The distribution; lengths are ignored for block diffusion.
+        law: The distribution; its length is that of two blocks for block diffusion.
+        whole: True to ignore blocks.
 
     Attributes:
         parts: Components of the process.
@@ -94,9 +94,9 @@ class Toy:
         block: Positions per block; the whole length without blocks.
     """
 
-    def __init__(self, parts: TokenParts, law: Law = PAIR) -> None:
+    def __init__(self, parts: TokenParts, law: Law = PAIR, *, whole: bool = False) -> None:
         self.parts, self.states, self.tokens = parts, parts.kernel.states, law.tokens
-        block = None if parts.objective is None else parts.objective.block
+        block = None if whole else parts.objective.block
         if block is not None:
             law = dataclasses.replace(law, length=2 * block)
         if law.tokens**law.length > MOST_SEQUENCES:
@@ -162,7 +162,11 @@ class Toy:
         """Return log-scores or log-probabilities at the block ``x`` [u, l] given the clean tokens ``before`` [u, m]."""
         kernel, start, stop = self.parts.kernel, before.shape[1], before.shape[1] + x.shape[1]
         after = x.new_zeros(len(x), self.length - stop)
-        like = [F.one_hot(before, self.tokens).double(), self.likelihood(x, sigma), F.one_hot(after, self.tokens) * 0 + 1.0]
+        like = [
+            F.one_hot(before, self.tokens).double(),
+            self.likelihood(x, sigma),
+            F.one_hot(after, self.tokens) * 0 + 1.0,
+        ]
         law = F.pad(self.others(torch.cat(like, 1))[:, start:stop], (0, self.states - self.tokens))
         if name == "log_score":
             law = (self.transition(sigma) @ law.transpose(1, 2)).transpose(1, 2)
@@ -282,12 +286,3 @@ def toy_parts(make: Make, tokens: int) -> TokenParts:
 def make_toy(make: Make, law: Law) -> Toy:
     """Return the toy of a process with the distribution ``law``."""
     return Toy(toy_parts(make, law.tokens), law)
-
-
-def chance_quantile(cells: float) -> float:
-    """Return the chi-square value with ``cells`` degrees of freedom that chance exceeds once in 10^7 tests.
-
-    By the approximation of Wilson and Hilferty, within 1 % from two degrees of freedom on.
-    """
-    third = 2 / (9 * cells)
-    return cells * (1 - third + 5.2 * math.sqrt(third)) ** 3
