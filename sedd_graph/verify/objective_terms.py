@@ -28,7 +28,7 @@ __all__ = [
 
 def parted(x: Tensor, block: int) -> Tensor:
     """Return rows [b, l, ...] as blocks [b k, block, ...]."""
-    return x.unflatten(1, (-1, block)).flatten(0, 1)
+    return x.reshape(-1, block, *x.shape[2:])
 
 
 def copies_of(draw: Draw, batch: Batch) -> int:

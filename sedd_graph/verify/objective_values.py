@@ -65,6 +65,8 @@ def given_draw(toy: Toy, objective: Objective, batch: Batch, t: Tensor, generato
         sigma = objective.corrupt(batch, kernel, schedule, random=random, t=t, xt=x0).sigma
         p = toy.transition(sigma.reshape(-1)).transpose(1, 2)
         law = p[torch.arange(len(p))[:, None], parted(x0, toy.block)].clamp(min=0)
+        # every second row has rare noisy tokens as often as frequent ones
+        law = torch.where(torch.arange(len(p))[:, None, None] % 2 == 1, (law > 1e-12).double(), law)
         drawn = torch.multinomial(law.reshape(-1, n), 1, generator=generator)[:, 0].view(x0.shape)
         xt = torch.where(batch.corrupt, drawn, x0)
     return objective.corrupt(batch, kernel, schedule, random=random, t=t, xt=xt)
