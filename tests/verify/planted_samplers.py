@@ -196,8 +196,7 @@ def prompt_unseen(plain: Callable[..., None], walk: Walk, steps: int) -> None:
 
     def changed(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Any:
         hidden = torch.where(walk.free[rows], x, given[rows])
-        found = dict(denoise(hidden, t, rows) if at is None else denoise(hidden, t, rows, at))
-        return found
+        return dict(denoise(hidden, t, rows) if at is None else denoise(hidden, t, rows, at))
 
     walk._denoise = changed  # type: ignore[assignment]
     plain()
