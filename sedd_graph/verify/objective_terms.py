@@ -28,7 +28,8 @@ __all__ = [
 
 def parted(x: Tensor, block: int) -> Tensor:
     """Return rows [b, l, ...] as blocks [b k, block, ...]."""
-    return x.reshape(-1, block, *x.shape[2:])
+    out: Tensor = x.reshape(-1, block, *x.shape[2:])
+    return out
 
 
 def copies_of(draw: Draw, batch: Batch) -> int:

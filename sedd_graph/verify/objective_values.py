@@ -29,7 +29,7 @@ from sedd_graph.verify.objective_terms import (
 )
 from sedd_graph.verify.toy import Toy
 
-__all__ = ["Value", "compare", "given_draw", "optimum_faults", "value_of"]
+__all__ = ["Value", "compare", "fit_rest", "given_draw", "optimum_faults", "pairs", "rest_of", "value_of"]
 
 POINTWISE = 5e-4
 """Tolerance of the loss of one draw and of its gradient, relative; float32 rounding gives up to 3e-4, in scores of uniform noise."""

@@ -19,6 +19,8 @@ from sedd_graph.verify.toy import ALONE, PAIR, TRIPLE, Make, Toy, make_toy, toy_
 
 __all__ = ["check_sampler", "prove_sampler"]
 
+LEAST_ORDER = 0.3
+"""Least order of convergence that samples are extrapolated with; with a lower one nothing would be left to verify."""
 MOST_STEPS = 512
 """Largest declared number of steps that a sampler is verified with."""
 
@@ -145,9 +147,6 @@ def _variation(found: Tensor, law: Tensor) -> float:
     return float((found - law).abs().sum() / 2)
 
 
-LAW = "with a perfect network samples follow the distribution of the data"
-
-
 def _one_law(toy: Toy, output: str, sizes: Sizes, reason: str | None) -> _Law:
     """Verify an exact sampler at two steps, or measure a heuristic one."""
     sampler = toy.parts.sampler
@@ -161,9 +160,9 @@ def _one_law(toy: Toy, output: str, sizes: Sizes, reason: str | None) -> _Law:
     value = f"total variation {_variation(found, toy.law):.4f}"
     clean = _cleanness(toy, [out])
     if reason is not None:
-        return _Law(clean, Check("sampler.heuristic", f"samples do not follow the model: {reason}", None, value, how))
+        return _Law(clean, Check("sampler.heuristic", sampler.claim(), None, value, how))
     value = f"{value}, chi {distance:.4f} (chance alone: up to {chance:.4f})"
-    return _Law(clean, Check("sampler.law", LAW, distance < chance, value, how), clamped)
+    return _Law(clean, Check("sampler.law", sampler.claim(), distance < chance, value, how), clamped)
 
 
 def _limit(toy: Toy, output: str, sizes: Sizes) -> _Law:
@@ -176,7 +175,7 @@ def _limit(toy: Toy, output: str, sizes: Sizes) -> _Law:
     if steps is not None and 8 <= steps <= MOST_STEPS and steps not in sizes.steps:
         _, out = draw_rows(toy, output, sizes.rows, None, seed=14)
         runs.append(out)
-        share = few / steps
+        share = (few / steps) ** order_of(toy)
         expected = toy.law + share * found.off
         gap, chance = chi(
             _frequencies(toy, out) - expected + toy.law, toy.law, rows=sizes.rows / (1 + found.noise * share**2)
@@ -184,7 +183,14 @@ def _limit(toy: Toy, output: str, sizes: Sizes) -> _Law:
         chance += 2 * (share * found.bias) ** 2
         value += f", {gap:.4f} from what they predict at the declared {steps} steps (up to {chance:.4f})"
         holds = holds and gap < chance
-    return _Law(_cleanness(toy, runs), Check("sampler.law", LAW, holds, value, how), bias=found.bias)
+    return _Law(
+        _cleanness(toy, runs), Check("sampler.law", toy.parts.sampler.claim(), holds, value, how), bias=found.bias
+    )
+
+
+def order_of(toy: Toy) -> float:
+    """Return the declared order of convergence, at least :data:`LEAST_ORDER`."""
+    return max(LEAST_ORDER, min(1.0, toy.parts.sampler.order))
 
 
 def most_bias(toy: Toy, steps: int) -> float:
@@ -194,7 +200,7 @@ def most_bias(toy: Toy, steps: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """Extrapolation of samples to infinitely many steps (Richardson, for an error of the order of 1 / steps).
+    """Extrapolation of samples to infinitely many steps (Richardson), by the order of convergence that is declared.
 
     Attributes:
         distance: Chi-distance of the limit from the data distribution.
@@ -215,7 +221,7 @@ def extrapolate(toy: Toy, output: str, rows: int, steps: tuple[int, int]) -> tup
     """Draw samples with fewer and with more steps; return their limit, and the samples."""
     runs = [draw_rows(toy, output, rows, count, seed=4 + i)[1] for i, count in enumerate(steps)]
     fewer, more = (_frequencies(toy, run) for run in runs)
-    ratio = steps[1] / steps[0]
+    ratio = (steps[1] / steps[0]) ** order_of(toy)
     limit = (ratio * more - fewer) / (ratio - 1)
     off, noise = (fewer - more) * ratio / (ratio - 1), 2 * (ratio / (ratio - 1)) ** 2
     cells = float((toy.law * rows >= FEW).sum())
@@ -268,4 +274,5 @@ def reachable(toy: Toy, x: Tensor) -> Tensor:
     joint = torch.ones(len(first), len(toy.law), dtype=torch.float64)
     for i in range(toy.length):
         joint = joint * each[:, i][:, toy.sequences[:, i]]
-    return (joint * (counts / len(x))[:, None]).sum(0)
+    law: Tensor = (joint * (counts / len(x))[:, None]).sum(0)
+    return law

@@ -1,5 +1,6 @@
 """Random graphs: what is accepted goes there and back; what is refused, a search that knows no shortcut refuses too."""
 
+import dataclasses
 import random
 from collections.abc import Callable
 from fractions import Fraction
@@ -89,13 +90,42 @@ def graphs(draw: Callable[..., Any], most: int = 30) -> tuple[Region, list[str]]
     return region(inputs, grower.nodes, named), known
 
 
+def merged(outer: Region) -> dict[Ref, Ref]:
+    """The value that each value equals because its step repeats an equal one: same op, same number, same inputs."""
+    equal: dict[Ref, Ref] = {}
+    groups: dict[Any, list[Step]] = {}
+    for step in outer.steps:
+        assert isinstance(step.body, Op)
+        algebra = Naive.algebra(step)
+        fed = tuple((port, tuple(equal.get(r, r) for r in refs)) for port, refs in step.inputs.items())
+        key = (step.body.contract.name, step.body.config.by, fed)  # type: ignore[attr-defined]  # of the toys' Config
+        groups.setdefault(key if algebra.moves or algebra.linear else step.name, []).append(step)
+        equal = {
+            Ref(s.name, port): Ref(min(t.name for t in group), port)
+            for group in groups.values()
+            for s in group
+            for port in s.outputs
+            if s.name != min(t.name for t in group)
+        }
+    return equal
+
+
 # -- the search that knows no shortcut --------------------------------------------------------------------------------
 
 
 class Naive:
-    """The same rules, tried one after another until none gives anything: forward, rules, rank, every pair for a fixed point."""
+    """The same rules, tried one after another until none gives anything: forward, rules, rank, every pair for a fixed point.
+
+    Steps that repeat an equal one are left out, and read where that one is.
+    """
 
     def __init__(self, outer: Region) -> None:
+        equal = merged(outer)
+        steps = [s for s in outer.steps if not any(Ref(s.name, port) in equal for port in s.outputs)]
+        fed = [{port: tuple(equal.get(r, r) for r in refs) for port, refs in s.inputs.items()} for s in steps]
+        steps = [dataclasses.replace(s, inputs=inputs) for s, inputs in zip(steps, fed, strict=True)]
+        outputs = {name: equal.get(ref, ref) for name, ref in outer.outputs.items()}
+        outer = Region(outer.label, outer.inputs, outputs, tuple(steps))
         self.outer = outer
         self.values = [Ref("", n) for n in outer.inputs] + [Ref(s.name, p) for s in outer.steps for p in s.outputs]
         self.types = {ref: outer.type_of(ref) for ref in self.values}
@@ -200,7 +230,7 @@ class Naive:
 
 def held(outer: Region, known: list[str], tally: dict[str, int]) -> None:
     naive = Naive(outer)
-    start = {*outer.outputs.values(), *(Ref("", name) for name in known)}
+    start = {*naive.outer.outputs.values(), *(Ref("", name) for name in known)}
     flat = flatten(outer)
     closure = Closure(System(flat), [flat.refs.index(ref) for ref in start])
     assert {ref for v, ref in enumerate(flat.refs) if closure.known(v)} == naive.close(start)
@@ -307,7 +337,7 @@ def test_nothing_smaller_than_the_remedy_would_do(drawn: tuple[Region, list[str]
     if isinstance(found, Program):
         return
     naive = Naive(outer)
-    facts = {*outer.outputs.values(), *(Ref("", name) for name in known)}
+    facts = {*naive.outer.outputs.values(), *(Ref("", name) for name in known)}
     unknown = [ref for ref in naive.values if ref not in naive.close(facts)]
     size = {ref: 4 * (naive.types[ref].dims[0].size.constant or 0) for ref in unknown}
     inputs = {Ref("", name) for name in outer.inputs}

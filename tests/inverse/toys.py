@@ -486,12 +486,33 @@ def jacobian(function: Callable[[Array], Array], at: Array) -> Array:
     return np.stack(columns, axis=1)
 
 
+def dependents(outer: Region, names: Sequence[str]) -> set[Ref]:
+    """The values that something leads to from inputs of these names, by their absolute names."""
+    found = {Ref("", name) for name in names}
+
+    def visit(inner: Region, prefix: str, moving: set[str]) -> set[str]:
+        local = {Ref("", name) for name in moving}
+        for step in inner.steps:
+            if isinstance(step.body, Region):
+                fed = {port for port, refs in step.inputs.items() if refs[0] in local}
+                made = visit(step.body, f"{prefix}{step.name}.", fed)
+            else:
+                made = {p for p in step.outputs if any(r in local for refs in step.inputs.values() for r in refs)}
+                found.update(Ref(f"{prefix}{step.name}", port) for port in made)
+            local |= {Ref(step.name, port) for port in made}
+        return {name for name, ref in inner.outputs.items() if ref in local}
+
+    visit(outer, "", set(names))
+    return found
+
+
 def true_log_det(program: Program, values: Mapping[str, Array]) -> float:
     """log |det d outputs / d inputs| of the whole region, from its Jacobian. Inputs that are given stand still."""
     outer = program.region
     passed = set(program.outputs.values())
     free = [name for name in outer.inputs if name not in program.given and Ref("", name) not in passed]
-    ends = [ref for ref in dict.fromkeys(program.outputs.values()) if ref.step]
+    moving = dependents(outer, free)
+    ends = [ref for ref in dict.fromkeys(program.outputs.values()) if ref.step and ref in moving]
     if not free:
         return 0.0
     cuts = np.cumsum([len(values[name]) for name in free])[:-1]
