@@ -43,7 +43,7 @@ class Fault:
     def cls(self) -> Any:
         base: Any = self.base
 
-        class Config(base.Config):  # type: ignore[misc]
+        class Config(base.Config):
             steps: int = base.Config.model_fields["steps"].default if "steps" in base.Config.model_fields else 1
 
         return type(base)("Planted", (base,), {"Config": Config, **self.methods}, kind="objective")
@@ -56,7 +56,7 @@ def by_loss(change: Loss) -> dict[str, Any]:
         base = type(self).__mro__[1]
 
         def plain(outputs: Any = outputs, draw: Draw = draw, batch: Batch = batch) -> Tensor:
-            return base.loss(self, outputs, draw, batch, kernel, schedule)  # type: ignore[attr-defined,no-any-return]
+            return base.loss(self, outputs, draw, batch, kernel, schedule)
 
         return change(plain, outputs, draw, batch, kernel)
 
@@ -72,7 +72,7 @@ def by_corrupt(change: Callable[..., Draw]) -> dict[str, Any]:
         base = type(self).__mro__[1]
 
         def plain(batch: Batch = batch, random: Any = random, t: Any = t, xt: Any = xt) -> Draw:
-            return base.corrupt(self, batch, kernel, schedule, random=random, t=t, xt=xt)  # type: ignore[attr-defined,no-any-return]
+            return base.corrupt(self, batch, kernel, schedule, random=random, t=t, xt=xt)
 
         return change(plain, batch, kernel, schedule, random, t, xt)
 
@@ -214,14 +214,14 @@ def extra(plain: Plain, outputs: Any, draw: Draw, batch: Batch, kernel: Any) -> 
 
 def fed(change: Callable[[dict[str, Any], Draw, Batch], dict[str, Any]]) -> dict[str, Any]:
     def inputs(self: Any, draw: Draw, batch: Batch) -> dict[str, Any]:
-        return change(dict(type(self).__mro__[1].inputs(self, draw, batch)), draw, batch)  # type: ignore[attr-defined]
+        return change(dict(type(self).__mro__[1].inputs(self, draw, batch)), draw, batch)
 
     return {"inputs": inputs}
 
 
 def bound_draws(change: Callable[..., Any]) -> dict[str, Any]:
     def bound_draw(self: Any, batch: Batch, kernel: Any, schedule: Any, *, random: Any) -> Any:
-        objective = type(self).__mro__[1].evaluated(self, kernel)  # type: ignore[attr-defined]
+        objective = type(self).__mro__[1].evaluated(self, kernel)
         return change(objective, batch, kernel, schedule, random)
 
     return {"bound_draw": bound_draw}
@@ -293,7 +293,7 @@ def reversed_kl(plain: Plain, outputs: Any, draw: Draw, batch: Batch, kernel: An
 
 def below_off(self: Any, draw: Draw, kernel: Any, schedule: Any) -> Tensor:
     step = (draw.t.double() * self.config.steps).round().long()
-    return self.levels((step - 2).clamp(min=0), schedule, kernel)  # type: ignore[no-any-return]
+    return self.levels((step - 2).clamp(min=0), schedule, kernel)
 
 
 N, S, M, B, D, G = Nelbo, ScoreEntropy, MaskedCount, BlockNelbo, D3PM, GenMD4

@@ -49,7 +49,7 @@ def by_step(change: Step) -> dict[str, Any]:
 
     def step(self: Any, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         base = type(self).__mro__[1]
-        change(lambda w=walk, t=t, s=s: base.step(self, w, t, s), walk, t, s)  # type: ignore[attr-defined,misc]
+        change(lambda w=walk, t=t, s=s: base.step(self, w, t, s), walk, t, s)
 
     return {"step": step}
 
@@ -59,7 +59,7 @@ def by_walk(change: Callable[[Callable[..., None], Walk, int], None]) -> dict[st
 
     def walk_(self: Any, walk: Walk, steps: int) -> None:
         base = type(self).__mro__[1]
-        change(lambda w=walk, n=steps: base.walk(self, w, n), walk, steps)  # type: ignore[attr-defined,misc]
+        change(lambda w=walk, n=steps: base.walk(self, w, n), walk, steps)
 
     return {"walk": walk_}
 
@@ -74,7 +74,7 @@ def network(change: Callable[[dict[str, Tensor], Walk, Tensor], dict[str, Tensor
             found = dict(denoise(x, t, rows) if at is None else denoise(x, t, rows, at))
             return change(found, walk, t)
 
-        walk._denoise = changed  # type: ignore[assignment]
+        walk._denoise = changed
         plain()
 
     return by_walk(start)
@@ -98,7 +98,7 @@ def hot(temperature: float, when: Callable[[Tensor], Tensor] = lambda t: t >= 0)
                 move, changed(weights) if isinstance(weights, Tensor) else lambda m: changed(weights(m)), must=must
             )
 
-        walk.outputs, walk.draw = noted, colder  # type: ignore[method-assign,assignment]
+        walk.outputs, walk.draw = noted, colder
         plain()
 
     return by_walk(start)
@@ -115,7 +115,7 @@ def weights_of(change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
                 move, change(weights) if isinstance(weights, Tensor) else lambda m: change(weights(m)), must=must
             )
 
-        walk.draw = changed  # type: ignore[method-assign,assignment]
+        walk.draw = changed
         plain()
 
     return by_walk(start)
@@ -126,7 +126,7 @@ def moves_of(change: Callable[[Tensor, Walk], Tensor]) -> dict[str, Any]:
 
     def start(plain: Callable[..., None], walk: Walk, steps: int) -> None:
         draw = walk.draw
-        walk.draw = lambda move, weights, must=False: draw(change(move, walk), weights, must=must)  # type: ignore[method-assign,misc,assignment]
+        walk.draw = lambda move, weights, must=False: draw(change(move, walk), weights, must=must)
         plain()
 
     return by_walk(start)
@@ -155,7 +155,7 @@ def mean_over_rows(found: dict[str, Tensor], walk: Walk, t: Tensor) -> dict[str,
 
 def blind(plain: Callable[..., None], walk: Walk, steps: int) -> None:
     first = walk.outputs(torch.ones(walk.x.shape[0]))
-    walk.outputs = lambda t, need=None: first  # type: ignore[method-assign,assignment]
+    walk.outputs = lambda t, need=None: first
     plain()
 
 
@@ -198,7 +198,7 @@ def prompt_unseen(plain: Callable[..., None], walk: Walk, steps: int) -> None:
         hidden = torch.where(walk.free[rows], x, given[rows])
         return dict(denoise(hidden, t, rows) if at is None else denoise(hidden, t, rows, at))
 
-    walk._denoise = changed  # type: ignore[assignment]
+    walk._denoise = changed
     plain()
 
 
@@ -269,15 +269,15 @@ def two_at_once(plain: Callable[..., None], walk: Walk, steps: int) -> None:
 
 def hasty(plain: Callable[..., None], walk: Walk, steps: int) -> None:
     draw = walk.draw
-    walk.draw = lambda move, weights, **more: draw((move > 0).double(), weights, **more)  # type: ignore[method-assign]
+    walk.draw = lambda move, weights, **more: draw((move > 0).double(), weights, **more)
     plain()
 
 
 def renoised(plain: Callable[..., None], walk: Walk, t: Tensor, s: Tensor | None) -> None:
     noise = walk.noise
-    walk.noise = lambda where, sigma: noise(where, 2 * sigma)  # type: ignore[method-assign]
+    walk.noise = lambda where, sigma: noise(where, 2 * sigma)
     plain()
-    walk.noise = noise  # type: ignore[method-assign]
+    walk.noise = noise
 
 
 def ahead(plain: Callable[..., None], walk: Walk, t: Tensor, s: Tensor | None) -> None:
