@@ -69,6 +69,7 @@ class Euler(StepSampler, kind="sampler"):
     """
 
     reads = ("log_score", "log_x0")
+    exact_alone = False
     takes_all = True
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
@@ -87,6 +88,7 @@ class TauLeaping(StepSampler, kind="sampler"):
     """
 
     reads = ("log_score", "log_x0")
+    exact_alone = False
     takes_all = True
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:

@@ -62,6 +62,12 @@ class Sampler(Component, ABC):
     """True if the sampler requires a kernel with :attr:`Kernel.masks_evenly`."""
     exact: ClassVar[bool] = False
     """True if samples have the model's distribution at any number of steps, and not only in the limit of many steps."""
+    exact_alone: ClassVar[bool] = True
+    """True if samples of independent tokens have the model's distribution at any number of steps.
+
+    Tokens of one row are then wrong only by what they share. False for a sampler whose steps are approximations for one
+    token too, such as Euler's.
+    """
     takes_all: ClassVar[bool] = False
     """True if every token that :meth:`Walk.draw` returns is put into the rows, as importance weights require."""
     Config: ClassVar[type[ComponentConfig]] = SamplerConfig
