@@ -62,7 +62,9 @@ class Grower:
             again, refs = self.nodes[name]
             if again not in ("count", "table") and set(refs) <= self.widths.keys():
                 made = self.node(again, refs)
-                self.streams = [rng.choice([v, v.replace(f"{name}.", f"{made[0].partition('.')[0]}.")]) for v in self.streams]
+                self.streams = [
+                    rng.choice([v, v.replace(f"{name}.", f"{made[0].partition('.')[0]}.")]) for v in self.streams
+                ]
             return
         first = rng.choice([*self.widths] if wild or not self.streams else self.streams)
         width = self.widths[first]
@@ -79,7 +81,11 @@ class Grower:
         elif what == "residual":
             branch = self.node(rng.choice(["lip:0.3", "lip:0.6"]), [first])
             self.replace([first], self.node("add", [first, *branch]))
-        elif what not in ("pair", "spin", "again") and (what != "half" or wild) and (width > 1 or what not in ("split", "half")):
+        elif (
+            what not in ("pair", "spin", "again")
+            and (what != "half" or wild)
+            and (width > 1 or what not in ("split", "half"))
+        ):
             toy = TOYS[what.partition(":")[0]]
             need = rng.choice([2, 2, 3]) if toy.variadic else len(toy.ins)
             if need > 1 and not others:
@@ -127,22 +133,20 @@ def graphs(draw: Callable[..., Any], most: int = 30) -> tuple[Region, list[str]]
 
 def merged(outer: Region) -> dict[Ref, Ref]:
     """The value that each value equals because its step repeats an equal one: same op, same number, same inputs."""
-    equal: dict[Ref, Ref] = {}
+    group_of: dict[str, list[Step]] = {}
     groups: dict[Any, list[Step]] = {}
     for step in outer.steps:
         assert isinstance(step.body, Op)
         algebra = Naive.algebra(step)
-        fed = tuple((port, tuple(equal.get(r, r) for r in refs)) for port, refs in step.inputs.items())
+        fed = tuple(
+            (port, tuple((group_of[r.step][0].name if r.step else "", r.port) for r in refs))
+            for port, refs in step.inputs.items()
+        )
         key = (step.body.contract.name, getattr(step.body.config, "by", None), fed)
-        groups.setdefault(key if algebra.moves or algebra.linear else step.name, []).append(step)
-        equal = {
-            Ref(s.name, port): Ref(min(t.name for t in group), port)
-            for group in groups.values()
-            for s in group
-            for port in s.outputs
-            if s.name != min(t.name for t in group)
-        }
-    return equal
+        group_of[step.name] = groups.setdefault(key if algebra.moves or algebra.linear else step.name, [])
+        group_of[step.name].append(step)
+    names = {name: min(s.name for s in group) for name, group in group_of.items()}
+    return {Ref(s.name, p): Ref(names[s.name], p) for s in outer.steps for p in s.outputs if s.name != names[s.name]}
 
 
 # -- the search that knows no shortcut --------------------------------------------------------------------------------
