@@ -61,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the token at a position (negative: from the end) matches REGEX (may be repeated)",
     )
     parser.add_argument(
+        "--particles",
+        type=int,
+        metavar="K",
+        help="draw K rows for each one and choose among them, so that conditions have the model's distribution",
+    )
+    parser.add_argument(
         "--classifier",
         metavar="OP",
         help="classifier guidance, such as '{op: token_counts, file: counts.npy, label: 1, strength: 2}'",
@@ -109,7 +115,7 @@ def read_conditions(run: Run, arguments: argparse.Namespace) -> Conditions | Non
     Raises:
         UserError: A condition is invalid, or the process does not support conditions.
     """
-    single = {name: getattr(arguments, name, None) for name in ("matching", "guidance", "observed")}
+    single = {name: getattr(arguments, name, None) for name in ("matching", "particles", "guidance", "observed")}
     changes = {name: value for name, value in single.items() if value is not None}
     changes |= {"forbid": arguments.forbid} if arguments.forbid else {}
     changes |= {"allow": dict(arguments.allow)} if arguments.allow else {}

@@ -55,8 +55,8 @@ OnDraw = Callable[[str, Tensor | None, Tensor], None]
 """Callback for each noise draw of a likelihood bound, called as ``on_draw(over, t, nats)``.
 
 ``over`` is the name of the random variable that was drawn and sets the noise level of a row, such as ``time`` or
-``masked`` (the fraction of masked tokens). ``t`` has its values, float [b]; None if a row has several noise levels.
-``nats`` is the bound on -log p of each row for this draw, float [b].
+``masked`` (the fraction of masked tokens). ``t`` has its values, float [b], or [b, k] if a row has k noise levels; None
+if they are unknown. ``nats`` is the bound on -log p of each row for this draw, float [b].
 """
 
 

@@ -116,6 +116,8 @@ def _check_flow(at: Location, graph: Graph) -> None:
     elif found.unmeasured:
         names = ", ".join(d.path for d in found.unmeasured)
         at.refuse(f"the likelihood needs a log-determinant, which {names} does not declare")
+    elif found.mixed_rows:
+        at.refuse(f"the likelihood needs a log-determinant of each row: {found.mixed_rows}")
 
 
 def _refuse_save(at: Location, graph: Graph) -> None:

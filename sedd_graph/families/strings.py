@@ -287,8 +287,8 @@ class StringProcess(TextProcess):
     def conditions(self, changes: Mapping[str, Any]) -> None:
         if changes:
             raise UserError(
-                "this model chooses lengths itself: --forbid, --allow, --matching, --guidance and --observed are for models of "
-                "rows of a fixed length"
+                "this model chooses lengths itself: --forbid, --allow, --matching, --particles, --guidance and --observed are for "
+                "models of rows of a fixed length"
             )
 
     @classmethod
