@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from sedd_graph.blueprint.load import Loaded, load
+from sedd_graph.blueprint.lock import FILE as LOCK
 from sedd_graph.blueprint.lock import lock
 from sedd_graph.blueprint.shipped import find_blueprint
 from sedd_graph.component.registry import Registry, installed
@@ -28,9 +29,6 @@ from sedd_graph.training.config import TrainConfig
 
 __all__ = ["LOCK", "SECTIONS", "Report", "check", "digest", "inverses", "lock_text", "schema_text"]
 
-LOCK = "blueprint.lock.yaml"
-"""File name of the lock file in a run folder: the blueprint with all defaults and component versions, which reproduces
-a build."""
 SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "data": (DataConfig, PointsConfig),
     "train": (TrainConfig,),
