@@ -216,13 +216,24 @@ def _title(distribution: importlib.metadata.Distribution | None) -> str:
 
 
 @lru_cache(maxsize=4)
-def _installed(path: tuple[str, ...]) -> Registry:
-    return discover()
+def _installed(path: tuple[str, ...]) -> tuple[Registry, list[str]]:
+    entries, left_out = _read_entry_points()
+    return Registry(entries), left_out
 
 
-def installed() -> Registry:
-    """Return the registry of all installed components (:func:`discover`), cached for each value of ``sys.path``."""
-    return _installed(tuple(sys.path))
+def installed(*, warn: bool = False) -> Registry:
+    """Return the registry of all installed components, cached for each value of ``sys.path``.
+
+    Args:
+        warn: True to issue a :class:`PluginWarning` for each entry point that was left out, as :func:`discover` does.
+
+    Raises:
+        EnvironmentFault: Two distributions register the same name and version.
+    """
+    registry, left_out = _installed(tuple(sys.path))
+    if warn:
+        _warn(left_out)
+    return registry
 
 
 def discover() -> Registry:
@@ -233,7 +244,19 @@ def discover() -> Registry:
     Raises:
         EnvironmentFault: Two distributions register the same name and version.
     """
-    entries, read = [], dict[int, str]()
+    entries, left_out = _read_entry_points()
+    _warn(left_out)
+    return Registry(entries)
+
+
+def _warn(messages: Iterable[str]) -> None:
+    for message in messages:
+        warnings.warn(message, PluginWarning, stacklevel=3)
+
+
+def _read_entry_points() -> tuple[list[Entry], list[str]]:
+    """Return the entries of all components, and messages about the entry points that are left out."""
+    entries, left_out, read = list[Entry](), list[str](), dict[int, str]()
     for point in importlib.metadata.entry_points(group=GROUP):
         match = _ENTRY.fullmatch(point.name)
         # all entry points of a distribution share one object, which parses its metadata at every access
@@ -241,8 +264,7 @@ def discover() -> Registry:
             read[id(point.dist)] = _title(point.dist)
         distribution = read[id(point.dist)]
         if match is None:
-            message = f"{distribution}: entry point {point.name!r} is not named like 'attention.v1'; left out"
-            warnings.warn(message, PluginWarning, stacklevel=2)
+            left_out.append(f"{distribution}: entry point {point.name!r} is not named like 'attention.v1'; left out")
         else:
             entries.append(Entry(match[1], int(match[2]), distribution, point.load))
-    return Registry(entries)
+    return entries, left_out

@@ -94,7 +94,7 @@ def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry
     if isinstance(overrides, str):
         raise UserError(f"overrides are a list of strings, such as [{overrides!r}], not one string")
     loaded = load(find_blueprint(path), overrides, sections=SECTIONS)
-    registry = installed()
+    registry = installed(warn=True)
     train, data = loaded.section(TrainConfig) or TrainConfig(), _data(loaded) or DataConfig()
     return loaded, registry, expand(loaded, registry), {"batch": train.batch, "length": data.length}
 
@@ -190,4 +190,4 @@ def schema_text() -> str:
 
     from sedd_graph.blueprint.json_schema import blueprint_schema
 
-    return json.dumps(blueprint_schema(installed().contracts(), SECTIONS), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(blueprint_schema(installed(warn=True).contracts(), SECTIONS), indent=1, ensure_ascii=False) + "\n"
