@@ -12,8 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from sedd_graph.blueprint.load import Loaded, load
-from sedd_graph.blueprint.lock import FILE as LOCK
-from sedd_graph.blueprint.lock import lock
+from sedd_graph.blueprint.lock import LOCK, lock
 from sedd_graph.blueprint.shipped import find_blueprint
 from sedd_graph.component.registry import Registry, installed
 from sedd_graph.data.config import DataConfig, PointsConfig

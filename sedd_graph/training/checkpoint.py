@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sedd_graph.blueprint.lock import FILE as LOCK
+from sedd_graph.blueprint.lock import LOCK
 from sedd_graph.component.strict import Strict
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.engine.weights import save_tensors

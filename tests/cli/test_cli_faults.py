@@ -197,7 +197,7 @@ BROKEN = [
     ("trained", "checkpoints/*/model.safetensors", "abc", "train @ --resume", r".*model\.safetensors has 3 bytes, not the"),
     ("trained", "checkpoints/*/optimizer.safetensors", None, "train @ --resume", r".*optimizer\.safetensors is missing"),
     ("trained", "checkpoints/*/manifest.json", None, "train @ --resume", r".*manifest\.json is missing"),
-    ("trained", "checkpoints/step-00000006/ema.safetensors", "abc", "sample @", r".*ema\.safetensors has 3 bytes, not the .* that were written; `sedd-graph train @ --resume` goes back to the newest"),
+    ("trained", "checkpoints/step-00000006/ema.safetensors", "abc", "sample @", r".*ema\.safetensors has 3 bytes, not the .* that were written \(manifest\.json\); `sedd-graph train @ --resume` goes back to the newest"),
     ("trained", "checkpoints/step-00000006/model.safetensors", None, "sample @ --weights model", r".*model\.safetensors is missing"),
     ("trained", "checkpoints/step-00000006/manifest.json", None, "sample @", r".*manifest\.json is missing"),
     ("bare", "run.json", None, "train @", r"@ is not a whole run folder: there is no run\.json in it"),
