@@ -79,9 +79,18 @@ def check_sampler(toy: Toy, alone: Toy, output: str, proof: Proof = "full") -> l
 
     Returns:
         The results of the checks: ``sampler.clean``, ``sampler.law`` or ``sampler.heuristic``, ``sampler.alone``,
-        ``sampler.conditions``, ``sampler.random``, and for an exact sampler ``sampler.bound``.
+        ``sampler.conditions``, ``sampler.random``, and for an exact sampler ``sampler.bound``; ``sampler.runs`` alone
+        if it raises an error.
     """
-    sizes, sampler = SIZES[proof], toy.parts.sampler
+    try:
+        return _checks(toy, alone, output, SIZES[proof])
+    except Exception as error:  # a third-party sampler may raise anything
+        value = f"{type(error).__name__}: {str(error)[:300]}"
+        return [Check("sampler.runs", "the sampler raises no error", False, value, "samples with a perfect network")]
+
+
+def _checks(toy: Toy, alone: Toy, output: str, sizes: Sizes) -> list[Check]:
+    sampler = toy.parts.sampler
     reason = sampler.heuristic()
     if sampler.exact or reason is not None:
         law = _one_law(toy, output, sizes, reason)
