@@ -4,7 +4,7 @@
 
 Prints a Markdown table for a toy that can be enumerated (three tokens, three positions, a perfect network, the kernel absorb):
 total variation from the distribution of the data given the condition, for `first_hitting` and for `ancestral` with one step
-and with 64, and with 4, 16 and 64 particles. `P` is the probability of the condition.
+and with 64, and with 4 and 16 particles. `P` is the probability of the condition.
 """
 
 import argparse
@@ -30,7 +30,6 @@ TEXTS = ["".join("abc"[i] for i in row) for row in CLEAN.tolist()]
 CONDITIONS: list[tuple[str, dict[int, str], str | None]] = [
     ("allow {0: a}", {0: "a"}, None),
     ("allow {0: [ab], 2: [bc]}", {0: "[ab]", 2: "[bc]"}, None),
-    ("allow {0: b, 1: b, 2: b}", {0: "b", 1: "b", 2: "b"}, None),
     ("forbid a", {0: "[bc]", 1: "[bc]", 2: "[bc]"}, None),
     ("matching a.*", {}, "a.*"),
     ("matching .*ab.*", {}, ".*ab.*"),
@@ -38,7 +37,7 @@ CONDITIONS: list[tuple[str, dict[int, str], str | None]] = [
     ("matching aab|bcc|cba", {}, "aab|bcc|cba"),
     ("matching (a[bc]|bb|c)+", {}, "(a[bc]|bb|c)+"),
 ]
-PARTICLES = (1, 4, 16, 64)
+PARTICLES = (1, 4, 16)
 
 
 class World:
@@ -103,15 +102,14 @@ def main() -> None:
     rows = parser.parse_args().rows
     world = World(1.5)
     print(f"exact samples: up to about {math.sqrt(V**L / rows / 2):.3f} ({rows:,} rows)\n")
-    print(
-        "| condition | P | ancestral, 1 step | ancestral, 64 steps | first_hitting | 4 particles | 16 particles | 64 particles |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print("| condition | P | ancestral, 1 step | ancestral, 64 steps | first_hitting | 4 particles | 16 particles |")
+    print("|---|---|---|---|---|---|---|")
     for label, allow, pattern in CONDITIONS:
         steps = [world.distance("ancestral", allow, pattern, 1, rows, steps=n)[0] for n in (1, 64)]
         exact = [world.distance("first_hitting", allow, pattern, k, rows) for k in PARTICLES]
         cells = [f"{d:.3f}" for d in [*steps, *(d for d, _ in exact)]]
-        print(f"| `{label}` | {exact[0][1]:.3f} | " + " | ".join(cells) + " |", flush=True)
+        shown = label.replace("|", "\\|")
+        print(f"| `{shown}` | {exact[0][1]:.3f} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

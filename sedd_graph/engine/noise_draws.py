@@ -73,15 +73,16 @@ class NoiseDraws:
         total, rows = float(weights.sum()), len(values)
         if rows < 2 or total <= 0:
             return math.nan
-        rest = values - values.sum() / total * weights
-        found = self._trend(weights, values.sum() / total)
+        value = values.sum() / total
+        rest = values - value * weights
+        found = self._trend(weights, value)
         if found is None:
             return float(rest.std(ddof=1)) * math.sqrt(rows) / total
-        trend, replicates, lost = found
-        scatter = (rest - trend).var(ddof=1) * rows / (1 - lost)
+        trend, replicates = found
+        scatter = (rest - trend).var(ddof=1) * rows
         return math.sqrt(scatter + replicates.var(ddof=1) * len(replicates)) / total
 
-    def _trend(self, weights: Floats, value: float) -> tuple[Floats, Floats, float] | None:
+    def _trend(self, weights: Floats, value: float) -> tuple[Floats, Floats] | None:
         """Fit the loss as a function of the noise level.
 
         Args:
@@ -89,8 +90,9 @@ class NoiseDraws:
             value: Mean loss, nats per token.
 
         Returns:
-            The fitted loss of each row less its mean, averaged over its draws, [n]; the sum of it over each batch and
-            draw, [replicates]; and the number of coefficients per draw. None if there are too few draws.
+            The part of each row's loss that is not scatter, less the mean, averaged over its draws, [n]; and the sum of
+            the fitted loss over each batch and draw, less its share of all, [replicates]. None if there are too few
+            draws.
         """
         arrays = self.arrays()
         if arrays is None or len(self._row) < 2:
@@ -101,10 +103,15 @@ class NoiseDraws:
             return None
         places = t.reshape(len(t), -1)[..., None] * (knots - 1) - np.arange(knots)
         hats = np.clip(1 - np.abs(places), 0, None).mean(1) * weights[row, None]
-        fit = hats @ np.linalg.lstsq(hats, nats - value * weights[row], rcond=None)[0]
+        left, size, _ = np.linalg.svd(hats, full_matrices=False)
+        left = left[:, size > 1e-9 * size[0]]
+        loss = nats - value * weights[row]
+        fit = left @ (left.T @ loss)
+        # a fit takes some of the scatter of each draw, by its leverage (the correction HC2 of MacKinnon and White, 1985)
+        scatter = (loss - fit) / np.sqrt((1 - (left**2).sum(1)).clip(0.1))
         draws = np.bincount(row, minlength=len(weights)).clip(1)
-        trend: Floats = np.bincount(row, fit / draws[row], minlength=len(weights)).astype(np.float64)
+        trend: Floats = np.bincount(row, (loss - scatter) / draws[row], minlength=len(weights)).astype(np.float64)
         ends = np.cumsum([len(part) for part in self._row])[:-1]
         sums = np.array([part.sum() for part in np.split(fit / draws[row], ends)])
         tokens = np.array([part.sum() for part in np.split(weights[row] / draws[row], ends)])
-        return trend, sums - trend.sum() / weights.sum() * tokens, knots / len(row)
+        return trend, sums - sums.sum() / weights.sum() * tokens

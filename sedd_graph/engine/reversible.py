@@ -204,7 +204,8 @@ class RunningModule(RegionModule):
         if self.layout is None or self.grid is None:
             return list(inputs)
         streams = self.layout.streams
-        return [self.grid.snap(x) if name in streams else x for name, x in zip(self.input_names, inputs, strict=True)]
+        snapped = [name in streams and x.is_floating_point() for name, x in zip(self.input_names, inputs, strict=True)]
+        return [self.grid.snap(x) if snap else x for snap, x in zip(snapped, inputs, strict=True)]
 
     def in_range(self, outputs: Sequence[Tensor], largest: Sequence[Tensor]) -> list[Tensor]:
         """Verify that exact arithmetic stayed in the range in which sums are exact. Without a grid, do nothing.
@@ -317,6 +318,7 @@ def _relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
     errors = []
     for a, b in zip(found, expected, strict=True):
         if b.numel():
+            a, b = (a, b) if b.is_floating_point() else (a.double(), b.double())
             wide = torch.promote_types(b.dtype, torch.float32)
             for order in (2, torch.inf):
                 size = torch.linalg.vector_norm(b, order, dtype=wide).clamp(min=1e-30)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import networkx as nx
 
 from sedd_graph.graph.model import Ref
-from sedd_graph.inverse.flat import Block, Flat
+from sedd_graph.inverse.flat import Block, Flat, log_det_of
 from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear, Solve
 from sedd_graph.inverse.propagate import Closure
 from sedd_graph.inverse.system import Edge, FixedPoint, FixedPointEdge, ForwardEdge, LinearEdge, RuleEdge
@@ -174,7 +174,7 @@ def _solve(flat: Flat, edge: RuleEdge) -> Solve:
         given=tuple(given),
         targets=_refs(flat, edge.targets),
         inputs={port: _refs(flat, values) for port, values in node.inputs.items()},
-        log_det=node.algebra.log_det.get(rule.target),
+        log_det=log_det_of(flat, node, rule),
         cost=rule.cost,
     )
 

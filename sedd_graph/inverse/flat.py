@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
 from sedd_graph.component.axes import PortType, Size
-from sedd_graph.component.contract import Algebra, Signature
+from sedd_graph.component.contract import Algebra, Rule, Signature
 from sedd_graph.errors import EnvironmentFault
 from sedd_graph.graph.model import Op, Ref, Region, Step
 
-__all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "numbers", "steady", "total"]
+__all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "log_det_of", "numbers", "steady", "total"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,6 +144,19 @@ def steady(flat: Flat, given: Iterable[int]) -> frozenset[int]:
         if found.issuperset(node.needs):
             found.update(node.outputs.values())
     return frozenset(found)
+
+
+def log_det_of(flat: Flat, node: Node, rule: Rule) -> str | None:
+    """Return the log-determinant that a component declares for an inversion rule; ``"zero"`` where it recovers no floats.
+
+    Args:
+        flat: The flattened region.
+        node: The component.
+        rule: The rule, whose targets are connected.
+    """
+    if all(flat.types[node.inputs[name][0]].kind != "float" for name in rule.targets):
+        return "zero"
+    return node.algebra.log_det.get(rule.target)
 
 
 def flatten(region: Region) -> Flat:

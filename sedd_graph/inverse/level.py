@@ -17,7 +17,7 @@ import networkx as nx
 
 from sedd_graph.component.axes import AxisError
 from sedd_graph.inverse.factors import log, shown
-from sedd_graph.inverse.flat import Flat, numbers, steady, total
+from sedd_graph.inverse.flat import Flat, log_det_of, numbers, steady, total
 from sedd_graph.inverse.linear import determinant
 from sedd_graph.inverse.names import Names, join_and
 from sedd_graph.inverse.program import Level, Linear
@@ -197,7 +197,7 @@ def _volume(flat: Flat, edges: Sequence[Edge], linear: dict[int, Linear], names:
             return f"the linear system that gives {gives} changes volume {shown(linear[place].factor)}-fold per number"
         if isinstance(edge, RuleEdge):
             node = flat.nodes[edge.node]
-            log_det = node.algebra.log_det.get(edge.rule.target)
+            log_det = log_det_of(flat, node, edge.rule)
             if log_det != "zero":
                 what = "declares no log-determinant" if log_det is None else "changes volume"
                 return f"op {node.op.contract.name!r} ({node.path}) {what}"

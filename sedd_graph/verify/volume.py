@@ -47,7 +47,8 @@ def pullback(function: Rows, x: Tensor, u: Tensor) -> Tensor:
         out = function(leaf)
         if not out.requires_grad:
             return torch.zeros_like(x)
-        return torch.autograd.grad(out, leaf, u, materialize_grads=True)[0]
+        found: Tensor = torch.autograd.grad(out, leaf, u, materialize_grads=True)[0]
+        return found
 
 
 @torch.no_grad()
@@ -126,4 +127,5 @@ def _quadrature(alphas: list[Tensor], betas: list[Tensor], n: int) -> Tensor:
         matrix = matrix + torch.diag_embed(side, 1) + torch.diag_embed(side, -1)
     values, vectors = torch.linalg.eigh(matrix)
     weights = vectors[:, 0].square()
-    return n / 2 * (weights * values.clamp(min=1e-300).log()).sum(1)
+    found: Tensor = n / 2 * (weights * values.clamp(min=1e-300).log()).sum(1)
+    return found

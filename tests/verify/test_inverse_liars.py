@@ -381,13 +381,16 @@ def test_a_given_input_that_is_an_output(
     assert found["log_det"].holds is True
 
 
-def test_integers_that_pass_through(registry: Registry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_integers_that_pass_through(registry: Registry, tmp_path: Path, exact: bool) -> None:
     path = write(
         tmp_path,
-        "{out: {op: scale, in: x, with: {by: 2}}, n: {op: count, in: k}}",
-        INPUTS="x: float b l d, k: int b l, m: bool b l",
-        OUTPUTS="x: out, k: n, m: m",
-        FED="x: embed, k: tokens, m: attend",
+        "{f: {op: feed_forward, in: c}, out: {op: add, in: [x, f]}, n: {op: count, in: k}}",
+        INPUTS="x: float b l d, c: float b l d, k: int b l, m: bool b l",
+        OUTPUTS="x: out, c: c, k: n, m: m",
+        CLAIM="given: [c], level: volume_preserving",
+        FED="x: embed, c: embed, k: tokens, m: attend",
+        EXTRA=", repeat: 2, arithmetic: exact" if exact else ", repeat: 2",
     )
     path.write_text(
         path.read_text().replace("inputs: {tokens: int b l}", "inputs: {tokens: int b l, attend: bool b l}")

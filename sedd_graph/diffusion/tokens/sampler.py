@@ -149,7 +149,7 @@ class Sampler(Component, ABC):
         taken = chosen_steps(steps, self.steps)
         walk = Walk(denoise, x, settings, self.config)
         self.walk(walk, taken)
-        walk.finish()
+        walk.check_outputs()
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
         self.log_weight = None if walk.weights is None else walk.weights.log
         if settings.matching is not None and not settings.matching.matches(walk.x):
