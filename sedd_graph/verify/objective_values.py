@@ -33,6 +33,8 @@ __all__ = ["Value", "compare", "fit_rest", "given_draw", "optimum_faults", "pair
 
 POINTWISE = 5e-4
 """Tolerance of the loss of one draw and of its gradient, relative; float32 rounding gives up to 3e-4, in scores of uniform noise."""
+RARE = 1e-5
+"""Least probability of a noisy token for its loss to be compared as often as that of frequent ones."""
 FLOOR = 0.02
 """Share of the loss of an even prediction that rounding is compared with, where the loss itself is less."""
 SMALL = 2e-3
@@ -66,7 +68,7 @@ def given_draw(toy: Toy, objective: Objective, batch: Batch, t: Tensor, generato
         p = toy.transition(sigma.reshape(-1)).transpose(1, 2)
         law = p[torch.arange(len(p))[:, None], parted(x0, toy.block)].clamp(min=0)
         # every second row has rare noisy tokens as often as frequent ones
-        law = torch.where(torch.arange(len(p))[:, None, None] % 2 == 1, (law > 1e-12).double(), law)
+        law = torch.where(torch.arange(len(p))[:, None, None] % 2 == 1, (law > RARE).double(), law)
         drawn = torch.multinomial(law.reshape(-1, n), 1, generator=generator)[:, 0].view(x0.shape)
         xt = torch.where(batch.corrupt, drawn, x0)
     return objective.corrupt(batch, kernel, schedule, random=random, t=t, xt=xt)
@@ -103,7 +105,12 @@ def compare(
     found = torch.zeros_like(true) if found is None else found.double() * copies
     norm, least = (v.abs().flatten(1).amax(1) for v in (true, steep))
     gradient = (found - true).abs().flatten(1).amax(1) / (norm + FLOOR * least + SMALL * factor + 1e-9)
-    scale = (expected.abs() + FLOOR * usual.abs() + SMALL * factor + 1e-5).view(copies, -1).mean(0)
+    usual = usual.abs()
+    for shift in range(1, toy.tokens if objective.measure == "time" else 1):  # a token of the row may be nearly certain
+        other = dataclasses.replace(whole, tokens=(whole.tokens + shift) % toy.tokens)
+        nats, _ = expected_loss(toy, objective, predicted(toy, objective, even.double(), draw, output), draw, other)
+        usual = torch.maximum(usual, nats.abs().nan_to_num(nan=0.0, posinf=0.0))
+    scale = (expected.abs() + FLOOR * usual + SMALL * factor + 1e-5).view(copies, -1).mean(0)
     return loss.detach().double() - expected.view(copies, -1).mean(0), scale, gradient
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.tokens.walk import WalkSettings
+from sedd_graph.errors import UserError
 from sedd_graph.verify.counts import FEW, chi
 from sedd_graph.verify.sampler_conditions import check_conditions, check_random
 from sedd_graph.verify.toy import ALONE, PAIR, TRIPLE, Make, Toy, make_toy, toy_parts
@@ -79,9 +80,18 @@ def check_sampler(toy: Toy, alone: Toy, output: str, proof: Proof = "full") -> l
 
     Returns:
         The results of the checks: ``sampler.clean``, ``sampler.law`` or ``sampler.heuristic``, ``sampler.alone``,
-        ``sampler.conditions``, ``sampler.random``, and for an exact sampler ``sampler.bound``.
+        ``sampler.conditions``, ``sampler.random``, and for an exact sampler ``sampler.bound``; ``sampler.runs`` alone
+        if it raises an error.
     """
-    sizes, sampler = SIZES[proof], toy.parts.sampler
+    try:
+        return _checks(toy, alone, output, SIZES[proof])
+    except Exception as error:  # a third-party sampler may raise anything
+        value = f"{type(error).__name__}: {str(error)[:300]}"
+        return [Check("sampler.runs", "the sampler raises no error", False, value, "samples with a perfect network")]
+
+
+def _checks(toy: Toy, alone: Toy, output: str, sizes: Sizes) -> list[Check]:
+    sampler = toy.parts.sampler
     reason = sampler.heuristic()
     if sampler.exact or reason is not None:
         law = _one_law(toy, output, sizes, reason)
@@ -168,11 +178,11 @@ def _one_law(toy: Toy, output: str, sizes: Sizes, reason: str | None) -> _Law:
 def _limit(toy: Toy, output: str, sizes: Sizes) -> _Law:
     """Verify a sampler whose samples converge with more steps: at two numbers of steps, their limit, and as declared."""
     found, runs = extrapolate(toy, output, sizes.rows, sizes.steps)
-    value = f"chi {found.distance:.4f} in the limit (chance alone: up to {found.limit:.4f}), {found.bias:.4f} at {sizes.steps[0]} steps"
-    holds, few = found.distance < found.limit and found.bias < most_bias(toy, sizes.steps[0]), sizes.steps[0]
+    value = f"chi {found.distance:.4f} in the limit (chance alone: up to {found.limit:.4f}), {found.bias:.4f} at {found.steps[0]} steps"
+    holds, few = found.distance < found.limit and found.bias < most_bias(toy, found.steps[0]), found.steps[0]
     steps = toy.parts.sampler.steps
-    how = f"{sizes.steps[0]} and {sizes.steps[1]} steps, {sizes.rows:,} rows of {toy.length} dependent tokens each"
-    if steps is not None and 8 <= steps <= MOST_STEPS and steps not in sizes.steps:
+    how = f"{found.steps[0]} and {found.steps[1]} steps, {sizes.rows:,} rows of {toy.length} dependent tokens each"
+    if steps is not None and 8 <= steps <= MOST_STEPS and steps not in found.steps:
         _, out = draw_rows(toy, output, sizes.rows, None, seed=14)
         runs.append(out)
         share = (few / steps) ** order_of(toy)
@@ -208,6 +218,7 @@ class Limit:
         bias: Estimated chi-distance at the fewer steps from the limit, beyond chance.
         off: Estimated difference of the shares at the fewer steps from the limit, float64 [s].
         noise: Variance of ``off``, relative to that of the shares of one run.
+        steps: The numbers of steps, fewer and more.
     """
 
     distance: float
@@ -215,11 +226,20 @@ class Limit:
     bias: float
     off: Tensor
     noise: float
+    steps: tuple[int, int]
 
 
 def extrapolate(toy: Toy, output: str, rows: int, steps: tuple[int, int]) -> tuple[Limit, list[Tensor]]:
-    """Draw samples with fewer and with more steps; return their limit, and the samples."""
-    runs = [draw_rows(toy, output, rows, count, seed=4 + i)[1] for i, count in enumerate(steps)]
+    """Draw samples with fewer and with more steps; return their limit, and the samples.
+
+    Where steps of this size are refused, it takes four times as many.
+    """
+    try:
+        runs = [draw_rows(toy, output, rows, count, seed=4 + i)[1] for i, count in enumerate(steps)]
+    except UserError:
+        if steps[1] > MOST_STEPS:
+            raise
+        return extrapolate(toy, output, rows, (4 * steps[0], 4 * steps[1]))
     fewer, more = (_frequencies(toy, run) for run in runs)
     ratio = (steps[1] / steps[0]) ** order_of(toy)
     limit = (ratio * more - fewer) / (ratio - 1)
@@ -228,7 +248,7 @@ def extrapolate(toy: Toy, output: str, rows: int, steps: tuple[int, int]) -> tup
     bias = math.sqrt(max(0.0, chi(toy.law + off, toy.law, rows=rows)[0] ** 2 - noise * cells / rows))
     own = rows * (ratio - 1) ** 2 / (ratio**2 + 1)
     distance, chance = chi(limit, toy.law, rows=own)
-    return Limit(distance, chance + 2 * bias**2 / ratio, bias, off, noise), runs
+    return Limit(distance, chance + 2 * bias**2 / ratio, bias, off, noise, steps), runs
 
 
 def _check_alone(toy: Toy, output: str, sizes: Sizes) -> Check:
@@ -238,18 +258,21 @@ def _check_alone(toy: Toy, output: str, sizes: Sizes) -> Check:
         rows = sizes.alone // 2
         found, _ = extrapolate(toy, output, rows, sizes.steps)
         value = f"chi {found.distance:.4f} in the limit (chance alone: up to {found.limit:.4f})"
-        how = f"{sizes.steps[0]} and {sizes.steps[1]} steps, {2 * rows:,} tokens each"
-        holds = found.distance < found.limit and found.bias < most_bias(toy, sizes.steps[0])
+        how = f"{found.steps[0]} and {found.steps[1]} steps, {2 * rows:,} tokens each"
+        holds = found.distance < found.limit and found.bias < most_bias(toy, found.steps[0])
         return Check("sampler.alone", claim, holds, value, how)
-    every: list[int | None] = [None] if sampler.steps is None else [*sizes.few, sampler.steps]
+    every: list[int | None] = [None] if sampler.steps is None else [*sizes.few, min(sampler.steps, MOST_STEPS)]
     rows = affordable(toy, output, sizes.alone, sizes.budget)
     worst, at = -math.inf, ""
     taken = []
     for steps in every:
-        if steps is not None and steps > MOST_STEPS:
-            continue
         count = rows if steps is None else max(2000, min(rows, rows * 20 // steps))
-        x, out = draw_rows(toy, output, count, steps, seed=31)
+        try:
+            x, out = draw_rows(toy, output, count, steps, seed=31)
+        except UserError:  # steps that are too long for the kernel are refused, which is no wrong sample
+            if steps is None or steps == every[-1]:
+                raise
+            continue
         distance, chance = chi(_frequencies(toy, out), reachable(toy, x), rows=count)
         taken.append("its own" if steps is None else str(steps))
         if distance / chance > worst:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.tokens.walk import OnStep, WalkSettings
+from sedd_graph.errors import UserError
 from sedd_graph.verify.contracts import generators_state
 from sedd_graph.verify.counts import chi
 from sedd_graph.verify.toy import Toy
@@ -18,6 +19,8 @@ __all__ = ["check_conditions", "check_random"]
 
 ROWS = 4000
 """Number of samples given prompts, whose distribution is verified."""
+MOST_STEPS = 128
+"""Largest number of steps that is tried where fewer are refused, divided by 4."""
 STEPS = 32
 """Number of steps of samples given prompts."""
 
@@ -33,16 +36,24 @@ def _run(
     allowed: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Return samples from initial rows ``x`` int64 [b, l]; ``steps`` is ignored for a sampler that has none."""
-    settings = WalkSettings(
-        free=torch.ones_like(x, dtype=torch.bool) if free is None else free,
-        kernel=toy.parts.kernel,
-        schedule=toy.parts.schedule,
-        generator=torch.Generator().manual_seed(seed),
-        allowed=allowed,
-        on_step=on_step,
-    )
-    return toy.sample(x, output, settings, None if toy.parts.sampler.steps is None else steps)
+    """Return samples from initial rows ``x`` int64 [b, l]; ``steps`` is ignored for a sampler that has none,
+    and larger if steps of this size are refused."""
+    while True:
+        settings = WalkSettings(
+            free=torch.ones_like(x, dtype=torch.bool) if free is None else free,
+            kernel=toy.parts.kernel,
+            schedule=toy.parts.schedule,
+            generator=torch.Generator().manual_seed(seed),
+            allowed=allowed,
+            on_step=on_step,
+        )
+        count = None if toy.parts.sampler.steps is None else steps
+        try:
+            return toy.sample(x, output, settings, count)
+        except UserError:  # steps that are too long for the kernel are refused
+            if count is None or count > MOST_STEPS:
+                raise
+            steps = 4 * count
 
 
 def _prior(toy: Toy, rows: int, seed: int = 2, allowed: Tensor | None = None) -> Tensor:
@@ -78,7 +89,13 @@ def _prompt_faults(toy: Toy, output: str, bias: float) -> list[str]:
         free = (torch.arange(toy.length) > 0).expand(ROWS, -1)
     x = torch.where(free, _prior(toy, ROWS), data)
     frames: list[tuple[int, Tensor]] = []
-    out = _run(toy, output, x, steps=STEPS, free=free, on_step=lambda i, rows: frames.append((i, rows.clone())))
+
+    def note(index: int, rows: Tensor) -> None:
+        if index == 0:
+            frames.clear()  # of a run that was refused
+        frames.append((index, rows.clone()))
+
+    out = _run(toy, output, x, steps=STEPS, free=free, on_step=note)
     if bool((out != x)[~free].any()):
         return ["given tokens are changed"]
     if bool((out >= toy.tokens).any()):

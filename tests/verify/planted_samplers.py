@@ -126,7 +126,11 @@ def moves_of(change: Callable[[Tensor, Walk], Tensor]) -> dict[str, Any]:
 
     def start(plain: Callable[..., None], walk: Walk, steps: int) -> None:
         draw = walk.draw
-        walk.draw = lambda move, weights, must=False: draw(change(move, walk), weights, must=must)
+
+        def changed(move: Tensor, weights: Any, *, must: bool = False) -> Tensor:
+            return draw(change(move, walk), weights, must=must)
+
+        walk.draw = changed
         plain()
 
     return by_walk(start)
@@ -142,15 +146,19 @@ def together(dim: int) -> dict[str, Any]:
     return moves_of(change)
 
 
+def data_only(mean: Tensor) -> Tensor:
+    """Log-probabilities of sums [.., n], none for the mask."""
+    mean = mean + 1e-6
+    mean[..., -1] = 0.0
+    return (mean / mean.sum(-1, keepdim=True)).log().clamp(min=-1e6)
+
+
 def mean_over_rows(found: dict[str, Tensor], walk: Walk, t: Tensor) -> dict[str, Tensor]:
     """Probabilities at masks averaged over rows: no dependence on other tokens."""
     log_x0 = found["log_x0"]
-    masked = log_x0[..., -1:] < -1e5
     sure = log_x0.amax(-1, keepdim=True) > -1e-6
-    mean = torch.where(sure | ~masked, 0.0, log_x0.exp()).sum((0, 1), keepdim=True)
-    return {
-        "log_x0": torch.where(sure, log_x0, (mean / mean.sum(-1, keepdim=True).clamp(min=1e-9)).clamp(min=1e-30).log())
-    }
+    mean = torch.where(sure, 0.0, log_x0.exp()).sum((0, 1), keepdim=True)
+    return {"log_x0": torch.where(sure, log_x0, data_only(mean))}
 
 
 def blind(plain: Callable[..., None], walk: Walk, steps: int) -> None:
@@ -247,8 +255,7 @@ def third_alone(found: dict[str, Tensor], walk: Walk, t: Tensor) -> dict[str, Te
     if log_x0.shape[1] > 2:
         sure = log_x0[:, 2].amax(-1, keepdim=True) > -1e-6
         mean = torch.where(sure, 0.0, log_x0[:, 2].exp()).sum(0, keepdim=True)
-        mean = (mean / mean.sum().clamp(min=1e-9)).clamp(min=1e-30).log()
-        log_x0[:, 2] = torch.where(sure, log_x0[:, 2], mean)
+        log_x0[:, 2] = torch.where(sure, log_x0[:, 2], data_only(mean))
     return {"log_x0": log_x0}
 
 

@@ -19,7 +19,7 @@ REGISTRY = discover()
 KERNELS: dict[str, Any] = {
     "absorb": lambda r: {},
     "uniform": lambda r: {},
-    "unigram": lambda r: {"frequencies": [r.uniform(1, 9) for _ in range(5)]},
+    "unigram": lambda r: {"frequencies": [r.uniform(1, 9) for _ in range(6)]},
     "mixture": lambda r: {"uniform": r.uniform(0.05, 1), "decay": r.choice([0.0, r.random(), 1.0])},
     "power": lambda r: {"gamma": r.uniform(-0.9, 0.9), "frequencies": [r.uniform(1, 9) for _ in range(5)]},
     "spindle": lambda r: {"strength": r.uniform(0.05, 1)},
@@ -56,6 +56,8 @@ def configuration(seed: int) -> tuple[Any, str]:
         ]
         kernel, objective, sampler = (part(name, **config) for name, config in chosen)
         schedule, output = part(r.choice(SCHEDULES)), r.choice(["log_x0", "log_score"])
+        if output == "log_score" and objective.name == "d3pm":
+            continue  # a Tweedie step over much noise is not accurate in float32, and is refused
         make = maker(token_plan(kernel, schedule, objective, sampler, 6, output), REGISTRY)
         try:
             make(None)
