@@ -56,10 +56,11 @@ class BirthDeathTable(EnumeratedTable):
     def __init__(self, kernel: BirthDeath, *, one_length: bool = False) -> None:
         more = kernel.data_tokens - TOKENS
         # births can exceed any maximum length, so clean strings are short enough that this is unlikely
-        longest, clean = (6 - more, 2 + more) if kernel.births else (3 + more, 3 + more)
+        longest, clean = (6 - more, 2) if kernel.births else (3 + more, 3 + more)
         super().__init__(kernel, longest=longest, clean=clean, one_length=one_length)
         self._one_length = one_length
-        self.rounding = 2e-4 if kernel.births else EnumeratedTable.rounding
+        if kernel.births:
+            self.rounding, self.least = 2e-4, 1e-8
         index = {s: i for i, s in enumerate(self.strings)}
         count = len(self.strings)
         self.inserted = torch.full((count, self.longest + 1, kernel.data_tokens), count)
@@ -201,7 +202,9 @@ class BirthDeathTable(EnumeratedTable):
             Check.below("strings.law", law, worst["law"], slack, exponential),
             Check.below("strings.insert", insert, worst["insert"], 10 * slack, each),
             Check.below("strings.delete", delete, worst["delete"], 10 * slack, each),
-            check_draws("strings.sample", "draws of x_t follow the generator", table, self._sample, table.levels(), self.proof),
+            check_draws(
+                "strings.sample", "draws of x_t follow the generator", table, self._sample, table.levels(), self.proof
+            ),
             *check_spared(table, self._sample),
             check_prior(table, NOISE / (1 - kernel.births), self.longest),
         ]

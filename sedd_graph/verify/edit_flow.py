@@ -305,7 +305,13 @@ class EditFlowTable(EnumeratedTable):
                 self.proof,
             ),
             check_prior(self, NOISE, self.noisy),
-            Check.below("strings.forgets", "at t = 1 no text is left", math.exp(-end), 0.01, "exp(-sigma(1)), the share of columns that are clean"),
+            Check.below(
+                "strings.forgets",
+                "at t = 1 no text is left",
+                math.exp(-end),
+                0.01,
+                "exp(-sigma(1)), the share of columns that are clean",
+            ),
         ]
 
     def _check_columns(self) -> Check:

@@ -99,7 +99,9 @@ class FlexTable(EnumeratedTable):
         length, masks = self.sizes.T
         several = gone ** torch.arange(self.longest + 1)
         lost = (self.sizes[self.clean_strings, None, 0] - length).clamp(min=0)
-        found: Tensor = several[:, lost] * self.ways[self.clean_strings] * (mask**masks * clean ** (length - masks))[:, None]
+        found: Tensor = (
+            several[:, lost] * self.ways[self.clean_strings] * (mask**masks * clean ** (length - masks))[:, None]
+        )
         return found
 
     def targets(self, case: Tensor, sigma: Tensor) -> dict[str, Tensor]:
@@ -205,7 +207,9 @@ class FlexTable(EnumeratedTable):
             Check.below("strings.gap", missing, gap, 1e-6, every),
             Check.below("strings.mask", masked, mask, 1e-6, every),
             self._check_transport(),
-            check_draws("strings.sample", "draws of x_t follow the two rates", self, self._sample, self.levels(), self.proof),
+            check_draws(
+                "strings.sample", "draws of x_t follow the two rates", self, self._sample, self.levels(), self.proof
+            ),
             *check_spared(self, self._sample),
             check_prior(self, NOISE, self.longest),
             Check.below("strings.forgets", forgets, left, 0.01, "exp(-sigma(1)), the share of tokens that are left"),

@@ -20,7 +20,16 @@ from sedd_graph.diffusion.strings.kernel import StringKernel
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.string_table import EnumeratedTable
 
-__all__ = ["LIMIT", "check_draws", "check_prior", "check_prior_is_noise", "check_spared", "deviation", "misfit", "two_samples"]
+__all__ = [
+    "LIMIT",
+    "check_draws",
+    "check_prior",
+    "check_prior_is_noise",
+    "check_spared",
+    "deviation",
+    "misfit",
+    "two_samples",
+]
 
 LIMIT = 6.0
 """Largest accepted number of standard deviations. By chance alone a normal variable exceeds it once in 500 million."""
@@ -95,7 +104,10 @@ def misfit(table: EnumeratedTable, strings: Strings, sigma: Tensor, groups: int)
         mean = (law * each).sum(-1)
         spread = (law * (each - mean[:, None]) ** 2).sum(-1)
         largest = ((each - mean[:, None]).abs() * (law > 1e-7)).amax(-1)
-        sums = [torch.zeros(groups, dtype=torch.float64).index_add(0, group, x) for x in (each[level, at] - mean[level], spread[level])]
+        sums = [
+            torch.zeros(groups, dtype=torch.float64).index_add(0, group, x)
+            for x in (each[level, at] - mean[level], spread[level])
+        ]
         most = torch.zeros(groups, dtype=torch.float64).scatter_reduce(0, group, largest[level], "amax")
         worst = max(worst, float(_bernstein(*sums, most).max()))
     return whole, worst
@@ -119,7 +131,7 @@ def check_draws(name: str, claim: str, table: EnumeratedTable, sample: Sample, s
         sigma: Noise levels, float64 [b].
         proof: Strength of the verification.
     """
-    rows = 400 if proof == "quick" else 1200
+    rows = 300 if proof == "quick" else 1_000
     generator = torch.Generator().manual_seed(2)
     levels = sigma.repeat_interleave(rows)
     chosen = torch.multinomial(table.law, len(levels), replacement=True, generator=generator)
@@ -162,7 +174,13 @@ def check_prior(table: EnumeratedTable, end: float, longest: int) -> Check:
         worst = max(worst, deviation(found, expected))
     value = f"{worst:.1f} standard deviations (at most {LIMIT:g})"
     how = f"chi-square of {rows:,} strings, also of at most one token, and with a token that is not allowed"
-    return Check("strings.prior", "noise of which nothing is left is the prior: its lengths and its tokens", worst < LIMIT, value, how)
+    return Check(
+        "strings.prior",
+        "noise of which nothing is left is the prior: its lengths and its tokens",
+        worst < LIMIT,
+        value,
+        how,
+    )
 
 
 def _restricted(table: EnumeratedTable, law: Tensor, allowed: Tensor) -> Tensor:
@@ -200,7 +218,15 @@ def check_spared(table: EnumeratedTable, sample: Sample) -> list[Check]:
         same = (strings.tokens[:, 1 : width + 1] == tokens[:, :width]) | ~kept[:, :width]
         wrong += int((~same).any(-1).sum()) + int((strings.lengths < kept.sum(-1)).sum())
     claim = "tokens of a prompt, which are not to be corrupted, stay as they are and where they are"
-    return [Check("strings.spared", claim, not wrong, f"{wrong} rows changed", f"{3 * rows:,} rows with prompts, three noise levels")]
+    return [
+        Check(
+            "strings.spared",
+            claim,
+            not wrong,
+            f"{wrong} rows changed",
+            f"{3 * rows:,} rows with prompts, three noise levels",
+        )
+    ]
 
 
 def two_samples(a: Tensor, b: Tensor) -> float:
@@ -240,7 +266,9 @@ def check_prior_is_noise(declared: StringKernel, sample: Sample, sigma: float, m
     prior = declared.prior(rows, longest=int(64 * (1 + mean)), generator=generator, allowed=None)
     bins = max(1, int(64 * (1 + mean)) // 512)
     worst, places = 0.0, ("first", "last", "random")
-    worst = max(worst, two_samples(*(torch.bincount(x.lengths // bins, minlength=1024).double()[:1024] for x in (noise, prior))))
+    worst = max(
+        worst, two_samples(*(torch.bincount(x.lengths // bins, minlength=1024).double()[:1024] for x in (noise, prior)))
+    )
     for place in places:
         counts = []
         for strings in (noise, prior):
@@ -252,4 +280,10 @@ def check_prior_is_noise(declared: StringKernel, sample: Sample, sigma: float, m
         worst = max(worst, two_samples(*counts))
     value = f"{worst:.1f} standard deviations (at most {LIMIT:g})"
     how = f"chi-square of lengths and of first, last and random tokens, {rows:,} draws of each, {tokens:,} tokens"
-    return Check("strings.declared", "under the declared kernel the prior is what noise leaves of random text", worst < LIMIT, value, how)
+    return Check(
+        "strings.declared",
+        "under the declared kernel the prior is what noise leaves of random text",
+        worst < LIMIT,
+        value,
+        how,
+    )

@@ -21,16 +21,14 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.diffusion.strings.kernel import StringDraw, StringObjective
+from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.string_table import EnumeratedTable
 
-__all__ = ["NATS", "check_enumerated"]
+__all__ = ["NATS", "ForcedDraws", "check_enumerated", "notes"]
 
 NATS = 1e-3
 """Largest accepted error of an enumerated bound, nats per string."""
-LEAST_CHANCE = 1e-11
-"""Probability below which a case is omitted from sums."""
 LAST = 1 - 2**-24
 """Largest uniform number in single precision."""
 
@@ -115,17 +113,17 @@ class ForcedDraws:
         one, other = self.objective.loss(outputs, draw, self.table.kernel).chunk(2)
         return bool(((one - other).abs() <= 1e-5 * (1 + one.abs())).all())
 
-    def sums(self, sigma: Tensor, shown: Tensor, *, pairs: bool, least: float = LEAST_CHANCE) -> Sums:
+    def sums(self, sigma: Tensor, shown: Tensor, *, pairs: bool, least: float | None = None) -> Sums:
         """Return the cases that matter at the noise levels ``sigma`` [b], of which the network is told ``shown`` [b].
 
         Args:
             sigma: Total noise, float64 [b].
             shown: Total noise that is passed to the network, [b].
             pairs: True if one case of each pair of a clean and a noisy string is enough.
-            least: Probability below which a case is omitted.
+            least: Probability below which a case is omitted; None: that of the table.
         """
         table, count = self.table, len(self.table.strings)
-        level, case, chance = table.likely(sigma, least, pairs=pairs)
+        level, case, chance = table.likely(sigma, table.least if least is None else least, pairs=pairs)
         rows = table.rows(torch.arange(count))
         each = [table.outputs(rows, one.expand(count)) for one in shown]
         perfect = {name: torch.stack([found[name] for found in each]) for name in each[0]}
@@ -161,6 +159,24 @@ class ForcedDraws:
         return draw, seen[0]
 
 
+def notes(kernel: StringKernel, objective: StringObjective[Any, Any], schedule: Schedule) -> list[Check]:
+    """Return what an objective declares of its loss, as checks without a verdict; [] if it declares nothing.
+
+    Args:
+        kernel: The forward process.
+        objective: The objective.
+        schedule: Total noise as a function of time.
+    """
+    found, claim = [], "share of training times whose weight is capped"
+    if (capped := objective.capped(kernel, schedule)) > 0:
+        found.append(
+            Check("objective.capped", claim, None, f"{capped:.3f}", "times at which training_factor is below 1")
+        )
+    if (caveat := objective.caveat(kernel)) is not None:
+        found.append(Check("objective.loose", caveat, None, "see objective.bound", "by how much, on the toy"))
+    return found
+
+
 def check_enumerated(
     table: EnumeratedTable, objective: StringObjective[Any, Any], schedule: Schedule, proof: Proof
 ) -> list[Check]:
@@ -177,16 +193,29 @@ def check_enumerated(
     """
     name = "objective.bound" if objective.caveat(table.kernel) is not None else "objective.tight"
     quick, large = proof == "quick", table.kernel.data_tokens > min(table.kernel.toys)
+    costly = table.rounding > EnumeratedTable.rounding  # many noisy strings, and alignments of each
+    nodes = 12 if quick or large else 16 if costly else 24
+    times = 8 if quick or large else 24 if costly else 96
     try:
         forced = ForcedDraws(table, objective, schedule)
         return [
-            _bound(name, forced, 12 if quick else 24),
-            _training(forced, 12 if quick else 24),
-            _pointwise(forced, 12 if quick else 16 if large else 128),
+            _refined(lambda count: _bound(name, forced, count), nodes),
+            _refined(lambda count: _training(forced, count), nodes),
+            _pointwise(forced, times),
             _wrong(forced, 4 if quick or large else 12),
         ]
     except ValueError as error:
         return [Check(name, "the mean loss is enumerated", False, str(error), "draws of enumerated cases")]
+
+
+def _refined(check: Callable[[int], Check], nodes: int) -> Check:
+    """Return a check by quadrature; if it fails, with up to eight times as many nodes, so that none fails for want of them."""
+    found = check(nodes)
+    for more in (2, 8):
+        if found.holds:
+            break
+        found = check(more * nodes)
+    return found
 
 
 def _nodes(count: int) -> tuple[Tensor, Tensor]:
@@ -251,7 +280,12 @@ def _times(schedule: Schedule, count: int, seed: int) -> Tensor:
     jitter = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     middle = float(schedule.time(torch.tensor([0.05], dtype=torch.float64)))
     low = count // 4
-    grid = torch.cat([torch.linspace(0, 1, low + 1, dtype=torch.float64)[:-1], torch.linspace(0, 1, count - low + 1, dtype=torch.float64)[:-1]])
+    grid = torch.cat(
+        [
+            torch.linspace(0, 1, low + 1, dtype=torch.float64)[:-1],
+            torch.linspace(0, 1, count - low + 1, dtype=torch.float64)[:-1],
+        ]
+    )
     share = torch.cat([torch.full((low,), 1 / low), torch.full((count - low,), 1 / (count - low))]).double()
     place = grid + share * jitter
     small = 1e-3 * (middle / 1e-3) ** place[:low] if middle > 1e-3 else middle + place[:low] * 1e-3
@@ -305,7 +339,9 @@ def _wrong(forced: ForcedDraws, count: int) -> Check:
         scale = reference.scale(name, outputs) + 1e-7 * size.view(-1, *[1] * (one.dim() - 1))
         error = max(error, float(((one - other).abs() / scale).nan_to_num(nan=1e9).max()))
     slack = 1e-3 + 50 * table.rounding
-    claim = "with a wrong network the training loss and its gradients are those of the enumerated rates, least at the truth"
+    claim = (
+        "with a wrong network the training loss and its gradients are those of the enumerated rates, least at the truth"
+    )
     how = f"random outputs at {len(t)} times, {len(found.case):,} cases, relative; tolerance {slack:.4f}"
     return Check("objective.wrong", claim, error < slack, f"{error:.1e}", how)
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from sedd_graph.component.check import Proof
 from sedd_graph.diffusion.strings.kernel import StringTable
-from sedd_graph.diffusion.strings.strings import Strings
 
 __all__ = ["Cases", "EnumeratedTable", "kept_subsets"]
 
@@ -50,12 +49,14 @@ class EnumeratedTable(StringTable):
         kinds: For each network output, the index of its factor in :meth:`StringKernel.weights`.
         log_probabilities: Outputs that are log-probabilities of a token. Their loss is a cross-entropy; that of every
             other output u is exp(u) - target u.
+        least: Probability below which a case is omitted from means of losses.
         rounding: Relative error of the enumeration and of the losses that are compared with it. It is larger where
             strings that are too long for the table have a positive probability.
     """
 
     kinds: ClassVar[Mapping[str, int]]
     log_probabilities: ClassVar[frozenset[str]] = frozenset()
+    least: float = 1e-10
     rounding: float = 2e-5
     proof: Proof = "full"
     """Strength of :meth:`check_kernel`: ``full``, or ``quick`` with fewer draws."""
@@ -99,7 +100,9 @@ class EnumeratedTable(StringTable):
 
     def levels(self) -> Tensor:
         """Return noise levels at which draws are compared, float64 [b], evenly spaced in log sigma from 5e-4 to 7."""
-        return torch.logspace(math.log10(5e-4), math.log10(7.0), 32 if self.proof == "quick" else 96, dtype=torch.float64)
+        return torch.logspace(
+            math.log10(5e-4), math.log10(7.0), 32 if self.proof == "quick" else 80, dtype=torch.float64
+        )
 
     def chance(self, sigma: Tensor) -> Tensor:
         """Return the probability of each case, float64 [b, e], at total noise ``sigma``, float64 [b]."""

@@ -47,11 +47,11 @@ def plan(kernel: str, objective: str = "dise", sampler: str = "string_tau", **sc
     ids=lambda p: "-".join(x.contract.name for x in (p.kernel, p.objective, p.sampler)),
 )
 def test_sound_processes_pass(made: ProcessPlan) -> None:
-    assert [(c.name, c.value) for c in prove(made, REGISTRY) if not c.holds] == []
+    assert [(c.name, c.value) for c in prove(made, REGISTRY, "quick") if not c.holds] == []
 
 
 def test_a_schedule_that_ends_too_soon_is_caught() -> None:
-    assert "strings.forgets" in failing(prove(plan("indel", end=4.0), REGISTRY))
+    assert "strings.forgets" in failing(prove(plan("indel", end=4.0), REGISTRY, "quick"))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def plan(
     ids=["optimal-tau", "optimal-thinning", "padded-tau", "empty-tau", "empty-thinning"],
 )
 def test_sound_processes_pass(made: ProcessPlan) -> None:
-    checks = prove(made, REGISTRY)
+    checks = prove(made, REGISTRY, "quick")
     assert failing(checks) == set()
     notes = {c.name for c in checks if c.holds is None}
     assert notes == {"objective.capped"} | ({"objective.loose"} if made.kernel.config.mean_length > 0 else set())

@@ -34,7 +34,7 @@ def plan(sampler: str = "flexmdm_tau", pace: float = 1.0, **parts: Any) -> Proce
     ids=["tau", "thinning", "pace"],
 )
 def test_sound_processes_pass(made: ProcessPlan) -> None:
-    assert [(c.name, c.value) for c in prove(made, REGISTRY) if not c.holds] == []
+    assert [(c.name, c.value) for c in prove(made, REGISTRY, "quick") if not c.holds] == []
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_parts_that_do_not_fit_are_refused_at_their_place(made: ProcessPlan, key
 
 def test_a_schedule_that_ends_too_soon_is_caught() -> None:
     made = plan(schedule=part("linear_rate", rate_min=2.0, rate_max=2.0))
-    assert "strings.forgets" in failing(prove(made, REGISTRY))
+    assert "strings.forgets" in failing(prove(made, REGISTRY, "quick"))
 
 
 # -- defects ----------------------------------------------------------------------------------------------------------
