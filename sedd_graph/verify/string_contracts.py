@@ -24,10 +24,14 @@ from sedd_graph.verify.string_draws import LIMIT, check_draws, misfit
 from sedd_graph.verify.string_objective import ForcedDraws
 from sedd_graph.verify.string_table import EnumeratedTable
 
-__all__ = ["check_objective_contract", "check_objective_draws", "global_state", "same"]
+__all__ = ["check_minimum", "check_objective_contract", "check_objective_draws", "global_state", "same"]
 
 STATISTIC = 2.3
 """Largest accepted Kolmogorov-Smirnov statistic times the root of the number of draws: by chance once in 20,000."""
+
+
+STEEPEST = 5.0
+"""Largest accepted slope of the mean loss at the perfect network, in standard deviations."""
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -112,6 +116,50 @@ def check_objective_contract(table: StringTable, objective: StringObjective[Any,
     return Check("objective.contract", claim, not wrong, "; ".join(wrong) or "kept", how)
 
 
+def check_minimum(table: StringTable, objective: StringObjective[Any, Any], schedule: Schedule) -> Check:
+    """Verify that the losses of training and of the bound are least at the perfect network, by random draws.
+
+    Outputs are moved in random directions, forth and back: the mean loss must rise, and its slope must be 0.
+
+    Args:
+        table: An enumerable instance of the kernel, which need not enumerate the noise.
+        objective: The objective.
+        schedule: Total noise as a function of time.
+    """
+    rows, size, wrong, steepest = 24_000, 0.3, list[str](), 0.0
+    generator = torch.Generator().manual_seed(17)
+    for make, name in ((objective.corrupt, "training"), (objective.bound_draw, "the bound")):
+        batch = table.batch(torch.multinomial(table.law, rows, replacement=True, generator=generator))
+        draw = make(batch, table.kernel, schedule, random=Randomness(generator))
+        strings = Strings(draw.xt, draw.attend)
+        perfect, index = table.outputs(strings, draw.sigma), table.number(strings)
+        for _ in range(4):
+            nats = []
+            push = {
+                k: size * torch.randn(len(table.strings) + 1, *x.shape[1:], generator=generator)[index]
+                for k, x in perfect.items()
+            }
+            for sign in (-1, 0, 1):
+                moved = {k: x + sign * push[k] for k, x in perfect.items()}
+                if "log_x0" in moved:
+                    moved["log_x0"] = moved["log_x0"].log_softmax(-1)
+                nats.append(objective.loss(moved, draw, table.kernel).double())
+            slope, rise = (nats[2] - nats[0]) / 2, (nats[2] + nats[0]) / 2 - nats[1]
+            # the slope of a convex loss has a part of third order in the push
+            odds = abs(float(slope.mean())) / (
+                float(slope.std()) / math.sqrt(rows) + size * float(rise.mean().abs()) / 5
+            )
+            steepest = max(steepest, odds)
+            if not float(rise.mean()) > 0 or not odds < STEEPEST:
+                wrong.append(name)
+    claim = "the losses of training and of the bound are least at the perfect network"
+    how = f"{rows:,} draws, four random directions, forth and back"
+    value = (
+        f"slope of {steepest:.1f} standard deviations (at most {STEEPEST:g})" if not wrong else f"not so: {wrong[0]}"
+    )
+    return Check("objective.minimum", claim, not wrong, value, how)
+
+
 def check_objective_draws(
     table: EnumeratedTable, objective: StringObjective[Any, Any], schedule: Schedule, proof: Proof
 ) -> list[Check]:
@@ -137,7 +185,7 @@ def check_objective_draws(
     levels = levels[levels < end]
     sigma = schedule.sigma(schedule.time(levels)).double()
     claim = "noisy strings of training and of the bound follow the process at their noise level"
-    found = check_draws("objective.draws", claim, table, sample, sigma, "quick")
+    found = check_draws("objective.draws", claim, table, sample, sigma, "quick", many=1 if proof == "quick" else 3)
     rows = 1_000 if proof == "quick" else 2_500
     draw = objective.bound_draw(
         _batch(table, rows, 7), kernel, schedule, random=Randomness(torch.Generator().manual_seed(8))

@@ -93,7 +93,12 @@ class ForcedDraws:
         table: The enumeration.
         objective: The objective.
         schedule: Total noise as a function of time.
+
+    Attributes:
+        prompt: Number of clean tokens of each case, int64 [e], that are not to be corrupted; None: none.
     """
+
+    prompt: Tensor | None = None
 
     def __init__(self, table: EnumeratedTable, objective: StringObjective[Any, Any], schedule: Schedule) -> None:
         self.table, self.objective, self.schedule = table, objective, schedule
@@ -152,7 +157,11 @@ class ForcedDraws:
             return self.table.drawn(case)
 
         kernel.sample = sample
-        draw = call(kernel, self.table.batch(self.table.cases.x0[case]), random)
+        batch = self.table.batch(self.table.cases.x0[case])
+        if self.prompt is not None:
+            free = batch.attend & (torch.arange(batch.width) >= self.prompt[case, None])
+            batch = dataclasses.replace(batch, corrupt=free, loss=free)
+        draw = call(kernel, batch, random)
         here = self.table.number(Strings(draw.xt, draw.attend))
         if not seen or not torch.equal(here, self.table.cases.here[case]):
             raise ValueError("the objective draws noisy strings in another way than by the kernel's sample()")
@@ -203,6 +212,7 @@ def check_enumerated(
             _refined(lambda count: _training(forced, count), nodes),
             _pointwise(forced, times),
             _wrong(forced, 4 if quick or large else 12),
+            *_spared(table, objective, schedule),
         ]
     except ValueError as error:
         return [Check(name, "the mean loss is enumerated", False, str(error), "draws of enumerated cases")]
@@ -321,6 +331,8 @@ def _wrong(forced: ForcedDraws, count: int) -> Check:
     sigma, slope = _slopes(forced, t)
     found = forced.sums(sigma, sigma, pairs=False, least=1e-9)
     found = found.only(table.exact[found.here])
+    if forced.prompt is not None:
+        found = found.only(_keeps(table, forced.prompt)[found.case])
     draw, _ = forced.at_times(found.case, t[found.level])
     reference = Reference(forced, found, sigma, slope)
     outputs = {name: _random(table, name, x, seed) for seed, (name, x) in enumerate(found.perfect.items())}
@@ -344,6 +356,32 @@ def _wrong(forced: ForcedDraws, count: int) -> Check:
     )
     how = f"random outputs at {len(t)} times, {len(found.case):,} cases, relative; tolerance {slack:.4f}"
     return Check("objective.wrong", claim, error < slack, f"{error:.1e}", how)
+
+
+def _keeps(table: EnumeratedTable, prompt: Tensor) -> Tensor:
+    """Return the cases whose noisy string begins with the first ``prompt`` [e] tokens of the clean string, bool [e].
+
+    These tokens are the same ones: noise has not touched them.
+    """
+    cases = table.cases
+    clean, noisy = (table.rows(x).tokens[:, 1:] for x in (cases.x0, cases.here))
+    inside = torch.arange(clean.shape[1]) < prompt[:, None]
+    kept = torch.ones_like(inside)
+    if cases.kept is not None:
+        kept[:, : cases.kept.shape[1]] = cases.kept
+    return ((clean == noisy) & kept | ~inside).all(-1)
+
+
+def _spared(table: EnumeratedTable, objective: StringObjective[Any, Any], schedule: Schedule) -> list[Check]:
+    """Verify the training loss of rows whose first tokens are not to be corrupted; [] if the kernel spares no tokens."""
+    if not table.kernel.supports_prompts or table.cases.kept is None:
+        return []
+    forced = ForcedDraws(table, objective, schedule)
+    lengths = table.rows(table.cases.x0).lengths
+    forced.prompt = torch.minimum(lengths, 1 + table.cases.x0 % 2)
+    check = _wrong(forced, 4)
+    claim = "with a prompt, whose tokens are not to be corrupted, the training loss is that of the other tokens"
+    return [dataclasses.replace(check, name="objective.spared", claim=claim)]
 
 
 def _random(table: EnumeratedTable, name: str, perfect: Tensor, seed: int) -> Tensor:

@@ -14,7 +14,7 @@ from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.strings.kernel import StringTable
 from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.verify.noise import check_schedule, final_sigma
-from sedd_graph.verify.string_contracts import check_objective_contract, check_objective_draws
+from sedd_graph.verify.string_contracts import check_minimum, check_objective_contract, check_objective_draws
 from sedd_graph.verify.string_objective import check_enumerated, notes
 from sedd_graph.verify.string_sampler import check_string_sampler
 from sedd_graph.verify.string_table import EnumeratedTable
@@ -62,10 +62,10 @@ def check_string_objective(table: StringTable, parts: StringParts, proof: Proof 
         parts: The components, constructed with the data tokens of the table.
         proof: Strength of the verification.
     """
-    kernel, schedule, objective, _ = parts
+    _, schedule, objective, _ = parts
     contract = check_objective_contract(table, objective, schedule)
     if not isinstance(table, EnumeratedTable):
-        return [*table.check_objective(objective, schedule), contract]
+        return [*table.check_objective(objective, schedule), check_minimum(table, objective, schedule), contract]
     return [
         *notes(table.kernel, objective, schedule),
         *check_enumerated(table, objective, schedule, proof),
