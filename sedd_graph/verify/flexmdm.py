@@ -65,7 +65,13 @@ class FlexTable(EnumeratedTable):
         self.index = {s: i for i, s in enumerate(self.strings)}
         count, width = len(self.strings), self.longest + 1
         self.sizes = torch.tensor([[len(s), s.count(self.mask)] for s in self.strings])
-        x0, here, kept, gap, under = [], [], [], [], []
+        x0, here, kept, gap, under = (
+            list[int](),
+            list[int](),
+            list[list[bool]](),
+            list[list[int]](),
+            list[list[list[float]]](),
+        )
         for number in self.law.nonzero()[:, 0].tolist():
             clean = self.strings[number]
             for fates in itertools.product(("gone", "mask", "clean"), repeat=len(clean)):
@@ -73,7 +79,7 @@ class FlexTable(EnumeratedTable):
                 x0.append(number)
                 here.append(self.index[tuple(self.mask if fate == "mask" else v for v, fate in left)])
                 kept.append([fate != "gone" for fate in fates] + [False] * (self.clean - len(clean)))
-                places = list(itertools.accumulate(fate != "gone" for fate in fates))
+                places = list(itertools.accumulate(int(fate != "gone") for fate in fates))
                 lost = [place for place, fate in zip(places, fates, strict=True) if fate == "gone"]
                 gap.append([lost.count(place) for place in range(width)])
                 hidden = {place: v for place, v, fate in zip(places, clean, fates, strict=True) if fate == "mask"}

@@ -21,7 +21,7 @@ from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.kernel import StringDraw, StringObjective, StringTable
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.string_draws import LIMIT, check_draws, misfit
-from sedd_graph.verify.string_objective import ForcedDraws
+from sedd_graph.verify.string_forced import ForcedDraws
 from sedd_graph.verify.string_table import EnumeratedTable
 
 __all__ = ["check_minimum", "check_objective_contract", "check_objective_draws", "global_state", "same"]
@@ -56,11 +56,8 @@ def same(a: Any, b: Any) -> bool:
 
 def global_state() -> tuple[bytes, ...]:
     """Return the states of the global random number generators of torch, numpy and Python."""
-    return (
-        torch.get_rng_state().numpy().tobytes(),
-        np.random.get_state(legacy=True)[1].tobytes(),
-        repr(random.getstate()).encode(),
-    )  # type: ignore[index,union-attr]  # legacy states are tuples
+    states = (torch.get_rng_state().tolist(), np.random.get_state(legacy=True), random.getstate())
+    return (*(repr(state).encode() for state in states[1:]), bytes(states[0]))
 
 
 def _batch(table: StringTable, rows: int, seed: int) -> Batch:
@@ -83,7 +80,8 @@ def check_objective_contract(table: StringTable, objective: StringObjective[Any,
     def draw(batch: Batch, seed: int, start: int = 0, total: int | None = None, *, bound: bool = False) -> StringDraw:
         source = Randomness(torch.Generator().manual_seed(seed), start=start, total=total)
         make = objective.bound_draw if bound else objective.corrupt
-        return make(batch, kernel, schedule, random=source)
+        found: StringDraw = make(batch, kernel, schedule, random=source)
+        return found
 
     batch, other, before = _batch(table, 24, 1), _batch(table, 24, 2), global_state()
     copy = _batch(table, 24, 1)

@@ -64,7 +64,7 @@ def deviation(found: Tensor, expected: Tensor) -> float:
     square = float(((pooled[0] - pooled[1]) ** 2 / pooled[1]).sum())
     free = max(1, len(pooled[0]) - 1)
     spread = 2 / (9 * free)
-    return ((square / free) ** (1 / 3) - 1 + spread) / math.sqrt(spread)
+    return (math.cbrt(square / free) - 1 + spread) / math.sqrt(spread)
 
 
 def _bernstein(total: Tensor, variance: Tensor, largest: Tensor) -> Tensor:
@@ -109,8 +109,8 @@ def misfit(table: EnumeratedTable, strings: Strings, sigma: Tensor, groups: int)
             for x in (each[level, at] - mean[level], spread[level])
         ]
         most = torch.zeros(groups, dtype=torch.float64).scatter_reduce(0, group, largest[level], "amax")
-        every = _bernstein(*(x.sum() for x in sums), most.max())
-        worst = max(worst, float(_bernstein(*sums, most).max()), float(every))
+        every = _bernstein(sums[0].sum(), sums[1].sum(), most.max())
+        worst = max(worst, float(_bernstein(sums[0], sums[1], most).max()), float(every))
     return whole, worst
 
 
@@ -254,7 +254,7 @@ def two_samples(a: Tensor, b: Tensor) -> float:
     up, down = (b.sum() / a.sum()).sqrt(), (a.sum() / b.sum()).sqrt()
     square, free = float(((up * a - down * b) ** 2 / (a + b)).sum()), len(a) - 1
     spread = 2 / (9 * free)
-    return ((square / free) ** (1 / 3) - 1 + spread) / math.sqrt(spread)
+    return (math.cbrt(square / free) - 1 + spread) / math.sqrt(spread)
 
 
 def check_prior_is_noise(declared: StringKernel, sample: Sample, sigma: float, mean: float) -> Check:

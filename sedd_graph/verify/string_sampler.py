@@ -110,6 +110,7 @@ def check_string_sampler(table: StringTable, parts: StringParts, proof: Proof = 
     full = proof == "full" and large
     end = float(parts.schedule.sigma(torch.ones(1, dtype=torch.float64)))
     network = GridNetwork(table, end, 160 if full else 96)
+    runs: list[tuple[int | None, int, float]]
     if sampler.steps is None:
         runs = [(None, 12_000 if full else 5_000, 1.0)]
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.strings.kernel import StringTable
@@ -43,15 +44,24 @@ def prove_strings(make: Callable[[int | None], StringParts], proof: Proof = "ful
         table = parts.kernel.table(one_length=parts.objective.one_length)
         if isinstance(table, EnumeratedTable):
             table.proof = proof
-        kernels += table.check_kernel(end)
+        kernels += _guarded("strings", partial(table.check_kernel, end))
         if tokens == sizes[0]:
-            kernels += table.check_declared(declared.kernel, end)
+            kernels += _guarded("strings", partial(table.check_declared, declared.kernel, end))
         if proof == "full" or tokens == sizes[0]:
-            objectives += check_string_objective(table, parts, proof)
+            objectives += _guarded("objective", partial(check_string_objective, table, parts, proof))
         if proof == "full" or tokens == sizes[-1]:
-            samplers += check_string_sampler(table, parts, proof)
+            samplers += _guarded("sampler", partial(check_string_sampler, table, parts, proof))
     checks = [x for part in (kernels, objectives, samplers) for x in merged(part)]
     return [*check_schedule(declared.schedule), *checks]
+
+
+def _guarded(room: str, checks: Callable[[], list[Check]]) -> list[Check]:
+    """Return checks, or one that fails if a component raises an error."""
+    try:
+        return checks()
+    except Exception as error:  # whatever a component does wrong is a finding
+        value = f"{type(error).__name__}: {error}"
+        return [Check(f"{room}.run", "the component runs on the toy", False, value, "an error was raised")]
 
 
 def check_string_objective(table: StringTable, parts: StringParts, proof: Proof = "full") -> list[Check]:

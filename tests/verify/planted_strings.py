@@ -229,13 +229,22 @@ def prior_is_wrong_for_large_vocabularies_alone(parts: StringParts) -> None:
 
 
 @fault(
-    "delete", "indel", "edit_flow", "flexmdm", names="strings.insert strings.transport objective.rate objective.tight"
+    "delete",
+    "indel",
+    "edit_flow",
+    "flexmdm",
+    names="strings.insert strings.transport objective.rate objective.tight objective.wrong",
 )
 def insertion_rate_5_percent_high(parts: StringParts) -> None:
     patched(parts.kernel, "weights", scaled(1.05, 0))
 
 
-@fault("indel", "edit_flow", "flexmdm", names="strings.delete strings.transport objective.rate objective.tight")
+@fault(
+    "indel",
+    "edit_flow",
+    "flexmdm",
+    names="strings.delete strings.transport objective.rate objective.tight objective.wrong",
+)
 def second_rate_5_percent_low(parts: StringParts) -> None:
     patched(parts.kernel, "weights", scaled(0.95, 1))
 
