@@ -100,7 +100,7 @@ class Thinning(StringSampler[Kernel_]):
         rows, kernel = walk.rows, walk.kernel
         sigma, bound = walk.schedule.sigma(walk.full(1.0)), walk.full(1.0)
         proposed = torch.zeros_like(bound, dtype=torch.bool)
-        while bool((sigma > END).any()):
+        while walk.read((sigma > END).any()):
             each, make = self.edits(walk, walk.outputs(sigma))
             each[:, 0] *= (walk.strings.lengths < walk.longest)[:, None]
             kinds = each.shape[1]

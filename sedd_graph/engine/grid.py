@@ -52,6 +52,15 @@ class Grid:
         snapped: Tensor = _Snap.apply(x, self.bits)
         return snapped
 
+    def spoilt(self, streams: Sequence[Tensor], largest: Tensor) -> list[Tensor]:
+        """Return ``streams``, with all elements NaN if a magnitude was out of range, without waiting for the device.
+
+        Args:
+            streams: Tensors on the grid, of any shape.
+            largest: The largest magnitude, float [], which must be below :attr:`limit`.
+        """
+        return [torch.where(largest < self.limit, x, torch.nan) for x in streams]
+
     def check_range(self, streams: Sequence[Tensor], where: str) -> None:
         """Verify that the elements of tensors are below :attr:`limit` in magnitude, so that float32 sums are exact.
 

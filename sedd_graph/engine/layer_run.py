@@ -67,6 +67,7 @@ class LayerRun:
         self.layout, self.layer, self.key, self.needs_grad = layout, layer, key, needs_grad
         self.values: Values = [None] * layout.count
         self.tapes: dict[Unit, Tape] = {}
+        self._largest: list[Tensor] = []
 
     def put(self, numbers: Iterable[int], tensors: Iterable[Tensor]) -> None:
         """Set tensors in :attr:`values`.
@@ -113,6 +114,8 @@ class LayerRun:
                 own = fold(own, place)
         if unit.factors is not None and unit.outputs[0] in layout.on_grid:
             arguments = [self._snapped(v, x) for v, x in zip(unit.inputs, arguments, strict=True)]
+            if len(arguments) > 2:  # partial sums may leave the range in which float32 is exact
+                return (module(*[x.double() for x in arguments]).float(),)
         if isinstance(module, RegionModule):
             result = module(own, *arguments)
         else:
@@ -129,16 +132,29 @@ class LayerRun:
         Returns:
             The saved activations, in the order of :attr:`Layout.saved`.
         """
-        values, saved = self.values, {}
-        for unit in self.layout.units:
+        values, saved, layout = self.values, {}, self.layout
+        self._watch(layout.inputs[name] for name in layout.streams)
+        for unit in layout.units:
             if self.needs_grad is None:
                 views = [None if x is None else x.view_as(x) for x in self.arguments(unit)]
                 made = self.evaluate(unit, views)
             else:
                 made = tuple(t.detach() for t in self._taped(unit).outputs)
             self.put(unit.outputs, made)
+            if unit.factors is not None:
+                self._watch(unit.outputs)
             saved[".".join(unit.path)] = made[len(unit.outputs) :]
-        return [saved[path][at] if path else values[at] for path, at in self.layout.saved]
+        return [saved[path][at] if path else values[at] for path, at in layout.saved]
+
+    def _watch(self, values: Iterable[int]) -> None:
+        """Include the graph values among ``values`` that are on the grid in :meth:`largest`."""
+        for value in values:
+            if value in self.layout.on_grid:
+                self._largest.append(torch.linalg.vector_norm(self.values[value].detach(), torch.inf))
+
+    def largest(self) -> Tensor:
+        """Return the largest magnitude, float32 [], of a graph value on the grid in :meth:`forward`; NaN if one is."""
+        return torch.stack(self._largest).max()
 
     def _taped(self, unit: Unit) -> Tape:
         """Evaluate a unit with gradients, outside the autograd graph of its arguments."""
@@ -200,6 +216,10 @@ class LayerRun:
                 self.values[value] = tensor.detach()
 
     def _sum(self, terms: Sum) -> Tensor:
+        if (
+            len(terms) > 2 and self.layout.grid is not None
+        ):  # partial sums may leave the range in which float32 is exact
+            return torch.stack([self._snapped(v, self.values[v]).double() * f for v, f in terms]).sum(0).float()
         (value, factor), *others = terms
         x = self._snapped(value, self.values[value])
         total = x if factor == 1 else x * factor
@@ -301,7 +321,8 @@ class LayerRun:
             gradients[value] = accumulated(gradients[value], gradient)
         for parameter, gradient in zip(parameters, made[len(leaves) :], strict=True):
             if gradient is not None:
-                found[parameter] = gradient
+                total = found.get(parameter)
+                found[parameter] = gradient if total is None else total + gradient
 
 
 def accumulated(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:

@@ -19,7 +19,7 @@ from sedd_graph.engine.regions import last_use
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Ref, Region
 from sedd_graph.inverse import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve, solve
-from sedd_graph.inverse.flat import Block, flatten
+from sedd_graph.inverse.flat import Block, flatten, steady
 from sedd_graph.inverse.format import diagnosis
 
 __all__ = ["InverseStep", "Layout", "Sum", "Unit"]
@@ -38,8 +38,8 @@ class Unit:
         path: Names of the submodules that lead from the layer's module to the unit's module.
         inputs: Graph-value indices of the arguments, in call order; -1 where an optional port is not connected.
         outputs: Graph-value indices of the outputs.
-        places: For each name in ``path``, the index of that step in its region. Folded into the layer's dropout key,
-            they give the unit's dropout key.
+        places: For each name in ``path``, the position of that submodule in the evaluation order of the block around
+            it. Folded into the layer's dropout key one after the other, they give the unit's dropout key.
         factors: Factor of each argument if the unit is a weighted sum, whose backward pass needs no evaluation;
             otherwise None.
         moves: Whether the unit only rearranges elements, without arithmetic.
@@ -224,7 +224,7 @@ class Layout:
         """Return the values that stay on the grid: streams, and their sums and rearrangements."""
         if self.grid is None:
             return frozenset()
-        found = {self.inputs[name] for name in self.streams}
+        found = {v for name in self.streams if self.flat.types[v := self.inputs[name]].kind == "float"}
         for unit in self.units:
             fed = [v for v in unit.inputs if v >= 0]
             plain = unit.factors is not None and all(abs(f) == 1 for f in unit.factors)
@@ -234,8 +234,9 @@ class Layout:
 
     def _check_exact(self) -> None:
         refused = f"block {self.region.label!r} cannot run with exact arithmetic"
+        fixed = steady(self.flat, [self.inputs[name] for name in self.given])
         for name, value in self.outputs.items():
-            if value not in self.on_grid:
+            if value not in self.on_grid and value not in fixed and self.flat.types[value].kind == "float":
                 raise UserError(
                     f"{refused}: its output {name!r} is no sum or rearrangement of its streams "
                     f"({', '.join(self.streams)}); use add, sub and rearrangements for them"
@@ -245,7 +246,8 @@ class Layout:
             if isinstance(d, Linear):
                 fine = all(abs(f) == 1 for row in d.terms for _, f in row) and self.on_grid.issuperset(step.targets)
             else:
-                fine = isinstance(d, Forward) or (isinstance(d, Solve) and self.by_path[d.path].moves)
+                whole = all(self.flat.types[v].kind != "float" for v in step.targets)
+                fine = isinstance(d, Forward) or (isinstance(d, Solve) and (whole or self.by_path[d.path].moves))
             if not fine:
                 what = d.path if isinstance(d, Solve) else ", ".join(str(t) for t in d.targets)
                 raise UserError(f"{refused}: inverting {what} rounds; additive couplings and rearrangements are exact")

@@ -19,6 +19,7 @@ from sedd_graph.engine.compiling import compile_in_place
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix
 from sedd_graph.engine.regions import RegionModule
+from sedd_graph.engine.reversible import RunningModule
 from sedd_graph.graph.model import Graph
 
 __all__ = ["CompileMode", "Network"]
@@ -84,6 +85,19 @@ class Network:
     def compiled_everywhere(self) -> bool:
         """Whether evaluation and sampling run compiled code, in addition to training."""
         return self.compile_mode != "off" and self._everywhere
+
+    @cached_property
+    def _running(self) -> dict[str, RunningModule]:
+        return {name: m for name, m in self.model.named_modules() if isinstance(m, RunningModule)}
+
+    def fallbacks(self) -> dict[str, float]:
+        """Return the blocks that fell back from reversible execution to checkpointing, since an inverse was inaccurate.
+
+        Returns:
+            For each dotted path of a block, the relative error of its reconstructed inputs
+            (:attr:`~sedd_graph.engine.reversible.RunningModule.fallback`).
+        """
+        return {name: block.fallback for name, block in self._running.items() if block.fallback is not None}
 
     @cached_property
     def suffix(self) -> PositionwiseSuffix:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+from sedd_graph.inverse.factors import rational
 from sedd_graph.inverse.system import FixedPoint, Key, System
 
 __all__ = ["MARGIN", "ContractionSearch", "find_fixed_point", "iterations"]
@@ -136,7 +137,7 @@ def _moved(
             if not a and not b:
                 continue  # known, or constant such as x - x
             if factors is not None:
-                if factor := Fraction(factors.get(name, 0)):
+                if factor := rational(factors.get(name, 0)):
                     scale += factor * a
                     moved += abs(float(factor)) * b
             elif (name, port) in node.algebra.lipschitz:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 
 import networkx as nx
 
 from sedd_graph.graph.model import Ref
-from sedd_graph.inverse.flat import Block, Flat
+from sedd_graph.inverse.flat import Block, Flat, log_det_of
 from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear, Solve
 from sedd_graph.inverse.propagate import Closure
-from sedd_graph.inverse.system import Edge, FixedPoint, FixedPointEdge, ForwardEdge, RuleEdge
+from sedd_graph.inverse.system import Edge, FixedPoint, FixedPointEdge, ForwardEdge, LinearEdge, RuleEdge
 
 __all__ = ["contractions", "derivations", "needed"]
 
@@ -81,8 +82,10 @@ def needed(closure: Closure, iterated: Mapping[int, Contraction], wanted: Iterab
         wanted: Indices of the values to derive.
     """
     todo, marked = list(wanted), set()
+    read: set[int] = set()
     while todo:
-        edge = closure.derived_by[todo.pop()]
+        read.add(v := todo.pop())
+        edge = closure.derived_by[v]
         if edge is None or id(edge) in marked:
             continue
         marked.add(id(edge))
@@ -90,7 +93,23 @@ def needed(closure: Closure, iterated: Mapping[int, Contraction], wanted: Iterab
             todo += [closure.flat.index[ref] for ref in iterated[edge.fixed_point.target].needs]
         else:
             todo += edge.needs
-    return [edge for edge in closure.edges if id(edge) in marked]
+    return [_pruned(closure, edge, read) for edge in closure.edges if id(edge) in marked]
+
+
+def _pruned(closure: Closure, edge: Edge, read: set[int]) -> Edge:
+    """Return a linear edge without the solutions that no other edge reads; any other edge as it is.
+
+    A value that is left out is evaluated forward after the program, by its own equation.
+    """
+    if not isinstance(edge, LinearEdge) or read.issuperset(edge.targets):
+        return edge
+    solutions = tuple(s for s in edge.solutions if s.target in read)
+    needs = tuple(dict.fromkeys(v for s in solutions for v, _ in s.terms))
+    made = dataclasses.replace(edge, needs=needs, targets=tuple(s.target for s in solutions), solutions=solutions)
+    for v in made.targets:
+        if closure.derived_by[v] is edge:
+            closure.derived_by[v] = made
+    return made
 
 
 def derivations(
@@ -155,7 +174,7 @@ def _solve(flat: Flat, edge: RuleEdge) -> Solve:
         given=tuple(given),
         targets=_refs(flat, edge.targets),
         inputs={port: _refs(flat, values) for port, values in node.inputs.items()},
-        log_det=node.algebra.log_det.get(rule.target),
+        log_det=log_det_of(flat, node, rule),
         cost=rule.cost,
     )
 

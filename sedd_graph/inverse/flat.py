@@ -8,15 +8,15 @@ Flattening takes time linear in the number of components.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
 from sedd_graph.component.axes import PortType, Size
-from sedd_graph.component.contract import Algebra, Signature
+from sedd_graph.component.contract import Algebra, Rule, Signature
 from sedd_graph.errors import EnvironmentFault
 from sedd_graph.graph.model import Op, Ref, Region, Step
 
-__all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "numbers", "total"]
+__all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "log_det_of", "numbers", "steady", "total"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +88,8 @@ class Flat:
         refs: Name of each value: a :class:`Ref` of the dotted path of its component and the output port, or of an empty
             path and the name of a region input.
         types: Tensor type of each value.
-        index: Index of each value by its :class:`Ref`.
+        index: Index of each value by its :class:`Ref`. The outputs of a component that repeats an equal one beside it
+            (:func:`flatten`) have the indices of that one's.
         producer: Index of the component that computes each value; -1 for an input of the region.
         users: Indices of the components that read each value.
         nodes: Components in topological order.
@@ -131,8 +132,38 @@ def total(types: list[PortType]) -> Size:
     return size
 
 
+def steady(flat: Flat, given: Iterable[int]) -> frozenset[int]:
+    """Return the indices of the values that depend on no input of a region except the conditioning inputs ``given``.
+
+    Args:
+        flat: The flattened region.
+        given: Indices of the conditioning inputs.
+    """
+    found = set(given)
+    for node in flat.nodes:
+        if found.issuperset(node.needs):
+            found.update(node.outputs.values())
+    return frozenset(found)
+
+
+def log_det_of(flat: Flat, node: Node, rule: Rule) -> str | None:
+    """Return the log-determinant that a component declares for an inversion rule; ``"zero"`` where it recovers no floats.
+
+    Args:
+        flat: The flattened region.
+        node: The component.
+        rule: The rule, whose targets are connected.
+    """
+    if all(flat.types[node.inputs[name][0]].kind != "float" for name in rule.targets):
+        return "zero"
+    return node.algebra.log_det.get(rule.target)
+
+
 def flatten(region: Region) -> Flat:
     """Return the flattened form of a region.
+
+    Of components in one region with the same op, Config and inputs, that only rearrange elements or are weighted sums, the
+    first one by name stands for all: their outputs are the same values.
 
     Args:
         region: The region.
@@ -146,6 +177,8 @@ def flatten(region: Region) -> Flat:
     nodes: list[Node] = []
     blocks: dict[str, Block] = {}
     algebras: dict[int, Algebra] = {}
+    same: dict[tuple[str, str, tuple[tuple[str, tuple[int, ...]], ...]], list[int]] = {}
+    aliases: dict[Ref, int] = {}
 
     def value(ref: Ref, found: PortType, made_by: int) -> int:
         refs.append(ref)
@@ -168,9 +201,22 @@ def flatten(region: Region) -> Flat:
                 op, index = step.body, len(nodes)
                 if id(op) not in algebras:
                     algebras[id(op)] = algebra_of(path, step, op, {p: types[v[0]] for p, v in inputs.items()})
-                outputs = {port: value(Ref(path, port), found, index) for port, found in step.outputs.items()}
-                nodes.append(Node(path, step, op, algebras[id(op)], inputs, outputs))
-                members.append(index)
+                algebra = algebras[id(op)]
+                alike = same.setdefault((prefix, op.contract.op, tuple(inputs.items())), [])
+                first = next((n for n in alike if nodes[n].op.config == op.config), None)
+                if first is not None and (algebra.moves or algebra.linear.keys() >= step.outputs.keys()):
+                    outputs = dict(nodes[first].outputs)
+                    aliases.update({Ref(path, port): v for port, v in outputs.items()})
+                    if path < nodes[first].path:  # the first by name stands for all, whatever the order of steps
+                        aliases.update({Ref(nodes[first].path, port): v for port, v in outputs.items()})
+                        nodes[first] = Node(path, step, op, algebra, inputs, outputs)
+                        for port, v in outputs.items():
+                            refs[v] = Ref(path, port)
+                else:
+                    outputs = {port: value(Ref(path, port), found, index) for port, found in step.outputs.items()}
+                    nodes.append(Node(path, step, op, algebra, inputs, outputs))
+                    alike.append(index)
+                    members.append(index)
             known.update({(step.name, port): index for port, index in outputs.items()})
         return {name: known[ref.step, ref.port] for name, ref in inner.outputs.items()}, tuple(members)
 
@@ -187,7 +233,7 @@ def flatten(region: Region) -> Flat:
     for block in reversed(blocks.values()):  # a block comes after those within it
         for position in block.nodes:
             around[position].append(block)
-    index = {ref: v for v, ref in enumerate(refs)}
+    index = {ref: v for v, ref in enumerate(refs)} | aliases
     return Flat(region, refs, types, index, producer, users, nodes, members, blocks, around, inputs, outputs, rank)
 
 

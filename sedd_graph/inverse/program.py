@@ -201,6 +201,7 @@ class Program:
         types: Tensor type of each value.
         level: Proved level of invertibility.
         note: Reason why the level is not higher; empty at the highest level.
+        mixed_rows: Reason why the log-determinant is no sum of one number for each row of the batch; empty if it is.
     """
 
     region: Region
@@ -211,6 +212,7 @@ class Program:
     types: Mapping[Ref, PortType]
     level: Level
     note: str
+    mixed_rows: str
 
     @property
     def cost(self) -> float:

@@ -12,6 +12,7 @@ then contractions are searched for (:mod:`sedd_graph.inverse.contraction`), and 
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections.abc import Iterable, Sequence
 
@@ -20,6 +21,21 @@ from sedd_graph.inverse.linear import solve_together
 from sedd_graph.inverse.system import Edge, FixedPointEdge, Key, LinearEdge, Solution, System
 
 __all__ = ["Closure"]
+
+
+@dataclasses.dataclass(eq=False)
+class _Waiting:
+    """Edge that needs values which other edges are about to derive.
+
+    Attributes:
+        edge: The edge.
+        rank: Place among edges of equal key.
+        left: Number of values that it needs and that are still unknown.
+    """
+
+    edge: LinearEdge
+    rank: int
+    left: int
 
 
 class Closure:
@@ -55,6 +71,7 @@ class Closure:
         self._unknown_sum = [sum(r.terms) for r in system.relations]
         self._heap: list[tuple[Key, int, int, int, Edge]] = []
         self._serial = 0
+        self._waiting: dict[int, list[_Waiting]] = {}
         self._touched: set[int] = set()
         self._dirty: set[int] = set()
         self._count, self._patience = 0, 0
@@ -80,6 +97,10 @@ class Closure:
             self.work += 1
             if not self._left[e]:
                 self._push(system.edges[e], system.edge_rank[e])
+        for waiting in self._waiting.pop(v, ()):
+            waiting.left -= 1
+            if not waiting.left:
+                self._push(waiting.edge, waiting.rank, -1)
         for r in system.relations_of[v]:
             self._unknown[r] -= 1
             self._unknown_sum[r] -= v
@@ -105,13 +126,20 @@ class Closure:
             return
         factor = relation.terms[v]
         terms = tuple((u, -c / factor) for u, c in relation.terms.items() if u != v)
-        self._push_solutions((Solution(v, terms, {r: 1 / factor}),), by=self.flat.rank[relation.out])
+        self._push_solutions((Solution(v, terms, frozenset((r,))),), by=self.flat.rank[relation.out])
 
     def _push_solutions(self, group: Sequence[Solution], *, by: int = -1) -> None:
         needs = tuple(dict.fromkeys(v for s in group for v, _ in s.terms))
         targets = tuple(s.target for s in group)
         rank = len(self.system.edges) + min(self.flat.rank[v] for v in targets)
-        self._push(LinearEdge(needs, targets, 0.0, False, tuple(group)), rank, by)
+        edge = LinearEdge(needs, targets, 0.0, False, tuple(group))
+        unknown = [v for v in needs if self.keys[v] is None]
+        if not unknown:
+            self._push(edge, rank, by)
+            return
+        waiting = _Waiting(edge, rank, len(unknown))
+        for v in unknown:
+            self._waiting.setdefault(v, []).append(waiting)
 
     def _run(self) -> None:
         tier = 0

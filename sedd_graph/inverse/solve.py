@@ -12,6 +12,7 @@ from sedd_graph.inverse.flat import flatten
 from sedd_graph.inverse.level import classify
 from sedd_graph.inverse.program import Program, Refusal
 from sedd_graph.inverse.propagate import Closure
+from sedd_graph.inverse.rows import mixed_rows
 from sedd_graph.inverse.system import System
 
 __all__ = ["SIZES", "solve"]
@@ -62,13 +63,15 @@ def solve(
     iterated = contractions(closure)
     edges = needed(closure, iterated, flat.inputs.values())
     level, note, linear = classify(closure, edges, known_inputs, stored_values)
+    steps = derivations(closure, iterated, edges, linear)
     return Program(
         region=region,
         given=given,
         stored=stored,
         outputs={name: flat.refs[v] for name, v in flat.outputs.items()},
-        derivations=derivations(closure, iterated, edges, linear),
+        derivations=steps,
         types=dict(zip(flat.refs, flat.types, strict=True)),
         level=level,
         note=note,
+        mixed_rows=mixed_rows(flat, steps),
     )

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from sedd_graph.component.contract import Rule
+from sedd_graph.inverse.factors import rational
 from sedd_graph.inverse.flat import Flat
 
 __all__ = [
@@ -58,14 +59,13 @@ class Solution:
 
     Attributes:
         target: Index of the unknown value.
-        terms: Pairs (index of a known value, factor).
-        relations: The linear combination of relations that gives the solution: coefficients, keyed by the index of the
-            relation in :attr:`System.relations`.
+        terms: Pairs (index of a value that is known or solved before, factor).
+        relations: Indices in :attr:`System.relations` of the relations whose weighted sum is the solution.
     """
 
     target: int
     terms: tuple[tuple[int, Fraction], ...]
-    relations: Mapping[int, Fraction]
+    relations: frozenset[int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,7 +226,7 @@ class System:
         terms: dict[int, Fraction] = {out: Fraction(-1)}
         for port, factor in factors.items():
             for v in node.inputs.get(port, ()):
-                terms[v] = terms.get(v, Fraction(0)) + Fraction(factor)
+                terms[v] = terms.get(v, Fraction(0)) + rational(factor)
         terms = {v: c for v, c in terms.items() if c}
         found = self.flat.types[out]
         if found.kind != "float" or len(terms) < 2 or any(self.flat.types[v] != found for v in terms):

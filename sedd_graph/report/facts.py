@@ -13,19 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import zarr
 from markupsafe import Markup
 
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.report.curves import Line, Point, curve
-from sedd_graph.store.arrays import array_of
+from sedd_graph.store.arrays import array_of, read_array
 from sedd_graph.store.files import read_json
 
 __all__ = [
     "activations",
     "as_object",
     "drawing",
+    "fallbacks",
     "json_lines",
     "json_object",
     "lock",
@@ -33,6 +33,10 @@ __all__ = [
     "results",
     "training_curves",
 ]
+
+
+DRIFT = "drift_"
+"""Prefix of the metric that records at which error a block fell back to checkpointing; the block's path follows."""
 
 
 class Tile(NamedTuple):
@@ -188,6 +192,21 @@ def training_curves(run: Path) -> list[Markup]:
     return [figure for figure in figures if figure]
 
 
+def fallbacks(run: Path) -> list[str]:
+    """Return one sentence for each block that fell back from reversible execution to checkpointing in training.
+
+    Args:
+        run: The run folder.
+    """
+    return [
+        f"Step {record['step']}: block {key.removeprefix(DRIFT)} reconstructed its inputs with a relative error of "
+        f"{_number(error, '.1e')}, and is checkpointed from this step on. Its gradients were recomputed."
+        for record in json_lines(run / "metrics.jsonl")
+        for key, error in record.items()
+        if key.startswith(DRIFT) and isinstance(record.get("step"), int)
+    ]
+
+
 def activations(run: Path) -> list[tuple[str, ...]]:
     """Return one row of a table for each port whose activations are in ``activations.zarr``; no rows without the file.
 
@@ -203,7 +222,7 @@ def activations(run: Path) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for path, member in sorted(group.members(max_depth=None)):
         if isinstance(member, zarr.Array) and path.endswith("/step") and f"{path[:-5]}/value" in group:
-            steps, values = np.asarray(member[:]), array_of(group, f"{path[:-5]}/value")
+            steps, values = read_array(group, path), array_of(group, f"{path[:-5]}/value")
             span = f"{steps[0]} to {steps[-1]}" if len(steps) else ""
             shape = " x ".join(str(size) for size in values.shape[1:])
             rows.append((path[:-5], str(len(steps)), span, shape, str(values.dtype)))

@@ -116,9 +116,9 @@ class Matching:
         self._end: int | None = None
 
     def ahead(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> list[Tensor]:
-        """Return, at each position, the log-probability that the rest of the row leads to a match of the pattern.
+        """Return the log-probability that the row matches the pattern, given the automaton's state at each position.
 
-        Hidden tokens are taken to be drawn uniformly.
+        Hidden tokens are taken to be drawn uniformly. Axes: b rows, l positions, n tokens, s states of the automaton.
 
         Args:
             x: Rows, int64 [b, l].
@@ -126,8 +126,8 @@ class Matching:
             allowed: bool [n], [l, n] or [b, l, n].
 
         Returns:
-            l + 1 tensors float64 [b, s]. Entry i is the log-probability of a match, in nats, given the automaton's
-            state after the first i tokens; it is the argument ``behind`` of :meth:`between`.
+            l + 1 tensors float64 [b, s], in nats, one before each token and one after the last. Entry i is given the
+            automaton's state after the first i tokens. It is to be passed to :meth:`between` as ``behind``.
         """
         may = allowed.expand(*x.shape, -1)[hidden].double()
         even = may / may.sum(-1, keepdim=True).clamp(min=1)
@@ -247,6 +247,21 @@ class Matching:
             state = self._after[state, kinds[:, i]]
         chosen = going[hidden]
         return categorical(weights[chosen] * (self._kind == kinds[going][:, None]), generator=generator)
+
+    def log_chance(self, x: Tensor, rows: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
+        """Return the log-probability that a row matches if its hidden tokens are drawn independently of each other.
+
+        Args:
+            x: int64 [r, l], the r rows of the batch that ``rows`` selects.
+            rows: bool [b], the selected rows.
+            hidden: bool [r, l], positions whose tokens are drawn; h of them over all rows.
+            weights: float64 [h, n], weights of the tokens at the hidden positions, not normalised.
+
+        Returns:
+            Nats, float64 [r].
+        """
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
+        return self._total(self._backward(self._log_weights(x, hidden, weights), rows), rows)
 
     def _log_weights(self, x: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
         """Return the log-weight of each kind of token at each position, float64 [r, l, k].

@@ -113,7 +113,7 @@ class Cells:
         return self._diagonals[k][lo + shift : hi + shift]
 
     def across(self, i: int) -> Tensor:
-        """Return a view of the cells (i, j) of the band for a given i, in the order of j, [cells, b]."""
+        """Return a view of the cells (i, j) of the band in row i of the alignment, in the order of j, [cells, b]."""
         j, stop = self.band.across(i)
         down = self._width - 1 if self._by_j else self._width
         first = (i + j) * self._width + (self.band.m - j if self._by_j else i)

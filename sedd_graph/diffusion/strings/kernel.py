@@ -126,9 +126,10 @@ class StringKernel(Component, ABC):
     @classmethod
     @abstractmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
-        """Return the alternative sets of outputs that a graph can have under this kernel.
+        """Return the sets of network outputs that this kernel can read; a graph has all outputs of one set.
 
-        The last axis of the first output of each set has all states but the start state.
+        The first output of each set is [b, l, v], with the v data tokens on its last axis; that is how the number of
+        tokens is read from a graph.
         """
 
     @property
@@ -230,9 +231,9 @@ class StringObjective(Component, ABC, Generic[Kernel_, Draw_]):
 
     abstract: ClassVar[bool] = True
     over: ClassVar[str] = "deleted"
-    """Meaning of :attr:`StringDraw.t`, as a participle: the probability that a token is ``deleted``.
+    """Word for what noise does to a token: ``deleted``, or ``noised`` for other noise.
 
-    Objectives of processes with other noise replace it, for example by ``noised``.
+    An evaluation by noise level is labelled with it: :attr:`StringDraw.t` is the probability that a token is ``deleted``.
     """
     one_length: ClassVar[bool] = False
     """True if the bound requires that all strings have the same, known length.
