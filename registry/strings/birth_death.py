@@ -17,7 +17,7 @@ from sedd_graph.component.contract import SizeField
 from sedd_graph.component.outputs import Output
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.strings.birth_death import BirthDeath
-from sedd_graph.diffusion.strings.kernel import LOG_DELETE, LOG_INSERT, StringTable
+from sedd_graph.diffusion.strings.kernel import LOG_DELETE, LOG_INSERT, TOKENS, StringTable
 
 from ..bijective._bijection import wide
 from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies
@@ -30,6 +30,7 @@ class _Enumerated(BirthDeath):
     """Base class of the birth-death kernels of this module, with the table that proofs enumerate."""
 
     abstract: ClassVar[bool] = True
+    toys: ClassVar[tuple[int, ...]] = (2, 3)
 
     def table(self, *, one_length: bool) -> StringTable:
         from sedd_graph.verify.birth_death import BirthDeathTable
@@ -86,7 +87,7 @@ class Indel(_Enumerated, kind="string_kernel"):
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
         # all likely strings of the toy must be enumerated
-        short = min(cls.Config.model_validate(config).mean_length, 0.25)
+        short = min(cls.Config.model_validate(config).mean_length, 0.25 if states <= TOKENS + 1 else 0.06)
         return thinned(config, states - 1).model_copy(update={"mean_length": short})
 
     @classmethod

@@ -6,7 +6,7 @@ model width, v data tokens.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 import torch
@@ -25,6 +25,7 @@ from sedd_graph.diffusion.strings.kernel import (
     LOG_DELETE,
     LOG_INSERT,
     LOG_SUBSTITUTE,
+    TOKENS,
     StringDraw,
     StringKernel,
     StringTable,
@@ -58,6 +59,7 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
         ``padded``: position by position from the left, the shorter string padded with blanks."""
 
     config: Config
+    toys: ClassVar[tuple[int, ...]] = (2, 3)
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -66,8 +68,8 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
         # all noise of the toy is enumerated
-        given = cls.Config.model_validate(config)
-        short = {"mean_length": min(given.mean_length, 1.0), "longest": min(given.longest or 3, 3)}
+        given, most = cls.Config.model_validate(config), 3 if states <= TOKENS + 1 else 2
+        short = {"mean_length": min(given.mean_length, 1.0), "longest": min(given.longest or most, most)}
         return thinned(config, states - 1).model_copy(update=short)
 
     @classmethod
@@ -168,11 +170,11 @@ class EditFlowLoss(ClockObjective[EditFlowKernel, ColumnDraw], kind="string_obje
             "Compare it with bounds of the same process alone"
         )
 
-    def capped(self, kernel: EditFlowKernel, schedule: Schedule) -> float:
-        t = torch.linspace(self.config.t_min, 1, 10_000, dtype=torch.float64)
-        weights = kernel.weights(schedule.sigma(t).double()) * schedule.dsigma(t).double()[:, None]
-        most = self.config.max_weight
-        return 0.0 if most is None else float((weights > most).double().mean())
+    def training_factor(self, kernel: EditFlowKernel, schedule: Schedule, t: Tensor) -> Tensor:
+        if self.config.max_weight is None:
+            return torch.ones_like(t)
+        weight = kernel.weights(schedule.sigma(t).double())[:, 0] * schedule.dsigma(t).double()
+        return (self.config.max_weight / weight).clamp(max=1)
 
     def draw_at(self, batch: Batch, kernel: EditFlowKernel, level: NoiseLevel, random: Randomness) -> ColumnDraw:
         (sigma, slope, interval), width = level, None

@@ -7,7 +7,7 @@ width, v data tokens.
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import torch
@@ -47,6 +47,7 @@ class MaskDelete(FlexKernel, kind="string_kernel"):
         a noisy string."""
 
     config: Config
+    toys: ClassVar[tuple[int, ...]] = (2, 3)
 
     def table(self, *, one_length: bool) -> StringTable:
         from sedd_graph.verify.flexmdm import FlexTable
@@ -96,6 +97,10 @@ class FlexLoss(ClockObjective[FlexKernel, FlexDraw], kind="string_objective"):
         and cheaper, with more variance."""
 
     config: Config
+
+    @property
+    def training_excess(self) -> bool:
+        return self.config.targets == "sampled"
 
     def lacks(self, kernel: StringKernel) -> str | None:
         return None if isinstance(kernel, FlexKernel) else MASKS_AND_DELETES

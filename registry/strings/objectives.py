@@ -140,6 +140,10 @@ class DISE(ClockObjective[BirthDeath, RatioDraw], kind="string_objective"):
     Config: ClassVar[type[ComponentConfig]] = StringConfig
     config: StringConfig
 
+    @property
+    def training_excess(self) -> bool:
+        return self.config.targets == "sampled"
+
     def lacks(self, kernel: StringKernel) -> str | None:
         if not isinstance(kernel, BirthDeath):
             return BIRTHS_AND_DEATHS

@@ -176,17 +176,7 @@ class StringFirstHitting(StringSampler[StringKernel], kind="string_sampler"):
         share = -torch.expm1(-walk.schedule.sigma(walk.full(1.0)))
         for _ in range(walk.longest):
             left = walk.longest - walk.strings.lengths
-            if not bool((left > 0).any()):
-                break
             # the event time of the next of `left` tokens, for a network that depends on it
             share = share * walk.rand(walk.rows) ** (1 / left.clamp(min=1))
-            weights = walk.insertions(walk.outputs(-torch.log1p(-share)))
-            each = weights.sum(-1)
-            going = (left > 0) & (each.sum(-1) > 0)
-            if not walk.read(going.any()):
+            if not walk.insert_one(-torch.log1p(-share)):
                 break
-            chosen = torch.zeros_like(left)
-            chosen[going] = categorical(each[going], generator=walk.generator)
-            put = torch.zeros_like(walk.fixed).scatter_(1, chosen[:, None], going[:, None])
-            walk.edit(put, weights, torch.zeros_like(put))
-            walk.end_step()

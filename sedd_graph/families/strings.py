@@ -82,7 +82,7 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
 
 
 def prove(plan: ProcessPlan, registry: Registry, proof: Proof = "full") -> list[Check]:
-    """Verify the process on all short strings over a vocabulary of two tokens, which takes seconds on a CPU.
+    """Verify the process on all short strings over vocabularies of two and three tokens; takes seconds on a CPU.
 
     Args:
         plan: Validated description of the process.
@@ -237,6 +237,7 @@ class StringProcess(TextProcess):
             fixed=fixed,
             shut=shut,
             longest=length,
+            one_length=self.objective.one_length,
             kernel=self.kernel,
             schedule=self.schedule,
             generator=generator,
@@ -340,4 +341,6 @@ class StringProcess(TextProcess):
             "nothing is inserted within the given text, which is a heuristic: "
             "the model was not trained with the knowledge that nothing is missing there"
         )
-        return Prompt(torch.tensor([row], dtype=torch.int64), text.length or length, False, how)
+        return Prompt(
+            torch.tensor([row], dtype=torch.int64), length if text.length is None else text.length, False, how
+        )

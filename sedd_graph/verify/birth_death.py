@@ -13,17 +13,21 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component.check import Check
+from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.strings.birth_death import BirthDeath
-from sedd_graph.diffusion.strings.kernel import TOKENS, StringKernel, StringTable
+from sedd_graph.diffusion.strings.kernel import TOKENS, StringKernel
 from sedd_graph.diffusion.strings.strings import Strings, wide
-from sedd_graph.verify.strings import DRAWS, check_frequencies, draws_distance
-from sedd_graph.verify.total_variation import total_variation
+from sedd_graph.verify.string_draws import NOISE, check_draws, check_prior, check_prior_is_noise, check_spared
+from sedd_graph.verify.string_table import Cases, EnumeratedTable, kept_subsets
 
 __all__ = ["BirthDeathTable"]
 
@@ -31,11 +35,11 @@ LEVELS = (0.05, 0.7, 2.5)
 """Values of the total noise sigma at which closed forms are verified."""
 
 
-class BirthDeathTable(StringTable):
+class BirthDeathTable(EnumeratedTable):
     """Enumeration of all short strings, with the generator (rate matrix) of a birth-death process on them.
 
     Args:
-        kernel: The kernel, constructed with two data tokens.
+        kernel: The kernel, constructed with two or three data tokens.
         one_length: True to give all clean strings the same length; otherwise their lengths vary.
 
     Attributes:
@@ -47,28 +51,33 @@ class BirthDeathTable(StringTable):
     """
 
     kernel: BirthDeath
+    kinds: ClassVar[Mapping[str, int]] = {"log_insert": 0, "log_delete": 1}
 
     def __init__(self, kernel: BirthDeath, *, one_length: bool = False) -> None:
+        more = kernel.data_tokens - TOKENS
         # births can exceed any maximum length, so clean strings are short enough that this is unlikely
-        longest, clean = (6, 2) if kernel.births else (3, 3)
+        longest, clean = (6 - more, 2) if kernel.births else (3 + more, 3 + more)
         super().__init__(kernel, longest=longest, clean=clean, one_length=one_length)
+        self._one_length = one_length
+        if kernel.births:
+            self.rounding, self.least = 2e-4, 1e-8
         index = {s: i for i, s in enumerate(self.strings)}
         count = len(self.strings)
-        self.inserted = torch.full((count, self.longest + 1, TOKENS), count)
+        self.inserted = torch.full((count, self.longest + 1, kernel.data_tokens), count)
         self.deleted = torch.full((count, self.longest + 1), count)
-        rates = torch.zeros(count, count, dtype=torch.float64)
+        rates, born = torch.zeros(count, count, dtype=torch.float64), (kernel.births * kernel.law).tolist()
         for i, s in enumerate(self.strings):
             for j in range(len(s)):
                 self.deleted[i, j + 1] = index[s[:j] + s[j + 1 :]]
                 rates[self.deleted[i, j + 1], i] += 1.0
-            for j, v in itertools.product(range(len(s) + 1), range(TOKENS)):
+            for j, v in itertools.product(range(len(s) + 1), range(kernel.data_tokens)):
                 if len(s) < self.longest:
                     self.inserted[i, j, v] = index[(*s[:j], v, *s[j:])]
-                    rates[self.inserted[i, j, v], i] += kernel.births * float(kernel.law[v])
+                    rates[self.inserted[i, j, v], i] += born[v]
         self.generator = rates - torch.diag(rates.sum(0))
         if kernel.births:
             # the process is reversible, also with a maximum length: a similar matrix is symmetric
-            steady = torch.tensor([math.prod(kernel.births * float(kernel.law[v]) for v in s) for s in self.strings])
+            steady = torch.tensor([math.prod(born[v] for v in s) for s in self.strings])
             root = steady.double().sqrt()[:, None]
             self._values, vectors = torch.linalg.eigh(self.generator * root.T / root)
             self._right, self._left = root * vectors, (vectors / root).T
@@ -91,6 +100,50 @@ class BirthDeathTable(StringTable):
         found: Tensor = (torch.exp(sigma.double()[:, None] * self._values) * (self._left @ law)) @ self._right.T
         return found
 
+    def conditional(self, sigma: Tensor) -> Tensor:
+        modes = torch.exp(sigma.double()[:, None] * self._values)
+        found = torch.einsum("sk,bk,kc->bcs", self._right, modes, self._left[:, self.clean_strings])
+        return found.clamp(min=0)
+
+    @cached_property
+    def exact(self) -> Tensor:
+        """Strings that are short enough that the maximum length of the table does not show."""
+        most = self.longest // 2 if self.kernel.births else self.longest
+        return torch.tensor([len(s) <= most for s in self.strings])
+
+    @cached_property
+    def cases(self) -> Cases:
+        """All choices of the tokens that survive; all pairs of a clean and a noisy string, if the kernel inserts."""
+        clean = self.clean_strings
+        if self.kernel.births:
+            x0, here = clean.repeat_interleave(len(self.strings)), torch.arange(len(self.strings)).repeat(len(clean))
+            return Cases(x0, here, torch.ones(len(here), dtype=torch.float64))
+        which, kept = kept_subsets([len(self.strings[i]) for i in clean.tolist()], self.clean)
+        index = {s: i for i, s in enumerate(self.strings)}
+        left = [
+            index[tuple(v for v, keep in zip(self.strings[x], row, strict=False) if keep)]
+            for x, row in zip(clean[which].tolist(), kept.tolist(), strict=True)
+        ]
+        here, count = torch.tensor(left), len(self.strings)
+        pair = clean[which] * count + here
+        return Cases(clean[which], here, 1 / torch.bincount(pair)[pair].double(), kept)
+
+    def targets(self, case: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+        here, x0 = self.cases.here[case], self.cases.x0[case]
+        if (kept := self.cases.kept) is None:
+            levels, level = torch.unique(sigma, return_inverse=True)
+            row = torch.searchsorted(self.clean_strings, x0)
+            insert, delete = self.ratios(here, self.conditional(levels)[level, row])
+            unit = self.kernel.weights(sigma.double())
+            spurious = self._deletion_rates(self.rows(here), delete) / unit[:, 1:]
+            return {"log_insert": insert / unit[:, 0, None, None], "log_delete": spurious}
+        tokens, real = self.rows(x0).tokens[:, 1 : self.clean + 1], self.rows(x0).attend[:, 1 : self.clean + 1]
+        gap = kept[case].long().cumsum(-1)
+        missing = torch.zeros(len(case), self.longest + 1, self.kernel.data_tokens + 1, dtype=torch.float64)
+        each = torch.arange(len(case))[:, None].expand_as(gap)
+        missing.index_put_((each, gap, tokens), (real & ~kept[case]).double(), accumulate=True)
+        return {"log_insert": missing[..., :-1]}
+
     def ratios(self, index: Tensor, law: Tensor) -> tuple[Tensor, Tensor]:
         """Return the probability ratios p(y) / p(x) of all strings y one insertion or deletion away from a string x.
 
@@ -103,13 +156,13 @@ class BirthDeathTable(StringTable):
             w) / p(x), float64 [b, w].
         """
         padded, here = F.pad(law, (0, 1)), law.gather(1, index[:, None])
-        insert = padded.gather(1, self.inserted[index].flatten(1)).view(len(index), -1, TOKENS)
+        insert = padded.gather(1, self.inserted[index].flatten(1)).view(len(index), -1, self.kernel.data_tokens)
         delete = padded.gather(1, self.deleted[index])
         return insert / here[..., None].clamp(min=1e-300), delete / here.clamp(min=1e-300)
 
     def _deletion_rates(self, strings: Strings, delete: Tensor) -> Tensor:
         """Return the reverse rates of deletions, float64 [b, w], given the deletion ratios [b, w] of :meth:`ratios`."""
-        taken = torch.where(strings.attend, strings.tokens, 0).clamp(max=TOKENS - 1)
+        taken = torch.where(strings.attend, strings.tokens, 0).clamp(max=self.kernel.data_tokens - 1)
         return self.kernel.births * self.kernel.law[taken] * delete
 
     def outputs(self, strings: Strings, sigma: Tensor) -> dict[str, Tensor]:
@@ -135,11 +188,11 @@ class BirthDeathTable(StringTable):
         Returns:
             The results of the checks.
         """
-        kernel, table = self.kernel, BirthDeathTable(self.kernel)  # clean strings of every length
-        worst, short = table._errors(), sum(len(s) <= table.clean for s in table.strings)
-        drawn = draws_distance(table, (0, TOKENS + 1, short - 1), kernel.sample, table.at)
-        noise = kernel.prior(DRAWS, longest=table.longest, generator=torch.Generator().manual_seed(1), allowed=None)
-        gap = total_variation(table.number(noise), table.at(torch.tensor([end]))[0])
+        kernel, table = self.kernel, self
+        if table._one_length:
+            table = BirthDeathTable(kernel)  # clean strings of every length
+            table.proof = self.proof
+        worst = table._errors()
         slack = 1e-3 if kernel.births else 1e-6  # births beyond the maximum length are missing in the table
         exponential, each = f"exp(sigma Q) on {len(table.strings)} strings, three noise levels", "all of them, relative"
         law = "p(x | x0) by the pair HMM is that of the generator"
@@ -149,26 +202,28 @@ class BirthDeathTable(StringTable):
             Check.below("strings.law", law, worst["law"], slack, exponential),
             Check.below("strings.insert", insert, worst["insert"], 10 * slack, each),
             Check.below("strings.delete", delete, worst["delete"], 10 * slack, each),
-            check_frequencies("strings.sample", "draws of x_t follow the generator", drawn),
-            check_frequencies("strings.prior", "noise at t = 1 is the prior", gap),
+            check_draws(
+                "strings.sample", "draws of x_t follow the generator", table, self._sample, table.levels(), self.proof
+            ),
+            *check_spared(table, self._sample),
+            check_prior(table, NOISE / (1 - kernel.births), self.longest),
         ]
+
+    def _sample(self, batch: Batch, sigma: Tensor, random: Randomness) -> Strings:
+        return self.kernel.sample(batch, sigma, random=random, width=None)
 
     def _errors(self) -> dict[str, float]:
         """Return the largest errors of p(x | x0) (``law``) and of insertion and deletion targets, by name."""
-        kernel, count = self.kernel, len(self.strings)
-        worst = dict.fromkeys(("law", "insert", "delete"), 0.0)
-        for sigma, x0 in itertools.product(LEVELS, [i for i, s in enumerate(self.strings) if len(s) <= self.clean]):
-            level = torch.tensor([sigma], dtype=torch.float64)
-            law = self.at(level, F.one_hot(torch.tensor(x0), count).double())
-            # possible strings, and short enough that the maximum length does not show
-            half = self.longest // 2 + 1
-            seen = torch.tensor([i for i, s in enumerate(self.strings) if law[0, i] > 1e-9 and len(s) <= half])
-            strings, batch = self.rows(seen), self.batch(torch.full((len(seen),), x0))
+        kernel, worst = self.kernel, dict.fromkeys(("law", "insert", "delete"), 0.0)
+        for level in torch.tensor(LEVELS, dtype=torch.float64).split(1):
+            laws = self.conditional(level)[0]
+            row, seen = ((laws > 1e-9) & self.exact).nonzero().unbind(1)
+            strings, batch = self.rows(seen), self.batch(self.clean_strings[row])
             levels = level.expand(len(seen))
             found = kernel.log_p(batch, strings, levels).exp()
-            worst["law"] = max(worst["law"], float((found - law[0, seen]).abs().max()))
+            worst["law"] = max(worst["law"], float((found - laws[row, seen]).abs().max()))
             target, unit = kernel.target(batch, strings, levels), kernel.weights(levels)
-            insert, delete = self.ratios(seen, law.expand(len(seen), -1))
+            insert, delete = self.ratios(seen, laws[row])
             expected = target.fresh[..., None].double() * kernel.law
             index = target.symbols[:, None].expand(-1, expected.shape[1], -1)
             expected = expected.scatter_add(2, index, target.missing.transpose(1, 2).double())
@@ -191,11 +246,19 @@ class BirthDeathTable(StringTable):
             end: Total noise at t = 1.
 
         Returns:
-            One check; an empty list if the declared kernel is no :class:`BirthDeath`.
+            Two checks; an empty list if the declared kernel is no :class:`BirthDeath`.
         """
         if not isinstance(declared, BirthDeath):
             return []
+
+        def sample(batch: Batch, sigma: Tensor, random: Randomness) -> Strings:
+            return declared.sample(batch, sigma, random=random, width=None)
+
         left = math.exp(-(1 - declared.births) * end)
         claim = "under the declared kernel, noise at t = 1 does not depend on the length of the text"
         how = "exp(-(1 - births) sigma(1)), the share of a difference in length that is left"
-        return [Check.below("strings.forgets", claim, left, 0.01, how)]
+        mean = declared.births / (1 - declared.births)
+        return [
+            Check.below("strings.forgets", claim, left, 0.01, how),
+            check_prior_is_noise(declared, sample, NOISE / (1 - declared.births), mean),
+        ]

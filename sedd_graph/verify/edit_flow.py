@@ -14,7 +14,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import Any
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,14 +24,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component.check import Check
-from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.diffusion.strings.columns import BLANK, Columns, partway
+from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.strings.columns import BLANK, Columns, Remaining, partway
 from sedd_graph.diffusion.strings.edit_flow import EditFlowKernel
-from sedd_graph.diffusion.strings.kernel import LEAST, TOKENS, StringObjective, StringTable
+from sedd_graph.diffusion.strings.kernel import TOKENS, StringKernel
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.verify.strings import DRAWS, check_frequencies
-from sedd_graph.verify.total_variation import total_variation
+from sedd_graph.verify.string_draws import NOISE, Sample, check_draws, check_prior, check_prior_is_noise
+from sedd_graph.verify.string_table import Cases, EnumeratedTable
 
 __all__ = ["EditFlowTable"]
 
@@ -39,7 +40,7 @@ NODES = 96
 """Number of Gauss-Legendre nodes in the integral over time of the likelihood bound."""
 
 
-class EditFlowTable(StringTable):
+class EditFlowTable(EnumeratedTable):
     """Enumeration of all cases of an Edit Flow, for verification.
 
     A noise string and a clean string are aligned in c columns. A case is such a pair with a subset of the columns that
@@ -69,11 +70,13 @@ class EditFlowTable(StringTable):
     """
 
     kernel: EditFlowKernel
+    kinds: ClassVar[Mapping[str, int]] = {"log_insert": 0, "log_delete": 1, "log_substitute": 2}
 
     def __init__(self, kernel: EditFlowKernel) -> None:
         if kernel.spread and kernel.longest is None:
             raise ValueError("the table of an Edit Flow needs noise strings of a maximum length")
-        self.noisy, clean = (kernel.longest or 0, 2) if kernel.spread else (0, 3)
+        more = kernel.data_tokens - TOKENS
+        self.noisy, clean = (kernel.longest or 0, 2 + more) if kernel.spread else (0, 3 + more)
         super().__init__(kernel, longest=self.noisy + clean, clean=clean)
         noise = [i for i, s in enumerate(self.strings) if len(s) <= self.noisy]
         self.first = torch.zeros(len(self.strings), dtype=torch.float64)
@@ -94,10 +97,59 @@ class EditFlowTable(StringTable):
         shape = (len(self.strings), self.count + 1, self.longest + 1)
         self.mass = self._sum(shape[:2], torch.arange(len(moved)))
         self.todo = {
-            "log_insert": self._edits((*shape, TOKENS), self.left.insert, self.left.token),
+            "log_insert": self._edits((*shape, kernel.data_tokens), self.left.insert, self.left.token),
             "log_delete": self._edits(shape, self.left.delete),
-            "log_substitute": self._edits((*shape, TOKENS), self.left.substitute, self.left.token),
+            "log_substitute": self._edits((*shape, kernel.data_tokens), self.left.substitute, self.left.token),
         }
+        self._clean = b.repeat_interleave(len(choices))
+
+    @cached_property
+    def cases(self) -> Cases:
+        """All pairs of noise and text with all choices of clean columns. Their probability is that of :meth:`chance`."""
+        return Cases(self._clean, self.here, torch.ones(len(self.here), dtype=torch.float64))
+
+    def chance(self, sigma: Tensor) -> Tensor:
+        return self.basis(sigma)[:, self.moved] * self.pairs
+
+    def conditional(self, sigma: Tensor) -> Tensor:
+        clean = self.clean_strings
+        found: Tensor = self.basis(sigma) @ self._mass_of_each.view(-1, self.count + 1).T
+        return found.view(len(sigma), len(clean), len(self.strings))
+
+    @cached_property
+    def _mass_of_each(self) -> Tensor:
+        """The mass of cases by clean string, given it, noisy string and number of clean columns, float64 [c, s, k]."""
+        clean = self.clean_strings
+        row = torch.searchsorted(clean, self._clean)
+        found = torch.zeros(len(clean), len(self.strings), self.count + 1, dtype=torch.float64)
+        return found.index_put_((row, self.here, self.moved), self.pairs / self.law[self._clean], accumulate=True)
+
+    def drawn(self, case: Tensor) -> Any:
+        strings = Strings(self.there.tokens[case], self.there.attend[case])
+        return strings, Remaining(*(x[case] for x in self.left))
+
+    def targets(self, case: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+        left, shape = Remaining(*(x[case] for x in self.left)), (len(case), self.longest + 1, self.kernel.data_tokens)
+        each = torch.arange(len(case))[:, None].expand_as(left.place)
+
+        def put(which: Tensor) -> Tensor:
+            at = (each, left.place, left.token)
+            return torch.zeros(shape, dtype=torch.float64).index_put_(at, which.double(), accumulate=True)
+
+        kinds = {"log_insert": left.insert, "log_delete": left.delete, "log_substitute": left.substitute}
+        found = {name: put(kinds[name]) for name in self.kernel.reads}
+        return {name: value.sum(-1) if name == "log_delete" else value for name, value in found.items()}
+
+    @property
+    def whole(self) -> float:
+        return self.bound(0.0)
+
+    def spent(self, sigma: Tensor) -> Tensor:
+        hits = -torch.expm1(-sigma.double())
+        return torch.tensor([self.bound(0.0, float(hit)) for hit in hits], dtype=torch.float64)
+
+    def rate(self, sigma: Tensor) -> Tensor:
+        return self._integrand(sigma) / torch.expm1(sigma)
 
     def _unpadded(self, index: Tensor, width: int) -> Tensor:
         """Return the strings with indices ``index`` [k], without start state, padded with blanks, int64 [k, width]."""
@@ -197,27 +249,31 @@ class EditFlowTable(StringTable):
                     net[:, to] += carried
         return net
 
-    def bound(self, least: float) -> float:
+    def bound(self, least: float, most: float = 1.0) -> float:
         """Return the likelihood bound of a perfect network, nats per string, by numerical integration over time.
-
-        The integrand is the expected sum of -log u over the remaining edits, u being the expected number of the edit
-        given the noisy string, as a perfect network predicts it.
 
         Args:
             least: Lower limit of the integral over the probability 1 - kappa that a column is still noise; kappa is
-                exp(-sigma). The upper limit is 1.
+                exp(-sigma).
+            most: Upper limit of the integral.
         """
         nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(NODES))
         u = (nodes + 1) / 2
-        hit = least + (1 - least) * u**3
-        sigma = -torch.log1p(-hit)
-        law, total = self.at(sigma), torch.zeros(len(u), dtype=torch.float64)
+        hit = least + (most - least) * u**3
+        # d kappa / (1 - kappa) in terms of u
+        return float((weights / 2 * self._integrand(-torch.log1p(-hit)) * (most - least) * 3 * u**2 / hit).sum())
+
+    def _integrand(self, sigma: Tensor) -> Tensor:
+        """Return the expected sum of -log u over the remaining edits, nats, float64 [b], at total noise ``sigma`` [b].
+
+        Here u is the expected number of the edit given the noisy string, as a perfect network predicts it.
+        """
+        law, total = self.at(sigma), torch.zeros(len(sigma), dtype=torch.float64)
         for name in self.kernel.reads:
             found = self.expected(name, sigma)
             share = found / law.view(*law.shape, *[1] * (found.dim() - 2)).clamp(min=1e-300)
             total -= torch.xlogy(found, share).flatten(1).sum(-1)
-        # d kappa / (1 - kappa) in terms of u
-        return float((weights / 2 * total * (1 - least) * 3 * u**2 / hit).sum())
+        return total
 
     def check_kernel(self, end: float) -> list[Check]:
         """Verify alignments, rates, draws and prior of the kernel against the enumeration.
@@ -236,13 +292,26 @@ class EditFlowTable(StringTable):
         transport = "the rates of a perfect network transport the distribution of noise to that of data"
         how = f"Kolmogorov's forward equation on {len(self.strings)} strings, {len(LEVELS)} noise levels"
         cases = f"{len(self.ends)} pairs, {len(self.pairs):,} cases"
-        drawn, prior = self._draws(end)
         return [
             self._check_columns(),
             Check.below("strings.ends", all_noise, ends, 1e-9, cases),
             Check.below("strings.transport", transport, change, 1e-9, how),
-            check_frequencies("strings.sample", "draws of x_t follow the enumerated distribution", drawn),
-            check_frequencies("strings.prior", "noise at t = 1 is the prior", prior),
+            check_draws(
+                "strings.sample",
+                "draws of x_t follow the enumerated distribution",
+                self,
+                _sampler(self.kernel),
+                self.levels(),
+                self.proof,
+            ),
+            check_prior(self, NOISE, self.noisy),
+            Check.below(
+                "strings.forgets",
+                "at t = 1 no text is left",
+                math.exp(-end),
+                0.01,
+                "exp(-sigma(1)), the share of columns that are clean",
+            ),
         ]
 
     def _check_columns(self) -> Check:
@@ -263,54 +332,26 @@ class EditFlowTable(StringTable):
         how = f"every pair; {more} edits more than the Levenshtein distances"
         return Check("strings.columns", claim, not wrong and more >= 0, f"{wrong} of {len(self.ends)} wrong", how)
 
-    def _draws(self, end: float) -> tuple[float, float]:
-        """Return the total variation distances of draws of x_t and of draws of the prior to the enumeration."""
-        generator = torch.Generator().manual_seed(2)
-        level = torch.full((DRAWS,), 0.7)
-        chosen = torch.multinomial(self.law, DRAWS, replacement=True, generator=generator)
-        seen, _ = self.kernel.sample(self.batch(chosen), level, random=Randomness(generator), width=None)
-        noise = self.kernel.prior(DRAWS, longest=self.noisy, generator=generator, allowed=None)
-        return (
-            total_variation(self.number(seen), self.at(level[:1])[0]),
-            total_variation(self.number(noise), self.at(torch.tensor([end]))[0]),
-        )
-
-    def check_objective(self, objective: StringObjective[Any, Any], schedule: Schedule) -> list[Check]:
-        """Verify the likelihood bound of an objective, and report properties that cannot fail.
-
-        Reported are the fraction of training times at which the weight of the loss is capped, and the reason why the
-        bound is loose, if it is.
+    def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
+        """Verify that under the declared kernel the prior is what noise leaves of random text.
 
         Args:
-            objective: The objective.
-            schedule: The noise schedule.
+            declared: The kernel as declared in the blueprint.
+            end: Total noise at t = 1; not used.
 
         Returns:
-            The reports, as checks whose ``holds`` is None, and the check of :meth:`check_bound`.
+            One check; an empty list if the declared kernel is no :class:`EditFlowKernel`.
         """
-        claim, capped = "share of training times whose weight is capped", objective.capped(self.kernel, schedule)
-        notes = [Check("objective.capped", claim, None, f"{capped:.3f}", "times near clean text; see max_weight")]
-        if (caveat := objective.caveat(self.kernel)) is not None:
-            notes.append(Check("objective.loose", caveat, None, "see objective.bound", "by how much, on the toy"))
-        return [*notes, self.check_bound(objective, schedule)]
+        if not isinstance(declared, EditFlowKernel):
+            return []
+        mean = declared.spread / (1 - declared.spread)
+        return [check_prior_is_noise(declared, _sampler(declared), NOISE, min(mean, declared.longest or mean))]
 
-    def check_bound(self, objective: StringObjective[Any, Any], schedule: Schedule) -> Check:
-        """Verify the likelihood bound of an objective for a perfect network, by random draws.
 
-        The estimate must equal the integral :meth:`bound`, which must not be below the entropy of the data.
+def _sampler(kernel: EditFlowKernel) -> Sample:
+    """Return a function that draws noisy strings, without their remaining edits."""
 
-        Args:
-            objective: The objective.
-            schedule: The noise schedule.
-        """
-        rows = 40_000
-        _, nats = self.perfect(objective, schedule, rows)
-        mean, error = float(nats.mean()), float(nats.std() / math.sqrt(rows))
-        drawn, whole = self.bound(LEAST), self.bound(0.0)
-        return Check(
-            "objective.bound",
-            "with a perfect network the bound is the enumerated one, and not below the entropy of the data",
-            abs(mean - drawn) < 5 * error + 0.01 * drawn and whole > self.entropy - 1e-5,
-            f"{mean:.4f} +- {error:.4f} against {drawn:.4f} nats; with all noise {whole - self.entropy:.4f} above the entropy",
-            f"{rows:,} draws on {int((self.law > 0).sum())} strings",
-        )
+    def sample(batch: Batch, sigma: Tensor, random: Randomness) -> Strings:
+        return kernel.sample(batch, sigma, random=random, width=None)[0]
+
+    return sample

@@ -13,25 +13,31 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component.check import Check
+from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.strings.flexmdm import FlexKernel
-from sedd_graph.diffusion.strings.kernel import TOKENS, StringTable
+from sedd_graph.diffusion.strings.kernel import TOKENS, StringKernel
 from sedd_graph.diffusion.strings.strings import Strings, wide
-from sedd_graph.verify.strings import check_frequencies, draws_distance
+from sedd_graph.verify.string_draws import NOISE, check_draws, check_prior, check_prior_is_noise, check_spared
+from sedd_graph.verify.string_table import Cases, EnumeratedTable
 
 __all__ = ["FlexTable"]
 
 LEVELS = (1e-3, 0.05, 0.7, 2.5)
 """Values of the total noise sigma at which the probabilities of deleted and masked tokens are verified."""
 MASK = TOKENS
+"""Mask of the table of two data tokens."""
 
 
-class FlexTable(StringTable):
+class FlexTable(EnumeratedTable):
     """Enumeration of all strings of up to three symbols (token 0, token 1 or the mask), and of all ways to noise them.
 
     A way to noise a clean string leaves each of its tokens deleted, masked or clean.
@@ -50,31 +56,62 @@ class FlexTable(StringTable):
     """
 
     kernel: FlexKernel
+    kinds: ClassVar[Mapping[str, int]] = {"log_gap": 0, "log_x0": 1}
+    log_probabilities: ClassVar[frozenset[str]] = frozenset({"log_x0"})
 
     def __init__(self, kernel: FlexKernel) -> None:
-        super().__init__(kernel, longest=3, clean=3, symbols=TOKENS + 1)
+        self.mask, long = kernel.data_tokens, kernel.data_tokens + 1
+        super().__init__(kernel, longest=long, clean=long, symbols=kernel.data_tokens + 1)
         self.index = {s: i for i, s in enumerate(self.strings)}
         count, width = len(self.strings), self.longest + 1
-        self.sizes = torch.tensor([[len(s), s.count(MASK)] for s in self.strings])
-        self.ways = torch.zeros(count, count, dtype=torch.float64)
-        self.gaps = torch.zeros(count, count, width, dtype=torch.float64)
-        self.under = torch.zeros(count, count, width, TOKENS, dtype=torch.float64)
-        for x0, clean in enumerate(self.strings):
-            if MASK in clean:
-                continue
+        self.sizes = torch.tensor([[len(s), s.count(self.mask)] for s in self.strings])
+        x0, here, kept, gap, under = (
+            list[int](),
+            list[int](),
+            list[list[bool]](),
+            list[list[int]](),
+            list[list[list[float]]](),
+        )
+        for number in self.law.nonzero()[:, 0].tolist():
+            clean = self.strings[number]
             for fates in itertools.product(("gone", "mask", "clean"), repeat=len(clean)):
-                kept = [(v, fate) for v, fate in zip(clean, fates, strict=True) if fate != "gone"]
-                s = self.index[tuple(MASK if fate == "mask" else v for v, fate in kept)]
-                self.ways[x0, s] += 1
-                for i, fate in enumerate(fates):
-                    place = sum(f != "gone" for f in fates[: i + 1])
-                    if fate == "gone":
-                        self.gaps[x0, s, place] += 1
-                    elif fate == "mask":
-                        self.under[x0, s, place, clean[i]] += 1
-
+                left = [(v, fate) for v, fate in zip(clean, fates, strict=True) if fate != "gone"]
+                x0.append(number)
+                here.append(self.index[tuple(self.mask if fate == "mask" else v for v, fate in left)])
+                kept.append([fate != "gone" for fate in fates] + [False] * (self.clean - len(clean)))
+                places = list(itertools.accumulate(int(fate != "gone") for fate in fates))
+                lost = [place for place, fate in zip(places, fates, strict=True) if fate == "gone"]
+                gap.append([lost.count(place) for place in range(width)])
+                hidden = {place: v for place, v, fate in zip(places, clean, fates, strict=True) if fate == "mask"}
+                under.append([[float(hidden.get(w) == v) for v in range(self.mask)] for w in range(width)])
+        self._x0, self._here, self._kept = torch.tensor(x0), torch.tensor(here), torch.tensor(kept)
+        self._gap, self._under = (torch.tensor(x, dtype=torch.float64) for x in (gap, under))
+        at = (self._x0, self._here)
+        self.ways = torch.zeros(count, count, dtype=torch.float64)
+        self.ways.index_put_(at, torch.ones(len(x0), dtype=torch.float64), accumulate=True)
+        self.gaps = torch.zeros(count, count, width, dtype=torch.float64).index_put_(at, self._gap, accumulate=True)
+        self.under = torch.zeros(count, count, width, self.mask, dtype=torch.float64)
+        self.under.index_put_(at, self._under, accumulate=True)
         missing = (self.sizes[:, None, 0] - self.sizes[:, 0]).clamp(min=0)
         self._missing = F.one_hot(missing, width).double()
+
+    @cached_property
+    def cases(self) -> Cases:
+        """All fates of all tokens of the clean strings."""
+        return Cases(self._x0, self._here, 1 / self.ways[self._x0, self._here], self._kept)
+
+    def conditional(self, sigma: Tensor) -> Tensor:
+        gone, mask, clean = self.fate(sigma)[..., None].unbind(1)
+        length, masks = self.sizes.T
+        several = gone ** torch.arange(self.longest + 1)
+        lost = (self.sizes[self.clean_strings, None, 0] - length).clamp(min=0)
+        found: Tensor = (
+            several[:, lost] * self.ways[self.clean_strings] * (mask**masks * clean ** (length - masks))[:, None]
+        )
+        return found
+
+    def targets(self, case: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+        return {"log_gap": self._gap[case], "log_x0": F.pad(self._under[case], (0, 1))}
 
     def fate(self, sigma: Tensor) -> Tensor:
         """Return the probabilities that a token of the clean string is deleted, masked or clean at a noise level.
@@ -98,6 +135,11 @@ class FlexTable(StringTable):
         """Sum ``table`` [s, s, ...] over clean strings with weights ``law`` [s], by missing tokens, [s, a, ...]."""
         return torch.einsum("x,xsa,xs...->sa...", law, self._missing, table)
 
+    @cached_property
+    def _sums(self) -> list[Tensor]:
+        """The sums of ways, missing tokens and tokens under masks over clean strings, by missing tokens."""
+        return [self._summed(table, self.law) for table in (self.ways, self.gaps, self.under)]
+
     def at(self, sigma: Tensor, law: Tensor | None = None) -> Tensor:
         """Return the distribution of noisy strings x_t.
 
@@ -118,12 +160,9 @@ class FlexTable(StringTable):
         index = self.number(strings).clamp(max=len(self.strings) - 1)
         levels, level = torch.unique(sigma, return_inverse=True)
         several = (self.fate(levels)[:, :1] ** torch.arange(self.longest + 1))[level]
-
-        def mean(table: Tensor) -> Tensor:
-            return torch.einsum("ba,ba...->b...", several, self._summed(table, self.law)[index])
-
-        total = mean(self.ways).clamp(min=1e-300)
-        gap, under = mean(self.gaps) / total[:, None], mean(self.under) / total[:, None, None]
+        total, gap, under = (torch.einsum("ba,ba...->b...", several, table[index]) for table in self._sums)
+        total = total.clamp(min=1e-300)
+        gap, under = gap / total[:, None], under / total[:, None, None]
         width = strings.tokens.shape[1]
         found = {"log_gap": gap, "log_x0": F.pad(under, (0, 1))}
         return {k: wide(v, width).clamp(min=1e-300).log().float() for k, v in found.items()}
@@ -149,8 +188,8 @@ class FlexTable(StringTable):
         for i, s in enumerate(self.strings):
             for j in range(len(s) + 1):
                 if len(s) < self.longest:
-                    rates[:, self.index[(*s[:j], MASK, *s[j:])], i] += unit[:, 0] * gap[:, i, j]
-            for j, v in itertools.product((j for j, u in enumerate(s) if u == MASK), range(TOKENS)):
+                    rates[:, self.index[(*s[:j], self.mask, *s[j:])], i] += unit[:, 0] * gap[:, i, j]
+            for j, v in itertools.product((j for j, u in enumerate(s) if u == self.mask), range(self.mask)):
                 rates[:, self.index[(*s[:j], v, *s[j + 1 :])], i] += unit[:, 1] * under[:, i, j + 1, v]
         return rates - torch.diag_embed(rates.sum(1))
 
@@ -163,10 +202,7 @@ class FlexTable(StringTable):
         Returns:
             The results of the checks.
         """
-        kernel, (law, gap, mask, pairs) = self.kernel, self._errors()
-        drawn = draws_distance(self, [self.index[s] for s in ((), (0, 1), (0, 1, 1))], kernel.sample, self.at)
-        noise = kernel.prior(4, longest=self.longest, generator=torch.Generator().manual_seed(1), allowed=None)
-        empty = bool((noise.lengths == 0).all())
+        law, gap, mask, pairs = self._errors()
         fates = "the probabilities that a token is gone or masked follow from the two rates"
         exponential, every = f"matrix exponential, {len(LEVELS)} noise levels", f"{pairs} pairs of strings, enumerated"
         missing = "the expected number of tokens missing in each gap, given the clean string"
@@ -177,10 +213,34 @@ class FlexTable(StringTable):
             Check.below("strings.gap", missing, gap, 1e-6, every),
             Check.below("strings.mask", masked, mask, 1e-6, every),
             self._check_transport(),
-            check_frequencies("strings.sample", "draws of x_t follow the two rates", drawn),
-            Check("strings.prior", "noise at t = 1 is the prior", empty, "yes" if empty else "no", "the empty string"),
+            check_draws(
+                "strings.sample", "draws of x_t follow the two rates", self, self._sample, self.levels(), self.proof
+            ),
+            *check_spared(self, self._sample),
+            check_prior(self, NOISE, self.longest),
             Check.below("strings.forgets", forgets, left, 0.01, "exp(-sigma(1)), the share of tokens that are left"),
         ]
+
+    def _sample(self, batch: Batch, sigma: Tensor, random: Randomness) -> Strings:
+        return self.kernel.sample(batch, sigma, random=random, width=None)
+
+    def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
+        """Verify that under the declared kernel the prior is what noise leaves of random text.
+
+        Args:
+            declared: The kernel as declared in the blueprint.
+            end: Total noise at t = 1; not used.
+
+        Returns:
+            One check; an empty list if the declared kernel is no :class:`FlexKernel`.
+        """
+        if not isinstance(declared, FlexKernel):
+            return []
+
+        def sample(batch: Batch, sigma: Tensor, random: Randomness) -> Strings:
+            return declared.sample(batch, sigma, random=random, width=None)
+
+        return [check_prior_is_noise(declared, sample, NOISE, 0.0)]
 
     def _errors(self) -> tuple[float, float, float, int]:
         """Return the largest errors of three closed forms, and the number of pairs of a clean and a noisy string.
@@ -195,26 +255,21 @@ class FlexTable(StringTable):
         target = self.kernel.target(self.batch(x0), self.rows(s))
         ways = self.ways[x0, s]
         gap = float((target.missing - self.gaps[x0, s] / ways[:, None]).abs().max())
-        filled = torch.zeros(len(s), self.longest + 1, TOKENS + 1)
+        filled = torch.zeros(len(s), self.longest + 1, self.mask + 1)
         filled.scatter_add_(2, target.symbols.transpose(1, 2), target.filled.transpose(1, 2))
-        mask = float((filled[..., :TOKENS] - self.under[x0, s] / ways[:, None, None]).abs().max())
+        mask = float((filled[..., : self.mask] - self.under[x0, s] / ways[:, None, None]).abs().max())
         return law, gap, mask, len(s)
 
     def _check_transport(self) -> Check:
-        """Verify that the rates transport the empty string to data, by the master equation of generation.
+        """Verify that the rates transport the distributions of noisy strings, by Kolmogorov's forward equation.
 
-        It is integrated by matrix exponentials at the midpoints of steps of equal size in log(exp(sigma) - 1).
+        The change of the distribution with total noise must be the net flow under the rates of generation, reversed.
         """
-        grid = torch.linspace(12.0, -12.0, 385, dtype=torch.float64)
-        sigma = F.softplus(grid)
-        middle = F.softplus((grid[1:] + grid[:-1]) / 2)
-        steps = torch.linalg.matrix_exp(self.generator(middle) * (sigma[:-1] - sigma[1:])[:, None, None])
-        law = torch.zeros(len(self.strings), dtype=torch.float64)
-        law[0] = 1.0
-        worst = 0.0
-        for step, there in zip(steps, self.at(sigma[1:]), strict=True):
-            law = step @ law
-            worst = max(worst, float((law - there).abs().sum() / 2))
+        levels, h = torch.tensor(LEVELS, dtype=torch.float64), 1e-3
+        near, far = (self.at(levels * math.exp(k * h)) - self.at(levels * math.exp(-k * h)) for k in (1, 2))
+        slope = (8 * near - far) / (12 * h)
+        flow = torch.einsum("bij,bj->bi", self.generator(levels), self.at(levels)) * levels[:, None]
+        worst = float((slope + flow).abs().max())
         claim = "the rates of a perfect network transport the empty string to the distribution of data, through those of noisy strings"
-        how = f"total variation, the worst of {len(steps)} steps of the master equation on {len(self.strings)} strings"
-        return Check.below("strings.transport", claim, worst, 5e-3, how)
+        how = f"Kolmogorov's forward equation on {len(self.strings)} strings, {len(LEVELS)} noise levels"
+        return Check.below("strings.transport", claim, worst, 1e-6, how)

@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import sedd_graph
 from sedd_graph.cli import main as cli
 from sedd_graph.diffusion.batch import Batch
 from sedd_graph.engine.engine import Engine
+from sedd_graph.engine.process import TextWithHoles
 from sedd_graph.errors import BlueprintError, UserError
 from tests.conftest import ROOT
 
@@ -121,6 +123,25 @@ def test_one_length_is_kept() -> None:
     assert rows.shape == (5, 11)
     assert int(rows.max()) < engine.process.kernel.data_tokens
     assert engine.process.sampler.evaluations == 5 * 11
+
+
+@pytest.mark.parametrize("steps", [1, 4, 64])
+def test_one_length_is_kept_by_few_steps(steps: int) -> None:
+    """A step inserts at most one token in each gap: what it leaves out is inserted one at a time."""
+    engine = made("did-tiny", "objective={op: dice}", "sample={op: string_tau}", "data.rows=stream")
+    rows = engine.sample(5, 11, steps=steps, seed=0)
+    assert rows.shape == (5, 11)
+    assert int(rows.max()) < engine.process.kernel.data_tokens
+
+
+def test_a_length_of_0_is_not_taken_for_none() -> None:
+    engine = made("did-tiny")
+    text = TextWithHoles(prefix="a", length=0)
+    letters: Any = SimpleNamespace(encode=lambda part: torch.tensor([ord(c) for c in part]), forbidden=())
+    prompt = engine.process.prompt(text, letters, length=9, prompts_trained=False, observed="")
+    assert prompt.length == 0
+    with pytest.raises(UserError, match="nothing is free of 0"):
+        engine.sample(2, prompt.length, prompt=prompt.tokens, seed=0)
 
 
 def test_padding_changes_nothing() -> None:

@@ -18,6 +18,7 @@ from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.strings import make_parts, prove
 from sedd_graph.verify.birth_death import BirthDeathTable
+from sedd_graph.verify.strings import check_string_objective
 from tests.plans import string_plan
 from tests.verify.string_kernels import REGISTRY, failing, half_noise, one_token_prior, part
 
@@ -47,11 +48,11 @@ def plan(kernel: str, objective: str = "dise", sampler: str = "string_tau", **sc
     ids=lambda p: "-".join(x.contract.name for x in (p.kernel, p.objective, p.sampler)),
 )
 def test_sound_processes_pass(made: ProcessPlan) -> None:
-    assert [(c.name, c.value) for c in prove(made, REGISTRY) if not c.holds] == []
+    assert [(c.name, c.value) for c in prove(made, REGISTRY, "quick") if not c.holds] == []
 
 
 def test_a_schedule_that_ends_too_soon_is_caught() -> None:
-    assert "strings.forgets" in failing(prove(plan("indel", end=4.0), REGISTRY))
+    assert "strings.forgets" in failing(prove(plan("indel", end=4.0), REGISTRY, "quick"))
 
 
 @pytest.mark.parametrize(
@@ -166,3 +167,4 @@ def test_a_loss_without_its_constant_is_caught() -> None:
     table = BirthDeathTable(made.kernel)
     assert all(c.holds for c in table.check_objective(made.objective, made.schedule))
     assert not any(c.holds for c in table.check_objective(broken.objective, broken.schedule))
+    assert "objective.tight" in failing(check_string_objective(table, broken, "quick"))

@@ -19,7 +19,8 @@ from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.strings import make_parts, prove
 from sedd_graph.verify import edit_flow as verification
 from sedd_graph.verify.edit_flow import EditFlowTable
-from sedd_graph.verify.strings import check_string_sampler
+from sedd_graph.verify.string_sampler import check_string_sampler
+from sedd_graph.verify.strings import check_string_objective
 from tests.plans import string_plan
 from tests.verify.string_kernels import REGISTRY, failing, half_noise, one_token_prior, part
 
@@ -37,7 +38,7 @@ def plan(
     ids=["optimal-tau", "optimal-thinning", "padded-tau", "empty-tau", "empty-thinning"],
 )
 def test_sound_processes_pass(made: ProcessPlan) -> None:
-    checks = prove(made, REGISTRY)
+    checks = prove(made, REGISTRY, "quick")
     assert failing(checks) == set()
     notes = {c.name for c in checks if c.holds is None}
     assert notes == {"objective.capped"} | ({"objective.loose"} if made.kernel.config.mean_length > 0 else set())
@@ -94,7 +95,7 @@ BROKEN: list[tuple[Callable[[EditFlowKernel], None], str]] = [
     (swapped_ends, "strings.ends"),
     (disordered, "strings.columns"),
     (double_rates, "strings.transport"),
-    (double_rates, "objective.bound"),
+    (double_rates, "objective.rate"),
     (forward_rate, "strings.transport"),
     (half_noise, "strings.sample"),
     (one_token_prior, "strings.prior"),
@@ -115,7 +116,7 @@ def test_a_broken_kernel_is_caught_by_name(wrong: Callable[[EditFlowKernel], Non
     checks = table.check_kernel(7.0)
     if not check.startswith("strings."):
         made = make_parts(plan(), REGISTRY, states=3)._replace(kernel=kernel)
-        checks = [*table.check_objective(made.objective, made.schedule), *check_string_sampler(table, made)]
+        checks = [*check_string_objective(table, made, "quick"), *check_string_sampler(table, made, "quick")]
     assert check in failing(checks)
 
 
@@ -174,8 +175,9 @@ def test_a_loss_without_one_of_its_terms_is_caught(wrong: type[EditFlowLoss]) ->
     made = make_parts(plan(longest=2), REGISTRY, states=3)
     assert isinstance(made.kernel, EditFlowKernel)
     table = EditFlowTable(made.kernel)
-    assert table.check_bound(made.objective, made.schedule).holds
-    assert not table.check_bound(wrong(wrong.Config(), Context({"n": 3})), made.schedule).holds
+    broken = made._replace(objective=wrong(wrong.Config(), Context({"n": 3})))
+    assert not failing(check_string_objective(table, made, "quick"))
+    assert "objective.bound" in failing(check_string_objective(table, broken, "quick"))
 
 
 def test_noise_of_any_length_has_no_table() -> None:

@@ -22,7 +22,7 @@ from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings, rebuild
 from sedd_graph.diffusion.tokens.sampler import chosen_steps
-from sedd_graph.diffusion.tokens.walk import ROUNDING
+from sedd_graph.diffusion.tokens.walk import ROUNDING, T_MIN
 
 __all__ = ["OnStringStep", "StringRates", "StringSampler", "StringSettings", "StringWalk"]
 
@@ -50,6 +50,7 @@ class StringSettings(Generic[Kernel_]):
         schedule: Total noise as a function of time.
         generator: Random number generator on the device of the strings.
         allowed: bool [v], tokens that may be inserted; None: all.
+        one_length: True if every string must have ``longest`` tokens.
         on_step: Callback after each step; None: no callback.
     """
 
@@ -60,6 +61,7 @@ class StringSettings(Generic[Kernel_]):
     schedule: Schedule
     generator: torch.Generator
     allowed: Tensor | None = None
+    one_length: bool = False
     on_step: OnStringStep | None = None
 
 
@@ -280,6 +282,40 @@ class StringWalk(Generic[Kernel_]):
         entering, leaving = self.rand(*shape) < put, self.rand(*shape)
         self.edit(entering, weights, leaving < gone, (leaving >= gone) & (leaving < either), others)
 
+    def insert_one(self, sigma: Tensor) -> bool:
+        """Insert one token into each string that has fewer than ``longest``, in proportion to the network's rates.
+
+        Args:
+            sigma: Total noise that is passed to the network, [b].
+
+        Returns:
+            True if a token was inserted; False if all strings are full, or may not be inserted into.
+        """
+        room = self.strings.lengths < self.longest
+        if not self.read(room.any()):
+            return False
+        weights = self.insertions(self.outputs(sigma))
+        each = weights.sum(-1)
+        going = room & (each.sum(-1) > 0)
+        if not self.read(going.any()):
+            return False
+        chosen = torch.zeros_like(self.strings.lengths)
+        chosen[going] = categorical(each[going], generator=self.generator)
+        put = torch.zeros_like(self.fixed).scatter_(1, chosen[:, None], going[:, None])
+        self.edit(put, weights, torch.zeros_like(put))
+        self.end_step()
+        return True
+
+    def complete(self) -> None:
+        """Insert one token at a time until every string has ``longest`` tokens.
+
+        Under an objective of strings of one length the rates do not depend on time, so that this is the model's
+        distribution of the missing tokens given the present ones.
+        """
+        sigma = self.schedule.sigma(self.full(T_MIN))
+        while self.insert_one(sigma):
+            pass
+
 
 class StringSampler(Component, ABC, Generic[Kernel_]):
     """A sampler of strings: generates clean strings from noise by edits. Generic in the kernels that it supports."""
@@ -331,6 +367,8 @@ class StringSampler(Component, ABC, Generic[Kernel_]):
         taken = chosen_steps(steps, self.steps)
         walk = StringWalk(rates, strings, settings)
         self.walk(walk, taken)
+        if settings.one_length:  # steps of at most one token in each gap can leave some missing
+            walk.complete()
         walk.check_outputs()
         self.clamped, self.cut, self.evaluations = walk.clamped, walk.cut, walk.evaluations
         self.fixed = walk.fixed

@@ -1,0 +1,297 @@
+"""Verification of random draws of strings against enumerated distributions.
+
+Every comparison counts standard deviations, so that its tolerance follows its own error: a draw fails if it is further
+off than chance allows.
+
+Axes: r draws, b noise levels, s strings of a table, c clean strings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sedd_graph.component.check import Check, Proof
+from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.strings.kernel import StringKernel
+from sedd_graph.diffusion.strings.strings import Strings
+from sedd_graph.verify.string_table import EnumeratedTable
+
+__all__ = [
+    "LIMIT",
+    "check_draws",
+    "check_prior",
+    "check_prior_is_noise",
+    "check_spared",
+    "deviation",
+    "misfit",
+    "two_samples",
+]
+
+LIMIT = 6.0
+"""Largest accepted number of standard deviations. By chance alone a normal variable exceeds it once in 500 million."""
+NOISE = 60.0
+"""Total noise at which nothing is left of the clean string, for a process whose slowest rate is 1."""
+ROOMY = 12
+"""Width of the clean rows that are noised: padding is added, so that no objective cuts a noisy string of a table."""
+Sample = Callable[[Batch, Tensor, Randomness], Strings]
+"""Type of the functions that draw noisy strings of clean rows at total noise [r]."""
+
+
+def deviation(found: Tensor, expected: Tensor) -> float:
+    """Return how improbable observed counts are, in standard deviations of a normal variable.
+
+    This is a chi-square test by the cube root (Wilson and Hilferty 1931). Cells with fewer than five expected counts
+    are pooled.
+
+    Args:
+        found: Counts, float64 [s].
+        expected: Expected counts, float64 [s]; they have the same sum.
+
+    Returns:
+        Standard deviations; infinity if a count is positive that must be 0.
+    """
+    if bool((found[expected <= 1e-12 * expected.sum()] > 0).any()):
+        return math.inf
+    large = expected >= 5
+    pooled = [torch.cat([x[large], x[~large].sum()[None]]) for x in (found, expected)]
+    if float(pooled[1][-1]) < 1:  # a lone rare draw says nothing
+        pooled[0][-1] -= pooled[0][-1].clamp(max=3)
+        pooled[1][-1] = 1.0
+    square = float(((pooled[0] - pooled[1]) ** 2 / pooled[1]).sum())
+    free = max(1, len(pooled[0]) - 1)
+    spread = 2 / (9 * free)
+    return (math.cbrt(square / free) - 1 + spread) / math.sqrt(spread)
+
+
+def _bernstein(total: Tensor, variance: Tensor, largest: Tensor) -> Tensor:
+    """Return the deviation of sums, in standard deviations that rare large terms widen (Bernstein's inequality)."""
+    size = total.abs()
+    return size / (variance + largest * size / 3).clamp(min=1e-12).sqrt()
+
+
+def misfit(table: EnumeratedTable, strings: Strings, sigma: Tensor, groups: int) -> tuple[float, float]:
+    """Compare noisy strings with their enumerated distribution, over all noise levels together and in groups of them.
+
+    Args:
+        table: The enumeration.
+        strings: r noisy strings of clean strings that were drawn from the table's law.
+        sigma: Total noise of each, float64 [r].
+        groups: Number of groups of rows, by noise level.
+
+    Returns:
+        Standard deviations of the counts of all strings, and the largest standard deviations of the mean length and of
+        the mean of -log p, over the groups.
+    """
+    levels, level = torch.unique(sigma, return_inverse=True)
+    law = table.at(levels).clamp(min=0)
+    number, count = table.number(strings), len(table.strings)
+    found = torch.bincount(number, minlength=count + 1)[: count + 1].double()
+    expected = (torch.bincount(level, minlength=len(levels)).double() @ law).clamp(min=0)
+    beyond = (len(sigma) - expected.sum()).clamp(min=0) + 1e-9 * len(sigma)
+    whole = deviation(found, torch.cat([expected, beyond[None]]))
+    lengths = torch.tensor([float(len(s)) for s in table.strings], dtype=torch.float64)
+    inside = number < count
+    at, level = number[inside], level[inside]
+    order = torch.argsort(sigma[inside], stable=True)
+    group = torch.empty_like(order)
+    group[order] = torch.arange(len(order)) * groups // max(1, len(order))
+    worst = 0.0
+    for each in (lengths.expand_as(law), -law.clamp(min=1e-12).log()):
+        mean = (law * each).sum(-1)
+        spread = (law * (each - mean[:, None]) ** 2).sum(-1)
+        largest = ((each - mean[:, None]).abs() * (law > 1e-7)).amax(-1)
+        sums = [
+            torch.zeros(groups, dtype=torch.float64).index_add(0, group, x)
+            for x in (each[level, at] - mean[level], spread[level])
+        ]
+        most = torch.zeros(groups, dtype=torch.float64).scatter_reduce(0, group, largest[level], "amax")
+        every = _bernstein(sums[0].sum(), sums[1].sum(), most.max())
+        worst = max(worst, float(_bernstein(sums[0], sums[1], most).max()), float(every))
+    return whole, worst
+
+
+def _wide(table: EnumeratedTable, index: Tensor) -> Batch:
+    """Return clean strings as rows of :data:`ROOMY` positions, so that nothing of their noisy strings is cut."""
+    batch = table.batch(index)
+    size = (0, ROOMY - batch.width)
+    return Batch(*(torch.nn.functional.pad(x, size) for x in (batch.tokens, batch.attend, batch.corrupt, batch.loss)))
+
+
+def check_draws(
+    name: str, claim: str, table: EnumeratedTable, sample: Sample, sigma: Tensor, proof: Proof, *, many: int = 10
+) -> Check:
+    """Verify that draws of x_t follow the enumerated distribution, given each clean string and at each noise level.
+
+    Args:
+        name: Dotted name of the check.
+        claim: Statement that is verified.
+        table: The enumeration.
+        sample: Draws noisy strings.
+        sigma: Noise levels, float64 [b].
+        proof: Strength of the verification.
+        many: Factor on the number of draws where total noise is between 0.1 and 4.
+    """
+    few = 250 if proof == "quick" else 800
+    # most draws where noise changes the strings most
+    rows = torch.where((sigma > 0.1) & (sigma < 4), many * few, few)
+    generator = torch.Generator().manual_seed(2)
+    levels = sigma.repeat_interleave(rows)
+    chosen = torch.multinomial(table.law, len(levels), replacement=True, generator=generator)
+    strings = sample(_wide(table, chosen), levels, Randomness(generator))
+    whole, worst = misfit(table, strings, levels, len(sigma))
+    clean = table.clean_strings
+    parts = zip(sigma.split(8), rows.double().split(8), strict=True)
+    pairs = torch.stack([torch.einsum("b,bcs->cs", n, table.conditional(x)) for x, n in parts]).sum(0)
+    pairs = pairs * table.law[clean, None]
+    number, count = table.number(strings), len(table.strings)
+    inside = number < count
+    cell = torch.searchsorted(clean, chosen)[inside] * count + number[inside]
+    found = torch.bincount(cell, minlength=pairs.numel()).double()
+    beyond = torch.stack([(~inside).sum().double(), (len(levels) - pairs.sum()).clamp(min=0) + 1e-9 * len(levels)])
+    each = deviation(torch.cat([found, beyond[:1]]), torch.cat([pairs.flatten(), beyond[1:]]))
+    value = f"{max(whole, each, worst):.1f} standard deviations (at most {LIMIT:g})"
+    how = f"chi-square, lengths and log-probabilities of {len(levels):,} draws at {len(sigma)} noise levels"
+    return Check(name, claim, max(whole, each, worst) < LIMIT, value, how)
+
+
+def check_prior(table: EnumeratedTable, end: float, longest: int) -> Check:
+    """Verify that the prior is noise: its lengths and tokens, with and without a limit on both.
+
+    Args:
+        table: The enumeration.
+        end: Total noise at which the process has forgotten the clean string.
+        longest: Largest length of a string of the table that the prior can have.
+    """
+    rows, kernel = 200_000, table.kernel
+    law = table.at(torch.tensor([end], dtype=torch.float64))[0].clamp(min=0)
+    lengths = torch.tensor([len(s) for s in table.strings])
+    worst = 0.0
+    for most, allowed in ((longest, None), (min(1, longest), None), (longest, torch.arange(kernel.data_tokens) > 0)):
+        generator = torch.Generator().manual_seed(1)
+        noise = kernel.prior(rows, longest=most, generator=generator, allowed=allowed)
+        expected = law * (lengths <= most)
+        if allowed is not None:
+            expected = _restricted(table, expected, allowed)
+        expected = torch.where(expected > 1e-9, expected, 0.0)
+        found = torch.bincount(table.number(noise), minlength=len(law) + 1)[: len(law) + 1].double()
+        expected = torch.cat([expected / expected.sum(), expected.new_zeros(1)]) * rows
+        worst = max(worst, deviation(found, expected))
+    value = f"{worst:.1f} standard deviations (at most {LIMIT:g})"
+    how = f"chi-square of {rows:,} strings, also of at most one token, and with a token that is not allowed"
+    return Check(
+        "strings.prior",
+        "noise of which nothing is left is the prior: its lengths and its tokens",
+        worst < LIMIT,
+        value,
+        how,
+    )
+
+
+def _restricted(table: EnumeratedTable, law: Tensor, allowed: Tensor) -> Tensor:
+    """Return ``law`` [s] of independent tokens with the same lengths and the tokens ``allowed`` alone."""
+    fits = torch.tensor([all(bool(allowed[v]) for v in s if v < len(allowed)) for s in table.strings])
+    lengths = torch.tensor([len(s) for s in table.strings])
+    found = torch.zeros_like(law)
+    for length in range(int(lengths.max()) + 1):
+        here = lengths == length
+        total = (law * here * fits).sum()
+        found += law * here * fits * ((law * here).sum() / total if total > 0 else 0.0)
+    return found
+
+
+def check_spared(table: EnumeratedTable, sample: Sample) -> list[Check]:
+    """Verify that tokens that are not to be corrupted stay, whatever the noise; [] if the kernel spares none.
+
+    Args:
+        table: The enumeration.
+        sample: Draws noisy strings.
+    """
+    kernel = table.kernel
+    if not kernel.supports_prompts:
+        return []
+    rows, wrong = 2_000, 0
+    generator = torch.Generator().manual_seed(6)
+    tokens = torch.randint(kernel.data_tokens, (rows, 6), generator=generator)
+    real = torch.arange(6) < torch.randint(3, 7, (rows, 1), generator=generator)
+    kept = torch.arange(6) < torch.randint(0, 4, (rows, 1), generator=generator)
+    free = real & ~kept
+    for sigma in (0.05, 1.0, 9.0):
+        level = torch.full((rows,), sigma, dtype=torch.float64)
+        strings = sample(Batch(torch.where(real, tokens, 0), real, free, free), level, Randomness(generator))
+        width = min(strings.tokens.shape[1] - 1, 6)
+        same = (strings.tokens[:, 1 : width + 1] == tokens[:, :width]) | ~kept[:, :width]
+        wrong += int((~same).any(-1).sum()) + int((strings.lengths < kept.sum(-1)).sum())
+    claim = "tokens of a prompt, which are not to be corrupted, stay as they are and where they are"
+    return [
+        Check(
+            "strings.spared",
+            claim,
+            not wrong,
+            f"{wrong} rows changed",
+            f"{3 * rows:,} rows with prompts, three noise levels",
+        )
+    ]
+
+
+def two_samples(a: Tensor, b: Tensor) -> float:
+    """Return how improbable it is that two samples have one distribution, in standard deviations.
+
+    Args:
+        a: Counts of the first sample, float64 [s].
+        b: Counts of the second sample, float64 [s].
+    """
+    both = a + b
+    large = both >= 20
+    a, b = (torch.cat([x[large], x[~large].sum()[None]]) for x in (a, b))
+    used = a + b > 0
+    a, b = a[used], b[used]
+    if len(a) < 2:
+        return 0.0
+    up, down = (b.sum() / a.sum()).sqrt(), (a.sum() / b.sum()).sqrt()
+    square, free = float(((up * a - down * b) ** 2 / (a + b)).sum()), len(a) - 1
+    spread = 2 / (9 * free)
+    return (math.cbrt(square / free) - 1 + spread) / math.sqrt(spread)
+
+
+def check_prior_is_noise(declared: StringKernel, sample: Sample, sigma: float, mean: float) -> Check:
+    """Verify at the declared vocabulary and lengths that the prior is what noise leaves of random text.
+
+    Args:
+        declared: The kernel as declared in the blueprint.
+        sample: Draws noisy strings of it.
+        sigma: Total noise at which nothing is left of the text.
+        mean: Mean length of a string of the prior, about.
+    """
+    rows, tokens = int(max(500, min(40_000, 400_000 / (1 + mean)))), declared.data_tokens
+    generator = torch.Generator().manual_seed(11)
+    text = torch.randint(tokens, (rows, 8), generator=generator)
+    level = torch.full((rows,), sigma, dtype=torch.float64)
+    noise = sample(Batch.of(text), level, Randomness(generator))
+    prior = declared.prior(rows, longest=int(64 * (1 + mean)), generator=generator, allowed=None)
+    bins = max(1, int(64 * (1 + mean)) // 512)
+    worst, places = 0.0, ("first", "last", "random")
+    worst = max(
+        worst, two_samples(*(torch.bincount(x.lengths // bins, minlength=1024).double()[:1024] for x in (noise, prior)))
+    )
+    for place in places:
+        counts = []
+        for strings in (noise, prior):
+            lengths, some = strings.lengths, strings.lengths > 0
+            u = torch.rand(rows, generator=generator)
+            at = {"first": torch.ones_like(lengths), "last": lengths, "random": 1 + (u * lengths).long()}[place]
+            at = at.clamp(max=strings.tokens.shape[1] - 1)
+            counts.append(torch.bincount(strings.tokens.gather(1, at[:, None])[some, 0], minlength=tokens).double())
+        worst = max(worst, two_samples(*counts))
+    value = f"{worst:.1f} standard deviations (at most {LIMIT:g})"
+    how = f"chi-square of lengths and of first, last and random tokens, {rows:,} draws of each, {tokens:,} tokens"
+    return Check(
+        "strings.declared",
+        "under the declared kernel the prior is what noise leaves of random text",
+        worst < LIMIT,
+        value,
+        how,
+    )
