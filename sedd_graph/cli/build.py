@@ -6,7 +6,7 @@ import argparse
 import gc
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_overrides, add_runs, add_verb, picked_device, say
+from sedd_graph.cli.options import Verbs, add_device, add_outside, add_overrides, add_runs, add_verb, picked_device, say
 
 __all__ = ["declare", "run"]
 
@@ -28,6 +28,7 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument("--path-to", metavar="FILE", help="write the path of the run folder to FILE")
     add_runs(parser)
     add_device(parser)
+    add_outside(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_verb, add_weights, integer, picked_device, say
+from sedd_graph.cli.options import Verbs, add_device, add_outside, add_verb, add_weights, integer, picked_device, say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]
@@ -34,6 +34,7 @@ def declare(verbs: Verbs) -> None:
     )
     add_weights(parser)
     add_device(parser)
+    add_outside(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

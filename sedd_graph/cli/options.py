@@ -20,6 +20,7 @@ __all__ = [
     "Verbs",
     "add_debug",
     "add_device",
+    "add_outside",
     "add_overrides",
     "add_runs",
     "add_verb",
@@ -109,6 +110,15 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--device``, the torch device, to ``parser``."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest one present)")
+
+
+def add_outside(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--allow-outside``, for data that lie outside the project's folder, to ``parser``."""
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="read files that the blueprint or run folder names outside the project's folder (the blueprint's), too",
+    )
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:

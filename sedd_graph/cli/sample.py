@@ -13,6 +13,7 @@ from sedd_graph.cli.options import (
     LARGEST,
     Verbs,
     add_device,
+    add_outside,
     add_verb,
     add_weights,
     integer,
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="block: compile each repeated block first, which pays for large batches (default: off)",
     )
     add_weights(parser)
+    add_outside(parser)
     add_device(parser)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_overrides, add_verb, say
+from sedd_graph.cli.options import Verbs, add_outside, add_overrides, add_verb, say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]
@@ -22,6 +22,7 @@ def declare(verbs: Verbs) -> None:
         action="store_true",
         help="print the inverse of each block that claims to be invertible, or why it has none",
     )
+    add_outside(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_overrides, add_runs, add_verb, picked_device, say
+from sedd_graph.cli.options import Verbs, add_device, add_outside, add_overrides, add_runs, add_verb, picked_device, say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]
@@ -22,6 +22,7 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint")
     add_runs(parser)
     add_device(parser)
+    add_outside(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
