@@ -225,8 +225,8 @@ def _library_faults(what: str) -> Iterator[None]:
 def _tried(text: str) -> None:
     """Load the tokenizer in a child process first. Raises :class:`UserError` if that fails."""
     memory, cpu_s = TRIAL_MEMORY + 16 * len(text), TRIAL_CPU_S + len(text) // 2**20
-    limits = {"memory": memory, "silence_s": 60.0 + 10 * cpu_s, "cpu_s": cpu_s}
-    first_limited(try_tokenizer, text, MAX_SIZE, what=CANNOT_READ, **limits)
+    silence_s = 60.0 + 10 * cpu_s
+    first_limited(try_tokenizer, text, MAX_SIZE, what=CANNOT_READ, memory=memory, silence_s=silence_s, cpu_s=cpu_s)
 
 
 def _byte_characters() -> dict[str, int]:

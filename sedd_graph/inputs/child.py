@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.inputs.files import size_text
@@ -146,13 +146,13 @@ def _ended(code: int, memory: int, silence_s: float, cpu_s: int, *, late: bool) 
     return f"its reader ended without a result (exit code {code})"
 
 
-def _send(stream: BinaryIO, value: Any) -> None:
+def _send(stream: IO[bytes], value: Any) -> None:
     raw = json.dumps(value).encode()
     stream.write(len(raw).to_bytes(8, "little") + raw)
     stream.flush()
 
 
-def _receive(stream: BinaryIO) -> Any:
+def _receive(stream: IO[bytes]) -> Any:
     """Return the next value, or None at the end of the stream."""
     head = stream.read(8)
     size = int.from_bytes(head, "little")
@@ -172,9 +172,7 @@ def main() -> None:
         return
     _limit(task["memory"], task["cpu_s"])
     try:
-        function = importlib.import_module(task["module"])
-        for part in task["name"].split("."):
-            function = getattr(function, part)
+        function = getattr(importlib.import_module(task["module"]), task["name"])
         for value in function(*task["arguments"]):
             _send(output, {"value": value})
         _send(output, {"end": True})
