@@ -15,7 +15,7 @@ from sedd_graph.diffusion.batch import Batch, Draw
 from sedd_graph.diffusion.numerics import take, tiny
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
+from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective, lower_posterior
 
 from .bounds import Times, counted, uniform
 
@@ -91,21 +91,12 @@ class D3PM(Objective, kind="objective"):
         below, clean = self.levels(step - 1, schedule, kernel), torch.zeros_like(draw.sigma)
         one = torch.nn.functional.one_hot(batch.tokens, kernel.states).to(draw.sigma.dtype)
         true = kernel.posterior(one, draw.xt, draw.sigma, below)
-        predicted = self._posterior(outputs, draw, kernel, below)
+        predicted = lower_posterior(outputs, draw, kernel, below)
         loss = draw.weight * counted(divergence(true, predicted), batch)
         if self.config.auxiliary > 0:
-            x0 = take(self._posterior(outputs, draw, kernel, clean), batch.tokens)
+            x0 = take(lower_posterior(outputs, draw, kernel, clean), batch.tokens)
             loss = loss - self.config.auxiliary * draw.weight * counted(x0.clamp(min=tiny(x0)).log(), batch)
         return loss
-
-    def _posterior(self, outputs: Mapping[str, Tensor], draw: Draw, kernel: Kernel, below: Tensor) -> Tensor:
-        """Return the model's distribution of the state at total noise ``below`` [b], [b, l, n]."""
-        if "log_x0" in outputs:
-            return kernel.posterior(outputs["log_x0"].float().exp(), draw.xt, draw.sigma, below)
-        score = outputs["log_score"].float().exp()
-        # scores that belong to no distribution give negative probabilities
-        probs = kernel.analytic(score, draw.xt, draw.sigma, below).clamp(min=0)
-        return probs / probs.sum(-1, keepdim=True).clamp(min=tiny(probs))
 
 
 def divergence(true: Tensor, predicted: Tensor) -> Tensor:

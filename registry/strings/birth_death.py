@@ -103,8 +103,10 @@ class InsertionHead(TokenHead, kind="head"):
 
     Entry [b, i, v] is for copies of token v missing after position i (DID, arXiv 2603.23507). The output is the
     log-softmax of the token logits plus the log of the predicted number of all tokens missing after the position, in
-    float32. If the input ``table`` is connected, a token embedding [v + 1, d] whose last row is the start state (the
-    marker at position 0), its other rows are the output weights.
+    float32.
+
+    The optional input ``table`` ties the output weights to a token embedding [v + 1, d]: they are all its rows but the
+    last, which embeds the start state (the marker at position 0).
     """
 
     class Config(ComponentConfig):

@@ -95,10 +95,12 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
 class SubstitutionHead(TokenHead, kind="head"):
     """Head for substitutions: ``log_substitute`` [b, l, v], log-probability that a token becomes another token.
 
-    Entry [b, i, v] is for replacing the token at position i by token v. It is the log-softmax over all data tokens but
-    the current one plus the log-probability of a substitution, in float32. If the input ``table`` is connected, a token
-    embedding [v + 1, d] whose last row is the start state (the marker at position 0), its other rows are the output
-    weights.
+    Entry [b, i, v] is for replacing the token at position i by token v. It is the sum of two log-probabilities, in
+    float32: that position i is substituted at all, and that token v is the new one (a log-softmax over the data tokens
+    other than the current one).
+
+    The optional input ``table`` ties the output weights to a token embedding [v + 1, d]: they are all its rows but the
+    last, which embeds the start state (the marker at position 0).
     """
 
     class Config(ComponentConfig):

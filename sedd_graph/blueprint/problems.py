@@ -100,6 +100,10 @@ def _message(error: Any, fields: Iterable[str]) -> str:
         return f"unknown key{choices(str(error['loc'][-1]), known) if known else ''}"
     if kind == "missing":
         return "is missing"
+    if kind == "too_short" and isinstance(error.get("input"), dict):
+        least = context["min_length"]
+        has = context["actual_length"] or "none"
+        return f"needs at least {least} entr{'y' if least == 1 else 'ies'}, and has {has}"
     if kind == "value_error":
         return str(context["error"])
     if kind == "string_pattern_mismatch":

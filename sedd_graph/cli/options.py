@@ -20,6 +20,7 @@ __all__ = [
     "Verbs",
     "add_debug",
     "add_device",
+    "add_memory",
     "add_outside",
     "add_overrides",
     "add_runs",
@@ -29,7 +30,6 @@ __all__ = [
     "open_run_folder",
     "picked_device",
     "position_pattern",
-    "say",
 ]
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -37,11 +37,6 @@ Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 LARGEST = 2**20
 """Maximum number of tokens per row, equal to the limit on ``data.length``."""
-
-
-def say(text: str) -> None:
-    """Print ``text`` to standard output and flush it."""
-    print(text, flush=True)
 
 
 def add_verb(
@@ -124,6 +119,13 @@ def add_outside(parser: argparse.ArgumentParser) -> None:
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--runs``, the parent folder of new run folders, to ``parser``."""
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder for new run folders (default: runs)")
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--ignore-memory`` to ``parser``."""
+    parser.add_argument(
+        "--ignore-memory", action="store_true", help="only warn about more memory than the device is estimated to have"
+    )
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_outside, add_overrides, add_verb, say
+from sedd_graph.cli.options import Verbs, add_outside, add_overrides, add_verb
+from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]
@@ -56,7 +58,8 @@ def _show_inverse(path: Path, arguments: argparse.Namespace) -> int:
         made = {"mermaid": draw.to_mermaid, "svg": draw.to_svg}[arguments.format]
         say(made(graph, {one.region: arrows(one.found) for one in derived}).rstrip("\n"))
     elif arguments.format == "tree":
-        say("\n\n".join(explain(one.found) for one in derived))
+        labels = Counter(one.region.label for one in derived)
+        say("\n\n".join(explain(one.found, typed=labels[one.region.label] > 1) for one in derived))
     else:
         raise UserError("--inverse goes with --format tree, mermaid or svg")
     refused = [one for one in derived if one.problem is not None]

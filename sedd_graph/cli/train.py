@@ -6,7 +6,17 @@ import argparse
 import os
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_outside, add_overrides, add_runs, add_verb, picked_device, say
+from sedd_graph.cli.options import (
+    Verbs,
+    add_device,
+    add_memory,
+    add_outside,
+    add_overrides,
+    add_runs,
+    add_verb,
+    picked_device,
+)
+from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]
@@ -21,6 +31,7 @@ def declare(verbs: Verbs) -> None:
     add_overrides(parser)
     parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint")
     add_runs(parser)
+    add_memory(parser)
     add_device(parser)
     add_outside(parser)
 
@@ -48,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             runs=Path(arguments.runs),
             device=picked_device(arguments),
             compile="off",
+            ignore_memory=arguments.ignore_memory,
             say=say,
         )
         say(f"run folder  {path}")

@@ -101,12 +101,13 @@ class Draw:
 
     Attributes:
         xt: int64 [b, l], the noisy tokens x_t.
-        t: float32 [b], times in [0, 1].
+        t: float32 [b], times in [0, 1]; under an objective that counts masks, the fraction of masked tokens.
         sigma: float32 [b], total noise sigma(t).
-        dsigma: float32 [b], the derivative of sigma(t) in t.
-        weight: float32 [b], the importance weight of the sample: the mean of weight * integrand over samples estimates
-            the integral over t (``weight`` is the width of the interval that t is drawn from), or the sum over mask
-            counts.
+        dsigma: float32 [b], the derivative of sigma(t) in t; 1 if the bound is not an integral over t.
+        weight: float32 [b], the importance weight of the sample in a Monte Carlo estimate of the bound on -log p(x_0).
+            If the bound is an integral over t, it is the length of the interval that t is drawn from (1 for a given t);
+            if the bound is a sum over time steps, their number; if it is a sum over the number k of masked tokens out
+            of L, L / k.
     """
 
     xt: Tensor
@@ -125,7 +126,7 @@ class Randomness:
     Args:
         generator: The random number generator; results are on its device.
         start: Index in the global batch of the first of these rows.
-        total: Number of rows of the global batch; None: ``start`` plus the rows that are requested.
+        total: Number of rows of the global batch; None: ``start`` plus the number of rows requested in each call.
     """
 
     def __init__(self, generator: torch.Generator, *, start: int = 0, total: int | None = None) -> None:
@@ -135,8 +136,8 @@ class Randomness:
         """Draw uniform numbers in [0, 1) with 24 random bits each.
 
         Args:
-            rows: Number of rows of this slice.
-            *shape: The other axes.
+            rows: Number of rows to return, from row ``start`` of the global batch on.
+            *shape: Sizes of the other axes.
 
         Returns:
             float32 ``[rows, *shape]``.
@@ -152,8 +153,8 @@ class Randomness:
         might never be sampled.
 
         Args:
-            rows: Number of rows of this slice.
-            *shape: The other axes.
+            rows: Number of rows to return, from row ``start`` of the global batch on.
+            *shape: Sizes of the other axes.
 
         Returns:
             float64 ``[rows, *shape]``.
@@ -161,7 +162,13 @@ class Randomness:
         return self.rand(rows, *shape).double() + self.rand(rows, *shape).double() * 2**-24
 
     def keys(self, rows: int) -> Tensor:
-        """Draw one key per row for the counter-based :mod:`sedd_graph.component.counter_rng`, int32 [rows]."""
+        """Draw one seed per row for the counter-based random numbers of dropout, int32 [rows].
+
+        The seeds are the keys that :mod:`sedd_graph.component.counter_rng` hashes.
+
+        Args:
+            rows: Number of rows to return, from row ``start`` of the global batch on.
+        """
         total = self.total or self.start + rows
         device = self.generator.device
         drawn = torch.randint(-(2**31), 2**31, (total,), generator=self.generator, device=device)
@@ -172,6 +179,9 @@ class Randomness:
 
         The times of the global batch are an even grid, shifted by one uniform random offset modulo 1 (VDM, arXiv
         2107.00630).
+
+        Args:
+            rows: Number of rows to return, from row ``start`` of the global batch on.
         """
         total = self.total or self.start + rows
         offset = torch.rand(1, generator=self.generator, device=self.generator.device, dtype=torch.float64)

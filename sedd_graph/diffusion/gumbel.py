@@ -15,9 +15,9 @@ from sedd_graph.diffusion.numerics import take
 __all__ = ["gumbel", "posterior_gumbel", "replay"]
 
 APART = 1e-9
-"""Smallest margin by which the chosen state's sum of log-weight and noise exceeds the others.
+"""Smallest margin by which log-weight plus noise of the chosen state exceeds that of any other state.
 
-The margin is larger than rounding errors if log-weights are above -1e5.
+:func:`posterior_gumbel` enforces it. It is larger than rounding errors if log-weights are above -1e5.
 """
 
 
@@ -43,13 +43,14 @@ def replay(log_weights: Tensor, noise: Tensor) -> Tensor:
 def posterior_gumbel(log_weights: Tensor, chosen: Tensor, *, generator: torch.Generator) -> Tensor:
     """Draw Gumbel noise given the states that it selected (Maddison, Tarlow and Minka, arXiv 1411.0030).
 
-    The largest sum of log-weight and noise is Gumbel with location log(sum of w), whichever state attains it; the other
-    sums are Gumbel with location log w, truncated below the largest. :func:`replay` with this noise and the same
-    weights returns ``chosen``. If ``chosen`` is itself a sample from the weights, the noise is standard Gumbel, so that
-    :func:`replay` with other weights samples from those.
+    Let w be the weights of the n states. The maximum of log w + noise over states is Gumbel with location log(sum of
+    w), whichever state attains it. At each other state, log w + noise is Gumbel with location log w, truncated to
+    values below the maximum. :func:`replay` with the returned noise and the same weights returns ``chosen``. If
+    ``chosen`` is itself a sample from the weights, the noise is standard Gumbel, so that :func:`replay` with other
+    weights samples from the other weights.
 
     Args:
-        log_weights: [..., n], not normalised; minus infinity for impossible states.
+        log_weights: log w, [..., n], not normalised; minus infinity for impossible states.
         chosen: The selected states, int64 [...].
         generator: Random number generator on the device of ``log_weights``.
 

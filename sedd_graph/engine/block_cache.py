@@ -1,6 +1,7 @@
 """Network evaluation for block diffusion sampling, with and without a KV cache of the finished blocks.
 
-Axes: b batch, l positions of the block being denoised, m positions of the finished blocks, n states.
+A denoiser is a function that evaluates the network on the noisy tokens of one block
+(:class:`sedd_graph.diffusion.tokens.walk.Denoise`). Axes: b batch, m positions of the finished blocks.
 """
 
 from __future__ import annotations
@@ -31,16 +32,20 @@ def _outputs(
 
 
 def uncached(model: Model, block: int, written: Tensor, *, suffix: PositionwiseSuffix | None = None) -> Denoise:
-    """Return the denoiser of the next block, which evaluates the finished blocks again in every call.
+    """Return a function that evaluates the network on the block after the finished ones, without a KV cache.
+
+    Each call of the function evaluates the finished blocks again.
 
     Args:
-        model: Network of a graph of blocks.
+        model: Network for block diffusion, which reads noisy and clean tokens
+            (:func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`).
         block: Positions per block.
         written: Tokens of the finished blocks, int64 [b, m].
-        suffix: If given, its nodes are computed only at the positions that a call requests (``at``).
+        suffix: Last nodes of the network, evaluated only at the positions that a call selects (``at``). None: each call
+            evaluates the network at all positions.
 
     Returns:
-        The denoiser, see :class:`sedd_graph.diffusion.tokens.walk.Denoise`.
+        The function ``denoise(x, t, rows, at)``, see :class:`sedd_graph.diffusion.tokens.walk.Denoise`.
     """
 
     def denoise(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
@@ -51,29 +56,31 @@ def uncached(model: Model, block: int, written: Tensor, *, suffix: PositionwiseS
 
 
 class Cached:
-    """Factory of block denoisers with a KV cache, so that the network evaluates each finished token once.
+    """Counterpart of :func:`uncached` with a KV cache: the network evaluates each finished token only once.
 
-    Created by :func:`cached`. Call it with the finished tokens to get the denoiser of the next block, as
-    :func:`uncached` returns.
+    Created by :func:`cached`. A call with the tokens of the finished blocks returns the function that evaluates the
+    network on the next block.
 
     Args:
-        model: Network of a graph of blocks.
+        model: Network for block diffusion, which reads noisy and clean tokens
+            (:func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`).
         block: Positions per block.
-        caches: KV caches installed in the components of ``model``.
-        suffix: If given, its nodes are computed only at the positions that a call requests (``at``).
+        caches: KV caches that are installed in the components of ``model``, one in each.
+        suffix: Last nodes of the network, evaluated only at the positions that a call selects (``at``). None: each call
+            evaluates the network at all positions.
     """
 
     def __init__(self, model: Model, block: int, caches: list[KVCache], suffix: PositionwiseSuffix | None) -> None:
         self._model, self._block, self._caches, self._suffix, self._done = model, block, caches, suffix, 0
 
     def __call__(self, written: Tensor) -> Denoise:
-        """Add newly finished tokens to the KV cache and return the denoiser of the next block.
+        """Add the newly finished blocks to the KV cache, and return the function that evaluates the next block.
 
         Args:
-            written: Tokens of all finished blocks, int64 [b, m], an extension of the tensor in the previous call.
+            written: Tokens of all finished blocks, int64 [b, m]. They begin with those of the previous call.
 
         Returns:
-            The denoiser, see :class:`sedd_graph.diffusion.tokens.walk.Denoise`.
+            The function ``denoise(x, t, rows, at)``, see :class:`sedd_graph.diffusion.tokens.walk.Denoise`.
         """
         if written.shape[1] > self._done:
             new = written[:, self._done :]
@@ -101,14 +108,16 @@ def cached(
     """Context manager that installs a KV cache in every component of ``model``, and removes the caches on exit.
 
     Args:
-        model: Network of a graph of blocks.
+        model: Network for block diffusion, which reads noisy and clean tokens
+            (:func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`).
         block: Positions per block.
-        rows: Rows of the batch, b.
-        length: Largest number of positions that a cache stores per row.
-        suffix: If given, its nodes are computed only at the positions that a call requests (``at``).
+        rows: Number of rows of the batch, b.
+        length: Largest number of positions that a cache stores per row, finished blocks and the current one together.
+        suffix: Last nodes of the network, evaluated only at the positions that a call selects (``at``). None: each call
+            evaluates the network at all positions.
 
     Yields:
-        The factory of block denoisers.
+        The :class:`Cached`, which returns a function for each block in turn.
     """
     components = [m for m in model.modules() if isinstance(m, Component)]
     for component in components:

@@ -12,7 +12,10 @@ _LIMIT = 128
 
 
 def compile_in_place(module: nn.Module) -> None:
-    """Mark ``module`` for torch.compile: its first call with each input shape and mode compiles one full graph."""
+    """Mark ``module`` for torch.compile: its first call with new input shapes compiles one full graph.
+
+    So does the first call in another mode: training or evaluation, with or without gradients.
+    """
     import torch._dynamo.config as dynamo_config
 
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _LIMIT)
@@ -22,8 +25,9 @@ def compile_in_place(module: nn.Module) -> None:
 def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
     """Compile an FX graph with Inductor so that the backward pass recomputes dropout masks instead of saving them.
 
-    By default Inductor saves every dropout mask but the first, since all masks are computed from shared counters. A
-    saved mask takes one byte per element, and on a CPU writing the mask takes longer than recomputing the hash.
+    Dropout masks are hashes of counters (:mod:`sedd_graph.component.counter_rng`). By default Inductor saves every mask
+    but the first, since all masks read the same counters. A saved mask takes one byte per element, and on a CPU writing
+    the mask takes longer than recomputing the hash.
 
     Args:
         graph: Graph to compile.

@@ -54,7 +54,7 @@ def build_shapes(graph: Graph, registry: Registry) -> Model:
         registry: The installed components.
 
     Raises:
-        BlueprintError: Components cannot be constructed; the error has one problem for each.
+        BlueprintError: Components cannot be constructed. The error lists them all.
     """
     with torch.device("meta"), _NoDraws():
         return build_model(graph, registry)
@@ -70,7 +70,7 @@ def count_shapes(graph: Graph, registry: Registry) -> int:
         registry: The installed components.
 
     Raises:
-        BlueprintError: Components cannot be constructed; the error has one problem for each.
+        BlueprintError: Components cannot be constructed. The error lists them all.
     """
     problems: list[Problem] = []
     with torch.device("meta"), _NoDraws():
@@ -98,7 +98,7 @@ def build_model(graph: Graph, registry: Registry) -> Model:
         registry: The installed components.
 
     Raises:
-        BlueprintError: Components cannot be constructed; the error has one problem for each.
+        BlueprintError: Components cannot be constructed. The error lists them all.
     """
     problems: list[Problem] = []
     root = _Builder(registry, problems).region(graph.root, "")
@@ -113,11 +113,14 @@ def build_block(region: Region, registry: Registry, *, repeat: int = 0, running:
     Args:
         region: The block.
         registry: The installed components.
-        repeat: Number of layers in the chain; 0 for the block itself.
-        running: Memory mode (``store``, ``checkpoint`` or ``reversible``) and arithmetic of the block.
+        repeat: Number of copies in the chain, in which each reads the outputs of the one before; 0: one block, without
+            a chain.
+        running: Memory mode (``store``, ``checkpoint`` or ``reversible``) and arithmetic of the block. By default
+            ``store`` and ordinary floating point.
 
     Raises:
-        BlueprintError: Components cannot be constructed, or the block cannot be run as ``running`` declares.
+        BlueprintError: Components cannot be constructed, or the block cannot be run as ``running`` declares, such as
+            reversibly without an inverse.
     """
     problems: list[Problem] = []
     body = chained(region, repeat, _NOWHERE) if repeat else region

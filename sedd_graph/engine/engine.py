@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.engine.network import CompileMode, Network
+from sedd_graph.engine.noise_draws import NoiseDraws
 from sedd_graph.engine.process import OnDraw, Process, SampleRequest, Samples
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
@@ -23,11 +25,11 @@ __all__ = ["Bound", "Engine", "TrainedModule"]
 
 
 class Bound(NamedTuple):
-    """Monte Carlo estimate of an upper bound on -log p, in nats per row.
+    """Monte Carlo estimate of an upper bound on -log p of a row under the model, in nats.
 
     Attributes:
-        mean: Mean of the bound over rows.
-        standard_error: Standard error of the mean; nan for a single row.
+        mean: Mean of the bound over the evaluated rows, nats per row.
+        standard_error: Standard error of ``mean``, nats per row; nan for a single row.
     """
 
     mean: float
@@ -56,7 +58,7 @@ class TrainedModule(nn.Module):
             key: Dropout key of each row, int32 [b]; None turns dropout off.
 
         Returns:
-            The loss in nats per row, float32 [b], and the saved activations by name.
+            The loss in nats per row, float32 [b], and the saved activations of the network by dotted path.
         """
         return self._process.loss(self.model, draw, batch, key)
 
@@ -69,12 +71,15 @@ class Engine:
     Args:
         network: Network on its device.
         process: Process on the same device.
-        on_save: Callback of :meth:`save`, called with the folder after the weights are written; it writes the other
-            files.
+        on_save: Callback of :meth:`save`, called with the folder after the weights are written; it writes the lock file
+            and the tokenizer. None: only the weights are written.
 
     Attributes:
         trained: Network and loss as one module, for training loops.
+        checks: Results of the checks, if the engine was built with ``prove=True``; else empty.
     """
+
+    checks: Sequence[Check] = ()
 
     def __init__(self, network: Network, process: Process, *, on_save: Callable[[Path], None] | None = None) -> None:
         self.network, self.process, self._on_save = network, process, on_save
@@ -135,8 +140,8 @@ class Engine:
         Args:
             rows: Clean rows: tokens, int64 [b, l]; points, float32 [b, ...]; or a batch of the process's
                 ``batch_type``.
-            t: Diffusion times in [0, 1], float32 [b]; drawn if None. With ``t`` the loss is the integrand of the
-                objective at ``t``.
+            t: Diffusion times in [0, 1], float32 [b]; drawn if None. The training objective is an integral over t; with
+                ``t`` the loss is its integrand at ``t``.
             xt: Noised rows x_t, int64 [b, l]; drawn if None.
 
         Returns:
@@ -178,7 +183,7 @@ class Engine:
     def bound(self, batches: Iterable[Any], *, draws: int = 1, seed: int = 0) -> Bound:
         """Estimate an upper bound on the mean of -log p over the rows of ``batches``, in nats per row.
 
-        The standard error treats rows as independent.
+        The standard error treats rows as independent, and noise levels as what they are: stratified over a batch.
 
         Args:
             batches: Batches of clean rows, each in a form that :meth:`loss` takes.
@@ -189,12 +194,14 @@ class Engine:
         Raises:
             UserError: ``batches`` is empty, or rows do not have the model's shape or dtype.
         """
-        found = [self.bound_rows(b, seed=mix_seed(seed, i), draws=draws) for i, b in enumerate(batches)]
+        found, drawn = [], NoiseDraws()
+        for index, batch in enumerate(batches):
+            found.append(self.bound_rows(batch, seed=mix_seed(seed, index), draws=draws, on_draw=drawn.add))
+            drawn.first += len(found[-1])
         if not found:
             raise UserError("bound: there are no batches")
         values = torch.cat(found)
-        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return Bound(values.mean().item(), error)
+        return Bound(values.mean().item(), drawn.standard_error(values.numpy(), np.ones(len(values))))
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
@@ -203,7 +210,8 @@ class Engine:
 
         Args:
             batch: Number of rows, b.
-            length: Tokens per row, l; the largest number of tokens where the model chooses lengths.
+            length: Tokens per row, l; the largest number of tokens where the model chooses lengths. Required for
+                tokens; None where rows are points.
             **fields: Further fields of :class:`SampleRequest`, such as ``steps``, ``seed`` and ``prompt``.
 
         Returns:
@@ -238,7 +246,8 @@ class Engine:
     def save(self, directory: str | Path) -> None:
         """Write a model folder that :func:`sedd_graph.build` opens.
 
-        The folder contains ``model.safetensors``, the lock file, and the tokenizer if there is one.
+        The folder contains the weights (``model.safetensors``), the lock file of the blueprint, and the tokenizer if
+        there is one.
 
         Args:
             directory: The folder, created if it does not exist.

@@ -1,8 +1,8 @@
-"""Inversion of ``y = x + g(x)`` for a contraction ``g``: fixed-point iteration, implicit gradients and log-determinant.
+"""Inversion of ``y = x + g(x)`` for a contraction ``g`` by fixed-point iteration, and its log-determinant.
 
 This module does not depend on graphs or components. A sequence is one row of the batch. Axes: b batch, n elements of
 one sequence. Sources: i-ResNet (arXiv 1811.00995), Residual Flows (arXiv 1906.02735), Anderson acceleration (Walker and
-Ni 2011), implicit gradients (Deep Equilibrium Models, arXiv 1909.01377).
+Ni 2011).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sedd_graph.errors import SeddGraphError, UserError
 
-__all__ = ["Iteration", "LogDet", "Map", "NotConverged", "Solution", "fixed_point", "log_det", "solve"]
+__all__ = ["Iteration", "LogDet", "Map", "NotConverged", "Solution", "log_det", "solve"]
 
 Map = Callable[[Tensor], Tensor]
 """A function from a tensor [b, ...] to a tensor of the same shape, which maps each sequence independently."""
@@ -36,8 +36,8 @@ class Solution(NamedTuple):
 
     Attributes:
         x: The solution, [b, ...].
-        error: Upper bound on the largest relative error of a sequence.
-        evaluations: Number of evaluations of g.
+        error: Upper bound on the error of x relative to max(||x||, ||y||), the largest over the sequences of the batch.
+        evaluations: Number of evaluations of g on the whole batch.
     """
 
     x: Tensor
@@ -49,8 +49,8 @@ class LogDet(NamedTuple):
     """Log-determinant log |det (I + dg/dx)| of each sequence, in nats.
 
     Attributes:
-        value: Exact value or unbiased estimate, [b].
-        variance: Variance of the estimate, [b]; zero where the value is exact.
+        value: Exact value or unbiased estimate, float64 [b].
+        variance: Estimated variance of ``value``, nats squared, float64 [b]; zero if ``value`` is exact.
     """
 
     value: Tensor
@@ -63,10 +63,11 @@ class Iteration:
 
     Attributes:
         lipschitz: Lipschitz constant c of g, in [0, 1), in the Euclidean norm of a sequence.
-        tolerance: Largest relative error of the solution. None: 8 eps / (1 - c)^1.5, with eps the machine epsilon of
-            the dtype; the rounding errors of all evaluations accumulate to eps / (1 - c).
-        max_evaluations: Largest number of evaluations of g. None: twice the number after which the plain (Picard)
-            iteration is guaranteed to converge, plus 8.
+        tolerance: Error of x, relative to max(||x||, ||y||), at which the iteration stops. None: 8 eps / (1 - c)^1.5,
+            with eps the machine epsilon of the dtype; the rounding errors of all evaluations accumulate to eps / (1 -
+            c).
+        max_evaluations: Number of evaluations of g after which the iteration gives up. None: twice the number after
+            which the plain (Picard) iteration is guaranteed to converge, plus 8.
         history: Number of previous steps that Anderson acceleration combines; 0 for the plain (Picard) iteration.
 
     Raises:
@@ -82,7 +83,7 @@ class Iteration:
         _check_constant(self.lipschitz)
 
     def limits(self, dtype: torch.dtype) -> tuple[float, int]:
-        """Return the tolerance and the largest number of evaluations for tensors of ``dtype``, with defaults filled in.
+        """Return the tolerance and the largest number of evaluations for ``dtype``, with None replaced by the defaults.
 
         Raises:
             UserError: Rounding in ``dtype`` prevents the iteration from reaching the tolerance.
@@ -121,7 +122,11 @@ def solve(g: Map, y: Tensor, iteration: Iteration) -> Solution:
     An accelerated step is accepted if its residual is at most the Lipschitz constant times the previous residual, a
     decrease that a plain (Picard) step guarantees. Otherwise the plain step is taken, so that the worst case is twice
     the evaluations of the plain iteration. A sequence has converged when the error bound ||z_new - z|| / (1 -
-    lipschitz) is at most the tolerance times max(||z_new||, ||y||), where z and z_new are successive iterates.
+    lipschitz) is at most the tolerance times max(||z_new||, ||y||), where z is the iterate that is returned and z_new the
+    plain step from it.
+
+    The declared Lipschitz constant is not trusted: each pair of successive iterates measures a lower bound on the real
+    one. The error bound uses the larger of the two, and a map that moves as far as its points is no contraction.
 
     Args:
         g: The contraction.
@@ -130,32 +135,49 @@ def solve(g: Map, y: Tensor, iteration: Iteration) -> Solution:
 
     Raises:
         UserError: The dtype of ``y`` cannot reach the tolerance.
-        NotConverged: The tolerance is not reached within the largest number of evaluations, or an iterate is not
-            finite.
+        NotConverged: The tolerance is not reached within the largest number of evaluations, an iterate is not finite, or
+            the map is shown to be no contraction.
     """
     tolerance, limit = iteration.limits(y.dtype)
     flat, against = y.flatten(1), _norm(y)
-    z = image = step = flat
+    z = image = step = point = before = flat
+    value_before: Tensor | None = None
     size = torch.full_like(against, math.inf)
+    constant = torch.full_like(against, iteration.lipschitz)
+    slack = 64 * torch.finfo(y.dtype).eps
     tried = done = torch.zeros_like(against, dtype=torch.bool)
     history: list[tuple[Tensor, Tensor]] = []
     error = math.inf
     for evaluation in range(1, limit + 1):
-        plain = flat - g(z.view_as(y)).flatten(1)
+        value = g(z.view_as(y)).flatten(1)
+        plain = flat - value
         moved = plain - z
         length = _norm(moved)
+        if value_before is not None:
+            # what rounding cannot explain of the distance between two images, relative to that of their points
+            noise = slack * torch.maximum(torch.maximum(_norm(plain), _norm(z)), against)
+            ratio = (_norm(value - value_before) - noise) / _norm(z - before).clamp(min=1e-300)
+            constant = torch.maximum(constant, ratio.nan_to_num(0.0, posinf=math.inf))
+            if bool((constant >= 1).any()):
+                raise NotConverged(
+                    f"fixed point: the map's real constant is larger than {iteration.lipschitz:g}: at evaluation {evaluation} two "
+                    f"points move apart {float(constant.max()):.4g}-fold, so that it is no contraction, and more than one solution "
+                    "is possible"
+                )
+        before, value_before = z, value
         accepted = ~done & (~tried | (length <= iteration.lipschitz * size))
         # A rejected step is discarded: its sequence resumes with the plain step from the last accepted point, or stays
         # where it is if it is done.
+        point = torch.where(accepted[:, None], z, point)
         image = torch.where(accepted[:, None], plain, image)
         step = torch.where(accepted[:, None], moved, step)
         size = torch.where(accepted, length, size)
-        bound, scale = size / (1 - iteration.lipschitz), torch.maximum(_norm(image), against)
+        bound, scale = size / (1 - constant), torch.maximum(_norm(image), against)
         error, done = _worst(bound, scale), bound <= tolerance * scale
         if not math.isfinite(error):
             raise NotConverged(f"fixed point: the map gives values that are not finite at evaluation {evaluation}")
         if error <= tolerance:
-            return Solution(image.view_as(y), error, evaluation)
+            return Solution(point.view_as(y), error, evaluation)
         z = image
         if iteration.history:
             history = [*history, (image, step)][-iteration.history - 1 :]
@@ -191,49 +213,6 @@ def _anderson(history: list[tuple[Tensor, Tensor]]) -> Tensor:
     ridge = (1e-12 * trace + torch.finfo(torch.float64).tiny)[:, None, None] * eye
     weights: Tensor = torch.linalg.solve(gram + ridge, steps.mT @ step.double()[..., None])
     return image - (images @ weights.to(image.dtype)).squeeze(-1)
-
-
-def fixed_point(g: Map, y: Tensor, iteration: Iteration) -> Tensor:
-    """Solve x = y - g(x) and return x, differentiable in ``y`` and in all tensors that ``g`` depends on.
-
-    The gradient is implicit: with v the gradient of the loss with respect to x, the backward pass solves u = v -
-    (dg/dx)^T u by the same iteration (the transposed Jacobian has the same Lipschitz constant). No iterate is saved for
-    backward; ``g`` is evaluated once more in the forward and in the backward pass. Second derivatives are not
-    supported.
-
-    Args:
-        g: The contraction.
-        y: Right-hand side, [b, ...].
-        iteration: Lipschitz constant of g, tolerance and limits, for both passes.
-
-    Returns:
-        The solution x, [b, ...].
-
-    Raises:
-        UserError: The dtype of ``y`` cannot reach the tolerance.
-        NotConverged: The tolerance is not reached, in the forward or in the backward pass.
-    """
-    x = solve(g, y, iteration).x
-    if not torch.is_grad_enabled():
-        return x
-    # One more plain step carries the gradients to y and into g; the hook applies (I + dg/dx)^-T before it.
-    out = y - g(x)
-
-    def implicit(v: Tensor | None) -> Tensor | None:
-        if v is None:
-            return None
-        with torch.enable_grad():
-            point = x.detach().requires_grad_()
-            moved = g(point)
-
-        def transposed(u: Tensor) -> Tensor:
-            return torch.autograd.grad(moved, point, u, retain_graph=True, materialize_grads=True)[0]
-
-        return solve(transposed, v, iteration).x
-
-    if out.requires_grad:
-        out.register_hook(implicit)
-    return out
 
 
 def log_det(

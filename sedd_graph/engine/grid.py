@@ -34,17 +34,17 @@ class _Snap(torch.autograd.Function):
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Fixed-point grid: the float32 multiples of 2^-``bits``.
+    """Fixed-point grid: the multiples of 2^-``bits``, on which float32 sums of values below :attr:`limit` are exact.
 
     Attributes:
-        bits: Number of fractional bits.
+        bits: Number of fractional bits; the spacing of the grid is 2^-bits.
     """
 
     bits: int = 16
 
     @property
     def limit(self) -> float:
-        """Magnitude 2^(23 - bits): the sum of any two grid values below this limit is exact in float32."""
+        """Magnitude 2^(23 - bits). The float32 sum of two grid values of smaller magnitude is exact."""
         return 2.0 ** (23 - self.bits)
 
     def snap(self, x: Tensor) -> Tensor:
@@ -52,8 +52,17 @@ class Grid:
         snapped: Tensor = _Snap.apply(x, self.bits)
         return snapped
 
+    def spoilt(self, streams: Sequence[Tensor], largest: Tensor) -> list[Tensor]:
+        """Return ``streams``, with all elements NaN if a magnitude was out of range, without waiting for the device.
+
+        Args:
+            streams: Tensors on the grid, of any shape.
+            largest: The largest magnitude, float [], which must be below :attr:`limit`.
+        """
+        return [torch.where(largest < self.limit, x, torch.nan) for x in streams]
+
     def check_range(self, streams: Sequence[Tensor], where: str) -> None:
-        """Verify that the magnitude of all tensors is in the range in which float32 sums are exact.
+        """Verify that the elements of tensors are below :attr:`limit` in magnitude, so that float32 sums are exact.
 
         Args:
             streams: Tensors on the grid, of any shape; at least one.

@@ -24,15 +24,19 @@ from sedd_graph.inverse import Contraction, Forward, Solve
 __all__ = ["LayerRun", "Values", "accumulated", "gradient_flow"]
 
 Values = list[Any]
-"""Tensors of a layer by graph-value index; None where a tensor is not computed yet, or is already freed."""
+"""Tensors that a layer computes or receives, at their indices in the :class:`Layout` (graph-value indices).
+
+None where a tensor is not computed yet, or is already freed.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tape:
-    """One evaluation of a unit with gradients enabled, recorded for its backward pass.
+    """One evaluation of a unit (a component or nested block) with gradients enabled, recorded for its backward pass.
 
     Attributes:
-        leaves: Detached arguments, None where an optional port is not connected.
+        leaves: Arguments in call order, detached from the surrounding autograd graph; None where an optional port is
+            not connected.
         outputs: Outputs and saved activations computed from the leaves.
     """
 
@@ -44,16 +48,17 @@ class LayerRun:
     """Execution of one layer, forward from its inputs or inverted from its outputs, with all intermediate tensors.
 
     Args:
-        layout: Layout of the layer's region.
+        layout: Layout of the layer: its graph values (the tensors that it computes or receives), its units (components,
+            or nested blocks that are evaluated as a whole) and its inverse.
         layer: Module of the layer.
-        key: Dropout key of each row, int32 [b]; None turns dropout off.
-        needs_grad: For each graph value, whether it requires a gradient (see :func:`gradient_flow`). If given, each
-            unit is evaluated on detached arguments, outside the surrounding autograd graph, and :meth:`backward` can be
-            called. If None, units are evaluated in ordinary autograd.
+        key: Dropout key of each row b, int32 [b]; None turns dropout off.
+        needs_grad: For each graph value, by index, whether it requires a gradient (see :func:`gradient_flow`). If
+            given, each unit is evaluated on detached arguments, outside the surrounding autograd graph, and
+            :meth:`backward` can be called. If None, units are evaluated in ordinary autograd.
 
     Attributes:
         values: Tensors by graph-value index; None where not computed yet, or freed.
-        tapes: Recorded evaluations of units, for :meth:`backward`.
+        tapes: For each unit that :meth:`backward` is to differentiate, its recorded evaluation.
     """
 
     def __init__(
@@ -62,12 +67,13 @@ class LayerRun:
         self.layout, self.layer, self.key, self.needs_grad = layout, layer, key, needs_grad
         self.values: Values = [None] * layout.count
         self.tapes: dict[Unit, Tape] = {}
+        self._largest: list[Tensor] = []
 
     def put(self, numbers: Iterable[int], tensors: Iterable[Tensor]) -> None:
-        """Set tensors of the layer.
+        """Set tensors in :attr:`values`.
 
         Args:
-            numbers: Graph-value indices, such as ``layout.inputs.values()``.
+            numbers: Graph-value indices of the tensors, such as ``layout.inputs.values()``.
             tensors: One tensor for each index; surplus tensors are ignored.
         """
         for number, tensor in zip(numbers, tensors, strict=False):
@@ -83,8 +89,9 @@ class LayerRun:
         """Return the arguments of a unit in call order; None where an optional port is not connected.
 
         Args:
-            unit: The unit.
-            values: Tensors by graph-value index; None: :attr:`values`.
+            unit: The component or nested block.
+            values: Tensors by graph-value index, from which the arguments are taken; None: those of the run
+                (:attr:`values`).
         """
         known = self.values if values is None else values
         return [None if v < 0 else known[v] for v in unit.inputs]
@@ -93,7 +100,7 @@ class LayerRun:
         """Evaluate a unit in the forward direction.
 
         Args:
-            unit: The unit.
+            unit: The component or nested block.
             arguments: Its arguments in call order.
 
         Returns:
@@ -107,6 +114,8 @@ class LayerRun:
                 own = fold(own, place)
         if unit.factors is not None and unit.outputs[0] in layout.on_grid:
             arguments = [self._snapped(v, x) for v, x in zip(unit.inputs, arguments, strict=True)]
+            if len(arguments) > 2:  # partial sums may leave the range in which float32 is exact
+                return (module(*[x.double() for x in arguments]).float(),)
         if isinstance(module, RegionModule):
             result = module(own, *arguments)
         else:
@@ -114,21 +123,38 @@ class LayerRun:
         return result if isinstance(result, tuple) else (result,)
 
     def forward(self) -> list[Tensor]:
-        """Evaluate all units from the layer's inputs, and return the saved activations.
+        """Evaluate all units (components and nested blocks) in order, and return the saved activations.
 
-        Without ``needs_grad``, each unit gets a view of its arguments, so that autograd first sums the gradients of a
-        tensor within each unit. :meth:`backward` sums in the same order, and both give bitwise equal gradients.
+        Set the layer's inputs with :meth:`put` before the call. Without ``needs_grad``, each unit gets views of its
+        arguments, so that autograd first sums the gradients of a tensor within each unit. :meth:`backward` sums in that
+        order too, so that its gradients are bitwise equal to those of autograd.
+
+        Returns:
+            The saved activations, in the order of :attr:`Layout.saved`.
         """
-        values, saved = self.values, {}
-        for unit in self.layout.units:
+        values, saved, layout = self.values, {}, self.layout
+        self._watch(layout.inputs[name] for name in layout.streams)
+        for unit in layout.units:
             if self.needs_grad is None:
                 views = [None if x is None else x.view_as(x) for x in self.arguments(unit)]
                 made = self.evaluate(unit, views)
             else:
                 made = tuple(t.detach() for t in self._taped(unit).outputs)
             self.put(unit.outputs, made)
+            if unit.factors is not None:
+                self._watch(unit.outputs)
             saved[".".join(unit.path)] = made[len(unit.outputs) :]
-        return [saved[path][at] if path else values[at] for path, at in self.layout.saved]
+        return [saved[path][at] if path else values[at] for path, at in layout.saved]
+
+    def _watch(self, values: Iterable[int]) -> None:
+        """Include the graph values among ``values`` that are on the grid in :meth:`largest`."""
+        for value in values:
+            if value in self.layout.on_grid:
+                self._largest.append(torch.linalg.vector_norm(self.values[value].detach(), torch.inf))
+
+    def largest(self) -> Tensor:
+        """Return the largest magnitude, float32 [], of a graph value on the grid in :meth:`forward`; NaN if one is."""
+        return torch.stack(self._largest).max()
 
     def _taped(self, unit: Unit) -> Tape:
         """Evaluate a unit with gradients, outside the autograd graph of its arguments."""
@@ -153,8 +179,8 @@ class LayerRun:
 
         Set the outputs and conditioning inputs with :meth:`put` before the call.
 
-        With ``needs_grad``, all tensors and recorded evaluations are retained for :meth:`backward`. Otherwise each
-        tensor is freed after its last use.
+        If ``needs_grad`` was passed to the constructor, all tensors and the recorded evaluations are retained for
+        :meth:`backward`. Otherwise each tensor is freed after its last use.
         """
         for step in self.layout.inverse:
             derivation = step.derivation
@@ -190,6 +216,10 @@ class LayerRun:
                 self.values[value] = tensor.detach()
 
     def _sum(self, terms: Sum) -> Tensor:
+        if (
+            len(terms) > 2 and self.layout.grid is not None
+        ):  # partial sums may leave the range in which float32 is exact
+            return torch.stack([self._snapped(v, self.values[v]).double() * f for v, f in terms]).sum(0).float()
         (value, factor), *others = terms
         x = self._snapped(value, self.values[value])
         total = x if factor == 1 else x * factor
@@ -213,7 +243,8 @@ class LayerRun:
         """Return the function x -> r(x) / scale of a contraction ``value = scale * x + r(x)``.
 
         Args:
-            found: The contraction. Tensors that its body reads, other than x, are taken from :attr:`values`.
+            found: The contraction. Its ``body`` computes ``value``; the tensors that it reads, other than x, are taken
+                from :attr:`values`.
 
         Returns:
             A function between tensors of the shape of x, [b, ...].
@@ -239,10 +270,13 @@ class LayerRun:
     def backward(self, gradients: list[Any]) -> dict[nn.Parameter, Tensor]:
         """Propagate gradients from the layer's outputs to its inputs and parameters.
 
-        Units without a recorded evaluation from :meth:`invert` are evaluated first.
+        The layer's tensors must be known, as after :meth:`invert`, and ``needs_grad`` given. Components and nested
+        blocks that :meth:`invert` has not evaluated are evaluated first.
 
         Args:
-            gradients: Gradient of the loss by graph-value index; None for zero. Updated in place, down to the inputs.
+            gradients: Gradient of the loss with respect to each graph value, by index; None for zero. On entry, the
+                gradients of the layer's outputs are set. The method adds the others in place, those of the layer's
+                inputs included.
 
         Returns:
             Gradients of the layer's parameters.
@@ -287,7 +321,8 @@ class LayerRun:
             gradients[value] = accumulated(gradients[value], gradient)
         for parameter, gradient in zip(parameters, made[len(leaves) :], strict=True):
             if gradient is not None:
-                found[parameter] = gradient
+                total = found.get(parameter)
+                found[parameter] = gradient if total is None else total + gradient
 
 
 def accumulated(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
@@ -296,10 +331,10 @@ def accumulated(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
 
 
 def gradient_flow(layout: Layout, layer: nn.Module, inputs: Sequence[bool]) -> list[bool]:
-    """Return for each graph value of a layer whether it requires a gradient, as a list by index.
+    """Return for each tensor that a layer computes or receives whether it requires a gradient, by graph-value index.
 
     Args:
-        layout: Layout of the layer's region.
+        layout: Layout of the layer, which numbers its tensors (graph values).
         layer: Module of the layer; its trainable parameters require gradients.
         inputs: For each input of the layer, whether it requires a gradient.
     """

@@ -19,24 +19,27 @@ from sedd_graph.engine.regions import last_use
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Ref, Region
 from sedd_graph.inverse import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve, solve
-from sedd_graph.inverse.flat import Block, flatten
+from sedd_graph.inverse.flat import Block, flatten, steady
 from sedd_graph.inverse.format import diagnosis
 
 __all__ = ["InverseStep", "Layout", "Sum", "Unit"]
 
 Sum = tuple[tuple[int, float], ...]
-"""Weighted sum of graph values, as pairs (graph-value index, factor)."""
+"""Weighted sum of tensors of a block, as pairs (index of the tensor in the :class:`Layout`, factor)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unit:
-    """Component or nested block that is evaluated as a whole.
+    """Part of a layer that is evaluated with one call: a component, or a nested block as a whole.
+
+    Graph-value indices are the indices of the layer's tensors in the :class:`Layout`.
 
     Attributes:
-        path: Names that lead from the layer's module to the unit's module.
+        path: Names of the submodules that lead from the layer's module to the unit's module.
         inputs: Graph-value indices of the arguments, in call order; -1 where an optional port is not connected.
         outputs: Graph-value indices of the outputs.
-        places: Position of each step on the path within its region; folded into the layer's dropout key.
+        places: For each name in ``path``, the position of that submodule in the evaluation order of the block around
+            it. Folded into the layer's dropout key one after the other, they give the unit's dropout key.
         factors: Factor of each argument if the unit is a weighted sum, whose backward pass needs no evaluation;
             otherwise None.
         moves: Whether the unit only rearranges elements, without arithmetic.
@@ -63,15 +66,16 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InverseStep:
-    """One step of the inverse, in terms of graph-value indices.
+    """One step of the inverse of a layer. Graph values are the layer's tensors, identified by :attr:`Layout.index`.
 
     Attributes:
-        derivation: The step as the solver returns it.
+        derivation: The derivation of the inverse program that the step executes.
         targets: Indices of the graph values that the step computes.
         last_use: Indices of the graph values that can be freed after the step.
-        given: Indices of the arguments of an inversion rule; -1 where an optional port is not connected.
-        sums: One weighted sum for each target of a linear step, positive terms first, so that no sum starts with a
-            negation.
+        given: If the step calls an inversion rule: graph-value indices of the rule's arguments; -1 where an optional
+            port is not connected. Otherwise empty.
+        sums: If the step is linear: one weighted sum for each target, positive terms first, so that a sum starts with
+            a negation only if all its terms are negative. Otherwise empty.
     """
 
     derivation: Derivation
@@ -82,7 +86,10 @@ class InverseStep:
 
 
 class Layout:
-    """Graph values, units and derived inverse of an invertible block.
+    """Static description of an invertible block: its graph values, its units and its derived inverse.
+
+    A graph value is a tensor that the block computes or receives. A unit is a component, or a nested block that is
+    evaluated as a whole.
 
     Args:
         region: The block.
@@ -90,13 +97,13 @@ class Layout:
         grid: Fixed-point grid for bit-exact inversion (:class:`Grid`); None for ordinary floating point.
 
     Raises:
-        UserError: The block is not invertible with the conditioning inputs ``given``, or its inverse rounds on
-            ``grid``.
+        UserError: The block is not invertible with the conditioning inputs ``given``, or its inverse would round in
+            spite of ``grid``, since it is not only sums, differences and rearrangements.
 
     Attributes:
         program: The derived inverse.
         flat: The flattened block.
-        index: Index of each graph value by reference.
+        index: Index of each graph value by its reference (:class:`Ref`).
         count: Number of graph values.
         inputs: Graph-value index of each input by name.
         outputs: Graph-value index of each output by name.
@@ -106,11 +113,12 @@ class Layout:
         by_path: Units by dotted path.
         saved: Location of each saved activation: (path of a unit, index among the unit's saved activations), or ("",
             graph-value index).
-        log_dets: For each unit, the name of the method that computes its log-determinant, or None.
-        last_use: For each unit, the graph values that can be freed after its forward evaluation. Outputs, and the
-            values that a log-determinant depends on, are never freed.
+        log_dets: For each unit, the name of the component's method that computes its log-determinant. None where the
+            term is zero, unknown, or not computed by a method of a component.
+        last_use: For each unit, indices of the graph values that can be freed after its forward evaluation. Outputs,
+            and the values that a log-determinant depends on, are never freed.
         inverse: Steps of the inverse, in order.
-        on_grid: Indices of the graph values that are multiples of the grid spacing.
+        on_grid: Indices of the graph values that are multiples of the spacing of ``grid``; empty without a grid.
     """
 
     def __init__(self, region: Region, given: Sequence[str], grid: Grid | None = None) -> None:
@@ -216,7 +224,7 @@ class Layout:
         """Return the values that stay on the grid: streams, and their sums and rearrangements."""
         if self.grid is None:
             return frozenset()
-        found = {self.inputs[name] for name in self.streams}
+        found = {v for name in self.streams if self.flat.types[v := self.inputs[name]].kind == "float"}
         for unit in self.units:
             fed = [v for v in unit.inputs if v >= 0]
             plain = unit.factors is not None and all(abs(f) == 1 for f in unit.factors)
@@ -226,8 +234,9 @@ class Layout:
 
     def _check_exact(self) -> None:
         refused = f"block {self.region.label!r} cannot run with exact arithmetic"
+        fixed = steady(self.flat, [self.inputs[name] for name in self.given])
         for name, value in self.outputs.items():
-            if value not in self.on_grid:
+            if value not in self.on_grid and value not in fixed and self.flat.types[value].kind == "float":
                 raise UserError(
                     f"{refused}: its output {name!r} is no sum or rearrangement of its streams "
                     f"({', '.join(self.streams)}); use add, sub and rearrangements for them"
@@ -237,7 +246,8 @@ class Layout:
             if isinstance(d, Linear):
                 fine = all(abs(f) == 1 for row in d.terms for _, f in row) and self.on_grid.issuperset(step.targets)
             else:
-                fine = isinstance(d, Forward) or (isinstance(d, Solve) and self.by_path[d.path].moves)
+                whole = all(self.flat.types[v].kind != "float" for v in step.targets)
+                fine = isinstance(d, Forward) or (isinstance(d, Solve) and (whole or self.by_path[d.path].moves))
             if not fine:
                 what = d.path if isinstance(d, Solve) else ", ".join(str(t) for t in d.targets)
                 raise UserError(f"{refused}: inverting {what} rounds; additive couplings and rearrangements are exact")

@@ -1,4 +1,7 @@
-"""The network of a graph on a device: its module, compilation and evaluation."""
+"""The network of a graph on a device: its module, compilation and evaluation.
+
+Axes: b batch, l positions of a row, k selected positions of a row.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,16 @@ from sedd_graph.engine.compiling import compile_in_place
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix
 from sedd_graph.engine.regions import RegionModule
+from sedd_graph.engine.reversible import RunningModule
 from sedd_graph.graph.model import Graph
 
 __all__ = ["CompileMode", "Network"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
-"""Scope of compilation: ``auto``, ``block``, ``whole`` or ``off``; see :meth:`Network.compile`."""
+"""Scope of compilation: each repeated block (``block``), network and loss as one graph (``whole``), or none (``off``).
+
+``auto`` chooses one of the three by the device, see :meth:`Network.compile`.
+"""
 
 
 class Network:
@@ -52,10 +59,10 @@ class Network:
 
         Args:
             mode: ``block`` compiles each repeated block, once for all its repeats. ``whole`` compiles ``trained`` as
-                one graph, or falls back to ``block`` if a block has a custom backward pass; it takes several times as
-                long to compile as ``block`` and runs a few percent faster. ``auto`` is ``block`` (``whole`` without
-                repeated blocks) on a CUDA GPU, and on a CPU with a C++ compiler; otherwise ``off``. ``off`` runs
-                eagerly.
+                one graph, or falls back to ``block`` if a block has a custom backward pass (checkpointing, reversible
+                or exact); it takes several times as long to compile as ``block`` and runs a few percent faster.
+                ``auto`` is ``block`` (``whole`` without repeated blocks) on a CUDA GPU, and on a CPU with a C++
+                compiler; otherwise ``off``. ``off`` runs eagerly.
             trained: Module of network and loss that the training loop calls; None for a family that is not trained.
             everywhere: Whether evaluation and sampling run compiled code too. None: only on a GPU, since on a CPU
                 compiling for another shape takes longer than drawing a few samples.
@@ -80,8 +87,24 @@ class Network:
         return self.compile_mode != "off" and self._everywhere
 
     @cached_property
+    def _running(self) -> dict[str, RunningModule]:
+        return {name: m for name, m in self.model.named_modules() if isinstance(m, RunningModule)}
+
+    def fallbacks(self) -> dict[str, float]:
+        """Return the blocks that fell back from reversible execution to checkpointing, since an inverse was inaccurate.
+
+        Returns:
+            For each dotted path of a block, the relative error of its reconstructed inputs
+            (:attr:`~sedd_graph.engine.reversible.RunningModule.fallback`).
+        """
+        return {name: block.fallback for name, block in self._running.items() if block.fallback is not None}
+
+    @cached_property
     def suffix(self) -> PositionwiseSuffix:
-        """Position-wise suffix of the graph: its last nodes, each of which maps every position independently."""
+        """Position-wise suffix of the graph: its last nodes, each of which maps every position independently.
+
+        A sampler evaluates the suffix only at the positions that change.
+        """
         return PositionwiseSuffix(self.graph.root)
 
     def run(
@@ -102,7 +125,7 @@ class Network:
 
     @contextlib.contextmanager
     def evaluating(self, *, eager: bool = False) -> Iterator[None]:
-        """Context manager that switches the network to evaluation mode.
+        """Context manager that switches the network to evaluation mode, and back to the previous mode on exit.
 
         Args:
             eager: Run eagerly within the context. Otherwise compiled code runs if :attr:`compiled_everywhere`.

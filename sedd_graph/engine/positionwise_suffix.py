@@ -58,14 +58,17 @@ def take(value: Tensor, at: Tensor, dim: int) -> Tensor:
 
 
 class PositionwiseSuffix:
-    """The largest set of last nodes of a graph that are all position-wise, and their evaluation at selected positions.
+    """The last nodes of a graph that are all position-wise, as many as there are, evaluated at selected positions.
+
+    A node is position-wise if its outputs at a position depend only on its inputs at that position, and on inputs
+    without position axis.
 
     Args:
         root: Top-level region of the graph.
 
     Attributes:
-        outputs: For each output of the graph, whether a node of the suffix computes it, and the index of its position
-            axis.
+        outputs: For each output of the graph, in order: whether a node of the suffix computes it, and the index of its
+            position axis (None: no such axis).
     """
 
     def __init__(self, root: Region) -> None:
@@ -76,7 +79,7 @@ class PositionwiseSuffix:
                     if ref.step:
                         users[ref.step].append(step.name)
         self.dims: dict[str, tuple[int | None, ...]] = {}
-        """Nodes of the suffix by name, with the index of the position axis of each argument (None: no such axis)."""
+        """Index of the position axis of each argument (None: no such axis), by name of the node of the suffix."""
         for step in reversed(root.steps):
             dims = self._dims(root, step) if all(user in self.dims for user in users[step.name]) else None
             if dims is not None:
@@ -105,7 +108,7 @@ class PositionwiseSuffix:
         Args:
             model: Module of the network.
             inputs: Input tensors by name.
-            at: Positions, int64 [b, k].
+            at: Positions, int64 [b, k]. Nodes of the suffix are evaluated only there.
 
         Returns:
             The outputs by name, [b, k, ...]; an output without a position axis is returned whole.

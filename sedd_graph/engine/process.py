@@ -45,14 +45,18 @@ __all__ = [
 
 
 KERNEL, SCHEDULE = "process:kernel", "process:schedule"
-"""Module names of a trainable noise kernel and a trainable schedule; no node can have these names."""
+"""Names of a trainable noise kernel and a trainable schedule as submodules of the network's module.
+
+No node of a graph can have these names, since node names have no colon.
+"""
 
 
 OnDraw = Callable[[str, Tensor | None, Tensor], None]
 """Callback for each noise draw of a likelihood bound, called as ``on_draw(over, t, nats)``.
 
-``over`` names the noise variable that was drawn, such as ``time``. ``t`` has its values, float [b]; None where a row
-has several noise levels. ``nats`` is the bound of each row for this draw, float [b].
+``over`` is the name of the random variable that was drawn and sets the noise level of a row, such as ``time`` or
+``masked`` (the fraction of masked tokens). ``t`` has its values, float [b], or [b, k] if a row has k noise levels; None
+if they are unknown. ``nats`` is the bound on -log p of each row for this draw, float [b].
 """
 
 
@@ -78,20 +82,26 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """Parameters of one sampling call. A family raises an error for the fields listed in its :attr:`Process.refuses`.
+    """Parameters of one sampling call.
+
+    A field that the family does not support (:attr:`Process.refuses`) must be None, or :meth:`Engine.generate` raises
+    an error.
 
     Attributes:
         batch: Number of rows, b.
-        length: Tokens per row, l; the largest number of tokens where the model chooses lengths.
-        steps: Number of sampler steps; None: the number in the blueprint.
+        length: Tokens per row, l; the largest number of tokens where the model chooses lengths. Required for tokens;
+            None where rows are points.
+        steps: Number of sampler steps, per block in block diffusion; None: the number in the blueprint.
         seed: Seed; the same seed gives the same rows on the same device. None: a random seed from torch's global
             generator.
-        prompt: Given tokens, int64 [b, l] or [1, l], with -1 at the positions to fill in.
-        attend: Attention mask, bool [b, l]: False at padding.
-        conditions: Conditions that replace those of the blueprint's ``sample`` section.
-        allowed: Mask of the tokens that may be drawn, bool [n], [l, n] or [b, l, n].
-        classifier: Classifier for guidance towards a label, instead of the one in the blueprint.
-        on_step: Callback ``on_step(number, rows)``, called with the initial rows (number 0) and after each step.
+        prompt: Given tokens, int64 [b, l] or [1, l], with -1 at the positions to fill in; where the model chooses
+            lengths, int64 [1, p] with one -1 for each hole. None: no given tokens.
+        attend: Attention mask, bool [b, l]: False at padding. None: no padding.
+        conditions: Conditions that replace those of the blueprint's ``sample`` section; None: the blueprint's.
+        allowed: Mask of the tokens that may be drawn, bool [n], [l, n] or [b, l, n]; None: no further restriction.
+        classifier: Classifier for guidance towards a label, instead of the one in the blueprint; None: the blueprint's.
+        on_step: Callback ``on_step(number, rows)``, called with 0 and the initial rows, int64 [b, l], and after each
+            step with the step's number, from 1, and the rows.
     """
 
     batch: int
@@ -116,13 +126,20 @@ class Samples(NamedTuple):
 
     Attributes:
         rows: Tokens, int64 [b, l], or points, float32 [b, ...], on the CPU.
-        facts: Metadata about how the rows were drawn, as JSON values.
+        facts: Metadata about how the rows were drawn, as JSON values by name.
         nats: -log p of each row in nats, float64 [b]; None unless the family computes it exactly.
+        given: True at the tokens of the prompt, bool [b, l], on the CPU; None without a prompt.
     """
 
     rows: Tensor
     facts: Mapping[str, Any]
     nats: Tensor | None = None
+    given: Tensor | None = None
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays that every family of text stores: ``tokens``, and ``given`` if there was a prompt."""
+        given = {} if self.given is None else {"given": self.given.numpy()}
+        return {"tokens": self.rows.numpy(), **given}
 
 
 class Stored(NamedTuple):
@@ -139,14 +156,16 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextWithHoles:
-    """Infilling request: a ``text`` with marked holes, or a ``prefix``, a ``suffix`` or both around one hole.
+    """Infilling request: a ``text`` with marked holes, or the text before and after one hole (``prefix``, ``suffix``).
 
     Attributes:
-        text: Text with marked holes.
-        prefix: Text before the hole.
-        suffix: Text after the hole.
+        text: Text in which ``[[N]]`` marks a hole of N tokens, or ``[[]]`` a hole of any size where the model chooses
+            lengths. None: ``prefix`` or ``suffix`` is given instead.
+        prefix: Text before the hole; None: the hole is at the start.
+        suffix: Text after the hole; None: the hole is at the end.
         length: Number of tokens of the filled-in text, given text included (the largest number where the model chooses
-            lengths); None: a default.
+            lengths). None: as many as a ``text`` with ``[[N]]`` has when filled in; in the other cases the default
+            length that :meth:`Process.prompt` is passed.
     """
 
     text: str | None = None
@@ -155,13 +174,13 @@ class TextWithHoles:
     length: int | None = None
 
     def check(self, example: str) -> None:
-        """Verify that either ``text`` is set, or ``prefix`` or ``suffix``, and not both.
+        """Verify that either ``text`` is given, or ``prefix``, ``suffix`` or both.
 
         Args:
             example: Text with a hole in the syntax of the family, shown in the error message.
 
         Raises:
-            UserError: Neither or both are set.
+            UserError: All three are None, or ``text`` is given together with ``prefix`` or ``suffix``.
         """
         if self.text is not None and (self.prefix is not None or self.suffix is not None):
             raise UserError("infill: give --text, or --prefix and --suffix, not both")
@@ -191,7 +210,7 @@ class Process(ABC):
     """Abstract base class of processes: how the rows of one family are noised, trained on, bounded and sampled.
 
     Args:
-        plan: The process that the blueprint declares, as read by :mod:`sedd_graph.families.plan`.
+        plan: The process that the blueprint declares, validated (:class:`sedd_graph.families.plan.Plan`).
         setup: Registry, graph, device and tokenizer information.
 
     Raises:
@@ -201,10 +220,11 @@ class Process(ABC):
     family: ClassVar[str]
     """Name of the family, a key of :data:`sedd_graph.families.table.FAMILIES`."""
     batch_type: ClassVar[Callable[..., Any]]
-    """Class of a batch of clean rows. Its constructor takes the fields of the data set's rows, in order.
+    """Class of a batch of clean rows. Its constructor takes the arrays that a data set yields for its rows, in order.
 
-    A batch has ``len(batch)`` rows, ``width`` (tokens, or real numbers, per row), ``counted`` (the number of them over
-    which the loss of each row is summed, int64 [b]) and ``to(device)``.
+    A batch has ``len(batch)`` rows; ``width``, the number of tokens (or real numbers) of a row; ``counted``, for each
+    row the number of its tokens (or real numbers) that the loss is summed over, int64 [b]; and the method
+    ``to(device)``.
     """
     trains: ClassVar[bool] = True
     """Whether the family can be trained and sampled."""
@@ -215,7 +235,7 @@ class Process(ABC):
     exact: ClassVar[bool] = False
     """Whether :meth:`bound_rows` returns -log p itself instead of an upper bound."""
     refuses: ClassVar[Mapping[str, str]] = {}
-    """Fields of :class:`SampleRequest` that the family does not support, each with the reason for the error message."""
+    """Fields of :class:`SampleRequest` that the family does not support: name, and reason for the error message."""
 
     def __init__(self, plan: Any, setup: Setup) -> None:
         self.plan = plan
@@ -227,9 +247,9 @@ class Process(ABC):
     # -- training and evaluation ------------------------------------------------------------------------------------
 
     def learned(self) -> Mapping[str, nn.Module]:
-        """Return the trainable components of the process by module name.
+        """Return the trainable components of the process, such as a learned schedule, by their submodule names.
 
-        Their weights are saved with those of the network.
+        The engine adds them to the network's module, so that their weights are saved with those of the network.
         """
         return {}
 
@@ -273,7 +293,7 @@ class Process(ABC):
             key: Dropout key of each row, int32 [b]; None turns dropout off.
 
         Returns:
-            The loss in nats per row, float32 [b], and the saved activations by name.
+            The loss in nats per row, float32 [b], and the saved activations of the network by dotted path.
         """
 
     @abstractmethod
@@ -298,11 +318,12 @@ class Process(ABC):
         return None
 
     def noised(self, over: str, t: Tensor) -> Tensor:
-        """Return the expected fraction of tokens that the noise has changed.
+        """Return the expected fraction of a row's tokens that the noise has changed.
 
         Args:
-            over: Name of the noise variable, as in :data:`OnDraw`.
-            t: Values of the noise variable, float64, of any shape.
+            over: Name of the random variable that sets the noise level, such as ``time`` or ``masked``, see
+                :data:`OnDraw`.
+            t: Values of that variable, float64, of any shape. By default they are returned as they are.
 
         Returns:
             Fractions in [0, 1], float64, of the shape of ``t``.
@@ -310,7 +331,7 @@ class Process(ABC):
         return t
 
     def example(self, rows: int, length: int) -> Tensor:
-        """Return valid clean rows for a trial training step.
+        """Return arbitrary clean rows of valid shape and dtype, for a trial training step.
 
         Args:
             rows: Number of rows.
@@ -329,12 +350,25 @@ class Process(ABC):
         return None
 
     def evaluations(self, request: SampleRequest) -> int | None:
-        """Return the number of sampler steps for ``request``, including the final noise removal.
+        """Return the total number of sampler steps for ``request``, including the final noise removal.
 
-        None where the number depends on the sampled rows.
+        None where the number is not known before sampling.
+
+        Args:
+            request: Number of steps and length.
         """
         steps = request.steps or self.steps
         return steps and steps + 1
+
+    def span(self, request: SampleRequest) -> int | None:
+        """Return the number of tokens of a row that one evaluation of the network covers for ``request``.
+
+        None where the number is not known before sampling. It determines the memory that sampling needs.
+
+        Args:
+            request: Number of steps and length.
+        """
+        return request.length or 1
 
     @abstractmethod
     def sample(self, network: Network, request: SampleRequest) -> Samples:
@@ -342,7 +376,8 @@ class Process(ABC):
 
         Args:
             network: The trained network.
-            request: Number of rows, length, seed, prompt and conditions.
+            request: Number of rows, length, seed, prompt and conditions. Fields that the family does not support
+                are None.
 
         Raises:
             UserError: A field of ``request`` is invalid for the model.
@@ -373,13 +408,14 @@ class Process(ABC):
 
     @abstractmethod
     def conditions(self, changes: Mapping[str, Any]) -> Conditions | None:
-        """Return the conditions on samples: those of the blueprint, with some fields replaced.
+        """Return the conditions on samples: those of the blueprint, with some fields changed.
 
         Args:
-            changes: New values by field name of :class:`Conditions`.
+            changes: Values of fields of :class:`Conditions`, by field name. ``forbid`` and ``allow`` are added to those
+                of the blueprint; other fields replace them.
 
         Returns:
-            The conditions; None where the family supports none and ``changes`` is empty.
+            The conditions; None if the family supports no conditions.
 
         Raises:
             UserError: A change is invalid or not supported by the family.
@@ -393,7 +429,8 @@ class Process(ABC):
         Args:
             text: The text to fill in.
             tokenizer: Tokenizer of the data.
-            length: Default number of tokens of the filled-in text: tokens per row of the training data.
+            length: Number of tokens of the filled-in text if ``text`` determines none: the tokens per row of the
+                training data.
             prompts_trained: Whether rows of the training data begin with clean prompts.
             observed: Treatment of the given tokens during sampling, ``clamp`` or ``renoise``; see
                 :attr:`Conditions.observed`.
@@ -412,13 +449,13 @@ class Process(ABC):
             data: The section.
 
         Yields:
-            A configuration key and an error message for each unsupported setting.
+            A pair (dotted configuration key, error message) for each unsupported setting.
         """
         if not isinstance(data, DataConfig):
             yield "data.points", "points are for flows: give an objective of kind likelihood, such as exact_likelihood"
 
     def check_tokenizer(self, size: int) -> str | None:
-        """Return an error message if a tokenizer of ``size`` tokens does not fit the process; otherwise None."""
+        """Return an error message if the model has fewer tokens than a tokenizer of ``size`` tokens; otherwise None."""
         return None
 
     @classmethod

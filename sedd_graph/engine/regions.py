@@ -20,14 +20,15 @@ __all__ = ["Model", "Plan", "RegionModule", "last_use"]
 
 
 def last_use(reads: Sequence[Collection[int]], retained: Collection[int]) -> tuple[tuple[int, ...], ...]:
-    """Return for each step the graph values that no later step reads, so that they can be freed after the step.
+    """Return for each step the tensors of a region (graph values) that no later step reads and that can then be freed.
 
     Args:
-        reads: Indices of the graph values that each step reads; -1 for an optional port that is not connected.
+        reads: For each step, the indices of the graph values that the step reads; -1 for an optional port that is not
+            connected.
         retained: Indices of the graph values that are needed after the last step, which are never freed.
 
     Returns:
-        Sorted indices for each step.
+        For each step, the sorted indices of the graph values that can be freed after the step.
     """
     seen = {-1, *retained}
     found = []
@@ -41,10 +42,12 @@ def last_use(reads: Sequence[Collection[int]], retained: Collection[int]) -> tup
 class Plan:
     """Execution plan of a region, shared by all modules of the region.
 
-    Graph values are numbered in order of execution: the inputs first, then the results of each step.
+    The tensors of a run (graph values) are numbered in order of execution: first the region's inputs, then for each
+    step its outputs and its saved activations.
 
     Attributes:
-        steps: Name of each step, and the graph-value indices of its arguments (-1: not connected).
+        steps: For each step a pair (name, graph-value indices of its arguments); -1 for an optional port that is not
+            connected.
         returned: Graph-value indices of the outputs, followed by those of the saved activations.
         saved: Number of saved activations.
     """
@@ -55,7 +58,7 @@ class Plan:
 
     @cached_property
     def last_use(self) -> tuple[tuple[int, ...], ...]:
-        """For each step, the indices of the graph values that can be freed after the step."""
+        """For each step, the indices of the tensors (graph values) that no later step reads and that can be freed."""
         return last_use([places for _, places in self.steps], self.returned)
 
 
@@ -79,7 +82,7 @@ class RegionModule(_Named):
         repeat: Number of layers if the region is a chain of one repeated block, otherwise 0.
 
     Attributes:
-        keyed: Whether a component within the region uses dropout.
+        keyed: Whether a component within the region takes a dropout key.
     """
 
     def __init__(self, children: Mapping[str, nn.Module], plan: Plan, *, repeat: int = 0) -> None:
@@ -128,7 +131,8 @@ class RegionModule(_Named):
     def branches(self) -> Iterator[nn.Module]:
         """Yield the modules to compile: every repeat of each outermost repeated block.
 
-        All repeats of a block share one compilation.
+        A repeat that contains a custom backward pass is not compiled as a whole; its own repeated blocks are. All
+        repeats of a block share one compilation.
         """
         for child in self.children():
             if isinstance(child, RegionModule):
@@ -199,5 +203,5 @@ class Model(_Named):
         return self.run(inputs)[0]
 
     def branches(self) -> Iterator[nn.Module]:
-        """Yield the modules to compile; see :meth:`RegionModule.branches`."""
+        """Yield the modules to compile: the repeats of repeated blocks, see :meth:`RegionModule.branches`."""
         return self._root[0].branches()

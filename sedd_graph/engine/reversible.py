@@ -1,11 +1,12 @@
 """Reversible execution and activation checkpointing of blocks.
 
-In reversible execution the forward pass saves only the last layer's outputs, the conditioning inputs and the dropout
-key. The backward pass runs the derived inverse layer by layer and reuses each branch evaluation for both the
+In reversible execution the forward pass saves only the first layer's inputs, the last layer's outputs and the dropout
+key, whatever the number of layers. The backward pass runs the derived inverse layer by layer and reuses each branch evaluation for both the
 reconstruction and its gradient. Parameters and conditioning inputs are explicit inputs of one autograd function, so
 that each of their gradients is produced once, as DDP requires. Dropout masks are a function of the key and therefore
-equal in both passes; the autocast state of the forward pass is restored. A checksum of the reconstructed inputs is
-compared with that of the original inputs; a block whose error exceeds the tolerance is checkpointed from then on.
+equal in both passes; the autocast state of the forward pass is restored. The reconstructed inputs of the first layer
+are compared with the original ones, element by element; if their error exceeds the tolerance, the gradients of the same
+step are recomputed from the original inputs, and the block is checkpointed from then on.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from sedd_graph.graph.model import Region, Running
 __all__ = ["DRIFT", "DriftWarning", "RunningModule", "make_running"]
 
 DRIFT = 1e-3
-"""Largest relative error of the reconstructed inputs' checksum before a block falls back to checkpointing.
+"""Largest relative error of the reconstructed inputs before a block falls back to checkpointing (:func:`drift_limit`).
 
-For each input two errors are compared: the change of its sum, relative to sqrt(size times sum of squares), and the
-relative change of its sum of squares.
+The error of an input is the larger of two: the Euclidean norm of the difference relative to the norm of the input, and
+the largest magnitude of an element of the difference relative to the largest magnitude of an element of the input.
 """
 
 
@@ -42,17 +43,23 @@ class DriftWarning(UserWarning):
     """Warning: inputs reconstructed in the backward pass differ from the original inputs by more than the tolerance."""
 
 
+def drift_limit(autocast: torch.dtype | None) -> float:
+    """Return the tolerance of reconstructed inputs: :data:`DRIFT`, or the machine epsilon of a coarser autocast dtype."""
+    return DRIFT if autocast is None else max(DRIFT, torch.finfo(autocast).eps)
+
+
 def make_running(region: Region, children: Mapping[str, nn.Module], plan: Plan, running: Running) -> RunningModule:
     """Build the module of a block, or of a chain of one repeated block, with the declared memory mode and arithmetic.
 
     Args:
-        region: The block, or the chain.
+        region: The block, or the chain, whose steps are then the repeats of the block.
         children: Modules of the steps by name.
         plan: Execution plan of the region.
         running: Memory mode (``store``, ``checkpoint`` or ``reversible``) and arithmetic.
 
     Raises:
-        UserError: The block cannot be run as ``running`` declares.
+        UserError: The block cannot be run as ``running`` declares, such as reversibly without a claim to be invertible,
+            or with exact arithmetic where its inverse rounds.
     """
     body = region.steps[0].body if region.repeat else region
     layer = body if isinstance(body, Region) else region
@@ -62,6 +69,15 @@ def make_running(region: Region, children: Mapping[str, nn.Module], plan: Plan, 
         if region.repeat:  # layer-invariant inputs
             given |= set(layer.inputs) - set(layer.outputs)
         layout = Layout(layer, [name for name in layer.inputs if name in given], Grid() if running.exact else None)
+        changed = [
+            name for name in layout.given if layout.outputs.get(name, layout.inputs[name]) != layout.inputs[name]
+        ]
+        if changed and region.repeat and running.memory == "reversible":
+            raise UserError(
+                f"block {layer.label!r} cannot be run reversibly and repeated: its given input {changed[0]!r} differs from "
+                f"layer to layer, since the output {changed[0]!r} replaces it. Take it out of 'given', or name the output "
+                "otherwise"
+            )
     elif running.memory == "reversible":
         raise UserError(f"block {layer.label!r} claims no inverse, so that it cannot be run reversibly")
     return RunningModule(children, plan, layer, layout, running.memory, repeat=region.repeat)
@@ -71,10 +87,12 @@ class RunningModule(RegionModule):
     """Module of a block, or of a chain of ``repeat`` layers, with a memory mode. Built by :func:`make_running`.
 
     Attributes:
-        layout: Layout of one layer; None if the block does not claim to be invertible.
-        memory: What is saved for backward: ``store`` (all activations), ``checkpoint`` (each layer's inputs) or
-            ``reversible`` (the last layer's outputs).
-        drift: Relative error of the last reconstruction, float64 []; None if it is not available or already checked.
+        layout: Tensors, components and derived inverse of one layer; None if the block does not claim to be invertible
+            and therefore has no inverse.
+        memory: Memory mode, by what is saved for backward: ``store`` (all activations), ``checkpoint`` (each layer's
+            inputs) or ``reversible`` (the first layer's inputs and the last layer's outputs).
+        drift: Relative error of the inputs that the last backward pass reconstructed; None before.
+        fallback: Relative error above the tolerance, at which the block fell back to checkpointing; None if it did not.
     """
 
     def __init__(
@@ -90,7 +108,10 @@ class RunningModule(RegionModule):
         super().__init__(children, plan, repeat=repeat)
         self.label, self.layout, self.memory = layer.label, layout, memory
         self.input_names, self.output_names = tuple(layer.inputs), tuple(layer.outputs)
-        self.drift: Tensor | None = None
+        self.drift: float | None = None
+        self.fallback: float | None = None
+        self._flows: tuple[object, list[list[bool]]] = (None, [])
+        self._largest: Tensor | None = None
 
     @property
     def grid(self) -> Grid | None:
@@ -98,10 +119,12 @@ class RunningModule(RegionModule):
         return None if self.layout is None else self.layout.grid
 
     def layers(self, key: Tensor | None) -> list[tuple[nn.Module, Tensor | None]]:
-        """Return each layer with its dropout key, int32 [b].
+        """Return the module of each layer with the layer's dropout key, int32 [b], or None without dropout.
+
+        A block that is not a chain is one layer.
 
         Args:
-            key: Dropout key of the whole chain, int32 [b]; None turns dropout off.
+            key: Dropout key of each row b for the whole chain, int32 [b]; None turns dropout off.
         """
         if not self.repeat:
             return [(self, key)]
@@ -113,9 +136,10 @@ class RunningModule(RegionModule):
         return self.memory != "store" or self.grid is not None
 
     def branches(self) -> Iterator[nn.Module]:
-        """Yield the modules to compile: whole layers, or the units that are nested blocks.
+        """Yield the modules to compile.
 
-        Whole layers are compiled unless execution is reversible or exact.
+        In reversible execution or exact arithmetic: the nested blocks that each layer evaluates as a whole. Otherwise:
+        the same modules as for any region, see :meth:`RegionModule.branches`.
         """
         if self.layout is None or (self.memory != "reversible" and self.grid is None):
             yield from super().branches()
@@ -134,7 +158,6 @@ class RunningModule(RegionModule):
         Returns:
             The outputs, followed by the saved activations.
         """
-        self._check_drift()
         training = torch.is_grad_enabled()
         if self.grid is None and (self.memory == "store" or not training):
             return super().forward(key, *inputs)
@@ -149,7 +172,8 @@ class RunningModule(RegionModule):
     ) -> tuple[Tensor, ...]:
         """Run the layers in ordinary autograd, which saves all activations or only those of one layer at a time."""
         saved: list[Tensor] = []
-        outputs: tuple[Tensor, ...] = ()
+        largest: list[Tensor] = []
+        outputs: Sequence[Tensor] = ()
         values = self.snapped(inputs)
         for layer, own in self.layers(key):
             function = partial(self._run_layer, layer, own)
@@ -159,11 +183,12 @@ class RunningModule(RegionModule):
                 made = function(*values)
             count = len(self.output_names)
             outputs = made[:count]
+            if self.grid is not None:
+                *made, found = made
+                largest.append(found)
             saved += made[count:]
             values = self.next_inputs(values, outputs)
-        if self.grid is not None:
-            self.grid.check_range(outputs, f"block {self.label!r}")
-        return (*outputs, *saved)
+        return (*self.in_range(outputs, largest), *saved)
 
     def _run_layer(self, layer: nn.Module, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
         if self.layout is None or self.grid is None:
@@ -172,17 +197,67 @@ class RunningModule(RegionModule):
         run = LayerRun(self.layout, layer, key)
         run.put(self.layout.inputs.values(), inputs)
         saved = run.forward()
-        return (*run.take(self.layout.outputs.values()), *saved)
+        return (*run.take(self.layout.outputs.values()), *saved, run.largest())
 
     def snapped(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the inputs; with exact arithmetic those that the inverse reconstructs are rounded to the grid."""
+        """Return the inputs in order; in exact arithmetic, round those that the inverse reconstructs to the grid."""
         if self.layout is None or self.grid is None:
             return list(inputs)
         streams = self.layout.streams
-        return [self.grid.snap(x) if name in streams else x for name, x in zip(self.input_names, inputs, strict=True)]
+        snapped = [name in streams and x.is_floating_point() for name, x in zip(self.input_names, inputs, strict=True)]
+        return [self.grid.snap(x) if snap else x for snap, x in zip(snapped, inputs, strict=True)]
+
+    def in_range(self, outputs: Sequence[Tensor], largest: Sequence[Tensor]) -> list[Tensor]:
+        """Verify that exact arithmetic stayed in the range in which sums are exact. Without a grid, do nothing.
+
+        On a CPU a value out of range raises an error. Elsewhere, so that the device is not waited for, it turns the
+        outputs into NaN, and the next call raises the error.
+
+        Args:
+            outputs: Outputs of the last layer.
+            largest: The largest magnitude of a value on the grid, [], for each layer.
+
+        Returns:
+            The outputs.
+
+        Raises:
+            DivergedError: A value of this call, or on a device other than a CPU of the call before, is out of range.
+        """
+        if self.grid is None or outputs[0].is_meta:
+            return list(outputs)
+        before, self._largest = self._largest, None
+        worst, where = torch.stack(list(largest)).max(), f"block {self.label!r}"
+        if before is not None:
+            self.grid.check_range([before], where)
+        if worst.device.type == "cpu":
+            self.grid.check_range([worst], where)
+            return list(outputs)
+        self._largest = worst
+        return self.grid.spoilt(outputs, worst)
+
+    def gradient_flows(self, needs: Sequence[bool]) -> list[list[bool]]:
+        """Return for each layer which of its graph values require a gradient (:func:`gradient_flow`).
+
+        Args:
+            needs: For each input of the first layer, whether it requires a gradient.
+        """
+        layout = self.layout
+        if layout is None:
+            return []
+        state = (tuple(needs), tuple(p.requires_grad for p in self.parameters()))
+        if self._flows[0] != state:
+            flows: list[list[bool]] = []
+            for layer, _ in self.layers(None):
+                flows.append(gradient_flow(layout, layer, needs))
+                made = {name: flows[-1][value] for name, value in layout.outputs.items()}
+                needs = [made.get(name, need) for name, need in zip(layout.inputs, needs, strict=True)]
+            self._flows = (state, flows)
+        return self._flows[1]
 
     def next_inputs(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the inputs of the next layer: each output of this layer replaces the input of the same name.
+
+        A block that is not a chain has no next layer; its inputs are returned as they are.
 
         Args:
             inputs: Inputs of this layer, in order.
@@ -193,35 +268,62 @@ class RunningModule(RegionModule):
         new = dict(zip(self.output_names, outputs, strict=True))
         return [new.get(name, x) for name, x in zip(self.input_names, inputs, strict=True)]
 
-    def _check_drift(self) -> None:
-        """Check the drift of the last backward pass: in the next forward pass, its value is ready without waiting."""
-        if self.drift is None:
-            return
-        drift, self.drift = float(self.drift), None
-        if self.memory == "reversible" and not drift <= DRIFT:
-            self.memory = "checkpoint"
-            warnings.warn(
-                f"block {self.label!r}: inputs reconstructed in the backward pass are off by {drift:.1e} of their size "
-                f"(tolerance {DRIFT:g}); from now on it is checkpointed instead. Fewer layers, 'arithmetic: exact' or "
-                "float32 streams keep it reversible",
-                DriftWarning,
-                stacklevel=2,
-            )
+    def within(self, drift: float, limit: float) -> bool:
+        """Record the relative error ``drift`` of the reconstructed inputs and return whether it is at most ``limit``.
+
+        If it is not, warn, and checkpoint the block from now on.
+        """
+        self.drift = drift
+        if drift <= limit:
+            return True
+        self.memory, self.fallback = "checkpoint", drift
+        warnings.warn(
+            f"block {self.label!r}: inputs reconstructed in the backward pass are off by {drift:.1e} of their size "
+            f"(tolerance {limit:g}); the gradients of this step are recomputed from the original inputs, and from now on "
+            "the block is checkpointed. Fewer layers, 'arithmetic: exact' or float32 streams keep it reversible",
+            DriftWarning,
+            stacklevel=2,
+        )
+        return False
+
+    def recomputed_gradients(
+        self,
+        key: Tensor | None,
+        inputs: Sequence[Tensor],
+        needs: Sequence[bool],
+        parameters: Sequence[nn.Parameter],
+        arriving: Sequence[Tensor | None],
+    ) -> list[Tensor | None]:
+        """Return the gradients of the inputs and parameters, by evaluating the layers again with checkpointing.
+
+        Args:
+            key: Dropout key of the forward pass, int32 [b]; None without dropout.
+            inputs: Original inputs of the first layer.
+            needs: For each input, whether it requires a gradient.
+            parameters: The trainable parameters.
+            arriving: Gradients of the outputs; None for zero.
+        """
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
+            made = self._layer_by_layer(key, leaves, checkpointed=True)
+            pairs = [(o, g) for o, g in zip(made, arriving, strict=False) if g is not None and o.requires_grad]
+            wanted = [*(x for x in leaves if x.requires_grad), *parameters]
+            outputs, gradients = zip(*pairs, strict=True)
+            found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
+        return [next(found) if need else None for need in needs] + list(found)
 
 
-def _checksum(streams: Sequence[Tensor]) -> Tensor:
-    """Return sum, sum of squares and number of elements of each stream, float64 [streams, 3]."""
-    double = torch.float64
-    rows = [(x.sum(dtype=double), x.square().sum(dtype=double), x.new_tensor(x.numel(), dtype=double)) for x in streams]
-    return torch.stack([torch.stack(row) for row in rows])
-
-
-def _drift(before: Tensor, after: Tensor) -> Tensor:
-    total, power, size = before.unbind(1)
-    power = power.clamp(min=1e-30)
-    shift = (after[:, 0] - total).abs() / (size * power).sqrt()
-    growth = (after[:, 1] - power).abs() / power
-    return torch.maximum(shift, growth).nan_to_num(torch.inf).max()
+def _relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest relative error of the tensors, as :data:`DRIFT` defines it; inf where one is not finite."""
+    errors = []
+    for a, b in zip(found, expected, strict=True):
+        if b.numel():
+            a, b = (a, b) if b.is_floating_point() else (a.double(), b.double())
+            wide = torch.promote_types(b.dtype, torch.float32)
+            for order in (2, torch.inf):
+                size = torch.linalg.vector_norm(b, order, dtype=wide).clamp(min=1e-30)
+                errors.append((torch.linalg.vector_norm(a - b, order, dtype=wide) / size).float())
+    return float(torch.stack(errors).nan_to_num(torch.inf).max()) if errors else 0.0
 
 
 class _Reversible(torch.autograd.Function):
@@ -237,26 +339,23 @@ class _Reversible(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         inputs = block.snapped(tensors[: len(layout.inputs)])
-        layers = block.layers(key)
-        needs = ctx.needs_input_grad[4 : 4 + len(layout.inputs)]
-        # the first layer's streams may need no gradient; those of later layers do
-        later = [need or name in layout.streams for name, need in zip(layout.inputs, needs, strict=True)]
-        ctx.flow = [gradient_flow(layout, layers[0][0], needs), gradient_flow(layout, layers[-1][0], later)]
-        ctx.checksum = _checksum([x for name, x in zip(layout.inputs, inputs, strict=True) if name in layout.streams])
+        ctx.needs = ctx.needs_input_grad[4 : 4 + len(layout.inputs)]
+        ctx.flows = block.gradient_flows(ctx.needs)
         saved: list[Tensor] = []
+        largest: list[Tensor] = []
         outputs: list[Tensor] = []
-        for at, (layer, own) in enumerate(layers):
-            run = LayerRun(layout, layer, own, ctx.flow[at > 0])
+        for (layer, own), flow in zip(block.layers(key), ctx.flows, strict=True):
+            run = LayerRun(layout, layer, own, flow)
             run.put(layout.inputs.values(), inputs)
             saved += run.forward()
             outputs = run.take(layout.outputs.values())
+            if layout.grid is not None:
+                largest.append(run.largest())
             inputs = block.next_inputs(inputs, outputs)
-        if layout.grid is not None:
-            layout.grid.check_range(outputs, f"block {block.label!r}")
+        outputs = block.in_range(outputs, largest)
         # autograd functions may not return an input as it is
         outputs = [o.clone() if any(o is t for t in tensors) else o for o in outputs]
-        given = [x for name, x in zip(layout.inputs, inputs, strict=True) if name in layout.given]
-        ctx.save_for_backward(*outputs, *given, *([] if key is None else [key]))
+        ctx.save_for_backward(*tensors[: len(layout.inputs)], *outputs, *([] if key is None else [key]))
         ctx.block, ctx.layout, ctx.parameters, ctx.keyed = block, layout, parameters, key is not None
         kind = outputs[0].device.type
         plain = kind == "meta" or not torch.is_autocast_enabled(kind)
@@ -271,7 +370,8 @@ class _Reversible(torch.autograd.Function):
         layout: Layout = ctx.layout
         tensors = list(ctx.saved_tensors)
         key = tensors.pop() if ctx.keyed else None
-        outputs, given = tensors[: len(layout.outputs)], tensors[len(layout.outputs) :]
+        inputs, outputs = tensors[: len(layout.inputs)], tensors[len(layout.inputs) :]
+        given = {name: x for name, x in zip(layout.inputs, inputs, strict=True) if name in layout.given}
         given_values = [layout.inputs[name] for name in layout.given]
         # the outputs of the layer at hand and their gradients, by name; of the given inputs, the sum over layers so far
         known = dict(zip(layout.outputs, outputs, strict=True))
@@ -285,20 +385,25 @@ class _Reversible(torch.autograd.Function):
         with autocast:
             for at in reversed(range(len(layers))):
                 layer, own = layers[at]
-                run = LayerRun(layout, layer, own, ctx.flow[at > 0])
+                run = LayerRun(layout, layer, own, ctx.flows[at])
                 gradients: list[Tensor | None] = [None] * layout.count
                 for name, value in layout.outputs.items():
                     run.values[value] = known[name]
-                    gradients[value] = accumulated(gradients[value], leaving[name])
-                run.put(given_values, given)
+                    gradients[value] = accumulated(gradients[value], leaving.get(name))
+                run.put(given_values, given.values())
                 for value, gradient in zip(given_values, given_gradients, strict=True):
-                    gradients[value] = gradient
+                    gradients[value] = accumulated(gradients[value], gradient)
                 run.invert()
                 for parameter, gradient in run.backward(gradients).items():
                     found[parameter] = accumulated(found.get(parameter), gradient)
-                known = {name: run.values[layout.inputs[name]] for name in layout.streams}
+                known = {name: run.values[layout.inputs[name]] for name in layout.streams} | given
                 leaving = {name: gradients[layout.inputs[name]] for name in layout.streams}
                 given_gradients = [gradients[value] for value in given_values]
-        ctx.block.drift = _drift(ctx.checksum, _checksum(list(known.values())))
+            original = dict(zip(layout.inputs, ctx.block.snapped(inputs), strict=True))
+            streams = [(known[name], original[name]) for name in layout.streams]
+            if not ctx.block.within(_relative_error(*zip(*streams, strict=True)), drift_limit(ctx.autocast)):
+                return (None,) * 4 + tuple(
+                    ctx.block.recomputed_gradients(key, inputs, ctx.needs, ctx.parameters, arriving)
+                )
         entering = leaving | dict(zip(layout.given, given_gradients, strict=True))
         return (None,) * 4 + (*(entering[name] for name in layout.inputs), *(found.get(p) for p in ctx.parameters))

@@ -110,9 +110,22 @@ class TextProcess(Process):
             random: Random numbers of the draw.
 
         Returns:
-            Name of the random variable that sets the noise level, such as ``time``; its values, float [b], or None if a
-            row has several noise levels; and the estimates of the bound, nats, float32 [b].
+            Name of the random variable that sets the noise level, such as ``time``; its values, float [b], or [b, k] if
+            a row has k noise levels, or None if they are unknown; and the estimates of the bound, nats, float32 [b].
         """
+
+    def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
+        """Estimate the part of the upper bound that lies below the lowest noise of :meth:`bound_draw`.
+
+        Args:
+            network: The network, in evaluation mode.
+            batch: The clean rows.
+            random: Random numbers of the draw.
+
+        Returns:
+            Nats, float64 [b] on the CPU; None if :meth:`bound_draw` counts all noise.
+        """
+        return None
 
     def bound_rows(
         self, network: Network, batch: Batch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
@@ -124,6 +137,8 @@ class TextProcess(Process):
             total += nats.double().cpu()
             if on_draw is not None:
                 on_draw(over, t, nats)
+            if (below := self.left_out(network, batch, random)) is not None:
+                total += below
         return total / len(seeds)
 
     @property

@@ -1,4 +1,4 @@
-"""Claims of blocks to be invertible (the key ``invertible``): reading them, and listing the blocks that make one.
+"""Claims of blocks to be invertible (the key ``invertible``): functions that read claims and list the claiming blocks.
 
 The claims are verified in :mod:`sedd_graph.inverse`, which derives the inverses.
 """

@@ -49,7 +49,12 @@ class Edge:
 
 
 def read_edges(at: Location, node: Node) -> list[WrittenEdge]:
-    """Return the references under ``in`` of ``node``, whose location is ``at``."""
+    """Return the edges into a node, as they are written under its key ``in``.
+
+    Args:
+        at: Location of the node in the blueprint.
+        node: The node.
+    """
     at, written = at / "in", node.in_
     if not isinstance(written, dict):
         return list(_edges(at, None, written or []))

@@ -175,7 +175,10 @@ class Box:
         return " ".join(path)
 
     def back_paths(self) -> list[str]:
-        """Return an SVG path (attribute ``d``) per arrow in ``back``, to the right of the centres of the two boxes."""
+        """Return an SVG path (attribute ``d``) for each arrow in ``back``, from its source box to its target box.
+
+        Both ends are to the right of the middle of their boxes, so that the arrow is apart from the edges.
+        """
         return [self._back_path(self.children[source], self.children[target]) for source, target in self.back]
 
     def _back_path(self, source: Box, target: Box) -> str:

@@ -9,7 +9,8 @@
 - ``linear`` and ``contraction``: joint solution of linear relations, and fixed-point iterations, where propagation
   stops.
 - ``extract``: selection of the derivations that the inverse needs.
-- ``level``: the proved level, such as bijective.
+- ``level``: proof of how strongly the region is invertible, such as bijective.
+- ``rows``: verification that the log-determinant is one number for each row of a batch.
 - ``diagnose``, ``reasons`` and ``cheapest``: diagnosis of regions that are not invertible.
 - ``claims``: verification of all invertibility claims of a graph.
 - ``format``: conversion of results to text.

@@ -1,4 +1,4 @@
-"""Search for the cheapest set of values to store so that all inputs of a region can be recovered.
+"""Search for the smallest set of values (tensors of a region) to store so that all inputs can be recovered.
 
 This is a shortest-hyperpath problem, which is NP-hard, so the search is bounded.
 """
@@ -16,7 +16,7 @@ from sedd_graph.inverse.propagate import Closure
 __all__ = ["cheapest"]
 
 WORK, TRIES = 300_000, 2000
-"""Bounds of the search: largest number of edges visited (``WORK``), and of sets tried (``TRIES``)."""
+"""Bounds of the search: visits of edges and linear relations (``WORK``), and sets of values tried (``TRIES``)."""
 
 BYTES = {"float": 4, "int": 8, "bool": 1}
 """Bytes per element by kind of tensor type; ``float`` counts as float32."""
@@ -32,14 +32,16 @@ def _count(found: PortType, sizes: Mapping[str, int]) -> int:
 def cheapest(closure: Closure, facts: Sequence[int], sizes: Mapping[str, int]) -> Remedy:
     """Return the cheapest set of values to store so that all inputs of a region can be recovered.
 
-    Sets of unknown values are tried in order of their size in bytes; the first set from which all inputs follow is the
-    cheapest. If the bounds of the search are reached, the result is the set of lost inputs, without those that follow
-    from the others. :attr:`Remedy.lower` is then a lower bound on the size of the cheapest set.
+    The cost of a set is its size in bytes. Sets of unknown values are tried in order of cost; the first one with which
+    all inputs can be derived is the cheapest. If the search reaches :data:`WORK` or :data:`TRIES`, the result is the
+    set of lost inputs, without those that can be derived from the others. :attr:`Remedy.lower` is then a lower bound on
+    the size of the cheapest set.
 
     Args:
-        closure: Values that follow from ``facts``.
-        facts: Indices of the initially known values: outputs, conditioning inputs and stored values.
-        sizes: ``batch`` and ``length``, at which sizes in bytes are compared.
+        closure: Everything that could be derived from ``facts``.
+        facts: Indices of the values (tensors) that are known at inversion: outputs, conditioning inputs and stored
+            values.
+        sizes: Values of ``batch`` and ``length`` at which sizes in bytes are compared.
     """
     flat, system = closure.flat, closure.system
     symbols = sorted({s for found in flat.types for s in found.symbols} - sizes.keys())

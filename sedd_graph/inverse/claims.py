@@ -14,9 +14,9 @@ from sedd_graph.inverse.solve import SIZES, solve
 __all__ = ["MAX_CLAIMED", "Derived", "claimed", "derive", "require_claims"]
 
 MAX_CLAIMED = 200_000
-"""Largest total number of components in blocks that claim to be invertible.
+"""Largest total number of components in the blocks of a graph that claim to be invertible.
 
-A nested block counts in every enclosing block.
+If such a block is nested in another, its components are counted in both.
 """
 
 
@@ -36,7 +36,7 @@ class Derived:
 
     @property
     def problem(self) -> Problem | None:
-        """The error to report, with its location in the blueprint, if the claim does not hold; otherwise None."""
+        """The error to report if the claim does not hold, with its location in the blueprint; otherwise None."""
         if isinstance(self.found, Refusal):
             return Problem(*self.claim.position, self.claim.path, diagnosis(self.found))
         if LEVELS.index(self.found.level) >= LEVELS.index(self.claim.level):
@@ -77,7 +77,7 @@ def derive(graph: Graph, sizes: Mapping[str, int] = SIZES) -> tuple[Derived, ...
 
     Args:
         graph: The typed graph.
-        sizes: ``batch`` and ``length``, for sizes in bytes in a diagnosis.
+        sizes: Values of ``batch`` and ``length`` at which a diagnosis states sizes in bytes.
 
     Returns:
         One result for each claim, whether the claim holds or not.
@@ -100,11 +100,11 @@ def require_claims(graph: Graph, sizes: Mapping[str, int] = SIZES) -> tuple[Deri
 
     Args:
         graph: The typed graph.
-        sizes: ``batch`` and ``length``, for sizes in bytes in a diagnosis.
+        sizes: Values of ``batch`` and ``length`` at which a diagnosis states sizes in bytes.
 
     Raises:
-        BlueprintError: Claims do not hold; the error has one diagnosis for each. Or the blocks contain more than
-            :data:`MAX_CLAIMED` components.
+        BlueprintError: Some claims do not hold, and the error lists a diagnosis of each; or the blocks contain more
+            than :data:`MAX_CLAIMED` components.
     """
     found = derive(graph, sizes)
     problems = [problem for one in found if (problem := one.problem) is not None]

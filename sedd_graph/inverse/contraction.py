@@ -2,10 +2,10 @@
 
 Here y is known, x is unknown, and every other unknown term of the sum is a function of x. The equation has exactly one
 solution, to which ``x <- (y - r(x)) / a`` converges, if b < |a| is a Lipschitz constant of r (Banach; Behrmann et al.,
-Invertible Residual Networks, arXiv 1811.00995). The pair (a, b) is composed through the graph from x to y. A linear
-relation maps the pairs of its inputs to their weighted sum (with absolute weights for b). Any other component maps an
-input with (a, b) to an output with (0, L (|a| + b)), where L is its Lipschitz bound with respect to that input, summed
-over its inputs. Lipschitz constants are in the Euclidean norm of a whole sequence.
+Invertible Residual Networks, arXiv 1811.00995). The pair (a, b) is composed through the graph from x to y. A weighted
+sum of inputs has the weighted sum of their pairs (with absolute weights for b). The output of any other component has
+a = 0, and b the sum over its inputs of L (|a| + b), where (a, b) is the pair of the input and L the component's
+Lipschitz bound with respect to that input. Lipschitz constants are in the Euclidean norm of a whole sequence.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+from sedd_graph.inverse.factors import rational
 from sedd_graph.inverse.system import FixedPoint, Key, System
 
 __all__ = ["MARGIN", "ContractionSearch", "find_fixed_point", "iterations"]
@@ -26,18 +27,20 @@ MARGIN = 1e-9
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ContractionSearch:
-    """Result of :func:`find_fixed_point`: a contraction, or the reason why there is none.
+    """Result of the search for a contraction in a sum y = a x + r(x): the contraction, or the reason why there is none.
 
-    Values and components are indices of :class:`sedd_graph.inverse.flat.Flat`.
+    Values and components are identified by their indices in :class:`sedd_graph.inverse.flat.Flat`. If a contraction is
+    found, the attributes after ``fixed_point`` have their defaults.
 
     Attributes:
         work: Number of values and components visited.
         fixed_point: The contraction; None if there is none.
-        sources: Unknown inputs that the sum depends on, if they are several independent ones; otherwise empty.
-        target: The unknown value x that all other unknown terms follow from; -1 if there is none.
+        sources: If the sum depends on several independent unknown inputs of the region, so that there is no x: these
+            inputs. Otherwise empty.
+        target: The unknown value x, from which all other unknown terms are computed; -1 if there is none.
         scale: Factor a of x in the sum.
-        bound: Lipschitz constant of the remaining terms divided by |a|; infinite if a is 0 or a component has no bound.
-        unbounded: Components between x and the sum without a Lipschitz bound, as (component, input port, output port).
+        bound: Lipschitz constant of r divided by |a|; infinite if a is 0 or a component of r has no Lipschitz bound.
+        unbounded: Components of r without a Lipschitz bound, as (component, input port, output port).
     """
 
     work: int
@@ -61,14 +64,17 @@ def iterations(bound: float) -> int:
 def find_fixed_point(system: System, keys: Sequence[Key | None], value: int) -> ContractionSearch:
     """Search for a contraction that derives an unknown value x from a known value y = a x + r(x).
 
-    The search visits unknown values backwards from y, those computed last first. The first value that is the only one
-    left to visit is the nearest value x from which all other unknown values follow. A more distant x cannot give a
-    smaller bound, since the Lipschitz constants of both stretches would multiply.
+    The search visits the unknown values that y depends on, from y towards the inputs, in reverse order of computation.
+    As soon as only one of them is left to visit, all visited ones are computed from it, and it is taken as x. A value x
+    further from y cannot give a smaller Lipschitz bound, since the bounds of the two parts of the path would multiply.
 
     Args:
         system: Equations of the region.
-        keys: For each value the cost of its derivation; None where the value is unknown.
+        keys: For each value, by index, the cost of its derivation; None marks the unknown values.
         value: Index of y, the known output of a component that has unknown inputs.
+
+    Returns:
+        The contraction, or the reason why there is none.
     """
     flat = system.flat
     frontier: list[tuple[int, int]] = []
@@ -131,7 +137,7 @@ def _moved(
             if not a and not b:
                 continue  # known, or constant such as x - x
             if factors is not None:
-                if factor := Fraction(factors.get(name, 0)):
+                if factor := rational(factors.get(name, 0)):
                     scale += factor * a
                     moved += abs(float(factor)) * b
             elif (name, port) in node.algebra.lipschitz:

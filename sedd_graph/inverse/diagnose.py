@@ -17,10 +17,11 @@ def diagnose(closure: Closure, facts: Sequence[int], given: tuple[str, ...], siz
     """Return the diagnosis of a region in which some input cannot be recovered.
 
     Args:
-        closure: Values that follow from ``facts``.
-        facts: Indices of the initially known values: outputs, conditioning inputs and stored values.
+        closure: Everything that could be derived from ``facts``.
+        facts: Indices of the values (tensors) that are known at inversion: outputs, conditioning inputs and stored
+            values.
         given: Names of the conditioning inputs.
-        sizes: ``batch`` and ``length``, for sizes in bytes.
+        sizes: Values of ``batch`` and ``length`` at which the diagnosis states sizes in bytes.
     """
     flat = closure.flat
     reasons = Reasons(closure)

@@ -1,28 +1,29 @@
-"""Extraction of an inverse program: the needed derivations, where a nested block is one call if possible."""
+"""Extraction of an inverse program: the derivations that are needed, with each nested block as one call if possible."""
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 
 import networkx as nx
 
 from sedd_graph.graph.model import Ref
-from sedd_graph.inverse.flat import Block, Flat
+from sedd_graph.inverse.flat import Block, Flat, log_det_of
 from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear, Solve
 from sedd_graph.inverse.propagate import Closure
-from sedd_graph.inverse.system import Edge, FixedPoint, FixedPointEdge, ForwardEdge, RuleEdge
+from sedd_graph.inverse.system import Edge, FixedPoint, FixedPointEdge, ForwardEdge, LinearEdge, RuleEdge
 
 __all__ = ["contractions", "derivations", "needed"]
 
 
 def contractions(closure: Closure) -> dict[int, Contraction]:
-    """Return the contractions among the derivations, keyed by the index of the value that each one computes.
+    """Return the derivations by fixed-point iteration, keyed by the index of the value that each one computes.
 
-    The body of a contraction calls a nested block as one unit if that evaluates no component needlessly.
+    An iteration evaluates a nested block with one call if it needs the results of all the block's components.
 
     Args:
-        closure: The derived values.
+        closure: All values that can be derived, with the edge that derives each.
     """
     flat = closure.flat
     found: dict[int, Contraction] = {}
@@ -73,16 +74,18 @@ def _body(flat: Flat, found: FixedPoint, known: Sequence[bool]) -> list[int | Bl
 
 
 def needed(closure: Closure, iterated: Mapping[int, Contraction], wanted: Iterable[int]) -> list[Edge]:
-    """Return the edges (ways to derive values) that the derivation of ``wanted`` depends on, in order.
+    """Return the edges (ways to derive values) that are needed to derive the values ``wanted``, in order of derivation.
 
     Args:
-        closure: The derived values.
+        closure: All values that can be derived, with the edge that derives each.
         iterated: Fixed-point derivations, keyed by the index of the value that each one computes.
         wanted: Indices of the values to derive.
     """
     todo, marked = list(wanted), set()
+    read: set[int] = set()
     while todo:
-        edge = closure.derived_by[todo.pop()]
+        read.add(v := todo.pop())
+        edge = closure.derived_by[v]
         if edge is None or id(edge) in marked:
             continue
         marked.add(id(edge))
@@ -90,7 +93,23 @@ def needed(closure: Closure, iterated: Mapping[int, Contraction], wanted: Iterab
             todo += [closure.flat.index[ref] for ref in iterated[edge.fixed_point.target].needs]
         else:
             todo += edge.needs
-    return [edge for edge in closure.edges if id(edge) in marked]
+    return [_pruned(closure, edge, read) for edge in closure.edges if id(edge) in marked]
+
+
+def _pruned(closure: Closure, edge: Edge, read: set[int]) -> Edge:
+    """Return a linear edge without the solutions that no other edge reads; any other edge as it is.
+
+    A value that is left out is evaluated forward after the program, by its own equation.
+    """
+    if not isinstance(edge, LinearEdge) or read.issuperset(edge.targets):
+        return edge
+    solutions = tuple(s for s in edge.solutions if s.target in read)
+    needs = tuple(dict.fromkeys(v for s in solutions for v, _ in s.terms))
+    made = dataclasses.replace(edge, needs=needs, targets=tuple(s.target for s in solutions), solutions=solutions)
+    for v in made.targets:
+        if closure.derived_by[v] is edge:
+            closure.derived_by[v] = made
+    return made
 
 
 def derivations(
@@ -102,10 +121,10 @@ def derivations(
     derivation allows it, their derivations are merged into one call of the block.
 
     Args:
-        closure: The derived values.
+        closure: All values that can be derived, with the edge that derives each.
         iterated: Fixed-point derivations, keyed by the index of the value that each one computes.
         edges: Edges of the program, in order of derivation.
-        linear: Derivations by a linear system, keyed by the position of their edge in ``edges``.
+        linear: Linear derivations, keyed by the index in ``edges`` of the edge that each comes from.
     """
     flat = closure.flat
     made: list[Derivation] = []
@@ -155,7 +174,7 @@ def _solve(flat: Flat, edge: RuleEdge) -> Solve:
         given=tuple(given),
         targets=_refs(flat, edge.targets),
         inputs={port: _refs(flat, values) for port, values in node.inputs.items()},
-        log_det=node.algebra.log_det.get(rule.target),
+        log_det=log_det_of(flat, node, rule),
         cost=rule.cost,
     )
 

@@ -1,21 +1,22 @@
 """Flattening of a region: all components, also those of nested blocks, and all values that they compute.
 
-A value is an input of the region or an output of a component. Values and components are identified by indices;
-:attr:`Flat.refs` has the references of the values. The time is linear in the number of components.
+A value is a tensor: an input of the region or an output of a component. Values and components are identified by
+indices. :attr:`Flat.refs` gives the name of each value, as a :class:`Ref` (dotted path of the component, output port).
+Flattening takes time linear in the number of components.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
 from sedd_graph.component.axes import PortType, Size
-from sedd_graph.component.contract import Algebra, Signature
+from sedd_graph.component.contract import Algebra, Rule, Signature
 from sedd_graph.errors import EnvironmentFault
 from sedd_graph.graph.model import Op, Ref, Region, Step
 
-__all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "numbers", "total"]
+__all__ = ["Block", "Flat", "Node", "algebra_of", "flatten", "log_det_of", "numbers", "steady", "total"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,11 +25,11 @@ class Node:
 
     Attributes:
         path: Dotted path within the region.
-        step: Step of the graph that the component belongs to.
+        step: Step of the graph whose ``body`` is the component.
         op: The component and its Config.
         algebra: Algebraic properties that the component declares, such as inversion rules.
-        inputs: Value indices connected to each input port.
-        outputs: Value index of each output port.
+        inputs: For each connected input port, by name, the indices of the values that feed the port.
+        outputs: For each output port, by name, the index of its value.
     """
 
     path: str
@@ -45,7 +46,7 @@ class Node:
 
     @property
     def cost(self) -> float:
-        """Cost of one evaluation: 0 for weighted sums and rearrangements of elements, otherwise 1."""
+        """Cost of one evaluation to the solver: 0 for weighted sums and rearrangements of elements, otherwise 1."""
         return 0.0 if self.algebra.linear or self.algebra.moves else 1.0
 
 
@@ -55,10 +56,10 @@ class Block:
 
     Attributes:
         path: Dotted path within the region.
-        step: Step of the graph that the block belongs to.
-        inputs: Value indices connected to each input.
-        outputs: Value index of each output.
-        members: Direct members in order: component indices and nested blocks.
+        step: Step of the graph whose ``body`` is the block.
+        inputs: For each input of the block, by name, the index of the value that feeds it, as a tuple of one.
+        outputs: For each output of the block, by name, the index of its value.
+        members: Steps of the block in order: the index of a component, or a nested block.
         nodes: Indices of all components within the block, at any depth.
     """
 
@@ -77,22 +78,27 @@ class Block:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flat:
-    """Flattened region. Values and components are identified by indices.
+    """Flattened region: all its components, also those of nested blocks, and all its values.
+
+    A value is a tensor: an input of the region or an output of a component. Values and components are identified by
+    indices; the lists below are ordered by these indices.
 
     Attributes:
         region: The region.
-        refs: Reference of each value.
+        refs: Name of each value: a :class:`Ref` of the dotted path of its component and the output port, or of an empty
+            path and the name of a region input.
         types: Tensor type of each value.
-        index: Index of each value by reference.
+        index: Index of each value by its :class:`Ref`. The outputs of a component that repeats an equal one beside it
+            (:func:`flatten`) have the indices of that one's.
         producer: Index of the component that computes each value; -1 for an input of the region.
         users: Indices of the components that read each value.
         nodes: Components in topological order.
-        members: Direct members of the region in order: component indices and nested blocks.
-        blocks: All nested blocks by path.
-        around: For each component the blocks that contain it, outermost first.
-        inputs: Value index of each input of the region by name.
-        outputs: Value index of each output of the region by name.
-        rank: Position of each value when values are sorted by reference; used to break ties.
+        members: Steps of the region in order: the index of a component, or a nested block.
+        blocks: All nested blocks by dotted path.
+        around: For each component, by index, the blocks that contain it, outermost first.
+        inputs: Index of the value of each region input, by name.
+        outputs: Index of the value of each region output, by name.
+        rank: Place of each value in the alphabetical order of the references; breaks ties.
     """
 
     region: Region
@@ -126,8 +132,38 @@ def total(types: list[PortType]) -> Size:
     return size
 
 
+def steady(flat: Flat, given: Iterable[int]) -> frozenset[int]:
+    """Return the indices of the values that depend on no input of a region except the conditioning inputs ``given``.
+
+    Args:
+        flat: The flattened region.
+        given: Indices of the conditioning inputs.
+    """
+    found = set(given)
+    for node in flat.nodes:
+        if found.issuperset(node.needs):
+            found.update(node.outputs.values())
+    return frozenset(found)
+
+
+def log_det_of(flat: Flat, node: Node, rule: Rule) -> str | None:
+    """Return the log-determinant that a component declares for an inversion rule; ``"zero"`` where it recovers no floats.
+
+    Args:
+        flat: The flattened region.
+        node: The component.
+        rule: The rule, whose targets are connected.
+    """
+    if all(flat.types[node.inputs[name][0]].kind != "float" for name in rule.targets):
+        return "zero"
+    return node.algebra.log_det.get(rule.target)
+
+
 def flatten(region: Region) -> Flat:
     """Return the flattened form of a region.
+
+    Of components in one region with the same op, Config and inputs, that only rearrange elements or are weighted sums, the
+    first one by name stands for all: their outputs are the same values.
 
     Args:
         region: The region.
@@ -141,6 +177,8 @@ def flatten(region: Region) -> Flat:
     nodes: list[Node] = []
     blocks: dict[str, Block] = {}
     algebras: dict[int, Algebra] = {}
+    same: dict[tuple[str, str, tuple[tuple[str, tuple[int, ...]], ...]], list[int]] = {}
+    aliases: dict[Ref, int] = {}
 
     def value(ref: Ref, found: PortType, made_by: int) -> int:
         refs.append(ref)
@@ -163,9 +201,22 @@ def flatten(region: Region) -> Flat:
                 op, index = step.body, len(nodes)
                 if id(op) not in algebras:
                     algebras[id(op)] = algebra_of(path, step, op, {p: types[v[0]] for p, v in inputs.items()})
-                outputs = {port: value(Ref(path, port), found, index) for port, found in step.outputs.items()}
-                nodes.append(Node(path, step, op, algebras[id(op)], inputs, outputs))
-                members.append(index)
+                algebra = algebras[id(op)]
+                alike = same.setdefault((prefix, op.contract.op, tuple(inputs.items())), [])
+                first = next((n for n in alike if nodes[n].op.config == op.config), None)
+                if first is not None and (algebra.moves or algebra.linear.keys() >= step.outputs.keys()):
+                    outputs = dict(nodes[first].outputs)
+                    aliases.update({Ref(path, port): v for port, v in outputs.items()})
+                    if path < nodes[first].path:  # the first by name stands for all, whatever the order of steps
+                        aliases.update({Ref(nodes[first].path, port): v for port, v in outputs.items()})
+                        nodes[first] = Node(path, step, op, algebra, inputs, outputs)
+                        for port, v in outputs.items():
+                            refs[v] = Ref(path, port)
+                else:
+                    outputs = {port: value(Ref(path, port), found, index) for port, found in step.outputs.items()}
+                    nodes.append(Node(path, step, op, algebra, inputs, outputs))
+                    alike.append(index)
+                    members.append(index)
             known.update({(step.name, port): index for port, index in outputs.items()})
         return {name: known[ref.step, ref.port] for name, ref in inner.outputs.items()}, tuple(members)
 
@@ -182,7 +233,7 @@ def flatten(region: Region) -> Flat:
     for block in reversed(blocks.values()):  # a block comes after those within it
         for position in block.nodes:
             around[position].append(block)
-    index = {ref: v for v, ref in enumerate(refs)}
+    index = {ref: v for v, ref in enumerate(refs)} | aliases
     return Flat(region, refs, types, index, producer, users, nodes, members, blocks, around, inputs, outputs, rank)
 
 
@@ -191,7 +242,7 @@ def algebra_of(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Al
 
     Args:
         path: Dotted path of the component, for error messages.
-        step: Step of the graph that the component belongs to.
+        step: Step of the graph whose ``body`` is the component.
         op: The component and its Config.
         fed: Tensor types of the connected inputs by port.
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 from sedd_graph.component.axes import Size
-from sedd_graph.graph.model import Op, Ref
+from sedd_graph.graph.model import Op, Ref, Region
+from sedd_graph.inverse.factors import rational, shown
 from sedd_graph.inverse.flat import algebra_of, numbers
 from sedd_graph.inverse.names import Names, join_and
 from sedd_graph.inverse.program import Contraction, Derivation, Forward, Linear, Program, Refusal, Solve
@@ -21,15 +22,19 @@ _INLINE, _LINES = 72, 60
 # -- programs -------------------------------------------------------------------------------------------------------
 
 
-def pseudo_code(program: Program) -> str:
+def pseudo_code(program: Program, *, typed: bool = False) -> str:
     """Return an inverse program as pseudo-code: one line per derivation, then level, cost and log-determinant.
 
-    A forward evaluation that is used once is inlined. Example:
+    A short call whose result is used once is written into the expression that uses it. Example:
 
     >>> inverse of couple: x1, x2 from y1, y2, given c
     >>>   x2 = y2 - g(y1, c)
     >>>   x1 = y1 - f(x2, c)
     >>>   volume_preserving; 2 evaluations; log|det| = 0
+
+    Args:
+        program: The inverse program.
+        typed: Whether to state the types of the region's inputs, which tell regions of one label apart.
     """
     writer = _Writer(program)
     lines = [line for d in program.derivations if (line := writer.line(d)) is not None]
@@ -37,7 +42,7 @@ def pseudo_code(program: Program) -> str:
         half = _LINES // 2
         lines = [*lines[:half], f"... {len(lines) - 2 * half} more", *lines[-half:]]
     wanted = [name for name in program.region.inputs if name not in program.given]
-    head = f"inverse of {program.region.label}: {', '.join(wanted)} from {writer.outputs()}"
+    head = f"inverse of {_label(program.region, typed=typed)}: {', '.join(wanted)} from {writer.outputs()}"
     if program.given:
         head += f", given {', '.join(program.given)}"
     if program.stored:
@@ -46,11 +51,14 @@ def pseudo_code(program: Program) -> str:
 
 
 def summary(program: Program) -> str:
-    """Return one line with a program's level (and why it is not higher), cost and log-determinant."""
+    """Return one line with a program's level of invertibility (and why it is not higher), cost and log-determinant."""
     level = program.level + (f" ({program.note})" if program.note else "")
     cost = f"{program.cost:g} evaluation" + ("" if program.cost == 1 else "s")
     text = f"{level}; {cost}"
-    return text if program.level == "injective" else f"{text}; log|det| = {_log_det(program)}"
+    if program.level == "injective":
+        return text
+    text = f"{text}; log|det| = {_log_det(program)}"
+    return f"{text}, and not one for each row: {program.mixed_rows}" if program.mixed_rows else text
 
 
 def _log_det(program: Program) -> str:
@@ -63,9 +71,10 @@ def _log_det(program: Program) -> str:
         elif isinstance(d, Linear) and d.factor != 1:
             constant[d.factor] = constant.get(d.factor, Size()) + numbers(program.types[d.targets[0]])
         elif isinstance(d, Contraction):
-            inner = "I" if d.scale == 1 else f"{d.scale} I"
+            inner = "I" if d.scale == 1 else f"{shown(d.scale)} I"
             parts.append(f"log|det({inner} + J)| at {names.value(d.target)}")
-    parts += [f"{size}*log({factor})" for factor, size in constant.items()]
+    if program.level != "volume_preserving":
+        parts += [f"{size}*log({shown(factor)})" for factor, size in constant.items()]
     if len(parts) > 8:
         parts = [*parts[:4], f"... {len(parts) - 8} more ...", *parts[-4:]]
     return " + ".join(parts) if parts else "0"
@@ -123,7 +132,7 @@ class _Writer:
             fed = {port: self.program.types[refs[0]] for port, refs in d.inputs.items()}
             factors = algebra_of(d.path, d.step, body, fed).linear.get(next(iter(d.outputs)))
             if factors:
-                terms = [(ref, Fraction(factors.get(port, 0))) for port, refs in d.inputs.items() for ref in refs]
+                terms = [(ref, rational(factors.get(port, 0))) for port, refs in d.inputs.items() for ref in refs]
                 return self.total(terms), True
         arguments = ", ".join(self.value(ref) for refs in d.inputs.values() for ref in refs)
         return f"{d.path}({arguments})", False
@@ -133,7 +142,7 @@ class _Writer:
         for ref, factor in sorted(terms, key=lambda t: t[1] < 0):  # positive terms first: y - f, not -f + y
             grouped = factor != 1 or bool(text)
             value = self.value(ref, grouped=grouped)
-            body = value if abs(factor) == 1 else f"{abs(factor)} {value}"
+            body = value if abs(factor) == 1 else f"{shown(abs(factor))} {value}"
             text += ((" - " if text else "-") if factor < 0 else (" + " if text else "")) + body
         return text
 
@@ -150,11 +159,12 @@ def _mentions(d: Derivation) -> tuple[Ref, ...]:
 
 
 def arrows(found: Program | Refusal) -> tuple[tuple[str, str], ...]:
-    """Return the data flow of an inverse as pairs (source box, target box), for a drawing of the region.
+    """Return the data flow of an inverse as arrows (source box, target box), for a drawing of the region.
 
-    A box is the name of a top-level step, ``>input`` or ``<output``. For each derivation, an arrow leads from each
-    value that it reads to each value that it derives. A value is drawn at the box that computes it in the forward pass,
-    or at the region's output. Empty for a region that is not invertible.
+    A box is named by a string: the name of a top-level step, ``>input`` or ``<output``. For each derivation, an arrow
+    leads from each value that it reads to each value that it derives. A value is drawn at the box that computes it in
+    the forward pass; as the source of an arrow, an output of the region is drawn at ``<output``. A region that is not
+    invertible has no arrows.
 
     Args:
         found: The inverse program, or the diagnosis.
@@ -170,22 +180,36 @@ def arrows(found: Program | Refusal) -> tuple[tuple[str, str], ...]:
     return tuple(dict.fromkeys((source, target) for source, target in pairs if source != target))
 
 
-def explain(found: Program | Refusal) -> str:
-    """Return the text of a solver result: the inverse as pseudo-code, or the diagnosis."""
-    return pseudo_code(found) if isinstance(found, Program) else diagnosis(found)
+def explain(found: Program | Refusal, *, typed: bool = False) -> str:
+    """Return the text of a solver result: the inverse as pseudo-code, or the diagnosis.
+
+    Args:
+        found: The result.
+        typed: Whether to state the types of the region's inputs, which tell regions of one label apart.
+    """
+    return pseudo_code(found, typed=typed) if isinstance(found, Program) else diagnosis(found, typed=typed)
+
+
+def _label(region: Region, *, typed: bool) -> str:
+    return f"{region.label} ({', '.join(f'{n}: {t}' for n, t in region.inputs.items())})" if typed else region.label
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
 
 
-def diagnosis(refusal: Refusal) -> str:
+def diagnosis(refusal: Refusal, *, typed: bool = False) -> str:
     """Return the text of a diagnosis, several lines.
 
     It lists the lost inputs, the components where the derivation stops with the reasons, the cheapest values to store,
     and possible changes to the blueprint.
+
+    Args:
+        refusal: The diagnosis.
+        typed: Whether to state the types of the region's inputs, which tell regions of one label apart.
     """
     names = Names(refusal.types)
-    lines = [f"{refusal.region.label} is not invertible: {join_and(l.input for l in refusal.lost)} cannot be recovered"]
+    label = _label(refusal.region, typed=typed)
+    lines = [f"{label} is not invertible: {join_and(l.input for l in refusal.lost)} cannot be recovered"]
     for lost in refusal.lost[:8]:
         if lost.through:
             lines.append(

@@ -1,11 +1,11 @@
 """Results of the inverse solver: a :class:`Program` (the inverse of a region) or a :class:`Refusal` (a diagnosis).
 
-A value is a tensor of the flattened region, identified by a :class:`Ref`: ``Ref("", "x1")`` is an input of the
-region, ``Ref("trunk.3.attend.gate", "out")`` an output port of the component at that dotted path. Inputs and outputs of
-nested blocks are not values of their own but other names for the values connected to them. A program starts from the
-facts: the region's outputs, the conditioning inputs and the stored values. It derives one value after another; each
-derivation reads only earlier values, and each value is derived once. Values that the inverse does not need are left
-out. There are four kinds of derivations:
+A value is a tensor of the flattened region, identified by a :class:`Ref`: ``Ref("", "x1")`` is an input of the region,
+``Ref("trunk.3.attend.gate", "out")`` an output port of the component at that dotted path. The inputs and outputs of
+nested blocks are not further values, but other names for the values connected to them. A program starts from the facts:
+the region's outputs, the conditioning inputs and the stored values. It derives one value after another; each derivation
+reads only earlier values, and each value is derived once. Values that the inverse does not need are left out. There are
+four kinds of derivations:
 
 - :class:`Forward`: evaluate a component, or a whole nested block, as the forward pass does.
 - :class:`Solve`: call a component's inversion rule.
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 Level = Literal["injective", "bijective", "volume_preserving"]
-"""Level of invertibility that the solver has proved for a region; see :data:`LEVELS`."""
+"""Level of invertibility that the solver has proved for a region; :data:`LEVELS` defines the three levels."""
 
 LEVELS: tuple[Level, ...] = ("injective", "bijective", "volume_preserving")
 """Levels of invertibility, from weak to strong.
@@ -61,11 +61,12 @@ class Forward:
 
     Attributes:
         path: Dotted path of the component or block.
-        step: Step of the graph that it belongs to.
-        inputs: Values connected to each input port, in the order of the signature; optional ports that are not
-            connected are absent.
-        outputs: Value of each output port. Some outputs of a block may be derived before.
-        cost: Number of component evaluations.
+        step: Step of the graph whose ``body`` is the component or block.
+        inputs: Values connected to each input port, by port name, in the order of the signature; optional ports that
+            are not connected are absent.
+        outputs: Value of each output port, by port name. Some outputs of a block may be known already, from an earlier
+            derivation.
+        cost: Number of component evaluations; weighted sums and rearrangements of elements count zero.
     """
 
     path: str
@@ -81,7 +82,7 @@ class Forward:
 
     @property
     def targets(self) -> tuple[Ref, ...]:
-        """Values that the derivation computes."""
+        """Values that the derivation computes, in the order of ``outputs``."""
         return tuple(self.outputs.values())
 
 
@@ -91,14 +92,16 @@ class Solve:
 
     Attributes:
         path: Dotted path of the component.
-        step: Step of the graph that the component belongs to.
+        step: Step of the graph whose ``body`` is the component.
         rule: The inversion rule; ``rule.method`` is the name of the method.
-        given: Arguments in the order of ``rule.given``; None for an optional port that is not connected.
-        targets: Results in the order of ``rule.targets``; some may be derived before.
-        inputs: Values connected to each port of the component's ``forward``.
+        given: Values passed to the method, in the order of ``rule.given``; None for an optional port that is not
+            connected.
+        targets: Values that the method returns, in the order of ``rule.targets``; some may be known already, from an
+            earlier derivation.
+        inputs: Values connected to each input port of the component, by port name.
         log_det: ``"zero"``, or the name of the component's method that computes log |det d out / d target| from
             ``inputs``; None if the component declares none.
-        cost: Number of component evaluations.
+        cost: Cost of the call, as the rule declares it, in evaluations of the component.
     """
 
     path: str
@@ -124,9 +127,10 @@ class Linear:
         targets: Values that the derivation computes.
         terms: For each target the pairs (value, factor) of its sum.
         paths: Dotted paths of the linear components whose equations are used.
-        factor: Absolute determinant of the linear system; the log-determinant gets log(factor) nats for each element of
-            a target.
-        cost: Number of component evaluations, 0.
+        factor: Absolute determinant of the linear system from which the sums are solved; 1 if an earlier derivation
+            from that system counts it. The log-determinant gets log(factor) nats for each element of ``targets[0]``;
+            all targets have the same shape.
+        cost: Number of component evaluations: 0.
     """
 
     targets: tuple[Ref, ...]
@@ -149,12 +153,12 @@ class Contraction:
 
     Attributes:
         target: The value that the derivation computes.
-        value: The known value on the left-hand side.
-        scale: Factor of ``target``, not 0.
+        value: The known value on the left-hand side of the equation.
+        scale: Factor of ``target`` in the equation, not 0.
         body: Forward evaluations that compute ``value`` from an iterate of ``target`` and from known values. Their
             intermediate values are separate from those of the program.
-        bound: Lipschitz constant of r divided by |scale|, less than 1. A plain (Picard) step reduces the error by this
-            factor.
+        bound: Upper bound on the Lipschitz constant of r, divided by |scale|; less than 1. A plain (Picard) step
+            reduces the error at least by this factor.
         iterations: Number of plain steps that reduce the error to 1e-6 of its initial value.
         cost: Number of component evaluations in ``iterations`` steps.
     """
@@ -191,12 +195,13 @@ class Program:
     Attributes:
         region: The region.
         given: Names of the conditioning inputs, which are known at inversion.
-        stored: Values that are stored besides the outputs.
-        outputs: Value of each output of the region.
+        stored: Values that are stored in the forward pass, and known at inversion besides the outputs.
+        outputs: Value of each output of the region, by name.
         derivations: Derivations in order of execution.
         types: Tensor type of each value.
         level: Proved level of invertibility.
         note: Reason why the level is not higher; empty at the highest level.
+        mixed_rows: Reason why the log-determinant is no sum of one number for each row of the batch; empty if it is.
     """
 
     region: Region
@@ -207,6 +212,7 @@ class Program:
     types: Mapping[Ref, PortType]
     level: Level
     note: str
+    mixed_rows: str
 
     @property
     def cost(self) -> float:
@@ -225,7 +231,7 @@ class Lost:
 
     Attributes:
         input: Name of the input.
-        through: Values computed from the input at which the derivation stops, and which are therefore unknown too.
+        through: Values, computed from the input, at which the derivation stops; they are unknown too.
     """
 
     input: str
@@ -238,7 +244,7 @@ class Blocker:
 
     Attributes:
         path: Dotted path of the component.
-        op: Name of the op.
+        op: Name of the component's op, such as ``attention``.
         place: Location in the blueprint: file, line and column.
         reason: Reason as text for the user.
     """
@@ -258,7 +264,8 @@ class Remedy:
         bytes: Size of the set in bytes, symbolic in batch and length.
         total: Size of the set in bytes at ``sizes``.
         lower: Lower bound on the size in bytes of any such set; equal to ``total`` if the search was exhaustive.
-        sizes: Sizes of the axes by name, such as ``batch`` and ``length``.
+        sizes: Sizes of the axes, by name, at which ``total`` and ``lower`` are computed, such as ``batch`` and
+            ``length``.
     """
 
     values: tuple[Ref, ...]

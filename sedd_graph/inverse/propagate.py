@@ -1,10 +1,10 @@
 """Derivation of all values that follow from known ones, in order of increasing cost.
 
-Each component contributes edges: ways to derive some values (targets) from others (needs). An edge makes its targets
-known once all its needs are known. The algorithm is Knuth's generalisation of Dijkstra's algorithm (Information
-Processing Letters 6(1), 1977); the key of an edge is the greatest key among its needs plus the cost of the edge. Keys
-(:data:`sedd_graph.inverse.system.Key`) prefer closed forms to iterations. Ties are broken by name, so that the result
-does not depend on the order of components.
+A value is a tensor of the region. Each component contributes edges: ways to derive some values (targets) from others
+(needs). An edge makes its targets known once all its needs are known. The algorithm is Knuth's generalisation of
+Dijkstra's algorithm (Information Processing Letters 6(1), 1977); the key of an edge is the greatest key among its needs
+plus the cost of the edge. Keys (:data:`sedd_graph.inverse.system.Key`) prefer closed forms to iterations. Ties are
+broken by name, so that the result does not depend on the order of components.
 
 Where propagation stops, linear relations among unknown values are solved jointly (:mod:`sedd_graph.inverse.linear`),
 then contractions are searched for (:mod:`sedd_graph.inverse.contraction`), and propagation resumes.
@@ -12,6 +12,7 @@ then contractions are searched for (:mod:`sedd_graph.inverse.contraction`), and 
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections.abc import Iterable, Sequence
 
@@ -22,20 +23,39 @@ from sedd_graph.inverse.system import Edge, FixedPointEdge, Key, LinearEdge, Sol
 __all__ = ["Closure"]
 
 
+@dataclasses.dataclass(eq=False)
+class _Waiting:
+    """Edge that needs values which other edges are about to derive.
+
+    Attributes:
+        edge: The edge.
+        rank: Place among edges of equal key.
+        left: Number of values that it needs and that are still unknown.
+    """
+
+    edge: LinearEdge
+    rank: int
+    left: int
+
+
 class Closure:
-    """All values that can be derived from the initially known values ``facts``, each by its cheapest derivation.
+    """All values of a region that can be derived from the initially known ones, each by its cheapest derivation.
+
+    The derivation is complete when the constructor returns. Values are identified by their indices in
+    :class:`sedd_graph.inverse.flat.Flat`.
 
     Args:
         system: Equations of the region.
-        facts: Indices of the initially known values.
+        facts: Indices of the initially known values (facts), such as the outputs of the region.
 
     Attributes:
-        keys: For each value the cost of its derivation; None where the value is unknown.
-        derived_by: For each value the edge that derives it; None for facts and unknown values.
-        edges: Edges used, in order of derivation.
-        searched: Latest search for a contraction, by index of the linear relation; only for relations with a known
-            output and at least two unknown terms.
-        work: Number of edges and relations visited.
+        keys: For each value, by index, the cost of its derivation; None where the value is unknown.
+        derived_by: For each value, by index, the edge (way to derive values) that derives it; None for facts and
+            unknown values.
+        edges: Edges that derive at least one value, in order of derivation.
+        searched: Result of the latest search for a contraction in each linear relation, by index of the relation. Only
+            relations with a known output and at least two unknown terms are searched.
+        work: Number of visits of edges and relations, as a measure of computing time.
     """
 
     def __init__(self, system: System, facts: Iterable[int]) -> None:
@@ -51,6 +71,7 @@ class Closure:
         self._unknown_sum = [sum(r.terms) for r in system.relations]
         self._heap: list[tuple[Key, int, int, int, Edge]] = []
         self._serial = 0
+        self._waiting: dict[int, list[_Waiting]] = {}
         self._touched: set[int] = set()
         self._dirty: set[int] = set()
         self._count, self._patience = 0, 0
@@ -63,7 +84,7 @@ class Closure:
         self._run()
 
     def known(self, v: int) -> bool:
-        """Return whether the value with index ``v`` is a fact or follows from the facts."""
+        """Return whether the value with index ``v`` is known initially or can be derived."""
         return self.keys[v] is not None
 
     def _know(self, v: int, key: Key, edge: Edge | None) -> None:
@@ -76,6 +97,10 @@ class Closure:
             self.work += 1
             if not self._left[e]:
                 self._push(system.edges[e], system.edge_rank[e])
+        for waiting in self._waiting.pop(v, ()):
+            waiting.left -= 1
+            if not waiting.left:
+                self._push(waiting.edge, waiting.rank, -1)
         for r in system.relations_of[v]:
             self._unknown[r] -= 1
             self._unknown_sum[r] -= v
@@ -101,13 +126,20 @@ class Closure:
             return
         factor = relation.terms[v]
         terms = tuple((u, -c / factor) for u, c in relation.terms.items() if u != v)
-        self._push_solutions((Solution(v, terms, {r: 1 / factor}),), by=self.flat.rank[relation.out])
+        self._push_solutions((Solution(v, terms, frozenset((r,))),), by=self.flat.rank[relation.out])
 
     def _push_solutions(self, group: Sequence[Solution], *, by: int = -1) -> None:
         needs = tuple(dict.fromkeys(v for s in group for v, _ in s.terms))
         targets = tuple(s.target for s in group)
         rank = len(self.system.edges) + min(self.flat.rank[v] for v in targets)
-        self._push(LinearEdge(needs, targets, 0.0, False, tuple(group)), rank, by)
+        edge = LinearEdge(needs, targets, 0.0, False, tuple(group))
+        unknown = [v for v in needs if self.keys[v] is None]
+        if not unknown:
+            self._push(edge, rank, by)
+            return
+        waiting = _Waiting(edge, rank, len(unknown))
+        for v in unknown:
+            self._waiting.setdefault(v, []).append(waiting)
 
     def _run(self) -> None:
         tier = 0

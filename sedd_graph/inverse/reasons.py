@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
-from sedd_graph.component.axes import AxisError
+from sedd_graph.component.axes import DYNAMIC, AxisError, Dim, PortType
+from sedd_graph.errors import EnvironmentFault
 from sedd_graph.inverse.contraction import ContractionSearch
-from sedd_graph.inverse.flat import Block, Node, total
+from sedd_graph.inverse.flat import Block, Node, algebra_of, total
+from sedd_graph.inverse.linear import dependent
 from sedd_graph.inverse.names import Names, join_and
 from sedd_graph.inverse.program import Remedy
 from sedd_graph.inverse.propagate import Closure
@@ -18,10 +21,12 @@ _MAX_VISITED = 10_000
 
 
 class Reasons:
-    """Generator of the texts of one diagnosis: reasons, and suggested changes to the blueprint.
+    """Texts of one diagnosis: why derivations stop at components, and which changes to the blueprint may help.
+
+    Values and components are identified by their indices in :class:`sedd_graph.inverse.flat.Flat`.
 
     Args:
-        closure: The derived values of the region.
+        closure: All values of the region that can be derived.
     """
 
     def __init__(self, closure: Closure) -> None:
@@ -32,7 +37,7 @@ class Reasons:
         return self.names.value(self.flat.refs[v])
 
     def listed(self, values: Iterable[int]) -> str:
-        """Return the display names of values, joined to a list in words.
+        """Return the display names of values, joined to a list in words, such as ``a, b and c``.
 
         Args:
             values: Indices of the values.
@@ -61,12 +66,20 @@ class Reasons:
             return self._equation(node, relation)
         if node.algebra.linear and not any(any(f.values()) for f in node.algebra.linear.values()):
             return f"op {node.op.contract.name!r} multiplies by 0: nothing is left of {self.listed(node.needs)}"
+        if node.algebra.linear and not any(map(self.closure.known, node.outputs.values())):
+            return (
+                f"nothing is known of its output {self.listed(node.outputs.values())}: no output of the block needs it"
+            )
         if not node.algebra.rules:
-            return f"op {node.op.contract.name!r} has no inversion rule{self._narrower(node)}"
+            return f"op {node.op.contract.name!r} has no inversion rule{self._narrower(node) or self._varying(node)}"
         return "; ".join(self._rule(node, targets, given) for targets, given in self._rules(node))
 
     def open_relation(self, node: Node) -> int | None:
-        """Return the index of a component's first linear relation with a known output and unknown terms, or None."""
+        """Return the index of a component's first linear relation with a known output and unknown terms, or None.
+
+        Args:
+            node: The component.
+        """
         system = self.closure.system
         for v in node.outputs.values():
             r = system.relation_of_output.get(v)
@@ -84,6 +97,27 @@ class Reasons:
         if not difference or any(c < 0 for _, c in difference):
             return ""
         return f", and cannot have one: {wanted} numbers go in and {given} come out"
+
+    def _varying(self, node: Node) -> str:
+        """Return that a component would have a rule if no size depended on the batch or the length, or an empty text."""
+        sizes = dict.fromkeys(DYNAMIC, 2)
+        fed = {port: self.flat.types[values[0]] for port, values in node.inputs.items()}
+        varying = [f"{port} is {found}" for port, found in fed.items() if not found.symbols.isdisjoint(DYNAMIC)]
+        if not varying:
+            return ""
+
+        def fixed(found: PortType) -> PortType:
+            return PortType(found.kind, tuple(Dim(d.size.substitute(sizes), d.variadic) for d in found.dims))
+
+        try:
+            outputs = {port: fixed(found) for port, found in node.step.outputs.items()}
+            step = dataclasses.replace(node.step, outputs=outputs)
+            algebra = algebra_of(node.path, step, node.op, {port: fixed(found) for port, found in fed.items()})
+        except (AxisError, EnvironmentFault):
+            return ""
+        if not algebra.rules:
+            return ""
+        return f" for sizes that depend on the batch or the length ({join_and(varying, most=4)}): it has one for fixed sizes"
 
     def _rules(self, node: Node) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Return the targets and the unknown given ports of each rule for an unknown input."""
@@ -114,7 +148,12 @@ class Reasons:
         described = join_and(self._described(v, node) for v in terms)
         text = f"{self.name(relation.out)} is one equation for {len(terms)} unknowns: {described}"
         search = self.closure.searched.get(r)
-        return text if search is None else f"{text}; {self._no_fixed_point(search)}"
+        text = text if search is None else f"{text}; {self._no_fixed_point(search)}"
+        others = dependent(self.closure.system, self.closure.keys, r)
+        if len(others) < 2:
+            return text
+        outs = self.listed(self.closure.system.relations[other].out for other in others)
+        return f"{text}; these equations are dependent, so that one of them says nothing new: those of {outs}"
 
     def _no_fixed_point(self, search: ContractionSearch) -> str:
         if search.sources:
@@ -218,10 +257,10 @@ class Reasons:
         return None
 
     def conditioning(self, remedy: Remedy, given: tuple[str, ...], lost: int) -> str | None:
-        """Return a suggestion to declare lost inputs as conditioning inputs (``given``), or None.
+        """Return a suggestion to declare lost inputs as conditioning inputs (``given``), or None if it does not apply.
 
-        The suggestion is made if all values to store are inputs of the region, they are fewer than the lost inputs, and
-        none of them is a term of a sum that was searched for a contraction.
+        The suggestion is made if all values to store are inputs of the region, if they are fewer than the lost inputs,
+        and if none of them is a term of a sum in which a contraction was searched for.
 
         Args:
             remedy: Values to store so that all inputs can be recovered.

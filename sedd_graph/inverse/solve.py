@@ -12,12 +12,13 @@ from sedd_graph.inverse.flat import flatten
 from sedd_graph.inverse.level import classify
 from sedd_graph.inverse.program import Program, Refusal
 from sedd_graph.inverse.propagate import Closure
+from sedd_graph.inverse.rows import mixed_rows
 from sedd_graph.inverse.system import System
 
 __all__ = ["SIZES", "solve"]
 
 SIZES = {"batch": 1, "length": 1024}
-"""Default ``batch`` and ``length`` for sizes in bytes in a diagnosis."""
+"""Default ``batch`` and ``length`` (positions per row) at which a diagnosis states sizes in bytes."""
 
 
 def solve(
@@ -34,8 +35,9 @@ def solve(
     Args:
         region: The block or graph to invert.
         given: Names of the conditioning inputs, which are known at inversion.
-        stored: Values that are stored besides the outputs.
-        sizes: ``batch`` and ``length``, for sizes in bytes in a diagnosis.
+        stored: References of inner values that are stored in the forward pass, and known at inversion besides the
+            outputs.
+        sizes: Values of ``batch`` and ``length`` at which a diagnosis states sizes in bytes.
 
     Returns:
         The inverse program, or the diagnosis if the region is not invertible.
@@ -61,13 +63,15 @@ def solve(
     iterated = contractions(closure)
     edges = needed(closure, iterated, flat.inputs.values())
     level, note, linear = classify(closure, edges, known_inputs, stored_values)
+    steps = derivations(closure, iterated, edges, linear)
     return Program(
         region=region,
         given=given,
         stored=stored,
         outputs={name: flat.refs[v] for name, v in flat.outputs.items()},
-        derivations=derivations(closure, iterated, edges, linear),
+        derivations=steps,
         types=dict(zip(flat.refs, flat.types, strict=True)),
         level=level,
         note=note,
+        mixed_rows=mixed_rows(flat, steps),
     )

@@ -1,8 +1,9 @@
 """Equations of a region as a search problem: ways to derive values (edges), and linear relations among values.
 
-Values and components are identified by their indices in :class:`sedd_graph.inverse.flat.Flat`. These types are shared
-by propagation (:mod:`sedd_graph.inverse.propagate`), linear solving (:mod:`sedd_graph.inverse.linear`) and the search
-for contractions (:mod:`sedd_graph.inverse.contraction`).
+A value is a tensor of the region. Values and components are identified by their indices in
+:class:`sedd_graph.inverse.flat.Flat`. These types are shared by propagation (:mod:`sedd_graph.inverse.propagate`),
+linear solving (:mod:`sedd_graph.inverse.linear`) and the search for contractions
+(:mod:`sedd_graph.inverse.contraction`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from sedd_graph.component.contract import Rule
+from sedd_graph.inverse.factors import rational
 from sedd_graph.inverse.flat import Flat
 
 __all__ = [
@@ -28,9 +30,9 @@ __all__ = [
 ]
 
 Key = tuple[int, float, int]
-"""Cost of deriving a value: (iterative steps, evaluations, derivations), compared lexicographically.
+"""Cost of deriving a value, compared lexicographically: (iterative derivations, component evaluations, derivations).
 
-Each is summed along the most expensive chain of derivations that leads to the value.
+The three numbers are sums along the most expensive chain of derivations that leads to the value.
 """
 
 
@@ -38,12 +40,12 @@ Each is summed along the most expensive chain of derivations that leads to the v
 class Relation:
     """Linear relation that a component imposes on values: the sum of factor times value over ``terms`` is zero.
 
-    All values of the relation have the same tensor type.
+    All values of the relation have the same tensor type. Indices are those of :class:`sedd_graph.inverse.flat.Flat`.
 
     Attributes:
         node: Index of the component.
-        out: Index of the component's output, whose factor is -1.
-        terms: Factor of each value index, the output included.
+        out: Index of the value that the component computes, whose factor is -1.
+        terms: Factor of each value in the sum, keyed by the index of the value; ``out`` is included.
     """
 
     node: int
@@ -57,13 +59,13 @@ class Solution:
 
     Attributes:
         target: Index of the unknown value.
-        terms: Pairs (index of a known value, factor).
-        relations: Coefficient of each relation index in the linear combination of relations that gives the solution.
+        terms: Pairs (index of a value that is known or solved before, factor).
+        relations: Indices in :attr:`System.relations` of the relations whose weighted sum is the solution.
     """
 
     target: int
     terms: tuple[tuple[int, Fraction], ...]
-    relations: Mapping[int, Fraction]
+    relations: frozenset[int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,8 +75,8 @@ class FixedPoint:
     Attributes:
         target: Index of the unknown value.
         value: Index of the known value.
-        scale: Factor of ``target``, not 0.
-        bound: Lipschitz constant of r divided by |scale|, less than 1.
+        scale: Factor of ``target`` in the equation, not 0.
+        bound: Upper bound on the Lipschitz constant of r, divided by |scale|; less than 1.
         iterations: Number of plain (Picard) steps that reduce the error to 1e-6 of its initial value.
         nodes: Indices of the components that compute ``value`` from ``target``, in topological order.
         needs: Indices of the known values that the iteration reads.
@@ -99,7 +101,7 @@ class Edge:
         needs: Indices of the values that must be known.
         targets: Indices of the values that are derived.
         cost: Number of component evaluations.
-        iterative: Whether the result is accurate to a tolerance only, instead of in closed form.
+        iterative: Whether the targets are computed by iteration, up to a tolerance, instead of in closed form.
     """
 
     needs: tuple[int, ...]
@@ -137,7 +139,7 @@ class LinearEdge(Edge):
     """Edge that computes weighted sums of known values.
 
     Attributes:
-        solutions: The weighted sum of each target.
+        solutions: For each target, in order, the weighted sum that gives it.
     """
 
     solutions: tuple[Solution, ...]
@@ -158,7 +160,9 @@ _Name = tuple[str, bool, tuple[str, ...]]
 
 
 class System:
-    """All edges of the components, and all linear relations, of a flattened region, whichever values are known.
+    """All edges (ways to derive values) and all linear relations that the components of a region contribute.
+
+    They do not depend on which values are known.
 
     Args:
         flat: The flattened region.
@@ -166,11 +170,12 @@ class System:
     Attributes:
         edges: Edges that evaluate a component or call an inversion rule.
         relations: Linear relations of the components.
-        edge_rank: Position of each edge when edges are sorted by name; breaks ties independently of the order of
-            components.
-        needed_by: For each value, the indices of the edges that need it.
-        relations_of: For each value, the indices of the relations in which it is a term.
-        relation_of_output: Index of the relation of each output that has one.
+        edge_rank: For each edge, by index in ``edges``, its place when edges are sorted by name; breaks ties
+            independently of the order of components.
+        needed_by: For each value, by index, the indices of the edges that need it.
+        relations_of: For each value, by index, the indices of the relations in which it is a term.
+        relation_of_output: Index of the relation in which a value is the output (``out``), keyed by the index of the
+            value.
     """
 
     def __init__(self, flat: Flat) -> None:
@@ -221,7 +226,7 @@ class System:
         terms: dict[int, Fraction] = {out: Fraction(-1)}
         for port, factor in factors.items():
             for v in node.inputs.get(port, ()):
-                terms[v] = terms.get(v, Fraction(0)) + Fraction(factor)
+                terms[v] = terms.get(v, Fraction(0)) + rational(factor)
         terms = {v: c for v, c in terms.items() if c}
         found = self.flat.types[out]
         if found.kind != "float" or len(terms) < 2 or any(self.flat.types[v] != found for v in terms):

@@ -26,6 +26,7 @@ __all__ = [
     "activations",
     "as_object",
     "drawing",
+    "fallbacks",
     "json_lines",
     "json_object",
     "lock",
@@ -33,6 +34,10 @@ __all__ = [
     "results",
     "training_curves",
 ]
+
+
+DRIFT = "drift_"
+"""Prefix of the metric that records at which error a block fell back to checkpointing; the block's path follows."""
 
 
 class Tile(NamedTuple):
@@ -186,6 +191,21 @@ def training_curves(run: Path) -> list[Markup]:
         curve([line(f"{thing}/s", f"{thing}_per_second")], title=f"{thing} per second"),
     ]
     return [figure for figure in figures if figure]
+
+
+def fallbacks(run: Path) -> list[str]:
+    """Return one sentence for each block that fell back from reversible execution to checkpointing in training.
+
+    Args:
+        run: The run folder.
+    """
+    return [
+        f"Step {record['step']}: block {key.removeprefix(DRIFT)} reconstructed its inputs with a relative error of "
+        f"{_number(error, '.1e')}, and is checkpointed from this step on. Its gradients were recomputed."
+        for record in json_lines(run / "metrics.jsonl")
+        for key, error in record.items()
+        if key.startswith(DRIFT) and isinstance(record.get("step"), int)
+    ]
 
 
 def activations(run: Path) -> list[tuple[str, ...]]:

@@ -2,11 +2,14 @@
 
 The page has sections for results, an animation, samples, training curves, verified claims, the graph and provenance;
 sections whose files are missing are omitted. The template ``templates/report.html`` escapes all text. The drawing of
-the graph is embedded as an image, which cannot run scripts, and the page loads no external resources.
+the graph is embedded as an image, which cannot run scripts, and the page loads no external resources. A Content Security
+Policy in the page forbids every script and style but its own, and all requests.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from pathlib import Path
 
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
@@ -26,8 +29,12 @@ def write_report(run: Path) -> Path:
     except SeddGraphError:
         tokenizer = None
     certificate, graph = facts.json_object(run / "certificate.json"), facts.json_object(run / "graph.json")
+    script, style = render("film.js"), render("report.css")
     page = render(
         "report.html",
+        script=script,
+        style=style,
+        policy=_policy(script, style),
         name=graph.get("name", run.name),
         lead=f"{len(graph['nodes'])} components; run {run.name}" if "nodes" in graph else f"run {run.name}",
         results=facts.results(facts.json_object(run / "evaluation.json"), certificate.get("measure") or {}),
@@ -36,11 +43,22 @@ def write_report(run: Path) -> Path:
         quality=samples.quality(run),
         infilled=samples.newest_infilled(run, tokenizer),
         curves=facts.training_curves(run),
+        fallbacks=facts.fallbacks(run),
         activations=facts.activations(run),
         claims=certificate.get("checks", []),
         drawing=facts.drawing(run),
         provenance=facts.provenance(run),
         lock=facts.lock(run),
     )
-    write_text(run / "report.html", page)
+    # names of files that are not UTF-8 hold surrogates, which cannot be written
+    write_text(run / "report.html", page.encode("utf-8", "backslashreplace").decode())
     return run / "report.html"
+
+
+def _policy(script: str, style: str) -> str:
+    """Return the Content Security Policy of the page: its own script and style by their hashes, embedded images only."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
+    return (
+        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sedd_graph.component.check import Check
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.points import PointData, open_points
 from sedd_graph.data.rows import Dataset, open_data
@@ -25,8 +26,12 @@ from sedd_graph.errors import UserError
 from sedd_graph.families.plan import Plan
 from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
+from sedd_graph.inputs.files import require_file
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
+from sedd_graph.runs.project import require_project
+from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.store.files import read_json, write_text
+from sedd_graph.store.run_folder import require_utf8
 from sedd_graph.training.checkpoint import latest_checkpoint, load_weights
 
 __all__ = ["CERTIFICATE", "Run", "build", "check_tokenizer", "make_engine", "open_run", "read_data"]
@@ -34,6 +39,8 @@ __all__ = ["CERTIFICATE", "Run", "build", "check_tokenizer", "make_engine", "ope
 CERTIFICATE = "certificate.json"
 """File name, in a run folder, of the results of all checks."""
 MODEL = "model.safetensors"
+MAX_WEIGHTS = 2**40
+"""Size limit of a file of weights, in bytes."""
 
 
 def make_engine(
@@ -145,7 +152,13 @@ class Run:
         """
         if "data" not in self.report.loaded.sections:
             raise UserError("this blueprint has no 'data' section")
-        return read_data(self.report, root=self.root, tokenizer=self.tokenizer)
+        return read_data(self.report, root=self.data_root(), tokenizer=self.tokenizer)
+
+    def data_root(self) -> Path:
+        """Return :attr:`root`. Raises :class:`UserError` if the run folder records one that is no project's folder."""
+        if _facts(self.path).get("root") == str(self.root):
+            require_project(self.root, self.path)
+        return self.root
 
     def changed(self, data: Dataset | PointData) -> str | None:
         """Return a message if the data files have changed since the run was built.
@@ -203,6 +216,7 @@ def open_run(
         UserError: ``path`` is not a run folder, or its weights cannot be read.
     """
     path, where = Path(path), pick_device(device)
+    require_utf8(path)
     if not (path / LOCK).is_file():
         raise UserError(f"{path} is not a run folder: there is no {LOCK} in it")
     report = check(path / LOCK, overrides)
@@ -226,6 +240,7 @@ def _load(engine: Engine, path: Path, *, averaged: bool) -> str:
     elif not file.is_file():
         return "fresh"
     try:
+        require_file(file, limit=MAX_WEIGHTS)
         load_weights(engine.model, load_file(file), where=str(file))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
@@ -238,6 +253,7 @@ def build(
     *,
     device: str | torch.device | None = None,
     compile: CompileMode = "auto",
+    prove: bool = False,
 ) -> Engine:
     """Return the engine (network and diffusion process) of a blueprint or of a run folder.
 
@@ -247,14 +263,24 @@ def build(
         overrides: Changes to the blueprint as ``key=value``, such as ``params.dim=64``.
         device: Device of the network, such as ``cpu`` or ``cuda``; None selects the fastest device of the machine.
         compile: Scope of ``torch.compile`` (:meth:`sedd_graph.engine.network.Network.compile`).
+        prove: Verify the process, the inverses and the network as ``sedd-graph build`` does, within seconds. The
+            results are in :attr:`Engine.checks`. A block with ``on_failure: checkpoint`` whose inverse fails a check is
+            checkpointed.
 
     Returns:
         The engine, which trains, evaluates and samples.
 
     Raises:
-        SeddGraphError: The blueprint is not valid, or the run folder cannot be read.
+        SeddGraphError: The blueprint is not valid, a check fails, or the run folder cannot be read.
     """
     place, where = Path(path_or_run_dir), pick_device(device)
-    if not place.is_dir():
-        return make_engine(check(place, overrides), device=where, compile=compile)
-    return open_run(place, overrides=overrides, device=where, compile=compile).engine
+    run = open_run(place, overrides=overrides, device=where, compile=compile) if place.is_dir() else None
+    report = check(place, overrides) if run is None else run.report
+    checks: list[Check] = []
+    if prove:
+        checks, demotions = prove_all(report, device=where, proof="full", say=lambda text: None)
+        report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
+    engine = make_engine(report, device=where, compile=compile) if run is None else run.engine
+    if prove:
+        engine.checks = (*checks, *prove_network(engine))
+    return engine

@@ -49,6 +49,11 @@ def train_run(
         world = World.from_environment(device)
         stack.callback(world.close)
         run = open_run(path, device=device, compile="off", weights="fresh")
+        if not (path / "run.json").is_file():
+            raise UserError(
+                f"{path} is not a whole run folder: there is no run.json in it, so the data that it was built with are "
+                "not known; build it again (an export is for sampling and evaluation)"
+            )
         _ = (
             run.plan.objective_op
         )  # raises for a graph without a process, before anything is written or a tracker starts

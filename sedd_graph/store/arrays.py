@@ -220,7 +220,10 @@ def write_samples(
         for name, data in arrays.items():
             _extend(_empty(root, name, data, rows=max(1, CHUNK // max(1, math.prod(data.shape[1:])))), 0, data)
         if trajectory is not None:
-            _extend(_empty(root, "trajectory", trajectory, rows=1), 0, trajectory)
+            rows = max(
+                1, CHUNK // max(1, math.prod(trajectory.shape[1:]))
+            )  # a file for each step could be a million files
+            _extend(_empty(root, "trajectory", trajectory, rows=rows), 0, trajectory)
         if text is not None:
             with warnings.catch_warnings():
                 # zarr warns that strings of variable length are not in the v3 specification yet

@@ -1,8 +1,7 @@
-"""Run folders, atomic writes of files (under a temporary name, then renamed), and file locks."""
+"""Folders and atomic writes of files (under a temporary name, then renamed), and file locks."""
 
 from __future__ import annotations
 
-import datetime
 import errno
 import glob
 import json
@@ -19,13 +18,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sedd_graph.errors import EnvironmentFault, UserError
+from sedd_graph.inputs.files import read_json
 
 __all__ = [
     "JsonLines",
     "alone",
     "disk_faults",
     "new_folder",
-    "new_run",
     "part_folder",
     "read_json",
     "write_json",
@@ -113,16 +112,6 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(_plain(data), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raises :class:`UserError` if the file is missing, unreadable or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-
-
 def new_folder(path: Path) -> Path:
     """Create a new folder ``path``, or ``path-2``, ``path-3``, ... if ``path`` exists, and return the path created."""
     for number in range(1, 10_000):
@@ -136,34 +125,24 @@ def new_folder(path: Path) -> Path:
     raise UserError(f"{path} exists already, and so do its numbered names up to 9,999")
 
 
-def new_run(root: Path, name: str, digest: str) -> Path:
-    """Create a new run folder ``root/name/<UTC time>-<digest>``.
-
-    Args:
-        root: Folder of all run folders.
-        name: Name of the blueprint.
-        digest: Hash of the lock file, of which the first eight digits are used.
-
-    Returns:
-        The path of the run folder.
-    """
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    return new_folder(root / name / f"{stamp}-{digest[:8]}")
-
-
 @contextmanager
-def part_folder(path: Path) -> Iterator[Path]:
+def part_folder(path: Path, *, abandoned: str | None = None) -> Iterator[Path]:
     """Context manager that creates a hidden temporary folder beside ``path``.
 
     The caller fills the folder and renames it to ``path``.
 
     The folder is locked during the ``with`` block, and deleted after the block unless it was renamed. Unlocked
     temporary folders for the same ``path``, which killed processes have left, are deleted first.
+
+    Args:
+        path: The folder to create.
+        abandoned: Glob pattern, within the parent of ``path``, of the temporary folders to delete if they are not
+            locked; None for those of the same ``path``.
     """
-    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with _locked(abandoned) as held:
+    for left in path.parent.glob(abandoned or f".{glob.escape(path.name)}.*.part"):
+        with _locked(left) as held:
             if held:
-                shutil.rmtree(abandoned, ignore_errors=True)
+                shutil.rmtree(left, ignore_errors=True)
     while True:
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         part.mkdir(parents=True)

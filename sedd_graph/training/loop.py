@@ -90,6 +90,7 @@ class _Loop:
     trainer: Trainer
     trackers: Trackers | None
     decode: Callable[[Tensor], list[str]]
+    fallbacks: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def run(self) -> Result:
         """Train until all steps are done, the time limit is reached or a signal arrives, then write a checkpoint.
@@ -123,6 +124,7 @@ class _Loop:
                 total += torch.stack([nats, counted]).double()
                 trainer.step += 1
                 advance()
+                self.report_fallbacks()
                 self.record(saved)
                 if trainer.step % config.log_every == 0 or trainer.step == first:
                     world.sum_(total)
@@ -150,6 +152,14 @@ class _Loop:
         if activations is not None:
             for name in activations.due(step):
                 activations.put(name, step, saved[name.replace("/", ".")].detach().float().cpu().numpy())
+
+    def report_fallbacks(self) -> None:
+        """Log each block that fell back from reversible execution to checkpointing at this step."""
+        found = self.trainer.engine.network.fallbacks()
+        new = {f"drift_{path}": error for path, error in found.items() if path not in self.fallbacks}
+        self.fallbacks = found
+        if new and self.trackers is not None:
+            self.trackers.log(self.trainer.step, new)
 
     def report(self, loss: float, norm: float, seconds: float, rows_per_second: float) -> None:
         """Log and print the loss and related metrics.

@@ -8,7 +8,8 @@ Axes: b rows, l length, n elements of one sequence (all tensors of one row, flat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -23,9 +24,11 @@ from sedd_graph.engine.regions import RegionModule
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Region, Running
 from sedd_graph.inverse import Contraction, Solve
+from sedd_graph.inverse.flat import steady
 
-__all__ = ["BATCH", "JACOBIAN", "LENGTH", "BlockFixture", "batch_first", "jacobian", "relative_error"]
+__all__ = ["BATCH", "JACOBIAN", "LENGTH", "BlockFixture", "batch_axis", "relative_error"]
 
+NO_DTYPES: Mapping[str, torch.dtype] = MappingProxyType({})
 BATCH, LENGTH = 2, 6
 """Number of rows, and number of positions per row, of a test instance."""
 JACOBIAN = 1536
@@ -36,10 +39,18 @@ def _shape(found: PortType, batch: int, length: int) -> list[int]:
     return [d.size.evaluate({"batch": batch, "length": length}) for d in found.dims]
 
 
-def batch_first(found: PortType) -> bool:
-    """Return True if the first axis of a port type is the batch, and the size of no other axis depends on the batch."""
+def batch_axis(found: PortType) -> int | None:
+    """Return the index of the batch axis of a port type; None if no axis depends on the batch.
+
+    Raises:
+        ValueError: The batch is merged with another axis, as in ``float batch*length d``.
+    """
     places = [i for i, d in enumerate(found.dims) if "batch" in d.size.symbols]
-    return places == [0] and found.dims[0].size == Size.of("batch")
+    if not places:
+        return None
+    if len(places) > 1 or found.dims[places[0]].size != Size.of("batch"):
+        raise ValueError(f"{found} merges the batch with another axis")
+    return places[0]
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -70,7 +81,9 @@ class BlockFixture:
         layout: Graph values and derived inverse of the block (:class:`~sedd_graph.engine.layout.Layout`).
         iterative: True if the inverse has a fixed-point iteration or another iterative rule.
         weights: Number of parameters of the block.
-        chains: True if each output has the name and type of an input, so that copies of the block can be stacked.
+        chains: True if each output has the name and type of an input, so that copies of the block can be stacked, and
+            no copy changes a given input.
+        moved: Names of the outputs that depend on the streams, each value once.
 
     Raises:
         UserError: The block has no key ``invertible``, or no inverse can be derived.
@@ -87,8 +100,12 @@ class BlockFixture:
         )
         with torch.device("meta"):
             self.weights = count_parameters(build_block(region, registry))
+        flat, given = self.layout.flat, self.layout.given
+        fixed = steady(flat, [flat.inputs[name] for name in given])
+        self.moved = tuple({v: name for name, v in flat.outputs.items() if v not in fixed}.values())
         self.chains = region.outputs.keys() <= region.inputs.keys() and all(
-            found == region.inputs[name] for name, found in region.output_types.items()
+            found == region.inputs[name] and (name not in given or flat.outputs[name] == flat.inputs[name])
+            for name, found in region.output_types.items()
         )
 
     # -- instances --------------------------------------------------------------------------------------------------
@@ -101,6 +118,7 @@ class BlockFixture:
         repeat: int = 0,
         running: Running | None = None,
         spread: float = 1.0,
+        factor: float = 1.0,
     ) -> RegionModule:
         """Return an instance of the block with random weights, in training mode.
 
@@ -110,15 +128,23 @@ class BlockFixture:
             repeat: Number of copies of the block that are stacked in one module; 0 for the block itself.
             running: Memory mode in training, such as ``Running("reversible")``; None stores all activations.
             spread: Factor on the random noise that is added to all initial weights, zeros included.
+            factor: Factor on all weights, after the noise.
         """
         torch.manual_seed(seed)
         made = build_block(self.region, self.registry, repeat=repeat, running=running or Running())
         for parameter in made.parameters():
             size = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.5
-            parameter.add_(torch.randn_like(parameter) * spread * size * (0.2 if parameter.any() else 1.0))
+            parameter.add_(torch.randn_like(parameter) * spread * size * (0.2 if parameter.any() else 1.0)).mul_(factor)
         return made.to(dtype).train()
 
-    def inputs(self, dtype: torch.dtype, batch: int = BATCH, length: int = LENGTH, seed: int = 1) -> list[Tensor]:
+    def inputs(
+        self,
+        dtype: torch.dtype,
+        batch: int = BATCH,
+        length: int = LENGTH,
+        seed: int = 1,
+        dtypes: Mapping[str, torch.dtype] = NO_DTYPES,
+    ) -> list[Tensor]:
         """Return random inputs of the block, in the order of its ports.
 
         Args:
@@ -126,13 +152,14 @@ class BlockFixture:
             batch: Number of rows.
             length: Number of positions. If it exceeds 1, boolean inputs are False at the last position of the last row.
             seed: Seed of the inputs.
+            dtypes: Data types of float inputs that differ from ``dtype``, by name.
         """
         generator = torch.Generator().manual_seed(seed)
 
-        def draw(found: PortType) -> Tensor:
+        def draw(name: str, found: PortType) -> Tensor:
             shape = _shape(found, batch, length)
             if found.kind == "float":
-                return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+                return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtypes.get(name, dtype))
             if found.kind == "int":
                 return torch.randint(0, 2, shape, generator=generator)
             shown = torch.ones(shape, dtype=torch.bool)
@@ -140,12 +167,22 @@ class BlockFixture:
                 shown[(-1,) * len(shape)] = False
             return shown
 
-        return [draw(t) for t in self.region.inputs.values()]
+        return [draw(name, found) for name, found in self.region.inputs.items()]
 
-    def copies(self, inputs: Sequence[Tensor], n: int) -> list[Tensor]:
-        """Return the inputs of one row expanded to ``n`` equal rows; inputs without a batch axis are unchanged."""
-        types = self.region.inputs.values()
-        return [x.expand(n, *x.shape[1:]) if batch_first(t) else x for x, t in zip(inputs, types, strict=True)]
+    def row(self, inputs: Sequence[Tensor], at: int, copies: int = 1) -> list[Tensor]:
+        """Return the inputs of row ``at``, repeated ``copies`` times; inputs without a batch axis are unchanged.
+
+        Args:
+            inputs: All inputs of the block, in the order of its ports.
+            at: Index of the row.
+            copies: Number of equal rows to return.
+
+        Raises:
+            ValueError: An input merges the batch with another axis.
+        """
+        axes = [batch_axis(found) for found in self.region.inputs.values()]
+        chosen = torch.full((copies,), at)
+        return [x if axis is None else x.index_select(axis, chosen) for x, axis in zip(inputs, axes, strict=True)]
 
     def key(self, batch: int = BATCH) -> Tensor:
         """Return a dropout key (the seed of each row), int32 [``batch``]."""
@@ -160,18 +197,10 @@ class BlockFixture:
         """Return the streams among ``inputs``, which are all inputs of the block in the order of its ports."""
         return [x for name, x in zip(self.region.inputs, inputs, strict=True) if name in self.layout.streams]
 
-    def jacobian_size(self, types: Sequence[PortType]) -> tuple[int, int]:
-        """Return the largest sequence length, out of 4, 2 and 1, whose Jacobian has at most :data:`JACOBIAN` rows.
-
-        Args:
-            types: Port types of the tensors whose elements, flattened and concatenated, are the rows of the Jacobian.
-
-        Returns:
-            The length, and the number of rows of the Jacobian. If even length 1 has too many rows, length 1 and that
-            number, which exceeds :data:`JACOBIAN`.
-        """
-        counts = [(l, sum(math.prod(_shape(t, 1, l)) for t in types)) for l in (4, 2, 1)]
-        return next(((l, n) for l, n in counts if n <= JACOBIAN), counts[-1])
+    @staticmethod
+    def elements(types: Sequence[PortType], length: int) -> int:
+        """Return the number of elements of tensors of the given port types, for one row of ``length`` positions."""
+        return sum(math.prod(_shape(t, 1, length)) for t in types)
 
     def chain(self, dtype: torch.dtype, count: int, *, device: torch.device, spread: float = 1.0) -> list[RegionModule]:
         """Return layers with different random weights, each initialised on the outputs of the previous one.
@@ -238,6 +267,7 @@ class BlockFixture:
         *,
         dtype: torch.dtype = torch.float32,
         grid: Grid | None = None,
+        dtypes: Mapping[str, torch.dtype] = NO_DTYPES,
     ) -> Iterator[tuple[int, float, bool]]:
         """Run stacks of layers forward, and reconstruct their inputs by the derived inverse.
 
@@ -246,15 +276,19 @@ class BlockFixture:
             depths: Numbers of layers of the stacks to run.
             dtype: Data type of the inputs.
             grid: Fixed-point grid for bit-exact inversion (:class:`Grid`); None for ordinary floating point.
+            dtypes: Data types of float inputs that differ from ``dtype``, by name.
 
         Yields:
             The depth, the relative error of the reconstructed inputs, and True if the reconstruction is bit-exact.
         """
         device = next((p.device for p in layers[0].parameters()), torch.device("cpu"))
         layout = self.layout if grid is None else Layout(self.region, self.layout.given, grid)
-        inputs = [x.to(device) for x in self.inputs(dtype)]
+        inputs = [x.to(device) for x in self.inputs(dtype, dtypes=dtypes)]
         if grid is not None:
-            inputs = [grid.snap(x) if n in layout.streams else x for n, x in zip(layout.inputs, inputs, strict=True)]
+            snapped = [
+                n in layout.streams and x.is_floating_point() for n, x in zip(layout.inputs, inputs, strict=True)
+            ]
+            inputs = [grid.snap(x) if snap else x for snap, x in zip(snapped, inputs, strict=True)]
         key, now = self.key().to(device), inputs
         states = []
         for at in range(max(depths)):
@@ -263,7 +297,8 @@ class BlockFixture:
             run.forward()
             known = dict(zip(layout.outputs, run.take(layout.outputs.values()), strict=True))
             if grid is not None:
-                grid.check_range(list(known.values()), f"block {self.region.label!r}")
+                floats = [x for x in known.values() if x.is_floating_point()]
+                grid.check_range(floats, f"block {self.region.label!r}")
             states.append(now)
             now = [known.get(name, x) for name, x in zip(layout.inputs, now, strict=True)]
             if at + 1 not in depths:
@@ -271,28 +306,8 @@ class BlockFixture:
             for below in reversed(range(at + 1)):
                 outputs = [known[name] for name in layout.outputs]
                 found = self.reconstruct(layers[below % len(layers)], key + below, states[below], outputs, layout)
-                known = dict(zip(layout.streams, found, strict=True))
+                known = dict(zip(layout.inputs, states[below], strict=True)) | dict(
+                    zip(layout.streams, found, strict=True)
+                )
             expected = self.streams(inputs)
             yield at + 1, relative_error(found, expected), all(map(torch.equal, found, expected))
-
-
-@torch.enable_grad()
-def jacobian(
-    function: Callable[[Sequence[Tensor]], Sequence[Tensor]], rows: Sequence[Tensor], at: Collection[int]
-) -> Tensor:
-    """Return the Jacobian of a function of one sequence, float64 [n, n], computed with a single backward pass.
-
-    Row i of the Jacobian is the gradient of output element i in the i-th of n equal copies of the sequence.
-
-    Args:
-        function: Maps inputs [n, ...] to outputs [n, ...] with n elements per row, independently for each row.
-        rows: Inputs of ``function``, each [n, ...], with n equal rows.
-        at: Indices in ``rows`` of the inputs to differentiate with respect to. They have n elements per row in total.
-    """
-    leaves = [x.detach().clone().requires_grad_(i in at) for i, x in enumerate(rows)]
-    outputs = torch.cat([o.flatten(1) for o in function(leaves)], dim=1)
-    eye = torch.eye(len(outputs), dtype=outputs.dtype)
-    if not outputs.requires_grad:
-        return torch.zeros_like(eye)
-    made = torch.autograd.grad(outputs, [leaves[i] for i in at], eye, materialize_grads=True)
-    return torch.cat([g.flatten(1) for g in made], dim=1).double()

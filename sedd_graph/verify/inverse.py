@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
@@ -20,24 +21,28 @@ from torch import Tensor
 
 from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
-from sedd_graph.engine.fixed_point import Map
 from sedd_graph.engine.grid import Grid
+from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.log_det import forward_with_log_det
 from sedd_graph.engine.regions import RegionModule
-from sedd_graph.engine.reversible import DRIFT
-from sedd_graph.errors import SeddGraphError
+from sedd_graph.engine.reversible import DRIFT, DriftWarning, RunningModule
+from sedd_graph.errors import UserError
 from sedd_graph.graph.claims import Use, uses
 from sedd_graph.graph.model import Graph, Running
 from sedd_graph.inverse import Contraction
+from sedd_graph.inverse.flat import flatten
 from sedd_graph.verify.block_fixture import (
     BATCH,
     JACOBIAN,
     LENGTH,
     BlockFixture,
-    batch_first,
-    jacobian,
+    batch_axis,
     relative_error,
 )
+from sedd_graph.verify.bounds import largest_slope
+from sedd_graph.verify.faults import check_rules, located
+from sedd_graph.verify.stream_dtypes import StreamDtypes
+from sedd_graph.verify.volume import estimated_log_det, jacobian
 
 __all__ = ["Certificate", "prove_inverses"]
 
@@ -45,13 +50,14 @@ WEIGHTS = 8_000_000
 """Maximum total number of weights of a stack of layers. Deeper stacks repeat layers with the same weights."""
 DEPTH = 64
 """Maximum number of layers in a tested stack."""
-EMULATED = 1_000_000, 4
-"""Maximum number of weights per layer, and maximum number of layers, in the bfloat16 check on a CPU, which emulates
-bfloat16 and takes hundreds of times longer."""
+EMULATED = 4_000_000
+"""Maximum number of weights, all layers together, in the bfloat16 check on a CPU, which emulates bfloat16 and takes
+hundreds of times longer."""
 CLOSED, ITERATIVE, SINGLE = 1e-9, 1e-5, 1e-4
 """Relative tolerances: for closed-form inverses in float64, for iterative inverses in float64, and for float32."""
-_SCALES = 1.0, 0.1, 4.0
-"""Standard deviations of the inputs at which Lipschitz constants are measured."""
+LENGTHS = 1, 3
+"""Numbers of positions per row at which log-determinants are compared."""
+_BROKEN = "it could not be run"
 _MEMORIES: tuple[Literal["store", "reversible"], ...] = ("store", "reversible")
 
 
@@ -88,10 +94,21 @@ def prove_inverses(graph: Graph, registry: Registry, *, device: torch.device) ->
         One certificate for each invertible block.
     """
     found = []
+    dtypes = StreamDtypes(graph, registry)
     for use in uses(graph.root):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            found.append(Certificate(use, tuple(_Trial(use, registry, device).checks())))
+            found.append(Certificate(use, _checks(use, registry, device, dtypes)))
     return found
+
+
+def _checks(use: Use, registry: Registry, device: torch.device, dtypes: StreamDtypes) -> tuple[Check, ...]:
+    try:
+        trial = _Trial(use, registry, device, dtypes)
+    except Exception as error:  # third-party code may raise anything
+        text = located(error, flatten(use.layer))
+        claim = f"{use.name}: its inputs are reconstructed from its outputs"
+        return (Check(f"{use.name}.round_trip", claim, False, text, _BROKEN),)
+    return tuple(trial.checks())
 
 
 class _Finding(NamedTuple):
@@ -102,16 +119,25 @@ class _Finding(NamedTuple):
     how: str
 
 
-def _too_large(n: int) -> _Finding:
-    how = f"the Jacobian of one position has {n:,} numbers per side; at most {JACOBIAN:,} are computed"
-    return _Finding(None, "not run", how)
+class _Pair(NamedTuple):
+    """Log-determinant of the derivation beside that of the Jacobian, and the tolerance of their difference, nats."""
+
+    found: float
+    expected: float
+    tolerance: float
+
+    @property
+    def excess(self) -> float:
+        """Difference beyond the tolerance; infinite if one of the numbers is not finite."""
+        difference = abs(self.found - self.expected)
+        return difference - self.tolerance if difference == difference else math.inf
 
 
 class _Trial:
     """Runs the checks of one invertible block."""
 
-    def __init__(self, use: Use, registry: Registry, device: torch.device) -> None:
-        self.use, self.device = use, device
+    def __init__(self, use: Use, registry: Registry, device: torch.device, dtypes: StreamDtypes) -> None:
+        self.use, self.device, self.dtypes = use, device, dtypes
         self.fixture = BlockFixture(use.layer, registry)
         self.layout = self.fixture.layout
 
@@ -120,11 +146,14 @@ class _Trial:
         dtype = torch.float64
         try:
             self.fixture.initialised(self.fixture.layer(dtype), self.fixture.inputs(dtype))
-        except (RuntimeError, TypeError):
-            dtype = torch.float32  # a component does not take float64
-        yield self._check(
+        except Exception:  # a component does not take float64, or fails in any case, which the first check reports
+            dtype = torch.float32
+        first = self._check(
             "round_trip", "its inputs are reconstructed from its outputs", partial(self._round_trip, dtype)
         )
+        yield first
+        if first.how == _BROKEN:
+            return
         for d in self.layout.program.derivations:
             if isinstance(d, Contraction):
                 claim = f"the fixed-point map of {d.target} has a Lipschitz constant of at most {d.bound:.4g}"
@@ -140,16 +169,16 @@ class _Trial:
             yield self._check("exact", claim, partial(self._depth, Grid(), None))
         claim = f"inputs reconstructed in float32 are within the tolerance of the drift guard ({DRIFT:g})"
         yield self._check("float32", claim, partial(self._depth, None, None))
-        if self.device.type == "cuda" or self.fixture.weights <= EMULATED[0]:
+        if self.device.type == "cuda" or self.fixture.weights <= EMULATED:
             claim = "error of the inputs reconstructed under bfloat16 autocast"
             yield self._check("bfloat16", claim, partial(self._depth, None, torch.bfloat16))
 
     def _check(self, name: str, claim: str, run: Callable[[], _Finding]) -> Check:
-        """Return the result of the check ``run``; an iteration that diverges or a value off the grid is a failure."""
+        """Return the result of the check ``run``; an error of any kind is a failure, with the component that raised it."""
         try:
             found = run()
-        except SeddGraphError as error:
-            found = _Finding(False, str(error), "it could not be run")
+        except Exception as error:  # third-party code may raise anything
+            found = _Finding(False, located(error, self.layout.flat), _BROKEN)
         return Check(f"{self.use.name}.{name}", f"{self.use.name}: {claim}", *found)
 
     def _tolerance(self, dtype: torch.dtype) -> float:
@@ -160,54 +189,106 @@ class _Trial:
         inputs, key = fixture.inputs(dtype), fixture.key()
         layer = fixture.initialised(fixture.layer(dtype), inputs)
         outputs = RegionModule.forward(layer, key, *inputs)
+        run = fixture.run(layer, key, inputs)
+        run.forward()
+        check_rules(run)
         error = relative_error(fixture.reconstruct(layer, key, inputs, outputs), fixture.streams(inputs))
         how = f"relative, {_name(dtype)}, {BATCH} rows of {LENGTH}, dropout on"
         return _Finding(error <= self._tolerance(dtype), f"{error:.1e}", how)
 
     def _log_det(self, dtype: torch.dtype) -> _Finding:
-        if self.layout.program.unmeasured:
-            names = ", ".join(d.path for d in self.layout.program.unmeasured)
+        program, region = self.layout.program, self.fixture.region
+        if program.unmeasured:
+            names = ", ".join(d.path for d in program.unmeasured)
             return _Finding(None, "not run", f"{names} declares no log-determinant")
+        if program.mixed_rows:
+            return _Finding(None, "not run", program.mixed_rows)
+        layer = self.fixture.initialised(self.fixture.layer(dtype), self.fixture.inputs(dtype))
+        types = [t for name in self.layout.streams if (t := region.inputs[name]).kind == "float"]
+        sizes = {length: self.fixture.elements(types, length) for length in LENGTHS}
+        lengths = [length for length, n in sizes.items() if n <= JACOBIAN]
+        if not lengths and dtype != torch.float64:
+            return _Finding(
+                None, "not run", f"{sizes[LENGTHS[0]]:,} numbers per side at one position, in {_name(dtype)}"
+            )
+        pairs = [
+            pair for length in lengths or LENGTHS[:1] for pair in self._log_dets(layer, dtype, length, bool(lengths))
+        ]
+        worst = max(pairs, key=lambda pair: pair.excess)
+        n = max(sizes[length] for length in lengths) if lengths else sizes[LENGTHS[0]]
+        reference = (
+            "slogdet of the Jacobian by autograd" if lengths else "estimated by Lanczos quadrature with 16 probes"
+        )
+        how = f"{reference}, {_name(dtype)}, {BATCH} rows of {_either(lengths or LENGTHS[:1])}, up to {n:,} numbers per side"
+        shown = f"{worst.found:.8g} against {worst.expected:.8g} nats"
+        return _Finding(worst.excess <= 0, shown if lengths else f"{shown} (+-{worst.tolerance:.2g})", how)
+
+    def _log_dets(self, layer: RegionModule, dtype: torch.dtype, length: int, exact: bool) -> Iterator[_Pair]:
+        """Yield the log-determinant of each row, in a batch and alone, with that of its Jacobian."""
         fixture, region = self.fixture, self.fixture.region
-        types = [region.inputs[name] for name in self.layout.streams]
-        length, n = fixture.jacobian_size(types)
-        if n > JACOBIAN or not all(
-            batch_first(t) and t.kind == "float" for t in (*types, *region.output_types.values())
-        ):
-            return _too_large(n)
-        layer = fixture.initialised(fixture.layer(dtype), fixture.inputs(dtype))
-        inputs, key = fixture.inputs(dtype, 1, length), fixture.key(1)
-        found = float(forward_with_log_det(fixture.run(layer, key, inputs), 1, exact_up_to=JACOBIAN))
+        inputs, key = fixture.inputs(dtype, BATCH, length), fixture.key()
+        together = fixture.run(layer, key, inputs)
+        values = forward_with_log_det(together, BATCH, exact_up_to=JACOBIAN)
+        streams = [n for n, t in region.inputs.items() if n in self.layout.streams and t.kind == "float"]
+        for row in range(BATCH):
+            alone = fixture.run(layer, key[row : row + 1], fixture.row(inputs, row))
+            value = forward_with_log_det(alone, 1, exact_up_to=JACOBIAN)
+            self._independent(together, alone, row, dtype)
+            function, x = self._function(layer, key, inputs, row, streams)
+            if exact:
+                expected, error = float(torch.linalg.slogdet(jacobian(function, x)).logabsdet), 0.0
+            else:
+                expected, error = estimated_log_det(function, x)
+            tolerance = 10 * self._tolerance(value.dtype) * max(1.0, abs(expected)) + error
+            yield _Pair(float(value), expected, tolerance)
+            yield _Pair(float(values[row]), expected, tolerance)
 
-        def outputs(rows: Sequence[Tensor]) -> Sequence[Tensor]:
-            return RegionModule.forward(layer, key.expand(n), *rows)[: len(region.outputs)]
+    def _independent(self, together: LayerRun, alone: LayerRun, row: int, dtype: torch.dtype) -> None:
+        """Verify that the outputs of a row in a batch are those of the row alone."""
+        for name in self.fixture.moved:
+            value = self.layout.outputs[name]
+            axis = batch_axis(self.fixture.region.output_types[name])
+            found = together.values[value] if axis is None else together.values[value].narrow(axis, row, 1)
+            error = relative_error([found], [alone.values[value]])
+            if not error <= self._tolerance(dtype):
+                raise UserError(
+                    f"the output {name!r} of a row depends on the other rows of the batch: it changes by {error:.1e} of its "
+                    "size. A log-determinant of each row needs rows that are independent"
+                )
 
-        at = [list(region.inputs).index(name) for name in self.layout.streams]
-        expected = float(torch.linalg.slogdet(jacobian(outputs, fixture.copies(inputs, n), at)).logabsdet)
-        holds = abs(found - expected) <= 10 * self._tolerance(dtype) * max(1.0, abs(expected))
-        how = f"slogdet of the Jacobian by autograd, {_name(dtype)}, 1 row of {length}, {n:,} numbers per side"
-        return _Finding(holds, f"{found:.8g} against {expected:.8g} nats", how)
+    def _function(
+        self, layer: RegionModule, key: Tensor, inputs: Sequence[Tensor], row: int, streams: Sequence[str]
+    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Return the map from the streams of one row to the outputs that depend on them, and the row.
+
+        Both are flat: the streams, and the outputs, of real numbers are concatenated, [k, n].
+        """
+        fixture, region = self.fixture, self.fixture.region
+        own = dict(zip(region.inputs, fixture.row(inputs, row), strict=True))
+        ins = {name: batch_axis(region.inputs[name]) or 0 for name in streams}
+        sizes = [own[name].numel() for name in streams]
+        moved = [name for name in fixture.moved if region.output_types[name].kind == "float"]
+
+        def function(x: Tensor) -> Tensor:
+            rows = dict(zip(region.inputs, fixture.row(list(own.values()), 0, len(x)), strict=True))
+            for name, part in zip(streams, x.split(sizes, dim=1), strict=True):
+                shape = own[name].movedim(ins[name], 0).shape[1:]
+                rows[name] = part.reshape(len(x), *shape).movedim(0, ins[name])
+            made = RegionModule.forward(layer, key[row : row + 1].expand(len(x)), *rows.values())
+            outputs = dict(zip(region.outputs, made, strict=False))
+            return torch.cat(
+                [outputs[name].movedim(batch_axis(region.output_types[name]) or 0, 0).flatten(1) for name in moved], 1
+            )
+
+        return function, torch.cat([own[name].movedim(ins[name], 0).flatten() for name in streams])
 
     def _contraction(self, dtype: torch.dtype, d: Contraction) -> _Finding:
-        fixture, found = self.fixture, self.layout.program.types[d.target]
-        length, n = fixture.jacobian_size([found])
-        if n > JACOBIAN or not batch_first(found):
-            return _too_large(n)
-        layer = fixture.initialised(fixture.layer(dtype), fixture.inputs(dtype))
-        worst = 0.0
-        for seed, scale in enumerate(_SCALES):
-            inputs = [x * scale if x.is_floating_point() else x for x in fixture.inputs(dtype, 1, length, seed)]
-            run = fixture.run(layer, None, fixture.copies(inputs, n))
-            run.forward()
-            g = run.remainder(d)
-
-            def remainder(rows: Sequence[Tensor], g: Map = g) -> Sequence[Tensor]:
-                return [g(rows[0])]
-
-            slopes = jacobian(remainder, [run.values[self.layout.index[d.target]]], [0])
-            worst = max(worst, float(torch.linalg.matrix_norm(slopes, 2)))
-        how = f"spectral norm of the Jacobian at {len(_SCALES)} points, 1 row of {length}, {n:,} numbers per side"
-        return _Finding(worst <= d.bound * (1 + 1e-6), f"{worst:.4g}", how)
+        found = largest_slope(self.fixture, dtype, d)
+        slack = 1e-6 if dtype == torch.float64 else 1e-2
+        how = "largest slope of Jacobians (power iteration) and between rows, points near and far, weights small and large"
+        return _Finding(
+            found.slope <= d.bound * (1 + slack), f"{found.slope:.4g}", f"{how}; the largest: {found.where}"
+        )
 
     @torch.enable_grad()
     def _gradients(self, dtype: torch.dtype) -> _Finding:
@@ -221,11 +302,18 @@ class _Trial:
                 state = state or fixture.initialised(module, fixture.inputs(dtype)).state_dict()
                 module.load_state_dict(state)
             inputs = [x.requires_grad_(x.is_floating_point()) for x in fixture.inputs(dtype)]
-            outputs = module(fixture.key(), *inputs)[: len(self.layout.outputs)]
+            made = module(fixture.key(), *inputs)[: len(self.layout.outputs)]
+            outputs = [o for o in made if o.requires_grad]
             generator = torch.Generator().manual_seed(3)
             weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(dtype) for o in outputs]
             wanted = [*(x for x in inputs if x.requires_grad), *module.parameters()]
-            found.append(torch.autograd.grad(outputs, wanted, weights, allow_unused=True, materialize_grads=True))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DriftWarning)
+                found.append(torch.autograd.grad(outputs, wanted, weights, allow_unused=True, materialize_grads=True))
+            # after a fallback, the gradients are not those of the inverse
+            if isinstance(module, RunningModule) and module.fallback is not None:
+                how = f"relative error of the reconstructed inputs, {_name(dtype)}, {repeat or 1} deep, dropout on"
+                return _Finding(False, f"{module.fallback:.1e}", how)
         # gradients that are zero up to rounding have no relative error
         floor = max(float(g.norm()) for g in found[0]) * torch.finfo(dtype).eps * 100
         pairs = [(a, b) for a, b in zip(*found, strict=True) if max(float(a.norm()), float(b.norm())) > floor]
@@ -247,19 +335,23 @@ class _Trial:
         """Measure the reconstruction error of stacks of layers by depth, on ``grid`` or under ``autocast`` if given."""
         fixture, device = self.fixture, self.device
         emulated = autocast is not None and device.type != "cuda"
-        depth = min(self.use.depth if fixture.chains else 1, EMULATED[1] if emulated else DEPTH)
+        affordable = max(1, EMULATED // max(1, fixture.weights)) if emulated else DEPTH
+        depth = min(self.use.depth if fixture.chains else 1, affordable, DEPTH)
+        dtypes = {} if autocast is None else self.dtypes.of(self.use, autocast)
         depths = sorted({2**i for i in range(depth.bit_length())} | {depth})
         different = max(1, min(depth, WEIGHTS // max(1, fixture.weights)))
         layers = fixture.chain(torch.float32, different, device=device)
         with torch.autocast(device.type, autocast, enabled=autocast is not None, cache_enabled=False):
-            found = list(fixture.round_trips(layers, depths, grid=grid))
+            found = list(fixture.round_trips(layers, depths, grid=grid, dtypes=dtypes))
         where = f"{different} different layer{'s' * (different > 1)}, on {device.type}"
+        if dtypes:
+            where += f"; streams enter as {', '.join(f'{n} {_name(d)}' for n, d in dtypes.items() if n in self.layout.streams)}"
         if grid is not None:
             same = all(equal for _, _, equal in found)
             value = "equal" if same else f"off by {max(error for _, error, _ in found):.1e}"
             return _Finding(same, value, f"torch.equal, {depth} deep, grid of 2^-{grid.bits}; {where}")
         text = ", ".join(f"{error:.1e} at {at}" for at, error, _ in found)
-        if fixture.chains and depth < self.use.depth and not emulated:
+        if fixture.chains and 1 < depth < self.use.depth:
             further = _extrapolated([(at, error) for at, error, _ in found], self.use.depth)
             text += f"; {further:.1e} expected at {self.use.depth}"
         holds = None if autocast is not None else found[-1][1] <= DRIFT
@@ -271,6 +363,10 @@ def _extrapolated(errors: Sequence[tuple[int, float]], depth: int) -> float:
     (a, first), (b, last) = errors[-2:]
     power = math.log(max(last, 1e-30) / max(first, 1e-30)) / math.log(b / a)
     return float(last * (depth / b) ** max(power, 0.0))
+
+
+def _either(lengths: Sequence[int]) -> str:
+    return " and ".join(map(str, lengths))
 
 
 def _name(dtype: torch.dtype) -> str:

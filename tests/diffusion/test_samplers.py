@@ -246,8 +246,9 @@ def test_corrections_undo_what_coarse_steps_get_wrong() -> None:
         assert corrected < 0.7 * plain
 
 
+@pytest.mark.parametrize("sites", [1, 2, 5])
 @pytest.mark.parametrize("kernel", [Absorb, Uniform])
-def test_a_correction_leaves_its_level_as_it_is(kernel: Any) -> None:
+def test_a_correction_leaves_its_level_as_it_is(kernel: Any, sites: int) -> None:
     """Rows that have the marginal law of time t have it after twenty Gibbs moves."""
     k, s = world(kernel)
     generator = torch.Generator().manual_seed(3)
@@ -258,7 +259,7 @@ def test_a_correction_leaves_its_level_as_it_is(kernel: Any) -> None:
     law = torch.einsum("abc,xa,yb,zc->xyz", joint, p, p, p).reshape(-1)
     code = torch.multinomial(law, ROWS, replacement=True, generator=generator)
     x = torch.stack([code // k.states**2, code // k.states % k.states, code % k.states], -1)
-    sampler = make(PredictorCorrector)
+    sampler = make(PredictorCorrector, sites=sites)
     walk = Walk(perfect(k, s), x, WalkSettings(free=torch.ones_like(x).bool(), kernel=k, schedule=s, generator=generator), sampler.config)  # fmt: skip
     for _ in range(20):
         sampler._correct(walk, t)
@@ -376,6 +377,11 @@ def test_what_is_a_heuristic_says_so() -> None:
     plain = {cls.__name__ for cls in EVERY if make(cls).heuristic() is not None}
     assert plain == {"Confidence", "EntropyBound"}
     assert make(ReMDM, remask="conf").heuristic() is not None
+    assert "independently" in make(ReMDM, remask="loop").claim()
+    assert "steps^-0.4" in make(ReMDM).claim()
+    assert "steps^-0.4" in make(Psi).claim()
+    assert "steps^-1" in make(Psi, kappa=1.0).claim()
+    assert "any number of steps" in make(FirstHitting).claim()
     assert {cls.__name__ for cls in EVERY if cls.exact} == {"FirstHitting", "Uniformization"}
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor
 import sedd_graph
 from sedd_graph.cli import main as cli
 from sedd_graph.engine.engine import Engine
+from sedd_graph.engine.grid import Grid
+from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.reversible import DriftWarning, RunningModule
 from sedd_graph.errors import BlueprintError, DivergedError
 
@@ -216,6 +219,82 @@ def test_frozen_parameters_and_inputs_without_gradients(make: Callable[..., Engi
     assert off(found[1], found[0]) < 2e-5
 
 
+SHIFTS = """
+blueprint: 1
+name: shifts
+axes: {b: batch, l: length, d: 4}
+inputs: {a: float b l d, c: float b l d}
+outputs: {a: trunk.x}
+blocks:
+  shift:
+    invertible: {given: [c]}
+    inputs: {x: float b l d, c: float b l d}
+    outputs: {x: y}
+    nodes:
+      shift: {op: feed_forward, in: c}
+      y: {op: add, in: [x, shift]}
+nodes:
+  trunk: {block: shift, repeat: 3, in: {x: a, c: c}, memory: reversible}
+"""
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+@pytest.mark.parametrize("needs", [True, False])
+def test_frozen_layers_whose_branches_read_no_stream(make: Callable[..., Engine], frozen: int, needs: bool) -> None:
+    found = []
+    a, c = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    for memory in ("store", "reversible"):
+        engine = make(SHIFTS, f"nodes.trunk.memory={memory}")
+        for name, parameter in engine.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(f"trunk.{frozen}."))
+        engine.model.run({"a": a.clone().requires_grad_(needs), "c": c})[0]["a"].square().sum().backward()
+        found.append({name: p.grad for name, p in engine.model.named_parameters() if p.grad is not None})
+    assert {name.split(".")[1] for name in found[0]} == {"0", "1", "2"} - {str(frozen)}
+    assert off(found[1], found[0]) < 2e-5
+
+
+def test_one_parameter_in_two_units_of_a_layer(make: Callable[..., Engine]) -> None:
+    found = []
+    for memory in ("store", "reversible"):
+        engine = make(TEXT, f"nodes.trunk.memory={memory}")
+        modules = dict(engine.model.named_modules())
+        for layer in range(4):
+            for unit, name in (("norm", "weight"), ("modulate", "linear.weight"), ("gate", "linear.weight")):
+                one, other = (
+                    modules[f"trunk.{layer}.{branch}.{unit}"].get_submodule(name.rpartition(".")[0]) for branch in "fg"
+                )
+                setattr(other, name.rpartition(".")[2], getattr(one, name.rpartition(".")[2]))
+        found.append(gradients(engine))
+    assert off(found[1], found[0]) < 2e-5
+
+
+OUT = TEXT.replace("    outputs: {x1: y1, x2: y2}\n", "    outputs: {x1: y1, x2: y2, c: c}\n")
+CHANGED = TEXT.replace("    outputs: {x1: y1, x2: y2}\n", "    outputs: {x1: y1, x2: y2, c: twice}\n").replace(
+    "      y1: {op: add,", "      twice: {op: scale, in: c, with: {by: 2.0}}\n      y1: {op: add,"
+)
+READ = "join: {op: mean, in: [trunk.x1, trunk.x2]}\n"
+ONCE = '    repeat: "${params.depth}"\n'
+
+
+def reading(text: str) -> str:
+    """A network whose output depends on the conditioning that the trunk passes on."""
+    added = "bias: {op: adaln_modulate, in: {x: join, c: trunk.c}}\n  head:"
+    return text.replace("head: {op: score_head, in: {x: join,", f"{added} {{op: score_head, in: {{x: bias,")
+
+
+@pytest.mark.parametrize(
+    "text", [OUT, OUT.replace(ONCE, ""), CHANGED.replace(ONCE, "")], ids=["repeated", "once", "changed"]
+)
+def test_a_given_input_that_is_also_an_output(make: Callable[..., Engine], text: str) -> None:
+    stored, found = (gradients(make(reading(text), f"nodes.trunk.memory={m}")) for m in ("store", "reversible"))
+    assert off(found, stored) < 2e-5
+
+
+def test_a_given_input_that_changes_from_layer_to_layer_is_refused(make: Callable[..., Engine]) -> None:
+    with pytest.raises(BlueprintError, match="its given input 'c' differs from layer to layer"):
+        make(reading(CHANGED))
+
+
 def test_accumulation_adds_up(make: Callable[..., Engine]) -> None:
     found = []
     for memory in ("store", "reversible"):
@@ -284,13 +363,39 @@ def test_drift_is_seen_and_answered(make: Callable[..., Engine]) -> None:
     engine = make()
     assert gradients(engine)
     assert float(trunk(engine).drift or 1) < 1e-4
-    for name, parameter in engine.model.named_parameters():
-        if name.startswith("trunk"):
-            parameter.data *= 1e3  # branches so large that the sum loses the stream
-    engine.loss(TOKENS).sum().backward()
-    with pytest.warns(DriftWarning, match="checkpointed instead"):
-        engine.loss(TOKENS).sum().backward()
-    assert trunk(engine).memory == "checkpoint"
+    found = []
+    for memory in ("reversible", "store"):
+        engine = make(SHIFTS, f"nodes.trunk.memory={memory}")
+        for parameter in engine.model.parameters():
+            parameter.data *= 300  # branches so large that the sum loses the stream
+        a, c = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0)).unbind()
+        loss = engine.model.run({"a": a, "c": c})[0]["a"].square().sum()
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            loss.backward()
+        found.append({name: p.grad for name, p in engine.model.named_parameters() if p.grad is not None})
+        if memory == "reversible":
+            assert [w.category for w in warned] == [DriftWarning]
+            assert (trunk(engine).memory, trunk(engine).fallback) == ("checkpoint", trunk(engine).drift)
+            assert float(trunk(engine).drift or 0) > 1e-3
+    assert off(*found) < 1e-6  # of the same step
+
+
+def test_drift_is_measured_element_by_element(make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two swapped elements leave sum and sum of squares as they are."""
+    engine = make()
+    inverted = LayerRun.invert
+
+    def swapped(run: LayerRun) -> None:
+        inverted(run)
+        for name in run.layout.streams:
+            value = run.layout.inputs[name]
+            run.values[value] = run.values[value][:, [1, 0, *range(2, 10)]]
+
+    monkeypatch.setattr(LayerRun, "invert", swapped)
+    with pytest.warns(DriftWarning):
+        gradients(engine)
+    assert trunk(engine).fallback is not None
 
 
 def test_a_grid_that_is_left_is_an_error(make: Callable[..., Engine]) -> None:
@@ -300,6 +405,41 @@ def test_a_grid_that_is_left_is_an_error(make: Callable[..., Engine]) -> None:
             parameter.data *= 30
     with pytest.raises(DivergedError, match="it must stay below 128"):
         engine.loss(TOKENS)
+
+
+INSIDE = """
+blueprint: 1
+name: inside
+axes: {b: batch, l: length, d: 4}
+inputs: {a: float b l d, c: float b l d}
+outputs: {a: trunk.x1, c: trunk.x2}
+blocks:
+  mix:
+    invertible: true
+    inputs: {x1: float b l d, x2: float b l d}
+    outputs: {x1: y1, x2: y2}
+    nodes:
+      t: {op: add, in: [x1, x2]}
+      y1: {op: add, in: [t, x2]}
+      y2: {op: sub, in: {x: x2, y: y1}}
+nodes:
+  trunk: {block: mix, repeat: 2, in: {x1: a, x2: c}, memory: reversible, arithmetic: exact}
+"""
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_grid_that_an_inner_layer_leaves_is_an_error(make: Callable[..., Engine], training: bool) -> None:
+    engine = make(INSIDE)
+    x = torch.full((1, 2, 4), 126.0 + 2**-16)  # 378 in the first layer, -126 after the second
+    with torch.set_grad_enabled(training), pytest.raises(DivergedError, match="it must stay below 128"):
+        engine.model.run({"a": x.clone().requires_grad_(training), "c": x})
+
+
+def test_out_of_range_without_waiting_for_the_device() -> None:
+    grid, x = Grid(), torch.ones(3)
+    assert torch.equal(grid.spoilt([x], torch.tensor(127.0))[0], x)
+    for largest in (128.0, torch.nan, torch.inf):
+        assert grid.spoilt([x], torch.tensor(largest))[0].isnan().all()
 
 
 @pytest.mark.parametrize(

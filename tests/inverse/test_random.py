@@ -1,5 +1,6 @@
 """Random graphs: what is accepted goes there and back; what is refused, a search that knows no shortcut refuses too."""
 
+import dataclasses
 import random
 from collections.abc import Callable
 from fractions import Fraction
@@ -22,7 +23,8 @@ from tests.inverse.toys import TOYS, WIDTH, region
 
 KINDS = ["add", "add", "add", "sub", "mean", "scale:2", "scale:-0.5", "fun", "fun2", "fun2", "lip:0.3", "lip:0.6"]
 KINDS += ["turn", "affine", "both", "wave", "split", "concat", "pair", "residual", "lip:1", "scale:0", "half"]
-BRANCHES = ("fun", "lip")
+KINDS += ["scale:0.3", "scale:0.1", "scale:-0.7", "scale:3.3333333333333335", "spin", "again", "count", "table"]
+BRANCHES = ("fun", "lip", "table")
 """What is computed beside the streams, to go into them."""
 
 
@@ -32,17 +34,38 @@ class Grower:
     def __init__(self, inputs: list[str], known: list[str]) -> None:
         self.streams, self.beside = [name for name in inputs if name not in known], list(known)
         self.widths = dict.fromkeys(inputs, WIDTH)
+        self.integers: list[str] = []
+        """Streams of integers."""
         self.nodes: dict[str, tuple[str, list[str]]] = {}
 
     def node(self, what: str, refs: list[str]) -> list[str]:
         toy, name = TOYS[what.partition(":")[0]], f"n{len(self.nodes)}"
         self.nodes[name] = (what, refs)
         made = [name if len(toy.outs) == 1 else f"{name}.{port}" for port in toy.outs]
-        self.widths |= dict(zip(made, toy.widths(None, [self.widths[r] for r in refs]), strict=True))
+        self.widths |= dict(zip(made, toy.widths(None, [self.widths.get(r, WIDTH) for r in refs]), strict=True))
         return made
 
     def grow(self, what: str, rng: random.Random, wild: bool) -> None:
         """One more step: a tame one takes a stream, and what it adds is another stream or a branch."""
+        if what in ("count", "table"):
+            if self.integers:
+                chosen = rng.choice(self.integers)
+                made = self.node(what, [chosen])
+                if what == "count":
+                    del self.widths[made[0]]
+                    self.integers = [made[0] if v == chosen else v for v in self.integers]
+                else:
+                    self.beside += made
+            return
+        if what == "again" and self.nodes:
+            name = rng.choice([*self.nodes])
+            again, refs = self.nodes[name]
+            if again not in ("count", "table") and set(refs) <= self.widths.keys():
+                made = self.node(again, refs)
+                self.streams = [
+                    rng.choice([v, v.replace(f"{name}.", f"{made[0].partition('.')[0]}.")]) for v in self.streams
+                ]
+            return
         first = rng.choice([*self.widths] if wild or not self.streams else self.streams)
         width = self.widths[first]
         others = [v for v in ([*self.widths] if wild else [*self.streams, *self.beside]) if self.widths[v] == width]
@@ -50,10 +73,19 @@ class Grower:
         if what == "pair" and others:
             second = rng.choice(others)
             self.replace([first, second], [*self.node("add", [first, second]), *self.node("sub", [first, second])])
+        elif what == "spin" and others:
+            second = rng.choice(others)
+            p, q = (self.node("scale:0.8775825618903728", [v])[0] for v in (first, second))
+            r, s = (self.node("scale:0.479425538604203", [v])[0] for v in (first, second))
+            self.replace([first, second], [*self.node("sub", [p, s]), *self.node("add", [r, q])])
         elif what == "residual":
             branch = self.node(rng.choice(["lip:0.3", "lip:0.6"]), [first])
             self.replace([first], self.node("add", [first, *branch]))
-        elif what != "pair" and (what != "half" or wild) and (width > 1 or what not in ("split", "half")):
+        elif (
+            what not in ("pair", "spin", "again")
+            and (what != "half" or wild)
+            and (width > 1 or what not in ("split", "half"))
+        ):
             toy = TOYS[what.partition(":")[0]]
             need = rng.choice([2, 2, 3]) if toy.variadic else len(toy.ins)
             if need > 1 and not others:
@@ -77,6 +109,11 @@ def graphs(draw: Callable[..., Any], most: int = 30) -> tuple[Region, list[str]]
     step = st.tuples(st.sampled_from(KINDS), st.integers(0, 2**16))
     known = [name for name in inputs if draw(st.integers(0, 4)) == 0]
     grower = Grower(inputs, known)
+    if draw(st.integers(0, 3)) == 0:
+        grower.integers, integers = ["k0"], ["k0"]
+        inputs = [*inputs, "k0"]
+    else:
+        integers = []
     for what, pick in draw(st.integers(0, most).flatmap(lambda n: st.lists(step, min_size=n, max_size=n))):
         rng = random.Random(pick)
         if len(grower.nodes) < most - 1:
@@ -85,17 +122,51 @@ def graphs(draw: Callable[..., Any], most: int = 30) -> tuple[Region, list[str]]
     outputs = list(dict.fromkeys([*grower.streams, *([*grower.widths][p % len(grower.widths)] for p in picks)]))
     if draw(st.integers(0, 7)) == 0 and len(outputs) > 1:
         outputs.pop()
+    outputs += grower.integers
+    if known and draw(st.integers(0, 2)) == 0:  # a given input passed out, or a function of given inputs alone
+        outputs.append(draw(st.sampled_from([*known, *grower.node("fun", [known[0]])])))
+    if outputs and draw(st.integers(0, 15)) == 0:  # one value twice
+        outputs.append(draw(st.sampled_from(outputs)))
     named = {f"o{i}": ref for i, ref in enumerate(outputs or inputs[:1])}
-    return region(inputs, grower.nodes, named), known
+    return region(inputs, grower.nodes, named, integers=integers), known
+
+
+def merged(outer: Region) -> dict[Ref, Ref]:
+    """The value that each value equals because its step repeats an equal one: same op, same number, same inputs."""
+    equal: dict[Ref, Ref] = {}
+    groups: dict[Any, list[Step]] = {}
+    for step in outer.steps:
+        assert isinstance(step.body, Op)
+        algebra = Naive.algebra(step)
+        fed = tuple((port, tuple(equal.get(r, r) for r in refs)) for port, refs in step.inputs.items())
+        key = (step.body.contract.name, getattr(step.body.config, "by", None), fed)
+        groups.setdefault(key if algebra.moves or algebra.linear else step.name, []).append(step)
+        equal = {
+            Ref(s.name, port): Ref(min(t.name for t in group), port)
+            for group in groups.values()
+            for s in group
+            for port in s.outputs
+            if s.name != min(t.name for t in group)
+        }
+    return equal
 
 
 # -- the search that knows no shortcut --------------------------------------------------------------------------------
 
 
 class Naive:
-    """The same rules, tried one after another until none gives anything: forward, rules, rank, every pair for a fixed point."""
+    """The same rules, tried one after another until none gives anything: forward, rules, rank, every pair for a fixed point.
+
+    Steps that repeat an equal one are left out, and read where that one is.
+    """
 
     def __init__(self, outer: Region) -> None:
+        equal = merged(outer)
+        steps = [s for s in outer.steps if not any(Ref(s.name, port) in equal for port in s.outputs)]
+        fed = [{port: tuple(equal.get(r, r) for r in refs) for port, refs in s.inputs.items()} for s in steps]
+        steps = [dataclasses.replace(s, inputs=inputs) for s, inputs in zip(steps, fed, strict=True)]
+        outputs = {name: equal.get(ref, ref) for name, ref in outer.outputs.items()}
+        outer = Region(outer.label, outer.inputs, outputs, tuple(steps))
         self.outer = outer
         self.values = [Ref("", n) for n in outer.inputs] + [Ref(s.name, p) for s in outer.steps for p in s.outputs]
         self.types = {ref: outer.type_of(ref) for ref in self.values}
@@ -200,7 +271,7 @@ class Naive:
 
 def held(outer: Region, known: list[str], tally: dict[str, int]) -> None:
     naive = Naive(outer)
-    start = {*outer.outputs.values(), *(Ref("", name) for name in known)}
+    start = {*naive.outer.outputs.values(), *(Ref("", name) for name in known)}
     flat = flatten(outer)
     closure = Closure(System(flat), [flat.refs.index(ref) for ref in start])
     assert {ref for v, ref in enumerate(flat.refs) if closure.known(v)} == naive.close(start)
@@ -307,7 +378,7 @@ def test_nothing_smaller_than_the_remedy_would_do(drawn: tuple[Region, list[str]
     if isinstance(found, Program):
         return
     naive = Naive(outer)
-    facts = {*outer.outputs.values(), *(Ref("", name) for name in known)}
+    facts = {*naive.outer.outputs.values(), *(Ref("", name) for name in known)}
     unknown = [ref for ref in naive.values if ref not in naive.close(facts)]
     size = {ref: 4 * (naive.types[ref].dims[0].size.constant or 0) for ref in unknown}
     inputs = {Ref("", name) for name in outer.inputs}

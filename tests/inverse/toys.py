@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sedd_graph.component.axes import Dim, PortType, Size
+from sedd_graph.component.axes import Dim, Kind, PortType, Size
 from sedd_graph.component.contract import Algebra, ComponentConfig, Contract, Port, Rule, Signature
 from sedd_graph.graph.model import Claim, Op, Ref, Region, Step
 from sedd_graph.inverse.program import Contraction, Forward, Linear, Program, Solve
@@ -23,8 +23,8 @@ Array = np.ndarray[Any, Any]
 WIDTH = 4
 
 
-def vector(size: int = WIDTH) -> PortType:
-    return PortType("float", (Dim(Size.of(size)),))
+def vector(size: int = WIDTH, kind: Kind = "float") -> PortType:
+    return PortType(kind, (Dim(Size.of(size)),))
 
 
 @lru_cache(maxsize=4096)
@@ -46,6 +46,8 @@ class Toy:
     ins: tuple[str, ...] = ("x",)
     outs: tuple[str, ...] = ("out",)
     variadic = False
+    integers = False
+    """Whether the outputs are integers."""
 
     class Config(ComponentConfig):
         by: float = 1.0
@@ -275,6 +277,26 @@ class Concat(Toy):
         return out[:half], out[half:]
 
 
+class Count(Toy):
+    """Integers plus 1: no volume, and an inverse."""
+
+    integers = True
+
+    @classmethod
+    def algebra(cls, config: Any, signature: Signature) -> Algebra:
+        return Algebra((Rule("x", ("out",), "inverse"),))
+
+    def forward(self, *xs: Array) -> Array:
+        return np.asarray(xs[0] + 1)
+
+    def inverse(self, out: Array) -> Array:
+        return out - 1
+
+
+class Table(Fun):
+    """A function of integers."""
+
+
 class Half(Toy):
     """The first half of a value turned: the rest is gone."""
 
@@ -288,7 +310,7 @@ class Half(Toy):
 
 TOYS: dict[str, type[Toy]] = {
     t.__name__.lower(): t
-    for t in (Add, Sub, Mean, Scale, Fun, Fun2, Lip, Turn, Affine, Both, Wave, Split, Concat, Half)
+    for t in (Add, Sub, Mean, Scale, Fun, Fun2, Lip, Turn, Affine, Both, Wave, Split, Concat, Count, Table, Half)
 }
 CONTRACTS = {name: toy.contract() for name, toy in TOYS.items()}
 
@@ -309,13 +331,14 @@ def region(
     *,
     label: str = "toy",
     order: Sequence[str] | None = None,
+    integers: Sequence[str] = (),
 ) -> Region:
     """``nodes`` maps names to (op, refs), (op:by, refs), or (region, refs); a ref is ``name`` or ``name.port``.
 
-    ``order`` arranges the finished steps in another way.
+    ``order`` arranges the finished steps in another way; ``integers`` names inputs that are integers.
     """
     widths = dict(inputs) if isinstance(inputs, Mapping) else dict.fromkeys(inputs, WIDTH)
-    given = {name: vector(width) for name, width in widths.items()}
+    given = {name: vector(width, "int" if name in integers else "float") for name, width in widths.items()}
     made: dict[str, Mapping[str, PortType]] = {}
     steps: list[Step] = []
     for line, (name, (what, texts)) in enumerate(nodes.items(), start=1):
@@ -331,7 +354,8 @@ def region(
             toy = TOYS[op]
             config = toy.Config(by=float(by)) if by else toy.Config()
             sizes = [int(t.dims[0].size.constant or 0) for t in types]
-            outs = dict(zip(toy.outs, map(vector, toy.widths(config, sizes)), strict=True))
+            kind: Kind = "int" if toy.integers else "float"
+            outs = {port: vector(size, kind) for port, size in zip(toy.outs, toy.widths(config, sizes), strict=True)}
             if toy.variadic:
                 fed = {toy.ins[0]: tuple(refs)}
             else:
@@ -486,12 +510,34 @@ def jacobian(function: Callable[[Array], Array], at: Array) -> Array:
     return np.stack(columns, axis=1)
 
 
+def dependents(outer: Region, names: Sequence[str]) -> set[Ref]:
+    """The values that something leads to from inputs of these names, by their absolute names."""
+    found = {Ref("", name) for name in names}
+
+    def visit(inner: Region, prefix: str, moving: set[str]) -> set[str]:
+        local = {Ref("", name) for name in moving}
+        for step in inner.steps:
+            if isinstance(step.body, Region):
+                fed = {port for port, refs in step.inputs.items() if refs[0] in local}
+                made = visit(step.body, f"{prefix}{step.name}.", fed)
+            else:
+                made = {p for p in step.outputs if any(r in local for refs in step.inputs.values() for r in refs)}
+                found.update(Ref(f"{prefix}{step.name}", port) for port in made)
+            local |= {Ref(step.name, port) for port in made}
+        return {name for name, ref in inner.outputs.items() if ref in local}
+
+    visit(outer, "", set(names))
+    return found
+
+
 def true_log_det(program: Program, values: Mapping[str, Array]) -> float:
     """log |det d outputs / d inputs| of the whole region, from its Jacobian. Inputs that are given stand still."""
     outer = program.region
     passed = set(program.outputs.values())
-    free = [name for name in outer.inputs if name not in program.given and Ref("", name) not in passed]
-    ends = [ref for ref in dict.fromkeys(program.outputs.values()) if ref.step]
+    types = outer.inputs
+    free = [n for n in types if n not in program.given and Ref("", n) not in passed and types[n].kind == "float"]
+    moving = dependents(outer, free)
+    ends = [ref for ref in dict.fromkeys(program.outputs.values()) if ref.step and ref in moving]
     if not free:
         return 0.0
     cuts = np.cumsum([len(values[name]) for name in free])[:-1]

@@ -231,7 +231,7 @@ def test_shipped_blueprints_are_certified(name: str) -> None:
 
 
 def test_a_claim_that_fails_and_one_that_is_not_run_are_told_apart() -> None:
-    from sedd_graph.runs.build import checks_text
+    from sedd_graph.runs.prove import checks_text
 
     lines = checks_text([Check("a.b", "c", holds, "d", "e") for holds in (True, False, None)]).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["holds", "FAILS", "note"]

@@ -32,9 +32,10 @@ _CHUNK = 2**23
 """Largest number of automaton transitions in memory at a time; also the limit for the transition table of one row."""
 
 UNLIKELY = -60.0
-"""log of the weight that is added, in a row whose matching texts all have weight zero, at each hidden position.
+"""Log of the weight that is spread over the allowed tokens of a hidden position if no matching text has weight.
 
-The weight is spread evenly over the allowed tokens of the position.
+It is added at every hidden position of a row in which all texts that match the regular expression have weight zero, so
+that one of them can be sampled. The tokens' own weights at a position sum to 1.
 """
 
 
@@ -115,7 +116,9 @@ class Matching:
         self._end: int | None = None
 
     def ahead(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> list[Tensor]:
-        """Return the log-probability that the rest of each row leads to a match, for tokens drawn uniformly.
+        """Return the log-probability that the row matches the pattern, given the automaton's state at each position.
+
+        Hidden tokens are taken to be drawn uniformly. Axes: b rows, l positions, n tokens, s states of the automaton.
 
         Args:
             x: Rows, int64 [b, l].
@@ -123,8 +126,8 @@ class Matching:
             allowed: bool [n], [l, n] or [b, l, n].
 
         Returns:
-            l + 1 tensors float64 [b, s]. Entry i is the log-probability of a match, in nats, given the automaton's
-            state after the first i tokens; it is the argument ``behind`` of :meth:`between`.
+            l + 1 tensors float64 [b, s], in nats, one before each token and one after the last. Entry i is given the
+            automaton's state after the first i tokens. It is to be passed to :meth:`between` as ``behind``.
         """
         may = allowed.expand(*x.shape, -1)[hidden].double()
         even = may / may.sum(-1, keepdim=True).clamp(min=1)
@@ -136,7 +139,7 @@ class Matching:
         Args:
             before: Fixed tokens in front of the constrained positions, int64 [b, m].
             behind: Log-weight of a match by the tokens that follow, given the automaton's state after the last
-                constrained position, float64 [b, s].
+                constrained position, float64 [b, s]: an entry of the result of :meth:`ahead`.
             end: Number of constrained positions; tokens from position ``end`` on are unconstrained.
         """
         part = copy.copy(self)
@@ -151,7 +154,7 @@ class Matching:
         return state
 
     def feasible(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> None:
-        """Verify that each row can be completed to a match.
+        """Verify that each row can be completed to a match of the regular expression.
 
         Args:
             x: Rows, int64 [r, l].
@@ -177,7 +180,7 @@ class Matching:
         raise UserError(f"{whole}: " + (f"the nearest lengths are {near}" if near else "no length near it does"))
 
     def matches(self, x: Tensor) -> bool:
-        """Return True if every row matches.
+        """Return True if every row matches the regular expression.
 
         Args:
             x: Rows, int64 [r, l].
@@ -244,6 +247,21 @@ class Matching:
             state = self._after[state, kinds[:, i]]
         chosen = going[hidden]
         return categorical(weights[chosen] * (self._kind == kinds[going][:, None]), generator=generator)
+
+    def log_chance(self, x: Tensor, rows: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
+        """Return the log-probability that a row matches if its hidden tokens are drawn independently of each other.
+
+        Args:
+            x: int64 [r, l], the r rows of the batch that ``rows`` selects.
+            rows: bool [b], the selected rows.
+            hidden: bool [r, l], positions whose tokens are drawn; h of them over all rows.
+            weights: float64 [h, n], weights of the tokens at the hidden positions, not normalised.
+
+        Returns:
+            Nats, float64 [r].
+        """
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
+        return self._total(self._backward(self._log_weights(x, hidden, weights), rows), rows)
 
     def _log_weights(self, x: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
         """Return the log-weight of each kind of token at each position, float64 [r, l, k].

@@ -28,7 +28,9 @@ _CELLS = 2**26
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Sums over all alignments of a noisy string x (m tokens) with its clean string x0 (n tokens).
+    """Likelihood, likelihood ratios and birth probabilities of noisy strings x given their clean strings x0.
+
+    All are sums over all alignments of x (m tokens) with x0 (n tokens).
 
     Attributes:
         log_p: float64 [b], log p(x | x0), nats.
@@ -92,12 +94,15 @@ def log_likelihood(pairs: Pairs) -> Tensor:
 
 @torch.no_grad()
 def align(pairs: Pairs, *, symbols: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Alignment:
-    """Return sums over all alignments of each pair by the forward-backward algorithm, in time O(n m).
+    """Return likelihoods, likelihood ratios and birth probabilities of pairs, summed over all their alignments.
+
+    They are computed by the forward-backward algorithm of a pair hidden Markov model, in time O(n m).
 
     Args:
         pairs: Clean strings x0 and noisy strings x.
-        symbols: Index of the symbol of each clean token, from 0, int64 [b, n]; results are summed over clean tokens of
-            equal symbol. None: each position is its own symbol.
+        symbols: int64 [b, n], a number in [0, n) for each clean token, its symbol: for example its index among the
+            distinct tokens of its string. :attr:`Alignment.missing` is summed over the clean tokens of equal symbol.
+            None: each clean token has a symbol of its own, its position.
         dtype: dtype of :attr:`Alignment.missing`.
     """
     (b, n), m, device = pairs.clean.shape, pairs.noisy.shape[1], pairs.noisy.device

@@ -34,12 +34,14 @@ _KEPT = threading.local()
 class Links:
     """Transition probabilities of one token under the birth-death process (Thorne, Kishino and Felsenstein 1991).
 
+    A descendant of a token is a token that was born behind it, or behind another of its descendants.
+
     Attributes:
-        survive: float64 [b], the token survives.
-        vanish: float64 [b], the token dies and has no surviving descendants.
-        replace: float64 [b], the token dies and has a surviving descendant.
-        birth: float64 [b], another descendant follows the present token; the same for every present token and for the
-            start state.
+        survive: float64 [b], the probability that the token survives.
+        vanish: float64 [b], the probability that the token dies and has no surviving descendants.
+        replace: float64 [b], the probability that the token dies and has a surviving descendant.
+        birth: float64 [b], the probability that one more born token follows a token of the noisy string. It is equal
+            for survivors, for born tokens and for the start state.
     """
 
     survive: Tensor
@@ -49,20 +51,26 @@ class Links:
 
 
 class Band:
-    """The set of table cells (i, j), 0 <= i <= n and 0 <= j <= m, that are computed.
+    """The set of cells of the alignment table that are computed.
+
+    Cell (i, j), with 0 <= i <= n and 0 <= j <= m, stands for the first i tokens of the clean string and the first j of
+    the noisy string.
 
     Args:
         n: Number of clean tokens.
         m: Number of noisy tokens.
         most: Largest number of deletions for a process without births: only cells with 0 <= i - j <= most are computed.
-            None, for a process with births: all cells.
+            None: all cells, as a process with births requires.
     """
 
     def __init__(self, n: int, m: int, most: int | None) -> None:
         self.n, self.m, self.most = n, m, most
 
     def along(self, k: int) -> tuple[int, int]:
-        """Return the range of i on diagonal k as (first, last + 1). When k grows by 1, each bound grows by 0 or 1."""
+        """Return the range of i over the cells (i, k - i) of anti-diagonal k, as (first, last + 1).
+
+        When k grows by 1, ``first`` and ``last`` each grow by 0 or 1.
+        """
         if self.most is None:
             return max(0, k - self.m), min(self.n, k) + 1
         return max(k - self.m, (k + 1) // 2), min(self.n, k, (k + self.most) // 2) + 1
@@ -75,9 +83,10 @@ class Band:
 
 
 class Cells:
-    """The table of a batch of pairs: float64 [n + m + 1, min(n, m) + 1, b], one diagonal per entry of the first axis.
+    """The alignment table of a batch of b pairs of a clean and a noisy string.
 
-    The next table that the same thread creates reuses the memory, since allocation costs more than the arithmetic.
+    The table is stored as float64 [n + m + 1, min(n, m) + 1, b], with one anti-diagonal per entry of the first axis.
+    The next table that the same thread creates reuses its memory, since allocation costs more than the arithmetic.
 
     Args:
         band: The cells to compute.
@@ -98,13 +107,13 @@ class Cells:
         self._diagonals = self._all.unbind(0)
 
     def along(self, k: int) -> Tensor:
-        """Return a view of the cells (i, k - i) of the band on diagonal k, [i, b]."""
+        """Return a view of the cells (i, k - i) of the band on anti-diagonal k, in the order of i, [cells, b]."""
         lo, hi = self.band.along(k)
         shift = self.band.m - k if self._by_j else 0
         return self._diagonals[k][lo + shift : hi + shift]
 
     def across(self, i: int) -> Tensor:
-        """Return a view of the cells (i, j) of the band for a given i, [j, b]."""
+        """Return a view of the cells (i, j) of the band in row i of the alignment, in the order of j, [cells, b]."""
         j, stop = self.band.across(i)
         down = self._width - 1 if self._by_j else self._width
         first = (i + j) * self._width + (self.band.m - j if self._by_j else i)
@@ -126,25 +135,24 @@ def _power(exponent: Tensor) -> Tensor:
 
 
 class Sweep:
-    """The forward-backward algorithm on a batch of pairs: call :meth:`forward`, then :meth:`backward`.
+    """The forward-backward algorithm on a batch of pairs of a clean and a noisy string.
 
-    Let A(i, j) be the sum over all alignments of the first i clean and first j noisy tokens in which no further birth
-    follows at j, and e(i, j) the probability that clean token i becomes noisy token j. Then
+    Call :meth:`forward`, then :meth:`backward`.
+
+    Let A(i, j) be the total probability of the alignments of the first i clean and first j noisy tokens in which no
+    further birth follows noisy token j, and e(i, j) the probability that clean token i becomes noisy token j, both
+    divided by the frequencies of the noisy tokens among born tokens. Then
     A(i, j) = vanish A(i-1, j) + birth A(i, j-1) + [(1 - birth) e(i, j) - birth vanish] A(i-1, j-1), where births behind
-    a vanished token count as births behind the token before it. The sum over all alignments of the remaining tokens
-    obeys the same recursion in reverse. The difference in brackets causes no cancellation, since A is at least vanish
-    A(i-1, j) and birth A(i, j-1).
-
-    Lanes are vectors over i, stored at index i + 1. The lanes ``sums`` store A of the last two diagonals in turn. The
-    lanes ``moved`` store vanish A at the index where the next diagonal uses it, i + 1 (backward: i - 1), in the scale
-    of that index. The weight of a step along both strings is therefore the bracket divided by vanish.
+    a vanished token count as births behind the token before it. The total probability of all alignments of the
+    remaining tokens obeys the same recursion in reverse. The difference in brackets causes no cancellation, since A is
+    at least vanish A(i-1, j) and birth A(i, j-1).
 
     Args:
         clean: Clean tokens, float64 [n, b], minus infinity at padding.
         noisy: Noisy tokens, float64 [m, b], plus infinity at padding.
         weight: 1 / frequency of each noisy token, float64 [m, b].
         links: Transition probabilities of each pair.
-        ends: Number of clean and of noisy tokens of each pair.
+        ends: (Number of clean tokens, number of noisy tokens) of each pair.
         cells: The table to fill.
         births: False if ``links.birth`` and ``links.replace`` are 0.
     """
@@ -164,6 +172,9 @@ class Sweep:
         self.n, self.m, b = cells.band.n, cells.band.m, len(ends)
         self.start, self.survive, self.vanish = 1 - links.birth, links.survive, links.vanish.clamp(min=1e-30)
         self.share = links.birth / self.start
+        # Lanes are vectors over i, stored at index i + 1. ``sums`` has A of the last two diagonals in turn; ``moved``
+        # has vanish A at the index where the next diagonal uses it, i + 1 (backward: i - 1), in the scale of that
+        # index. The weight of a step along both strings is therefore the bracket of the recursion divided by vanish
         self.lanes = weight.new_zeros(11, self.n + 3, b)
         self.clean, birth, other, self.fall, _, *rest = self.lanes.unbind(0)
         self.sums, self.moved, (self.inner, self.outer) = rest[:2], rest[2:4], rest[4:]
@@ -198,7 +209,8 @@ class Sweep:
         """Fill the table with A(i, j), and return the log-likelihood of each pair.
 
         Returns:
-            log p(x | x0) minus the log-frequencies of the noisy tokens, nats, float64 [b].
+            log p(x | x0) of noisy string x and clean string x0, minus the sum of the log-frequencies of the tokens of
+            x, nats, float64 [b].
         """
         self.fall.copy_(self.vanish)
         self.sums[0][1] = self.start
@@ -248,18 +260,17 @@ class Sweep:
         return new
 
     def backward(self) -> Tensor:
-        """Overwrite each cell (i, j) of the table with p(x') / p(x), and return the probabilities of births.
+        """Overwrite each cell (i, j) of the table with p(x') / p(x), and return probabilities of births.
 
-        x' is the noisy string x with clean token i + 1, as a survivor, inserted after noisy token j. p(x') sums over
-        the alignments that match the inserted token with clean token i + 1.
-
-        The probability of a birth follows from a normalisation. An alignment that has used i clean and j noisy tokens
-        is open if it can still be followed by a birth in gap j. Every alignment is open in gap j at exactly one i, so
-        the products of forward and backward sums of the open alignments, summed over i, are p(x | x0).
+        x' is the noisy string x with clean token i + 1, as a survivor, inserted after noisy token j (tokens are counted
+        from 1). p(x') is the total probability of the alignments that match the inserted token with clean token i + 1.
 
         Returns:
             Probability that each noisy token was born, and is not a surviving clean token, float64 [b, m].
         """
+        # The probability of a birth follows from a normalisation. An alignment that has used i clean and j noisy tokens
+        # is open if it can still be followed by a birth in gap j. Every alignment is open in gap j at exactly one i, so
+        # the products of forward and backward sums of the open alignments, summed over i, are p(x | x0)
         for lane in (*self.sums, *self.moved):
             lane.zero_()
         self.clean[:-1] = self.clean[1:].clone()  # steps go to i + 1

@@ -40,7 +40,7 @@ class Target:
     are the kernel's frequencies of born tokens.
 
     Attributes:
-        missing: [b, n, w], the expected number of missing occurrences of each symbol in each gap.
+        missing: [b, n, w], the expected number of missing occurrences of each of the n ``symbols`` in each gap.
         symbols: int64 [b, n], the distinct tokens of x0, padded.
         fresh: [b, w], the coefficient of the token frequencies in each gap; 0 without births.
         spurious: [b, w], the target of deletions: the probability that the token at a position was born.
@@ -89,14 +89,17 @@ class BirthDeath(StringKernel):
         return -torch.expm1(grown) / (1 - self.births * torch.exp(grown))
 
     def links(self, sigma: Tensor) -> Links:
-        """Return the transition probabilities of one token at total noise ``sigma``.
+        """Return the probabilities of the survival, death and descendants of a clean token at total noise ``sigma``.
+
+        A descendant of a token is a token that was born behind it, or behind another of its descendants.
 
         Args:
             sigma: Total noise, [b].
 
         Returns:
-            Probabilities that the token survives, that it dies without and with a surviving descendant, and that one
-            more descendant follows it, float64 [b] each.
+            Four probabilities, float64 [b] each, in the order of :class:`Links`: that the token survives; that it dies
+            and no descendant of it is alive; that it dies and at least one descendant is alive; and that behind a token
+            which is alive, one more token follows by birth.
         """
         sigma = sigma.double()
         beta = self._beta(sigma)
@@ -112,15 +115,16 @@ class BirthDeath(StringKernel):
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """Return the factors of insertions and deletions in the edit probabilities of a step down to ``sigma_next``.
 
-        Without births, insertion is a Tweedie step, which is exact for one missing token. The rate of deletions is
-        integrated over the whole step.
+        The probability of an edit in the step is its factor times the exponentiated output of the network. Without
+        births, insertion is a Tweedie step, which is exact for one missing token. The rate of deletions is integrated
+        over the whole step.
 
         Args:
             sigma: Total noise, [b].
             sigma_next: Total noise after the step, [b].
 
         Returns:
-            [b, 2], for insertions and deletions.
+            [b, 2], the factor of insertions and that of deletions.
         """
         beta, step = self._beta(sigma), sigma - sigma_next
         insert = torch.exp(-sigma) * torch.expm1(step) / beta + self.births * step
@@ -130,7 +134,7 @@ class BirthDeath(StringKernel):
         return torch.stack([insert, delete], -1)
 
     def clock(self, u: Tensor, end: float) -> tuple[Tensor, Tensor]:
-        """Return total noise as a function of a uniform variable ``u``, and its derivative, for estimating the bound.
+        """Map a uniform variable ``u`` to total noise, for Monte Carlo estimates of the bound on -log p(x_0).
 
         Without births, total noise grows to infinity. With births it grows to ``end``, and the objective adds the KL
         divergence between noise at ``end`` and the prior.
@@ -156,7 +160,11 @@ class BirthDeath(StringKernel):
             batch: Clean strings; only tokens with ``corrupt`` True can die.
             sigma: Total noise, [b].
             random: Source of uniform numbers.
-            width: Positions of the result, as for :func:`rebuild`.
+            width: Number of positions w of the result, the start state included. Tokens beyond it are dropped and
+                counted in :attr:`Strings.cut`. None: that of the longest noisy string.
+
+        Returns:
+            The noisy strings. Without births, ``kept`` marks the clean tokens that survive; with births it is None.
         """
         links = self.links(sigma)
         rows, size = batch.tokens.shape
@@ -253,9 +261,10 @@ class BirthDeath(StringKernel):
         return self._target(symbols, found.missing, found.fresh * scale, found.spurious, scale=scale)
 
     def sampled_target(self, batch: Batch, strings: Strings) -> Target:
-        """Return the regression targets of the deletions that :meth:`sample` drew.
+        """Return regression targets computed from the deletions that :meth:`sample` drew.
 
-        They are an unbiased estimate of :meth:`target` that needs no dynamic programming but has more variance.
+        They are an unbiased estimate of :meth:`target`, the expectation over all alignments. They need no dynamic
+        programming, but have more variance.
 
         Args:
             batch: Clean strings.

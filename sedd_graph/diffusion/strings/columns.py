@@ -19,11 +19,14 @@ from sedd_graph.diffusion.strings.strings import Strings
 __all__ = ["BLANK", "Columns", "Remaining", "align_optimal", "align_padded", "partway"]
 
 BLANK = -1
-"""Entry of a column for a string that has no token there."""
+"""Entry of an alignment's column in which the noise string, or the clean string, has no token (a gap symbol)."""
 
 
 class Columns(NamedTuple):
-    """Alignments of noise strings with clean strings; columns with two blanks are padding.
+    """Alignments of noise strings with clean strings, with c columns each.
+
+    A column pairs a token or a blank of the noise string with a token or a blank of the clean string. Columns with two
+    blanks are padding.
 
     Attributes:
         noise: int64 [b, c], noise tokens or :data:`BLANK`.
@@ -37,7 +40,7 @@ class Columns(NamedTuple):
 class Remaining(NamedTuple):
     """The edits that turn a noisy string into the clean one.
 
-    There is one edit for each column that has not switched and whose two entries differ.
+    There is one edit for each column of the alignment that still has its noise entry and whose two entries differ.
 
     Attributes:
         place: int64 [b, c], the position in the noisy string of the token to delete or replace, or behind which to
@@ -117,11 +120,11 @@ def partway(columns: Columns, moved: Tensor, *, start: int, width: int | None = 
     """Return the noisy strings in which some columns have switched to clean, and the edits that remain.
 
     Args:
-        columns: Alignments.
+        columns: Alignments of noise strings with clean strings.
         moved: bool [b, c], columns that have switched to their clean entry.
         start: The start state, the first position of each string and its padding.
-        width: Positions of the result, w; None: those of the longest string. Tokens and edits beyond them are dropped;
-            the number of dropped tokens is :attr:`Strings.cut`.
+        width: Number of positions w of the noisy strings, the start state included; None: that of the longest noisy
+            string. Tokens and edits beyond it are dropped; :attr:`Strings.cut` counts the dropped tokens.
     """
     noise, clean = columns
     now = torch.where(moved, clean, noise)

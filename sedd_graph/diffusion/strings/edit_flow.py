@@ -30,8 +30,8 @@ class EditFlowKernel(StringKernel):
     """A kernel of Edit Flows. The prior is a string of geometric length with independent tokens of frequencies ``law``.
 
     The network's outputs are ``log_insert`` [b, w, v], ``log_delete`` [b, w] and ``log_substitute`` [b, w, v]: the log
-    of the expected number of not yet switched columns that have this edit. If the prior is the empty string (``spread``
-    0), ``log_insert`` is the only output, and noisy strings are distributed as under deletion.
+    of the expected number of columns that still have their noise entry and require this edit. If the prior is the empty
+    string (``spread`` 0), ``log_insert`` is the only output, and noisy strings are distributed as under deletion.
     """
 
     abstract: ClassVar[bool] = True
@@ -56,7 +56,7 @@ class EditFlowKernel(StringKernel):
         """Align noise strings with clean strings.
 
         Args:
-            noise: Noise tokens, int64 [b, m], :data:`BLANK` at padding.
+            noise: Tokens of strings from the prior, int64 [b, m], :data:`BLANK` at padding.
             clean: Clean tokens, int64 [b, n], :data:`BLANK` at padding.
         """
 
@@ -72,7 +72,9 @@ class EditFlowKernel(StringKernel):
         return (1 / torch.expm1(sigma))[:, None].expand(-1, 3)
 
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Return the probability that a column with its noise entry at ``sigma`` has its clean entry at ``sigma_next``.
+        """Return the probability that a column switches to its clean entry in a step from ``sigma`` to ``sigma_next``.
+
+        The column, of an alignment of a noise string with a clean string, has its noise entry at ``sigma``.
 
         Args:
             sigma: Total noise, [b].
@@ -84,9 +86,10 @@ class EditFlowKernel(StringKernel):
         return (torch.expm1(sigma - sigma_next) / torch.expm1(sigma))[:, None].expand(-1, 3)
 
     def clock(self, u: Tensor, end: float) -> tuple[Tensor, Tensor]:
-        """Return total noise as a function of a uniform variable ``u``, and its derivative, for estimating the bound.
+        """Map a uniform variable ``u`` to total noise, for Monte Carlo estimates of the bound on -log p(x_0).
 
-        The probability that a column has its noise entry, 1 - exp(-sigma), is cubic in ``u``, from 1e-4 to 1.
+        The probability that a column of the alignment has its noise entry, 1 - exp(-sigma), is cubic in ``u``, from
+        1e-4 to 1.
 
         Args:
             u: Uniform numbers in (0, 1), [b].
@@ -109,7 +112,8 @@ class EditFlowKernel(StringKernel):
             allowed: bool [v], tokens that may be drawn; None: all.
 
         Returns:
-            Tokens int64 [b, m], :data:`BLANK` at padding, and lengths int64 [b]; m is the limit if there is one.
+            Tokens int64 [b, m], :data:`BLANK` at padding, and lengths int64 [b]. m is the smaller one of the two
+            limits; without limits, the length of the longest string; 0 if the prior is the empty string.
         """
         device = random.generator.device
         if not self.spread:
@@ -141,8 +145,9 @@ class EditFlowKernel(StringKernel):
             batch: Clean strings.
             sigma: Total noise, [b].
             random: Source of uniform numbers.
-            width: Positions of the result, as for :func:`~sedd_graph.diffusion.strings.columns.partway`; noise strings
-                are limited to ``width - 1`` tokens. None: no limit.
+            width: Number of positions w of the result, the start state included. Noise strings are drawn with at most
+                ``width - 1`` tokens; tokens of the noisy strings beyond ``width``, and edits of them, are dropped, and
+                the dropped tokens are counted in :attr:`Strings.cut`. None: no limit.
         """
         noise, _ = self.noise(len(batch), longest=None if width is None else width - 1, random=random)
         columns = self.align(noise, torch.where(batch.attend, batch.tokens, BLANK))

@@ -164,7 +164,11 @@ class FlexKernel(StringKernel):
             batch: Clean strings; only tokens with ``corrupt`` True can be masked or deleted.
             sigma: Total noise, [b].
             random: Source of uniform numbers.
-            width: Positions of the result, as for :func:`rebuild`.
+            width: Number of positions w of the result, the start state included. Tokens beyond it are dropped and
+                counted in :attr:`Strings.cut`. None: that of the longest noisy string.
+
+        Returns:
+            The noisy strings. Their ``kept`` marks the clean tokens that are not deleted; some of these are masked.
         """
         rows, size = batch.tokens.shape
         u = random.rand(rows, size).double()
@@ -210,9 +214,10 @@ class FlexKernel(StringKernel):
         return self._target(strings, found.missing, filled, symbols)
 
     def sampled_target(self, batch: Batch, strings: Strings) -> FlexTarget:
-        """Return the regression targets of the masks and deletions that :meth:`sample` drew, as in the paper.
+        """Return regression targets computed from the masks and deletions that :meth:`sample` drew.
 
-        They are an unbiased estimate of :meth:`target`, with more variance.
+        These are the targets of the FlexMDM paper (arXiv 2509.01025). They are an unbiased estimate of :meth:`target`,
+        the mean over all embeddings, but have more variance.
 
         Args:
             batch: Clean strings.

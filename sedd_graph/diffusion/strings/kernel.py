@@ -27,12 +27,12 @@ from sedd_graph.diffusion.strings.strings import Strings
 __all__ = ["LEAST", "TOKENS", "Kernel_", "StringDraw", "StringKernel", "StringObjective", "StringTable", "square_clock"]
 
 LEAST = 1e-4
-"""Smallest total noise in estimates of the bound.
+"""Smallest total noise in Monte Carlo estimates of the bound on -log p(x_0).
 
 Noise below this level changes about this fraction of the tokens, and is neglected.
 """
 TOKENS = 2
-"""Number of data tokens of enumerable instances."""
+"""Number of data tokens of enumerable instances: kernels so small that all their short strings are enumerated."""
 
 LOG_INSERT = Output(
     "log_insert", "float b l v", "log of the expected number of times that each token is missing behind a position"
@@ -83,7 +83,10 @@ class StringKernel(Component, ABC):
 
     abstract: ClassVar[bool] = True
     extra_states: ClassVar[int] = 1
-    """Number of states without a network output: the last axis of the first output lacks the start state."""
+    """Number of states without a network output: 1, the start state.
+
+    The last axis of the first output in each set of :meth:`parametrizations` has an entry for every other state.
+    """
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
@@ -120,9 +123,10 @@ class StringKernel(Component, ABC):
     @classmethod
     @abstractmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
-        """Return the alternative sets of outputs that a graph can have under this kernel.
+        """Return the sets of network outputs that this kernel can read; a graph has all outputs of one set.
 
-        The last axis of the first output of each set has all states but the start state.
+        The first output of each set is [b, l, v], with the v data tokens on its last axis; that is how the number of
+        tokens is read from a graph.
         """
 
     @property
@@ -134,37 +138,42 @@ class StringKernel(Component, ABC):
     def table(self, *, one_length: bool) -> StringTable:
         """Return the enumerable instance of this kernel, for numerical verification.
 
-        The kernel must have :data:`TOKENS` data tokens.
+        The instance enumerates all short strings. The kernel must have :data:`TOKENS` data tokens.
 
         Args:
-            one_length: True: all clean strings have the same length.
+            one_length: True: all clean strings have the same length; False: their lengths vary.
         """
 
     @abstractmethod
     def weights(self, sigma: Tensor) -> Tensor:
         """Return the factor of each kind of edit in the reverse rates, per unit of sigma.
 
+        The reverse rate of an edit is its factor times the exponentiated output of the network.
+
         Args:
             sigma: Total noise, [b].
 
         Returns:
-            [b, k].
+            [b, k], insertions first.
         """
 
     @abstractmethod
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """Return the factor of each kind of edit in the edit probabilities of a step down to ``sigma_next``.
 
+        The probability, or the expected number, of an edit in the step is its factor times the exponentiated output of
+        the network.
+
         Args:
             sigma: Total noise, [b].
             sigma_next: Total noise after the step, [b].
 
         Returns:
-            [b, k].
+            [b, k], insertions first.
         """
 
     def clock(self, u: Tensor, end: float) -> tuple[Tensor, Tensor]:
-        """Return total noise as a function of a uniform variable ``u``, and its derivative, for estimating the bound.
+        """Map a uniform variable ``u`` to total noise, for Monte Carlo estimates of the bound on -log p(x_0).
 
         By default total noise is cubic in ``u``, from :data:`LEAST` to ``end``: most samples then have low noise, where
         edits are rare and their weights in the bound are large.
@@ -180,11 +189,11 @@ class StringKernel(Component, ABC):
 
     @abstractmethod
     def prior(self, rows: int, *, longest: int, generator: torch.Generator, allowed: Tensor | None) -> Strings:
-        """Draw strings of pure noise, conditioned on a largest length.
+        """Draw strings of pure noise, conditioned on at most ``longest`` tokens.
 
         Args:
             rows: Number of strings.
-            longest: Largest number of tokens.
+            longest: Largest number of tokens of a string.
             generator: Random number generator; the result is on its device.
             allowed: bool [v], tokens that may be drawn; None: all.
         """
@@ -197,10 +206,10 @@ Draw_ = TypeVar("Draw_", bound=StringDraw)
 
 
 def square_clock(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Return total noise as a function of a uniform variable ``u``, and its derivative, for estimating the bound.
+    """Map a uniform variable ``u`` to total noise, for Monte Carlo estimates of the bound on -log p(x_0).
 
     The probability that noise has hit a token, 1 - exp(-sigma), is quadratic in ``u``, from :data:`LEAST` to 1. It is
-    an implementation of :meth:`StringKernel.clock` for kernels with this probability.
+    an implementation of :meth:`StringKernel.clock` for kernels whose total noise grows to infinity, such as deletion.
 
     Args:
         u: Uniform numbers in (0, 1), [b].
@@ -219,7 +228,10 @@ class StringObjective(Component, ABC, Generic[Kernel_, Draw_]):
 
     abstract: ClassVar[bool] = True
     over: ClassVar[str] = "deleted"
-    """Meaning of :attr:`StringDraw.t`: the probability that a token has been deleted, or otherwise hit by noise."""
+    """Word for what noise does to a token: ``deleted``, or ``noised`` for other noise.
+
+    An evaluation by noise level is labelled with it: :attr:`StringDraw.t` is the probability that a token is ``deleted``.
+    """
     one_length: ClassVar[bool] = False
     """True if the bound requires that all strings have the same, known length.
 
@@ -283,7 +295,14 @@ class StringObjective(Component, ABC, Generic[Kernel_, Draw_]):
         return None
 
     def capped(self, kernel: Kernel_, schedule: Schedule) -> float:
-        """Return the fraction of the time interval in which training caps the weights of the bound."""
+        """Return the fraction of training times t at which a limit on the loss weights is active, in [0, 1].
+
+        0 by default: training uses the weights of the bound.
+
+        Args:
+            kernel: The forward process.
+            schedule: Total noise as a function of time.
+        """
         return 0.0
 
     def rates(self, outputs: Mapping[str, Tensor], strings: Strings, longest: int) -> Mapping[str, Tensor]:
@@ -299,6 +318,8 @@ class StringObjective(Component, ABC, Generic[Kernel_, Draw_]):
 
 class StringTable(ABC):
     """An enumerable instance of a string kernel: all short strings, a distribution of clean ones, a perfect network.
+
+    Numerical verification compares the kernel and its objectives with exact results on this instance.
 
     Args:
         kernel: The kernel, with :data:`TOKENS` data tokens.
@@ -377,7 +398,7 @@ class StringTable(ABC):
         """
 
     def check_kernel(self, end: float) -> list[Check]:
-        """Verify the kernel's closed forms, sampling and prior against the enumeration.
+        """Verify the kernel's closed forms, sampling and prior against exact results for all :attr:`strings`.
 
         Args:
             end: Total noise at t = 1.
@@ -388,13 +409,18 @@ class StringTable(ABC):
         """Verify properties that depend on the number of data tokens, on the kernel with its declared vocabulary.
 
         Args:
-            declared: The kernel as declared, whose vocabulary the enumerable instance reduces.
+            declared: The kernel as declared in the blueprint; the enumerable instance has a smaller vocabulary.
             end: Total noise at t = 1.
         """
         return []
 
     def check_objective(self, objective: StringObjective[Any, Any], schedule: Schedule) -> list[Check]:
-        """Verify that the mean loss of a perfect network is the entropy of the clean strings."""
+        """Verify that the mean loss of a perfect network is the entropy of the clean strings.
+
+        Args:
+            objective: The objective whose loss is evaluated.
+            schedule: Total noise as a function of time.
+        """
         rows = 60_000
         chosen, nats = self.perfect(objective, schedule, rows)
         # if all strings have one length, the bound counts it as known, and so does the law

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from sedd_graph.component.base import Component
 from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.output_check import OutputCheck
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings, rebuild
+from sedd_graph.diffusion.tokens.sampler import chosen_steps
 from sedd_graph.diffusion.tokens.walk import ROUNDING
 
 __all__ = ["OnStringStep", "StringRates", "StringSampler", "StringSettings", "StringWalk"]
@@ -83,7 +85,7 @@ class StringWalk(Generic[Kernel_]):
         self.kernel, self.schedule = settings.kernel, settings.schedule
         self.generator, self.allowed = settings.generator, settings.allowed
         self.evaluations = self.clamped = self.cut = self._steps = 0
-        self._rates, self._on_step = rates, settings.on_step
+        self._rates, self._on_step, self._check = rates, settings.on_step, OutputCheck(settings.fixed.device)
         self.end_step()
 
     @property
@@ -108,14 +110,34 @@ class StringWalk(Generic[Kernel_]):
             sigma: Total noise, [b].
         """
         self.evaluations += self.rows
-        return self._rates(self.strings, sigma.float())
+        outputs = self._rates(self.strings, sigma.float())
+        self._check.add(outputs, self.strings.attend)
+        return outputs
+
+    def read(self, flag: Tensor) -> bool:
+        """Return a flag, bool [], after verifying the network's outputs: both take one transfer to the host.
+
+        Raises:
+            UserError: An output of the network was not finite, or a distribution did not sum to 1.
+        """
+        return bool(self._check.read(flag)[0])
+
+    def finish(self) -> None:
+        """Verify the network's outputs of the whole run.
+
+        Raises:
+            UserError: An output was not finite, or a distribution did not sum to 1.
+        """
+        self._check.read()
 
     def rand(self, *shape: int) -> Tensor:
         """Draw uniform numbers in [0, 1), float64 of shape ``[*shape]``."""
         return torch.rand(shape, generator=self.generator, device=self.generator.device, dtype=torch.float64)
 
     def insertions(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the network's weight of inserting each token behind each position; 0 where not permitted.
+        """Return ``exp(log_insert)``, the network's weight of inserting each token behind each position.
+
+        The weight is 0 where the insertion is not permitted.
 
         Args:
             outputs: The network's outputs by name.
@@ -133,9 +155,9 @@ class StringWalk(Generic[Kernel_]):
         return token
 
     def deletions(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the network's probability that each token is noise; 0 for fixed tokens.
+        """Return ``exp(log_delete)``, the network's probability that each token is noise; 0 for fixed tokens.
 
-        All are 0 if ``log_delete`` is not an output of the network.
+        All entries are 0 if ``log_delete`` is not an output of the network.
 
         Args:
             outputs: The network's outputs by name.
@@ -148,7 +170,9 @@ class StringWalk(Generic[Kernel_]):
         return outputs["log_delete"].float().exp() * self._free()
 
     def substitutions(self, outputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the network's probability of replacing each token by each other one; 0 where this is not permitted.
+        """Return ``exp(log_substitute)``, the network's weight of replacing each token by each other one.
+
+        The weight is 0 where the substitution is not permitted.
 
         Args:
             outputs: The network's outputs by name.
@@ -179,23 +203,28 @@ class StringWalk(Generic[Kernel_]):
         The rightmost insertions are dropped, and counted in ``cut``.
 
         Args:
-            follow: int64 [b, w], number of new tokens behind each position.
+            follow: int64 [b, w], number of new tokens to insert behind each position.
             gone: bool [b, w], tokens that are deleted in the same step.
 
         Returns:
             The reduced numbers, int64 [b, w].
+
+        Raises:
+            UserError: An output of the network was not finite, or a distribution did not sum to 1.
         """
         room = self.longest + 1 - (self.strings.attend & ~gone).sum(-1, keepdim=True)
         fits = follow.minimum((room - (follow.cumsum(-1) - follow)).clamp(min=0))
-        self.cut += int((follow - fits).sum())
+        self.cut += int(self._check.read((follow - fits).sum())[0])  # one transfer for both
         return fits
 
     def rewrite(self, follow: Tensor, new: Callable[[Tensor], Tensor], gone: Tensor) -> None:
-        """Delete and insert tokens in the current strings, by :func:`rebuild`.
+        """Delete and insert tokens in the current strings.
 
         Args:
-            follow: int64 [b, w], number of new tokens behind each position.
-            new: Returns the new tokens, as for :func:`rebuild`.
+            follow: int64 [b, w], number of new tokens to insert behind each position.
+            new: ``new(place)`` returns a token for every position of the resulting strings, of which those at
+                positions of new tokens are used. ``place`` is the position in the current strings behind which the new
+                token is inserted. Both are int64 with the shape of the resulting strings.
             gone: bool [b, w], tokens to delete.
         """
         strings, base = self.strings, self.kernel.states
@@ -233,7 +262,9 @@ class StringWalk(Generic[Kernel_]):
 
         Args:
             outputs: The network's outputs by name.
-            chances: Factors of the edit probabilities, [b, k], from :meth:`StringKernel.leap`.
+            chances: Factor of each of the k kinds of edits (insertion, deletion and, if k = 3, substitution), [b, k],
+                from :meth:`StringKernel.leap`. The probability of an edit is its factor times the exponential of the
+                network's output for it.
         """
         weights, others = self.insertions(outputs), self.substitutions(outputs)
         put = (chances[:, :1] * weights.sum(-1)).double()
@@ -257,6 +288,8 @@ class StringSampler(Component, ABC, Generic[Kernel_]):
     """Number of insertions dropped in the last run, since a string would have exceeded its largest length."""
     evaluations: int = 0
     """Number of rows that the network evaluated in the last run, summed over steps."""
+    fixed: Tensor
+    """True at the start state and the given tokens in the result of the last run, bool [b, w]."""
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
         """Return a description of the kernel or objective that the sampler requires; None if both are suitable."""
@@ -286,9 +319,16 @@ class StringSampler(Component, ABC, Generic[Kernel_]):
             rates: Evaluates the network.
             strings: Initial strings: noise, or given tokens.
             settings: The process, and the permitted edits.
-            steps: Number of steps; None: the number in the Config.
+            steps: Number of steps, at least 1; None: the number in the Config.
+
+        Raises:
+            UserError: ``steps`` is below 1, or is given and the sampler has no number of steps; or outputs of the
+                network are not finite or not normalised.
         """
+        taken = chosen_steps(steps, self.steps)
         walk = StringWalk(rates, strings, settings)
-        self.walk(walk, steps or self.steps or 0)
+        self.walk(walk, taken)
+        walk.finish()
         self.clamped, self.cut, self.evaluations = walk.clamped, walk.cut, walk.evaluations
+        self.fixed = walk.fixed
         return walk.strings

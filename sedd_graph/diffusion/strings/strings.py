@@ -59,7 +59,7 @@ def rebuild(
             positions of new tokens are used. ``place`` int64 [b, width] is the position in ``tokens`` behind which the
             new token is inserted.
         start: The start state, which pads the result.
-        width: Number of positions of the result; None: that of the longest row. Tokens beyond it are dropped and
+        width: Number of positions of the result; None: that of the longest string. Tokens beyond it are dropped and
             counted in :attr:`Strings.cut`.
     """
     count = follow + keep
@@ -80,7 +80,7 @@ def distinct(tokens: Tensor, rest: int) -> tuple[Tensor, Tensor]:
 
     Args:
         tokens: int64 [b, n].
-        rest: Padding of the distinct tokens.
+        rest: Value that pads the distinct tokens to n entries.
 
     Returns:
         The distinct tokens of each row, sorted and padded, int64 [b, n]; and the index of each position's token, int64

@@ -23,13 +23,15 @@ NONE = -1e30
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Counts and averages over all embeddings of each noisy string in its clean string, as a subsequence.
+    """Counts and averages over all embeddings of each noisy string in its clean string.
+
+    An embedding is a way in which the noisy string is a subsequence of the clean string; a mask matches any token.
 
     Attributes:
         log_count: float64 [b], the log of the number of embeddings.
-        missing: float64 [b, m + 1]. Entry j is the mean number of clean tokens that are missing behind the first j
-            noisy tokens, before the next.
-        stands: float32 [b, n, m], the fraction of embeddings that map noisy token j to clean token i.
+        missing: float64 [b, m + 1]. Entry j is the mean over embeddings of the number of clean tokens that are missing
+            behind the first j noisy tokens and before the next noisy token.
+        stands: float32 [b, n, m]. Entry (i, j) is the fraction of embeddings that map noisy token j to clean token i.
     """
 
     log_count: Tensor
@@ -39,10 +41,13 @@ class Embeddings:
 
 @torch.no_grad()
 def embed(fits: Tensor, clean_lengths: Tensor, noisy_lengths: Tensor) -> Embeddings:
-    """Count and average all embeddings of each noisy string in its clean string, as a subsequence.
+    """Return counts and averages over all embeddings of each noisy string in its clean string.
+
+    An embedding is a way in which the noisy string is a subsequence of the clean string.
 
     Args:
-        fits: bool [b, n, m], True where noisy token j can be clean token i (the tokens are equal, or j is a mask).
+        fits: bool [b, n, m]. Entry (i, j) is True where noisy token j can be clean token i: the tokens are equal, or
+            noisy token j is a mask.
         clean_lengths: Number of clean tokens, int64 [b]; the rest is padding.
         noisy_lengths: Number of noisy tokens, int64 [b]; the rest is padding.
     """

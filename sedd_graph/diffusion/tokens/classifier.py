@@ -31,7 +31,8 @@ class ClassifierConfig(ComponentConfig):
 class NoisyClassifier(Component, ABC):
     """A classifier p(label | x_t) of noisy rows at any noise level.
 
-    The Config of a subclass extends :class:`ClassifierConfig`; its context has the axis ``n``, the number of states.
+    The Config of a subclass extends :class:`ClassifierConfig`. A subclass obtains the number of states n from
+    ``self.axis("n")``.
     """
 
     abstract: ClassVar[bool] = True

@@ -42,9 +42,9 @@ class Classifier:
             is linear in the one-hot rows.
         strength: Exponent of p(c | x) in guidance; 1 is Bayes' rule.
         rows: Largest number of rows in one call with the method ``exact``.
-        changes: ``changes(x, t)`` returns all these differences, log p(c | x with state y at position i) - log p(c |
-            x), nats, float32 [r, l, n], for ``x`` int64 [r, l]; or None. A result other than None is used instead of
-            ``log_prob``.
+        changes: ``changes(x, t)`` returns the difference for every position i and state y, log p(c | x with state y at
+            position i) - log p(c | x), nats, float32 [r, l, n], for ``x`` int64 [r, l]; or it returns None. A result
+            other than None is used instead of ``log_prob``. None in place of a function: ``log_prob`` is always used.
     """
 
     log_prob: Callable[[Tensor, Tensor], Tensor]
@@ -101,7 +101,7 @@ def unprompted(denoise: Denoise, free: Tensor, kernel: Kernel, guidance: float) 
 
     Args:
         denoise: Evaluates the network.
-        free: bool [b, l], positions that are not given.
+        free: bool [b, l], positions without a given token.
         kernel: A kernel with carry-over unmasking.
         guidance: The scale g; 1 leaves the distribution unchanged.
     """
@@ -136,7 +136,7 @@ def classified(denoise: Denoise, kernel: Kernel, schedule: Schedule, classifier:
         kernel: The kernel of the process.
         schedule: Total noise as a function of time.
         classifier: The classifier and the strength.
-        free: bool [b, l], positions that are not given.
+        free: bool [b, l], positions without a given token.
     """
     carries_over = kernel.carries_over
 
@@ -198,7 +198,7 @@ def renoised(
     Args:
         denoise: Evaluates the network.
         prompt: The given text, int64 [b, l].
-        free: bool [b, l], positions that are not given.
+        free: bool [b, l], positions without a given token.
         kernel: The kernel that noises the given text.
         schedule: Total noise as a function of time.
         generator: Random number generator of this noise.

@@ -16,10 +16,11 @@ from torch import Tensor
 from sedd_graph.component.base import Component, ComponentConfig
 from sedd_graph.component.outputs import Input
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.numerics import tiny
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import ONLY_MASKS, Kernel
 
-__all__ = ["FEEDS", "DrawRequest", "Objective", "for_each"]
+__all__ = ["FEEDS", "DrawRequest", "Objective", "for_each", "lower_posterior"]
 
 
 FEEDS = (
@@ -97,7 +98,7 @@ class Objective(Component, ABC):
 
     @property
     def block(self) -> int | None:
-        """Positions per block, for an objective of block diffusion; None for other objectives.
+        """Number of positions per block, for an objective of block diffusion; None for other objectives.
 
         Each block is noised given the clean blocks before it. With blocks, the inputs of the graph are those of
         :func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`, and samples are generated block by block.
@@ -196,6 +197,56 @@ class Objective(Component, ABC):
         """
         objective = self.evaluated(kernel)
         return objective, objective.corrupt(batch, kernel, schedule, random=random)
+
+    def reconstruction_draw(self, request: DrawRequest) -> Draw | None:
+        """Draw noisy rows at the lowest noise that :meth:`loss` counts, to evaluate :meth:`reconstruction`.
+
+        Args:
+            request: The batch, the noise process, and the random numbers.
+
+        Returns:
+            The draw; None if :meth:`loss` counts all noise, as it does by default.
+        """
+        return None
+
+    def reconstruction(
+        self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
+    ) -> Tensor:
+        """Return -log p(x_0 | x_t) of each row at the lowest noise: the part of the bound that :meth:`loss` leaves out.
+
+        Evaluation adds it to the mean of :meth:`loss`, which without it could be less than -log p(x_0).
+
+        Args:
+            outputs: The network's outputs for ``draw`` by name, converted by :meth:`Kernel.translate`.
+            draw: The result of :meth:`reconstruction_draw`.
+            batch: The clean rows.
+            kernel: The kernel that noises each token.
+            schedule: Total noise as a function of time.
+
+        Returns:
+            Nats, float32 [b].
+        """
+        return torch.zeros(len(batch), device=draw.xt.device)
+
+
+def lower_posterior(outputs: Mapping[str, Tensor], draw: Draw, kernel: Kernel, below: Tensor) -> Tensor:
+    """Return the model's distribution of the state of each token at a lower noise level, given the noisy row.
+
+    Args:
+        outputs: ``log_x0`` or ``log_score`` by name, [b, l, n].
+        draw: The noisy rows that the outputs belong to.
+        kernel: The kernel that noises each token.
+        below: The lower total noise, [b]; 0 for the clean token.
+
+    Returns:
+        Probabilities, float32 [b, l, n].
+    """
+    if "log_x0" in outputs:
+        return kernel.posterior(outputs["log_x0"].float().exp(), draw.xt, draw.sigma, below)
+    score = outputs["log_score"].float().exp()
+    # scores that belong to no distribution give negative probabilities
+    probs = kernel.analytic(score, draw.xt, draw.sigma, below).clamp(min=0)
+    return probs / probs.sum(-1, keepdim=True).clamp(min=tiny(probs))
 
 
 def for_each(draw: Draw, rows: Tensor) -> Tensor:

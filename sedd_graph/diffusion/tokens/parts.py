@@ -21,7 +21,7 @@ class TokenParts(NamedTuple):
         schedule: Total noise as a function of time.
         objective: The training loss.
         sampler: Generates rows.
-        classifier: A classifier of noisy rows, if samples are guided towards a label.
+        classifier: A classifier of noisy rows that guides samples towards a label; None: no guidance by a classifier.
     """
 
     kernel: Kernel

@@ -17,11 +17,12 @@ __all__ = ["steadied"]
 def steadied(nats: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """Return zeros whose gradient in the schedule's parameters is that of ``E[nats ** 2] / 2``.
 
-    Added to the loss, these zeros train the schedule to reduce the variance of the loss. The loss must be dsigma/dt
-    times a function of only total noise and the noisy rows at that noise. As an integral over total noise, the second
-    moment is that of ``E[(nats / dsigma) ** 2] * dsigma(t(sigma))``, where only the last factor depends on the
-    schedule; its gradient is that of ``E[nats ** 2 * log(dsigma)]`` at fixed total noise. No gradient passes through
-    the noisy rows, so it is exact for discrete tokens.
+    Added to the loss, these zeros train the schedule to reduce the variance of the loss. The loss ``nats`` must be
+    dsigma/dt times a function f of only total noise and the noisy rows at that noise. Written as an integral over total
+    noise, its second moment ``E[nats ** 2]`` has the integrand ``E[f ** 2] * dsigma(t(sigma))``, in which only the
+    factor ``dsigma`` depends on the schedule. The gradient is therefore that of ``E[nats ** 2 * log(dsigma)]`` at fixed
+    total noise, with ``nats`` held constant. No gradient passes through the noisy rows, so that the gradient is exact
+    for discrete tokens.
 
     Args:
         nats: Losses, nats, [b].
