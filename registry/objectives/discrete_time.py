@@ -4,7 +4,7 @@ Axes: b batch, l length, n states.
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -58,6 +58,17 @@ class D3PM(Objective, kind="objective"):
             return self
         return D3PM(self.config.model_copy(update={"auxiliary": 0.0}), self.context)
 
+    def differs(self) -> str | None:
+        return "the auxiliary cross-entropy is added" if self.config.auxiliary > 0 else None
+
+    @property
+    def measure(self) -> Literal["time", "masked", "steps"]:
+        return "steps"
+
+    def below(self, draw: Draw, kernel: Kernel, schedule: Schedule) -> Tensor:
+        step = (draw.t.double() * self.config.steps).round().long()
+        return self.levels(step - 1, schedule, kernel)
+
     def levels(self, step: Tensor, schedule: Schedule, kernel: Kernel) -> Tensor:
         """Return total noise after a number of forward steps.
 
@@ -87,8 +98,7 @@ class D3PM(Objective, kind="objective"):
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
-        step = (draw.t.double() * self.config.steps).round().long()
-        below, clean = self.levels(step - 1, schedule, kernel), torch.zeros_like(draw.sigma)
+        below, clean = self.below(draw, kernel, schedule), torch.zeros_like(draw.sigma)
         one = torch.nn.functional.one_hot(batch.tokens, kernel.states).to(draw.sigma.dtype)
         true = kernel.posterior(one, draw.xt, draw.sigma, below)
         predicted = lower_posterior(outputs, draw, kernel, below)

@@ -112,5 +112,6 @@ class Uniformization(Sampler, kind="sampler"):
         last = torch.full((rows,), T_MIN, device=walk.x.device)
         left = walk.schedule.sigma(last)
         score = walk.score(last, left, precise=not walk.kernel.carries_over)
+        walk.check_outputs()
         walk.move(tweedie(walk.kernel, score, walk.x, left, torch.zeros_like(left)), final=True)
         walk.end_step()

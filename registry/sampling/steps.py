@@ -45,6 +45,7 @@ def analytic(walk: Walk, t: Tensor, s: Tensor | None) -> None:
     sigma = walk.schedule.sigma(t)
     below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
     score = walk.score(t, precise=not walk.kernel.carries_over)
+    walk.check_outputs()  # tweedie waits for the device anyway
     walk.move(tweedie(walk.kernel, score, walk.x, sigma, below), final=s is None)
 
 
@@ -68,6 +69,7 @@ class Euler(StepSampler, kind="sampler"):
     """
 
     reads = ("log_score", "log_x0")
+    exact_alone = False
     takes_all = True
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
@@ -86,6 +88,7 @@ class TauLeaping(StepSampler, kind="sampler"):
     """
 
     reads = ("log_score", "log_x0")
+    exact_alone = False
     takes_all = True
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from sedd_graph.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LARGEST",
     "Verbs",
+    "add_corpus",
     "add_debug",
     "add_device",
     "add_memory",
@@ -27,6 +30,7 @@ __all__ = [
     "add_verb",
     "add_weights",
     "integer",
+    "moved_corpus",
     "open_run_folder",
     "picked_device",
     "position_pattern",
@@ -105,6 +109,26 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--device``, the torch device, to ``parser``."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest one present)")
+
+
+def add_corpus(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--corpus``, the folder of the data's files, to ``parser``."""
+    parser.add_argument(
+        "--corpus", metavar="DIR", help="folder of the data's files, if it has moved since the run was built"
+    )
+
+
+def moved_corpus(arguments: argparse.Namespace) -> Path | None:
+    """Return the folder given by ``--corpus``; None without the option.
+
+    Raises:
+        UserError: It is not a folder.
+    """
+    if arguments.corpus is None:
+        return None
+    if not Path(arguments.corpus).is_dir():
+        raise UserError(f"--corpus {arguments.corpus}: no such folder")
+    return Path(arguments.corpus).resolve()
 
 
 def add_outside(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,7 @@ class OutputCheck:
         # infinite once an output was not finite
         self._worst = torch.zeros((), device=device)
 
-    def add(self, outputs: Mapping[str, Tensor], where: Tensor) -> None:
+    def add(self, outputs: Mapping[str, Tensor], where: Tensor, tokens: Tensor | None = None) -> None:
         """Examine outputs of the network.
 
         All must be the logarithms of finite numbers; those called ``log_x0`` must be distributions over the last axis.
@@ -41,6 +41,7 @@ class OutputCheck:
         Args:
             outputs: Outputs by name, [r, l] or [r, l, n].
             where: bool [r, l], positions whose outputs are used.
+            tokens: bool [r, l], those of them at which ``log_x0`` must be a distribution; None: all.
         """
         for name, value in outputs.items():
             if value.dim() == where.dim():
@@ -51,7 +52,8 @@ class OutputCheck:
             if name == "log_x0":
                 rows = max(1, _CHUNK // max(1, value[:1].numel()))
                 total = torch.cat([part.float().exp().sum(-1) for part in value.split(rows)])
-                error = torch.maximum(error, (total - 1).abs().nan_to_num(torch.inf))
+                gap = (total - 1).abs().nan_to_num(torch.inf)
+                error = torch.maximum(error, gap if tokens is None else torch.where(tokens, gap, 0.0))
             self._worst = torch.maximum(self._worst, torch.where(where, error, 0.0).amax())
 
     def read(self, *flags: Tensor) -> list[float]:

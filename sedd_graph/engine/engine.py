@@ -19,6 +19,7 @@ from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
+from sedd_graph.store.durable import make_folder, rename
 from sedd_graph.store.files import disk_faults
 
 __all__ = ["Bound", "Engine", "TrainedModule"]
@@ -261,8 +262,8 @@ class Engine:
             raise UserError(f"{target} exists already; choose another folder")
         part = folder / ".model.safetensors.part"
         with disk_faults(target.name, folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             save_tensors({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, part)
-            part.replace(target)
+            rename(part, target)
         if self._on_save is not None:
             self._on_save(folder)

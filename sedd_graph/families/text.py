@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,14 @@ from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Randomness
-from sedd_graph.diffusion.strings.kernel import StringKernel
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import OnDraw, Process, Setup, TextWithHoles
 from sedd_graph.errors import Problem, UserError
 from sedd_graph.families.plan import ProcessPlan
+
+if TYPE_CHECKING:  # a model of tokens needs no string kernels, nor the time of importing them
+    from sedd_graph.diffusion.strings.kernel import StringKernel
 
 __all__ = [
     "FREE",

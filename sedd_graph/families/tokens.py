@@ -58,7 +58,6 @@ from sedd_graph.families.text import (
     make_components,
     problem,
 )
-from sedd_graph.families.token_sampling import TokenSampling
 from sedd_graph.graph.model import Graph
 
 __all__ = ["TokenProcess", "make_parts", "prove"]
@@ -272,6 +271,8 @@ class TokenProcess(TextProcess):
         Raises:
             UserError: The request has no length, or has conditions or guidance that the components do not support.
         """
+        from sedd_graph.families.token_sampling import TokenSampling  # here: checking a blueprint does without it
+
         sampling = TokenSampling(self.parts, self.allowed, self._pieces, network, request)
         rows, conditions = sampling.rows()
         facts: dict[str, Any] = {"mask": self.kernel.mask, "clamped": self.sampler.clamped}

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import load_tokenizer
@@ -20,6 +23,8 @@ from sedd_graph.report.render import render
 from sedd_graph.store.files import write_text
 
 __all__ = ["write_report"]
+
+Content = TypeVar("Content")
 
 
 def write_report(run: Path) -> Path:
@@ -38,13 +43,13 @@ def write_report(run: Path) -> Path:
         name=graph.get("name", run.name),
         lead=f"{len(graph['nodes'])} components; run {run.name}" if "nodes" in graph else f"run {run.name}",
         results=facts.results(facts.json_object(run / "evaluation.json"), certificate.get("measure") or {}),
-        film=samples.film(run, tokenizer),
-        samples=samples.newest_samples(run),
+        film=_section("samples", samples.film, run, tokenizer),
+        samples=_section("samples", samples.newest_samples, run),
         quality=samples.quality(run),
-        infilled=samples.newest_infilled(run, tokenizer),
+        infilled=_section("infilled", samples.newest_infilled, run, tokenizer),
         curves=facts.training_curves(run),
         fallbacks=facts.fallbacks(run),
-        activations=facts.activations(run),
+        activations=_section("activations", facts.activations, run) or [],
         claims=certificate.get("checks", []),
         drawing=facts.drawing(run),
         provenance=facts.provenance(run),
@@ -62,3 +67,13 @@ def _policy(script: str, style: str) -> str:
         f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+def _section(name: str, read: Callable[..., Content], *arguments: object) -> Content | None:
+    """Return what ``read`` finds in the zarr groups of a ``name``; None, with a warning, if they are damaged."""
+    try:
+        return read(*arguments)
+    except Exception as error:  # zarr, codecs and file systems raise many classes
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"report.html is without {name}: {name}.zarr is damaged: {first}", stacklevel=3)
+        return None

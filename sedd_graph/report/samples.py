@@ -16,7 +16,7 @@ from sedd_graph.evaluation.record import QUALITY, SHOWN, format_number, format_s
 from sedd_graph.report.curves import scatter
 from sedd_graph.report.facts import as_object, json_lines
 from sedd_graph.report.film import film_data
-from sedd_graph.store.arrays import array_of, stores
+from sedd_graph.store.arrays import array_of, open_stored, read_array, stores
 
 __all__ = ["film", "newest_infilled", "newest_samples", "quality"]
 
@@ -86,10 +86,10 @@ def _facts(group: zarr.Group, store: Path) -> str:
 def newest_samples(run: Path) -> Samples | None:
     """Return the most recent samples of the run folder ``run``, or None if there are none."""
     for store in stores(run, "samples")[:1]:
-        group = zarr.open_group(str(store), mode="r")
+        group = open_stored(store)
         if "x" in group:
-            return Samples(_facts(group, store), scatter(np.asarray(array_of(group, "x")[:POINTS])), [])
-        return Samples(_facts(group, store), Markup(), np.asarray(array_of(group, "text")[:TEXTS]).tolist())
+            return Samples(_facts(group, store), scatter(read_array(group, "x")[:POINTS]), [])
+        return Samples(_facts(group, store), Markup(), read_array(group, "text")[:TEXTS].tolist())
     return None
 
 
@@ -108,10 +108,10 @@ def newest_infilled(run: Path, tokenizer: Tokenizer | None) -> Infilled | None:
         whose positions are not those of its prompt, as where the model chose lengths.
     """
     for store in stores(run, "infilled")[:1]:
-        group = zarr.open_group(str(store), mode="r")
+        group = open_stored(store)
         if tokenizer is None or (given := _given(group)) is None:
             return None
-        rows, lengths = (np.asarray(array_of(group, name)[:INFILLED]) for name in ("tokens", "lengths"))
+        rows, lengths = (read_array(group, name)[:INFILLED] for name in ("tokens", "lengths"))
         width = lengths if isinstance(group.attrs.get("start"), int) else np.full_like(lengths, rows.shape[1])
         texts = [_pieces(row[:n], known[:n], tokenizer) for row, known, n in zip(rows, given, width, strict=True)]
         return Infilled(_facts(group, store), texts)
@@ -149,7 +149,7 @@ def film(run: Path, tokenizer: Tokenizer | None) -> Film | None:
         The animation, or None if no samples have a trajectory or ``tokenizer`` is None.
     """
     for store in stores(run, "samples") if tokenizer is not None else []:
-        group = zarr.open_group(str(store), mode="r")
+        group = open_stored(store)
         if tokenizer is not None and "trajectory" in group:
             mask = group.attrs.get("mask")
             frames = np.asarray(array_of(group, "trajectory")[:, 0], dtype=np.int64)

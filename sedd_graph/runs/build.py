@@ -21,7 +21,7 @@ from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.model import Op
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.memory import measure_text, measure_training, require_training_memory
-from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data
+from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data, write_run_manifest
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.provenance import provenance
 from sedd_graph.store.files import write_json, write_text
@@ -105,6 +105,7 @@ def build_run(
         write_json(run / "run.json", facts)
         if tokenizer is not None:
             write_text(run / TOKENIZER, tokenizer.to_json())
+        write_run_manifest(run)
 
     return new_run(runs, report.name, digest_, write)
 

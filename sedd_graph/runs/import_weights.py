@@ -24,6 +24,7 @@ from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
 from sedd_graph.runs.build import write_graph
 from sedd_graph.runs.check import check, digest, lock_text
+from sedd_graph.runs.open import write_run_manifest
 from sedd_graph.runs.weight_files import read_tensors
 from sedd_graph.store.files import write_json, write_text
 from sedd_graph.store.run_folder import new_run, write_folder
@@ -228,6 +229,7 @@ def import_run(
         if tokenizer.is_file():
             write_text(run / TOKENIZER, load_tokenizer(tokenizer).to_json())
         save_tensors({k: v.contiguous() for k, v in found.weights.items()}, run / "model.safetensors")
+        write_run_manifest(run)
 
     if out is None:
         return new_run(runs, report.name, digest(lock_text(report)), write)

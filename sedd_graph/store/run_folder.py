@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sedd_graph.errors import UserError
+from sedd_graph.store.durable import sync_folder, sync_tree
 from sedd_graph.store.files import disk_faults, part_folder
 
 __all__ = ["new_run", "require_utf8", "write_folder"]
@@ -79,10 +80,12 @@ def require_utf8(path: Path) -> None:
 
 def _renamed(part: Path, path: Path) -> bool:
     """Rename a folder; return False if another process has created ``path`` in the meantime."""
+    sync_tree(part)
     try:
         part.rename(path)
     except OSError as error:
         if error.errno in _TAKEN:
             return False
         raise
+    sync_folder(path.parent)
     return True

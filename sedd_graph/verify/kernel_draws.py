@@ -15,7 +15,7 @@ from sedd_graph.verify.contracts import generators_state
 from sedd_graph.verify.kernel_cases import HIGHEST, noise_levels
 from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square, correlated, dispersed, shifted
 
-__all__ = ["check_draws", "check_prior", "noised"]
+__all__ = ["SETTLED", "check_allowed", "check_draws", "check_prior", "noised"]
 
 DRAWS = {"full": 800_000, "quick": 300_000}
 """Approximate number of draws of noisy tokens with few states, over all noise levels and clean tokens; less with more."""

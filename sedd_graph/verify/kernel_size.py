@@ -19,6 +19,7 @@ from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.walk import T_MIN
 from sedd_graph.verify.kernel_draws import (
+    SETTLED,
     check_allowed,
     check_seeds,
     check_split,
@@ -57,7 +58,7 @@ def check_size(kernel: Kernel, *, end: float, proof: Proof) -> list[Check]:
     sigma = torch.tensor(LEVELS, dtype=torch.float64)
     columns = _columns(kernel, tokens, sigma)
     last = _columns(kernel, tokens, torch.tensor([end], dtype=torch.float64))[0].T
-    endless = _columns(kernel, tokens[:1], torch.tensor([max(end, 30.0)], dtype=torch.float64))[0, 0]
+    endless = _columns(kernel, tokens[:1], torch.tensor([SETTLED], dtype=torch.float64))[0, 0]
     contracts = [*compare_prior(kernel, last, endless, proof), check_allowed(kernel), check_seeds(kernel)]
     checks = [
         *_draws(kernel, tokens, sigma, columns, proof),
@@ -286,7 +287,7 @@ def check_stiffness(kernel: Kernel, schedule: Schedule, steps: int | None) -> li
     value = f"{rate:.3g} per unit of total noise, {product:.3g} in a step"
     how = f"{kernel.states:,} states, {steps:,} steps, the longest of {float(longest.values.max()):.3g} in total noise"
     if product > 20:
-        how += "; the kernel is stiff: Euler, tau-leaping and Tweedie steps are clamped, ancestral steps are not"
+        how += "; the kernel is stiff: Euler steps are clamped and long Tweedie steps refused, ancestral steps are exact for one token"
     return [Check("kernel.stiff", claim, None, value, how)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,13 +67,18 @@ def check_schedule(schedule: Schedule, proof: Proof = "full") -> list[Check]:
 
 
 def _times(count: int) -> Tensor:
-    """Return about ``count`` times in order, float64 [k]: a third each uniform, and dense towards 0 and towards 1."""
-    third, generator = count // 3, torch.Generator().manual_seed(11)
-    cell = torch.arange(third, dtype=torch.float64)
-    u = [(cell + torch.rand(third, generator=generator, dtype=torch.float64)) / third for _ in range(3)]
-    near = [torch.exp(math.log(NEAREST) * v) for v in u[1:]]
+    """Return ``count`` times in order, float64 [k]: a third each uniform, and dense towards 0 and towards 1.
+
+    Neighbouring distances differ little, and each time is random within a fifth of them.
+    """
+    near = np.geomspace(NEAREST, 0.5, 4_000)
+    knots = np.concatenate([near, 1 - near[::-1]])
+    scale = math.log(1 / NEAREST)
+    share = (knots + 1 + np.log(knots) / scale + np.log(1 - knots) / -scale) / 3
+    u = torch.rand(count, generator=torch.Generator().manual_seed(11), dtype=torch.float64).numpy()
+    places = share[0] + (share[-1] - share[0]) * (np.arange(count) + 0.4 + 0.2 * u) / count
     last = 1 - NEAREST * torch.linspace(0, 1, 32, dtype=torch.float64)
-    times: Tensor = torch.cat([u[0], near[0], 1 - near[1], last]).clamp(min=NEAREST).unique()
+    times: Tensor = torch.cat([torch.from_numpy(np.interp(places, share, knots)), last]).unique()
     return times
 
 

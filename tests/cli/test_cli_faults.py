@@ -181,17 +181,27 @@ def test_a_fault_is_one_sentence(place: Path, arguments: str, said: str, capsys:
 
 
 BROKEN = [
-    ("new", "blueprint.lock.yaml", "a: [", "sample @", r"@/blueprint\.lock\.yaml:2:1: not YAML"),
+    ("bare", "blueprint.lock.yaml", "a: [", "sample @", r"@/blueprint\.lock\.yaml:2:1: not YAML"),
+    ("new", "blueprint.lock.yaml", "a: [", "sample @", r"@/blueprint\.lock\.yaml has 4 bytes, not the 1,\d\d\d that were written"),
     ("new", "blueprint.lock.yaml", None, "eval @", r"@ is not a run folder: there is no blueprint\.lock\.yaml in it"),
-    ("new", "tokenizer.json", "{", "sample @", r"@/tokenizer\.json: not JSON"),
-    ("new", "tokenizer.json", '{"kind": "bytes"}', "train @", r"data\.tokenizer has 257 tokens, more than the 128"),
-    ("new", "run.json", None, "train @", r"@ is not a whole run folder: there is no run\.json in it"),
-    ("new", "run.json", "{", "sample @", r"@/run\.json is not JSON"),
-    ("trained", "checkpoints/step-00000006/state.json", "[]", "train @ --resume", r".*state\.json is not the state of a"),
-    ("trained", "checkpoints/step-00000006/model.safetensors", "abc", "train @ --resume", r".*model\.safetensors cannot be read"),
-    ("trained", "checkpoints/step-00000006/optimizer.safetensors", None, "train @ --resume", r".*optimizer\.safetensors cannot be"),
-    ("trained", "checkpoints/step-00000006/ema.safetensors", "abc", "sample @", r".*ema\.safetensors cannot be read"),
-    ("trained", "checkpoints/step-00000006/model.safetensors", None, "sample @ --weights model", r".*model\.safetensors cannot be"),
+    ("bare", "tokenizer.json", "{", "sample @", r"@/tokenizer\.json: not JSON"),
+    ("bare", "tokenizer.json", '{"kind": "bytes"}', "train @", r"data\.tokenizer has 257 tokens, more than the 128"),
+    ("new", "tokenizer.json", '{"kind": "bytes"}', "train @", r"@/tokenizer\.json has 17 bytes, not the 202 that were written"),
+    ("new", "tokenizer.json", None, "sample @", r"@/tokenizer\.json is missing"),
+    ("new", "manifest.json", "{", "sample @", r"@/manifest\.json is not JSON"),
+    ("new", "manifest.json", '{"files": {"run.json": {"bytes": -1}}}', "sample @", r"@/manifest\.json: files\.run\.json\.bytes: "),
+    ("bare", "run.json", "{", "sample @", r"@/run\.json is not JSON"),
+    ("bare", "run.json", '{"root": 3}', "sample @", r"@/run\.json: root: "),
+    ("bare", "certificate.json", '{"checkpointed": "all"}', "sample @", r"@/certificate\.json: checkpointed: "),
+    ("trained", "checkpoints/*/state.json", "[]", "train @ --resume", r"no checkpoint under @/checkpoints is whole, .*step-00000006/state\.json has 2 bytes, .*step-00000003/"),
+    ("trained", "checkpoints/*/model.safetensors", "abc", "train @ --resume", r".*model\.safetensors has 3 bytes, not the"),
+    ("trained", "checkpoints/*/optimizer.safetensors", None, "train @ --resume", r".*optimizer\.safetensors is missing"),
+    ("trained", "checkpoints/*/manifest.json", None, "train @ --resume", r".*manifest\.json is missing"),
+    ("trained", "checkpoints/step-00000006/ema.safetensors", "abc", "sample @", r".*ema\.safetensors has 3 bytes, not the .* that were written; `sedd-graph train @ --resume` goes back to the newest"),
+    ("trained", "checkpoints/step-00000006/model.safetensors", None, "sample @ --weights model", r".*model\.safetensors is missing"),
+    ("trained", "checkpoints/step-00000006/manifest.json", None, "sample @", r".*manifest\.json is missing"),
+    ("bare", "run.json", None, "train @", r"@ is not a whole run folder: there is no run\.json in it"),
+    ("new", "run.json", None, "train @", r"@/run\.json is missing: manifest\.json lists it"),
 ]  # fmt: skip
 
 
@@ -206,11 +216,14 @@ def test_a_broken_run_folder_is_one_sentence(
     said: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = shutil.copytree(place / source, tmp_path / "run")
-    if text is None:
-        (folder / file).unlink()
-    else:
-        (folder / file).write_text(text)
+    folder = shutil.copytree(place / ("new" if source == "bare" else source), tmp_path / "run")
+    for name in {"manifest.json", "run.json"} - {file} if source == "bare" else ():
+        (folder / name).unlink()
+    for path in sorted(folder.glob(file)):
+        if text is None:
+            path.unlink()
+        else:
+            path.write_text(text)
     assert run([*arguments.replace("@", str(folder)).split(), "--device", "cpu"]) == 2
     found = capsys.readouterr().err
     assert re.match(said.replace("@", re.escape(str(folder))), found)

@@ -1,5 +1,7 @@
 """What stops a sampling run: network outputs that are no distributions, and numbers of steps that a sampler cannot take."""
 
+import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from sedd_graph_registry.noise.interpolating import Absorb, Uniform
 from sedd_graph_registry.noise.schedules import LogLinear
 from sedd_graph_registry.sampling.masked import Confidence, EntropyBound
 from sedd_graph_registry.strings.birth_death import Indel
+from sedd_graph_registry.strings.flexmdm import FlexTau, FlexThinning, MaskDelete
 from sedd_graph_registry.strings.samplers import StringFirstHitting, StringTau, StringThinning
 from torch import Tensor
 
@@ -135,6 +138,29 @@ def test_outputs_that_are_not_finite_stop_every_sampler_of_strings(cls: Any, nam
     sampler.run(string_rates(), x, told)
     with pytest.raises(UserError, match="NaN or infinite"):
         sampler.run(string_rates(name, value), x, told)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("log_gap", NAN), ("log_gap", INF), ("log_x0", NAN), ("log_x0", INF), ("log_x0", 3.0)]
+)
+@pytest.mark.parametrize("cls", [FlexTau, FlexThinning])
+def test_outputs_that_are_not_finite_stop_samplers_that_insert_masks(cls: Any, name: str, value: float) -> None:
+    kernel = MaskDelete(MaskDelete.Config(), Context({"n": 4}))
+
+    def rates(x: Strings, sigma: Tensor) -> dict[str, Tensor]:
+        out = {"log_gap": torch.zeros(x.tokens.shape), "log_x0": torch.full((*x.tokens.shape, 3), -math.log(3))}
+        out[name][x.tokens == kernel.mask if name == "log_x0" else x.attend] = wrong
+        return out
+
+    x, told = string_settings()
+    none = torch.zeros(20, 1)
+    x = Strings(torch.full((20, 1), kernel.start), none == 0)
+    told = dataclasses.replace(told, kernel=kernel, fixed=none > 0, shut=none > 0)
+    sampler, wrong = cls(cls.Config(), Context({"n": 4})), -math.log(3) if name == "log_x0" else 0.0
+    sampler.run(rates, x, told)
+    wrong = value
+    with pytest.raises(UserError, match="NaN or infinite" if value != 3.0 else "not a distribution"):
+        sampler.run(rates, x, told)
 
 
 @pytest.mark.parametrize("cls", [StringThinning, StringFirstHitting])

@@ -23,7 +23,8 @@ from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
-from sedd_graph.verify.tokens import Toy, check_sampler
+from sedd_graph.verify.tokens import check_sampler
+from sedd_graph.verify.toy import Law, Toy
 from tests.conftest import ROOT
 
 V, L, ROWS = 3, 3, 20_000
@@ -32,6 +33,8 @@ WEIGHTS = torch.rand(V**L, generator=torch.Generator().manual_seed(5), dtype=tor
 LAW = WEIGHTS / WEIGHTS.sum()
 FLOOR = math.sqrt(V**L / ROWS / 2)
 """What chance alone makes of the total variation between a law and its counts, at most."""
+EVEN = Law(V, 2, shares=(0.5, 0.3, 0.2))
+"""Independent tokens."""
 EVERY = [Ancestral, Analytic, Euler, PredictorCorrector, Psi, TauLeaping, FirstHitting, Uniformization, Confidence, EntropyBound, ReMDM]  # fmt: skip
 
 
@@ -350,8 +353,9 @@ class Eager(ReMDM, kind="sampler"):
 )
 def test_broken_samplers_are_caught_by_name(cls: Any, kernel: Any, caught: str) -> None:
     k, s = world(kernel)
-    toy = Toy(TokenParts(k, s, None, make(cls)))  # type: ignore[arg-type]
-    assert caught in {check.name for check in check_sampler(toy, "log_x0") if check.holds is False}
+    parts = TokenParts(k, s, None, make(cls))  # type: ignore[arg-type]
+    found = check_sampler(Toy(parts, whole=True), Toy(parts, EVEN, whole=True), "log_x0", "quick")
+    assert caught in {check.name for check in found if check.holds is False}
 
 
 @pytest.mark.parametrize("cls", EVERY)

@@ -133,22 +133,20 @@ def graphs(draw: Callable[..., Any], most: int = 30) -> tuple[Region, list[str]]
 
 def merged(outer: Region) -> dict[Ref, Ref]:
     """The value that each value equals because its step repeats an equal one: same op, same number, same inputs."""
-    equal: dict[Ref, Ref] = {}
+    group_of: dict[str, list[Step]] = {}
     groups: dict[Any, list[Step]] = {}
     for step in outer.steps:
         assert isinstance(step.body, Op)
         algebra = Naive.algebra(step)
-        fed = tuple((port, tuple(equal.get(r, r) for r in refs)) for port, refs in step.inputs.items())
+        fed = tuple(
+            (port, tuple((group_of[r.step][0].name if r.step else "", r.port) for r in refs))
+            for port, refs in step.inputs.items()
+        )
         key = (step.body.contract.name, getattr(step.body.config, "by", None), fed)
-        groups.setdefault(key if algebra.moves or algebra.linear else step.name, []).append(step)
-        equal = {
-            Ref(s.name, port): Ref(min(t.name for t in group), port)
-            for group in groups.values()
-            for s in group
-            for port in s.outputs
-            if s.name != min(t.name for t in group)
-        }
-    return equal
+        group_of[step.name] = groups.setdefault(key if algebra.moves or algebra.linear else step.name, [])
+        group_of[step.name].append(step)
+    names = {name: min(s.name for s in group) for name, group in group_of.items()}
+    return {Ref(s.name, p): Ref(names[s.name], p) for s in outer.steps for p in s.outputs if s.name != names[s.name]}
 
 
 # -- the search that knows no shortcut --------------------------------------------------------------------------------

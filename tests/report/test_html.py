@@ -20,7 +20,8 @@ from sedd_graph.report.curves import Line, Point, curve, ticks
 from sedd_graph.report.film import film_data
 from sedd_graph.report.html import write_report
 from sedd_graph.report.samples import newest_infilled
-from sedd_graph.store.arrays import Activations, TapSpec, write_samples
+from sedd_graph.store.activations import Activations, TapSpec
+from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.files import write_json, write_text
 
 TEMPLATES = Path(sedd_graph.report.__file__).parent / "templates"

@@ -13,8 +13,10 @@ import zarr
 
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.families.text import document_lengths
-from sedd_graph.store.arrays import Activations, TapSpec, write_samples
-from sedd_graph.store.files import JsonLines, write_text
+from sedd_graph.store.activations import Activations, TapSpec
+from sedd_graph.store.arrays import write_samples
+from sedd_graph.store.files import write_text
+from sedd_graph.store.json_lines import JsonLines
 from sedd_graph.store.writer import Writer
 
 TAP = TapSpec("trunk/0/x", 1, "float32", None, 2)
@@ -54,8 +56,7 @@ STREAM = """
 import itertools, sys
 import numpy as np
 from pathlib import Path
-from sedd_graph.store.arrays import Activations
-from sedd_graph.store.arrays import TapSpec
+from sedd_graph.store.activations import Activations, TapSpec
 store = Activations(Path(sys.argv[1]), [TapSpec("trunk/0/x", 1, "float32", None, 3)])
 for step in itertools.count(1):
     store.put("trunk/0/x", step, np.full((64, 33), step, dtype="float32"))

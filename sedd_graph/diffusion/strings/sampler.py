@@ -111,7 +111,10 @@ class StringWalk(Generic[Kernel_]):
         """
         self.evaluations += self.rows
         outputs = self._rates(self.strings, sigma.float())
-        self._check.add(outputs, self.strings.attend)
+        tokens, attend = self.strings.tokens, self.strings.attend
+        # clean tokens are predicted at symbols that stand for one, such as a mask
+        masks = attend & (tokens >= self.kernel.data_tokens) & (tokens != self.kernel.start)
+        self._check.add(outputs, attend, masks)
         return outputs
 
     def read(self, flag: Tensor) -> bool:
@@ -122,8 +125,8 @@ class StringWalk(Generic[Kernel_]):
         """
         return bool(self._check.read(flag)[0])
 
-    def finish(self) -> None:
-        """Verify the network's outputs of the whole run.
+    def check_outputs(self) -> None:
+        """Verify the network's outputs so far, which waits for the device.
 
         Raises:
             UserError: An output was not finite, or a distribution did not sum to 1.
@@ -192,7 +195,7 @@ class StringWalk(Generic[Kernel_]):
             where: bool [b, w], the r tokens to replace.
             weights: Weights of the new tokens, [r, v], not normalised.
         """
-        if bool(where.any()):
+        if self.read(where.any()):
             tokens = self.strings.tokens.clone()
             tokens[where] = categorical(weights, generator=self.generator)
             self.strings = dataclasses.replace(self.strings, tokens=tokens)
@@ -328,7 +331,7 @@ class StringSampler(Component, ABC, Generic[Kernel_]):
         taken = chosen_steps(steps, self.steps)
         walk = StringWalk(rates, strings, settings)
         self.walk(walk, taken)
-        walk.finish()
+        walk.check_outputs()
         self.clamped, self.cut, self.evaluations = walk.clamped, walk.cut, walk.evaluations
         self.fixed = walk.fixed
         return walk.strings

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -102,6 +102,29 @@ class Objective(Component, ABC):
 
         Each block is noised given the clean blocks before it. With blocks, the inputs of the graph are those of
         :func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`, and samples are generated block by block.
+        """
+        return None
+
+    @property
+    def measure(self) -> Literal["time", "masked", "steps"]:
+        """Sum or integral that the mean of the loss estimates, which the proof holds the loss of each draw to.
+
+        ``time``: the integral over time, at :attr:`Draw.t` with :attr:`Draw.weight`, of ``dsigma`` times the kernel's
+        :meth:`Kernel.score_entropy` or :meth:`Kernel.nelbo`. ``masked``: the sum over the number of masked tokens k,
+        uniform from 1 to the number L of tokens that may be corrupted, of the cross-entropy at the masks times L / k.
+        ``steps``: the sum over steps of the process in discrete time of KL divergences from the posterior given the
+        clean token, with :meth:`below`. In all cases a cost per token that depends on nothing else may be added.
+        """
+        return "masked" if self.over == "masked" else "time"
+
+    def below(self, draw: Draw, kernel: Kernel, schedule: Schedule) -> Tensor:
+        """Return total noise after the reverse step from each draw, [b], if :attr:`measure` is ``steps``."""
+        raise NotImplementedError(f"{type(self).__name__} declares the measure 'steps' and must define 'below'")
+
+    def differs(self) -> str | None:
+        """Return why the training loss differs from :meth:`bound` in value; None if they are equal.
+
+        A loss that differs is only required to be least at the true posterior; its values are not verified.
         """
         return None
 

@@ -62,6 +62,12 @@ class Sampler(Component, ABC):
     """True if the sampler requires a kernel with :attr:`Kernel.masks_evenly`."""
     exact: ClassVar[bool] = False
     """True if samples have the model's distribution at any number of steps, and not only in the limit of many steps."""
+    exact_alone: ClassVar[bool] = True
+    """True if samples of independent tokens have the model's distribution at any number of steps.
+
+    Tokens of one row are then wrong only by what they share. False for a sampler whose steps are approximations for one
+    token too, such as Euler's.
+    """
     takes_all: ClassVar[bool] = False
     """True if every token that :meth:`Walk.draw` returns is put into the rows, as importance weights require."""
     Config: ClassVar[type[ComponentConfig]] = SamplerConfig
@@ -143,7 +149,7 @@ class Sampler(Component, ABC):
         taken = chosen_steps(steps, self.steps)
         walk = Walk(denoise, x, settings, self.config)
         self.walk(walk, taken)
-        walk.finish()
+        walk.check_outputs()
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
         self.log_weight = None if walk.weights is None else walk.weights.log
         if settings.matching is not None and not settings.matching.matches(walk.x):

@@ -89,8 +89,8 @@ class Walk:
             self._on_step(self._steps, self.x if x is None else x)
         self._steps += 1
 
-    def finish(self) -> None:
-        """Verify the network's outputs of the whole run.
+    def check_outputs(self) -> None:
+        """Verify the network's outputs so far, which waits for the device.
 
         Raises:
             UserError: An output was not finite, or a distribution did not sum to 1.
