@@ -6,20 +6,39 @@ The module does not import torch.
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import pydantic
 
 from sedd_graph.component.contract import ComponentConfig
 from sedd_graph.data.network import unreachable
 from sedd_graph.data.reading import BOM, decode_utf8, find_files, import_extra, missing_field, read_document, unreadable
-from sedd_graph.data.sources import Corpus, Document
+from sedd_graph.data.sources import MAX_BYTES, Corpus, Document
 from sedd_graph.errors import EnvironmentFault, UserError
+from sedd_graph.inputs.child import run_limited
+from sedd_graph.inputs.confine import confined
+from sedd_graph.inputs.files import open_file, read_bytes, require_file, size_text
+
+from ._parquet import read_rows
+
+MAX_LINE = 256 * 2**20
+"""Size limit of one line of a JSON Lines file, in bytes."""
+PARQUET_FLOOR, PARQUET_RATIO = 256 * 2**20, 256
+"""Limit of the text of a Parquet file: so many characters, and so many more for each byte of the file."""
+PARQUET_MEMORY = 3 * 2**29
+"""Limit of the memory in which a Parquet file is read, in bytes, to which four times the size of the file are added."""
+PARQUET_SILENCE_S = 60.0
+"""Longest time that reading 1,024 rows of a Parquet file may take, in seconds."""
 
 FileName = Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
 Files = Annotated[list[FileName], pydantic.Field(min_length=1, max_length=4096)]
+
+
+HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
+"""Form of the name of a data set on the hub; any other name is a path."""
 
 
 class Fields(ComponentConfig):
@@ -70,10 +89,7 @@ class Text(Corpus, kind="corpus"):
 
     def documents(self, root: Path) -> Iterator[Document]:
         for path in find_files(self.config.files, root):
-            try:
-                raw = path.read_bytes()
-            except OSError as error:
-                raise unreadable(path, error) from None
+            raw = read_bytes(path, limit=MAX_BYTES)
             skipped = len(BOM) if raw.startswith(BOM) else 0
             yield Document(decode_utf8(raw[skipped:] if skipped else raw, str(path), skipped))
 
@@ -89,9 +105,9 @@ class Jsonl(Corpus, kind="corpus"):
     def documents(self, root: Path) -> Iterator[Document]:
         for path in find_files(self.config.files, root):
             try:
-                with path.open("rb") as lines:
+                with open_file(path, limit=MAX_BYTES) as stream:
                     offset = 0
-                    for number, line in enumerate(lines, 1):
+                    for number, line in enumerate(_lines(stream, path), 1):
                         where = f"{path}:{number}"
                         skipped = len(BOM) if number == 1 and line.startswith(BOM) else 0
                         text = decode_utf8(line[skipped:], where, offset + skipped)
@@ -101,6 +117,18 @@ class Jsonl(Corpus, kind="corpus"):
                             yield read_document(record, where, self.config.field, self.config.prompt)
             except OSError as error:
                 raise unreadable(path, error) from None
+
+
+def _lines(stream: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file; raises :class:`UserError` for a line without end, which could fill the memory."""
+    number = 1
+    while line := stream.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise UserError(
+                f"{path}:{number}: a line of more than {size_text(MAX_LINE)}: JSON Lines has one object per line"
+            )
+        yield line
+        number += 1
 
 
 def _parsed(line: str, where: str) -> Any:
@@ -124,27 +152,31 @@ class Parquet(Corpus, kind="corpus"):
     config: Config
 
     def documents(self, root: Path) -> Iterator[Document]:
-        library = import_extra("pyarrow.parquet", "the corpus 'parquet'", extra="datasets")
+        import_extra("pyarrow.parquet", "the corpus 'parquet'", extra="datasets")
         config = self.config
         for path in find_files(config.files, root):
-            try:
-                table = library.ParquetFile(path)
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: not a Parquet file: {error}") from None
-            with table:
-                names = list(table.schema_arrow.names)
-                for name in config.columns:
-                    if name not in names:
-                        raise missing_field(str(path), name, names)
-                number = 0
-                try:
-                    # in batches and without the other columns, which may be large
-                    for batch in table.iter_batches(batch_size=4096, columns=config.columns):
-                        for record in batch.to_pylist():
-                            number += 1
-                            yield read_document(record, f"{path}: row {number}", config.field, config.prompt)
-                except (OSError, ValueError) as error:
-                    raise UserError(f"{path}: cannot be read after row {number}: {error}") from None
+            size = require_file(path, limit=MAX_BYTES).st_size
+            # the text of a good file is a few times its size; a bomb's is a million times
+            budget = PARQUET_FLOOR + PARQUET_RATIO * size
+            number = 0
+            for batch in run_limited(
+                read_rows,
+                str(path),
+                config.columns,
+                budget,
+                what=str(path),
+                memory=PARQUET_MEMORY + 4 * size,
+                silence_s=PARQUET_SILENCE_S,
+            ):
+                if "missing" in batch:
+                    raise missing_field(str(path), batch["missing"], batch["names"])
+                for values in batch["rows"]:
+                    number += 1
+                    where, record = f"{path}: row {number}", dict(zip(config.columns, values, strict=True))
+                    for name, value in record.items():
+                        if isinstance(value, dict):
+                            raise UserError(f"{where}: field {name!r} is {value['type']}, not text")
+                    yield read_document(record, where, config.field, config.prompt)
 
 
 class HubDataset(Corpus, kind="corpus"):
@@ -165,6 +197,8 @@ class HubDataset(Corpus, kind="corpus"):
 
     def documents(self, root: Path) -> Iterator[Document]:
         config, local = self.config, root / self.config.name
+        if local.exists() or not HUB_NAME.fullmatch(config.name):
+            local = confined(config.name, root, what="data.corpus.name")
         lost = None if local.is_dir() else _without_network()
         library = import_extra("datasets", "the corpus 'dataset'", extra="datasets")
         try:

@@ -13,6 +13,8 @@ import pydantic
 from sedd_graph.component.contract import ComponentConfig
 from sedd_graph.data.sources import MAX_BYTES, Numbers, PointSource
 from sedd_graph.errors import UserError
+from sedd_graph.inputs.arrays import read_npy
+from sedd_graph.inputs.confine import confined
 
 Deviation = Annotated[float, pydantic.Field(gt=0, le=10)]
 
@@ -67,16 +69,15 @@ class ArrayFile(PointSource, kind="points"):
     config: Config
 
     def points(self, root: Path, generator: np.random.Generator) -> Numbers:
-        path = root / self.config.path
+        path = confined(self.config.path, root, what="data.points.path")
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise UserError(f"data.points.path: {path} has more than {MAX_BYTES >> 30} GiB")
-            x = np.load(path, allow_pickle=False)  # unpickling could run any code
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"data.points.path: {path} cannot be read as a .npy file: {error}") from None
-        if not isinstance(x, np.ndarray) or x.ndim < 2 or len(x) < 2 or x.dtype.kind not in "fiu":
-            raise UserError(f"data.points.path: {path} must hold numbers [row, ...], two rows or more")
-        x = x.astype(np.float32)
+            x = read_npy(path, limit=MAX_BYTES)
+        except UserError as error:
+            raise UserError(f"data.points.path: {error}") from None
+        if x.ndim < 2 or len(x) < 2 or not x.size:
+            raise UserError(f"data.points.path: {self.config.path} must hold numbers [row, ...], two rows or more")
+        with np.errstate(over="ignore"):  # found below
+            x = x.astype(np.float32)
         if not np.isfinite(x).all():
-            raise UserError(f"data.points.path: {path} has numbers that are not finite")
+            raise UserError(f"data.points.path: {self.config.path} has numbers that are not finite")
         return x

@@ -3,8 +3,10 @@
 The module does not import torch.
 """
 
+import contextlib
+import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +14,23 @@ import numpy as np
 import pydantic
 
 from sedd_graph.component.contract import ComponentConfig
+from sedd_graph.component.progress import progress
 from sedd_graph.data.characters import code_points, count_characters, pieces
 from sedd_graph.data.tokenizer import Ids, Tokenizer, TokenizerFactory, load_tokenizer
 from sedd_graph.errors import UserError
+from sedd_graph.inputs.child import first_limited
+from sedd_graph.inputs.confine import confined
+
+from ._trial import try_tokenizer
 
 MAX_SIZE = 2**21
 """Largest accepted vocabulary size; it prevents a tokenizer file with one huge id from allocating gigabytes."""
+TRIAL_MEMORY, TRIAL_CPU_S = 2**30, 8
+"""Limits of the memory (bytes) and of the processor time (seconds) of a trial. Each character of the file adds 16 bytes,
+and each MiB a second."""
+CANNOT_READ = "the tokenizers library cannot read it"
+MAX_WORD = 256
+"""Largest number of bytes of a word in the training of BPE, whose time grows with the square of it."""
 PADS = ("<pad>", "[PAD]", "<|padding|>")
 ENDS = ("<|endoftext|>", "</s>", "[SEP]")
 
@@ -167,11 +180,13 @@ class HuggingFace(Tokenizer):
         except UnicodeEncodeError as error:
             code = ord(text[error.start])
             raise UserError(f"the text has a lone surrogate, U+{code:04X}, which is not a character") from None
-        return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        with _library_faults(f"the tokenizer cannot encode {text[:40]!r}"):
+            return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         kept = [int(i) for i in ids if 0 <= i < self.size and i not in self._silent]
-        text: str = self.inner.decode(kept, skip_special_tokens=False)
+        with _library_faults("the tokenizer cannot decode these tokens"):
+            text: str = self.inner.decode(kept, skip_special_tokens=False)
         return text
 
     def pieces(self) -> list[bytes | None]:
@@ -194,6 +209,26 @@ class HuggingFace(Tokenizer):
         return text
 
 
+@contextlib.contextmanager
+def _library_faults(what: str) -> Iterator[None]:
+    """Context manager that converts exceptions and panics of the ``tokenizers`` library to :class:`UserError`."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # KeyboardInterrupt
+        advice = "; give it an unknown token" if "unk" in str(error).lower() else ""
+        raise UserError(f"{what}: {error}{advice}") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _tried(text: str) -> None:
+    """Load the tokenizer in a child process first. Raises :class:`UserError` if that fails."""
+    memory, cpu_s = TRIAL_MEMORY + 16 * len(text), TRIAL_CPU_S + len(text) // 2**20
+    silence_s = 60.0 + 10 * cpu_s
+    first_limited(try_tokenizer, text, MAX_SIZE, what=CANNOT_READ, memory=memory, silence_s=silence_s, cpu_s=cpu_s)
+
+
 def _byte_characters() -> dict[str, int]:
     """Return the bytes by the characters that represent them in byte-level BPE.
 
@@ -214,16 +249,15 @@ class TokenizerFile(TokenizerFactory, kind="tokenizer"):
     config: Config
 
     def make(self, texts: Iterable[str], *, root: Path) -> Tokenizer:
-        return load_tokenizer(root / self.config.path)
+        return load_tokenizer(confined(self.config.path, root, what="data.tokenizer.path"))
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
         import tokenizers
 
-        try:
+        _tried(text)
+        with _library_faults(CANNOT_READ):
             return HuggingFace(tokenizers.Tokenizer.from_str(text))
-        except Exception as error:  # the library raises plain Exception
-            raise UserError(f"the tokenizers library cannot read it: {error}") from None
 
 
 class Bpe(TokenizerFactory, kind="tokenizer"):
@@ -246,7 +280,10 @@ class Bpe(TokenizerFactory, kind="tokenizer"):
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
         inner = tokenizers.Tokenizer(models.BPE())
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # text without blanks, such as DNA, is one word; pieces of it have the same pairs but for one in MAX_WORD
+        piece = pre_tokenizers.Split(tokenizers.Regex(f".{{1,{MAX_WORD}}}"), "isolated")
+        inner.pre_tokenizer = pre_tokenizers.Sequence([words, piece])
         inner.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.config.size,
@@ -254,7 +291,16 @@ class Bpe(TokenizerFactory, kind="tokenizer"):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        inner.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
+        with progress("reading text for BPE", total=None, unit="character") as advance:
+
+            def counted() -> Iterator[str]:
+                for text in texts:
+                    for part in pieces(text):
+                        yield part
+                        advance(len(part))
+
+            inner.train_from_iterator(counted(), trainer)
+        inner.pre_tokenizer = words
         return HuggingFace(inner)
 
     from_json = TokenizerFile.from_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig
 from sedd_graph.errors import UserError
+from sedd_graph.inputs.arrays import read_npy
+from sedd_graph.inputs.confine import outside_allowed
+from sedd_graph.inputs.files import require_file
 
 MAX_BYTES = 64 * 2**20
 
@@ -50,17 +54,16 @@ def local_file(file: str, limit: int) -> Path:
         The absolute path.
 
     Raises:
-        UserError: The file is not below the working directory, cannot be read, or is too large.
+        UserError: The file is not below the working directory (without
+            :func:`~sedd_graph.inputs.confine.allow_outside`), cannot be read, is no regular file, or is too large.
     """
-    path = Path(file).resolve()
-    if not path.is_relative_to(Path.cwd().resolve()):
-        raise UserError(f"{file} is not below the working directory; copy it there")
     try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-    if size > limit:
-        raise UserError(f"{file} holds more than {limit // 2**20} MiB; it should be one array of numbers")
+        path = Path(os.path.realpath(file))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file[:200]!r} cannot be read: {error}") from None
+    if not path.is_relative_to(os.path.realpath(Path.cwd())) and not outside_allowed():
+        raise UserError(f"{file} is not below the working directory; copy it there, or allow it with --allow-outside")
+    require_file(path, limit=limit)
     return path
 
 
@@ -79,12 +82,8 @@ def load_numbers(file: str, dims: int, *, limit: int = MAX_BYTES) -> np.ndarray:
         UserError: The file is not below the working directory, too large or unreadable, its array has another number of
             axes or is not numeric, or some values are not finite.
     """
-    path = local_file(file, limit)
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} cannot be read as a .npy array: {error}") from None
-    if not isinstance(values, np.ndarray) or values.ndim != dims or values.dtype.kind not in "iuf":
+    values = read_npy(local_file(file, limit), limit=limit)
+    if values.ndim != dims:
         raise UserError(f"{file} must hold one array of numbers with {dims} axes")
     values = values.astype(np.float64)
     if not np.isfinite(values).all():

@@ -12,7 +12,7 @@ from typing import Any
 from sedd_graph.blueprint.problems import dotted
 from sedd_graph.blueprint.schema import Blueprint
 from sedd_graph.blueprint.yaml import MAX_DEPTH, MAX_KEY, MAX_SCALAR, DataPath, Document, read_scalar, read_yaml
-from sedd_graph.errors import BlueprintError, Problem, choices
+from sedd_graph.errors import BlueprintError, Problem, choices, listed
 
 __all__ = ["apply_overrides"]
 
@@ -57,6 +57,8 @@ def _apply(data: dict[str, Any], text: str, label: str) -> DataPath:
         raise ValueError(f"unknown key {top!r}{choices(top, _TOP)}")
     if top in ("params", "axes"):
         known = data[top] if isinstance(data.get(top), dict) else {}
+        if len(parts) == 1:
+            raise ValueError(f"give one of the {top} at a time: {top}.NAME=VALUE; known: {listed(known)}")
         if len(parts) != 2 or parts[1] not in known:
             raise ValueError(f"unknown {top[:-1]} {'.'.join(parts[1:])!r}{choices(parts[-1], known)}")
     parsed = _value(value, label)

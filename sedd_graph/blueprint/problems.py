@@ -65,7 +65,20 @@ def findings(
             continue
         if len(loc) > len(path) and one["type"] not in ("missing", "extra_forbidden"):
             seen.add(path)  # several branches of a union were tried: one line for the value is enough
+            tried = [f for f in found if len(f["loc"]) > len(path) and _path_in(data, f["loc"]) == path]
+            if len(tried) > 1 and all(f["type"] in _WANTED for f in tried):
+                yield path, f"must be {_alternatives(f['type'] for f in tried)}, not {_shown(one.get('input'))}"
+                continue
         yield path, _message(one, _fields_at(model, loc[:-1], data))
+
+
+def _alternatives(kinds: Iterable[str]) -> str:
+    """Return the expected values of a union's branches in words, such as ``a number, a string, or true or false``."""
+    words = list(dict.fromkeys(_WANTED[kind] for kind in kinds))
+    if "a number" in words and "an integer" in words:
+        words.remove("an integer")
+    words.sort(key=lambda text: " or " in text)  # last, so that its own "or" is read as one
+    return " or ".join(words) if len(words) < 3 else ", ".join(words[:-1]) + ", or " + words[-1]
 
 
 def _shown(value: object) -> str:

@@ -17,15 +17,18 @@ from typing import Any
 
 import yaml
 
-from sedd_graph.errors import BlueprintError, Problem
+from sedd_graph.errors import BlueprintError, Problem, UserError
+from sedd_graph.inputs.files import open_file
 
 __all__ = ["DataPath", "Document", "Position", "read_scalar", "read_yaml"]
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES, MAX_SCALAR, MAX_KEY = 512 * 1024, 40, 50_000, 16 * 1024, 100
+MAX_NUMBER = 400
+"""Largest number of characters of a number that is not an integer; float64 needs at most 24, or 330 without exponent."""
 _LOADER = getattr(yaml, "CLoader", yaml.Loader)  # only its event parser is used; nothing is constructed by it
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_FLOAT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")  # each digit can match in one place
 _ODD_NUMBER = re.compile(
     r"[-+]?(0[0-9_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|0b[01_]+|[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?|[0-9]+(:[0-5]?[0-9])+)"
 )
@@ -99,6 +102,10 @@ def read_scalar(text: str) -> bool | int | float | str | None:
     if len(text) <= 64 and _ODD_NUMBER.fullmatch(text):
         raise ValueError(f"write {text[:40]} as a plain decimal number (or quote it if a string is meant)")
     if _FLOAT.fullmatch(text):
+        if len(text) > MAX_NUMBER:
+            raise ValueError(
+                f"the number {text[:12]}... has more than {MAX_NUMBER} characters (quote it if a string is meant)"
+            )
         value = float(text)
         if not math.isfinite(value):
             raise ValueError(f"the number {text[:40]} is too large")
@@ -131,9 +138,9 @@ def _read_file(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise _Refused("no such file" if not path.exists() else "not a file")
-        with path.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
+        with open_file(path, limit=2**63) as stream:  # a larger one is refused by what is read
+            return stream.read(MAX_BYTES + 1) or b""
+    except (OSError, ValueError, UserError) as error:
         raise _Refused(f"cannot be read: {error}") from error
 
 

@@ -6,7 +6,16 @@ import argparse
 import gc
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_memory, add_overrides, add_runs, add_verb, picked_device
+from sedd_graph.cli.options import (
+    Verbs,
+    add_device,
+    add_memory,
+    add_outside,
+    add_overrides,
+    add_runs,
+    add_verb,
+    picked_device,
+)
 from sedd_graph.cli.terminal import say
 
 __all__ = ["declare", "run"]
@@ -30,6 +39,7 @@ def declare(verbs: Verbs) -> None:
     add_runs(parser)
     add_memory(parser)
     add_device(parser)
+    add_outside(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

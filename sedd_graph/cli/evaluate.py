@@ -9,6 +9,7 @@ from sedd_graph.cli.options import (
     Verbs,
     add_corpus,
     add_device,
+    add_outside,
     add_verb,
     add_weights,
     integer,
@@ -45,6 +46,7 @@ def declare(verbs: Verbs) -> None:
     add_weights(parser)
     add_corpus(parser)
     add_device(parser)
+    add_outside(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

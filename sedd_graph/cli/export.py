@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_verb, picked_device
+from sedd_graph.cli.options import Verbs, add_device, add_outside, add_verb, picked_device
 from sedd_graph.cli.terminal import say
 
 __all__ = ["declare", "run"]
@@ -17,6 +17,7 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument("run", help="a run folder")
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
     add_device(parser)
+    add_outside(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -37,6 +37,7 @@ from sedd_graph.cli.progress import console_observer
 from sedd_graph.cli.terminal import printable, say
 from sedd_graph.component.progress import observed
 from sedd_graph.errors import SeddGraphError, suggest
+from sedd_graph.inputs.confine import allow_outside
 
 __all__ = ["main", "run"]
 
@@ -106,7 +107,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parsed(argv)
     try:
-        with observed(console_observer()):
+        with observed(console_observer()), allow_outside(getattr(arguments, "allow_outside", False)):
             code: int = arguments.run_verb(arguments)
         return code
     except (Exception, KeyboardInterrupt) as error:

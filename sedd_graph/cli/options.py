@@ -24,6 +24,7 @@ __all__ = [
     "add_debug",
     "add_device",
     "add_memory",
+    "add_outside",
     "add_overrides",
     "add_runs",
     "add_verb",
@@ -128,6 +129,15 @@ def moved_corpus(arguments: argparse.Namespace) -> Path | None:
     if not Path(arguments.corpus).is_dir():
         raise UserError(f"--corpus {arguments.corpus}: no such folder")
     return Path(arguments.corpus).resolve()
+
+
+def add_outside(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--allow-outside``, for data that lie outside the project's folder, to ``parser``."""
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="read files that the blueprint or run folder names outside the project's folder (the blueprint's), too",
+    )
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from sedd_graph.cli.options import (
     Verbs,
     add_device,
     add_memory,
+    add_outside,
     add_verb,
     add_weights,
     integer,
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_weights(parser)
     add_memory(parser)
+    add_outside(parser)
     add_device(parser)
 
 

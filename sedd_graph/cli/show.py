@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_overrides, add_verb
+from sedd_graph.cli.options import Verbs, add_outside, add_overrides, add_verb
 from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
@@ -24,6 +24,7 @@ def declare(verbs: Verbs) -> None:
         action="store_true",
         help="print the inverse of each block that claims to be invertible, or why it has none",
     )
+    add_outside(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

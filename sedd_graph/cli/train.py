@@ -11,6 +11,7 @@ from sedd_graph.cli.options import (
     add_corpus,
     add_device,
     add_memory,
+    add_outside,
     add_overrides,
     add_runs,
     add_verb,
@@ -35,6 +36,7 @@ def declare(verbs: Verbs) -> None:
     add_corpus(parser)
     add_memory(parser)
     add_device(parser)
+    add_outside(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

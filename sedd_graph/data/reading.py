@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import importlib
-import os
 from pathlib import Path
 from typing import Any
 
 from sedd_graph.data.sources import MAX_BYTES, Document
 from sedd_graph.errors import MissingExtraError, UserError, suggest
+from sedd_graph.inputs.confine import matching
+from sedd_graph.inputs.files import require_file
 
 __all__ = ["BOM", "decode_utf8", "find_files", "import_extra", "missing_field", "read_document", "unreadable"]
 
@@ -24,22 +24,23 @@ def find_files(patterns: list[str], root: Path) -> list[Path]:
 
     Args:
         patterns: File names or glob patterns.
-        root: Folder to which the patterns are relative.
+        root: The project's folder, to which the patterns are relative and within which the files lie.
 
     Raises:
-        UserError: A pattern matches no file, or the total size exceeds :data:`~sedd_graph.data.sources.MAX_BYTES`
-            bytes.
+        UserError: A pattern matches no file, or one outside ``root`` without
+            :func:`~sedd_graph.inputs.confine.allow_outside`, or no regular file; or the total size exceeds
+            :data:`~sedd_graph.data.sources.MAX_BYTES` bytes.
     """
     found: dict[Path, int] = {}
+    looked = [0]
     for pattern in patterns:
-        # the name of a file may be a pattern itself, "a[1].txt"; os.path.isfile is false where Path.is_file raises
-        exact = os.path.isfile(root / pattern) or not glob.has_magic(pattern)
-        names = [pattern] if exact else sorted(glob.glob(pattern, root_dir=root, recursive=True))
-        paths = [root / n for n in names if os.path.isfile(root / n)]
+        paths = matching(pattern, root, what="data.corpus.files", looked=looked)
+        paths = [path for path in paths if not path.is_dir()]
         if not paths:
             raise UserError(f"data.corpus.files: {pattern!r} matches no file under {root}")
         for path in paths:
-            found.setdefault(Path(os.path.realpath(path)), path.stat().st_size)
+            if path not in found:
+                found[path] = require_file(path, limit=2**63).st_size
     total = sum(found.values())
     if total > MAX_BYTES:
         raise UserError(f"data.corpus.files: {total / 2**30:.1f} GiB in all; the limit is {MAX_BYTES >> 30} GiB")

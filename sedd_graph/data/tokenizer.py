@@ -17,6 +17,7 @@ import numpy.typing as npt
 from sedd_graph.component.declared import Plain
 from sedd_graph.component.registry import installed
 from sedd_graph.errors import SeddGraphError, UserError
+from sedd_graph.inputs.files import read_text
 
 __all__ = ["FILE", "Ids", "Tokenizer", "TokenizerFactory", "load_tokenizer"]
 
@@ -113,14 +114,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
-    try:
-        if path.stat().st_size > MAX_FILE:
-            raise UserError(f"{path}: larger than {MAX_FILE >> 20} MiB")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"tokenizer {str(path)!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8") from None
+    text = read_text(path, limit=MAX_FILE)
     try:
         data = json.loads(text)
         op = data.get("kind", "file") if isinstance(data, dict) else "file"
@@ -131,7 +125,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return tokenizer
     except RecursionError:
         raise UserError(f"{path}: not JSON: nested too deeply") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also an integer of thousands of digits
         raise UserError(f"{path}: not JSON: {error}") from None
     except SeddGraphError as error:
         raise UserError(f"{path}: {error}") from None

@@ -181,8 +181,10 @@ class _Builder:
             return made
         except (ValueError, TypeError, KeyError) as error:
             text = f"needs the size of axis {error}, which nothing binds" if isinstance(error, KeyError) else str(error)
-            self.problems.append(Problem(*step.position, path, f"op {op.contract.name!r}: {text}"))
-            return None
+        except (RuntimeError, OverflowError) as error:  # of torch, for sizes whose product it cannot hold
+            text = f"cannot be constructed, even without storage: {str(error).splitlines()[0]}"
+        self.problems.append(Problem(*step.position, path, f"op {op.contract.name!r}: {text}"))
+        return None
 
     def _plan(self, region: Region) -> Plan:
         """Return the plan of a region, one object for all its uses."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from sedd_graph.component.axes import PortType
 from sedd_graph.component.registry import Registry
@@ -147,6 +147,31 @@ class _Held:
         self.tensor = tensor.detach()
 
 
+class _Flops(TorchDispatchMode):
+    """Mode that counts the FLOPs of all operations, by the formulas of ``torch.utils.flop_counter``.
+
+    ``FlopCounterMode`` of that module also follows modules, by hooks in the autograd graph. They chain the nodes of all
+    layers by references of Python, whose release overflows the stack at about 3,000 layers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        count = flop_registry.get(func.overloadpacket)
+        if count is None:
+            with self:
+                parts = func.decompose(*args, **kwargs)  # of which each is dispatched
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if count is not None:
+            self.total += count(*args, **kwargs, out_val=out)
+        return out
+
+
 def _shape(found: PortType, batch: int, length: int) -> list[int]:
     return [d.size.evaluate({"batch": batch, "length": length}) for d in found.dims]
 
@@ -170,12 +195,12 @@ def measure_forward(graph: Graph, registry: Registry, *, batch: int, length: int
         length: Tokens per row.
     """
     model = build_shapes(graph, registry)
-    counter = FlopCounterMode(display=False)
+    counter = _Flops()
     peak = _Peak([*model.parameters(), *model.buffers()])
     with _FusedAttention(), counter, peak:
         outputs, _ = model.run(_inputs(graph, batch, length))
     size = sum(value.numel() * value.element_size() for value in outputs.values())
-    return ForwardCost(counter.get_total_flops(), peak.peak, size)
+    return ForwardCost(counter.total, peak.peak, size)
 
 
 def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averaged: bool = True) -> Measure:
@@ -200,7 +225,7 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averag
         packed.append(weakref.ref(held))
         return held
 
-    counter = FlopCounterMode(display=False)
+    counter = _Flops()
     with _FusedAttention(), counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
         outputs, activations = model.run(inputs)
     own = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -216,7 +241,7 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averag
     parameters = count_parameters(model)
     return Measure(
         parameters=parameters,
-        flops_per_token=round(counter.get_total_flops() / (batch * length)),
+        flops_per_token=round(counter.total / (batch * length)),
         saved_bytes=sum(saved.values()),
         state_bytes=parameters * 4 * (5 if averaged else 4),
         batch=batch,

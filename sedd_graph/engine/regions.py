@@ -62,7 +62,18 @@ class Plan:
         return last_use([places for _, places in self.steps], self.returned)
 
 
-class RegionModule(nn.Module):
+class _Named(nn.Module):
+    """Base class of modules whose children have names from a blueprint, which may be names of their attributes."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a plain attribute even where a child has its name, such as ``training``, which ``train()`` sets."""
+        if isinstance(value, nn.Module | Tensor):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
+
+
+class RegionModule(_Named):
     """Module of a region: maps a dropout key and inputs to a tuple of outputs, followed by saved activations.
 
     Args:
@@ -131,7 +142,7 @@ class RegionModule(nn.Module):
                     yield from child.branches()
 
 
-class Model(nn.Module):
+class Model(_Named):
     """Module of a graph: maps input tensors, passed by name, to a dict of output tensors.
 
     Args:

@@ -132,7 +132,7 @@ def _held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None
         return None, "the blueprint has no 'data' section"
     try:
         wanted = config.model_copy(update={"length": length})
-        data: Dataset = open_data(wanted, root=run.root, tokenizer=run.tokenizer)
+        data: Dataset = open_data(wanted, root=run.data_root(), tokenizer=run.tokenizer)
     except SeddGraphError as error:
         return None, str(error)
     if (config.rows == "stream" or length == config.length) and (changed := run.changed(data)) is not None:

@@ -26,6 +26,7 @@ from sedd_graph.families.plan import Plan
 from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
+from sedd_graph.runs.project import require_project
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.store.files import write_text
 from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, read_typed, verify_files, write_manifest
@@ -162,13 +163,19 @@ class Run:
         if "data" not in self.report.loaded.sections:
             raise UserError("this blueprint has no 'data' section")
         try:
-            return read_data(self.report, root=self.root, tokenizer=self.tokenizer)
+            return read_data(self.report, root=self.data_root(), tokenizer=self.tokenizer)
         except UserError as error:
             if self.root.is_dir():
                 raise
             raise UserError(
                 f"{error}; the folder of the data, {self.root}, does not exist: if it has moved, name it with --corpus"
             ) from None
+
+    def data_root(self) -> Path:
+        """Return :attr:`root`. Raises :class:`UserError` if the run folder records one that is no project's folder."""
+        if _facts(self.path).root == str(self.root):
+            require_project(self.root, self.path)
+        return self.root
 
     def changed(self, data: Dataset | PointData) -> str | None:
         """Return a message if the data files have changed since the run was built.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sedd_graph.errors import UserError
+from sedd_graph.inputs.files import read_json, require_file
 
 __all__ = ["read_tensors"]
 
@@ -40,10 +40,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if file is None:
             raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
         return read_tensors(file)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{path} is larger than {MAX_BYTES >> 30} GiB")
+    require_file(path, limit=MAX_BYTES)
     if path.suffix != ".safetensors":
         return _read_torch(path)
     try:
@@ -54,8 +53,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _parts(index: Path) -> list[Path]:
     """Return the files that an index of safetensors files names, all in its folder."""
+    data = read_json(index)
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(data["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{index} is not an index of safetensors files") from None
     for name in names:

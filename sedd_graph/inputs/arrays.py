@@ -1,0 +1,71 @@
+"""Reading of untrusted ``.npy`` files, whose header is checked against the size of the file before memory is allocated."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from sedd_graph.errors import UserError
+from sedd_graph.inputs.files import open_file, size_text
+
+__all__ = ["read_npy"]
+
+_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_MAX_AXES = 32
+
+
+def read_npy(path: Path, *, limit: int) -> npt.NDArray[Any]:
+    """Return the array of numbers in a ``.npy`` file. Nothing is unpickled.
+
+    Args:
+        path: The file.
+        limit: Largest accepted size of the file in bytes.
+
+    Returns:
+        The array, of integers or floating-point numbers, with the shape and the byte order of the file.
+
+    Raises:
+        UserError: The file is not a regular one, is too large, is not in the ``.npy`` format, does not hold numbers, or
+            has fewer bytes than its header declares.
+    """
+    with open_file(path, limit=limit) as stream:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of headers by Python 2
+                version = np.lib.format.read_magic(stream)
+                if version not in _READERS:
+                    raise ValueError(f"version {version[0]}.{version[1]} of the format is not read")
+                shape, fortran, dtype = _READERS[version](stream)
+        except Exception as error:  # the header is a Python literal, which fails to parse in many ways
+            reason = str(error).split("\n")[0][:200] or type(error).__name__
+            raise UserError(f"{path}: cannot be read as a .npy file: {reason}") from None
+        if dtype.hasobject or dtype.kind not in "fiu" or dtype.subdtype is not None:
+            raise UserError(f"{path}: cannot be read as a .npy file of numbers: its type is {str(dtype)[:60]}")
+        return _content(stream, path, shape, dtype, fortran=fortran, limit=limit)
+
+
+def _content(
+    stream: BinaryIO, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], *, fortran: bool, limit: int
+) -> npt.NDArray[Any]:
+    if len(shape) > _MAX_AXES or any(size < 0 for size in shape):
+        raise UserError(f"{path}: cannot be read as a .npy file: its shape is {str(shape)[:60]}")
+    declared = math.prod(shape) * dtype.itemsize
+    if declared > limit:
+        raise UserError(f"{path}: its header declares {size_text(declared)}; the limit is {size_text(limit)}")
+    # in pieces: the header is not believed before the bytes are there
+    raw = bytearray()
+    while len(raw) < declared and (piece := stream.read(min(2**24, declared - len(raw)))):
+        raw += piece
+    if len(raw) < declared:
+        raise UserError(
+            f"{path}: cannot be read as a .npy file: its header declares {size_text(declared)}, and {size_text(len(raw))} follow"
+        )
+    try:
+        return np.frombuffer(raw, dtype=dtype).reshape(shape, order="F" if fortran else "C")
+    except ValueError as error:  # an axis of 0 beside axes that are too long
+        raise UserError(f"{path}: cannot be read as a .npy file: {error}") from None

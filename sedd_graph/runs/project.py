@@ -1,0 +1,50 @@
+"""Check of the project's folder that a run folder records, from which the run reads its data again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sedd_graph.errors import UserError
+from sedd_graph.inputs.confine import outside_allowed
+
+__all__ = ["require_project"]
+
+_MAX_ENTRIES, _MAX_BYTES = 10_000, 512 * 1024
+
+
+def require_project(root: Path, run: Path) -> None:
+    """Check that the folder from which a run reads its data is a project's: a run folder of others may name any.
+
+    It is one if it lies at or below the working directory, or if a blueprint lies in it, as it does where ``build`` ran.
+
+    Args:
+        root: The folder that the run folder records.
+        run: The run folder.
+
+    Raises:
+        UserError: It is neither, and :func:`~sedd_graph.inputs.confine.allow_outside` is not in effect.
+    """
+    if outside_allowed() or not root.is_dir():  # a folder that has moved is reported by what reads it
+        return
+    real, here = Path(os.path.realpath(root)), Path(os.path.realpath(Path.cwd()))
+    if (real.is_relative_to(here) and here != Path(here.anchor)) or _has_blueprint(real):
+        return
+    raise UserError(
+        f"{run} records that its data lie in {root}, which is no project's folder: no blueprint is in it. If you trust "
+        "the run folder, allow it with --allow-outside"
+    )
+
+
+def _has_blueprint(folder: Path) -> bool:
+    """Return whether a YAML file with the key ``blueprint`` lies in ``folder``."""
+    try:
+        with os.scandir(folder) as entries:
+            for _, entry in zip(range(_MAX_ENTRIES), entries, strict=False):
+                if entry.name.endswith((".yaml", ".yml")) and entry.is_file() and entry.stat().st_size <= _MAX_BYTES:
+                    text = Path(entry.path).read_bytes()
+                    if any(line.startswith(b"blueprint:") for line in text.splitlines()):
+                        return True
+    except OSError:
+        pass
+    return False
