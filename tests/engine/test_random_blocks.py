@@ -217,14 +217,14 @@ def reconstructed(
             assert torch.allclose(run.values[value], x, rtol=1e-6, atol=1e-6)
 
 
-def gradients(
-    region: Region, seed: int, store: RegionModule, inputs: list[Tensor], tally: Counter[str]
-) -> None:
+def gradients(region: Region, seed: int, store: RegionModule, inputs: list[Tensor], tally: Counter[str]) -> None:
     reverse = prepared(region, seed, Running("reversible"))
     reverse.load_state_dict(store.state_dict())
     found = []
     for module in (store, reverse):
-        leaves = [x.detach().clone().requires_grad_(x.is_floating_point() and i != seed % 5) for i, x in enumerate(inputs)]
+        leaves = [
+            x.detach().clone().requires_grad_(x.is_floating_point() and i != seed % 5) for i, x in enumerate(inputs)
+        ]
         with warnings.catch_warnings():
             warnings.simplefilter("error", DriftWarning)
             outputs = module(None, *leaves)

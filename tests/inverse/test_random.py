@@ -62,7 +62,9 @@ class Grower:
             again, refs = self.nodes[name]
             if again not in ("count", "table") and set(refs) <= self.widths.keys():
                 made = self.node(again, refs)
-                self.streams = [rng.choice([v, v.replace(f"{name}.", f"{made[0].partition('.')[0]}.")]) for v in self.streams]
+                self.streams = [
+                    rng.choice([v, v.replace(f"{name}.", f"{made[0].partition('.')[0]}.")]) for v in self.streams
+                ]
             return
         first = rng.choice([*self.widths] if wild or not self.streams else self.streams)
         width = self.widths[first]
@@ -79,7 +81,11 @@ class Grower:
         elif what == "residual":
             branch = self.node(rng.choice(["lip:0.3", "lip:0.6"]), [first])
             self.replace([first], self.node("add", [first, *branch]))
-        elif what not in ("pair", "spin", "again") and (what != "half" or wild) and (width > 1 or what not in ("split", "half")):
+        elif (
+            what not in ("pair", "spin", "again")
+            and (what != "half" or wild)
+            and (width > 1 or what not in ("split", "half"))
+        ):
             toy = TOYS[what.partition(":")[0]]
             need = rng.choice([2, 2, 3]) if toy.variadic else len(toy.ins)
             if need > 1 and not others:
