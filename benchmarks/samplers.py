@@ -17,7 +17,8 @@ from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.tokens.walk import WalkSettings
 from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.families.tokens import make_parts
-from sedd_graph.verify.tokens import LENGTH, TOKENS, Toy
+from sedd_graph.verify.total_variation import total_variation
+from sedd_graph.verify.toy import PAIR, Toy
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("absorb", "euler", {}),
@@ -56,14 +57,14 @@ def main() -> None:
         contract = registry.contract(op)
         return Part(contract, contract.config(**config))
 
-    print(f"exact samples: about {math.sqrt(TOKENS**LENGTH / rows / 2):.4f} ({rows:,} rows)\n")
+    print(f"exact samples: about {math.sqrt(PAIR.tokens**PAIR.length / rows / 2):.4f} ({rows:,} rows)\n")
     print("| kernel | sampler | " + " | ".join(f"{n} steps" for n in STEPS) + " | evaluations per row |")
     print("|---|---|" + "---|" * (len(STEPS) + 1))
     for kernel, name, config in CASES:
         masked = kernel == "absorb"
         schedule = "loglinear" if masked else "geometric"
         parts = part(kernel), part(schedule), part("nelbo"), part(name, **config)
-        plan = ProcessPlan("tokens", *parts, states=TOKENS + masked, outputs=(LOG_X0,))
+        plan = ProcessPlan("tokens", *parts, states=PAIR.tokens + masked, outputs=(LOG_X0,))
         toy = Toy(make_parts(plan, registry))
         sampler = toy.parts.sampler
         found = [f"{_distance(toy, rows, n):.4f}" for n in (STEPS if sampler.steps else (None,))]
@@ -80,10 +81,11 @@ def main() -> None:
 
 def _distance(toy: Toy, rows: int, steps: int | None) -> float:
     process, generator = toy.parts, torch.Generator().manual_seed(0)
-    x = process.kernel.prior(rows, LENGTH, generator=generator, allowed=None)
+    x = process.kernel.prior(rows, PAIR.length, generator=generator, allowed=None)
     free = torch.ones_like(x, dtype=torch.bool)
     settings = WalkSettings(free=free, kernel=process.kernel, schedule=process.schedule, generator=generator)
-    return toy.distance(toy.sample(x, "log_x0", settings, steps))
+    out = toy.sample(x, "log_x0", settings, steps)
+    return total_variation(toy.code(out, toy.tokens), toy.law)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from common import BLUEPRINTS, append_record, data_config, text_data
 from sedd_graph.engine.hardware import describe_hardware, pick_device
 from sedd_graph.runs.check import check
 from sedd_graph.runs.open import make_engine
-from sedd_graph.store.arrays import Activations, TapSpec, array_of
+from sedd_graph.store.activations import Activations, TapSpec
+from sedd_graph.store.arrays import array_of
 from sedd_graph.training.distributed import World
 from sedd_graph.training.trainer import Trainer
 

@@ -6,14 +6,25 @@ calling the module calls that function.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sedd_graph.runs.check import Report, check
-from sedd_graph.runs.open import build
+if TYPE_CHECKING:
+    from sedd_graph.runs.check import Report, check
+    from sedd_graph.runs.open import build
 
 __all__ = ["Report", "build", "check", "main"]
+
+_HOME = {"Report": "sedd_graph.runs.check", "build": "sedd_graph.runs.open", "check": "sedd_graph.runs.check"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: the command imports what it needs, and ``--check`` needs little."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'sedd_graph.build' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def main() -> None:
@@ -25,7 +36,7 @@ def main() -> None:
 
 class _CallableModule(types.ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return build(*args, **kwargs)
+        return importlib.import_module(_HOME["build"]).build(*args, **kwargs)
 
 
 if __name__ == "__main__":

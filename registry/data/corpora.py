@@ -3,8 +3,9 @@
 The module does not import torch.
 """
 
-import importlib
+import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +13,10 @@ from typing import Annotated, Any
 import pydantic
 
 from sedd_graph.component.contract import ComponentConfig
+from sedd_graph.data.network import unreachable
 from sedd_graph.data.reading import BOM, decode_utf8, find_files, import_extra, missing_field, read_document, unreadable
 from sedd_graph.data.sources import Corpus, Document
-from sedd_graph.errors import UserError
+from sedd_graph.errors import EnvironmentFault, UserError
 
 FileName = Annotated[str, pydantic.Field(min_length=1, max_length=1024)]
 Files = Annotated[list[FileName], pydantic.Field(min_length=1, max_length=4096)]
@@ -162,8 +164,9 @@ class HubDataset(Corpus, kind="corpus"):
     config: Config
 
     def documents(self, root: Path) -> Iterator[Document]:
-        library = import_extra("datasets", "the corpus 'dataset'", extra="datasets")
         config, local = self.config, root / self.config.name
+        lost = None if local.is_dir() else _without_network()
+        library = import_extra("datasets", "the corpus 'dataset'", extra="datasets")
         try:
             if (local / "state.json").is_file():  # one split, written by the library's save_to_disk
                 table = library.load_from_disk(str(local))
@@ -173,9 +176,28 @@ class HubDataset(Corpus, kind="corpus"):
                 source = str(local) if local.is_dir() else config.name
                 table = library.load_dataset(source, config.subset, split=config.split)
         except Exception as error:  # network, hub and format errors of the library come in many classes
+            if lost is not None:
+                raise EnvironmentFault(
+                    f"data.corpus: the data set {config.name!r} is neither in a folder nor in the cache of the datasets "
+                    f"library, and {lost}"
+                ) from None
             raise UserError(f"data.corpus: the datasets library cannot load {config.name!r}: {error}") from None
         for name in config.columns:
             if name not in table.column_names:
                 raise missing_field(f"data.corpus: {config.name}", name, list(table.column_names))
         for number, record in enumerate(table.select_columns(config.columns), 1):
             yield read_document(record, f"{config.name}: row {number}", config.field, config.prompt)
+
+
+def _without_network() -> str | None:
+    """Make the ``datasets`` library use its cache alone if the hub cannot be reached; return the reason, or None.
+
+    The library itself would retry for minutes. It reads the variable when it is first imported.
+    """
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if importlib.util.find_spec("datasets") is None or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return None
+    if (reason := unreachable(hub)) is None:
+        return None
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return f"{hub} cannot be reached: {reason}"

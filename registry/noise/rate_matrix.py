@@ -59,6 +59,8 @@ class RateTable(FixedRates):
         rates = self.rates()
         rates = rates - torch.diag(rates.diagonal())
         rates = rates - torch.diag(rates.sum(0))
+        if not bool(rates.isfinite().all()):
+            raise UserError("the rates between two states are not finite numbers; give rates of a common scale")
         values, vectors = torch.linalg.eig(rates)
         order = values.real.argsort(descending=True)
         gap, scale = -float(values.real[order[1]]), float(rates.abs().max())
@@ -106,7 +108,8 @@ class RateTable(FixedRates):
         sigma = sigma[:, None, None]
         if self.reversible:
             return (self.left * torch.exp(sigma * self.modes)) @ self.right
-        return torch.linalg.matrix_exp(sigma * self.table)
+        # a single matrix takes another path in torch, which is off by up to 1e-11 where sigma is small; two do not
+        return torch.linalg.matrix_exp(sigma.expand(max(2, len(sigma)), -1, -1) * self.table)[: len(sigma)]
 
     def _probabilities(self, sigma: Tensor) -> Tensor:
         return self._power(sigma).clamp(min=0)
@@ -223,4 +226,4 @@ class Ordinal(RateTable, kind="kernel"):
         place = torch.arange(self.states, dtype=torch.float64)
         apart = (place[:, None] - place).square() * 4 / ((self.states - 1) ** 2 * self.config.beta)
         # relative to the rate between neighbouring numbers, which would underflow where there are few
-        return torch.exp(apart[0, 1] - apart)
+        return torch.exp((apart[0, 1] - apart).clamp(max=0))

@@ -275,24 +275,28 @@ class MutualInformation(Schedule, kind="schedule"):
 
     config: Config
 
-    def _lost(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the share of mutual information lost at ``sigma`` and its derivative in sigma, both float64."""
+    def _lost(self, sigma: Tensor) -> Tensor:
+        """Return the share of mutual information lost at ``sigma``, float64."""
+        n = self.axis("n")
+        other = -torch.expm1(-sigma) / n
+        same = torch.exp(-sigma) + other
+        return -(torch.xlogy(same, same) + (n - 1) * torch.xlogy(other, other)) / math.log(n)
+
+    def _slope(self, sigma: Tensor) -> Tensor:
+        """Return the derivative of :meth:`_lost` in ``sigma``, float64."""
         n = self.axis("n")
         alpha, other = torch.exp(-sigma), -torch.expm1(-sigma) / n
-        same = alpha + other
-        lost = -(torch.xlogy(same, same) + (n - 1) * torch.xlogy(other, other)) / math.log(n)
         # log(same / other) = log1p(alpha / other)
-        slope = alpha * (n - 1) / n * torch.log1p(alpha / other) / math.log(n)
-        return lost, slope
+        return alpha * (n - 1) / n * torch.log1p(alpha / other) / math.log(n)
 
     def sigma(self, t: Tensor) -> Tensor:
         wanted = (1 - self.config.eps) * t.double()
         low, high = torch.full_like(wanted, math.log(1e-12)), torch.full_like(wanted, math.log(40.0))
         for _ in range(60):  # bisection in log sigma, to the last bits: 52 / 2^60
             middle = (low + high) / 2
-            above = self._lost(middle.exp())[0] > wanted
+            above = self._lost(middle.exp()) > wanted
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         return ((low + high) / 2).exp().to(t.dtype)
 
     def dsigma(self, t: Tensor) -> Tensor:
-        return ((1 - self.config.eps) / self._lost(self.sigma(t.double()))[1]).to(t.dtype)
+        return ((1 - self.config.eps) / self._slope(self.sigma(t.double()))).to(t.dtype)

@@ -9,7 +9,7 @@ Axes: b batch, l length, k blocks of a row, d model width.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -102,6 +102,13 @@ class BlockNelbo(Objective, kind="objective"):
     @property
     def block(self) -> int:
         return self.config.block
+
+    @property
+    def measure(self) -> Literal["time", "masked", "steps"]:
+        return self.within.measure
+
+    def differs(self) -> str | None:
+        return None if self.config.clip is None else "noise levels outside 'clip' are not drawn"
 
     def _parted(self, x: Tensor) -> Tensor:
         """Return ``x`` [b, l, ...] as [b k, block, ...]."""

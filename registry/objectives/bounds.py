@@ -1,10 +1,13 @@
 """Objectives that are upper bounds on -log p(x_0) in continuous time, nats per sequence, and draws of their times.
 
 As in the literature, all omit the prior term KL(q(x_1 | x_0) || prior), which is of the order of exp(-sigma(1)) times
-length times log(vocabulary size). Integrals over time also omit the interval from 0 to ``t_min``. Axes: b batch, l
-length, n states.
+length times log(vocabulary size). Training losses that are integrals over time also omit the interval from 0 to
+``t_min``; evaluation adds the cost of decoding the tokens that are noisy at ``t_min``
+(:meth:`Objective.reconstruction`), without which the bound could be less than -log p. Axes: b batch, l length, n
+states.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -14,10 +17,10 @@ from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
-from sedd_graph.diffusion.numerics import take
+from sedd_graph.diffusion.numerics import take, tiny
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
+from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective, lower_posterior
 
 __all__ = ["MaskedCount", "Nelbo", "OverTime", "ScoreEntropy", "TimeConfig", "Times", "counted", "uniform"]
 
@@ -47,7 +50,7 @@ class TimeConfig(ComponentConfig):
     """Distribution of the times of a global batch. ``low_discrepancy``: an even grid with one random offset (less
     variance, no bias); ``independent``: independent uniform times."""
     t_min: Annotated[float, pydantic.Field(gt=0, lt=0.1)] = 1e-4
-    """Lower end of the interval of times, above 0 and below 0.1."""
+    """Lower end of the interval of times, above 0 and below 0.1. Evaluation counts what lies below."""
 
     def draw(self, batch: Batch, random: Randomness, t: Tensor | None) -> tuple[Tensor, float]:
         """Draw one time in [t_min, 1) for each row, or return the given times.
@@ -76,6 +79,16 @@ class OverTime(Objective):
         t, width = self.config.draw(request.batch, request.random, request.t)
         sigma, dsigma = request.schedule.sigma(t).detach(), request.schedule.dsigma(t).detach()
         return Draw(request.noised(sigma), t, sigma, dsigma, torch.full_like(t, width))
+
+    def reconstruction_draw(self, request: DrawRequest) -> Draw | None:
+        lowest = torch.full((len(request.batch),), self.config.t_min, device=request.batch.tokens.device)
+        return OverTime.draw(self, dataclasses.replace(request, t=lowest))
+
+    def reconstruction(
+        self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
+    ) -> Tensor:
+        probs = lower_posterior(outputs, draw, kernel, torch.zeros_like(draw.sigma))
+        return counted(-take(probs, batch.tokens).clamp(min=tiny(probs)).log(), batch)
 
 
 def counted(per_position: Tensor, batch: Batch) -> Tensor:

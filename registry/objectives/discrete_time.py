@@ -4,7 +4,7 @@ Axes: b batch, l length, n states.
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -15,7 +15,7 @@ from sedd_graph.diffusion.batch import Batch, Draw
 from sedd_graph.diffusion.numerics import take, tiny
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
+from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective, lower_posterior
 
 from .bounds import Times, counted, uniform
 
@@ -58,6 +58,17 @@ class D3PM(Objective, kind="objective"):
             return self
         return D3PM(self.config.model_copy(update={"auxiliary": 0.0}), self.context)
 
+    def differs(self) -> str | None:
+        return "the auxiliary cross-entropy is added" if self.config.auxiliary > 0 else None
+
+    @property
+    def measure(self) -> Literal["time", "masked", "steps"]:
+        return "steps"
+
+    def below(self, draw: Draw, kernel: Kernel, schedule: Schedule) -> Tensor:
+        step = (draw.t.double() * self.config.steps).round().long()
+        return self.levels(step - 1, schedule, kernel)
+
     def levels(self, step: Tensor, schedule: Schedule, kernel: Kernel) -> Tensor:
         """Return total noise after a number of forward steps.
 
@@ -87,25 +98,15 @@ class D3PM(Objective, kind="objective"):
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
-        step = (draw.t.double() * self.config.steps).round().long()
-        below, clean = self.levels(step - 1, schedule, kernel), torch.zeros_like(draw.sigma)
+        below, clean = self.below(draw, kernel, schedule), torch.zeros_like(draw.sigma)
         one = torch.nn.functional.one_hot(batch.tokens, kernel.states).to(draw.sigma.dtype)
         true = kernel.posterior(one, draw.xt, draw.sigma, below)
-        predicted = self._posterior(outputs, draw, kernel, below)
+        predicted = lower_posterior(outputs, draw, kernel, below)
         loss = draw.weight * counted(divergence(true, predicted), batch)
         if self.config.auxiliary > 0:
-            x0 = take(self._posterior(outputs, draw, kernel, clean), batch.tokens)
+            x0 = take(lower_posterior(outputs, draw, kernel, clean), batch.tokens)
             loss = loss - self.config.auxiliary * draw.weight * counted(x0.clamp(min=tiny(x0)).log(), batch)
         return loss
-
-    def _posterior(self, outputs: Mapping[str, Tensor], draw: Draw, kernel: Kernel, below: Tensor) -> Tensor:
-        """Return the model's distribution of the state at total noise ``below`` [b], [b, l, n]."""
-        if "log_x0" in outputs:
-            return kernel.posterior(outputs["log_x0"].float().exp(), draw.xt, draw.sigma, below)
-        score = outputs["log_score"].float().exp()
-        # scores that belong to no distribution give negative probabilities
-        probs = kernel.analytic(score, draw.xt, draw.sigma, below).clamp(min=0)
-        return probs / probs.sum(-1, keepdim=True).clamp(min=tiny(probs))
 
 
 def divergence(true: Tensor, predicted: Tensor) -> Tensor:

@@ -60,6 +60,9 @@ class GenMD4(OverTime, kind="objective"):
         twice = (torch.cat([v, v]) for v in (first.t, first.sigma, first.dsigma, first.weight))
         return Draw(torch.cat([first.xt, request.noised(first.sigma)]), *twice)
 
+    def reconstruction_draw(self, request: DrawRequest) -> Draw | None:
+        return None  # the loss includes the cost of tokens that are masked before t_min
+
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:

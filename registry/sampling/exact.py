@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
-from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.kernel import Kernel, tweedie
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import ROUNDING, T_MIN, Walk
 from sedd_graph.errors import UserError
@@ -57,6 +57,7 @@ class FirstHitting(Sampler, kind="sampler"):
     reads = ("log_x0", "log_score")
     needs_mask = True
     exact = True
+    takes_all = True
 
     def walk(self, walk: Walk, steps: int) -> None:
         rows = walk.x.shape[0]
@@ -83,6 +84,7 @@ class Uniformization(Sampler, kind="sampler"):
 
     reads = ("log_score", "log_x0")
     exact = True
+    takes_all = True
 
     def lacks(self, kernel: Kernel) -> str | None:
         return "a kernel whose reverse rates have a known bound" if kernel.rate_bound is None else None
@@ -109,5 +111,7 @@ class Uniformization(Sampler, kind="sampler"):
             walk.end_step()
         last = torch.full((rows,), T_MIN, device=walk.x.device)
         left = walk.schedule.sigma(last)
-        walk.move(walk.kernel.analytic(walk.score(last, left), walk.x, left, torch.zeros_like(left)), final=True)
+        score = walk.score(last, left, precise=not walk.kernel.carries_over)
+        walk.check_outputs()
+        walk.move(tweedie(walk.kernel, score, walk.x, left, torch.zeros_like(left)), final=True)
         walk.end_step()

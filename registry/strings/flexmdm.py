@@ -166,7 +166,9 @@ class FlexTau(StringSampler[FlexKernel], kind="string_sampler"):
         levels = walk.schedule.sigma(times)[:, None].expand(-1, walk.rows)
         for now, after in itertools.pairwise(levels):
             outputs, chances = walk.outputs(now), walk.kernel.leap(now, after)
-            many = torch.poisson(_gaps(walk, outputs) * chances[:, :1], generator=walk.generator).long()
+            # NaN and infinite rates are refused when tokens are written; torch.poisson must not meet them
+            rates = (_gaps(walk, outputs) * chances[:, :1]).nan_to_num(nan=0.0, posinf=0.0)
+            many = torch.poisson(rates, generator=walk.generator).long()
             masks = walk.kernel.masks(walk.strings)
             _fill(walk, outputs, masks & (walk.rand(*masks.shape) < chances[:, 1:]))
             _put(walk, many)

@@ -100,7 +100,7 @@ class Thinning(StringSampler[Kernel_]):
         rows, kernel = walk.rows, walk.kernel
         sigma, bound = walk.schedule.sigma(walk.full(1.0)), walk.full(1.0)
         proposed = torch.zeros_like(bound, dtype=torch.bool)
-        while bool((sigma > END).any()):
+        while walk.read((sigma > END).any()):
             each, make = self.edits(walk, walk.outputs(sigma))
             each[:, 0] *= (walk.strings.lengths < walk.longest)[:, None]
             kinds = each.shape[1]
@@ -183,7 +183,7 @@ class StringFirstHitting(StringSampler[StringKernel], kind="string_sampler"):
             weights = walk.insertions(walk.outputs(-torch.log1p(-share)))
             each = weights.sum(-1)
             going = (left > 0) & (each.sum(-1) > 0)
-            if not bool(going.any()):
+            if not walk.read(going.any()):
                 break
             chosen = torch.zeros_like(left)
             chosen[going] = categorical(each[going], generator=walk.generator)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sedd_graph.component.contract import ComponentConfig
+from sedd_graph.data.network import unreachable
+from sedd_graph.errors import EnvironmentFault
 from sedd_graph.training.interfaces import Tracker
 
 
@@ -90,4 +92,12 @@ class Wandb(_Service, kind="tracker"):
         pass
 
     def start(self, run: Path, name: str) -> None:
-        self._run = importlib.import_module("wandb").init(project=name, name=run.name, dir=str(run))
+        module = importlib.import_module("wandb")
+        settings = module.setup().settings
+        # without a network the package would retry for a minute and a half
+        if settings.mode == "online" and (reason := unreachable(settings.base_url)) is not None:
+            raise EnvironmentFault(
+                f"{settings.base_url} cannot be reached ({reason}); set WANDB_MODE=offline to log to the run folder, and "
+                "upload it later with `wandb sync`"
+            )
+        self._run = module.init(project=name, name=run.name, dir=str(run))

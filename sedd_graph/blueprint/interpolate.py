@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from sedd_graph.blueprint.yaml import DataPath
@@ -66,7 +67,7 @@ def resolve(data: Any, params: Mapping[str, Any]) -> Any:
             return [replace(v, (*path, i)) for i, v in enumerate(item)]
         if not isinstance(item, str) or "${" not in item or len(faults) >= MAX_PROBLEMS:
             return item
-        found = _faults(item, params)
+        found = _faults(item, params)[: MAX_PROBLEMS - len(faults)]  # a string may have many faults of its own
         value = item if found else fill(item)
         if len(str(value)) > MAX_TEXT and not found:
             found = [f"longer than {MAX_TEXT} characters once interpolated"]
@@ -95,7 +96,8 @@ def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
     if len(params) > MAX_PARAMS:
         raise InterpolationFault([((), f"more than {MAX_PARAMS} parameters")])
     texts = {k: v for k, v in params.items() if isinstance(v, str) and "${" in v}
-    faults: list[tuple[DataPath, str]] = [((k,), m) for k, text in texts.items() for m in _faults(text, params)]
+    found = (((k,), m) for k, text in texts.items() for m in _faults(text, params))
+    faults: list[tuple[DataPath, str]] = list(islice(found, MAX_PROBLEMS))
     faults += [((k,), f"must be given: params.{k}=VALUE on the command line") for k, v in params.items() if v == "???"]
     if faults:
         raise InterpolationFault(faults)

@@ -16,8 +16,10 @@ from sedd_graph.blueprint.schema import MAX_NAME, Block, Blueprint, ConfigKeys, 
 from sedd_graph.blueprint.yaml import read_scalar, read_yaml
 from sedd_graph.errors import BlueprintError, UserError
 
-__all__ = ["Fill", "dump", "lock"]
+__all__ = ["FILE", "Fill", "dump", "lock"]
 
+FILE = "blueprint.lock.yaml"
+"""File name of the lock file in a run folder."""
 Fill = Callable[[str, ConfigKeys], tuple[str, ConfigKeys]]
 """Function from a component name and its Config keys to the name with its version and the keys with all defaults."""
 

@@ -6,7 +6,8 @@ import argparse
 import gc
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_overrides, add_runs, add_verb, picked_device, say
+from sedd_graph.cli.options import Verbs, add_device, add_memory, add_overrides, add_runs, add_verb, picked_device
+from sedd_graph.cli.terminal import say
 
 __all__ = ["declare", "run"]
 
@@ -27,6 +28,7 @@ def declare(verbs: Verbs) -> None:
     )
     parser.add_argument("--path-to", metavar="FILE", help="write the path of the run folder to FILE")
     add_runs(parser)
+    add_memory(parser)
     add_device(parser)
 
 
@@ -49,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=picked_device(arguments),
         compile=arguments.compile,
         proof=arguments.proof,
+        ignore_memory=arguments.ignore_memory,
         say=say,
     )
     write_report(folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from sedd_graph.cli.options import Verbs, add_verb, say
+from sedd_graph.cli.options import Verbs, add_verb
+from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]

@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_verb, add_weights, integer, picked_device, say
+from sedd_graph.cli.options import (
+    Verbs,
+    add_corpus,
+    add_device,
+    add_verb,
+    add_weights,
+    integer,
+    moved_corpus,
+    picked_device,
+)
+from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]
@@ -33,6 +43,7 @@ def declare(verbs: Verbs) -> None:
         "--mauve", action="store_true", help="also compute MAUVE from the judge's hidden states (extra 'mauve')"
     )
     add_weights(parser)
+    add_corpus(parser)
     add_device(parser)
 
 
@@ -53,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             draws=arguments.draws or 1,
             weights=arguments.weights,
             say=say,
+            corpus=moved_corpus(arguments),
         )
     write_report(path)
     return 0
@@ -68,6 +80,7 @@ def _judge_samples(path: Path, arguments: argparse.Namespace) -> None:
         samples=Path(arguments.samples) if arguments.samples else None,
         judge=Path(arguments.judge) if arguments.judge else None,
         with_mauve=arguments.mauve,
+        corpus=moved_corpus(arguments),
         device=picked_device(arguments),
         say=say,
     )

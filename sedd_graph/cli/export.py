@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_verb, picked_device, say
+from sedd_graph.cli.options import Verbs, add_device, add_verb, picked_device
+from sedd_graph.cli.terminal import say
 
 __all__ = ["declare", "run"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_runs, add_verb, say
+from sedd_graph.cli.options import Verbs, add_runs, add_verb
+from sedd_graph.cli.terminal import say
 
 __all__ = ["declare", "run"]
 

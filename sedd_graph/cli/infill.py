@@ -7,6 +7,7 @@ import sys
 
 from sedd_graph.cli import sample
 from sedd_graph.cli.options import Verbs, add_verb, open_run_folder
+from sedd_graph.cli.terminal import say
 
 __all__ = ["declare", "run"]
 
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     prompt = read_prompt(run, holes, observed=conditions.observed if conditions else "clamp")
     if not prompt.exact:
-        print(f"warning: {prompt.how}", file=sys.stderr)
+        say(f"warning: {prompt.how}", sys.stderr)
     request = SampleRequest(
         batch=arguments.batch,
         length=prompt.length,
@@ -51,7 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
         prompt=prompt.tokens,
         conditions=conditions,
     )
-    texts, where = sample_run(
-        run, request, trajectory=arguments.trajectory, name="infilled.zarr", notes={"infilling": prompt.how}
+    where = sample_run(
+        run,
+        request,
+        trajectory=arguments.trajectory,
+        name="infilled.zarr",
+        notes={"infilling": prompt.how},
+        ignore_memory=arguments.ignore_memory,
+        say=say,
     )
-    return sample.show_samples(run, texts, where)
+    return sample.show_stored(run, where)

@@ -4,7 +4,7 @@ The module of a subcommand imports torch, and other packages that load slowly, o
 ``sedd-graph --help`` is fast.
 
 Exit codes: 0 success; 1 fault of the environment; 2 error in the user's input; 3 training diverged (NaN or infinite
-values); 130 stopped by SIGINT; 143 training stopped by SIGTERM; 141 standard output was closed by its reader (SIGPIPE).
+values); 130 stopped by SIGINT; 143, 129 and 138 training stopped by SIGTERM, SIGHUP and SIGUSR1; 141 standard output was closed by its reader (SIGPIPE).
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, NoReturn
 
 from sedd_graph import __version__
@@ -32,6 +34,7 @@ from sedd_graph.cli import (
 )
 from sedd_graph.cli.options import add_debug
 from sedd_graph.cli.progress import console_observer
+from sedd_graph.cli.terminal import printable, say
 from sedd_graph.component.progress import observed
 from sedd_graph.errors import SeddGraphError, suggest
 
@@ -54,6 +57,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,7 +89,9 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the subcommand named in ``argv`` (default: ``sys.argv[1:]``), and exit with its exit code."""
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without file, line and source
+    # without file, line and source
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(str(message))}\n"
+    sys.excepthook = _show_traceback
     sys.exit(run(argv))
 
 
@@ -107,6 +115,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _fail(error)
 
 
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), sys.stderr)
+
+
 def _fail(error: BaseException) -> int:
     """Print what went wrong and return the exit code."""
     if isinstance(error, BrokenPipeError):
@@ -125,7 +137,7 @@ def _fail(error: BaseException) -> int:
     else:  # a defect of this package or of a component
         first = text.strip().split("\n")[0]
         text = f"internal error: {type(error).__name__}: {first} (run again with --debug for the traceback)"
-    print(text, file=sys.stderr)
+    say(text, sys.stderr)
     return code
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from sedd_graph.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,17 +20,19 @@ if TYPE_CHECKING:
 __all__ = [
     "LARGEST",
     "Verbs",
+    "add_corpus",
     "add_debug",
     "add_device",
+    "add_memory",
     "add_overrides",
     "add_runs",
     "add_verb",
     "add_weights",
     "integer",
+    "moved_corpus",
     "open_run_folder",
     "picked_device",
     "position_pattern",
-    "say",
 ]
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -36,11 +40,6 @@ Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 LARGEST = 2**20
 """Maximum number of tokens per row, equal to the limit on ``data.length``."""
-
-
-def say(text: str) -> None:
-    """Print ``text`` to standard output and flush it."""
-    print(text, flush=True)
 
 
 def add_verb(
@@ -111,9 +110,36 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest one present)")
 
 
+def add_corpus(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--corpus``, the folder of the data's files, to ``parser``."""
+    parser.add_argument(
+        "--corpus", metavar="DIR", help="folder of the data's files, if it has moved since the run was built"
+    )
+
+
+def moved_corpus(arguments: argparse.Namespace) -> Path | None:
+    """Return the folder given by ``--corpus``; None without the option.
+
+    Raises:
+        UserError: It is not a folder.
+    """
+    if arguments.corpus is None:
+        return None
+    if not Path(arguments.corpus).is_dir():
+        raise UserError(f"--corpus {arguments.corpus}: no such folder")
+    return Path(arguments.corpus).resolve()
+
+
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--runs``, the parent folder of new run folders, to ``parser``."""
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder for new run folders (default: runs)")
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--ignore-memory`` to ``parser``."""
+    parser.add_argument(
+        "--ignore-memory", action="store_true", help="only warn about more memory than the device is estimated to have"
+    )
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

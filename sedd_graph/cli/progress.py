@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from sedd_graph.cli.terminal import printable, say
 from sedd_graph.component.progress import Advance, Observer
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ __all__ = ["PATIENCE", "Bars", "Lines", "console_observer"]
 
 PATIENCE = 10.0
 """Default number of seconds after which :class:`Lines` prints a line about a task."""
+REPEAT = 900.0
+"""Longest time between two lines of :class:`Lines` about a task, seconds."""
 REFRESH = 0.1
 """Minimum number of seconds between two updates of a progress bar."""
 
@@ -31,7 +34,7 @@ def console_observer() -> Observer | None:
     """
     if int(os.environ.get("RANK", "0")) > 0:
         return None
-    return Bars() if sys.stdout.isatty() else Lines(lambda line: print(line, file=sys.stderr, flush=True))
+    return Bars() if sys.stdout.isatty() else Lines(lambda line: say(line, sys.stderr))
 
 
 class Bars:
@@ -59,7 +62,7 @@ class Bars:
         if not self._running:
             bars.start()
         self._running += 1
-        number = bars.add_task(name, total=total, completed=done, unit=unit, before=done)
+        number = bars.add_task(printable(name), total=total, completed=done, unit=printable(unit), before=done)
         waiting, shown = 0, time.monotonic()
 
         def advance(count: int = 1) -> None:
@@ -88,12 +91,20 @@ class Bars:
                 before, unit = task.fields["before"], task.fields["unit"]
                 return _described(int(task.completed), before, total, task.elapsed or 0.0, unit)
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn(), Numbers())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            Numbers(),
+        )
         return Progress(*columns, console=self._console, transient=True)
 
 
 class Lines:
-    """Plain-text progress display: prints one line about each task that lasts longer than ``patience`` seconds.
+    """Plain-text progress display: prints a line about each task that lasts longer than ``patience`` seconds.
+
+    Further lines follow ever less often, each after ten times the time of the one before, at least one every
+    :data:`REPEAT` seconds.
 
     Args:
         say: Function that prints a line.
@@ -108,26 +119,26 @@ class Lines:
 
     @contextlib.contextmanager
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
-        """Return a context manager that prints one line about the task ``name`` if it lasts over ``patience`` seconds.
+        """Return a context manager that prints lines about the task ``name`` if it lasts over ``patience`` seconds.
 
         The value of ``with ... as advance`` is a function: ``advance(count)`` reports ``count`` more units of work. The
-        line is printed at its first call after this time, and shows the units completed (``done`` of them before the
+        first line is printed at its first call after this time, and shows the units completed (``done`` of them before the
         task began) of ``total`` (None: unknown), called ``unit`` in the singular. Without such a call, the line is
         printed at the end, and says how long the task took. See
         :meth:`sedd_graph.component.progress.Observer.task`.
         """
-        began, now, told = self._clock(), done, False
+        began, now, due = self._clock(), done, self._patience
 
         def advance(count: int = 1) -> None:
-            nonlocal now, told
+            nonlocal now, due
             now += count
             seconds = self._clock() - began
-            if not told and seconds > self._patience:
-                told = True
+            if seconds > due:
+                due = min(10 * seconds, seconds + REPEAT)
                 self._say(f"{name}: {_described(now, done, total, seconds, unit)}")
 
         yield advance
-        if not told and (seconds := self._clock() - began) > self._patience:
+        if due == self._patience and (seconds := self._clock() - began) > self._patience:
             self._say(f"{name}: done in {seconds:,.0f} s")
 
 

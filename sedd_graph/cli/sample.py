@@ -13,19 +13,20 @@ from sedd_graph.cli.options import (
     LARGEST,
     Verbs,
     add_device,
+    add_memory,
     add_verb,
     add_weights,
     integer,
     open_run_folder,
     position_pattern,
-    say,
 )
+from sedd_graph.cli.terminal import say
 
 if TYPE_CHECKING:
     from sedd_graph.diffusion.conditions.conditions import Conditions
     from sedd_graph.runs.open import Run
 
-__all__ = ["add_arguments", "declare", "read_conditions", "run", "show_samples"]
+__all__ = ["add_arguments", "declare", "read_conditions", "run", "show_stored"]
 
 
 def declare(verbs: Verbs) -> None:
@@ -60,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the token at a position (negative: from the end) matches REGEX (may be repeated)",
     )
     parser.add_argument(
+        "--particles",
+        type=int,
+        metavar="K",
+        help="draw K rows for each one and choose among them, so that conditions have the model's distribution",
+    )
+    parser.add_argument(
         "--classifier",
         metavar="OP",
         help="classifier guidance, such as '{op: token_counts, file: counts.npy, label: 1, strength: 2}'",
@@ -71,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="block: compile each repeated block first, which pays for large batches (default: off)",
     )
     add_weights(parser)
+    add_memory(parser)
     add_device(parser)
 
 
@@ -90,8 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         conditions=read_conditions(run, arguments),
     )
-    texts, where = sample_run(run, request, trajectory=arguments.trajectory)
-    return show_samples(run, texts, where)
+    where = sample_run(run, request, trajectory=arguments.trajectory, ignore_memory=arguments.ignore_memory, say=say)
+    return show_stored(run, where)
 
 
 def read_conditions(run: Run, arguments: argparse.Namespace) -> Conditions | None:
@@ -107,25 +115,22 @@ def read_conditions(run: Run, arguments: argparse.Namespace) -> Conditions | Non
     Raises:
         UserError: A condition is invalid, or the process does not support conditions.
     """
-    single = {name: getattr(arguments, name, None) for name in ("matching", "guidance", "observed")}
+    single = {name: getattr(arguments, name, None) for name in ("matching", "particles", "guidance", "observed")}
     changes = {name: value for name, value in single.items() if value is not None}
     changes |= {"forbid": arguments.forbid} if arguments.forbid else {}
     changes |= {"allow": dict(arguments.allow)} if arguments.allow else {}
     return run.engine.process.conditions(changes)
 
 
-def show_samples(run: Run, texts: list[str], where: Path) -> int:
-    """Print the samples and the path of their zarr group, update ``report.html``, and return exit code 0.
+def show_stored(run: Run, where: Path) -> int:
+    """Print the path of the stored samples, update ``report.html``, and return exit code 0.
 
     Args:
         run: The opened run folder.
-        texts: Decoded samples.
         where: Path of the zarr group that holds the samples, such as ``samples.zarr`` in the run folder.
     """
     from sedd_graph.report.html import write_report
 
-    for number, text in enumerate(texts):
-        say(f"--- {number}\n{text}")
     say(f"---\nweights {run.weights}; stored in {where}")
     write_report(run.path)
     return 0

@@ -6,7 +6,8 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_overrides, add_verb, say
+from sedd_graph.cli.options import Verbs, add_overrides, add_verb
+from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]

@@ -6,12 +6,23 @@ import argparse
 import os
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_device, add_overrides, add_runs, add_verb, picked_device, say
+from sedd_graph.cli.options import (
+    Verbs,
+    add_corpus,
+    add_device,
+    add_memory,
+    add_overrides,
+    add_runs,
+    add_verb,
+    moved_corpus,
+    picked_device,
+)
+from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]
 
-_SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
+_SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
 
 
 def declare(verbs: Verbs) -> None:
@@ -19,8 +30,10 @@ def declare(verbs: Verbs) -> None:
     parser = add_verb(verbs, "train", run, "train a run folder (or build a blueprint and train it)")
     parser.add_argument("run", metavar="RUN|BLUEPRINT", help="a run folder, a blueprint, or a shipped one's name")
     add_overrides(parser)
-    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint")
+    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint that is whole")
     add_runs(parser)
+    add_corpus(parser)
+    add_memory(parser)
     add_device(parser)
 
 
@@ -28,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the ``train`` subcommand with the parsed ``arguments`` and return its exit code.
 
     Returns:
-        0, or the exit code of the signal that stopped training: 130 for SIGINT, 143 for SIGTERM.
+        0, or the exit code of the signal that stopped training: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP, 138
+        for SIGUSR1.
     """
     from sedd_graph.blueprint.shipped import find_blueprint
     from sedd_graph.report.html import write_report
@@ -37,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     path = find_blueprint(arguments.run)
     if path.is_file():
+        if arguments.corpus is not None:
+            raise UserError(f"{path} is a blueprint: --corpus takes a run folder")
         if arguments.resume:
             raise UserError(f"{path} is a blueprint: --resume takes a run folder")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -47,12 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
             runs=Path(arguments.runs),
             device=picked_device(arguments),
             compile="off",
+            ignore_memory=arguments.ignore_memory,
             say=say,
         )
         say(f"run folder  {path}")
     elif arguments.overrides:
         raise UserError("the blueprint of a run folder is locked: give overrides to `sedd-graph build`")
-    result, _ = train_run(path, resume=arguments.resume, device=picked_device(arguments), say=say)
+    result, _ = train_run(
+        path, resume=arguments.resume, device=picked_device(arguments), say=say, corpus=moved_corpus(arguments)
+    )
     if int(os.environ.get("RANK", "0")) == 0:
         write_report(path)
         if result.reason in _SIGNALS:

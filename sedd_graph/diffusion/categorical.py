@@ -70,7 +70,14 @@ def going(move: Tensor, *, generator: torch.Generator) -> Tensor:
     return torch.rand(move.shape, generator=generator, device=move.device, dtype=torch.float64) < move.double()
 
 
-def jump(x: Tensor, move: Tensor, weights: Callable[[Tensor], Tensor], *, generator: torch.Generator) -> Tensor:
+def jump(
+    x: Tensor,
+    move: Tensor,
+    weights: Callable[[Tensor], Tensor],
+    *,
+    generator: torch.Generator,
+    read: Callable[[Tensor], bool] = bool,
+) -> Tensor:
     """Draw one step of a jump process: each position retains its state or takes a new one.
 
     Args:
@@ -80,12 +87,13 @@ def jump(x: Tensor, move: Tensor, weights: Callable[[Tensor], Tensor], *, genera
             normalised; ``moving`` is bool [b, l] with m True entries. Called once, or not at all if no position
             changes.
         generator: Random number generator on the device of ``x``.
+        read: Returns the value of a flag, bool [], on the host. The one flag tells whether any position changes.
 
     Returns:
         The new states, int64 [b, l]; the tensor ``x`` itself if no position changes.
     """
     moving = going(move, generator=generator)
-    if not bool(moving.any()):
+    if not read(moving.any()):
         return x
     out = x.clone()
     out[moving] = categorical(weights(moving), generator=generator)

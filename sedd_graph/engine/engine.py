@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.engine.network import CompileMode, Network
+from sedd_graph.engine.noise_draws import NoiseDraws
 from sedd_graph.engine.process import OnDraw, Process, SampleRequest, Samples
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
+from sedd_graph.store.durable import make_folder, rename
 from sedd_graph.store.files import disk_faults
 
 __all__ = ["Bound", "Engine", "TrainedModule"]
@@ -182,7 +184,7 @@ class Engine:
     def bound(self, batches: Iterable[Any], *, draws: int = 1, seed: int = 0) -> Bound:
         """Estimate an upper bound on the mean of -log p over the rows of ``batches``, in nats per row.
 
-        The standard error treats rows as independent.
+        The standard error treats rows as independent, and noise levels as what they are: stratified over a batch.
 
         Args:
             batches: Batches of clean rows, each in a form that :meth:`loss` takes.
@@ -193,12 +195,14 @@ class Engine:
         Raises:
             UserError: ``batches`` is empty, or rows do not have the model's shape or dtype.
         """
-        found = [self.bound_rows(b, seed=mix_seed(seed, i), draws=draws) for i, b in enumerate(batches)]
+        found, drawn = [], NoiseDraws()
+        for index, batch in enumerate(batches):
+            found.append(self.bound_rows(batch, seed=mix_seed(seed, index), draws=draws, on_draw=drawn.add))
+            drawn.first += len(found[-1])
         if not found:
             raise UserError("bound: there are no batches")
         values = torch.cat(found)
-        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return Bound(values.mean().item(), error)
+        return Bound(values.mean().item(), drawn.standard_error(values.numpy(), np.ones(len(values))))
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
@@ -258,8 +262,8 @@ class Engine:
             raise UserError(f"{target} exists already; choose another folder")
         part = folder / ".model.safetensors.part"
         with disk_faults(target.name, folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             save_tensors({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, part)
-            part.replace(target)
+            rename(part, target)
         if self._on_save is not None:
             self._on_save(folder)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import time
 from pathlib import Path
 
 import torch
 
-from sedd_graph.errors import UserError
+from sedd_graph.errors import UserError, suggest
 
-__all__ = ["describe_hardware", "has_fast_bfloat16", "pick_device", "pick_dtype"]
+__all__ = ["describe_hardware", "has_fast_bfloat16", "matmul_speed", "pick_device", "pick_dtype"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
@@ -66,10 +70,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     Args:
         name: ``float32``, ``bfloat16`` or ``auto`` (bfloat16 on a GPU that supports it in hardware, otherwise float32).
         device: Device on which the dtype is used.
+
+    Raises:
+        UserError: The dtype is unknown.
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and has_fast_bfloat16(device) else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if name not in _DTYPES:
+        raise UserError(f"unknown dtype {name!r}{suggest(name, _DTYPES)}: use {', '.join(_DTYPES)} or auto")
+    return _DTYPES[name]
 
 
 def describe_hardware(device: torch.device) -> str:
@@ -86,3 +95,15 @@ def describe_hardware(device: torch.device) -> str:
     except OSError:
         pass
     return f"{device.type}: {name}, {torch.get_num_threads()} threads"
+
+
+def matmul_speed(device: torch.device) -> float:
+    """Return the speed at which ``device`` multiplies float32 matrices, FLOPs per second, measured in milliseconds."""
+    side = 1024 if device.type == "cpu" else 4096
+    a = torch.ones(side, side, device=device)
+    best = math.inf
+    for _ in range(3):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best

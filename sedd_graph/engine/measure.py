@@ -1,12 +1,18 @@
-"""Parameters, FLOPs and bytes saved for backward of a model, measured on the meta device."""
+"""Parameters, FLOPs and memory of a model, measured on the meta device, without allocating anything."""
 
 from __future__ import annotations
 
 import dataclasses
 import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sedd_graph.component.axes import PortType
@@ -15,7 +21,7 @@ from sedd_graph.engine.construct import build_shapes, count_parameters
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.graph.model import Graph
 
-__all__ = ["Measure", "measure"]
+__all__ = ["ForwardCost", "Measure", "measure", "measure_forward"]
 
 _DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
@@ -36,9 +42,102 @@ class Measure:
     saved_bytes: int
     """Bytes of the activations that autograd saves for the backward pass of the whole batch."""
     state_bytes: int
-    """Bytes of weights, gradients, AdamW's two moments and the weight average (EMA)."""
+    """Bytes of weights, gradients, AdamW's two moments and, if it is trained with one, the weight average (EMA)."""
     batch: int
     length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardCost:
+    """Cost of one forward pass in float32, without gradients.
+
+    Attributes:
+        flops: FLOPs of the whole batch (a multiply-add counts as two).
+        peak_bytes: Largest memory of inputs, outputs and intermediate tensors at one time, bytes; weights apart.
+        output_bytes: Size of the outputs, bytes.
+    """
+
+    flops: int
+    peak_bytes: int
+    output_bytes: int
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Dispatches attention to the fused kernel.
+
+    Devices have kernels that never store the matrix of attention weights, [b, heads, l, l], but the meta device would
+    take torch's reference implementation, which does.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and not {*(kwargs or {})} - {"attn_mask", "is_causal", "scale"}:
+            return _fused(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    bias = attn_mask
+    if bias is not None:
+        bias = bias.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+    fused = torch.ops.aten._scaled_dot_product_efficient_attention
+    made: Tensor = fused(query, key, value, bias, query.requires_grad, 0.0, is_causal, scale=scale)[0]
+    return made
+
+
+class _Peak(TorchDispatchMode):
+    """Records the largest number of bytes of all storages alive at one time; ``own`` are storages not to count."""
+
+    def __init__(self, own: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._own = {t.untyped_storage()._cdata for t in own}
+        self._alive: dict[int, list[int]] = {}  # size, and number of tensors, of each storage
+        self.bytes = self.peak = 0
+
+    def watch(self, tensor: Tensor) -> None:
+        """Count the storage of ``tensor`` until the last watched tensor that uses it is freed."""
+        storage = tensor.untyped_storage()
+        if (key := storage._cdata) in self._own:
+            return
+        if key not in self._alive:
+            self._alive[key] = [storage.nbytes(), 0]
+            self.bytes += storage.nbytes()
+            self.peak = max(self.peak, self.bytes)
+        self._alive[key][1] += 1
+        weakref.finalize(tensor, self._free, key)
+
+    def _free(self, key: int) -> None:
+        found = self._alive[key]
+        found[1] -= 1
+        if not found[1]:
+            self.bytes -= found[0]
+            del self._alive[key]
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.watch(leaf)
+        return result
 
 
 class _Held:
@@ -52,7 +151,34 @@ def _shape(found: PortType, batch: int, length: int) -> list[int]:
     return [d.size.evaluate({"batch": batch, "length": length}) for d in found.dims]
 
 
-def measure(graph: Graph, registry: Registry, *, batch: int, length: int) -> Measure:
+def _inputs(graph: Graph, batch: int, length: int) -> dict[str, Tensor]:
+    """Return inputs of the network without data, on the meta device."""
+    return {
+        name: torch.empty(_shape(found, batch, length), dtype=_DTYPES[found.kind], device="meta")
+        for name, found in graph.root.inputs.items()
+    }
+
+
+@torch.no_grad()
+def measure_forward(graph: Graph, registry: Registry, *, batch: int, length: int) -> ForwardCost:
+    """Measure the cost of a forward pass by running the model on the meta device.
+
+    Args:
+        graph: The typed graph.
+        registry: The installed components.
+        batch: Number of rows of the batch.
+        length: Tokens per row.
+    """
+    model = build_shapes(graph, registry)
+    counter = FlopCounterMode(display=False)
+    peak = _Peak([*model.parameters(), *model.buffers()])
+    with _FusedAttention(), counter, peak:
+        outputs, _ = model.run(_inputs(graph, batch, length))
+    size = sum(value.numel() * value.element_size() for value in outputs.values())
+    return ForwardCost(counter.get_total_flops(), peak.peak, size)
+
+
+def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averaged: bool = True) -> Measure:
     """Measure the cost of a training step by running the model on the meta device.
 
     Args:
@@ -60,15 +186,13 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int) -> Mea
         registry: The installed components.
         batch: Number of rows of the batch.
         length: Tokens per row.
+        averaged: Whether training averages the weights (EMA).
 
     Raises:
         SeddGraphError: The shape of an output or saved activation of the network differs from its declared type.
     """
     model = build_shapes(graph, registry)
-    inputs = {
-        name: torch.empty(_shape(found, batch, length), dtype=_DTYPES[found.kind], device="meta")
-        for name, found in graph.root.inputs.items()
-    }
+    inputs = _inputs(graph, batch, length)
     packed: list[weakref.ref[_Held]] = []
 
     def pack(tensor: Tensor) -> _Held:
@@ -77,7 +201,7 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int) -> Mea
         return held
 
     counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+    with _FusedAttention(), counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
         outputs, activations = model.run(inputs)
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     storages = [held.tensor.untyped_storage() for ref in packed if (held := ref()) is not None]
@@ -94,7 +218,7 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int) -> Mea
         parameters=parameters,
         flops_per_token=round(counter.get_total_flops() / (batch * length)),
         saved_bytes=sum(saved.values()),
-        state_bytes=parameters * 4 * 5,
+        state_bytes=parameters * 4 * (5 if averaged else 4),
         batch=batch,
         length=length,
     )

@@ -55,8 +55,8 @@ OnDraw = Callable[[str, Tensor | None, Tensor], None]
 """Callback for each noise draw of a likelihood bound, called as ``on_draw(over, t, nats)``.
 
 ``over`` is the name of the random variable that was drawn and sets the noise level of a row, such as ``time`` or
-``masked`` (the fraction of masked tokens). ``t`` has its values, float [b]; None if a row has several noise levels.
-``nats`` is the bound on -log p of each row for this draw, float [b].
+``masked`` (the fraction of masked tokens). ``t`` has its values, float [b], or [b, k] if a row has k noise levels; None
+if they are unknown. ``nats`` is the bound on -log p of each row for this draw, float [b].
 """
 
 
@@ -128,11 +128,18 @@ class Samples(NamedTuple):
         rows: Tokens, int64 [b, l], or points, float32 [b, ...], on the CPU.
         facts: Metadata about how the rows were drawn, as JSON values by name.
         nats: -log p of each row in nats, float64 [b]; None unless the family computes it exactly.
+        given: True at the tokens of the prompt, bool [b, l], on the CPU; None without a prompt.
     """
 
     rows: Tensor
     facts: Mapping[str, Any]
     nats: Tensor | None = None
+    given: Tensor | None = None
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays that every family of text stores: ``tokens``, and ``given`` if there was a prompt."""
+        given = {} if self.given is None else {"given": self.given.numpy()}
+        return {"tokens": self.rows.numpy(), **given}
 
 
 class Stored(NamedTuple):
@@ -352,6 +359,16 @@ class Process(ABC):
         """
         steps = request.steps or self.steps
         return steps and steps + 1
+
+    def span(self, request: SampleRequest) -> int | None:
+        """Return the number of tokens of a row that one evaluation of the network covers for ``request``.
+
+        None where the number is not known before sampling. It determines the memory that sampling needs.
+
+        Args:
+            request: Number of steps and length.
+        """
+        return request.length or 1
 
     @abstractmethod
     def sample(self, network: Network, request: SampleRequest) -> Samples:

@@ -9,11 +9,13 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sedd_graph.store.durable import sync_file
+
 __all__ = ["save_tensors"]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file, with the permissions that the umask gives to new files.
+    """Write tensors to a safetensors file, durably, with the permissions that the umask gives to new files.
 
     The safetensors library itself would create the file with mode 0600.
 
@@ -25,3 +27,4 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     mode = stat.S_IMODE(path.stat().st_mode)
     save_file(dict(tensors), path)
     path.chmod(mode)
+    sync_file(path)

@@ -20,6 +20,7 @@ from sedd_graph.component.progress import track
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.engine.engine import Engine
+from sedd_graph.engine.noise_draws import NoiseDraws
 from sedd_graph.engine.process import Process
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.evaluation.estimate import ratio
@@ -34,7 +35,8 @@ LEVELS = 10
 class Level:
     """Mean loss of the noise draws in one bin of noise levels.
 
-    The mean of ``nats_per_token`` over all bins, weighted by ``tokens``, is the upper bound on -log p.
+    The mean of ``nats_per_token`` over all bins, weighted by ``tokens``, plus :attr:`Evaluation.reconstruction`, is the
+    upper bound on -log p.
 
     Attributes:
         low: Lower end of the bin (exclusive), a value in [0, 1] of the random variable :attr:`Evaluation.over`: a time,
@@ -76,6 +78,8 @@ class Evaluation:
             masked; or, for strings, ``deleted`` or ``noised``, the probability that noise has changed a token.
         levels: Mean loss in each of :data:`LEVELS` bins of the noise level, without bins that have no draw; empty where
             a row has several noise levels at once (block diffusion).
+        reconstruction: Part of ``nats_per_token`` that lies below all levels: the cost of decoding the tokens that are
+            noisy at the lowest noise of the objective. 0 if the levels count all noise.
         caveat: Reason why the bound cannot be compared with the bounds of other models; None if it can.
     """
 
@@ -89,6 +93,7 @@ class Evaluation:
     draws: int
     over: str
     levels: tuple[Level, ...]
+    reconstruction: float = 0.0
     caveat: str | None = None
 
     @property
@@ -179,53 +184,53 @@ def to_batch(rows: Any, process: Process, device: torch.device) -> Any:
     return process.batch_type(*(array.to(device, non_blocking=True) for array in arrays))
 
 
-@dataclasses.dataclass
-class _Draws:
-    """Noise draws collected over batches: row indices int64, times float64 and losses float64 in nats, each [draws]."""
+def _levels(drawn: NoiseDraws, counted: Tensor, process: Process) -> tuple[Level, ...]:
+    """Return the mean loss in bins of equal width in t; none if a row has several noise levels.
 
-    over: str = "time"
-    row: list[Tensor] = dataclasses.field(default_factory=list)
-    t: list[Tensor] = dataclasses.field(default_factory=list)
-    nats: list[Tensor] = dataclasses.field(default_factory=list)
-    first: int = 0
-
-    def add(self, over: str, t: Tensor | None, nats: Tensor) -> None:
-        self.over = over
-        if t is not None:
-            self.row.append(self.first + torch.arange(len(nats)))
-            self.t.append(t.double().cpu())
-            self.nats.append(nats.double().cpu())
-
-    def levels(self, counted: Tensor, process: Process) -> tuple[Level, ...]:
-        """Return the mean loss in bins of equal width in t; ``counted`` [rows] is the number of tokens per row."""
-        if not self.row:
-            return ()
-        row, t, nats = (torch.cat(part).numpy() for part in (self.row, self.t, self.nats))
-        edges = np.arange(LEVELS + 1) / LEVELS
-        noised = process.noised(self.over, torch.from_numpy(edges)).numpy()
-        places = np.ceil(t * LEVELS - 1e-6).clip(1, LEVELS).astype(np.int64) - 1
-        tokens = counted.numpy()[row]
-        found = []
-        for place in range(LEVELS):
-            here = places == place
-            if not here.any():
-                continue
-            # summed by sequence, since several draws of one are not independent
-            _, index = np.unique(row[here], return_inverse=True)
-            value, error = ratio(np.bincount(index, nats[here]), np.bincount(index, tokens[here]))
-            found.append(
-                Level(
-                    low=float(edges[place]),
-                    high=float(edges[place + 1]),
-                    noised_low=float(noised[place]),
-                    noised_high=float(noised[place + 1]),
-                    nats_per_token=value,
-                    standard_error=error,
-                    draws=int(here.sum()),
-                    tokens=int(tokens[here].sum()),
-                )
+    Args:
+        drawn: The draws.
+        counted: Number of tokens per row, [rows].
+        process: The process, which relates t to the fraction of noised tokens.
+    """
+    arrays = drawn.arrays()
+    if arrays is None or arrays[1].ndim > 1:
+        return ()
+    row, t, nats = arrays
+    edges = np.arange(LEVELS + 1) / LEVELS
+    noised = process.noised(drawn.over, torch.from_numpy(edges)).numpy()
+    places = np.ceil(t * LEVELS - 1e-6).clip(1, LEVELS).astype(np.int64) - 1
+    tokens = counted.numpy()[row]
+    found = []
+    for place in range(LEVELS):
+        here = places == place
+        if not here.any():
+            continue
+        # summed by sequence, since several draws of one are not independent
+        _, index = np.unique(row[here], return_inverse=True)
+        value, error = ratio(np.bincount(index, nats[here]), np.bincount(index, tokens[here]))
+        found.append(
+            Level(
+                low=float(edges[place]),
+                high=float(edges[place + 1]),
+                noised_low=float(noised[place]),
+                noised_high=float(noised[place + 1]),
+                nats_per_token=value,
+                standard_error=error,
+                draws=int(here.sum()),
+                tokens=int(tokens[here].sum()),
             )
-        return tuple(found)
+        )
+    return tuple(found)
+
+
+def _reconstruction(drawn: NoiseDraws, nats: Tensor, draws: int) -> float:
+    """Return the sum over rows of what the bound ``nats`` [rows] counts beyond the mean loss of the draws of each row."""
+    arrays = drawn.arrays()
+    if arrays is None:
+        return 0.0
+    total = float(nats.sum())
+    below = total - float(arrays[2].sum()) / draws
+    return below if abs(below) > 1e-12 * abs(total) else 0.0  # rounding
 
 
 def evaluate(
@@ -246,7 +251,7 @@ def evaluate(
         For a flow, the exact -log p per dimension (:class:`HeldOutLikelihood`); for other models, an upper bound on
         -log p per token and per character (:class:`Evaluation`).
     """
-    nats, counts, drawn = [], [], _Draws()
+    nats, counts, drawn = [], [], NoiseDraws()
     parts: Iterator[Any] = data.held_out(rows, batches=batches)
     total = math.ceil(data.heldout.count / rows)
     total = total if batches is None else min(batches, total)
@@ -257,6 +262,8 @@ def evaluate(
         drawn.first += len(counts[-1])
     value, count = torch.cat(nats), torch.cat(counts)
     mean, error = ratio(value.numpy(), count.numpy())
+    if not engine.process.exact:
+        error = drawn.standard_error(value.numpy(), count.numpy())
     bits = 1 / (math.log(2) * data.units.ratio)
     if engine.process.exact:
         return HeldOutLikelihood(mean, error, mean * bits, error * bits, rows=len(value), dimensions=int(count[0]))
@@ -270,6 +277,7 @@ def evaluate(
         tokens=int(count.sum()),
         draws=draws,
         over=drawn.over,
-        levels=drawn.levels(count, engine.process),
+        levels=_levels(drawn, count, engine.process),
+        reconstruction=_reconstruction(drawn, value, draws) / float(count.sum()),
         caveat=engine.process.caveat,
     )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 from sedd_graph.blueprint.load import Loaded
 from sedd_graph.blueprint.location import Location, Refused
+from sedd_graph.blueprint.schema import Blueprint
 from sedd_graph.component.axes import PortType, Size
 from sedd_graph.component.contract import ComponentConfig, Contract
 from sedd_graph.component.registry import Registry
 from sedd_graph.errors import BlueprintError
 from sedd_graph.graph.configure import configure
-from sedd_graph.graph.model import Graph
+from sedd_graph.graph.model import Graph, Region, Step
 from sedd_graph.inverse.format import diagnosis
 from sedd_graph.inverse.program import Refusal
 from sedd_graph.inverse.solve import solve
@@ -97,6 +98,7 @@ def read_points(loaded: Loaded, graph: Graph, registry: Registry) -> PointsPlan:
                     shapes[key] = _row_shape(at / key, ports)
             if len(shapes) == 2:
                 _check_flow(at / "objective", graph)
+            _refuse_save(at, graph)
         if config is None:  # reported by ``configure``
             raise Refused
     except Refused:
@@ -116,6 +118,31 @@ def _check_flow(at: Location, graph: Graph) -> None:
         at.refuse(f"the likelihood needs a log-determinant, which {names} does not declare")
     elif found.mixed_rows:
         at.refuse(f"the likelihood needs a log-determinant of each row: {found.mixed_rows}")
+
+
+def _refuse_save(at: Location, graph: Graph) -> None:
+    """Report each node with ``save``: a flow frees activations layer by layer, so training could not store them."""
+    saving = {step.position for step in _steps(graph.root) if step.save is not None}
+    for node in _nodes(at):
+        if node.position in saving:
+            (node / "save").refuse("a flow stores no activations: leave 'save' out")
+
+
+def _steps(region: Region) -> Iterator[Step]:
+    for step in region.steps:
+        yield step
+        if isinstance(step.body, Region):
+            yield from _steps(step.body)
+
+
+def _nodes(at: Location) -> Iterator[Location]:
+    """Yield the location of each node of a blueprint and of its blocks, included files included."""
+    library = at.loaded.library
+    if isinstance(library, Blueprint):
+        yield from (at / "nodes" / name for name in library.nodes)
+    yield from (at / "blocks" / name / "nodes" / node for name, b in library.blocks.items() for node in b.nodes)
+    for included in at.loaded.libraries.values():
+        yield from _nodes(Location(included, problems=at.problems))
 
 
 def _row_shape(at: Location, ports: Mapping[str, PortType]) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel
 from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.diffusion.strings.sampler import StringSettings
-from sedd_graph.diffusion.strings.strings import Strings
+from sedd_graph.diffusion.strings.strings import Strings, wide
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import Prompt, SampleRequest, Samples, Setup, Stored, TextWithHoles
 from sedd_graph.engine.regions import Model
@@ -189,6 +189,9 @@ class StringProcess(TextProcess):
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
+    def span(self, request: SampleRequest) -> None:
+        """Return None: strings are mostly far shorter than the longest that is allowed."""
+
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw strings of at most ``request.length`` tokens.
 
@@ -242,10 +245,10 @@ class StringProcess(TextProcess):
         )
         with network.evaluating():
             out = self.sampler.run(rates, strings, settings, steps=request.steps)
-        rows = self._rows(out, max(1, int(out.lengths.max()))).cpu()
-        sampler = self.sampler
+        width, sampler = max(1, int(out.lengths.max())), self.sampler
+        given = None if request.prompt is None else wide(sampler.fixed[:, 1:], width).cpu()
         facts = {"mask": None, "start": self.kernel.start, "cut": sampler.cut, "clamped": sampler.clamped}
-        return Samples(rows, facts | {"evaluations": sampler.evaluations})
+        return Samples(self._rows(out, width).cpu(), facts | {"evaluations": sampler.evaluations}, given=given)
 
     def _prompt(self, row: Tensor, batch: int, length: int) -> tuple[Strings, Tensor, Tensor]:
         """Return the initial strings of a prompt, and bool masks [b, w] of fixed tokens and of gaps without a hole.
@@ -278,15 +281,14 @@ class StringProcess(TextProcess):
         return [text for row in rows for text in decode(row[None, row != self.kernel.start])]
 
     def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:
-        rows = samples.rows.numpy()
         lengths = (samples.rows != self.kernel.start).sum(-1).numpy()
-        return Stored({"tokens": rows, "lengths": lengths}, self.texts(samples.rows, tokenizer))
+        return Stored({**samples.arrays(), "lengths": lengths}, self.texts(samples.rows, tokenizer))
 
     def conditions(self, changes: Mapping[str, Any]) -> None:
         if changes:
             raise UserError(
-                "this model chooses lengths itself: --forbid, --allow, --matching, --guidance and --observed are for models of "
-                "rows of a fixed length"
+                "this model chooses lengths itself: --forbid, --allow, --matching, --particles, --guidance and --observed are for "
+                "models of rows of a fixed length"
             )
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,14 @@ from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Randomness
-from sedd_graph.diffusion.strings.kernel import StringKernel
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import OnDraw, Process, Setup, TextWithHoles
 from sedd_graph.errors import Problem, UserError
 from sedd_graph.families.plan import ProcessPlan
+
+if TYPE_CHECKING:  # a model of tokens needs no string kernels, nor the time of importing them
+    from sedd_graph.diffusion.strings.kernel import StringKernel
 
 __all__ = [
     "FREE",
@@ -110,9 +112,22 @@ class TextProcess(Process):
             random: Random numbers of the draw.
 
         Returns:
-            Name of the random variable that sets the noise level, such as ``time``; its values, float [b], or None if a
-            row has several noise levels; and the estimates of the bound, nats, float32 [b].
+            Name of the random variable that sets the noise level, such as ``time``; its values, float [b], or [b, k] if
+            a row has k noise levels, or None if they are unknown; and the estimates of the bound, nats, float32 [b].
         """
+
+    def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
+        """Estimate the part of the upper bound that lies below the lowest noise of :meth:`bound_draw`.
+
+        Args:
+            network: The network, in evaluation mode.
+            batch: The clean rows.
+            random: Random numbers of the draw.
+
+        Returns:
+            Nats, float64 [b] on the CPU; None if :meth:`bound_draw` counts all noise.
+        """
+        return None
 
     def bound_rows(
         self, network: Network, batch: Batch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
@@ -124,6 +139,8 @@ class TextProcess(Process):
             total += nats.double().cpu()
             if on_draw is not None:
                 on_draw(over, t, nats)
+            if (below := self.left_out(network, batch, random)) is not None:
+                total += below
         return total / len(seeds)
 
     @property

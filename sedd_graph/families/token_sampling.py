@@ -17,6 +17,7 @@ from sedd_graph.diffusion.conditions.constraint import Matching, Pieces, allowed
 from sedd_graph.diffusion.tokens.block_diffusion import hold_prompt, write_blocks
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import classified, lacks_scores, renoised, unprompted
+from sedd_graph.diffusion.tokens.particles import choose
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
 from sedd_graph.engine.block_cache import cached
@@ -44,6 +45,8 @@ class TokenSampling:
             guidance.
         length: Number of tokens per row.
         block: Number of tokens per block for block diffusion (BD3-LM); None if all positions are sampled at once.
+        particles: Number of rows drawn for each one that is returned.
+        effective: Effective number of particles of the rows that were drawn; None without particles.
 
     Raises:
         UserError: The request has no length, or has conditions or guidance that kernel, sampler or objective do not
@@ -57,7 +60,7 @@ class TokenSampling:
         self.network, self.request, self.device = network, request, network.device
         sampler, kernel = parts.sampler, parts.kernel
         self.conditions: Conditions = sampler.config if request.conditions is None else request.conditions
-        if (lack := lacks(self.conditions, kernel)) is not None:
+        if (lack := lacks(self.conditions, kernel, sampler)) is not None:
             raise UserError(f"sample: the conditions need {lack}")
         self.classifier = request.classifier
         if self.classifier is None and parts.classifier is not None:
@@ -67,6 +70,10 @@ class TokenSampling:
         if request.length is None:
             raise UserError("sample: give a length: the number of tokens of each row")
         self.length, self.block = request.length, parts.objective.block
+        self.particles = self.conditions.particles
+        self.effective: float | None = None
+        if self.particles > 1 and request.on_step is not None:
+            raise UserError("sample: with particles there is no trajectory: most of the rows are not returned")
         if self.block is not None and request.attend is not None:
             raise UserError("sample: text in blocks has no padding to hide: leave attend out")
         if self.block is not None and (self.classifier is not None or self.conditions.guidance != 1):
@@ -82,8 +89,9 @@ class TokenSampling:
             UserError: ``prompt`` or ``allowed`` of the request is invalid, or a condition on text is given without a
                 tokenizer.
         """
-        kernel, batch, length = self.parts.kernel, self.request.batch, self.length
+        kernel, batch, length = self.parts.kernel, self.request.batch * self.particles, self.length
         may = self._may()
+        may = self._repeated(may) if may.dim() > 2 else may
         generator = self.request.generator(self.device)
         whole = length if self.block is None else -(-length // self.block) * self.block
         if self.block is not None and may.dim() > 1:  # padded to whole blocks, which are cut to the length at the end
@@ -91,7 +99,7 @@ class TokenSampling:
         x = kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
         free = torch.ones_like(x, dtype=torch.bool)
         if self.request.prompt is not None:
-            prompt = F.pad(self._prompt(self.request.prompt), (0, whole - length), value=-1)
+            prompt = F.pad(self._repeated(self._prompt(self.request.prompt)), (0, whole - length), value=-1)
             free = prompt < 0
             x = torch.where(free, x, prompt)
         pattern = self.conditions.matching
@@ -101,11 +109,19 @@ class TokenSampling:
             schedule=self.parts.schedule,
             generator=generator,
             allowed=may,
+            unconditioned=self.allowed if self.particles > 1 else None,
             matching=None if pattern is None else Matching(pattern, self._spelled, self.device),
             on_step=self.request.on_step,
         )
         made = self._walk(x, settings) if self.block is None else self._write(x, settings, self.block)[:, :length]
+        if (log_weight := self.parts.sampler.log_weight) is not None:
+            chosen = choose(log_weight, self.particles, generator=generator)
+            made, self.effective = made[chosen.index], chosen.effective
         return made.cpu(), self.conditions
+
+    def _repeated(self, rows: Tensor) -> Tensor:
+        """Return ``rows`` [b, ...] with each row once for each of its particles."""
+        return rows if self.particles == 1 else rows.repeat_interleave(self.particles, 0)
 
     def _may(self) -> Tensor:
         """Return the mask of the states that samples may contain, bool [n], [l, n] or [b, l, n]."""
@@ -138,7 +154,9 @@ class TokenSampling:
         """Run the sampler on all positions at once, from the noisy rows ``x``, int64 [b, l]; return samples [b, l]."""
         (kernel, schedule, _, sampler, _), network, request = self.parts, self.network, self.request
         batch, free, evaluations = len(x), settings.free, 0
-        visible = torch.ones_like(free) if request.attend is None else request.attend.to(x.device).expand(*x.shape)
+        visible = torch.ones_like(free)
+        if request.attend is not None:
+            visible = self._repeated(request.attend.to(x.device).expand(request.batch, *x.shape[1:]))
 
         def evaluate(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
             nonlocal evaluations

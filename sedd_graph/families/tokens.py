@@ -7,6 +7,7 @@ Axes: b batch, l length, n states.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
@@ -29,6 +30,7 @@ from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import lacks_scores
 from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.objective import DrawRequest
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
 from sedd_graph.engine.network import Network
@@ -56,10 +58,12 @@ from sedd_graph.families.text import (
     make_components,
     problem,
 )
-from sedd_graph.families.token_sampling import TokenSampling
 from sedd_graph.graph.model import Graph
 
 __all__ = ["TokenProcess", "make_parts", "prove"]
+
+RECONSTRUCTED = 8
+"""The part of the bound below the lowest noise is evaluated on one row in so many, which takes that share more time."""
 
 
 def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None) -> TokenParts:
@@ -92,7 +96,7 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
         for key, part, lack in (
             ("objective", plan.objective, objective.lacks(kernel)),
             ("sample", plan.sampler, sampler.lacks(kernel)),
-            ("sample", plan.sampler, lacks(sampler.config, kernel)),
+            ("sample", plan.sampler, lacks(sampler.config, kernel, sampler)),
         )
         if lack is not None
     ]
@@ -215,8 +219,23 @@ class TokenProcess(TextProcess):
         outputs = network.run(objective.inputs(draw, batch))
         outputs = self.kernel.translate(outputs, draw.xt, draw.sigma)
         nats = objective.loss(outputs, draw, batch, self.kernel, self.schedule)
-        # the blocks of a row have noise levels of their own, and the nats are their sum
-        return objective.over, draw.t if objective.block is None else None, nats
+        return objective.over, draw.t, nats
+
+    def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
+        rows = len(batch)
+        chosen = -(-rows // RECONSTRUCTED)
+        # evenly spaced rows with one random offset: every row is chosen with the same probability
+        steps = torch.arange(chosen, device=batch.tokens.device) * rows // chosen
+        offset = (random.rand(1) * rows).long().to(steps.device)
+        index = (offset + steps) % rows
+        part = Batch(*(getattr(batch, f.name)[index] for f in dataclasses.fields(batch)))
+        objective = self.objective.evaluated(self.kernel)
+        draw = objective.reconstruction_draw(DrawRequest(part, self.kernel, self.schedule, random))
+        if draw is None:
+            return None
+        outputs = self.kernel.translate(network.run(objective.inputs(draw, part)), draw.xt, draw.sigma)
+        nats = objective.reconstruction(outputs, draw, part, self.kernel, self.schedule).double().cpu()
+        return torch.zeros(rows, dtype=torch.float64).index_add(0, index.cpu(), nats * (rows / chosen))
 
     def noised(self, over: str, t: Tensor) -> Tensor:
         if over != "time":
@@ -229,6 +248,9 @@ class TokenProcess(TextProcess):
     def evaluations(self, request: SampleRequest) -> int | None:
         steps, block = super().evaluations(request), self.objective.block
         return steps and steps * (1 if block is None else -(-(request.length or 0) // block))
+
+    def span(self, request: SampleRequest) -> int | None:
+        return request.length if self.objective.block is None else self.objective.block
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw rows of ``request.length`` tokens.
@@ -249,18 +271,23 @@ class TokenProcess(TextProcess):
         Raises:
             UserError: The request has no length, or has conditions or guidance that the components do not support.
         """
-        rows, conditions = TokenSampling(self.parts, self.allowed, self._pieces, network, request).rows()
+        from sedd_graph.families.token_sampling import TokenSampling  # here: checking a blueprint does without it
+
+        sampling = TokenSampling(self.parts, self.allowed, self._pieces, network, request)
+        rows, conditions = sampling.rows()
         facts: dict[str, Any] = {"mask": self.kernel.mask, "clamped": self.sampler.clamped}
         told = conditions.model_dump(mode="json", include=set(Conditions.model_fields), exclude_defaults=True)
         facts |= {"conditions": told} if told else {}
+        facts |= {} if sampling.effective is None else {"effective_particles": sampling.effective}
         if self.plan.classifier is not None:
             facts["classifier"] = {k: v for k, v in self.plan.classifier.record().items() if k != "counts"}
-        return Samples(rows, facts | {"evaluations": self.sampler.evaluations})
+        given = None if request.prompt is None else (request.prompt >= 0).cpu().expand(*rows.shape)
+        return Samples(rows, facts | {"evaluations": self.sampler.evaluations}, given=given)
 
     def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:
-        rows, text = samples.rows.numpy(), self.texts(samples.rows, tokenizer)
+        arrays, text = samples.arrays(), self.texts(samples.rows, tokenizer)
         pad, end = (None, None) if tokenizer is None else (tokenizer.pad, tokenizer.end)
-        return Stored({"tokens": rows, "lengths": document_lengths(rows, pad=pad, end=end)}, text)
+        return Stored({**arrays, "lengths": document_lengths(arrays["tokens"], pad=pad, end=end)}, text)
 
     def conditions(self, changes: Mapping[str, Any]) -> Conditions:
         held = {name: getattr(self.sampler.config, name) for name in Conditions.model_fields}

@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import zarr
 from markupsafe import Markup
 
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.report.curves import Line, Point, curve
-from sedd_graph.store.arrays import array_of
+from sedd_graph.store.arrays import array_of, read_array
 from sedd_graph.store.files import read_json
 
 __all__ = [
@@ -223,7 +222,7 @@ def activations(run: Path) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for path, member in sorted(group.members(max_depth=None)):
         if isinstance(member, zarr.Array) and path.endswith("/step") and f"{path[:-5]}/value" in group:
-            steps, values = np.asarray(member[:]), array_of(group, f"{path[:-5]}/value")
+            steps, values = read_array(group, path), array_of(group, f"{path[:-5]}/value")
             span = f"{steps[0]} to {steps[-1]}" if len(steps) else ""
             shape = " x ".join(str(size) for size in values.shape[1:])
             rows.append((path[:-5], str(len(steps)), span, shape, str(values.dtype)))

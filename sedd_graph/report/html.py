@@ -2,12 +2,18 @@
 
 The page has sections for results, an animation, samples, training curves, verified claims, the graph and provenance;
 sections whose files are missing are omitted. The template ``templates/report.html`` escapes all text. The drawing of
-the graph is embedded as an image, which cannot run scripts, and the page loads no external resources.
+the graph is embedded as an image, which cannot run scripts, and the page loads no external resources. A Content Security
+Policy in the page forbids every script and style but its own, and all requests.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import load_tokenizer
@@ -18,6 +24,8 @@ from sedd_graph.store.files import write_text
 
 __all__ = ["write_report"]
 
+Content = TypeVar("Content")
+
 
 def write_report(run: Path) -> Path:
     """Write ``report.html`` from the current files of the run folder ``run``, and return the path of the report."""
@@ -26,22 +34,46 @@ def write_report(run: Path) -> Path:
     except SeddGraphError:
         tokenizer = None
     certificate, graph = facts.json_object(run / "certificate.json"), facts.json_object(run / "graph.json")
+    script, style = render("film.js"), render("report.css")
     page = render(
         "report.html",
+        script=script,
+        style=style,
+        policy=_policy(script, style),
         name=graph.get("name", run.name),
         lead=f"{len(graph['nodes'])} components; run {run.name}" if "nodes" in graph else f"run {run.name}",
         results=facts.results(facts.json_object(run / "evaluation.json"), certificate.get("measure") or {}),
-        film=samples.film(run, tokenizer),
-        samples=samples.newest_samples(run),
+        film=_section("samples", samples.film, run, tokenizer),
+        samples=_section("samples", samples.newest_samples, run),
         quality=samples.quality(run),
-        infilled=samples.newest_infilled(run, tokenizer),
+        infilled=_section("infilled", samples.newest_infilled, run, tokenizer),
         curves=facts.training_curves(run),
         fallbacks=facts.fallbacks(run),
-        activations=facts.activations(run),
+        activations=_section("activations", facts.activations, run) or [],
         claims=certificate.get("checks", []),
         drawing=facts.drawing(run),
         provenance=facts.provenance(run),
         lock=facts.lock(run),
     )
-    write_text(run / "report.html", page)
+    # names of files that are not UTF-8 hold surrogates, which cannot be written
+    write_text(run / "report.html", page.encode("utf-8", "backslashreplace").decode())
     return run / "report.html"
+
+
+def _policy(script: str, style: str) -> str:
+    """Return the Content Security Policy of the page: its own script and style by their hashes, embedded images only."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
+    return (
+        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _section(name: str, read: Callable[..., Content], *arguments: object) -> Content | None:
+    """Return what ``read`` finds in the zarr groups of a ``name``; None, with a warning, if they are damaged."""
+    try:
+        return read(*arguments)
+    except Exception as error:  # zarr, codecs and file systems raise many classes
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"report.html is without {name}: {name}.zarr is damaged: {first}", stacklevel=3)
+        return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 from markupsafe import Markup
 
@@ -15,12 +16,13 @@ from sedd_graph.evaluation.record import QUALITY, SHOWN, format_number, format_s
 from sedd_graph.report.curves import scatter
 from sedd_graph.report.facts import as_object, json_lines
 from sedd_graph.report.film import film_data
-from sedd_graph.store.arrays import array_of, stores
+from sedd_graph.store.arrays import array_of, open_stored, read_array, stores
 
 __all__ = ["film", "newest_infilled", "newest_samples", "quality"]
 
-TEXTS, POINTS = 8, 2000
-"""Maximum numbers of texts (``TEXTS``) and of points in a scatter plot (``POINTS``) that the report shows."""
+TEXTS, INFILLED, POINTS = 8, 4, 2000
+"""Maximum numbers of texts (``TEXTS``), infilled texts (``INFILLED``) and points in a scatter plot (``POINTS``) that the
+report shows."""
 
 
 class Samples(NamedTuple):
@@ -84,36 +86,56 @@ def _facts(group: zarr.Group, store: Path) -> str:
 def newest_samples(run: Path) -> Samples | None:
     """Return the most recent samples of the run folder ``run``, or None if there are none."""
     for store in stores(run, "samples")[:1]:
-        group = zarr.open_group(str(store), mode="r")
+        group = open_stored(store)
         if "x" in group:
-            return Samples(_facts(group, store), scatter(np.asarray(array_of(group, "x")[:POINTS])), [])
-        return Samples(_facts(group, store), Markup(), np.asarray(array_of(group, "text")[:TEXTS]).tolist())
+            return Samples(_facts(group, store), scatter(read_array(group, "x")[:POINTS]), [])
+        return Samples(_facts(group, store), Markup(), read_array(group, "text")[:TEXTS].tolist())
     return None
 
 
 def newest_infilled(run: Path, tokenizer: Tokenizer | None) -> Infilled | None:
     """Return the most recent infilled texts of a run folder, divided into text of the prompt and generated text.
 
-    A position is generated if its entry in the first row of the stored prompt is negative.
+    The array ``given`` of the store tells which tokens are those of the prompt. In a store without it, written by an
+    earlier version, they are those whose entry in the stored prompt is not negative.
 
     Args:
         run: The run folder.
         tokenizer: Tokenizer of the run, which decodes the stored token ids; None if it is missing or invalid.
 
     Returns:
-        At most four texts, or None if there are none or ``tokenizer`` is None.
+        At most four texts; None if there are none, if ``tokenizer`` is None, or if a store without ``given`` has rows
+        whose positions are not those of its prompt, as where the model chose lengths.
     """
     for store in stores(run, "infilled")[:1]:
-        group = zarr.open_group(str(store), mode="r")
-        prompts = group.attrs.get("prompt")
-        if tokenizer is None or not isinstance(prompts, list):
+        group = open_stored(store)
+        if tokenizer is None or (given := _given(group)) is None:
             return None
-        free = np.asarray(prompts)[0] < 0
-        cuts = [0, *(np.flatnonzero(np.diff(free)) + 1).tolist(), len(free)]
-        rows = np.asarray(array_of(group, "tokens")[:4])
-        texts = [[(bool(free[a]), tokenizer.decode(row[a:b].tolist())) for a, b in pairwise(cuts)] for row in rows]
+        rows, lengths = (read_array(group, name)[:INFILLED] for name in ("tokens", "lengths"))
+        width = lengths if isinstance(group.attrs.get("start"), int) else np.full_like(lengths, rows.shape[1])
+        texts = [_pieces(row[:n], known[:n], tokenizer) for row, known, n in zip(rows, given, width, strict=True)]
         return Infilled(_facts(group, store), texts)
     return None
+
+
+def _given(group: zarr.Group) -> npt.NDArray[np.bool_] | None:
+    """Return which stored tokens are those of the prompt, bool [row, position]; None if the store does not tell."""
+    if "given" in group:
+        return np.asarray(array_of(group, "given")[:INFILLED], dtype=np.bool_)
+    prompts = group.attrs.get("prompt")
+    if not isinstance(prompts, list) or isinstance(group.attrs.get("start"), int):
+        return None
+    count, width = array_of(group, "tokens").shape
+    found = np.asarray(prompts) >= 0
+    return np.broadcast_to(found, (count, width))[:INFILLED] if found.shape in ((1, width), (count, width)) else None
+
+
+def _pieces(row: npt.NDArray[np.int64], given: npt.NDArray[np.bool_], tokenizer: Tokenizer) -> list[tuple[bool, str]]:
+    """Return pairs (True if generated, decoded text), one for each run of neighbours all given or all generated."""
+    if not len(row):
+        return []
+    cuts = [0, *(np.flatnonzero(np.diff(given)) + 1).tolist(), len(row)]
+    return [(not given[a], tokenizer.decode(row[a:b].tolist())) for a, b in pairwise(cuts)]
 
 
 def film(run: Path, tokenizer: Tokenizer | None) -> Film | None:
@@ -127,7 +149,7 @@ def film(run: Path, tokenizer: Tokenizer | None) -> Film | None:
         The animation, or None if no samples have a trajectory or ``tokenizer`` is None.
     """
     for store in stores(run, "samples") if tokenizer is not None else []:
-        group = zarr.open_group(str(store), mode="r")
+        group = open_stored(store)
         if tokenizer is not None and "trajectory" in group:
             mask = group.attrs.get("mask")
             frames = np.asarray(array_of(group, "trajectory")[:, 0], dtype=np.int64)

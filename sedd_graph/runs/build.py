@@ -14,16 +14,18 @@ from sedd_graph.component.progress import progress
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import describe_hardware
-from sedd_graph.engine.measure import Measure, measure
 from sedd_graph.engine.network import CompileMode
+from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.model import Op
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
-from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data
+from sedd_graph.runs.memory import measure_text, measure_training, require_training_memory
+from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data, write_run_manifest
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.provenance import provenance
-from sedd_graph.store.files import new_run, write_json, write_text
+from sedd_graph.store.files import write_json, write_text
+from sedd_graph.store.run_folder import new_run, require_utf8
 
 __all__ = ["build_run", "write_graph"]
 
@@ -36,6 +38,7 @@ def build_run(
     device: torch.device,
     compile: CompileMode | None,
     proof: Proof = "full",
+    ignore_memory: bool = False,
     say: Callable[[str], None],
 ) -> Path:
     """Check, verify and compile a blueprint, and write its run folder.
@@ -50,6 +53,8 @@ def build_run(
         device: Device of the numerical checks of inverses and of the trial training step.
         compile: Scope of ``torch.compile``; None takes ``train.compile`` of the blueprint.
         proof: Strength of the verification of the process: ``full``, or ``quick`` with fewer cases.
+        ignore_memory: True to print a warning instead of raising an error if training needs more memory than the device
+            has.
         say: Function that prints a line for the user.
 
     Returns:
@@ -57,16 +62,20 @@ def build_run(
 
     Raises:
         BlueprintError: The blueprint is not valid.
-        UserError: A verification fails, or the data cannot be read.
+        UserError: A verification fails, training does not fit into memory, or the data cannot be read.
     """
     report = check(blueprint, overrides)
+    for path in (runs, report.loaded.root):
+        require_utf8(path)
+    source = blueprint.read_text(encoding="utf-8-sig")
     say(str(report))
     with progress("proving"):
         checks, demotions = prove_all(report, device=device, proof=proof, say=say)
     report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
-    rows = max(1, report.train.batch // report.train.accumulate)  # of one backward pass
-    cost = measure(report.graph, report.registry, batch=rows, length=report.data.length)
-    say("\n" + _measure_text(cost, report.plan.unit))
+    cost = measure_training(report)
+    say("\n" + measure_text(cost, report))
+    if process_class(report.plan.family).trains:
+        require_training_memory(cost, report, device, ignore=ignore_memory, say=say)
     data = None
     if "data" in report.loaded.sections:
         data = read_data(report, root=report.loaded.root)
@@ -78,23 +87,27 @@ def build_run(
     checks += prove_network(engine)
     if engine.process.trains:
         with progress("compiling"):
-            say(_warm_up(engine, rows, report.data.length))
-    lock = lock_text(report)
-    run = new_run(runs, report.name, digest(lock))
-    write_text(run / "blueprint.yaml", blueprint.read_text(encoding="utf-8-sig"))
-    write_graph(run, report)
-    certificate = {"checks": [dataclasses.asdict(c) for c in checks], "checkpointed": demotions}
-    write_json(run / CERTIFICATE, {**certificate, "measure": dataclasses.asdict(cost)})
+            say(_warm_up(engine, cost.batch, cost.length))
+    digest_ = digest(lock_text(report))
     facts = {
+        **_origin(report, engine.device),
         "overrides": list(overrides),
         "compile": engine.compile_mode,
-        "blueprint": digest(lock),
+        "blueprint": digest_,
         "corpus": None if data is None else data.fingerprint(),
     }
-    write_json(run / "run.json", {**_origin(report, engine.device), **facts})
-    if tokenizer is not None:
-        write_text(run / TOKENIZER, tokenizer.to_json())
-    return run
+
+    def write(run: Path) -> None:
+        write_text(run / "blueprint.yaml", source)
+        write_graph(run, report)
+        found = {"checks": [dataclasses.asdict(c) for c in checks], "checkpointed": demotions}
+        write_json(run / CERTIFICATE, {**found, "measure": dataclasses.asdict(cost)})
+        write_json(run / "run.json", facts)
+        if tokenizer is not None:
+            write_text(run / TOKENIZER, tokenizer.to_json())
+        write_run_manifest(run)
+
+    return new_run(runs, report.name, digest_, write)
 
 
 def _origin(report: Report, device: torch.device) -> Mapping[str, object]:
@@ -116,15 +129,6 @@ def write_graph(run: Path, report: Report) -> None:
     write_text(run / LOCK, lock_text(report))
     for name, draw in (("graph.json", to_json), ("graph.svg", to_svg), ("graph.mmd", to_mermaid)):
         write_text(run / name, draw(report.graph))
-
-
-def _measure_text(found: Measure, unit: str) -> str:
-    gib = 2**30
-    return (
-        f"compute     {found.flops_per_token:,} FLOPs per {unit} forward, {3 * found.flops_per_token:,} in training\n"
-        f"memory      about {(found.state_bytes + found.saved_bytes) / gib:.2f} GiB to train in float32: {found.state_bytes / gib:.2f} for weights, "
-        f"gradients, moments and average, {found.saved_bytes / gib:.2f} saved for backward ({found.batch} rows of {found.length})"
-    )
 
 
 def _warm_up(engine: Engine, rows: int, length: int) -> str:

@@ -12,9 +12,10 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from sedd_graph.blueprint.load import Loaded, load
+from sedd_graph.blueprint.lock import FILE as LOCK
 from sedd_graph.blueprint.lock import lock
 from sedd_graph.blueprint.shipped import find_blueprint
-from sedd_graph.component.registry import Registry, discover
+from sedd_graph.component.registry import Registry, installed
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.families.plan import Plan
@@ -28,9 +29,6 @@ from sedd_graph.training.config import TrainConfig
 
 __all__ = ["LOCK", "SECTIONS", "Report", "check", "digest", "inverses", "lock_text", "schema_text"]
 
-LOCK = "blueprint.lock.yaml"
-"""File name of the lock file in a run folder: the blueprint with all defaults and component versions, which reproduces
-a build."""
 SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "data": (DataConfig, PointsConfig),
     "train": (TrainConfig,),
@@ -96,7 +94,7 @@ def _graph(path: str | Path, overrides: Sequence[str]) -> tuple[Loaded, Registry
     if isinstance(overrides, str):
         raise UserError(f"overrides are a list of strings, such as [{overrides!r}], not one string")
     loaded = load(find_blueprint(path), overrides, sections=SECTIONS)
-    registry = discover()
+    registry = installed()
     train, data = loaded.section(TrainConfig) or TrainConfig(), _data(loaded) or DataConfig()
     return loaded, registry, expand(loaded, registry), {"batch": train.batch, "length": data.length}
 
@@ -192,4 +190,4 @@ def schema_text() -> str:
 
     from sedd_graph.blueprint.json_schema import blueprint_schema
 
-    return json.dumps(blueprint_schema(discover().contracts(), SECTIONS), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(blueprint_schema(installed().contracts(), SECTIONS), indent=1, ensure_ascii=False) + "\n"

@@ -11,6 +11,7 @@ import torch
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.engine.hardware import describe_hardware
+from sedd_graph.errors import UserError
 from sedd_graph.evaluation.bound import Result, evaluate
 from sedd_graph.runs.open import Run, open_run
 from sedd_graph.runs.provenance import revision
@@ -55,8 +56,7 @@ def evaluate_opened(
             f"({baselines['unigram_bits']:.4f} under the training text's frequencies)"
         )
     path = run.path / "evaluation.json"
-    before = read_json(path) if path.is_file() else {}
-    fuller = max(before.get("sequences", 0), before.get("rows", 0)) if isinstance(before, dict) else 0
+    fuller = _rows_of(path, say)
     if fuller > found.count:
         say(f"evaluation.json is not replaced: it covers {fuller} rows, this evaluation only {found.count}")
         return found
@@ -77,6 +77,22 @@ def evaluate_opened(
     return found
 
 
+def _rows_of(path: Path, say: Callable[[str], None]) -> int:
+    """Return the number of rows that ``evaluation.json`` covers; 0 if there is none, or if it is damaged."""
+    if not path.exists():
+        return 0
+    try:
+        found = read_json(path)
+        rows = max(found.get("sequences", 0), found.get("rows", 0)) if isinstance(found, dict) else None
+    except (UserError, TypeError) as error:
+        rows = None
+        say(f"warning     {error}")
+    if not isinstance(rows, int):
+        say(f"warning     {path} is damaged, and is replaced")
+        return 0
+    return rows
+
+
 def evaluate_run(
     path: Path,
     *,
@@ -85,6 +101,7 @@ def evaluate_run(
     draws: int,
     weights: str,
     say: Callable[[str], None],
+    corpus: Path | None = None,
 ) -> Result:
     """Open a run folder and compute an upper bound on -log p of its held-out rows, as :func:`evaluate_opened` does.
 
@@ -95,6 +112,7 @@ def evaluate_run(
         draws: Number of noise draws per row.
         weights: Weights to evaluate: ``newest``, ``model`` or ``fresh``, as in :func:`sedd_graph.runs.open.open_run`.
         say: Function that prints a line for the user.
+        corpus: Folder to which file names of the data are relative, if it has moved since the run was built.
 
     Returns:
         The bound, or for a flow -log p, in nats and bits, with its standard errors and sample sizes.
@@ -102,7 +120,7 @@ def evaluate_run(
     Raises:
         UserError: ``path`` is not a run folder, or its blueprint has no ``data`` section or no diffusion process.
     """
-    run = open_run(path, device=device, compile="off", weights=weights)
+    run = open_run(path, device=device, compile="off", weights=weights, root=corpus)
     say(f"weights     {run.weights}")
     data = run.data()
     if (changed := run.changed(data)) is not None:

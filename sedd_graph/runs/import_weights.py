@@ -24,8 +24,10 @@ from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
 from sedd_graph.runs.build import write_graph
 from sedd_graph.runs.check import check, digest, lock_text
+from sedd_graph.runs.open import write_run_manifest
 from sedd_graph.runs.weight_files import read_tensors
-from sedd_graph.store.files import new_run, write_json, write_text
+from sedd_graph.store.files import write_json, write_text
+from sedd_graph.store.run_folder import new_run, write_folder
 
 __all__ = ["Imported", "import_run", "import_weights"]
 
@@ -219,14 +221,17 @@ def import_run(
     say(str(report))
     if out is not None and out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty")
-    run = out or new_run(runs, report.name, digest(lock_text(report)))
-    run.mkdir(parents=True, exist_ok=True)
-    write_graph(run, report)
-    write_json(run / "run.json", {"imported": str(path.name), "kind": kind, "root": str(run.resolve())})
     tokenizer = path / TOKENIZER if path.is_dir() else path.with_name(TOKENIZER)
-    if tokenizer.is_file():
-        write_text(run / TOKENIZER, load_tokenizer(tokenizer).to_json())
-    part = run / ".model.safetensors.part"
-    save_tensors({k: v.contiguous() for k, v in found.weights.items()}, part)
-    part.replace(run / "model.safetensors")
-    return run
+
+    def write(run: Path) -> None:
+        write_graph(run, report)
+        write_json(run / "run.json", {"imported": str(path.name), "kind": kind})
+        if tokenizer.is_file():
+            write_text(run / TOKENIZER, load_tokenizer(tokenizer).to_json())
+        save_tensors({k: v.contiguous() for k, v in found.weights.items()}, run / "model.safetensors")
+        write_run_manifest(run)
+
+    if out is None:
+        return new_run(runs, report.name, digest(lock_text(report)), write)
+    write_folder(out, write)
+    return out

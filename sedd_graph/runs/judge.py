@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import zarr
 
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import Dataset, open_data
@@ -22,8 +21,8 @@ from sedd_graph.evaluation.quality import diversity, documents, judge_statistics
 from sedd_graph.evaluation.record import QUALITY, Protocol, QualityRecord, format_record
 from sedd_graph.runs.open import Run, open_run
 from sedd_graph.runs.provenance import version_of
-from sedd_graph.store.arrays import stores
-from sedd_graph.store.files import JsonLines
+from sedd_graph.store.arrays import open_stored, read_array, stores
+from sedd_graph.store.json_lines import JsonLines
 
 __all__ = ["judge_run"]
 
@@ -39,6 +38,7 @@ def judge_run(
     with_mauve: bool,
     device: torch.device,
     say: Callable[[str], None],
+    corpus: Path | None = None,
 ) -> QualityRecord:
     """Compute quality statistics of samples and of an equal number of held-out rows.
 
@@ -54,6 +54,7 @@ def judge_run(
         with_mauve: True to compute MAUVE from hidden states of the judge, which is then required.
         device: Device of the judge.
         say: Function that prints a line for the user.
+        corpus: Folder to which file names of the data are relative, if it has moved since the run was built.
 
     Returns:
         The statistics of the samples and of the held-out rows, and the settings.
@@ -66,7 +67,7 @@ def judge_run(
         raise UserError("--mauve compares features of a judge: give --judge FOLDER")
     if with_mauve:
         package()  # if it is missing, raise before the judge reads for minutes
-    run = open_run(path, device=torch.device("cpu"), compile="off", weights="fresh")
+    run = open_run(path, device=torch.device("cpu"), compile="off", weights="fresh", root=corpus)
     tokenizer = run.text_tokenizer()
     store, rows, sampling = _samples(run, samples)
     reader = None if judge is None else open_judge(judge, device=device)
@@ -109,16 +110,16 @@ def _samples(run: Run, path: Path | None) -> tuple[Path, Ids, Mapping[str, objec
         raise UserError(f"{run.path} holds no samples; draw some: sedd-graph sample {run.path} --batch 256")
     if not (store / "zarr.json").is_file():
         raise UserError(f"{store} is not a zarr group of samples")
-    group = zarr.open_group(str(store), mode="r")
-    tokens = group.get("tokens")
-    if not isinstance(tokens, zarr.Array) or tokens.ndim != 2 or not all(tokens.shape):
+    group = open_stored(store)
+    tokens = read_array(group, "tokens")
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
         raise UserError(f"{store} holds no rows of tokens")
     facts = dict(group.attrs)
     if facts.get("blueprint") != run.digest:
         raise UserError(f"{store} was not drawn from {run.path}: its tokens are those of another blueprint")
-    attributes = {key: value for key, value in facts.items() if key not in ("prompt", "mask", "pad", "end")}
+    attributes = {key: value for key, value in facts.items() if key not in ("prompt", "mask", "pad", "end", "hashes")}
     how = {**run.plan.sampling(), **attributes, "infilled": "prompt" in facts}
-    return store, np.asarray(tokens[:], dtype=np.int64), how
+    return store, tokens.astype(np.int64), how
 
 
 def _held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None]:

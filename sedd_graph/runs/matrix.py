@@ -85,12 +85,12 @@ def _schedule_cells(kernels: Sequence[Part], schedules: Sequence[Part], registry
     """Verify each schedule, and that its noise at t = 1 is each kernel's prior."""
     for schedule in schedules:
         made: Schedule = registry.component(schedule.contract.op)(schedule.config, Context({"n": TOKENS}))
-        wrong = [c for c in check_schedule(made) if c.holds is False]
+        wrong = [c for c in check_schedule(made, "quick") if c.holds is False]
         end = final_sigma(made)
         for kernel in kernels:
             cls: type[Kernel] = registry.component(kernel.contract.op)
             small = cls(cls.toy(kernel.config, TOKENS + 1), Context({"n": TOKENS + 1}))
-            failing = wrong or [c for c in [check_prior(small, end=end)] if c.holds is False]
+            failing = wrong or [c for c in check_prior(small, end=end, proof="quick") if c.holds is False]
             state, why = "broken" if failing else "proved", "; ".join(f"{c.name}: {c.value}" for c in failing)
             value = f"sigma(1) = {end:.3g}"
             yield Cell("schedule", kernel.name, schedule.name, state, value, why)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import pydantic
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sedd_graph.component.check import Check
@@ -28,14 +27,28 @@ from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.prove import prove_all, prove_network
-from sedd_graph.store.files import read_json, write_text
-from sedd_graph.training.checkpoint import latest_checkpoint, load_weights
+from sedd_graph.store.files import write_text
+from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, read_typed, verify_files, write_manifest
+from sedd_graph.store.run_folder import require_utf8
+from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, read_state, read_tensors
+from sedd_graph.training.weights import load_weights
 
-__all__ = ["CERTIFICATE", "Run", "build", "check_tokenizer", "make_engine", "open_run", "read_data"]
+__all__ = [
+    "CERTIFICATE",
+    "Run",
+    "build",
+    "check_tokenizer",
+    "make_engine",
+    "open_run",
+    "read_data",
+    "verify_run",
+    "write_run_manifest",
+]
 
 CERTIFICATE = "certificate.json"
 """File name, in a run folder, of the results of all checks."""
-MODEL = "model.safetensors"
+FACTS = "run.json"
+"""File name, in a run folder, of what the run was built from, and where."""
 
 
 def make_engine(
@@ -65,6 +78,7 @@ def make_engine(
     def on_save(folder: Path) -> None:
         for name, text in files.items():
             write_text(folder / name, text)
+        write_run_manifest(folder)
 
     network = Network(report.graph, report.registry, device=device, seed=report.train.seed)
     setup = Setup(registry=report.registry, graph=report.graph, device=device, forbidden=forbidden, pieces=pieces)
@@ -147,7 +161,14 @@ class Run:
         """
         if "data" not in self.report.loaded.sections:
             raise UserError("this blueprint has no 'data' section")
-        return read_data(self.report, root=self.root, tokenizer=self.tokenizer)
+        try:
+            return read_data(self.report, root=self.root, tokenizer=self.tokenizer)
+        except UserError as error:
+            if self.root.is_dir():
+                raise
+            raise UserError(
+                f"{error}; the folder of the data, {self.root}, does not exist: if it has moved, name it with --corpus"
+            ) from None
 
     def changed(self, data: Dataset | PointData) -> str | None:
         """Return a message if the data files have changed since the run was built.
@@ -158,7 +179,7 @@ class Run:
         Returns:
             The message; None if the data are unchanged, or if the run does not record their hash.
         """
-        if _facts(self.path).get("corpus") in (None, data.fingerprint()):
+        if _facts(self.path).corpus in (None, data.fingerprint()):
             return None
         return f"the corpus has changed since {self.path} was built"
 
@@ -173,10 +194,52 @@ class Run:
         return self.engine.process.texts(rows, self.tokenizer)
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """Return the content of run.json; empty where there is none."""
-    found = read_json(path / "run.json") if (path / "run.json").is_file() else {}
-    return found if isinstance(found, dict) else {}
+class _Facts(pydantic.BaseModel):
+    """Those facts of ``run.json`` that commands use."""
+
+    root: str | None = None
+    """Folder to which file names of the data are relative."""
+    corpus: str | None = None
+    """Fingerprint of the data."""
+    blueprint: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+    """Digest of the lock file."""
+
+
+class _Certificate(pydantic.BaseModel):
+    """Those results in ``certificate.json`` that commands use."""
+
+    checkpointed: list[str] = []
+    """Paths of the blocks that are checkpointed instead of reversible."""
+
+
+def _facts(path: Path) -> _Facts:
+    """Return the facts of run.json; none of them where there is none."""
+    return read_typed(path / FACTS, _Facts) if (path / FACTS).exists() else _Facts()
+
+
+def verify_run(path: Path) -> None:
+    """Verify the files of a run folder, weights apart, against its manifest, and the lock file against ``run.json``.
+
+    Args:
+        path: A run folder or an export. One without a manifest is verified as far as ``run.json`` goes.
+
+    Raises:
+        DamagedError: A file is missing or is not the one that the run was built with.
+    """
+    if (path / MANIFEST).exists():
+        manifest = read_manifest(path)
+        verify_files(path, {name: entry for name, entry in manifest.files.items() if name != MODEL})
+    built = _facts(path).blueprint
+    if built is not None and built != digest((path / LOCK).read_text(encoding="utf-8", errors="replace")):
+        raise DamagedError(
+            f"{path / LOCK} is not the one that this run was built with: its digest differs from {FACTS}"
+        )
+
+
+def write_run_manifest(path: Path) -> None:
+    """Write the manifest of a run folder or export, as the last of its files."""
+    names = (LOCK, TOKENIZER, CERTIFICATE, FACTS, MODEL)
+    write_manifest(path, [name for name in names if (path / name).is_file()])
 
 
 def open_run(
@@ -186,6 +249,7 @@ def open_run(
     device: str | torch.device | None = None,
     compile: CompileMode = "auto",
     weights: str = "newest",
+    root: Path | None = None,
 ) -> Run:
     """Open a run folder, by default with its newest weights.
 
@@ -197,41 +261,54 @@ def open_run(
         weights: ``newest``: the averaged weights of the newest checkpoint if it has an average, else its trained
             weights; without checkpoints, ``model.safetensors``; without either, untrained weights. ``model``: as
             ``newest``, but never the averaged weights of a checkpoint. ``fresh``: untrained weights.
+        root: Folder to which file names of the data are relative; None for the one that the run was built with.
 
     Returns:
         The opened run folder, with its engine.
 
     Raises:
-        UserError: ``path`` is not a run folder, or its weights cannot be read.
+        UserError: ``path`` is not a run folder, or its files are damaged (:class:`DamagedError`).
     """
     path, where = Path(path), pick_device(device)
+    require_utf8(path)
     if not (path / LOCK).is_file():
         raise UserError(f"{path} is not a run folder: there is no {LOCK} in it")
+    verify_run(path)
     report = check(path / LOCK, overrides)
-    found = read_json(path / CERTIFICATE) if (path / CERTIFICATE).is_file() else {}
-    if isinstance(found, dict) and isinstance(paths := found.get("checkpointed"), list):
-        report = dataclasses.replace(report, graph=demoted(report.graph, paths))
-    tokenizer = load_tokenizer(path) if (path / TOKENIZER).is_file() else None
+    found = read_typed(path / CERTIFICATE, _Certificate) if (path / CERTIFICATE).exists() else _Certificate()
+    report = dataclasses.replace(report, graph=demoted(report.graph, found.checkpointed))
+    tokenizer = load_tokenizer(path) if (path / TOKENIZER).exists() else None
     engine = make_engine(report, device=where, compile=compile, tokenizer=tokenizer)
-    root = _facts(path).get("root")
+    if root is None:
+        root = Path(built) if (built := _facts(path).root) is not None else path
     used = "fresh" if weights == "fresh" else _load(engine, path, averaged=weights == "newest")
-    return Run(path, report, engine, tokenizer, Path(root) if isinstance(root, str) else path, used)
+    return Run(path, report, engine, tokenizer, root, used)
 
 
 def _load(engine: Engine, path: Path, *, averaged: bool) -> str:
     """Load the newest weights; return the name of their file, or ``fresh`` where there is none."""
-    checkpoint = latest_checkpoint(path / "checkpoints")
+    while (checkpoint := latest_checkpoint(path / "checkpoints")) is not None:
+        try:
+            return _load_checkpoint(engine, path, checkpoint, averaged=averaged)
+        except DamagedError as error:
+            if checkpoint.exists():  # else training has removed it since, and there is a newer one
+                goes_back = f"`sedd-graph train {path} --resume` goes back to the newest checkpoint that is whole"
+                raise DamagedError(f"{error}; {goes_back}") from None
     file = path / MODEL
-    if checkpoint is not None:
-        average = checkpoint / "ema.safetensors"
-        file = average if averaged and average.is_file() else checkpoint / MODEL
-    elif not file.is_file():
+    if not file.is_file():
         return "fresh"
-    try:
-        load_weights(engine.model, load_file(file), where=str(file))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-    return str(file.relative_to(path))
+    if (path / MANIFEST).exists() and MODEL in (entries := read_manifest(path).files):
+        verify_files(path, entries, names=[MODEL])
+    load_weights(engine.model, read_tensors(file), where=str(file))
+    return MODEL
+
+
+def _load_checkpoint(engine: Engine, path: Path, checkpoint: Path, *, averaged: bool) -> str:
+    """Load the weights of a checkpoint; return the name of their file."""
+    name = AVERAGE if averaged and AVERAGE in read_manifest(checkpoint).files else MODEL
+    read_state(checkpoint, verify=[name])
+    load_weights(engine.model, read_tensors(checkpoint / name), where=str(checkpoint / name))
+    return str((checkpoint / name).relative_to(path))
 
 
 def build(

@@ -31,7 +31,8 @@ def provenance(distributions: Iterable[str]) -> dict[str, Any]:
         distributions: Names with versions of the Python distributions of the network's components.
     """
     return {
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        # bytes that are not UTF-8 stand in arguments as surrogates, which no file could hold
+        "argv": [word.encode("utf-8", "backslashreplace").decode() for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 from sedd_graph.component.progress import progress
 from sedd_graph.data.config import DataConfig
 from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
+from sedd_graph.errors import EnvironmentFault
+from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.provenance import revision
 from sedd_graph.store.arrays import write_samples
@@ -27,7 +30,9 @@ def sample_run(
     trajectory: bool = False,
     name: str = "samples.zarr",
     notes: Mapping[str, str] | None = None,
-) -> tuple[list[str], Path]:
+    ignore_memory: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Draw samples and store them in a zarr group in the run folder.
 
     Args:
@@ -36,32 +41,44 @@ def sample_run(
         trajectory: True to store the tokens after every sampler step, too.
         name: Name of the zarr group; if it exists, a number is added (``samples-2.zarr``).
         notes: Additional attributes of the group.
+        ignore_memory: True to print a warning instead of raising an error if the request needs more memory than there
+            is.
+        say: Function that prints a line for the user: what a long request takes, and each sample, before it is stored.
 
     Returns:
-        One text per sample, and the path of the group.
+        The path of the group.
 
     Raises:
-        UserError: The process does not support the request, or a run with text has no tokenizer.
+        UserError: The process does not support the request, it does not fit into memory, or a run with text has no
+            tokenizer.
+        EnvironmentFault: The run folder cannot be written.
     """
-    process, frames = run.engine.process, list[npt.NDArray[np.int32]]()
+    process = run.engine.process
+    if not os.access(run.path, os.W_OK):
+        raise EnvironmentFault(f"{run.path} is read-only, so samples cannot be stored in it: copy it to another place")
+    if process.trains:
+        require_sampling_memory(run, request, trajectory=trajectory, ignore=ignore_memory, say=say)
+    frames = _Frames(process.evaluations(request))
     tokenizer = run.text_tokenizer() if process.text else None
 
     def on_step(number: int, rows: Tensor) -> None:
         if number:  # the first rows are noise
             advance()
         if trajectory:
-            frames.append(rows.cpu().numpy().astype(np.int32))
+            frames.append(rows)
 
     if trajectory or "on_step" not in process.refuses:
         request = dataclasses.replace(request, on_step=on_step)
     with progress("sampling", total=process.evaluations(request)) as advance:
         samples = run.engine.generate(request)
     stored = process.stored(samples, tokenizer)
-    where = write_samples(
+    for number, text in enumerate(run.decode(samples.rows)):  # before they are stored, which a full disk may prevent
+        say(f"--- {number}\n{text}")
+    return write_samples(
         run.path / name,
         stored.arrays,
         text=stored.text,
-        trajectory=np.stack(frames) if frames else None,
+        trajectory=frames.array(),
         attributes={
             "sampler": run.plan.sampler_op,
             **({} if (steps := request.steps or process.steps) is None else {"steps": steps}),
@@ -76,7 +93,31 @@ def sample_run(
             **(notes or {}),
         },
     )
-    return run.decode(samples.rows), where
+
+
+class _Frames:
+    """Rows after each sampler step, in one array that is allocated once, since a stack of arrays would take twice the memory.
+
+    Args:
+        steps: Expected number of steps; None if unknown.
+    """
+
+    def __init__(self, steps: int | None) -> None:
+        self._room, self._count = (steps or 0) + 1, 0
+        self._made: npt.NDArray[np.int32] | None = None
+
+    def append(self, rows: Tensor) -> None:
+        """Add the rows after one step, int64 [b, l]."""
+        if self._made is None:
+            self._made = np.empty((self._room, *rows.shape), dtype=np.int32)
+        elif self._count == len(self._made):
+            self._made = np.concatenate([self._made, np.empty_like(self._made)])
+        self._made[self._count] = rows.cpu().numpy()
+        self._count += 1
+
+    def array(self) -> npt.NDArray[np.int32] | None:
+        """Return all rows, int32 [step, b, l]; None if there are none."""
+        return None if self._made is None else self._made[: self._count]
 
 
 def read_prompt(run: Run, text: TextWithHoles, *, observed: str) -> Prompt:

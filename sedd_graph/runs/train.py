@@ -13,9 +13,9 @@ from sedd_graph.evaluation.bound import Result as Bounds
 from sedd_graph.evaluation.bound import numbers
 from sedd_graph.runs.evaluate import evaluate_opened
 from sedd_graph.runs.open import open_run
-from sedd_graph.store.arrays import Activations, TapSpec
+from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.files import alone
-from sedd_graph.training.checkpoint import start_point
+from sedd_graph.training.checkpoint import require_start
 from sedd_graph.training.distributed import World
 from sedd_graph.training.loop import Result, train
 from sedd_graph.training.trackers import FINAL, Trackers
@@ -24,7 +24,7 @@ __all__ = ["train_run"]
 
 
 def train_run(
-    path: Path, *, resume: bool, device: torch.device, say: Callable[[str], None]
+    path: Path, *, resume: bool, device: torch.device, say: Callable[[str], None], corpus: Path | None = None
 ) -> tuple[Result, Bounds | None]:
     """Train the model of a run folder, then evaluate the model on held-out rows.
 
@@ -32,9 +32,10 @@ def train_run(
 
     Args:
         path: The run folder.
-        resume: True to resume from the newest checkpoint.
+        resume: True to resume from the newest checkpoint that is whole.
         device: Device of this process.
         say: Function that prints a line for the user.
+        corpus: Folder to which file names of the data are relative, if it has moved since the run was built.
 
     Returns:
         The result of training, and the held-out bound. The bound is None if a signal stopped training, and in processes
@@ -48,11 +49,16 @@ def train_run(
     with contextlib.ExitStack() as stack:
         world = World.from_environment(device)
         stack.callback(world.close)
-        run = open_run(path, device=device, compile="off", weights="fresh")
+        run = open_run(path, device=device, compile="off", weights="fresh", root=corpus)
+        if not (path / "run.json").is_file():
+            raise UserError(
+                f"{path} is not a whole run folder: there is no run.json in it, so the data that it was built with are "
+                "not known; build it again (an export is for sampling and evaluation)"
+            )
         _ = (
             run.plan.objective_op
         )  # raises for a graph without a process, before anything is written or a tracker starts
-        start_point(path, resume=resume)
+        require_start(path, resume=resume)
         config = run.report.train
         run.engine.compile(config.compile)
         data = run.data()
@@ -70,7 +76,8 @@ def train_run(
 
         def activations(step: int) -> Activations | None:
             store = path / "activations.zarr"
-            return Activations(store, taps, queue=run.report.store.queue, resume_step=step) if taps else None
+            queue = run.report.store.queue
+            return Activations(store, taps, queue=queue, resume_step=step, say=quiet) if taps else None
 
         result = train(
             run.engine,

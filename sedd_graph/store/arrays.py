@@ -1,148 +1,37 @@
-"""Writers of the zarr v3 stores ``activations.zarr`` and ``samples.zarr``, which can be read while a run writes them.
+"""Arrays of the zarr v3 stores ``activations.zarr`` and ``samples.zarr``, which can be read while a run writes them.
 
-A record is the activation of one port at one training step. Arrays grow along their first axis, the index of the
-record. The chunk of a record is written before the shape of the array is extended, so that readers see only complete
-records, even after the writer was killed; zarr's local store writes each file atomically. Chunks are written one at a
-time, since zarr would write several in parallel and continue with the others after a failure.
+Arrays grow along their first axis. A chunk is written before the shape of the array is extended, so that readers see
+only complete rows, even after the writer was killed. Chunks are written one at a time, since zarr would write several
+in parallel and continue with the others after a failure. Each chunk ends with its CRC-32C, which zarr verifies when it
+reads the chunk, and chunks of zeros are written, too, so that a missing chunk is not taken for zeros.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from sedd_graph.errors import UserError
+from sedd_graph.store.durable import rename, sync_tree
 from sedd_graph.store.files import disk_faults, new_folder, part_folder
-from sedd_graph.store.writer import Writer
+from sedd_graph.store.manifest import DamagedError, entry_of, hash_text
 
-__all__ = ["Activations", "TapSpec", "array_of", "stores", "write_samples"]
+__all__ = ["array_of", "empty", "extend", "open_stored", "read_array", "stores", "write_samples"]
 
 Array = npt.NDArray[Any]
 CHUNK = 2**18
 """Array elements per chunk of samples: 2 MiB of int64 tokens."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TapSpec:
-    """Settings for saving the activations of one output port during training."""
-
-    path: str
-    """Path of the port's group in the store: its dotted path in the graph with slashes, such as ``trunk/0/x``."""
-    every: int
-    """Training steps between two records."""
-    dtype: str
-    """Name of the numpy dtype in which activations are stored, such as ``float16``."""
-    rows: int | None
-    """Number of batch rows per record, from the first; None for all rows."""
-    chunk: int
-    """Records per chunk of the zarr array."""
-
-
-class Activations:
-    """Writer of the zarr store of saved activations, which writes in a background thread.
-
-    The group of a port has two arrays: ``value`` [record, b, ...], the activations (b: rows of the batch, then the
-    other axes of the port), and ``step`` int64 [record], the training step of each record. The length of ``step`` is
-    the number of complete records; ``value`` is never shorter.
-
-    Args:
-        path: The folder ``activations.zarr``, which is opened or created.
-        taps: The output ports whose activations are saved, with their settings.
-        queue: Largest number of writes that wait in memory.
-        resume_step: Training step from which a run resumes; later records are deleted. None deletes nothing.
-
-    Raises:
-        UserError: The store contains something other than an array under one of the paths.
-        EnvironmentFault: The disk cannot be written.
-    """
-
-    def __init__(self, path: Path, taps: Sequence[TapSpec], *, queue: int = 16, resume_step: int | None = None) -> None:
-        self.taps = {t.path: t for t in taps}
-        self.path = path
-        self._arrays: dict[str, tuple[zarr.Array[Any], zarr.Array[Any]]] = {}
-        self._pending: dict[str, list[tuple[int, Array]]] = {t.path: [] for t in taps}
-        with disk_faults("activations.zarr", path):
-            self._root = zarr.open_group(str(path), mode="a", zarr_format=3)
-            for name in self.taps:
-                if f"{name}/step" in self._root and f"{name}/value" in self._root:
-                    self._arrays[name] = array_of(self._root, f"{name}/value"), array_of(self._root, f"{name}/step")
-            if resume_step is not None:
-                self._delete_after(resume_step)
-        self._queued = {name: steps.shape[0] for name, (_, steps) in self._arrays.items()}
-        self._writer = Writer(depth=queue)
-
-    def _delete_after(self, step: int) -> None:
-        """Delete the records after ``step``, which the resumed run will repeat."""
-        for value, steps in self._arrays.values():
-            count = int((np.asarray(steps[:]) <= step).sum())
-            steps.resize((count,))  # before value, which must never be the shorter one
-            value.resize((count, *value.shape[1:]))
-
-    def due(self, step: int) -> list[str]:
-        """Return the paths of the output ports whose activations are saved at training step ``step``."""
-        return [name for name, tap in self.taps.items() if step % tap.every == 0]
-
-    def put(self, name: str, step: int, value: Array) -> None:
-        """Add one record to the write queue; block only while the queue is full.
-
-        Args:
-            name: Path of the port, as in :attr:`TapSpec.path`.
-            step: Training step of the record.
-            value: Activations [b, ...] (b: rows of the batch), copied and converted to :attr:`TapSpec.dtype`.
-        """
-        tap = self.taps[name]
-        with np.errstate(over="ignore"):  # values beyond the range of float16 become infinite
-            self._pending[name].append((step, np.array(value[: tap.rows], dtype=tap.dtype, order="C")))
-        if (self._queued.get(name, 0) + len(self._pending[name])) % tap.chunk == 0:
-            self._enqueue(name)
-
-    def _enqueue(self, *names: str) -> None:
-        for name in names:
-            records, self._pending[name] = self._pending[name], []
-            if records:
-                self._queued[name] = self._queued.get(name, 0) + len(records)
-                self._writer.put(partial(self._append, name, records))
-
-    def _append(self, name: str, records: list[tuple[int, Array]]) -> None:
-        steps = np.asarray([s for s, _ in records], dtype=np.int64)
-        values = np.stack([v for _, v in records])
-        with disk_faults("activations.zarr", self.path):
-            if name not in self._arrays:
-                group = self._root.require_group(name)
-                # if only one of the arrays exists, it has no whole record, so overwriting loses nothing
-                self._arrays[name] = (
-                    _empty(group, "value", values, rows=self.taps[name].chunk),
-                    _empty(group, "step", steps, rows=1024),
-                )
-            value, marks = self._arrays[name]
-            if value.shape[1:] != values.shape[1:]:
-                shapes = f"{value.shape[1:]}, not {values.shape[1:]}"
-                raise UserError(f"activations.zarr/{name} holds records of shape {shapes}")
-            count = marks.shape[0]  # rows beyond it are part of a record that was not written as a whole
-            _extend(value, count, values)
-            _extend(marks, count, steps)
-
-    def flush(self) -> None:
-        """Block until all records passed to :meth:`put` are written, those of incomplete chunks included."""
-        self._enqueue(*self.taps)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Write all records passed to :meth:`put`, then stop the background thread."""
-        try:
-            self._enqueue(*self.taps)
-        finally:
-            self._writer.close()
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -161,11 +50,61 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
     return found
 
 
-def _extend(array: zarr.Array[Any], count: int, data: Array) -> None:
+def _hashes(path: Path, attributes: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Return the hashes of the attributes of a group and of the metadata of arrays in it."""
+    found = {name: entry_of(path / name / "zarr.json").xxh3_128 for name in names}
+    return {**found, "attributes": hash_text(json.dumps(attributes, sort_keys=True))}
+
+
+def open_stored(path: Path) -> zarr.Group:
+    """Open a zarr group of samples for reading.
+
+    Raises:
+        DamagedError: Its metadata are not those that were written.
+    """
+    try:
+        group = zarr.open_group(str(path), mode="r", zarr_format=3)
+        attributes = dict(group.attrs)
+        hashes = attributes.pop("hashes", None)
+        if not isinstance(hashes, dict | None):
+            raise TypeError("hashes is not a mapping")
+        names = [name for name in hashes or () if name != "attributes"]
+    except Exception as error:  # zarr raises many classes for metadata that are not its own
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DamagedError(f"{path / 'zarr.json'} is damaged: {first}") from None
+    if hashes is not None and (found := _hashes(path, attributes, names)) != hashes:
+        name = next((name for name in names if found[name] != hashes[name]), ".")
+        raise DamagedError(f"{path / name / 'zarr.json'} is not the file that was written")
+    return group
+
+
+def read_array(group: zarr.Group, name: str) -> Array:
+    """Return the values of an array of a zarr group.
+
+    Raises:
+        DamagedError: A chunk is missing or damaged. The message names the array.
+        UserError: The group contains no array under this name.
+    """
+    where = f"{group.store_path}/{name}".removeprefix("file://")
+    try:
+        array = array_of(group, name)
+    except KeyError:
+        raise UserError(f"{where} does not exist") from None
+    except (ValueError, TypeError, OSError) as error:
+        raise DamagedError(f"{where}/zarr.json is damaged: {str(error).splitlines()[0]}") from None
+    try:
+        if array.nchunks_initialized < array.nchunks:
+            raise DamagedError(f"{where}: {array.nchunks - array.nchunks_initialized} chunks are missing")
+        return np.asarray(array[...])
+    except (ValueError, RuntimeError, TypeError, OSError) as error:
+        raise DamagedError(f"{where} is damaged: {str(error).splitlines()[0]}") from None
+
+
+def extend(array: zarr.Array[Any], count: int, data: Array) -> None:
     """Write ``data`` after the first ``count`` rows, then extend the array, so that readers see only whole rows."""
     shape = (count + len(data), *array.shape[1:])
     metadata: Any = dataclasses.replace(array.metadata, shape=shape)
-    wider = zarr.Array(zarr.AsyncArray(metadata, array.store_path))
+    wider = zarr.Array(zarr.AsyncArray(metadata, array.store_path, config={"write_empty_chunks": True}))
     rows = array.chunks[0]
     for start in range(count - count % rows, shape[0], rows):
         first, last = max(start, count), min(start + rows, shape[0])
@@ -196,7 +135,7 @@ def write_samples(
     trajectory: npt.NDArray[np.int32] | None = None,
     attributes: Mapping[str, Any],
 ) -> Path:
-    """Write a batch of samples to a new zarr group, atomically.
+    """Write a batch of samples to a new zarr group, atomically and durably.
 
     Args:
         path: Path of the group, such as ``samples.zarr``; if it exists, a number is added (``samples-2.zarr``).
@@ -206,7 +145,8 @@ def write_samples(
         text: Text of each row; None for samples that are not text.
         trajectory: Tokens at the start (index 0) and after each sampler step, int32 [step, row, position]; None to
             store none.
-        attributes: Attributes of the group as JSON values, such as sampler, seed and revision.
+        attributes: Attributes of the group as JSON values, such as sampler, seed and revision. The attribute ``hashes``
+            is added: hashes of these and of the arrays' metadata.
 
     Returns:
         The path of the new group.
@@ -218,23 +158,45 @@ def write_samples(
     with disk_faults(path.name, path.parent), part_folder(path) as part:
         root = zarr.open_group(str(part), mode="a", zarr_format=3)  # "w" would replace the folder, which holds a lock
         for name, data in arrays.items():
-            _extend(_empty(root, name, data, rows=max(1, CHUNK // max(1, math.prod(data.shape[1:])))), 0, data)
+            extend(empty(root, name, data, rows=max(1, CHUNK // max(1, math.prod(data.shape[1:])))), 0, data)
         if trajectory is not None:
-            _extend(_empty(root, "trajectory", trajectory, rows=1), 0, trajectory)
+            rows = max(
+                1, CHUNK // max(1, math.prod(trajectory.shape[1:]))
+            )  # a file for each step could be a million files
+            extend(empty(root, "trajectory", trajectory, rows=rows), 0, trajectory)
         if text is not None:
             with warnings.catch_warnings():
                 # zarr warns that strings of variable length are not in the v3 specification yet
                 warnings.simplefilter("ignore")
-                strings = root.create_array("text", shape=(len(text),), chunks=(max(1, len(text)),), dtype=str)
+                strings = root.create_array(
+                    "text",
+                    shape=(len(text),),
+                    chunks=(max(1, len(text)),),
+                    dtype=str,
+                    compressors=[ZstdCodec(), Crc32cCodec()],
+                    config={"write_empty_chunks": True},
+                )
                 strings[:] = np.asarray(list(text), dtype=object)
-        root.attrs.update(dict(attributes))
+        written = json.loads(json.dumps(dict(attributes)))  # as a reader gets it, with lists for tuples
+        root.attrs.update({**written, "hashes": _hashes(part, written, sorted(root.array_keys()))})
         final = new_folder(path)
         final.rmdir()
-        part.rename(final)
+        sync_tree(part)
+        rename(part, final)
     return final
 
 
-def _empty(group: zarr.Group, name: str, like: Array, *, rows: int) -> zarr.Array[Any]:
-    """Create an array of no rows for rows such as those of ``like``, ``rows`` per chunk."""
+def empty(
+    group: zarr.Group, name: str, like: Array, *, rows: int, attributes: dict[str, Any] | None = None
+) -> zarr.Array[Any]:
+    """Create an array of no rows for rows such as those of ``like``, ``rows`` per chunk, in place of an earlier one."""
     row = like.shape[1:]
-    return group.create_array(name, shape=(0, *row), chunks=(rows, *row), dtype=like.dtype, overwrite=True)
+    return group.create_array(
+        name,
+        shape=(0, *row),
+        chunks=(rows, *row),
+        dtype=like.dtype,
+        compressors=[ZstdCodec(), Crc32cCodec()],
+        attributes=attributes,
+        overwrite=True,
+    )

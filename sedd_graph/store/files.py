@@ -1,8 +1,11 @@
-"""Run folders, atomic writes of files (under a temporary name, then renamed), and file locks."""
+"""Folders, atomic writes of files (under a temporary name, then renamed), and file locks.
+
+What a function has written is on the disk when it returns (:mod:`sedd_graph.store.durable`).
+"""
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import errno
 import glob
 import json
@@ -11,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,18 +22,24 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sedd_graph.errors import EnvironmentFault, UserError
+from sedd_graph.store.durable import make_folder, rename, sync_folder
 
 __all__ = [
-    "JsonLines",
     "alone",
     "disk_faults",
     "new_folder",
-    "new_run",
     "part_folder",
+    "plain",
     "read_json",
+    "remove",
+    "sweep",
+    "write_bytes",
     "write_json",
     "write_text",
 ]
+
+MAX_JSON = 64 * 2**20
+"""Size limit of a JSON file, in bytes."""
 
 
 @contextmanager
@@ -55,9 +64,19 @@ def disk_faults(what: str, path: Path) -> Iterator[None]:
         if number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
             raise UserError(f"{what} could not be written to {path}: {reason}") from error
         if number in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full"
+            reason = _full(path)
         message = f"{what} could not be written to {path}: {reason}; earlier files are intact"
         raise EnvironmentFault(message) from error
+
+
+def _full(path: Path) -> str:
+    """Return what the file system of ``path`` has run out of: blocks, or inodes, of which each file takes one."""
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no statvfs
+        place = next(folder for folder in (path, *path.parents) if folder.exists())
+        found = os.statvfs(place)
+        if found.f_files and not found.f_favail and found.f_bavail:
+            return "the file system has no inodes left (delete files, however small they are)"
+    return "the disk is full"
 
 
 def _reason(error: Exception) -> tuple[int | None, str]:
@@ -68,7 +87,7 @@ def _reason(error: Exception) -> tuple[int | None, str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically.
+    """Write a UTF-8 text file, atomically and durably.
 
     Args:
         path: The file.
@@ -78,24 +97,29 @@ def write_text(path: Path, text: str) -> None:
         UserError: The path is invalid.
         EnvironmentFault: The disk is full, or writing fails for another reason.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, atomically and durably. Raises what :func:`write_text` raises."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with disk_faults(path.name, path.parent):
         try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
+            with temporary.open("wb") as stream:
+                stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary.replace(path)
+            rename(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _plain(data: Any) -> Any:
+def plain(data: Any) -> Any:
     """Replace numbers that JSON cannot represent by None, such as the standard error of a single value."""
     if isinstance(data, Mapping):
-        return {key: _plain(value) for key, value in data.items()}
+        return {key: plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_plain(value) for value in data]
+        return [plain(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
@@ -110,15 +134,25 @@ def write_json(path: Path, data: Any) -> None:
         UserError: The path is invalid.
         EnvironmentFault: The disk is full, or writing fails for another reason.
     """
-    write_text(path, json.dumps(_plain(data), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(data), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raises :class:`UserError` if the file is missing, unreadable or not JSON."""
+    """Return the content of a JSON file.
+
+    Raises:
+        UserError: The file is missing, not a regular file, larger than 64 MiB, unreadable or not JSON.
+    """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file")
+        if path.stat().st_size > MAX_JSON:
+            raise UserError(f"{path} is larger than {MAX_JSON >> 20} MiB")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise UserError(f"{path} is not JSON: nested too deeply") from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
 
@@ -129,44 +163,36 @@ def new_folder(path: Path) -> Path:
         candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         try:
             with disk_faults("a folder", path.parent):
-                candidate.mkdir(parents=True)
+                make_folder(candidate.parent)
+                candidate.mkdir()
+                sync_folder(candidate.parent)
             return candidate
         except FileExistsError:
             continue
     raise UserError(f"{path} exists already, and so do its numbered names up to 9,999")
 
 
-def new_run(root: Path, name: str, digest: str) -> Path:
-    """Create a new run folder ``root/name/<UTC time>-<digest>``.
-
-    Args:
-        root: Folder of all run folders.
-        name: Name of the blueprint.
-        digest: Hash of the lock file, of which the first eight digits are used.
-
-    Returns:
-        The path of the run folder.
-    """
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    return new_folder(root / name / f"{stamp}-{digest[:8]}")
-
-
 @contextmanager
-def part_folder(path: Path) -> Iterator[Path]:
+def part_folder(path: Path, *, abandoned: str | None = None) -> Iterator[Path]:
     """Context manager that creates a hidden temporary folder beside ``path``.
 
     The caller fills the folder and renames it to ``path``.
 
     The folder is locked during the ``with`` block, and deleted after the block unless it was renamed. Unlocked
     temporary folders for the same ``path``, which killed processes have left, are deleted first.
+
+    Args:
+        path: The folder to create.
+        abandoned: Glob pattern, within the parent of ``path``, of the temporary folders to delete if they are not
+            locked; None for those of the same ``path``.
     """
-    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with _locked(abandoned) as held:
+    for left in path.parent.glob(abandoned or f".{glob.escape(path.name)}.*.part"):
+        with _locked(left) as held:
             if held:
-                shutil.rmtree(abandoned, ignore_errors=True)
+                shutil.rmtree(left, ignore_errors=True)
     while True:
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        part.mkdir(parents=True)
+        make_folder(part)
         with _locked(part) as held:
             if held is None or part.is_dir():  # another process may have deleted it before it was locked
                 try:
@@ -174,6 +200,27 @@ def part_folder(path: Path) -> Iterator[Path]:
                 finally:
                     shutil.rmtree(part, ignore_errors=True)
                 return
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it, if it exists; leave what cannot be deleted."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, *patterns: str) -> None:
+    """Delete what killed processes have left in a folder.
+
+    Args:
+        folder: The folder, of which this process is the only writer.
+        patterns: Glob patterns of temporary names, such as ``.step-*.part``.
+    """
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            remove(path)
 
 
 def _lock(number: int) -> bool | None:
@@ -222,53 +269,3 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
         if _lock(stream.fileno()) is False:
             raise UserError(f"{folder}: another process is {doing} it")
         yield
-
-
-class JsonLines:
-    """JSON Lines file, open for appending records. Opening the file removes an incomplete last line.
-
-    Args:
-        path: The file, which is created if it does not exist.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with disk_faults(path.name, path.parent):
-            self._stream = path.open("ab", buffering=0)
-            raw = path.read_bytes()
-            whole = raw.rfind(b"\n") + 1
-            if whole < len(raw):
-                self._stream.truncate(whole)
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Append ``record`` as one line, or leave the file unchanged if writing fails. NaN and infinity become null."""
-        line = (json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
-        with disk_faults(self.path.name, self.path.parent):
-            before = os.fstat(self._stream.fileno()).st_size
-            try:
-                while line:
-                    line = line[self._stream.write(line) :]
-            except OSError:
-                self._stream.truncate(before)
-                raise
-
-    def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Delete the records for which ``wanted(record)`` is false, and all lines that are not JSON objects."""
-
-        def is_wanted(line: bytes) -> bool:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                return False
-            return isinstance(record, dict) and wanted(record)
-
-        # split at "\n" only: str.splitlines would also split at U+2028 within a text
-        kept = [line for line in self.path.read_bytes().split(b"\n") if is_wanted(line)]
-        write_text(self.path, "".join(line.decode() + "\n" for line in kept))
-        self._stream.close()
-        with disk_faults(self.path.name, self.path.parent):
-            self._stream = self.path.open("ab", buffering=0)
-
-    def close(self) -> None:
-        """Close the file. Appended records need no flush, since writes are not buffered."""
-        self._stream.close()

@@ -18,7 +18,7 @@ from sedd_graph.data.rows import open_data
 from sedd_graph.data.sources import Document, read_corpus
 from sedd_graph.errors import UserError
 from sedd_graph.testing.case import Case, Failures, Found
-from sedd_graph.training.checkpoint import pack_optimizers, unpack_optimizers
+from sedd_graph.training.optimizer_state import pack_optimizers, unpack_optimizers
 
 __all__ = ["check_corpus", "check_lr_schedule", "check_optimizer", "check_points", "check_tokenizer", "check_tracker"]
 

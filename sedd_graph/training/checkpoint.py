@@ -1,33 +1,79 @@
-"""Training checkpoints, folders of safetensors and JSON files that are written atomically.
+"""Training checkpoints, folders of safetensors and JSON files that are written atomically and durably.
 
-A checkpoint is untrusted input, so it contains no pickles (torch's distributed checkpoint pickles its metadata). The
-state of the optimizers is stored as tensors by name (docs/explanation/decisions.md).
+A checkpoint is untrusted input, so it contains no pickles (torch's distributed checkpoint pickles its metadata). Its
+manifest has a hash of each file, and of the run's lock file and tokenizer (docs/explanation/decisions.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import re
 import secrets
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import torch
+import pydantic
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sedd_graph.blueprint.lock import FILE as LOCK
+from sedd_graph.component.strict import Strict
+from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
-from sedd_graph.store.files import disk_faults, read_json
+from sedd_graph.store.durable import make_folder, rename, sync_tree
+from sedd_graph.store.files import disk_faults, remove, sweep, write_json
+from sedd_graph.store.manifest import DamagedError, Entry, read_manifest, read_typed, verify_files, write_manifest
 
-__all__ = ["Checkpoint", "latest_checkpoint", "load_weights", "read_checkpoint", "start_point", "write_checkpoint"]
+__all__ = ["AVERAGE", "METRICS", "MODEL", "OPTIMIZER", "Checkpoint", "State", "Window", "checkpoints", "latest_checkpoint", "read_checkpoint", "read_state", "read_tensors", "require_start", "set_aside", "step_of", "sweep_checkpoints", "write_checkpoint"]  # fmt: skip
 
-_NAME = re.compile(r"step-(\d{8,})")
-_KEY = re.compile(r"(\d{1,9})/(\d{1,9})/(\w+)", re.ASCII)
+MODEL, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+"""File names in a checkpoint."""
+METRICS = "metrics.jsonl"
+"""File name, in a run folder, of the metrics."""
+_NAME = re.compile(r"step-(\d{8,10})", re.ASCII)
+_FIXED = (LOCK, TOKENIZER)
+
+Count = Annotated[int, pydantic.Field(ge=0, le=10**10)]
+Seconds = Annotated[float, pydantic.Field(ge=0)]
+
+
+class Window(Strict):
+    """Sums of the steps since the last record of the loss, from which a resumed run continues its next record."""
+
+    nats: list[float] = [0.0]
+    """Loss summed over the rows of each process, nats."""
+    counted: list[float] = [0.0]
+    """Number of tokens, or of coordinates of points, in ``nats``, for each process."""
+    logged: Count = 0
+    """Step of the last record."""
+    logged_at: Seconds = 0.0
+    """Training time at that record, seconds."""
+
+    @pydantic.model_validator(mode="after")
+    def _each_process_has_both(self) -> Window:
+        if not 0 < len(self.nats) == len(self.counted):
+            raise ValueError("nats and counted have different lengths")
+        return self
+
+
+class State(Strict):
+    """Content of ``state.json``."""
+
+    step: Count
+    """Number of optimizer steps done."""
+    seconds: Seconds
+    """Training time, seconds."""
+    average_count: Count
+    """Number of updates of the moving average."""
+    world: Annotated[int, pydantic.Field(ge=1, le=10**6)]
+    """Number of processes."""
+    window: Window
+    """Sums since the last record of the loss."""
+    train: dict[str, pydantic.JsonValue]
+    """The ``train`` section of the blueprint."""
 
 
 @dataclasses.dataclass
@@ -39,108 +85,81 @@ class Checkpoint:
     average: dict[str, Tensor] | None
     """Exponential moving average of the parameters, and the buffers, by name; None without ``train.ema``."""
     optimizers: dict[str, Tensor]
-    """State of the optimizers as tensors by name, in the format of :func:`pack_optimizers`."""
-    state: dict[str, Any]
-    """Content of ``state.json``: the step, the training time in seconds, the number of updates of the moving average,
-    the number of processes, and the ``train`` section of the blueprint."""
+    """State of the optimizers as tensors by name (:func:`sedd_graph.training.optimizer_state.pack_optimizers`)."""
+    state: State
+    """Content of ``state.json``."""
+    metrics: Entry | None = None
+    """Size and hash of ``metrics.jsonl`` when the checkpoint was written; None if there was no such file."""
 
 
-def pack_optimizers(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return the state of the optimizers as CPU tensors by name.
-
-    A name is ``<index of the optimizer>/<index of the parameter>/<key of the state>``, such as ``0/3/exp_avg``.
-    """
-    packed = {}
-    for number, optimizer in enumerate(optimizers):
-        for parameter, state in optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                if value is None:  # such as the momentum of SGD without momentum
-                    continue
-                tensor = value if isinstance(value, Tensor) else torch.tensor(value)
-                packed[f"{number}/{parameter}/{key}"] = tensor.detach().cpu().contiguous()
-    return packed
-
-
-def unpack_optimizers(optimizers: list[torch.optim.Optimizer], packed: dict[str, Tensor]) -> None:
-    """Load optimizer state from tensors.
+def write_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write a checkpoint atomically and durably, then delete all but the newest checkpoints.
 
     Args:
-        optimizers: The optimizers, which are changed in place.
-        packed: Tensors by name, in the format of :func:`pack_optimizers`.
-
-    Raises:
-        UserError: The state is that of another model or of other optimizers.
-    """
-    named = {name: _KEY.fullmatch(name) for name in packed}
-    for number, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Any]] = {}
-        for name, parts in named.items():
-            if parts is None:
-                raise UserError(f"the checkpoint's optimizer state has an unknown name: {name!r}")
-            if int(parts[1]) == number:
-                state.setdefault(int(parts[2]), {})[parts[3]] = packed[name].clone()
-        whole = optimizer.state_dict()
-        expected = {p for group in whole["param_groups"] for p in group["params"]}
-        if state and set(state) != expected:
-            raise UserError("the checkpoint's optimizer state is of another model or optimizer")
-        optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
-
-
-def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write a checkpoint atomically, then delete all but the newest checkpoints.
-
-    Args:
-        folder: The folder of checkpoints.
-        step: Number of optimizer steps done.
+        run: The run folder; checkpoints are in its folder ``checkpoints``.
         checkpoint: The state to write.
         keep: Number of newest checkpoints that are retained.
 
     Returns:
-        The path of the checkpoint, such as ``folder/step-00000100``.
+        The path of the checkpoint, such as ``checkpoints/step-00000100``.
 
     Raises:
         EnvironmentFault: The disk is full or cannot be written.
     """
-    final = folder / f"step-{step:08d}"
-    part = folder / f".{final.name}.{secrets.token_hex(4)}.part"
+    folder = run / "checkpoints"
+    final = folder / f"step-{checkpoint.state.step:08d}"
+    part = _hidden(final)
+    tensors = {MODEL: checkpoint.model, OPTIMIZER: checkpoint.optimizers}
+    if checkpoint.average is not None:
+        tensors[AVERAGE] = checkpoint.average
     with disk_faults("a checkpoint", folder):
         try:
-            part.mkdir(parents=True)
-            save_tensors(checkpoint.model, part / "model.safetensors")
-            if checkpoint.average is not None:
-                save_tensors(checkpoint.average, part / "ema.safetensors")
-            save_tensors(checkpoint.optimizers, part / "optimizer.safetensors")
-            state = json.dumps({**checkpoint.state, "step": step}, indent=2, sort_keys=True)
-            (part / "state.json").write_text(state + "\n", encoding="utf-8")
-            for file in part.iterdir():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            if final.exists():  # a resumed run has reached the same step again
-                final.rename(folder / f".{final.name}.{secrets.token_hex(4)}.part")
-            part.rename(final)
+            make_folder(part)
+            for name, named in tensors.items():
+                save_tensors(named, part / name)
+            write_json(part / STATE, checkpoint.state.model_dump(mode="json"))
+            write_manifest(part, [*tensors, STATE], run={name: run / name for name in (*_FIXED, METRICS)})
+            sync_tree(part)
+            if final.exists():  # something else under this name: a checkpoint from which this run has not started
+                rename(final, _hidden(final))
+            rename(part, final)
+            for old in checkpoints(folder)[:-keep]:
+                rename(old, _hidden(old))  # so that a kill leaves no half checkpoint under a checkpoint's name
         finally:
-            shutil.rmtree(part, ignore_errors=True)
-    for old in [*_all(folder)[:-keep], *folder.glob(".step-*.part")]:  # .part: of a process that was killed
-        shutil.rmtree(old, ignore_errors=True)
+            remove(part)
+            sweep_checkpoints(folder)
     return final
 
 
-def _all(folder: Path) -> list[Path]:
-    """Return the complete checkpoints, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / "state.json").is_file()]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+def _hidden(path: Path) -> Path:
+    """Return a new temporary name beside ``path``."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def sweep_checkpoints(folder: Path) -> None:
+    """Delete unfinished and removed checkpoints, such as those that killed processes have left."""
+    sweep(folder, ".step-*.part")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the paths of the checkpoints in a folder, oldest first, whether they are whole or damaged."""
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: (step_of(path), path.name))
+
+
+def step_of(path: Path) -> int:
+    """Return the step in the name of a checkpoint's folder, such as 100 for ``step-00000100``."""
+    return int(path.name.split("-")[1])
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the path of the newest complete checkpoint in ``folder``, or None if there is no checkpoint."""
-    found = _all(folder)
+    """Return the path of the newest checkpoint in ``folder``, or None if there is no checkpoint."""
+    found = checkpoints(folder)
     return found[-1] if found else None
 
 
-def start_point(run: Path, *, resume: bool) -> Path | None:
-    """Return the path of the checkpoint from which a run resumes, or None for a run that starts at step 0.
+def require_start(run: Path, *, resume: bool) -> None:
+    """Check that a run can be started, or resumed, as requested.
 
     Args:
         run: The run folder.
@@ -154,49 +173,61 @@ def start_point(run: Path, *, resume: bool) -> Path | None:
         raise UserError(f"{run} has been trained already: add --resume to continue, or build a new run")
     if newest is None and resume:
         raise UserError(f"there is no checkpoint under {run / 'checkpoints'} to resume from")
-    return newest
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that nothing reads or counts it, and return its new path."""
+    number, target = 1, path.with_name(f"damaged-{path.name}")
+    while target.exists():
+        number += 1
+        target = path.with_name(f"damaged-{path.name}-{number}")
+    with disk_faults("the name of a damaged checkpoint", path.parent):
+        rename(path, target)
+    return target
+
+
+def read_state(path: Path, *, verify: Sequence[str] | None = None) -> tuple[State, dict[str, Entry]]:
+    """Verify a checkpoint against its manifest, and the run's lock file and tokenizer, and read its ``state.json``.
+
+    Args:
+        path: The folder of the checkpoint.
+        verify: Names of the files to verify in addition to ``state.json``; None for all.
+
+    Returns:
+        The state; and sizes and hashes, in the manifest, of the files of the run folder.
+
+    Raises:
+        DamagedError: A file is missing or is not what was written, or belongs to another step.
+    """
+    manifest = read_manifest(path)
+    verify_files(path, manifest.files, names=[*verify, STATE] if verify else {*manifest.files, MODEL, OPTIMIZER, STATE})
+    verify_files(path.parent.parent, {name: entry for name, entry in manifest.run.items() if name in _FIXED})
+    state = read_typed(path / STATE, State)
+    if state.step != step_of(path):
+        raise DamagedError(f"{path / STATE} is of step {state.step}: the folder's name says {step_of(path)}")
+    return state, manifest.run
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the checkpoint at ``path``. Raises :class:`UserError` if a file is missing or invalid."""
-    state = read_json(path / "state.json")
-    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-        raise UserError(f"{path / 'state.json'} is not the state of a checkpoint")
-    average = path / "ema.safetensors"
+    """Verify and read the checkpoint at ``path``.
+
+    Raises:
+        DamagedError: A file is missing or is not what was written.
+    """
+    state, others = read_state(path)
+    average = path / AVERAGE
     return Checkpoint(
-        model=_tensors(path / "model.safetensors"),
-        average=_tensors(average) if average.exists() else None,
-        optimizers=_tensors(path / "optimizer.safetensors"),
+        model=read_tensors(path / MODEL),
+        average=read_tensors(average) if average.exists() else None,
+        optimizers=read_tensors(path / OPTIMIZER),
         state=state,
+        metrics=others.get(METRICS),
     )
 
 
-def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
-    """Load parameters and buffers into a module by name.
-
-    Args:
-        model: The module to load into.
-        weights: Parameters and buffers by name, as in a state dict.
-        where: Name of the file that they come from, for messages.
-
-    Raises:
-        UserError: Names or shapes differ from those of ``model``; the message lists the first five differences of each
-            sort.
-    """
-    own = model.state_dict()
-    wrong = []
-    for text, names in (("missing", own.keys() - weights.keys()), ("unknown", weights.keys() - own.keys())):
-        if names:
-            wrong.append(f"{text}: {', '.join(sorted(names)[:5])}{' ...' if len(names) > 5 else ''}")
-    shapes = sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape)
-    wrong += [f"{k}: {list(weights[k].shape)}, not {list(own[k].shape)}" for k in shapes[:5]]
-    if wrong:
-        raise UserError(f"{where} does not fit this model: {'; '.join(wrong)}")
-    model.load_state_dict(weights)
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name. Raises :class:`DamagedError` if it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}") from None

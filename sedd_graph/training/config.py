@@ -46,6 +46,8 @@ class CheckpointConfig(Strict):
 
     every: Count = 1000
     """Optimizer steps between checkpoints."""
+    every_s: Positive | None = 1800.0
+    """Seconds after which a checkpoint is also written, after the step that is being computed; null for none."""
     keep: Annotated[int, pydantic.Field(ge=1, le=1000)] = 2
     """Number of newest checkpoints that are retained."""
 

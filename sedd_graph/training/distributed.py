@@ -61,6 +61,12 @@ class World:
         if self.size > 1:
             dist.all_reduce(value)
 
+    def first(self, value: int) -> int:
+        """Return the ``value`` of the process of rank 0 in all processes."""
+        found = torch.tensor(value if self.rank == 0 else 0, device=self.device, dtype=torch.int64)
+        self.sum_(found)
+        return int(found)
+
     def any(self, flag: bool) -> bool:
         """Return whether ``flag`` is true in any process; the result is the same in all processes."""
         if self.size == 1:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sedd_graph.component.progress import progress
@@ -19,14 +18,14 @@ from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.engine.engine import Engine
 from sedd_graph.evaluation.bound import evaluate
-from sedd_graph.store.arrays import Activations
-from sedd_graph.training.checkpoint import start_point
+from sedd_graph.store.activations import Activations
+from sedd_graph.training.checkpoint import require_start, sweep_checkpoints
 from sedd_graph.training.config import EvaluateConfig, SampleConfig, TrainConfig
 from sedd_graph.training.distributed import World
 from sedd_graph.training.trackers import Trackers
 from sedd_graph.training.trainer import Say, Trainer
 
-__all__ = ["Result", "train"]
+__all__ = ["STOPPING", "Result", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +40,16 @@ class Result:
     """Training time in seconds, without evaluations, samples and checkpoints."""
 
 
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+"""Names of the signals that end training after the step with a checkpoint: Ctrl-C, and those that clusters send before
+they take a machine back. Windows has no SIGHUP and no SIGUSR1."""
+
+
 class _Signals:
-    """Context that records the first SIGINT or SIGTERM, to end after the step; a second one raises
-    KeyboardInterrupt.
+    """Context that records the first signal of :data:`STOPPING`, to end after the step.
+
+    A second SIGINT raises KeyboardInterrupt; other later signals change nothing, since a cluster may send several.
+    Signals that the process was started to ignore, as SIGHUP by ``nohup``, are still ignored.
     """
 
     def __init__(self) -> None:
@@ -52,14 +58,15 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._on)
+            for number in (getattr(signal, name) for name in STOPPING if hasattr(signal, name)):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._on)
         return self
 
     def _on(self, number: int, frame: Any) -> None:
-        if self.caught is not None:
+        if self.caught is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.caught = signal.Signals(number).name
+        self.caught = self.caught or signal.Signals(number).name
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -90,6 +97,8 @@ class _Loop:
     trainer: Trainer
     trackers: Trackers | None
     decode: Callable[[Tensor], list[str]]
+    saved_at: float = 0.0
+    """Time of the newest checkpoint, or of the start, by the monotonic clock, seconds."""
     fallbacks: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def run(self) -> Result:
@@ -100,8 +109,7 @@ class _Loop:
         """
         trainer, config, world = self.trainer, self.trainer.config, self.trainer.world
         clock, start_seconds = _Clock(trainer.seconds), trainer.seconds
-        reason, first, logged, logged_at = "done", trainer.step + 1, trainer.step, start_seconds
-        total = torch.zeros(2, device=trainer.engine.device, dtype=torch.float64)
+        reason, first, self.saved_at = "done", trainer.step + 1, time.monotonic()
         trainer.model.train()
         steps = config.steps if config.budget_s is None else None
         with _Signals() as signals, progress("training", total=steps, done=trainer.step) as advance:
@@ -121,24 +129,28 @@ class _Loop:
                     break
                 nats, counted, saved = trainer.train_step()
                 norm = trainer.update(self.fraction())
-                total += torch.stack([nats, counted]).double()
+                trainer.window.add(nats, counted)
                 trainer.step += 1
                 advance()
                 self.report_fallbacks()
                 self.record(saved)
-                if trainer.step % config.log_every == 0 or trainer.step == first:
-                    world.sum_(total)
+                if trainer.step % config.log_every == 0 or trainer.step == 1:
                     seconds = clock.seconds
-                    rows_per_second = (trainer.step - logged) * config.batch / (seconds - logged_at)
-                    self.report((total[0] / total[1]).item(), norm.item(), seconds, rows_per_second)
-                    total.zero_()
-                    logged, logged_at = trainer.step, seconds
+                    loss, steps, passed = trainer.window.take(world, trainer.step, seconds)
+                    self.report(loss, norm.item(), seconds, steps * config.batch / passed)
                 clock.pause()
                 self.between_steps()
                 clock.go()
         trainer.seconds = clock.seconds
-        trainer.save()
+        self.save()
         return Result(trainer.step, reason, trainer.seconds)
+
+    def save(self) -> None:
+        """Write a checkpoint, before which the metrics are flushed to the disk."""
+        if self.trackers is not None:
+            self.trackers.sync()
+        self.trainer.save()
+        self.saved_at = time.monotonic()
 
     def fraction(self) -> float:
         """Return the share of the run that is done, in [0, 1]: the larger of the shares of steps and of time."""
@@ -206,8 +218,10 @@ class _Loop:
                 self.evaluate(config.evaluate)
             if config.sample is not None and step % config.sample.every == 0:
                 self.sample(config.sample)
-        if step % config.checkpoint.every == 0:
-            trainer.save()
+        every_s = config.checkpoint.every_s
+        late = every_s is not None and trainer.world.any(time.monotonic() - self.saved_at >= every_s)
+        if late or step % config.checkpoint.every == 0:
+            self.save()
         trainer.world.barrier()
 
     def evaluate(self, config: EvaluateConfig) -> None:
@@ -255,7 +269,7 @@ def train(
         data: The data set.
         config: The ``train`` section of the blueprint.
         run: The run folder.
-        resume: True to resume from the newest checkpoint of the run.
+        resume: True to resume from the newest checkpoint of the run that is whole.
         world: The process group of the run; one process by default.
         trackers: Log of the run's metrics; None to log nothing.
         activations: Function that opens ``activations.zarr``, the store of the activations that ``save`` in the
@@ -273,11 +287,13 @@ def train(
     """
     world = world or World.single()
     trainer = Trainer(engine, data, config, run, world, say)
-    start = start_point(run, resume=resume)
-    if start is not None:
-        trainer.restore(start)
+    require_start(run, resume=resume)
+    if world.rank == 0:
+        sweep_checkpoints(run / "checkpoints")
+    metrics = trainer.resume() if resume else None
     if trackers is not None:
-        trackers.resume(trainer.step)  # at step 0: removes records of an attempt that ended before its first checkpoint
+        # at step 0: removes records of an attempt that ended before its first checkpoint
+        trackers.resume(trainer.step, metrics, say)
     trainer.activations = activations(trainer.step) if world.rank == 0 else None
     try:
         result = _Loop(trainer, trackers, decode).run()

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sedd_graph.errors import MissingExtraError
-from sedd_graph.store.files import JsonLines
+from sedd_graph.store.files import sweep, write_bytes
+from sedd_graph.store.json_lines import JsonLines
+from sedd_graph.store.manifest import Entry, entry_of
+from sedd_graph.training.checkpoint import METRICS
 from sedd_graph.training.interfaces import Tracker
 
 __all__ = ["FINAL", "Trackers"]
@@ -41,7 +44,7 @@ class Trackers:
             package = tracker.package
             if package is not None and not _is_installed(package):
                 raise MissingExtraError(package, extra=package, purpose=f"the tracker {package!r}")
-        self._lines = JsonLines(run / "metrics.jsonl")
+        self._lines = JsonLines(run / METRICS)
         self._others: list[Tracker] = []
         for tracker in others:
             try:
@@ -79,18 +82,42 @@ class Trackers:
         self._lines.append({"step": step, name: text})
         self._each(lambda t: t.text(step, name, text))
 
-    def resume(self, step: int) -> None:
+    def resume(self, step: int, written: Entry | None, say: Callable[[str], None]) -> None:
         """Prepare the log for a run that resumes after ``step``.
 
-        Delete the records of later steps, which will be logged again, and the record of an evaluation after training.
+        Delete the records of later steps, which will be logged again, the record of an evaluation after training, and
+        lines that are not whole records. If records up to ``step`` are damaged, the file is copied first.
+
+        Args:
+            step: The step.
+            written: Size and hash of ``metrics.jsonl`` when the checkpoint of ``step`` was written; None if unknown.
+            say: Function that prints a line for the user.
         """
+        path = self._lines.path
+        sweep(path.parent, f".{path.name}.*.part")
+        if written is not None and entry_of(path, size=written.bytes) != written:
+            copy = path.with_name(f"damaged-{path.name}")
+            write_bytes(copy, path.read_bytes())
+            lost = f"is not what was written up to step {step}: records are lost or changed"
+            say(f"warning     {path} {lost}; the file as it was is now {copy.name}")
+        odd = 0
 
         def remains(record: Mapping[str, Any]) -> bool:
+            nonlocal odd
             at = record.get("step")
+            odd += not isinstance(at, int)
             return isinstance(at, int) and at <= step and not any(key.startswith(FINAL) for key in record)
 
-        self._lines.keep(remains)
+        if broken := self._lines.keep(remains) + self._lines.torn + odd:
+            lines = f"{broken} line{'s' if broken > 1 else ''}"
+            say(
+                f"warning     {path}: {lines} without a whole record removed; records after step {step} are written again"
+            )
         self._each(lambda t: t.resume(step))
+
+    def sync(self) -> None:
+        """Flush the records of ``metrics.jsonl`` to the disk."""
+        self._lines.sync()
 
     def close(self) -> None:
         """Close ``metrics.jsonl`` and all trackers. An exception of a tracker becomes a warning."""

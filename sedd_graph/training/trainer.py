@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,25 @@ from sedd_graph.engine.process import SCHEDULE
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import DivergedError, UserError
 from sedd_graph.evaluation.bound import to_batch
-from sedd_graph.store.arrays import Activations
+from sedd_graph.store.activations import Activations
+from sedd_graph.store.manifest import DamagedError, Entry
 from sedd_graph.training.checkpoint import (
+    AVERAGE,
+    MODEL,
+    OPTIMIZER,
     Checkpoint,
-    load_weights,
-    pack_optimizers,
+    State,
+    checkpoints,
     read_checkpoint,
-    unpack_optimizers,
+    set_aside,
     write_checkpoint,
 )
 from sedd_graph.training.config import TrainConfig
 from sedd_graph.training.distributed import World
 from sedd_graph.training.optim import Average, learning_rate, make_optimizers
+from sedd_graph.training.optimizer_state import expected_state, pack_optimizers, unpack_optimizers
+from sedd_graph.training.weights import check_tensors
+from sedd_graph.training.window import RunningLoss
 
 __all__ = ["Say", "Trainer"]
 
@@ -84,6 +91,9 @@ class Trainer:
         self.average = Average(self.model, config.ema) if config.ema else None
         self.dtype = pick_dtype(config.dtype, engine.device)
         self.step, self.seconds = 0, 0.0
+        self.saved: int | None = None
+        """Step of the newest checkpoint that this run has written or has been restored from."""
+        self.window = RunningLoss(engine.device)
         self.activations: Activations | None = None
 
     def micro_batches(self) -> Iterator[tuple[Any, Randomness]]:
@@ -153,11 +163,6 @@ class Trainer:
             self.average.update()
         return norm
 
-    @property
-    def folder(self) -> Path:
-        """Folder of the run's checkpoints."""
-        return self.run / "checkpoints"
-
     def diverged(self, what: str) -> DivergedError:
         """Return (without raising) the exception for a diverged run; ``what`` is the beginning of its message."""
         return DivergedError(
@@ -169,43 +174,92 @@ class Trainer:
         """Write a checkpoint of the current step, in the process of rank 0. All processes must call this method.
 
         Raises:
-            DivergedError: The weights are not finite. No checkpoint is written, so that the earlier ones are retained.
+            DivergedError: The weights or the loss are not finite. No checkpoint is written, so that the earlier ones
+                are retained.
         """
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise self.diverged("weights became NaN or infinite")
+        if self.saved == self.step:
+            return
         if self.activations is not None:
             self.activations.flush()  # a run resumed from this checkpoint does not record earlier steps again
-        if self.world.rank == 0 and not (self.folder / f"step-{self.step:08d}").exists():
+        window = self.window.state(self.world)
+        if not all(map(math.isfinite, window.nats)):
+            raise self.diverged("the loss became NaN or infinite")
+        if self.world.rank == 0:
             weights = {k: v.detach().cpu().contiguous().clone() for k, v in self.model.state_dict().items()}
             average = None
             if self.average is not None:
                 average = {**weights, **{k: v.detach().cpu().contiguous() for k, v in self.average.state().items()}}
-            state = {
-                "seconds": self.seconds,
-                "average_count": self.average.count if self.average else 0,
-                "world": self.world.size,
-                "train": self.config.model_dump(mode="json"),
-            }
+            state = State(
+                step=self.step,
+                seconds=self.seconds,
+                average_count=self.average.count if self.average else 0,
+                world=self.world.size,
+                window=window,
+                train=self.config.model_dump(mode="json"),
+            )
             checkpoint = Checkpoint(weights, average, pack_optimizers(self.optimizers), state)
-            write_checkpoint(self.folder, self.step, checkpoint, keep=self.config.checkpoint.keep)
+            write_checkpoint(self.run, checkpoint, keep=self.config.checkpoint.keep)
+        self.saved = self.step
         self.world.barrier()
 
-    def restore(self, path: Path) -> None:
-        """Restore weights, averaged weights, optimizers and step from a checkpoint.
+    def resume(self) -> Entry | None:
+        """Restore the newest checkpoint that is whole. Those that are damaged are named, and renamed.
 
-        Args:
-            path: The folder of the checkpoint, such as ``checkpoints/step-00000100``.
+        All processes must call this method. The process of rank 0 selects the checkpoint.
+
+        Returns:
+            Size and hash of ``metrics.jsonl`` when the checkpoint was written; None if they are unknown.
 
         Raises:
-            UserError: The checkpoint cannot be read, or is that of another model or of other optimizers.
+            UserError: No checkpoint is whole.
         """
-        checkpoint = read_checkpoint(path)
-        load_weights(self.model, checkpoint.model, where=str(path))
+        optimizers = expected_state(self.optimizers)
+        found, damage = None, list[tuple[Path, DamagedError]]()
+        folder = self.run / "checkpoints"
+        if self.world.rank == 0:
+            for path in reversed(checkpoints(folder)):
+                try:
+                    found = self._read(path, optimizers)
+                    break
+                except DamagedError as error:
+                    damage.append((path, error))
+        step = int(self.world.first(-1 if found is None else found.state.step))
+        if step < 0:
+            reasons = "; ".join(str(error) for _, error in damage) or "the first process says why"
+            raise UserError(f"no checkpoint under {folder} is whole, so the run cannot be resumed: {reasons}")
+        if found is None:
+            found = self._read(folder / f"step-{step:08d}", optimizers)
+        for path, reason in damage:
+            self.say(f"warning     {reason}\nwarning     {path.name} is damaged and is now {set_aside(path).name}")
+        self._restore(found)
+        self.say(f"resumed from step-{step:08d}")
+        return found.metrics
+
+    def _read(self, path: Path, optimizers: Mapping[str, Tensor]) -> Checkpoint:
+        """Read a checkpoint and check its tensors against the model and the ``optimizers`` (``meta`` tensors)."""
+        found, own = read_checkpoint(path), self.model.state_dict()
+        trained = {name for name, _ in self.model.named_parameters()}
+        check_tensors(found.model, own, where=str(path / MODEL), finite=trained)
+        if self.average is not None:
+            if found.average is None:
+                raise DamagedError(f"{path / AVERAGE} is missing: train.ema is set")
+            check_tensors(found.average, {**own, **self.average.state()}, where=str(path / AVERAGE), finite=trained)
+        expected = optimizers if found.optimizers or found.state.step else {}
+        check_tensors(found.optimizers, expected, where=str(path / OPTIMIZER))
+        return found
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint that fits this model."""
+        state = checkpoint.state
+        self.model.load_state_dict(checkpoint.model)
         if self.average is not None and checkpoint.average is not None:
-            self.average.load(checkpoint.average, int(checkpoint.state.get("average_count", 0)))
+            self.average.load(checkpoint.average, state.average_count)
         unpack_optimizers(self.optimizers, checkpoint.optimizers)
-        self.step, self.seconds = checkpoint.state["step"], float(checkpoint.state.get("seconds", 0.0))
-        self.say(f"resumed from {path.name}")
+        self.step = self.saved = state.step
+        self.seconds = state.seconds
+        self.window.load(state.window, self.world)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

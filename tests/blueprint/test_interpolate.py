@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from sedd_graph.blueprint.interpolate import MAX_TEXT, InterpolationFault, resolve, resolve_params
+from sedd_graph.errors import MAX_PROBLEMS
 
 values = st.one_of(
     st.booleans(),
@@ -64,6 +65,23 @@ def test_what_is_refused_has_its_path() -> None:
     ]
     with pytest.raises(InterpolationFault, match="form a cycle: a, b"):
         resolve_params({"a": "${params.b}", "b": "${params.a}", "c": 1})
+
+
+def test_the_number_of_faults_is_limited_over_all_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = []
+
+    def choices(name: str, options: object) -> str:
+        looked_up.append(name)
+        return ""
+
+    monkeypatch.setattr("sedd_graph.blueprint.interpolate.choices", choices)
+    many = "${params.q}" * (MAX_PROBLEMS + 5)
+    assert len(faults([many[: 11 * 60], many, many], {"a": 1})) == MAX_PROBLEMS
+    looked_up.clear()
+    with pytest.raises(InterpolationFault) as error:
+        resolve_params({f"p{i}": many for i in range(50)})
+    assert len(error.value.faults) == MAX_PROBLEMS
+    assert len(looked_up) <= 2 * MAX_PROBLEMS  # each lookup compares all names
 
 
 def test_three_question_marks_must_be_given() -> None:

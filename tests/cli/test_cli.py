@@ -55,7 +55,7 @@ def test_the_whole_road(small: Callable[..., Path], tmp_path: Path, capsys: pyte
     assert tokens.shape == (3, 20)
     assert store["trajectory"].shape == (10, 3, 20)
     facts = json.loads((run / "run.json").read_text())
-    assert dict(store.attrs) == {
+    assert {key: value for key, value in store.attrs.items() if key != "hashes"} == {
         "sampler": "ancestral.v1",
         "steps": 8,
         "seed": 0,

@@ -1,14 +1,17 @@
 """Whatever a user can get wrong: exit code 2, one sentence on standard error, no traceback; and nothing is written."""
 
 import json
+import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sedd_graph.cli import main as cli
+from sedd_graph.errors import EnvironmentFault
 from tests.conftest import SMALL
 
 SEE = "; see `sedd-graph{verb} --help`"
@@ -178,16 +181,27 @@ def test_a_fault_is_one_sentence(place: Path, arguments: str, said: str, capsys:
 
 
 BROKEN = [
-    ("new", "blueprint.lock.yaml", "a: [", "sample @", r"@/blueprint\.lock\.yaml:2:1: not YAML"),
+    ("bare", "blueprint.lock.yaml", "a: [", "sample @", r"@/blueprint\.lock\.yaml:2:1: not YAML"),
+    ("new", "blueprint.lock.yaml", "a: [", "sample @", r"@/blueprint\.lock\.yaml has 4 bytes, not the 1,\d\d\d that were written"),
     ("new", "blueprint.lock.yaml", None, "eval @", r"@ is not a run folder: there is no blueprint\.lock\.yaml in it"),
-    ("new", "tokenizer.json", "{", "sample @", r"@/tokenizer\.json: not JSON"),
-    ("new", "tokenizer.json", '{"kind": "bytes"}', "train @", r"data\.tokenizer has 257 tokens, more than the 128"),
-    ("new", "run.json", "{", "sample @", r"@/run\.json is not JSON"),
-    ("trained", "checkpoints/step-00000006/state.json", "[]", "train @ --resume", r".*state\.json is not the state of a"),
-    ("trained", "checkpoints/step-00000006/model.safetensors", "abc", "train @ --resume", r".*model\.safetensors cannot be read"),
-    ("trained", "checkpoints/step-00000006/optimizer.safetensors", None, "train @ --resume", r".*optimizer\.safetensors cannot be"),
-    ("trained", "checkpoints/step-00000006/ema.safetensors", "abc", "sample @", r".*ema\.safetensors cannot be read"),
-    ("trained", "checkpoints/step-00000006/model.safetensors", None, "sample @ --weights model", r".*model\.safetensors cannot be"),
+    ("bare", "tokenizer.json", "{", "sample @", r"@/tokenizer\.json: not JSON"),
+    ("bare", "tokenizer.json", '{"kind": "bytes"}', "train @", r"data\.tokenizer has 257 tokens, more than the 128"),
+    ("new", "tokenizer.json", '{"kind": "bytes"}', "train @", r"@/tokenizer\.json has 17 bytes, not the 202 that were written"),
+    ("new", "tokenizer.json", None, "sample @", r"@/tokenizer\.json is missing"),
+    ("new", "manifest.json", "{", "sample @", r"@/manifest\.json is not JSON"),
+    ("new", "manifest.json", '{"files": {"run.json": {"bytes": -1}}}', "sample @", r"@/manifest\.json: files\.run\.json\.bytes: "),
+    ("bare", "run.json", "{", "sample @", r"@/run\.json is not JSON"),
+    ("bare", "run.json", '{"root": 3}', "sample @", r"@/run\.json: root: "),
+    ("bare", "certificate.json", '{"checkpointed": "all"}', "sample @", r"@/certificate\.json: checkpointed: "),
+    ("trained", "checkpoints/*/state.json", "[]", "train @ --resume", r"no checkpoint under @/checkpoints is whole, .*step-00000006/state\.json has 2 bytes, .*step-00000003/"),
+    ("trained", "checkpoints/*/model.safetensors", "abc", "train @ --resume", r".*model\.safetensors has 3 bytes, not the"),
+    ("trained", "checkpoints/*/optimizer.safetensors", None, "train @ --resume", r".*optimizer\.safetensors is missing"),
+    ("trained", "checkpoints/*/manifest.json", None, "train @ --resume", r".*manifest\.json is missing"),
+    ("trained", "checkpoints/step-00000006/ema.safetensors", "abc", "sample @", r".*ema\.safetensors has 3 bytes, not the .* that were written; `sedd-graph train @ --resume` goes back to the newest"),
+    ("trained", "checkpoints/step-00000006/model.safetensors", None, "sample @ --weights model", r".*model\.safetensors is missing"),
+    ("trained", "checkpoints/step-00000006/manifest.json", None, "sample @", r".*manifest\.json is missing"),
+    ("bare", "run.json", None, "train @", r"@ is not a whole run folder: there is no run\.json in it"),
+    ("new", "run.json", None, "train @", r"@/run\.json is missing: manifest\.json lists it"),
 ]  # fmt: skip
 
 
@@ -202,11 +216,14 @@ def test_a_broken_run_folder_is_one_sentence(
     said: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = shutil.copytree(place / source, tmp_path / "run")
-    if text is None:
-        (folder / file).unlink()
-    else:
-        (folder / file).write_text(text)
+    folder = shutil.copytree(place / ("new" if source == "bare" else source), tmp_path / "run")
+    for name in {"manifest.json", "run.json"} - {file} if source == "bare" else ():
+        (folder / name).unlink()
+    for path in sorted(folder.glob(file)):
+        if text is None:
+            path.unlink()
+        else:
+            path.write_text(text)
     assert run([*arguments.replace("@", str(folder)).split(), "--device", "cpu"]) == 2
     found = capsys.readouterr().err
     assert re.match(said.replace("@", re.escape(str(folder))), found)
@@ -215,8 +232,59 @@ def test_a_broken_run_folder_is_one_sentence(
 
 def test_no_memory_is_a_sentence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["sample", str(place / "new"), "--batch", "65536", "--length", "1048576", "--device", "cpu"]
-    assert run(arguments) == 1
-    assert capsys.readouterr().err.startswith("out of memory: take fewer or shorter rows (--batch, --length;")
+    before = listing(place)
+    assert run(arguments) == 2
+    said = capsys.readouterr()
+    assert re.match(
+        r"this request needs about [\d,.]+ GiB, more than the [\d,.]+ GiB memory .*; .* would fit", said.err
+    )
+    assert said.out.startswith("sampling    65,536 rows of up to 1,048,576 tokens in 9 steps: at least ")
+    assert run([*arguments, "--ignore-memory"]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("out of memory: take fewer or shorter rows (--batch, --length;")
+    assert "warning     this request needs about " in said.out
+    assert run(["sample", str(place / "new"), "--steps", "1000000", "--length", "1048576", "--trajectory"]) == 2
+    assert listing(place) == before
+
+
+def test_samples_are_shown_before_a_full_disk_loses_them(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> Path:
+        raise EnvironmentFault("samples.zarr could not be written: the disk is full")
+
+    monkeypatch.setattr("sedd_graph.runs.sample.write_samples", full)
+    monkeypatch.setattr("sedd_graph.runs.open.Run.decode", lambda self, rows: ["a\x1b[2Jb"] * len(rows))
+    before = listing(place)
+    assert run(["sample", str(place / "new"), "--batch", "2", "--steps", "2", "--device", "cpu"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "--- 0\na\\x1b[2Jb\n--- 1\na\\x1b[2Jb\n"
+    assert said.err == "samples.zarr could not be written: the disk is full\n"
+    monkeypatch.setattr("sedd_graph.runs.sample.os.access", lambda path, mode: False)
+    assert run(["sample", str(place / "new"), "--device", "cpu"]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"{place / 'new'} is read-only, so samples cannot be stored in it")
+    assert said.out == ""
+    assert listing(place) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_a_path_that_is_not_utf_8_is_refused_at_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = place / os.fsdecode(b"caf\xe9")
+    shutil.copytree(place / "new", odd)
+    shutil.copy(place / "new.yaml", odd)
+    before = sorted(os.listdir(os.fsencode(odd)))
+    said = f"{place}/caf\\xe9: this path is not UTF-8, which files of weights need: rename the folder\n"
+    for arguments in (
+        ["sample", str(odd)],
+        ["train", str(odd)],
+        ["build", str(place / "new.yaml"), "--runs", str(odd)],
+        ["build", str(odd / "new.yaml"), "--runs", str(place / "runs")],
+    ):
+        assert run([*arguments, "--device", "cpu"]) == 2
+        assert capsys.readouterr().err == said
+    assert sorted(os.listdir(os.fsencode(odd))) == before
+    shutil.rmtree(odd)
 
 
 def test_overrides_may_stand_behind_options(small: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,15 @@ def test_elsewhere_a_long_task_says_one_line() -> None:
     ]
 
 
+def test_a_task_of_hours_says_a_line_ever_less_often() -> None:
+    now, said = [0.0], list[str]()
+    with observed(Lines(said.append, patience=10, clock=lambda: now[0])), progress("sampling", total=10_000) as advance:
+        for _ in range(4000):
+            now[0] += 1
+            advance()
+    assert [int(line.split()[1].replace(",", "")) for line in said] == [11, 111, 1012, 1913, 2814, 3715]
+
+
 def test_a_bar_is_for_terminals_and_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(console_observer(), Lines)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)

@@ -153,9 +153,10 @@ def test_conditions_say_what_kernel_they_need() -> None:
         (Conditions(matching="a"), uniform, "for matching"),
         (Conditions(guidance=2), uniform, "for guidance"),
         (Conditions(observed="renoise"), absorb, "for observed: renoise"),
+        (Conditions(particles=2), uniform, "for particles"),
     ):
-        assert (lacks(conditions, kernel) or "").endswith(said)
-        assert lacks(conditions, absorb if kernel is uniform else uniform) is None
+        assert (lacks(conditions, kernel, make(FirstHitting)) or "").endswith(said)
+        assert lacks(conditions, absorb if kernel is uniform else uniform, make(FirstHitting)) is None
 
 
 # -- guidance ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
-from sedd_graph.verify.tokens import Toy, check_sampler
+from sedd_graph.verify.tokens import check_sampler
+from sedd_graph.verify.toy import Law, Toy
 from tests.conftest import ROOT
 
 V, L, ROWS = 3, 3, 20_000
@@ -32,6 +33,8 @@ WEIGHTS = torch.rand(V**L, generator=torch.Generator().manual_seed(5), dtype=tor
 LAW = WEIGHTS / WEIGHTS.sum()
 FLOOR = math.sqrt(V**L / ROWS / 2)
 """What chance alone makes of the total variation between a law and its counts, at most."""
+EVEN = Law(V, 2, shares=(0.5, 0.3, 0.2))
+"""Independent tokens."""
 EVERY = [Ancestral, Analytic, Euler, PredictorCorrector, Psi, TauLeaping, FirstHitting, Uniformization, Confidence, EntropyBound, ReMDM]  # fmt: skip
 
 
@@ -246,8 +249,9 @@ def test_corrections_undo_what_coarse_steps_get_wrong() -> None:
         assert corrected < 0.7 * plain
 
 
+@pytest.mark.parametrize("sites", [1, 2, 5])
 @pytest.mark.parametrize("kernel", [Absorb, Uniform])
-def test_a_correction_leaves_its_level_as_it_is(kernel: Any) -> None:
+def test_a_correction_leaves_its_level_as_it_is(kernel: Any, sites: int) -> None:
     """Rows that have the marginal law of time t have it after twenty Gibbs moves."""
     k, s = world(kernel)
     generator = torch.Generator().manual_seed(3)
@@ -258,7 +262,7 @@ def test_a_correction_leaves_its_level_as_it_is(kernel: Any) -> None:
     law = torch.einsum("abc,xa,yb,zc->xyz", joint, p, p, p).reshape(-1)
     code = torch.multinomial(law, ROWS, replacement=True, generator=generator)
     x = torch.stack([code // k.states**2, code // k.states % k.states, code % k.states], -1)
-    sampler = make(PredictorCorrector)
+    sampler = make(PredictorCorrector, sites=sites)
     walk = Walk(perfect(k, s), x, WalkSettings(free=torch.ones_like(x).bool(), kernel=k, schedule=s, generator=generator), sampler.config)  # fmt: skip
     for _ in range(20):
         sampler._correct(walk, t)
@@ -349,8 +353,9 @@ class Eager(ReMDM, kind="sampler"):
 )
 def test_broken_samplers_are_caught_by_name(cls: Any, kernel: Any, caught: str) -> None:
     k, s = world(kernel)
-    toy = Toy(TokenParts(k, s, None, make(cls)))  # type: ignore[arg-type]
-    assert caught in {check.name for check in check_sampler(toy, "log_x0") if check.holds is False}
+    parts = TokenParts(k, s, None, make(cls))  # type: ignore[arg-type]
+    found = check_sampler(Toy(parts, whole=True), Toy(parts, EVEN, whole=True), "log_x0", "quick")
+    assert caught in {check.name for check in found if check.holds is False}
 
 
 @pytest.mark.parametrize("cls", EVERY)
@@ -376,6 +381,11 @@ def test_what_is_a_heuristic_says_so() -> None:
     plain = {cls.__name__ for cls in EVERY if make(cls).heuristic() is not None}
     assert plain == {"Confidence", "EntropyBound"}
     assert make(ReMDM, remask="conf").heuristic() is not None
+    assert "independently" in make(ReMDM, remask="loop").claim()
+    assert "steps^-0.4" in make(ReMDM).claim()
+    assert "steps^-0.4" in make(Psi).claim()
+    assert "steps^-1" in make(Psi, kappa=1.0).claim()
+    assert "any number of steps" in make(FirstHitting).claim()
     assert {cls.__name__ for cls in EVERY if cls.exact} == {"FirstHitting", "Uniformization"}
 
 

@@ -250,7 +250,7 @@ def test_what_the_readme_says_was_measured_has_records() -> None:
             assert min(step[f"ratio to plain, {how}"]["median"] for how in ("compiled", "eager")) > 1.1
 
 
-@pytest.mark.parametrize("name", ["reconstruction", "invertibility"])
+@pytest.mark.parametrize("name", ["reconstruction", "invertibility", "conditions", "sampler_order"])
 def test_tables_of_benchmarks_are_the_recorded_ones(name: str) -> None:
     record = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
     assert record.split("\n", 1)[1].strip() in MEASUREMENTS.read_text(encoding="utf-8")

@@ -61,7 +61,8 @@ def test_levels_sum_up_to_the_bound(made: Callable[[str], tuple[Engine, Dataset]
     assert tokens == found.draws * found.tokens
     assert sum(level.draws for level in found.levels) == found.draws * found.sequences
     whole = sum(level.nats_per_token * level.tokens for level in found.levels) / tokens
-    assert whole == pytest.approx(found.nats_per_token, rel=1e-9)
+    assert whole + found.reconstruction == pytest.approx(found.nats_per_token, rel=1e-9)
+    assert found.reconstruction > 0 if kind == "uniform" else found.reconstruction >= 0
     assert [(level.low, level.high) for level in found.levels] == [(i / 10, (i + 1) / 10) for i in range(10)]
     assert numbers(found).keys() == {f.name for f in dataclasses.fields(found)} - {"over", "levels", "caveat"}
 
@@ -97,3 +98,7 @@ def test_an_even_guess_under_uniform_noise(made: Callable[[str], tuple[Engine, D
         assert level.standard_error < 0.2 * expected
         assert abs(level.nats_per_token - expected) < 4.5 * level.standard_error + 1e-9
         assert level.noised_high == pytest.approx(1 - math.exp(-schedule.sigma(torch.tensor([level.high])).item()), abs=2e-3)  # fmt: skip
+    # below t_min: a token stays with probability 1 - hit, and is then taken for clean with this probability; on one row in eight
+    hit = (1 - math.exp(-schedule.sigma(torch.tensor([1e-4])).item())) * (1 - 1 / n)
+    expected = -(1 - hit) * math.log(1 - hit) - hit * math.log(hit / (n - 1))
+    assert 0 < found.reconstruction < 6 * expected

@@ -16,7 +16,7 @@ from sedd_graph.cli.main import run
 from sedd_graph.data.config import PointsConfig
 from sedd_graph.data.points import open_points
 from sedd_graph.engine.engine import Engine
-from sedd_graph.errors import SeddGraphError
+from sedd_graph.errors import BlueprintError, SeddGraphError
 from sedd_graph.runs.check import check
 from tests.conftest import ROOT
 
@@ -205,6 +205,25 @@ def test_what_is_no_flow_is_refused(tmp_path: Path, change: tuple[str, str], mes
     path.write_text(text, encoding="utf-8")
     with pytest.raises(SeddGraphError, match=message):
         check(path)
+
+
+def test_saved_activations_are_refused_at_the_node_that_names_them(tmp_path: Path) -> None:
+    """The layers of a flow free what they compute, so training would have nothing to write at the first due step."""
+    text = TINY.read_text(encoding="utf-8")
+    up = "      up: {op: linear, in: half.x0, "
+    path = tmp_path / "flow.yaml"
+    text = text.replace(up, up + "save: {ports: [out]}, ").replace(
+        "    repeat: ", "    save: {ports: [x]}\n    repeat: "
+    )
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BlueprintError) as error:
+        check(path)
+    assert [(p.path, p.message) for p in error.value.problems] == [
+        ("blocks.layer.nodes.up.save", "a flow stores no activations: leave 'save' out"),
+        ("nodes.flow.save", "a flow stores no activations: leave 'save' out"),
+    ]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [lines[p.line - 1].split(":")[0].strip() for p in error.value.problems] == ["up", "save"]
 
 
 def test_files_that_hold_no_points_are_refused(tmp_path: Path) -> None:

@@ -51,6 +51,11 @@ def test_the_whole_road(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
     rows = [line for line in shown.out.splitlines() if line.startswith("a ")]
     assert len(rows) == 2
     assert all(row.endswith(" line") for row in rows)
+    group = zarr.open_group(str(run / "infilled.zarr"), mode="r")
+    for text, length, given in zip(group["text"][:], group["lengths"][:], group["given"][:], strict=True):
+        assert given.tolist()[:length] == [True] * 2 + [False] * (length - 7) + [True] * 5
+        assert not given[length:].any()
+        assert "".join(itertools.compress(text, given)) == "a  line"
     assert cli.run(["infill", str(run), "--text", "a [[3]] line"]) == 2
     assert "[[]]" in capsys.readouterr().err
 

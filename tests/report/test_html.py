@@ -1,5 +1,7 @@
 """The report: well-formed, escaped, self-contained, complete without optional files; curves and film are to scale."""
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -17,7 +19,9 @@ from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.report.curves import Line, Point, curve, ticks
 from sedd_graph.report.film import film_data
 from sedd_graph.report.html import write_report
-from sedd_graph.store.arrays import Activations, TapSpec, write_samples
+from sedd_graph.report.samples import newest_infilled
+from sedd_graph.store.activations import Activations, TapSpec
+from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.files import write_json, write_text
 
 TEMPLATES = Path(sedd_graph.report.__file__).parent / "templates"
@@ -119,7 +123,7 @@ def run(tmp_path: Path) -> Path:
     prompt = np.where(np.arange(40) < 5, tokens[:1], -1)
     write_samples(
         run / "infilled.zarr",
-        {"tokens": tokens},
+        {"tokens": tokens, "lengths": np.array([40, 40])},
         text=[EVIL, "plain"],
         attributes={**attributes, "prompt": prompt.tolist()},
     )
@@ -164,6 +168,21 @@ def test_the_page_loads_nothing(run: Path) -> None:
     assert not re.search(r"https?:|fetch|XMLHttp|import|innerHTML|eval", scripts)
 
 
+def test_the_policy_of_the_page_allows_its_own_script_and_style_alone(run: Path) -> None:
+    text = write_report(run).read_text()
+    page = Page(text)
+    (policy,) = [a["content"] or "" for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert text.index("Content-Security-Policy") < text.index("<style>")  # it binds only what follows
+    film, style = re.findall(r"<script>(.*?)</script>|<style>(.*?)</style>", text, flags=re.DOTALL)[::-1]
+    for name, code in (("script-src", film[0]), ("style-src", style[1])):
+        assert len(code) > 500
+        assert rules.pop(name) == f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
+    assert rules == {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
+    assert not [a for _, attributes in page.tags for a in attributes if a == "style"]  # the policy would forbid them
+    assert page.text("tspan") == ["training", "held out"]  # the legend has its colours without style attributes
+
+
 def test_there_is_one_film_and_it_ends_with_the_sample(run: Path) -> None:
     page = Page(write_report(run).read_text())
     assert page.ids().count("film") == page.ids().count("film-data") == 1
@@ -196,6 +215,44 @@ def test_the_bound_by_noise_level_and_the_quality_of_samples(run: Path) -> None:
     assert cells[at + 3 : at + 6] == ["rows", "1,234", "-"]  # no row without a number
     assert "rep-2" not in cells
     assert cells.count("rows") == 1  # of the odd record, nothing
+
+
+def test_a_hole_of_any_length_is_marked_by_what_was_inserted(tmp_path: Path) -> None:
+    """Rows of strings have lengths of their own, so the positions of the prompt are not those of the rows."""
+    write_text(tmp_path / "tokenizer.json", Bytes().to_json())
+    pieces = [("a", "bcd", "e", ""), ("a", "", "e", "fghij"), ("a", "bcd", "e", "f")]
+    prompt = [[ord("a"), -1, ord("e"), -1]]
+    given = np.zeros((3, 7), np.bool_)
+    for row, (_, hole, _, _) in enumerate(pieces):
+        given[row, [0, 1 + len(hole)]] = True
+    lengths = np.array([len("".join(p)) for p in pieces])
+    tokens = np.array([[*"".join(p).encode(), *[256] * 7][:7] for p in pieces])
+    arrays, attributes = {"tokens": tokens, "lengths": lengths}, {"prompt": prompt, "start": 256, "sampler": "s"}
+    write_samples(tmp_path / "infilled.zarr", {**arrays, "given": given}, text=[], attributes=attributes)
+    found = newest_infilled(tmp_path, Bytes())
+    assert found is not None
+    assert found.texts == [
+        [(False, "a"), (True, "bcd"), (False, "e")],
+        [(False, "ae"), (True, "fghij")],
+        [(False, "a"), (True, "bcd"), (False, "e"), (True, "f")],
+    ]
+    page = Page(write_report(tmp_path).read_text())
+    assert page.text("mark") == ["bcd", "fghij", "bcd", "f"]
+    # without the array it is not known which tokens were given: nothing is shown, rather than something wrong
+    write_samples(tmp_path / "infilled.zarr", arrays, text=[], attributes=attributes)
+    assert newest_infilled(tmp_path, Bytes()) is None
+
+
+def test_rows_with_prompts_of_their_own_are_marked_each_by_its_own(tmp_path: Path) -> None:
+    tokens = np.array([list(b"abcd"), list(b"efgh")])
+    prompt = [[97, -1, -1, 100], [-1, 102, -1, -1]]
+    lengths = np.array([4, 4])
+    attributes = {"prompt": prompt, "sampler": "s"}
+    for more in ({}, {"given": np.array(prompt) >= 0}):  # written before ``given`` was stored, and since
+        write_samples(tmp_path / "infilled.zarr", {"tokens": tokens, "lengths": lengths, **more}, attributes=attributes)
+        found = newest_infilled(tmp_path, Bytes())
+        assert found is not None
+        assert found.texts == [[(False, "a"), (True, "bc"), (False, "d")], [(True, "e"), (False, "f"), (True, "gh")]]
 
 
 def test_a_text_stays_text_wherever_it_comes_from(tmp_path: Path) -> None:

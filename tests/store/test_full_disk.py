@@ -15,6 +15,9 @@ import pytest
 import zarr
 
 from sedd_graph.cli import main as cli
+from sedd_graph.runs.check import digest
+from sedd_graph.runs.open import write_run_manifest
+from sedd_graph.store.manifest import entry_of
 from sedd_graph.training.checkpoint import latest_checkpoint
 from tests.conftest import SMALL
 
@@ -59,6 +62,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return fresh, trained
 
 
+def change_lock(run: Path, old: str, new: str) -> None:
+    """Change the lock file, and the digest and hashes by which such a change is refused."""
+    lock, facts = run / "blueprint.lock.yaml", run / "run.json"
+    assert old in lock.read_text()
+    lock.write_text(lock.read_text().replace(old, new))
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "blueprint": digest(lock.read_text())}))
+    write_run_manifest(run)
+    for folder in (run / "checkpoints").iterdir():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["run"][lock.name] = entry_of(lock).model_dump()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def goes_on(run: Path, trained: Path) -> None:
     """The run is resumed with room enough, and ends as if nothing had been."""
     assert cli.run(["train", str(run), "--resume", "--device", "cpu"]) == 0
@@ -93,11 +109,7 @@ def test_no_room_for_a_checkpoint(runs: tuple[Path, Path], tmp_path: Path) -> No
     run = shutil.copytree(runs[1], tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "step-00000024")
     shutil.rmtree(run / "activations.zarr")
-    lock = run / "blueprint.lock.yaml"
-    assert "every: 1, " in lock.read_text()
-    lock.write_text(
-        lock.read_text().replace("every: 1, ", "every: 1000, ")
-    )  # the checkpoint is to be what is too large
+    change_lock(run, "every: 1, ", "every: 1000, ")  # the checkpoint is to be what is too large
     done = limited(20_000, "train", str(run), "--resume")
     assert done.returncode == 1
     assert done.stderr == f"a checkpoint could not be written to {run / 'checkpoints'}: {NO_ROOM}"

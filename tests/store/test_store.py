@@ -3,7 +3,6 @@
 import errno
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -14,8 +13,10 @@ import zarr
 
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.families.text import document_lengths
-from sedd_graph.store.arrays import Activations, TapSpec, write_samples
-from sedd_graph.store.files import JsonLines, new_run, write_text
+from sedd_graph.store.activations import Activations, TapSpec
+from sedd_graph.store.arrays import write_samples
+from sedd_graph.store.files import write_text
+from sedd_graph.store.json_lines import JsonLines
 from sedd_graph.store.writer import Writer
 
 TAP = TapSpec("trunk/0/x", 1, "float32", None, 2)
@@ -55,8 +56,7 @@ STREAM = """
 import itertools, sys
 import numpy as np
 from pathlib import Path
-from sedd_graph.store.arrays import Activations
-from sedd_graph.store.arrays import TapSpec
+from sedd_graph.store.activations import Activations, TapSpec
 store = Activations(Path(sys.argv[1]), [TapSpec("trunk/0/x", 1, "float32", None, 3)])
 for step in itertools.count(1):
     store.put("trunk/0/x", step, np.full((64, 33), step, dtype="float32"))
@@ -171,16 +171,6 @@ def test_samples_are_never_overwritten(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["samples-2.zarr", "samples.zarr"]
     group = zarr.open_group(str(tmp_path / "samples.zarr"), mode="r")
     assert list(np.asarray(group["text"])) == ["a", "\N{SNOWMAN}"]
-
-
-def test_runs_started_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
-    found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(new_run(tmp_path, "x", "abcdef0123"))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(found)) == 8
 
 
 def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:

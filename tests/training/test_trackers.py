@@ -60,10 +60,15 @@ def test_a_resume_repeats_no_record(tmp_path: Path) -> None:
 def test_lines_that_are_no_records_go_at_a_resume(tmp_path: Path) -> None:
     lines = ['{"step": 1, "sample": "a\\u2028b\N{LINE SEPARATOR}c"}', "\0\0\0", "[1]", '{"step": "2"}', '{"step": 2}', '{"step": 3}', '{"st']  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    said: list[str] = []
     found = trackers.Trackers(tmp_path, "name", [])
-    found.resume(2)
+    found.resume(2, None, said.append)
     found.log(3, {"loss": float("nan")})
     found.close()
+    assert said == [
+        f"warning     {tmp_path / 'metrics.jsonl'}: 4 lines without a whole record removed; "
+        "records after step 2 are written again"
+    ]
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == "\n".join([lines[0], lines[4], '{"step": 3, "loss": null}']) + "\n"
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -40,6 +40,13 @@ class Conditions(ComponentConfig):
     """
     matching: Pattern | None = None
     """A regular expression that the whole text of each row must match."""
+    particles: Annotated[int, pydantic.Field(ge=1, le=4096)] = 1
+    """Number of rows drawn for each one that is returned, from 1 to 4,096.
+
+    The returned row is chosen by importance weights, which corrects the distribution under ``forbid``, ``allow`` and
+    ``matching`` to the model's own given the condition, up to an error that falls as 1 / particles. Network evaluations
+    and memory grow in proportion.
+    """
     guidance: Annotated[float, pydantic.Field(ge=0, le=100)] = 1.0
     """Scale of classifier-free guidance by the given text in infilling, in [0, 100].
 

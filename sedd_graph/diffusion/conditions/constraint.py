@@ -248,6 +248,21 @@ class Matching:
         chosen = going[hidden]
         return categorical(weights[chosen] * (self._kind == kinds[going][:, None]), generator=generator)
 
+    def log_chance(self, x: Tensor, rows: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
+        """Return the log-probability that a row matches if its hidden tokens are drawn independently of each other.
+
+        Args:
+            x: int64 [r, l], the r rows of the batch that ``rows`` selects.
+            rows: bool [b], the selected rows.
+            hidden: bool [r, l], positions whose tokens are drawn; h of them over all rows.
+            weights: float64 [h, n], weights of the tokens at the hidden positions, not normalised.
+
+        Returns:
+            Nats, float64 [r].
+        """
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
+        return self._total(self._backward(self._log_weights(x, hidden, weights), rows), rows)
+
     def _log_weights(self, x: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
         """Return the log-weight of each kind of token at each position, float64 [r, l, k].
 

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from sedd_graph.component.base import Component
 from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.output_check import OutputCheck
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings, rebuild
+from sedd_graph.diffusion.tokens.sampler import chosen_steps
 from sedd_graph.diffusion.tokens.walk import ROUNDING
 
 __all__ = ["OnStringStep", "StringRates", "StringSampler", "StringSettings", "StringWalk"]
@@ -83,7 +85,7 @@ class StringWalk(Generic[Kernel_]):
         self.kernel, self.schedule = settings.kernel, settings.schedule
         self.generator, self.allowed = settings.generator, settings.allowed
         self.evaluations = self.clamped = self.cut = self._steps = 0
-        self._rates, self._on_step = rates, settings.on_step
+        self._rates, self._on_step, self._check = rates, settings.on_step, OutputCheck(settings.fixed.device)
         self.end_step()
 
     @property
@@ -108,7 +110,28 @@ class StringWalk(Generic[Kernel_]):
             sigma: Total noise, [b].
         """
         self.evaluations += self.rows
-        return self._rates(self.strings, sigma.float())
+        outputs = self._rates(self.strings, sigma.float())
+        tokens, attend = self.strings.tokens, self.strings.attend
+        # clean tokens are predicted at symbols that stand for one, such as a mask
+        masks = attend & (tokens >= self.kernel.data_tokens) & (tokens != self.kernel.start)
+        self._check.add(outputs, attend, masks)
+        return outputs
+
+    def read(self, flag: Tensor) -> bool:
+        """Return a flag, bool [], after verifying the network's outputs: both take one transfer to the host.
+
+        Raises:
+            UserError: An output of the network was not finite, or a distribution did not sum to 1.
+        """
+        return bool(self._check.read(flag)[0])
+
+    def check_outputs(self) -> None:
+        """Verify the network's outputs so far, which waits for the device.
+
+        Raises:
+            UserError: An output was not finite, or a distribution did not sum to 1.
+        """
+        self._check.read()
 
     def rand(self, *shape: int) -> Tensor:
         """Draw uniform numbers in [0, 1), float64 of shape ``[*shape]``."""
@@ -172,7 +195,7 @@ class StringWalk(Generic[Kernel_]):
             where: bool [b, w], the r tokens to replace.
             weights: Weights of the new tokens, [r, v], not normalised.
         """
-        if bool(where.any()):
+        if self.read(where.any()):
             tokens = self.strings.tokens.clone()
             tokens[where] = categorical(weights, generator=self.generator)
             self.strings = dataclasses.replace(self.strings, tokens=tokens)
@@ -188,10 +211,13 @@ class StringWalk(Generic[Kernel_]):
 
         Returns:
             The reduced numbers, int64 [b, w].
+
+        Raises:
+            UserError: An output of the network was not finite, or a distribution did not sum to 1.
         """
         room = self.longest + 1 - (self.strings.attend & ~gone).sum(-1, keepdim=True)
         fits = follow.minimum((room - (follow.cumsum(-1) - follow)).clamp(min=0))
-        self.cut += int((follow - fits).sum())
+        self.cut += int(self._check.read((follow - fits).sum())[0])  # one transfer for both
         return fits
 
     def rewrite(self, follow: Tensor, new: Callable[[Tensor], Tensor], gone: Tensor) -> None:
@@ -265,6 +291,8 @@ class StringSampler(Component, ABC, Generic[Kernel_]):
     """Number of insertions dropped in the last run, since a string would have exceeded its largest length."""
     evaluations: int = 0
     """Number of rows that the network evaluated in the last run, summed over steps."""
+    fixed: Tensor
+    """True at the start state and the given tokens in the result of the last run, bool [b, w]."""
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
         """Return a description of the kernel or objective that the sampler requires; None if both are suitable."""
@@ -294,9 +322,16 @@ class StringSampler(Component, ABC, Generic[Kernel_]):
             rates: Evaluates the network.
             strings: Initial strings: noise, or given tokens.
             settings: The process, and the permitted edits.
-            steps: Number of steps; None: the number in the Config.
+            steps: Number of steps, at least 1; None: the number in the Config.
+
+        Raises:
+            UserError: ``steps`` is below 1, or is given and the sampler has no number of steps; or outputs of the
+                network are not finite or not normalised.
         """
+        taken = chosen_steps(steps, self.steps)
         walk = StringWalk(rates, strings, settings)
-        self.walk(walk, steps or self.steps or 0)
+        self.walk(walk, taken)
+        walk.check_outputs()
         self.clamped, self.cut, self.evaluations = walk.clamped, walk.cut, walk.evaluations
+        self.fixed = walk.fixed
         return walk.strings

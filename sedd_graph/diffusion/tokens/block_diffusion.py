@@ -104,7 +104,7 @@ def write_blocks(
     block is sampled given that the whole row matches, with the tokens of later blocks uniform over the allowed ones.
 
     Args:
-        sampler: Generates one block. Afterwards its ``clamped`` and ``evaluations`` are sums over the blocks.
+        sampler: Generates one block. Afterwards ``clamped``, ``evaluations`` and ``log_weight`` are sums over blocks.
         given: ``given(before)`` returns the network as a :class:`~sedd_graph.diffusion.tokens.walk.Denoise` of the next
             block, conditioned on the generated tokens ``before``, int64 [b, m].
         x: Noise, int64 [b, l], with the given tokens at positions that are not free.
@@ -127,6 +127,7 @@ def write_blocks(
         matching.feasible(x[:, :length], free[:, :length], may)
         ahead = matching.ahead(x[:, :length], free[:, :length], may)
     clamped = evaluations = shown = 0
+    log_weight = None if settings.unconditioned is None else torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for start in range(0, x.shape[1], block):
         here = slice(start, start + block)
         if not bool(free[:, here].any()):
@@ -155,5 +156,7 @@ def write_blocks(
         )
         x = torch.cat([before, part, after], dim=1)
         clamped, evaluations = clamped + sampler.clamped, evaluations + sampler.evaluations
-    sampler.clamped, sampler.evaluations = clamped, evaluations
+        if log_weight is not None and sampler.log_weight is not None:
+            log_weight = log_weight + sampler.log_weight
+    sampler.clamped, sampler.evaluations, sampler.log_weight = clamped, evaluations, log_weight
     return x

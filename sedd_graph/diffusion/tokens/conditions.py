@@ -1,13 +1,21 @@
-"""Compatibility of conditions on sampled text with kernels."""
+"""Compatibility of conditions on sampled text with kernels and samplers."""
 
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.sampler import Sampler
 
 __all__ = ["lacks"]
 
 
-def lacks(conditions: Conditions, kernel: Kernel) -> str | None:
-    """Return a description of the kind of kernel that ``conditions`` require; None if ``kernel`` is suitable."""
+def lacks(conditions: Conditions, kernel: Kernel, sampler: Sampler) -> str | None:
+    """Return a description of the component that ``conditions`` require; None if ``kernel`` and ``sampler`` will do."""
+    if conditions.particles > 1:
+        if not sampler.takes_all:
+            return "a sampler that keeps every token it draws, such as first_hitting or ancestral, for particles"
+        if sampler.config.temperature == 0 or sampler.config.top_p != 1:
+            return "temperature above 0 and top_p 1, for particles"
+        if not kernel.carries_over:
+            return "a kernel under which visible tokens stay, for particles"
     if kernel.carries_over:
         if conditions.observed == "renoise":
             return "a kernel under which visible tokens change, for observed: renoise"

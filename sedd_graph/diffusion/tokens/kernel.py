@@ -18,8 +18,11 @@ from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, Output
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.errors import UserError
 
-__all__ = ["ONLY_MASKS", "Kernel"]
+__all__ = ["INEXACT", "ONLY_MASKS", "Kernel", "tweedie"]
 
+INEXACT = 1e-2
+"""Deviation of the sum of Tweedie's probabilities from 1 at which a step is refused. The sum is 1 for any scores, so that
+only rounding errors change it."""
 
 ONLY_MASKS = "a kernel that only masks, all tokens at one rate"
 """Phrase for error messages of components that require :attr:`Kernel.masks_evenly`."""
@@ -283,3 +286,33 @@ class Kernel(Component, ABC):
         Returns:
             [b, l, n].
         """
+
+
+def tweedie(kernel: Kernel, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """Return :meth:`Kernel.analytic`, and verify that rounding errors have not grown over the probabilities.
+
+    Tweedie's step applies the inverse of a transition matrix, by which rounding errors grow with the fastest rate of
+    the kernel times the step, in the exponent.
+
+    Args:
+        kernel: The kernel.
+        score: Scores, float64 [b, l, n] for accuracy at high noise.
+        x: Noisy rows, int64 [b, l].
+        sigma: Total noise, [b].
+        sigma_next: Total noise after the step, [b].
+
+    Returns:
+        Next-state probabilities of sum 1, not clamped, [b, l, n].
+
+    Raises:
+        UserError: The probabilities at some position do not sum to 1.
+    """
+    found = kernel.analytic(score, x, sigma.to(score.dtype), sigma_next.to(score.dtype))
+    gap = float((found.sum(-1) - 1).abs().nan_to_num(nan=torch.inf).max()) if found.numel() else 0.0
+    if gap > INEXACT:
+        longest = float((sigma - sigma_next).max())
+        raise UserError(
+            f"a Tweedie step over {longest:.3g} of total noise is too long for {type(kernel).__name__}: its probabilities "
+            f"are off by {gap:.2g}; take more steps, less noise at t = 1, or the sampler 'ancestral'"
+        )
+    return found

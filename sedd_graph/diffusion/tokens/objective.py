@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from torch import Tensor
 from sedd_graph.component.base import Component, ComponentConfig
 from sedd_graph.component.outputs import Input
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.numerics import tiny
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import ONLY_MASKS, Kernel
 
-__all__ = ["FEEDS", "DrawRequest", "Objective", "for_each"]
+__all__ = ["FEEDS", "DrawRequest", "Objective", "for_each", "lower_posterior"]
 
 
 FEEDS = (
@@ -101,6 +102,29 @@ class Objective(Component, ABC):
 
         Each block is noised given the clean blocks before it. With blocks, the inputs of the graph are those of
         :func:`sedd_graph.diffusion.tokens.block_diffusion.block_inputs`, and samples are generated block by block.
+        """
+        return None
+
+    @property
+    def measure(self) -> Literal["time", "masked", "steps"]:
+        """Sum or integral that the mean of the loss estimates, which the proof holds the loss of each draw to.
+
+        ``time``: the integral over time, at :attr:`Draw.t` with :attr:`Draw.weight`, of ``dsigma`` times the kernel's
+        :meth:`Kernel.score_entropy` or :meth:`Kernel.nelbo`. ``masked``: the sum over the number of masked tokens k,
+        uniform from 1 to the number L of tokens that may be corrupted, of the cross-entropy at the masks times L / k.
+        ``steps``: the sum over steps of the process in discrete time of KL divergences from the posterior given the
+        clean token, with :meth:`below`. In all cases a cost per token that depends on nothing else may be added.
+        """
+        return "masked" if self.over == "masked" else "time"
+
+    def below(self, draw: Draw, kernel: Kernel, schedule: Schedule) -> Tensor:
+        """Return total noise after the reverse step from each draw, [b], if :attr:`measure` is ``steps``."""
+        raise NotImplementedError(f"{type(self).__name__} declares the measure 'steps' and must define 'below'")
+
+    def differs(self) -> str | None:
+        """Return why the training loss differs from :meth:`bound` in value; None if they are equal.
+
+        A loss that differs is only required to be least at the true posterior; its values are not verified.
         """
         return None
 
@@ -196,6 +220,56 @@ class Objective(Component, ABC):
         """
         objective = self.evaluated(kernel)
         return objective, objective.corrupt(batch, kernel, schedule, random=random)
+
+    def reconstruction_draw(self, request: DrawRequest) -> Draw | None:
+        """Draw noisy rows at the lowest noise that :meth:`loss` counts, to evaluate :meth:`reconstruction`.
+
+        Args:
+            request: The batch, the noise process, and the random numbers.
+
+        Returns:
+            The draw; None if :meth:`loss` counts all noise, as it does by default.
+        """
+        return None
+
+    def reconstruction(
+        self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
+    ) -> Tensor:
+        """Return -log p(x_0 | x_t) of each row at the lowest noise: the part of the bound that :meth:`loss` leaves out.
+
+        Evaluation adds it to the mean of :meth:`loss`, which without it could be less than -log p(x_0).
+
+        Args:
+            outputs: The network's outputs for ``draw`` by name, converted by :meth:`Kernel.translate`.
+            draw: The result of :meth:`reconstruction_draw`.
+            batch: The clean rows.
+            kernel: The kernel that noises each token.
+            schedule: Total noise as a function of time.
+
+        Returns:
+            Nats, float32 [b].
+        """
+        return torch.zeros(len(batch), device=draw.xt.device)
+
+
+def lower_posterior(outputs: Mapping[str, Tensor], draw: Draw, kernel: Kernel, below: Tensor) -> Tensor:
+    """Return the model's distribution of the state of each token at a lower noise level, given the noisy row.
+
+    Args:
+        outputs: ``log_x0`` or ``log_score`` by name, [b, l, n].
+        draw: The noisy rows that the outputs belong to.
+        kernel: The kernel that noises each token.
+        below: The lower total noise, [b]; 0 for the clean token.
+
+    Returns:
+        Probabilities, float32 [b, l, n].
+    """
+    if "log_x0" in outputs:
+        return kernel.posterior(outputs["log_x0"].float().exp(), draw.xt, draw.sigma, below)
+    score = outputs["log_score"].float().exp()
+    # scores that belong to no distribution give negative probabilities
+    probs = kernel.analytic(score, draw.xt, draw.sigma, below).clamp(min=0)
+    return probs / probs.sum(-1, keepdim=True).clamp(min=tiny(probs))
 
 
 def for_each(draw: Draw, rows: Tensor) -> Tensor:

@@ -17,7 +17,29 @@ from sedd_graph.diffusion.tokens.kernel import ONLY_MASKS, Kernel
 from sedd_graph.diffusion.tokens.walk import T_MIN, Denoise, SamplerConfig, Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
 
-__all__ = ["Sampler", "StepSampler", "StepsConfig"]
+__all__ = ["Sampler", "StepSampler", "StepsConfig", "chosen_steps"]
+
+
+def chosen_steps(given: int | None, declared: int | None) -> int:
+    """Return the number of steps of a sampling run.
+
+    Args:
+        given: The number that the caller asks for; None: the declared number.
+        declared: The number in the Config of the sampler; None if the sampler has no number of steps.
+
+    Returns:
+        The number of steps; 0 for a sampler without one.
+
+    Raises:
+        UserError: ``given`` is below 1, or the sampler has no number of steps.
+    """
+    if given is None:
+        return declared or 0
+    if declared is None:
+        raise UserError("this sampler takes no number of steps: its number of network evaluations is random")
+    if given < 1:
+        raise UserError(f"sample: steps must be at least 1, not {given}")
+    return given
 
 
 class StepsConfig(SamplerConfig):
@@ -40,9 +62,19 @@ class Sampler(Component, ABC):
     """True if the sampler requires a kernel with :attr:`Kernel.masks_evenly`."""
     exact: ClassVar[bool] = False
     """True if samples have the model's distribution at any number of steps, and not only in the limit of many steps."""
+    exact_alone: ClassVar[bool] = True
+    """True if samples of independent tokens have the model's distribution at any number of steps.
+
+    Tokens of one row are then wrong only by what they share. False for a sampler whose steps are approximations for one
+    token too, such as Euler's.
+    """
+    takes_all: ClassVar[bool] = False
+    """True if every token that :meth:`Walk.draw` returns is put into the rows, as importance weights require."""
     Config: ClassVar[type[ComponentConfig]] = SamplerConfig
     config: SamplerConfig
 
+    log_weight: Tensor | None = None
+    """Log importance weight of each row of the last run, float64 [b]; None without ``WalkSettings.unconditioned``."""
     clamped: int = 0
     """Number of clamped moves in the last run: changes of one token whose probabilities were outside [0, 1].
 
@@ -60,6 +92,26 @@ class Sampler(Component, ABC):
         if self.config.temperature != 1 or self.config.top_p != 1:
             return "temperature and top_p change the distribution of the tokens"
         return None
+
+    @property
+    def order(self) -> float:
+        """Order p of convergence: with many steps the error of the samples falls as steps to the power -p.
+
+        1 where tokens that change in one step are drawn independently, and the number of such tokens falls as 1 /
+        steps. Samplers that also mask tokens again are slower.
+        """
+        return 1.0
+
+    def claim(self) -> str:
+        """Return what the distribution of the samples is, in words, for the certificate."""
+        if (reason := self.heuristic()) is not None:
+            return f"samples do not follow the model, however many the steps: {reason}"
+        if self.exact:
+            return "with a perfect network samples follow the distribution of the data, at any number of steps"
+        return (
+            "with a perfect network samples follow the distribution of the data in the limit of many steps "
+            f"(error of order steps^-{self.order:g})"
+        )
 
     @property
     def steps(self) -> int | None:
@@ -83,22 +135,23 @@ class Sampler(Component, ABC):
             denoise: Evaluates the network.
             x: Noise, int64 [b, l], with the given tokens at positions that are not free.
             settings: The process, and the conditions on the rows.
-            steps: Number of steps; None: the number in the Config.
+            steps: Number of steps, at least 1; None: the number in the Config.
 
         Returns:
             The generated rows, int64 [b, l].
 
         Raises:
-            UserError: ``steps`` is given and the sampler has no number of steps, or no completion of a row satisfies
-                ``settings.matching``.
+            UserError: ``steps`` is below 1, or is given and the sampler has no number of steps; no completion of a row
+                satisfies ``settings.matching``; or outputs of the network are not finite or not normalised.
             SeddGraphError: The sampler changed rows without :meth:`Walk.draw`, so that they violate
                 ``settings.matching``.
         """
-        if steps is not None and self.steps is None:
-            raise UserError("this sampler takes no number of steps: its number of network evaluations is random")
+        taken = chosen_steps(steps, self.steps)
         walk = Walk(denoise, x, settings, self.config)
-        self.walk(walk, steps or self.steps or 0)
+        self.walk(walk, taken)
+        walk.check_outputs()
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
+        self.log_weight = None if walk.weights is None else walk.weights.log
         if settings.matching is not None and not settings.matching.matches(walk.x):
             raise SeddGraphError(
                 f"{type(self).__name__} changed tokens by other means than Walk.draw: rows do not match"

@@ -7,97 +7,20 @@ the text. Axes: b batch, l length, n states.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Protocol
 
-import pydantic
 import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.categorical import categorical, going, jump, sharpen
-from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.numerics import take
-from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.output_check import OutputCheck
+from sedd_graph.diffusion.tokens.particles import ImportanceWeights
+from sedd_graph.diffusion.tokens.walk_settings import ROUNDING, T_MIN, Denoise, OnStep, SamplerConfig, WalkSettings
 
 __all__ = ["ROUNDING", "T_MIN", "Denoise", "OnStep", "SamplerConfig", "Walk", "WalkSettings"]
-
-
-class Denoise(Protocol):
-    """Type of the functions ``denoise(x, t, rows, at=None)`` that evaluate the network on some rows of the batch.
-
-    Args:
-        x: The r rows to evaluate, int64 [r, l].
-        t: Their times, [r].
-        rows: Their indices in the batch, int64 [r].
-        at: Positions to evaluate, int64 [r, k]; None: all.
-
-    Returns:
-        ``log_score`` or ``log_x0`` by name, float32 [r, l, n], or [r, k, n] if ``at`` is given.
-    """
-
-    def __call__(self, x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None, /) -> Mapping[str, Tensor]: ...
-
-
-OnStep = Callable[[int, Tensor], None]
-"""Type of the callbacks ``on_step(index, rows)`` of a sampling run.
-
-They are called with 0 and the initial rows, int64 [b, l], and after each step with the step's index, from 1, and the
-rows.
-"""
-
-ROUNDING = 1e-4
-"""Tolerance for probabilities: values outside [0, 1] by more than this are counted in ``clamped`` of the sampler."""
-
-T_MIN = 1e-5
-"""Time at which the steps end and the remaining noise is removed."""
-
-
-class SamplerConfig(Conditions):
-    """Config of every sampler: temperature and nucleus truncation of the new token at a position that changes.
-
-    These keys do not affect which positions change.
-    """
-
-    temperature: Annotated[float, pydantic.Field(ge=0, le=100)] = 1.0
-    """Temperature of sampling a new token, from 0 to 100.
-
-    Probabilities are raised to the power 1/temperature. 0: the most likely token.
-    """
-    top_p: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling, above 0 up to 1: tokens outside the nucleus are not sampled.
-
-    The nucleus is the smallest set of most likely tokens whose probabilities sum to at least this value.
-    """
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WalkSettings:
-    """Settings of a sampling run: the process to reverse, and the conditions on the rows.
-
-    Attributes:
-        free: bool [b, l], positions that may change; the others are given.
-        kernel: The forward process of one token.
-        schedule: Total noise as a function of time.
-        generator: Random number generator on the device of the rows.
-        allowed: bool [n], [l, n] or [b, l, n], data tokens that may be sampled; None: all.
-        matching: Constraint that whole rows match a regular expression, for a kernel with carry-over unmasking; None:
-            no constraint.
-        timeless: True if the network's outputs do not depend on time.
-        on_step: Callback after each step; None: no callback.
-    """
-
-    free: Tensor
-    kernel: Kernel
-    schedule: Schedule
-    generator: torch.Generator
-    allowed: Tensor | None = None
-    matching: Matching | None = None
-    timeless: bool = False
-    on_step: OnStep | None = None
 
 
 class Walk:
@@ -113,6 +36,7 @@ class Walk:
         x: The current rows, int64 [b, l].
         evaluations: Number of rows evaluated by the network so far, summed over calls.
         clamped: Number of positions so far whose probabilities were outside [0, 1] and were clamped, summed over steps.
+        weights: Importance weights of the rows; None without ``settings.unconditioned``.
 
     Raises:
         UserError: No completion of a row satisfies ``settings.matching``.
@@ -123,9 +47,13 @@ class Walk:
         self.x, self.free, self.kernel = x, settings.free, kernel
         self.schedule, self.generator, self.timeless = settings.schedule, settings.generator, settings.timeless
         self.evaluations = self.clamped = 0
+        self._check = OutputCheck(x.device)
         self._denoise, self._config, self._on_step = denoise, config, settings.on_step
         data = torch.arange(kernel.states, device=x.device) != (-1 if kernel.mask is None else kernel.mask)
         self._allowed = data if settings.allowed is None else data & settings.allowed
+        self.weights: ImportanceWeights | None = None
+        if settings.unconditioned is not None:
+            self.weights = ImportanceWeights(len(x), data & settings.unconditioned, config.temperature)
         self._matching = matching
         if matching is not None:
             matching.feasible(x, self.masked, self._allowed)
@@ -161,6 +89,14 @@ class Walk:
             self._on_step(self._steps, self.x if x is None else x)
         self._steps += 1
 
+    def check_outputs(self) -> None:
+        """Verify the network's outputs so far, which waits for the device.
+
+        Raises:
+            UserError: An output was not finite, or a distribution did not sum to 1.
+        """
+        self._check.read()
+
     # -- the network --------------------------------------------------------------------------------------------------
 
     def outputs(self, t: Tensor, need: Tensor | None = None) -> Mapping[str, Tensor]:
@@ -182,8 +118,10 @@ class Walk:
         self.evaluations += len(rows)
         if len(rows) == len(stale):
             self._cached = dict(self._denoise(self.x, t, rows))
+            self._check.add(self._cached, self.free)
         elif len(rows):
             fresh = self._denoise(self.x[rows], t[rows], rows)
+            self._check.add(fresh, self.free[rows])
             for name, value in fresh.items():
                 old = self._cached.get(name)
                 old = value.new_zeros(len(stale), *value.shape[1:]) if old is None else old
@@ -203,7 +141,9 @@ class Walk:
         t = torch.full_like(sigma, T_MIN) if self.timeless else self.schedule.time(sigma.double())
         return t.clamp(min=T_MIN, max=1.0).float()
 
-    def score(self, t: Tensor, sigma: Tensor | None = None, need: Tensor | None = None) -> Tensor:
+    def score(
+        self, t: Tensor, sigma: Tensor | None = None, need: Tensor | None = None, *, precise: bool = False
+    ) -> Tensor:
         """Return the scores p_t(z) / p_t(x) of all rows z that differ from the current row x in at most one position.
 
         Entry (i, y) is the score of the row z that has state y at position i; it is 1 if y is the state of x there.
@@ -212,15 +152,17 @@ class Walk:
             t: Times, [b].
             sigma: Total noise at ``t``, [b], if known more precisely than by the schedule; None: by the schedule.
             need: bool [b], rows whose scores are required; entries of other rows are unspecified. None: all.
+            precise: True to compute in float64. At high noise log-scores are small, and their exponentials in float32
+                lose them.
 
         Returns:
-            float32 [b, l, n].
+            float32 [b, l, n]; float64 if ``precise``.
         """
-        outputs = self.outputs(t, need)
+        outputs, dtype = self.outputs(t, need), torch.float64 if precise else torch.float32
         if "log_score" in outputs:
-            return outputs["log_score"].float().exp()
+            return outputs["log_score"].to(dtype).exp()
         sigma = self.schedule.sigma(t) if sigma is None else sigma.float()
-        return self.kernel.log_score(outputs["log_x0"].float(), self.x, sigma).exp()
+        return self.kernel.log_score(outputs["log_x0"].to(dtype), self.x, sigma.to(dtype)).exp()
 
     def clean(self, t: Tensor, need: Tensor | None = None) -> Tensor:
         """Return the predicted distribution of the clean token at each position given all other positions.
@@ -266,7 +208,9 @@ class Walk:
         real = torch.arange(at.shape[1], device=at.device) < count[rows, None]
         x = self.x[rows]
         self.evaluations += len(rows)
-        clean = self._clean(self._denoise(x, t[rows], rows, at), x.gather(1, at))
+        outputs = self._denoise(x, t[rows], rows, at)
+        self._check.add(outputs, real)
+        clean = self._clean(outputs, x.gather(1, at))
         self.put(self.draw(chosen.double(), lambda _: clean[real], must=True))
 
     # -- moves --------------------------------------------------------------------------------------------------------
@@ -291,35 +235,51 @@ class Walk:
 
         Returns:
             The rows with new tokens, int64 [b, l].
+
+        Raises:
+            UserError: An output of the network was not finite, or a distribution did not sum to 1.
         """
         if self._matching is not None:
             return self._draw_matching(self._matching, move, weights, must=must)
 
         def new_tokens(moving: Tensor) -> Tensor:
-            allowed, rows = self._weights(weights, moving)
+            allowed, rows, permitted = self._weights(weights, moving)
+            if self.weights is not None:
+                self.weights.add(moving, permitted)
             stay = torch.nn.functional.one_hot(self.x[moving], self.kernel.states)
             return torch.where((rows.sum(-1, keepdim=True) > 0), rows, (allowed if must else stay).to(rows.dtype))
 
-        return jump(self.x, move.double() * self.free, new_tokens, generator=self.generator)
+        return jump(self.x, move.double() * self.free, new_tokens, generator=self.generator, read=self.read)
 
-    def _weights(self, weights: Tensor | Callable[[Tensor], Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, flag: Tensor) -> bool:
+        """Return a flag, bool [], after verifying the network's outputs: both take one transfer to the host.
+
+        Raises:
+            UserError: An output was not finite, or a distribution did not sum to 1.
+        """
+        return bool(self._check.read(flag)[0])
+
+    def _weights(self, weights: Tensor | Callable[[Tensor], Tensor], where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the allowed tokens and the sharpened weights at the m positions ``where``, bool [b, l].
 
-        The allowed tokens are bool [n] or [m, n], the weights float64 [m, n].
+        The allowed tokens are bool [n] or [m, n], the weights float64 [m, n]. The third tensor is the log of the share
+        of each distribution that is allowed, [m]; it is empty without importance weights.
         """
         allowed = self._allowed.expand(*self.x.shape, -1)[where] if self._allowed.dim() > 1 else self._allowed
         rows = weights[where] if isinstance(weights, Tensor) else weights(where)
-        return allowed, sharpen(rows * allowed, temperature=self._config.temperature, top_p=self._config.top_p)
+        permitted = rows.new_zeros(0) if self.weights is None else self.weights.permitted(rows, allowed)
+        sharp = sharpen(rows * allowed, temperature=self._config.temperature, top_p=self._config.top_p)
+        return allowed, sharp, permitted
 
     def _draw_matching(
         self, matching: Matching, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool
     ) -> Tensor:
         moving = going(move.double() * self.masked, generator=self.generator)
         rows = moving.any(-1)
-        if not bool(rows.any()):
+        if not self.read(rows.any()):
             return self.x
         hidden = self.masked & rows[:, None]
-        allowed, drawn = self._weights(weights, hidden)
+        allowed, drawn, permitted = self._weights(weights, hidden)
         allowed = allowed.expand(len(drawn), -1)
         possible = drawn.sum(-1) > 0
         drawn = torch.where(possible[:, None], drawn, allowed.to(drawn.dtype))
@@ -329,6 +289,12 @@ class Walk:
         out[moving] = matching.draw(
             self.x[rows], rows, hidden[rows], drawn, allowed, moving[rows], generator=self.generator
         )
+        if self.weights is not None:
+            left = hidden & ~moving
+            before = matching.log_chance(self.x[rows], rows, hidden[rows], drawn)
+            after = matching.log_chance(out[rows], rows, left[rows], drawn[left[hidden]])
+            self.weights.add_rows(rows, before, after)
+            self.weights.add(moving, permitted[moving[hidden]])
         return out
 
     def _replace_disallowed(self, where: Tensor) -> None:

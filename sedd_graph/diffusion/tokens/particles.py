@@ -1,0 +1,98 @@
+"""Importance sampling of rows under conditions: many rows are drawn for each one that is returned.
+
+A sampler under a condition draws each token from the model's distribution restricted to what the condition permits at
+that moment. The product of what these restrictions leave is the ratio of the model's probability of the drawn row (and
+of its order of unmasking) to the sampler's, so rows that are chosen with these weights have the model's distribution
+given the condition, up to an error that falls as 1 / particles. Axes: b rows, l length, n states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from sedd_graph.diffusion.categorical import categorical, sharpen
+
+__all__ = ["Chosen", "ImportanceWeights", "choose"]
+
+
+class ImportanceWeights:
+    """Log importance weights of the rows of a sampling run.
+
+    Args:
+        rows: Number of rows, b.
+        base: Tokens that the sampler may draw without conditions, bool [n].
+        temperature: Temperature of sampling, which is part of the distribution without conditions.
+
+    Attributes:
+        log: Log-weight of each row so far, nats, float64 [b].
+    """
+
+    def __init__(self, rows: int, base: Tensor, temperature: float) -> None:
+        self.log = torch.zeros(rows, dtype=torch.float64, device=base.device)
+        self._base, self._temperature = base, temperature
+
+    def permitted(self, weights: Tensor, allowed: Tensor) -> Tensor:
+        """Return the log of the share of each distribution that is allowed.
+
+        Args:
+            weights: Weights of the new token at m positions, [m, n].
+            allowed: bool [n] or [m, n].
+
+        Returns:
+            float64 [m]; minus infinity where no allowed token has weight.
+        """
+        free = sharpen(weights * self._base, temperature=self._temperature, top_p=1.0)
+        return ((free * allowed).sum(-1) / free.sum(-1)).nan_to_num(0.0).log()
+
+    def add(self, where: Tensor, log_share: Tensor) -> None:
+        """Multiply the weights of rows by shares.
+
+        Args:
+            where: bool [b, l], the m positions that change.
+            log_share: Logarithms of the shares, [m].
+        """
+        self.log = self.log.index_add(0, where.nonzero()[:, 0], log_share)
+
+    def add_rows(self, rows: Tensor, before: Tensor, after: Tensor) -> None:
+        """Multiply the weights of rows by the ratio of two probabilities of a match.
+
+        Args:
+            rows: bool [b], r rows.
+            before: Log-probability of a match before the tokens of a step were drawn, [r].
+            after: Log-probability given these tokens, [r].
+        """
+        change = torch.where(before == -torch.inf, -torch.inf, before - after)
+        self.log = self.log.index_add(0, rows.nonzero()[:, 0], change)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Rows chosen among particles.
+
+    Attributes:
+        index: Index of the chosen row of each group, int64 [groups].
+        effective: Effective number of particles, averaged over groups: (sum of weights)^2 / sum of squared weights. Near
+            1, the distribution is hardly corrected.
+    """
+
+    index: Tensor
+    effective: float
+
+
+def choose(log_weight: Tensor, particles: int, *, generator: torch.Generator) -> Chosen:
+    """Choose one row of each group of particles, with probability proportional to its weight.
+
+    Args:
+        log_weight: Log-weights, float64 [groups * particles]; rows of a group are adjacent.
+        particles: Number of rows per group.
+        generator: Random number generator on the device of the weights.
+    """
+    grouped = log_weight.view(-1, particles)
+    none = grouped.amax(-1, keepdim=True) == -torch.inf  # the model gives no row of the group any probability
+    share = torch.where(none, 0.0, grouped).softmax(-1)
+    first = torch.arange(len(grouped), device=share.device) * particles
+    effective = float((1 / share.square().sum(-1)).mean())
+    return Chosen(first + categorical(share, generator=generator), effective)

@@ -1,0 +1,92 @@
+"""Writes that survive a power cut: files and folders are flushed to the disk (fsync) before they count as written.
+
+A rename is atomic for readers, but after a power cut a file system may hold the new name with an empty file, or the old
+name. So a file is flushed before it is renamed, and its folder after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import secrets
+from pathlib import Path
+
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+__all__ = ["DurableStore", "make_folder", "rename", "sync_file", "sync_folder", "sync_tree"]
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file to the disk."""
+    with path.open("r+b") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the names in a folder to the disk; do nothing where the system cannot flush folders."""
+    if os.name == "nt":
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems flush files only
+            raise
+    finally:
+        os.close(number)
+
+
+def sync_tree(path: Path) -> None:
+    """Flush a folder to the disk, with all files and folders in it."""
+    for folder, _, files in os.walk(path, topdown=False):
+        for name in files:
+            sync_file(Path(folder, name))
+        sync_folder(Path(folder))
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its missing parents, and flush their names to the disk. The folder may exist."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or a folder within its folder, and flush the names to the disk."""
+    source.replace(target)
+    sync_folder(target.parent)
+
+
+class DurableStore(LocalStore):
+    """Local zarr store whose chunks and metadata are on the disk when a write returns, in the order of the writes."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write ``value`` under ``key``, atomically and durably."""
+        self._check_writable()
+        await asyncio.to_thread(self._write, key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write ``value`` under ``key``, atomically and durably, unless the key exists."""
+        if not await self.exists(key):
+            await self.set(key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Write ``value`` under ``key``, atomically and durably, without an event loop."""
+        self._check_writable()
+        self._write(key, value)
+
+    def _write(self, key: str, value: Buffer) -> None:
+        path = self.root / key
+        make_folder(path.parent)
+        part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")  # zarr's own suffix
+        try:
+            with part.open("wb") as stream:
+                stream.write(value.as_buffer_like())
+                stream.flush()
+                os.fsync(stream.fileno())
+            rename(part, path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"""Creation of run folders: written under a temporary name beside their place, then renamed.
+
+A build that is killed therefore leaves no run folder that lacks files, only a hidden folder ``.<name>.<hex>.part``. The
+next build of the same blueprint deletes it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+from sedd_graph.errors import UserError
+from sedd_graph.store.durable import sync_folder, sync_tree
+from sedd_graph.store.files import disk_faults, part_folder
+
+__all__ = ["new_run", "require_utf8", "write_folder"]
+
+_STAMPED = f"{'[0-9]' * 8}T{'[0-9]' * 6}Z-*"
+"""Glob pattern of the names of run folders that :func:`new_run` creates."""
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+
+
+def new_run(root: Path, name: str, digest: str, write: Callable[[Path], None]) -> Path:
+    """Create a run folder ``root/name/<UTC time>-<digest>`` with all its files.
+
+    Args:
+        root: Folder of all run folders.
+        name: Name of the blueprint.
+        digest: Hash of the lock file, of which the first eight digits are used.
+        write: Function that writes the files to the folder whose path it is given.
+
+    Returns:
+        The path of the run folder. If the name is taken, a number is added (``...-2``).
+
+    Raises:
+        UserError: The path is invalid, such as a folder inside a file.
+        EnvironmentFault: The disk cannot be written. No run folder is left.
+    """
+    require_utf8(root)
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = root / name / f"{stamp}-{digest[:8]}"
+    with disk_faults("a folder", path.parent), part_folder(path, abandoned=f".{_STAMPED}.part") as part:
+        write(part)
+        for number in range(1, 10_000):
+            candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            if not candidate.exists() and _renamed(part, candidate):
+                return candidate
+    raise UserError(f"{path} exists already, and so do its numbered names up to 9,999")
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Create the folder ``path``, which must be empty or not exist, with all its files.
+
+    Args:
+        path: The folder.
+        write: Function that writes the files to the folder whose path it is given.
+
+    Raises:
+        UserError: The path is invalid, or the folder is not empty.
+        EnvironmentFault: The disk cannot be written. The folder is left as it was.
+    """
+    require_utf8(path)
+    with disk_faults("a folder", path.parent), part_folder(path) as part:
+        write(part)
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()  # Windows renames no folder over another
+        if path.exists() or not _renamed(part, path):
+            raise UserError(f"{path} exists and is not empty")
+
+
+def require_utf8(path: Path) -> None:
+    """Raise :class:`UserError` if ``path`` is not UTF-8: weights could be written there, but not read again."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: this path is not UTF-8, which files of weights need: rename the folder") from None
+
+
+def _renamed(part: Path, path: Path) -> bool:
+    """Rename a folder; return False if another process has created ``path`` in the meantime."""
+    sync_tree(part)
+    try:
+        part.rename(path)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise
+    sync_folder(path.parent)
+    return True

@@ -1,0 +1,323 @@
+"""Verification of objectives of token rows: the loss of single draws, the draws, and value and optimum of the bound.
+
+Axes: b rows, l positions, n states, v data tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from sedd_graph.component.check import Check, Proof
+from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective, for_each
+from sedd_graph.verify.objective_draws import (
+    DrawRows,
+    Wrong,
+    draw_faults,
+    least_time,
+    many_draws,
+    random_batch,
+    random_faults,
+)
+from sedd_graph.verify.objective_values import (
+    POINTWISE,
+    compare,
+    fit_rest,
+    given_draw,
+    optimum_faults,
+    pairs,
+    rest_of,
+    value_of,
+)
+from sedd_graph.verify.toy import PAIR, TRIPLE, Make, Toy, make_toy
+
+__all__ = ["prove_objective"]
+
+TIGHT = 5e-4
+"""Tolerance of the enumerated bound, nats per sequence, beside the error of the quadrature."""
+OMITTED = 0.01
+"""Largest share of the entropy that a bound may omit or add: noise below the least time, and the prior."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Numbers of cases of a proof.
+
+    Attributes:
+        rows: Draws whose loss is compared one by one.
+        draws: Draws whose distribution is tested.
+        nodes: Quadrature nodes per interval.
+        times: Times at which the optimum is verified.
+        large: True to enumerate the larger toy too; otherwise only its draws and their losses are verified.
+    """
+
+    rows: int
+    draws: int
+    nodes: int
+    times: int
+    large: bool
+
+
+SIZES = {"full": Sizes(4000, 32_000, 6, 7, True), "quick": Sizes(1000, 8000, 4, 3, False)}
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One form in which an objective is used.
+
+    Attributes:
+        name: Name of the form in the certificate; empty for the training loss.
+        draw: Draws noisy rows for a batch, and returns them with the objective of their loss.
+        valued: True if its value is that of the bound.
+    """
+
+    name: str
+    draw: DrawRows
+    valued: bool = True
+
+
+@dataclasses.dataclass
+class Findings:
+    """Results of one form of the objective.
+
+    Attributes:
+        wrong: What is wrong.
+        worst: Largest relative deviations of losses and of gradients from the expected ones.
+        value: Enumerated value and how it was found, as text.
+    """
+
+    wrong: list[Wrong] = dataclasses.field(default_factory=list)
+    worst: dict[str, float] = dataclasses.field(default_factory=dict)
+    value: list[str] = dataclasses.field(default_factory=list)
+
+
+@torch.no_grad()
+def prove_objective(make: Make, output: str, proof: Proof = "full") -> list[Check]:
+    """Verify an objective in the three forms in which it is used: the training loss, the bound, and its evaluation.
+
+    The loss of single draws is compared with the kernel's own loss at random outputs, by value and gradient. All clean
+    and noisy rows are enumerated at the nodes of a quadrature over time: with a perfect network the bound is the
+    entropy of the data, and the loss is least. Draws are tested by themselves.
+
+    Args:
+        make: Function that constructs the components, called with a number of states, or None for the declared number.
+        output: Kind of output that the objective reads: ``log_score`` or ``log_x0``.
+        proof: Strength of the verification; ``quick`` uses fewer rows, and enumerates one toy.
+
+    Returns:
+        The results of the checks.
+    """
+    sizes, found = SIZES[proof], dict[str, Findings]()
+    toys = [make_toy(make, law) for law in (TRIPLE, PAIR)]
+    for toy, enumerated in zip(toys, (sizes.large, True), strict=True):
+        for view in _views(toy):
+            into = found.setdefault(view.name, Findings())
+            try:
+                _verify(toy, view, output, sizes, into, enumerated=enumerated)
+            except Exception as error:  # a third-party objective may raise anything
+                into.wrong.append(Wrong("runs", f"{type(error).__name__}: {str(error)[:300]}"))
+    return [*_training_checks(toys[0], found.pop(""), sizes), *(_form_check(k, v) for k, v in found.items())]
+
+
+def _views(toy: Toy) -> list[View]:
+    """Return the forms of the objective of a process that differ."""
+    kernel, schedule, objective = toy.parts.kernel, toy.parts.schedule, toy.parts.objective
+
+    def drawn(of: Objective) -> DrawRows:
+        return lambda batch, random: (of, of.corrupt(batch, kernel, schedule, random=random))
+
+    views, bound = [View("", drawn(objective), objective.differs() is None)], objective.bound()
+    if bound is not objective:
+        views.append(View("bound", drawn(bound)))
+    if objective.evaluated(kernel) is objective and type(objective).bound_draw is Objective.bound_draw:
+        return views  # the training loss itself
+    evaluated: DrawRows = lambda batch, random: objective.bound_draw(batch, kernel, schedule, random=random)  # noqa: E731
+    return [*views, View("evaluated", evaluated)]
+
+
+def _verify(toy: Toy, view: View, output: str, sizes: Sizes, into: Findings, *, enumerated: bool) -> None:
+    """Verify one form of the objective on one toy, value and optimum only if ``enumerated``."""
+    objective, draw, batch = many_draws(toy, view.draw, sizes.draws, seed=3)
+    wrong = draw_faults(toy, objective, draw, batch)
+    into.wrong += wrong + random_faults(toy, view.draw)
+    if wrong:  # noise levels or rows that are wrong make all that follows wrong
+        return
+    low = least_time(draw) if objective.measure == "time" else 0.0
+    cost = torch.zeros(toy.tokens, dtype=torch.float64)
+    if view.valued:
+        cost = _losses(toy, view, objective, output, low, sizes, into)
+        if any(w.part == "loss" for w in into.wrong):
+            return
+        if enumerated:
+            _value(toy, objective, output, low, cost, sizes, into)
+    _roles(toy, view, objective, output, low, cost, sizes, into)
+    if enumerated:
+        into.wrong += optimum_faults(toy, objective, output, low, sizes.times)
+
+
+def _times(objective: Objective, low: float, rows: int, generator: torch.Generator) -> Tensor:
+    """Return times in [low, 1], in random order: an even grid, with more at both ends, float32 [rows]."""
+    even = torch.linspace(0, 1, rows - 2 * (rows // 8), dtype=torch.float64)
+    ends = torch.logspace(-5, -1, rows // 8, dtype=torch.float64)
+    shares = torch.cat([even, ends, 1 - ends])[torch.randperm(rows, generator=generator)]
+    return (low + (1 - low) * shares).clamp(1e-6, 1 - 1e-6).float()
+
+
+def _losses(
+    toy: Toy, view: View, objective: Objective, output: str, low: float, sizes: Sizes, into: Findings
+) -> Tensor:
+    """Compare losses of drawn and of given noisy rows with the kernel's own; return the costs per token, float64 [v]."""
+    generator = torch.Generator().manual_seed(21)
+    batch = random_batch(toy, sizes.rows, generator)
+    t = _times(objective, low, sizes.rows, generator)
+    given = given_draw(toy, objective, batch, t, generator)
+    if objective.measure == "time" and float((given.t.reshape(len(t), -1) - t[:, None]).abs().max()) > 1e-6:
+        into.wrong.append(Wrong("draws", "corrupt(t=...) does not use the given times"))
+    own, drawn = view.draw(batch, Randomness(generator))
+    offs, scales = [], []
+    for of, draw in ((objective, given), (own, drawn)):
+        off, scale, gradient = compare(toy, of, draw, batch, output, generator)
+        offs.append(off)
+        scales.append(scale)
+        _note(into, "gradient", float(gradient.nan_to_num(nan=torch.inf).max()))
+    off, scale, both = torch.cat(offs), torch.cat(scales), _twice(batch)
+    cost = torch.zeros(toy.tokens, dtype=torch.float64)
+    if float((off.abs() / scale).max()) > POINTWISE and bool(off.isfinite().all()):
+        cost = fit_rest(both, off, scale, toy.tokens)
+    _note(into, "loss", float(((off - rest_of(both, cost)).abs() / scale).nan_to_num(nan=torch.inf).max()))
+    if float(cost.min()) < -1e-6:
+        into.wrong.append(
+            Wrong("loss", f"{-float(cost.min()):.3g} nats a token are subtracted from the kernel's own loss")
+        )
+    return cost
+
+
+def _twice(batch: Batch) -> Batch:
+    return Batch(*(torch.cat([getattr(batch, f.name)] * 2) for f in dataclasses.fields(batch)))
+
+
+_WORDS = {"loss": "the loss of single draws", "gradient": "the gradient of single draws"}
+
+
+def _note(into: Findings, part: str, gap: float) -> None:
+    """Record a relative deviation from the kernel's own loss."""
+    into.worst[part] = max(into.worst.get(part, 0.0), gap)
+    if not gap < POINTWISE:
+        into.wrong.append(Wrong(part, f"{_WORDS[part]} is {gap:.2g} off"))
+
+
+def _value(toy: Toy, objective: Objective, output: str, low: float, cost: Tensor, sizes: Sizes, into: Findings) -> None:
+    """Compare the enumerated value of the bound with the entropy of the data."""
+    value = value_of(toy, objective, output, low, cost, sizes.nodes)
+    added = float((cost[toy.sequences].sum(-1) * toy.law).sum())
+    total, gap = value.nats + added, abs(value.nats - value.expected)
+    text = f"{total:.4f} against {toy.entropy:.4f} nats"
+    into.value.append(text)
+    if not gap < TIGHT + value.error:
+        into.wrong.append(Wrong("tight", f"{text}: {gap:.2g} off the enumerated value ({value.how})"))
+        return
+    if objective.measure == "steps":
+        return  # a step of all positions is drawn position by position, so that few steps give a loose bound
+    if objective.measure == "time" and low > 0:
+        total += _left_out(toy, objective, output)
+        text = into.value[-1] = f"{total:.4f} against {toy.entropy:.4f} nats"
+    if abs(total - toy.entropy) > OMITTED * toy.entropy:
+        side = "omitted" if total < toy.entropy else "added"
+        into.wrong.append(Wrong("tight", f"{text}: {abs(total - toy.entropy):.2g} nats are {side}"))
+
+
+def _left_out(toy: Toy, objective: Objective, output: str) -> float:
+    """Return the mean of what evaluation adds to the loss, :meth:`Objective.reconstruction`, nats per sequence."""
+    kernel, schedule = toy.parts.kernel, toy.parts.schedule
+    batch = random_batch(toy, 8, torch.Generator().manual_seed(1))
+    probe = objective.reconstruction_draw(DrawRequest(batch, kernel, schedule, Randomness(torch.Generator())))
+    if probe is None:
+        return 0.0
+    draw, batch, chance, _ = pairs(toy, objective, probe.t.reshape(-1)[:1].double())
+    outputs = toy.outputs_for(draw, batch, output)
+    nats = objective.reconstruction(outputs, draw, batch, kernel, schedule).double()
+    return float((nats * chance).sum())
+
+
+def _roles(
+    toy: Toy, view: View, objective: Objective, output: str, low: float, cost: Tensor, sizes: Sizes, into: Findings
+) -> None:
+    """Verify that prompts and padding are neither noised nor counted, and that the network is given the right inputs."""
+    generator = torch.Generator().manual_seed(22)
+    batch = random_batch(toy, max(200, sizes.rows // 4), generator, roles=True)
+    own, drawn = view.draw(batch, Randomness(generator))
+    given = given_draw(toy, objective, batch, _times(objective, low, len(batch), generator), generator)
+    for of, draw in ((own, drawn), (objective, given)):
+        x0, fixed = for_each(draw, batch.tokens), ~for_each(draw, batch.corrupt)
+        if bool((draw.xt != x0)[fixed].any()):
+            into.wrong.append(Wrong("roles", "positions are noised where 'corrupt' is False"))
+            return
+        inputs = of.inputs(draw, batch)
+        pieces = {"tokens": draw.xt, "attend": for_each(draw, batch.attend), "clean": for_each(draw, batch.tokens)}
+        wrong = [k for k, v in pieces.items() if k in inputs and not torch.equal(inputs[k], v)]
+        if of.block is None:
+            wrong += [k for k in ("sigma", "t") if k in inputs and not torch.equal(inputs[k], getattr(draw, k))]
+        if wrong:
+            into.wrong.append(Wrong("roles", f"the network's input {wrong[0]!r} is not that of the draw"))
+        if not view.valued:
+            continue
+        off, scale, gradient = compare(toy, of, draw, batch, output, generator)
+        gap = float(((off - rest_of(batch, cost)).abs() / scale).nan_to_num(nan=torch.inf).max())
+        steep = float(gradient.nan_to_num(nan=torch.inf).max())
+        if not max(gap, steep) < POINTWISE:
+            text = f"with prompts and padding the loss is {gap:.2g} off and its gradient {steep:.2g}"
+            into.wrong.append(Wrong("roles", text))
+
+
+def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
+    """Return the checks of the training loss."""
+    objective = toy.parts.objective
+    own = {"time": "dsigma times the kernel's loss", "masked": "the cross-entropy times L / masks"}
+    claims = {
+        "draws": (
+            "times and noisy rows are drawn as declared",
+            f"{sizes.draws:,} draws, chi-square and Kolmogorov-Smirnov",
+        ),
+        "loss": (
+            f"the loss of every draw is {own.get(objective.measure, 'the divergence of its step')}",
+            "random outputs and times, relative",
+        ),
+        "gradient": ("so is its gradient in the outputs", "the same draws, autograd, relative"),
+        "tight": ("with a perfect network the bound is the entropy of the data", "all clean and noisy rows"),
+        "optimum": ("the loss is least at the true posterior", f"all clean and noisy rows at {sizes.times} times"),
+        "roles": ("prompts and padding are neither noised nor counted", "random masks"),
+        "random": ("draws depend on the seed and the row alone", "seeds, ranks and earlier draws"),
+    }
+    checks = []
+    for part, (claim, how) in claims.items():
+        if part in ("loss", "gradient", "tight") and objective.differs() is not None:
+            continue
+        wrong = [w.text for w in found.wrong if w.part == part]
+        value = (
+            f"{found.worst[part]:.1e}"
+            if part in found.worst
+            else "; ".join(found.value)
+            if part == "tight"
+            else "none wrong"
+        )
+        checks.append(Check(f"objective.{part}", claim, not wrong, wrong[0] if wrong else value, how))
+    if errors := [w.text for w in found.wrong if w.part == "runs"]:
+        checks.append(Check("objective.runs", "the objective raises no error", False, errors[0], "draws and losses"))
+    if (reason := objective.differs()) is not None:
+        claim = f"the training loss is not the bound: {reason}"
+        checks.append(Check("objective.differs", claim, None, "only its optimum is verified", "declared"))
+    return checks
+
+
+def _form_check(name: str, found: Findings) -> Check:
+    """Return the check of the bound, or of its evaluation."""
+    claim = {
+        "bound": "the bound of the objective passes the same checks",
+        "evaluated": "so does the form for evaluation",
+    }
+    wrong = [f"{w.part}: {w.text}" for w in found.wrong]
+    value = wrong[0] if wrong else "; ".join(found.value)
+    return Check(f"objective.{name}", claim[name], not wrong, value, "loss, gradient, draws, value, optimum, roles")

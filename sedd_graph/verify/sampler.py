@@ -1,0 +1,278 @@
+"""Verification of samplers of token rows with a perfect network: the distribution of samples, and the conditions.
+
+Axes: b rows, l positions, n states, v data tokens, s sequences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from sedd_graph.component.check import Check, Proof
+from sedd_graph.diffusion.tokens.walk import WalkSettings
+from sedd_graph.verify.counts import FEW, chi
+from sedd_graph.verify.sampler_conditions import check_conditions, check_random
+from sedd_graph.verify.toy import ALONE, PAIR, TRIPLE, Make, Toy, make_toy, toy_parts
+
+__all__ = ["check_sampler", "prove_sampler"]
+
+LEAST_ORDER = 0.3
+"""Least order of convergence that samples are extrapolated with; with a lower one nothing would be left to verify."""
+MOST_STEPS = 512
+"""Largest declared number of steps that a sampler is verified with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Numbers of samples, and of steps.
+
+    Attributes:
+        rows: Samples of dependent tokens for each number of steps.
+        alone: Samples of two independent tokens for each number of steps.
+        steps: Numbers of steps of a sampler whose samples converge, fewer and more.
+        few: Numbers of steps at which independent tokens must be exact.
+        budget: Largest expected number of numbers that the network gives in a run without a number of steps.
+    """
+
+    rows: int
+    alone: int
+    steps: tuple[int, int]
+    few: tuple[int, ...]
+    budget: int
+
+
+SIZES = {
+    "full": Sizes(20_000, 100_000, (64, 256), (1, 2, 5), 20_000_000),
+    "quick": Sizes(6000, 25_000, (16, 64), (2,), 2_000_000),
+}
+
+
+@torch.no_grad()
+def prove_sampler(make: Make, output: str, proof: Proof = "full") -> list[Check]:
+    """Verify that samples drawn with a perfect network follow the distribution of the data, and the conditions on them.
+
+    Args:
+        make: Function that constructs the components, called with a number of states, or None for the declared number.
+        output: Kind of output that the sampler reads: ``log_score`` or ``log_x0``.
+        proof: Strength of the verification; ``quick`` draws fewer samples with fewer steps.
+
+    Returns:
+        The results of the checks.
+    """
+    law = TRIPLE if make(None).objective.block is None else PAIR
+    toy = make_toy(make, law)
+    return check_sampler(toy, Toy(toy_parts(make, ALONE.tokens), ALONE, whole=True), output, proof)
+
+
+@torch.no_grad()
+def check_sampler(toy: Toy, alone: Toy, output: str, proof: Proof = "full") -> list[Check]:
+    """Verify a sampler with a perfect network on two toys.
+
+    Args:
+        toy: Dependent tokens.
+        alone: Independent tokens.
+        output: Kind of output that the sampler reads: ``log_score`` or ``log_x0``.
+        proof: Strength of the verification.
+
+    Returns:
+        The results of the checks: ``sampler.clean``, ``sampler.law`` or ``sampler.heuristic``, ``sampler.alone``,
+        ``sampler.conditions``, ``sampler.random``, and for an exact sampler ``sampler.bound``.
+    """
+    sizes, sampler = SIZES[proof], toy.parts.sampler
+    reason = sampler.heuristic()
+    if sampler.exact or reason is not None:
+        law = _one_law(toy, output, sizes, reason)
+    else:
+        law = _limit(toy, output, sizes)
+    found = [law.clean, law.check]
+    if sampler.exact:
+        claim, how = "every probability of a move is in range", f"{sampler.evaluations:,} evaluations"
+        found.append(Check("sampler.bound", claim, law.clamped == 0, f"{law.clamped} out of range", how))
+    if reason is None:
+        found.append(_check_alone(alone, output, sizes))
+    return [*found, check_conditions(toy, alone, output, law.bias), check_random(alone, output)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Law:
+    """Verdicts on the distribution of samples of dependent tokens.
+
+    Attributes:
+        clean: The check that samples hold data tokens only.
+        check: The check of their distribution.
+        clamped: Number of probabilities out of range.
+        bias: Estimated chi-distance from the data distribution at the fewer steps, beyond chance.
+    """
+
+    clean: Check
+    check: Check
+    clamped: int = 0
+    bias: float = 0.0
+
+
+def draw_rows(toy: Toy, output: str, rows: int, steps: int | None, seed: int = 4) -> tuple[Tensor, Tensor]:
+    """Return initial noise and the samples that it gives, int64 [b, l] each."""
+    kernel, generator = toy.parts.kernel, torch.Generator().manual_seed(seed)
+    x = kernel.prior(rows, toy.length, generator=generator, allowed=None)
+    free = torch.ones_like(x, dtype=torch.bool)
+    settings = WalkSettings(free=free, kernel=kernel, schedule=toy.parts.schedule, generator=generator)
+    return x, toy.sample(x, output, settings, steps)
+
+
+def affordable(toy: Toy, output: str, rows: int, budget: int) -> int:
+    """Return ``rows``, or fewer for a sampler without a number of steps that evaluates the network often."""
+    if toy.parts.sampler.steps is not None:
+        return rows
+    draw_rows(toy, output, 50, None)
+    each = toy.parts.sampler.evaluations / 50 * toy.states * toy.length
+    return max(500, min(rows, round(budget / max(1.0, each))))
+
+
+def _cleanness(toy: Toy, runs: list[Tensor]) -> Check:
+    wrong = sum(int(((rows < 0) | (rows >= toy.tokens)).sum()) for rows in runs)
+    claim = "samples hold no mask"
+    value = f"{wrong} masks" if wrong else "0 masks"
+    return Check("sampler.clean", claim, wrong == 0, value, f"{sum(map(len, runs)):,} rows")
+
+
+def _frequencies(toy: Toy, rows: Tensor) -> Tensor:
+    """Return the shares of all sequences among samples, float64 [s]."""
+    return toy.counts(rows.clamp(0, toy.tokens - 1)) / len(rows)
+
+
+def _variation(found: Tensor, law: Tensor) -> float:
+    return float((found - law).abs().sum() / 2)
+
+
+def _one_law(toy: Toy, output: str, sizes: Sizes, reason: str | None) -> _Law:
+    """Verify an exact sampler at two steps, or measure a heuristic one."""
+    sampler = toy.parts.sampler
+    steps = None if sampler.steps is None else 2 if reason is None else sizes.steps[0]
+    rows = affordable(toy, output, sizes.rows, sizes.budget)
+    _, out = draw_rows(toy, output, rows, steps)
+    found, clamped = _frequencies(toy, out), sampler.clamped
+    taken = f"{steps} steps" if steps else f"{sampler.evaluations / rows:.1f} evaluations a row"
+    distance, chance = chi(found, toy.law, rows=rows)
+    how = f"{taken}, {rows:,} rows of {toy.length} dependent tokens"
+    value = f"total variation {_variation(found, toy.law):.4f}"
+    clean = _cleanness(toy, [out])
+    if reason is not None:
+        return _Law(clean, Check("sampler.heuristic", sampler.claim(), None, value, how))
+    value = f"{value}, chi {distance:.4f} (chance alone: up to {chance:.4f})"
+    return _Law(clean, Check("sampler.law", sampler.claim(), distance < chance, value, how), clamped)
+
+
+def _limit(toy: Toy, output: str, sizes: Sizes) -> _Law:
+    """Verify a sampler whose samples converge with more steps: at two numbers of steps, their limit, and as declared."""
+    found, runs = extrapolate(toy, output, sizes.rows, sizes.steps)
+    value = f"chi {found.distance:.4f} in the limit (chance alone: up to {found.limit:.4f}), {found.bias:.4f} at {sizes.steps[0]} steps"
+    holds, few = found.distance < found.limit and found.bias < most_bias(toy, sizes.steps[0]), sizes.steps[0]
+    steps = toy.parts.sampler.steps
+    how = f"{sizes.steps[0]} and {sizes.steps[1]} steps, {sizes.rows:,} rows of {toy.length} dependent tokens each"
+    if steps is not None and 8 <= steps <= MOST_STEPS and steps not in sizes.steps:
+        _, out = draw_rows(toy, output, sizes.rows, None, seed=14)
+        runs.append(out)
+        share = (few / steps) ** order_of(toy)
+        expected = toy.law + share * found.off
+        gap, chance = chi(
+            _frequencies(toy, out) - expected + toy.law, toy.law, rows=sizes.rows / (1 + found.noise * share**2)
+        )
+        chance += 2 * (share * found.bias) ** 2
+        value += f", {gap:.4f} from what they predict at the declared {steps} steps (up to {chance:.4f})"
+        holds = holds and gap < chance
+    return _Law(
+        _cleanness(toy, runs), Check("sampler.law", toy.parts.sampler.claim(), holds, value, how), bias=found.bias
+    )
+
+
+def order_of(toy: Toy) -> float:
+    """Return the declared order of convergence, at least :data:`LEAST_ORDER`."""
+    return max(LEAST_ORDER, min(1.0, toy.parts.sampler.order))
+
+
+def most_bias(toy: Toy, steps: int) -> float:
+    """Return the largest chi-distance from the data that is believed to be an error of ``steps`` steps."""
+    return 0.15 + 40.0 / steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """Extrapolation of samples to infinitely many steps (Richardson), by the order of convergence that is declared.
+
+    Attributes:
+        distance: Chi-distance of the limit from the data distribution.
+        limit: Largest distance that chance and the second order of the error give.
+        bias: Estimated chi-distance at the fewer steps from the limit, beyond chance.
+        off: Estimated difference of the shares at the fewer steps from the limit, float64 [s].
+        noise: Variance of ``off``, relative to that of the shares of one run.
+    """
+
+    distance: float
+    limit: float
+    bias: float
+    off: Tensor
+    noise: float
+
+
+def extrapolate(toy: Toy, output: str, rows: int, steps: tuple[int, int]) -> tuple[Limit, list[Tensor]]:
+    """Draw samples with fewer and with more steps; return their limit, and the samples."""
+    runs = [draw_rows(toy, output, rows, count, seed=4 + i)[1] for i, count in enumerate(steps)]
+    fewer, more = (_frequencies(toy, run) for run in runs)
+    ratio = (steps[1] / steps[0]) ** order_of(toy)
+    limit = (ratio * more - fewer) / (ratio - 1)
+    off, noise = (fewer - more) * ratio / (ratio - 1), 2 * (ratio / (ratio - 1)) ** 2
+    cells = float((toy.law * rows >= FEW).sum())
+    bias = math.sqrt(max(0.0, chi(toy.law + off, toy.law, rows=rows)[0] ** 2 - noise * cells / rows))
+    own = rows * (ratio - 1) ** 2 / (ratio**2 + 1)
+    distance, chance = chi(limit, toy.law, rows=own)
+    return Limit(distance, chance + 2 * bias**2 / ratio, bias, off, noise), runs
+
+
+def _check_alone(toy: Toy, output: str, sizes: Sizes) -> Check:
+    """Verify that independent tokens have the distribution of the data, at any number of steps if that is declared."""
+    sampler, claim = toy.parts.sampler, "independent tokens follow the distribution of the data"
+    if not (sampler.exact_alone or sampler.exact):
+        rows = sizes.alone // 2
+        found, _ = extrapolate(toy, output, rows, sizes.steps)
+        value = f"chi {found.distance:.4f} in the limit (chance alone: up to {found.limit:.4f})"
+        how = f"{sizes.steps[0]} and {sizes.steps[1]} steps, {2 * rows:,} tokens each"
+        holds = found.distance < found.limit and found.bias < most_bias(toy, sizes.steps[0])
+        return Check("sampler.alone", claim, holds, value, how)
+    every: list[int | None] = [None] if sampler.steps is None else [*sizes.few, sampler.steps]
+    rows = affordable(toy, output, sizes.alone, sizes.budget)
+    worst, at = -math.inf, ""
+    taken = []
+    for steps in every:
+        if steps is not None and steps > MOST_STEPS:
+            continue
+        count = rows if steps is None else max(2000, min(rows, rows * 20 // steps))
+        x, out = draw_rows(toy, output, count, steps, seed=31)
+        distance, chance = chi(_frequencies(toy, out), reachable(toy, x), rows=count)
+        taken.append("its own" if steps is None else str(steps))
+        if distance / chance > worst:
+            worst, at = distance / chance, f"chi {distance:.4f} (chance alone: up to {chance:.4f}) at {taken[-1]} steps"
+    how = f"{' and '.join(taken)} steps, up to {2 * rows:,} tokens each"
+    return Check("sampler.alone", f"{claim}, at any number of steps", worst < 1, at, how)
+
+
+def reachable(toy: Toy, x: Tensor) -> Tensor:
+    """Return the distribution of clean rows given initial noise at t = 1, for independent tokens, float64 [s].
+
+    Args:
+        toy: Independent tokens.
+        x: Initial noise, int64 [b, l].
+    """
+    codes, counts = torch.unique(toy.code(x, toy.states), return_counts=True)
+    first = torch.stack([codes // toy.states**i % toy.states for i in reversed(range(toy.length))], 1)
+    end = toy.parts.schedule.sigma(torch.ones(len(first), dtype=torch.float64))
+    share = toy.law.reshape(toy.tokens, -1).sum(1)
+    each = toy.likelihood(first, end) * share
+    each = each / each.sum(-1, keepdim=True)
+    joint = torch.ones(len(first), len(toy.law), dtype=torch.float64)
+    for i in range(toy.length):
+        joint = joint * each[:, i][:, toy.sequences[:, i]]
+    law: Tensor = (joint * (counts / len(x))[:, None]).sum(0)
+    return law

@@ -1,0 +1,144 @@
+"""Verification that samplers respect prompts and allowed tokens, and that samples depend on the seed alone.
+
+Axes: b rows, l positions, n states, v data tokens, s sequences.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sedd_graph.component.check import Check
+from sedd_graph.diffusion.tokens.walk import OnStep, WalkSettings
+from sedd_graph.verify.contracts import generators_state
+from sedd_graph.verify.counts import chi
+from sedd_graph.verify.toy import Toy
+
+__all__ = ["check_conditions", "check_random"]
+
+ROWS = 4000
+"""Number of samples given prompts, whose distribution is verified."""
+STEPS = 32
+"""Number of steps of samples given prompts."""
+
+
+def _run(
+    toy: Toy,
+    output: str,
+    x: Tensor,
+    *,
+    steps: int | None,
+    seed: int = 1,
+    free: Tensor | None = None,
+    allowed: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Return samples from initial rows ``x`` int64 [b, l]; ``steps`` is ignored for a sampler that has none."""
+    settings = WalkSettings(
+        free=torch.ones_like(x, dtype=torch.bool) if free is None else free,
+        kernel=toy.parts.kernel,
+        schedule=toy.parts.schedule,
+        generator=torch.Generator().manual_seed(seed),
+        allowed=allowed,
+        on_step=on_step,
+    )
+    return toy.sample(x, output, settings, None if toy.parts.sampler.steps is None else steps)
+
+
+def _prior(toy: Toy, rows: int, seed: int = 2, allowed: Tensor | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return toy.parts.kernel.prior(rows, toy.length, generator=generator, allowed=allowed)
+
+
+def check_conditions(toy: Toy, alone: Toy, output: str, bias: float) -> Check:
+    """Verify that given tokens stay, and that no other than allowed tokens are drawn.
+
+    If a visible token is always the clean one, the free positions must also have the distribution given the prompt, and
+    under a kernel that masks all tokens at one rate that of the allowed tokens.
+
+    Args:
+        toy: Dependent tokens.
+        alone: Independent tokens.
+        output: Kind of output that the sampler reads.
+        bias: Chi-distance of samples without a prompt that steps of this size give.
+    """
+    wrong = [*_prompt_faults(toy, output, bias), *_allowed_faults(alone, output)]
+    claim = "given tokens stay as they are, and only allowed tokens are drawn"
+    how = f"random prompts, and tokens allowed for all rows and for each position of a row; {ROWS:,} rows"
+    return Check("sampler.conditions", claim, not wrong, wrong[0] if wrong else "none wrong", how)
+
+
+def _prompt_faults(toy: Toy, output: str, bias: float) -> list[str]:
+    """Return what is wrong with samples given prompts, which are drawn from the data."""
+    generator = torch.Generator().manual_seed(3)
+    sampler, kernel = toy.parts.sampler, toy.parts.kernel
+    data = toy.sequences[torch.multinomial(toy.law, ROWS, replacement=True, generator=generator)]
+    free = torch.rand(data.shape, generator=generator) < 0.6
+    if toy.block < toy.length:  # blocks are generated from left to right, each given all tokens before it
+        free = (torch.arange(toy.length) > 0).expand(ROWS, -1)
+    x = torch.where(free, _prior(toy, ROWS), data)
+    frames: list[tuple[int, Tensor]] = []
+    out = _run(toy, output, x, steps=STEPS, free=free, on_step=lambda i, rows: frames.append((i, rows.clone())))
+    if bool((out != x)[~free].any()):
+        return ["given tokens are changed"]
+    if bool((out >= toy.tokens).any()):
+        return ["samples given a prompt hold masks"]
+    if [i for i, _ in frames] != list(range(len(frames))) or not frames or not torch.equal(frames[0][1], x):
+        return ["steps are not reported to on_step from 0 on, the initial rows first"]
+    if any(bool((rows != x)[~free].any()) for _, rows in frames):
+        return ["given tokens are changed on the way"]
+    if not torch.equal(frames[-1][1], out):
+        return ["the rows of the last step that is reported to on_step are not the samples"]
+    if not kernel.clamp_safe or sampler.heuristic() is not None:
+        return []
+    distance, limit = chi(toy.counts(out) / ROWS, toy.law, rows=ROWS)
+    limit += 0.0 if sampler.exact else 2.5 * bias + 1 / STEPS
+    if not distance < limit:
+        return [f"given a prompt, samples do not follow the model: chi {distance:.3g} (up to {limit:.3g})"]
+    return []
+
+
+def _allowed_faults(alone: Toy, output: str) -> list[str]:
+    """Return what is wrong with samples of allowed tokens, which are independent."""
+    toy = alone
+    generator, kernel, n = torch.Generator().manual_seed(5), toy.parts.kernel, toy.states
+    rows = 600
+    for shape in ((), (rows, toy.length)):
+        allowed = torch.rand(*shape, n, generator=generator) < 0.6
+        allowed[..., 0] |= ~allowed[..., : toy.tokens].any(-1)
+        states = allowed.reshape(-1, n).any(0)
+        out = _run(toy, output, _prior(toy, rows, allowed=states), steps=4, allowed=allowed)
+        every = allowed.expand(rows, toy.length, n)
+        if bool((out >= toy.tokens).any()) or not bool(every.gather(-1, out[..., None]).all()):
+            return [f"tokens are drawn that 'allowed' {list(allowed.shape)} excludes"]
+    sampler = toy.parts.sampler
+    if not kernel.masks_evenly or sampler.heuristic() is not None or not (sampler.exact_alone or sampler.exact):
+        return []
+    allowed = torch.arange(alone.states) != 0
+    out = _run(alone, output, _prior(alone, 2 * ROWS, allowed=allowed), steps=3, allowed=allowed)
+    law = torch.where((alone.sequences != 0).all(-1), alone.law, 0.0)
+    distance, limit = chi(alone.counts(out) / len(out), law / law.sum(), rows=len(out))
+    if not distance < limit:
+        return ["allowed tokens do not have their probabilities, divided by the sum over allowed tokens"]
+    return []
+
+
+def check_random(toy: Toy, output: str) -> Check:
+    """Verify that samples depend on the seed and the initial noise alone, and leave global generators as they are."""
+    x, wrong = _prior(toy, 48), []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(986)
+        before = generators_state()
+        first = _run(toy, output, x, steps=3)
+        if before != generators_state():
+            wrong.append("sampling changes a global random number generator")
+        other = _run(toy, output, _prior(toy, 20, seed=8), steps=5, seed=6)
+        torch.manual_seed(987)
+        again = _run(toy, output, x, steps=3)
+    if not torch.equal(first, again):
+        wrong.append("the same seed gives other samples: they depend on earlier samples, or a global generator")
+    if torch.equal(first, _run(toy, output, x, steps=3, seed=2)) or torch.equal(other, first[:20]):
+        wrong.append("another seed gives the same samples")
+    claim = "samples depend on the seed and the initial noise alone"
+    how = "seeds, global generators and earlier samples"
+    return Check("sampler.random", claim, not wrong, wrong[0] if wrong else "none wrong", how)
