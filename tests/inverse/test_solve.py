@@ -613,7 +613,7 @@ def test_a_coupled_system_of_decimals_is_not_written_with_thousands_of_digits() 
     for name in outer.inputs:
         np.testing.assert_allclose(made[Ref("", name)], values[Ref("", name)], atol=1e-6)
     text = explain(program)
-    assert max(len(line) for line in text.splitlines()) < 1000
+    assert max(len(line) for line in text.splitlines()) < 2000  # one sum of 60 terms
 
 
 def test_a_decimal_is_a_decimal() -> None:
