@@ -252,6 +252,7 @@ class LayerRun:
         layout = self.layout
         scale, target, value = float(found.scale), layout.index[found.target], layout.index[found.value]
         units = [layout.by_path[call.path] for call in found.body]
+        known = {layout.index[ref] for ref in found.known}
 
         def function(guess: Tensor) -> Tensor:
             trial = list(self.values)
@@ -259,7 +260,8 @@ class LayerRun:
             for unit in units:
                 made = self.evaluate(unit, self.arguments(unit, trial))
                 for at, tensor in zip(unit.outputs, made, strict=False):
-                    trial[at] = tensor
+                    if at not in known:
+                        trial[at] = tensor
             result: Tensor = (trial[value] - scale * guess) / scale
             return result
 

@@ -32,11 +32,13 @@ def contractions(closure: Closure) -> dict[int, Contraction]:
         if isinstance(edge, FixedPointEdge):
             point = edge.fixed_point
             body = tuple(_call(flat, part) for part in _body(flat, point, known))
+            used = {ref for call in body for ref in (*call.needs, *call.targets)}
             found[point.target] = Contraction(
                 target=flat.refs[point.target],
                 value=flat.refs[point.value],
                 scale=point.scale,
                 body=body,
+                known=tuple(ref for v in point.needs if v != point.value and (ref := flat.refs[v]) in used),
                 bound=point.bound,
                 iterations=point.iterations,
                 cost=point.iterations * sum(call.cost for call in body),
@@ -51,9 +53,16 @@ def _body(flat: Flat, found: FixedPoint, known: Sequence[bool]) -> list[int | Bl
     inside, fit = set(found.nodes), {}
 
     def fits(block: Block) -> bool:
-        """Return whether each component is evaluated anyway, or is computable and read by another one in the block."""
+        """Return whether each component is evaluated anyway, or is computable and read by another one in the block.
+
+        A component that computes a known value again, from the iterate, must not pass it on within the block.
+        """
         for index in block.nodes:
-            if index not in inside:
+            if index in inside:
+                again = (v for v in flat.nodes[index].outputs.values() if known[v] and v != found.value)
+                if any(u in block.nodes for v in again for u in flat.users[v]):
+                    return False
+            else:
                 steady = all(known[v] for v in flat.nodes[index].needs)
                 users = (u for v in flat.nodes[index].outputs.values() for u in flat.users[v])
                 if not steady or not any(u in block.nodes for u in users):

@@ -22,9 +22,6 @@ MAX_WORK, MAX_BITS = 4_000_000, 2**16
 and bits of a numerator or denominator (``MAX_BITS``)."""
 CLOSED = 32
 """Largest number of unknowns of a coupled system that are given in closed form."""
-_PIVOT = 4.0
-"""A pivot is at most 2^``_PIVOT`` times smaller than the largest coefficient of its column, which bounds rounding errors
-of the solution in floating point."""
 
 _Row = dict[int, Fraction]
 
@@ -98,9 +95,11 @@ class _Elimination:
             self._pivot(v, where)
 
     def _pivot(self, v: int, where: set[int]) -> None:
-        sizes = {r: _magnitude(self.left[r][v]) for r in where}
-        least = max(sizes.values()) - _PIVOT
-        chosen = min((r for r in where if sizes[r] >= least), key=lambda r: (len(self.left[r]), self.order[r]))
+        # how far the coefficient is below the largest of its row: back substitution in floating point multiplies rounding
+        # errors by that
+        below = {r: max(map(_magnitude, self.left[r].values())) - _magnitude(self.left[r][v]) for r in where}
+        least = max(min(below.values()), 0)
+        chosen = min((r for r in where if below[r] <= least), key=lambda r: (len(self.left[r]), self.order[r]))
         row, base, used = self.left.pop(chosen), self.base.pop(chosen), self.used.pop(chosen)
         for u in row:
             self._release(u, chosen)

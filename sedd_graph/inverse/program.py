@@ -157,6 +157,8 @@ class Contraction:
         scale: Factor of ``target`` in the equation, not 0.
         body: Forward evaluations that compute ``value`` from an iterate of ``target`` and from known values. Their
             intermediate values are separate from those of the program.
+        known: Known values that the body reads. They keep their values also where an evaluation in the body computes them
+            again, from an iterate: r depends on ``target`` alone through unknown values.
         bound: Upper bound on the Lipschitz constant of r, divided by |scale|; less than 1. A plain (Picard) step
             reduces the error at least by this factor.
         iterations: Number of plain steps that reduce the error to 1e-6 of its initial value.
@@ -167,6 +169,7 @@ class Contraction:
     value: Ref
     scale: Fraction
     body: tuple[Forward, ...]
+    known: tuple[Ref, ...]
     bound: float
     iterations: int
     cost: float
@@ -176,7 +179,11 @@ class Contraction:
         """Values that the derivation reads: ``value``, and the known values that the body reads."""
         own = {ref for call in self.body for ref in call.targets} | {self.target}
         outside = dict.fromkeys(ref for call in self.body for ref in call.needs if ref not in own)
-        return (self.value, *(ref for ref in outside if ref != self.value))
+        return (
+            self.value,
+            *(ref for ref in self.known if ref not in outside),
+            *(o for o in outside if o != self.value),
+        )
 
     @property
     def targets(self) -> tuple[Ref, ...]:

@@ -67,7 +67,8 @@ def difference(function: Rows, x: Tensor, v: Tensor) -> Tensor:
         * math.sqrt(x.shape[1])
         / v.norm(dim=1, keepdim=True).clamp(min=1e-300)
     )
-    return (function(x + step * v) - function(x - step * v)) / (2 * step)
+    found: Tensor = (function(x + step * v) - function(x - step * v)) / (2 * step)
+    return found
 
 
 def jacobian(function: Rows, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ References use neither the derivation nor the engine's backward pass: inputs tha
 activations, and the Jacobian of a whole batch by autograd.
 """
 
+import itertools
 import random
 import warnings
 from collections import Counter
@@ -156,9 +157,9 @@ def prepared(region: Region, seed: int, running: Running) -> RegionModule:
         for p in module.parameters():
             p.add_(torch.randn_like(p) * 0.2)
     parts = list(module._modules.values())
-    for first, second in zip(parts, parts[1:], strict=False):
+    for first, second in itertools.pairwise(parts):
         same = type(first) is type(second) and rng.random() < 0.7
-        owners = [{n: m for n, m in p.named_modules()} for p in (first, second) if p is not None]
+        owners = [dict(p.named_modules()) for p in (first, second) if p is not None]
         for path, part in owners[1].items() if same else ():
             for name in list(part._parameters):
                 if part._parameters[name] is not None:

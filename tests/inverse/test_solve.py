@@ -10,7 +10,7 @@ import pytest
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.graph.model import Ref, Region
 from sedd_graph.inverse import Contraction, Forward, Linear, Program, Refusal, Solve, solve
-from sedd_graph.inverse.format import diagnosis
+from sedd_graph.inverse.format import diagnosis, explain
 from sedd_graph.inverse.linear import determinant
 from sedd_graph.inverse.solve import SIZES
 from tests.inverse import toys
@@ -544,3 +544,141 @@ def test_inconsistent_algebras(algebra: str, message: str, monkeypatch: pytest.M
     monkeypatch.setitem(toys.CONTRACTS, "fun", made)
     with pytest.raises(EnvironmentFault, match=message.replace("(", "\\(").replace(")", "\\)")):
         solve(region(["x"], {"y": ("fun", ["x"])}, ["y"]))
+
+
+# -- what the random search and long systems found -----------------------------------------------------------------------
+
+
+def test_a_known_value_stays_known_in_an_iteration_that_computes_it_again() -> None:
+    """p.x1 is an output; the split that the iteration evaluates computes it from the iterate, which would not converge."""
+    nodes = {
+        "s": ("scale:0.3", ["x"]),
+        "j": ("concat", ["c", "s"]),
+        "p": ("split", ["j"]),
+        "t": ("add", ["p.x0", "p.x1", "p.x1", "p.x1"]),
+        "y": ("add", ["x", "t"]),
+    }
+    program = inverted(region(["x", "c"], nodes, ["p.x1", "y"]), ["c"])
+    (d,) = [d for d in program.derivations if isinstance(d, Contraction)]
+    assert d.bound == pytest.approx(0.3)
+    assert Ref("p", "x1") in d.needs
+
+
+def residuals(count: int, by: float) -> Region:
+    """``count`` / 2 layers x + by x."""
+    nodes: dict[str, tuple[str, list[str]]] = {}
+    x = "x"
+    for i in range(count // 2):
+        nodes |= {f"s{i}": (f"scale:{by}", [x]), f"y{i}": ("add", [x, f"s{i}"])}
+        x = f"y{i}"
+    return region(["x"], nodes, [x])
+
+
+def rotations(count: int) -> Region:
+    """``count`` / 6 rotations of two streams by an angle of 0.5."""
+    cos, sin = f"scale:{np.cos(0.5)}", f"scale:{np.sin(0.5)}"
+    nodes: dict[str, tuple[str, list[str]]] = {}
+    a, b = "a", "b"
+    for i in range(count // 6):
+        nodes |= {f"p{i}": (cos, [a]), f"q{i}": (sin, [b]), f"r{i}": (sin, [a]), f"t{i}": (cos, [b])}
+        nodes |= {f"u{i}": ("sub", [f"p{i}", f"q{i}"]), f"v{i}": ("add", [f"r{i}", f"t{i}"])}
+        a, b = f"u{i}", f"v{i}"
+    return region(["a", "b"], nodes, [a, b])
+
+
+@pytest.mark.parametrize("by", [0.3, 0.3123456789012345])
+def test_two_thousand_linear_nodes(by: float) -> None:
+    """Only what is needed is solved, one layer after another, and no number of the text is long."""
+    program = solve(residuals(2000, by))
+    assert isinstance(program, Program)
+    assert program.level == "bijective"
+    assert len(program.derivations) == 1000
+    assert all(len(line) < 200 for line in explain(program).splitlines())
+    small = inverted(residuals(100, by), (), "bijective")
+    total = sum(np.log(float(d.factor)) for d in small.derivations if isinstance(d, Linear))
+    assert total == pytest.approx(50 * np.log(1 + by))
+
+
+def test_a_coupled_system_of_decimals_is_not_written_with_thousands_of_digits() -> None:
+    """Every stream plus 0.31 times the next one, round a circle: one system with one determinant, 1 - (-0.31...)^n."""
+    count, by = 60, 0.3123456789012345
+    nodes = {f"s{i}": (f"scale:{by}", [f"x{i}"]) for i in range(count)}
+    nodes |= {f"y{i}": ("add", [f"x{i}", f"s{(i + 1) % count}"]) for i in range(count)}
+    outer = region([f"x{i}" for i in range(count)], nodes, [f"y{i}" for i in range(count)])
+    program = solve(outer)
+    assert isinstance(program, Program)
+    assert program.level == "volume_preserving"  # 1 - 1e-30 is 1 to rounding
+    values = toys.forward(outer, random_inputs(outer))
+    made = toys.run(program, toys.facts(program, values))
+    for name in outer.inputs:
+        np.testing.assert_allclose(made[Ref("", name)], values[Ref("", name)], atol=1e-6)
+    text = explain(program)
+    assert max(len(line) for line in text.splitlines()) < 2000  # one sum of 60 terms
+
+
+def test_a_decimal_is_a_decimal() -> None:
+    """0.1 a + 0.2 a - 0.3 a is nothing, which 54-bit fractions would call 1e-17 a."""
+    nodes = {"p": ("scale:0.1", ["a"]), "q": ("scale:0.2", ["a"]), "r": ("scale:-0.3", ["a"])}
+    nodes |= {"y": ("add", ["p", "q", "r"])}
+    assert [lost.input for lost in refused(region(["a"], nodes, ["y"])).lost] == ["a"]
+    (d,) = inverted(region(["a"], {"y": ("scale:0.3", ["a"])}, ["y"]), (), "bijective").derivations
+    assert isinstance(d, Linear)
+    assert d.factor == Fraction(3, 10)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"s": ("scale:2", ["a"]), "t": ("scale:0.5", ["b"])},
+        {"p": ("add", ["a", "b"]), "q": ("sub", ["a", "b"]), "s": ("mean", ["p", "p"]), "t": ("scale:0.5", ["q"])},
+    ],
+)
+def test_factors_count_together(nodes: dict[str, tuple[str, list[str]]]) -> None:
+    inverted(region(["a", "b"], nodes, ["s", "t"]), (), "volume_preserving")
+
+
+def test_rotations_preserve_volume_to_rounding() -> None:
+    program = inverted(rotations(60), (), "volume_preserving")
+    assert "log|det| = 0" in explain(program)
+    assert all(len(d.targets) == 2 for d in program.derivations)
+
+
+def test_equal_steps_are_one() -> None:
+    nodes = {
+        "first": ("split", ["x"]),
+        "again": ("split", ["x"]),
+        "third": ("split", ["x"]),
+        "f": ("fun", ["first.x0"]),
+        "y": ("add", ["again.x1", "f"]),
+    }
+    inverted(region(["x"], nodes, ["y", "third.x0"]), (), "volume_preserving")
+
+
+def test_equal_steps_with_weights_of_their_own_are_not_one() -> None:
+    nodes = {"f": ("fun", ["x"]), "g": ("fun", ["x"]), "y": ("add", ["z", "f"]), "h": ("turn", ["x"])}
+    inverted(region(["x", "z"], nodes, ["y", "h"]), (), "volume_preserving")
+    refused(region(["x", "z"], {"f": ("fun", ["x"]), "g": ("fun", ["x"]), "y": ("add", ["z", "f"])}, ["y", "g"]))
+
+
+def test_outputs_of_given_inputs_do_not_count() -> None:
+    nodes = {"f": ("fun", ["c"]), "y": ("add", ["x", "f"]), "d": ("fun", ["c"])}
+    inverted(region(["x", "c"], nodes, {"x": "y", "c": "c"}), ["c"], "volume_preserving")
+    inverted(region(["x", "c"], nodes, {"x": "y", "c": "d"}), ["c"], "volume_preserving")
+
+
+def test_outputs_that_are_one_value_are_no_bijection() -> None:
+    program = inverted(region(["x"], {"y": ("turn", ["x"])}, {"a": "y", "b": "y"}))
+    assert program.note == "the outputs 'a' and 'b' are one value"
+
+
+def test_integers_have_no_volume() -> None:
+    outer = region(["x", "k"], {"y": ("turn", ["x"]), "n": ("count", ["k"])}, ["y", "n"], integers=["k"])
+    inverted(outer, (), "volume_preserving")
+
+
+def test_dependent_equations_are_named() -> None:
+    nodes = {"s": ("add", ["a", "b"]), "t": ("scale:2", ["a"]), "u": ("scale:2", ["b"]), "y": ("add", ["t", "u"])}
+    refusal = refused(region(["a", "b"], nodes, ["s", "y"]))
+    assert refusal.blockers[0].reason.endswith(
+        "these equations are dependent, so that one of them says nothing new: those of s, t, u and y"
+    )

@@ -478,7 +478,7 @@ def body(d: Contraction, known: Mapping[Ref, Array], x: Array) -> Array:
     inner = {ref: known[ref] for ref in d.needs} | {d.target: x}
     del inner[d.value]
     for part in d.body:
-        inner.update(evaluate(part, inner))
+        inner.update({ref: v for ref, v in evaluate(part, inner).items() if ref not in d.known})
     return inner[d.value]
 
 
