@@ -194,7 +194,8 @@ def part_folder(path: Path, *, abandoned: str | None = None) -> Iterator[Path]:
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         make_folder(part)
         with _locked(part) as held:
-            if held is None or part.is_dir():  # another process may have deleted it before it was locked
+            # another process that sweeps may hold the lock, or have deleted the folder before it was locked here
+            if held is not False and part.is_dir():
                 try:
                     yield part
                 finally:
