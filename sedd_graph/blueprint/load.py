@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -71,7 +72,7 @@ class _Reader:
     """Reads one blueprint and its libraries, each file once, and gathers their problems."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.project = path, path.resolve().parent
+        self.path, self.project = path, Path(os.path.realpath(path)).parent  # resolve() raises for loops
         self.cache: dict[Path, Loaded] = {}
         self.problems: list[Problem] = []
 
