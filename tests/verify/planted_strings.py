@@ -423,7 +423,7 @@ def rates_sum_to_one_more(parts: StringParts) -> None:
 # -- samplers ---------------------------------------------------------------------------------------------------------
 
 
-def walking(parts: StringParts, change: Callable[[StringWalk[Any]], None]) -> None:
+def walking(parts: StringParts, change: Callable[[StringWalk[Any]], object]) -> None:
     """Change the walk of a sampler before it runs."""
 
     def wrap(m: Any, walk: StringWalk[Any], steps: int) -> None:
