@@ -25,6 +25,7 @@ LAST = 1 - 2**-24
 """Largest uniform number in single precision."""
 
 Outputs = Mapping[str, Tensor]
+"""Outputs of a network by name."""
 Call = Callable[[Any, Batch, Randomness], StringDraw]
 """Type of the functions that draw noisy strings for training or for the bound, given a kernel."""
 
