@@ -1,4 +1,7 @@
-"""sedd_graph: declare a discrete-diffusion language model as a graph in YAML, prove its properties, and run it.
+"""sedd_graph: discrete-diffusion language models and normalizing flows, declared as graphs in YAML.
+
+The package checks the declaration (:func:`check`), verifies numerically the noise process and the inverses of
+invertible blocks (:func:`build`), and trains, evaluates and samples the model.
 
 Public names are imported on first use, so that ``import sedd_graph`` is fast and does not import torch.
 """

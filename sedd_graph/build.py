@@ -1,7 +1,8 @@
 """Entry point of ``python -m sedd_graph.build blueprint.yaml``, equivalent to ``sedd-graph build blueprint.yaml``.
 
-The module is callable: importing it replaces the function :func:`sedd_graph.build` in the package's namespace, so
-calling the module calls that function.
+Importing this module sets the attribute ``build`` of the package to the module, which hides the function
+:func:`sedd_graph.build`. Therefore the module is callable and calls that function, so that ``sedd_graph.build(...)``
+works in either case.
 """
 
 from __future__ import annotations

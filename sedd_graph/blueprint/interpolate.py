@@ -1,9 +1,11 @@
 """Interpolation of ``${params.NAME}`` references in a blueprint, the only form of interpolation that is supported.
 
-A reference may only name a parameter of the same file or block: there are no resolvers, environment variables or nested
-references, and an inserted value is not interpolated again. OmegaConf resolves parameters that refer to each other.
-References outside of ``params`` are replaced by a regular expression instead, with the same result (a test compares the
-two): OmegaConf's parser takes a fraction of a millisecond per string, and an untrusted file may hold tens of thousands.
+A reference names a parameter of the same file or block. Resolvers, environment variables and names that contain a
+reference (``${params.${params.x}}``) are not supported, and an inserted value is not interpolated again.
+
+The value of a parameter may refer to other parameters; OmegaConf resolves these references. All other references are
+replaced by means of a regular expression, with the same result (a test compares the two), because OmegaConf's parser
+takes a fraction of a millisecond per string, and an untrusted file may hold tens of thousands of strings.
 """
 
 from __future__ import annotations

@@ -60,9 +60,9 @@ def blueprint_schema(contracts: Iterable[Contract], sections: Sections) -> dict[
     """Return the JSON Schema of blueprints as plain data, with keys in a stable order.
 
     Args:
-        contracts: Contracts of the installed components.
-        sections: Pydantic models of the sections ``data``, ``train`` and ``store``, by section name. A section may
-            match any one of its models.
+        contracts: Descriptions of the installed components, one each.
+        sections: List of pydantic models for each of the sections ``data``, ``train`` and ``store``, by section name. A
+            section is valid if it matches at least one of its models.
     """
     root = Blueprint.model_json_schema(by_alias=True)
     add_descriptions(Blueprint, root)

@@ -48,9 +48,10 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, sections: Sections 
     Args:
         path: Path of the blueprint.
         overrides: Texts ``key=value``, such as ``train.steps=100``, applied before validation.
-        sections: Pydantic models that validate the sections ``data``, ``train`` and ``store``, by section name. A
-            section without models, or every section if None, is not validated and is missing in
-            :attr:`Loaded.sections`.
+        sections: List of candidate pydantic models for each of the sections ``data``, ``train`` and ``store``, by
+            section name. A section is validated by the last of its models whose required keys it has, or else by the
+            first. A section that is not a key here is not validated, and is missing in :attr:`Loaded.sections`. None:
+            no section is validated.
 
     Raises:
         BlueprintError: Holds every problem that was found.

@@ -24,14 +24,15 @@ _Model = TypeVar("_Model", bound=pydantic.BaseModel)
 class Loaded:
     """A validated blueprint file, with the files that it includes.
 
-    References ``${params.x}`` are already replaced by values, except within ``nodes`` and ``blocks``. References
-    there are replaced when the graph is expanded: within a block they refer to the block's parameters, and in the
-    blueprint's own ``nodes`` to the blueprint's.
+    References ``${params.x}`` are already replaced by values, except within ``nodes`` and ``blocks``. Those are
+    replaced later, when :func:`sedd_graph.graph.expand.expand` builds the graph: ``params.x`` is a parameter
+    of the file in its ``nodes``, but of the block within a block, where the value depends on the node that uses it.
     """
 
     document: Document
     library: Library = dataclasses.field(default_factory=lambda: Library(blueprint=1))
-    """The validated content of the file; a :class:`Blueprint` if the file has nodes."""
+    """The validated content: a :class:`Blueprint` for the loaded blueprint; for an included file that has only blocks,
+    a :class:`Library`."""
     params: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
     """Values of the parameters declared at the root of the file, by name."""
     libraries: dict[str, Loaded] = dataclasses.field(default_factory=dict)

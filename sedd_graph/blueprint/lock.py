@@ -1,7 +1,7 @@
-"""Writer of the lock file: one self-contained blueprint that builds the same graph, and an identical lock file.
+"""Writer of the lock file: a self-contained copy of a blueprint, from which the same graph can be built again.
 
-Blocks of included files are copied in, overrides are applied, the root's parameters are resolved, component names are
-written with their versions, and every default is written out.
+The lock file of a lock file is identical to it. Blocks of included files are copied in, overrides are applied, the
+root's parameters are resolved, component names are written with their versions, and every default is written out.
 """
 
 from __future__ import annotations

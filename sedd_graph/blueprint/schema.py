@@ -1,6 +1,7 @@
-"""Schema of a blueprint as frozen pydantic models, which validate keys and types before names are resolved.
+"""Schema of a blueprint as frozen pydantic models, which validate its keys and the types of their values.
 
-The Configs of components (``with:``) and the sections ``data``, ``train`` and ``store`` have models of their own.
+The names of components, blocks and nodes to which the blueprint refers are looked up afterwards. The Configs of
+components (``with:``) and the sections ``data``, ``train`` and ``store`` have models of their own.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ class SaveSpec(Frozen):
     ports: Annotated[list[Name], pydantic.Field(min_length=1, max_length=16)]
     """Names of the output ports to save."""
     every: Annotated[int, pydantic.Field(ge=1, le=10**9)] = 100
-    """Number of training steps between two records."""
+    """Interval of saving, in training steps (default 100): a step is saved if its number is divisible by it."""
     dtype: Literal["float32", "float16"] = "float32"
     """Floating-point type on disk."""
     rows: Annotated[int, pydantic.Field(ge=1, le=65536)] | None = None
-    """Number of rows of the batch to save; all if null."""
+    """Number of batch rows to save, counted from the first row; all rows if null (default). With gradient accumulation
+    or several processes, the rows are those of the step's last micro-batch on process 0."""
     chunk: Annotated[int, pydantic.Field(ge=1, le=4096)] = 1
-    """Number of records per chunk of the zarr array."""
+    """Number of saved training steps per chunk of the zarr array (default 1)."""
 
 
 class Node(Frozen):
@@ -61,9 +63,12 @@ class Node(Frozen):
     """Name of the block: ``layer``, or ``alias.layer`` for a block of an included file."""
     in_: Ref | list[Ref] | dict[Name, Ref | list[Ref]] | None = pydantic.Field(default=None, alias="in")
     """Sources of the node's inputs: one reference, a list in the order of the input ports, or a mapping by port name. A
-    reference is an input of the graph or block, ``node``, or ``node.port``."""
+    reference is the name of an input of the enclosing graph or block; or another node's output, as ``node.port``, or
+    only ``node`` for its output ``out`` or its single output."""
     out: TypeText | dict[Name, TypeText] | None = None
-    """Declared type of the first output, such as ``float b l d``, or a mapping of types by output port."""
+    """Type of the first output, such as ``float b l d``, or a mapping of types by output port. Optional: types are
+    inferred, and a type given here is compared with the inferred one. It is required only where a component's inputs
+    and Config do not determine the size of an output axis."""
     with_: dict[Name, Any] = pydantic.Field(default_factory=dict, alias="with")
     """Config keys of the component, or parameters of the block."""
     repeat: int | Annotated[str, pydantic.Field(max_length=256)] | None = None
@@ -95,14 +100,20 @@ class Invertible(Frozen):
     given: Annotated[list[Name], pydantic.Field(max_length=64)] = pydantic.Field(default_factory=list)
     """Inputs that are also passed to the inverse and need not be reconstructed, such as conditioning."""
     level: Literal["injective", "bijective", "volume_preserving"] = "injective"
-    """The strongest property claimed; ``volume_preserving`` is a bijection with Jacobian determinant 1 or -1."""
+    """Property claimed, which is verified. ``injective`` (default): the inputs can be reconstructed from the outputs.
+    ``bijective``: in addition, every value of the outputs has an inverse image. ``volume_preserving``: in addition,
+    the Jacobian determinant is 1 or -1."""
     on_failure: Literal["error", "checkpoint"] = "error"
     """Action of ``build`` if the derived inverse is numerically too inaccurate: raise an error (``error``), or warn and
     use activation checkpointing for the block (``checkpoint``)."""
 
 
 class Block(Frozen):
-    """A reusable subgraph with typed inputs and outputs, whose axis names are bound to the sizes of its inputs."""
+    """A reusable subgraph with typed inputs and outputs.
+
+    An axis name in the type of an input, such as d in ``float b l d``, stands for the size of that axis in the tensor
+    that is passed to the block, which may differ from one use of the block to another.
+    """
 
     description: str = ""
     """Description of the block, shown in drawings."""
@@ -170,7 +181,8 @@ class Blueprint(Library):
     axes: Annotated[dict[Name, int | TypeText], pydantic.Field(max_length=64)] = pydantic.Field(default_factory=dict)
     """Axis names and their sizes: integers, ``batch``, ``length``, or expressions such as ``4*d``."""
     inputs: Annotated[dict[Name, TypeText], pydantic.Field(min_length=1, max_length=64)]
-    """Type of each input of the graph, such as ``int b l``; the engine provides the values."""
+    """Type of each input of the graph by name, such as ``{tokens: int b l}``. In training and sampling, sedd_graph
+    supplies the values, such as the noisy tokens."""
     outputs: Annotated[dict[Name, Ref], pydantic.Field(min_length=1, max_length=64)]
     """Source of each output of the graph: ``node``, ``node.port`` or the name of an input."""
     nodes: Annotated[dict[Name, Node], pydantic.Field(min_length=1, max_length=4096)]

@@ -31,11 +31,12 @@ def shipped_blueprints() -> dict[str, str]:
 def find_blueprint(path: str | Path) -> Path:
     """Return the path of a blueprint, given its path or the name of an installed blueprint.
 
-    An existing path takes precedence over a name. An argument that is neither is returned as a path, without an error,
-    unless it resembles a name.
+    An existing path takes precedence over a name. An argument that is neither is returned as a path, so that reading it
+    reports the missing file.
 
     Raises:
-        UserError: ``path`` is neither an existing path nor a name, but resembles the name of an installed blueprint.
+        UserError: ``path`` seems to be a misspelt name: no such file exists, it has no folder and no suffix, and an
+            installed blueprint has a similar name. The message suggests that name.
     """
     found, names = Path(path), _names()
     if found.exists() or len(found.parts) != 1 or found.suffix:

@@ -1,4 +1,7 @@
-"""``sedd-graph build``: check a blueprint, prove its process, compile, and write a run folder."""
+"""``sedd-graph build``: check a blueprint, verify it numerically, compile the network, and write a run folder.
+
+Verified are the noise process (kernel, schedule, objective, sampler) and the inverses of invertible blocks.
+"""
 
 from __future__ import annotations
 

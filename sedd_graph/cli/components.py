@@ -1,4 +1,7 @@
-"""``sedd-graph components``: list the installed components, describe one, or prove all processes made of them."""
+"""``sedd-graph components``: list the installed components, describe one, or verify which of them work together.
+
+The last (``--matrix``) verifies numerically each kernel with each schedule, objective and sampler.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ The module of a subcommand imports torch, and other packages that load slowly, o
 ``sedd-graph --help`` is fast.
 
 Exit codes: 0 success; 1 fault of the environment; 2 error in the user's input; 3 training diverged (NaN or infinite
-values); 130 stopped by SIGINT; 143, 129 and 138 training stopped by SIGTERM, SIGHUP and SIGUSR1; 141 standard output was closed by its reader (SIGPIPE).
+values); 130 stopped by SIGINT; 143, 129 and 138 training stopped by SIGTERM, SIGHUP and SIGUSR1; 141 standard
+output was closed by its reader (SIGPIPE).
 """
 
 from __future__ import annotations

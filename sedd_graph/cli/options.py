@@ -132,7 +132,7 @@ def moved_corpus(arguments: argparse.Namespace) -> Path | None:
 
 
 def add_outside(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--allow-outside``, for data that lie outside the project's folder, to ``parser``."""
+    """Add the option ``--allow-outside``, which permits files outside the blueprint's folder to be read."""
     parser.add_argument(
         "--allow-outside",
         action="store_true",
@@ -146,7 +146,7 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--ignore-memory`` to ``parser``."""
+    """Add the option ``--ignore-memory``: if the estimated memory exceeds the device's, warn and continue."""
     parser.add_argument(
         "--ignore-memory", action="store_true", help="only warn about more memory than the device is estimated to have"
     )

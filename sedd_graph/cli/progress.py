@@ -52,11 +52,15 @@ class Bars:
 
     @contextlib.contextmanager
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
-        """Return a context manager that shows a progress bar for the task ``name`` while its body runs.
+        """Return a context manager that shows a progress bar for one task while the ``with`` block runs.
 
-        The bar starts at ``done`` of ``total`` units of work (None: unknown), called ``unit`` in the singular. The
-        value of ``with ... as advance`` is a function: ``advance(count)`` moves the bar by ``count`` units. See
-        :meth:`sedd_graph.component.progress.Observer.task`.
+        The value of ``with ... as advance`` is a function: ``advance(count)`` moves the bar by ``count`` units of work.
+
+        Args:
+            name: Name of the task, such as "sampling".
+            total: Units of work of the whole task; None if unknown.
+            done: Units at which the bar starts, as in a resumed run.
+            unit: Name of one unit of work, in the singular.
         """
         bars = self._progress = self._progress or self._made()
         if not self._running:
@@ -101,14 +105,15 @@ class Bars:
 
 
 class Lines:
-    """Plain-text progress display: prints a line about each task that lasts longer than ``patience`` seconds.
+    """Plain-text progress display: prints lines about each task that lasts longer than ``patience`` seconds.
 
-    Further lines follow ever less often, each after ten times the time of the one before, at least one every
-    :data:`REPEAT` seconds.
+    A task is due for another line when its running time is ten times that at its last line, or :data:`REPEAT`
+    seconds after its last line if that is earlier. With the defaults, lines are due about 10, 100, 1000 and 1900 s
+    after the start.
 
     Args:
         say: Function that prints a line.
-        patience: Delay before the line is printed, seconds.
+        patience: Running time of a task at which its first line is due, seconds.
         clock: Function that returns the current time, seconds.
     """
 
@@ -119,13 +124,17 @@ class Lines:
 
     @contextlib.contextmanager
     def task(self, name: str, *, total: int | None, done: int, unit: str) -> Iterator[Advance]:
-        """Return a context manager that prints lines about the task ``name`` if it lasts over ``patience`` seconds.
+        """Return a context manager that prints lines about one task if it lasts longer than ``patience`` seconds.
 
-        The value of ``with ... as advance`` is a function: ``advance(count)`` reports ``count`` more units of work. The
-        first line is printed at its first call after this time, and shows the units completed (``done`` of them before the
-        task began) of ``total`` (None: unknown), called ``unit`` in the singular. Without such a call, the line is
-        printed at the end, and says how long the task took. See
-        :meth:`sedd_graph.component.progress.Observer.task`.
+        The value of ``with ... as advance`` is a function: ``advance(count)`` reports that ``count`` more units of work
+        are done. A line that is due is printed by the next call of ``advance``, with the number of units done. If no
+        line was printed that way, the end of the task prints one with its duration.
+
+        Args:
+            name: Name of the task, such as "sampling".
+            total: Units of work of the whole task; None if unknown.
+            done: Units that are done at the start, as in a resumed run.
+            unit: Name of one unit of work, in the singular.
         """
         began, now, due = self._clock(), done, self._patience
 

@@ -2,8 +2,9 @@
 
 Expressions in a blueprint are never passed to ``eval``: a small parser with bounded input reads them.
 
-Axis names in the shipped blueprints: b batch, l length, d model width, e width of the conditioning vector, v token
-states with a network output (data tokens, and the mask if the kernel has one), n all token states of a kernel.
+Axis names in the shipped blueprints: b batch, l length, d model width, e width of the conditioning vector, v
+vocabulary of the network's output (data tokens, and the mask if the kernel has one). Kernels have an axis n of all
+token states: n = v in token processes, and n = v + 1 in string processes, whose start state has no network output.
 """
 
 from __future__ import annotations

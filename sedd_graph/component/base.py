@@ -145,11 +145,9 @@ class Component(nn.Module, Declared):
     def algebra(cls, config: Any, signature: Signature) -> Algebra:
         """Return the algebraic properties from which inverses and log-determinants are derived.
 
-        By default these are the rules and log-determinants of the methods marked with :func:`solves`, and
-        :attr:`moves`.
-
-        Override this method to add linear relations, Lipschitz bounds or rules that depend on the Config to the result
-        of ``super()``.
+        By default, these are the inversion rules (the methods marked with :func:`solves`, each of which recovers an
+        input), their log-determinants, and :attr:`moves`. To add linear relations, Lipschitz bounds, or inversion rules
+        that depend on the Config, override this method and extend the result of ``super()``.
 
         Args:
             config: The component's Config.

@@ -50,14 +50,17 @@ class Choice:
         )
 
     def contracts(self, registry: Registry) -> list[Contract]:
-        """Return the contracts of all components in ``registry`` whose kind is allowed in this field."""
+        """Return the descriptions (:class:`Contract`) of the components in ``registry`` that this field allows."""
         return [c for c in registry.contracts() if c.kind in kinds_at(self.place)]
 
     def config_of(self, value: Any) -> Any:
-        """Return the Config class of the component that an unvalidated field value names, or None without a name.
+        """Return the Config class of the component that is named in ``value``, the field as read from YAML.
 
         Args:
-            value: The field as read from YAML: a mapping with the key ``op``, or a component name.
+            value: A component name, or a mapping whose key ``op`` is the name (:attr:`default` if the key is missing).
+
+        Returns:
+            The class, or None if ``value`` contains no name. The value is not validated.
 
         Raises:
             UserError: No installed component has this name.

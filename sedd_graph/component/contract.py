@@ -33,7 +33,10 @@ __all__ = [
 
 
 class ComponentConfig(Strict):
-    """Base class of components' nested ``Config``: a frozen pydantic model without unknown keys, NaN or infinity."""
+    """Base class of components' nested ``Config``: a frozen pydantic model that rejects unknown keys, NaN and infinity.
+
+    Default values are validated, too.
+    """
 
     model_config = pydantic.ConfigDict(validate_default=True)
 
@@ -115,7 +118,7 @@ def no_signature(config: ComponentConfig, arity: Mapping[str, int]) -> Signature
 
 
 def no_algebra(config: ComponentConfig, signature: Signature) -> Algebra:
-    """Return an empty algebra, for a component without algebraic properties."""
+    """Return an :class:`Algebra` without inversion rules or other properties: the default for a component."""
     return Algebra()
 
 
@@ -137,8 +140,9 @@ class Contract:
     summary: str = ""
     """First line of the component's docstring."""
     algebra: Callable[[ComponentConfig, Signature], Algebra] = no_algebra
-    """Function ``(config, signature)`` that returns the algebra. Each connected port in the signature has the type of
-    its edge in the graph, so that a rule may depend on sizes (``port.type.dims[-1].size.constant``)."""
+    """Function ``(config, signature)`` that returns the algebraic properties of the component, such as inversion rules.
+    Connected ports in ``signature`` have the types of their edges in the graph, so that the properties may depend on
+    sizes: ``port.type.dims[-1].size.constant`` is the size of the last axis as an integer, None if it is symbolic."""
     positionwise: bool = False
     """True if outputs at a sequence position depend only on inputs at the same position and on inputs without length
     axis."""

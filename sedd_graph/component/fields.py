@@ -1,4 +1,4 @@
-"""Descriptions of Config fields, read from docstrings in the source, and text for types. Imports no torch.
+"""Documentation of Config fields: their descriptions, read from the source, and their types as text. Imports no torch.
 
 The description of a field is the string literal below it, or ``pydantic.Field(description=...)``. The source file is
 parsed only when a description is requested, so that imports stay fast.

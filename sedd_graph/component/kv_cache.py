@@ -17,9 +17,12 @@ __all__ = ["KVCache"]
 class KVCache:
     """Cache of the keys and values of finished positions (those whose tokens are final), for one attention component.
 
-    In each forward pass, the attention component calls the cache with the keys and values of the pass's own (current)
-    positions, position encoding applied, and attends to the keys and values that the call returns. The engine calls
-    :meth:`keep` when the current positions are finished.
+    In each forward pass, the attention component computes keys and values of the current positions (those that the pass
+    evaluates), with position encoding applied, and calls the cache with them. The call returns the keys and values of
+    the finished positions followed by the current ones, to which the component attends. After a pass over final tokens,
+    the generation loop calls :meth:`keep`, which makes the current positions finished ones.
+
+    The first call allocates the cache, with the dtype, device, heads and head size of its arguments.
 
     Args:
         rows: Number of rows of the batch.
@@ -59,6 +62,7 @@ class KVCache:
     def keep(self) -> None:
         """Mark the positions of the last call as finished, so that later calls return their keys and values, too.
 
-        The last call must have been for all rows (:attr:`rows` None); the keys and values of a subset are not stored.
+        The last call must have been for all rows of the batch: the attribute :attr:`rows`, which selects a subset, was
+        None. The keys and values of a call for a subset are not stored.
         """
         self._finished = self._filled

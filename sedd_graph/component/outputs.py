@@ -16,13 +16,13 @@ class Output:
 
     name: str
     type: str
-    """Port type, such as ``float b l v``, over the axes b (batch), l (length) and v (token states with a network
-    output: data tokens, and the mask if a token kernel has one)."""
+    """Port type, such as ``float b l v``, over the axes b (batch), l (length) and v (vocabulary of the network's
+    output: data tokens, and the mask if the kernel has one)."""
     meaning: str
     """The quantity as a phrase, for documentation and messages."""
     gives: str = ""
-    """Name of the standard output (``log_score`` or ``log_x0``) to which the kernel's method ``translate`` converts
-    this output; empty if the output is read without conversion."""
+    """Name of the quantity (``log_score`` or ``log_x0``) to which the kernel's method ``translate`` converts this
+    output before objectives and samplers read it; empty if they read the output itself."""
 
     @property
     def read_as(self) -> str:
