@@ -1,4 +1,8 @@
-"""Compilation of modules with torch.compile and Inductor, with two of their default settings overridden."""
+"""Compilation of modules with torch.compile and Inductor.
+
+Two defaults of torch are overridden: Dynamo's ``recompile_limit`` is at least 128, and functorch's
+``ban_recompute_used_far_apart`` is switched off while Inductor compiles.
+"""
 
 from typing import Any
 

@@ -184,7 +184,8 @@ class Engine:
     def bound(self, batches: Iterable[Any], *, draws: int = 1, seed: int = 0) -> Bound:
         """Estimate an upper bound on the mean of -log p over the rows of ``batches``, in nats per row.
 
-        The standard error treats rows as independent, and noise levels as what they are: stratified over a batch.
+        The standard error treats rows as independent. It takes into account that noise levels are stratified over each
+        batch, which reduces the error (:meth:`sedd_graph.engine.noise_draws.NoiseDraws.standard_error`).
 
         Args:
             batches: Batches of clean rows, each in a form that :meth:`loss` takes.

@@ -125,8 +125,9 @@ def solve(g: Map, y: Tensor, iteration: Iteration) -> Solution:
     lipschitz) is at most the tolerance times max(||z_new||, ||y||), where z is the iterate that is returned and z_new the
     plain step from it.
 
-    The declared Lipschitz constant is not trusted: each pair of successive iterates measures a lower bound on the real
-    one. The error bound uses the larger of the two, and a map that moves as far as its points is no contraction.
+    The declared Lipschitz constant is not trusted: two successive iterates u and v give the lower bound
+    ``||g(u) - g(v)|| / ||u - v||``, less rounding, on the true one. The error bound uses the largest of the declared
+    constant and these bounds. If a lower bound reaches 1, g is no contraction, and :class:`NotConverged` is raised.
 
     Args:
         g: The contraction.

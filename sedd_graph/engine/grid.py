@@ -53,11 +53,13 @@ class Grid:
         return snapped
 
     def spoilt(self, streams: Sequence[Tensor], largest: Tensor) -> list[Tensor]:
-        """Return ``streams``, with all elements NaN if a magnitude was out of range, without waiting for the device.
+        """Return tensors unchanged if ``largest`` is below :attr:`limit`, and otherwise filled with NaN.
+
+        The comparison is evaluated on the device, so the host does not wait for it.
 
         Args:
-            streams: Tensors on the grid, of any shape.
-            largest: The largest magnitude, float [], which must be below :attr:`limit`.
+            streams: Tensors of any shape.
+            largest: Largest magnitude that occurred in the computation of the tensors, float [].
         """
         return [torch.where(largest < self.limit, x, torch.nan) for x in streams]
 

@@ -125,9 +125,12 @@ class LayerRun:
     def forward(self) -> list[Tensor]:
         """Evaluate all units (components and nested blocks) in order, and return the saved activations.
 
-        Set the layer's inputs with :meth:`put` before the call. Without ``needs_grad``, each unit gets views of its
-        arguments, so that autograd first sums the gradients of a tensor within each unit. :meth:`backward` sums in that
-        order too, so that its gradients are bitwise equal to those of autograd.
+        Set the layer's inputs with :meth:`put` before the call.
+
+        Without ``needs_grad``, ordinary autograd differentiates the units, and each unit is passed views of its
+        arguments. If several units read a tensor, autograd then first sums its gradients within each unit, and then
+        over units. :meth:`backward` sums in the same order, so that its gradients are bitwise equal to those of
+        autograd.
 
         Returns:
             The saved activations, in the order of :attr:`Layout.saved`.
@@ -153,7 +156,11 @@ class LayerRun:
                 self._largest.append(torch.linalg.vector_norm(self.values[value].detach(), torch.inf))
 
     def largest(self) -> Tensor:
-        """Return the largest magnitude, float32 [], of a graph value on the grid in :meth:`forward`; NaN if one is."""
+        """Return the largest magnitude of the tensors on the fixed-point grid in :meth:`forward`, float32 [].
+
+        These are the layer's input streams and sums of them. The result is NaN if an element is NaN. The layout must
+        have a grid.
+        """
         return torch.stack(self._largest).max()
 
     def _taped(self, unit: Unit) -> Tape:
@@ -240,11 +247,13 @@ class LayerRun:
             self._call(call)
 
     def remainder(self, found: Contraction) -> Map:
-        """Return the function x -> r(x) / scale of a contraction ``value = scale * x + r(x)``.
+        """Return g(x) = r(x) / scale for a step of the inverse that solves ``value = scale * x + r(x)`` for x.
+
+        The step is a fixed-point iteration, x <- value / scale - g(x), where g is a contraction.
 
         Args:
-            found: The contraction. Its ``body`` computes ``value``; the tensors that it reads, other than x, are taken
-                from :attr:`values`.
+            found: The step. Its ``body`` computes ``value`` from x and from known tensors, which are taken from
+                :attr:`values`.
 
         Returns:
             A function between tensors of the shape of x, [b, ...].

@@ -66,16 +66,19 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InverseStep:
-    """One step of the inverse of a layer. Graph values are the layer's tensors, identified by :attr:`Layout.index`.
+    """One step of the inverse of a layer, which computes some of the layer's tensors from tensors known before.
+
+    Tensors are identified by their indices in the layer's :class:`Layout`.
 
     Attributes:
-        derivation: The derivation of the inverse program that the step executes.
-        targets: Indices of the graph values that the step computes.
-        last_use: Indices of the graph values that can be freed after the step.
-        given: If the step calls an inversion rule: graph-value indices of the rule's arguments; -1 where an optional
-            port is not connected. Otherwise empty.
-        sums: If the step is linear: one weighted sum for each target, positive terms first, so that a sum starts with
-            a negation only if all its terms are negative. Otherwise empty.
+        derivation: What the step executes: the forward evaluation of a component or block, a component's inversion
+            rule, weighted sums, or a fixed-point iteration.
+        targets: Indices of the tensors that the step computes.
+        last_use: Indices of the tensors that can be freed after the step.
+        given: For an inversion rule, the indices of its arguments in call order; -1 where an optional port is not
+            connected. Empty for other steps.
+        sums: For weighted sums, the sum that computes each target, as pairs (index of a tensor, factor), positive
+            factors first. The first term is thus negated only if all factors are negative. Empty for other steps.
     """
 
     derivation: Derivation

@@ -231,9 +231,10 @@ class StringObjective(Component, ABC, Generic[Kernel_, Draw_]):
 
     abstract: ClassVar[bool] = True
     over: ClassVar[str] = "deleted"
-    """Word for what noise does to a token: ``deleted``, or ``noised`` for other noise.
+    """Name of the noise variable :attr:`StringDraw.t` in an evaluation of the bound by noise level.
 
-    An evaluation by noise level is labelled with it: :attr:`StringDraw.t` is the probability that a token is ``deleted``.
+    ``deleted``: the probability that noise has deleted a token. ``noised``: the probability that noise has deleted or
+    replaced it.
     """
     one_length: ClassVar[bool] = False
     """True if the bound requires that all strings have the same, known length.
@@ -242,19 +243,24 @@ class StringObjective(Component, ABC, Generic[Kernel_, Draw_]):
     """
 
     feeds: ClassVar[tuple[Input, ...]] = FEEDS
-    """Inputs of the graph that the process provides."""
+    """Descriptions of the network inputs that the process supplies: by default the noisy tokens, their total noise, and
+    the attention mask."""
 
     @property
     def training_excess(self) -> bool:
-        """True if the training loss exceeds the bound by a term that does not depend on the network.
+        """True if the mean training loss exceeds the bound, by a term that does not depend on the network.
 
-        The gradients of the two have the same mean. This holds for targets that are drawn rather than averaged.
+        This is the case if each regression target is one random sample, instead of its expectation given the noisy and
+        the clean string. The mean gradient is that of the bound. False by default.
         """
         return False
 
     @classmethod
     def toy(cls, config: ComponentConfig) -> ComponentConfig:
-        """Return ``config`` reduced to short strings, for numerical verification."""
+        """Return the Config for short strings that numerical verification uses in place of ``config``.
+
+        By default ``config`` itself.
+        """
         return config
 
     def lacks(self, kernel: StringKernel) -> str | None:
@@ -359,17 +365,19 @@ def _dependent(tokens: tuple[int, ...], longest: int) -> float:
 
 
 class StringTable(ABC):
-    """An enumerable instance of a string kernel: all short strings, a distribution of clean ones, a perfect network.
+    """A string kernel with few tokens, and all strings up to a maximum length, enumerated for numerical verification.
 
-    Numerical verification compares the kernel and its objectives with exact results on this instance.
+    The table has a distribution of clean strings, from which exact results are computed: the entropy, and the outputs
+    of a perfect network, one that is optimal for this distribution. The kernel and its objectives are compared with
+    them.
 
     Args:
         kernel: The kernel, with few data tokens.
         longest: Number of tokens of the longest string.
         clean: Number of tokens of the longest clean string.
         one_length: True: all clean strings have ``clean`` tokens.
-        symbols: Number of states in strings; those behind the data tokens, such as a mask, do not occur in clean
-            strings. None: the number of data tokens.
+        symbols: Number of states in strings: the data tokens, followed by states that occur only in noisy strings, such
+            as a mask. None: the number of data tokens.
 
     Attributes:
         strings: All strings of at most ``longest`` tokens out of ``symbols`` states, as tuples.
@@ -440,7 +448,7 @@ class StringTable(ABC):
 
     @abstractmethod
     def outputs(self, strings: Strings, sigma: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of a perfect network by name, float32.
+        """Return the outputs of a perfect network by name, float32: those that are optimal for :attr:`law`.
 
         Args:
             strings: b noisy strings.
@@ -456,16 +464,21 @@ class StringTable(ABC):
         return []
 
     def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
-        """Verify properties that depend on the number of data tokens, on the kernel with its declared vocabulary.
+        """Verify the kernel with its full vocabulary, in properties that the table's few tokens cannot show.
+
+        For example, that the prior is what noise leaves of random text. By default nothing is verified.
 
         Args:
-            declared: The kernel as declared in the blueprint; the enumerable instance has a smaller vocabulary.
+            declared: The kernel as declared in the blueprint.
             end: Total noise at t = 1.
         """
         return []
 
     def check_objective(self, objective: StringObjective[Any, Any], schedule: Schedule) -> list[Check]:
-        """Verify that the mean loss of a perfect network is the entropy of the clean strings.
+        """Verify that the bound is tight: for a perfect network its mean is the entropy of the clean strings.
+
+        A perfect network is one whose outputs are optimal for the distribution of clean strings (:meth:`outputs`). The
+        mean is a Monte Carlo estimate.
 
         Args:
             objective: The objective whose loss is evaluated.
@@ -490,16 +503,18 @@ class StringTable(ABC):
     def perfect(
         self, objective: StringObjective[Any, Any], schedule: Schedule, rows: int, *, seed: int = 3
     ) -> tuple[Tensor, Tensor]:
-        """Draw clean strings, and return their indices and a perfect network's loss on noisy samples of them.
+        """Draw clean strings and one noisy string x_t of each, and evaluate the loss of a perfect network.
+
+        A perfect network is one whose outputs are optimal for the distribution of clean strings (:meth:`outputs`).
 
         Args:
-            objective: The objective.
+            objective: The objective, whose :meth:`StringObjective.bound_draw` and loss are used.
             schedule: Total noise as a function of time.
-            rows: Number of strings.
+            rows: Number of clean strings to draw.
             seed: Seed of the random numbers.
 
         Returns:
-            Indices in :attr:`strings`, int64 [rows], and losses, nats, float64 [rows].
+            Indices of the clean strings in :attr:`strings`, int64 [rows], and losses, nats, float64 [rows].
         """
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.multinomial(self.law, rows, replacement=True, generator=generator)

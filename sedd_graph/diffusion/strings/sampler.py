@@ -120,7 +120,12 @@ class StringWalk(Generic[Kernel_]):
         return outputs
 
     def read(self, flag: Tensor) -> bool:
-        """Return a flag, bool [], after verifying the network's outputs: both take one transfer to the host.
+        """Copy a boolean scalar from the device to the host and return it, verifying the network's outputs so far.
+
+        The result of this verification is on the device, too; one transfer copies both.
+
+        Args:
+            flag: bool [].
 
         Raises:
             UserError: An output of the network was not finite, or a distribution did not sum to 1.
@@ -227,9 +232,9 @@ class StringWalk(Generic[Kernel_]):
 
         Args:
             follow: int64 [b, w], number of new tokens to insert behind each position.
-            new: ``new(place)`` returns a token for every position of the resulting strings, of which those at
-                positions of new tokens are used. ``place`` is the position in the current strings behind which the new
-                token is inserted. Both are int64 with the shape of the resulting strings.
+            new: Function that chooses the new tokens, ``tokens = new(place)``, both int64 [b, width] over the positions
+                of the resulting strings. If position i of the result is a new token, ``place[:, i]`` is the current
+                position behind which it is inserted. ``tokens`` is ignored at all other positions.
             gone: bool [b, w], tokens to delete.
         """
         strings, base = self.strings, self.kernel.states
@@ -307,10 +312,11 @@ class StringWalk(Generic[Kernel_]):
         return True
 
     def complete(self) -> None:
-        """Insert one token at a time until every string has ``longest`` tokens.
+        """Insert one token at a time until every string has ``longest`` tokens, or admits no insertion.
 
-        Under an objective of strings of one length the rates do not depend on time, so that this is the model's
-        distribution of the missing tokens given the present ones.
+        Each token is drawn in proportion to the network's insertion rates. For objectives that require strings of one
+        length: under them the rates do not depend on time, so the inserted tokens have the model's distribution given
+        the tokens present.
         """
         sigma = self.schedule.sigma(self.full(T_MIN))
         while self.insert_one(sigma):

@@ -55,9 +55,9 @@ def rebuild(
         tokens: The strings, int64 [b, w].
         keep: bool [b, w], tokens to retain.
         follow: int64 [b, w], number of new tokens to insert behind each position, whether or not its token is deleted.
-        new: ``new(place)`` returns a token for every position of the result, int64 [b, width], of which those at
-            positions of new tokens are used. ``place`` int64 [b, width] is the position in ``tokens`` behind which the
-            new token is inserted.
+        new: Function that chooses the new tokens, ``tokens = new(place)``, both int64 [b, width] over the positions of
+            the result. If position i of the result is a new token, ``place[:, i]`` is the position of the original
+            string behind which it is inserted. The returned ``tokens`` are ignored at all other positions.
         start: The start state, which pads the result.
         width: Number of positions of the result; None: that of the longest string. Tokens beyond it are dropped and
             counted in :attr:`Strings.cut`.

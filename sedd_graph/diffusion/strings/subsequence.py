@@ -1,8 +1,8 @@
-"""Counts and averages over all embeddings of a noisy string with masks in the clean string, in time O(n m).
+"""Counts and averages over the ways in which a noisy string is a subsequence of its clean string, in time O(n m).
 
-An embedding is a way in which the noisy string is a subsequence of the clean string; a mask matches any token. Counts
-are stored as logarithms, since there are up to C(n, m) embeddings. Axes: b rows, n clean tokens, m noisy tokens (both
-padded).
+Each way is called an embedding: it maps the noisy tokens in order to clean tokens that are equal; a mask in the noisy
+string may map to any clean token. Counts are stored as logarithms, since n choose m embeddings are possible. Axes: b
+rows, n clean tokens, m noisy tokens (both padded).
 """
 
 from __future__ import annotations

@@ -100,24 +100,26 @@ def write_blocks(
 ) -> Tensor:
     """Generate rows block by block with ``sampler``, each block conditioned on the blocks before it.
 
-    By the chain rule, rows have the model's distribution if the sampler's blocks do. Under a ``matching`` condition a
-    block is sampled given that the whole row matches, with the tokens of later blocks uniform over the allowed ones.
+    By the chain rule, rows have the model's distribution if the sampler's blocks do. If ``settings.matching`` requires
+    that rows match a regular expression, each block is sampled given that the whole row matches, where the tokens of
+    later blocks are assumed to be uniform over the allowed ones.
 
     Args:
         sampler: Generates one block. Afterwards ``clamped``, ``evaluations`` and ``log_weight`` are sums over blocks.
-        given: ``given(before)`` returns the network as a :class:`~sedd_graph.diffusion.tokens.walk.Denoise` of the next
-            block, conditioned on the generated tokens ``before``, int64 [b, m].
+        given: ``given(before)`` returns the function that evaluates the network on the next block
+            (:class:`~sedd_graph.diffusion.tokens.walk_settings.Denoise`), conditioned on the m tokens ``before`` the
+            block, int64 [b, m].
         x: Noise, int64 [b, l], with the given tokens at positions that are not free.
         settings: The process, and the conditions on whole rows.
         block: Number of positions per block.
-        length: Number of leading positions that a ``matching`` condition applies to; None: all.
+        length: Number of leading positions that must match the regular expression; None: all.
         steps: Number of steps per block; None: the number in the sampler's Config.
 
     Returns:
         The generated rows, int64 [b, l].
 
     Raises:
-        UserError: No completion of a row satisfies the ``matching`` condition.
+        UserError: No completion of a row matches the regular expression.
     """
     length = x.shape[1] if length is None else length
     free, allowed, matching, on_step = settings.free, settings.allowed, settings.matching, settings.on_step

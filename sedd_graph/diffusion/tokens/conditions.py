@@ -8,7 +8,14 @@ __all__ = ["lacks"]
 
 
 def lacks(conditions: Conditions, kernel: Kernel, sampler: Sampler) -> str | None:
-    """Return a description of the component that ``conditions`` require; None if ``kernel`` and ``sampler`` will do."""
+    """Return a description of the kernel or sampler that the conditions on sampled text require; None if both suit.
+
+    Args:
+        conditions: Keys of the blueprint's ``sample`` section that restrict or guide the text, such as ``matching``,
+            ``guidance`` and ``particles``.
+        kernel: The kernel of the process.
+        sampler: The sampler, with its temperature and ``top_p``.
+    """
     if conditions.particles > 1:
         if not sampler.takes_all:
             return "a sampler that keeps every token it draws, such as first_hitting or ancestral, for particles"

@@ -42,9 +42,10 @@ class Classifier:
             is linear in the one-hot rows.
         strength: Exponent of p(c | x) in guidance; 1 is Bayes' rule.
         rows: Largest number of rows in one call with the method ``exact``.
-        changes: ``changes(x, t)`` returns the difference for every position i and state y, log p(c | x with state y at
-            position i) - log p(c | x), nats, float32 [r, l, n], for ``x`` int64 [r, l]; or it returns None. A result
-            other than None is used instead of ``log_prob``. None in place of a function: ``log_prob`` is always used.
+        changes: Optional function that computes the differences without ``log_prob``. For ``x`` int64 [r, l],
+            ``changes(x, t)`` returns log p(c | x with state y at position i) - log p(c | x) for every position i and
+            state y, nats, float32 [r, l, n]; or None, to leave the computation to ``log_prob``. None in place of the
+            function (the default): always ``log_prob``.
     """
 
     log_prob: Callable[[Tensor, Tensor], Tensor]

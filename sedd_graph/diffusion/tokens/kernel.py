@@ -56,7 +56,10 @@ class Kernel(Component, ABC):
 
     @classmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
-        """Return the alternative sets of outputs that a graph can have under this kernel."""
+        """Return the sets of network outputs that this kernel can read; a graph has all outputs of one set.
+
+        By default there are two sets of one output each: ``log_score``, and ``log_x0``.
+        """
         return ((LOG_SCORE,), (LOG_X0,))
 
     def translate(self, outputs: Mapping[str, Tensor], x: Tensor, sigma: Tensor) -> Mapping[str, Tensor]:
@@ -289,10 +292,12 @@ class Kernel(Component, ABC):
 
 
 def tweedie(kernel: Kernel, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """Return :meth:`Kernel.analytic`, and verify that rounding errors have not grown over the probabilities.
+    """Return the next-state probabilities :meth:`Kernel.analytic`, and verify that rounding errors in them are small.
 
-    Tweedie's step applies the inverse of a transition matrix, by which rounding errors grow with the fastest rate of
-    the kernel times the step, in the exponent.
+    A Tweedie step multiplies by the inverse of a transition matrix, which amplifies rounding errors by a factor that is
+    exponential in the fastest rate of the kernel times the step. Without rounding the probabilities sum to 1 for any
+    scores, so a sum that is off by more than :data:`INEXACT` shows large errors. Positions with scores that are not
+    finite are not verified.
 
     Args:
         kernel: The kernel.
@@ -305,7 +310,7 @@ def tweedie(kernel: Kernel, score: Tensor, x: Tensor, sigma: Tensor, sigma_next:
         Next-state probabilities of sum 1, not clamped, [b, l, n].
 
     Raises:
-        UserError: The probabilities at some position do not sum to 1.
+        UserError: The sum of the probabilities at some position is off by more than :data:`INEXACT`.
     """
     found = kernel.analytic(score, x, sigma.to(score.dtype), sigma_next.to(score.dtype))
     apart = (found.sum(-1) - 1).abs().nan_to_num(nan=torch.inf)

@@ -93,7 +93,10 @@ class Objective(Component, ABC):
 
     @classmethod
     def toy(cls, config: ComponentConfig) -> ComponentConfig:
-        """Return ``config`` reduced to rows of a few positions, for numerical verification."""
+        """Return the Config for rows of a few positions that numerical verification uses in place of ``config``.
+
+        By default ``config`` itself.
+        """
         return config
 
     @property
@@ -107,18 +110,28 @@ class Objective(Component, ABC):
 
     @property
     def measure(self) -> Literal["time", "masked", "steps"]:
-        """Sum or integral that the mean of the loss estimates, which the proof holds the loss of each draw to.
+        """Form of the bound that the mean loss estimates: ``time``, ``masked`` or ``steps``.
 
-        ``time``: the integral over time, at :attr:`Draw.t` with :attr:`Draw.weight`, of ``dsigma`` times the kernel's
-        :meth:`Kernel.score_entropy` or :meth:`Kernel.nelbo`. ``masked``: the sum over the number of masked tokens k,
-        uniform from 1 to the number L of tokens that may be corrupted, of the cross-entropy at the masks times L / k.
-        ``steps``: the sum over steps of the process in discrete time of KL divergences from the posterior given the
-        clean token, with :meth:`below`. In all cases a cost per token that depends on nothing else may be added.
+        It determines the loss of a single draw, which numerical verification compares with :meth:`loss`:
+
+        - ``time``, an integral over time: ``draw.weight * draw.dsigma`` times the kernel's :meth:`Kernel.score_entropy`
+          or :meth:`Kernel.nelbo`.
+        - ``masked``, a mean over the number k of masked tokens, uniform from 1 to the number L of tokens that may be
+          corrupted: L / k times the cross-entropy of the clean tokens at the masks.
+        - ``steps``, a sum over the steps of a process in discrete time: ``draw.weight`` times the KL divergence of two
+          distributions of the state after the reverse step, at total noise :meth:`below`: from the one given the clean
+          token to the one that the network predicts.
+
+        The terms are summed over the positions that count. :meth:`loss` may add a cost of each clean token that depends
+        on that token alone. The default follows :attr:`over`.
         """
         return "masked" if self.over == "masked" else "time"
 
     def below(self, draw: Draw, kernel: Kernel, schedule: Schedule) -> Tensor:
-        """Return total noise after the reverse step from each draw, [b], if :attr:`measure` is ``steps``."""
+        """Return total noise one discrete time step before that of the draw, so after its reverse step, [b].
+
+        Required if :attr:`measure` is ``steps``, and otherwise unused.
+        """
         raise NotImplementedError(f"{type(self).__name__} declares the measure 'steps' and must define 'below'")
 
     def differs(self) -> str | None:

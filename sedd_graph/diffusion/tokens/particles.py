@@ -1,9 +1,11 @@
 """Importance sampling of rows under conditions: many rows are drawn for each one that is returned.
 
-A sampler under a condition draws each token from the model's distribution restricted to what the condition permits at
-that moment. The product of what these restrictions leave is the ratio of the model's probability of the drawn row (and
-of its order of unmasking) to the sampler's, so rows that are chosen with these weights have the model's distribution
-given the condition, up to an error that falls as 1 / particles. Axes: b rows, l length, n states.
+A sampler under a condition draws each token from the model's distribution, restricted to the tokens that the condition
+permits and renormalised. The importance weight of a row is the product, over these draws, of the probability that the
+model gives to the permitted tokens. It equals the ratio of the model's probability of the row (and of its order of
+unmasking) to the sampler's; tokens that are sampled jointly given that the row matches a regular expression contribute
+a further factor. Rows that are chosen in proportion to their weights therefore have the model's distribution given the
+condition, up to an error that falls as 1 / particles. Axes: b rows, l length, n states.
 """
 
 from __future__ import annotations
@@ -35,34 +37,37 @@ class ImportanceWeights:
         self._base, self._temperature = base, temperature
 
     def permitted(self, weights: Tensor, allowed: Tensor) -> Tensor:
-        """Return the log of the share of each distribution that is allowed.
+        """Return the log-probability, without conditions, that the new token at each position is an allowed one.
 
         Args:
-            weights: Weights of the new token at m positions, [m, n].
-            allowed: bool [n] or [m, n].
+            weights: Weights of the new token at m positions, before the temperature is applied, [m, n].
+            allowed: bool [n] or [m, n], tokens that the condition allows.
 
         Returns:
-            float64 [m]; minus infinity where no allowed token has weight.
+            Nats, float64 [m]; minus infinity where no allowed token has weight.
         """
         free = sharpen(weights * self._base, temperature=self._temperature, top_p=1.0)
         return ((free * allowed).sum(-1) / free.sum(-1)).nan_to_num(0.0).log()
 
     def add(self, where: Tensor, log_share: Tensor) -> None:
-        """Multiply the weights of rows by shares.
+        """Multiply the importance weight of each row by a factor for each of its positions that change.
 
         Args:
             where: bool [b, l], the m positions that change.
-            log_share: Logarithms of the shares, [m].
+            log_share: Logarithms of the factors, [m], such as those that :meth:`permitted` returns.
         """
         self.log = self.log.index_add(0, where.nonzero()[:, 0], log_share)
 
     def add_rows(self, rows: Tensor, before: Tensor, after: Tensor) -> None:
-        """Multiply the weights of rows by the ratio of two probabilities of a match.
+        """Multiply the importance weights of rows that must match a regular expression by their factor for one step.
+
+        The factor is p(match) before the step / p(match) after it, where p(match) is the probability that the row
+        matches if its masks are replaced independently of each other.
 
         Args:
-            rows: bool [b], r rows.
-            before: Log-probability of a match before the tokens of a step were drawn, [r].
-            after: Log-probability given these tokens, [r].
+            rows: bool [b], the r rows in which the step changes positions.
+            before: log p(match) before the tokens of the step are drawn, [r].
+            after: log p(match) given these tokens, [r].
         """
         change = torch.where(before == -torch.inf, -torch.inf, before - after)
         self.log = self.log.index_add(0, rows.nonzero()[:, 0], change)

@@ -63,10 +63,11 @@ class Sampler(Component, ABC):
     exact: ClassVar[bool] = False
     """True if samples have the model's distribution at any number of steps, and not only in the limit of many steps."""
     exact_alone: ClassVar[bool] = True
-    """True if samples of independent tokens have the model's distribution at any number of steps.
+    """True if samples have the model's distribution at any number of steps, provided that the tokens of a row are
+    independent under the model.
 
-    Tokens of one row are then wrong only by what they share. False for a sampler whose steps are approximations for one
-    token too, such as Euler's.
+    The samples of any model are then wrong only in the dependence between tokens. False for a sampler whose steps are
+    approximations for a single token too, such as Euler's.
     """
     takes_all: ClassVar[bool] = False
     """True if every token that :meth:`Walk.draw` returns is put into the rows, as importance weights require."""
@@ -103,7 +104,10 @@ class Sampler(Component, ABC):
         return 1.0
 
     def claim(self) -> str:
-        """Return what the distribution of the samples is, in words, for the certificate."""
+        """Return a sentence on the distribution of the samples: exact, exact in the limit of many steps, or neither.
+
+        It is printed in the certificate, the record of claims and checks that a build writes.
+        """
         if (reason := self.heuristic()) is not None:
             return f"samples do not follow the model, however many the steps: {reason}"
         if self.exact:

@@ -15,17 +15,17 @@ __all__ = ["steadied"]
 
 
 def steadied(nats: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """Return zeros whose gradient in the schedule's parameters is that of ``E[nats ** 2] / 2``.
+    """Return zeros that, added to the loss, train the schedule to reduce the variance of the loss.
 
-    Added to the loss, these zeros train the schedule to reduce the variance of the loss. The loss ``nats`` must be
-    dsigma/dt times a function f of only total noise and the noisy rows at that noise. Written as an integral over total
-    noise, its second moment ``E[nats ** 2]`` has the integrand ``E[f ** 2] * dsigma(t(sigma))``, in which only the
-    factor ``dsigma`` depends on the schedule. The gradient is therefore that of ``E[nats ** 2 * log(dsigma)]`` at fixed
-    total noise, with ``nats`` held constant. No gradient passes through the noisy rows, so that the gradient is exact
-    for discrete tokens.
+    The mean of their gradient in the schedule's parameters is the gradient of half the second moment of the loss,
+    ``E[nats ** 2] / 2``. The loss must be ``nats = f * dsigma/dt``, where f depends only on total noise sigma and on
+    the noisy rows at sigma. As an integral over sigma instead of t, the second moment has the integrand
+    ``E[f ** 2] * dsigma/dt``, in which only ``dsigma/dt`` depends on the schedule. The gradient is therefore computed
+    as that of ``nats ** 2 / 2 * log(dsigma/dt)`` at fixed sigma, with ``nats`` held constant. No gradient passes
+    through the noisy rows, so it is exact for discrete tokens too.
 
     Args:
-        nats: Losses, nats, [b].
+        nats: Loss of each row, nats, [b].
         t: Times of the losses, uniform in [0, 1], [b].
         schedule: A schedule with trained parameters.
 

@@ -190,8 +190,8 @@ class Walk:
     def reveal(self, chosen: Tensor, t: Tensor) -> None:
         """Replace the masks at chosen positions by sampled tokens.
 
-        The network is evaluated only on the rows with a chosen position, and only at the chosen positions; under a
-        ``matching`` condition, at all masks of these rows.
+        The network is evaluated only on the rows with a chosen position, and only at the chosen positions; if rows must
+        match a regular expression (:attr:`WalkSettings.matching`), at all masks of these rows.
 
         Args:
             chosen: bool [b, l], masked positions.
@@ -222,14 +222,15 @@ class Walk:
     def draw(self, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool = False) -> Tensor:
         """Sample new tokens at free positions that change, and return the resulting rows.
 
-        The rows of the walk are unchanged. Under a ``matching`` condition, all masks of a row with at least one
-        changing position are sampled jointly given that the row matches; positions that do not change remain masked.
-        ``weights`` are then required at all masks of such rows.
+        :attr:`x` is unchanged. If rows must match a regular expression (:attr:`WalkSettings.matching`), only masks
+        change. All masks of a row with at least one changing position are then sampled jointly given that the row
+        matches, those that do not change remain masked in the result, and ``weights`` are required at all of them.
 
         Args:
             move: Probability that a position changes, [b, l].
-            weights: Weights of the new token, [b, l, n]; or a function of the m positions that change (bool [b, l])
-                that returns their weights, [m, n]. Weights of the mask and of disallowed tokens are ignored.
+            weights: Weights of the new token, not normalised, [b, l, n]; or a function ``weights(where)`` that returns
+                them for the m positions ``where``, bool [b, l], as [m, n]. Weights of the mask and of disallowed tokens
+                are ignored.
             must: True: where all allowed tokens have weight 0, the new token is uniform over the allowed ones. False:
                 the old token remains there.
 
@@ -252,7 +253,12 @@ class Walk:
         return jump(self.x, move.double() * self.free, new_tokens, generator=self.generator, read=self.read)
 
     def read(self, flag: Tensor) -> bool:
-        """Return a flag, bool [], after verifying the network's outputs: both take one transfer to the host.
+        """Copy a boolean scalar from the device to the host and return it, verifying the network's outputs so far.
+
+        The result of this verification is on the device, too; one transfer copies both.
+
+        Args:
+            flag: bool [].
 
         Raises:
             UserError: An output was not finite, or a distribution did not sum to 1.

@@ -79,8 +79,9 @@ class WalkSettings:
         schedule: Total noise as a function of time.
         generator: Random number generator on the device of the rows.
         allowed: bool [n], [l, n] or [b, l, n], data tokens that may be sampled; None: all.
-        unconditioned: bool [n], data tokens that could be sampled without conditions, of which the importance weights of
-            the rows are computed; None: no weights. For a kernel with carry-over unmasking.
+        unconditioned: bool [n], data tokens that would be allowed without the conditions. If given, importance weights
+            of the rows are computed, which correct for the conditions; None: no weights. For a kernel with carry-over
+            unmasking.
         matching: Constraint that whole rows match a regular expression, for a kernel with carry-over unmasking; None:
             no constraint.
         timeless: True if the network's outputs do not depend on time.
