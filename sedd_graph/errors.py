@@ -68,7 +68,7 @@ class Problem:
     """A problem at a position of a blueprint; its text is ``file:line:col: path: message``.
 
     Attributes:
-        file: Name of the file, or the text of an override.
+        file: Name of the file; for a value set by an override, ``override 'key=value'``.
         line: Line, from 1; 0 if unknown.
         col: Column, from 1; 0 if unknown.
         path: Dotted path of keys, such as ``nodes.head.in``; may be empty.

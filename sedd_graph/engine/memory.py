@@ -30,9 +30,11 @@ class MemoryLimit:
 
 
 def memory_limit(device: torch.device, *, root: Path = Path("/")) -> MemoryLimit | None:
-    """Return the smallest limit on the memory of this process on ``device``; None if none is known.
+    """Return the largest memory that this process can use on ``device``, bytes, with a name; None if it is not known.
 
-    Memory that other processes use at the moment is not subtracted, except on a GPU.
+    On a CUDA GPU this is the free memory and the memory that PyTorch's allocator has reserved in this process. On any
+    other device it is the smallest of the machine's physical memory and the limits of the control groups (cgroup v1
+    and v2) of this process; memory that other processes use is not subtracted.
 
     Args:
         device: The device.

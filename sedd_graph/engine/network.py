@@ -59,11 +59,13 @@ class Network:
 
         Args:
             mode: ``block`` compiles each repeated block, once for all its repeats. ``whole`` compiles ``trained`` as
-                one graph, or falls back to ``block`` if a block has a custom backward pass (checkpointing, reversible
-                or exact); it takes several times as long to compile as ``block`` and runs a few percent faster.
-                ``auto`` is ``block`` (``whole`` without repeated blocks) on a CUDA GPU, and on a CPU with a C++
-                compiler; otherwise ``off``. ``off`` runs eagerly.
-            trained: Module of network and loss that the training loop calls; None for a family that is not trained.
+                one graph; it takes several times as long to compile as ``block`` and runs a few percent faster. If a
+                block has a custom backward pass (checkpointing, reversible or exact), ``whole`` falls back to
+                ``block``. ``off`` runs eagerly. ``auto`` chooses: ``off`` on a CPU without a C++ compiler and on a
+                device that is neither a CPU nor a CUDA GPU; otherwise ``block`` if the network has repeated blocks,
+                and ``whole`` if it has none.
+            trained: Module that computes the network and the training loss; the training loop calls it. None if the
+                blueprint declares no process and cannot be trained; ``whole`` then compiles the same as ``block``.
             everywhere: Whether evaluation and sampling run compiled code too. None: only on a GPU, since on a CPU
                 compiling for another shape takes longer than drawing a few samples.
         """

@@ -1,4 +1,6 @@
-"""Noise draws of a likelihood bound, and the standard error of the bound under stratified noise levels.
+"""Record of the noise draws from which a likelihood bound is estimated, and the standard error of that estimate.
+
+The noise levels of a batch may be stratified (spread evenly over [0, 1], and therefore not independent).
 
 Axes: n rows, m draws, k noise levels of a row.
 """
@@ -20,11 +22,13 @@ _KNOTS, _DRAWS_PER_KNOT = 16, 16
 
 
 class NoiseDraws:
-    """Noise draws collected over batches: for each draw its row, noise levels and loss.
+    """Record of noise draws over several batches: for each draw its row, noise level (or levels) and loss.
 
     Attributes:
-        over: Name of the noise variable, as in :data:`sedd_graph.engine.process.OnDraw`.
-        first: Index of the first row of the current batch; the caller adds the size of each batch to it.
+        over: Name of the random variable that sets the noise level, such as ``time`` or ``masked`` (the fraction of
+            masked tokens), see :data:`sedd_graph.engine.process.OnDraw`. ``time`` before the first draw.
+        first: Index of the current batch's first row among the rows of all batches, from 0. After each batch the caller
+            adds the number of its rows.
     """
 
     def __init__(self) -> None:
@@ -34,12 +38,15 @@ class NoiseDraws:
         self._nats: list[Tensor] = []
 
     def add(self, over: str, t: Tensor | None, nats: Tensor) -> None:
-        """Add a draw for each row of the current batch; a callback of type :data:`OnDraw`.
+        """Record one noise draw for each of the b rows of the current batch.
+
+        This method can be passed as a callback of type :data:`~sedd_graph.engine.process.OnDraw`.
 
         Args:
-            over: Name of the noise variable.
-            t: Noise levels in [0, 1], float [b], or [b, k] if a row has several; None: unknown, and not collected.
-            nats: Loss, nats, float [b].
+            over: Name of the random variable that sets the noise level, such as ``time``.
+            t: Noise levels in [0, 1], float [b], or [b, k] if a row has k levels. None if they are unknown; the draws
+                are then not recorded.
+            nats: Bound on -log p of each row for this draw, nats, float [b].
         """
         self.over = over
         if t is not None:
@@ -54,13 +61,16 @@ class NoiseDraws:
         return torch.cat(self._row).numpy(), torch.cat(self._t).numpy(), torch.cat(self._nats).numpy()
 
     def standard_error(self, nats: npt.ArrayLike, counts: npt.ArrayLike) -> float:
-        """Return the standard error of sum(``nats``) / sum(``counts``), where noise levels may be stratified.
+        """Return the standard error of sum(``nats``) / sum(``counts``) for stratified or independent noise levels.
 
-        The levels of a batch lie on an even grid, so that the loss as a function of the level alone hardly contributes
-        to the error: only the scatter about this function does. The function is fitted by least squares, piecewise
-        linear in the level. What remains of the function's own contribution is estimated from replicates, the batches
-        and their draws, so the result is right for independent levels, too. With one batch and one draw there are no
-        replicates, and the levels are treated as independent.
+        The squared standard error is the sum of two variances. Let f be the mean loss as a function of the noise level,
+        fitted to the draws as a piecewise linear function by least squares. The first variance is that of the residuals
+        (loss minus f), estimated over rows. The second is that of f at the drawn levels, summed over a batch, and
+        estimated over the calls of :meth:`add` (one per batch and draw). It is small if the levels of a batch are
+        stratified, since they are then spread evenly over [0, 1].
+
+        With a single call of :meth:`add`, or fewer than 32 recorded draws in all (one per row and call), f is not
+        fitted, and the result is the standard error for independent levels.
 
         Args:
             nats: Loss of each row, averaged over its draws, float [n].

@@ -23,13 +23,16 @@ _LENGTHS = (Size.of("length"), Size.of("l"))
 
 
 def length_dim(found: PortType) -> int | None:
-    """Return the index of the position axis of a tensor type, or None if the type has no position axis.
+    """Return the index of the position axis of a tensor type, the axis whose size is the number of positions of a row.
+
+    Its size is written ``length`` in a graph and ``l`` in the signature of a component. None if there is no such axis.
 
     Args:
         found: The tensor type.
 
     Raises:
-        ValueError: The type has several position axes, or an axis whose size may depend on the length in another way.
+        ValueError: The type has several position axes, an axis whose size is another expression in the length (such as
+            ``2*length``), or a variadic dimension (such as ``*s``), which may include the position axis.
     """
     where = [i for i, dim in enumerate(found.dims) if dim.variadic is None and dim.size in _LENGTHS]
     other = [d for d in found.dims if d.variadic or ({"length", "l"} & d.size.symbols and d.size not in _LENGTHS)]
@@ -58,10 +61,11 @@ def take(value: Tensor, at: Tensor, dim: int) -> Tensor:
 
 
 class PositionwiseSuffix:
-    """The last nodes of a graph that are all position-wise, as many as there are, evaluated at selected positions.
+    """Position-wise suffix of a graph: its last nodes, which a sampler evaluates only at the positions that it changes.
 
     A node is position-wise if its outputs at a position depend only on its inputs at that position, and on inputs
-    without position axis.
+    without position axis. The suffix is the largest set of position-wise nodes whose outputs are read by no node
+    outside the set, such as a final norm and the output head.
 
     Args:
         root: Top-level region of the graph.

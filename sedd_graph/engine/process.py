@@ -1,7 +1,9 @@
-"""Abstract interface of a process: noising, training loss, likelihood bound and sampling of one family.
+"""Abstract interface of a process: noising, training loss, likelihood bound and sampling.
 
-An engine composes a network and a process (:mod:`sedd_graph.engine.engine`). The implementations, one for each family,
-are in :mod:`sedd_graph.families`.
+An engine composes a network and a process (:mod:`sedd_graph.engine.engine`). There is one implementation in
+:mod:`sedd_graph.families` for each family of processes: ``tokens`` (diffusion on token rows of a fixed length),
+``strings`` (diffusion on strings whose length changes), ``points`` (normalizing flows on rows of real numbers) and
+``graph`` (a network without a process).
 
 Axes: b batch, l length, n states.
 """
@@ -84,14 +86,14 @@ class Setup:
 class SampleRequest:
     """Parameters of one sampling call.
 
-    A field that the family does not support (:attr:`Process.refuses`) must be None, or :meth:`Engine.generate` raises
-    an error.
+    A field that the family of the model does not support (:attr:`Process.refuses`) must be None. Otherwise
+    :meth:`Engine.generate` raises an error. The model chooses the lengths of samples in the family ``strings``.
 
     Attributes:
         batch: Number of rows, b.
-        length: Tokens per row, l; the largest number of tokens where the model chooses lengths. Required for tokens;
-            None where rows are points.
-        steps: Number of sampler steps, per block in block diffusion; None: the number in the blueprint.
+        length: Tokens per row, l; the largest number of tokens where the model chooses lengths. Required for text; None
+            for a flow, whose rows are real numbers.
+        steps: Number of sampler steps; in block diffusion, of steps for each block. None: the number in the blueprint.
         seed: Seed; the same seed gives the same rows on the same device. None: a random seed from torch's global
             generator.
         prompt: Given tokens, int64 [b, l] or [1, l], with -1 at the positions to fill in; where the model chooses
@@ -164,8 +166,8 @@ class TextWithHoles:
         prefix: Text before the hole; None: the hole is at the start.
         suffix: Text after the hole; None: the hole is at the end.
         length: Number of tokens of the filled-in text, given text included (the largest number where the model chooses
-            lengths). None: as many as a ``text`` with ``[[N]]`` has when filled in; in the other cases the default
-            length that :meth:`Process.prompt` is passed.
+            lengths). If None, it follows from a ``text`` with ``[[N]]``: its own tokens plus N for each hole. For
+            ``[[]]``, and for ``prefix`` and ``suffix``, None selects the argument ``length`` of :meth:`Process.prompt`.
     """
 
     text: str | None = None
@@ -207,7 +209,10 @@ class Prompt(NamedTuple):
 
 
 class Process(ABC):
-    """Abstract base class of processes: how the rows of one family are noised, trained on, bounded and sampled.
+    """Abstract base class of processes: noising, training loss, likelihood bound and sampling.
+
+    Each subclass implements one family of processes, such as diffusion on token rows of a fixed length (``tokens``) or
+    normalizing flows on rows of real numbers (``points``).
 
     Args:
         plan: The process that the blueprint declares, validated (:class:`sedd_graph.families.plan.Plan`).
@@ -235,7 +240,8 @@ class Process(ABC):
     exact: ClassVar[bool] = False
     """Whether :meth:`bound_rows` returns -log p itself instead of an upper bound."""
     refuses: ClassVar[Mapping[str, str]] = {}
-    """Fields of :class:`SampleRequest` that the family does not support: name, and reason for the error message."""
+    """Maps the name of each field of :class:`SampleRequest` that the family does not support to the reason, which is
+    part of the error message."""
 
     def __init__(self, plan: Any, setup: Setup) -> None:
         self.plan = plan
@@ -318,12 +324,14 @@ class Process(ABC):
         return None
 
     def noised(self, over: str, t: Tensor) -> Tensor:
-        """Return the expected fraction of a row's tokens that the noise has changed.
+        """Return the expected fraction of a row's tokens that noise has changed, for given noise levels.
+
+        The default implementation returns ``t``, for a variable that is this fraction itself, such as ``masked``.
 
         Args:
             over: Name of the random variable that sets the noise level, such as ``time`` or ``masked``, see
                 :data:`OnDraw`.
-            t: Values of that variable, float64, of any shape. By default they are returned as they are.
+            t: Values of that variable, float64, of any shape.
 
         Returns:
             Fractions in [0, 1], float64, of the shape of ``t``.
@@ -361,9 +369,10 @@ class Process(ABC):
         return steps and steps + 1
 
     def span(self, request: SampleRequest) -> int | None:
-        """Return the number of tokens of a row that one evaluation of the network covers for ``request``.
+        """Return the number of tokens per row in one evaluation of the network by the sampler.
 
-        None where the number is not known before sampling. It determines the memory that sampling needs.
+        This is the length of a row, or the block size in block diffusion, whose earlier blocks are in the KV cache. The
+        memory that sampling needs is estimated from this number; None if it is not known before sampling.
 
         Args:
             request: Number of steps and length.
@@ -466,7 +475,7 @@ class Process(ABC):
             plan: The declared process.
             graph: Typed graph of the network.
             registry: The installed components.
-            proof: Strength of the verification.
+            proof: Strength of the verification: ``full``, or ``quick`` with fewer cases in less time.
 
         Returns:
             One result for each verified property.

@@ -1,6 +1,8 @@
-"""PyTorch modules of graph regions: a region runs its steps in order and returns its outputs and saved activations.
+"""PyTorch modules of the regions of a graph. A region is the whole graph, or the subgraph of one use of a block.
 
-Module paths are node paths and prefixes of state-dict keys. All repeats of a block share one plan, and therefore one
+The module of a region evaluates the region's steps (components and nested regions) in order, and returns the region's
+outputs and saved activations. The dotted path of a node in the graph is the path of its module, and so the prefix of
+its keys in the state dict. All repeats of a block share one execution plan (:class:`Plan`), and therefore one
 compilation.
 """
 

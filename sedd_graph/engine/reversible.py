@@ -1,12 +1,16 @@
 """Reversible execution and activation checkpointing of blocks.
 
 In reversible execution the forward pass saves only the first layer's inputs, the last layer's outputs and the dropout
-key, whatever the number of layers. The backward pass runs the derived inverse layer by layer and reuses each branch evaluation for both the
-reconstruction and its gradient. Parameters and conditioning inputs are explicit inputs of one autograd function, so
-that each of their gradients is produced once, as DDP requires. Dropout masks are a function of the key and therefore
-equal in both passes; the autocast state of the forward pass is restored. The reconstructed inputs of the first layer
-are compared with the original ones, element by element; if their error exceeds the tolerance, the gradients of the same
-step are recomputed from the original inputs, and the block is checkpointed from then on.
+key, whatever the number of layers. The backward pass runs the derived inverse layer by layer. It evaluates each branch
+(such as the attention of a residual layer) once, both for the reconstruction and for the gradient. Dropout masks are a
+function of the key and therefore equal in both passes; the autocast state of the forward pass is restored.
+
+The reconstructed inputs of the first layer are compared with the original ones. If their relative error exceeds the
+tolerance (:func:`drift_limit`), the gradients of the same step are recomputed from the original inputs, and the block
+is checkpointed from then on.
+
+Parameters and conditioning inputs are explicit inputs of one autograd function, so that each of their gradients is
+produced once, as DDP requires.
 """
 
 from __future__ import annotations
@@ -44,7 +48,13 @@ class DriftWarning(UserWarning):
 
 
 def drift_limit(autocast: torch.dtype | None) -> float:
-    """Return the tolerance of reconstructed inputs: :data:`DRIFT`, or the machine epsilon of a coarser autocast dtype."""
+    """Return the largest relative error of reconstructed inputs at which a block is still run reversibly.
+
+    It is the larger of :data:`DRIFT` (1e-3) and the machine epsilon of the autocast dtype, such as 2^-7 for bfloat16.
+
+    Args:
+        autocast: Autocast dtype of the forward pass; None without autocast.
+    """
     return DRIFT if autocast is None else max(DRIFT, torch.finfo(autocast).eps)
 
 
@@ -87,8 +97,8 @@ class RunningModule(RegionModule):
     """Module of a block, or of a chain of ``repeat`` layers, with a memory mode. Built by :func:`make_running`.
 
     Attributes:
-        layout: Tensors, components and derived inverse of one layer; None if the block does not claim to be invertible
-            and therefore has no inverse.
+        layout: Static description of one layer, with its derived inverse (:class:`~sedd_graph.engine.layout.Layout`);
+            None if the block does not claim to be invertible.
         memory: Memory mode, by what is saved for backward: ``store`` (all activations), ``checkpoint`` (each layer's
             inputs) or ``reversible`` (the first layer's inputs and the last layer's outputs).
         drift: Relative error of the inputs that the last backward pass reconstructed; None before.
@@ -200,7 +210,14 @@ class RunningModule(RegionModule):
         return (*run.take(self.layout.outputs.values()), *saved, run.largest())
 
     def snapped(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the inputs in order; in exact arithmetic, round those that the inverse reconstructs to the grid."""
+        """Return the inputs, rounded for exact arithmetic.
+
+        In exact arithmetic each floating-point input that the inverse reconstructs is rounded to a multiple of the
+        spacing of the grid (:attr:`grid`), float32. Other inputs, and all inputs in ordinary arithmetic, are unchanged.
+
+        Args:
+            inputs: Inputs of the block, in order.
+        """
         if self.layout is None or self.grid is None:
             return list(inputs)
         streams = self.layout.streams
@@ -208,20 +225,21 @@ class RunningModule(RegionModule):
         return [self.grid.snap(x) if snap else x for snap, x in zip(snapped, inputs, strict=True)]
 
     def in_range(self, outputs: Sequence[Tensor], largest: Sequence[Tensor]) -> list[Tensor]:
-        """Verify that exact arithmetic stayed in the range in which sums are exact. Without a grid, do nothing.
+        """Verify that values stayed in the range in which exact arithmetic is exact (:attr:`Grid.limit`).
 
-        On a CPU a value out of range raises an error. Elsewhere, so that the device is not waited for, it turns the
-        outputs into NaN, and the next call raises the error.
+        In ordinary arithmetic nothing is verified. On a CPU, a value out of range raises an error at once. On another
+        device that would require waiting for the device; instead all outputs become NaN, and the next call raises the
+        error.
 
         Args:
             outputs: Outputs of the last layer.
-            largest: The largest magnitude of a value on the grid, [], for each layer.
+            largest: For each layer, the largest magnitude of its values on the grid: scalar tensors, float32 [].
 
         Returns:
-            The outputs.
+            The outputs; NaN if a value is out of range on a device other than a CPU.
 
         Raises:
-            DivergedError: A value of this call, or on a device other than a CPU of the call before, is out of range.
+            DivergedError: A value is out of range, in this call on a CPU, or in the previous call on another device.
         """
         if self.grid is None or outputs[0].is_meta:
             return list(outputs)
@@ -236,10 +254,14 @@ class RunningModule(RegionModule):
         return self.grid.spoilt(outputs, worst)
 
     def gradient_flows(self, needs: Sequence[bool]) -> list[list[bool]]:
-        """Return for each layer which of its graph values require a gradient (:func:`gradient_flow`).
+        """Return for each layer which of its tensors require a gradient (:func:`gradient_flow`).
 
         Args:
             needs: For each input of the first layer, whether it requires a gradient.
+
+        Returns:
+            For each layer a list with one entry for each tensor that the layer receives or computes, in the numbering
+            of :attr:`layout`. An empty list if the block does not claim to be invertible.
         """
         layout = self.layout
         if layout is None:

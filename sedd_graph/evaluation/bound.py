@@ -78,8 +78,9 @@ class Evaluation:
             masked; or, for strings, ``deleted`` or ``noised``, the probability that noise has changed a token.
         levels: Mean loss in each of :data:`LEVELS` bins of the noise level, without bins that have no draw; empty where
             a row has several noise levels at once (block diffusion).
-        reconstruction: Part of ``nats_per_token`` that lies below all levels: the cost of decoding the tokens that are
-            noisy at the lowest noise of the objective. 0 if the levels count all noise.
+        reconstruction: Reconstruction term of the bound, -log p(x_0 | x_t) in nats per token, x_t being drawn at the
+            lowest noise that the objective's loss counts. Included in ``nats_per_token``, but in none of the
+            ``levels``. 0 if the loss counts all noise.
         caveat: Reason why the bound cannot be compared with the bounds of other models; None if it can.
     """
 
@@ -165,7 +166,7 @@ Result = Evaluation | HeldOutLikelihood
 
 
 def numbers(found: Result) -> dict[str, float]:
-    """Return the numeric fields of an evaluation by name, without texts and without the bound by noise level."""
+    """Return the numeric fields of an evaluation by name, thus all but ``over``, ``levels`` and ``caveat``."""
     return {k: v for k, v in dataclasses.asdict(found).items() if isinstance(v, int | float)}
 
 

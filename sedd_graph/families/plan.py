@@ -1,7 +1,9 @@
 """Plans of processes: the components that a blueprint declares, validated against its graph without importing torch.
 
-A plan is the validated description of a process. On tokens and strings, a kernel declares which outputs of the graph it
-reads (``parametrizations``), and an objective declares which inputs of the graph it computes (``feeds``).
+A plan is the validated description of a process. For diffusion on tokens and strings, the outputs and inputs of the
+graph are checked against two declarations: the kernel (the noise process) declares the outputs that the network must
+have, such as ``log_score`` or ``log_x0`` (``parametrizations``), and the objective declares the inputs that it passes
+to the network, such as ``tokens`` and ``sigma`` (``feeds``).
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
     Args:
         plan: Validated description of the process.
         registry: The installed components.
-        states: Number of states, reduced for verification; None for the declared number.
+        states: Number of states of a small example for verification; None for the number that the blueprint declares.
 
     Returns:
         The components, on the CPU.
@@ -190,7 +190,7 @@ class StringProcess(TextProcess):
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def span(self, request: SampleRequest) -> None:
-        """Return None: strings are mostly far shorter than the longest that is allowed."""
+        """Return None: lengths are in general unknown before sampling, and mostly far below ``request.length``."""
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw strings of at most ``request.length`` tokens.

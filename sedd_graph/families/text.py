@@ -56,8 +56,8 @@ def make_components(plan: ProcessPlan, registry: Registry, *, states: int | None
     Args:
         plan: Validated description of the process.
         registry: The installed components.
-        states: Number of states, reduced for verification; kernel and objective then use Configs for a small example.
-            None for the declared number and Configs.
+        states: Number of states of a small example for verification, for which the Configs of kernel and objective are
+            reduced, too. None for the number of states and the Configs that the blueprint declares.
 
     Returns:
         Kernel, schedule, objective and sampler.
@@ -117,7 +117,9 @@ class TextProcess(Process):
         """
 
     def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
-        """Estimate the part of the upper bound that lies below the lowest noise of :meth:`bound_draw`.
+        """Estimate the reconstruction term of the upper bound on -log p, which :meth:`bound_draw` leaves out.
+
+        The term is -log p(x_0 | x_t) of a clean row x_0, x_t being drawn at the lowest noise that the objective counts.
 
         Args:
             network: The network, in evaluation mode.
@@ -125,7 +127,8 @@ class TextProcess(Process):
             random: Random numbers of the draw.
 
         Returns:
-            Nats, float64 [b] on the CPU; None if :meth:`bound_draw` counts all noise.
+            Unbiased estimate for each row, nats, float64 [b] on the CPU; it may be 0 for all but a random subset of
+            rows. None if :meth:`bound_draw` counts all noise, so that there is no such term.
         """
         return None
 
@@ -212,7 +215,7 @@ def fill_holes(text: TextWithHoles, tokenizer: Tokenizer, length: int) -> list[i
             Not used for ``text.text``.
 
     Returns:
-        Token ids, with :data:`FREE` at each position to fill in.
+        Ids of all tokens of the row in order, with -1 (:data:`FREE`) at each position to fill in.
 
     Raises:
         UserError: The text has no hole, a hole is too large, or prefix and suffix leave no position to fill in.
@@ -235,7 +238,12 @@ def fill_holes(text: TextWithHoles, tokenizer: Tokenizer, length: int) -> list[i
 
 
 def check_row(row: list[int], tokenizer: Tokenizer) -> None:
-    """Raise :class:`UserError` if a prompt has more than :data:`LARGEST` tokens, or ids that the tokenizer forbids."""
+    """Raise :class:`UserError` if a prompt has more than 2^20 tokens, or ids that the tokenizer forbids.
+
+    Args:
+        row: Token ids of the prompt, with -1 (:data:`FREE`) at positions to fill in, which count as tokens.
+        tokenizer: Tokenizer of the model.
+    """
     if set(row) & set(tokenizer.forbidden):
         raise UserError("infill: the text has characters that the model was not trained on")
     if len(row) > LARGEST:

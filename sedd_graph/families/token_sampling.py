@@ -46,7 +46,8 @@ class TokenSampling:
         length: Number of tokens per row.
         block: Number of tokens per block for block diffusion (BD3-LM); None if all positions are sampled at once.
         particles: Number of rows drawn for each one that is returned.
-        effective: Effective number of particles of the rows that were drawn; None without particles.
+        effective: Effective sample size of the particles, (sum of weights)^2 / (sum of squared weights), averaged over
+            the returned rows; a number from 1 to ``particles``. None before sampling, and without particles.
 
     Raises:
         UserError: The request has no length, or has conditions or guidance that kernel, sampler or objective do not

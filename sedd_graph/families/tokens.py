@@ -72,8 +72,8 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
     Args:
         plan: Validated description of the process.
         registry: The installed components.
-        states: Number of states, reduced for verification; no classifier is then constructed. None for the declared
-            number.
+        states: Number of states of a small example for verification, for which no classifier is constructed. None for
+            the number that the blueprint declares.
 
     Returns:
         The components, on the CPU.

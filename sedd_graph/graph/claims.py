@@ -25,7 +25,7 @@ def read_claim(at: Location, body: Blueprint | Block) -> Claim | None:
 
     Args:
         at: Location of the claim.
-        body: The block. A whole blueprint makes no claim.
+        body: The block; or a whole blueprint, which has no key ``invertible``, so that the result is None.
     """
     found = body.invertible if isinstance(body, Block) else None
     if not found:
@@ -61,7 +61,10 @@ class Use:
 
     @property
     def on_failure(self) -> str:
-        """Action of ``build`` if the inverse is numerically too inaccurate: ``error`` or ``checkpoint``."""
+        """Action of :func:`sedd_graph.build` if the inverse is numerically too inaccurate.
+
+        ``error``: raise an error. ``checkpoint``: warn, and use activation checkpointing for the block.
+        """
         return self.layer.claim.on_failure if self.layer.claim else "error"
 
 

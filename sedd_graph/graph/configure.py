@@ -1,4 +1,8 @@
-"""Resolution of a component: looks up its contract by name, and validates its Config keys."""
+"""Resolution of a component: looks up its contract by name, and validates the keys of its Config.
+
+The contract of a component describes it (kind, Config class, ports), so that a graph can be checked without running the
+component's code.
+"""
 
 from __future__ import annotations
 

@@ -180,8 +180,9 @@ def to_mermaid(graph: Graph, inverses: InverseArrows | None = None) -> str:
 
     Args:
         graph: The graph.
-        inverses: Arrows of derived inverses, drawn in red; None draws none. Regions with arrows also show their inputs
-            and outputs.
+        inverses: For each region with a derived inverse, its arrows as pairs (source, target) of names of steps, or of
+            inputs (``>x``) and outputs (``<y``), see :data:`InverseArrows`. They are drawn in red, and such a region
+            also shows its inputs and outputs. None draws no inverses.
     """
     chart = _Flowchart({region: pairs for region, pairs in (inverses or {}).items() if pairs})
     for name, found in graph.root.inputs.items():
@@ -246,7 +247,9 @@ def to_svg(graph: Graph, inverses: InverseArrows | None = None) -> str:
 
     Args:
         graph: The graph.
-        inverses: Arrows of derived inverses, drawn in red over their regions; None draws none.
+        inverses: For each region with a derived inverse, its arrows as pairs (source, target) of names of steps, or of
+            inputs (``>x``) and outputs (``<y``), see :data:`InverseArrows`. They are drawn in red. None draws no
+            inverses.
     """
     box = _boxed(graph.root, Box(graph.name, "", "#ffffff", ""), inverses or {}, top=True)
     width, height = f"{box.width + 16:.0f}", f"{box.height + 16:.0f}"

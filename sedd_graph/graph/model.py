@@ -28,7 +28,7 @@ class Running:
 
     memory: Literal["store", "checkpoint", "reversible"] = "store"
     """Values saved for backward: all activations (``store``), the inputs of each repeat (``checkpoint``), or only the
-    outputs (``reversible``)."""
+    first repeat's inputs and the last repeat's outputs (``reversible``)."""
     exact: bool = False
     """True for exact arithmetic: the terms of additions and subtractions are rounded to multiples of a fixed power of
     two, so that inputs are reconstructed bit for bit."""
