@@ -202,7 +202,10 @@ class Graph:
 
     @cached_property
     def taps(self) -> tuple[tuple[str, SaveSpec, PortType], ...]:
-        """Saved activations of the graph: a tuple (dotted path ending with the port, settings, type) for each."""
+        """Output ports whose activations are saved in training, as tuples (path, settings, type).
+
+        The path is dotted and ends with the port, such as ``trunk.0.x``; the type is that of the port.
+        """
 
         def visit(region: Region, prefix: str) -> Iterator[tuple[str, SaveSpec, PortType]]:
             for step in region.steps:

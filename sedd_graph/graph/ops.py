@@ -1,4 +1,8 @@
-"""Type checking of a node that uses a component: finds the contract, validates the Config, unifies the port types."""
+"""Type checking of a graph node that applies a component.
+
+The component's contract (the description of its Config and ports) is looked up in the registry, the node's Config is
+validated, and the types of the component's ports are unified with those of the values that feed them.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +25,19 @@ __all__ = ["op_step"]
 
 
 def op_step(at: Location, node: Node, edges: Sequence[Edge], scope: Scope, registry: Registry) -> Step:
-    """Return the typed step of a node whose ``op`` names a component.
+    """Type-check a node whose ``op`` names a component, and return it as a step of the typed graph.
 
     Args:
-        at: Location of the node.
-        node: The node.
-        edges: Resolved edges into the node.
+        at: Location of the node in the blueprint.
+        node: The node as written.
+        edges: Edges into the node, each with the value that it carries and the type of the value.
         scope: Sizes of the axis names that the node's expressions may use.
         registry: The installed components.
 
     Raises:
-        Refused: A problem was reported.
-        Mismatch: An input value does not have the type of its port, or an output does not have its declared type.
+        Refused: The component, its Config or an edge is invalid; the problem was reported.
+        Mismatch: An input value does not have the type of its port, an output does not have its declared type, or the
+            size of an axis cannot be determined.
     """
     contract = find_contract(registry, node.op or "", kinds_at(NODE), at / "op")
     config = None if contract is None else configure(contract, node.with_, scope, at / "with")

@@ -47,7 +47,8 @@ def declared_outputs(
 ) -> list[tuple[Port, PortType, Location]]:
     """Return the outputs that a node declares under ``out``, each with its declared type and its location.
 
-    A single type applies to the first output. An output that does not exist is reported as a problem.
+    If ``out`` is a single type, it is that of the first output. If ``out`` names an output that the node does not have,
+    a problem is recorded, and the name is left out of the result.
 
     Args:
         at: Location of ``out``.

@@ -69,12 +69,13 @@ class Binding:
         self._waiting: list[_Equation] = []
 
     def unify(self, port: Port, actual: PortType, *, label: str = "", at: Location | None = None) -> None:
-        """Unify the type of ``port`` with the type of a value that feeds the port, binding axis names.
+        """Unify the type of a port with an actual type, which binds axis names to sizes.
 
         Args:
-            port: The port, whose type has axis names of the component or block.
-            actual: Type of the value, or declared type of an output. Its sizes are numbers or expressions in ``batch``
-                and ``length``.
+            port: The port. Its type is the pattern: its axis names, such as ``b l d``, are bound to the sizes of
+                ``actual``.
+            actual: Type of the value that feeds an input port, or declared type of an output port. Its sizes are
+                numbers or expressions in ``batch`` and ``length``.
             label: Description of the port in messages; ``port 'NAME'`` if empty.
             at: Location of the edge or of the declared type, for messages; None: messages refer to the node.
 
@@ -88,7 +89,10 @@ class Binding:
         self._settle()
 
     def finish(self, defaults: Mapping[str, Size] | None = None) -> None:
-        """Bind the remaining axes to their ``defaults``, and verify that every equation is solved.
+        """Bind the remaining axis names to their ``defaults``, and verify all dimensions that were unified.
+
+        Each dimension of a port gives an equation between the port's expression in axis names and the actual size, such
+        as ``2*d = 768``.
 
         Args:
             defaults: Sizes for axis names that no port has bound, by name; None for none.

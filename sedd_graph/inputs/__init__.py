@@ -1,1 +1,5 @@
-"""Opening of untrusted files: regular files only, bounded sizes, names confined to a folder, parsers run with limits."""
+"""Opening of untrusted files.
+
+Only regular files of bounded size are opened. File names in a blueprint must lie in the project's folder (the
+blueprint's) unless the user allows others. Parsers run in a child process with limits on memory and time.
+"""

@@ -1,8 +1,8 @@
-"""Running of a parser on untrusted input in a child process, with limits on its memory and on its silence.
+"""Running of a parser on untrusted input in a child process, with limits on memory, processor time and waiting time.
 
-Libraries in other languages can abort, overflow their stack or allocate gigabytes for a small file; no exception handler
-catches that. In a child it ends the child alone. The child is this interpreter started anew: it has no threads and no
-open files of its parent, runs only the one function that is named, and returns JSON values.
+A parser in C or Rust can abort, overflow its stack or allocate gigabytes for a small file. No exception handler catches
+that; in a child process, only the child dies. The child is a new Python interpreter: it has no threads and no open
+files of its parent, runs a single function, and returns JSON values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Names of files in a blueprint: confined to the project's folder, and glob patterns that look at a bounded number.
+"""Resolution of the file names and glob patterns in a blueprint, which may name only files in the project's folder.
 
-A blueprint may come from anyone. Without this, ``files: [/etc/shadow]`` would train on a file of the machine, and
-``/usr/**/*.x`` would walk through all of it.
+The project's folder is normally the one that contains the blueprint; :func:`allow_outside` lifts the restriction. A
+blueprint may come from anyone: without the restriction, ``files: [/etc/shadow]`` would train on a private file of the
+machine. Patterns may visit only a bounded number of files and folders (:data:`MAX_ENTRIES`), so that ``/usr/**/*.x``
+cannot walk through a whole disk.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ _outside: ContextVar[bool] = ContextVar("allow_outside", default=False)
 
 @contextmanager
 def allow_outside(allowed: bool = True) -> Iterator[None]:
-    """Context manager within which the names in a blueprint may lead out of the project's folder.
+    """Return a context manager within which file names in a blueprint may name files outside the project's folder.
 
-    It is the option ``--allow-outside`` of the command line.
+    The option ``--allow-outside`` of the command line uses it.
 
     Args:
-        allowed: Whether they may.
+        allowed: True to allow such files, False to refuse them.
     """
     token = _outside.set(allowed)
     try:
@@ -52,13 +54,14 @@ def confined(name: str | Path, root: Path, *, what: str) -> Path:
     """Return the real path of a file that a blueprint names.
 
     Args:
-        name: Path, relative to ``root`` or absolute. Links are followed, also out of ``root``: they count as where they
-            lead.
+        name: Path, relative to ``root`` or absolute. Symbolic links are resolved first, so that a link in
+            ``root`` to a file elsewhere counts as outside.
         root: The project's folder.
         what: Key of the blueprint that holds the name, for the message.
 
     Raises:
-        UserError: The file lies outside ``root``, and :func:`allow_outside` is not in effect; or the name is no path.
+        UserError: The file lies outside ``root``, and :func:`allow_outside` is not in effect; or ``name`` is not a
+            valid path.
     """
     try:
         found, inside = Path(os.path.realpath(root / name)), Path(os.path.realpath(root))
@@ -83,11 +86,12 @@ def matching(pattern: str, root: Path, *, what: str, looked: list[int]) -> list[
         pattern: File name or pattern, relative to ``root`` or absolute.
         root: The project's folder.
         what: Key of the blueprint that holds the pattern, for the message.
-        looked: The number of files and folders looked at so far, in one entry, which this call increases.
+        looked: List of one number, the files and folders visited so far by all patterns. This call adds its own to it,
+            so pass the same list for each pattern; start with ``[0]``.
 
     Raises:
         UserError: A match lies outside ``root`` (as for :func:`confined`), or more than :data:`MAX_ENTRIES` files and
-            folders are looked at.
+            folders are visited.
     """
     # the name of a file may be a pattern itself, "a[1].txt"; os.path.isfile is false where Path.is_file raises
     if os.path.isfile(root / pattern) or not glob.has_magic(pattern):

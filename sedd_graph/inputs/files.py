@@ -42,7 +42,7 @@ def size_text(size: int) -> str:
 
 
 def require_file(path: str | Path, *, limit: int) -> os.stat_result:
-    """Check that a path leads to a regular file of at most ``limit`` bytes, and return its status.
+    """Check that a path leads to a regular file of at most ``limit`` bytes, and return its ``os.stat`` result.
 
     Args:
         path: The file; links are followed.
@@ -50,7 +50,8 @@ def require_file(path: str | Path, *, limit: int) -> os.stat_result:
 
     Raises:
         UserError: The file does not exist or cannot be reached, is a folder, pipe, device or socket, is too large, or
-            consists almost only of holes, which take no space on the disk and gigabytes in memory.
+            is a sparse file (more than 16 MiB, of which less than 1/64 is on the disk), whose missing parts would be
+            read as zeros.
     """
     try:
         found = os.stat(path)

@@ -33,12 +33,13 @@ def cheapest(closure: Closure, facts: Sequence[int], sizes: Mapping[str, int]) -
     """Return the cheapest set of values to store so that all inputs of a region can be recovered.
 
     The cost of a set is its size in bytes. Sets of unknown values are tried in order of cost; the first one with which
-    all inputs can be derived is the cheapest. If the search reaches :data:`WORK` or :data:`TRIES`, the result is the
-    set of lost inputs, without those that can be derived from the others. :attr:`Remedy.lower` is then a lower bound on
-    the size of the cheapest set.
+    all inputs can be derived is the cheapest. The search has two limits: its work (:data:`WORK`) and the number of sets
+    that are tried (:data:`TRIES`). If it reaches one, the result is the set of inputs that cannot be recovered, without
+    those that can be derived from the others; :attr:`Remedy.lower` is then a lower bound on the size of the cheapest
+    set.
 
     Args:
-        closure: Everything that could be derived from ``facts``.
+        closure: All values that can be derived from ``facts``.
         facts: Indices of the values (tensors) that are known at inversion: outputs, conditioning inputs and stored
             values.
         sizes: Values of ``batch`` and ``length`` at which sizes in bytes are compared.

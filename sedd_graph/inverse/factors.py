@@ -11,12 +11,14 @@ __all__ = ["log", "rational", "shown"]
 
 @lru_cache(maxsize=4096)
 def rational(factor: Fraction | int) -> Fraction:
-    """Return a factor as the shortest decimal that denotes the same float64, if it is one with a long binary fraction.
+    """Return the decimal number that a float64 factor was probably written as: 3/10 for 0.3.
 
-    A factor 0.3 of a blueprint is thus 3/10 and not a fraction of 54 bits, and 0.1 + 0.2 - 0.3 is 0.
+    The float64 0.3 is exactly 5404319552844595 / 2^54. With decimals instead, 0.1 + 0.2 - 0.3 is 0. The decimal is the
+    shortest one that denotes the same float64. A factor is returned unchanged if its value is not exactly a float64, or
+    if its denominator is at most 2^20.
 
     Args:
-        factor: The factor, exact.
+        factor: The factor, as an exact fraction.
     """
     found = Fraction(factor)
     if found.denominator <= 2**20 or found.denominator & (found.denominator - 1):

@@ -88,8 +88,8 @@ class Flat:
         refs: Name of each value: a :class:`Ref` of the dotted path of its component and the output port, or of an empty
             path and the name of a region input.
         types: Tensor type of each value.
-        index: Index of each value by its :class:`Ref`. The outputs of a component that repeats an equal one beside it
-            (:func:`flatten`) have the indices of that one's.
+        index: Index of each value by its :class:`Ref`. If :func:`flatten` merged equal components, the outputs of all
+            of them have the same indices.
         producer: Index of the component that computes each value; -1 for an input of the region.
         users: Indices of the components that read each value.
         nodes: Components in topological order.
@@ -147,12 +147,16 @@ def steady(flat: Flat, given: Iterable[int]) -> frozenset[int]:
 
 
 def log_det_of(flat: Flat, node: Node, rule: Rule) -> str | None:
-    """Return the log-determinant that a component declares for an inversion rule; ``"zero"`` where it recovers no floats.
+    """Return the name of a component's method that computes the log-determinant of an inversion rule.
 
     Args:
         flat: The flattened region.
         node: The component.
-        rule: The rule, whose targets are connected.
+        rule: An inversion rule of the component. All inputs that it recovers (``rule.targets``) are connected.
+
+    Returns:
+        The name of the method; ``"zero"`` if the log-determinant is declared zero, or if all recovered inputs are
+        integers or booleans; None if the component declares none for this rule.
     """
     if all(flat.types[node.inputs[name][0]].kind != "float" for name in rule.targets):
         return "zero"
@@ -162,8 +166,8 @@ def log_det_of(flat: Flat, node: Node, rule: Rule) -> str | None:
 def flatten(region: Region) -> Flat:
     """Return the flattened form of a region.
 
-    Of components in one region with the same op, Config and inputs, that only rearrange elements or are weighted sums, the
-    first one by name stands for all: their outputs are the same values.
+    Components with the same op, Config and inputs in the same region (or nested block) are merged into one, the first
+    by dotted path, if they only rearrange elements or compute weighted sums: their outputs are the same values.
 
     Args:
         region: The region.

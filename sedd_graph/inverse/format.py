@@ -34,7 +34,8 @@ def pseudo_code(program: Program, *, typed: bool = False) -> str:
 
     Args:
         program: The inverse program.
-        typed: Whether to state the types of the region's inputs, which tell regions of one label apart.
+        typed: True to state the types of the region's inputs after its label (its name in messages), to distinguish
+            regions that have the same label.
     """
     writer = _Writer(program)
     lines = [line for d in program.derivations if (line := writer.line(d)) is not None]
@@ -161,10 +162,10 @@ def _mentions(d: Derivation) -> tuple[Ref, ...]:
 def arrows(found: Program | Refusal) -> tuple[tuple[str, str], ...]:
     """Return the data flow of an inverse as arrows (source box, target box), for a drawing of the region.
 
-    A box is named by a string: the name of a top-level step, ``>input`` or ``<output``. For each derivation, an arrow
-    leads from each value that it reads to each value that it derives. A value is drawn at the box that computes it in
-    the forward pass; as the source of an arrow, an output of the region is drawn at ``<output``. A region that is not
-    invertible has no arrows.
+    A box is identified by a string: the name of a top-level step of the region, ``>NAME`` for the region's input NAME,
+    or ``<NAME`` for its output NAME. For each derivation, arrows lead from the values that it reads to the values that
+    it derives. A value is at the box that computes it in the forward pass, except that an arrow from an output of the
+    region starts at the output's box. A region that is not invertible has no arrows.
 
     Args:
         found: The inverse program, or the diagnosis.
@@ -185,7 +186,8 @@ def explain(found: Program | Refusal, *, typed: bool = False) -> str:
 
     Args:
         found: The result.
-        typed: Whether to state the types of the region's inputs, which tell regions of one label apart.
+        typed: True to state the types of the region's inputs after its label (its name in messages), to distinguish
+            regions that have the same label.
     """
     return pseudo_code(found, typed=typed) if isinstance(found, Program) else diagnosis(found, typed=typed)
 
@@ -205,7 +207,8 @@ def diagnosis(refusal: Refusal, *, typed: bool = False) -> str:
 
     Args:
         refusal: The diagnosis.
-        typed: Whether to state the types of the region's inputs, which tell regions of one label apart.
+        typed: True to state the types of the region's inputs after its label (its name in messages), to distinguish
+            regions that have the same label.
     """
     names = Names(refusal.types)
     label = _label(refusal.region, typed=typed)

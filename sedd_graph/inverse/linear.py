@@ -1,8 +1,9 @@
 """Exact joint solution of the linear relations among unknown values, by sparse Gaussian elimination over fractions.
 
-The equations are brought into echelon form and solved backwards: a value is a weighted sum of values that are known or
-solved before it, so that a deep chain of sums needs no long fractions. Only unknowns of a small coupled system
-(:data:`CLOSED`) are given in closed form, as sums of values outside the system.
+The equations are brought into echelon form and solved backwards: the solution of an unknown is a weighted sum of known
+values and of unknowns solved before it. Solutions are not substituted into each other, since a deep chain of sums would
+give long fractions. The exception is a coupled system of at most :data:`CLOSED` unknowns, whose solutions are sums of
+values outside the system.
 """
 
 from __future__ import annotations
@@ -162,8 +163,8 @@ def solve_together(
         start: Indices of linear relations in ``system.relations``.
 
     Returns:
-        The solutions, and the number of matrix entries visited. The solutions of one group need no value of the group,
-        and every group only values of groups before it.
+        Two results: the solutions as a list of groups, in the order in which they can be evaluated, and the number of
+        matrix entries visited. A solution reads only known values and values of earlier groups, none of its own group.
     """
     rows, work = _around(system, keys, start)
     if not rows:
@@ -179,7 +180,7 @@ def solve_together(
 
 
 def dependent(system: System, keys: Sequence[Key | None], start: int) -> tuple[int, ...]:
-    """Return the relations of a dependent combination around a relation: a weighted sum of them has no unknown left.
+    """Return linearly dependent relations that include a given one: in a weighted sum of them, all unknowns cancel.
 
     Args:
         system: Equations of the region.
@@ -187,8 +188,8 @@ def dependent(system: System, keys: Sequence[Key | None], start: int) -> tuple[i
         start: Index of a linear relation with unknown values.
 
     Returns:
-        Indices of relations, ``start`` among them, sorted by the names of their outputs; empty if there is no such
-        combination.
+        Indices of the relations, ``start`` included, sorted by the names of their outputs; empty if elimination finds
+        no dependency that involves ``start``.
     """
     rows, _ = _around(system, keys, [start])
     rank, relations = system.flat.rank, system.relations

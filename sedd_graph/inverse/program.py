@@ -127,9 +127,10 @@ class Linear:
         targets: Values that the derivation computes.
         terms: For each target the pairs (value, factor) of its sum.
         paths: Dotted paths of the linear components whose equations are used.
-        factor: Absolute determinant of the linear system from which the sums are solved; 1 if an earlier derivation
-            from that system counts it. The log-determinant gets log(factor) nats for each element of ``targets[0]``;
-            all targets have the same shape.
+        factor: Contribution to the log-determinant: log(factor) nats for each element of ``targets[0]`` (all targets
+            have the same shape). It is the absolute determinant of the linear system from which the sums are solved. If
+            several derivations compute the values of one system, the first one has the determinant and the others have
+            1.
         cost: Number of component evaluations: 0.
     """
 
@@ -157,8 +158,8 @@ class Contraction:
         scale: Factor of ``target`` in the equation, not 0.
         body: Forward evaluations that compute ``value`` from an iterate of ``target`` and from known values. Their
             intermediate values are separate from those of the program.
-        known: Known values that the body reads. They keep their values also where an evaluation in the body computes them
-            again, from an iterate: r depends on ``target`` alone through unknown values.
+        known: Known values other than ``value`` that the body reads or recomputes. They are constant during the
+            iteration: if the body recomputes one of them from an iterate, the result is discarded.
         bound: Upper bound on the Lipschitz constant of r, divided by |scale|; less than 1. A plain (Picard) step
             reduces the error at least by this factor.
         iterations: Number of plain steps that reduce the error to 1e-6 of its initial value.
@@ -208,7 +209,8 @@ class Program:
         types: Tensor type of each value.
         level: Proved level of invertibility.
         note: Reason why the level is not higher; empty at the highest level.
-        mixed_rows: Reason why the log-determinant is no sum of one number for each row of the batch; empty if it is.
+        mixed_rows: Reason why the log-determinant cannot be stated separately for each row of the batch, such as a
+            component in which one row influences another; empty if it can.
     """
 
     region: Region

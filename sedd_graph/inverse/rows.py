@@ -1,8 +1,8 @@
 """Verification that a log-determinant can be stated for each row of a batch: no row influences another one.
 
-The log-determinant of a component is a number for each index of axis 0, and so is that of a contraction. They belong to
-the rows of the batch only where the axis ``batch`` is axis 0 of the tensors concerned. A component is trusted to treat
-the rows on axis 0 independently, and no other axis. Port types tell where the axis ``batch`` is.
+A component or contraction computes one log-determinant for each index of axis 0. These are the log-determinants of the
+rows of the batch only if axis 0 of the tensors concerned is the axis ``batch``, as their port types tell. It is assumed
+that a component treats the indices of axis 0 independently; no such assumption is made for other axes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def batch_first(found: PortType) -> bool:
 
 
 def mixed_rows(flat: Flat, derivations: Iterable[Derivation]) -> str:
-    """Return the reason why the log-determinant of a region is no sum of one number for each row; empty if it is.
+    """Return why a region's log-determinant cannot be stated separately for each row of the batch; empty if it can.
 
     Args:
         flat: The flattened region.

@@ -22,12 +22,13 @@ def film_data(frames: npt.NDArray[np.int64], tokenizer: Tokenizer, *, mask: int 
     Frames after the first are stored as differences: with an absorbing kernel, most positions change only once.
 
     Args:
-        frames: Token ids after each sampler step, int64 [steps, length].
+        frames: Token ids at the start (index 0) and after each sampler step, int64 [step, position].
         tokenizer: Decodes single tokens.
         mask: Token id of the mask, or None if the process has no mask.
 
     Returns:
-        A dictionary with the keys ``steps``: step index of each frame; ``words``: decoded tokens, None for the mask;
+        A dictionary with the keys ``steps``: index in ``frames`` of each animation frame, of which there are at most
+        :data:`FRAMES`; ``words``: decoded tokens, None for the mask;
         ``first``: for each position of the first frame, an index into ``words``; ``changes``: for each later frame,
         pairs (position, new index into ``words``).
     """

@@ -50,8 +50,9 @@ def build_run(
         blueprint: The blueprint file.
         overrides: Changes to the blueprint as ``key=value``, such as ``train.steps=100``.
         runs: Folder in which the run folder is created.
-        device: Device of the numerical checks of inverses and of the trial training step.
-        compile: Scope of ``torch.compile``; None takes ``train.compile`` of the blueprint.
+        device: Device on which inverses are verified and one trial training step is run (and compiled).
+        compile: Scope of ``torch.compile``: ``auto``, ``block``, ``whole`` or ``off``, as in
+            :meth:`sedd_graph.engine.network.Network.compile`; None takes ``train.compile`` of the blueprint.
         proof: Strength of the verification of the process: ``full``, or ``quick`` with fewer cases.
         ignore_memory: True to print a warning instead of raising an error if training needs more memory than the device
             has.

@@ -109,7 +109,7 @@ def evaluate_run(
         path: The run folder.
         device: Device of the network.
         batches: Number of batches of held-out rows, selected at even distances; None evaluates all.
-        draws: Number of noise draws per row.
+        draws: Number of noise draws per row, at least 1. ``train.evaluate.draws`` of the blueprint is not used.
         weights: Weights to evaluate: ``newest``, ``model`` or ``fresh``, as in :func:`sedd_graph.runs.open.open_run`.
         say: Function that prints a line for the user.
         corpus: Folder to which file names of the data are relative, if it has moved since the run was built.

@@ -29,7 +29,10 @@ LONG_S, LONG_BYTES = 60, 2**30
 
 
 def measure_training(report: Report) -> Measure:
-    """Measure the cost of one backward pass of a blueprint's training: ``train.batch / train.accumulate`` rows."""
+    """Measure the memory and FLOPs of one forward and backward pass of training, on the meta device.
+
+    The pass has ``train.batch / train.accumulate`` rows: with gradient accumulation, a part of the batch.
+    """
     return _measured(report, report.graph)
 
 
@@ -122,7 +125,10 @@ def _checkpointed(graph: Graph) -> Graph:
 
 
 def require_sampling_memory(run: Run, request: SampleRequest, *, trajectory: bool, ignore: bool, say: Say) -> None:
-    """Compare the memory that a sampling request needs with what the device has; announce what a long one takes.
+    """Compare the memory that a sampling request needs with what the device has, before anything is allocated.
+
+    If the request is estimated to take a minute or more, or 1 GiB or more, both estimates are printed. A request of at
+    most :data:`SMALL` tokens times steps is not measured.
 
     Args:
         run: The opened run folder.
@@ -132,7 +138,7 @@ def require_sampling_memory(run: Run, request: SampleRequest, *, trajectory: boo
         say: Function that prints a line for the user.
 
     Raises:
-        UserError: The request does not fit; the message tells how many rows would.
+        UserError: The request does not fit; the message suggests a number of rows that would fit, or other settings.
     """
     process, device = run.engine.process, run.engine.device
     length, steps = request.length or run.report.data.length, process.evaluations(request)

@@ -172,7 +172,12 @@ class Run:
             ) from None
 
     def data_root(self) -> Path:
-        """Return :attr:`root`. Raises :class:`UserError` if the run folder records one that is no project's folder."""
+        """Return :attr:`root`, the folder to which file names of the data are relative, if it may be read.
+
+        Raises:
+            UserError: The folder is the one that the run folder records, and is not trusted
+                (:func:`sedd_graph.runs.project.require_project`).
+        """
         if _facts(self.path).root == str(self.root):
             require_project(self.root, self.path)
         return self.root
@@ -197,7 +202,15 @@ class Run:
         return self.tokenizer
 
     def decode(self, rows: Tensor) -> list[str]:
-        """Return one text per sampled row, for ``rows`` [b, l] int64 tokens or [b, ...] float32 points."""
+        """Return sampled rows as texts for the user, one per row.
+
+        Args:
+            rows: Token ids, int64 [b, l], which are decoded, or points of a flow, float32 [b, ...], of which the first
+                16 are written as numbers.
+
+        Raises:
+            UserError: The rows are tokens, and the run has no tokenizer.
+        """
         return self.engine.process.texts(rows, self.tokenizer)
 
 
@@ -225,10 +238,12 @@ def _facts(path: Path) -> _Facts:
 
 
 def verify_run(path: Path) -> None:
-    """Verify the files of a run folder, weights apart, against its manifest, and the lock file against ``run.json``.
+    """Verify that the files of a run folder that its manifest lists, except the weights, are undamaged.
+
+    They are compared with the sizes and hashes in the manifest, and the lock file with its digest in ``run.json``.
 
     Args:
-        path: A run folder or an export. One without a manifest is verified as far as ``run.json`` goes.
+        path: A run folder or an export. Without a manifest, only the digest of the lock file is verified.
 
     Raises:
         DamagedError: A file is missing or is not the one that the run was built with.

@@ -1,4 +1,4 @@
-"""Check of the project's folder that a run folder records, from which the run reads its data again."""
+"""Check that a run folder does not name an arbitrary folder of the machine as the place of its training data."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ _MAX_ENTRIES, _MAX_BYTES = 10_000, 512 * 1024
 
 
 def require_project(root: Path, run: Path) -> None:
-    """Check that the folder from which a run reads its data is a project's: a run folder of others may name any.
+    """Check the data folder that a run folder records, since a downloaded run folder may name any folder.
 
-    It is one if it lies at or below the working directory, or if a blueprint lies in it, as it does where ``build`` ran.
+    The data folder is accepted if it is the working directory or lies below it (the working directory not being the
+    root of the file system), or if it contains a blueprint, as the folder does in which the run was built.
 
     Args:
-        root: The folder that the run folder records.
-        run: The run folder.
+        root: The data folder. One that does not exist is accepted, since reading it fails anyway.
+        run: The run folder, for the message.
 
     Raises:
-        UserError: It is neither, and :func:`~sedd_graph.inputs.confine.allow_outside` is not in effect.
+        UserError: The data folder is not accepted, and :func:`~sedd_graph.inputs.confine.allow_outside` is not in
+            effect.
     """
     if outside_allowed() or not root.is_dir():  # a folder that has moved is reported by what reads it
         return

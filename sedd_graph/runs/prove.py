@@ -59,7 +59,10 @@ def _failures(checks: Sequence[Check]) -> str:
 
 
 def prove_network(engine: Engine) -> list[Check]:
-    """Verify that the outputs of an untrained network fit its process, and measure the margins of its embeddings.
+    """Verify that the outputs of an untrained network fit its process, and return the results of all checks.
+
+    They include the margin of each embedding table: half the least Euclidean distance of two embeddings. A vector whose
+    distance from an embedding is below the margin is nearest to that embedding.
 
     Args:
         engine: The network and its process.

@@ -43,14 +43,15 @@ def sample_run(
         notes: Additional attributes of the group.
         ignore_memory: True to print a warning instead of raising an error if the request needs more memory than there
             is.
-        say: Function that prints a line for the user: what a long request takes, and each sample, before it is stored.
+        say: Function that prints a line for the user: for a long request its estimated time and memory, then the
+            samples (of points only the first 16).
 
     Returns:
         The path of the group.
 
     Raises:
-        UserError: The process does not support the request, it does not fit into memory, or a run with text has no
-            tokenizer.
+        UserError: The process does not support the request, the request does not fit into memory, or a run with text
+            has no tokenizer.
         EnvironmentFault: The run folder cannot be written.
     """
     process = run.engine.process
@@ -125,12 +126,15 @@ def read_prompt(run: Run, text: TextWithHoles, *, observed: str) -> Prompt:
 
     Args:
         run: The opened run folder.
-        text: The text, with one or more holes that the model fills in.
+        text: The text, with one or more holes that the model fills in: ``[[N]]`` is a hole of N tokens, ``[[]]`` a hole
+            of any size for a model that chooses lengths; or a prefix and a suffix with a hole between them.
         observed: Input of the network at given tokens: ``clamp`` (the clean tokens) or ``renoise`` (noised again at
             each step), as in :class:`~sedd_graph.diffusion.conditions.conditions.Conditions`.
 
     Returns:
-        The prompt: tokens, int64 [1, l], with -1 in the holes, and the length of the samples.
+        The prompt. ``tokens``, int64 [1, l], has the given token ids, and -1 at each position to fill in (one -1 for a
+        hole ``[[]]``). ``length`` is the number of tokens of each sample, or the largest number if the model chooses
+        it.
 
     Raises:
         UserError: The process cannot fill in this text, or the run has no tokenizer.

@@ -1,7 +1,8 @@
 """Writer of the zarr store ``activations.zarr``, which can be read while a run writes it.
 
-A record is the activation of one port at one training step. What a flush has written is on the disk, in an order in
-which a power cut leaves whole records.
+A record is the activation of one port at one training step. Records are on the disk when :meth:`Activations.flush`
+returns. The activation of a record is written before its training step, which marks the record as complete, so that no
+incomplete record is read after a power cut.
 """
 
 from __future__ import annotations

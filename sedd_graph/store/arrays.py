@@ -189,7 +189,15 @@ def write_samples(
 def empty(
     group: zarr.Group, name: str, like: Array, *, rows: int, attributes: dict[str, Any] | None = None
 ) -> zarr.Array[Any]:
-    """Create an array of no rows for rows such as those of ``like``, ``rows`` per chunk, in place of an earlier one."""
+    """Create an empty array in a zarr group, and replace an existing array of that name.
+
+    Args:
+        group: The zarr group.
+        name: Name of the array.
+        like: An array with the dtype and the shape [row, ...] of the new one, which has 0 rows at first.
+        rows: Number of rows per chunk.
+        attributes: Attributes of the new array; None for none.
+    """
     row = like.shape[1:]
     return group.create_array(
         name,
