@@ -49,7 +49,7 @@ class JsonLines:
         """Delete the records for which ``wanted(record)`` is false, and all lines that are not JSON objects.
 
         Returns:
-            The number of lines that are not JSON objects, empty lines apart.
+            The number of deleted lines that are not JSON objects; empty lines are not counted.
         """
 
         def parsed(line: bytes) -> Mapping[str, Any] | None:

@@ -1,7 +1,8 @@
-"""Recovery of the records of one port in ``activations.zarr`` when a run resumes.
+"""Recovery of the saved activations of one output port in ``activations.zarr`` when a run resumes.
 
-After a power cut or other damage, chunks or metadata may be missing, empty or changed. What was lost is named, and
-nothing that is whole is given up: lost records become NaN, and metadata is rewritten from its copy.
+A record is the activation of the port at one training step. After a power cut or other damage, chunks or metadata of
+the zarr arrays may be missing, empty or changed. Records in damaged chunks are reported and replaced by NaN, damaged
+metadata is rewritten from a copy, and intact records up to the step from which the run resumes are retained.
 """
 
 from __future__ import annotations
@@ -45,24 +46,37 @@ def _text(metadata: dict[str, Any]) -> str:
 
 
 def copy_of(value: zarr.Array[Any]) -> dict[str, Any]:
-    """Return the attributes of a port's array ``step``: a copy of the metadata of its array ``value``, and its hash."""
+    """Return a copy of the zarr metadata of ``value``, from which :func:`recover` can restore damaged metadata.
+
+    The copy is stored in the attributes of the array ``step`` beside ``value``.
+
+    Args:
+        value: Saved activations of a port, [record, b, ...], b rows of the batch.
+
+    Returns:
+        The attributes ``value``, the metadata as JSON text without the number of records, and ``xxh3_128``, the hash of
+        that text.
+    """
     text = _text(_metadata(value))
     return {"value": text, "xxh3_128": hash_text(text)}
 
 
 def recover(path: Path, name: str, *, every: int, rows: int, step: int, say: Say) -> None:
-    """Recover the records of a port up to a training step, and delete later ones, which the resumed run repeats.
+    """Recover the saved activations of a port up to a training step, and delete later ones, which the run saves again.
+
+    A record is the activation of the port at one training step.
 
     Args:
         path: The folder ``activations.zarr``.
-        name: Path of the port's group in it.
+        name: Path of the port's zarr group in that folder, such as ``trunk/0/x``.
         every: Training steps between two records.
-        rows: Records per chunk.
+        rows: Records per chunk of the array of activations.
         step: Training step from which the run resumes.
         say: Function that prints a line for the user.
 
     Raises:
-        DamagedError: The shape of the records is lost.
+        DamagedError: The metadata of the array of activations and the copy of it are both damaged, so that the shape of
+            a record is unknown.
     """
     folder = path / name
     for part in path.rglob("*.partial") if path.is_dir() else ():  # of a process that was killed

@@ -79,8 +79,8 @@ def check_tokenizer(case: Case) -> Found:
     """Test a tokenizer factory: special ids, decoding of encoded texts, and serialisation of the tokenizer to JSON.
 
     Args:
-        case: Class and Config of the factory, and the folder of its files. A trained tokenizer is trained on
-            :data:`TEXTS`.
+        case: Class and Config of the factory, and the folder of its files. A tokenizer that has to be
+            trained is trained on :data:`TEXTS`.
 
     Yields:
         The failed checks.

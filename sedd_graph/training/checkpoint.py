@@ -41,16 +41,16 @@ Seconds = Annotated[float, pydantic.Field(ge=0)]
 
 
 class Window(Strict):
-    """Sums of the steps since the last record of the loss, from which a resumed run continues its next record."""
+    """Training loss summed since the last log record of the loss, one sum per process, for the next log record."""
 
     nats: list[float] = [0.0]
-    """Loss summed over the rows of each process, nats."""
+    """For each process, the loss summed over its rows of all steps since the last log record, nats."""
     counted: list[float] = [0.0]
-    """Number of tokens, or of coordinates of points, in ``nats``, for each process."""
+    """For each process, the number of tokens (or of coordinates of points) whose loss is summed in ``nats``."""
     logged: Count = 0
-    """Step of the last record."""
+    """Optimizer step of the last log record of the loss; 0 if there is none."""
     logged_at: Seconds = 0.0
-    """Training time at that record, seconds."""
+    """Training time at the last log record of the loss, seconds; 0 if there is none."""
 
     @pydantic.model_validator(mode="after")
     def _each_process_has_both(self) -> Window:
@@ -60,18 +60,18 @@ class Window(Strict):
 
 
 class State(Strict):
-    """Content of ``state.json``."""
+    """Content of a checkpoint's ``state.json``: its step and time, counters, and the ``train`` section."""
 
     step: Count
     """Number of optimizer steps done."""
     seconds: Seconds
     """Training time, seconds."""
     average_count: Count
-    """Number of updates of the moving average."""
+    """Number of updates of the exponential moving average of the weights; 0 without ``train.ema``."""
     world: Annotated[int, pydantic.Field(ge=1, le=10**6)]
     """Number of processes."""
     window: Window
-    """Sums since the last record of the loss."""
+    """Training loss summed since the last log record of the loss."""
     train: dict[str, pydantic.JsonValue]
     """The ``train`` section of the blueprint."""
 
@@ -137,7 +137,7 @@ def _hidden(path: Path) -> Path:
 
 
 def sweep_checkpoints(folder: Path) -> None:
-    """Delete unfinished and removed checkpoints, such as those that killed processes have left."""
+    """Delete temporary folders: checkpoints that were not fully written, and old ones renamed for deletion."""
     sweep(folder, ".step-*.part")
 
 
@@ -194,7 +194,7 @@ def read_state(path: Path, *, verify: Sequence[str] | None = None) -> tuple[Stat
         verify: Names of the files to verify in addition to ``state.json``; None for all.
 
     Returns:
-        The state; and sizes and hashes, in the manifest, of the files of the run folder.
+        The state; and the sizes and hashes that the manifest lists for files of the run folder, by file name.
 
     Raises:
         DamagedError: A file is missing or is not what was written, or belongs to another step.

@@ -47,7 +47,8 @@ class CheckpointConfig(Strict):
     every: Count = 1000
     """Optimizer steps between checkpoints."""
     every_s: Positive | None = 1800.0
-    """Seconds after which a checkpoint is also written, after the step that is being computed; null for none."""
+    """Longest time without a checkpoint, seconds: once it has passed, a checkpoint is written after the current step;
+    null for no limit."""
     keep: Annotated[int, pydantic.Field(ge=1, le=1000)] = 2
     """Number of newest checkpoints that are retained."""
 
@@ -72,7 +73,8 @@ class TrainConfig(Strict):
     schedule: Annotated[LRSchedule, Choice("train.schedule", default="cosine_decay")] = pydantic.Field(
         default={"op": "cosine_decay"}, validate_default=True
     )
-    """Learning-rate schedule, as a factor in addition to warm-up."""
+    """Learning-rate schedule, which scales the peak learning rate and is multiplied by the warm-up; cosine decay by
+    default."""
     warmup: Annotated[int, pydantic.Field(ge=0, le=10**9)] = 100
     """Number of optimizer steps during which the learning rate rises linearly from 0."""
     clip: Positive | None = 1.0

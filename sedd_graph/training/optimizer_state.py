@@ -36,8 +36,8 @@ def pack_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Te
 def expected_state(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Return the names, shapes and dtypes that the state of the optimizers has after a step, as ``meta`` tensors.
 
-    The optimizers take one step with zero gradients, from which their state follows whatever they are; this changes
-    the parameters, so a caller loads them afterwards. Then the state is empty.
+    They are found by one step with zero gradients, which works for any optimizer. The step can change the parameters,
+    such as by weight decay, so the caller must load the parameters afterwards. The state of the optimizers is cleared.
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -205,7 +205,7 @@ class Trainer:
         self.world.barrier()
 
     def resume(self) -> Entry | None:
-        """Restore the newest checkpoint that is whole. Those that are damaged are named, and renamed.
+        """Restore the newest intact checkpoint. Newer ones, which are damaged, are reported in warnings and renamed.
 
         All processes must call this method. The process of rank 0 selects the checkpoint.
 

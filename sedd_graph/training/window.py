@@ -1,4 +1,4 @@
-"""Sums of the training loss between two of its records, which a checkpoint stores."""
+"""Running sums of the training loss since its last log record, which a checkpoint stores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["RunningLoss"]
 
 
 class RunningLoss:
-    """Loss of this process since the last record, and the step and time of that record.
+    """Training loss of this process, summed since the last log record, and the step and training time of that record.
 
     Args:
         device: Device of the sums.
@@ -24,11 +24,16 @@ class RunningLoss:
         self.logged, self.logged_at = 0, 0.0
 
     def add(self, nats: Tensor, counted: Tensor) -> None:
-        """Add the loss of a step, nats, and the number of tokens that it is of (scalar tensors)."""
+        """Add the loss of a step.
+
+        Args:
+            nats: Loss summed over this process's rows, nats, scalar tensor.
+            counted: Number of tokens, or of coordinates of points, whose loss is in ``nats``, scalar tensor.
+        """
         self.sums += torch.stack([nats, counted]).double()
 
     def take(self, world: World, step: int, seconds: float) -> tuple[float, int, float]:
-        """Return the mean loss of all processes since the last record, and begin again.
+        """Return the mean loss of all processes since the last log record, and reset the sums.
 
         Args:
             world: The process group, all of whose processes must call this method.
@@ -36,7 +41,8 @@ class RunningLoss:
             seconds: Training time, seconds.
 
         Returns:
-            The mean loss, nats per token; the number of steps; and their training time, seconds.
+            The mean loss, nats per token (or per coordinate of points); the number of steps; and their training time,
+            seconds.
         """
         world.sum_(self.sums)
         loss, steps, passed = (self.sums[0] / self.sums[1]).item(), step - self.logged, seconds - self.logged_at
@@ -45,7 +51,7 @@ class RunningLoss:
         return loss, steps, passed
 
     def state(self, world: World) -> Window:
-        """Return the sums of each process for a checkpoint. All processes must call this method."""
+        """Return the sums of every process, as a checkpoint stores them. All processes must call this method."""
         every = torch.zeros(2, world.size, device=self.sums.device, dtype=torch.float64)
         every[:, world.rank] = self.sums
         world.sum_(every)
@@ -53,7 +59,13 @@ class RunningLoss:
         return Window.model_construct(nats=nats, counted=counted, logged=self.logged, logged_at=self.logged_at)
 
     def load(self, state: Window, world: World) -> None:
-        """Continue from a checkpoint. If it is of another number of processes, rank 0 continues with the sum of all."""
+        """Restore the sums from a checkpoint.
+
+        Args:
+            state: The sums of each process. If their number is not that of the present processes, rank 0 continues with
+                their total, and the other ranks with 0.
+            world: The process group.
+        """
         sums = torch.tensor([state.nats, state.counted], dtype=torch.float64)
         if sums.shape[1] == world.size:
             self.sums.copy_(sums[:, world.rank])

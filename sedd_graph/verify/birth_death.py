@@ -6,7 +6,7 @@ before, between and after tokens a new token is inserted at the rate ``kernel.bi
 ``kernel.law``.
 
 Axes: b rows, s strings, w positions of a padded string (position 0 holds the start state, a special state that marks
-the beginning and the padding), v = 2 data tokens.
+the beginning and the padding), v data tokens (two or three).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class BirthDeathTable(EnumeratedTable):
         one_length: True to give all clean strings the same length; otherwise their lengths vary.
 
     Attributes:
+        law: Distribution of clean strings, float64 [s].
         inserted: int64 [s, w, v]: for each of the s strings, the index of the string that results from inserting token
             v after position w. The index is s, out of range, if the result is longer than all enumerated strings.
         deleted: int64 [s, w]: for each string, the index of the string that results from deleting the token at position
@@ -107,13 +108,20 @@ class BirthDeathTable(EnumeratedTable):
 
     @cached_property
     def exact(self) -> Tensor:
-        """Strings that are short enough that the maximum length of the table does not show."""
+        """True for each string whose targets the table's maximum length hardly affects, bool [s].
+
+        With insertions these are the strings of up to half that length, else all strings.
+        """
         most = self.longest // 2 if self.kernel.births else self.longest
         return torch.tensor([len(s) <= most for s in self.strings])
 
     @cached_property
     def cases(self) -> Cases:
-        """All choices of the tokens that survive; all pairs of a clean and a noisy string, if the kernel inserts."""
+        """All cases, the ways in which a clean string becomes noisy.
+
+        If the kernel inserts tokens, a case is a pair of a clean and a noisy string. Otherwise it is a clean string
+        with the subset of its tokens that are not deleted.
+        """
         clean = self.clean_strings
         if self.kernel.births:
             x0, here = clean.repeat_interleave(len(self.strings)), torch.arange(len(self.strings)).repeat(len(clean))

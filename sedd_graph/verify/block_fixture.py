@@ -83,7 +83,7 @@ class BlockFixture:
         weights: Number of parameters of the block.
         chains: True if each output has the name and type of an input, so that copies of the block can be stacked, and
             no copy changes a given input.
-        moved: Names of the outputs that depend on the streams, each value once.
+        moved: Names of the outputs that depend on the streams; one name only for outputs that are the same graph value.
 
     Raises:
         UserError: The block has no key ``invertible``, or no inverse can be derived.

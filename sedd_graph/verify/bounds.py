@@ -1,6 +1,7 @@
-"""Refutation of declared Lipschitz bounds: how far a contraction moves at points near and far, with weights large and small.
+"""Numerical test of declared Lipschitz bounds, with inputs and weights of several scales.
 
-What is measured is a lower bound on the Lipschitz constant, so that a number above the declared bound refutes it.
+A contraction is a map with a Lipschitz constant below 1, which a derived inverse iterates to its fixed point. Measured
+slopes are lower bounds on that constant, so a slope above the declared bound refutes the declaration.
 
 Axes: b rows, n elements of one row.
 """
@@ -33,11 +34,11 @@ POWERS = 4
 
 
 class Probe(NamedTuple):
-    """Largest ratio of distances found.
+    """Largest slope of a map that was found, a lower bound on its Lipschitz constant.
 
     Attributes:
-        slope: How many times as far the outputs are apart as the points.
-        where: The point, in words.
+        slope: Distance of two outputs divided by the distance of their inputs, or spectral norm of a Jacobian.
+        where: Description of the inputs and weights at which it was found.
     """
 
     slope: float
@@ -45,16 +46,20 @@ class Probe(NamedTuple):
 
 
 def largest_slope(fixture: BlockFixture, dtype: torch.dtype, d: Contraction) -> Probe:
-    """Return the largest slope of a contraction's map that is found, a lower bound on its Lipschitz constant.
+    """Return the largest slope found of a contraction x -> r(x) / scale, a lower bound on its Lipschitz constant.
 
-    At each point of a grid (:data:`SCALES`, :data:`WEIGHTS`, :data:`LENGTHS`) it is the spectral norm of the Jacobian of
-    each row by power iteration, and the distance of the images of two points relative to their own. Points at which the map
-    is not finite count only with the weights of an ordinary instance.
+    Slopes are measured for all weights in :data:`WEIGHTS` and input scales in :data:`SCALES`, with the sequence lengths
+    :data:`LENGTHS` in turn. They are the spectral norm of the Jacobian of each row, by power iteration, and the
+    distance of the outputs of two rows divided by the distance of the rows. A slope of NaN counts as infinite with the
+    first weights, those of an ordinary instance, and is ignored with the others.
 
     Args:
-        fixture: The block.
+        fixture: The block that contains the contraction.
         dtype: Data type of the evaluation.
-        d: The contraction.
+        d: The contraction, a step of the block's derived inverse that solves ``value = scale * x + r(x)`` for x.
+
+    Raises:
+        ValueError: The first axis of x is not the batch.
     """
     found = [Probe(0.0, "")]
     for index, (spread, factor) in enumerate(WEIGHTS):

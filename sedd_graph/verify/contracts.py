@@ -11,6 +11,9 @@ __all__ = ["generators_state"]
 
 
 def generators_state() -> tuple[bytes, object, bytes]:
-    """Return the states of the global generators of torch (CPU), Python and NumPy; equal if none was used in between."""
+    """Return the states of the global random generators of torch (CPU), Python and NumPy.
+
+    Two calls return equal states if no generator was used or seeded between them.
+    """
     _, keys, place, *_ = np.random.get_state()
     return bytes(torch.get_rng_state().numpy()), random.getstate(), bytes(np.asarray(keys)) + repr(place).encode()

@@ -24,14 +24,19 @@ def chance_quantile(freedom: float) -> float:
 
 
 def chi(found: Tensor, law: Tensor, *, rows: float) -> tuple[float, float]:
-    """Return the chi-distance of shares from a distribution, and the largest one that chance gives.
+    """Return the chi-distance between observed and expected shares of states, and its limit under chance.
 
-    The chi-distance is the square root of the sum of (found - law)^2 / law.
+    The chi-distance is the square root of the sum over states of (found - law)^2 / law, where rare states are counted
+    together. It is infinite if a state of probability 0 was drawn.
 
     Args:
-        found: Shares of the states, or an estimate of them, float64 [s].
+        found: Observed shares of the states, or an estimate of them, float64 [s].
         law: Expected shares, float64 [s].
-        rows: Number of independent draws that has the variance of ``found``.
+        rows: Number of independent draws from which ``found`` was computed. For an estimate with another variance, the
+            number of draws whose shares would have that variance.
+
+    Returns:
+        The chi-distance; and the limit, which chance exceeds once in 10^7 tests (0 if the distance is infinite).
     """
     if bool((found[law <= 0] > 0).any()):
         return math.inf, 0.0

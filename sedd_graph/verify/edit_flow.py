@@ -6,7 +6,7 @@ expected number of each remaining edit, given the noisy string, is the rate that
 must transport the distribution of noise to that of data.
 
 Axes: b rows, s strings, e cases, c columns, w positions of a padded string (position 0 holds the start state, a special
-state that marks the beginning and the padding), v = 2 data tokens.
+state that marks the beginning and the padding), v data tokens (two or three).
 """
 
 from __future__ import annotations
@@ -43,20 +43,22 @@ NODES = 96
 class EditFlowTable(EnumeratedTable):
     """Enumeration of all cases of an Edit Flow, for verification.
 
-    A noise string and a clean string are aligned in c columns. A case is such a pair with a subset of the columns that
-    have become clean; the tokens of the other columns are still noise. Together they form the noisy string of the case.
+    A noise string and a clean string are aligned in c columns. A case is a pair of such strings with a subset of the
+    columns, which are already clean; the other columns are still noise. The tokens of all columns form the noisy string
+    of the case.
 
     Args:
-        kernel: The kernel, constructed with two data tokens.
+        kernel: The kernel, constructed with two or three data tokens.
 
     Attributes:
         noisy: Maximum length of noise strings.
         first: Distribution of noise strings, float64 [s].
-        ends: For each pair of strings, the index of the noise string and that of the clean string.
-        columns: Alignment of each pair of strings.
+        ends: List of all pairs (index of the noise string, index of the clean string).
+        columns: Alignments of the pairs in ``ends``, int64 [pair, c] for noise and for clean tokens.
         count: Number of columns of an alignment, padding included, c.
-        there: Noisy string of each case.
-        left: Remaining edits of each case, from its noisy string to its clean string.
+        there: Noisy strings of the cases (:class:`~sedd_graph.diffusion.strings.strings.Strings`), e rows.
+        left: Remaining edits of each case, from its noisy string to its clean string, at most one per column, [e, c]
+            (:class:`~sedd_graph.diffusion.strings.columns.Remaining`).
         pairs: For each case, the probability of its pair of a noise string and a clean string, float64 [e].
         moved: Number of clean columns of each case, int64 [e].
         here: Index of the noisy string of each case, int64 [e].
@@ -105,7 +107,10 @@ class EditFlowTable(EnumeratedTable):
 
     @cached_property
     def cases(self) -> Cases:
-        """All pairs of noise and text with all choices of clean columns. Their probability is that of :meth:`chance`."""
+        """All cases: each pair of a noise string and a clean string, with each subset of columns already clean.
+
+        Their ``share`` is 1 and has no meaning here: :meth:`chance` returns their probabilities.
+        """
         return Cases(self._clean, self.here, torch.ones(len(self.here), dtype=torch.float64))
 
     def chance(self, sigma: Tensor) -> Tensor:
@@ -333,7 +338,7 @@ class EditFlowTable(EnumeratedTable):
         return Check("strings.columns", claim, not wrong and more >= 0, f"{wrong} of {len(self.ends)} wrong", how)
 
     def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
-        """Verify that under the declared kernel the prior is what noise leaves of random text.
+        """Verify that the prior of the declared kernel has the distribution of random text after maximum noise.
 
         Args:
             declared: The kernel as declared in the blueprint.

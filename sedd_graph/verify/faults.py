@@ -17,7 +17,7 @@ __all__ = ["check_rules", "located"]
 
 
 def located(error: Exception, flat: Flat) -> str:
-    """Return the text of an error, with the block, node, op and distribution of the component that raised it.
+    """Return the text of an error, with the block, node, op and Python package of the component that raised it.
 
     Args:
         error: The error. The component is the innermost one in its traceback.

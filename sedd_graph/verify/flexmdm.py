@@ -1,12 +1,12 @@
 """Verification of the FlexMDM kernel (arXiv 2509.01025) by enumeration of all short strings.
 
 In a noisy string each token of the clean string is in one of three states: deleted, masked or clean. All combinations
-are enumerated for clean strings of up to three tokens. The reference uses nothing but the two rates of generation: in
+are enumerated for all short clean strings. The reference uses nothing but the two rates of generation: in
 the time variable -log(1 - exp(-sigma)), a missing token is inserted as a mask at rate 1, and a mask is replaced by its
 token at the rate ``kernel.pace``.
 
 Axes: b rows, s strings, a number of missing tokens, w positions of a padded string (position 0 holds the start state, a
-special state that marks the beginning and the padding), v = 2 data tokens.
+special state that marks the beginning and the padding), v data tokens (two or three).
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ MASK = TOKENS
 
 
 class FlexTable(EnumeratedTable):
-    """Enumeration of all strings of up to three symbols (token 0, token 1 or the mask), and of all ways to noise them.
+    """Enumeration of all short strings of symbols (data tokens and the mask), and of all ways to noise the clean ones.
 
-    A way to noise a clean string leaves each of its tokens deleted, masked or clean.
+    The maximum length is three symbols for two data tokens, and four for three. A way to noise a clean string leaves
+    each of its tokens deleted, masked or clean.
 
     Args:
-        kernel: The kernel, constructed with two data tokens.
+        kernel: The kernel, constructed with two or three data tokens.
 
     Attributes:
+        law: Distribution of clean strings, float64 [s].
         index: Index of each string; the keys are strings as tuples of symbols.
         sizes: Number of symbols and number of masks of each string, int64 [s, 2].
         ways: Entry [i, j] is the number of ways in which clean string i becomes noisy string j, float64 [s, s].
@@ -97,7 +99,7 @@ class FlexTable(EnumeratedTable):
 
     @cached_property
     def cases(self) -> Cases:
-        """All fates of all tokens of the clean strings."""
+        """All ways to noise the clean strings: all combinations of deleted, masked and clean tokens."""
         return Cases(self._x0, self._here, 1 / self.ways[self._x0, self._here], self._kept)
 
     def conditional(self, sigma: Tensor) -> Tensor:
@@ -225,7 +227,7 @@ class FlexTable(EnumeratedTable):
         return self.kernel.sample(batch, sigma, random=random, width=None)
 
     def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
-        """Verify that under the declared kernel the prior is what noise leaves of random text.
+        """Verify that the prior of the declared kernel has the distribution of random text after maximum noise.
 
         Args:
             declared: The kernel as declared in the blueprint.

@@ -44,12 +44,28 @@ def noise_levels(count: int, *, end: float, seed: int, low: float = LOWEST) -> T
 
 
 def row_of(table: Tensor, at: Tensor) -> Tensor:
-    """Return the rows ``table[k, at[k, c]]`` of ``table`` [k, n, n], [k, c, n]."""
+    """Return rows ``table[k, at[k, c]]`` of one matrix per noise level.
+
+    Args:
+        table: Matrices, [k, n, n].
+        at: Indices of rows, int64 [k, c].
+
+    Returns:
+        The rows, [k, c, n].
+    """
     return table.gather(1, at[..., None].expand(-1, -1, table.shape[-1]))
 
 
 def column_of(table: Tensor, at: Tensor) -> Tensor:
-    """Return the columns ``table[k, :, at[k, c]]`` of ``table`` [k, n, n], [k, c, n]."""
+    """Return columns ``table[k, :, at[k, c]]`` of one matrix per noise level.
+
+    Args:
+        table: Matrices, [k, n, n].
+        at: Indices of columns, int64 [k, c].
+
+    Returns:
+        The columns, [k, c, n].
+    """
     return row_of(table.transpose(1, 2), at)
 
 
@@ -60,8 +76,8 @@ class Cases:
     Attributes:
         kernel: Kernel with few states, so that matrices of all pairs of states fit in memory.
         sigma: Total noise, float64 [k] in order.
-        p: Transition matrices from clean tokens, float64 [k, n, n].
-        q: Rate matrices, float64 [k, n, n].
+        p: Transition matrices, float64 [k, n, n]: ``p[k, z, y]`` is the probability of noisy state z given clean y.
+        q: Rate matrices per unit of sigma, float64 [k, n, n]: ``q[k, z, y]`` is the rate from state y to state z.
         z: Noisy states, int64 [k, c].
         x0: Clean tokens, int64 [k, c]. The probability of ``z`` given ``x0`` is not small.
     """
@@ -75,9 +91,10 @@ class Cases:
 
     @classmethod
     def of(cls, kernel: Kernel, *, end: float, proof: Proof) -> Cases:
-        """Choose cases for ``kernel``: every pair at every level if there are few states, else different ones at each.
+        """Choose noise levels, and pairs of a noisy state and a clean token, for the verification of a kernel.
 
-        Pairs of the first and last tokens are verified at every level.
+        With few states each level has all pairs. Otherwise each level has a random selection of its own, and all levels
+        have the pairs of the first and last tokens.
 
         Args:
             kernel: Kernel with at most about 64 states.
@@ -97,7 +114,7 @@ class Cases:
 
     @property
     def rates(self) -> Tensor:
-        """Rates from each other state into the noisy state of each pair, float64 [k, c, n]; 0 from that state."""
+        """Rates Q[z, y] from each state y into the noisy state z of each pair, float64 [k, c, n]; 0 where y is z."""
         return row_of(self.q, self.z).scatter(-1, self.z[..., None], 0.0)
 
     @property
@@ -118,7 +135,17 @@ class Cases:
         return logits.masked_fill(torch.arange(self.kernel.states) >= self.kernel.data_tokens, -1e6)
 
     def carried(self, log_x0: Tensor, z: Tensor) -> Tensor:
-        """Return ``log_x0`` [k, c, n], but one-hot at visible tokens if the kernel never changes data tokens."""
+        """Return predictions in which each visible token predicts itself (MDLM's carry-over unmasking).
+
+        If visible (unmasked) tokens of the kernel can differ from the clean tokens, ``log_x0`` is returned unchanged.
+
+        Args:
+            log_x0: Log-probabilities of the clean token, float64 [k, c, n].
+            z: Noisy states, int64 [k, c].
+
+        Returns:
+            Log-probabilities, float64 [k, c, n]; -1e6 for the other tokens where a visible token predicts itself.
+        """
         if not self.kernel.clamp_safe:
             return log_x0
         one = F.one_hot(z, self.kernel.states).double().log().clamp(min=-1e6)

@@ -36,13 +36,27 @@ GAP = 0.02
 def noised(
     kernel: Kernel, x0: Tensor, sigma: Tensor, generator: torch.Generator, corrupt: Tensor | None = None
 ) -> Tensor:
-    """Draw x_t, int64 [b, l], given ``x0``, int64 [b, l], at total noise ``sigma`` [b]; by default at every position."""
+    """Draw noisy tokens x_t given clean tokens x_0.
+
+    Args:
+        kernel: The kernel.
+        x0: Clean tokens, int64 [b, l].
+        sigma: Total noise, [b].
+        generator: Random number generator.
+        corrupt: bool [b, l], positions that noise may change; None for all.
+
+    Returns:
+        Noisy tokens, int64 [b, l].
+    """
     every = torch.ones_like(x0, dtype=torch.bool) if corrupt is None else corrupt
     return kernel.sample(x0, sigma, random=Randomness(generator), corrupt=every)
 
 
 def check_draws(kernel: Kernel, proof: Proof) -> list[Check]:
-    """Verify that x_t follows P, independently at each row and position, and that callers can rely on ``sample``.
+    """Verify that ``kernel.sample`` draws x_t from P, independently at each row and position.
+
+    Also verify that it leaves positions unchanged where noise is not allowed, uses no random generator but the one
+    passed, and draws the same for a row however the batch is split.
 
     Args:
         kernel: Kernel with few states.
@@ -134,10 +148,18 @@ def _independent(kernel: Kernel, side: int) -> Check:
 
 
 def independence(seen: Tensor, law: Tensor, *, clean: int | None = None) -> list[float]:
-    """Return the probabilities by chance of dependence between draws ``seen`` [b, l] of states with ``law`` [n].
+    """Return p-values of tests that draws at different rows and positions are independent.
 
-    It is tested whether draws are in a set of states: two random sets of about half the probability, and all states
-    other than ``clean``.
+    The tests reduce each draw to whether it is in a set of states. The sets are two random ones of about half the
+    probability, and all states other than ``clean``.
+
+    Args:
+        seen: Draws, int64 [b, l].
+        law: Distribution of each draw, float [n].
+        clean: The clean token of all draws; None to test only the two random sets.
+
+    Returns:
+        p-values or upper bounds on them, and a 1.
     """
     every, found = torch.arange(len(law)), [1.0]
     sets = [_half(law, seed) for seed in (53, 54)]
@@ -213,8 +235,9 @@ def check_split(kernel: Kernel) -> Check:
 def check_prior(kernel: Kernel, *, end: float, proof: Proof = "full") -> list[Check]:
     """Verify that noised tokens at t = 1 have the distribution of the prior, which sampling starts from.
 
-    Draws of the prior are tested against the distribution of endless noise, whose distance from noise at t = 1 is
-    computed exactly; or, for a prior made for this schedule, against noise at t = 1.
+    The draws of the prior must follow a reference distribution, and for each clean token the exact distribution of the
+    noised token at t = 1 must be close to it. The reference is the distribution after endless noise. If the draws do
+    not follow that, as for a prior made for one schedule, it is the distribution at t = 1, averaged over clean tokens.
 
     Args:
         kernel: Kernel with few states.
@@ -228,7 +251,14 @@ def check_prior(kernel: Kernel, *, end: float, proof: Proof = "full") -> list[Ch
 
 
 def compare_prior(kernel: Kernel, last: Tensor, endless: Tensor, proof: Proof) -> list[Check]:
-    """Compare draws of the prior with columns of noise at t = 1, ``last`` [n, m], and of endless noise, [n]."""
+    """Verify that draws of the prior are independent, and that noise at t = 1 has their distribution.
+
+    Args:
+        kernel: The kernel.
+        last: Distribution of the noisy token at t = 1 given each clean token, float64 [n, m].
+        endless: Distribution of the noisy token after endless noise, float64 [n].
+        proof: Strength of the verification.
+    """
     count, side = PRIOR_DRAWS[proof], SIDE["quick"]
     generator = torch.Generator().manual_seed(1)
     length = max(1, min(count // side, CALL // kernel.states))
@@ -253,7 +283,7 @@ def compare_prior(kernel: Kernel, last: Tensor, endless: Tensor, proof: Proof) -
 
 
 def check_allowed(kernel: Kernel) -> Check:
-    """Verify that the prior holds allowed data tokens only, and the mask."""
+    """Verify that draws of the prior are data tokens that are allowed, or the mask, and nothing else."""
     n, m, wrong = kernel.states, kernel.data_tokens, []
     some = torch.rand(m, generator=torch.Generator().manual_seed(64)) < 0.5
     tokens = {"the first token": [0], "the last token": [m - 1], "half of the tokens": some.nonzero()[:, 0].tolist()}

@@ -1,4 +1,6 @@
-"""Verification of a token kernel in float32, at any number of states, and of its conduct as a function of tensors.
+"""Verification that a token kernel with any number of states is accurate in float32, and that its methods are pure.
+
+A pure method changes neither its inputs nor global random generators, and treats each row and position by itself.
 
 Axes: k noise levels, c pairs of a noisy state and a clean token, n states.
 """

@@ -1,7 +1,8 @@
-"""Verification of a token kernel with more states than matrices of all pairs allow, and of its rates beside the steps.
+"""Verification of token kernels with too many states for matrices over all pairs of states, and a report on stiffness.
 
-What the kernel says of a few states is compared with what it says of others and with draws: the distribution of a noisy
-token is that of the score of a certain prediction, rates into a state are reverse rates at scores of 1.
+Rates and probabilities are computed at a few states from the kernel's own methods, and compared with each other and
+with draws. The distribution of a noisy token given a clean one is derived from the score that a prediction of
+probability 1 for the clean token implies; rates into a state are reverse rates at scores of 1.
 
 Axes: k noise levels, c tokens or pairs, n states.
 """
@@ -262,15 +263,19 @@ def check_mixing(declared: Kernel, end: float) -> list[Check]:
 
 @torch.no_grad()
 def check_stiffness(kernel: Kernel, schedule: Schedule, steps: int | None) -> list[Check]:
-    """Report the fastest rate of the declared kernel beside the longest step of the sampler: a note.
+    """Report how stiff the declared kernel is: its fastest rate, and that rate times the longest step of the sampler.
 
-    Total noise is scaled by the slowest mode. Where a token is left many times in one step, steps with scores are
-    clamped (Euler, tau-leaping) or amplify the errors of the network (Tweedie).
+    The result is a note, which cannot fail. Kernels of general rate matrices scale their rates so that the slowest mode
+    decays as exp(-sigma); other modes can be much faster. Where a token would change many times in one step, steps by
+    scores are clamped (Euler, tau-leaping) or amplify the errors of the network (Tweedie).
 
     Args:
         kernel: Kernel with its declared number of states.
-        schedule: Schedule with its declared number of states.
+        schedule: Noise schedule of the process.
         steps: Number of steps of the sampler; None for a sampler without a number of steps.
+
+    Returns:
+        One check; an empty list if the fastest rate is not known.
     """
     times = torch.linspace(1.0, T_MIN, (steps or 1) + 1, dtype=torch.float64)
     sigma = schedule.sigma(times)
