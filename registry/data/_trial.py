@@ -21,14 +21,18 @@ MAX_TOKENS = 256
 
 
 def try_tokenizer(text: str, max_size: int) -> Iterator[dict[str, Any]]:
-    """Load a tokenizer, encode and decode a short text with it, and yield an empty mapping.
+    """Test a tokenizer in the child process: load it, and encode and decode short texts.
 
     Args:
-        text: Content of the file.
-        max_size: Exclusive bound of its ids.
+        text: Content of the ``tokenizer.json`` file.
+        max_size: Exclusive upper bound of token ids.
+
+    Yields:
+        One empty mapping, which reports success to the parent process.
 
     Raises:
-        ValueError: An id is out of bounds, or a character becomes too many tokens.
+        ValueError: An id is out of bounds; or normalising or encoding makes a text more than 256 (:data:`MAX_TOKENS`)
+            times as long, or decoding its tokens more than 256^2 times.
         Exception: The library refuses the file.
     """
     import tokenizers

@@ -1,4 +1,7 @@
-"""Token embedding. Axes: b batch, l length, d model width, vocab states."""
+"""Token embedding.
+
+Axes: b batch, l length, d model width, vocab (number of states: data tokens, and mask or start state if there is one).
+"""
 
 import math
 from typing import Literal

@@ -67,9 +67,9 @@ def read_back(table: Tensor, vectors: Tensor) -> Tensor:
 
 
 def check_margins(network: Network) -> list[Check]:
-    """Measure the margin of each embedding table of a network (see :func:`margin`).
+    """Measure the margin of each embedding table: half the minimum Euclidean distance between two of its rows.
 
-    Tables that need more than :data:`LIMIT` multiplications are skipped.
+    Tables with fewer than two rows are skipped, and those that need more than :data:`LIMIT` (2^33) multiplications.
 
     Args:
         network: The network.

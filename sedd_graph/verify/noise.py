@@ -76,15 +76,16 @@ def _enumerated(kernel: Kernel, *, end: float, proof: Proof) -> list[Check]:
 
 @torch.no_grad()
 def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], proof: Proof) -> list[Check]:
-    """Verify the schedule and kernel of a process with few states, and with the declared number of states.
+    """Verify the noise schedule and token kernel of a process, with few states and with the declared number of states.
 
-    With up to 64 states every check enumerates all of them. Above, the kernel is enumerated with 17 states too, and its
-    draws, prior, losses and steps are verified for some of its declared states.
+    Checks that enumerate all states are run with few states, and with the declared number if it is at most 64. A larger
+    kernel is also enumerated with 17 states (only if ``proof`` is ``full``), and at its declared size its draws, prior,
+    losses and steps are verified for a selection of states.
 
     Args:
-        small: Components with few states, those that objective and sampler are verified with.
+        small: Components of the process constructed with few states.
         make: Function that constructs the components, called with a number of states, or None for the declared number.
-        proof: Strength of the verification.
+        proof: Strength of the verification: ``full``, or ``quick`` with fewer cases.
     """
     declared = make(None)
     kernel, end = declared.kernel, final_sigma(declared.schedule)
@@ -132,7 +133,10 @@ def _of_states(check: Check, states: int) -> Check:
 
 
 def merged(checks: Iterable[Check]) -> list[Check]:
-    """Return one check for each name, in the order of the first: a failed one if there is one, else the first."""
+    """Merge checks that have the same name into one; names keep the order of their first occurrence.
+
+    The first check of a name is returned, but if it holds and a later check of the name fails, the first failed one.
+    """
     found: dict[str, Check] = {}
     for check in checks:
         known = found.get(check.name)

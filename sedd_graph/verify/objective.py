@@ -44,14 +44,15 @@ OMITTED = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Numbers of cases of a proof.
+    """Sample sizes of the verification of an objective, one set for each strength.
 
     Attributes:
-        rows: Draws whose loss is compared one by one.
-        draws: Draws whose distribution is tested.
-        nodes: Quadrature nodes per interval.
-        times: Times at which the optimum is verified.
-        large: True to enumerate the larger toy too; otherwise only its draws and their losses are verified.
+        rows: Number of clean rows whose loss is compared with the expected loss, row by row.
+        draws: Number of noisy rows whose distribution is tested.
+        nodes: Quadrature nodes per interval of time.
+        times: Number of times at which the optimum is verified.
+        large: True to enumerate both toys (small data sets with known distributions, :mod:`sedd_graph.verify.toy`);
+            False to enumerate the smaller one, and verify the other by random draws only.
     """
 
     rows: int
@@ -66,12 +67,13 @@ SIZES = {"full": Sizes(4000, 32_000, 6, 7, True), "quick": Sizes(1000, 8000, 4, 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One form in which an objective is used.
+    """One of the losses that an objective provides: for training, for the bound on -log p(x_0), or for evaluation.
 
     Attributes:
-        name: Name of the form in the certificate; empty for the training loss.
-        draw: Draws noisy rows for a batch, and returns them with the objective of their loss.
-        valued: True if its value is that of the bound.
+        name: Empty for the training loss; otherwise ``bound`` or ``evaluated``, as in the name of its check.
+        draw: Function that draws noisy rows for a batch, and returns the objective that computes their loss, and them.
+        valued: False for a training loss that differs from the bound in value (:meth:`Objective.differs`). The value of
+            such a loss is not verified, only its draws and its optimum.
     """
 
     name: str
@@ -81,12 +83,12 @@ class View:
 
 @dataclasses.dataclass
 class Findings:
-    """Results of one form of the objective.
+    """Results of the verification of one loss of an objective (:class:`View`).
 
     Attributes:
-        wrong: What is wrong.
-        worst: Largest relative deviations of losses and of gradients from the expected ones.
-        value: Enumerated value and how it was found, as text.
+        wrong: Deviations beyond the tolerance.
+        worst: Largest relative deviation from the expected ``loss`` and from the expected ``gradient``, by these names.
+        value: For each enumerated toy, a text with the bound of a perfect network and the entropy, in nats.
     """
 
     wrong: list[Wrong] = dataclasses.field(default_factory=list)
@@ -96,16 +98,21 @@ class Findings:
 
 @torch.no_grad()
 def prove_objective(make: Make, output: str, proof: Proof = "full") -> list[Check]:
-    """Verify an objective in the three forms in which it is used: the training loss, the bound, and its evaluation.
+    """Verify the three losses of an objective: for training, for the bound on -log p(x_0), and for evaluation.
 
-    The loss of single draws is compared with the kernel's own loss at random outputs, by value and gradient. All clean
-    and noisy rows are enumerated at the nodes of a quadrature over time: with a perfect network the bound is the
-    entropy of the data, and the loss is least. Draws are tested by themselves.
+    On two small data sets with known distributions (toys):
+
+    - The distribution of times and noisy rows is tested, and the use of random numbers.
+    - The loss of each draw, and its gradient, are compared with the kernel's own loss at random network outputs.
+    - All pairs of clean and noisy rows are enumerated. With a perfect network the bound must equal the entropy of the
+      data (in discrete time, where the bound is not tight, the kernel's own loss), and the expected loss must be at its
+      minimum.
+    - Prompts and padding must be neither noised nor counted.
 
     Args:
         make: Function that constructs the components, called with a number of states, or None for the declared number.
         output: Kind of output that the objective reads: ``log_score`` or ``log_x0``.
-        proof: Strength of the verification; ``quick`` uses fewer rows, and enumerates one toy.
+        proof: Strength of the verification; ``quick`` uses fewer rows, and enumerates only the smaller toy.
 
     Returns:
         The results of the checks.

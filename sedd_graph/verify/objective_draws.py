@@ -1,6 +1,7 @@
 """Tests of the random numbers of an objective: times, noisy rows, and the random number generator.
 
-Axes: b rows, l positions, k blocks of a row, r blocks of all rows, n states, p patterns (all rows of one block).
+Axes: b rows, l positions, k blocks per row, r = b k blocks in total, n states, p possible contents of one block (n to
+the power of its number of positions).
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ SIGMAS = 5.5
 
 @dataclasses.dataclass(frozen=True)
 class Wrong:
-    """A deviation of an objective from what it must compute.
+    """An error found in an objective.
 
     Attributes:
-        part: What deviates: ``draws``, ``random``, ``roles``, ``loss``, ``gradient`` or ``tight``.
-        text: The deviation in words, with its number.
+        part: What is wrong: ``draws``, the distribution of times or noisy rows; ``random``, the use of random numbers;
+            ``roles``, the treatment of prompts and padding, or the network's inputs; ``loss`` or ``gradient``, of
+            single draws; ``tight``, the value of the bound with a perfect network; ``optimum``, the position of the
+            minimum; ``runs``, an exception was raised.
+        text: Description of the error, in most cases with its size.
     """
 
     part: str
@@ -61,7 +65,18 @@ def random_batch(toy: Toy, rows: int, generator: torch.Generator, *, roles: bool
 
 
 def many_draws(toy: Toy, draw_rows: DrawRows, rows: int, seed: int) -> tuple[Objective, Draw, Batch]:
-    """Draw noisy rows in several calls, and return them as one draw, with each clean row as often as it is noised."""
+    """Draw noisy rows in 16 calls, and concatenate the results.
+
+    Args:
+        toy: Data set with a known distribution, from which the clean rows are drawn.
+        draw_rows: Function that draws noisy rows for a batch.
+        rows: Number of clean rows in all calls together.
+        seed: Seed of all random numbers.
+
+    Returns:
+        The objective that computes the loss of the last call; the concatenated draw; and its clean rows, row i that of
+        noisy row i, so that a clean row with c noisy rows occurs c times.
+    """
     generator = torch.Generator().manual_seed(seed)
     draws, batches = [], []
     for _ in range(CALLS):
@@ -75,7 +90,10 @@ def many_draws(toy: Toy, draw_rows: DrawRows, rows: int, seed: int) -> tuple[Obj
 
 
 def least_time(draw: Draw) -> float:
-    """Return the lower end of the interval of times that draws cover, by their weights."""
+    """Return the least time that an objective draws, if its times are drawn from an interval that ends at 1.
+
+    The mean of ``draw.weight`` is the length of this interval, so the result is 1 minus this mean.
+    """
     return 1 - float(draw.weight.double().mean())
 
 

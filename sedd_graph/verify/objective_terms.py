@@ -1,4 +1,7 @@
-"""What an objective must compute for one draw: the kernel's own loss, weighted by the declared measure, in float64.
+"""The loss that an objective must compute for one draw, in float64, for comparison with the one that it does compute.
+
+It is the kernel's own loss of each position, with the weight that :attr:`Objective.measure` declares (the loss
+estimates an integral over time, a sum over numbers of masked tokens, or a sum over discrete time steps).
 
 Axes: b rows, l positions, k blocks of a row, n states, v data tokens.
 """
@@ -45,17 +48,18 @@ def with_tokens(batch: Batch, draw: Draw) -> Batch:
 def expected_loss(
     toy: Toy, objective: Objective, outputs: dict[str, Tensor], draw: Draw, batch: Batch
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss that the measure declared by the objective and the kernel's own loss give, and its scale.
+    """Return the loss that an objective must compute for a draw: the kernel's own loss with the declared weights.
 
     Args:
-        toy: The toy, for its kernel and schedule.
-        objective: The objective, of which only ``measure``, ``block`` and ``below`` are read.
-        outputs: Outputs of the network, ``log_score`` or ``log_x0``, [b, l, n].
-        draw: The draw, b noisy rows.
-        batch: Its clean rows, b rows.
+        toy: Data set with a known distribution, which provides the kernel, the schedule and the block size.
+        objective: The objective, of which only :attr:`Objective.measure` and :meth:`Objective.below` are read.
+        outputs: One network output, ``log_score`` or ``log_x0``, [b, l, n].
+        draw: The noisy rows, b of them.
+        batch: The clean row of each noisy row, b rows.
 
     Returns:
-        Loss, nats, float64 [b]; and the factor of the loss of one position, [b], summed over blocks.
+        The loss of each row, nats, float64 [b]; and the absolute weight of the loss of a position, float64 [b], summed
+        over the blocks of the row.
     """
     (name, value), kernel, block = next(iter(outputs.items())), toy.parts.kernel, toy.block
     value, xt, x0 = parted(value.double(), block), parted(draw.xt, block), parted(batch.tokens, block)
@@ -84,17 +88,23 @@ def expected_loss(
 
 
 def predicted(toy: Toy, objective: Objective, raw: Tensor, draw: Draw, name: str) -> dict[str, Tensor]:
-    """Return network outputs of the right form for unconstrained numbers.
+    """Convert unconstrained numbers into a valid network output.
 
-    Predictions of the clean token are normalised over data tokens, and one-hot at positions that are surely clean. An
-    objective with the measure ``steps`` takes scores for those of a distribution, so they are implied by predictions.
+    ``log_x0`` is normalised over data tokens. Where the kernel guarantees that a visible token is the clean one
+    (:attr:`Kernel.clamp_safe`), it is the log of a one-hot vector. ``log_score`` is set to 0 at the current token. For
+    an objective in discrete time (:attr:`Objective.measure` ``steps``), scores are computed from a prediction of the
+    clean token, since its loss is only valid for the scores of a distribution.
 
     Args:
-        toy: The toy.
+        toy: Data set with a known distribution, and its kernel.
         objective: The objective.
-        raw: Numbers [b, l, n]: logits of the clean token, or log-scores unless the measure is ``steps``.
+        raw: Unconstrained numbers, [b, l, n]: log-scores if ``name`` is ``log_score`` and the measure is not ``steps``;
+            otherwise logits of the clean token.
         draw: Noisy rows, b of them.
-        name: ``log_score`` or ``log_x0``.
+        name: Kind of output, ``log_score`` or ``log_x0``.
+
+    Returns:
+        The output by name, [b, l, n].
     """
     if name == "log_x0":
         return {name: _log_x0(toy, raw, draw.xt)}
@@ -113,20 +123,20 @@ def _log_x0(toy: Toy, logits: Tensor, xt: Tensor) -> Tensor:
 
 
 def random_outputs(toy: Toy, objective: Objective, draw: Draw, name: str, generator: torch.Generator) -> Tensor:
-    """Return random numbers for :func:`predicted`.
+    """Return random numbers that :func:`predicted` converts into a network output.
 
-    A tenth of the logits are far off, up to 9. Log-scores are those that random predictions imply, and for every second
-    row off by random factors too.
+    Logits are normal with standard deviation 1, or 3 in about a tenth of the rows, clamped to [-9, 9]. Log-scores are
+    computed from the prediction with these logits; in every second row standard normal numbers are added to them.
 
     Args:
-        toy: The toy.
+        toy: Data set with a known distribution, and its kernel.
         objective: The objective.
         draw: Noisy rows, b of them.
-        name: ``log_score`` or ``log_x0``.
+        name: Kind of output, ``log_score`` or ``log_x0``.
         generator: Random number generator.
 
     Returns:
-        float32 [b, l, n].
+        Log-scores or logits, as ``raw`` of :func:`predicted`, float32 [b, l, n].
     """
     raw = torch.randn(*draw.xt.shape, toy.states, generator=generator)
     scale = torch.where(torch.rand(len(raw), generator=generator) < 0.1, 3.0, 1.0)[:, None, None]

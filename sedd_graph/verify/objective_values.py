@@ -48,14 +48,20 @@ MOST_ROWS = 30_000
 
 
 def given_draw(toy: Toy, objective: Objective, batch: Batch, t: Tensor, generator: torch.Generator) -> Draw:
-    """Return a draw at given times and given noisy rows, which are drawn here and not by the objective.
+    """Draw noisy rows at given times without the objective, and pass them to :meth:`Objective.corrupt`.
+
+    In every second row all noisy tokens of a probability above 1e-5 are equally likely, so that the losses of rare ones
+    are compared too. For the measure ``masked``, tokens are instead masked at a random rate for each row.
 
     Args:
-        toy: The toy.
+        toy: Data set with a known distribution, its kernel and its schedule.
         objective: The objective.
-        batch: Clean rows.
+        batch: Clean rows, b of them.
         t: Times, float32 [b].
         generator: Random number generator.
+
+    Returns:
+        The draw that the objective makes of these times and noisy rows.
     """
     kernel, schedule, x0, n = toy.parts.kernel, toy.parts.schedule, batch.tokens, toy.states
     random = Randomness(generator)
@@ -77,19 +83,19 @@ def given_draw(toy: Toy, objective: Objective, batch: Batch, t: Tensor, generato
 def compare(
     toy: Toy, objective: Objective, draw: Draw, batch: Batch, output: str, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compare the loss of single draws, and its gradient, with the kernel's own loss at random outputs.
+    """Compare the loss of an objective, row by row, and its gradient, with the expected ones at random network outputs.
 
     Args:
-        toy: The toy.
+        toy: Data set with a known distribution, its kernel and its schedule.
         objective: The objective.
-        draw: The draws, c * b rows.
-        batch: Their clean rows, b rows.
-        output: ``log_score`` or ``log_x0``.
+        draw: The noisy rows, c for each clean row, c * b in all.
+        batch: The clean rows, b of them.
+        output: Kind of network output, ``log_score`` or ``log_x0``.
         generator: Random number generator of the outputs.
 
     Returns:
-        The loss minus the expected one, float64 [b]; the scale of its error, [b]; and the relative error of the
-        gradient, [c b].
+        The loss minus :func:`expected_loss`, nats, float64 [b]; the size of the loss by which to divide this difference
+        for a relative error, float64 [b]; and the relative error of the gradient, float64 [c b].
     """
     kernel, schedule, copies = toy.parts.kernel, toy.parts.schedule, copies_of(draw, batch)
     whole = with_tokens(batch, draw)
@@ -126,7 +132,19 @@ def _expected(
 
 
 def fit_rest(batch: Batch, off: Tensor, scale: Tensor, tokens: int) -> Tensor:
-    """Return the cost per token that best explains the differences ``off`` [b], float64 [v], by least squares."""
+    """Estimate the constant that an objective adds to its loss for each data token, by least squares.
+
+    An objective may add a cost per clean token that depends on nothing else (:attr:`Objective.measure`).
+
+    Args:
+        batch: Clean rows, b of them.
+        off: The objective's loss minus the expected one, nats, float64 [b].
+        scale: Size of the loss, by which each row is divided, float64 [b].
+        tokens: Number of data tokens v.
+
+    Returns:
+        Cost of each data token, nats, float64 [v].
+    """
     counts = (F.one_hot(batch.tokens, tokens) * (batch.loss & batch.corrupt)[..., None]).sum(1).double()
     a, y = counts / scale[:, None], off / scale
     found, *_ = np.linalg.lstsq(a.numpy(), y.numpy(), rcond=1e-10)
@@ -134,7 +152,10 @@ def fit_rest(batch: Batch, off: Tensor, scale: Tensor, tokens: int) -> Tensor:
 
 
 def rest_of(batch: Batch, cost: Tensor) -> Tensor:
-    """Return the sum of the costs per token over the positions that count, float64 [b]."""
+    """Return the sum of ``cost`` [v], nats per clean token, over the positions of each row that count, float64 [b].
+
+    These are the positions where ``batch.loss`` and ``batch.corrupt`` are both true.
+    """
     return torch.where(batch.loss & batch.corrupt, cost[batch.tokens], 0.0).sum(1)
 
 
@@ -179,13 +200,13 @@ def pairs(toy: Toy, objective: Objective, t: Tensor) -> tuple[Draw, Batch, Tenso
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """Enumerated value of a bound with a perfect network.
+    """Value of a bound on -log p(x_0) with a perfect network, by enumeration.
 
     Attributes:
-        nats: The value, nats per sequence, without costs per token.
-        expected: What it must be.
-        error: Error of the quadrature, or the tolerance of rounding.
-        how: How it was enumerated.
+        nats: The value, nats per sequence, without the constant cost per token that an objective may add.
+        expected: The correct value, nats per sequence.
+        error: Estimated error of the quadrature, or a tolerance for rounding, nats.
+        how: The method as a text, such as the number of quadrature nodes.
     """
 
     nats: float
@@ -195,15 +216,18 @@ class Value:
 
 
 def value_of(toy: Toy, objective: Objective, output: str, low: float, cost: Tensor, nodes: int) -> Value:
-    """Enumerate the bound with a perfect network over all clean and noisy rows.
+    """Compute the bound of a perfect network as a sum over all clean and noisy rows, and the value that it must have.
 
     Args:
-        toy: The toy.
+        toy: Data set with a known distribution, and a perfect network for it.
         objective: The objective.
-        output: ``log_score`` or ``log_x0``.
-        low: Least time of the integral.
-        cost: Costs per token, float64 [v], which are subtracted.
-        nodes: Quadrature nodes per interval.
+        output: Kind of network output, ``log_score`` or ``log_x0``.
+        low: Lower end of the integral over time, for an objective that has one (the upper end is 1).
+        cost: Constant that the objective adds for each clean token, nats, float64 [v]; it is subtracted.
+        nodes: Quadrature nodes per interval of time.
+
+    Returns:
+        The value of the bound, the correct value, and the error of the former.
     """
 
     def means(t: Tensor) -> Tensor:

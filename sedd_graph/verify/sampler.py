@@ -28,14 +28,15 @@ MOST_STEPS = 512
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Numbers of samples, and of steps.
+    """Numbers of samples and of sampler steps in the verification of a sampler, one set for each strength.
 
     Attributes:
-        rows: Samples of dependent tokens for each number of steps.
-        alone: Samples of two independent tokens for each number of steps.
-        steps: Numbers of steps of a sampler whose samples converge, fewer and more.
-        few: Numbers of steps at which independent tokens must be exact.
-        budget: Largest expected number of numbers that the network gives in a run without a number of steps.
+        rows: Samples of rows with dependent tokens, for each number of steps.
+        alone: Samples of rows with two independent tokens, for each number of steps.
+        steps: A smaller and a larger number of steps, from which samples are extrapolated to infinitely many steps.
+        few: Small numbers of steps, for a sampler that declares that independent tokens are exact at any number.
+        budget: Limit on the entries of all network outputs of a run (rows * evaluations per row * l * n), which reduces
+            the number of rows of a sampler that chooses its number of steps itself.
     """
 
     rows: int
@@ -70,18 +71,27 @@ def prove_sampler(make: Make, output: str, proof: Proof = "full") -> list[Check]
 
 @torch.no_grad()
 def check_sampler(toy: Toy, alone: Toy, output: str, proof: Proof = "full") -> list[Check]:
-    """Verify a sampler with a perfect network on two toys.
+    """Verify a sampler with a perfect network on two small data sets with known distributions.
+
+    The checks are:
+
+    - ``sampler.clean``: samples consist of data tokens.
+    - ``sampler.law``: samples follow the data distribution. For a sampler that is declared heuristic,
+      ``sampler.heuristic`` reports the deviation instead, without a verdict.
+    - ``sampler.bound``, only for an exact sampler: the probability of every move is in range.
+    - ``sampler.alone``, not for a heuristic sampler: independent tokens follow the data distribution.
+    - ``sampler.conditions``: prompts are kept, and only allowed tokens are drawn.
+    - ``sampler.random``: samples depend on the seed and the initial noise alone.
+    - ``sampler.runs``: reported alone, as failed, if the sampler raises an error.
 
     Args:
-        toy: Dependent tokens.
-        alone: Independent tokens.
-        output: Kind of output that the sampler reads: ``log_score`` or ``log_x0``.
-        proof: Strength of the verification.
+        toy: Data set whose tokens depend on each other.
+        alone: Data set of independent tokens.
+        output: Kind of network output that the sampler reads: ``log_score`` or ``log_x0``.
+        proof: Strength of the verification: ``full``, or ``quick`` with fewer samples.
 
     Returns:
-        The results of the checks: ``sampler.clean``, ``sampler.law`` or ``sampler.heuristic``, ``sampler.alone``,
-        ``sampler.conditions``, ``sampler.random``, and for an exact sampler ``sampler.bound``; ``sampler.runs`` alone
-        if it raises an error.
+        The results of the checks.
     """
     try:
         return _checks(toy, alone, output, SIZES[proof])
@@ -204,21 +214,29 @@ def order_of(toy: Toy) -> float:
 
 
 def most_bias(toy: Toy, steps: int) -> float:
-    """Return the largest chi-distance from the data that is believed to be an error of ``steps`` steps."""
+    """Return the largest accepted chi-distance between samples of ``steps`` steps and their limit of infinitely many.
+
+    The chi-distance between frequencies f and probabilities p is the square root of the sum of (f - p)^2 / p.
+    """
     return 0.15 + 40.0 / steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """Extrapolation of samples to infinitely many steps (Richardson), by the order of convergence that is declared.
+    """Richardson extrapolation of the frequencies of samples to infinitely many steps.
+
+    It combines a run with fewer and a run with more steps by the order of convergence that the sampler declares. The
+    chi-distance between frequencies f and probabilities p is the square root of the sum of (f - p)^2 / p.
 
     Attributes:
-        distance: Chi-distance of the limit from the data distribution.
-        limit: Largest distance that chance and the second order of the error give.
-        bias: Estimated chi-distance at the fewer steps from the limit, beyond chance.
-        off: Estimated difference of the shares at the fewer steps from the limit, float64 [s].
-        noise: Variance of ``off``, relative to that of the shares of one run.
-        steps: The numbers of steps, fewer and more.
+        distance: Chi-distance between the extrapolated frequencies and the data distribution.
+        limit: Tolerance of ``distance``: what chance gives, plus an estimate of the next order of the error in the
+            step size.
+        bias: Estimated chi-distance between the run with fewer steps and the extrapolation, without the part that
+            chance explains.
+        off: Frequency of each sequence in the run with fewer steps minus the extrapolated one, float64 [s].
+        noise: Variance of ``off`` divided by the variance of the frequencies of one run.
+        steps: The smaller and the larger number of steps.
     """
 
     distance: float
@@ -230,9 +248,22 @@ class Limit:
 
 
 def extrapolate(toy: Toy, output: str, rows: int, steps: tuple[int, int]) -> tuple[Limit, list[Tensor]]:
-    """Draw samples with fewer and with more steps; return their limit, and the samples.
+    """Draw samples at two numbers of steps, and extrapolate their frequencies to infinitely many steps.
 
-    Where steps of this size are refused, it takes four times as many.
+    If the sampler refuses a number of steps as too small (:class:`~sedd_graph.errors.UserError`), both are multiplied
+    by 4, repeatedly if necessary.
+
+    Args:
+        toy: Data set with a known distribution, and a perfect network for it.
+        output: Kind of network output that the sampler reads: ``log_score`` or ``log_x0``.
+        rows: Number of samples b at each number of steps.
+        steps: The smaller and the larger number of steps.
+
+    Returns:
+        The extrapolation; and the samples at the smaller and the larger number of steps, int64 [b, l] each.
+
+    Raises:
+        UserError: The sampler still refuses after the larger number of steps has exceeded :data:`MOST_STEPS`.
     """
     try:
         runs = [draw_rows(toy, output, rows, count, seed=4 + i)[1] for i, count in enumerate(steps)]

@@ -62,16 +62,20 @@ def _prior(toy: Toy, rows: int, seed: int = 2, allowed: Tensor | None = None) ->
 
 
 def check_conditions(toy: Toy, alone: Toy, output: str, bias: float) -> Check:
-    """Verify that given tokens stay, and that no other than allowed tokens are drawn.
+    """Verify that a sampler keeps the tokens of prompts, and draws no other than the allowed tokens.
 
-    If a visible token is always the clean one, the free positions must also have the distribution given the prompt, and
-    under a kernel that masks all tokens at one rate that of the allowed tokens.
+    The distribution of samples is verified in two cases, unless the sampler is declared heuristic. Given a prompt, it
+    must be the conditional distribution, if the kernel guarantees that a visible token is the clean one
+    (:attr:`Kernel.clamp_safe`). With some tokens disallowed, it must be the data distribution renormalised over the
+    allowed ones, if the kernel masks all tokens at the same rate and the sampler declares that independent tokens are
+    exact.
 
     Args:
-        toy: Dependent tokens.
-        alone: Independent tokens.
-        output: Kind of output that the sampler reads.
-        bias: Chi-distance of samples without a prompt that steps of this size give.
+        toy: Data set whose tokens depend on each other.
+        alone: Data set of independent tokens.
+        output: Kind of network output that the sampler reads: ``log_score`` or ``log_x0``.
+        bias: Error of samples without a prompt due to their number of steps, which the tolerance allows for: the square
+            root of the sum of (f - p)^2 / p, for frequencies f and probabilities p.
     """
     wrong = [*_prompt_faults(toy, output, bias), *_allowed_faults(alone, output)]
     claim = "given tokens stay as they are, and only allowed tokens are drawn"

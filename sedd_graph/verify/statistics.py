@@ -77,13 +77,17 @@ def binomial_tail(counts: Tensor, trials: Tensor, chance: Tensor) -> float:
 
 
 def shifted(counts: Tensor, trials: Tensor, chance: Tensor, slope: Tensor) -> float:
-    """Return the probability that chance gives counts as close to those at another parameter: a score test.
+    """Return the p-value of a score test of binomial counts against a change of one parameter, such as total noise.
 
     Args:
         counts: Numbers of successes, [...].
         trials: Numbers of trials, of the same shape.
-        chance: Probabilities of success, of the same shape.
-        slope: Changes of the probabilities with the parameter, up to a common factor, of the same shape.
+        chance: Probabilities of success under the hypothesis, of the same shape.
+        slope: Derivatives of these probabilities with respect to the parameter, up to a common factor, of the same
+            shape.
+
+    Returns:
+        The two-sided p-value, by the normal distribution; 1 if no probability depends on the parameter.
     """
     counts, trials, chance, slope = (v.double() for v in (counts, trials, chance, slope))
     spread = chance * (1 - chance)
@@ -94,11 +98,17 @@ def shifted(counts: Tensor, trials: Tensor, chance: Tensor, slope: Tensor) -> fl
 
 
 def dispersed(hits: Tensor, chance: float) -> float:
-    """Return the probability that chance gives sums over rows, or over positions, that vary as much or as little.
+    """Test 0/1 draws for independence by the variance of their sums, and return a p-value.
+
+    Two sets of sums are tested: those over rows, one for each position, and those over positions, one for each row.
+    Both too large and too small a variance count as deviations.
 
     Args:
-        hits: Independent draws of 0 or 1, float64 [b, l].
+        hits: Draws of 0 or 1, float64 [b, l].
         chance: Probability of 1.
+
+    Returns:
+        The smaller of the two-sided p-values of the two chi-square tests, at most 1.
     """
     worst = 1.0
     draws = (hits - chance) / math.sqrt(chance * (1 - chance))

@@ -30,11 +30,16 @@ class StreamDtypes:
         self._found: dict[torch.dtype, dict[str, list[torch.dtype]]] = {}
 
     def of(self, use: Use, autocast: torch.dtype) -> Mapping[str, torch.dtype]:
-        """Return the data types of a block's float inputs at its first use, by name; empty if the network cannot be run so.
+        """Return the dtypes that the float inputs of a block have where the network first uses it, by input name.
+
+        The network is run under autocast on fake tensors, which have no data.
 
         Args:
-            use: The block.
-            autocast: Data type of autocast.
+            use: The block, with the path of its first use.
+            autocast: Data type of autocast, such as ``torch.bfloat16``.
+
+        Returns:
+            Data type by input name; empty if that run raises an error.
         """
         if autocast not in self._found:
             try:

@@ -68,10 +68,14 @@ def _batch(table: StringTable, rows: int, seed: int) -> Batch:
 
 
 def check_objective_contract(table: StringTable, objective: StringObjective[Any, Any], schedule: Schedule) -> Check:
-    """Verify that draws of an objective depend on the given rows and random numbers alone, and the loss on its row.
+    """Verify the use of inputs and random numbers by an objective.
+
+    A draw must depend only on the clean rows and on the seed, and each rank must draw its rows of the global batch. The
+    loss of a row must not depend on other rows, nor on network outputs at padding. The batch and the global random
+    number generators must remain unchanged.
 
     Args:
-        table: An enumerable instance of the kernel.
+        table: An enumerable instance of the kernel, which provides clean rows and network outputs.
         objective: The objective.
         schedule: Total noise as a function of time.
     """
@@ -115,12 +119,14 @@ def check_objective_contract(table: StringTable, objective: StringObjective[Any,
 
 
 def check_minimum(table: StringTable, objective: StringObjective[Any, Any], schedule: Schedule) -> Check:
-    """Verify that the losses of training and of the bound are least at the perfect network, by random draws.
+    """Verify with random draws that the training loss and the loss of the bound are least at a perfect network.
 
-    Outputs are moved in random directions, forth and back: the mean loss must rise, and its slope must be 0.
+    Random perturbations are added to its outputs, and subtracted. The average of the two mean losses must exceed the
+    mean loss without a perturbation, and their difference must be 0 up to chance.
 
     Args:
-        table: An enumerable instance of the kernel, which need not enumerate the noise.
+        table: An enumerable instance of the kernel, which provides clean strings and a perfect network. Its noise is
+            not enumerated but drawn.
         objective: The objective.
         schedule: Total noise as a function of time.
     """

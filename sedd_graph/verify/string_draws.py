@@ -159,12 +159,15 @@ def check_draws(
 
 
 def check_prior(table: EnumeratedTable, end: float, longest: int) -> Check:
-    """Verify that the prior is noise: its lengths and tokens, with and without a limit on both.
+    """Verify that strings drawn from the prior follow the distribution of noisy strings at the end of the process.
+
+    The prior is tested three times: with strings of at most ``longest`` tokens; of at most one token; and with token 0
+    disallowed.
 
     Args:
-        table: The enumeration.
-        end: Total noise at which the process has forgotten the clean string.
-        longest: Largest length of a string of the table that the prior can have.
+        table: Enumeration of all short strings, and of their distribution at each noise level.
+        end: Total noise at which noisy strings no longer depend on the clean string.
+        longest: Number of tokens of the longest string to draw, at most that of the table.
     """
     rows, kernel = 200_000, table.kernel
     law = table.at(torch.tensor([end], dtype=torch.float64))[0].clamp(min=0)
@@ -204,11 +207,14 @@ def _restricted(table: EnumeratedTable, law: Tensor, allowed: Tensor) -> Tensor:
 
 
 def check_spared(table: EnumeratedTable, sample: Sample) -> list[Check]:
-    """Verify that tokens that are not to be corrupted stay, whatever the noise; [] if the kernel spares none.
+    """Verify that noise does not change the tokens of prompts (``Batch.corrupt`` false), nor their positions.
 
     Args:
-        table: The enumeration.
-        sample: Draws noisy strings.
+        table: Enumeration of short strings, of which only the kernel is used.
+        sample: Function that draws noisy strings.
+
+    Returns:
+        One check; none if the kernel does not support prompts (:attr:`StringKernel.supports_prompts`).
     """
     kernel = table.kernel
     if not kernel.supports_prompts:
@@ -258,13 +264,16 @@ def two_samples(a: Tensor, b: Tensor) -> float:
 
 
 def check_prior_is_noise(declared: StringKernel, sample: Sample, sigma: float, mean: float) -> Check:
-    """Verify at the declared vocabulary and lengths that the prior is what noise leaves of random text.
+    """Verify that samples of the prior have the same distribution as random text after maximal noise.
+
+    Their lengths, and their first, last and random tokens, are compared by two-sample tests, at the vocabulary size
+    that the blueprint declares.
 
     Args:
         declared: The kernel as declared in the blueprint.
-        sample: Draws noisy strings of it.
-        sigma: Total noise at which nothing is left of the text.
-        mean: Mean length of a string of the prior, about.
+        sample: Function that draws noisy strings by this kernel.
+        sigma: Total noise at which noisy strings no longer depend on the text.
+        mean: Approximate mean length of a sample of the prior, tokens; more draws are made if it is small.
     """
     rows, tokens = int(max(500, min(40_000, 400_000 / (1 + mean)))), declared.data_tokens
     generator = torch.Generator().manual_seed(11)

@@ -50,14 +50,16 @@ class _Given(Randomness):
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """Cases of the table at several noise levels, with a perfect network's outputs.
+    """The terms of mean losses at several noise levels: one row for each noise level and each case likely at it.
+
+    A case is a clean string with one way to noise it. A mean loss is the sum over rows of ``chance`` times the loss.
 
     Attributes:
         level: Index of the noise level of each row, int64 [r].
-        case: Index of the case, int64 [r].
-        chance: Probability of the case, float64 [r].
-        here: Index of the noisy string, int64 [r].
-        perfect: Outputs of a perfect network by name, float32 [b, s, w, ...].
+        case: Index of the case of each row in the table's cases, int64 [r].
+        chance: Probability of the case at the noise level, float64 [r].
+        here: Index of the noisy string of the case in the table's strings, int64 [r].
+        perfect: Outputs of a perfect network for every noise level and string, by name, float32 [b, s, w, ...].
     """
 
     level: Tensor
@@ -80,15 +82,19 @@ class Sums:
 
 
 class ForcedDraws:
-    """Draws of an objective in which the noisy strings are cases of the table.
+    """Draws of an objective whose noisy strings are selected from a table instead of drawn at random.
+
+    The kernel's ``sample`` is replaced by one that returns selected cases. A case is a clean string with one way to
+    noise it.
 
     Args:
-        table: The enumeration.
+        table: Enumeration of all short strings and all cases.
         objective: The objective.
         schedule: Total noise as a function of time.
 
     Attributes:
-        prompt: Number of clean tokens of each case, int64 [e], that are not to be corrupted; None: none.
+        prompt: Number of tokens at the start of the clean string of each case that form a prompt, which is not
+            corrupted, int64 [e]; None: no prompts.
     """
 
     prompt: Tensor | None = None
@@ -112,13 +118,14 @@ class ForcedDraws:
         return bool(((one - other).abs() <= 1e-5 * (1 + one.abs())).all())
 
     def sums(self, sigma: Tensor, shown: Tensor, *, pairs: bool, least: float | None = None) -> Sums:
-        """Return the cases that matter at the noise levels ``sigma`` [b], of which the network is told ``shown`` [b].
+        """Return the cases that are likely enough to enter a mean loss at each noise level, and the network's outputs.
 
         Args:
-            sigma: Total noise, float64 [b].
-            shown: Total noise that is passed to the network, [b].
-            pairs: True if one case of each pair of a clean and a noisy string is enough.
-            least: Probability below which a case is omitted; None: that of the table.
+            sigma: Total noise at which cases have their probability, float64 [b].
+            shown: Total noise that is passed to the network, [b], such as ``sigma`` in single precision.
+            pairs: True to return one case of each pair of a clean and a noisy string, with the probability of the pair;
+                right for a loss that depends on the pair alone.
+            least: Probability up to which a case is omitted; None: ``table.least``.
         """
         table, count = self.table, len(self.table.strings)
         level, case, chance = table.likely(sigma, table.least if least is None else least, pairs=pairs)

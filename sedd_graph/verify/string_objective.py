@@ -257,16 +257,18 @@ def _random(table: EnumeratedTable, name: str, perfect: Tensor, seed: int) -> Te
 
 
 class Reference:
-    """The mean training loss of any outputs by the definition, up to a constant, from enumerated targets.
+    """Reference for the mean training loss of arbitrary network outputs, up to a term that no output affects.
 
-    Of an output u with the enumerated mean target R it is exp(u) - R u for each possible edit, times the rate factor;
-    of log-probabilities -R u.
+    It is computed by the definition of the loss, from enumerated regression targets, without the objective's ``loss``.
+    At a noisy string of probability p, a log-rate u contributes p exp(u) - R u for every possible edit, where R is the
+    sum of the edit's targets over all cases with that noisy string, weighted by their probabilities. An output that is
+    a log-probability u contributes -R u. Both are multiplied by the factor of the edit in the reverse rates.
 
     Args:
-        forced: The objective.
-        found: Cases at the noise levels.
+        forced: The table of cases (a clean string with one way to noise it), with the objective.
+        found: The cases that enter the mean at each noise level.
         sigma: Total noise, float64 [b].
-        slope: Factor of the rates per unit of total noise, float64 [b].
+        slope: Derivative of sigma(t) at each noise level times the declared factor of the training loss, float64 [b].
     """
 
     def __init__(self, forced: ForcedDraws, found: Sums, sigma: Tensor, slope: Tensor) -> None:
@@ -315,7 +317,16 @@ class Reference:
         return value, size
 
     def scale(self, name: str, outputs: Outputs) -> Tensor:
-        """Return the size of the two parts of each derivative, float64 [b, s, w, ...]."""
+        """Return the scale to which errors of the gradient in one output are relative, float64 [b, s, w, ...].
+
+        The derivative of the loss in a log-rate u is p exp(u) - R, times the factor of the edit (:class:`Reference`).
+        The scale is p exp(u) + R, times this factor. If rates are normalised over all edits of a string
+        (``one_length``), the largest scale among these edits is added.
+
+        Args:
+            name: Name of the output.
+            outputs: Outputs of the network by name, [b, s, w, ...].
+        """
         u = self._rates(outputs)[name].detach()
         total, _ = self._terms(name, u)
         factor = self.factors[name].view(-1, *[1] * (u.dim() - 1))

@@ -27,13 +27,16 @@ __all__ = ["Cases", "EnumeratedTable", "kept_subsets"]
 
 @dataclasses.dataclass(frozen=True)
 class Cases:
-    """All ways in which clean strings become noisy.
+    """All cases of a table: each is a clean string with one way to turn it into a noisy string.
+
+    Several cases can have the same clean and noisy string, such as deletions of either token of ``aa``.
 
     Attributes:
-        x0: Index of the clean string of each case, int64 [e].
-        here: Index of its noisy string, int64 [e].
+        x0: Index of the clean string of each case in the table's strings, int64 [e].
+        here: Index of its noisy string in the table's strings, int64 [e].
         share: Probability of the case given its clean and its noisy string, float64 [e].
-        kept: bool [e, n], the clean tokens that are not deleted; None if a case does not determine them.
+        kept: True for clean tokens that are not deleted, bool [e, n], n the length of the longest clean string; None if
+            the cases of the kernel do not record it.
     """
 
     x0: Tensor
@@ -43,13 +46,17 @@ class Cases:
 
 
 class EnumeratedTable(StringTable):
-    """An enumerable instance of a string kernel that enumerates the noise, too.
+    """All short strings and all ways to noise them, under a string kernel with few data tokens.
+
+    In addition to the strings, a table enumerates its *cases*: each is a clean string with one way to noise it. The
+    mean of a loss is then a sum over cases instead of an average over random draws.
 
     Attributes:
-        kinds: For each network output, the index of its factor in :meth:`StringKernel.weights`.
-        log_probabilities: Outputs that are log-probabilities of a token. Their loss is a cross-entropy; that of every
-            other output u is exp(u) - target u.
-        least: Probability below which a case is omitted from means of losses.
+        kinds: For each network output by name, its column in :meth:`StringKernel.weights`, which returns the factor of
+            each kind of edit in the reverse rates.
+        log_probabilities: Names of the outputs that are log-probabilities of a token. Their loss is a cross-entropy;
+            the loss of every other output u is exp(u) - target * u.
+        least: Probability up to which a case is omitted from means of losses.
         rounding: Relative error of the enumeration and of the losses that are compared with it. It is larger where
             strings that are too long for the table have a positive probability.
     """
@@ -79,14 +86,16 @@ class EnumeratedTable(StringTable):
 
     @abstractmethod
     def targets(self, case: Tensor, sigma: Tensor) -> dict[str, Tensor]:
-        """Return what the network's outputs estimate: their exponentials are the means of these given the noisy string.
+        """Return the regression targets of the network outputs for given cases.
+
+        The exponential of an output of a perfect network is the mean of its target given the noisy string.
 
         Args:
-            case: Index of each case, int64 [r].
-            sigma: Total noise of each, float64 [r].
+            case: Index of each case (a clean string with one way to noise it), int64 [r].
+            sigma: Total noise of each case, float64 [r].
 
         Returns:
-            By name of the output, float64 [r, w, v] or [r, w].
+            Targets by output name, float64: [r, w, v] for an output with one number per data token, else [r, w].
         """
 
     @cached_property
@@ -124,7 +133,10 @@ class EnumeratedTable(StringTable):
 
     @property
     def whole(self) -> float:
-        """The bound of a perfect network over all noise, nats per string: the entropy, if the bound is tight."""
+        """Mean bound on -log p(x_0) of a perfect network, nats per string, with noise levels from 0 to infinity.
+
+        By default the bound is tight, and this is the entropy of the clean strings.
+        """
         return self.entropy
 
     def spent(self, sigma: Tensor) -> Tensor:
@@ -155,19 +167,25 @@ class EnumeratedTable(StringTable):
 
     @cached_property
     def first_ways(self) -> tuple[Tensor, Tensor]:
-        """One case of each pair of a clean and a noisy string, int64 [p], and the pair of each case, int64 [e]."""
+        """Grouping of the cases into p pairs: those with the same clean and the same noisy string form a pair.
+
+        The first tensor is the index of the first case of each pair, int64 [p]; the second is the index of the pair of
+        each case, int64 [e].
+        """
         number = self.cases.x0 * len(self.strings) + self.cases.here
         _, pair = torch.unique(number, return_inverse=True)
         first = torch.full((int(pair.max()) + 1,), len(pair)).scatter_reduce(0, pair, torch.arange(len(pair)), "amin")
         return first, pair
 
     def likely(self, sigma: Tensor, least: float, *, pairs: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the cases that matter at each of several noise levels.
+        """Return the cases whose probability exceeds a limit, at each of several noise levels.
+
+        A case is a clean string with one way to noise it.
 
         Args:
             sigma: Total noise, float64 [b].
-            least: Probability below which a case is omitted.
-            pairs: True to return one case of each pair of a clean and a noisy string, with the probability of all.
+            least: The limit; cases of this or a smaller probability are omitted.
+            pairs: True to return one case of each pair of a clean and a noisy string, with the probability of the pair.
 
         Returns:
             Index of the noise level int64 [r], index of the case int64 [r], and its probability float64 [r].
@@ -191,14 +209,15 @@ class EnumeratedTable(StringTable):
 
 
 def kept_subsets(lengths: list[int], width: int) -> tuple[Tensor, Tensor]:
-    """Return all choices of the tokens that are kept of strings.
+    """Return all subsets of the tokens of each of several strings: 2^n for a string of n tokens.
 
     Args:
         lengths: Number of tokens of each string.
-        width: Number of columns of the choices.
+        width: Number of columns of the masks, at least the largest of ``lengths``.
 
     Returns:
-        Number of the string of each choice, int64 [e], and bool [e, width].
+        Index of the string of each subset, int64 [e]; and masks that are true at the tokens in the subset, bool [e,
+        width].
     """
     which, kept = [], []
     for number, length in enumerate(lengths):

@@ -85,7 +85,11 @@ def check_string_objective(table: StringTable, parts: StringParts, proof: Proof 
 
 
 def merged(checks: Iterable[Check]) -> list[Check]:
-    """Return one check for each name, in order: one that fails, if any does, else the values of all."""
+    """Merge checks that have the same name into one; names keep the order of their first occurrence.
+
+    If any check of a name fails, the first failed one is returned. Otherwise the first is returned, with the texts
+    ``value`` and ``how`` of the others appended where they differ.
+    """
     found: dict[str, Check] = {}
     for check in checks:
         seen = found.get(check.name)

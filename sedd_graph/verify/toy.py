@@ -223,7 +223,12 @@ class Toy:
         return {name: torch.cat(blocks, dim=1)}
 
     def denoise(self, name: str, before: Tensor | None = None) -> Denoise:
-        """Return the perfect network as samplers evaluate it, given the clean tokens ``before`` int64 [b, m]."""
+        """Return the perfect network as the function from noisy rows and times to outputs that samplers call.
+
+        Args:
+            name: Kind of output: ``log_score`` or ``log_x0``.
+            before: Clean tokens of each row before the block to denoise, int64 [b, m]; None for none.
+        """
 
         def denoise(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
             given = None if before is None else before[rows]
