@@ -15,14 +15,16 @@ from sedd_graph.component.contract import SizeField
 
 
 class TokenEmbedding(Component, kind="embedding"):
-    """Embedding table of ``vocab`` states, which include the mask or start state if there is one.
+    """Token embedding: a table of one learned vector for each of ``vocab`` states.
 
-    The second output is the table, [vocab, d]; connect the table to the port ``table`` of a head to tie their weights.
+    The first output is the embeddings of ``tokens`` int64 [b, l], [b, l, d]. The second output is the table itself,
+    [vocab, d]; connect it to the input ``table`` of an output head to tie the weights of the two.
     """
 
     class Config(ComponentConfig):
         vocab: SizeField
-        """Number of states: data tokens, plus one for the mask and one for the start state if the kernel has them."""
+        """Number of states: the data tokens, one more if the noise process uses a mask, and one more if it changes the
+        length of strings, for the marker at the start of every string. An integer or an expression such as ``v+1``."""
         init: Literal["normal", "kaiming"] = "normal"
         """Initialisation of the table: ``normal``, with standard deviation 0.02; ``kaiming``, uniform as in the SEDD
         code."""

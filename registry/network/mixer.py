@@ -1,4 +1,4 @@
-"""Mixing of positions without attention. Axes: b batch, l length, d model width."""
+"""Layers other than attention that combine neighbouring positions. Axes: b batch, l length, d model width."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +12,8 @@ from sedd_graph.component.contract import SizeField
 class ShortConv(Component, kind="mixer"):
     """Depthwise convolution over the sequence, centred kernel of ``width`` positions, initialised to the identity.
 
-    The sequence is padded with zeros at both ends; positions where ``attend`` is false are treated as zero.
+    The input ``x`` and the output are [b, l, d]. The sequence is padded with zeros at both ends. The optional input
+    ``attend``, bool [b, l], is False at padding; ``x`` is set to zero there before the convolution.
 
     Raises:
         ValueError: ``width`` is even.

@@ -22,7 +22,11 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class AdaLNModulate(Component, kind="modulation"):
-    """adaLN modulation ``x * (1 + scale(c)) + shift(c)``, for use after a norm; initialised to the identity."""
+    """adaLN modulation ``x * (1 + scale(c)) + shift(c)`` of activations by a conditioning vector, for use after a norm.
+
+    Here ``x`` is [b, l, d], ``c`` is [b, e], and ``scale`` and ``shift`` are linear maps from width e to d. They are
+    initialised to zero, so the modulation is at first the identity.
+    """
 
     positionwise = True
 
@@ -43,8 +47,9 @@ class AdaLNModulate(Component, kind="modulation"):
 class AdaLNGate(Component, kind="modulation"):
     """adaLN gate ``residual + gate(c) * dropout(x)`` at the end of a residual branch; ``gate`` is initialised to zero.
 
-    If ``residual`` is not connected, the output is ``gate(c) * dropout(x)``, to be added by an ``add`` node of the
-    graph, which the inverse solver can invert.
+    The branch ``x`` and ``residual`` are [b, l, d], the conditioning vector ``c`` is [b, e], and ``gate`` is a linear
+    map from width e to d. If ``residual`` is not connected, the output is ``gate(c) * dropout(x)``. In a reversible
+    block, use this form and add the residual with the component ``add``, through which inverses are derived.
     """
 
     positionwise = True

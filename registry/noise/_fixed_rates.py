@@ -1,7 +1,8 @@
 """Base class of kernels with a constant rate matrix Q, whose transition matrix is P = exp(sigma Q).
 
-Q is scaled so that the slowest mode decays as exp(-sigma), as under the kernel ``uniform``, whatever the unit of the
-given rates; every schedule then ends close to the prior. Axes: b batch, l length, n states.
+Q is scaled so that its slowest mode decays as exp(-sigma), as under the kernel ``uniform``. The unit of the given rates
+therefore has no effect, and at the end of a schedule the distance from the prior is of the order of exp(-sigma(1)).
+Axes: b batch, l length, n states.
 """
 
 from abc import abstractmethod
@@ -19,7 +20,8 @@ __all__ = ["FixedRates"]
 class FixedRates(Kernel):
     """Base class of kernels whose rate matrix Q does not depend on sigma.
 
-    Subclasses define four products with Q and with P = exp(sigma Q), from which all other formulas follow.
+    Subclasses define columns, rows and matrix-vector products of P = exp(sigma Q), and rows of Q. All other formulas
+    follow from these.
     """
 
     abstract: ClassVar[bool] = True

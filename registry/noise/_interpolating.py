@@ -1,9 +1,9 @@
 """Base class of interpolating kernels, which retain a token or replace it by a draw that does not depend on the token.
 
-The transition matrix is P(sigma) = alpha I + b 1^T with alpha = exp(-sigma) and b = (1 - alpha) pi, where pi is the
-replacement distribution (GIDD, arXiv 2503.04482). Sigma is in the unit of SEDD's code: a token is replaced at rate 1
-per unit of sigma, and the replacement may be the same token. Only ``rate_matrix`` and ``transition_matrix``, which
-serve numerical verification, allocate n x n tables. Axes: b batch, l length, n states.
+The transition matrix, with one column per clean token, is P(sigma) = alpha I + (1 - alpha) pi 1^T. Here alpha =
+exp(-sigma), and pi is the replacement distribution (GIDD, arXiv 2503.04482). Sigma is in the unit of SEDD's code: a
+token is replaced at rate 1 per unit of sigma, and the replacement may be the same token. Only ``rate_matrix`` and
+``transition_matrix``, which serve numerical verification, allocate n x n tables. Axes: b batch, l length, n states.
 """
 
 from abc import abstractmethod
@@ -34,9 +34,9 @@ def _draw(weights: Tensor, u: Tensor) -> Tensor:
 class Interpolating(Kernel):
     """Base class of kernels with transition matrix P = alpha I + (1 - alpha) pi 1^T, where alpha = exp(-sigma).
 
-    The replacement distribution pi may depend on sigma. Subclasses define ``mask`` and :meth:`target`, which returns pi
-    and its derivative. The rates that follow (:meth:`rate`) must not be negative, since no such Markov process exists
-    otherwise; the check ``kernel.rates`` verifies this.
+    The replacement distribution pi may depend on sigma. Subclasses define ``mask``, the index of the mask state or
+    None, and :meth:`target`, which returns pi and its derivative. The transition rates that follow (:meth:`rate`) must
+    not be negative, since no such Markov process exists otherwise; the check ``kernel.rates`` verifies this.
     """
 
     abstract: ClassVar[bool] = True
@@ -54,9 +54,9 @@ class Interpolating(Kernel):
         """
 
     def rate(self, sigma: Tensor) -> Tensor:
-        """Return the transition rate into each state, which is the same from every other state.
+        """Return the transition rate into each state, which does not depend on the current state.
 
-        The rate is b + db / dsigma with b = (1 - exp(-sigma)) pi.
+        The rate is pi + (1 - exp(-sigma)) d pi / d sigma, where pi is the replacement distribution.
 
         Args:
             sigma: Total noise, [b].
@@ -68,16 +68,19 @@ class Interpolating(Kernel):
         return pi - torch.expm1(-sigma)[:, None] * slope
 
     def _replaced(self, sigma: Tensor) -> Tensor:
-        """Return b = (1 - alpha) pi, [b, n]."""
+        """Return (1 - alpha) pi, [b, n]."""
         return -torch.expm1(-sigma)[:, None] * self.target(sigma)[0]
 
     def _marginal(self, x0: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return alpha [b, 1], b [b, n] and P[x0, x0] [b, l], which give q(x_t | x0)."""
+        """Return alpha [b, 1], (1 - alpha) pi [b, n] and P[x0, x0] [b, l], which give q(x_t | x0)."""
         alpha, replaced = torch.exp(-sigma)[:, None], self._replaced(sigma)
         return alpha, replaced, alpha + _entry(replaced, x0)
 
     def _mixed(self, x0_probs: Tensor, sigma: Tensor) -> Tensor:
-        """Return q(x_t) = alpha xhat + b under a prediction xhat of the clean token, [b, l, n], clamped above 0."""
+        """Return q(x_t) = alpha xhat + (1 - alpha) pi, where xhat is the prediction of the clean token.
+
+        The result is [b, l, n], clamped above 0.
+        """
         replaced = self._replaced(sigma)
         mixed = torch.exp(-sigma)[:, None, None] * x0_probs + replaced[:, None]
         return mixed.clamp(min=tiny(mixed))
@@ -118,7 +121,8 @@ class Interpolating(Kernel):
         return out.reshape(*level.shape, self.states, self.states)
 
     def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-        # sum over y != z = x_t of g_z (s_y - r_y log s_y + K(r_y)), with r_y = q_y / q_z, q = alpha e_x0 + b and g the rate
+        # sum over y != z = x_t of g_z (s_y - r_y log s_y + K(r_y)), with g the rate, r_y = q_y / q_z and
+        # q = alpha e_x0 + (1 - alpha) pi
         alpha, replaced, top = self._marginal(x0, sigma)
         same = xt == x0
         here = torch.where(same, top, _entry(replaced, xt)).clamp(min=tiny(top))

@@ -1,7 +1,7 @@
-"""Graph of nearest neighbours among token embeddings: edges, balanced transition rates and spectral gap.
+"""Graph of nearest neighbours among token embeddings: edges, transition rates and spectral gap.
 
-The graph is stored as lists of edges, never as an n x n table. Axes: n tokens, d embedding width, e edges, k
-neighbours.
+The rates are symmetric and are scaled by Sinkhorn iteration, so that no token is left at a total rate above 1. The
+graph is stored as lists of edges, never as an n x n table. Axes: n tokens, d embedding width, e edges, k neighbours.
 """
 
 from __future__ import annotations
@@ -43,7 +43,14 @@ class Exchange:
     gap: float
 
     def times(self, x: Tensor) -> Tensor:
-        """Return the product of the off-diagonal rate matrix and the vector ``x`` float64 [n], float64 [n]."""
+        """Multiply a vector by the rate matrix without its diagonal.
+
+        Args:
+            x: Vector, float64 [n].
+
+        Returns:
+            The product, float64 [n].
+        """
         return x.new_zeros(len(x)).index_add_(0, self._from, self.rate * x[self.to])
 
     @functools.cached_property
@@ -146,19 +153,22 @@ def _least(diagonal: list[float], beside: list[float]) -> float:
 
 
 def exchange(points: Tensor, k: int, *, even: float) -> Exchange:
-    """Build the graph of nearest neighbours and its balanced transition rates.
+    """Build the graph of nearest neighbours and its symmetric transition rates.
+
+    Sinkhorn iteration scales the rates so that no token is left at a total rate above 1.
 
     Args:
         points: Embeddings, float32 [n, d].
         k: Number of neighbours of each token; limited to n - 1.
-        even: Share of transitions that go to a uniformly drawn token. It is not included in the returned rates, but in
-            the test that the process mixes fast enough.
+        even: Share of transitions that go to a uniformly drawn token, in [0, 1]. The returned rates and gap do not
+            include these transitions; the errors below depend on them.
 
     Returns:
         The graph with its rates and spectral gap; the gap is 0 for a disconnected graph.
 
     Raises:
-        UserError: The graph is disconnected and ``even`` is 0, or the process mixes too slowly.
+        UserError: The graph is disconnected and ``even`` is 0, or the spectral gap of the process with the uniform
+            transitions included is below 1e-3.
     """
     n = len(points)
     a, b, count = _edges(nearest(points, min(k, n - 1)))

@@ -65,19 +65,19 @@ class Unigram(Interpolating, kind="kernel"):
 class Mixture(Interpolating, kind="kernel"):
     """Mixture kernel: masks a token or replaces it by a uniform draw (GIDD, arXiv 2503.04482).
 
-    The share of replacements falls as noise grows. Of the noised tokens at total noise sigma, a share s = uniform
-    exp(-decay sigma) are uniform draws from the data tokens, and the others are the mask (the last state). The rate of
-    replacement is s (1 - decay (1 - exp(-sigma))) per unit of sigma, which a decay above 1 would make negative at large
-    sigma.
+    Of the noised tokens at total noise sigma, a share s is drawn uniformly from the data tokens, and the others are the
+    mask (the last state). The share is s = ``uniform`` * exp(-``decay`` * sigma), with the parameters of the Config; it
+    falls as noise grows if ``decay`` is above 0. A token is replaced by such a draw at rate s * (1 - ``decay`` * (1 -
+    exp(-sigma))) per unit of sigma; with ``decay`` above 1 this rate would be negative at large sigma.
     """
 
     class Config(ComponentConfig):
         uniform: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.2
         """Share of noised tokens that are uniform draws rather than the mask, in the limit sigma = 0; in (0, 1]."""
         decay: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
-        """Decay rate, in [0, 1], of the share of noised tokens that are uniform draws, which is uniform exp(-decay
-        sigma). 0: the share is constant, and the prior is a mixture of masks and data tokens. Above 0: the prior is
-        masks alone."""
+        """Decay rate, in [0, 1] per unit of total noise sigma, of the share of noised tokens that are uniform draws
+        rather than the mask: the share is ``uniform`` * exp(-``decay`` * sigma). 0: the share is constant, and the
+        prior is a mixture of masks and data tokens. Above 0: the prior is masks alone."""
 
     config: Config
 
@@ -87,7 +87,7 @@ class Mixture(Interpolating, kind="kernel"):
 
     @property
     def rate_bound(self) -> float:
-        # the rate out of z is at most g_z / b_z: for a data token at most 1 on that clock; for the mask
+        # the rate out of z is at most g_z / ((1 - alpha) pi_z): for a data token at most 1 on that clock; for the mask
         # 1 + decay s (1 - x) / (1 - s) with x = exp(-sigma), s = uniform x^decay, and decay (1 - x) <= 1 - x^decay <= 1 - s
         return 1.0 + self.config.uniform
 

@@ -68,15 +68,15 @@ class TokenMasking(Kernel):
 
     @abstractmethod
     def token_schedules(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the log-probabilities, for each token of the vocabulary, of being unmasked and masked at noise sigma.
+        """Return the log-probabilities that each data token is unmasked, and that it is masked, at total noise sigma.
 
         Args:
             sigma: Total noise, [b].
 
         Returns:
-            Three tensors [b, m], where m is the number of data tokens v: log alpha_v, where alpha_v is the probability
-            that token v is unmasked; log hit_v, where hit_v = 1 - alpha_v is the probability that token v is masked;
-            and the derivative of log hit_v in sigma.
+            Three tensors [b, m], with one column for each of the m data tokens v: log alpha_v, the log-probability
+            that v is unmasked; log hit_v, the log-probability that v is masked, where hit_v = 1 - alpha_v; and the
+            derivative of log hit_v in sigma.
         """
 
     @property
@@ -240,7 +240,8 @@ class Spindle(TokenMasking, kind="kernel"):
 
     class Config(FrequencyConfig):
         strength: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.3
-        """Amplitude of the sine (DiffusionBERT's lambda), in (0, 1]."""
+        """Strength of the dependence of the masking rate on token frequency, in (0, 1]: the amplitude of the sine in
+        the schedule (DiffusionBERT's lambda). In the limit 0 all tokens have one rate, as under ``absorb``."""
 
     config: Config
 

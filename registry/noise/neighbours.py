@@ -94,9 +94,10 @@ class Neighbours(FixedRates, kind="kernel"):
 
     @property
     def gap(self) -> float:
-        """Spectral gap of the rates, the uniform transitions of Config ``even`` included, before sigma is scaled.
+        """Spectral gap of the rates before sigma is scaled: the decay rate of the slowest mode of the process.
 
-        It is the decay rate of the slowest mode, in the unit of time in which no token is left at a total rate above 1.
+        It includes the uniform transitions of Config ``even``. The unit of time is that of the unscaled rates, under
+        which a token changes at most once per unit of time on average.
         """
         return (1 - self.config.even) * self.graph.gap + self.config.even
 

@@ -1,4 +1,4 @@
-"""Objectives that are upper bounds on -log p(x_0) in continuous time, nats per sequence, and draws of their times.
+"""Objectives that are upper bounds on -log p(x_0) in continuous time, nats per sequence.
 
 As in the literature, all omit the prior term KL(q(x_1 | x_0) || prior), which is of the order of exp(-sigma(1)) times
 length times log(vocabulary size). Training losses that are integrals over time also omit the interval from 0 to
@@ -50,7 +50,8 @@ class TimeConfig(ComponentConfig):
     """Distribution of the times of a global batch. ``low_discrepancy``: an even grid with one random offset (less
     variance, no bias); ``independent``: independent uniform times."""
     t_min: Annotated[float, pydantic.Field(gt=0, lt=0.1)] = 1e-4
-    """Lower end of the interval of times, above 0 and below 0.1. Evaluation counts what lies below."""
+    """Lower end of the interval of training times t, above 0 and below 0.1; t = 0 is clean text. Evaluation of the
+    bound includes smaller noise too (for strings, down to a total noise of 1e-4)."""
 
     def draw(self, batch: Batch, random: Randomness, t: Tensor | None) -> tuple[Tensor, float]:
         """Draw one time in [t_min, 1) for each row, or return the given times.

@@ -72,10 +72,13 @@ class D3PM(Objective, kind="objective"):
     def levels(self, step: Tensor, schedule: Schedule, kernel: Kernel) -> Tensor:
         """Return total noise after a number of forward steps.
 
+        Total noise is that of the schedule, limited to 30. After the last step it is 30 if the kernel has a mask state,
+        otherwise at least 12, so that the row is close to the prior under any schedule.
+
         Args:
             step: Number of steps, from 0 (clean) to ``steps`` (noise), int64 [b].
             schedule: Total noise as a function of time.
-            kernel: The kernel; total noise at the last step is smaller for a kernel without mask.
+            kernel: The kernel that noises each token.
 
         Returns:
             Total noise, float32 [b].

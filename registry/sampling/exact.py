@@ -77,9 +77,11 @@ class Uniformization(Sampler, kind="sampler"):
 
     In the time variable log(exp(sigma) - 1), the total reverse rate at a position is at most the kernel's
     ``rate_bound``. Candidates are drawn at this rate at every position, and each is accepted with probability reverse
-    rate / ``rate_bound``. Each candidate takes one network evaluation; there are about ``rate_bound`` times (sigma(1) -
-    log sigma(1e-5)) candidates per generated token, where t = 1e-5 is the time of the last step, an analytic step to
-    clean text. Reverse rates above the bound are counted in ``clamped``.
+    rate / ``rate_bound``. The simulation ends at time t = 1e-5, from where an analytic step leads to clean text.
+
+    Each candidate takes one network evaluation. The number of candidates per generated token is about ``rate_bound`` *
+    (sigma(1) - log sigma(1e-5)), such as 18 with the schedule ``loglinear`` and a ``rate_bound`` of 1. Reverse rates
+    above the bound are counted in ``clamped``.
     """
 
     reads = ("log_score", "log_x0")

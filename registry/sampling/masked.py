@@ -25,11 +25,13 @@ class ReMDM(Sampler, kind="sampler"):
     (eq. 6). Here alpha is the probability that a token is unmasked; the step preserves the marginal distributions of
     the forward process.
 
-    Tokens that are unmasked in one step are drawn independently. Near the end ``cap`` and ``rescale`` unmask almost all
-    masks in every step, so the error falls slowly: as steps^-0.4 on an enumerated toy, and with ``cap`` more slowly
-    still while ``eta`` is small (benchmarks/sampler_order.py). ``loop`` unmasks the same share of the masks in each
-    step of the loop, however many the steps, so its error does not vanish: on the toy total variation tends to 0.006
-    with the defaults, and to 0.13 with ``eta`` 1 and ``alpha_on`` 0.5.
+    The Config key ``remask`` chooses r. Tokens that are unmasked in one step are drawn independently, so the error
+    depends on how many they are. With ``remask: cap`` and ``remask: rescale``, steps near the end unmask almost all
+    masks, and the error falls slowly: on a toy of 3 positions and 3 tokens, where the distribution of samples can be
+    computed exactly, total variation falls as steps^-0.4, and with ``cap`` more slowly still while ``eta`` is small
+    (benchmarks/sampler_order.py). With ``remask: loop``, each step of the loop unmasks the same share of the masks,
+    however many the steps, so the error does not vanish: on the toy, total variation tends to 0.006 with the other
+    defaults, and to 0.13 with ``eta`` 1 and ``alpha_on`` 0.5.
     """
 
     reads = ("log_x0", "log_score")
@@ -79,8 +81,8 @@ class ReMDM(Sampler, kind="sampler"):
 
         Returns:
             A list of tuples ``(alpha_t, alpha_s, eta)``, one per step from time t down to s: the probabilities that a
-            token is unmasked at t and at s, and the Config value ``eta`` for the step, 0 outside the loop of ``loop``.
-            The last step ends at clean text, where alpha_s is 1.
+            token is unmasked at t and at s, and the Config value ``eta``. With ``remask: loop``, ``eta`` is 0 in steps
+            that are not between ``t_on`` and ``t_off``. The last step ends at clean text, where alpha_s is 1.
         """
         times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64)
         config = self.config

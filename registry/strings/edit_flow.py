@@ -1,7 +1,7 @@
 """Edit Flows (arXiv 2506.09018): kernel, substitution head and loss.
 
-Axes: b rows, w positions of a noisy string (the start state first; named l in a graph), c columns of an alignment, d
-model width, v data tokens.
+Axes: b rows, w positions of a noisy string (first the start state, which marks its beginning), c columns of an
+alignment, d model width, v data tokens. In the inputs and outputs of network components, w is called l.
 """
 
 import dataclasses
@@ -51,7 +51,8 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
 
     class Config(FrequencyConfig):
         mean_length: Annotated[float, pydantic.Field(ge=0, le=65536)] = 0.0
-        """Mean length of a string of the prior before truncation, in tokens, from 0 to 65,536. 0: the empty string."""
+        """Mean of the geometric distribution of the lengths of strings of the prior, in tokens, from 0 to 65,536;
+        lengths above ``longest`` are then excluded. 0: the prior is the empty string."""
         longest: Annotated[int, pydantic.Field(ge=1, le=65536)] | None = None
         """Largest length of a string of the prior, in tokens, from 1 to 65,536; null: unlimited."""
         alignment: Literal["optimal", "padded"] = "optimal"
@@ -95,11 +96,12 @@ class EditFlow(EditFlowKernel, kind="string_kernel"):
 
 
 class SubstitutionHead(TokenHead, kind="head"):
-    """Head for substitutions: ``log_substitute`` [b, l, v], log-probability that a token becomes another token.
+    """Head for substitutions: ``log_substitute`` [b, l, v], log-probability that a token is noise in place of token v.
 
-    Entry [b, i, v] is for replacing the token at position i by token v. It is the sum of two log-probabilities, in
-    float32: that position i is substituted at all, and that token v is the new one (a log-softmax over the data tokens
-    other than the current one).
+    Entry [b, i, v] is for the token at position i: generation replaces it by v at a rate of the exponential of this
+    entry times a factor that depends on the noise level. The entry is the sum of two log-probabilities, in float32:
+    that the token is to be replaced at all, and that v is the new token (a log-softmax over the data tokens other than
+    the current one).
 
     The optional input ``table`` ties the output weights to a token embedding [v + 1, d]: they are all its rows but the
     last, which embeds the start state (the marker at position 0).
@@ -129,7 +131,9 @@ class ColumnDraw(StringDraw):
     """Noisy strings of a batch, with the edits that turn each noisy string into its clean string.
 
     Attributes:
-        left: The edits that turn the noisy strings into the clean strings, at most one per column of the alignment.
+        left: The edits that turn the noisy strings into the clean strings, at most one for each of the c columns of the
+            alignment: a :class:`~sedd_graph.diffusion.strings.columns.Remaining` of tensors [b, c], with the position,
+            the new token and the kind of each edit.
         weights: float32 [b, 3], weights of the loss terms of insertions, deletions and substitutions.
     """
 

@@ -1,7 +1,7 @@
 """FlexMDM (arXiv 2509.01025), masked diffusion of strings of variable length: kernel, head, objective and samplers.
 
-Axes: b batch, l positions of a string (the start state, then tokens and masks; named w outside of graphs), d model
-width, v data tokens.
+Axes: b batch, w positions of a string (first the start state, which marks its beginning, then tokens and masks), d
+model width, v data tokens. In the inputs and outputs of network components, w is called l.
 """
 
 import itertools

@@ -31,15 +31,15 @@ __all__ = ["DICE", "DISE", "ClockObjective", "NoiseLevel", "RatioDraw"]
 class RatioDraw(StringDraw):
     """Noisy strings of a batch under a birth-death kernel, with the regression targets of the network.
 
-    The first four attributes are those of :class:`~sedd_graph.diffusion.strings.birth_death.Target`. A gap is the place
-    after a position. The target of inserting token v in a gap is ``fresh`` times the frequency of v among tokens that
-    noise inserts, plus ``missing`` if v is one of ``symbols``.
+    The first four attributes are those of :class:`~sedd_graph.diffusion.strings.birth_death.Target`. Gap j is the place
+    for insertions after position j of the noisy string. The target of inserting token v in gap j is the sum of two
+    terms: ``missing[s, j]`` if v is the clean string's token ``symbols[s]``; and, if noise inserts tokens, ``fresh[j]``
+    times the frequency of v among the tokens that noise inserts.
 
     Attributes:
         missing: float32 [b, n, w], the expected number of times that each token of ``symbols`` is missing in each gap.
         symbols: int64 [b, n], the distinct tokens of the clean string, padded to n.
-        fresh: float32 [b, w], the factor on token frequencies in the insertion targets of each gap; 0 if the kernel
-            does not insert.
+        fresh: float32 [b, w], the coefficient of the token frequencies in each gap; 0 if noise does not insert.
         spurious: float32 [b, w], the probability that noise inserted the token at each position.
         weights: float32 [b, 2], weights of the loss terms of insertions and of deletions.
         constant: float32 [b], the terms of the loss that do not depend on the network, nats.
@@ -58,10 +58,10 @@ class NoiseLevel(NamedTuple):
 
     Attributes:
         sigma: Total noise, [b].
-        slope: Derivative of sigma in the uniform variable from which it is computed, [b]: the time t in training, or
-            the variable u of the kernel's method ``clock`` in estimates of the bound.
-        interval: Width of the interval from which training times are drawn, a factor of the loss; 1 for given times,
-            None in estimates of the bound.
+        slope: Derivative of sigma, [b]: in training, d sigma / dt; in estimates of the bound, d sigma / du, where the
+            kernel's method ``clock`` maps the uniform variable u to sigma.
+        interval: Width of the interval from which training times t are drawn; the loss weights are multiplied by it. 1
+            in training at given times; None in estimates of the bound.
     """
 
     sigma: Tensor
@@ -196,7 +196,8 @@ class DICE(DISE, kind="string_objective"):
 
     The total number of missing tokens of a noisy string is known, so the network's insertion rates are normalised to
     sum to that number over the row, and the network learns only the positions and tokens of insertions. Its rates do
-    not depend on time. The objective requires ``data.rows: stream``.
+    not depend on time. The objective requires the blueprint setting ``data.rows: stream``, which cuts the text into
+    rows of equal length.
     """
 
     one_length = True

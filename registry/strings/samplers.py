@@ -57,8 +57,9 @@ class ThinningConfig(ComponentConfig):
     """Config keys of thinning: the rate of proposals, and the noise interval for which the rate is computed."""
 
     slack: Annotated[float, pydantic.Field(gt=1, le=100)] = 2.0
-    """Rate of proposed edits as a multiple of the model's current rate, above 1 and at most 100. Larger values make it
-    rarer that the model's rate exceeds the rate of proposals, and need more network evaluations."""
+    """Rate of proposed edits as a multiple of the rate that the model would have at the end of the noise interval
+    (``stretch``) with its current outputs, above 1 and at most 100. Larger values make it rarer that the model's rate
+    exceeds the rate of proposals, and need more network evaluations."""
     stretch: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
     """Relative decrease in total noise after which the network is evaluated again if no edit is proposed, between 0 and
     1."""
@@ -79,17 +80,19 @@ class Thinning(StringSampler[Kernel_]):
     def edits(
         self, walk: StringWalk[Kernel_], outputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Return the reverse rate of each possible edit without the kernel's factor, and a function that applies edits.
+        """Return the network's factor of the reverse rate of each possible edit, and a function that applies edits.
 
-        The caller multiplies the rates by the factors (``walk.kernel.weights``), which depend on the noise level.
+        The caller multiplies it by the kernel's factor (``walk.kernel.weights``), which depends on the kind of edit and
+        on the noise level.
 
         Args:
             walk: State of the sampling run, with the current strings.
             outputs: The network's outputs for these strings, by name.
 
         Returns:
-            Rates, float64 [b, k, w], of each of the k kinds of edits (insertions first) at each position. The function
-            takes bool [b, k, w], True at the edits to apply, and applies them to the strings of ``walk`` in place.
+            The factors, float64 [b, k, w], of each of the k kinds of edits (insertions first) at each position, summed
+            over the new tokens that are possible. The function takes bool [b, k, w], True at the edits to apply, draws
+            the new tokens, and changes the strings of ``walk`` in place.
         """
 
     @abstractmethod
@@ -130,9 +133,9 @@ class Thinning(StringSampler[Kernel_]):
 class StringThinning(Thinning[StringKernel], kind="string_sampler"):
     """Thinning sampler of strings: applies one edit at a time, at event times of the reverse process.
 
-    It has no time discretisation error (thinning: Lewis and Shedler 1979). Edits are proposed at ``slack`` times the
-    model's current rate; a proposal is accepted with probability equal to the model's rate at the proposed time over
-    the rate of proposals. ``clamped`` counts the proposals for which this ratio is above 1; if it is 0, samples have
+    It has no time discretisation error (thinning: Lewis and Shedler 1979). Edits are proposed at a rate (``slack``)
+    above the model's; a proposal is accepted with probability equal to the model's rate at the proposed time over the
+    rate of proposals. ``clamped`` counts the proposals for which this ratio is above 1; if it is 0, samples have
     the model's distribution.
     """
 

@@ -64,7 +64,8 @@ class _Service(Tracker):
 class Trackio(_Service, kind="tracker"):
     """Tracker trackio, whose dashboard shows all runs of a blueprint.
 
-    Its files are in the folder that the environment variable ``TRACKIO_DIR`` names.
+    Its files are in the folder that the environment variable ``TRACKIO_DIR`` names, by default in
+    ``~/.cache/huggingface/trackio``.
     """
 
     package = "trackio"
