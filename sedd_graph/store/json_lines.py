@@ -54,7 +54,7 @@ class JsonLines:
 
         def parsed(line: bytes) -> Mapping[str, Any] | None:
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode())  # strictly: json itself lets lone surrogates pass
             except (ValueError, RecursionError):
                 return None
             return record if isinstance(record, dict) else None

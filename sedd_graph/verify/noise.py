@@ -135,11 +135,11 @@ def _of_states(check: Check, states: int) -> Check:
 def merged(checks: Iterable[Check]) -> list[Check]:
     """Merge checks that have the same name into one; names keep the order of their first occurrence.
 
-    The first check of a name is returned, but if it holds and a later check of the name fails, the first failed one.
+    The first failed check of a name is returned; if none failed, the first of that name.
     """
     found: dict[str, Check] = {}
     for check in checks:
         known = found.get(check.name)
-        if known is None or (known.holds and check.holds is False):
+        if known is None or (known.holds is not False and check.holds is False):
             found[check.name] = check
     return list(found.values())

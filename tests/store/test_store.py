@@ -173,6 +173,14 @@ def test_samples_are_never_overwritten(tmp_path: Path) -> None:
     assert list(np.asarray(group["text"])) == ["a", "\N{SNOWMAN}"]
 
 
+def test_a_line_of_bytes_that_are_no_text_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "a": "\xed\xa0\x80"}\n{"step": 3}\n')
+    lines = JsonLines(path)
+    assert lines.keep(lambda record: True) == 1
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
 def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st')
