@@ -178,6 +178,7 @@ def test_a_line_of_bytes_that_are_no_text_is_dropped(tmp_path: Path) -> None:
     path.write_bytes(b'{"step": 1}\n{"step": 2, "a": "\xed\xa0\x80"}\n{"step": 3}\n')
     lines = JsonLines(path)
     assert lines.keep(lambda record: True) == 1
+    lines.close()
     assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
