@@ -51,7 +51,11 @@ _observer: ContextVar[Observer | None] = ContextVar("progress_observer", default
 
 @contextlib.contextmanager
 def observed(observer: Observer | None) -> Iterator[None]:
-    """Context manager that passes all progress reports within the ``with`` block to ``observer``; None ignores them."""
+    """Context manager that sends the progress reports of all code within the ``with`` block to a progress display.
+
+    Args:
+        observer: The progress display; None: progress is not displayed.
+    """
     token = _observer.set(observer)
     try:
         yield

@@ -82,7 +82,8 @@ class Registry:
 
         Args:
             classes: Component classes by name, such as ``scale`` (version 1) or ``scale.v2``.
-            distribution: Text that contracts and messages give in place of a Python distribution.
+            distribution: Origin of the classes, for error messages and listings of components. (The origin of an
+                installed component is the name and version of its Python distribution.)
 
         Raises:
             UserError: A name is not of the form ``scale`` or ``scale.v2``.
@@ -154,16 +155,24 @@ class Registry:
         return self._classes[entry.op]
 
     def op_of(self, cls: type) -> str | None:
-        """Return the name with version of the component whose class is ``cls``, or None if none has this class.
+        """Return the name with version, such as ``attention.v1``, of the component whose class is ``cls``.
 
-        If no component that this registry has imported is of class ``cls``, all its components are imported.
+        Components that are already imported are searched first. If ``cls`` is not among them, all components of the
+        registry are imported.
+
+        Returns:
+            The name with version; None if no component of the registry has this class.
         """
         if cls not in self._classes.values():
             self.contracts()
         return next((op for op, loaded in self._classes.items() if loaded is cls), None)
 
     def contract(self, op: str) -> Contract:
-        """Import a component and return its contract. Argument and exceptions are as in :meth:`component`."""
+        """Import a component and return its contract: name, version, kind, Config class, ports and algebra.
+
+        Blueprints are checked against contracts, without running the components. Argument and exceptions are as in
+        :meth:`component`.
+        """
         entry = self.entry(op)
         if entry.op not in self._contracts:
             cls = self.component(op)
@@ -192,7 +201,7 @@ class Registry:
             return "", 0
 
     def contracts(self) -> list[Contract]:
-        """Return the contracts of all components.
+        """Import all components, and return the contract (name, version, kind, ports and so on) of each.
 
         A component that cannot be imported is omitted. A :class:`PluginWarning` reports it the first time.
         """
@@ -224,8 +233,10 @@ def _installed(path: tuple[str, ...]) -> tuple[Registry, list[str]]:
 def installed(*, warn: bool = False) -> Registry:
     """Return the registry of all installed components, cached for each value of ``sys.path``.
 
+    An entry point whose name is not of the form ``attention.v1`` is omitted.
+
     Args:
-        warn: True to issue a :class:`PluginWarning` for each entry point that was left out, as :func:`discover` does.
+        warn: True to issue a :class:`PluginWarning` for each omitted entry point; False to omit them silently.
 
     Raises:
         EnvironmentFault: Two distributions register the same name and version.

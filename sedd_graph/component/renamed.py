@@ -1,4 +1,7 @@
-"""Tables of renamed components and kinds, for error messages that suggest the new name. Imports no torch."""
+"""Tables from old to new names of components, kinds of components (such as ``sampler``) and learning-rate schedules.
+
+Error messages about an old name suggest the new one. Imports no torch.
+"""
 
 from __future__ import annotations
 

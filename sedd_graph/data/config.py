@@ -32,7 +32,8 @@ class DataConfig(Strict):
     """Contents of a row. ``stream``: the documents are joined and cut into rows. ``documents``: one document, truncated
     or padded. ``lines``: one line, truncated or padded, without white space around it; empty lines are skipped."""
     holdout: Share = 0.1
-    """Share of the corpus, at its end, that is held out from training."""
+    """Fraction of the corpus, taken from its end, that is held out from training: above 0 and below 0.9. It is
+    measured in characters if ``rows`` is ``stream``, else in documents or lines."""
     seed: Seed = 0
     """Seed of the order of the training rows."""
 
@@ -43,7 +44,7 @@ class PointsConfig(Strict):
     points: Annotated[PointSource, Choice("data.points")]
     """Source of the points."""
     holdout: Share = 0.1
-    """Share of the rows, at their end, that is held out from training."""
+    """Fraction of the points that is held out from training, above 0 and below 0.9. The last points are held out."""
     seed: Seed = 0
     """Seed of the order of the training rows, and of points that are drawn from a density."""
 

@@ -1,4 +1,4 @@
-"""Whether a service on the network can be reached, found out before its library retries for minutes."""
+"""Quick check that a network service can be reached; client libraries of such services may retry for minutes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def unreachable(url: str, seconds: float = 3.0) -> str | None:
 
     Args:
         url: Address of the service, such as ``https://huggingface.co``.
-        seconds: Time limit, that of name resolution included.
+        seconds: Time limit in seconds for name resolution and connection together.
     """
     parts = urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)

@@ -24,15 +24,15 @@ R_co = TypeVar("R_co", bound=_Dataclass, covariant=True)
 
 
 class Units(NamedTuple):
-    """Units in which a loss is reported: nats per one unit (such as token), bits per another (such as character)."""
+    """Units in which a loss is reported, for example nats per token and bits per character."""
 
     nats: str
     """Denominator of the loss in nats, such as ``token``."""
     bits: str
     """Denominator of the loss in bits, such as ``character``."""
     ratio: float
-    """Number of units ``bits`` per unit ``nats``, such as characters per token. Bits are ``nats / (log(2) *
-    ratio)``."""
+    """Conversion between the two denominators, such as the mean number of characters per token. Bits per character are
+    then nats per token, divided by ``log(2) * ratio``."""
 
 
 class Source(Protocol[R_co]):
@@ -44,7 +44,10 @@ class Source(Protocol[R_co]):
 
     @property
     def phases(self) -> int:
-        """Number of offsets, in tokens, at which the first row can begin; 1 if the rows are fixed."""
+        """Number of ways to cut the data into rows, which differ in the offset (in tokens) of the first row.
+
+        One of them is drawn for each epoch. 1 if the rows are the same in every epoch.
+        """
 
     def take(self, index: Index, phase: int) -> R_co:
         """Return a batch of rows.

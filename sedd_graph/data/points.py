@@ -61,9 +61,9 @@ class PointData(Ordered[Points]):
         return f"{sizes} of {self.width} dimensions"
 
     def record(self) -> dict[str, object]:
-        """Return the facts of the data that an evaluation records, as JSON values by name.
+        """Return the description of the data that is saved with the results of an evaluation, as JSON values by key.
 
-        They are the :meth:`fingerprint` (``corpus``) and the number of coordinates of a point (``length``).
+        The keys are ``corpus``, the :meth:`fingerprint`, and ``length``, the number of coordinates of a point.
         """
         return {"corpus": self.fingerprint(), "length": self.width}
 

@@ -27,9 +27,9 @@ def find_files(patterns: list[str], root: Path) -> list[Path]:
         root: The project's folder, to which the patterns are relative and within which the files lie.
 
     Raises:
-        UserError: A pattern matches no file, or one outside ``root`` without
-            :func:`~sedd_graph.inputs.confine.allow_outside`, or no regular file; or the total size exceeds
-            :data:`~sedd_graph.data.sources.MAX_BYTES` bytes.
+        UserError: A pattern matches no file; a match is not a regular file, such as a pipe; a match is outside
+            ``root``, unless :func:`~sedd_graph.inputs.confine.allow_outside` permits this; the total size exceeds
+            :data:`~sedd_graph.data.sources.MAX_BYTES` bytes (8 GiB); or the patterns search too many files.
     """
     found: dict[Path, int] = {}
     looked = [0]

@@ -134,9 +134,10 @@ class Dataset(Ordered[Rows]):
         )
 
     def record(self) -> dict[str, object]:
-        """Return the facts of the data that an evaluation records, as JSON values by name.
+        """Return the description of the data that is saved with the results of an evaluation, as JSON values by key.
 
-        They are the :meth:`fingerprint` (``corpus``), the tokens per row (``length``), ``rows`` and ``holdout``.
+        The keys are ``corpus``, the :meth:`fingerprint`; ``length``, the tokens per row; and ``rows`` and ``holdout``,
+        the settings of these names in the ``data`` section.
         """
         rows = {"rows": self.config.rows, "holdout": self.config.holdout}
         return {"corpus": self.fingerprint(), "length": self.width, **rows}

@@ -88,7 +88,8 @@ def read_corpus(corpus: Corpus, *, root: Path) -> list[Document]:
         root: Folder to which file names in the Config are relative.
 
     Raises:
-        UserError: A file cannot be read, or the corpus has no text or more than :data:`MAX_BYTES` characters.
+        UserError: A file cannot be read, the corpus has no text, or its texts and prompts have more than 2^33
+            characters (the number :data:`MAX_BYTES`) in all.
         MissingExtraError: An optional package that reads the corpus is not installed.
     """
     documents, characters = [], 0

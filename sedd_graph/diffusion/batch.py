@@ -101,13 +101,14 @@ class Draw:
 
     Attributes:
         xt: int64 [b, l], the noisy tokens x_t.
-        t: float32 [b], times in [0, 1]; under an objective that counts masks, the fraction of masked tokens.
+        t: float32 [b], times in [0, 1]. Under an objective that draws the number of masks instead of a time, the
+            fraction of maskable tokens that are masked.
         sigma: float32 [b], total noise sigma(t).
         dsigma: float32 [b], the derivative of sigma(t) in t; 1 if the bound is not an integral over t.
         weight: float32 [b], the importance weight of the sample in a Monte Carlo estimate of the bound on -log p(x_0).
-            If the bound is an integral over t, it is the length of the interval that t is drawn from (1 for a given t);
-            if the bound is a sum over time steps, their number; if it is a sum over the number k of masked tokens out
-            of L, L / k.
+            For a bound that is an integral over t: the length of the interval from which t is drawn, or 1 if the
+            caller specifies t. For a sum over time steps: the number of steps. For a sum over the number of masked
+            tokens: the number of maskable tokens divided by the number of masked ones.
     """
 
     xt: Tensor

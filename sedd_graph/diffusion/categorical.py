@@ -87,7 +87,8 @@ def jump(
             normalised; ``moving`` is bool [b, l] with m True entries. Called once, or not at all if no position
             changes.
         generator: Random number generator on the device of ``x``.
-        read: Returns the value of a flag, bool [], on the host. The one flag tells whether any position changes.
+        read: Converts a tensor bool [] to a Python bool. It is called once, with the tensor that is True if any
+            position changes. A caller that has other values to transfer to the host can do so in the same call.
 
     Returns:
         The new states, int64 [b, l]; the tensor ``x`` itself if no position changes.

@@ -34,14 +34,15 @@ class OutputCheck:
         self._worst = torch.zeros((), device=device)
 
     def add(self, outputs: Mapping[str, Tensor], where: Tensor, tokens: Tensor | None = None) -> None:
-        """Examine outputs of the network.
+        """Examine outputs of the network, and record the largest error, which :meth:`read` reports.
 
-        All must be the logarithms of finite numbers; those called ``log_x0`` must be distributions over the last axis.
+        All outputs are logarithms. Minus infinity (the logarithm of 0) is valid; NaN and values whose exponential
+        overflows float32 are errors. The exponentials of ``log_x0`` must sum to 1 over the last axis.
 
         Args:
             outputs: Outputs by name, [r, l] or [r, l, n].
-            where: bool [r, l], positions whose outputs are used.
-            tokens: bool [r, l], those of them at which ``log_x0`` must be a distribution; None: all.
+            where: bool [r, l], positions whose outputs are used; outputs at other positions are not examined.
+            tokens: bool [r, l], positions at which the sum of ``log_x0`` is examined; None: all positions of ``where``.
         """
         for name, value in outputs.items():
             if value.dim() == where.dim():
@@ -57,13 +58,16 @@ class OutputCheck:
             self._worst = torch.maximum(self._worst, torch.where(where, error, 0.0).amax())
 
     def read(self, *flags: Tensor) -> list[float]:
-        """Transfer scalars to the host, together with the result of the examinations.
+        """Raise an error if outputs examined by :meth:`add` are invalid, else return the values of scalar tensors.
+
+        The recorded error and the scalars reach the host in one transfer.
 
         Args:
-            *flags: Scalars on the device that the caller waits for anyway.
+            *flags: Tensors of shape [] on the device whose values the caller needs, so that it waits for the device
+                in any case.
 
         Returns:
-            Their values.
+            The values of ``flags``.
 
         Raises:
             UserError: An output was not finite, or a distribution did not sum to 1.

@@ -29,28 +29,29 @@ class Conditions(ComponentConfig):
     """Config of the conditions on sampled text, which every sampler accepts (see docs/reference/samplers.md)."""
 
     forbid: Annotated[tuple[Forbidden, ...], pydantic.Field(max_length=4096)] = ()
-    """Tokens that are never sampled: token ids, or strings. At most 4,096.
+    """List of at most 4,096 token ids or strings. These tokens are never sampled.
 
     A string forbids every token whose text contains that string.
     """
     allow: Annotated[dict[int, Pattern], pydantic.Field(max_length=4096)] = {}
-    """Regular expressions by position (negative: from the end). At most 4,096.
+    """Mapping from positions of a row to regular expressions, for at most 4,096 positions.
 
-    The token at the position must match the expression.
+    The text of the token at the position must match the expression as a whole. Negative positions count from the end.
     """
     matching: Pattern | None = None
     """A regular expression that the whole text of each row must match."""
     particles: Annotated[int, pydantic.Field(ge=1, le=4096)] = 1
-    """Number of rows drawn for each one that is returned, from 1 to 4,096.
+    """Number of candidate rows drawn for each returned row, from 1 (the default) to 4,096.
 
-    The returned row is chosen by importance weights, which corrects the distribution under ``forbid``, ``allow`` and
-    ``matching`` to the model's own given the condition, up to an error that falls as 1 / particles. Network evaluations
-    and memory grow in proportion.
+    Under ``forbid``, ``allow`` and ``matching``, the distribution of one candidate is not exactly the model's
+    distribution given the condition. The returned row is therefore chosen among the candidates by importance weights,
+    and the error falls as 1 / particles. Network evaluations and memory grow in proportion.
     """
     guidance: Annotated[float, pydantic.Field(ge=0, le=100)] = 1.0
-    """Scale of classifier-free guidance by the given text in infilling, in [0, 100].
+    """Scale g of classifier-free guidance by the given text in infilling, from 0 to 100.
 
-    1: the model's own distribution; 0: the given text is ignored.
+    A token is sampled from ``p(token | row) ** g * p(token | row with the given text masked) ** (1 - g)``, normalised.
+    1 (the default): the model's own distribution, without guidance; 0: the given text is ignored.
     """
     observed: Literal["clamp", "renoise"] = "clamp"
     """Form in which given tokens enter the network: ``clamp`` or ``renoise``.

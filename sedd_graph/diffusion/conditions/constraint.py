@@ -1,7 +1,7 @@
 """Constraints on sampled tokens: allowed tokens by position, and regular expressions over whole rows.
 
 Axes: b batch, r rows of it, l length, n states of a token, s states of an automaton (the last is dead), k kinds of
-tokens.
+tokens. Tokens are of the same kind if they cause the same transitions of the automaton.
 """
 
 from __future__ import annotations
@@ -116,31 +116,35 @@ class Matching:
         self._end: int | None = None
 
     def ahead(self, x: Tensor, hidden: Tensor, allowed: Tensor) -> list[Tensor]:
-        """Return the log-probability that the row matches the pattern, given the automaton's state at each position.
+        """Return, for each position and each state of the automaton before it, the log-probability of a match.
 
-        Hidden tokens are taken to be drawn uniformly. Axes: b rows, l positions, n tokens, s states of the automaton.
+        It is the probability that the tokens from the position on complete a match. Hidden tokens are drawn
+        independently and uniformly from the allowed ones. Axes: b rows, l positions, n tokens, s states of the
+        automaton.
 
         Args:
             x: Rows, int64 [b, l].
-            hidden: bool [b, l], positions whose tokens are drawn uniformly from ``allowed``; the others are fixed.
-            allowed: bool [n], [l, n] or [b, l, n].
+            hidden: bool [b, l], positions whose tokens are drawn; the tokens of ``x`` at the others are fixed.
+            allowed: bool [n], [l, n] or [b, l, n], tokens that may be drawn.
 
         Returns:
-            l + 1 tensors float64 [b, s], in nats, one before each token and one after the last. Entry i is given the
-            automaton's state after the first i tokens. It is to be passed to :meth:`between` as ``behind``.
+            l + 1 tensors float64 [b, s], nats. Tensor i is for the tokens from position i on, given the state after
+            the first i tokens. It is the argument ``behind`` of :meth:`between` for a span that ends before position i.
         """
         may = allowed.expand(*x.shape, -1)[hidden].double()
         even = may / may.sum(-1, keepdim=True).clamp(min=1)
         return self._backward(self._log_weights(x, hidden, even), slice(None))
 
     def between(self, before: Tensor, behind: Tensor, end: int) -> Matching:
-        """Return the constraint on the positions that follow fixed text, given what follows them.
+        """Return the constraint on a span of positions, given the tokens before it and the chance of a match after it.
+
+        The methods of the result take rows that begin at the first position of the span.
 
         Args:
-            before: Fixed tokens in front of the constrained positions, int64 [b, m].
-            behind: Log-weight of a match by the tokens that follow, given the automaton's state after the last
-                constrained position, float64 [b, s]: an entry of the result of :meth:`ahead`.
-            end: Number of constrained positions; tokens from position ``end`` on are unconstrained.
+            before: Tokens from the first position of the row to the span, int64 [b, m].
+            behind: Log-probability that the tokens behind the span complete a match, given the automaton's state at
+                the end of the span, float64 [b, s]: one of the tensors that :meth:`ahead` returns.
+            end: Number of positions of the span. Tokens behind it, in the rows passed to the result, are unconstrained.
         """
         part = copy.copy(self)
         part._first, part._last, part._end = self._read(before), behind, end

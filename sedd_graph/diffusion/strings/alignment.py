@@ -30,16 +30,19 @@ _CELLS = 2**26
 class Alignment:
     """Likelihood, likelihood ratios and birth probabilities of noisy strings x given their clean strings x0.
 
-    All are sums over all alignments of x (m tokens) with x0 (n tokens).
+    Each token of x (m tokens) is either a token of x0 (n tokens) that survived, or was born, that is, inserted by
+    noise. An alignment states which one it is. p(x) is short for p(x | x0), the sum over all alignments of x with x0.
 
     Attributes:
         log_p: float64 [b], log p(x | x0), nats.
-        missing: [b, n, m + 1]. Entry (s, j) is the sum, over the clean tokens i whose symbol has index s (the argument
-            ``symbols`` of :func:`align`), of p(x') / p(x). x' is x with clean token i inserted after j tokens, and
-            p(x') sums over the alignments in which the inserted token is the survivor of clean token i.
-        fresh: float64 [b, m + 1]. Entry j is p(x') / p(x), where x' is x with a newly born token inserted after j
-            tokens, divided by the frequency of this token.
-        spurious: float64 [b, m], the probability that noisy token j was born, and is not a surviving clean token.
+        missing: [b, n, m + 1], dtype as requested from :func:`align`. Let x' be x with a copy of clean token i
+            inserted after j tokens, and p_i(x') the sum over those alignments of x' in which the inserted token is
+            clean token i, which survived. Entry (s, j) is the sum of p_i(x') / p(x) over all i whose symbol is s, by
+            the argument ``symbols`` of :func:`align`.
+        fresh: float64 [b, m + 1]. Let x' be x with any token inserted after j tokens, and q(x') the sum over those
+            alignments of x' in which the inserted token was born. Entry j is q(x') / p(x), divided by the frequency of
+            the token among born tokens; it is then the same for all tokens.
+        spurious: float64 [b, m], the probability that noisy token j was born.
     """
 
     log_p: Tensor
@@ -100,9 +103,9 @@ def align(pairs: Pairs, *, symbols: Tensor | None = None, dtype: torch.dtype = t
 
     Args:
         pairs: Clean strings x0 and noisy strings x.
-        symbols: int64 [b, n], a number in [0, n) for each clean token, its symbol: for example its index among the
-            distinct tokens of its string. :attr:`Alignment.missing` is summed over the clean tokens of equal symbol.
-            None: each clean token has a symbol of its own, its position.
+        symbols: int64 [b, n], groups of clean tokens over which :attr:`Alignment.missing` is summed: the number of each
+            token's group, in [0, n). Copies of one token form a group if the numbers are indices of the distinct tokens
+            of the string. None: each clean token is a group, numbered by its position.
         dtype: dtype of :attr:`Alignment.missing`.
     """
     (b, n), m, device = pairs.clean.shape, pairs.noisy.shape[1], pairs.noisy.device

@@ -1,10 +1,10 @@
 """Forward and backward sums of the pair hidden Markov model of :mod:`.alignment`, one anti-diagonal at a time.
 
 Cell (i, j) of the table stands for the first i tokens of the clean string and the first j of the noisy string; all
-cells of diagonal k = i + j are computed together. Values span thousands of orders of magnitude. Each i therefore has a
-scale, a power of two that is updated every 32 diagonals; sums are then those of floating-point numbers, without a
-logarithm per cell. The rows of the batch are adjacent in memory for each cell, so that a segment of a diagonal is
-contiguous.
+cells of diagonal k = i + j are computed together. Values span thousands of orders of magnitude, more than float64
+holds. Each i of each row therefore has a scale, a power of two by which its values are divided and which is updated
+every 32 diagonals. Values can then be added directly, without the logsumexp of a computation in log space. The rows of
+the batch are adjacent in memory for each cell, so that a segment of a diagonal is contiguous.
 
 Axes: b rows, n clean tokens, m noisy tokens (both padded), k diagonals.
 """
@@ -139,13 +139,15 @@ class Sweep:
 
     Call :meth:`forward`, then :meth:`backward`.
 
-    Let A(i, j) be the total probability of the alignments of the first i clean and first j noisy tokens in which no
-    further birth follows noisy token j, and e(i, j) the probability that clean token i becomes noisy token j, both
-    divided by the frequencies of the noisy tokens among born tokens. Then
-    A(i, j) = vanish A(i-1, j) + birth A(i, j-1) + [(1 - birth) e(i, j) - birth vanish] A(i-1, j-1), where births behind
-    a vanished token count as births behind the token before it. The total probability of all alignments of the
-    remaining tokens obeys the same recursion in reverse. The difference in brackets causes no cancellation, since A is
-    at least vanish A(i-1, j) and birth A(i, j-1).
+    ``survive``, ``vanish``, ``replace`` and ``birth`` are the transition probabilities of :class:`Links`. Let A(i, j)
+    be the total probability of the alignments of the first i clean tokens with the first j noisy tokens in which no
+    further birth follows noisy token j, divided by the frequencies of these noisy tokens among born tokens. Then
+    A(i, j) = vanish A(i-1, j) + birth A(i, j-1) + [(1 - birth) e(i, j) - birth vanish] A(i-1, j-1).
+
+    Here e(i, j) is ``replace``, plus ``survive`` divided by the frequency of noisy token j if clean token i equals it.
+    The term -birth vanish corrects a double count: if clean token i vanishes and noisy token j is born, both of the
+    first two terms contain the pair. Since birth vanish A(i-1, j-1) is at most as large as either of them, there is no
+    cancellation. The total probability of all alignments of the remaining tokens obeys the same recursion in reverse.
 
     Args:
         clean: Clean tokens, float64 [n, b], minus infinity at padding.

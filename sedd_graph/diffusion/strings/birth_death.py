@@ -35,16 +35,18 @@ _PIECE = 2**20
 class Target:
     """Regression targets of the network for a noisy string x given the clean string x0, and constants of the loss.
 
-    All tensors except ``symbols`` are float32. Gap j is the place for insertions behind position j. The target of
-    inserting token v in gap j is ``fresh[j] * law[v]``, plus ``missing[s, j]`` if v is ``symbols[s]``, where ``law``
-    are the kernel's frequencies of born tokens.
+    A token of x was born if noise inserted it, and is otherwise a token of x0 that survived. Gap j is the place for
+    insertions behind position j. The target of inserting token v in gap j is ``fresh[j] * law[v]``, plus
+    ``missing[i, j]`` if v is ``symbols[i]``, where ``law`` are the kernel's frequencies of born tokens. All tensors
+    except ``symbols`` are float32.
 
     Attributes:
-        missing: [b, n, w], the expected number of missing occurrences of each of the n ``symbols`` in each gap.
+        missing: [b, n, w], the expected number of copies of each of the n ``symbols`` that are missing in each gap.
         symbols: int64 [b, n], the distinct tokens of x0, padded.
         fresh: [b, w], the coefficient of the token frequencies in each gap; 0 without births.
         spurious: [b, w], the target of deletions: the probability that the token at a position was born.
-        constant: [b, 2], the sum of a log a - a over the targets a of insertions, and over those of deletions.
+        constant: [b, 2], terms of the loss that do not depend on the network: the sum of a log a - a over the targets a
+            of insertions, and over those of deletions. They make the loss 0 if the outputs equal the targets.
     """
 
     missing: Tensor
@@ -116,8 +118,9 @@ class BirthDeath(StringKernel):
         """Return the factors of insertions and deletions in the edit probabilities of a step down to ``sigma_next``.
 
         The probability of an edit in the step is its factor times the exponentiated output of the network. Without
-        births, insertion is a Tweedie step, which is exact for one missing token. The rate of deletions is integrated
-        over the whole step.
+        births, the factor of insertions is the exact probability that a token missing at ``sigma`` is present at
+        ``sigma_next`` (a Tweedie step), and that of deletions is 0. With births, the factor of deletions is
+        1 - exp(-integral of the deletion factor of :meth:`weights` over the step).
 
         Args:
             sigma: Total noise, [b].

@@ -75,15 +75,16 @@ def align_padded(noise: Tensor, clean: Tensor) -> Columns:
 def align_optimal(noise: Tensor, clean: Tensor) -> Columns:
     """Return an alignment with the fewest edits (Levenshtein distance; Needleman and Wunsch 1970).
 
-    Ties are resolved in favour of columns with two tokens, as far right as possible. Takes m + (m + n) vectorised
-    steps.
+    Among the alignments with the fewest edits, columns are chosen from right to left: a column with two tokens if
+    possible, else a deletion, else an insertion. The time is that of at most 2 m + n steps, each vectorised over the
+    batch.
 
     Args:
         noise: Noise tokens, int64 [b, m], :data:`BLANK` at padding.
         clean: Clean tokens, int64 [b, n], :data:`BLANK` at padding.
 
     Returns:
-        Columns, [b, m + n].
+        Columns, [b, m + n], with padding on the left.
     """
     rows, device = len(noise), noise.device
     deep, wide = ((x != BLANK).sum(-1) for x in (noise, clean))

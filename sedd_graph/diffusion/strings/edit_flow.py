@@ -31,7 +31,8 @@ class EditFlowKernel(StringKernel):
 
     The network's outputs are ``log_insert`` [b, w, v], ``log_delete`` [b, w] and ``log_substitute`` [b, w, v]: the log
     of the expected number of columns that still have their noise entry and require this edit. If the prior is the empty
-    string (``spread`` 0), ``log_insert`` is the only output, and noisy strings are distributed as under deletion.
+    string (``spread`` 0), ``log_insert`` is the only output, and a noisy string retains each clean token independently
+    with probability exp(-sigma), as under a kernel that deletes tokens at rate 1.
     """
 
     abstract: ClassVar[bool] = True
@@ -53,7 +54,9 @@ class EditFlowKernel(StringKernel):
 
     @abstractmethod
     def align(self, noise: Tensor, clean: Tensor) -> Columns:
-        """Align noise strings with clean strings.
+        """Return an alignment of each noise string with its clean string, such as one with the fewest edits.
+
+        Its columns, each a pair of noise token and clean token or blank, determine the edits that the network learns.
 
         Args:
             noise: Tokens of strings from the prior, int64 [b, m], :data:`BLANK` at padding.
@@ -74,7 +77,8 @@ class EditFlowKernel(StringKernel):
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """Return the probability that a column switches to its clean entry in a step from ``sigma`` to ``sigma_next``.
 
-        The column, of an alignment of a noise string with a clean string, has its noise entry at ``sigma``.
+        A column is a pair of entries (tokens or blanks) of an aligned noise string and clean string. The probability
+        is conditional on the column having its noise entry at ``sigma``.
 
         Args:
             sigma: Total noise, [b].

@@ -1,10 +1,11 @@
 """FlexMDM (arXiv 2509.01025) in closed form: masked diffusion of strings whose length the model chooses.
 
-Noise masks tokens and deletes masks. The paper's time s runs from the empty string (0) to data (1); the time here is
-``t = 1 - s``. In the paper, a token is inserted as a mask with schedule a(s) and unmasked with schedule b(s), given
-that it is inserted. Here lam = 1 - exp(-sigma) is the fraction of deleted tokens, a = exp(-sigma(t)), and 1 - b = (1 -
-a)^pace. On the time scale -log lam = -log(1 - a) both rates are constant: every missing token is inserted at rate 1 and
-every mask is unmasked at rate ``pace``, independently.
+Noise masks tokens and deletes masks; generation inserts masks and unmasks them. The paper's time s runs from the empty
+string (0) to data (1); the time here is ``t = 1 - s``. In the paper, a(s) is the probability that a token has been
+inserted by time s, and b(s) is the schedule by which inserted tokens are unmasked. Here a = exp(-sigma(t)), so that
+lam = 1 - exp(-sigma) = 1 - a is the fraction of deleted tokens, and 1 - b = (1 - a)^pace. The number ``pace`` is the
+rate of unmasking divided by the rate of insertion: if time is measured by -log lam, every missing token is inserted at
+rate 1 and every mask is unmasked at rate ``pace``, independently.
 
 Axes: b rows, w positions of a noisy string (the start state first, padded), n tokens of a clean string (padded), v data
 tokens, k candidate tokens of a mask.
@@ -47,8 +48,9 @@ class FlexTarget:
         filled: [b, k, w], the probability that the token under a mask is each of the candidates ``symbols``; 0 at
             positions without mask.
         symbols: int64 [b, k, w], candidate tokens.
-        constant: [b, 2], the sum of a log a - a over the entries a of ``missing``, and of a log a over those of
-            ``filled``.
+        constant: [b, 2], terms of the loss that do not depend on the network: the sum of g log g - g over the entries g
+            of ``missing``, and of p log p over the entries p of ``filled``. They make the loss 0 if the outputs equal
+            the targets.
     """
 
     missing: Tensor
@@ -112,8 +114,8 @@ class FlexKernel(StringKernel):
     def masked(self, sigma: Tensor) -> Tensor:
         """Return the probability that a token is masked at total noise ``sigma``.
 
-        The probability is (lam - lam^pace) / (pace - 1), or -lam log lam for pace 1, where lam = 1 - exp(-sigma) is the
-        probability that the token is deleted.
+        The probability is (lam - lam^pace) / (pace - 1), or -lam log lam for pace 1. lam = 1 - exp(-sigma) is the
+        probability that the token is deleted; :attr:`pace` is the rate of unmasking divided by that of insertion.
 
         Args:
             sigma: Total noise, [b].
@@ -239,7 +241,7 @@ class FlexKernel(StringKernel):
         return self._target(strings, missing, filled, symbols.clamp(max=self.mask)[:, None])
 
     def masks(self, strings: Strings) -> Tensor:
-        """Return True at the positions of masks, bool [b, w]."""
+        """Return the positions of ``strings`` at which the token is a mask, bool [b, w]."""
         return strings.attend & (strings.tokens == self.mask)
 
     def _target(self, strings: Strings, missing: Tensor, filled: Tensor, symbols: Tensor) -> FlexTarget:

@@ -1,6 +1,7 @@
 """Interfaces of processes that change the length of strings: kernel, noisy batch, objective, enumerable instance.
 
-A kernel has k kinds of edits: insertions first, then deletions, then others such as substitutions. Axes: b rows, w
+An enumerable instance is a kernel with few tokens, together with all short strings, for numerical verification. A
+kernel has k kinds of edits: insertions first, then deletions, then others such as substitutions. Axes: b rows, w
 positions of a noisy string (the start state first, padded), n tokens of a clean string (padded), v data tokens, s
 strings of an enumerable instance. Position 0 is the start state; gap j is the place for insertions behind position j.
 """
@@ -86,14 +87,25 @@ class StringKernel(Component, ABC):
     extra_states: ClassVar[int] = 1
     """Number of states without a network output: 1, the start state.
 
-    The last axis of the first output in each set of :meth:`parametrizations` has an entry for every other state.
+    The number of states of a kernel is this number plus the size of the last axis of the first network output, in the
+    order of :meth:`parametrizations`.
     """
     toys: ClassVar[tuple[int, ...]] = (TOKENS,)
-    """Numbers of data tokens for which :meth:`table` enumerates the kernel; verification uses each of them."""
+    """Vocabulary sizes, in data tokens, for which :meth:`table` can enumerate all short strings of the kernel.
+
+    Numerical verification runs on a kernel of each of these sizes.
+    """
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
-        """Return ``config`` reduced to a vocabulary of ``states`` states, for numerical verification."""
+        """Return a Config of this kernel for a small vocabulary and short strings, for numerical verification.
+
+        By default it is ``config`` unchanged.
+
+        Args:
+            config: The kernel's Config in the blueprint.
+            states: Number of states of the small vocabulary, the start state included.
+        """
         return config
 
     @property
@@ -139,9 +151,10 @@ class StringKernel(Component, ABC):
 
     @abstractmethod
     def table(self, *, one_length: bool) -> StringTable:
-        """Return the enumerable instance of this kernel, for numerical verification.
+        """Return the enumerable instance of this kernel, on which numerical verification runs.
 
-        The instance enumerates all short strings. The number of data tokens of the kernel must be one of :attr:`toys`.
+        It consists of all short strings, a distribution of clean strings, and the outputs of a perfect network. The
+        number of data tokens of the kernel must be one of :attr:`toys`.
 
         Args:
             one_length: True: all clean strings have the same length; False: their lengths vary.
@@ -162,10 +175,10 @@ class StringKernel(Component, ABC):
 
     @abstractmethod
     def leap(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Return the factor of each kind of edit in the edit probabilities of a step down to ``sigma_next``.
+        """Return the factor of each kind of edit in a tau-leaping step from ``sigma`` down to ``sigma_next``.
 
-        The probability, or the expected number, of an edit in the step is its factor times the exponentiated output of
-        the network.
+        The factor times the exponentiated output of the network is the expected number of such edits in the step. A
+        sampler that makes at most one edit per position uses it as the probability of the edit.
 
         Args:
             sigma: Total noise, [b].
