@@ -150,7 +150,14 @@ class L2Attention(Component, kind="attention"):
         return Algebra(lipschitz={("x", "out"): config.bound})
 
     def certified_squared(self, count: Tensor) -> Tensor:
-        """Return the squared Lipschitz bound of theorem 3.2, float64 [...], for ``count`` [...] attended positions."""
+        """Return the squared Lipschitz bound of theorem 3.2 of Kim et al. (arXiv 2006.04710).
+
+        Args:
+            count: Number of attended positions, of any shape.
+
+        Returns:
+            The bound, float64, of the shape of ``count``.
+        """
         heads = (largest_squared(self.query) * largest_squared(self.value)).sum()
         count = count.double().clamp(min=1)
         return count * largest_squared(self.out) * heads * (4 * _lambert((count - 1) / math.e) + 1).square()

@@ -1,6 +1,6 @@
 """Token embedding.
 
-Axes: b batch, l length, d model width, vocab (number of states: data tokens, and mask or start state if there is one).
+Axes: b batch, l length, d model width, vocab (number of states: data tokens, and mask or BOS token if there is one).
 """
 
 import math

@@ -1,6 +1,6 @@
 """Kernels that delete and insert tokens, and the heads that predict insertions and deletions in the reverse process.
 
-Axes: b batch, l positions of a string (the start state, then the tokens), d model width, v data tokens.
+Axes: b batch, l positions of a string (the BOS token, then the tokens), d model width, v data tokens.
 """
 
 import math
@@ -107,7 +107,7 @@ class InsertionHead(TokenHead, kind="head"):
     float32.
 
     The optional input ``table`` ties the output weights to a token embedding [v + 1, d]: they are all its rows but the
-    last, which embeds the start state (the marker at position 0).
+    last, which embeds the BOS token (the marker at position 0).
     """
 
     class Config(ComponentConfig):

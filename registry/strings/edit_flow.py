@@ -1,6 +1,6 @@
 """Edit Flows (arXiv 2506.09018): kernel, substitution head and loss.
 
-Axes: b rows, w positions of a noisy string (first the start state, which marks its beginning), c columns of an
+Axes: b rows, w positions of a noisy string (first the BOS token, which marks its beginning), c columns of an
 alignment, d model width, v data tokens. In the inputs and outputs of network components, w is called l.
 """
 
@@ -104,7 +104,7 @@ class SubstitutionHead(TokenHead, kind="head"):
     the current one).
 
     The optional input ``table`` ties the output weights to a token embedding [v + 1, d]: they are all its rows but the
-    last, which embeds the start state (the marker at position 0).
+    last, which embeds the BOS token (the marker at position 0).
     """
 
     class Config(ComponentConfig):

@@ -1,6 +1,6 @@
 """FlexMDM (arXiv 2509.01025), masked diffusion of strings of variable length: kernel, head, objective and samplers.
 
-Axes: b batch, w positions of a string (first the start state, which marks its beginning, then tokens and masks), d
+Axes: b batch, w positions of a string (first the BOS token, which marks its beginning, then tokens and masks), d
 model width, v data tokens. In the inputs and outputs of network components, w is called l.
 """
 

@@ -2,7 +2,7 @@
 
 A draw, the noisy strings of a batch, also contains all terms of the loss that do not depend on the network, so that the
 loss itself is a few sums and can be compiled. A gap is the place after a position, where tokens can be inserted. Axes:
-b rows, w positions of a noisy string (the start state first), n tokens of a clean string, v data tokens.
+b rows, w positions of a noisy string (the BOS token first), n tokens of a clean string, v data tokens.
 """
 
 import dataclasses
@@ -93,7 +93,7 @@ class ClockObjective(StringObjective[Kernel_, Draw_]):
             random: Source of random numbers.
 
         Returns:
-            The draw, whose rows have w positions, the start state first.
+            The draw, whose rows have w positions, the BOS token first.
         """
 
     def corrupt(

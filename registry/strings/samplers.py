@@ -1,7 +1,8 @@
 """Samplers of strings: tau-leaping in time steps, and thinning and first hitting without discretisation error.
 
 An edit is an insertion, deletion or substitution of one token; a gap is the place after a position. Axes: b rows, w
-positions (the start state first), v data tokens, k kinds of edits (insertions first).
+positions (the BOS token first), v data tokens, k kinds of edits (insertion, deletion and, if the kernel has it,
+substitution).
 """
 
 from abc import abstractmethod

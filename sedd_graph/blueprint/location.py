@@ -25,8 +25,9 @@ class Loaded:
     """A validated blueprint file, with the files that it includes.
 
     References ``${params.x}`` are already replaced by values, except within ``nodes`` and ``blocks``. Those are
-    replaced later, when :func:`sedd_graph.graph.expand.expand` builds the graph: ``params.x`` is a parameter
-    of the file in its ``nodes``, but of the block within a block, where the value depends on the node that uses it.
+    replaced later, when :func:`sedd_graph.graph.expand.expand` builds the graph. Within the file's ``nodes``,
+    ``params.x`` is a parameter of the file. Within a block it is a parameter of the block, whose value depends on the
+    node that uses the block.
     """
 
     document: Document

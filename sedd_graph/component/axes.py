@@ -4,7 +4,7 @@ Expressions in a blueprint are never passed to ``eval``: a small parser with bou
 
 Axis names in the shipped blueprints: b batch, l length, d model width, e width of the conditioning vector, v
 vocabulary of the network's output (data tokens, and the mask if the kernel has one). Kernels have an axis n of all
-token states: n = v in token processes, and n = v + 1 in string processes, whose start state has no network output.
+token states: n = v in token processes, and n = v + 1 in string processes, whose BOS token has no network output.
 """
 
 from __future__ import annotations

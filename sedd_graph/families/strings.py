@@ -1,8 +1,8 @@
 """Processes on strings (the family ``strings``), which insert, delete and replace tokens, so that lengths change.
 
-A string is stored as a padded row that begins with the start state, a special state that is also the padding.
+A string is stored as a padded row that begins with the BOS (beginning-of-string) token, which is also the padding.
 
-Axes: b batch, l length, p prompt length, w positions of a padded string (position 0 holds the start state), v data
+Axes: b batch, l length, p prompt length, w positions of a padded string (position 0 holds the BOS token), v data
 tokens.
 """
 
@@ -205,7 +205,7 @@ class StringProcess(TextProcess):
 
         Returns:
             Token ids int64 [b, l], l being the length of the longest drawn string. Shorter strings are padded with the
-            id of the start state, ``kernel.start``.
+            id of the BOS token, ``kernel.start``.
 
         Raises:
             UserError: The request has no length, sets ``steps`` for a sampler that chooses its own times, or has a
@@ -220,7 +220,7 @@ class StringProcess(TextProcess):
         if request.prompt is None:
             strings = self.kernel.prior(batch, longest=length, generator=generator, allowed=self.allowed)
             fixed = torch.zeros_like(strings.attend)
-            fixed[:, 0] = True  # the start state
+            fixed[:, 0] = True  # the BOS token
             shut = ~strings.attend
         else:
             strings, fixed, shut = self._prompt(request.prompt.to(network.device), batch, length)
@@ -273,7 +273,7 @@ class StringProcess(TextProcess):
         return Strings(tokens, every), every.clone(), shut
 
     def _rows(self, strings: Strings, width: int) -> Tensor:
-        """Return the tokens of strings after the start state, int64 [b, width], padded with the start state."""
+        """Return the tokens of strings after the BOS token, int64 [b, width], padded with the BOS token."""
         rows = strings.tokens[:, 1 : width + 1]
         return F.pad(rows, (0, width - rows.shape[1]), value=self.kernel.start)
 

@@ -177,7 +177,7 @@ class Contraction:
 
     @property
     def needs(self) -> tuple[Ref, ...]:
-        """Values that the derivation reads: ``value``, and the known values that the body reads."""
+        """References of the values that the derivation reads: :attr:`value`, and the known values that :attr:`body` reads."""
         own = {ref for call in self.body for ref in call.targets} | {self.target}
         outside = dict.fromkeys(ref for call in self.body for ref in call.needs if ref not in own)
         return (

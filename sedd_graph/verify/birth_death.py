@@ -5,7 +5,7 @@ the definition of the process alone: per unit of total noise sigma, each token i
 before, between and after tokens a new token is inserted at the rate ``kernel.births``, drawn from the distribution
 ``kernel.law``.
 
-Axes: b rows, s strings, w positions of a padded string (position 0 holds the start state, a special state that marks
+Axes: b rows, s strings, w positions of a padded string (position 0 holds the BOS token, a special state that marks
 the beginning and the padding), v data tokens (two or three).
 """
 

@@ -5,7 +5,7 @@ clean, and the others are still noise. A *case* is a pair of strings with such a
 expected number of each remaining edit, given the noisy string, is the rate that a perfect network predicts. These rates
 must transport the distribution of noise to that of data.
 
-Axes: b rows, s strings, e cases, c columns, w positions of a padded string (position 0 holds the start state, a special
+Axes: b rows, s strings, e cases, c columns, w positions of a padded string (position 0 holds the BOS token, a special
 state that marks the beginning and the padding), v data tokens (two or three).
 """
 
@@ -157,7 +157,7 @@ class EditFlowTable(EnumeratedTable):
         return self._integrand(sigma) / torch.expm1(sigma)
 
     def _unpadded(self, index: Tensor, width: int) -> Tensor:
-        """Return the strings with indices ``index`` [k], without start state, padded with blanks, int64 [k, width]."""
+        """Return the strings with indices ``index`` [k], without BOS token, padded with blanks, int64 [k, width]."""
         strings = self.rows(index)
         return torch.where(strings.attend, strings.tokens, BLANK)[:, 1 : width + 1]
 

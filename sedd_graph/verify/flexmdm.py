@@ -5,7 +5,7 @@ are enumerated for all short clean strings. The reference uses nothing but the t
 the time variable -log(1 - exp(-sigma)), a missing token is inserted as a mask at rate 1, and a mask is replaced by its
 token at the rate ``kernel.pace``.
 
-Axes: b rows, s strings, a number of missing tokens, w positions of a padded string (position 0 holds the start state, a
+Axes: b rows, s strings, a number of missing tokens, w positions of a padded string (position 0 holds the BOS token, a
 special state that marks the beginning and the padding), v data tokens (two or three).
 """
 

@@ -132,9 +132,10 @@ def _expected(
 
 
 def fit_rest(batch: Batch, off: Tensor, scale: Tensor, tokens: int) -> Tensor:
-    """Estimate the constant that an objective adds to its loss for each data token, by least squares.
+    """Estimate the constants that an objective adds to its loss, one for each token of the vocabulary, by least squares.
 
-    An objective may add a cost per clean token that depends on nothing else (:attr:`Objective.measure`).
+    An objective may add a cost for each clean token that depends on this token alone, not on noise or network
+    (:attr:`Objective.measure`).
 
     Args:
         batch: Clean rows, b of them.

@@ -28,11 +28,11 @@ MOST_STEPS = 512
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Numbers of samples and of sampler steps in the verification of a sampler, one set for each strength.
+    """Numbers of samples and of sampler steps in the verification of a sampler: ``quick`` has one set, ``full`` another.
 
     Attributes:
-        rows: Samples of rows with dependent tokens, for each number of steps.
-        alone: Samples of rows with two independent tokens, for each number of steps.
+        rows: Number of samples, for each number of steps, on the toy with dependent tokens.
+        alone: Number of samples, for each number of steps, on the toy with two independent tokens.
         steps: A smaller and a larger number of steps, from which samples are extrapolated to infinitely many steps.
         few: Small numbers of steps, for a sampler that declares that independent tokens are exact at any number.
         budget: Limit on the entries of all network outputs of a run (rows * evaluations per row * l * n), which reduces

@@ -1,6 +1,6 @@
 """Verification of what every objective and sampler of strings must keep to: random numbers, times, rows, given tokens.
 
-Axes: r rows, w positions of a padded string (position 0 holds the start state), v data tokens.
+Axes: r rows, w positions of a padded string (position 0 holds the BOS token), v data tokens.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ With these, means of losses are sums over all cases rather than averages over ra
 with one way to noise it.
 
 Axes: b noise levels, c clean strings, s strings of the table, e cases, r selected cases, w positions of a padded string
-(position 0 holds the start state), v data tokens.
+(position 0 holds the BOS token), v data tokens.
 """
 
 from __future__ import annotations

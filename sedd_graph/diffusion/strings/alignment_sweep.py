@@ -41,7 +41,7 @@ class Links:
         vanish: float64 [b], the probability that the token dies and has no surviving descendants.
         replace: float64 [b], the probability that the token dies and has a surviving descendant.
         birth: float64 [b], the probability that one more born token follows a token of the noisy string. It is equal
-            for survivors, for born tokens and for the start state.
+            for survivors, for born tokens and for the BOS token.
     """
 
     survive: Tensor

@@ -1,7 +1,7 @@
 """Kernels of token births and deaths in closed form: deletion (DID) and the TKF91 process.
 
 TKF91 is the birth-death process of Thorne, Kishino and Felsenstein (1991). Axes: b rows, w positions of a noisy string
-(the start state first, padded), n tokens of a clean string (padded), v data tokens.
+(the BOS token first, padded), n tokens of a clean string (padded), v data tokens.
 """
 
 from __future__ import annotations
@@ -64,11 +64,12 @@ def _k(a: Tensor) -> Tensor:
 class BirthDeath(StringKernel):
     """A kernel of births and deaths: tokens die at rate 1 per unit of sigma, and new tokens are born between them.
 
-    New tokens are born behind the start state and behind every token at the rate ``births``, with the token frequencies
+    New tokens are born behind the BOS token and behind every token at the rate ``births``, with the token frequencies
     ``law``. Without births this is deletion (DID, arXiv 2603.23507); with births it is the TKF91 process. A reverse
     rate is an exponentiated output of the network times a factor (:meth:`weights`). The outputs are ``log_insert``
     [b, w, v], whose exponentials sum over v to approximately the number of tokens missing behind a position, and
-    ``log_delete`` [b, w], the log-probability that a token was born.
+    ``log_delete`` [b, w], the log-probability that a token was born. Axes: b rows, w positions (the BOS token first), v
+    data tokens.
     """
 
     abstract: ClassVar[bool] = True
@@ -163,7 +164,7 @@ class BirthDeath(StringKernel):
             batch: Clean strings; only tokens with ``corrupt`` True can die.
             sigma: Total noise, [b].
             random: Source of uniform numbers.
-            width: Number of positions w of the result, the start state included. Tokens beyond it are dropped and
+            width: Number of positions w of the result, the BOS token included. Tokens beyond it are dropped and
                 counted in :attr:`Strings.cut`. None: that of the longest noisy string.
 
         Returns:

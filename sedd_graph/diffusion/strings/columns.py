@@ -3,7 +3,7 @@
 A column of an alignment pairs a token or a blank of the noise string with a token or a blank of the clean string. At an
 intermediate time some columns have switched to their clean entry, and the others still have their noise entry; these
 entries without blanks are the noisy string. Axes: b rows, m noise tokens, n clean tokens, c columns, w positions of a
-padded string (the start state first).
+padded string (the BOS token first).
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def partway(columns: Columns, moved: Tensor, *, start: int, width: int | None = 
     Args:
         columns: Alignments of noise strings with clean strings.
         moved: bool [b, c], columns that have switched to their clean entry.
-        start: The start state, the first position of each string and its padding.
-        width: Number of positions w of the noisy strings, the start state included; None: that of the longest noisy
+        start: The BOS token, the first position of each string and its padding.
+        width: Number of positions w of the noisy strings, the BOS token included; None: that of the longest noisy
             string. Tokens and edits beyond it are dropped; :attr:`Strings.cut` counts the dropped tokens.
     """
     noise, clean = columns

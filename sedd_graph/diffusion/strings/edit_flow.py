@@ -107,7 +107,7 @@ class EditFlowKernel(StringKernel):
     def noise(
         self, rows: int, *, longest: int | None, random: Randomness, allowed: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw strings from the prior, without the start state.
+        """Draw strings from the prior, without the BOS token.
 
         Args:
             rows: Number of strings, b.
@@ -149,7 +149,7 @@ class EditFlowKernel(StringKernel):
             batch: Clean strings.
             sigma: Total noise, [b].
             random: Source of uniform numbers.
-            width: Number of positions w of the result, the start state included. Noise strings are drawn with at most
+            width: Number of positions w of the result, the BOS token included. Noise strings are drawn with at most
                 ``width - 1`` tokens; tokens of the noisy strings beyond ``width``, and edits of them, are dropped, and
                 the dropped tokens are counted in :attr:`Strings.cut`. None: no limit.
         """

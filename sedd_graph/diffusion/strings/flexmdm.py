@@ -7,7 +7,7 @@ lam = 1 - exp(-sigma) = 1 - a is the fraction of deleted tokens, and 1 - b = (1 
 rate of unmasking divided by the rate of insertion: if time is measured by -log lam, every missing token is inserted at
 rate 1 and every mask is unmasked at rate ``pace``, independently.
 
-Axes: b rows, w positions of a noisy string (the start state first, padded), n tokens of a clean string (padded), v data
+Axes: b rows, w positions of a noisy string (the BOS token first, padded), n tokens of a clean string (padded), v data
 tokens, k candidate tokens of a mask.
 """
 
@@ -79,7 +79,7 @@ class FlexDraw(StringDraw):
 
 
 class FlexKernel(StringKernel):
-    """The kernel of FlexMDM. Its states are the data tokens, the mask and the start state, in this order.
+    """The kernel of FlexMDM. Its states are the data tokens, the mask and the BOS token, in this order.
 
     The network's outputs do not depend on time. They are ``log_gap`` [b, w], the log of the expected number of tokens
     missing behind a position, and ``log_x0`` [b, w, v + 1], the log-probabilities of the token under a mask.
@@ -166,7 +166,7 @@ class FlexKernel(StringKernel):
             batch: Clean strings; only tokens with ``corrupt`` True can be masked or deleted.
             sigma: Total noise, [b].
             random: Source of uniform numbers.
-            width: Number of positions w of the result, the start state included. Tokens beyond it are dropped and
+            width: Number of positions w of the result, the BOS token included. Tokens beyond it are dropped and
                 counted in :attr:`Strings.cut`. None: that of the longest noisy string.
 
         Returns:

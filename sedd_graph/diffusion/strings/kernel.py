@@ -2,8 +2,8 @@
 
 An enumerable instance is a kernel with few tokens, together with all short strings, for numerical verification. A
 kernel has k kinds of edits: insertions first, then deletions, then others such as substitutions. Axes: b rows, w
-positions of a noisy string (the start state first, padded), n tokens of a clean string (padded), v data tokens, s
-strings of an enumerable instance. Position 0 is the start state; gap j is the place for insertions behind position j.
+positions of a noisy string (the BOS token first, padded), n tokens of a clean string (padded), v data tokens, s
+strings of an enumerable instance. Position 0 is the BOS token; gap j is the place for insertions behind position j.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LOG_DELETE = Output("log_delete", "float b l", "log probability that the token a
 LOG_SUBSTITUTE = Output("log_substitute", "float b l v", "log probability that the token becomes another")
 
 FEEDS = (
-    Input("tokens", "int b l", "noisy strings, the start state first"),
+    Input("tokens", "int b l", "noisy strings, the BOS token first"),
     Input("sigma", "float b", "total noise"),
     Input("attend", "bool b l", "positions that are not padding; give it to every attention", required=True),
 )
@@ -58,7 +58,7 @@ class StringDraw:
     targets.
 
     Attributes:
-        xt: int64 [b, w], the noisy strings. Position 0 is the start state, the state that marks the beginning and the
+        xt: int64 [b, w], the noisy strings. Position 0 is the BOS token, the state that marks the beginning and the
             padding.
         attend: bool [b, w], True at position 0 and at tokens, False at padding.
         sigma: float32 [b], total noise.
@@ -85,7 +85,7 @@ class StringKernel(Component, ABC):
 
     abstract: ClassVar[bool] = True
     extra_states: ClassVar[int] = 1
-    """Number of states without a network output: 1, the start state.
+    """Number of states without a network output: 1, the BOS token.
 
     The number of states of a kernel is this number plus the size of the last axis of the first network output, in the
     order of :meth:`parametrizations`.
@@ -104,13 +104,13 @@ class StringKernel(Component, ABC):
 
         Args:
             config: The kernel's Config in the blueprint.
-            states: Number of states of the small vocabulary, the start state included.
+            states: Number of states of the small vocabulary, the BOS token included.
         """
         return config
 
     @property
     def states(self) -> int:
-        """Number of states n, the start state included."""
+        """Number of states n, the BOS token included."""
         return self.axis("n")
 
     @property
@@ -120,7 +120,7 @@ class StringKernel(Component, ABC):
 
     @property
     def start(self) -> int:
-        """Index of the start state, which is the first position of every row and its padding."""
+        """Index of the BOS token, which is the first position of every row and its padding."""
         return self.states - 1
 
     @property
@@ -427,7 +427,7 @@ class StringTable(ABC):
 
     @cached_property
     def _padded(self) -> tuple[Tensor, Tensor]:
-        """All strings behind the start state, padded, int64 [s, w], and their lengths, int64 [s]."""
+        """All strings behind the BOS token, padded, int64 [s, w], and their lengths, int64 [s]."""
         tokens = torch.full((len(self.strings), self.longest + 1), self.kernel.start)
         for i, s in enumerate(self.strings):
             tokens[i, 1 : len(s) + 1] = torch.tensor(s, dtype=torch.int64)

@@ -1,7 +1,7 @@
 """The interface of samplers of strings, and the state of a sampling run.
 
 A :class:`StringWalk` stores strings between noise and text. It evaluates the network, applies edits, leaves given
-tokens unchanged, and counts evaluations. Axes: b rows, w positions (the start state first), v data tokens, k kinds of
+tokens unchanged, and counts evaluations. Axes: b rows, w positions (the BOS token first), v data tokens, k kinds of
 edits (insertions first).
 """
 
@@ -334,7 +334,7 @@ class StringSampler(Component, ABC, Generic[Kernel_]):
     evaluations: int = 0
     """Number of rows that the network evaluated in the last run, summed over steps."""
     fixed: Tensor
-    """True at the start state and the given tokens in the result of the last run, bool [b, w]."""
+    """True at the BOS token and the given tokens in the result of the last run, bool [b, w]."""
 
     def lacks(self, kernel: StringKernel, objective: StringObjective[Any, Any]) -> str | None:
         """Return a description of the kernel or objective that the sampler requires; None if both are suitable."""

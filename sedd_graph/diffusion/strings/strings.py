@@ -1,7 +1,7 @@
 """Batches of strings of different lengths, and the operation that deletes and inserts tokens.
 
-A string is a row that begins with the start state (the last state of the kernel), followed by tokens, and is padded
-with the start state. Gap j is the place for insertions behind position j, so gap 0 is before the first token. Axes: b
+A string is a row that begins with the BOS (beginning-of-string) token, the last state of the kernel, followed by data
+tokens, and is padded with the BOS token. Gap j is the place for insertions behind position j, so gap 0 is before the first token. Axes: b
 rows, w positions of a noisy string (padded), n tokens of a clean string (padded).
 """
 
@@ -22,7 +22,7 @@ class Strings:
     """A padded batch of strings of different lengths.
 
     Attributes:
-        tokens: int64 [b, w]. Position 0 is the start state, the state that marks the beginning and the padding.
+        tokens: int64 [b, w]. Position 0 holds the BOS token, which is the padding too.
         attend: bool [b, w], True at position 0 and at tokens, False at padding.
         cut: Number of tokens that exceeded w positions and were dropped, over all rows.
         kept: bool [b, n], over the n positions of the clean strings: True at tokens that noise has not deleted. None if
@@ -36,7 +36,7 @@ class Strings:
 
     @property
     def lengths(self) -> Tensor:
-        """Number of tokens of each string, without the start state, int64 [b]."""
+        """Number of tokens of each string, without the BOS token, int64 [b]."""
         return self.attend.sum(-1) - 1
 
 
@@ -58,7 +58,7 @@ def rebuild(
         new: Function that chooses the new tokens, ``tokens = new(place)``, both int64 [b, width] over the positions of
             the result. If position i of the result is a new token, ``place[:, i]`` is the position of the original
             string behind which it is inserted. The returned ``tokens`` are ignored at all other positions.
-        start: The start state, which pads the result.
+        start: The BOS token, which pads the result.
         width: Number of positions of the result; None: that of the longest string. Tokens beyond it are dropped and
             counted in :attr:`Strings.cut`.
     """
