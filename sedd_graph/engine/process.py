@@ -139,7 +139,11 @@ class Samples(NamedTuple):
     given: Tensor | None = None
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays that every family of text stores: ``tokens``, and ``given`` if there was a prompt."""
+        """Return the arrays of sampled text that are stored, by name.
+
+        Returns:
+            ``tokens``, int64 [b, l]; and, if there was a prompt, ``given``, bool [b, l], True at its tokens.
+        """
         given = {} if self.given is None else {"given": self.given.numpy()}
         return {"tokens": self.rows.numpy(), **given}
 
