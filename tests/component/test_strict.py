@@ -15,7 +15,7 @@ from sedd_graph.runs.check import check
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('repeat: "${params.depth}"', "repeat: true", "20:25: nodes.trunk.repeat: must be an integer, not True"),
+        ('repeat: "${params.depth}"', "repeat: true", "20:25: nodes.trunk.repeat: must be an integer or a string, not True"),
         ("steps: 6", "steps: true", "26:9: train.steps: must be an integer, not True"),
         ("warmup: 2", "warmup: false", "26:29: train.warmup: must be an integer, not False"),
         ("steps: 6", "optimizer: {op: adamw, lr: true}", "26:32: train.optimizer.lr: must be a number, not True"),
@@ -26,7 +26,7 @@ from sedd_graph.runs.check import check
         ),
         ("length: 32", "length: true", "25:48: data.length: must be an integer, not True"),
         ("{hidden: 2*d}", "{hidden: true}", "16:52: blocks.layer.nodes.mlp.with.hidden: must be an integer, not True"),
-        ('d: "${params.dim}"', "d: true", "4:29: axes.d: must be an integer, not True"),
+        ('d: "${params.dim}"', "d: true", "4:29: axes.d: must be an integer or a string, not True"),
         ("steps: 8}", "steps: true}", "24:25: sample.steps: must be an integer, not True"),
         ("{op: loglinear}", "{op: loglinear, eps: true}", "22:49: process.schedule.eps: must be a number, not True"),
         ("blueprint: 1", "blueprint: true", "1:1: blueprint: True: must be 1"),

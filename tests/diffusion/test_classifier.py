@@ -170,7 +170,7 @@ def test_from_a_file_of_counts_to_guided_text(
     [
         ("mdlm-tiny", "file: counts.npy, label: 2", r"sample\.classifier\.label: there is no label 2"),
         ("mdlm-tiny", "file: counts.npy", r"sample\.classifier\.label: is missing"),
-        ("mdlm-tiny", "file: other.npy, label: 0", r"other\.npy cannot be read"),
+        ("mdlm-tiny", "file: other.npy, label: 0", r"other\.npy: cannot be read"),
         ("mdlm-tiny", "counts: [[1, 2], [2, 1]], label: 0", "counts has 2 rows of 2; there must be 2 to 4,096 labels, with a count for each of the model's 128 data tokens"),
         ("mdlm-tiny", "label: 0", "give one of 'counts' and 'file'"),
         ("mdlm-tiny", "counts: [[1, 2], [2, 1, 3]], label: 0", "all labels need as many counts"),

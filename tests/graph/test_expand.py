@@ -201,7 +201,7 @@ REFUSED: list[tuple[str, Mapping[str, str], Mapping[str, str], list[str]]] = [
         {"m": "op: rms_norm, in: x, out: '${params.half}'", "n": "block: part, repeat: '${params.half}', in: m"},
         {"part": BODY.replace("TYPE", "float b l d")},
         [
-            "nodes.m.out: must be a string, not 0.5",
+            "nodes.m.out: must be a string or a mapping, not 0.5",
             "nodes.n.repeat: must be an integer, not 0.5",
         ],
     ),

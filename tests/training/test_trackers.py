@@ -150,6 +150,9 @@ def test_wandb_offline_lies_in_the_run_folder(tracked: tuple[Path, Path]) -> Non
 
 
 FAKE = """
+import types
+def setup():
+    return types.SimpleNamespace(settings=types.SimpleNamespace(mode="offline"))
 class Run:
     def log(self, *_, **__):
         {log}

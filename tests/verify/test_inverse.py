@@ -128,7 +128,7 @@ NODES = {
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     names = {"".join(f"_{c.lower()}" if c.isupper() else c for c in part.__name__)[1:]: part for part in PARTS}
     together = discover() | Registry.of(names)
-    monkeypatch.setattr("sedd_graph.component.registry._installed", lambda path: together)
+    monkeypatch.setattr("sedd_graph.component.registry._installed", lambda path: (together, []))
 
     def made(shape: str, op: str, claim: str = "level: injective") -> Path:
         path = tmp_path / "claimed.yaml"

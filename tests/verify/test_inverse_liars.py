@@ -186,7 +186,7 @@ NAMES = {"".join(f"_{c.lower()}" if c.isupper() else c for c in part.__name__)[1
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     together = discover() | Registry.of(NAMES)
-    monkeypatch.setattr("sedd_graph.component.registry._installed", lambda path: together)
+    monkeypatch.setattr("sedd_graph.component.registry._installed", lambda path: (together, []))
     return together
 
 
