@@ -202,7 +202,7 @@ REFUSED: list[tuple[str, Mapping[str, str], Mapping[str, str], list[str]]] = [
         {"part": BODY.replace("TYPE", "float b l d")},
         [
             "nodes.m.out: must be a string or a mapping, not 0.5",
-            "nodes.n.repeat: must be an integer, not 0.5",
+            "nodes.n.repeat: must be an integer or a string, not 0.5",
         ],
     ),
     (
