@@ -11,6 +11,7 @@ from typing import Any
 from sedd_graph.component.contract import ComponentConfig
 from sedd_graph.data.network import unreachable
 from sedd_graph.errors import EnvironmentFault
+from sedd_graph.inputs.confine import require_inside
 from sedd_graph.training.interfaces import Tracker
 
 
@@ -23,6 +24,7 @@ class TensorBoard(Tracker, kind="tracker"):
         pass
 
     def start(self, run: Path, name: str) -> None:
+        require_inside(run, "tensorboard")
         self._folder = str(run / "tensorboard")
         self._open(None)
 
@@ -93,6 +95,8 @@ class Wandb(_Service, kind="tracker"):
         pass
 
     def start(self, run: Path, name: str) -> None:
+        for folder in ("wandb", ".wandb"):  # the package uses the second if it exists
+            require_inside(run, folder)
         module = importlib.import_module("wandb")
         settings = module.setup().settings
         # without a network the package would retry for a minute and a half

@@ -132,11 +132,12 @@ def moved_corpus(arguments: argparse.Namespace) -> Path | None:
 
 
 def add_outside(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--allow-outside``, which permits files outside the blueprint's folder to be read."""
+    """Add the option ``--allow-outside``, which permits files outside the blueprint's or run folder."""
     parser.add_argument(
         "--allow-outside",
         action="store_true",
-        help="read files that the blueprint or run folder names outside the project's folder (the blueprint's), too",
+        help="read files that the blueprint or run folder names outside the project's folder (the blueprint's), too, and "
+        "write through links that lead out of the run folder",
     )
 
 

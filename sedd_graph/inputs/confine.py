@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sedd_graph.errors import UserError
 
-__all__ = ["MAX_ENTRIES", "allow_outside", "confined", "matching", "outside_allowed"]
+__all__ = ["MAX_ENTRIES", "allow_outside", "confined", "matching", "outside_allowed", "require_inside"]
 
 MAX_ENTRIES = 1_000_000
 """Largest number of files and folders that all patterns of one call look at together."""
@@ -74,6 +74,36 @@ def confined(name: str | Path, root: Path, *, what: str) -> Path:
             "such files with --allow-outside"
         )
     return found
+
+
+def require_inside(folder: Path, name: str, *, deep: bool = False) -> None:
+    """Check that a file or folder of a run folder, before it is written or deleted, is no link to a place outside.
+
+    A run folder may come from anyone: without the check, a link named ``metrics.jsonl`` would change a file elsewhere.
+
+    Args:
+        folder: The run folder.
+        name: Name in the run folder, which may exist or not.
+        deep: True to check all links in the folder ``name``, too.
+
+    Raises:
+        UserError: A link leads outside the run folder, and :func:`allow_outside` is not in effect.
+    """
+    if outside_allowed():
+        return
+    inside = os.path.realpath(folder)
+    paths = [os.path.join(folder, name)]
+    if deep:
+        for parent, folders, files in os.walk(paths[0]):  # enters no link
+            entries = (os.path.join(parent, entry) for entry in (*folders, *files))
+            paths += [entry for entry in entries if os.path.islink(entry)]
+    for path in paths:
+        found = os.path.realpath(path)
+        if not Path(found).is_relative_to(inside):
+            raise UserError(
+                f"{path} leads to {found}, outside the run folder: what is there would be changed. If you have linked "
+                "it, allow it with --allow-outside"
+            )
 
 
 def matching(pattern: str, root: Path, *, what: str, looked: list[int]) -> list[Path]:

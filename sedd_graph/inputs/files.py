@@ -19,10 +19,6 @@ __all__ = ["MAX_JSON", "open_file", "read_bytes", "read_json", "read_text", "req
 
 MAX_JSON = 256 * 2**20
 """Default size limit of a JSON file, in bytes."""
-_SPARSE = 64
-"""Smallest ratio of the size of a file to the bytes that it has on the disk at which it is refused."""
-_LARGE = 16 * 2**20
-"""Smallest size in bytes at which that ratio is looked at."""
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -49,9 +45,7 @@ def require_file(path: str | Path, *, limit: int) -> os.stat_result:
         limit: Largest accepted size in bytes.
 
     Raises:
-        UserError: The file does not exist or cannot be reached, is a folder, pipe, device or socket, is too large, or
-            is a sparse file (more than 16 MiB, of which less than 1/64 is on the disk), whose missing parts would be
-            read as zeros.
+        UserError: The file does not exist or cannot be reached, is a folder, pipe, device or socket, or is too large.
     """
     try:
         found = os.stat(path)
@@ -72,12 +66,6 @@ def _check(path: str | Path, found: os.stat_result, limit: int) -> None:
         raise UserError(f"{path}: cannot be read: it is {kind}, and a regular file is needed")
     if found.st_size > limit:
         raise UserError(f"{path}: has {size_text(found.st_size)}; the limit is {size_text(limit)}")
-    blocks: int | None = getattr(found, "st_blocks", None)  # None: Windows
-    if blocks is not None and found.st_size > _LARGE and blocks * 512 * _SPARSE < found.st_size:
-        raise UserError(
-            f"{path}: has {size_text(found.st_size)}, of which {size_text(blocks * 512)} are on the disk: "
-            "the rest are holes, not data"
-        )
 
 
 def open_file(path: str | Path, *, limit: int) -> BinaryIO:

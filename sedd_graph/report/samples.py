@@ -88,8 +88,8 @@ def newest_samples(run: Path) -> Samples | None:
     for store in stores(run, "samples")[:1]:
         group = open_stored(store)
         if "x" in group:
-            return Samples(_facts(group, store), scatter(read_array(group, "x")[:POINTS]), [])
-        return Samples(_facts(group, store), Markup(), read_array(group, "text")[:TEXTS].tolist())
+            return Samples(_facts(group, store), scatter(read_array(group, "x", rows=POINTS)), [])
+        return Samples(_facts(group, store), Markup(), read_array(group, "text", rows=TEXTS).tolist())
     return None
 
 
@@ -111,7 +111,7 @@ def newest_infilled(run: Path, tokenizer: Tokenizer | None) -> Infilled | None:
         group = open_stored(store)
         if tokenizer is None or (given := _given(group)) is None:
             return None
-        rows, lengths = (read_array(group, name)[:INFILLED] for name in ("tokens", "lengths"))
+        rows, lengths = (read_array(group, name, rows=INFILLED) for name in ("tokens", "lengths"))
         width = lengths if isinstance(group.attrs.get("start"), int) else np.full_like(lengths, rows.shape[1])
         texts = [_pieces(row[:n], known[:n], tokenizer) for row, known, n in zip(rows, given, width, strict=True)]
         return Infilled(_facts(group, store), texts)
@@ -121,7 +121,7 @@ def newest_infilled(run: Path, tokenizer: Tokenizer | None) -> Infilled | None:
 def _given(group: zarr.Group) -> npt.NDArray[np.bool_] | None:
     """Return which stored tokens are those of the prompt, bool [row, position]; None if the store does not tell."""
     if "given" in group:
-        return np.asarray(array_of(group, "given")[:INFILLED], dtype=np.bool_)
+        return read_array(group, "given", rows=INFILLED).astype(np.bool_)
     prompts = group.attrs.get("prompt")
     if not isinstance(prompts, list) or isinstance(group.attrs.get("start"), int):
         return None
@@ -152,7 +152,7 @@ def film(run: Path, tokenizer: Tokenizer | None) -> Film | None:
         group = open_stored(store)
         if tokenizer is not None and "trajectory" in group:
             mask = group.attrs.get("mask")
-            frames = np.asarray(array_of(group, "trajectory")[:, 0], dtype=np.int64)
+            frames = read_array(group, "trajectory", columns=1)[:, 0].astype(np.int64)
             return Film(store.name, film_data(frames, tokenizer, mask=mask if isinstance(mask, int) else None))
     return None
 

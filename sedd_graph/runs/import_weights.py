@@ -27,7 +27,7 @@ from sedd_graph.runs.check import check, digest, lock_text
 from sedd_graph.runs.open import write_run_manifest
 from sedd_graph.runs.weight_files import read_tensors
 from sedd_graph.store.files import write_json, write_text
-from sedd_graph.store.run_folder import new_run, write_folder
+from sedd_graph.store.run_folder import new_run, require_empty, write_folder
 
 __all__ = ["Imported", "import_run", "import_weights"]
 
@@ -219,8 +219,8 @@ def import_run(
         if own.get(name) != list(value.shape):
             raise UserError(f"{path}: {name} comes out as {list(value.shape)}, not {own.get(name)}")
     say(str(report))
-    if out is not None and out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and is not empty")
+    if out is not None:
+        require_empty(out)
     tokenizer = path / TOKENIZER if path.is_dir() else path.with_name(TOKENIZER)
 
     def write(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -135,6 +136,8 @@ class Run:
         root: Folder to which file names of the data are relative.
         weights: Path, relative to the run folder, of the file that the weights come from; ``fresh`` for untrained
             weights.
+        recorded: True if ``root`` is what the run folder records, which is checked before data are read; False if the
+            caller named it.
     """
 
     path: Path
@@ -143,6 +146,7 @@ class Run:
     tokenizer: Tokenizer | None
     root: Path
     weights: str
+    recorded: bool = True
 
     @property
     def plan(self) -> Plan:
@@ -172,15 +176,13 @@ class Run:
             ) from None
 
     def data_root(self) -> Path:
-        """Return :attr:`root`, the folder to which file names of the data are relative, if it may be read.
+        """Return the real path of :attr:`root`, the folder of the data, if it may be read.
 
         Raises:
             UserError: The folder is the one that the run folder records, and is not trusted
                 (:func:`sedd_graph.runs.project.require_project`).
         """
-        if _facts(self.path).root == str(self.root):
-            require_project(self.root, self.path)
-        return self.root
+        return require_project(self.root, self.path) if self.recorded else Path(os.path.realpath(self.root))
 
     def changed(self, data: Dataset | PointData) -> str | None:
         """Return a message if the data files have changed since the run was built.
@@ -301,10 +303,11 @@ def open_run(
     report = dataclasses.replace(report, graph=demoted(report.graph, found.checkpointed))
     tokenizer = load_tokenizer(path) if (path / TOKENIZER).exists() else None
     engine = make_engine(report, device=where, compile=compile, tokenizer=tokenizer)
-    if root is None:
-        root = Path(built) if (built := _facts(path).root) is not None else path
+    built = _facts(path).root if root is None else None
+    recorded = built is not None
+    root = Path(built) if built is not None else root or path
     used = "fresh" if weights == "fresh" else _load(engine, path, averaged=weights == "newest")
-    return Run(path, report, engine, tokenizer, root, used)
+    return Run(path, report, engine, tokenizer, root, used, recorded)
 
 
 def _load(engine: Engine, path: Path, *, averaged: bool) -> str:

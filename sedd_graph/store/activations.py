@@ -18,6 +18,7 @@ import numpy.typing as npt
 import zarr
 
 from sedd_graph.errors import UserError
+from sedd_graph.inputs.confine import require_inside
 from sedd_graph.store.arrays import array_of, empty, extend
 from sedd_graph.store.durable import DurableStore
 from sedd_graph.store.files import disk_faults
@@ -61,7 +62,8 @@ class Activations:
         say: Function that prints a line for the user.
 
     Raises:
-        UserError: The store contains something other than an array under one of the paths.
+        UserError: The store contains something other than an array under one of the paths, or a link out of the run
+            folder, the parent of ``path`` (:func:`sedd_graph.inputs.confine.require_inside`).
         EnvironmentFault: The disk cannot be written.
     """
 
@@ -74,6 +76,7 @@ class Activations:
         resume_step: int | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
+        require_inside(path.parent, path.name, deep=True)
         self.taps = {t.path: t for t in taps}
         self.path = path
         self._arrays: dict[str, tuple[zarr.Array[Any], zarr.Array[Any]]] = {}

@@ -9,11 +9,12 @@ reads the chunk, and chunks of zeros are written, too, so that a missing chunk i
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.sync import sync
 
 from sedd_graph.errors import UserError
+from sedd_graph.inputs.files import size_text
 from sedd_graph.store.durable import rename, sync_tree
 from sedd_graph.store.files import disk_faults, new_folder, part_folder
 from sedd_graph.store.manifest import DamagedError, entry_of, hash_text
@@ -32,6 +35,8 @@ __all__ = ["array_of", "empty", "extend", "open_stored", "read_array", "stores",
 Array = npt.NDArray[Any]
 CHUNK = 2**18
 """Array elements per chunk of samples: 2 MiB of int64 tokens."""
+MAX_BYTES, MAX_CHUNK, MAX_CHUNKS = 2 * 2**30, 256 * 2**20, 2**20
+"""Limits on what is read of one array: bytes, bytes of a chunk, and number of chunks."""
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -78,12 +83,19 @@ def open_stored(path: Path) -> zarr.Group:
     return group
 
 
-def read_array(group: zarr.Group, name: str) -> Array:
-    """Return the values of an array of a zarr group.
+def read_array(group: zarr.Group, name: str, *, rows: int | None = None, columns: int | None = None) -> Array:
+    """Return the values of an array of a zarr group, which may come from anyone; only the chunks needed are read.
+
+    Args:
+        group: The zarr group.
+        name: Name of the array in the group.
+        rows: Number of rows to read, from the first; None for all.
+        columns: Number of entries of the second axis to read, from the first; None for all.
 
     Raises:
         DamagedError: A chunk is missing or damaged. The message names the array.
-        UserError: The group contains no array under this name.
+        UserError: The group contains no array under this name, or the size that its metadata declare, of what is to be
+            read or of a chunk, exceeds a limit (:data:`MAX_BYTES`, :data:`MAX_CHUNK`, :data:`MAX_CHUNKS`).
     """
     where = f"{group.store_path}/{name}".removeprefix("file://")
     try:
@@ -92,12 +104,32 @@ def read_array(group: zarr.Group, name: str) -> Array:
         raise UserError(f"{where} does not exist") from None
     except (ValueError, TypeError, OSError) as error:
         raise DamagedError(f"{where}/zarr.json is damaged: {str(error).splitlines()[0]}") from None
+    limits = (rows, columns)[: array.ndim]
+    select = (*(slice(limit) for limit in limits), ...)
+    shape = [size if limit is None else min(size, limit) for size, limit in itertools.zip_longest(array.shape, limits)]
     try:
-        if array.nchunks_initialized < array.nchunks:
-            raise DamagedError(f"{where}: {array.nchunks - array.nchunks_initialized} chunks are missing")
-        return np.asarray(array[...])
+        keys = _chunk_keys(array, shape, where)
+        missing = sum(not sync((array.store_path / key).exists()) for key in keys)
+        if missing:
+            raise DamagedError(f"{where}: {missing} chunks are missing")
+        return np.asarray(array[select])
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         raise DamagedError(f"{where} is damaged: {str(error).splitlines()[0]}") from None
+
+
+def _chunk_keys(array: zarr.Array[Any], shape: Sequence[int], where: str) -> Iterator[str]:
+    """Return the keys of the chunks of the first part of an array, of shape ``shape``, if they are not too large."""
+    sizes = [max(1, size) for size in array.shards or array.chunks]
+    counts = [-(-length // size) for length, size in zip(shape, sizes, strict=True)]
+    for what, declared, limit in (
+        ("what is to be read", math.prod(shape) * array.dtype.itemsize, MAX_BYTES),
+        ("a chunk", math.prod(sizes) * array.dtype.itemsize, MAX_CHUNK),
+    ):
+        if declared > limit:
+            raise UserError(f"{where}: {what} has {size_text(declared)}, as declared; the limit is {size_text(limit)}")
+    if math.prod(counts) > MAX_CHUNKS:
+        raise UserError(f"{where}: {math.prod(counts):,} chunks are to be read; the limit is {MAX_CHUNKS:,}")
+    return map(array.metadata.encode_chunk_key, itertools.product(*map(range, counts)))
 
 
 def extend(array: zarr.Array[Any], count: int, data: Array) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sedd_graph.errors import EnvironmentFault, UserError
+from sedd_graph.inputs.confine import require_inside
 from sedd_graph.store.durable import make_folder, rename, sync_folder
 
 __all__ = [
@@ -262,8 +263,9 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
         doing: Action of this process as a participle, such as "training", for the message.
 
     Raises:
-        UserError: Another process holds the lock.
+        UserError: Another process holds the lock, or ``.lock`` is a link out of the folder.
     """
+    require_inside(folder, ".lock")
     with disk_faults(".lock", folder):
         stream = (folder / ".lock").open("ab")
     with stream:

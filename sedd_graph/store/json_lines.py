@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sedd_graph.inputs.confine import require_inside
 from sedd_graph.store.durable import sync_folder
 from sedd_graph.store.files import disk_faults, plain, write_text
 
@@ -19,9 +20,14 @@ class JsonLines:
 
     Args:
         path: The file, which is created if it does not exist.
+
+    Raises:
+        UserError: The file is a link out of its folder (:func:`sedd_graph.inputs.confine.require_inside`).
+        EnvironmentFault: The disk cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
+        require_inside(path.parent, path.name)
         self.path = path
         with disk_faults(path.name, path.parent):
             self._stream = path.open("ab", buffering=0)

@@ -23,6 +23,7 @@ from sedd_graph.component.strict import Strict
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
+from sedd_graph.inputs.confine import require_inside
 from sedd_graph.store.durable import make_folder, rename, sync_tree
 from sedd_graph.store.files import disk_faults, remove, sweep, write_json
 from sedd_graph.store.manifest import DamagedError, Entry, read_manifest, read_typed, verify_files, write_manifest
@@ -105,7 +106,9 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 
     Raises:
         EnvironmentFault: The disk is full or cannot be written.
+        UserError: ``checkpoints`` is a link out of the run folder (:func:`sedd_graph.inputs.confine.require_inside`).
     """
+    require_inside(run, "checkpoints")
     folder = run / "checkpoints"
     final = folder / f"step-{checkpoint.state.step:08d}"
     part = _hidden(final)
@@ -137,7 +140,12 @@ def _hidden(path: Path) -> Path:
 
 
 def sweep_checkpoints(folder: Path) -> None:
-    """Delete temporary folders: checkpoints that were not fully written, and old ones renamed for deletion."""
+    """Delete temporary folders: checkpoints that were not fully written, and old ones renamed for deletion.
+
+    Raises:
+        UserError: The folder is a link out of the run folder (:func:`sedd_graph.inputs.confine.require_inside`).
+    """
+    require_inside(folder.parent, folder.name)
     sweep(folder, ".step-*.part")
 
 

@@ -153,7 +153,7 @@ def special(path: Path, rng: random.Random) -> str:
         "passwd": lambda: path.symlink_to("/etc/passwd"),
         "self": lambda: path.symlink_to(path),
         "folder": lambda: path.mkdir(),
-        "sparse": lambda: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 2**33 - 1),
+        "sparse": lambda: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 2**40),
         "empty": lambda: path.write_bytes(b""),
         "random": lambda: path.write_bytes(rng.randbytes(100_000)),
         "secret": lambda: os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0)),

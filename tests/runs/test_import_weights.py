@@ -84,3 +84,12 @@ def test_an_output_folder_that_is_not_empty_stays(tmp_path: Path, capsys: pytest
     assert cli.run(["import", "mdlm", str(tmp_path / "w.safetensors"), "-o", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"{tmp_path} exists and is not empty\n"
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_the_output_folder_may_be_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(weights("mdlm_subs"), tmp_path / "w.safetensors")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert cli.run(["import", "mdlm", str(tmp_path / "w.safetensors"), "-o", "."]) == 0
+    assert (Path.cwd() / "manifest.json").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "w.safetensors"]

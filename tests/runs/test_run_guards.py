@@ -54,6 +54,17 @@ def test_a_corpus_that_changed_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert json.loads((run / "evaluation.json").read_text()).keys() == json.loads(full).keys()
 
 
+def test_checkpoints_on_another_disk_need_to_be_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = built(tmp_path)
+    (tmp_path / "disk").mkdir()
+    (run / "checkpoints").symlink_to(tmp_path / "disk")
+    assert cli.run(["train", str(run), *CPU]) == 2
+    assert f"{run}/checkpoints leads to {tmp_path}/disk, outside the run folder" in capsys.readouterr().err
+    assert not list((tmp_path / "disk").iterdir())
+    assert cli.run(["train", str(run), "--allow-outside", *CPU]) == 0
+    assert [path.name for path in (tmp_path / "disk").iterdir()]
+
+
 def test_a_partial_evaluation_leaves_a_fuller_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = built(tmp_path)
     file = run / "evaluation.json"

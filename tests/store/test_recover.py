@@ -143,3 +143,37 @@ def test_a_reader_gets_no_zeros_for_lost_chunks(tmp_path: Path) -> None:
             read_array(group, name)
     with pytest.raises(UserError):
         read_array(zarr.open_group(path.parent, mode="a"), "samples.zarr")
+
+
+def test_only_the_chunks_of_the_rows_wanted_are_read(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    data = np.arange(40).reshape(10, 4)
+    array = group.create_array("a", shape=(10, 4), chunks=(2, 3), dtype=np.int64)
+    array[:] = data
+    for name in ("c/2", "c/3", "c/4"):
+        shutil.rmtree(tmp_path / "a.zarr" / "a" / name)
+    assert np.array_equal(read_array(group, "a", rows=3), data[:3])
+    assert np.array_equal(read_array(group, "a", rows=4, columns=1), data[:4, :1])
+    assert read_array(group, "a", rows=0).shape == (0, 4)
+    with pytest.raises(DamagedError, match=r"a: 2 chunks are missing"):
+        read_array(group, "a", rows=5)
+    with pytest.raises(DamagedError, match=r"a: 3 chunks are missing"):
+        read_array(group, "a", rows=100, columns=3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "rows", "message"),
+    [
+        ((2**30, 2), (2**10, 2), None, "what is to be read has 16 GiB, as declared; the limit is 2 GiB"),
+        ((2**30, 2**30), (1, 1), 1, "what is to be read has 8 GiB, as declared; the limit is 2 GiB"),
+        ((4, 2), (2**30, 2), 1, "a chunk has 16 GiB, as declared; the limit is 256 MiB"),
+        ((2**21,), (1,), None, "2,097,152 chunks are to be read; the limit is 1,048,576"),
+    ],
+)
+def test_an_array_that_would_fill_the_memory_is_refused_before_it_is_read(
+    shape: tuple[int, ...], chunks: tuple[int, ...], rows: int | None, message: str, tmp_path: Path
+) -> None:
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    group.create_array("a", shape=shape, chunks=chunks, dtype=np.int64)
+    with pytest.raises(UserError, match=f"a.zarr/a: {message}"):
+        read_array(group, "a", rows=rows)

@@ -11,6 +11,7 @@ import pytest
 
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.store.files import write_text
+from sedd_graph.store.manifest import MANIFEST
 from sedd_graph.store.run_folder import new_run, write_folder
 
 FILES = ["a", "b", "c"]
@@ -42,6 +43,7 @@ def test_runs_started_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
+from sedd_graph.store.manifest import MANIFEST
 from sedd_graph.store.run_folder import new_run
 from sedd_graph.store.files import write_text
 
@@ -102,3 +104,69 @@ def test_a_named_folder_must_be_empty(tmp_path: Path) -> None:
     write_folder(tmp_path / "empty", write)
     assert names(tmp_path) == ["empty", "out"]
     assert names(tmp_path / "empty") == FILES
+
+
+def test_an_empty_folder_that_cannot_be_replaced_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("here", "mount", "real", "locked/in"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    write_folder(Path("."), write)
+    assert names(Path.cwd()) == FILES  # the folder that this process is in, not one in its place
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_folder(tmp_path / "link", write)
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "real") == FILES
+    (tmp_path / "dangling").symlink_to(tmp_path / "new")
+    write_folder(tmp_path / "dangling", write)
+    assert names(tmp_path / "new") == FILES
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mount")
+    kept = (tmp_path / "mount").stat().st_ino
+    write_folder(tmp_path / "mount", write)
+    assert names(tmp_path / "mount") == FILES
+    assert (tmp_path / "mount").stat().st_ino == kept
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "locked")
+    kept = (tmp_path / "locked" / "in").stat().st_ino
+    write_folder(tmp_path / "locked" / "in", write)
+    assert names(tmp_path / "locked" / "in") == FILES
+    assert (tmp_path / "locked" / "in").stat().st_ino == kept
+    for taken in (Path("."), tmp_path / "link", tmp_path / "mount"):
+        with pytest.raises(UserError, match="exists and is not empty"):
+            write_folder(taken, write)
+    with pytest.raises(UserError, match="a exists and is not a folder"):
+        write_folder(Path("a"), write)
+
+
+def test_a_folder_that_could_not_be_filled_is_left_empty_and_its_manifest_is_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def full(folder: Path) -> None:
+        write(folder)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(EnvironmentFault, match="could not be written"):
+        write_folder(Path("."), full)
+    assert names(tmp_path) == []
+    moved: list[str] = []
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        moved.append(target.name)
+        if len(moved) == 5:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    def whole(folder: Path) -> None:
+        write(folder)
+        write_text(folder / MANIFEST, "{}")
+        write_text(folder / "z", "z")
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(EnvironmentFault, match="could not be written"):
+        write_folder(Path("."), whole)
+    assert moved[4] == MANIFEST
+    assert names(tmp_path) == []
+    (tmp_path / ".run.0123abcd.part").mkdir()  # of a process that was killed
+    write_folder(Path("."), whole)
+    assert names(tmp_path) == sorted([*FILES, MANIFEST, "z"])
