@@ -44,9 +44,11 @@ def analytic(walk: Walk, t: Tensor, s: Tensor | None) -> None:
     """
     sigma = walk.schedule.sigma(t)
     below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
-    score = walk.score(t, precise=not walk.kernel.carries_over)
+    precise = not walk.kernel.carries_over
+    score = walk.score(t, precise=precise)
     walk.check_outputs()  # tweedie waits for the device anyway
-    walk.move(tweedie(walk.kernel, score, walk.x, sigma, below), final=s is None)
+    unit = walk.rounding() if precise else 0.0  # the steps of other kernels amplify no errors
+    walk.move(tweedie(walk.kernel, score, walk.x, sigma, below, unit=unit), final=s is None)
 
 
 def ancestral(walk: Walk, t: Tensor, s: Tensor | None) -> None:

@@ -103,7 +103,7 @@ def check_sampler(toy: Toy, alone: Toy, output: str, proof: Proof = "full") -> l
 def _checks(toy: Toy, alone: Toy, output: str, sizes: Sizes) -> list[Check]:
     sampler = toy.parts.sampler
     reason = sampler.heuristic()
-    if sampler.exact or reason is not None:
+    if sampler.exact or sampler.steps is None or reason is not None:
         law = _one_law(toy, output, sizes, reason)
     else:
         law = _limit(toy, output, sizes)
@@ -168,7 +168,7 @@ def _variation(found: Tensor, law: Tensor) -> float:
 
 
 def _one_law(toy: Toy, output: str, sizes: Sizes, reason: str | None) -> _Law:
-    """Verify an exact sampler at two steps, or measure a heuristic one."""
+    """Verify a sampler that is exact, at two steps, or has no number of steps; or measure a heuristic one."""
     sampler = toy.parts.sampler
     steps = None if sampler.steps is None else 2 if reason is None else sizes.steps[0]
     rows = affordable(toy, output, sizes.rows, sizes.budget)
@@ -285,7 +285,7 @@ def extrapolate(toy: Toy, output: str, rows: int, steps: tuple[int, int]) -> tup
 def _check_alone(toy: Toy, output: str, sizes: Sizes) -> Check:
     """Verify that independent tokens have the distribution of the data, at any number of steps if that is declared."""
     sampler, claim = toy.parts.sampler, "independent tokens follow the distribution of the data"
-    if not (sampler.exact_alone or sampler.exact):
+    if not (sampler.exact_alone or sampler.exact or sampler.steps is None):
         rows = sizes.alone // 2
         found, _ = extrapolate(toy, output, rows, sizes.steps)
         value = f"chi {found.distance:.4f} in the limit (chance alone: up to {found.limit:.4f})"

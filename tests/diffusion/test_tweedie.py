@@ -66,6 +66,18 @@ def test_rates_without_balance_are_refused_beyond_rounding() -> None:
         tweedie(kernel, score, z, level, 0 * level)
 
 
+def test_log_scores_whose_rounding_hides_the_clean_token_are_refused() -> None:
+    """Frequencies make the log-scores of ``unigram`` far from 0, where float32 has no room for exp(-20)."""
+    kernel = kernel_of(Unigram)
+    unit = torch.finfo(torch.float32).eps
+    log_score, z, level = certain_score(kernel, 20.0)
+    tweedie(kernel, log_score.double().exp(), z, level, 0.9 * level, unit=unit)  # a short step amplifies little
+    with pytest.raises(UserError, match=r"too long for Unigram.*more steps"):
+        tweedie(kernel, log_score.double().exp(), z, level, 0 * level, unit=unit)
+    log_score, z, level = certain_score(kernel_of(Uniform), 20.0)
+    tweedie(kernel_of(Uniform), log_score.double().exp(), z, level, 0 * level, unit=unit)
+
+
 @pytest.mark.parametrize("cls", [Uniform, Unigram])
 def test_one_step_of_the_sampler_draws_the_distribution(cls: Any) -> None:
     """From total noise 20 in a single step: all rows had stayed noise."""

@@ -75,9 +75,8 @@ def bags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             temperature: float = 1.0
 
     made = discover() | Registry.of({"reorder.v1": Reorder, "frequency.v1": Frequency, "bag.v1": Bag})
-    for module in ("sedd_graph.runs.check", "sedd_graph.component.registry"):
-        monkeypatch.setattr(f"{module}.discover", lambda: made)
-    monkeypatch.setattr(registries, "_installed", lambda path: made)
+    monkeypatch.setattr(registries, "discover", lambda: made)
+    monkeypatch.setattr(registries, "_installed", lambda path: (made, []))
     monkeypatch.setitem(FAMILIES, "bags", Family(f"{__name__}:BagProcess"))
     path = tmp_path / "bags.yaml"
     path.write_text(BLUEPRINT, encoding="utf-8")

@@ -229,7 +229,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (Grows, {}, "shape"),
     (Doubled, {}, "kernel."),
     (Slow, {}, "schedule."),
-    (Halved, {}, "objective.tight"),
+    (Halved, {}, "objective.loss"),
     (Unnormalised, {}, "density"),
     (Unsure, {"counts": [[3, 1, 1], [1, 2, 2]], "label": 0}, "classifier.law"),
     (Repeats, {}, "sampler.law"),

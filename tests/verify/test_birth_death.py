@@ -164,7 +164,9 @@ def test_a_loss_without_its_constant_is_caught() -> None:
     made = make_parts(plan("delete"), REGISTRY, states=3)
     broken = made._replace(objective=Unbalanced(Unbalanced.Config(), Context({"n": 3})))
     assert isinstance(made.kernel, BirthDeath)
-    table = BirthDeathTable(made.kernel)
+    table: Any = BirthDeathTable(made.kernel)
+    perfect = table.perfect  # an eighth of the draws is enough to tell the two apart
+    table.perfect = lambda objective, schedule, rows, *, seed: perfect(objective, schedule, rows // 8, seed=seed)
     assert all(c.holds for c in table.check_objective(made.objective, made.schedule))
     assert not any(c.holds for c in table.check_objective(broken.objective, broken.schedule))
     assert "objective.tight" in failing(check_string_objective(table, broken, "quick"))

@@ -21,8 +21,9 @@ from sedd_graph.errors import UserError
 __all__ = ["INEXACT", "ONLY_MASKS", "Kernel", "tweedie"]
 
 INEXACT = 1e-2
-"""Deviation of the sum of Tweedie's probabilities from 1 at which a step is refused. The sum is 1 for any scores, so that
-only rounding errors change it."""
+"""Rounding error of Tweedie's probabilities at which a step is refused."""
+SOUNDED = 8
+"""Number of positions per row at which the effect of rounded log-scores is estimated, to save time."""
 
 ONLY_MASKS = "a kernel that only masks, all tokens at one rate"
 """Phrase for error messages of components that require :attr:`Kernel.masks_evenly`."""
@@ -291,13 +292,27 @@ class Kernel(Component, ABC):
         """
 
 
-def tweedie(kernel: Kernel, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+def _clamped(chances: Tensor) -> Tensor:
+    """Return probabilities [..., n] as a step uses them: not negative, of sum 1."""
+    kept = chances.clamp(min=0)
+    return kept / kept.sum(-1, keepdim=True).clamp(min=1e-30)
+
+
+def tweedie(
+    kernel: Kernel, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, *, unit: float = 0.0
+) -> Tensor:
     """Return the next-state probabilities :meth:`Kernel.analytic`, and verify that rounding errors in them are small.
 
     A Tweedie step multiplies by the inverse of a transition matrix, which amplifies rounding errors by a factor that is
-    exponential in the fastest rate of the kernel times the step. Without rounding the probabilities sum to 1 for any
-    scores, so a sum that is off by more than :data:`INEXACT` shows large errors. Positions with scores that are not
-    finite are not verified.
+    exponential in the fastest rate of the kernel times the step. Two kinds of rounding are verified:
+
+    - In the step itself: without rounding the probabilities sum to 1 for any scores.
+    - In the network's log-scores. At high noise the clean tokens change log-scores by little; where log-scores are not
+      close to 0 besides, as with unequal token frequencies, float32 loses this change. The effect is estimated by a
+      change of all log-scores by their rounding error, at the first positions of each row. What counts is the change
+      of the probabilities after negative ones are clamped, as samplers do.
+
+    Positions with scores that are not finite are not verified.
 
     Args:
         kernel: The kernel.
@@ -305,16 +320,26 @@ def tweedie(kernel: Kernel, score: Tensor, x: Tensor, sigma: Tensor, sigma_next:
         x: Noisy rows, int64 [b, l].
         sigma: Total noise, [b].
         sigma_next: Total noise after the step, [b].
+        unit: Relative rounding error of the log-scores that ``score`` is the exponential of; 0: they are not rounded.
 
     Returns:
         Next-state probabilities of sum 1, not clamped, [b, l, n].
 
     Raises:
-        UserError: The sum of the probabilities at some position is off by more than :data:`INEXACT`.
+        UserError: A probability, or the sum of the probabilities at a position, is off by more than :data:`INEXACT`.
     """
-    found = kernel.analytic(score, x, sigma.to(score.dtype), sigma_next.to(score.dtype))
-    apart = (found.sum(-1) - 1).abs().nan_to_num(nan=torch.inf)
-    apart = torch.where(score.isfinite().all(-1), apart, 0.0)  # outputs that are not finite are the network's error
+    before, after = sigma.to(score.dtype), sigma_next.to(score.dtype)
+    found = kernel.analytic(score, x, before, after)
+    finite = score.isfinite().all(-1)  # outputs that are not finite are the network's error
+    apart = torch.where(finite, (found.sum(-1) - 1).abs().nan_to_num(nan=torch.inf), 0.0)
+    if unit and apart.numel():
+        few, at = score[:, :SOUNDED], x[:, :SOUNDED]
+        signs = 1.0 - 2.0 * (torch.arange(few.shape[-1], device=few.device) % 2)
+        rounded = few + signs * unit * torch.xlogy(few, few).abs()
+        changed = kernel.analytic(rounded, at, before, after)
+        moved = (_clamped(changed) - _clamped(found[:, :SOUNDED])).abs().amax(-1)
+        moved = torch.where(finite[:, :SOUNDED], moved.nan_to_num(nan=torch.inf), 0.0)
+        apart = torch.cat([apart, moved], dim=-1)
     gap = float(apart.max()) if apart.numel() else 0.0
     if gap > INEXACT:
         longest = float((sigma - sigma_next).max())

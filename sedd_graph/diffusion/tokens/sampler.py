@@ -112,6 +112,8 @@ class Sampler(Component, ABC):
             return f"samples do not follow the model, however many the steps: {reason}"
         if self.exact:
             return "with a perfect network samples follow the distribution of the data, at any number of steps"
+        if self.steps is None:
+            return "with a perfect network samples follow the distribution of the data"
         return (
             "with a perfect network samples follow the distribution of the data in the limit of many steps "
             f"(error of order steps^-{self.order:g})"

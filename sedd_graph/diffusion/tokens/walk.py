@@ -164,6 +164,11 @@ class Walk:
         sigma = self.schedule.sigma(t) if sigma is None else sigma.float()
         return self.kernel.log_score(outputs["log_x0"].to(dtype), self.x, sigma.to(dtype)).exp()
 
+    def rounding(self) -> float:
+        """Return the relative rounding error of the last outputs as log-scores; 0 if scores are computed from ``log_x0``."""
+        found = self._cached.get("log_score")
+        return 0.0 if found is None else torch.finfo(found.dtype).eps
+
     def clean(self, t: Tensor, need: Tensor | None = None) -> Tensor:
         """Return the predicted distribution of the clean token at each position given all other positions.
 
