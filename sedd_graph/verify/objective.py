@@ -227,7 +227,14 @@ def _value(toy: Toy, objective: Objective, output: str, low: float, cost: Tensor
         into.wrong.append(Wrong("tight", f"{text}: {gap:.2g} off the enumerated value ({value.how})"))
         return
     if objective.measure == "steps":
-        return  # a step of all positions is drawn position by position, so that few steps give a loose bound
+        # a step of all positions is drawn position by position, so that few steps give a loose bound: its end is verified
+        row, random = Batch.of(toy.sequences[:1]), Randomness(torch.Generator())
+        draw = objective.corrupt(row, toy.parts.kernel, toy.parts.schedule, random=random, t=torch.ones(1))
+        kept = toy.entropy - toy.entropy_given(float(draw.sigma.reshape(-1)[0]))
+        if not kept <= OMITTED * toy.entropy:
+            text = f"{text}: the last step does not start at the prior, and {kept:.2g} nats of the data are left in it"
+            into.wrong.append(Wrong("tight", text))
+        return
     if objective.measure == "time" and low > 0:
         total += _left_out(toy, objective, output)
         text = into.value[-1] = f"{total:.4f} against {toy.entropy:.4f} nats"

@@ -296,6 +296,10 @@ def below_off(self: Any, draw: Draw, kernel: Any, schedule: Any) -> Tensor:
     return self.levels((step - 2).clamp(min=0), schedule, kernel)
 
 
+def never_noise(self: Any, step: Tensor, schedule: Any, kernel: Any) -> Tensor:
+    return (0.5 * step / self.config.steps).float()
+
+
 N, S, M, B, D, G = Nelbo, ScoreEntropy, MaskedCount, BlockNelbo, D3PM, GenMD4
 LAST_TOKEN: Callable[[Batch], Tensor] = lambda batch: batch.tokens == 2  # noqa: E731
 FOURTH: Callable[[Batch], Tensor] = lambda batch: batch.tokens >= 3  # noqa: E731
@@ -378,6 +382,8 @@ FAULTS = [
     Fault("one step too few counted", D, "absorb", X, "draws", edited(lambda d, b, s: dataclasses.replace(d, weight=d.weight - 1)), {"steps": 20}),
     Fault("no gradient in discrete time", D, "uniform", X, "gradient", by_loss(reversed_kl), {"steps": 50}),
     Fault("first step not counted", D, "absorb", X, "loss", scaled(lambda d, b: d.t < 0.03, 0.0), {"steps": 50}),
+    Fault("the last step does not reach the prior", D, "absorb", X, "tight", {"levels": never_noise}, {"steps": 50}),
+    Fault("the last step does not reach the prior, uniform", D, "uniform", X, "tight", {"levels": never_noise}, {"steps": 50}),
     Fault("auxiliary loss in the bound", D, "absorb", X, "bound", {"bound": lambda self: D3PM(self.config.model_copy(update={"auxiliary": 0.02}), self.context)}, {"steps": 50, "auxiliary": 0.01}),
     Fault("learned rates, loss five percent off", G, "power", X, "loss", by_loss(lambda p, o, d, b, k: 1.05 * p())),
     Fault("a tenth of the loss of pairs missing", G, "power", X, "loss", by_loss(lambda p, o, d, b, k: p() * (1.0 if len(d.xt) == len(b) else 0.9))),
