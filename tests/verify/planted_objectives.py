@@ -370,6 +370,8 @@ FAULTS = [
     Fault("declared to differ, and smoothed", N, "absorb", X, "optimum", {**by_loss(smoothed), "differs": lambda self: "smoothed", "bound": lambda self: Nelbo(Nelbo.Config(), self.context)}),
     Fault("declared to differ, and penalised", N, "absorb", X, "optimum", {**by_loss(penalised), "differs": lambda self: "penalised", "bound": lambda self: Nelbo(Nelbo.Config(), self.context)}),
     Fault("declared to differ, and one minus accuracy", N, "absorb", X, "optimum", {**by_loss(accuracy), "differs": lambda self: "other", "bound": lambda self: Nelbo(Nelbo.Config(), self.context)}),
+    Fault("declared to differ from itself, and halved", N, "absorb", X, "loss", {**by_loss(lambda p, o, d, b, k: 0.5 * p()), "differs": lambda self: "halved", "evaluated": lambda self, kernel: self}),
+    Fault("declared to differ from a bound that is not evaluated, and halved", N, "absorb", X, "evaluated", {**by_loss(lambda p, o, d, b, k: 0.5 * p()), "differs": lambda self: "halved", "bound": lambda self: Nelbo(Nelbo.Config(), self.context), "evaluated": lambda self, kernel: self}),
     Fault("weights of evaluation halved", N, "absorb", X, "evaluated", bound_draws(halved)),
     Fault("evaluation at late times alone", N, "uniform", X, "evaluated", bound_draws(late)),
     Fault("evaluation says another time", N, "uniform", X, "evaluated", bound_draws(first_row)),
