@@ -25,6 +25,7 @@ from sedd_graph.verify.objective_draws import (
 from sedd_graph.verify.objective_values import (
     POINTWISE,
     compare,
+    decoded,
     fit_rest,
     given_draw,
     optimum_faults,
@@ -38,6 +39,12 @@ __all__ = ["prove_objective"]
 
 TIGHT = 5e-4
 """Tolerance of the enumerated bound, nats per sequence, beside the error of the quadrature."""
+LATE = 0.3
+"""A time at which the reconstruction term has a size, as it has not at the least time."""
+DECODED = 1e-3
+"""Tolerance of the enumerated reconstruction term, relative."""
+ROUNDING = 1e-6
+"""Tolerance of the enumerated reconstruction term for rounding in float32, nats per sequence."""
 OMITTED = 0.01
 """Largest share of the entropy that a bound may omit or add: noise below the least time, and the prior."""
 
@@ -242,25 +249,39 @@ def _value(toy: Toy, objective: Objective, output: str, low: float, cost: Tensor
             text = f"{text}: the last step does not start at the prior, and {kept:.2g} nats of the data are left in it"
             into.wrong.append(Wrong("tight", text))
         return
-    if objective.measure == "time" and low > 0:
-        total += _left_out(toy, objective, output)
+    if objective.measure == "time":
+        left, wrong = _left_out(toy, objective, output)
+        if wrong is not None:
+            into.wrong.append(wrong)
+            return
+        total += left
         text = into.value[-1] = f"{total:.4f} against {toy.entropy:.4f} nats"
     if abs(total - toy.entropy) > OMITTED * toy.entropy:
         side = "omitted" if total < toy.entropy else "added"
         into.wrong.append(Wrong("tight", f"{text}: {abs(total - toy.entropy):.2g} nats are {side}"))
 
 
-def _left_out(toy: Toy, objective: Objective, output: str) -> float:
-    """Return the mean of what evaluation adds to the loss, :meth:`Objective.reconstruction`, nats per sequence."""
+def _left_out(toy: Toy, objective: Objective, output: str) -> tuple[float, Wrong | None]:
+    """Return the mean of what evaluation adds to the loss, :meth:`Objective.reconstruction`, and what is wrong with it.
+
+    With a perfect network it is the mean of -log p(x_0 | x_t), in nats per sequence, at the least time and at any other.
+    """
     kernel, schedule = toy.parts.kernel, toy.parts.schedule
     batch = random_batch(toy, 8, torch.Generator().manual_seed(1))
     probe = objective.reconstruction_draw(DrawRequest(batch, kernel, schedule, Randomness(torch.Generator())))
     if probe is None:
-        return 0.0
-    draw, batch, chance, _ = pairs(toy, objective, probe.t.reshape(-1)[:1].double())
-    outputs = toy.outputs_for(draw, batch, output)
-    nats = objective.reconstruction(outputs, draw, batch, kernel, schedule).double()
-    return float((nats * chance).sum())
+        return 0.0, None
+    values = []
+    for t in (probe.t.reshape(-1)[:1].double(), torch.tensor([LATE], dtype=torch.float64)):
+        draw, batch, chance, _ = pairs(toy, objective, t)
+        outputs = toy.outputs_for(draw, batch, output)
+        nats = objective.reconstruction(outputs, draw, batch, kernel, schedule).double()
+        found, expected = (float((v * chance).sum()) for v in (nats, decoded(toy, draw, batch)))
+        if not abs(found - expected) < DECODED * expected + ROUNDING:
+            text = f"the reconstruction term at t = {float(t):.3g} is {found:.4g} and must be {expected:.4g} nats"
+            return 0.0, Wrong("tight", text)
+        values.append(found)
+    return values[0], None
 
 
 def _roles(

@@ -300,6 +300,15 @@ def never_noise(self: Any, step: Tensor, schedule: Any, kernel: Any) -> Tensor:
     return (0.5 * step / self.config.steps).float()
 
 
+def decoding(change: Callable[[Tensor, Draw], Tensor]) -> dict[str, Any]:
+    """The reconstruction term changed."""
+
+    def reconstruction(self: Any, outputs: Any, draw: Draw, batch: Batch, kernel: Any, schedule: Any) -> Tensor:
+        return change(type(self).__mro__[1].reconstruction(self, outputs, draw, batch, kernel, schedule), draw)
+
+    return {"reconstruction": reconstruction}
+
+
 N, S, M, B, D, G = Nelbo, ScoreEntropy, MaskedCount, BlockNelbo, D3PM, GenMD4
 LAST_TOKEN: Callable[[Batch], Tensor] = lambda batch: batch.tokens == 2  # noqa: E731
 FOURTH: Callable[[Batch], Tensor] = lambda batch: batch.tokens >= 3  # noqa: E731
@@ -370,6 +379,11 @@ FAULTS = [
     Fault("declared to differ, and smoothed", N, "absorb", X, "optimum", {**by_loss(smoothed), "differs": lambda self: "smoothed", "bound": lambda self: Nelbo(Nelbo.Config(), self.context)}),
     Fault("declared to differ, and penalised", N, "absorb", X, "optimum", {**by_loss(penalised), "differs": lambda self: "penalised", "bound": lambda self: Nelbo(Nelbo.Config(), self.context)}),
     Fault("declared to differ, and one minus accuracy", N, "absorb", X, "optimum", {**by_loss(accuracy), "differs": lambda self: "other", "bound": lambda self: Nelbo(Nelbo.Config(), self.context)}),
+    Fault("reconstruction of the other sign, times five", N, "absorb", X, "tight", decoding(lambda nats, d: -5 * nats)),
+    Fault("reconstruction doubled, uniform", N, "uniform", X, "tight", decoding(lambda nats, d: 2 * nats)),
+    Fault("reconstruction doubled, scores", S, "uniform", C, "tight", decoding(lambda nats, d: 2 * nats)),
+    Fault("reconstruction missing", S, "absorb", C, "tight", decoding(lambda nats, d: 0 * nats)),
+    Fault("reconstruction of high noise one percent off", N, "uniform", X, "tight", decoding(lambda nats, d: nats * torch.where(d.t > 0.01, 1.01, 1.0))),
     Fault("declared to differ from itself, and halved", N, "absorb", X, "loss", {**by_loss(lambda p, o, d, b, k: 0.5 * p()), "differs": lambda self: "halved", "evaluated": lambda self, kernel: self}),
     Fault("declared to differ from a bound that is not evaluated, and halved", N, "absorb", X, "evaluated", {**by_loss(lambda p, o, d, b, k: 0.5 * p()), "differs": lambda self: "halved", "bound": lambda self: Nelbo(Nelbo.Config(), self.context), "evaluated": lambda self, kernel: self}),
     Fault("weights of evaluation halved", N, "absorb", X, "evaluated", bound_draws(halved)),
