@@ -6,6 +6,7 @@ Axes: b rows, l positions, n states, v data tokens.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -96,11 +97,22 @@ class Findings:
         wrong: Deviations beyond the tolerance.
         worst: Largest relative deviation from the expected ``loss`` and from the expected ``gradient``, by these names.
         value: For each enumerated toy, a text with the bound of a perfect network and the entropy, in nats.
+        ran: Parts (:attr:`Wrong.part`) that were verified on a toy.
+        missed: Parts that were not verified on a toy, since an earlier part of that toy is wrong or raised an error.
     """
 
     wrong: list[Wrong] = dataclasses.field(default_factory=list)
     worst: dict[str, float] = dataclasses.field(default_factory=dict)
     value: list[str] = dataclasses.field(default_factory=list)
+    ran: set[str] = dataclasses.field(default_factory=set)
+    missed: set[str] = dataclasses.field(default_factory=set)
+
+    def not_run(self, parts: Iterable[str]) -> str | None:
+        """Return a text if one of ``parts`` was not verified on all toys; None if each was."""
+        missed = self.missed.intersection(parts)
+        if not missed:
+            return None
+        return "not run" if not missed & self.ran else "not run on all data sets"
 
 
 @torch.no_grad()
@@ -122,17 +134,20 @@ def prove_objective(make: Make, output: str, proof: Proof = "full") -> list[Chec
         proof: Strength of the verification; ``quick`` uses fewer rows, and enumerates only the smaller toy.
 
     Returns:
-        The results of the checks.
+        The results of the checks. A part that was not verified, since an earlier one is wrong, neither holds nor fails.
     """
     sizes, found = SIZES[proof], dict[str, Findings]()
     toys = [make_toy(make, law) for law in (TRIPLE, PAIR)]
     for toy, enumerated in zip(toys, (sizes.large, True), strict=True):
         for view in _views(toy):
-            into = found.setdefault(view.name, Findings())
+            into, ran = found.setdefault(view.name, Findings()), set[str]()
             try:
-                _verify(toy, view, output, sizes, into, enumerated=enumerated)
+                for part in _verify(toy, view, output, sizes, into, enumerated=enumerated):
+                    ran.add(part)
             except Exception as error:  # a third-party objective may raise anything
                 into.wrong.append(Wrong("runs", f"{type(error).__name__}: {str(error)[:300]}"))
+            into.ran |= ran
+            into.missed |= _parts(view, enumerated=enumerated) - ran
     return [*_training_checks(toys[0], found.pop(""), sizes), *(_form_check(k, v) for k, v in found.items())]
 
 
@@ -159,24 +174,39 @@ def _valued(objective: Objective) -> bool:
     return objective.differs() is None or objective.bound() is objective
 
 
-def _verify(toy: Toy, view: View, output: str, sizes: Sizes, into: Findings, *, enumerated: bool) -> None:
-    """Verify one form of the objective on one toy, value and optimum only if ``enumerated``."""
+def _parts(view: View, *, enumerated: bool) -> set[str]:
+    """Return the parts of the verification of one form of the objective, the value and the optimum if ``enumerated``."""
+    parts = {"draws", "random", "roles"}
+    if view.valued:
+        parts |= {"loss", "gradient", "tight"} if enumerated else {"loss", "gradient"}
+    return parts | {"optimum"} if enumerated else parts
+
+
+def _verify(toy: Toy, view: View, output: str, sizes: Sizes, into: Findings, *, enumerated: bool) -> Iterator[str]:
+    """Verify one form of the objective on one toy, value and optimum only if ``enumerated``; yield each part when done."""
     objective, draw, batch = many_draws(toy, view.draw, sizes.draws, seed=3)
     wrong = draw_faults(toy, objective, draw, batch)
-    into.wrong += wrong + random_faults(toy, view.draw)
+    into.wrong += wrong
+    yield "draws"
+    into.wrong += random_faults(toy, view.draw)
+    yield "random"
     if wrong:  # noise levels or rows that are wrong make all that follows wrong
         return
     low = least_time(draw) if objective.measure == "time" else 0.0
     cost = torch.zeros(toy.tokens, dtype=torch.float64)
     if view.valued:
         cost = _losses(toy, view, objective, output, low, sizes, into)
+        yield from ("loss", "gradient")
         if any(w.part == "loss" for w in into.wrong):
             return
         if enumerated:
             _value(toy, objective, output, low, cost, sizes, into)
+            yield "tight"
     _roles(toy, view, objective, output, low, cost, sizes, into)
+    yield "roles"
     if enumerated:
         into.wrong += optimum_faults(toy, objective, output, low, sizes.times)
+        yield "optimum"
 
 
 def _times(objective: Objective, low: float, rows: int, generator: torch.Generator) -> Tensor:
@@ -345,7 +375,8 @@ def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
             if part == "tight"
             else "none wrong"
         )
-        checks.append(Check(f"objective.{part}", claim, not wrong, wrong[0] if wrong else value, how))
+        holds, value = _verdict(wrong, found.not_run([part]), value)
+        checks.append(Check(f"objective.{part}", claim, holds, value, how))
     if errors := [w.text for w in found.wrong if w.part == "runs"]:
         checks.append(Check("objective.runs", "the objective raises no error", False, errors[0], "draws and losses"))
     if (reason := objective.differs()) is not None:
@@ -364,5 +395,10 @@ def _form_check(name: str, found: Findings) -> Check:
         "evaluated": "so does the form for evaluation",
     }
     wrong = [f"{w.part}: {w.text}" for w in found.wrong]
-    value = wrong[0] if wrong else "; ".join(found.value)
-    return Check(f"objective.{name}", claim[name], not wrong, value, "loss, gradient, draws, value, optimum, roles")
+    holds, value = _verdict(wrong, found.not_run(found.missed), "; ".join(found.value))
+    return Check(f"objective.{name}", claim[name], holds, value, "loss, gradient, draws, value, optimum, roles")
+
+
+def _verdict(wrong: list[str], not_run: str | None, value: str) -> tuple[bool | None, str]:
+    """Return :attr:`Check.holds` and :attr:`Check.value`: False if anything is wrong, None if a part was not run."""
+    return (False, wrong[0]) if wrong else (None, not_run) if not_run is not None else (True, value)
