@@ -6,6 +6,7 @@ Axes: b rows, l positions, n states, v data tokens.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from sedd_graph.verify.objective_draws import (
 from sedd_graph.verify.objective_values import (
     POINTWISE,
     compare,
+    decoded,
     fit_rest,
     given_draw,
     optimum_faults,
@@ -38,6 +40,12 @@ __all__ = ["prove_objective"]
 
 TIGHT = 5e-4
 """Tolerance of the enumerated bound, nats per sequence, beside the error of the quadrature."""
+LATE = 0.3
+"""A time at which the reconstruction term has a size, as it has not at the least time."""
+DECODED = 1e-3
+"""Tolerance of the enumerated reconstruction term, relative."""
+ROUNDING = 1e-6
+"""Tolerance of the enumerated reconstruction term for rounding in float32, nats per sequence."""
 OMITTED = 0.01
 """Largest share of the entropy that a bound may omit or add: noise below the least time, and the prior."""
 
@@ -72,8 +80,8 @@ class View:
     Attributes:
         name: Empty for the training loss; otherwise ``bound`` or ``evaluated``, as in the name of its check.
         draw: Function that draws noisy rows for a batch, and returns the objective that computes their loss, and them.
-        valued: False for a training loss that differs from the bound in value (:meth:`Objective.differs`). The value of
-            such a loss is not verified, only its draws and its optimum.
+        valued: False for a training loss that differs from the bound in value (:meth:`Objective.differs`), if the bound
+            is another objective. The value of such a loss is not verified, only its draws and its optimum.
     """
 
     name: str
@@ -89,11 +97,22 @@ class Findings:
         wrong: Deviations beyond the tolerance.
         worst: Largest relative deviation from the expected ``loss`` and from the expected ``gradient``, by these names.
         value: For each enumerated toy, a text with the bound of a perfect network and the entropy, in nats.
+        ran: Parts (:attr:`Wrong.part`) that were verified on a toy.
+        missed: Parts that were not verified on a toy, since an earlier part of that toy is wrong or raised an error.
     """
 
     wrong: list[Wrong] = dataclasses.field(default_factory=list)
     worst: dict[str, float] = dataclasses.field(default_factory=dict)
     value: list[str] = dataclasses.field(default_factory=list)
+    ran: set[str] = dataclasses.field(default_factory=set)
+    missed: set[str] = dataclasses.field(default_factory=set)
+
+    def not_run(self, parts: Iterable[str]) -> str | None:
+        """Return a text if one of ``parts`` was not verified on all toys; None if each was."""
+        missed = self.missed.intersection(parts)
+        if not missed:
+            return None
+        return "not run" if not missed & self.ran else "not run on all data sets"
 
 
 @torch.no_grad()
@@ -115,17 +134,20 @@ def prove_objective(make: Make, output: str, proof: Proof = "full") -> list[Chec
         proof: Strength of the verification; ``quick`` uses fewer rows, and enumerates only the smaller toy.
 
     Returns:
-        The results of the checks.
+        The results of the checks. A part that was not verified, since an earlier one is wrong, neither holds nor fails.
     """
     sizes, found = SIZES[proof], dict[str, Findings]()
     toys = [make_toy(make, law) for law in (TRIPLE, PAIR)]
     for toy, enumerated in zip(toys, (sizes.large, True), strict=True):
         for view in _views(toy):
-            into = found.setdefault(view.name, Findings())
+            into, ran = found.setdefault(view.name, Findings()), set[str]()
             try:
-                _verify(toy, view, output, sizes, into, enumerated=enumerated)
+                for part in _verify(toy, view, output, sizes, into, enumerated=enumerated):
+                    ran.add(part)
             except Exception as error:  # a third-party objective may raise anything
                 into.wrong.append(Wrong("runs", f"{type(error).__name__}: {str(error)[:300]}"))
+            into.ran |= ran
+            into.missed |= _parts(view, enumerated=enumerated) - ran
     return [*_training_checks(toys[0], found.pop(""), sizes), *(_form_check(k, v) for k, v in found.items())]
 
 
@@ -136,33 +158,55 @@ def _views(toy: Toy) -> list[View]:
     def drawn(of: Objective) -> DrawRows:
         return lambda batch, random: (of, of.corrupt(batch, kernel, schedule, random=random))
 
-    views, bound = [View("", drawn(objective), objective.differs() is None)], objective.bound()
+    bound, valued = objective.bound(), _valued(objective)
+    views = [View("", drawn(objective), valued)]
     if bound is not objective:
         views.append(View("bound", drawn(bound)))
-    if objective.evaluated(kernel) is objective and type(objective).bound_draw is Objective.bound_draw:
-        return views  # the training loss itself
+    own = objective.evaluated(kernel) is objective and type(objective).bound_draw is Objective.bound_draw
+    if own and valued:
+        return views  # what is evaluated is the training loss itself, and its value is verified
     evaluated: DrawRows = lambda batch, random: objective.bound_draw(batch, kernel, schedule, random=random)  # noqa: E731
     return [*views, View("evaluated", evaluated)]
 
 
-def _verify(toy: Toy, view: View, output: str, sizes: Sizes, into: Findings, *, enumerated: bool) -> None:
-    """Verify one form of the objective on one toy, value and optimum only if ``enumerated``."""
+def _valued(objective: Objective) -> bool:
+    """Return False if the value of the training loss is not verified: it differs from a bound that is another objective."""
+    return objective.differs() is None or objective.bound() is objective
+
+
+def _parts(view: View, *, enumerated: bool) -> set[str]:
+    """Return the parts of the verification of one form of the objective, the value and the optimum if ``enumerated``."""
+    parts = {"draws", "random", "roles"}
+    if view.valued:
+        parts |= {"loss", "gradient", "tight"} if enumerated else {"loss", "gradient"}
+    return parts | {"optimum"} if enumerated else parts
+
+
+def _verify(toy: Toy, view: View, output: str, sizes: Sizes, into: Findings, *, enumerated: bool) -> Iterator[str]:
+    """Verify one form of the objective on one toy, value and optimum only if ``enumerated``; yield each part when done."""
     objective, draw, batch = many_draws(toy, view.draw, sizes.draws, seed=3)
     wrong = draw_faults(toy, objective, draw, batch)
-    into.wrong += wrong + random_faults(toy, view.draw)
+    into.wrong += wrong
+    yield "draws"
+    into.wrong += random_faults(toy, view.draw)
+    yield "random"
     if wrong:  # noise levels or rows that are wrong make all that follows wrong
         return
     low = least_time(draw) if objective.measure == "time" else 0.0
     cost = torch.zeros(toy.tokens, dtype=torch.float64)
     if view.valued:
         cost = _losses(toy, view, objective, output, low, sizes, into)
+        yield from ("loss", "gradient")
         if any(w.part == "loss" for w in into.wrong):
             return
         if enumerated:
             _value(toy, objective, output, low, cost, sizes, into)
+            yield "tight"
     _roles(toy, view, objective, output, low, cost, sizes, into)
+    yield "roles"
     if enumerated:
         into.wrong += optimum_faults(toy, objective, output, low, sizes.times)
+        yield "optimum"
 
 
 def _times(objective: Objective, low: float, rows: int, generator: torch.Generator) -> Tensor:
@@ -227,26 +271,47 @@ def _value(toy: Toy, objective: Objective, output: str, low: float, cost: Tensor
         into.wrong.append(Wrong("tight", f"{text}: {gap:.2g} off the enumerated value ({value.how})"))
         return
     if objective.measure == "steps":
-        return  # a step of all positions is drawn position by position, so that few steps give a loose bound
-    if objective.measure == "time" and low > 0:
-        total += _left_out(toy, objective, output)
+        # a step of all positions is drawn position by position, so that few steps give a loose bound: its end is verified
+        row, random = Batch.of(toy.sequences[:1]), Randomness(torch.Generator())
+        draw = objective.corrupt(row, toy.parts.kernel, toy.parts.schedule, random=random, t=torch.ones(1))
+        kept = toy.entropy - toy.entropy_given(float(draw.sigma.reshape(-1)[0]))
+        if not kept <= OMITTED * toy.entropy:
+            text = f"{text}: the last step does not start at the prior, and {kept:.2g} nats of the data are left in it"
+            into.wrong.append(Wrong("tight", text))
+        return
+    if objective.measure == "time":
+        left, wrong = _left_out(toy, objective, output)
+        if wrong is not None:
+            into.wrong.append(wrong)
+            return
+        total += left
         text = into.value[-1] = f"{total:.4f} against {toy.entropy:.4f} nats"
     if abs(total - toy.entropy) > OMITTED * toy.entropy:
         side = "omitted" if total < toy.entropy else "added"
         into.wrong.append(Wrong("tight", f"{text}: {abs(total - toy.entropy):.2g} nats are {side}"))
 
 
-def _left_out(toy: Toy, objective: Objective, output: str) -> float:
-    """Return the mean of what evaluation adds to the loss, :meth:`Objective.reconstruction`, nats per sequence."""
+def _left_out(toy: Toy, objective: Objective, output: str) -> tuple[float, Wrong | None]:
+    """Return the mean of what evaluation adds to the loss, :meth:`Objective.reconstruction`, and what is wrong with it.
+
+    With a perfect network it is the mean of -log p(x_0 | x_t), in nats per sequence, at the least time and at any other.
+    """
     kernel, schedule = toy.parts.kernel, toy.parts.schedule
     batch = random_batch(toy, 8, torch.Generator().manual_seed(1))
     probe = objective.reconstruction_draw(DrawRequest(batch, kernel, schedule, Randomness(torch.Generator())))
     if probe is None:
-        return 0.0
-    draw, batch, chance, _ = pairs(toy, objective, probe.t.reshape(-1)[:1].double())
-    outputs = toy.outputs_for(draw, batch, output)
-    nats = objective.reconstruction(outputs, draw, batch, kernel, schedule).double()
-    return float((nats * chance).sum())
+        return 0.0, None
+    values = []
+    for t in (probe.t.reshape(-1)[:1].double(), torch.tensor([LATE], dtype=torch.float64)):
+        draw, batch, chance, _ = pairs(toy, objective, t)
+        outputs = toy.outputs_for(draw, batch, output)
+        nats = objective.reconstruction(outputs, draw, batch, kernel, schedule).double()
+        found, expected = (float((v * chance).sum()) for v in (nats, decoded(toy, draw, batch)))
+        if not abs(found - expected) < DECODED * expected + ROUNDING:
+            text = f"the reconstruction term at t = {float(t):.3g} is {found:.4g} and must be {expected:.4g} nats"
+            return 0.0, Wrong("tight", text)
+        values.append(found)
+    return values[0], None
 
 
 def _roles(
@@ -300,7 +365,7 @@ def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
     }
     checks = []
     for part, (claim, how) in claims.items():
-        if part in ("loss", "gradient", "tight") and objective.differs() is not None:
+        if part in ("loss", "gradient", "tight") and not _valued(objective):
             continue
         wrong = [w.text for w in found.wrong if w.part == part]
         value = (
@@ -310,12 +375,16 @@ def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
             if part == "tight"
             else "none wrong"
         )
-        checks.append(Check(f"objective.{part}", claim, not wrong, wrong[0] if wrong else value, how))
+        holds, value = _verdict(wrong, found.not_run([part]), value)
+        checks.append(Check(f"objective.{part}", claim, holds, value, how))
     if errors := [w.text for w in found.wrong if w.part == "runs"]:
         checks.append(Check("objective.runs", "the objective raises no error", False, errors[0], "draws and losses"))
     if (reason := objective.differs()) is not None:
         claim = f"the training loss is not the bound: {reason}"
-        checks.append(Check("objective.differs", claim, None, "only its optimum is verified", "declared"))
+        value = "only its optimum is verified"
+        if _valued(objective):
+            value = "its value is verified: no other objective is its bound"
+        checks.append(Check("objective.differs", claim, None, value, "declared"))
     return checks
 
 
@@ -326,5 +395,10 @@ def _form_check(name: str, found: Findings) -> Check:
         "evaluated": "so does the form for evaluation",
     }
     wrong = [f"{w.part}: {w.text}" for w in found.wrong]
-    value = wrong[0] if wrong else "; ".join(found.value)
-    return Check(f"objective.{name}", claim[name], not wrong, value, "loss, gradient, draws, value, optimum, roles")
+    holds, value = _verdict(wrong, found.not_run(found.missed), "; ".join(found.value))
+    return Check(f"objective.{name}", claim[name], holds, value, "loss, gradient, draws, value, optimum, roles")
+
+
+def _verdict(wrong: list[str], not_run: str | None, value: str) -> tuple[bool | None, str]:
+    """Return :attr:`Check.holds` and :attr:`Check.value`: False if anything is wrong, None if a part was not run."""
+    return (False, wrong[0]) if wrong else (None, not_run) if not_run is not None else (True, value)

@@ -29,7 +29,7 @@ from sedd_graph.verify.objective_terms import (
 )
 from sedd_graph.verify.toy import Toy
 
-__all__ = ["Value", "compare", "fit_rest", "given_draw", "optimum_faults", "pairs", "rest_of", "value_of"]
+__all__ = ["Value", "compare", "decoded", "fit_rest", "given_draw", "optimum_faults", "pairs", "rest_of", "value_of"]
 
 POINTWISE = 5e-4
 """Tolerance of the loss of one draw and of its gradient, relative; float32 rounding gives up to 3e-4, in scores of uniform noise."""
@@ -197,6 +197,28 @@ def pairs(toy: Toy, objective: Objective, t: Tensor) -> tuple[Draw, Batch, Tenso
     batch = Batch.of(toy.sequences[x0])
     draw = objective.corrupt(batch, kernel, schedule, random=random, t=t.float()[at], xt=patterns[xt])
     return draw, batch, chance[at, x0, xt], at
+
+
+def decoded(toy: Toy, draw: Draw, batch: Batch) -> Tensor:
+    """Return the sum over positions of -log p(clean token | noisy row), from the distribution of the data, float64 [e].
+
+    In block diffusion the noisy row is that of the block, and the clean blocks before it are given.
+
+    Args:
+        toy: The toy.
+        draw: Noisy rows, e of them.
+        batch: The clean row of each.
+    """
+    sigma, clean = draw.sigma.reshape(len(draw.xt), -1), F.one_hot(batch.tokens, toy.tokens).double()
+    total = torch.zeros(len(draw.xt), dtype=torch.float64)
+    for k, start in enumerate(range(0, toy.length, toy.block)):
+        here = slice(start, start + toy.block)
+        seen = toy.likelihood(draw.xt[:, here], sigma[:, k]).double()
+        like = torch.cat([clean[:, :start], seen, torch.ones_like(clean[:, here.stop :])], 1)
+        law = toy.others(like)[:, here] * seen
+        law = law / law.sum(-1, keepdim=True).clamp(min=1e-300)
+        total -= (law * clean[:, here]).sum(-1).clamp(min=1e-300).log().sum(-1)
+    return total
 
 
 @dataclasses.dataclass(frozen=True)

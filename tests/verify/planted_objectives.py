@@ -296,6 +296,19 @@ def below_off(self: Any, draw: Draw, kernel: Any, schedule: Any) -> Tensor:
     return self.levels((step - 2).clamp(min=0), schedule, kernel)
 
 
+def never_noise(self: Any, step: Tensor, schedule: Any, kernel: Any) -> Tensor:
+    return (0.5 * step / self.config.steps).float()
+
+
+def decoding(change: Callable[[Tensor, Draw], Tensor]) -> dict[str, Any]:
+    """The reconstruction term changed."""
+
+    def reconstruction(self: Any, outputs: Any, draw: Draw, batch: Batch, kernel: Any, schedule: Any) -> Tensor:
+        return change(type(self).__mro__[1].reconstruction(self, outputs, draw, batch, kernel, schedule), draw)
+
+    return {"reconstruction": reconstruction}
+
+
 N, S, M, B, D, G = Nelbo, ScoreEntropy, MaskedCount, BlockNelbo, D3PM, GenMD4
 LAST_TOKEN: Callable[[Batch], Tensor] = lambda batch: batch.tokens == 2  # noqa: E731
 FOURTH: Callable[[Batch], Tensor] = lambda batch: batch.tokens >= 3  # noqa: E731
@@ -366,6 +379,13 @@ FAULTS = [
     Fault("declared to differ, and smoothed", N, "absorb", X, "optimum", {**by_loss(smoothed), "differs": lambda self: "smoothed", "bound": lambda self: Nelbo(Nelbo.Config(), self.context)}),
     Fault("declared to differ, and penalised", N, "absorb", X, "optimum", {**by_loss(penalised), "differs": lambda self: "penalised", "bound": lambda self: Nelbo(Nelbo.Config(), self.context)}),
     Fault("declared to differ, and one minus accuracy", N, "absorb", X, "optimum", {**by_loss(accuracy), "differs": lambda self: "other", "bound": lambda self: Nelbo(Nelbo.Config(), self.context)}),
+    Fault("reconstruction of the other sign, times five", N, "absorb", X, "tight", decoding(lambda nats, d: -5 * nats)),
+    Fault("reconstruction doubled, uniform", N, "uniform", X, "tight", decoding(lambda nats, d: 2 * nats)),
+    Fault("reconstruction doubled, scores", S, "uniform", C, "tight", decoding(lambda nats, d: 2 * nats)),
+    Fault("reconstruction missing", S, "absorb", C, "tight", decoding(lambda nats, d: 0 * nats)),
+    Fault("reconstruction of high noise one percent off", N, "uniform", X, "tight", decoding(lambda nats, d: nats * torch.where(d.t > 0.01, 1.01, 1.0))),
+    Fault("declared to differ from itself, and halved", N, "absorb", X, "loss", {**by_loss(lambda p, o, d, b, k: 0.5 * p()), "differs": lambda self: "halved", "evaluated": lambda self, kernel: self}),
+    Fault("declared to differ from a bound that is not evaluated, and halved", N, "absorb", X, "evaluated", {**by_loss(lambda p, o, d, b, k: 0.5 * p()), "differs": lambda self: "halved", "bound": lambda self: Nelbo(Nelbo.Config(), self.context), "evaluated": lambda self, kernel: self}),
     Fault("weights of evaluation halved", N, "absorb", X, "evaluated", bound_draws(halved)),
     Fault("evaluation at late times alone", N, "uniform", X, "evaluated", bound_draws(late)),
     Fault("evaluation says another time", N, "uniform", X, "evaluated", bound_draws(first_row)),
@@ -378,6 +398,8 @@ FAULTS = [
     Fault("one step too few counted", D, "absorb", X, "draws", edited(lambda d, b, s: dataclasses.replace(d, weight=d.weight - 1)), {"steps": 20}),
     Fault("no gradient in discrete time", D, "uniform", X, "gradient", by_loss(reversed_kl), {"steps": 50}),
     Fault("first step not counted", D, "absorb", X, "loss", scaled(lambda d, b: d.t < 0.03, 0.0), {"steps": 50}),
+    Fault("the last step does not reach the prior", D, "absorb", X, "tight", {"levels": never_noise}, {"steps": 50}),
+    Fault("the last step does not reach the prior, uniform", D, "uniform", X, "tight", {"levels": never_noise}, {"steps": 50}),
     Fault("auxiliary loss in the bound", D, "absorb", X, "bound", {"bound": lambda self: D3PM(self.config.model_copy(update={"auxiliary": 0.02}), self.context)}, {"steps": 50, "auxiliary": 0.01}),
     Fault("learned rates, loss five percent off", G, "power", X, "loss", by_loss(lambda p, o, d, b, k: 1.05 * p())),
     Fault("a tenth of the loss of pairs missing", G, "power", X, "loss", by_loss(lambda p, o, d, b, k: p() * (1.0 if len(d.xt) == len(b) else 0.9))),

@@ -58,3 +58,38 @@ def test_a_declared_difference_is_shown_and_only_its_optimum_is_verified() -> No
     assert "it is doubled" in checks["objective.differs"].claim
     assert "objective.loss" not in checks
     assert checks["objective.bound"].holds
+
+
+NOT_RUN = {
+    "five percent too large": {"tight", "roles", "optimum"},
+    "last position never noised": {"loss", "gradient", "tight", "roles", "optimum"},
+    "raises an error on padding": {"roles", "optimum"},
+}
+
+
+@pytest.mark.parametrize("name", NOT_RUN)
+def test_parts_that_were_not_run_do_not_hold(name: str) -> None:
+    (fault,) = (f for f in FAULTS if f.name == name)
+    checks = {c.name.removeprefix("objective."): c for c in found(fault, "quick")}
+    assert {n for n, c in checks.items() if c.holds is None} == NOT_RUN[name] - {fault.caught}
+    assert all(c.value == "not run" for c in checks.values() if c.holds is None)
+    assert checks["draws"].holds is (fault.caught != "draws")
+    assert checks["random"].holds
+
+
+def test_a_part_that_was_not_run_on_one_of_the_data_sets_does_not_hold() -> None:
+    (fault,) = (f for f in FAULTS if f.name == "right for two positions alone")
+    checks = {c.name: c for c in found(fault, "full")}
+    assert checks["objective.loss"].holds is False
+    assert checks["objective.tight"].holds is None
+    assert checks["objective.tight"].value.startswith("not run")
+
+
+def test_errors_at_the_first_draw_leave_nothing_that_holds() -> None:
+    def draw(self: Any, request: Any) -> Any:
+        raise RuntimeError("never")
+
+    methods = {"draw": draw, "evaluated": lambda self, kernel: self}
+    checks = {c.name: c for c in found(Fault("raises", Nelbo, "absorb", "log_x0", "", methods), "quick")}
+    assert checks.pop("objective.runs").holds is False
+    assert {(c.holds, c.value) for c in checks.values()} == {(None, "not run")}
