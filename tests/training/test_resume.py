@@ -6,12 +6,14 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sedd_graph.cli import main as cli
 from sedd_graph.errors import EnvironmentFault
 from sedd_graph.store.files import write_text
+from sedd_graph.training.checkpoint import write_checkpoint
 from sedd_graph.training.trainer import Trainer
 from tests.conftest import SMALL
 
@@ -74,10 +76,16 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     def interrupted(self: Trainer) -> object:
         if self.step == 3:
             os.kill(os.getpid(), number)
-            os.kill(os.getpid(), signal.SIGTERM)  # a cluster may send more than one, while the checkpoint is written
         return step(self)
 
+    def write(*arguments: Any, **settings: Any) -> Path:
+        if arguments[1].state.step == 4:
+            for again in (signal.SIGTERM, signal.SIGINT):  # a cluster may send more than one, and a user is impatient
+                os.kill(os.getpid(), again)
+        return write_checkpoint(*arguments, **settings)
+
     monkeypatch.setattr(Trainer, "train_step", interrupted)
+    monkeypatch.setattr("sedd_graph.training.trainer.write_checkpoint", write)
     before = signal.getsignal(number)
     assert cli.run(["train", str(run), *CPU]) == 128 + number
     assert signal.getsignal(number) is before
@@ -85,6 +93,23 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     assert f"{name} at step 4 after" in said
     assert f"checkpoint written; resume with: sedd-graph train {run} --resume\n" in said
     assert (run / "checkpoints" / "step-00000004" / "manifest.json").is_file()
+
+
+def test_a_signal_during_the_last_write_ends_a_run_that_is_done(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(fresh, tmp_path / "run")
+
+    def write(*arguments: Any, **settings: Any) -> Path:
+        if arguments[1].state.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write_checkpoint(*arguments, **settings)
+
+    monkeypatch.setattr("sedd_graph.training.trainer.write_checkpoint", write)
+    assert cli.run(["train", str(run), *CPU]) == 128 + signal.SIGTERM
+    assert "SIGTERM at step 6 after" in capsys.readouterr().out
+    assert (run / "checkpoints" / "step-00000006" / "manifest.json").is_file()
+    assert not (run / "evaluation.json").exists()
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(
