@@ -10,12 +10,15 @@ import asyncio
 import errno
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-__all__ = ["DurableStore", "make_folder", "rename", "sync_file", "sync_folder", "sync_tree"]
+__all__ = ["DurableStore", "make_folder", "publish", "rename", "sync_file", "sync_folder", "sync_tree"]
+
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 def sync_file(path: Path) -> None:
@@ -58,6 +61,34 @@ def rename(source: Path, target: Path) -> None:
     """Rename a file or a folder within its folder, and flush the names to the disk."""
     source.replace(target)
     sync_folder(target.parent)
+
+
+def publish(part: Path, names: Iterable[Path]) -> Path:
+    """Flush a folder to the disk, with all in it, then rename it to the first of ``names`` that is free.
+
+    Args:
+        part: The folder.
+        names: Paths beside it. One that another process takes in the meantime is passed over, too.
+
+    Returns:
+        The new path of the folder.
+
+    Raises:
+        FileExistsError: All names are taken. The folder is left under its own name.
+    """
+    sync_tree(part)
+    for path in names:
+        if path.exists():
+            continue
+        try:
+            part.rename(path)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                continue
+            raise
+        sync_folder(path.parent)
+        return path
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(part))
 
 
 class DurableStore(LocalStore):

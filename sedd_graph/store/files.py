@@ -22,12 +22,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sedd_graph.errors import EnvironmentFault, UserError
-from sedd_graph.store.durable import make_folder, rename, sync_folder
+from sedd_graph.store.durable import make_folder, rename
 
 __all__ = [
     "alone",
     "disk_faults",
-    "new_folder",
+    "free_name",
+    "numbered",
     "part_folder",
     "plain",
     "read_json",
@@ -157,19 +158,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON: {error}") from None
 
 
-def new_folder(path: Path) -> Path:
-    """Create a new folder ``path``, or ``path-2``, ``path-3``, ... if ``path`` exists, and return the path created."""
-    for number in range(1, 10_000):
-        candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        try:
-            with disk_faults("a folder", path.parent):
-                make_folder(candidate.parent)
-                candidate.mkdir()
-                sync_folder(candidate.parent)
-            return candidate
-        except FileExistsError:
-            continue
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield ``path`` and its numbered names, as ``samples.zarr``, ``samples-2.zarr``, ... up to 9,999.
+
+    Raises:
+        UserError: All names were yielded, so that none of them is free.
+    """
+    yield path
+    for number in range(2, 10_000):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
     raise UserError(f"{path} exists already, and so do its numbered names up to 9,999")
+
+
+def free_name(path: Path) -> Path:
+    """Return the first of the names of :func:`numbered` that does not exist."""
+    return next(name for name in numbered(path) if not name.exists())
 
 
 @contextmanager

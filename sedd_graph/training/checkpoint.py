@@ -24,7 +24,7 @@ from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
 from sedd_graph.store.durable import make_folder, rename, sync_tree
-from sedd_graph.store.files import disk_faults, remove, sweep, write_json
+from sedd_graph.store.files import disk_faults, free_name, remove, sweep, write_json
 from sedd_graph.store.manifest import DamagedError, Entry, read_manifest, read_typed, verify_files, write_manifest
 
 __all__ = ["AVERAGE", "METRICS", "MODEL", "OPTIMIZER", "Checkpoint", "State", "Window", "checkpoints", "latest_checkpoint", "read_checkpoint", "read_state", "read_tensors", "require_start", "set_aside", "step_of", "sweep_checkpoints", "write_checkpoint"]  # fmt: skip
@@ -177,10 +177,7 @@ def require_start(run: Path, *, resume: bool) -> None:
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged checkpoint, so that nothing reads or counts it, and return its new path."""
-    number, target = 1, path.with_name(f"damaged-{path.name}")
-    while target.exists():
-        number += 1
-        target = path.with_name(f"damaged-{path.name}-{number}")
+    target = free_name(path.with_name(f"damaged-{path.name}"))
     with disk_faults("the name of a damaged checkpoint", path.parent):
         rename(path, target)
     return target
