@@ -12,6 +12,7 @@ import pytest
 
 from sedd_graph.cli import main as cli
 from sedd_graph.errors import EnvironmentFault
+from sedd_graph.runs.open import open_run
 from sedd_graph.store.files import write_text
 from sedd_graph.training.checkpoint import write_checkpoint
 from sedd_graph.training.trainer import Trainer
@@ -127,6 +128,20 @@ def test_a_signal_that_nohup_ignores_stays_ignored(
         assert cli.run(["train", str(run), *CPU]) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("change", "name"), [((), "ema"), ((("warmup: 2", "warmup: 2, ema: null"),), "model")])
+def test_the_evaluation_after_training_names_its_weights(
+    tmp_path: Path, change: tuple[tuple[str, str], ...], name: str
+) -> None:
+    """By the name under which they are opened later."""
+    run = build(tmp_path, *change)
+    for more in ([], ["--resume"]):
+        (run / "evaluation.json").unlink(missing_ok=True)
+        assert cli.run(["train", str(run), *more, *CPU]) == 0
+        found = json.loads((run / "evaluation.json").read_text())
+        assert found["weights"] == f"checkpoints/step-00000006/{name}.safetensors"
+    assert open_run(run, device="cpu", compile="off").weights == found["weights"]
 
 
 def test_checkpoints_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
