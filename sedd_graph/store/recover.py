@@ -19,7 +19,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 from sedd_graph.errors import UserError
 from sedd_graph.store.arrays import empty, extend
-from sedd_graph.store.durable import DurableStore
+from sedd_graph.store.durable import METADATA, DurableStore
 from sedd_graph.store.files import read_json, remove, write_json
 from sedd_graph.store.manifest import DamagedError, hash_text
 
@@ -27,7 +27,6 @@ __all__ = ["STEPS", "copy_of", "recover"]
 
 STEPS = 1024
 """Records per chunk of the array of steps."""
-METADATA = "zarr.json"
 GROUP = {"attributes": {}, "node_type": "group", "zarr_format": 3}
 """Metadata of a group."""
 Steps = npt.NDArray[np.int64]
@@ -79,8 +78,9 @@ def recover(path: Path, name: str, *, every: int, rows: int, step: int, say: Say
             a record is unknown.
     """
     folder = path / name
-    for part in path.rglob("*.partial") if path.is_dir() else ():  # of a process that was killed
-        part.unlink(missing_ok=True)
+    parents = [parent for parent in folder.parents if parent.is_relative_to(path)]
+    for part in (*folder.rglob("*.partial"), *(p for parent in parents for p in parent.glob("*.partial"))):
+        part.unlink(missing_ok=True)  # of a process that was killed
     due = np.arange(every, step + 1, every, dtype=np.int64)
     if not len(due):
         for array in ("step", "value"):

@@ -94,6 +94,21 @@ def test_damage_is_named_and_the_rest_stays(
     assert record(path, 15, 20, resume=20) == []  # nothing is left to recover
 
 
+def test_files_of_a_killed_process_are_swept_for_each_port_alone(tmp_path: Path) -> None:
+    path = tmp_path / "activations.zarr"
+    record(path, 1, 16)
+    ours = [
+        path / place / "zarr.json.0123.partial" for place in (".", "trunk", "trunk/0", "trunk/0/x", "trunk/0/x/value")
+    ]
+    ours.append(path / "trunk/0/x/value/c/0/0/0.0123.partial")
+    other = path / "trunk" / "1" / "x" / "c.0123.partial"
+    other.parent.mkdir(parents=True)
+    for file in (*ours, other):
+        file.write_text("")
+    assert record(path, 15, 20, resume=14) == []
+    assert list(path.rglob("*.partial")) == [other]
+
+
 def test_what_cannot_be_recovered_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "activations.zarr"
     record(path, 1, 16)
