@@ -17,10 +17,10 @@ import numpy.typing as npt
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 
-from sedd_graph.errors import UserError
+from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.store.arrays import empty, extend
 from sedd_graph.store.durable import METADATA, DurableStore
-from sedd_graph.store.files import read_json, remove, write_json
+from sedd_graph.store.files import MISSING, read_json, remove, write_json
 from sedd_graph.store.manifest import DamagedError, hash_text
 
 __all__ = ["STEPS", "copy_of", "recover"]
@@ -76,6 +76,7 @@ def recover(path: Path, name: str, *, every: int, rows: int, step: int, say: Say
     Raises:
         DamagedError: The metadata of the array of activations and the copy of it are both damaged, so that the shape of
             a record is unknown.
+        OSError: A file cannot be read, such as for too many open files. Nothing is taken for damaged.
     """
     folder = path / name
     parents = [parent for parent in folder.parents if parent.is_relative_to(path)]
@@ -125,6 +126,10 @@ def _open(folder: Path) -> zarr.Array[Any] | None:
     try:
         read_json(folder / METADATA)
         return zarr.open_array(DurableStore(folder), mode="r+", zarr_format=3)
+    except MISSING:
+        return None
+    except (OSError, EnvironmentFault):  # a fault of the machine, not of the file
+        raise
     except Exception:  # zarr raises many classes for metadata that are not its own
         return None
 
@@ -139,7 +144,9 @@ def _read_steps(folder: Path, every: int) -> tuple[Steps | None, dict[str, Any] 
     if array.dtype == np.int64 and array.ndim == 1 and array.chunks == (STEPS,) and _chunks(folder / "step", array):
         try:
             steps = np.asarray(array[:], dtype=np.int64)
-        except Exception:  # decompression, checksum and file system raise different classes
+        except OSError:
+            raise
+        except Exception:  # decompression and checksum raise different classes
             steps = None
     if steps is not None and len(steps) and (steps[0] < every or (steps % every).any() or (np.diff(steps) <= 0).any()):
         steps = None
@@ -196,7 +203,9 @@ def _fill_damaged(path: Path, name: str, steps: Steps, rows: int, say: Say) -> N
         file = folder / array.metadata.encode_chunk_key((start // rows, *(0 for _ in array.shape[1:])))
         try:
             whole = file.is_file() and array[chunk] is not None
-        except Exception:  # decompression, checksum and file system raise different classes
+        except OSError:
+            raise
+        except Exception:  # decompression and checksum raise different classes
             whole = False
         if not whole:
             remove(file)
