@@ -11,7 +11,7 @@ import torch
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.engine.hardware import describe_hardware
-from sedd_graph.errors import UserError
+from sedd_graph.errors import SeddGraphError
 from sedd_graph.evaluation.bound import Result, evaluate
 from sedd_graph.runs.open import Run, open_run
 from sedd_graph.runs.provenance import revision
@@ -84,7 +84,7 @@ def _rows_of(path: Path, say: Callable[[str], None]) -> int:
     try:
         found = read_json(path)
         rows = max(found.get("sequences", 0), found.get("rows", 0)) if isinstance(found, dict) else None
-    except (UserError, TypeError) as error:
+    except (SeddGraphError, TypeError) as error:
         rows = None
         say(f"warning     {error}")
     if not isinstance(rows, int):

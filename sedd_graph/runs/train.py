@@ -15,7 +15,7 @@ from sedd_graph.runs.evaluate import evaluate_opened
 from sedd_graph.runs.open import open_run
 from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.files import alone
-from sedd_graph.training.checkpoint import require_start
+from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, require_start
 from sedd_graph.training.distributed import World
 from sedd_graph.training.loop import Result, train
 from sedd_graph.training.trackers import FINAL, Trackers
@@ -91,6 +91,8 @@ def train_run(
             decode=run.decode,
             say=quiet,
         )
+        if (newest := latest_checkpoint(path / "checkpoints")) is not None:
+            run.weights = str((newest / (MODEL if config.ema is None else AVERAGE)).relative_to(path))
         quiet(f"{result.reason} at step {result.step} after {result.seconds:.0f} s of training")
         for warning in run.engine.process.warnings():
             quiet(f"warning     {warning}")

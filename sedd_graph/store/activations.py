@@ -2,7 +2,8 @@
 
 A record is the activation of one port at one training step. Records are on the disk when :meth:`Activations.flush`
 returns. The activation of a record is written before its training step, which marks the record as complete, so that no
-incomplete record is read after a power cut.
+incomplete record is read while a run writes, nor after a kill. A power cut may leave damaged records after the last flush,
+which a run deletes when it resumes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import zarr
 from sedd_graph.errors import UserError
 from sedd_graph.inputs.confine import require_inside
 from sedd_graph.store.arrays import array_of, empty, extend
-from sedd_graph.store.durable import DurableStore
+from sedd_graph.store.durable import DeferringStore
 from sedd_graph.store.files import disk_faults
 from sedd_graph.store.recover import STEPS, copy_of, recover
 from sedd_graph.store.writer import Writer
@@ -85,7 +86,8 @@ class Activations:
             if resume_step is not None:
                 for tap in taps:
                     recover(path, tap.path, every=tap.every, rows=tap.chunk, step=resume_step, say=say)
-            self._root = zarr.open_group(DurableStore(path), mode="a", zarr_format=3)
+            self._store = DeferringStore(path, array="value")
+            self._root = zarr.open_group(self._store, mode="a", zarr_format=3)
             for name in self.taps:
                 if f"{name}/step" in self._root and f"{name}/value" in self._root:
                     self._arrays[name] = array_of(self._root, f"{name}/value"), array_of(self._root, f"{name}/step")
@@ -135,13 +137,20 @@ class Activations:
             extend(marks, count, steps)
 
     def flush(self) -> None:
-        """Block until all records passed to :meth:`put` are written, those of incomplete chunks included."""
+        """Block until all records passed to :meth:`put` are on the disk, those of incomplete chunks included."""
         self._enqueue(*self.taps)
         self._writer.flush()
+        self._sync()
 
     def close(self) -> None:
-        """Write all records passed to :meth:`put`, then stop the background thread."""
+        """Write all records passed to :meth:`put` to the disk, then stop the background thread."""
         try:
             self._enqueue(*self.taps)
         finally:
             self._writer.close()
+        self._sync()
+
+    def _sync(self) -> None:
+        """Flush the chunks written so far: only then, since a run that resumes deletes the records after its checkpoint."""
+        with disk_faults("activations.zarr", self.path):
+            self._store.flush()

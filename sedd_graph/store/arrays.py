@@ -26,8 +26,8 @@ from zarr.core.sync import sync
 
 from sedd_graph.errors import UserError
 from sedd_graph.inputs.files import size_text
-from sedd_graph.store.durable import rename, sync_tree
-from sedd_graph.store.files import disk_faults, new_folder, part_folder
+from sedd_graph.store.durable import publish
+from sedd_graph.store.files import disk_faults, numbered, part_folder
 from sedd_graph.store.manifest import DamagedError, entry_of, hash_text
 
 __all__ = ["array_of", "empty", "extend", "open_stored", "read_array", "stores", "write_samples"]
@@ -211,11 +211,7 @@ def write_samples(
                 strings[:] = np.asarray(list(text), dtype=object)
         written = json.loads(json.dumps(dict(attributes)))  # as a reader gets it, with lists for tuples
         root.attrs.update({**written, "hashes": _hashes(part, written, sorted(root.array_keys()))})
-        final = new_folder(path)
-        final.rmdir()
-        sync_tree(part)
-        rename(part, final)
-    return final
+        return publish(part, numbered(path))
 
 
 def empty(

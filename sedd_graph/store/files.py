@@ -23,15 +23,18 @@ from safetensors import SafetensorError
 
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.inputs.confine import require_inside
-from sedd_graph.store.durable import make_folder, rename, sync_folder
+from sedd_graph.store.durable import make_folder, rename
 
 __all__ = [
+    "MISSING",
     "alone",
     "disk_faults",
-    "new_folder",
+    "free_name",
+    "numbered",
     "part_folder",
     "plain",
     "read_json",
+    "reason_of",
     "remove",
     "sweep",
     "write_bytes",
@@ -39,6 +42,8 @@ __all__ = [
     "write_text",
 ]
 
+MISSING = (FileNotFoundError, NotADirectoryError)
+"""Exceptions of a file that is not there. Another ``OSError`` says nothing about the file, which may be whole."""
 MAX_JSON = 64 * 2**20
 """Size limit of a JSON file, in bytes."""
 
@@ -61,7 +66,7 @@ def disk_faults(what: str, path: Path) -> Iterator[None]:
     except FileExistsError:
         raise
     except (OSError, SafetensorError) as error:
-        number, reason = _reason(error)
+        number, reason = reason_of(error)
         if number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
             raise UserError(f"{what} could not be written to {path}: {reason}") from error
         if number in (errno.ENOSPC, errno.EDQUOT):
@@ -80,8 +85,12 @@ def _full(path: Path) -> str:
     return "the disk is full"
 
 
-def _reason(error: Exception) -> tuple[int | None, str]:
-    if isinstance(error, OSError):
+def reason_of(error: Exception) -> tuple[int | None, str]:
+    """Return the number and the text of the system's error behind an ``OSError`` or a ``SafetensorError``.
+
+    The number is None if there is none, as for a ``SafetensorError`` about the content of a file.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno, error.strerror or str(error)
     found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has the number only in its text
     return (int(found[1]), os.strerror(int(found[1]))) if found else (None, str(error))
@@ -142,7 +151,8 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        UserError: The file is missing, not a regular file, larger than 64 MiB, unreadable or not JSON.
+        UserError: The file is missing, not a regular file, larger than 64 MiB or not JSON.
+        EnvironmentFault: The file cannot be read for another reason, such as no permission, or no memory.
     """
     try:
         if path.exists() and not path.is_file():
@@ -150,27 +160,31 @@ def read_json(path: Path) -> Any:
         if path.stat().st_size > MAX_JSON:
             raise UserError(f"{path} is larger than {MAX_JSON >> 20} MiB")
         return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except MISSING as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error.strerror}") from None
     except RecursionError:
         raise UserError(f"{path} is not JSON: nested too deeply") from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
 
 
-def new_folder(path: Path) -> Path:
-    """Create a new folder ``path``, or ``path-2``, ``path-3``, ... if ``path`` exists, and return the path created."""
-    for number in range(1, 10_000):
-        candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        try:
-            with disk_faults("a folder", path.parent):
-                make_folder(candidate.parent)
-                candidate.mkdir()
-                sync_folder(candidate.parent)
-            return candidate
-        except FileExistsError:
-            continue
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield ``path`` and its numbered names, as ``samples.zarr``, ``samples-2.zarr``, ... up to 9,999.
+
+    Raises:
+        UserError: All names were yielded, so that none of them is free.
+    """
+    yield path
+    for number in range(2, 10_000):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
     raise UserError(f"{path} exists already, and so do its numbered names up to 9,999")
+
+
+def free_name(path: Path) -> Path:
+    """Return the first of the names of :func:`numbered` that does not exist."""
+    return next(name for name in numbered(path) if not name.exists())
 
 
 @contextmanager

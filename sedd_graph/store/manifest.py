@@ -16,7 +16,7 @@ import xxhash
 
 from sedd_graph.component.strict import Strict
 from sedd_graph.errors import EnvironmentFault, UserError
-from sedd_graph.store.files import read_json, write_json
+from sedd_graph.store.files import MISSING, read_json, write_json
 
 __all__ = ["MANIFEST", "DamagedError", "Entry", "Manifest", "entry_of", "hash_text", "read_manifest", "read_typed", "verify_files", "write_manifest"]  # fmt: skip
 
@@ -66,15 +66,15 @@ def entry_of(path: Path, *, size: int | None = None) -> Entry:
     """
     found, left, buffer = xxhash.xxh3_128(), size, bytearray(BUFFER)
     view, total = memoryview(buffer), 0
-    if path.exists() and not path.is_file():
-        raise DamagedError(f"{path} is not a regular file")
     try:
+        if path.exists() and not path.is_file():
+            raise DamagedError(f"{path} is not a regular file")
         with path.open("rb", buffering=0) as stream:
             while count := stream.readinto(view if left is None else view[: min(left, BUFFER)]):
                 found.update(view[:count])
                 total += count
                 left = None if left is None else left - count
-    except (FileNotFoundError, NotADirectoryError):
+    except MISSING:
         raise DamagedError(f"{path} is missing") from None
     except OSError as error:
         raise EnvironmentFault(f"{path} cannot be read: {error.strerror}") from None
@@ -109,6 +109,7 @@ def read_typed(path: Path, model: type[Model]) -> Model:
     Raises:
         DamagedError: The file is missing, is not JSON, or does not fit the model. For content that does not fit the
             model, the message names the first key at fault.
+        EnvironmentFault: The file cannot be read for another reason.
     """
     try:
         return model.model_validate(read_json(path))

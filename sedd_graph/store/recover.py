@@ -17,17 +17,16 @@ import numpy.typing as npt
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 
-from sedd_graph.errors import UserError
+from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.store.arrays import empty, extend
-from sedd_graph.store.durable import DurableStore
-from sedd_graph.store.files import read_json, remove, write_json
+from sedd_graph.store.durable import METADATA, DurableStore
+from sedd_graph.store.files import MISSING, read_json, remove, write_json
 from sedd_graph.store.manifest import DamagedError, hash_text
 
 __all__ = ["STEPS", "copy_of", "recover"]
 
 STEPS = 1024
 """Records per chunk of the array of steps."""
-METADATA = "zarr.json"
 GROUP = {"attributes": {}, "node_type": "group", "zarr_format": 3}
 """Metadata of a group."""
 Steps = npt.NDArray[np.int64]
@@ -77,10 +76,12 @@ def recover(path: Path, name: str, *, every: int, rows: int, step: int, say: Say
     Raises:
         DamagedError: The metadata of the array of activations and the copy of it are both damaged, so that the shape of
             a record is unknown.
+        OSError: A file cannot be read, such as for too many open files. Nothing is taken for damaged.
     """
     folder = path / name
-    for part in path.rglob("*.partial") if path.is_dir() else ():  # of a process that was killed
-        part.unlink(missing_ok=True)
+    parents = [parent for parent in folder.parents if parent.is_relative_to(path)]
+    for part in (*folder.rglob("*.partial"), *(p for parent in parents for p in parent.glob("*.partial"))):
+        part.unlink(missing_ok=True)  # of a process that was killed
     due = np.arange(every, step + 1, every, dtype=np.int64)
     if not len(due):
         for array in ("step", "value"):
@@ -125,6 +126,10 @@ def _open(folder: Path) -> zarr.Array[Any] | None:
     try:
         read_json(folder / METADATA)
         return zarr.open_array(DurableStore(folder), mode="r+", zarr_format=3)
+    except MISSING:
+        return None
+    except (OSError, EnvironmentFault):  # a fault of the machine, not of the file
+        raise
     except Exception:  # zarr raises many classes for metadata that are not its own
         return None
 
@@ -139,7 +144,9 @@ def _read_steps(folder: Path, every: int) -> tuple[Steps | None, dict[str, Any] 
     if array.dtype == np.int64 and array.ndim == 1 and array.chunks == (STEPS,) and _chunks(folder / "step", array):
         try:
             steps = np.asarray(array[:], dtype=np.int64)
-        except Exception:  # decompression, checksum and file system raise different classes
+        except OSError:
+            raise
+        except Exception:  # decompression and checksum raise different classes
             steps = None
     if steps is not None and len(steps) and (steps[0] < every or (steps % every).any() or (np.diff(steps) <= 0).any()):
         steps = None
@@ -196,7 +203,9 @@ def _fill_damaged(path: Path, name: str, steps: Steps, rows: int, say: Say) -> N
         file = folder / array.metadata.encode_chunk_key((start // rows, *(0 for _ in array.shape[1:])))
         try:
             whole = file.is_file() and array[chunk] is not None
-        except Exception:  # decompression, checksum and file system raise different classes
+        except OSError:
+            raise
+        except Exception:  # decompression and checksum raise different classes
             whole = False
         if not whole:
             remove(file)

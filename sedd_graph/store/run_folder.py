@@ -7,15 +7,14 @@ next build of the same blueprint deletes it.
 from __future__ import annotations
 
 import datetime
-import errno
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from sedd_graph.errors import UserError
-from sedd_graph.store.durable import sync_folder, sync_tree
-from sedd_graph.store.files import disk_faults, part_folder, remove
+from sedd_graph.store.durable import publish, sync_folder, sync_tree
+from sedd_graph.store.files import disk_faults, numbered, part_folder, remove
 from sedd_graph.store.manifest import MANIFEST
 
 __all__ = ["new_run", "require_empty", "require_utf8", "write_folder"]
@@ -24,7 +23,6 @@ _STAMPED = f"{'[0-9]' * 8}T{'[0-9]' * 6}Z-*"
 """Glob pattern of the names of run folders that :func:`new_run` creates."""
 _PART = re.compile(r"\.run\.[0-9a-f]+\.part")
 """Names of the temporary folders within a folder that is filled."""
-_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 def new_run(root: Path, name: str, digest: str, write: Callable[[Path], None]) -> Path:
@@ -48,11 +46,7 @@ def new_run(root: Path, name: str, digest: str, write: Callable[[Path], None]) -
     path = root / name / f"{stamp}-{digest[:8]}"
     with disk_faults("a folder", path.parent), part_folder(path, abandoned=f".{_STAMPED}.part") as part:
         write(part)
-        for number in range(1, 10_000):
-            candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
-            if not candidate.exists() and _renamed(part, candidate):
-                return candidate
-    raise UserError(f"{path} exists already, and so do its numbered names up to 9,999")
+        return publish(part, numbered(path))
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
@@ -79,8 +73,10 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         write(part)
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()  # Windows renames no folder over another
-        if path.exists() or not _renamed(part, path):
-            raise UserError(f"{path} exists and is not empty")
+        try:
+            publish(part, [path])
+        except FileExistsError:
+            raise UserError(f"{path} exists and is not empty") from None
 
 
 def _replaceable(path: Path) -> bool:
@@ -121,16 +117,3 @@ def require_utf8(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise UserError(f"{path}: this path is not UTF-8, which files of weights need: rename the folder") from None
-
-
-def _renamed(part: Path, path: Path) -> bool:
-    """Rename a folder; return False if another process has created ``path`` in the meantime."""
-    sync_tree(part)
-    try:
-        part.rename(path)
-    except OSError as error:
-        if error.errno in _TAKEN:
-            return False
-        raise
-    sync_folder(path.parent)
-    return True

@@ -22,10 +22,10 @@ from sedd_graph.blueprint.lock import LOCK
 from sedd_graph.component.strict import Strict
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.engine.weights import save_tensors
-from sedd_graph.errors import UserError
+from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.inputs.confine import require_inside
 from sedd_graph.store.durable import make_folder, rename, sync_tree
-from sedd_graph.store.files import disk_faults, remove, sweep, write_json
+from sedd_graph.store.files import MISSING, disk_faults, free_name, reason_of, remove, sweep, write_json
 from sedd_graph.store.manifest import DamagedError, Entry, read_manifest, read_typed, verify_files, write_manifest
 
 __all__ = ["AVERAGE", "METRICS", "MODEL", "OPTIMIZER", "Checkpoint", "State", "Window", "checkpoints", "latest_checkpoint", "read_checkpoint", "read_state", "read_tensors", "require_start", "set_aside", "step_of", "sweep_checkpoints", "write_checkpoint"]  # fmt: skip
@@ -185,10 +185,7 @@ def require_start(run: Path, *, resume: bool) -> None:
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged checkpoint, so that nothing reads or counts it, and return its new path."""
-    number, target = 1, path.with_name(f"damaged-{path.name}")
-    while target.exists():
-        number += 1
-        target = path.with_name(f"damaged-{path.name}-{number}")
+    target = free_name(path.with_name(f"damaged-{path.name}"))
     with disk_faults("the name of a damaged checkpoint", path.parent):
         rename(path, target)
     return target
@@ -234,8 +231,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name. Raises :class:`DamagedError` if it cannot be read."""
+    """Return the tensors of a safetensors file by name.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DamagedError: The file is missing, or is not a safetensors file.
+        EnvironmentFault: The file cannot be read for another reason, such as no memory.
+    """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DamagedError(f"{path} cannot be read: {error}") from None
+        number, reason = reason_of(error)
+        missing = isinstance(error, MISSING)
+        if missing and path.is_file():  # what safetensors says whenever it cannot open a file
+            raise EnvironmentFault(f"{path} cannot be opened") from None
+        if missing or (isinstance(error, SafetensorError) and number is None):
+            raise DamagedError(f"{path} cannot be read: {error}") from None
+        raise EnvironmentFault(f"{path} cannot be read: {reason}") from None

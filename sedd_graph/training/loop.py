@@ -48,12 +48,15 @@ they take a machine back. Windows has no SIGHUP and no SIGUSR1."""
 class _Signals:
     """Context that records the first signal of :data:`STOPPING`, to end after the step.
 
-    A second SIGINT raises KeyboardInterrupt; other later signals change nothing, since a cluster may send several.
-    Signals that the process was started to ignore, as SIGHUP by ``nohup``, are still ignored.
+    A second SIGINT raises KeyboardInterrupt, except while the last checkpoint is written (:attr:`writing`); other later
+    signals change nothing, since a cluster may send several. Signals that the process was started to ignore, as SIGHUP by
+    ``nohup``, are still ignored.
     """
 
     def __init__(self) -> None:
         self.caught: str | None = None
+        self.writing = False
+        """True while the last checkpoint is written, which no signal of :data:`STOPPING` interrupts."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -64,7 +67,7 @@ class _Signals:
         return self
 
     def _on(self, number: int, frame: Any) -> None:
-        if self.caught is not None and number == signal.SIGINT:
+        if self.caught is not None and number == signal.SIGINT and not self.writing:
             raise KeyboardInterrupt
         self.caught = self.caught or signal.Signals(number).name
 
@@ -141,8 +144,12 @@ class _Loop:
                 clock.pause()
                 self.between_steps()
                 clock.go()
-        trainer.seconds = clock.seconds
-        self.save()
+            trainer.seconds = clock.seconds
+            signals.writing = True
+            self.save()
+            signals.writing = False
+            if reason in ("done", "budget") and world.any(signals.caught is not None):
+                reason = signals.caught or "signal"  # arrived in the last step or while the checkpoint was written
         return Result(trainer.step, reason, trainer.seconds)
 
     def save(self) -> None:

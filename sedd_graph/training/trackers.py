@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sedd_graph.errors import MissingExtraError
-from sedd_graph.store.files import sweep, write_bytes
+from sedd_graph.errors import MissingExtraError, SeddGraphError
+from sedd_graph.store.files import free_name, sweep, write_bytes
 from sedd_graph.store.json_lines import JsonLines
 from sedd_graph.store.manifest import Entry, entry_of
 from sedd_graph.training.checkpoint import METRICS
@@ -96,7 +96,7 @@ class Trackers:
         path = self._lines.path
         sweep(path.parent, f".{path.name}.*.part")
         if written is not None and entry_of(path, size=written.bytes) != written:
-            copy = path.with_name(f"damaged-{path.name}")
+            copy = free_name(path.with_name(f"damaged-{path.name}"))
             write_bytes(copy, path.read_bytes())
             lost = f"is not what was written up to step {step}: records are lost or changed"
             say(f"warning     {path} {lost}; the file as it was is now {copy.name}")
@@ -122,7 +122,7 @@ class Trackers:
     def close(self) -> None:
         """Close ``metrics.jsonl`` and all trackers. An exception of a tracker becomes a warning."""
         self._each(lambda t: t.close())
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, SeddGraphError):  # the latter for what the disk refuses
             self._lines.close()
 
 

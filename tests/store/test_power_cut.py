@@ -19,6 +19,7 @@ import pytest
 import zarr
 
 from sedd_graph.cli import main as cli
+from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.manifest import read_manifest, verify_files
 from sedd_graph.training.trainer import Trainer
 from tests.conftest import SMALL
@@ -118,6 +119,49 @@ def test_a_power_cut_loses_nothing_that_was_reported(
 def test_a_power_cut_after_each_flush(cut: tuple[StrictDisk, list[tuple[int, int]], Path], tmp_path: Path) -> None:
     disk, reported, whole = cut
     cuts(disk, reported, list(range(reported[0][0], len(disk.flushed) + 1)), whole, tmp_path / "cuts")
+
+
+def test_chunks_reach_the_disk_at_a_flush(tmp_path: Path) -> None:
+    """Few flushes for each record, all at :meth:`Activations.flush`, and none of what was flushed is lost later."""
+    place, name = tmp_path / "disk", "trunk/0/x"
+    place.mkdir()
+    disk, tap = StrictDisk(place), TapSpec(name, 1, "float32", None, 2)
+    counts = []
+    with disk.recording():
+        store = Activations(place / "activations.zarr", [tap])
+        for step in range(1, 8):
+            store.put(name, step, np.full((2, 3), step))
+            if step in (3, 7):
+                before = len(disk.flushed)
+                store.flush()  # the fourth record replaces the chunk of the third
+                counts.append((before, len(disk.flushed)))
+        store.close()
+    for cut in range(counts[0][1], len(disk.flushed) + 1):
+        left, said = disk.after(cut, tmp_path / str(cut)) / "activations.zarr", list[str]()
+        reported = 7 if cut >= counts[1][1] else 3
+        Activations(left, [tap], resume_step=reported, say=said.append).close()
+        assert said == []
+        values = np.asarray(zarr.open_array(left / name / "value", mode="r"))
+        assert values[:, 0, 0].tolist() == list(range(1, reported + 1))
+    disk.close()
+
+
+def test_a_record_takes_few_flushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, fsync = [0], os.fsync
+
+    def counted(number: int) -> None:
+        count[0] += 1
+        fsync(number)
+
+    store = Activations(tmp_path / "activations.zarr", [TapSpec("x", 1, "float32", None, 1)])
+    store.put("x", 1, np.zeros((2, 3)))
+    store.flush()
+    monkeypatch.setattr("os.fsync", counted)
+    for step in range(2, 12):
+        store.put("x", step, np.zeros((2, 3)))
+    store._writer.flush()
+    assert count == [10 * 6]  # the names and contents of the steps, and of the metadata of both arrays
+    store.close()
 
 
 def test_a_build_that_has_returned_is_on_the_disk(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """Damaged activations when a run resumes: what is lost is named and becomes NaN, and nothing else changes."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import zarr
 
-from sedd_graph.errors import UserError
+from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.arrays import open_stored, read_array, write_samples
 from sedd_graph.store.manifest import DamagedError
@@ -92,6 +94,54 @@ def test_damage_is_named_and_the_rest_stays(
     expected[lost] = np.nan
     assert np.array_equal(values, expected, equal_nan=True)
     assert record(path, 15, 20, resume=20) == []  # nothing is left to recover
+
+
+@pytest.mark.parametrize("file", ["value/c/1/0/0", "step/c/0", "step/zarr.json", "value/zarr.json"])
+def test_a_fault_of_the_machine_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    path = tmp_path / "activations.zarr"
+    record(path, 1, 16)
+    original = Path.open
+
+    def failing(self: Path, *arguments: Any, **settings: Any) -> object:
+        if self == path / "trunk/0/x" / file:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return original(self, *arguments, **settings)
+
+    for name in ("open", "read_bytes", "read_text"):
+        monkeypatch.setattr(Path, name, failing if name == "open" else _through(name, failing))
+    with pytest.raises(EnvironmentFault, match="Too many open files"):
+        record(path, 15, 20, resume=14)
+    monkeypatch.undo()
+    assert record(path, 15, 20, resume=14) == []
+    assert np.array_equal(read(path)[1], VALUES)
+
+
+def _through(name: str, failing: Callable[..., Any]) -> Callable[..., object]:
+    """Return the method of a path under this name, which first opens the file by ``failing``."""
+    original = getattr(Path, name)
+
+    def method(self: Path, *arguments: Any, **settings: Any) -> object:
+        failing(self, "rb").close()
+        return original(self, *arguments, **settings)
+
+    return method
+
+
+def test_files_of_a_killed_process_are_swept_for_each_port_alone(tmp_path: Path) -> None:
+    path = tmp_path / "activations.zarr"
+    record(path, 1, 16)
+    ours = [
+        path / place / "zarr.json.0123.partial" for place in (".", "trunk", "trunk/0", "trunk/0/x", "trunk/0/x/value")
+    ]
+    ours.append(path / "trunk/0/x/value/c/0/0/0.0123.partial")
+    other = path / "trunk" / "1" / "x" / "c.0123.partial"
+    other.parent.mkdir(parents=True)
+    for file in (*ours, other):
+        file.write_text("")
+    assert record(path, 15, 20, resume=14) == []
+    assert list(path.rglob("*.partial")) == [other]
 
 
 def test_what_cannot_be_recovered_is_refused_by_name(tmp_path: Path) -> None:

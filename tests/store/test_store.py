@@ -1,6 +1,7 @@
 """Nothing is lost or torn: kills, full disks, readers while the run goes on."""
 
 import errno
+import itertools
 import subprocess
 import sys
 import time
@@ -13,9 +14,10 @@ import zarr
 
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.families.text import document_lengths
+from sedd_graph.store import durable
 from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.arrays import write_samples
-from sedd_graph.store.files import write_text
+from sedd_graph.store.files import numbered, write_text
 from sedd_graph.store.json_lines import JsonLines
 from sedd_graph.store.writer import Writer
 
@@ -171,6 +173,39 @@ def test_samples_are_never_overwritten(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["samples-2.zarr", "samples.zarr"]
     group = zarr.open_group(str(tmp_path / "samples.zarr"), mode="r")
     assert list(np.asarray(group["text"])) == ["a", "\N{SNOWMAN}"]
+
+
+@pytest.mark.parametrize("moment", ["while the chunks are flushed", "just before the rename"])
+def test_samples_written_at_once_get_groups_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    place = "sync_tree" if moment == "while the chunks are flushed" else "Path.rename"
+    original = durable.sync_tree if place == "sync_tree" else Path.rename
+
+    def late(part: Path, *target: Path) -> object:
+        monkeypatch.undo()
+        write_samples(tmp_path / "samples.zarr", {"tokens": np.ones((2, 3), np.int64)}, attributes={})
+        return original(part, *target)
+
+    monkeypatch.setattr(f"sedd_graph.store.durable.{place}", late)
+    path = write_samples(tmp_path / "samples.zarr", {"tokens": np.zeros((2, 3), np.int64)}, attributes={})
+    assert path == tmp_path / "samples-2.zarr"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["samples-2.zarr", "samples.zarr"]
+    for name, value in (("samples.zarr", 1), ("samples-2.zarr", 0)):
+        group = zarr.open_group(str(tmp_path / name), mode="r")
+        assert np.array_equal(np.asarray(group["tokens"]), np.full((2, 3), value))
+
+
+def test_names_are_numbered_until_none_is_left(tmp_path: Path) -> None:
+    names = list(itertools.islice(numbered(tmp_path / "a.zarr"), 9_999))
+    assert [names[0].name, names[1].name, names[-1].name] == ["a.zarr", "a-2.zarr", "a-9999.zarr"]
+    with pytest.raises(UserError, match="exists already, and so do its numbered names up to 9,999"):
+        list(numbered(tmp_path / "a.zarr"))
+    (tmp_path / "part").mkdir()
+    (tmp_path / "a.zarr").write_text("")
+    with pytest.raises(FileExistsError):
+        durable.publish(tmp_path / "part", names[:1])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "part"]
 
 
 def test_a_line_of_bytes_that_are_no_text_is_dropped(tmp_path: Path) -> None:

@@ -1,19 +1,24 @@
 """Checkpoints that are damaged or forged: refused by name, or left for an older one that is whole."""
 
+import errno
 import json
 import math
 import os
+import pkgutil
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sedd_graph.cli import main as cli
+from sedd_graph.errors import EnvironmentFault
 from sedd_graph.store.manifest import MANIFEST, DamagedError, entry_of, read_manifest, verify_files
 from sedd_graph.training.trainer import Trainer
 from tests.conftest import SMALL
@@ -127,6 +132,48 @@ def test_a_resume_goes_back_to_a_whole_checkpoint(
     expected = load_file(run / "checkpoints" / "step-00000002" / "optimizer.safetensors")
     state = trainer.optimizers[0].state_dict()["state"][0]
     assert torch.equal(state["exp_avg"], expected[MOMENT])
+
+
+FAULTS: list[tuple[str, str, Exception, str]] = [
+    # file, the function that fails for it, its exception, what is said
+    ("model.safetensors", "sedd_graph.training.checkpoint.load_file", OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
+    ("ema.safetensors", "sedd_graph.training.checkpoint.load_file", OSError("Cannot allocate memory (os error 12)"), "Cannot allocate memory"),
+    ("optimizer.safetensors", "sedd_graph.training.checkpoint.load_file", SafetensorError("I/O error: Input/output error (os error 5)"), "Input/output error"),
+    ("model.safetensors", "sedd_graph.training.checkpoint.load_file", FileNotFoundError("No such file or directory: model"), "opened"),
+    ("manifest.json", "pathlib.Path.read_text", OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+    ("state.json", "pathlib.Path.read_text", PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+    ("model.safetensors", "pathlib.Path.open", OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    ("model.safetensors", "pathlib.Path.is_file", PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "function", "error", "said"), FAULTS)
+def test_a_fault_of_the_machine_sets_no_checkpoint_aside(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    function: str,
+    error: Exception,
+    said: str,
+) -> None:
+    run, newest = cut_back(trained, tmp_path)
+    lines: list[str] = []
+    trainer, original = trainer_of(run, lines.append), pkgutil.resolve_name(function)
+
+    def failing(path: Path, *arguments: Any, **settings: Any) -> object:
+        if path == newest / name:
+            raise error
+        return original(path, *arguments, **settings)
+
+    monkeypatch.setattr(function, failing)
+    with pytest.raises(EnvironmentFault, match=f"{newest / name} cannot be .*{said}"):
+        trainer.resume()
+    assert lines == []
+    monkeypatch.undo()
+    trainer.resume()
+    assert lines == ["resumed from step-00000004"]
+    assert trainer.step == 4
 
 
 def trainer_of(run: Path, say: Callable[[str], None]) -> Trainer:

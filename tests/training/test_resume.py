@@ -6,12 +6,15 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sedd_graph.cli import main as cli
 from sedd_graph.errors import EnvironmentFault
+from sedd_graph.runs.open import open_run
 from sedd_graph.store.files import write_text
+from sedd_graph.training.checkpoint import write_checkpoint
 from sedd_graph.training.trainer import Trainer
 from tests.conftest import SMALL
 
@@ -74,10 +77,16 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     def interrupted(self: Trainer) -> object:
         if self.step == 3:
             os.kill(os.getpid(), number)
-            os.kill(os.getpid(), signal.SIGTERM)  # a cluster may send more than one, while the checkpoint is written
         return step(self)
 
+    def write(*arguments: Any, **settings: Any) -> Path:
+        if arguments[1].state.step == 4:
+            for again in (signal.SIGTERM, signal.SIGINT):  # a cluster may send more than one, and a user is impatient
+                os.kill(os.getpid(), again)
+        return write_checkpoint(*arguments, **settings)
+
     monkeypatch.setattr(Trainer, "train_step", interrupted)
+    monkeypatch.setattr("sedd_graph.training.trainer.write_checkpoint", write)
     before = signal.getsignal(number)
     assert cli.run(["train", str(run), *CPU]) == 128 + number
     assert signal.getsignal(number) is before
@@ -85,6 +94,23 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     assert f"{name} at step 4 after" in said
     assert f"checkpoint written; resume with: sedd-graph train {run} --resume\n" in said
     assert (run / "checkpoints" / "step-00000004" / "manifest.json").is_file()
+
+
+def test_a_signal_during_the_last_write_ends_a_run_that_is_done(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(fresh, tmp_path / "run")
+
+    def write(*arguments: Any, **settings: Any) -> Path:
+        if arguments[1].state.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write_checkpoint(*arguments, **settings)
+
+    monkeypatch.setattr("sedd_graph.training.trainer.write_checkpoint", write)
+    assert cli.run(["train", str(run), *CPU]) == 128 + signal.SIGTERM
+    assert "SIGTERM at step 6 after" in capsys.readouterr().out
+    assert (run / "checkpoints" / "step-00000006" / "manifest.json").is_file()
+    assert not (run / "evaluation.json").exists()
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(
@@ -102,6 +128,20 @@ def test_a_signal_that_nohup_ignores_stays_ignored(
         assert cli.run(["train", str(run), *CPU]) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("change", "name"), [((), "ema"), ((("warmup: 2", "warmup: 2, ema: null"),), "model")])
+def test_the_evaluation_after_training_names_its_weights(
+    tmp_path: Path, change: tuple[tuple[str, str], ...], name: str
+) -> None:
+    """By the name under which they are opened later."""
+    run = build(tmp_path, *change)
+    for more in ([], ["--resume"]):
+        (run / "evaluation.json").unlink(missing_ok=True)
+        assert cli.run(["train", str(run), *more, *CPU]) == 0
+        found = json.loads((run / "evaluation.json").read_text())
+        assert found["weights"] == f"checkpoints/step-00000006/{name}.safetensors"
+    assert open_run(run, device="cpu", compile="off").weights == found["weights"]
 
 
 def test_checkpoints_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Trackers, through the train command: what arrives, what a resume repeats (nothing), and that no fault of theirs ends a run."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from sedd_graph.cli import main as cli
+from sedd_graph.errors import EnvironmentFault
+from sedd_graph.store.manifest import Entry, entry_of
 from sedd_graph.training import trackers
 from tests.conftest import SMALL
 
@@ -72,6 +75,33 @@ def test_lines_that_are_no_records_go_at_a_resume(tmp_path: Path) -> None:
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == "\n".join([lines[0], lines[4], '{"step": 3, "loss": null}']) + "\n"
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_each_damaged_file_is_kept(tmp_path: Path) -> None:
+    path, said = tmp_path / "metrics.jsonl", list[str]()
+    for number, name in enumerate(("damaged-metrics.jsonl", "damaged-metrics-2.jsonl", "damaged-metrics-3.jsonl")):
+        path.write_text('{"step": 1}\n')
+        written = entry_of(path)
+        path.write_text(text := f'{{"step": {number}}}\n')
+        found = trackers.Trackers(tmp_path, "name", [])
+        found.resume(1, Entry(bytes=written.bytes, xxh3_128="0" * 32), said.append)
+        found.close()
+        assert said[-1].endswith(f"records are lost or changed; the file as it was is now {name}")
+        assert (tmp_path / name).read_text() == text
+
+
+def test_a_disk_that_refuses_the_last_flush_hides_no_other_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = trackers.Trackers(tmp_path, "name", [])
+
+    def broken(number: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("os.fsync", broken)
+    with pytest.raises(EnvironmentFault, match="Input/output error"):
+        found.sync()
+    found.close()
 
 
 @pytest.fixture(scope="module")
