@@ -19,6 +19,8 @@ __all__ = ["NoiseDraws"]
 Floats = npt.NDArray[np.float64]
 
 _KNOTS, _DRAWS_PER_KNOT = 16, 16
+_REPLICATES = 10
+"""Least number of calls of ``add`` from which a variance between them is estimated."""
 
 
 class NoiseDraws:
@@ -69,8 +71,9 @@ class NoiseDraws:
         estimated over the calls of :meth:`add` (one per batch and draw). It is small if the levels of a batch are
         stratified, since they are then spread evenly over [0, 1].
 
-        With a single call of :meth:`add`, or fewer than 32 recorded draws in all (one per row and call), f is not
-        fitted, and the result is the standard error for independent levels.
+        With fewer than 10 calls of :meth:`add`, from which a variance has too few degrees of freedom, or fewer than 32
+        recorded draws in all (one per row and call), f is not fitted, and the result is the standard error for
+        independent levels.
 
         Args:
             nats: Loss of each row, averaged over its draws, float [n].
@@ -105,14 +108,13 @@ class NoiseDraws:
             draws.
         """
         arrays = self.arrays()
-        if arrays is None or len(self._row) < 2:
+        if arrays is None or len(self._row) < _REPLICATES:
             return None
-        row, t, nats = arrays
+        row, _, nats = arrays
         knots = min(_KNOTS, len(row) // _DRAWS_PER_KNOT)
         if knots < 2:
             return None
-        places = t.reshape(len(t), -1)[..., None] * (knots - 1) - np.arange(knots)
-        hats = np.clip(1 - np.abs(places), 0, None).mean(1) * weights[row, None]
+        hats = np.concatenate([_hats(part.numpy(), knots) for part in self._t]) * weights[row, None]
         left, size, _ = np.linalg.svd(hats, full_matrices=False)
         left = left[:, size > 1e-9 * size[0]]
         loss = nats - value * weights[row]
@@ -125,3 +127,10 @@ class NoiseDraws:
         sums = np.array([part.sum() for part in np.split(fit / draws[row], ends)])
         tokens = np.array([part.sum() for part in np.split(weights[row] / draws[row], ends)])
         return trend, sums - sums.sum() / weights.sum() * tokens
+
+
+def _hats(t: Floats, knots: int) -> Floats:
+    """Return the piecewise linear basis functions at noise levels [b] or [b, k], averaged over k, [b, knots]."""
+    places = t.reshape(len(t), -1)[..., None] * (knots - 1) - np.arange(knots)
+    found: Floats = np.clip(1 - np.abs(places), 0, None).mean(1)
+    return found

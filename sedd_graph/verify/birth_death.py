@@ -28,6 +28,7 @@ from sedd_graph.diffusion.strings.kernel import TOKENS, StringKernel
 from sedd_graph.diffusion.strings.strings import Strings, wide
 from sedd_graph.verify.string_draws import NOISE, check_draws, check_prior, check_prior_is_noise, check_spared
 from sedd_graph.verify.string_table import Cases, EnumeratedTable, kept_subsets
+from sedd_graph.verify.worst import worst
 
 __all__ = ["BirthDeathTable"]
 
@@ -200,16 +201,16 @@ class BirthDeathTable(EnumeratedTable):
         if table._one_length:
             table = BirthDeathTable(kernel)  # clean strings of every length
             table.proof = self.proof
-        worst = table._errors()
+        errors = table._errors()
         slack = 1e-3 if kernel.births else 1e-6  # births beyond the maximum length are missing in the table
         exponential, each = f"exp(sigma Q) on {len(table.strings)} strings, three noise levels", "all of them, relative"
         law = "p(x | x0) by the pair HMM is that of the generator"
         insert = "reverse rates of insertions are p(x with the token) / p(x)"
         delete = "reverse rates of deletions are the birth rate times p(x without the token) / p(x)"
         return [
-            Check.below("strings.law", law, worst["law"], slack, exponential),
-            Check.below("strings.insert", insert, worst["insert"], 10 * slack, each),
-            Check.below("strings.delete", delete, worst["delete"], 10 * slack, each),
+            Check.below("strings.law", law, errors["law"], slack, exponential),
+            Check.below("strings.insert", insert, errors["insert"], 10 * slack, each),
+            Check.below("strings.delete", delete, errors["delete"], 10 * slack, each),
             check_draws(
                 "strings.sample", "draws of x_t follow the generator", table, self._sample, table.levels(), self.proof
             ),
@@ -222,26 +223,26 @@ class BirthDeathTable(EnumeratedTable):
 
     def _errors(self) -> dict[str, float]:
         """Return the largest errors of p(x | x0) (``law``) and of insertion and deletion targets, by name."""
-        kernel, worst = self.kernel, dict.fromkeys(("law", "insert", "delete"), 0.0)
+        kernel, errors = self.kernel, dict.fromkeys(("law", "insert", "delete"), 0.0)
         for level in torch.tensor(LEVELS, dtype=torch.float64).split(1):
             laws = self.conditional(level)[0]
             row, seen = ((laws > 1e-9) & self.exact).nonzero().unbind(1)
             strings, batch = self.rows(seen), self.batch(self.clean_strings[row])
             levels = level.expand(len(seen))
             found = kernel.log_p(batch, strings, levels).exp()
-            worst["law"] = max(worst["law"], float((found - laws[row, seen]).abs().max()))
+            errors["law"] = worst(errors["law"], float((found - laws[row, seen]).abs().max()))
             target, unit = kernel.target(batch, strings, levels), kernel.weights(levels)
             insert, delete = self.ratios(seen, laws[row])
             expected = target.fresh[..., None].double() * kernel.law
             index = target.symbols[:, None].expand(-1, expected.shape[1], -1)
             expected = expected.scatter_add(2, index, target.missing.transpose(1, 2).double())
             gap = (unit[:, 0, None, None] * expected - insert).abs() / (1 + insert)
-            worst["insert"] = max(worst["insert"], float((gap * strings.attend[..., None]).max()))
+            errors["insert"] = worst(errors["insert"], float((gap * strings.attend[..., None]).max()))
             rate = self._deletion_rates(strings, delete)
             gap = (unit[:, 1:] * target.spurious - rate).abs() / (1 + rate)
             token = strings.attend & (torch.arange(gap.shape[1]) > 0)
-            worst["delete"] = max(worst["delete"], float((gap * token).max()))
-        return worst
+            errors["delete"] = worst(errors["delete"], float((gap * token).max()))
+        return errors
 
     def check_declared(self, declared: StringKernel, end: float) -> list[Check]:
         """Verify that under the declared kernel the noise at t = 1 does not depend on the length of the text.

@@ -20,6 +20,7 @@ from sedd_graph.engine.block_cache import cached, uncached
 from sedd_graph.engine.construct import build_model
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Graph
+from sedd_graph.verify.worst import worst
 
 __all__ = ["prove_blocks"]
 
@@ -73,7 +74,7 @@ def prove_blocks(graph: Graph, process: TokenParts, registry: Registry, output: 
         by_clean = (at_masks(noised, other) - expected).abs().amax((0, 2))  # only later blocks may depend on it
         by_noised = (at_masks(seen, clean) - expected).abs().amax((0, 2))  # only the block itself may depend on it
         others = torch.arange(BLOCKS) != block
-        leaks = max(leaks, float(by_clean[: block + 1].max()), float(by_noised[others].max()))
+        leaks = worst(leaks, float(by_clean[: block + 1].max()), float(by_noised[others].max()))
         allowed = max(allowed, float(by_clean.max()), float(by_noised.max()))
 
     starts = range(0, length, BLOCK)

@@ -25,6 +25,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Region, Running
 from sedd_graph.inverse import Contraction, Solve
 from sedd_graph.inverse.flat import steady
+from sedd_graph.verify.worst import worst
 
 __all__ = ["BATCH", "JACOBIAN", "LENGTH", "BlockFixture", "batch_axis", "relative_error"]
 
@@ -61,10 +62,10 @@ def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float
         expected: The reference tensors, of the same number and shapes.
 
     Returns:
-        The error of the worst tensor; 0 if there are no tensors.
+        The error of the worst tensor; infinite if one has NaN; 0 if there are no tensors.
     """
     pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
-    return max((float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs), default=0.0)
+    return worst(*(float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs))
 
 
 class BlockFixture:

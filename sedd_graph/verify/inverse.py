@@ -43,6 +43,7 @@ from sedd_graph.verify.bounds import largest_slope
 from sedd_graph.verify.faults import check_rules, located
 from sedd_graph.verify.stream_dtypes import StreamDtypes
 from sedd_graph.verify.volume import estimated_log_det, jacobian
+from sedd_graph.verify.worst import worst
 
 __all__ = ["Certificate", "prove_inverses"]
 
@@ -129,8 +130,7 @@ class _Pair(NamedTuple):
     @property
     def excess(self) -> float:
         """Difference beyond the tolerance; infinite if one of the numbers is not finite."""
-        difference = abs(self.found - self.expected)
-        return difference - self.tolerance if difference == difference else math.inf
+        return worst(abs(self.found - self.expected) - self.tolerance)
 
 
 class _Trial:
@@ -214,14 +214,14 @@ class _Trial:
         pairs = [
             pair for length in lengths or LENGTHS[:1] for pair in self._log_dets(layer, dtype, length, bool(lengths))
         ]
-        worst = max(pairs, key=lambda pair: pair.excess)
+        far = max(pairs, key=lambda pair: pair.excess)
         n = max(sizes[length] for length in lengths) if lengths else sizes[LENGTHS[0]]
         reference = (
             "slogdet of the Jacobian by autograd" if lengths else "estimated by Lanczos quadrature with 16 probes"
         )
         how = f"{reference}, {_name(dtype)}, {BATCH} rows of {_either(lengths or LENGTHS[:1])}, up to {n:,} numbers per side"
-        shown = f"{worst.found:.8g} against {worst.expected:.8g} nats"
-        return _Finding(worst.excess <= 0, shown if lengths else f"{shown} (+-{worst.tolerance:.2g})", how)
+        shown = f"{far.found:.8g} against {far.expected:.8g} nats"
+        return _Finding(far.excess <= 0, shown if lengths else f"{shown} (+-{far.tolerance:.2g})", how)
 
     def _log_dets(self, layer: RegionModule, dtype: torch.dtype, length: int, exact: bool) -> Iterator[_Pair]:
         """Yield the log-determinant of each row, in a batch and alone, with that of its Jacobian."""
@@ -314,9 +314,7 @@ class _Trial:
             if isinstance(module, RunningModule) and module.fallback is not None:
                 how = f"relative error of the reconstructed inputs, {_name(dtype)}, {repeat or 1} deep, dropout on"
                 return _Finding(False, f"{module.fallback:.1e}", how)
-        # gradients that are zero up to rounding have no relative error
-        floor = max(float(g.norm()) for g in found[0]) * torch.finfo(dtype).eps * 100
-        pairs = [(a, b) for a, b in zip(*found, strict=True) if max(float(a.norm()), float(b.norm())) > floor]
+        pairs = _measurable(found[0], found[1], dtype)
         error = relative_error([b for _, b in pairs], [a for a, _ in pairs])
         how = f"the worst of {len(pairs)} inputs and weights, relative, {_name(dtype)}, {repeat or 1} deep, dropout on"
         return _Finding(error <= self._tolerance(dtype), f"{error:.1e}", how)
@@ -348,7 +346,7 @@ class _Trial:
             where += f"; streams enter as {', '.join(f'{n} {_name(d)}' for n, d in dtypes.items() if n in self.layout.streams)}"
         if grid is not None:
             same = all(equal for _, _, equal in found)
-            value = "equal" if same else f"off by {max(error for _, error, _ in found):.1e}"
+            value = "equal" if same else f"off by {worst(*(error for _, error, _ in found)):.1e}"
             return _Finding(same, value, f"torch.equal, {depth} deep, grid of 2^-{grid.bits}; {where}")
         text = ", ".join(f"{error:.1e} at {at}" for at, error, _ in found)
         if fixture.chains and 1 < depth < self.use.depth:
@@ -356,6 +354,16 @@ class _Trial:
             text += f"; {further:.1e} expected at {self.use.depth}"
         holds = None if autocast is not None else found[-1][1] <= DRIFT
         return _Finding(holds, text, f"relative, by depth; {where}{', emulated' if emulated else ''}")
+
+
+def _measurable(
+    stored: Sequence[Tensor], reversible: Sequence[Tensor], dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the pairs of gradients that have a relative error, which those that are zero up to rounding have not."""
+    norms = [float(g.norm()) for g in stored]
+    floor = worst(*(norm for norm in norms if math.isfinite(norm))) * torch.finfo(dtype).eps * 100
+    pairs = zip(stored, reversible, norms, strict=True)
+    return [(a, b) for a, b, norm in pairs if worst(norm, float(b.norm())) > floor]
 
 
 def _extrapolated(errors: Sequence[tuple[int, float]], depth: int) -> float:

@@ -12,6 +12,7 @@ import torch
 
 from sedd_graph.component.check import Check
 from sedd_graph.verify.kernel_cases import Cases
+from sedd_graph.verify.worst import worst
 
 __all__ = ["check_chain"]
 
@@ -55,22 +56,22 @@ def _transition(cases: Cases) -> Check:
     slopes = float(gap.nan_to_num(nan=math.inf).max())
     claim = "the closed form of P solves dP/dsigma = Q P from P = 1"
     how = f"central differences of fourth order at {len(sigma)} noise levels"
-    return Check("kernel.transition", claim, error < 1e-3 and slopes < 1e-8, f"{max(error, slopes):.1e}", how)
+    return Check("kernel.transition", claim, error < 1e-3 and slopes < 1e-8, f"{worst(error, slopes):.1e}", how)
 
 
 def _semigroup(cases: Cases) -> Check:
     """Verify the Chapman-Kolmogorov equation at pairs of levels, both ends and close levels among them."""
     kernel, count = cases.kernel, min(FEW, len(cases.sigma) - 1)
-    generator, worst = torch.Generator().manual_seed(23), 0.0
+    generator, error = torch.Generator().manual_seed(23), 0.0
     later = torch.linspace(1, len(cases.sigma) - 1, count).round().long()
     for i in later.tolist():
         j = int(torch.randint(i, (1,), generator=generator)) if i % 3 else i - 1
         now, before = float(cases.sigma[i]), float(cases.sigma[j])
         found = kernel.transition_matrix(now, before) @ cases.p[j]
         gap = float((found - cases.p[i]).abs().nan_to_num(nan=math.inf).max())
-        worst = max(worst, gap / (1 + 1e-2 * now * float(cases.q[i].abs().max())))  # P rounds by its exponent
+        error = worst(error, gap / (1 + 1e-2 * now * float(cases.q[i].abs().max())))  # P rounds by its exponent
     how = f"Chapman-Kolmogorov at {count} pairs of noise levels"
-    return Check.below("kernel.semigroup", "P(t | s) P(s) = P(t)", worst, 1e-12, how)
+    return Check.below("kernel.semigroup", "P(t | s) P(s) = P(t)", error, 1e-12, how)
 
 
 def _declared(cases: Cases) -> Check:

@@ -29,7 +29,7 @@ CALL = 2**22
 """Largest number of draws times states of one call."""
 SETTLED = 1e4
 """Total noise at which the transition matrix is taken to be that of endless noise."""
-GAP = 0.02
+GAP = 0.01
 """Largest total variation distance between noise at t = 1 and the prior."""
 
 

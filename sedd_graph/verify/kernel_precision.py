@@ -17,6 +17,7 @@ from sedd_graph.component.check import Check
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.verify.contracts import generators_state
 from sedd_graph.verify.kernel_draws import noised
+from sedd_graph.verify.worst import worst
 
 __all__ = ["check_precision", "check_pure"]
 
@@ -37,11 +38,11 @@ def check_precision(kernel: Kernel) -> Check:
     Args:
         kernel: Kernel with any number of states.
     """
-    worst = _rounding(kernel)
+    error = _rounding(kernel)
     least, most = min(FLOAT32_LEVELS), max(FLOAT32_LEVELS)
     how = f"against float64, {kernel.states:,} states, total noise from {least:g} to {most:g}"
     claim = "losses, scores and reverse steps are accurate in float32, also at the least noise"
-    return Check.below("kernel.float32", claim, worst, 1e-4, how)
+    return Check.below("kernel.float32", claim, error, 1e-4, how)
 
 
 def _pairs(kernel: Kernel) -> tuple[Tensor, Tensor]:
@@ -82,7 +83,7 @@ def _rounding(kernel: Kernel) -> float:
     near, far, log_x0 = _heads(kernel, xt.shape)
     near, far = (v.scatter(-1, xt[..., None], 0.0) for v in (near, far))
     levels = {torch.float32: (level, below), torch.float64: (level.double(), below.double())}
-    worst = 0.0
+    error = 0.0
 
     def compare(
         method: Callable[..., Tensor],
@@ -92,13 +93,13 @@ def _rounding(kernel: Kernel) -> float:
         floor: float = 3e-3,
         share: float = 0.0,
     ) -> None:
-        nonlocal worst
+        nonlocal error
         found, exact = (
             method(head.to(dtype), *before, *levels[dtype][:steps]) for dtype in (torch.float32, torch.float64)
         )
         right = found.dtype == torch.float32 and bool(found.isfinite().all())
         gap = (found.double() - exact).abs() / (exact.abs() + floor + share * exact.abs().amax(-1, keepdim=True))
-        worst = max(worst, float(gap.nan_to_num(nan=math.inf).max()) if right else math.inf)
+        error = worst(error, float(gap.nan_to_num(nan=math.inf).max()) if right else math.inf)
 
     # with scores up to e^9 the terms of a small loss are large, and may cancel
     for head, share in ((near, 0.0), (far, 1e-2)):
@@ -108,8 +109,8 @@ def _rounding(kernel: Kernel) -> float:
     compare(lambda *v: kernel.log_score(*v).clamp(min=-40), log_x0, xt, floor=1.0)
     compare(kernel.posterior, log_x0.exp(), xt, steps=2)
     for loss, head in ((kernel.score_entropy, far), (kernel.nelbo, log_x0)):
-        worst = max(worst, 0.0 if _finite_gradient(loss, head, xt, x0, level) else math.inf)
-    return worst
+        error = worst(error, 0.0 if _finite_gradient(loss, head, xt, x0, level) else math.inf)
+    return error
 
 
 @torch.enable_grad()

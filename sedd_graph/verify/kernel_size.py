@@ -29,6 +29,7 @@ from sedd_graph.verify.kernel_draws import (
     noised,
 )
 from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square, shifted
+from sedd_graph.verify.worst import worst
 
 __all__ = ["MANY", "check_mixing", "check_size", "check_stiffness"]
 
@@ -182,7 +183,7 @@ def _losses(kernel: Kernel, tokens: Tensor, sigma: Tensor, columns: Tensor) -> C
     log_score = 2 * torch.randn(ones.shape, generator=torch.Generator().manual_seed(74), dtype=torch.float64)
     _, log_x0 = _guess(kernel, tokens, z.shape)
     implied = kernel.log_score(log_x0, z, sigma)
-    worst = 0.0
+    error = 0.0
     found = (
         kernel.score_entropy(log_score.scatter(-1, z[..., None], 0.0), z, x0, sigma),
         kernel.nelbo(log_x0, z, x0, sigma),
@@ -192,9 +193,9 @@ def _losses(kernel: Kernel, tokens: Tensor, sigma: Tensor, columns: Tensor) -> C
         terms = rates * (head.exp() - ratio * head + torch.xlogy(ratio, ratio) - ratio)
         scale = rates * (head.exp() + ratio * head.abs() + torch.xlogy(ratio, ratio).abs() + ratio)
         gap = (loss - terms.sum(-1)).abs() / (scale.sum(-1) + 1e-12)
-        worst = max(worst, float(torch.where(_visible(kernel, z), loss.abs(), gap).nan_to_num(nan=math.inf).max()))
+        error = worst(error, float(torch.where(_visible(kernel, z), loss.abs(), gap).nan_to_num(nan=math.inf).max()))
     claim = "both losses are the score entropy, with the kernel's own rates and scores"
-    return Check.below("kernel.loss", claim, worst, 1e-7, f"{z.numel()} pairs of the first, the last and random tokens")
+    return Check.below("kernel.loss", claim, error, 1e-7, f"{z.numel()} pairs of the first, the last and random tokens")
 
 
 def _steps(kernel: Kernel, tokens: Tensor, sigma: Tensor, columns: Tensor) -> list[Check]:
@@ -219,7 +220,7 @@ def _steps(kernel: Kernel, tokens: Tensor, sigma: Tensor, columns: Tensor) -> li
     agree = "the ancestral step and Tweedie's step agree, and sum to 1"
     return [
         Check.below("kernel.log_score", claim, linear, 1e-7, how),
-        Check.below("kernel.steps", agree, max(step, total), 1e-6, how),
+        Check.below("kernel.steps", agree, worst(step, total), 1e-6, how),
         _forward(kernel, tokens, sigma, columns),
     ]
 
@@ -245,10 +246,10 @@ def _forward(kernel: Kernel, tokens: Tensor, sigma: Tensor, columns: Tensor) -> 
     low = torch.where(known, leaving, math.inf).amin(-1)
     spread = torch.where(known.any(-1), (high - low) / size, 0.0)
     negative = torch.where(known.any(-1), (-low / size).clamp(min=0), 0.0)
-    worst = float(torch.maximum(spread, negative).nan_to_num(nan=math.inf).max())
+    error = float(torch.maximum(spread, negative).nan_to_num(nan=math.inf).max())
     claim = "the kernel's distributions solve the forward equation with its rates"
     how = "central differences; the rate of leaving a state is one for all tokens, and not negative"
-    return Check.below("kernel.forward", claim, worst, 1e-5, how)
+    return Check.below("kernel.forward", claim, error, 1e-5, how)
 
 
 def check_mixing(declared: Kernel, end: float) -> list[Check]:

@@ -21,6 +21,7 @@ from sedd_graph.verify.contracts import generators_state
 from sedd_graph.verify.counts import chance_quantile
 from sedd_graph.verify.objective_terms import copies_of, parted, with_tokens
 from sedd_graph.verify.toy import Toy
+from sedd_graph.verify.worst import worst
 
 __all__ = ["DrawRows", "Wrong", "draw_faults", "least_time", "many_draws", "random_batch", "random_faults"]
 
@@ -119,9 +120,12 @@ def draw_faults(toy: Toy, objective: Objective, draw: Draw, batch: Batch) -> lis
             expected = expected * p[:, i][:, patterns[:, i]]
         off = ((xt != x0).double() - (1 - p.gather(-1, x0[..., None])[..., 0])).sum(-1)
     seen = F.one_hot(toy.code(xt, n), len(patterns)).double()
-    worst = max(_surprise(seen[part].sum(0), expected[part].sum(0)) for part in level.argsort(stable=True).chunk(BINS))
-    if not worst < 1:
-        found.append(Wrong("draws", f"noisy rows do not follow the kernel: {worst:.3g} times the limit of chi-square"))
+    parts = level.argsort(stable=True).chunk(BINS)
+    surprise = worst(*(_surprise(seen[part].sum(0), expected[part].sum(0)) for part in parts))
+    if not surprise < 1:
+        found.append(
+            Wrong("draws", f"noisy rows do not follow the kernel: {surprise:.3g} times the limit of chi-square")
+        )
     # rows are noised independently: products of the deviations of neighbours have mean 0
     for lag in {1, len(xt) // len(batch)}:
         products = off[lag:] * off[:-lag]
@@ -196,7 +200,7 @@ def _steps(toy: Toy, objective: Objective, draw: Draw, limit: float) -> list[Wro
     covered = draw.weight.double().reshape(-1)[order].cumsum(0) / len(t) / count
     gap = float((covered - (t[order] - 0.5 / count)).abs().max())
     found = []
-    whole = max(abs(count - round(count)), float((t * count - (t * count).round()).abs().max()))
+    whole = worst(abs(count - round(count)), float((t * count - (t * count).round()).abs().max()))
     if not gap < limit + 0.51 / count or whole > 1e-2:
         found.append(Wrong("draws", f"{count:.4g} steps are not drawn evenly: {gap:.3g} off at most"))
     # each step begins where the next one ends, the first at clean text

@@ -17,6 +17,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.verify.counts import FEW, chi
 from sedd_graph.verify.sampler_conditions import check_conditions, check_random
 from sedd_graph.verify.toy import ALONE, PAIR, TRIPLE, Make, Toy, make_toy, toy_parts
+from sedd_graph.verify.worst import worst
 
 __all__ = ["check_sampler", "prove_sampler"]
 
@@ -276,7 +277,7 @@ def extrapolate(toy: Toy, output: str, rows: int, steps: tuple[int, int]) -> tup
     limit = (ratio * more - fewer) / (ratio - 1)
     off, noise = (fewer - more) * ratio / (ratio - 1), 2 * (ratio / (ratio - 1)) ** 2
     cells = float((toy.law * rows >= FEW).sum())
-    bias = math.sqrt(max(0.0, chi(toy.law + off, toy.law, rows=rows)[0] ** 2 - noise * cells / rows))
+    bias = math.sqrt(worst(0.0, chi(toy.law + off, toy.law, rows=rows)[0] ** 2 - noise * cells / rows))
     own = rows * (ratio - 1) ** 2 / (ratio**2 + 1)
     distance, chance = chi(limit, toy.law, rows=own)
     return Limit(distance, chance + 2 * bias**2 / ratio, bias, off, noise, steps), runs
@@ -294,7 +295,7 @@ def _check_alone(toy: Toy, output: str, sizes: Sizes) -> Check:
         return Check("sampler.alone", claim, holds, value, how)
     every: list[int | None] = [None] if sampler.steps is None else [*sizes.few, min(sampler.steps, MOST_STEPS)]
     rows = affordable(toy, output, sizes.alone, sizes.budget)
-    worst, at = -math.inf, ""
+    largest, at = -math.inf, ""
     taken = []
     for steps in every:
         count = rows if steps is None else max(2000, min(rows, rows * 20 // steps))
@@ -306,10 +307,11 @@ def _check_alone(toy: Toy, output: str, sizes: Sizes) -> Check:
             continue
         distance, chance = chi(_frequencies(toy, out), reachable(toy, x), rows=count)
         taken.append("its own" if steps is None else str(steps))
-        if distance / chance > worst:
-            worst, at = distance / chance, f"chi {distance:.4f} (chance alone: up to {chance:.4f}) at {taken[-1]} steps"
+        ratio = worst(distance / chance) if chance > 0 else math.inf  # no chance: a state of probability 0 was drawn
+        if ratio > largest:
+            largest, at = ratio, f"chi {distance:.4f} (chance alone: up to {chance:.4f}) at {taken[-1]} steps"
     how = f"{' and '.join(taken)} steps, up to {2 * rows:,} tokens each"
-    return Check("sampler.alone", f"{claim}, at any number of steps", worst < 1, at, how)
+    return Check("sampler.alone", f"{claim}, at any number of steps", largest < 1, at, how)
 
 
 def reachable(toy: Toy, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.verify.contracts import generators_state
+from sedd_graph.verify.worst import worst
 
 __all__ = ["check_schedule", "final_sigma"]
 
@@ -154,9 +155,9 @@ def _check_time(schedule: Schedule, t: Tensor, sigma: Tensor, rate: Tensor) -> C
     low, high = schedule.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     outside = schedule.time(torch.tensor([low / 2, 2 * high + 1], dtype=torch.float64))
     ends = (outside - torch.tensor([0.0, 1.0], dtype=torch.float64)).abs().max()
-    worst = torch.stack([error.max(), (apart.max() / 1e8).to(error), ends]).nan_to_num(nan=math.inf)
+    largest = torch.stack([error.max(), (apart.max() / 1e8).to(error), ends]).nan_to_num(nan=math.inf)
     claim = "the time at total noise sigma(t) is t, in float32 too, and 0 or 1 outside the range of sigma"
-    return Check.below("schedule.time", claim, float(worst.max()), 1e-8, f"{len(t):,} random times, in total noise")
+    return Check.below("schedule.time", claim, float(largest.max()), 1e-8, f"{len(t):,} random times, in total noise")
 
 
 def _check_pointwise(schedule: Schedule, t: Tensor, sigma: Tensor, rate: Tensor) -> Check:
@@ -170,8 +171,8 @@ def _check_pointwise(schedule: Schedule, t: Tensor, sigma: Tensor, rate: Tensor)
         table = method(t[some].view(4, 4)).reshape(-1)
         alone = torch.cat([method(t[i : i + 1]) for i in some[:8].tolist()])
         for found, expected in ((method(t[order]), known[order]), (table, known[some]), (alone, known[some[:8]])):
-            error = max(error, float(((found - expected).abs() / (expected.abs() + 1e-12)).max()))
-        error = max(error, 0.0 if method(t[some].float()).dtype == torch.float32 else math.inf)
+            error = worst(error, float(((found - expected).abs() / (expected.abs() + 1e-12)).max()))
+        error = worst(error, 0.0 if method(t[some].float()).dtype == torch.float32 else math.inf)
     clean = torch.equal(asked, t) and generators_state() == before
     error = error if clean and math.isfinite(error) and sigma.dtype == rate.dtype == torch.float64 else math.inf
     claim = "the values at a time depend on that time alone, and have its dtype"

@@ -23,6 +23,7 @@ from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.string_draws import LIMIT, check_draws, misfit
 from sedd_graph.verify.string_forced import ForcedDraws
 from sedd_graph.verify.string_table import EnumeratedTable
+from sedd_graph.verify.worst import worst
 
 __all__ = ["check_minimum", "check_objective_contract", "check_objective_draws", "global_state", "same"]
 
@@ -153,7 +154,7 @@ def check_minimum(table: StringTable, objective: StringObjective[Any, Any], sche
             odds = abs(float(slope.mean())) / (
                 float(slope.std()) / math.sqrt(rows) + size * float(rise.mean().abs()) / 5
             )
-            steepest = max(steepest, odds)
+            steepest = worst(steepest, odds)
             if not float(rise.mean()) > 0 or not odds < STEEPEST:
                 wrong.append(name)
     claim = "the losses of training and of the bound are least at the perfect network"
@@ -196,16 +197,16 @@ def check_objective_draws(
     )
     inside = draw.sigma < end * (1 - 1e-6)
     off = misfit(table, Strings(draw.xt[inside], draw.attend[inside]), draw.sigma[inside].double(), 16)
-    if max(off) >= LIMIT:
+    if not worst(*off) < LIMIT:
         found = dataclasses.replace(
-            found, holds=False, value=f"draws for the bound: {max(off):.1f} standard deviations"
+            found, holds=False, value=f"draws for the bound: {worst(*off):.1f} standard deviations"
         )
     return [found, _check_times(ForcedDraws(table, objective, schedule), proof)]
 
 
 def _check_times(forced: ForcedDraws, proof: Proof) -> Check:
     """Verify that drawn noise levels are those of uniform numbers, by a Kolmogorov-Smirnov test."""
-    table, rows, worst = forced.table, 1_024 if proof == "quick" else 4_096, 0.0
+    table, rows, statistic = forced.table, 1_024 if proof == "quick" else 4_096, 0.0
     shortest = int(table.clean_strings[0])
     batch = table.batch(torch.full((rows,), shortest))
     case = torch.zeros(rows, dtype=torch.int64)
@@ -218,7 +219,7 @@ def _check_times(forced: ForcedDraws, proof: Proof) -> Check:
         place = torch.searchsorted(expected.contiguous(), seen.contiguous()).double() / rows
         last = seen >= expected[-1] * (1 - 1e-6)  # where the noise level is clamped
         gap = (place - even).abs().masked_fill(last, 0.0)
-        worst = max(worst, float(gap.max()) * math.sqrt(rows))
+        statistic = worst(statistic, float(gap.max()) * math.sqrt(rows))
     claim = "noise levels of training and of the bound are drawn as the loss weighs them"
     how = f"Kolmogorov-Smirnov statistic of {rows:,} draws times the root of their number"
-    return Check("objective.times", claim, worst < STATISTIC, f"{worst:.2f} (at most {STATISTIC:g})", how)
+    return Check("objective.times", claim, statistic < STATISTIC, f"{statistic:.2f} (at most {STATISTIC:g})", how)

@@ -19,6 +19,7 @@ from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.strings.kernel import StringKernel
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.string_table import EnumeratedTable
+from sedd_graph.verify.worst import worst
 
 __all__ = [
     "LIMIT",
@@ -99,7 +100,7 @@ def misfit(table: EnumeratedTable, strings: Strings, sigma: Tensor, groups: int)
     order = torch.argsort(sigma[inside], stable=True)
     group = torch.empty_like(order)
     group[order] = torch.arange(len(order)) * groups // max(1, len(order))
-    worst = 0.0
+    means = 0.0
     for each in (lengths.expand_as(law), -law.clamp(min=1e-12).log()):
         mean = (law * each).sum(-1)
         spread = (law * (each - mean[:, None]) ** 2).sum(-1)
@@ -110,8 +111,8 @@ def misfit(table: EnumeratedTable, strings: Strings, sigma: Tensor, groups: int)
         ]
         most = torch.zeros(groups, dtype=torch.float64).scatter_reduce(0, group, largest[level], "amax")
         every = _bernstein(sums[0].sum(), sums[1].sum(), most.max())
-        worst = max(worst, float(_bernstein(sums[0], sums[1], most).max()), float(every))
-    return whole, worst
+        means = worst(means, float(_bernstein(sums[0], sums[1], most).max()), float(every))
+    return whole, means
 
 
 def _wide(table: EnumeratedTable, index: Tensor) -> Batch:
@@ -142,7 +143,7 @@ def check_draws(
     levels = sigma.repeat_interleave(rows)
     chosen = torch.multinomial(table.law, len(levels), replacement=True, generator=generator)
     strings = sample(_wide(table, chosen), levels, Randomness(generator))
-    whole, worst = misfit(table, strings, levels, len(sigma))
+    whole, means = misfit(table, strings, levels, len(sigma))
     clean = table.clean_strings
     parts = zip(sigma.split(8), rows.double().split(8), strict=True)
     pairs = torch.stack([torch.einsum("b,bcs->cs", n, table.conditional(x)) for x, n in parts]).sum(0)
@@ -153,9 +154,10 @@ def check_draws(
     found = torch.bincount(cell, minlength=pairs.numel()).double()
     beyond = torch.stack([(~inside).sum().double(), (len(levels) - pairs.sum()).clamp(min=0) + 1e-9 * len(levels)])
     each = deviation(torch.cat([found, beyond[:1]]), torch.cat([pairs.flatten(), beyond[1:]]))
-    value = f"{max(whole, each, worst):.1f} standard deviations (at most {LIMIT:g})"
+    off = worst(whole, each, means)
+    value = f"{off:.1f} standard deviations (at most {LIMIT:g})"
     how = f"chi-square, lengths and log-probabilities of {len(levels):,} draws at {len(sigma)} noise levels"
-    return Check(name, claim, max(whole, each, worst) < LIMIT, value, how)
+    return Check(name, claim, off < LIMIT, value, how)
 
 
 def check_prior(table: EnumeratedTable, end: float, longest: int) -> Check:
@@ -172,7 +174,7 @@ def check_prior(table: EnumeratedTable, end: float, longest: int) -> Check:
     rows, kernel = 200_000, table.kernel
     law = table.at(torch.tensor([end], dtype=torch.float64))[0].clamp(min=0)
     lengths = torch.tensor([len(s) for s in table.strings])
-    worst = 0.0
+    off = 0.0
     for most, allowed in ((longest, None), (min(1, longest), None), (longest, torch.arange(kernel.data_tokens) > 0)):
         generator = torch.Generator().manual_seed(1)
         noise = kernel.prior(rows, longest=most, generator=generator, allowed=allowed)
@@ -182,13 +184,13 @@ def check_prior(table: EnumeratedTable, end: float, longest: int) -> Check:
         expected = torch.where(expected > 1e-9, expected, 0.0)
         found = torch.bincount(table.number(noise), minlength=len(law) + 1)[: len(law) + 1].double()
         expected = torch.cat([expected / expected.sum(), expected.new_zeros(1)]) * rows
-        worst = max(worst, deviation(found, expected))
-    value = f"{worst:.1f} standard deviations (at most {LIMIT:g})"
+        off = worst(off, deviation(found, expected))
+    value = f"{off:.1f} standard deviations (at most {LIMIT:g})"
     how = f"chi-square of {rows:,} strings, also of at most one token, and with a token that is not allowed"
     return Check(
         "strings.prior",
         "noise of which nothing is left is the prior: its lengths and its tokens",
-        worst < LIMIT,
+        off < LIMIT,
         value,
         how,
     )
@@ -282,9 +284,9 @@ def check_prior_is_noise(declared: StringKernel, sample: Sample, sigma: float, m
     noise = sample(Batch.of(text), level, Randomness(generator))
     prior = declared.prior(rows, longest=int(64 * (1 + mean)), generator=generator, allowed=None)
     bins = max(1, int(64 * (1 + mean)) // 512)
-    worst, places = 0.0, ("first", "last", "random")
-    worst = max(
-        worst, two_samples(*(torch.bincount(x.lengths // bins, minlength=1024).double()[:1024] for x in (noise, prior)))
+    places = "first", "last", "random"
+    off = worst(
+        two_samples(*(torch.bincount(x.lengths // bins, minlength=1024).double()[:1024] for x in (noise, prior)))
     )
     for place in places:
         counts = []
@@ -294,13 +296,13 @@ def check_prior_is_noise(declared: StringKernel, sample: Sample, sigma: float, m
             at = {"first": torch.ones_like(lengths), "last": lengths, "random": 1 + (u * lengths).long()}[place]
             at = at.clamp(max=strings.tokens.shape[1] - 1)
             counts.append(torch.bincount(strings.tokens.gather(1, at[:, None])[some, 0], minlength=tokens).double())
-        worst = max(worst, two_samples(*counts))
-    value = f"{worst:.1f} standard deviations (at most {LIMIT:g})"
+        off = worst(off, two_samples(*counts))
+    value = f"{off:.1f} standard deviations (at most {LIMIT:g})"
     how = f"chi-square of lengths and of first, last and random tokens, {rows:,} draws of each, {tokens:,} tokens"
     return Check(
         "strings.declared",
         "under the declared kernel the prior is what noise leaves of random text",
-        worst < LIMIT,
+        off < LIMIT,
         value,
         how,
     )

@@ -23,6 +23,7 @@ from sedd_graph.diffusion.strings.kernel import StringKernel, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.string_forced import LAST, Draw, ForcedDraws, Outputs, Sums
 from sedd_graph.verify.string_table import EnumeratedTable
+from sedd_graph.verify.worst import worst
 
 __all__ = ["NATS", "check_enumerated", "notes"]
 
@@ -181,10 +182,10 @@ def _pointwise(forced: ForcedDraws, count: int) -> Check:
     error = (mean - expected) / size
     if forced.objective.training_excess:
         error = -error.clamp(max=0)
-    worst = max(float(error.abs().max()), float(((seen - sigma).abs() / sigma).max()))
+    largest = worst(float(error.abs().max()), float(((seen - sigma).abs() / sigma).max()))
     claim = "at every time a perfect network's training loss is the rate at which noise adds to the bound"
     how = f"enumerated at {len(t)} times, relative; tolerance {slack:.4f}"
-    return Check("objective.rate", claim, worst < slack, f"{worst:.1e}", how)
+    return Check("objective.rate", claim, largest < slack, f"{largest:.1e}", how)
 
 
 def _wrong(forced: ForcedDraws, count: int) -> Check:

@@ -22,6 +22,7 @@ from sedd_graph.diffusion.strings.sampler import StringSettings
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.string_contracts import global_state
 from sedd_graph.verify.string_draws import deviation
+from sedd_graph.verify.worst import worst
 
 __all__ = ["check_string_sampler"]
 
@@ -174,14 +175,14 @@ def _laws(
         spread = math.sqrt(float(law[support] @ (x - mean) ** 2) / size)
         wide = float((x - mean).abs().max())
         measured = float(here @ x) + lost * mean
-        gap = max(0.0, abs(measured - mean) - residue * wide / 2)
-        off = max(off, gap / spread if spread > 1e-9 else 0.0)
+        gap = worst(0.0, abs(measured - mean) - residue * wide / 2)
+        off = worst(off, 0.0 if spread <= 1e-9 else gap / spread)
         values.append(f"{name} {measured:.4f} against {mean:.4f} +- {spread:.4f}")
     claim = "with a perfect network samples follow the distribution of the data"
-    counts = f"total variation {distance:.4f}; {max(whole, stray):.1f} standard deviations (at most {LIMIT:g})"
+    counts = f"total variation {distance:.4f}; {worst(whole, stray):.1f} standard deviations (at most {LIMIT:g})"
     moments = "with a perfect network samples are as long and as probable as the data, on average"
     return [
-        Check("sampler.law", claim, max(whole, stray) < LIMIT, counts, how),
+        Check("sampler.law", claim, worst(whole, stray) < LIMIT, counts, how),
         Check("sampler.moments", moments, off < LIMIT, "; ".join(values), how),
     ]
 

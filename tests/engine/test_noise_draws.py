@@ -13,17 +13,19 @@ from sedd_graph.evaluation.estimate import ratio
 BATCHES, ROWS, REPETITIONS = 12, 32, 250
 
 
-def evaluation(seed: int, *, stratified: bool, draws: int, levels: int) -> tuple[float, float, float]:
+def evaluation(
+    seed: int, *, stratified: bool, draws: int, levels: int, batches: int = BATCHES
+) -> tuple[float, float, float]:
     """The estimate of one evaluation, its standard error, and the one that takes draws for independent.
 
     The loss of a token is a function of the level, from 0.2 at little noise to 7, times what a row adds, and noise.
     """
     rng = np.random.default_rng(seed)
-    counts = rng.integers(20, 41, BATCHES * ROWS)
-    hard = np.exp(0.3 * rng.standard_normal(BATCHES * ROWS))
-    drawn, nats = NoiseDraws(), np.zeros(BATCHES * ROWS)
+    counts = rng.integers(20, 41, batches * ROWS)
+    hard = np.exp(0.3 * rng.standard_normal(batches * ROWS))
+    drawn, nats = NoiseDraws(), np.zeros(batches * ROWS)
     generator = torch.Generator().manual_seed(seed)
-    for batch in range(BATCHES):
+    for batch in range(batches):
         rows = np.arange(ROWS) + batch * ROWS
         drawn.first = rows[0]
         for _ in range(draws):
@@ -59,3 +61,11 @@ def test_few_draws_are_taken_for_independent() -> None:
     drawn.add("time", torch.tensor([0.1, 0.4, 0.8]), nats)
     assert drawn.standard_error(nats, counts) == pytest.approx(ratio(nats, counts).standard_error)
     assert math.isnan(drawn.standard_error(nats[:1], counts[:1]))
+
+
+@pytest.mark.parametrize("batches", [2, 9])
+def test_few_batches_are_taken_for_independent(batches: int) -> None:
+    """A variance between two batches is often far too small."""
+    found = np.array([evaluation(s, stratified=True, draws=1, levels=1, batches=batches) for s in range(100)])
+    assert np.allclose(found[:, 1], found[:, 2])
+    assert (abs(found[:, 0] - found[:, 0].mean()) < 3 * found[:, 1]).mean() > 0.97
