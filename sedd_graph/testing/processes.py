@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from sedd_graph.component.base import Context
-from sedd_graph.component.check import Check
+from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.registry import Registry, installed
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.errors import BlueprintError
@@ -169,8 +169,11 @@ def check_strings(case: Case) -> Failures:
     return _alone(reasons)
 
 
-def _tokens(case: Case, prove: Callable[[Callable[..., TokenParts], str], list[Check]]) -> Failures:
-    """Verify one combination of components for each kernel, and each of its outputs that the component reads."""
+def _tokens(case: Case, prove: Callable[[Callable[..., TokenParts], str, Proof], list[Check]]) -> Failures:
+    """Verify one combination of components for each kernel, and each of its outputs that the component reads.
+
+    The first kernel is verified in full, the others with fewer cases.
+    """
     registry, failures = _registry(case), Failures()
     reasons, proved = dict[str, None](), set[tuple[str, str]]()
     for kernel, objective, sampler in _combinations(case, ("kernel", "objective", "sampler"), registry):
@@ -186,8 +189,9 @@ def _tokens(case: Case, prove: Callable[[Callable[..., TokenParts], str], list[C
             except BlueprintError as error:
                 reasons |= dict.fromkeys(p.message for p in error.problems)
                 continue
+            proof: Proof = "full" if all(name == kernel.name for name, _ in proved) else "quick"
             proved.add(key)
-            found = _failed(prove(partial(tokens.make_parts, plan, registry), plan.output))
+            found = _failed(prove(partial(tokens.make_parts, plan, registry), plan.output, proof))
             failures += [(name, f"with {' and '.join(key)}: {text}") for name, text in found]
     return failures if proved else _alone(reasons)
 

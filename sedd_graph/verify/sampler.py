@@ -23,6 +23,8 @@ __all__ = ["check_sampler", "prove_sampler"]
 
 LEAST_ORDER = 0.3
 """Least order of convergence that samples are extrapolated with; with a lower one nothing would be left to verify."""
+CONDITIONED = 4000
+"""Number of samples given prompts, whose distribution is verified; fewer if the sampler takes many evaluations."""
 MOST_STEPS = 512
 """Largest declared number of steps that a sampler is verified with."""
 
@@ -114,7 +116,8 @@ def _checks(toy: Toy, alone: Toy, output: str, sizes: Sizes) -> list[Check]:
         found.append(Check("sampler.bound", claim, law.clamped == 0, f"{law.clamped} out of range", how))
     if reason is None:
         found.append(_check_alone(alone, output, sizes))
-    return [*found, check_conditions(toy, alone, output, law.bias), check_random(alone, output)]
+    rows = min(CONDITIONED, law.rows)
+    return [*found, check_conditions(toy, alone, output, law.bias, rows), check_random(alone, output)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +129,12 @@ class _Law:
         check: The check of their distribution.
         clamped: Number of probabilities out of range.
         bias: Estimated chi-distance from the data distribution at the fewer steps, beyond chance.
+        rows: Number of samples that the distribution was verified with, for each number of steps.
     """
 
     clean: Check
     check: Check
+    rows: int
     clamped: int = 0
     bias: float = 0.0
 
@@ -181,9 +186,9 @@ def _one_law(toy: Toy, output: str, sizes: Sizes, reason: str | None) -> _Law:
     value = f"total variation {_variation(found, toy.law):.4f}"
     clean = _cleanness(toy, [out])
     if reason is not None:
-        return _Law(clean, Check("sampler.heuristic", sampler.claim(), None, value, how))
+        return _Law(clean, Check("sampler.heuristic", sampler.claim(), None, value, how), rows)
     value = f"{value}, chi {distance:.4f} (chance alone: up to {chance:.4f})"
-    return _Law(clean, Check("sampler.law", sampler.claim(), distance < chance, value, how), clamped)
+    return _Law(clean, Check("sampler.law", sampler.claim(), distance < chance, value, how), rows, clamped)
 
 
 def _limit(toy: Toy, output: str, sizes: Sizes) -> _Law:
@@ -204,9 +209,8 @@ def _limit(toy: Toy, output: str, sizes: Sizes) -> _Law:
         chance += 2 * (share * found.bias) ** 2
         value += f", {gap:.4f} from what they predict at the declared {steps} steps (up to {chance:.4f})"
         holds = holds and gap < chance
-    return _Law(
-        _cleanness(toy, runs), Check("sampler.law", toy.parts.sampler.claim(), holds, value, how), bias=found.bias
-    )
+    check = Check("sampler.law", toy.parts.sampler.claim(), holds, value, how)
+    return _Law(_cleanness(toy, runs), check, sizes.rows, bias=found.bias)
 
 
 def order_of(toy: Toy) -> float:

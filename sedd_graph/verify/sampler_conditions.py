@@ -17,8 +17,8 @@ from sedd_graph.verify.toy import Toy
 
 __all__ = ["check_conditions", "check_random"]
 
-ROWS = 4000
-"""Number of samples given prompts, whose distribution is verified."""
+ROWS = 8000
+"""Number of samples of allowed tokens, whose distribution is verified."""
 MOST_STEPS = 128
 """Largest number of steps that is tried where fewer are refused, divided by 4."""
 STEPS = 32
@@ -61,7 +61,7 @@ def _prior(toy: Toy, rows: int, seed: int = 2, allowed: Tensor | None = None) ->
     return toy.parts.kernel.prior(rows, toy.length, generator=generator, allowed=allowed)
 
 
-def check_conditions(toy: Toy, alone: Toy, output: str, bias: float) -> Check:
+def check_conditions(toy: Toy, alone: Toy, output: str, bias: float, rows: int) -> Check:
     """Verify that a sampler keeps the tokens of prompts, and draws no other than the allowed tokens.
 
     The distribution of samples is verified in two cases, unless the sampler is declared heuristic. Given a prompt, it
@@ -76,28 +76,29 @@ def check_conditions(toy: Toy, alone: Toy, output: str, bias: float) -> Check:
         output: Kind of network output that the sampler reads: ``log_score`` or ``log_x0``.
         bias: Error of samples without a prompt due to their number of steps, which the tolerance allows for: the square
             root of the sum of (f - p)^2 / p, for frequencies f and probabilities p.
+        rows: Number of samples given prompts.
     """
-    wrong = [*_prompt_faults(toy, output, bias), *_allowed_faults(alone, output)]
+    wrong = [*_prompt_faults(toy, output, bias, rows), *_allowed_faults(alone, output)]
     claim = "given tokens stay as they are, and only allowed tokens are drawn"
-    how = f"random prompts, and tokens allowed for all rows and for each position of a row; {ROWS:,} rows"
+    how = f"random prompts, and tokens allowed for all rows and for each position of a row; {rows:,} rows"
     return Check("sampler.conditions", claim, not wrong, wrong[0] if wrong else "none wrong", how)
 
 
-def _prompt_faults(toy: Toy, output: str, bias: float) -> list[str]:
+def _prompt_faults(toy: Toy, output: str, bias: float, rows: int) -> list[str]:
     """Return what is wrong with samples given prompts, which are drawn from the data."""
     generator = torch.Generator().manual_seed(3)
     sampler, kernel = toy.parts.sampler, toy.parts.kernel
-    data = toy.sequences[torch.multinomial(toy.law, ROWS, replacement=True, generator=generator)]
+    data = toy.sequences[torch.multinomial(toy.law, rows, replacement=True, generator=generator)]
     free = torch.rand(data.shape, generator=generator) < 0.6
     if toy.block < toy.length:  # blocks are generated from left to right, each given all tokens before it
-        free = (torch.arange(toy.length) > 0).expand(ROWS, -1)
-    x = torch.where(free, _prior(toy, ROWS), data)
+        free = (torch.arange(toy.length) > 0).expand(rows, -1)
+    x = torch.where(free, _prior(toy, rows), data)
     frames: list[tuple[int, Tensor]] = []
 
-    def note(index: int, rows: Tensor) -> None:
+    def note(index: int, now: Tensor) -> None:
         if index == 0:
             frames.clear()  # of a run that was refused
-        frames.append((index, rows.clone()))
+        frames.append((index, now.clone()))
 
     out = _run(toy, output, x, steps=STEPS, free=free, on_step=note)
     if bool((out != x)[~free].any()):
@@ -106,13 +107,13 @@ def _prompt_faults(toy: Toy, output: str, bias: float) -> list[str]:
         return ["samples given a prompt hold masks"]
     if [i for i, _ in frames] != list(range(len(frames))) or not frames or not torch.equal(frames[0][1], x):
         return ["steps are not reported to on_step from 0 on, the initial rows first"]
-    if any(bool((rows != x)[~free].any()) for _, rows in frames):
+    if any(bool((now != x)[~free].any()) for _, now in frames):
         return ["given tokens are changed on the way"]
     if not torch.equal(frames[-1][1], out):
         return ["the rows of the last step that is reported to on_step are not the samples"]
     if not kernel.clamp_safe or sampler.heuristic() is not None:
         return []
-    distance, limit = chi(toy.counts(out) / ROWS, toy.law, rows=ROWS)
+    distance, limit = chi(toy.counts(out) / rows, toy.law, rows=rows)
     limit += 0.0 if sampler.exact else 2.5 * bias + 1 / STEPS
     if not distance < limit:
         return [f"given a prompt, samples do not follow the model: chi {distance:.3g} (up to {limit:.3g})"]
@@ -136,7 +137,7 @@ def _allowed_faults(alone: Toy, output: str) -> list[str]:
     if not kernel.masks_evenly or sampler.heuristic() is not None or not (sampler.exact_alone or sampler.exact):
         return []
     allowed = torch.arange(alone.states) != 0
-    out = _run(alone, output, _prior(alone, 2 * ROWS, allowed=allowed), steps=3, allowed=allowed)
+    out = _run(alone, output, _prior(alone, ROWS, allowed=allowed), steps=3, allowed=allowed)
     law = torch.where((alone.sequences != 0).all(-1), alone.law, 0.0)
     distance, limit = chi(alone.counts(out) / len(out), law / law.sum(), rows=len(out))
     if not distance < limit:
