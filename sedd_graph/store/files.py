@@ -36,6 +36,7 @@ __all__ = [
     "read_json",
     "reason_of",
     "remove",
+    "subfolder",
     "sweep",
     "write_bytes",
     "write_json",
@@ -225,6 +226,16 @@ def remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def subfolder(run: Path, name: str) -> Path:
+    """Return the path of the folder ``name`` of a run folder, which may not be a link out of the run folder.
+
+    Raises:
+        UserError: It is such a link, and ``--allow-outside`` was not given.
+    """
+    require_inside(run, name)
+    return run / name
 
 
 def sweep(folder: Path, *patterns: str) -> None:

@@ -18,10 +18,12 @@ from sedd_graph.component.strict import Strict
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.store.files import MISSING, read_json, write_json
 
-__all__ = ["MANIFEST", "DamagedError", "Entry", "Manifest", "entry_of", "hash_text", "read_manifest", "read_typed", "verify_files", "write_manifest"]  # fmt: skip
+__all__ = ["BUILT", "MANIFEST", "DamagedError", "Entry", "Manifest", "entry_of", "hash_text", "read_manifest", "read_typed", "verify_files", "write_manifest"]  # fmt: skip
 
 MANIFEST = "manifest.json"
 """File name of a manifest."""
+BUILT = "blueprint.lock.yaml", "tokenizer.json"
+"""Names of the files of a run folder that are written when it is built, and that its weights depend on."""
 BUFFER = 2**18
 """Bytes that are hashed at a time: they stay in the processor's cache."""
 

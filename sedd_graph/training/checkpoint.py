@@ -18,15 +18,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sedd_graph.blueprint.lock import LOCK
 from sedd_graph.component.strict import Strict
-from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import EnvironmentFault, UserError
-from sedd_graph.inputs.confine import require_inside
 from sedd_graph.store.durable import make_folder, rename, sync_tree
-from sedd_graph.store.files import MISSING, disk_faults, free_name, reason_of, remove, sweep, write_json
-from sedd_graph.store.manifest import DamagedError, Entry, read_manifest, read_typed, verify_files, write_manifest
+from sedd_graph.store.files import MISSING, disk_faults, free_name, reason_of, remove, subfolder, sweep, write_json
+from sedd_graph.store.manifest import (
+    BUILT,
+    DamagedError,
+    Entry,
+    read_manifest,
+    read_typed,
+    verify_files,
+    write_manifest,
+)
 
 __all__ = ["AVERAGE", "METRICS", "MODEL", "OPTIMIZER", "Checkpoint", "State", "Window", "checkpoints", "latest_checkpoint", "read_checkpoint", "read_state", "read_tensors", "require_start", "set_aside", "step_of", "sweep_checkpoints", "write_checkpoint"]  # fmt: skip
 
@@ -35,7 +40,6 @@ MODEL, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "opti
 METRICS = "metrics.jsonl"
 """File name, in a run folder, of the metrics."""
 _NAME = re.compile(r"step-(\d{8,10})", re.ASCII)
-_FIXED = (LOCK, TOKENIZER)
 
 Count = Annotated[int, pydantic.Field(ge=0, le=10**10)]
 Seconds = Annotated[float, pydantic.Field(ge=0)]
@@ -106,10 +110,9 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 
     Raises:
         EnvironmentFault: The disk is full or cannot be written.
-        UserError: ``checkpoints`` is a link out of the run folder (:func:`sedd_graph.inputs.confine.require_inside`).
+        UserError: ``checkpoints`` is a link out of the run folder (:func:`sedd_graph.store.files.subfolder`).
     """
-    require_inside(run, "checkpoints")
-    folder = run / "checkpoints"
+    folder = subfolder(run, "checkpoints")
     final = folder / f"step-{checkpoint.state.step:08d}"
     part = _hidden(final)
     tensors = {MODEL: checkpoint.model, OPTIMIZER: checkpoint.optimizers}
@@ -121,7 +124,7 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             for name, named in tensors.items():
                 save_tensors(named, part / name)
             write_json(part / STATE, checkpoint.state.model_dump(mode="json"))
-            write_manifest(part, [*tensors, STATE], run={name: run / name for name in (*_FIXED, METRICS)})
+            write_manifest(part, [*tensors, STATE], run={name: run / name for name in (*BUILT, METRICS)})
             sync_tree(part)
             if final.exists():  # something else under this name: a checkpoint from which this run has not started
                 rename(final, _hidden(final))
@@ -143,10 +146,9 @@ def sweep_checkpoints(folder: Path) -> None:
     """Delete temporary folders: checkpoints that were not fully written, and old ones renamed for deletion.
 
     Raises:
-        UserError: The folder is a link out of the run folder (:func:`sedd_graph.inputs.confine.require_inside`).
+        UserError: The folder is a link out of the run folder (:func:`sedd_graph.store.files.subfolder`).
     """
-    require_inside(folder.parent, folder.name)
-    sweep(folder, ".step-*.part")
+    sweep(subfolder(folder.parent, folder.name), ".step-*.part")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -206,7 +208,7 @@ def read_state(path: Path, *, verify: Sequence[str] | None = None) -> tuple[Stat
     """
     manifest = read_manifest(path)
     verify_files(path, manifest.files, names=[*verify, STATE] if verify else {*manifest.files, MODEL, OPTIMIZER, STATE})
-    verify_files(path.parent.parent, {name: entry for name, entry in manifest.run.items() if name in _FIXED})
+    verify_files(path.parent.parent, {name: entry for name, entry in manifest.run.items() if name in BUILT})
     state = read_typed(path / STATE, State)
     if state.step != step_of(path):
         raise DamagedError(f"{path / STATE} is of step {state.step}: the folder's name says {step_of(path)}")

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sedd_graph.blueprint.lock import LOCK
+from sedd_graph.data.tokenizer import FILE
 from sedd_graph.errors import EnvironmentFault, UserError
+from sedd_graph.store import manifest
 from sedd_graph.store.files import write_text
 from sedd_graph.store.manifest import MANIFEST
 from sedd_graph.store.run_folder import new_run, write_folder
@@ -170,3 +173,7 @@ def test_a_folder_that_could_not_be_filled_is_left_empty_and_its_manifest_is_las
     (tmp_path / ".run.0123abcd.part").mkdir()  # of a process that was killed
     write_folder(Path("."), whole)
     assert names(tmp_path) == sorted([*FILES, MANIFEST, "z"])
+
+
+def test_the_files_that_weights_depend_on_are_those_that_are_written() -> None:
+    assert manifest.BUILT == (LOCK, FILE)
