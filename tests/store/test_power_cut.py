@@ -146,21 +146,25 @@ def test_chunks_reach_the_disk_at_a_flush(tmp_path: Path) -> None:
     disk.close()
 
 
-def test_a_record_takes_few_flushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("chunk", "last", "flushes"), [(1, 11, 10 * 6), (2, 2, 6 + 2)])
+def test_a_record_takes_few_flushes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, last: int, flushes: int
+) -> None:
+    """The names and contents of the steps and of the metadata of both arrays, and of a chunk that replaces a flushed one."""
     count, fsync = [0], os.fsync
 
     def counted(number: int) -> None:
         count[0] += 1
         fsync(number)
 
-    store = Activations(tmp_path / "activations.zarr", [TapSpec("x", 1, "float32", None, 1)])
+    store = Activations(tmp_path / "activations.zarr", [TapSpec("x", 1, "float32", None, chunk)])
     store.put("x", 1, np.zeros((2, 3)))
     store.flush()
     monkeypatch.setattr("os.fsync", counted)
-    for step in range(2, 12):
+    for step in range(2, last + 1):
         store.put("x", step, np.zeros((2, 3)))
     store._writer.flush()
-    assert count == [10 * 6]  # the names and contents of the steps, and of the metadata of both arrays
+    assert count == [flushes]
     store.close()
 
 
