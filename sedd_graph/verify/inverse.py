@@ -285,7 +285,7 @@ class _Trial:
     def _contraction(self, dtype: torch.dtype, d: Contraction) -> _Finding:
         found = largest_slope(self.fixture, dtype, d)
         slack = 1e-6 if dtype == torch.float64 else 1e-2
-        how = "largest slope of Jacobians (power iteration) and between rows, points near and far, weights small and large"
+        how = "largest slope of Jacobians (Lanczos iteration, and whole at some rows) and between rows, points near and far, weights small and large"
         return _Finding(
             found.slope <= d.bound * (1 + slack), f"{found.slope:.4g}", f"{how}; the largest: {found.where}"
         )

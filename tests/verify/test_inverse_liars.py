@@ -20,6 +20,9 @@ from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.log_det import forward_with_log_det
 from sedd_graph.errors import BlueprintError, EnvironmentFault, UserError
 from sedd_graph.graph.claims import uses
+from sedd_graph.inverse import Contraction
+from sedd_graph.verify import bounds
+from sedd_graph.verify.block_fixture import BlockFixture
 from sedd_graph.verify.inverse import prove_inverses
 
 TEXT = """\
@@ -164,6 +167,24 @@ class Growing(NearZero):
         return torch.sin(x) * self.log.exp()
 
 
+class WideMap(NearZero):
+    """A linear map of Lipschitz constant 1.0, declared 0.98."""
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.weight = nn.Parameter(torch.eye(self.axis("d")))
+        self.norm = -1, 1.0
+
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        return Algebra(lipschitz={("x", "out"): 0.98})
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        if self.norm[0] != self.weight._version:
+            self.norm = self.weight._version, float(torch.linalg.matrix_norm(self.weight.detach(), 2))
+        return x @ self.weight.T / self.norm[1]
+
+
 class Count(Component, kind="arithmetic"):
     """A stream of integers turned: plus one."""
 
@@ -179,7 +200,7 @@ class Count(Component, kind="arithmetic"):
 
 
 PARTS = [Stretch, Summed, SummedWide, OnePosition, Mixing, Doubling, Raising, TwoValues, OtherShape, NoMethod]
-PARTS += [FailingForward, NearZero, Growing, Count]  # type: ignore[list-item]  # one list of several base classes
+PARTS += [FailingForward, NearZero, Growing, WideMap, Count]  # type: ignore[list-item]  # one list of several base classes
 NAMES = {"".join(f"_{c.lower()}" if c.isupper() else c for c in part.__name__)[1:]: part for part in PARTS}
 
 
@@ -325,6 +346,20 @@ def test_a_bound_that_holds_only_near_by_is_refuted(registry: Registry, tmp_path
     found = failing(write(tmp_path, nodes))["contraction"]
     assert float(found.value) > 0.8
     assert "the largest: inputs" in found.how
+
+
+@pytest.mark.parametrize("jacobian", [1536, 0], ids=["whole", "lanczos"])
+def test_a_wide_linear_map_is_refuted_closely(
+    registry: Registry, tmp_path: Path, jacobian: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "JACOBIAN", jacobian)
+    path = write(tmp_path, "{f: {op: wide_map, in: x}, out: {op: add, in: [x, f]}}", WIDTH="256")
+    (use,) = uses(sedd_graph.check(path).graph.root)
+    fixture = BlockFixture(use.layer, registry)
+    (step,) = (d for d in fixture.layout.program.derivations if isinstance(d, Contraction))
+    with torch.no_grad():
+        slope = bounds.largest_slope(fixture, torch.float64, step).slope
+    assert 0.99 < slope < 1.000001
 
 
 # -- errors of components ----------------------------------------------------------------------------------------------
