@@ -6,6 +6,7 @@ token is replaced at rate 1 per unit of sigma, and the replacement may be the sa
 ``transition_matrix``, which serve numerical verification, allocate n x n tables. Axes: b batch, l length, n states.
 """
 
+import math
 from abc import abstractmethod
 from typing import ClassVar
 
@@ -160,6 +161,10 @@ class Interpolating(Kernel):
         arriving = _entry(into, x)[..., None]
         stay = before.gather(-1, x[..., None]) * (keep[..., None] + arriving)
         return (before * arriving).scatter(-1, x[..., None], stay)
+
+    def amplification(self, sigma: Tensor, sigma_next: Tensor) -> float:
+        step = sigma - sigma_next
+        return math.exp(min(float(step.max()), 700.0)) if step.numel() else 1.0
 
     def analytic(self, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         # (P^-1 s)_y P[z, y], P = a I + c 1^T, P^-1 = (I - c 1^T) / a

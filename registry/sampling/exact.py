@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
-from sedd_graph.diffusion.tokens.kernel import Kernel, tweedie
+from sedd_graph.diffusion.tokens.kernel import Kernel, needs_float64, tweedie
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import ROUNDING, T_MIN, Walk
 from sedd_graph.errors import UserError
@@ -113,7 +113,8 @@ class Uniformization(Sampler, kind="sampler"):
             walk.end_step()
         last = torch.full((rows,), T_MIN, device=walk.x.device)
         left = walk.schedule.sigma(last)
-        score = walk.score(last, left, precise=not walk.kernel.carries_over)
+        end = torch.zeros_like(left)
+        score = walk.score(last, left, precise=needs_float64(walk.kernel, left, end))
         walk.check_outputs()
-        walk.move(tweedie(walk.kernel, score, walk.x, left, torch.zeros_like(left)), final=True)
+        walk.move(tweedie(walk.kernel, score, walk.x, left, end), final=True)
         walk.end_step()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.numerics import log1mexp
-from sedd_graph.diffusion.tokens.kernel import tweedie
+from sedd_graph.diffusion.tokens.kernel import needs_float64, tweedie
 from sedd_graph.diffusion.tokens.sampler import StepSampler, StepsConfig
 from sedd_graph.diffusion.tokens.walk import T_MIN, Walk
 
@@ -44,7 +44,7 @@ def analytic(walk: Walk, t: Tensor, s: Tensor | None) -> None:
     """
     sigma = walk.schedule.sigma(t)
     below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
-    precise = not walk.kernel.carries_over
+    precise = needs_float64(walk.kernel, sigma, below)
     score = walk.score(t, precise=precise)
     walk.check_outputs()  # tweedie waits for the device anyway
     unit = walk.rounding() if precise else 0.0  # the steps of other kernels amplify no errors

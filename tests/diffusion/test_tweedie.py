@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from sedd_graph_registry.noise.interpolating import Mixture, Uniform, Unigram
+from sedd_graph_registry.noise.interpolating import Absorb, Mixture, Uniform, Unigram
 from sedd_graph_registry.noise.rate_matrix import Ordinal, Rates
 from sedd_graph_registry.noise.schedules import Geometric
 from sedd_graph_registry.sampling.steps import Analytic
 from torch import Tensor
 
 from sedd_graph.component.base import Context
-from sedd_graph.diffusion.tokens.kernel import tweedie
+from sedd_graph.diffusion.tokens.kernel import LOSS, needs_float64, tweedie
 from sedd_graph.diffusion.tokens.walk import WalkSettings
 from sedd_graph.errors import UserError
 
@@ -47,6 +47,27 @@ def test_a_step_from_any_noise_is_bayes_rule(cls: Any, sigma: float) -> None:
     lossy = kernel.analytic(log_score.exp(), z, level, 0 * level).clamp(min=0)
     if cls is Uniform and sigma == 20:  # what a float32 score gives
         assert float(lossy.sum(-1).min()) == 0
+
+
+@pytest.mark.parametrize("cls", [Uniform, Unigram, Mixture])
+@pytest.mark.parametrize("step", [0.01, 1.0, 6.5])
+def test_float32_is_accurate_enough_in_short_steps(cls: Any, step: float) -> None:
+    kernel = kernel_of(cls)
+    log_score, z, level = certain_score(kernel, step + 0.5)
+    below = level - step
+    assert not needs_float64(kernel, level, below)
+    found = tweedie(kernel, log_score.exp(), z, level, below)
+    exact = tweedie(kernel, log_score.double().exp(), z, level.double(), below.double())
+    assert found.dtype == torch.float32
+    assert float((found - exact).abs().max()) < LOSS
+
+
+def test_long_steps_and_unknown_rates_take_float64() -> None:
+    level = torch.tensor([1.0, 8.0])
+    assert needs_float64(kernel_of(Uniform), level, 0 * level)
+    assert not needs_float64(kernel_of(Uniform), level, level - 0.1)
+    assert needs_float64(kernel_of(Ordinal), level, level - 0.1)
+    assert not needs_float64(kernel_of(Absorb), level, 0 * level)
 
 
 @pytest.mark.parametrize(("cls", "sigma"), [(Ordinal, 4.0), (Ordinal, 20.0)])

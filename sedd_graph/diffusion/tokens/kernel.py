@@ -6,6 +6,7 @@ state z; columns of a rate matrix sum to zero.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -18,8 +19,10 @@ from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, Output
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.errors import UserError
 
-__all__ = ["INEXACT", "ONLY_MASKS", "Kernel", "tweedie"]
+__all__ = ["INEXACT", "LOSS", "ONLY_MASKS", "Kernel", "needs_float64", "tweedie"]
 
+LOSS = 1e-4
+"""Largest rounding error of the probabilities of a Tweedie step for which scores stay float32."""
 INEXACT = 1e-2
 """Rounding error of Tweedie's probabilities at which a step is refused."""
 SOUNDED = 8
@@ -100,6 +103,15 @@ class Kernel(Component, ABC):
         It holds for the scores of any distribution. Rates are per unit of the transformed time log(exp(sigma) - 1).
         """
         return None
+
+    def amplification(self, sigma: Tensor, sigma_next: Tensor) -> float:
+        """Return the factor by which :meth:`analytic` amplifies rounding errors of scores, at most; infinite if unknown.
+
+        Args:
+            sigma: Total noise, [b].
+            sigma_next: Total noise after the step, [b].
+        """
+        return math.inf
 
     @property
     def carries_over(self) -> bool:
@@ -292,6 +304,19 @@ class Kernel(Component, ABC):
         """
 
 
+def needs_float64(kernel: Kernel, sigma: Tensor, sigma_next: Tensor) -> bool:
+    """Return whether the scores of a Tweedie step must be float64, since rounding in float32 would exceed :data:`LOSS`.
+
+    Args:
+        kernel: The kernel.
+        sigma: Total noise, [b].
+        sigma_next: Total noise after the step, [b].
+    """
+    if kernel.carries_over:  # nothing is inverted
+        return False
+    return not kernel.amplification(sigma, sigma_next) * torch.finfo(torch.float32).eps <= LOSS
+
+
 def _clamped(chances: Tensor) -> Tensor:
     """Return probabilities [..., n] as a step uses them: not negative, of sum 1."""
     kept = chances.clamp(min=0)
@@ -316,7 +341,7 @@ def tweedie(
 
     Args:
         kernel: The kernel.
-        score: Scores, float64 [b, l, n] for accuracy at high noise.
+        score: Scores, [b, l, n]; float64 where :func:`needs_float64`.
         x: Noisy rows, int64 [b, l].
         sigma: Total noise, [b].
         sigma_next: Total noise after the step, [b].
