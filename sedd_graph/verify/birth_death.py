@@ -186,7 +186,9 @@ class BirthDeathTable(EnumeratedTable):
         found = {"log_insert": insert / unit[:, 0, None, None]}
         if self.kernel.births:
             found["log_delete"] = self._deletion_rates(strings, wide(delete, width)) / unit[:, 1:]
-        return {k: wide(v, width).clamp(min=1e-300).log().float() for k, v in found.items()}
+        # tau-leaping can reach strings of probability 0, whose ratios are undefined or without bounds
+        bounded = {k: wide(v, width).nan_to_num(nan=0.0).clamp(min=1e-300, max=1e30) for k, v in found.items()}
+        return {k: v.log().float() for k, v in bounded.items()}
 
     def check_kernel(self, end: float) -> list[Check]:
         """Verify closed forms, regression targets, draws and prior of the kernel against the generator.
