@@ -23,7 +23,7 @@ VALUES = np.random.default_rng(0).normal(size=(10, 2, 5)).astype(np.float32)
 
 
 def record(path: Path, first: int, last: int, *, resume: int | None = None) -> list[str]:
-    """Write the records of the steps ``first`` to ``last``, and return what is said."""
+    """Write the records of the steps ``first`` to ``last``, and return the messages."""
     said: list[str] = []
     store = Activations(path, [TAP], resume_step=resume, say=said.append)
     for step in range(first, last + 1):
@@ -54,7 +54,7 @@ def empty(path: Path) -> None:
 
 METADATA = "trunk/0/x/value/zarr.json"
 DAMAGE: list[tuple[str, Callable[[Path], object], list[int], str]] = [
-    # file, damage, records (from 0) that are lost, what is said
+    # file, damage, records (from 0) that are lost, message
     ("trunk/0/x/value/c/1/0/0", flip, [3, 4, 5], "c/1/0/0 is damaged or missing: the records of steps 8 to 12 are lost"),
     ("trunk/0/x/value/c/1/0/0", empty, [3, 4, 5], "the records of steps 8 to 12 are lost, and are now NaN"),
     ("trunk/0/x/value/c/0/0/0", Path.unlink, [0, 1, 2], "the records of steps 2 to 6 are lost, and are now NaN"),

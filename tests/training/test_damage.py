@@ -86,7 +86,7 @@ def forge(folder: Path) -> None:
 
 MOMENT = "0/0/exp_avg"
 DAMAGE: list[tuple[str, Callable[[Path], object], bool, str]] = [
-    # file, damage, hashes forged to fit it, what is said of it
+    # file, damage, hashes forged to fit it, message about it
     *((name, flip, False, "its hash differs from manifest.json") for name in NAMES),
     ("ema.safetensors", Path.unlink, False, "ema.safetensors is missing"),
     ("ema.safetensors", Path.unlink, True, "ema.safetensors is missing: train.ema is set"),
@@ -135,7 +135,7 @@ def test_a_resume_goes_back_to_a_whole_checkpoint(
 
 
 FAULTS: list[tuple[str, str, Exception, str]] = [
-    # file, the function that fails for it, its exception, what is said
+    # file, the function that fails for it, its exception, message
     ("model.safetensors", "sedd_graph.training.checkpoint.load_file", OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
     ("ema.safetensors", "sedd_graph.training.checkpoint.load_file", OSError("Cannot allocate memory (os error 12)"), "Cannot allocate memory"),
     ("optimizer.safetensors", "sedd_graph.training.checkpoint.load_file", SafetensorError("I/O error: Input/output error (os error 5)"), "Input/output error"),

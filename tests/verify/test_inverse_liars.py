@@ -24,6 +24,7 @@ from sedd_graph.inverse import Contraction
 from sedd_graph.verify import bounds
 from sedd_graph.verify.block_fixture import BlockFixture
 from sedd_graph.verify.inverse import prove_inverses
+from tests.verify.test_inverse import Stretch
 
 TEXT = """\
 blueprint: 1
@@ -46,27 +47,6 @@ objective: {op: masked_count}
 sample: {op: ancestral, steps: 4}
 data: {tokenizer: {op: characters, size: 128}, length: 16}
 """
-
-
-class Stretch(Component, kind="mixer"):
-    """Each channel times a positive number."""
-
-    class Config(ComponentConfig):
-        pass
-
-    def __init__(self, config: ComponentConfig, context: Context) -> None:
-        super().__init__(config, context)
-        self.log = nn.Parameter(torch.zeros(self.axis("d")))
-
-    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        return x * self.log.exp()
-
-    @solves("x", given=("out",), log_det="log_det")
-    def inverse(self, out: Tensor) -> Tensor:
-        return out * (-self.log).exp()
-
-    def log_det(self, x: Tensor) -> Tensor:
-        return self.log.sum().expand(len(x)) * x.shape[1]
 
 
 class Summed(Stretch):
