@@ -22,6 +22,7 @@ from sedd_graph.diffusion.strings.sampler import StringSettings
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.string_contracts import global_state
 from sedd_graph.verify.string_draws import deviation
+from sedd_graph.verify.string_steps import check_string_steps
 from sedd_graph.verify.worst import worst
 
 __all__ = ["check_string_sampler"]
@@ -105,7 +106,7 @@ def check_string_sampler(table: StringTable, parts: StringParts, proof: Proof = 
         proof: Strength of the verification.
 
     Returns:
-        Checks of the samples, of given tokens, and of random numbers.
+        Checks of the samples, of single edits, of given tokens, and of random numbers.
     """
     large, sampler = table.kernel.data_tokens == max(table.kernel.toys), parts.sampler
     full = proof == "full" and large
@@ -138,6 +139,7 @@ def check_string_sampler(table: StringTable, parts: StringParts, proof: Proof = 
     return [
         Check("sampler.clean", valid, clean, "yes" if clean else "no", how),
         *_laws(table, law, found, size, outside, how, 0.0 if sampler.steps is None else RESIDUE),
+        *(check_string_steps(table, parts, proof) if large else []),
         *_check_kept(table, parts, network),
         _check_contract(table, parts, network),
     ]
