@@ -11,7 +11,7 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.verify.contracts import generators_state
+from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.kernel_cases import HIGHEST, noise_levels
 from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square, correlated, dispersed, shifted
 

@@ -15,7 +15,7 @@ import torch
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.parts import TokenParts
-from sedd_graph.errors import SeddGraphError
+from sedd_graph.verify.guards import guarded
 from sedd_graph.verify.kernel_cases import Cases
 from sedd_graph.verify.kernel_chain import check_chain
 from sedd_graph.verify.kernel_draws import check_draws, check_prior
@@ -88,40 +88,30 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
         proof: Strength of the verification: ``full``, or ``quick`` with fewer cases.
     """
     declared = make(None)
-    kernel, end = declared.kernel, final_sigma(declared.schedule)
-    kernels = {small.kernel.states: small.kernel}
-    if kernel.states <= MANY:
-        kernels[kernel.states] = kernel
-    elif proof == "full":
-        kernels[BETWEEN] = make(BETWEEN).kernel
+    kernel = declared.kernel
 
     def schedules() -> list[Check]:
         few = _failing(check_schedule(small.schedule, "quick"))
         return merged([*check_schedule(declared.schedule, proof), *few])
 
     def enumerated() -> list[Check]:
+        end, kernels = final_sigma(declared.schedule), {small.kernel.states: small.kernel}
+        if kernel.states <= MANY:
+            kernels[kernel.states] = kernel
+        elif proof == "full":
+            kernels[BETWEEN] = make(BETWEEN).kernel
         found = [_of_states(c, n) for n, k in kernels.items() for c in _enumerated(k, end=end, proof=proof)]
         precise = dataclasses.replace(check_precision(kernel), name="kernel.declared")
         return [*merged(found), check_precision(small.kernel), precise]
 
     def declared_size() -> list[Check]:
+        end = final_sigma(declared.schedule)
         size = [] if kernel.states <= MANY else check_size(kernel, end=end, proof=proof)
         steps = declared.sampler.steps
         return [*size, *check_mixing(kernel, end), *check_stiffness(kernel, declared.schedule, steps)]
 
     groups = (("schedule", schedules), ("kernel", enumerated), ("declared", declared_size))
-    return [check for name, run in groups for check in _guarded(name, run)]
-
-
-def _guarded(name: str, run: Callable[[], list[Check]]) -> list[Check]:
-    """Return the checks of ``run``; one failed check if a component raises an error."""
-    try:
-        return run()
-    except SeddGraphError:
-        raise
-    except Exception as error:  # whatever a component raises is the finding
-        value = f"{type(error).__name__}: {error}".split("\n")[0][:300]
-        return [Check(f"{name}.raises", "the component computes without an error", False, value, "all checks of it")]
+    return [check for name, run in groups for check in guarded(name, run)]
 
 
 def _failing(checks: Iterable[Check]) -> list[Check]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective, for_each
+from sedd_graph.verify.guards import described, raised
 from sedd_graph.verify.objective_draws import (
     DrawRows,
     Wrong,
@@ -136,8 +137,16 @@ def prove_objective(make: Make, output: str, proof: Proof = "full") -> list[Chec
     Returns:
         The results of the checks. A part that was not verified, since an earlier one is wrong, neither holds nor fails.
     """
-    sizes, found = SIZES[proof], dict[str, Findings]()
-    toys = [make_toy(make, law) for law in (TRIPLE, PAIR)]
+    try:
+        toys = [make_toy(make, law) for law in (TRIPLE, PAIR)]
+        return _prove(toys, output, SIZES[proof])
+    except Exception as error:  # a third-party component may raise anything
+        return [raised("objective", error)]
+
+
+def _prove(toys: list[Toy], output: str, sizes: Sizes) -> list[Check]:
+    """Verify the forms of the objective of a process on the larger and the smaller of two toys."""
+    found = dict[str, Findings]()
     for toy, enumerated in zip(toys, (sizes.large, True), strict=True):
         for view in _views(toy):
             into, ran = found.setdefault(view.name, Findings()), set[str]()
@@ -145,7 +154,7 @@ def prove_objective(make: Make, output: str, proof: Proof = "full") -> list[Chec
                 for part in _verify(toy, view, output, sizes, into, enumerated=enumerated):
                     ran.add(part)
             except Exception as error:  # a third-party objective may raise anything
-                into.wrong.append(Wrong("runs", f"{type(error).__name__}: {str(error)[:300]}"))
+                into.wrong.append(Wrong("runs", described(error)))
             into.ran |= ran
             into.missed |= _parts(view, enumerated=enumerated) - ran
     return [*_training_checks(toys[0], found.pop(""), sizes), *(_form_check(k, v) for k, v in found.items())]

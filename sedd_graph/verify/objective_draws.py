@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.tokens.objective import Objective
-from sedd_graph.verify.contracts import generators_state
 from sedd_graph.verify.counts import chance_quantile
+from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.objective_terms import copies_of, parted, with_tokens
 from sedd_graph.verify.toy import Toy
 from sedd_graph.verify.worst import worst

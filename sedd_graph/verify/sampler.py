@@ -15,6 +15,7 @@ from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.tokens.walk import WalkSettings
 from sedd_graph.errors import UserError
 from sedd_graph.verify.counts import FEW, chi
+from sedd_graph.verify.guards import guarded
 from sedd_graph.verify.sampler_conditions import check_conditions, check_random
 from sedd_graph.verify.toy import ALONE, PAIR, TRIPLE, Make, Toy, make_toy, toy_parts
 from sedd_graph.verify.worst import worst
@@ -67,9 +68,12 @@ def prove_sampler(make: Make, output: str, proof: Proof = "full") -> list[Check]
     Returns:
         The results of the checks.
     """
-    law = TRIPLE if make(None).objective.block is None else PAIR
-    toy = make_toy(make, law)
-    return check_sampler(toy, Toy(toy_parts(make, ALONE.tokens), ALONE, whole=True), output, proof)
+
+    def run() -> list[Check]:
+        toy = make_toy(make, TRIPLE if make(None).objective.block is None else PAIR)
+        return check_sampler(toy, Toy(toy_parts(make, ALONE.tokens), ALONE, whole=True), output, proof)
+
+    return guarded("sampler", run)
 
 
 @torch.no_grad()
@@ -96,11 +100,7 @@ def check_sampler(toy: Toy, alone: Toy, output: str, proof: Proof = "full") -> l
     Returns:
         The results of the checks.
     """
-    try:
-        return _checks(toy, alone, output, SIZES[proof])
-    except Exception as error:  # a third-party sampler may raise anything
-        value = f"{type(error).__name__}: {str(error)[:300]}"
-        return [Check("sampler.runs", "the sampler raises no error", False, value, "samples with a perfect network")]
+    return guarded("sampler", lambda: _checks(toy, alone, output, SIZES[proof]))
 
 
 def _checks(toy: Toy, alone: Toy, output: str, sizes: Sizes) -> list[Check]:

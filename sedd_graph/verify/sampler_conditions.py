@@ -11,8 +11,8 @@ from torch import Tensor
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.tokens.walk import OnStep, WalkSettings
 from sedd_graph.errors import UserError
-from sedd_graph.verify.contracts import generators_state
 from sedd_graph.verify.counts import chi
+from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.toy import Toy
 
 __all__ = ["check_conditions", "check_random"]

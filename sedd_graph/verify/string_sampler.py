@@ -20,7 +20,7 @@ from sedd_graph.diffusion.strings.kernel import StringTable
 from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.diffusion.strings.sampler import StringSettings
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.verify.string_contracts import global_state
+from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.string_draws import deviation
 from sedd_graph.verify.string_steps import check_string_steps
 from sedd_graph.verify.worst import worst
@@ -250,7 +250,7 @@ def _check_kept(table: StringTable, parts: StringParts, network: GridNetwork) ->
 def _check_contract(table: StringTable, parts: StringParts, network: GridNetwork) -> Check:
     """Verify that samples depend on the given generator alone."""
     steps = None if parts.sampler.steps is None else 8
-    before, wrong = global_state(), []
+    before, wrong = generators_state(), []
     first = _run(table, parts, network, 200, steps, 5)
     other = _run(table, parts, network, 150, steps, 6)
     again = _run(table, parts, network, 200, steps, 5)
@@ -260,7 +260,7 @@ def _check_contract(table: StringTable, parts: StringParts, network: GridNetwork
         wrong.append("samples with another seed are the same")
     if len(torch.unique(table.number(first))) < 2:
         wrong.append("all rows are the same")
-    if global_state() != before:
+    if generators_state() != before:
         wrong.append("a global random number generator is used")
     claim = "samples depend on the given random number generator alone"
     return Check(
