@@ -80,7 +80,7 @@ def _checks(graph: Graph, mask: int, tokens: int, registry: Registry, output: st
         by_noised = (at_masks(seen, clean) - expected).abs().amax((0, 2))  # only the block itself may depend on it
         others = torch.arange(BLOCKS) != block
         leaks = worst(leaks, float(by_clean[: block + 1].max()), float(by_noised[others].max()))
-        allowed = max(allowed, float(by_clean.max()), float(by_noised.max()))
+        allowed = worst(allowed, float(by_clean.max()), float(by_noised.max()))
 
     starts = range(0, length, BLOCK)
     with cached(model, BLOCK, rows=1, length=length) as after:

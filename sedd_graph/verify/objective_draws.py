@@ -129,7 +129,7 @@ def draw_faults(toy: Toy, objective: Objective, draw: Draw, batch: Batch) -> lis
     # rows are noised independently: products of the deviations of neighbours have mean 0
     for lag in {1, len(xt) // len(batch)}:
         products = off[lag:] * off[:-lag]
-        if abs(float(products.sum())) > SIGMAS * float(products.square().sum().sqrt()) + 1e-9:
+        if not abs(float(products.sum())) <= SIGMAS * float(products.square().sum().sqrt()) + 1e-9:
             found.append(Wrong("draws", "the noise of a row depends on that of the row before"))
             break
     return found
@@ -184,7 +184,7 @@ def _times(toy: Toy, objective: Objective, draw: Draw, batch: Batch) -> list[Wro
         count = (xt == mask).sum(-1)
         if bool(((xt != mask) & (xt != x0)).any()) or bool((count == 0).any()):
             found.append(Wrong("draws", "a noisy row has changed tokens, or no mask"))
-        elif float((weight - toy.block / count).abs().max()) > 1e-4:
+        elif not float((weight - toy.block / count).abs().max()) <= 1e-4:
             found.append(Wrong("draws", "weights are not the number of tokens over the number of masks"))
     else:
         found += _steps(toy, objective, draw, limit)

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from sedd_graph.verify.worst import least
+
 __all__ = ["NEVER", "binomial_tail", "chi_square", "correlated", "dispersed", "shifted"]
 
 NEVER = 1e-12
@@ -30,18 +32,18 @@ def chi_square(counts: Tensor, expected: Tensor) -> float:
         The upper tail of the chi-square distribution; 0 if a cell of expectation 0 was seen.
     """
     counts, expected = counts.reshape(-1).double(), expected.reshape(-1).double()
-    if bool((counts[expected <= 1e-12] > 0).any()) or not bool(expected.isfinite().all()):
+    if bool((counts[expected <= 1e-12] > 0).any()) or not bool((counts + expected).isfinite().all()):
         return 0.0
     counts, expected = _lumped(counts, expected)
     rare, tail = expected < _COUNT / 2, 1.0
     if bool((seen := rare & (counts > 0)).any()):  # the upper tails of Poisson counts
-        tail = min(1.0, float(rare.sum() * torch.special.gammainc(counts[seen], expected[seen]).min()))
+        tail = least(float(rare.sum() * torch.special.gammainc(counts[seen], expected[seen]).min()))
     counts, expected = counts[~rare], expected[~rare]
     if len(counts) < 2:
         return tail
     value = ((counts - expected).square() / expected).sum()
     half = torch.tensor((len(counts) - 1) / 2, dtype=torch.float64)
-    return min(tail, float(torch.special.gammaincc(half, value / 2)))
+    return least(tail, float(torch.special.gammaincc(half, value / 2)))
 
 
 def _lumped(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,11 +71,11 @@ def binomial_tail(counts: Tensor, trials: Tensor, chance: Tensor) -> float:
     """
     counts, trials, chance = (v.double().reshape(-1) for v in torch.broadcast_tensors(counts, trials, chance))
     spread = trials * chance * (1 - chance)
-    kept = spread >= _COUNT
+    kept = ~(spread < _COUNT)  # NaN is kept, and fails
     if not bool(kept.any()):
         return 1.0
     score = ((counts - trials * chance).abs() - 0.5)[kept] / spread[kept].sqrt()
-    return min(1.0, float(kept.sum()) * math.erfc(float(score.max()) / math.sqrt(2)))
+    return least(float(kept.sum()) * math.erfc(float(score.max()) / math.sqrt(2)))
 
 
 def shifted(counts: Tensor, trials: Tensor, chance: Tensor, slope: Tensor) -> float:
@@ -91,10 +93,10 @@ def shifted(counts: Tensor, trials: Tensor, chance: Tensor, slope: Tensor) -> fl
     """
     counts, trials, chance, slope = (v.double() for v in (counts, trials, chance, slope))
     spread = chance * (1 - chance)
-    weight = torch.where(spread > 1e-6, slope / spread.clamp(min=1e-6), 0.0)
+    weight = torch.where(spread <= 1e-6, 0.0, slope / spread.clamp(min=1e-6))
     size = float((weight.square() * trials * spread).sum().sqrt())
     total = abs(float((weight * (counts - trials * chance)).sum()))
-    return math.erfc(total / size / math.sqrt(2)) if size > 0 else 1.0
+    return least(math.erfc(total / size / math.sqrt(2))) if size != 0 else 1.0
 
 
 def dispersed(hits: Tensor, chance: float) -> float:
@@ -116,7 +118,7 @@ def dispersed(hits: Tensor, chance: float) -> float:
         sums = draws.sum(axis) / math.sqrt(draws.shape[axis])
         half = torch.tensor(len(sums) / 2, dtype=torch.float64)
         value = sums.square().sum() / 2
-        worst = min(
+        worst = least(
             worst, 2 * float(torch.special.gammaincc(half, value)), 2 * float(torch.special.gammainc(half, value))
         )
     return worst
@@ -136,5 +138,5 @@ def correlated(hits: Tensor, chance: float) -> float:
         for share in (common.max(), common.min()):
             # the bound of Chernoff: exp(-length KL(share || both))
             divergence = torch.xlogy(share, share / both) + torch.xlogy(1 - share, (1 - share) / (1 - both))
-            worst = min(worst, rows * rows * math.exp(-length * float(divergence)))
+            worst = least(worst, rows * rows * math.exp(-length * float(divergence)))
     return worst

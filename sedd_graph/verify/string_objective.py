@@ -218,7 +218,7 @@ def _wrong(forced: ForcedDraws, count: int) -> Check:
     for name, one, other in zip(outputs, *gradients, strict=True):
         one, other = (torch.zeros_like(outputs[name]) if x is None else x for x in (one, other))
         scale = reference.scale(name, outputs) + 1e-7 * size.view(-1, *[1] * (one.dim() - 1))
-        error = max(error, float(((one - other).abs() / scale).nan_to_num(nan=1e9).max()))
+        error = worst(error, float(((one - other).abs() / scale).nan_to_num(nan=1e9).max()))
     slack = 1e-3 + 50 * table.rounding
     claim = (
         "with a wrong network the training loss and its gradients are those of the enumerated rates, least at the truth"

@@ -21,7 +21,7 @@ from sedd_graph.diffusion.strings.sampler import StringRates, StringSettings
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.statistics import NEVER, chi_square
 from sedd_graph.verify.string_table import EnumeratedTable
-from sedd_graph.verify.worst import worst
+from sedd_graph.verify.worst import least, worst
 
 __all__ = ["check_string_steps"]
 
@@ -143,7 +143,7 @@ def _check_tokens(table: StringTable, parts: StringParts, proof: Proof) -> Check
         pairs = torch.einsum("ka,kb->kab", laws, laws).flatten(1)
         chances += [chi_square(n, n.sum() * law) for n, law in zip(seen, pairs, strict=True)]
     enough = int(real.sum()) > rows
-    chance = float(torch.tensor(chances, dtype=torch.float64).nan_to_num(nan=0.0).min()) if enough else 0.0
+    chance = least(*chances) if enough else 0.0
     claim = "tokens have the probabilities that the network predicts for them, independently"
     value = f"probability by chance {chance:.1e}" if enough else "hardly any tokens are inserted"
     how = f"chi-square of {int(real.sum()):,} tokens, of the first and last, and of pairs, predictions of each row"
