@@ -14,8 +14,10 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ __all__ = [
     "disk_faults",
     "free_name",
     "numbered",
+    "open_to_append",
     "part_folder",
     "plain",
     "read_json",
@@ -127,6 +130,25 @@ def write_bytes(path: Path, content: bytes) -> None:
                     return rename(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def open_to_append(path: Path) -> FileIO:
+    """Open a file of a folder for appending, unbuffered, and create it if it does not exist. Opening never blocks.
+
+    Raises:
+        UserError: It is a link out of its folder, or not a regular file.
+        EnvironmentFault: The disk cannot be written.
+    """
+    require_inside(path.parent, path.name)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if path.exists() and not path.is_file():  # before opening: a pipe without a reader cannot be opened
+        raise UserError(f"{path} is not a regular file")
+    with disk_faults(path.name, path.parent):
+        stream = FileIO(os.open(path, flags, 0o666), "ab")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise UserError(f"{path} is not a regular file")
+    return stream
 
 
 def plain(data: Any) -> Any:
@@ -297,12 +319,9 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
         doing: Action of this process as a participle, such as "training", for the message.
 
     Raises:
-        UserError: Another process holds the lock, or ``.lock`` is a link out of the folder.
+        UserError: Another process holds the lock, or ``.lock`` is a link out of the folder or not a regular file.
     """
-    require_inside(folder, ".lock")
-    with disk_faults(".lock", folder):
-        stream = (folder / ".lock").open("ab")
-    with stream:
+    with open_to_append(folder / ".lock") as stream:
         if _lock(stream.fileno()) is False:
             raise UserError(f"{folder}: another process is {doing} it")
         yield

@@ -18,7 +18,7 @@ from sedd_graph.families.text import document_lengths
 from sedd_graph.store import durable
 from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.arrays import write_samples
-from sedd_graph.store.files import numbered, write_text
+from sedd_graph.store.files import alone, numbered, write_text
 from sedd_graph.store.json_lines import JsonLines
 from sedd_graph.store.writer import Writer
 
@@ -255,3 +255,12 @@ def test_a_file_that_another_process_swept_is_written_again(tmp_path: Path, monk
     write_text(tmp_path / "a.json", "whole")
     assert swept
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+def test_a_pipe_in_a_run_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """Before, opening it waited for a reader, without end."""
+    pytest.importorskip("fcntl")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is not a regular file"), alone(tmp_path, "training"):
+        JsonLines(tmp_path / name)
