@@ -1,10 +1,11 @@
-"""Guards of the verification: errors of components become findings, and the state of global generators is compared."""
+"""What all proofs share: errors of components as findings, checks of several sizes as one, global random generators."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from sedd_graph.component.base import Component
 from sedd_graph.component.check import Check
 from sedd_graph.errors import SeddGraphError
 
-__all__ = ["described", "generators_state", "guarded", "raised"]
+__all__ = ["described", "generators_state", "guarded", "merged", "raised"]
 
 LONGEST = 300
 """Number of characters of an error's text that are shown."""
@@ -66,3 +67,21 @@ def generators_state() -> tuple[bytes, object, bytes]:
     """
     _, keys, place, *_ = np.random.get_state()
     return bytes(torch.get_rng_state().numpy()), random.getstate(), bytes(np.asarray(keys)) + repr(place).encode()
+
+
+def merged(checks: Iterable[Check]) -> list[Check]:
+    """Merge checks that have the same name into one; names keep the order of their first occurrence.
+
+    If any check of a name fails, the first failed one is returned. Otherwise the first is returned, with the texts
+    ``value`` and ``how`` of the others appended where they differ.
+    """
+    found: dict[str, Check] = {}
+    for check in checks:
+        seen = found.get(check.name)
+        if seen is None or (check.holds is False and seen.holds is not False):
+            found[check.name] = check
+        elif seen.holds is not False and (check.value, check.how) != (seen.value, seen.how):
+            value = seen.value if check.value == seen.value else f"{seen.value}; {check.value}"
+            how = seen.how if check.how == seen.how else f"{seen.how}; {check.how}"
+            found[check.name] = dataclasses.replace(seen, value=value, how=how)
+    return list(found.values())

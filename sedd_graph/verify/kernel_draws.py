@@ -213,7 +213,7 @@ def check_seeds(kernel: Kernel) -> Check:
     }
     wrong = [text for text, found in faults.items() if found]
     claim = "draws follow from the given generator alone"
-    return Check("kernel.seed", claim, not wrong, "; ".join(wrong) or "they do", f"sample and prior at {n} states")
+    return Check("kernel.seed", claim, not wrong, "; ".join(wrong) or "they do", f"sample and prior, {n:,} states")
 
 
 def check_split(kernel: Kernel) -> Check:

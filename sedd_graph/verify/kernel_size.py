@@ -74,7 +74,9 @@ def check_size(kernel: Kernel, *, end: float, proof: Proof) -> list[Check]:
 
 def _renamed(check: Check, states: int) -> Check:
     name = check.name.replace("kernel.", "declared.")
-    return Check(name, check.claim, check.holds, check.value, f"{check.how}, {states:,} states")
+    size = f"{states:,} states"
+    how = check.how if size in check.how else f"{check.how}, {size}"
+    return Check(name, check.claim, check.holds, check.value, how)
 
 
 def _certain(kernel: Kernel, tokens: Tensor, levels: int) -> Tensor:

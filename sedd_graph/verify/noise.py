@@ -15,7 +15,7 @@ import torch
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.parts import TokenParts
-from sedd_graph.verify.guards import guarded
+from sedd_graph.verify.guards import guarded, merged
 from sedd_graph.verify.kernel_cases import Cases
 from sedd_graph.verify.kernel_chain import check_chain
 from sedd_graph.verify.kernel_draws import check_draws, check_prior
@@ -31,7 +31,6 @@ __all__ = [
     "check_prior",
     "check_schedule",
     "final_sigma",
-    "merged",
 ]
 
 BETWEEN = 17
@@ -120,16 +119,3 @@ def _failing(checks: Iterable[Check]) -> list[Check]:
 
 def _of_states(check: Check, states: int) -> Check:
     return dataclasses.replace(check, value=f"{check.value} with {states} states")
-
-
-def merged(checks: Iterable[Check]) -> list[Check]:
-    """Merge checks that have the same name into one; names keep the order of their first occurrence.
-
-    The first failed check of a name is returned; if none failed, the first of that name.
-    """
-    found: dict[str, Check] = {}
-    for check in checks:
-        known = found.get(check.name)
-        if known is None or (known.holds is not False and check.holds is False):
-            found[check.name] = check
-    return list(found.values())

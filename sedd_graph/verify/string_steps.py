@@ -197,7 +197,8 @@ def _edits(table: EnumeratedTable, parts: StringParts, name: str, edit: str, pro
 
     Where steps are too long for the schedule, up to eight times as many are taken.
     """
-    runs, insert = RATES[proof], edit == "insert"
+    runs: tuple[tuple[int, int, float], ...] = RATES[proof]
+    insert = edit == "insert"
     if parts.sampler.steps is None:
         runs = ((0, runs[-1][1] // 2, 1.0),)
     tokens, more = (3, 1) if insert else (6, 2)  # edits of given tokens vary less

@@ -7,21 +7,20 @@ they are estimated by draws.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.strings.kernel import StringTable
 from sedd_graph.diffusion.strings.parts import StringParts
-from sedd_graph.verify.guards import guarded
+from sedd_graph.verify.guards import guarded, merged
 from sedd_graph.verify.noise import check_schedule, final_sigma
 from sedd_graph.verify.string_contracts import check_minimum, check_objective_contract, check_objective_draws
 from sedd_graph.verify.string_objective import check_enumerated, notes
 from sedd_graph.verify.string_sampler import check_string_sampler
 from sedd_graph.verify.string_table import EnumeratedTable
 
-__all__ = ["check_string_objective", "merged", "prove_strings"]
+__all__ = ["check_string_objective", "prove_strings"]
 
 
 def prove_strings(make: Callable[[int | None], StringParts], proof: Proof = "full") -> list[Check]:
@@ -77,21 +76,3 @@ def check_string_objective(table: StringTable, parts: StringParts, proof: Proof 
         *check_objective_draws(table, objective, schedule, proof),
         contract,
     ]
-
-
-def merged(checks: Iterable[Check]) -> list[Check]:
-    """Merge checks that have the same name into one; names keep the order of their first occurrence.
-
-    If any check of a name fails, the first failed one is returned. Otherwise the first is returned, with the texts
-    ``value`` and ``how`` of the others appended where they differ.
-    """
-    found: dict[str, Check] = {}
-    for check in checks:
-        seen = found.get(check.name)
-        if seen is None or (check.holds is False and seen.holds is not False):
-            found[check.name] = check
-        elif seen.holds is not False and (check.value, check.how) != (seen.value, seen.how):
-            value = seen.value if check.value == seen.value else f"{seen.value}; {check.value}"
-            how = seen.how if check.how == seen.how else f"{seen.how}; {check.how}"
-            found[check.name] = dataclasses.replace(seen, value=value, how=how)
-    return list(found.values())

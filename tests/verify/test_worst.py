@@ -181,7 +181,7 @@ def test_draws_of_nan_deviation_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     found = string_draws.check_draws("x", "y", table, table._sample, table.levels(), "quick")
     assert found.holds is False
     monkeypatch.undo()
-    monkeypatch.setattr(string_draws, "_bernstein", lambda total, *_: total * NAN)
+    monkeypatch.setattr(string_draws, "bernstein", lambda total, *_: total * NAN)
     index = torch.zeros(8, dtype=torch.int64)
     sigma = torch.full((8,), 0.5, dtype=torch.float64)
     strings, _ = table.rows(index), table.batch(index)
@@ -194,7 +194,7 @@ def test_samples_whose_distance_is_no_number_fail(
 ) -> None:
     plan = token_plan(part("absorb"), part("loglinear"), part("nelbo"), part("analytic"), 4, "log_x0")
     toy = Toy(toy_parts(maker(plan, discover()), ALONE.tokens), ALONE, whole=True)
-    monkeypatch.setattr(sampler, "chi", lambda *_, **__: chi)
+    monkeypatch.setattr(sampler, "chi_distance", lambda *_, **__: (*chi, 4))
     with torch.no_grad():
         check = sampler._check_alone(toy, "log_x0", sampler.SIZES["quick"])
     assert check.holds is holds
