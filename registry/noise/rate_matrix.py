@@ -123,6 +123,9 @@ class RateTable(FixedRates):
     def _product(self, weights: Tensor, sigma: Tensor) -> Tensor:
         return weights.double() @ self._power(sigma).transpose(1, 2)
 
+    def _prior_law(self) -> Tensor:
+        return self.stationary
+
     def _rates_into(self, x: Tensor, like: Tensor) -> Tensor:
         return self.table[x].to(like.dtype)
 
