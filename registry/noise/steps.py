@@ -54,6 +54,9 @@ class Steps(StepKernel, kind="kernel"):
     whose ``steps`` must be T, and the sampler ``ancestral`` with at most T steps.
     """
 
+    # widths under which a few states exchange tokens, too
+    example: ClassVar[Mapping[str, Any]] = {"steps": 1000, "beta_first": 0.02, "beta_last": 1.0}
+
     class Config(ComponentConfig):
         form: Literal["gaussian", "nearest", "nearest_rate", "table"] = "gaussian"
         """Form of the matrices. ``gaussian``: tokens move to near ids, with the squared width beta (appendix A.2.3).

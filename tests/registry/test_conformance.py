@@ -176,8 +176,13 @@ def plan(kernel: str, output: str, objective: str, sampler: str) -> ProcessPlan:
         contract = REGISTRY.contract(op)
         return Part(contract, contract.config.model_validate(getattr(REGISTRY.component(op), "example", {})))
 
-    schedule = "loglinear" if REGISTRY.component(kernel).clamp_safe else "geometric"
-    return token_plan(part(kernel), part(schedule), part(objective), part(sampler), 4, output)
+    cls, noise = REGISTRY.component(kernel), part(kernel)
+    own = cls.own_schedule(noise.config)
+    schedule = part("loglinear" if cls.clamp_safe else "geometric")
+    if own is not None:
+        contract = REGISTRY.contract(own["op"])
+        schedule = Part(contract, contract.config.model_validate({"steps": own["steps"]}))
+    return token_plan(noise, schedule, part(objective), part(sampler), 4, output)
 
 
 def combinations() -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
@@ -240,7 +245,7 @@ def test_every_sound_sampler_draws_from_the_data_distribution(found: tuple[str, 
 
 
 def test_a_combination_is_refused_only_for_a_stated_reason() -> None:
-    """Refused: an output that is not read, masks that the kernel lacks, unbounded rates, or a learned kernel without its objective."""
+    """Refused: an output that is not read, masks that the kernel lacks, unbounded rates, a learned kernel without its objective, or a kernel in steps with one that needs continuous time."""
     for found in SOUND + REFUSED:
         kernel, output, objective, sampler = found
         unread = any(output not in REGISTRY.component(name).reads for name in (objective, sampler))
@@ -249,7 +254,8 @@ def test_a_combination_is_refused_only_for_a_stated_reason() -> None:
         unlearned = (kernel == "learned_power" and objective != "genmd4") or (
             objective == "genmd4" and kernel not in BY_TOKEN
         )
-        assert (found in REFUSED) == (unread or unmasked or unbounded or unlearned)
+        continuous = kernel == "steps" and (objective, sampler) != ("d3pm", "ancestral")
+        assert (found in REFUSED) == (unread or unmasked or unbounded or unlearned or continuous)
 
 
 class WrongShape(Component, kind="norm"):
