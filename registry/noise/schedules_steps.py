@@ -1,4 +1,4 @@
-"""Noise schedules given step by step: ``betas``, ``linear_betas``, and ``grid`` for kernels in discrete time.
+"""Noise schedules given step by step: ``betas``, ``linear_betas``, and ``steps_taken`` for kernels in discrete time.
 
 The tensor ``t`` may have any shape, and results have the same shape.
 """
@@ -16,7 +16,7 @@ from sedd_graph.diffusion.schedule import Schedule
 
 from ._betas import MOST_STEPS, StepCount, linear_betas
 
-__all__ = ["BetaSchedule", "Betas", "Grid", "LinearBetas"]
+__all__ = ["BetaSchedule", "Betas", "LinearBetas", "StepsTaken"]
 
 Beta = Annotated[float, pydantic.Field(gt=0, le=1)]
 Largest = Annotated[float, pydantic.Field(gt=0, le=1 - 1e-12)]
@@ -105,7 +105,7 @@ class LinearBetas(BetaSchedule, kind="schedule"):
         return found.clamp(max=config.largest)
 
 
-class Grid(Schedule, kind="schedule"):
+class StepsTaken(Schedule, kind="schedule"):
     """Schedule of kernels in discrete time, such as ``steps``: total noise is the number of steps taken, T times t.
 
     Such a kernel has this schedule without declaring it.

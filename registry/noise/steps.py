@@ -142,10 +142,10 @@ class Steps(StepKernel, kind="kernel"):
 
     @classmethod
     def own_schedule(cls, config: ComponentConfig) -> Mapping[str, Any]:
-        return {"op": "grid", "steps": Steps.Config.model_validate(config).count}
+        return {"op": "steps_taken", "steps": Steps.Config.model_validate(config).count}
 
     @property
-    def grid(self) -> int:
+    def steps(self) -> int:
         return self.config.count
 
     @property

@@ -94,9 +94,9 @@ class D3PM(Objective, kind="objective"):
         return None
 
     def lacks(self, kernel: Kernel) -> str | None:
-        if kernel.grid is not None and kernel.grid != self.config.steps:
+        if kernel.steps is not None and kernel.steps != self.config.steps:
             return f"a kernel of {self.config.steps:,} steps, as 'steps' declares"
-        if kernel.grid is not None and self.config.last not in (None, "schedule"):
+        if kernel.steps is not None and self.config.last not in (None, "schedule"):
             return f"a kernel in continuous time, for last: {self.config.last}"
         if not self.config.prior or not self._ends_early(kernel):
             return super().lacks(kernel)
@@ -104,7 +104,7 @@ class D3PM(Objective, kind="objective"):
             infinite = bool(kernel.prior_divergence(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1)).isinf())
         except UserError:
             return f"a kernel with a known divergence from its prior, for last: {self.config.last}"
-        if infinite and kernel.grid is None:
+        if infinite and kernel.steps is None:
             return (
                 f"a kernel whose prior has all tokens, for last: {self.config.last} (the bound is infinite; take last: "
                 "stationary, or prior: false to train without that term)"
@@ -128,7 +128,7 @@ class D3PM(Objective, kind="objective"):
 
     def _ends_early(self, kernel: Kernel) -> bool:
         """Return True if the last step has the noise of schedule or kernel, which may differ from the prior."""
-        return kernel.grid is not None or self.config.last in ("clipped", "schedule")
+        return kernel.steps is not None or self.config.last in ("clipped", "schedule")
 
     def levels(self, step: Tensor, schedule: Schedule, kernel: Kernel) -> Tensor:
         """Return total noise after a number of forward steps.
@@ -147,7 +147,7 @@ class D3PM(Objective, kind="objective"):
         """
         t = (step / self.config.steps).float()
         inner = schedule.sigma(t.clamp(min=1e-9))
-        if kernel.grid is not None:
+        if kernel.steps is not None:
             return torch.where(step == 0, 0.0, inner)
         inner = inner.clamp(max=END)
         if self.config.last == "schedule":

@@ -49,9 +49,9 @@ def at_levels(kernel: Kernel, sigma: Tensor) -> Tensor:
     They are ``sigma`` itself in continuous time, and in discrete time the step at about the share 1 - exp(-sigma) of
     all steps, at least 1.
     """
-    if kernel.grid is None:
+    if kernel.steps is None:
         return sigma
-    return (-torch.expm1(-sigma) * kernel.grid).round().clamp(min=1)
+    return (-torch.expm1(-sigma) * kernel.steps).round().clamp(min=1)
 
 
 def row_of(table: Tensor, at: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def _marginals(kernel: Kernel, proof: Proof) -> tuple[Check, Check]:
         counts += torch.bincount(cell[corrupt], minlength=k * m * n).view(k, m, n)
         trials += torch.bincount((level * m + part)[corrupt], minlength=k * m).view(k, m)
     p = kernel.transition_matrix(sigma.double())[:, :, :m].transpose(1, 2)
-    later = 1.01 * sigma.double() if kernel.grid is None else (sigma.double() + 1).clamp(max=kernel.grid)
+    later = 1.01 * sigma.double() if kernel.steps is None else (sigma.double() + 1).clamp(max=kernel.steps)
     more = kernel.transition_matrix(later)[:, :, :m].transpose(1, 2)
     slope = torch.diagonal(more - p, dim1=1, dim2=2)
     stay = torch.diagonal(counts, dim1=1, dim2=2)
@@ -107,9 +107,9 @@ def _marginals(kernel: Kernel, proof: Proof) -> tuple[Check, Check]:
 
 def _levels(kernel: Kernel, count: int) -> Tensor:
     """Return ``count`` levels of total noise for draws, float32 [k]; in discrete time an even grid of steps."""
-    if kernel.grid is None:
+    if kernel.steps is None:
         return noise_levels(count, end=HIGHEST, seed=41).float()
-    return torch.linspace(1, kernel.grid, count).round()
+    return torch.linspace(1, kernel.steps, count).round()
 
 
 def _deviations(counts: Tensor, trials: Tensor, p: Tensor) -> list[float]:
@@ -152,7 +152,7 @@ def _independent(kernel: Kernel, side: int) -> Check:
         x0 = torch.full((side, side), token)
         level = at_levels(kernel, torch.full((side,), sigma))
         seen = noised(kernel, x0, level, torch.Generator().manual_seed(51 + number))
-        law = kernel.transition_matrix(float(level[0]) if kernel.grid else sigma)[:, token]
+        law = kernel.transition_matrix(float(level[0]) if kernel.steps else sigma)[:, token]
         chance = min(chance, *independence(seen, law, clean=token))
     claim = "noise at one row and position is independent of that at others"
     how = f"sums and correlations of {side} rows and {side} positions at {len(TOGETHER)} noise levels"

@@ -41,18 +41,18 @@ def check_step_kernel(kernel: Kernel, proof: Proof) -> list[Check]:
     """Verify a kernel in discrete time by products of its own step matrices and by Bayes' rule.
 
     Args:
-        kernel: Kernel with a grid of steps, and with few enough states for matrices over all pairs of them.
+        kernel: Kernel in discrete time, and with few enough states for matrices over all pairs of them.
         proof: Strength of the verification: ``quick`` takes fewer steps and draws.
     """
-    grid = kernel.grid or 1
+    total = kernel.steps or 1
     return [
-        *_matrices(kernel, grid, proof),
-        _semigroup(kernel, grid, proof),
-        _declared(kernel, grid),
+        *_matrices(kernel, total, proof),
+        _semigroup(kernel, total, proof),
+        _declared(kernel, total),
         *check_draws(kernel, proof),
-        *check_prior(kernel, end=grid, proof=proof),
-        *_reverse(kernel, grid, proof),
-        _pure(kernel, grid),
+        *check_prior(kernel, end=total, proof=proof),
+        *_reverse(kernel, total, proof),
+        _pure(kernel, total),
     ]
 
 
@@ -60,36 +60,38 @@ def check_own_schedule(kernel: Kernel, end: float) -> Check:
     """Verify that total noise at t = 1 is the number of steps of a kernel in discrete time.
 
     Args:
-        kernel: Kernel with a grid of steps.
+        kernel: Kernel in discrete time.
         end: Total noise at t = 1 by the schedule of the process.
     """
     claim = "the schedule ends at the last step of the kernel"
-    return Check("kernel.grid", claim, end == kernel.grid, f"sigma(1) = {end:g} of {kernel.grid} steps", "the schedule")
+    return Check(
+        "kernel.schedule", claim, end == kernel.steps, f"sigma(1) = {end:g} of {kernel.steps} steps", "the schedule"
+    )
 
 
-def _chosen(kernel: Kernel, grid: int, proof: Proof) -> list[int]:
+def _chosen(kernel: Kernel, total: int, proof: Proof) -> list[int]:
     """Return the steps that are verified one by one: all if that is affordable, with the first and the last otherwise."""
-    if grid * kernel.states**3 <= EVERY[proof]:
-        return list(range(1, grid + 1))
-    some = torch.randperm(grid, generator=torch.Generator().manual_seed(81))[: SOME[proof]] + 1
-    return sorted({1, 2, grid - 1, grid, *some.tolist()})
+    if total * kernel.states**3 <= EVERY[proof]:
+        return list(range(1, total + 1))
+    some = torch.randperm(total, generator=torch.Generator().manual_seed(81))[: SOME[proof]] + 1
+    return sorted({1, total, *some.tolist()})
 
 
 def _gap(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).abs().nan_to_num(nan=math.inf).max())
 
 
-def _matrices(kernel: Kernel, grid: int, proof: Proof) -> list[Check]:
+def _matrices(kernel: Kernel, total: int, proof: Proof) -> list[Check]:
     """Verify that step matrices have columns that sum to 1, and that P(i) is the product of the first i of them."""
     eye = torch.eye(kernel.states, dtype=torch.float64)
     columns, product = 0.0, _gap(kernel.transition_matrix(0.0), eye)
-    chosen = _chosen(kernel, grid, proof)
+    chosen = _chosen(kernel, total, proof)
     for i in chosen:
         step = kernel.transition_matrix(float(i), float(i - 1))
         columns = worst(columns, _gap(step.sum(0), torch.ones_like(step[0])), -float(step.min()))
         before = kernel.transition_matrix(float(i - 1))
         product = worst(product, _gap(kernel.transition_matrix(float(i)), step @ before))
-    how = f"{len(chosen):,} of {grid:,} steps"
+    how = f"{len(chosen):,} of {total:,} steps"
     claim = "every step matrix has entries of at least 0 and columns that sum to 1"
     recursion = "P(i) is the step matrix of step i times P(i - 1), from P(0) = 1"
     return [
@@ -98,29 +100,29 @@ def _matrices(kernel: Kernel, grid: int, proof: Proof) -> list[Check]:
     ]
 
 
-def _reach(kernel: Kernel, grid: int) -> int:
+def _reach(kernel: Kernel, total: int) -> int:
     """Return the largest number of skipped steps of random pairs, whose products take one multiplication for each."""
-    return grid if kernel.states <= MANY else min(grid, SKIPPED)
+    return total if kernel.states <= MANY else min(total, SKIPPED)
 
 
-def _triples(grid: int, reach: int, count: int) -> Iterable[tuple[int, int, int]]:
+def _triples(total: int, reach: int, count: int) -> Iterable[tuple[int, int, int]]:
     """Yield steps k <= j <= i: random ones with i - k up to ``reach``, neighbouring ones, and both ends."""
     generator = torch.Generator().manual_seed(82)
     for number in range(count):
-        low = int(torch.randint(0, grid - reach + 1, (1,), generator=generator))
+        low = int(torch.randint(0, total - reach + 1, (1,), generator=generator))
         some = (low + torch.randint(0, reach + 1, (3,), generator=generator)).sort().values.tolist()
         if number % 3 == 1:
             some = [max(0, some[2] - 3), max(0, some[2] - 1), some[2]]
         yield some[0], some[1], some[2]
-    yield 0, grid // 2, grid
-    yield max(0, grid - 2), grid - 1, grid
-    yield 0, 1, min(2, grid)
+    yield 0, total // 2, total
+    yield max(0, total - 2), total - 1, total
+    yield 0, 1, min(2, total)
 
 
-def _semigroup(kernel: Kernel, grid: int, proof: Proof) -> Check:
+def _semigroup(kernel: Kernel, total: int, proof: Proof) -> Check:
     """Verify the Chapman-Kolmogorov equation by products, and short stretches by their single steps in order."""
     error, count = 0.0, 0
-    for k, j, i in _triples(grid, _reach(kernel, grid), PAIRS[proof]):
+    for k, j, i in _triples(total, _reach(kernel, total), PAIRS[proof]):
         whole = kernel.transition_matrix(float(i), float(k))
         parts = kernel.transition_matrix(float(i), float(j)) @ kernel.transition_matrix(float(j), float(k))
         error, count = worst(error, _gap(whole, parts)), count + 1
@@ -133,12 +135,12 @@ def _semigroup(kernel: Kernel, grid: int, proof: Proof) -> Check:
     return Check.below("kernel.semigroup", "P(i | j) P(j | k) = P(i | k)", error, ROUNDING, how)
 
 
-def _declared(kernel: Kernel, grid: int) -> Check:
+def _declared(kernel: Kernel, total: int) -> Check:
     """Verify the declared properties, which objectives and samplers rely on."""
     n, m, wrong = kernel.states, kernel.data_tokens, []
     if kernel.mask not in (None, n - 1):
         wrong.append(f"the mask is {kernel.mask}, not the last state {n - 1}")
-    last = kernel.transition_matrix(float(grid))[:m, :m]
+    last = kernel.transition_matrix(float(total))[:m, :m]
     if kernel.clamp_safe and float((last - torch.diag(last.diagonal())).abs().max()) > 0:
         wrong.append("clamp_safe, but a visible token can differ from the clean one")
     if kernel.masks_evenly:
@@ -150,16 +152,16 @@ def _declared(kernel: Kernel, grid: int) -> Check:
         wrong.append("a rate matrix, which the steps need not have")
     except UserError:
         pass
-    claim = "the declared properties (grid, mask, clamp_safe, masks_evenly, learned) hold"
-    return Check("kernel.declares", claim, not wrong, "; ".join(wrong) or "they hold", f"{grid:,} steps")
+    claim = "the declared properties (steps, mask, clamp_safe, masks_evenly, learned) hold"
+    return Check("kernel.declares", claim, not wrong, "; ".join(wrong) or "they hold", f"{total:,} steps")
 
 
-def _levels(grid: int, reach: int, count: int) -> list[tuple[int, int]]:
+def _levels(total: int, reach: int, count: int) -> list[tuple[int, int]]:
     """Return pairs of a step and an earlier one: the step before, clean text, and a random one in ``reach``, in turn."""
     generator = torch.Generator().manual_seed(83)
-    pairs = [(grid, grid - 1), (1, 0), (grid, 0)]
+    pairs = [(total, total - 1), (1, 0), (total, 0)]
     for number in range(count):
-        i = int(torch.randint(1, grid + 1, (1,), generator=generator))
+        i = int(torch.randint(1, total + 1, (1,), generator=generator))
         j = (i - 1, 0, int(torch.randint(max(0, i - reach), i, (1,), generator=generator)))[number % 3]
         pairs.append((i, j))
     return pairs
@@ -180,11 +182,11 @@ def _guesses(kernel: Kernel, rows: int, seed: int) -> Tensor:
     return logits.masked_fill(torch.arange(n) >= m, -torch.inf).softmax(-1)
 
 
-def _reverse(kernel: Kernel, grid: int, proof: Proof) -> list[Check]:
+def _reverse(kernel: Kernel, total: int, proof: Proof) -> list[Check]:
     """Verify the implied scores, and the reverse steps by Bayes' rule, at every noisy state; also in float32."""
     n, errors = kernel.states, {"log_score": 0.0, "posterior": 0.0, "float32": 0.0}
     z = torch.arange(n)[None]
-    pairs = _levels(grid, _reach(kernel, grid), PAIRS[proof])
+    pairs = _levels(total, _reach(kernel, total), PAIRS[proof])
     for number, (i, j) in enumerate(pairs):
         guess = _guesses(kernel, 1, seed=84 + number)
         now, before = (torch.tensor([float(v)], dtype=torch.float64) for v in (i, j))
@@ -216,10 +218,10 @@ def _where(valid: Tensor, found: Tensor, exact: Tensor) -> float:
     return float(torch.where(valid, (found - exact).abs().nan_to_num(nan=math.inf), 0.0).max())
 
 
-def _pure(kernel: Kernel, grid: int) -> Check:
+def _pure(kernel: Kernel, total: int) -> Check:
     """Verify that each posterior depends on its own row and position alone, and that calls change nothing."""
     n, rows = kernel.states, 3
-    levels = torch.tensor([max(1, grid // 3), max(1, 2 * grid // 3), grid], dtype=torch.float64)
+    levels = torch.tensor([max(1, total // 3), max(1, 2 * total // 3), total], dtype=torch.float64)
     below = torch.stack([levels[0] - 1, torch.zeros_like(levels[1]), (levels[2] - 3).clamp(min=0)])
     x = torch.tensor([0, n - 1, n // 2, min(1, n - 1)]).expand(rows, -1).contiguous()
     guess = _guesses(kernel, rows, seed=90)[:, :1].expand(-1, 4, -1).contiguous()

@@ -51,7 +51,7 @@ def check_kernel(kernel: Kernel, *, end: float, proof: Proof = "full") -> list[C
     Returns:
         The results of the checks.
     """
-    if kernel.grid is not None:
+    if kernel.steps is not None:
         return check_step_kernel(kernel, proof)
     return [*_enumerated(kernel, end=end, proof=proof), check_precision(kernel)]
 
@@ -94,7 +94,7 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
     declared = make(None)
     kernel, end = declared.kernel, final_sigma(declared.schedule)
     kernels = {small.kernel.states: small.kernel}
-    if kernel.grid is not None or kernel.states <= MANY:
+    if kernel.steps is not None or kernel.states <= MANY:
         kernels[kernel.states] = kernel
     elif proof == "full":
         kernels[BETWEEN] = make(BETWEEN).kernel
@@ -118,7 +118,7 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
         return [*size, *check_mixing(kernel, end), *check_stiffness(kernel, declared.schedule, steps)]
 
     groups = [("schedule", schedules), ("kernel", enumerated), ("declared", declared_size)]
-    if kernel.grid is not None:
+    if kernel.steps is not None:
         groups = [("schedule", schedules), ("kernel", stepwise)]
     return [check for name, run in groups for check in _guarded(name, run)]
 

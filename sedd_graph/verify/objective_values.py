@@ -379,7 +379,7 @@ def _times_of(toy: Toy, objective: Objective, low: float, times: int) -> list[fl
     schedule = toy.parts.schedule
     ends = schedule.sigma(torch.tensor([max(low, 1e-4), 1.0], dtype=torch.float64))
     sigma = torch.logspace(math.log10(0.03), math.log10(4.0), times, dtype=torch.float64)
-    sigma = sigma.clamp(ends[0], ends[1]) if toy.parts.kernel.grid is None else _noisy_steps(toy, sigma)
+    sigma = sigma.clamp(ends[0], ends[1]) if toy.parts.kernel.steps is None else _noisy_steps(toy, sigma)
     found: list[float] = schedule.time(sigma).tolist()
     return found
 
@@ -389,13 +389,13 @@ def _noisy_steps(toy: Toy, sigma: Tensor) -> Tensor:
 
     The share of changed tokens, relative to that after many steps, is 1 - exp(-sigma).
     """
-    grid = toy.parts.kernel.grid or 1
-    p = toy.parts.kernel.transition_matrix(torch.arange(1.0, grid + 1, dtype=torch.float64))[
+    total = toy.parts.kernel.steps or 1
+    p = toy.parts.kernel.transition_matrix(torch.arange(1.0, total + 1, dtype=torch.float64))[
         :, : toy.tokens, : toy.tokens
     ]
     changed = 1 - p.diagonal(dim1=1, dim2=2).mean(1)
     found = torch.searchsorted(changed.cummax(0).values / changed.max(), -torch.expm1(-sigma))
-    return (found + 1).clamp(max=grid).double()
+    return (found + 1).clamp(max=total).double()
 
 
 def _keys(toy: Toy, draw: Draw, batch: Batch) -> Iterator[tuple[slice, Tensor, int]]:

@@ -107,8 +107,8 @@ def check_sampler(toy: Toy, alone: Toy, output: str, proof: Proof = "full") -> l
 def _checks(toy: Toy, alone: Toy, output: str, sizes: Sizes) -> list[Check]:
     sampler = toy.parts.sampler
     reason = sampler.heuristic()
-    if toy.parts.kernel.grid is not None and reason is None:
-        law = _chain_law(toy, output, sizes, toy.parts.kernel.grid)
+    if toy.parts.kernel.steps is not None and reason is None:
+        law = _chain_law(toy, output, sizes, toy.parts.kernel.steps)
     elif sampler.exact or sampler.steps is None or reason is not None:
         law = _one_law(toy, output, sizes, reason)
     else:
@@ -216,12 +216,12 @@ def _limit(toy: Toy, output: str, sizes: Sizes) -> _Law:
     return _Law(_cleanness(toy, runs), check, sizes.rows, bias=found.bias)
 
 
-def _chain_law(toy: Toy, output: str, sizes: Sizes, grid: int) -> _Law:
+def _chain_law(toy: Toy, output: str, sizes: Sizes, total: int) -> _Law:
     """Verify a sampler of a kernel in discrete time: samples follow the law of its chain, at any number of steps."""
-    declared = toy.parts.sampler.steps or grid
-    counts = sorted({min(v, grid) for v in (2, declared if declared <= MOST_STEPS else sizes.steps[1])})
+    declared = toy.parts.sampler.steps or total
+    counts = sorted({min(v, total) for v in (2, declared if declared <= MOST_STEPS else sizes.steps[1])})
     runs = {steps: draw_rows(toy, output, sizes.rows, steps, seed=4 + steps)[1] for steps in counts}
-    check, bias = check_chain({steps: _frequencies(toy, out) for steps, out in runs.items()}, toy, grid, sizes.rows)
+    check, bias = check_chain({steps: _frequencies(toy, out) for steps, out in runs.items()}, toy, total, sizes.rows)
     return _Law(_cleanness(toy, list(runs.values())), check, sizes.rows, bias=bias)
 
 

@@ -20,21 +20,21 @@ from sedd_graph.verify.toy import Toy
 __all__ = ["chain_law", "check_chain"]
 
 
-def chain_law(toy: Toy, steps: int, grid: int) -> Tensor:
-    """Return the distribution of samples after ``steps`` of the ``grid`` steps of a kernel, evenly chosen.
+def chain_law(toy: Toy, steps: int, total: int) -> Tensor:
+    """Return the distribution of samples after ``steps`` of the ``total`` steps of a kernel, evenly chosen.
 
     Args:
         toy: Data set with a known distribution.
-        steps: Number of steps of the sampler, at most ``grid``.
-        grid: Number of steps of the kernel.
+        steps: Number of steps of the sampler, at most ``total``.
+        total: Number of steps of the kernel.
 
     Returns:
         Probability of each sequence of data tokens, float64, in the order of ``toy.sequences``.
     """
     n, length, p = toy.states, toy.length, toy.parts.kernel.transition_matrix
     rows = torch.tensor(list(itertools.product(range(n), repeat=length)))
-    visited = [round(v) for v in torch.linspace(grid, 0, steps + 1, dtype=torch.float64).tolist()]
-    prior = p(float(grid))[:, : toy.tokens].mean(1)
+    visited = [round(v) for v in torch.linspace(total, 0, steps + 1, dtype=torch.float64).tolist()]
+    prior = p(float(total))[:, : toy.tokens].mean(1)
     law = prior[rows].prod(1)
     for now, below in itertools.pairwise(visited):
         like = p(float(now))[rows][..., : toy.tokens]
@@ -48,13 +48,13 @@ def chain_law(toy: Toy, steps: int, grid: int) -> Tensor:
     return law[toy.code(toy.sequences, n)]
 
 
-def check_chain(found: Mapping[int, Tensor], toy: Toy, grid: int, rows: int) -> tuple[Check, float]:
+def check_chain(found: Mapping[int, Tensor], toy: Toy, total: int, rows: int) -> tuple[Check, float]:
     """Verify that samples follow :func:`chain_law`.
 
     Args:
         found: Share of each sequence of the toy among samples, float64 [s], by number of steps.
         toy: Data set with a known distribution.
-        grid: Number of steps of the kernel.
+        total: Number of steps of the kernel.
         rows: Number of samples of each entry of ``found``.
 
     Returns:
@@ -62,7 +62,7 @@ def check_chain(found: Mapping[int, Tensor], toy: Toy, grid: int, rows: int) -> 
     """
     texts, holds, bias = [], True, 0.0
     for steps, shares in found.items():
-        law = chain_law(toy, steps, grid)
+        law = chain_law(toy, steps, total)
         distance, chance = chi(shares, law, rows=rows)
         holds = holds and distance < chance
         bias = max(bias, float(((law - toy.law).square() / toy.law).sum().sqrt()))
@@ -72,5 +72,5 @@ def check_chain(found: Mapping[int, Tensor], toy: Toy, grid: int, rows: int) -> 
             f"the data is {apart:.4f}"
         )
     claim = "with a perfect network samples follow the model of the steps that are taken"
-    how = f"enumeration of all rows, {rows:,} samples of {toy.length} dependent tokens each; the kernel has {grid:,} steps"
+    how = f"enumeration of all rows, {rows:,} samples of {toy.length} dependent tokens each; the kernel has {total:,} steps"
     return Check("sampler.law", claim, holds, "; ".join(texts), how), bias

@@ -219,6 +219,6 @@ def test_prior(case: Reference) -> None:
     bound = case.objective(prior=True).bound()
     last, outputs, draw = case.step(T)
     with_prior = bound.loss(outputs, draw, case.batch, case.kernel, case.schedule).double()
-    ends_early = case.kernel.grid is not None or bound.config.last is not None
+    ends_early = case.kernel.steps is not None or bound.config.last is not None
     expected = case.nats(T) + (last.prior_term(case.batch, case.kernel, case.schedule) if ends_early else 0)
     torch.testing.assert_close(with_prior, expected, rtol=1e-5, atol=1e-5)

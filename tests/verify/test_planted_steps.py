@@ -147,7 +147,7 @@ def test_a_schedule_of_other_steps_is_caught() -> None:
 
 def process(**objective: Any) -> Any:
     plan = token_plan(
-        part("steps", **GAUSSIAN), part("grid", steps=T), part("d3pm", steps=T, **objective), part("ancestral", steps=T), 4, "log_x0"
+        part("steps", **GAUSSIAN), part("steps_taken", steps=T), part("d3pm", steps=T, **objective), part("ancestral", steps=T), 4, "log_x0"
     )  # fmt: skip
     return maker(plan, REGISTRY)
 
@@ -222,7 +222,7 @@ class LastMatrix(Ancestral, kind="sampler"):
 class Continuous(Ancestral, kind="sampler"):
     """Evenly spaced times to almost 0 and a last step, as in continuous time: the last but one is no step of the kernel."""
 
-    def _on_grid(self, walk: Any, steps: int, grid: int) -> None:
+    def _on_steps(self, walk: Any, steps: int, total: int) -> None:
         rows = walk.x.shape[0]
         times = torch.linspace(1.0, 1e-5, steps + 1)
         for index in range(steps):

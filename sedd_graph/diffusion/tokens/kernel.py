@@ -22,7 +22,7 @@ from sedd_graph.errors import UserError
 __all__ = ["CONTINUOUS", "ONLY_MASKS", "Kernel"]
 
 CONTINUOUS = "a kernel in continuous time"
-"""Phrase for error messages of components that refuse kernels with a :attr:`Kernel.grid`."""
+"""Phrase for error messages of components that refuse kernels with a number of :attr:`Kernel.steps`."""
 ONLY_MASKS = "a kernel that only masks, all tokens at one rate"
 """Phrase for error messages of components that require :attr:`Kernel.masks_evenly`."""
 
@@ -57,13 +57,13 @@ class Kernel(Component, ABC):
     def own_schedule(cls, config: ComponentConfig) -> Mapping[str, Any] | None:
         """Return the only schedule of a kernel in discrete time, as a blueprint declares one; None: any schedule.
 
-        The result is ``op`` and the keys of the schedule's Config, such as ``{"op": "grid", "steps": 12}``. Blueprints
+        The result is ``op`` and the keys of the schedule's Config, such as ``{"op": "steps_taken", "steps": 12}``. Blueprints
         with such a kernel declare no schedule.
         """
         return None
 
     @property
-    def grid(self) -> int | None:
+    def steps(self) -> int | None:
         """Number of steps T of a kernel in discrete time; None for a kernel in continuous time.
 
         The total noise of a kernel in discrete time is the number of steps taken, from 0 to T. Such a kernel has

@@ -87,7 +87,7 @@ class Objective(Component, ABC):
     property (:func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`).
     """
     discrete: ClassVar[bool] = False
-    """True if the objective accepts kernels in discrete time (:attr:`Kernel.grid`)."""
+    """True if the objective accepts kernels in discrete time (:attr:`Kernel.steps`)."""
     slack: ClassVar[float] = 0.01
     """Largest excess of the bound over the entropy of the data, as a fraction of the entropy, with a perfect network.
 
@@ -177,7 +177,7 @@ class Objective(Component, ABC):
 
     def lacks(self, kernel: Kernel) -> str | None:
         """Return a description of the kind of kernel that the objective requires; None if ``kernel`` is suitable."""
-        if kernel.grid is not None and not self.discrete:
+        if kernel.steps is not None and not self.discrete:
             return CONTINUOUS
         if kernel.learned and not self.trains_noise:
             return "a kernel without trained parameters (genmd4 trains those of a kernel)"

@@ -70,7 +70,7 @@ class Sampler(Component, ABC):
     approximations for a single token too, such as Euler's.
     """
     discrete: ClassVar[bool] = False
-    """True if the sampler accepts kernels in discrete time (:attr:`Kernel.grid`), of which it visits a subset of the
+    """True if the sampler accepts kernels in discrete time (:attr:`Kernel.steps`), of which it visits a subset of the
     steps."""
     takes_all: ClassVar[bool] = False
     """True if every token that :meth:`Walk.draw` returns is put into the rows, as importance weights require."""
@@ -89,10 +89,10 @@ class Sampler(Component, ABC):
 
     def lacks(self, kernel: Kernel) -> str | None:
         """Return a description of the kind of kernel that the sampler requires; None if ``kernel`` is suitable."""
-        if kernel.grid is not None:
+        if kernel.steps is not None:
             if not self.discrete:
                 return CONTINUOUS
-            if (self.steps or 0) > kernel.grid:
+            if (self.steps or 0) > kernel.steps:
                 return f"a kernel of at least as many steps as it takes ({self.steps:,})"
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
 
@@ -194,9 +194,9 @@ class StepSampler(Sampler):
         """
 
     def walk(self, walk: Walk, steps: int) -> None:
-        rows, grid = walk.x.shape[0], walk.kernel.grid
-        if grid is not None:
-            return self._on_grid(walk, steps, grid)
+        rows, total = walk.x.shape[0], walk.kernel.steps
+        if total is not None:
+            return self._on_steps(walk, steps, total)
         times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64).float()
         for index in range(steps + 1):
             below = None if index == steps else times[index + 1].expand(rows)
@@ -204,13 +204,13 @@ class StepSampler(Sampler):
             walk.end_step()
         return None
 
-    def _on_grid(self, walk: Walk, steps: int, grid: int) -> None:
-        """Take ``steps`` steps along an even subset of the ``grid`` steps of a kernel in discrete time."""
-        if steps > grid:
-            raise UserError(f"sample: {steps:,} steps are more than the {grid:,} of the kernel")
+    def _on_steps(self, walk: Walk, steps: int, total: int) -> None:
+        """Take ``steps`` steps along an even subset of the ``total`` steps of a kernel in discrete time."""
+        if steps > total:
+            raise UserError(f"sample: {steps:,} steps are more than the {total:,} of the kernel")
         rows = walk.x.shape[0]
-        visited = torch.linspace(grid, 0, steps + 1, device=walk.x.device, dtype=torch.float64).round()
-        times = (visited / grid).float()
+        visited = torch.linspace(total, 0, steps + 1, device=walk.x.device, dtype=torch.float64).round()
+        times = (visited / total).float()
         for index in range(steps):
             below = None if index == steps - 1 else times[index + 1].expand(rows)
             self.step(walk, times[index].expand(rows), below)

@@ -50,7 +50,7 @@ def step_tables(steps: Tensor) -> Tensor:
 class StepKernel(Kernel):
     """Base class of kernels in discrete time, defined by T step matrices.
 
-    Subclasses define ``grid``, ``own_schedule``, ``mask`` and :meth:`step_matrices`. Total noise is the number of steps
+    Subclasses define ``steps``, ``own_schedule``, ``mask`` and :meth:`step_matrices`. Total noise is the number of steps
     taken; it is rounded to a whole number. The prior is the mean over clean tokens of the distribution after the last
     step: the uniform distribution, if all matrices are doubly stochastic.
 
@@ -81,11 +81,9 @@ class StepKernel(Kernel):
         self.register_buffer("law", self.tables[self.steps][:, : self.data_tokens].mean(1), persistent=False)
 
     @property
+    @abstractmethod
     def steps(self) -> int:
         """Number of steps T."""
-        if self.grid is None:
-            raise NotImplementedError(f"{type(self).__name__} must define 'grid', its number of steps")
-        return self.grid
 
     @abstractmethod
     def step_matrices(self) -> Tensor:
