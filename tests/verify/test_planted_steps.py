@@ -160,7 +160,14 @@ def replaced(make: Any, **parts: Any) -> Any:
     return other
 
 
-@pytest.mark.parametrize("options", [{}, {"first": "prediction"}, {"auxiliary": 0.01}, {"prior": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"first": "prediction", "auxiliary": 0.01},
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ({}, {"first": "prediction"}, {"prior": False})),
+    ],
+    ids=str,
+)
 def test_sound_processes_pass(options: dict[str, Any]) -> None:
     checks = prove_process(process(**options), "log_x0", "quick")
     assert not failing(checks)
