@@ -25,7 +25,7 @@ ROWS = {"full": 40_000, "quick": 10_000}
 """Number of sampled rows whose law is verified."""
 STEPS = {"full": 100, "quick": 60}
 """Number of steps of these samples, limited to those of the process."""
-BIAS = 1.0
+BIAS = 0.5
 """Largest total variation distance of samples, times the number of steps to the power of the declared order."""
 SIGMAS = 7.0
 """Number of standard errors that a mean or variance of draws may be off; sound draws never are."""
