@@ -66,10 +66,13 @@ class _Analysis:
         self.flat: Flat = flatten(program.region)
         count = len(self.flat.refs)
         self.norm, self.error = [math.inf] * count, [math.inf] * count
-        self.reason = [""] * count
+        self.reason, self.unsized = [""] * count, [""] * count
         self.by_path = {node.path: node for node in self.flat.nodes}
         for ref, norm in norms.items():
             self.norm[self.flat.index[ref]] = norm
+        for name, v in self.flat.inputs.items():
+            if math.isinf(self.norm[v]):
+                self.unsized[v] = f"the input {name!r} has no bound on its size"
         for node in self.flat.nodes:
             self._norms(node)
 
@@ -118,6 +121,9 @@ class _Analysis:
                     for name, values in fed.items()
                     for n in values
                 )
+            if math.isinf(self.norm[v]):
+                why = next((self.unsized[u] for u in node.needs if self.unsized[u]), "")
+                self.unsized[v] = why or f"op {node.op.contract.name!r} ({node.path}) has no bound on its errors"
 
     def _bounded(self, node: Node, port: str) -> bool:
         declared = node.algebra.lipschitz.keys() & node.algebra.rounding.keys()
@@ -224,7 +230,8 @@ class _Analysis:
             inverse = sum(_times(f, self.error[u] + rounding * (self.norm[u] + self.error[u])) for f, u in needs)
             self.error[v] = forward + inverse
             if math.isinf(self.error[v]):
-                self._blame(v, (u for _, u in needs), node, "sums values whose size has no bound")
+                self._blame(v, (u for _, u in needs), node, "sums values without a bound")
+                self.reason[v] = next((self.unsized[u] for _, u in fed if self.unsized[u]), self.reason[v])
 
     def _contract(self, d: Contraction) -> None:
         flat = self.flat
