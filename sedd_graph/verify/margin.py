@@ -10,54 +10,23 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from sedd_graph.component.base import Component
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.codes.code import Code
-from sedd_graph.diffusion.codes.nearest import least_distance, nearest
+from sedd_graph.diffusion.codes.nearest import least_distance
 from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.network import Network
 from sedd_graph.graph.claims import uses
 from sedd_graph.verify.decoding import LIMIT, SHARE, decode_faults, decoders, distance_of
 
-__all__ = ["LENGTH", "Margin", "check_margins", "margin", "margins", "read_back"]
+__all__ = ["LENGTH", "Margin", "check_margins", "margins"]
 
 LENGTH = 1024
 """Number of positions of a sequence for which errors are bounded."""
 MARGIN, ERROR = "margin_", "code_error_"
 """Prefixes of the metrics with the margin of a code and the bound on errors; the path of the code follows."""
-
-
-def margin(table: Tensor) -> float:
-    """Return half the minimum Euclidean distance between two rows of an embedding table.
-
-    A row with any error of smaller Euclidean norm is still nearest to the original row.
-
-    Args:
-        table: Embedding table, float [v, d], v >= 2.
-
-    Raises:
-        ValueError: The table has fewer than two rows, or entries that are not finite.
-    """
-    return least_distance(table) / 2
-
-
-def read_back(table: Tensor, vectors: Tensor) -> Tensor:
-    """Return the token whose embedding is nearest to each vector, in Euclidean distance.
-
-    Args:
-        table: Embedding table, float [v, d].
-        vectors: Vectors to decode, float [b, d].
-
-    Returns:
-        Token ids, int64 [b].
-
-    Raises:
-        DivergedError: A vector has an element that is NaN or infinite.
-    """
-    return nearest(table, vectors)
 
 
 class Margin(NamedTuple):

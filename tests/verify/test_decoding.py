@@ -21,6 +21,7 @@ from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.log_det import forward_with_log_det
+from sedd_graph.engine.read_back import read_back
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.graph.claims import uses
 from sedd_graph.inverse import Solve
@@ -307,3 +308,13 @@ def test_a_code_that_does_not_exist_is_refused_where_it_stands(tmp_path: Path) -
     path.write_text(path.read_text().replace("v: 13", "v: 17"))
     with pytest.raises(BlueprintError, match=r"text\.code: op 'hadamard_code': 17 tokens have no biorthogonal code"):
         sedd_graph.check(path)
+
+
+def test_the_inputs_of_a_block_are_read_back_from_its_outputs(tmp_path: Path) -> None:
+    engine = sedd_graph.build(
+        write(tmp_path, COUPLING, code="learned_code", extra=", arithmetic: exact"), device="cpu", compile="off"
+    )
+    tokens = torch.randint(0, 13, (5, 7))
+    assert torch.equal(read_back(engine.network, "text", {"tokens": tokens})["tokens"], tokens)
+    with pytest.raises(UserError, match=r"no invertible block .* has the path 'test' \(did you mean 'text'\?\)"):
+        read_back(engine.network, "test", {"tokens": tokens})
