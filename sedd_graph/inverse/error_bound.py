@@ -250,7 +250,8 @@ class _Analysis:
         # roundings of the forward sum, of the map at the solution, and of the difference and quotient that iterate it
         rounding = 2 * errors[y] + 4 * self.unit * (self.norm[y] + scale * self.norm[x])
         solved = (self.error[y] + rounding) / (scale * (1 - d.bound)) if d.bound < 1 else math.inf
-        self.error[x] = solved + self.tolerance(d.bound) * max(self.norm[x], self.norm[y] / scale)
+        # the iterates may be a little larger than the solution
+        self.error[x] = solved + 1.01 * self.tolerance(d.bound) * max(self.norm[x], self.norm[y] / scale)
         if math.isinf(self.error[x]):
             self._blame(x, (y,), culprit or flat.nodes[flat.producer[y]], "has no bound on its rounding errors")
         for node in (node for call in d.body for node in self._nodes(call)):  # evaluated again at the solution

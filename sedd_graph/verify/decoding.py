@@ -26,7 +26,7 @@ from sedd_graph.graph.model import Ref
 from sedd_graph.inverse import Solve
 from sedd_graph.inverse.error_bound import error_bounds
 
-__all__ = ["LIMIT", "Decoder", "decode_faults", "decoders", "distance_of", "reconstruction_error"]
+__all__ = ["LIMIT", "Decoder", "decode_faults", "decoders", "distance_of", "reconstruction_error", "uncertified"]
 
 LIMIT = 2**36
 """Largest number of multiplications (v^2 d) for which all pairs of codewords are compared: about a second on a CPU."""
@@ -90,6 +90,21 @@ def decoders(layout: Layout, layer: nn.Module, length: int) -> list[Decoder]:
         )
         for p, ref in vectors.items()
     ]
+
+
+def uncertified(layout: Layout, layer: nn.Module) -> list[str]:
+    """Return the paths of the components that decode integers from real numbers and are no :class:`Code`.
+
+    The distance of their codewords is unknown, so that nothing bounds the errors that they tolerate.
+    """
+    found = []
+    for step in layout.inverse:
+        d = step.derivation
+        if isinstance(d, Solve) and all(layout.flat.types[v].kind == "int" for v in step.targets):
+            reads = any(v >= 0 and layout.flat.types[v].kind == "float" for v in step.given)
+            if reads and not isinstance(layout.by_path[d.path].module(layer), Code):
+                found.append(d.path)
+    return found
 
 
 def _vectors(d: Solve) -> Ref:

@@ -42,7 +42,7 @@ from sedd_graph.verify.block_fixture import (
     relative_error,
 )
 from sedd_graph.verify.bounds import largest_slope
-from sedd_graph.verify.decoding import decoders, reconstruction_error
+from sedd_graph.verify.decoding import decoders, reconstruction_error, uncertified
 from sedd_graph.verify.faults import check_rules, located
 from sedd_graph.verify.stream_dtypes import StreamDtypes
 from sedd_graph.verify.volume import estimated_log_det, jacobian
@@ -165,7 +165,8 @@ class _Trial:
             if isinstance(d, Contraction):
                 claim = f"the fixed-point map of {d.target} has a Lipschitz constant of at most {d.bound:.4g}"
                 yield self._check("contraction", claim, partial(self._contraction, dtype, d))
-        if any(isinstance(part, Code) for part in self.fixture.layer(dtype).modules()):
+        layer = self.fixture.layer(dtype)
+        if uncertified(self.layout, layer) or any(isinstance(part, Code) for part in layer.modules()):
             claim = "vectors that are decoded to tokens are within their error bound"
             yield self._check("error", claim, self._decoded)
         if self.layout.program.level != "injective" and not self.layout.program.discrete:
@@ -221,6 +222,9 @@ class _Trial:
         for seed, (batch, length) in enumerate(((BATCH, LENGTH), (1, ROW))):
             inputs, key = fixture.inputs(torch.float32, batch, length, seed), fixture.key(batch)
             layer = fixture.initialised(fixture.layer(torch.float32, seed), inputs)
+            bounds += [
+                f"{path} is no sedd_graph.plugin.Code: its margin is unknown" for path in uncertified(layout, layer)
+            ]
             for found in decoders(layout, layer, length):
                 error = reconstruction_error(layout, layer, key, inputs, found.vectors)
                 largest = worst(largest, error)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sedd_graph_registry.codes.fixed import HadamardCode
 from sedd_graph_registry.codes.learned import LearnedCode
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 import sedd_graph
 from sedd_graph.component.base import Component, ComponentConfig, Context, solves
 from sedd_graph.component.check import Check
-from sedd_graph.component.contract import Algebra, Signature
+from sedd_graph.component.contract import Algebra, Signature, SizeField
 from sedd_graph.component.registry import Registry, discover
 from sedd_graph.engine.construct import build_block
 from sedd_graph.engine.grid import Grid
@@ -114,11 +114,26 @@ class Duplicates(LearnedCode):
             self.weight[5] = self.weight[9]
 
 
+class Levels(Component, kind="embedding"):
+    """Tokens as numbers, decoded by rounding; no code, so that its margin is unknown."""
+
+    class Config(ComponentConfig):
+        vocab: SizeField
+
+    def forward(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        return tokens[..., None].to(torch.get_default_dtype()).expand(-1, -1, self.axis("d"))
+
+    @solves("tokens", given=("out",))
+    def decode(self, out: Tensor) -> Tensor:
+        return out[..., 0].round().long()
+
+
 PARTS: dict[str, type[Component]] = {
     "dot_product": DotProduct,
     "too_far": TooFar,
     "unrounded": Unrounded,
     "duplicates": Duplicates,
+    "levels": Levels,
 }
 
 
@@ -294,6 +309,13 @@ def test_an_error_bound_without_rounding_is_caught(registry: Registry, tmp_path:
     assert {name for name, check in found.items() if check.holds is False} == {"text.error"}
     with pytest.raises(ConformanceError, match="rounding: 'out' of 'x' is off by"):
         check_component(Unrounded)
+
+
+def test_a_decoder_that_is_no_code_is_not_certified(registry: Registry, tmp_path: Path) -> None:
+    found = certificate(write(tmp_path, ISOMETRIES, code="levels"))
+    assert found["text.round_trip"].holds is True
+    assert found["text.error"].holds is None
+    assert "code is no sedd_graph.plugin.Code: its margin is unknown" in found["text.error"].how
 
 
 def test_equal_codewords_are_refused(registry: Registry, tmp_path: Path) -> None:
