@@ -42,11 +42,12 @@ def orthonormal(vocab: int, width: int) -> Tensor:
     return (angle.cos() * torch.where(k == 0, 1.0, math.sqrt(2))).float()
 
 
-def hadamard(width: int) -> Tensor:
-    """Return Sylvester's Hadamard matrix: elements 1 and -1, orthogonal rows, float32 [d, d].
+def hadamard(width: int, count: int | None = None) -> Tensor:
+    """Return the first rows of Sylvester's Hadamard matrix: elements 1 and -1, orthogonal, float32 [count, d].
 
     Args:
         width: Number of channels, d, a power of two.
+        count: Number of rows; None for all d.
 
     Raises:
         ValueError: d is not a power of two.
@@ -57,8 +58,7 @@ def hadamard(width: int) -> Tensor:
             f"there is no Sylvester-Hadamard matrix of width {width}: the width must be a power of two, such as "
             f"{below} or {2 * below}"
         )
-    index = torch.arange(width)
-    both = index[:, None] & index[None, :]
+    both = torch.arange(width if count is None else count)[:, None] & torch.arange(width)[None, :]
     for shift in (32, 16, 8, 4, 2, 1):  # parity of the common bits
         both = both ^ (both >> shift)
     return 1.0 - 2.0 * (both & 1).float()
@@ -79,7 +79,7 @@ def biorthogonal(vocab: int, width: int, *, signs: bool = True) -> Tensor:
         ValueError: d is not a power of two, or v is less than 2 or more than there are rows.
     """
     require_two(vocab)
-    rows, most = hadamard(width), width * (2 if signs else 1)
+    rows, most = hadamard(width, min(vocab, width)), width * (2 if signs else 1)
     if vocab > most:
         what = "biorthogonal code (Hadamard rows and their negatives)" if signs else "Hadamard code"
         more = f"signs: true for up to {2 * width:,} tokens, " if not signs and vocab <= 2 * width else ""
@@ -87,7 +87,7 @@ def biorthogonal(vocab: int, width: int, *, signs: bool = True) -> Tensor:
             f"{vocab:,} tokens have no {what} of width {width:,}, which has {most:,} words: use {more}a larger width, or a "
             "code for more tokens than that (digit_code, learned_code)"
         )
-    return torch.cat([rows, -rows])[:vocab].contiguous()
+    return torch.cat([rows, -rows[: vocab - len(rows)]])
 
 
 def require_digits(vocab: int, base: int, count: int) -> None:
