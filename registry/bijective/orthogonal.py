@@ -88,7 +88,7 @@ class Hadamard(Isometry, kind="mixer"):
     config: Config
 
     @classmethod
-    def algebra(cls, config: Config, signature: Signature) -> Algebra:
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
         found, width = super().algebra(config, signature), signature.inputs[0].type.dims[-1].size.constant
         if width is None:
             return found

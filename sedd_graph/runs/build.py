@@ -87,8 +87,8 @@ def build_run(
     if tokenizer is not None:
         check_tokenizer(engine, tokenizer)
     checks += prove_network(engine)
-    for path, margin in margins(engine.network).items():
-        say(f"margin      {path}: {margin}")
+    for code, margin in margins(engine.network).items():
+        say(f"margin      {code}: {margin}")
     if engine.process.trains:
         with progress("compiling"):
             say(_warm_up(engine, cost.batch, cost.length))
