@@ -63,7 +63,7 @@ def check_chain(found: Mapping[int, Tensor], toy: Toy, total: int, rows: int) ->
     texts, holds, bias = [], True, 0.0
     for steps, shares in found.items():
         law = chain_law(toy, steps, total)
-        distance, chance = chi_distance(shares, law, rows=rows)
+        distance, chance, _ = chi_distance(shares, law, rows=rows)
         holds = holds and distance < chance
         bias = max(bias, float(((law - toy.law).square() / toy.law).sum().sqrt()))
         apart = float((law - toy.law).abs().sum() / 2)
