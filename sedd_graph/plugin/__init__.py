@@ -15,6 +15,8 @@ from sedd_graph.data.sources import Corpus, Document, PointSource
 from sedd_graph.data.tokenizer import Tokenizer, TokenizerFactory
 from sedd_graph.diffusion.batch import Batch, Draw, PointBatch, Randomness
 from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.codes.code import Code
+from sedd_graph.diffusion.codes.nearest import Codebook, least_distance, nearest
 from sedd_graph.diffusion.likelihood import Likelihood
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import Schedule
@@ -48,6 +50,8 @@ __all__ = [
     "BirthDeath",
     "Check",
     "ClassifierConfig",
+    "Code",
+    "Codebook",
     "Component",
     "ComponentConfig",
     "Context",
@@ -105,6 +109,8 @@ __all__ = [
     "categorical",
     "dropout",
     "full_precision",
+    "least_distance",
+    "nearest",
     "parse_port_type",
     "rebuild",
     "solves",
