@@ -135,7 +135,12 @@ def test_the_bound_is_above_the_likelihood_of_a_wrong_network() -> None:
     wrong._run = lambda inputs: {"x0": 0.95 * run(inputs)["x0"] + 0.1}
     rounded: list[Tensor] = []
     known = kernel.round
-    kernel.round = lambda x0, allowed=None: (rounded.append(x0), known(x0, allowed))[1]
+
+    def kept(x0: Tensor, allowed: Tensor | None = None) -> Tensor:
+        rounded.append(x0)
+        return known(x0, allowed)
+
+    kernel.round = kept
     sampler = DDPM(DDPM.Config(steps=20), Context({"n": 3}))
     with torch.no_grad():
         sampler.run(wrong, settings(made_._replace(kernel=kernel), (count, 1)))
