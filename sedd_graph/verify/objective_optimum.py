@@ -17,6 +17,7 @@ from sedd_graph.verify.objective_draws import Wrong
 from sedd_graph.verify.objective_terms import predicted
 from sedd_graph.verify.objective_values import pairs
 from sedd_graph.verify.toy import Toy
+from sedd_graph.verify.worst import worst
 
 __all__ = ["optimum_faults"]
 
@@ -69,7 +70,7 @@ def _off(
     for k in (-1.0, 1.0):
         other = predicted(toy, objective, perfect + k * shift, draw, output)
         losses.append(float((objective.loss(other, draw, batch, kernel, schedule).double() * chance).sum()))
-    rise = min(losses[1:]) - losses[0]
+    rise = -worst(*(losses[0] - other for other in losses[1:]))
     if not rise > 1e-4 * max(abs(losses[0]), 1e-9):
         return [Wrong("optimum", f"other outputs have a loss that is larger by {rise:.2g} nats only, at t = {t:.3g}")]
     return []
