@@ -124,6 +124,14 @@ class Sampler(Component, ABC):
         """Number of steps; None for a sampler whose number of network evaluations is random."""
         return getattr(self.config, "steps", None)
 
+    def times(self, steps: int) -> list[float] | None:
+        """Return the times at which the steps start, in order; None for a sampler without a grid of times.
+
+        Args:
+            steps: Number of steps before the removal of the remaining noise, which is the last step.
+        """
+        return None
+
     @abstractmethod
     def walk(self, walk: Walk, steps: int) -> None:
         """Advance ``walk`` from noise to clean text.
@@ -156,6 +164,7 @@ class Sampler(Component, ABC):
         walk = Walk(denoise, x, settings, self.config)
         self.walk(walk, taken)
         walk.check_outputs()
+        walk.x = walk.draws.settle(walk.x)
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
         self.log_weight = None if walk.weights is None else walk.weights.log
         if settings.matching is not None and not settings.matching.matches(walk.x):
@@ -181,6 +190,9 @@ class StepSampler(Sampler):
             t: Current time, [b].
             s: Time after the step, [b]; None: remove all remaining noise.
         """
+
+    def times(self, steps: int) -> list[float] | None:
+        return torch.linspace(1.0, T_MIN, steps + 1, dtype=torch.float64).tolist()
 
     def walk(self, walk: Walk, steps: int) -> None:
         rows = walk.x.shape[0]
