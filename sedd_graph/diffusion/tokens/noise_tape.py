@@ -17,88 +17,26 @@ Axes: b batch, l length, n states, k changes, m positions that change.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.diffusion.categorical import categorical
 from sedd_graph.diffusion.draws import Draws, placed_uniform
 from sedd_graph.diffusion.gumbel import posterior_changes, standard_gumbel
 from sedd_graph.diffusion.numerics import take
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.noise_record import FINAL, MOVE, NOISED, Changes, Record
+from sedd_graph.diffusion.tokens.road import Bridge, Road
 from sedd_graph.errors import UserError
 
-__all__ = ["FINAL", "MOVE", "NOISED", "Changes", "NoiseTape", "Road"]
+__all__ = ["NoiseTape"]
 
-MOVE, NOISED, FINAL = -1, -2, -3
-"""Codes in place of a state in :class:`Changes`: the uniform number that decides whether a position changes; the token
-after an application of the forward process; the token at the end of the run, where the sampler cannot draw the text's."""
-MOST = 2**26
-"""Largest number of changes of a tape."""
 _TOKEN, _AGAIN, _FRESH, _SHARED = 1, 2, 3, 4  # independent streams of one seed
 _CHUNK = 2**22  # float64 numbers held at a time
-
-
-class Changes(NamedTuple):
-    """Noise that differs from that of the seed, sorted by call.
-
-    Attributes:
-        call: Number of the call of :class:`NoiseTape` in the run, from 0, int64 [k].
-        row: Index of the row, int64 [k].
-        place: Index of the position on the tape, int64 [k].
-        state: State whose Gumbel noise is changed, or one of :data:`MOVE`, :data:`NOISED` and :data:`FINAL`, int64 [k].
-        value: The noise, or the token, float64 [k].
-    """
-
-    call: Tensor
-    row: Tensor
-    place: Tensor
-    state: Tensor
-    value: Tensor
-
-    @staticmethod
-    def joined(parts: Sequence[Changes]) -> Changes:
-        """Return the changes of all ``parts``, in order."""
-        none = torch.zeros(0, dtype=torch.int64)
-        empty = Changes(none, none, none, none, none.double())
-        return Changes(*(torch.cat(column) for column in zip(empty, *parts, strict=True)))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Road:
-    """Text at which some positions are to end, whatever the noise on the tape.
-
-    Attributes:
-        text: Tokens, int64 [b, l].
-        held: bool [b, l], positions that are to end at ``text``; the others are drawn with the noise of the tape.
-    """
-
-    text: Tensor
-    held: Tensor
-
-
-class _Log:
-    """The state that all parts of a tape share: the number of the next call, and what is recorded."""
-
-    def __init__(self, past: Changes) -> None:
-        self.call, self.count, self.past = 0, 0, past
-        self.parts: list[Changes] = []
-
-    def add(self, call: int, row: Tensor, place: Tensor, state: Tensor | int, value: Tensor) -> None:
-        """Record changes in one call, all [k]."""
-        self.count += len(row)
-        if self.count > MOST:
-            raise UserError(f"a tape holds at most {MOST:,} changes of noise: take fewer steps, or less text at a time")
-        full = row if isinstance(state, Tensor) else torch.full_like(row, state)
-        state = state if isinstance(state, Tensor) else full
-        columns = torch.full_like(row, call), row, place, state, value.double()
-        self.parts.append(Changes(*(column.cpu() for column in columns)))
 
 
 class NoiseTape(Draws):
@@ -135,9 +73,10 @@ class NoiseTape(Draws):
     ) -> None:
         super().__init__(torch.Generator(device).manual_seed(_integer(seeds[:1], _SHARED)))
         self._seeds, self._road, self._strength, self._fresh = seeds.to(device), road, strength, fresh
-        self._log = _Log(Changes.joined([] if changes is None else [changes]))
-        self.start, self._given, self._bridge, self._target = start, places, _no_bridge, Tensor()
-        # draws that no replay repeats: the road, where the kernel prescribes it
+        self._log = Record(Changes.joined([] if changes is None else [changes]))
+        self.start, self._given, self._target = start, places, Tensor()
+        self._bridge: Bridge | None = None
+        # draws that no replay repeats: the initial rows, and the road
         self._own = torch.Generator(device).manual_seed(_integer(seeds[:1], _FRESH))
 
     def changes(self) -> Changes:
@@ -169,10 +108,10 @@ class NoiseTape(Draws):
             road = Road(text=pads(road.text.to(device), pad), held=pads(road.held.to(device), pad))
             self._road = road
         if self.start is None or bool((self.start < 0).any()) or pad[1]:
-            drawn = kernel.prior(rows, length, generator=self.generator, allowed=None)
+            drawn = kernel.prior(rows, length, generator=self._own, allowed=None)
             if road is not None and not kernel.carries_over:
                 sigma = schedule.sigma(torch.ones(rows, device=device))
-                noised = kernel.sample(road.text, sigma, random=Randomness(self.generator), corrupt=road.held)
+                noised = kernel.sample(road.text, sigma, random=Randomness(self._own), corrupt=road.held)
                 drawn = torch.where(road.held, noised, drawn)
             if self.start is not None:
                 start = torch.nn.functional.pad(self.start.to(device), (0, length - self.start.shape[1]), value=-1)
@@ -181,20 +120,14 @@ class NoiseTape(Draws):
         if road is not None:
             self._target = road.text
             if times is not None and not kernel.carries_over:
-                self._bridge = _Bridge(kernel, schedule, times, road, self._own)
+                self._bridge = Bridge(kernel, schedule, times, road, self._own)
         return self.start.to(device)
 
     def _index(self, places: Tensor, states: int) -> None:
         """Verify the changes, and set the position of each place, int64 [b, places], -1 for those that are left out."""
         past, rows = self._log.past, len(places)
-        width = int(places.max()) + 1 if places.numel() else 1
-        width = max(width, int(past.place.max()) + 1 if len(past.place) else 0)
-        bounds = ((past.row, 0, rows), (past.place, 0, MOST), (past.state, FINAL, states), (past.call, 0, 2**62))
-        if any(len(v) and (int(v.min()) < low or int(v.max()) >= high) for v, low, high in bounds):
-            raise UserError("the tape's noise is not that of rows and states of this model")
-        tokens = past.value[(past.state == NOISED) | (past.state == FINAL)]
-        if not bool(past.value.isfinite().all()) or bool(((tokens < 0) | (tokens >= states)).any()):
-            raise UserError("the tape's noise is not finite, or its tokens are not those of this model")
+        past.check(rows, states)
+        width = max(int(v.max()) + 1 if v.numel() else 1 for v in (places, past.place))
         self._places = places
         at = torch.arange(places.shape[1], device=places.device).expand_as(places)
         self._position = places.new_full((rows, width), -1).scatter(1, places, at)
@@ -202,9 +135,8 @@ class NoiseTape(Draws):
     # -- the draws ----------------------------------------------------------------------------------------------------
 
     def begin_step(self, step: int, x: Tensor) -> None:
-        found = self._bridge(step, x)
-        if found is not None:
-            self._target = found
+        if self._bridge is not None:
+            self._target = self._bridge.rows(step, x)
 
     def uniform(self, *shape: int) -> Tensor:
         call = self._next()
@@ -217,12 +149,12 @@ class NoiseTape(Draws):
         call = self._next()
         u = self._changed(call, MOVE, self._uniform(call))
         none, one = torch.exp(-rate), torch.exp(-rate) * (1 + rate)
-        goes, stays = self._prescribed(x)
-        v, once = self._uniform(call, _AGAIN), (u >= none) & (u < one)
-        apart = v * (1 - (one - none))
-        elsewhere = torch.where(apart < none, apart, apart + (one - none))
-        u = self._steer(call, u, goes & ~once, none + v * (one - none))
-        u = self._steer(call, u, stays & once, elsewhere)
+        if self._road is not None:
+            goes, stays = self._prescribed(self._road, x)
+            v, once, share = self._uniform(call, _AGAIN), (u >= none) & (u < one), one - none
+            apart = v * (1 - share)
+            u = self._steer(call, u, goes & ~once & (share > 0), none + v * share)
+            u = self._steer(call, u, stays & once, torch.where(apart < none, apart, apart + share))
         count, term, below = torch.zeros_like(rate), none.clone(), none.clone()
         while bool((more := (u >= below) & (count < 1e4)).any()):
             count = count + more
@@ -235,10 +167,11 @@ class NoiseTape(Draws):
     ) -> Tensor:
         call = self._next()
         u = self._changed(call, MOVE, self._uniform(call))
-        goes, stays = self._prescribed(x)
-        v = self._uniform(call, _AGAIN)
-        u = self._steer(call, u, goes & (u >= move) & (move > 0), v * move)
-        u = self._steer(call, u, stays & (u < move) & (move < 1), move + v * (1 - move))
+        if self._road is not None:
+            goes, stays = self._prescribed(self._road, x)
+            v = self._uniform(call, _AGAIN)
+            u = self._steer(call, u, goes & (u >= move) & (move > 0), v * move)
+            u = self._steer(call, u, stays & (u < move) & (move < 1), move + v * (1 - move))
         moving = u < move
         if not read(moving.any()):
             return x
@@ -260,7 +193,7 @@ class NoiseTape(Draws):
         generator = torch.Generator(x.device).manual_seed(_integer(self._seeds[:1], _SHARED + 1 + call))
         out = kernel.sample(x, sigma, random=Randomness(generator), corrupt=corrupt)
         out = self._changed(call, NOISED, out)
-        if self._road is None or self._bridge is _no_bridge:
+        if self._road is None or self._bridge is None:
             return out
         return self._steer(call, out, self._road.held & corrupt & (out != self._target), self._target, NOISED)
 
@@ -292,13 +225,10 @@ class NoiseTape(Draws):
         """Return the uniform number of each position in one call, float64 [b, l], without changes."""
         return placed_uniform(self._seeds[:, None], call, stream, self._places, MOVE)
 
-    def _prescribed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _prescribed(self, road: Road, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the positions that must change and those that must not, bool [b, l] each."""
-        if self._road is None:
-            nowhere = torch.zeros_like(x, dtype=torch.bool)
-            return nowhere, nowhere
-        held, same = self._road.held, x == self._target
-        return held & ~same & (self._bridge is not _no_bridge), held & same
+        held, same = road.held, x == self._target
+        return held & ~same & (self._bridge is not None), held & same
 
     def _past(self, call: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return row, position, state and value of the recorded changes in one call that concern these rows, [k]."""
@@ -368,33 +298,6 @@ class NoiseTape(Draws):
                 index = held.nonzero()[:, 0][which]
                 self._log.add(call, row[index], places[index, 0], new, wanted[which, new])
         return (log_weights + found).argmax(-1)
-
-
-def _no_bridge(step: int, x: Tensor) -> Tensor | None:
-    """Return None: the target is the text in every step."""
-    return None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Bridge:
-    """Draws of the rows after each step from the forward process, given the text and the rows before the step."""
-
-    kernel: Kernel
-    schedule: Schedule
-    times: Sequence[float]
-    road: Road
-    generator: torch.Generator
-
-    def __call__(self, step: int, x: Tensor) -> Tensor:
-        if step >= len(self.times) - 1:  # the last step ends at clean text
-            return self.road.text
-        now, below = (
-            self.schedule.sigma(torch.full((len(x),), t, device=x.device).float()) for t in self.times[step : step + 2]
-        )
-        clean = torch.nn.functional.one_hot(self.road.text, self.kernel.states).float()
-        chances = self.kernel.posterior(clean, x, now, below).clamp(min=0)
-        stay = torch.nn.functional.one_hot(x, self.kernel.states).to(chances.dtype)
-        return categorical(torch.where(chances.sum(-1, keepdim=True) > 0, chances, stay), generator=self.generator)
 
 
 def _integer(seeds: Tensor, stream: int) -> int:
