@@ -19,13 +19,14 @@ from torch import Tensor
 
 from sedd_graph.component.progress import progress
 from sedd_graph.data.tokenizer import Tokenizer
+from sedd_graph.diffusion.tokens.noise_record import Changes
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.diffusion.tokens.road import Road
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import UserError
 from sedd_graph.runs.invert import encoded, noise_of, request_of, restore_run
 from sedd_graph.runs.open import Run
-from sedd_graph.runs.tape import Part, Say
+from sedd_graph.runs.tape import Part, Say, parts_of
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.tape import Tape
 
@@ -228,27 +229,40 @@ def _walked(
 ) -> list[list[int]]:
     """Run the sampler with the noise of the tape to the edited texts, and return their tokens."""
     device, made = run.engine.device, [list[int]() for _ in chosen]
-    with progress("editing", total=len(chosen), unit="text") as advance:
-        for index, (edit, new) in enumerate(zip(chosen, aligned, strict=True)):
-            seeds, start, changes = noise_of(tape, Part((edit.row,), int(tape.arrays["lengths"][edit.row])))
-            places = torch.tensor([new.places])
-            inside = places < start.shape[1]
-            first = torch.where(inside, start.gather(1, places.clamp(max=start.shape[1] - 1)), -1)
+    lengths = np.asarray([len(new.tokens) for new in aligned], dtype=np.int64)
+    parts = parts_of(lengths, tape.facts.batch)
+    with progress("editing", total=len(parts), unit="part") as advance:
+        for part in parts:
+            which = [(chosen[i], aligned[i]) for i in part.rows]
+            found = [_first(tape, edit, new) for edit, new in which]
+            changes = [c._replace(row=torch.full_like(c.row, i)) for i, (_, _, c) in enumerate(found)]
             noise = NoiseTape(
-                seeds,
+                torch.cat([seeds for seeds, _, _ in found]),
                 device=device,
-                start=first.to(device),
-                changes=changes,
-                road=Road(text=torch.tensor([new.tokens]), held=torch.tensor([new.held])),
-                places=places,
+                start=torch.cat([start for _, start, _ in found]).to(device),
+                changes=Changes.sorted(changes),
+                road=Road(
+                    text=torch.tensor([new.tokens for _, new in which]),
+                    held=torch.tensor([new.held for _, new in which]),
+                ),
+                places=torch.tensor([new.places for _, new in which]),
                 strength=strength,
-                fresh=mix_seed(seed, edit.row),
+                fresh=mix_seed(seed),
             )
-            request = request_of(Part((edit.row,), len(new.tokens)), noise, steps=tape.facts.steps)
-            request = dataclasses.replace(request, on_step=None if index else road)
-            made[index] = run.engine.generate(request).rows[0].tolist()
+            request = request_of(part, noise, steps=tape.facts.steps)
+            request = dataclasses.replace(request, on_step=road if part.rows[0] == 0 else None)
+            for i, tokens in zip(part.rows, run.engine.generate(request).rows.tolist(), strict=True):
+                made[i] = tokens
             advance()
     return made
+
+
+def _first(tape: Tape, edit: Edit, new: _Aligned) -> tuple[Tensor, Tensor, Changes]:
+    """Return the seed [1], the initial row int64 [1, l], -1 at new places, and the changes of noise of an edited text."""
+    seeds, start, changes = noise_of(tape, Part((edit.row,), int(tape.arrays["lengths"][edit.row])))
+    places = torch.tensor([new.places])
+    first = torch.where(places < start.shape[1], start.gather(1, places.clamp(max=start.shape[1] - 1)), -1)
+    return seeds, first, changes
 
 
 class _Road:

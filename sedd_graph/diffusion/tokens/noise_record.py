@@ -46,6 +46,13 @@ class Changes(NamedTuple):
         empty = Changes(none, none, none, none, none.double())
         return Changes(*(torch.cat(column) for column in zip(empty, *parts, strict=True)))
 
+    @staticmethod
+    def sorted(parts: Sequence[Changes]) -> Changes:
+        """Return the changes of all ``parts`` in the order of their calls."""
+        found = Changes.joined(parts)
+        order = found.call.argsort(stable=True)
+        return Changes(*(column[order] for column in found))
+
     def check(self, rows: int, states: int) -> None:
         """Verify that the changes are those of ``rows`` rows and of a model with ``states`` states.
 

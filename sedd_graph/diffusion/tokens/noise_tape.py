@@ -53,7 +53,7 @@ class NoiseTape(Draws):
         strength: Share S in [0, 1] of fresh noise: tokens are the argmax of log-weights + (1 - S) z + S g, with z the
             noise of the tape and g fresh Gumbel noise (DICE, arXiv 2410.08207, with lambda_1 = 1 - S and lambda_2 =
             S). Positions that are held have no fresh noise.
-        fresh: Seed of the fresh noise.
+        fresh: Seed of the fresh noise, in addition to that of the row.
 
     Attributes:
         start: The initial rows, int64 [b, l], from :meth:`prepare` on.
@@ -272,11 +272,10 @@ class NoiseTape(Draws):
         states = torch.arange(log_weights.shape[-1], device=row.device)
         seeds, places = self._seeds[row][:, None], self._places[row, at][:, None]
 
-        def noise(stream: int, seed: Tensor | int) -> Tensor:
-            seed = torch.as_tensor(seed, device=row.device).expand_as(places)
+        def noise(stream: int, seed: Tensor = seeds) -> Tensor:
             return standard_gumbel(placed_uniform(seed, call, stream, places, states))
 
-        found = noise(_TOKEN, seeds)
+        found = noise(_TOKEN)
         past_row, past_at, state, value = self._past(call)
         number = torch.full(self._places.shape, -1, device=row.device).index_put(
             (row, at), torch.arange(len(row), device=row.device)
@@ -285,13 +284,13 @@ class NoiseTape(Draws):
         known = (state >= 0) & (index >= 0)
         found = found.index_put((index[known], state[known]), value[known])
         if self._strength:
-            found = (1 - self._strength) * found + self._strength * noise(_FRESH, self._fresh)
+            found = (1 - self._strength) * found + self._strength * noise(_FRESH, seeds + self._fresh)
         if self._road is not None:
             target = self._target[row, at]
             held = self._road.held[row, at] & (take(log_weights, target) > -torch.inf)
             if bool(held.any()):
-                free = noise(_TOKEN, seeds)[held]
-                again = noise(_AGAIN, seeds)[held]
+                free = noise(_TOKEN)[held]
+                again = noise(_AGAIN)[held]
                 wanted, changed = posterior_changes(log_weights[held], target[held], free, again)
                 found[held] = wanted
                 which, new = changed.nonzero(as_tuple=True)
