@@ -72,14 +72,15 @@ def opened(name: str, sampler: str | None, folder: Path) -> Run:
 def lines(run: Run, count: int, longest: int) -> list[str]:
     """Different lines of CPython's source text, in a random order."""
     tokenizer, found = run.text_tokenizer(), set[str]()
-    forbidden = set(tokenizer.forbidden)
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        for line in path.read_text(encoding="utf-8", errors="ignore").splitlines():
-            if 0 < len(line) <= longest and line not in found:
-                tokens = tokenizer.encode(line).tolist()
-                if not forbidden & set(tokens) and tokenizer.decode(tokens) == line:
-                    found.add(line)
-    return random.Random(0).sample(sorted(found), min(count, len(found)))
+        found.update(path.read_text(encoding="utf-8", errors="ignore").splitlines())
+    forbidden, chosen = set(tokenizer.forbidden), list[str]()
+    for line in random.Random(0).sample(sorted(found), len(found)):
+        if 0 < len(line) <= longest and not forbidden & set(tokenizer.encode(line).tolist()):
+            chosen.append(line)
+        if len(chosen) == count:
+            break
+    return chosen
 
 
 def restored(run: Path, tapes: list[Path]) -> list[list[str]]:

@@ -162,7 +162,7 @@ def altered(tape: Path, target: Path, random_: random.Random, *, sealed: bool) -
     return name
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(ALTERED, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [12, pytest.param(ALTERED, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])
 def test_altered_tapes_are_refused_or_still_exact(run: Run, tape: Path, tmp_path: Path, count: int) -> None:
     """One entry changed: by the hash; and, where someone writes the hash anew, by the rows on the way."""
     random_, exact = random.Random(count), 0
@@ -252,7 +252,7 @@ def test_edits_that_make_no_sense_are_refused(run: Run, tape: Path) -> None:
     assert replace_in("a", "b")("banana") == (Span(1, 2, "b"), Span(3, 4, "b"), Span(5, 6, "b"))
 
 
-@pytest.mark.parametrize("name", ["editflow-tiny", "flow-tiny"])
+@pytest.mark.parametrize("name", [pytest.param("editflow-tiny", marks=pytest.mark.slow), "flow-tiny"])
 def test_samples_of_strings_and_flows_are_repeated_and_their_texts_have_no_tape(name: str, tmp_path: Path) -> None:
     path = built(tmp_path, name)
     made = opened(path)
