@@ -106,7 +106,7 @@ class TokenSampling:
             x = kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
         else:
             sampler = self.parts.sampler
-            times = sampler.times(chosen_steps(self.request.steps, sampler.steps))
+            times = sampler.times(kernel, chosen_steps(self.request.steps, sampler.steps))
             x = tape.prepare(kernel, self.parts.schedule, times, whole)
         free = torch.ones_like(x, dtype=torch.bool)
         if self.request.prompt is not None:

@@ -91,7 +91,7 @@ def invert_run(
     Raises:
         UserError: The model has no noise tapes, the texts have tokens that it lacks, or ``where`` exists.
     """
-    process = run.engine.process
+    process, sampler = run.engine.process, run.plan.sampler_op  # raises for a graph without a process
     if "tape" in process.refuses:
         raise UserError(f"invert: {process.refuses['tape']}; `sedd-graph sample --tape` writes the tape of samples")
     if where is not None and where.exists():
@@ -116,7 +116,7 @@ def invert_run(
             advance()
             changes = noise.changes()
             if noise.start is None:
-                raise SeddGraphError(f"{process.describe()} did not start from the tape")
+                raise SeddGraphError(f"invert: {sampler} did not start from the tape")
             found.add(part, noise.start[:, : part.length], changes, where_of)
             again = NoiseTape(own, device=run.engine.device, start=noise.start, changes=changes)
             check = Marks(marks.array()[before:], where or run.path / INVERTED, facts=None)

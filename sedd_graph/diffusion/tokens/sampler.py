@@ -132,11 +132,12 @@ class Sampler(Component, ABC):
         """Number of steps; None for a sampler whose number of network evaluations is random."""
         return getattr(self.config, "steps", None)
 
-    def times(self, steps: int) -> list[float] | None:
+    def times(self, kernel: Kernel, steps: int) -> list[float] | None:
         """Return the times at which the steps start, in order; None for a sampler without a grid of times.
 
         Args:
-            steps: Number of steps before the removal of the remaining noise, which is the last step.
+            kernel: The forward process.
+            steps: Number of steps of the sampler.
         """
         return None
 
@@ -202,28 +203,19 @@ class StepSampler(Sampler):
             s: Time after the step, [b]; None: remove all remaining noise.
         """
 
-    def times(self, steps: int) -> list[float] | None:
-        return torch.linspace(1.0, T_MIN, steps + 1, dtype=torch.float64).tolist()
-
-    def walk(self, walk: Walk, steps: int) -> None:
-        rows, total = walk.x.shape[0], walk.kernel.steps
-        if total is not None:
-            return self._on_steps(walk, steps, total)
-        times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64).float()
-        for index in range(steps + 1):
-            below = None if index == steps else times[index + 1].expand(rows)
-            self.step(walk, times[index].expand(rows), below)
-            walk.end_step()
-        return None
-
-    def _on_steps(self, walk: Walk, steps: int, total: int) -> None:
-        """Take ``steps`` steps along an even subset of the ``total`` steps of a kernel in discrete time."""
+    def times(self, kernel: Kernel, steps: int) -> list[float]:
+        if (total := kernel.steps) is None:
+            found: list[float] = torch.linspace(1.0, T_MIN, steps + 1, dtype=torch.float64).tolist()
+            return found
         if steps > total:
             raise UserError(f"sample: {steps:,} steps are more than the {total:,} of the kernel")
-        rows = walk.x.shape[0]
-        visited = torch.linspace(total, 0, steps + 1, device=walk.x.device, dtype=torch.float64).round()
-        times = (visited / total).float()
-        for index in range(steps):
-            below = None if index == steps - 1 else times[index + 1].expand(rows)
+        visited = torch.linspace(total, 0, steps + 1, dtype=torch.float64).round()
+        return [step / total for step in visited[:-1].tolist()]
+
+    def walk(self, walk: Walk, steps: int) -> None:
+        rows, grid = walk.x.shape[0], self.times(walk.kernel, steps)
+        times = torch.tensor(grid, device=walk.x.device, dtype=torch.float64).float()
+        for index in range(len(grid)):
+            below = None if index == len(grid) - 1 else times[index + 1].expand(rows)
             self.step(walk, times[index].expand(rows), below)
             walk.end_step()

@@ -1,7 +1,7 @@
 """Text to noise and back: round trips of tapes by sampler and kernel, and edits by strength.
 
-    python benchmarks/tapes.py trips --lines 10000 [--only SAMPLER ...] >> benchmarks/results/tapes.jsonl
-    python benchmarks/tapes.py edits RUN [--count 200] >> benchmarks/results/tapes.jsonl
+    python benchmarks/walk_and_edit.py trips --lines 10000 [--only SAMPLER ...] >> benchmarks/results/walk_and_edit.jsonl
+    python benchmarks/walk_and_edit.py edits RUN [--count 200] >> benchmarks/results/walk_and_edit.jsonl
 
 ``trips`` inverts as many lines of CPython's own source text, and as many lines that the sampler draws itself, with tiny
 untrained networks; each tape is read and restored in another process. A line of the record counts the lines that did not
