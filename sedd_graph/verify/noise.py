@@ -23,6 +23,7 @@ from sedd_graph.verify.kernel_formulas import check_losses, check_steps
 from sedd_graph.verify.kernel_precision import check_precision, check_pure
 from sedd_graph.verify.kernel_size import MANY, check_mixing, check_size, check_stiffness
 from sedd_graph.verify.schedules import check_schedule, final_sigma
+from sedd_graph.verify.tape import check_tape
 
 __all__ = [
     "check_declared",
@@ -60,6 +61,7 @@ def _enumerated(kernel: Kernel, *, end: float, proof: Proof) -> list[Check]:
         *check_chain(cases),
         *check_draws(kernel, proof),
         *check_prior(kernel, end=end, proof=proof),
+        *check_tape(kernel, proof),
         *check_losses(cases),
         *check_steps(cases),
         check_pure(kernel),

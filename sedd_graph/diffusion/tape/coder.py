@@ -71,7 +71,8 @@ class Stack:
         self._name = [seed + f"/{label}/{lane}".encode() for lane in range(lanes)]
         self.at = np.zeros(lanes, dtype=np.int64)
         self.state = self.initial
-        self._words = self._stream(_FIRST)
+        self._random = self._stream(_FIRST)
+        self._words = self._random.copy()
         self._below = 0  # number of columns of _words that are positions below 0
 
     @property
@@ -93,15 +94,15 @@ class Stack:
         """Return an independent copy."""
         made = Stack.__new__(Stack)
         made._name, made.at, made.state = self._name, self.at.copy(), self.state.copy()
-        made._words, made._below = self._words.copy(), self._below
+        made._random, made._words, made._below = self._random, self._words.copy(), self._below
         return made
 
     def _above(self, position: int) -> None:
         """Prepare the random stream up to ``position``, exclusive."""
-        ready = self._words.shape[1] - self._below
+        ready = self._random.shape[1]
         if position > ready:
-            more = self._stream(max(position, 2 * ready))[:, ready:]
-            self._words = np.concatenate([self._words, more], axis=1)
+            self._random = self._stream(max(position, 2 * ready))
+            self._words = np.concatenate([self._words, self._random[:, ready:]], axis=1)
 
     def _room(self, position: int) -> None:
         """Make room for words down to ``position``, below 0."""
@@ -156,14 +157,17 @@ class Stack:
 
     def explicit(self) -> list[npt.NDArray[np.uint16]]:
         """Return the words of each lane that a file must hold: from the top to the last that is not of the stream."""
-        ready = self._words.shape[1] - self._below
-        stream, found = self._stream(ready), list[npt.NDArray[np.uint16]]()
-        for lane, top in enumerate(self.at.tolist()):
-            words = self._words[lane, top + self._below :] if top < ready else self._words[lane, :0]
-            other = np.flatnonzero(words[max(-top, 0) :] != stream[lane, max(top, 0) :])
-            end = max(-top, 0) + int(other[-1]) + 1 if len(other) else max(-top, 0)
-            found.append(words[:end].copy())
-        return found
+        return [
+            self._words[lane, top + self._below : end + self._below].copy()
+            for lane, (top, end) in enumerate(zip(self.at.tolist(), self._ends().tolist(), strict=True))
+        ]
+
+    def _ends(self) -> Integers:
+        """Return the position behind the last word of each lane, from the top on, that is not of the stream, [k]."""
+        here = np.arange(self._random.shape[1])
+        other = (self._words[:, self._below :] != self._random) & (here >= self.at[:, None])
+        last = np.where(other, here + 1, 0).max(-1)
+        return np.where(last > 0, last, np.maximum(self.at, 0))
 
     def load(self, at: Integers, state: npt.NDArray[np.uint64], words: list[npt.NDArray[np.uint16]]) -> None:
         """Restore the stack from what a file holds: the inverse of :meth:`explicit`.
@@ -185,7 +189,7 @@ class Stack:
         """True if the stack is as new: all that was pushed has been popped, and all that was popped pushed back."""
         if bool((self.at != 0).any()) or bool((self.state != self.initial).any()):
             return False
-        return not any(len(x) for x in self.explicit())
+        return np.array_equal(self._words[:, self._below :], self._random)
 
 
 class Code(Protocol):
