@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sedd_graph.component.check import Check, Proof
+from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.diffusion.tape.coder import Integers
 from sedd_graph.diffusion.tape.laws import TokenLaw, reference_of, token_law
@@ -143,17 +144,56 @@ def check_string_tape(table: EnumeratedTable, proof: Proof) -> list[Check]:
         return [_bijection("strings.tape", str(error), int(x.lengths.sum()))]
     lost = int((table.number(z) != chosen).sum())
     wrong = f"{lost} strings are wrong" if lost else "" if back.pristine else "the tape is another one"
-    off = _deviation(table, chosen, y)
+    off, apart = _deviation(table, chosen, y), _fates_error(table)
     return [
         _bijection("strings.tape", wrong, int(x.lengths.sum())),
         Check(
             "strings.tape_law",
             LAW,
-            off < LIMIT,
-            f"{off:.1f} standard deviations (at most {LIMIT:g})",
-            f"chi-square of {rows:,} strings in two steps",
+            off < LIMIT and apart < table.rounding,
+            f"{off:.1f} standard deviations (at most {LIMIT:g}); fates off by {apart:.1e} (below {table.rounding:.0e})",
+            f"chi-square of {rows:,} strings in two steps; fates against the enumeration, in one step and in two",
         ),
     ]
+
+
+def _fates_error(table: EnumeratedTable) -> float:
+    """Return the largest difference of a noisy string's probability by :meth:`StringKernel.fates` from the table's."""
+    law = table.conditional(torch.tensor(LEVELS, dtype=torch.float64)).transpose(1, 2)  # [level, s, c]
+    first, last = (_string_law(table, table.kernel.fates(sigma)) for sigma in LEVELS)
+    then = _string_law(table, table.kernel.fates(LEVELS[1], LEVELS[0]))
+    clean = table.clean_strings
+    found = (first[:, clean] - law[0], last[:, clean] - law[1], then @ first[:, clean] - law[1])
+    return worst(*(float(x.abs().max()) for x in found))
+
+
+def _string_law(table: EnumeratedTable, fates: Fates | None) -> torch.Tensor:
+    """Return the probability of each noisy string given each string, float64 [s, s], by the pair HMM of the fates.
+
+    ``live`` sums over the ways to have made j new tokens of i old ones such that one more may be born, ``done`` over
+    those in which none may.
+    """
+    if fates is None:
+        raise UserError("the kernel declares fates for some steps and none for others")
+    rows = table.rows(torch.arange(len(table.strings)))
+    y, lengths = rows.tokens[:, 1:], rows.lengths
+    born = fates.birth * fates.law[y]  # [s, w]
+    swap = fates.replace * fates.law[y]
+    size, zero = y.shape[1], torch.zeros(len(y), len(y), dtype=torch.float64)
+    done, found = list[torch.Tensor](), zero.clone()
+    for i in range(size + 1):
+        live_before, before, live, done = zero, done, zero, []
+        for j in range(size + 1):
+            live = torch.ones_like(zero) if i == j == 0 else live_before * born[:, j - 1, None] if j else zero
+            if i and j:
+                old, new = y[None, :, i - 1], y[:, j - 1, None]
+                hidden = fates.hide[old] * (new == fates.mask) if fates.mask is not None else 0.0
+                live = live + before[j - 1] * (fates.survive[old] * (old == new) + hidden + swap[:, j - 1, None])
+            ended = (1 - fates.birth) * live
+            done.append(ended + fates.vanish[y[None, :, i - 1]] * before[j] if i else ended)
+            live_before = live
+            found = torch.where((lengths[:, None] == j) & (lengths[None] == i), done[j], found)
+    return found
 
 
 def _deviation(table: EnumeratedTable, chosen: torch.Tensor, noisy: Strings) -> float:
