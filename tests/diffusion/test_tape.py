@@ -14,7 +14,7 @@ from sedd_graph.component.base import Context
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tape.coder import TOTAL, Reader, Stack, Writer
-from sedd_graph.diffusion.tape.noise import denoise, levels, noise
+from sedd_graph.diffusion.tape.noise import denoise, denoise_step, levels, noise
 from sedd_graph.diffusion.tape.tables import Rows, SharedRows, rounded
 from sedd_graph.diffusion.tape.tape import Tape
 from sedd_graph.diffusion.tokens.kernel import Kernel
@@ -201,11 +201,16 @@ def test_altered_tapes_rows_kernels_and_times_are_refused() -> None:
     for place in range(10):
         other_rows = y.clone()
         other_rows[place, 3] = (other_rows[place, 3] + 1) % k.states
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match="noisy rows are not those of this tape"):
             denoise(k, s, other_rows, TIMES, tape)
+    # without the digest of the rows, what is left on the tape tells
+    last = tape.steps[-1]
+    wrong, rest = denoise_step(k, last.end, last.start, (y + 1) % k.states, tape, corrupt=torch.ones_like(y) > 0)
+    assert not torch.equal(wrong, x)
+    assert not rest.pristine
     with pytest.raises(UserError, match="another kernel"):
         denoise(kernel("uniform"), s, y, TIMES, tape)
-    with pytest.raises(UserError, match="another kernel"):
+    with pytest.raises(UserError, match="noisy rows are not those"):
         denoise(k, s, y[:, :-1], TIMES, tape)
     with pytest.raises(UserError, match="2 steps"):
         denoise(k, s, y, TIMES[1:], tape)
@@ -235,8 +240,8 @@ def test_a_reference_near_the_data_shortens_the_record() -> None:
     k, s = kernel("absorb"), schedule()
     weights = torch.linspace(1, 30, 32) ** 2
     x = torch.multinomial(weights.expand(50, -1), 20, replacement=True, generator=torch.Generator().manual_seed(1))
-    plain = noise(k, s, x, [0.9], Tape.new(1, *x.shape))[1]
-    y, near = noise(k, s, x, [0.9], Tape.new(1, *x.shape), reference=weights)
+    plain = noise(k, s, x, [0.9], Tape.new(1, *x.shape, lanes=10))[1]
+    y, near = noise(k, s, x, [0.9], Tape.new(1, *x.shape, lanes=10), reference=weights)
     assert near.bits < plain.bits
     assert torch.equal(denoise(k, s, y, [0.9], near, reference=weights)[0], x)
     with pytest.raises(UserError, match="another kernel, reference"):

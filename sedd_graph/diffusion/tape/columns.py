@@ -12,7 +12,7 @@ import hashlib
 import numpy as np
 
 from sedd_graph.diffusion.strings.fates import Fates
-from sedd_graph.diffusion.tape.coder import Code, Flags, Integers
+from sedd_graph.diffusion.tape.coder import Code, Integers
 from sedd_graph.diffusion.tape.tables import Numbers, Rows, rounded
 from sedd_graph.errors import UserError
 

@@ -115,6 +115,7 @@ def denoise(
     ends = levels(schedule, times)
     tape.require_steps(len(ends))
     for sigma, start in zip(reversed(ends), reversed([0.0, *ends[:-1]]), strict=True):
+        tape.require_rows(_rows_digest(rows))
         rows, tape = denoise_step(kernel, sigma, start, rows, tape, corrupt=every, reference=reference)
     tape.require_pristine()
     return rows, tape
@@ -132,9 +133,9 @@ def noise_step(
 ) -> tuple[Tensor, Tape]:
     """Noise rows by one step, from total noise ``start`` to ``sigma``; other arguments are those of :func:`noise`."""
     law = token_law(kernel, sigma, start, reference_of(kernel, reference))
-    step = Step(start, sigma, _digest(law, corrupt))
     made = tape.copy()
     moved = _exchange(rows, corrupt, (made.supply, law.draw), (made.record, law.record), forward=True)
+    step = Step(start, sigma, _digest(law, corrupt), _rows_digest(moved))
     return moved, dataclasses.replace(made, steps=(*made.steps, step))
 
 
@@ -150,11 +151,14 @@ def denoise_step(
 ) -> tuple[Tensor, Tape]:
     """Undo the last step of noise on a tape: the inverse of :func:`noise_step`.
 
+    It does not require that the rows are those that noise has made: with other rows, it is the tokens before noise that
+    are other ones, and the tape after them.
+
     Raises:
         UserError: The last step of the tape is another one, or the rows have a token outside the vocabulary.
     """
     law = token_law(kernel, sigma, start, reference_of(kernel, reference))
-    tape.require_last(Step(start, sigma, _digest(law, corrupt)))
+    tape.require_last(start, sigma, _digest(law, corrupt))
     if not bool(((rows >= 0) & (rows < kernel.states))[corrupt].all()):
         raise UserError(f"noisy rows have tokens outside the vocabulary of {kernel.states:,} states")
     made = tape.copy()
@@ -167,6 +171,10 @@ def _digest(law: TokenLaw, corrupt: Tensor) -> bytes:
     moves = np.ascontiguousarray(corrupt.cpu().numpy())
     shape = f"tokens {moves.shape}".encode()
     return hashlib.sha256(shape + law.draw.digest() + law.record.digest() + np.packbits(moves).tobytes()).digest()
+
+
+def _rows_digest(rows: Tensor) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(rows.cpu().numpy(), dtype="<i8").tobytes()).digest()
 
 
 def _exchange(

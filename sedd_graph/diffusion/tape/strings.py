@@ -55,7 +55,9 @@ def noise_strings(
     tape.require_new()
     tokens = strings.tokens[:, 1:][strings.attend[:, 1:]]
     if not bool(((tokens >= 0) & (tokens < kernel.data_tokens)).all()):
-        raise UserError("only strings of data tokens can be noised: they have a mask, or a token outside the vocabulary")
+        raise UserError(
+            "only strings of data tokens can be noised: they have a mask, or a token outside the vocabulary"
+        )
     start = 0.0
     for sigma in levels(schedule, times):
         strings, tape = noise_string_step(kernel, sigma, start, strings, tape, reference=reference)
@@ -91,6 +93,7 @@ def denoise_strings(
     ends = levels(schedule, times)
     tape.require_steps(len(ends))
     for sigma, start in zip(reversed(ends), reversed([0.0, *ends[:-1]]), strict=True):
+        tape.require_rows(_rows_digest(strings))
         strings, tape = denoise_string_step(kernel, sigma, start, strings, tape, reference=reference)
     tape.require_pristine()
     return strings, tape
@@ -101,9 +104,9 @@ def noise_string_step(
 ) -> tuple[Strings, Tape]:
     """Noise strings by one step, from total noise ``start`` to ``sigma``; others as in :func:`noise_strings`."""
     draw, record = _laws(kernel, sigma, start, reference)
-    step = Step(start, sigma, _digest(draw, record, len(strings.tokens)))
     made = tape.copy()
     moved = _exchange(kernel, strings, (made.supply, draw), (made.record, record), forward=True)
+    step = Step(start, sigma, _digest(draw, record, len(strings.tokens)), _rows_digest(moved))
     return moved, dataclasses.replace(made, steps=(*made.steps, step))
 
 
@@ -116,7 +119,7 @@ def denoise_string_step(
         UserError: The last step of the tape is another one, or the strings have a token outside the vocabulary.
     """
     draw, record = _laws(kernel, sigma, start, reference)
-    tape.require_last(Step(start, sigma, _digest(draw, record, len(strings.tokens))))
+    tape.require_last(start, sigma, _digest(draw, record, len(strings.tokens)))
     tokens = strings.tokens[:, 1:][strings.attend[:, 1:]]
     if not bool(((tokens >= 0) & (tokens < kernel.start)).all()):
         raise UserError("noisy strings have tokens outside the vocabulary")
@@ -147,6 +150,13 @@ def _laws(kernel: StringKernel, sigma: float, start: float, reference: Tensor | 
 
 def _digest(draw: Draw, record: Record, rows: int) -> bytes:
     return hashlib.sha256(f"strings {rows}".encode() + draw.digest() + record.digest()).digest()
+
+
+def _rows_digest(strings: Strings) -> bytes:
+    """Return a digest of the strings that does not depend on the width that they are padded to."""
+    lengths = strings.lengths.cpu().numpy().astype("<i8")
+    tokens = strings.tokens[:, 1:][strings.attend[:, 1:]].cpu().numpy().astype("<i8")
+    return hashlib.sha256(lengths.tobytes() + tokens.tobytes()).digest()
 
 
 def _exchange(

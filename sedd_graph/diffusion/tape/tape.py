@@ -27,7 +27,7 @@ _MOST_WORDS = 2**27
 """Limit on the memory that reading a tape takes: the number of words of all lanes of a stack."""
 _MAGIC = b"sedd_graph tape 1\n"
 _HEAD = struct.Struct("<16sII")
-_STEP = struct.Struct("<dd32s")
+_STEP = struct.Struct("<dd32s32s")
 _LANE = struct.Struct("<iQI")
 _DIGEST = 32
 
@@ -39,13 +39,16 @@ class Step:
     Attributes:
         start: Total noise before the step.
         end: Total noise after the step.
-        digest: SHA-256 of the frequency tables of the step and of the shape of the rows: a kernel or rows of another
+        tables: SHA-256 of the frequency tables of the step and of the shape of the rows: a kernel or rows of another
             kind cannot undo it.
+        rows: SHA-256 of the rows after the step. Tokens that noise has left alone stand in the rows and nowhere else, so
+            that nothing but this digest tells whether they were altered.
     """
 
     start: float
     end: float
-    digest: bytes
+    tables: bytes
+    rows: bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,21 +114,26 @@ class Tape:
         if len(self.steps) != count:
             raise UserError(f"the tape has {len(self.steps)} steps of noise, and there are {count} times")
 
-    def require_last(self, step: Step) -> None:
-        """Raise :class:`UserError` unless the last step of noise on the tape is ``step``."""
+    def require_last(self, start: float, end: float, tables: bytes) -> None:
+        """Raise :class:`UserError` unless the last step of noise on the tape has these levels and tables."""
         if not self.steps:
             raise UserError("the tape has no noise to undo")
         last = self.steps[-1]
-        if (last.start, last.end) != (step.start, step.end):
+        if (last.start, last.end) != (start, end):
             raise UserError(
                 f"the last step of the tape is from total noise {last.start:g} to {last.end:g}, "
-                f"not from {step.start:g} to {step.end:g}: take the schedule and times of the noise"
+                f"not from {start:g} to {end:g}: take the schedule and times of the noise"
             )
-        if last.digest != step.digest:
+        if last.tables != tables:
             raise UserError(
                 "the tape was made with another kernel, reference distribution, shape of rows or choice of fixed "
                 "positions: its frequency tables differ"
             )
+
+    def require_rows(self, rows: bytes) -> None:
+        """Raise :class:`UserError` unless the rows after the last step of noise have this digest."""
+        if self.steps and self.steps[-1].rows != rows:
+            raise UserError("the noisy rows are not those of this tape: they were altered, or belong to another tape")
 
     def require_pristine(self) -> None:
         """Raise :class:`UserError` unless the tape is as new, as it is after all its noise was undone exactly."""
@@ -135,7 +143,7 @@ class Tape:
     def to_bytes(self) -> bytes:
         """Return the tape as bytes, the same on every machine; the last 32 are a SHA-256 digest of the others."""
         parts = [_MAGIC, _HEAD.pack(self.seed, self.lanes, len(self.steps))]
-        parts += [_STEP.pack(x.start, x.end, x.digest) for x in self.steps]
+        parts += [_STEP.pack(x.start, x.end, x.tables, x.rows) for x in self.steps]
         for stack in (self.supply, self.record):
             words = stack.explicit()
             for at, state, own in zip(stack.at.tolist(), stack.state.tolist(), words, strict=True):
