@@ -71,12 +71,11 @@ def noise(
         UserError: The rows have other tokens than data tokens where noise may change them, or the times are not
             increasing.
     """
-    tape.require_new()
     every = torch.ones_like(rows, dtype=torch.bool) if corrupt is None else corrupt
     clean = (rows >= 0) & (rows < kernel.states) & (rows != (-1 if kernel.mask is None else kernel.mask))
     if not bool(clean[every].all()):
         raise UserError("only rows of data tokens can be noised: they have a mask, or a token outside the vocabulary")
-    start = 0.0
+    start, tape = 0.0, tape.begin(_rows_digest(rows))
     for sigma in levels(schedule, times):
         rows, tape = noise_step(kernel, sigma, start, rows, tape, corrupt=every, reference=reference)
         start = sigma
@@ -117,8 +116,7 @@ def denoise(
     for sigma, start in zip(reversed(ends), reversed([0.0, *ends[:-1]]), strict=True):
         tape.require_rows(_rows_digest(rows))
         rows, tape = denoise_step(kernel, sigma, start, rows, tape, corrupt=every, reference=reference)
-    tape.require_pristine()
-    return rows, tape
+    return rows, tape.end(_rows_digest(rows))
 
 
 def noise_step(

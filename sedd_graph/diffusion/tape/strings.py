@@ -52,13 +52,12 @@ def noise_strings(
     Raises:
         UserError: The kernel does not noise tokens one by one, or the strings have other tokens than data tokens.
     """
-    tape.require_new()
     tokens = strings.tokens[:, 1:][strings.attend[:, 1:]]
     if not bool(((tokens >= 0) & (tokens < kernel.data_tokens)).all()):
         raise UserError(
             "only strings of data tokens can be noised: they have a mask, or a token outside the vocabulary"
         )
-    start = 0.0
+    start, tape = 0.0, tape.begin(_rows_digest(strings))
     for sigma in levels(schedule, times):
         strings, tape = noise_string_step(kernel, sigma, start, strings, tape, reference=reference)
         start = sigma
@@ -95,8 +94,7 @@ def denoise_strings(
     for sigma, start in zip(reversed(ends), reversed([0.0, *ends[:-1]]), strict=True):
         tape.require_rows(_rows_digest(strings))
         strings, tape = denoise_string_step(kernel, sigma, start, strings, tape, reference=reference)
-    tape.require_pristine()
-    return strings, tape
+    return strings, tape.end(_rows_digest(strings))
 
 
 def noise_string_step(

@@ -26,7 +26,7 @@ _POSITIONS = 4096
 _MOST_WORDS = 2**27
 """Limit on the memory that reading a tape takes: the number of words of all lanes of a stack."""
 _MAGIC = b"sedd_graph tape 1\n"
-_HEAD = struct.Struct("<16sII")
+_HEAD = struct.Struct("<16s32sII")
 _STEP = struct.Struct("<dd32s32s")
 _LANE = struct.Struct("<iQI")
 _DIGEST = 32
@@ -60,12 +60,14 @@ class Tape:
         supply: The stack that draws are popped from.
         record: The stack that erased information is pushed onto.
         steps: The steps of noise on the tape, in order.
+        clean: SHA-256 of the rows before noise; zeros on a new tape.
     """
 
     seed: bytes
     supply: Stack
     record: Stack
     steps: tuple[Step, ...] = ()
+    clean: bytes = bytes(_DIGEST)
 
     @classmethod
     def new(cls, seed: int | bytes, rows: int, length: int, *, lanes: int | None = None) -> Tape:
@@ -104,10 +106,11 @@ class Tape:
         """True if the tape is as new. A tape that was undone with other rows than its own is not, but by chance."""
         return not self.steps and self.supply.pristine and self.record.pristine
 
-    def require_new(self) -> None:
-        """Raise :class:`UserError` if the tape has noise on it."""
+    def begin(self, clean: bytes) -> Tape:
+        """Return the tape for noise on rows of digest ``clean``; raises :class:`UserError` if it has noise on it."""
         if self.steps:
             raise UserError("the tape has noise on it already; take a new one, or undo it first")
+        return dataclasses.replace(self, clean=clean)
 
     def require_steps(self, count: int) -> None:
         """Raise :class:`UserError` unless the tape has ``count`` steps of noise."""
@@ -135,14 +138,19 @@ class Tape:
         if self.steps and self.steps[-1].rows != rows:
             raise UserError("the noisy rows are not those of this tape: they were altered, or belong to another tape")
 
-    def require_pristine(self) -> None:
-        """Raise :class:`UserError` unless the tape is as new, as it is after all its noise was undone exactly."""
-        if not self.pristine:
-            raise UserError("the rows are not those of this tape: without its noise, the tape is not as it was before")
+    def end(self, clean: bytes) -> Tape:
+        """Return the tape as it was before :meth:`begin`, after all its noise was undone.
+
+        Raises:
+            UserError: The recovered rows are not those of digest ``clean``, or bits are left on the tape.
+        """
+        if self.clean != clean or not self.pristine:
+            raise UserError("the tape was altered, or is not that of the rows: it does not lead back to the clean rows")
+        return dataclasses.replace(self, clean=bytes(_DIGEST))
 
     def to_bytes(self) -> bytes:
         """Return the tape as bytes, the same on every machine; the last 32 are a SHA-256 digest of the others."""
-        parts = [_MAGIC, _HEAD.pack(self.seed, self.lanes, len(self.steps))]
+        parts = [_MAGIC, _HEAD.pack(self.seed, self.clean, self.lanes, len(self.steps))]
         parts += [_STEP.pack(x.start, x.end, x.tables, x.rows) for x in self.steps]
         for stack in (self.supply, self.record):
             words = stack.explicit()
@@ -172,7 +180,7 @@ class Tape:
     @classmethod
     def _read(cls, body: bytes) -> Tape:
         at = len(_MAGIC)
-        seed, lanes, count = _HEAD.unpack_from(body, at)
+        seed, clean, lanes, count = _HEAD.unpack_from(body, at)
         at += _HEAD.size
         if not 0 < lanes <= MOST_LANES or at + count * _STEP.size + 2 * lanes * _LANE.size > len(body):
             raise ValueError
@@ -196,7 +204,7 @@ class Tape:
         if at != len(body):
             raise ValueError
         supply, record = stacks
-        return cls(seed, supply, record, steps)
+        return cls(seed, supply, record, steps, clean)
 
 
 def rounds(rows: int, lanes: int, *, forward: bool) -> list[int]:
