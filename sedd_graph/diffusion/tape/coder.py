@@ -23,7 +23,9 @@ from sedd_graph.errors import UserError
 __all__ = ["BITS", "LEAST", "TOTAL", "WORD", "Code", "Digits", "Flags", "Integers", "Reader", "Stack", "Writer"]
 
 Integers = npt.NDArray[np.int64]
+"""Type of arrays of symbols, rows and frequencies."""
 Flags = npt.NDArray[np.bool_]
+"""Type of masks over lanes."""
 
 BITS = 28
 """Number of bits of the sum of a frequency table."""

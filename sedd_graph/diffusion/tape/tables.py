@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from sedd_graph.diffusion.tape.coder import BITS, TOTAL, Code, Integers
 
-__all__ = ["Rows", "SharedRows", "Table", "rounded"]
+__all__ = ["Numbers", "Rows", "SharedRows", "Table", "rounded"]
 
 Numbers = npt.NDArray[np.float64]
+"""Type of arrays of probabilities."""
 
 
 def rounded(weights: Numbers, support: npt.NDArray[np.bool_] | None = None) -> Integers:

@@ -21,6 +21,7 @@ from sedd_graph.errors import UserError
 __all__ = ["MOST_LANES", "Step", "Tape", "rounds"]
 
 MOST_LANES = 4096
+"""Largest number of lanes of a tape."""
 _POSITIONS = 4096
 """Number of positions of the rows for each lane of a new tape."""
 _MOST_WORDS = 2**27
