@@ -65,7 +65,8 @@ def spread_reference(fates: Fates | None, reference: Numbers) -> Numbers:
     found: Numbers = fates.survive.numpy() * reference
     if fates.mask is not None:
         found[fates.mask] += float((fates.hide.numpy() * reference).sum())
-    return found / found.sum()
+    found /= found.sum()
+    return found
 
 
 class Draw:
