@@ -29,6 +29,7 @@ from sedd_graph.diffusion.tokens.classifier import ClassifierConfig, NoisyClassi
 from sedd_graph.diffusion.tokens.kernel import Kernel, Replacement
 from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
 from sedd_graph.diffusion.tokens.sampler import Sampler, StepSampler, StepsConfig
+from sedd_graph.diffusion.tokens.step_kernel import StepKernel
 from sedd_graph.diffusion.tokens.walk import SamplerConfig, Walk
 from sedd_graph.errors import UserError
 from sedd_graph.training.interfaces import LRSchedule, OptimizerFactory, Tracker
@@ -71,6 +72,7 @@ __all__ = [
     "Schedule",
     "Signature",
     "SizeField",
+    "StepKernel",
     "StepSampler",
     "StepsConfig",
     "StringDraw",

@@ -22,6 +22,7 @@ from sedd_graph.verify.kernel_draws import check_draws, check_prior
 from sedd_graph.verify.kernel_formulas import check_losses, check_steps
 from sedd_graph.verify.kernel_precision import check_precision, check_pure
 from sedd_graph.verify.kernel_size import MANY, check_mixing, check_size, check_stiffness
+from sedd_graph.verify.kernel_steps import check_own_schedule, check_step_kernel
 from sedd_graph.verify.schedules import check_schedule, final_sigma
 from sedd_graph.verify.tape import check_tape
 
@@ -45,12 +46,14 @@ def check_kernel(kernel: Kernel, *, end: float, proof: Proof = "full") -> list[C
 
     Args:
         kernel: Kernel with few states, since every pair of states is evaluated.
-        end: Total noise at t = 1.
+        end: Total noise at t = 1; ignored for a kernel in discrete time, where it is the number of steps.
         proof: Strength of the verification: ``quick`` takes fewer noise levels and draws.
 
     Returns:
         The results of the checks.
     """
+    if kernel.steps is not None:
+        return check_step_kernel(kernel, proof)
     return [*_enumerated(kernel, end=end, proof=proof), check_precision(kernel)]
 
 
@@ -82,7 +85,8 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
 
     Checks that enumerate all states are run with few states, and with the declared number if it is at most 64. A larger
     kernel is also enumerated with 17 states (only if ``proof`` is ``full``), and at its declared size its draws, prior,
-    losses and steps are verified for a selection of states.
+    losses and steps are verified for a selection of states. A kernel in discrete time is enumerated at its declared
+    size, whatever that is.
 
     Args:
         small: Components of the process constructed with few states.
@@ -92,7 +96,7 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
     declared = make(None)
     kernel, end = declared.kernel, final_sigma(declared.schedule)
     kernels = {small.kernel.states: small.kernel}
-    if kernel.states <= MANY:
+    if kernel.steps is not None or kernel.states <= MANY:
         kernels[kernel.states] = kernel
     elif proof == "full":
         kernels[BETWEEN] = make(BETWEEN).kernel
@@ -100,6 +104,10 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
     def schedules() -> list[Check]:
         few = _failing(check_schedule(small.schedule, "quick"))
         return merged([*check_schedule(declared.schedule, proof), *few])
+
+    def stepwise() -> list[Check]:
+        found = [_of_states(c, n) for n, k in kernels.items() for c in check_step_kernel(k, proof)]
+        return merged([*found, check_own_schedule(kernel, end)])
 
     def enumerated() -> list[Check]:
         found = [_of_states(c, n) for n, k in kernels.items() for c in _enumerated(k, end=end, proof=proof)]
@@ -111,7 +119,9 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
         steps = declared.sampler.steps
         return [*size, *check_mixing(kernel, end), *check_stiffness(kernel, declared.schedule, steps)]
 
-    groups = (("schedule", schedules), ("kernel", enumerated), ("declared", declared_size))
+    groups = [("schedule", schedules), ("kernel", enumerated), ("declared", declared_size)]
+    if kernel.steps is not None:
+        groups = [("schedule", schedules), ("kernel", stepwise)]
     return [check for name, run in groups for check in _guarded(name, run)]
 
 

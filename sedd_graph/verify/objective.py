@@ -31,6 +31,7 @@ from sedd_graph.verify.objective_values import (
     given_draw,
     optimum_faults,
     pairs,
+    prior_cost,
     rest_of,
     value_of,
 )
@@ -46,6 +47,8 @@ DECODED = 1e-3
 """Tolerance of the enumerated reconstruction term, relative."""
 ROUNDING = 1e-6
 """Tolerance of the enumerated reconstruction term for rounding in float32, nats per sequence."""
+COST = 2e-3
+"""Tolerance of the constant that a bound in discrete time adds for each clean token, nats."""
 OMITTED = 0.01
 """Largest share of the entropy that a bound may omit or add: noise below the least time, and the prior."""
 
@@ -98,6 +101,7 @@ class Findings:
         worst: Largest relative deviation from the expected ``loss`` and from the expected ``gradient``, by these names.
         value: For each enumerated toy, a text with the bound of a perfect network and the entropy, in nats.
         ran: Parts (:attr:`Wrong.part`) that were verified on a toy.
+        optimum: Number of times at which the optimum is not verified, by the reason, and of those verified by "".
         missed: Parts that were not verified on a toy, since an earlier part of that toy is wrong or raised an error.
     """
 
@@ -106,6 +110,7 @@ class Findings:
     value: list[str] = dataclasses.field(default_factory=list)
     ran: set[str] = dataclasses.field(default_factory=set)
     missed: set[str] = dataclasses.field(default_factory=set)
+    optimum: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def not_run(self, parts: Iterable[str]) -> str | None:
         """Return a text if one of ``parts`` was not verified on all toys; None if each was."""
@@ -205,7 +210,9 @@ def _verify(toy: Toy, view: View, output: str, sizes: Sizes, into: Findings, *, 
     _roles(toy, view, objective, output, low, cost, sizes, into)
     yield "roles"
     if enumerated:
-        into.wrong += optimum_faults(toy, objective, output, low, sizes.times)
+        faults, reasons = optimum_faults(toy, objective, output, low, sizes.times)
+        into.wrong += faults
+        into.optimum = reasons
         yield "optimum"
 
 
@@ -274,7 +281,13 @@ def _value(toy: Toy, objective: Objective, output: str, low: float, cost: Tensor
         # a step of all positions is drawn position by position, so that few steps give a loose bound: its end is verified
         row, random = Batch.of(toy.sequences[:1]), Randomness(torch.Generator())
         draw = objective.corrupt(row, toy.parts.kernel, toy.parts.schedule, random=random, t=torch.ones(1))
-        kept = toy.entropy - toy.entropy_given(float(draw.sigma.reshape(-1)[0]))
+        last = float(draw.sigma.reshape(-1)[0])
+        prior = prior_cost(toy, last)
+        if bool((cost.abs() > COST).any()) and not bool(((cost - prior).abs() < COST * (1 + prior)).all()):
+            text = f"the cost of a token is {float(cost.max()):.3g} nats, and its divergence from the prior {float(prior.max()):.3g}"
+            into.wrong.append(Wrong("tight", text))
+            return
+        kept = toy.entropy - toy.entropy_given(last)
         if not kept <= OMITTED * toy.entropy:
             text = f"{text}: the last step does not start at the prior, and {kept:.2g} nats of the data are left in it"
             into.wrong.append(Wrong("tight", text))
@@ -378,6 +391,8 @@ def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
             else "none wrong"
         )
         holds, value = _verdict(wrong, found.not_run([part]), value)
+        if part == "optimum" and holds and (reasons := [f"{n} times: {r}" for r, n in found.optimum.items() if r]):
+            holds, value = found.optimum.get("", 0) > 0 or None, f"none wrong; not verified at {'; '.join(reasons)}"
         checks.append(Check(f"objective.{part}", claim, holds, value, how))
     if errors := [w.text for w in found.wrong if w.part == "runs"]:
         checks.append(Check("objective.runs", "the objective raises no error", False, errors[0], "draws and losses"))

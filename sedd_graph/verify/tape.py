@@ -5,6 +5,9 @@ Axes: b rows, l positions, n states, m data tokens, s strings of a table, c clea
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import torch
 
@@ -45,25 +48,25 @@ def check_tape(kernel: Kernel, proof: Proof) -> list[Check]:
         kernel: Kernel with few states.
         proof: Strength of the verification.
     """
-    m, n, rows = kernel.data_tokens, kernel.states, ROWS[proof]
+    m, n, rows, levels = kernel.data_tokens, kernel.states, ROWS[proof], _levels(kernel)
     x = torch.arange(max(1, 12 // m) * m).remainder(m).expand(rows, -1).contiguous()
     corrupt = torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) < 0.9
     try:
         y, tape = x, Tape.new(7, *x.shape, lanes=LANES)
-        for sigma, start in zip(LEVELS, (0.0, *LEVELS), strict=False):
+        for start, sigma in itertools.pairwise((0.0, *levels)):
             y, tape = noise_step(kernel, sigma, start, y, tape, corrupt=corrupt)
         z, back = y, tape
-        for sigma, start in zip(LEVELS[::-1], (*LEVELS[-2::-1], 0.0), strict=True):
+        for sigma, start in itertools.pairwise((*levels[::-1], 0.0)):
             z, back = denoise_step(kernel, sigma, start, z, back, corrupt=corrupt)
     except UserError as error:
         return [_bijection("kernel.tape", str(error), x.numel())]
     lost = int((z != x).sum() + (y != x)[~corrupt].sum())
     wrong = f"{lost} tokens are wrong" if lost else "" if back.pristine else "the tape is another one"
-    p = kernel.transition_matrix(torch.tensor([LEVELS[-1]], dtype=torch.float64))[0].detach()
+    p = kernel.transition_matrix(torch.tensor([levels[-1]], dtype=torch.float64))[0].detach()
     counts = torch.zeros(m, n, dtype=torch.float64)
     counts.index_put_((x[corrupt], y[corrupt]), torch.ones((), dtype=torch.float64), accumulate=True)
     chance = chi_square(counts, counts.sum(-1, keepdim=True) * p[:, :m].T.clamp(min=0))
-    off, ratio = _tables(kernel)
+    off, ratio = _tables(kernel, levels)
     return [
         _bijection("kernel.tape", wrong, x.numel()),
         Check(
@@ -84,11 +87,18 @@ def check_tape(kernel: Kernel, proof: Proof) -> list[Check]:
     ]
 
 
+def _levels(kernel: Kernel) -> tuple[float, ...]:
+    """Return total noise after each step of noise; in discrete time, a third and two thirds of the steps."""
+    if kernel.steps is None:
+        return LEVELS
+    return tuple(float(x) for x in sorted({math.ceil(kernel.steps / 3), math.ceil(2 * kernel.steps / 3)}))
+
+
 def _bijection(name: str, wrong: str, many: int) -> Check:
     return Check(name, BIJECTION, not wrong, wrong or "every bit", f"{many:,} tokens, two steps, there and back")
 
 
-def _tables(kernel: Kernel) -> tuple[float, float]:
+def _tables(kernel: Kernel, levels: tuple[float, ...]) -> tuple[float, float]:
     """Compare the tables of two steps with the transition matrix.
 
     Returns:
@@ -97,7 +107,7 @@ def _tables(kernel: Kernel) -> tuple[float, float]:
     n, off, ratio = kernel.states, 0.0, 1.0
     reference = reference_of(kernel, None)
     old, new = (x.ravel() for x in np.meshgrid(np.arange(n), np.arange(n), indexing="ij"))
-    for sigma, start in zip(LEVELS, (0.0, *LEVELS), strict=False):
+    for start, sigma in itertools.pairwise((0.0, *levels)):
         law = token_law(kernel, sigma, start, reference)
         p = kernel.transition_matrix(sigma, start).detach().double().numpy().T.clip(min=0)
         before = reference if not start else kernel.transition_matrix(start).detach().double().numpy() @ reference
@@ -135,10 +145,10 @@ def check_string_tape(table: EnumeratedTable, proof: Proof) -> list[Check]:
     x = table.rows(chosen)
     try:
         y, tape = x, Tape.new(9, *x.tokens.shape, lanes=LANES)
-        for sigma, start in zip(LEVELS, (0.0, *LEVELS), strict=False):
+        for start, sigma in itertools.pairwise((0.0, *LEVELS)):
             y, tape = noise_string_step(kernel, sigma, start, y, tape)
         z, back = y, tape
-        for sigma, start in zip(LEVELS[::-1], (*LEVELS[-2::-1], 0.0), strict=True):
+        for sigma, start in itertools.pairwise((*LEVELS[::-1], 0.0)):
             z, back = denoise_string_step(kernel, sigma, start, z, back)
     except UserError as error:
         return [_bijection("strings.tape", str(error), int(x.lengths.sum()))]

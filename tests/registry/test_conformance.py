@@ -57,6 +57,7 @@ CASES: dict[str, list[Case]] = {
     "deletion_head": [case()],
     "insertion_head": [case()],
     "dct": [case({"over": over}, *ports) for over in ("channels", "sequence") for ports in ((), ("attend",))],
+    "betas": [case({"values": [0.1, 0.5, 1.0]}), case({"values": [0.3], "largest": 0.9})],
     "exact_likelihood": [case()],
     "feed_forward": [
         *(case({"activation": a}) for a in ("gelu", "swiglu", "squared_relu")),
@@ -75,6 +76,7 @@ CASES: dict[str, list[Case]] = {
     "learned_time": [case()],
     "learned_power": [case(), case({"gamma": -1.0, "frequencies": [5, 1, 100]})],
     "linear": [case({"width": 5}), case({"width": 5, "bias": "none", "init": "zero"})],
+    "linear_betas": [case(), case({"steps": 12, "beta_first": 0.05, "beta_last": 0.5, "end": False})],
     "linear_rate": [case(), case({"rate_min": 10.0, "rate_max": 10.0})],
     "lipschitz_act": [case({"activation": a}) for a in ("relu", "tanh", "elu", "lip_swish")],
     "lipschitz_linear": [case({"width": 5}), case({"width": 12, "bound": 2.0, "bias": "none"})],
@@ -106,6 +108,12 @@ CASES: dict[str, list[Case]] = {
     "spindle": [case(), case({"strength": 1.0})],
     "split": [case({"sizes": [3, 5]})],
     "split_sequence": [case({"mode": m, "of": of}, h=3) for m in ("halves", "interleave") for of in ("values", "mask")],
+    "steps": [
+        case({"steps": 60, "beta_last": 0.4}),
+        case({"steps": 40, "beta_first": 0.1, "beta_last": 2.0, "form": "nearest_rate", "rounded": True}),
+        case({"form": "table", "table": [[[0.1, 0.5], [0.9, 0.5]], [[0.4, 0.4], [0.6, 0.6]]]}),
+    ],
+    "steps_taken": [case(), case({"steps": 1})],
     "sub": [case()],
     "substitution_head": [case()],
     "take_noised": [case()],
@@ -168,8 +176,13 @@ def plan(kernel: str, output: str, objective: str, sampler: str) -> ProcessPlan:
         contract = REGISTRY.contract(op)
         return Part(contract, contract.config.model_validate(getattr(REGISTRY.component(op), "example", {})))
 
-    schedule = "loglinear" if REGISTRY.component(kernel).clamp_safe else "geometric"
-    return token_plan(part(kernel), part(schedule), part(objective), part(sampler), 4, output)
+    cls, noise = REGISTRY.component(kernel), part(kernel)
+    own = cls.own_schedule(noise.config)
+    schedule = part("loglinear" if cls.clamp_safe else "geometric")
+    if own is not None:
+        contract = REGISTRY.contract(own["op"])
+        schedule = Part(contract, contract.config.model_validate({"steps": own["steps"]}))
+    return token_plan(noise, schedule, part(objective), part(sampler), 4, output)
 
 
 def combinations() -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
@@ -232,7 +245,7 @@ def test_every_sound_sampler_draws_from_the_data_distribution(found: tuple[str, 
 
 
 def test_a_combination_is_refused_only_for_a_stated_reason() -> None:
-    """Refused: an output that is not read, masks that the kernel lacks, unbounded rates, or a learned kernel without its objective."""
+    """Refused: an output that is not read, masks that the kernel lacks, unbounded rates, a learned kernel without its objective, or a kernel in steps with one that needs continuous time."""
     for found in SOUND + REFUSED:
         kernel, output, objective, sampler = found
         unread = any(output not in REGISTRY.component(name).reads for name in (objective, sampler))
@@ -241,7 +254,8 @@ def test_a_combination_is_refused_only_for_a_stated_reason() -> None:
         unlearned = (kernel == "learned_power" and objective != "genmd4") or (
             objective == "genmd4" and kernel not in BY_TOKEN
         )
-        assert (found in REFUSED) == (unread or unmasked or unbounded or unlearned)
+        continuous = kernel == "steps" and (objective, sampler) != ("d3pm", "ancestral")
+        assert (found in REFUSED) == (unread or unmasked or unbounded or unlearned or continuous)
 
 
 class WrongShape(Component, kind="norm"):
