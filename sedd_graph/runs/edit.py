@@ -139,7 +139,7 @@ def edit_run(
     *,
     where: Path,
     row: int | None = None,
-    strength: float = 0.1,
+    strength: float = 0.02,
     seed: int = 0,
     say: Say = lambda text: None,
 ) -> Path:
