@@ -64,9 +64,8 @@ def _expm_dense(x: Tensor, mean: Tensor, step: Tensor, most: float) -> Tensor:
     return torch.cat([(row[:, None] @ tables[which])[:, 0] for row, which in parts])
 
 
-@torch.library.custom_op("sedd_graph::neighbours_rows", mutates_args=())
 def rows_of(x: Tensor, start: Tensor, to: Tensor, rate: Tensor, states: int) -> Tensor:
-    """Return dense rows of a sparse rate matrix.
+    """Return dense rows of a sparse rate matrix, as one operator under ``torch.compile``.
 
     Args:
         x: Indices of the rows, int64 [r].
@@ -78,6 +77,11 @@ def rows_of(x: Tensor, start: Tensor, to: Tensor, rate: Tensor, states: int) -> 
     Returns:
         Rates between each ``x`` and each state, [r, n], in the dtype of ``rate``.
     """
+    # operators of torch.library import torch._dynamo, which takes seconds, so that plain calls do without them
+    return (_rows_operator if torch.compiler.is_compiling() else _rows_of)(x, start, to, rate, states)
+
+
+def _rows_of(x: Tensor, start: Tensor, to: Tensor, rate: Tensor, states: int) -> Tensor:
     if states <= _FEW:
         return _table(start, to, rate)[x]
     count = start[x + 1] - start[x]
@@ -88,14 +92,18 @@ def rows_of(x: Tensor, start: Tensor, to: Tensor, rate: Tensor, states: int) -> 
     return out
 
 
-@rows_of.register_fake
+_rows_operator = torch.library.custom_op("sedd_graph::neighbours_rows", _rows_of, mutates_args=())
+
+
+@_rows_operator.register_fake
 def _(x: Tensor, start: Tensor, to: Tensor, rate: Tensor, states: int) -> Tensor:
     return rate.new_empty(len(x), states)
 
 
-@torch.library.custom_op("sedd_graph::neighbours_expm", mutates_args=())
 def expm(x: Tensor, level: Tensor, start: Tensor, to: Tensor, rate: Tensor, leave: Tensor) -> Tensor:
     """Multiply each row by a matrix exponential: exp(level G) x for a sparse symmetric generator G.
+
+    It is one operator under ``torch.compile``, and differentiable in ``x``.
 
     Args:
         x: Vectors, one per row, [r, n].
@@ -108,6 +116,13 @@ def expm(x: Tensor, level: Tensor, start: Tensor, to: Tensor, rate: Tensor, leav
     Returns:
         The products, [r, n], in the dtype of ``x``.
     """
+    if torch.compiler.is_compiling():  # as in rows_of
+        return _expm_operator(x, level, start, to, rate, leave)
+    found: Tensor = _Expm.apply(x, level, start, to, rate, leave)  # type: ignore[no-untyped-call]  # of torch
+    return found
+
+
+def _expm(x: Tensor, level: Tensor, start: Tensor, to: Tensor, rate: Tensor, leave: Tensor) -> Tensor:
     n, fastest = x.shape[1], float(leave.max())
     if n <= _FEW and len(x) and (most := float(level.abs().max()) * fastest) * n**2 < _TABLES:
         step = _table(start, to, rate / fastest) + torch.diag((1 - leave / fastest).clamp(min=0))
@@ -142,7 +157,10 @@ def expm(x: Tensor, level: Tensor, start: Tensor, to: Tensor, rate: Tensor, leav
     return out
 
 
-@expm.register_fake
+_expm_operator = torch.library.custom_op("sedd_graph::neighbours_expm", _expm, mutates_args=())
+
+
+@_expm_operator.register_fake
 def _(x: Tensor, level: Tensor, start: Tensor, to: Tensor, rate: Tensor, leave: Tensor) -> Tensor:
     return torch.empty_like(x)
 
@@ -156,4 +174,12 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return expm(gradient.contiguous(), *ctx.saved_tensors), None, None, None, None, None
 
 
-expm.register_autograd(_backward, setup_context=_save)
+_expm_operator.register_autograd(_backward, setup_context=_save)
+
+
+class _Expm(torch.autograd.Function):
+    """The product as a differentiable function, for plain calls."""
+
+    forward = staticmethod(_expm)
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_backward)
