@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sedd_graph.component.base import ComponentConfig, Context
-from sedd_graph.component.contract import SizeField
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.vectors.gaussian import noise_std, posterior
-from sedd_graph.diffusion.vectors.kernel import VectorKernel
+from sedd_graph.diffusion.vectors.kernel import VectorKernel, VectorKernelConfig
 
 from ..network._shared import full_linear
 
@@ -32,19 +31,16 @@ class Gaussian(VectorKernel, kind="vector_kernel"):
     learned = True
     example: ClassVar[Mapping[str, Any]] = {"vocab": 4, "width": 2}
 
-    class Config(ComponentConfig):
-        vocab: SizeField
-        """Number of tokens. An integer or an expression such as ``v``."""
-        width: SizeField
-        """Width of a vector; 16 in the paper for E2E, 128 for ROCStories."""
+    class Config(VectorKernelConfig):
         steps: Annotated[int, pydantic.Field(ge=2, le=1_000_000)] = 2000
         """Number T of steps of the process, from 2 to 1,000,000."""
         start: Annotated[float, pydantic.Field(ge=0, le=10)] | Literal["first_step"] = "first_step"
         """Standard deviation sigma_0 of x_0 around the embedding. ``first_step``: that of the noise of step 1, as in the
         published code."""
-        variance: Literal["large", "small"] = "large"
-        """Variance of the model's reverse step from x_t to x_s. ``large``: that of the forward step, 1 - alpha_bar_t /
-        alpha_bar_s, as published; ``small``: that of q(x_s | x_t, x_0)."""
+        variance: Literal["large", "small", "matched"] = "large"
+        """Variance of a sampler's reverse step from x_t to x_s. ``large``: that of the forward step, 1 - alpha_bar_t /
+        alpha_bar_s, as published; ``small``: that of q(x_s | x_t, x_0); ``matched``: that of q(x_s | x_t, token), which is the
+        variance of the generative process that evaluation bounds."""
 
     config: Config
 
@@ -67,21 +63,20 @@ class Gaussian(VectorKernel, kind="vector_kernel"):
     def logits(self, x0: Tensor) -> Tensor:
         return full_linear(x0, self.embedding, self.bias)
 
-    def start_variance(self, schedule: Schedule) -> float:
+    def declared_start(self, schedule: Schedule) -> float:
         if self.config.start != "first_step":
-            return float(self.config.start) ** 2
+            return float(self.config.start)
         first = torch.tensor([1 / self.steps], dtype=torch.float64, device=self.embedding.device)
-        return float(noise_std(self.sigma(schedule, first))) ** 2
+        return float(noise_std(self.sigma(schedule, first)))
 
-    def reverse_variance(self, lower: Tensor, sigma: Tensor) -> Tensor:
+    @torch.no_grad()
+    def place(self, table: Tensor) -> None:
+        self.embedding.copy_(table)
+        self.bias.copy_(-table.square().sum(-1) / 2)
+
+    def reverse_variance(self, lower: Tensor, sigma: Tensor, schedule: Schedule) -> Tensor:
+        if self.config.variance == "matched":
+            return super().reverse_variance(lower, sigma, schedule)
         if self.config.variance == "small":
             return posterior(lower, sigma).variance
         return -torch.expm1(lower - sigma)
-
-    def step_variance(self, schedule: Schedule, t: Tensor) -> Tensor:
-        first = 1 / self.steps
-        sigma, lower = self.sigma(schedule, t), self.sigma(schedule, t - first)
-        ends = t < 1.5 * first
-        # q(x_0 | x_1, x_0) has variance 0: the last step gets that of q(x_1 | x_2, x_0), as in the published code
-        last = posterior(sigma, self.sigma(schedule, (t + first).clamp(max=1.0))).variance
-        return torch.where(ends, last, self.reverse_variance(torch.where(ends, sigma / 2, lower), sigma))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,6 +180,18 @@ class Engine:
         with self.network.evaluating():
             seeds = [mix_seed(seed, number) for number in range(draws)]
             return self.process.bound_rows(self.network, batch, seeds=seeds, on_draw=on_draw)
+
+    @torch.no_grad()
+    def measures(self, rows: Any, *, seed: int) -> Mapping[str, Tensor]:
+        """Return further measures of each row by name, see :meth:`Process.measures`.
+
+        Args:
+            rows: Clean rows, as for :meth:`bound_rows`.
+            seed: Seed of the noise.
+        """
+        batch = self.process.batch(rows, self.device)
+        with self.network.evaluating():
+            return self.process.measures(self.network, batch, seed=mix_seed(seed, 0))
 
     def bound(self, batches: Iterable[Any], *, draws: int = 1, seed: int = 0) -> Bound:
         """Estimate an upper bound on the mean of -log p over the rows of ``batches``, in nats per row.

@@ -322,6 +322,20 @@ class Process(ABC):
             The bound in nats per row, float64 [b], on the CPU.
         """
 
+    def measures(self, network: Network, batch: Any, *, seed: int) -> Mapping[str, Tensor]:
+        """Return further measures of each row that evaluation reports beside the bound; none by default.
+
+        Args:
+            network: Network in evaluation mode.
+            batch: Batch of clean rows.
+            seed: Seed of the noise.
+
+        Returns:
+            For each name, such as ``rounding_accuracy``, a quantity summed over the counted tokens of a row, float [b].
+            Evaluation divides the sum over rows by the number of tokens.
+        """
+        return {}
+
     @property
     def caveat(self) -> str | None:
         """Reason why the likelihood bound is not comparable with that of other models; None if it is comparable."""

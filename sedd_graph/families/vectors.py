@@ -208,8 +208,16 @@ class VectorProcess(TextProcess):
         return self.objective.over, draw.t, nats
 
     def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
-        found = self.objective.reconstruction(batch, self.kernel, self.schedule, random=random)
+        denoise = self.denoiser(network.run, network.model, batch.attend)
+        found = self.objective.reconstruction(denoise, batch, self.kernel, self.schedule, random=random)
         return None if found is None else found.double().cpu()
+
+    def measures(self, network: Network, batch: Batch, *, seed: int) -> Mapping[str, Tensor]:
+        """Return the number of tokens of each row that the network recovers at the lowest noise, float [b]."""
+        random = Randomness(torch.Generator(network.device).manual_seed(seed))
+        denoise = self.denoiser(network.run, network.model, batch.attend)
+        parts = self.kernel, self.schedule
+        return {"rounding_accuracy": self.objective.recovered(denoise, batch, *parts, random=random)}
 
     @property
     def caveat(self) -> str | None:

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component.base import Component, ComponentConfig
+from sedd_graph.component.contract import SizeField
 from sedd_graph.component.outputs import TOKEN_LOGITS, VECTOR_X0, Output
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.vectors.gaussian import along, log_snr, noise_std, posterior, signal
 
-__all__ = ["Estimate", "VectorKernel"]
+__all__ = ["Estimate", "VectorKernel", "VectorKernelConfig"]
 
 CHUNK = 2**24
 """Largest number of entries of a table of distances that is held at once."""
@@ -39,11 +40,20 @@ class Estimate(NamedTuple):
     logits: Tensor | None = None
 
 
+class VectorKernelConfig(ComponentConfig):
+    """Config of a kernel of vectors: the sizes of the table of embeddings."""
+
+    vocab: SizeField
+    """Number of tokens. An integer or an expression such as ``v``."""
+    width: SizeField
+    """Width of a vector; 16 in Diffusion-LM for E2E, 128 for ROCStories."""
+
+
 class VectorKernel(Component, ABC):
     """The forward process of tokens as vectors: token -> x_0 ~ N(embedding, start variance) -> x_t by Gaussian noise.
 
     x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise, with alpha_bar = exp(-total noise). A subclass defines the
-    embeddings (:meth:`table`) and p(token | x_0) (:meth:`logits`), and its Config has ``vocab`` and ``width``.
+    embeddings (:meth:`table`) and p(token | x_0) (:meth:`logits`). Its Config extends :class:`VectorKernelConfig`.
     """
 
     abstract: ClassVar[bool] = True
@@ -54,10 +64,12 @@ class VectorKernel(Component, ABC):
     extra_states: ClassVar[int] = 0
     """0: every token has a vector. The plan of a process reads this attribute from each kernel."""
 
+    config: VectorKernelConfig
+
     @classmethod
-    def sizes(cls, config: ComponentConfig) -> tuple[int, int]:
+    def sizes(cls, config: VectorKernelConfig) -> tuple[int, int]:
         """Return the number of tokens v and the width d of a vector."""
-        return int(getattr(config, "vocab", 0)), int(getattr(config, "width", 0))
+        return config.vocab, config.width
 
     @classmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
@@ -72,12 +84,12 @@ class VectorKernel(Component, ABC):
     @property
     def data_tokens(self) -> int:
         """Number of tokens, v."""
-        return self.sizes(self.config)[0]
+        return self.config.vocab
 
     @property
     def width(self) -> int:
         """Width of a vector, d."""
-        return self.sizes(self.config)[1]
+        return self.config.width
 
     # -- tokens and vectors -------------------------------------------------------------------------------------------
 
@@ -94,6 +106,12 @@ class VectorKernel(Component, ABC):
 
         Returns:
             float32 (float64 for a float64 ``x0``) [..., v].
+        """
+
+    def place(self, table: Tensor) -> None:
+        """Set the embeddings to ``table`` [v, d] and the rounding to the nearest of them, for numerical verification.
+
+        A kernel whose embeddings cannot be chosen ignores the call, as this default does.
         """
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -172,9 +190,16 @@ class VectorKernel(Component, ABC):
         found = schedule.sigma(t.double())
         return found if self.steps is None else torch.where(t > 0, found, 0.0)
 
+    def declared_start(self, schedule: Schedule) -> float:
+        """Return the standard deviation sigma_0 that the Config declares; by default 0: x_0 is the embedding.
+
+        Numerical verification compares :meth:`start_variance` and :meth:`start` with it.
+        """
+        return 0.0
+
     def start_variance(self, schedule: Schedule) -> float:
         """Return the variance sigma_0^2 of x_0 around the embedding of its token; 0: x_0 is the embedding."""
-        return 0.0
+        return self.declared_start(schedule) ** 2
 
     def start(self, tokens: Tensor, schedule: Schedule, noise: Tensor) -> Tensor:
         """Return clean vectors x_0 of ``tokens`` int64 [b, l], [b, l, d], from standard normal ``noise`` [b, l, d]."""
@@ -184,30 +209,17 @@ class VectorKernel(Component, ABC):
         """Return x_t, [b, l, d], given x_0 [b, l, d], total noise [b] and standard normal ``noise`` [b, l, d]."""
         return along(signal(sigma), x0) * x0 + along(noise_std(sigma), x0) * noise
 
-    def reverse_variance(self, lower: Tensor, sigma: Tensor) -> Tensor:
-        """Return the variance of the model's reverse step p(x_s | x_t) in each coordinate, float64 [b].
+    def reverse_variance(self, lower: Tensor, sigma: Tensor, schedule: Schedule) -> Tensor:
+        """Return the variance of a sampler's reverse step p(x_s | x_t) in each coordinate, float64 [b].
 
-        By default that of q(x_s | x_t, x_0).
+        By default that of q(x_s | x_t, token).
 
         Args:
             lower: Total noise at s, above 0, float64 [b].
             sigma: Total noise at t, float64 [b].
-        """
-        return posterior(lower, sigma).variance
-
-    def step_variance(self, schedule: Schedule, t: Tensor) -> Tensor:
-        """Return the variance of the model's reverse step in discrete time from ``t`` to ``t - 1 / steps``, float64 [b].
-
-        Unlike :meth:`reverse_variance` it is positive in the last step too, which ends at x_0.
-
-        Args:
             schedule: Total noise as a function of time.
-            t: Times, multiples of 1 / steps, float64 [b].
-
-        Raises:
-            NotImplementedError: The process has no discrete steps.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no discrete steps, or must define 'step_variance'")
+        return posterior(lower, sigma, self.start_variance(schedule)).variance
 
     def inputs(self, x: Tensor, t: Tensor, sigma: Tensor) -> dict[str, Tensor]:
         """Return the inputs of the network that depend on noisy vectors and noise level, by name.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +53,17 @@ class VectorObjective(Component, ABC):
     over: ClassVar[str] = "time"
     """Meaning of :attr:`VectorDraw.t`."""
 
+    measure: ClassVar[Literal["steps", "time"]] = "time"
+    """Form of :meth:`bound`: ``steps``, the sum of KL divergences over the steps of a process in discrete time, with the
+    posterior given the tokens; ``time``, any other, which at a perfect network equals the entropy of the data."""
+    terms: ClassVar[frozenset[str]] = frozenset()
+    """Terms of the training loss of a position, whose sum numerical verification compares with closed forms.
+
+    ``mse``: mean over the width of |target - estimate|^2, the target being x_0, or what :meth:`optimal` predicts; ``last``: mean
+    over the width of |sqrt(alpha_bar_1) x_0|^2; ``rounding``: -log p(token | x_0); ``cross_entropy``: -log of the softmax of the
+    network's logits at the token. Empty: the value is not verified.
+    """
+
     @classmethod
     def toy(cls, config: ComponentConfig) -> ComponentConfig:
         """Return the Config that numerical verification uses in place of ``config``, by default ``config`` itself."""
@@ -65,6 +76,17 @@ class VectorObjective(Component, ABC):
     def caveat(self) -> str | None:
         """Return why the reported bound is not comparable with others; None if it is an upper bound on -log p."""
         return None
+
+    def optimal(self, start: Tensor, clean: Tensor, t: Tensor, kernel: VectorKernel) -> Tensor:
+        """Return the estimate of the clean vectors at which the expected loss is least, [b, l, d].
+
+        Args:
+            start: E[x_0 | x_t], [b, l, d].
+            clean: E[embedding | x_t], [b, l, d].
+            t: Times, float64 [b].
+            kernel: The kernel.
+        """
+        return start
 
     @abstractmethod
     def draw(
@@ -108,13 +130,40 @@ class VectorObjective(Component, ABC):
         return self.draw(batch, kernel, schedule, random=random)
 
     def reconstruction(
-        self, batch: Batch, kernel: VectorKernel, schedule: Schedule, *, random: Randomness
+        self, denoise: Denoiser, batch: Batch, kernel: VectorKernel, schedule: Schedule, *, random: Randomness
     ) -> Tensor | None:
-        """Return an estimate of E[-log p(tokens | x_0)] of each row, nats, [b]; None if :meth:`bound` includes it.
+        """Return an estimate of the rounding term E[-log p(tokens | x)] of each row, nats, [b], x having the least noise.
 
-        Arguments as for :meth:`draw`.
+        None if :meth:`bound` includes it.
+
+        Args:
+            denoise: The network.
+            batch: Clean rows.
+            kernel: The kernel.
+            schedule: Total noise as a function of time.
+            random: Source of all random numbers.
         """
         return None
+
+    def recovered(
+        self, denoise: Denoiser, batch: Batch, kernel: VectorKernel, schedule: Schedule, *, random: Randomness
+    ) -> Tensor:
+        """Return the number of tokens of each row that the network recovers at the lowest noise, [b].
+
+        x_t is drawn at the first step (in continuous time, at the time 1e-5), and the network's estimate is rounded.
+
+        Args:
+            denoise: The network.
+            batch: Clean rows.
+            kernel: The kernel.
+            schedule: Total noise as a function of time.
+            random: Source of all random numbers.
+        """
+        first = torch.full((len(batch),), 1 / (kernel.steps or 1e5), dtype=torch.float64, device=batch.tokens.device)
+        draw = self.draw(batch, kernel, schedule, random=random, t=first)
+        found = denoise.refined(self.vectors(draw, batch, kernel, schedule)[2], draw.t)
+        rounded = kernel.round(found.x0) if found.logits is None else found.logits.argmax(-1)
+        return counted((rounded == batch.tokens).float(), batch)
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
