@@ -3,6 +3,7 @@
 Axes: b batch, l length, d width of a vector, v tokens.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,14 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sedd_graph.component.base import ComponentConfig, Context
-from sedd_graph.component.contract import SizeField
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import FittedSchedule, Schedule
 from sedd_graph.diffusion.vectors.denoiser import Denoiser
 from sedd_graph.diffusion.vectors.flow import Flow, FlowLikelihood, Method, advance, root_snr
 from sedd_graph.diffusion.vectors.gaussian import along, kl, log_snr, noise_std, signal, spread
-from sedd_graph.diffusion.vectors.kernel import Estimate, VectorKernel
+from sedd_graph.diffusion.vectors.kernel import Estimate, VectorKernel, VectorKernelConfig
 from sedd_graph.diffusion.vectors.objective import VectorDraw, VectorObjective, counted
 from sedd_graph.diffusion.vectors.sampler import VectorSampler, VectorSamplerConfig, VectorWalk
 from sedd_graph.errors import UserError
@@ -31,7 +31,7 @@ __all__ = ["LangFlow", "NormalizedGaussian", "Ode"]
 
 
 class NormalizedGaussian(VectorKernel, kind="vector_kernel"):
-    """Learned embeddings of length sqrt(width), with Gaussian noise in continuous time (LangFlow, arXiv 2604.11748).
+    """Learned embeddings of equal lengths, with Gaussian noise in continuous time (LangFlow, arXiv 2604.11748).
 
     x_0 is the embedding, and x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise. With ``precondition`` the logits of the
     network are added to log p(x_t | token), so that the network predicts the log-probability of the token given the other
@@ -41,14 +41,12 @@ class NormalizedGaussian(VectorKernel, kind="vector_kernel"):
     learned = True
     example: ClassVar[Mapping[str, Any]] = {"vocab": 4, "width": 2}
 
-    class Config(ComponentConfig):
-        vocab: SizeField
-        """Number of tokens. An integer or an expression such as ``v``."""
-        width: SizeField
-        """Width of a vector, at least 2; that of the network in the paper (768)."""
+    class Config(VectorKernelConfig):
         normalize: Literal["length", "layer"] = "length"
-        """Normalisation of the embeddings. ``length``: to the length sqrt(width), as in the published code; ``layer``: to mean 0
-        and variance 1 (layer normalisation), which has the same length."""
+        """Normalisation of the embeddings. ``length``: each is scaled to ``length``, as in the published code; ``layer``: its
+        mean over the width is subtracted before (layer normalisation)."""
+        length: Annotated[float, pydantic.Field(gt=0, le=1e4)] | None = None
+        """Length of every embedding, at most 10,000; null: sqrt(width), so that a coordinate has mean square 1."""
         precondition: bool = True
         """True: the network's logits are added to log p(x_t | token), which is sqrt(alpha_bar) x_t . embedding / (1 - alpha_bar)
         up to a constant."""
@@ -67,17 +65,26 @@ class NormalizedGaussian(VectorKernel, kind="vector_kernel"):
         self.embedding = nn.Parameter(torch.randn(self.config.vocab, self.config.width))
 
     @classmethod
-    def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
-        return config.model_copy(update={"vocab": states, "width": 3})
+    def toy(cls, config: Config, states: int) -> Config:
+        # two layer-normalised vectors of two numbers are alike or opposite
+        length = cls.length_of(config)  # the same, so that the noise levels of the schedule are as far from rounding
+        changes = {"vocab": states, "width": 2, "normalize": "length", "length": length}
+        return config.model_copy(update=changes)
+
+    @classmethod
+    def length_of(cls, config: Config) -> float:
+        """Return the length of the embeddings."""
+        return math.sqrt(config.width) if config.length is None else config.length
 
     @torch.no_grad()
     def place(self, table: Tensor) -> None:
         self.embedding.copy_(table)
 
     def table(self) -> Tensor:
+        rows = self.embedding
         if self.config.normalize == "layer":
-            return F.layer_norm(self.embedding, (self.config.width,), eps=1e-12)
-        return F.normalize(self.embedding, dim=-1) * math.sqrt(self.config.width)
+            rows = rows - rows.mean(-1, keepdim=True)
+        return F.normalize(rows, dim=-1) * self.length_of(self.config)
 
     def logits(self, x0: Tensor) -> Tensor:
         # embeddings have equal lengths, so the nearest one has the largest product
@@ -105,6 +112,8 @@ class LangFlow(VectorObjective, kind="vector_objective"):
     """
 
     reads = ("logits",)
+    measure = "time"
+    terms = frozenset({"cross_entropy"})
     likelihoods: ClassVar[Mapping[str, str | None]] = {
         "variational": None,
         "ode": "an estimate of the bound of the probability-flow ODE: its integral is computed in {steps} steps of {method}'s "
@@ -250,7 +259,7 @@ class Ode(VectorSampler, kind="vector_sampler"):
                 "sample: the classifier's updates need a sampler that draws noise, such as ddpm: take updates: 0"
             )
         every = [t.expand(len(walk.x)) for t in times]
-        for t, s in zip(every[:-1], every[1:], strict=True):
+        for t, s in itertools.pairwise(every):
             here, there = walk.sigma(t), walk.sigma(s)
             y, start, end = walk.x / along(noise_std(here), walk.x), root_snr(here), root_snr(there)
             deviation = along(noise_std(there), y)

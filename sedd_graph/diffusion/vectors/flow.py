@@ -8,6 +8,7 @@ length, d width of a vector.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -175,7 +176,7 @@ class Flow:
             log_p = logits.log_softmax(-1).gather(-1, batch.tokens[..., None])
             reconstruction = -torch.where(moving, log_p, 0.0).double().sum((1, 2))
         volume = torch.zeros(len(y), dtype=torch.float64, device=y.device)
-        for here, there in zip(grid[:-1], grid[1:], strict=True):
+        for here, there in itertools.pairwise(grid):
             start, end = here[2], there[2]
             first = self.divergence(field(here), y, moving, random)
             slope, found = first.value, (first.x0,)
