@@ -18,7 +18,7 @@ from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import FittedSchedule, Schedule
 from sedd_graph.diffusion.vectors.denoiser import Denoiser
-from sedd_graph.diffusion.vectors.flow import Flow, FlowLikelihood, Method, advance, root_snr
+from sedd_graph.diffusion.vectors.flow import Flow, Method, advance, root_snr
 from sedd_graph.diffusion.vectors.gaussian import along, kl, log_snr, noise_std, signal, spread
 from sedd_graph.diffusion.vectors.kernel import Estimate, VectorKernel, VectorKernelConfig
 from sedd_graph.diffusion.vectors.objective import VectorDraw, VectorObjective, counted
@@ -114,11 +114,6 @@ class LangFlow(VectorObjective, kind="vector_objective"):
     reads = ("logits",)
     measure = "time"
     terms = frozenset({"cross_entropy"})
-    likelihoods: ClassVar[Mapping[str, str | None]] = {
-        "variational": None,
-        "ode": "an estimate of the bound of the probability-flow ODE: its integral is computed in {steps} steps of {method}'s "
-        "method, whose error the standard error does not count (it counts that of the divergences)",
-    }
 
     class Config(ComponentConfig):
         self_conditioning: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.25
@@ -202,19 +197,15 @@ class LangFlow(VectorObjective, kind="vector_objective"):
         xt = self.vectors(draw, batch, kernel, schedule)[2]
         return counted(cross_entropy(denoise.refined(xt, start).logits, batch.tokens), batch)
 
-    def flow(
-        self, denoise: Denoiser, batch: Batch, kernel: VectorKernel, schedule: Schedule, *, random: Randomness
-    ) -> FlowLikelihood:
+    def flow(self, kernel: VectorKernel, schedule: Schedule) -> Flow:
         config = self.config
-        flow = Flow(
-            denoise=denoise,
+        return Flow(
             kernel=kernel,
             schedule=schedule,
             steps=config.steps,
             method=config.method,
             probes=config.probes,
         )
-        return flow.likelihood(batch, random)
 
 
 def cross_entropy(logits: Tensor | None, tokens: Tensor) -> Tensor:

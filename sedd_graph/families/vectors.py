@@ -22,6 +22,7 @@ from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.conditions.constraint import allowed_tokens
 from sedd_graph.diffusion.vectors.classifier import VectorClassifier
 from sedd_graph.diffusion.vectors.denoiser import Denoiser
+from sedd_graph.diffusion.vectors.flow import Flow
 from sedd_graph.diffusion.vectors.kernel import VectorKernel
 from sedd_graph.diffusion.vectors.objective import VectorDraw
 from sedd_graph.diffusion.vectors.parts import VectorParts
@@ -202,12 +203,16 @@ class VectorProcess(TextProcess):
         return self.objective.loss(denoise, draw, batch, self.kernel, self.schedule).float(), kept
 
     def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
-        draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
         denoise = self.denoiser(network.run, network.model, batch.attend)
+        if (flow := self._flow()) is not None:
+            return self.objective.over, None, flow.likelihood(denoise, batch, random).nats
+        draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
         nats = self.objective.bound(denoise, draw, batch, self.kernel, self.schedule)
         return self.objective.over, draw.t, nats
 
     def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
+        if self._flow() is not None:
+            return None
         denoise = self.denoiser(network.run, network.model, batch.attend)
         found = self.objective.reconstruction(denoise, batch, self.kernel, self.schedule, random=random)
         return None if found is None else found.double().cpu()
@@ -219,9 +224,19 @@ class VectorProcess(TextProcess):
         parts = self.kernel, self.schedule
         return {"rounding_accuracy": self.objective.recovered(denoise, batch, *parts, random=random)}
 
+    def _flow(self) -> Flow | None:
+        """Return the ODE whose likelihood is computed; None for the bound."""
+        return self.objective.flow(self.kernel, self.schedule) if self.likelihood == "ode" else None
+
+    @property
+    def likelihoods(self) -> tuple[str, ...]:
+        found = self.objective.flow(self.kernel, self.schedule)
+        return ("bound",) if found is None else ("bound", "ode")
+
     @property
     def caveat(self) -> str | None:
-        return self.objective.caveat()
+        flow = self._flow()
+        return self.objective.caveat() if flow is None else flow.caveat
 
     def noised(self, over: str, t: Tensor) -> Tensor:
         if over != "time":

@@ -12,8 +12,10 @@ import itertools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import Schedule
@@ -25,6 +27,10 @@ __all__ = ["Divergence", "Flow", "FlowLikelihood", "Method", "advance", "root_sn
 
 Method = Literal["euler", "heun"]
 """Method of integration: ``euler`` (order 1, one evaluation in a step) or ``heun`` (order 2, two evaluations)."""
+
+
+KNOTS = 2000
+"""Number of times, and of noise levels, between which the times of the steps are interpolated."""
 
 
 class Divergence(NamedTuple):
@@ -86,7 +92,6 @@ class Flow:
     right-hand side is a function of y and s. Its divergence counts both evaluations.
 
     Attributes:
-        denoise: The network.
         kernel: The kernel.
         schedule: Total noise as a function of time.
         steps: Number of steps of the integration.
@@ -95,27 +100,52 @@ class Flow:
             divergence, by one derivative for each coordinate.
     """
 
-    denoise: Denoiser
     kernel: VectorKernel
     schedule: Schedule
     steps: int
     method: Method = "heun"
     probes: int = 1
 
-    def estimate(self, x: Tensor, t: Tensor) -> Estimate:
+    @property
+    def caveat(self) -> str:
+        """Reason why :meth:`likelihood` is an estimate of a bound, not a bound."""
+        return (
+            f"an estimate: {self.steps} {self.method.title()} steps integrate the ODE, and the standard error counts noise and "
+            "Hutchinson's estimate of the divergence, but not the error of the steps (raise objective.steps to see it)"
+        )
+
+    @staticmethod
+    def estimate(denoise: Denoiser, x: Tensor, t: Tensor) -> Estimate:
         """Return the estimate of the clean rows at noisy vectors ``x`` [b, l, d] and times ``t`` [b], with gradients."""
-        first = self.denoise(x, t).x0 if self.denoise.self_conditioned else None
-        return self.denoise(x, t, first)
+        first = denoise(x, t).x0 if denoise.self_conditioned else None
+        return denoise(x, t, first)
 
     def grid(self, rows: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return times, standard deviation of the noise, and s of the ends of the steps, from t = 0 on, float64 [b]."""
-        times = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64, device=device)
+        """Return times, standard deviation of the noise, and s of the ends of the steps, from t = 0 on, float64 [b].
+
+        Steps are evenly spaced in the mean of time and relative log-SNR: in time, where the schedule places the changes of
+        the estimate; in log-SNR, so that the first and the last steps are short too.
+        """
+        times = self._times(device)
         found = []
         for t in times:
             each = t.expand(rows)
             sigma = self.kernel.sigma(self.schedule, each)
             found.append((each, noise_std(sigma), root_snr(sigma)))
         return found
+
+    def _times(self, device: torch.device) -> Tensor:
+        """Return the times of the ends of the steps, increasing from 0 to 1, float64 [steps + 1]."""
+        even = torch.linspace(0, 1, KNOTS, dtype=torch.float64, device=device)
+        ends = log_snr(self.kernel.sigma(self.schedule, even[[0, -1]]))
+        levels = ends[0] + (ends[1] - ends[0]) * even
+        times = torch.cat([even, self.schedule.time(softplus(-levels)).clamp(0, 1)]).unique()
+        share = (log_snr(self.kernel.sigma(self.schedule, times)) - ends[0]) / (ends[1] - ends[0])
+        place = ((times + share) / 2).cpu().numpy()
+        wanted = np.linspace(0, 1, self.steps + 1)
+        found = torch.from_numpy(np.interp(wanted, place, times.cpu().numpy()))
+        found[0], found[-1] = 0.0, 1.0
+        return found.to(device)
 
     def divergence(self, at: Callable[[Tensor], Tensor], y: Tensor, moving: Tensor, random: Randomness) -> Divergence:
         """Return a vector field at ``y`` and its divergence over the moving positions.
@@ -144,7 +174,9 @@ class Flow:
         unit = torch.eye(y[0].numel(), dtype=y.dtype, device=y.device).view(-1, 1, *y.shape[1:])
         return [torch.where(moving, one.expand_as(y), 0.0) for one in unit]
 
-    def likelihood(self, batch: Batch, random: Randomness, *, noise: Tensor | None = None) -> FlowLikelihood:
+    def likelihood(
+        self, denoise: Denoiser, batch: Batch, random: Randomness, *, noise: Tensor | None = None
+    ) -> FlowLikelihood:
         """Estimate the bound on -log p of the tokens of each row.
 
         With y = s e + noise at the lowest noise (e are the embeddings), -log p(tokens) is at most the expectation of -log
@@ -153,6 +185,7 @@ class Flow:
         finite number of steps makes the result an estimate.
 
         Args:
+            denoise: The network.
             batch: Clean rows. Positions that are not corrupted or do not count keep their embeddings.
             random: Source of noise and probes.
             noise: Standard normal noise at the lowest noise, [b, l, d]; None: drawn.
@@ -166,11 +199,11 @@ class Flow:
 
         def field(place: tuple[Tensor, Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
             t, deviation, _ = place
-            return lambda y: self.estimate(torch.where(moving, along(deviation, y) * y, clean), t).x0
+            return lambda y: self.estimate(denoise, torch.where(moving, along(deviation, y) * y, clean), t).x0
 
         with torch.no_grad():
             x = torch.where(moving, along(grid[0][1], y) * y, clean)
-            logits = self.estimate(x, grid[0][0]).logits
+            logits = self.estimate(denoise, x, grid[0][0]).logits
             if logits is None:
                 logits = self.kernel.logits(clean)
             log_p = logits.log_softmax(-1).gather(-1, batch.tokens[..., None])
