@@ -2,8 +2,8 @@
 
 An engine composes a network and a process (:mod:`sedd_graph.engine.engine`). There is one implementation in
 :mod:`sedd_graph.families` for each family of processes: ``tokens`` (diffusion on token rows of a fixed length),
-``strings`` (diffusion on strings whose length changes), ``points`` (normalizing flows on rows of real numbers) and
-``graph`` (a network without a process).
+``strings`` (diffusion on strings whose length changes), ``vectors`` (diffusion of the embeddings of token rows),
+``points`` (normalizing flows on rows of real numbers) and ``graph`` (a network without a process).
 
 Axes: b batch, l length, n states.
 """

@@ -10,7 +10,7 @@ from sedd_graph.component.base import Component, ComponentConfig, Context, solve
 from sedd_graph.component.check import Check
 from sedd_graph.component.contract import Algebra, Port, Rule, Signature, SizeField
 from sedd_graph.component.counter_rng import dropout
-from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, Input, Output
+from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, TOKEN_LOGITS, VECTOR_X0, Input, Output
 from sedd_graph.data.sources import Corpus, Document, PointSource
 from sedd_graph.data.tokenizer import Tokenizer, TokenizerFactory
 from sedd_graph.diffusion.batch import Batch, Draw, PointBatch, Randomness
@@ -29,12 +29,19 @@ from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
 from sedd_graph.diffusion.tokens.sampler import Sampler, StepSampler, StepsConfig
 from sedd_graph.diffusion.tokens.walk import SamplerConfig, Walk
+from sedd_graph.diffusion.vectors.classifier import VectorClassifier, VectorClassifierConfig
+from sedd_graph.diffusion.vectors.denoiser import Denoiser
+from sedd_graph.diffusion.vectors.kernel import Estimate, VectorKernel, VectorKernelConfig
+from sedd_graph.diffusion.vectors.objective import VectorDraw, VectorObjective
+from sedd_graph.diffusion.vectors.sampler import VectorSampler, VectorSamplerConfig, VectorWalk
 from sedd_graph.errors import UserError
 from sedd_graph.training.interfaces import LRSchedule, OptimizerFactory, Tracker
 
 __all__ = [
     "LOG_SCORE",
     "LOG_X0",
+    "TOKEN_LOGITS",
+    "VECTOR_X0",
     "Algebra",
     "Batch",
     "BirthDeath",
@@ -44,10 +51,12 @@ __all__ = [
     "ComponentConfig",
     "Context",
     "Corpus",
+    "Denoiser",
     "Document",
     "Draw",
     "DrawRequest",
     "EditFlowKernel",
+    "Estimate",
     "FlexKernel",
     "Input",
     "Kernel",
@@ -81,6 +90,15 @@ __all__ = [
     "TokenizerFactory",
     "Tracker",
     "UserError",
+    "VectorClassifier",
+    "VectorClassifierConfig",
+    "VectorDraw",
+    "VectorKernel",
+    "VectorKernelConfig",
+    "VectorObjective",
+    "VectorSampler",
+    "VectorSamplerConfig",
+    "VectorWalk",
     "Walk",
     "categorical",
     "dropout",

@@ -24,7 +24,7 @@ __all__ = ["check_fitted", "check_flow", "check_order"]
 
 EXACT = 1e-3
 """Largest error of the ODE's likelihood with the exact score, nats."""
-STEPS = {"full": 240, "quick": 60}
+STEPS = {"full": 240, "quick": 100}
 """Number of Heun steps of that likelihood, which is extrapolated from this number and twice of it (Richardson)."""
 ROWS = 24
 """Number of rows whose likelihood is compared."""
