@@ -15,7 +15,7 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import FittedSchedule
-from sedd_graph.diffusion.vectors.flow import Flow
+from sedd_graph.diffusion.vectors.flow import Flow, first_time
 from sedd_graph.diffusion.vectors.parts import VectorParts
 from sedd_graph.diffusion.vectors.sampler import VectorWalk, VectorWalkSettings
 from sedd_graph.verify.vectors_toy import Toy, level
@@ -64,7 +64,7 @@ def _check_likelihood(toy: Toy, flow: Flow, output: str, steps: int) -> Check:
     """Verify the terms of the likelihood against the density of the mixture at the lowest noise, by enumeration."""
     batch, noise = _rows(toy, ROWS, 91)
     denoise = toy.denoiser(toy.parts.objective, output, len(batch))
-    start = torch.zeros(len(batch), dtype=torch.float64)
+    start = torch.full((len(batch),), first_time(toy.parts.schedule), dtype=torch.float64)
     signal, variance = (v[:, None, None] for v in toy.levels(start))
     y = signal / variance.sqrt() * toy.parts.kernel.embed(batch.tokens).double() + noise.double()
     log_p = toy.logits(variance.sqrt() * y, start).gather(-1, batch.tokens[..., None])[..., 0]
@@ -75,7 +75,7 @@ def _check_likelihood(toy: Toy, flow: Flow, output: str, steps: int) -> Check:
         found = sharp.likelihood(denoise, batch, Randomness(torch.Generator().manual_seed(0)), noise=noise)
         # the flow begins with a normal density, to which the mixture at the highest noise is close
         normal = -found.end.double().square().sum((1, 2)) / 2
-        errors.append(found.nats - exact - _log_density(toy, found.end.double(), start + 1) + normal)
+        errors.append(found.nats - exact - _log_density(toy, found.end.double(), torch.ones_like(start)) + normal)
     error = ((4 * errors[1] - errors[0]) / 3).abs().max()
     claim = "with the exact score, the likelihood of the ODE is the density of the mixture"
     how = f"{len(batch)} rows of {toy.length} tokens, {steps} and {2 * steps} Heun steps extrapolated, exact divergence, nats per row; limit {EXACT:g}"

@@ -23,7 +23,7 @@ from sedd_graph.diffusion.vectors.denoiser import Denoiser
 from sedd_graph.diffusion.vectors.gaussian import along, log_snr, noise_std
 from sedd_graph.diffusion.vectors.kernel import Estimate, VectorKernel
 
-__all__ = ["Divergence", "Flow", "FlowLikelihood", "Method", "advance", "root_snr"]
+__all__ = ["Divergence", "Flow", "FlowLikelihood", "Method", "advance", "first_time", "root_snr"]
 
 Method = Literal["euler", "heun"]
 """Method of integration: ``euler`` (order 1, one evaluation in a step) or ``heun`` (order 2, two evaluations)."""
@@ -31,6 +31,10 @@ Method = Literal["euler", "heun"]
 
 KNOTS = 2000
 """Number of times, and of noise levels, between which the times of the steps are interpolated."""
+
+
+LEAST = 1e-5
+"""Time of the lowest noise, for a schedule without noise at t = 0."""
 
 
 class Divergence(NamedTuple):
@@ -61,6 +65,11 @@ def advance(y: Tensor, start: Tensor, end: Tensor, x0: Tensor, *others: Tensor) 
         *others: Further estimates that are averaged with it: that at the end of an Euler step (Heun).
     """
     return y + along(end - start, y) * (sum(others, x0) / (1 + len(others)))
+
+
+def first_time(schedule: Schedule) -> float:
+    """Return the time of the lowest noise: 0, or a small one for a schedule whose total noise is 0 at t = 0."""
+    return 0.0 if float(schedule.sigma(torch.zeros(1, dtype=torch.float64))) > 0 else LEAST
 
 
 class FlowLikelihood(NamedTuple):
@@ -121,7 +130,7 @@ class Flow:
         return denoise(x, t, first)
 
     def grid(self, rows: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return times, standard deviation of the noise, and s of the ends of the steps, from t = 0 on, float64 [b].
+        """Return times, standard deviation of the noise, and s of the ends of the steps, from little noise on, float64 [b].
 
         Steps are evenly spaced in the mean of time and relative log-SNR: in time, where the schedule places the changes of
         the estimate; in log-SNR, so that the first and the last steps are short too.
@@ -135,16 +144,17 @@ class Flow:
         return found
 
     def _times(self, device: torch.device) -> Tensor:
-        """Return the times of the ends of the steps, increasing from 0 to 1, float64 [steps + 1]."""
-        even = torch.linspace(0, 1, KNOTS, dtype=torch.float64, device=device)
+        """Return the times of the ends of the steps, increasing to 1, float64 [steps + 1]."""
+        first = first_time(self.schedule)
+        even = torch.linspace(first, 1, KNOTS, dtype=torch.float64, device=device)
         ends = log_snr(self.kernel.sigma(self.schedule, even[[0, -1]]))
-        levels = ends[0] + (ends[1] - ends[0]) * even
-        times = torch.cat([even, self.schedule.time(softplus(-levels)).clamp(0, 1)]).unique()
+        levels = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, KNOTS, dtype=torch.float64, device=device)
+        times = torch.cat([even, self.schedule.time(softplus(-levels)).clamp(first, 1)]).unique()
         share = (log_snr(self.kernel.sigma(self.schedule, times)) - ends[0]) / (ends[1] - ends[0])
         place = ((times + share) / 2).cpu().numpy()
         wanted = np.linspace(0, 1, self.steps + 1)
         found = torch.from_numpy(np.interp(wanted, place, times.cpu().numpy()))
-        found[0], found[-1] = 0.0, 1.0
+        found[0], found[-1] = first, 1.0
         return found.to(device)
 
     def divergence(self, at: Callable[[Tensor], Tensor], y: Tensor, moving: Tensor, random: Randomness) -> Divergence:
