@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sedd_graph_registry.noise.schedules_gaussian import betas
+from sedd_graph_registry.noise.schedules_gaussian import named_betas
 from torch import Tensor
 
 import sedd_graph
@@ -55,7 +55,7 @@ def close(found: Tensor, expected: Tensor, relative: float) -> None:
 
 
 def test_schedule(reference: dict[str, Tensor], engine: Any) -> None:
-    assert np.abs(betas("sqrt", TOTAL) - reference["betas"].numpy()).max() <= 1e-12
+    assert np.abs(named_betas("sqrt", TOTAL) - reference["betas"].numpy()).max() <= 1e-12
     process: VectorProcess = engine.process
     t = torch.arange(1, TOTAL + 1, dtype=torch.float64) / TOTAL
     level = torch.exp(-process.kernel.sigma(process.schedule, t))

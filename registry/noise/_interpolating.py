@@ -110,6 +110,16 @@ class Interpolating(Kernel):
             weights = kept if bool(kept.sum() > 0) else states[None].to(weights.dtype)
         return _draw(weights, u)
 
+    def prior_divergence(self, x0: Tensor, sigma: Tensor) -> Tensor:
+        # every state but x0 has the probability (1 - alpha) pi: one sum over the states serves all positions
+        sigma = sigma.double()
+        prior = self.target(torch.full_like(sigma[:1], 1e4))[0]
+        _, replaced, top = self._marginal(x0, sigma)
+        terms = torch.xlogy(replaced, replaced) - torch.xlogy(replaced, prior)
+        own = torch.xlogy(top, top) - torch.xlogy(top, _entry(prior, x0))
+        nats = terms.sum(-1, keepdim=True) - _entry(terms, x0) + own
+        return torch.where(_entry(prior, x0) == 0, torch.inf, nats)
+
     def rate_matrix(self, sigma: float) -> Tensor:
         into = self.rate(torch.tensor([sigma], dtype=torch.float64))[0].expand(self.states)
         return into[:, None] - torch.diag(into.sum().expand(self.states))

@@ -244,6 +244,8 @@ class TokenProcess(TextProcess):
     def noised(self, over: str, t: Tensor) -> Tensor:
         if over != "time":
             return t
+        if self.kernel.steps is not None:  # the share of the kernel's steps that are taken
+            return t
         inside = t.float().clamp(1e-4, 1 - 1e-6).to(self.allowed.device)
         return torch.from_numpy(-np.expm1(-self.schedule.sigma(inside).detach().double().cpu().numpy()))
 

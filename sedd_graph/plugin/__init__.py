@@ -15,6 +15,8 @@ from sedd_graph.data.sources import Corpus, Document, PointSource
 from sedd_graph.data.tokenizer import Tokenizer, TokenizerFactory
 from sedd_graph.diffusion.batch import Batch, Draw, PointBatch, Randomness
 from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.codes.code import Code
+from sedd_graph.diffusion.codes.nearest import Codebook, least_distance, nearest
 from sedd_graph.diffusion.likelihood import Likelihood
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import Schedule
@@ -28,6 +30,7 @@ from sedd_graph.diffusion.tokens.classifier import ClassifierConfig, NoisyClassi
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
 from sedd_graph.diffusion.tokens.sampler import Sampler, StepSampler, StepsConfig
+from sedd_graph.diffusion.tokens.step_kernel import StepKernel
 from sedd_graph.diffusion.tokens.walk import SamplerConfig, Walk
 from sedd_graph.diffusion.vectors.classifier import VectorClassifier, VectorClassifierConfig
 from sedd_graph.diffusion.vectors.denoiser import Denoiser
@@ -47,6 +50,8 @@ __all__ = [
     "BirthDeath",
     "Check",
     "ClassifierConfig",
+    "Code",
+    "Codebook",
     "Component",
     "ComponentConfig",
     "Context",
@@ -77,6 +82,7 @@ __all__ = [
     "Schedule",
     "Signature",
     "SizeField",
+    "StepKernel",
     "StepSampler",
     "StepsConfig",
     "StringDraw",
@@ -103,6 +109,8 @@ __all__ = [
     "categorical",
     "dropout",
     "full_precision",
+    "least_distance",
+    "nearest",
     "parse_port_type",
     "rebuild",
     "solves",

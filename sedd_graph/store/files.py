@@ -14,8 +14,10 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ __all__ = [
     "disk_faults",
     "free_name",
     "numbered",
+    "open_to_append",
     "part_folder",
     "plain",
     "read_json",
@@ -113,16 +116,39 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, atomically and durably. Raises what :func:`write_text` raises."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with disk_faults(path.name, path.parent):
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            rename(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _sweep_unlocked(path.parent, f".{glob.escape(path.name)}.*.part")
+        while True:
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+            try:
+                with temporary.open("wb") as stream:
+                    _lock(stream.fileno())
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                with contextlib.suppress(FileNotFoundError):  # another process took it for a leftover, unlocked: again
+                    return rename(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def open_to_append(path: Path) -> FileIO:
+    """Open a file of a folder for appending, unbuffered, and create it if it does not exist. Opening never blocks.
+
+    Raises:
+        UserError: It is a link out of its folder, or not a regular file.
+        EnvironmentFault: The disk cannot be written.
+    """
+    require_inside(path.parent, path.name)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if path.exists() and not path.is_file():  # before opening: a pipe without a reader cannot be opened
+        raise UserError(f"{path} is not a regular file")
+    with disk_faults(path.name, path.parent):
+        stream = FileIO(os.open(path, flags, 0o666), "ab")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise UserError(f"{path} is not a regular file")
+    return stream
 
 
 def plain(data: Any) -> Any:
@@ -202,10 +228,7 @@ def part_folder(path: Path, *, abandoned: str | None = None) -> Iterator[Path]:
         abandoned: Glob pattern, within the parent of ``path``, of the temporary folders to delete if they are not
             locked; None for those of the same ``path``.
     """
-    for left in path.parent.glob(abandoned or f".{glob.escape(path.name)}.*.part"):
-        with _locked(left) as held:
-            if held:
-                shutil.rmtree(left, ignore_errors=True)
+    _sweep_unlocked(path.parent, abandoned or f".{glob.escape(path.name)}.*.part")
     while True:
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         make_folder(part)
@@ -250,6 +273,14 @@ def sweep(folder: Path, *patterns: str) -> None:
             remove(path)
 
 
+def _sweep_unlocked(folder: Path, pattern: str) -> None:
+    """Delete the temporary files and folders that no process has locked: those that killed processes have left."""
+    for left in folder.glob(pattern):
+        with _locked(left) as held:
+            if held:
+                remove(left)
+
+
 def _lock(number: int) -> bool | None:
     """Try to lock an open file or folder. Return whether that succeeded; None where locks are not supported."""
     try:
@@ -264,10 +295,10 @@ def _lock(number: int) -> bool | None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool | None]:
-    """Lock a folder within the context, whose value is that of :func:`_lock`."""
+def _locked(path: Path) -> Iterator[bool | None]:
+    """Lock a file or a folder within the context, whose value is that of :func:`_lock`."""
     try:
-        number = os.open(folder, os.O_RDONLY)
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe is opened without a wait
     except OSError:  # Windows; or it was deleted
         yield None
         return
@@ -288,12 +319,9 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
         doing: Action of this process as a participle, such as "training", for the message.
 
     Raises:
-        UserError: Another process holds the lock, or ``.lock`` is a link out of the folder.
+        UserError: Another process holds the lock, or ``.lock`` is a link out of the folder or not a regular file.
     """
-    require_inside(folder, ".lock")
-    with disk_faults(".lock", folder):
-        stream = (folder / ".lock").open("ab")
-    with stream:
+    with open_to_append(folder / ".lock") as stream:
         if _lock(stream.fileno()) is False:
             raise UserError(f"{folder}: another process is {doing} it")
         yield

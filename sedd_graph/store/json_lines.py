@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sedd_graph.inputs.confine import require_inside
 from sedd_graph.store.durable import sync_folder
-from sedd_graph.store.files import disk_faults, plain, write_text
+from sedd_graph.store.files import disk_faults, open_to_append, plain, write_text
 
 __all__ = ["JsonLines"]
 
@@ -22,15 +21,13 @@ class JsonLines:
         path: The file, which is created if it does not exist.
 
     Raises:
-        UserError: The file is a link out of its folder (:func:`sedd_graph.inputs.confine.require_inside`).
+        UserError: The file is a link out of its folder, or not a regular file.
         EnvironmentFault: The disk cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        require_inside(path.parent, path.name)
-        self.path = path
+        self.path, self._stream = path, open_to_append(path)
         with disk_faults(path.name, path.parent):
-            self._stream = path.open("ab", buffering=0)
             raw = path.read_bytes()
             whole = raw.rfind(b"\n") + 1
             self.torn = whole < len(raw)
@@ -71,8 +68,7 @@ class JsonLines:
         kept = [line for line, record in zip(lines, records, strict=True) if record is not None and wanted(record)]
         write_text(self.path, "".join(line.decode() + "\n" for line in kept))
         self._stream.close()
-        with disk_faults(self.path.name, self.path.parent):
-            self._stream = self.path.open("ab", buffering=0)
+        self._stream = open_to_append(self.path)
         return records.count(None)
 
     def sync(self) -> None:

@@ -222,7 +222,7 @@ def _tokens(case: Case, prove: Callable[[Callable[..., TokenParts], str, Proof],
     reasons, proved = dict[str, None](), set[tuple[str, str]]()
     for kernel, objective, sampler in _combinations(case, ("kernel", "objective", "sampler"), registry):
         cls = registry.component(kernel.contract.op)
-        schedule = _part(registry, "loglinear" if cls.clamp_safe else "geometric")
+        schedule = _schedule(registry, kernel)
         for outputs in cls.parametrizations(kernel.config):
             plan = ProcessPlan("tokens", kernel, schedule, objective, sampler, STATES, outputs)
             key = (kernel.name, plan.output)
@@ -238,6 +238,17 @@ def _tokens(case: Case, prove: Callable[[Callable[..., TokenParts], str, Proof],
             found = _failed(prove(partial(tokens.make_parts, plan, registry), plan.output, proof))
             failures += [(name, f"with {' and '.join(key)}: {text}") for name, text in found]
     return failures if proved else _alone(reasons)
+
+
+def _schedule(registry: Registry, kernel: Part) -> Part:
+    """Return the schedule of a kernel in discrete time, or one that suits a kernel in continuous time."""
+    cls = registry.component(kernel.contract.op)
+    own = cls.own_schedule(kernel.config)
+    if own is None:
+        return _part(registry, "loglinear" if cls.clamp_safe else "geometric")
+    part = _part(registry, own["op"])
+    config = part.contract.config.model_validate({k: v for k, v in own.items() if k != "op"})
+    return Part(part.contract, config)
 
 
 def _alone(reasons: Iterable[str]) -> Failures:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.tokens.objective import Objective
+from sedd_graph.verify.kernel_draws import SETTLED
 from sedd_graph.verify.objective_draws import Wrong
 from sedd_graph.verify.objective_terms import (
     copies_of,
@@ -28,8 +29,20 @@ from sedd_graph.verify.objective_terms import (
     with_tokens,
 )
 from sedd_graph.verify.toy import Toy
+from sedd_graph.verify.worst import worst
 
-__all__ = ["Value", "compare", "decoded", "fit_rest", "given_draw", "optimum_faults", "pairs", "rest_of", "value_of"]
+__all__ = [
+    "Value",
+    "compare",
+    "decoded",
+    "fit_rest",
+    "given_draw",
+    "optimum_faults",
+    "pairs",
+    "prior_cost",
+    "rest_of",
+    "value_of",
+]
 
 POINTWISE = 5e-4
 """Tolerance of the loss of one draw and of its gradient, relative; float32 rounding gives up to 3e-4, in scores of uniform noise."""
@@ -290,51 +303,73 @@ def value_of(toy: Toy, objective: Objective, output: str, low: float, cost: Tens
     return Value(totals[0], expected, abs(totals[0] - totals[1]), how)
 
 
+def prior_cost(toy: Toy, sigma: float) -> Tensor:
+    """Return KL(q(x_t | x_0) || prior) of each clean token at total noise ``sigma``, nats, float64 [v].
+
+    The prior is the distribution after endless noise.
+    """
+    last, endless = (toy.parts.kernel.transition_matrix(s)[:, : toy.tokens] for s in (sigma, SETTLED))
+    prior = endless.mean(1, keepdim=True)
+    return (torch.xlogy(last, last) - torch.xlogy(last, prior)).sum(0)
+
+
 def steps_of(toy: Toy, objective: Objective) -> int:
     """Return the number of steps of a process in discrete time."""
     draw, *_ = pairs(toy, objective, torch.full((1,), 0.5, dtype=torch.float64))
     return max(1, round(float(draw.weight.double().mean())))
 
 
-def optimum_faults(toy: Toy, objective: Objective, output: str, low: float, times: int) -> list[Wrong]:
+def optimum_faults(
+    toy: Toy, objective: Objective, output: str, low: float, times: int
+) -> tuple[list[Wrong], dict[str, int]]:
     """Return where the expected loss is not least at the outputs of a perfect network.
 
     For each noisy row, the gradient in the outputs is 0 on the average over the clean rows, and random changes of all
-    outputs make the expected loss larger.
+    outputs make the expected loss larger. Times at which the objective declares another optimum are not verified.
+
+    Returns:
+        The faults; and the number of times by the reason why they are not verified, that of those verified by "".
     """
-    kernel, schedule = toy.parts.kernel, toy.parts.schedule
-    generator = torch.Generator().manual_seed(12)
+    generator, reasons = torch.Generator().manual_seed(12), dict[str, int]()
     for t in _times_of(toy, objective, low, times):
         draw, batch, chance, _ = pairs(toy, objective, torch.tensor([t], dtype=torch.float64))
-        name = "log_x0" if objective.measure == "steps" else output
-        perfect = toy.outputs_for(draw, batch, name)[name].clamp(min=-60)
+        reason = objective.off_optimum(draw, toy.parts.kernel, toy.parts.schedule) or ""
+        reasons[reason] = reasons.get(reason, 0) + 1
         shift = _shifts(toy, draw, batch, generator)
-        losses = []
-        with torch.enable_grad():
-            raw = perfect.clone().requires_grad_()
-            loss = objective.loss(predicted(toy, objective, raw, draw, output), draw, batch, kernel, schedule).double()
-            rows = torch.autograd.grad((loss * chance).sum(), raw, allow_unused=True)[0] if loss.requires_grad else None
-        losses.append(float((loss.detach() * chance).sum()))
-        rows = torch.zeros_like(raw) if rows is None else rows.double()
-        if not bool(rows.isfinite().all()):
-            return [Wrong("optimum", f"the gradient at t = {t:.3g} is not finite")]
-        whole, parts = (_gather(toy, draw, batch, v) for v in (rows, rows.abs()))
-        size = parts.flatten(1).amax(1)
-        gap = float((whole.abs().flatten(1).amax(1) / (size + 1e-5 * size.max() + 1e-12)).max())
-        if not gap < 2e-3:
-            return [
-                Wrong(
-                    "optimum", f"at the true posterior the gradient is {gap:.2g} of that of single rows, at t = {t:.3g}"
-                )
-            ]
-        for k in (-1.0, 1.0):
-            other = predicted(toy, objective, perfect + k * shift, draw, output)
-            losses.append(float((objective.loss(other, draw, batch, kernel, schedule).double() * chance).sum()))
-        rise = min(losses[1:]) - losses[0]
-        if not rise > 1e-4 * max(abs(losses[0]), 1e-9):
-            return [
-                Wrong("optimum", f"other outputs have a loss that is larger by {rise:.2g} nats only, at t = {t:.3g}")
-            ]
+        if not reason and (faults := _off(toy, objective, output, t, draw, batch, chance, shift)):
+            return faults, reasons
+    return [], reasons
+
+
+def _off(
+    toy: Toy, objective: Objective, output: str, t: float, draw: Draw, batch: Batch, chance: Tensor, shift: Tensor
+) -> list[Wrong]:
+    """Return what is wrong with the optimum at the time ``t``, by all pairs of rows and a change of all outputs."""
+    kernel, schedule = toy.parts.kernel, toy.parts.schedule
+    name = "log_x0" if objective.measure == "steps" else output
+    perfect = toy.outputs_for(draw, batch, name)[name].clamp(min=-60)
+    losses = []
+    with torch.enable_grad():
+        raw = perfect.clone().requires_grad_()
+        loss = objective.loss(predicted(toy, objective, raw, draw, output), draw, batch, kernel, schedule).double()
+        rows = torch.autograd.grad((loss * chance).sum(), raw, allow_unused=True)[0] if loss.requires_grad else None
+    losses.append(float((loss.detach() * chance).sum()))
+    rows = torch.zeros_like(raw) if rows is None else rows.double()
+    if not bool(rows.isfinite().all()):
+        return [Wrong("optimum", f"the gradient at t = {t:.3g} is not finite")]
+    whole, parts = (_gather(toy, draw, batch, v) for v in (rows, rows.abs()))
+    size = parts.flatten(1).amax(1)
+    gap = float((whole.abs().flatten(1).amax(1) / (size + 1e-5 * size.max() + 1e-12)).max())
+    if not gap < 2e-3:
+        return [
+            Wrong("optimum", f"at the true posterior the gradient is {gap:.2g} of that of single rows, at t = {t:.3g}")
+        ]
+    for k in (-1.0, 1.0):
+        other = predicted(toy, objective, perfect + k * shift, draw, output)
+        losses.append(float((objective.loss(other, draw, batch, kernel, schedule).double() * chance).sum()))
+    rise = -worst(*(losses[0] - other for other in losses[1:]))
+    if not rise > 1e-4 * max(abs(losses[0]), 1e-9):
+        return [Wrong("optimum", f"other outputs have a loss that is larger by {rise:.2g} nats only, at t = {t:.3g}")]
     return []
 
 
@@ -344,9 +379,24 @@ def _times_of(toy: Toy, objective: Objective, low: float, times: int) -> list[fl
         return [0.5]
     schedule = toy.parts.schedule
     ends = schedule.sigma(torch.tensor([max(low, 1e-4), 1.0], dtype=torch.float64))
-    sigma = torch.logspace(math.log10(0.03), math.log10(4.0), times, dtype=torch.float64).clamp(ends[0], ends[1])
+    sigma = torch.logspace(math.log10(0.03), math.log10(4.0), times, dtype=torch.float64)
+    sigma = sigma.clamp(ends[0], ends[1]) if toy.parts.kernel.steps is None else _noisy_steps(toy, sigma)
     found: list[float] = schedule.time(sigma).tolist()
     return found
+
+
+def _noisy_steps(toy: Toy, sigma: Tensor) -> Tensor:
+    """Return the first steps of a kernel in discrete time that change as many tokens as noise ``sigma`` [q] usually does.
+
+    The share of changed tokens, relative to that after many steps, is 1 - exp(-sigma).
+    """
+    total = toy.parts.kernel.steps or 1
+    p = toy.parts.kernel.transition_matrix(torch.arange(1.0, total + 1, dtype=torch.float64))[
+        :, : toy.tokens, : toy.tokens
+    ]
+    changed = 1 - p.diagonal(dim1=1, dim2=2).mean(1)
+    found = torch.searchsorted(changed.cummax(0).values / changed.max(), -torch.expm1(-sigma))
+    return (found + 1).clamp(max=total).double()
 
 
 def _keys(toy: Toy, draw: Draw, batch: Batch) -> Iterator[tuple[slice, Tensor, int]]:

@@ -42,7 +42,8 @@ def _times(steps: int | None, count: int) -> Tensor:
     if steps is None:
         return torch.cat([torch.logspace(-4, 0, count, dtype=torch.float64)])
     index = torch.logspace(0, math.log10(steps), count, dtype=torch.float64).round().unique()
-    return torch.cat([torch.tensor([1.0, 2.0, steps - 1.0], dtype=torch.float64), index]).unique() / steps
+    times: Tensor = torch.cat([torch.tensor([1.0, 2.0, steps - 1.0], dtype=torch.float64), index]).unique() / steps
+    return times
 
 
 @torch.no_grad()
@@ -168,9 +169,9 @@ def _grid_error(below: float, above: float, variance: float) -> float:
     start, xt = 0.7, -0.4
     lower, sigma = (torch.tensor([-math.log(v)], dtype=torch.float64) for v in (below, above))
     found = posterior(lower, sigma, variance)
-    wide = float(spread(lower, variance)) ** 0.5
-    mean = float(found.start) * start + float(found.noisy) * xt
-    deviation = float(found.variance) ** 0.5
+    wide = math.sqrt(float(spread(lower, variance)))
+    mean: float = float(found.start) * start + float(found.noisy) * xt
+    deviation = math.sqrt(float(found.variance))
     grid = mean + deviation * torch.linspace(-12, 12, 4001, dtype=torch.float64)
     step = above / below
     log = -((grid - below**0.5 * start) ** 2) / (2 * wide**2) - (xt - step**0.5 * grid) ** 2 / (2 * (1 - step))

@@ -16,7 +16,7 @@ from sedd_graph.diffusion.vectors.denoiser import Denoiser
 from sedd_graph.diffusion.vectors.gaussian import posterior
 from sedd_graph.diffusion.vectors.parts import VectorParts
 from sedd_graph.diffusion.vectors.sampler import VectorSampler, VectorWalk, VectorWalkSettings
-from sedd_graph.verify.contracts import generators_state
+from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.vectors_toy import TOKENS, Toy, level
 
 __all__ = ["check_sampler"]

@@ -60,13 +60,13 @@ def test_the_loss_trains_network_and_embeddings(tmp_path: Path) -> None:
     torch.manual_seed(0)
     before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
     losses = []
-    for _ in range(60):
+    for _ in range(30):
         loss = engine.loss(rows(32)).mean()
         losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
     names = {f"{KERNEL}.embedding", f"{KERNEL}.bias"}
     assert all(bool((p != before[n]).any()) for n, p in engine.model.named_parameters() if n in names)
     assert names <= set(engine.model.state_dict())
@@ -135,7 +135,12 @@ def test_the_bound_is_above_the_likelihood_of_a_wrong_network() -> None:
     wrong._run = lambda inputs: {"x0": 0.95 * run(inputs)["x0"] + 0.1}
     rounded: list[Tensor] = []
     known = kernel.round
-    kernel.round = lambda x0, allowed=None: (rounded.append(x0), known(x0, allowed))[1]
+
+    def kept(x0: Tensor, allowed: Tensor | None = None) -> Tensor:
+        rounded.append(x0)
+        return known(x0, allowed)
+
+    kernel.round = kept
     sampler = DDPM(DDPM.Config(steps=20), Context({"n": 3}))
     with torch.no_grad():
         sampler.run(wrong, settings(made_._replace(kernel=kernel), (count, 1)))

@@ -30,6 +30,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from sedd_graph.errors import SeddGraphError
+from sedd_graph.cli.terminal import say
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.sources import read_corpus
 place, path = sys.argv[1], Path(sys.argv[2])
@@ -61,7 +62,7 @@ try:
 except SeddGraphError as error:
     text = str(error)
     assert path.name in text or "outside" in text or place in ("blueprint", "include", "tokenizer", "text", "jsonl", "parquet", "points"), text
-    print("refused:", text[:300])
+    say("refused: " + text[:300])
     sys.exit(2)
 """
 PLACES = (

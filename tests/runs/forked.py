@@ -19,6 +19,29 @@ from sedd_graph.component.registry import discover
 
 discover()
 
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
+"""Audit events of a change to a folder, beside those of a file that is opened to be written."""
+
+
+def count_changes(counter: Path, die_at: int | None) -> None:
+    """Count this process's changes to files and folders, as a length of the file ``counter``, and die at one of them.
+
+    The process is killed before the change is made.
+    """
+    number = os.open(counter, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    done = 0
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal done
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in CHANGES:
+            done += 1
+            if done == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.write(number, b".")
+
+    sys.addaudithook(hook)
+
 
 class Forked:
     """A command that runs in a fork.
@@ -27,12 +50,19 @@ class Forked:
         arguments: Arguments of the command line.
         log: File that gets what the command prints.
         environment: Additional environment variables.
+        die_at: Number of the change to files or folders at which the command is killed, from 1; None: it is not.
     """
 
-    def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        die_at: int | None = None,
+    ) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        self.log, self.code = log, 0
+        self.log, self.code, self._counter = log, 0, log.with_name(f"{log.name}-changes")
         self.pid = os.fork()
         if self.pid == 0:
             code = 99
@@ -45,6 +75,7 @@ class Forked:
                 os.dup2(number, 2)
                 sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
                 sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+                count_changes(self._counter, die_at)
                 code = cli.run(list(arguments))
             except BaseException:
                 traceback.print_exc()
@@ -81,3 +112,8 @@ class Forked:
     def text(self) -> str:
         """Return what the command has printed."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    @property
+    def changes(self) -> int:
+        """Number of changes to files and folders that the command has made."""
+        return self._counter.stat().st_size if self._counter.exists() else 0

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import time
 from collections import Counter
@@ -51,33 +52,39 @@ class Training:
     """Training by one or two processes, which are killed together or one at a time.
 
     Args:
+        name: Name under which kills are counted.
         whole: A run folder that has not been trained.
         processes: Number of processes.
     """
 
-    def __init__(self, whole: Path, processes: int) -> None:
-        self.whole, self.processes = whole, processes
+    def __init__(self, name: str, whole: Path, processes: int) -> None:
+        self.name, self.whole, self.processes = name, whole, processes
         self.fresh = shutil.copytree(whole, whole.with_name("fresh"))
         began = time.monotonic()
-        self.finish(whole)
+        self.changes = self.finish(whole)
         self.seconds = time.monotonic() - began
         self.number = 0
 
-    def start(self, run: Path) -> list[Forked]:
+    def start(self, run: Path, die_at: int | None = None) -> list[Forked]:
         arguments = ["train", str(run), *CPU]
         if any((run / "checkpoints").glob("step-*")):
             arguments.append("--resume")
         if self.processes == 1:
-            return [Forked(arguments, run.with_name("log"))]
+            return [Forked(arguments, run.with_name("log"), die_at=die_at)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        return [Forked(arguments, run.with_name(f"log{rank}"), {**shared, "RANK": str(rank)}) for rank in range(2)]
+        return [
+            Forked(arguments, run.with_name(f"log{rank}"), {**shared, "RANK": str(rank)}, die_at if rank == 0 else None)
+            for rank in range(2)
+        ]
 
-    def finish(self, run: Path) -> None:
+    def finish(self, run: Path) -> int:
+        """Train to the end, and return the number of changes that the first process made to files and folders."""
         ranks = self.start(run)
         codes = [rank.wait() for rank in ranks]
         assert codes == [0] * self.processes, "\n".join(rank.text() for rank in ranks)
+        return ranks[0].changes
 
     def kill(self, rng: random.Random, moment: str, counts: Counter[str]) -> None:
         """Train a copy, kill it up to four times, and compare its end with the unbroken run."""
@@ -85,9 +92,9 @@ class Training:
         run = shutil.copytree(self.fresh, self.whole.with_name(f"copy{self.number}"))
         kills = 0
         for _ in range(rng.randint(1, 4)):
-            ranks = self.start(run)
+            ranks = self.start(run, rng.randint(1, self.changes) if moment == "change" else None)
             self._wait(run, ranks, rng, moment)
-            if any(rank.poll() for rank in ranks):
+            if any(rank.poll() and rank.code != -signal.SIGKILL for rank in ranks):
                 break
             rng.shuffle(ranks)
             for rank in ranks:  # the second dies after the first, as by a supervisor
@@ -101,11 +108,11 @@ class Training:
             self.finish(run)
         self.compare(run)
         shutil.rmtree(run)
-        counts[f"{moment}, {self.whole.parent.parent.name}"] += kills
+        counts[f"{moment}, {self.name}"] += kills
 
     def _wait(self, run: Path, ranks: list[Forked], rng: random.Random, moment: str) -> None:
         """Wait for a random moment, or for one at which a checkpoint is being written or removed."""
-        end = time.monotonic() + rng.uniform(0, self.seconds)
+        end = time.monotonic() + (60 * self.seconds if moment == "change" else rng.uniform(0, self.seconds))
         hidden = {"writing": ".step-*.part", "metrics": ".metrics.jsonl.*"}.get(moment)
         while time.monotonic() < end and not any(rank.poll() for rank in ranks):
             time.sleep(0.0005)
@@ -131,19 +138,21 @@ class Training:
                 assert np.array_equal(ours, theirs)
 
 
-def kill_sampling(run: Path, rng: random.Random, seconds: float) -> int:
+def sampling(run: Path, die_at: int | None = None) -> Forked:
+    arguments = ["sample", str(run), "--batch", "16", "--length", "64", *CPU]
+    return Forked(arguments, run.with_name("log"), die_at=die_at)
+
+
+def kill_sampling(run: Path, rng: random.Random, changes: int) -> int:
     """Kill ``sample``; then the run holds whole samples only, and draws those that it would have drawn."""
     before = {p.name for p in run.iterdir()}
-    command = Forked(["sample", str(run), "--batch", "16", "--length", "64", *CPU], run.with_name("log"))
-    time.sleep(rng.uniform(0, seconds))
-    killed = not command.poll()
-    command.kill()
+    killed = sampling(run, rng.randint(1, changes)).wait() == -signal.SIGKILL
     for path in run.glob("samples*.zarr"):
         group = zarr.open_group(path, mode="r")
         assert np.asarray(group["tokens"]).shape == (16, 64)
         assert np.asarray(group["text"]).shape == (16,)
     assert {p.name for p in run.iterdir() if not p.name.startswith(".")} - before <= {"samples.zarr", "report.html"}
-    again = Forked(["sample", str(run), "--batch", "16", "--length", "64", *CPU], run.with_name("log"))
+    again = sampling(run)
     assert again.wait() == 0, again.text()
     assert not list(run.glob(".samples.zarr.*"))
     for path in run.glob("samples*.zarr"):
@@ -151,12 +160,21 @@ def kill_sampling(run: Path, rng: random.Random, seconds: float) -> int:
     return int(killed)
 
 
-def kill_build(folder: Path, rng: random.Random, seconds: float) -> int:
+def building(folder: Path, die_at: int | None = None) -> Forked:
+    arguments = ["build", str(folder / "small.yaml"), "--runs", str(folder / "cut"), *QUICK]
+    return Forked(arguments, folder / "log", die_at=die_at)
+
+
+def kill_build(folder: Path, rng: random.Random, seconds: float, changes: int) -> int:
     """Kill ``build``, which tokenizes; then each folder is a whole run or is refused as none."""
-    command = Forked(["build", str(folder / "small.yaml"), "--runs", str(folder / "cut"), *QUICK], folder / "log")
-    time.sleep(rng.uniform(0, seconds))
-    killed = not command.poll()
-    command.kill()
+    die_at = rng.choice([None, rng.randint(1, changes)])
+    command = building(folder, die_at)
+    if die_at is None:
+        time.sleep(rng.uniform(0, seconds))
+        killed = not command.poll()
+        command.kill()
+    else:
+        killed = command.wait() == -signal.SIGKILL
     for run in (folder / "cut" / "small").glob("*") if (folder / "cut").exists() else ():
         if (run / "manifest.json").exists():
             verify_files(run, read_manifest(run).files)
@@ -169,7 +187,7 @@ def kill_build(folder: Path, rng: random.Random, seconds: float) -> int:
 def test_kills_lose_nothing(tmp_path: Path) -> None:
     rng, counts = random.Random(time.time_ns()), Counter[str]()
     trainings = [
-        Training(build(tmp_path / name, *changes), processes)
+        Training(name, build(tmp_path / name, *changes), processes)
         for name, processes, changes in (
             ("plain", 1, []),
             ("taps", 1, [TAPS]),
@@ -180,9 +198,14 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
     sampled = shutil.copytree(trainings[0].whole, tmp_path / "sampled" / "run")
     built = tmp_path / "tokenizing"
     build(built, *BPE)
+    unbroken = {"sampling": sampling(sampled), "building": building(built)}
+    assert {name: command.wait() for name, command in unbroken.items()} == {"sampling": 0, "building": 0}
+    changes = {name: command.changes for name, command in unbroken.items()}
+    shutil.rmtree(sampled / "samples.zarr")
+    shutil.rmtree(built / "cut")
     while counts.total() < KILLS:
         training = rng.choices(trainings, weights=[3, 3, 1, 1])[0]
-        training.kill(rng, rng.choice(["random", "writing", "writing", "metrics"]), counts)
-        counts["sampling"] += kill_sampling(sampled, rng, trainings[0].seconds)
-        counts["tokenizing"] += kill_build(built, rng, 2 * trainings[0].seconds)
+        training.kill(rng, rng.choice(["random", "writing", "change", "change", "metrics"]), counts)
+        counts["sampling"] += kill_sampling(sampled, rng, changes["sampling"])
+        counts["tokenizing"] += kill_build(built, rng, 2 * trainings[0].seconds, changes["building"])
         print(f"{counts.total()} kills: {dict(counts)}", flush=True)

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from sedd_graph.families.text import document_lengths
 from sedd_graph.store import durable
 from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.arrays import write_samples
-from sedd_graph.store.files import numbered, write_text
+from sedd_graph.store.files import alone, numbered, write_text
 from sedd_graph.store.json_lines import JsonLines
 from sedd_graph.store.writer import Writer
 
@@ -224,3 +225,42 @@ def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
     lines.append({"step": 2})
     lines.close()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    """Before, it stayed for ever: ``sweep`` knew the names of checkpoints only."""
+    fcntl = pytest.importorskip("fcntl")
+    left, held, other = (tmp_path / f".{name}.part" for name in ("a.json.00000001", "a.json.00000002", "ab.json.00000003"))  # fmt: skip
+    for part in (left, held, other):
+        part.write_text("half")
+    os.mkfifo(pipe := tmp_path / ".a.json.00000004.part")
+    with held.open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        write_text(tmp_path / "a.json", "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", held.name, other.name}
+    assert (tmp_path / "a.json").read_text() == "whole"
+    assert not pipe.exists()
+
+
+def test_a_file_that_another_process_swept_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept = list[Path]()
+
+    def sweeping(source: Path, target: Path) -> None:
+        if not swept:
+            source.unlink()
+            swept.append(source)
+        source.replace(target)
+
+    monkeypatch.setattr("sedd_graph.store.files.rename", sweeping)
+    write_text(tmp_path / "a.json", "whole")
+    assert swept
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+def test_a_pipe_in_a_run_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """Before, opening it waited for a reader, without end."""
+    pytest.importorskip("fcntl")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is not a regular file"), alone(tmp_path, "training"):
+        JsonLines(tmp_path / name)

@@ -136,6 +136,10 @@ class StringKernel(Component, ABC):
         return None
 
     @classmethod
+    def own_schedule(cls, config: ComponentConfig) -> None:
+        """Return None: a string kernel is in continuous time, and takes any schedule."""
+
+    @classmethod
     @abstractmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
         """Return the sets of network outputs that this kernel can read; a graph has all outputs of one set.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.base import Component, ComponentConfig
-from sedd_graph.diffusion.tokens.kernel import ONLY_MASKS, Kernel
+from sedd_graph.diffusion.tokens.kernel import CONTINUOUS, ONLY_MASKS, Kernel
 from sedd_graph.diffusion.tokens.walk import T_MIN, Denoise, SamplerConfig, Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
 
@@ -69,6 +69,9 @@ class Sampler(Component, ABC):
     The samples of any model are then wrong only in the dependence between tokens. False for a sampler whose steps are
     approximations for a single token too, such as Euler's.
     """
+    discrete: ClassVar[bool] = False
+    """True if the sampler accepts kernels in discrete time (:attr:`Kernel.steps`), of which it visits a subset of the
+    steps."""
     takes_all: ClassVar[bool] = False
     """True if every token that :meth:`Walk.draw` returns is put into the rows, as importance weights require."""
     Config: ClassVar[type[ComponentConfig]] = SamplerConfig
@@ -86,6 +89,11 @@ class Sampler(Component, ABC):
 
     def lacks(self, kernel: Kernel) -> str | None:
         """Return a description of the kind of kernel that the sampler requires; None if ``kernel`` is suitable."""
+        if kernel.steps is not None:
+            if not self.discrete:
+                return CONTINUOUS
+            if (self.steps or 0) > kernel.steps:
+                return f"a kernel of at least as many steps as it takes ({self.steps:,})"
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
 
     def heuristic(self) -> str | None:
@@ -166,7 +174,10 @@ class Sampler(Component, ABC):
 
 
 class StepSampler(Sampler):
-    """A sampler that steps along an even grid of times from 1 to ``T_MIN``, then removes the remaining noise."""
+    """A sampler that steps along an even grid of times from 1 to ``T_MIN``, then removes the remaining noise.
+
+    Under a kernel in discrete time the times are those of some of its steps, and the last step leads to clean text.
+    """
 
     abstract: ClassVar[bool] = True
     Config: ClassVar[type[ComponentConfig]] = StepsConfig
@@ -183,9 +194,24 @@ class StepSampler(Sampler):
         """
 
     def walk(self, walk: Walk, steps: int) -> None:
-        rows = walk.x.shape[0]
+        rows, total = walk.x.shape[0], walk.kernel.steps
+        if total is not None:
+            return self._on_steps(walk, steps, total)
         times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64).float()
         for index in range(steps + 1):
             below = None if index == steps else times[index + 1].expand(rows)
+            self.step(walk, times[index].expand(rows), below)
+            walk.end_step()
+        return None
+
+    def _on_steps(self, walk: Walk, steps: int, total: int) -> None:
+        """Take ``steps`` steps along an even subset of the ``total`` steps of a kernel in discrete time."""
+        if steps > total:
+            raise UserError(f"sample: {steps:,} steps are more than the {total:,} of the kernel")
+        rows = walk.x.shape[0]
+        visited = torch.linspace(total, 0, steps + 1, device=walk.x.device, dtype=torch.float64).round()
+        times = (visited / total).float()
+        for index in range(steps):
+            below = None if index == steps - 1 else times[index + 1].expand(rows)
             self.step(walk, times[index].expand(rows), below)
             walk.end_step()

@@ -67,6 +67,10 @@ class VectorKernel(Component, ABC):
     config: VectorKernelConfig
 
     @classmethod
+    def own_schedule(cls, config: ComponentConfig) -> None:
+        """Return None: a process on vectors always declares its schedule."""
+
+    @classmethod
     def sizes(cls, config: VectorKernelConfig) -> tuple[int, int]:
         """Return the number of tokens v and the width d of a vector."""
         return config.vocab, config.width
