@@ -58,7 +58,8 @@ def test_the_fit_finds_the_curve_of_the_cross_entropy() -> None:
 def test_noise_levels_have_no_gradient_to_the_schedule() -> None:
     made = schedule()
     t = torch.rand(8, dtype=DOUBLE)
-    assert not made.sigma(t).requires_grad and not made.dsigma(t).requires_grad
+    assert not made.sigma(t).requires_grad
+    assert not made.dsigma(t).requires_grad
 
 
 def test_logits_get_the_evidence_of_the_published_code() -> None:
@@ -170,6 +171,7 @@ def test_an_unknown_likelihood_is_refused() -> None:
     process.objective, process.kernel, process.schedule = made.objective, made.kernel, made.schedule
     assert process.likelihoods == ("bound", "ode")
     process.choose_likelihood("ode")
-    assert process.caveat is not None and "32 Heun steps" in process.caveat
+    assert process.caveat is not None
+    assert "32 Heun steps" in process.caveat
     with pytest.raises(UserError, match="'exact' is not one of this model's: bound, ode"):
         process.choose_likelihood("exact")

@@ -1,6 +1,7 @@
 """Processes with a probability-flow ODE and planted faults, and the check that must find each."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,7 @@ def walk(step: Callable[..., Tensor]) -> dict[str, Any]:
 
     def run(self: Any, walk: VectorWalk, times: Tensor) -> None:
         every = [t.expand(len(walk.x)) for t in times]
-        for t, s in zip(every[:-1], every[1:], strict=True):
+        for t, s in itertools.pairwise(every):
             here, there = walk.sigma(t), walk.sigma(s)
             y = walk.x / along(noise_std(here), walk.x)
             found = step(self, walk, t, s, y, root_snr(here), root_snr(there))

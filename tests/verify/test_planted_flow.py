@@ -36,7 +36,8 @@ def is_caught(fault: FlowFault) -> bool:
 @pytest.mark.parametrize("group", FAST)
 def test_the_sound_process_passes(group: str) -> None:
     checks = found(group, parts())
-    assert checks and not [c for c in checks if not c.holds]
+    assert checks
+    assert not [c for c in checks if not c.holds]
 
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.group in FAST], ids=lambda fault: fault.name)
@@ -53,4 +54,5 @@ def test_every_planted_fault_is_caught_by_name(fault: FlowFault) -> None:
 @pytest.mark.slow
 def test_the_sound_likelihood_passes() -> None:
     checks = found("flow", parts())
-    assert len(checks) == 2 and all(c.holds for c in checks)
+    assert len(checks) == 2
+    assert all(c.holds for c in checks)
