@@ -22,12 +22,13 @@ from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.birth_death import BirthDeath
 from sedd_graph.diffusion.strings.edit_flow import EditFlowKernel
+from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.strings.flexmdm import FlexKernel
 from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel, StringObjective, StringTable
 from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
 from sedd_graph.diffusion.strings.strings import Strings, rebuild
 from sedd_graph.diffusion.tokens.classifier import ClassifierConfig, NoisyClassifier
-from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.kernel import Kernel, Replacement
 from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
 from sedd_graph.diffusion.tokens.sampler import Sampler, StepSampler, StepsConfig
 from sedd_graph.diffusion.tokens.step_kernel import StepKernel
@@ -62,6 +63,7 @@ __all__ = [
     "DrawRequest",
     "EditFlowKernel",
     "Estimate",
+    "Fates",
     "FlexKernel",
     "Input",
     "Kernel",
@@ -76,6 +78,7 @@ __all__ = [
     "Port",
     "PortType",
     "Randomness",
+    "Replacement",
     "Rule",
     "Sampler",
     "SamplerConfig",

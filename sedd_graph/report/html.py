@@ -48,6 +48,7 @@ def write_report(run: Path) -> Path:
             facts.json_object(run / "evaluation-ode.json"),
         ),
         film=_section("samples", samples.film, run, tokenizer),
+        edited=_section("edited", samples.edited, run, tokenizer),
         samples=_section("samples", samples.newest_samples, run),
         quality=samples.quality(run),
         infilled=_section("infilled", samples.newest_infilled, run, tokenizer),

@@ -24,13 +24,13 @@ from sedd_graph.verify.objective_draws import (
     random_batch,
     random_faults,
 )
+from sedd_graph.verify.objective_optimum import optimum_faults
 from sedd_graph.verify.objective_values import (
     POINTWISE,
     compare,
     decoded,
     fit_rest,
     given_draw,
-    optimum_faults,
     pairs,
     prior_cost,
     rest_of,
