@@ -10,7 +10,7 @@ from sedd_graph.component.counter_rng import dropout
 
 from ._shared import DropoutRate
 
-__all__ = ["Dropout", "Projection"]
+__all__ = ["Dropout", "Projection", "SelfConditioning"]
 
 
 class Projection(Component, kind="feedforward"):
@@ -48,3 +48,24 @@ class Dropout(Component, kind="arithmetic"):
 
     def forward(self, x: Float[Tensor, "b l d"], key: Tensor | None = None) -> Float[Tensor, "b l d"]:
         return x if key is None or not self.config.rate else dropout(x, self.config.rate, key)
+
+
+class SelfConditioning(Component, kind="feedforward"):
+    """Sum of a value and a linear map, initially zero, of it and an earlier estimate (self-conditioning of LangFlow).
+
+    At the start of training the output is ``x``.
+    """
+
+    positionwise = True
+
+    class Config(ComponentConfig):
+        pass
+
+    config: Config
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.weight = nn.Parameter(torch.zeros(self.axis("d"), self.axis("d") + self.axis("w")))
+
+    def forward(self, x: Float[Tensor, "b l d"], estimate: Float[Tensor, "b l w"]) -> Float[Tensor, "b l d"]:
+        return x + nn.functional.linear(torch.cat([x, estimate.to(x.dtype)], dim=-1), self.weight)

@@ -251,6 +251,9 @@ class Process(ABC):
     """Maps the name of each field of :class:`SampleRequest` that the family does not support to the reason, which is
     part of the error message."""
 
+    likelihood: str = "bound"
+    """The likelihood that :meth:`bound_rows` computes, one of :attr:`likelihoods`."""
+
     def __init__(self, plan: Any, setup: Setup) -> None:
         self.plan = plan
 
@@ -339,6 +342,24 @@ class Process(ABC):
             Evaluation divides the sum over rows by the number of tokens.
         """
         return {}
+
+    @property
+    def likelihoods(self) -> tuple[str, ...]:
+        """Names of the likelihoods that :meth:`bound_rows` can compute; ``bound``, the default, is an upper bound."""
+        return ("bound",)
+
+    def choose_likelihood(self, name: str) -> None:
+        """Choose the likelihood that :meth:`bound_rows` computes.
+
+        Args:
+            name: One of :attr:`likelihoods`.
+
+        Raises:
+            UserError: The process has no such likelihood.
+        """
+        if name not in self.likelihoods:
+            raise UserError(f"--likelihood: {name!r} is not one of this model's: {', '.join(self.likelihoods)}")
+        self.likelihood = name
 
     @property
     def caveat(self) -> str | None:

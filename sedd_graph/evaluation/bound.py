@@ -84,6 +84,8 @@ class Evaluation:
         caveat: Reason why the bound cannot be compared with the bounds of other models; None if it can.
         measures: Further measures of the family by name, means over tokens, such as ``rounding_accuracy``
             (:meth:`sedd_graph.engine.process.Process.measures`).
+        likelihood: The likelihood that was computed (:attr:`sedd_graph.engine.process.Process.likelihoods`): ``bound``, an
+            upper bound; or ``ode``, an estimate of the bound of a probability-flow ODE.
     """
 
     nats_per_token: float
@@ -99,6 +101,7 @@ class Evaluation:
     reconstruction: float = 0.0
     caveat: str | None = None
     measures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    likelihood: str = "bound"
 
     @property
     def count(self) -> int:
@@ -116,9 +119,12 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
+        what = (
+            ("loose bound" if self.caveat else "bound") if self.likelihood == "bound" else f"{self.likelihood} estimate"
+        )
         further = "".join(f", {name.replace('_', ' ')} {value:.4%}" for name, value in self.measures.items())
         return (
-            f"{'loose ' if self.caveat else ''}bound {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats per token, "
+            f"{what} {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats per token, "
             f"{self.bits_per_character:.4f} +- {self.bits_standard_error:.4f} bits per character, "
             f"perplexity {self.perplexity:.2f}{further} ({self.sequences} sequences, {self.draws} draw(s))"
         )
@@ -290,5 +296,6 @@ def evaluate(
         levels=_levels(drawn, count, engine.process),
         reconstruction=_reconstruction(drawn, value, draws) / float(count.sum()),
         caveat=engine.process.caveat,
+        likelihood=engine.process.likelihood,
         measures={name: total / float(count.sum()) for name, total in measured.items()},
     )

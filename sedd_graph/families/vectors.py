@@ -13,18 +13,16 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from sedd_graph.component.base import Context
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.registry import Registry
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.conditions.constraint import allowed_tokens
-from sedd_graph.diffusion.vectors.classifier import VectorClassifier
 from sedd_graph.diffusion.vectors.denoiser import Denoiser
+from sedd_graph.diffusion.vectors.flow import Flow
 from sedd_graph.diffusion.vectors.kernel import VectorKernel
 from sedd_graph.diffusion.vectors.objective import VectorDraw
-from sedd_graph.diffusion.vectors.parts import VectorParts
 from sedd_graph.diffusion.vectors.sampler import VectorWalkSettings
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import (
@@ -38,7 +36,7 @@ from sedd_graph.engine.process import (
     TextWithHoles,
 )
 from sedd_graph.engine.regions import Model
-from sedd_graph.errors import BlueprintError, UserError
+from sedd_graph.errors import UserError
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.text import (
     FREE,
@@ -48,66 +46,11 @@ from sedd_graph.families.text import (
     check_tokens,
     document_lengths,
     fill_holes,
-    make_components,
-    problem,
 )
+from sedd_graph.families.vectors_parts import make_parts
 from sedd_graph.graph.model import Graph
 
 __all__ = ["VectorProcess", "make_parts", "prove"]
-
-
-def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None) -> VectorParts:
-    """Construct the components of a process on vectors.
-
-    Args:
-        plan: Validated description of the process.
-        registry: The installed components.
-        states: Number of tokens of a small example for verification, for which no classifier is constructed; None for
-            the number that the blueprint declares.
-
-    Returns:
-        The components, on the CPU.
-
-    Raises:
-        BlueprintError: The components are incompatible. The error lists every reason.
-    """
-    kernel, schedule, objective, sampler = made = make_components(plan, registry, states=states)
-    problems = [
-        problem(key, f"{part.name!r} cannot work with the output {plan.output!r}; it reads {' or '.join(reads)}")
-        for key, part, reads in (
-            ("objective", plan.objective, objective.reads),
-            ("sample", plan.sampler, sampler.reads),
-        )
-        if plan.output not in reads
-    ]
-    problems += [
-        problem(key, f"{part.name!r} needs {lack}")
-        for key, part, lack in (
-            ("objective", plan.objective, objective.lacks(kernel, schedule)),
-            ("sample", plan.sampler, sampler.lacks(kernel, schedule)),
-        )
-        if lack is not None
-    ]
-    if problems:
-        raise BlueprintError(problems)
-    return VectorParts(*made, None if states else _make_classifier(plan, registry))
-
-
-def _make_classifier(plan: ProcessPlan, registry: Registry) -> VectorClassifier | None:
-    """Construct the classifier, if one is declared. Raises :class:`BlueprintError` for a bad file or label."""
-    if plan.classifier is None:
-        return None
-    try:
-        context = Context({"n": plan.states})
-        made: VectorClassifier = registry.component(plan.classifier.contract.op)(plan.classifier.config, context)
-    except UserError as error:
-        raise BlueprintError([problem("sample.classifier", str(error))]) from None
-    if made.config.label >= made.labels:
-        message = (
-            f"there is no label {made.config.label}: this classifier has {made.labels}, from 0 to {made.labels - 1}"
-        )
-        raise BlueprintError([problem("sample.classifier.label", message)])
-    return made
 
 
 def prove(plan: ProcessPlan, registry: Registry, proof: Proof = "full") -> list[Check]:
@@ -202,12 +145,16 @@ class VectorProcess(TextProcess):
         return self.objective.loss(denoise, draw, batch, self.kernel, self.schedule).float(), kept
 
     def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
-        draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
         denoise = self.denoiser(network.run, network.model, batch.attend)
+        if (flow := self._flow()) is not None:
+            return self.objective.over, None, flow.likelihood(denoise, batch, random).nats
+        draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
         nats = self.objective.bound(denoise, draw, batch, self.kernel, self.schedule)
         return self.objective.over, draw.t, nats
 
     def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
+        if self._flow() is not None:
+            return None
         denoise = self.denoiser(network.run, network.model, batch.attend)
         found = self.objective.reconstruction(denoise, batch, self.kernel, self.schedule, random=random)
         return None if found is None else found.double().cpu()
@@ -219,9 +166,19 @@ class VectorProcess(TextProcess):
         parts = self.kernel, self.schedule
         return {"rounding_accuracy": self.objective.recovered(denoise, batch, *parts, random=random)}
 
+    def _flow(self) -> Flow | None:
+        """Return the ODE whose likelihood is computed; None for the bound."""
+        return self.objective.flow(self.kernel, self.schedule) if self.likelihood == "ode" else None
+
+    @property
+    def likelihoods(self) -> tuple[str, ...]:
+        found = self.objective.flow(self.kernel, self.schedule)
+        return ("bound",) if found is None else ("bound", "ode")
+
     @property
     def caveat(self) -> str | None:
-        return self.objective.caveat()
+        flow = self._flow()
+        return self.objective.caveat() if flow is None else flow.caveat
 
     def noised(self, over: str, t: Tensor) -> Tensor:
         if over != "time":

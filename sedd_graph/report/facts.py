@@ -100,12 +100,13 @@ def _number(value: object, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else "?"
 
 
-def results(evaluation: Mapping[str, Any], measure: Mapping[str, Any]) -> Results:
+def results(evaluation: Mapping[str, Any], measure: Mapping[str, Any], ode: Mapping[str, Any] | None = None) -> Results:
     """Return the results section of the report.
 
     Args:
         evaluation: Content of ``evaluation.json``; may be empty.
         measure: The ``measure`` object of ``certificate.json`` (parameters, FLOPs, memory); may be empty.
+        ode: Content of ``evaluation-ode.json``; None or empty if there is none.
     """
 
     def tile(key: str, label: str, form: str = ".3f", error: str = "") -> Tile:
@@ -134,6 +135,12 @@ def results(evaluation: Mapping[str, Any], measure: Mapping[str, Any]) -> Result
         )
         if caveat := evaluation.get("caveat"):
             protocol += f" Note: {caveat}."
+    if ode:
+        error = _number(ode.get("bits_standard_error"), ".3f")
+        tiles.append(
+            Tile(_number(ode.get("bits_per_character"), ".3f"), "bits per character, by the ODE (estimate)", error)
+        )
+        protocol += f" By the ODE on {_number(ode.get('sequences'), ',')} sequences: {ode.get('caveat', '?')}."
     if measure:
         gib = (measure["saved_bytes"] + measure["state_bytes"]) / 2**30
         unit = "row" if measure["length"] == 1 else "token"

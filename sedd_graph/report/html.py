@@ -42,7 +42,11 @@ def write_report(run: Path) -> Path:
         policy=_policy(script, style),
         name=graph.get("name", run.name),
         lead=f"{len(graph['nodes'])} components; run {run.name}" if "nodes" in graph else f"run {run.name}",
-        results=facts.results(facts.json_object(run / "evaluation.json"), certificate.get("measure") or {}),
+        results=facts.results(
+            facts.json_object(run / "evaluation.json"),
+            certificate.get("measure") or {},
+            facts.json_object(run / "evaluation-ode.json"),
+        ),
         film=_section("samples", samples.film, run, tokenizer),
         edited=_section("edited", samples.edited, run, tokenizer),
         samples=_section("samples", samples.newest_samples, run),

@@ -104,7 +104,9 @@ class Toy:
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return sqrt(alpha_bar) and the variance of x_t given the row, at times ``t`` [b], float64 [b] each."""
-        bar = torch.where(t > 0, torch.exp(-self.parts.schedule.sigma(t)), 1.0)
+        bar = torch.exp(-self.parts.schedule.sigma(t))
+        if self.parts.kernel.steps is not None:
+            bar = torch.where(t > 0, bar, 1.0)
         return bar.sqrt(), bar * self.start_variance + 1 - bar
 
     def posterior(self, x: Tensor, t: Tensor) -> Tensor:
@@ -128,6 +130,12 @@ class Toy:
         )
         return chance.clamp(min=1e-300).log()
 
+    def added(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return what the kernel adds to the logits of a network, float64 [b, l, v]; 0 without preconditioning."""
+        zero = torch.zeros(*x.shape[:2], TOKENS, dtype=torch.float64)
+        found = self.parts.kernel.translate({"logits": zero}, x, self.parts.kernel.sigma(self.parts.schedule, t)).logits
+        return zero if found is None else found.double()
+
     def denoiser(self, objective: VectorObjective, output: str, rows: int) -> Denoiser:
         """Return the perfect network: at each noisy row its best output, as ``x0`` or ``logits``.
 
@@ -143,7 +151,7 @@ class Toy:
             if kernel.steps is not None:  # float32 times are those of the steps, rounded
                 t = (t * kernel.steps).round() / kernel.steps
             if output == "logits":
-                return {"logits": self.logits(x, t)}
+                return {"logits": self.logits(x, t) - self.added(x, t)}
             return {"x0": objective.optimal(*self.estimates(x, t), t, kernel)}
 
         attend = torch.ones(rows, self.length, dtype=torch.bool)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sedd_graph.component.outputs import TOKEN_LOGITS
 from sedd_graph.component.registry import discover
 from sedd_graph.families import vectors
 from sedd_graph.families.plan import Part, ProcessPlan
@@ -68,6 +69,22 @@ def test_every_check_of_vectors_stands_there_in_order() -> None:
     named = [c.name for c in vectors.prove(plan, REGISTRY, "quick")]
     own = [n for n in named if n.startswith("vectors.")]
     assert first_column("check of vectors") == [*own, "vectors.output", "vectors.raises"]
+
+
+def test_every_check_of_a_flow_stands_there_in_order() -> None:
+    kernel = part("normalized_gaussian", vocab=4, width=128)
+    plan = ProcessPlan(
+        "vectors",
+        kernel,
+        part("gumbel", location=3.0),
+        part("langflow"),
+        part("ode", method="euler"),
+        4,
+        (TOKEN_LOGITS,),
+    )
+    own = [c.name for c in vectors.prove(plan, REGISTRY, "quick") if c.name.startswith("vectors.")]
+    known = first_column("check of vectors")[:-2]
+    assert own == [*known, *first_column("check of a flow of vectors")]
 
 
 def test_every_check_of_columns_stands_there_in_order() -> None:

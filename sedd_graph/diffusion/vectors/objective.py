@@ -17,6 +17,7 @@ from sedd_graph.component.outputs import Input
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.vectors.denoiser import FEEDS, Denoiser
+from sedd_graph.diffusion.vectors.flow import Flow
 from sedd_graph.diffusion.vectors.kernel import VectorKernel
 
 __all__ = ["VectorDraw", "VectorObjective", "counted"]
@@ -142,6 +143,15 @@ class VectorObjective(Component, ABC):
             kernel: The kernel.
             schedule: Total noise as a function of time.
             random: Source of all random numbers.
+        """
+        return None
+
+    def flow(self, kernel: VectorKernel, schedule: Schedule) -> Flow | None:
+        """Return the probability-flow ODE whose likelihood ``eval --likelihood ode`` reports; None if there is none.
+
+        Args:
+            kernel: The kernel.
+            schedule: Total noise as a function of time.
         """
         return None
 
