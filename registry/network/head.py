@@ -16,7 +16,7 @@ from sedd_graph.diffusion.numerics import FLOOR, log_expm1
 
 from ._shared import Bias, full_linear
 
-__all__ = ["ScoreHead", "X0Head"]
+__all__ = ["LogitsHead", "ScoreHead", "X0Head"]
 
 Init = Literal["zero", "normal"]
 
@@ -25,7 +25,7 @@ class _Head(Component):
     """Base class of heads: a linear map to states, whose weight is ``table`` if that port is connected."""
 
     positionwise = True
-    config: "ScoreHead.Config | X0Head.Config"
+    config: "LogitsHead.Config | ScoreHead.Config | X0Head.Config"
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -129,3 +129,19 @@ class X0Head(_Head, kind="head"):
             return log_x0
         carried = torch.where(states == tokens[..., None], 0.0, FLOOR)
         return torch.where((tokens == mask)[..., None], log_x0, carried)
+
+
+class LogitsHead(_Head, kind="head"):
+    """Logits of every token at every position, for a network that predicts tokens from noisy vectors (LangFlow)."""
+
+    class Config(ComponentConfig):
+        bias: Bias = "all"
+        """Bias of the linear map: ``all`` or ``none``."""
+        init: Init = "zero"
+        """Initialisation of the weight: ``zero``, or ``normal`` with standard deviation 0.02. Ignored if the input
+        ``table``, a tied token embedding, is connected."""
+
+    config: Config
+
+    def forward(self, x: Float[Tensor, "b l d"], table: Float[Tensor, "v d"] | None = None) -> Float[Tensor, "b l v"]:
+        return self.logits(x, table)

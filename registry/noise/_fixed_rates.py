@@ -46,6 +46,14 @@ class FixedRates(Kernel):
         Callers ignore the entries at y = x.
         """
 
+    def _prior_law(self) -> Tensor:
+        """Return the prior, float64 [n]: by default uniform, as under symmetric rates."""
+        return torch.full((self.states,), 1 / self.states, dtype=torch.float64)
+
+    def prior_divergence(self, x0: Tensor, sigma: Tensor) -> Tensor:
+        seen = self._columns(x0, sigma.double())
+        return (torch.xlogy(seen, seen) - torch.xlogy(seen, self._prior_law().to(seen.device))).sum(-1)
+
     def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
         return self._entropy(log_score, xt, x0, sigma).to(log_score.dtype)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sedd_graph.errors import UserError
 
-__all__ = ["Exchange", "exchange", "nearest"]
+__all__ = ["Exchange", "components", "edges", "exchange", "nearest"]
 
 CHUNK = 1024
 """Number of tokens whose distances to all other tokens are in memory at a time."""
@@ -79,7 +79,7 @@ def nearest(points: Tensor, k: int) -> Tensor:
     return found
 
 
-def _edges(near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def edges(near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the edges of A + A^T, where A is the 0/1 matrix of ``near`` [n, k]: from, to and weight (1 or 2), sorted."""
     n, k = near.shape
     a, b = torch.arange(n).repeat_interleave(k), near.reshape(-1)
@@ -87,7 +87,7 @@ def _edges(near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return code // n, code % n, count.double()
 
 
-def _components(n: int, a: Tensor, b: Tensor) -> int:
+def components(n: int, a: Tensor, b: Tensor) -> int:
     """Count the connected components of the graph with edges ``a`` - ``b``."""
     label = torch.arange(n)
     while True:
@@ -171,18 +171,18 @@ def exchange(points: Tensor, k: int, *, even: float) -> Exchange:
             transitions included is below 1e-3.
     """
     n = len(points)
-    a, b, count = _edges(nearest(points, min(k, n - 1)))
-    components = _components(n, a, b)
-    if components > 1 and even == 0:
+    a, b, count = edges(nearest(points, min(k, n - 1)))
+    pieces = components(n, a, b)
+    if pieces > 1 and even == 0:
         raise UserError(
-            f"neighbours: the graph of {k} nearest neighbours falls into {components:,} pieces, so the process has no unique prior; "
+            f"neighbours: the graph of {k} nearest neighbours falls into {pieces:,} pieces, so the process has no unique prior; "
             "raise 'neighbours', or set 'even', the share of moves to a uniformly drawn token, to a value such as 0.01"
         )
     rate = _balance(n, a, b, count)
     leave = torch.zeros(n, dtype=torch.float64).index_add_(0, a, rate)
     start = torch.nn.functional.pad(torch.bincount(a, minlength=n).cumsum(0), (1, 0))
     found = Exchange(start, b, rate, leave, math.nan)
-    gap = 0.0 if components > 1 else _gap(found, leave)
+    gap = 0.0 if pieces > 1 else _gap(found, leave)
     if (1 - even) * gap + even < SLOWEST:
         raise UserError(
             f"neighbours: the graph mixes too slowly: its slowest mode decays by a factor e in {1 / max(gap, 1e-300):.3g} moves of "

@@ -157,7 +157,11 @@ class Absorb(Interpolating, kind="kernel"):
         return moved.scatter(-1, x[..., None], 1 - moved.sum(-1, keepdim=True))
 
     def posterior(self, x0_probs: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        # (alpha_s - alpha_t) / (1 - alpha_t)
+        # (alpha_s - alpha_t) / (1 - alpha_t); a prediction may give the mask a probability h, as the logits of D3PM do: the
+        # chance of x_t is then 1 - alpha_t + alpha_t h. At h = 0, nothing below differs by a bit from the formula without it
         reveal = torch.exp(-sigma_next) * torch.expm1(sigma_next - sigma) / torch.expm1(-sigma)
-        moved = torch.where((x == self.mask)[..., None], reveal[:, None, None] * x0_probs, 0.0)
-        return moved.scatter(-1, x[..., None], 1 - torch.where(x == self.mask, reveal[:, None], 0.0)[..., None])
+        h = x0_probs[..., self.mask]
+        reveal = reveal[:, None] / (1 - h * (torch.exp(-sigma) / torch.expm1(-sigma))[:, None])
+        masked = x == self.mask
+        moved = torch.where(masked[..., None], reveal[..., None] * x0_probs, 0.0)
+        return moved.scatter(-1, x[..., None], 1 - torch.where(masked, reveal * (1 - h), 0.0)[..., None])

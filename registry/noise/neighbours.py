@@ -10,7 +10,7 @@ Axes: b batch, l length, n states, e edges, r rows.
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import pydantic
 import torch
@@ -27,11 +27,27 @@ from ._frequencies import load_numbers, local_file
 from ._neighbour_graph import Exchange, exchange
 from ._uniformization import expm, rows_of
 
-__all__ = ["Neighbours"]
+__all__ = ["EmbeddingSource", "Neighbours", "embeddings"]
 
 SETTLED = 40.0
 """Total noise above which the transition matrix is treated as constant: all modes that decay are below exp(-40)."""
 _MAX_BYTES = 2**30
+
+
+class EmbeddingSource(Protocol):
+    """Config keys that say where embeddings come from, as those of :class:`Neighbours`."""
+
+    @property
+    def file(self) -> str | None: ...
+
+    @property
+    def tensor(self) -> str | None: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
 
 
 class Neighbours(FixedRates, kind="kernel"):
@@ -196,13 +212,13 @@ class Neighbours(FixedRates, kind="kernel"):
 @functools.lru_cache(maxsize=4)
 def _graph_of(config: Neighbours.Config, states: int, stamp: tuple[int, int] | None) -> Exchange:
     """Return the graph of ``config``; ``stamp``, the file's time and size, invalidates the cache when the file changes."""
-    points = _embeddings(config, states)
+    points = embeddings(config, states)
     if len(points) != states:
         raise UserError(f"{config.file} has {len(points):,} embeddings, but the model has {states:,} states")
     return exchange(points, config.neighbours, even=config.even)
 
 
-def _embeddings(config: Neighbours.Config, states: int) -> Tensor:
+def embeddings(config: EmbeddingSource, states: int) -> Tensor:
     """Return the embeddings, float32 [n, d]; raises :class:`UserError` where they cannot be read."""
     if config.file is None:
         return torch.randn(states, config.width, generator=torch.Generator().manual_seed(config.seed))

@@ -123,6 +123,9 @@ class RateTable(FixedRates):
     def _product(self, weights: Tensor, sigma: Tensor) -> Tensor:
         return weights.double() @ self._power(sigma).transpose(1, 2)
 
+    def _prior_law(self) -> Tensor:
+        return self.stationary
+
     def _rates_into(self, x: Tensor, like: Tensor) -> Tensor:
         return self.table[x].to(like.dtype)
 
@@ -210,9 +213,9 @@ def _square(config: Rates.Config) -> Tensor:
 class Ordinal(RateTable, kind="kernel"):
     """Kernel for ordered tokens, with rates proportional to exp(-4 (i - j)^2 / ((n - 1)^2 beta)) between ids i and j.
 
-    It is D3PM's discretised Gaussian in continuous time (arXiv 2107.03006, appendix A.2.3). In D3PM beta grows over the
-    steps, and the product of the step matrices has no closed form; here beta is constant, and only total noise follows
-    the schedule. The rates are symmetric, so the prior is uniform. The number of states n is at most 512.
+    Its rates are those of D3PM's discretised Gaussian (arXiv 2107.03006, appendix A.2.3) at one width beta; only total
+    noise follows the schedule. In D3PM beta, the width, grows over the steps, so that the step matrices do not commute:
+    no schedule makes this kernel D3PM's, which is the kernel ``steps``. The rates are symmetric, so the prior is uniform. The number of states n is at most 512.
     """
 
     class Config(ComponentConfig):

@@ -112,10 +112,10 @@ class Geometric(Schedule, kind="schedule"):
 
 
 class Linear(Schedule, kind="schedule"):
-    """Schedule whose noise rate d sigma / dt is linear in t (the linear beta schedule of DDPM and D3PM).
+    """Schedule whose noise rate d sigma / dt is linear in t (the continuous-time limit of DDPM's linear betas).
 
-    Total noise is sigma(t) = rate_min t + (rate_max - rate_min) t^2 / 2. The defaults correspond to 1,000 steps of
-    DDPM's beta from 1e-4 to 0.02. If ``rate_min`` equals ``rate_max``, total noise is linear in t (``linear`` in MDLM's
+    Total noise is sigma(t) = rate_min t + (rate_max - rate_min) t^2 / 2. The defaults approximate 1,000 steps of DDPM's
+    beta from 1e-4 to 0.02, which ``linear_betas`` has exactly. If ``rate_min`` equals ``rate_max``, total noise is linear in t (``linear`` in MDLM's
     code).
     """
 

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
-from sedd_graph.diffusion.tokens.kernel import Kernel, needs_float64, tweedie
+from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.sampler import Sampler
+from sedd_graph.diffusion.tokens.tweedie import needs_float64, tweedie
 from sedd_graph.diffusion.tokens.walk import ROUNDING, T_MIN, Walk
 from sedd_graph.errors import UserError
 
@@ -89,6 +90,8 @@ class Uniformization(Sampler, kind="sampler"):
     takes_all = True
 
     def lacks(self, kernel: Kernel) -> str | None:
+        if (lack := super().lacks(kernel)) is not None:
+            return lack
         return "a kernel whose reverse rates have a known bound" if kernel.rate_bound is None else None
 
     def walk(self, walk: Walk, steps: int) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.numerics import log1mexp
-from sedd_graph.diffusion.tokens.kernel import needs_float64, tweedie
 from sedd_graph.diffusion.tokens.sampler import StepSampler, StepsConfig
+from sedd_graph.diffusion.tokens.tweedie import needs_float64, tweedie
 from sedd_graph.diffusion.tokens.walk import T_MIN, Walk
 
 
@@ -99,7 +99,7 @@ class TauLeaping(StepSampler, kind="sampler"):
         moves = rates(walk, t, s)
         # NaN and infinite rates are refused by Walk.draw; torch.poisson must not meet them
         rate = moves.sum(-1).double().nan_to_num(nan=0.0, posinf=0.0)
-        events = torch.poisson(rate, generator=walk.generator)
+        events = walk.draws.poisson(rate, walk.x)
         walk.clamped += int(((events > 1) & walk.free).sum())
         return walk.put(walk.draw(events == 1, moves))
 
@@ -122,10 +122,15 @@ class Ancestral(StepSampler, kind="sampler"):
 
     The formula is eq. 7 of MDLM (arXiv 2406.07524). Under a kernel that only masks, at one rate for all tokens, the
     step in which each position is unmasked does not depend on the network. These steps are drawn first, and the network
-    is evaluated only for the rows, steps and positions that are unmasked.
+    is evaluated only for the rows, steps and positions that are unmasked. (A probability that a prediction gives the
+    mask, as D3PM's logits may, is ignored there.)
+
+    Under a kernel in discrete time with T steps, ``steps`` is at most T, and a step that skips some of the kernel's has
+    the product of their matrices.
     """
 
     reads = ("log_x0",)
+    discrete = True
     takes_all = True
 
     def walk(self, walk: Walk, steps: int) -> None:

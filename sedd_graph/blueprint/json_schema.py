@@ -18,8 +18,6 @@ from sedd_graph.component.kinds import KINDS, NODE
 __all__ = ["blueprint_schema"]
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{params\.[a-z][a-z0-9_]*\}"}
-_REQUIRED = ("process.schedule",)
-"""Places (``outer.key``) whose component is required wherever the outer component is used."""
 
 
 def _loosened(schema: Any, sizes: frozenset[str] = frozenset()) -> Any:
@@ -125,7 +123,6 @@ def _inline_op(contract: Contract, schema: dict[str, Any], places: Iterable[str]
         outer, _, key = place.partition(".")
         if key and outer == kind.place and _goes_with(place, kind.family):
             out["properties"][key] = {"$ref": f"#/$defs/{place}", "description": f"The {key}."}
-            out["required"] += [key] if place in _REQUIRED else []
     out["description"] = contract.summary
     return out
 

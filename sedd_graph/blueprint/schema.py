@@ -145,8 +145,8 @@ class OpSpec(pydantic.BaseModel):
 class ProcessSpec(OpSpec):
     """The noise process: the kernel (``op``), its Config keys, and the noise schedule."""
 
-    schedule: OpSpec
-    """The noise schedule."""
+    schedule: OpSpec | None = None
+    """The noise schedule; none for a kernel in discrete time, such as ``steps``, which has its own."""
 
 
 class SampleSpec(OpSpec):

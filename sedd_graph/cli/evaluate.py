@@ -31,6 +31,13 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument("--batches", type=integer(1, 10**9), help="batches to evaluate (default: all)")
     parser.add_argument("--draws", type=integer(1, 4096), help="noise draws per sequence (default: 1)")
     parser.add_argument(
+        "--likelihood",
+        default="bound",
+        metavar="NAME",
+        help="'bound' (the default), or 'ode': an estimate of the likelihood of a process on vectors by its "
+        "probability-flow ODE",
+    )
+    parser.add_argument(
         "--samples",
         nargs="?",
         const="",
@@ -67,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             weights=arguments.weights,
             say=say,
             corpus=moved_corpus(arguments),
+            likelihood=arguments.likelihood,
         )
     write_report(path)
     return 0
@@ -75,8 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _judge_samples(path: Path, arguments: argparse.Namespace) -> None:
     from sedd_graph.runs.judge import judge_run
 
-    if arguments.batches or arguments.draws or arguments.weights != "newest":
-        raise UserError("--batches, --draws and --weights are for the bound: without --samples, --judge and --mauve")
+    if arguments.batches or arguments.draws or arguments.weights != "newest" or arguments.likelihood != "bound":
+        raise UserError(
+            "--batches, --draws, --weights and --likelihood are for the bound: without --samples, --judge and --mauve"
+        )
     judge_run(
         path,
         samples=Path(arguments.samples) if arguments.samples else None,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sedd_graph.component.base import Component
 
-__all__ = ["Schedule"]
+__all__ = ["FittedSchedule", "Schedule"]
 
 
 class Schedule(Component, ABC):
@@ -24,7 +24,7 @@ class Schedule(Component, ABC):
     """True if the schedule has trained parameters.
 
     They are trained to reduce the variance of the loss, and saved with the network's. Total noise at t = 0 and at t = 1
-    must not depend on them.
+    must not depend on them, except in a :class:`FittedSchedule`.
     """
 
     @abstractmethod
@@ -64,3 +64,21 @@ class Schedule(Component, ABC):
             above = self.sigma(middle) > sigma
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         return (low + high) / 2
+
+
+class FittedSchedule(Schedule):
+    """A schedule whose trained parameters are fitted to the cross-entropy of the tokens as a function of total noise.
+
+    Objectives of vectors add :meth:`fit` to their loss. :meth:`sigma` and :meth:`dsigma` have no gradients to the parameters.
+    """
+
+    abstract: ClassVar[bool] = True
+
+    @abstractmethod
+    def fit(self, sigma: Tensor, nats: Tensor) -> Tensor:
+        """Return the loss of the parameters for measured cross-entropies, float64 [b], with gradients to them alone.
+
+        Args:
+            sigma: Total noise, [b].
+            nats: Cross-entropy of the clean tokens given rows at this noise, nats per token, [b].
+        """

@@ -9,13 +9,13 @@ to the network, such as ``tokens`` and ``sigma`` (``feeds``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn, Protocol
 
 from sedd_graph.blueprint.load import Loaded
 from sedd_graph.blueprint.location import Location, Refused
-from sedd_graph.blueprint.schema import OpSpec
+from sedd_graph.blueprint.schema import OpSpec, ProcessSpec
 from sedd_graph.component.axes import PortType, parse_port_type
 from sedd_graph.component.contract import ComponentConfig, Contract
 from sedd_graph.component.kinds import KINDS, kinds_at
@@ -221,9 +221,10 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
         with at.gather():
             read("process", noise, None)
             family = KINDS[parts["process"].contract.kind].family if "process" in parts else None
-            read("process.schedule", noise.schedule, family)
             if family is None:
                 raise Refused
+            cls = registry.component(parts["process"].contract.op)
+            read("process.schedule", _schedule(at, noise, parts["process"], cls.own_schedule), family)
             read("objective", objective, family)
             read("sample", sample, family)
             if sample.classifier is not None:
@@ -232,7 +233,6 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
                 feeds = registry.component(parts["objective"].contract.op).feeds
                 _check_inputs(at / "inputs", graph, parts["objective"], feeds)
             kernel = parts["process"]
-            cls = registry.component(kernel.contract.op)
             outputs, size = _read_outputs(at / "outputs", graph, kernel, cls.parametrizations(kernel.config))
     except Refused:
         raise BlueprintError(at.problems) from None
@@ -256,6 +256,21 @@ def _missing(at: Location) -> Refused:
         if spec is None:
             (at / first).refuse(f"'{first}' is given, but '{name}' is missing: all three belong together")
     return Refused()
+
+
+def _schedule(
+    at: Location, noise: ProcessSpec, kernel: Part, own: Callable[[ComponentConfig], Mapping[str, Any] | None]
+) -> OpSpec:
+    """Return the declared schedule, or that of a kernel in discrete time. Raises :class:`Refused` if it has no other."""
+    fixed = own(kernel.config)
+    if fixed is None and noise.schedule is None:
+        raise (at / "process").refuse(
+            f"the kernel {kernel.name!r} needs a schedule, such as schedule: {{op: loglinear}}"
+        )
+    if fixed is not None and noise.schedule is not None:
+        message = f"the kernel {kernel.name!r} is in discrete time and has its own schedule: leave 'schedule' out"
+        raise (at / "process" / "schedule").refuse(message)
+    return noise.schedule or OpSpec.model_validate(fixed)
 
 
 def _read_part(at: Location, place: str, spec: OpSpec, family: str | None, graph: Graph, registry: Registry) -> Part:

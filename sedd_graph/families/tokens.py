@@ -26,6 +26,7 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.numerics import full_precision
+from sedd_graph.diffusion.schedule import FittedSchedule
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import lacks_scores
@@ -100,7 +101,10 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
         )
         if lack is not None
     ]
-    if schedule.learned and not objective.steady:
+    if isinstance(schedule, FittedSchedule):
+        message = f"{plan.schedule.name!r} is fitted to losses of vectors: take another schedule, such as loglinear"
+        problems.append(problem("process.schedule", message))
+    elif schedule.learned and not objective.steady:
         message = (
             f"{plan.schedule.name!r} learns from losses that are integrals over time, such as nelbo's and "
             f"score_entropy's; {plan.objective.name!r} is not one: take another schedule, such as loglinear"
@@ -239,6 +243,8 @@ class TokenProcess(TextProcess):
 
     def noised(self, over: str, t: Tensor) -> Tensor:
         if over != "time":
+            return t
+        if self.kernel.steps is not None:  # the share of the kernel's steps that are taken
             return t
         inside = t.float().clamp(1e-4, 1 - 1e-6).to(self.allowed.device)
         return torch.from_numpy(-np.expm1(-self.schedule.sigma(inside).detach().double().cpu().numpy()))

@@ -17,8 +17,9 @@ import heapq
 from collections.abc import Iterable, Sequence
 
 from sedd_graph.inverse.contraction import ContractionSearch, find_fixed_point
+from sedd_graph.inverse.flat import steady
 from sedd_graph.inverse.linear import solve_together
-from sedd_graph.inverse.system import Edge, FixedPointEdge, Key, LinearEdge, Solution, System
+from sedd_graph.inverse.system import Edge, FixedPointEdge, ForwardEdge, Key, LinearEdge, Solution, System
 
 __all__ = ["Closure"]
 
@@ -47,6 +48,9 @@ class Closure:
     Args:
         system: Equations of the region.
         facts: Indices of the initially known values (facts), such as the outputs of the region.
+        given: Indices of the conditioning inputs, which are among the facts. Values that depend on these alone are
+            evaluated forward, even where an output would give them at less cost: an equation of such a value contains
+            no unknown, and must not be counted in the log-determinant.
 
     Attributes:
         keys: For each value, by index, the cost of its derivation; None where the value is unknown.
@@ -58,7 +62,7 @@ class Closure:
         work: Number of visits of edges and relations, as a measure of computing time.
     """
 
-    def __init__(self, system: System, facts: Iterable[int]) -> None:
+    def __init__(self, system: System, facts: Iterable[int], given: Iterable[int] = ()) -> None:
         self.system, self.flat = system, system.flat
         count = len(self.flat.refs)
         self.keys: list[Key | None] = [None] * count
@@ -81,6 +85,7 @@ class Closure:
         for e, edge in enumerate(system.edges):
             if not edge.needs:
                 self._push(edge, system.edge_rank[e])
+        self._evaluate(steady(self.flat, given))
         self._run()
 
     def known(self, v: int) -> bool:
@@ -141,17 +146,34 @@ class Closure:
         for v in unknown:
             self._waiting.setdefault(v, []).append(waiting)
 
+    def _evaluate(self, values: frozenset[int]) -> None:
+        """Derive ``values`` by forward evaluation, before any other edge is used."""
+        others = []
+        while self._heap:
+            entry = heapq.heappop(self._heap)
+            key, *_, edge = entry
+            if isinstance(edge, ForwardEdge) and values.issuperset(edge.targets):
+                self._use(key, edge)
+            else:
+                others.append(entry)
+        heapq.heapify(others)
+        self._heap = others
+
+    def _use(self, key: Key, edge: Edge) -> None:
+        """Mark the targets of ``edge`` that are unknown as known."""
+        fresh = [v for v in edge.targets if self.keys[v] is None]
+        if fresh:
+            self.edges.append(edge)
+        for v in fresh:
+            if self.keys[v] is None:  # an edge may list a target twice
+                self._know(v, key, edge)
+
     def _run(self) -> None:
         tier = 0
         while True:
             while self._heap and self._heap[0][0][0] <= tier:
                 key, *_, edge = heapq.heappop(self._heap)
-                fresh = [v for v in edge.targets if self.keys[v] is None]
-                if fresh:
-                    self.edges.append(edge)
-                for v in fresh:
-                    if self.keys[v] is None:  # an edge may list a target twice
-                        self._know(v, key, edge)
+                self._use(key, edge)
             # A search that failed is repeated only once as much has been derived as it cost, or at the end.
             if self._count * 4 >= self._patience and self._eliminate():
                 continue

@@ -57,7 +57,7 @@ def solve(
             raise UserError(f"{region.label!r} has no value {ref}{suggest(str(ref), map(str, flat.refs))}")
     known_inputs, stored_values = [flat.inputs[name] for name in given], [flat.index[ref] for ref in stored]
     facts = [*flat.outputs.values(), *known_inputs, *stored_values]
-    closure = Closure(System(flat), facts)
+    closure = Closure(System(flat), facts, known_inputs)
     if not all(closure.known(v) for v in flat.inputs.values()):
         return diagnose(closure, facts, given, sizes)
     iterated = contractions(closure)

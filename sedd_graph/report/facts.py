@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 
+MARGIN, CODE_ERROR = "margin_", "code_error_"
+"""Prefixes of the metrics that record the margin of a code and the bound on errors; the code's path follows."""
 DRIFT = "drift_"
 """Prefix of the metric that records at which error a block fell back to checkpointing; the block's path follows."""
 
@@ -98,12 +100,13 @@ def _number(value: object, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else "?"
 
 
-def results(evaluation: Mapping[str, Any], measure: Mapping[str, Any]) -> Results:
+def results(evaluation: Mapping[str, Any], measure: Mapping[str, Any], ode: Mapping[str, Any] | None = None) -> Results:
     """Return the results section of the report.
 
     Args:
         evaluation: Content of ``evaluation.json``; may be empty.
         measure: The ``measure`` object of ``certificate.json`` (parameters, FLOPs, memory); may be empty.
+        ode: Content of ``evaluation-ode.json``; None or empty if there is none.
     """
 
     def tile(key: str, label: str, form: str = ".3f", error: str = "") -> Tile:
@@ -132,6 +135,12 @@ def results(evaluation: Mapping[str, Any], measure: Mapping[str, Any]) -> Result
         )
         if caveat := evaluation.get("caveat"):
             protocol += f" Note: {caveat}."
+    if ode:
+        error = _number(ode.get("bits_standard_error"), ".3f")
+        tiles.append(
+            Tile(_number(ode.get("bits_per_character"), ".3f"), "bits per character, by the ODE (estimate)", error)
+        )
+        protocol += f" By the ODE on {_number(ode.get('sequences'), ',')} sequences: {ode.get('caveat', '?')}."
     if measure:
         gib = (measure["saved_bytes"] + measure["state_bytes"]) / 2**30
         unit = "row" if measure["length"] == 1 else "token"
@@ -165,8 +174,8 @@ def _levels(evaluation: Mapping[str, Any]) -> Markup:
 def training_curves(run: Path) -> list[Markup]:
     """Return plots of ``metrics.jsonl`` against the training step, without those that have no data.
 
-    They show the loss (bits per character or dimension), learning rate, gradient norm, and tokens (or dimensions) per
-    second.
+    They show the loss (bits per character or dimension), learning rate, gradient norm, tokens (or dimensions) per second,
+    and the margin of each code.
 
     Args:
         run: The run folder.
@@ -188,8 +197,21 @@ def training_curves(run: Path) -> list[Markup]:
         curve([line("learning rate", "learning_rate")], title="learning rate"),
         curve([line("norm", "gradient_norm")], title="norm of the gradient"),
         curve([line(f"{thing}/s", f"{thing}_per_second")], title=f"{thing} per second"),
+        *(
+            curve(
+                [line("margin", f"{MARGIN}{path}"), line("error bound", f"{CODE_ERROR}{path}", colour="var(--b)")],
+                title=f"{path}: half the least distance of codewords, and the error of reconstructed vectors",
+            )
+            for path in _codes(metrics)
+        ),
     ]
     return [figure for figure in figures if figure]
+
+
+def _codes(metrics: list[dict[str, Any]]) -> list[str]:
+    """Return the paths of the codes whose margins were recorded, in order of first record."""
+    names = dict.fromkeys(name for record in metrics for name in record if name.startswith(MARGIN))
+    return [name.removeprefix(MARGIN) for name in names]
 
 
 def fallbacks(run: Path) -> list[str]:

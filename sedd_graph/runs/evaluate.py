@@ -55,10 +55,11 @@ def evaluate_opened(
             f"unigram entropy of the same text: {baselines['heldout_entropy_bits']:.4f} bits per character "
             f"({baselines['unigram_bits']:.4f} under the training text's frequencies)"
         )
-    path = run.path / "evaluation.json"
+    chosen = run.engine.process.likelihood
+    path = run.path / ("evaluation.json" if chosen == "bound" else f"evaluation-{chosen}.json")
     fuller = _rows_of(path, say)
     if fuller > found.count:
-        say(f"evaluation.json is not replaced: it covers {fuller} rows, this evaluation only {found.count}")
+        say(f"{path.name} is not replaced: it covers {fuller} rows, this evaluation only {found.count}")
         return found
     protocol = {
         **run.plan.record(),
@@ -102,6 +103,7 @@ def evaluate_run(
     weights: str,
     say: Callable[[str], None],
     corpus: Path | None = None,
+    likelihood: str = "bound",
 ) -> Result:
     """Open a run folder and compute an upper bound on -log p of its held-out rows, as :func:`evaluate_opened` does.
 
@@ -113,6 +115,9 @@ def evaluate_run(
         weights: Weights to evaluate: ``newest``, ``model`` or ``fresh``, as in :func:`sedd_graph.runs.open.open_run`.
         say: Function that prints a line for the user.
         corpus: Folder to which file names of the data are relative, if it has moved since the run was built.
+        likelihood: The likelihood to compute, one of the process's
+            (:attr:`sedd_graph.engine.process.Process.likelihoods`). Another than ``bound`` is written to
+            ``evaluation-NAME.json``, beside that of the bound.
 
     Returns:
         The bound, or for a flow -log p, in nats and bits, with its standard errors and sample sizes.
@@ -121,6 +126,7 @@ def evaluate_run(
         UserError: ``path`` is not a run folder, or its blueprint has no ``data`` section or no diffusion process.
     """
     run = open_run(path, device=device, compile="off", weights=weights, root=corpus)
+    run.engine.process.choose_likelihood(likelihood)
     say(f"weights     {run.weights}")
     data = run.data()
     if (changed := run.changed(data)) is not None:

@@ -65,11 +65,12 @@ def cells(registry: Registry, *, prove: bool = True) -> Iterator[Cell]:
         yield from _schedule_cells(parts["kernel"], parts["schedule"], registry)
     loglinear = next(p for p in parts["schedule"] if p.name == "loglinear")
     for kernel in parts["kernel"]:
+        schedule = _own_schedule(kernel, registry) or loglinear
         for (output,) in registry.component(kernel.contract.op).parametrizations(kernel.config):
             for table in ("objective", "sampler"):
                 for part in parts[table]:
                     cell = Cell(table, f"{kernel.name}, {output.name}", part.name, "refused")
-                    plans = _plans(kernel, loglinear, output, part, parts)
+                    plans = _plans(kernel, schedule, output, part, parts)
                     yield _pair_cell(cell, plans, registry, prove=prove)
 
 
@@ -80,6 +81,15 @@ def _parts(registry: Registry, kind: str) -> list[Part]:
     return [Part(c, c.config.model_validate(config)) for c, config in zip(contracts, configs, strict=True)]
 
 
+def _own_schedule(kernel: Part, registry: Registry) -> Part | None:
+    """Return the schedule of a kernel in discrete time; None for a kernel that takes any schedule."""
+    declared = registry.component(kernel.contract.op).own_schedule(kernel.config)
+    if declared is None:
+        return None
+    contract = next(c for c in registry.contracts() if c.kind == "schedule" and c.name == declared["op"])
+    return Part(contract, contract.config.model_validate({k: v for k, v in declared.items() if k != "op"}))
+
+
 @torch.no_grad()
 def _schedule_cells(kernels: Sequence[Part], schedules: Sequence[Part], registry: Registry) -> Iterator[Cell]:
     """Verify each schedule, and that its noise at t = 1 is each kernel's prior."""
@@ -88,6 +98,11 @@ def _schedule_cells(kernels: Sequence[Part], schedules: Sequence[Part], registry
         wrong = [c for c in check_schedule(made, "quick") if c.holds is False]
         end = final_sigma(made)
         for kernel in kernels:
+            own = _own_schedule(kernel, registry)
+            if own is not None and own.name != schedule.name:
+                why = "a kernel in discrete time has its own schedule"
+                yield Cell("schedule", kernel.name, schedule.name, "refused", why=why)
+                continue
             cls: type[Kernel] = registry.component(kernel.contract.op)
             small = cls(cls.toy(kernel.config, TOKENS + 1), Context({"n": TOKENS + 1}))
             failing = wrong or [c for c in check_prior(small, end=end, proof="quick") if c.holds is False]

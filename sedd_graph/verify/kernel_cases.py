@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sedd_graph.component.check import Proof
 from sedd_graph.diffusion.tokens.kernel import Kernel
 
-__all__ = ["Cases", "column_of", "noise_levels", "row_of"]
+__all__ = ["Cases", "at_levels", "column_of", "noise_levels", "row_of"]
 
 LOWEST, HIGHEST = 1e-4, 7.0
 """Range of total noise, enlarged to that of the schedule where it ends later, up to :data:`LIMIT`."""
@@ -41,6 +41,17 @@ def noise_levels(count: int, *, end: float, seed: int, low: float = LOWEST) -> T
     u = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     high = min(max(end, HIGHEST), LIMIT)
     return torch.exp(math.log(low) + (cell + u) / count * math.log(high / low))
+
+
+def at_levels(kernel: Kernel, sigma: Tensor) -> Tensor:
+    """Return the noise levels of a kernel that correspond to levels ``sigma`` of total noise, of the same shape and dtype.
+
+    They are ``sigma`` itself in continuous time, and in discrete time the step at about the share 1 - exp(-sigma) of
+    all steps, at least 1.
+    """
+    if kernel.steps is None:
+        return sigma
+    return (-torch.expm1(-sigma) * kernel.steps).round().clamp(min=1)
 
 
 def row_of(table: Tensor, at: Tensor) -> Tensor:

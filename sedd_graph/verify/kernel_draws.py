@@ -12,7 +12,7 @@ from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.verify.guards import generators_state
-from sedd_graph.verify.kernel_cases import HIGHEST, noise_levels
+from sedd_graph.verify.kernel_cases import HIGHEST, at_levels, noise_levels
 from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square, correlated, dispersed, shifted
 from sedd_graph.verify.worst import least
 
@@ -28,6 +28,8 @@ TOGETHER = (0.05, 0.7, 3.0)
 """Values of total noise at which draws are verified to be independent."""
 CALL = 2**22
 """Largest number of draws times states of one call."""
+CELLS = 2**20
+"""Largest number of levels times clean tokens times states whose draws are counted, with many states."""
 SETTLED = 1e4
 """Total noise at which the transition matrix is taken to be that of endless noise."""
 GAP = 0.01
@@ -70,8 +72,9 @@ def check_draws(kernel: Kernel, proof: Proof) -> list[Check]:
 
 def _marginals(kernel: Kernel, proof: Proof) -> tuple[Check, Check]:
     """Compare draws with P at many noise levels and all clean tokens; a share of the positions must not change."""
-    m, n, k = kernel.data_tokens, kernel.states, DRAW_LEVELS[proof]
-    sigma = noise_levels(k, end=HIGHEST, seed=41).float()
+    m, n = kernel.data_tokens, kernel.states
+    k = max(2, min(DRAW_LEVELS[proof], CELLS // (m * n)))
+    sigma = _levels(kernel, k)
     copies = max(1, int(DRAWS[proof] / (1 + n / 16)) // (k * m))
     x0 = torch.arange(m).repeat(copies).expand(k, -1)
     generator = torch.Generator().manual_seed(2)
@@ -86,7 +89,8 @@ def _marginals(kernel: Kernel, proof: Proof) -> tuple[Check, Check]:
         counts += torch.bincount(cell[corrupt], minlength=k * m * n).view(k, m, n)
         trials += torch.bincount((level * m + part)[corrupt], minlength=k * m).view(k, m)
     p = kernel.transition_matrix(sigma.double())[:, :, :m].transpose(1, 2)
-    more = kernel.transition_matrix(1.01 * sigma.double())[:, :, :m].transpose(1, 2)
+    later = 1.01 * sigma.double() if kernel.steps is None else (sigma.double() + 1).clamp(max=kernel.steps)
+    more = kernel.transition_matrix(later)[:, :, :m].transpose(1, 2)
     slope = torch.diagonal(more - p, dim1=1, dim2=2)
     stay = torch.diagonal(counts, dim1=1, dim2=2)
     chance = least(*_deviations(counts, trials, p), shifted(stay, trials, torch.diagonal(p, dim1=1, dim2=2), slope))
@@ -100,6 +104,13 @@ def _marginals(kernel: Kernel, proof: Proof) -> tuple[Check, Check]:
         Check("kernel.sample", claim, chance > NEVER, value, how),
         Check("kernel.corrupt", claim_held, held, "kept" if held else "changed", "a tenth of the positions"),
     )
+
+
+def _levels(kernel: Kernel, count: int) -> Tensor:
+    """Return ``count`` levels of total noise for draws, float32 [k]; in discrete time an even grid of steps."""
+    if kernel.steps is None:
+        return noise_levels(count, end=HIGHEST, seed=41).float()
+    return torch.linspace(1, kernel.steps, count).round()
 
 
 def _deviations(counts: Tensor, trials: Tensor, p: Tensor) -> list[float]:
@@ -140,8 +151,9 @@ def _independent(kernel: Kernel, side: int) -> Check:
     for number, sigma in enumerate(TOGETHER):
         token = (0, kernel.data_tokens - 1, kernel.data_tokens // 2)[number]
         x0 = torch.full((side, side), token)
-        seen = noised(kernel, x0, torch.full((side,), sigma), torch.Generator().manual_seed(51 + number))
-        law = kernel.transition_matrix(sigma)[:, token]
+        level = at_levels(kernel, torch.full((side,), sigma))
+        seen = noised(kernel, x0, level, torch.Generator().manual_seed(51 + number))
+        law = kernel.transition_matrix(float(level[0]) if kernel.steps else sigma)[:, token]
         chance = least(chance, *independence(seen, law, clean=token))
     claim = "noise at one row and position is independent of that at others"
     how = f"sums and correlations of {side} rows and {side} positions at {len(TOGETHER)} noise levels"
@@ -190,7 +202,7 @@ def check_seeds(kernel: Kernel) -> Check:
     """Verify that draws follow from the given generator alone: none from the global ones, nothing kept between draws."""
     m, n = kernel.data_tokens, kernel.states
     x0 = torch.arange(64).remainder(m).expand(16, -1).contiguous()
-    sigma = torch.linspace(0.5, 4.0, 16)
+    sigma = at_levels(kernel, torch.linspace(0.5, 4.0, 16))
     corrupt = torch.ones_like(x0, dtype=torch.bool)
     inputs = (x0, sigma, corrupt)
     kept, before = [v.clone() for v in inputs], generators_state()
@@ -220,7 +232,7 @@ def check_split(kernel: Kernel) -> Check:
     """Verify that a row of a global batch gets the same draw however the batch is split over ranks and steps."""
     rows, length = 12, 32
     x0 = torch.arange(rows * length).remainder(kernel.data_tokens).view(rows, length)
-    sigma = torch.linspace(0.2, 4.0, rows)
+    sigma = at_levels(kernel, torch.linspace(0.2, 4.0, rows))
     every = torch.ones_like(x0, dtype=torch.bool)
 
     def part(start: int, stop: int) -> Tensor:

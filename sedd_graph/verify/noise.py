@@ -22,7 +22,9 @@ from sedd_graph.verify.kernel_draws import check_draws, check_prior
 from sedd_graph.verify.kernel_formulas import check_losses, check_steps
 from sedd_graph.verify.kernel_precision import check_precision, check_pure
 from sedd_graph.verify.kernel_size import MANY, check_mixing, check_size, check_stiffness
+from sedd_graph.verify.kernel_steps import check_own_schedule, check_step_kernel
 from sedd_graph.verify.schedules import check_schedule, final_sigma
+from sedd_graph.verify.tape import check_tape
 
 __all__ = [
     "check_declared",
@@ -43,12 +45,14 @@ def check_kernel(kernel: Kernel, *, end: float, proof: Proof = "full") -> list[C
 
     Args:
         kernel: Kernel with few states, since every pair of states is evaluated.
-        end: Total noise at t = 1.
+        end: Total noise at t = 1; ignored for a kernel in discrete time, where it is the number of steps.
         proof: Strength of the verification: ``quick`` takes fewer noise levels and draws.
 
     Returns:
         The results of the checks.
     """
+    if kernel.steps is not None:
+        return check_step_kernel(kernel, proof)
     return [*_enumerated(kernel, end=end, proof=proof), check_precision(kernel)]
 
 
@@ -59,6 +63,7 @@ def _enumerated(kernel: Kernel, *, end: float, proof: Proof) -> list[Check]:
         *check_chain(cases),
         *check_draws(kernel, proof),
         *check_prior(kernel, end=end, proof=proof),
+        *check_tape(kernel, proof),
         *check_losses(cases),
         *check_steps(cases),
         check_pure(kernel),
@@ -79,7 +84,8 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
 
     Checks that enumerate all states are run with few states, and with the declared number if it is at most 64. A larger
     kernel is also enumerated with 17 states (only if ``proof`` is ``full``), and at its declared size its draws, prior,
-    losses and steps are verified for a selection of states.
+    losses and steps are verified for a selection of states. A kernel in discrete time is enumerated at its declared
+    size, whatever that is.
 
     Args:
         small: Components of the process constructed with few states.
@@ -93,13 +99,22 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
         few = _failing(check_schedule(small.schedule, "quick"))
         return merged([*check_schedule(declared.schedule, proof), *few])
 
-    def enumerated() -> list[Check]:
-        end, kernels = final_sigma(declared.schedule), {small.kernel.states: small.kernel}
-        if kernel.states <= MANY:
+    def sizes() -> dict[int, Kernel]:
+        """Return the kernels to verify, by number of states: the small one, and the declared one or one between."""
+        kernels = {small.kernel.states: small.kernel}
+        if kernel.steps is not None or kernel.states <= MANY:
             kernels[kernel.states] = kernel
         elif proof == "full":
             kernels[BETWEEN] = make(BETWEEN).kernel
-        found = [_of_states(c, n) for n, k in kernels.items() for c in _enumerated(k, end=end, proof=proof)]
+        return kernels
+
+    def stepwise() -> list[Check]:
+        found = [_of_states(c, n) for n, k in sizes().items() for c in check_step_kernel(k, proof)]
+        return merged([*found, check_own_schedule(kernel, final_sigma(declared.schedule))])
+
+    def enumerated() -> list[Check]:
+        end = final_sigma(declared.schedule)
+        found = [_of_states(c, n) for n, k in sizes().items() for c in _enumerated(k, end=end, proof=proof)]
         precise = dataclasses.replace(check_precision(kernel), name="kernel.declared")
         return [*merged(found), check_precision(small.kernel), precise]
 
@@ -109,7 +124,9 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
         steps = declared.sampler.steps
         return [*size, *check_mixing(kernel, end), *check_stiffness(kernel, declared.schedule, steps)]
 
-    groups = (("schedule", schedules), ("kernel", enumerated), ("declared", declared_size))
+    groups = [("schedule", schedules), ("kernel", enumerated), ("declared", declared_size)]
+    if kernel.steps is not None:
+        groups = [("schedule", schedules), ("kernel", stepwise)]
     return [check for name, run in groups for check in guarded(name, run)]
 
 

@@ -27,7 +27,13 @@ from sedd_graph.verify.objective_draws import (
 )
 from sedd_graph.verify.objective_findings import Findings, form_check, verdict
 from sedd_graph.verify.objective_optimum import optimum_faults
-from sedd_graph.verify.objective_single import POINTWISE, compare, fit_rest, given_draw, rest_of
+from sedd_graph.verify.objective_values import (
+    POINTWISE,
+    compare,
+    fit_rest,
+    given_draw,
+    rest_of,
+)
 from sedd_graph.verify.toy import PAIR, TRIPLE, Make, Toy, make_toy
 from sedd_graph.verify.worst import worst
 
@@ -173,7 +179,9 @@ def _verify(toy: Toy, view: View, output: str, sizes: Sizes, into: Findings, *, 
     _roles(toy, view, objective, output, low, cost, sizes, into)
     yield "roles"
     if enumerated:
-        into.wrong += optimum_faults(toy, objective, output, low, sizes.times)
+        faults, reasons = optimum_faults(toy, objective, output, low, sizes.times)
+        into.wrong += faults
+        into.optimum = reasons
         yield "optimum"
 
 
@@ -280,6 +288,8 @@ def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
             else "none wrong"
         )
         holds, value = verdict(wrong, found.not_run([part]), value)
+        if part == "optimum" and holds and (reasons := [f"{n} times: {r}" for r, n in found.optimum.items() if r]):
+            holds, value = found.optimum.get("", 0) > 0 or None, f"none wrong; not verified at {'; '.join(reasons)}"
         checks.append(Check(f"objective.{part}", claim, holds, value, how))
     if errors := [w.text for w in found.wrong if w.part == "runs"]:
         checks.append(Check("objective.runs", "the objective raises no error", False, errors[0], "draws and losses"))

@@ -11,7 +11,7 @@ from torch import Tensor
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
 from sedd_graph.verify.objective_draws import Wrong, random_batch
-from sedd_graph.verify.objective_values import decoded, pairs, value_of
+from sedd_graph.verify.objective_values import decoded, pairs, prior_cost, value_of
 from sedd_graph.verify.toy import Toy
 
 __all__ = ["bound_faults"]
@@ -24,6 +24,8 @@ DECODED = 1e-3
 """Tolerance of the enumerated reconstruction term, relative."""
 ROUNDING = 1e-6
 """Tolerance of the enumerated reconstruction term for rounding in float32, nats per sequence."""
+COST = 2e-3
+"""Tolerance of the constant that a bound in discrete time adds for each clean token, nats."""
 COMPLETE = 200
 """Number of rows whose reconstruction term is verified to be 0, for an objective whose loss counts all noise."""
 OMITTED = 0.01
@@ -58,7 +60,12 @@ def bound_faults(
         # a step of all positions is drawn position by position, so that few steps give a loose bound: its end is verified
         row, random = Batch.of(toy.sequences[:1]), Randomness(torch.Generator())
         draw = objective.corrupt(row, toy.parts.kernel, toy.parts.schedule, random=random, t=torch.ones(1))
-        kept = toy.entropy - toy.entropy_given(float(draw.sigma.reshape(-1)[0]))
+        last = float(draw.sigma.reshape(-1)[0])
+        prior = prior_cost(toy, last)
+        if bool((cost.abs() > COST).any()) and not bool(((cost - prior).abs() < COST * (1 + prior)).all()):
+            text = f"the cost of a token is {float(cost.max()):.3g} nats, and its divergence from the prior {float(prior.max()):.3g}"
+            return text, [Wrong("tight", text)]
+        kept = toy.entropy - toy.entropy_given(last)
         if not kept <= OMITTED * toy.entropy:
             text = f"{text}: the last step does not start at the prior, and {kept:.2g} nats of the data are left in it"
             return text, [Wrong("tight", text)]

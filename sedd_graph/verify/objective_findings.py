@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from sedd_graph.component.check import Check
 from sedd_graph.verify.objective_draws import Wrong
-from sedd_graph.verify.objective_single import POINTWISE
+from sedd_graph.verify.objective_values import POINTWISE
 from sedd_graph.verify.worst import worst
 
 __all__ = ["Findings", "form_check", "verdict"]
@@ -24,6 +24,7 @@ class Findings:
         worst: Largest relative deviation from the expected ``loss`` and from the expected ``gradient``, by these names.
         value: For each enumerated toy, a text with the bound of a perfect network and the entropy, in nats.
         ran: Parts (:attr:`Wrong.part`) that were verified on a toy.
+        optimum: Number of times at which the optimum is not verified, by the reason, and of those verified by "".
         missed: Parts that were not verified on a toy, since an earlier part of that toy is wrong or raised an error.
     """
 
@@ -32,6 +33,7 @@ class Findings:
     value: list[str] = dataclasses.field(default_factory=list)
     ran: set[str] = dataclasses.field(default_factory=set)
     missed: set[str] = dataclasses.field(default_factory=set)
+    optimum: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def not_run(self, parts: Iterable[str]) -> str | None:
         """Return a text if one of ``parts`` was not verified on all toys; None if each was."""

@@ -82,6 +82,8 @@ def expected_loss(
             found = found / found.sum(-1, keepdim=True)
         else:
             found = kernel.posterior(value.exp(), xt, sigma, below)
+            if objective.raw_first:
+                found = torch.where((below == 0)[:, None, None], value.exp(), found)
         loss = (torch.xlogy(true, true) - true * found.clamp(min=1e-300).log()).sum(-1)
     nats = factor * torch.where(counts, loss, 0.0).sum(-1)
     return nats.view(len(batch), -1).sum(1), factor.view(len(batch), -1).abs().sum(1)

@@ -27,7 +27,9 @@ def check_output(network: Network, kernel: Kernel, objective: Objective) -> Chec
     """Verify that the output of the network has the form that the kernel requires.
 
     A prediction of the clean token (``log_x0``) must be normalised, and give no probability to the mask. It must copy
-    visible (unmasked) tokens if the kernel leaves them clean, and must not if the kernel can replace them. In an output
+    visible (unmasked) tokens if the kernel leaves them clean, and must not if the kernel can replace them. Of a
+    prediction that is positive for all states, the mask among them, none of this is required if the objective accepts
+    it (:meth:`Objective.reads_mask`). In an output
     ``log_score``, the score p(y) / p(x) must be 1 for y = x, the current token. The network is evaluated on two rows of
     four random tokens at total noise 0.5.
 
@@ -50,7 +52,7 @@ def check_output(network: Network, kernel: Kernel, objective: Objective) -> Chec
     if not bool(out.isfinite().all()):
         wrong = ["it is not finite"]
     elif name == "log_x0":
-        wrong = list(_wrong_log_x0(out.double(), tokens, kernel))
+        wrong = list(_wrong_log_x0(out.double(), tokens, kernel, whole=objective.reads_mask(kernel)))
     else:
         current = float(out.gather(-1, tokens[..., None]).abs().max())
         wrong = ["the score of the current token is not 1"] if current > 1e-5 else []
@@ -59,12 +61,17 @@ def check_output(network: Network, kernel: Kernel, objective: Objective) -> Chec
     return Check("head.output", claim, not wrong, "; ".join(wrong) or name, how)
 
 
-def _wrong_log_x0(log_x0: Tensor, tokens: Tensor, kernel: Kernel) -> Iterator[str]:
-    """Yield the errors of a prediction ``log_x0`` [b, l, n] at the noisy ``tokens`` int64 [b, l], as sentences."""
+def _wrong_log_x0(log_x0: Tensor, tokens: Tensor, kernel: Kernel, *, whole: bool) -> Iterator[str]:
+    """Yield the errors of a prediction ``log_x0`` [b, l, n] at the noisy ``tokens`` int64 [b, l], as sentences.
+
+    If ``whole``, a prediction that is positive for all states is accepted.
+    """
     moving = tokens == kernel.mask if kernel.clamp_safe else torch.ones_like(tokens, dtype=torch.bool)
     data = torch.arange(kernel.states, device=tokens.device) != (-1 if kernel.mask is None else kernel.mask)
     if float(log_x0.logsumexp(-1).abs().max()) > 1e-3:
         yield "its probabilities do not sum to 1"
+    if whole and bool((log_x0 > FLOOR / 2).all()):
+        return
     if bool((log_x0[moving][:, data] < FLOOR / 2).any()):
         yield "a possible clean token has probability 0"
     if kernel.mask is not None and float(log_x0[..., kernel.mask].exp().max()) > 1e-6:

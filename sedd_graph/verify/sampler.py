@@ -15,6 +15,7 @@ from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.tokens.walk import WalkSettings
 from sedd_graph.errors import UserError
 from sedd_graph.verify.guards import guarded
+from sedd_graph.verify.sampler_chain import check_chain
 from sedd_graph.verify.sampler_conditions import check_conditions, check_random
 from sedd_graph.verify.statistics import chi_distance
 from sedd_graph.verify.toy import ALONE, PAIR, TRIPLE, Make, Toy, make_toy, toy_parts
@@ -106,7 +107,9 @@ def check_sampler(toy: Toy, alone: Toy, output: str, proof: Proof = "full") -> l
 def _checks(toy: Toy, alone: Toy, output: str, sizes: Sizes) -> list[Check]:
     sampler = toy.parts.sampler
     reason = sampler.heuristic()
-    if sampler.exact or sampler.steps is None or reason is not None:
+    if toy.parts.kernel.steps is not None and reason is None:
+        law = _chain_law(toy, output, sizes, toy.parts.kernel.steps)
+    elif sampler.exact or sampler.steps is None or reason is not None:
         law = _one_law(toy, output, sizes, reason)
     else:
         law = _limit(toy, output, sizes)
@@ -211,6 +214,15 @@ def _limit(toy: Toy, output: str, sizes: Sizes) -> _Law:
         holds = holds and gap < chance
     check = Check("sampler.law", toy.parts.sampler.claim(), holds, value, how)
     return _Law(_cleanness(toy, runs), check, sizes.rows, bias=found.bias)
+
+
+def _chain_law(toy: Toy, output: str, sizes: Sizes, total: int) -> _Law:
+    """Verify a sampler of a kernel in discrete time: samples follow the law of its chain, at any number of steps."""
+    declared = toy.parts.sampler.steps or total
+    counts = sorted({min(v, total) for v in (2, declared if declared <= MOST_STEPS else sizes.steps[1])})
+    runs = {steps: draw_rows(toy, output, sizes.rows, steps, seed=4 + steps)[1] for steps in counts}
+    check, bias = check_chain({steps: _frequencies(toy, out) for steps, out in runs.items()}, toy, total, sizes.rows)
+    return _Law(_cleanness(toy, list(runs.values())), check, sizes.rows, bias=bias)
 
 
 def order_of(toy: Toy) -> float:

@@ -37,7 +37,9 @@ def _run(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Return samples from initial rows ``x`` int64 [b, l]; ``steps`` is ignored for a sampler that has none,
-    and larger if steps of this size are refused."""
+    at most those of a kernel in discrete time, and larger if steps of this size are refused."""
+    if steps is not None and toy.parts.kernel.steps is not None:
+        steps = min(steps, toy.parts.kernel.steps)
     while True:
         settings = WalkSettings(
             free=torch.ones_like(x, dtype=torch.bool) if free is None else free,

@@ -19,6 +19,7 @@ from sedd_graph.verify.string_contracts import check_minimum, check_objective_co
 from sedd_graph.verify.string_objective import check_enumerated, notes
 from sedd_graph.verify.string_sampler import check_string_sampler
 from sedd_graph.verify.string_table import EnumeratedTable
+from sedd_graph.verify.tape import check_string_tape
 
 __all__ = ["check_string_objective", "prove_strings"]
 
@@ -44,6 +45,8 @@ def prove_strings(make: Callable[[int | None], StringParts], proof: Proof = "ful
         if isinstance(table, EnumeratedTable):
             table.proof = proof
         found = guarded("strings", partial(table.check_kernel, end))
+        if isinstance(table, EnumeratedTable):
+            found += guarded("strings", partial(check_string_tape, table, proof))
         if tokens == sizes[0]:
             found += guarded("strings", partial(table.check_declared, declared.kernel, end))
         if proof == "full" or tokens == sizes[0]:

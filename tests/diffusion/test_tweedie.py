@@ -11,7 +11,7 @@ from sedd_graph_registry.sampling.steps import Analytic
 from torch import Tensor
 
 from sedd_graph.component.base import Context
-from sedd_graph.diffusion.tokens.kernel import LOSS, needs_float64, tweedie
+from sedd_graph.diffusion.tokens.tweedie import LOSS, needs_float64, tweedie
 from sedd_graph.diffusion.tokens.walk import WalkSettings
 from sedd_graph.errors import UserError
 

@@ -149,6 +149,18 @@ def merged(outer: Region) -> dict[Ref, Ref]:
     return {Ref(s.name, p): Ref(names[s.name], p) for s in outer.steps for p in s.outputs if s.name != names[s.name]}
 
 
+def ordered(steps: list[Step]) -> list[Step]:
+    """Return the steps so that each comes after those that it reads, also where a later one stands for equal ones."""
+    left, done = list(steps), list[Step]()
+    while left:
+        made = {"", *(s.name for s in done)}
+        ready = [s for s in left if all(ref.step in made for refs in s.inputs.values() for ref in refs)]
+        assert ready
+        done += ready
+        left = [s for s in left if s not in ready]
+    return done
+
+
 # -- the search that knows no shortcut --------------------------------------------------------------------------------
 
 
@@ -164,7 +176,7 @@ class Naive:
         fed = [{port: tuple(equal.get(r, r) for r in refs) for port, refs in s.inputs.items()} for s in steps]
         steps = [dataclasses.replace(s, inputs=inputs) for s, inputs in zip(steps, fed, strict=True)]
         outputs = {name: equal.get(ref, ref) for name, ref in outer.outputs.items()}
-        outer = Region(outer.label, outer.inputs, outputs, tuple(steps))
+        outer = Region(outer.label, outer.inputs, outputs, tuple(ordered(steps)))
         self.outer = outer
         self.values = [Ref("", n) for n in outer.inputs] + [Ref(s.name, p) for s in outer.steps for p in s.outputs]
         self.types = {ref: outer.type_of(ref) for ref in self.values}

@@ -666,6 +666,24 @@ def test_outputs_of_given_inputs_do_not_count() -> None:
     inverted(region(["x", "c"], nodes, {"x": "y", "c": "d"}), ["c"], "volume_preserving")
 
 
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"p": ("affine", ["f", "c"])},
+        {"p": ("scale:0.5", ["f"])},
+        {"s": ("scale:2", ["f"]), "p": ("add", ["s", "e"])},
+        {"p": ("wave", ["f"])},
+        {"p": ("lip:0.5", ["f"]), "q": ("add", ["p", "f"])},
+    ],
+    ids=["rule", "scale", "relation", "iteration", "contraction"],
+)
+def test_outputs_of_given_inputs_do_not_change_volume(way: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+    """Before, the cheapest derivation read f from the output, and its factor was counted: a wrong log-determinant."""
+    nodes = {"e": ("fun", ["c"]), "f": ("fun", ["e"]), "y": ("add", ["x", "f"]), **way}
+    program = inverted(region(["x", "c"], nodes, {"x": "y", "c": [*way][-1]}), ["c"], "volume_preserving")
+    assert [type(d) for d in program.derivations] == [Forward, Forward, Linear]
+
+
 def test_outputs_that_are_one_value_are_no_bijection() -> None:
     program = inverted(region(["x"], {"y": ("turn", ["x"])}, {"a": "y", "b": "y"}))
     assert program.note == "the outputs 'a' and 'b' are one value"

@@ -56,25 +56,57 @@ CASES: dict[str, list[Case]] = {
     "cubic": [case(), case({"eps": 1e-2})],
     "deletion_head": [case()],
     "insertion_head": [case()],
+    "digit_code": [
+        case({"vocab": 11, "digits": 4}),
+        case({"vocab": 81, "base": 3, "digits": 4}),
+        case({"vocab": 9, "base": 16, "digits": 1, "rms": 0.1}),
+    ],
+    "digits": [
+        case({"vocab": 8, "digits": 3}),
+        case({"vocab": 7, "digits": 3}),
+        case({"vocab": 9, "base": 3, "digits": 2}),
+    ],
     "dct": [case({"over": over}, *ports) for over in ("channels", "sequence") for ports in ((), ("attend",))],
+    "ddim": [case(), case({"eta": 0.7, "clamp": True})],
+    "ddpm": [case()],
+    "diffusion_lm": [case({"times": "low_discrepancy"})],
+    "dropout": [case({"rate": 0.3})],
+    "embedding_counts": [
+        case({"counts": [[5, 1, 0, 2], [1, 1, 1, 1]], "label": 1}),
+        case({"counts": [[5, 1, 0, 1], [1, 1, 1, 0], [0, 9, 2, 1]], "label": 2, "prior": [1, 2, 3], "strength": 3.0}),
+    ],
+    "betas": [case({"values": [0.1, 0.5, 1.0]}), case({"values": [0.3], "largest": 0.9})],
     "exact_likelihood": [case()],
     "feed_forward": [
-        *(case({"activation": a}) for a in ("gelu", "swiglu", "squared_relu")),
+        *(case({"activation": a}) for a in ("gelu", "gelu_exact", "swiglu", "squared_relu")),
         case({"hidden": 5, "bias": "none"}),
     ],
     "gap_head": [case(), case({"most": 3})],
     "gaussian_fourier": [case(), case({"frequencies": 8})],
+    "gaussian": [case({"vocab": 9, "width": 3, "variance": "matched"}), case({"vocab": 5, "width": 2, "start": 0.05})],
+    "gumbel": [case(), case({"location": 1.0, "scale": 0.5, "cutoff": 1e-3})],
+    "langflow": [case(), case({"times": "independent", "method": "euler", "probes": 2})],
+    "logits_head": [case(), case({"bias": "none"}, "table")],
+    "normalized_gaussian": [
+        case({"vocab": 9, "width": 8}),
+        case({"vocab": 9, "width": 8, "normalize": "layer", "length": 6.0, "precondition": False}),
+    ],
+    "ode": [case(), case({"method": "euler", "refine": True})],
+    "self_conditioning": [case(w=3)],
     "geometric": [case(), case({"sigma_min": 1e-3, "sigma_max": 10.0})],
     "hadamard": [case(), case(d=16)],
+    "hadamard_code": [case({"vocab": 7}), case({"vocab": 16, "rms": 3.0}), case({"vocab": 8, "signs": False})],
     "join_clean": [case()],
     "join_sequence": [case({"mode": m, "of": of}, h=3) for m in ("halves", "interleave") for of in ("values", "mask")],
     "l2_attention": [case({"heads": 2}, r=4), case({"heads": 1, "bound": 0.5}, "attend", r=4)],
     "layer_norm": [case({"affine": a}) for a in ("none", "weight", "weight_bias")],
     "learned": [case(), case({"pieces": 2, "eps": 1e-2}), case({"pieces": 32})],
+    "learned_code": [case({"vocab": 7}), case({"vocab": 40, "margin": 3.0, "weight": 0.0, "std": 0.02})],
     "learned_positions": [case({"max_length": 6})],
     "learned_time": [case()],
     "learned_power": [case(), case({"gamma": -1.0, "frequencies": [5, 1, 100]})],
     "linear": [case({"width": 5}), case({"width": 5, "bias": "none", "init": "zero"})],
+    "linear_betas": [case(), case({"steps": 12, "beta_first": 0.05, "beta_last": 0.5, "end": False})],
     "linear_rate": [case(), case({"rate_min": 10.0, "rate_max": 10.0})],
     "lipschitz_act": [case({"activation": a}) for a in ("relu", "tanh", "elu", "lip_swish")],
     "lipschitz_linear": [case({"width": 5}), case({"width": 12, "bound": 2.0, "bias": "none"})],
@@ -85,16 +117,18 @@ CASES: dict[str, list[Case]] = {
     "mutual_information": [case(), case({"eps": 1e-3})],
     "neighbours": [case(), case({"neighbours": 1, "even": 0.2}), case({"seed": 3})],
     "ordinal": [case(), case({"beta": 1.0})],
+    "orthonormal_code": [case({"vocab": 8}), case({"vocab": 5, "rms": 0.5})],
     "orthogonal": [case({"kind": k}) for k in ("householder", "cayley", "matrix_exp")],
     "permute": [case({"pattern": "b l d -> b d l"})],
     "plu": [case(), case({}, "attend")],
     "polynomial": [case(), case({"power": 0.5})],
     "power": [case(), case({"gamma": 0.0}), case({"gamma": -1.0, "frequencies": [5, 1, 100]})],
     "rates": [case({"table": RING}), case({"table": [[0, 2], [1, 0]]})],
+    "projection": [case({"width": 5}), case({"width": 5, "hidden": 3})],
     "reverse": [case(), case({}, "attend")],
     "rms_norm": [case({"affine": a}) for a in ("none", "weight")],
     "roll": [case({"by": 2}), case({"by": -1}, "attend")],
-    "rotary": [case({"dim": 8}), case({"dim": 8}, "places")],
+    "rotary": [case({"dim": 8}, "x"), case({"dim": 8}, "x", "places"), case({"dim": 8}, "tokens")],
     "rotary_mix": [case(), case({}, "angles")],
     "scale": [case({"by": 2.0}), case({"by": 0.0})],
     "score_head": [case(), case({"scale": "none", "bias": "none", "init": "normal"}), case({}, "table")],
@@ -106,9 +140,20 @@ CASES: dict[str, list[Case]] = {
     "spindle": [case(), case({"strength": 1.0})],
     "split": [case({"sizes": [3, 5]})],
     "split_sequence": [case({"mode": m, "of": of}, h=3) for m in ("halves", "interleave") for of in ("values", "mask")],
+    "stepwise": [
+        *(case({"form": form}) for form in ("sqrt", "linear", "cosine", "trunc_cos", "trunc_lin")),
+        case({"form": "sqrt", "steps": 50}),
+    ],
+    "steps": [
+        case({"steps": 60, "beta_last": 0.4}),
+        case({"steps": 40, "beta_first": 0.1, "beta_last": 2.0, "form": "nearest_rate", "rounded": True}),
+        case({"form": "table", "table": [[[0.1, 0.5], [0.9, 0.5]], [[0.4, 0.4], [0.6, 0.6]]]}),
+    ],
+    "steps_taken": [case(), case({"steps": 1})],
     "sub": [case()],
     "substitution_head": [case()],
     "take_noised": [case()],
+    "timestep_embedding": [case(), case({"frequencies": 8, "hidden": 5})],
     "token_counts": [
         case({"counts": [[5, 1, 0], [1, 1, 1]], "label": 1}),
         case({"counts": [[5, 1, 0], [1, 1, 1], [0, 9, 2]], "label": 2, "prior": [1, 2, 3], "smoothing": 0.1}),
@@ -168,8 +213,13 @@ def plan(kernel: str, output: str, objective: str, sampler: str) -> ProcessPlan:
         contract = REGISTRY.contract(op)
         return Part(contract, contract.config.model_validate(getattr(REGISTRY.component(op), "example", {})))
 
-    schedule = "loglinear" if REGISTRY.component(kernel).clamp_safe else "geometric"
-    return token_plan(part(kernel), part(schedule), part(objective), part(sampler), 4, output)
+    cls, noise = REGISTRY.component(kernel), part(kernel)
+    own = cls.own_schedule(noise.config)
+    schedule = part("loglinear" if cls.clamp_safe else "geometric")
+    if own is not None:
+        contract = REGISTRY.contract(own["op"])
+        schedule = Part(contract, contract.config.model_validate({"steps": own["steps"]}))
+    return token_plan(noise, schedule, part(objective), part(sampler), 4, output)
 
 
 def combinations() -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
@@ -232,7 +282,7 @@ def test_every_sound_sampler_draws_from_the_data_distribution(found: tuple[str, 
 
 
 def test_a_combination_is_refused_only_for_a_stated_reason() -> None:
-    """Refused: an output that is not read, masks that the kernel lacks, unbounded rates, or a learned kernel without its objective."""
+    """Refused: an output that is not read, masks that the kernel lacks, unbounded rates, a learned kernel without its objective, or a kernel in steps with one that needs continuous time."""
     for found in SOUND + REFUSED:
         kernel, output, objective, sampler = found
         unread = any(output not in REGISTRY.component(name).reads for name in (objective, sampler))
@@ -241,7 +291,8 @@ def test_a_combination_is_refused_only_for_a_stated_reason() -> None:
         unlearned = (kernel == "learned_power" and objective != "genmd4") or (
             objective == "genmd4" and kernel not in BY_TOKEN
         )
-        assert (found in REFUSED) == (unread or unmasked or unbounded or unlearned)
+        continuous = kernel == "steps" and (objective, sampler) != ("d3pm", "ancestral")
+        assert (found in REFUSED) == (unread or unmasked or unbounded or unlearned or continuous)
 
 
 class WrongShape(Component, kind="norm"):

@@ -50,10 +50,13 @@ def newest(run: Path) -> int:
 
 
 def records(run: Path, steps: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """The activations up to a step, as anybody reads them, of which none is missing."""
+    """The activations up to a step, as anybody reads them, of which none is missing.
+
+    Chunks of later records may be torn until the run is resumed, and are not read.
+    """
     group = run / "activations.zarr" / "trunk" / "x"
-    assert np.asarray(zarr.open_array(group / "step", mode="r"))[:steps].tolist() == list(range(1, steps + 1))
-    return np.asarray(zarr.open_array(group / "value", mode="r"))[:steps]
+    assert np.asarray(zarr.open_array(group / "step", mode="r")[:steps]).tolist() == list(range(1, steps + 1))
+    return np.asarray(zarr.open_array(group / "value", mode="r")[:steps])
 
 
 def check(run: Path, whole: Path, reported: int, steps: int) -> None:

@@ -19,7 +19,7 @@ from sedd_graph.verify.birth_death import BirthDeathTable
 from sedd_graph.verify.block_fixture import relative_error
 from sedd_graph.verify.inverse import _measurable
 from sedd_graph.verify.inverse_log_det import Pair
-from sedd_graph.verify.objective_values import optimum_faults
+from sedd_graph.verify.objective_optimum import optimum_faults
 from sedd_graph.verify.schedules import check_schedule
 from sedd_graph.verify.statistics import binomial_tail, chi_square, correlated, dispersed, shifted
 from sedd_graph.verify.string_forced import ForcedDraws

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,17 +19,24 @@ from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, Output
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.errors import UserError
 
-__all__ = ["INEXACT", "LOSS", "ONLY_MASKS", "Kernel", "needs_float64", "tweedie"]
+__all__ = ["CONTINUOUS", "ONLY_MASKS", "Kernel", "Replacement"]
 
-LOSS = 1e-4
-"""Largest rounding error of the probabilities of a Tweedie step for which scores stay float32."""
-INEXACT = 1e-2
-"""Rounding error of Tweedie's probabilities at which a step is refused."""
-SOUNDED = 8
-"""Number of positions per row at which the effect of rounded log-scores is estimated, to save time."""
-
+CONTINUOUS = "a kernel in continuous time"
+"""Phrase for error messages of components that refuse kernels with a number of :attr:`Kernel.steps`."""
 ONLY_MASKS = "a kernel that only masks, all tokens at one rate"
 """Phrase for error messages of components that require :attr:`Kernel.masks_evenly`."""
+
+
+class Replacement(NamedTuple):
+    """A transition matrix in a form linear in n: P[z, y] = ``keep[y]`` 1[z = y] + (1 - ``keep[y]``) ``target[z]``.
+
+    Attributes:
+        keep: Probability that each state is not replaced, float64 [n].
+        target: Distribution of the replacement, float64 [n], which does not depend on the state.
+    """
+
+    keep: Tensor
+    target: Tensor
 
 
 class Kernel(Component, ABC):
@@ -57,6 +64,25 @@ class Kernel(Component, ABC):
     """
     extra_states: ClassVar[int] = 0
     """Number of states without a network output: the last axis of the graph's output has n minus this many entries."""
+
+    @classmethod
+    def own_schedule(cls, config: ComponentConfig) -> Mapping[str, Any] | None:
+        """Return the only schedule of a kernel in discrete time, as a blueprint declares one; None: any schedule.
+
+        The result is ``op`` and the keys of the schedule's Config, such as ``{"op": "steps_taken", "steps": 12}``. Blueprints
+        with such a kernel declare no schedule.
+        """
+        return None
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps T of a kernel in discrete time; None for a kernel in continuous time.
+
+        The total noise of a kernel in discrete time is the number of steps taken, from 0 to T. Such a kernel has
+        transition probabilities between any two steps, and neither rates nor scores: objectives and samplers must
+        declare that they use none (``discrete``).
+        """
+        return None
 
     @classmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
@@ -142,6 +168,21 @@ class Kernel(Component, ABC):
         """
         return None
 
+    def prior_divergence(self, x0: Tensor, sigma: Tensor) -> Tensor:
+        """Return KL(q(x_t | x_0) || prior) at each position: the part of a bound that noise at its end leaves.
+
+        Args:
+            x0: Clean tokens, int64 [b, l].
+            sigma: Total noise at the end, [b].
+
+        Returns:
+            Nats, float64 [b, l]; infinite where noise leaves a state that the prior never has.
+
+        Raises:
+            UserError: The kernel does not define it.
+        """
+        raise UserError(f"{type(self).__name__} does not define the divergence of noise from its prior")
+
     @property
     def states(self) -> int:
         """Number of states n, the mask included."""
@@ -214,6 +255,17 @@ class Kernel(Component, ABC):
             float64 [n, n], where ``P[z, y]`` is the probability of state z at ``sigma`` given state y at ``start``;
             [b, n, n] for ``sigma`` [b].
         """
+
+    def replacement(self, sigma: float, start: float = 0.0) -> Replacement | None:
+        """Return the transition matrix as a probability of replacement and its target; None if it has no such form.
+
+        Reversible noise reads it at large vocabularies, in place of :meth:`transition_matrix`, which takes n^2 numbers.
+
+        Args:
+            sigma: Total noise at the end.
+            start: Total noise at the start.
+        """
+        return None
 
     @abstractmethod
     def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
@@ -302,74 +354,3 @@ class Kernel(Component, ABC):
         Returns:
             [b, l, n].
         """
-
-
-def needs_float64(kernel: Kernel, sigma: Tensor, sigma_next: Tensor) -> bool:
-    """Return whether the scores of a Tweedie step must be float64, since rounding in float32 would exceed :data:`LOSS`.
-
-    Args:
-        kernel: The kernel.
-        sigma: Total noise, [b].
-        sigma_next: Total noise after the step, [b].
-    """
-    if kernel.carries_over:  # nothing is inverted
-        return False
-    return not kernel.amplification(sigma, sigma_next) * torch.finfo(torch.float32).eps <= LOSS
-
-
-def _clamped(chances: Tensor) -> Tensor:
-    """Return probabilities [..., n] as a step uses them: not negative, of sum 1."""
-    kept = chances.clamp(min=0)
-    return kept / kept.sum(-1, keepdim=True).clamp(min=1e-30)
-
-
-def tweedie(
-    kernel: Kernel, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, *, unit: float = 0.0
-) -> Tensor:
-    """Return the next-state probabilities :meth:`Kernel.analytic`, and verify that rounding errors in them are small.
-
-    A Tweedie step multiplies by the inverse of a transition matrix, which amplifies rounding errors by a factor that is
-    exponential in the fastest rate of the kernel times the step. Two kinds of rounding are verified:
-
-    - In the step itself: without rounding the probabilities sum to 1 for any scores.
-    - In the network's log-scores. At high noise the clean tokens change log-scores by little; where log-scores are not
-      close to 0 besides, as with unequal token frequencies, float32 loses this change. The effect is estimated by a
-      change of all log-scores by their rounding error, at the first positions of each row. What counts is the change
-      of the probabilities after negative ones are clamped, as samplers do.
-
-    Positions with scores that are not finite are not verified.
-
-    Args:
-        kernel: The kernel.
-        score: Scores, [b, l, n]; float64 where :func:`needs_float64`.
-        x: Noisy rows, int64 [b, l].
-        sigma: Total noise, [b].
-        sigma_next: Total noise after the step, [b].
-        unit: Relative rounding error of the log-scores that ``score`` is the exponential of; 0: they are not rounded.
-
-    Returns:
-        Next-state probabilities of sum 1, not clamped, [b, l, n].
-
-    Raises:
-        UserError: A probability, or the sum of the probabilities at a position, is off by more than :data:`INEXACT`.
-    """
-    before, after = sigma.to(score.dtype), sigma_next.to(score.dtype)
-    found = kernel.analytic(score, x, before, after)
-    finite = score.isfinite().all(-1)  # outputs that are not finite are the network's error
-    apart = torch.where(finite, (found.sum(-1) - 1).abs().nan_to_num(nan=torch.inf), 0.0)
-    if unit and apart.numel():
-        few, at = score[:, :SOUNDED], x[:, :SOUNDED]
-        signs = 1.0 - 2.0 * (torch.arange(few.shape[-1], device=few.device) % 2)
-        rounded = few + signs * unit * torch.xlogy(few, few).abs()
-        changed = kernel.analytic(rounded, at, before, after)
-        moved = (_clamped(changed) - _clamped(found[:, :SOUNDED])).abs().amax(-1)
-        moved = torch.where(finite[:, :SOUNDED], moved.nan_to_num(nan=torch.inf), 0.0)
-        apart = torch.cat([apart, moved], dim=-1)
-    gap = float(apart.max()) if apart.numel() else 0.0
-    if gap > INEXACT:
-        longest = float((sigma - sigma_next).max())
-        raise UserError(
-            f"a Tweedie step over {longest:.3g} of total noise is too long for {type(kernel).__name__}: its probabilities "
-            f"are off by {gap:.2g}; take more steps, less noise at t = 1, or the sampler 'ancestral'"
-        )
-    return found

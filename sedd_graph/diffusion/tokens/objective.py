@@ -18,7 +18,7 @@ from sedd_graph.component.outputs import Input
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.numerics import tiny
 from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.diffusion.tokens.kernel import ONLY_MASKS, Kernel
+from sedd_graph.diffusion.tokens.kernel import CONTINUOUS, ONLY_MASKS, Kernel
 
 __all__ = ["FEEDS", "DrawRequest", "Objective", "for_each", "lower_posterior"]
 
@@ -86,6 +86,8 @@ class Objective(Component, ABC):
     The other factor must depend only on total noise and on the noisy rows at that noise. Learned schedules require this
     property (:func:`sedd_graph.diffusion.tokens.schedule_loss.steadied`).
     """
+    discrete: ClassVar[bool] = False
+    """True if the objective accepts kernels in discrete time (:attr:`Kernel.steps`)."""
     slack: ClassVar[float] = 0.01
     """Largest excess of the bound over the entropy of the data, as a fraction of the entropy, with a perfect network.
 
@@ -114,6 +116,14 @@ class Objective(Component, ABC):
         return None
 
     @property
+    def raw_first(self) -> bool:
+        """True if the model of the step that ends at clean text is the prediction ``log_x0`` itself.
+
+        Only read if :attr:`measure` is ``steps``. By default it is the posterior, as in the other steps.
+        """
+        return False
+
+    @property
     def measure(self) -> Literal["time", "masked", "steps"]:
         """Form of the bound that the mean loss estimates: ``time``, ``masked`` or ``steps``.
 
@@ -139,6 +149,25 @@ class Objective(Component, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} declares the measure 'steps' and must define 'below'")
 
+    def off_optimum(self, draw: Draw, kernel: Kernel, schedule: Schedule) -> str | None:
+        """Return why the loss of ``draw`` is not least at the true posterior; None if it is, as it is by default.
+
+        The reason is a main clause. The optimum of such a loss is not verified.
+
+        Args:
+            draw: Noisy rows of one time.
+            kernel: The kernel that noises each token.
+            schedule: Total noise as a function of time.
+        """
+        return None
+
+    def reads_mask(self, kernel: Kernel) -> bool:
+        """Return True if ``log_x0`` may be a prediction over all states, the mask among them (D3PM's logits).
+
+        It may then also differ from the token where that is visible and therefore clean. By default False.
+        """
+        return False
+
     def differs(self) -> str | None:
         """Return why the training loss differs from :meth:`bound` in value; None if they are equal.
 
@@ -148,6 +177,8 @@ class Objective(Component, ABC):
 
     def lacks(self, kernel: Kernel) -> str | None:
         """Return a description of the kind of kernel that the objective requires; None if ``kernel`` is suitable."""
+        if kernel.steps is not None and not self.discrete:
+            return CONTINUOUS
         if kernel.learned and not self.trains_noise:
             return "a kernel without trained parameters (genmd4 trains those of a kernel)"
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None

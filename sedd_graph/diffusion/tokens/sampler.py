@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.base import Component, ComponentConfig
-from sedd_graph.diffusion.tokens.kernel import ONLY_MASKS, Kernel
+from sedd_graph.diffusion.tokens.kernel import CONTINUOUS, ONLY_MASKS, Kernel
 from sedd_graph.diffusion.tokens.walk import T_MIN, Denoise, SamplerConfig, Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
 
@@ -69,6 +69,9 @@ class Sampler(Component, ABC):
     The samples of any model are then wrong only in the dependence between tokens. False for a sampler whose steps are
     approximations for a single token too, such as Euler's.
     """
+    discrete: ClassVar[bool] = False
+    """True if the sampler accepts kernels in discrete time (:attr:`Kernel.steps`), of which it visits a subset of the
+    steps."""
     takes_all: ClassVar[bool] = False
     """True if every token that :meth:`Walk.draw` returns is put into the rows, as importance weights require."""
     Config: ClassVar[type[ComponentConfig]] = SamplerConfig
@@ -86,6 +89,11 @@ class Sampler(Component, ABC):
 
     def lacks(self, kernel: Kernel) -> str | None:
         """Return a description of the kind of kernel that the sampler requires; None if ``kernel`` is suitable."""
+        if kernel.steps is not None:
+            if not self.discrete:
+                return CONTINUOUS
+            if (self.steps or 0) > kernel.steps:
+                return f"a kernel of at least as many steps as it takes ({self.steps:,})"
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
 
     def heuristic(self) -> str | None:
@@ -124,6 +132,15 @@ class Sampler(Component, ABC):
         """Number of steps; None for a sampler whose number of network evaluations is random."""
         return getattr(self.config, "steps", None)
 
+    def times(self, kernel: Kernel, steps: int) -> list[float] | None:
+        """Return the times at which the steps start, in order; None for a sampler without a grid of times.
+
+        Args:
+            kernel: The forward process.
+            steps: Number of steps of the sampler.
+        """
+        return None
+
     @abstractmethod
     def walk(self, walk: Walk, steps: int) -> None:
         """Advance ``walk`` from noise to clean text.
@@ -156,6 +173,7 @@ class Sampler(Component, ABC):
         walk = Walk(denoise, x, settings, self.config)
         self.walk(walk, taken)
         walk.check_outputs()
+        walk.x = walk.draws.settle(walk.x)
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
         self.log_weight = None if walk.weights is None else walk.weights.log
         if settings.matching is not None and not settings.matching.matches(walk.x):
@@ -166,7 +184,10 @@ class Sampler(Component, ABC):
 
 
 class StepSampler(Sampler):
-    """A sampler that steps along an even grid of times from 1 to ``T_MIN``, then removes the remaining noise."""
+    """A sampler that steps along an even grid of times from 1 to ``T_MIN``, then removes the remaining noise.
+
+    Under a kernel in discrete time the times are those of some of its steps, and the last step leads to clean text.
+    """
 
     abstract: ClassVar[bool] = True
     Config: ClassVar[type[ComponentConfig]] = StepsConfig
@@ -182,10 +203,19 @@ class StepSampler(Sampler):
             s: Time after the step, [b]; None: remove all remaining noise.
         """
 
+    def times(self, kernel: Kernel, steps: int) -> list[float]:
+        if (total := kernel.steps) is None:
+            found: list[float] = torch.linspace(1.0, T_MIN, steps + 1, dtype=torch.float64).tolist()
+            return found
+        if steps > total:
+            raise UserError(f"sample: {steps:,} steps are more than the {total:,} of the kernel")
+        visited = torch.linspace(total, 0, steps + 1, dtype=torch.float64).round()
+        return [step / total for step in visited[:-1].tolist()]
+
     def walk(self, walk: Walk, steps: int) -> None:
-        rows = walk.x.shape[0]
-        times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64).float()
-        for index in range(steps + 1):
-            below = None if index == steps else times[index + 1].expand(rows)
+        rows, grid = walk.x.shape[0], self.times(walk.kernel, steps)
+        times = torch.tensor(grid, device=walk.x.device, dtype=torch.float64).float()
+        for index in range(len(grid)):
+            below = None if index == len(grid) - 1 else times[index + 1].expand(rows)
             self.step(walk, times[index].expand(rows), below)
             walk.end_step()

@@ -1,0 +1,139 @@
+"""Objective of LangFlow: cross-entropy of the tokens given noisy vectors, and its likelihoods.
+
+Axes: b batch, l length, d width of a vector, v tokens.
+"""
+
+from typing import Annotated, Literal
+
+import pydantic
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sedd_graph.component.base import ComponentConfig
+from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.schedule import FittedSchedule, Schedule
+from sedd_graph.diffusion.vectors.denoiser import Denoiser
+from sedd_graph.diffusion.vectors.flow import Flow, Method, first_time
+from sedd_graph.diffusion.vectors.gaussian import along, kl, log_snr, signal, spread
+from sedd_graph.diffusion.vectors.kernel import VectorKernel
+from sedd_graph.diffusion.vectors.objective import VectorDraw, VectorObjective, counted
+
+__all__ = ["LangFlow"]
+
+
+class LangFlow(VectorObjective, kind="vector_objective"):
+    """Cross-entropy of the tokens given noisy vectors (LangFlow, arXiv 2604.11748), for a network that predicts logits.
+
+    Times are uniform, so noise levels are drawn as the schedule distributes them; a ``gumbel`` schedule is fitted to the
+    cross-entropy along the way. Cross-entropy is a Bregman divergence, so its minimum is the posterior of the tokens, and
+    the mean embedding under it is E[x_0 | x_t]. The training loss is not a bound.
+
+    Evaluation reports an upper bound on -log p(tokens) of the process in continuous time: the integral of snr / 2 |x_0 -
+    estimate|^2 over gamma = -log snr, plus KL(q(x_1 | tokens) || N(0, 1)), plus E[-log p(tokens | x_t)] at the lowest noise (VDM,
+    arXiv 2107.00630). ``eval --likelihood ode`` reports the bound of the probability-flow ODE, integrated in a finite number of steps.
+    """
+
+    reads = ("logits",)
+    measure = "time"
+    terms = frozenset({"cross_entropy"})
+
+    class Config(ComponentConfig):
+        self_conditioning: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.25
+        """Share of the training rows whose network is conditioned on a first estimate, if the graph has the input
+        ``estimate``; from 0 to 1."""
+        times: Literal["independent", "low_discrepancy"] = "low_discrepancy"
+        """Distribution of the times of a global batch. ``independent``: independent uniform times; ``low_discrepancy``: an
+        even grid with one random offset (less variance, no bias). Evaluation takes the grid."""
+        steps: Annotated[int, pydantic.Field(ge=1, le=100_000)] = 32
+        """Number of steps in which ``eval --likelihood ode`` integrates the ODE, from 1 to 100,000."""
+        method: Method = "heun"
+        """Method of that integration. ``euler``: order 1; ``heun``: order 2, with twice the evaluations."""
+        probes: Annotated[int, pydantic.Field(ge=1, le=1024)] = 1
+        """Number of random vectors in Hutchinson's estimate of each divergence, from 1 to 1,024."""
+
+    config: Config
+
+    def lacks(self, kernel: VectorKernel, schedule: Schedule) -> str | None:
+        if kernel.steps is not None or kernel.start_variance(schedule) > 0:
+            return "a kernel in continuous time whose x_0 is the embedding, such as normalized_gaussian"
+        if schedule.learned and not isinstance(schedule, FittedSchedule):
+            return "a schedule without trained parameters, or one that is fitted to the cross-entropy, such as gumbel"
+        return None
+
+    def draw(
+        self, batch: Batch, kernel: VectorKernel, schedule: Schedule, *, random: Randomness, t: Tensor | None = None
+    ) -> VectorDraw:
+        return self._draw(batch, kernel, schedule, random, t, self.config.times)
+
+    def bound_draw(self, batch: Batch, kernel: VectorKernel, schedule: Schedule, *, random: Randomness) -> VectorDraw:
+        return self._draw(batch, kernel, schedule, random, None, "low_discrepancy")
+
+    def _draw(
+        self,
+        batch: Batch,
+        kernel: VectorKernel,
+        schedule: Schedule,
+        random: Randomness,
+        t: Tensor | None,
+        times: str,
+    ) -> VectorDraw:
+        rows = len(batch)
+        first = first_time(schedule)
+        if t is None:
+            u = random.low_discrepancy(rows) if times == "low_discrepancy" else random.rand(rows)
+            t = first + (1 - first) * u.double()
+        t = t.double().clamp(min=first)
+        noise = random.randn(rows, *batch.tokens.shape[1:], kernel.width)
+        refined = random.rand(rows) < self.config.self_conditioning
+        sigma, rate = kernel.sigma(schedule, t), schedule.dsigma(t)
+        # d gamma / dt = (d sigma / dt) / (1 - alpha_bar); the integrand over gamma is snr / 2 |x_0 - estimate|^2
+        weight = (1 - first) * 0.5 * torch.exp(log_snr(sigma)) * rate / -torch.expm1(-sigma)
+        return VectorDraw(t, torch.zeros_like(noise), noise, weight.float(), refined)
+
+    def loss(
+        self, denoise: Denoiser, draw: VectorDraw, batch: Batch, kernel: VectorKernel, schedule: Schedule
+    ) -> Tensor:
+        xt = self.vectors(draw, batch, kernel, schedule)[2]
+        logits = denoise.refined(xt, draw.t, draw.refined).logits
+        nats = counted(cross_entropy(logits, batch.tokens), batch)
+        if isinstance(schedule, FittedSchedule):
+            count = batch.counted.clamp(min=1)
+            fit = count * schedule.fit(kernel.sigma(schedule, draw.t), nats / count)
+            fit = torch.where(batch.counted > 0, fit, 0.0)
+            nats = nats + (fit - fit.detach()).to(nats.dtype)  # the gradient of the fit, without its value
+        return nats
+
+    def bound(
+        self, denoise: Denoiser, draw: VectorDraw, batch: Batch, kernel: VectorKernel, schedule: Schedule
+    ) -> Tensor:
+        clean, _, xt = self.vectors(draw, batch, kernel, schedule)
+        found = denoise.refined(xt, draw.t).x0
+        end = kernel.sigma(schedule, torch.ones(1, dtype=torch.float64, device=clean.device))
+        mean = along(signal(end), clean) * clean
+        last = kl(mean, spread(end), torch.zeros_like(mean), torch.ones_like(end)).sum(-1)
+        return counted(draw.weight[:, None] * (clean - found).square().sum(-1) + last, batch)
+
+    def reconstruction(
+        self, denoise: Denoiser, batch: Batch, kernel: VectorKernel, schedule: Schedule, *, random: Randomness
+    ) -> Tensor:
+        draw = self._draw(batch, kernel, schedule, random, torch.zeros(len(batch)), "independent")
+        xt = self.vectors(draw, batch, kernel, schedule)[2]
+        return counted(cross_entropy(denoise.refined(xt, draw.t).logits, batch.tokens), batch)
+
+    def flow(self, kernel: VectorKernel, schedule: Schedule) -> Flow:
+        config = self.config
+        return Flow(
+            kernel=kernel,
+            schedule=schedule,
+            steps=config.steps,
+            method=config.method,
+            probes=config.probes,
+        )
+
+
+def cross_entropy(logits: Tensor | None, tokens: Tensor) -> Tensor:
+    """Return -log p of ``tokens`` int64 [b, l] under ``logits`` [b, l, v], nats, [b, l]."""
+    if logits is None:
+        raise ValueError("the network predicts no logits")
+    return F.cross_entropy(logits.movedim(-1, 1), tokens, reduction="none")

@@ -1,0 +1,184 @@
+"""Processes with a probability-flow ODE and planted faults, and the check that must find each."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sedd_graph_registry.noise.schedules_gumbel import Gumbel
+from sedd_graph_registry.vectors.langflow import LangFlow
+from sedd_graph_registry.vectors.normalized import NormalizedGaussian
+from sedd_graph_registry.vectors.ode import Ode
+from torch import Tensor
+
+from sedd_graph.component.base import Context
+from sedd_graph.diffusion.vectors import flow
+from sedd_graph.diffusion.vectors.flow import Flow, FlowLikelihood, root_snr
+from sedd_graph.diffusion.vectors.gaussian import along, noise_std
+from sedd_graph.diffusion.vectors.parts import VectorParts
+from sedd_graph.diffusion.vectors.sampler import VectorWalk
+
+__all__ = ["FAULTS", "FlowFault", "parts"]
+
+
+def parts(**changed: Any) -> VectorParts:
+    """Return the components of LangFlow with three tokens, some of them changed; values are classes."""
+    context = Context({"n": 3})
+    made = {
+        "kernel": changed.get("kernel", NormalizedGaussian)(
+            NormalizedGaussian.toy(NormalizedGaussian.Config(vocab=3, width=128), 3), context
+        ),
+        "schedule": changed.get("schedule", Gumbel)(Gumbel.Config(location=3.0, entropy=3.0), context),
+        "objective": changed.get("objective", LangFlow)(LangFlow.Config(), context),
+        "sampler": changed.get("sampler", Ode)(Ode.Config(), context),
+    }
+    return VectorParts(*made.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowFault:
+    """A process with one fault.
+
+    Attributes:
+        name: The fault in words.
+        part: The component that has it, or ``flow`` for the ODE of the objective.
+        caught: Suffixes of the names of checks, one of which must fail.
+        methods: Methods that replace those of the sound class.
+        group: The check function that finds it: ``fitted``, ``flow``, ``order``, ``objective``, ``kernel`` or ``sampler``.
+    """
+
+    name: str
+    part: str
+    caught: str
+    methods: dict[str, Any]
+    group: str
+
+    def parts(self) -> VectorParts:
+        """Return the components with the fault."""
+        if self.part == "flow":
+            faulty = dataclasses.dataclass(frozen=True, kw_only=True)(type("Faulty", (Flow,), self.methods))
+
+            def own(objective: Any, kernel: Any, schedule: Any) -> Flow:
+                sound = LangFlow.flow(objective, kernel, schedule)
+                made: Flow = faulty(**{f.name: getattr(sound, f.name) for f in dataclasses.fields(Flow)})
+                return made
+
+            return parts(objective=type("Planted", (LangFlow,), {"flow": own}))
+        base = {"kernel": NormalizedGaussian, "schedule": Gumbel, "objective": LangFlow, "sampler": Ode}[self.part]
+        return parts(**{self.part: type("Planted", (base,), self.methods)})
+
+
+def likelihood(change: Callable[[FlowLikelihood], FlowLikelihood]) -> dict[str, Any]:
+    """Change the terms of the likelihood."""
+    return {"likelihood": lambda self, *a, **k: change(Flow.likelihood(self, *a, **k))}
+
+
+def walk(step: Callable[..., Tensor]) -> dict[str, Any]:
+    """Replace the steps of the sampler: ``step(sampler, walk, t, s, y, start, end)`` returns y at s."""
+
+    def run(self: Any, walk: VectorWalk, times: Tensor) -> None:
+        every = [t.expand(len(walk.x)) for t in times]
+        for t, s in itertools.pairwise(every):
+            here, there = walk.sigma(t), walk.sigma(s)
+            y = walk.x / along(noise_std(here), walk.x)
+            found = step(self, walk, t, s, y, root_snr(here), root_snr(there))
+            walk.put(along(noise_std(there), found) * found, s)
+            walk.end_step()
+        walk.put(walk.kernel.embed(walk.estimate(every[-1]).logits.argmax(-1)), torch.zeros_like(every[-1]))  # type: ignore[union-attr]  # a network of logits
+        walk.end_step()
+
+    return {"walk": run}
+
+
+def half_heun(self: Any, walk: VectorWalk, t: Tensor, s: Tensor, y: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    return flow.advance(y, start, end, walk.estimate(t).x0)
+
+
+def midpoint(self: Any, walk: VectorWalk, t: Tensor, s: Tensor, y: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Heun with its second estimate at the old noise level."""
+    first = walk.estimate(t).x0
+    there = along(noise_std(walk.sigma(t)), y) * flow.advance(y, start, end, first)
+    return flow.advance(y, start, end, first, walk.estimate(t, x=there).x0)
+
+
+def backwards(self: Any, walk: VectorWalk, t: Tensor, s: Tensor, y: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    return flow.advance(y, end, start, walk.estimate(t).x0)
+
+
+def biased_probes(self: Any, y: Tensor, moving: Tensor, random: Any) -> list[Tensor]:
+    found = Flow._probes(self, y, moving, random)
+    return found if not self.probes else [torch.where(probe > 0, probe, 0.5 * probe) for probe in found]
+
+
+def first_coordinates(self: Any, y: Tensor, moving: Tensor, random: Any) -> list[Tensor]:
+    found = Flow._probes(self, y, moving, random)
+    return found if self.probes else found[: len(found) // 2]
+
+
+def uniform_noise(self: Any, *arguments: Any, **more: Any) -> Any:
+    """Times are drawn early, as if the proposal were another."""
+    draw = LangFlow._draw(self, *arguments, **more)
+    return dataclasses.replace(draw, t=draw.t.square())
+
+
+def unweighted(self: Any, *arguments: Any, **more: Any) -> Any:
+    draw = LangFlow._draw(self, *arguments, **more)
+    return dataclasses.replace(draw, weight=torch.full_like(draw.weight, float(draw.weight.mean())))
+
+
+def shifted_fit(self: Any, sigma: Tensor, nats: Tensor) -> Tensor:
+    return Gumbel.fit(self, sigma * 1.05, nats)
+
+
+FAULTS = [
+    FlowFault("sign of the drift", "sampler", "step", walk(backwards), "sampler"),
+    FlowFault("Heun without its second evaluation", "sampler", "order", walk(half_heun), "order"),
+    FlowFault("Heun's second evaluation at the old noise", "sampler", "order", walk(midpoint), "order"),
+    FlowFault(
+        "divergence of the wrong sign",
+        "flow",
+        "ode_likelihood",
+        likelihood(lambda found: found._replace(volume=-found.volume)),
+        "flow",
+    ),
+    FlowFault(
+        "prior of the wrong sign",
+        "flow",
+        "ode_likelihood",
+        likelihood(lambda found: found._replace(prior=-found.prior)),
+        "flow",
+    ),
+    FlowFault(
+        "rounding left out of the likelihood",
+        "flow",
+        "ode_likelihood",
+        likelihood(lambda found: found._replace(reconstruction=found.reconstruction + 0.01)),
+        "flow",
+    ),
+    FlowFault(
+        "half of the coordinates in the divergence", "flow", "ode_likelihood", {"_probes": first_coordinates}, "flow"
+    ),
+    FlowFault("probes that are not of unit variance", "flow", "divergence", {"_probes": biased_probes}, "flow"),
+    FlowFault("weight of the proposal missing", "objective", "weight", {"_draw": unweighted}, "fitted"),
+    FlowFault("times of another proposal", "objective", "proposal", {"_draw": uniform_noise}, "fitted"),
+    FlowFault("log-SNR of the fit off by 5 %", "schedule", "proposal", {"fit": shifted_fit}, "fitted"),
+    FlowFault(
+        "embeddings of different lengths rounded by their product",
+        "kernel",
+        "rounding",
+        {"table": lambda self: self.embedding},
+        "kernel",
+    ),
+    FlowFault(
+        "evidence of twice the noise",
+        "kernel",
+        "optimum",
+        {
+            "translate": lambda self, outputs, x, sigma: NormalizedGaussian.translate(
+                self, {"logits": 0.5 * outputs["logits"]}, x, sigma
+            )
+        },
+        "objective",
+    ),
+]
