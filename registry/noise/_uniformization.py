@@ -118,7 +118,7 @@ def expm(x: Tensor, level: Tensor, start: Tensor, to: Tensor, rate: Tensor, leav
     """
     if torch.compiler.is_compiling():  # as in rows_of
         return _expm_operator(x, level, start, to, rate, leave)
-    found: Tensor = _Expm.apply(x, level, start, to, rate, leave)  # type: ignore[no-untyped-call]  # of torch
+    found: Tensor = _Expm.apply(x, level, start, to, rate, leave)
     return found
 
 

@@ -18,7 +18,7 @@ from sedd_graph.verify import kernel_draws, kernel_size, sampler, string_contrac
 from sedd_graph.verify.birth_death import BirthDeathTable
 from sedd_graph.verify.block_fixture import relative_error
 from sedd_graph.verify.inverse import _measurable, _Pair
-from sedd_graph.verify.objective_values import optimum_faults
+from sedd_graph.verify.objective_optimum import optimum_faults
 from sedd_graph.verify.schedules import check_schedule
 from sedd_graph.verify.statistics import binomial_tail, chi_square, correlated, dispersed, shifted
 from sedd_graph.verify.string_forced import ForcedDraws
@@ -96,10 +96,10 @@ def test_a_loss_of_nan_beside_the_optimum_fails() -> None:
     toy = make_toy(maker(plan, discover()), PAIR)
     objective, loss = toy.parts.objective, toy.parts.objective.loss
     with torch.no_grad():
-        assert not optimum_faults(toy, objective, "log_x0", 1e-4, 1)
+        assert not optimum_faults(toy, objective, "log_x0", 1e-4, 1)[0]
         factors = iter([1.0, 1.0, NAN])  # perfect, one push, the other
         object.__setattr__(objective, "loss", lambda *v: loss(*v) * next(factors))
-        assert optimum_faults(toy, objective, "log_x0", 1e-4, 1)[0].part == "optimum"
+        assert optimum_faults(toy, objective, "log_x0", 1e-4, 1)[0][0].part == "optimum"
 
 
 def test_a_second_stream_of_nan_is_far_off() -> None:
