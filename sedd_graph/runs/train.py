@@ -19,7 +19,6 @@ from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, re
 from sedd_graph.training.distributed import World
 from sedd_graph.training.loop import Result, train
 from sedd_graph.training.trackers import FINAL, Trackers
-from sedd_graph.verify.margin import margin_metrics
 
 __all__ = ["train_run"]
 
@@ -90,7 +89,6 @@ def train_run(
             trackers=trackers,
             activations=activations,
             decode=run.decode,
-            measure=lambda: margin_metrics(run.engine.network, quiet),
             say=quiet,
         )
         if (newest := latest_checkpoint(path / "checkpoints")) is not None:

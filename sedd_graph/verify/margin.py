@@ -6,7 +6,7 @@ The margin is half the least Euclidean distance of two rows of the table.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from sedd_graph.engine.network import Network
 from sedd_graph.graph.claims import uses
 from sedd_graph.verify.decoding import LIMIT, SHARE, decode_faults, decoders, distance_of
 
-__all__ = ["LENGTH", "Margin", "check_margins", "margin_metrics", "margins"]
+__all__ = ["LENGTH", "Margin", "check_margins", "margins"]
 
 LENGTH = 1024
 """Number of positions of a sequence for which errors are bounded."""
@@ -72,20 +72,6 @@ def margins(network: Network) -> dict[str, Margin]:
         error, reason = bounds.get(path, (None, ""))
         found[path] = Margin(None if least is None else least / 2, error, reason)
     return found
-
-
-def margin_metrics(network: Network, say: Callable[[str], object]) -> dict[str, float]:
-    """Return the margins of a network's codes, and the bounds on errors, as metrics by name.
-
-    Args:
-        network: The network, with its present weights.
-        say: Function that prints a line for the user: a warning where an error may exceed the margin.
-    """
-    found = margins(network)
-    for path, margin in found.items():
-        if margin.half is not None and margin.half <= (margin.error or 0.0) < math.inf:
-            say(f"warning     {path}: tokens may be decoded wrongly: margin {margin}")
-    return {name: value for path, margin in found.items() for name, value in margin.metrics(path).items()}
 
 
 def _codes(network: Network) -> Iterator[tuple[str, Code]]:
