@@ -16,7 +16,7 @@ from torch import Tensor
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.categorical import inverse_cdf
 from sedd_graph.diffusion.numerics import take, tiny
-from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.kernel import Kernel, Replacement
 
 __all__ = ["Interpolating"]
 
@@ -130,6 +130,11 @@ class Interpolating(Kernel):
         keep, into = self._between(flat, torch.full_like(flat, start))
         out = keep[..., None] * torch.eye(self.states, dtype=torch.float64) + into[..., None]
         return out.reshape(*level.shape, self.states, self.states)
+
+    def replacement(self, sigma: float, start: float = 0.0) -> Replacement:
+        keep, into = self._between(*(torch.tensor([x], dtype=torch.float64) for x in (sigma, start)))
+        into = into.expand(1, self.states)[0]
+        return Replacement(keep[0].expand(self.states), into / into.sum().clamp(min=tiny(into)))
 
     def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
         # sum over y != z = x_t of g_z (s_y - r_y log s_y + K(r_y)), with g the rate, r_y = q_y / q_z and

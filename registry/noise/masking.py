@@ -17,7 +17,7 @@ from torch import Tensor
 from sedd_graph.component.base import ComponentConfig, Context
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.numerics import FLOOR, log1mexp, take, tiny
-from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.kernel import Kernel, Replacement
 
 from ._frequencies import FrequencyConfig, thinned, token_frequencies
 
@@ -115,6 +115,11 @@ class TokenMasking(Kernel):
         out = torch.diag_embed(torch.nn.functional.pad(keep, (0, 1), value=1.0))
         out[:, self.mask, :-1] = 1 - keep
         return out.reshape(*level.shape, self.states, self.states)
+
+    def replacement(self, sigma: float, start: float = 0.0) -> Replacement:
+        now, before = (self._log_kept(torch.tensor([x], dtype=torch.float64))[0] for x in (sigma, start))
+        keep = torch.nn.functional.pad(torch.exp(now - before), (0, 1), value=1.0)
+        return Replacement(keep, torch.nn.functional.one_hot(torch.tensor(self.mask), self.states).double())
 
     def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
         log_keep, log_hit, growth = self.token_schedules(sigma)

@@ -2,8 +2,8 @@
 
 An engine composes a network and a process (:mod:`sedd_graph.engine.engine`). There is one implementation in
 :mod:`sedd_graph.families` for each family of processes: ``tokens`` (diffusion on token rows of a fixed length),
-``strings`` (diffusion on strings whose length changes), ``points`` (normalizing flows on rows of real numbers) and
-``graph`` (a network without a process).
+``strings`` (diffusion on strings whose length changes), ``vectors`` (diffusion of the embeddings of token rows),
+``points`` (normalizing flows on rows of real numbers) and ``graph`` (a network without a process).
 
 Axes: b batch, l length, n states.
 """
@@ -325,6 +325,20 @@ class Process(ABC):
         Returns:
             The bound in nats per row, float64 [b], on the CPU.
         """
+
+    def measures(self, network: Network, batch: Any, *, seed: int) -> Mapping[str, Tensor]:
+        """Return further measures of each row that evaluation reports beside the bound; none by default.
+
+        Args:
+            network: Network in evaluation mode.
+            batch: Batch of clean rows.
+            seed: Seed of the noise.
+
+        Returns:
+            For each name, such as ``rounding_accuracy``, a quantity summed over the counted tokens of a row, float [b].
+            Evaluation divides the sum over rows by the number of tokens.
+        """
+        return {}
 
     @property
     def caveat(self) -> str | None:

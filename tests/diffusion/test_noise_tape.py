@@ -59,7 +59,7 @@ def walked(
     schedule: Any = SCHEDULE,
 ) -> list[Tensor]:
     """The rows after every step, and at the end."""
-    length = tape.start.shape[1] if tape.start is not None else tape._road.text.shape[1]  # type: ignore[union-attr]  # a road
+    length = tape.start.shape[1] if tape.start is not None else tape._road.text.shape[1]
     x = tape.prepare(kernel, schedule, sampler.times(kernel, steps or sampler.steps or 1), length)
     frames: list[Tensor] = []
     settings = WalkSettings(

@@ -16,6 +16,7 @@ from torch import Tensor
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.categorical import inverse_cdf
 from sedd_graph.diffusion.strings.alignment import Links, Pairs, align, log_likelihood
+from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.strings.kernel import StringKernel, square_clock
 from sedd_graph.diffusion.strings.strings import Strings, distinct, rebuild
 
@@ -109,6 +110,18 @@ class BirthDeath(StringKernel):
         survive = torch.exp(-sigma)
         replace = (-torch.expm1(-sigma) - beta).clamp(min=0)
         return Links(survive, beta, replace if self.births else torch.zeros_like(beta), self.births * beta)
+
+    def fates(self, sigma: float, start: float = 0.0) -> Fates:
+        links = self.links(torch.tensor([sigma - start], dtype=torch.float64))  # rates are constant
+        law, every = self.law.detach().double().cpu(), torch.ones(self.states, dtype=torch.float64)
+        return Fates(
+            links.survive * every,
+            torch.zeros_like(every),
+            links.vanish * every,
+            float(links.replace),
+            float(links.birth),
+            torch.cat([law, law.new_zeros(1)]),
+        )
 
     def weights(self, sigma: Tensor) -> Tensor:
         beta = self._beta(sigma)

@@ -17,6 +17,7 @@ from torch import Tensor
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.categorical import inverse_cdf
 from sedd_graph.diffusion.strings.columns import BLANK, Columns, Remaining, partway
+from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.strings.kernel import LEAST, StringKernel
 from sedd_graph.diffusion.strings.strings import Strings
 
@@ -70,6 +71,13 @@ class EditFlowKernel(StringKernel):
             "generation starts from noise tokens, and the network would edit given text like noise: "
             "take edit_flow with mean_length 0, delete or indel"
         )
+
+    def fates(self, sigma: float, start: float = 0.0) -> Fates | None:
+        if self.spread:
+            return None
+        every = torch.ones(self.states, dtype=torch.float64)
+        survive = torch.exp(start - sigma * every)
+        return Fates(survive, 0 * every, 1 - survive, 0.0, 0.0, 0 * every)
 
     def weights(self, sigma: Tensor) -> Tensor:
         return (1 / torch.expm1(sigma))[:, None].expand(-1, 3)

@@ -25,6 +25,7 @@ from sedd_graph.component.contract import ComponentConfig
 from sedd_graph.component.outputs import LOG_X0, Output
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import log1mexp
+from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel, square_clock
 from sedd_graph.diffusion.strings.strings import Strings, distinct, rebuild
 from sedd_graph.diffusion.strings.subsequence import embed
@@ -128,6 +129,28 @@ class FlexKernel(StringKernel):
         small = rest.abs() < 1e-8
         share = torch.where(small, 1 - rest / 2, -torch.expm1(-rest) / torch.where(small, 1.0, rest))
         return -torch.exp(log_lam) * log_lam * share
+
+    def fates(self, sigma: float, start: float = 0.0) -> Fates:
+        every, mask = torch.ones(self.states, dtype=torch.float64), self.mask
+        survive, hide = self._transition(sigma, start)
+        at_mask = torch.arange(self.states) == mask
+        kept = torch.where(at_mask, survive[1], survive[0])
+        hidden = torch.where(at_mask, 0.0, hide * every)
+        return Fates(kept, hidden, (1 - kept - hidden).clamp(min=0), 0.0, 0.0, torch.zeros_like(every), mask)
+
+    def _transition(self, sigma: float, start: float) -> tuple[tuple[float, float], float]:
+        """Return the probabilities that a data token, and that a mask, survives a step, and that a data token is masked.
+
+        They follow by Bayes' rule from the marginals and from the reverse process, in which a mask at ``sigma`` is
+        still one at ``start`` with probability (lam(start) / lam(sigma))^pace.
+        """
+        levels = torch.tensor([start, sigma], dtype=torch.float64)
+        log_lam = log1mexp(levels.clamp(min=1e-300))
+        masked = torch.where(levels > 0, self.masked(levels.clamp(min=1e-300)), 0.0)
+        clean = torch.exp(-levels) - masked
+        still = float(torch.exp(self.pace * (log_lam[0] - log_lam[1]))) if start > 0 else 0.0
+        survive = (float(clean[1] / clean[0]), float(masked[1] / masked[0]) * still if start > 0 else 0.0)
+        return survive, float(masked[1] / clean[0]) * (1 - still)
 
     def weights(self, sigma: Tensor) -> Tensor:
         """Return the reverse rates of inserting one missing token and of unmasking one mask, per unit of sigma.

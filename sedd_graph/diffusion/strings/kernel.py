@@ -24,6 +24,7 @@ from sedd_graph.component.check import Check
 from sedd_graph.component.outputs import Input, Output
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.strings.strings import Strings
 
 __all__ = ["LEAST", "TOKENS", "Kernel_", "StringDraw", "StringKernel", "StringObjective", "StringTable", "square_clock"]
@@ -206,6 +207,17 @@ class StringKernel(Component, ABC):
             Total noise and its derivative in ``u``, [b] each.
         """
         return LEAST + (end - LEAST) * u**3, 3 * (end - LEAST) * u**2
+
+    def fates(self, sigma: float, start: float = 0.0) -> Fates | None:
+        """Return what noise from ``start`` to ``sigma`` does to each token; None if tokens are not noised one by one.
+
+        Reversible noise reads it. A kernel that returns None has none.
+
+        Args:
+            sigma: Total noise at the end.
+            start: Total noise at the start.
+        """
+        return None
 
     @abstractmethod
     def prior(self, rows: int, *, longest: int, generator: torch.Generator, allowed: Tensor | None) -> Strings:

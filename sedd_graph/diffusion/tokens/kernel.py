@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,24 @@ from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, Output
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.errors import UserError
 
-__all__ = ["CONTINUOUS", "ONLY_MASKS", "Kernel"]
+__all__ = ["CONTINUOUS", "ONLY_MASKS", "Kernel", "Replacement"]
 
 CONTINUOUS = "a kernel in continuous time"
 """Phrase for error messages of components that refuse kernels with a number of :attr:`Kernel.steps`."""
 ONLY_MASKS = "a kernel that only masks, all tokens at one rate"
 """Phrase for error messages of components that require :attr:`Kernel.masks_evenly`."""
+
+
+class Replacement(NamedTuple):
+    """A transition matrix in a form linear in n: P[z, y] = ``keep[y]`` 1[z = y] + (1 - ``keep[y]``) ``target[z]``.
+
+    Attributes:
+        keep: Probability that each state is not replaced, float64 [n].
+        target: Distribution of the replacement, float64 [n], which does not depend on the state.
+    """
+
+    keep: Tensor
+    target: Tensor
 
 
 class Kernel(Component, ABC):
@@ -243,6 +255,17 @@ class Kernel(Component, ABC):
             float64 [n, n], where ``P[z, y]`` is the probability of state z at ``sigma`` given state y at ``start``;
             [b, n, n] for ``sigma`` [b].
         """
+
+    def replacement(self, sigma: float, start: float = 0.0) -> Replacement | None:
+        """Return the transition matrix as a probability of replacement and its target; None if it has no such form.
+
+        Reversible noise reads it at large vocabularies, in place of :meth:`transition_matrix`, which takes n^2 numbers.
+
+        Args:
+            sigma: Total noise at the end.
+            start: Total noise at the start.
+        """
+        return None
 
     @abstractmethod
     def score_entropy(self, log_score: Tensor, xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
