@@ -17,7 +17,7 @@ from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.tokens.walk import WalkSettings
 from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.families.tokens import make_parts
-from sedd_graph.verify.total_variation import total_variation
+from sedd_graph.verify.statistics import total_variation
 from sedd_graph.verify.toy import PAIR, Toy
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [

@@ -64,7 +64,13 @@ class LipschitzLinear(Component, kind="feedforward"):
 
     @classmethod
     def algebra(cls, config: Config, signature: Signature) -> Algebra:
-        return Algebra(lipschitz={("x", "out"): config.bound})
+        key, width = ("x", "out"), signature.inputs[0].type.dims[-1].size.constant
+        if config.bias == "all" or width is None:  # a bias does not map zero to zero
+            return Algebra(lipschitz={key: config.bound})
+        # inner products of `width` terms, and the scale of the weight; the Frobenius norm is at most sqrt(rank) times the
+        # spectral norm
+        rounding = 1.01 * (width + 4) * math.sqrt(min(width, config.width)) * config.bound
+        return Algebra(lipschitz={key: config.bound}, rounding={key: rounding})
 
     def effective(self, dtype: torch.dtype) -> Tensor:
         """Return the weight after scaling to the bound, [width, d] in ``dtype``."""
@@ -100,7 +106,8 @@ class LipschitzAct(Component, kind="feedforward"):
 
     @classmethod
     def algebra(cls, config: Config, signature: Signature) -> Algebra:
-        return Algebra(lipschitz={("x", "out"): 1.0})
+        rounding = {("x", "out"): 0.0} if config.activation == "relu" else {}
+        return Algebra(lipschitz={("x", "out"): 1.0}, rounding=rounding)
 
     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         match self.config.activation:

@@ -4,6 +4,7 @@ Learned maps are initialised to the identity (``householder`` only with an even 
 computed in the dtype of ``x`` even under autocast. Axes: b batch, l length, d width, n reflections.
 """
 
+import dataclasses
 import math
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sedd_graph.component.base import ComponentConfig, Context, solves
+from sedd_graph.component.contract import Algebra, Signature
 from sedd_graph.diffusion.numerics import full_precision
 
 from ..network.attention import rotate
@@ -84,6 +86,17 @@ class Hadamard(Isometry, kind="mixer"):
         pass
 
     config: Config
+
+    @classmethod
+    def algebra(cls, config: ComponentConfig, signature: Signature) -> Algebra:
+        found, width = super().algebra(config, signature), signature.inputs[0].type.dims[-1].size.constant
+        if width is None:
+            return found
+        # products with two matrices of signs, m x m and n x n: an inner product of m terms rounds m times, and the
+        # absolute values of a normalised matrix have the norm sqrt(m); 3 roundings of the factor
+        m = 1 << (width.bit_length() - 1) // 2
+        n = width // m
+        return dataclasses.replace(found, rounding={("x", "out"): 1.01 * (m**1.5 + n**1.5 + 3)})
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)

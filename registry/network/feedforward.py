@@ -32,9 +32,9 @@ class FeedForward(Component, kind="feedforward"):
     class Config(ComponentConfig):
         hidden: SizeField | None = None
         """Width between the two linear maps; by default 4 times the model width."""
-        activation: Literal["gelu", "swiglu", "squared_relu"] = "gelu"
-        """Activation. ``gelu``: tanh approximation (arXiv 1606.08415); ``swiglu``: gated, with a first map of twice the
-        width (arXiv 2002.05202); ``squared_relu``: arXiv 2109.08668."""
+        activation: Literal["gelu", "gelu_exact", "swiglu", "squared_relu"] = "gelu"
+        """Activation. ``gelu``: tanh approximation (arXiv 1606.08415); ``gelu_exact``: by the error function, as in BERT;
+        ``swiglu``: gated, with a first map of twice the width (arXiv 2002.05202); ``squared_relu``: arXiv 2109.08668."""
         bias: Bias = "all"
         """Biases of both linear maps: ``all`` or ``none``."""
 
@@ -52,6 +52,8 @@ class FeedForward(Component, kind="feedforward"):
         h = self.up(x)
         if self.config.activation == "gelu":
             h = _gelu(h)
+        elif self.config.activation == "gelu_exact":
+            h = F.gelu(h)
         elif self.config.activation == "squared_relu":
             h = F.relu(h).square()
         else:

@@ -14,10 +14,10 @@ from sedd_graph.component.contract import SizeField
 class Rotary(Component, kind="position"):
     """Rotary angles (RoFormer, arXiv 2104.09864): cosines and sines, computed once and shared by all attention layers.
 
-    Only the length and device of the input ``x`` are used.
+    Only the length and device of the input ``x``, or of ``tokens`` in its place, are used.
 
     Raises:
-        ValueError: ``dim`` is odd.
+        ValueError: ``dim`` is odd, or neither ``x`` nor ``tokens`` is connected.
     """
 
     class Config(ComponentConfig):
@@ -32,20 +32,31 @@ class Rotary(Component, kind="position"):
         super().__init__(config, context)
         if self.config.dim % 2:
             raise ValueError(f"rotary needs an even head width, not {self.config.dim}")
+        if not context.connected & {"x", "tokens"}:
+            raise ValueError("rotary needs its input 'x' or 'tokens', which provides the length")
 
-    def forward(self, x: Float[Tensor, "b l d"], places: Int[Tensor, "l"] | None = None) -> Float[Tensor, "2 l dim"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b l d"] | None = None,
+        places: Int[Tensor, "l"] | None = None,
+        tokens: Int[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "2 l dim"]:
         """Compute the cosines and sines of the rotary angles.
 
         Args:
             x: Values of the sequence, [b, l, d], which provide the length and device.
             places: Position index of each element of the sequence, [l]; 0, 1, 2, ... if not connected.
+            tokens: Token ids, int64 [b, l], which provide the length and device if ``x`` is not connected.
 
         Returns:
             Cosines (index 0) and sines (index 1), [2, l, dim], float32.
         """
         dim = self.config.dim
-        where = torch.arange(x.shape[1], device=x.device) if places is None else places
-        frequency = 1.0 / self.config.base ** (torch.arange(0, dim, 2, device=x.device, dtype=torch.float32) / dim)
+        given = tokens if x is None else x
+        if given is None:
+            raise ValueError("rotary needs its input 'x' or 'tokens'")
+        where = torch.arange(given.shape[1], device=given.device) if places is None else places
+        frequency = 1.0 / self.config.base ** (torch.arange(0, dim, 2, device=given.device, dtype=torch.float32) / dim)
         angle = torch.outer(where.to(torch.float32), frequency)
         angle = torch.cat([angle, angle], dim=-1)
         return torch.stack([angle.cos(), angle.sin()])

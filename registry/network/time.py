@@ -53,6 +53,33 @@ class SigmaEmbedding(_Encoder, kind="time"):
         return self.fourier(sigma[:, None].float() * torch.exp(-math.log(self.config.max_period) * step / half))
 
 
+class TimestepEmbedding(Component, kind="time"):
+    """Conditioning vector from sinusoidal features of the timestep and an MLP (DDPM; Diffusion-LM, arXiv 2205.14217)."""
+
+    class Config(ComponentConfig):
+        frequencies: SizeField = 128
+        """Number of features, of which half are cosines and half are sines; even."""
+        hidden: SizeField | None = None
+        """Width between the two linear maps; by default 4 times the number of features."""
+        max_period: float = 10000.0
+        """Base of the frequencies: frequency i of n is ``max_period ** (-i / n)`` radians per step of 1."""
+
+    config: Config
+
+    def __init__(self, config: ComponentConfig, context: Context) -> None:
+        super().__init__(config, context)
+        features = self.config.frequencies // 2 * 2
+        hidden = self.config.hidden or 4 * features
+        self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, self.axis("e")))
+
+    def forward(self, timestep: Float[Tensor, "b"]) -> Float[Tensor, "b e"]:
+        half = self.config.frequencies // 2
+        step = torch.arange(half, device=timestep.device, dtype=torch.float32)
+        angle = timestep[:, None].float() * torch.exp(-math.log(self.config.max_period) * step / half)
+        out: Tensor = self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        return out
+
+
 class GaussianFourier(_Encoder, kind="time"):
     """Conditioning vector from random Fourier features of the total noise (arXiv 2006.10739) and an MLP.
 

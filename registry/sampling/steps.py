@@ -99,7 +99,7 @@ class TauLeaping(StepSampler, kind="sampler"):
         moves = rates(walk, t, s)
         # NaN and infinite rates are refused by Walk.draw; torch.poisson must not meet them
         rate = moves.sum(-1).double().nan_to_num(nan=0.0, posinf=0.0)
-        events = torch.poisson(rate, generator=walk.generator)
+        events = walk.draws.poisson(rate, walk.x)
         walk.clamped += int(((events > 1) & walk.free).sum())
         return walk.put(walk.draw(events == 1, moves))
 

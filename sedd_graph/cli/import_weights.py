@@ -1,4 +1,4 @@
-"""``sedd-graph import``: convert released SEDD or MDLM weights to a run folder."""
+"""``sedd-graph import``: convert released SEDD, MDLM or Diffusion-LM weights to a run folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ __all__ = ["declare", "run"]
 
 def declare(verbs: Verbs) -> None:
     """Add the ``import`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
-    parser = add_verb(verbs, "import", run, "turn released SEDD or MDLM weights into a run folder")
-    parser.add_argument("kind", choices=("sedd", "mdlm"))
+    parser = add_verb(verbs, "import", run, "turn released SEDD, MDLM or Diffusion-LM weights into a run folder")
+    parser.add_argument("kind", choices=("sedd", "mdlm", "diffusion-lm"))
     parser.add_argument("weights", help="a safetensors file, a local hub folder, or a .pth file")
     parser.add_argument("-o", "--output", metavar="DIR", help="folder to write (default: a new run folder)")
     parser.add_argument("--kernel", choices=("absorb", "uniform"), help="the kernel, where the weights do not tell")
+    parser.add_argument("--heads", type=int, help="attention heads of Diffusion-LM weights that are not 768 wide")
     add_runs(parser)
 
 
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         runs=Path(arguments.runs),
         kernel=arguments.kernel,
         say=say,
+        heads=arguments.heads,
     )
     write_report(folder)
     say(f"run folder  {folder}")

@@ -23,11 +23,14 @@ from sedd_graph import __version__
 from sedd_graph.cli import (
     build,
     components,
+    edit,
     evaluate,
     export,
     import_weights,
     infill,
     init,
+    invert,
+    restore,
     sample,
     schema,
     show,
@@ -42,7 +45,22 @@ from sedd_graph.inputs.confine import allow_outside
 
 __all__ = ["main", "run"]
 
-VERBS = (init, build, train, sample, infill, evaluate, show, components, schema, import_weights, export)
+VERBS = (
+    init,
+    build,
+    train,
+    sample,
+    infill,
+    invert,
+    restore,
+    edit,
+    evaluate,
+    show,
+    components,
+    schema,
+    import_weights,
+    export,
+)
 """Modules of the subcommands, in the order in which ``--help`` lists them."""
 
 

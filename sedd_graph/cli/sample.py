@@ -22,6 +22,7 @@ from sedd_graph.cli.options import (
     position_pattern,
 )
 from sedd_graph.cli.terminal import say
+from sedd_graph.errors import UserError
 
 if TYPE_CHECKING:
     from sedd_graph.diffusion.conditions.conditions import Conditions
@@ -32,7 +33,9 @@ __all__ = ["add_arguments", "declare", "read_conditions", "run", "show_stored"]
 
 def declare(verbs: Verbs) -> None:
     """Add the ``sample`` subcommand and its arguments to ``verbs``, the subparsers of the command line."""
-    add_arguments(add_verb(verbs, "sample", run, "draw text (or a flow's points) from a run folder's newest weights"))
+    parser = add_verb(verbs, "sample", run, "draw text (or a flow's points) from a run folder's newest weights")
+    add_arguments(parser)
+    parser.add_argument("--tape", help="also write a tape of the samples, which `sedd-graph restore` repeats")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
     from sedd_graph.engine.process import SampleRequest
     from sedd_graph.runs.sample import sample_run
 
+    if arguments.tape is not None and arguments.classifier is not None:
+        raise UserError("sample: a tape is of the run folder's own model: leave --tape or --classifier out")
     run = open_run_folder(arguments)
     length = arguments.length
     if length is None and "length" not in run.engine.process.refuses:
@@ -100,7 +105,14 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         conditions=read_conditions(run, arguments),
     )
-    where = sample_run(run, request, trajectory=arguments.trajectory, ignore_memory=arguments.ignore_memory, say=say)
+    where = sample_run(
+        run,
+        request,
+        trajectory=arguments.trajectory,
+        tape=None if arguments.tape is None else Path(arguments.tape),
+        ignore_memory=arguments.ignore_memory,
+        say=say,
+    )
     return show_stored(run, where)
 
 

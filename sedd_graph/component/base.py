@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from sedd_graph.component.axes import PortType, parse_port_type
 from sedd_graph.component.contract import Algebra, ComponentConfig, Port, Rule, Signature
@@ -175,6 +175,20 @@ class Component(nn.Module, Declared):
             is the input that the inversion rule recovers.
         """
         return self(*inputs), getattr(self, method)(*inputs)
+
+    def penalty(self, key: Tensor) -> Tensor | None:
+        """Return an auxiliary training loss of the component, a function of its parameters; None if it has none.
+
+        In training the engine adds it to the loss of every row, times the number of tokens (or real numbers) of the row.
+        Bounds and evaluations are without it. By default a component has none.
+
+        Args:
+            key: Keys from which random numbers are computed, int32 [b] (b batch), one per row.
+
+        Returns:
+            Penalties, nats per token, float [b], or None.
+        """
+        return None
 
     def axis(self, name: str) -> int:
         """Return the size of the axis that ``forward``'s annotations call ``name``.

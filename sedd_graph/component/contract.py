@@ -85,6 +85,9 @@ class Rule:
     """Cost of one call of the method, in evaluations of the component's ``forward``."""
     iterative: bool = False
     """True if the result is exact only up to a tolerance (fixed-point iteration) and not in closed form."""
+    onto: bool = False
+    """True for integers that ``forward`` maps one-to-one onto all values of the outputs in ``given``, though these have
+    another number of elements: a number and all its digits."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -110,6 +113,12 @@ class Algebra:
     shape [b] (b batch). A rule without an entry has an unknown log-determinant."""
     moves: bool = False
     """True if outputs only rearrange elements of the inputs, without arithmetic, as in a transpose or split."""
+    integers: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Number of values n that an integer input takes, 0 to n - 1, by input name; inverses are verified on these values."""
+    rounding: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+    """Bounds on rounding errors, keyed by (input name, output name): the computed output, and the input that an inversion
+    rule computes, differ from their exact values by at most this number times the unit roundoff (2^-24 in float32)
+    times the Euclidean norm of what they are computed from. A component with such a bound maps zero to zero."""
 
 
 def no_signature(config: ComponentConfig, arity: Mapping[str, int]) -> Signature:

@@ -34,8 +34,8 @@ class Kind:
     """Import path, ``module:function``, of the check that :func:`sedd_graph.testing.conformance.check_component`
     runs."""
     family: str | None = None
-    """The only family of diffusion processes or flows (``tokens``, ``strings`` or ``points``) that uses this kind; None
-    if it is not limited to one family."""
+    """The only family of diffusion processes or flows (``tokens``, ``strings``, ``vectors`` or ``points``) that uses this
+    kind; None if it is not limited to one family."""
     colour: str = "#eeeeee"
     """Fill colour of nodes of this kind in drawings of the graph, as ``#rrggbb``."""
 
@@ -70,7 +70,7 @@ _COLOURS = {
 }
 _BASE, _NODE_CHECK = "sedd_graph.component.base:Component", "sedd_graph.testing.nodes:check_node"
 _DIFFUSION = "sedd_graph.diffusion"
-_TOKENS, _STRINGS = f"{_DIFFUSION}.tokens", f"{_DIFFUSION}.strings"
+_TOKENS, _STRINGS, _VECTORS = (f"{_DIFFUSION}.{family}" for family in ("tokens", "strings", "vectors"))
 _DATA, _TRAINING = "sedd_graph.data", "sedd_graph.training.interfaces"
 _PROCESS, _SECTION = "sedd_graph.testing.processes:check", "sedd_graph.testing.sections:check"
 
@@ -80,18 +80,30 @@ KINDS: dict[str, Kind] = {
         *(Kind(name, NODE, _BASE, _NODE_CHECK, colour=colour) for name, colour in _COLOURS.items()),
         Kind("kernel", "process", f"{_TOKENS}.kernel:Kernel", f"{_PROCESS}_kernel", "tokens"),
         Kind("string_kernel", "process", f"{_STRINGS}.kernel:StringKernel", f"{_PROCESS}_strings", "strings"),
+        Kind("vector_kernel", "process", f"{_VECTORS}.kernel:VectorKernel", f"{_PROCESS}_vectors", "vectors"),
         Kind("schedule", "process.schedule", f"{_DIFFUSION}.schedule:Schedule", f"{_PROCESS}_schedule"),
         Kind("objective", "objective", f"{_TOKENS}.objective:Objective", f"{_PROCESS}_objective", "tokens"),
         Kind("likelihood", "objective", f"{_DIFFUSION}.likelihood:Likelihood", f"{_PROCESS}_likelihood", "points"),
         Kind("string_objective", "objective", f"{_STRINGS}.kernel:StringObjective", f"{_PROCESS}_strings", "strings"),
+        Kind(
+            "vector_objective", "objective", f"{_VECTORS}.objective:VectorObjective", f"{_PROCESS}_vectors", "vectors"
+        ),
         Kind("sampler", "sample", f"{_TOKENS}.sampler:Sampler", f"{_PROCESS}_sampler", "tokens"),
         Kind("string_sampler", "sample", f"{_STRINGS}.sampler:StringSampler", f"{_PROCESS}_strings", "strings"),
+        Kind("vector_sampler", "sample", f"{_VECTORS}.sampler:VectorSampler", f"{_PROCESS}_vectors", "vectors"),
         Kind(
             "classifier",
             "sample.classifier",
             f"{_TOKENS}.classifier:NoisyClassifier",
             f"{_PROCESS}_classifier",
             "tokens",
+        ),
+        Kind(
+            "vector_classifier",
+            "sample.classifier",
+            f"{_VECTORS}.classifier:VectorClassifier",
+            f"{_PROCESS}_vector_classifier",
+            "vectors",
         ),
         Kind("corpus", "data.corpus", f"{_DATA}.sources:Corpus", f"{_SECTION}_corpus"),
         Kind("points", "data.points", f"{_DATA}.sources:PointSource", f"{_SECTION}_points", "points"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["LOG_SCORE", "LOG_X0", "Input", "Output"]
+__all__ = ["LOG_SCORE", "LOG_X0", "TOKEN_LOGITS", "VECTOR_X0", "Input", "Output"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,3 +50,10 @@ Here p_t is the marginal of noisy rows, and y is the noisy row x with its state 
 LOG_X0 = Output("log_x0", "float b l v", "log probability of the clean token given all other positions")
 """Standard output of x_0 prediction (MDLM, arXiv 2406.07524): log probability of each state v as the clean token at
 position l, given the noisy tokens at all other positions, nats, float [b, l, v] (b batch)."""
+VECTOR_X0 = Output("x0", "float b l d", "estimate of the clean vectors, E[x_0 | x_t]")
+"""Output of a network that predicts clean vectors (x_0-prediction of Diffusion-LM, arXiv 2205.14217)."""
+TOKEN_LOGITS = Output(
+    "logits", "float b l v", "unnormalised log probability of each clean token given the noisy vectors"
+)
+"""Output of a network that predicts tokens from noisy vectors; the estimate of the clean vector is then the mean of the
+tokens' embeddings under these probabilities."""

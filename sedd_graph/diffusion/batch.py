@@ -147,6 +147,20 @@ class Randomness:
         drawn = torch.rand(total, *shape, generator=self.generator, device=self.generator.device)
         return drawn[self.start : self.start + rows]
 
+    def randn(self, rows: int, *shape: int) -> Tensor:
+        """Draw standard normal numbers.
+
+        Args:
+            rows: Number of rows to return, from row ``start`` of the global batch on.
+            *shape: Sizes of the other axes.
+
+        Returns:
+            float32 ``[rows, *shape]``.
+        """
+        total = self.total or self.start + rows
+        drawn = torch.randn(total, *shape, generator=self.generator, device=self.generator.device)
+        return drawn[self.start : self.start + rows]
+
     def rand48(self, rows: int, *shape: int) -> Tensor:
         """Draw uniform numbers in [0, 1) with 48 random bits each.
 

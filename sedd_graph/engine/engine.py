@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sedd_graph.component.base import Component
 from sedd_graph.component.check import Check
+from sedd_graph.component.counter_rng import fold
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.engine.network import CompileMode, Network
 from sedd_graph.engine.noise_draws import NoiseDraws
@@ -40,6 +42,8 @@ class Bound(NamedTuple):
 class TrainedModule(nn.Module):
     """Network and training loss as one module, for ``torch.compile`` and DistributedDataParallel to wrap.
 
+    The training loss is that of the process, plus the auxiliary losses of components (:meth:`Component.penalty`).
+
     Args:
         model: Module of the network.
         process: Process that computes the loss.
@@ -49,6 +53,8 @@ class TrainedModule(nn.Module):
         super().__init__()
         self.model = model
         self._process = process
+        parts = [part for part in model.modules() if isinstance(part, Component)]
+        self._penalised = [part for part in parts if type(part).penalty is not Component.penalty]
 
     def forward(self, draw: Any, batch: Any, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the training loss for one noise draw, as :meth:`Process.loss` does.
@@ -59,9 +65,16 @@ class TrainedModule(nn.Module):
             key: Dropout key of each row, int32 [b]; None turns dropout off.
 
         Returns:
-            The loss in nats per row, float32 [b], and the saved activations of the network by dotted path.
+            The loss in nats per row, float32 [b], with the penalties of components in training, and the saved activations
+            of the network by dotted path.
         """
-        return self._process.loss(self.model, draw, batch, key)
+        loss, saved = self._process.loss(self.model, draw, batch, key)
+        if self.model.training and key is not None:
+            for place, part in enumerate(self._penalised):
+                penalty = part.penalty(fold(key, place))
+                if penalty is not None:
+                    loss = loss + penalty * batch.width
+        return loss, saved
 
 
 class Engine:
@@ -180,6 +193,18 @@ class Engine:
         with self.network.evaluating():
             seeds = [mix_seed(seed, number) for number in range(draws)]
             return self.process.bound_rows(self.network, batch, seeds=seeds, on_draw=on_draw)
+
+    @torch.no_grad()
+    def measures(self, rows: Any, *, seed: int) -> Mapping[str, Tensor]:
+        """Return further measures of each row by name, see :meth:`Process.measures`.
+
+        Args:
+            rows: Clean rows, as for :meth:`bound_rows`.
+            seed: Seed of the noise.
+        """
+        batch = self.process.batch(rows, self.device)
+        with self.network.evaluating():
+            return self.process.measures(self.network, batch, seed=mix_seed(seed, 0))
 
     def bound(self, batches: Iterable[Any], *, draws: int = 1, seed: int = 0) -> Bound:
         """Estimate an upper bound on the mean of -log p over the rows of ``batches``, in nats per row.

@@ -120,7 +120,13 @@ class LayerRun:
             result = module(own, *arguments)
         else:
             result = module(*arguments, key=own) if module.keyed else module(*arguments)
-        return result if isinstance(result, tuple) else (result,)
+        made = result if isinstance(result, tuple) else (result,)
+        if layout.grid is not None and not layout.encoded.isdisjoint(unit.outputs):
+            rounded = [
+                layout.grid.snap(x) if v in layout.encoded else x for v, x in zip(unit.outputs, made, strict=False)
+            ]
+            made = (*rounded, *made[len(rounded) :])
+        return made
 
     def forward(self) -> list[Tensor]:
         """Evaluate all units (components and nested blocks) in order, and return the saved activations.
@@ -144,7 +150,7 @@ class LayerRun:
             else:
                 made = tuple(t.detach() for t in self._taped(unit).outputs)
             self.put(unit.outputs, made)
-            if unit.factors is not None:
+            if unit.factors is not None or not layout.encoded.isdisjoint(unit.outputs):
                 self._watch(unit.outputs)
             saved[".".join(unit.path)] = made[len(unit.outputs) :]
         return [saved[path][at] if path else values[at] for path, at in layout.saved]

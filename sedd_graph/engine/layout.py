@@ -122,6 +122,8 @@ class Layout:
             and the values that a log-determinant depends on, are never freed.
         inverse: Steps of the inverse, in order.
         on_grid: Indices of the graph values that are multiples of the spacing of ``grid``; empty without a grid.
+        encoded: Indices of the graph values from which an inversion rule decodes integers, such as the codewords of tokens,
+            and which are rounded to ``grid``; empty without a grid.
     """
 
     def __init__(self, region: Region, given: Sequence[str], grid: Grid | None = None) -> None:
@@ -148,6 +150,7 @@ class Layout:
                 retained.update(self.index[ref] for ref in (*d.needs, *d.targets))
         self.last_use = last_use([unit.inputs for unit in self.units], retained)
         self.inverse = tuple(self._inverse())
+        self.encoded = self._encoded()
         self.on_grid = self._grid_values()
         if grid is not None:
             self._check_exact()
@@ -223,11 +226,21 @@ class Layout:
 
     # -- exact arithmetic -------------------------------------------------------------------------------------------
 
+    def _encoded(self) -> frozenset[int]:
+        """Return the real outputs of components from which their rules recover integers."""
+        found: set[int] = set()
+        for step in self.inverse if self.grid is not None else ():
+            d = step.derivation
+            if isinstance(d, Solve) and all(self.flat.types[v].kind != "float" for v in step.targets):
+                made = {value for v, value in zip(d.rule.given, step.given, strict=True) if v not in d.inputs}
+                found.update(v for v in made if v >= 0 and self.flat.types[v].kind == "float")
+        return frozenset(found)
+
     def _grid_values(self) -> frozenset[int]:
-        """Return the values that stay on the grid: streams, and their sums and rearrangements."""
+        """Return the values that stay on the grid: streams, codewords of integers, and their sums and rearrangements."""
         if self.grid is None:
             return frozenset()
-        found = {v for name in self.streams if self.flat.types[v := self.inputs[name]].kind == "float"}
+        found = {v for name in self.streams if self.flat.types[v := self.inputs[name]].kind == "float"} | self.encoded
         for unit in self.units:
             fed = [v for v in unit.inputs if v >= 0]
             plain = unit.factors is not None and all(abs(f) == 1 for f in unit.factors)

@@ -29,7 +29,7 @@ def forward_with_log_det(run: LayerRun, batch: int, *, exact_up_to: int = 128) -
         ``log |det d outputs / d inputs|`` of each sequence in nats, [b].
 
     Raises:
-        UserError: The layer is only proved to be injective, a component declares no log-determinant, or rows of the
+        UserError: The layer is only proved to be injective, its inputs are integers, a component declares no log-determinant, or rows of the
             batch are not independent.
         EnvironmentFault: A component's log-determinant is not one number for each row.
     """
@@ -37,6 +37,11 @@ def forward_with_log_det(run: LayerRun, batch: int, *, exact_up_to: int = 128) -
     program, label = layout.program, layout.region.label
     if program.level == "injective":
         raise UserError(f"block {label!r} has no log-determinant: it is {program.note}")
+    if program.discrete:
+        raise UserError(
+            f"block {label!r} has no log-determinant: {', '.join(layout.streams)} holds integers, and a bijection between "
+            "finite sets changes no probability"
+        )
     if program.unmeasured:
         raise UserError(f"block {label!r}: {program.unmeasured[0].path} declares no log-determinant")
     if program.mixed_rows:

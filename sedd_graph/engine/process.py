@@ -2,8 +2,8 @@
 
 An engine composes a network and a process (:mod:`sedd_graph.engine.engine`). There is one implementation in
 :mod:`sedd_graph.families` for each family of processes: ``tokens`` (diffusion on token rows of a fixed length),
-``strings`` (diffusion on strings whose length changes), ``points`` (normalizing flows on rows of real numbers) and
-``graph`` (a network without a process).
+``strings`` (diffusion on strings whose length changes), ``vectors`` (diffusion of the embeddings of token rows),
+``points`` (normalizing flows on rows of real numbers) and ``graph`` (a network without a process).
 
 Axes: b batch, l length, n states.
 """
@@ -26,6 +26,7 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.guidance import Classifier
+from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
@@ -102,6 +103,8 @@ class SampleRequest:
         conditions: Conditions that replace those of the blueprint's ``sample`` section; None: the blueprint's.
         allowed: Mask of the tokens that may be drawn, bool [n], [l, n] or [b, l, n]; None: no further restriction.
         classifier: Classifier for guidance towards a label, instead of the one in the blueprint; None: the blueprint's.
+        tape: Noise that is recorded, so that the samples are given texts, or replayed; ``seed`` is then not used. None:
+            noise from ``seed``.
         on_step: Callback ``on_step(number, rows)``, called with 0 and the initial rows, int64 [b, l], and after each
             step with the step's number, from 1, and the rows.
     """
@@ -115,6 +118,7 @@ class SampleRequest:
     conditions: Conditions | None = None
     allowed: Tensor | None = None
     classifier: Classifier | None = None
+    tape: NoiseTape | None = None
     on_step: Callable[[int, Tensor], None] | None = None
 
     def generator(self, device: torch.device) -> torch.Generator:
@@ -321,6 +325,20 @@ class Process(ABC):
         Returns:
             The bound in nats per row, float64 [b], on the CPU.
         """
+
+    def measures(self, network: Network, batch: Any, *, seed: int) -> Mapping[str, Tensor]:
+        """Return further measures of each row that evaluation reports beside the bound; none by default.
+
+        Args:
+            network: Network in evaluation mode.
+            batch: Batch of clean rows.
+            seed: Seed of the noise.
+
+        Returns:
+            For each name, such as ``rounding_accuracy``, a quantity summed over the counted tokens of a row, float [b].
+            Evaluation divides the sum over rows by the number of tokens.
+        """
+        return {}
 
     @property
     def caveat(self) -> str | None:

@@ -336,11 +336,15 @@ class RunningModule(RegionModule):
 
 
 def _relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest relative error of the tensors, as :data:`DRIFT` defines it; inf where one is not finite."""
+    """Return the largest relative error of the tensors, as :data:`DRIFT` defines it; inf where one is not finite.
+
+    Integers and booleans must be equal: the error is inf where one is not.
+    """
     errors = []
     for a, b in zip(found, expected, strict=True):
-        if b.numel():
-            a, b = (a, b) if b.is_floating_point() else (a.double(), b.double())
+        if not b.is_floating_point():
+            errors.append(torch.where((a == b).all(), 0.0, torch.inf))
+        elif b.numel():
             wide = torch.promote_types(b.dtype, torch.float32)
             for order in (2, torch.inf):
                 size = torch.linalg.vector_norm(b, order, dtype=wide).clamp(min=1e-30)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,8 @@ class Evaluation:
             lowest noise that the objective's loss counts. Included in ``nats_per_token``, but in none of the
             ``levels``. 0 if the loss counts all noise.
         caveat: Reason why the bound cannot be compared with the bounds of other models; None if it can.
+        measures: Further measures of the family by name, means over tokens, such as ``rounding_accuracy``
+            (:meth:`sedd_graph.engine.process.Process.measures`).
     """
 
     nats_per_token: float
@@ -96,6 +98,7 @@ class Evaluation:
     levels: tuple[Level, ...]
     reconstruction: float = 0.0
     caveat: str | None = None
+    measures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -109,13 +112,15 @@ class Evaluation:
             "standard_error": self.standard_error,
             "bits_per_character": self.bits_per_character,
             "bits_standard_error": self.bits_standard_error,
+            **self.measures,
         }
 
     def __str__(self) -> str:
+        further = "".join(f", {name.replace('_', ' ')} {value:.4%}" for name, value in self.measures.items())
         return (
             f"{'loose ' if self.caveat else ''}bound {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats per token, "
             f"{self.bits_per_character:.4f} +- {self.bits_standard_error:.4f} bits per character, "
-            f"perplexity {self.perplexity:.2f} ({self.sequences} sequences, {self.draws} draw(s))"
+            f"perplexity {self.perplexity:.2f}{further} ({self.sequences} sequences, {self.draws} draw(s))"
         )
 
 
@@ -166,8 +171,9 @@ Result = Evaluation | HeldOutLikelihood
 
 
 def numbers(found: Result) -> dict[str, float]:
-    """Return the numeric fields of an evaluation by name, thus all but ``over``, ``levels`` and ``caveat``."""
-    return {k: v for k, v in dataclasses.asdict(found).items() if isinstance(v, int | float)}
+    """Return the numbers of an evaluation by name, thus all fields but ``over``, ``levels`` and ``caveat``."""
+    measures = found.measures if isinstance(found, Evaluation) else {}
+    return {k: v for k, v in dataclasses.asdict(found).items() if isinstance(v, int | float)} | dict(measures)
 
 
 def to_batch(rows: Any, process: Process, device: torch.device) -> Any:
@@ -253,6 +259,7 @@ def evaluate(
         -log p per token and per character (:class:`Evaluation`).
     """
     nats, counts, drawn = [], [], NoiseDraws()
+    measured: dict[str, float] = {}
     parts: Iterator[Any] = data.held_out(rows, batches=batches)
     total = math.ceil(data.heldout.count / rows)
     total = total if batches is None else min(batches, total)
@@ -261,6 +268,8 @@ def evaluate(
         nats.append(engine.bound_rows(batch, seed=mix_seed(seed, number), draws=draws, on_draw=drawn.add))
         counts.append(batch.counted.double().cpu())
         drawn.first += len(counts[-1])
+        for name, each in engine.measures(batch, seed=mix_seed(seed, number)).items():
+            measured[name] = measured.get(name, 0.0) + float(each.sum())
     value, count = torch.cat(nats), torch.cat(counts)
     mean, error = ratio(value.numpy(), count.numpy())
     if not engine.process.exact:
@@ -281,4 +290,5 @@ def evaluate(
         levels=_levels(drawn, count, engine.process),
         reconstruction=_reconstruction(drawn, value, draws) / float(count.sum()),
         caveat=engine.process.caveat,
+        measures={name: total / float(count.sum()) for name, total in measured.items()},
     )

@@ -119,6 +119,7 @@ class StringProcess(TextProcess):
         "conditions": "conditions on positions need rows of a fixed length",
         "allowed": "tokens can be restricted by position only in rows of a fixed length",
         "classifier": "classifiers guide rows of a fixed length",
+        "tape": "a step may insert and delete anywhere, and the noise of a given text is not known for such steps",
     }
 
     def __init__(self, plan: ProcessPlan, setup: Setup) -> None:

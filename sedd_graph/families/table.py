@@ -40,6 +40,7 @@ FAMILIES = {
     "graph": Family("sedd_graph.families.graph:GraphOnly"),
     "tokens": Family("sedd_graph.families.tokens:TokenProcess"),
     "strings": Family("sedd_graph.families.strings:StringProcess"),
+    "vectors": Family("sedd_graph.families.vectors:VectorProcess", "sedd_graph.families.vectors_plan:read_vectors"),
     "points": Family("sedd_graph.families.points:PointProcess", "sedd_graph.families.points_plan:read_points"),
 }
 """All families of processes by name. The family ``graph`` is for blueprints without a process. Each other family has

@@ -1,4 +1,4 @@
-"""Base class and helper functions of the processes on text (the families ``tokens`` and ``strings``).
+"""Base class and helper functions of the processes on text (the families ``tokens``, ``strings`` and ``vectors``).
 
 Axes: b batch, l length.
 """
@@ -26,8 +26,9 @@ from sedd_graph.engine.process import OnDraw, Process, Setup, TextWithHoles
 from sedd_graph.errors import Problem, UserError
 from sedd_graph.families.plan import ProcessPlan
 
-if TYPE_CHECKING:  # a model of tokens needs no string kernels, nor the time of importing them
+if TYPE_CHECKING:  # a model of tokens needs no other kernels, nor the time of importing them
     from sedd_graph.diffusion.strings.kernel import StringKernel
+    from sedd_graph.diffusion.vectors.kernel import VectorKernel
 
 __all__ = [
     "FREE",
@@ -88,7 +89,7 @@ class TextProcess(Process):
 
     batch_type = Batch
     plan: ProcessPlan
-    kernel: Kernel | StringKernel
+    kernel: Kernel | StringKernel | VectorKernel
     sampler: Any
 
     def __init__(self, plan: ProcessPlan, setup: Setup, parts: Iterable[nn.Module | None]) -> None:

@@ -19,6 +19,7 @@ from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import classified, lacks_scores, renoised, unprompted
 from sedd_graph.diffusion.tokens.particles import choose
 from sedd_graph.diffusion.tokens.parts import TokenParts
+from sedd_graph.diffusion.tokens.sampler import chosen_steps
 from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
 from sedd_graph.engine.block_cache import cached
 from sedd_graph.engine.network import Network
@@ -75,6 +76,10 @@ class TokenSampling:
         self.effective: float | None = None
         if self.particles > 1 and request.on_step is not None:
             raise UserError("sample: with particles there is no trajectory: most of the rows are not returned")
+        if request.tape is not None and (
+            self.particles > 1 or self.conditions.matching is not None or request.prompt is not None
+        ):
+            raise UserError("sample: a noise tape is of whole texts: leave particles, matching and prompt out")
         if self.block is not None and request.attend is not None:
             raise UserError("sample: text in blocks has no padding to hide: leave attend out")
         if self.block is not None and (self.classifier is not None or self.conditions.guidance != 1):
@@ -97,7 +102,12 @@ class TokenSampling:
         whole = length if self.block is None else -(-length // self.block) * self.block
         if self.block is not None and may.dim() > 1:  # padded to whole blocks, which are cut to the length at the end
             may = torch.cat([may, self.allowed.expand(*may.shape[:-2], whole - length, -1)], -2)
-        x = kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
+        if (tape := self.request.tape) is None:
+            x = kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
+        else:
+            sampler = self.parts.sampler
+            times = sampler.times(kernel, chosen_steps(self.request.steps, sampler.steps))
+            x = tape.prepare(kernel, self.parts.schedule, times, whole)
         free = torch.ones_like(x, dtype=torch.bool)
         if self.request.prompt is not None:
             prompt = F.pad(self._repeated(self._prompt(self.request.prompt)), (0, whole - length), value=-1)
@@ -112,6 +122,7 @@ class TokenSampling:
             allowed=may,
             unconditioned=self.allowed if self.particles > 1 else None,
             matching=None if pattern is None else Matching(pattern, self._spelled, self.device),
+            draws=tape,
             on_step=self.request.on_step,
         )
         made = self._walk(x, settings) if self.block is None else self._write(x, settings, self.block)[:, :length]

@@ -274,6 +274,7 @@ def algebra_of(path: str, step: Step, op: Op, fed: Mapping[str, PortType]) -> Al
 def _problems(found: Algebra, signature: Signature) -> Iterator[str]:
     """Yield a message for each inconsistency of an algebra with the ports."""
     ins, outs = {p.name: p for p in signature.inputs}, {p.name for p in signature.outputs}
+    kinds = {p.name: p.type.kind for p in (*signature.inputs, *signature.outputs)}
     for rule in found.rules:
         what = f"its rule {rule.method!r}"
         for name in rule.targets:
@@ -286,6 +287,8 @@ def _problems(found: Algebra, signature: Signature) -> Iterator[str]:
                 yield f"{what} is given {name!r}, which is no port; ports: {', '.join([*ins, *sorted(outs)])}"
         if set(rule.targets) & set(rule.given) or not rule.targets:
             yield f"{what} gives {', '.join(rule.targets) or 'nothing'} and is given {', '.join(rule.given)}"
+        if rule.onto and any(kinds.get(name) == "float" for name in (*rule.targets, *rule.given)):
+            yield f"{what} is declared onto, which is for integers, and reads or gives real numbers"
         if not rule.cost >= 0:
             yield f"{what} costs {rule.cost}: a cost is at least 0"
     for out, terms in found.linear.items():
@@ -295,3 +298,9 @@ def _problems(found: Algebra, signature: Signature) -> Iterator[str]:
     for (source, out), bound in found.lipschitz.items():
         if out not in outs or source not in ins or not 0 <= bound < float("inf"):
             yield f"{bound!r} is no Lipschitz bound from {source!r} to {out!r}"
+    for (source, out), bound in found.rounding.items():
+        if (source, out) not in found.lipschitz or not 0 <= bound < float("inf"):
+            yield f"{bound!r} is no rounding bound from {source!r} to {out!r}, which also needs a Lipschitz bound"
+    for name, count in found.integers.items():
+        if name not in ins or kinds[name] != "int" or count < 1:
+            yield f"{name!r} is no integer input with {count} values"

@@ -58,6 +58,8 @@ def summary(program: Program) -> str:
     text = f"{level}; {cost}"
     if program.level == "injective":
         return text
+    if program.discrete:
+        return f"{text}; integers, which have no log-determinant"
     text = f"{text}; log|det| = {_log_det(program)}"
     return f"{text}, and not one for each row: {program.mixed_rows}" if program.mixed_rows else text
 

@@ -50,7 +50,8 @@ def classify(
     if any(True for _ in stored):
         return "injective", "values are stored beside the outputs", linear
     fixed = steady(flat, given)
-    note = _shared(flat, fixed) or _sizes(flat, fixed) or _unmatched(closure, edges, matched, names, fixed)
+    recoded = any(isinstance(edge, RuleEdge) and edge.rule.onto for edge in edges)
+    note = _shared(flat, fixed) or _sizes(flat, fixed, recoded) or _unmatched(closure, edges, matched, names, fixed)
     if note:
         return "injective", note, linear
     note = _volume(flat, edges, linear, names)
@@ -66,10 +67,11 @@ def _shared(flat: Flat, fixed: frozenset[int]) -> str:
     return ""
 
 
-def _sizes(flat: Flat, fixed: frozenset[int]) -> str:
+def _sizes(flat: Flat, fixed: frozenset[int], recoded: bool) -> str:
     """Return how sizes differ; empty where outputs hold as many numbers of each kind as the inputs that are not given.
 
-    Outputs that depend on the conditioning inputs alone (``fixed``) do not count.
+    Outputs that depend on the conditioning inputs alone (``fixed``) do not count; nor do integers where some are
+    ``recoded`` one-to-one as another number of integers (:attr:`Rule.onto`), such as a token as its digits.
     """
     outputs = [v for v in flat.outputs.values() if flat.producer[v] >= 0 and v not in fixed]
     passed = {v for v in flat.outputs.values() if flat.producer[v] < 0}
@@ -79,7 +81,12 @@ def _sizes(flat: Flat, fixed: frozenset[int]) -> str:
             made, wanted = (total([t for v in some if (t := flat.types[v]).kind == kind]) for some in (outputs, inputs))
         except AxisError as error:
             return f"sizes cannot be compared: {error}"
+        if kind == "int" and recoded:
+            continue
         if made != wanted:
+            if kind == "float" and not wanted.terms:
+                names = join_and(flat.refs[v].port for v in inputs)
+                return f"{names} holds no real numbers, so that the map is onto its image only and has no volume"
             return f"the outputs hold {made} {what} and the inputs {wanted}"
     return ""
 
@@ -120,7 +127,7 @@ def _unmatched(
                 taken, found = total([flat.types[v] for v in equations]), total([flat.types[v] for v in fresh])
             except AxisError as error:
                 return f"sizes cannot be compared: {error}"
-            if taken != found:
+            if taken != found and not edge.rule.onto:
                 return f"op {node.op.contract.name!r} ({node.path}) uses {taken} numbers to recover {found}"
         elif isinstance(edge, ForwardEdge):
             used.update(v for v in fresh if v not in matched)

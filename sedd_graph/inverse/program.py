@@ -229,6 +229,12 @@ class Program:
         return sum(d.cost for d in self.derivations)
 
     @property
+    def discrete(self) -> bool:
+        """True if no reconstructed input holds real numbers: the map is of finite sets, and has no log-determinant."""
+        wanted = (found for name, found in self.region.inputs.items() if name not in self.given)
+        return all(found.kind != "float" for found in wanted)
+
+    @property
     def unmeasured(self) -> tuple[Solve, ...]:
         """Derivations by inversion rules of components that declare no log-determinant."""
         return tuple(d for d in self.derivations if isinstance(d, Solve) and d.log_det is None)

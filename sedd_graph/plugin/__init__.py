@@ -10,11 +10,13 @@ from sedd_graph.component.base import Component, ComponentConfig, Context, solve
 from sedd_graph.component.check import Check
 from sedd_graph.component.contract import Algebra, Port, Rule, Signature, SizeField
 from sedd_graph.component.counter_rng import dropout
-from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, Input, Output
+from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, TOKEN_LOGITS, VECTOR_X0, Input, Output
 from sedd_graph.data.sources import Corpus, Document, PointSource
 from sedd_graph.data.tokenizer import Tokenizer, TokenizerFactory
 from sedd_graph.diffusion.batch import Batch, Draw, PointBatch, Randomness
 from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.codes.code import Code
+from sedd_graph.diffusion.codes.nearest import Codebook, least_distance, nearest
 from sedd_graph.diffusion.likelihood import Likelihood
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import Schedule
@@ -31,25 +33,36 @@ from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
 from sedd_graph.diffusion.tokens.sampler import Sampler, StepSampler, StepsConfig
 from sedd_graph.diffusion.tokens.step_kernel import StepKernel
 from sedd_graph.diffusion.tokens.walk import SamplerConfig, Walk
+from sedd_graph.diffusion.vectors.classifier import VectorClassifier, VectorClassifierConfig
+from sedd_graph.diffusion.vectors.denoiser import Denoiser
+from sedd_graph.diffusion.vectors.kernel import Estimate, VectorKernel, VectorKernelConfig
+from sedd_graph.diffusion.vectors.objective import VectorDraw, VectorObjective
+from sedd_graph.diffusion.vectors.sampler import VectorSampler, VectorSamplerConfig, VectorWalk
 from sedd_graph.errors import UserError
 from sedd_graph.training.interfaces import LRSchedule, OptimizerFactory, Tracker
 
 __all__ = [
     "LOG_SCORE",
     "LOG_X0",
+    "TOKEN_LOGITS",
+    "VECTOR_X0",
     "Algebra",
     "Batch",
     "BirthDeath",
     "Check",
     "ClassifierConfig",
+    "Code",
+    "Codebook",
     "Component",
     "ComponentConfig",
     "Context",
     "Corpus",
+    "Denoiser",
     "Document",
     "Draw",
     "DrawRequest",
     "EditFlowKernel",
+    "Estimate",
     "Fates",
     "FlexKernel",
     "Input",
@@ -86,10 +99,21 @@ __all__ = [
     "TokenizerFactory",
     "Tracker",
     "UserError",
+    "VectorClassifier",
+    "VectorClassifierConfig",
+    "VectorDraw",
+    "VectorKernel",
+    "VectorKernelConfig",
+    "VectorObjective",
+    "VectorSampler",
+    "VectorSamplerConfig",
+    "VectorWalk",
     "Walk",
     "categorical",
     "dropout",
     "full_precision",
+    "least_distance",
+    "nearest",
     "parse_port_type",
     "rebuild",
     "solves",

@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 
+MARGIN, CODE_ERROR = "margin_", "code_error_"
+"""Prefixes of the metrics that record the margin of a code and the bound on errors; the code's path follows."""
 DRIFT = "drift_"
 """Prefix of the metric that records at which error a block fell back to checkpointing; the block's path follows."""
 
@@ -165,8 +167,8 @@ def _levels(evaluation: Mapping[str, Any]) -> Markup:
 def training_curves(run: Path) -> list[Markup]:
     """Return plots of ``metrics.jsonl`` against the training step, without those that have no data.
 
-    They show the loss (bits per character or dimension), learning rate, gradient norm, and tokens (or dimensions) per
-    second.
+    They show the loss (bits per character or dimension), learning rate, gradient norm, tokens (or dimensions) per second,
+    and the margin of each code.
 
     Args:
         run: The run folder.
@@ -188,8 +190,21 @@ def training_curves(run: Path) -> list[Markup]:
         curve([line("learning rate", "learning_rate")], title="learning rate"),
         curve([line("norm", "gradient_norm")], title="norm of the gradient"),
         curve([line(f"{thing}/s", f"{thing}_per_second")], title=f"{thing} per second"),
+        *(
+            curve(
+                [line("margin", f"{MARGIN}{path}"), line("error bound", f"{CODE_ERROR}{path}", colour="var(--b)")],
+                title=f"{path}: half the least distance of codewords, and the error of reconstructed vectors",
+            )
+            for path in _codes(metrics)
+        ),
     ]
     return [figure for figure in figures if figure]
+
+
+def _codes(metrics: list[dict[str, Any]]) -> list[str]:
+    """Return the paths of the codes whose margins were recorded, in order of first record."""
+    names = dict.fromkeys(name for record in metrics for name in record if name.startswith(MARGIN))
+    return [name.removeprefix(MARGIN) for name in names]
 
 
 def fallbacks(run: Path) -> list[str]:

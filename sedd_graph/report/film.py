@@ -1,4 +1,4 @@
-"""Animation of one sample: its tokens after each sampler step, in the data format that ``film.js`` plays."""
+"""Animation of a trajectory: the tokens after each sampler step, in the data format that ``film.js`` plays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ FRAMES = 200
 """Maximum number of frames; a longer trajectory is subsampled at evenly spaced steps."""
 
 
-def film_data(frames: npt.NDArray[np.int64], tokenizer: Tokenizer, *, mask: int | None) -> dict[str, Any]:
+def film_data(
+    frames: npt.NDArray[np.int64], tokenizer: Tokenizer, *, mask: int | None, label: str = ""
+) -> dict[str, Any]:
     """Return the trajectory of one sample as JSON data for the animation.
 
     Frames after the first are stored as differences: with an absorbing kernel, most positions change only once.
@@ -25,9 +27,10 @@ def film_data(frames: npt.NDArray[np.int64], tokenizer: Tokenizer, *, mask: int 
         frames: Token ids at the start (index 0) and after each sampler step, int64 [step, position].
         tokenizer: Decodes single tokens.
         mask: Token id of the mask, or None if the process has no mask.
+        label: Heading of the road, if there are several.
 
     Returns:
-        A dictionary with the keys ``steps``: index in ``frames`` of each animation frame, of which there are at most
+        A dictionary with the keys ``label``; ``steps``: index in ``frames`` of each animation frame, of which there are at most
         :data:`FRAMES`; ``words``: decoded tokens, None for the mask;
         ``first``: for each position of the first frame, an index into ``words``; ``changes``: for each later frame,
         pairs (position, new index into ``words``).
@@ -37,6 +40,7 @@ def film_data(frames: npt.NDArray[np.int64], tokenizer: Tokenizer, *, mask: int 
     ids, flat = np.unique(shown, return_inverse=True)
     indices = flat.reshape(shown.shape)
     return {
+        "label": label,
         "steps": steps.tolist(),
         "words": [None if i == mask else tokenizer.decode([i]) for i in ids.tolist()],
         "first": indices[0].tolist(),

@@ -44,6 +44,7 @@ def write_report(run: Path) -> Path:
         lead=f"{len(graph['nodes'])} components; run {run.name}" if "nodes" in graph else f"run {run.name}",
         results=facts.results(facts.json_object(run / "evaluation.json"), certificate.get("measure") or {}),
         film=_section("samples", samples.film, run, tokenizer),
+        edited=_section("edited", samples.edited, run, tokenizer),
         samples=_section("samples", samples.newest_samples, run),
         quality=samples.quality(run),
         infilled=_section("infilled", samples.newest_infilled, run, tokenizer),

@@ -18,7 +18,7 @@ from sedd_graph.report.facts import as_object, json_lines
 from sedd_graph.report.film import film_data
 from sedd_graph.store.arrays import array_of, open_stored, read_array, stores
 
-__all__ = ["film", "newest_infilled", "newest_samples", "quality"]
+__all__ = ["edited", "film", "newest_infilled", "newest_samples", "quality"]
 
 TEXTS, INFILLED, POINTS = 8, 4, 2000
 """Maximum numbers of texts (``TEXTS``), infilled texts (``INFILLED``) and points in a scatter plot (``POINTS``) that the
@@ -53,15 +53,15 @@ class Infilled(NamedTuple):
 
 
 class Film(NamedTuple):
-    """Animation of the first sample of a zarr store.
+    """Animation of trajectories of a zarr store.
 
     Attributes:
         store: Name of the store.
-        data: Tokens after each sampler step, as :func:`~sedd_graph.report.film.film_data` returns them.
+        roads: Trajectories that play side by side, each as :func:`~sedd_graph.report.film.film_data` returns it.
     """
 
     store: str
-    data: dict[str, Any]
+    roads: list[dict[str, Any]]
 
 
 class Quality(NamedTuple):
@@ -153,7 +153,31 @@ def film(run: Path, tokenizer: Tokenizer | None) -> Film | None:
         if tokenizer is not None and "trajectory" in group:
             mask = group.attrs.get("mask")
             frames = read_array(group, "trajectory", columns=1)[:, 0].astype(np.int64)
-            return Film(store.name, film_data(frames, tokenizer, mask=mask if isinstance(mask, int) else None))
+            return Film(store.name, [film_data(frames, tokenizer, mask=mask if isinstance(mask, int) else None)])
+    return None
+
+
+def edited(run: Path, tokenizer: Tokenizer | None) -> Film | None:
+    """Return the animation of the most recent edit: the roads to the original and to the edited text.
+
+    Args:
+        run: The run folder.
+        tokenizer: Tokenizer of the run, which decodes the token ids; None if it is missing or invalid.
+    """
+    for store in stores(run, "edited")[:1] if tokenizer is not None else []:
+        group = open_stored(store)
+        mask = group.attrs.get("mask")
+        roads = [
+            film_data(
+                read_array(group, name).astype(np.int64),
+                tokenizer,
+                mask=mask if isinstance(mask, int) else None,
+                label=name,
+            )
+            for name in ("original", "edited")
+            if tokenizer is not None
+        ]
+        return Film(store.name, roads)
     return None
 
 

@@ -26,6 +26,7 @@ from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.provenance import provenance
 from sedd_graph.store.files import write_json, write_text
 from sedd_graph.store.run_folder import new_run, require_utf8
+from sedd_graph.verify.margin import margins
 
 __all__ = ["build_run", "write_graph"]
 
@@ -86,6 +87,8 @@ def build_run(
     if tokenizer is not None:
         check_tokenizer(engine, tokenizer)
     checks += prove_network(engine)
+    for code, margin in margins(engine.network).items():
+        say(f"margin      {code}: {margin}")
     if engine.process.trains:
         with progress("compiling"):
             say(_warm_up(engine, cost.batch, cost.length))

@@ -1,8 +1,8 @@
-"""Import of released SEDD and MDLM weights into a run folder.
+"""Import of released SEDD, MDLM and Diffusion-LM weights into a run folder.
 
-The sizes of the network are read from the shapes of the tensors, and tensors are matched by name. Both releases have
-the network of SEDD (github.com/louaaron/Score-Entropy-Discrete-Diffusion); MDLM (github.com/kuleshov-group/mdlm) stores
-it under the name ``backbone``.
+The sizes of the network are read from the shapes of the tensors, and tensors are matched by name. SEDD and MDLM
+have the network of SEDD (github.com/louaaron/Score-Entropy-Discrete-Diffusion); MDLM (github.com/kuleshov-group/mdlm)
+stores it under the name ``backbone``. :mod:`sedd_graph.runs.import_diffusion_lm` converts Diffusion-LM's.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from sedd_graph.blueprint.load import packaged_blueprints
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.engine.construct import build_shapes
+from sedd_graph.engine.process import Setup
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
+from sedd_graph.families.table import process_class
 from sedd_graph.runs.build import write_graph
 from sedd_graph.runs.check import check, digest, lock_text
+from sedd_graph.runs.import_diffusion_lm import convert
 from sedd_graph.runs.open import write_run_manifest
 from sedd_graph.runs.weight_files import read_tensors
 from sedd_graph.store.files import write_json, write_text
@@ -31,7 +34,7 @@ from sedd_graph.store.run_folder import new_run, require_empty, write_folder
 
 __all__ = ["Imported", "import_run", "import_weights"]
 
-Kind = Literal["sedd", "mdlm"]
+Kind = Literal["sedd", "mdlm", "diffusion-lm"]
 
 _PREFIXES = re.compile(r"^(weights\.|module\.|backbone\.|model\.|ema\.|state_dict\.)*")
 GPT2_TOKENS = 50_257
@@ -92,6 +95,10 @@ class _Released:
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("weights.")} or tensors
         self.path = path
         self.left = {_PREFIXES.sub("", name): tensor for name, tensor in tensors.items()}
+        of_bert = "word_embedding.weight" in self.left
+        if of_bert != (kind == "diffusion-lm") and (of_bert or "vocab_embed.embedding" in self.left):
+            other = "diffusion-lm" if of_bert else "sedd or mdlm"
+            raise UserError(f"{path} holds weights of {other}, by their names: say `sedd-graph import {other}`")
         held_by_backbone = any("backbone." in name for name in tensors if name.endswith("vocab_embed.embedding"))
         found: Kind = "mdlm" if held_by_backbone else "sedd"
         if found != kind and "vocab_embed.embedding" in self.left:
@@ -108,14 +115,15 @@ class _Released:
         return self.left.pop(name).float()
 
 
-def import_weights(kind: Kind, path: Path, *, kernel: str | None = None) -> Imported:
+def import_weights(kind: Kind, path: Path, *, kernel: str | None = None, heads: int | None = None) -> Imported:
     """Convert released weights to the parameter names of a blueprint that is shipped with the package.
 
     Args:
-        kind: Code that released the weights, ``"sedd"`` or ``"mdlm"``.
+        kind: Code that released the weights, ``"sedd"``, ``"mdlm"`` or ``"diffusion-lm"``.
         path: A file of weights, or a folder as downloaded from a model hub.
         kernel: ``"absorb"`` or ``"uniform"``, for SEDD weights; None derives it from the tensor shapes, which is
-            possible only with the vocabulary of GPT-2. Ignored for MDLM weights, whose kernel is ``absorb``.
+            possible only with the vocabulary of GPT-2. Ignored for the others, which have one kernel each.
+        heads: Number of attention heads, for Diffusion-LM weights; None: that of BERT base, for its width.
 
     Returns:
         The blueprint, the overrides that set its sizes, and the tensors by parameter name.
@@ -124,6 +132,8 @@ def import_weights(kind: Kind, path: Path, *, kernel: str | None = None) -> Impo
         UserError: A tensor is missing, unknown or of an unexpected shape, or the weights are not those of ``kind``.
     """
     released = _Released(kind, path)
+    if kind == "diffusion-lm":
+        return Imported(packaged_blueprints() / "diffusion-lm.yaml", *convert(path, released.left, heads))
     table = released.take("vocab_embed.embedding")
     sizes = _sizes(released, table)
     kernel = _kernel(kind, kernel, sizes.states, path)
@@ -193,17 +203,25 @@ def _block(released: _Released, index: int, dim: int) -> dict[str, Tensor]:
 
 
 def import_run(
-    kind: Kind, path: Path, *, out: Path | None, runs: Path, kernel: str | None, say: Callable[[str], None]
+    kind: Kind,
+    path: Path,
+    *,
+    out: Path | None,
+    runs: Path,
+    kernel: str | None,
+    say: Callable[[str], None],
+    heads: int | None = None,
 ) -> Path:
     """Write a run folder with released weights and, if there is a ``tokenizer.json`` beside them, their tokenizer.
 
     Args:
-        kind: Code that released the weights, ``"sedd"`` or ``"mdlm"``.
+        kind: Code that released the weights, ``"sedd"``, ``"mdlm"`` or ``"diffusion-lm"``.
         path: A file of weights, or a folder as downloaded from a model hub.
         out: The run folder, which must be empty or not exist; None creates a run folder in ``runs``.
         runs: Folder in which run folders are created.
         kernel: ``"absorb"`` or ``"uniform"``, as in :func:`import_weights`.
         say: Function that prints a line for the user.
+        heads: Number of attention heads, as in :func:`import_weights`.
 
     Returns:
         The path of the run folder.
@@ -211,10 +229,13 @@ def import_run(
     Raises:
         UserError: The weights do not match the network, or ``out`` is not empty.
     """
-    found = import_weights(kind, path, kernel=kernel)
+    found = import_weights(kind, path, kernel=kernel, heads=heads)
     # the data and train sections of the blueprint are about training from scratch, with a tokenizer of its own
     report = check(found.blueprint, [*found.overrides, "data=null", "train=null"])
     own = {name: list(p.shape) for name, p in build_shapes(report.graph, report.registry).state_dict().items()}
+    setup = Setup(registry=report.registry, graph=report.graph, device=torch.device("cpu"))
+    for part, module in process_class(report.plan.family)(report.plan, setup).learned().items():
+        own |= {f"{part}.{name}": list(p.shape) for name, p in module.state_dict().items()}
     for name, value in found.weights.items():
         if own.get(name) != list(value.shape):
             raise UserError(f"{path}: {name} comes out as {list(value.shape)}, not {own.get(name)}")

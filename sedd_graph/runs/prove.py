@@ -68,12 +68,15 @@ def prove_network(engine: Engine) -> list[Check]:
         engine: The network and its process.
 
     Raises:
-        UserError: The network does not fit the process.
+        UserError: The network does not fit the process, or a code does not decode its own codewords.
     """
     checks = engine.process.check_network(engine.network)
     if wrong := [c for c in checks if c.holds is False]:
         raise UserError(f"the network does not fit the process: {_failures(wrong)}")
-    return [*checks, *check_margins(engine.network)]
+    found = check_margins(engine.network)
+    if wrong := [c for c in found if c.holds is False]:
+        raise UserError(f"tokens cannot be decoded from their vectors: {_failures(wrong)}")
+    return [*checks, *found]
 
 
 def checks_text(checks: Sequence[Check]) -> str:

@@ -14,11 +14,13 @@ from torch import Tensor
 from sedd_graph.component.progress import progress
 from sedd_graph.data.config import DataConfig
 from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
-from sedd_graph.errors import EnvironmentFault
+from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.provenance import revision
+from sedd_graph.runs.tape import Marks, facts_of
 from sedd_graph.store.arrays import write_samples
+from sedd_graph.store.tape import Tape, write_tape
 
 __all__ = ["read_prompt", "sample_run"]
 
@@ -30,6 +32,7 @@ def sample_run(
     trajectory: bool = False,
     name: str = "samples.zarr",
     notes: Mapping[str, str] | None = None,
+    tape: Path | None = None,
     ignore_memory: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
@@ -41,6 +44,8 @@ def sample_run(
         trajectory: True to store the tokens after every sampler step, too.
         name: Name of the zarr group; if it exists, a number is added (``samples-2.zarr``).
         notes: Additional attributes of the group.
+        tape: Path of a tape to write, with which ``sedd-graph restore`` repeats the run; None for none. Requires a seed
+            and no prompt.
         ignore_memory: True to print a warning instead of raising an error if the request needs more memory than there
             is.
         say: Function that prints a line for the user: for a long request its estimated time and memory, then the
@@ -59,7 +64,9 @@ def sample_run(
         raise EnvironmentFault(f"{run.path} is read-only, so samples cannot be stored in it: copy it to another place")
     if process.trains:
         require_sampling_memory(run, request, trajectory=trajectory, ignore=ignore_memory, say=say)
-    frames = _Frames(process.evaluations(request))
+    if tape is not None and tape.exists():
+        raise UserError(f"{tape} exists already; choose another name")
+    frames, marks = _Frames(process.evaluations(request)), Marks()
     tokenizer = run.text_tokenizer() if process.text else None
 
     def on_step(number: int, rows: Tensor) -> None:
@@ -67,12 +74,17 @@ def sample_run(
             advance()
         if trajectory:
             frames.append(rows)
+        if tape is not None:
+            marks.add(rows)
 
     if trajectory or "on_step" not in process.refuses:
         request = dataclasses.replace(request, on_step=on_step)
     with progress("sampling", total=process.evaluations(request)) as advance:
         samples = run.engine.generate(request)
     stored = process.stored(samples, tokenizer)
+    if tape is not None:
+        marks.add(samples.rows)
+        _write_tape(run, request, tape, marks, samples.facts.get("mask"))
     for number, text in enumerate(run.decode(samples.rows)):  # before they are stored, which a full disk may prevent
         say(f"--- {number}\n{text}")
     return write_samples(
@@ -94,6 +106,16 @@ def sample_run(
             **(notes or {}),
         },
     )
+
+
+def _write_tape(run: Run, request: SampleRequest, tape: Path, marks: Marks, mask: int | None) -> None:
+    """Write the tape of samples: the request, and the hashes of the rows after every step."""
+    if request.seed is None or request.prompt is not None or request.classifier is not None:
+        raise UserError("sample: a tape needs a seed, and no prompt and no classifier of the request")
+    facts = facts_of(
+        run, request, kind="samples", seed=request.seed, batch=request.batch, length=request.length, mask=mask
+    )
+    write_tape(tape, Tape(facts=facts, arrays={"marks": marks.array()}), numbers=False)
 
 
 class _Frames:

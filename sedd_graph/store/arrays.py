@@ -166,6 +166,7 @@ def write_samples(
     text: Sequence[str] | None = None,
     trajectory: npt.NDArray[np.int32] | None = None,
     attributes: Mapping[str, Any],
+    numbers: bool = True,
 ) -> Path:
     """Write a batch of samples to a new zarr group, atomically and durably.
 
@@ -179,14 +180,17 @@ def write_samples(
             store none.
         attributes: Attributes of the group as JSON values, such as sampler, seed and revision. The attribute ``hashes``
             is added: hashes of these and of the arrays' metadata.
+        numbers: False to raise an error if the path exists, instead of adding a number to it.
 
     Returns:
         The path of the new group.
 
     Raises:
-        UserError: The path is invalid, such as a folder inside a file.
+        UserError: The path is invalid, such as a folder inside a file; or it exists, and ``numbers`` is False.
         EnvironmentFault: The disk cannot be written.
     """
+    if not numbers and path.exists():
+        raise UserError(f"{path} exists already; choose another name")
     with disk_faults(path.name, path.parent), part_folder(path) as part:
         root = zarr.open_group(str(part), mode="a", zarr_format=3)  # "w" would replace the folder, which holds a lock
         for name, data in arrays.items():
@@ -211,7 +215,7 @@ def write_samples(
                 strings[:] = np.asarray(list(text), dtype=object)
         written = json.loads(json.dumps(dict(attributes)))  # as a reader gets it, with lists for tuples
         root.attrs.update({**written, "hashes": _hashes(part, written, sorted(root.array_keys()))})
-        return publish(part, numbered(path))
+        return publish(part, numbered(path) if numbers else [path])
 
 
 def empty(

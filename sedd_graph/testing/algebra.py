@@ -17,6 +17,7 @@ from torch import Tensor
 from sedd_graph.component.axes import Dim, PortType, Size
 from sedd_graph.component.contract import Algebra, ComponentConfig, Port, Rule, Signature
 from sedd_graph.testing.case import Failures, Found, Trial, shape_of
+from sedd_graph.testing.integers import check_integers
 
 __all__ = ["check_algebra"]
 
@@ -31,7 +32,7 @@ def check_algebra(trial: Trial, config: ComponentConfig) -> Failures:
 
     The checks are ``algebra`` (fails if the method ``algebra`` raises, or names unknown ports or methods), ``float64``
     (fails if the component cannot be evaluated in float64), ``inverse`` (inversion rules), and ``log_det``, ``linear``,
-    ``lipschitz`` and ``moves``, each for the field of :class:`~sedd_graph.component.contract.Algebra` of this name.
+    ``lipschitz``, ``rounding`` and ``moves``, each for the field of :class:`~sedd_graph.component.contract.Algebra` of this name.
 
     Args:
         trial: The component with the sizes of its axes. The component's parameters are not changed.
@@ -54,10 +55,11 @@ def check_algebra(trial: Trial, config: ComponentConfig) -> Failures:
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3)
     failures: Failures = []
     short = {**trial.sizes, "b": 1, "l": 2}
+    failures.extend(check_integers(exact, trial.signature, algebra))
     for seed, scale in enumerate(_SCALES):
         for sizes, checks in ((trial.sizes, _CHECKS), (short, _JACOBIAN_CHECKS)):
             try:
-                point = _Point(dataclasses.replace(trial, component=exact, sizes=sizes), seed, scale)
+                point = _Point(dataclasses.replace(trial, component=exact, sizes=sizes), seed, scale, algebra.integers)
                 for check in checks:
                     failures.extend(check(point, algebra))
             except Exception as error:
@@ -94,7 +96,11 @@ def _names(trial: Trial, algebra: Algebra) -> Iterator[str]:
             yield f"log_det of {of!r}, which no rule gives"
         if method != "zero" and not callable(getattr(trial.component, method, None)):
             yield f"log_det {method!r} of {of!r} is neither 'zero' nor a method"
-    for source, out in [*algebra.lipschitz, *((i, o) for o, row in algebra.linear.items() for i in row)]:
+    for source, out in [
+        *algebra.lipschitz,
+        *algebra.rounding,
+        *((i, o) for o, row in algebra.linear.items() for i in row),
+    ]:
         if source not in inputs or out not in outputs:
             yield f"({source!r}, {out!r}) is not a pair of an input and an output"
 
@@ -106,7 +112,7 @@ class _Point:
     entries of ``attend`` and other masks are False.
     """
 
-    def __init__(self, trial: Trial, seed: int, scale: float) -> None:
+    def __init__(self, trial: Trial, seed: int, scale: float, integers: Mapping[str, int]) -> None:
         self.component, self.signature = trial.component, trial.signature
         generator = torch.Generator().manual_seed(seed)
 
@@ -121,6 +127,9 @@ class _Point:
             return mask
 
         self.values = {name: value for name, value in trial.values(draw) if value is not None}
+        for name, values in integers.items():
+            if name in self.values:
+                self.values[name] = torch.randint(0, values, self.values[name].shape, generator=generator)
         with torch.no_grad():
             self.values.update(self.outputs({}))
 
@@ -173,6 +182,8 @@ def _round_trips(point: _Point, algebra: Algebra) -> Found:
             found = getattr(point.component, rule.method)(*[point.values.get(name) for name in rule.given])
         for name, value in zip(rule.targets, found if isinstance(rule.target, tuple) else (found,), strict=True):
             expected = point.values[name]
+            if not expected.is_floating_point():
+                continue  # check_integers compares all values
             text = f"{rule.method!r} gives {name!r} from {', '.join(point.solved_from(rule))}"
             if value.shape != expected.shape or value.dtype != expected.dtype:
                 yield "inverse", f"{text} as {value.dtype} {list(value.shape)}, not as the input was"
@@ -229,6 +240,39 @@ def _lipschitz(point: _Point, algebra: Algebra) -> Found:
                 yield "lipschitz", f"{out!r} moves {slope:.6g} times as far as {source!r}, not at most {bound:g}"
 
 
+def _rounding(point: _Point, algebra: Algebra) -> Found:
+    """Compare outputs and inverses computed in float32 with those in float64, and the output at zero with zero."""
+    if not algebra.rounding:
+        return
+    single = copy.deepcopy(point.component).float()
+    exact = copy.deepcopy(single).double()  # the parameters that float32 has
+    inputs = {n: v.float() if v.is_floating_point() else v for n, v in point.values.items() if isinstance(v, Tensor)}
+    for (source, out), bound in algebra.rounding.items():
+        if (source, out) not in algebra.lipschitz:
+            yield "rounding", f"{out!r} of {source!r} has a rounding bound without a Lipschitz bound"
+            continue
+        names = [p.name for p in point.signature.inputs]
+        place = [p.name for p in point.signature.outputs].index(out)
+        with torch.no_grad():
+            for scale in (1.0, 0.0):
+                given = [inputs[n] * scale if n == source else inputs.get(n) for n in names]
+                wide = [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in given]
+                found, wanted = _tuple(single(*given))[place], _tuple(exact(*wide))[place]
+                pairs = [(inputs[source] * scale, found, wanted)]
+                for rule in algebra.rules if scale else ():
+                    if rule.targets == (source,) and out in rule.given:
+                        known = {**inputs, out: found}
+                        narrow = [known.get(n) for n in rule.given]
+                        back = getattr(single, rule.method)(*narrow)
+                        wider = [v.double() if v is not None and v.is_floating_point() else v for v in narrow]
+                        pairs.append((found, back, getattr(exact, rule.method)(*wider)))
+                for start, computed, right in pairs:
+                    error = float((computed.double() - right).flatten(1).norm(dim=1).max())
+                    allowed = bound * 2.0**-24 * float(start.double().flatten(1).norm(dim=1).max())
+                    if not error <= allowed:
+                        yield "rounding", f"{out!r} of {source!r} is off by {error:.2e}, more than {allowed:.2e}"
+
+
 def _moves(point: _Point, algebra: Algebra) -> Found:
     values = [v for p in point.signature.inputs for v in _list(point.values.get(p.name, []))]
     known = torch.cat([v.flatten() for v in values if v.is_floating_point()] or [torch.zeros(0)])
@@ -238,7 +282,7 @@ def _moves(point: _Point, algebra: Algebra) -> Found:
 
 
 _Check = Callable[[_Point, Algebra], Found]
-_CHECKS: tuple[_Check, ...] = (_round_trips, _linear, _moves)
+_CHECKS: tuple[_Check, ...] = (_round_trips, _linear, _moves, _rounding)
 _JACOBIAN_CHECKS: tuple[_Check, ...] = (_round_trips, _log_dets, _lipschitz)
 
 

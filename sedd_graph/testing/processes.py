@@ -18,10 +18,10 @@ from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.registry import Registry, installed
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.errors import BlueprintError
-from sedd_graph.families import strings, tokens
+from sedd_graph.families import strings, tokens, vectors
 from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.testing.case import Case, Failures
-from sedd_graph.verify import classifier, noise
+from sedd_graph.verify import classifier, noise, vector_classifier
 from sedd_graph.verify.tokens import prove_objective, prove_sampler
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
     "check_sampler",
     "check_schedule",
     "check_strings",
+    "check_vector_classifier",
+    "check_vectors",
 ]
 
 STATES = 4
@@ -47,6 +49,9 @@ _PARTNERS = {
     "string_kernel": ("delete", "mask_delete", "edit_flow"),
     "string_objective": ("dise", "flexmdm", "edit_flow_loss"),
     "string_sampler": ("string_tau", "flexmdm_tau"),
+    "vector_kernel": ("gaussian",),
+    "vector_objective": ("diffusion_lm",),
+    "vector_sampler": ("ddpm",),
 }
 """Names of the built-in components that a component under test is combined with, by kind, the simplest first."""
 
@@ -167,6 +172,45 @@ def check_strings(case: Case) -> Failures:
             continue
         return _failed(strings.prove(plan, registry))
     return _alone(reasons)
+
+
+def check_vectors(case: Case) -> Failures:
+    """Test a kernel, objective or sampler of vectors in a process on an enumerable toy.
+
+    Args:
+        case: Class and Config of the component. It is combined with the first partners or built-in components that it
+            fits.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
+    kinds = ("vector_kernel", "vector_objective", "vector_sampler")
+    registry, reasons = _registry(case), dict[str, None]()
+    for kernel, objective, sampler in _combinations(case, kinds, registry):
+        cls = registry.component(kernel.contract.op)
+        for outputs in cls.parametrizations(kernel.config):
+            plan = ProcessPlan("vectors", kernel, _part(registry, "stepwise"), objective, sampler, STATES, outputs)
+            try:
+                vectors.make_parts(plan, registry)
+            except BlueprintError as error:
+                reasons |= dict.fromkeys(p.message for p in error.problems)
+                continue
+            return _failed(vectors.prove(plan, registry))
+    return _alone(reasons)
+
+
+def check_vector_classifier(case: Case) -> Failures:
+    """Test that label probabilities of a classifier of vectors sum to 1, and that its gradient is that of ``log_prob``.
+
+    Args:
+        case: Class and Config of the classifier, which is constructed with :data:`STATES` tokens.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
+    kernel = installed().component("gaussian")
+    made = kernel(kernel.Config(vocab=STATES, width=2), Context({"n": STATES}))
+    return _failed(vector_classifier.check_classifier(case.cls(case.config, Context({"n": STATES})), made))
 
 
 def _tokens(case: Case, prove: Callable[[Callable[..., TokenParts], str, Proof], list[Check]]) -> Failures:

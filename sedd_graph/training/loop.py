@@ -24,6 +24,7 @@ from sedd_graph.training.config import EvaluateConfig, SampleConfig, TrainConfig
 from sedd_graph.training.distributed import World
 from sedd_graph.training.trackers import Trackers
 from sedd_graph.training.trainer import Say, Trainer
+from sedd_graph.verify.margin import margins
 
 __all__ = ["STOPPING", "Result", "train"]
 
@@ -153,8 +154,10 @@ class _Loop:
         return Result(trainer.step, reason, trainer.seconds)
 
     def save(self) -> None:
-        """Write a checkpoint, before which the metrics are flushed to the disk."""
+        """Write a checkpoint, before which the margins of codes are logged and the metrics flushed to the disk."""
         if self.trackers is not None:
+            if self.trainer.saved != self.trainer.step:
+                self.report_margins(self.trackers)
             self.trackers.sync()
         self.trainer.save()
         self.saved_at = time.monotonic()
@@ -179,6 +182,17 @@ class _Loop:
         self.fallbacks = found
         if new and self.trackers is not None:
             self.trackers.log(self.trainer.step, new)
+
+    def report_margins(self, trackers: Trackers) -> None:
+        """Log half the least distance of the codewords of each code, with the weights that are evaluated."""
+        with self.trainer.averaged():
+            found = margins(self.trainer.engine.network)
+        metrics = {name: value for path, margin in found.items() for name, value in margin.metrics(path).items()}
+        if metrics:
+            trackers.log(self.trainer.step, metrics)
+        for path, margin in found.items():
+            if margin.half is not None and margin.half <= (margin.error or 0.0) < math.inf:
+                self.trainer.say(f"warning     {path}: tokens may be decoded wrongly: margin {margin}")
 
     def report(self, loss: float, norm: float, seconds: float, rows_per_second: float) -> None:
         """Log and print the loss and related metrics.

@@ -62,10 +62,16 @@ def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float
         expected: The reference tensors, of the same number and shapes.
 
     Returns:
-        The error of the worst tensor; infinite if one has NaN; 0 if there are no tensors.
+        The error of the worst tensor; infinite if one has NaN; 0 if there are no tensors. Of integers and booleans it is
+        0 if all are equal, and 1 otherwise.
     """
-    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
-    return worst(*(float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs))
+
+    def error(a: Tensor, b: Tensor) -> float:
+        if not b.is_floating_point():
+            return 0.0 if torch.equal(a, b) else 1.0
+        return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
+
+    return worst(*map(error, found, expected))
 
 
 class BlockFixture:
@@ -81,6 +87,7 @@ class BlockFixture:
     Attributes:
         layout: Graph values and derived inverse of the block (:class:`~sedd_graph.engine.layout.Layout`).
         iterative: True if the inverse has a fixed-point iteration or another iterative rule.
+        integers: For each integer input whose values a component declares, their number, by name.
         weights: Number of parameters of the block.
         chains: True if each output has the name and type of an input, so that copies of the block can be stacked, and
             no copy changes a given input.
@@ -99,9 +106,14 @@ class BlockFixture:
             isinstance(d, Contraction) or (isinstance(d, Solve) and d.rule.iterative)
             for d in self.layout.program.derivations
         )
+        flat, given = self.layout.flat, self.layout.given
+        self.integers: dict[str, int] = {}
+        for name, v in flat.inputs.items():
+            for node in (flat.nodes[index] for index in flat.users[v]):
+                for values in (n for port, n in node.algebra.integers.items() if v in node.inputs.get(port, ())):
+                    self.integers[name] = min(values, self.integers.get(name, values))
         with torch.device("meta"):
             self.weights = count_parameters(build_block(region, registry))
-        flat, given = self.layout.flat, self.layout.given
         fixed = steady(flat, [flat.inputs[name] for name in given])
         self.moved = tuple({v: name for name, v in flat.outputs.items() if v not in fixed}.values())
         self.chains = region.outputs.keys() <= region.inputs.keys() and all(
@@ -149,7 +161,9 @@ class BlockFixture:
         """Return random inputs of the block, in the order of its ports.
 
         Args:
-            dtype: Data type of float inputs, which are standard normal. Integer inputs are 0 or 1.
+            dtype: Data type of float inputs, which are standard normal. Integer inputs are 0 or 1; those whose values
+                a component declares (:attr:`Algebra.integers`) are a random permutation of all values, repeated or cut
+                to the size of the input.
             batch: Number of rows.
             length: Number of positions. If it exceeds 1, boolean inputs are False at the last position of the last row.
             seed: Seed of the inputs.
@@ -162,6 +176,9 @@ class BlockFixture:
             if found.kind == "float":
                 return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtypes.get(name, dtype))
             if found.kind == "int":
+                if (values := self.integers.get(name)) is not None:
+                    order, size = torch.randperm(values, generator=generator), math.prod(shape)
+                    return order.repeat(-(-size // values))[:size].reshape(shape)
                 return torch.randint(0, 2, shape, generator=generator)
             shown = torch.ones(shape, dtype=torch.bool)
             if length > 1:

@@ -9,6 +9,7 @@ import torch
 
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
+from sedd_graph.verify.guards import guarded
 
 __all__ = ["check_classifier"]
 
@@ -18,7 +19,7 @@ ROWS, LENGTH, CANDIDATES = 3, 5, 64
 
 @torch.no_grad()
 def check_classifier(classifier: NoisyClassifier, states: int) -> list[Check]:
-    """Verify that label probabilities sum to 1, and that ``changes`` equals the differences of ``log_prob``.
+    """Verify that label probabilities of a classifier sum to 1, and that ``changes`` equals the differences of ``log_prob``.
 
     The classifier's method ``changes`` computes, for all single-token changes at once, the change in log p(label); here
     each change is also evaluated by ``log_prob``. For a classifier with ``first_order``, whose ``changes`` are
@@ -31,6 +32,10 @@ def check_classifier(classifier: NoisyClassifier, states: int) -> list[Check]:
     Returns:
         The results of the checks, the second only for a classifier with ``changes``.
     """
+    return guarded("classifier", lambda: _checks(classifier, states))
+
+
+def _checks(classifier: NoisyClassifier, states: int) -> list[Check]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, states, (ROWS, LENGTH), generator=generator)
     x[:, 0] = states - 1  # the mask, if there is one

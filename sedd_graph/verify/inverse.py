@@ -21,8 +21,10 @@ from torch import Tensor
 
 from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
+from sedd_graph.diffusion.codes.code import Code
 from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.layer_run import LayerRun
+from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.log_det import forward_with_log_det
 from sedd_graph.engine.regions import RegionModule
 from sedd_graph.engine.reversible import DRIFT, DriftWarning, RunningModule
@@ -40,6 +42,7 @@ from sedd_graph.verify.block_fixture import (
     relative_error,
 )
 from sedd_graph.verify.bounds import largest_slope
+from sedd_graph.verify.decoding import decoders, reconstruction_error, uncertified
 from sedd_graph.verify.faults import check_rules, located
 from sedd_graph.verify.stream_dtypes import StreamDtypes
 from sedd_graph.verify.volume import estimated_log_det, jacobian
@@ -58,6 +61,10 @@ CLOSED, ITERATIVE, SINGLE = 1e-9, 1e-5, 1e-4
 """Relative tolerances: for closed-form inverses in float64, for iterative inverses in float64, and for float32."""
 LENGTHS = 1, 3
 """Numbers of positions per row at which log-determinants are compared."""
+SHAPES = (BATCH, LENGTH), (3, 1), (1, 11)
+"""Numbers of rows, and of positions per row, of the inputs that are reconstructed."""
+ROW, VALUES = 64, 4096
+"""Number of positions per row of the inputs with every value of an integer, and largest number of values."""
 _BROKEN = "it could not be run"
 _MEMORIES: tuple[Literal["store", "reversible"], ...] = ("store", "reversible")
 
@@ -158,11 +165,16 @@ class _Trial:
             if isinstance(d, Contraction):
                 claim = f"the fixed-point map of {d.target} has a Lipschitz constant of at most {d.bound:.4g}"
                 yield self._check("contraction", claim, partial(self._contraction, dtype, d))
-        if self.layout.program.level != "injective":
+        layer = self.fixture.layer(dtype)
+        if uncertified(self.layout, layer) or any(isinstance(part, Code) for part in layer.modules()):
+            claim = "vectors that are decoded to tokens are within their error bound"
+            yield self._check("error", claim, self._decoded)
+        if self.layout.program.level != "injective" and not self.layout.program.discrete:
             claim = "the log-determinant of the derived inverse equals that of the Jacobian"
             yield self._check("log_det", claim, partial(self._log_det, dtype))
-        claim = "gradients of reversible execution equal those of stored activations"
-        yield self._check("gradients", claim, partial(self._gradients, dtype))
+        if self.fixture.weights or any(found.kind == "float" for found in self.fixture.region.inputs.values()):
+            claim = "gradients of reversible execution equal those of stored activations"
+            yield self._check("gradients", claim, partial(self._gradients, dtype))
         yield self._check("recompute", "a second evaluation is equal to the last bit", self._recompute)
         if self.use.exact:
             claim = "exact arithmetic reconstructs the inputs to the last bit"
@@ -188,13 +200,41 @@ class _Trial:
         fixture = self.fixture
         inputs, key = fixture.inputs(dtype), fixture.key()
         layer = fixture.initialised(fixture.layer(dtype), inputs)
-        outputs = RegionModule.forward(layer, key, *inputs)
         run = fixture.run(layer, key, inputs)
         run.forward()
         check_rules(run)
-        error = relative_error(fixture.reconstruct(layer, key, inputs, outputs), fixture.streams(inputs))
-        how = f"relative, {_name(dtype)}, {BATCH} rows of {LENGTH}, dropout on"
-        return _Finding(error <= self._tolerance(dtype), f"{error:.1e}", how)
+        shapes, errors = list(SHAPES), []
+        if fixture.integers:  # enough positions for every value
+            values = min(max(fixture.integers.values()), VALUES)
+            shapes.append((-(-values // ROW), ROW))
+        for seed, (batch, length) in enumerate(shapes, 1):
+            inputs, key = fixture.inputs(dtype, batch, length, seed), fixture.key(batch)
+            outputs = RegionModule.forward(layer, key, *inputs)
+            errors.append(relative_error(fixture.reconstruct(layer, key, inputs, outputs), fixture.streams(inputs)))
+        how = f"relative, {_name(dtype)}, {_listed(shapes)}, dropout on"
+        return _Finding(worst(*errors) <= self._tolerance(dtype), f"{worst(*errors):.1e}", how)
+
+    def _decoded(self) -> _Finding:
+        """Compare the errors of vectors that the inverse decodes to tokens with their a-priori bounds."""
+        fixture, bounds = self.fixture, list[str]()
+        layout = Layout(self.use.layer, self.layout.given, Grid()) if self.use.exact else self.layout
+        largest, share = 0.0, 0.0
+        for seed, (batch, length) in enumerate(((BATCH, LENGTH), (1, ROW))):
+            inputs, key = fixture.inputs(torch.float32, batch, length, seed), fixture.key(batch)
+            layer = fixture.initialised(fixture.layer(torch.float32, seed), inputs)
+            bounds += [
+                f"{path} is no sedd_graph.plugin.Code: its margin is unknown" for path in uncertified(layout, layer)
+            ]
+            for found in decoders(layout, layer, length):
+                error = reconstruction_error(layout, layer, key, inputs, found.vectors)
+                largest = worst(largest, error)
+                share = worst(share, error / found.error if error else 0.0)
+                if math.isinf(found.error):
+                    bounds.append(found.reason)
+        how = f"Euclidean, float32, {BATCH} rows of {LENGTH} and 1 of {ROW}, random weights"
+        if bounds:
+            return _Finding(None, f"{largest:.1e}, without a bound", f"{how}; {bounds[0]}")
+        return _Finding(share <= 1, f"{largest:.1e}, {share:.2g} of the bound", how)
 
     def _log_det(self, dtype: torch.dtype) -> _Finding:
         program, region = self.layout.program, self.fixture.region
@@ -371,6 +411,10 @@ def _extrapolated(errors: Sequence[tuple[int, float]], depth: int) -> float:
     (a, first), (b, last) = errors[-2:]
     power = math.log(max(last, 1e-30) / max(first, 1e-30)) / math.log(b / a)
     return float(last * (depth / b) ** max(power, 0.0))
+
+
+def _listed(shapes: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{rows} row{'s' * (rows > 1)} of {length}" for rows, length in shapes)
 
 
 def _either(lengths: Sequence[int]) -> str:

@@ -82,13 +82,13 @@ def _declared(cases: Cases) -> Check:
     if kernel.mask not in (None, n - 1):
         wrong.append(f"the mask is {kernel.mask}, not the last state {n - 1}")
     moved = p[:, :m, :m] - torch.diag_embed(p[:, :m, :m].diagonal(dim1=1, dim2=2))
-    if kernel.clamp_safe and float(moved.abs().max()) > 0:
+    if kernel.clamp_safe and float(moved.abs().max()) != 0:
         wrong.append("clamp_safe, but a visible token can differ from the clean one")
     if kernel.masks_evenly:
         even = torch.zeros(n, n, dtype=torch.float64)
         even[n - 1, :m] = 1.0
         even -= torch.diag(even.sum(0))
-        if float((q - even).abs().max()) > 1e-12:
+        if not float((q - even).abs().max()) <= 1e-12:
             wrong.append("masks_evenly, but Q is not that of masking at rate 1")
     if not kernel.learned and any(x.requires_grad for x in kernel.parameters()):
         wrong.append("trained parameters, but 'learned' is False")

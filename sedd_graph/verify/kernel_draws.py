@@ -11,9 +11,10 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.verify.contracts import generators_state
+from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.kernel_cases import HIGHEST, at_levels, noise_levels
 from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square, correlated, dispersed, shifted
+from sedd_graph.verify.worst import least
 
 __all__ = ["SETTLED", "check_allowed", "check_draws", "check_prior", "noised"]
 
@@ -92,7 +93,7 @@ def _marginals(kernel: Kernel, proof: Proof) -> tuple[Check, Check]:
     more = kernel.transition_matrix(later)[:, :, :m].transpose(1, 2)
     slope = torch.diagonal(more - p, dim1=1, dim2=2)
     stay = torch.diagonal(counts, dim1=1, dim2=2)
-    chance = min(*_deviations(counts, trials, p), shifted(stay, trials, torch.diagonal(p, dim1=1, dim2=2), slope))
+    chance = least(*_deviations(counts, trials, p), shifted(stay, trials, torch.diagonal(p, dim1=1, dim2=2), slope))
     claim, how = (
         "draws of x_t follow P",
         f"chi-square and binomial tests, {int(trials.sum()):,} draws at {k} noise levels",
@@ -123,7 +124,7 @@ def _deviations(counts: Tensor, trials: Tensor, p: Tensor) -> list[float]:
     chance = torch.diagonal(p, dim1=1, dim2=2)
     levels = [chi_square(c, e) for c, e in zip(counts, expected, strict=True)]
     return [
-        len(levels) * min(levels),
+        len(levels) * least(*levels),
         chi_square(counts, expected),
         chi_square(counts.sum(0), expected.sum(0)),
         chi_square(counts.sum(1), expected.sum(1)),
@@ -153,7 +154,7 @@ def _independent(kernel: Kernel, side: int) -> Check:
         level = at_levels(kernel, torch.full((side,), sigma))
         seen = noised(kernel, x0, level, torch.Generator().manual_seed(51 + number))
         law = kernel.transition_matrix(float(level[0]) if kernel.steps else sigma)[:, token]
-        chance = min(chance, *independence(seen, law, clean=token))
+        chance = least(chance, *independence(seen, law, clean=token))
     claim = "noise at one row and position is independent of that at others"
     how = f"sums and correlations of {side} rows and {side} positions at {len(TOGETHER)} noise levels"
     return Check("kernel.independent", claim, chance > NEVER, f"probability by chance {chance:.1e}", how)
@@ -171,9 +172,11 @@ def independence(seen: Tensor, law: Tensor, *, clean: int | None = None) -> list
         clean: The clean token of all draws; None to test only the two random sets.
 
     Returns:
-        p-values or upper bounds on them, and a 1.
+        p-values or upper bounds on them; 0 for a law that is not finite.
     """
-    every, found = torch.arange(len(law)), [1.0]
+    if not bool(law.isfinite().all()):
+        return [0.0]
+    every, found = torch.arange(len(law)), list[float]()
     sets = [_half(law, seed) for seed in (53, 54)]
     if clean is not None:
         sets.append(every != clean)
@@ -222,7 +225,7 @@ def check_seeds(kernel: Kernel) -> Check:
     }
     wrong = [text for text, found in faults.items() if found]
     claim = "draws follow from the given generator alone"
-    return Check("kernel.seed", claim, not wrong, "; ".join(wrong) or "they do", f"sample and prior at {n} states")
+    return Check("kernel.seed", claim, not wrong, "; ".join(wrong) or "they do", f"sample and prior, {n:,} states")
 
 
 def check_split(kernel: Kernel) -> Check:
@@ -286,7 +289,7 @@ def compare_prior(kernel: Kernel, last: Tensor, endless: Tensor, proof: Proof) -
     value = f"{gap:.4f}, prior by chance {chance:.1e}"
     how = f"total variation of P, the worst clean token, and chi-square of {len(seen):,} draws of the prior"
     square = rows[0][:, : SIDE["quick"]]
-    apart = min(independence(square, law))
+    apart = least(*independence(square, law))
     claim = "rows and positions of the prior are independent"
     return [
         Check("kernel.prior", "noise at t = 1 is the prior", gap < GAP and chance > NEVER, value, how),

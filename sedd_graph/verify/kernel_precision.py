@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.verify.contracts import generators_state
+from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.kernel_draws import noised
 from sedd_graph.verify.worst import worst
 

@@ -29,7 +29,7 @@ from sedd_graph.verify.kernel_draws import (
     noised,
 )
 from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square, shifted
-from sedd_graph.verify.worst import worst
+from sedd_graph.verify.worst import least, worst
 
 __all__ = ["MANY", "check_mixing", "check_size", "check_stiffness"]
 
@@ -74,7 +74,9 @@ def check_size(kernel: Kernel, *, end: float, proof: Proof) -> list[Check]:
 
 def _renamed(check: Check, states: int) -> Check:
     name = check.name.replace("kernel.", "declared.")
-    return Check(name, check.claim, check.holds, check.value, f"{check.how}, {states:,} states")
+    size = f"{states:,} states"
+    how = check.how if size in check.how else f"{check.how}, {size}"
+    return Check(name, check.claim, check.holds, check.value, how)
 
 
 def _certain(kernel: Kernel, tokens: Tensor, levels: int) -> Tensor:
@@ -113,7 +115,7 @@ def _draws(kernel: Kernel, tokens: Tensor, sigma: Tensor, columns: Tensor, proof
             counts[level] += torch.bincount(cell, minlength=c * kernel.states).view(c, -1)
     for level, token in ((1, 0), (2, c - 1)):
         square = noised(kernel, tokens[token].expand(128, 128).clone(), sigma[level].float().expand(128), generator)
-        apart = min(apart, *independence(square, columns[level, token], clean=int(tokens[token])))
+        apart = least(apart, *independence(square, columns[level, token], clean=int(tokens[token])))
     trials = counts.sum(-1)
     stay = counts.gather(-1, tokens.expand(k, -1)[..., None])[..., 0]
     chance = columns.gather(-1, tokens.expand(k, -1)[..., None])[..., 0]
@@ -121,7 +123,7 @@ def _draws(kernel: Kernel, tokens: Tensor, sigma: Tensor, columns: Tensor, proof
     tails = [chi_square(counts, trials[..., None] * columns), binomial_tail(stay, trials, chance)]
     tails.append(shifted(stay, trials, chance, more - chance))
     tails += [chi_square(counts[i, j], trials[i, j] * columns[i, j]) for i in range(k) for j in range(c)]
-    probability = min(tails)
+    probability = least(*tails)
     how = f"chi-square of {int(trials.sum()):,} draws of the first, the last and random tokens at {k} noise levels"
     claim = "draws of x_t follow the distribution that the kernel's scores imply"
     return [

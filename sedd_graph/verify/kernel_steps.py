@@ -16,7 +16,7 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.errors import UserError
-from sedd_graph.verify.contracts import generators_state
+from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.kernel_draws import check_draws, check_prior
 from sedd_graph.verify.tape import check_tape
 from sedd_graph.verify.worst import worst

@@ -15,7 +15,7 @@ import torch
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.parts import TokenParts
-from sedd_graph.errors import SeddGraphError
+from sedd_graph.verify.guards import guarded, merged
 from sedd_graph.verify.kernel_cases import Cases
 from sedd_graph.verify.kernel_chain import check_chain
 from sedd_graph.verify.kernel_draws import check_draws, check_prior
@@ -33,7 +33,6 @@ __all__ = [
     "check_prior",
     "check_schedule",
     "final_sigma",
-    "merged",
 ]
 
 BETWEEN = 17
@@ -94,27 +93,33 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
         proof: Strength of the verification: ``full``, or ``quick`` with fewer cases.
     """
     declared = make(None)
-    kernel, end = declared.kernel, final_sigma(declared.schedule)
-    kernels = {small.kernel.states: small.kernel}
-    if kernel.steps is not None or kernel.states <= MANY:
-        kernels[kernel.states] = kernel
-    elif proof == "full":
-        kernels[BETWEEN] = make(BETWEEN).kernel
+    kernel = declared.kernel
 
     def schedules() -> list[Check]:
         few = _failing(check_schedule(small.schedule, "quick"))
         return merged([*check_schedule(declared.schedule, proof), *few])
 
+    def sizes() -> dict[int, Kernel]:
+        """Return the kernels to verify, by number of states: the small one, and the declared one or one between."""
+        kernels = {small.kernel.states: small.kernel}
+        if kernel.steps is not None or kernel.states <= MANY:
+            kernels[kernel.states] = kernel
+        elif proof == "full":
+            kernels[BETWEEN] = make(BETWEEN).kernel
+        return kernels
+
     def stepwise() -> list[Check]:
-        found = [_of_states(c, n) for n, k in kernels.items() for c in check_step_kernel(k, proof)]
-        return merged([*found, check_own_schedule(kernel, end)])
+        found = [_of_states(c, n) for n, k in sizes().items() for c in check_step_kernel(k, proof)]
+        return merged([*found, check_own_schedule(kernel, final_sigma(declared.schedule))])
 
     def enumerated() -> list[Check]:
-        found = [_of_states(c, n) for n, k in kernels.items() for c in _enumerated(k, end=end, proof=proof)]
+        end = final_sigma(declared.schedule)
+        found = [_of_states(c, n) for n, k in sizes().items() for c in _enumerated(k, end=end, proof=proof)]
         precise = dataclasses.replace(check_precision(kernel), name="kernel.declared")
         return [*merged(found), check_precision(small.kernel), precise]
 
     def declared_size() -> list[Check]:
+        end = final_sigma(declared.schedule)
         size = [] if kernel.states <= MANY else check_size(kernel, end=end, proof=proof)
         steps = declared.sampler.steps
         return [*size, *check_mixing(kernel, end), *check_stiffness(kernel, declared.schedule, steps)]
@@ -122,18 +127,7 @@ def check_declared(small: TokenParts, make: Callable[[int | None], TokenParts], 
     groups = [("schedule", schedules), ("kernel", enumerated), ("declared", declared_size)]
     if kernel.steps is not None:
         groups = [("schedule", schedules), ("kernel", stepwise)]
-    return [check for name, run in groups for check in _guarded(name, run)]
-
-
-def _guarded(name: str, run: Callable[[], list[Check]]) -> list[Check]:
-    """Return the checks of ``run``; one failed check if a component raises an error."""
-    try:
-        return run()
-    except SeddGraphError:
-        raise
-    except Exception as error:  # whatever a component raises is the finding
-        value = f"{type(error).__name__}: {error}".split("\n")[0][:300]
-        return [Check(f"{name}.raises", "the component computes without an error", False, value, "all checks of it")]
+    return [check for name, run in groups for check in guarded(name, run)]
 
 
 def _failing(checks: Iterable[Check]) -> list[Check]:
@@ -142,16 +136,3 @@ def _failing(checks: Iterable[Check]) -> list[Check]:
 
 def _of_states(check: Check, states: int) -> Check:
     return dataclasses.replace(check, value=f"{check.value} with {states} states")
-
-
-def merged(checks: Iterable[Check]) -> list[Check]:
-    """Merge checks that have the same name into one; names keep the order of their first occurrence.
-
-    The first failed check of a name is returned; if none failed, the first of that name.
-    """
-    found: dict[str, Check] = {}
-    for check in checks:
-        known = found.get(check.name)
-        if known is None or (known.holds is not False and check.holds is False):
-            found[check.name] = check
-    return list(found.values())

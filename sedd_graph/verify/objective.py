@@ -14,6 +14,7 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective, for_each
+from sedd_graph.verify.guards import described, raised
 from sedd_graph.verify.objective_draws import (
     DrawRows,
     Wrong,
@@ -23,19 +24,20 @@ from sedd_graph.verify.objective_draws import (
     random_batch,
     random_faults,
 )
+from sedd_graph.verify.objective_optimum import optimum_faults
 from sedd_graph.verify.objective_values import (
     POINTWISE,
     compare,
     decoded,
     fit_rest,
     given_draw,
-    optimum_faults,
     pairs,
     prior_cost,
     rest_of,
     value_of,
 )
 from sedd_graph.verify.toy import PAIR, TRIPLE, Make, Toy, make_toy
+from sedd_graph.verify.worst import worst
 
 __all__ = ["prove_objective"]
 
@@ -141,8 +143,16 @@ def prove_objective(make: Make, output: str, proof: Proof = "full") -> list[Chec
     Returns:
         The results of the checks. A part that was not verified, since an earlier one is wrong, neither holds nor fails.
     """
-    sizes, found = SIZES[proof], dict[str, Findings]()
-    toys = [make_toy(make, law) for law in (TRIPLE, PAIR)]
+    try:
+        toys = [make_toy(make, law) for law in (TRIPLE, PAIR)]
+        return _prove(toys, output, SIZES[proof])
+    except Exception as error:  # a third-party component may raise anything
+        return [raised("objective", error)]
+
+
+def _prove(toys: list[Toy], output: str, sizes: Sizes) -> list[Check]:
+    """Verify the forms of the objective of a process on the larger and the smaller of two toys."""
+    found = dict[str, Findings]()
     for toy, enumerated in zip(toys, (sizes.large, True), strict=True):
         for view in _views(toy):
             into, ran = found.setdefault(view.name, Findings()), set[str]()
@@ -150,7 +160,7 @@ def prove_objective(make: Make, output: str, proof: Proof = "full") -> list[Chec
                 for part in _verify(toy, view, output, sizes, into, enumerated=enumerated):
                     ran.add(part)
             except Exception as error:  # a third-party objective may raise anything
-                into.wrong.append(Wrong("runs", f"{type(error).__name__}: {str(error)[:300]}"))
+                into.wrong.append(Wrong("runs", described(error)))
             into.ran |= ran
             into.missed |= _parts(view, enumerated=enumerated) - ran
     return [*_training_checks(toys[0], found.pop(""), sizes), *(_form_check(k, v) for k, v in found.items())]
@@ -232,7 +242,7 @@ def _losses(
     batch = random_batch(toy, sizes.rows, generator)
     t = _times(objective, low, sizes.rows, generator)
     given = given_draw(toy, objective, batch, t, generator)
-    if objective.measure == "time" and float((given.t.reshape(len(t), -1) - t[:, None]).abs().max()) > 1e-6:
+    if objective.measure == "time" and not float((given.t.reshape(len(t), -1) - t[:, None]).abs().max()) <= 1e-6:
         into.wrong.append(Wrong("draws", "corrupt(t=...) does not use the given times"))
     own, drawn = view.draw(batch, Randomness(generator))
     offs, scales = [], []
@@ -246,7 +256,7 @@ def _losses(
     if float((off.abs() / scale).max()) > POINTWISE and bool(off.isfinite().all()):
         cost = fit_rest(both, off, scale, toy.tokens)
     _note(into, "loss", float(((off - rest_of(both, cost)).abs() / scale).nan_to_num(nan=torch.inf).max()))
-    if float(cost.min()) < -1e-6:
+    if not float(cost.min()) >= -1e-6:
         into.wrong.append(
             Wrong("loss", f"{-float(cost.min()):.3g} nats a token are subtracted from the kernel's own loss")
         )
@@ -262,7 +272,7 @@ _WORDS = {"loss": "the loss of single draws", "gradient": "the gradient of singl
 
 def _note(into: Findings, part: str, gap: float) -> None:
     """Record a relative deviation from the kernel's own loss."""
-    into.worst[part] = max(into.worst.get(part, 0.0), gap)
+    into.worst[part] = worst(into.worst.get(part, 0.0), gap)
     if not gap < POINTWISE:
         into.wrong.append(Wrong(part, f"{_WORDS[part]} is {gap:.2g} off"))
 
@@ -302,7 +312,7 @@ def _value(toy: Toy, objective: Objective, output: str, low: float, cost: Tensor
     if objective.slack > OMITTED:
         into.value[-1] += f" (declared slack {objective.slack:.0%})"
     limit, side = (OMITTED, "omitted") if total < toy.entropy else (max(OMITTED, objective.slack), "added")
-    if abs(total - toy.entropy) > limit * toy.entropy:
+    if not abs(total - toy.entropy) <= limit * toy.entropy:
         into.wrong.append(Wrong("tight", f"{text}: {abs(total - toy.entropy):.2g} nats are {side}"))
 
 
@@ -354,7 +364,7 @@ def _roles(
         off, scale, gradient = compare(toy, of, draw, batch, output, generator)
         gap = float(((off - rest_of(batch, cost)).abs() / scale).nan_to_num(nan=torch.inf).max())
         steep = float(gradient.nan_to_num(nan=torch.inf).max())
-        if not max(gap, steep) < POINTWISE:
+        if not worst(gap, steep) < POINTWISE:
             text = f"with prompts and padding the loss is {gap:.2g} off and its gradient {steep:.2g}"
             into.wrong.append(Wrong("roles", text))
 

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.tokens.objective import Objective
-from sedd_graph.verify.contracts import generators_state
-from sedd_graph.verify.counts import chance_quantile
+from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.objective_terms import copies_of, parted, with_tokens
+from sedd_graph.verify.statistics import ONCE, chi_square
 from sedd_graph.verify.toy import Toy
-from sedd_graph.verify.worst import worst
+from sedd_graph.verify.worst import least, worst
 
 __all__ = ["DrawRows", "Wrong", "draw_faults", "least_time", "many_draws", "random_batch", "random_faults"]
 
@@ -121,29 +121,16 @@ def draw_faults(toy: Toy, objective: Objective, draw: Draw, batch: Batch) -> lis
         off = ((xt != x0).double() - (1 - p.gather(-1, x0[..., None])[..., 0])).sum(-1)
     seen = F.one_hot(toy.code(xt, n), len(patterns)).double()
     parts = level.argsort(stable=True).chunk(BINS)
-    surprise = worst(*(_surprise(seen[part].sum(0), expected[part].sum(0)) for part in parts))
-    if not surprise < 1:
-        found.append(
-            Wrong("draws", f"noisy rows do not follow the kernel: {surprise:.3g} times the limit of chi-square")
-        )
+    chance = least(*(chi_square(seen[part].sum(0), expected[part].sum(0)) for part in parts))
+    if not chance > ONCE:
+        found.append(Wrong("draws", f"noisy rows do not follow the kernel: probability by chance {chance:.1e}"))
     # rows are noised independently: products of the deviations of neighbours have mean 0
     for lag in {1, len(xt) // len(batch)}:
         products = off[lag:] * off[:-lag]
-        if abs(float(products.sum())) > SIGMAS * float(products.square().sum().sqrt()) + 1e-9:
+        if not abs(float(products.sum())) <= SIGMAS * float(products.square().sum().sqrt()) + 1e-9:
             found.append(Wrong("draws", "the noise of a row depends on that of the row before"))
             break
     return found
-
-
-def _surprise(seen: Tensor, expected: Tensor) -> float:
-    """Return chi-square of counts, divided by its limit; cells of few expected counts are joined."""
-    few = expected < 5
-    if bool((seen[expected <= 1e-9] > 0).any()):
-        return math.inf
-    seen, expected = (torch.cat([v[~few], v[few].sum()[None]]) for v in (seen, expected))
-    real = expected > 1
-    statistic = float(((seen - expected).square() / expected.clamp(min=1))[real].sum())
-    return statistic / chance_quantile(max(1, int(real.sum()) - 1))
 
 
 def _masked_chances(toy: Toy, x0: Tensor, patterns: Tensor) -> Tensor:
@@ -184,7 +171,7 @@ def _times(toy: Toy, objective: Objective, draw: Draw, batch: Batch) -> list[Wro
         count = (xt == mask).sum(-1)
         if bool(((xt != mask) & (xt != x0)).any()) or bool((count == 0).any()):
             found.append(Wrong("draws", "a noisy row has changed tokens, or no mask"))
-        elif float((weight - toy.block / count).abs().max()) > 1e-4:
+        elif not float((weight - toy.block / count).abs().max()) <= 1e-4:
             found.append(Wrong("draws", "weights are not the number of tokens over the number of masks"))
     else:
         found += _steps(toy, objective, draw, limit)

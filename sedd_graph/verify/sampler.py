@@ -14,9 +14,10 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.tokens.walk import WalkSettings
 from sedd_graph.errors import UserError
-from sedd_graph.verify.counts import FEW, chi
+from sedd_graph.verify.guards import guarded
 from sedd_graph.verify.sampler_chain import check_chain
 from sedd_graph.verify.sampler_conditions import check_conditions, check_random
+from sedd_graph.verify.statistics import chi_distance
 from sedd_graph.verify.toy import ALONE, PAIR, TRIPLE, Make, Toy, make_toy, toy_parts
 from sedd_graph.verify.worst import worst
 
@@ -68,9 +69,12 @@ def prove_sampler(make: Make, output: str, proof: Proof = "full") -> list[Check]
     Returns:
         The results of the checks.
     """
-    law = TRIPLE if make(None).objective.block is None else PAIR
-    toy = make_toy(make, law)
-    return check_sampler(toy, Toy(toy_parts(make, ALONE.tokens), ALONE, whole=True), output, proof)
+
+    def run() -> list[Check]:
+        toy = make_toy(make, TRIPLE if make(None).objective.block is None else PAIR)
+        return check_sampler(toy, Toy(toy_parts(make, ALONE.tokens), ALONE, whole=True), output, proof)
+
+    return guarded("sampler", run)
 
 
 @torch.no_grad()
@@ -97,11 +101,7 @@ def check_sampler(toy: Toy, alone: Toy, output: str, proof: Proof = "full") -> l
     Returns:
         The results of the checks.
     """
-    try:
-        return _checks(toy, alone, output, SIZES[proof])
-    except Exception as error:  # a third-party sampler may raise anything
-        value = f"{type(error).__name__}: {str(error)[:300]}"
-        return [Check("sampler.runs", "the sampler raises no error", False, value, "samples with a perfect network")]
+    return guarded("sampler", lambda: _checks(toy, alone, output, SIZES[proof]))
 
 
 def _checks(toy: Toy, alone: Toy, output: str, sizes: Sizes) -> list[Check]:
@@ -184,7 +184,7 @@ def _one_law(toy: Toy, output: str, sizes: Sizes, reason: str | None) -> _Law:
     _, out = draw_rows(toy, output, rows, steps)
     found, clamped = _frequencies(toy, out), sampler.clamped
     taken = f"{steps} steps" if steps else f"{sampler.evaluations / rows:.1f} evaluations a row"
-    distance, chance = chi(found, toy.law, rows=rows)
+    distance, chance, _ = chi_distance(found, toy.law, rows=rows)
     how = f"{taken}, {rows:,} rows of {toy.length} dependent tokens"
     value = f"total variation {_variation(found, toy.law):.4f}"
     clean = _cleanness(toy, [out])
@@ -206,7 +206,7 @@ def _limit(toy: Toy, output: str, sizes: Sizes) -> _Law:
         runs.append(out)
         share = (few / steps) ** order_of(toy)
         expected = toy.law + share * found.off
-        gap, chance = chi(
+        gap, chance, _ = chi_distance(
             _frequencies(toy, out) - expected + toy.law, toy.law, rows=sizes.rows / (1 + found.noise * share**2)
         )
         chance += 2 * (share * found.bias) ** 2
@@ -292,10 +292,10 @@ def extrapolate(toy: Toy, output: str, rows: int, steps: tuple[int, int]) -> tup
     ratio = (steps[1] / steps[0]) ** order_of(toy)
     limit = (ratio * more - fewer) / (ratio - 1)
     off, noise = (fewer - more) * ratio / (ratio - 1), 2 * (ratio / (ratio - 1)) ** 2
-    cells = float((toy.law * rows >= FEW).sum())
-    bias = math.sqrt(worst(0.0, chi(toy.law + off, toy.law, rows=rows)[0] ** 2 - noise * cells / rows))
+    apart = chi_distance(toy.law + off, toy.law, rows=rows)
+    bias = math.sqrt(worst(0.0, apart.value**2 - noise * apart.cells / rows))
     own = rows * (ratio - 1) ** 2 / (ratio**2 + 1)
-    distance, chance = chi(limit, toy.law, rows=own)
+    distance, chance, _ = chi_distance(limit, toy.law, rows=own)
     return Limit(distance, chance + 2 * bias**2 / ratio, bias, off, noise, steps), runs
 
 
@@ -321,7 +321,7 @@ def _check_alone(toy: Toy, output: str, sizes: Sizes) -> Check:
             if steps is None or steps == every[-1]:
                 raise
             continue
-        distance, chance = chi(_frequencies(toy, out), reachable(toy, x), rows=count)
+        distance, chance, _ = chi_distance(_frequencies(toy, out), reachable(toy, x), rows=count)
         taken.append("its own" if steps is None else str(steps))
         ratio = worst(distance / chance) if chance > 0 else math.inf  # no chance: a state of probability 0 was drawn
         if ratio > largest:

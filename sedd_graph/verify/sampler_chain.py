@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component.check import Check
-from sedd_graph.verify.counts import chi
+from sedd_graph.verify.statistics import chi_distance
 from sedd_graph.verify.toy import Toy
 
 __all__ = ["chain_law", "check_chain"]
@@ -63,7 +63,7 @@ def check_chain(found: Mapping[int, Tensor], toy: Toy, total: int, rows: int) ->
     texts, holds, bias = [], True, 0.0
     for steps, shares in found.items():
         law = chain_law(toy, steps, total)
-        distance, chance = chi(shares, law, rows=rows)
+        distance, chance, _ = chi_distance(shares, law, rows=rows)
         holds = holds and distance < chance
         bias = max(bias, float(((law - toy.law).square() / toy.law).sum().sqrt()))
         apart = float((law - toy.law).abs().sum() / 2)

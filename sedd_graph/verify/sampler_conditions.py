@@ -11,8 +11,8 @@ from torch import Tensor
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.tokens.walk import OnStep, WalkSettings
 from sedd_graph.errors import UserError
-from sedd_graph.verify.contracts import generators_state
-from sedd_graph.verify.counts import chi
+from sedd_graph.verify.guards import generators_state
+from sedd_graph.verify.statistics import chi_distance
 from sedd_graph.verify.toy import Toy
 
 __all__ = ["check_conditions", "check_random"]
@@ -115,7 +115,7 @@ def _prompt_faults(toy: Toy, output: str, bias: float, rows: int) -> list[str]:
         return ["the rows of the last step that is reported to on_step are not the samples"]
     if not kernel.clamp_safe or sampler.heuristic() is not None:
         return []
-    distance, limit = chi(toy.counts(out) / rows, toy.law, rows=rows)
+    distance, limit, _ = chi_distance(toy.counts(out) / rows, toy.law, rows=rows)
     limit += 0.0 if sampler.exact else 2.5 * bias + 1 / STEPS
     if not distance < limit:
         return [f"given a prompt, samples do not follow the model: chi {distance:.3g} (up to {limit:.3g})"]
@@ -141,7 +141,7 @@ def _allowed_faults(alone: Toy, output: str) -> list[str]:
     allowed = torch.arange(alone.states) != 0
     out = _run(alone, output, _prior(alone, ROWS, allowed=allowed), steps=3, allowed=allowed)
     law = torch.where((alone.sequences != 0).all(-1), alone.law, 0.0)
-    distance, limit = chi(alone.counts(out) / len(out), law / law.sum(), rows=len(out))
+    distance, limit, _ = chi_distance(alone.counts(out) / len(out), law / law.sum(), rows=len(out))
     if not distance < limit:
         return ["allowed tokens do not have their probabilities, divided by the sum over allowed tokens"]
     return []

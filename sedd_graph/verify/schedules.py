@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.verify.contracts import generators_state
+from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.worst import worst
 
 __all__ = ["check_schedule", "final_sigma"]

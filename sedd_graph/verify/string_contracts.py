@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +18,13 @@ from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.kernel import StringDraw, StringObjective, StringTable
 from sedd_graph.diffusion.strings.strings import Strings
+from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.string_draws import LIMIT, check_draws, misfit
 from sedd_graph.verify.string_forced import ForcedDraws
 from sedd_graph.verify.string_table import EnumeratedTable
 from sedd_graph.verify.worst import worst
 
-__all__ = ["check_minimum", "check_objective_contract", "check_objective_draws", "global_state", "same"]
+__all__ = ["check_minimum", "check_objective_contract", "check_objective_draws", "same"]
 
 STATISTIC = 2.3
 """Largest accepted Kolmogorov-Smirnov statistic times the root of the number of draws: by chance once in 20,000."""
@@ -55,12 +54,6 @@ def same(a: Any, b: Any) -> bool:
     return len(one) == len(other) and all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
 
 
-def global_state() -> tuple[bytes, ...]:
-    """Return the states of the global random number generators of torch, numpy and Python."""
-    states = (torch.get_rng_state().tolist(), np.random.get_state(legacy=True), random.getstate())
-    return (*(repr(state).encode() for state in states[1:]), bytes(states[0]))
-
-
 def _batch(table: StringTable, rows: int, seed: int) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     batch = table.batch(torch.multinomial(table.law, rows, replacement=True, generator=generator))
@@ -88,7 +81,7 @@ def check_objective_contract(table: StringTable, objective: StringObjective[Any,
         found: StringDraw = make(batch, kernel, schedule, random=source)
         return found
 
-    batch, other, before = _batch(table, 24, 1), _batch(table, 24, 2), global_state()
+    batch, other, before = _batch(table, 24, 1), _batch(table, 24, 2), generators_state()
     copy = _batch(table, 24, 1)
     for bound in (False, True):
         kind = "draws for the bound" if bound else "draws for training"
@@ -112,7 +105,7 @@ def check_objective_contract(table: StringTable, objective: StringObjective[Any,
         wrong.append("the loss of a row depends on other rows")
     if not same(batch, copy):
         wrong.append("the clean rows are changed in place")
-    if global_state() != before:
+    if generators_state() != before:
         wrong.append("a global random number generator is used")
     claim = "draws depend on the given rows and random numbers alone, and the loss of a row on this row"
     how = "seeds, rows of a rank, padding, global generators, repeated calls"

@@ -8,7 +8,6 @@ Axes: r draws, b noise levels, s strings of a table, c clean strings.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -18,6 +17,7 @@ from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.strings.kernel import StringKernel
 from sedd_graph.diffusion.strings.strings import Strings
+from sedd_graph.verify.statistics import bernstein, deviation, two_samples
 from sedd_graph.verify.string_table import EnumeratedTable
 from sedd_graph.verify.worst import worst
 
@@ -27,9 +27,7 @@ __all__ = [
     "check_prior",
     "check_prior_is_noise",
     "check_spared",
-    "deviation",
     "misfit",
-    "two_samples",
 ]
 
 LIMIT = 6.0
@@ -40,38 +38,6 @@ ROOMY = 12
 """Width of the clean rows that are noised: padding is added, so that no objective cuts a noisy string of a table."""
 Sample = Callable[[Batch, Tensor, Randomness], Strings]
 """Type of the functions that draw noisy strings of clean rows at total noise [r]."""
-
-
-def deviation(found: Tensor, expected: Tensor) -> float:
-    """Return how improbable observed counts are, in standard deviations of a normal variable.
-
-    This is a chi-square test by the cube root (Wilson and Hilferty 1931). Cells with fewer than five expected counts
-    are pooled.
-
-    Args:
-        found: Counts, float64 [s].
-        expected: Expected counts, float64 [s]; they have the same sum.
-
-    Returns:
-        Standard deviations; infinity if a count is positive that must be 0.
-    """
-    if bool((found[expected <= 1e-12 * expected.sum()] > 0).any()):
-        return math.inf
-    large = expected >= 5
-    pooled = [torch.cat([x[large], x[~large].sum()[None]]) for x in (found, expected)]
-    if float(pooled[1][-1]) < 1:  # a lone rare draw says nothing
-        pooled[0][-1] -= pooled[0][-1].clamp(max=3)
-        pooled[1][-1] = 1.0
-    square = float(((pooled[0] - pooled[1]) ** 2 / pooled[1]).sum())
-    free = max(1, len(pooled[0]) - 1)
-    spread = 2 / (9 * free)
-    return (math.cbrt(square / free) - 1 + spread) / math.sqrt(spread)
-
-
-def _bernstein(total: Tensor, variance: Tensor, largest: Tensor) -> Tensor:
-    """Return the deviation of sums, in standard deviations that rare large terms widen (Bernstein's inequality)."""
-    size = total.abs()
-    return size / (variance + largest * size / 3).clamp(min=1e-12).sqrt()
 
 
 def misfit(table: EnumeratedTable, strings: Strings, sigma: Tensor, groups: int) -> tuple[float, float]:
@@ -110,8 +76,8 @@ def misfit(table: EnumeratedTable, strings: Strings, sigma: Tensor, groups: int)
             for x in (each[level, at] - mean[level], spread[level])
         ]
         most = torch.zeros(groups, dtype=torch.float64).scatter_reduce(0, group, largest[level], "amax")
-        every = _bernstein(sums[0].sum(), sums[1].sum(), most.max())
-        means = worst(means, float(_bernstein(sums[0], sums[1], most).max()), float(every))
+        every = bernstein(sums[0].sum(), sums[1].sum(), most.max())
+        means = worst(means, float(bernstein(sums[0], sums[1], most).max()), float(every))
     return whole, means
 
 
@@ -243,26 +209,6 @@ def check_spared(table: EnumeratedTable, sample: Sample) -> list[Check]:
             f"{3 * rows:,} rows with prompts, three noise levels",
         )
     ]
-
-
-def two_samples(a: Tensor, b: Tensor) -> float:
-    """Return how improbable it is that two samples have one distribution, in standard deviations.
-
-    Args:
-        a: Counts of the first sample, float64 [s].
-        b: Counts of the second sample, float64 [s].
-    """
-    both = a + b
-    large = both >= 20
-    a, b = (torch.cat([x[large], x[~large].sum()[None]]) for x in (a, b))
-    used = a + b > 0
-    a, b = a[used], b[used]
-    if len(a) < 2:
-        return 0.0
-    up, down = (b.sum() / a.sum()).sqrt(), (a.sum() / b.sum()).sqrt()
-    square, free = float(((up * a - down * b) ** 2 / (a + b)).sum()), len(a) - 1
-    spread = 2 / (9 * free)
-    return (math.cbrt(square / free) - 1 + spread) / math.sqrt(spread)
 
 
 def check_prior_is_noise(declared: StringKernel, sample: Sample, sigma: float, mean: float) -> Check:

@@ -10,6 +10,7 @@ Axes: r selected cases, b noise levels, s strings of the table, w positions of a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +26,14 @@ from sedd_graph.verify.string_forced import LAST, Draw, ForcedDraws, Outputs, Su
 from sedd_graph.verify.string_table import EnumeratedTable
 from sedd_graph.verify.worst import worst
 
-__all__ = ["NATS", "check_enumerated", "notes"]
+__all__ = ["NATS", "check_enumerated", "check_reverse", "notes"]
 
 NATS = 1e-3
 """Largest accepted error of an enumerated bound, nats per string."""
+REVERSE = (0.05, 0.7, 2.5)
+"""Values of total noise at which the rates that samplers get are verified."""
+LIKELY = 1e-6
+"""Least probability of a noisy string at which they are verified."""
 
 
 def notes(kernel: StringKernel, objective: StringObjective[Any, Any], schedule: Schedule) -> list[Check]:
@@ -75,6 +80,7 @@ def check_enumerated(
             _refined(lambda count: _training(forced, count), nodes),
             _pointwise(forced, times),
             _wrong(forced, 4 if quick or large else 12),
+            check_reverse(table, objective),
             *_spared(table, objective, schedule),
         ]
     except ValueError as error:
@@ -212,13 +218,34 @@ def _wrong(forced: ForcedDraws, count: int) -> Check:
     for name, one, other in zip(outputs, *gradients, strict=True):
         one, other = (torch.zeros_like(outputs[name]) if x is None else x for x in (one, other))
         scale = reference.scale(name, outputs) + 1e-7 * size.view(-1, *[1] * (one.dim() - 1))
-        error = max(error, float(((one - other).abs() / scale).nan_to_num(nan=1e9).max()))
+        error = worst(error, float(((one - other).abs() / scale).nan_to_num(nan=1e9).max()))
     slack = 1e-3 + 50 * table.rounding
     claim = (
         "with a wrong network the training loss and its gradients are those of the enumerated rates, least at the truth"
     )
     how = f"random outputs at {len(t)} times, {len(found.case):,} cases, relative; tolerance {slack:.4f}"
     return Check("objective.wrong", claim, error < slack, f"{error:.1e}", how)
+
+
+def check_reverse(table: EnumeratedTable, objective: StringObjective[Any, Any]) -> Check:
+    """Verify that samplers get the rates of the reverse process from a perfect network, at every likely string.
+
+    Some samplers do not depend on the sum of the rates, so that their samples do not show it.
+    """
+    error = 0.0
+    for sigma in torch.tensor(REVERSE, dtype=torch.float64):
+        likely = (table.at(sigma[None])[0] > LIKELY) & table.exact
+        strings = table.rows(likely.nonzero()[:, 0])
+        perfect = table.outputs(strings, sigma.expand(len(strings.tokens)))
+        found = objective.rates(perfect, strings, table.clean)
+        for name in table.factors(sigma[None]):
+            where = strings.attend.view(*strings.attend.shape, *[1] * (perfect[name].dim() - 2))
+            made, true = (torch.where(where, x[name].double(), -math.inf).exp() for x in (found, perfect))
+            error = worst(error, float(((made - true).abs() / (1e-2 + true)).max()))
+    slack = 1e-4 + 50 * table.rounding
+    claim = "of the outputs of a perfect network the objective makes the rates of the reverse process"
+    how = f"every likely string at {len(REVERSE)} noise levels, relative; tolerance {slack:.4f}"
+    return Check("objective.reverse", claim, error < slack, f"{error:.1e}", how)
 
 
 def _keeps(table: EnumeratedTable, prompt: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from sedd_graph.diffusion.strings.kernel import StringTable
 from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.diffusion.strings.sampler import StringSettings
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.verify.string_contracts import global_state
-from sedd_graph.verify.string_draws import deviation
+from sedd_graph.verify.guards import generators_state
+from sedd_graph.verify.statistics import deviation
+from sedd_graph.verify.string_steps import check_string_steps
 from sedd_graph.verify.worst import worst
 
 __all__ = ["check_string_sampler"]
@@ -105,7 +106,7 @@ def check_string_sampler(table: StringTable, parts: StringParts, proof: Proof = 
         proof: Strength of the verification.
 
     Returns:
-        Checks of the samples, of given tokens, and of random numbers.
+        Checks of the samples, of single edits, of given tokens, and of random numbers.
     """
     large, sampler = table.kernel.data_tokens == max(table.kernel.toys), parts.sampler
     full = proof == "full" and large
@@ -138,6 +139,7 @@ def check_string_sampler(table: StringTable, parts: StringParts, proof: Proof = 
     return [
         Check("sampler.clean", valid, clean, "yes" if clean else "no", how),
         *_laws(table, law, found, size, outside, how, 0.0 if sampler.steps is None else RESIDUE),
+        *(check_string_steps(table, parts, proof) if large else []),
         *_check_kept(table, parts, network),
         _check_contract(table, parts, network),
     ]
@@ -248,17 +250,17 @@ def _check_kept(table: StringTable, parts: StringParts, network: GridNetwork) ->
 def _check_contract(table: StringTable, parts: StringParts, network: GridNetwork) -> Check:
     """Verify that samples depend on the given generator alone."""
     steps = None if parts.sampler.steps is None else 8
-    before, wrong = global_state(), []
+    before, wrong = generators_state(), []
     first = _run(table, parts, network, 200, steps, 5)
-    other = _run(table, parts, network, 150, steps, 6)
+    other = _run(table, parts, network, 200, steps, 6)
     again = _run(table, parts, network, 200, steps, 5)
     if not (torch.equal(first.tokens, again.tokens) and torch.equal(first.attend, again.attend)):
         wrong.append("samples with the same seed differ")
-    if torch.equal(table.number(first)[:150], table.number(other)):
+    if torch.equal(table.number(first), table.number(other)):
         wrong.append("samples with another seed are the same")
     if len(torch.unique(table.number(first))) < 2:
         wrong.append("all rows are the same")
-    if global_state() != before:
+    if generators_state() != before:
         wrong.append("a global random number generator is used")
     claim = "samples depend on the given random number generator alone"
     return Check(

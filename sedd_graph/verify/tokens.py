@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from sedd_graph.component.check import Check, Proof
+from sedd_graph.verify.guards import guarded
 from sedd_graph.verify.noise import check_declared
 from sedd_graph.verify.objective import prove_objective
 from sedd_graph.verify.sampler import check_sampler, prove_sampler
@@ -47,4 +48,4 @@ def prove_parts(make: Make, proof: Proof = "full") -> list[Check]:
     Returns:
         The results of the checks.
     """
-    return check_declared(toy_parts(make, TOKENS), make, proof)
+    return guarded("kernel", lambda: check_declared(toy_parts(make, TOKENS), make, proof))

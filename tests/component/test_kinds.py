@@ -38,8 +38,8 @@ def test_every_component_derives_from_the_base_of_its_kind() -> None:
 
 
 def test_places_and_families() -> None:
-    assert kinds_at("process") == ("kernel", "string_kernel")
-    assert kinds_at("sample") == ("sampler", "string_sampler")
+    assert kinds_at("process") == ("kernel", "string_kernel", "vector_kernel")
+    assert kinds_at("sample") == ("sampler", "string_sampler", "vector_sampler")
     families = {name: kind.family for name, kind in KINDS.items() if kind.family is not None}
     assert families["kernel"] == "tokens"
     assert families["string_objective"] == "strings"

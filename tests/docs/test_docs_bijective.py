@@ -56,7 +56,10 @@ def test_a_row_agrees_with_the_component(name: str) -> None:
         return
     # concat's rule is for parts of fixed sizes, which are known in a graph alone
     assert (undone == "-") == (not found.rules and name != "concat")
-    if found.rules:
+    if found.integers:
+        assert not found.log_det
+        assert log_det == "-"
+    elif found.rules:
         (method,) = found.log_det.values()
         assert log_det == ("0" if method == "zero" else "own")
     bounds = {bound for (port, _), bound in found.lipschitz.items() if port.startswith("x")}

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from sedd_graph.component.registry import discover
-from sedd_graph.families.plan import Part
+from sedd_graph.families import vectors
+from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.families.strings import prove as prove_strings
 from sedd_graph.families.tokens import make_parts, prove
 from tests.conftest import BLUEPRINTS, ROOT
@@ -36,6 +37,13 @@ def test_every_one_stands_there(kind: str) -> None:
     assert sorted(first_column(kind)) == sorted(n for n in own if REGISTRY.component(n).kind == kind.replace(" ", "_"))
 
 
+@pytest.mark.parametrize("kind", ["kernel", "objective", "sampler"])
+def test_every_one_of_vectors_stands_there(kind: str) -> None:
+    own = [e.name for e in REGISTRY if e.distribution.replace("-", "_").startswith("sedd_graph ")]
+    known = [n for n in own if REGISTRY.component(n).kind == f"vector_{kind}"]
+    assert sorted(first_column(f"{kind} of vectors")) == sorted(known)
+
+
 def part(op: str, **config: Any) -> Part:
     contract = REGISTRY.contract(op)
     return Part(contract, contract.config.model_validate(config))
@@ -51,6 +59,15 @@ def test_every_check_of_strings_stands_there_in_order() -> None:
     named = [c.name for c in prove_strings(plan, REGISTRY, "quick")]
     assert first_column("check of delete and indel") == [n for n in named if n.startswith("strings.")]
     assert {n for n in named if not n.startswith(("strings.", "schedule."))} <= set(first_column(OF_PARTS))
+
+
+def test_every_check_of_vectors_stands_there_in_order() -> None:
+    kernel = part("gaussian", vocab=4, width=1)
+    outputs = REGISTRY.component("gaussian").parametrizations(kernel.config)[0]
+    plan = ProcessPlan("vectors", kernel, part("stepwise"), part("diffusion_lm"), part("ddpm"), 4, outputs)
+    named = [c.name for c in vectors.prove(plan, REGISTRY, "quick")]
+    own = [n for n in named if n.startswith("vectors.")]
+    assert first_column("check of vectors") == [*own, "vectors.output", "vectors.raises"]
 
 
 def test_every_check_of_columns_stands_there_in_order() -> None:

@@ -64,7 +64,17 @@ def test_levels_sum_up_to_the_bound(made: Callable[[str], tuple[Engine, Dataset]
     assert whole + found.reconstruction == pytest.approx(found.nats_per_token, rel=1e-9)
     assert found.reconstruction > 0 if kind == "uniform" else found.reconstruction >= 0
     assert [(level.low, level.high) for level in found.levels] == [(i / 10, (i + 1) / 10) for i in range(10)]
-    assert numbers(found).keys() == {f.name for f in dataclasses.fields(found)} - {"over", "levels", "caveat"}
+    assert numbers(found).keys() == {f.name for f in dataclasses.fields(found)} - {
+        "over",
+        "levels",
+        "caveat",
+        "measures",
+    }
+    assert found.measures == {}  # a family's own measures are numbers too
+    more = dataclasses.replace(found, measures={"rounding_accuracy": 0.75})
+    assert numbers(more) == {**numbers(found), "rounding_accuracy": 0.75}
+    assert more.curve() == {**found.curve(), "rounding_accuracy": 0.75}
+    assert "rounding accuracy 75.0000%" in str(more)
 
 
 @pytest.mark.parametrize("kind", ["masked_count", "nelbo"])

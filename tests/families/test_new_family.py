@@ -64,6 +64,10 @@ def bags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:
             return ((Output("log_frequency", "float b l v", "unnormalised log frequency of each token"),),)
 
+        @classmethod
+        def own_schedule(cls, config: ComponentConfig) -> None:
+            return None
+
     class Frequency(Part, kind="bag_objective"):
         class Config(ComponentConfig):
             pass

@@ -19,10 +19,11 @@ from tests.conftest import ROOT
 
 GRAPH = "this blueprint is a graph without a process: add process, objective and sample to train or sample"
 METHODS = {name: member for name, member in vars(Process).items() if inspect.isfunction(member)}
-BLUEPRINT_OF = {"tokens": "first", "strings": "did-tiny", "points": "flow-tiny"}
+BLUEPRINT_OF = {"tokens": "first", "strings": "did-tiny", "vectors": "diffusion-lm-tiny", "points": "flow-tiny"}
 SMALL = {
     "tokens": ["params.dim=16", "params.heads=2", "params.depth=1"],
     "strings": ["params.dim=16", "params.heads=2", "params.cond=8", "params.depth=1"],
+    "vectors": ["params.dim=16", "params.heads=2", "params.depth=1"],
     "points": ["params.depth=1", "params.hidden=8"],
 }
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-THEMES = ("network", "bijective", "noise")
+THEMES = ("network", "bijective", "codes", "noise")
 FILES = sorted(path for theme in THEMES for path in (ROOT / "registry" / theme).glob("*.py") if path.stat().st_size)
 
 

@@ -127,6 +127,8 @@ def run(tmp_path: Path) -> Path:
         text=[EVIL, "plain"],
         attributes={**attributes, "prompt": prompt.tolist()},
     )
+    roads = {"original": trajectory[:, 0], "edited": np.stack([trajectory[0, 0, :30], trajectory[-1, 0, 10:]])}
+    write_samples(run / "edited.zarr", roads, text=[EVIL], attributes=attributes)
     with_taps = Activations(run / "activations.zarr", [TapSpec("trunk/0/x", 1, "float32", None, 2)])
     for step in (3, 6):
         with_taps.put("trunk/0/x", step, np.zeros((4, 5)))
@@ -137,12 +139,13 @@ def run(tmp_path: Path) -> Path:
 def test_the_page_is_well_formed_and_every_text_is_escaped(run: Path) -> None:
     page = Page(write_report(run).read_text())
     assert len(page.ids()) == len(set(page.ids()))
-    assert page.text("h2") == ["One sample, from noise to text", "Samples", "Quality of samples", "Infilled text", "Training", "Saved activations", "Claims and proofs", "Graph", "Provenance"]  # fmt: skip
-    # the only scripts are the film and its data, and no text has become an attribute
-    assert [a for tag, a in page.tags if tag == "script"] == [{"type": "application/json", "id": "film-data"}, {}]
+    assert page.text("h2") == ["One sample, from noise to text", "An edit: two roads from the same noise", "Samples", "Quality of samples", "Infilled text", "Training", "Saved activations", "Claims and proofs", "Graph", "Provenance"]  # fmt: skip
+    # the only scripts are the films' data and their code, and no text has become an attribute
+    data = {"type": "application/json"}
+    assert [a for tag, a in page.tags if tag == "script"] == [data, data, {}]
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
     assert page.text("h1") == page.text("title")[:1] == [EVIL]
-    assert page.text("pre")[:2] == [EVIL, "plain"]
+    assert [text for text in page.text("pre") if text][:2] == [EVIL, "plain"]
     assert "".join(page.text("mark")[:1]) == (EVIL + " " * 40)[5:40]
     assert page.text("td").count(EVIL) >= 9
     assert [word for word in page.text("span") + page.text("td") if word in ("holds", "fails", "note")] == [
@@ -183,14 +186,28 @@ def test_the_policy_of_the_page_allows_its_own_script_and_style_alone(run: Path)
     assert page.text("tspan") == ["training", "held out"]  # the legend has its colours without style attributes
 
 
-def test_there_is_one_film_and_it_ends_with_the_sample(run: Path) -> None:
-    page = Page(write_report(run).read_text())
-    assert page.ids().count("film") == page.ids().count("film-data") == 1
-    film = json.loads(page.text("script")[0])
+def frames_of(film: Any) -> list[list[str]]:
+    """The words of each frame of a road; a mask is empty."""
     frames = [film["first"]]
     for changes in film["changes"]:
         frames.append([dict(changes).get(place, word) for place, word in enumerate(frames[-1])])
-    shown = [["" if film["words"][w] is None else film["words"][w] for w in frame] for frame in frames]
+    return [["" if film["words"][w] is None else film["words"][w] for w in frame] for frame in frames]
+
+
+def test_an_edit_has_two_roads_side_by_side(run: Path) -> None:
+    page = Page(write_report(run).read_text())
+    original, edited = json.loads(page.text("script")[1])
+    assert [original["label"], edited["label"]] == ["original", "edited"]
+    assert "".join(frames_of(original)[-1]) == (EVIL + " " * 40)[:40]
+    assert "".join(frames_of(edited)[-1]) == (EVIL + " " * 40)[10:40]
+    assert "".join(frames_of(original)[0]) == "".join(frames_of(edited)[0]) == ""
+    assert page.text("button") == ["play", "backwards"] * 2
+
+
+def test_there_is_one_film_and_it_ends_with_the_sample(run: Path) -> None:
+    page = Page(write_report(run).read_text())
+    (film,) = json.loads(page.text("script")[0])
+    shown = frames_of(film)
     assert "".join(shown[0]) == ""
     assert "".join(shown[1]) == EVIL[1::2] + " " * (20 - len(EVIL[1::2]))
     assert "".join(shown[2]) == (EVIL + " " * 40)[:40]
@@ -305,7 +322,8 @@ def test_parts_without_their_file_are_left_out(run: Path, missing: str) -> None:
         assert page.text("h2") == []
     if missing == "tokenizer.json":
         assert "Samples" in page.text("h2")
-        assert "film" not in page.ids()
+        assert "One sample, from noise to text" not in page.text("h2")
+        assert "An edit: two roads from the same noise" not in page.text("h2")
 
 
 def test_a_broken_tokenizer_removes_only_the_parts_that_need_it(run: Path) -> None:

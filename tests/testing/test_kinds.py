@@ -23,6 +23,10 @@ from sedd_graph_registry.strings.objectives import DISE
 from sedd_graph_registry.strings.samplers import StringTau
 from sedd_graph_registry.training.optimizers import AdamW
 from sedd_graph_registry.training.schedules import LinearDecay
+from sedd_graph_registry.vectors.classifiers import EmbeddingCounts
+from sedd_graph_registry.vectors.kernels import Gaussian
+from sedd_graph_registry.vectors.objectives import DiffusionLM
+from sedd_graph_registry.vectors.samplers import DDPM
 from torch import Tensor
 
 from sedd_graph.component.base import Component, ComponentConfig
@@ -33,6 +37,9 @@ from sedd_graph.data.tokenizer import Ids, Tokenizer
 from sedd_graph.diffusion.likelihood import Likelihood
 from sedd_graph.diffusion.tokens.classifier import ClassifierConfig
 from sedd_graph.diffusion.tokens.walk import SamplerConfig
+from sedd_graph.diffusion.vectors.classifier import VectorClassifierConfig
+from sedd_graph.diffusion.vectors.kernel import VectorKernelConfig
+from sedd_graph.diffusion.vectors.sampler import VectorSamplerConfig
 from sedd_graph.testing.conformance import ConformanceError, check_component
 from sedd_graph.training.interfaces import Tracker
 
@@ -54,7 +61,23 @@ class Labelled(ClassifierConfig):
     label: int = 0
 
 
-CONFIGS: dict[str, Any] = {"classifier": Labelled, "sampler": SamplerConfig, "string_sampler": ComponentConfig}
+class LabelledVectors(VectorClassifierConfig):
+    label: int = 0
+
+
+class Sized(VectorKernelConfig):
+    vocab: int = 4
+    width: int = 1
+
+
+CONFIGS: dict[str, Any] = {
+    "classifier": Labelled,
+    "sampler": SamplerConfig,
+    "string_sampler": ComponentConfig,
+    "vector_classifier": LabelledVectors,
+    "vector_kernel": Sized,
+    "vector_sampler": VectorSamplerConfig,
+}
 
 
 def raises(*_: Any, **__: Any) -> Any:
@@ -65,9 +88,12 @@ def liar(kind: str) -> type:
     """A class of ``kind`` whose abstract methods only raise."""
     base = KINDS[kind].base_class()
     abstract = getattr(base, "__abstractmethods__", ())
-    body: dict[str, Any] = {"Config": type("Config", (CONFIGS.get(kind, ComponentConfig),), {}), "reads": ("log_x0",)}
+    reads = ("x0",) if kind.startswith("vector") else ("log_x0",)
+    body: dict[str, Any] = {"Config": type("Config", (CONFIGS.get(kind, ComponentConfig),), {}), "reads": reads}
     for name in abstract:
         body[name] = property(raises) if isinstance(getattr(base, name), property) else raises
+    if kind == "vector_kernel":
+        body["steps"] = 10  # the shipped objectives of vectors need discrete time
     if KINDS[kind].is_node:
 
         def forward(self: Any, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
@@ -167,6 +193,35 @@ class Stays(StringTau, kind="string_sampler"):
         pass
 
 
+class Blurred(Gaussian, kind="vector_kernel"):
+    """Clean vectors that spread twice as far as declared."""
+
+    def start(self, tokens: Tensor, schedule: Any, noise: Tensor) -> Tensor:
+        return super().start(tokens, schedule, 2 * noise)
+
+
+class Lower(DiffusionLM, kind="vector_objective"):
+    """Half of the bound."""
+
+    def bound(self, *arguments: Any) -> Tensor:
+        return super().bound(*arguments) / 2
+
+
+class Idle(DDPM, kind="vector_sampler"):
+    """Noise is returned as it is."""
+
+    def walk(self, walk: Any, times: Tensor) -> None:
+        for _ in times:
+            walk.end_step()
+
+
+class Boasts(EmbeddingCounts, kind="vector_classifier"):
+    """Chances that do not sum to one."""
+
+    def log_prob(self, *arguments: Any) -> Tensor:
+        return super().log_prob(*arguments) + 1.0
+
+
 class Shuffled(Builtin, kind="corpus"):
     """Another order each time."""
 
@@ -236,6 +291,10 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (Eager, {}, ""),
     (Lighter, {}, "objective."),
     (Stays, {}, "sampler."),
+    (Blurred, {"vocab": 4, "width": 1}, "vectors.start"),
+    (Lower, {}, "vectors.bound"),
+    (Idle, {}, "vectors.step"),
+    (Boasts, {"counts": [[3, 1, 1, 0], [1, 2, 2, 0]], "label": 0}, "classifier.normalised"),
     (Shuffled, {}, "determinism"),
     (Unseeded, {"count": 100}, "determinism"),
     (ShoutsFactory, {}, "round trip"),

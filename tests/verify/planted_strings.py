@@ -233,9 +233,10 @@ def prior_is_wrong_for_large_vocabularies_alone(parts: StringParts) -> None:
     "indel",
     "edit_flow",
     "flexmdm",
-    names="strings.insert strings.transport objective.rate objective.tight objective.wrong",
+    names="strings.insert strings.transport objective.rate objective.tight objective.wrong sampler.rates",
 )
 def insertion_rate_5_percent_high(parts: StringParts) -> None:
+    """Where targets are divided by the rate, as those of ``indel``, only the steps of the sampler disagree with it."""
     patched(parts.kernel, "weights", scaled(1.05, 0))
 
 
@@ -243,7 +244,7 @@ def insertion_rate_5_percent_high(parts: StringParts) -> None:
     "indel",
     "edit_flow",
     "flexmdm",
-    names="strings.delete strings.transport objective.rate objective.tight objective.wrong",
+    names="strings.delete strings.transport objective.rate objective.tight objective.wrong sampler.rates",
 )
 def second_rate_5_percent_low(parts: StringParts) -> None:
     patched(parts.kernel, "weights", scaled(0.95, 1))
@@ -414,9 +415,10 @@ def sampled_targets_of_one_gap_later(parts: StringParts) -> None:
 @fault(
     "dice",
     "dice_tau",
-    names="objective.wrong sampler.law sampler.moments sampler.clean objective.tight objective.contract",
+    names="objective.reverse",
 )
 def rates_sum_to_one_more(parts: StringParts) -> None:
+    """Samples of strings of one known length do not show it: tokens and gaps are drawn in proportion to the rates."""
     patched(parts.objective, "rates", lambda m, outputs, strings, longest: m(outputs, strings, longest + 1))
 
 
@@ -433,7 +435,7 @@ def walking(parts: StringParts, change: Callable[[StringWalk[Any]], object]) -> 
     patched(parts.sampler, "walk", wrap)
 
 
-SAMPLED = "sampler.law sampler.moments"
+SAMPLED = "sampler.law sampler.moments sampler.tokens sampler.rates"
 
 
 @fault("delete", "thinning", "indel", "edit_flow", "flexmdm", "flexmdm_thinning", names=SAMPLED)

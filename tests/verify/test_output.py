@@ -42,6 +42,17 @@ def test_heads_that_do_not_fit_are_caught(name: str, mask: str, defect: str) -> 
     assert defect in found.value
 
 
+def test_d3pm_reads_a_prediction_that_gives_the_mask_a_probability() -> None:
+    """As D3PM's logits do; the objective declares it, and only where its posterior is Bayes' rule for the mask too."""
+    path = ROOT / "blueprints" / "d3pm-tiny.yaml"
+    engine = sedd_graph.build(path, ["nodes.head.with.mask=none"], device="cpu", compile="off")
+    assert check_output(engine.network, engine.process.kernel, engine.process.objective).holds
+    changes = ["nodes.head.with.mask=none", "process={op: power, schedule: {op: loglinear}}"]
+    engine = sedd_graph.build(path, changes, device="cpu", compile="off")
+    found = check_output(engine.network, engine.process.kernel, engine.process.objective)
+    assert found.value.startswith("the mask has a positive probability")
+
+
 def test_build_refuses_a_head_that_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

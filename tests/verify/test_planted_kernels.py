@@ -243,7 +243,7 @@ def test_an_error_of_a_kernel_is_a_finding() -> None:
         raise KeyError("weights")
 
     (found,) = (c for c in prove(Fault("raises", Uniform, {"posterior": posterior}, ())) if c.holds is False)
-    assert found.name == "kernel.raises"
+    assert found.name == "kernel.runs"
     assert "KeyError: 'weights'" in found.value
 
 

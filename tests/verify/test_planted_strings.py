@@ -16,15 +16,6 @@ FAST = (
 """Faults that are planted in every run of the suite; the others are marked slow."""
 
 
-UNFOUND = {
-    "rates_sum_to_one_more-dice": "first hitting draws in proportion to the rates, whose sum does not matter",
-    "rates_sum_to_one_more-dice_tau": "what steps insert too early is within the law of the rest, which is completed one by one",
-    "temperature-delete": "extrapolation leaves some 5,000 independent draws, too few for this shift",
-    "temperature-edit_flow": "extrapolation leaves some 5,000 independent draws, too few for this shift",
-}
-"""Faults that no check finds, with the reason."""
-
-
 def found(name: str) -> set[str]:
     """Return the checks that fail for a fault, by the quick proof, or else by the full one."""
     fault = FAULTS[name]
@@ -38,6 +29,6 @@ def test_a_planted_fault_is_found(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(FAULTS) - set(FAST) - set(UNFOUND)))
+@pytest.mark.parametrize("name", sorted(set(FAULTS) - set(FAST)))
 def test_every_planted_fault_is_found(name: str) -> None:
     assert found(name) & FAULTS[name].names

@@ -14,14 +14,16 @@ from sedd_graph.component.check import Check
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.families.strings import make_parts
-from sedd_graph.verify import sampler, string_contracts, string_draws
+from sedd_graph.verify import kernel_draws, kernel_size, sampler, string_contracts, string_draws
 from sedd_graph.verify.birth_death import BirthDeathTable
 from sedd_graph.verify.block_fixture import relative_error
 from sedd_graph.verify.inverse import _measurable, _Pair
+from sedd_graph.verify.objective_values import optimum_faults
 from sedd_graph.verify.schedules import check_schedule
+from sedd_graph.verify.statistics import binomial_tail, chi_square, correlated, dispersed, shifted
 from sedd_graph.verify.string_forced import ForcedDraws
-from sedd_graph.verify.toy import ALONE, Toy, toy_parts
-from sedd_graph.verify.worst import worst
+from sedd_graph.verify.toy import ALONE, PAIR, Toy, make_toy, toy_parts
+from sedd_graph.verify.worst import least, worst
 from tests.plans import maker, string_plan, token_plan
 from tests.verify.parts import part
 
@@ -35,6 +37,69 @@ def test_an_error_that_is_not_a_number_is_infinite(errors: tuple[float, ...]) ->
 
 def test_the_largest_error_counts() -> None:
     assert (worst(), worst(-2.0), worst(1.0, 3.0, 2.0)) == (0.0, -2.0, 3.0)
+
+
+@pytest.mark.parametrize("chances", [(NAN,), (0.5, NAN), (NAN, 0.5), (0.5, 0.4, NAN)])
+def test_a_probability_that_is_not_a_number_is_zero(chances: tuple[float, ...]) -> None:
+    assert least(*chances) == 0.0
+
+
+def test_the_least_probability_counts() -> None:
+    assert (least(), least(3.0), least(0.5, 0.2, 0.7)) == (1.0, 1.0, 0.2)
+
+
+def test_statistics_of_nan_are_never_chance() -> None:
+    many, half = torch.full((4,), 100.0), torch.full((4,), 0.5)
+    broken = torch.tensor([0.5, 0.5, NAN, 0.5])
+    assert chi_square(many * broken, 100 * half) == chi_square(many * half, 100 * broken) == 0.0
+    assert binomial_tail(many * half, many, broken) == 0.0
+    assert shifted(many * half, many, half, broken) == shifted(many * half, many, broken, half) == 0.0
+    hits = torch.randint(2, (64, 64), generator=torch.Generator().manual_seed(1)).double()
+    assert dispersed(hits, NAN) == correlated(hits, NAN) == 0.0
+    hits[3, 5] = NAN
+    assert dispersed(hits, 0.5) == correlated(hits, 0.5) == 0.0
+
+
+@pytest.mark.parametrize("test", ["chi_square", "binomial_tail", "shifted"])
+@pytest.mark.parametrize("states", [4, 130])
+def test_draws_whose_chance_is_no_number_fail(test: str, states: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = token_plan(part("uniform"), part("loglinear"), part("nelbo"), part("analytic"), states, "log_x0")
+    kernel = maker(plan, discover())(None).kernel
+    module: Any = kernel_draws if states == 4 else kernel_size
+    calls = iter([0.5, NAN, *[0.5] * 200])
+    monkeypatch.setattr(module, test, lambda *_: next(calls) if test == "chi_square" else NAN)
+    with torch.no_grad():
+        checks = kernel_draws.check_draws(kernel, "quick") if states == 4 else sized(kernel)
+    assert {c.holds for c in checks if c.name.endswith(".sample")} == {False}
+
+
+def sized(kernel: Any) -> list[Check]:
+    return kernel_size.check_size(kernel, end=9.0, proof="quick")
+
+
+def test_independence_of_nan_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert least(*kernel_draws.independence(torch.zeros(8, 8, dtype=torch.int64), torch.full((4,), NAN))) == 0.0
+    kernel = maker(
+        token_plan(part("uniform"), part("loglinear"), part("nelbo"), part("analytic"), 4, "log_x0"), discover()
+    )(None).kernel
+    monkeypatch.setattr(kernel_draws, "correlated", lambda *_: NAN)
+    with torch.no_grad():
+        checks = [
+            *kernel_draws.check_draws(kernel, "quick"),
+            *kernel_draws.check_prior(kernel, end=20.0, proof="quick"),
+        ]
+    assert {c.name for c in checks if not c.holds} == {"kernel.independent", "kernel.prior_independent"}
+
+
+def test_a_loss_of_nan_beside_the_optimum_fails() -> None:
+    plan = token_plan(part("absorb"), part("loglinear"), part("nelbo"), part("analytic"), 4, "log_x0")
+    toy = make_toy(maker(plan, discover()), PAIR)
+    objective, loss = toy.parts.objective, toy.parts.objective.loss
+    with torch.no_grad():
+        assert not optimum_faults(toy, objective, "log_x0", 1e-4, 1)
+        factors = iter([1.0, 1.0, NAN])  # perfect, one push, the other
+        object.__setattr__(objective, "loss", lambda *v: loss(*v) * next(factors))
+        assert optimum_faults(toy, objective, "log_x0", 1e-4, 1)[0].part == "optimum"
 
 
 def test_a_second_stream_of_nan_is_far_off() -> None:
@@ -116,7 +181,7 @@ def test_draws_of_nan_deviation_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     found = string_draws.check_draws("x", "y", table, table._sample, table.levels(), "quick")
     assert found.holds is False
     monkeypatch.undo()
-    monkeypatch.setattr(string_draws, "_bernstein", lambda total, *_: total * NAN)
+    monkeypatch.setattr(string_draws, "bernstein", lambda total, *_: total * NAN)
     index = torch.zeros(8, dtype=torch.int64)
     sigma = torch.full((8,), 0.5, dtype=torch.float64)
     strings, _ = table.rows(index), table.batch(index)
@@ -129,7 +194,7 @@ def test_samples_whose_distance_is_no_number_fail(
 ) -> None:
     plan = token_plan(part("absorb"), part("loglinear"), part("nelbo"), part("analytic"), 4, "log_x0")
     toy = Toy(toy_parts(maker(plan, discover()), ALONE.tokens), ALONE, whole=True)
-    monkeypatch.setattr(sampler, "chi", lambda *_, **__: chi)
+    monkeypatch.setattr(sampler, "chi_distance", lambda *_, **__: (*chi, 4))
     with torch.no_grad():
         check = sampler._check_alone(toy, "log_x0", sampler.SIZES["quick"])
     assert check.holds is holds

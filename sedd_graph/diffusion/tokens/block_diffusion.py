@@ -152,7 +152,13 @@ def write_blocks(
             given(before),
             x[:, here],
             dataclasses.replace(
-                settings, free=free[:, here], allowed=own, matching=within, on_step=show, timeless=True
+                settings,
+                free=free[:, here],
+                allowed=own,
+                matching=within,
+                draws=None if settings.draws is None else settings.draws.part(start, start + block),
+                on_step=show,
+                timeless=True,
             ),
             steps=steps,
         )

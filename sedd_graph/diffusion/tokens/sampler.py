@@ -132,6 +132,15 @@ class Sampler(Component, ABC):
         """Number of steps; None for a sampler whose number of network evaluations is random."""
         return getattr(self.config, "steps", None)
 
+    def times(self, kernel: Kernel, steps: int) -> list[float] | None:
+        """Return the times at which the steps start, in order; None for a sampler without a grid of times.
+
+        Args:
+            kernel: The forward process.
+            steps: Number of steps of the sampler.
+        """
+        return None
+
     @abstractmethod
     def walk(self, walk: Walk, steps: int) -> None:
         """Advance ``walk`` from noise to clean text.
@@ -164,6 +173,7 @@ class Sampler(Component, ABC):
         walk = Walk(denoise, x, settings, self.config)
         self.walk(walk, taken)
         walk.check_outputs()
+        walk.x = walk.draws.settle(walk.x)
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
         self.log_weight = None if walk.weights is None else walk.weights.log
         if settings.matching is not None and not settings.matching.matches(walk.x):
@@ -193,25 +203,19 @@ class StepSampler(Sampler):
             s: Time after the step, [b]; None: remove all remaining noise.
         """
 
-    def walk(self, walk: Walk, steps: int) -> None:
-        rows, total = walk.x.shape[0], walk.kernel.steps
-        if total is not None:
-            return self._on_steps(walk, steps, total)
-        times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64).float()
-        for index in range(steps + 1):
-            below = None if index == steps else times[index + 1].expand(rows)
-            self.step(walk, times[index].expand(rows), below)
-            walk.end_step()
-        return None
-
-    def _on_steps(self, walk: Walk, steps: int, total: int) -> None:
-        """Take ``steps`` steps along an even subset of the ``total`` steps of a kernel in discrete time."""
+    def times(self, kernel: Kernel, steps: int) -> list[float]:
+        if (total := kernel.steps) is None:
+            found: list[float] = torch.linspace(1.0, T_MIN, steps + 1, dtype=torch.float64).tolist()
+            return found
         if steps > total:
             raise UserError(f"sample: {steps:,} steps are more than the {total:,} of the kernel")
-        rows = walk.x.shape[0]
-        visited = torch.linspace(total, 0, steps + 1, device=walk.x.device, dtype=torch.float64).round()
-        times = (visited / total).float()
-        for index in range(steps):
-            below = None if index == steps - 1 else times[index + 1].expand(rows)
+        visited = torch.linspace(total, 0, steps + 1, dtype=torch.float64).round()
+        return [step / total for step in visited[:-1].tolist()]
+
+    def walk(self, walk: Walk, steps: int) -> None:
+        rows, grid = walk.x.shape[0], self.times(walk.kernel, steps)
+        times = torch.tensor(grid, device=walk.x.device, dtype=torch.float64).float()
+        for index in range(len(grid)):
+            below = None if index == len(grid) - 1 else times[index + 1].expand(rows)
             self.step(walk, times[index].expand(rows), below)
             walk.end_step()

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.diffusion.categorical import categorical, going, jump, sharpen
+from sedd_graph.diffusion.categorical import categorical, going, sharpen
 from sedd_graph.diffusion.conditions.constraint import Matching
+from sedd_graph.diffusion.draws import Draws
 from sedd_graph.diffusion.numerics import take
 from sedd_graph.diffusion.output_check import OutputCheck
 from sedd_graph.diffusion.tokens.particles import ImportanceWeights
@@ -34,6 +34,8 @@ class Walk:
 
     Attributes:
         x: The current rows, int64 [b, l].
+        draws: Random numbers of the run.
+        generator: Its generator, for samplers that draw by other means than the methods of this class.
         evaluations: Number of rows evaluated by the network so far, summed over calls.
         clamped: Number of positions so far whose probabilities were outside [0, 1] and were clamped, summed over steps.
         weights: Importance weights of the rows; None without ``settings.unconditioned``.
@@ -45,7 +47,8 @@ class Walk:
     def __init__(self, denoise: Denoise, x: Tensor, settings: WalkSettings, config: SamplerConfig) -> None:
         kernel, matching = settings.kernel, settings.matching
         self.x, self.free, self.kernel = x, settings.free, kernel
-        self.schedule, self.generator, self.timeless = settings.schedule, settings.generator, settings.timeless
+        self.draws = Draws(settings.generator) if settings.draws is None else settings.draws
+        self.schedule, self.generator, self.timeless = settings.schedule, self.draws.generator, settings.timeless
         self.evaluations = self.clamped = 0
         self._check = OutputCheck(x.device)
         self._denoise, self._config, self._on_step = denoise, config, settings.on_step
@@ -87,6 +90,7 @@ class Walk:
         """
         if self._on_step is not None:
             self._on_step(self._steps, self.x if x is None else x)
+        self.draws.begin_step(self._steps, self.x)
         self._steps += 1
 
     def check_outputs(self) -> None:
@@ -222,7 +226,7 @@ class Walk:
 
     def uniform(self, *shape: int) -> Tensor:
         """Draw uniform numbers in (0, 1], float64 of shape ``[*shape]``."""
-        return 1 - torch.rand(*shape, generator=self.generator, device=self.x.device, dtype=torch.float64)
+        return self.draws.uniform(*shape)
 
     def draw(self, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool = False) -> Tensor:
         """Sample new tokens at free positions that change, and return the resulting rows.
@@ -255,7 +259,7 @@ class Walk:
             stay = torch.nn.functional.one_hot(self.x[moving], self.kernel.states)
             return torch.where((rows.sum(-1, keepdim=True) > 0), rows, (allowed if must else stay).to(rows.dtype))
 
-        return jump(self.x, move.double() * self.free, new_tokens, generator=self.generator, read=self.read)
+        return self.draws.jump(self.x, move.double() * self.free, new_tokens, read=self.read)
 
     def read(self, flag: Tensor) -> bool:
         """Copy a boolean scalar from the device to the host and return it, verifying the network's outputs so far.
@@ -362,5 +366,5 @@ class Walk:
             sigma: Total noise, [b].
         """
         where = where & self.free
-        self.put(self.kernel.sample(self.x, sigma, random=Randomness(self.generator), corrupt=where))
+        self.put(self.draws.noisy(self.kernel, self.x, sigma, corrupt=where))
         self._replace_disallowed(where)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.conditions.constraint import Matching
+from sedd_graph.diffusion.draws import Draws
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
 
@@ -84,6 +85,7 @@ class WalkSettings:
             unmasking.
         matching: Constraint that whole rows match a regular expression, for a kernel with carry-over unmasking; None:
             no constraint.
+        draws: Random numbers of the run; None: from ``generator``.
         timeless: True if the network's outputs do not depend on time.
         on_step: Callback after each step; None: no callback.
     """
@@ -95,5 +97,6 @@ class WalkSettings:
     allowed: Tensor | None = None
     unconditioned: Tensor | None = None
     matching: Matching | None = None
+    draws: Draws | None = None
     timeless: bool = False
     on_step: OnStep | None = None

@@ -1,0 +1,365 @@
+"""Processes on tokens as vectors (the family ``vectors``): Gaussian diffusion of the embeddings of token rows.
+
+Axes: b batch, l length, d width of a vector, v tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property, partial
+from typing import Any, ClassVar
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from sedd_graph.component.base import Context
+from sedd_graph.component.check import Check, Proof
+from sedd_graph.component.registry import Registry
+from sedd_graph.data.tokenizer import Tokenizer
+from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.conditions.conditions import Conditions
+from sedd_graph.diffusion.conditions.constraint import allowed_tokens
+from sedd_graph.diffusion.vectors.classifier import VectorClassifier
+from sedd_graph.diffusion.vectors.denoiser import Denoiser
+from sedd_graph.diffusion.vectors.kernel import VectorKernel
+from sedd_graph.diffusion.vectors.objective import VectorDraw
+from sedd_graph.diffusion.vectors.parts import VectorParts
+from sedd_graph.diffusion.vectors.sampler import VectorWalkSettings
+from sedd_graph.engine.network import Network
+from sedd_graph.engine.process import (
+    KERNEL,
+    SCHEDULE,
+    Prompt,
+    SampleRequest,
+    Samples,
+    Setup,
+    Stored,
+    TextWithHoles,
+)
+from sedd_graph.engine.regions import Model
+from sedd_graph.errors import BlueprintError, UserError
+from sedd_graph.families.plan import ProcessPlan
+from sedd_graph.families.text import (
+    FREE,
+    TextProcess,
+    all_but,
+    check_row,
+    check_tokens,
+    document_lengths,
+    fill_holes,
+    make_components,
+    problem,
+)
+from sedd_graph.graph.model import Graph
+
+__all__ = ["VectorProcess", "make_parts", "prove"]
+
+
+def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None) -> VectorParts:
+    """Construct the components of a process on vectors.
+
+    Args:
+        plan: Validated description of the process.
+        registry: The installed components.
+        states: Number of tokens of a small example for verification, for which no classifier is constructed; None for
+            the number that the blueprint declares.
+
+    Returns:
+        The components, on the CPU.
+
+    Raises:
+        BlueprintError: The components are incompatible. The error lists every reason.
+    """
+    kernel, schedule, objective, sampler = made = make_components(plan, registry, states=states)
+    problems = [
+        problem(key, f"{part.name!r} cannot work with the output {plan.output!r}; it reads {' or '.join(reads)}")
+        for key, part, reads in (
+            ("objective", plan.objective, objective.reads),
+            ("sample", plan.sampler, sampler.reads),
+        )
+        if plan.output not in reads
+    ]
+    problems += [
+        problem(key, f"{part.name!r} needs {lack}")
+        for key, part, lack in (
+            ("objective", plan.objective, objective.lacks(kernel, schedule)),
+            ("sample", plan.sampler, sampler.lacks(kernel, schedule)),
+        )
+        if lack is not None
+    ]
+    if problems:
+        raise BlueprintError(problems)
+    return VectorParts(*made, None if states else _make_classifier(plan, registry))
+
+
+def _make_classifier(plan: ProcessPlan, registry: Registry) -> VectorClassifier | None:
+    """Construct the classifier, if one is declared. Raises :class:`BlueprintError` for a bad file or label."""
+    if plan.classifier is None:
+        return None
+    try:
+        context = Context({"n": plan.states})
+        made: VectorClassifier = registry.component(plan.classifier.contract.op)(plan.classifier.config, context)
+    except UserError as error:
+        raise BlueprintError([problem("sample.classifier", str(error))]) from None
+    if made.config.label >= made.labels:
+        message = (
+            f"there is no label {made.config.label}: this classifier has {made.labels}, from 0 to {made.labels - 1}"
+        )
+        raise BlueprintError([problem("sample.classifier.label", message)])
+    return made
+
+
+def prove(plan: ProcessPlan, registry: Registry, proof: Proof = "full") -> list[Check]:
+    """Verify the process on an enumerable toy of few tokens with known vectors; takes seconds on a CPU.
+
+    Args:
+        plan: Validated description of the process.
+        registry: The installed components.
+        proof: Strength of the verification: ``full``, or ``quick`` with fewer cases.
+
+    Returns:
+        The results of the checks of schedule, kernel, objective and sampler.
+    """
+    from sedd_graph.verify.vectors import prove_vectors
+
+    return prove_vectors(partial(make_parts, plan, registry), plan.output, proof)
+
+
+class VectorProcess(TextProcess):
+    """Gaussian diffusion of the embeddings of token rows of a fixed length.
+
+    Args:
+        plan: Validated description of the process.
+        setup: Graph, registry and device of the process.
+
+    Attributes:
+        parts: The components below, as one named tuple.
+        kernel: Embeddings, Gaussian noise and rounding.
+        schedule: Noise schedule.
+        objective: Training objective.
+        sampler: Sampler of the reverse process.
+        classifier: Classifier that guides samples; None without guidance.
+    """
+
+    family = "vectors"
+    kernel: VectorKernel
+    refuses: ClassVar[Mapping[str, str]] = {
+        "classifier": "a classifier of tokens does not guide vectors (declare sample.classifier in the blueprint)"
+    }
+
+    def __init__(self, plan: ProcessPlan, setup: Setup) -> None:
+        self.parts = make_parts(plan, setup.registry)
+        super().__init__(plan, setup, self.parts)
+        self.kernel, self.schedule, self.objective, self.sampler, self.classifier = self.parts
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """Mask of the tokens that samples may contain, bool [v]."""
+        return all_but(self._forbidden, self.kernel.data_tokens).to(self._device)
+
+    # -- training and evaluation ------------------------------------------------------------------------------------
+
+    def learned(self) -> Mapping[str, nn.Module]:
+        return {n: p for n, p in ((KERNEL, self.kernel), (SCHEDULE, self.schedule)) if p.learned}
+
+    def batch(self, rows: Tensor | Batch, device: torch.device) -> Batch:
+        batch = self.tokens(rows, device)
+        check_tokens(batch.tokens, self.kernel.data_tokens)
+        return batch
+
+    def draw(
+        self, batch: Batch, *, random: Randomness, t: Tensor | None = None, xt: Tensor | None = None
+    ) -> VectorDraw:
+        if xt is not None:
+            raise UserError(
+                "loss: noisy vectors cannot be given, since they depend on trained embeddings: leave xt out"
+            )
+        return self.objective.draw(batch, self.kernel, self.schedule, random=random, t=t)
+
+    def denoiser(self, run: Any, model: Model, attend: Tensor) -> Denoiser:
+        """Return the network as a function of noisy vectors and time.
+
+        Args:
+            run: Evaluates the graph: takes its inputs by name, and returns its outputs by name.
+            model: Module of the network, whose inputs determine whether it is self-conditioned.
+            attend: Positions that may be attended to, bool [b, l].
+        """
+        own = "estimate" in model.input_names
+        return Denoiser(run, self.kernel, self.schedule, attend, self_conditioned=own)
+
+    def loss(
+        self, model: Model, draw: VectorDraw, batch: Batch, key: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        kept: dict[str, Tensor] = {}
+
+        def run(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            outputs, saved = model.run(inputs, key)
+            kept.update(saved)
+            return outputs
+
+        denoise = self.denoiser(run, model, batch.attend)
+        return self.objective.loss(denoise, draw, batch, self.kernel, self.schedule).float(), kept
+
+    def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
+        draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
+        denoise = self.denoiser(network.run, network.model, batch.attend)
+        nats = self.objective.bound(denoise, draw, batch, self.kernel, self.schedule)
+        return self.objective.over, draw.t, nats
+
+    def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
+        denoise = self.denoiser(network.run, network.model, batch.attend)
+        found = self.objective.reconstruction(denoise, batch, self.kernel, self.schedule, random=random)
+        return None if found is None else found.double().cpu()
+
+    def measures(self, network: Network, batch: Batch, *, seed: int) -> Mapping[str, Tensor]:
+        """Return the number of tokens of each row that the network recovers at the lowest noise, float [b]."""
+        random = Randomness(torch.Generator(network.device).manual_seed(seed))
+        denoise = self.denoiser(network.run, network.model, batch.attend)
+        parts = self.kernel, self.schedule
+        return {"rounding_accuracy": self.objective.recovered(denoise, batch, *parts, random=random)}
+
+    @property
+    def caveat(self) -> str | None:
+        return self.objective.caveat()
+
+    def noised(self, over: str, t: Tensor) -> Tensor:
+        if over != "time":
+            return t
+        inside = t.double().clamp(1e-4, 1 - 1e-6).to(self._device)
+        return -torch.expm1(-self.schedule.sigma(inside).detach().double().cpu())
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    def evaluations(self, request: SampleRequest) -> int | None:
+        return request.steps or self.steps
+
+    def sample(self, network: Network, request: SampleRequest) -> Samples:
+        """Draw rows of ``request.length`` tokens.
+
+        Args:
+            network: The network.
+            request: The request. ``prompt`` is int64 [b, l] or [1, l]: given token ids, and -1 at free positions.
+
+        Returns:
+            Token ids int64 [b, l], l being ``request.length``.
+
+        Raises:
+            UserError: The request has no length, or its prompt, conditions or number of steps do not fit the process.
+        """
+        if request.length is None:
+            raise UserError("sample: give a length: the number of tokens of each row")
+        shape, device = (request.batch, request.length), network.device
+        tokens = torch.full(shape, FREE, device=device)
+        if request.prompt is not None:
+            prompt = request.prompt
+            if prompt.dim() != 2 or prompt.shape[1] != shape[1] or prompt.shape[0] not in (1, shape[0]):
+                raise UserError(f"sample: prompt must be {list(shape)} (or one row), not {list(prompt.shape)}")
+            check_tokens(prompt.clamp(min=0), self.kernel.data_tokens)
+            tokens = prompt.to(device).expand(shape)
+        free = tokens < 0
+        conditions = request.conditions or self.conditions({})
+        settings = VectorWalkSettings(
+            kernel=self.kernel,
+            schedule=self.schedule,
+            generator=request.generator(device),
+            tokens=tokens.clamp(min=0),
+            free=free,
+            renoise=conditions.observed == "renoise",
+            allowed=self._may(request, conditions),
+            classifier=self.classifier,
+            on_step=request.on_step,
+        )
+        attend = torch.ones_like(free) if request.attend is None else request.attend.to(device).expand(shape)
+        with network.evaluating():
+            denoise = self.denoiser(network.run, network.model, attend)
+            rows = self.sampler.run(denoise, settings, steps=request.steps).cpu()
+        facts: dict[str, Any] = {"mask": None, "evaluations": self.sampler.evaluations}
+        told = conditions.model_dump(mode="json", include={"forbid", "allow"}, exclude_defaults=True)
+        facts |= {"conditions": told} if told else {}
+        if self.plan.classifier is not None:
+            facts["classifier"] = {k: v for k, v in self.plan.classifier.record().items() if k != "counts"}
+        return Samples(rows, facts, given=None if request.prompt is None else (~free).cpu())
+
+    def _may(self, request: SampleRequest, conditions: Conditions) -> Tensor:
+        """Return the tokens that may be sampled, bool [v], [l, v] or [b, l, v]."""
+        may, allowed, length = self.allowed, request.allowed, request.length or 0
+        if allowed is not None:
+            shape = (request.batch, length, len(may))
+            if allowed.dtype != torch.bool or allowed.shape not in (shape, shape[1:], shape[2:]):
+                raise UserError(
+                    f"sample: allowed must be bool {list(shape[2:])}, {list(shape[1:])} or {list(shape)}, "
+                    f"not {allowed.dtype} {list(allowed.shape)}"
+                )
+            may = may & allowed.to(self._device)
+        return allowed_tokens(conditions, may, length, self._spelled)
+
+    def _spelled(self) -> list[bytes | None]:
+        """Return the bytes of each token (None without text). Raises :class:`UserError` without a tokenizer."""
+        if self._pieces is None:
+            raise UserError("there is no tokenizer, so tokens have no text: build from a run folder that has one")
+        pieces, tokens = self._pieces(), self.kernel.data_tokens
+        return [*pieces, *[None] * (tokens - len(pieces))][:tokens]
+
+    def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:
+        arrays, text = samples.arrays(), self.texts(samples.rows, tokenizer)
+        pad, end = (None, None) if tokenizer is None else (tokenizer.pad, tokenizer.end)
+        return Stored({**arrays, "lengths": document_lengths(arrays["tokens"], pad=pad, end=end)}, text)
+
+    def conditions(self, changes: Mapping[str, Any]) -> Conditions:
+        config = self.sampler.config
+        held: dict[str, Any] = {name: getattr(config, name) for name in ("forbid", "allow", "observed")}
+        for name, value in changes.items():
+            if name not in held:
+                raise UserError(
+                    f"vectors are rounded to tokens at the end, so --{name} cannot be observed: leave it out"
+                )
+            held[name] = (
+                [*held[name], *value] if name == "forbid" else {**held[name], **value} if name == "allow" else value
+            )
+        try:
+            return Conditions(**held)
+        except pydantic.ValidationError as error:
+            found = error.errors()[0]
+            where = ".".join(map(str, found["loc"]))
+            raise UserError(f"--{where}: {found['msg'].removeprefix('Value error, ')}") from None
+
+    def prompt(
+        self, text: TextWithHoles, tokenizer: Tokenizer, *, length: int, prompts_trained: bool, observed: str
+    ) -> Prompt:
+        """Encode text with holes of known sizes as a prompt; arguments as for the family ``tokens``.
+
+        Raises:
+            UserError: The text has no position to fill in, is too long, or has tokens that the tokenizer forbids.
+        """
+        text.check("The [[12]] is")
+        row = fill_holes(text, tokenizer, text.length or length)
+        if text.length is not None and text.length != len(row):
+            if text.length < len(row):
+                raise UserError(f"infill: the text has {len(row)} tokens, more than --length {text.length}")
+            row += [FREE] * (text.length - len(row))
+        check_row(row, tokenizer)
+        if FREE not in row:
+            raise UserError("infill: nothing is free: write [[N]] with N of at least 1 where the model is to write")
+        if prompts_trained and observed == "clamp":
+            how = (
+                "as trained: the embeddings of the given text are held fixed, as in training on rows with clean prompts"
+            )
+            return Prompt(torch.tensor([row], dtype=torch.int64), len(row), True, how)
+        done = "holding its embeddings fixed" if observed == "clamp" else "noising its embeddings anew at each step"
+        how = f"{done} is a heuristic: samples do not follow the model's distribution given that text"
+        return Prompt(torch.tensor([row], dtype=torch.int64), len(row), False, how)
+
+    # -- verification -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry, proof: Proof) -> list[Check]:
+        return prove(plan, registry, proof)
+
+    def check_network(self, network: Network) -> list[Check]:
+        from sedd_graph.verify.vectors import check_vector_output
+
+        return [check_vector_output(network, self)]
+
+    def warnings(self) -> list[str]:
+        return []

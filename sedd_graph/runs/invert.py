@@ -1,0 +1,267 @@
+"""Subcommands ``invert`` and ``restore``: write the noise that leads a sampler to given texts, and return to the texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sedd_graph.component.progress import progress
+from sedd_graph.diffusion.conditions.conditions import Conditions
+from sedd_graph.diffusion.tokens.noise_record import FINAL, Changes
+from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
+from sedd_graph.diffusion.tokens.road import Road
+from sedd_graph.engine.process import SampleRequest, Samples
+from sedd_graph.engine.seeds import mix_seed
+from sedd_graph.errors import SeddGraphError, UserError
+from sedd_graph.runs.memory import require_sampling_memory
+from sedd_graph.runs.open import Run
+from sedd_graph.runs.tape import Columns, Marks, Part, Say, facts_of, parts_of, require_same, starts
+from sedd_graph.store.manifest import DamagedError
+from sedd_graph.store.tape import MAX_ROWS, MAX_TOKENS, Tape, write_tape
+
+__all__ = ["INVERTED", "encoded", "invert_run", "noise_of", "request_of", "restore_run", "restored_texts"]
+
+INVERTED = "tape.zarr"
+"""File name, in a run folder, of a tape."""
+
+
+def encoded(run: Run, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of texts, from which exactly these texts are decoded.
+
+    Raises:
+        UserError: The run has no tokenizer, there are too many texts or tokens, or the tokenizer does not have all
+            characters of a text.
+    """
+    tokenizer = run.text_tokenizer()
+    if not 1 <= len(texts) <= MAX_ROWS:
+        raise UserError(f"a tape is of 1 to {MAX_ROWS:,} texts, not {len(texts):,}")
+    forbidden, found = set(tokenizer.forbidden), []
+    for number, text in enumerate(texts):
+        tokens = tokenizer.encode(text).tolist()
+        if forbidden & set(tokens) or tokenizer.decode(tokens) != text:
+            which = "the text" if len(texts) == 1 else f"text {number + 1}"
+            raise UserError(
+                f"{which} has characters that the model was not trained on: the tokenizer cannot restore it"
+            )
+        found.append(tokens)
+    if sum(map(len, found)) > MAX_TOKENS:
+        raise UserError(f"the texts have more than {MAX_TOKENS:,} tokens: invert fewer at a time")
+    if not any(found):
+        raise UserError("there is no text to invert")
+    return found
+
+
+def request_of(part: Part, noise: NoiseTape, *, steps: int | None) -> SampleRequest:
+    """Return the sampling request that runs the sampler with the noise of one part of a tape."""
+    return SampleRequest(batch=len(part.rows), length=part.length, steps=steps, tape=noise)
+
+
+def invert_run(
+    run: Run,
+    texts: Sequence[str],
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    batch: int = 64,
+    where: Path | None = None,
+    ignore_memory: bool = False,
+    say: Say = lambda text: None,
+) -> Path:
+    """Draw the noise that leads the sampler of a run to given texts, verify it by a replay, and write it to a tape.
+
+    Args:
+        run: The opened run folder, of the family ``tokens``.
+        texts: The texts, each the whole text of one sample.
+        steps: Sampler steps; None for the number in the blueprint.
+        seed: Seed of the noise.
+        batch: Largest number of texts that are run together.
+        where: Path of the tape, which must not exist; None for ``tape.zarr`` in the run folder, or the next free name
+            with a number.
+        ignore_memory: True to print a warning instead of raising an error if the run needs more memory than there is.
+        say: Function that prints a line for the user.
+
+    Returns:
+        The path of the tape.
+
+    Raises:
+        UserError: The model has no noise tapes, the texts have tokens that it lacks, or ``where`` exists.
+    """
+    process, sampler = run.engine.process, run.plan.sampler_op  # raises for a graph without a process
+    if "tape" in process.refuses:
+        raise UserError(f"invert: {process.refuses['tape']}; `sedd-graph sample --tape` writes the tape of samples")
+    if where is not None and where.exists():
+        raise UserError(f"{where} exists already; choose another name")
+    rows = encoded(run, texts)
+    lengths = np.asarray([len(row) for row in rows], dtype=np.int64)
+    seeds = np.asarray([mix_seed(seed, number) for number in range(len(rows))], dtype=np.int64)
+    parts, found = parts_of(lengths, batch), _Recorded(int(lengths.sum()))
+    where_of = list(starts(lengths))
+    largest = max(parts, key=lambda part: len(part.rows) * part.length)
+    trial = SampleRequest(batch=len(largest.rows), length=largest.length, steps=steps)
+    require_sampling_memory(run, trial, trajectory=False, ignore=ignore_memory, say=say)
+    marks = Marks()
+    with progress("inverting", total=2 * len(parts), unit="part") as advance:
+        for part in parts:
+            text = torch.tensor([rows[i] for i in part.rows], dtype=torch.int64)
+            held = torch.ones_like(text, dtype=torch.bool)
+            own = torch.from_numpy(seeds[list(part.rows)])
+            noise = NoiseTape(own, device=run.engine.device, road=Road(text=text, held=held))
+            before = len(marks.array())
+            mask = _played(run, part, noise, steps, marks).facts["mask"]
+            advance()
+            changes = noise.changes()
+            if noise.start is None:
+                raise SeddGraphError(f"invert: {sampler} did not start from the tape")
+            found.add(part, noise.start[:, : part.length], changes, where_of)
+            again = NoiseTape(own, device=run.engine.device, start=noise.start, changes=changes)
+            check = Marks(marks.array()[before:], where or run.path / INVERTED, facts=None)
+            made = _played(run, part, again, steps, check)
+            check.array()
+            if not torch.equal(made.rows, text):
+                raise SeddGraphError("invert: the replay did not end at the text")
+            advance()
+    facts = facts_of(run, trial, kind="text", seed=seed, batch=batch, mask=mask)
+    arrays: Columns = {"marks": marks.array(), "lengths": lengths, "seeds": seeds, **found.arrays()}
+    path = write_tape(where or run.path / INVERTED, Tape(facts=facts, arrays=arrays), numbers=where is None)
+    fixed = int((arrays["state"] == FINAL).sum())
+    count, tokens = len(arrays["call"]), int(lengths.sum())
+    say(f"{len(rows):,} texts, {tokens:,} tokens, {count:,} changes of noise ({count / max(1, tokens):.2f} per token)")
+    if fixed:
+        say(f"{fixed:,} tokens that the sampler cannot draw, such as at temperature 0, are stored as they are")
+    return path
+
+
+class _Recorded:
+    """Noise of the parts of a tape, recorded one after another.
+
+    Args:
+        tokens: Number of tokens of all rows.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self._start = np.zeros(tokens, dtype=np.int32)
+        self._changes: list[Changes] = []
+
+    def add(self, part: Part, start: Tensor, changes: Changes, where: Sequence[slice]) -> None:
+        """Add the initial rows [b, l] and the changes of noise of one part."""
+        for row, tokens in zip(part.rows, start.cpu().numpy(), strict=True):
+            self._start[where[row]] = tokens
+        self._changes.append(changes._replace(row=torch.tensor(part.rows)[changes.row]))
+
+    def arrays(self) -> Columns:
+        """Return the arrays of the tape."""
+        whole = Changes.joined(self._changes)
+        return {
+            "start": self._start,
+            "call": whole.call.numpy(),
+            "row": whole.row.numpy().astype(np.int32),
+            "place": whole.place.numpy().astype(np.int32),
+            "state": whole.state.numpy().astype(np.int32),
+            "value": whole.value.numpy(),
+        }
+
+
+def _played(run: Run, part: Part, noise: NoiseTape, steps: int | None, marks: Marks) -> Samples:
+    """Run the sampler with the noise of one part, and record or compare the rows after each step."""
+    request = request_of(part, noise, steps=steps)
+    request = dataclasses.replace(request, on_step=lambda _, rows: marks.add(rows))
+    made = run.engine.generate(request)
+    marks.add(made.rows)
+    return made
+
+
+def noise_of(tape: Tape, part: Part) -> tuple[Tensor, Tensor, Changes]:
+    """Return the seeds [b], the initial rows int64 [b, l] and the changes of noise of one part of a tape."""
+    arrays = tape.arrays
+    where = list(starts(arrays["lengths"]))
+    start = torch.tensor(np.stack([arrays["start"][where[row]] for row in part.rows]).astype(np.int64))
+    local = np.full(len(arrays["lengths"]), -1)
+    local[list(part.rows)] = np.arange(len(part.rows))
+    chosen = np.flatnonzero(local[arrays["row"]] >= 0)
+    chosen = chosen[np.argsort(arrays["call"][chosen], kind="stable")]
+    columns = {name: arrays[name][chosen] for name in ("call", "place", "state", "value")}
+    row = torch.from_numpy(local[arrays["row"][chosen]])
+    call, place, state = (torch.from_numpy(columns[name].astype(np.int64)) for name in ("call", "place", "state"))
+    value = torch.from_numpy(columns["value"].astype(np.float64))
+    return torch.from_numpy(arrays["seeds"][list(part.rows)]), start, Changes(call, row, place, state, value)
+
+
+def restore_run(run: Run, tape: Tape, *, where: Path) -> list[list[int]]:
+    """Run the sampler of a run with the noise of a tape of texts, and return the texts' tokens.
+
+    Args:
+        run: The opened run folder.
+        tape: The tape, of kind ``text``.
+        where: Path of the tape, for error messages.
+
+    Raises:
+        UserError: The run folder has another model than the tape was written with.
+        DamagedError: The rows after a step are not those that were recorded.
+    """
+    require_same(tape.facts, run, where)
+    lengths, batch = tape.arrays["lengths"], tape.facts.batch
+    texts: list[list[int]] = [[] for _ in lengths]
+    marks, parts = Marks(tape.arrays["marks"], where, tape.facts), parts_of(lengths, batch)
+    with progress("restoring", total=len(parts), unit="part") as advance:
+        for part in parts:
+            seeds, start, changes = noise_of(tape, part)
+            noise = NoiseTape(seeds, device=run.engine.device, start=start.to(run.engine.device), changes=changes)
+            try:
+                made = _played(run, part, noise, tape.facts.steps, marks)
+            except ValueError as error:  # noise of a forged tape that leads to no sample
+                raise DamagedError(f"{where} cannot be repeated: {error}") from None
+            for row, tokens in zip(part.rows, made.rows.tolist(), strict=True):
+                texts[row] = tokens
+            advance()
+    marks.array()
+    return texts
+
+
+def restored_texts(run: Run, tape: Tape, *, where: Path) -> list[str]:
+    """Repeat the run of a tape of either kind, and return its texts (for a flow, its points as text).
+
+    Args:
+        run: The opened run folder.
+        tape: The tape.
+        where: Path of the tape, for error messages.
+
+    Raises:
+        UserError: The run folder has another model than the tape was written with.
+        DamagedError: The rows after a step are not those that were recorded.
+    """
+    if tape.facts.kind == "text":
+        tokenizer = run.text_tokenizer()
+        return [tokenizer.decode(tokens) for tokens in restore_run(run, tape, where=where)]
+    require_same(tape.facts, run, where)
+    facts, process = tape.facts, run.engine.process
+    marks = Marks(tape.arrays["marks"], where, facts)
+    with progress(
+        "restoring", total=process.evaluations(SampleRequest(batch=1, length=facts.length, steps=facts.steps))
+    ) as advance:
+
+        def on_step(number: int, rows: Tensor) -> None:
+            marks.add(rows)
+            if number:
+                advance()
+
+        try:
+            conditions = Conditions.model_validate_json(facts.conditions) if facts.conditions else None
+        except ValueError:
+            raise DamagedError(f"{where}: attribute tape.conditions: not the conditions of samples") from None
+        request = SampleRequest(
+            batch=facts.batch,
+            length=facts.length,
+            steps=facts.steps if process.steps is not None else None,
+            seed=facts.seed,
+            conditions=conditions,
+            on_step=None if "on_step" in process.refuses else on_step,
+        )
+        made = run.engine.generate(request)
+    marks.add(made.rows)
+    marks.array()
+    return run.decode(made.rows)

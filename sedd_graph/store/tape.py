@@ -1,0 +1,173 @@
+"""Noise tapes as zarr groups: all that a sampling run needs to be repeated exactly, and hashes to verify the repetition.
+
+A tape is untrusted input: :func:`read_tape` validates types, shapes and sizes, and the SHA-256 of all that was written.
+A hash detects damage and mix-ups, not forgery. A forged tape can name other noise, but the rows after every step are
+hashed, too, and are compared when the run is repeated.
+
+Axes: r rows, k changes of noise, f checked frames, t tokens of all rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+
+from sedd_graph.component.strict import Strict
+from sedd_graph.errors import UserError
+from sedd_graph.store.arrays import open_stored, read_array, write_samples
+from sedd_graph.store.manifest import DamagedError
+
+__all__ = ["MARK", "MAX_ROWS", "Tape", "TapeFacts", "read_tape", "write_tape"]
+
+MARK = 16
+"""Bytes of the hash of the rows after one step."""
+MAX_ROWS, MAX_TOKENS, MAX_CHANGES = 65_536, 2**26, 2**26
+"""Largest numbers of rows, tokens and changes of noise on a tape."""
+_COLUMNS = {"call": np.int64, "row": np.int32, "place": np.int32, "state": np.int32, "value": np.float64}
+_Hash = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
+_Short = Annotated[str, pydantic.Field(max_length=256)]
+
+
+class TapeFacts(Strict):
+    """Facts about the run that a tape repeats, stored as the attribute ``tape`` of its group."""
+
+    format: Literal[1] = 1
+    """Version of the format."""
+    kind: Literal["text", "samples"]
+    """``text``: noise with which the sampler returns to given texts. ``samples``: the seed of samples."""
+    weights: _Hash
+    """SHA-256 of the weights, with their names, shapes and dtypes."""
+    weights_file: _Short
+    """File of the weights, relative to the run folder."""
+    dtype: _Short
+    """Dtypes of the weights."""
+    parts: dict[_Short, Annotated[str, pydantic.Field(max_length=2**20)]]
+    """Canonical JSON of the Config of each component of the process, by role, such as ``sampler``."""
+    blueprint: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{16}$")]
+    """Digest of the run's lock file."""
+    conditions: Annotated[str, pydantic.Field(max_length=2**20)] = ""
+    """Canonical JSON of the conditions on samples; empty for none."""
+    steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] | None
+    """Sampler steps; null for a sampler without a number of steps."""
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)]
+    """Seed of the noise."""
+    batch: Annotated[int, pydantic.Field(ge=1, le=MAX_ROWS)]
+    """Largest number of rows that are drawn at a time; for ``samples``, the number of rows."""
+    length: Annotated[int, pydantic.Field(ge=1, le=2**20)] | None = None
+    """For ``samples``: tokens of each sample; null for points of a flow."""
+    mask: Annotated[int, pydantic.Field(ge=0)] | None = None
+    """Id of the mask; null for a process without mask."""
+    device: _Short
+    """Kind of the device, such as ``cpu``."""
+    threads: Annotated[int, pydantic.Field(ge=1)]
+    """Number of threads of torch."""
+    torch: _Short
+    """Version of torch."""
+    digest: str = ""
+    """SHA-256 of these facts without ``digest``, and of the arrays."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tape:
+    """A noise tape in memory.
+
+    Attributes:
+        facts: The run that it repeats.
+        arrays: Arrays by name. ``marks`` uint8 [f, 16]: hash of the rows after each step and at the end, of one part
+            after another. For kind ``text`` also ``start`` int32 [t], the initial rows one after another; ``lengths``
+            int64 [r], their numbers of tokens; ``seeds`` int64 [r]; and the changes of noise, all [k]: ``call`` int64,
+            ``row``, ``place`` and ``state`` int32, ``value`` float64
+            (:class:`~sedd_graph.diffusion.tokens.noise_tape.Changes`).
+    """
+
+    facts: TapeFacts
+    arrays: Mapping[str, npt.NDArray[Any]]
+
+    @property
+    def rows(self) -> int:
+        """Number of texts or samples."""
+        return self.facts.batch if self.facts.kind == "samples" else len(self.arrays["lengths"])
+
+
+def _digest(facts: TapeFacts, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    found = hashlib.sha256(json.dumps(facts.model_dump(mode="json", exclude={"digest"}), sort_keys=True).encode())
+    for name in sorted(arrays):
+        data = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {data.dtype.str} {data.shape}".encode())
+        found.update(data.tobytes())
+    return found.hexdigest()
+
+
+def write_tape(path: Path, tape: Tape, *, numbers: bool) -> Path:
+    """Write a tape to a new zarr group, atomically.
+
+    Args:
+        path: Path of the group.
+        tape: The tape.
+        numbers: Whether a number is added to the name if it is taken (``tape-2.zarr``).
+
+    Returns:
+        The path of the new group.
+
+    Raises:
+        UserError: The path is taken, and ``numbers`` is False; or it is invalid.
+        EnvironmentFault: The disk cannot be written.
+    """
+    facts = tape.facts.model_copy(update={"digest": _digest(tape.facts, tape.arrays)})
+    return write_samples(path, tape.arrays, attributes={"tape": facts.model_dump(mode="json")}, numbers=numbers)
+
+
+def read_tape(path: Path) -> Tape:
+    """Read and validate a tape.
+
+    Raises:
+        UserError: There is no tape, or it is too large.
+        DamagedError: It is not what was written.
+    """
+    if not (path / "zarr.json").is_file():
+        raise UserError(f"{path} is not a tape: there is no zarr.json in it")
+    group = open_stored(path)
+    try:
+        facts = TapeFacts.model_validate(dict(group.attrs).get("tape"))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["tape", *map(str, first["loc"])])
+        raise DamagedError(f"{path}: attribute {where}: {first['msg']}: not a tape of `sedd-graph invert`") from None
+    dtypes = {"marks": np.uint8}
+    if facts.kind == "text":
+        dtypes |= cast("dict[str, Any]", {"start": np.int32, "lengths": np.int64, "seeds": np.int64, **_COLUMNS})
+    arrays = {name: read_array(group, name) for name in dtypes}
+    for name, dtype in dtypes.items():
+        shape = (len(arrays[name]), MARK) if name == "marks" else (arrays[name].size,)
+        if arrays[name].dtype != dtype or arrays[name].shape != shape:
+            raise DamagedError(
+                f"{path}/{name} is {arrays[name].dtype} {list(arrays[name].shape)}, not {dtype.__name__}"
+            )
+    if _digest(facts, arrays) != facts.digest:
+        raise DamagedError(f"{path} was altered: its content does not have the SHA-256 that it was written with")
+    if facts.kind == "text":
+        _validate(path, arrays)
+    return Tape(facts=facts, arrays=arrays)
+
+
+def _validate(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Verify that the arrays of a tape of texts fit each other, whoever wrote them."""
+    lengths, rows = arrays["lengths"], len(arrays["lengths"])
+    sizes = {len(arrays[name]) for name in _COLUMNS}
+    if not 1 <= rows <= MAX_ROWS or (lengths < 0).any() or int(lengths.astype(object).sum()) > MAX_TOKENS:
+        raise DamagedError(f"{path}: lengths is not that of 1 to {MAX_ROWS:,} rows with at most {MAX_TOKENS:,} tokens")
+    if len(arrays["start"]) != lengths.sum() or len(arrays["seeds"]) != rows or len(sizes) != 1:
+        raise DamagedError(f"{path}: the arrays of the tape do not fit each other")
+    if max(sizes) > MAX_CHANGES:
+        raise DamagedError(f"{path}: there are more than {MAX_CHANGES:,} changes of noise")
+    row, place = arrays["row"], arrays["place"]
+    if (row < 0).any() or (row >= rows).any() or (place < 0).any() or (place >= lengths[row]).any():
+        raise DamagedError(f"{path}: a change of noise is at no position of the tape")

@@ -1,0 +1,154 @@
+"""The toy of processes on vectors: short rows of few tokens, whose noisy vectors are a known mixture of Gaussians.
+
+Given a row of tokens, x_t is normal with mean sqrt(alpha_bar) times its embeddings and variance alpha_bar sigma_0^2 + 1 -
+alpha_bar in each coordinate. So the posterior of the row given x_t, and with it the best estimate of the clean vectors,
+is known exactly. Levels are computed from the schedule alone, not by the kernel. Axes: b batch, l length, d width, v
+tokens, k rows of the toy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.vectors.denoiser import Denoiser
+from sedd_graph.diffusion.vectors.objective import VectorObjective
+from sedd_graph.diffusion.vectors.parts import VectorParts
+
+__all__ = ["TOKENS", "Early", "Toy", "level", "placed"]
+
+TOKENS = 3
+"""Number of tokens of the toy."""
+PLACES = (-3.0, 0.6, 4.2)
+"""First coordinate of the embeddings: three tokens that rounding tells apart, at unequal distances and norms."""
+CHANCES = (0.5, 0.2, 0.3)
+"""Probabilities of the tokens of a row of one token."""
+
+
+def placed(parts: VectorParts) -> VectorParts:
+    """Set the embeddings of the toy's kernel to known places, where it allows that; return ``parts``."""
+    kernel = parts.kernel
+    table = torch.zeros(TOKENS, kernel.width)
+    table[:, 0] = torch.tensor(PLACES)
+    if kernel.width > 1:
+        table[:, 1] = torch.tensor((0.5, -1.0, 0.3))
+    kernel.place(table)
+    return parts
+
+
+def level(schedule: Schedule, t: float) -> float:
+    """Return alpha_bar at time ``t``: exp(-total noise), 1 at t = 0."""
+    if t <= 0:
+        return 1.0
+    return math.exp(-float(schedule.sigma(torch.tensor([t], dtype=torch.float64))))
+
+
+class Early(Schedule):
+    """A schedule with its total noise scaled down to 1 at t = 1, so that the last step is far from the prior.
+
+    Terms of the loss and of the bound that are negligible under the schedule itself can then be verified.
+
+    Args:
+        schedule: The schedule.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(schedule.config, schedule.context)
+        self._inner = schedule
+        self._scale = 1 / float(schedule.sigma(torch.ones(1, dtype=torch.float64)))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self._inner.sigma(t) * self._scale
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return self._inner.dsigma(t) * self._scale
+
+
+class Toy:
+    """Rows of ``length`` tokens with known probabilities, and their exact posterior given noisy vectors.
+
+    Args:
+        parts: Components of the process, with :data:`TOKENS` tokens.
+        length: Tokens per row, 1 or 2. The tokens of a row of two are dependent.
+        chances: Probability of each row; None: the default.
+
+    Attributes:
+        rows: All rows, int64 [k, l].
+        chances: Their probabilities, float64 [k].
+        clean: Their embeddings, float64 [k, l, d].
+        start_variance: Variance of x_0 around the embeddings.
+    """
+
+    def __init__(self, parts: VectorParts, length: int = 1, chances: Tensor | None = None) -> None:
+        self.parts, self.length = parts, length
+        kernel, schedule = parts.kernel, parts.schedule
+        self.rows = torch.tensor(list(itertools.product(range(TOKENS), repeat=length)))
+        if chances is None:
+            one = torch.tensor(CHANCES, dtype=torch.float64)
+            # of two tokens, the second follows the first by a permutation, with noise
+            follows = 0.7 * torch.eye(TOKENS, dtype=torch.float64).roll(1, 0) + 0.3 * one
+            chances = one if length == 1 else (one[:, None] * follows).reshape(-1)
+        self.chances = chances / chances.sum()
+        self.clean = kernel.table().detach().double()[self.rows]
+        self.start_variance = kernel.start_variance(schedule)
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the rows, nats."""
+        return float(-torch.xlogy(self.chances, self.chances).sum())
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sqrt(alpha_bar) and the variance of x_t given the row, at times ``t`` [b], float64 [b] each."""
+        bar = torch.where(t > 0, torch.exp(-self.parts.schedule.sigma(t)), 1.0)
+        return bar.sqrt(), bar * self.start_variance + 1 - bar
+
+    def posterior(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the probability of each row given noisy vectors ``x`` [b, l, d] at times ``t`` [b], float64 [b, k]."""
+        signal, variance = self.levels(t.double())
+        away = x.double()[:, None] - signal[:, None, None, None] * self.clean
+        log = self.chances.log() - away.square().sum((-2, -1)) / (2 * variance[:, None])
+        return log.softmax(-1)
+
+    def estimates(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return E[x_0 | x_t] and E[embedding | x_t], float64 [b, l, d] each; arguments as for :meth:`posterior`."""
+        signal, variance = (v[:, None, None] for v in self.levels(t.double()))
+        clean = torch.einsum("bk,kld->bld", self.posterior(x, t), self.clean)
+        # x_0 given x_t and the row is normal: its mean is shifted from the embedding towards x_t
+        return clean + self.start_variance * signal / variance * (x.double() - signal * clean), clean
+
+    def logits(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the log of the probability of each token given noisy vectors, float64 [b, l, v]."""
+        chance = torch.einsum(
+            "bk,klv->blv", self.posterior(x, t), torch.nn.functional.one_hot(self.rows, TOKENS).double()
+        )
+        return chance.clamp(min=1e-300).log()
+
+    def denoiser(self, objective: VectorObjective, output: str, rows: int) -> Denoiser:
+        """Return the perfect network: at each noisy row its best output, as ``x0`` or ``logits``.
+
+        Args:
+            objective: The objective, which determines what is best.
+            output: Name of the network's output.
+            rows: Number of rows of the batch.
+        """
+        kernel = self.parts.kernel
+
+        def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            x, t = inputs["x"], inputs["t"].double()
+            if kernel.steps is not None:  # float32 times are those of the steps, rounded
+                t = (t * kernel.steps).round() / kernel.steps
+            if output == "logits":
+                return {"logits": self.logits(x, t)}
+            return {"x0": objective.optimal(*self.estimates(x, t), t, kernel)}
+
+        attend = torch.ones(rows, self.length, dtype=torch.bool)
+        return Denoiser(run, kernel, self.parts.schedule, attend)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw rows of tokens, int64 [count, l]."""
+        return self.rows[torch.multinomial(self.chances, count, replacement=True, generator=generator)]
