@@ -21,8 +21,8 @@ from sedd_graph.diffusion.tape.strings import denoise_string_step, noise_string_
 from sedd_graph.diffusion.tape.tape import Tape
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.errors import UserError
-from sedd_graph.verify.statistics import NEVER, chi_square
-from sedd_graph.verify.string_draws import LIMIT, deviation
+from sedd_graph.verify.statistics import NEVER, chi_square, deviation
+from sedd_graph.verify.string_draws import LIMIT
 from sedd_graph.verify.string_table import EnumeratedTable
 from sedd_graph.verify.worst import worst
 
