@@ -83,7 +83,8 @@ class VectorProcess(TextProcess):
     family = "vectors"
     kernel: VectorKernel
     refuses: ClassVar[Mapping[str, str]] = {
-        "classifier": "a classifier of tokens does not guide vectors (declare sample.classifier in the blueprint)"
+        "classifier": "a classifier of tokens does not guide vectors (declare sample.classifier in the blueprint)",
+        "tape": "its steps move real numbers, and noise tapes record choices among tokens",
     }
 
     def __init__(self, plan: ProcessPlan, setup: Setup) -> None:
