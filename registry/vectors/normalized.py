@@ -57,23 +57,24 @@ class NormalizedGaussian(VectorKernel, kind="vector_kernel"):
         self.embedding = nn.Parameter(torch.randn(self.config.vocab, self.config.width))
 
     @classmethod
-    def toy(cls, config: Config, states: int) -> Config:
+    def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
         # two layer-normalised vectors of two numbers are alike or opposite
         length = cls.length_of(config)  # the same, so that the noise levels of the schedule are as far from rounding
         changes = {"vocab": states, "width": 2, "normalize": "length", "length": length}
         return config.model_copy(update=changes)
 
     @classmethod
-    def length_of(cls, config: Config) -> float:
+    def length_of(cls, config: ComponentConfig) -> float:
         """Return the length of the embeddings."""
-        return math.sqrt(config.width) if config.length is None else config.length
+        given = cls.Config.model_validate(config.model_dump())
+        return math.sqrt(given.width) if given.length is None else given.length
 
     @torch.no_grad()
     def place(self, table: Tensor) -> None:
         self.embedding.copy_(table)
 
     def table(self) -> Tensor:
-        rows = self.embedding
+        rows: Tensor = self.embedding
         if self.config.normalize == "layer":
             rows = rows - rows.mean(-1, keepdim=True)
         return F.normalize(rows, dim=-1) * self.length_of(self.config)

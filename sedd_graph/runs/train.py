@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, re
 from sedd_graph.training.distributed import World
 from sedd_graph.training.loop import Result, train
 from sedd_graph.training.trackers import FINAL, Trackers
+from sedd_graph.verify.margin import margins
 
 __all__ = ["train_run"]
 
@@ -79,6 +81,13 @@ def train_run(
             queue = run.report.store.queue
             return Activations(store, taps, queue=queue, resume_step=step, say=quiet) if taps else None
 
+        def measure() -> dict[str, float]:
+            found = margins(run.engine.network)
+            for code, margin in found.items():
+                if margin.half is not None and margin.half <= (margin.error or 0.0) < math.inf:
+                    quiet(f"warning     {code}: tokens may be decoded wrongly: margin {margin}")
+            return {name: value for code, margin in found.items() for name, value in margin.metrics(code).items()}
+
         result = train(
             run.engine,
             data,
@@ -89,6 +98,7 @@ def train_run(
             trackers=trackers,
             activations=activations,
             decode=run.decode,
+            measure=measure,
             say=quiet,
         )
         if (newest := latest_checkpoint(path / "checkpoints")) is not None:

@@ -24,7 +24,6 @@ from sedd_graph.training.config import EvaluateConfig, SampleConfig, TrainConfig
 from sedd_graph.training.distributed import World
 from sedd_graph.training.trackers import Trackers
 from sedd_graph.training.trainer import Say, Trainer
-from sedd_graph.verify.margin import margins
 
 __all__ = ["STOPPING", "Result", "train"]
 
@@ -101,6 +100,7 @@ class _Loop:
     trainer: Trainer
     trackers: Trackers | None
     decode: Callable[[Tensor], list[str]]
+    measure: Callable[[], Mapping[str, float]]
     saved_at: float = 0.0
     """Time of the newest checkpoint, or of the start, by the monotonic clock, seconds."""
     fallbacks: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -157,7 +157,7 @@ class _Loop:
         """Write a checkpoint, before which the margins of codes are logged and the metrics flushed to the disk."""
         if self.trackers is not None:
             if self.trainer.saved != self.trainer.step:
-                self.report_margins(self.trackers)
+                self.report_measured(self.trackers)
             self.trackers.sync()
         self.trainer.save()
         self.saved_at = time.monotonic()
@@ -183,16 +183,12 @@ class _Loop:
         if new and self.trackers is not None:
             self.trackers.log(self.trainer.step, new)
 
-    def report_margins(self, trackers: Trackers) -> None:
-        """Log half the least distance of the codewords of each code, with the weights that are evaluated."""
+    def report_measured(self, trackers: Trackers) -> None:
+        """Log what ``measure`` returns with the weights that are evaluated."""
         with self.trainer.averaged():
-            found = margins(self.trainer.engine.network)
-        metrics = {name: value for path, margin in found.items() for name, value in margin.metrics(path).items()}
+            metrics = self.measure()
         if metrics:
             trackers.log(self.trainer.step, metrics)
-        for path, margin in found.items():
-            if margin.half is not None and margin.half <= (margin.error or 0.0) < math.inf:
-                self.trainer.say(f"warning     {path}: tokens may be decoded wrongly: margin {margin}")
 
     def report(self, loss: float, norm: float, seconds: float, rows_per_second: float) -> None:
         """Log and print the loss and related metrics.
@@ -279,6 +275,7 @@ def train(
     trackers: Trackers | None = None,
     activations: Callable[[int], Activations | None] = lambda step: None,
     decode: Callable[[Tensor], list[str]] = lambda rows: [],
+    measure: Callable[[], Mapping[str, float]] = dict,
     say: Say = print,
 ) -> Result:
     """Train an engine in place and write checkpoints to the run folder.
@@ -297,6 +294,7 @@ def train(
             blueprint names. Its argument is the step from which training resumes (0 for a new run); it returns None if
             the blueprint names none.
         decode: Function that converts sampled rows [b, ...] to one text per row.
+        measure: Function that returns metrics to log at each checkpoint, such as the margins of codes.
         say: Function that prints a line for the user.
 
     Returns:
@@ -317,7 +315,7 @@ def train(
         trackers.resume(trainer.step, metrics, say)
     trainer.activations = activations(trainer.step) if world.rank == 0 else None
     try:
-        result = _Loop(trainer, trackers, decode).run()
+        result = _Loop(trainer, trackers, decode, measure).run()
     finally:
         if trainer.activations is not None:
             trainer.activations.close()

@@ -24,13 +24,13 @@ __all__ = ["check_fitted", "check_flow", "check_order"]
 
 EXACT = 1e-3
 """Largest error of the ODE's likelihood with the exact score, nats."""
-STEPS = {"full": 240, "quick": 100}
+STEPS = {"full": 120, "quick": 100}
 """Number of Heun steps of that likelihood, which is extrapolated from this number and twice of it (Richardson)."""
 ROWS = 24
 """Number of rows whose likelihood is compared."""
 SIGMAS = 6.0
 """Number of standard errors that a mean of random draws may be off."""
-PROBES = {"full": 4000, "quick": 1000}
+PROBES = {"full": 2000, "quick": 1000}
 """Number of probes of Hutchinson's estimate that are averaged."""
 COARSE = 24
 """Number of steps from which the order of a sampler is measured, by doubling it twice."""

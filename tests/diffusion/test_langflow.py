@@ -19,6 +19,7 @@ from sedd_graph.diffusion.vectors.gaussian import log_snr
 from sedd_graph.diffusion.vectors.sampler import VectorWalk, VectorWalkSettings
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families import vectors
+from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.runs.check import check
 from sedd_graph.verify.vectors_toy import Toy, placed
 from tests.conftest import ROOT
@@ -151,8 +152,13 @@ def test_the_divergence_counts_both_evaluations_of_a_self_conditioned_network() 
     ],
 )
 def test_unsuitable_parts_are_refused(changes: list[str], message: str) -> None:
+    def made() -> None:
+        plan = check(ROOT / "blueprints" / "langflow-tiny.yaml", changes).plan
+        assert isinstance(plan, ProcessPlan)
+        vectors.make_parts(plan, discover())
+
     with pytest.raises(BlueprintError, match=message):
-        vectors.make_parts(check(ROOT / "blueprints" / "langflow-tiny.yaml", changes).plan, discover())
+        made()
 
 
 def test_a_process_of_tokens_refuses_a_fitted_schedule() -> None:

@@ -57,7 +57,7 @@ class FlowFault:
     def parts(self) -> VectorParts:
         """Return the components with the fault."""
         if self.part == "flow":
-            faulty = dataclasses.dataclass(frozen=True, kw_only=True)(type("Faulty", (Flow,), self.methods))
+            faulty: Any = dataclasses.dataclass(frozen=True, kw_only=True)(type("Faulty", (Flow,), self.methods))
 
             def own(objective: Any, kernel: Any, schedule: Any) -> Flow:
                 sound = LangFlow.flow(objective, kernel, schedule)
@@ -85,7 +85,7 @@ def walk(step: Callable[..., Tensor]) -> dict[str, Any]:
             found = step(self, walk, t, s, y, root_snr(here), root_snr(there))
             walk.put(along(noise_std(there), found) * found, s)
             walk.end_step()
-        walk.put(walk.kernel.embed(walk.estimate(every[-1]).logits.argmax(-1)), torch.zeros_like(every[-1]))  # type: ignore[union-attr]  # a network of logits
+        walk.put(walk.kernel.embed(walk.estimate(every[-1]).logits.argmax(-1)), torch.zeros_like(every[-1]))
         walk.end_step()
 
     return {"walk": run}

@@ -97,10 +97,10 @@ def test_a_loss_of_nan_beside_the_optimum_fails() -> None:
     toy = make_toy(maker(plan, discover()), PAIR)
     objective, loss = toy.parts.objective, toy.parts.objective.loss
     with torch.no_grad():
-        assert not optimum_faults(toy, objective, "log_x0", 1e-4, 1)
+        assert not optimum_faults(toy, objective, "log_x0", 1e-4, 1)[0]
         factors = iter([1.0, 1.0, NAN])  # perfect, one push, the other
         object.__setattr__(objective, "loss", lambda *v: loss(*v) * next(factors))
-        assert optimum_faults(toy, objective, "log_x0", 1e-4, 1)[0].part == "optimum"
+        assert optimum_faults(toy, objective, "log_x0", 1e-4, 1)[0][0].part == "optimum"
 
 
 def test_a_second_stream_of_nan_is_far_off() -> None:

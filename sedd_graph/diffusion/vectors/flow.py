@@ -222,10 +222,10 @@ class Flow:
         for here, there in itertools.pairwise(grid):
             start, end = here[2], there[2]
             first = self.divergence(field(here), y, moving, random)
-            slope, found = first.value, (first.x0,)
+            slope, found = first.value, [first.x0]
             if self.method == "heun":
                 after = self.divergence(field(there), advance(y, start, end, first.x0), moving, random)
-                slope, found = (slope + after.value) / 2, (first.x0, after.x0)
+                slope, found = (slope + after.value) / 2, [first.x0, after.x0]
             y = advance(y, start, end, *found)
             volume = volume + (start - end) * slope
         y = torch.where(moving, y, 0.0)
