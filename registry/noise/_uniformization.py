@@ -49,7 +49,8 @@ def _expm_dense(x: Tensor, mean: Tensor, step: Tensor, most: float) -> Tensor:
     powers = powers[:terms].reshape(terms, n * n)
     k = torch.arange(terms, dtype=torch.float64, device=device)
     sign, factorials = 1 - 2 * (k % 2), torch.lgamma(k + 1)
-    means, of = torch.unique(mean, return_inverse=True)
+    one = bool((mean == mean[0]).all())  # as in a sampler
+    means, of = (mean[:1], None) if one else torch.unique(mean, return_inverse=True)
     tables = torch.cat(
         [
             (
@@ -60,6 +61,8 @@ def _expm_dense(x: Tensor, mean: Tensor, step: Tensor, most: float) -> Tensor:
             for part in means.split(max(1, _PIECE // terms))
         ]
     ).view(-1, n, n)
+    if of is None:
+        return x @ tables[0]
     parts = zip(x.split(max(1, _PIECE // n**2)), of.split(max(1, _PIECE // n**2)), strict=True)
     return torch.cat([(row[:, None] @ tables[which])[:, 0] for row, which in parts])
 
