@@ -77,12 +77,7 @@ class VectorProcess(TextProcess):
         setup: Graph, registry and device of the process.
 
     Attributes:
-        parts: The components below, as one named tuple.
-        kernel: Embeddings, Gaussian noise and rounding.
-        schedule: Noise schedule.
-        objective: Training objective.
-        sampler: Sampler of the reverse process.
-        classifier: Classifier that guides samples; None without guidance.
+        parts: The components, which are attributes too.
     """
 
     family = "vectors"
@@ -124,8 +119,8 @@ class VectorProcess(TextProcess):
         """Return the network as a function of noisy vectors and time.
 
         Args:
-            run: Evaluates the graph: takes its inputs by name, and returns its outputs by name.
-            model: Module of the network, whose inputs determine whether it is self-conditioned.
+            run: Evaluates the graph, given its inputs by name.
+            model: Module of the network; with an input ``estimate`` it is self-conditioned.
             attend: Positions that may be attended to, bool [b, l].
         """
         own = "estimate" in model.input_names
@@ -271,9 +266,11 @@ class VectorProcess(TextProcess):
                 raise UserError(
                     f"vectors are rounded to tokens at the end, so --{name} cannot be observed: leave it out"
                 )
-            held[name] = (
-                [*held[name], *value] if name == "forbid" else {**held[name], **value} if name == "allow" else value
-            )
+            if name == "forbid":
+                value = [*held[name], *value]
+            elif name == "allow":
+                value = {**held[name], **value}
+            held[name] = value
         try:
             return Conditions(**held)
         except pydantic.ValidationError as error:
@@ -317,6 +314,3 @@ class VectorProcess(TextProcess):
         from sedd_graph.verify.vectors import check_vector_output
 
         return [check_vector_output(network, self)]
-
-    def warnings(self) -> list[str]:
-        return []
