@@ -77,7 +77,8 @@ class Mixture(Interpolating, kind="kernel"):
         decay: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
         """Decay rate, in [0, 1] per unit of total noise sigma, of the share of noised tokens that are uniform draws
         rather than the mask: the share is ``uniform`` * exp(-``decay`` * sigma). 0: the share is constant, and the
-        prior is a mixture of masks and data tokens. Above 0: the prior is masks alone."""
+        prior is a mixture of masks and data tokens. Above 0: the prior is masks alone, so that the schedule must end at
+        a total noise at which the share is below 0.01."""
 
     config: Config
 

@@ -16,7 +16,7 @@ from sedd_graph.verify.kernel_cases import HIGHEST, at_levels, noise_levels
 from sedd_graph.verify.statistics import NEVER, binomial_tail, chi_square, correlated, dispersed, shifted
 from sedd_graph.verify.worst import least
 
-__all__ = ["SETTLED", "check_allowed", "check_draws", "check_prior", "noised"]
+__all__ = ["GAP", "SETTLED", "check_allowed", "check_draws", "check_prior", "noised"]
 
 DRAWS = {"full": 800_000, "quick": 300_000}
 """Approximate number of draws of noisy tokens with few states, over all noise levels and clean tokens; less with more."""
@@ -33,7 +33,7 @@ CELLS = 2**20
 SETTLED = 1e4
 """Total noise at which the transition matrix is taken to be that of endless noise."""
 GAP = 0.01
-"""Largest total variation distance between noise at t = 1 and the prior."""
+"""Largest total variation distance between noise at t = 1 and the prior, which samples inherit; it is computed without error."""
 
 
 def noised(

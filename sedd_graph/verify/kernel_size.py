@@ -20,6 +20,7 @@ from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.walk import T_MIN
 from sedd_graph.verify.kernel_draws import (
+    GAP,
     SETTLED,
     check_allowed,
     check_seeds,
@@ -261,7 +262,7 @@ def check_mixing(declared: Kernel, end: float) -> list[Check]:
         return []
     claim = "noise at t = 1 is the prior at the declared number of states"
     how = f"total variation from the slowest tokens at total noise {end:.3g}; raise the noise at t = 1 if this fails"
-    return [Check.below("kernel.mixed", claim, gap, 0.02, how, digits=".4f")]
+    return [Check.below("kernel.mixed", claim, gap, GAP, how, digits=".4f")]
 
 
 @torch.no_grad()

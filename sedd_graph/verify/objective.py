@@ -6,15 +6,16 @@ Axes: b rows, l positions, n states, v data tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Batch, Randomness
-from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective, for_each
+from sedd_graph.diffusion.tokens.objective import Objective, for_each
 from sedd_graph.verify.guards import described, raised
+from sedd_graph.verify.objective_bound import bound_faults
 from sedd_graph.verify.objective_draws import (
     DrawRows,
     Wrong,
@@ -24,35 +25,19 @@ from sedd_graph.verify.objective_draws import (
     random_batch,
     random_faults,
 )
+from sedd_graph.verify.objective_findings import Findings, form_check, verdict
 from sedd_graph.verify.objective_optimum import optimum_faults
 from sedd_graph.verify.objective_values import (
     POINTWISE,
     compare,
-    decoded,
     fit_rest,
     given_draw,
-    pairs,
-    prior_cost,
     rest_of,
-    value_of,
 )
 from sedd_graph.verify.toy import PAIR, TRIPLE, Make, Toy, make_toy
 from sedd_graph.verify.worst import worst
 
 __all__ = ["prove_objective"]
-
-TIGHT = 5e-4
-"""Tolerance of the enumerated bound, nats per sequence, beside the error of the quadrature."""
-LATE = 0.3
-"""A time at which the reconstruction term has a size, as it has not at the least time."""
-DECODED = 1e-3
-"""Tolerance of the enumerated reconstruction term, relative."""
-ROUNDING = 1e-6
-"""Tolerance of the enumerated reconstruction term for rounding in float32, nats per sequence."""
-COST = 2e-3
-"""Tolerance of the constant that a bound in discrete time adds for each clean token, nats."""
-OMITTED = 0.01
-"""Largest share of the entropy that a bound may omit or add: noise below the least time, and the prior."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,34 +77,6 @@ class View:
     name: str
     draw: DrawRows
     valued: bool = True
-
-
-@dataclasses.dataclass
-class Findings:
-    """Results of the verification of one loss of an objective (:class:`View`).
-
-    Attributes:
-        wrong: Deviations beyond the tolerance.
-        worst: Largest relative deviation from the expected ``loss`` and from the expected ``gradient``, by these names.
-        value: For each enumerated toy, a text with the bound of a perfect network and the entropy, in nats.
-        ran: Parts (:attr:`Wrong.part`) that were verified on a toy.
-        optimum: Number of times at which the optimum is not verified, by the reason, and of those verified by "".
-        missed: Parts that were not verified on a toy, since an earlier part of that toy is wrong or raised an error.
-    """
-
-    wrong: list[Wrong] = dataclasses.field(default_factory=list)
-    worst: dict[str, float] = dataclasses.field(default_factory=dict)
-    value: list[str] = dataclasses.field(default_factory=list)
-    ran: set[str] = dataclasses.field(default_factory=set)
-    missed: set[str] = dataclasses.field(default_factory=set)
-    optimum: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    def not_run(self, parts: Iterable[str]) -> str | None:
-        """Return a text if one of ``parts`` was not verified on all toys; None if each was."""
-        missed = self.missed.intersection(parts)
-        if not missed:
-            return None
-        return "not run" if not missed & self.ran else "not run on all data sets"
 
 
 @torch.no_grad()
@@ -163,7 +120,7 @@ def _prove(toys: list[Toy], output: str, sizes: Sizes) -> list[Check]:
                 into.wrong.append(Wrong("runs", described(error)))
             into.ran |= ran
             into.missed |= _parts(view, enumerated=enumerated) - ran
-    return [*_training_checks(toys[0], found.pop(""), sizes), *(_form_check(k, v) for k, v in found.items())]
+    return [*_training_checks(toys[0], found.pop(""), sizes), *(form_check(k, v) for k, v in found.items())]
 
 
 def _views(toy: Toy) -> list[View]:
@@ -215,7 +172,9 @@ def _verify(toy: Toy, view: View, output: str, sizes: Sizes, into: Findings, *, 
         if any(w.part == "loss" for w in into.wrong):
             return
         if enumerated:
-            _value(toy, objective, output, low, cost, sizes, into)
+            text, faults = bound_faults(toy, objective, output, low, cost, sizes.nodes)
+            into.value.append(text)
+            into.wrong += faults
             yield "tight"
     _roles(toy, view, objective, output, low, cost, sizes, into)
     yield "roles"
@@ -250,12 +209,12 @@ def _losses(
         off, scale, gradient = compare(toy, of, draw, batch, output, generator)
         offs.append(off)
         scales.append(scale)
-        _note(into, "gradient", float(gradient.nan_to_num(nan=torch.inf).max()))
+        into.note("gradient", float(gradient.nan_to_num(nan=torch.inf).max()))
     off, scale, both = torch.cat(offs), torch.cat(scales), _twice(batch)
     cost = torch.zeros(toy.tokens, dtype=torch.float64)
     if float((off.abs() / scale).max()) > POINTWISE and bool(off.isfinite().all()):
         cost = fit_rest(both, off, scale, toy.tokens)
-    _note(into, "loss", float(((off - rest_of(both, cost)).abs() / scale).nan_to_num(nan=torch.inf).max()))
+    into.note("loss", float(((off - rest_of(both, cost)).abs() / scale).nan_to_num(nan=torch.inf).max()))
     if not float(cost.min()) >= -1e-6:
         into.wrong.append(
             Wrong("loss", f"{-float(cost.min()):.3g} nats a token are subtracted from the kernel's own loss")
@@ -265,78 +224,6 @@ def _losses(
 
 def _twice(batch: Batch) -> Batch:
     return Batch(*(torch.cat([getattr(batch, f.name)] * 2) for f in dataclasses.fields(batch)))
-
-
-_WORDS = {"loss": "the loss of single draws", "gradient": "the gradient of single draws"}
-
-
-def _note(into: Findings, part: str, gap: float) -> None:
-    """Record a relative deviation from the kernel's own loss."""
-    into.worst[part] = worst(into.worst.get(part, 0.0), gap)
-    if not gap < POINTWISE:
-        into.wrong.append(Wrong(part, f"{_WORDS[part]} is {gap:.2g} off"))
-
-
-def _value(toy: Toy, objective: Objective, output: str, low: float, cost: Tensor, sizes: Sizes, into: Findings) -> None:
-    """Compare the enumerated value of the bound with the entropy of the data."""
-    value = value_of(toy, objective, output, low, cost, sizes.nodes)
-    added = float((cost[toy.sequences].sum(-1) * toy.law).sum())
-    total, gap = value.nats + added, abs(value.nats - value.expected)
-    text = f"{total:.4f} against {toy.entropy:.4f} nats"
-    into.value.append(text)
-    if not gap < TIGHT + value.error:
-        into.wrong.append(Wrong("tight", f"{text}: {gap:.2g} off the enumerated value ({value.how})"))
-        return
-    if objective.measure == "steps":
-        # a step of all positions is drawn position by position, so that few steps give a loose bound: its end is verified
-        row, random = Batch.of(toy.sequences[:1]), Randomness(torch.Generator())
-        draw = objective.corrupt(row, toy.parts.kernel, toy.parts.schedule, random=random, t=torch.ones(1))
-        last = float(draw.sigma.reshape(-1)[0])
-        prior = prior_cost(toy, last)
-        if bool((cost.abs() > COST).any()) and not bool(((cost - prior).abs() < COST * (1 + prior)).all()):
-            text = f"the cost of a token is {float(cost.max()):.3g} nats, and its divergence from the prior {float(prior.max()):.3g}"
-            into.wrong.append(Wrong("tight", text))
-            return
-        kept = toy.entropy - toy.entropy_given(last)
-        if not kept <= OMITTED * toy.entropy:
-            text = f"{text}: the last step does not start at the prior, and {kept:.2g} nats of the data are left in it"
-            into.wrong.append(Wrong("tight", text))
-        return
-    if objective.measure == "time":
-        left, wrong = _left_out(toy, objective, output)
-        if wrong is not None:
-            into.wrong.append(wrong)
-            return
-        total += left
-        text = into.value[-1] = f"{total:.4f} against {toy.entropy:.4f} nats"
-    if objective.slack > OMITTED:
-        into.value[-1] += f" (declared slack {objective.slack:.0%})"
-    limit, side = (OMITTED, "omitted") if total < toy.entropy else (max(OMITTED, objective.slack), "added")
-    if not abs(total - toy.entropy) <= limit * toy.entropy:
-        into.wrong.append(Wrong("tight", f"{text}: {abs(total - toy.entropy):.2g} nats are {side}"))
-
-
-def _left_out(toy: Toy, objective: Objective, output: str) -> tuple[float, Wrong | None]:
-    """Return the mean of what evaluation adds to the loss, :meth:`Objective.reconstruction`, and what is wrong with it.
-
-    With a perfect network it is the mean of -log p(x_0 | x_t), in nats per sequence, at the least time and at any other.
-    """
-    kernel, schedule = toy.parts.kernel, toy.parts.schedule
-    batch = random_batch(toy, 8, torch.Generator().manual_seed(1))
-    probe = objective.reconstruction_draw(DrawRequest(batch, kernel, schedule, Randomness(torch.Generator())))
-    if probe is None:
-        return 0.0, None
-    values = []
-    for t in (probe.t.reshape(-1)[:1].double(), torch.tensor([LATE], dtype=torch.float64)):
-        draw, batch, chance, _ = pairs(toy, objective, t)
-        outputs = toy.outputs_for(draw, batch, output)
-        nats = objective.reconstruction(outputs, draw, batch, kernel, schedule).double()
-        found, expected = (float((v * chance).sum()) for v in (nats, decoded(toy, draw, batch)))
-        if not abs(found - expected) < DECODED * expected + ROUNDING:
-            text = f"the reconstruction term at t = {float(t):.3g} is {found:.4g} and must be {expected:.4g} nats"
-            return 0.0, Wrong("tight", text)
-        values.append(found)
-    return values[0], None
 
 
 def _roles(
@@ -400,7 +287,7 @@ def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
             if part == "tight"
             else "none wrong"
         )
-        holds, value = _verdict(wrong, found.not_run([part]), value)
+        holds, value = verdict(wrong, found.not_run([part]), value)
         if part == "optimum" and holds and (reasons := [f"{n} times: {r}" for r, n in found.optimum.items() if r]):
             holds, value = found.optimum.get("", 0) > 0 or None, f"none wrong; not verified at {'; '.join(reasons)}"
         checks.append(Check(f"objective.{part}", claim, holds, value, how))
@@ -413,19 +300,3 @@ def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
             value = "its value is verified: no other objective is its bound"
         checks.append(Check("objective.differs", claim, None, value, "declared"))
     return checks
-
-
-def _form_check(name: str, found: Findings) -> Check:
-    """Return the check of the bound, or of its evaluation."""
-    claim = {
-        "bound": "the bound of the objective passes the same checks",
-        "evaluated": "so does the form for evaluation",
-    }
-    wrong = [f"{w.part}: {w.text}" for w in found.wrong]
-    holds, value = _verdict(wrong, found.not_run(found.missed), "; ".join(found.value))
-    return Check(f"objective.{name}", claim[name], holds, value, "loss, gradient, draws, value, optimum, roles")
-
-
-def _verdict(wrong: list[str], not_run: str | None, value: str) -> tuple[bool | None, str]:
-    """Return :attr:`Check.holds` and :attr:`Check.value`: False if anything is wrong, None if a part was not run."""
-    return (False, wrong[0]) if wrong else (None, not_run) if not_run is not None else (True, value)

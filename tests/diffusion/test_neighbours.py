@@ -1,5 +1,7 @@
 """The nearest-neighbour kernel: its graph and its walks beside dense tables and scipy, at sizes where those can be had."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,37 @@ def test_gradients_go_through_tables_and_sparse_products(few: int, monkeypatch: 
     xt, x0 = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 0, 3], [9, 5, 7]])
     sigma = torch.tensor([0.2, 3.0], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda raw: k.nelbo(raw.log_softmax(-1), xt, x0, sigma), (raw,))
+
+
+PLAIN = """
+import sys, torch
+from sedd_graph_registry.noise.neighbours import Neighbours
+from sedd_graph.component.base import Context
+kernel = Neighbours(Neighbours.Config(neighbours=3), Context({"n": 10}))
+raw = torch.zeros(1, 3, 10, requires_grad=True)
+tokens = torch.tensor([[1, 2, 3]])
+kernel.nelbo(raw.log_softmax(-1), tokens, tokens + 1, torch.ones(1)).sum().backward()
+assert raw.grad.isfinite().all() and raw.grad.any()
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_plain_calls_do_without_the_compiler() -> None:
+    """It takes seconds to import, which a proof would spend."""
+    done = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.slow
+def test_operators_are_the_plain_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    k, found = made(10, neighbours=3), list[list[Tensor]]()
+    raw = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    x, sigma = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([0.2, 3.0], dtype=torch.float64)
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        nats = k.nelbo(raw.log_softmax(-1), x, x + 1, sigma)
+        found.append([nats, *torch.autograd.grad(nats.sum(), raw)])
+    assert all(map(torch.equal, *found))
 
 
 def test_a_graph_that_falls_apart_is_refused_or_joined() -> None:

@@ -17,7 +17,8 @@ from sedd_graph.families.strings import make_parts
 from sedd_graph.verify import kernel_draws, kernel_size, sampler, string_contracts, string_draws
 from sedd_graph.verify.birth_death import BirthDeathTable
 from sedd_graph.verify.block_fixture import relative_error
-from sedd_graph.verify.inverse import _measurable, _Pair
+from sedd_graph.verify.inverse import _measurable
+from sedd_graph.verify.inverse_log_det import Pair
 from sedd_graph.verify.objective_optimum import optimum_faults
 from sedd_graph.verify.schedules import check_schedule
 from sedd_graph.verify.statistics import binomial_tail, chi_square, correlated, dispersed, shifted
@@ -109,7 +110,7 @@ def test_a_second_stream_of_nan_is_far_off() -> None:
 
 
 def test_a_log_determinant_beside_an_infinite_one_fails() -> None:
-    assert _Pair(1.0, math.inf, math.inf).excess == math.inf
+    assert Pair(1.0, math.inf, math.inf).excess == math.inf
 
 
 @pytest.mark.parametrize("stored", [0.0, NAN])
