@@ -16,6 +16,9 @@ from sedd_graph.verify.kernel_cases import LIKELY, Cases, row_of
 
 __all__ = ["check_losses", "check_steps"]
 
+ROUNDED = 1e-6
+"""Share of the largest rate that a loss is relative to, at least: where all terms are less, as for masks at total noise
+20, closed forms round terms of order 1, to 1e-16, which is within the tolerance of 1e-9 of this share."""
 AMPLIFIED = 1e5
 """Largest norm of P^-1 of a Tweedie step that is verified: rounding errors grow by this factor."""
 
@@ -69,12 +72,12 @@ def _score_entropy(score: Tensor, rates: Tensor, ratio: Tensor) -> tuple[Tensor,
         ratio: The true scores p(y) / p(z), float64 [k, c, n].
 
     Returns:
-        The score entropy, and the sum of the absolute values of its terms, [k, c] each.
+        The score entropy, and the sum of the absolute values of its terms, plus a share of the largest rate, [k, c] each.
     """
     score = torch.where(rates > 0, score, 1.0)
     terms = score - ratio * score.log() + torch.xlogy(ratio, ratio) - ratio
     size = score + ratio * score.log().abs() + torch.xlogy(ratio, ratio).abs() + ratio
-    return (rates * terms).sum(-1), (rates * size).sum(-1).detach()
+    return (rates * terms).sum(-1), ((rates * size).sum(-1) + ROUNDED * rates.amax(-1)).detach()
 
 
 def _apart(found: Tensor, exact: Tensor, scale: Tensor, leaf: Tensor, *, except_at: Tensor | None = None) -> float:

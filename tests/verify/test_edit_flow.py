@@ -17,7 +17,7 @@ from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.strings import make_parts, prove
-from sedd_graph.verify import edit_flow as verification
+from sedd_graph.verify import edit_flow_cases as verification
 from sedd_graph.verify.edit_flow import EditFlowTable
 from sedd_graph.verify.string_sampler import check_string_sampler
 from sedd_graph.verify.strings import check_string_objective
