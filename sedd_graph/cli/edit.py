@@ -28,9 +28,9 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument(
         "--strength",
         type=float,
-        default=0.02,
+        default=0.3,
         metavar="S",
-        help="share of fresh noise at the other tokens, from 0 (nothing changes) to 1 (they are drawn anew) (default: 0.02)",
+        help="share of fresh noise at the other tokens, from 0 (nothing changes) to 1 (they are drawn anew) (default: 0.3)",
     )
     parser.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="seed of the fresh noise (default: 0)")
     add_weights(parser)

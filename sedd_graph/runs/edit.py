@@ -8,6 +8,7 @@ where the model's distribution or the fresh noise makes another one more likely.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -106,8 +107,9 @@ def _edges(tokens: Sequence[int], pieces: Sequence[bytes | None]) -> list[tuple[
 def _align(old: str, before: list[int], after: list[int], spans: Sequence[Span], tokenizer: Tokenizer) -> _Aligned:
     """Align the tokens of an edited text with those of the original.
 
-    A token outside the changed words that is the same in both texts has its place; all others are held and have new
-    places, behind those of the tape.
+    A token outside the changed words that is the same in both texts has its place; all others are held. Those take the
+    places that are left, in order, so that they appear when the old words did; more of them have new places, behind those
+    of the tape.
     """
     shifts: list[tuple[int, int, int]] = []  # kept bytes of the new text: from, to, and how far they moved
     new_words: list[tuple[int, int]] = []
@@ -121,15 +123,15 @@ def _align(old: str, before: list[int], after: list[int], spans: Sequence[Span],
     shifts.append((at + moved, 2**62, moved))
     pieces = tokenizer.pieces()
     where = {edge: i for i, edge in enumerate(_edges(before, pieces))}
-    places, held, fresh = [], [], len(before)
+    places: list[int | None] = []
     for token, (start, stop) in zip(after, _edges(after, pieces), strict=True):
         move = next((m for low, high, m in shifts if low <= start and stop <= high), None)
         place = None if move is None else where.get((start - move, stop - move))
         known = place is not None and before[place] == token
-        places.append(place if known and place is not None else fresh)
-        held.append(not known)
-        fresh += not known
-    return _Aligned(after, places, held)
+        places.append(place if known else None)
+    unused = sorted(set(range(len(before))).difference(p for p in places if p is not None))
+    left = itertools.chain(unused, itertools.count(len(before)))
+    return _Aligned(after, [next(left) if p is None else p for p in places], [p is None for p in places])
 
 
 def edit_run(
@@ -139,7 +141,7 @@ def edit_run(
     *,
     where: Path,
     row: int | None = None,
-    strength: float = 0.02,
+    strength: float = 0.3,
     seed: int = 0,
     say: Say = lambda text: None,
 ) -> Path:

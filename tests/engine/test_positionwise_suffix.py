@@ -18,7 +18,16 @@ SMALL = [
     for p in BLUEPRINTS
     if (
         p.stem.endswith("tiny")
-        and p.stem not in ("flow-tiny", "did-tiny", "indel-tiny", "editflow-tiny", "flexmdm-tiny")
+        and p.stem
+        not in (
+            "flow-tiny",
+            "did-tiny",
+            "indel-tiny",
+            "editflow-tiny",
+            "flexmdm-tiny",
+            "diffusion-lm-tiny",
+            "langflow-tiny",
+        )
     )
     or p.stem in ("first", "learn")
 ]

@@ -67,6 +67,7 @@ def test_levels_sum_up_to_the_bound(made: Callable[[str], tuple[Engine, Dataset]
     assert numbers(found).keys() == {f.name for f in dataclasses.fields(found)} - {
         "over",
         "levels",
+        "likelihood",
         "caveat",
         "measures",
     }

@@ -122,7 +122,7 @@ FAULTS = [
     Fault("a posterior of the mean row", Steps, after(Steps, "posterior", lambda self, found, *more: found.mean(0, keepdim=True).expand_as(found)), ("kernel.pure",), GAUSSIAN),
     Fault("scores of the step before", Steps, before(Steps, "log_score", lambda self, p, x, s: (p, x, s - 1)), ("kernel.log_score",), GAUSSIAN),
     Fault("an even prior of an uneven process", Steps, {"prior": even}, ("kernel.prior",), {"form": "table", "table": TABLE}),
-    Fault("noise that is not the prior at the last step", Steps, {}, ("kernel.prior",), {"steps": 6, "beta_first": 0.05, "beta_last": 0.2}),
+    Fault("noise that is not the prior at the last step", Steps, {}, ("kernel.prior",), {"steps": 3, "beta_first": 0.01, "beta_last": 0.02}),
     Fault("rates of a process in steps", Steps, {"rate_matrix": lambda self, sigma: torch.zeros(4, 4)}, ("kernel.declares",), GAUSSIAN),
     Fault("one masking rate of a process in steps", Steps, {"masks_evenly": True}, ("kernel.declares",), GAUSSIAN),
 ]  # fmt: skip
@@ -229,7 +229,7 @@ class LastMatrix(Ancestral, kind="sampler"):
 class Continuous(Ancestral, kind="sampler"):
     """Evenly spaced times to almost 0 and a last step, as in continuous time: the last but one is no step of the kernel."""
 
-    def _on_steps(self, walk: Any, steps: int, total: int) -> None:
+    def walk(self, walk: Any, steps: int) -> None:
         rows = walk.x.shape[0]
         times = torch.linspace(1.0, 1e-5, steps + 1)
         for index in range(steps):

@@ -37,6 +37,8 @@ __all__ = ["NoiseTape"]
 
 _TOKEN, _AGAIN, _FRESH, _SHARED = 1, 2, 3, 4  # independent streams of one seed
 _CHUNK = 2**22  # float64 numbers held at a time
+KEPT = 8.0
+"""Amount in nats by which an edit at strength 0 favours each token of the text that is not held."""
 
 
 class NoiseTape(Draws):
@@ -50,9 +52,10 @@ class NoiseTape(Draws):
         road: The text to end at; None: the run is a replay.
         places: Index on the tape of each position, int64 [b, l], at least 0 and different within a row; None: the
             positions are those of the tape.
-        strength: Share S in [0, 1] of fresh noise: tokens are the argmax of log-weights + (1 - S) z + S g, with z the
-            noise of the tape and g fresh Gumbel noise (DICE, arXiv 2410.08207, with lambda_1 = 1 - S and lambda_2 =
-            S). Positions that are held have no fresh noise.
+        strength: Share S in [0, 1] of fresh noise: tokens are the argmax of log-weights + (1 - S) z + S g, with g fresh
+            Gumbel noise and z the noise of the tape plus :data:`KEPT` for the token of the road's text (DICE, arXiv
+            2410.08207, with lambda_1 = 1 - S and lambda_2 = S; its residual favours that token, too). Positions that
+            are held have no fresh noise. 0: the noise of the tape alone.
         fresh: Seed of the fresh noise, in addition to that of the row.
 
     Attributes:
@@ -284,6 +287,8 @@ class NoiseTape(Draws):
         known = (state >= 0) & (index >= 0)
         found = found.index_put((index[known], state[known]), value[known])
         if self._strength:
+            if self._road is not None:
+                found = found.scatter_add(1, self._road.text[row, at, None], torch.full_like(places.double(), KEPT))
             found = (1 - self._strength) * found + self._strength * noise(_FRESH, seeds + self._fresh)
         if self._road is not None:
             target = self._target[row, at]
