@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from sedd_graph.component.check import Check
 from sedd_graph.verify.statistics import chi_distance
 from sedd_graph.verify.toy import Toy
+from sedd_graph.verify.worst import worst
 
 __all__ = ["chain_law", "check_chain"]
 
@@ -65,7 +66,7 @@ def check_chain(found: Mapping[int, Tensor], toy: Toy, total: int, rows: int) ->
         law = chain_law(toy, steps, total)
         distance, chance, _ = chi_distance(shares, law, rows=rows)
         holds = holds and distance < chance
-        bias = max(bias, float(((law - toy.law).square() / toy.law).sum().sqrt()))
+        bias = worst(bias, float(((law - toy.law).square() / toy.law).sum().sqrt()))
         apart = float((law - toy.law).abs().sum() / 2)
         texts.append(
             f"chi {distance:.4f} at {steps} steps (chance alone: up to {chance:.4f}), a model whose total variation from "

@@ -7,6 +7,7 @@ import torch
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.vectors.classifier import VectorClassifier
 from sedd_graph.diffusion.vectors.kernel import VectorKernel
+from sedd_graph.verify.worst import worst
 
 __all__ = ["check_classifier"]
 
@@ -38,7 +39,7 @@ def check_classifier(classifier: VectorClassifier, kernel: VectorKernel) -> list
             moved[0][:, place, entry] += step
             moved[1][:, place, entry] -= step
             up, down = (classifier.log_prob(m, sigma, kernel, 0.01)[:, label].double() for m in moved)
-            error = max(error, float((strength * (up - down) / (2 * step) - slope[:, place, entry]).abs().max()))
+            error = worst(error, float((strength * (up - down) / (2 * step) - slope[:, place, entry]).abs().max()))
     scale = 1 + float(slope.abs().max())
     claim = "guidance is the gradient of the label's log-probability, times the strength"
     return [*checks, Check.below("classifier.gradient", claim, error / scale, 1e-4, "central differences in float64")]

@@ -12,7 +12,7 @@ from sedd_graph.diffusion.batch import Batch
 from sedd_graph.diffusion.vectors.parts import VectorParts
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import Process
-from sedd_graph.errors import SeddGraphError
+from sedd_graph.verify.guards import guarded
 from sedd_graph.verify.schedules import check_schedule
 from sedd_graph.verify.vectors_flow import check_fitted, check_flow, check_order
 from sedd_graph.verify.vectors_kernel import check_kernel
@@ -40,7 +40,7 @@ def prove_vectors(make: Make, output: str, proof: Proof = "full") -> list[Check]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # embeddings of the declared kernel are initialised at random
         declared, small = make(None), placed(make(TOKENS))
-        checks = check_schedule(declared.schedule, proof)
+        checks = guarded("schedule", lambda: check_schedule(declared.schedule, proof))
         if any(check.holds is False for check in checks):
             return checks  # the others compare with the levels of the schedule
         groups = (
@@ -51,18 +51,7 @@ def prove_vectors(make: Make, output: str, proof: Proof = "full") -> list[Check]
             lambda: check_flow(Toy(small, 2), output, proof),
             lambda: check_order(Toy(small, 2), output),
         )
-        return [*checks, *(check for run in groups for check in _guarded(run))]
-
-
-def _guarded(run: Callable[[], list[Check]]) -> list[Check]:
-    """Return the checks of ``run``; one failed check if a component raises an error."""
-    try:
-        return run()
-    except SeddGraphError:
-        raise
-    except Exception as error:  # whatever a component raises is the finding
-        value = f"{type(error).__name__}: {error}".split("\n")[0][:300]
-        return [Check("vectors.raises", "the component computes without an error", False, value, "all checks of it")]
+        return [*checks, *(check for run in groups for check in guarded("vectors", run))]
 
 
 @torch.no_grad()

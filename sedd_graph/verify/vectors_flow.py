@@ -19,6 +19,7 @@ from sedd_graph.diffusion.vectors.flow import Flow, first_time
 from sedd_graph.diffusion.vectors.parts import VectorParts
 from sedd_graph.diffusion.vectors.sampler import VectorWalk, VectorWalkSettings
 from sedd_graph.verify.vectors_toy import Toy, level
+from sedd_graph.verify.worst import worst
 
 __all__ = ["check_fitted", "check_flow", "check_order"]
 
@@ -195,12 +196,12 @@ def check_fitted(parts: VectorParts, proof: Proof) -> list[Check]:
         return schedule.fit(sigma, torch.zeros_like(sigma)).sqrt()
 
     ends = curve(schedule.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64)))
-    worst, away = 0.0, 0.0
+    apart, away = 0.0, 0.0
     for draw in drawn:
         sigma = schedule.sigma(draw.t).sort().values
         cdf = (curve(sigma) - ends[0]) / (ends[1] - ends[0])
         place = torch.arange(count, dtype=torch.float64) / count
-        worst = max(worst, float((cdf - place).abs().max()), float((cdf - place - 1 / count).abs().max()))
+        apart = worst(apart, float((cdf - place).abs().max()), float((cdf - place - 1 / count).abs().max()))
     low, high = level(schedule, 1e-300), level(schedule, 1.0)
     area = 0.5 * (low / (1 - low) - high / (1 - high))
     if parts.objective.measure == "time":
@@ -215,7 +216,7 @@ def check_fitted(parts: VectorParts, proof: Proof) -> list[Check]:
         Check.below(
             "vectors.proposal",
             "noise levels are drawn in proportion to the rise of the fitted cross-entropy",
-            worst,
+            apart,
             limit,
             f"Kolmogorov-Smirnov distance of {count:,} draws each for training and evaluation; limit {limit:.4f}",
             digits=".5f",

@@ -14,6 +14,7 @@ from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.vectors.gaussian import log_snr, posterior, spread
 from sedd_graph.diffusion.vectors.parts import VectorParts
 from sedd_graph.verify.vectors_toy import TOKENS, Toy, level
+from sedd_graph.verify.worst import worst
 
 __all__ = ["check_kernel"]
 
@@ -60,7 +61,7 @@ def _check_noise(parts: VectorParts, times: Tensor) -> Check:
     bar = torch.tensor([level(schedule, float(t)) for t in times], dtype=torch.float64)
     inputs = kernel.inputs(one, times, sigma)
     ratio = 2 * (signal.log() - noise.log())
-    error = max(
+    error = worst(
         float((signal.square() + noise.square() - 1).abs().max()),
         float((signal.square() - bar).abs().max()),
         float(((log_snr(sigma) - ratio) / (1 + ratio.abs())).abs().max()),
@@ -83,7 +84,7 @@ def _check_start(parts: VectorParts) -> Check:
     table = kernel.table().double()[tokens]
     deviation = kernel.declared_start(schedule)
     error = float((found - table - deviation * noise.double()).abs().max()) / (1 + float(table.abs().max()))
-    error = max(error, abs(kernel.start_variance(schedule) - deviation**2))
+    error = worst(error, abs(kernel.start_variance(schedule) - deviation**2))
     claim = "x_0 is the embedding plus noise of the declared standard deviation sigma_0"
     return Check.below("vectors.start", claim, error, 1e-6, f"sigma_0 = {deviation:.6g}")
 
@@ -112,13 +113,13 @@ def _check_nearest(parts: VectorParts) -> Check:
     away = away.view(8, 5, -1)
     allowed = torch.rand(kernel.data_tokens, generator=generator) < 0.5
     allowed[0] = True
-    worst = 0.0
+    largest = 0.0
     for mask in (None, allowed):
         found = kernel.nearest(x, mask)
         distance = away if mask is None else away.masked_fill(~mask, math.inf)
-        worst = max(worst, float((distance.gather(-1, found[..., None])[..., 0] - distance.amin(-1)).max()))
+        largest = worst(largest, float((distance.gather(-1, found[..., None])[..., 0] - distance.amin(-1)).max()))
     claim = "the nearest embedding has the least Euclidean distance, also among allowed tokens"
-    return Check.below("vectors.nearest", claim, worst, 1e-5, "40 random vectors, distances in float64")
+    return Check.below("vectors.nearest", claim, largest, 1e-5, "40 random vectors, distances in float64")
 
 
 @torch.no_grad()
@@ -152,7 +153,7 @@ def _check_posterior(parts: VectorParts, times: Tensor) -> Check:
             if not 0 < s < t:
                 continue
             for variance in (0.0, toy.start_variance):
-                error = max(error, _grid_error(level(schedule, s), level(schedule, t), variance))
+                error = worst(error, _grid_error(level(schedule, s), level(schedule, t), variance))
     claim = "the posterior of x_s given x_t is that of Bayes' rule, given x_0 and given the token"
     how = "mean and variance against numerical integration on a grid of 4,001 points"
     return Check.below("vectors.posterior", claim, error, 1e-6, how)
@@ -178,4 +179,4 @@ def _grid_error(below: float, above: float, variance: float) -> float:
     weight = log.softmax(0)
     average = float((weight * grid).sum())
     moment = float((weight * (grid - average) ** 2).sum())
-    return max(abs(average - mean) / deviation, abs(moment / deviation**2 - 1))
+    return worst(abs(average - mean) / deviation, abs(moment / deviation**2 - 1))

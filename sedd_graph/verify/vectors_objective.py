@@ -20,6 +20,7 @@ from sedd_graph.diffusion.vectors.denoiser import Denoiser
 from sedd_graph.diffusion.vectors.gaussian import posterior
 from sedd_graph.diffusion.vectors.kernel import VectorKernel
 from sedd_graph.verify.vectors_toy import Early, Toy, level
+from sedd_graph.verify.worst import worst
 
 __all__ = ["check_objective"]
 
@@ -74,7 +75,7 @@ def _check_optimum(toy: Toy, output: str, times: list[float], count: int) -> Che
     """Verify that the loss of the best output has slope 0 in several directions, at each time."""
     kernel, schedule, objective = toy.parts[:3]
     generator = torch.Generator().manual_seed(41)
-    worst, where = 0.0, times[0]
+    largest, where = 0.0, times[0]
     directions: list[Callable[[Tensor, Tensor], Tensor]] = [
         lambda value, x: torch.zeros_like(value).index_fill_(-1, torch.tensor([0]), 1.0),
         lambda value, x: x[..., :1] * torch.zeros_like(value).index_fill_(-1, torch.tensor([0]), 1.0),
@@ -99,11 +100,11 @@ def _check_optimum(toy: Toy, output: str, times: list[float], count: int) -> Che
                 losses.append(objective.loss(denoise, draw, batch, kernel, schedule).double())
             slope = losses[0] - losses[1]
             error = float(slope.std()) / math.sqrt(count) + 1e-7
-            if not (score := abs(float(slope.mean())) / error) <= worst:
-                worst, where = score, t
+            if not (score := worst(abs(float(slope.mean())) / error)) <= largest:
+                largest, where = score, t
     claim = "the loss is least at the declared best estimate, at every time"
     how = f"slope of the mean loss of {count:,} draws in {len(directions)} directions; worst at t = {where:.4g}, in standard errors"
-    return Check.below("vectors.optimum", claim, worst, SIGMAS, how, digits=".2f")
+    return Check.below("vectors.optimum", claim, largest, SIGMAS, how, digits=".2f")
 
 
 def _residual(toy: Toy) -> Callable[[Tensor, Tensor], Tensor]:
@@ -126,7 +127,7 @@ def _check_value(toys: tuple[Toy, ...], output: str, times: list[float], count: 
     if not objective.terms:
         return Check("vectors.loss", claim, None, "no terms declared", "the objective declares none")
     generator = torch.Generator().manual_seed(42)
-    worst, where = 0.0, times[0]
+    largest, where = 0.0, times[0]
     for toy, t in itertools.product(toys, times):
         kernel, schedule = toy.parts[:2]
         batch = Batch.of(toy.draw(count, generator))
@@ -134,11 +135,11 @@ def _check_value(toys: tuple[Toy, ...], output: str, times: list[float], count: 
         draw = objective.draw(batch, kernel, schedule, random=Randomness(generator), t=at)
         losses = objective.loss(toy.denoiser(objective, output, count), draw, batch, kernel, schedule).double()
         error = float(losses.std()) / math.sqrt(count) + 1e-6
-        if not (score := abs(float(losses.mean()) - _expected(toy, t)) / error) <= worst:
-            worst, where = score, t
+        if not (score := worst(abs(float(losses.mean()) - _expected(toy, t)) / error)) <= largest:
+            largest, where = score, t
     terms = " + ".join(sorted(objective.terms))
     how = f"mean of {count:,} draws against integrals ({terms}); worst at t = {where:.4g}, in standard errors"
-    return Check.below("vectors.loss", claim, worst, SIGMAS, how, digits=".2f")
+    return Check.below("vectors.loss", claim, largest, SIGMAS, how, digits=".2f")
 
 
 def _grid(width: int, centre: Tensor, deviation: float) -> tuple[Tensor, Tensor]:
@@ -202,10 +203,10 @@ def _check_bound(toy: Toy, early: Toy, output: str, count: int) -> list[Check]:
     entropy = toy.entropy
     steps = objective.measure == "steps"
     expected = _sum_of_steps(toy) if steps else entropy
-    off = max(0.0, abs(means["perfect"] - expected) - (1e-4 if steps else SLACK)) / errors["perfect"]
+    off = worst(0.0, abs(means["perfect"] - expected) - (1e-4 if steps else SLACK)) / errors["perfect"]
     for each in (toy, early) if steps else ():
-        off = max(off, *_each_step(each, each.denoiser(objective, output, count), count, generator))
-    below = max((entropy - means[n]) / errors[n] for n in means)
+        off = worst(off, *_each_step(each, each.denoiser(objective, output, count), count, generator))
+    below = worst(*((entropy - means[n]) / errors[n] for n in means))
     how = (
         f"{means['perfect']:.5f} +- {errors['perfect']:.5f} nats of {count:,} draws, {expected:.5f} by integrals; entropy "
         f"{entropy:.5f}; worst of the mean and of single steps, in standard errors"
@@ -230,7 +231,7 @@ def _each_step(toy: Toy, denoise: Denoiser, count: int, generator: torch.Generat
         nats = objective.bound(denoise, draw, batch, kernel, schedule).double()
         expected = (total - 1) * float(_step_kl(toy, torch.tensor([round(t * total)]))) + end
         # rare rows carry the terms of steps with little noise: a mean may miss all of them
-        yield max(0.0, abs(float(nats.mean()) - expected) - RARE) / (float(nats.std()) / math.sqrt(count) + 1e-4)
+        yield worst(0.0, abs(float(nats.mean()) - expected) - RARE) / (float(nats.std()) / math.sqrt(count) + 1e-4)
 
 
 def _prior(toy: Toy) -> float:

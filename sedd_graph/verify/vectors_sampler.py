@@ -18,6 +18,7 @@ from sedd_graph.diffusion.vectors.parts import VectorParts
 from sedd_graph.diffusion.vectors.sampler import VectorSampler, VectorWalk, VectorWalkSettings
 from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.vectors_toy import TOKENS, Toy, level
+from sedd_graph.verify.worst import worst
 
 __all__ = ["check_sampler"]
 
@@ -94,18 +95,18 @@ def _check_step(parts: VectorParts, output: str, count: int) -> Check:
         x = inputs["x"]
         return {"logits": chosen.expand(*x.shape[:2], -1)} if output == "logits" else {"x0": certain.expand_as(x)}
 
-    worst, where = 0.0, ""
+    largest, where = 0.0, ""
     plain = _plain(sampler)
     for number, pair in enumerate(_pairs(parts, plain, _denoiser(run, parts, 1))):
         x, last = _one_step(parts, plain, run, pair, certain, count, 60 + number)
         score = _score(parts, plain.bias(float(pair[0] - pair[1])), pair, x, certain.double())
         if not (last - certain).abs().max() < 1e-4:
             score, where = math.inf, "the last step does not end at the estimate"
-        if not score <= worst:
-            worst, where = score, where or f"t = {float(pair[0]):.4g} to {float(pair[1]):.4g}"
+        if not score <= largest:
+            largest, where = score, where or f"t = {float(pair[0]):.4g} to {float(pair[1]):.4g}"
     claim = "a step leads from the distribution at t to that at s where the network is certain of the clean vector"
     how = f"mean and variance of {count:,} draws, {where}, in standard errors"
-    return Check.below("vectors.step", claim, worst, SIGMAS, how, digits=".2f")
+    return Check.below("vectors.step", claim, largest, SIGMAS, how, digits=".2f")
 
 
 def _pairs(parts: VectorParts, sampler: VectorSampler, denoise: Denoiser) -> list[Tensor]:
@@ -128,10 +129,10 @@ def _score(parts: VectorParts, bias: float, pair: Tensor, x: Tensor, certain: Te
     scores = []
     for variance in {1 - below, 1 - below + extra}:
         z = (x - below**0.5 * certain) / variance**0.5
-        mean = max(0.0, float(z.mean(0).abs().max()) - bias) * math.sqrt(len(z))
-        square = max(0.0, abs(float(z.square().mean()) - 1) - bias) * math.sqrt(z.numel() / 2)
-        scores.append(max(mean, square))
-    return min(scores)
+        mean = worst(0.0, float(z.mean(0).abs().max()) - bias) * math.sqrt(len(z))
+        square = worst(0.0, abs(float(z.square().mean()) - 1) - bias) * math.sqrt(z.numel() / 2)
+        scores.append(worst(mean, square))
+    return min(scores) if math.isfinite(extra) else math.inf
 
 
 def _denoiser(run: object, parts: VectorParts, count: int, length: int = 1) -> Denoiser:

@@ -82,7 +82,7 @@ def test_every_check_of_vectors_stands_there_in_order() -> None:
     plan = ProcessPlan("vectors", kernel, part("stepwise"), part("diffusion_lm"), part("ddpm"), 4, outputs)
     named = [c.name for c in vectors.prove(plan, REGISTRY, "quick")]
     own = [n for n in named if n.startswith("vectors.")]
-    assert first_column("check of vectors") == [*own, "vectors.output", "vectors.raises"]
+    assert first_column("check of vectors") == [*own, "vectors.output", "vectors.runs"]
 
 
 def test_every_check_of_a_flow_stands_there_in_order() -> None:

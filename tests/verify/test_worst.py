@@ -13,8 +13,10 @@ from sedd_graph.component.base import Context
 from sedd_graph.component.check import Check
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.strings.parts import StringParts
+from sedd_graph.families import vectors
 from sedd_graph.families.strings import make_parts
-from sedd_graph.verify import kernel_draws, kernel_size, sampler, string_contracts, string_draws
+from sedd_graph.runs.check import check
+from sedd_graph.verify import kernel_draws, kernel_size, sampler, string_contracts, string_draws, vectors_sampler
 from sedd_graph.verify.birth_death import BirthDeathTable
 from sedd_graph.verify.block_fixture import relative_error
 from sedd_graph.verify.inverse import _measurable
@@ -25,6 +27,7 @@ from sedd_graph.verify.statistics import binomial_tail, chi_square, correlated, 
 from sedd_graph.verify.string_forced import ForcedDraws
 from sedd_graph.verify.toy import ALONE, PAIR, Toy, make_toy, toy_parts
 from sedd_graph.verify.worst import least, worst
+from tests.conftest import ROOT
 from tests.plans import maker, string_plan, token_plan
 from tests.verify.parts import part
 
@@ -101,6 +104,23 @@ def test_a_loss_of_nan_beside_the_optimum_fails() -> None:
         factors = iter([1.0, 1.0, NAN])  # perfect, one push, the other
         object.__setattr__(objective, "loss", lambda *v: loss(*v) * next(factors))
         assert optimum_faults(toy, objective, "log_x0", 1e-4, 1)[0][0].part == "optimum"
+
+
+def vector_parts() -> Any:
+    plan = check(ROOT / "blueprints" / "diffusion-lm-tiny.yaml").plan
+    return vectors.make_parts(plan, discover(), 3)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_steps_of_vectors_that_are_no_numbers_fail(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At whichever of several pairs of times it is."""
+    parts, calls = vector_parts(), iter([NAN if i == at else 1.0 for i in range(99)])
+    z = torch.randn(2_000, parts.kernel.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pair, clean = torch.tensor([0.5, 0.25], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    bar = vectors_sampler.level(parts.schedule, 0.25)
+    scores = [vectors_sampler._score(parts, 0.0, pair, z * (1 - bar) ** 0.5 * next(calls), clean) for _ in range(3)]
+    assert scores[at] == math.inf
+    assert all(score < 6 for i, score in enumerate(scores) if i != at)
 
 
 def test_a_second_stream_of_nan_is_far_off() -> None:
