@@ -8,7 +8,6 @@ from sedd_graph_registry.noise.interpolating import Uniform
 from sedd_graph_registry.noise.schedules import LogLinear
 from sedd_graph_registry.objectives.bounds import Nelbo
 from sedd_graph_registry.strings.birth_death import Delete
-from sedd_graph_registry.strings.objectives import DISE
 from sedd_graph_registry.strings.samplers import StringTau
 
 from sedd_graph.component.base import Context
@@ -94,7 +93,6 @@ def test_of_a_toy_that_cannot_be_made() -> None:
     [
         ("kernel", Delete, "table", "strings.runs"),
         ("schedule", LogLinear, "sigma", "schedule.runs"),
-        ("objective", DISE, "rates", "objective.runs"),
         ("sampler", StringTau, "walk", "sampler.runs"),
     ],
 )

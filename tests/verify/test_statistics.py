@@ -23,7 +23,7 @@ from sedd_graph.verify.statistics import (
 
 LAW = torch.softmax(1.5 * torch.randn(60, generator=torch.Generator().manual_seed(1), dtype=torch.float64), 0)
 """A distribution of 60 states, some of them rare."""
-TRIALS = 200
+TRIALS = 120
 
 
 def counts(law: Tensor, draws: int, seed: int) -> Tensor:
