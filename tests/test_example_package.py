@@ -13,7 +13,7 @@ from tests.environment import Environment
 
 EXAMPLE = ROOT / "examples" / "third_party"
 OPS = {
-    *("append.v1", "logits_absorb.v1", "logits_head.v1", "next_token_head.v1", "prefix.v1", "prefix_loss.v1"),
+    *("append.v1", "logits_absorb.v1", "next_token_head.v1", "plain_logits_head.v1", "prefix.v1", "prefix_loss.v1"),
     *("square_root.v1", "window_attention.v1"),
 }
 CHECKS = """
