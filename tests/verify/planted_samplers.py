@@ -10,6 +10,7 @@ from sedd_graph_registry.sampling.steps import Analytic, Ancestral, Euler, Predi
 from torch import Tensor
 
 from sedd_graph.diffusion.categorical import sharpen
+from sedd_graph.diffusion.draws import Draws
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import Walk
 
@@ -168,7 +169,8 @@ def blind(plain: Callable[..., None], walk: Walk, steps: int) -> None:
 
 
 def global_numbers(plain: Callable[..., None], walk: Walk, steps: int) -> None:
-    walk.generator = torch.Generator().manual_seed(int(torch.randint(2**31, (1,))))
+    walk.draws = Draws(torch.Generator().manual_seed(int(torch.randint(2**31, (1,)))))
+    walk.generator = walk.draws.generator
     plain()
 
 
@@ -178,7 +180,8 @@ def seeds_all(plain: Callable[..., None], walk: Walk, steps: int) -> None:
 
 
 def same_seed(plain: Callable[..., None], walk: Walk, steps: int) -> None:
-    walk.generator = torch.Generator().manual_seed(3)
+    walk.draws = Draws(torch.Generator().manual_seed(3))
+    walk.generator = walk.draws.generator
     plain()
 
 

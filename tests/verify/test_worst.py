@@ -14,6 +14,7 @@ from sedd_graph.component.check import Check
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.families import vectors
+from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.strings import make_parts
 from sedd_graph.runs.check import check
 from sedd_graph.verify import kernel_draws, kernel_size, sampler, string_contracts, string_draws, vectors_sampler
@@ -108,6 +109,7 @@ def test_a_loss_of_nan_beside_the_optimum_fails() -> None:
 
 def vector_parts() -> Any:
     plan = check(ROOT / "blueprints" / "diffusion-lm-tiny.yaml").plan
+    assert isinstance(plan, ProcessPlan)
     return vectors.make_parts(plan, discover(), 3)
 
 
