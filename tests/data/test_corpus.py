@@ -161,6 +161,9 @@ def test_dataset_from_local_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "many"))
     assert read(tmp_path, op="dataset", name="one") == expected
     assert read(tmp_path, op="dataset", name="many") == expected
+    assert read(tmp_path, op="dataset", name="plain", streaming=True) == expected
+    said = message(tmp_path, op="dataset", name="plain", field="txt", streaming=True)
+    assert "no text field 'txt' (did you mean 'text'?)" in said
     said = message(tmp_path, op="dataset", name="plain", field="txt")
     assert said == "data.corpus: plain: no text field 'txt' (did you mean 'text'?); fields: text, n"
     said = message(tmp_path, op="dataset", name="many", split="test")

@@ -256,11 +256,15 @@ def test_broken_shards_are_refused(tmp_path: Path, file: str, change: Callable[[
     shard(tmp_path, "a.jsonl")
     change(tmp_path / "shards" / file)
     with pytest.raises(UserError) as caught:
-        for rows in ("stream", "documents"):
-            data = opened(tmp_path, rows=rows)
-            for part in (data.train, data.heldout):
-                part.take(np.arange(part.count), 0)
+        read_all(tmp_path)
     assert message in str(caught.value)
+
+
+def read_all(root: Path) -> None:
+    for rows in ("stream", "documents"):
+        data = opened(root, rows=rows)
+        for part in (data.train, data.heldout):
+            part.take(np.arange(part.count), 0)
 
 
 def test_links_out_of_the_project_are_refused(tmp_path: Path) -> None:
