@@ -12,7 +12,8 @@ import pydantic
 
 from sedd_graph.component.contract import ComponentConfig
 from sedd_graph.data.reading import find_files
-from sedd_graph.data.shards import INDEX, Shards, read_index
+from sedd_graph.data.shard_index import INDEX, read_index
+from sedd_graph.data.shards import Shards
 from sedd_graph.data.sources import Corpus, Document
 from sedd_graph.errors import UserError
 from sedd_graph.inputs.confine import confined

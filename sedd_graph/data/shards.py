@@ -13,113 +13,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pydantic
 
-from sedd_graph.component.strict import Strict
 from sedd_graph.data.characters import CODES, Counts
+from sedd_graph.data.shard_index import INDEX, PARTS, Index, Part
 from sedd_graph.data.tokenizer import FILE, MAX_FILE, Ids, Tokenizer, load_tokenizer
 from sedd_graph.errors import UserError
-from sedd_graph.inputs.arrays import map_npy, release_pages
-from sedd_graph.inputs.files import read_bytes, read_json, require_file
+from sedd_graph.inputs.arrays import map_npy, prefetch, release_pages
+from sedd_graph.inputs.files import read_bytes, require_file
 
-__all__ = [
-    "INDEX",
-    "MAX_SHARD",
-    "PARTS",
-    "Index",
-    "Part",
-    "Shard",
-    "Shards",
-    "TokenizerFacts",
-    "read_index",
-    "tokenizer_digest",
-]
+__all__ = ["MAX_SHARD", "Shards", "tokenizer_digest"]
 
-INDEX = "index.json"
-"""File name of the index of a folder of shards."""
-Part = Literal["tokens", "documents", "characters"]
-PARTS: tuple[Part, ...] = ("tokens", "documents", "characters")
-"""Names of the arrays of a shard, each in the file ``<shard>.<name>.npy``."""
 MAX_SHARD = 2**40
 """Size limit of a file of a shard, in bytes."""
-MAX_OPEN = 32
+MAX_OPEN = 256
 """Largest number of arrays that a process has open at a time."""
-
-Count = Annotated[int, pydantic.Field(ge=0, le=2**48)]
-Hash = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Shard(Strict):
-    """Entry of one shard in ``index.json``."""
-
-    name: Annotated[str, pydantic.Field(pattern=r"^[0-9]{5,9}$")]
-    """Beginning of the names of its files, such as ``00000``."""
-    tokens: Count
-    """Number of tokens, separators of documents included."""
-    documents: Count
-    """Number of documents that end in the shard."""
-    characters: Count
-    """Number of characters of the text."""
-    alphabet: Annotated[int, pydantic.Field(ge=0, le=CODES)]
-    """Number of different characters of the text."""
-    sha256: Annotated[dict[Part, Hash], pydantic.Field(min_length=3)]
-    """SHA-256 of the data of each array, hexadecimal."""
-
-
-class TokenizerFacts(Strict):
-    """Description of the tokenizer that made the tokens, in ``index.json``."""
-
-    sha256: Hash
-    """SHA-256 of the file ``tokenizer.json`` in the folder, hexadecimal."""
-    size: Annotated[int, pydantic.Field(ge=1, le=2**31)]
-    """Number of token ids; ids are in [0, size)."""
-    section: Any = None
-    """The ``data.tokenizer`` section that it was made from; null if it was read from a file."""
-
-
-class Index(Strict):
-    """Content of ``index.json``, which is written last: a folder without it is not finished."""
-
-    format: Literal[1] = 1
-    """Version of the format of the folder."""
-    dtype: Literal["uint16", "uint32"]
-    """Type of the token ids."""
-    tokenizer: TokenizerFacts
-    separator: Annotated[list[Annotated[int, pydantic.Field(ge=0, le=2**31)]], pydantic.Field(max_length=64)]
-    """Tokens after each document; they are counted in its end."""
-    separator_text: Literal["", "\n"] = ""
-    """Text of the separator: a line break if the tokenizer has no end-of-text token, else nothing. It is not counted in
-    the characters."""
-    unit: Literal["document", "line"] = "document"
-    """What is a document: a document of the corpus, or one of its lines."""
-    text_sha256: Hash
-    """SHA-256 of the text, as UTF-8, in which 0xFF follows each document; hexadecimal."""
-    shards: Annotated[list[Shard], pydantic.Field(min_length=1, max_length=1_000_000)]
-    """The shards, in the order of the text."""
-
-
-def read_index(path: Path) -> Index:
-    """Return the content of an ``index.json`` file.
-
-    Raises:
-        UserError: The file cannot be read, or is no index of shards; the message names the first key at fault.
-    """
-    try:
-        found = Index.model_validate(read_json(path))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "content"
-        raise UserError(f"{path}: not an index of shards: {where}: {first['msg']}") from None
-    names = [shard.name for shard in found.shards]
-    if len(set(names)) < len(names) or max(found.separator, default=0) >= found.tokenizer.size:
-        raise UserError(f"{path}: not an index of shards: a shard is named twice, or a separator is no token")
-    return found
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
@@ -218,24 +131,32 @@ class Shards:
             UserError: A file is broken, or holds an id that the tokenizer does not have.
         """
         rows = np.full((len(starts), width), fill, dtype=np.int64)
-        touched = set[int]()
-        for row, start, length in zip(rows, starts.tolist(), lengths.tolist(), strict=True):
-            done, place = 0, int(np.searchsorted(self.tokens_before, start, side="right")) - 1
-            while done < length:
-                at = start + done - int(self.tokens_before[place])
-                piece = self._array(place, "tokens")[at : at + length - done]
-                if len(piece) and int(piece.max()) >= self.size:
-                    raise UserError(
-                        f"{self._path(place, 'tokens')}: token id {int(piece.max()):,} between positions {at:,} and "
-                        f"{at + len(piece):,}; the tokenizer has {self.size:,}"
-                    )
-                row[done : done + len(piece)] = piece
-                touched.add(place)
-                done, place = done + len(piece), place + 1
-        for place in touched:
+        segments = list(self._segments(starts, lengths))
+        for _, _, place, first, stop in segments:  # all at once, so that a disk need not wait for each
+            prefetch(self._array(place, "tokens"), first, stop)
+        for row, column, place, first, stop in segments:
+            piece = self._array(place, "tokens")[first:stop]
+            if (largest := int(piece.max())) >= self.size:
+                raise UserError(
+                    f"{self._path(place, 'tokens')}: token id {largest:,} between positions {first:,} and {stop:,}; the "
+                    f"tokenizer has {self.size:,}"
+                )
+            rows[row, column : column + len(piece)] = piece
+        for place in {place for _, _, place, _, _ in segments}:
             if (place, "tokens") in self._open:
                 release_pages(self._open[place, "tokens"])
         return rows
+
+    def _segments(self, starts: Ids, lengths: Ids) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield the parts of rows that lie in one shard: row, column, shard, and first and last position in the shard."""
+        for row, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+            done, place = 0, int(np.searchsorted(self.tokens_before, start, side="right")) - 1
+            while done < length:
+                first = start + done - int(self.tokens_before[place])
+                stop = min(first + length - done, self.parts[place][2].tokens)
+                if stop > first:
+                    yield row, done, place, first, stop
+                done, place = done + stop - first, place + 1
 
     def spans(self, documents: Ids) -> tuple[Ids, Ids]:
         """Return the positions at which documents begin and end, both int64 [b], without their separators.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sedd_graph.errors import UserError
 from sedd_graph.inputs.files import open_file, size_text
 
-__all__ = ["map_npy", "read_npy", "release_pages"]
+__all__ = ["map_npy", "prefetch", "read_npy", "release_pages"]
 
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MAX_AXES = 32
@@ -73,7 +73,28 @@ def map_npy(path: Path, *, limit: int, dtypes: tuple[str, ...], shape: tuple[int
             raise UserError(f"{path}: has {size:,} bytes, not the {declared:,} that its header declares")
         if not math.prod(shape):
             return np.zeros(shape, dtype)
-        return np.asarray(np.memmap(stream, dtype=dtype, mode="r", offset=start, shape=shape))
+        array = np.asarray(np.memmap(stream, dtype=dtype, mode="r", offset=start, shape=shape))
+        if hasattr(mmap, "MADV_RANDOM"):  # else each use would read a hundred kilobytes around it
+            _map_of(array).madvise(mmap.MADV_RANDOM)
+        return array
+
+
+def _map_of(array: npt.NDArray[Any]) -> mmap.mmap:
+    """Return the memory map of an array of :func:`map_npy` that is not empty."""
+    base: Any = array
+    while not isinstance(base, mmap.mmap):
+        base = base.base
+    return base
+
+
+def prefetch(array: npt.NDArray[Any], start: int, stop: int) -> None:
+    """Ask the system to read items ``start`` to ``stop`` of a one-dimensional array of :func:`map_npy`, without waiting."""
+    if not array.size or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    found = _map_of(array)
+    before = len(found) - array.nbytes  # the header, which numpy maps too
+    first = (before + start * array.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
+    found.madvise(mmap.MADV_WILLNEED, first, min(len(found), before + stop * array.itemsize) - first)
 
 
 def release_pages(array: npt.NDArray[Any]) -> None:
@@ -82,11 +103,8 @@ def release_pages(array: npt.NDArray[Any]) -> None:
     They stay in the system's cache of files, and are mapped again when they are used. Without this, a process that reads a
     large file at random places would come to hold all of it. Does nothing where the system has no ``madvise``.
     """
-    base: Any = array
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = getattr(base, "base", None)
-    if base is not None and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+    if array.size and hasattr(mmap, "MADV_DONTNEED"):
+        _map_of(array).madvise(mmap.MADV_DONTNEED)
 
 
 def _header(stream: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

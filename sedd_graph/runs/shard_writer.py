@@ -15,7 +15,7 @@ import pydantic
 from sedd_graph.component.strict import Strict
 from sedd_graph.data.characters import CODES
 from sedd_graph.data.encode import Encoded
-from sedd_graph.data.shards import PARTS, Part, Shard
+from sedd_graph.data.shard_index import PARTS, Part, Shard
 from sedd_graph.store.durable import rename
 from sedd_graph.store.files import disk_faults, remove, write_json
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from sedd_graph.component.progress import progress, track
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.encode import Batch, encoded
-from sedd_graph.data.shards import INDEX, Index, Shards, TokenizerFacts, read_index
+from sedd_graph.data.shard_index import INDEX, Index, TokenizerFacts, read_index
+from sedd_graph.data.shards import Shards
 from sedd_graph.data.sources import Corpus
 from sedd_graph.data.tokenizer import FILE, Tokenizer, load_tokenizer
 from sedd_graph.errors import UserError

@@ -10,7 +10,7 @@ import numpy as np
 
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import Dataset, open_data
-from sedd_graph.data.shards import Index
+from sedd_graph.data.shard_index import Index
 from sedd_graph.runs.tokenize import TokenizeRequest, tokenize_corpus
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "né", "猫", "12:34", "it's")

@@ -16,7 +16,8 @@ import pytest
 from sedd_graph.data import shards as module
 from sedd_graph.data.bijection import Bijection
 from sedd_graph.data.rows import Dataset, Rows, open_data
-from sedd_graph.data.shards import Shards, read_index
+from sedd_graph.data.shard_index import read_index
+from sedd_graph.data.shards import Shards
 from sedd_graph.errors import UserError
 from sedd_graph.runs.tokenize import verify_shards
 
@@ -100,7 +101,7 @@ def test_the_cut_is_at_the_end_of_a_shard_or_else_of_a_document(tmp_path: Path) 
     index = shard(tmp_path, "a.jsonl", shard_tokens=400)
     ends = np.cumsum([s.tokens for s in index.shards])
     data = opened(tmp_path, holdout=0.2)
-    part = data.heldout.part  # type: ignore[attr-defined]  # of shards
+    part = data.heldout.part
     assert part.start in ends
     assert part.places is not None
     assert 0.1 <= 1 - part.start / ends[-1] <= 0.4
@@ -108,12 +109,12 @@ def test_the_cut_is_at_the_end_of_a_shard_or_else_of_a_document(tmp_path: Path) 
     one = shard(tmp_path, "a.jsonl", to="one", shard_tokens=10**9)
     assert len(one.shards) == 1
     data = opened(tmp_path, "one", holdout=0.2)
-    found = np.concatenate([data.train.part.shards.rows(np.array([data.heldout.part.start - 1]), np.array([1]), 1)])  # type: ignore[attr-defined]
+    found = np.concatenate([data.train.part.shards.rows(np.array([data.heldout.part.start - 1]), np.array([1]), 1)])
     assert found.ravel().tolist() == [ord("\n")]
-    assert abs(1 - data.heldout.part.start / ends[-1] - 0.2) < 0.02  # type: ignore[attr-defined]
+    assert abs(1 - data.heldout.part.start / ends[-1] - 0.2) < 0.02
     assert data.baselines() == {}
     text = "".join(t + "\n" for t in texts(200)).encode()
-    held = text[data.heldout.part.start :]  # type: ignore[attr-defined]
+    held = text[data.heldout.part.start :]
     assert data.characters_per_token == len(held.decode()) / len(held)
     assert "unigram" not in data.describe()
 
@@ -149,7 +150,12 @@ def test_a_process_opens_only_what_it_reads(tmp_path: Path, monkeypatch: pytest.
     index = shard(tmp_path, "a.jsonl", shard_tokens=200)
     seen: list[str] = []
     plain = module.map_npy
-    monkeypatch.setattr(module, "map_npy", lambda path, **keys: (seen.append(path.name), plain(path, **keys))[1])
+
+    def mapped(path: Path, **keys: Any) -> Any:
+        seen.append(path.name)
+        return plain(path, **keys)
+
+    monkeypatch.setattr(module, "map_npy", mapped)
     data = opened(tmp_path)
     assert not [name for name in seen if "tokens" in name]
     data.train.take(np.array([0]), 0)
@@ -157,7 +163,7 @@ def test_a_process_opens_only_what_it_reads(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(module, "MAX_OPEN", 3)
     everything = np.arange(data.train.count)
     assert same(data.train.take(everything, 0), opened(tmp_path).train.take(everything, 0))
-    assert len(data.train.part.shards._open) <= 3  # type: ignore[attr-defined]
+    assert len(data.train.part.shards._open) <= 3
     assert len([name for name in seen if "tokens" in name]) > len(index.shards) // 2
 
 
@@ -167,7 +173,7 @@ def test_several_folders_are_one_text_and_must_have_one_tokenizer(tmp_path: Path
     for name in "ab":
         shard(tmp_path, f"{name}.jsonl", to=f"part-{name}")
     both = opened(tmp_path, "part-*/index.json", length=8)
-    assert both.train.part.shards.tokens == sum(  # type: ignore[attr-defined]
+    assert both.train.part.shards.tokens == sum(
         Shards([(tmp_path / f"part-{n}", read_index(tmp_path / f"part-{n}" / "index.json"))]).tokens for n in "ab"
     )
     shard(tmp_path, "b.jsonl", to="other", tokenizer={"op": "characters", "size": 100})

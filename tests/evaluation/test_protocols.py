@@ -194,7 +194,7 @@ def test_an_evaluation_records_its_protocol(built: Run, tmp_path: Path) -> None:
     )
     record = json.loads((built.path / "evaluation-text8.json").read_text())
     table = record["protocol"]["table"]
-    assert record["bits_per_character"] == found.bits_per_character  # type: ignore[union-attr]  # of text
+    assert record["bits_per_character"] == found.bits_per_character
     assert record["sequences"] == table["rows"] == 500 // 32
     assert table["text_sha256"] == hashlib.sha256(TEXT[2500:].encode() + b"\xff").hexdigest()
     assert (table["length"], table["unit"], table["files"]) == (32, "bits_per_character", ["text8"])

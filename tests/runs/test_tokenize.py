@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from sedd_graph.cli.main import run
-from sedd_graph.data.shards import Shards, read_index
+from sedd_graph.data.shard_index import read_index
+from sedd_graph.data.shards import Shards
 from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.runs import tokenize as module
@@ -158,7 +159,12 @@ def test_an_interrupted_folder_is_resumed_and_refused_to_others(inside: Path, mo
     (inside / "a.jsonl").write_text(good)
     written: list[str] = []
     plain_write = ShardWriter.close
-    monkeypatch.setattr(ShardWriter, "close", lambda self, *a: (written.append("x"), plain_write(self, *a))[1])
+
+    def counted(self: ShardWriter, pieces: int, text_sha256: str) -> None:
+        written.append(text_sha256)
+        plain_write(self, pieces, text_sha256)
+
+    monkeypatch.setattr(ShardWriter, "close", counted)
     shard(inside, "a.jsonl", to="part", tokenizer=tokenizer)
     assert len(written) == len(whole.shards) - 3
     assert content(inside / "part") == content(inside / "whole")
