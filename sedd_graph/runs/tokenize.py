@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import hashlib
 import itertools
@@ -133,8 +134,8 @@ def _started(request: TokenizeRequest, folder: Path, say: Callable[[str], None])
     else:
         factory = request.config.tokenizer
         joined = "\n" if request.corpus.records and not factory.separates else ""
-        texts = (text + joined if last else text for text, last in _pieces(request)) if factory.trained else ()
-        made = factory.make(texts, root=request.root)
+        texts = (text + joined if last else text for text, last in _pieces(request)) if factory.trained else iter(())
+        made = factory.make(_in_context(texts), root=request.root)
     write_text(folder / FILE, made.to_json())
     done = Progress(settings=settings)
     write_json(folder / PROGRESS, done.model_dump(mode="json"))
@@ -189,6 +190,16 @@ def _written(request: TokenizeRequest, folder: Path, done: Progress, tokenizer: 
     )
     write_json(folder / INDEX, index.model_dump(mode="json"))
     return index
+
+
+def _in_context(items: Iterator[str]) -> Iterator[str]:
+    """Yield ``items``, each made with the context variables of the caller.
+
+    Libraries take texts from another thread, where ``--allow-outside`` and the progress display would be unknown.
+    """
+    context = contextvars.copy_context()
+    while (item := context.run(next, items, None)) is not None:
+        yield item
 
 
 def _hash(hashed: Any, batch: Batch) -> int:

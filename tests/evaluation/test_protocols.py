@@ -271,3 +271,13 @@ def test_lines_of_wikitext_keep_their_breaks(tmp_path: Path) -> None:
 def test_what_the_command_refuses(built: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:  # fmt: skip
     assert run(["eval", str(built.path), "--device", "cpu", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_reference_lists_every_protocol_with_its_number_of_documents() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "evaluation.md").read_text()
+    section = page.split("## Published benchmarks")[1].split("\n## ")[0]
+    for name, protocol in PROTOCOLS.items():
+        assert f"`{name}`" in section
+        if protocol.documents is not None:
+            assert f"{protocol.documents:,}" in section
+        assert f"{protocol.length:,}" in section

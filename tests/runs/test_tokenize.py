@@ -67,6 +67,15 @@ def test_files_of_every_kind_give_the_same_tokens(inside: Path, capsys: pytest.C
     assert "next        data: {corpus: {op: tokens, files: [of-a.jsonl]}" in capsys.readouterr().out
 
 
+def test_files_outside_the_folder_are_read_if_the_user_names_them(
+    inside: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Also while a tokenizer is fitted, which takes the text from a thread of its library."""
+    path = write_jsonl(tmp_path_factory.mktemp("elsewhere") / "a.jsonl", texts(30))
+    assert run(["tokenize", str(path), "-o", "s", "--tokenizer", "bpe", "--tokens", "300", "--processes", "1"]) == 0
+    assert decoded(inside / "s") == texts(30)
+
+
 def test_shards_do_not_depend_on_the_number_of_processes(inside: Path) -> None:
     write_jsonl(inside / "a.jsonl", texts(60))
     for processes in (1, 2):
