@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sedd_graph.diffusion.tape.coder import BITS, TOTAL, Code, Integers
+from sedd_graph.diffusion.bitstream.coder import BITS, TOTAL, Code, Integers
 
 __all__ = ["Numbers", "Rows", "SharedRows", "Table", "rounded"]
 
@@ -21,7 +21,7 @@ Numbers = npt.NDArray[np.float64]
 
 
 def rounded(weights: Numbers, support: npt.NDArray[np.bool_] | None = None) -> Integers:
-    """Round weights to frequencies of sum :data:`~sedd_graph.diffusion.tape.coder.TOTAL`.
+    """Round weights to frequencies of sum :data:`~sedd_graph.diffusion.bitstream.coder.TOTAL`.
 
     Args:
         weights: Weights of any sum, [m, n], at least 0; of a row of zeros, the ``support`` alone counts.

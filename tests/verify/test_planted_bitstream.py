@@ -1,4 +1,4 @@
-"""Planted faults of what kernels declare for noise with a tape: each is caught, by the name of the check made for it."""
+"""Planted faults of what kernels declare for noise with a bitstream: each is caught, by the name of the check made for it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from sedd_graph_registry.strings.edit_flow import EditFlow
 from sedd_graph_registry.strings.flexmdm import MaskDelete
 
 from sedd_graph.component.check import Check
+from sedd_graph.diffusion.bitstream import laws
 from sedd_graph.diffusion.strings.fates import Fates
-from sedd_graph.diffusion.tape import laws
 from sedd_graph.diffusion.tokens.kernel import Replacement
+from sedd_graph.verify.bitstream import check_bitstream, check_string_bitstream
 from sedd_graph.verify.noise import check_kernel
-from sedd_graph.verify.tape import check_string_tape, check_tape
 from tests.verify.planted import Fault, after, planted
 from tests.verify.string_kernels import failing
 
@@ -55,32 +55,32 @@ def all_but_last(found: torch.Tensor) -> torch.Tensor:
 
 
 TOKENS = [
-    Fault("tokens are kept 1 % too seldom", Uniform, after(Uniform, "replacement", kept(0.99)), ("kernel.tape_law",)),
-    Fault("masks are never made", Absorb, after(Absorb, "replacement", lambda self, found, *_: Replacement(found.keep**0, found.target)), ("kernel.tape_law",)),
-    Fault("a step ignores where it starts", Uniform, without_start(Uniform, "replacement"), ("kernel.tape_law",)),
-    Fault("a step of a masking kernel ignores where it starts", Power, without_start(Power, "replacement"), ("kernel.tape_law",)),
-    Fault("frequencies in the wrong order", Unigram, after(Unigram, "replacement", target(last_first)), ("kernel.tape_law",)),
-    Fault("the last token never replaces", Uniform, after(Uniform, "replacement", target(all_but_last)), ("kernel.tape_law",)),
-    Fault("a mixture without its masks", Mixture, after(Mixture, "replacement", target(all_but_last)), ("kernel.tape_law",)),
-    Fault("all tokens are masked at one rate", Spindle, after(Spindle, "replacement", lambda self, found, *_: Replacement(torch.cat([found.keep[:-1].mean().expand(len(found.keep) - 1), found.keep[-1:]]), found.target)), ("kernel.tape_law",)),
-    Fault("probabilities drift between calls", Uniform, after(Uniform, "replacement", drifting), ("kernel.tape",)),
+    Fault("tokens are kept 1 % too seldom", Uniform, after(Uniform, "replacement", kept(0.99)), ("kernel.bitstream_law",)),
+    Fault("masks are never made", Absorb, after(Absorb, "replacement", lambda self, found, *_: Replacement(found.keep**0, found.target)), ("kernel.bitstream_law",)),
+    Fault("a step ignores where it starts", Uniform, without_start(Uniform, "replacement"), ("kernel.bitstream_law",)),
+    Fault("a step of a masking kernel ignores where it starts", Power, without_start(Power, "replacement"), ("kernel.bitstream_law",)),
+    Fault("frequencies in the wrong order", Unigram, after(Unigram, "replacement", target(last_first)), ("kernel.bitstream_law",)),
+    Fault("the last token never replaces", Uniform, after(Uniform, "replacement", target(all_but_last)), ("kernel.bitstream_law",)),
+    Fault("a mixture without its masks", Mixture, after(Mixture, "replacement", target(all_but_last)), ("kernel.bitstream_law",)),
+    Fault("all tokens are masked at one rate", Spindle, after(Spindle, "replacement", lambda self, found, *_: Replacement(torch.cat([found.keep[:-1].mean().expand(len(found.keep) - 1), found.keep[-1:]]), found.target)), ("kernel.bitstream_law",)),
+    Fault("probabilities drift between calls", Uniform, after(Uniform, "replacement", drifting), ("kernel.bitstream",)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", TOKENS, ids=lambda f: f.name)
 def test_a_fault_of_a_token_kernel_is_caught_by_name(fault: Fault) -> None:
-    assert set(fault.caught) & failing(check_tape(fault.of(), "quick"))
+    assert set(fault.caught) & failing(check_bitstream(fault.of(), "quick"))
 
 
 def test_the_checks_are_among_those_of_a_kernel() -> None:
     found = failing(check_kernel(TOKENS[0].of(), end=9.0, proof="quick"))
-    assert found == {"kernel.tape_law"}
+    assert found == {"kernel.bitstream_law"}
 
 
 @pytest.mark.parametrize("base", [Absorb, Uniform, Unigram, Mixture, Power, Spindle, Ordinal], ids=lambda b: b.__name__)
 def test_sound_kernels_pass(base: Any) -> None:
-    checks = check_tape(planted(base, {}, {}, 5), "quick")
-    assert [c.name for c in checks] == ["kernel.tape", "kernel.tape_law", "kernel.tape_size"]
+    checks = check_bitstream(planted(base, {}, {}, 5), "quick")
+    assert [c.name for c in checks] == ["kernel.bitstream", "kernel.bitstream_law", "kernel.bitstream_size"]
     assert not failing(checks)
 
 
@@ -96,10 +96,12 @@ def test_a_fault_of_the_tables_is_caught_by_name(fault: str, monkeypatch: pytest
             return dataclasses.replace(law, record=known(kernel, sigma, start, reference**0 * [9.0, 1, 1, 1, 1]).record)
         return dataclasses.replace(law, record=law.draw)
 
-    for room in ("sedd_graph.diffusion.tape.noise", "sedd_graph.verify.tape"):
+    for room in ("sedd_graph.diffusion.bitstream.noise", "sedd_graph.verify.bitstream"):
         monkeypatch.setattr(f"{room}.token_law", token_law)
-    caught = {"kernel.tape_size"} if fault != "records nothing" else {"kernel.tape", "kernel.tape_size"}
-    assert caught & failing(check_tape(planted(Unigram if fault != "records nothing" else Absorb, {}, {}, 5), "quick"))
+    caught = {"kernel.bitstream_size"} if fault != "records nothing" else {"kernel.bitstream", "kernel.bitstream_size"}
+    assert caught & failing(
+        check_bitstream(planted(Unigram if fault != "records nothing" else Absorb, {}, {}, 5), "quick")
+    )
 
 
 def fates(**changes: Callable[[Fates], Any]) -> Callable[..., Fates]:
@@ -116,21 +118,21 @@ def drifting_fates(self: Any, found: Fates, *arguments: float) -> Fates:
 
 
 STRINGS = [
-    Fault("tokens die 10 % too often", Delete, after(Delete, "fates", fates(survive=lambda f: 0.9 * f.survive, vanish=lambda f: 1 - 0.9 * f.survive)), ("strings.tape_law",)),
-    Fault("a step of strings ignores where it starts", Delete, without_start(Delete, "fates"), ("strings.tape_law",)),
-    Fault("an edit flow ignores where it starts", EditFlow, without_start(EditFlow, "fates"), ("strings.tape_law",)),
-    Fault("a masking step ignores where it starts", MaskDelete, without_start(MaskDelete, "fates"), ("strings.tape_law",)),
-    Fault("masks are deleted, and deleted tokens masked", MaskDelete, after(MaskDelete, "fates", fates(hide=lambda f: torch.where(f.hide > 0, f.vanish, 0.0), vanish=lambda f: torch.where(f.hide > 0, f.hide, f.vanish))), ("strings.tape_law",)),
-    Fault("nothing is born", Indel, after(Indel, "fates", fates(birth=lambda f: 0.0, replace=lambda f: 0.0, vanish=lambda f: 1 - f.survive)), ("strings.tape_law",)),
-    Fault("tokens are born with the wrong frequencies", Indel, after(Indel, "fates", fates(law=lambda f: torch.cat([f.law[:-1].square(), f.law[-1:]]))), ("strings.tape_law",)),
-    Fault("no replacement by births", Indel, after(Indel, "fates", fates(vanish=lambda f: f.vanish + f.replace, replace=lambda f: 0.0)), ("strings.tape_law",)),
-    Fault("fates drift between calls", Delete, after(Delete, "fates", drifting_fates), ("strings.tape",)),
+    Fault("tokens die 10 % too often", Delete, after(Delete, "fates", fates(survive=lambda f: 0.9 * f.survive, vanish=lambda f: 1 - 0.9 * f.survive)), ("strings.bitstream_law",)),
+    Fault("a step of strings ignores where it starts", Delete, without_start(Delete, "fates"), ("strings.bitstream_law",)),
+    Fault("an edit flow ignores where it starts", EditFlow, without_start(EditFlow, "fates"), ("strings.bitstream_law",)),
+    Fault("a masking step ignores where it starts", MaskDelete, without_start(MaskDelete, "fates"), ("strings.bitstream_law",)),
+    Fault("masks are deleted, and deleted tokens masked", MaskDelete, after(MaskDelete, "fates", fates(hide=lambda f: torch.where(f.hide > 0, f.vanish, 0.0), vanish=lambda f: torch.where(f.hide > 0, f.hide, f.vanish))), ("strings.bitstream_law",)),
+    Fault("nothing is born", Indel, after(Indel, "fates", fates(birth=lambda f: 0.0, replace=lambda f: 0.0, vanish=lambda f: 1 - f.survive)), ("strings.bitstream_law",)),
+    Fault("tokens are born with the wrong frequencies", Indel, after(Indel, "fates", fates(law=lambda f: torch.cat([f.law[:-1].square(), f.law[-1:]]))), ("strings.bitstream_law",)),
+    Fault("no replacement by births", Indel, after(Indel, "fates", fates(vanish=lambda f: f.vanish + f.replace, replace=lambda f: 0.0)), ("strings.bitstream_law",)),
+    Fault("fates drift between calls", Delete, after(Delete, "fates", drifting_fates), ("strings.bitstream",)),
 ]  # fmt: skip
 
 
 def string_checks(fault: Fault) -> list[Check]:
     kernel = planted(fault.base, fault.methods, {}, 4 + (fault.base is MaskDelete))
-    return check_string_tape(kernel.table(one_length=False), "full")
+    return check_string_bitstream(kernel.table(one_length=False), "full")
 
 
 @pytest.mark.parametrize("fault", STRINGS, ids=lambda f: f.name)
@@ -141,5 +143,5 @@ def test_a_fault_of_a_string_kernel_is_caught_by_name(fault: Fault) -> None:
 @pytest.mark.parametrize("base", [Delete, Indel, MaskDelete, EditFlow], ids=lambda b: b.__name__)
 def test_sound_string_kernels_pass(base: Any) -> None:
     checks = string_checks(Fault("sound", base, {}, ()))
-    assert [c.name for c in checks] == ["strings.tape", "strings.tape_law"]
+    assert [c.name for c in checks] == ["strings.bitstream", "strings.bitstream_law"]
     assert not failing(checks)

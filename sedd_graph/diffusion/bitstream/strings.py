@@ -1,4 +1,4 @@
-"""Noise on strings as a bijection: (strings, tape) <-> (noise, tape), for every kernel that declares the fates of tokens.
+"""Noise on strings as a bijection, (strings, bitstream) <-> (noise, bitstream), if the kernel declares fates of tokens.
 
 A step pops from the supply which tokens survive, are masked, deleted or born, and pushes onto the record the deleted and
 masked tokens with their places. Axes: b rows, w positions (the BOS token first), k lanes.
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sedd_graph.diffusion.bitstream.bitstream import Bitstream, Step, rounds
+from sedd_graph.diffusion.bitstream.coder import Integers, Reader, Stack, Writer
+from sedd_graph.diffusion.bitstream.columns import Draw, Record, spread_reference
+from sedd_graph.diffusion.bitstream.noise import levels
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.kernel import StringKernel
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.diffusion.tape.coder import Integers, Reader, Stack, Writer
-from sedd_graph.diffusion.tape.columns import Draw, Record, spread_reference
-from sedd_graph.diffusion.tape.noise import levels
-from sedd_graph.diffusion.tape.tape import Step, Tape, rounds
 from sedd_graph.errors import UserError
 
 __all__ = ["denoise_string_step", "denoise_strings", "noise_string_step", "noise_strings"]
@@ -31,23 +31,23 @@ def noise_strings(
     schedule: Schedule,
     strings: Strings,
     times: Sequence[float] | Tensor,
-    tape: Tape,
+    bitstream: Bitstream,
     *,
     reference: Tensor | None = None,
-) -> tuple[Strings, Tape]:
-    """Noise clean strings up to the last of ``times``, and record on the tape what noise erases.
+) -> tuple[Strings, Bitstream]:
+    """Noise clean strings up to the last of ``times``, and record on the bitstream what noise erases.
 
     Args:
         kernel: The kernel.
         schedule: Total noise as a function of time.
         strings: Clean strings of data tokens, b.
         times: Increasing times in [0, 1] at which the noisy strings are drawn one after another.
-        tape: A tape without steps.
+        bitstream: A bitstream without steps.
         reference: Weights of the data tokens, [v], under which the record is coded; None: all equal. Kernels with
             births have a reference of their own, the frequencies of born tokens.
 
     Returns:
-        The noisy strings, and the tape after noise; the arguments are unchanged.
+        The noisy strings, and the bitstream after noise; the arguments are unchanged.
 
     Raises:
         UserError: The kernel does not noise tokens one by one, or the strings have other tokens than data tokens.
@@ -57,11 +57,11 @@ def noise_strings(
         raise UserError(
             "only strings of data tokens can be noised: they have a mask, or a token outside the vocabulary"
         )
-    start, tape = 0.0, tape.begin(_rows_digest(strings))
+    start, bitstream = 0.0, bitstream.begin(_rows_digest(strings))
     for sigma in levels(schedule, times):
-        strings, tape = noise_string_step(kernel, sigma, start, strings, tape, reference=reference)
+        strings, bitstream = noise_string_step(kernel, sigma, start, strings, bitstream, reference=reference)
         start = sigma
-    return strings, tape
+    return strings, bitstream
 
 
 def denoise_strings(
@@ -69,59 +69,71 @@ def denoise_strings(
     schedule: Schedule,
     strings: Strings,
     times: Sequence[float] | Tensor,
-    tape: Tape,
+    bitstream: Bitstream,
     *,
     reference: Tensor | None = None,
-) -> tuple[Strings, Tape]:
-    """Recover the clean strings from noisy strings and the tape: the exact inverse of :func:`noise_strings`.
+) -> tuple[Strings, Bitstream]:
+    """Recover the clean strings from noisy strings and the bitstream: the exact inverse of :func:`noise_strings`.
 
     Args:
         kernel: The kernel.
         schedule: Total noise as a function of time.
         strings: The noisy strings, b.
         times: The times of the noise.
-        tape: The tape after noise.
+        bitstream: The bitstream after noise.
         reference: The weights that the noise was recorded under.
 
     Returns:
-        The clean strings, and the tape before noise.
+        The clean strings, and the bitstream before noise.
 
     Raises:
-        UserError: The tape is not that of this noise, or the strings were altered.
+        UserError: The bitstream is not that of this noise, or the strings were altered.
     """
     ends = levels(schedule, times)
-    tape.require_steps(len(ends))
+    bitstream.require_steps(len(ends))
     for sigma, start in zip(reversed(ends), reversed([0.0, *ends[:-1]]), strict=True):
-        tape.require_rows(_rows_digest(strings))
-        strings, tape = denoise_string_step(kernel, sigma, start, strings, tape, reference=reference)
-    return strings, tape.end(_rows_digest(strings))
+        bitstream.require_rows(_rows_digest(strings))
+        strings, bitstream = denoise_string_step(kernel, sigma, start, strings, bitstream, reference=reference)
+    return strings, bitstream.end(_rows_digest(strings))
 
 
 def noise_string_step(
-    kernel: StringKernel, sigma: float, start: float, strings: Strings, tape: Tape, *, reference: Tensor | None = None
-) -> tuple[Strings, Tape]:
+    kernel: StringKernel,
+    sigma: float,
+    start: float,
+    strings: Strings,
+    bitstream: Bitstream,
+    *,
+    reference: Tensor | None = None,
+) -> tuple[Strings, Bitstream]:
     """Noise strings by one step, from total noise ``start`` to ``sigma``; others as in :func:`noise_strings`."""
     draw, record = _laws(kernel, sigma, start, reference)
-    made = tape.copy()
+    made = bitstream.copy()
     moved = _exchange(kernel, strings, (made.supply, draw), (made.record, record), forward=True)
     step = Step(start, sigma, _digest(draw, record, len(strings.tokens)), _rows_digest(moved))
     return moved, dataclasses.replace(made, steps=(*made.steps, step))
 
 
 def denoise_string_step(
-    kernel: StringKernel, sigma: float, start: float, strings: Strings, tape: Tape, *, reference: Tensor | None = None
-) -> tuple[Strings, Tape]:
-    """Undo the last step of noise on a tape: the inverse of :func:`noise_string_step`.
+    kernel: StringKernel,
+    sigma: float,
+    start: float,
+    strings: Strings,
+    bitstream: Bitstream,
+    *,
+    reference: Tensor | None = None,
+) -> tuple[Strings, Bitstream]:
+    """Undo the last step of noise on a bitstream: the inverse of :func:`noise_string_step`.
 
     Raises:
-        UserError: The last step of the tape is another one, or the strings have a token outside the vocabulary.
+        UserError: The last step of the bitstream is another one, or the strings have a token outside the vocabulary.
     """
     draw, record = _laws(kernel, sigma, start, reference)
-    tape.require_last(start, sigma, _digest(draw, record, len(strings.tokens)))
+    bitstream.require_last(start, sigma, _digest(draw, record, len(strings.tokens)))
     tokens = strings.tokens[:, 1:][strings.attend[:, 1:]]
     if not bool(((tokens >= 0) & (tokens < kernel.start)).all()):
         raise UserError("noisy strings have tokens outside the vocabulary")
-    made = tape.copy()
+    made = bitstream.copy()
     moved = _exchange(kernel, strings, (made.record, record), (made.supply, draw), forward=False)
     return moved, dataclasses.replace(made, steps=made.steps[:-1])
 
