@@ -94,8 +94,9 @@ def _levels(kernel: Kernel) -> tuple[float, ...]:
     return tuple(float(x) for x in sorted({math.ceil(kernel.steps / 3), math.ceil(2 * kernel.steps / 3)}))
 
 
-def _bijection(name: str, wrong: str, many: int) -> Check:
-    return Check(name, BIJECTION, not wrong, wrong or "every bit", f"{many:,} tokens, two steps, there and back")
+def _bijection(name: str, wrong: str, many: int, steps: int = 2) -> Check:
+    how = f"{many:,} tokens, {'two steps' if steps == 2 else 'one step'}, there and back"
+    return Check(name, BIJECTION, not wrong, wrong or "every bit", how)
 
 
 def _tables(kernel: Kernel, levels: tuple[float, ...]) -> tuple[float, float]:
@@ -135,34 +136,39 @@ def check_string_bitstream(table: EnumeratedTable, proof: Proof) -> list[Check]:
         proof: Strength of the verification.
 
     Returns:
-        Two checks; none if the kernel does not noise tokens one by one, and has no reversible noise.
+        Two checks; none if the kernel declares no reversible noise.
     """
     kernel = table.kernel
-    if kernel.fates(LEVELS[0]) is None:
+    whole = kernel.fates(LEVELS[0]) is not None
+    if not whole and kernel.aligned_noise(LEVELS[0]) is None:
         return []
+    levels = LEVELS if whole else LEVELS[:1]  # aligned noise is drawn in one step
     rows = STRINGS[proof]
     chosen = torch.multinomial(table.law, rows, replacement=True, generator=torch.Generator().manual_seed(4))
     x = table.rows(chosen)
     try:
         y, bitstream = x, Bitstream.new(9, *x.tokens.shape, lanes=LANES)
-        for start, sigma in itertools.pairwise((0.0, *LEVELS)):
+        for start, sigma in itertools.pairwise((0.0, *levels)):
             y, bitstream = noise_string_step(kernel, sigma, start, y, bitstream)
         z, back = y, bitstream
-        for sigma, start in itertools.pairwise((*LEVELS[::-1], 0.0)):
+        for sigma, start in itertools.pairwise((*levels[::-1], 0.0)):
             z, back = denoise_string_step(kernel, sigma, start, z, back)
     except UserError as error:
-        return [_bijection("strings.bitstream", str(error), int(x.lengths.sum()))]
+        return [_bijection("strings.bitstream", str(error), int(x.lengths.sum()), len(levels))]
+    steps = "two steps" if whole else "one step"
     lost = int((table.number(z) != chosen).sum())
     wrong = f"{lost} strings are wrong" if lost else "" if back.pristine else "the bitstream is another one"
-    off, apart = _deviation(table, chosen, y), _fates_error(table)
+    off, apart = _deviation(table, chosen, y, levels[-1]), _fates_error(table) if whole else 0.0
     return [
-        _bijection("strings.bitstream", wrong, int(x.lengths.sum())),
+        _bijection("strings.bitstream", wrong, int(x.lengths.sum()), len(levels)),
         Check(
             "strings.bitstream_law",
             LAW,
             off < LIMIT and apart < table.rounding,
-            f"{off:.1f} standard deviations (at most {LIMIT:g}); fates off by {apart:.1e} (below {table.rounding:.0e})",
-            f"chi-square of {rows:,} strings in two steps; fates against the enumeration, in one step and in two",
+            f"{off:.1f} standard deviations (at most {LIMIT:g})"
+            + (f"; fates off by {apart:.1e} (below {table.rounding:.0e})" if whole else ""),
+            f"chi-square of {rows:,} strings in {steps}"
+            + ("; fates against the enumeration, in one step and in two" if whole else ""),
         ),
     ]
 
@@ -206,10 +212,14 @@ def _string_law(table: EnumeratedTable, fates: Fates | None) -> torch.Tensor:
     return found
 
 
-def _deviation(table: EnumeratedTable, chosen: torch.Tensor, noisy: Strings) -> float:
-    """Return how improbable noisy strings are given their clean strings ``chosen`` [b], in standard deviations."""
+def _deviation(table: EnumeratedTable, chosen: torch.Tensor, noisy: Strings, sigma: float) -> float:
+    """Return how improbable strings noised to ``sigma`` are given their clean strings ``chosen`` [b].
+
+    Returns:
+        Standard deviations of a chi-square statistic.
+    """
     number, count, clean = table.number(noisy), len(table.strings), table.clean_strings
-    law = table.conditional(torch.tensor(LEVELS[-1:], dtype=torch.float64))[0].clamp(min=0)
+    law = table.conditional(torch.tensor([sigma], dtype=torch.float64))[0].clamp(min=0)
     row = torch.searchsorted(clean, chosen)
     cells = torch.bincount(row * (count + 1) + number, minlength=len(clean) * (count + 1)).view(len(clean), count + 1)
     many = torch.bincount(row, minlength=len(clean)).double()[:, None]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sedd_graph.component.base import Context
 from sedd_graph.diffusion.bitstream.bitstream import Bitstream
 from sedd_graph.diffusion.bitstream.strings import denoise_string_step, denoise_strings, noise_strings
 from sedd_graph.diffusion.strings.kernel import StringKernel
@@ -22,6 +23,13 @@ TOKENS = 20
 def kernel(op: str, **config: Any) -> StringKernel:
     cls: Any = REGISTRY.component(op)
     found: StringKernel = planted(cls, {}, config, TOKENS + 1 + (op == "mask_delete"))
+    return found
+
+
+def mixed(**config: Any) -> StringKernel:
+    """An edit flow with noise strings."""
+    cls: Any = REGISTRY.component("edit_flow")
+    found: StringKernel = cls(cls.Config(mean_length=8.0, **config), Context({"n": TOKENS + 1}))
     return found
 
 
@@ -48,6 +56,55 @@ def test_strings_to_noise_and_back(op: str) -> None:
     z, left = denoise_strings(k, s, y, TIMES, Bitstream.from_bytes(bitstream.to_bytes()))
     assert texts(z) == texts(x)
     assert left.to_bytes() == new.to_bytes()
+
+
+@pytest.mark.parametrize("alignment", ["optimal", "padded"])
+@pytest.mark.parametrize("longest", [None, 15])
+def test_text_mixed_with_noise_strings_and_back(alignment: str, longest: int | None) -> None:
+    k, s = mixed(alignment=alignment, longest=longest), schedule()
+    x = strings(k, 60)
+    for time in (0.1, 0.6, 1.0):
+        new = Bitstream.new(3, *x.tokens.shape, lanes=4)
+        y, bitstream = noise_strings(k, s, x, [time], new)
+        assert texts(y) != texts(x)
+        z, left = denoise_strings(k, s, y, [time], Bitstream.from_bytes(bitstream.to_bytes()))
+        assert texts(z) == texts(x)
+        assert left.to_bytes() == new.to_bytes()
+        assert bitstream.information <= bitstream.bits <= bitstream.information + 64 * bitstream.lanes
+    assert float(y.lengths.double().mean()) == pytest.approx(6.0, abs=2.5)  # noise has the length of noise strings
+    with pytest.raises(UserError, match="take one time"):
+        noise_strings(k, s, x, TIMES, new)
+    other = Strings(torch.where(y.attend & (y.tokens < TOKENS - 1), y.tokens + 1, y.tokens), y.attend)
+    with pytest.raises(UserError, match="noisy rows are not those"):
+        denoise_strings(k, s, other, [time], bitstream)
+    with pytest.raises(UserError, match="another kernel"):
+        denoise_strings(mixed(alignment=alignment, longest=14), s, y, [time], bitstream)
+
+
+def test_columns_that_are_no_alignment_are_refused() -> None:
+    """Other noisy strings lead to columns that the two strings do not have, or to other strings; never to the text."""
+    k, s = mixed(), schedule()
+    x = strings(k, 60)
+    y, bitstream = noise_strings(k, s, x, [0.5], Bitstream.new(3, *x.tokens.shape, lanes=4))
+    last, refused = bitstream.steps[-1], 0
+    for row in y.lengths.nonzero()[:20, 0].tolist():
+        tokens = y.tokens.clone()
+        tokens[row, 1] = (tokens[row, 1] + 1) % TOKENS
+        try:
+            z, rest = denoise_string_step(k, last.end, last.start, Strings(tokens, y.attend), bitstream)
+        except UserError:
+            refused += 1
+        else:
+            assert texts(z) != texts(x) or not rest.pristine
+    assert refused
+
+
+def test_the_record_of_aligned_noise_is_near_what_noise_erased() -> None:
+    """Text of which nothing is left: the text and the unseen noise, against the entropy of both."""
+    k, s = mixed(), schedule()
+    x = strings(k, 100, 30, one_length=True)
+    _, bitstream = noise_strings(k, s, x, [1.0], Bitstream.new(3, *x.tokens.shape, lanes=1))
+    assert bitstream.information < 1.3 * 100 * 30 * math.log2(TOKENS)
 
 
 def test_empty_strings_and_no_strings() -> None:

@@ -15,6 +15,8 @@ from sedd_graph_registry.strings.flexmdm import MaskDelete
 
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.bitstream import laws
+from sedd_graph.diffusion.strings.aligned_noise import AlignedNoise
+from sedd_graph.diffusion.strings.columns import Columns, align_padded
 from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.tokens.kernel import Replacement
 from sedd_graph.verify.bitstream import check_bitstream, check_string_bitstream
@@ -130,18 +132,56 @@ STRINGS = [
 ]  # fmt: skip
 
 
+MIXED = {"mean_length": 0.8, "longest": 2}
+
+
+def mixed(**changes: Callable[[AlignedNoise], Any]) -> Callable[..., AlignedNoise]:
+    def changed(self: Any, found: AlignedNoise, *arguments: float) -> AlignedNoise:
+        return dataclasses.replace(found, **{name: change(found) for name, change in changes.items()})
+
+    return changed
+
+
+def scattered(found: AlignedNoise) -> Any:
+    """Alignments that differ between two calls."""
+    calls = iter(range(10**6))
+
+    def align(noise: torch.Tensor, clean: torch.Tensor) -> Columns:
+        columns = found.align(noise, clean)
+        return (
+            Columns(*(x.roll(1 + noise.shape[1], 1) for x in columns))
+            if next(calls) % 2
+            else align_padded(noise, clean)
+        )
+
+    return align
+
+
+ALIGNED = [
+    Fault("columns are clean 10 % too seldom", EditFlow, after(EditFlow, "aligned_noise", mixed(clean=lambda f: 0.9 * f.clean)), ("strings.bitstream_law",), MIXED),
+    Fault("noise strings are too long", EditFlow, after(EditFlow, "aligned_noise", mixed(spread=lambda f: f.spread**0.5)), ("strings.bitstream_law",), MIXED),
+    Fault("noise strings are never cut", EditFlow, after(EditFlow, "aligned_noise", mixed(longest=lambda f: None)), ("strings.bitstream_law",), MIXED),
+    Fault("noise tokens with the wrong frequencies", EditFlow, after(EditFlow, "aligned_noise", mixed(law=lambda f: f.law.flip(0))), ("strings.bitstream_law",), MIXED),
+    Fault("another alignment", EditFlow, after(EditFlow, "aligned_noise", mixed(align=lambda f: align_padded)), ("strings.bitstream_law",), MIXED),
+    Fault("alignments differ between two calls", EditFlow, after(EditFlow, "aligned_noise", mixed(align=scattered)), ("strings.bitstream",), MIXED),
+]  # fmt: skip
+
+
 def string_checks(fault: Fault) -> list[Check]:
-    kernel = planted(fault.base, fault.methods, {}, 4 + (fault.base is MaskDelete))
+    kernel = planted(fault.base, fault.methods, fault.config, 4 + (fault.base is MaskDelete))
     return check_string_bitstream(kernel.table(one_length=False), "full")
 
 
-@pytest.mark.parametrize("fault", STRINGS, ids=lambda f: f.name)
+@pytest.mark.parametrize("fault", [*STRINGS, *ALIGNED], ids=lambda f: f.name)
 def test_a_fault_of_a_string_kernel_is_caught_by_name(fault: Fault) -> None:
     assert set(fault.caught) & failing(string_checks(fault))
 
 
-@pytest.mark.parametrize("base", [Delete, Indel, MaskDelete, EditFlow], ids=lambda b: b.__name__)
-def test_sound_string_kernels_pass(base: Any) -> None:
-    checks = string_checks(Fault("sound", base, {}, ()))
+SOUND = [(Delete, {}), (Indel, {}), (MaskDelete, {}), (EditFlow, {}), (EditFlow, MIXED), (EditFlow, {**MIXED, "alignment": "padded"})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("base", "config"), SOUND)
+def test_sound_string_kernels_pass(base: Any, config: dict[str, Any]) -> None:
+    checks = string_checks(Fault("sound", base, {}, (), config))
     assert [c.name for c in checks] == ["strings.bitstream", "strings.bitstream_law"]
     assert not failing(checks)

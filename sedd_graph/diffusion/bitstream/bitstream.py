@@ -62,6 +62,8 @@ class Bitstream:
         record: The stack that erased information is pushed onto.
         steps: The steps of noise on the bitstream, in order.
         clean: SHA-256 of the rows before noise; zeros on a new bitstream.
+        information: Information content of what noise has pushed onto the record, bits: the sum of -log2 p(y | z) over
+            the tokens y that noise replaced by z. Not part of the bytes.
     """
 
     seed: bytes
@@ -69,6 +71,7 @@ class Bitstream:
     record: Stack
     steps: tuple[Step, ...] = ()
     clean: bytes = bytes(_DIGEST)
+    information: float = 0.0
 
     @classmethod
     def new(cls, seed: int | bytes, rows: int, length: int, *, lanes: int | None = None) -> Bitstream:

@@ -132,9 +132,9 @@ def noise_step(
     """Noise rows by one step, from total noise ``start`` to ``sigma``; other arguments are those of :func:`noise`."""
     law = token_law(kernel, sigma, start, reference_of(kernel, reference))
     made = bitstream.copy()
-    moved = _exchange(rows, corrupt, (made.supply, law.draw), (made.record, law.record), forward=True)
+    moved, bits = _exchange(rows, corrupt, (made.supply, law.draw), (made.record, law.record), forward=True)
     step = Step(start, sigma, _digest(law, corrupt), _rows_digest(moved))
-    return moved, dataclasses.replace(made, steps=(*made.steps, step))
+    return moved, dataclasses.replace(made, steps=(*made.steps, step), information=made.information + bits)
 
 
 def denoise_step(
@@ -160,7 +160,7 @@ def denoise_step(
     if not bool(((rows >= 0) & (rows < kernel.states))[corrupt].all()):
         raise UserError(f"noisy rows have tokens outside the vocabulary of {kernel.states:,} states")
     made = bitstream.copy()
-    moved = _exchange(rows, corrupt, (made.record, law.record), (made.supply, law.draw), forward=False)
+    moved, _ = _exchange(rows, corrupt, (made.record, law.record), (made.supply, law.draw), forward=False)
     return moved, dataclasses.replace(made, steps=made.steps[:-1])
 
 
@@ -177,7 +177,7 @@ def _rows_digest(rows: Tensor) -> bytes:
 
 def _exchange(
     rows: Tensor, corrupt: Tensor, source: tuple[Stack, Table], sink: tuple[Stack, Table], *, forward: bool
-) -> Tensor:
+) -> tuple[Tensor, float]:
     """Replace tokens by symbols popped from one stack, and push the replaced tokens onto the other one.
 
     Args:
@@ -186,9 +186,12 @@ def _exchange(
         source: The stack to pop from, and the table of the new tokens given the old ones.
         sink: The stack to push to, and the table of the old tokens given the new ones.
         forward: True for noise; denoising takes the rows in the opposite order.
+
+    Returns:
+        The new tokens, int64 [b, l], and the information content of what was pushed, bits.
     """
     old, moves = rows.cpu().numpy(), corrupt.cpu().numpy()
-    new, lanes = old.copy(), source[0].lanes
+    new, lanes, bits = old.copy(), source[0].lanes, 0.0
     for first in rounds(len(old), lanes, forward=forward):
         given = np.zeros((lanes, old.shape[1]), dtype=np.int64)
         active = np.zeros_like(given, dtype=bool)
@@ -198,8 +201,9 @@ def _exchange(
         writer = Writer(sink[0])
         _row(writer, sink[1], found, active, given)
         writer.finish()
+        bits += writer.information
         new[first : first + lanes] = np.where(active, found, given)[: len(part)]
-    return torch.from_numpy(new).to(rows.device)
+    return torch.from_numpy(new).to(rows.device), bits
 
 
 def _row(code: Code, table: Table, given: Integers, active: Flags, known: Integers | None) -> Integers:
