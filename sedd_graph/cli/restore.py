@@ -1,4 +1,4 @@
-"""``sedd-graph restore``: run a sampler with the noise of a tape, and print the text that it leads to."""
+"""``sedd-graph restore``: return from the noise of a tape, and print the text that it leads to."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def declare(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the ``restore`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.errors import UserError
-    from sedd_graph.runs.invert import restored_texts
     from sedd_graph.runs.open import open_run
+    from sedd_graph.runs.restore import restored_texts
     from sedd_graph.runs.tape import run_of
     from sedd_graph.store.files import write_bytes
     from sedd_graph.store.tape import read_tape

@@ -1,4 +1,4 @@
-"""Subcommands ``invert`` and ``restore``: write the noise that leads a sampler to given texts, and return to the texts."""
+"""The noise that leads a sampler to given texts: written by ``invert``, and run again by ``restore``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.progress import progress
-from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.noise_record import FINAL, Changes
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.diffusion.tokens.road import Road
@@ -20,14 +19,24 @@ from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
-from sedd_graph.runs.tape import Columns, Marks, Part, Say, facts_of, parts_of, require_same, starts
+from sedd_graph.runs.tape import (
+    INVERTED,
+    Columns,
+    Marks,
+    Part,
+    Say,
+    encode,
+    facts_of,
+    parts_of,
+    require_free,
+    require_same,
+    sampling_facts,
+    starts,
+)
 from sedd_graph.store.manifest import DamagedError
 from sedd_graph.store.tape import MAX_ROWS, MAX_TOKENS, Tape, write_tape
 
-__all__ = ["INVERTED", "encoded", "invert_run", "noise_of", "request_of", "restore_run", "restored_texts"]
-
-INVERTED = "tape.zarr"
-"""File name, in a run folder, of a tape."""
+__all__ = ["encoded", "invert_run", "noise_of", "request_of", "restore_run"]
 
 
 def encoded(run: Run, texts: Sequence[str]) -> list[list[int]]:
@@ -40,15 +49,10 @@ def encoded(run: Run, texts: Sequence[str]) -> list[list[int]]:
     tokenizer = run.text_tokenizer()
     if not 1 <= len(texts) <= MAX_ROWS:
         raise UserError(f"a tape is of 1 to {MAX_ROWS:,} texts, not {len(texts):,}")
-    forbidden, found = set(tokenizer.forbidden), []
-    for number, text in enumerate(texts):
-        tokens = tokenizer.encode(text).tolist()
-        if forbidden & set(tokens) or tokenizer.decode(tokens) != text:
-            which = "the text" if len(texts) == 1 else f"text {number + 1}"
-            raise UserError(
-                f"{which} has characters that the model was not trained on: the tokenizer cannot restore it"
-            )
-        found.append(tokens)
+    found = [
+        encode(tokenizer, text, "the text" if len(texts) == 1 else f"text {number}")
+        for number, text in enumerate(texts, 1)
+    ]
     if sum(map(len, found)) > MAX_TOKENS:
         raise UserError(f"the texts have more than {MAX_TOKENS:,} tokens: invert fewer at a time")
     if not any(found):
@@ -94,8 +98,7 @@ def invert_run(
     process, sampler = run.engine.process, run.plan.sampler_op  # raises for a graph without a process
     if "tape" in process.refuses:
         raise UserError(f"invert: {process.refuses['tape']}; `sedd-graph sample --tape` writes the tape of samples")
-    if where is not None and where.exists():
-        raise UserError(f"{where} exists already; choose another name")
+    require_free(where)
     rows = encoded(run, texts)
     lengths = np.asarray([len(row) for row in rows], dtype=np.int64)
     seeds = np.asarray([mix_seed(seed, number) for number in range(len(rows))], dtype=np.int64)
@@ -125,7 +128,7 @@ def invert_run(
             if not torch.equal(made.rows, text):
                 raise SeddGraphError("invert: the replay did not end at the text")
             advance()
-    facts = facts_of(run, trial, kind="text", seed=seed, batch=batch, mask=mask)
+    facts = facts_of(run, kind="text", seed=seed, batch=batch, mask=mask, **sampling_facts(run, trial))
     arrays: Columns = {"marks": marks.array(), "lengths": lengths, "seeds": seeds, **found.arrays()}
     path = write_tape(where or run.path / INVERTED, Tape(facts=facts, arrays=arrays), numbers=where is None)
     fixed = int((arrays["state"] == FINAL).sum())
@@ -220,48 +223,3 @@ def restore_run(run: Run, tape: Tape, *, where: Path) -> list[list[int]]:
             advance()
     marks.array()
     return texts
-
-
-def restored_texts(run: Run, tape: Tape, *, where: Path) -> list[str]:
-    """Repeat the run of a tape of either kind, and return its texts (for a flow, its points as text).
-
-    Args:
-        run: The opened run folder.
-        tape: The tape.
-        where: Path of the tape, for error messages.
-
-    Raises:
-        UserError: The run folder has another model than the tape was written with.
-        DamagedError: The rows after a step are not those that were recorded.
-    """
-    if tape.facts.kind == "text":
-        tokenizer = run.text_tokenizer()
-        return [tokenizer.decode(tokens) for tokens in restore_run(run, tape, where=where)]
-    require_same(tape.facts, run, where)
-    facts, process = tape.facts, run.engine.process
-    marks = Marks(tape.arrays["marks"], where, facts)
-    with progress(
-        "restoring", total=process.evaluations(SampleRequest(batch=1, length=facts.length, steps=facts.steps))
-    ) as advance:
-
-        def on_step(number: int, rows: Tensor) -> None:
-            marks.add(rows)
-            if number:
-                advance()
-
-        try:
-            conditions = Conditions.model_validate_json(facts.conditions) if facts.conditions else None
-        except ValueError:
-            raise DamagedError(f"{where}: attribute tape.conditions: not the conditions of samples") from None
-        request = SampleRequest(
-            batch=facts.batch,
-            length=facts.length,
-            steps=facts.steps if process.steps is not None else None,
-            seed=facts.seed,
-            conditions=conditions,
-            on_step=None if "on_step" in process.refuses else on_step,
-        )
-        made = run.engine.generate(request)
-    marks.add(made.rows)
-    marks.array()
-    return run.decode(made.rows)

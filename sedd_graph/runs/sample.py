@@ -18,7 +18,7 @@ from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.provenance import revision
-from sedd_graph.runs.tape import Marks, facts_of
+from sedd_graph.runs.tape import Marks, facts_of, require_free, sampling_facts
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.tape import Tape, write_tape
 
@@ -64,8 +64,7 @@ def sample_run(
         raise EnvironmentFault(f"{run.path} is read-only, so samples cannot be stored in it: copy it to another place")
     if process.trains:
         require_sampling_memory(run, request, trajectory=trajectory, ignore=ignore_memory, say=say)
-    if tape is not None and tape.exists():
-        raise UserError(f"{tape} exists already; choose another name")
+    require_free(tape)
     frames, marks = _Frames(process.evaluations(request)), Marks()
     tokenizer = run.text_tokenizer() if process.text else None
 
@@ -113,7 +112,13 @@ def _write_tape(run: Run, request: SampleRequest, tape: Path, marks: Marks, mask
     if request.seed is None or request.prompt is not None or request.classifier is not None:
         raise UserError("sample: a tape needs a seed, and no prompt and no classifier of the request")
     facts = facts_of(
-        run, request, kind="samples", seed=request.seed, batch=request.batch, length=request.length, mask=mask
+        run,
+        kind="samples",
+        seed=request.seed,
+        batch=request.batch,
+        length=request.length,
+        mask=mask,
+        **sampling_facts(run, request),
     )
     write_tape(tape, Tape(facts=facts, arrays={"marks": marks.array()}), numbers=False)
 
