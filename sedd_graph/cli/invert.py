@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sedd_graph.cli.options import (
     Verbs,
+    add_activations,
     add_device,
     add_memory,
     add_outside,
@@ -54,6 +55,7 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument(
         "-o", "--output", metavar="TAPE", help="path of the tape (default: tape.zarr in the run folder)"
     )
+    add_activations(parser)
     add_weights(parser)
     add_memory(parser)
     add_outside(parser)
@@ -84,7 +86,15 @@ def run(arguments: argparse.Namespace) -> int:
         texts = read_text(arguments.file, limit=2**28).split("\n")
     if arguments.time is not None and arguments.by != "kernel":
         raise UserError("invert: --time is that of forward noise: give --by kernel, or leave it out")
-    opened = open_run(Path(arguments.run), device=picked_device(arguments), compile="off", weights=arguments.weights)
+    if arguments.activations is not None and arguments.by == "kernel":
+        raise UserError("invert: --by kernel evaluates no network: leave --activations out")
+    opened = open_run(
+        Path(arguments.run),
+        device=picked_device(arguments),
+        compile="off",
+        weights=arguments.weights,
+        save=arguments.activations or (),
+    )
     output = None if arguments.output is None else Path(arguments.output)
     if arguments.by == "kernel":
         where = noise_run(
@@ -107,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         batch=arguments.batch or 64,
         where=output,
         ignore_memory=arguments.ignore_memory,
+        activations=arguments.activations is not None,
         say=say,
     )
     say(f"---\nweights {opened.weights}; verified by a replay; `sedd-graph restore {where}` returns to the text")

@@ -423,6 +423,14 @@ class Process(ABC):
         """
         return request.length or 1
 
+    def positions(self, request: SampleRequest) -> int | None:
+        """Return the largest number of positions of a row that the sampler's network evaluates; None for points.
+
+        Args:
+            request: Length of the samples.
+        """
+        return request.length
+
     @abstractmethod
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw samples.

@@ -198,6 +198,9 @@ class StringProcess(TextProcess):
     def span(self, request: SampleRequest) -> None:
         """Return None: lengths are in general unknown before sampling, and mostly far below ``request.length``."""
 
+    def positions(self, request: SampleRequest) -> int | None:
+        return None if request.length is None else request.length + 1  # the BOS token first
+
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw strings of at most ``request.length`` tokens.
 

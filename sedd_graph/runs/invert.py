@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from sedd_graph.diffusion.tokens.road import Road
 from sedd_graph.engine.process import SampleRequest, Samples
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import SeddGraphError, UserError
+from sedd_graph.runs.activations import Recorder, observed, recording
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.tape import (
     INVERTED,
+    Array,
     Columns,
     Marks,
     Part,
@@ -74,6 +77,7 @@ def invert_run(
     batch: int = 64,
     where: Path | None = None,
     ignore_memory: bool = False,
+    activations: bool = False,
     say: Say = lambda text: None,
 ) -> Path:
     """Draw the noise that leads the sampler of a run to given texts, verify it by a replay, and write it to a tape.
@@ -87,6 +91,8 @@ def invert_run(
         where: Path of the tape, which must not exist; None for ``tape.zarr`` in the run folder, or the next free name
             with a number.
         ignore_memory: True to print a warning instead of raising an error if the run needs more memory than there is.
+        activations: True to write the saved activations along the road beside the tape
+            (:func:`sedd_graph.runs.activations.recording`).
         say: Function that prints a line for the user.
 
     Returns:
@@ -95,7 +101,7 @@ def invert_run(
     Raises:
         UserError: The model has no noise tapes, the texts have tokens that it lacks, or ``where`` exists.
     """
-    process, sampler = run.engine.process, run.plan.sampler_op  # raises for a graph without a process
+    process, _ = run.engine.process, run.plan.sampler_op  # raises for a graph without a process
     if "tape" in process.refuses:
         raise UserError(f"invert: {process.refuses['tape']}; `sedd-graph sample --tape` writes the tape of samples")
     require_free(where)
@@ -108,35 +114,64 @@ def invert_run(
     trial = SampleRequest(batch=len(largest.rows), length=largest.length, steps=steps)
     require_sampling_memory(run, trial, trajectory=False, ignore=ignore_memory, say=say)
     marks = Marks()
-    with progress("inverting", total=2 * len(parts), unit="part") as advance:
+    target = where or run.path / INVERTED
+    with (
+        recording(run, target if activations else None) as recorder,
+        progress("inverting", total=2 * len(parts), unit="part") as advance,
+    ):
         for part in parts:
             text = torch.tensor([rows[i] for i in part.rows], dtype=torch.int64)
-            held = torch.ones_like(text, dtype=torch.bool)
-            own = torch.from_numpy(seeds[list(part.rows)])
-            noise = NoiseTape(own, device=run.engine.device, road=Road(text=text, held=held))
-            before = len(marks.array())
-            mask = _played(run, part, noise, steps, marks).facts["mask"]
+            walked = _walked(run, part, text, torch.from_numpy(seeds[list(part.rows)]), steps, marks, recorder)
             advance()
-            changes = noise.changes()
-            if noise.start is None:
-                raise SeddGraphError(f"invert: {sampler} did not start from the tape")
-            found.add(part, noise.start[:, : part.length], changes, where_of)
-            again = NoiseTape(own, device=run.engine.device, start=noise.start, changes=changes)
-            check = Marks(marks.array()[before:], where or run.path / INVERTED, facts=None)
-            made = _played(run, part, again, steps, check)
-            check.array()
-            if not torch.equal(made.rows, text):
-                raise SeddGraphError("invert: the replay did not end at the text")
+            found.add(part, walked.start[:, : part.length], walked.changes, where_of)
+            _verify(run, part, text, walked, steps)
             advance()
-    facts = facts_of(run, kind="text", seed=seed, batch=batch, mask=mask, **sampling_facts(run, trial))
-    arrays: Columns = {"marks": marks.array(), "lengths": lengths, "seeds": seeds, **found.arrays()}
-    path = write_tape(where or run.path / INVERTED, Tape(facts=facts, arrays=arrays), numbers=where is None)
+        facts = facts_of(run, kind="text", seed=seed, batch=batch, mask=walked.mask, **sampling_facts(run, trial))
+        arrays: Columns = {"marks": marks.array(), "lengths": lengths, "seeds": seeds, **found.arrays()}
+        path = write_tape(target, Tape(facts=facts, arrays=arrays), numbers=where is None)
+        if recorder is not None:
+            recorder.tape = path
     fixed = int((arrays["state"] == FINAL).sum())
     count, tokens = len(arrays["call"]), int(lengths.sum())
     say(f"{len(rows):,} texts, {tokens:,} tokens, {count:,} changes of noise ({count / max(1, tokens):.2f} per token)")
     if fixed:
         say(f"{fixed:,} tokens that the sampler cannot draw, such as at temperature 0, are stored as they are")
+    if recorder is not None:
+        say(f"activations of {recorder.records:,} evaluations of the network in {recorder.path}")
     return path
+
+
+class _Walked(NamedTuple):
+    """The road of one part: seeds [b], initial rows int64 [b, l], changes of noise, the mask, and the marks of the steps."""
+
+    seeds: Tensor
+    start: Tensor
+    changes: Changes
+    mask: int | None
+    marks: Array
+
+
+def _walked(
+    run: Run, part: Part, text: Tensor, seeds: Tensor, steps: int | None, marks: Marks, recorder: Recorder | None
+) -> _Walked:
+    """Draw the noise that leads to the texts of one part, int64 [b, l]."""
+    road = Road(text=text, held=torch.ones_like(text, dtype=torch.bool))
+    noise = NoiseTape(seeds, device=run.engine.device, road=road)
+    before = len(marks.array())
+    mask = _played(run, part, noise, steps, marks, recorder).facts["mask"]
+    if noise.start is None:
+        raise SeddGraphError(f"invert: {run.plan.sampler_op} did not start from the tape")
+    return _Walked(seeds, noise.start, noise.changes(), mask, marks.array()[before:])
+
+
+def _verify(run: Run, part: Part, text: Tensor, walked: _Walked, steps: int | None) -> None:
+    """Raise an error unless the recorded noise leads to the texts of one part by the same rows."""
+    again = NoiseTape(walked.seeds, device=run.engine.device, start=walked.start, changes=walked.changes)
+    check = Marks(walked.marks, run.path / INVERTED, facts=None)
+    made = _played(run, part, again, steps, check, None)
+    check.array()
+    if not torch.equal(made.rows, text):
+        raise SeddGraphError("invert: the replay did not end at the text")
 
 
 class _Recorded:
@@ -169,11 +204,14 @@ class _Recorded:
         }
 
 
-def _played(run: Run, part: Part, noise: NoiseTape, steps: int | None, marks: Marks) -> Samples:
+def _played(
+    run: Run, part: Part, noise: NoiseTape, steps: int | None, marks: Marks, recorder: Recorder | None
+) -> Samples:
     """Run the sampler with the noise of one part, and record or compare the rows after each step."""
     request = request_of(part, noise, steps=steps)
     request = dataclasses.replace(request, on_step=lambda _, rows: marks.add(rows))
-    made = run.engine.generate(request)
+    with observed(recorder, part.rows, part.length):
+        made = run.engine.generate(request)
     marks.add(made.rows)
     return made
 
@@ -194,13 +232,14 @@ def noise_of(tape: Tape, part: Part) -> tuple[Tensor, Tensor, Changes]:
     return torch.from_numpy(arrays["seeds"][list(part.rows)]), start, Changes(call, row, place, state, value)
 
 
-def restore_run(run: Run, tape: Tape, *, where: Path) -> list[list[int]]:
+def restore_run(run: Run, tape: Tape, *, where: Path, recorder: Recorder | None = None) -> list[list[int]]:
     """Run the sampler of a run with the noise of a tape of texts, and return the texts' tokens.
 
     Args:
         run: The opened run folder.
         tape: The tape, of kind ``text``.
         where: Path of the tape, for error messages.
+        recorder: Recorder of activations; None: none are recorded.
 
     Raises:
         UserError: The run folder has another model than the tape was written with.
@@ -215,7 +254,7 @@ def restore_run(run: Run, tape: Tape, *, where: Path) -> list[list[int]]:
             seeds, start, changes = noise_of(tape, part)
             noise = NoiseTape(seeds, device=run.engine.device, start=start.to(run.engine.device), changes=changes)
             try:
-                made = _played(run, part, noise, tape.facts.steps, marks)
+                made = _played(run, part, noise, tape.facts.steps, marks, recorder)
             except ValueError as error:  # noise of a forged tape that leads to no sample
                 raise DamagedError(f"{where} cannot be repeated: {error}") from None
             for row, tokens in zip(part.rows, made.rows.tolist(), strict=True):

@@ -15,6 +15,7 @@ from sedd_graph.component.progress import progress
 from sedd_graph.data.config import DataConfig
 from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
 from sedd_graph.errors import EnvironmentFault, UserError
+from sedd_graph.runs.activations import observed, recording
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.provenance import revision
@@ -33,6 +34,7 @@ def sample_run(
     name: str = "samples.zarr",
     notes: Mapping[str, str] | None = None,
     tape: Path | None = None,
+    activations: bool = False,
     ignore_memory: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
@@ -46,6 +48,7 @@ def sample_run(
         notes: Additional attributes of the group.
         tape: Path of a tape to write, with which ``sedd-graph restore`` repeats the run; None for none. Requires a seed
             and no prompt.
+        activations: True to write the saved activations beside the tape (:func:`sedd_graph.runs.activations.recording`).
         ignore_memory: True to print a warning instead of raising an error if the request needs more memory than there
             is.
         say: Function that prints a line for the user: for a long request its estimated time and memory, then the
@@ -78,12 +81,18 @@ def sample_run(
 
     if trajectory or "on_step" not in process.refuses:
         request = dataclasses.replace(request, on_step=on_step)
-    with progress("sampling", total=process.evaluations(request)) as advance:
-        samples = run.engine.generate(request)
-    stored = process.stored(samples, tokenizer)
-    if tape is not None:
-        marks.add(samples.rows)
-        _write_tape(run, request, tape, marks, samples.facts.get("mask"))
+    with recording(run, tape if activations else None) as recorder:
+        with (
+            progress("sampling", total=process.evaluations(request)) as advance,
+            observed(recorder, range(request.batch), process.positions(request)),
+        ):
+            samples = run.engine.generate(request)
+        stored = process.stored(samples, tokenizer)
+        if tape is not None:
+            marks.add(samples.rows)
+            _write_tape(run, request, tape, marks, samples.facts.get("mask"))
+    if recorder is not None:
+        say(f"activations of {recorder.records:,} evaluations of the network in {recorder.path}")
     for number, text in enumerate(run.decode(samples.rows)):  # before they are stored, which a full disk may prevent
         say(f"--- {number}\n{text}")
     return write_samples(

@@ -4,7 +4,6 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +12,22 @@ import pytest
 import zarr
 
 from sedd_graph.cli.main import run as command
-from sedd_graph.data.config import DataConfig
-from sedd_graph.data.rows import Dataset
-from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.diffusion.bitstream.bitstream import Bitstream
 from sedd_graph.errors import UserError
-from sedd_graph.runs.check import LOCK, check, lock_text
 from sedd_graph.runs.edit import edit_run
 from sedd_graph.runs.noise import denoise_run, noise_run
-from sedd_graph.runs.open import Run, read_data
+from sedd_graph.runs.open import Run
 from sedd_graph.runs.restore import restored_texts
 from sedd_graph.store.manifest import DamagedError
 from sedd_graph.store.tape import Tape, read_tape, write_tape
 from tests.conftest import SMALL
+from tests.runs.folders import placed
 from tests.runs.test_tapes import TEXTS, opened
-
-
-def built(folder: Path, text: str, *overrides: str) -> Path:
-    """A run folder of a blueprint (its text, or its name) without proof and without weights of its own."""
-    folder = Path(tempfile.mkdtemp(dir=folder))
-    (folder / "b.yaml").write_text(text)
-    report = check(text if text.endswith("tiny") else folder / "b.yaml", overrides)
-    (folder / LOCK).write_text(lock_text(report))
-    if isinstance(report.data, DataConfig):
-        data = read_data(report, root=folder)
-        assert isinstance(data, Dataset)
-        (folder / TOKENIZER).write_text(data.tokenizer.to_json())
-    return folder
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return opened(built(tmp_path_factory.mktemp("noised"), SMALL))
+    return opened(placed(tmp_path_factory.mktemp("noised"), SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +65,7 @@ def test_the_format_is_as_documented(run: Run, tape: Path) -> None:
 
 def test_another_forward_process_is_refused_and_another_network_is_not(run: Run, tape: Path, tmp_path: Path) -> None:
     found = read_tape(tape)
-    other = opened(built(tmp_path, SMALL, "params.dim=32"))
+    other = opened(placed(tmp_path, SMALL, "params.dim=32"))
     assert restored_texts(other, found, where=tape) == TEXTS
     with pytest.raises(UserError, match="written with the schedule"):
         restored_texts(opened(run.path, overrides=["process.schedule={op: cosine}"]), found, where=tape)
@@ -190,7 +173,7 @@ def test_information_is_that_of_the_transition_matrix(run: Run) -> None:
     ],
 )
 def test_every_kernel_of_text_is_walked_to_noise_and_back(name: str, tmp_path: Path) -> None:
-    made = opened(built(tmp_path, name))
+    made = opened(placed(tmp_path, name))
     path = noise_run(made, TEXTS, until=0.7, batch=3, where=tmp_path / "t.zarr")
     found = read_tape(path)
     assert restored_texts(made, found, where=path) == TEXTS
@@ -200,4 +183,4 @@ def test_every_kernel_of_text_is_walked_to_noise_and_back(name: str, tmp_path: P
 @pytest.mark.parametrize("name", ["flow-tiny", pytest.param("diffusion-lm-tiny", marks=pytest.mark.slow)])
 def test_processes_of_vectors_and_points_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--by kernel: a process of"):
-        noise_run(opened(built(tmp_path, name)), ["abc"])
+        noise_run(opened(placed(tmp_path, name)), ["abc"])
