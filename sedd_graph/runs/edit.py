@@ -166,6 +166,8 @@ def edit_run(
     """
     if not 0 <= strength <= 1:
         raise UserError(f"--strength must be from 0 to 1, not {strength:g}")
+    if tape.facts.kind != "text":
+        raise UserError(f"edit: {where} holds no noise of a sampler for a text: write a tape with `sedd-graph invert`")
     tokenizer, lengths = run.text_tokenizer(), tape.arrays["lengths"]
     if row is not None and not 0 <= row < len(lengths):
         raise UserError(f"--line must be from 1 to {len(lengths)}, the number of texts on the tape, not {row + 1}")
