@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sedd_graph.cli.options import Verbs, add_outside, add_verb, integer
 from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError, suggest
+from sedd_graph.inputs.confine import allow_outside
 
 if TYPE_CHECKING:
     from sedd_graph.data.config import DataConfig
@@ -68,8 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("name the folder for the shards: -o SHARDS")
     folder = Path(arguments.output)
     request, outside = _request(arguments)
-    from sedd_graph.inputs.confine import allow_outside
-
     with allow_outside(outside or arguments.allow_outside):
         tokenize_corpus(request, folder, say=say)
     name = folder.name
@@ -91,33 +90,38 @@ def _request(arguments: argparse.Namespace) -> tuple[TokenizeRequest, bool]:
         if arguments.field:
             raise UserError("--field is for files: a blueprint names the field in data.corpus")
         named = _data_of(Path(blueprints[0]))
-        root, corpus = (
-            Path(os.path.realpath(blueprints[0])).parent,
-            named.heldout if arguments.heldout else named.corpus,
-        )
+        root = _folder_of(blueprints[0])
+        corpus = named.heldout if arguments.heldout else named.corpus
         if corpus is None:
             raise UserError(f"{blueprints[0]} has no data.heldout")
     else:
         if arguments.heldout:
             raise UserError("--heldout is for a blueprint: files of text are tokenised as they are named")
         root, corpus = Path.cwd(), _corpus_of(arguments.corpus, arguments.field)
-    config, path = named if arguments.tokenizer is None else None, None
+    config, path, config_root = named, None, root
     if arguments.tokenizer is not None:
-        config, path = _tokenizer_of(arguments.tokenizer, arguments.tokens)
+        config, path, config_root = _tokenizer_of(arguments.tokenizer, arguments.tokens)
     elif arguments.tokens:
         raise UserError("--tokens is the size of a tokenizer that --tokenizer names, such as bpe")
     if config is None and path is None:
         raise UserError("name a tokenizer: --tokenizer bpe, bytes, characters, or a tokenizer.json")
     request = TokenizeRequest(
         corpus=corpus,
-        root=root if config is None or named is not None else Path.cwd(),
+        root=root,
         config=config,
+        config_root=config_root,
         tokenizer=path,
         unit="line" if arguments.lines else "document",
-        processes=arguments.processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        processes=arguments.processes or _processors(),
         shard_tokens=arguments.shard_tokens or SHARD_TOKENS,
     )
     return request, not blueprints
+
+
+def _processors() -> int:
+    """Return the number of processors that this process may use."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return found or 1
 
 
 def _data_of(path: Path) -> DataConfig:
@@ -155,22 +159,27 @@ def _corpus_of(names: list[str], field: str | None) -> Any:
     return DataConfig.model_validate({"corpus": keys}).corpus
 
 
-def _tokenizer_of(name: str, size: int | None) -> tuple[DataConfig | None, Path | None]:
-    """Return the ``data`` section with the tokenizer, or its file, that ``--tokenizer`` names."""
+def _folder_of(blueprint: str) -> Path:
+    """Return the folder to which file names in a blueprint are relative."""
+    return Path(os.path.realpath(blueprint)).parent
+
+
+def _tokenizer_of(name: str, size: int | None) -> tuple[DataConfig | None, Path | None, Path]:
+    """Return what ``--tokenizer`` names: the ``data`` section with the tokenizer, or its file; and the section's folder."""
     import pydantic
 
     from sedd_graph.data.config import DataConfig
 
     path = Path(name)
     if path.suffix in _BLUEPRINTS and size is None:
-        return _data_of(path), None
+        return _data_of(path), None, _folder_of(name)
     if path.exists():
         if size is not None:
             raise UserError(f"{name} has its size: --tokens is for a tokenizer that is fitted, such as bpe")
-        return None, Path(os.path.realpath(path))
+        return None, Path(os.path.realpath(path)), Path.cwd()
     try:
         keys = {"op": name} | ({} if size is None else {"size": size})
-        return DataConfig.model_validate({"tokenizer": keys}), None
+        return DataConfig.model_validate({"tokenizer": keys}), None, Path.cwd()
     except pydantic.ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError(f"--tokenizer {name}: no such file, and no such component: {reason}") from None

@@ -6,7 +6,6 @@ Imports no torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +219,6 @@ def tokenizer_of(shards: Shards, config: DataConfig, root: Path, given: Tokenize
                 f"data.tokenizer to {{op: file, path: {shards.folder.name}/{FILE}}}"
             )
         return shards.tokenizer()
-    make: Callable[[], Tokenizer] = lambda: config.tokenizer.make((), root=root)  # noqa: E731
-    tokenizer = make() if given is None else given
+    tokenizer = config.tokenizer.make((), root=root) if given is None else given
     shards.require_tokenizer(tokenizer)
     return tokenizer

@@ -38,9 +38,11 @@ class TokenizeRequest:
     corpus: Corpus
     """The corpus."""
     root: Path
-    """Folder to which file names of the corpus and the tokenizer are relative."""
+    """Folder to which file names of the corpus are relative."""
     config: DataConfig | None = None
     """``data`` section whose ``tokenizer`` is used; None for :attr:`tokenizer`."""
+    config_root: Path | None = None
+    """Folder to which file names of that section are relative; None for :attr:`root`."""
     tokenizer: Path | None = None
     """File of the tokenizer, or folder with one."""
     unit: Literal["document", "line"] = "document"
@@ -135,7 +137,7 @@ def _started(request: TokenizeRequest, folder: Path, say: Callable[[str], None])
         factory = request.config.tokenizer
         joined = "\n" if request.corpus.records and not factory.separates else ""
         texts = (text + joined if last else text for text, last in _pieces(request)) if factory.trained else iter(())
-        made = factory.make(_in_context(texts), root=request.root)
+        made = factory.make(_in_context(texts), root=request.config_root or request.root)
     write_text(folder / FILE, made.to_json())
     done = Progress(settings=settings)
     write_json(folder / PROGRESS, done.model_dump(mode="json"))
