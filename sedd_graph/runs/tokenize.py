@@ -195,13 +195,12 @@ def _written(request: TokenizeRequest, folder: Path, done: Progress, tokenizer: 
 
 
 def _in_context(items: Iterator[str]) -> Iterator[str]:
-    """Yield ``items``, each made with the context variables of the caller.
+    """Return an iterator over ``items`` that makes each with the context variables of the caller.
 
     Libraries take texts from another thread, where ``--allow-outside`` and the progress display would be unknown.
     """
-    context = contextvars.copy_context()
-    while (item := context.run(next, items, None)) is not None:
-        yield item
+    context = contextvars.copy_context()  # now, not when the first item is taken
+    return iter(lambda: context.run(next, items, None), None)
 
 
 def _hash(hashed: Any, batch: Batch) -> int:

@@ -76,6 +76,17 @@ def test_files_outside_the_folder_are_read_if_the_user_names_them(
     assert decoded(inside / "s") == texts(30)
 
 
+def test_texts_are_made_with_the_caller_s_context() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from sedd_graph.inputs.confine import allow_outside, outside_allowed
+
+    with allow_outside():
+        texts_of = module._in_context(str(outside_allowed()) for _ in range(3))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(list, texts_of).result() == ["True"] * 3
+
+
 def test_shards_do_not_depend_on_the_number_of_processes(inside: Path) -> None:
     write_jsonl(inside / "a.jsonl", texts(60))
     for processes in (1, 2):
