@@ -17,6 +17,7 @@ __all__ = ["INDEX", "PARTS", "Index", "Part", "Shard", "TokenizerFacts", "read_i
 INDEX = "index.json"
 """File name of the index of a folder of shards."""
 Part = Literal["tokens", "documents", "characters"]
+"""Type of the name of an array of a shard."""
 PARTS: tuple[Part, ...] = ("tokens", "documents", "characters")
 """Names of the arrays of a shard, each in the file ``<shard>.<name>.npy``."""
 
