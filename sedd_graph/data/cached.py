@@ -69,7 +69,8 @@ def cache_key(config: DataConfig, tokenizer: Tokenizer, digests: Iterable[str]) 
         digests: :func:`documents_digest` of the corpus, and of the held-out corpus if there is one.
     """
     length = None if config.rows == "stream" else config.length
-    facts = [FORMAT, config.rows, length, config.holdout, config.corpus.records, tokenizer_digest(tokenizer), *digests]
+    records = [corpus.records for corpus in (config.corpus, config.heldout) if corpus is not None]
+    facts = [FORMAT, config.rows, length, config.holdout, records, tokenizer_digest(tokenizer), *digests]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

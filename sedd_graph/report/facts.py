@@ -158,6 +158,8 @@ def results(
             tile("heldout_entropy_bits", "bits per character without context (unigram entropy of the same text)"),
             tile("perplexity", "perplexity per token (upper bound)", ",.2f"),
         ]
+        if evaluation.get("heldout_entropy_bits") is None:  # of a part of shards
+            del tiles[1]
         protocol = (
             f"Bound on {_number(evaluation.get('sequences'), ',')} held-out sequences, "
             f"{evaluation.get('draws', '?')} noise draw(s) per sequence, drawn over {_noise_level(evaluation)}; "

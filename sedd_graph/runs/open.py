@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.check import Check
-from sedd_graph.data.cached import TokenCache
-from sedd_graph.data.config import DataConfig
-from sedd_graph.data.points import PointData, open_points
-from sedd_graph.data.rows import Dataset, open_data
+from sedd_graph.data.points import PointData
+from sedd_graph.data.rows import Dataset
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.engine.engine import Engine
@@ -31,6 +29,7 @@ from sedd_graph.graph.saves import saving
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.project import require_project
 from sedd_graph.runs.prove import prove_all, prove_network
+from sedd_graph.runs.read_data import read_data
 from sedd_graph.runs.token_cache import FolderCache
 from sedd_graph.store.files import write_text
 from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, read_typed, verify_files, write_manifest
@@ -92,28 +91,6 @@ def make_engine(
     if tokenizer is not None:
         check_tokenizer(engine, tokenizer)
     return engine
-
-
-def read_data(
-    report: Report, *, root: Path, tokenizer: Tokenizer | None = None, cache: TokenCache | None = None
-) -> Dataset | PointData:
-    """Read the data set of a blueprint's ``data`` section.
-
-    Args:
-        report: Result of checking the blueprint.
-        root: Folder to which file names in the blueprint are relative.
-        tokenizer: Tokenizer for text, such as that of a run; None makes the one that the ``data`` section declares.
-        cache: Where the tokens of text are kept; None to tokenise it.
-
-    Returns:
-        The training and held-out rows: tokens, or points for a flow.
-
-    Raises:
-        UserError: The data cannot be read.
-    """
-    if isinstance(report.data, DataConfig):
-        return open_data(report.data, root=root, tokenizer=tokenizer, cache=cache)
-    return open_points(report.data, root=root, shape=report.plan.shape)
 
 
 def check_tokenizer(engine: Engine, tokenizer: Tokenizer) -> None:
