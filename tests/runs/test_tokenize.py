@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,3 +294,34 @@ def test_text_of_a_large_file_is_never_whole_in_memory(inside: Path) -> None:
 def test_lines_that_straddle_pieces_are_whole(inside: Path) -> None:
     parts = [("one\r", False), ("\ntw", False), ("o\n\n  three ", True), ("four", True)]
     assert list(module._lines(iter(parts))) == [("one", True), ("two", True), ("three", True), ("four", True)]
+
+
+def test_a_model_is_trained_on_shards_and_refuses_others(
+    inside: Path, small: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(inside / "a.jsonl", texts(300))
+    fitted = {"op": "characters", "size": 128}
+    shard(inside, "a.jsonl", tokenizer=fitted, shard_tokens=5000)
+    data = ("data: {tokenizer", "data: {corpus: {op: tokens, files: [shards]}, tokenizer")
+    blueprint = str(small(data))
+    arguments = ["--runs", "runs", "--path-to", "at", "--proof", "quick", "--device", "cpu"]
+    assert run(["build", blueprint, *arguments]) == 0
+    path = Path((inside / "at").read_text())
+    assert run(["train", str(path), "--device", "cpu"]) == 0
+    assert not (path / "tokens").exists()  # shards need no second copy
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 6
+    assert np.isfinite(losses).all()
+    evaluation = json.loads((path / "evaluation.json").read_text())
+    assert evaluation["bits_per_character"] > 0
+    shutil.rmtree(inside / "shards")
+    write_jsonl(inside / "a.jsonl", texts(300, 9))
+    shard(inside, "a.jsonl", tokenizer={"op": "file", "path": str(path / "tokenizer.json")}, shard_tokens=5000)
+    capsys.readouterr()
+    assert run(["eval", str(path), "--device", "cpu", "--batches", "1"]) == 0
+    assert "the corpus has changed since" in capsys.readouterr().out
+    shutil.rmtree(inside / "shards")
+    shard(inside, "a.jsonl", tokenizer="bytes", shard_tokens=5000)
+    assert run(["eval", str(path), "--device", "cpu", "--batches", "1"]) == 2
+    assert "was made with another tokenizer, of 257 tokens" in capsys.readouterr().err
