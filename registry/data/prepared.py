@@ -15,6 +15,7 @@ from sedd_graph.data.reading import find_files
 from sedd_graph.data.shard_index import INDEX, read_index
 from sedd_graph.data.shards import Shards
 from sedd_graph.data.sources import Corpus, Document
+from sedd_graph.data.tokenizer import FILE
 from sedd_graph.errors import UserError
 from sedd_graph.inputs.confine import confined
 from sedd_graph.inputs.files import read_bytes
@@ -41,7 +42,7 @@ class Tokens(Corpus, kind="corpus"):
                 )
         paths = find_files(names, root)
         for path in paths:  # a link within the folder could lead elsewhere
-            for file in path.parent.glob("*.npy"):
+            for file in (*path.parent.glob("*.npy"), path.parent / FILE):
                 confined(file, root, what="data.corpus.files")
         return Shards([(path.parent, read_index(path)) for path in paths])
 

@@ -15,6 +15,7 @@ from sedd_graph.component.strict import Strict
 from sedd_graph.data.cached import NUMBERS, Tokenised
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.inputs.arrays import map_npy
+from sedd_graph.inputs.confine import require_inside
 from sedd_graph.store.files import part_folder, read_json, remove, subfolder, write_json
 
 __all__ = ["TOKENS", "FolderCache", "PendingCache"]
@@ -83,7 +84,8 @@ class FolderCache:
 
     def load(self, key: str) -> Tokenised | None:
         try:
-            folder = subfolder(self._run, TOKENS)
+            require_inside(self._run, TOKENS, deep=True)
+            folder = self._run / TOKENS
             index = _Index.model_validate(read_json(folder / INDEX))
             if index.key != key:
                 return None

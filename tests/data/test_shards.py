@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -285,6 +286,13 @@ def test_links_out_of_the_project_are_refused(tmp_path: Path) -> None:
     shard(tmp_path, "a.jsonl", to="project/shards")
     (project / "shards" / "00000.tokens.npy").unlink()
     os.symlink(tmp_path / "shards" / "00000.tokens.npy", project / "shards" / "00000.tokens.npy")
+    with pytest.raises(UserError, match="lies outside the project's folder"):
+        opened(project)
+    shutil.copy(tmp_path / "shards" / "00000.tokens.npy", tmp_path / "copy")
+    os.replace(tmp_path / "copy", project / "shards" / "00000.tokens.npy")
+    assert opened(project).train.count > 0
+    os.unlink(project / "shards" / "tokenizer.json")
+    os.symlink(tmp_path / "shards" / "tokenizer.json", project / "shards" / "tokenizer.json")
     with pytest.raises(UserError, match="lies outside the project's folder"):
         opened(project)
 
