@@ -194,7 +194,7 @@ def test_half_a_surrogate_pair_is_the_users_fault(bpe: Tokenizer) -> None:
 WORDS = make(Path("."), ["it's the tree 12 rest. the street! "] * 30, op="bpe", size=320)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     st.lists(
         st.text(
