@@ -17,8 +17,8 @@ from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.registry import Registry
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.conditions.allowed import allowed_tokens
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.conditions.constraint import allowed_tokens
 from sedd_graph.diffusion.vectors.denoiser import Denoiser
 from sedd_graph.diffusion.vectors.flow import Flow
 from sedd_graph.diffusion.vectors.kernel import VectorKernel

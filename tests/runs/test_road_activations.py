@@ -55,7 +55,7 @@ def test_values_are_those_of_the_rows_at_each_step_and_the_tape_is_the_same(run:
         assert at.any()
         assert (np.isnan(value[record]).any((1, 2)) == ~at).all()
         assert (np.isnan(sigma[record]) == ~at).all()
-        for row in np.flatnonzero(at):
+        for row in np.flatnonzero(at).tolist():
             seen = tokens[record, row] != 128
             assert (tokens[record, row][seen] == np.asarray(text[row])[seen]).all()
         rows = torch.from_numpy(tokens[record][at]).long()
