@@ -59,7 +59,10 @@ def again(tape: NoiseTape, seeds: Tensor) -> NoiseTape:
     return NoiseTape(seeds, device=CPU, start=tape.start, changes=tape.changes())
 
 
-@pytest.mark.parametrize("cls", [Ancestral, Analytic, Psi, FirstHitting, Confidence, EntropyBound, ReMDM])
+MASKED = [Ancestral, FirstHitting, *(pytest.param(c, marks=pytest.mark.slow) for c in (Analytic, Psi, Confidence, EntropyBound, ReMDM))]  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", MASKED)
 def test_every_sampler_of_masks_returns_to_a_text_that_matches(cls: Any) -> None:
     sampler, seeds = make(cls), torch.arange(len(TEXTS)) + 3
     tape, first = there(sampler, TEXTS, seeds, matching=matching())
@@ -71,6 +74,7 @@ def test_every_sampler_of_masks_returns_to_a_text_that_matches(cls: Any) -> None
     assert not torch.equal(other, TEXTS)
 
 
+@pytest.mark.slow
 def test_noise_of_texts_that_match_draws_from_another_model() -> None:
     """Texts of one model, all masks shown at once; with their noise, another model draws from its own law given the match."""
     sampler, rows = make(EntropyBound, gamma=1e6), 10_000
@@ -117,7 +121,7 @@ CONDITION: dict[str, Callable[[], dict[str, Any]]] = {
 HOLDS = {"allow": ALLOWED[torch.arange(L), SEQUENCES].all(-1), "matching": MATCHES}
 
 
-@pytest.mark.parametrize("name", CONDITION)
+@pytest.mark.parametrize("name", ["allow", pytest.param("matching", marks=pytest.mark.slow)])
 def test_particles_return_to_a_text_and_their_noise_is_that_of_a_choice_by_weight(name: str) -> None:
     """Texts of the exact law given the condition: then the other particles are as drawn alone, and the choice is uniform."""
     sampler, particles, rows = make(FirstHitting), 4, 2_000

@@ -184,7 +184,7 @@ def test_every_kernel_of_text_is_walked_to_noise_and_back(name: str, tmp_path: P
     assert restored_texts(made, found, where=path) != [made.text_tokenizer().decode(found.arrays["noise"].tolist())]
 
 
-@pytest.mark.parametrize("name", ["flow-tiny", pytest.param("diffusion-lm-tiny", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in ("flow-tiny", "diffusion-lm-tiny")])
 def test_processes_of_vectors_and_points_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--by kernel: a process of"):
         noise_run(opened(placed(tmp_path, name)), ["abc"])

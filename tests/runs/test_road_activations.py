@@ -96,6 +96,7 @@ def test_verbs_write_activations_beside_the_tape_and_overwrite_none(
     assert not list(run.path.glob("*activations*"))
 
 
+@pytest.mark.slow
 def test_strings_are_padded_and_processes_without_such_evaluations_are_refused(tmp_path: Path) -> None:
     run = opened(placed(tmp_path, "editflow-tiny", "sample.steps=3"), save=["trunk/x"])
     tape = tmp_path / "s.zarr"
