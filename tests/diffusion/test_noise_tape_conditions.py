@@ -121,7 +121,8 @@ CONDITION: dict[str, Callable[[], dict[str, Any]]] = {
 HOLDS = {"allow": ALLOWED[torch.arange(L), SEQUENCES].all(-1), "matching": MATCHES}
 
 
-@pytest.mark.parametrize("name", ["allow", pytest.param("matching", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONDITION)
 def test_particles_return_to_a_text_and_their_noise_is_that_of_a_choice_by_weight(name: str) -> None:
     """Texts of the exact law given the condition: then the other particles are as drawn alone, and the choice is uniform."""
     sampler, particles, rows = make(FirstHitting), 4, 2_000
