@@ -27,6 +27,7 @@ from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.guidance import Classifier
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
+from sedd_graph.engine.inversion import Inversion
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
@@ -410,6 +411,17 @@ class Process(ABC):
         """
         steps = request.steps or self.steps
         return steps and steps + 1
+
+    def inversion(self, steps: int | None = None) -> Inversion | None:
+        """Return the sampler's bijection between vectors of text and noise; None, the default, if it has none.
+
+        Args:
+            steps: Number of sampler steps; None: the number in the blueprint.
+
+        Raises:
+            UserError: The number of steps is invalid.
+        """
+        return None
 
     def span(self, request: SampleRequest) -> int | None:
         """Return the number of tokens per row in one evaluation of the network by the sampler.

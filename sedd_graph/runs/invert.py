@@ -18,16 +18,14 @@ from sedd_graph.diffusion.tokens.road import Road
 from sedd_graph.engine.process import SampleRequest, Samples
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import SeddGraphError, UserError
+from sedd_graph.runs.invert_states import invert_states, restore_states
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
-from sedd_graph.runs.tape import Columns, Marks, Part, Say, facts_of, parts_of, require_same, starts
+from sedd_graph.runs.tape import INVERTED, Columns, Marks, Part, Say, facts_of, parts_of, require_same, starts
 from sedd_graph.store.manifest import DamagedError
 from sedd_graph.store.tape import MAX_ROWS, MAX_TOKENS, Tape, write_tape
 
-__all__ = ["INVERTED", "encoded", "invert_run", "noise_of", "request_of", "restore_run", "restored_texts"]
-
-INVERTED = "tape.zarr"
-"""File name, in a run folder, of a tape."""
+__all__ = ["encoded", "invert_run", "noise_of", "request_of", "restore_run", "restored_texts"]
 
 
 def encoded(run: Run, texts: Sequence[str]) -> list[list[int]]:
@@ -75,7 +73,7 @@ def invert_run(
     """Draw the noise that leads the sampler of a run to given texts, verify it by a replay, and write it to a tape.
 
     Args:
-        run: The opened run folder, of the family ``tokens``.
+        run: The opened run folder, of the family ``tokens``, or of one whose sampler has an exact inversion.
         texts: The texts, each the whole text of one sample.
         steps: Sampler steps; None for the number in the blueprint.
         seed: Seed of the noise.
@@ -92,11 +90,16 @@ def invert_run(
         UserError: The model has no noise tapes, the texts have tokens that it lacks, or ``where`` exists.
     """
     process, sampler = run.engine.process, run.plan.sampler_op  # raises for a graph without a process
-    if "tape" in process.refuses:
+    inversion = process.inversion(steps)
+    if inversion is None and "tape" in process.refuses:
         raise UserError(f"invert: {process.refuses['tape']}; `sedd-graph sample --tape` writes the tape of samples")
     if where is not None and where.exists():
         raise UserError(f"{where} exists already; choose another name")
     rows = encoded(run, texts)
+    if inversion is not None:
+        return invert_states(
+            run, rows, inversion, seed=seed, batch=batch, where=where, ignore_memory=ignore_memory, say=say
+        )
     lengths = np.asarray([len(row) for row in rows], dtype=np.int64)
     seeds = np.asarray([mix_seed(seed, number) for number in range(len(rows))], dtype=np.int64)
     parts, found = parts_of(lengths, batch), _Recorded(int(lengths.sum()))
@@ -196,7 +199,7 @@ def restore_run(run: Run, tape: Tape, *, where: Path) -> list[list[int]]:
 
     Args:
         run: The opened run folder.
-        tape: The tape, of kind ``text``.
+        tape: The tape, of kind ``text`` or ``vectors``.
         where: Path of the tape, for error messages.
 
     Raises:
@@ -204,6 +207,8 @@ def restore_run(run: Run, tape: Tape, *, where: Path) -> list[list[int]]:
         DamagedError: The rows after a step are not those that were recorded.
     """
     require_same(tape.facts, run, where)
+    if tape.facts.kind == "vectors":
+        return restore_states(run, tape, where=where)
     lengths, batch = tape.arrays["lengths"], tape.facts.batch
     texts: list[list[int]] = [[] for _ in lengths]
     marks, parts = Marks(tape.arrays["marks"], where, tape.facts), parts_of(lengths, batch)
@@ -234,7 +239,7 @@ def restored_texts(run: Run, tape: Tape, *, where: Path) -> list[str]:
         UserError: The run folder has another model than the tape was written with.
         DamagedError: The rows after a step are not those that were recorded.
     """
-    if tape.facts.kind == "text":
+    if tape.facts.kind != "samples":
         tokenizer = run.text_tokenizer()
         return [tokenizer.decode(tokens) for tokens in restore_run(run, tape, where=where)]
     require_same(tape.facts, run, where)

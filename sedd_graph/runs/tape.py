@@ -19,9 +19,11 @@ from sedd_graph.runs.open import Run
 from sedd_graph.store.manifest import DamagedError
 from sedd_graph.store.tape import MARK, TapeFacts
 
-__all__ = ["Marks", "Part", "canonical", "facts_of", "parts_of", "require_same", "run_of"]
+__all__ = ["INVERTED", "Marks", "Part", "canonical", "facts_of", "parts_of", "require_same", "run_of"]
 
 Array = npt.NDArray[Any]
+INVERTED = "tape.zarr"
+"""File name, in a run folder, of a tape."""
 
 
 def canonical(value: object) -> str:

@@ -4,7 +4,7 @@ A tape is untrusted input: :func:`read_tape` validates types, shapes and sizes, 
 A hash detects damage and mix-ups, not forgery. A forged tape can name other noise, but the rows after every step are
 hashed, too, and are compared when the run is repeated.
 
-Axes: r rows, k changes of noise, f checked frames, t tokens of all rows.
+Axes: r rows, k changes of noise, f checked frames, t tokens of all rows, s streams of a state, d width of a vector.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,25 @@ from sedd_graph.errors import UserError
 from sedd_graph.store.arrays import open_stored, read_array, write_samples
 from sedd_graph.store.manifest import DamagedError
 
-__all__ = ["MARK", "MAX_ROWS", "Tape", "TapeFacts", "read_tape", "write_tape"]
+__all__ = ["MARK", "MAX_NUMBERS", "MAX_ROWS", "Tape", "TapeFacts", "read_tape", "write_tape"]
 
 MARK = 16
 """Bytes of the hash of the rows after one step."""
 MAX_ROWS, MAX_TOKENS, MAX_CHANGES = 65_536, 2**26, 2**26
 """Largest numbers of rows, tokens and changes of noise on a tape."""
+MAX_NUMBERS = 2**28
+"""Largest number of numbers of the noise of vectors."""
+MAX_NUMBER = 2**50
+"""Largest magnitude of a number of the noise of vectors, in units of the grid's spacing."""
 _COLUMNS = {"call": np.int64, "row": np.int32, "place": np.int32, "state": np.int32, "value": np.float64}
+_ARRAYS: Mapping[str, Mapping[str, Any]] = {
+    "text": {"start": np.int32, "lengths": np.int64, "seeds": np.int64, **_COLUMNS},
+    "vectors": {"lengths": np.int64, "noise": np.int64, "place": np.int64, "token": np.int64},
+    "samples": {},
+}
+"""Dtypes of the arrays of each kind of tape, beside ``marks``."""
+_AXES = {"marks": 2, "noise": 3}
+"""Number of axes of the arrays that have more than one."""
 _Hash = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
 _Short = Annotated[str, pydantic.Field(max_length=256)]
 
@@ -41,8 +53,9 @@ class TapeFacts(Strict):
 
     format: Literal[1] = 1
     """Version of the format."""
-    kind: Literal["text", "samples"]
-    """``text``: noise with which the sampler returns to given texts. ``samples``: the seed of samples."""
+    kind: Literal["text", "vectors", "samples"]
+    """``text``: noise with which the sampler returns to given texts. ``vectors``: likewise, as states of vectors at the
+    highest noise. ``samples``: the seed of samples."""
     weights: _Hash
     """SHA-256 of the weights, with their names, shapes and dtypes."""
     weights_file: _Short
@@ -85,7 +98,9 @@ class Tape:
             after another. For kind ``text`` also ``start`` int32 [t], the initial rows one after another; ``lengths``
             int64 [r], their numbers of tokens; ``seeds`` int64 [r]; and the changes of noise, all [k]: ``call`` int64,
             ``row``, ``place`` and ``state`` int32, ``value`` float64
-            (:class:`~sedd_graph.diffusion.tokens.noise_tape.Changes`).
+            (:class:`~sedd_graph.diffusion.tokens.noise_tape.Changes`). For kind ``vectors`` also ``lengths``; ``noise``
+            int64 [t, s, d], the states of all tokens one after another, in units of the grid's spacing; and, for each
+            token that the network does not decode, its index ``place`` int64 and its id ``token`` int64.
     """
 
     facts: TapeFacts
@@ -141,20 +156,24 @@ def read_tape(path: Path) -> Tape:
         first = error.errors()[0]
         where = ".".join(["tape", *map(str, first["loc"])])
         raise DamagedError(f"{path}: attribute {where}: {first['msg']}: not a tape of `sedd-graph invert`") from None
-    dtypes = {"marks": np.uint8}
-    if facts.kind == "text":
-        dtypes |= cast("dict[str, Any]", {"start": np.int32, "lengths": np.int64, "seeds": np.int64, **_COLUMNS})
+    dtypes: dict[str, Any] = {"marks": np.uint8, **_ARRAYS[facts.kind]}
     arrays = {name: read_array(group, name) for name in dtypes}
     for name, dtype in dtypes.items():
-        shape = (len(arrays[name]), MARK) if name == "marks" else (arrays[name].size,)
-        if arrays[name].dtype != dtype or arrays[name].shape != shape:
+        axes = _AXES.get(name, 1)
+        if arrays[name].dtype != dtype or arrays[name].ndim != axes:
             raise DamagedError(
-                f"{path}/{name} is {arrays[name].dtype} {list(arrays[name].shape)}, not {dtype.__name__}"
+                f"{path}/{name} is {arrays[name].dtype} {list(arrays[name].shape)}, not {dtype.__name__} of {axes} axes"
             )
+    if arrays["marks"].shape[1] != MARK:
+        raise DamagedError(f"{path}/marks is not of hashes of {MARK} bytes")
     if _digest(facts, arrays) != facts.digest:
         raise DamagedError(f"{path} was altered: its content does not have the SHA-256 that it was written with")
+    if "lengths" in arrays:
+        _validate_lengths(path, arrays["lengths"])
     if facts.kind == "text":
         _validate(path, arrays)
+    if facts.kind == "vectors":
+        _validate_vectors(path, arrays)
     return Tape(facts=facts, arrays=arrays)
 
 
@@ -162,8 +181,6 @@ def _validate(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Verify that the arrays of a tape of texts fit each other, whoever wrote them."""
     lengths, rows = arrays["lengths"], len(arrays["lengths"])
     sizes = {len(arrays[name]) for name in _COLUMNS}
-    if not 1 <= rows <= MAX_ROWS or (lengths < 0).any() or int(lengths.astype(object).sum()) > MAX_TOKENS:
-        raise DamagedError(f"{path}: lengths is not that of 1 to {MAX_ROWS:,} rows with at most {MAX_TOKENS:,} tokens")
     if len(arrays["start"]) != lengths.sum() or len(arrays["seeds"]) != rows or len(sizes) != 1:
         raise DamagedError(f"{path}: the arrays of the tape do not fit each other")
     if max(sizes) > MAX_CHANGES:
@@ -171,3 +188,21 @@ def _validate(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     row, place = arrays["row"], arrays["place"]
     if (row < 0).any() or (row >= rows).any() or (place < 0).any() or (place >= lengths[row]).any():
         raise DamagedError(f"{path}: a change of noise is at no position of the tape")
+
+
+def _validate_lengths(path: Path, lengths: npt.NDArray[Any]) -> None:
+    if not 1 <= len(lengths) <= MAX_ROWS or (lengths < 0).any() or int(lengths.astype(object).sum()) > MAX_TOKENS:
+        raise DamagedError(f"{path}: lengths is not that of 1 to {MAX_ROWS:,} rows with at most {MAX_TOKENS:,} tokens")
+
+
+def _validate_vectors(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Verify that the arrays of a tape of vectors fit each other, whoever wrote them."""
+    tokens, noise, place = int(arrays["lengths"].sum()), arrays["noise"], arrays["place"]
+    if len(noise) != tokens or not noise.size:
+        raise DamagedError(f"{path}: noise is not that of {tokens:,} tokens")
+    if (noise > MAX_NUMBER).any() or (noise < -MAX_NUMBER).any():
+        raise DamagedError(f"{path}: a number of the noise is out of range")
+    if len(place) != len(arrays["token"]) or (place < 0).any() or (place >= tokens).any() or (np.diff(place) < 1).any():
+        raise DamagedError(f"{path}: a stored token is at no position of the tape")
+    if (arrays["token"] < 0).any():
+        raise DamagedError(f"{path}: a stored token has no id")
