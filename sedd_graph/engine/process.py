@@ -271,6 +271,11 @@ class Process(ABC):
         """
         return {}
 
+    @property
+    def loss_unit(self) -> str:
+        """Unit of the training loss, ``nats`` by default; what evaluation reports is in nats always."""
+        return "nats"
+
     @abstractmethod
     def batch(self, rows: Any, device: torch.device) -> Any:
         """Convert clean rows to a batch of :attr:`batch_type` on ``device``.
@@ -311,7 +316,7 @@ class Process(ABC):
             key: Dropout key of each row, int32 [b]; None turns dropout off.
 
         Returns:
-            The loss in nats per row, float32 [b], and the saved activations of the network by dotted path.
+            The loss per row in :attr:`loss_unit`, float32 [b], and the saved activations of the network by dotted path.
         """
 
     @abstractmethod

@@ -105,6 +105,10 @@ class VectorProcess(TextProcess):
     def learned(self) -> Mapping[str, nn.Module]:
         return {n: p for n, p in ((KERNEL, self.kernel), (SCHEDULE, self.schedule)) if p.learned}
 
+    @property
+    def loss_unit(self) -> str:
+        return self.objective.unit
+
     def batch(self, rows: Tensor | Batch, device: torch.device) -> Batch:
         batch = self.tokens(rows, device)
         check_tokens(batch.tokens, self.kernel.data_tokens)

@@ -251,7 +251,8 @@ def _check_limit(parts: VectorParts, output: str, proof: Proof) -> Check:
 def _sobol(count: int, width: int) -> Tensor:
     """Return normal points of a scrambled Sobol sequence, float64 [count, width]."""
     points = torch.quasirandom.SobolEngine(width, scramble=True, seed=74).draw(count, dtype=torch.float64)
-    return torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9))
+    normal: Tensor = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9))
+    return normal
 
 
 def _prior_distance(toy: Toy, points: Tensor) -> float:

@@ -10,36 +10,16 @@ import pytest
 import torch
 
 from sedd_graph.cli.main import run as command
-from sedd_graph.data.config import DataConfig
-from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.errors import UserError
-from sedd_graph.runs.check import LOCK, check, lock_text
 from sedd_graph.runs.edit import edit_run, replace_in
 from sedd_graph.runs.invert import invert_run, restore_run, restored_texts
-from sedd_graph.runs.open import Run, open_run, read_data
+from sedd_graph.runs.open import Run, open_run
 from sedd_graph.store.manifest import DamagedError
 from sedd_graph.store.tape import Tape, _digest, read_tape, write_tape
+from tests.runs.unproved import built
 
 TEXTS = ["The cat sat on the mat.", "", "def f(x):", "A cat, a hat and a cat.", "return None"]
-SIZES = ["params.dim=16", "params.depth=1", "params.heads=2"]
 REVERSIBLE = "sample={op: reversible_heun, steps: 8}"
-
-
-def built(folder: Path, name: str, *overrides: str) -> Run:
-    """Return the run folder of a shipped blueprint with a small, untrained network."""
-    report = check(name, [*SIZES, *overrides])
-    assert isinstance(report.data, DataConfig)
-    folder.mkdir(parents=True)
-    (folder / LOCK).write_text(lock_text(report))
-    made = read_data(report, root=folder).tokenizer
-    assert made is not None
-    (folder / TOKENIZER).write_text(made.to_json())
-    run = open_run(folder, device="cpu", compile="off")
-    with torch.no_grad():  # the last layer of an untrained network is zero
-        for parameter in run.engine.model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    run.engine.save(folder)
-    return open_run(folder, device="cpu", compile="off")
 
 
 @pytest.fixture(scope="module")
