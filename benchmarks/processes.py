@@ -39,9 +39,11 @@ SHARED = (
     "data.tokenizer={op: bytes}",
     "params.dim=64",
     "params.heads=2",
-    "params.cond=64",
     "params.dropout=0.0",
 )
+CONDITION = "params.cond=64"
+"""Width of the time embedding, of all networks but that of Diffusion-LM, where it is ``params.dim``."""
+VECTORS = ("data.length=128", "train.batch=32")
 PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
     # process: blueprint, overrides
     "absorb, score entropy": ("sedd-tiny", ()),
@@ -57,6 +59,10 @@ PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "unigram": ("unigram-tiny", ()),
     "ordinal": ("ordinal-tiny", ()),
     "neighbours": ("neighbours-tiny", ()),
+    "steps, d3pm's Gaussian": ("d3pm-gaussian-tiny", ()),
+    "absorb, masked_count, tokens as codewords": ("bijective-text-tiny", ()),
+    "vectors, Diffusion-LM": ("diffusion-lm-tiny", (*VECTORS, "params.positions=128")),
+    "vectors, LangFlow": ("langflow-tiny", VECTORS),
     "delete, dise": ("did-tiny", ()),
     "indel, dise": ("indel-tiny", ()),
     "mask_delete, flexmdm": ("flexmdm-tiny", ()),
@@ -67,7 +73,8 @@ PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
 def measure(what: str, steps: int, judge: Judge | None) -> dict[str, Any]:
     """Train one process, evaluate it, and draw samples with each number of steps."""
     name, own = PROCESSES[what]
-    over = [*SHARED, *own, f"train.steps={steps}", "train.log_every=100", "train.ema=0.99"]
+    condition = () if name == "diffusion-lm-tiny" else (CONDITION,)
+    over = [*SHARED, *condition, *own, f"train.steps={steps}", "train.log_every=100", "train.ema=0.99"]
     report = check(BLUEPRINTS / f"{name}.yaml", over)
     config, data = data_config(report), text_data(report, root=BLUEPRINTS)
     torch.manual_seed(0)
@@ -85,6 +92,7 @@ def measure(what: str, steps: int, judge: Judge | None) -> dict[str, Any]:
         "train_seconds": seconds,
         "bits": found.bits_per_character,
         "bits_standard_error": found.bits_standard_error,
+        "measures": dict(found.measures),
         "sampler": report.plan.sampler_op,
         "rows": config.rows,
         "length": config.length,
@@ -121,8 +129,8 @@ def _table(records: list[dict[str, Any]]) -> str:
         f"{first['steps']} steps of 32 rows of the built-in corpus as bytes, one seed, float32, {first['hardware']}, torch {first['torch']}. "
         f"{ROWS} samples each; entropy in nats per token; perplexity is under {first['judge'] or 'none'}.",
         "",
-        "| process | bits per byte | training, s | sampler | perplexity at 16, 64, 256 steps | entropy, nats, at 16, 64, 256 steps | tokens/s at 64 steps |",
-        "|---|---|---|---|---|---|---|",
+        "| process | bits per byte | rounding | training, s | sampler | perplexity at 16, 64, 256 steps | entropy, nats, at 16, 64, 256 steps | tokens/s at 64 steps |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for kind in ("stream", "lines"):
         of_kind = [r for r in records if r["rows"] == kind]
@@ -130,16 +138,22 @@ def _table(records: list[dict[str, Any]]) -> str:
             drawn = [r["samples"][str(levels)] for levels in LEVELS]
             speed = drawn[1]["tokens"] / drawn[1]["seconds"]
             lines.append(
-                f"| {r['process']} | {r['bits']:.3f} ± {r['bits_standard_error']:.3f} | {r['train_seconds']:.0f} | `{r['sampler']}` "
+                f"| {r['process']} | {r['bits']:.3f} ± {r['bits_standard_error']:.3f} | {_rounding(r)} | {r['train_seconds']:.0f} | `{r['sampler']}` "
                 f"| {_cells(drawn, 'generative_perplexity', ',.0f')} | {_cells(drawn, 'entropy', '.2f')} | {speed:,.0f} |"
             )
         if of_kind:
             held = [of_kind[0]["held_out"]]
             what = "held-out rows of 128" if kind == "stream" else "held-out lines"
             lines.append(
-                f"| *{what}* | | | | {_cells(held, 'generative_perplexity', ',.0f')} | {_cells(held, 'entropy', '.2f')} | |"
+                f"| *{what}* | | | | | {_cells(held, 'generative_perplexity', ',.0f')} | {_cells(held, 'entropy', '.2f')} | |"
             )
     return "\n".join(lines)
+
+
+def _rounding(record: dict[str, Any]) -> str:
+    """Return the share of tokens that rounding recovers from clean vectors, for processes on vectors."""
+    found = record.get("measures", {}).get("rounding_accuracy")
+    return "" if found is None else f"{100 * found:.2f} %"
 
 
 def _cells(of: list[dict[str, float]], name: str, form: str) -> str:

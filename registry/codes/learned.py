@@ -57,8 +57,8 @@ class LearnedCode(Code, kind="embedding"):
         if not self.config.weight:
             return None
         vocab, pairs = len(self.weight), self.config.pairs
-        place = torch.arange(2 * pairs, dtype=torch.int32, device=key.device)
-        drawn = (hashed(hashed(key)[:, None] + place) & 0x7FFFFFFF).long()
+        place = torch.arange(2 * pairs, device=key.device)
+        drawn = (hashed((hashed(key)[:, None] + place).int()) & 0x7FFFFFFF).long()
         first = drawn[:, :pairs] % vocab
         second = (first + 1 + drawn[:, pairs:] % (vocab - 1)) % vocab
         distance = (self.weight[first] - self.weight[second]).float().norm(dim=-1)

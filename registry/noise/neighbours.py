@@ -174,8 +174,8 @@ class Neighbours(FixedRates, kind="kernel"):
         # hashes of one key per row, since how many a row needs depends on its walk
         start, to, _, leave, before = self._parts(x0)
         even, keys = self.config.even, random.keys(x0.shape[0]).to(x0.device)
-        places = torch.arange(x0.shape[1], dtype=torch.int32, device=x0.device)
-        key = hashed(hashed(keys)[:, None] + places * murmur(1)).expand_as(x0)[corrupt]
+        places = torch.arange(x0.shape[1], device=x0.device)
+        key = hashed((hashed(keys)[:, None] + places * murmur(1)).int()).expand_as(x0)[corrupt]
         x = x0[corrupt]
         left = (sigma.double()[:, None].expand_as(x0)[corrupt] / self.gap).clone()
         out, at = x.clone(), torch.arange(len(x), device=x0.device)
@@ -243,6 +243,6 @@ def embeddings(config: EmbeddingSource, states: int) -> Tensor:
 
 def _uniform(key: Tensor, number: int) -> Tensor:
     """Return the ``number``-th uniform number of each int32 ``key``, float64 in [0, 1)."""
-    high = hashed(key + murmur(2 * number + 1)).double() + 2**31
+    high = hashed((key.long() + murmur(2 * number + 1)).int()).double() + 2**31
     low = hashed(key ^ murmur(2 * number + 2)).double() + 2**31
     return ((high + low * 2**-32) * 2**-32).clamp(max=1 - 2**-53)

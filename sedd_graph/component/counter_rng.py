@@ -6,6 +6,9 @@ over processes or accumulation steps, after a resume, and when a branch is recom
 generators of torch are not used. The integer hash (the finaliser of MurmurHash3) compiles to far fewer operations than
 a stateful generator.
 
+Products and sums are computed in int64, where they do not overflow, and wrapped to int32. Overflow of int32 is undefined in
+the C++ code that Inductor writes: GCC drops loop bounds that it contradicts, and the kernel reads past its arrays.
+
 Axes: b batch.
 """
 
@@ -24,8 +27,8 @@ def hashed(h: Tensor) -> Tensor:
 
     The hash is a bijection of int32 in which each input bit affects all output bits.
     """
-    h = (h ^ ((h >> 16) & 0xFFFF)) * _M1
-    h = (h ^ ((h >> 13) & 0x7FFFF)) * _M2
+    h = _product(h ^ ((h >> 16) & 0xFFFF), _M1)
+    h = _product(h ^ ((h >> 13) & 0x7FFFF), _M2)
     return h ^ ((h >> 16) & 0xFFFF)
 
 
@@ -42,7 +45,7 @@ def fold(key: Tensor, place: int) -> Tensor:
     Returns:
         Keys of the child, int32 [b].
     """
-    return key * _M1 + murmur(place + 1)
+    return (key.long() * _M1 + murmur(place + 1)).int()
 
 
 def murmur(h: int) -> int:
@@ -66,9 +69,20 @@ def dropout(x: Tensor, p: float, key: Tensor) -> Tensor:
     Returns:
         The result, with the shape of ``x``.
     """
-    inner = torch.arange(math.prod(x.shape[1:-1]), dtype=torch.int32, device=x.device)
-    rows = hashed(key[:, None] + inner * _GOLDEN)
-    columns = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device) * _GOLDEN
-    h = (rows.view(*x.shape[:-1], 1) ^ columns) * _M1
-    h = (h ^ (h >> 15)) * _M2
+    rows = hashed((key[:, None] + _counters(math.prod(x.shape[1:-1]), x.device)).int())
+    h = _product(rows.view(*x.shape[:-1], 1) ^ _counters(x.shape[-1], x.device).int(), _M1)
+    h = _product(h ^ (h >> 15), _M2)
     return torch.where(h >= round(p * 2**32) - 2**31, x * (1 / (1 - p)), 0.0)
+
+
+def _product(h: Tensor, factor: int) -> Tensor:
+    """Return ``h * factor`` modulo 2**32 as int32, for int32 ``h`` and factor."""
+    return (h.long() * factor).int()
+
+
+def _counters(count: int, device: torch.device) -> Tensor:
+    """Return ``_GOLDEN`` times 0, 1, ..., ``count`` - 1, int64 [count].
+
+    The bitwise operation keeps Inductor from turning the product into an index, whose steps it multiplies as int32.
+    """
+    return (torch.arange(count, device=device) & 0x7FFFFFFF) * _GOLDEN

@@ -123,28 +123,29 @@ class VectorProcess(TextProcess):
             )
         return self.objective.draw(batch, self.kernel, self.schedule, random=random, t=t)
 
-    def denoiser(self, run: Any, model: Model, attend: Tensor) -> Denoiser:
+    def denoiser(self, run: Any, model: Model, attend: Tensor, key: Tensor | None = None) -> Denoiser:
         """Return the network as a function of noisy vectors and time.
 
         Args:
-            run: Evaluates the graph, given its inputs by name.
+            run: Evaluates the graph, given its inputs by name and the dropout keys of the rows, if there are any.
             model: Module of the network; with an input ``estimate`` it is self-conditioned.
             attend: Positions that may be attended to, bool [b, l].
+            key: Dropout key of each row, int32 [b]; None turns dropout off.
         """
         own = "estimate" in model.input_names
-        return Denoiser(run, self.kernel, self.schedule, attend, self_conditioned=own)
+        return Denoiser(run, self.kernel, self.schedule, attend, self_conditioned=own, key=key)
 
     def loss(
         self, model: Model, draw: VectorDraw, batch: Batch, key: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         kept: dict[str, Tensor] = {}
 
-        def run(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        def run(inputs: Mapping[str, Tensor], key: Tensor | None = None) -> Mapping[str, Tensor]:
             outputs, saved = model.run(inputs, key)
             kept.update(saved)
             return outputs
 
-        denoise = self.denoiser(run, model, batch.attend)
+        denoise = self.denoiser(run, model, batch.attend, key)
         return self.objective.loss(denoise, draw, batch, self.kernel, self.schedule).float(), kept
 
     def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:

@@ -1,14 +1,17 @@
 """Counter-based randomness: the hash against its definition in plain integers, masks against chance, splits against wholes."""
 
 import math
+import re
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 import sedd_graph
 from sedd_graph.component.counter_rng import dropout, fold, hashed
 from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.engine.compiling import inductor
 from tests.conftest import ROOT
 
 
@@ -23,6 +26,23 @@ def test_the_hash_is_murmurs() -> None:
     values = [0, 1, -1, 7, 2**31 - 1, -(2**31), 123456789, -987654321]
     found = hashed(torch.tensor(values, dtype=torch.int32)).tolist()
     assert [f % 2**32 for f in found] == [murmur(v) for v in values]
+
+
+@pytest.mark.parametrize("width", [96, 100])  # vectorised, and with a scalar remainder
+def test_compiled_masks_are_those_of_eager_code_without_overflow(width: int) -> None:
+    """GCC once took the overflow of the compiled counters for a proof that loops end elsewhere: a segmentation fault."""
+
+    def layer(x: Tensor, key: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(x + dropout(x, 0.1, key), x.shape[-1:])
+
+    x, key = torch.randn(8, 64, width), torch.randint(-(2**31), 2**31, (8,)).int()
+    with torch.no_grad():
+        found, codes = run_and_get_code(torch.compile(layer, fullgraph=True, dynamic=False, backend=inductor), x, key)
+    torch.testing.assert_close(found, layer(x, key))
+    assert any("int64_t x0" in code for code in codes)
+    for code in codes:
+        assert not re.search(r"arange\([^()]*, -?\d{3,}", code), "an index whose steps overflow int32"
+        assert not re.search(r"int32_t\(\w+ [*+] \w+\)", code), "scalar products and sums of int32"
 
 
 def masks(p: float, key: Tensor) -> Tensor:

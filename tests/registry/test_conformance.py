@@ -1,7 +1,7 @@
 """Every built-in component passes the conformance kit or the proofs of its processes; broken ones fail the right check."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -273,7 +273,15 @@ def test_every_sound_objective_is_tight(found: tuple[str, str, str, str]) -> Non
     assert not wrong
 
 
-@pytest.mark.parametrize("found", each(0, 1, 3), ids=lambda f: f"{f[0]}-{f[1]}-{f[3]}{'-blocks' * (f[2] == 'block_nelbo')}")  # fmt: skip
+def samplers() -> Iterator[Any]:
+    """Return one case per kernel, output and sampler, with and without blocks; those with a second output are slow."""
+    first = each(0, 3)
+    for found in each(0, 1, 3):
+        name = f"{found[0]}-{found[1]}-{found[3]}{'-blocks' * (found[2] == 'block_nelbo')}"
+        yield pytest.param(found, id=name, marks=() if found in first else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("found", samplers())
 def test_every_sound_sampler_draws_from_the_data_distribution(found: tuple[str, str, str, str]) -> None:
     """Verified on an enumerable toy, for each kernel, output and sampler, with and without blocks."""
     wrong = [check for check in prove_sampler(maker(plan(*found), REGISTRY), found[1], "quick") if check.holds is False]
