@@ -24,6 +24,7 @@ from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Randomness
+from sedd_graph.diffusion.bitstream.reversible import ReversibleNoise
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.guidance import Classifier
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
@@ -439,6 +440,14 @@ class Process(ABC):
         """
         return request.length or 1
 
+    def positions(self, request: SampleRequest) -> int | None:
+        """Return the largest number of positions of a row that the sampler's network evaluates; None for points.
+
+        Args:
+            request: Length of the samples.
+        """
+        return request.length
+
     @abstractmethod
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw samples.
@@ -451,6 +460,17 @@ class Process(ABC):
         Raises:
             UserError: A field of ``request`` is invalid for the model.
         """
+
+    def reversible_noise(self) -> ReversibleNoise:
+        """Return the forward process as a bijection of texts and bitstreams.
+
+        Raises:
+            UserError: The family has none.
+        """
+        raise UserError(
+            f"invert --by kernel: a process of {self.family} has no kernel of tokens or strings, whose noise is a bijection "
+            "with a bitstream"
+        )
 
     def texts(self, rows: Tensor, tokenizer: Tokenizer | None) -> list[str]:
         """Convert sampled rows to text for the user.

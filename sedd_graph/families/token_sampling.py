@@ -173,13 +173,14 @@ class TokenSampling:
         def evaluate(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
             nonlocal evaluations
             evaluations += len(rows)
+            own = rows
             # a compiled network is compiled again for each number of rows, so the batch is filled up
             fill = -len(rows) % batch if network.compiled_everywhere else 0
             if fill:
                 x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
                 at = None if at is None else torch.cat([at, at[:1].expand(fill, -1)])
             sigma = schedule.sigma(t)
-            outputs = network.run({"tokens": x, "sigma": sigma, "t": t, "attend": visible[rows]}, at=at)
+            outputs = network.run({"tokens": x, "sigma": sigma, "t": t, "attend": visible[rows]}, at=at, rows=own)
             outputs = kernel.translate(outputs, x if at is None else x.gather(1, at), sigma)
             return {name: value[: len(value) - fill] for name, value in outputs.items()} if fill else outputs
 

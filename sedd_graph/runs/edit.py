@@ -166,10 +166,10 @@ def edit_run(
         UserError: The tape is that of another model, no text has anything to change, or an edited text is empty or has
             tokens that the model lacks.
     """
-    if tape.facts.kind == "samples":
-        raise UserError(f"{where} repeats samples; an edit needs a tape of `sedd-graph invert`")
     if not 0 <= strength <= 1:
         raise UserError(f"--strength must be from 0 to 1, not {strength:g}")
+    if tape.facts.kind not in ("text", "vectors"):
+        raise UserError(f"edit: {where} holds no noise of a sampler for a text: write a tape with `sedd-graph invert`")
     tokenizer, lengths = run.text_tokenizer(), tape.arrays["lengths"]
     if row is not None and not 0 <= row < len(lengths):
         raise UserError(f"--line must be from 1 to {len(lengths)}, the number of texts on the tape, not {row + 1}")

@@ -18,9 +18,10 @@ from sedd_graph.engine.inversion import Held, Inversion, Reached
 from sedd_graph.engine.process import SampleRequest
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import SeddGraphError, UserError
+from sedd_graph.runs.activations import Recorder, observed, recording
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
-from sedd_graph.runs.tape import INVERTED, Columns, Marks, Part, Say, facts_of, parts_of, starts
+from sedd_graph.runs.tape import INVERTED, Columns, Marks, Part, Say, facts_of, parts_of, sampling_facts, starts
 from sedd_graph.store.manifest import DamagedError
 from sedd_graph.store.tape import MAX_NUMBERS, Tape, write_tape
 
@@ -37,7 +38,7 @@ def inversion_of(run: Run, tape: Tape) -> Inversion:
         DamagedError: The states or stored tokens are not those of the model.
     """
     found = run.engine.process.inversion(tape.facts.steps)
-    if found is None or tape.arrays["noise"].shape[1:] != found.shape:
+    if found is None or tape.arrays["states"].shape[1:] != found.shape:
         raise DamagedError(f"the tape's noise is not that of the sampler {run.plan.sampler_op}")
     if (tape.arrays["token"] >= found.tokens).any():
         raise DamagedError(f"a stored token of the tape is none of the model's {found.tokens:,}")
@@ -52,6 +53,7 @@ def invert_states(
     seed: int,
     batch: int,
     where: Path | None,
+    activations: bool,
     ignore_memory: bool,
     say: Say,
 ) -> Path:
@@ -64,6 +66,7 @@ def invert_states(
         seed: Seed of the noise around the texts.
         batch: Largest number of texts that are walked together.
         where: Path of the tape, which must not exist; None for the next free name in the run folder.
+        activations: Whether the activations on the way back are stored beside the tape.
         ignore_memory: True to print a warning instead of raising an error if the run needs more memory than there is.
         say: Function that prints a line for the user.
 
@@ -85,23 +88,36 @@ def invert_states(
     noise = np.zeros((tokens, streams, width), dtype=np.int64)
     decoded, text = np.zeros(tokens, dtype=np.int64), np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
     network = run.engine.network
-    with progress("inverting", total=2 * len(parts), unit="part") as advance:
+    target = where or run.path / INVERTED
+    with (
+        recording(run, target if activations else None) as recorder,
+        progress("inverting", total=2 * len(parts), unit="part") as advance,
+    ):
         for part in parts:
             wanted = torch.tensor([rows[i] for i in part.rows], dtype=torch.int64)
             state = inversion.around(network, wanted, torch.tensor([mix_seed(seed, i) for i in part.rows]))
             found = inversion.to_noise(network, state)
             advance()
-            reached = inversion.to_text(network, found, on_state=marks.add)
+            with observed(recorder, part.rows, part.length):
+                reached = inversion.to_text(network, found, on_state=marks.add)
             if not torch.equal(reached.state, state):
                 raise SeddGraphError("invert: the way back from the noise does not end at the vectors of the text")
             for row, of_row, back in zip(part.rows, found.numpy(), reached.tokens.numpy(), strict=True):
                 noise[where_of[row]], decoded[where_of[row]] = of_row, back
             marks.add(wanted)
             advance()
-    place = np.flatnonzero(decoded != text)
-    arrays: Columns = {"marks": marks.array(), "lengths": lengths, "noise": noise, "place": place, "token": text[place]}
-    facts = facts_of(run, trial, kind="vectors", seed=seed, batch=batch)
-    path = write_tape(where or run.path / INVERTED, Tape(facts=facts, arrays=arrays), numbers=where is None)
+        place = np.flatnonzero(decoded != text)
+        arrays: Columns = {
+            "marks": marks.array(),
+            "lengths": lengths,
+            "states": noise,
+            "place": place,
+            "token": text[place],
+        }
+        facts = facts_of(run, kind="vectors", seed=seed, batch=batch, **sampling_facts(run, trial))
+        path = write_tape(target, Tape(facts=facts, arrays=arrays), numbers=where is None)
+        if recorder is not None:
+            recorder.tape = path
     say(
         f"{len(rows):,} texts, {tokens:,} tokens, {noise.size:,} numbers of noise; text -> vectors -> noise -> vectors -> "
         f"text is equal to the last bit"
@@ -114,16 +130,17 @@ def invert_states(
 def noise_of(tape: Tape, part: Part) -> Tensor:
     """Return the states at the highest noise of one part of a tape, int64 [b, l, k, d]."""
     where = list(starts(tape.arrays["lengths"]))
-    return torch.from_numpy(np.stack([tape.arrays["noise"][where[row]] for row in part.rows]))
+    return torch.from_numpy(np.stack([tape.arrays["states"][where[row]] for row in part.rows]))
 
 
-def restore_states(run: Run, tape: Tape, *, where: Path) -> list[list[int]]:
+def restore_states(run: Run, tape: Tape, *, where: Path, recorder: Recorder | None = None) -> list[list[int]]:
     """Walk from the noise of a tape of states to its texts, and return their tokens.
 
     Args:
         run: The opened run folder, which has the model of the tape.
         tape: The tape, of kind ``vectors``.
         where: Path of the tape, for error messages.
+        recorder: Recorder of activations; None: none are recorded.
 
     Raises:
         DamagedError: A state is not the recorded one.
@@ -135,7 +152,8 @@ def restore_states(run: Run, tape: Tape, *, where: Path) -> list[list[int]]:
     stored[tape.arrays["place"]] = tape.arrays["token"]
     with progress("restoring", total=len(parts), unit="part") as advance:
         for part in parts:
-            found = inversion.to_text(run.engine.network, noise_of(tape, part), on_state=marks.add)
+            with observed(recorder, part.rows, part.length):
+                found = inversion.to_text(run.engine.network, noise_of(tape, part), on_state=marks.add)
             own = torch.from_numpy(np.stack([stored[places[row]] for row in part.rows]))
             tokens = torch.where(own < 0, found.tokens, own)
             marks.add(tokens)

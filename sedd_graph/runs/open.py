@@ -26,6 +26,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.families.plan import Plan
 from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
+from sedd_graph.graph.saves import saving
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.project import require_project
 from sedd_graph.runs.prove import prove_all, prove_network
@@ -274,6 +275,7 @@ def open_run(
     compile: CompileMode = "auto",
     weights: str = "newest",
     root: Path | None = None,
+    save: Sequence[str] = (),
 ) -> Run:
     """Open a run folder, by default with its newest weights.
 
@@ -286,6 +288,8 @@ def open_run(
             weights; without checkpoints, ``model.safetensors``; without either, untrained weights. ``model``: as
             ``newest``, but never the averaged weights of a checkpoint. ``fresh``: untrained weights.
         root: Folder to which file names of the data are relative; None for the one that the run was built with.
+        save: Paths of ports whose activations the graph saves (:func:`sedd_graph.graph.saves.saving`); empty: those of the
+            blueprint.
 
     Returns:
         The opened run folder, with its engine.
@@ -300,7 +304,8 @@ def open_run(
     verify_run(path)
     report = check(path / LOCK, overrides)
     found = read_typed(path / CERTIFICATE, _Certificate) if (path / CERTIFICATE).exists() else _Certificate()
-    report = dataclasses.replace(report, graph=demoted(report.graph, found.checkpointed))
+    graph = demoted(report.graph, found.checkpointed)
+    report = dataclasses.replace(report, graph=saving(graph, save) if save else graph)
     tokenizer = load_tokenizer(path) if (path / TOKENIZER).exists() else None
     engine = make_engine(report, device=where, compile=compile, tokenizer=tokenizer)
     built = _facts(path).root if root is None else None

@@ -292,7 +292,7 @@ def samplers() -> Iterator[Any]:
         yield pytest.param(found, id=name, marks=() if found in first else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("found", samplers())
+@pytest.mark.parametrize("found", list(samplers()))
 def test_every_sound_sampler_draws_from_the_data_distribution(found: tuple[str, str, str, str]) -> None:
     """Verified on an enumerable toy, for each kernel, output and sampler, with and without blocks."""
     wrong = [check for check in prove_sampler(maker(plan(*found), REGISTRY), found[1], "quick") if check.holds is False]

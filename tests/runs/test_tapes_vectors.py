@@ -12,8 +12,9 @@ import torch
 from sedd_graph.cli.main import run as command
 from sedd_graph.errors import UserError
 from sedd_graph.runs.edit import edit_run, replace_in
-from sedd_graph.runs.invert import invert_run, restore_run, restored_texts
+from sedd_graph.runs.invert import invert_run, restore_run
 from sedd_graph.runs.open import Run, open_run
+from sedd_graph.runs.restore import restored_texts
 from sedd_graph.store.manifest import DamagedError
 from sedd_graph.store.tape import Tape, _digest, read_tape, write_tape
 from tests.runs.unproved import built
@@ -43,7 +44,7 @@ def decoded(run: Run, tokens: list[list[int]]) -> list[str]:
 def test_a_tape_leads_back_to_its_texts_in_this_and_another_process(run: Run, tape: Path, tmp_path: Path) -> None:
     found = read_tape(tape)
     assert found.facts.kind == "vectors"
-    assert found.arrays["noise"].shape == (sum(map(len, TEXTS)), 2, 16)
+    assert found.arrays["states"].shape == (sum(map(len, TEXTS)), 2, 16)
     assert not len(found.arrays["place"])
     assert restored_texts(run, found, where=tape) == TEXTS
     out = tmp_path / "text.txt"
@@ -56,7 +57,7 @@ def test_a_tape_leads_back_to_its_texts_in_this_and_another_process(run: Run, ta
 
 
 def test_noise_of_a_text_is_close_to_normal(run: Run, tape: Path) -> None:
-    noise = read_tape(tape).arrays["noise"] / 2.0**20
+    noise = read_tape(tape).arrays["states"] / 2.0**20
     assert abs(noise[:, 0].mean()) < 0.2
     assert 0.8 < noise[:, 0].std() < 1.3
     # the streams stay together
@@ -111,7 +112,7 @@ def test_altered_tapes_are_refused(run: Run, tape: Path, tmp_path: Path) -> None
     random_, found = random.Random(0), read_tape(tape)
     for number in range(12):
         arrays = {name: data.copy() for name, data in found.arrays.items()}
-        name = random_.choice(["noise", "marks", "lengths"])
+        name = random_.choice(["states", "marks", "lengths"])
         flat = arrays[name].reshape(-1)
         at = random_.randrange(len(flat))
         flat[at] = flat[at] + random_.choice([1, -1, 7]) if name != "marks" else flat[at] ^ 1
@@ -123,9 +124,9 @@ def test_altered_tapes_are_refused(run: Run, tape: Path, tmp_path: Path) -> None
             restore_run(run, read_tape(target), where=target)
     for name, value, message in (
         ("lengths", np.asarray([2**40], dtype=np.int64), "lengths is not"),
-        ("noise", found.arrays["noise"][1:], "noise is not that of"),
-        ("noise", found.arrays["noise"][0], "is int64"),
-        ("noise", np.full_like(found.arrays["noise"], 2**51), "out of range"),
+        ("states", found.arrays["states"][1:], "states is not that of"),
+        ("states", found.arrays["states"][0], "is int64"),
+        ("states", np.full_like(found.arrays["states"], 2**51), "out of range"),
         ("place", np.asarray([10**6]), "do not fit|at no position"),
         ("token", np.asarray([-1]), "at no position"),
     ):
