@@ -101,7 +101,17 @@ def test_other_models_and_conditions_are_refused(run: Run, tape: Path, monkeypat
     half.engine.model.bfloat16()
     with pytest.raises(UserError, match="the dtype of the weights"):
         restore_run(half, found, where=tape)
-    # arithmetic that differs in its last bits, as with another number of threads
+    # with another number of threads the result is exact, or refused
+    threads = torch.get_num_threads()
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        try:
+            assert decoded(run, restore_run(run, found, where=tape)) == TEXTS
+        except DamagedError as error:
+            assert "of the run differ" in str(error)
+        finally:
+            torch.set_num_threads(threads)
+    # arithmetic that differs in its last bits, as on another machine
     plain = run.engine.network.run
     monkeypatch.setattr(run.engine.network, "run", lambda *a: {n: v * (1 + 1e-6) for n, v in plain(*a).items()})
     with pytest.raises(DamagedError, match=r"rows \d+ of the run differ"):
