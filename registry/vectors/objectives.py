@@ -37,6 +37,7 @@ class DiffusionLM(VectorObjective, kind="vector_objective"):
 
     reads = ("x0",)
     measure = "steps"
+    unit = "squared error + nats"
     terms = frozenset({"mse", "last", "rounding"})
 
     class Config(ComponentConfig):

@@ -28,6 +28,7 @@ from sedd_graph.diffusion.bitstream.reversible import ReversibleNoise
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.guidance import Classifier
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
+from sedd_graph.engine.inversion import Inversion
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
@@ -271,6 +272,11 @@ class Process(ABC):
         """
         return {}
 
+    @property
+    def loss_unit(self) -> str:
+        """Unit of the training loss, ``nats`` by default; what evaluation reports is in nats always."""
+        return "nats"
+
     @abstractmethod
     def batch(self, rows: Any, device: torch.device) -> Any:
         """Convert clean rows to a batch of :attr:`batch_type` on ``device``.
@@ -311,7 +317,7 @@ class Process(ABC):
             key: Dropout key of each row, int32 [b]; None turns dropout off.
 
         Returns:
-            The loss in nats per row, float32 [b], and the saved activations of the network by dotted path.
+            The loss per row in :attr:`loss_unit`, float32 [b], and the saved activations of the network by dotted path.
         """
 
     @abstractmethod
@@ -411,6 +417,17 @@ class Process(ABC):
         """
         steps = request.steps or self.steps
         return steps and steps + 1
+
+    def inversion(self, steps: int | None = None) -> Inversion | None:
+        """Return the sampler's bijection between vectors of text and noise; None, the default, if it has none.
+
+        Args:
+            steps: Number of sampler steps; None: the number in the blueprint.
+
+        Raises:
+            UserError: The number of steps is invalid.
+        """
+        return None
 
     def span(self, request: SampleRequest) -> int | None:
         """Return the number of tokens per row in one evaluation of the network by the sampler.

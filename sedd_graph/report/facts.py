@@ -209,7 +209,7 @@ def _levels(evaluation: Mapping[str, Any]) -> Markup:
 def training_curves(run: Path) -> list[Markup]:
     """Return plots of ``metrics.jsonl`` against the training step, without those that have no data.
 
-    They show the loss (bits per character or dimension), learning rate, gradient norm, tokens (or dimensions) per second,
+    They show the loss (bits per character or dimension; in its own unit if it is not in nats), learning rate, gradient norm, tokens (or dimensions) per second,
     and the margin of each code.
 
     Args:
@@ -227,7 +227,9 @@ def training_curves(run: Path) -> list[Markup]:
     held = line("held out", f"heldout_bits_per_{unit}", "heldout_bits_standard_error", "var(--b)")
     last = line("held out", f"final_bits_per_{unit}", "final_bits_standard_error", "var(--b)")
     held = Line(held.label, held.colour, [*held.points, *last.points])
+    own = [] if bits.points else [line("training", "loss")]
     figures = [
+        curve(own, title="training loss, in the unit of the objective, which is not nats"),
         curve([bits, held], title=f"{'-log p' if exact else 'bound'}, bits per {unit} (band: two standard errors)"),
         curve([line("learning rate", "learning_rate")], title="learning rate"),
         curve([line("norm", "gradient_norm")], title="norm of the gradient"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -116,8 +116,8 @@ def _spread(value: Array, rows: Array, count: int, length: int | None, positions
     if length is not None and positions is not None:
         shape[length] = max(positions, value.shape[length])
     found = np.full(shape, rest, dtype=value.dtype)
-    places = tuple(slice(size) for size in value.shape[1:])
-    found[(rows, *places)] = value
+    index: tuple[Any, ...] = (rows, *(slice(size) for size in value.shape[1:]))
+    found[index] = value
     return found
 
 

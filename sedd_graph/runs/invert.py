@@ -19,6 +19,7 @@ from sedd_graph.engine.process import SampleRequest, Samples
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.runs.activations import Recorder, observed, recording
+from sedd_graph.runs.invert_states import invert_states, restore_states
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.tape import (
@@ -83,7 +84,7 @@ def invert_run(
     """Draw the noise that leads the sampler of a run to given texts, verify it by a replay, and write it to a tape.
 
     Args:
-        run: The opened run folder, of the family ``tokens``.
+        run: The opened run folder, of the family ``tokens``, or of one whose sampler has an exact inversion.
         texts: The texts, each the whole text of one sample.
         steps: Sampler steps; None for the number in the blueprint.
         seed: Seed of the noise.
@@ -102,10 +103,23 @@ def invert_run(
         UserError: The model has no noise tapes, the texts have tokens that it lacks, or ``where`` exists.
     """
     process, _ = run.engine.process, run.plan.sampler_op  # raises for a graph without a process
-    if "tape" in process.refuses:
+    inversion = process.inversion(steps)
+    if inversion is None and "tape" in process.refuses:
         raise UserError(f"invert: {process.refuses['tape']}; `sedd-graph sample --tape` writes the tape of samples")
     require_free(where)
     rows = encoded(run, texts)
+    if inversion is not None:
+        return invert_states(
+            run,
+            rows,
+            inversion,
+            seed=seed,
+            batch=batch,
+            where=where,
+            activations=activations,
+            ignore_memory=ignore_memory,
+            say=say,
+        )
     lengths = np.asarray([len(row) for row in rows], dtype=np.int64)
     seeds = np.asarray([mix_seed(seed, number) for number in range(len(rows))], dtype=np.int64)
     parts, found = parts_of(lengths, batch), _Recorded(int(lengths.sum()))
@@ -237,7 +251,7 @@ def restore_run(run: Run, tape: Tape, *, where: Path, recorder: Recorder | None 
 
     Args:
         run: The opened run folder.
-        tape: The tape, of kind ``text``.
+        tape: The tape, of kind ``text`` or ``vectors``.
         where: Path of the tape, for error messages.
         recorder: Recorder of activations; None: none are recorded.
 
@@ -246,6 +260,8 @@ def restore_run(run: Run, tape: Tape, *, where: Path, recorder: Recorder | None 
         DamagedError: The rows after a step are not those that were recorded.
     """
     require_same(tape.facts, run, where)
+    if tape.facts.kind == "vectors":
+        return restore_states(run, tape, where=where, recorder=recorder)
     lengths, batch = tape.arrays["lengths"], tape.facts.batch
     texts: list[list[int]] = [[] for _ in lengths]
     marks, parts = Marks(tape.arrays["marks"], where, tape.facts), parts_of(lengths, batch)

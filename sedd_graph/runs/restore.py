@@ -72,7 +72,7 @@ def _samples(run: Run, tape: Tape, where: Path, recorder: Recorder | None) -> li
             steps=facts.steps if process.steps is not None else None,
             seed=facts.seed,
             conditions=conditions,
-            on_step=None if "on_step" in process.refuses else on_step,
+            on_step=None if len(tape.arrays["marks"]) == 1 or "on_step" in process.refuses else on_step,
         )
         made = run.engine.generate(request)
     marks.add(made.rows)

@@ -79,7 +79,9 @@ def sample_run(
         if tape is not None:
             marks.add(rows)
 
-    if trajectory or "on_step" not in process.refuses:
+    conditions = process.conditions({}) if request.conditions is None else request.conditions
+    many = conditions is not None and conditions.particles > 1  # most of their rows are not returned
+    if trajectory or ("on_step" not in process.refuses and not many):
         request = dataclasses.replace(request, on_step=on_step)
     with recording(run, tape if activations else None) as recorder:
         with (

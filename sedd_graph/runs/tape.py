@@ -65,7 +65,7 @@ def _model_of(run: Run, kind: str) -> _Model:
     return _Model(parts, text, " and ".join(sorted(dtypes)) or "none", found.hexdigest(), run.digest)
 
 
-def facts_of(run: Run, *, kind: Literal["text", "samples", "noise"], **fields: Any) -> TapeFacts:
+def facts_of(run: Run, *, kind: Literal["text", "vectors", "samples", "noise"], **fields: Any) -> TapeFacts:
     """Return the facts of a tape.
 
     Args:

@@ -7,7 +7,7 @@ A tape is untrusted input: :func:`read_tape` validates types, shapes and sizes, 
 A hash detects damage and mix-ups, not forgery. A forged tape can name other noise, but the rows after every step are
 hashed, too, and are compared when the run is repeated.
 
-Axes: r rows, k changes of noise, f checked frames, t tokens of all rows, p parts.
+Axes: r rows, k changes of noise, f checked frames, t tokens of all rows, p parts, s streams of a state, d width of a vector.
 """
 
 from __future__ import annotations
@@ -28,19 +28,26 @@ from sedd_graph.errors import UserError
 from sedd_graph.store.arrays import open_stored, read_array, write_samples
 from sedd_graph.store.manifest import DamagedError
 
-__all__ = ["MARK", "MAX_ROWS", "Tape", "TapeFacts", "read_tape", "write_tape"]
+__all__ = ["MARK", "MAX_NUMBERS", "MAX_ROWS", "Tape", "TapeFacts", "read_tape", "write_tape"]
 
 MARK = 16
 """Bytes of the hash of the rows after one step."""
 MAX_ROWS, MAX_TOKENS, MAX_CHANGES = 2**20, 2**26, 2**26
 """Largest numbers of rows, tokens and changes of noise on a tape."""
+MAX_NUMBERS = 2**28
+"""Largest number of numbers of the noise of vectors."""
+MAX_NUMBER = 2**50
+"""Largest magnitude of a number of the noise of vectors, in units of the grid's spacing."""
 _COLUMNS = {"call": np.int64, "row": np.int32, "place": np.int32, "state": np.int32, "value": np.float64}
 _ARRAYS: Mapping[str, Mapping[str, Any]] = {
     "samples": {"marks": np.uint8},
     "text": {"marks": np.uint8, "start": np.int32, "lengths": np.int64, "seeds": np.int64, **_COLUMNS},
+    "vectors": {"marks": np.uint8, "lengths": np.int64, "states": np.int64, "place": np.int64, "token": np.int64},
     "noise": {"noise": np.int32, "lengths": np.int64, "rows": np.int64, "bitstream": np.uint8, "sizes": np.int64},
 }
 """Dtypes of the arrays of each kind of tape."""
+_AXES = {"marks": 2, "states": 3}
+"""Number of axes of the arrays that have more than one."""
 _Hash = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
 _Short = Annotated[str, pydantic.Field(max_length=256)]
 
@@ -50,9 +57,9 @@ class TapeFacts(Strict):
 
     format: Literal[2] = 2
     """Version of the format."""
-    kind: Literal["text", "samples", "noise"]
-    """``text``: noise with which the sampler returns to given texts. ``samples``: the seed of samples. ``noise``: texts
-    that the kernel has noised, with a bitstream."""
+    kind: Literal["text", "vectors", "samples", "noise"]
+    """``text``: noise with which the sampler returns to given texts. ``vectors``: likewise, as states of vectors at the
+    highest noise. ``samples``: the seed of samples. ``noise``: texts that the kernel has noised, with a bitstream."""
     weights: _Hash
     """SHA-256 of the weights, with their names, shapes and dtypes; for ``noise``, those of kernel and schedule alone."""
     weights_file: _Short
@@ -99,7 +106,10 @@ class Tape:
             after another. For kind ``text`` also ``start`` int32 [t], the initial rows one after another; ``lengths``
             int64 [r], their numbers of tokens; ``seeds`` int64 [r]; and the changes of noise, all [k]: ``call`` int64,
             ``row``, ``place`` and ``state`` int32, ``value`` float64
-            (:class:`~sedd_graph.diffusion.tokens.noise_tape.Changes`). Kind ``noise`` has other arrays: ``noise`` int32
+            (:class:`~sedd_graph.diffusion.tokens.noise_tape.Changes`). For kind ``vectors`` also ``lengths``; ``states``
+            int64 [t, s, d], the states of all tokens one after another, in units of the grid's spacing; and, for each
+            token that the network does not decode, its index ``place`` int64 and its id ``token`` int64.
+            Kind ``noise`` has other arrays: ``noise`` int32
             [t], the noisy texts one after another; ``lengths`` int64 [r], their numbers of tokens; ``rows`` int64 [p],
             the number of texts of each part; ``bitstream`` uint8, the bitstreams of the parts
             (:class:`~sedd_graph.diffusion.bitstream.bitstream.Bitstream`) one after another; and ``sizes`` int64 [p],
@@ -162,15 +172,19 @@ def read_tape(path: Path) -> Tape:
     dtypes = _ARRAYS[facts.kind]
     arrays = {name: read_array(group, name) for name in dtypes}
     for name, dtype in dtypes.items():
-        shape = (len(arrays[name]), MARK) if name == "marks" else (arrays[name].size,)
-        if arrays[name].dtype != dtype or arrays[name].shape != shape:
+        axes = _AXES.get(name, 1)
+        if arrays[name].dtype != dtype or arrays[name].ndim != axes:
             raise DamagedError(
-                f"{path}/{name} is {arrays[name].dtype} {list(arrays[name].shape)}, not {dtype.__name__}"
+                f"{path}/{name} is {arrays[name].dtype} {list(arrays[name].shape)}, not {dtype.__name__} of {axes} axes"
             )
+    if "marks" in arrays and arrays["marks"].shape[1] != MARK:
+        raise DamagedError(f"{path}/marks is not of hashes of {MARK} bytes")
     if _digest(facts, arrays) != facts.digest:
         raise DamagedError(f"{path} was altered: its content does not have the SHA-256 that it was written with")
     if facts.kind == "text":
         _validate(path, arrays)
+    elif facts.kind == "vectors":
+        _validate_vectors(path, arrays)
     elif facts.kind == "noise":
         _validate_noise(path, facts, arrays)
     return Tape(facts=facts, arrays=arrays)
@@ -193,6 +207,20 @@ def _validate(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 def _validate_lengths(path: Path, lengths: npt.NDArray[Any]) -> None:
     if not 1 <= len(lengths) <= MAX_ROWS or (lengths < 0).any() or int(lengths.astype(object).sum()) > MAX_TOKENS:
         raise DamagedError(f"{path}: lengths is not that of 1 to {MAX_ROWS:,} rows with at most {MAX_TOKENS:,} tokens")
+
+
+def _validate_vectors(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Verify that the arrays of a tape of vectors fit each other, whoever wrote them."""
+    _validate_lengths(path, arrays["lengths"])
+    tokens, noise, place = int(arrays["lengths"].sum()), arrays["states"], arrays["place"]
+    if len(noise) != tokens or not noise.size:
+        raise DamagedError(f"{path}: states is not that of {tokens:,} tokens")
+    if (noise > MAX_NUMBER).any() or (noise < -MAX_NUMBER).any():
+        raise DamagedError(f"{path}: a number of the noise is out of range")
+    if len(place) != len(arrays["token"]) or (place < 0).any() or (place >= tokens).any() or (np.diff(place) < 1).any():
+        raise DamagedError(f"{path}: a stored token is at no position of the tape")
+    if (arrays["token"] < 0).any():
+        raise DamagedError(f"{path}: a stored token has no id")
 
 
 def _validate_noise(path: Path, facts: TapeFacts, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

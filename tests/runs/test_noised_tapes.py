@@ -1,6 +1,7 @@
 """Tapes of texts that the kernel has noised: text to noise and back, refusals, and sizes."""
 
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import zarr
 
 from sedd_graph.cli.main import run as command
 from sedd_graph.diffusion.bitstream.bitstream import Bitstream
+from sedd_graph.engine.process import SampleRequest
 from sedd_graph.errors import UserError
-from sedd_graph.runs.edit import edit_run
+from sedd_graph.runs.edit import edit_run, replace_in
+from sedd_graph.runs.invert import invert_run
 from sedd_graph.runs.noise import denoise_run, noise_run
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.restore import restored_texts
+from sedd_graph.runs.sample import sample_run
 from sedd_graph.store.manifest import DamagedError
 from sedd_graph.store.tape import Tape, read_tape, write_tape
 from tests.conftest import SMALL
@@ -180,7 +184,26 @@ def test_every_kernel_of_text_is_walked_to_noise_and_back(name: str, tmp_path: P
     assert restored_texts(made, found, where=path) != [made.text_tokenizer().decode(found.arrays["noise"].tolist())]
 
 
-@pytest.mark.parametrize("name", ["flow-tiny", pytest.param("diffusion-lm-tiny", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in ("flow-tiny", "diffusion-lm-tiny")])
 def test_processes_of_vectors_and_points_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--by kernel: a process of"):
         noise_run(opened(placed(tmp_path, name)), ["abc"])
+
+
+def test_texts_of_a_model_with_conditions_are_walked_to_noise_and_back(tmp_path: Path) -> None:
+    made = opened(placed(tmp_path, SMALL, "sample.matching=(a|the) [a-z]+", "sample.particles=3", "sample.steps=4"))
+    texts = ["a cat", "the cat", "a dog"]
+    path = invert_run(made, texts, where=tmp_path / "c.zarr")
+    assert restored_texts(made, read_tape(path), where=path) == texts
+    with pytest.raises(UserError, match="with what is given and allowed"):
+        invert_run(made, ["two cats"])
+    said: list[str] = []
+    tape = tmp_path / "s.zarr"
+    sample_run(made, SampleRequest(batch=2, length=6, seed=3), tape=tape, say=said.append)
+    again = restored_texts(made, read_tape(tape), where=tape)
+    assert [line.split("\n", 1)[1] for line in said[:2]] == again
+    assert all(re.fullmatch("(a|the) [a-z]+", text) for text in again)
+    with pytest.raises(UserError, match="no trajectory"):
+        sample_run(made, SampleRequest(batch=2, length=6, seed=3), trajectory=True)
+    edited = edit_run(made, read_tape(path), replace_in("cat", "dog"), where=path, strength=0.2)
+    assert all("dog" in str(text) for text in zarr.open_group(str(edited), mode="r")["text"][...])  # type: ignore[index]  # an array

@@ -55,7 +55,7 @@ def test_values_are_those_of_the_rows_at_each_step_and_the_tape_is_the_same(run:
         assert at.any()
         assert (np.isnan(value[record]).any((1, 2)) == ~at).all()
         assert (np.isnan(sigma[record]) == ~at).all()
-        for row in np.flatnonzero(at):
+        for row in np.flatnonzero(at).tolist():
             seen = tokens[record, row] != 128
             assert (tokens[record, row][seen] == np.asarray(text[row])[seen]).all()
         rows = torch.from_numpy(tokens[record][at]).long()
@@ -96,6 +96,7 @@ def test_verbs_write_activations_beside_the_tape_and_overwrite_none(
     assert not list(run.path.glob("*activations*"))
 
 
+@pytest.mark.slow
 def test_strings_are_padded_and_processes_without_such_evaluations_are_refused(tmp_path: Path) -> None:
     run = opened(placed(tmp_path, "editflow-tiny", "sample.steps=3"), save=["trunk/x"])
     tape = tmp_path / "s.zarr"
