@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from sedd_graph.component.axes import PortType
 from sedd_graph.component.registry import Registry
 from sedd_graph.engine.construct import build_shapes, count_parameters
+from sedd_graph.engine.peak import PeakMemory
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.graph.model import Graph
 
@@ -98,48 +98,6 @@ def _fused(
     return made
 
 
-class _Peak(TorchDispatchMode):
-    """Records the largest number of bytes of all storages alive at one time; ``own`` are storages not to count."""
-
-    def __init__(self, own: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._own = {t.untyped_storage()._cdata for t in own}
-        self._alive: dict[int, list[int]] = {}  # size, and number of tensors, of each storage
-        self.bytes = self.peak = 0
-
-    def watch(self, tensor: Tensor) -> None:
-        """Count the storage of ``tensor`` until the last watched tensor that uses it is freed."""
-        storage = tensor.untyped_storage()
-        if (key := storage._cdata) in self._own:
-            return
-        if key not in self._alive:
-            self._alive[key] = [storage.nbytes(), 0]
-            self.bytes += storage.nbytes()
-            self.peak = max(self.peak, self.bytes)
-        self._alive[key][1] += 1
-        weakref.finalize(tensor, self._free, key)
-
-    def _free(self, key: int) -> None:
-        found = self._alive[key]
-        found[1] -= 1
-        if not found[1]:
-            self.bytes -= found[0]
-            del self._alive[key]
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.watch(leaf)
-        return result
-
-
 class _Held:
     """Tensor saved for backward, freed with the autograd graph that refers to it; freed tensors are not counted."""
 
@@ -196,7 +154,7 @@ def measure_forward(graph: Graph, registry: Registry, *, batch: int, length: int
     """
     model = build_shapes(graph, registry)
     counter = _Flops()
-    peak = _Peak([*model.parameters(), *model.buffers()])
+    peak = PeakMemory([*model.parameters(), *model.buffers()])
     with _FusedAttention(), counter, peak:
         outputs, _ = model.run(_inputs(graph, batch, length))
     size = sum(value.numel() * value.element_size() for value in outputs.values())

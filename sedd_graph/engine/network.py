@@ -82,6 +82,7 @@ class Network:
             for block in self.model.branches():
                 compile_in_place(block)
         self.compile_mode = mode
+        self.model.compiled = mode != "off"
 
     @property
     def compiled_everywhere(self) -> bool:

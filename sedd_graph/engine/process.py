@@ -30,6 +30,7 @@ from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
+from sedd_graph.engine.tail import Tail
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Graph
 
@@ -312,6 +313,16 @@ class Process(ABC):
         Returns:
             The loss in nats per row, float32 [b], and the saved activations of the network by dotted path.
         """
+
+    def tail(self, model: Model) -> Tail | None:
+        """Return network and training loss as a trunk and an end that is evaluated at a few positions at a time.
+
+        None if :meth:`loss` evaluates the whole network on whole rows, as by default.
+
+        Args:
+            model: Module of the network.
+        """
+        return None
 
     @abstractmethod
     def bound_rows(

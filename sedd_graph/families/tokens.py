@@ -29,9 +29,10 @@ from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import FittedSchedule
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 from sedd_graph.diffusion.tokens.conditions import lacks
+from sedd_graph.diffusion.tokens.groups import levels, rows_of
 from sedd_graph.diffusion.tokens.guidance import lacks_scores
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.diffusion.tokens.objective import DrawRequest
+from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
 from sedd_graph.engine.network import Network
@@ -46,8 +47,11 @@ from sedd_graph.engine.process import (
     TextWithHoles,
 )
 from sedd_graph.engine.regions import Model
+from sedd_graph.engine.split import split
+from sedd_graph.engine.tail import Reading, Tail
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.plan import ProcessPlan
+from sedd_graph.families.position_terms import PositionTerms
 from sedd_graph.families.text import (
     FREE,
     TextProcess,
@@ -185,6 +189,8 @@ class TokenProcess(TextProcess):
         self.parts = make_parts(plan, setup.registry)
         super().__init__(plan, setup, self.parts)
         self.kernel, self.schedule, self.objective, self.sampler, self.classifier = self.parts
+        self._graph = setup.graph
+        self._tails: dict[str, tuple[Model, Tail | None]] = {}
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -208,21 +214,60 @@ class TokenProcess(TextProcess):
     def loss(self, model: Model, draw: Draw, batch: Batch, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         if key is not None and (copies := len(draw.xt) // len(key)) > 1:
             key = torch.cat([key] * copies)
-        found, saved = model.run(self.objective.inputs(draw, batch), key)
-        with full_precision(draw.xt):
-            outputs = self.kernel.translate(found, draw.xt, draw.sigma)
-            loss = self.objective.loss(outputs, draw, batch, self.kernel, self.schedule)
-            if self.schedule.learned:
+        loss, saved = self._nats(model, self.objective, draw, batch, key=key)
+        if self.schedule.learned:
+            with full_precision(draw.xt):
                 # the variance term is scaled to the loss, relative to the nats of a uniform guess
                 guess = batch.counted.clamp(min=1) * math.log(self.kernel.states)
                 loss = loss + steadied(loss, draw.t, self.schedule) / guess
         return loss, saved
 
+    def tail(self, model: Model) -> Tail | None:
+        return self._tail(model, self.objective, "loss")
+
+    def _tail(self, model: Model, objective: Objective, use: str) -> Tail | None:
+        """Return the evaluation of an objective at the positions that it reads; None if it is evaluated on whole rows.
+
+        Args:
+            model: Module of the network.
+            objective: The objective.
+            use: What is evaluated: ``loss`` in training, ``bound`` (the loss in evaluation) or ``reconstruction``.
+        """
+        if not objective.sums_positions or self.kernel.tabular:
+            return None
+        if use not in self._tails or self._tails[use][0] is not model:
+            parts = split(self._graph, model)
+            terms = PositionTerms(self.kernel, self.schedule, objective.of_positions(), use)
+            self._tails[use] = model, None if parts is None else Tail(model, parts, terms)
+        tail = self._tails[use][1]
+        if tail is not None:
+            tail.terms.objective = objective.of_positions()  # evaluation may make a new one each time
+        return tail
+
+    def _nats(
+        self,
+        model: Model,
+        objective: Objective,
+        draw: Draw,
+        batch: Batch,
+        *,
+        key: Tensor | None = None,
+        use: str = "loss",
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of an objective (or its reconstruction term), nats, [b], and the saved activations."""
+        inputs, tail = objective.inputs(draw, batch), self._tail(model, objective, use)
+        if tail is not None and len(draw.xt) == len(batch):
+            read = objective.read_positions(draw, batch, self.kernel)
+            return tail(inputs, key, Reading(read, levels(draw), partial(rows_of, draw, batch)))
+        found, saved = model.run(inputs, key)
+        with full_precision(draw.xt):
+            outputs = self.kernel.translate(found, draw.xt, draw.sigma)
+            method = objective.reconstruction if use == "reconstruction" else objective.loss
+            return method(outputs, draw, batch, self.kernel, self.schedule), saved
+
     def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
         objective, draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
-        outputs = network.run(objective.inputs(draw, batch))
-        outputs = self.kernel.translate(outputs, draw.xt, draw.sigma)
-        nats = objective.loss(outputs, draw, batch, self.kernel, self.schedule)
+        nats, _ = self._nats(network.model, objective, draw, batch, use="bound")
         return objective.over, draw.t, nats
 
     def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
@@ -237,8 +282,8 @@ class TokenProcess(TextProcess):
         draw = objective.reconstruction_draw(DrawRequest(part, self.kernel, self.schedule, random))
         if draw is None:
             return None
-        outputs = self.kernel.translate(network.run(objective.inputs(draw, part)), draw.xt, draw.sigma)
-        nats = objective.reconstruction(outputs, draw, part, self.kernel, self.schedule).double().cpu()
+        nats, _ = self._nats(network.model, objective, draw, part, use="reconstruction")
+        nats = nats.double().cpu()
         return torch.zeros(rows, dtype=torch.float64).index_add(0, index.cpu(), nats * (rows / chosen))
 
     def noised(self, over: str, t: Tensor) -> Tensor:
