@@ -180,7 +180,7 @@ class D3PM(Objective, kind="objective"):
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
         below = self.below(draw, kernel, schedule)
-        one = torch.nn.functional.one_hot(batch.tokens, kernel.states).to(draw.sigma.dtype)
+        one = draw.sigma.new_zeros(*batch.tokens.shape, kernel.states).scatter(-1, batch.tokens[..., None], 1.0)
         true = kernel.posterior(one, draw.xt, draw.sigma, below)
         predicted = lower_posterior(outputs, draw, kernel, below)
         if self.raw_first and "log_x0" in outputs:

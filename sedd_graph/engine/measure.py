@@ -18,6 +18,8 @@ from sedd_graph.component.axes import PortType
 from sedd_graph.component.registry import Registry
 from sedd_graph.engine.construct import build_shapes, count_parameters
 from sedd_graph.engine.peak import PeakMemory
+from sedd_graph.engine.split import outputs_of, split
+from sedd_graph.engine.tail import tail_bytes
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.graph.model import Graph
 
@@ -40,7 +42,7 @@ class Measure:
     flops_per_token: int
     """FLOPs per token of one forward pass (a multiply-add counts as two). A training step takes three times as many."""
     saved_bytes: int
-    """Bytes of the activations that autograd saves for the backward pass of the whole batch."""
+    """Bytes of the activations that autograd saves for the backward pass of the whole batch, and of the chunks of the loss."""
     state_bytes: int
     """Bytes of weights, gradients, AdamW's two moments and, if it is trained with one, the weight average (EMA)."""
     batch: int
@@ -161,7 +163,9 @@ def measure_forward(graph: Graph, registry: Registry, *, batch: int, length: int
     return ForwardCost(counter.total, peak.peak, size)
 
 
-def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averaged: bool = True) -> Measure:
+def measure(
+    graph: Graph, registry: Registry, *, batch: int, length: int, averaged: bool = True, tail: bool = False
+) -> Measure:
     """Measure the cost of a training step by running the model on the meta device.
 
     Args:
@@ -170,6 +174,8 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averag
         batch: Number of rows of the batch.
         length: Tokens per row.
         averaged: Whether training averages the weights (EMA).
+        tail: Whether the position-wise end of the network is evaluated at a few positions at a time
+            (:mod:`sedd_graph.engine.tail`); without it, the memory of the loss is not counted.
 
     Raises:
         SeddGraphError: The shape of an output or saved activation of the network differs from its declared type.
@@ -183,9 +189,21 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averag
         packed.append(weakref.ref(held))
         return held
 
-    counter = _Flops()
-    with _FusedAttention(), counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
-        outputs, activations = model.run(inputs)
+    counter, end = _Flops(), 0
+    parts = split(graph, model) if tail else None
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor)
+    with _FusedAttention(), counter:
+        if parts is None:
+            with hooks:
+                outputs, activations = model.run(inputs)
+        else:
+            with hooks:
+                made = parts.trunk(None, *[inputs[name] for name in model.input_names])
+            values, saved_ones = made[: len(parts.layouts)], made[len(parts.layouts) :]
+            end = tail_bytes(parts, values, batch * length)
+            with torch.no_grad():
+                outputs = outputs_of(parts, [model.root._modules[name] for name, _ in parts.steps], values)  # type: ignore[misc]
+            activations = dict(zip(model.tap_names, saved_ones, strict=True))
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     storages = [held.tensor.untyped_storage() for ref in packed if (held := ref()) is not None]
     saved = {s._cdata: s.nbytes() for s in storages if s._cdata not in own}
@@ -200,7 +218,7 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averag
     return Measure(
         parameters=parameters,
         flops_per_token=round(counter.total / (batch * length)),
-        saved_bytes=sum(saved.values()),
+        saved_bytes=sum(saved.values()) + end,
         state_bytes=parameters * 4 * (5 if averaged else 4),
         batch=batch,
         length=length,

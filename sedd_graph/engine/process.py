@@ -314,6 +314,16 @@ class Process(ABC):
             The loss in nats per row, float32 [b], and the saved activations of the network by dotted path.
         """
 
+    @classmethod
+    def has_tail(cls, plan: Any, registry: Registry) -> bool:
+        """Return whether :meth:`tail` returns one, for a network whose outputs are computed position by position.
+
+        Args:
+            plan: The declared process.
+            registry: The installed components.
+        """
+        return False
+
     def tail(self, model: Model) -> Tail | None:
         """Return network and training loss as a trunk and an end that is evaluated at a few positions at a time.
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sedd_graph.component.axes import PortType, Size
 from sedd_graph.diffusion.tokens.groups import Groups
@@ -17,7 +18,7 @@ from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix, length_dim
 from sedd_graph.engine.regions import Model, Plan, RegionModule
 from sedd_graph.graph.model import Graph, Op, Ref, Step
 
-__all__ = ["Layout", "Split", "split"]
+__all__ = ["Layout", "Split", "outputs_of", "split"]
 
 _ROWS = (Size.of("batch"), Size.of("b"))
 """Sizes that mark the axis of rows."""
@@ -111,6 +112,21 @@ class Split:
     counts: tuple[int, ...]
     outputs: tuple[tuple[str, int], ...]
     width: int
+
+
+def outputs_of(parts: Split, nodes: Sequence[nn.Module], values: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Evaluate the end of a network, and return the network's outputs by name.
+
+    Args:
+        parts: The split network.
+        nodes: Modules of the nodes of the end, in order.
+        values: The tensors that the end reads.
+    """
+    found: list[Any] = list(values)
+    for node, (_, places) in zip(nodes, parts.steps, strict=True):
+        made = node(*[None if i < 0 else found[i] for i in places])
+        found.extend(made if isinstance(made, tuple) else (made,))
+    return {name: found[i] for name, i in parts.outputs}
 
 
 def split(graph: Graph, model: Model) -> Split | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,12 @@ from sedd_graph.diffusion.tokens.groups import Groups, group
 from sedd_graph.engine.compiling import inductor
 from sedd_graph.engine.peak import PeakMemory
 from sedd_graph.engine.regions import Model
-from sedd_graph.engine.split import Split
+from sedd_graph.engine.split import Split, outputs_of
 
-__all__ = ["Reading", "Tail", "Terms"]
+__all__ = ["Reading", "Tail", "tail_bytes"]
 
-WORKING = {"cpu": 2**28}
-"""Memory in which a chunk is evaluated, bytes, by type of device."""
-WORKING_ELSEWHERE = 2**30
+WORKING, WORKING_ON_GPU = 2**28, 2**30
+"""Memory in which a chunk is evaluated, bytes; on a GPU larger chunks are faster."""
 LARGEST = 4096
 """Largest number of positions of a chunk."""
 PARTS = 8
@@ -38,12 +37,6 @@ GENEROUS = 32
 """Chunks are not measured if so many float32 tensors of the end's width fit into the memory for a chunk."""
 COMPILED_WIDTH = 1024
 """Least number of values of a position for which compiled code repays the time of compiling it."""
-
-
-class Terms(Protocol):
-    """The loss of a few positions, a module: takes network outputs, a draw and a batch, and returns one loss per row."""
-
-    def __call__(self, outputs: Mapping[str, Tensor], draw: Any, batch: Any) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +60,7 @@ class Tail:
     Args:
         model: Module of the network.
         split: The network as a trunk and an end.
-        terms: The loss, a module.
+        terms: The loss of a few positions, a module: from network outputs by name, a draw and a batch to one loss per row.
 
     Attributes:
         model: As above.
@@ -122,7 +115,7 @@ class Tail:
         """Return the number of groups that are evaluated at a time."""
         total, size = reading.read.numel(), groups.place.shape[1]
         most = min(LARGEST, -(-total // PARTS))
-        room = WORKING.get(reading.read.device.type, WORKING_ELSEWHERE)
+        room = WORKING_ON_GPU if reading.read.device.type == "cuda" else WORKING
         if most * self.split.width * 4 * GENEROUS > room:
             if self._position_bytes is None:
                 small, large = (
@@ -140,15 +133,10 @@ class _End(nn.Module):
         super().__init__()
         self.nodes = nn.ModuleList(model.root._modules[name] for name, _ in split.steps)
         self.terms = terms
-        self._places = tuple(places for _, places in split.steps)
-        self._outputs = split.outputs
+        self._split = split
 
     def forward(self, values: Sequence[Tensor], draw: Any, batch: Any) -> Tensor:
-        found: list[Any] = list(values)
-        for node, places in zip(self.nodes, self._places, strict=True):
-            made = node(*[None if i < 0 else found[i] for i in places])
-            found.extend(made if isinstance(made, tuple) else (made,))
-        losses: Tensor = self.terms({name: found[i] for name, i in self._outputs}, draw, batch)
+        losses: Tensor = self.terms(outputs_of(self._split, list(self.nodes), values), draw, batch)
         return losses
 
 
@@ -291,10 +279,26 @@ def _same(gradient: Tensor) -> bool:
     return gradient.device.type == "cpu" and bool((gradient == gradient[0]).all())
 
 
+def tail_bytes(parts: Split, values: Sequence[Tensor], positions: int) -> int:
+    """Return the memory that a tail takes in a training step on a CPU, bytes: what it saves for backward, and one chunk.
+
+    Args:
+        parts: The split network.
+        values: The tensors that the end reads.
+        positions: Number of positions of a batch.
+    """
+    # the tensors, and the gradients that are computed beside the loss
+    saved = sum(2 * v.numel() * v.element_size() for v in values if v.is_floating_point())
+    return saved + min(WORKING, min(LARGEST, -(-positions // PARTS)) * parts.width * 4 * GENEROUS)
+
+
 def _working_bytes(work: _Work, values: Sequence[Tensor]) -> int:
-    """Return the largest memory in which one chunk is evaluated with its gradients, eagerly, bytes."""
+    """Return the largest memory in which one chunk is evaluated with its gradients, eagerly, bytes.
+
+    Gradients of parameters are left out: their size does not depend on that of the chunk.
+    """
     work.end = work.tail._end.forward
-    wanted = [v.is_floating_point() for v in values] + [True] * len(work.parameters)
+    wanted = [v.is_floating_point() for v in values] + [False] * len(work.parameters)
     peak = PeakMemory()
     with peak:
         work.run(values, wanted)

@@ -29,10 +29,9 @@ from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import FittedSchedule
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
 from sedd_graph.diffusion.tokens.conditions import lacks
-from sedd_graph.diffusion.tokens.groups import levels, rows_of
 from sedd_graph.diffusion.tokens.guidance import lacks_scores
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
+from sedd_graph.diffusion.tokens.objective import DrawRequest
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
 from sedd_graph.engine.network import Network
@@ -47,11 +46,9 @@ from sedd_graph.engine.process import (
     TextWithHoles,
 )
 from sedd_graph.engine.regions import Model
-from sedd_graph.engine.split import split
-from sedd_graph.engine.tail import Reading, Tail
+from sedd_graph.engine.tail import Tail
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.plan import ProcessPlan
-from sedd_graph.families.position_terms import PositionTerms
 from sedd_graph.families.text import (
     FREE,
     TextProcess,
@@ -63,6 +60,7 @@ from sedd_graph.families.text import (
     make_components,
     problem,
 )
+from sedd_graph.families.token_loss import TokenLoss
 from sedd_graph.graph.model import Graph
 
 __all__ = ["TokenProcess", "make_parts", "prove"]
@@ -189,8 +187,7 @@ class TokenProcess(TextProcess):
         self.parts = make_parts(plan, setup.registry)
         super().__init__(plan, setup, self.parts)
         self.kernel, self.schedule, self.objective, self.sampler, self.classifier = self.parts
-        self._graph = setup.graph
-        self._tails: dict[str, tuple[Model, Tail | None]] = {}
+        self._nats = TokenLoss(self.kernel, self.schedule, setup.graph)
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -222,48 +219,13 @@ class TokenProcess(TextProcess):
                 loss = loss + steadied(loss, draw.t, self.schedule) / guess
         return loss, saved
 
+    @classmethod
+    def has_tail(cls, plan: ProcessPlan, registry: Registry) -> bool:
+        kernel, objective = (registry.component(part.contract.op) for part in (plan.kernel, plan.objective))
+        return bool(objective.sums_positions and not kernel.tabular)
+
     def tail(self, model: Model) -> Tail | None:
-        return self._tail(model, self.objective, "loss")
-
-    def _tail(self, model: Model, objective: Objective, use: str) -> Tail | None:
-        """Return the evaluation of an objective at the positions that it reads; None if it is evaluated on whole rows.
-
-        Args:
-            model: Module of the network.
-            objective: The objective.
-            use: What is evaluated: ``loss`` in training, ``bound`` (the loss in evaluation) or ``reconstruction``.
-        """
-        if not objective.sums_positions or self.kernel.tabular:
-            return None
-        if use not in self._tails or self._tails[use][0] is not model:
-            parts = split(self._graph, model)
-            terms = PositionTerms(self.kernel, self.schedule, objective.of_positions(), use)
-            self._tails[use] = model, None if parts is None else Tail(model, parts, terms)
-        tail = self._tails[use][1]
-        if tail is not None:
-            tail.terms.objective = objective.of_positions()  # evaluation may make a new one each time
-        return tail
-
-    def _nats(
-        self,
-        model: Model,
-        objective: Objective,
-        draw: Draw,
-        batch: Batch,
-        *,
-        key: Tensor | None = None,
-        use: str = "loss",
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of an objective (or its reconstruction term), nats, [b], and the saved activations."""
-        inputs, tail = objective.inputs(draw, batch), self._tail(model, objective, use)
-        if tail is not None and len(draw.xt) == len(batch):
-            read = objective.read_positions(draw, batch, self.kernel)
-            return tail(inputs, key, Reading(read, levels(draw), partial(rows_of, draw, batch)))
-        found, saved = model.run(inputs, key)
-        with full_precision(draw.xt):
-            outputs = self.kernel.translate(found, draw.xt, draw.sigma)
-            method = objective.reconstruction if use == "reconstruction" else objective.loss
-            return method(outputs, draw, batch, self.kernel, self.schedule), saved
+        return self._nats.tail(model, self.objective)
 
     def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
         objective, draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)

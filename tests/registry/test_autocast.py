@@ -159,7 +159,7 @@ def test_near_noise_levels_have_different_embeddings() -> None:
 
 @pytest.mark.parametrize("name", ["sedd-tiny", "sedd-uniform-tiny", "mdlm-tiny"])
 def test_log_scores_and_losses_are_float32(name: str) -> None:
-    """The loss of the same outputs is bitwise equal inside autocast and outside."""
+    """The loss of the same outputs is equal inside autocast and outside, up to the order of the sum over positions."""
     engine = sedd_graph.build(
         f"blueprints/{name}.yaml", ["params.depth=1", "params.dim=32"], device="cpu", compile="off"
     )
@@ -178,4 +178,4 @@ def test_log_scores_and_losses_are_float32(name: str) -> None:
     process: Any = engine.process
     outside = process.objective.loss(outputs, draw, batch, process.kernel, process.schedule)
     assert inside.dtype == torch.float32
-    assert torch.equal(inside, outside)
+    torch.testing.assert_close(inside, outside, rtol=1e-6, atol=0.0)

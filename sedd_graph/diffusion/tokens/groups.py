@@ -53,7 +53,7 @@ def group_size(width: int) -> int:
     return min(LARGEST, max(1, width // FILLED))
 
 
-def group(read: Tensor, blocks: int) -> tuple[Groups, Tensor]:
+def group(read: Tensor, blocks: int, size: int | None = None) -> tuple[Groups, Tensor]:
     """Collect the selected positions of a batch in groups.
 
     Shapes depend on the shape of ``read`` alone, so that nothing waits for a GPU: as many groups are returned as all
@@ -62,12 +62,13 @@ def group(read: Tensor, blocks: int) -> tuple[Groups, Tensor]:
     Args:
         read: The selected positions, bool [b, l].
         blocks: Number of blocks of a row, k, which divides l. A group has positions of one block.
+        size: Largest number of positions of a group; None: :func:`group_size`.
 
     Returns:
         The groups, those in use first (all others have no valid position); and the number in use, int64 [].
     """
     (rows, length), width = read.shape, read.shape[1] // blocks
-    size = group_size(width)
+    size = group_size(width) if size is None else size
     units = read.reshape(rows * blocks, width)
     per_unit = (units.sum(1) + size - 1) // size
     first = per_unit.cumsum(0) - per_unit
