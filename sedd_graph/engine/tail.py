@@ -224,7 +224,8 @@ class _Work:
             places = [i for i, want in enumerate(wanted) if want]
             every = [*leaves, *self.parameters]
             weights = torch.ones_like(losses) if scale is None else scale[part.row].to(losses.dtype)
-            gradients = torch.autograd.grad(losses, [every[i] for i in places], weights, allow_unused=True)
+            with torch.autocast(kind, dtype, enabled=False):  # products of the backward pass, as outside of autocast
+                gradients = torch.autograd.grad(losses, [every[i] for i in places], weights, allow_unused=True)
             for i, gradient in zip(places, gradients, strict=True):
                 made[i] = gradient
         return losses, made
