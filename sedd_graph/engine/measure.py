@@ -43,6 +43,8 @@ class Measure:
     """FLOPs per token of one forward pass (a multiply-add counts as two). A training step takes three times as many."""
     saved_bytes: int
     """Bytes of the activations that autograd saves for the backward pass of the whole batch, and of the chunks of the loss."""
+    chunk_bytes: int
+    """Bytes of ``saved_bytes`` that do not grow with the batch once it is large: those of one chunk of head and loss."""
     state_bytes: int
     """Bytes of weights, gradients, AdamW's two moments and, if it is trained with one, the weight average (EMA)."""
     batch: int
@@ -189,7 +191,7 @@ def measure(
         packed.append(weakref.ref(held))
         return held
 
-    counter, end = _Flops(), 0
+    counter, end, chunk = _Flops(), 0, 0
     parts = split(graph, model) if tail else None
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor)
     with _FusedAttention(), counter:
@@ -200,7 +202,7 @@ def measure(
             with hooks:
                 made = parts.trunk(None, *[inputs[name] for name in model.input_names])
             values, saved_ones = made[: len(parts.layouts)], made[len(parts.layouts) :]
-            end = tail_bytes(parts, values, batch * length)
+            end, chunk = tail_bytes(parts, values, batch * length)
             with torch.no_grad():
                 outputs = outputs_of(parts, [model.root._modules[name] for name, _ in parts.steps], values)  # type: ignore[misc]
             activations = dict(zip(model.tap_names, saved_ones, strict=True))
@@ -218,7 +220,8 @@ def measure(
     return Measure(
         parameters=parameters,
         flops_per_token=round(counter.total / (batch * length)),
-        saved_bytes=sum(saved.values()) + end,
+        saved_bytes=sum(saved.values()) + end + chunk,
+        chunk_bytes=chunk,
         state_bytes=parameters * 4 * (5 if averaged else 4),
         batch=batch,
         length=length,

@@ -33,8 +33,9 @@ LARGEST = 4096
 """Largest number of positions of a chunk."""
 PARTS = 8
 """A batch has at least this many chunks, so that little is computed where few positions are read."""
-GENEROUS = 32
-"""Chunks are not measured if so many float32 tensors of the end's width fit into the memory for a chunk."""
+GENEROUS, USUAL = 32, 8
+"""Numbers of float32 tensors of the end's width that a chunk takes: at most, and usually. A chunk is not measured if as many
+as ``GENEROUS`` fit into its memory."""
 COMPILED_WIDTH = 1024
 """Least number of values of a position for which compiled code repays the time of compiling it."""
 
@@ -280,7 +281,7 @@ def _same(gradient: Tensor) -> bool:
     return gradient.device.type == "cpu" and bool((gradient == gradient[0]).all())
 
 
-def tail_bytes(parts: Split, values: Sequence[Tensor], positions: int) -> int:
+def tail_bytes(parts: Split, values: Sequence[Tensor], positions: int) -> tuple[int, int]:
     """Return the memory that a tail takes in a training step on a CPU, bytes: what it saves for backward, and one chunk.
 
     Args:
@@ -290,7 +291,7 @@ def tail_bytes(parts: Split, values: Sequence[Tensor], positions: int) -> int:
     """
     # the tensors, and the gradients that are computed beside the loss
     saved = sum(2 * v.numel() * v.element_size() for v in values if v.is_floating_point())
-    return saved + min(WORKING, min(LARGEST, -(-positions // PARTS)) * parts.width * 4 * GENEROUS)
+    return saved, min(WORKING, min(LARGEST, -(-positions // PARTS)) * parts.width * 4 * USUAL)
 
 
 def _working_bytes(work: _Work, values: Sequence[Tensor]) -> int:

@@ -111,7 +111,8 @@ def _what_fits(cost: Measure, report: Report, room: int) -> Iterator[str]:
 
 def _rows(cost: Measure, room: int) -> int:
     """Return how many rows of one backward pass fit into ``room`` bytes beside the weights."""
-    return max(0, (room - cost.state_bytes) * cost.batch // max(1, cost.saved_bytes))
+    fixed = cost.state_bytes + cost.chunk_bytes
+    return max(0, (room - fixed) * cost.batch // max(1, cost.saved_bytes - cost.chunk_bytes))
 
 
 def _checkpointed(graph: Graph) -> Graph:
