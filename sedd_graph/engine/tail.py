@@ -132,7 +132,8 @@ class _End(nn.Module):
 
     def __init__(self, model: Model, split: Split, terms: nn.Module) -> None:
         super().__init__()
-        self.nodes = nn.ModuleList(model.root._modules[name] for name, _ in split.steps)
+        modules: dict[str, Any] = model.root._modules
+        self.nodes = nn.ModuleList(modules[name] for name, _ in split.steps)
         self.terms = terms
         self._split = split
 
