@@ -20,6 +20,7 @@ from torch import Tensor
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.conditions.constraint import Matching
+from sedd_graph.diffusion.draws import Draws
 from sedd_graph.diffusion.tokens.particles import choose
 from sedd_graph.diffusion.tokens.walk import WalkSettings
 
@@ -89,7 +90,7 @@ class World:
         )
         out = sampler.run(self.denoise, x, settings)
         if particles > 1:
-            out = out[choose(sampler.log_weight, particles, generator=generator).index]
+            out = out[choose(sampler.log_weight, particles, draws=Draws(generator)).index]
         found = torch.bincount((out * V ** torch.arange(L).flip(0)).sum(-1), minlength=V**L) / rows
         chance = float(self.law[fits].sum())
         return float((found - self.law * fits / chance).abs().sum() / 2), chance

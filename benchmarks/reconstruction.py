@@ -19,7 +19,7 @@ import torch
 from common import RESULTS
 
 from sedd_graph.component.registry import discover
-from sedd_graph.engine.grid import Grid
+from sedd_graph.diffusion.grid import Grid
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.errors import DivergedError, SeddGraphError
 from sedd_graph.graph.claims import uses

@@ -1,12 +1,14 @@
 """Text to noise and back: round trips of tapes by sampler and kernel, and edits by strength.
 
     python benchmarks/walk_and_edit.py trips --lines 10000 [--only SAMPLER ...] >> benchmarks/results/walk_and_edit.jsonl
-    python benchmarks/walk_and_edit.py edits RUN [--count 200] >> benchmarks/results/walk_and_edit.jsonl
+    python benchmarks/walk_and_edit.py edits RUN [--count 200] [--judge FOLDER] >> benchmarks/results/walk_and_edit.jsonl
 
 ``trips`` inverts as many lines of CPython's own source text, and as many lines that the sampler draws itself, with tiny
 untrained networks; each tape is read and restored in another process. A line of the record counts the lines that did not
-come back. ``edits`` replaces one word in held-out lines of a trained run: the share of the other tokens that stay, of
-target words that are there, and the bound of the edited texts under the model, by strength.
+come back; ``changes`` of a tape of vectors are its numbers. ``edits`` replaces one
+word in held-out lines of a trained run: the share of the other tokens that stay, of
+target words that are there, and the bound of the edited texts under the model and their perplexity under a judge, by
+strength; the texts themselves, with the word replaced and nothing else, are the last line.
 """
 
 from __future__ import annotations
@@ -33,13 +35,15 @@ from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import Rows
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.diffusion.tokens.noise_record import FINAL
+from sedd_graph.evaluation.judge import Judge, open_judge
+from sedd_graph.evaluation.quality import judge_statistics
 from sedd_graph.runs.check import LOCK, check, lock_text
 from sedd_graph.runs.edit import Span, edit_run
 from sedd_graph.runs.invert import invert_run
 from sedd_graph.runs.open import Run, open_run, read_data
 from sedd_graph.store.tape import read_tape
 
-TINY = ["params.dim=16", "params.depth=1", "params.heads=2", "params.cond=16"]
+TINY = ["params.dim=16", "params.depth=1", "params.heads=2"]
 STEPS = 6
 MASKED = ["ancestral", "first_hitting", "remdm", "confidence", "entropy_bound", "psi"]
 SCORES = ["analytic", "euler", "tau_leaping", "predictor_corrector", "uniformization"]
@@ -49,6 +53,8 @@ CASES = [
     *(("sedd-tiny", name) for name in SCORES),
     *(("sedd-uniform-tiny", name) for name in SCORES),
     *((f"{name}-tiny", None) for name in KERNELS),
+    ("langflow-tiny", "reversible_heun"),
+    ("diffusion-lm-tiny", "reversible_heun"),
 ]
 RANDOM_TIMES = ("first_hitting", "entropy_bound", "uniformization")
 
@@ -57,7 +63,8 @@ def opened(name: str, sampler: str | None, folder: Path) -> Run:
     """A run folder of a shipped blueprint with a tiny, untrained network."""
     steps = "" if sampler in RANDOM_TIMES else f", steps: {STEPS}"
     own = [f"sample.steps={STEPS}"] if sampler is None else [f"sample={{op: {sampler}{steps}}}"]
-    report = check(name, [*TINY, *own])
+    cond = [] if name == "diffusion-lm-tiny" else ["params.cond=16"]
+    report = check(name, [*TINY, *cond, *own])
     if not isinstance(report.data, DataConfig):
         raise TypeError(name)
     folder.mkdir(parents=True)
@@ -104,6 +111,7 @@ def trips(count: int, only: list[str]) -> Iterator[dict[str, Any]]:
             tapes = [invert_run(run, texts[kind], batch=1000, where=Path(folder) / f"{kind}.zarr") for kind in texts]
             for kind, tape, back in zip(texts, tapes, restored(run.path, tapes), strict=True):
                 found = read_tape(tape)
+                vectors = found.facts.kind == "vectors"
                 yield {
                     "measured": "trips",
                     "blueprint": name,
@@ -111,8 +119,8 @@ def trips(count: int, only: list[str]) -> Iterator[dict[str, Any]]:
                     "lines": kind,
                     "count": len(back),
                     "tokens": int(found.arrays["lengths"].sum()),
-                    "changes": len(found.arrays["call"]),
-                    "stored": int((found.arrays["state"] == FINAL).sum()),
+                    "changes": found.arrays["states"].size if vectors else len(found.arrays["call"]),
+                    "stored": len(found.arrays["place"]) if vectors else int((found.arrays["state"] == FINAL).sum()),
                     "failures": sum(a != b for a, b in zip(back, texts[kind], strict=True)),
                     "seconds": round(time.perf_counter() - start, 1),
                 }
@@ -133,8 +141,9 @@ def words(texts: list[str]) -> list[tuple[int, Span]]:
     return found
 
 
-def edits(path: Path, count: int) -> Iterator[dict[str, Any]]:
+def edits(path: Path, count: int, folder_of_judge: Path | None) -> Iterator[dict[str, Any]]:
     run = open_run(path, device="cpu", compile="off")
+    judge = None if folder_of_judge is None else open_judge(folder_of_judge, device=torch.device("cpu"))
     tokenizer, held = run.text_tokenizer(), run.data().heldout
     rows = held.take(np.arange(min(held.count, 2 * count)), 0)
     if not isinstance(rows, Rows):
@@ -166,7 +175,26 @@ def edits(path: Path, count: int) -> Iterator[dict[str, Any]]:
             "kept": round(kept / total, 4),
             "hit": round(hits / len(texts), 4),
             "bits_per_character": round(bound(run, made), 3),
+            **judged(judge, made),
         }
+    made = [text[: spans[text].start] + spans[text].new + text[spans[text].stop :] for text in texts]
+    yield {
+        "measured": "replaced",
+        "texts": len(texts),
+        "bits_per_character": round(bound(run, made), 3),
+        **judged(judge, made),
+    }
+
+
+def judged(judge: Judge | None, texts: list[str]) -> dict[str, float]:
+    """Perplexity of texts under a judge, with its standard error; nothing without a judge."""
+    if judge is None:
+        return {}
+    found = judge_statistics(judge.read([[text] for text in texts]))
+    return {
+        "perplexity": round(found["generative_perplexity"], 1),
+        "perplexity_standard_error": round(found["generative_perplexity_standard_error"], 1),
+    }
 
 
 def bound(run: Run, texts: list[str]) -> float:
@@ -189,11 +217,12 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=10_000)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--judge", type=Path)
     arguments = parser.parse_args()
     found = (
         trips(arguments.lines, arguments.only)
         if arguments.what == "trips"
-        else edits(Path(arguments.run), arguments.count)
+        else edits(Path(arguments.run), arguments.count, arguments.judge)
     )
     for record in found:
         print(json.dumps(record), flush=True)

@@ -85,7 +85,7 @@ class LangFlow(VectorObjective, kind="vector_objective"):
             t = first + (1 - first) * u.double()
         t = t.double().clamp(min=first)
         noise = random.randn(rows, *batch.tokens.shape[1:], kernel.width)
-        refined = random.rand(rows) < self.config.self_conditioning
+        refined = random.systematic(rows, self.config.self_conditioning)
         sigma, rate = kernel.sigma(schedule, t), schedule.dsigma(t)
         # d gamma / dt = (d sigma / dt) / (1 - alpha_bar); the integrand over gamma is snr / 2 |x_0 - estimate|^2
         weight = (1 - first) * 0.5 * torch.exp(log_snr(sigma)) * rate / -torch.expm1(-sigma)
@@ -95,7 +95,7 @@ class LangFlow(VectorObjective, kind="vector_objective"):
         self, denoise: Denoiser, draw: VectorDraw, batch: Batch, kernel: VectorKernel, schedule: Schedule
     ) -> Tensor:
         xt = self.vectors(draw, batch, kernel, schedule)[2]
-        logits = denoise.refined(xt, draw.t, draw.refined).logits
+        logits = denoise.refined(xt, draw.t, draw.refined, self.config.self_conditioning).logits
         nats = counted(cross_entropy(logits, batch.tokens), batch)
         if isinstance(schedule, FittedSchedule):
             count = batch.counted.clamp(min=1)

@@ -55,6 +55,7 @@ class NormalizedGaussian(VectorKernel, kind="vector_kernel"):
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
         self.embedding = nn.Parameter(torch.randn(self.config.vocab, self.config.width))
+        self._length = self.length_of(config)
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
@@ -77,7 +78,7 @@ class NormalizedGaussian(VectorKernel, kind="vector_kernel"):
         rows: Tensor = self.embedding
         if self.config.normalize == "layer":
             rows = rows - rows.mean(-1, keepdim=True)
-        return F.normalize(rows, dim=-1) * self.length_of(self.config)
+        return F.normalize(rows, dim=-1) * self._length
 
     def logits(self, x0: Tensor) -> Tensor:
         # embeddings have equal lengths, so the nearest one has the largest product

@@ -37,6 +37,7 @@ class DiffusionLM(VectorObjective, kind="vector_objective"):
 
     reads = ("x0",)
     measure = "steps"
+    unit = "squared error + nats"
     terms = frozenset({"mse", "last", "rounding"})
 
     class Config(ComponentConfig):
@@ -76,7 +77,7 @@ class DiffusionLM(VectorObjective, kind="vector_objective"):
             step = (t.double() * steps).round().long().clamp(first, steps)
         shape = (rows, *batch.tokens.shape[1:], kernel.width)
         start, noise = random.randn(*shape), random.randn(*shape)
-        refined = random.rand(rows) < self.config.self_conditioning
+        refined = random.systematic(rows, self.config.self_conditioning)
         return VectorDraw(step.double() / steps, start, noise, torch.full_like(start[:, 0, 0], count), refined)
 
     def optimal(self, start: Tensor, clean: Tensor, t: Tensor, kernel: VectorKernel) -> Tensor:
@@ -87,7 +88,7 @@ class DiffusionLM(VectorObjective, kind="vector_objective"):
         self, denoise: Denoiser, draw: VectorDraw, batch: Batch, kernel: VectorKernel, schedule: Schedule
     ) -> Tensor:
         clean, x0, xt = self.vectors(draw, batch, kernel, schedule)
-        found = denoise.refined(xt, draw.t, draw.refined).x0
+        found = denoise.refined(xt, draw.t, draw.refined, self.config.self_conditioning).x0
         error = (self.target(clean, x0, draw.t, kernel) - found).square().mean(-1)
         return counted(error + self.last(x0, kernel, schedule) + self.rounding(x0, batch, kernel), batch)
 

@@ -5,7 +5,6 @@ Axes: b batch, l length, d width of a vector.
 
 import itertools
 
-import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.schedule import Schedule
@@ -63,18 +62,8 @@ class Ode(VectorSampler, kind="vector_sampler"):
                 found = advance(y, start, end, first, self._estimate(walk, s, deviation * found).x0)
             walk.put(deviation * found, s)
             walk.end_step()
-        last = self._estimate(walk, every[-1])
-        found = last.x0
-        if last.logits is not None:
-            allowed = walk.settings.allowed
-            logits = last.logits if allowed is None else last.logits.masked_fill(~allowed, -torch.inf)
-            found = walk.kernel.embed(logits.argmax(-1))
-        walk.put(found.to(walk.x.dtype), torch.zeros_like(every[-1]))
-        walk.end_step()
+        walk.conclude(self._estimate(walk, every[-1]), every[-1])
 
     def _estimate(self, walk: VectorWalk, t: Tensor, x: Tensor | None = None) -> Estimate:
         """Return the estimate at the current vectors, or at ``x``, and time ``t``."""
-        if self.config.refine:
-            walk.last = None
-            walk.last = walk.estimate(t, x=x)
-        return walk.estimate(t, x=x)
+        return walk.refined(t, x=x) if self.config.refine else walk.estimate(t, x=x)

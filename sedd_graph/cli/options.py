@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LARGEST",
     "Verbs",
+    "add_activations",
     "add_corpus",
     "add_debug",
     "add_device",
@@ -153,6 +154,17 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_activations(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--activations``: save ports beside a tape, those of the blueprint or the named ones."""
+    parser.add_argument(
+        "--activations",
+        nargs="*",
+        metavar="PORT",
+        help="write the values of ports at every step beside the tape, such as trunk/x, or trunk/norm/out for a node of a "
+        "block (without names: the ports that the blueprint saves)",
+    )
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--weights``, the choice between averaged, raw and untrained weights, to ``parser``."""
     parser.add_argument(
@@ -189,6 +201,7 @@ def open_run_folder(arguments: argparse.Namespace) -> Run:
         device=picked_device(arguments),
         compile="off",
         weights=arguments.weights,
+        save=getattr(arguments, "activations", None) or (),
     )
     run.engine.compile(arguments.compile, everywhere=True)
     return run

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sedd_graph.cli.options import (
     LARGEST,
     Verbs,
+    add_activations,
     add_device,
     add_memory,
     add_outside,
@@ -36,6 +37,7 @@ def declare(verbs: Verbs) -> None:
     parser = add_verb(verbs, "sample", run, "draw text (or a flow's points) from a run folder's newest weights")
     add_arguments(parser)
     parser.add_argument("--tape", help="also write a tape of the samples, which `sedd-graph restore` repeats")
+    add_activations(parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.tape is not None and arguments.classifier is not None:
         raise UserError("sample: a tape is of the run folder's own model: leave --tape or --classifier out")
+    if arguments.activations is not None and arguments.tape is None:
+        raise UserError("sample: --activations are written beside a tape: give --tape, too")
     run = open_run_folder(arguments)
     length = arguments.length
     if length is None and "length" not in run.engine.process.refuses:
@@ -110,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         request,
         trajectory=arguments.trajectory,
         tape=None if arguments.tape is None else Path(arguments.tape),
+        activations=arguments.activations is not None,
         ignore_memory=arguments.ignore_memory,
         say=say,
     )

@@ -189,6 +189,23 @@ class Randomness:
         drawn = torch.randint(-(2**31), 2**31, (total,), generator=self.generator, device=device)
         return drawn[self.start : self.start + rows].int()
 
+    def systematic(self, rows: int, share: float) -> Tensor:
+        """Choose a share of the rows by systematic sampling: at even distances, with one uniform random offset.
+
+        Each row is chosen with probability ``share``, and of any n successive rows at most ``share`` times n, rounded up.
+
+        Args:
+            rows: Number of rows to choose from, from row ``start`` of the global batch on.
+            share: Share of the rows that are chosen, from 0 to 1.
+
+        Returns:
+            True at the chosen rows, bool [rows].
+        """
+        device = self.generator.device
+        offset = torch.rand(1, generator=self.generator, device=device, dtype=torch.float64)
+        edges = torch.floor(torch.arange(self.start, self.start + rows + 1, device=device) * share + offset)
+        return edges.diff() > 0
+
     def low_discrepancy(self, rows: int) -> Tensor:
         """Draw stratified times in [0, 1), float32 [rows].
 

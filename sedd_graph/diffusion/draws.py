@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.diffusion.categorical import jump
+from sedd_graph.diffusion.categorical import categorical, going, jump
+from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.tokens.kernel import Kernel
 
 __all__ = ["Draws", "placed_uniform"]
@@ -86,6 +87,49 @@ class Draws:
     ) -> Tensor:
         """Draw one step of a jump process; arguments and result as of :func:`sedd_graph.diffusion.categorical.jump`."""
         return jump(x, move, weights, generator=self.generator, read=read)
+
+    def going(self, x: Tensor, move: Tensor) -> Tensor:
+        """Draw which positions change, bool [b, l].
+
+        Args:
+            x: The current rows, int64 [b, l].
+            move: Probability that each position changes, [b, l].
+        """
+        return going(move, generator=self.generator)
+
+    def matched(
+        self, matching: Matching, x: Tensor, rows: Tensor, hidden: Tensor, weights: Tensor, may: Tensor, moving: Tensor
+    ) -> Tensor:
+        """Draw tokens given that rows match a regular expression.
+
+        Args:
+            matching: The constraint.
+            x: The current rows, int64 [b, l].
+            rows: bool [b], the rows in which positions change.
+            hidden: bool [b, l], all masks of these rows; h of them.
+            weights: float64 [h, n], weights of the tokens under the masks.
+            may: bool [h, n], tokens that are allowed there.
+            moving: bool [b, l], those of the hidden positions that change; g of them.
+
+        Returns:
+            The new tokens, int64 [g].
+        """
+
+        def pick(weights: Tensor, row: Tensor, at: Tensor, kind: Tensor | None) -> Tensor:
+            return categorical(weights, generator=self.generator)
+
+        return matching.draw(x[rows], rows, hidden[rows], weights, may, moving[rows], pick=pick)
+
+    def select(self, share: Tensor) -> Tensor:
+        """Choose one particle of each group.
+
+        Args:
+            share: Probability of each particle of a group, float64 [groups, particles].
+
+        Returns:
+            Indices within the groups, int64 [groups].
+        """
+        return categorical(share, generator=self.generator)
 
     def noisy(self, kernel: Kernel, x: Tensor, sigma: Tensor, *, corrupt: Tensor) -> Tensor:
         """Draw from the forward process; arguments and result as of :meth:`Kernel.sample`."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from sedd_graph.engine.grid import Grid
+from sedd_graph.diffusion.grid import Grid
 from sedd_graph.engine.regions import last_use
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Ref, Region

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Literal
 
@@ -22,13 +22,17 @@ from sedd_graph.engine.regions import RegionModule
 from sedd_graph.engine.reversible import RunningModule
 from sedd_graph.graph.model import Graph
 
-__all__ = ["CompileMode", "Network"]
+__all__ = ["CompileMode", "Network", "Observer"]
 
 CompileMode = Literal["auto", "block", "whole", "off"]
 """Scope of compilation: each repeated block (``block``), network and loss as one graph (``whole``), or none (``off``).
 
 ``auto`` chooses one of the three by the device, see :meth:`Network.compile`.
 """
+
+Observer = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor | None], None]
+"""Type of callbacks ``observer(inputs, saved, rows)`` after an evaluation of a network: its inputs by name, the saved
+activations by dotted path, and the indices of its first rows in the batch, int64 [b], or None for all rows in order."""
 
 
 class Network:
@@ -43,6 +47,7 @@ class Network:
     Attributes:
         model: Module of the network.
         compile_mode: Compile mode in effect: ``block``, ``whole`` or ``off``.
+        observer: Callback after each :meth:`run`; None: no callback.
     """
 
     def __init__(self, graph: Graph, registry: Registry, *, device: torch.device, seed: int = 0) -> None:
@@ -51,6 +56,7 @@ class Network:
         self.model = build_model(graph, registry).to(device)
         self.compile_mode: CompileMode = "off"
         self._everywhere = False
+        self.observer: Observer | None = None
 
     def compile(self, mode: CompileMode, trained: nn.Module | None, *, everywhere: bool | None = None) -> None:
         """Compile the network in place.
@@ -113,7 +119,11 @@ class Network:
         return PositionwiseSuffix(self.graph.root)
 
     def run(
-        self, inputs: Mapping[str, Tensor], key: Tensor | None = None, at: Tensor | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        key: Tensor | None = None,
+        at: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Mapping[str, Tensor]:
         """Evaluate the network and return its outputs by name.
 
@@ -122,11 +132,20 @@ class Network:
             key: Dropout key of each row, int32 [b]; None turns dropout off. Ignored with ``at``, which evaluates
                 without dropout.
             at: Positions at which the outputs are evaluated, int64 [b, k]; None: all positions.
+            rows: Indices of the first rows in the batch, for :attr:`observer`; None: all rows in order.
 
         Returns:
             The outputs by name, [b, l, ...], or [b, k, ...] with ``at``.
         """
-        return self.model.run(inputs, key)[0] if at is None else self.suffix.run(self.model, inputs, at)
+        if at is None:
+            outputs, saved = self.model.run(inputs, key)
+        else:
+            # an observed run evaluates the whole network a second time, so that the outputs are those of any other run
+            saved = {} if self.observer is None else self.model.run(inputs)[1]
+            outputs = self.suffix.run(self.model, inputs, at)
+        if self.observer is not None:
+            self.observer(inputs, saved, rows)
+        return outputs
 
     @contextlib.contextmanager
     def evaluating(self, *, eager: bool = False) -> Iterator[None]:

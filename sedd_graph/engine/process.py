@@ -24,9 +24,11 @@ from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Randomness
+from sedd_graph.diffusion.bitstream.reversible import ReversibleNoise
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.guidance import Classifier
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
+from sedd_graph.engine.inversion import Inversion
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
@@ -271,6 +273,11 @@ class Process(ABC):
         """
         return {}
 
+    @property
+    def loss_unit(self) -> str:
+        """Unit of the training loss, ``nats`` by default; what evaluation reports is in nats always."""
+        return "nats"
+
     @abstractmethod
     def batch(self, rows: Any, device: torch.device) -> Any:
         """Convert clean rows to a batch of :attr:`batch_type` on ``device``.
@@ -311,7 +318,7 @@ class Process(ABC):
             key: Dropout key of each row, int32 [b]; None turns dropout off.
 
         Returns:
-            The loss in nats per row, float32 [b], and the saved activations of the network by dotted path.
+            The loss per row in :attr:`loss_unit`, float32 [b], and the saved activations of the network by dotted path.
         """
 
     @classmethod
@@ -432,6 +439,17 @@ class Process(ABC):
         steps = request.steps or self.steps
         return steps and steps + 1
 
+    def inversion(self, steps: int | None = None) -> Inversion | None:
+        """Return the sampler's bijection between vectors of text and noise; None, the default, if it has none.
+
+        Args:
+            steps: Number of sampler steps; None: the number in the blueprint.
+
+        Raises:
+            UserError: The number of steps is invalid.
+        """
+        return None
+
     def span(self, request: SampleRequest) -> int | None:
         """Return the number of tokens per row in one evaluation of the network by the sampler.
 
@@ -442,6 +460,14 @@ class Process(ABC):
             request: Number of steps and length.
         """
         return request.length or 1
+
+    def positions(self, request: SampleRequest) -> int | None:
+        """Return the largest number of positions of a row that the sampler's network evaluates; None for points.
+
+        Args:
+            request: Length of the samples.
+        """
+        return request.length
 
     @abstractmethod
     def sample(self, network: Network, request: SampleRequest) -> Samples:
@@ -455,6 +481,17 @@ class Process(ABC):
         Raises:
             UserError: A field of ``request`` is invalid for the model.
         """
+
+    def reversible_noise(self) -> ReversibleNoise:
+        """Return the forward process as a bijection of texts and bitstreams.
+
+        Raises:
+            UserError: The family has none.
+        """
+        raise UserError(
+            f"invert --by kernel: a process of {self.family} has no kernel of tokens or strings, whose noise is a bijection "
+            "with a bitstream"
+        )
 
     def texts(self, rows: Tensor, tokenizer: Tokenizer | None) -> list[str]:
         """Convert sampled rows to text for the user.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sedd_graph.engine.grid import Grid
+from sedd_graph.diffusion.grid import Grid
 from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.network import Network

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from sedd_graph.component.counter_rng import fold
-from sedd_graph.engine.grid import Grid
+from sedd_graph.diffusion.grid import Grid
 from sedd_graph.engine.layer_run import LayerRun, accumulated, gradient_flow
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.regions import Plan, RegionModule

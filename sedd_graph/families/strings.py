@@ -23,6 +23,8 @@ from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.bitstream.reversible import ReversibleNoise
+from sedd_graph.diffusion.bitstream.string_noise import StringNoise
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel
 from sedd_graph.diffusion.strings.parts import StringParts
@@ -188,10 +190,16 @@ class StringProcess(TextProcess):
             return []
         return [f"{self.cut:,} tokens of noised strings did not fit into their rows and were cut: raise objective.room"]
 
+    def reversible_noise(self) -> ReversibleNoise:
+        return StringNoise(self.kernel, self.schedule)
+
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def span(self, request: SampleRequest) -> None:
         """Return None: lengths are in general unknown before sampling, and mostly far below ``request.length``."""
+
+    def positions(self, request: SampleRequest) -> int | None:
+        return None if request.length is None else request.length + 1  # the BOS token first
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw strings of at most ``request.length`` tokens.

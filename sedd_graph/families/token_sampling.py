@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sedd_graph.diffusion.conditions.allowed import Pieces, allowed_tokens
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.conditions.constraint import Matching, Pieces, allowed_tokens
+from sedd_graph.diffusion.conditions.constraint import Matching
+from sedd_graph.diffusion.draws import Draws
 from sedd_graph.diffusion.tokens.block_diffusion import hold_prompt, write_blocks
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import classified, lacks_scores, renoised, unprompted
@@ -74,12 +76,10 @@ class TokenSampling:
         self.length, self.block = request.length, parts.objective.block
         self.particles = self.conditions.particles
         self.effective: float | None = None
-        if self.particles > 1 and request.on_step is not None:
+        if self.particles > 1 and request.on_step is not None and request.tape is None:
             raise UserError("sample: with particles there is no trajectory: most of the rows are not returned")
-        if request.tape is not None and (
-            self.particles > 1 or self.conditions.matching is not None or request.prompt is not None
-        ):
-            raise UserError("sample: a noise tape is of whole texts: leave particles, matching and prompt out")
+        if request.tape is not None and request.prompt is not None:
+            raise UserError("sample: a noise tape is of whole texts: leave the prompt out")
         if self.block is not None and request.attend is not None:
             raise UserError("sample: text in blocks has no padding to hide: leave attend out")
         if self.block is not None and (self.classifier is not None or self.conditions.guidance != 1):
@@ -107,13 +107,16 @@ class TokenSampling:
         else:
             sampler = self.parts.sampler
             times = sampler.times(kernel, chosen_steps(self.request.steps, sampler.steps))
-            x = tape.prepare(kernel, self.parts.schedule, times, whole)
+            x = tape.prepare(kernel, self.parts.schedule, times, whole, particles=self.particles)
         free = torch.ones_like(x, dtype=torch.bool)
         if self.request.prompt is not None:
             prompt = F.pad(self._repeated(self._prompt(self.request.prompt)), (0, whole - length), value=-1)
             free = prompt < 0
             x = torch.where(free, x, prompt)
         pattern = self.conditions.matching
+        matching = None if pattern is None else Matching(pattern, self._spelled, self.device)
+        if matching is not None and tape is not None:
+            tape.require_match(matching, may, length)
         settings = WalkSettings(
             free=free,
             kernel=kernel,
@@ -121,13 +124,13 @@ class TokenSampling:
             generator=generator,
             allowed=may,
             unconditioned=self.allowed if self.particles > 1 else None,
-            matching=None if pattern is None else Matching(pattern, self._spelled, self.device),
+            matching=matching,
             draws=tape,
             on_step=self.request.on_step,
         )
         made = self._walk(x, settings) if self.block is None else self._write(x, settings, self.block)[:, :length]
         if (log_weight := self.parts.sampler.log_weight) is not None:
-            chosen = choose(log_weight, self.particles, generator=generator)
+            chosen = choose(log_weight, self.particles, draws=Draws(generator) if tape is None else tape)
             made, self.effective = made[chosen.index], chosen.effective
         return made.cpu(), self.conditions
 
@@ -173,13 +176,14 @@ class TokenSampling:
         def evaluate(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
             nonlocal evaluations
             evaluations += len(rows)
+            own = rows
             # a compiled network is compiled again for each number of rows, so the batch is filled up
             fill = -len(rows) % batch if network.compiled_everywhere else 0
             if fill:
                 x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
                 at = None if at is None else torch.cat([at, at[:1].expand(fill, -1)])
             sigma = schedule.sigma(t)
-            outputs = network.run({"tokens": x, "sigma": sigma, "t": t, "attend": visible[rows]}, at=at)
+            outputs = network.run({"tokens": x, "sigma": sigma, "t": t, "attend": visible[rows]}, at=at, rows=own)
             outputs = kernel.translate(outputs, x if at is None else x.gather(1, at), sigma)
             return {name: value[: len(value) - fill] for name, value in outputs.items()} if fill else outputs
 

@@ -24,6 +24,7 @@ from sedd_graph.component.registry import Registry
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.bitstream.reversible import ReversibleNoise, TokenNoise
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import FittedSchedule
@@ -255,6 +256,9 @@ class TokenProcess(TextProcess):
             return t
         inside = t.float().clamp(1e-4, 1 - 1e-6).to(self.allowed.device)
         return torch.from_numpy(-np.expm1(-self.schedule.sigma(inside).detach().double().cpu().numpy()))
+
+    def reversible_noise(self) -> ReversibleNoise:
+        return TokenNoise(self.kernel, self.schedule)
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 

@@ -17,12 +17,13 @@ from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.registry import Registry
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.conditions.allowed import allowed_tokens
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.conditions.constraint import allowed_tokens
 from sedd_graph.diffusion.vectors.denoiser import Denoiser
 from sedd_graph.diffusion.vectors.flow import Flow
 from sedd_graph.diffusion.vectors.kernel import VectorKernel
 from sedd_graph.diffusion.vectors.objective import VectorDraw
+from sedd_graph.diffusion.vectors.reversible import ReversibleSampler
 from sedd_graph.diffusion.vectors.sampler import VectorWalkSettings
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import (
@@ -47,6 +48,7 @@ from sedd_graph.families.text import (
     document_lengths,
     fill_holes,
 )
+from sedd_graph.families.vectors_inversion import VectorInversion
 from sedd_graph.families.vectors_parts import make_parts
 from sedd_graph.graph.model import Graph
 
@@ -84,7 +86,8 @@ class VectorProcess(TextProcess):
     kernel: VectorKernel
     refuses: ClassVar[Mapping[str, str]] = {
         "classifier": "a classifier of tokens does not guide vectors (declare sample.classifier in the blueprint)",
-        "tape": "its steps move real numbers, and noise tapes record choices among tokens",
+        "tape": "its sampler moves real numbers, whose road is exact only for a sampler with exact steps, such as "
+        "reversible_heun",
     }
 
     def __init__(self, plan: ProcessPlan, setup: Setup) -> None:
@@ -102,6 +105,10 @@ class VectorProcess(TextProcess):
     def learned(self) -> Mapping[str, nn.Module]:
         return {n: p for n, p in ((KERNEL, self.kernel), (SCHEDULE, self.schedule)) if p.learned}
 
+    @property
+    def loss_unit(self) -> str:
+        return self.objective.unit
+
     def batch(self, rows: Tensor | Batch, device: torch.device) -> Batch:
         batch = self.tokens(rows, device)
         check_tokens(batch.tokens, self.kernel.data_tokens)
@@ -116,28 +123,29 @@ class VectorProcess(TextProcess):
             )
         return self.objective.draw(batch, self.kernel, self.schedule, random=random, t=t)
 
-    def denoiser(self, run: Any, model: Model, attend: Tensor) -> Denoiser:
+    def denoiser(self, run: Any, model: Model, attend: Tensor, key: Tensor | None = None) -> Denoiser:
         """Return the network as a function of noisy vectors and time.
 
         Args:
-            run: Evaluates the graph, given its inputs by name.
+            run: Evaluates the graph, given its inputs by name and the dropout keys of the rows, if there are any.
             model: Module of the network; with an input ``estimate`` it is self-conditioned.
             attend: Positions that may be attended to, bool [b, l].
+            key: Dropout key of each row, int32 [b]; None turns dropout off.
         """
         own = "estimate" in model.input_names
-        return Denoiser(run, self.kernel, self.schedule, attend, self_conditioned=own)
+        return Denoiser(run, self.kernel, self.schedule, attend, self_conditioned=own, key=key)
 
     def loss(
         self, model: Model, draw: VectorDraw, batch: Batch, key: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         kept: dict[str, Tensor] = {}
 
-        def run(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        def run(inputs: Mapping[str, Tensor], key: Tensor | None = None) -> Mapping[str, Tensor]:
             outputs, saved = model.run(inputs, key)
             kept.update(saved)
             return outputs
 
-        denoise = self.denoiser(run, model, batch.attend)
+        denoise = self.denoiser(run, model, batch.attend, key)
         return self.objective.loss(denoise, draw, batch, self.kernel, self.schedule).float(), kept
 
     def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
@@ -233,6 +241,11 @@ class VectorProcess(TextProcess):
         if self.plan.classifier is not None:
             facts["classifier"] = {k: v for k, v in self.plan.classifier.record().items() if k != "counts"}
         return Samples(rows, facts, given=None if request.prompt is None else (~free).cpu())
+
+    def inversion(self, steps: int | None = None) -> VectorInversion | None:
+        if not isinstance(self.sampler, ReversibleSampler):
+            return None
+        return VectorInversion(self.parts, self.sampler, self.allowed, steps)
 
     def _may(self, request: SampleRequest, conditions: Conditions) -> Tensor:
         """Return the tokens that may be sampled, bool [v], [l, v] or [b, l, v]."""

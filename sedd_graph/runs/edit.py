@@ -23,9 +23,11 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.tokens.noise_record import Changes
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.diffusion.tokens.road import Road
+from sedd_graph.engine.inversion import Held
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import UserError
 from sedd_graph.runs.invert import encoded, noise_of, request_of, restore_run
+from sedd_graph.runs.invert_states import OnStep, walk_states
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.tape import Part, Say, parts_of
 from sedd_graph.store.arrays import write_samples
@@ -149,7 +151,7 @@ def edit_run(
 
     Args:
         run: The opened run folder.
-        tape: The tape, of kind ``text``.
+        tape: The tape, of kind ``text`` or ``vectors``.
         edits: Function that returns the changes of a text; None to change only the noise.
         where: Path of the tape.
         row: Index of the only text to edit; None: all in which ``edits`` finds something to change.
@@ -166,6 +168,8 @@ def edit_run(
     """
     if not 0 <= strength <= 1:
         raise UserError(f"--strength must be from 0 to 1, not {strength:g}")
+    if tape.facts.kind not in ("text", "vectors"):
+        raise UserError(f"edit: {where} holds no noise of a sampler for a text: write a tape with `sedd-graph invert`")
     tokenizer, lengths = run.text_tokenizer(), tape.arrays["lengths"]
     if row is not None and not 0 <= row < len(lengths):
         raise UserError(f"--line must be from 1 to {len(lengths)}, the number of texts on the tape, not {row + 1}")
@@ -230,33 +234,60 @@ def _walked(
     road: _Road,
 ) -> list[list[int]]:
     """Run the sampler with the noise of the tape to the edited texts, and return their tokens."""
-    device, made = run.engine.device, [list[int]() for _ in chosen]
+    made = [list[int]() for _ in chosen]
     lengths = np.asarray([len(new.tokens) for new in aligned], dtype=np.int64)
     parts = parts_of(lengths, tape.facts.batch)
+    walk = _walked_states if tape.facts.kind == "vectors" else _walked_choices
     with progress("editing", total=len(parts), unit="part") as advance:
         for part in parts:
             which = [(chosen[i], aligned[i]) for i in part.rows]
-            found = [_first(tape, edit, new) for edit, new in which]
-            changes = [c._replace(row=torch.full_like(c.row, i)) for i, (_, _, c) in enumerate(found)]
-            noise = NoiseTape(
-                torch.cat([seeds for seeds, _, _ in found]),
-                device=device,
-                start=torch.cat([start for _, start, _ in found]).to(device),
-                changes=Changes.sorted(changes),
-                road=Road(
-                    text=torch.tensor([new.tokens for _, new in which]),
-                    held=torch.tensor([new.held for _, new in which]),
-                ),
-                places=torch.tensor([new.places for _, new in which]),
-                strength=strength,
-                fresh=mix_seed(seed),
-            )
-            request = request_of(part, noise, steps=tape.facts.steps)
-            request = dataclasses.replace(request, on_step=road if part.rows[0] == 0 else None)
-            for i, tokens in zip(part.rows, run.engine.generate(request).rows.tolist(), strict=True):
+            on_step = road if part.rows[0] == 0 else None
+            found = walk(run, tape, which, strength=strength, seed=seed, on_step=on_step)
+            for i, tokens in zip(part.rows, found.tolist(), strict=True):
                 made[i] = tokens
             advance()
     return made
+
+
+def _walked_choices(
+    run: Run, tape: Tape, which: Sequence[tuple[Edit, _Aligned]], *, strength: float, seed: int, on_step: OnStep | None
+) -> Tensor:
+    """Run the sampler with the noise of a tape of kind ``text`` to edited texts of one length, int64 [b, l]."""
+    device = run.engine.device
+    found = [_first(tape, edit, new) for edit, new in which]
+    changes = [c._replace(row=torch.full_like(c.row, i)) for i, (_, _, c) in enumerate(found)]
+    noise = NoiseTape(
+        torch.cat([seeds for seeds, _, _ in found]),
+        device=device,
+        start=torch.cat([start for _, start, _ in found]).to(device),
+        changes=Changes.sorted(changes),
+        road=Road(
+            text=torch.tensor([new.tokens for _, new in which]),
+            held=torch.tensor([new.held for _, new in which]),
+        ),
+        places=torch.tensor([new.places for _, new in which]),
+        strength=strength,
+        fresh=mix_seed(seed),
+    )
+    request = request_of(Part(tuple(range(len(which))), len(which[0][1].tokens)), noise, steps=tape.facts.steps)
+    return run.engine.generate(dataclasses.replace(request, on_step=on_step)).rows
+
+
+def _walked_states(
+    run: Run, tape: Tape, which: Sequence[tuple[Edit, _Aligned]], *, strength: float, seed: int, on_step: OnStep | None
+) -> Tensor:
+    """Walk with the noise of a tape of kind ``vectors`` to edited texts of one length, int64 [b, l]."""
+    tokens, places = (torch.tensor([getattr(new, name) for _, new in which]) for name in ("tokens", "places"))
+    return walk_states(
+        run,
+        tape,
+        rows=[edit.row for edit, _ in which],
+        held=Held(tokens, torch.tensor([new.held for _, new in which])),
+        places=places,
+        strength=strength,
+        seeds=torch.tensor([mix_seed(seed, edit.row) for edit, _ in which]),
+        on_step=on_step,
+    ).tokens
 
 
 def _first(tape: Tape, edit: Edit, new: _Aligned) -> tuple[Tensor, Tensor, Changes]:
@@ -280,6 +311,12 @@ class _Road:
 
 def _original(run: Run, tape: Tape, row: int) -> _Road:
     """Return the road to one text of the tape."""
+    if tape.facts.kind == "vectors":
+        road, places = _Road(), torch.arange(int(tape.arrays["lengths"][row]))[None]
+        nothing = Held(torch.zeros_like(places), torch.zeros_like(places, dtype=torch.bool))
+        seeds = torch.zeros(1, dtype=torch.int64)
+        walk_states(run, tape, rows=[row], held=nothing, places=places, strength=0.0, seeds=seeds, on_step=road)
+        return road
     part, road, device = Part((row,), int(tape.arrays["lengths"][row])), _Road(), run.engine.device
     seeds, start, changes = noise_of(tape, part)
     noise = NoiseTape(seeds, device=device, start=start.to(device), changes=changes)

@@ -1,33 +1,46 @@
-"""Subcommands ``invert`` and ``restore``: write the noise that leads a sampler to given texts, and return to the texts."""
+"""The noise that leads a sampler to given texts: written by ``invert``, and run again by ``restore``."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sedd_graph.component.progress import progress
-from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.noise_record import FINAL, Changes
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.diffusion.tokens.road import Road
 from sedd_graph.engine.process import SampleRequest, Samples
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import SeddGraphError, UserError
+from sedd_graph.runs.activations import Recorder, observed, recording
+from sedd_graph.runs.invert_states import invert_states, restore_states
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
-from sedd_graph.runs.tape import Columns, Marks, Part, Say, facts_of, parts_of, require_same, starts
+from sedd_graph.runs.tape import (
+    INVERTED,
+    Array,
+    Columns,
+    Marks,
+    Part,
+    Say,
+    encode,
+    facts_of,
+    parts_of,
+    require_free,
+    require_same,
+    sampling_facts,
+    starts,
+)
 from sedd_graph.store.manifest import DamagedError
 from sedd_graph.store.tape import MAX_ROWS, MAX_TOKENS, Tape, write_tape
 
-__all__ = ["INVERTED", "encoded", "invert_run", "noise_of", "request_of", "restore_run", "restored_texts"]
-
-INVERTED = "tape.zarr"
-"""File name, in a run folder, of a tape."""
+__all__ = ["encoded", "invert_run", "noise_of", "request_of", "restore_run"]
 
 
 def encoded(run: Run, texts: Sequence[str]) -> list[list[int]]:
@@ -40,15 +53,10 @@ def encoded(run: Run, texts: Sequence[str]) -> list[list[int]]:
     tokenizer = run.text_tokenizer()
     if not 1 <= len(texts) <= MAX_ROWS:
         raise UserError(f"a tape is of 1 to {MAX_ROWS:,} texts, not {len(texts):,}")
-    forbidden, found = set(tokenizer.forbidden), []
-    for number, text in enumerate(texts):
-        tokens = tokenizer.encode(text).tolist()
-        if forbidden & set(tokens) or tokenizer.decode(tokens) != text:
-            which = "the text" if len(texts) == 1 else f"text {number + 1}"
-            raise UserError(
-                f"{which} has characters that the model was not trained on: the tokenizer cannot restore it"
-            )
-        found.append(tokens)
+    found = [
+        encode(tokenizer, text, "the text" if len(texts) == 1 else f"text {number}")
+        for number, text in enumerate(texts, 1)
+    ]
     if sum(map(len, found)) > MAX_TOKENS:
         raise UserError(f"the texts have more than {MAX_TOKENS:,} tokens: invert fewer at a time")
     if not any(found):
@@ -70,12 +78,13 @@ def invert_run(
     batch: int = 64,
     where: Path | None = None,
     ignore_memory: bool = False,
+    activations: bool = False,
     say: Say = lambda text: None,
 ) -> Path:
     """Draw the noise that leads the sampler of a run to given texts, verify it by a replay, and write it to a tape.
 
     Args:
-        run: The opened run folder, of the family ``tokens``.
+        run: The opened run folder, of the family ``tokens``, or of one whose sampler has an exact inversion.
         texts: The texts, each the whole text of one sample.
         steps: Sampler steps; None for the number in the blueprint.
         seed: Seed of the noise.
@@ -83,6 +92,8 @@ def invert_run(
         where: Path of the tape, which must not exist; None for ``tape.zarr`` in the run folder, or the next free name
             with a number.
         ignore_memory: True to print a warning instead of raising an error if the run needs more memory than there is.
+        activations: True to write the saved activations along the road beside the tape
+            (:func:`sedd_graph.runs.activations.recording`).
         say: Function that prints a line for the user.
 
     Returns:
@@ -91,12 +102,24 @@ def invert_run(
     Raises:
         UserError: The model has no noise tapes, the texts have tokens that it lacks, or ``where`` exists.
     """
-    process, sampler = run.engine.process, run.plan.sampler_op  # raises for a graph without a process
-    if "tape" in process.refuses:
+    process, _ = run.engine.process, run.plan.sampler_op  # raises for a graph without a process
+    inversion = process.inversion(steps)
+    if inversion is None and "tape" in process.refuses:
         raise UserError(f"invert: {process.refuses['tape']}; `sedd-graph sample --tape` writes the tape of samples")
-    if where is not None and where.exists():
-        raise UserError(f"{where} exists already; choose another name")
+    require_free(where)
     rows = encoded(run, texts)
+    if inversion is not None:
+        return invert_states(
+            run,
+            rows,
+            inversion,
+            seed=seed,
+            batch=batch,
+            where=where,
+            activations=activations,
+            ignore_memory=ignore_memory,
+            say=say,
+        )
     lengths = np.asarray([len(row) for row in rows], dtype=np.int64)
     seeds = np.asarray([mix_seed(seed, number) for number in range(len(rows))], dtype=np.int64)
     parts, found = parts_of(lengths, batch), _Recorded(int(lengths.sum()))
@@ -105,35 +128,64 @@ def invert_run(
     trial = SampleRequest(batch=len(largest.rows), length=largest.length, steps=steps)
     require_sampling_memory(run, trial, trajectory=False, ignore=ignore_memory, say=say)
     marks = Marks()
-    with progress("inverting", total=2 * len(parts), unit="part") as advance:
+    target = where or run.path / INVERTED
+    with (
+        recording(run, target if activations else None) as recorder,
+        progress("inverting", total=2 * len(parts), unit="part") as advance,
+    ):
         for part in parts:
             text = torch.tensor([rows[i] for i in part.rows], dtype=torch.int64)
-            held = torch.ones_like(text, dtype=torch.bool)
-            own = torch.from_numpy(seeds[list(part.rows)])
-            noise = NoiseTape(own, device=run.engine.device, road=Road(text=text, held=held))
-            before = len(marks.array())
-            mask = _played(run, part, noise, steps, marks).facts["mask"]
+            walked = _walked(run, part, text, torch.from_numpy(seeds[list(part.rows)]), steps, marks, recorder)
             advance()
-            changes = noise.changes()
-            if noise.start is None:
-                raise SeddGraphError(f"invert: {sampler} did not start from the tape")
-            found.add(part, noise.start[:, : part.length], changes, where_of)
-            again = NoiseTape(own, device=run.engine.device, start=noise.start, changes=changes)
-            check = Marks(marks.array()[before:], where or run.path / INVERTED, facts=None)
-            made = _played(run, part, again, steps, check)
-            check.array()
-            if not torch.equal(made.rows, text):
-                raise SeddGraphError("invert: the replay did not end at the text")
+            found.add(part, walked.start[:, : part.length], walked.changes, where_of)
+            _verify(run, part, text, walked, steps)
             advance()
-    facts = facts_of(run, trial, kind="text", seed=seed, batch=batch, mask=mask)
-    arrays: Columns = {"marks": marks.array(), "lengths": lengths, "seeds": seeds, **found.arrays()}
-    path = write_tape(where or run.path / INVERTED, Tape(facts=facts, arrays=arrays), numbers=where is None)
+        facts = facts_of(run, kind="text", seed=seed, batch=batch, mask=walked.mask, **sampling_facts(run, trial))
+        arrays: Columns = {"marks": marks.array(), "lengths": lengths, "seeds": seeds, **found.arrays()}
+        path = write_tape(target, Tape(facts=facts, arrays=arrays), numbers=where is None)
+        if recorder is not None:
+            recorder.tape = path
     fixed = int((arrays["state"] == FINAL).sum())
     count, tokens = len(arrays["call"]), int(lengths.sum())
     say(f"{len(rows):,} texts, {tokens:,} tokens, {count:,} changes of noise ({count / max(1, tokens):.2f} per token)")
     if fixed:
         say(f"{fixed:,} tokens that the sampler cannot draw, such as at temperature 0, are stored as they are")
+    if recorder is not None:
+        say(f"activations of {recorder.records:,} evaluations of the network in {recorder.path}")
     return path
+
+
+class _Walked(NamedTuple):
+    """The road of one part: seeds [b], initial rows int64 [b, l], changes of noise, the mask, and the marks of the steps."""
+
+    seeds: Tensor
+    start: Tensor
+    changes: Changes
+    mask: int | None
+    marks: Array
+
+
+def _walked(
+    run: Run, part: Part, text: Tensor, seeds: Tensor, steps: int | None, marks: Marks, recorder: Recorder | None
+) -> _Walked:
+    """Draw the noise that leads to the texts of one part, int64 [b, l]."""
+    road = Road(text=text, held=torch.ones_like(text, dtype=torch.bool))
+    noise = NoiseTape(seeds, device=run.engine.device, road=road)
+    before = len(marks.array())
+    mask = _played(run, part, noise, steps, marks, recorder).facts["mask"]
+    if noise.start is None:
+        raise SeddGraphError(f"invert: {run.plan.sampler_op} did not start from the tape")
+    return _Walked(seeds, noise.start, noise.changes(), mask, marks.array()[before:])
+
+
+def _verify(run: Run, part: Part, text: Tensor, walked: _Walked, steps: int | None) -> None:
+    """Raise an error unless the recorded noise leads to the texts of one part by the same rows."""
+    again = NoiseTape(walked.seeds, device=run.engine.device, start=walked.start, changes=walked.changes)
+    check = Marks(walked.marks, run.path / INVERTED, facts=None)
+    made = _played(run, part, again, steps, check, None)
+    check.array()
+    if not torch.equal(made.rows, text):
+        raise SeddGraphError("invert: the replay did not end at the text")
 
 
 class _Recorded:
@@ -166,11 +218,14 @@ class _Recorded:
         }
 
 
-def _played(run: Run, part: Part, noise: NoiseTape, steps: int | None, marks: Marks) -> Samples:
+def _played(
+    run: Run, part: Part, noise: NoiseTape, steps: int | None, marks: Marks, recorder: Recorder | None
+) -> Samples:
     """Run the sampler with the noise of one part, and record or compare the rows after each step."""
     request = request_of(part, noise, steps=steps)
     request = dataclasses.replace(request, on_step=lambda _, rows: marks.add(rows))
-    made = run.engine.generate(request)
+    with observed(recorder, part.rows, part.length):
+        made = run.engine.generate(request)
     marks.add(made.rows)
     return made
 
@@ -191,19 +246,22 @@ def noise_of(tape: Tape, part: Part) -> tuple[Tensor, Tensor, Changes]:
     return torch.from_numpy(arrays["seeds"][list(part.rows)]), start, Changes(call, row, place, state, value)
 
 
-def restore_run(run: Run, tape: Tape, *, where: Path) -> list[list[int]]:
+def restore_run(run: Run, tape: Tape, *, where: Path, recorder: Recorder | None = None) -> list[list[int]]:
     """Run the sampler of a run with the noise of a tape of texts, and return the texts' tokens.
 
     Args:
         run: The opened run folder.
-        tape: The tape, of kind ``text``.
+        tape: The tape, of kind ``text`` or ``vectors``.
         where: Path of the tape, for error messages.
+        recorder: Recorder of activations; None: none are recorded.
 
     Raises:
         UserError: The run folder has another model than the tape was written with.
         DamagedError: The rows after a step are not those that were recorded.
     """
     require_same(tape.facts, run, where)
+    if tape.facts.kind == "vectors":
+        return restore_states(run, tape, where=where, recorder=recorder)
     lengths, batch = tape.arrays["lengths"], tape.facts.batch
     texts: list[list[int]] = [[] for _ in lengths]
     marks, parts = Marks(tape.arrays["marks"], where, tape.facts), parts_of(lengths, batch)
@@ -212,7 +270,7 @@ def restore_run(run: Run, tape: Tape, *, where: Path) -> list[list[int]]:
             seeds, start, changes = noise_of(tape, part)
             noise = NoiseTape(seeds, device=run.engine.device, start=start.to(run.engine.device), changes=changes)
             try:
-                made = _played(run, part, noise, tape.facts.steps, marks)
+                made = _played(run, part, noise, tape.facts.steps, marks, recorder)
             except ValueError as error:  # noise of a forged tape that leads to no sample
                 raise DamagedError(f"{where} cannot be repeated: {error}") from None
             for row, tokens in zip(part.rows, made.rows.tolist(), strict=True):
@@ -220,48 +278,3 @@ def restore_run(run: Run, tape: Tape, *, where: Path) -> list[list[int]]:
             advance()
     marks.array()
     return texts
-
-
-def restored_texts(run: Run, tape: Tape, *, where: Path) -> list[str]:
-    """Repeat the run of a tape of either kind, and return its texts (for a flow, its points as text).
-
-    Args:
-        run: The opened run folder.
-        tape: The tape.
-        where: Path of the tape, for error messages.
-
-    Raises:
-        UserError: The run folder has another model than the tape was written with.
-        DamagedError: The rows after a step are not those that were recorded.
-    """
-    if tape.facts.kind == "text":
-        tokenizer = run.text_tokenizer()
-        return [tokenizer.decode(tokens) for tokens in restore_run(run, tape, where=where)]
-    require_same(tape.facts, run, where)
-    facts, process = tape.facts, run.engine.process
-    marks = Marks(tape.arrays["marks"], where, facts)
-    with progress(
-        "restoring", total=process.evaluations(SampleRequest(batch=1, length=facts.length, steps=facts.steps))
-    ) as advance:
-
-        def on_step(number: int, rows: Tensor) -> None:
-            marks.add(rows)
-            if number:
-                advance()
-
-        try:
-            conditions = Conditions.model_validate_json(facts.conditions) if facts.conditions else None
-        except ValueError:
-            raise DamagedError(f"{where}: attribute tape.conditions: not the conditions of samples") from None
-        request = SampleRequest(
-            batch=facts.batch,
-            length=facts.length,
-            steps=facts.steps if process.steps is not None else None,
-            seed=facts.seed,
-            conditions=conditions,
-            on_step=None if "on_step" in process.refuses else on_step,
-        )
-        made = run.engine.generate(request)
-    marks.add(made.rows)
-    marks.array()
-    return run.decode(made.rows)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.check import Check
-from sedd_graph.data.config import DataConfig
-from sedd_graph.data.points import PointData, open_points
-from sedd_graph.data.rows import Dataset, open_data
+from sedd_graph.data.points import PointData
+from sedd_graph.data.rows import Dataset
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.engine.engine import Engine
@@ -26,9 +25,12 @@ from sedd_graph.errors import UserError
 from sedd_graph.families.plan import Plan
 from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
+from sedd_graph.graph.saves import saving
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.project import require_project
 from sedd_graph.runs.prove import prove_all, prove_network
+from sedd_graph.runs.read_data import read_data
+from sedd_graph.runs.token_cache import FolderCache
 from sedd_graph.store.files import write_text
 from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, read_typed, verify_files, write_manifest
 from sedd_graph.store.run_folder import require_utf8
@@ -91,25 +93,6 @@ def make_engine(
     return engine
 
 
-def read_data(report: Report, *, root: Path, tokenizer: Tokenizer | None = None) -> Dataset | PointData:
-    """Read the data set of a blueprint's ``data`` section.
-
-    Args:
-        report: Result of checking the blueprint.
-        root: Folder to which file names in the blueprint are relative.
-        tokenizer: Tokenizer for text, such as that of a run; None makes the one that the ``data`` section declares.
-
-    Returns:
-        The training and held-out rows: tokens, or points for a flow.
-
-    Raises:
-        UserError: The data cannot be read.
-    """
-    if isinstance(report.data, DataConfig):
-        return open_data(report.data, root=root, tokenizer=tokenizer)
-    return open_points(report.data, root=root, shape=report.plan.shape)
-
-
 def check_tokenizer(engine: Engine, tokenizer: Tokenizer) -> None:
     """Check that the tokenizer of a text model has at most as many tokens as the model.
 
@@ -159,7 +142,7 @@ class Run:
         return digest((self.path / LOCK).read_text(encoding="utf-8"))
 
     def data(self) -> Dataset | PointData:
-        """Read the data set of the run, with the run's tokenizer.
+        """Read the data set of the run; its text is tokenised only if the run folder does not hold its tokens.
 
         Raises:
             UserError: The blueprint has no ``data`` section, or the data cannot be read.
@@ -167,7 +150,11 @@ class Run:
         if "data" not in self.report.loaded.sections:
             raise UserError("this blueprint has no 'data' section")
         try:
-            return read_data(self.report, root=self.data_root(), tokenizer=self.tokenizer)
+            root = self.data_root()
+            data = read_data(self.report, root=root, tokenizer=self.tokenizer, cache=FolderCache(self.path))
+            if self.changed(data) is not None:  # by the text, or by tokens in the run folder that were altered
+                data = read_data(self.report, root=root, tokenizer=self.tokenizer)
+            return data
         except UserError as error:
             if self.root.is_dir():
                 raise
@@ -274,6 +261,7 @@ def open_run(
     compile: CompileMode = "auto",
     weights: str = "newest",
     root: Path | None = None,
+    save: Sequence[str] = (),
 ) -> Run:
     """Open a run folder, by default with its newest weights.
 
@@ -286,6 +274,8 @@ def open_run(
             weights; without checkpoints, ``model.safetensors``; without either, untrained weights. ``model``: as
             ``newest``, but never the averaged weights of a checkpoint. ``fresh``: untrained weights.
         root: Folder to which file names of the data are relative; None for the one that the run was built with.
+        save: Paths of ports whose activations the graph saves (:func:`sedd_graph.graph.saves.saving`); empty: those of the
+            blueprint.
 
     Returns:
         The opened run folder, with its engine.
@@ -300,7 +290,8 @@ def open_run(
     verify_run(path)
     report = check(path / LOCK, overrides)
     found = read_typed(path / CERTIFICATE, _Certificate) if (path / CERTIFICATE).exists() else _Certificate()
-    report = dataclasses.replace(report, graph=demoted(report.graph, found.checkpointed))
+    graph = demoted(report.graph, found.checkpointed)
+    report = dataclasses.replace(report, graph=saving(graph, save) if save else graph)
     tokenizer = load_tokenizer(path) if (path / TOKENIZER).exists() else None
     engine = make_engine(report, device=where, compile=compile, tokenizer=tokenizer)
     built = _facts(path).root if root is None else None

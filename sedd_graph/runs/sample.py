@@ -15,10 +15,11 @@ from sedd_graph.component.progress import progress
 from sedd_graph.data.config import DataConfig
 from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
 from sedd_graph.errors import EnvironmentFault, UserError
+from sedd_graph.runs.activations import observed, recording
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.provenance import revision
-from sedd_graph.runs.tape import Marks, facts_of
+from sedd_graph.runs.tape import Marks, facts_of, require_free, sampling_facts
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.tape import Tape, write_tape
 
@@ -33,6 +34,7 @@ def sample_run(
     name: str = "samples.zarr",
     notes: Mapping[str, str] | None = None,
     tape: Path | None = None,
+    activations: bool = False,
     ignore_memory: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
@@ -46,6 +48,7 @@ def sample_run(
         notes: Additional attributes of the group.
         tape: Path of a tape to write, with which ``sedd-graph restore`` repeats the run; None for none. Requires a seed
             and no prompt.
+        activations: True to write the saved activations beside the tape (:func:`sedd_graph.runs.activations.recording`).
         ignore_memory: True to print a warning instead of raising an error if the request needs more memory than there
             is.
         say: Function that prints a line for the user: for a long request its estimated time and memory, then the
@@ -64,8 +67,7 @@ def sample_run(
         raise EnvironmentFault(f"{run.path} is read-only, so samples cannot be stored in it: copy it to another place")
     if process.trains:
         require_sampling_memory(run, request, trajectory=trajectory, ignore=ignore_memory, say=say)
-    if tape is not None and tape.exists():
-        raise UserError(f"{tape} exists already; choose another name")
+    require_free(tape)
     frames, marks = _Frames(process.evaluations(request)), Marks()
     tokenizer = run.text_tokenizer() if process.text else None
 
@@ -77,14 +79,22 @@ def sample_run(
         if tape is not None:
             marks.add(rows)
 
-    if trajectory or "on_step" not in process.refuses:
+    conditions = process.conditions({}) if request.conditions is None else request.conditions
+    many = conditions is not None and conditions.particles > 1  # most of their rows are not returned
+    if trajectory or ("on_step" not in process.refuses and not many):
         request = dataclasses.replace(request, on_step=on_step)
-    with progress("sampling", total=process.evaluations(request)) as advance:
-        samples = run.engine.generate(request)
-    stored = process.stored(samples, tokenizer)
-    if tape is not None:
-        marks.add(samples.rows)
-        _write_tape(run, request, tape, marks, samples.facts.get("mask"))
+    with recording(run, tape if activations else None) as recorder:
+        with (
+            progress("sampling", total=process.evaluations(request)) as advance,
+            observed(recorder, range(request.batch), process.positions(request)),
+        ):
+            samples = run.engine.generate(request)
+        stored = process.stored(samples, tokenizer)
+        if tape is not None:
+            marks.add(samples.rows)
+            _write_tape(run, request, tape, marks, samples.facts.get("mask"))
+    if recorder is not None:
+        say(f"activations of {recorder.records:,} evaluations of the network in {recorder.path}")
     for number, text in enumerate(run.decode(samples.rows)):  # before they are stored, which a full disk may prevent
         say(f"--- {number}\n{text}")
     return write_samples(
@@ -113,7 +123,13 @@ def _write_tape(run: Run, request: SampleRequest, tape: Path, marks: Marks, mask
     if request.seed is None or request.prompt is not None or request.classifier is not None:
         raise UserError("sample: a tape needs a seed, and no prompt and no classifier of the request")
     facts = facts_of(
-        run, request, kind="samples", seed=request.seed, batch=request.batch, length=request.length, mask=mask
+        run,
+        kind="samples",
+        seed=request.seed,
+        batch=request.batch,
+        length=request.length,
+        mask=mask,
+        **sampling_facts(run, request),
     )
     write_tape(tape, Tape(facts=facts, arrays={"marks": marks.array()}), numbers=False)
 

@@ -6,22 +6,25 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sedd_graph.engine.process import SampleRequest
+from sedd_graph.data.tokenizer import Tokenizer
+from sedd_graph.engine.process import KERNEL, SCHEDULE, SampleRequest
 from sedd_graph.errors import UserError
 from sedd_graph.runs.open import Run
 from sedd_graph.store.manifest import DamagedError
 from sedd_graph.store.tape import MARK, TapeFacts
 
-__all__ = ["Marks", "Part", "canonical", "facts_of", "parts_of", "require_same", "run_of"]
+__all__ = ["INVERTED", "Marks", "Part", "canonical", "encode", "facts_of", "parts_of", "require_free", "require_same", "run_of", "sampling_facts", "starts"]  # fmt: skip
 
 Array = npt.NDArray[Any]
+INVERTED = "tape.zarr"
+"""File name, in a run folder, of a tape."""
 
 
 def canonical(value: object) -> str:
@@ -29,51 +32,62 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def _weights_digest(run: Run) -> str:
-    """Return the SHA-256 of the weights of a run, with their names, shapes and dtypes."""
-    found = hashlib.sha256()
-    for name, value in sorted(run.engine.model.state_dict().items()):
+class _Model(NamedTuple):
+    """What a tape needs of a run folder: equal fields mean that the tape leads back to its texts."""
+
+    parts: dict[str, str]
+    tokenizer: str
+    dtype: str
+    weights: str
+    blueprint: str
+
+
+def _model_of(run: Run, kind: str) -> _Model:
+    """Return what a tape of one kind needs of a run. For ``noise`` it is the forward process, and not the network."""
+    plan, forward = run.plan, kind == "noise"
+    parts = {role: canonical(value) for role, value in plan.record().items()}
+    if forward:
+        parts = {role: value for role, value in parts.items() if role in ("kernel", "schedule")}
+    else:
+        parts["sampler"] = canonical({"op": plan.sampler_op, **plan.sampling()})
+    tensors = {
+        name: value
+        for name, value in sorted(run.engine.model.state_dict().items())
+        if not forward or name.startswith((KERNEL, SCHEDULE))
+    }
+    found, dtypes = hashlib.sha256(), set[str]()
+    for name, value in tensors.items():
         found.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        if value.is_floating_point():
+            dtypes.add(str(value.dtype).removeprefix("torch."))
+    text = "" if run.tokenizer is None else hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest()
+    return _Model(parts, text, " and ".join(sorted(dtypes)) or "none", found.hexdigest(), run.digest)
 
 
-def _dtypes(run: Run) -> str:
-    found = {str(p.dtype).removeprefix("torch.") for p in run.engine.model.parameters()}
-    return " and ".join(sorted(found)) or "none"
-
-
-def _parts(run: Run) -> dict[str, str]:
-    """Return the components of the process of a run, as canonical JSON by role."""
-    plan = run.plan
-    return {
-        **{role: canonical(value) for role, value in plan.record().items()},
-        "sampler": canonical({"op": plan.sampler_op, **plan.sampling()}),
-    }
-
-
-def facts_of(run: Run, request: SampleRequest, **fields: Any) -> TapeFacts:
+def facts_of(run: Run, *, kind: Literal["text", "vectors", "samples", "noise"], **fields: Any) -> TapeFacts:
     """Return the facts of a tape.
 
     Args:
         run: The run folder.
-        request: The request whose samples the tape repeats. Its ``steps`` may be None for the sampler's own.
+        kind: The kind of the tape.
         **fields: The fields of :class:`TapeFacts` that do not follow from these.
     """
-    conditions = "" if request.conditions is None else canonical(request.conditions.model_dump(mode="json"))
     return TapeFacts(
-        weights=_weights_digest(run),
+        kind=kind,
+        **_model_of(run, kind)._asdict(),
         weights_file=run.weights,
-        dtype=_dtypes(run),
-        parts=_parts(run),
-        blueprint=run.digest,
-        conditions=conditions,
-        steps=request.steps or run.engine.process.steps,
         device=run.engine.device.type,
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),
         **fields,
     )
+
+
+def sampling_facts(run: Run, request: SampleRequest) -> dict[str, Any]:
+    """Return the facts of a tape that follow from a sampling request; ``steps`` None means the sampler's own."""
+    conditions = "" if request.conditions is None else canonical(request.conditions.model_dump(mode="json"))
+    return {"conditions": conditions, "steps": request.steps or run.engine.process.steps}
 
 
 def require_same(facts: TapeFacts, run: Run, where: Path) -> None:
@@ -85,25 +99,51 @@ def require_same(facts: TapeFacts, run: Run, where: Path) -> None:
         where: The tape, for the error message.
 
     Raises:
-        UserError: It has another process, dtype, weights or blueprint. The message names the first difference.
+        UserError: It has another process, tokenizer, dtype, weights or blueprint; for a tape of noised texts, another
+            kernel, schedule or tokenizer. The message names the first difference.
     """
-    parts = _parts(run)
-    for role in sorted({*facts.parts, *parts}):
-        if facts.parts.get(role) != parts.get(role):
+    model = _model_of(run, facts.kind)
+    for role in sorted({*facts.parts, *model.parts}):
+        if facts.parts.get(role) != model.parts.get(role):
             raise UserError(
                 f"{where} was written with the {role} {_short(facts.parts.get(role))}; {run.path} has "
-                f"{_short(parts.get(role))}: a tape needs the one that it was written with"
+                f"{_short(model.parts.get(role))}: a tape needs the one that it was written with"
             )
-    for name, own, advice in (
-        ("dtype of the weights", _dtypes(run), "give the run folder that the tape was written with"),
-        ("weights", _weights_digest(run), f"give --weights or the run folder with {facts.weights_file}"),
-        ("blueprint", run.digest, "give the run folder that the tape was written with"),
-    ):
-        held = {"dtype of the weights": facts.dtype, "weights": facts.weights, "blueprint": facts.blueprint}[name]
+    folder = "give the run folder that the tape was written with"
+    wanted = [
+        ("tokenizer", facts.tokenizer, model.tokenizer, folder),
+        ("dtype of the weights", facts.dtype, model.dtype, folder),
+        ("weights", facts.weights, model.weights, f"give --weights or the run folder with {facts.weights_file}"),
+        ("blueprint", facts.blueprint, model.blueprint, folder),
+    ]
+    for name, held, own, advice in wanted[: 3 if facts.kind == "noise" else 4]:
         if held != own:
             raise UserError(
                 f"{where} was written with another model: the {name} of {run.path} is {own[:16]}, not {held[:16]}: {advice}"
             )
+
+
+def require_free(where: Path | None) -> None:
+    """Raise :class:`UserError` if the path of a new tape exists."""
+    if where is not None and where.exists():
+        raise UserError(f"{where} exists already; choose another name")
+
+
+def encode(tokenizer: Tokenizer, text: str, which: str) -> list[int]:
+    """Return the tokens of a text, from which exactly this text is decoded.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+        which: The text's name in the error message.
+
+    Raises:
+        UserError: The tokenizer does not have all characters of the text.
+    """
+    tokens: list[int] = tokenizer.encode(text).tolist()
+    if not set(tokenizer.forbidden).isdisjoint(tokens) or tokenizer.decode(tokens) != text:
+        raise UserError(f"{which} has characters that the model was not trained on: the tokenizer cannot restore it")
+    return tokens
 
 
 def _short(part: str | None) -> str:

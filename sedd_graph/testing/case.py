@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sedd_graph.component.axes import PortType
+from sedd_graph.component.check import Proof
 from sedd_graph.component.contract import ComponentConfig, Signature
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Case:
         compile: True if ``forward`` of a graph node is also tested under ``torch.compile``.
         root: Folder that relative file names in the Config start from.
         partners: Component classes with which a process component is combined, in place of the built-in ones.
+        proof: Strength of the verification of a process on vectors: ``full``, or ``quick`` with fewer cases.
     """
 
     cls: Any
@@ -42,6 +44,7 @@ class Case:
     compile: bool
     root: Path
     partners: tuple[type, ...]
+    proof: Proof = "full"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pydantic
 
+from sedd_graph.component.check import Proof
 from sedd_graph.component.contract import ComponentConfig
 from sedd_graph.component.declared import Declared
 from sedd_graph.component.kinds import require_kind
@@ -41,6 +42,7 @@ def check_component(
     compile: bool = False,
     root: Path | None = None,
     partners: tuple[type[Declared], ...] = (),
+    proof: Proof = "full",
 ) -> None:
     """Test a component class with one Config.
 
@@ -59,6 +61,7 @@ def check_component(
         compile: Also test ``forward`` of a graph node under ``torch.compile``.
         root: Folder that relative file names in the Config start from; by default the current folder.
         partners: Component classes to combine a process component with, if it does not fit the built-in ones.
+        proof: Strength of the verification of a process on vectors: ``full``, or ``quick`` with fewer cases.
 
     Raises:
         ConformanceError: The component fails at least one check. The message lists all failed checks.
@@ -66,7 +69,7 @@ def check_component(
     failures: Failures = []
     made = _config(cls, config or {}, failures)
     if made is not None:
-        case = Case(cls, made, axes or {}, connected, compile, root or Path(), partners)
+        case = Case(cls, made, axes or {}, connected, compile, root or Path(), partners, proof)
         try:
             for failure in require_kind(cls.kind).checker()(case):
                 failures.append(failure)  # one at a time, so that those before an exception are retained

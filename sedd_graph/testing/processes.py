@@ -195,7 +195,7 @@ def check_vectors(case: Case) -> Failures:
             except BlueprintError as error:
                 reasons |= dict.fromkeys(p.message for p in error.problems)
                 continue
-            return _failed(vectors.prove(plan, registry))
+            return _failed(vectors.prove(plan, registry, case.proof))
     return _alone(reasons)
 
 

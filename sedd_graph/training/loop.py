@@ -194,7 +194,7 @@ class _Loop:
         """Log and print the loss and related metrics.
 
         Args:
-            loss: Mean training loss, nats per token (per dimension for points).
+            loss: Mean training loss per token (per dimension for points), in the process's ``loss_unit``.
             norm: Norm of the gradient before clipping.
             seconds: Training time, seconds.
             rows_per_second: Training rows per second.
@@ -205,12 +205,13 @@ class _Loop:
         trainer, config = self.trainer, self.trainer.config
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise trainer.diverged(f"the loss became {loss} (gradient norm {norm:g})")
-        units = trainer.data.units
-        bits, speed = loss / (math.log(2) * units.ratio), rows_per_second * trainer.data.width
+        units, unit = trainer.data.units, trainer.engine.process.loss_unit
+        speed = rows_per_second * trainer.data.width
+        bits = {f"bits_per_{units.bits}": loss / (math.log(2) * units.ratio)} if unit == "nats" else {}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         metrics = {
             "loss": loss,
-            f"bits_per_{units.bits}": bits,
+            **bits,
             "gradient_norm": norm,
             "learning_rate": rate,
             f"{units.nats}s_per_second": speed,
@@ -220,9 +221,10 @@ class _Loop:
             self.trackers.log(trainer.step, metrics)
         if trainer.world.rank == 0:
             limit = f"/{config.steps}" if config.budget_s is None else f"  {seconds:.0f}/{config.budget_s:.0f} s"
+            per = f"nats/{units.nats}" if bits else f"{unit} per {units.nats}"
+            told = "".join(f"  {value:.3f} bits/{units.bits}" for value in bits.values())
             trainer.say(
-                f"step {trainer.step}{limit}  loss {loss:.4f} nats/{units.nats}  {bits:.3f} bits/{units.bits}  "
-                f"lr {rate:.2e}  {speed:,.0f} {units.nats}s/s"
+                f"step {trainer.step}{limit}  loss {loss:.4f} {per}{told}  lr {rate:.2e}  {speed:,.0f} {units.nats}s/s"
             )
 
     def between_steps(self) -> None:

@@ -41,7 +41,7 @@ class RunningLoss:
             seconds: Training time, seconds.
 
         Returns:
-            The mean loss, nats per token (or per coordinate of points); the number of steps; and their training time,
+            The mean loss per token (or per coordinate of points); the number of steps; and their training time,
             seconds.
         """
         world.sum_(self.sums)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sedd_graph.component.axes import PortType, Size
 from sedd_graph.component.registry import Registry
+from sedd_graph.diffusion.grid import Grid
 from sedd_graph.engine.construct import build_block, count_parameters
-from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.regions import RegionModule

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from sedd_graph.diffusion.codes.code import Code
 from sedd_graph.diffusion.codes.nearest import dot_error, least_distance, nearest_others
+from sedd_graph.diffusion.grid import Grid
 from sedd_graph.engine.fixed_point import Iteration
-from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
 from sedd_graph.graph.model import Ref

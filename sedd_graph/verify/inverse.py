@@ -22,7 +22,7 @@ from torch import Tensor
 from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.codes.code import Code
-from sedd_graph.engine.grid import Grid
+from sedd_graph.diffusion.grid import Grid
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.regions import RegionModule
 from sedd_graph.engine.reversible import DRIFT, DriftWarning, RunningModule

@@ -16,9 +16,9 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.errors import UserError
+from sedd_graph.verify.bitstream import check_bitstream
 from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.kernel_draws import check_draws, check_prior
-from sedd_graph.verify.tape import check_tape
 from sedd_graph.verify.worst import worst
 
 __all__ = ["check_own_schedule", "check_step_kernel"]
@@ -52,7 +52,7 @@ def check_step_kernel(kernel: Kernel, proof: Proof) -> list[Check]:
         _declared(kernel, total),
         *check_draws(kernel, proof),
         *check_prior(kernel, end=total, proof=proof),
-        *check_tape(kernel, proof),
+        *check_bitstream(kernel, proof),
         *_reverse(kernel, total, proof),
         _pure(kernel, total),
     ]

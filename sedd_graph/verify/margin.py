@@ -15,7 +15,7 @@ from sedd_graph.component.base import Component
 from sedd_graph.component.check import Check
 from sedd_graph.diffusion.codes.code import Code
 from sedd_graph.diffusion.codes.nearest import least_distance
-from sedd_graph.engine.grid import Grid
+from sedd_graph.diffusion.grid import Grid
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.network import Network
 from sedd_graph.graph.claims import uses

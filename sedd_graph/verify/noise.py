@@ -15,6 +15,7 @@ import torch
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.parts import TokenParts
+from sedd_graph.verify.bitstream import check_bitstream
 from sedd_graph.verify.guards import guarded, merged
 from sedd_graph.verify.kernel_cases import Cases
 from sedd_graph.verify.kernel_chain import check_chain
@@ -24,7 +25,6 @@ from sedd_graph.verify.kernel_precision import check_precision, check_pure
 from sedd_graph.verify.kernel_size import MANY, check_mixing, check_size, check_stiffness
 from sedd_graph.verify.kernel_steps import check_own_schedule, check_step_kernel
 from sedd_graph.verify.schedules import check_schedule, final_sigma
-from sedd_graph.verify.tape import check_tape
 
 __all__ = [
     "check_declared",
@@ -63,7 +63,7 @@ def _enumerated(kernel: Kernel, *, end: float, proof: Proof) -> list[Check]:
         *check_chain(cases),
         *check_draws(kernel, proof),
         *check_prior(kernel, end=end, proof=proof),
-        *check_tape(kernel, proof),
+        *check_bitstream(kernel, proof),
         *check_losses(cases),
         *check_steps(cases),
         check_pure(kernel),

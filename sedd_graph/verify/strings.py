@@ -13,13 +13,13 @@ from functools import partial
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.strings.kernel import StringTable
 from sedd_graph.diffusion.strings.parts import StringParts
+from sedd_graph.verify.bitstream import check_string_bitstream
 from sedd_graph.verify.guards import guarded, merged
 from sedd_graph.verify.noise import check_schedule, final_sigma
 from sedd_graph.verify.string_contracts import check_minimum, check_objective_contract, check_objective_draws
 from sedd_graph.verify.string_objective import check_enumerated, notes
 from sedd_graph.verify.string_sampler import check_string_sampler
 from sedd_graph.verify.string_table import EnumeratedTable
-from sedd_graph.verify.tape import check_string_tape
 
 __all__ = ["check_string_objective", "prove_strings"]
 
@@ -46,7 +46,7 @@ def prove_strings(make: Callable[[int | None], StringParts], proof: Proof = "ful
             table.proof = proof
         found = guarded("strings", partial(table.check_kernel, end))
         if isinstance(table, EnumeratedTable):
-            found += guarded("strings", partial(check_string_tape, table, proof))
+            found += guarded("strings", partial(check_string_bitstream, table, proof))
         if tokens == sizes[0]:
             found += guarded("strings", partial(table.check_declared, declared.kernel, end))
         if proof == "full" or tokens == sizes[0]:

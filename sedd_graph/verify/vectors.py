@@ -15,6 +15,7 @@ from sedd_graph.engine.process import Process
 from sedd_graph.verify.guards import guarded
 from sedd_graph.verify.schedules import check_schedule
 from sedd_graph.verify.vectors_flow import check_fitted, check_flow, check_order
+from sedd_graph.verify.vectors_inverse import check_inverse
 from sedd_graph.verify.vectors_kernel import check_kernel
 from sedd_graph.verify.vectors_objective import check_objective
 from sedd_graph.verify.vectors_sampler import check_sampler
@@ -48,8 +49,9 @@ def prove_vectors(make: Make, output: str, proof: Proof = "full") -> list[Check]
             lambda: check_objective(Toy(small), output, proof),
             lambda: check_sampler(small, output, proof),
             lambda: check_fitted(small, proof),
-            lambda: check_flow(Toy(small, 2), output, proof),
+            lambda: check_flow(Toy(small, 2 if proof == "full" else 1), output, proof),
             lambda: check_order(Toy(small, 2), output),
+            lambda: check_inverse(Toy(small, 2), output),
         )
         return [*checks, *(check for run in groups for check in guarded("vectors", run))]
 

@@ -25,7 +25,7 @@ __all__ = ["check_fitted", "check_flow", "check_order"]
 
 EXACT = 1e-3
 """Largest error of the ODE's likelihood with the exact score, nats."""
-STEPS = {"full": 120, "quick": 100}
+STEPS = {"full": 120, "quick": 80}
 """Number of Heun steps of that likelihood, which is extrapolated from this number and twice of it (Richardson)."""
 MOST = 2000
 """Largest number of steps, for schedules under which the ODE is stiff."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -95,6 +95,8 @@ class Toy:
             chances = one if length == 1 else (one[:, None] * follows).reshape(-1)
         self.chances = chances / chances.sum()
         self.clean = kernel.table().detach().double()[self.rows]
+        self._flat = self.clean.flatten(1).T.contiguous()
+        self._hot = torch.nn.functional.one_hot(self.rows, TOKENS).double().flatten(1)
         self.start_variance = kernel.start_variance(schedule)
 
     @property
@@ -112,22 +114,21 @@ class Toy:
     def posterior(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the probability of each row given noisy vectors ``x`` [b, l, d] at times ``t`` [b], float64 [b, k]."""
         signal, variance = self.levels(t.double())
-        away = x.double()[:, None] - signal[:, None, None, None] * self.clean
-        log = self.chances.log() - away.square().sum((-2, -1)) / (2 * variance[:, None])
-        return log.softmax(-1)
+        scale = (signal / variance)[:, None]
+        # -|x - signal clean|^2 / (2 variance), less what is equal for all rows
+        log = scale * (x.double().flatten(1) @ self._flat - signal[:, None] * self._flat.square().sum(0) / 2)
+        return (self.chances.log() + log).softmax(-1)
 
     def estimates(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return E[x_0 | x_t] and E[embedding | x_t], float64 [b, l, d] each; arguments as for :meth:`posterior`."""
         signal, variance = (v[:, None, None] for v in self.levels(t.double()))
-        clean = torch.einsum("bk,kld->bld", self.posterior(x, t), self.clean)
+        clean = (self.posterior(x, t) @ self._flat.T).view_as(x)
         # x_0 given x_t and the row is normal: its mean is shifted from the embedding towards x_t
         return clean + self.start_variance * signal / variance * (x.double() - signal * clean), clean
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the log of the probability of each token given noisy vectors, float64 [b, l, v]."""
-        chance = torch.einsum(
-            "bk,klv->blv", self.posterior(x, t), torch.nn.functional.one_hot(self.rows, TOKENS).double()
-        )
+        chance = (self.posterior(x, t) @ self._hot).view(*x.shape[:2], TOKENS)
         return chance.clamp(min=1e-300).log()
 
     def added(self, x: Tensor, t: Tensor) -> Tensor:
@@ -136,13 +137,12 @@ class Toy:
         found = self.parts.kernel.translate({"logits": zero}, x, self.parts.kernel.sigma(self.parts.schedule, t)).logits
         return zero if found is None else found.double()
 
-    def denoiser(self, objective: VectorObjective, output: str, rows: int) -> Denoiser:
-        """Return the perfect network: at each noisy row its best output, as ``x0`` or ``logits``.
+    def network(self, objective: VectorObjective, output: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+        """Return the perfect network as a function of its inputs: at each noisy row its best output.
 
         Args:
             objective: The objective, which determines what is best.
-            output: Name of the network's output.
-            rows: Number of rows of the batch.
+            output: Name of the network's output, ``x0`` or ``logits``.
         """
         kernel = self.parts.kernel
 
@@ -154,8 +154,18 @@ class Toy:
                 return {"logits": self.logits(x, t) - self.added(x, t)}
             return {"x0": objective.optimal(*self.estimates(x, t), t, kernel)}
 
+        return run
+
+    def denoiser(self, objective: VectorObjective, output: str, rows: int) -> Denoiser:
+        """Return the perfect network as a function of noisy vectors and time.
+
+        Args:
+            objective: The objective, which determines what is best.
+            output: Name of the network's output.
+            rows: Number of rows of the batch.
+        """
         attend = torch.ones(rows, self.length, dtype=torch.bool)
-        return Denoiser(run, kernel, self.parts.schedule, attend)
+        return Denoiser(self.network(objective, output), self.parts.kernel, self.parts.schedule, attend)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw rows of tokens, int64 [count, l]."""

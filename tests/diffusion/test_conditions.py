@@ -14,8 +14,9 @@ from sedd_graph_registry.sampling.masked import Confidence, EntropyBound, ReMDM
 from sedd_graph_registry.sampling.steps import Analytic, Ancestral, Euler, PredictorCorrector, Psi
 from torch import Tensor
 
+from sedd_graph.diffusion.conditions.allowed import allowed_tokens
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.conditions.constraint import Matching, allowed_tokens
+from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import Classifier, classified, renoised, unprompted
 from sedd_graph.errors import UserError

@@ -17,7 +17,7 @@ from sedd_graph.component.base import Context
 from sedd_graph.diffusion.categorical import categorical
 from sedd_graph.diffusion.draws import placed_uniform
 from sedd_graph.diffusion.gumbel import posterior_changes, replay, standard_gumbel
-from sedd_graph.diffusion.tokens import noise_tape
+from sedd_graph.diffusion.tokens import addressed_noise
 from sedd_graph.diffusion.tokens.noise_record import FINAL, MOVE, Changes
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.diffusion.tokens.road import Road
@@ -178,7 +178,7 @@ def test_recovered_noise_draws_from_another_model(monkeypatch: pytest.MonkeyPatc
         changed = torch.zeros_like(log_weights, dtype=torch.bool).scatter(-1, chosen[..., None], True)
         return fresh.scatter(-1, chosen[..., None], top), changed
 
-    monkeypatch.setattr(noise_tape, "posterior_changes", untruncated)
+    monkeypatch.setattr(addressed_noise, "posterior_changes", untruncated)
     assert distance(recovered(rows), product) > 2 * FLOOR
 
 

@@ -12,6 +12,7 @@ from sedd_graph_registry.sampling.steps import Analytic, Ancestral
 from torch import Tensor
 
 import sedd_graph
+from sedd_graph.diffusion.draws import Draws
 from sedd_graph.diffusion.tokens.block_diffusion import write_blocks
 from sedd_graph.diffusion.tokens.particles import choose
 from sedd_graph.diffusion.tokens.walk import WalkSettings
@@ -76,7 +77,7 @@ def test_chosen_rows_have_the_law_given_the_condition(name: str) -> None:
     sampler, particles = make(FirstHitting), 16
     out = run(sampler, Absorb, rows=3000 * particles, unconditioned=EVERY, **more)
     one = torch.bincount(codes(out), minlength=V**L) / len(out)
-    chosen = choose(sampler.log_weight, particles, generator=torch.Generator().manual_seed(0))
+    chosen = choose(sampler.log_weight, particles, draws=Draws(torch.Generator().manual_seed(0)))
     many = torch.bincount(codes(out[chosen.index]), minlength=V**L) / 3000
     plain, corrected = (float((found - law).abs().sum() / 2) for found in (one, many))
     chance = math.sqrt(float(holds.sum()) / 3000 / 2)
@@ -110,7 +111,7 @@ def test_rows_that_the_model_gives_no_probability_are_chosen_only_for_want_of_ot
     sampler = make(FirstHitting)
     run(sampler, Absorb, rows=20, denoise=denoise, unconditioned=EVERY, matching=matching("bbb"))
     assert sampler.log_weight.tolist() == [-math.inf] * 20
-    chosen = choose(torch.tensor([-math.inf, 0.0, -math.inf, -math.inf]), 2, generator=torch.Generator())
+    chosen = choose(torch.tensor([-math.inf, 0.0, -math.inf, -math.inf]), 2, draws=Draws(torch.Generator()))
     assert chosen.index[0] == 1
     assert chosen.index[1] in (2, 3)
 

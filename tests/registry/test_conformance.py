@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sedd_graph.component.base import Component, ComponentConfig, Context
+from sedd_graph.component.check import Proof
 from sedd_graph.component.kinds import KINDS
 from sedd_graph.component.registry import discover
 from sedd_graph.diffusion.likelihood import Likelihood
@@ -124,6 +125,7 @@ CASES: dict[str, list[Case]] = {
     "power": [case(), case({"gamma": 0.0}), case({"gamma": -1.0, "frequencies": [5, 1, 100]})],
     "rates": [case({"table": RING}), case({"table": [[0, 2], [1, 0]]})],
     "projection": [case({"width": 5}), case({"width": 5, "hidden": 3})],
+    "reversible_heun": [case()],
     "reverse": [case(), case({}, "attend")],
     "rms_norm": [case({"affine": a}) for a in ("none", "weight")],
     "roll": [case({"by": 2}), case({"by": -1}, "attend")],
@@ -199,8 +201,17 @@ def test_every_built_in_component(name: str) -> None:
     if name == "transformers_backbone":
         pytest.importorskip("transformers", reason="the extra 'hub' is not installed")
     assert name in CASES, f"{name} is registered, but has no case in {__file__}"
+    # the full proof of vectors takes long: test_the_full_proof_of_vectors below
+    proof: Proof = "quick" if cls.kind.startswith("vector_") else "full"
     for config, connected, axes in CASES[name]:
-        check_component(cls, config, connected=connected, axes=axes)
+        check_component(cls, config, connected=connected, axes=axes, proof=proof)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in OWN if REGISTRY.component(OWN[n].op).kind.startswith("vector_")])
+def test_the_full_proof_of_vectors(name: str) -> None:
+    for config, connected, axes in CASES[name]:
+        check_component(REGISTRY.component(OWN[name].op), config, connected=connected, axes=axes)
 
 
 def test_every_case_is_of_a_registered_component() -> None:
@@ -281,7 +292,7 @@ def samplers() -> Iterator[Any]:
         yield pytest.param(found, id=name, marks=() if found in first else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("found", samplers())
+@pytest.mark.parametrize("found", list(samplers()))
 def test_every_sound_sampler_draws_from_the_data_distribution(found: tuple[str, str, str, str]) -> None:
     """Verified on an enumerable toy, for each kernel, output and sampler, with and without blocks."""
     wrong = [check for check in prove_sampler(maker(plan(*found), REGISTRY), found[1], "quick") if check.holds is False]

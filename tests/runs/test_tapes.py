@@ -19,8 +19,9 @@ from sedd_graph.cli.main import run as command
 from sedd_graph.engine.process import SampleRequest
 from sedd_graph.errors import UserError
 from sedd_graph.runs.edit import Span, edit_run, replace_in, span_in
-from sedd_graph.runs.invert import invert_run, restore_run, restored_texts
+from sedd_graph.runs.invert import invert_run, restore_run
 from sedd_graph.runs.open import Run, open_run
+from sedd_graph.runs.restore import restored_texts
 from sedd_graph.runs.sample import sample_run
 from sedd_graph.runs.tape import parts_of
 from sedd_graph.store.manifest import DamagedError

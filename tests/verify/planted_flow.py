@@ -10,6 +10,7 @@ from sedd_graph_registry.noise.schedules_gumbel import Gumbel
 from sedd_graph_registry.vectors.langflow import LangFlow
 from sedd_graph_registry.vectors.normalized import NormalizedGaussian
 from sedd_graph_registry.vectors.ode import Ode
+from sedd_graph_registry.vectors.reversible import ReversibleHeun
 from torch import Tensor
 
 from sedd_graph.component.base import Context
@@ -17,6 +18,7 @@ from sedd_graph.diffusion.vectors import flow
 from sedd_graph.diffusion.vectors.flow import Flow, FlowLikelihood, root_snr
 from sedd_graph.diffusion.vectors.gaussian import along, noise_std
 from sedd_graph.diffusion.vectors.parts import VectorParts
+from sedd_graph.diffusion.vectors.reversible import Field, Level, State
 from sedd_graph.diffusion.vectors.sampler import VectorWalk
 
 __all__ = ["FAULTS", "FlowFault", "parts"]
@@ -42,10 +44,11 @@ class FlowFault:
 
     Attributes:
         name: The fault in words.
-        part: The component that has it, or ``flow`` for the ODE of the objective.
+        part: The component that has it, ``reversible`` for a reversible sampler, or ``flow`` for the ODE of the objective.
         caught: Suffixes of the names of checks, one of which must fail.
         methods: Methods that replace those of the sound class.
-        group: The check function that finds it: ``fitted``, ``flow``, ``order``, ``objective``, ``kernel`` or ``sampler``.
+        group: The check function that finds it: ``fitted``, ``flow``, ``order``, ``inverse``, ``law``, ``objective``,
+            ``kernel`` or ``sampler``.
     """
 
     name: str
@@ -65,8 +68,15 @@ class FlowFault:
                 return made
 
             return parts(objective=type("Planted", (LangFlow,), {"flow": own}))
-        base = {"kernel": NormalizedGaussian, "schedule": Gumbel, "objective": LangFlow, "sampler": Ode}[self.part]
-        return parts(**{self.part: type("Planted", (base,), self.methods)})
+        bases = {
+            "kernel": NormalizedGaussian,
+            "schedule": Gumbel,
+            "objective": LangFlow,
+            "sampler": Ode,
+            "reversible": ReversibleHeun,
+        }
+        part = "sampler" if self.part == "reversible" else self.part
+        return parts(**{part: type("Planted", (bases[self.part],), self.methods)})
 
 
 def likelihood(change: Callable[[FlowLikelihood], FlowLikelihood]) -> dict[str, Any]:
@@ -131,7 +141,73 @@ def shifted_fit(self: Any, sigma: Tensor, nats: Tensor) -> Tensor:
     return Gumbel.fit(self, sigma * 1.05, nats)
 
 
+def smaller_noise(self: Any, walk: VectorWalk, times: Tensor) -> None:
+    """The initial noise has 0.9 of its standard deviation."""
+    walk.x = 0.9 * walk.x
+    Ode.walk(self, walk, times)
+
+
+def heun(self: Any, field: Field, state: State, start: Level, end: Level, *, snap: Any, mean: bool = False) -> State:
+    """A step of the reversible Heun method with another rounding."""
+    y, z = state
+    half = along((end.s - start.s) / 2, y)
+    first = field(z, start)
+    mirrored = 2 * (y + snap(half * first)) - z
+    second = field(mirrored, end)
+    if mean:
+        return y + snap(half * (first + second)), mirrored
+    return y + snap(half * first) + snap(half * second), mirrored
+
+
+def explicit(self: Any, field: Field, state: State, start: Level, end: Level) -> State:
+    """Heun's own method on the grid, whose second stage is forgotten."""
+    y, _ = state
+    h = along(end.s - start.s, y)
+    first = field(y, start)
+    moved = y + self.grid.snap(h * first)
+    found = y + self.grid.snap(h * (first + field(moved, end)) / 2)
+    return found, found
+
+
+def late(self: Any, field: Field, state: State, start: Level, end: Level) -> State:
+    """The inverse step evaluates the network at the exchanged noise levels."""
+    return self.advance(field, state, end._replace(t=start.t), start._replace(t=end.t))
+
+
+def remembers(self: Any, field: Any, state: State, start: Level, end: Level) -> State:
+    """A self-conditioned network is conditioned on the estimate of the step before."""
+    y, z = state
+    half = along((end.s - start.s) / 2, y)
+    walk = field._walk
+
+    def at(x: Tensor, level: Level) -> Tensor:
+        return walk.estimate(level.t, x=(along(level.noise, x) * x).float()).x0.double()
+
+    walk.x = (along(start.noise, z) * z).float()
+    middle = y + self.grid.snap(half * walk.estimate(start.t).x0.double())
+    mirrored = 2 * middle - z
+    return middle + self.grid.snap(half * at(mirrored, end)), mirrored
+
+
 FAULTS = [
+    FlowFault("initial noise of 0.9 standard deviations", "sampler", "law", {"walk": smaller_noise}, "law"),
+    FlowFault(
+        "steps that are not rounded to the grid",
+        "reversible",
+        "inverse",
+        {"advance": lambda *a: heun(*a, snap=lambda x: x)},
+        "inverse",
+    ),
+    FlowFault(
+        "steps rounded as a whole, and not in halves",
+        "reversible",
+        "inverse",
+        {"advance": lambda self, *a: heun(self, *a, snap=self.grid.snap, mean=True)},
+        "inverse",
+    ),
+    FlowFault("a companion that is forgotten", "reversible", "inverse", {"advance": explicit}, "inverse"),
+    FlowFault("noise levels exchanged in the inverse", "reversible", "inverse", {"retreat": late}, "inverse"),
+    FlowFault("a step that depends on the one before", "reversible", "inverse", {"advance": remembers}, "inverse"),
     FlowFault("sign of the drift", "sampler", "step", walk(backwards), "sampler"),
     FlowFault("Heun without its second evaluation", "sampler", "order", walk(half_heun), "order"),
     FlowFault("Heun's second evaluation at the old noise", "sampler", "order", walk(midpoint), "order"),

@@ -16,8 +16,8 @@ from sedd_graph.component.base import Component, ComponentConfig, Context, solve
 from sedd_graph.component.check import Check
 from sedd_graph.component.contract import Algebra, Signature, SizeField
 from sedd_graph.component.registry import Registry, discover
+from sedd_graph.diffusion.grid import Grid
 from sedd_graph.engine.construct import build_block
-from sedd_graph.engine.grid import Grid
 from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.log_det import forward_with_log_det

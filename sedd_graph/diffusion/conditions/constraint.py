@@ -1,4 +1,4 @@
-"""Constraints on sampled tokens: allowed tokens by position, and regular expressions over whole rows.
+"""Constraint that whole rows of sampled tokens match a regular expression.
 
 Axes: b batch, r rows of it, l length, n states of a token, s states of an automaton (the last is dead), k kinds of
 tokens. Tokens are of the same kind if they cause the same transitions of the automaton.
@@ -7,26 +7,23 @@ tokens. Tokens are of the same kind if they cause the same transitions of the au
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.conditions.allowed import Pieces
 from sedd_graph.diffusion.conditions.automaton import compile_pattern
-from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.conditions.pattern import PatternError
 from sedd_graph.diffusion.conditions.token_automaton import TokenAutomaton, spell
 from sedd_graph.diffusion.numerics import take
 from sedd_graph.errors import UserError
 
-__all__ = ["Matching", "Pieces", "allowed_tokens"]
+__all__ = ["Matching", "Pick"]
 
-Pieces = Callable[[], Sequence[bytes | None]]
-"""A function that returns the bytes of the token of each state (None: a token without text).
-
-Raises :class:`~sedd_graph.errors.UserError` if the tokenizer's tokens do not stand for bytes.
-"""
+Pick = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Type of the functions ``pick(weights, row, position, kind)`` that draw classes from weights, float64 [m, classes]: kinds
+of tokens if ``kind`` is None, else tokens of these kinds. Row and position are those of each of the m draws, int64 [m]."""
 
 _CHUNK = 2**23
 """Largest number of automaton transitions in memory at a time; also the limit for the transition table of one row."""
@@ -37,47 +34,6 @@ UNLIKELY = -60.0
 It is added at every hidden position of a row in which all texts that match the regular expression have weight zero, so
 that one of them can be sampled. The tokens' own weights at a position sum to 1.
 """
-
-
-def allowed_tokens(conditions: Conditions, allowed: Tensor, length: int, pieces: Pieces) -> Tensor:
-    """Return the tokens that are allowed at each position under the conditions ``forbid`` and ``allow``.
-
-    Args:
-        conditions: Config with the keys ``forbid`` and ``allow``.
-        allowed: Tokens allowed before these conditions, bool [n], [l, n] or [b, l, n].
-        length: Number of positions, l.
-        pieces: Returns the bytes of each token; called only if a condition contains text or a pattern.
-
-    Returns:
-        bool [n], [l, n] or [b, l, n].
-
-    Raises:
-        UserError: A token or position does not exist, or no token is left at a position.
-    """
-    states = allowed.shape[-1]
-    barred = {i for i in conditions.forbid if isinstance(i, int)}
-    if any(i >= states for i in barred):
-        raise UserError(f"forbid: there is no token {max(barred)}; ids go up to {states - 1}")
-    texts = [text.encode("utf-8", "surrogatepass") for text in conditions.forbid if isinstance(text, str)]
-    if texts:
-        barred |= {i for i, piece in enumerate(pieces()) if piece and any(t in piece for t in texts)}
-    keep = torch.ones(states, dtype=torch.bool)
-    keep[list(barred)] = False
-    found = allowed & keep.to(allowed.device)
-    if conditions.allow:
-        found = found.expand(*found.shape[:-2], length, states).clone()
-        spelled = pieces()
-        for position, pattern in conditions.allow.items():
-            if not -length <= position < length:
-                raise UserError(f"allow: there is no position {position} in rows of {length} tokens")
-            automaton = compile_pattern(pattern)
-            fits = [piece is not None and automaton.matches(piece) for piece in spelled]
-            found[..., position, :] &= torch.tensor(fits, device=found.device)
-    empty = ~found.any(-1)
-    if bool(empty.any()):
-        where = "any position" if found.dim() == 1 else f"position {int(empty.nonzero()[0, -1])}"
-        raise UserError(f"no token is left for {where}: all are forbidden, or none of the allowed ones matches")
-    return found
 
 
 class Matching:
@@ -207,7 +163,7 @@ class Matching:
         may: Tensor,
         going: Tensor,
         *,
-        generator: torch.Generator,
+        pick: Pick,
     ) -> Tensor:
         """Sample all hidden tokens jointly, given that each row matches; return the tokens at positions ``going``.
 
@@ -222,11 +178,65 @@ class Matching:
                 normalised.
             may: bool [h, n], tokens that are allowed at the hidden positions.
             going: bool [r, l], the hidden positions whose tokens are returned; g of them over all rows.
-            generator: Random number generator on the device of ``x``.
+            pick: Draws classes from weights: kinds of tokens one position after another, then the tokens.
 
         Returns:
             Tokens, int64 [g], in row-major order of the positions.
         """
+        weights, shares, reach = self._possible(x, rows, hidden, weights, may)
+        which = torch.arange(len(x), device=x.device)
+        state, kinds = self._starts(len(x), rows), torch.empty_like(x)
+        end = len(reach) - 1
+        for i in range(x.shape[1]):
+            if i >= end:
+                kinds[:, i] = pick(shares[:, i].exp(), which, torch.full_like(which, i), None)
+            elif not bool(hidden[:, i].any()):
+                kinds[:, i] = self._kind[x[:, i]]
+            else:
+                odds = shares[:, i] + reach[i + 1].gather(1, self._after[state])
+                peak = odds.amax(-1, keepdim=True)
+                kinds[:, i] = pick((odds - peak).exp(), which, torch.full_like(which, i), None)
+            state = self._after[state, kinds[:, i]]
+        chosen = going[hidden]
+        row, at = going.nonzero(as_tuple=True)
+        return pick(weights[chosen] * (self._kind == kinds[going][:, None]), row, at, kinds[going])
+
+    def kinds(self, tokens: Tensor) -> Tensor:
+        """Return the kind of each token, int64 of the same shape."""
+        return self._kind[tokens]
+
+    def completed(
+        self, x: Tensor, rows: Tensor, hidden: Tensor, weights: Tensor, may: Tensor, given: Tensor, pick: Pick
+    ) -> tuple[Tensor, Tensor]:
+        """Sample the hidden tokens given that each row matches, some of them being given.
+
+        Args:
+            x: int64 [r, l], rows that have the given tokens at the positions ``given``.
+            rows: bool [b], the selected rows.
+            hidden: bool [r, l], positions whose tokens :meth:`draw` samples.
+            weights: float64 [h, n], as for :meth:`draw`.
+            may: bool [h, n], as for :meth:`draw`.
+            given: bool [r, l], those of the hidden positions whose tokens are given.
+            pick: Draws classes from weights.
+
+        Returns:
+            The rows with all hidden tokens, int64 [r, l], and the rows that :meth:`draw` may return with them, bool [r];
+            the others have no probability there.
+        """
+        weights, _, _ = self._possible(torch.where(given, 0, x), rows, hidden, weights, may)
+        known, left = given[hidden], hidden & ~given
+        mine = weights.gather(1, torch.where(given, x, 0)[hidden][:, None])[:, 0]
+        lack = torch.zeros_like(x).masked_scatter(hidden, (known & (mine <= 0)).long()).any(-1)
+        possible = ~lack & (self.log_chance(x, rows, left, weights[~known]) > -torch.inf)
+        out = x.clone()
+        if bool(left.any()):
+            out[left] = self.draw(x, rows, left, weights[~known], may[~known], left, pick=pick)
+        return out, possible
+
+    def _possible(
+        self, x: Tensor, rows: Tensor, hidden: Tensor, weights: Tensor, may: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return normalised weights under which each row can match, the log-weights of kinds, and the backward sums."""
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
         shares = self._log_weights(x, hidden, weights)
         reach = self._backward(shares, rows)
@@ -237,20 +247,7 @@ class Matching:
             weights = torch.where(lost_here[:, None], weights + even * torch.tensor(UNLIKELY).double().exp(), weights)
             shares = self._log_weights(x, hidden, weights)
             reach = self._backward(shares, rows)
-        state, kinds = self._starts(len(x), rows), torch.empty_like(x)
-        end = len(reach) - 1
-        for i in range(x.shape[1]):
-            if i >= end:
-                kinds[:, i] = categorical(shares[:, i].exp(), generator=generator)
-            elif not bool(hidden[:, i].any()):
-                kinds[:, i] = self._kind[x[:, i]]
-            else:
-                odds = shares[:, i] + reach[i + 1].gather(1, self._after[state])
-                peak = odds.amax(-1, keepdim=True)
-                kinds[:, i] = categorical((odds - peak).exp(), generator=generator)
-            state = self._after[state, kinds[:, i]]
-        chosen = going[hidden]
-        return categorical(weights[chosen] * (self._kind == kinds[going][:, None]), generator=generator)
+        return weights, shares, reach
 
     def log_chance(self, x: Tensor, rows: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
         """Return the log-probability that a row matches if its hidden tokens are drawn independently of each other.

@@ -8,6 +8,7 @@ tokens, n clean tokens, w positions of a noisy string, v data tokens.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.categorical import inverse_cdf
+from sedd_graph.diffusion.strings.aligned_noise import AlignedNoise
 from sedd_graph.diffusion.strings.columns import BLANK, Columns, Remaining, partway
 from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.strings.kernel import LEAST, StringKernel
@@ -78,6 +80,11 @@ class EditFlowKernel(StringKernel):
         every = torch.ones(self.states, dtype=torch.float64)
         survive = torch.exp(start - sigma * every)
         return Fates(survive, 0 * every, 1 - survive, 0.0, 0.0, 0 * every)
+
+    def aligned_noise(self, sigma: float) -> AlignedNoise | None:
+        if not self.spread:
+            return None
+        return AlignedNoise(math.exp(-sigma), self.spread, self.longest, self.law, self.align)
 
     def weights(self, sigma: Tensor) -> Tensor:
         return (1 / torch.expm1(sigma))[:, None].expand(-1, 3)

@@ -24,6 +24,7 @@ from sedd_graph.component.check import Check
 from sedd_graph.component.outputs import Input, Output
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.strings.aligned_noise import AlignedNoise
 from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.strings.strings import Strings
 
@@ -211,11 +212,19 @@ class StringKernel(Component, ABC):
     def fates(self, sigma: float, start: float = 0.0) -> Fates | None:
         """Return what noise from ``start`` to ``sigma`` does to each token; None if tokens are not noised one by one.
 
-        Reversible noise reads it. A kernel that returns None has none.
+        Reversible noise reads it. A kernel that returns None has none, unless it defines :meth:`aligned_noise`.
 
         Args:
             sigma: Total noise at the end.
             start: Total noise at the start.
+        """
+        return None
+
+    def aligned_noise(self, sigma: float) -> AlignedNoise | None:
+        """Return how noise mixes clean strings with strings of the prior; None if it does not. Reversible noise reads it.
+
+        Args:
+            sigma: Total noise.
         """
         return None
 

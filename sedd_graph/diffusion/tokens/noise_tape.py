@@ -17,31 +17,29 @@ Axes: b batch, l length, n states, k changes, m positions that change.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.diffusion.draws import Draws, placed_uniform
-from sedd_graph.diffusion.gumbel import posterior_changes, standard_gumbel
+from sedd_graph.diffusion.categorical import categorical
+from sedd_graph.diffusion.conditions.constraint import Matching
+from sedd_graph.diffusion.draws import placed_uniform
 from sedd_graph.diffusion.numerics import take
 from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.tokens.addressed_noise import AGAIN, FRESH, GROUP, SHARED, TURN, AddressedNoise, seed_of
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.diffusion.tokens.noise_record import FINAL, MOVE, NOISED, Changes, Record
+from sedd_graph.diffusion.tokens.noise_record import FINAL, MOVE, NOISED, Changes
 from sedd_graph.diffusion.tokens.road import Bridge, Road
 from sedd_graph.errors import UserError
 
 __all__ = ["NoiseTape"]
 
-_TOKEN, _AGAIN, _FRESH, _SHARED = 1, 2, 3, 4  # independent streams of one seed
 _CHUNK = 2**22  # float64 numbers held at a time
-KEPT = 8.0
-"""Amount in nats by which an edit at strength 0 favours each token of the text that is not held."""
 
 
-class NoiseTape(Draws):
+class NoiseTape(AddressedNoise):
     """Noise of a sampling run of tokens by address, recorded or replayed.
 
     Args:
@@ -53,7 +51,7 @@ class NoiseTape(Draws):
         places: Index on the tape of each position, int64 [b, l], at least 0 and different within a row; None: the
             positions are those of the tape.
         strength: Share S in [0, 1] of fresh noise: tokens are the argmax of log-weights + (1 - S) z + S g, with g fresh
-            Gumbel noise and z the noise of the tape plus :data:`KEPT` for the token of the road's text (DICE, arXiv
+            Gumbel noise and z the noise of the tape plus :data:`~sedd_graph.diffusion.tokens.addressed_noise.KEPT` for the token of the road's text (DICE, arXiv
             2410.08207, with lambda_1 = 1 - S and lambda_2 = S; its residual favours that token, too). Positions that
             are held have no fresh noise. 0: the noise of the tape alone.
         fresh: Seed of the fresh noise, in addition to that of the row.
@@ -74,26 +72,29 @@ class NoiseTape(Draws):
         strength: float = 0.0,
         fresh: int = 0,
     ) -> None:
-        super().__init__(torch.Generator(device).manual_seed(_integer(seeds[:1], _SHARED)))
-        self._seeds, self._road, self._strength, self._fresh = seeds.to(device), road, strength, fresh
-        self._log = Record(Changes.joined([] if changes is None else [changes]))
-        self.start, self._given, self._target = start, places, Tensor()
-        self._bridge: Bridge | None = None
+        super().__init__(seeds, device=device, changes=changes, road=road, strength=strength, fresh=fresh)
+        self.start, self._given = start, places
         # draws that no replay repeats: the initial rows, and the road
-        self._own = torch.Generator(device).manual_seed(_integer(seeds[:1], _FRESH))
+        self._own = torch.Generator(device).manual_seed(seed_of(seeds[:1], FRESH))
 
-    def changes(self) -> Changes:
-        """Return the noise recorded in this run that differs from that of the seeds."""
-        return Changes.joined(self._log.parts)
-
-    def prepare(self, kernel: Kernel, schedule: Schedule, times: Sequence[float] | None, length: int) -> Tensor:
-        """Return the initial rows, int64 [b, l], and prepare for a run.
+    def prepare(
+        self,
+        kernel: Kernel,
+        schedule: Schedule,
+        times: Sequence[float] | None,
+        length: int,
+        *,
+        particles: int = 1,
+    ) -> Tensor:
+        """Return the initial rows, int64 [b * particles, l], and prepare for a run.
 
         Args:
             kernel: The forward process.
             schedule: Total noise as a function of time.
             times: Times at which the sampler's steps start; None if it has no grid of times.
             length: Number of positions l, at least that of the tape. Those beyond the tape are not held.
+            particles: Number of rows that are drawn for each row of the tape. The first of each group is the one of the
+                tape, and the one that is chosen.
 
         Raises:
             UserError: The tape is not one of a model with this number of states.
@@ -124,7 +125,44 @@ class NoiseTape(Draws):
             self._target = road.text
             if times is not None and not kernel.carries_over:
                 self._bridge = Bridge(kernel, schedule, times, road, self._own)
-        return self.start.to(device)
+        if particles == 1:
+            return self.start.to(device)
+        return self._grouped(particles, road)
+
+    def _grouped(self, particles: int, road: Road | None) -> Tensor:
+        """Take several rows for each one of the tape, and return all initial rows, int64 [b * particles, l]."""
+        number = torch.arange(particles, device=self.generator.device)
+        self._particles = particles
+        self._turn = (placed_uniform(self._seeds, TURN) * particles).long()
+        self._seeds = (
+            self._seeds[:, None] ^ (placed_uniform(self._seeds[:, None], GROUP, number) * 2**52).long() * (number > 0)
+        ).reshape(-1)
+        self._log.past = self._log.past._replace(row=self._log.past.row * particles)
+        self._places, self._position = (x.repeat_interleave(particles, 0) for x in (self._places, self._position))
+        if road is not None:
+            first = (number == 0).repeat(len(road.text))[:, None]
+            text = road.text.repeat_interleave(particles, 0)
+            self._road = Road(text=text, held=road.held.repeat_interleave(particles, 0) & first)
+            self._target = text
+        if self.start is None:
+            raise UserError("the tape has no initial rows")
+        return self.start.to(self.generator.device).repeat_interleave(particles, 0)
+
+    def require_match(self, matching: Matching, allowed: Tensor, length: int) -> None:
+        """Raise :class:`UserError` unless the text at which rows are to end can match a regular expression.
+
+        Args:
+            matching: The constraint.
+            allowed: bool [n], [l, n] or [b, l, n], tokens that may be drawn.
+            length: Number of positions that must match.
+        """
+        if self._road is None:
+            return
+        text, held = self._road.text[:, :length], self._road.held[:, :length]
+        if bool(held.any()):
+            rows = slice(None, None, self._particles)
+            may = allowed[..., :length, :] if allowed.dim() > 1 else allowed
+            matching.feasible(text[rows], ~held[rows], may[rows] if may.dim() > 2 else may)
 
     def _index(self, places: Tensor, states: int) -> None:
         """Verify the changes, and set the position of each place, int64 [b, places], -1 for those that are left out."""
@@ -141,41 +179,11 @@ class NoiseTape(Draws):
         if self._bridge is not None:
             self._target = self._bridge.rows(step, x)
 
-    def uniform(self, *shape: int) -> Tensor:
-        call = self._next()
-        if shape == tuple(self._places.shape):
-            return self._uniform(call)
-        inner = torch.arange(math.prod(shape[1:]), device=self._places.device)
-        return placed_uniform(self._seeds[:, None], call, _AGAIN, inner).reshape(shape)
-
-    def poisson(self, rate: Tensor, x: Tensor) -> Tensor:
-        call = self._next()
-        u = self._changed(call, MOVE, self._uniform(call))
-        none, one = torch.exp(-rate), torch.exp(-rate) * (1 + rate)
-        if self._road is not None:
-            goes, stays = self._prescribed(self._road, x)
-            v, once, share = self._uniform(call, _AGAIN), (u >= none) & (u < one), one - none
-            apart = v * (1 - share)
-            u = self._steer(call, u, goes & ~once & (share > 0), none + v * share)
-            u = self._steer(call, u, stays & once, torch.where(apart < none, apart, apart + share))
-        count, term, below = torch.zeros_like(rate), none.clone(), none.clone()
-        while bool((more := (u >= below) & (count < 1e4)).any()):
-            count = count + more
-            term = term * rate / count.clamp(min=1)
-            below = torch.where(more, below + term, below)
-        return count
-
     def jump(
         self, x: Tensor, move: Tensor, weights: Callable[[Tensor], Tensor], *, read: Callable[[Tensor], bool] = bool
     ) -> Tensor:
-        call = self._next()
-        u = self._changed(call, MOVE, self._uniform(call))
-        if self._road is not None:
-            goes, stays = self._prescribed(self._road, x)
-            v = self._uniform(call, _AGAIN)
-            u = self._steer(call, u, goes & (u >= move) & (move > 0), v * move)
-            u = self._steer(call, u, stays & (u < move) & (move < 1), move + v * (1 - move))
-        moving = u < move
+        call = self._log.call
+        moving = self.going(x, move)
         if not read(moving.any()):
             return x
         drawn = weights(moving).double()
@@ -191,9 +199,76 @@ class NoiseTape(Draws):
         out[moving] = torch.cat(found)
         return out
 
+    def going(self, x: Tensor, move: Tensor) -> Tensor:
+        call = self._next()
+        u = self._changed(call, MOVE, self._uniform(call))
+        if self._road is not None:
+            goes, stays = self._prescribed(self._road, x)
+            v = self._uniform(call, AGAIN)
+            u = self._steer(call, u, goes & (u >= move) & (move > 0), v * move)
+            u = self._steer(call, u, stays & (u < move) & (move < 1), move + v * (1 - move))
+        return u < move
+
+    def matched(
+        self, matching: Matching, x: Tensor, rows: Tensor, hidden: Tensor, weights: Tensor, may: Tensor, moving: Tensor
+    ) -> Tensor:
+        kinds, tokens = self._next(), self._next()
+        own, here, goes = rows.nonzero()[:, 0], hidden[rows], moving[rows]
+        led = torch.zeros(len(own), dtype=torch.bool, device=x.device)
+        x, target = x[rows], x[rows]
+        if self._road is not None:
+            text, held = self._road.text[rows], self._road.held[rows]
+            given = goes & held if bool(self._road.held.any(-1).eq(self._road.held.all(-1)).all()) else here & held
+            x = torch.where(given, text, x)
+
+            def again(weights: Tensor, row: Tensor, at: Tensor, kind: Tensor | None) -> Tensor:
+                return categorical(weights, generator=self._own)
+
+            target, possible = matching.completed(x, rows, here, weights, may, given, again)
+            led = possible & held.all(-1)
+            fixed = given & (possible & ~led)[:, None]  # held tokens of an edit, whose other tokens are to fit them
+            here, weights, may = here & ~fixed, weights[~fixed[here]], may[~fixed[here]]
+
+        def pick(weights: Tensor, row: Tensor, at: Tensor, kind: Tensor | None) -> Tensor:
+            wanted, favoured = target[row, at], None if self._road is None else self._road.text[own[row], at]
+            if kind is None:
+                wanted, favoured = matching.kinds(wanted), None if favoured is None else matching.kinds(favoured)
+            call = kinds if kind is None else tokens
+            return self._choices(call, weights.log(), own[row], at, wanted, led[row], favoured)
+
+        free = goes & here
+        found = matching.draw(x, rows, here, weights, may, free, pick=pick)
+        return x.masked_scatter(free, found)[goes]
+
+    def select(self, share: Tensor) -> Tensor:
+        call, groups = self._next(), torch.arange(len(share), device=share.device)
+        first = groups * self._particles
+        u = self._changed(call, MOVE, self._uniform(call))[first, 0]
+        turned = (torch.arange(self._particles, device=share.device) + self._turn[:, None]) % self._particles
+        cdf = share.gather(1, turned).cumsum(-1)
+        cdf = cdf / cdf[:, -1:]
+        if self._road is not None and bool(self._road.held.any()):
+            # the first particle of each group, which ends at the text, is at this place of the turned group
+            place = (-self._turn) % self._particles
+            high = take(cdf, place)
+            low = torch.where(place > 0, take(cdf, (place - 1).clamp(min=0)), 0.0)
+            if bool((high <= low).any()):
+                raise UserError(
+                    "the model gives a text no probability under the conditions on samples, so that this particle is never "
+                    "chosen"
+                )
+            wanted = low + self._uniform(call, AGAIN)[first, 0] * (high - low)
+            wanted = torch.where((wanted >= low) & (wanted < high), wanted, low)
+            full = self._uniform(call)
+            where = torch.zeros_like(full, dtype=torch.bool)
+            where[first, 0] = True
+            u = self._steer(call, full, where, full.index_put((first, torch.zeros_like(first)), wanted))[first, 0]
+        found = torch.searchsorted(cdf, u[:, None], right=True)[:, 0].clamp(max=self._particles - 1)
+        return take(turned, found)
+
     def noisy(self, kernel: Kernel, x: Tensor, sigma: Tensor, *, corrupt: Tensor) -> Tensor:
         call = self._next()
-        generator = torch.Generator(x.device).manual_seed(_integer(self._seeds[:1], _SHARED + 1 + call))
+        generator = torch.Generator(x.device).manual_seed(seed_of(self._seeds[:1], SHARED + 1 + call))
         out = kernel.sample(x, sigma, random=Randomness(generator), corrupt=corrupt)
         out = self._changed(call, NOISED, out)
         if self._road is None or self._bridge is None:
@@ -217,93 +292,3 @@ class NoiseTape(Draws):
         if self._road is None:
             return x
         return self._steer(call, x, self._road.held & (x != self._road.text), self._road.text, FINAL)
-
-    # -- noise by address ---------------------------------------------------------------------------------------------
-
-    def _next(self) -> int:
-        self._log.call += 1
-        return self._log.call - 1
-
-    def _uniform(self, call: int, stream: int = _SHARED) -> Tensor:
-        """Return the uniform number of each position in one call, float64 [b, l], without changes."""
-        return placed_uniform(self._seeds[:, None], call, stream, self._places, MOVE)
-
-    def _prescribed(self, road: Road, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the positions that must change and those that must not, bool [b, l] each."""
-        held, same = road.held, x == self._target
-        return held & ~same & (self._bridge is not None), held & same
-
-    def _past(self, call: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return row, position, state and value of the recorded changes in one call that concern these rows, [k]."""
-        past, device = self._log.past, self.generator.device
-        low, high = torch.searchsorted(past.call, torch.tensor([call, call + 1])).tolist()
-        row, place, state, value = (column[low:high].to(device) for column in past[1:])
-        at = self._position[row, place]
-        keep = at >= 0
-        if self._road is not None:
-            keep = keep & ~self._road.held[row, at.clamp(min=0)]
-        return row[keep], at[keep], state[keep], value[keep]
-
-    def _changed(self, call: int, code: int, values: Tensor) -> Tensor:
-        """Return ``values`` [b, l] with the recorded ones of one kind in their places."""
-        row, at, state, value = self._past(call)
-        chosen = state == code
-        if not bool(chosen.any()):
-            return values
-        return values.index_put((row[chosen], at[chosen]), value[chosen].to(values.dtype))
-
-    def _steer(self, call: int, values: Tensor, where: Tensor, new: Tensor, code: int = MOVE) -> Tensor:
-        """Return ``values`` with those of ``new`` at ``where``, all [b, l], and record them."""
-        if self._road is None or not bool(where.any()):
-            return values
-        row, at = where.nonzero(as_tuple=True)
-        self._log.add(call, row, self._places[row, at], code, new[where])
-        return torch.where(where, new, values)
-
-    def _tokens(self, call: int, log_weights: Tensor, row: Tensor, at: Tensor) -> Tensor:
-        """Draw the new tokens of some positions.
-
-        Args:
-            call: Number of the call.
-            log_weights: Of the new tokens, float64 [m, n].
-            row: Rows of the positions, int64 [m].
-            at: Indices of the positions, int64 [m].
-
-        Returns:
-            int64 [m].
-        """
-        states = torch.arange(log_weights.shape[-1], device=row.device)
-        seeds, places = self._seeds[row][:, None], self._places[row, at][:, None]
-
-        def noise(stream: int, seed: Tensor = seeds) -> Tensor:
-            return standard_gumbel(placed_uniform(seed, call, stream, places, states))
-
-        found = noise(_TOKEN)
-        past_row, past_at, state, value = self._past(call)
-        number = torch.full(self._places.shape, -1, device=row.device).index_put(
-            (row, at), torch.arange(len(row), device=row.device)
-        )
-        index = number[past_row, past_at]
-        known = (state >= 0) & (index >= 0)
-        found = found.index_put((index[known], state[known]), value[known])
-        if self._strength:
-            if self._road is not None:
-                found = found.scatter_add(1, self._road.text[row, at, None], torch.full_like(places.double(), KEPT))
-            found = (1 - self._strength) * found + self._strength * noise(_FRESH, seeds + self._fresh)
-        if self._road is not None:
-            target = self._target[row, at]
-            held = self._road.held[row, at] & (take(log_weights, target) > -torch.inf)
-            if bool(held.any()):
-                free = noise(_TOKEN)[held]
-                again = noise(_AGAIN)[held]
-                wanted, changed = posterior_changes(log_weights[held], target[held], free, again)
-                found[held] = wanted
-                which, new = changed.nonzero(as_tuple=True)
-                index = held.nonzero()[:, 0][which]
-                self._log.add(call, row[index], places[index, 0], new, wanted[which, new])
-        return (log_weights + found).argmax(-1)
-
-
-def _integer(seeds: Tensor, stream: int) -> int:
-    """Return a seed of torch's generator that follows from the first of ``seeds``."""
-    return int(placed_uniform(seeds.cpu(), stream) * 2**52)

@@ -15,7 +15,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.categorical import categorical, sharpen
+from sedd_graph.diffusion.categorical import sharpen
+from sedd_graph.diffusion.draws import Draws
 
 __all__ = ["Chosen", "ImportanceWeights", "choose"]
 
@@ -87,17 +88,17 @@ class Chosen:
     effective: float
 
 
-def choose(log_weight: Tensor, particles: int, *, generator: torch.Generator) -> Chosen:
+def choose(log_weight: Tensor, particles: int, *, draws: Draws) -> Chosen:
     """Choose one row of each group of particles, with probability proportional to its weight.
 
     Args:
         log_weight: Log-weights, float64 [groups * particles]; rows of a group are adjacent.
         particles: Number of rows per group.
-        generator: Random number generator on the device of the weights.
+        draws: Random numbers of the run.
     """
     grouped = log_weight.view(-1, particles)
     none = grouped.amax(-1, keepdim=True) == -torch.inf  # the model gives no row of the group any probability
     share = torch.where(none, 0.0, grouped).softmax(-1)
     first = torch.arange(len(grouped), device=share.device) * particles
     effective = float((1 / share.square().sum(-1)).mean())
-    return Chosen(first + categorical(share, generator=generator), effective)
+    return Chosen(first + draws.select(share), effective)

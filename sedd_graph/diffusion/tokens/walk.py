@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.categorical import categorical, going, sharpen
+from sedd_graph.diffusion.categorical import categorical, sharpen
 from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.draws import Draws
 from sedd_graph.diffusion.numerics import take
@@ -289,7 +289,7 @@ class Walk:
     def _draw_matching(
         self, matching: Matching, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool
     ) -> Tensor:
-        moving = going(move.double() * self.masked, generator=self.generator)
+        moving = self.draws.going(self.x, move.double() * self.masked)
         rows = moving.any(-1)
         if not self.read(rows.any()):
             return self.x
@@ -301,9 +301,7 @@ class Walk:
         if not must:
             moving[hidden] &= possible
         out = self.x.clone()
-        out[moving] = matching.draw(
-            self.x[rows], rows, hidden[rows], drawn, allowed, moving[rows], generator=self.generator
-        )
+        out[moving] = self.draws.matched(matching, self.x, rows, hidden, drawn, allowed, moving)
         if self.weights is not None:
             left = hidden & ~moving
             before = matching.log_chance(self.x[rows], rows, hidden[rows], drawn)

@@ -5,6 +5,7 @@ Axes: b batch, l length, d width of a vector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -34,11 +35,13 @@ class Denoiser:
     """The network as a function of noisy vectors and time: ``denoiser(x, t, estimate)``.
 
     Args:
-        run: Evaluates the graph: takes its inputs by name, and returns its outputs by name.
+        run: Evaluates the graph: takes its inputs by name and, in training, the dropout keys of the rows; returns its outputs
+            by name.
         kernel: The kernel.
         schedule: Total noise as a function of time.
         attend: Positions that may be attended to, bool [b, l].
         self_conditioned: True if the graph has the input ``estimate``.
+        key: Dropout key of each row, int32 [b]; None: no dropout.
 
     Attributes:
         evaluations: Number of rows evaluated so far, summed over calls.
@@ -46,18 +49,19 @@ class Denoiser:
 
     def __init__(
         self,
-        run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+        run: Callable[..., Mapping[str, Tensor]],
         kernel: VectorKernel,
         schedule: Schedule,
         attend: Tensor,
         *,
         self_conditioned: bool = False,
+        key: Tensor | None = None,
     ) -> None:
         self.kernel, self.schedule, self.attend, self.self_conditioned = kernel, schedule, attend, self_conditioned
-        self._run = run
+        self._run, self._key = run, key
         self.evaluations = 0
 
-    def __call__(self, x: Tensor, t: Tensor, estimate: Tensor | None = None) -> Estimate:
+    def __call__(self, x: Tensor, t: Tensor, estimate: Tensor | None = None, rows: Tensor | None = None) -> Estimate:
         """Return the network's estimate of the clean rows.
 
         Args:
@@ -65,15 +69,18 @@ class Denoiser:
             t: Times, float64 [b].
             estimate: An earlier estimate of the clean vectors, [b, l, d]; None: zeros. Ignored by a graph that is not
                 self-conditioned.
+            rows: Indices of the rows to evaluate, int64 [r], for the other arguments [r, ...]; None: all rows.
         """
+        key = self._key if self._key is None or rows is None else self._key[rows]
         sigma = self.kernel.sigma(self.schedule, t)
         inputs = self.kernel.inputs(x, t, sigma)
-        inputs["attend"] = self.attend
+        inputs["attend"] = self.attend if rows is None else self.attend[rows]
         inputs["estimate"] = torch.zeros_like(x) if estimate is None else estimate.to(x.dtype)
         self.evaluations += len(x)
-        return self.kernel.translate(self._run(inputs), x, sigma)
+        outputs = self._run(inputs) if key is None else self._run(inputs, key)
+        return self.kernel.translate(outputs, x, sigma)
 
-    def refined(self, x: Tensor, t: Tensor, chosen: Tensor | None = None) -> Estimate:
+    def refined(self, x: Tensor, t: Tensor, chosen: Tensor | None = None, share: float = 1.0) -> Estimate:
         """Return the estimate conditioned on a first estimate at the same ``x`` and ``t`` (Analog Bits, arXiv 2208.04202).
 
         The first estimate has no gradient. A graph that is not self-conditioned is evaluated once.
@@ -82,9 +89,15 @@ class Denoiser:
             x: Noisy vectors, [b, l, d].
             t: Times, float64 [b].
             chosen: Rows that are conditioned on their first estimate, bool [b]; None: all.
+            share: Largest share of ``chosen`` rows, rounded up to whole rows; only so many have a first evaluation.
         """
-        if not self.self_conditioned:
+        most = math.ceil(len(x) * share)
+        if not self.self_conditioned or not most:
             return self(x, t)
         with torch.no_grad():
-            first = self(x, t).x0
-        return self(x, t, first if chosen is None else first * chosen[:, None, None].to(first.dtype))
+            if chosen is None:
+                chosen = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            rows = chosen.int().argsort(descending=True, stable=True)[:most]  # static in number: some may not be chosen
+            first = self(x[rows], t[rows], rows=rows).x0 * chosen[rows, None, None]
+            estimate = first.new_zeros(x.shape).index_copy(0, rows, first)
+        return self(x, t, estimate)

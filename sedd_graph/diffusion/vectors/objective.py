@@ -57,6 +57,8 @@ class VectorObjective(Component, ABC):
     measure: ClassVar[Literal["steps", "time"]] = "time"
     """Form of :meth:`bound`: ``steps``, the sum of KL divergences over the steps of a process in discrete time, with the
     posterior given the tokens; ``time``, any other, which at a perfect network equals the entropy of the data."""
+    unit: ClassVar[str] = "nats"
+    """Unit of the training loss, as it is printed: ``nats``, or a phrase for a loss that is not in nats. Bounds are in nats."""
     terms: ClassVar[frozenset[str]] = frozenset()
     """Terms of the training loss of a position, whose sum numerical verification compares with closed forms.
 
@@ -107,7 +109,7 @@ class VectorObjective(Component, ABC):
     def loss(
         self, denoise: Denoiser, draw: VectorDraw, batch: Batch, kernel: VectorKernel, schedule: Schedule
     ) -> Tensor:
-        """Return the training loss of each row, summed over its positions, float32 [b].
+        """Return the training loss of each row, summed over its positions, in :attr:`unit`, float32 [b].
 
         Args:
             denoise: The network.

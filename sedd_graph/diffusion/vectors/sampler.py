@@ -64,6 +64,7 @@ class VectorWalkSettings:
         classifier: Classifier that guides the samples; None: no guidance.
         on_step: Callback ``on_step(index, rows)``: with 0 and the rounded noise, int64 [b, l], and after each step with
             the step's index, from 1, and the rounded rows. None: no callback.
+        start: Initial vectors at the highest noise, float32 [b, l, d]; None: standard normal noise from the generator.
     """
 
     kernel: VectorKernel
@@ -75,6 +76,7 @@ class VectorWalkSettings:
     allowed: Tensor | None = None
     classifier: VectorClassifier | None = None
     on_step: Callable[[int, Tensor], None] | None = None
+    start: Tensor | None = None
 
 
 class VectorWalk:
@@ -88,6 +90,7 @@ class VectorWalk:
 
     Attributes:
         x: The current vectors, float32 [b, l, d].
+        given: Embeddings of the given tokens, float32 [b, l, d].
         last: The newest estimate of the clean rows; None before the first one.
     """
 
@@ -96,15 +99,15 @@ class VectorWalk:
         self.free, self._denoise, self._clamp = settings.free[..., None], denoise, clamp
         self.last: Estimate | None = None
         self._steps = 0
-        self._given = self.kernel.embed(settings.tokens).float()
+        self.given = self.kernel.embed(settings.tokens).float()
         self.start_variance = self.kernel.start_variance(self.schedule)
-        self.x = self.normal()
+        self.x = self.normal() if settings.start is None else settings.start
         self.hold(torch.full((len(self.x),), start, dtype=torch.float64, device=self.x.device))
         self._report()
 
     def normal(self) -> Tensor:
         """Draw standard normal noise, float32 [b, l, d]."""
-        given, generator = self._given, self.settings.generator
+        given, generator = self.given, self.settings.generator
         return torch.randn(given.shape, generator=generator, device=given.device)
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -135,6 +138,16 @@ class VectorWalk:
             self.last = found
         return found
 
+    def refined(self, t: Tensor, *, x: Tensor | None = None) -> Estimate:
+        """Return :meth:`estimate`, of a self-conditioned network conditioned on its first estimate at the same vectors.
+
+        The result is a function of the vectors and of ``t``, whatever was estimated before.
+        """
+        self.last = None
+        if self._denoise.self_conditioned:
+            self.last = self.estimate(t, x=x)
+        return self.estimate(t, x=x)
+
     def put(self, x: Tensor, t: Tensor) -> None:
         """Assign new vectors to the free positions; given positions get their embeddings at the noise of time ``t``.
 
@@ -149,7 +162,7 @@ class VectorWalk:
         """Set the given positions to their embeddings, noised to the level of times ``t`` float64 [b] if renoised."""
         if bool(self.free.all()):
             return
-        given = self._given
+        given = self.given
         if self.settings.renoise:
             start = given + self.start_variance**0.5 * self.normal()
             given = self.kernel.noised(start, self.sigma(t), self.normal())
@@ -168,6 +181,21 @@ class VectorWalk:
             return
         sigma = self.sigma(t)
         self.put(classifier.updated(self.x, mean, variance, sigma, self.kernel, self.start_variance), t)
+
+    def conclude(self, estimate: Estimate, t: Tensor) -> None:
+        """Replace the vectors by an estimate of the clean ones: the embeddings of its most likely tokens, if it has logits.
+
+        Args:
+            estimate: The estimate at the lowest noise.
+            t: Times of the vectors, float64 [b].
+        """
+        found = estimate.x0
+        if estimate.logits is not None:
+            allowed = self.settings.allowed
+            logits = estimate.logits if allowed is None else estimate.logits.masked_fill(~allowed, -torch.inf)
+            found = self.kernel.embed(logits.argmax(-1))
+        self.put(found.to(self.x.dtype), torch.zeros_like(t))
+        self.end_step()
 
     def rounded(self) -> Tensor:
         """Return the current vectors as tokens, int64 [b, l]; given tokens are returned as they are."""
@@ -233,6 +261,19 @@ class VectorSampler(Component, ABC):
         places = index * ((total - 1) / max(1, steps - 1)) if steps > 1 else index + total - 1
         return (places.round() + 1) / total
 
+    def count(self, kernel: VectorKernel, steps: int | None) -> int:
+        """Return the number of steps of a run: ``steps``, or that of the Config for None.
+
+        Raises:
+            UserError: There are more steps than the process has.
+        """
+        total, taken = kernel.steps, steps or self.config.steps
+        if total is not None and taken > total:
+            raise UserError(
+                f"sample: {taken:,} steps are more than the {total:,} of the process: take at most {total:,}"
+            )
+        return taken
+
     @abstractmethod
     def walk(self, walk: VectorWalk, times: Tensor) -> None:
         """Advance ``walk`` from noise to clean vectors.
@@ -257,13 +298,8 @@ class VectorSampler(Component, ABC):
         Raises:
             UserError: There are more steps than the process has, or outputs of the network are not finite.
         """
-        total, taken = settings.kernel.steps, steps or self.config.steps
-        if total is not None and taken > total:
-            raise UserError(
-                f"sample: {taken:,} steps are more than the {total:,} of the process: take at most {total:,}"
-            )
         walk = VectorWalk(denoise, settings, clamp=self.config.clamp)
-        self.walk(walk, self.times(walk, taken))
+        self.walk(walk, self.times(walk, self.count(settings.kernel, steps)))
         self.evaluations = denoise.evaluations
         return walk.rounded()
 

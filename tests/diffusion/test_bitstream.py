@@ -1,4 +1,4 @@
-"""Reversible noise on tokens: the coder, round trips of every kernel, altered tapes, and the size of the record."""
+"""Reversible noise on tokens: the coder, round trips of every kernel, altered bitstreams, and the size of the record."""
 
 import subprocess
 import sys
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import discover
+from sedd_graph.diffusion.bitstream.bitstream import Bitstream
+from sedd_graph.diffusion.bitstream.coder import TOTAL, Reader, Stack, Writer
+from sedd_graph.diffusion.bitstream.noise import denoise, denoise_step, levels, noise
+from sedd_graph.diffusion.bitstream.tables import Rows, SharedRows, rounded
 from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.diffusion.tape.coder import TOTAL, Reader, Stack, Writer
-from sedd_graph.diffusion.tape.noise import denoise, denoise_step, levels, noise
-from sedd_graph.diffusion.tape.tables import Rows, SharedRows, rounded
-from sedd_graph.diffusion.tape.tape import Tape
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.errors import UserError
 
@@ -124,12 +124,12 @@ def test_text_to_noise_and_back(op: str) -> None:
     k, s = kernel(op), schedule()
     x = rows(k)
     corrupt = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.9
-    new = Tape.new(11, *x.shape, lanes=7)
-    y, tape = noise(k, s, x, TIMES, new, corrupt=corrupt)
+    new = Bitstream.new(11, *x.shape, lanes=7)
+    y, bitstream = noise(k, s, x, TIMES, new, corrupt=corrupt)
     assert new.pristine
     assert torch.equal(y[~corrupt], x[~corrupt])
     assert bool((y != x).any())
-    z, left = denoise(k, s, y, TIMES, Tape.from_bytes(tape.to_bytes()), corrupt=corrupt)
+    z, left = denoise(k, s, y, TIMES, Bitstream.from_bytes(bitstream.to_bytes()), corrupt=corrupt)
     assert torch.equal(z, x)
     assert left.to_bytes() == new.to_bytes()
 
@@ -138,12 +138,12 @@ def test_text_to_noise_and_back(op: str) -> None:
 def test_the_record_is_as_long_as_the_entropy_of_what_noise_erased(op: str) -> None:
     k, s = kernel(op), schedule()
     x = rows(k, 100, 50)
-    _, tape = noise(k, s, x, [0.6], Tape.new(5, *x.shape, lanes=4))
+    _, bitstream = noise(k, s, x, [0.6], Bitstream.new(5, *x.shape, lanes=4))
     with torch.no_grad():
         joint = k.transition_matrix(levels(s, [0.6])[0])[:, : k.data_tokens] / k.data_tokens
     bits = float(-torch.xlogy(joint, joint / joint.sum(1, keepdim=True).clamp(min=1e-300)).sum()) / np.log(2)
-    assert tape.bits <= 1.05 * bits * x.numel() + 64 * tape.lanes
-    assert tape.bits >= 0.95 * bits * x.numel()
+    assert bitstream.bits <= 1.05 * bits * x.numel() + 64 * bitstream.lanes
+    assert bitstream.bits >= 0.95 * bits * x.numel()
 
 
 @pytest.mark.parametrize("op", KERNELS)
@@ -151,7 +151,7 @@ def test_noise_has_the_distribution_of_the_kernel(op: str) -> None:
     k, s = kernel(op), schedule()
     token = 1
     x = torch.full((400, 100), token)
-    y, _ = noise(k, s, x, TIMES, Tape.new(2, *x.shape, lanes=400))
+    y, _ = noise(k, s, x, TIMES, Bitstream.new(2, *x.shape, lanes=400))
     with torch.no_grad():
         law = k.transition_matrix(levels(s, TIMES)[-1])[:, token].numpy()
     seen = np.bincount(y.numpy().ravel(), minlength=k.states)
@@ -165,83 +165,83 @@ def test_a_large_vocabulary() -> None:
     for op in ("absorb", "uniform", "power"):
         k, s = made(op, 50_258), schedule()
         x = torch.randint(50_257, (10, 8), generator=torch.Generator().manual_seed(8))
-        y, tape = noise(k, s, x, [0.5], Tape.new(3, *x.shape))
-        assert torch.equal(denoise(k, s, y, [0.5], tape)[0], x)
+        y, bitstream = noise(k, s, x, [0.5], Bitstream.new(3, *x.shape))
+        assert torch.equal(denoise(k, s, y, [0.5], bitstream)[0], x)
     with pytest.raises(UserError, match="limited to 2,048 states"):
-        noise(made("neighbours", 4096), s, x[:, :4] % 4096, [0.5], Tape.new(3, 20, 4))
+        noise(made("neighbours", 4096), s, x[:, :4] % 4096, [0.5], Bitstream.new(3, 20, 4))
 
 
-def test_the_same_tape_in_another_process() -> None:
+def test_the_same_bitstream_in_another_process() -> None:
     program = (
-        "import sys, torch; from tests.diffusion.test_tape import *; "
+        "import sys, torch; from tests.diffusion.test_bitstream import *; "
         "x = rows(kernel('ordinal')); torch.set_num_threads(int(sys.argv[1])); "
-        "y, t = noise(kernel('ordinal'), schedule(), x, TIMES, Tape.new(4, *x.shape)); "
+        "y, t = noise(kernel('ordinal'), schedule(), x, TIMES, Bitstream.new(4, *x.shape)); "
         "sys.stdout.buffer.write(t.to_bytes() + y.numpy().tobytes())"
     )
     x = rows(kernel("ordinal"))
-    y, tape = noise(kernel("ordinal"), schedule(), x, TIMES, Tape.new(4, *x.shape))
+    y, bitstream = noise(kernel("ordinal"), schedule(), x, TIMES, Bitstream.new(4, *x.shape))
     found = subprocess.run([sys.executable, "-c", program, "2"], capture_output=True, check=True).stdout
-    assert found == tape.to_bytes() + y.numpy().tobytes()
+    assert found == bitstream.to_bytes() + y.numpy().tobytes()
 
 
-def test_altered_tapes_rows_kernels_and_times_are_refused() -> None:
+def test_altered_bitstreams_rows_kernels_and_times_are_refused() -> None:
     k, s = kernel("unigram"), schedule()
     x = rows(k, 10)
-    y, tape = noise(k, s, x, TIMES, Tape.new(6, *x.shape))
-    data, numbers = tape.to_bytes(), np.random.default_rng(3)
+    y, bitstream = noise(k, s, x, TIMES, Bitstream.new(6, *x.shape))
+    data, numbers = bitstream.to_bytes(), np.random.default_rng(3)
     for place in numbers.integers(0, len(data), 300):
         other = bytearray(data)
         other[place] ^= int(numbers.integers(1, 256))
         with pytest.raises(UserError):
-            Tape.from_bytes(bytes(other))
+            Bitstream.from_bytes(bytes(other))
     with pytest.raises(UserError, match="altered or is incomplete"):
-        Tape.from_bytes(data[:-1])
-    with pytest.raises(UserError, match="not a tape"):
-        Tape.from_bytes(b"text")
+        Bitstream.from_bytes(data[:-1])
+    with pytest.raises(UserError, match="not a bitstream"):
+        Bitstream.from_bytes(b"text")
     for place in range(10):
         other_rows = y.clone()
         other_rows[place, 3] = (other_rows[place, 3] + 1) % k.states
-        with pytest.raises(UserError, match="noisy rows are not those of this tape"):
-            denoise(k, s, other_rows, TIMES, tape)
-    # without the digest of the rows, what is left on the tape tells
-    last = tape.steps[-1]
-    wrong, rest = denoise_step(k, last.end, last.start, (y + 1) % k.states, tape, corrupt=torch.ones_like(y) > 0)
+        with pytest.raises(UserError, match="noisy rows are not those of this bitstream"):
+            denoise(k, s, other_rows, TIMES, bitstream)
+    # without the digest of the rows, what is left on the bitstream tells
+    last = bitstream.steps[-1]
+    wrong, rest = denoise_step(k, last.end, last.start, (y + 1) % k.states, bitstream, corrupt=torch.ones_like(y) > 0)
     assert not torch.equal(wrong, x)
     assert not rest.pristine
     with pytest.raises(UserError, match="another kernel"):
-        denoise(kernel("uniform"), s, y, TIMES, tape)
+        denoise(kernel("uniform"), s, y, TIMES, bitstream)
     with pytest.raises(UserError, match="noisy rows are not those"):
-        denoise(k, s, y[:, :-1], TIMES, tape)
+        denoise(k, s, y[:, :-1], TIMES, bitstream)
     with pytest.raises(UserError, match="2 steps"):
-        denoise(k, s, y, TIMES[1:], tape)
+        denoise(k, s, y, TIMES[1:], bitstream)
     with pytest.raises(UserError, match="from total noise"):
-        denoise(k, s, y, (0.3, 0.8), tape)
+        denoise(k, s, y, (0.3, 0.8), bitstream)
     with pytest.raises(UserError, match="noise on it already"):
-        noise(k, s, x, TIMES, tape)
+        noise(k, s, x, TIMES, bitstream)
 
 
 def test_bad_arguments_are_refused() -> None:
     k, s = kernel("absorb"), schedule()
     x = rows(k)
     with pytest.raises(UserError, match="increasing"):
-        noise(k, s, x, (0.7, 0.3), Tape.new(1, *x.shape))
+        noise(k, s, x, (0.7, 0.3), Bitstream.new(1, *x.shape))
     with pytest.raises(UserError, match="data tokens"):
-        noise(k, s, x.clone().fill_(32), TIMES, Tape.new(1, *x.shape))
+        noise(k, s, x.clone().fill_(32), TIMES, Bitstream.new(1, *x.shape))
     with pytest.raises(UserError, match="32 positive numbers"):
-        noise(k, s, x, TIMES, Tape.new(1, *x.shape), reference=torch.zeros(32))
+        noise(k, s, x, TIMES, Bitstream.new(1, *x.shape), reference=torch.zeros(32))
     with pytest.raises(UserError, match="16 bytes"):
-        Tape.new(b"short", 1, 1)
-    tape = Tape.new(1, *x.shape)
+        Bitstream.new(b"short", 1, 1)
+    bitstream = Bitstream.new(1, *x.shape)
     with pytest.raises(UserError, match="0 steps"):
-        denoise(k, s, x, TIMES, tape)
+        denoise(k, s, x, TIMES, bitstream)
 
 
 def test_a_reference_near_the_data_shortens_the_record() -> None:
     k, s = kernel("absorb"), schedule()
     weights = torch.linspace(1, 30, 32) ** 2
     x = torch.multinomial(weights.expand(50, -1), 20, replacement=True, generator=torch.Generator().manual_seed(1))
-    plain = noise(k, s, x, [0.9], Tape.new(1, *x.shape, lanes=10))[1]
-    y, near = noise(k, s, x, [0.9], Tape.new(1, *x.shape, lanes=10), reference=weights)
+    plain = noise(k, s, x, [0.9], Bitstream.new(1, *x.shape, lanes=10))[1]
+    y, near = noise(k, s, x, [0.9], Bitstream.new(1, *x.shape, lanes=10), reference=weights)
     assert near.bits < plain.bits
     assert torch.equal(denoise(k, s, y, [0.9], near, reference=weights)[0], x)
     with pytest.raises(UserError, match="another kernel, reference"):

@@ -237,10 +237,14 @@ class Writer:
 
     Args:
         stack: The stack, changed in place by :meth:`finish`.
+
+    Attributes:
+        information: Information content of all symbols under their tables, -log2 of their probabilities, bits. No code
+            takes fewer bits on average over symbols of these tables.
     """
 
     def __init__(self, stack: Stack) -> None:
-        self.stack = stack
+        self.stack, self.information = stack, 0.0
         self._pending: list[tuple[Integers, Integers]] = []
 
     def digit(self, table: Digits, rows: Integers, active: Flags, known: Integers | None) -> Integers:
@@ -254,6 +258,7 @@ class Writer:
                 "at this noise level"
             )
         self._pending.append((np.where(active, start, 0), np.where(active, size, TOTAL)))
+        self.information += float((BITS - np.log2(self._pending[-1][1])).sum())
         return np.where(active, known, 0)
 
     def finish(self) -> None:

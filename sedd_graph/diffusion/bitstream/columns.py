@@ -11,9 +11,9 @@ import hashlib
 
 import numpy as np
 
+from sedd_graph.diffusion.bitstream.coder import Code, Integers
+from sedd_graph.diffusion.bitstream.tables import Numbers, Rows, rounded
 from sedd_graph.diffusion.strings.fates import Fates
-from sedd_graph.diffusion.tape.coder import Code, Integers
-from sedd_graph.diffusion.tape.tables import Numbers, Rows, rounded
 from sedd_graph.errors import UserError
 
 __all__ = ["Draw", "Path", "Record", "spread_reference"]
@@ -21,7 +21,7 @@ __all__ = ["Draw", "Path", "Record", "spread_reference"]
 END, SURVIVE, HIDE, VANISH, REPLACE, BORN = range(-1, 5)
 """Kinds of columns: no more column, a token that survives, becomes the mask, vanishes or is replaced, a born token."""
 _MOST = 2**20
-"""Largest number of columns of a string; a tape that asks for more is refused."""
+"""Largest number of columns of a string; a bitstream that asks for more is refused."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,5 +187,5 @@ class Record:
             columns.append((kinds, np.where(going & (born == 0), before, 0), np.where(seen, here, 0)))
             live, at = kinds != VANISH, at + seen
         else:
-            raise UserError("the tape is not that of these strings: it asks for strings without end")
+            raise UserError("the bitstream is not that of these strings: it asks for strings without end")
         return Path.of(columns, k)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.tape.coder import TOTAL
-from sedd_graph.diffusion.tape.tables import Numbers, Rows, SharedRows, Table, rounded
+from sedd_graph.diffusion.bitstream.coder import TOTAL
+from sedd_graph.diffusion.bitstream.tables import Numbers, Rows, SharedRows, Table, rounded
 from sedd_graph.diffusion.tokens.kernel import Kernel, Replacement
 from sedd_graph.errors import UserError
 

@@ -1,12 +1,12 @@
-"""Round trips and sizes of tapes: text to noise and back, for every kernel, with the tape read from disk by another process.
+"""Round trips and sizes of bitstreams: text to noise and back, for every kernel, read from disk by another process.
 
-    python benchmarks/tapes.py [--rows N] [--altered N]
+    python benchmarks/bitstreams.py [--rows N] [--altered N]
 
 For each kernel, lines of the built-in corpus (UTF-8 bytes, up to 64 per line) and as many random lines are noised, written
 to files, and recovered by another process with another number of threads. The size of each record is compared with the
 entropy of what noise erased, computed from the transition matrix or, for strings, from the deletions that were made. Small
-tapes are altered by one byte, with a new digest, and must be refused or still exact. Prints a table in Markdown, and writes
-it to benchmarks/results/tapes.md and its numbers to tapes.jsonl.
+bitstreams are altered by one byte, with a new digest, and must be refused or still exact. Prints a table in Markdown, and writes
+it to benchmarks/results/bitstreams.md and its numbers to bitstreams.jsonl.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from torch import Tensor
 
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import discover
+from sedd_graph.diffusion.bitstream.bitstream import Bitstream
+from sedd_graph.diffusion.bitstream.laws import reference_of
+from sedd_graph.diffusion.bitstream.noise import denoise, levels, noise
+from sedd_graph.diffusion.bitstream.strings import denoise_strings, noise_strings
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.strings.kernel import StringKernel
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.diffusion.tape.laws import reference_of
-from sedd_graph.diffusion.tape.noise import denoise, levels, noise
-from sedd_graph.diffusion.tape.strings import denoise_strings, noise_strings
-from sedd_graph.diffusion.tape.tape import Tape
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.errors import UserError
 
@@ -55,7 +55,9 @@ TOKENS = (
     "ordinal",
     "rates",
 )
-STRINGS = ("delete", "indel", "mask_delete", "edit_flow")
+ALIGNED = "edit_flow, noise strings"
+"""Edit flows from noise strings of 32 tokens on average, to which text is aligned."""
+STRINGS = ("delete", "indel", "mask_delete", "edit_flow", ALIGNED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +77,12 @@ class Case:
 
 def made(op: str) -> Any:
     """Construct a component with its example Config, for bytes."""
-    cls: Any = REGISTRY.component(op)
+    config = {"mean_length": 32.0} if op == ALIGNED else {}
+    cls: Any = REGISTRY.component(op.split(",")[0])
     states = 4 if op == "rates" else 258 if op == "mask_delete" else 257
     if op in ("uniform", "unigram", "neighbours", "ordinal"):
         states = 256
-    return cls(cls.Config.model_validate(getattr(cls, "example", {})), Context({"n": states}))
+    return cls(cls.Config.model_validate({**getattr(cls, "example", {}), **config}), Context({"n": states}))
 
 
 def schedule() -> Schedule:
@@ -115,25 +118,25 @@ def strings_of(kernel: StringKernel, case: Case) -> Strings:
     return Strings(torch.cat([first, tokens], 1), torch.cat([first == kernel.start, case.real], 1))
 
 
-def forward(case: Case, times: list[float], seed: int) -> tuple[np.ndarray, np.ndarray, Tape]:
-    """Noise a case: noisy tokens [b, w], their number in each line, and the tape."""
+def forward(case: Case, times: list[float], seed: int) -> tuple[np.ndarray, np.ndarray, Bitstream]:
+    """Noise a case: noisy tokens [b, w], their number in each line, and the bitstream."""
     kernel, (rows, length) = made(case.op), case.tokens.shape
-    new = Tape.new(seed, rows, length)
+    new = Bitstream.new(seed, rows, length)
     if isinstance(kernel, Kernel):
-        y, tape = noise(kernel, schedule(), case.tokens, times, new, corrupt=case.real, reference=case.reference)
-        return y.numpy(), case.lengths.numpy(), tape
-    s, tape = noise_strings(kernel, schedule(), strings_of(kernel, case), times, new, reference=case.reference)
-    return s.tokens.numpy(), s.lengths.numpy(), tape
+        y, bitstream = noise(kernel, schedule(), case.tokens, times, new, corrupt=case.real, reference=case.reference)
+        return y.numpy(), case.lengths.numpy(), bitstream
+    s, bitstream = noise_strings(kernel, schedule(), strings_of(kernel, case), times, new, reference=case.reference)
+    return s.tokens.numpy(), s.lengths.numpy(), bitstream
 
 
-def backward(case: Case, times: list[float], noisy: np.ndarray, lengths: np.ndarray, tape: Tape) -> int:
+def backward(case: Case, times: list[float], noisy: np.ndarray, lengths: np.ndarray, bitstream: Bitstream) -> int:
     """Denoise a case, and return the number of lines that are wrong."""
     kernel, tokens = made(case.op), torch.from_numpy(noisy)
     if isinstance(kernel, Kernel):
-        z, _ = denoise(kernel, schedule(), tokens, times, tape, corrupt=case.real, reference=case.reference)
+        z, _ = denoise(kernel, schedule(), tokens, times, bitstream, corrupt=case.real, reference=case.reference)
         return int((z != case.tokens).any(-1).sum())
     strings = Strings(tokens, torch.arange(tokens.shape[1]) <= torch.from_numpy(lengths)[:, None])
-    found, _ = denoise_strings(kernel, schedule(), strings, times, tape, reference=case.reference)
+    found, _ = denoise_strings(kernel, schedule(), strings, times, bitstream, reference=case.reference)
     old = strings_of(kernel, case)
     width = min(old.tokens.shape[1], found.tokens.shape[1])
     same = (found.tokens[:, :width] == old.tokens[:, :width]).all(-1) & (found.lengths == old.lengths)
@@ -145,8 +148,8 @@ def restore(folder: Path, rows: int, op: str, times: list[float]) -> None:
     torch.set_num_threads(2)
     for case in cases(op, rows):
         held = np.load(folder / f"{case.lines}.npz", allow_pickle=False)
-        tape = Tape.from_bytes((folder / f"{case.lines}.tape").read_bytes())
-        print(backward(case, times, held["noisy"], held["lengths"], tape))
+        bitstream = Bitstream.from_bytes((folder / f"{case.lines}.bitstream").read_bytes())
+        print(backward(case, times, held["noisy"], held["lengths"], bitstream))
 
 
 @torch.no_grad()
@@ -159,6 +162,8 @@ def entropy(case: Case, noisy_lengths: np.ndarray) -> float:
         given = joint / joint.sum(1, keepdim=True).clamp(min=1e-300)
         return size * float(-torch.xlogy(joint, given).sum()) / math.log(2)
     fates = kernel.fates(sigma)
+    if fates is None:  # no closed form: a sum over all pairs of strings with an alignment
+        return math.nan
     law = (
         torch.full((256,), 1 / 256, dtype=torch.float64)
         if case.reference is None
@@ -190,16 +195,16 @@ def _drawn(fates: Fates, lengths: Tensor) -> float:
 
 
 def altered(op: str, count: int, times: list[float]) -> tuple[int, int]:
-    """Alter one byte of a small tape and give it a new digest; return how often that is refused, and silently wrong."""
+    """Alter one byte of a small bitstream, with a new digest; return how often that is refused, and silently wrong."""
     case = cases(op, 2)[0]
-    noisy, lengths, tape = forward(case, times, seed=3)
-    data, numbers = tape.to_bytes()[:-32], np.random.default_rng(4)
+    noisy, lengths, bitstream = forward(case, times, seed=3)
+    data, numbers = bitstream.to_bytes()[:-32], np.random.default_rng(4)
     refused = wrong = 0
     for place in numbers.integers(0, len(data), count):
         other = bytearray(data)
         other[place] ^= int(numbers.integers(1, 256))
         try:
-            read = Tape.from_bytes(bytes(other) + hashlib.sha256(other).digest())
+            read = Bitstream.from_bytes(bytes(other) + hashlib.sha256(other).digest())
             wrong += backward(case, times, noisy, lengths, read) > 0
         except UserError:
             refused += 1
@@ -221,7 +226,7 @@ def main() -> None:
     for op in arguments.kernels:
         for record in measured(op, arguments.rows, arguments.altered, times):
             print(json.dumps(record), flush=True)
-            append_record("tapes", record)
+            append_record("bitstreams", record)
         table()
 
 
@@ -230,13 +235,13 @@ def measured(op: str, rows: int, count: int, times: list[float]) -> list[dict[st
     with tempfile.TemporaryDirectory() as name:
         found = list[dict[str, Any]]()
         for seed, case in enumerate(cases(op, rows)):
-            noisy, lengths, tape = forward(case, times, seed)
+            noisy, lengths, bitstream = forward(case, times, seed)
             np.savez(Path(name) / f"{case.lines}.npz", noisy=noisy, lengths=lengths)
-            (Path(name) / f"{case.lines}.tape").write_bytes(data := tape.to_bytes())
+            (Path(name) / f"{case.lines}.bitstream").write_bytes(data := bitstream.to_bytes())
             bound = entropy(case, lengths)
             record = {"kernel": op, "lines": case.lines, "rows": rows, "tokens": int(case.lengths.sum())}
-            record |= {"bits": tape.bits, "entropy": None if math.isnan(bound) else bound, "file": 8 * len(data)}
-            found.append(record | {"drawn": 16 * int(tape.supply.at.sum())})
+            record |= {"bits": bitstream.bits, "entropy": None if math.isnan(bound) else bound, "file": 8 * len(data)}
+            found.append(record | {"drawn": 16 * int(bitstream.supply.at.sum())})
         command = [sys.executable, __file__, "--rows", str(rows), "--restore", name, op]
         wrong = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
     refused, silent = altered(op, count, times)
@@ -246,13 +251,13 @@ def measured(op: str, rows: int, count: int, times: list[float]) -> list[dict[st
 
 def table() -> None:
     """Write the table of the last record of each kernel and kind of lines."""
-    lines = (RESULTS / "tapes.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (RESULTS / "bitstreams.jsonl").read_text(encoding="utf-8").splitlines()
     last = {(r["kernel"], r["lines"]): r for r in map(json.loads, lines)}
     text = [
-        "# Tapes of reversible noise",
+        "# Bitstreams of reversible noise",
         "",
         f"Lines of the built-in corpus (up to {LENGTH} bytes) and random lines, one step to t = {TIME}, schedule `loglinear`; bits per token of",
-        "the clean lines. Recovered by another process from files. `altered`: a byte of a tape is altered, with a matching digest.",
+        "the clean lines. Recovered by another process from files. `altered`: a byte of a bitstream is altered, with a matching digest.",
         "",
         "| kernel | lines | wrong | record | entropy | ratio | file | drawn | altered: refused, silently wrong |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -269,7 +274,7 @@ def table() -> None:
                 f"| `{op}` | {r['rows']:,} {kind} | {r['wrong']} | {' | '.join(sizes)} | "
                 f"{r['refused']:,}, {r['silently_wrong']} of {r['altered']:,} |"
             )
-    (RESULTS / "tapes.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    (RESULTS / "bitstreams.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

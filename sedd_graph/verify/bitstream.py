@@ -1,4 +1,4 @@
-"""Verification of noise with a tape: that it is a bijection, and that its draws have the distribution of the kernel.
+"""Verification of noise with a bitstream: it is a bijection, and its draws have the distribution of the kernel.
 
 Axes: b rows, l positions, n states, m data tokens, s strings of a table, c clean strings.
 """
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from sedd_graph.component.check import Check, Proof
+from sedd_graph.diffusion.bitstream.bitstream import Bitstream
+from sedd_graph.diffusion.bitstream.coder import Integers
+from sedd_graph.diffusion.bitstream.laws import TokenLaw, reference_of, token_law
+from sedd_graph.diffusion.bitstream.noise import denoise_step, noise_step
+from sedd_graph.diffusion.bitstream.strings import denoise_string_step, noise_string_step
 from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.diffusion.tape.coder import Integers
-from sedd_graph.diffusion.tape.laws import TokenLaw, reference_of, token_law
-from sedd_graph.diffusion.tape.noise import denoise_step, noise_step
-from sedd_graph.diffusion.tape.strings import denoise_string_step, noise_string_step
-from sedd_graph.diffusion.tape.tape import Tape
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.errors import UserError
 from sedd_graph.verify.statistics import NEVER, chi_square, deviation
@@ -26,7 +26,7 @@ from sedd_graph.verify.string_draws import LIMIT
 from sedd_graph.verify.string_table import EnumeratedTable
 from sedd_graph.verify.worst import worst
 
-__all__ = ["check_string_tape", "check_tape"]
+__all__ = ["check_bitstream", "check_string_bitstream"]
 
 LEVELS = (0.4, 1.5)
 """Total noise after each of two steps."""
@@ -34,15 +34,15 @@ ROWS = {"full": 512, "quick": 256}
 STRINGS = {"full": 8_192, "quick": 2_048}
 LANES = 512
 TABLE = 1e-6
-"""Largest difference between a probability of the tape's tables and that of the transition matrix, with few states."""
+"""Largest difference between a probability of the bitstream's tables and that of the transition matrix, with few states."""
 SIZE = 1.05
 """Largest accepted ratio of the mean size of a record to the entropy of what noise erased."""
-BIJECTION = "noise with a tape is a bijection: denoising recovers the tokens and returns the tape as it was"
-LAW = "noise with a tape has the distribution of the kernel"
+BIJECTION = "noise with a bitstream is a bijection: denoising recovers the tokens and returns the bitstream as it was"
+LAW = "noise with a bitstream has the distribution of the kernel"
 
 
-def check_tape(kernel: Kernel, proof: Proof) -> list[Check]:
-    """Verify noise with a tape, for a token kernel with few states.
+def check_bitstream(kernel: Kernel, proof: Proof) -> list[Check]:
+    """Verify noise with a bitstream, for a token kernel with few states.
 
     Args:
         kernel: Kernel with few states.
@@ -52,33 +52,33 @@ def check_tape(kernel: Kernel, proof: Proof) -> list[Check]:
     x = torch.arange(max(1, 12 // m) * m).remainder(m).expand(rows, -1).contiguous()
     corrupt = torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) < 0.9
     try:
-        y, tape = x, Tape.new(7, *x.shape, lanes=LANES)
+        y, bitstream = x, Bitstream.new(7, *x.shape, lanes=LANES)
         for start, sigma in itertools.pairwise((0.0, *levels)):
-            y, tape = noise_step(kernel, sigma, start, y, tape, corrupt=corrupt)
-        z, back = y, tape
+            y, bitstream = noise_step(kernel, sigma, start, y, bitstream, corrupt=corrupt)
+        z, back = y, bitstream
         for sigma, start in itertools.pairwise((*levels[::-1], 0.0)):
             z, back = denoise_step(kernel, sigma, start, z, back, corrupt=corrupt)
     except UserError as error:
-        return [_bijection("kernel.tape", str(error), x.numel())]
+        return [_bijection("kernel.bitstream", str(error), x.numel())]
     lost = int((z != x).sum() + (y != x)[~corrupt].sum())
-    wrong = f"{lost} tokens are wrong" if lost else "" if back.pristine else "the tape is another one"
+    wrong = f"{lost} tokens are wrong" if lost else "" if back.pristine else "the bitstream is another one"
     p = kernel.transition_matrix(torch.tensor([levels[-1]], dtype=torch.float64))[0].detach()
     counts = torch.zeros(m, n, dtype=torch.float64)
     counts.index_put_((x[corrupt], y[corrupt]), torch.ones((), dtype=torch.float64), accumulate=True)
     chance = chi_square(counts, counts.sum(-1, keepdim=True) * p[:, :m].T.clamp(min=0))
     off, ratio = _tables(kernel, levels)
     return [
-        _bijection("kernel.tape", wrong, x.numel()),
+        _bijection("kernel.bitstream", wrong, x.numel()),
         Check(
-            "kernel.tape_law",
+            "kernel.bitstream_law",
             LAW,
             chance > NEVER and off < TABLE,
             f"probability by chance {chance:.1e}; frequencies off by {off:.1e}",
             f"chi-square of {int(corrupt.sum()):,} draws in two steps; frequency tables against the transition matrix",
         ),
         Check.below(
-            "kernel.tape_size",
-            "the record of a tape is as long as the entropy of what noise erased",
+            "kernel.bitstream_size",
+            "the record of a bitstream is as long as the entropy of what noise erased",
             ratio,
             SIZE,
             "mean size for tokens of the reference distribution over their entropy given the noise, in two steps",
@@ -94,8 +94,9 @@ def _levels(kernel: Kernel) -> tuple[float, ...]:
     return tuple(float(x) for x in sorted({math.ceil(kernel.steps / 3), math.ceil(2 * kernel.steps / 3)}))
 
 
-def _bijection(name: str, wrong: str, many: int) -> Check:
-    return Check(name, BIJECTION, not wrong, wrong or "every bit", f"{many:,} tokens, two steps, there and back")
+def _bijection(name: str, wrong: str, many: int, steps: int = 2) -> Check:
+    how = f"{many:,} tokens, {'two steps' if steps == 2 else 'one step'}, there and back"
+    return Check(name, BIJECTION, not wrong, wrong or "every bit", how)
 
 
 def _tables(kernel: Kernel, levels: tuple[float, ...]) -> tuple[float, float]:
@@ -127,42 +128,47 @@ def _chances(law: TokenLaw, old: Integers, new: Integers) -> np.ndarray:
     return found
 
 
-def check_string_tape(table: EnumeratedTable, proof: Proof) -> list[Check]:
-    """Verify noise with a tape, for a string kernel with few tokens.
+def check_string_bitstream(table: EnumeratedTable, proof: Proof) -> list[Check]:
+    """Verify noise with a bitstream, for a string kernel with few tokens.
 
     Args:
         table: Enumeration of all short strings, with the distribution of noisy strings given each clean string.
         proof: Strength of the verification.
 
     Returns:
-        Two checks; none if the kernel does not noise tokens one by one, and has no reversible noise.
+        Two checks; none if the kernel declares no reversible noise.
     """
     kernel = table.kernel
-    if kernel.fates(LEVELS[0]) is None:
+    whole = kernel.fates(LEVELS[0]) is not None
+    if not whole and kernel.aligned_noise(LEVELS[0]) is None:
         return []
+    levels = LEVELS if whole else LEVELS[:1]  # aligned noise is drawn in one step
     rows = STRINGS[proof]
     chosen = torch.multinomial(table.law, rows, replacement=True, generator=torch.Generator().manual_seed(4))
     x = table.rows(chosen)
     try:
-        y, tape = x, Tape.new(9, *x.tokens.shape, lanes=LANES)
-        for start, sigma in itertools.pairwise((0.0, *LEVELS)):
-            y, tape = noise_string_step(kernel, sigma, start, y, tape)
-        z, back = y, tape
-        for sigma, start in itertools.pairwise((*LEVELS[::-1], 0.0)):
+        y, bitstream = x, Bitstream.new(9, *x.tokens.shape, lanes=LANES)
+        for start, sigma in itertools.pairwise((0.0, *levels)):
+            y, bitstream = noise_string_step(kernel, sigma, start, y, bitstream)
+        z, back = y, bitstream
+        for sigma, start in itertools.pairwise((*levels[::-1], 0.0)):
             z, back = denoise_string_step(kernel, sigma, start, z, back)
     except UserError as error:
-        return [_bijection("strings.tape", str(error), int(x.lengths.sum()))]
+        return [_bijection("strings.bitstream", str(error), int(x.lengths.sum()), len(levels))]
+    steps = "two steps" if whole else "one step"
     lost = int((table.number(z) != chosen).sum())
-    wrong = f"{lost} strings are wrong" if lost else "" if back.pristine else "the tape is another one"
-    off, apart = _deviation(table, chosen, y), _fates_error(table)
+    wrong = f"{lost} strings are wrong" if lost else "" if back.pristine else "the bitstream is another one"
+    off, apart = _deviation(table, chosen, y, levels[-1]), _fates_error(table) if whole else 0.0
     return [
-        _bijection("strings.tape", wrong, int(x.lengths.sum())),
+        _bijection("strings.bitstream", wrong, int(x.lengths.sum()), len(levels)),
         Check(
-            "strings.tape_law",
+            "strings.bitstream_law",
             LAW,
             off < LIMIT and apart < table.rounding,
-            f"{off:.1f} standard deviations (at most {LIMIT:g}); fates off by {apart:.1e} (below {table.rounding:.0e})",
-            f"chi-square of {rows:,} strings in two steps; fates against the enumeration, in one step and in two",
+            f"{off:.1f} standard deviations (at most {LIMIT:g})"
+            + (f"; fates off by {apart:.1e} (below {table.rounding:.0e})" if whole else ""),
+            f"chi-square of {rows:,} strings in {steps}"
+            + ("; fates against the enumeration, in one step and in two" if whole else ""),
         ),
     ]
 
@@ -206,10 +212,14 @@ def _string_law(table: EnumeratedTable, fates: Fates | None) -> torch.Tensor:
     return found
 
 
-def _deviation(table: EnumeratedTable, chosen: torch.Tensor, noisy: Strings) -> float:
-    """Return how improbable noisy strings are given their clean strings ``chosen`` [b], in standard deviations."""
+def _deviation(table: EnumeratedTable, chosen: torch.Tensor, noisy: Strings, sigma: float) -> float:
+    """Return how improbable strings noised to ``sigma`` are given their clean strings ``chosen`` [b].
+
+    Returns:
+        Standard deviations of a chi-square statistic.
+    """
     number, count, clean = table.number(noisy), len(table.strings), table.clean_strings
-    law = table.conditional(torch.tensor(LEVELS[-1:], dtype=torch.float64))[0].clamp(min=0)
+    law = table.conditional(torch.tensor([sigma], dtype=torch.float64))[0].clamp(min=0)
     row = torch.searchsorted(clean, chosen)
     cells = torch.bincount(row * (count + 1) + number, minlength=len(clean) * (count + 1)).view(len(clean), count + 1)
     many = torch.bincount(row, minlength=len(clean)).double()[:, None]

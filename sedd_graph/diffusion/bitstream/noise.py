@@ -1,7 +1,7 @@
-"""Noise on rows of tokens as a bijection: (tokens, tape) <-> (noise, tape), for every kernel.
+"""Noise on rows of tokens as a bijection: (tokens, bitstream) <-> (noise, bitstream), for every kernel.
 
-Each step draws the noisy row from the kernel's transition probabilities with bits popped from the tape's supply, and
-records the row before the step given the noisy row on the tape's record (bits-back coding). Undoing a step reads the record
+Each step draws the noisy row from the kernel's transition probabilities with bits popped from the supply of the bitstream,
+and pushes the row before the step, given the noisy row, onto its record (bits-back coding). Undoing a step pops the record
 and returns the drawn bits to the supply. Axes: b rows, l positions, k lanes.
 """
 
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sedd_graph.diffusion.bitstream.bitstream import Bitstream, Step, rounds
+from sedd_graph.diffusion.bitstream.coder import Code, Flags, Integers, Reader, Stack, Writer
+from sedd_graph.diffusion.bitstream.laws import TokenLaw, reference_of, token_law
+from sedd_graph.diffusion.bitstream.tables import Table
 from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.diffusion.tape.coder import Code, Flags, Integers, Reader, Stack, Writer
-from sedd_graph.diffusion.tape.laws import TokenLaw, reference_of, token_law
-from sedd_graph.diffusion.tape.tables import Table
-from sedd_graph.diffusion.tape.tape import Step, Tape, rounds
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.errors import UserError
 
@@ -44,12 +44,12 @@ def noise(
     schedule: Schedule,
     rows: Tensor,
     times: Sequence[float] | Tensor,
-    tape: Tape,
+    bitstream: Bitstream,
     *,
     corrupt: Tensor | None = None,
     reference: Tensor | None = None,
-) -> tuple[Tensor, Tape]:
-    """Noise clean rows up to the last of ``times``, and record on the tape what noise erases.
+) -> tuple[Tensor, Bitstream]:
+    """Noise clean rows up to the last of ``times``, and record on the bitstream what noise erases.
 
     The distribution of the result is that of the kernel, up to rounding of the frequency tables.
 
@@ -59,13 +59,13 @@ def noise(
         rows: Clean tokens, int64 [b, l].
         times: Increasing times in [0, 1] at which the noisy rows are drawn one after another; one time is one step. The
             record holds the whole trajectory, so that more steps take more bits.
-        tape: A tape without steps.
+        bitstream: A bitstream without steps.
         corrupt: bool [b, l], positions that noise may change; None: all.
         reference: Weights of the data tokens, [m], under which the record is coded; None: all equal. Frequencies of
             the tokens make it shorter.
 
     Returns:
-        The noisy rows, int64 [b, l], and the tape after noise; the argument is unchanged.
+        The noisy rows, int64 [b, l], and the bitstream after noise; the argument is unchanged.
 
     Raises:
         UserError: The rows have other tokens than data tokens where noise may change them, or the times are not
@@ -75,11 +75,11 @@ def noise(
     clean = (rows >= 0) & (rows < kernel.states) & (rows != (-1 if kernel.mask is None else kernel.mask))
     if not bool(clean[every].all()):
         raise UserError("only rows of data tokens can be noised: they have a mask, or a token outside the vocabulary")
-    start, tape = 0.0, tape.begin(_rows_digest(rows))
+    start, bitstream = 0.0, bitstream.begin(_rows_digest(rows))
     for sigma in levels(schedule, times):
-        rows, tape = noise_step(kernel, sigma, start, rows, tape, corrupt=every, reference=reference)
+        rows, bitstream = noise_step(kernel, sigma, start, rows, bitstream, corrupt=every, reference=reference)
         start = sigma
-    return rows, tape
+    return rows, bitstream
 
 
 def denoise(
@@ -87,36 +87,36 @@ def denoise(
     schedule: Schedule,
     rows: Tensor,
     times: Sequence[float] | Tensor,
-    tape: Tape,
+    bitstream: Bitstream,
     *,
     corrupt: Tensor | None = None,
     reference: Tensor | None = None,
-) -> tuple[Tensor, Tape]:
-    """Recover the clean rows from noisy rows and the tape: the exact inverse of :func:`noise`.
+) -> tuple[Tensor, Bitstream]:
+    """Recover the clean rows from noisy rows and the bitstream: the exact inverse of :func:`noise`.
 
     Args:
         kernel: The kernel.
         schedule: Total noise as a function of time.
         rows: The noisy rows, int64 [b, l].
         times: The times of the noise.
-        tape: The tape after noise.
+        bitstream: The bitstream after noise.
         corrupt: bool [b, l], positions that noise could change; None: all.
         reference: The weights that the noise was recorded under.
 
     Returns:
-        The clean rows, int64 [b, l], and the tape before noise.
+        The clean rows, int64 [b, l], and the bitstream before noise.
 
     Raises:
-        UserError: The tape is not that of this noise: other times, another kernel, another reference, rows of another
+        UserError: The bitstream is not that of this noise: other times, another kernel, another reference, rows of another
             shape, or rows that were altered.
     """
     every = torch.ones_like(rows, dtype=torch.bool) if corrupt is None else corrupt
     ends = levels(schedule, times)
-    tape.require_steps(len(ends))
+    bitstream.require_steps(len(ends))
     for sigma, start in zip(reversed(ends), reversed([0.0, *ends[:-1]]), strict=True):
-        tape.require_rows(_rows_digest(rows))
-        rows, tape = denoise_step(kernel, sigma, start, rows, tape, corrupt=every, reference=reference)
-    return rows, tape.end(_rows_digest(rows))
+        bitstream.require_rows(_rows_digest(rows))
+        rows, bitstream = denoise_step(kernel, sigma, start, rows, bitstream, corrupt=every, reference=reference)
+    return rows, bitstream.end(_rows_digest(rows))
 
 
 def noise_step(
@@ -124,17 +124,17 @@ def noise_step(
     sigma: float,
     start: float,
     rows: Tensor,
-    tape: Tape,
+    bitstream: Bitstream,
     *,
     corrupt: Tensor,
     reference: Tensor | None = None,
-) -> tuple[Tensor, Tape]:
+) -> tuple[Tensor, Bitstream]:
     """Noise rows by one step, from total noise ``start`` to ``sigma``; other arguments are those of :func:`noise`."""
     law = token_law(kernel, sigma, start, reference_of(kernel, reference))
-    made = tape.copy()
-    moved = _exchange(rows, corrupt, (made.supply, law.draw), (made.record, law.record), forward=True)
+    made = bitstream.copy()
+    moved, bits = _exchange(rows, corrupt, (made.supply, law.draw), (made.record, law.record), forward=True)
     step = Step(start, sigma, _digest(law, corrupt), _rows_digest(moved))
-    return moved, dataclasses.replace(made, steps=(*made.steps, step))
+    return moved, dataclasses.replace(made, steps=(*made.steps, step), information=made.information + bits)
 
 
 def denoise_step(
@@ -142,25 +142,25 @@ def denoise_step(
     sigma: float,
     start: float,
     rows: Tensor,
-    tape: Tape,
+    bitstream: Bitstream,
     *,
     corrupt: Tensor,
     reference: Tensor | None = None,
-) -> tuple[Tensor, Tape]:
-    """Undo the last step of noise on a tape: the inverse of :func:`noise_step`.
+) -> tuple[Tensor, Bitstream]:
+    """Undo the last step of noise on a bitstream: the inverse of :func:`noise_step`.
 
     It does not require that the rows are those that noise has made: with other rows, it is the tokens before noise that
-    are other ones, and the tape after them.
+    are other ones, and the bitstream after them.
 
     Raises:
-        UserError: The last step of the tape is another one, or the rows have a token outside the vocabulary.
+        UserError: The last step of the bitstream is another one, or the rows have a token outside the vocabulary.
     """
     law = token_law(kernel, sigma, start, reference_of(kernel, reference))
-    tape.require_last(start, sigma, _digest(law, corrupt))
+    bitstream.require_last(start, sigma, _digest(law, corrupt))
     if not bool(((rows >= 0) & (rows < kernel.states))[corrupt].all()):
         raise UserError(f"noisy rows have tokens outside the vocabulary of {kernel.states:,} states")
-    made = tape.copy()
-    moved = _exchange(rows, corrupt, (made.record, law.record), (made.supply, law.draw), forward=False)
+    made = bitstream.copy()
+    moved, _ = _exchange(rows, corrupt, (made.record, law.record), (made.supply, law.draw), forward=False)
     return moved, dataclasses.replace(made, steps=made.steps[:-1])
 
 
@@ -177,7 +177,7 @@ def _rows_digest(rows: Tensor) -> bytes:
 
 def _exchange(
     rows: Tensor, corrupt: Tensor, source: tuple[Stack, Table], sink: tuple[Stack, Table], *, forward: bool
-) -> Tensor:
+) -> tuple[Tensor, float]:
     """Replace tokens by symbols popped from one stack, and push the replaced tokens onto the other one.
 
     Args:
@@ -186,9 +186,12 @@ def _exchange(
         source: The stack to pop from, and the table of the new tokens given the old ones.
         sink: The stack to push to, and the table of the old tokens given the new ones.
         forward: True for noise; denoising takes the rows in the opposite order.
+
+    Returns:
+        The new tokens, int64 [b, l], and the information content of what was pushed, bits.
     """
     old, moves = rows.cpu().numpy(), corrupt.cpu().numpy()
-    new, lanes = old.copy(), source[0].lanes
+    new, lanes, bits = old.copy(), source[0].lanes, 0.0
     for first in rounds(len(old), lanes, forward=forward):
         given = np.zeros((lanes, old.shape[1]), dtype=np.int64)
         active = np.zeros_like(given, dtype=bool)
@@ -198,8 +201,9 @@ def _exchange(
         writer = Writer(sink[0])
         _row(writer, sink[1], found, active, given)
         writer.finish()
+        bits += writer.information
         new[first : first + lanes] = np.where(active, found, given)[: len(part)]
-    return torch.from_numpy(new).to(rows.device)
+    return torch.from_numpy(new).to(rows.device), bits
 
 
 def _row(code: Code, table: Table, given: Integers, active: Flags, known: Integers | None) -> Integers:

@@ -12,16 +12,16 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sedd_graph.diffusion.tape.coder import BITS, TOTAL, Code, Integers
+from sedd_graph.diffusion.bitstream.coder import BITS, TOTAL, Code, Integers
 
-__all__ = ["Numbers", "Rows", "SharedRows", "Table", "rounded"]
+__all__ = ["Numbers", "Rows", "SharedRows", "Table", "Without", "rounded"]
 
 Numbers = npt.NDArray[np.float64]
 """Type of arrays of probabilities."""
 
 
 def rounded(weights: Numbers, support: npt.NDArray[np.bool_] | None = None) -> Integers:
-    """Round weights to frequencies of sum :data:`~sedd_graph.diffusion.tape.coder.TOTAL`.
+    """Round weights to frequencies of sum :data:`~sedd_graph.diffusion.bitstream.coder.TOTAL`.
 
     Args:
         weights: Weights of any sum, [m, n], at least 0; of a row of zeros, the ``support`` alone counts.
@@ -107,8 +107,12 @@ class Rows:
         return _bits(self.frequencies[rows, symbols])
 
 
-class _Without:
-    """One row of frequencies, from which the symbol that equals the condition is taken out; the others are scaled up."""
+class Without:
+    """One row of frequencies, from which the symbol that equals the condition is taken out; the others are scaled up.
+
+    Args:
+        frequencies: int64 [n], of sum TOTAL.
+    """
 
     def __init__(self, frequencies: Integers) -> None:
         self.frequencies = frequencies
@@ -148,7 +152,7 @@ class SharedRows:
 
     def __init__(self, stay: Integers, others: Integers) -> None:
         self._stay = Rows(np.stack([TOTAL - stay, stay], -1))
-        self._others = _Without(others)
+        self._others = Without(others)
 
     def take(self, code: Code, rows: Integers, active: npt.NDArray[np.bool_], known: Integers | None) -> Integers:
         same = None if known is None else (known == rows).astype(np.int64)
