@@ -144,7 +144,10 @@ def split(graph: Graph, model: Model) -> Split | None:
     root, plan = graph.root, model.root.plan
     modules: dict[str, Any] = model.root._modules
     held = [s.name for s in root.steps if s.save is not None or modules[s.name].keyed]
-    suffix = PositionwiseSuffix(root, held)
+    try:
+        suffix = PositionwiseSuffix(root, held)
+    except ValueError:  # an output without one axis of positions
+        return None
     if not any(inside for inside, _ in suffix.outputs):
         return None
     # all values of the plan, in its order; those without a port are saved activations within regions
