@@ -3,6 +3,7 @@
 The module does not import torch.
 """
 
+import codecs
 import importlib.util
 import json
 import os
@@ -14,14 +15,16 @@ from typing import Annotated, Any, BinaryIO
 import pydantic
 
 from sedd_graph.component.contract import ComponentConfig
+from sedd_graph.data.characters import BLOCK, split_stream
 from sedd_graph.data.network import unreachable
-from sedd_graph.data.reading import BOM, decode_utf8, find_files, import_extra, missing_field, read_document, unreadable
+from sedd_graph.data.reading import BOM, decode_utf8, find_files, import_extra, missing_field, read_document
 from sedd_graph.data.sources import MAX_BYTES, Corpus, Document
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.inputs.child import run_limited
 from sedd_graph.inputs.confine import confined
-from sedd_graph.inputs.files import open_file, read_bytes, require_file, size_text
+from sedd_graph.inputs.files import require_file, size_text
 
+from ._compressed import MAX_FILE, open_stream
 from ._parquet import read_rows
 
 MAX_LINE = 256 * 2**20
@@ -63,6 +66,16 @@ class RecordFiles(Fields):
     """File names or glob patterns of the corpus files, relative to the blueprint's folder."""
 
 
+class FileCorpus(Corpus):
+    """Base class of corpora in files that the key ``files`` names."""
+
+    abstract = True
+    config: Any  # a Config with the key ``files``
+
+    def files(self, root: Path) -> list[Path]:
+        return find_files(self.config.files, root)
+
+
 class Builtin(Corpus, kind="corpus"):
     """Built-in corpus: about 650,000 characters of English, CPython's documentation (``pydoc_data.topics``)."""
 
@@ -76,8 +89,8 @@ class Builtin(Corpus, kind="corpus"):
         yield from (Document(topics[name].strip() + "\n\n") for name in sorted(topics))
 
 
-class Text(Corpus, kind="corpus"):
-    """Corpus of UTF-8 text files, one document per file."""
+class Text(FileCorpus, kind="corpus"):
+    """Corpus of UTF-8 text files, one document per file. Files ``.gz`` and ``.zst`` are decompressed."""
 
     records = False
 
@@ -88,14 +101,42 @@ class Text(Corpus, kind="corpus"):
     config: Config
 
     def documents(self, root: Path) -> Iterator[Document]:
-        for path in find_files(self.config.files, root):
-            raw = read_bytes(path, limit=MAX_BYTES)
+        for path in self.files(root):
+            with open_stream(path, limit=MAX_BYTES) as stream:
+                raw = stream.read(MAX_BYTES + 1)
+            if raw is None or len(raw) > MAX_BYTES:
+                raise UserError(
+                    f"{path}: has more than {size_text(MAX_BYTES)}, which is the limit of what is read into memory"
+                )
             skipped = len(BOM) if raw.startswith(BOM) else 0
             yield Document(decode_utf8(raw[skipped:] if skipped else raw, str(path), skipped))
 
+    def text(self, root: Path) -> Iterator[tuple[str, bool]]:
+        for path in self.files(root):
+            with open_stream(path) as stream:
+                yield from split_stream(_decoded(stream, path))
 
-class Jsonl(Corpus, kind="corpus"):
-    """Corpus of JSON Lines files, one document per line."""
+
+def _decoded(stream: BinaryIO, path: Path) -> Iterator[str]:
+    """Yield the text of a file of UTF-8 in blocks; raises :class:`UserError` that names the first invalid byte."""
+    decoder, offset, first = codecs.getincrementaldecoder("utf-8")(), 0, True
+    while True:
+        raw = stream.read(BLOCK)
+        skipped = len(BOM) if first and raw.startswith(BOM) else 0
+        waiting = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(raw[skipped:], final=not raw)
+        except UnicodeDecodeError as error:
+            where = offset + skipped - waiting + error.start
+            raise UserError(f"{path}: not UTF-8: byte {where} is 0x{error.object[error.start]:02x}") from None
+        yield text
+        if not raw:
+            return
+        offset, first = offset + len(raw), False
+
+
+class Jsonl(FileCorpus, kind="corpus"):
+    """Corpus of JSON Lines files, one document per line. Files ``.gz`` and ``.zst`` are decompressed."""
 
     class Config(RecordFiles):
         pass
@@ -103,20 +144,17 @@ class Jsonl(Corpus, kind="corpus"):
     config: Config
 
     def documents(self, root: Path) -> Iterator[Document]:
-        for path in find_files(self.config.files, root):
-            try:
-                with open_file(path, limit=MAX_BYTES) as stream:
-                    offset = 0
-                    for number, line in enumerate(_lines(stream, path), 1):
-                        where = f"{path}:{number}"
-                        skipped = len(BOM) if number == 1 and line.startswith(BOM) else 0
-                        text = decode_utf8(line[skipped:], where, offset + skipped)
-                        offset += len(line)
-                        if text.strip():
-                            record = _parsed(text.rstrip(), where)
-                            yield read_document(record, where, self.config.field, self.config.prompt)
-            except OSError as error:
-                raise unreadable(path, error) from None
+        for path in self.files(root):
+            with open_stream(path) as stream:
+                offset = 0
+                for number, line in enumerate(_lines(stream, path), 1):
+                    where = f"{path}:{number}"
+                    skipped = len(BOM) if number == 1 and line.startswith(BOM) else 0
+                    text = decode_utf8(line[skipped:], where, offset + skipped)
+                    offset += len(line)
+                    if text.strip():
+                        record = _parsed(text.rstrip(), where)
+                        yield read_document(record, where, self.config.field, self.config.prompt)
 
 
 def _lines(stream: BinaryIO, path: Path) -> Iterator[bytes]:
@@ -143,7 +181,7 @@ def _parsed(line: str, where: str) -> Any:
         raise UserError(f"{where}: not JSON: {error}") from None
 
 
-class Parquet(Corpus, kind="corpus"):
+class Parquet(FileCorpus, kind="corpus"):
     """Corpus of Parquet files, one document per row. Requires the optional dependencies ``sedd_graph[datasets]``."""
 
     class Config(RecordFiles):
@@ -151,11 +189,14 @@ class Parquet(Corpus, kind="corpus"):
 
     config: Config
 
-    def documents(self, root: Path) -> Iterator[Document]:
+    def files(self, root: Path) -> list[Path]:
         import_extra("pyarrow.parquet", "the corpus 'parquet'", extra="datasets")
+        return super().files(root)
+
+    def documents(self, root: Path) -> Iterator[Document]:
         config = self.config
-        for path in find_files(config.files, root):
-            size = require_file(path, limit=MAX_BYTES).st_size
+        for path in self.files(root):
+            size = require_file(path, limit=MAX_FILE).st_size
             # the text of a good file is a few times its size; a bomb's is a million times
             budget = PARQUET_FLOOR + PARQUET_RATIO * size
             number = 0
@@ -192,6 +233,8 @@ class HubDataset(Corpus, kind="corpus"):
         """Name of the data set's configuration, if there are several; null: the default one."""
         split: str = "train"
         """Name of the split to read."""
+        streaming: bool = False
+        """True to read rows of a data set on the hub as they are needed, instead of downloading all of it first."""
 
     config: Config
 
@@ -208,7 +251,7 @@ class HubDataset(Corpus, kind="corpus"):
                 table = library.load_from_disk(str(local / config.split))
             else:
                 source = str(local) if local.is_dir() else config.name
-                table = library.load_dataset(source, config.subset, split=config.split)
+                table = library.load_dataset(source, config.subset, split=config.split, streaming=config.streaming)
         except Exception as error:  # network, hub and format errors of the library come in many classes
             if lost is not None:
                 raise EnvironmentFault(
@@ -217,7 +260,7 @@ class HubDataset(Corpus, kind="corpus"):
                 ) from None
             raise UserError(f"data.corpus: the datasets library cannot load {config.name!r}: {error}") from None
         for name in config.columns:
-            if name not in table.column_names:
+            if table.column_names is not None and name not in table.column_names:  # None: known only from the rows
                 raise missing_field(f"data.corpus: {config.name}", name, list(table.column_names))
         for number, record in enumerate(table.select_columns(config.columns), 1):
             yield read_document(record, f"{config.name}: row {number}", config.field, config.prompt)

@@ -6,9 +6,9 @@ The module does not import torch.
 import contextlib
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -22,6 +22,7 @@ from sedd_graph.inputs.child import first_limited
 from sedd_graph.inputs.confine import confined
 
 from ._trial import try_tokenizer
+from ._words import Words, splits_words
 
 MAX_SIZE = 2**21
 """Largest accepted vocabulary size; it prevents a tokenizer file with one huge id from allocating gigabytes."""
@@ -164,6 +165,7 @@ class HuggingFace(Tokenizer):
         if not used:
             raise ValueError("it has no tokens")
         self.inner, self.size = inner, max(used) + 1
+        self._words: Words | Literal[False] | None = None  # made when first used
         if self.size > MAX_SIZE:
             raise ValueError(f"its highest id is {self.size - 1:,}; the limit is {MAX_SIZE - 1:,}")
         self.pad = next((p for p in map(inner.token_to_id, PADS) if p is not None), None)
@@ -175,13 +177,21 @@ class HuggingFace(Tokenizer):
         self.forbidden = tuple(sorted(self._silent | (special - set(ends))))
 
     def encode(self, text: str) -> Ids:
-        try:
-            text.encode()  # the library raises a TypeError without the position
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            raise UserError(f"the text has a lone surrogate, U+{code:04X}, which is not a character") from None
+        _require_characters(text)
         with _library_faults(f"the tokenizer cannot encode {text[:40]!r}"):
             return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def encode_many(self, texts: Sequence[str]) -> list[Ids]:
+        if self._words is None:
+            self._words = Words(self.inner) if splits_words(self.inner) else False
+        if self._words is False:
+            return [self.encode(text) for text in texts]
+        found = []
+        for text in texts:
+            _require_characters(text)
+            with _library_faults(f"the tokenizer cannot encode {text[:40]!r}"):
+                found.append(self._words.encode(text) if text else np.zeros(0, np.int64))
+        return found
 
     def decode(self, ids: Iterable[int]) -> str:
         kept = [int(i) for i in ids if 0 <= i < self.size and i not in self._silent]
@@ -207,6 +217,14 @@ class HuggingFace(Tokenizer):
     def to_json(self) -> str:
         text: str = self.inner.to_str()
         return text
+
+
+def _require_characters(text: str) -> None:
+    try:
+        text.encode()  # the library raises a TypeError without the position
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise UserError(f"the text has a lone surrogate, U+{code:04X}, which is not a character") from None
 
 
 @contextlib.contextmanager

@@ -38,6 +38,13 @@ def declare(verbs: Verbs) -> None:
         "probability-flow ODE",
     )
     parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="evaluate on a published benchmark instead, as the authors of its table do: text8, lm1b, lm1b-packed, "
+        "openwebtext, wikitext103, ptb and others; reads the files of --files",
+    )
+    parser.add_argument("--files", nargs="+", metavar="FILE", help="local files with the text of --protocol")
+    parser.add_argument(
         "--samples",
         nargs="?",
         const="",
@@ -63,7 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.run)
     if arguments.samples is not None or arguments.judge is not None or arguments.mauve:
         _judge_samples(path, arguments)
+    elif arguments.protocol is not None:
+        _evaluate_protocol(path, arguments)
     else:
+        if arguments.files:
+            raise UserError("--files holds the text of --protocol: name the protocol")
         from sedd_graph.runs.evaluate import evaluate_run
 
         evaluate_run(
@@ -80,9 +91,28 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> None:
+    from sedd_graph.runs.protocol import run_protocol
+
+    if arguments.likelihood != "bound" or arguments.corpus is not None:
+        raise UserError("--likelihood and --corpus are for the run's own held-out text: without --protocol")
+    run_protocol(
+        path,
+        arguments.protocol,
+        arguments.files or [],
+        device=picked_device(arguments),
+        batches=arguments.batches,
+        draws=arguments.draws,
+        weights=arguments.weights,
+        say=say,
+    )
+
+
 def _judge_samples(path: Path, arguments: argparse.Namespace) -> None:
     from sedd_graph.runs.judge import judge_run
 
+    if arguments.protocol is not None or arguments.files:
+        raise UserError("--protocol and --files are for the bound: without --samples, --judge and --mauve")
     if arguments.batches or arguments.draws or arguments.weights != "newest" or arguments.likelihood != "bound":
         raise UserError(
             "--batches, --draws, --weights and --likelihood are for the bound: without --samples, --judge and --mauve"

@@ -34,6 +34,7 @@ from sedd_graph.cli import (
     sample,
     schema,
     show,
+    tokenize,
     train,
 )
 from sedd_graph.cli.options import add_debug
@@ -48,6 +49,7 @@ __all__ = ["main", "run"]
 VERBS = (
     init,
     build,
+    tokenize,
     train,
     sample,
     infill,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["code_points", "count_characters", "cross_entropy_bits", "entropy_bits", "pieces"]
+__all__ = ["code_points", "count_characters", "cross_entropy_bits", "entropy_bits", "pieces", "split_stream"]
 
 BLOCK = 4 * 2**20
 """Number of characters that are converted to an integer array at a time, to limit memory."""
@@ -38,6 +38,28 @@ def pieces(text: str, size: int = BLOCK) -> Iterator[str]:
             stop = space if space > start else stop
         yield text[start:stop]
         start = stop
+
+
+def split_stream(blocks: Iterable[str], size: int = BLOCK) -> Iterator[tuple[str, bool]]:
+    """Yield the pieces of a text, as :func:`pieces` splits it, while it is read.
+
+    Args:
+        blocks: The text, in blocks of any size.
+        size: Largest number of characters per piece.
+
+    Yields:
+        A piece, and whether it is the last. Nothing for an empty text.
+    """
+    waiting = ""
+    for block in blocks:
+        waiting += block
+        while len(waiting) > size:
+            space = waiting.rfind(" ", 1, size)
+            stop = space if space > 0 else size
+            yield waiting[:stop], False
+            waiting = waiting[stop:]
+    if waiting:
+        yield waiting, True
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[str]:

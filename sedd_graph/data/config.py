@@ -33,7 +33,11 @@ class DataConfig(Strict):
     or padded. ``lines``: one line, truncated or padded, without white space around it; empty lines are skipped."""
     holdout: Share = 0.1
     """Fraction of the corpus, taken from its end, that is held out from training: above 0 and below 0.9. It is
-    measured in characters if ``rows`` is ``stream``, else in documents or lines."""
+    measured in characters if ``rows`` is ``stream``, else in documents or lines; in shards always in tokens. Unused if
+    ``heldout`` is given."""
+    heldout: Annotated[Corpus, Choice("data.corpus")] | None = None
+    """Source of the held-out text, such as the validation part of a data set; null: the end of ``corpus`` is held
+    out."""
     seed: Seed = 0
     """Seed of the order of the training rows."""
 

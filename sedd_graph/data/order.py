@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from sedd_graph.data.bijection import Bijection
 
 __all__ = ["Ordered", "Source", "Units"]
 
@@ -49,6 +51,13 @@ class Source(Protocol[R_co]):
         One of them is drawn for each epoch. 1 if the rows are the same in every epoch.
         """
 
+    @property
+    def many(self) -> bool:
+        """True for a source beyond memory, whose rows may be so many that their permutation is not stored either.
+
+        It is then computed for each row (:class:`~sedd_graph.data.bijection.Bijection`).
+        """
+
     def take(self, index: Index, phase: int) -> R_co:
         """Return a batch of rows.
 
@@ -82,10 +91,10 @@ class Ordered(Generic[R]):
     heldout: Source[R]
 
     def __post_init__(self) -> None:
-        self._orders: dict[int, tuple[int, Index]] = {}
+        self._orders: dict[int, tuple[int, Callable[[Index], Index]]] = {}
 
-    def _order(self, epoch: int) -> tuple[int, Index]:
-        """Return the offset of an epoch and the order of its rows.
+    def _order(self, epoch: int) -> tuple[int, Callable[[Index], Index]]:
+        """Return the offset of an epoch, and the function from places in its order to rows.
 
         Two epochs are cached, since a batch may span both.
         """
@@ -94,7 +103,11 @@ class Ordered(Generic[R]):
             phase = int(generator.integers(0, self.train.phases))
             while len(self._orders) >= 2:
                 del self._orders[next(iter(self._orders))]
-            self._orders[epoch] = phase, generator.permutation(self.train.count)
+            if self.train.many:
+                order: Callable[[Index], Index] = Bijection(self.train.count, generator)
+            else:
+                order = generator.permutation(self.train.count).__getitem__
+            self._orders[epoch] = phase, order
         return self._orders[epoch]
 
     def batch(self, position: int, rows: int, *, start: int = 0, stop: int | None = None) -> R:
@@ -120,7 +133,7 @@ class Ordered(Generic[R]):
         for epoch in range(int(wanted[0]) // count, int(wanted[-1]) // count + 1):
             phase, order = self._order(epoch)
             mine = wanted[(wanted >= epoch * count) & (wanted < (epoch + 1) * count)] - epoch * count
-            parts.append(self.train.take(order[mine], phase))
+            parts.append(self.train.take(order(mine), phase))
         if len(parts) == 1:
             return parts[0]
         names = [f.name for f in dataclasses.fields(parts[0])]

@@ -30,6 +30,7 @@ class Points:
 class _Array:
     x: Numbers
     phases: int = 1
+    many: bool = False
 
     @property
     def count(self) -> int:

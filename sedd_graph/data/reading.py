@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from sedd_graph.data.sources import MAX_BYTES, Document
+from sedd_graph.data.sources import Document
 from sedd_graph.errors import MissingExtraError, UserError, suggest
 from sedd_graph.inputs.confine import matching
 from sedd_graph.inputs.files import require_file
@@ -28,10 +28,10 @@ def find_files(patterns: list[str], root: Path) -> list[Path]:
 
     Raises:
         UserError: A pattern matches no file; a match is not a regular file, such as a pipe; a match is outside
-            ``root``, unless :func:`~sedd_graph.inputs.confine.allow_outside` permits this; the total size exceeds
-            :data:`~sedd_graph.data.sources.MAX_BYTES` bytes (8 GiB); or the patterns search too many files.
+            ``root``, unless :func:`~sedd_graph.inputs.confine.allow_outside` permits this; or the patterns search too
+            many files.
     """
-    found: dict[Path, int] = {}
+    found: dict[Path, None] = {}
     looked = [0]
     for pattern in patterns:
         paths = matching(pattern, root, what="data.corpus.files", looked=looked)
@@ -40,10 +40,8 @@ def find_files(patterns: list[str], root: Path) -> list[Path]:
             raise UserError(f"data.corpus.files: {pattern!r} matches no file under {root}")
         for path in paths:
             if path not in found:
-                found[path] = require_file(path, limit=2**63).st_size
-    total = sum(found.values())
-    if total > MAX_BYTES:
-        raise UserError(f"data.corpus.files: {total / 2**30:.1f} GiB in all; the limit is {MAX_BYTES >> 30} GiB")
+                require_file(path, limit=2**63)
+                found[path] = None
     return list(found)
 
 

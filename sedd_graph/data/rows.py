@@ -1,98 +1,27 @@
-"""Training rows of tokens cut from documents, with masks for attention, corruption and loss. Imports no torch."""
+"""Data set of a text corpus: rows of tokens cut from documents, or from shards of tokens. Imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from sedd_graph.component.progress import progress, track
+from sedd_graph.data.batches import Documents, Packed, Rows, Stream, TokenSource
+from sedd_graph.data.cached import TokenCache, cache_key, documents_digest, sources_of, tokenised
 from sedd_graph.data.characters import count_characters, cross_entropy_bits, entropy_bits, pieces
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.order import Ordered, Units
+from sedd_graph.data.sharded import Part, ShardDocuments, ShardStream, cut_shards, tokenizer_of, whole
+from sedd_graph.data.shards import Shards
 from sedd_graph.data.sources import Document, read_corpus
 from sedd_graph.data.tokenizer import Ids, Tokenizer
 from sedd_graph.errors import UserError
 
 __all__ = ["Dataset", "Rows", "open_data"]
-
-Flags = npt.NDArray[np.bool_]
-Packed = npt.NDArray[np.unsignedinteger]
-"""Type of the token ids of a whole corpus, uint16 or uint32 [tokens] to save memory; the ids in a batch are int64."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Batch of rows of tokens with masks, as NumPy arrays. Axes: b rows in the batch, l tokens per row."""
-
-    tokens: Ids
-    """Token ids, int64 [b, l]."""
-    attend: Flags
-    """Attention mask, bool [b, l]: true at positions that are not padding."""
-    corrupt: Flags
-    """Corruption mask, bool [b, l]: true at positions that the forward process may corrupt."""
-    loss: Flags
-    """Loss mask, bool [b, l]: true at positions that are included in the loss."""
-
-
-@dataclasses.dataclass
-class _Stream:
-    """One long sequence of tokens, cut into rows of ``length``.
-
-    With ``shifted`` the first cut (the phase) changes from epoch to epoch, so that rows begin at every offset in time;
-    otherwise it is always 0. Fewer than ``length`` tokens (``2 * length`` with ``shifted``) at the end are unused.
-    """
-
-    tokens: Packed
-    length: int
-    shifted: bool
-
-    @property
-    def count(self) -> int:
-        """Rows per epoch, the same for every phase."""
-        usable = len(self.tokens) - self.length + 1 if self.shifted else len(self.tokens)
-        return max(1, usable // self.length)
-
-    @property
-    def phases(self) -> int:
-        """Number of offsets of the first row, in tokens, at which ``count`` rows fit."""
-        return min(self.length, len(self.tokens) - self.count * self.length + 1) if self.shifted else 1
-
-    def take(self, index: Ids, phase: int) -> Rows:
-        starts = phase + index * self.length
-        tokens = self.tokens[starts[:, None] + np.arange(self.length)].astype(np.int64)
-        return Rows(tokens, *(np.ones(tokens.shape, dtype=np.bool_) for _ in range(3)))
-
-
-@dataclasses.dataclass
-class _Documents:
-    """One document per row, padded or truncated. Its prompt is attended to, but neither corrupted nor counted.
-
-    Document i is ``tokens[starts[i] : starts[i + 1]]``, of which the first ``prompts[i]`` are the prompt.
-    """
-
-    tokens: Packed
-    starts: Ids
-    prompts: Ids
-    length: int
-    pad: int
-    phases = 1
-
-    @property
-    def count(self) -> int:
-        return len(self.prompts)
-
-    def take(self, index: Ids, phase: int) -> Rows:
-        position = np.arange(self.length)
-        first = self.starts[index][:, None]
-        attend = position < self.starts[index + 1][:, None] - first
-        tokens = np.where(attend, self.tokens[np.minimum(first + position, len(self.tokens) - 1)], self.pad)
-        counted = attend & (position >= self.prompts[index][:, None])
-        return Rows(tokens.astype(np.int64), attend, counted, counted.copy())
 
 
 @dataclasses.dataclass
@@ -101,37 +30,37 @@ class Dataset(Ordered[Rows]):
 
     config: DataConfig
     tokenizer: Tokenizer
-    train: _Stream | _Documents
-    heldout: _Stream | _Documents
+    train: TokenSource
+    heldout: TokenSource
     characters_per_token: float
     """Mean number of characters per token of the held-out text without prompts, which converts nats per token to bits
     per character."""
-    unigram_bits: float
+    unigram_bits: float | None
     """Cross-entropy of the held-out text under the character frequencies of the training text, in bits per
-    character."""
-    heldout_entropy_bits: float
-    """Entropy of the character frequencies of the held-out text itself, in bits per character."""
+    character; None where these are not known (a held-out part that begins within a shard)."""
+    heldout_entropy_bits: float | None
+    """Entropy of the character frequencies of the held-out text itself, in bits per character; None as above."""
 
     def fingerprint(self) -> str:
         """Return the first 16 hexadecimal digits of the SHA-256 of all tokens, training and held-out.
 
-        Unless ``data.rows`` is ``stream``, the boundaries of documents and prompts are hashed as well.
+        Unless ``data.rows`` is ``stream``, the boundaries of documents and prompts are hashed as well. Of shards, the
+        hashes in their index are hashed instead.
         """
         found = hashlib.sha256()
         for part in (self.train, self.heldout):
-            arrays = [part.tokens] if isinstance(part, _Stream) else [part.tokens, part.starts, part.prompts]
-            for array in arrays:
-                found.update(f"{array.dtype.str} {len(array)};".encode())
-                found.update(array.tobytes())
+            part.update(found)
         return found.hexdigest()[:16]
 
     def describe(self) -> str:
         """Return one line of text for the user: number and length of rows, characters per token, unigram entropy."""
-        return (
+        text = (
             f"{self.train.count:,} training rows and {self.heldout.count:,} held-out rows of {self.width} tokens, "
-            f"{self.characters_per_token:.2f} characters per token; unigram entropy of the held-out text "
-            f"{self.unigram_bits:.3f} bits per character"
+            f"{self.characters_per_token:.2f} characters per token"
         )
+        if self.unigram_bits is None:
+            return text
+        return f"{text}; unigram entropy of the held-out text {self.unigram_bits:.3f} bits per character"
 
     def record(self) -> dict[str, object]:
         """Return the description of the data that is saved with the results of an evaluation, as JSON values by key.
@@ -143,10 +72,12 @@ class Dataset(Ordered[Rows]):
         return {"corpus": self.fingerprint(), "length": self.width, **rows}
 
     def baselines(self) -> dict[str, float]:
-        """Return ``unigram_bits`` and ``heldout_entropy_bits`` by name, bits per character.
+        """Return ``unigram_bits`` and ``heldout_entropy_bits`` by name, bits per character; nothing if not known.
 
         They are baselines with which the model's likelihood bound on the held-out text is compared.
         """
+        if self.unigram_bits is None or self.heldout_entropy_bits is None:
+            return {}
         return {"unigram_bits": self.unigram_bits, "heldout_entropy_bits": self.heldout_entropy_bits}
 
     @property
@@ -160,48 +91,131 @@ class Dataset(Ordered[Rows]):
         return self.config.length
 
 
-def open_data(config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = None) -> Dataset:
+def open_data(
+    config: DataConfig, *, root: Path, tokenizer: Tokenizer | None = None, cache: TokenCache | None = None
+) -> Dataset:
     """Read the corpus of a ``data`` section, make its tokenizer, and cut the text into training and held-out rows.
 
     Args:
         config: The ``data`` section.
         root: Folder to which file names in the blueprint are relative.
         tokenizer: Existing tokenizer to use, such as that of a run; None makes the tokenizer of the ``data`` section.
+        cache: Where the tokens of a text corpus are kept, so that equal text is not tokenised again.
 
     Raises:
         UserError: The corpus cannot be read or has too little text, or ``data.rows`` needs a padding token that the
             tokenizer does not have.
         MissingExtraError: An optional package that reads the corpus is not installed.
     """
-    documents = read_corpus(config.corpus, root=root)
-    if config.rows != "documents" and any(d.prompt for d in documents):
-        raise UserError("data.corpus.prompt needs data.rows 'documents'")
-    if config.rows == "lines":
-        documents = [Document(line.strip()) for d in documents for line in d.text.splitlines() if line.strip()]
+    shards = config.corpus.shards(root)
+    held = None if config.heldout is None else config.heldout.shards(root)
+    if shards is None and held is None:
+        return _open_text(config, root, tokenizer, cache)
+    if shards is None or (held is None and config.heldout is not None):
+        raise UserError("data.heldout and data.corpus are either both text, or both tokens in shards")
+    return _open_shards(config, root, tokenizer, shards, held)
+
+
+def _open_text(config: DataConfig, root: Path, tokenizer: Tokenizer | None, cache: TokenCache | None) -> Dataset:
+    """Read a corpus of text into memory, or its tokens from the cache."""
+    corpora = [config.corpus] if config.heldout is None else [config.corpus, config.heldout]
     factory, records = config.tokenizer, config.corpus.records
     if tokenizer is None and not factory.trained:
         tokenizer = factory.make((), root=root)
+    if cache is not None and tokenizer is not None and cache.holds():
+        key = cache_key(config, tokenizer, [documents_digest(corpus.documents(root)) for corpus in corpora])
+        kept = cache.load(key)
+        sources = None if kept is None else sources_of(kept, config, tokenizer)
+        if kept is not None and sources is not None:
+            return _dataset(config, tokenizer, *sources, kept.numbers)
+    read = [read_corpus(corpus, root=root) for corpus in corpora]
+    digests = [] if cache is None else [documents_digest(documents) for documents in read]
+    if config.rows != "documents" and any(d.prompt for documents in read for d in documents):
+        raise UserError("data.corpus.prompt needs data.rows 'documents'")
+    if config.rows == "lines":
+        read = [
+            [Document(x.strip()) for d in documents for x in d.text.splitlines() if x.strip()] for documents in read
+        ]
     ends = tokenizer.end is not None if tokenizer is not None else factory.separates
-    if records and config.rows == "stream" and not ends:
+    if config.rows == "stream" and not ends:
         # without a separator, records would run together; files have their own line breaks
-        documents = [Document(d.text + "\n") for d in documents]
-    training, held = _hold_out(documents, config, whole=records)
-    del documents  # so that a large text is not in memory twice
+        read = [
+            [Document(d.text + "\n") for d in documents] if corpus.records else documents
+            for corpus, documents in zip(corpora, read, strict=True)
+        ]
+    training, held = _hold_out(read[0], config, whole=records) if len(read) == 1 else read
+    del read  # so that a large text is not in memory twice
     if tokenizer is None:
         tokenizer = factory.make((d.prompt + d.text for d in training), root=root)
     cut = _stream if config.rows == "stream" else _pad
     train, _ = cut(training, tokenizer, config, "training")
     heldout, tokens = cut(held, tokenizer, config, "held-out")
     counts = count_characters(d.text for d in held)
+    numbers = {
+        "characters_per_token": int(counts.sum()) / tokens,
+        "unigram_bits": cross_entropy_bits(counts, under=count_characters(d.text for d in training)),
+        "heldout_entropy_bits": entropy_bits(counts),
+    }
+    if cache is not None:
+        cache.save(cache_key(config, tokenizer, digests), tokenised(train, heldout, numbers))
+    return _dataset(config, tokenizer, train, heldout, numbers)
+
+
+def _dataset(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    train: Stream | Documents,
+    heldout: Stream | Documents,
+    numbers: Mapping[str, float],
+) -> Dataset:
     return Dataset(
         config,
         tokenizer,
         train,
         heldout,
-        characters_per_token=int(counts.sum()) / tokens,
-        unigram_bits=cross_entropy_bits(counts, under=count_characters(d.text for d in training)),
-        heldout_entropy_bits=entropy_bits(counts),
+        characters_per_token=numbers["characters_per_token"],
+        unigram_bits=numbers["unigram_bits"],
+        heldout_entropy_bits=numbers["heldout_entropy_bits"],
     )
+
+
+def _open_shards(
+    config: DataConfig, root: Path, given: Tokenizer | None, shards: Shards, held: Shards | None
+) -> Dataset:
+    """Open the shards of a corpus, and those of the held-out corpus if there are any."""
+    if config.rows == "lines":
+        raise UserError("data.rows 'lines' is for text: tokenise with --lines, and set data.rows to 'documents'")
+    tokenizer = tokenizer_of(shards, config, root, given)
+    if held is not None:
+        held.require_tokenizer(tokenizer)
+    parts = cut_shards(shards, config.holdout) if held is None else (whole(shards), whole(held))
+    pad = tokenizer.pad
+    if config.rows == "documents" and pad is None:
+        raise UserError(f"data.rows {config.rows!r} needs a tokenizer with a padding token (such as '<pad>')")
+
+    def source(part: Part, name: str) -> ShardStream | ShardDocuments:
+        if config.rows == "documents" and pad is not None:
+            return ShardDocuments(part, config.length, pad)
+        found = ShardStream(part, config.length, shifted=name == "training")
+        if found.tokens < config.length:
+            raise UserError(_too_short(name, found.tokens, config.length))
+        return found
+
+    train, heldout = source(parts[0], "training"), source(parts[1], "held-out")
+    under, counts = (part.counts(separators=config.rows == "stream") for part in parts)
+    return Dataset(
+        config,
+        tokenizer,
+        train,
+        heldout,
+        characters_per_token=heldout.characters / max(1, heldout.tokens),
+        unigram_bits=None if under is None or counts is None else cross_entropy_bits(counts, under=under),
+        heldout_entropy_bits=None if under is None or counts is None else entropy_bits(counts),
+    )
+
+
+def _too_short(name: str, tokens: int, length: int) -> str:
+    return f"the {name} text has {tokens} tokens, fewer than one row of data.length = {length}"
 
 
 def _hold_out(documents: list[Document], config: DataConfig, *, whole: bool) -> tuple[list[Document], list[Document]]:
@@ -235,7 +249,7 @@ def _packed(parts: Iterable[Ids], tokenizer: Tokenizer) -> Packed:
     return np.concatenate([np.zeros(0, dtype), *(part.astype(dtype) for part in parts)])
 
 
-def _stream(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str) -> tuple[_Stream, int]:
+def _stream(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str) -> tuple[Stream, int]:
     """Join the documents. Returns the rows and the number of tokens."""
 
     def parts() -> Iterator[Ids]:
@@ -245,18 +259,16 @@ def _stream(documents: list[Document], tokenizer: Tokenizer, config: DataConfig,
                 if number and tokenizer.end is not None:
                     yield np.array([tokenizer.end], dtype=np.int64)
                 for piece in pieces(document.text):
-                    yield tokenizer.encode(piece)
+                    yield tokenizer.encode_many([piece])[0]
                     advance(len(piece))
 
     tokens = _packed(parts(), tokenizer)
     if len(tokens) < config.length:
-        raise UserError(
-            f"the {name} text has {len(tokens)} tokens, fewer than one row of data.length = {config.length}"
-        )
-    return _Stream(tokens, config.length, shifted=name == "training"), len(tokens)
+        raise UserError(_too_short(name, len(tokens), config.length))
+    return Stream(tokens, config.length, shifted=name == "training"), len(tokens)
 
 
-def _pad(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str) -> tuple[_Documents, int]:
+def _pad(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str) -> tuple[Documents, int]:
     """Truncate or pad each document.
 
     Returns the rows and the number of tokens of the texts before they are truncated.
@@ -284,4 +296,4 @@ def _pad(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, na
     if not prompts:
         raise UserError(f"the {name} documents have no tokens")
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return _Documents(tokens, starts, np.asarray(prompts, np.int64), length, pad), total
+    return Documents(tokens, starts, np.asarray(prompts, np.int64), length, pad), total

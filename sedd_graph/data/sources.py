@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sedd_graph.component.declared import Plain
+from sedd_graph.data.characters import pieces
+from sedd_graph.data.shards import Shards
 from sedd_graph.errors import UserError
 
 __all__ = ["MAX_BYTES", "Corpus", "Document", "Numbers", "PointSource", "read_corpus"]
 
 MAX_BYTES = 8 * 2**30
-"""Size limit of the files of a corpus or of an array of points, in bytes, and of a corpus in memory, in characters."""
+"""Size limit of a corpus that is read into memory, in bytes of its files and in characters, and of an array of points,
+in bytes."""
 
 Numbers = npt.NDArray[np.float32]
 """Type of an array of points, float32 [point, ...]; the axes after the first are those of one point."""
@@ -52,6 +55,43 @@ class Corpus(Plain, ABC):
             UserError: A file cannot be read; the message gives the file and the line, row or byte.
             MissingExtraError: An optional package that reads the files is not installed.
         """
+
+    def text(self, root: Path) -> Iterator[tuple[str, bool]]:
+        """Yield the text in pieces of at most 4 Mi characters, without prompts; documents without text are skipped.
+
+        Corpora with documents that do not fit into memory override it. The pieces must be those of
+        :func:`~sedd_graph.data.characters.pieces`.
+
+        Args:
+            root: Folder to which file names in the Config are relative.
+
+        Yields:
+            A piece, and whether it is the last of its document.
+        """
+        for document in self.documents(root):
+            waiting: str | None = None
+            for piece in pieces(document.text):
+                if waiting is not None:
+                    yield waiting, False
+                waiting = piece
+            if waiting is not None:
+                yield waiting, True
+
+    def files(self, root: Path) -> list[Path]:
+        """Return the files that the corpus reads, in order; none if it does not read files.
+
+        Args:
+            root: Folder to which file names in the Config are relative.
+        """
+        return []
+
+    def shards(self, root: Path) -> Shards | None:
+        """Return the tokens of a corpus that is tokenised already; None for a corpus of text.
+
+        Args:
+            root: Folder to which file names in the Config are relative.
+        """
+        return None
 
     @property
     def prompted(self) -> bool:
@@ -92,6 +132,11 @@ def read_corpus(corpus: Corpus, *, root: Path) -> list[Document]:
             characters (the number :data:`MAX_BYTES`) in all.
         MissingExtraError: An optional package that reads the corpus is not installed.
     """
+    if (total := sum(path.stat().st_size for path in corpus.files(root))) > MAX_BYTES:
+        raise UserError(
+            f"data.corpus.files: {total / 2**30:.1f} GiB in all; the limit of what is read into memory is "
+            f"{MAX_BYTES >> 30} GiB: make shards of it with `sedd-graph tokenize`"
+        )
     documents, characters = [], 0
     for document in corpus.documents(root):
         # as a row of its own, a document without text would be all padding
@@ -99,7 +144,10 @@ def read_corpus(corpus: Corpus, *, root: Path) -> list[Document]:
             documents.append(document)
         characters += len(document.text) + len(document.prompt)
         if characters > MAX_BYTES:  # compressed files grow when read
-            raise UserError(f"data.corpus: more than {MAX_BYTES >> 30} Gi characters, which is the limit")
+            raise UserError(
+                f"data.corpus: more than {MAX_BYTES >> 30} Gi characters, which is the limit of what is read into memory: "
+                "make shards of it with `sedd-graph tokenize`"
+            )
     if not documents:
         raise UserError("data.corpus: the corpus has no text")
     return documents

@@ -9,7 +9,7 @@ import base64
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ __all__ = [
     "lock",
     "provenance",
     "results",
+    "tables",
     "training_curves",
 ]
 
@@ -100,13 +101,42 @@ def _number(value: object, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else "?"
 
 
-def results(evaluation: Mapping[str, Any], measure: Mapping[str, Any], ode: Mapping[str, Any] | None = None) -> Results:
+def tables(run: Path) -> list[Mapping[str, Any]]:
+    """Return the contents of the files ``evaluation-<protocol>.json``, which ``eval --protocol`` has written."""
+    found = [json_object(path) for path in sorted(run.glob("evaluation-*.json"))[:100]]
+    return [evaluation for evaluation in found if as_object(as_object(evaluation.get("protocol")).get("table"))]
+
+
+def _table(evaluation: Mapping[str, Any]) -> tuple[Tile, str]:
+    """Return the number of a benchmark, and the text of how it was computed."""
+    facts = as_object(as_object(evaluation.get("protocol")).get("table"))
+    bits = facts.get("unit") == "bits_per_character"
+    label = f"{'bits per character' if bits else 'perplexity per token'}, {facts.get('name', '?')} (upper bound)"
+    if bits:
+        value, error = _number(evaluation.get("bits_per_character"), ".3f"), evaluation.get("bits_standard_error")
+    else:
+        value, error = _number(evaluation.get("perplexity"), ",.2f"), None
+    text = (
+        f" {facts.get('name', '?')}: {facts.get('part', '?')}; {_number(facts.get('rows'), ',')} rows of "
+        f"{_number(facts.get('length'), ',')} tokens ({facts.get('row', '?')}), detokenizer {facts.get('detokenizer', '?')}, "
+        f"tokenizer {facts.get('tokenizer', '?')}, by {facts.get('source', '?')}."
+    )
+    return Tile(value, label, _number(error, ".3f") if error is not None else ""), text
+
+
+def results(
+    evaluation: Mapping[str, Any],
+    measure: Mapping[str, Any],
+    ode: Mapping[str, Any] | None = None,
+    tables: Sequence[Mapping[str, Any]] = (),
+) -> Results:
     """Return the results section of the report.
 
     Args:
         evaluation: Content of ``evaluation.json``; may be empty.
         measure: The ``measure`` object of ``certificate.json`` (parameters, FLOPs, memory); may be empty.
         ode: Content of ``evaluation-ode.json``; None or empty if there is none.
+        tables: Evaluations by protocols of published tables (:func:`tables`).
     """
 
     def tile(key: str, label: str, form: str = ".3f", error: str = "") -> Tile:
@@ -128,6 +158,8 @@ def results(evaluation: Mapping[str, Any], measure: Mapping[str, Any], ode: Mapp
             tile("heldout_entropy_bits", "bits per character without context (unigram entropy of the same text)"),
             tile("perplexity", "perplexity per token (upper bound)", ",.2f"),
         ]
+        if evaluation.get("heldout_entropy_bits") is None:  # of a part of shards
+            del tiles[1]
         protocol = (
             f"Bound on {_number(evaluation.get('sequences'), ',')} held-out sequences, "
             f"{evaluation.get('draws', '?')} noise draw(s) per sequence, drawn over {_noise_level(evaluation)}; "
@@ -141,6 +173,9 @@ def results(evaluation: Mapping[str, Any], measure: Mapping[str, Any], ode: Mapp
             Tile(_number(ode.get("bits_per_character"), ".3f"), "bits per character, by the ODE (estimate)", error)
         )
         protocol += f" By the ODE on {_number(ode.get('sequences'), ',')} sequences: {ode.get('caveat', '?')}."
+    for made, text in map(_table, tables):
+        tiles.append(made)
+        protocol += text
     if measure:
         gib = (measure["saved_bytes"] + measure["state_bytes"]) / 2**30
         unit = "row" if measure["length"] == 1 else "token"

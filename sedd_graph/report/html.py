@@ -46,6 +46,7 @@ def write_report(run: Path) -> Path:
             facts.json_object(run / "evaluation.json"),
             certificate.get("measure") or {},
             facts.json_object(run / "evaluation-ode.json"),
+            facts.tables(run),
         ),
         film=_section("samples", samples.film, run, tokenizer),
         edited=_section("edited", samples.edited, run, tokenizer),

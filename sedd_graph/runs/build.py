@@ -24,6 +24,7 @@ from sedd_graph.runs.memory import measure_text, measure_training, require_train
 from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data, write_run_manifest
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.provenance import provenance
+from sedd_graph.runs.token_cache import PendingCache
 from sedd_graph.store.files import write_json, write_text
 from sedd_graph.store.run_folder import new_run, require_utf8
 from sedd_graph.verify.margin import margins
@@ -78,9 +79,9 @@ def build_run(
     say("\n" + measure_text(cost, report))
     if process_class(report.plan.family).trains:
         require_training_memory(cost, report, device, ignore=ignore_memory, say=say)
-    data = None
+    data, tokens = None, PendingCache()
     if "data" in report.loaded.sections:
-        data = read_data(report, root=report.loaded.root)
+        data = read_data(report, root=report.loaded.root, cache=tokens)
         say(f"data        {data.describe()}")
     engine = make_engine(report, device=device, compile=compile or report.train.compile)
     tokenizer = None if data is None else data.tokenizer
@@ -109,6 +110,7 @@ def build_run(
         write_json(run / "run.json", facts)
         if tokenizer is not None:
             write_text(run / TOKENIZER, tokenizer.to_json())
+        tokens.write(run)
         write_run_manifest(run)
 
     return new_run(runs, report.name, digest_, write)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,20 @@ from sedd_graph.runs.open import Run, open_run
 from sedd_graph.runs.provenance import revision
 from sedd_graph.store.files import read_json, write_json
 
-__all__ = ["evaluate_opened", "evaluate_run"]
+__all__ = ["Table", "evaluate_opened", "evaluate_run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Protocol of a published table, for the record of an evaluation.
+
+    Attributes:
+        name: Its name, which the file ``evaluation-<name>.json`` has.
+        facts: What it is, and what was read, as JSON values.
+    """
+
+    name: str
+    facts: Mapping[str, Any]
 
 
 def evaluate_opened(
@@ -27,6 +41,7 @@ def evaluate_opened(
     *,
     batches: int | None = None,
     draws: int | None = None,
+    table: Table | None = None,
 ) -> Result:
     """Compute an upper bound on -log p of held-out rows under an opened run, print it, and write ``evaluation.json``.
 
@@ -39,6 +54,8 @@ def evaluate_opened(
         batches: Number of batches of held-out rows, selected at even distances; None evaluates all.
         draws: Number of noise draws per row; None takes ``train.evaluate.draws`` of the blueprint, or 1 if it has no
             ``train.evaluate``.
+        table: Protocol by which the rows were made; the result is written to a file of its own. None for the run's own
+            held-out rows.
 
     Returns:
         The bound, or for a flow -log p, in nats and bits, with its standard errors and sample sizes.
@@ -55,7 +72,7 @@ def evaluate_opened(
             f"unigram entropy of the same text: {baselines['heldout_entropy_bits']:.4f} bits per character "
             f"({baselines['unigram_bits']:.4f} under the training text's frequencies)"
         )
-    chosen = run.engine.process.likelihood
+    chosen = run.engine.process.likelihood if table is None else table.name
     path = run.path / ("evaluation.json" if chosen == "bound" else f"evaluation-{chosen}.json")
     fuller = _rows_of(path, say)
     if fuller > found.count:
@@ -72,6 +89,7 @@ def evaluate_opened(
         "dtype": "float32",
         "hardware": describe_hardware(run.engine.device),
         "revision": revision(),
+        **({} if table is None else {"table": table.facts}),
     }
     record = {**dataclasses.asdict(found), **baselines, "weights": run.weights, "objective": objective}
     write_json(path, {**record, "protocol": protocol})

@@ -21,6 +21,7 @@ from sedd_graph.evaluation.quality import diversity, documents, judge_statistics
 from sedd_graph.evaluation.record import QUALITY, Protocol, QualityRecord, format_record
 from sedd_graph.runs.open import Run, open_run
 from sedd_graph.runs.provenance import version_of
+from sedd_graph.runs.token_cache import FolderCache
 from sedd_graph.store.arrays import open_stored, read_array, stores
 from sedd_graph.store.json_lines import JsonLines
 
@@ -132,7 +133,8 @@ def _held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None
         return None, "the blueprint has no 'data' section"
     try:
         wanted = config.model_copy(update={"length": length})
-        data: Dataset = open_data(wanted, root=run.data_root(), tokenizer=run.tokenizer)
+        cache = FolderCache(run.path) if config.rows == "stream" or length == config.length else None
+        data: Dataset = open_data(wanted, root=run.data_root(), tokenizer=run.tokenizer, cache=cache)
     except SeddGraphError as error:
         return None, str(error)
     if (config.rows == "stream" or length == config.length) and (changed := run.changed(data)) is not None:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.check import Check
-from sedd_graph.data.config import DataConfig
-from sedd_graph.data.points import PointData, open_points
-from sedd_graph.data.rows import Dataset, open_data
+from sedd_graph.data.points import PointData
+from sedd_graph.data.rows import Dataset
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import Tokenizer, load_tokenizer
 from sedd_graph.engine.engine import Engine
@@ -30,6 +29,8 @@ from sedd_graph.graph.saves import saving
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.project import require_project
 from sedd_graph.runs.prove import prove_all, prove_network
+from sedd_graph.runs.read_data import read_data
+from sedd_graph.runs.token_cache import FolderCache
 from sedd_graph.store.files import write_text
 from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, read_typed, verify_files, write_manifest
 from sedd_graph.store.run_folder import require_utf8
@@ -92,25 +93,6 @@ def make_engine(
     return engine
 
 
-def read_data(report: Report, *, root: Path, tokenizer: Tokenizer | None = None) -> Dataset | PointData:
-    """Read the data set of a blueprint's ``data`` section.
-
-    Args:
-        report: Result of checking the blueprint.
-        root: Folder to which file names in the blueprint are relative.
-        tokenizer: Tokenizer for text, such as that of a run; None makes the one that the ``data`` section declares.
-
-    Returns:
-        The training and held-out rows: tokens, or points for a flow.
-
-    Raises:
-        UserError: The data cannot be read.
-    """
-    if isinstance(report.data, DataConfig):
-        return open_data(report.data, root=root, tokenizer=tokenizer)
-    return open_points(report.data, root=root, shape=report.plan.shape)
-
-
 def check_tokenizer(engine: Engine, tokenizer: Tokenizer) -> None:
     """Check that the tokenizer of a text model has at most as many tokens as the model.
 
@@ -160,7 +142,7 @@ class Run:
         return digest((self.path / LOCK).read_text(encoding="utf-8"))
 
     def data(self) -> Dataset | PointData:
-        """Read the data set of the run, with the run's tokenizer.
+        """Read the data set of the run; its text is tokenised only if the run folder does not hold its tokens.
 
         Raises:
             UserError: The blueprint has no ``data`` section, or the data cannot be read.
@@ -168,7 +150,11 @@ class Run:
         if "data" not in self.report.loaded.sections:
             raise UserError("this blueprint has no 'data' section")
         try:
-            return read_data(self.report, root=self.data_root(), tokenizer=self.tokenizer)
+            root = self.data_root()
+            data = read_data(self.report, root=root, tokenizer=self.tokenizer, cache=FolderCache(self.path))
+            if self.changed(data) is not None:  # by the text, or by tokens in the run folder that were altered
+                data = read_data(self.report, root=root, tokenizer=self.tokenizer)
+            return data
         except UserError as error:
             if self.root.is_dir():
                 raise

@@ -70,7 +70,7 @@ FAULTS: list[tuple[str, str]] = [
     ("", "sedd-graph: the following arguments are required: COMMAND" + SEE.format(verb="")),
     (
         "trian @/new",
-        "sedd-graph: argument COMMAND: invalid choice: 'trian' (did you mean 'train'?); choose from init, build, train, ",
+        "sedd-graph: argument COMMAND: invalid choice: 'trian' (did you mean 'train'?); choose from init, build, tokenize, train, ",
     ),
     (
         "bulid first",
@@ -78,7 +78,7 @@ FAULTS: list[tuple[str, str]] = [
     ),
     (
         "frobnicate first",
-        "sedd-graph: argument COMMAND: invalid choice: 'frobnicate'; choose from init, build, train, sample, ",
+        "sedd-graph: argument COMMAND: invalid choice: 'frobnicate'; choose from init, build, tokenize, train, sample, ",
     ),
     ("sample @/new --compile blokc", "sedd-graph sample: argument --compile: invalid choice: 'blokc' (did you mean"),
     ("sample", "sedd-graph sample: the following arguments are required: run" + SEE.format(verb=" sample")),
@@ -182,7 +182,7 @@ def test_a_fault_is_one_sentence(place: Path, arguments: str, said: str, capsys:
 
 BROKEN = [
     ("bare", "blueprint.lock.yaml", "a: [", "sample @", r"@/blueprint\.lock\.yaml:2:1: not YAML"),
-    ("new", "blueprint.lock.yaml", "a: [", "sample @", r"@/blueprint\.lock\.yaml has 4 bytes, not the 1,\d\d\d that were written"),
+    ("new", "blueprint.lock.yaml", "a: [", "sample @", r"@/blueprint\.lock\.yaml has 4 bytes, not the 2,\d\d\d that were written"),
     ("new", "blueprint.lock.yaml", None, "eval @", r"@ is not a run folder: there is no blueprint\.lock\.yaml in it"),
     ("bare", "tokenizer.json", "{", "sample @", r"@/tokenizer\.json: not JSON"),
     ("bare", "tokenizer.json", '{"kind": "bytes"}', "train @", r"data\.tokenizer has 257 tokens, more than the 128"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sedd_graph.data import reading, sources
+from sedd_graph.data import sources
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.sources import read_corpus
 from sedd_graph.errors import MissingExtraError, UserError
@@ -118,8 +118,7 @@ def test_jsonl_faults_name_the_line(tmp_path: Path, line: str, expected: str) ->
 
 
 def test_more_than_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (reading, sources):
-        monkeypatch.setattr(module, "MAX_BYTES", 10)
+    monkeypatch.setattr(sources, "MAX_BYTES", 10)
     (tmp_path / "a.txt").write_text("x" * 11)
     assert "GiB in all" in message(tmp_path, op="text", files=["a.txt"])
     assert "characters, which is the limit" in message(tmp_path, op="builtin")
@@ -162,6 +161,9 @@ def test_dataset_from_local_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "many"))
     assert read(tmp_path, op="dataset", name="one") == expected
     assert read(tmp_path, op="dataset", name="many") == expected
+    assert read(tmp_path, op="dataset", name="plain", streaming=True) == expected
+    said = message(tmp_path, op="dataset", name="plain", field="txt", streaming=True)
+    assert "no text field 'txt' (did you mean 'text'?)" in said
     said = message(tmp_path, op="dataset", name="plain", field="txt")
     assert said == "data.corpus: plain: no text field 'txt' (did you mean 'text'?); fields: text, n"
     said = message(tmp_path, op="dataset", name="many", split="test")

@@ -189,3 +189,46 @@ def test_no_file(tmp_path: Path) -> None:
 def test_half_a_surrogate_pair_is_the_users_fault(bpe: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"lone surrogate, U\+D800"):
         bpe.encode("a\ud800")
+
+
+WORDS = make(Path("."), ["it's the tree 12 rest. the street! "] * 30, op="bpe", size=320)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.text(
+            " \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u2003\u2028\u3000\u200b\u180e'a1!é中stre<|endoftext|><pad>", max_size=30
+        )
+        | st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+        max_size=4,
+    )
+)
+def test_many_texts_are_encoded_as_each_alone(texts: list[str]) -> None:
+    """Byte-level BPE encodes words once; the library itself encodes whole texts."""
+    assert [found.tolist() for found in WORDS.encode_many(texts)] == [WORDS.encode(text).tolist() for text in texts]
+
+
+def test_only_words_of_gpt2s_pattern_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tokenizers
+    from sedd_graph_registry.data import _words
+    from tokenizers import normalizers, pre_tokenizers
+
+    inner = tokenizers.Tokenizer.from_str(WORDS.to_json())
+    assert _words.splits_words(inner)
+    for name, value in (
+        ("pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        ("pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
+        ("pre_tokenizer", pre_tokenizers.Whitespace()),
+        ("normalizer", normalizers.NFC()),
+    ):
+        other = tokenizers.Tokenizer.from_str(WORDS.to_json())
+        setattr(other, name, value)
+        assert not _words.splits_words(other)
+    inner.add_special_tokens([tokenizers.AddedToken("<x>", lstrip=True)])
+    assert not _words.splits_words(inner)
+    monkeypatch.setattr(_words, "MAX_WORDS", 3)
+    monkeypatch.setattr(_words, "MAX_KEPT", 4)
+    words = _words.Words(WORDS.inner)
+    for text in ("the tree and the street", "rest and restaurants " * 3, "12 12 12"):
+        assert words.encode(text).tolist() == WORDS.encode(text).tolist()
