@@ -1,7 +1,7 @@
 """Output heads: log scores (SEDD) or log probabilities of the clean token (SUBS of MDLM), in nats, from hidden vectors.
 
 Computed in float32 even under autocast, including the linear map: in bfloat16, log probabilities near -10 would be
-spaced 0.06 apart. Axes: b batch, l length, d model width, v states (a mask is the last state).
+spaced 0.06 apart. On a GPU the factors of the linear map are rounded to TF32, its output is not. Axes: b batch, l length, d model width, v states (a mask is the last state).
 """
 
 import math
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.diffusion.numerics import FLOOR, log_expm1
 
-from ._shared import Bias, full_linear
+from ._shared import Bias
+from ._tf32 import head_linear
 
 __all__ = ["LogitsHead", "ScoreHead", "X0Head"]
 
@@ -40,7 +41,7 @@ class _Head(Component):
 
     def logits(self, x: Tensor, table: Tensor | None) -> Tensor:
         """Return logits [b, l, v], float32, from hidden vectors ``x`` [b, l, d]."""
-        return full_linear(x, self.weight if table is None else table, self.bias)
+        return head_linear(x, self.weight if table is None else table, self.bias)
 
 
 class ScoreHead(_Head, kind="head"):

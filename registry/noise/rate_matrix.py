@@ -43,6 +43,7 @@ class RateTable(FixedRates):
     """
 
     abstract: ClassVar[bool] = True
+    tabular = True
     table: Tensor
     stationary: Tensor
     modes: Tensor

@@ -71,6 +71,7 @@ class BlockNelbo(Objective, kind="objective"):
     """
 
     reads = ("log_x0",)
+    sums_positions = True
     needs_mask = True
     over = "masked"  # evaluation is over the number of masked tokens, as in MaskedCount
     feeds = BLOCK_FEEDS
@@ -157,6 +158,9 @@ class BlockNelbo(Objective, kind="objective"):
         parted = {"log_x0": self._parted(outputs["log_x0"])}
         flat = Draw(self._parted(draw.xt), *(x.flatten() for x in (draw.t, draw.sigma, draw.dsigma, draw.weight)))
         return self.within.loss(parted, flat, self._parts(batch), kernel, schedule).view(len(batch), -1).sum(1)
+
+    def of_positions(self) -> Objective:
+        return self.within
 
     def inputs(self, draw: Draw, batch: Batch) -> Mapping[str, Tensor]:
         return block_inputs(draw.xt, batch.tokens, block=self.block)

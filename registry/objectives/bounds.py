@@ -109,6 +109,7 @@ class ScoreEntropy(OverTime, kind="objective"):
     """Denoising score entropy, a bound on -log p(x_0) for any kernel, nats (SEDD, arXiv 2310.16834, theorem 3.6)."""
 
     reads = ("log_score", "log_x0")
+    sums_positions = True
 
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
@@ -129,6 +130,7 @@ class Nelbo(OverTime, kind="objective"):
     """
 
     reads = ("log_x0",)
+    sums_positions = True
 
     def loss(
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
@@ -150,6 +152,7 @@ class MaskedCount(Objective, kind="objective"):
     """
 
     reads = ("log_x0",)
+    sums_positions = True
     needs_mask = True
     over = "masked"
 

@@ -46,6 +46,7 @@ class D3PM(Objective, kind="objective"):
     """
 
     reads = ("log_x0", "log_score")
+    sums_positions = True
     discrete = True
 
     class Config(ComponentConfig):
@@ -114,6 +115,12 @@ class D3PM(Objective, kind="objective"):
     def reads_mask(self, kernel: Kernel) -> bool:
         return kernel.masks_evenly
 
+    def read_positions(self, draw: Draw, batch: Batch, kernel: Kernel) -> Tensor:
+        # at a visible token of such a kernel both distributions are that token; the other terms need not be 0 there
+        if self.config.auxiliary > 0 or self.raw_first or (self.config.prior and self._ends_early(kernel)):
+            return batch.loss & batch.corrupt
+        return super().read_positions(draw, batch, kernel)
+
     @property
     def measure(self) -> Literal["time", "masked", "steps"]:
         return "steps"
@@ -173,7 +180,7 @@ class D3PM(Objective, kind="objective"):
         self, outputs: Mapping[str, Tensor], draw: Draw, batch: Batch, kernel: Kernel, schedule: Schedule
     ) -> Tensor:
         below = self.below(draw, kernel, schedule)
-        one = torch.nn.functional.one_hot(batch.tokens, kernel.states).to(draw.sigma.dtype)
+        one = draw.sigma.new_zeros(*batch.tokens.shape, kernel.states).scatter(-1, batch.tokens[..., None], 1.0)
         true = kernel.posterior(one, draw.xt, draw.sigma, below)
         predicted = lower_posterior(outputs, draw, kernel, below)
         if self.raw_first and "log_x0" in outputs:

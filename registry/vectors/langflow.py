@@ -14,10 +14,11 @@ from sedd_graph.component.base import ComponentConfig
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import FittedSchedule, Schedule
 from sedd_graph.diffusion.vectors.denoiser import Denoiser
-from sedd_graph.diffusion.vectors.flow import Flow, Method, first_time
-from sedd_graph.diffusion.vectors.gaussian import along, kl, log_snr, signal, spread
+from sedd_graph.diffusion.vectors.flow import Flow, Method
 from sedd_graph.diffusion.vectors.kernel import VectorKernel
 from sedd_graph.diffusion.vectors.objective import VectorDraw, VectorObjective, counted
+
+from ._bound import draw_times, each_position, importance
 
 __all__ = ["LangFlow"]
 
@@ -79,17 +80,10 @@ class LangFlow(VectorObjective, kind="vector_objective"):
         times: str,
     ) -> VectorDraw:
         rows = len(batch)
-        first = first_time(schedule)
-        if t is None:
-            u = random.low_discrepancy(rows) if times == "low_discrepancy" else random.rand(rows)
-            t = first + (1 - first) * u.double()
-        t = t.double().clamp(min=first)
+        t = draw_times(rows, schedule, times, random, t)
         noise = random.randn(rows, *batch.tokens.shape[1:], kernel.width)
         refined = random.systematic(rows, self.config.self_conditioning)
-        sigma, rate = kernel.sigma(schedule, t), schedule.dsigma(t)
-        # d gamma / dt = (d sigma / dt) / (1 - alpha_bar); the integrand over gamma is snr / 2 |x_0 - estimate|^2
-        weight = (1 - first) * 0.5 * torch.exp(log_snr(sigma)) * rate / -torch.expm1(-sigma)
-        return VectorDraw(t, torch.zeros_like(noise), noise, weight.float(), refined)
+        return VectorDraw(t, torch.zeros_like(noise), noise, importance(t, kernel, schedule), refined)
 
     def loss(
         self, denoise: Denoiser, draw: VectorDraw, batch: Batch, kernel: VectorKernel, schedule: Schedule
@@ -109,10 +103,7 @@ class LangFlow(VectorObjective, kind="vector_objective"):
     ) -> Tensor:
         clean, _, xt = self.vectors(draw, batch, kernel, schedule)
         found = denoise.refined(xt, draw.t).x0
-        end = kernel.sigma(schedule, torch.ones(1, dtype=torch.float64, device=clean.device))
-        mean = along(signal(end), clean) * clean
-        last = kl(mean, spread(end), torch.zeros_like(mean), torch.ones_like(end)).sum(-1)
-        return counted(draw.weight[:, None] * (clean - found).square().sum(-1) + last, batch)
+        return counted(each_position(clean, found, draw.weight, kernel, schedule), batch)
 
     def reconstruction(
         self, denoise: Denoiser, batch: Batch, kernel: VectorKernel, schedule: Schedule, *, random: Randomness

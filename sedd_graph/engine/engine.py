@@ -129,7 +129,8 @@ class Engine:
                 stays eager.
             everywhere: Whether evaluation and sampling run compiled code too. None: only on a GPU.
         """
-        trained = self.trained if self.process.trains else None
+        tail = self.process.tail(self.model)
+        trained = None if not self.process.trains else self.trained if tail is None else tail.split.trunk
         self.network.compile(mode if self.process.compiles else "off", trained, everywhere=everywhere)
 
     # -- training and evaluation ------------------------------------------------------------------------------------

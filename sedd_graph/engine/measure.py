@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from sedd_graph.component.axes import PortType
 from sedd_graph.component.registry import Registry
 from sedd_graph.engine.construct import build_shapes, count_parameters
+from sedd_graph.engine.peak import PeakMemory
+from sedd_graph.engine.split import outputs_of, split
+from sedd_graph.engine.tail import tail_bytes
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.graph.model import Graph
 
@@ -40,7 +42,9 @@ class Measure:
     flops_per_token: int
     """FLOPs per token of one forward pass (a multiply-add counts as two). A training step takes three times as many."""
     saved_bytes: int
-    """Bytes of the activations that autograd saves for the backward pass of the whole batch."""
+    """Bytes of the activations that autograd saves for the backward pass of the whole batch, and of the chunks of the loss."""
+    chunk_bytes: int
+    """Bytes of ``saved_bytes`` that do not grow with the batch once it is large: those of one chunk of head and loss."""
     state_bytes: int
     """Bytes of weights, gradients, AdamW's two moments and, if it is trained with one, the weight average (EMA)."""
     batch: int
@@ -96,48 +100,6 @@ def _fused(
     fused = torch.ops.aten._scaled_dot_product_efficient_attention
     made: Tensor = fused(query, key, value, bias, query.requires_grad, 0.0, is_causal, scale=scale)[0]
     return made
-
-
-class _Peak(TorchDispatchMode):
-    """Records the largest number of bytes of all storages alive at one time; ``own`` are storages not to count."""
-
-    def __init__(self, own: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._own = {t.untyped_storage()._cdata for t in own}
-        self._alive: dict[int, list[int]] = {}  # size, and number of tensors, of each storage
-        self.bytes = self.peak = 0
-
-    def watch(self, tensor: Tensor) -> None:
-        """Count the storage of ``tensor`` until the last watched tensor that uses it is freed."""
-        storage = tensor.untyped_storage()
-        if (key := storage._cdata) in self._own:
-            return
-        if key not in self._alive:
-            self._alive[key] = [storage.nbytes(), 0]
-            self.bytes += storage.nbytes()
-            self.peak = max(self.peak, self.bytes)
-        self._alive[key][1] += 1
-        weakref.finalize(tensor, self._free, key)
-
-    def _free(self, key: int) -> None:
-        found = self._alive[key]
-        found[1] -= 1
-        if not found[1]:
-            self.bytes -= found[0]
-            del self._alive[key]
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.watch(leaf)
-        return result
 
 
 class _Held:
@@ -196,14 +158,16 @@ def measure_forward(graph: Graph, registry: Registry, *, batch: int, length: int
     """
     model = build_shapes(graph, registry)
     counter = _Flops()
-    peak = _Peak([*model.parameters(), *model.buffers()])
+    peak = PeakMemory([*model.parameters(), *model.buffers()])
     with _FusedAttention(), counter, peak:
         outputs, _ = model.run(_inputs(graph, batch, length))
     size = sum(value.numel() * value.element_size() for value in outputs.values())
     return ForwardCost(counter.total, peak.peak, size)
 
 
-def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averaged: bool = True) -> Measure:
+def measure(
+    graph: Graph, registry: Registry, *, batch: int, length: int, averaged: bool = True, tail: bool = False
+) -> Measure:
     """Measure the cost of a training step by running the model on the meta device.
 
     Args:
@@ -212,6 +176,8 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averag
         batch: Number of rows of the batch.
         length: Tokens per row.
         averaged: Whether training averages the weights (EMA).
+        tail: Whether the position-wise end of the network is evaluated at a few positions at a time
+            (:mod:`sedd_graph.engine.tail`); without it, the memory of the loss is not counted.
 
     Raises:
         SeddGraphError: The shape of an output or saved activation of the network differs from its declared type.
@@ -225,9 +191,21 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averag
         packed.append(weakref.ref(held))
         return held
 
-    counter = _Flops()
-    with _FusedAttention(), counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
-        outputs, activations = model.run(inputs)
+    counter, end, chunk = _Flops(), 0, 0
+    parts = split(graph, model) if tail else None
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor)
+    with _FusedAttention(), counter:
+        if parts is None:
+            with hooks:
+                outputs, activations = model.run(inputs)
+        else:
+            with hooks:
+                made = parts.trunk(None, *[inputs[name] for name in model.input_names])
+            values, saved_ones = made[: len(parts.layouts)], made[len(parts.layouts) :]
+            end, chunk = tail_bytes(parts, values, batch * length)
+            with torch.no_grad():
+                outputs = outputs_of(parts, [model.root._modules[name] for name, _ in parts.steps], values)  # type: ignore[misc]
+            activations = dict(zip(model.tap_names, saved_ones, strict=True))
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     storages = [held.tensor.untyped_storage() for ref in packed if (held := ref()) is not None]
     saved = {s._cdata: s.nbytes() for s in storages if s._cdata not in own}
@@ -242,7 +220,8 @@ def measure(graph: Graph, registry: Registry, *, batch: int, length: int, averag
     return Measure(
         parameters=parameters,
         flops_per_token=round(counter.total / (batch * length)),
-        saved_bytes=sum(saved.values()),
+        saved_bytes=sum(saved.values()) + end + chunk,
+        chunk_bytes=chunk,
         state_bytes=parameters * 4 * (5 if averaged else 4),
         batch=batch,
         length=length,

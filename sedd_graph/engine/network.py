@@ -64,13 +64,15 @@ class Network:
         Code is compiled when it is first called. The keys of the state dict do not change.
 
         Args:
-            mode: ``block`` compiles each repeated block, once for all its repeats. ``whole`` compiles ``trained`` as
+            mode: ``block`` compiles each repeated block, once for all its repeats. A position-wise end that is evaluated
+                with the loss (:mod:`sedd_graph.engine.tail`) is compiled in every mode but ``off``. ``whole`` compiles ``trained`` as
                 one graph; it takes several times as long to compile as ``block`` and runs a few percent faster. If a
                 block has a custom backward pass (checkpointing, reversible or exact), ``whole`` falls back to
                 ``block``. ``off`` runs eagerly. ``auto`` chooses: ``off`` on a CPU without a C++ compiler and on a
                 device that is neither a CPU nor a CUDA GPU; otherwise ``block`` if the network has repeated blocks,
                 and ``whole`` if it has none.
-            trained: Module that computes the network and the training loss; the training loop calls it. None if the
+            trained: Module that computes the network and the training loss, or the network before its position-wise end
+                where that is evaluated with the loss; the training loop calls it. None if the
                 blueprint declares no process and cannot be trained; ``whole`` then compiles the same as ``block``.
             everywhere: Whether evaluation and sampling run compiled code too. None: only on a GPU, since on a CPU
                 compiling for another shape takes longer than drawing a few samples.
@@ -88,6 +90,7 @@ class Network:
             for block in self.model.branches():
                 compile_in_place(block)
         self.compile_mode = mode
+        self.model.compiled = mode != "off"
 
     @property
     def compiled_everywhere(self) -> bool:

@@ -7,7 +7,7 @@ selected positions of a row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -69,13 +69,14 @@ class PositionwiseSuffix:
 
     Args:
         root: Top-level region of the graph.
+        exclude: Names of nodes that are not in the suffix, and so neither are the nodes that they read.
 
     Attributes:
         outputs: For each output of the graph, in order: whether a node of the suffix computes it, and the index of its
             position axis (None: no such axis).
     """
 
-    def __init__(self, root: Region) -> None:
+    def __init__(self, root: Region, exclude: Collection[str] = ()) -> None:
         users: dict[str, list[str]] = {step.name: [] for step in root.steps}
         for step in root.steps:
             for refs in step.inputs.values():
@@ -85,7 +86,8 @@ class PositionwiseSuffix:
         self.dims: dict[str, tuple[int | None, ...]] = {}
         """Index of the position axis of each argument (None: no such axis), by name of the node of the suffix."""
         for step in reversed(root.steps):
-            dims = self._dims(root, step) if all(user in self.dims for user in users[step.name]) else None
+            own = step.name not in exclude and all(user in self.dims for user in users[step.name])
+            dims = self._dims(root, step) if own else None
             if dims is not None:
                 self.dims[step.name] = dims
         self.outputs = [(ref.step in self.dims, length_dim(root.type_of(ref))) for ref in root.outputs.values()]

@@ -32,6 +32,7 @@ from sedd_graph.engine.inversion import Inversion
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
+from sedd_graph.engine.tail import Tail
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Graph
 
@@ -319,6 +320,26 @@ class Process(ABC):
         Returns:
             The loss per row in :attr:`loss_unit`, float32 [b], and the saved activations of the network by dotted path.
         """
+
+    @classmethod
+    def has_tail(cls, plan: Any, registry: Registry) -> bool:
+        """Return whether :meth:`tail` returns one, for a network whose outputs are computed position by position.
+
+        Args:
+            plan: The declared process.
+            registry: The installed components.
+        """
+        return False
+
+    def tail(self, model: Model) -> Tail | None:
+        """Return network and training loss as a trunk and an end that is evaluated at a few positions at a time.
+
+        None if :meth:`loss` evaluates the whole network on whole rows, as by default.
+
+        Args:
+            model: Module of the network.
+        """
+        return None
 
     @abstractmethod
     def bound_rows(

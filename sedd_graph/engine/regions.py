@@ -52,11 +52,13 @@ class Plan:
             connected.
         returned: Graph-value indices of the outputs, followed by those of the saved activations.
         saved: Number of saved activations.
+        numbers: For each step the number that is folded into the dropout key; empty for the index of the step.
     """
 
     steps: tuple[tuple[str, tuple[int, ...]], ...]
     returned: tuple[int, ...]
     saved: int
+    numbers: tuple[int, ...] = ()
 
     @cached_property
     def last_use(self) -> tuple[tuple[int, ...], ...]:
@@ -96,6 +98,7 @@ class RegionModule(_Named):
         self.keyed = any(child.keyed for child in children.values())
         # tuples, which the compiler compares faster than a dataclass
         self._steps, self._returned, self._last_use = plan.steps, plan.returned, plan.last_use
+        self._numbers = plan.numbers or tuple(range(len(plan.steps)))
 
     @property
     def custom_backward(self) -> bool:
@@ -114,10 +117,10 @@ class RegionModule(_Named):
         """
         values: list[Any] = list(inputs)
         steps: dict[str, Any] = self._modules
-        for place, ((name, places), last) in enumerate(zip(self._steps, self._last_use, strict=True)):
+        for number, (name, places), last in zip(self._numbers, self._steps, self._last_use, strict=True):
             step = steps[name]
             arguments = [None if a < 0 else values[a] for a in places]
-            own = fold(key, place) if key is not None and step.keyed else None
+            own = fold(key, number) if key is not None and step.keyed else None
             if isinstance(step, RegionModule):
                 result = step(own, *arguments)
             else:
@@ -155,7 +158,10 @@ class Model(_Named):
         input_names: Names of the inputs.
         output_names: Names of the outputs.
         tap_names: Dotted paths of the saved activations.
+        compiled: Whether training runs compiled code; set by :meth:`sedd_graph.engine.network.Network.compile`.
     """
+
+    compiled: bool = False
 
     def __init__(self, graph: Graph, root: RegionModule) -> None:
         super().__init__()

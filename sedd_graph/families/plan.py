@@ -343,7 +343,7 @@ def _read_outputs(
                 (at / output.name).refuse(f"must be {output.type}, not {found}")
             elif number == 0 and size < 2:
                 (at / output.name).refuse(f"must be {output.type} with two or more states v, not {found}")
-            elif output.type.endswith(" v") and _last(found) != size:
+            elif output.type.endswith(" v") and chosen[0].type.endswith(" v") and _last(found) != size:
                 (at / output.name).refuse(f"must have the {size} states of {chosen[0].name}, not {_last(found)}")
     return chosen, size
 

@@ -47,6 +47,7 @@ from sedd_graph.engine.process import (
     TextWithHoles,
 )
 from sedd_graph.engine.regions import Model
+from sedd_graph.engine.tail import Tail
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.text import (
@@ -60,6 +61,7 @@ from sedd_graph.families.text import (
     make_components,
     problem,
 )
+from sedd_graph.families.token_loss import TokenLoss
 from sedd_graph.graph.model import Graph
 
 __all__ = ["TokenProcess", "make_parts", "prove"]
@@ -186,6 +188,7 @@ class TokenProcess(TextProcess):
         self.parts = make_parts(plan, setup.registry)
         super().__init__(plan, setup, self.parts)
         self.kernel, self.schedule, self.objective, self.sampler, self.classifier = self.parts
+        self._nats = TokenLoss(self.kernel, self.schedule, setup.graph)
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -209,21 +212,25 @@ class TokenProcess(TextProcess):
     def loss(self, model: Model, draw: Draw, batch: Batch, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         if key is not None and (copies := len(draw.xt) // len(key)) > 1:
             key = torch.cat([key] * copies)
-        found, saved = model.run(self.objective.inputs(draw, batch), key)
-        with full_precision(draw.xt):
-            outputs = self.kernel.translate(found, draw.xt, draw.sigma)
-            loss = self.objective.loss(outputs, draw, batch, self.kernel, self.schedule)
-            if self.schedule.learned:
+        loss, saved = self._nats(model, self.objective, draw, batch, key=key)
+        if self.schedule.learned:
+            with full_precision(draw.xt):
                 # the variance term is scaled to the loss, relative to the nats of a uniform guess
                 guess = batch.counted.clamp(min=1) * math.log(self.kernel.states)
                 loss = loss + steadied(loss, draw.t, self.schedule) / guess
         return loss, saved
 
+    @classmethod
+    def has_tail(cls, plan: ProcessPlan, registry: Registry) -> bool:
+        kernel, objective = (registry.component(part.contract.op) for part in (plan.kernel, plan.objective))
+        return bool(objective.sums_positions and not kernel.tabular)
+
+    def tail(self, model: Model) -> Tail | None:
+        return self._nats.tail(model, self.objective)
+
     def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
         objective, draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
-        outputs = network.run(objective.inputs(draw, batch))
-        outputs = self.kernel.translate(outputs, draw.xt, draw.sigma)
-        nats = objective.loss(outputs, draw, batch, self.kernel, self.schedule)
+        nats, _ = self._nats(network.model, objective, draw, batch, use="bound")
         return objective.over, draw.t, nats
 
     def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
@@ -238,8 +245,8 @@ class TokenProcess(TextProcess):
         draw = objective.reconstruction_draw(DrawRequest(part, self.kernel, self.schedule, random))
         if draw is None:
             return None
-        outputs = self.kernel.translate(network.run(objective.inputs(draw, part)), draw.xt, draw.sigma)
-        nats = objective.reconstruction(outputs, draw, part, self.kernel, self.schedule).double().cpu()
+        nats, _ = self._nats(network.model, objective, draw, part, use="reconstruction")
+        nats = nats.double().cpu()
         return torch.zeros(rows, dtype=torch.float64).index_add(0, index.cpu(), nats * (rows / chosen))
 
     def noised(self, over: str, t: Tensor) -> Tensor:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.vectors.classifier import VectorClassifier
+from sedd_graph.diffusion.vectors.objective import VectorObjective
 from sedd_graph.diffusion.vectors.parts import VectorParts
-from sedd_graph.errors import BlueprintError, UserError
+from sedd_graph.diffusion.vectors.reversible import ReversibleSampler
+from sedd_graph.diffusion.vectors.sampler import VectorSampler
+from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.text import make_components, problem
 
@@ -45,9 +48,33 @@ def make_parts(plan: ProcessPlan, registry: Registry, states: int | None = None)
         )
         if lack is not None
     ]
+    if kernel.contextual:
+        problems += _unfit(plan, objective, sampler)
     if problems:
         raise BlueprintError(problems)
     return VectorParts(*made, None if states else _make_classifier(plan, registry))
+
+
+def _unfit(plan: ProcessPlan, objective: VectorObjective, sampler: VectorSampler) -> list[Problem]:
+    """Return why components do not fit a kernel whose vectors depend on the whole row.
+
+    Args:
+        plan: Validated description of the process.
+        objective: The objective, which must train the network to read tokens from vectors.
+        sampler: The sampler, which must not need embeddings of single tokens.
+    """
+    name, found = plan.kernel.name, []
+    if objective.decoding is None:
+        what = f"{plan.objective.name!r} does not train the network to read tokens from vectors, which {name!r} needs; 'elf' does"
+        found.append(problem("objective", what))
+    table = f"the vectors of {name!r} depend on the whole row: there is no table of embeddings"
+    if sampler.config.clamp:
+        found.append(problem("sample.clamp", f"{table} that an estimate could be clamped to; take clamp: false"))
+    if isinstance(sampler, ReversibleSampler):
+        found.append(problem("sample", f"{table}, which {plan.sampler.name!r} walks from; take another sampler"))
+    if plan.classifier is not None:
+        found.append(problem("sample.classifier", f"{table} for a classifier to read; leave it out"))
+    return found
 
 
 def _make_classifier(plan: ProcessPlan, registry: Registry) -> VectorClassifier | None:

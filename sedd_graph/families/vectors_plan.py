@@ -47,11 +47,12 @@ def read_vectors(loaded: Loaded, graph: Graph, registry: Registry) -> VectorsPla
             x = graph.root.inputs["x"]
             if (found := x.dims[-1].size.constant) != width:
                 (at / "inputs" / "x").refuse(f"must have the width {width} of the kernel's vectors, not {found}")
-            expected, what = (tokens, "tokens") if plan.output == "logits" else (width, "width of its vectors")
-            if plan.states != expected:
-                (at / "outputs" / plan.output).refuse(
-                    f"the kernel {plan.kernel.name!r} reads a last axis of {expected} ({what}), not {plan.states}"
-                )
+            for output in plan.outputs:
+                expected, what = (tokens, "tokens") if output.name == "logits" else (width, "width of its vectors")
+                if (found := graph.root.output_types[output.name].dims[-1].size.constant) != expected:
+                    (at / "outputs" / output.name).refuse(
+                        f"the kernel {plan.kernel.name!r} reads a last axis of {expected} ({what}), not {found}"
+                    )
     except Refused:
         raise BlueprintError(at.problems) from None
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}

@@ -12,6 +12,7 @@ from sedd_graph.engine.measure import ForwardCost, Measure, measure, measure_for
 from sedd_graph.engine.memory import MemoryLimit, memory_limit, resident_bytes
 from sedd_graph.engine.process import SampleRequest
 from sedd_graph.errors import UserError
+from sedd_graph.families.table import process_class
 from sedd_graph.graph.model import Graph, Region, Running, Step
 from sedd_graph.runs.check import Report
 from sedd_graph.runs.open import Run
@@ -39,7 +40,8 @@ def measure_training(report: Report) -> Measure:
 def _measured(report: Report, graph: Graph) -> Measure:
     rows = max(1, report.train.batch // report.train.accumulate)
     averaged = report.train.ema is not None
-    return measure(graph, report.registry, batch=rows, length=report.data.length, averaged=averaged)
+    tail = process_class(report.plan.family).has_tail(report.plan, report.registry)
+    return measure(graph, report.registry, batch=rows, length=report.data.length, averaged=averaged, tail=tail)
 
 
 def measure_text(found: Measure, report: Report) -> str:
@@ -109,7 +111,8 @@ def _what_fits(cost: Measure, report: Report, room: int) -> Iterator[str]:
 
 def _rows(cost: Measure, room: int) -> int:
     """Return how many rows of one backward pass fit into ``room`` bytes beside the weights."""
-    return max(0, (room - cost.state_bytes) * cost.batch // max(1, cost.saved_bytes))
+    fixed = cost.state_bytes + cost.chunk_bytes
+    return max(0, (room - fixed) * cost.batch // max(1, cost.saved_bytes - cost.chunk_bytes))
 
 
 def _checkpointed(graph: Graph) -> Graph:

@@ -49,8 +49,8 @@ _PARTNERS = {
     "string_kernel": ("delete", "mask_delete", "edit_flow"),
     "string_objective": ("dise", "flexmdm", "edit_flow_loss"),
     "string_sampler": ("string_tau", "flexmdm_tau"),
-    "vector_kernel": ("gaussian", "normalized_gaussian"),
-    "vector_objective": ("diffusion_lm", "langflow"),
+    "vector_kernel": ("gaussian", "normalized_gaussian", "encoded_gaussian"),
+    "vector_objective": ("diffusion_lm", "langflow", "elf"),
     "vector_sampler": ("ddpm", "ode"),
 }
 """Names of the built-in components that a component under test is combined with, by kind, the simplest first."""

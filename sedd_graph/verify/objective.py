@@ -27,6 +27,7 @@ from sedd_graph.verify.objective_draws import (
 )
 from sedd_graph.verify.objective_findings import Findings, form_check, verdict
 from sedd_graph.verify.objective_optimum import optimum_faults
+from sedd_graph.verify.objective_positions import position_faults, sums_positions
 from sedd_graph.verify.objective_values import (
     POINTWISE,
     compare,
@@ -91,6 +92,7 @@ def prove_objective(make: Make, output: str, proof: Proof = "full") -> list[Chec
       data (in discrete time, where the bound is not tight, the kernel's own loss), and the expected loss must be at its
       minimum.
     - Prompts and padding must be neither noised nor counted.
+    - The loss of a row must be the sum over the positions that are read, if it is declared to be one.
 
     Args:
         make: Function that constructs the components, called with a number of states, or None for the declared number.
@@ -148,7 +150,7 @@ def _valued(objective: Objective) -> bool:
 
 def _parts(view: View, *, enumerated: bool) -> set[str]:
     """Return the parts of the verification of one form of the objective, the value and the optimum if ``enumerated``."""
-    parts = {"draws", "random", "roles"}
+    parts = {"draws", "random", "roles", "positions"}
     if view.valued:
         parts |= {"loss", "gradient", "tight"} if enumerated else {"loss", "gradient"}
     return parts | {"optimum"} if enumerated else parts
@@ -178,6 +180,8 @@ def _verify(toy: Toy, view: View, output: str, sizes: Sizes, into: Findings, *, 
             yield "tight"
     _roles(toy, view, objective, output, low, cost, sizes, into)
     yield "roles"
+    into.wrong += _positions(toy, view, objective, output, low, sizes)
+    yield "positions"
     if enumerated:
         faults, reasons = optimum_faults(toy, objective, output, low, sizes.times)
         into.wrong += faults
@@ -256,6 +260,20 @@ def _roles(
             into.wrong.append(Wrong("roles", text))
 
 
+def _positions(toy: Toy, view: View, objective: Objective, output: str, low: float, sizes: Sizes) -> list[Wrong]:
+    """Compare losses with sums over the positions that are read, if the objective declares that they are equal."""
+    generator = torch.Generator().manual_seed(23)
+    batch = random_batch(toy, max(200, sizes.rows // 8), generator, roles=True)
+    own, drawn = view.draw(batch, Randomness(generator))
+    given = given_draw(toy, objective, batch, _times(objective, low, len(batch), generator), generator)
+    found: list[Wrong] = []
+    for of, draw in ((own, drawn), (objective, given)):
+        if sums_positions(of, draw, batch):
+            texts = position_faults(toy, of, draw, batch, output, generator)
+            found += [Wrong("positions", text) for text in texts]
+    return found
+
+
 def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
     """Return the checks of the training loss."""
     objective = toy.parts.objective
@@ -273,10 +291,16 @@ def _training_checks(toy: Toy, found: Findings, sizes: Sizes) -> list[Check]:
         "tight": ("with a perfect network the bound is the entropy of the data", "all clean and noisy rows"),
         "optimum": ("the loss is least at the true posterior", f"all clean and noisy rows at {sizes.times} times"),
         "roles": ("prompts and padding are neither noised nor counted", "random masks"),
+        "positions": (
+            "the loss of a row is the sum over the positions that are read",
+            "random outputs, masks and times",
+        ),
         "random": ("draws depend on the seed and the row alone", "seeds, ranks and earlier draws"),
     }
     checks = []
     for part, (claim, how) in claims.items():
+        if part == "positions" and not objective.sums_positions:
+            continue
         if part in ("loss", "gradient", "tight") and not _valued(objective):
             continue
         wrong = [w.text for w in found.wrong if w.part == part]

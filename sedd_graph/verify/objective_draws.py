@@ -45,7 +45,7 @@ class Wrong:
         part: What is wrong: ``draws``, the distribution of times or noisy rows; ``random``, the use of random numbers;
             ``roles``, the treatment of prompts and padding, or the network's inputs; ``loss`` or ``gradient``, of
             single draws; ``tight``, the value of the bound with a perfect network; ``optimum``, the position of the
-            minimum; ``runs``, an exception was raised.
+            minimum; ``positions``, the sum over the positions that are read; ``runs``, an exception was raised.
         text: Description of the error, in most cases with its size.
     """
 

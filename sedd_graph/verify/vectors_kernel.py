@@ -13,6 +13,7 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.vectors.gaussian import log_snr, posterior, spread
 from sedd_graph.diffusion.vectors.parts import VectorParts
+from sedd_graph.verify.vectors_context import check_context, check_decoding
 from sedd_graph.verify.vectors_toy import TOKENS, Toy, level
 from sedd_graph.verify.worst import worst
 
@@ -31,9 +32,7 @@ def check_kernel(small: VectorParts, declared: VectorParts, proof: Proof) -> lis
     return [
         _check_noise(declared, times),
         _check_start(declared),
-        _check_table(declared),
-        _check_nearest(declared),
-        _check_rounding(small),
+        *_check_tokens(small, declared),
         _check_posterior(small, times),
     ]
 
@@ -81,12 +80,19 @@ def _check_start(parts: VectorParts) -> Check:
     tokens = torch.arange(min(kernel.data_tokens, 64))[None]
     noise = torch.randn(1, tokens.shape[1], kernel.width, generator=torch.Generator().manual_seed(21))
     found = kernel.start(tokens, schedule, noise).double()
-    table = kernel.table().double()[tokens]
+    table = kernel.embed(tokens).double()
     deviation = kernel.declared_start(schedule)
     error = float((found - table - deviation * noise.double()).abs().max()) / (1 + float(table.abs().max()))
     error = worst(error, abs(kernel.start_variance(schedule) - deviation**2))
     claim = "x_0 is the embedding plus noise of the declared standard deviation sigma_0"
     return Check.below("vectors.start", claim, error, 1e-6, f"sigma_0 = {deviation:.6g}")
+
+
+def _check_tokens(small: VectorParts, declared: VectorParts) -> list[Check]:
+    """Return the checks of the embeddings: of a table, or of vectors that depend on the whole row."""
+    if declared.kernel.contextual:
+        return [check_context(declared), check_decoding(small)]
+    return [_check_table(declared), _check_nearest(declared), _check_rounding(small)]
 
 
 @torch.no_grad()

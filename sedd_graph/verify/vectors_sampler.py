@@ -95,14 +95,16 @@ def _check_step(parts: VectorParts, output: str, count: int) -> Check:
     alpha_bar_s, or more by what the kernel's reverse variance exceeds that of q(x_s | x_t, x_0).
     """
     kernel, sampler = parts.kernel, parts.sampler
-    certain = kernel.table().float()[1]
+    certain = kernel.embed(torch.tensor([[1]])).float()[0, 0]
     if output == "logits":
         chosen = torch.full((TOKENS,), -100.0)
         chosen[1] = 0.0
 
     def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         x = inputs["x"]
-        return {"logits": chosen.expand(*x.shape[:2], -1)} if output == "logits" else {"x0": certain.expand_as(x)}
+        if output == "logits":
+            return {"logits": chosen.expand(*x.shape[:2], -1)}
+        return {"x0": certain.expand_as(x), "logits": torch.zeros(*x.shape[:2], TOKENS)}
 
     largest, where = 0.0, ""
     plain = _plain(sampler)
@@ -279,7 +281,7 @@ def _check_conditions(parts: VectorParts, output: str) -> Check:
         more = {"tokens": tokens, "free": free, "renoise": renoise, "allowed": allowed}
         before = generators_state()
         made = [
-            _plain(parts.sampler, clamp=True).run(
+            _plain(parts.sampler, clamp=not parts.kernel.contextual).run(
                 denoise, _settings(parts, (count, 2), 80, on_step=lambda _, r: seen.append(r), **more), steps=steps
             )
             for _ in range(2)

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,8 @@ TOKENS = 3
 """Number of tokens of the toy."""
 PLACES = (-3.0, 0.6, 4.2)
 """First coordinate of the embeddings: three tokens that rounding tells apart, at unequal distances and norms."""
+NODES = 40
+"""Number of nodes of the quadrature over noise levels."""
 CHANCES = (0.5, 0.2, 0.3)
 """Probabilities of the tokens of a row of one token."""
 
@@ -76,6 +79,8 @@ class Toy:
         parts: Components of the process, with :data:`TOKENS` tokens.
         length: Tokens per row, 1 or 2. The tokens of a row of two are dependent.
         chances: Probability of each row; None: the default.
+        training: True: the network reads tokens best at the noise levels at which it is trained to; False: at the level of its
+            time. Only networks of contextual kernels read tokens.
 
     Attributes:
         rows: All rows, int64 [k, l].
@@ -84,8 +89,10 @@ class Toy:
         start_variance: Variance of x_0 around the embeddings.
     """
 
-    def __init__(self, parts: VectorParts, length: int = 1, chances: Tensor | None = None) -> None:
-        self.parts, self.length = parts, length
+    def __init__(
+        self, parts: VectorParts, length: int = 1, chances: Tensor | None = None, *, training: bool = False
+    ) -> None:
+        self.parts, self.length, self.training = parts, length, training
         kernel, schedule = parts.kernel, parts.schedule
         self.rows = torch.tensor(list(itertools.product(range(TOKENS), repeat=length)))
         if chances is None:
@@ -94,7 +101,7 @@ class Toy:
             follows = 0.7 * torch.eye(TOKENS, dtype=torch.float64).roll(1, 0) + 0.3 * one
             chances = one if length == 1 else (one[:, None] * follows).reshape(-1)
         self.chances = chances / chances.sum()
-        self.clean = kernel.table().detach().double()[self.rows]
+        self.clean = kernel.embed(self.rows).detach().double()
         self._flat = self.clean.flatten(1).T.contiguous()
         self._hot = torch.nn.functional.one_hot(self.rows, TOKENS).double().flatten(1)
         self.start_variance = kernel.start_variance(schedule)
@@ -131,6 +138,23 @@ class Toy:
         chance = (self.posterior(x, t) @ self._hot).view(*x.shape[:2], TOKENS)
         return chance.clamp(min=1e-300).log()
 
+    def decoded(self, x: Tensor) -> Tensor:
+        """Return the log of the probability of each token given vectors whose positions have unknown noise levels.
+
+        The levels are those at which the objective trains the network to read tokens. Float64 [b, l, v] for ``x`` [b, l, d].
+        """
+        decoding = self.parts.objective.decoding
+        if decoding is None:
+            raise ValueError("the objective trains no network to read tokens")
+        node, weight = np.polynomial.hermite_e.hermegauss(NODES)
+        snr = torch.exp(decoding.mean + decoding.std * torch.from_numpy(node))
+        signal, variance = (snr / (1 + snr)).sqrt(), 1 / (1 + snr)
+        away = x.double()[:, None, :, None] - signal[:, None] * self.clean[:, :, None]  # [b, k, l, nodes, d]
+        log = -away.square().sum(-1) / (2 * variance) - x.shape[-1] / 2 * variance.log()
+        each = (log + torch.from_numpy(weight / weight.sum()).log()).logsumexp(-1).sum(-1)
+        chance = ((self.chances.log() + each).softmax(-1) @ self._hot).view(*x.shape[:2], TOKENS)
+        return chance.clamp(min=1e-300).log()
+
     def added(self, x: Tensor, t: Tensor) -> Tensor:
         """Return what the kernel adds to the logits of a network, float64 [b, l, v]; 0 without preconditioning."""
         zero = torch.zeros(*x.shape[:2], TOKENS, dtype=torch.float64)
@@ -152,7 +176,14 @@ class Toy:
                 t = (t * kernel.steps).round() / kernel.steps
             if output == "logits":
                 return {"logits": self.logits(x, t) - self.added(x, t)}
-            return {"x0": objective.optimal(*self.estimates(x, t), t, kernel)}
+            found = {"x0": objective.optimal(*self.estimates(x, t), t, kernel)}
+            if not kernel.contextual:
+                return found
+            # what is read from an output that the row's mode does not have is no number
+            mode = inputs["decode"].bool()
+            read = torch.full((*x.shape[:2], TOKENS), math.nan, dtype=torch.float64)
+            read[mode] = self.decoded(x[mode]) if self.training else self.logits(x[mode], t[mode])
+            return {"x0": found["x0"].masked_fill(mode[:, None, None], math.nan), "logits": read}
 
         return run
 

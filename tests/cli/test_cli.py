@@ -234,8 +234,15 @@ def test_a_kill_loses_nothing_that_was_whole(small: Callable[..., Path], tmp_pat
 
 @pytest.mark.parametrize(
     ("port", "changes"),
-    [("29611", []), ("29615", ["objective.op=nelbo", "process.schedule.op=learned"])],
-    ids=["", "learned schedule"],
+    [
+        pytest.param("29611", [], id="small"),
+        pytest.param(
+            "29615",
+            ["objective.op=nelbo", "process.schedule.op=learned"],
+            id="learned schedule",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_two_processes_see_the_losses_of_one(
     small: Callable[..., Path], tmp_path: Path, port: str, changes: list[str]

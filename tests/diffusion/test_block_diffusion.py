@@ -283,7 +283,7 @@ def test_the_whole_process_is_proved() -> None:
     assert isinstance(report.plan, ProcessPlan)
     make = maker(report.plan, report.registry)
     found = {c.name: c.holds for prove in (prove_objective, prove_sampler) for c in prove(make, "log_x0")}
-    objective = ("draws", "loss", "gradient", "tight", "optimum", "roles", "random", "evaluated")
+    objective = ("draws", "loss", "gradient", "tight", "optimum", "roles", "positions", "random", "evaluated")
     sampler = ("clean", "law", "bound", "alone", "conditions", "random")
     names = [*(f"objective.{name}" for name in objective), *(f"sampler.{name}" for name in sampler)]
     assert found == dict.fromkeys(names, True)

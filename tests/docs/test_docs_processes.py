@@ -95,6 +95,19 @@ def test_every_check_of_a_flow_stands_there_in_order(sampler: Part) -> None:
     assert own == [name for name in known if sampler.name != "ode" or name != "vectors.inverse"]
 
 
+def test_every_check_of_contextual_vectors_stands_there_in_order() -> None:
+    kernel = part("encoded_gaussian", vocab=4, width=2)
+    outputs = REGISTRY.component("encoded_gaussian").parametrizations(kernel.config)[0]
+    sampler = part("ode", method="euler", spacing="both")
+    plan = ProcessPlan("vectors", kernel, part("logit_normal"), part("elf"), sampler, 4, outputs)
+    found = vectors.prove(plan, REGISTRY, "quick")
+    assert not [c for c in found if c.holds is False]
+    own = {c.name for c in found if c.name.startswith("vectors.")}
+    tables = [first_column(f"check of {of}") for of in ("vectors", "contextual vectors", "a flow of vectors")]
+    assert own <= {name for table in tables for name in table}
+    assert set(tables[1]) <= own
+
+
 def test_every_check_of_columns_stands_there_in_order() -> None:
     kernel = part("edit_flow", mean_length=1.0)
     plan = string_plan(kernel, part("cubic"), part("edit_flow_loss"), part("string_tau"), 4)

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sedd_graph.engine.measure import _FusedAttention, _Peak, measure, measure_forward
+from sedd_graph.engine.measure import _FusedAttention, measure, measure_forward
 from sedd_graph.engine.memory import MemoryLimit, memory_limit, resident_bytes
+from sedd_graph.engine.peak import PeakMemory
 from sedd_graph.engine.process import SampleRequest
 from sedd_graph.runs.check import check
 from sedd_graph.runs.open import make_engine
@@ -55,7 +56,7 @@ def test_the_peak_of_a_forward_pass_is_that_of_sampling(name: str) -> None:
     report = check(name, ["params.depth=1"])
     engine = make_engine(report, device=CPU, compile="off")
     cost = measure_forward(report.graph, report.registry, batch=4, length=64)
-    peak = _Peak([*engine.model.parameters(), *engine.model.buffers()])
+    peak = PeakMemory([*engine.model.parameters(), *engine.model.buffers()])
     with peak:
         engine.generate(SampleRequest(batch=4, length=64, steps=2, seed=0))
     assert cost.peak_bytes + cost.output_bytes == pytest.approx(peak.peak, rel=0.25)

@@ -27,6 +27,7 @@ SMALL = [
             "flexmdm-tiny",
             "diffusion-lm-tiny",
             "langflow-tiny",
+            "elf-tiny",
         )
     )
     or p.stem in ("first", "learn")

@@ -329,6 +329,7 @@ def test_taps_ride_along(make: Callable[..., Engine]) -> None:
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_losses_of_one(tmp_path: Path) -> None:
     text = TEXT.replace("v: 13", "v: 129") + (
         "data: {tokenizer: {op: characters, size: 128}, length: 24}\n"

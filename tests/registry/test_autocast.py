@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from sedd_graph_registry.network._shared import full_linear
+from sedd_graph_registry.network._tf32 import tf32_linear
 from sedd_graph_registry.network.attention import Attention
 from sedd_graph_registry.network.head import ScoreHead, X0Head
 from sedd_graph_registry.network.norm import LayerNorm, RMSNorm
@@ -159,7 +161,7 @@ def test_near_noise_levels_have_different_embeddings() -> None:
 
 @pytest.mark.parametrize("name", ["sedd-tiny", "sedd-uniform-tiny", "mdlm-tiny"])
 def test_log_scores_and_losses_are_float32(name: str) -> None:
-    """The loss of the same outputs is bitwise equal inside autocast and outside."""
+    """The loss of the same outputs is equal inside autocast and outside, up to the order of the sum over positions."""
     engine = sedd_graph.build(
         f"blueprints/{name}.yaml", ["params.depth=1", "params.dim=32"], device="cpu", compile="off"
     )
@@ -178,4 +180,41 @@ def test_log_scores_and_losses_are_float32(name: str) -> None:
     process: Any = engine.process
     outside = process.objective.loss(outputs, draw, batch, process.kernel, process.schedule)
     assert inside.dtype == torch.float32
-    assert torch.equal(inside, outside)
+    torch.testing.assert_close(inside, outside, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("states", [64, 67])
+def test_the_linear_map_of_heads_on_a_gpu_pads_its_states(states: int) -> None:
+    """Run on a CPU, where its products are in float32: the numbers and gradients of the linear map."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((2, 3, 5), (states, 5), (states,)))
+    before = torch.backends.cuda.matmul.fp32_precision
+    for with_bias in (bias, None):
+        leaves = [v.clone().requires_grad_() for v in (x, weight)]
+        others = [v.clone().requires_grad_() for v in (x, weight)]
+        found, expected = tf32_linear(*leaves, with_bias), full_linear(*others, with_bias)
+        torch.testing.assert_close(found, expected)
+        (found.square().sum() + expected.square().sum()).backward()
+        for a, b in zip(leaves, others, strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(tf32_linear(x, weight, bias), full_linear(x, weight, bias))
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+def test_only_the_product_of_heads_is_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    plain = Tensor.__matmul__
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return plain(a, b)
+
+    monkeypatch.setattr(Tensor, "__matmul__", product)
+    before = torch.backends.cuda.matmul.fp32_precision
+    x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    tf32_linear(x, weight, None).sum().backward()
+    assert seen == 3 * ["tf32"]  # the product, and the gradients of both factors
+    x @ weight.t()
+    assert seen[3:] == [before]
+    assert before != "tf32"

@@ -312,3 +312,25 @@ def completed(nats: float) -> dict[str, Any]:
         "reconstruction_draw": lambda self, request: self.draw(request),
         "reconstruction": lambda self, outputs, draw, batch, kernel, schedule: torch.full((len(batch),), nats),
     }
+
+
+def unread(where: Callable[[Draw, Batch], Tensor]) -> dict[str, Any]:
+    """The positions ``where`` are declared not to be read."""
+
+    def read_positions(self: Any, draw: Draw, batch: Batch, kernel: Any) -> Tensor:
+        read: Tensor = type(self).__mro__[1].read_positions(self, draw, batch, kernel)
+        return read & ~where(draw, batch)
+
+    return {"read_positions": read_positions}
+
+
+def own_weight(plain: Plain, outputs: Any, draw: Draw, batch: Batch, kernel: Any) -> Tensor:
+    """The loss with the weight counted in its own rows, which is right for whole rows alone."""
+    masks = ((draw.xt == kernel.mask) & batch.corrupt).sum(-1).clamp(min=1)
+    return plain(draw=dataclasses.replace(draw, weight=(batch.corrupt.sum(-1) / masks).float()))
+
+
+def halved_positions() -> dict[str, Any]:
+    """Half the loss where it is evaluated at positions."""
+    cls = Fault("", Nelbo, "", "", "", by_loss(lambda plain, *_: 0.5 * plain())).cls()
+    return {"of_positions": lambda self: cls(cls.Config(), self.context)}

@@ -28,6 +28,7 @@ from tests.verify.objective_changes import (
     global_noise,
     half_noise,
     halved,
+    halved_positions,
     here,
     kept_times,
     late,
@@ -37,6 +38,7 @@ from tests.verify.objective_changes import (
     noised_prompts,
     of_bound,
     own_rows,
+    own_weight,
     penalised,
     rejoined,
     remasked,
@@ -50,6 +52,7 @@ from tests.verify.objective_changes import (
     smoothed,
     stateful,
     swapped_blocks,
+    unread,
     without,
 )
 
@@ -157,4 +160,10 @@ FAULTS = [
     Fault("right for two positions alone", N, "absorb", X, "loss", without(lambda b: here(b) >= 2)),
     Fault("third position never noised", N, "uniform", X, "draws", never(lambda b: here(b) >= 2)),
     Fault("fourth token never noised", M, "absorb", X, "draws", never(FOURTH)),
+    Fault("a position that counts is not read", N, "uniform", X, "positions", unread(lambda d, b: here(b) == b.width - 1)),
+    Fault("masks of one token are not read", S, "absorb", C, "positions", unread(lambda d, b: b.tokens == 2)),
+    Fault("noisy tokens are not read, in steps", D, "uniform", X, "positions", unread(lambda d, b: d.xt != b.tokens), {"steps": 50}),
+    Fault("weight counted in the rows of the loss", M, "absorb", X, "positions", by_loss(own_weight)),
+    Fault("half the loss of positions", N, "absorb", X, "positions", halved_positions()),
+    Fault("half the loss of positions of blocks", B, "absorb", X, "positions", halved_positions(), {"block": 2}),
 ]  # fmt: skip

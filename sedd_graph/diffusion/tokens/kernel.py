@@ -62,6 +62,8 @@ class Kernel(Component, ABC):
 
     Objectives and samplers that count masks require this property.
     """
+    tabular: ClassVar[bool] = False
+    """True if formulas take a table of n x n numbers for each row; losses are then evaluated on whole rows."""
     extra_states: ClassVar[int] = 0
     """Number of states without a network output: the last axis of the graph's output has n minus this many entries."""
 

@@ -88,6 +88,14 @@ class Objective(Component, ABC):
     """
     discrete: ClassVar[bool] = False
     """True if the objective accepts kernels in discrete time (:attr:`Kernel.steps`)."""
+    sums_positions: ClassVar[bool] = False
+    """True if :meth:`loss`, and :meth:`reconstruction`, are sums over positions, of terms that depend on the row only by
+    its noise level.
+
+    The loss of any row of m positions of a row is then the sum of their terms. Training evaluates the output head and the
+    loss of a few positions at a time, and only of those that :meth:`read_positions` returns. Numerical verification
+    compares the sum with the loss of whole rows. A loss of several noisy rows for each clean row is evaluated whole.
+    """
     slack: ClassVar[float] = 0.01
     """Largest excess of the bound over the entropy of the data, as a fraction of the entropy, with a perfect network.
 
@@ -182,6 +190,31 @@ class Objective(Component, ABC):
         if kernel.learned and not self.trains_noise:
             return "a kernel without trained parameters (genmd4 trains those of a kernel)"
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
+
+    def of_positions(self) -> Objective:
+        """Return the objective whose :meth:`loss` is evaluated on rows of a few positions, if :attr:`sums_positions`.
+
+        By default the objective itself. An objective of block diffusion returns that of a block: the rows have positions of
+        one block, and one noise level each.
+        """
+        return self
+
+    def read_positions(self, draw: Draw, batch: Batch, kernel: Kernel) -> Tensor:
+        """Return the positions whose terms depend on the network or are not 0, if :attr:`sums_positions`.
+
+        By default they are the positions that count (``loss & corrupt``); of these, under a kernel with carry-over unmasking
+        (:attr:`Kernel.carries_over`), the masked ones, since no rate of the forward process leads to a visible token.
+
+        Args:
+            draw: One noisy row for each clean row.
+            batch: The clean rows.
+            kernel: The kernel that noises each token.
+
+        Returns:
+            bool [b, l].
+        """
+        counts = batch.loss & batch.corrupt
+        return counts & (draw.xt == kernel.mask) if kernel.carries_over else counts
 
     def inputs(self, draw: Draw, batch: Batch) -> Mapping[str, Tensor]:
         """Return the inputs of the graph by name.

@@ -59,6 +59,7 @@ class StepKernel(Kernel):
     """
 
     abstract: ClassVar[bool] = True
+    tabular = True
     tables: Tensor
     law: Tensor
 

@@ -19,11 +19,11 @@ from torch.nn.functional import softplus
 
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.diffusion.vectors.denoiser import Denoiser
+from sedd_graph.diffusion.vectors.denoiser import Denoiser, first_time
 from sedd_graph.diffusion.vectors.gaussian import along, log_snr, noise_std
 from sedd_graph.diffusion.vectors.kernel import Estimate, VectorKernel
 
-__all__ = ["Divergence", "Flow", "FlowLikelihood", "Method", "advance", "first_time", "root_snr"]
+__all__ = ["Divergence", "Flow", "FlowLikelihood", "Method", "advance", "first_time", "root_snr", "spaced"]
 
 Method = Literal["euler", "heun"]
 """Method of integration: ``euler`` (order 1, one evaluation in a step) or ``heun`` (order 2, two evaluations)."""
@@ -31,10 +31,6 @@ Method = Literal["euler", "heun"]
 
 KNOTS = 2000
 """Number of times, and of noise levels, between which the times of the steps are interpolated."""
-
-
-LEAST = 1e-5
-"""Time of the lowest noise, for a schedule without noise at t = 0."""
 
 
 class Divergence(NamedTuple):
@@ -67,9 +63,26 @@ def advance(y: Tensor, start: Tensor, end: Tensor, x0: Tensor, *others: Tensor) 
     return y + along(end - start, y) * (sum(others, x0) / (1 + len(others)))
 
 
-def first_time(schedule: Schedule) -> float:
-    """Return the time of the lowest noise: 0, or a small one for a schedule whose total noise is 0 at t = 0."""
-    return 0.0 if float(schedule.sigma(torch.zeros(1, dtype=torch.float64))) > 0 else LEAST
+def spaced(kernel: VectorKernel, schedule: Schedule, steps: int, device: torch.device) -> Tensor:
+    """Return times of the ends of steps that are even in the mean of time and relative log-SNR, increasing to 1, float64.
+
+    Args:
+        kernel: The kernel.
+        schedule: Total noise as a function of time.
+        steps: Number of steps; there is one time more.
+        device: Device of the result.
+    """
+    first = first_time(schedule)
+    even = torch.linspace(first, 1, KNOTS, dtype=torch.float64, device=device)
+    ends = log_snr(kernel.sigma(schedule, even[[0, -1]]))
+    levels = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, KNOTS, dtype=torch.float64, device=device)
+    times = torch.cat([even, schedule.time(softplus(-levels)).clamp(first, 1)]).unique()
+    share = (log_snr(kernel.sigma(schedule, times)) - ends[0]) / (ends[1] - ends[0])
+    place = ((times + share) / 2).cpu().numpy()
+    wanted = np.linspace(0, 1, steps + 1)
+    found = torch.from_numpy(np.interp(wanted, place, times.cpu().numpy()))
+    found[0], found[-1] = first, 1.0
+    return found.to(device)
 
 
 class FlowLikelihood(NamedTuple):
@@ -135,27 +148,13 @@ class Flow:
         Steps are evenly spaced in the mean of time and relative log-SNR: in time, where the schedule places the changes of
         the estimate; in log-SNR, so that the first and the last steps are short too.
         """
-        times = self._times(device)
+        times = spaced(self.kernel, self.schedule, self.steps, device)
         found = []
         for t in times:
             each = t.expand(rows)
             sigma = self.kernel.sigma(self.schedule, each)
             found.append((each, noise_std(sigma), root_snr(sigma)))
         return found
-
-    def _times(self, device: torch.device) -> Tensor:
-        """Return the times of the ends of the steps, increasing to 1, float64 [steps + 1]."""
-        first = first_time(self.schedule)
-        even = torch.linspace(first, 1, KNOTS, dtype=torch.float64, device=device)
-        ends = log_snr(self.kernel.sigma(self.schedule, even[[0, -1]]))
-        levels = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, KNOTS, dtype=torch.float64, device=device)
-        times = torch.cat([even, self.schedule.time(softplus(-levels)).clamp(first, 1)]).unique()
-        share = (log_snr(self.kernel.sigma(self.schedule, times)) - ends[0]) / (ends[1] - ends[0])
-        place = ((times + share) / 2).cpu().numpy()
-        wanted = np.linspace(0, 1, self.steps + 1)
-        found = torch.from_numpy(np.interp(wanted, place, times.cpu().numpy()))
-        found[0], found[-1] = first, 1.0
-        return found.to(device)
 
     def divergence(self, at: Callable[[Tensor], Tensor], y: Tensor, moving: Tensor, random: Randomness) -> Divergence:
         """Return a vector field at ``y`` and its divergence over the moving positions.
@@ -200,7 +199,7 @@ class Flow:
             random: Source of noise and probes.
             noise: Standard normal noise at the lowest noise, [b, l, d]; None: drawn.
         """
-        clean = self.kernel.embed(batch.tokens).detach()
+        clean = self.kernel.embed(batch.tokens, batch.attend, batch.attend & ~batch.corrupt).detach()
         moving = (batch.loss & batch.corrupt)[..., None]
         drawn = random.randn(*clean.shape).to(clean.dtype) if noise is None else noise
         grid = self.grid(len(clean), clean.device)
@@ -215,7 +214,7 @@ class Flow:
             x = torch.where(moving, along(grid[0][1], y) * y, clean)
             logits = self.estimate(denoise, x, grid[0][0]).logits
             if logits is None:
-                logits = self.kernel.logits(clean)
+                logits = denoise.decode(x if self.kernel.contextual else clean)
             log_p = logits.log_softmax(-1).gather(-1, batch.tokens[..., None])
             reconstruction = -torch.where(moving, log_p, 0.0).double().sum((1, 2))
         volume = torch.zeros(len(y), dtype=torch.float64, device=y.device)

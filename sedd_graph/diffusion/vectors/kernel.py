@@ -61,6 +61,9 @@ class VectorKernel(Component, ABC):
     """Values for the Config keys without default, for tests and generated documentation."""
     learned: ClassVar[bool] = False
     """True if the kernel has trained parameters, such as embeddings, which are saved with the network's."""
+    contextual: ClassVar[bool] = False
+    """True if the vector of a token depends on the whole row, so that there is no table of embeddings, and tokens are read
+    from vectors by the network (:class:`~sedd_graph.diffusion.vectors.contextual.ContextualKernel`)."""
     extra_states: ClassVar[int] = 0
     """0: every token has a vector. The plan of a process reads this attribute from each kernel."""
 
@@ -118,8 +121,15 @@ class VectorKernel(Component, ABC):
         A kernel whose embeddings cannot be chosen ignores the call, as this default does.
         """
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return the embeddings of ``tokens`` int64 [b, l], [b, l, d]."""
+    def embed(self, tokens: Tensor, attend: Tensor | None = None, given: Tensor | None = None) -> Tensor:
+        """Return the embeddings of token rows, [b, l, d].
+
+        Args:
+            tokens: int64 [b, l].
+            attend: Positions that are not padding, bool [b, l]; None: all. Only a contextual kernel reads it.
+            given: Positions whose embeddings may depend on each other alone, such as those of a prompt, bool [b, l];
+                None: none. Only a contextual kernel reads it.
+        """
         return F.embedding(tokens, self.table())
 
     def round(self, x0: Tensor, allowed: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from sedd_graph.diffusion.vectors.denoiser import FEEDS, Denoiser
 from sedd_graph.diffusion.vectors.flow import Flow
 from sedd_graph.diffusion.vectors.kernel import VectorKernel
 
-__all__ = ["VectorDraw", "VectorObjective", "counted"]
+__all__ = ["Decoding", "VectorDraw", "VectorObjective", "counted"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,20 @@ class VectorDraw:
     noise: Tensor
     weight: Tensor
     refined: Tensor
+
+
+class Decoding(NamedTuple):
+    """Noise levels at which a network is trained to read tokens from the vectors of a contextual kernel.
+
+    Attributes:
+        share: Share of the training rows that train decoding; the others train the estimate of the clean vectors.
+        mean: Mean of the log signal-to-noise ratio of a position, which is normal and independent over positions.
+        std: Standard deviation of the log signal-to-noise ratio.
+    """
+
+    share: float
+    mean: float
+    std: float
 
 
 class VectorObjective(Component, ABC):
@@ -75,6 +89,15 @@ class VectorObjective(Component, ABC):
     def lacks(self, kernel: VectorKernel, schedule: Schedule) -> str | None:
         """Return a description of the kernel or schedule that the objective requires; None if these are suitable."""
         return None
+
+    @property
+    def decoding(self) -> Decoding | None:
+        """How the network is trained to read tokens from vectors; None: it is not, and no contextual kernel fits."""
+        return None
+
+    def emphasis(self, log_snr: Tensor) -> Tensor:
+        """Return the weight of the squared error at log signal-to-noise ratios ``log_snr``, of the same shape; 1 by default."""
+        return torch.ones_like(log_snr)
 
     def caveat(self) -> str | None:
         """Return why the reported bound is not comparable with others; None if it is an upper bound on -log p."""
@@ -174,7 +197,7 @@ class VectorObjective(Component, ABC):
         first = torch.full((len(batch),), 1 / (kernel.steps or 1e5), dtype=torch.float64, device=batch.tokens.device)
         draw = self.draw(batch, kernel, schedule, random=random, t=first)
         found = denoise.refined(self.vectors(draw, batch, kernel, schedule)[2], draw.t)
-        rounded = kernel.round(found.x0) if found.logits is None else found.logits.argmax(-1)
+        rounded = denoise.round(found.x0) if found.logits is None else found.logits.argmax(-1)
         return counted((rounded == batch.tokens).float(), batch)
 
     # -- helpers ------------------------------------------------------------------------------------------------------
@@ -187,7 +210,7 @@ class VectorObjective(Component, ABC):
 
         At positions that are not corrupted (prompts and padding), x_0 and x_t are the embeddings.
         """
-        clean = kernel.embed(batch.tokens)
+        clean = kernel.embed(batch.tokens, batch.attend, batch.attend & ~batch.corrupt)
         x0 = kernel.start(batch.tokens, schedule, draw.start)
         xt = kernel.noised(x0, kernel.sigma(schedule, draw.t), draw.noise)
         kept = ~batch.corrupt[..., None]

@@ -19,6 +19,7 @@ from sedd_graph.diffusion.conditions.conditions import Forbidden, Pattern
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.vectors.classifier import VectorClassifier
 from sedd_graph.diffusion.vectors.denoiser import Denoiser
+from sedd_graph.diffusion.vectors.flow import spaced
 from sedd_graph.diffusion.vectors.gaussian import along, posterior, signal
 from sedd_graph.diffusion.vectors.kernel import Estimate, VectorKernel
 from sedd_graph.errors import UserError
@@ -35,6 +36,9 @@ class VectorSamplerConfig(ComponentConfig):
     steps: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 200
     """Number of steps, which is the number of network evaluations unless the sampler says otherwise; from 1 to
     1,000,000. A process in discrete time has at most its own number of steps."""
+    spacing: Literal["time", "both"] = "time"
+    """Times of the steps in continuous time. ``time``: even in time; ``both``: even in the mean of time and relative log-SNR, for
+    schedules that change fast at the ends of time, such as ``logit_normal``."""
     clamp: bool = False
     """True: each estimate of the clean vectors is replaced by the nearest embeddings (the clamping trick of Diffusion-LM,
     arXiv 2205.14217, section 4.3)."""
@@ -99,7 +103,8 @@ class VectorWalk:
         self.free, self._denoise, self._clamp = settings.free[..., None], denoise, clamp
         self.last: Estimate | None = None
         self._steps = 0
-        self.given = self.kernel.embed(settings.tokens).float()
+        known = ~settings.free & denoise.attend
+        self.given = self.kernel.embed(settings.tokens, known, known).float()
         self.start_variance = self.kernel.start_variance(self.schedule)
         self.x = self.normal() if settings.start is None else settings.start
         self.hold(torch.full((len(self.x),), start, dtype=torch.float64, device=self.x.device))
@@ -199,7 +204,7 @@ class VectorWalk:
 
     def rounded(self) -> Tensor:
         """Return the current vectors as tokens, int64 [b, l]; given tokens are returned as they are."""
-        tokens = self.kernel.round(self.x, self.settings.allowed)
+        tokens = self._denoise.round(self.x, self.settings.allowed)
         return torch.where(self.settings.free, tokens, self.settings.tokens)
 
     def end_step(self) -> None:
@@ -256,6 +261,8 @@ class VectorSampler(Component, ABC):
         """
         total, device = walk.kernel.steps, walk.x.device
         if total is None:
+            if self.config.spacing == "both" and steps > 1:
+                return spaced(walk.kernel, walk.schedule, steps - 1, device).flip(0).clamp(min=LEAST)
             return torch.linspace(1.0, LEAST, steps, dtype=torch.float64, device=device)
         index = torch.arange(steps - 1, -1, -1, dtype=torch.float64, device=device)
         places = index * ((total - 1) / max(1, steps - 1)) if steps > 1 else index + total - 1
@@ -300,8 +307,9 @@ class VectorSampler(Component, ABC):
         """
         walk = VectorWalk(denoise, settings, clamp=self.config.clamp)
         self.walk(walk, self.times(walk, self.count(settings.kernel, steps)))
+        rows = walk.rounded()
         self.evaluations = denoise.evaluations
-        return walk.rounded()
+        return rows
 
 
 def reverse(walk: VectorWalk, estimate: Estimate, s: Tensor | None, t: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,63 @@
+"""Largest memory of the tensors that a piece of code makes, counted operation by operation on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["PeakMemory"]
+
+
+class PeakMemory(TorchDispatchMode):
+    """Mode that records the largest number of bytes of all storages alive at one time, of tensors made within it.
+
+    Tensors that autograd has saved for backward are counted. Kernels that a compiler has written are not operations: what
+    they allocate within is not counted.
+
+    Args:
+        own: Tensors whose storages are not counted.
+
+    Attributes:
+        peak: Largest number of bytes so far.
+    """
+
+    def __init__(self, own: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self._own = {t.untyped_storage()._cdata for t in own}
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._bytes = self.peak = 0
+
+    def watch(self, tensor: Tensor) -> None:
+        """Count the storage of ``tensor`` until it is freed."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._own or key in self._alive:  # the reference keeps the address from being used again
+            return
+        self._alive[key] = (StorageWeakRef(storage), storage.nbytes())
+        self._bytes += storage.nbytes()
+        if self._bytes > self.peak:
+            self._sweep()
+            self.peak = max(self.peak, self._bytes)
+
+    def _sweep(self) -> None:
+        """Forget the storages that have been freed."""
+        self._alive = {key: (ref, size) for key, (ref, size) in self._alive.items() if not ref.expired()}
+        self._bytes = sum(size for _, size in self._alive.values())
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.watch(leaf)
+        return result
