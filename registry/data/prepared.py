@@ -3,6 +3,7 @@
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
@@ -111,5 +112,5 @@ class Text8(Corpus, kind="corpus"):
         try:
             with zipfile.ZipFile(io.BytesIO(raw)) as archive, archive.open("text8") as stream:
                 return stream.read(size + 1)
-        except (KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+        except (KeyError, zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
             raise UserError(f"{path}: cannot be read as a zip archive with a file 'text8': {error}") from None

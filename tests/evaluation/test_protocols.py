@@ -165,7 +165,15 @@ def test_text8_is_divided_and_another_file_refused(tmp_path: Path) -> None:
         list(small_text8("test").documents(tmp_path))
     with pytest.raises(UserError, match="not 100,000,000 and 3bea1919949baf155f99411df5fada7e"):
         list(Text8(Text8.Config(part="test")).documents(tmp_path))
-    for bad in (b"PK\x03\x04 and no more", (tmp_path / "text8.zip").read_bytes().replace(b"text8", b"text9")):
+    with zipfile.ZipFile(tmp_path / "deflated.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("text8", TEXT)
+    damaged = bytearray((tmp_path / "deflated.zip").read_bytes())
+    damaged[35] = 0xFF  # the first byte of the compressed text: a block of no known type
+    for bad in (
+        b"PK\x03\x04 and no more",
+        bytes(damaged),
+        (tmp_path / "text8.zip").read_bytes().replace(b"text8", b"text9"),
+    ):
         (tmp_path / "bad.zip").write_bytes(bad)
         with pytest.raises(UserError, match="cannot be read as a zip archive with a file 'text8'"):
             list(small_text8("test", "bad.zip").documents(tmp_path))

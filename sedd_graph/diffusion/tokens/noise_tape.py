@@ -226,7 +226,7 @@ class NoiseTape(AddressedNoise):
 
             target, possible = matching.completed(x, rows, here, weights, may, given, again)
             led = possible & held.all(-1)
-            fixed = given & (possible & ~led)[:, None]  # held tokens of an edit, whose other tokens are to fit them
+            fixed = given & (possible & ~led)[:, None]  # an edit: the other tokens are drawn given its words
             here, weights, may = here & ~fixed, weights[~fixed[here]], may[~fixed[here]]
 
         def pick(weights: Tensor, row: Tensor, at: Tensor, kind: Tensor | None) -> Tensor:
