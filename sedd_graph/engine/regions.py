@@ -9,7 +9,7 @@ compilation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -105,16 +105,22 @@ class RegionModule(_Named):
         """Whether the module has a custom backward pass, which cannot be compiled with its surroundings."""
         return False
 
-    def forward(self, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, key: Tensor | None, *inputs: Tensor, evaluate: Callable[..., tuple[Tensor, ...]] | None = None
+    ) -> tuple[Tensor, ...]:
         """Evaluate the region.
 
         Args:
             key: Dropout key of each row, int32 [b]; None turns dropout off.
             *inputs: Input tensors in the order of the region's inputs.
+            evaluate: Function of the inputs that is evaluated instead, within the hooks of this module: those of FSDP2
+                gather its weights.
 
         Returns:
-            The outputs, followed by the saved activations.
+            The outputs, followed by the saved activations; or what ``evaluate`` returns.
         """
+        if evaluate is not None:
+            return evaluate(*inputs)
         values: list[Any] = list(inputs)
         steps: dict[str, Any] = self._modules
         for number, (name, places), last in zip(self._numbers, self._steps, self._last_use, strict=True):
