@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sedd_graph.diffusion.grid import magnitude
 from sedd_graph.engine.host_number import LateNumbers
 
 __all__ = ["DRIFT", "DriftGuard", "DriftWarning", "checksum", "checksum_error", "drift_limit", "relative_error"]
@@ -32,6 +33,8 @@ the largest magnitude of an element of the difference relative to the largest ma
 
 _OUTLIER = 64.0
 """Square of an error relative to the mean square of the errors of all positions, from which it is not one of many alike."""
+_SHAPES = 16
+"""Largest number of shapes whose weights are retained."""
 _SLACK = 0.5
 """Share of the tolerance that the error of a layer may take where a checksum estimates it."""
 
@@ -61,10 +64,9 @@ def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Tenso
         if not b.is_floating_point():
             errors.append(_unequal(a, b))
         elif b.numel():
-            wide = torch.promote_types(b.dtype, torch.float32)
-            for order in (2, torch.inf):
-                size = torch.linalg.vector_norm(b, order, dtype=wide).clamp(min=1e-30)
-                errors.append((torch.linalg.vector_norm(a - b, order, dtype=wide) / size).float())
+            difference = a - b
+            pairs = zip(_sizes(difference), _sizes(b), strict=True)
+            errors += [(error / size.clamp(min=1e-30)).float() for error, size in pairs]
     return _largest(errors, expected)
 
 
@@ -99,13 +101,19 @@ def checksum_error(found: Sequence[Tensor], expected: Sequence[Tensor], weights:
         if not a.is_floating_point():
             errors.append(_unequal(difference, torch.zeros_like(difference)))
         elif a.numel():
-            norm, peak = (torch.linalg.vector_norm(difference, order) for order in (2, torch.inf))
-            size, top = (torch.linalg.vector_norm(a, o, dtype=b.dtype).clamp(min=1e-30) for o in (2, torch.inf))
+            norm, peak = _sizes(difference)
+            size, top = (own.clamp(min=1e-30) for own in _sizes(a))
             # the error of a position is a sum over channels: it bounds that of an element only where it stands out
             positions = difference.numel()
             stands_out = peak.square() * positions > norm.square() * min(_OUTLIER, positions / 4)
             errors.append(torch.maximum(norm / size, torch.where(stands_out, peak / top, norm / size)).float())
     return _largest(errors, found)
+
+
+def _sizes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the Euclidean norm and the largest magnitude of an element, scalar tensors."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dtype=wide), magnitude(x).to(wide)
 
 
 def _unequal(a: Tensor, b: Tensor) -> Tensor:
@@ -163,7 +171,9 @@ class DriftGuard:
                 drawn /= (1 + 0.6**2 / 12) ** 0.5
             else:
                 drawn = 2 * torch.randint(2**61, shape, generator=generator) + 1
-            self._weights = {k: w for k, w in self._weights.items() if k[0] == shape} | {key: drawn.to(x.device)}
+            if len(self._weights) >= _SHAPES:
+                self._weights.clear()
+            self._weights[key] = drawn.to(x.device)
         return self._weights[key]
 
     def exceeded(self, error: Tensor, limit: float, *, estimated: bool, shared: bool) -> bool:
@@ -197,7 +207,7 @@ class DriftGuard:
 
     def read_late(self) -> None:
         """Read the errors of earlier backward passes, two steps late. Called once per forward pass in training."""
-        self._read(2)
+        self._read(1)
 
     def _read(self, leave: int) -> None:
         for found in self._late.take(leave=leave):

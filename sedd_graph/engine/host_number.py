@@ -43,10 +43,10 @@ class HostNumber:
 
 
 class LateNumbers:
-    """Numbers of successive steps, each of which is read when a later one has been put.
+    """Numbers of successive steps, of which all but the newest are read.
 
-    Two steps later a device has computed a number long ago, so that reading it does not hold up the host; and each
-    process reads a number at the same step, whatever the speed of its device.
+    Before step n the number of step n - 2 is read. A device has computed it long ago, so that reading it does not hold up
+    the host; and each process reads it at the same step, whatever the speed of its device.
     """
 
     def __init__(self) -> None:
@@ -56,6 +56,6 @@ class LateNumbers:
         """Start the way of a scalar tensor to the host."""
         self._numbers.append(HostNumber(number.detach()))
 
-    def take(self, *, leave: int = 2) -> list[float]:
+    def take(self, *, leave: int = 1) -> list[float]:
         """Return and forget all numbers but the newest ``leave``."""
         return [float(self._numbers.popleft()) for _ in range(len(self._numbers) - leave)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sedd_graph.component.counter_rng import fold
+from sedd_graph.diffusion.grid import magnitude
 from sedd_graph.engine.fixed_point import Iteration, Map
 from sedd_graph.engine.fixed_point import solve as solve_fixed_point
 from sedd_graph.engine.layout import Layout, Sum, Unit
@@ -161,7 +162,7 @@ class LayerRun:
         """Include the graph values among ``values`` that are on the grid in :meth:`largest`."""
         for value in values:
             if value in self.layout.on_grid:
-                self._largest.append(torch.linalg.vector_norm(self.values[value].detach(), torch.inf))
+                self._largest.append(magnitude(self.values[value].detach()))
 
     def largest(self) -> Tensor:
         """Return the largest magnitude of the tensors on the fixed-point grid in :meth:`forward`, float32 [].

@@ -152,6 +152,19 @@ class RegionModule(_Named):
                 else:
                     yield from child.branches()
 
+    def layers(self) -> Iterator[nn.Module]:
+        """Yield the modules whose weights are used together: every repeat of each outermost repeated block.
+
+        Each is called as a module in every memory mode, in the forward pass and wherever the backward pass evaluates it
+        again, so that FSDP2 (``fully_shard``) can gather and free its weights.
+        """
+        for child in self.children():
+            if isinstance(child, RegionModule):
+                if self.repeat:
+                    yield child
+                else:
+                    yield from child.layers()
+
 
 class Model(_Named):
     """Module of a graph: maps input tensors, passed by name, to a dict of output tensors.
@@ -219,3 +232,7 @@ class Model(_Named):
     def branches(self) -> Iterator[nn.Module]:
         """Yield the modules to compile: the repeats of repeated blocks, see :meth:`RegionModule.branches`."""
         return self._root[0].branches()
+
+    def layers(self) -> Iterator[nn.Module]:
+        """Yield the repeats of repeated blocks, whose weights are used together, see :meth:`RegionModule.layers`."""
+        return self._root[0].layers()

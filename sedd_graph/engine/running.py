@@ -109,7 +109,7 @@ class RunningModule(RegionModule):
         """Fixed-point grid for bit-exact inversion; None for ordinary floating point."""
         return None if self.layout is None else self.layout.grid
 
-    def layers(self, key: Tensor | None) -> list[tuple[nn.Module, Tensor | None]]:
+    def keyed_layers(self, key: Tensor | None) -> list[tuple[nn.Module, Tensor | None]]:
         """Return the module of each layer with the layer's dropout key, int32 [b], or None without dropout.
 
         A block that is not a chain is one layer.
@@ -120,6 +120,16 @@ class RunningModule(RegionModule):
         if not self.repeat:
             return [(self, key)]
         return [(child, None if key is None else fold(key, at)) for at, child in enumerate(self.children())]
+
+    def layers(self) -> Iterator[nn.Module]:
+        """Yield the modules whose weights are used together, see :meth:`RegionModule.layers`.
+
+        A block that is not a chain, and runs reversibly or in exact arithmetic, is one layer.
+        """
+        if self.repeat or self.layout is None or (self.memory != "reversible" and self.grid is None):
+            yield from super().layers()
+        else:
+            yield self
 
     @property
     def custom_backward(self) -> bool:
@@ -135,7 +145,7 @@ class RunningModule(RegionModule):
         if self.layout is None or (self.memory != "reversible" and self.grid is None):
             yield from super().branches()
             return
-        for layer, _ in self.layers(None):
+        for layer, _ in self.keyed_layers(None):
             modules = [unit.module(layer) for unit in self.layout.units]
             yield from (module for module in modules if isinstance(module, RegionModule))
 
@@ -169,7 +179,7 @@ class RunningModule(RegionModule):
         """Run the layers as autograd functions that reconstruct their inputs."""
         values = self.snapped(inputs)
         first = next(at for at, flow in enumerate(flows) if any(flow))
-        layers = [layer for layer, _ in self.layers(None)]
+        layers = [layer for layer, _ in self.keyed_layers(None)]
         shared = any(hasattr(p, "device_mesh") for p in self.parameters())
         run = Pass(layout, layers, self._keys, self.snapped, flows, self.guard, shared, first, key, inputs)
         saved: list[Tensor] = []
@@ -192,7 +202,7 @@ class RunningModule(RegionModule):
 
     def _keys(self, key: Tensor) -> list[Tensor]:
         """Return the dropout key of each layer from that of the chain."""
-        return [own for _, own in self.layers(key) if own is not None]
+        return [own for _, own in self.keyed_layers(key) if own is not None]
 
     def _hooked(
         self,
@@ -215,7 +225,7 @@ class RunningModule(RegionModule):
         largest: list[Tensor] = []
         outputs: Sequence[Tensor] = ()
         values = self.snapped(inputs)
-        for layer, own in self.layers(key):
+        for layer, own in self.keyed_layers(key):
             function = partial(self._run_layer, layer, own)
             if checkpointed:
                 made = checkpoint(function, *values, use_reentrant=False, preserve_rng_state=False)
@@ -281,7 +291,7 @@ class RunningModule(RegionModule):
             self.grid.check_range([worst], where)
             return list(outputs)
         for before in self._largest.take():
-            self.grid.check_range([torch.tensor(before)], where)
+            self.grid.require_range(before, where)
         self._largest.put(worst)
         return self.grid.spoilt(outputs, worst)
 
@@ -301,7 +311,7 @@ class RunningModule(RegionModule):
         state = (tuple(needs), tuple(p.requires_grad for p in self.parameters()))
         if self._flows[0] != state:
             flows: list[list[bool]] = []
-            for layer, _ in self.layers(None):
+            for layer, _ in self.keyed_layers(None):
                 flows.append(gradient_flow(layout, layer, needs))
                 made = {name: flows[-1][value] for name, value in layout.outputs.items()}
                 needs = [made.get(name, need) for name, need in zip(layout.inputs, needs, strict=True)]
