@@ -110,7 +110,7 @@ class Pass:
 
     def begin(self, saved: Sequence[Tensor], keyed: bool) -> None:
         """Start a backward pass with the saved tensors."""
-        *tensors, key = saved if keyed else (*saved, None)
+        tensors, key = (saved[:-1], saved[-1]) if keyed else (saved, None)
         count = len(self.layout.inputs)
         self.inputs, self.key = tensors[:count], key
         self._keys = None if key is None else self.keys(key)

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -25,8 +25,11 @@ from sedd_graph.errors import UserError
 from sedd_graph.families.plan import Plan
 from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
+from sedd_graph.graph.memory import planned
+from sedd_graph.graph.model import Running
 from sedd_graph.graph.saves import saving
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
+from sedd_graph.runs.memory_plan import budget_plan
 from sedd_graph.runs.project import require_project
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.read_data import read_data
@@ -214,11 +217,22 @@ class _Facts(pydantic.BaseModel):
     """Digest of the lock file."""
 
 
+class _Mode(pydantic.BaseModel):
+    """Execution mode of a block (:class:`sedd_graph.graph.model.Running`)."""
+
+    memory: Literal["store", "checkpoint", "reversible"]
+    exact: bool
+    share: Annotated[float, pydantic.Field(gt=0, le=1)]
+    stored: Annotated[int, pydantic.Field(ge=0, le=4096)]
+
+
 class _Certificate(pydantic.BaseModel):
     """Those results in ``certificate.json`` that commands use."""
 
     checkpointed: list[str] = []
     """Paths of the blocks that are checkpointed instead of reversible."""
+    memory: dict[str, _Mode] = {}
+    """Execution modes that the plan for a memory budget chose, by the name of a node."""
 
 
 def _facts(path: Path) -> _Facts:
@@ -290,7 +304,8 @@ def open_run(
     verify_run(path)
     report = check(path / LOCK, overrides)
     found = read_typed(path / CERTIFICATE, _Certificate) if (path / CERTIFICATE).exists() else _Certificate()
-    graph = demoted(report.graph, found.checkpointed)
+    modes = {name: Running(**mode.model_dump()) for name, mode in found.memory.items()}
+    graph = planned(demoted(report.graph, found.checkpointed), modes)
     report = dataclasses.replace(report, graph=saving(graph, save) if save else graph)
     tokenizer = load_tokenizer(path) if (path / TOKENIZER).exists() else None
     engine = make_engine(report, device=where, compile=compile, tokenizer=tokenizer)
@@ -348,7 +363,8 @@ def build(
             checkpointed.
 
     Returns:
-        The engine, which trains, evaluates and samples.
+        The engine, which trains, evaluates and samples. For a blueprint with a memory budget, its blocks are measured
+        first, within a minute or so.
 
     Raises:
         SeddGraphError: The blueprint is not valid, a check fails, or the run folder cannot be read.
@@ -360,6 +376,9 @@ def build(
     if prove:
         checks, demotions = prove_all(report, device=where, proof="full", say=lambda text: None)
         report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
+    if run is None:
+        plan = budget_plan(report, device=where, compiled=compile != "off", say=lambda text: None)
+        report = report if plan is None else dataclasses.replace(report, graph=planned(report.graph, plan.modes))
     engine = make_engine(report, device=where, compile=compile) if run is None else run.engine
     if prove:
         engine.checks = (*checks, *prove_network(engine))

@@ -61,7 +61,7 @@ def off(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 def test_gradients_are_given_out_layer_by_layer(monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
     """Gradients alive that are not yet in ``.grad``, at the moment when a layer has computed its own."""
     engine, peak = build(f"params.depth={depth}"), 0
-    one = len(list(trunk(engine)._modules["0"].parameters()))  # type: ignore[union-attr]
+    one = len(list(trunk(engine)._modules["0"].parameters()))
     made: list[StorageWeakRef] = []
     plain = reversible.propagate
 
@@ -145,7 +145,12 @@ def test_a_layer_adds_one_number_per_position_and_stream(monkeypatch: pytest.Mon
     """What a pass retains beside the tensors that autograd saves."""
     passes: list[reversible.Pass] = []
     plain = reversible.Pass.saved
-    monkeypatch.setattr(reversible.Pass, "saved", lambda run, outputs: (passes.append(run), plain(run, outputs))[1])
+
+    def saved(run: reversible.Pass, outputs: list[Tensor]) -> list[Tensor]:
+        passes.append(run)
+        return plain(run, outputs)
+
+    monkeypatch.setattr(reversible.Pass, "saved", saved)
     loss = build("params.depth=6").loss(TOKENS)
     (run,) = passes
     held = [x for value in vars(run).values() for x in torch.utils._pytree.tree_leaves(value) if isinstance(x, Tensor)]
