@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from sedd_graph.component.counter_rng import fold
 from sedd_graph.diffusion.grid import Grid
 from sedd_graph.engine.drift import DriftGuard
-from sedd_graph.engine.host_number import LateNumbers
 from sedd_graph.engine.layer_gradients import gradient_flow
 from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
+from sedd_graph.engine.range_guard import RangeGuard
 from sedd_graph.engine.regions import Plan, RegionModule
 from sedd_graph.engine.reversible import Pass, run_layer
 from sedd_graph.errors import UserError
@@ -97,7 +97,7 @@ class RunningModule(RegionModule):
         self.input_names, self.output_names = tuple(layer.inputs), tuple(layer.outputs)
         self.guard = DriftGuard(layer.label)
         self._flows: tuple[object, list[list[bool]]] = (None, [])
-        self._largest = LateNumbers()
+        self._range = RangeGuard(self.grid, layer.label)
 
     @property
     def memory(self) -> str:
@@ -220,7 +220,7 @@ class RunningModule(RegionModule):
             saved += others
             values = [threaded.get(n, x) for n, x in zip(self.input_names, values, strict=True)]
             values = self.next_inputs(values, outputs)
-        return (*self.in_range(outputs, largest), *saved)
+        return (*self._range.checked(outputs, largest), *saved)
 
     def _keys(self, key: Tensor) -> list[Tensor]:
         """Return the dropout key of each layer from that of the chain."""
@@ -260,7 +260,7 @@ class RunningModule(RegionModule):
                 largest.append(found)
             saved += made[count:]
             values = self.next_inputs(values, outputs)
-        return (*self.in_range(outputs, largest), *saved)
+        return (*self._range.checked(outputs, largest), *saved)
 
     def _run_layer(self, layer: nn.Module, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
         exact = self.layout is not None and self.grid is not None
@@ -288,34 +288,6 @@ class RunningModule(RegionModule):
         streams = self.layout.streams
         snapped = [name in streams and x.is_floating_point() for name, x in zip(self.input_names, inputs, strict=True)]
         return [self.grid.snap(x) if snap else x for snap, x in zip(snapped, inputs, strict=True)]
-
-    def in_range(self, outputs: Sequence[Tensor], largest: Sequence[Tensor]) -> list[Tensor]:
-        """Verify that values stayed in the range in which exact arithmetic is exact (:attr:`Grid.limit`).
-
-        In ordinary arithmetic nothing is verified. On a CPU, a value out of range raises an error at once. On another
-        device that would require waiting for the device; instead all outputs become NaN, and a call two calls later
-        raises the error.
-
-        Args:
-            outputs: Outputs of the last layer.
-            largest: For each layer, the largest magnitude of its values on the grid: scalar tensors, float32 [].
-
-        Returns:
-            The outputs; NaN if a value is out of range on a device other than a CPU.
-
-        Raises:
-            DivergedError: A value is out of range, in this call on a CPU, or two calls before on another device.
-        """
-        if self.grid is None or outputs[0].is_meta:
-            return list(outputs)
-        worst, where = torch.stack(list(largest)).max(), f"block {self.label!r}"
-        if DriftGuard.reads(worst.device):
-            self.grid.check_range([worst], where)
-            return list(outputs)
-        for before in self._largest.take():
-            self.grid.require_range(before, where)
-        self._largest.put(worst)
-        return self.grid.spoilt(outputs, worst)
 
     def gradient_flows(self, needs: Sequence[bool]) -> list[list[bool]]:
         """Return for each layer which of its tensors require a gradient (:func:`gradient_flow`).

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sedd_graph
-from sedd_graph.engine import compiling, reversible
+from sedd_graph.engine import compiling, range_guard, reversible
 from sedd_graph.engine.drift import DriftGuard, DriftWarning, checksum, checksum_error
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.layer_run import LayerRun
@@ -211,6 +211,12 @@ def test_one_compilation_for_each_branch(monkeypatch: pytest.MonkeyPatch, autoca
     assert len(compiled) == 2  # attention and feed-forward, each once for forward and backward of all layers
 
 
+def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat the CPU as a device whose numbers the host would wait for."""
+    for module in (reversible, range_guard):
+        monkeypatch.setattr(module, "reads", lambda device: False)
+
+
 class Reads(TorchDispatchMode):
     """Counts operations by which the host reads a number, and waits for a device."""
 
@@ -226,7 +232,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("arithmetic", ["float", "exact"])
 def test_the_host_reads_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch, arithmetic: str) -> None:
     engine = build(f"nodes.trunk.arithmetic={arithmetic}")
-    monkeypatch.setattr(DriftGuard, "reads", staticmethod(lambda device: False))  # as on a GPU
+    waiting(monkeypatch)
     inputs = {"tokens": TOKENS, "sigma": torch.rand(3)}
     counts = []
     for _ in range(4):
@@ -245,7 +251,7 @@ def test_the_host_reads_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch, arith
 
 def test_on_another_device_drift_is_seen_two_steps_later(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, plain = build(), LayerRun.invert
-    monkeypatch.setattr(DriftGuard, "reads", staticmethod(lambda device: False))
+    waiting(monkeypatch)
 
     def invert(run: LayerRun) -> None:
         plain(run)
