@@ -43,7 +43,7 @@ def declare(verbs: Verbs) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add to ``parser`` the arguments that the subcommands ``sample`` and ``infill`` share."""
     parser.add_argument("run", help="a run folder")
-    parser.add_argument("--batch", type=integer(1, 65_536), default=4, help="samples to draw (default: 4)")
+    parser.add_argument("--batch", type=integer(1, 65_536), help="samples to draw (default: 4)")
     parser.add_argument(
         "--length",
         type=integer(1, LARGEST),
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     if length is None and "length" not in run.engine.process.refuses:
         length = run.report.data.length
     request = SampleRequest(
-        batch=arguments.batch,
+        batch=4 if arguments.batch is None else arguments.batch,
         length=length,
         steps=arguments.steps,
         seed=arguments.seed,

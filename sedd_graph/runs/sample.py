@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from sedd_graph.runs.tape import Marks, facts_of, require_free, sampling_facts
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.tape import Tape, write_tape
 
-__all__ = ["read_prompt", "sample_run"]
+__all__ = ["read_prompt", "sample_run", "sampling_attributes"]
 
 
 def sample_run(
@@ -103,19 +104,33 @@ def sample_run(
         text=stored.text,
         trajectory=frames.array(),
         attributes={
-            "sampler": run.plan.sampler_op,
-            **({} if (steps := request.steps or process.steps) is None else {"steps": steps}),
-            "seed": request.seed,
-            "weights": run.weights,
-            "revision": revision(),
-            "blueprint": run.digest,
-            "device": str(run.engine.device),
-            **samples.facts,
-            **({} if tokenizer is None else {"pad": tokenizer.pad, "end": tokenizer.end}),
+            **sampling_attributes(run, request, samples.facts),
             **({} if request.prompt is None else {"prompt": request.prompt.tolist()}),
             **(notes or {}),
         },
     )
+
+
+def sampling_attributes(run: Run, request: SampleRequest, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of stored samples: what they were drawn with, as JSON values by name.
+
+    Args:
+        run: The opened run folder.
+        request: The request.
+        facts: Facts of the samples (:attr:`Samples.facts`).
+    """
+    steps, tokenizer = request.steps or run.engine.process.steps, run.tokenizer if run.engine.process.text else None
+    return {
+        "sampler": run.plan.sampler_op,
+        **({} if steps is None else {"steps": steps}),
+        "seed": request.seed,
+        "weights": run.weights,
+        "revision": revision(),
+        "blueprint": run.digest,
+        "device": str(run.engine.device),
+        **facts,
+        **({} if tokenizer is None else {"pad": tokenizer.pad, "end": tokenizer.end}),
+    }
 
 
 def _write_tape(run: Run, request: SampleRequest, tape: Path, marks: Marks, mask: int | None) -> None:
