@@ -76,15 +76,17 @@ def run(arguments: argparse.Namespace) -> int:
         prompt=prompt.tokens,
         conditions=conditions,
     )
-    where = sample_run(
-        run,
-        request,
-        trajectory=arguments.trajectory,
-        name="infilled.zarr",
-        notes={"infilling": prompt.how},
-        ignore_memory=arguments.ignore_memory,
-        say=say,
-    )
+    with sample.watched(run, request, watch=arguments.watch) as watch:
+        where = sample_run(
+            run,
+            request,
+            trajectory=arguments.trajectory,
+            name="infilled.zarr",
+            notes={"infilling": prompt.how},
+            watch=watch,
+            ignore_memory=arguments.ignore_memory,
+            say=say,
+        )
     return sample.show_stored(run, where)
 
 
@@ -93,7 +95,7 @@ def _run_prompts(arguments: argparse.Namespace) -> int:
     from sedd_graph.report.html import write_report
     from sedd_graph.runs.prompts import fill_in, read_prompts
 
-    for name in ("text", "prefix", "suffix", "length", "trajectory"):
+    for name in ("text", "prefix", "suffix", "length", "trajectory", "watch"):
         if getattr(arguments, name):
             raise UserError(f"infill: --prompts gives the texts: leave --{name} out")
     lines = read_prompts(Path(arguments.prompts))

@@ -510,6 +510,18 @@ class Process(ABC):
             raise UserError("there is no tokenizer: tokens cannot become text")
         return [tokenizer.decode(row) for row in rows.tolist()]
 
+    def drafts(self, rows: Tensor, tokenizer: Tokenizer) -> list[str]:
+        """Return rows between two sampler steps as text for the user, masks included.
+
+        Args:
+            rows: Rows, int64 [b, l].
+            tokenizer: The tokenizer.
+
+        Raises:
+            UserError: Rows are not text.
+        """
+        raise UserError(f"a process of {self.family} has no drafts that are text")
+
     @abstractmethod
     def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:
         """Convert samples to the format that is written to a run folder.

@@ -19,6 +19,7 @@ from sedd_graph.diffusion.draws import Draws
 from sedd_graph.diffusion.tokens.block_diffusion import hold_prompt, write_blocks
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.guidance import classified, lacks_scores, renoised, unprompted
+from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.diffusion.tokens.particles import choose
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.row_noise import RowNoise
@@ -111,11 +112,10 @@ class TokenSampling:
         if self.block is not None and may.dim() > 1:  # padded to whole blocks, which are cut to the length at the end
             may = torch.cat([may, self.allowed.expand(*may.shape[:-2], whole - length, -1)], -2)
         visible = self._visible(whole)
+        tape: NoiseTape | None = self.request.tape
         if self.request.seeds is not None:
             any_place = may.reshape(-1, may.shape[-1]).any(0)
             tape = RowNoise.of(kernel, self.request.seeds, visible, allowed=any_place, device=self.device)
-        else:
-            tape = self.request.tape
         if tape is None:
             x = kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
         else:

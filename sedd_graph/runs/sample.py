@@ -36,6 +36,7 @@ def sample_run(
     notes: Mapping[str, str] | None = None,
     tape: Path | None = None,
     activations: bool = False,
+    watch: Callable[[int, Tensor], None] | None = None,
     ignore_memory: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
@@ -50,6 +51,7 @@ def sample_run(
         tape: Path of a tape to write, with which ``sedd-graph restore`` repeats the run; None for none. Requires a seed
             and no prompt.
         activations: True to write the saved activations beside the tape (:func:`sedd_graph.runs.activations.recording`).
+        watch: Callback of the sampler's steps, as :attr:`SampleRequest.on_step`; None for none.
         ignore_memory: True to print a warning instead of raising an error if the request needs more memory than there
             is.
         say: Function that prints a line for the user: for a long request its estimated time and memory, then the
@@ -75,6 +77,8 @@ def sample_run(
     def on_step(number: int, rows: Tensor) -> None:
         if number:  # the first rows are noise
             advance()
+        if watch is not None:
+            watch(number, rows)
         if trajectory:
             frames.append(rows)
         if tape is not None:
@@ -82,7 +86,7 @@ def sample_run(
 
     conditions = process.conditions({}) if request.conditions is None else request.conditions
     many = conditions is not None and conditions.particles > 1  # most of their rows are not returned
-    if trajectory or ("on_step" not in process.refuses and not many):
+    if trajectory or watch is not None or ("on_step" not in process.refuses and not many):
         request = dataclasses.replace(request, on_step=on_step)
     with recording(run, tape if activations else None) as recorder:
         with (

@@ -19,6 +19,9 @@ __all__ = ["RowNoise"]
 _PART = 7
 """Number of the stream of a seed, beside those of a noise tape, from which the seeds of a row's parts are drawn."""
 
+_CALLS = 2**20
+"""Distance between the numbers of the first calls of two steps."""
+
 
 class RowNoise(NoiseTape):
     """Noise that is a function of a row's seed and of the place of each choice among the row's visible positions.
@@ -56,6 +59,10 @@ class RowNoise(NoiseTape):
             random = _generator(seeds[row : row + 1], 0, device)
             start[row, own] = kernel.prior(1, int(own.sum()), generator=random, allowed=allowed)[0]
         return cls(seeds, visible, device=device, start=start)
+
+    def begin_step(self, step: int, x: Tensor) -> None:
+        # a sampler may leave out a call where no row needs it, and later calls must not move up
+        self._log.call = (step + 1) * _CALLS
 
     def _grouped_visible(self, rows: int) -> Tensor:
         """Return the mask of visible positions of all rows, bool [rows, l], each row repeated for its particles."""
