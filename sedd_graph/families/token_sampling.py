@@ -128,6 +128,9 @@ class TokenSampling:
             prompt = F.pad(self._repeated(self._prompt(self.request.prompt)), (0, whole - length), value=-1)
             x = torch.where(prompt < 0, x, prompt)
             free = free & (prompt < 0)
+            if not bool(free.any()):
+                self.parts.sampler.clamped = self.parts.sampler.evaluations = 0
+                return x[:: self.particles, :length].cpu(), self.conditions
         pattern = self.conditions.matching
         matching = None if pattern is None else Matching(pattern, self._spelled, self.device)
         if matching is not None and tape is not None:

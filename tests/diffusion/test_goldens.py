@@ -147,6 +147,8 @@ def test_engine_with_prompt(name: str) -> None:
     out = engine.sample(8, 16, steps=5, prompt=prompt, attend=attend, seed=0)
     assert bool((out[:, :3] == torch.tensor([5, 0, 9])).all())
     assert bool(engine.process.allowed[out[:, 3:]].all())
+    given = torch.arange(16).clamp(min=1).expand(2, 16)  # nothing is free
+    assert torch.equal(engine.sample(2, 16, steps=5, prompt=given), given)
     attend[4:, 12:] = False  # padding, which this network would read
     with pytest.raises(UserError, match="no input 'attend'"):
         engine.sample(8, 16, steps=5, prompt=prompt, attend=attend, seed=0)
