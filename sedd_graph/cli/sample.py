@@ -14,6 +14,7 @@ from sedd_graph.cli.options import (
     Verbs,
     add_activations,
     add_device,
+    add_dtype,
     add_memory,
     add_outside,
     add_verb,
@@ -83,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="off",
         help="block: compile each repeated block first, which pays for large batches (default: off)",
     )
+    add_dtype(parser, "auto; float32 with --tape")
     add_weights(parser)
     add_memory(parser)
     add_outside(parser)

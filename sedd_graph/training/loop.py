@@ -232,11 +232,10 @@ class _Loop:
         trainer, config, step = self.trainer, self.trainer.config, self.trainer.step
         if step >= config.steps:
             return
-        if trainer.world.rank == 0:
-            if config.evaluate is not None and step % config.evaluate.every == 0:
-                self.evaluate(config.evaluate)
-            if config.sample is not None and step % config.sample.every == 0:
-                self.sample(config.sample)
+        if config.evaluate is not None and step % config.evaluate.every == 0:
+            self.evaluate(config.evaluate)
+        if trainer.world.rank == 0 and config.sample is not None and step % config.sample.every == 0:
+            self.sample(config.sample)
         every_s = config.checkpoint.every_s
         late = every_s is not None and trainer.world.any(time.monotonic() - self.saved_at >= every_s)
         if late or step % config.checkpoint.every == 0:
@@ -244,11 +243,18 @@ class _Loop:
         trainer.world.barrier()
 
     def evaluate(self, config: EvaluateConfig) -> None:
-        """Evaluate the averaged weights on held-out rows, and log and print the result."""
+        """Evaluate the averaged weights on held-out rows, of which each process takes a share; log and print the result."""
         trainer, rows, seed = self.trainer, self.trainer.config.batch, self.trainer.config.seed
         with trainer.averaged():
             found = evaluate(
-                trainer.engine, trainer.data, rows=rows, batches=config.batches, draws=config.draws, seed=seed
+                trainer.engine,
+                trainer.data,
+                rows=rows,
+                batches=config.batches,
+                draws=config.draws,
+                seed=seed,
+                at_once=trainer.micro_batch,
+                workers=trainer.world,
             )
         trainer.say(f"step {trainer.step}  held-out {found}")
         if self.trackers is not None:
