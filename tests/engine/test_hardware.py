@@ -24,8 +24,9 @@ def test_a_process_of_torchrun_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch
     for name in (None, "auto", "cuda"):
         assert pick_device(name) == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    for name in (None, "auto", "cuda", torch.device("cuda")):
-        assert pick_device(name) == torch.device("cuda", 3)
+    names: tuple[str | torch.device | None, ...] = (None, "auto", "cuda", torch.device("cuda"))
+    for given in names:
+        assert pick_device(given) == torch.device("cuda", 3)
     assert pick_device("cuda:1") == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "4")
     with pytest.raises(UserError, match=r"has 4 CUDA device.s. .LOCAL_RANK=4: start at most as many processes"):
