@@ -29,6 +29,7 @@ __all__ = [
     "add_outside",
     "add_overrides",
     "add_runs",
+    "add_sampler",
     "add_verb",
     "add_weights",
     "integer",
@@ -175,6 +176,25 @@ def add_activations(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change the ``sample`` section of a run: ``--sampler``, ``--temperature`` and ``--set``."""
+    parser.add_argument(
+        "--sampler",
+        metavar="OP",
+        help="sampler in place of the blueprint's, whose other keys are kept where it has them",
+    )
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="sampling temperature (default: sample.temperature)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the blueprint's section sample, such as top_p=0.9 (may be repeated)",
+    )
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--weights``, the choice between averaged, raw and untrained weights, to ``parser``."""
     parser.add_argument(
@@ -205,10 +225,13 @@ def open_run_folder(arguments: argparse.Namespace) -> Run:
     """
     from sedd_graph.runs.open import open_run
     from sedd_graph.runs.precision import choose_dtype
+    from sedd_graph.runs.sample_section import sample_overrides
 
+    settings = [] if arguments.temperature is None else [f"temperature={arguments.temperature}"]
+    settings += [] if arguments.classifier is None else [f"classifier={arguments.classifier}"]
     run = open_run(
         Path(arguments.run),
-        overrides=[] if arguments.classifier is None else [f"sample.classifier={arguments.classifier}"],
+        overrides=sample_overrides(Path(arguments.run), arguments.sampler, [*settings, *arguments.set]),
         device=picked_device(arguments),
         compile="off",
         weights=arguments.weights,

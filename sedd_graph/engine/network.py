@@ -19,7 +19,7 @@ from sedd_graph.engine.compiling import compile_in_place
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix
 from sedd_graph.engine.regions import RegionModule
-from sedd_graph.engine.reversible import RunningModule
+from sedd_graph.engine.running import RunningModule
 from sedd_graph.graph.model import Graph
 
 __all__ = ["CompileMode", "Network", "Observer"]
@@ -108,7 +108,7 @@ class Network:
 
         Returns:
             For each dotted path of a block, the relative error of its reconstructed inputs
-            (:attr:`~sedd_graph.engine.reversible.RunningModule.fallback`).
+            (:attr:`~sedd_graph.engine.running.RunningModule.fallback`).
         """
         return {name: block.fallback for name, block in self._running.items() if block.fallback is not None}
 

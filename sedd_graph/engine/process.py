@@ -106,6 +106,8 @@ class SampleRequest:
         conditions: Conditions that replace those of the blueprint's ``sample`` section; None: the blueprint's.
         allowed: Mask of the tokens that may be drawn, bool [n], [l, n] or [b, l, n]; None: no further restriction.
         classifier: Classifier for guidance towards a label, instead of the one in the blueprint; None: the blueprint's.
+        seeds: Seed of each row, int64 [b], in place of ``seed``: a row then depends neither on the other rows of the batch
+            nor on padding. None: one seed for the batch.
         tape: Noise that is recorded, so that the samples are given texts, or replayed; ``seed`` is then not used. None:
             noise from ``seed``.
         on_step: Callback ``on_step(number, rows)``, called with 0 and the initial rows, int64 [b, l], and after each
@@ -121,6 +123,7 @@ class SampleRequest:
     conditions: Conditions | None = None
     allowed: Tensor | None = None
     classifier: Classifier | None = None
+    seeds: Tensor | None = None
     tape: NoiseTape | None = None
     on_step: Callable[[int, Tensor], None] | None = None
 
@@ -519,6 +522,18 @@ class Process(ABC):
         if tokenizer is None:
             raise UserError("there is no tokenizer: tokens cannot become text")
         return [tokenizer.decode(row) for row in rows.tolist()]
+
+    def drafts(self, rows: Tensor, tokenizer: Tokenizer) -> list[str]:
+        """Return rows between two sampler steps as text for the user, masks included.
+
+        Args:
+            rows: Rows, int64 [b, l].
+            tokenizer: The tokenizer.
+
+        Raises:
+            UserError: Rows are not text.
+        """
+        raise UserError(f"a process of {self.family} has no drafts that are text")
 
     @abstractmethod
     def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:

@@ -21,10 +21,10 @@ from torch.autograd.function import once_differentiable
 
 from sedd_graph.diffusion.tokens.groups import Groups, group
 from sedd_graph.engine.compiling import inductor
+from sedd_graph.engine.host_number import HostNumber
 from sedd_graph.engine.peak import PeakMemory
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.split import Split, outputs_of
-from sedd_graph.engine.to_host import ToHost
 
 __all__ = ["Reading", "Tail", "tail_bytes"]
 
@@ -103,7 +103,7 @@ class Tail:
         """
         groups, used = group(reading.read, reading.blocks)
         # on its way to the host while a GPU evaluates the trunk
-        count = ToHost(used)
+        count = HostNumber(used)
         values = self.split.trunk(key, *[inputs[name] for name in self.model.input_names])
         own, saved = values[: len(self.split.layouts)], values[len(self.split.layouts) :]
         work = _Work(self, reading, groups, self._chunk(own, reading, groups), count)
@@ -151,7 +151,7 @@ class _Work:
     reading: Reading
     groups: Groups
     chunk: int
-    count: ToHost | None
+    count: HostNumber | None
 
     def __post_init__(self) -> None:
         self.parameters = self.tail.parameters
@@ -177,7 +177,7 @@ class _Work:
                 found[i] = layout.zeros(value)
         total = torch.zeros(len(self.reading.read), dtype=torch.float64, device=self.reading.read.device)
         dtype = torch.float32
-        count = len(self.groups.row) if self.count is None else max(1, int(self.count.value))
+        count = len(self.groups.row) if self.count is None else max(1, int(self.count))
         for start in range(0, count, self.chunk):
             part = self.groups.part(start, self.chunk)
             leaves = [layout.take(v.detach(), part) for layout, v in zip(layouts, values, strict=True)]

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sedd_graph.engine.to_host import ToHost
+from sedd_graph.engine.host_number import ToHost
 
 __all__ = ["ALONE", "RowNumbers", "Share", "Workers", "shares"]
 

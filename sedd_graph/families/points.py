@@ -52,7 +52,8 @@ class PointProcess(Process):
     exact = True
     _WHOLE = "a flow draws whole rows by its inverse"
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("length", "steps", "prompt", "attend", "conditions", "allowed", "classifier", "tape", "on_step"), _WHOLE
+        ("length", "steps", "prompt", "attend", "conditions", "allowed", "classifier", "seeds", "tape", "on_step"),
+        _WHOLE,
     )
 
     def __init__(self, plan: PointsPlan, setup: Setup) -> None:

@@ -122,6 +122,7 @@ class StringProcess(TextProcess):
         "conditions": "conditions on positions need rows of a fixed length",
         "allowed": "tokens can be restricted by position only in rows of a fixed length",
         "classifier": "classifiers guide rows of a fixed length",
+        "seeds": "a step may insert and delete anywhere, so that the noise of a row is not that of its tokens",
         "tape": "a step may insert and delete anywhere, and the noise of a given text is not known for such steps",
     }
 

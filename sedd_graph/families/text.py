@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # a model of tokens needs no other kernels, nor the time of i
 __all__ = [
     "FREE",
     "LARGEST",
+    "MASKED",
     "BoundDraw",
     "TextProcess",
     "all_but",
@@ -47,6 +48,8 @@ __all__ = [
 
 FREE = -1
 """Placeholder for a token id in prompts: marks a position, or a hole of any length, that the model fills in."""
+MASKED = "\N{LIGHT SHADE}"
+"""Character that stands for a mask in a draft."""
 LARGEST = 2**20
 """Maximum number of tokens of a prompt."""
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
@@ -158,6 +161,21 @@ class TextProcess(Process):
             if rest:
                 total += torch.cat(rest)
         return total / len(seeds)
+
+    def drafts(self, rows: Tensor, tokenizer: Tokenizer) -> list[str]:
+        """Return rows between two sampler steps as text for the user, in which a mask is shown as :data:`MASKED`.
+
+        Args:
+            rows: Rows, int64 [b, l].
+            tokenizer: The tokenizer.
+
+        Raises:
+            UserError: The bytes of a token depend on the tokens beside it.
+        """
+        pieces, mask = tokenizer.pieces(), getattr(self.kernel, "mask", None)
+        shown = {} if mask is None else {mask: MASKED.encode()}
+        shown |= {token: piece for token, piece in enumerate(pieces) if piece is not None and token != mask}
+        return [b"".join(shown.get(token, b"") for token in row).decode("utf-8", "replace") for row in rows.tolist()]
 
     @property
     def steps(self) -> int | None:

@@ -87,6 +87,7 @@ class VectorProcess(TextProcess):
     kernel: VectorKernel
     refuses: ClassVar[Mapping[str, str]] = {
         "classifier": "a classifier of tokens does not guide vectors (declare sample.classifier in the blueprint)",
+        "seeds": "its sampler moves real numbers with the noise of the whole batch",
         "tape": "its sampler moves real numbers, whose road is exact only for a sampler with exact steps, such as "
         "reversible_heun",
     }

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from sedd_graph.runs.tape import Marks, facts_of, require_free, sampling_facts
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.tape import Tape, write_tape
 
-__all__ = ["read_prompt", "sample_run"]
+__all__ = ["read_prompt", "sample_run", "sampling_attributes"]
 
 
 def sample_run(
@@ -37,6 +38,7 @@ def sample_run(
     notes: Mapping[str, str] | None = None,
     tape: Path | None = None,
     activations: bool = False,
+    watch: Callable[[int, Tensor], None] | None = None,
     ignore_memory: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
@@ -51,6 +53,7 @@ def sample_run(
         tape: Path of a tape to write, with which ``sedd-graph restore`` repeats the run; None for none. Requires a seed
             and no prompt.
         activations: True to write the saved activations beside the tape (:func:`sedd_graph.runs.activations.recording`).
+        watch: Callback of the sampler's steps, as :attr:`SampleRequest.on_step`; None for none.
         ignore_memory: True to print a warning instead of raising an error if the request needs more memory than there
             is.
         say: Function that prints a line for the user: for a long request its estimated time and memory, then the
@@ -78,6 +81,8 @@ def sample_run(
     def on_step(number: int, rows: Tensor) -> None:
         if number:  # the first rows are noise
             advance()
+        if watch is not None:
+            watch(number, rows)
         if trajectory:
             frames.append(rows)
         if tape is not None:
@@ -85,7 +90,7 @@ def sample_run(
 
     conditions = process.conditions({}) if request.conditions is None else request.conditions
     many = conditions is not None and conditions.particles > 1  # most of their rows are not returned
-    if trajectory or ("on_step" not in process.refuses and not many):
+    if trajectory or watch is not None or ("on_step" not in process.refuses and not many):
         request = dataclasses.replace(request, on_step=on_step)
     with recording(run, tape if activations else None) as recorder:
         with (
@@ -107,20 +112,34 @@ def sample_run(
         text=stored.text,
         trajectory=frames.array(),
         attributes={
-            "sampler": run.plan.sampler_op,
-            **({} if (steps := request.steps or process.steps) is None else {"steps": steps}),
-            "seed": request.seed,
-            "weights": run.weights,
-            "revision": revision(),
-            "blueprint": run.digest,
-            "device": str(run.engine.device),
-            "dtype": dtype_name(run),
-            **samples.facts,
-            **({} if tokenizer is None else {"pad": tokenizer.pad, "end": tokenizer.end}),
+            **sampling_attributes(run, request, samples.facts),
             **({} if request.prompt is None else {"prompt": request.prompt.tolist()}),
             **(notes or {}),
         },
     )
+
+
+def sampling_attributes(run: Run, request: SampleRequest, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of stored samples: what they were drawn with, as JSON values by name.
+
+    Args:
+        run: The opened run folder.
+        request: The request.
+        facts: Facts of the samples (:attr:`Samples.facts`).
+    """
+    steps, tokenizer = request.steps or run.engine.process.steps, run.tokenizer if run.engine.process.text else None
+    return {
+        "sampler": run.plan.sampler_op,
+        **({} if steps is None else {"steps": steps}),
+        "seed": request.seed,
+        "weights": run.weights,
+        "revision": revision(),
+        "blueprint": run.digest,
+        "device": str(run.engine.device),
+        "dtype": dtype_name(run),
+        **facts,
+        **({} if tokenizer is None else {"pad": tokenizer.pad, "end": tokenizer.end}),
+    }
 
 
 def _write_tape(run: Run, request: SampleRequest, tape: Path, marks: Marks, mask: int | None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.categorical import categorical, sharpen
+from sedd_graph.diffusion.categorical import sharpen
 from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.draws import Draws
 from sedd_graph.diffusion.numerics import take
@@ -317,8 +317,7 @@ class Walk:
         if self.kernel.mask is not None:
             wrong &= self.x != self.kernel.mask
         if bool(wrong.any()):
-            self.x = self.x.clone()
-            self.x[wrong] = categorical(allowed[wrong].double(), generator=self.generator)
+            self.x = self.draws.replaced(self.x, wrong, allowed)
 
     def move(self, weights: Tensor, *, final: bool = False, only: Tensor | None = None) -> None:
         """Take one step with the given next-state probabilities.
