@@ -48,6 +48,7 @@ class Network:
         model: Module of the network.
         compile_mode: Compile mode in effect: ``block``, ``whole`` or ``off``.
         observer: Callback after each :meth:`run`; None: no callback.
+        dtype: Precision of evaluation and sampling (:meth:`evaluating`): float32, or bfloat16 by autocast.
     """
 
     def __init__(self, graph: Graph, registry: Registry, *, device: torch.device, seed: int = 0) -> None:
@@ -57,6 +58,7 @@ class Network:
         self.compile_mode: CompileMode = "off"
         self._everywhere = False
         self.observer: Observer | None = None
+        self.dtype = torch.float32
 
     def compile(self, mode: CompileMode, trained: nn.Module | None, *, everywhere: bool | None = None) -> None:
         """Compile the network in place.
@@ -151,6 +153,8 @@ class Network:
     def evaluating(self, *, eager: bool = False) -> Iterator[None]:
         """Context manager that switches the network to evaluation mode, and back to the previous mode on exit.
 
+        Within it the network runs in :attr:`dtype`; outside, as in training, the caller chooses the precision.
+
         Args:
             eager: Run eagerly within the context. Otherwise compiled code runs if :attr:`compiled_everywhere`.
         """
@@ -161,8 +165,10 @@ class Network:
             if self.compile_mode != "off" and (eager or not self._everywhere)
             else contextlib.nullcontext()
         )
+        full = self.dtype is torch.float32
+        precision = contextlib.nullcontext() if full else torch.autocast(self.device.type, self.dtype)
         try:
-            with stance:
+            with stance, precision:
                 yield
         finally:
             self.model.train(training)

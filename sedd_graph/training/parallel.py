@@ -16,7 +16,7 @@ from torch import nn
 from sedd_graph.component.base import Component
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.network import CompileMode
-from sedd_graph.engine.reversible import RunningModule
+from sedd_graph.engine.running import RunningModule
 from sedd_graph.errors import UserError
 from sedd_graph.training.checkpoint_writer import Shard
 from sedd_graph.training.config import ParallelConfig, TrainConfig

@@ -100,13 +100,17 @@ class Trainer:
         self.window = RunningLoss(engine.device)
         self.activations: Activations | None = None
 
+    @property
+    def micro_batch(self) -> int:
+        """Rows of one backward pass of this process."""
+        return self.config.batch // (self.config.accumulate * self.world.size)
+
     def micro_batches(self) -> Iterator[tuple[Any, Randomness]]:
         """Yield (batch, source of random numbers) for each backward pass of this process in the current step.
 
         A batch has ``train.batch / (train.accumulate * processes)`` rows.
         """
-        config, world = self.config, self.world
-        share = config.batch // (config.accumulate * world.size)
+        config, world, share = self.config, self.world, self.micro_batch
         for part in range(config.accumulate):
             start = (part * world.size + world.rank) * share
             rows = self.data.batch(self.step * config.batch, config.batch, start=start, stop=start + share)
