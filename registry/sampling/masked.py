@@ -111,7 +111,7 @@ class ReMDM(Sampler, kind="sampler"):
         confidence = torch.zeros(walk.x.shape, device=device)
         for now, below, eta in self.levels(walk, steps):
             sigma = -torch.full((rows,), now, device=device, dtype=torch.float64).log()
-            outputs, masked = walk.outputs(walk.time(sigma), few=True), walk.masked
+            outputs, masked = walk.outputs_where_drawn(walk.time(sigma)), walk.masked
             bound = min(1.0, (1 - below) / now)
             visible = walk.free & ~masked
             if self.config.remask == "conf":
@@ -237,7 +237,7 @@ class Confidence(Sampler, kind="sampler"):
     def _unmask(self, walk: Walk, here: Tensor, count: Tensor) -> None:
         places = walk.masked & here
         t = walk.time(-torch.log1p(-(walk.masked.double().mean(1).clamp(1e-9, 1 - 1e-9))))
-        outputs = walk.outputs(t, count > 0, few=True)
+        outputs = walk.outputs_where_drawn(t, count > 0)
         move, clean = places.double(), walk.clean_at(outputs)
         if self.config.by == "random":
             drawn = walk.draw(move, clean, must=True)
@@ -275,7 +275,7 @@ class EntropyBound(Sampler, kind="sampler"):
         while True:
             masked = walk.masked
             t = walk.time(-torch.log1p(-(masked.double().mean(1).clamp(1e-9, 1 - 1e-9))))
-            clean = walk.clean_at(walk.outputs(t, masked.any(1), few=True))
+            clean = walk.clean_at(walk.outputs_where_drawn(t, masked.any(1)))
             entropy = torch.zeros(walk.x.shape, dtype=torch.float64, device=walk.x.device)
             drawn = _draw_measured(walk, masked, lambda where, law=clean: law(where).double(), _entropy, entropy)
             if drawn is walk.x:

@@ -109,9 +109,7 @@ class Predictions:
 
     # -- the network --------------------------------------------------------------------------------------------------
 
-    def outputs(
-        self, t: Tensor, need: Tensor | Rows | None = None, *, few: bool = False, places: bool = False
-    ) -> Outputs:
+    def outputs(self, t: Tensor, need: Tensor | Rows | None = None) -> Outputs:
         """Return the network's outputs for the current rows, which are evaluated where they are read.
 
         Outputs that do not depend on time are cached: only rows that changed are evaluated.
@@ -119,22 +117,36 @@ class Predictions:
         Args:
             t: Times, [b].
             need: Rows whose outputs are required, bool [b], or their mask and number; None: all.
-            few: True if only those at positions that the next draw of tokens draws are read.
-            places: True if, besides, functions without stages take the positions (``at`` of
+        """
+        found = self._unread(t, need.mask if isinstance(need, Rows) else need)
+        found.ensure(need if isinstance(need, Rows) and not self.timeless else self._changed(found.need))
+        self._waiting = None
+        return found
+
+    def outputs_where_drawn(self, t: Tensor, need: Tensor | None = None, *, places: bool = False) -> Outputs:
+        """Return the network's outputs for the current rows, of which only those are read at which the next draw draws tokens.
+
+        The network is evaluated when the host knows how many tokens are drawn.
+
+        Args:
+            t: Times, [b].
+            need: Rows whose outputs are required, bool [b]; None: all.
+            places: Whether functions without stages take the positions (``at`` of
                 :class:`~sedd_graph.diffusion.tokens.walk_settings.Denoise`).
         """
-        x, mask = self.x, need.mask if isinstance(need, Rows) else need
+        found = self._unread(t, need, places=places)
+        if isinstance(self._denoise, StagedDenoise) and self._denoise.random:
+            found.ensure(self._changed(need))
+        self._waiting = None if found.ready else found
+        return found
+
+    def _unread(self, t: Tensor, need: Tensor | None, *, places: bool = False) -> Outputs:
+        x = self.x
 
         def evaluate(rows: Rows | None, at: Tensor | None) -> Stage:
             return self._evaluated(x, t, rows, at)
 
-        found = Outputs(x, evaluate, self._check, need=mask, places=places)
-        if not few:
-            found.ensure(need if isinstance(need, Rows) and not self.timeless else self._changed(mask))
-        elif isinstance(self._denoise, StagedDenoise) and self._denoise.random:
-            found.ensure(self._changed(mask))
-        self._waiting = None if found.ready else found
-        return found
+        return Outputs(x, evaluate, self._check, need=need, places=places)
 
     def _changed(self, need: Tensor | None) -> Rows | None:
         """Return the rows of ``need``, bool [b], that must be evaluated; None: all, if it is not known that they are fewer."""

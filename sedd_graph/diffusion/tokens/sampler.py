@@ -218,7 +218,8 @@ class StepSampler(Sampler):
         rows, grid = walk.x.shape[0], self.times(walk.kernel, steps)
         times = torch.tensor(grid, device=walk.x.device, dtype=torch.float64).float()
         walk.set_grid(times)
-        for index in range(len(grid)):
-            below = None if index == len(grid) - 1 else times[index + 1].expand(rows)
-            self.step(walk, times[index].expand(rows), below)
-            walk.end_step()
+        with walk.kernel.visiting(grid):
+            for index in range(len(grid)):
+                below = None if index == len(grid) - 1 else times[index + 1].expand(rows)
+                self.step(walk, times[index].expand(rows), below)
+                walk.end_step()

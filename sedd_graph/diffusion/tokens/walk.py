@@ -144,7 +144,7 @@ class Walk(Predictions):
             Whether any position was chosen.
         """
         chosen = chosen & self.free
-        outputs, before = self.outputs(t, chosen.any(1), few=True, places=True), self.x
+        outputs, before = self.outputs_where_drawn(t, chosen.any(1), places=True), self.x
         drawn = self.draw(chosen, self.clean_at(outputs), must=True)
         self.put(drawn)
         return drawn is not before
@@ -282,8 +282,8 @@ class Walk(Predictions):
             allowed, rows, permitted = self._weights(change.weights, where)
             if self.weights is not None:
                 self.weights.add(where.row, permitted)
-            stay = torch.nn.functional.one_hot(self.x[where.row, where.place], self.kernel.states)
-            other = (allowed if change.must else stay).to(rows.dtype)
+            states = torch.arange(self.kernel.states, device=rows.device)
+            other = (allowed if change.must else states == self.x[where.row, where.place, None]).to(rows.dtype)
             return torch.where(rows.sum(-1, keepdim=True) > 0, rows, other)
 
         index = torch.nonzero_static(counts.wheres[number], size=counts.counts[number])
