@@ -170,14 +170,15 @@ def exact(setting: Setting) -> Found:
                 found.append(gradients(engine, given, dtype))
         # outside the trunk, gradients are sums over layers in another order
         names = [name for name, p in engine.model.named_parameters() if p.grad is not None]
-        pairs = zip(names, found[0][1], found[1][1], strict=True)
-        same = [torch.equal(a, b) for name, a, b in pairs if name.startswith("trunk")]
+        pairs = [pair for pair in zip(names, found[0][1], found[1][1], strict=True) if pair[0].startswith("trunk")]
+        other = {n: float((a - b).norm() / b.norm().clamp(min=1e-20)) for n, a, b in pairs if not torch.equal(a, b)}
         yield (
             f"exact, {str(dtype).removeprefix('torch.')}",
             {
                 "loss_equal": torch.equal(found[0][0], found[1][0]),
-                "gradients": len(same),
-                "equal": sum(same),
+                "gradients": len(pairs),
+                "equal": len(pairs) - len(other),
+                "others_apart": other,
             },
         )
 
