@@ -42,8 +42,8 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument(
         "--processes",
         type=integer(1, 65_536),
-        default=1,
-        help="processes that will train: memory is estimated and measured for the rows of one of them (default: 1)",
+        help="processes that will train: memory is estimated and measured for the rows of one of them (default: those of "
+        "train.parallel, else 1)",
     )
     parser.add_argument("--path-to", metavar="FILE", help="write the path of the run folder to FILE")
     add_runs(parser)

@@ -41,7 +41,7 @@ def build_run(
     compile: CompileMode | None,
     proof: Proof = "full",
     ignore_memory: bool = False,
-    processes: int = 1,
+    processes: int | None = None,
     say: Callable[[str], None],
 ) -> Path:
     """Check, verify and compile a blueprint, and write its run folder.
@@ -59,7 +59,8 @@ def build_run(
         proof: Strength of the verification of the process: ``full``, or ``quick`` with fewer cases.
         ignore_memory: True to print a warning instead of raising an error if training needs more memory than the device
             has.
-        processes: Number of processes that will train: memory is estimated and measured for the rows of one of them.
+        processes: Number of processes that will train: memory is estimated and measured for the rows of one of them. None:
+            the number that ``train.parallel`` of the blueprint declares, else 1.
         say: Function that prints a line for the user.
 
     Returns:
@@ -71,7 +72,9 @@ def build_run(
             divided by the processes.
     """
     report = check(blueprint, overrides)
-    if (config := report.train).batch % (config.accumulate * processes):
+    config = report.train
+    processes = processes or (config.parallel.replicate or 1) * (config.parallel.shard or 1)
+    if config.batch % (config.accumulate * processes):
         raise UserError(
             f"train.batch = {config.batch} is not a multiple of accumulate * processes = {config.accumulate} * {processes}"
         )
