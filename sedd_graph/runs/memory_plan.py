@@ -49,18 +49,19 @@ class _Chain:
 
 
 def budget_plan(
-    report: Report, *, device: torch.device, compiled: bool, say: Callable[[str], None]
+    report: Report, *, device: torch.device, compiled: bool, say: Callable[[str], None], processes: int = 1
 ) -> BudgetPlan | None:
     """Choose the memory modes of blocks whose key ``memory`` is ``auto``, for the memory budget of a blueprint.
 
     The blocks are measured on the device. The budget is that of one backward pass of one process, of
-    ``train.batch / train.accumulate`` rows.
+    ``train.batch / (train.accumulate * processes)`` rows.
 
     Args:
         report: Result of checking the blueprint.
         device: Device of the training.
         compiled: Whether training runs compiled code.
         say: Function that prints a line for the user.
+        processes: Number of processes of the training.
 
     Returns:
         The plan; None if the blueprint declares no budget.
@@ -73,7 +74,7 @@ def budget_plan(
         return None
     nodes = report.loaded.blueprint.nodes
     steps = free_steps(report.graph, [name for name, node in nodes.items() if node.memory not in (None, "auto")])
-    batch = max(1, report.train.batch // report.train.accumulate)
+    batch = max(1, report.train.batch // (report.train.accumulate * processes))
     dtype = pick_dtype(report.train.dtype, device)
     chains = [_chain(report, step, batch, device, dtype, compiled=compiled and process.compiles) for step in steps]
     rest = _rest(report, chains, batch)
