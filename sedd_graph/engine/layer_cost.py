@@ -6,7 +6,8 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +16,12 @@ from torch.profiler import ProfilerActivity, profile
 from sedd_graph.component.axes import PortType
 from sedd_graph.component.registry import Registry
 from sedd_graph.engine.compiling import compile_in_place
-from sedd_graph.engine.construct import build_block
+from sedd_graph.engine.construct import build_block, build_shapes
 from sedd_graph.engine.memory_plan import LayerCost
 from sedd_graph.engine.regions import RegionModule
-from sedd_graph.graph.model import Region, Running
+from sedd_graph.graph.model import Graph, Region, Running
 
-__all__ = ["measure_layers", "retained"]
+__all__ = ["inputs_with_gradients", "measure_layers", "retained"]
 
 _DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 _ROUNDS = 5
@@ -34,6 +35,7 @@ def measure_layers(
     registry: Registry,
     modes: Sequence[tuple[str, float]],
     *,
+    needs: Mapping[str, bool],
     chained: bool,
     exact: bool,
     batch: int,
@@ -48,6 +50,7 @@ def measure_layers(
         layer: The block.
         registry: The installed components.
         modes: Memory modes to measure, each with the share of the activations that compiled code saves.
+        needs: For each input by name, whether it requires a gradient (:func:`inputs_with_gradients`).
         chained: Whether the block is repeated; otherwise a single one is measured.
         exact: Whether the block has exact arithmetic.
         batch: Number of rows.
@@ -59,7 +62,7 @@ def measure_layers(
     Returns:
         The cost of a layer by mode.
     """
-    inputs = [_input(found, batch, length, device) for found in layer.inputs.values()]
+    inputs = [_input(found, batch, length, device, needs[name]) for name, found in layer.inputs.items()]
     count = _LAYERS if chained else 1
 
     def chain(mode: tuple[str, float], repeat: int) -> Callable[[], list[Tensor]]:
@@ -86,10 +89,40 @@ def measure_layers(
     return costs
 
 
-def _input(found: PortType, batch: int, length: int, device: torch.device) -> Tensor:
-    shape = [d.size.evaluate({"batch": batch, "length": length}) for d in found.dims]
+def inputs_with_gradients(
+    graph: Graph, registry: Registry, *, batch: int, length: int
+) -> Mapping[str, Mapping[str, bool]]:
+    """Return for each block at the root of a graph which of its inputs require a gradient, by names.
+
+    What compiled code of a layer saves depends on that. The network is run on the meta device.
+    """
+    model, found = build_shapes(graph, registry), dict[str, Mapping[str, bool]]()
+
+    def note(name: str, inputs: Iterable[str], arguments: Sequence[Any]) -> None:
+        found[name] = {i: x.requires_grad for i, x in zip(inputs, arguments[1:], strict=True)}
+
+    for step in graph.root.steps:
+        module = model.root._modules[step.name]
+        if isinstance(step.body, Region) and module is not None:
+            names = tuple(step.body.inputs)
+            module.register_forward_pre_hook(lambda _, args, name=step.name, names=names: note(name, names, args))
+    model.run(
+        {
+            name: torch.empty(_shape(found, batch, length), dtype=_DTYPES[found.kind], device="meta")
+            for name, found in graph.root.inputs.items()
+        }
+    )
+    return found
+
+
+def _shape(found: PortType, batch: int, length: int) -> list[int]:
+    return [d.size.evaluate({"batch": batch, "length": length}) for d in found.dims]
+
+
+def _input(found: PortType, batch: int, length: int, device: torch.device, needs: bool) -> Tensor:
+    shape = _shape(found, batch, length)
     if found.kind == "float":
-        return torch.randn(shape, device=device, requires_grad=True)
+        return torch.randn(shape, device=device, requires_grad=needs)
     return torch.ones(shape, device=device, dtype=_DTYPES[found.kind])
 
 

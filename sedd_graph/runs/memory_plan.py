@@ -9,7 +9,7 @@ import torch
 
 from sedd_graph.blueprint.schema import MemorySpec
 from sedd_graph.engine.hardware import pick_dtype
-from sedd_graph.engine.layer_cost import measure_layers
+from sedd_graph.engine.layer_cost import inputs_with_gradients, measure_layers
 from sedd_graph.engine.measure import measure
 from sedd_graph.engine.memory_plan import Option, choose, options
 from sedd_graph.errors import UserError
@@ -76,7 +76,9 @@ def budget_plan(
     steps = free_steps(report.graph, [name for name, node in nodes.items() if node.memory not in (None, "auto")])
     batch = max(1, report.train.batch // (report.train.accumulate * processes))
     dtype = pick_dtype(report.train.dtype, device)
-    chains = [_chain(report, step, batch, device, dtype, compiled=compiled and process.compiles) for step in steps]
+    needs = inputs_with_gradients(report.graph, report.registry, batch=1, length=report.data.length)
+    compiled = compiled and process.compiles
+    chains = [_chain(report, step, needs[step.name], batch, device, dtype, compiled=compiled) for step in steps]
     rest = _rest(report, chains, batch)
     chosen, fits = choose([chain.options for chain in chains], spec.size - rest)
     total = rest + sum(option.size for option in chosen)
@@ -88,7 +90,14 @@ def budget_plan(
 
 
 def _chain(
-    report: Report, step: Step, batch: int, device: torch.device, dtype: torch.dtype, *, compiled: bool
+    report: Report,
+    step: Step,
+    needs: Mapping[str, bool],
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    compiled: bool,
 ) -> _Chain:
     body = step.body
     if not isinstance(body, Region):
@@ -102,6 +111,7 @@ def _chain(
         layer,
         report.registry,
         modes,
+        needs=needs,
         chained=body.repeat > 0,
         exact=exact,
         batch=batch,
