@@ -75,7 +75,7 @@ def _guarded(name: str, work: Callable[[], dict[str, Any]]) -> tuple[str, dict[s
 
 
 def _ours(
-    setting: Setting, blueprint: str, batch: int, mode: CompileMode, *changes: str, **sizes: int
+    setting: Setting, blueprint: str, batch: int, mode: CompileMode, *changes: str, **sizes: Any
 ) -> dict[str, Any]:
     engine, report = made(setting, blueprint, *changes, batch=batch, mode=mode, **sizes)
     _, step = trainer(engine, report)
