@@ -14,6 +14,7 @@ inputs, before gradients are computed from them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -84,12 +85,14 @@ class Pass:
         """Index of the last layer."""
         return len(self.layers) - 1
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the autocast context of the forward pass, the same in both passes, so that branches compile once.
 
         Its cache of weights is off: a cached weight belongs to the autograd graph of one evaluation.
         """
         kind, dtype = self._autocast
+        if kind == "meta":  # which has no autocast
+            return contextlib.nullcontext()
         return torch.autocast(kind, dtype, enabled=dtype is not None, cache_enabled=False)
 
     def layer(self, at: int) -> LayerRun:
