@@ -21,8 +21,8 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     """Return the device called ``name``, or the best available device (``cuda``, then ``mps``, then ``cpu``).
 
     Args:
-        name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None or ``auto``: the best available; with CUDA, the one
-            numbered by the environment variable ``LOCAL_RANK``.
+        name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None or ``auto``: the best available. CUDA without a number is the
+            device numbered by the environment variable ``LOCAL_RANK``, which torchrun sets, if it is set.
 
     Raises:
         UserError: The device is unknown or not available.
@@ -41,6 +41,8 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         raise UserError(f"unknown device {str(name)!r}: use cpu, cuda, cuda:0, mps or auto")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' is not available: torch finds no CUDA device")
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise UserError(f"device {str(device)!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,6 +62,9 @@ def train_run(
             ``resume``), its data have changed, or its blueprint has no data or process.
         DivergedError: The loss, the gradient or the weights became NaN or infinite.
     """
+    if device.type == "cuda" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        # read at the first allocation; blocks of changing sizes then do not fragment memory
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     with contextlib.ExitStack() as stack:
         world = World.from_environment(device)
         stack.callback(world.close)
