@@ -24,6 +24,7 @@ __all__ = [
     "add_corpus",
     "add_debug",
     "add_device",
+    "add_dtype",
     "add_memory",
     "add_outside",
     "add_overrides",
@@ -111,6 +112,15 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--device``, the torch device, to ``parser``."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest one present)")
+
+
+def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the option ``--dtype``, the precision of the network, to ``parser``; ``default`` says what applies without it."""
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        help=f"precision of the network; auto: bfloat16 (autocast) on a GPU that supports it, else float32 (default: {default})",
+    )
 
 
 def add_corpus(parser: argparse.ArgumentParser) -> None:
@@ -208,12 +218,13 @@ def picked_device(arguments: argparse.Namespace) -> torch.device:
 
 
 def open_run_folder(arguments: argparse.Namespace) -> Run:
-    """Open the run folder given on the command line, with the chosen device, weights, classifier and compilation mode.
+    """Open the run folder given on the command line, with the chosen device, weights, classifier, compilation and dtype.
 
     Args:
         arguments: Parsed arguments of ``sample`` or ``infill``.
     """
     from sedd_graph.runs.open import open_run
+    from sedd_graph.runs.precision import choose_dtype
     from sedd_graph.runs.sample_section import sample_overrides
 
     settings = [] if arguments.temperature is None else [f"temperature={arguments.temperature}"]
@@ -227,4 +238,6 @@ def open_run_folder(arguments: argparse.Namespace) -> Run:
         save=getattr(arguments, "activations", None) or (),
     )
     run.engine.compile(arguments.compile, everywhere=True)
+    taped = getattr(arguments, "tape", None) is not None
+    choose_dtype(run, arguments.dtype or ("float32" if taped else "auto"))
     return run

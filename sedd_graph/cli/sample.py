@@ -16,6 +16,7 @@ from sedd_graph.cli.options import (
     Verbs,
     add_activations,
     add_device,
+    add_dtype,
     add_memory,
     add_outside,
     add_sampler,
@@ -89,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="off",
         help="block: compile each repeated block first, which pays for large batches (default: off)",
     )
+    add_dtype(parser, "auto; float32 with --tape")
     parser.add_argument("--watch", action="store_true", help="show the drafts of the first rows on the terminal")
     add_sampler(parser)
     add_weights(parser)

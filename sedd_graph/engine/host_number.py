@@ -1,4 +1,4 @@
-"""Numbers on their way from a device to the host, which the host reads without waiting for the device."""
+"""Tensors and numbers on their way from a device to the host, which the host reads without waiting for the device."""
 
 from __future__ import annotations
 
@@ -7,39 +7,44 @@ from collections import deque
 import torch
 from torch import Tensor
 
-__all__ = ["HostNumber", "LateNumbers"]
+__all__ = ["HostNumber", "LateNumbers", "ToHost"]
 
 
-class HostNumber:
-    """A number on its way from a device to the host, which is awaited only when it is read.
+class ToHost:
+    """A tensor on its way from a device to the host, which is awaited only when it is read.
 
     Reading it waits for the work that was started before it, not for the work started since.
 
     Args:
-        number: Scalar tensor, on any device.
+        tensor: Tensor on any device.
     """
 
-    def __init__(self, number: Tensor) -> None:
+    def __init__(self, tensor: Tensor) -> None:
         self._event = None
-        if number.device.type == "cuda":
-            self._host = torch.empty((), dtype=number.dtype, pin_memory=True)
-            self._host.copy_(number, non_blocking=True)
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
         else:
-            self._host = number.cpu()
+            self._host = tensor.cpu()
 
-    def _wait(self) -> None:
+    @property
+    def value(self) -> Tensor:
+        """The tensor, on the CPU."""
         if self._event is not None:
             self._event.synchronize()
+        return self._host
+
+
+class HostNumber(ToHost):
+    """A number on its way from a device to the host, a scalar tensor."""
 
     def __int__(self) -> int:
-        self._wait()
-        return int(self._host)
+        return int(self.value)
 
     def __float__(self) -> float:
-        self._wait()
-        return float(self._host)
+        return float(self.value)
 
 
 class LateNumbers:

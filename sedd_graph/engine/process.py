@@ -249,6 +249,8 @@ class Process(ABC):
     """Whether the family can be trained and sampled."""
     compiles: ClassVar[bool] = True
     """Whether the network can be compiled; False for a family that evaluates it layer by layer."""
+    autocasts: ClassVar[bool] = True
+    """Whether the network may be evaluated in bfloat16 (autocast); False for a family that computes in float32 always."""
     text: ClassVar[bool] = True
     """Whether rows are text, decoded by a tokenizer."""
     exact: ClassVar[bool] = False
@@ -346,26 +348,37 @@ class Process(ABC):
 
     @abstractmethod
     def bound_rows(
-        self, network: Network, batch: Any, *, seeds: Sequence[int], on_draw: OnDraw | None = None
+        self,
+        network: Network,
+        batch: Any,
+        parts: Sequence[range],
+        *,
+        seeds: Sequence[int],
+        on_draw: OnDraw | None = None,
     ) -> Tensor:
-        """Estimate an upper bound on -log p of each row.
+        """Estimate an upper bound on -log p of some rows of a batch.
+
+        The noise of a row depends on its place in the batch, not on which rows are evaluated with it.
 
         Args:
             network: Network in evaluation mode.
-            batch: Batch of clean rows.
+            batch: Batch of clean rows, whose noise is drawn together.
+            parts: The rows that are evaluated at a time, one part after the other; m in all. Indices beyond the batch,
+                which pad compiled shapes, start again at its first row (:func:`sedd_graph.diffusion.batch.part_of`).
             seeds: Seeds of the noise draws; the bound is averaged over one draw per seed.
-            on_draw: Callback for each noise draw, see :data:`OnDraw`.
+            on_draw: Callback for each noise draw of all parts together, see :data:`OnDraw`.
 
         Returns:
-            The bound in nats per row, float64 [b], on the CPU.
+            The bound in nats per row, float64 [m], on the network's device, which is not waited for.
         """
 
-    def measures(self, network: Network, batch: Any, *, seed: int) -> Mapping[str, Tensor]:
+    def measures(self, network: Network, batch: Any, part: range, *, seed: int) -> Mapping[str, Tensor]:
         """Return further measures of each row that evaluation reports beside the bound; none by default.
 
         Args:
             network: Network in evaluation mode.
-            batch: Batch of clean rows.
+            batch: Batch of clean rows, whose noise is drawn together.
+            part: The rows that are evaluated, which may reach beyond the batch as for :meth:`bound_rows`.
             seed: Seed of the noise.
 
         Returns:

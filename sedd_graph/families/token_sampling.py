@@ -16,14 +16,17 @@ from sedd_graph.diffusion.conditions.allowed import Pieces, allowed_tokens
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.draws import Draws
+from sedd_graph.diffusion.numerics import autocast_now
 from sedd_graph.diffusion.tokens.block_diffusion import hold_prompt, write_blocks
 from sedd_graph.diffusion.tokens.conditions import lacks
+from sedd_graph.diffusion.tokens.groups import Groups
 from sedd_graph.diffusion.tokens.guidance import classified, lacks_scores, renoised, unprompted
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.diffusion.tokens.particles import choose
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.row_noise import RowNoise
 from sedd_graph.diffusion.tokens.sampler import chosen_steps
+from sedd_graph.diffusion.tokens.stage import Stage, StagedDenoise
 from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
 from sedd_graph.engine.block_cache import cached
 from sedd_graph.engine.network import Network
@@ -31,7 +34,16 @@ from sedd_graph.engine.process import SampleRequest
 from sedd_graph.errors import UserError
 from sedd_graph.families.text import check_tokens
 
-__all__ = ["TokenSampling"]
+__all__ = ["TokenSampling", "padding"]
+
+
+def padding(count: int, batch: int) -> int:
+    """Return how many rows are added to ``count`` rows of a batch: up to all, half or a quarter of it, or several batches.
+
+    So a network that is compiled for each number of rows is compiled three times, and rows that have ended cost little.
+    """
+    sizes = [-(-batch // 4), -(-batch // 2), batch * -(-count // batch)]
+    return next(size for size in sizes if size >= count) - count
 
 
 class TokenSampling:
@@ -203,21 +215,30 @@ class TokenSampling:
         batch, free, evaluations = len(x), settings.free, 0
         visible = self._repeated(self._visible(x.shape[1]))
 
-        def evaluate(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
+        autocast = autocast_now(self.device)
+
+        def first(x: Tensor, t: Tensor, rows: Tensor) -> Stage:
             nonlocal evaluations
             evaluations += len(rows)
             own = rows
-            # a compiled network is compiled again for each number of rows, so the batch is filled up
-            fill = -len(rows) % batch if network.compiled_everywhere else 0
+            # a compiled network is compiled again for each number of rows, so there are few
+            fill = padding(len(rows), batch) if network.compiled_everywhere else 0
             if fill:
                 x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
-                at = None if at is None else torch.cat([at, at[:1].expand(fill, -1)])
             sigma = schedule.sigma(t)
-            outputs = network.run({"tokens": x, "sigma": sigma, "t": t, "attend": visible[rows]}, at=at, rows=own)
-            outputs = kernel.translate(outputs, x if at is None else x.gather(1, at), sigma)
-            return {name: value[: len(value) - fill] for name, value in outputs.items()} if fill else outputs
+            with autocast():
+                found = network.begin({"tokens": x, "sigma": sigma, "t": t, "attend": visible[rows]}, rows=own)
+            found = found.under(autocast)
 
-        denoise: Denoise = evaluate
+            def finish(values: Sequence[Tensor], groups: Groups) -> Mapping[str, Tensor]:
+                outputs, row = found.finish(values[:-2], groups), groups.row
+                return kernel.translate(outputs, values[-2][row[:, None], groups.place], values[-1][row])
+
+            values, by_row = (*found.values, x, sigma), (*found.by_row, True, True)
+            cut = tuple(v[: len(own)] if rows else v for v, rows in zip(values, by_row, strict=True))
+            return Stage(cut, by_row, finish)
+
+        denoise: Denoise = StagedDenoise(first)
         if request.prompt is not None and self.conditions.guidance != 1:
             denoise = unprompted(denoise, free, kernel, self.conditions.guidance)
         if self.classifier is not None:
@@ -241,7 +262,7 @@ class TokenSampling:
         (rows, whole), network = x.shape, self.network
         with (
             network.evaluating(eager=True),
-            cached(network.model, block, rows=rows, length=whole, suffix=network.suffix) as given,
+            cached(network.model, block, rows=rows, length=whole, parts=network.parts) as given,
         ):
             return write_blocks(
                 self.parts.sampler, given, x, settings, block=block, length=self.length, steps=self.request.steps

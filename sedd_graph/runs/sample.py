@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from sedd_graph.component.progress import progress
@@ -19,6 +20,7 @@ from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.runs.activations import observed, recording
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
+from sedd_graph.runs.precision import dtype_name
 from sedd_graph.runs.provenance import revision
 from sedd_graph.runs.tape import Marks, facts_of, require_free, sampling_facts
 from sedd_graph.store.arrays import write_samples
@@ -61,8 +63,8 @@ def sample_run(
         The path of the group.
 
     Raises:
-        UserError: The process does not support the request, the request does not fit into memory, or a run with text
-            has no tokenizer.
+        UserError: The process does not support the request, the request does not fit into memory, a run with text has no
+            tokenizer, or a tape is to be written of a network in bfloat16.
         EnvironmentFault: The run folder cannot be written.
     """
     process = run.engine.process
@@ -71,6 +73,8 @@ def sample_run(
     if process.trains:
         require_sampling_memory(run, request, trajectory=trajectory, ignore=ignore_memory, say=say)
     require_free(tape)
+    if tape is not None and run.engine.network.dtype != torch.float32:
+        raise UserError("sample: a tape is of a network in float32: leave --dtype out")
     frames, marks = _Frames(process.evaluations(request)), Marks()
     tokenizer = run.text_tokenizer() if process.text else None
 
@@ -132,6 +136,7 @@ def sampling_attributes(run: Run, request: SampleRequest, facts: Mapping[str, An
         "revision": revision(),
         "blueprint": run.digest,
         "device": str(run.engine.device),
+        "dtype": dtype_name(run),
         **facts,
         **({} if tokenizer is None else {"pad": tokenizer.pad, "end": tokenizer.end}),
     }

@@ -16,6 +16,7 @@ from sedd_graph.evaluation.bound import numbers
 from sedd_graph.runs.evaluate import evaluate_opened
 from sedd_graph.runs.extend import extended
 from sedd_graph.runs.open import open_run
+from sedd_graph.runs.precision import choose_dtype
 from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.changes import add_change
 from sedd_graph.store.files import alone
@@ -54,8 +55,7 @@ def train_run(
             (:func:`sedd_graph.runs.extend.extended`). They are recorded in ``changes.json``.
 
     Returns:
-        The result of training, and the held-out bound. The bound is None if a signal stopped training, and in processes
-        of rank above 0.
+        The result of training, and the held-out bound, which is None if a signal stopped training.
 
     Raises:
         UserError: The run cannot be trained: it has been trained already (without ``resume``), has no checkpoint (with
@@ -85,6 +85,7 @@ def train_run(
         require_start(path, resume=resume)
         config = run.report.train
         run.engine.compile(compile_mode(run.engine, config))
+        choose_dtype(run)
         data = run.data()
         if (changed := run.changed(data)) is not None:
             raise UserError(f"{changed}; put the old one back, or build a new run")
@@ -138,8 +139,9 @@ def train_run(
         for warning in run.engine.process.warnings():
             quiet(f"warning     {warning}")
         found = None
-        if trackers is not None and result.reason in ("done", "budget"):
-            found = evaluate_opened(run, data, say)
-            trackers.log(result.step, {FINAL + k: v for k, v in numbers(found).items()})
+        if result.reason in ("done", "budget"):
+            found = evaluate_opened(run, data, quiet, world=world)
+            if trackers is not None:
+                trackers.log(result.step, {FINAL + k: v for k, v in numbers(found).items()})
         world.barrier()
         return result, found

@@ -28,6 +28,9 @@ class EvaluateConfig(Strict):
     """Held-out batches per evaluation during training; null for all. The evaluation after training uses all."""
     draws: Annotated[int, pydantic.Field(ge=1, le=4096)] = 1
     """Draws of time and noise per held-out row, over which the loss is averaged."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the network in evaluations and in samples during training. ``auto``: bfloat16 autocast on GPUs that
+    support it, else float32."""
 
 
 class SampleConfig(Strict):

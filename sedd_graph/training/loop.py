@@ -226,13 +226,18 @@ class _Loop:
             trainer.world.barrier()
 
     def evaluate(self, config: EvaluateConfig) -> None:
-        """Evaluate the averaged weights on held-out rows, and log and print the result."""
+        """Evaluate the averaged weights on held-out rows, of which each process takes a share; log and print the result."""
         trainer, rows, seed = self.trainer, self.trainer.config.batch, self.trainer.config.seed
         with trainer.averaged():
-            if trainer.world.rank:
-                return
             found = evaluate(
-                trainer.engine, trainer.data, rows=rows, batches=config.batches, draws=config.draws, seed=seed
+                trainer.engine,
+                trainer.data,
+                rows=rows,
+                batches=config.batches,
+                draws=config.draws,
+                seed=seed,
+                at_once=trainer.micro_batch,
+                workers=trainer.world,
             )
         trainer.say(f"step {trainer.step}  held-out {found}")
         if self.trackers is not None:

@@ -102,6 +102,11 @@ class Trainer:
         self.window = RunningLoss(engine.device)
         self.activations: Activations | None = None
 
+    @property
+    def micro_batch(self) -> int:
+        """Rows of one backward pass of this process."""
+        return self.config.batch // (self.config.accumulate * self.world.size)
+
     def micro_batches(self) -> Iterator[tuple[Any, Randomness]]:
         """Yield (batch, source of random numbers) for each backward pass of this process in the current step.
 
@@ -121,9 +126,8 @@ class Trainer:
 
     def _share(self, part: int) -> tuple[int, int]:
         """Return the places in the global batch of the first row of this process's micro-batch, and behind its last."""
-        share = self.config.batch // (self.config.accumulate * self.world.size)
-        start = (part * self.world.size + self.world.rank) * share
-        return start, start + share
+        start = (part * self.world.size + self.world.rank) * self.micro_batch
+        return start, start + self.micro_batch
 
     def _rows(self, step: int, part: int) -> Any:
         start, stop = self._share(part)

@@ -77,7 +77,9 @@ class RowNoise(NoiseTape):
         return out
 
     def replaced(self, x: Tensor, wrong: Tensor, allowed: Tensor) -> Tensor:
-        return self.jump(x, wrong.double(), lambda moving: allowed[moving].double())
+        (row, place), call, out = wrong.nonzero(as_tuple=True), self._next(), x.clone()
+        out[row, place] = self._tokens(call, allowed[row, place].double().log(), row, place)
+        return out
 
     def part(self, start: int, stop: int) -> RowNoise:
         seeds = (placed_uniform(self._seeds, _PART, start) * 2.0**52).long()
