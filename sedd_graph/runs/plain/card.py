@@ -1,0 +1,1 @@
+def model_card(run, code): return ""

@@ -1,0 +1,157 @@
+"""The Python files of an exported model, as the transformers library loads them with ``trust_remote_code``.
+
+``configuration_*.py`` has the config class; ``modeling_*.py`` the network, one class per block; ``generation_*.py`` the
+noise process and its samplers, if the model generates token rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sedd_graph.component.base import Component
+from sedd_graph.diffusion.tokens.block_diffusion import block_inputs, hold_prompt
+from sedd_graph.diffusion.tokens.parts import TokenParts
+from sedd_graph.diffusion.tokens.walk import T_MIN
+from sedd_graph.engine.regions import Model
+from sedd_graph.engine.seeds import mix_seed
+from sedd_graph.graph.model import Graph
+from sedd_graph.runs.plain import templates
+from sedd_graph.runs.plain.class_source import ClassSource
+from sedd_graph.runs.plain.names import Names, NotExportable
+from sedd_graph.runs.plain.network_source import NetworkSource, camel, state_names
+from sedd_graph.runs.plain.process_source import ProcessSource
+
+__all__ = ["ModelFiles", "write_model"]
+
+TAKEN = frozenset(
+    "config device dtype generate generation_config forward network loss framework main_input_name base_model name_or_path "
+    "post_init init_weights can_generate train eval process".split()
+)
+"""Names of attributes of the library's models, and of ours, which no node may have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFiles:
+    """The exported code of a model.
+
+    Attributes:
+        files: Text of the Python files by name.
+        auto_map: Class of each of the library's ``Auto`` classes.
+        architecture: Name of the main class.
+        model_type: Name of the model's kind in the library.
+        tensors: Tables of kernel and schedule.
+        samplers: Names of the exported samplers.
+        left_out: Reason why a sampler is not exported, by its name.
+        state: Exported path of each node by its path in the graph.
+    """
+
+    files: dict[str, str]
+    auto_map: dict[str, str]
+    architecture: str
+    model_type: str
+    tensors: Mapping[str, Any]
+    samplers: tuple[str, ...]
+    left_out: Mapping[str, str]
+    state: Mapping[str, str]
+
+
+def write_model(
+    graph: Graph, model: Model, parts: TokenParts, *, samplers: Mapping[str, Any], name: str, description: str
+) -> ModelFiles:
+    """Write the code of a model of token rows.
+
+    Args:
+        graph: The typed graph.
+        model: Its module.
+        parts: Kernel, schedule, objective and sampler.
+        samplers: The samplers to export by name, the default one first.
+        name: Name of the blueprint.
+        description: What the model is, in one sentence.
+
+    Raises:
+        NotExportable: Nodes, the kernel or the schedule cannot be exported; the message lists every reason.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "model"
+    slug = slug if not slug[0].isdigit() else f"model_{slug}"
+    names = Names()
+    network = NetworkSource(graph, dict(_components(model)), names, TAKEN)
+    made, run, returned = network.root()
+    problems = list(network.problems)
+    other = Names()
+    try:
+        process = ProcessSource(parts.kernel, parts.schedule, samplers, other)
+    except NotExportable as error:
+        raise NotExportable("\n".join([*problems, str(error)])) from None
+    if problems:
+        raise NotExportable("\n".join(problems))
+    if not process.makes.keys() - {"kernel", "schedule"}:
+        raise NotExportable("\n".join(process.left_out.values()))
+    block, kernel = parts.objective.block, parts.kernel
+    scope = ClassSource(object, names, what="the model")
+    if block is not None:
+        names.function(block_inputs, scope)
+        names.function(hold_prompt, scope)
+    names.function(mix_seed, scope)
+    inputs = tuple(graph.root.inputs)
+    (output,) = graph.root.outputs
+    architecture = f"{camel(name)}ForMaskedLM" if output == "log_x0" and kernel.mask is not None else f"{camel(name)}Model"
+    low, high = parts.schedule.sigma(torch.tensor([T_MIN, 1.0], dtype=torch.float64)).tolist()
+    values: dict[str, Any] = {
+        "name": name,
+        "description": description,
+        "slug": slug,
+        "camel": camel(name),
+        "architecture": architecture,
+        "inputs": inputs,
+        "output": output,
+        "block": block,
+        "masks": kernel.mask is not None,
+        "states": kernel.states,
+        "mask": kernel.mask,
+        "low": low,
+        "high": high,
+        "made": made,
+        "run": [*run, f"return {returned[0]}"],
+        "default": next(iter(k for k in samplers if k in process.makes)),
+        "steps": parts.sampler.steps,
+    }
+    classes = [*network.classes.values()]
+    files = {
+        f"configuration_{slug}.py": templates.configuration(values),
+        f"modeling_{slug}.py": templates.modeling(values, _top(names), classes),
+        f"generation_{slug}.py": templates.generation(values, _top(other), [*process.classes.values()], process.makes),
+    }
+    auto = {"AutoConfig": f"configuration_{slug}.{camel(name)}Config", "AutoModel": f"modeling_{slug}.{architecture}"}
+    if kernel.mask is not None:
+        auto["AutoModelForMaskedLM"] = f"modeling_{slug}.{camel(name)}ForMaskedLM"
+    own = tuple(k for k in process.makes if k not in ("kernel", "schedule"))
+    state = state_names(graph.root, TAKEN)
+    return ModelFiles(files, auto, architecture, slug, process.tensors, own, process.left_out, state)
+
+
+def _components(model: Any, prefix: str = "") -> list[tuple[str, Component]]:
+    """Return all components of a network with their paths."""
+    found: list[tuple[str, Component]] = []
+    for name, child in model._modules.items():
+        if isinstance(child, Component):
+            found.append((f"{prefix}{name}", child))
+        else:
+            found += _components(child, f"{prefix}{name}.")
+    return found
+
+
+def _top(names: Names) -> tuple[Sequence[str], str]:
+    """Return the imports of a file, and the text of its constants and functions."""
+    parts = ["\n".join(names.constants.values())] if names.constants else []
+    return sorted(names.imports), "\n\n\n".join([*parts, *names.functions.values()])
+
+
+def indented(lines: Sequence[str], by: int) -> str:
+    """Return lines indented by ``by`` spaces."""
+    return textwrap.indent("\n".join(lines), " " * by)
