@@ -26,10 +26,13 @@ class Exported(NamedTuple):
         weights: Path, relative to the run folder, of the file that the weights come from; ``fresh`` if the run is not
             trained.
         left_out: Reason why a sampler is not exported, by its name.
+        difference: Largest difference between the logits of the export and of the run; None if they were not compared,
+            as without the transformers library.
     """
 
     weights: str
     left_out: Mapping[str, str] = {}
+    difference: float | None = None
 
 
 def export_run(path: Path, out: Path, *, device: torch.device, format: Format = "sedd_graph") -> Exported:
@@ -54,6 +57,6 @@ def export_run(path: Path, out: Path, *, device: torch.device, format: Format = 
         return Exported(run.weights)
     from sedd_graph.runs.plain.folder import export_transformers
 
-    write, code = export_transformers(run)
+    write, code, compared = export_transformers(run)
     write_folder(out, write)
-    return Exported(run.weights, code.left_out)
+    return Exported(run.weights, code.left_out, compared[-1])

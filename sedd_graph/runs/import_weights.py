@@ -18,19 +18,11 @@ from torch import Tensor
 
 from sedd_graph.blueprint.load import packaged_blueprints
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
-from sedd_graph.data.tokenizer import load_tokenizer
-from sedd_graph.engine.construct import build_shapes
-from sedd_graph.engine.process import Setup
-from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
-from sedd_graph.families.table import process_class
-from sedd_graph.runs.build import write_graph
-from sedd_graph.runs.check import check, digest, lock_text
+from sedd_graph.runs.check import check
 from sedd_graph.runs.import_diffusion_lm import convert
-from sedd_graph.runs.open import write_run_manifest
+from sedd_graph.runs.import_folder import write_imported
 from sedd_graph.runs.weight_files import read_tensors
-from sedd_graph.store.files import write_json, write_text
-from sedd_graph.store.run_folder import new_run, require_empty, write_folder
 
 __all__ = ["Imported", "import_run", "import_weights"]
 
@@ -232,27 +224,7 @@ def import_run(
     found = import_weights(kind, path, kernel=kernel, heads=heads)
     # the data and train sections of the blueprint are about training from scratch, with a tokenizer of its own
     report = check(found.blueprint, [*found.overrides, "data=null", "train=null"])
-    own = {name: list(p.shape) for name, p in build_shapes(report.graph, report.registry).state_dict().items()}
-    setup = Setup(registry=report.registry, graph=report.graph, device=torch.device("cpu"))
-    for part, module in process_class(report.plan.family)(report.plan, setup).learned().items():
-        own |= {f"{part}.{name}": list(p.shape) for name, p in module.state_dict().items()}
-    for name, value in found.weights.items():
-        if own.get(name) != list(value.shape):
-            raise UserError(f"{path}: {name} comes out as {list(value.shape)}, not {own.get(name)}")
-    say(str(report))
-    if out is not None:
-        require_empty(out)
     tokenizer = path / TOKENIZER if path.is_dir() else path.with_name(TOKENIZER)
-
-    def write(run: Path) -> None:
-        write_graph(run, report)
-        write_json(run / "run.json", {"imported": str(path.name), "kind": kind})
-        if tokenizer.is_file():
-            write_text(run / TOKENIZER, load_tokenizer(tokenizer).to_json())
-        save_tensors({k: v.contiguous() for k, v in found.weights.items()}, run / "model.safetensors")
-        write_run_manifest(run)
-
-    if out is None:
-        return new_run(runs, report.name, digest(lock_text(report)), write)
-    write_folder(out, write)
-    return out
+    return write_imported(
+        report, found.weights, path=path, kind=kind, tokenizer=tokenizer, out=out, runs=runs, say=say
+    )

@@ -9,16 +9,17 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from sedd_graph.component.exported import replacement_of
 from sedd_graph.runs.plain.names import Names, NotExportable, function_tree, plain_signature, plain_text
 from sedd_graph.runs.plain.specialise import UNKNOWN, Specialiser, dotted, tidy
 
-__all__ = ["ClassSource", "class_text"]
+__all__ = ["ClassSource", "class_text", "other_classes"]
 
 
 class ClassSource:
@@ -37,7 +38,7 @@ class ClassSource:
         methods: Syntax trees of the exported methods by name.
     """
 
-    bases: tuple[type, ...] = (nn.Module, object)
+    bases: tuple[type, ...] = (nn.Module, torch.autograd.Function, object)
     """Classes whose methods are not copied."""
 
     def __init__(
@@ -91,7 +92,7 @@ class ClassSource:
                 found = owner.__dict__[name]
                 found = found.fget if isinstance(found, property) else found
                 found = found.__func__ if isinstance(found, staticmethod | classmethod) else found
-                return owner, replacement_of(found)
+                return owner, inspect.unwrap(replacement_of(found))
         base, _, own = name.lstrip("_").partition("__")
         for owner in self.cls.__mro__:
             if own and owner.__name__ == base:
@@ -176,6 +177,30 @@ class ClassSource:
         methods = [ast.unparse(ast.fix_missing_locations(tree)) for tree in trees if tree is not None]
         doc = plain_text(inspect.cleandoc(self.cls.__doc__ or name)).partition("\n\nRaises:")[0]
         return class_text(name, base, doc, methods)
+
+
+def other_classes(names: Names, reads: Iterable[str] = (), *, done: Collection[str] = ()) -> dict[str, str]:
+    """Return the source of the classes that collected code constructs, by name.
+
+    Args:
+        names: What the code reads at the top of its file; what the classes read is added.
+        reads: Names of the methods that are exported, besides those that the collected functions read; a class of
+            autograd is exported whole.
+        done: Names of classes that the caller exports.
+    """
+    made: dict[str, str] = {}
+    while left := [n for n in names.classes if n not in made and n not in done]:
+        for name in left:
+            cls = names.classes[name]
+            source, base = ClassSource(cls, names, what=name), ""
+            wanted = {*reads, *names.read_by_functions(), "__init__"}
+            if issubclass(cls, torch.autograd.Function):
+                wanted = {k for k, v in cls.__dict__.items() if isinstance(v, staticmethod)}
+                base = "torch.autograd.Function"
+                names.imports.add("import torch")
+            source.add(*sorted(n for n in wanted if source.has_method(n)))
+            made[name] = source.class_source(name, base)
+    return made
 
 
 class _Paths(ast.NodeTransformer):

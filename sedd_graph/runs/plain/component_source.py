@@ -170,7 +170,7 @@ class ComponentSource(ClassSource):
 
     def constructor(self) -> ast.FunctionDef | None:
         made = self.methods.get("__init__")
-        module = isinstance(self.component, nn.Module) and made is not None or "forward" in self.methods
+        module = (isinstance(self.component, nn.Module) and made is not None) or "forward" in self.methods
         start = "super().__init__()" if module else ""
         body = list(made.body) if made is not None else list(ast.parse(start).body)
         used = self.read | _read_in(body)

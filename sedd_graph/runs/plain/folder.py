@@ -16,23 +16,26 @@ from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import T_MIN
 from sedd_graph.engine.weights import save_tensors
-from sedd_graph.errors import UserError, listed
+from sedd_graph.errors import UserError
 from sedd_graph.runs.check import LOCK, lock_text
 from sedd_graph.runs.open import Run
+from sedd_graph.runs.plain.agreement import largest_difference
 from sedd_graph.runs.plain.card import model_card
 from sedd_graph.runs.plain.model_files import ModelFiles, write_model
 from sedd_graph.runs.plain.tokenizer_files import tokenizer_files
 from sedd_graph.store.files import write_json, write_text
 
-__all__ = ["SHARD_BYTES", "export_transformers"]
+__all__ = ["OWN_TOKENIZER", "SHARD_BYTES", "export_transformers", "write_shards"]
 
 SHARD_BYTES = 5 * 10**9
 """Largest size of one file of weights, in bytes."""
 WEIGHTS = "model.safetensors"
+OWN_TOKENIZER = "tokenizer.sedd_graph.json"
+"""The run's own tokenizer, without the mask token that ``tokenizer.json`` has for the transformers library."""
 INDEX = f"{WEIGHTS}.index.json"
 
 
-def export_transformers(run: Run, *, shard: int = SHARD_BYTES) -> tuple[Callable[[Path], None], ModelFiles]:
+def export_transformers(run: Run, *, shard: int = SHARD_BYTES) -> tuple[Callable[[Path], None], ModelFiles, list[float | None]]:
     """Prepare the export of a run as a folder that the transformers library opens.
 
     Args:
@@ -40,7 +43,9 @@ def export_transformers(run: Run, *, shard: int = SHARD_BYTES) -> tuple[Callable
         shard: Largest size of one file of weights, in bytes.
 
     Returns:
-        A function that writes the files to the folder whose path it is given, and the generated code.
+        A function that writes the files to the folder whose path it is given, the generated code, and a list to which
+        that function adds the largest difference between the logits of the export and of the run (None without the
+        transformers library).
 
     Raises:
         UserError: The run is not of a process on token rows, or a part of it cannot be exported; the message lists every
@@ -62,6 +67,8 @@ def export_transformers(run: Run, *, shard: int = SHARD_BYTES) -> tuple[Callable
     mask, length = parts.kernel.mask, getattr(run.report.data, "length", None)
     names = tokenizer_files(run.tokenizer, mask=mask, length=length)
 
+    compared: list[float | None] = []
+
     def write(folder: Path) -> None:
         for name, text in code.files.items():
             write_text(folder / name, text)
@@ -72,8 +79,11 @@ def export_transformers(run: Run, *, shard: int = SHARD_BYTES) -> tuple[Callable
         write_shards(tensors, folder, shard)
         write_text(folder / LOCK, lock_text(run.report))
         write_text(folder / "README.md", model_card(run, code))
+        if run.tokenizer is not None:
+            write_text(folder / OWN_TOKENIZER, run.tokenizer.to_json())
+        compared.append(largest_difference(folder, model, parts))
 
-    return write, code
+    return write, code, compared
 
 
 def _samplers(run: Run, parts: TokenParts) -> dict[str, Sampler]:
@@ -103,7 +113,7 @@ def _tensors(model: torch.nn.Module, state: Mapping[str, str]) -> dict[str, Tens
         part: Any = model
         for name in path.split("."):
             part = part._modules[name]
-        tensors = {**part.state_dict(keep_vars=True), **dict(part.named_buffers())}
+        tensors = {**part.state_dict(keep_vars=True), **{k: v for k, v in part._buffers.items() if v is not None}}
         for name, tensor in tensors.items():
             found[f"{exported}.{name}"] = tensor.detach().cpu().contiguous().clone()
     return found
@@ -177,8 +187,3 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, limit: int) -> Non
     total = sum(t.nbytes for t in tensors.values())
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2)
     write_text(folder / INDEX, text + "\n")
-
-
-def left_out(code: ModelFiles) -> str:
-    """Return a sentence on the samplers that are not exported; empty if all are."""
-    return f"not exported: {listed(code.left_out)}" if code.left_out else ""

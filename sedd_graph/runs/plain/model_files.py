@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,16 +21,15 @@ from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.graph.model import Graph
 from sedd_graph.runs.plain import templates
-from sedd_graph.runs.plain.class_source import ClassSource
+from sedd_graph.runs.plain.class_source import ClassSource, other_classes
 from sedd_graph.runs.plain.names import Names, NotExportable
 from sedd_graph.runs.plain.network_source import NetworkSource, camel, state_names
 from sedd_graph.runs.plain.process_source import ProcessSource
 
-__all__ = ["ModelFiles", "write_model"]
+__all__ = ["ModelFiles", "exported_names", "write_model"]
 
 TAKEN = frozenset(
-    "config device dtype generate generation_config forward network loss framework main_input_name base_model name_or_path "
-    "post_init init_weights can_generate train eval process".split()
+    ["config", "device", "dtype", "generate", "generation_config", "forward", "network", "loss", "framework", "main_input_name", "base_model", "name_or_path", "post_init", "init_weights", "can_generate", "train", "eval", "process"]
 )
 """Names of attributes of the library's models, and of ours, which no node may have."""
 
@@ -103,8 +101,8 @@ def write_model(
     architecture = f"{camel(name)}ForMaskedLM" if output == "log_x0" and kernel.mask is not None else f"{camel(name)}Model"
     low, high = parts.schedule.sigma(torch.tensor([T_MIN, 1.0], dtype=torch.float64)).tolist()
     values: dict[str, Any] = {
-        "name": name,
-        "description": description,
+        "name": _safe(name),
+        "description": _safe(description),
         "slug": slug,
         "camel": camel(name),
         "architecture": architecture,
@@ -121,7 +119,7 @@ def write_model(
         "default": next(iter(k for k in samplers if k in process.makes)),
         "steps": parts.sampler.steps,
     }
-    classes = [*network.classes.values()]
+    classes = [*other_classes(names).values(), *network.classes.values()]
     files = {
         f"configuration_{slug}.py": templates.configuration(values),
         f"modeling_{slug}.py": templates.modeling(values, _top(names), classes),
@@ -131,8 +129,13 @@ def write_model(
     if kernel.mask is not None:
         auto["AutoModelForMaskedLM"] = f"modeling_{slug}.{camel(name)}ForMaskedLM"
     own = tuple(k for k in process.makes if k not in ("kernel", "schedule"))
-    state = state_names(graph.root, TAKEN)
-    return ModelFiles(files, auto, architecture, slug, process.tensors, own, process.left_out, state)
+    left = process.left_out
+    return ModelFiles(files, auto, architecture, slug, process.tensors, own, left, exported_names(graph))
+
+
+def exported_names(graph: Graph) -> dict[str, str]:
+    """Return the path of each node in exported code by its path in the graph."""
+    return state_names(graph.root, TAKEN)
 
 
 def _components(model: Any, prefix: str = "") -> list[tuple[str, Component]]:
@@ -152,6 +155,7 @@ def _top(names: Names) -> tuple[Sequence[str], str]:
     return sorted(names.imports), "\n\n\n".join([*parts, *names.functions.values()])
 
 
-def indented(lines: Sequence[str], by: int) -> str:
-    """Return lines indented by ``by`` spaces."""
-    return textwrap.indent("\n".join(lines), " " * by)
+def _safe(text: str) -> str:
+    """Return text of a blueprint as one line that cannot end the docstring in which it stands."""
+    kept = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(kept.replace("\\", "/").replace('"', "'").split())[:400]

@@ -12,6 +12,8 @@ import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import torch
+
 from sedd_graph.component.exported import replacement_of
 from sedd_graph.errors import UserError
 from sedd_graph.runs.plain.specialise import Scope, Specialiser, literal, tidy
@@ -81,7 +83,8 @@ def _without(text: str, dropped: Collection[str]) -> str:
 
 
 def _is_kind(decorator: ast.expr) -> bool:
-    return isinstance(decorator, ast.Name) and decorator.id in ("staticmethod", "property")
+    names = {n.id for n in ast.walk(decorator) if isinstance(n, ast.Name)}
+    return names <= {"staticmethod", "property", "torch"}
 
 
 def _shape(annotation: ast.expr | None) -> str:
@@ -154,6 +157,11 @@ class Names:
         ):
             own.update(theirs)  # type: ignore[arg-type]  # dictionaries of one type each
 
+    def read_by_functions(self) -> set[str]:
+        """Return the names of the attributes that the collected functions read, of any object."""
+        trees = [ast.parse(text) for text in self.functions.values()]
+        return {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+
     def also(self, home: Mapping[str, Any]) -> None:
         """Note the globals of a base class's method, whose code becomes part of the method in work."""
         self._also.append(home)
@@ -176,7 +184,8 @@ class Names:
         if isinstance(found, types.FunctionType):
             return self._function(name, replacement_of(found), scope, what)
         module = getattr(found, "__module__", None) or type(found).__module__
-        if isinstance(found, type) and found.__bases__ == (object,) and str(module).partition(".")[0] not in ALLOWED:
+        plain = isinstance(found, type) and found.__bases__ in ((object,), (torch.autograd.Function,))
+        if plain and str(module).partition(".")[0] not in ALLOWED:
             self.classes[name] = found
             return name
         raise NotExportable(
@@ -208,6 +217,8 @@ def _local_names(tree: ast.AST) -> set[str]:
             names.add(node.id)
         elif isinstance(node, ast.arg):
             names.add(node.arg)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ALLOWED and not node.level:
+            names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.FunctionDef) and node is not tree:
             names.add(node.name)
     return names

@@ -7,6 +7,7 @@ has the keys of the graph; a name that torch's modules use themselves gets an un
 from __future__ import annotations
 
 import keyword
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +20,7 @@ from sedd_graph.runs.plain.class_source import class_text
 from sedd_graph.runs.plain.component_source import ComponentSource
 from sedd_graph.runs.plain.names import Names, NotExportable
 
-__all__ = ["NetworkSource", "attribute_name", "camel", "state_names"]
+__all__ = ["NetworkSource", "attribute_name", "camel", "number_text", "state_names"]
 
 
 def camel(text: str) -> str:
@@ -29,7 +30,12 @@ def camel(text: str) -> str:
 
 
 def attribute_name(name: str, taken: frozenset[str] = frozenset()) -> str:
-    """Return the attribute by which exported code calls a node: its name, with an underscore where that is in use."""
+    """Return the attribute by which exported code calls a node: its name, with an underscore where that is in use.
+
+    Raises:
+        NotExportable: The name is no identifier of Python.
+    """
+    _require_identifier(name)
     busy = hasattr(nn.Module, name) or name in taken or keyword.iskeyword(name) or name in ("training", "config")
     return f"{name}_" if busy else name
 
@@ -102,7 +108,7 @@ class NetworkSource:
         except NotExportable as error:
             self.problems.append(str(error))
             return "None"
-        arguments = ", ".join(f"{key}={value!r}" for key, value in source.numbers.items())
+        arguments = ", ".join(f"{key}={number_text(value)}" for key, value in source.numbers.items())
         return f"{name}({arguments})"
 
     def _block(self, region: Region, prefix: str) -> str:
@@ -187,8 +193,20 @@ def _skips(step: Step, ports: Sequence[str]) -> bool:
 
 
 def _variable(name: str) -> str:
-    """Return a name of a variable for an input or a node."""
+    """Return a name of a variable for an input or a node. Raises :class:`NotExportable` if it is no identifier."""
+    _require_identifier(name)
     return f"{name}_" if keyword.iskeyword(name) or name in ("self", "torch", "nn") else name
+
+
+def _require_identifier(name: str) -> None:
+    """Raise :class:`NotExportable` unless ``name``, which comes from a blueprint, is an identifier of Python."""
+    if not name.isidentifier() or not name.isascii():
+        raise NotExportable(f"{name!r} cannot be exported: it is no identifier of Python, as names of nodes and inputs must be")
+
+
+def number_text(value: float) -> str:
+    """Return a number as it is written in Python."""
+    return repr(value) if math.isfinite(value) else f"float({str(value)!r})"
 
 
 def _loop(region: Region, attribute: str, arguments: Sequence[str], results: Sequence[str]) -> list[str]:

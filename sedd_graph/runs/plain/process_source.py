@@ -20,9 +20,10 @@ from sedd_graph.diffusion.output_check import OutputCheck
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import Walk
-from sedd_graph.runs.plain.class_source import ClassSource
+from sedd_graph.runs.plain.class_source import ClassSource, other_classes
 from sedd_graph.runs.plain.component_source import ComponentSource
 from sedd_graph.runs.plain.names import Names, NotExportable
+from sedd_graph.runs.plain.network_source import number_text
 from sedd_graph.runs.plain.specialise import dotted
 
 __all__ = ["ProcessSource"]
@@ -31,7 +32,7 @@ __all__ = ["ProcessSource"]
 class _Walk:
     """Constructor of the exported walk."""
 
-    def init(self, denoise, x, free, kernel, schedule, generator, allowed, temperature, top_p, timeless=False):  # type: ignore[no-untyped-def]  # noqa: E501  # exported without annotations
+    def init(self, denoise, x, free, kernel, schedule, generator, allowed, temperature, top_p, timeless=False):  # type: ignore[no-untyped-def]  # exported without annotations
         """Start from the rows ``x``, int64 [b, l]; only positions in ``free``, bool [b, l], change."""
         self.x, self.free, self.kernel, self.schedule = x, free, kernel, schedule
         self.draws = Draws(generator)
@@ -87,7 +88,7 @@ class ProcessSource:
             wanted |= source.read
         self.names = names
         walk = _walk(names)
-        wanted |= _read_by(names)
+        wanted |= names.read_by_functions()
         walk.add("__init__", *sorted(n for n in wanted if walk.has_method(n)))
         wanted |= walk.read
         draws = ClassSource(Draws, names, what="random numbers of samplers")
@@ -101,39 +102,26 @@ class ProcessSource:
             for part in made.values():
                 part.fixed(sorted(wanted - {"Config", "config"}))
                 wanted |= part.read
-            wanted |= _read_by(names)
-        self._others(walk, draws, wanted)
-        for key, part in made.items():
+            wanted |= names.read_by_functions()
+        for key, part in {**made, **sources}.items():
             self._class(key, part)
-        for name, source in sources.items():
-            self._class(name, source)
+        others = other_classes(names, wanted | walk.read | draws.read, done=("Draws",))
+        steps = {"Draws": draws.class_source("Draws"), "Walk": walk.class_source("Walk")}
+        self.classes = {**others, **steps, **self.classes}
 
-    def _sampler(self, name: str, sampler: Sampler, names: Names) -> ComponentSource:
+    def _sampler(self, key: str, sampler: Sampler, names: Names) -> ComponentSource:
         bound = {("walk", "kernel"): self.kernel, ("kernel",): self.kernel, ("walk", "schedule"): self.schedule}
-        source = ComponentSource(sampler, names, what=f"sample: sampler {name!r}", bound=bound)
+        source = ComponentSource(sampler, names, what=f"sample: sampler {key!r}", bound=bound)
         source.add("walk")
         walk = _walk(names)
         walk.add("__init__")
         known = {n.attr for n in ast.walk(walk.methods["__init__"]) if isinstance(n, ast.Attribute)}
         for tree in source.methods.values():
             for node in ast.walk(tree):
-                if dotted(node)[:1] == ("walk",) and len(path := dotted(node)) == 2:
-                    if path[1] not in known and not walk.has_method(path[1]):
-                        raise NotExportable(f"{source.what} cannot be exported: exported walks have no {path[1]!r}")
+                match dotted(node):
+                    case ("walk", name) if name not in known and not walk.has_method(name):
+                        raise NotExportable(f"{source.what} cannot be exported: exported walks have no {name!r}")
         return source
-
-    def _others(self, walk: ClassSource, draws: ClassSource, wanted: set[str]) -> None:
-        """Add the classes that are not components: those that the code constructs, the random numbers and the walk."""
-        done: set[str] = {"Draws"}
-        while left := [n for n in self.names.classes if n not in done]:
-            for name in left:
-                done.add(name)
-                other = ClassSource(self.names.classes[name], self.names, what=name)
-                reads = wanted | _read_by(self.names) | walk.read | draws.read
-                other.add("__init__", *sorted(n for n in reads if other.has_method(n)))
-                self.classes[name] = other.class_source(name)
-        self.classes["Draws"] = draws.class_source("Draws")
-        self.classes["Walk"] = walk.class_source("Walk")
 
     def _class(self, key: str, source: ComponentSource) -> None:
         name = type(source.component).__name__
@@ -142,7 +130,7 @@ class ProcessSource:
             name += "_"
             text = source.class_source(name)
         self.classes[name] = text
-        given = [f"{k}={v!r}" for k, v in source.numbers.items()]
+        given = [f"{k}={number_text(v)}" for k, v in source.numbers.items()]
         if tensors := source.tensors():
             self.tensors[key] = tensors
             given += [f"**tables[{key!r}]", "device=device"]
@@ -158,9 +146,3 @@ def _walk(names: Names) -> ClassSource:
         methods={"__init__": _Walk.init},
         renamed={("self", "_config", "temperature"): "temperature", ("self", "_config", "top_p"): "top_p"},
     )
-
-
-def _read_by(names: Names) -> set[str]:
-    """Return the attributes that the collected functions read."""
-    trees = [ast.parse(text) for text in names.functions.values()]
-    return {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}

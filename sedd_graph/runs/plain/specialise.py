@@ -70,7 +70,7 @@ def dotted(node: ast.AST) -> tuple[str, ...]:
 
 def literal(value: Any) -> ast.expr:
     """Return the expression that is written as the constant ``value``: plain data, sets included."""
-    text = repr(value) if not isinstance(value, frozenset) else repr(set(sorted(value)))
+    text = repr(value) if not isinstance(value, frozenset) else f"{{{', '.join(map(repr, sorted(value)))}}}"
     return ast.parse(text, mode="eval").body
 
 

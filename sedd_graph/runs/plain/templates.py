@@ -287,7 +287,7 @@ def generation(
 ) -> str:
     """Return the text of ``generation_*.py``."""
     samplers = [
-        f'    "{name}": lambda: {text},' for name, text in makes.items() if name not in ("kernel", "schedule")
+        f"    {name!r}: lambda: {text}," for name, text in makes.items() if name not in ("kernel", "schedule")
     ]
     return _GENERATION.format(
         **values,
