@@ -22,7 +22,10 @@ def _text(model: Mapping[str, Any], pad: int, before: Mapping[str, Any], decoder
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [*([_special(0, unknown)] if (unknown := model.get("unk_token")) else []), _special(pad, "[PAD]")],
+            "added_tokens": [
+                *([_special(0, unknown)] if (unknown := model.get("unk_token")) else []),
+                _special(pad, "[PAD]"),
+            ],
             "normalizer": None,
             "pre_tokenizer": before,
             "post_processor": None,

@@ -26,8 +26,12 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument("--kernel", choices=("absorb", "uniform"), help="the kernel, where the weights do not tell")
     parser.add_argument("--heads", type=int, help="attention heads of Diffusion-LM weights that are not 768 wide")
     parser.add_argument("--blueprint", metavar="FILE", help="with 'map': the blueprint that the weights are for")
-    parser.add_argument("--map", metavar="FILE", help="with 'map': a YAML file with the names of the weights by our names")
-    parser.add_argument("--set", metavar="key=value", nargs="+", default=[], help="with 'map': changes to the blueprint")
+    parser.add_argument(
+        "--map", metavar="FILE", help="with 'map': a YAML file with the names of the weights by our names"
+    )
+    parser.add_argument(
+        "--set", metavar="key=value", nargs="+", default=[], help="with 'map': changes to the blueprint"
+    )
     add_runs(parser)
 
 

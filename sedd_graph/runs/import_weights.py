@@ -225,6 +225,4 @@ def import_run(
     # the data and train sections of the blueprint are about training from scratch, with a tokenizer of its own
     report = check(found.blueprint, [*found.overrides, "data=null", "train=null"])
     tokenizer = path / TOKENIZER if path.is_dir() else path.with_name(TOKENIZER)
-    return write_imported(
-        report, found.weights, path=path, kind=kind, tokenizer=tokenizer, out=out, runs=runs, say=say
-    )
+    return write_imported(report, found.weights, path=path, kind=kind, tokenizer=tokenizer, out=out, runs=runs, say=say)

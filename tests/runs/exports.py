@@ -21,7 +21,7 @@ __all__ = ["SMALL", "check_alone", "random_run", "record"]
 SMALL = ("params.dim=16", "params.depth=2")
 ROWS, LENGTH, STEPS = 3, 16, 5
 
-ALONE = '''
+ALONE = """
 import importlib.abc, json, os, sys
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -52,7 +52,7 @@ for folder in sys.argv[1:]:
             fill = pipeline("fill-mask", model=folder, trust_remote_code=True)
             found["filled"] = len(fill("The c" + tokenizer.mask_token + "t sat"))
     print("FOUND", json.dumps(found))
-'''
+"""
 
 
 def random_run(folder: Path, blueprint: str | Path, *overrides: str) -> Run:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sedd_graph.blueprint.shipped import shipped
+from sedd_graph.blueprint.shipped import shipped_blueprints
 from sedd_graph.cli import main as cli
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import installed
@@ -35,7 +35,9 @@ def small(name: str) -> tuple[str, ...]:
 
 
 def names() -> list[str]:
-    return [name for name in shipped() if "small" not in name and "medium" not in name and "text8" not in name]
+    return [
+        name for name in shipped_blueprints() if "small" not in name and "medium" not in name and "text8" not in name
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,13 @@ def model_card(run: Run, code: ModelFiles) -> str:
     head = ["---", "library_name: transformers", *(["pipeline_tag: fill-mask"] if masked else []), "tags:"]
     head += [*(f"- {tag}" for tag in tags), "---", ""]
     description = " ".join(report.graph.root.description.split())
-    body = [f"# {report.graph.name}", "", *([description, ""] if description else []), f"Process: {run.engine.process.describe()}.", ""]
+    body = [
+        f"# {report.graph.name}",
+        "",
+        *([description, ""] if description else []),
+        f"Process: {run.engine.process.describe()}.",
+        "",
+    ]
     body += [f"{report.parameters:,} parameters. Weights: `{run.weights}` of the run.", ""]
     body += _usage(run, code, masked=masked)
     body += _evaluation(_object(run, "evaluation.json"))
@@ -65,7 +71,7 @@ def _usage(run: Run, code: ModelFiles, *, masked: bool) -> list[str]:
     ]
     if masked:
         lines += [
-            "A prompt has the mask at the positions to fill in. `pipeline(\"fill-mask\", ...)` works, too: it shows the most "
+            'A prompt has the mask at the positions to fill in. `pipeline("fill-mask", ...)` works, too: it shows the most '
             "likely tokens of each mask by itself.",
             "",
         ]

@@ -58,6 +58,7 @@ class ComponentSource(ClassSource):
         self.component, self.dropped, self.given = component, {*dropped, KEY}, set(given)
         self._components = dict(bound or {})
         self.numbers: dict[str, int | float] = {}
+        names.packages |= {cls.__module__.partition(".")[0] for cls in type(component).__mro__}
 
     def _arguments(self, method: str, names: set[str]) -> tuple[dict[str, Any], set[str], set[str]]:
         if method == "__init__":
@@ -213,5 +214,7 @@ def _sets_unread(statement: ast.stmt, read: set[str]) -> bool:
     if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Attribute)):
         return False
     target = statement.targets[0]
-    kept = any(isinstance(n, ast.Call) and dotted(n.func)[:1] in (("nn",), ("torch",)) for n in ast.walk(statement.value))
+    kept = any(
+        isinstance(n, ast.Call) and dotted(n.func)[:1] in (("nn",), ("torch",)) for n in ast.walk(statement.value)
+    )
     return dotted(target)[:1] == ("self",) and target.attr not in read and not kept

@@ -35,7 +35,9 @@ OWN_TOKENIZER = "tokenizer.sedd_graph.json"
 INDEX = f"{WEIGHTS}.index.json"
 
 
-def export_transformers(run: Run, *, shard: int = SHARD_BYTES) -> tuple[Callable[[Path], None], ModelFiles, list[float | None]]:
+def export_transformers(
+    run: Run, *, shard: int = SHARD_BYTES
+) -> tuple[Callable[[Path], None], ModelFiles, list[float | None]]:
     """Prepare the export of a run as a folder that the transformers library opens.
 
     Args:
@@ -59,9 +61,7 @@ def export_transformers(run: Run, *, shard: int = SHARD_BYTES) -> tuple[Callable
         )
     model, graph = run.engine.model, run.report.graph
     description = " ".join(graph.root.description.split()) or f"The model {graph.name}."
-    code = write_model(
-        graph, model, parts, samplers=_samplers(run, parts), name=graph.name, description=description
-    )
+    code = write_model(graph, model, parts, samplers=_samplers(run, parts), name=graph.name, description=description)
     tensors = _tensors(model, code.state)
     forbidden = [i for i in range(parts.kernel.data_tokens) if not bool(run.engine.process.allowed[i])]  # type: ignore[attr-defined]  # of a process with TokenParts
     mask, length = parts.kernel.mask, getattr(run.report.data, "length", None)

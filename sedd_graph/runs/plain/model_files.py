@@ -29,7 +29,26 @@ from sedd_graph.runs.plain.process_source import ProcessSource
 __all__ = ["ModelFiles", "exported_names", "write_model"]
 
 TAKEN = frozenset(
-    ["config", "device", "dtype", "generate", "generation_config", "forward", "network", "loss", "framework", "main_input_name", "base_model", "name_or_path", "post_init", "init_weights", "can_generate", "train", "eval", "process"]
+    [
+        "config",
+        "device",
+        "dtype",
+        "generate",
+        "generation_config",
+        "forward",
+        "network",
+        "loss",
+        "framework",
+        "main_input_name",
+        "base_model",
+        "name_or_path",
+        "post_init",
+        "init_weights",
+        "can_generate",
+        "train",
+        "eval",
+        "process",
+    ]
 )
 """Names of attributes of the library's models, and of ours, which no node may have."""
 
@@ -98,7 +117,9 @@ def write_model(
     names.function(mix_seed, scope)
     inputs = tuple(graph.root.inputs)
     (output,) = graph.root.outputs
-    architecture = f"{camel(name)}ForMaskedLM" if output == "log_x0" and kernel.mask is not None else f"{camel(name)}Model"
+    architecture = (
+        f"{camel(name)}ForMaskedLM" if output == "log_x0" and kernel.mask is not None else f"{camel(name)}Model"
+    )
     low, high = parts.schedule.sigma(torch.tensor([T_MIN, 1.0], dtype=torch.float64)).tolist()
     values: dict[str, Any] = {
         "name": _safe(name),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import inspect
 import re
 import sys
@@ -28,10 +29,15 @@ class NotExportable(UserError):
     """A component cannot be written as plain torch code."""
 
 
+@functools.lru_cache(maxsize=4096)
+def _source(function: Callable[..., Any]) -> str:
+    return textwrap.dedent(inspect.getsource(function))
+
+
 def function_tree(function: Callable[..., Any], what: str) -> ast.FunctionDef:
     """Return the syntax tree of a function or method. Raises :class:`NotExportable` if its source is not available."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+        tree = ast.parse(_source(function)).body[0]
     except (OSError, TypeError, SyntaxError, IndentationError):
         raise NotExportable(f"{what} cannot be exported: the source of {function!r} is not available") from None
     if not isinstance(tree, ast.FunctionDef):
@@ -106,6 +112,8 @@ class Names:
         constants: Constants, as source lines by name.
         functions: Source of functions by name, each after those that it calls.
         classes: Classes that the code constructs, by name; the caller exports them.
+        packages: Packages whose functions and classes are exported with the code that uses them: ours, and those of the
+            components.
     """
 
     def __init__(self) -> None:
@@ -113,6 +121,7 @@ class Names:
         self.constants: dict[str, str] = {}
         self.functions: dict[str, str] = {}
         self.classes: dict[str, type] = {}
+        self.packages = {__name__.partition(".")[0]}
         self._objects: dict[str, Any] = {}
         self._also: list[Mapping[str, Any]] = []
 
@@ -149,6 +158,7 @@ class Names:
     def take(self, other: Names) -> None:
         """Take over what ``other``, a copy of this object, has collected since."""
         self.imports |= other.imports
+        self.packages |= other.packages
         for own, theirs in (
             (self.constants, other.constants),
             (self.functions, other.functions),
@@ -172,7 +182,7 @@ class Names:
 
     def _named(self, name: str, home: Mapping[str, Any], scope: Scope, what: str) -> str:
         found = home[name]
-        statement = _import_of(name, str(home.get("__name__")))
+        statement = _imports_of(str(home.get("__name__"))).get(name)
         if statement is not None:
             self.imports.add(statement)
             return name
@@ -181,11 +191,11 @@ class Names:
         if isinstance(found, int | float | str | bool | tuple | frozenset | None):
             self.constants[name] = f"{name} = {ast.unparse(literal(found))}"
             return name
-        if isinstance(found, types.FunctionType):
+        module = str(getattr(found, "__module__", None) or type(found).__module__)
+        ours = module.partition(".")[0] in self.packages
+        if isinstance(found, types.FunctionType) and (ours or replacement_of(found) is not found):
             return self._function(name, replacement_of(found), scope, what)
-        module = getattr(found, "__module__", None) or type(found).__module__
-        plain = isinstance(found, type) and found.__bases__ in ((object,), (torch.autograd.Function,))
-        if plain and str(module).partition(".")[0] not in ALLOWED:
+        if ours and isinstance(found, type) and found.__bases__ in ((object,), (torch.autograd.Function,)):
             self.classes[name] = found
             return name
         raise NotExportable(
@@ -224,20 +234,19 @@ def _local_names(tree: ast.AST) -> set[str]:
     return names
 
 
-def _import_of(name: str, module: str) -> str | None:
-    """Return the import statement by which a module binds ``name``, if it imports an allowed package; else None."""
+@functools.lru_cache(maxsize=256)
+def _imports_of(module: str) -> Mapping[str, str | None]:
+    """Return the import statements at the top of a module by the names that they bind; None for other packages."""
     source = sys.modules.get(module)
-    if source is None:
-        return None
-    for node in ast.parse(inspect.getsource(source)).body:
+    found: dict[str, str | None] = {}
+    for node in [] if source is None else ast.parse(inspect.getsource(source)).body:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if (alias.asname or alias.name.partition(".")[0]) == name:
-                    return ast.unparse(ast.Import([alias])) if alias.name.partition(".")[0] in ALLOWED else None
-        if isinstance(node, ast.ImportFrom):
+                root = alias.name.partition(".")[0]
+                found[alias.asname or root] = ast.unparse(ast.Import([alias])) if root in ALLOWED else None
+        elif isinstance(node, ast.ImportFrom):
+            root = "" if node.level else (node.module or "").partition(".")[0]
             for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    root = (node.module or "").partition(".")[0]
-                    allowed = node.level == 0 and root in ALLOWED
-                    return ast.unparse(ast.ImportFrom(node.module, [alias], 0)) if allowed else None
-    return None
+                statement = ast.unparse(ast.ImportFrom(node.module, [alias], 0)) if root in ALLOWED else None
+                found[alias.asname or alias.name] = statement
+    return found

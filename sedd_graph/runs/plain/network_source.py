@@ -73,9 +73,7 @@ class NetworkSource:
         problems: Reasons why nodes cannot be exported.
     """
 
-    def __init__(
-        self, graph: Graph, components: Mapping[str, Component], names: Names, taken: frozenset[str]
-    ) -> None:
+    def __init__(self, graph: Graph, components: Mapping[str, Component], names: Names, taken: frozenset[str]) -> None:
         self.graph, self.components, self.names, self.taken = graph, components, names, taken
         self.classes: dict[str, str] = {}
         self.problems: list[str] = []
@@ -117,9 +115,13 @@ class NetworkSource:
             return self._regions[id(region)]
         made, run, returned = self._region(region, prefix, frozenset())
         init = "\n    ".join(["def __init__(self):", "super().__init__()", *made])
-        forward = "\n    ".join([f"def forward(self, {', '.join(map(_variable, region.inputs))}):", *run, f"return {', '.join(returned)}"])
+        forward = "\n    ".join(
+            [f"def forward(self, {', '.join(map(_variable, region.inputs))}):", *run, f"return {', '.join(returned)}"]
+        )
         if len(returned) == 1 and run[-1].startswith(f"{returned[0]} = self."):
-            forward = "\n    ".join([*forward.splitlines()[:-2], f"return {run[-1].partition(' = ')[2]}"]).replace("\n        ", "\n    ")
+            forward = "\n    ".join([*forward.splitlines()[:-2], f"return {run[-1].partition(' = ')[2]}"]).replace(
+                "\n        ", "\n    "
+            )
         wanted = camel(region.label)
         doc = region.description or f"Block {region.label!r}."
         name = self._class(wanted, wanted, class_text(wanted, "nn.Module", doc, [init, forward]))
@@ -201,7 +203,9 @@ def _variable(name: str) -> str:
 def _require_identifier(name: str) -> None:
     """Raise :class:`NotExportable` unless ``name``, which comes from a blueprint, is an identifier of Python."""
     if not name.isidentifier() or not name.isascii():
-        raise NotExportable(f"{name!r} cannot be exported: it is no identifier of Python, as names of nodes and inputs must be")
+        raise NotExportable(
+            f"{name!r} cannot be exported: it is no identifier of Python, as names of nodes and inputs must be"
+        )
 
 
 def number_text(value: float) -> str:

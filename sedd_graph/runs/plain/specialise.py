@@ -356,6 +356,8 @@ def _is_dead(statement: ast.stmt, read: set[str]) -> bool:
     if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
         return False
     target, value = statement.targets[0], statement.value
-    return isinstance(target, ast.Name) and target.id not in read and not any(
-        isinstance(n, ast.Call) for n in ast.walk(value)
+    return (
+        isinstance(target, ast.Name)
+        and target.id not in read
+        and not any(isinstance(n, ast.Call) for n in ast.walk(value))
     )

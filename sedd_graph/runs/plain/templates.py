@@ -215,7 +215,7 @@ _GENERATE = '''    @torch.no_grad()
         }}
 {walk}'''
 
-_WALK = '''
+_WALK = """
         def denoise(x, t, rows, at=None):
             outputs = {evaluate}
             if at is not None:
@@ -226,9 +226,9 @@ _WALK = '''
         SAMPLERS[sampler]().walk(walk, steps)
         walk.check_outputs()
         return walk.x
-'''
+"""
 
-_BLOCKS = '''        hold_prompt(free, {block})
+_BLOCKS = """        hold_prompt(free, {block})
         for start in range(0, whole, {block}):
             here = slice(start, start + {block})
             if not bool(free[:, here].any()):
@@ -247,7 +247,7 @@ _BLOCKS = '''        hold_prompt(free, {block})
             walk.check_outputs()
             x = torch.cat([before, walk.x, x[:, start + {block} :]], dim=1)
         return x[:, :length]
-'''
+"""
 
 _SECOND = '''
 
@@ -286,9 +286,7 @@ def generation(
     values: Mapping[str, Any], top: tuple[Sequence[str], str], classes: Sequence[str], makes: Mapping[str, str]
 ) -> str:
     """Return the text of ``generation_*.py``."""
-    samplers = [
-        f"    {name!r}: lambda: {text}," for name, text in makes.items() if name not in ("kernel", "schedule")
-    ]
+    samplers = [f"    {name!r}: lambda: {text}," for name, text in makes.items() if name not in ("kernel", "schedule")]
     return _GENERATION.format(
         **values,
         imports="\n".join(top[0]),
@@ -306,24 +304,29 @@ def modeling(values: Mapping[str, Any], top: tuple[Sequence[str], str], classes:
     if values["block"] is not None or "Tensor" in top[1]:
         imports.add("import torch")
     second = values["output"] == "log_score" and values["masks"]
-    return _MODELING.format(
-        **{k: v for k, v in values.items() if k not in ("made", "run", "inputs")},
-        imports="\n".join(sorted(imports)),
-        top=top[1],
-        classes="\n\n\n".join(classes),
-        logits=_LOGITS[values["output"]],
-        made=_lines(values["made"]),
-        inputs=", ".join(values["inputs"]),
-        run=_lines(values["run"]),
-        forward=_forward(values),
-        generate=_generate(values),
-        second=_SECOND.format(**values) if second else "",
-    ).rstrip() + "\n"
+    return (
+        _MODELING.format(
+            **{k: v for k, v in values.items() if k not in ("made", "run", "inputs")},
+            imports="\n".join(sorted(imports)),
+            top=top[1],
+            classes="\n\n\n".join(classes),
+            logits=_LOGITS[values["output"]],
+            made=_lines(values["made"]),
+            inputs=", ".join(values["inputs"]),
+            run=_lines(values["run"]),
+            forward=_forward(values),
+            generate=_generate(values),
+            second=_SECOND.format(**values) if second else "",
+        ).rstrip()
+        + "\n"
+    )
 
 
 def _padding(values: Mapping[str, Any]) -> list[str]:
     if "attend" in values["inputs"]:
-        return ["attend = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()"]
+        return [
+            "attend = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()"
+        ]
     return [
         "if attention_mask is not None and not bool(attention_mask.all()):",
         '    raise ValueError("this model has no input for padding: give rows of one length")',
@@ -351,7 +354,9 @@ def _forward(values: Mapping[str, Any]) -> str:
             body.append("t = make_process(self.config.tables, input_ids.device)[1].time(sigma)")
         names = {"tokens": "input_ids"}
         body.append(f"logits = self.network({', '.join(names.get(name, name) for name in inputs)})")
-    clean = "            clean_ids: Clean tokens, of which a block reads those before it, [b, l]; None: ``input_ids``.\n"
+    clean = (
+        "            clean_ids: Clean tokens, of which a block reads those before it, [b, l]; None: ``input_ids``.\n"
+    )
     text = _FORWARD.format(
         body=_lines(body),
         extra="clean_ids=None, " if block is not None else "",
