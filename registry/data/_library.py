@@ -50,7 +50,7 @@ def bytes_json(spelled: Mapping[str, int], pad: int) -> str:
         pad: Id of padding.
     """
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    model = {
+    model: dict[str, Any] = {
         "type": "BPE",
         "dropout": None,
         "unk_token": None,

@@ -200,7 +200,7 @@ def import_exported(path: Path, *, out: Path | None, runs: Path, say: Callable[[
         if part is not None:
             theirs[ours] = names[part] + ours[len(part) :]
     learned = _learned(path, expected)
-    table = NameMap(weights=dict(theirs), ignore=_fixed(theirs.values(), names.values(), tensors))  # type: ignore[arg-type]  # a dict of names alone
+    table = NameMap(weights=dict(theirs), ignore=_fixed(theirs.values(), names.values(), tensors))
     weights = mapped(table, tensors, {k: v for k, v in expected.items() if k not in learned}, path) | learned
     own = path / OWN_TOKENIZER
     tokenizer = own if own.is_file() else path / TOKENIZER

@@ -37,12 +37,12 @@ for folder in sys.argv[1:]:
         logits = model(input_ids=given["noisy"], **given["inputs"]).logits
     found["logits"] = float((logits - given["logits"]).abs().max())
     steps = {} if given["steps"] is None else {"steps": given["steps"]}
-    made = {None: model.generate(length=16, batch_size=2, seed=3, **steps)}
-    found["tokens"] = torch.equal(made[None], given["tokens"])
+    made = model.generate(length=16, batch_size=2, seed=3, **steps)
+    found["tokens"] = torch.equal(made, given["tokens"])
     found["prompted"] = torch.equal(model.generate(given["prompt"], seed=4, **steps), given["prompted"])
     found["samplers"] = {}
     for name, (tokens, own) in given["samplers"].items():
-        rows = model.generate(length=16, batch_size=2, seed=5, sampler=name, steps=own)
+        rows = model.generate(length=4, batch_size=2, seed=5, sampler=name, steps=own)
         found["samplers"][name] = torch.equal(rows, tokens)
     if os.path.exists(os.path.join(folder, "tokenizer.json")):
         tokenizer = AutoTokenizer.from_pretrained(folder)

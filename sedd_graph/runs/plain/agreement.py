@@ -98,9 +98,10 @@ def _inputs(
     model: Model, parts: TokenParts, noisy: Tensor, clean: Tensor, sigma: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the inputs of the network, and those of the exported model."""
-    if (block := parts.objective.block) is not None:
-        block = parts.objective.block
-        noisy, clean = (x[:, : max(block, LENGTH // block * block)] for x in (noisy, clean))
+    block = parts.objective.block
+    if block is not None:
+        whole = max(block, LENGTH // block * block)
+        noisy, clean = noisy[:, :whole], clean[:, :whole]
         own, theirs = block_inputs(noisy, clean, block=block), {"input_ids": noisy, "clean_ids": clean}
     else:
         own = {"tokens": noisy, "sigma": sigma, "t": parts.schedule.time(sigma)}

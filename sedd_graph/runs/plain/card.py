@@ -106,7 +106,7 @@ def _proofs(found: Mapping[str, Any]) -> list[str]:
     if not checks:
         return ["## Verified", "", "The run has no certificate: nothing was verified.", ""]
     lines = ["## Verified", "", "Before training the noise process was verified numerically on small cases:", ""]
-    words = {True: "holds", False: "FAILS"}
+    words: Mapping[object, str] = {True: "holds", False: "FAILS"}
     lines += ["| claim | result | measured | how |", "|---|---|---|---|"]
     for check in checks:
         cells = [check.get("claim"), words.get(check.get("holds"), "-"), check.get("value"), check.get("how")]

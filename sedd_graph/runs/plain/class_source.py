@@ -89,7 +89,7 @@ class ClassSource:
             return self.cls, self._given[name]
         for owner in self.cls.__mro__:
             if name in owner.__dict__ and owner not in self.bases:
-                found = owner.__dict__[name]
+                found: Any = owner.__dict__[name]
                 found = found.fget if isinstance(found, property) else found
                 found = found.__func__ if isinstance(found, staticmethod | classmethod) else found
                 return owner, inspect.unwrap(replacement_of(found))

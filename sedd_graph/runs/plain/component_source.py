@@ -185,18 +185,19 @@ class ComponentSource(ClassSource):
         tensors = {} if module else self.tensors()
         values = {**self.component._parameters, **self.component._buffers}
         for name in tensors:
-            text = f"self.{name} = torch.tensor({name}, dtype={values[name].dtype}, device=device)"
+            dtype = getattr(values[name], "dtype", None)
+            text = f"self.{name} = torch.tensor({name}, dtype={dtype}, device=device)"
             body += ast.parse(text).body
         if tensors:
             self.names.imports.add("import torch")
         if not self.numbers and not tensors and len(body) == len(ast.parse(start).body):
             return None
         arguments = ", ".join(["self", *self.numbers, *tensors, *(["device"] if tensors else [])])
-        tree = ast.parse(f"def __init__({arguments}):\n    pass").body[0]
-        if not isinstance(tree, ast.FunctionDef):
+        written = ast.parse(f"def __init__({arguments}):\n    pass").body[0]
+        if not isinstance(written, ast.FunctionDef):
             raise TypeError(arguments)
-        tree.body = body
-        return tree
+        written.body = body
+        return written
 
 
 def _read_in(body: Sequence[ast.stmt]) -> set[str]:

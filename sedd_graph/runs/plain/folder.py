@@ -179,7 +179,7 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, limit: int) -> Non
         save_tensors(shards[0], folder / WEIGHTS, format="pt")
         return
     width = max(5, math.ceil(math.log10(len(shards) + 1)))
-    where = {}
+    where: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:0{width}d}-of-{len(shards):0{width}d}.safetensors"
         save_tensors(shard, folder / file, format="pt")

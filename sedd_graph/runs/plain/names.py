@@ -69,8 +69,8 @@ def plain_signature(tree: ast.FunctionDef, dropped: Collection[str] = (), given:
     if shapes and out and ast.get_docstring(tree) is None:
         text = ", ".join(f"{name} {shape}" for name, shape in shapes.items() if name not in dropped)
         tree.body.insert(0, ast.Expr(ast.Constant(f"Return {out} from {text}.")))
-    elif (text := ast.get_docstring(tree, clean=False)) is not None:
-        tree.body[0] = ast.Expr(ast.Constant(_without(text, dropped)))
+    elif (doc := ast.get_docstring(tree, clean=False)) is not None:
+        tree.body[0] = ast.Expr(ast.Constant(_without(doc, dropped)))
 
 
 def plain_text(text: str) -> str:

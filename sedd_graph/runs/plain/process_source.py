@@ -44,7 +44,7 @@ class _Walk:
         self._cached = {}
         self._cached_x = torch.full_like(x, -1)
         self._steps = 0
-        self.end_step()
+        self.end_step()  # type: ignore[attr-defined]  # of Walk, of whose export this is the constructor
 
 
 class ProcessSource:
