@@ -17,7 +17,7 @@ def declare(verbs: Verbs) -> None:
     parser = add_verb(verbs, "import", run, "turn released weights, or an export, into a run folder")
     parser.add_argument(
         "kind",
-        choices=("sedd", "mdlm", "diffusion-lm", "export", "map"),
+        choices=("sedd", "mdlm", "duo", "diffusion-lm", "export", "map"),
         help="code that released the weights; 'export' for a folder of `sedd-graph export`; 'map' for any other weights, "
         "with --blueprint and --map",
     )

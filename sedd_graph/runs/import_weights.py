@@ -1,8 +1,8 @@
-"""Import of released SEDD, MDLM and Diffusion-LM weights into a run folder.
+"""Import of released SEDD, MDLM, duo (UDLM) and Diffusion-LM weights into a run folder.
 
 The sizes of the network are read from the shapes of the tensors, and tensors are matched by name. SEDD and MDLM
 have the network of SEDD (github.com/louaaron/Score-Entropy-Discrete-Diffusion); MDLM (github.com/kuleshov-group/mdlm)
-stores it under the name ``backbone``. :mod:`sedd_graph.runs.import_diffusion_lm` converts Diffusion-LM's.
+and duo (github.com/s-sahoo/duo) store it under the name ``backbone``. :mod:`sedd_graph.runs.import_diffusion_lm` converts Diffusion-LM's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,16 @@ from sedd_graph.runs.weight_files import read_tensors
 
 __all__ = ["Imported", "import_run", "import_weights"]
 
-Kind = Literal["sedd", "mdlm", "diffusion-lm"]
+Kind = Literal["sedd", "mdlm", "duo", "diffusion-lm"]
+
+_DUO = (
+    "outputs={log_x0: head}",
+    "nodes.head={op: x0_head, in: {x: modulate, tokens: tokens}, out: float b l v, with: {mask: none}}",
+    "process={op: uniform, schedule: {op: loglinear, eps: 1e-3}}",
+    "objective={op: nelbo}",
+    "sample={op: ancestral, steps: 128}",
+)
+"""Changes to the blueprint of SEDD with uniform noise that make it that of UDLM: the network predicts clean tokens."""
 
 _PREFIXES = re.compile(r"^(weights\.|module\.|backbone\.|model\.|ema\.|state_dict\.)*")
 GPT2_TOKENS = 50_257
@@ -89,10 +98,10 @@ class _Released:
         self.left = {_PREFIXES.sub("", name): tensor for name, tensor in tensors.items()}
         of_bert = "word_embedding.weight" in self.left
         if of_bert != (kind == "diffusion-lm") and (of_bert or "vocab_embed.embedding" in self.left):
-            other = "diffusion-lm" if of_bert else "sedd or mdlm"
+            other = "diffusion-lm" if of_bert else "sedd, mdlm or duo"
             raise UserError(f"{path} holds weights of {other}, by their names: say `sedd-graph import {other}`")
         held_by_backbone = any("backbone." in name for name in tensors if name.endswith("vocab_embed.embedding"))
-        found: Kind = "mdlm" if held_by_backbone else "sedd"
+        found: Kind = "sedd" if not held_by_backbone else "duo" if kind == "duo" else "mdlm"
         if found != kind and "vocab_embed.embedding" in self.left:
             names = "begin with 'backbone.'" if held_by_backbone else "do not begin with 'backbone.'"
             raise UserError(
@@ -111,7 +120,7 @@ def import_weights(kind: Kind, path: Path, *, kernel: str | None = None, heads: 
     """Convert released weights to the parameter names of a blueprint that is shipped with the package.
 
     Args:
-        kind: Code that released the weights, ``"sedd"``, ``"mdlm"`` or ``"diffusion-lm"``.
+        kind: Code that released the weights, ``"sedd"``, ``"mdlm"``, ``"duo"`` or ``"diffusion-lm"``.
         path: A file of weights, or a folder as downloaded from a model hub.
         kernel: ``"absorb"`` or ``"uniform"``, for SEDD weights; None derives it from the tensor shapes, which is
             possible only with the vocabulary of GPT-2. Ignored for the others, which have one kernel each.
@@ -136,7 +145,9 @@ def import_weights(kind: Kind, path: Path, *, kernel: str | None = None, heads: 
     if left:
         raise UserError(f"{path} has tensors that the network does not have: {', '.join(left[:8])}")
     name = "mdlm-small" if kind == "mdlm" else "sedd-small" if kernel == "absorb" else "sedd-uniform-small"
+    changes = _DUO if kind == "duo" else ()
     overrides = (
+        *changes,
         f"params.dim={sizes.dim}",
         f"params.heads={sizes.heads}",
         f"params.depth={sizes.depth}",
@@ -167,8 +178,8 @@ def _sizes(released: _Released, table: Tensor) -> _Sizes:
 
 def _kernel(kind: Kind, kernel: str | None, states: int, path: Path) -> str:
     """Return the kernel: given, or known from the number of states (tokens, and the mask of the absorbing kernel)."""
-    if kind == "mdlm":
-        return "absorb"
+    if kind in ("mdlm", "duo"):
+        return "absorb" if kind == "mdlm" else "uniform"
     if kernel is None:
         known = {GPT2_TOKENS: "uniform", GPT2_TOKENS + 1: "absorb"}
         kernel = known.get(states)
@@ -207,7 +218,7 @@ def import_run(
     """Write a run folder with released weights and, if there is a ``tokenizer.json`` beside them, their tokenizer.
 
     Args:
-        kind: Code that released the weights, ``"sedd"``, ``"mdlm"`` or ``"diffusion-lm"``.
+        kind: Code that released the weights, ``"sedd"``, ``"mdlm"``, ``"duo"`` or ``"diffusion-lm"``.
         path: A file of weights, or a folder as downloaded from a model hub.
         out: The run folder, which must be empty or not exist; None creates a run folder in ``runs``.
         runs: Folder in which run folders are created.
