@@ -73,7 +73,7 @@ def export_transformers(
         for name, text in code.files.items():
             write_text(folder / name, text)
         write_json(folder / "config.json", _config(run, parts, code))
-        write_json(folder / "generation_config.json", _generation(parts, run, forbidden))
+        write_json(folder / "generation_config.json", _generation(parts, run, code, forbidden))
         for name, text in names.items():
             write_text(folder / name, text)
         write_shards(tensors, folder, shard)
@@ -143,11 +143,11 @@ def _config(run: Run, parts: TokenParts, code: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _generation(parts: TokenParts, run: Run, forbidden: list[int]) -> dict[str, Any]:
+def _generation(parts: TokenParts, run: Run, code: ModelFiles, forbidden: list[int]) -> dict[str, Any]:
     config = parts.sampler.config
     tokenizer = run.tokenizer
     return {
-        "sampler": run.plan.sampler_op.partition(".")[0],
+        "sampler": code.samplers[0],
         **({} if parts.sampler.steps is None else {"steps": parts.sampler.steps}),
         "temperature": float(config.temperature),
         "top_p": float(config.top_p),

@@ -15,10 +15,12 @@ import torch
 
 from sedd_graph.component.base import Component
 from sedd_graph.diffusion.tokens.block_diffusion import block_inputs, hold_prompt
+from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.walk import T_MIN
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.seeds import mix_seed
+from sedd_graph.errors import listed
 from sedd_graph.graph.model import Graph
 from sedd_graph.runs.plain import templates
 from sedd_graph.runs.plain.class_source import ClassSource, other_classes
@@ -96,48 +98,34 @@ def write_model(
     """
     slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "model"
     slug = slug if not slug[0].isdigit() else f"model_{slug}"
-    names = Names()
+    names, other = Names(), Names()
     network = NetworkSource(graph, dict(_components(model)), names, TAKEN)
     made, run, returned = network.root()
-    problems = list(network.problems)
-    other = Names()
-    try:
-        process = ProcessSource(parts.kernel, parts.schedule, samplers, other)
-    except NotExportable as error:
-        raise NotExportable("\n".join([*problems, str(error)])) from None
-    if problems:
-        raise NotExportable("\n".join(problems))
-    if not process.makes.keys() - {"kernel", "schedule"}:
-        raise NotExportable("\n".join(process.left_out.values()))
-    block, kernel = parts.objective.block, parts.kernel
+    process = _process(parts, samplers, other, [*_unsuitable(graph, parts), *network.problems])
+    block, masks, output = parts.objective.block, parts.kernel.mask is not None, next(iter(graph.root.outputs))
     scope = ClassSource(object, names, what="the model")
-    if block is not None:
-        names.function(block_inputs, scope)
-        names.function(hold_prompt, scope)
-    names.function(mix_seed, scope)
-    inputs = tuple(graph.root.inputs)
-    (output,) = graph.root.outputs
-    architecture = (
-        f"{camel(name)}ForMaskedLM" if output == "log_x0" and kernel.mask is not None else f"{camel(name)}Model"
-    )
+    for function in (mix_seed, *((block_inputs, hold_prompt) if block is not None else ())):
+        names.function(function, scope)
     low, high = parts.schedule.sigma(torch.tensor([T_MIN, 1.0], dtype=torch.float64)).tolist()
+    architecture = f"{camel(name)}ForMaskedLM" if output == "log_x0" and masks else f"{camel(name)}Model"
+    own = tuple(k for k in process.makes if k not in ("kernel", "schedule"))
     values: dict[str, Any] = {
         "name": _safe(name),
         "description": _safe(description),
         "slug": slug,
         "camel": camel(name),
         "architecture": architecture,
-        "inputs": inputs,
+        "inputs": tuple(graph.root.inputs),
         "output": output,
         "block": block,
-        "masks": kernel.mask is not None,
-        "states": kernel.states,
-        "mask": kernel.mask,
+        "masks": masks,
+        "states": parts.kernel.states,
+        "mask": parts.kernel.mask,
         "low": low,
         "high": high,
         "made": made,
         "run": [*run, f"return {returned[0]}"],
-        "default": next(iter(k for k in samplers if k in process.makes)),
+        "default": own[0],
         "steps": parts.sampler.steps,
     }
     classes = [*other_classes(names).values(), *network.classes.values()]
@@ -147,11 +135,33 @@ def write_model(
         f"generation_{slug}.py": templates.generation(values, _top(other), [*process.classes.values()], process.makes),
     }
     auto = {"AutoConfig": f"configuration_{slug}.{camel(name)}Config", "AutoModel": f"modeling_{slug}.{architecture}"}
-    if kernel.mask is not None:
+    if masks:
         auto["AutoModelForMaskedLM"] = f"modeling_{slug}.{camel(name)}ForMaskedLM"
-    own = tuple(k for k in process.makes if k not in ("kernel", "schedule"))
     left = process.left_out
     return ModelFiles(files, auto, architecture, slug, process.tensors, own, left, exported_names(graph))
+
+
+def _unsuitable(graph: Graph, parts: TokenParts) -> list[str]:
+    """Return why a process cannot be exported whatever its code: outputs or states that exported models do not have."""
+    problems = []
+    if len(graph.root.outputs) != 1 or type(parts.kernel).translate is not Kernel.translate:
+        problems.append(f"the outputs {listed(graph.root.outputs)} cannot be exported: give log_x0 or log_score alone")
+    if parts.kernel.extra_states:
+        problems.append(f"kernel {type(parts.kernel).__name__} cannot be exported: it has states without an output")
+    return problems
+
+
+def _process(parts: TokenParts, samplers: Mapping[str, Any], names: Names, problems: list[str]) -> ProcessSource:
+    """Return the source of the process. Raises :class:`NotExportable` with all reasons, those of ``problems`` included."""
+    try:
+        process = ProcessSource(parts.kernel, parts.schedule, samplers, names)
+    except NotExportable as error:
+        raise NotExportable("\n".join([*problems, str(error)])) from None
+    if not process.makes.keys() - {"kernel", "schedule"}:
+        problems = [*problems, *process.left_out.values()]
+    if problems:
+        raise NotExportable("\n".join(problems))
+    return process
 
 
 def exported_names(graph: Graph) -> dict[str, str]:
