@@ -176,13 +176,13 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, limit: int) -> Non
         shards[-1][name] = tensor
         size += tensor.nbytes
     if len(shards) == 1:
-        save_tensors(shards[0], folder / WEIGHTS, format="pt")
+        save_tensors(shards[0], folder / WEIGHTS, metadata={"format": "pt"})
         return
     width = max(5, math.ceil(math.log10(len(shards) + 1)))
     where: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:0{width}d}-of-{len(shards):0{width}d}.safetensors"
-        save_tensors(shard, folder / file, format="pt")
+        save_tensors(shard, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(shard, file)
     total = sum(t.nbytes for t in tensors.values())
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2)

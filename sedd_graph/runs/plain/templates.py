@@ -380,6 +380,7 @@ def _generate(values: Mapping[str, Any]) -> str:
     )
     padding = [s.replace("input_ids", "x") for s in _padding(values)]
     padding = [s.replace("attend = ", "visible = ") for s in padding]
+    padding += ["free = free & visible"] if "attend" in inputs else []
     return _GENERATE.format(
         free_doc="the mask (or -1)" if masks else "-1",
         steps_doc=" per block" if block is not None else "",
