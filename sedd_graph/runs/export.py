@@ -25,7 +25,7 @@ class Exported(NamedTuple):
     Attributes:
         weights: Path, relative to the run folder, of the file that the weights come from; ``fresh`` if the run is not
             trained.
-        left_out: Reason why a sampler is not exported, by its name.
+        left_out: Reason why a sampler or a condition on text is not exported, by its name.
         difference: Largest difference between the logits of the export and of the run; None if they were not compared,
             as without the transformers library.
     """

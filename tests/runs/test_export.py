@@ -205,6 +205,12 @@ def test_families_without_rows_of_tokens_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_conditions_on_text_are_named_as_left_out(tmp_path: Path) -> None:
+    made = random_run(tmp_path / "run", "mdlm-tiny", *SMALL, "params.cond=16", "sample.forbid=[q]")
+    _, code, _ = export_transformers(made)
+    assert code.left_out == {"forbid": "sample: forbid is not exported: generate draws without conditions on the text"}
+
+
 def test_weights_are_sharded(tmp_path: Path) -> None:
     tensors = {f"t{i}": torch.full((4,), float(i)) for i in range(5)}
     write_shards(tensors, tmp_path, 32)

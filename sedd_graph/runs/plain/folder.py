@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.base import Context
+from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import T_MIN
@@ -62,6 +64,7 @@ def export_transformers(
     model, graph = run.engine.model, run.report.graph
     description = " ".join(graph.root.description.split()) or f"The model {graph.name}."
     code = write_model(graph, model, parts, samplers=_samplers(run, parts), name=graph.name, description=description)
+    code = dataclasses.replace(code, left_out={**code.left_out, **_conditions(parts)})
     tensors = _tensors(model, code.state)
     forbidden = [i for i in range(parts.kernel.data_tokens) if not bool(run.engine.process.allowed[i])]  # type: ignore[attr-defined]  # of a process with TokenParts
     mask, length = parts.kernel.mask, getattr(run.report.data, "length", None)
@@ -104,6 +107,13 @@ def _samplers(run: Run, parts: TokenParts) -> dict[str, Sampler]:
         if made.lacks(parts.kernel) is None:
             found.setdefault(contract.name, made)
     return found
+
+
+def _conditions(parts: TokenParts) -> dict[str, str]:
+    """Return why conditions on text that the blueprint declares are not exported, by the key under ``sample``."""
+    told = parts.sampler.config.model_dump(include=set(Conditions.model_fields), exclude_defaults=True)
+    names = [*told, *(["classifier"] if parts.classifier is not None else [])]
+    return {name: f"sample: {name} is not exported: generate draws without conditions on the text" for name in names}
 
 
 def _tensors(model: torch.nn.Module, state: Mapping[str, str]) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ class ModelFiles:
         model_type: Name of the model's kind in the library.
         tensors: Tables of kernel and schedule.
         samplers: Names of the exported samplers.
-        left_out: Reason why a sampler is not exported, by its name.
+        left_out: Reason why a sampler or a condition on text is not exported, by its name.
         state: Exported path of each node by its path in the graph.
     """
 
