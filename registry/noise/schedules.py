@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig
+from sedd_graph.diffusion.numerics import tiny
 from sedd_graph.diffusion.schedule import Schedule
 
 __all__ = [
@@ -79,6 +80,9 @@ class LogLinear(AlphaSchedule, kind="schedule"):
     def _decay(self, t: Tensor) -> Tensor:
         return torch.full_like(t, 1 - self.config.eps)
 
+    def time(self, sigma: Tensor) -> Tensor:
+        return (torch.expm1(-sigma) / (self.config.eps - 1)).clamp(0, 1)
+
 
 class Geometric(Schedule, kind="schedule"):
     """Geometric schedule, sigma(t) = sigma_min^(1-t) sigma_max^t (SEDD, arXiv 2310.16834, for the uniform kernel).
@@ -110,6 +114,9 @@ class Geometric(Schedule, kind="schedule"):
     def dsigma(self, t: Tensor) -> Tensor:
         return self.sigma(t) * self._log_ratio
 
+    def time(self, sigma: Tensor) -> Tensor:
+        return (torch.log(sigma / self.config.sigma_min) / self._log_ratio).clamp(0, 1)
+
 
 class Linear(Schedule, kind="schedule"):
     """Schedule whose noise rate d sigma / dt is linear in t (the continuous-time limit of DDPM's linear betas).
@@ -139,6 +146,12 @@ class Linear(Schedule, kind="schedule"):
 
     def dsigma(self, t: Tensor) -> Tensor:
         return self.config.rate_min * (1 - t) + self.config.rate_max * t
+
+    def time(self, sigma: Tensor) -> Tensor:
+        # the root of a quadratic, in the form that does not cancel where sigma is small
+        first, last = self.config.rate_min, self.config.rate_max
+        root = (2 * (last - first) * sigma + first**2).clamp(min=0).sqrt()
+        return (2 * sigma / (root + first).clamp(min=tiny(sigma))).clamp(0, 1)
 
 
 class Cosine(AlphaSchedule, kind="schedule"):
@@ -175,6 +188,12 @@ class Cosine(AlphaSchedule, kind="schedule"):
     def _decay(self, t: Tensor) -> Tensor:
         return self._scale * self._frequency * torch.sin(self._frequency * (t + self.config.offset))
 
+    def time(self, sigma: Tensor) -> Tensor:
+        # sin^2(a/2) = sin^2(a_0/2) + (1 - alpha) / (2 scale): a sum of positive terms
+        start = math.sin(self._frequency * self.config.offset / 2) ** 2
+        square = torch.expm1(-sigma) * (-0.5 / self._scale) + start
+        return (torch.asin(square.sqrt()) * (2 / self._frequency) - self.config.offset).clamp(0, 1)
+
 
 class CosineSquared(AlphaSchedule, kind="schedule"):
     """Squared-cosine schedule, alpha(t) = eps + (1 - eps) cos^2(pi t / 2) (arXiv 2102.09672; MDLM's code)."""
@@ -194,6 +213,12 @@ class CosineSquared(AlphaSchedule, kind="schedule"):
     def _decay(self, t: Tensor) -> Tensor:
         # sin(pi t) as a product, which is not below 0 at t = 1 in float32
         return math.pi * (1 - self.config.eps) * torch.sin(math.pi / 2 * t) * torch.sin(math.pi / 2 * (1 - t))
+
+    def time(self, sigma: Tensor) -> Tensor:
+        # the angle of sine and cosine, of which one is accurate at each end
+        log_alpha = -sigma
+        cosine = (torch.exp(log_alpha) - self.config.eps).clamp(min=0).sqrt()
+        return torch.atan2((-torch.expm1(log_alpha)).sqrt(), cosine) * (2 / math.pi)
 
 
 class MD4Cosine(AlphaSchedule, kind="schedule"):
@@ -217,6 +242,10 @@ class MD4Cosine(AlphaSchedule, kind="schedule"):
     def _decay(self, t: Tensor) -> Tensor:
         return math.pi / 2 * (1 - 2 * self.config.eps) * torch.sin(math.pi / 2 * (1 - t))
 
+    def time(self, sigma: Tensor) -> Tensor:
+        square = (torch.exp(-sigma) - self.config.eps) * (0.5 / (1 - 2 * self.config.eps))
+        return (1 - torch.asin(square.clamp(0, 0.5).sqrt()) * (4 / math.pi)).clamp(min=0)
+
 
 class Polynomial(AlphaSchedule, kind="schedule"):
     """Polynomial schedule, alpha(t) = 1 - (1 - eps) t^power (MD4, arXiv 2406.04329; ``eps`` makes sigma(1) finite)."""
@@ -237,6 +266,9 @@ class Polynomial(AlphaSchedule, kind="schedule"):
 
     def _decay(self, t: Tensor) -> Tensor:
         return (1 - self.config.eps) * self.config.power * t.pow(self.config.power - 1)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return (torch.expm1(-sigma) / (self.config.eps - 1)).pow(1 / self.config.power).clamp(0, 1)
 
 
 class Cubic(AlphaSchedule, kind="schedule"):
@@ -259,6 +291,11 @@ class Cubic(AlphaSchedule, kind="schedule"):
 
     def _decay(self, t: Tensor) -> Tensor:
         return 3 * (1 - self.config.eps) * (1 - t).square()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        # 1 - (1 - x)^(1/3), accurate where x is small
+        share = (torch.expm1(-sigma) / (1 - self.config.eps)).clamp(min=-1)
+        return -torch.expm1(torch.log1p(share) / 3)
 
 
 class MutualInformation(Schedule, kind="schedule"):
@@ -300,3 +337,10 @@ class MutualInformation(Schedule, kind="schedule"):
 
     def dsigma(self, t: Tensor) -> Tensor:
         return ((1 - self.config.eps) / self._slope(self.sigma(t.double()))).to(t.dtype)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        n = self.axis("n")
+        changed = torch.expm1(-sigma)
+        same, other = changed * (1 - 1 / n) + 1, changed * (-1 / n)
+        kept = torch.xlogy(same, same).add(torch.xlogy(other, other), alpha=n - 1)
+        return (kept / (-math.log(n) * (1 - self.config.eps))).clamp(0, 1)

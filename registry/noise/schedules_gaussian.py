@@ -76,7 +76,7 @@ class Stepwise(BetaSchedule, kind="schedule"):
         return torch.from_numpy(named_betas(self.config.form, self.config.steps))
 
     def sigma(self, t: Tensor) -> Tensor:
-        before, rises = (v.to(t.device) for v in self._levels)
+        before, rises = self.levels(t.device)
         place = t.double() * len(rises)
         whole = place.round()
         # a float64 time i / T is the end of step i; a float32 time is taken as it is

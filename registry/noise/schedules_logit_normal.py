@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component.base import ComponentConfig
-from sedd_graph.diffusion.numerics import log_expm1
 from sedd_graph.diffusion.schedule import Schedule
 
 __all__ = ["LogitNormal"]
@@ -55,6 +54,8 @@ class LogitNormal(Schedule, kind="schedule"):
 
     def time(self, sigma: Tensor) -> Tensor:
         config, cutoff = self.config, self.config.cutoff
-        gamma = log_expm1(sigma.double().clamp(min=1e-300))
-        normal = (gamma / 2 - math.log(config.noise_scale) + config.mean) / config.std
-        return ((torch.special.ndtr(normal) - cutoff) / (1 - 2 * cutoff)).clamp(0, 1).to(sigma.dtype)
+        gamma = torch.log(torch.expm1(sigma.double()))  # overflows far beyond the largest sigma, to a time of 1
+        # the quantile is erfc(-normal / sqrt(2)) / 2
+        scale, shift = -math.sqrt(0.5) / config.std, math.log(config.noise_scale) - config.mean
+        quantile = torch.erfc(gamma * (scale / 2) - scale * shift)
+        return ((quantile - 2 * cutoff) / (2 - 4 * cutoff)).clamp(0, 1).to(sigma.dtype)

@@ -40,8 +40,22 @@ class BetaSchedule(Schedule):
         rises = -torch.log1p(-self.betas())
         return rises.cumsum(0) - rises, rises
 
+    def levels(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return total noise before each step, and the total noise that it adds, float64 [T] each, copied once per device."""
+        found: dict[torch.device, tuple[Tensor, Tensor]] = self.__dict__.setdefault("_copies", {})
+        if device not in found:
+            before, rises = self._levels
+            found[device] = before.to(device), rises.to(device)
+        return found[device]
+
+    def time(self, sigma: Tensor) -> Tensor:
+        before, rises = self.levels(sigma.device)
+        level = sigma.double()
+        step = torch.searchsorted(before[1:], level)
+        return (((level - before[step]) / rises[step] + step) / len(rises)).clamp(0, 1).to(sigma.dtype)
+
     def sigma(self, t: Tensor) -> Tensor:
-        before, rises = (v.to(t.device) for v in self._levels)
+        before, rises = self.levels(t.device)
         place = t.double() * len(rises)
         # a float32 time i / T is off by its rounding, which the noise of a steep step would magnify
         whole = place.round()
@@ -50,7 +64,7 @@ class BetaSchedule(Schedule):
         return (before[step] + (place - step) * rises[step]).to(t.dtype)
 
     def dsigma(self, t: Tensor) -> Tensor:
-        rises = self._levels[1].to(t.device)
+        rises = self.levels(t.device)[1]
         step = (t.double() * len(rises)).long().clamp(0, len(rises) - 1)
         return (len(rises) * rises[step]).to(t.dtype)
 
@@ -122,3 +136,6 @@ class StepsTaken(Schedule, kind="schedule"):
 
     def dsigma(self, t: Tensor) -> Tensor:
         return torch.full_like(t, float(self.config.steps))
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return (sigma / self.config.steps).clamp(0, 1)

@@ -3,6 +3,8 @@
 Both draw the event times of the reverse process instead of a grid of times. Axes: b batch, l length, n states.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -10,9 +12,11 @@ from torch.nn.functional import softplus
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.sampler import Sampler
-from sedd_graph.diffusion.tokens.tweedie import needs_float64, tweedie
+from sedd_graph.diffusion.tokens.stage import Rows
 from sedd_graph.diffusion.tokens.walk import ROUNDING, T_MIN, Walk
 from sedd_graph.errors import UserError
+
+from .steps import analytic
 
 
 def one_of(walk: Walk, places: Tensor, rows: Tensor) -> Tensor:
@@ -64,7 +68,9 @@ class FirstHitting(Sampler, kind="sampler"):
         rows = walk.x.shape[0]
         start = walk.schedule.sigma(torch.ones(rows, device=walk.x.device, dtype=torch.float64))
         log_hit = log1mexp(start)
-        while bool((masked := walk.masked).any()):
+        # every row with masks unmasks one at a time
+        for _ in range(int(walk.transfer(walk.masked.sum(1).amax())[0])):
+            masked = walk.masked
             left = masked.sum(1)
             log_hit = next_hit(log_hit, left, walk.uniform(rows))
             # shares 0 and 1 have no finite time
@@ -98,26 +104,41 @@ class Uniformization(Sampler, kind="sampler"):
         rows, bound = walk.x.shape[0], walk.kernel.rate_bound
         if bound is None:
             raise UserError(f"uniformization needs {self.lacks(walk.kernel)}")
-        ends = torch.tensor([1.0, T_MIN], device=walk.x.device, dtype=torch.float64)
-        clock, end = (v.expand(rows) for v in log_expm1(walk.schedule.sigma(ends)))
+        ends = walk.schedule.sigma(torch.tensor([1.0, T_MIN], device=walk.x.device, dtype=torch.float64))
+        clock, end = (v.expand(rows) for v in log_expm1(ends))
         places = walk.free.sum(1)
-        while True:
+
+        def tick(clock: Tensor) -> tuple[Tensor, Tensor]:
+            """Return the time of the next candidate of each row, and the rows of which it is before the end, [b] each."""
             clock = clock + walk.uniform(rows).log() / (bound * places.clamp(min=1))
-            alive = (clock > end) & (places > 0)
-            if not bool(alive.any()):
-                break
+            return clock, (clock > end) & (places > 0)
+
+        clock, alive = tick(clock)
+        count = int(walk.transfer(alive.sum())[0])
+        while count:
             sigma = torch.where(alive, softplus(clock, threshold=40.0), 1.0)
-            score = walk.score(walk.time(sigma), sigma, need=alive)
-            moves = walk.kernel.reverse_rate(score, walk.x, sigma.to(score.dtype))
-            chance = moves.sum(-1).double() * -torch.expm1(-sigma)[:, None] / bound
+            outputs = walk.outputs(walk.time(sigma), Rows(alive, count))
+
+            def law(
+                found: Mapping[str, Tensor], x: Tensor, row: Tensor, place: Tensor, sigma: Tensor = sigma
+            ) -> tuple[tuple[Tensor], Tensor]:
+                score = walk.score_of(found, x, sigma[row].float())
+                moves = walk.kernel.reverse_rate(score, x, sigma[row].to(score.dtype))
+                return (moves.sum(-1),), moves
+
             chosen = one_of(walk, walk.free, alive)
-            walk.clamped += int((chosen & (chance > 1 + ROUNDING)).sum())
-            walk.put(walk.draw(torch.where(chosen, chance, 0.0), moves))
+            (total,), weights = walk.scan(outputs, law, only=chosen)
+            chance = total.double() * -torch.expm1(-sigma)[:, None] / bound
+            walk.count_clamped(chosen & (chance > 1 + ROUNDING))
+            following: list[Tensor] = []
+
+            def ahead(clock: Tensor = clock, following: list[Tensor] = following) -> Tensor:
+                following.extend(tick(clock))
+                return following[1].sum()
+
+            walk.put(walk.draw(torch.where(chosen, chance, 0.0), weights, ahead=ahead))
             walk.end_step()
+            (clock, alive), count = following, int(walk.told[0])
         last = torch.full((rows,), T_MIN, device=walk.x.device)
-        left = walk.schedule.sigma(last)
-        end = torch.zeros_like(left)
-        score = walk.score(last, left, precise=needs_float64(walk.kernel, left, end))
-        walk.check_outputs()
-        walk.move(tweedie(walk.kernel, score, walk.x, left, end), final=True)
+        analytic(walk, last, None)
         walk.end_step()

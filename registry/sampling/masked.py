@@ -3,6 +3,7 @@
 Axes: b batch, l length, n states.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from sedd_graph.diffusion.draws import NewStates, Where
 from sedd_graph.diffusion.numerics import take
 from sedd_graph.diffusion.tokens.sampler import Sampler, StepsConfig
 from sedd_graph.diffusion.tokens.walk import T_MIN, SamplerConfig, Walk
@@ -109,7 +111,7 @@ class ReMDM(Sampler, kind="sampler"):
         confidence = torch.zeros(walk.x.shape, device=device)
         for now, below, eta in self.levels(walk, steps):
             sigma = -torch.full((rows,), now, device=device, dtype=torch.float64).log()
-            clean, masked = walk.clean(walk.time(sigma)), walk.masked
+            outputs, masked = walk.outputs_where_drawn(walk.time(sigma)), walk.masked
             bound = min(1.0, (1 - below) / now)
             visible = walk.free & ~masked
             if self.config.remask == "conf":
@@ -121,9 +123,62 @@ class ReMDM(Sampler, kind="sampler"):
             unmask = 1.0 if below == 1 else (below - (1 - r) * now) / (1 - now)
             walk.remask(again)
             # only positions that were masked before the step
-            walk.put(walk.draw(masked.double() * unmask, clean, must=below == 1))
-            confidence = take(clean, walk.x).where(masked, confidence)
+            move, clean = masked.double() * unmask, walk.clean_at(outputs)
+            if self.config.remask == "conf":
+                walk.put(_draw_measured(walk, move, clean, _probability, confidence, must=below == 1))
+            else:
+                walk.put(walk.draw(move, clean, must=below == 1))
             walk.end_step()
+
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+"""Type of functions from the predicted distributions of k positions, [k, n], and tokens drawn from them, int64 [k], to [k]."""
+
+
+def _draw_measured(
+    walk: Walk, move: Tensor, clean: NewStates, measure: Measure, table: Tensor, *, must: bool = True
+) -> Tensor:
+    """Draw tokens as :meth:`Walk.draw` does, and measure each of the distributions that they are drawn from.
+
+    Args:
+        walk: State of the sampling run.
+        move: As of :meth:`Walk.draw`.
+        clean: The predicted distributions of some positions.
+        measure: The measure.
+        table: Receives the measures of the positions that are drawn, [b, l].
+        must: As of :meth:`Walk.draw`.
+
+    Returns:
+        The rows with new tokens, int64 [b, l].
+    """
+    if walk.joint:  # tokens are drawn together, so that their distributions are of all masks of a row
+        drawn = walk.draw(move, clean, must=must)
+        row, place = (v for v in (walk.masked if must else drawn != walk.x).nonzero().unbind(1))
+        table[row, place] = measure(clean(Where(row, place)), drawn[row, place]).to(table.dtype)
+        return drawn
+    last: list[Tensor] = []
+
+    def kept(where: Where) -> Tensor:
+        last[:] = [clean(where)]
+        return last[0]
+
+    def note(where: Where, tokens: Tensor) -> None:
+        table[where.row, where.place] = measure(last[0], tokens).to(table.dtype)
+
+    return walk.draw(move, kept, must=must, note=note)
+
+
+def _probability(clean: Tensor, tokens: Tensor) -> Tensor:
+    return take(clean, tokens)
+
+
+def _margin(clean: Tensor, tokens: Tensor) -> Tensor:
+    best = clean.topk(2, dim=-1).values
+    return best[..., 0] - best[..., 1]
+
+
+def _order(clean: Tensor, tokens: Tensor) -> Tensor:
+    return torch.xlogy(clean, clean).sum(-1)
 
 
 def commit(walk: Walk, drawn: Tensor, rank: Tensor, count: Tensor) -> None:
@@ -182,18 +237,18 @@ class Confidence(Sampler, kind="sampler"):
     def _unmask(self, walk: Walk, here: Tensor, count: Tensor) -> None:
         places = walk.masked & here
         t = walk.time(-torch.log1p(-(walk.masked.double().mean(1).clamp(1e-9, 1 - 1e-9))))
-        clean = walk.clean(t, need=count > 0)
-        drawn = walk.draw(places.double(), clean, must=True)
+        outputs = walk.outputs_where_drawn(t, count > 0)
+        move, clean = places.double(), walk.clean_at(outputs)
         if self.config.by == "random":
+            drawn = walk.draw(move, clean, must=True)
             confidence = walk.uniform(*walk.x.shape)
-        elif self.config.by == "entropy":
-            confidence = torch.xlogy(clean, clean).sum(-1)
-        elif self.config.by == "margin":
-            best = clean.topk(2, dim=-1).values
-            confidence = best[..., 0] - best[..., 1]
         else:
-            confidence = take(clean, drawn)
-        commit(walk, drawn, (-confidence.double()).masked_fill(~places, torch.inf), count)
+            confidence = torch.zeros(walk.x.shape, dtype=torch.float64, device=walk.x.device)
+            drawn = _draw_measured(walk, move, clean, MEASURES[self.config.by], confidence)
+        commit(walk, drawn, (-confidence).masked_fill(~places, torch.inf), count)
+
+
+MEASURES: dict[str, Measure] = {"probability": _probability, "margin": _margin, "entropy": _order}
 
 
 class EntropyBound(Sampler, kind="sampler"):
@@ -217,12 +272,20 @@ class EntropyBound(Sampler, kind="sampler"):
         return "which tokens are drawn together depends on the network's confidence"
 
     def walk(self, walk: Walk, steps: int) -> None:
-        while bool((masked := walk.masked).any()):
+        while True:
+            masked = walk.masked
             t = walk.time(-torch.log1p(-(masked.double().mean(1).clamp(1e-9, 1 - 1e-9))))
-            clean = walk.clean(t, need=masked.any(1)).double()
-            entropy = -torch.xlogy(clean, clean).sum(-1)
+            clean = walk.clean_at(walk.outputs_where_drawn(t, masked.any(1)))
+            entropy = torch.zeros(walk.x.shape, dtype=torch.float64, device=walk.x.device)
+            drawn = _draw_measured(walk, masked, lambda where, law=clean: law(where).double(), _entropy, entropy)
+            if drawn is walk.x:
+                break
             ordered = entropy.masked_fill(~masked, torch.inf).sort(-1).values
             before = torch.cat([torch.zeros_like(ordered[:, :1]), ordered.cumsum(-1)[:, :-1]], -1)
             count = ((before <= self.config.gamma) & ordered.isfinite()).sum(-1).clamp(min=1)
-            commit(walk, walk.draw(masked.double(), clean, must=True), entropy, count)
+            commit(walk, drawn, entropy, count)
             walk.end_step()
+
+
+def _entropy(clean: Tensor, tokens: Tensor) -> Tensor:
+    return -torch.xlogy(clean, clean).sum(-1)

@@ -4,6 +4,7 @@ Within a step all positions change independently, so samples have the model's di
 steps. Axes: b batch, l length, n states.
 """
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import pydantic
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from sedd_graph.diffusion.numerics import log1mexp
 from sedd_graph.diffusion.tokens.sampler import StepSampler, StepsConfig
-from sedd_graph.diffusion.tokens.tweedie import needs_float64, tweedie
-from sedd_graph.diffusion.tokens.walk import T_MIN, Walk
+from sedd_graph.diffusion.tokens.tweedie import tweedie
+from sedd_graph.diffusion.tokens.walk import T_MIN, NextStates, Walk
 
 
-def rates(walk: Walk, t: Tensor, s: Tensor) -> Tensor:
+def rates(walk: Walk, t: Tensor, s: Tensor) -> NextStates:
     """Return the expected number of transitions to each state in a step: reverse rate times (t - s) d sigma / dt.
 
     Args:
@@ -25,10 +26,16 @@ def rates(walk: Walk, t: Tensor, s: Tensor) -> Tensor:
         s: Time at the end of the step, below ``t``, [b].
 
     Returns:
-        [b, l, n], for each position and each state; 0 at the current state of a position.
+        Function from outputs at positions, the tokens there and their rows to the numbers, [g, m, n], for each position and
+        each state; 0 at the current state of a position.
     """
-    length = (t - s) * walk.schedule.dsigma(t)
-    return walk.kernel.reverse_rate(walk.score(t), walk.x, walk.schedule.sigma(t)) * length[:, None, None]
+    sigma, length = walk.schedule.sigma(t), (t - s) * walk.schedule.dsigma(t)
+
+    def law(found: Mapping[str, Tensor], x: Tensor, row: Tensor, place: Tensor) -> Tensor:
+        score = walk.score_of(found, x, sigma[row])
+        return walk.kernel.reverse_rate(score, x, sigma[row]) * length[row, None, None]
+
+    return law
 
 
 def analytic(walk: Walk, t: Tensor, s: Tensor | None) -> None:
@@ -42,13 +49,33 @@ def analytic(walk: Walk, t: Tensor, s: Tensor | None) -> None:
     Raises:
         UserError: The step is too long for the kernel, so that rounding errors exceed the probabilities.
     """
-    sigma = walk.schedule.sigma(t)
-    below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
-    precise = needs_float64(walk.kernel, sigma, below)
-    score = walk.score(t, precise=precise)
-    walk.check_outputs()  # tweedie waits for the device anyway
-    unit = walk.rounding() if precise else 0.0  # the steps of other kernels amplify no errors
-    walk.move(tweedie(walk.kernel, score, walk.x, sigma, below, unit=unit), final=s is None)
+    level = walk.schedule.sigma(t)
+    below = torch.zeros_like(level) if s is None else walk.schedule.sigma(s)
+    precise = walk.needs_float64(level, below)
+
+    def law(found: Mapping[str, Tensor], x: Tensor, row: Tensor, place: Tensor) -> Tensor:
+        now, after = level[row], below[row]
+        score = walk.score_of(found, x, now, precise=precise)
+        # the steps of other kernels amplify no errors
+        unit = torch.finfo(found["log_score"].dtype).eps if precise and "log_score" in found else 0.0
+        return tweedie(walk.kernel, score, x, now, after, unit=unit, report=walk.report_rounding)
+
+    walk.advance(walk.outputs(t), law, final=s is None)
+
+
+def posterior(walk: Walk, sigma: Tensor, below: Tensor) -> NextStates:
+    """Return q(x_s | x_t, x_0), averaged over the predicted clean token x_0, as a function of outputs at positions.
+
+    Args:
+        walk: State of the sampling run.
+        sigma: Total noise at t, [b].
+        below: Total noise at s, [b].
+    """
+
+    def law(found: Mapping[str, Tensor], x: Tensor, row: Tensor, place: Tensor) -> Tensor:
+        return walk.kernel.posterior(walk.clean_of(found, x), x, sigma[row], below[row])
+
+    return law
 
 
 def ancestral(walk: Walk, t: Tensor, s: Tensor | None) -> None:
@@ -61,7 +88,7 @@ def ancestral(walk: Walk, t: Tensor, s: Tensor | None) -> None:
     """
     sigma = walk.schedule.sigma(t)
     below = torch.zeros_like(sigma) if s is None else walk.schedule.sigma(s)
-    walk.move(walk.kernel.posterior(walk.clean(t), walk.x, sigma, below), final=s is None)
+    walk.advance(walk.outputs(t), posterior(walk, sigma, below), final=s is None)
 
 
 class Euler(StepSampler, kind="sampler"):
@@ -77,8 +104,13 @@ class Euler(StepSampler, kind="sampler"):
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         if s is None:
             return analytic(walk, t, None)
-        moves = rates(walk, t, s)
-        return walk.move(moves.scatter(-1, walk.x[..., None], (1 - moves.sum(-1, keepdim=True)).clamp(min=0)))
+        rate = rates(walk, t, s)
+
+        def law(found: Mapping[str, Tensor], x: Tensor, row: Tensor, place: Tensor) -> Tensor:
+            moves = rate(found, x, row, place)
+            return moves.scatter(-1, x[..., None], (1 - moves.sum(-1, keepdim=True)).clamp(min=0))
+
+        return walk.advance(walk.outputs(t), law)
 
 
 class TauLeaping(StepSampler, kind="sampler"):
@@ -96,12 +128,17 @@ class TauLeaping(StepSampler, kind="sampler"):
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         if s is None:
             return analytic(walk, t, None)
-        moves = rates(walk, t, s)
+        rate = rates(walk, t, s)
+
+        def law(found: Mapping[str, Tensor], x: Tensor, row: Tensor, place: Tensor) -> tuple[tuple[Tensor], Tensor]:
+            moves = rate(found, x, row, place)
+            return (moves.sum(-1),), moves
+
+        (total,), weights = walk.scan(walk.outputs(t), law, given=True)  # the numbers of events are drawn everywhere
         # NaN and infinite rates are refused by Walk.draw; torch.poisson must not meet them
-        rate = moves.sum(-1).double().nan_to_num(nan=0.0, posinf=0.0)
-        events = walk.draws.poisson(rate, walk.x)
-        walk.clamped += int(((events > 1) & walk.free).sum())
-        return walk.put(walk.draw(events == 1, moves))
+        events = walk.draws.poisson(total.double().nan_to_num(nan=0.0, posinf=0.0), walk.x)
+        walk.count_clamped((events > 1) & walk.free)
+        return walk.put(walk.draw((events == 1).double(), weights))
 
 
 class Analytic(StepSampler, kind="sampler"):
@@ -144,10 +181,11 @@ class Ancestral(StepSampler, kind="sampler"):
         share = hit[0] + walk.uniform(*walk.x.shape).log()
         falls = torch.searchsorted(-hit[1:], -share, right=True).masked_fill(~walk.masked, never)
         left, start = falls, walk.x
-        while bool((left < never).any()):
+        while True:
             now = left.amin(1)  # the next step of each row
             chosen = (left == now[:, None]) & (left < never)
-            walk.reveal(chosen, times[now.clamp(max=steps)])
+            if not walk.reveal(chosen, times[now.clamp(max=steps)]):
+                break
             left = left.masked_fill(chosen, never)
         for step in range(steps + 1):
             walk.end_step(torch.where(falls <= step, walk.x, start))
@@ -190,8 +228,15 @@ class PredictorCorrector(StepSampler, kind="sampler"):
             if walk.kernel.mask is not None:
                 # scores are known at masks alone: mask the position, then draw whether it is unmasked, and to which token
                 walk.remask(chosen.double())
-            score = walk.score(t)
-            walk.move(score / score.sum(-1, keepdim=True), only=chosen)
+            sigma = walk.schedule.sigma(t)
+
+            def law(
+                found: Mapping[str, Tensor], x: Tensor, row: Tensor, place: Tensor, sigma: Tensor = sigma
+            ) -> Tensor:
+                score = walk.score_of(found, x, sigma[row])
+                return score / score.sum(-1, keepdim=True)
+
+            walk.advance(walk.outputs(t), law, only=chosen)
 
 
 class Psi(StepSampler, kind="sampler"):
@@ -221,11 +266,20 @@ class Psi(StepSampler, kind="sampler"):
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         anew = walk.uniform(*walk.x.shape) > self.config.kappa
-        if s is None or not bool(anew.any()):
-            return ancestral(walk, t, s)
+        if s is None or self.config.kappa == 1:
+            ancestral(walk, t, s)
+            return
         sigma, below = walk.schedule.sigma(t), walk.schedule.sigma(s)
-        clean, start = walk.clean(t), walk.x
+        step, clean = posterior(walk, sigma, below), posterior(walk, sigma, torch.zeros_like(sigma))
+
+        def law(found: Mapping[str, Tensor], x: Tensor, row: Tensor, place: Tensor) -> Tensor:
+            return torch.where(
+                anew[row[:, None], place][..., None], clean(found, x, row, place), step(found, x, row, place)
+            )
+
         # the two sets of positions are disjoint, and both move from the rows before the step
-        walk.move(walk.kernel.posterior(clean, start, sigma, below), only=~anew)
-        walk.move(walk.kernel.posterior(clean, start, sigma, torch.zeros_like(sigma)), only=anew, final=True)
-        return walk.noise(anew, below)
+        chance, weights = walk.chances(walk.outputs(t), law)
+        final = torch.where(walk.masked, 1.0, chance)
+        changes = [(chance * ~anew, weights, False), (final * anew, weights, True)]
+        if walk.draw_each(changes, when=anew.any()):
+            walk.noise(anew, below)

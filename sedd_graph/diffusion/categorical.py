@@ -1,16 +1,14 @@
 """Sampling from categorical distributions, in float64.
 
 In float32, Gumbel-max and inverse-CDF sampling never draw rare classes, which silently lowers the temperature (arXiv
-2409.02908, section 5). One step of a sampler has two stages: :func:`going` samples which positions change, and
-:func:`categorical` samples new states for those positions only.
+2409.02908, section 5). One step of a sampler has two stages
+(:class:`sedd_graph.diffusion.draws.Draws`): it draws which positions change, and then new states at those positions only.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-__all__ = ["categorical", "going", "inverse_cdf", "jump", "sharpen"]
+__all__ = ["categorical", "inverse_cdf", "pick", "sharpen"]
 
 _CHUNK = 2**24  # float64 numbers held at a time
 
@@ -57,48 +55,20 @@ def categorical(weights: Tensor, *, generator: torch.Generator) -> Tensor:
     return out.reshape(weights.shape[:-1])
 
 
-def going(move: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Draw which positions change.
+def pick(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the classes that uniform numbers select, and whether the weights were invalid, without waiting for the device.
 
     Args:
-        move: Probability that each position changes, of any shape.
-        generator: Random number generator on the device of ``move``.
+        weights: Non-negative [k, n], not normalised. A class of weight zero is never drawn.
+        u: Uniform numbers in [0, 1), float64 [k].
 
     Returns:
-        bool with the shape of ``move``, independently True with probability ``move``.
+        Classes in [0, n), int64 [k]; and whether a row of weights sums to zero or is not finite, bool [].
     """
-    return torch.rand(move.shape, generator=generator, device=move.device, dtype=torch.float64) < move.double()
-
-
-def jump(
-    x: Tensor,
-    move: Tensor,
-    weights: Callable[[Tensor], Tensor],
-    *,
-    generator: torch.Generator,
-    read: Callable[[Tensor], bool] = bool,
-) -> Tensor:
-    """Draw one step of a jump process: each position retains its state or takes a new one.
-
-    Args:
-        x: States, int64 [b, l].
-        move: Probability that a position changes, [b, l].
-        weights: ``weights(moving)`` returns the weights of the new states at the positions that change, [m, n], not
-            normalised; ``moving`` is bool [b, l] with m True entries. Called once, or not at all if no position
-            changes.
-        generator: Random number generator on the device of ``x``.
-        read: Converts a tensor bool [] to a Python bool. It is called once, with the tensor that is True if any
-            position changes. A caller that has other values to transfer to the host can do so in the same call.
-
-    Returns:
-        The new states, int64 [b, l]; the tensor ``x`` itself if no position changes.
-    """
-    moving = going(move, generator=generator)
-    if not read(moving.any()):
-        return x
-    out = x.clone()
-    out[moving] = categorical(weights(moving), generator=generator)
-    return out
+    cdf = weights.double().cumsum(-1)
+    total = cdf[:, -1:]
+    fault = ~((total > 0) & total.isfinite()).all()
+    return inverse_cdf(cdf, u[:, None])[:, 0].clamp(max=weights.shape[-1] - 1), fault
 
 
 def sharpen(weights: Tensor, *, temperature: float, top_p: float) -> Tensor:

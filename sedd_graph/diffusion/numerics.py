@@ -2,11 +2,13 @@
 
 import contextlib
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-__all__ = ["FLOOR", "full_precision", "log1mexp", "log_expm1", "take", "tiny"]
+__all__ = ["FLOOR", "autocast_now", "full_precision", "log1mexp", "log_expm1", "take", "tiny"]
 
 FLOOR = -1e6
 """Finite substitute for log 0: the difference of two such values is 0, whereas that of two minus infinities is NaN."""
@@ -53,3 +55,11 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager[None]:
     if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
+
+
+def autocast_now(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Return a function that makes context managers with the autocast that is on now, if any, for code that runs later."""
+    kind = device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext
+    return partial(torch.autocast, kind, dtype=torch.get_autocast_dtype(kind))

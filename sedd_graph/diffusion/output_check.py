@@ -44,6 +44,8 @@ class OutputCheck:
             where: bool [r, l], positions whose outputs are used; outputs at other positions are not examined.
             tokens: bool [r, l], positions at which the sum of ``log_x0`` is examined; None: all positions of ``where``.
         """
+        if not where.numel():
+            return
         for name, value in outputs.items():
             if value.dim() == where.dim():
                 peak = value.float()
@@ -58,21 +60,20 @@ class OutputCheck:
             self._worst = torch.maximum(self._worst, torch.where(where, error, 0.0).amax())
 
     def read(self, *flags: Tensor) -> list[float]:
-        """Raise an error if outputs examined by :meth:`add` are invalid, else return the values of scalar tensors.
+        """Raise an error if outputs examined by :meth:`add` are invalid, else return the values of small tensors.
 
-        The recorded error and the scalars reach the host in one transfer.
+        The recorded error and these values reach the host in one transfer.
 
         Args:
-            *flags: Tensors of shape [] on the device whose values the caller needs, so that it waits for the device
-                in any case.
+            *flags: Tensors on the device whose values the caller needs, so that it waits for the device in any case.
 
         Returns:
-            The values of ``flags``.
+            The values of ``flags``, one after another.
 
         Raises:
             UserError: An output was not finite, or a distribution did not sum to 1.
         """
-        *found, worst = torch.stack([*(flag.float() for flag in flags), self._worst]).tolist()
+        *found, worst = torch.cat([value.reshape(-1).double() for value in (*flags, self._worst)]).tolist()
         if worst == math.inf:
             raise UserError(
                 "sample: the network's outputs are NaN or infinite, so there is nothing to sample from: "

@@ -50,7 +50,9 @@ class Schedule(Component, ABC):
         """
 
     def time(self, sigma: Tensor) -> Tensor:
-        """Return the times at which total noise is ``sigma``: the inverse of :meth:`sigma`, by bisection.
+        """Return the times at which total noise is ``sigma``: the inverse of :meth:`sigma`.
+
+        The default bisects, which launches some hundred small kernels; a schedule with a closed form overrides it.
 
         Args:
             sigma: Total noise, [b].

@@ -1,6 +1,6 @@
 """The network of a graph on a device: its module, compilation and evaluation.
 
-Axes: b batch, l positions of a row, k selected positions of a row.
+Axes: b batch, l positions of a row.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from sedd_graph.component.registry import Registry
+from sedd_graph.diffusion.tokens.stage import Stage
 from sedd_graph.engine.compiling import compile_in_place
 from sedd_graph.engine.construct import build_model
-from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix
 from sedd_graph.engine.regions import RegionModule
-from sedd_graph.engine.reversible import RunningModule
+from sedd_graph.engine.running import RunningModule
+from sedd_graph.engine.split import Split, begin, split
 from sedd_graph.graph.model import Graph
 
 __all__ = ["CompileMode", "Network", "Observer"]
@@ -48,6 +49,7 @@ class Network:
         model: Module of the network.
         compile_mode: Compile mode in effect: ``block``, ``whole`` or ``off``.
         observer: Callback after each :meth:`run`; None: no callback.
+        dtype: Precision of evaluation and sampling (:meth:`evaluating`): float32, or bfloat16 by autocast.
     """
 
     def __init__(self, graph: Graph, registry: Registry, *, device: torch.device, seed: int = 0) -> None:
@@ -57,6 +59,7 @@ class Network:
         self.compile_mode: CompileMode = "off"
         self._everywhere = False
         self.observer: Observer | None = None
+        self.dtype = torch.float32
 
     def compile(self, mode: CompileMode, trained: nn.Module | None, *, everywhere: bool | None = None) -> None:
         """Compile the network in place.
@@ -106,43 +109,44 @@ class Network:
 
         Returns:
             For each dotted path of a block, the relative error of its reconstructed inputs
-            (:attr:`~sedd_graph.engine.reversible.RunningModule.fallback`).
+            (:attr:`~sedd_graph.engine.running.RunningModule.fallback`).
         """
         return {name: block.fallback for name, block in self._running.items() if block.fallback is not None}
 
     @cached_property
-    def suffix(self) -> PositionwiseSuffix:
-        """Position-wise suffix of the graph: its last nodes, each of which maps every position independently.
+    def parts(self) -> Split | None:
+        """The network as a trunk and a position-wise end, which a sampler evaluates where it reads outputs; None: it has none."""
+        return split(self.graph, self.model)
 
-        A sampler evaluates the suffix only at the positions that change.
+    def begin(self, inputs: Mapping[str, Tensor], rows: Tensor | None = None) -> Stage:
+        """Evaluate the network up to its position-wise end, without dropout.
+
+        Args:
+            inputs: Input tensors by name; names that are not inputs of the graph are ignored.
+            rows: Indices of the first rows in the batch, for :attr:`observer`; None: all rows in order.
+
+        Returns:
+            What the outputs are computed from where they are read.
         """
-        return PositionwiseSuffix(self.graph.root)
+        stage, saved = begin(self.model, self.parts, inputs)
+        if self.observer is not None:
+            self.observer(inputs, saved, rows)
+        return stage
 
     def run(
-        self,
-        inputs: Mapping[str, Tensor],
-        key: Tensor | None = None,
-        at: Tensor | None = None,
-        rows: Tensor | None = None,
+        self, inputs: Mapping[str, Tensor], key: Tensor | None = None, rows: Tensor | None = None
     ) -> Mapping[str, Tensor]:
         """Evaluate the network and return its outputs by name.
 
         Args:
             inputs: Input tensors by name; names that are not inputs of the graph are ignored.
-            key: Dropout key of each row, int32 [b]; None turns dropout off. Ignored with ``at``, which evaluates
-                without dropout.
-            at: Positions at which the outputs are evaluated, int64 [b, k]; None: all positions.
+            key: Dropout key of each row, int32 [b]; None turns dropout off.
             rows: Indices of the first rows in the batch, for :attr:`observer`; None: all rows in order.
 
         Returns:
-            The outputs by name, [b, l, ...], or [b, k, ...] with ``at``.
+            The outputs by name, [b, l, ...].
         """
-        if at is None:
-            outputs, saved = self.model.run(inputs, key)
-        else:
-            # an observed run evaluates the whole network a second time, so that the outputs are those of any other run
-            saved = {} if self.observer is None else self.model.run(inputs)[1]
-            outputs = self.suffix.run(self.model, inputs, at)
+        outputs, saved = self.model.run(inputs, key)
         if self.observer is not None:
             self.observer(inputs, saved, rows)
         return outputs
@@ -150,6 +154,8 @@ class Network:
     @contextlib.contextmanager
     def evaluating(self, *, eager: bool = False) -> Iterator[None]:
         """Context manager that switches the network to evaluation mode, and back to the previous mode on exit.
+
+        Within it the network runs in :attr:`dtype`; outside, as in training, the caller chooses the precision.
 
         Args:
             eager: Run eagerly within the context. Otherwise compiled code runs if :attr:`compiled_everywhere`.
@@ -161,8 +167,10 @@ class Network:
             if self.compile_mode != "off" and (eager or not self._everywhere)
             else contextlib.nullcontext()
         )
+        full = self.dtype is torch.float32
+        precision = contextlib.nullcontext() if full else torch.autocast(self.device.type, self.dtype)
         try:
-            with stance:
+            with stance, precision:
                 yield
         finally:
             self.model.train(training)

@@ -1,19 +1,17 @@
 """Position-wise suffix of a network: its last nodes, each of which maps every position independently.
 
-A sampler that changes few tokens per step evaluates the suffix only at the changed positions. With a vocabulary of
-50,257 tokens most of the work is in the output head, which is in the suffix. Axes: b batch, l positions of a row, k
+It is evaluated where its outputs are read (:mod:`sedd_graph.engine.split`). With a vocabulary of 50,257 tokens most of the
+work is in the output head, which is in the suffix. Axes: b batch, l positions of a row, k
 selected positions of a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from torch import Tensor
 
 from sedd_graph.component.axes import PortType, Size
-from sedd_graph.engine.regions import Model, RegionModule
 from sedd_graph.graph.model import Op, Region, Step
 
 __all__ = ["PositionwiseSuffix", "length_dim", "take"]
@@ -61,7 +59,7 @@ def take(value: Tensor, at: Tensor, dim: int) -> Tensor:
 
 
 class PositionwiseSuffix:
-    """Position-wise suffix of a graph: its last nodes, which a sampler evaluates only at the positions that it changes.
+    """Position-wise suffix of a graph: its last nodes, which are evaluated only at the positions that are read.
 
     A node is position-wise if its outputs at a position depend only on its inputs at that position, and on inputs
     without position axis. The suffix is the largest set of position-wise nodes whose outputs are read by no node
@@ -107,36 +105,3 @@ class PositionwiseSuffix:
         except ValueError:
             return None
         return tuple(found)
-
-    def run(self, model: Model, inputs: Mapping[str, Tensor], at: Tensor) -> dict[str, Tensor]:
-        """Evaluate ``model`` without dropout and return its outputs at selected positions.
-
-        Args:
-            model: Module of the network.
-            inputs: Input tensors by name.
-            at: Positions, int64 [b, k]. Nodes of the suffix are evaluated only there.
-
-        Returns:
-            The outputs by name, [b, k, ...]; an output without a position axis is returned whole.
-        """
-        root = model.root
-        values: list[Any] = [inputs[name] for name in model.input_names]
-        narrow: set[int] = set()
-        for name, places in root.plan.steps:
-            arguments: list[Any] = [None if a < 0 else values[a] for a in places]
-            dims = self.dims.get(name)
-            if dims is not None:
-                for i, (place, dim) in enumerate(zip(places, dims, strict=True)):
-                    if dim is not None and place not in narrow:
-                        arguments[i] = take(arguments[i], at, dim)
-            step: Any = root._modules[name]
-            made = step(None, *arguments) if isinstance(step, RegionModule) else step(*arguments)
-            made = made if isinstance(made, tuple) else (made,)
-            if dims is not None:
-                narrow.update(range(len(values), len(values) + len(made)))
-            values.extend(made)
-        found = [values[i] for i in root.plan.returned[: len(self.outputs)]]
-        return {
-            name: value if done or dim is None else take(value, at, dim)
-            for name, value, (done, dim) in zip(model.output_names, found, self.outputs, strict=True)
-        }

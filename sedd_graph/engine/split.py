@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from sedd_graph.component.axes import PortType, Size
 from sedd_graph.diffusion.tokens.groups import Groups
+from sedd_graph.diffusion.tokens.stage import Stage
 from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix, length_dim
 from sedd_graph.engine.regions import Model, Plan, RegionModule
 from sedd_graph.graph.model import Graph, Op, Ref, Step
 
-__all__ = ["Layout", "Split", "outputs_of", "split"]
+__all__ = ["Layout", "Split", "begin", "outputs_of", "split"]
 
 _ROWS = (Size.of("batch"), Size.of("b"))
 """Sizes that mark the axis of rows."""
@@ -127,6 +128,32 @@ def outputs_of(parts: Split, nodes: Sequence[nn.Module], values: Sequence[Tensor
         made = node(*[None if i < 0 else found[i] for i in places])
         found.extend(made if isinstance(made, tuple) else (made,))
     return {name: found[i] for name, i in parts.outputs}
+
+
+def begin(model: Model, parts: Split | None, inputs: Mapping[str, Tensor]) -> tuple[Stage, dict[str, Tensor]]:
+    """Evaluate the trunk of a network without dropout.
+
+    Args:
+        model: Module of the network.
+        parts: The network as a trunk and an end; None if it has no such end: it is evaluated whole.
+        inputs: Input tensors by name.
+
+    Returns:
+        What the outputs are computed from where they are read, and the saved activations by dotted path.
+    """
+    if parts is None:
+        outputs, saved = model.run(inputs)
+        return Stage.of(outputs), saved
+    layouts, modules = parts.layouts, model.root._modules
+    nodes: list[Any] = [modules[name] for name, _ in parts.steps]
+    values = parts.trunk(None, *[inputs[name] for name in model.input_names])
+
+    def finish(values: Sequence[Tensor], groups: Groups) -> dict[str, Tensor]:
+        taken = [layout.take(value, groups) for layout, value in zip(layouts, values, strict=True)]
+        return outputs_of(parts, nodes, taken)
+
+    stage = Stage(tuple(values[: len(layouts)]), tuple(layout.rows for layout in layouts), finish)
+    return stage, dict(zip(model.tap_names, values[len(layouts) :], strict=True))
 
 
 def split(graph: Graph, model: Model) -> Split | None:

@@ -34,7 +34,16 @@ from sedd_graph.runs.token_cache import FolderCache
 from sedd_graph.store.files import write_text
 from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, read_typed, verify_files, write_manifest
 from sedd_graph.store.run_folder import require_utf8
-from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, read_state, read_tensors
+from sedd_graph.training.checkpoint import (
+    AVERAGE,
+    MODEL,
+    file_name,
+    files_of,
+    latest_checkpoint,
+    read_state,
+    read_tensors,
+)
+from sedd_graph.training.checkpoint_reader import stored
 from sedd_graph.training.weights import load_weights
 
 __all__ = [
@@ -51,6 +60,8 @@ __all__ = [
 
 CERTIFICATE = "certificate.json"
 """File name, in a run folder, of the results of all checks."""
+WEIGHTS = file_name(MODEL)
+"""File name of the weights of an export or of an import."""
 FACTS = "run.json"
 """File name, in a run folder, of what the run was built from, and where."""
 
@@ -239,7 +250,7 @@ def verify_run(path: Path) -> None:
     """
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
-        verify_files(path, {name: entry for name, entry in manifest.files.items() if name != MODEL})
+        verify_files(path, {name: entry for name, entry in manifest.files.items() if name != WEIGHTS})
     built = _facts(path).blueprint
     if built is not None and built != digest((path / LOCK).read_text(encoding="utf-8", errors="replace")):
         raise DamagedError(
@@ -249,7 +260,7 @@ def verify_run(path: Path) -> None:
 
 def write_run_manifest(path: Path) -> None:
     """Write the manifest of a run folder or export, as the last of its files."""
-    names = (LOCK, TOKENIZER, CERTIFICATE, FACTS, MODEL)
+    names = (LOCK, TOKENIZER, CERTIFICATE, FACTS, WEIGHTS)
     write_manifest(path, [name for name in names if (path / name).is_file()])
 
 
@@ -310,21 +321,22 @@ def _load(engine: Engine, path: Path, *, averaged: bool) -> str:
             if checkpoint.exists():  # else training has removed it since, and there is a newer one
                 goes_back = f"`sedd-graph train {path} --resume` goes back to the newest checkpoint that is whole"
                 raise DamagedError(f"{error}; {goes_back}") from None
-    file = path / MODEL
+    file = path / WEIGHTS
     if not file.is_file():
         return "fresh"
-    if (path / MANIFEST).exists() and MODEL in (entries := read_manifest(path).files):
-        verify_files(path, entries, names=[MODEL])
+    if (path / MANIFEST).exists() and WEIGHTS in (entries := read_manifest(path).files):
+        verify_files(path, entries, names=[WEIGHTS])
     load_weights(engine.model, read_tensors(file), where=str(file))
-    return MODEL
+    return WEIGHTS
 
 
 def _load_checkpoint(engine: Engine, path: Path, checkpoint: Path, *, averaged: bool) -> str:
     """Load the weights of a checkpoint; return the name of their file."""
-    name = AVERAGE if averaged and AVERAGE in read_manifest(checkpoint).files else MODEL
-    read_state(checkpoint, verify=[name])
-    load_weights(engine.model, read_tensors(checkpoint / name), where=str(checkpoint / name))
-    return str((checkpoint / name).relative_to(path))
+    kind = AVERAGE if averaged and files_of(read_manifest(checkpoint), AVERAGE, checkpoint) else MODEL
+    _, manifest = read_state(checkpoint, kinds=[kind])
+    found = stored(checkpoint, kind, manifest)
+    load_weights(engine.model, found.tensors(), where=found.where)
+    return str((checkpoint / found.label).relative_to(path))
 
 
 def build(

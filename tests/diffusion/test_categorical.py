@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sedd_graph.diffusion.batch import Randomness
-from sedd_graph.diffusion.categorical import categorical, inverse_cdf, jump
+from sedd_graph.diffusion.categorical import categorical, inverse_cdf
+from sedd_graph.diffusion.draws import Draws, Where
 
 
 def test_law_and_zero_weights() -> None:
@@ -64,18 +65,18 @@ def test_rare_tokens_keep_their_rate() -> None:
     weights = torch.tensor([0.899, 0.1, 0.001, 0.0])
     generator = torch.Generator().manual_seed(0)
     x = torch.full((rows, 1), 3)
+    draws = Draws(generator)
+
+    def jump(move: torch.Tensor) -> torch.Tensor:
+        begun = draws.begin_jump(x, move)
+        where = Where(*begun.moving.nonzero(as_tuple=True))
+        return draws.end_jump(begun, x, where, len(where.row), lambda on: weights.expand(len(on.row), 4), size=rows)
+
     # condition on jumping, which the first stage has made apart from the second
-    moved = jump(x, torch.ones(rows, 1), lambda on: weights.expand(rows, 1, 4)[on], generator=generator)
+    moved = jump(torch.ones(rows, 1))
     share = (moved == 2).float().mean().item()
     assert share == pytest.approx(0.001, rel=0.25)
-    jumped = sum(
-        int(
-            (
-                jump(x, torch.full(x.shape, h), lambda on: weights.expand(*x.shape, 4)[on], generator=generator) != 3
-            ).sum()
-        )
-        for _ in range(20)
-    )
+    jumped = sum(int((jump(torch.full(x.shape, h)) != 3).sum()) for _ in range(20))
     assert jumped == pytest.approx(rows * 20 * h, rel=0.6)
     race = torch.log(torch.tensor([0.899 * h, 0.1 * h, 0.001 * h, 1 - h]))
     top = -torch.log(-torch.log(torch.tensor(1 - 2**-24)))  # the largest 32-bit Gumbel

@@ -21,8 +21,11 @@ from sedd_graph_registry.noise.schedules import (
     MutualInformation,
     Polynomial,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sedd_graph.component.base import Context
+from sedd_graph.component.registry import installed as registry
+from sedd_graph.diffusion.schedule import Schedule
 
 mpmath.mp.dps = 50
 PI = mpmath.pi
@@ -173,3 +176,71 @@ def test_for_absorb_the_schedule_of_even_information_is_loglinear() -> None:
 def test_refused_as_written(cls: Any, config: dict[str, float], message: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=message):
         cls.Config(**config)
+
+
+class Launches(TorchDispatchMode):
+    """Number of operations that compute, as a device would launch kernels."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (func.is_view or "detach" in str(func) or "lift_fresh" in str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def shipped() -> list[tuple[str, dict[str, Any]]]:
+    """All schedules that train nothing, as declared by default and with further forms of the formula."""
+    more: dict[str, list[dict[str, Any]]] = {
+        "linear": [{}, {"rate_min": 0}, {"rate_min": 20, "rate_max": 0.1}, {"rate_min": 5, "rate_max": 5}],
+        "cosine": [{}, {"offset": 0.008}, {"offset": 1.0}],
+        "polynomial": [{}, {"power": 0.5}, {"power": 10}],
+        "stepwise": [{"form": form, "steps": 100} for form in ("sqrt", "cosine", "trunc_cos")],
+    }
+    parts = {entry.name: entry.load() for entry in registry()}
+    found = {op: cls for op, cls in parts.items() if issubclass(cls, Schedule) and not cls.learned}
+    return [(op, {**getattr(cls, "example", {}), **c}) for op, cls in found.items() for c in more.get(op, [{}])]
+
+
+@pytest.mark.parametrize(("name", "config"), shipped(), ids=str)
+def test_time_is_a_closed_form_of_few_kernels(name: str, config: dict[str, Any]) -> None:
+    """Against bisection of sigma, and in total noise to a few units in the last place of float64."""
+    cls = registry().component(name)
+    s = cls(cls.Config(**config), Context({"n": 27}))
+    ends = torch.logspace(-12, -2, 40, dtype=torch.float64)
+    t = torch.cat(
+        [
+            torch.zeros(1).double(),
+            ends,
+            torch.linspace(0.01, 0.99, 97).double(),
+            1 - ends.flip(0),
+            torch.ones(1).double(),
+        ]
+    )
+    sigma = s.sigma(t)
+    for given in (sigma, sigma.float()):
+        with Launches() as launches:
+            found = s.time(given)
+        assert found.dtype == given.dtype
+        assert launches.count <= 10
+        assert bool(((found >= 0) & (found <= 1)).all())
+    found, halved = s.time(sigma), Schedule.time(s, sigma)
+    # what one rounding of sigma, of alpha and of t moves the noise
+    unit = torch.finfo(torch.float64).eps * (sigma + torch.expm1(sigma.clamp(max=30)) + s.dsigma(t))
+    apart = (s.sigma(found) - sigma).abs()
+    assert float((apart / unit.clamp(min=1e-300)).nan_to_num(0.0).max()) < 32
+    assert bool((apart <= (s.sigma(halved) - sigma).abs() + 32 * unit).all())
+    outside = s.time(torch.tensor([0.0, float(sigma[0]) / 2, 2 * float(sigma[-1]) + 1, 1e4, 1e9], dtype=torch.float64))
+    assert outside.tolist() == pytest.approx([0, 0, 1, 1, 1], abs=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "formula"), FORMULAS, ids=[f"{c.__name__}{i}" for i, (c, *_) in enumerate(FORMULAS)]
+)
+def test_time_inverts_the_published_formula(cls: Any, config: dict[str, float], formula: Callable[[Any], Any]) -> None:
+    """The noise is computed in 50 digits, and rounded once."""
+    s = made(cls, **config)
+    for t in (1e-9, 1e-6, 1e-3, 0.3, 0.7, 0.999, 1 - 2**-20):
+        exact = formula(mpf(t))
+        found = s.time(torch.tensor([float(exact)], dtype=torch.float64)).item()
+        slope = mpmath.diff(formula, mpf(t), h=mpf("1e-18"))
+        assert abs(found - t) * float(slope) <= 32 * 2**-52 * float(exact + mpmath.expm1(exact) + slope)

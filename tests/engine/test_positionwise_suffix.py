@@ -8,6 +8,7 @@ import torch
 import sedd_graph
 from sedd_graph.component.axes import parse_port_type
 from sedd_graph.diffusion.tokens.block_diffusion import block_inputs
+from sedd_graph.diffusion.tokens.groups import Groups
 from sedd_graph.engine.positionwise_suffix import PositionwiseSuffix, length_dim, take
 from sedd_graph.families.tokens import TokenProcess
 from sedd_graph.graph.model import Op
@@ -52,7 +53,8 @@ def test_a_few_positions_give_the_same_numbers(path: Path) -> None:
     heads = [s.name for s in root.steps if isinstance(s.body, Op) and s.body.contract.kind == "head"]
     assert set(heads) <= set(suffix.dims)
     with torch.no_grad():
-        whole, few = engine.model.run(inputs)[0], suffix.run(engine.model, inputs, at)
+        groups = Groups(torch.arange(3), torch.arange(3), at, torch.ones_like(at, dtype=torch.bool))
+        whole, few = engine.model.run(inputs)[0], engine.network.begin(inputs).at(groups)
     assert whole.keys() == few.keys()
     for name, value in whole.items():
         assert few[name].shape == (3, 2, value.shape[-1])

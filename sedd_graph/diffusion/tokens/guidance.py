@@ -8,7 +8,7 @@ unmasking remains that of the schedule. Axes: b batch, r rows of it, l length, n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.tokens.groups import Groups
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.sampler import Sampler
+from sedd_graph.diffusion.tokens.stage import Stage, StagedDenoise, begin
 from sedd_graph.diffusion.tokens.walk import Denoise
 from sedd_graph.errors import UserError
 
@@ -108,19 +110,33 @@ def unprompted(denoise: Denoise, free: Tensor, kernel: Kernel, guidance: float) 
     """
     mask = kernel.require_mask()
 
-    def guided(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
-        unconditional, places = torch.where(free[rows], x, mask), None if at is None else torch.cat([at, at])
-        both = denoise(torch.cat([x, unconditional]), torch.cat([t, t]), torch.cat([rows, rows]), places)
-        x = x if at is None else x.gather(1, at)
-        out = {}
-        for name, value in both.items():
-            with_it, without = value.float().chunk(2)
-            none = (with_it <= FLOOR) | (without <= FLOOR)
-            by = torch.where(none, -torch.inf, (guidance - 1) * (with_it - without))
-            out[name] = tilted(with_it, by, x, kernel)
-        return out
+    def first(x: Tensor, t: Tensor, rows: Tensor) -> Stage:
+        hidden = torch.where(free[rows], x, mask)
+        both = begin(denoise, torch.cat([x, hidden]), torch.cat([t, t]), torch.cat([rows, rows]))
+        count, width = len(x), len(both.values)
 
-    return guided
+        def finish(values: Sequence[Tensor], groups: Groups) -> Mapping[str, Tensor]:
+            halves = (both.finish(part, groups) for part in (values[:width], values[width:-1]))
+            return _guided(*halves, values[-1][groups.row[:, None], groups.place], kernel, guidance)
+
+        ours = (v[:count] if by_row else v for v, by_row in zip(both.values, both.by_row, strict=True))
+        others = (v[count:] if by_row else v for v, by_row in zip(both.values, both.by_row, strict=True))
+        return Stage((*ours, *others, x), (*both.by_row, *both.by_row, True), finish)
+
+    return StagedDenoise(first, random=isinstance(denoise, StagedDenoise) and denoise.random)
+
+
+def _guided(
+    given: Mapping[str, Tensor], alone: Mapping[str, Tensor], x: Tensor, kernel: Kernel, guidance: float
+) -> dict[str, Tensor]:
+    """Return the outputs with a prompt, moved away from those without it; arguments and result by name, [g, m, n]."""
+    out = {}
+    for name in given:
+        with_it, without = given[name].float(), alone[name].float()
+        none = (with_it <= FLOOR) | (without <= FLOOR)
+        by = torch.where(none, -torch.inf, (guidance - 1) * (with_it - without))
+        out[name] = tilted(with_it, by, x, kernel)
+    return out
 
 
 def classified(denoise: Denoise, kernel: Kernel, schedule: Schedule, classifier: Classifier, free: Tensor) -> Denoise:
@@ -205,11 +221,10 @@ def renoised(
         generator: Random number generator of this noise.
     """
 
-    def noised(x: Tensor, t: Tensor, rows: Tensor, at: Tensor | None = None) -> Mapping[str, Tensor]:
+    def first(x: Tensor, t: Tensor, rows: Tensor) -> Stage:
         given = ~free[rows]
         clean = torch.where(given, prompt[rows], x)
-        return denoise(
-            kernel.sample(clean, schedule.sigma(t), random=Randomness(generator), corrupt=given), t, rows, at
-        )
+        seen = kernel.sample(clean, schedule.sigma(t), random=Randomness(generator), corrupt=given)
+        return begin(denoise, seen, t, rows)
 
-    return noised
+    return StagedDenoise(first, random=True)

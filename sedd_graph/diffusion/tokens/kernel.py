@@ -6,9 +6,10 @@ state z; columns of a rate matrix sum to zero.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -85,6 +86,13 @@ class Kernel(Component, ABC):
         declare that they use none (``discrete``).
         """
         return None
+
+    def visiting(self, times: Sequence[float]) -> contextlib.AbstractContextManager[None]:
+        """Return a context within which a sampler steps along these times, downwards, and then to clean text.
+
+        A kernel in discrete time may compute what it needs for them once, and need not wait for the device in each step.
+        """
+        return contextlib.nullcontext()
 
     @classmethod
     def parametrizations(cls, config: ComponentConfig) -> tuple[tuple[Output, ...], ...]:

@@ -17,7 +17,7 @@ Axes: b batch, l length, n states, k changes, m positions that change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from torch import Tensor
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.categorical import categorical
 from sedd_graph.diffusion.conditions.constraint import Matching
-from sedd_graph.diffusion.draws import placed_uniform
+from sedd_graph.diffusion.draws import Jump, Where, placed_uniform
 from sedd_graph.diffusion.numerics import take
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.addressed_noise import AGAIN, FRESH, GROUP, SHARED, TURN, AddressedNoise, seed_of
@@ -35,8 +35,6 @@ from sedd_graph.diffusion.tokens.road import Bridge, Road
 from sedd_graph.errors import UserError
 
 __all__ = ["NoiseTape"]
-
-_CHUNK = 2**22  # float64 numbers held at a time
 
 
 class NoiseTape(AddressedNoise):
@@ -59,6 +57,8 @@ class NoiseTape(AddressedNoise):
     Attributes:
         start: The initial rows, int64 [b, l], from :meth:`prepare` on.
     """
+
+    in_turn = True
 
     def __init__(
         self,
@@ -179,25 +179,19 @@ class NoiseTape(AddressedNoise):
         if self._bridge is not None:
             self._target = self._bridge.rows(step, x)
 
-    def jump(
-        self, x: Tensor, move: Tensor, weights: Callable[[Tensor], Tensor], *, read: Callable[[Tensor], bool] = bool
-    ) -> Tensor:
+    def begin_jump(self, x: Tensor, move: Tensor, *, when: Tensor | None = None) -> Jump:
         call = self._log.call
-        moving = self.going(x, move)
-        if not read(moving.any()):
-            return x
-        drawn = weights(moving).double()
-        total = drawn.sum(-1)
+        return Jump(self.going(x, move), call)
+
+    def _numbers(self, jump: Jump, where: Where, total: int | None) -> Tensor:
+        return where.row  # none are needed: the noise has an address
+
+    def _states(self, jump: Jump, weights: Tensor, where: Where, numbers: Tensor) -> Tensor:
+        weights = weights.double()
+        total = weights.sum(-1)
         if not bool(((total > 0) & total.isfinite()).all()):
             raise ValueError("noise tape: a row of weights sums to zero or is not finite")
-        row, at = moving.nonzero(as_tuple=True)
-        found, size = [], max(1, _CHUNK // drawn.shape[-1])
-        for first in range(0, len(row), size):
-            part = slice(first, first + size)
-            found.append(self._tokens(call, drawn[part].log(), row[part], at[part]))
-        out = x.clone()
-        out[moving] = torch.cat(found)
-        return out
+        return self._tokens(jump.call, weights.log(), where.row, where.place)
 
     def going(self, x: Tensor, move: Tensor) -> Tensor:
         call = self._next()

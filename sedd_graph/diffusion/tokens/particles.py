@@ -50,14 +50,14 @@ class ImportanceWeights:
         free = sharpen(weights * self._base, temperature=self._temperature, top_p=1.0)
         return ((free * allowed).sum(-1) / free.sum(-1)).nan_to_num(0.0).log()
 
-    def add(self, where: Tensor, log_share: Tensor) -> None:
+    def add(self, row: Tensor, log_share: Tensor) -> None:
         """Multiply the importance weight of each row by a factor for each of its positions that change.
 
         Args:
-            where: bool [b, l], the m positions that change.
+            row: Rows of the m positions that change, int64 [m].
             log_share: Logarithms of the factors, [m], such as those that :meth:`permitted` returns.
         """
-        self.log = self.log.index_add(0, where.nonzero()[:, 0], log_share)
+        self.log = self.log.index_add(0, row, log_share)
 
     def add_rows(self, rows: Tensor, before: Tensor, after: Tensor) -> None:
         """Multiply the importance weights of rows that must match a regular expression by their factor for one step.

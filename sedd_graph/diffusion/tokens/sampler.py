@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.base import Component, ComponentConfig
+from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.tokens.kernel import CONTINUOUS, ONLY_MASKS, Kernel
 from sedd_graph.diffusion.tokens.walk import T_MIN, Denoise, SamplerConfig, Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
@@ -171,7 +172,8 @@ class Sampler(Component, ABC):
         """
         taken = chosen_steps(steps, self.steps)
         walk = Walk(denoise, x, settings, self.config)
-        self.walk(walk, taken)
+        with full_precision(x):  # the network has the autocast that was on when its function was made
+            self.walk(walk, taken)
         walk.check_outputs()
         walk.x = walk.draws.settle(walk.x)
         self.clamped, self.evaluations = walk.clamped, walk.evaluations
@@ -215,7 +217,9 @@ class StepSampler(Sampler):
     def walk(self, walk: Walk, steps: int) -> None:
         rows, grid = walk.x.shape[0], self.times(walk.kernel, steps)
         times = torch.tensor(grid, device=walk.x.device, dtype=torch.float64).float()
-        for index in range(len(grid)):
-            below = None if index == len(grid) - 1 else times[index + 1].expand(rows)
-            self.step(walk, times[index].expand(rows), below)
-            walk.end_step()
+        walk.set_grid(times)
+        with walk.kernel.visiting(grid):
+            for index in range(len(grid)):
+                below = None if index == len(grid) - 1 else times[index + 1].expand(rows)
+                self.step(walk, times[index].expand(rows), below)
+                walk.end_step()

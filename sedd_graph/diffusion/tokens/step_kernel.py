@@ -7,8 +7,11 @@ it. Axes: b batch, l length, n states, T steps, m tables.
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
-from typing import ClassVar, NoReturn
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import ClassVar, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -47,6 +50,20 @@ def step_tables(steps: Tensor) -> Tensor:
     return tables
 
 
+class _Visited(NamedTuple):
+    """Transition matrices of the steps that a sampler takes.
+
+    Attributes:
+        before: The step that each one leads down to, int64 [T + 1]; -1 for those that are not taken.
+        index: Index of its matrix among ``products``, int64 [T + 1].
+        products: NaN, and the matrices, float64 [k + 1, n, n]; None if no step of the kernel is skipped.
+    """
+
+    before: Tensor
+    index: Tensor
+    products: Tensor | None
+
+
 class StepKernel(Kernel):
     """Base class of kernels in discrete time, defined by T step matrices.
 
@@ -70,6 +87,7 @@ class StepKernel(Kernel):
                 f"{type(self).__name__.lower()} holds tables of states x states: {self.states:,} states are more than the "
                 f"{MOST_STATES:,} it takes; take a kernel in continuous time, such as neighbours or uniform"
             )
+        self._visited: _Visited | None = None
         size = (2 * self.steps + 2) * self.states**2 * 8
         if size > MOST_BYTES:
             raise UserError(
@@ -114,10 +132,33 @@ class StepKernel(Kernel):
         missing = (before != now) & (before != 0) & (before != now - 1)
         if torch.compiler.is_compiling():
             return self.tables, torch.where(missing, len(self.tables) - 1, known)
+        if self._visited is not None:
+            visited = self._visited
+            if visited.products is None:
+                return self.tables, torch.where(missing, len(self.tables) - 1, known)
+            return visited.products, torch.where(visited.before[now] == before, visited.index[now], 0)
         if not bool(missing.any()):
             return self.tables, known
         pairs, at = torch.stack([now, before], 1).unique(dim=0, return_inverse=True)
         return torch.stack([self._product(i, j) for i, j in pairs.tolist()]), at
+
+    @contextlib.contextmanager
+    def visiting(self, times: Sequence[float]) -> Iterator[None]:
+        visited = [*(round(t * self.steps) for t in times), 0]
+        pairs = list(pairwise(visited))
+        before = torch.full((self.steps + 1,), -1)
+        index = torch.zeros_like(before)
+        products = None
+        if any(then not in (0, now - 1) for now, then in pairs):
+            for number, (now, then) in enumerate(pairs, 1):
+                before[now], index[now] = then, number
+            products = torch.stack([self.tables[-1], *(self._product(now, then) for now, then in pairs)])
+        device = self.tables.device
+        self._visited = _Visited(before.to(device), index.to(device), products)
+        try:
+            yield
+        finally:
+            self._visited = None
 
     def _product(self, now: int, before: int) -> Tensor:
         """Return P(now | before), the product of the steps after ``before`` up to ``now``, float64 [n, n]."""

@@ -5,13 +5,15 @@ Axes: b batch, l length, n states.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.errors import UserError
 
-__all__ = ["INEXACT", "LOSS", "needs_float64", "tweedie"]
+__all__ = ["INEXACT", "LOSS", "needs_float64", "too_long", "tweedie"]
 
 LOSS = 1e-4
 """Largest rounding error of the probabilities of a Tweedie step for which scores stay float32."""
@@ -40,8 +42,23 @@ def _clamped(chances: Tensor) -> Tensor:
     return kept / kept.sum(-1, keepdim=True).clamp(min=1e-30)
 
 
+def too_long(kernel: Kernel, gap: float, longest: float) -> UserError:
+    """Return the error of a Tweedie step over ``longest`` of total noise whose probabilities are off by ``gap``."""
+    return UserError(
+        f"a Tweedie step over {longest:.3g} of total noise is too long for {type(kernel).__name__}: its probabilities "
+        f"are off by {gap:.2g}; take more steps, less noise at t = 1, or the sampler 'ancestral'"
+    )
+
+
 def tweedie(
-    kernel: Kernel, score: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, *, unit: float = 0.0
+    kernel: Kernel,
+    score: Tensor,
+    x: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    *,
+    unit: float = 0.0,
+    report: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Return the next-state probabilities :meth:`Kernel.analytic`, and verify that rounding errors in them are small.
 
@@ -63,12 +80,15 @@ def tweedie(
         sigma: Total noise, [b].
         sigma_next: Total noise after the step, [b].
         unit: Relative rounding error of the log-scores that ``score`` is the exponential of; 0: they are not rounded.
+        report: Called with the largest error and the longest step, tensors [] on the device; None: they are verified here,
+            which waits for the device.
 
     Returns:
         Next-state probabilities of sum 1, not clamped, [b, l, n].
 
     Raises:
-        UserError: A probability, or the sum of the probabilities at a position, is off by more than :data:`INEXACT`.
+        UserError: A probability, or the sum of the probabilities at a position, is off by more than :data:`INEXACT`; only
+            without ``report``.
     """
     before, after = sigma.to(score.dtype), sigma_next.to(score.dtype)
     found = kernel.analytic(score, x, before, after)
@@ -82,11 +102,11 @@ def tweedie(
         moved = (_clamped(changed) - _clamped(found[:, :SOUNDED])).abs().amax(-1)
         moved = torch.where(finite[:, :SOUNDED], moved.nan_to_num(nan=torch.inf), 0.0)
         apart = torch.cat([apart, moved], dim=-1)
-    gap = float(apart.max()) if apart.numel() else 0.0
-    if gap > INEXACT:
-        longest = float((sigma - sigma_next).max())
-        raise UserError(
-            f"a Tweedie step over {longest:.3g} of total noise is too long for {type(kernel).__name__}: its probabilities "
-            f"are off by {gap:.2g}; take more steps, less noise at t = 1, or the sampler 'ancestral'"
-        )
+    if not apart.numel():
+        return found
+    gap, longest = apart.max(), (sigma - sigma_next).max()
+    if report is not None:
+        report(gap, longest)
+    elif float(gap) > INEXACT:
+        raise too_long(kernel, float(gap), float(longest))
     return found

@@ -2,28 +2,53 @@
 
 A :class:`Walk` stores the rows between noise and text. It evaluates the network (only on rows that changed, if its
 outputs do not depend on time), samples which positions change and then their new tokens, and enforces the conditions on
-the text. Axes: b batch, l length, n states.
+the text. The host waits for the device once in a step, when it needs to know how many positions change. Axes: b batch,
+l length, n states, g groups of positions of one row, m positions of a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.categorical import categorical, sharpen
+from sedd_graph.diffusion.categorical import sharpen
 from sedd_graph.diffusion.conditions.constraint import Matching
-from sedd_graph.diffusion.draws import Draws
+from sedd_graph.diffusion.draws import Jump, NewStates, Where
 from sedd_graph.diffusion.numerics import take
-from sedd_graph.diffusion.output_check import OutputCheck
 from sedd_graph.diffusion.tokens.particles import ImportanceWeights
+from sedd_graph.diffusion.tokens.predictions import Predictions
+from sedd_graph.diffusion.tokens.readings import Law, Readings
+from sedd_graph.diffusion.tokens.stage import Outputs, Rows, StagedDenoise
 from sedd_graph.diffusion.tokens.walk_settings import ROUNDING, T_MIN, Denoise, OnStep, SamplerConfig, WalkSettings
 
 __all__ = ["ROUNDING", "T_MIN", "Denoise", "OnStep", "SamplerConfig", "Walk", "WalkSettings"]
 
 
-class Walk:
+NextStates = Callable[[Mapping[str, Tensor], Tensor, Tensor, Tensor], Tensor]
+"""Type of functions to next-state probabilities, [g, m, n]; arguments as of :data:`~sedd_graph.diffusion.tokens.readings.Law`."""
+
+
+class _Counts(NamedTuple):
+    """What the host knows of some steps: of each how many positions change, and where new tokens are needed, and how many."""
+
+    totals: list[int]
+    wheres: list[Tensor]
+    counts: list[int]
+
+
+class _Change(NamedTuple):
+    """A step of some positions: which change with what probability, and the weights of their new states."""
+
+    move: Tensor
+    weights: NewStates
+    must: bool
+
+
+class Walk(Predictions):
     """The state of a sampling run: rows between noise and text.
 
     Args:
@@ -33,25 +58,17 @@ class Walk:
         config: Temperature and nucleus truncation.
 
     Attributes:
-        x: The current rows, int64 [b, l].
-        draws: Random numbers of the run.
-        generator: Its generator, for samplers that draw by other means than the methods of this class.
-        evaluations: Number of rows evaluated by the network so far, summed over calls.
-        clamped: Number of positions so far whose probabilities were outside [0, 1] and were clamped, summed over steps.
         weights: Importance weights of the rows; None without ``settings.unconditioned``.
+        told: What ``ahead`` of the last :meth:`draw` returned.
 
     Raises:
         UserError: No completion of a row satisfies ``settings.matching``.
     """
 
     def __init__(self, denoise: Denoise, x: Tensor, settings: WalkSettings, config: SamplerConfig) -> None:
+        super().__init__(denoise, x, settings)
         kernel, matching = settings.kernel, settings.matching
-        self.x, self.free, self.kernel = x, settings.free, kernel
-        self.draws = Draws(settings.generator) if settings.draws is None else settings.draws
-        self.schedule, self.generator, self.timeless = settings.schedule, self.draws.generator, settings.timeless
-        self.evaluations = self.clamped = 0
-        self._check = OutputCheck(x.device)
-        self._denoise, self._config, self._on_step = denoise, config, settings.on_step
+        self._config, self._on_step, self._steps = config, settings.on_step, 0
         data = torch.arange(kernel.states, device=x.device) != (-1 if kernel.mask is None else kernel.mask)
         self._allowed = data if settings.allowed is None else data & settings.allowed
         self.weights: ImportanceWeights | None = None
@@ -60,11 +77,15 @@ class Walk:
         self._matching = matching
         if matching is not None:
             matching.feasible(x, self.masked, self._allowed)
+        self.told = list[float]()
+        self._clamped = torch.zeros((), dtype=torch.int64, device=x.device)
+        self._readings = Readings(self.free, kernel.states, tabular=kernel.tabular)
+        # numbers of groups of positions that are read: all free ones, and the masked ones (None: not known to the host)
+        self._most: int | None = None
+        self._groups: int | None = None
+        self._drawn: Tensor | None = None
         if self._allowed.dim() > 1:
             self._replace_disallowed(self.free)  # the prior was drawn without conditions on positions
-        self._cached: dict[str, Tensor] = {}
-        self._cached_x = torch.full_like(x, -1)
-        self._steps = 0
         self.end_step()
 
     # -- rows ---------------------------------------------------------------------------------------------------------
@@ -74,12 +95,28 @@ class Walk:
         """Positions that are free and masked, bool [b, l]; all False for a kernel without mask."""
         return torch.zeros_like(self.free) if self.kernel.mask is None else self.free & (self.x == self.kernel.mask)
 
+    @property
+    def joint(self) -> bool:
+        """Whether tokens of a row are drawn together, since rows must match a regular expression."""
+        return self._matching is not None
+
+    @property
+    def clamped(self) -> int:
+        """Number of positions so far whose probabilities were clamped, summed over steps; reading it waits for the device."""
+        return int(self._clamped)
+
+    def count_clamped(self, where: Tensor) -> None:
+        """Add the number of the positions ``where``, bool [b, l], to :attr:`clamped`."""
+        self._clamped = self._clamped + where.sum()
+
     def put(self, x: Tensor) -> None:
         """Assign new tokens to the free positions of the rows; the others are unchanged.
 
         Args:
             x: New rows, int64 [b, l].
         """
+        if x is not self._drawn:
+            self._stale = self._groups = None
         self.x = torch.where(self.free, x, self.x)
 
     def end_step(self, x: Tensor | None = None) -> None:
@@ -93,134 +130,24 @@ class Walk:
         self.draws.begin_step(self._steps, self.x)
         self._steps += 1
 
-    def check_outputs(self) -> None:
-        """Verify the network's outputs so far, which waits for the device.
-
-        Raises:
-            UserError: An output was not finite, or a distribution did not sum to 1.
-        """
-        self._check.read()
-
-    # -- the network --------------------------------------------------------------------------------------------------
-
-    def outputs(self, t: Tensor, need: Tensor | None = None) -> Mapping[str, Tensor]:
-        """Return the network's outputs for the current rows.
-
-        Outputs that do not depend on time are cached: only rows that changed are evaluated.
-
-        Args:
-            t: Times, [b].
-            need: bool [b], rows whose outputs are required; entries of other rows are unspecified. None: all.
-
-        Returns:
-            ``log_score`` or ``log_x0`` by name, float32 [b, l, n].
-        """
-        stale = (self.x != self._cached_x).any(-1) if self.timeless else torch.ones_like(self.free[:, 0])
-        if need is not None:
-            stale = stale & need
-        rows = stale.nonzero()[:, 0]
-        self.evaluations += len(rows)
-        if len(rows) == len(stale):
-            self._cached = dict(self._denoise(self.x, t, rows))
-            self._check.add(self._cached, self.free)
-        elif len(rows):
-            fresh = self._denoise(self.x[rows], t[rows], rows)
-            self._check.add(fresh, self.free[rows])
-            for name, value in fresh.items():
-                old = self._cached.get(name)
-                old = value.new_zeros(len(stale), *value.shape[1:]) if old is None else old
-                self._cached[name] = old.index_copy(0, rows, value)
-        self._cached_x = torch.where(stale[:, None], self.x, self._cached_x)
-        return self._cached
-
-    def time(self, sigma: Tensor) -> Tensor:
-        """Return the times at which total noise is ``sigma``, at least :data:`T_MIN`.
-
-        Args:
-            sigma: Total noise, [b].
-
-        Returns:
-            float32 [b]; :data:`T_MIN` for all rows if the network's outputs do not depend on time.
-        """
-        t = torch.full_like(sigma, T_MIN) if self.timeless else self.schedule.time(sigma.double())
-        return t.clamp(min=T_MIN, max=1.0).float()
-
-    def score(
-        self, t: Tensor, sigma: Tensor | None = None, need: Tensor | None = None, *, precise: bool = False
-    ) -> Tensor:
-        """Return the scores p_t(z) / p_t(x) of all rows z that differ from the current row x in at most one position.
-
-        Entry (i, y) is the score of the row z that has state y at position i; it is 1 if y is the state of x there.
-
-        Args:
-            t: Times, [b].
-            sigma: Total noise at ``t``, [b], if known more precisely than by the schedule; None: by the schedule.
-            need: bool [b], rows whose scores are required; entries of other rows are unspecified. None: all.
-            precise: True to compute in float64. At high noise log-scores are small, and their exponentials in float32
-                lose them.
-
-        Returns:
-            float32 [b, l, n]; float64 if ``precise``.
-        """
-        outputs, dtype = self.outputs(t, need), torch.float64 if precise else torch.float32
-        if "log_score" in outputs:
-            return outputs["log_score"].to(dtype).exp()
-        sigma = self.schedule.sigma(t) if sigma is None else sigma.float()
-        return self.kernel.log_score(outputs["log_x0"].to(dtype), self.x, sigma.to(dtype)).exp()
-
-    def rounding(self) -> float:
-        """Return the relative rounding error of the last outputs as log-scores; 0 if scores are computed from ``log_x0``."""
-        found = self._cached.get("log_score")
-        return 0.0 if found is None else torch.finfo(found.dtype).eps
-
-    def clean(self, t: Tensor, need: Tensor | None = None) -> Tensor:
-        """Return the predicted distribution of the clean token at each position given all other positions.
-
-        At a masked position this is the normalised score. For a kernel without mask, the network must output
-        ``log_x0``.
-
-        Args:
-            t: Times, [b].
-            need: bool [b], rows whose predictions are required; entries of other rows are unspecified. None: all.
-
-        Returns:
-            Probabilities, [b, l, n].
-        """
-        return self._clean(self.outputs(t, need), self.x)
-
-    def _clean(self, outputs: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        if "log_x0" in outputs:
-            return outputs["log_x0"].float().exp()
-        mask = self.kernel.require_mask()
-        scores = outputs["log_score"].float().index_fill(-1, torch.tensor([mask], device=x.device), -torch.inf)
-        carried = torch.nn.functional.one_hot(x, self.kernel.states).to(scores.dtype)
-        return torch.where((x == mask)[..., None], scores.softmax(-1), carried)
-
-    def reveal(self, chosen: Tensor, t: Tensor) -> None:
+    def reveal(self, chosen: Tensor, t: Tensor) -> bool:
         """Replace the masks at chosen positions by sampled tokens.
 
-        The network is evaluated only on the rows with a chosen position, and only at the chosen positions; if rows must
-        match a regular expression (:attr:`WalkSettings.matching`), at all masks of these rows.
+        The network is evaluated only on the rows with a chosen position, and its position-wise end only at the chosen
+        positions; if rows must match a regular expression (:attr:`WalkSettings.matching`), at all masks of these rows.
 
         Args:
             chosen: bool [b, l], masked positions.
             t: Times of the rows, [b].
+
+        Returns:
+            Whether any position was chosen.
         """
         chosen = chosen & self.free
-        some = chosen.any(1)
-        rows = some.nonzero()[:, 0]
-        # if rows must match, the distributions of the remaining masks are needed too
-        places = chosen if self._matching is None else self.masked & some[:, None]
-        count = places.sum(1)
-        # the chosen positions of each row in order, then others as padding
-        at = places[rows].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
-        real = torch.arange(at.shape[1], device=at.device) < count[rows, None]
-        x = self.x[rows]
-        self.evaluations += len(rows)
-        outputs = self._denoise(x, t[rows], rows, at)
-        self._check.add(outputs, real)
-        clean = self._clean(outputs, x.gather(1, at))
-        self.put(self.draw(chosen.double(), lambda _: clean[real], must=True))
+        outputs, before = self.outputs_where_drawn(t, chosen.any(1), places=True), self.x
+        drawn = self.draw(chosen, self.clean_at(outputs), must=True)
+        self.put(drawn)
+        return drawn is not before
 
     # -- moves --------------------------------------------------------------------------------------------------------
 
@@ -228,7 +155,15 @@ class Walk:
         """Draw uniform numbers in (0, 1], float64 of shape ``[*shape]``."""
         return self.draws.uniform(*shape)
 
-    def draw(self, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool = False) -> Tensor:
+    def draw(
+        self,
+        move: Tensor,
+        weights: Tensor | NewStates,
+        *,
+        must: bool = False,
+        note: Callable[[Where, Tensor], None] | None = None,
+        ahead: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
         """Sample new tokens at free positions that change, and return the resulting rows.
 
         :attr:`x` is unchanged. If rows must match a regular expression (:attr:`WalkSettings.matching`), only masks
@@ -236,65 +171,157 @@ class Walk:
         matches, those that do not change remain masked in the result, and ``weights`` are required at all of them.
 
         Args:
-            move: Probability that a position changes, [b, l].
-            weights: Weights of the new token, not normalised, [b, l, n]; or a function ``weights(where)`` that returns
-                them for the m positions ``where``, bool [b, l], as [m, n]. Weights of the mask and of disallowed tokens
-                are ignored.
+            move: Probability that a position changes, [b, l]; or bool [b, l], the positions that change: then no random
+                numbers are taken if there are none.
+            weights: Weights of the new token, not normalised, [b, l, n]; or a function that returns them for some
+                positions. Weights of the mask and of disallowed tokens are ignored.
             must: True: where all allowed tokens have weight 0, the new token is uniform over the allowed ones. False:
                 the old token remains there.
+            note: Called with some positions and their new tokens, after each call of ``weights``.
+            ahead: Draws the uniform numbers that follow, and returns a small tensor whose values :attr:`told` holds
+                afterwards. So the host waits once for both.
 
         Returns:
-            The rows with new tokens, int64 [b, l].
+            The rows with new tokens, int64 [b, l]; :attr:`x` itself if no position changes.
 
         Raises:
-            UserError: An output of the network was not finite, or a distribution did not sum to 1.
+            UserError: As of :meth:`transfer`.
         """
+        states = (lambda where, held=weights: held[where.row, where.place]) if isinstance(weights, Tensor) else weights
         if self._matching is not None:
-            return self._draw_matching(self._matching, move, weights, must=must)
+            drawn = self._draw_matching(self._matching, move, states, must=must)
+            self.told = [] if ahead is None else self.transfer(ahead())
+            return drawn
+        change = _Change(move, states, must)
+        if move.dtype == torch.bool:
+            where = move & self.free
+            counts = self._counts([where], None)
+            if not counts.totals[0]:
+                return self.x
+            jump = self.draws.begin_jump(self.x, where.double())
+        else:
+            jump = self.draws.begin_jump(self.x, move.double() * self.free)
+            counts = self._counts([jump.moving], None if ahead is None else ahead())
+        self._drawn = self._end(jump, change, self.x, counts, 0, note)
+        return self._drawn
 
-        def new_tokens(moving: Tensor) -> Tensor:
-            allowed, rows, permitted = self._weights(weights, moving)
-            if self.weights is not None:
-                self.weights.add(moving, permitted)
-            stay = torch.nn.functional.one_hot(self.x[moving], self.kernel.states)
-            return torch.where((rows.sum(-1, keepdim=True) > 0), rows, (allowed if must else stay).to(rows.dtype))
-
-        return self.draws.jump(self.x, move.double() * self.free, new_tokens, read=self.read)
-
-    def read(self, flag: Tensor) -> bool:
-        """Copy a boolean scalar from the device to the host and return it, verifying the network's outputs so far.
-
-        The result of this verification is on the device, too; one transfer copies both.
+    def draw_each(self, changes: Sequence[tuple[Tensor, NewStates, bool]], when: Tensor) -> bool:
+        """Take two steps of different positions, one after another; the host waits once.
 
         Args:
-            flag: bool [].
+            changes: Of each step ``move`` [b, l], ``weights`` and ``must``, as of :meth:`draw`.
+            when: bool [], whether the second step is taken; if not, it takes no random numbers.
 
-        Raises:
-            UserError: An output was not finite, or a distribution did not sum to 1.
+        Returns:
+            The value of ``when``.
         """
-        return bool(self._check.read(flag)[0])
+        first, second = (_Change(*change) for change in changes)
+        if self._matching is not None or self.draws.in_turn:
+            self.put(self.draw(first.move, first.weights, must=first.must))
+            if happens := self.read(when):
+                self.put(self.draw(second.move, second.weights, must=second.must))
+            return happens
+        jumps = [self.draws.begin_jump(self.x, first.move.double() * self.free)]
+        jumps.append(self.draws.begin_jump(self.x, second.move.double() * self.free, when=when))
+        counts = self._counts([jump.moving for jump in jumps], when)
+        out = self._end(jumps[0], first, self.x, counts, 0, None)
+        happens = bool(self.told[0])
+        self._drawn = self._end(jumps[1], second, out, counts, 1, None, happens=happens)
+        self.put(self._drawn)
+        return happens
 
-    def _weights(self, weights: Tensor | Callable[[Tensor], Tensor], where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the allowed tokens and the sharpened weights at the m positions ``where``, bool [b, l].
+    def _counts(self, moving: Sequence[Tensor], ahead: Tensor | None) -> _Counts:
+        """Let the host know how many positions change, bool [b, l] each, and evaluate the outputs that wait for this.
+
+        Args:
+            moving: The positions of each step.
+            ahead: Further values for :attr:`told`.
+        """
+        rows = torch.stack([m.any(1) for m in moving]).any(0)
+        waiting, wheres = self._waiting, list(moving)
+        values = [m.sum() for m in moving]
+        asked = torch.ones_like(rows)
+        if waiting is not None:
+            if waiting.need is not None:
+                asked = waiting.need
+                wheres = [m & asked[:, None] for m in moving]
+            if self.timeless:
+                asked = asked & rows & self._unseen(waiting.x)
+        values += [m.sum() for m in wheres] + [asked.sum(), torch.stack([m.sum(1).amax() for m in wheres]).amax()]
+        stale = rows | self._unseen(self.x)
+        values += [stale.sum(), self._readings.used(self.masked)]
+        n = len(moving)
+        found = self.transfer(*values, *([] if ahead is None else [ahead]))
+        self.told = found[2 * n + 4 :]
+        totals, counts = [int(v) for v in found[:n]], [int(v) for v in found[n : 2 * n]]
+        some, width, stale_count, groups = (int(v) for v in found[2 * n : 2 * n + 4])
+        self._stale = Rows(stale, stale_count) if self.timeless else None
+        self._groups = groups
+        if waiting is not None and (some or any(totals)):
+            at = None
+            if waiting.places and not isinstance(self._denoise, StagedDenoise):
+                at = _first(wheres[0], Rows(asked, some), width)
+            waiting.ensure(Rows(asked, some), at)
+            self._waiting = None
+        return _Counts(totals, wheres, counts)
+
+    def _end(
+        self,
+        jump: Jump,
+        change: _Change,
+        x: Tensor,
+        counts: _Counts,
+        number: int,
+        note: Callable[[Where, Tensor], None] | None,
+        *,
+        happens: bool = True,
+    ) -> Tensor:
+        """Draw the new tokens of one step, and return the rows, int64 [b, l]; ``x`` itself if no position changes."""
+
+        def new_tokens(where: Where) -> Tensor:
+            allowed, rows, permitted = self._weights(change.weights, where)
+            if self.weights is not None:
+                self.weights.add(where.row, permitted)
+            states = torch.arange(self.kernel.states, device=rows.device)
+            other = (allowed if change.must else states == self.x[where.row, where.place, None]).to(rows.dtype)
+            return torch.where(rows.sum(-1, keepdim=True) > 0, rows, other)
+
+        index = torch.nonzero_static(counts.wheres[number], size=counts.counts[number])
+        where, total = Where(index[:, 0], index[:, 1]), counts.totals[number] if happens else None
+        out = self.draws.end_jump(jump, x, where, total, new_tokens, size=self._readings.size, note=note)
+        return out if total else x
+
+    def _weights(self, weights: NewStates, where: Where) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the allowed tokens and the sharpened weights at m positions.
 
         The allowed tokens are bool [n] or [m, n], the weights float64 [m, n]. The third tensor is the log of the share
         of each distribution that is allowed, [m]; it is empty without importance weights.
         """
-        allowed = self._allowed.expand(*self.x.shape, -1)[where] if self._allowed.dim() > 1 else self._allowed
-        rows = weights[where] if isinstance(weights, Tensor) else weights(where)
+        allowed = self._allowed
+        if allowed.dim() > 1:
+            allowed = allowed.expand(*self.x.shape, -1)[where.row, where.place]
+        rows = weights(where)
         permitted = rows.new_zeros(0) if self.weights is None else self.weights.permitted(rows, allowed)
         sharp = sharpen(rows * allowed, temperature=self._config.temperature, top_p=self._config.top_p)
         return allowed, sharp, permitted
 
-    def _draw_matching(
-        self, matching: Matching, move: Tensor, weights: Tensor | Callable[[Tensor], Tensor], *, must: bool
-    ) -> Tensor:
+    def _draw_matching(self, matching: Matching, move: Tensor, weights: NewStates, *, must: bool) -> Tensor:
         moving = self.draws.going(self.x, move.double() * self.masked)
         rows = moving.any(-1)
-        if not self.read(rows.any()):
-            return self.x
         hidden = self.masked & rows[:, None]
-        allowed, drawn, permitted = self._weights(weights, hidden)
+        waiting = self._waiting
+        asked = rows if waiting is None or not self.timeless else rows & self._unseen(waiting.x)
+        if waiting is not None and waiting.need is not None:
+            asked = asked & waiting.need
+        count, some, width = (int(v) for v in self.transfer(hidden.sum(), asked.sum(), hidden.sum(1).amax()))
+        if not count:
+            return self.x
+        if waiting is not None:
+            staged = not waiting.places or isinstance(self._denoise, StagedDenoise)
+            waiting.ensure(Rows(asked, some), None if staged else _first(hidden, Rows(asked, some), width))
+            self._waiting = None
+        index = hidden.nonzero()
+        allowed, drawn, permitted = self._weights(weights, Where(index[:, 0], index[:, 1]))
         allowed = allowed.expand(len(drawn), -1)
         possible = drawn.sum(-1) > 0
         drawn = torch.where(possible[:, None], drawn, allowed.to(drawn.dtype))
@@ -307,7 +334,7 @@ class Walk:
             before = matching.log_chance(self.x[rows], rows, hidden[rows], drawn)
             after = matching.log_chance(out[rows], rows, left[rows], drawn[left[hidden]])
             self.weights.add_rows(rows, before, after)
-            self.weights.add(moving, permitted[moving[hidden]])
+            self.weights.add(moving.nonzero()[:, 0], permitted[moving[hidden]])
         return out
 
     def _replace_disallowed(self, where: Tensor) -> None:
@@ -317,14 +344,68 @@ class Walk:
         if self.kernel.mask is not None:
             wrong &= self.x != self.kernel.mask
         if bool(wrong.any()):
-            self.x = self.x.clone()
-            self.x[wrong] = categorical(allowed[wrong].double(), generator=self.generator)
+            self.x = self.draws.replaced(self.x, wrong, allowed)
+
+    def advance(self, outputs: Outputs, law: NextStates, *, final: bool = False, only: Tensor | None = None) -> None:
+        """Take one step with the next-state probabilities that follow from the network's outputs.
+
+        They are computed for a few positions at a time, and only where the kernel lets positions change. Negative
+        probabilities, and probabilities of changing that sum to more than 1, are clamped and counted in :attr:`clamped`.
+
+        Args:
+            outputs: The network's outputs for the current rows.
+            law: Function from outputs at positions to next-state probabilities, normalised up to rounding; the entry of the
+                current state is the probability of no change.
+            final: True for noise removal: every masked position changes.
+            only: bool [b, l], positions that may change, at most one in each row; None: all free ones.
+        """
+        chance, weights = self.chances(outputs, law, only=only)
+        if final:
+            chance = torch.where(self.masked, 1.0, chance)
+        self.put(self.draw(chance * (self.free if only is None else self.free & only), weights, must=final))
+
+    def chances(self, outputs: Outputs, law: NextStates, *, only: Tensor | None = None) -> tuple[Tensor, NewStates]:
+        """Return the probability that each position changes, [b, l], and the weights of the states that it changes to.
+
+        Arguments as of :meth:`advance`.
+        """
+
+        def step(
+            found: Mapping[str, Tensor], x: Tensor, row: Tensor, place: Tensor
+        ) -> tuple[tuple[Tensor, ...], Tensor]:
+            return _apart(law(found, x, row, place), x)
+
+        (chance, clamped), weights = self.scan(outputs, step, only=only)
+        self.count_clamped(clamped)
+        return chance, weights
+
+    def scan(
+        self, outputs: Outputs, law: Law, *, only: Tensor | None = None, given: bool = False
+    ) -> tuple[tuple[Tensor, ...], NewStates]:
+        """Evaluate a law at the positions that may change (:meth:`~sedd_graph.diffusion.tokens.readings.Readings.scan`).
+
+        Under a kernel with carry-over unmasking these are the masked ones, elsewhere its numbers are 0.
+
+        Args:
+            outputs: The network's outputs for the current rows.
+            law: The law.
+            only: bool [b, l], positions that may change, at most one in each row; None: all free ones.
+            given: Whether given positions count as free.
+        """
+        where = self.masked if self.kernel.carries_over else torch.ones_like(self.free) if given else self.free
+        if only is not None:
+            where = where & only
+        count = self._readings.most(only is not None)
+        if self._readings.apart and only is None and not given:
+            if self._most is None:
+                self._most = int(self.transfer(self._readings.used(self.free))[0])
+            count = self._most
+        if self.kernel.carries_over and only is None and self._groups is not None:
+            count = min(count, self._groups)
+        return self._readings.scan(outputs, law, where, count=count, one=only is not None)
 
     def move(self, weights: Tensor, *, final: bool = False, only: Tensor | None = None) -> None:
-        """Take one step with the given next-state probabilities.
-
-        Negative probabilities, and probabilities of changing that sum to more than 1, are clamped and counted in
-        ``clamped``.
+        """Take one step with the given next-state probabilities at all positions, see :meth:`advance`.
 
         Args:
             weights: Next-state probabilities, normalised up to rounding, [b, l, n]; the entry of the current state is
@@ -332,14 +413,9 @@ class Walk:
             final: True for noise removal: every masked position changes.
             only: bool [b, l], positions that may change; None: all free ones.
         """
-        wrong = -weights.clamp(max=0).sum(-1) > ROUNDING
-        weights = weights.clamp(min=0)
-        stay = take(weights, self.x)
-        elsewhere = weights.scatter(-1, self.x[..., None], 0.0)
-        away = elsewhere.sum(-1)
         free = self.free if only is None else self.free & only
-        self.clamped += int((((away > 1 + ROUNDING) | wrong) & free).sum())
-        chance = away / (away + stay).clamp(min=1e-30)
+        (chance, clamped), elsewhere = _apart(weights, self.x)
+        self.count_clamped(clamped & free)
         if final:
             chance = torch.where(self.masked, 1.0, chance)
         self.put(self.draw(chance * free, elsewhere, must=final))
@@ -365,4 +441,33 @@ class Walk:
         """
         where = where & self.free
         self.put(self.draws.noisy(self.kernel, self.x, sigma, corrupt=where))
-        self._replace_disallowed(where)
+        if self._may_be_disallowed:
+            self._replace_disallowed(where)
+
+    @cached_property
+    def _may_be_disallowed(self) -> bool:
+        """Whether noise may lead to a disallowed data token."""
+        if self.kernel.carries_over:  # it leads to the mask
+            return False
+        data = self.kernel.data_tokens
+        return self._allowed.dim() > 1 or int(self.transfer(self._allowed.sum())[0]) < data
+
+
+def _apart(weights: Tensor, x: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return the parts of next-state probabilities ``weights``, [g, m, n], of the states ``x``, int64 [g, m].
+
+    They are the probability of a change, [g, m]; whether probabilities had to be clamped, bool [g, m]; and the weights of all
+    other states, [g, m, n].
+    """
+    wrong = -weights.clamp(max=0).sum(-1) > ROUNDING
+    weights = weights.clamp(min=0)
+    stay = take(weights, x)
+    elsewhere = weights.scatter(-1, x[..., None], 0.0)
+    away = elsewhere.sum(-1)
+    return (away / (away + stay).clamp(min=1e-30), (away > 1 + ROUNDING) | wrong), elsewhere
+
+
+def _first(where: Tensor, rows: Rows, width: int) -> Tensor:
+    """Return the positions ``where``, bool [b, l], of some rows in order, and others behind them: int64 [r, width]."""
+    index = torch.nonzero_static(rows.mask, size=rows.count)[:, 0]
+    return where[index].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
