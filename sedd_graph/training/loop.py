@@ -313,6 +313,7 @@ def train(
         trainer.writer.finish()
         raise
     finally:
+        trainer.rows.close()
         if trainer.activations is not None:
             trainer.activations.close()
     trainer.open()

@@ -16,7 +16,6 @@ from torch import nn
 from sedd_graph.component.base import Component
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.network import CompileMode
-from sedd_graph.engine.running import RunningModule
 from sedd_graph.errors import UserError
 from sedd_graph.training.checkpoint_writer import Shard
 from sedd_graph.training.config import ParallelConfig, TrainConfig
@@ -167,7 +166,7 @@ def _sharded(engine: Engine, replicate: int, shard: int) -> nn.Module:
         mesh = init_device_mesh(kind, (shard,), mesh_dim_names=("shard",))
     else:
         mesh = init_device_mesh(kind, (replicate, shard), mesh_dim_names=("replicate", "shard"))
-    for block in model.branches():
+    for block in model.layers():
         if not any(_penalised(part) for part in block.modules()):
             fully_shard(block, mesh=mesh)
     fully_shard(engine.trained, mesh=mesh)
@@ -181,12 +180,6 @@ def _penalised(part: nn.Module) -> bool:
 
 def _require_shardable(model: nn.Module) -> None:
     """Raise :class:`UserError` if a model cannot be sharded."""
-    for name, module in model.named_modules():
-        if isinstance(module, RunningModule) and module.memory == "reversible":
-            raise UserError(
-                f"train.parallel.shard: block {name!r} has memory: reversible, whose backward pass does not gather shards: "
-                "set memory: checkpoint, or shard: 1"
-            )
     for name, parameter in model.named_parameters():
         if parameter.dim() == 0:
             raise UserError(f"train.parallel.shard: parameter {name!r} is a single number, which cannot be sharded")
