@@ -54,6 +54,7 @@ TOKENS = (
     "neighbours",
     "ordinal",
     "rates",
+    "steps",
 )
 ALIGNED = "edit_flow, noise strings"
 """Edit flows from noise strings of 32 tokens on average, to which text is aligned."""
@@ -77,17 +78,25 @@ class Case:
 
 def made(op: str) -> Any:
     """Construct a component with its example Config, for bytes."""
-    config = {"mean_length": 32.0} if op == ALIGNED else {}
+    config = (
+        {"mean_length": 32.0}
+        if op == ALIGNED
+        else {"steps": 100, "beta_first": 1e-4, "beta_last": 0.02}
+        if op == "steps"
+        else {}
+    )
     cls: Any = REGISTRY.component(op.split(",")[0])
     states = 4 if op == "rates" else 258 if op == "mask_delete" else 257
-    if op in ("uniform", "unigram", "neighbours", "ordinal"):
+    if op in ("uniform", "unigram", "neighbours", "ordinal", "steps"):
         states = 256
     return cls(cls.Config.model_validate({**getattr(cls, "example", {}), **config}), Context({"n": states}))
 
 
-def schedule() -> Schedule:
-    cls: Any = REGISTRY.component("loglinear")
-    found: Schedule = cls(cls.Config(), Context({}))
+def schedule(kernel: Kernel | StringKernel) -> Schedule:
+    """Construct the schedule of a kernel that has its own, or `loglinear`."""
+    config = dict(kernel.own_schedule(kernel.config) or {"op": "loglinear"})
+    cls: Any = REGISTRY.component(config.pop("op"))
+    found: Schedule = cls(cls.Config.model_validate(config), Context({}))
     return found
 
 
@@ -123,9 +132,13 @@ def forward(case: Case, times: list[float], seed: int) -> tuple[np.ndarray, np.n
     kernel, (rows, length) = made(case.op), case.tokens.shape
     new = Bitstream.new(seed, rows, length)
     if isinstance(kernel, Kernel):
-        y, bitstream = noise(kernel, schedule(), case.tokens, times, new, corrupt=case.real, reference=case.reference)
+        y, bitstream = noise(
+            kernel, schedule(kernel), case.tokens, times, new, corrupt=case.real, reference=case.reference
+        )
         return y.numpy(), case.lengths.numpy(), bitstream
-    s, bitstream = noise_strings(kernel, schedule(), strings_of(kernel, case), times, new, reference=case.reference)
+    s, bitstream = noise_strings(
+        kernel, schedule(kernel), strings_of(kernel, case), times, new, reference=case.reference
+    )
     return s.tokens.numpy(), s.lengths.numpy(), bitstream
 
 
@@ -133,10 +146,10 @@ def backward(case: Case, times: list[float], noisy: np.ndarray, lengths: np.ndar
     """Denoise a case, and return the number of lines that are wrong."""
     kernel, tokens = made(case.op), torch.from_numpy(noisy)
     if isinstance(kernel, Kernel):
-        z, _ = denoise(kernel, schedule(), tokens, times, bitstream, corrupt=case.real, reference=case.reference)
+        z, _ = denoise(kernel, schedule(kernel), tokens, times, bitstream, corrupt=case.real, reference=case.reference)
         return int((z != case.tokens).any(-1).sum())
     strings = Strings(tokens, torch.arange(tokens.shape[1]) <= torch.from_numpy(lengths)[:, None])
-    found, _ = denoise_strings(kernel, schedule(), strings, times, bitstream, reference=case.reference)
+    found, _ = denoise_strings(kernel, schedule(kernel), strings, times, bitstream, reference=case.reference)
     old = strings_of(kernel, case)
     width = min(old.tokens.shape[1], found.tokens.shape[1])
     same = (found.tokens[:, :width] == old.tokens[:, :width]).all(-1) & (found.lengths == old.lengths)
@@ -155,7 +168,8 @@ def restore(folder: Path, rows: int, op: str, times: list[float]) -> None:
 @torch.no_grad()
 def entropy(case: Case, noisy_lengths: np.ndarray) -> float:
     """Return the entropy in bits of what one step of noise erases from random lines of the case's reference."""
-    kernel, sigma = made(case.op), levels(schedule(), [TIME])[0]
+    kernel = made(case.op)
+    sigma = levels(schedule(kernel), [TIME])[0]
     many, size = case.lengths.double(), float(case.lengths.sum())
     if isinstance(kernel, Kernel):
         joint = kernel.transition_matrix(sigma).clamp(min=0) * torch.from_numpy(reference_of(kernel, case.reference))
@@ -256,7 +270,7 @@ def table() -> None:
     text = [
         "# Bitstreams of reversible noise",
         "",
-        f"Lines of the built-in corpus (up to {LENGTH} bytes) and random lines, one step to t = {TIME}, schedule `loglinear`; bits per token of",
+        f"Lines of the built-in corpus (up to {LENGTH} bytes) and random lines, one step to t = {TIME}, schedule `loglinear` (`steps`: 50 of 100 steps); bits per token of",
         "the clean lines. Recovered by another process from files. `altered`: a byte of a bitstream is altered, with a matching digest.",
         "",
         "| kernel | lines | wrong | record | entropy | ratio | file | drawn | altered: refused, silently wrong |",

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -54,25 +53,11 @@ CASES = {
 }
 
 
-def allocated(step: Callable[[], object]) -> int:
-    """Return the largest memory that the allocator of the CPU gave out during ``step``, bytes."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        step()
-    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
-
-
 def memory(names: list[str], mode: str) -> dict[str, object]:
     """Print and return the memory of each case, GB."""
     import sedd_graph
     from sedd_graph.diffusion.batch import Batch, Randomness
-    from sedd_graph.engine.peak import PeakMemory
+    from sedd_graph.engine.peak import PeakMemory, allocated_peak
 
     record: dict[str, object] = {}
     print(f"{BATCH} rows of {LENGTH}, {TOKENS:,} tokens, width {WIDTH}, compile={mode}; one tensor of all logits has "
@@ -103,7 +88,7 @@ def memory(names: list[str], mode: str) -> dict[str, object]:
         else:
             step()  # compiles
             engine.model.zero_grad(set_to_none=True)
-            peak = allocated(step)
+            peak = allocated_peak(step, engine.device)[0] or 0
         found = (peak - own) / 1e9
         record[name] = found
         print(f"{name:16}{found:6.2f} GB  ({time.perf_counter() - began:.0f} s)", flush=True)

@@ -155,6 +155,7 @@ class ActNorm(Component, kind="norm"):
         self.log_scale = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+        self._known_ready = False
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("log_deviation", torch.zeros(width))
 
@@ -181,9 +182,18 @@ class ActNorm(Component, kind="norm"):
 
     def _initialised_log(self, x: Tensor, attend: Tensor | None) -> Tensor:
         """Return :meth:`_log` after filling the buffers if this is the first training batch."""
-        if self.training and (torch.compiler.is_compiling() or x.is_meta or not self.ready):
-            self._initialise(x, attend)
+        if self.training and not self._known_ready:
+            if torch.compiler.is_compiling() or x.is_meta:
+                self._initialise(x, attend)
+            else:
+                if not self.ready:
+                    self._initialise(x, attend)
+                self._known_ready = True  # not read again, since a GPU would be waited for
         return self._log(wide(x).dtype)
+
+    def _load_from_state_dict(self, *arguments: Any, **settings: Any) -> None:
+        self._known_ready = False
+        super()._load_from_state_dict(*arguments, **settings)
 
     def forward(self, x: Float[Tensor, "b l d"], attend: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         return self._apply_scale(x, attend, self._initialised_log(x, attend))

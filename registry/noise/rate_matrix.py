@@ -99,7 +99,7 @@ class RateTable(FixedRates):
 
     def _power(self, sigma: Tensor) -> Tensor:
         """Return exp(sigma Q), float64 [b, n, n], for ``sigma`` [b] of either sign."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or sigma.device.type != "cpu":  # a GPU would be waited for
             return self._powers(sigma.double())
         # rows that are sampled together have one noise level: compute its table once
         levels, at = sigma.double().unique(return_inverse=True)

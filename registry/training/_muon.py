@@ -1,10 +1,11 @@
-"""Muon optimizer for weight matrices. Axes: k matrices of one shape, m rows, n columns."""
+"""Muon optimizer for weight matrices, whole or sharded by rows. Axes: k matrices of one shape, m rows, n columns."""
 
 import math
-from collections.abc import Callable, Iterable
-from typing import overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -13,7 +14,8 @@ class MuonOptimizer(torch.optim.Optimizer):
 
     The scale is that of arXiv 2502.16982, eq. 4. ``torch.optim.Muon`` orthogonalises in bfloat16 on all hardware, which
     is hundreds of times slower on a CPU without bfloat16 instructions. This class orthogonalises in bfloat16 on GPUs
-    and in float32 on CPUs, and all matrices of one shape as one batch.
+    and in float32 on CPUs, and all matrices of one shape as one batch. Matrices that are sharded over processes (DTensor,
+    FSDP2) are orthogonalised by one process each: an all-to-all takes the shards there, and another takes the results back.
 
     Args:
         parameters: Weight matrices, each of two axes.
@@ -71,19 +73,72 @@ class MuonOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    shapes.setdefault(p.shape, []).append((p, p.grad))
-            for shape, pairs in shapes.items():
-                updates = []
-                for p, gradient in pairs:
-                    state = self.state[p]
-                    if not state:
-                        state["momentum_buffer"] = torch.zeros_like(p)
-                    buffer = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-                    updates.append(gradient.lerp(buffer, group["momentum"]))
-                scale = group["lr"] * 0.2 * math.sqrt(max(shape))
-                for (p, _), update in zip(pairs, self.orthogonal(torch.stack(updates)), strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, matrices in shapes.items():
+                self._update(matrices, group, scale=group["lr"] * 0.2 * math.sqrt(max(shape)))
         return loss
+
+    def _update(self, matrices: list[nn.Parameter], group: dict[str, Any], *, scale: float) -> None:
+        """Update matrices of one shape, in place."""
+        gradients = [p.grad for p in matrices if p.grad is not None]
+        for p in matrices:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        own, found = _local(matrices), _local(gradients)
+        buffers = _local([self.state[p]["momentum_buffer"] for p in matrices])
+        torch._foreach_lerp_(buffers, found, 1 - group["momentum"])
+        updates = torch._foreach_lerp(found, buffers, group["momentum"])
+        torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(own, self._orthogonal(matrices, updates), alpha=-scale)
+
+    def _orthogonal(self, matrices: list[nn.Parameter], updates: Sequence[Tensor]) -> list[Tensor]:
+        """Return the orthogonalised updates of matrices of one shape, of which this process has ``updates``."""
+        if not hasattr(matrices[0], "device_mesh"):
+            return list(self.orthogonal(torch.stack(list(updates))).unbind())
+        return _by_owners(matrices, updates, self.orthogonal)
+
+
+def _local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the parts of tensors that this process holds."""
+    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
+
+
+def _by_owners(
+    matrices: list[nn.Parameter], own: Sequence[Tensor], function: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Apply a function of whole matrices to matrices that are sharded by rows, each in the process that owns it.
+
+    Matrix i is owned by process i modulo their number, so that each has an equal share of the work.
+
+    Args:
+        matrices: Sharded tensors (DTensor), which determine the processes.
+        own: This process's rows of each matrix.
+        function: Function from matrices of one shape, [k, m, n], to matrices of that shape.
+
+    Returns:
+        This process's rows of each result.
+    """
+    mesh: Any = matrices[0].device_mesh  # type: ignore[attr-defined]  # a DTensor
+    mesh = mesh if mesh.ndim == 1 else mesh["shard"]
+    group, size, rank = mesh.get_group(), mesh.size(), mesh.get_local_rank()
+    m, n = matrices[0].shape
+    each = -(-m // size)
+    rows = [max(0, min(each, m - each * i)) for i in range(size)]
+    counts = [len(range(i, len(matrices), size)) for i in range(size)]
+    mine, theirs = rows[rank] * n, [r * n * counts[rank] for r in rows]
+    order = [i for owner in range(size) for i in range(owner, len(matrices), size)]
+    sent = torch.cat([own[i].reshape(-1) for i in order])
+    received = sent.new_empty(sum(theirs))
+    dist.all_to_all_single(received, sent, theirs, [mine * c for c in counts], group=group)
+    if counts[rank]:
+        parts = [part.view(counts[rank], -1, n) for part in received.split(theirs)]
+        whole = function(torch.cat(parts, dim=1))
+        received = torch.cat([part.reshape(-1) for part in whole.split(rows, dim=1)])
+    back = torch.empty_like(sent)
+    dist.all_to_all_single(back, received, [mine * c for c in counts], theirs, group=group)
+    made = back.view(len(matrices), rows[rank], n).unbind()
+    places = {i: at for at, i in enumerate(order)}
+    return [made[places[i]] for i in range(len(matrices))]

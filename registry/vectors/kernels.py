@@ -48,6 +48,7 @@ class Gaussian(VectorKernel, kind="vector_kernel"):
         super().__init__(config, context)
         self.embedding = nn.Parameter(torch.randn(self.config.vocab, self.config.width))
         self.bias = nn.Parameter(torch.zeros(self.config.vocab))
+        self._first: tuple[Schedule, float] | None = None
 
     @classmethod
     def toy(cls, config: ComponentConfig, states: int) -> ComponentConfig:
@@ -66,8 +67,10 @@ class Gaussian(VectorKernel, kind="vector_kernel"):
     def declared_start(self, schedule: Schedule) -> float:
         if self.config.start != "first_step":
             return float(self.config.start)
-        first = torch.tensor([1 / self.steps], dtype=torch.float64, device=self.embedding.device)
-        return float(noise_std(self.sigma(schedule, first)))
+        if self._first is None or self._first[0] is not schedule or schedule.learned:
+            first = torch.tensor([1 / self.steps], dtype=torch.float64, device=self.embedding.device)
+            self._first = schedule, float(noise_std(self.sigma(schedule, first)))  # read once, which waits for a GPU
+        return self._first[1]
 
     @torch.no_grad()
     def place(self, table: Tensor) -> None:

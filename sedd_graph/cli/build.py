@@ -17,6 +17,7 @@ from sedd_graph.cli.options import (
     add_overrides,
     add_runs,
     add_verb,
+    integer,
     picked_device,
 )
 from sedd_graph.cli.terminal import say
@@ -37,6 +38,12 @@ def declare(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--proof", choices=("quick", "full"), default="full", help="strength of the verification of the process"
+    )
+    parser.add_argument(
+        "--processes",
+        type=integer(1, 65_536),
+        help="processes that will train: memory is estimated and measured for the rows of one of them (default: those of "
+        "train.parallel, else 1)",
     )
     parser.add_argument("--path-to", metavar="FILE", help="write the path of the run folder to FILE")
     add_runs(parser)
@@ -65,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         compile=arguments.compile,
         proof=arguments.proof,
         ignore_memory=arguments.ignore_memory,
+        processes=arguments.processes,
         say=say,
     )
     write_report(folder)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from sedd_graph.cli.options import (
     Verbs,
     add_corpus,
     add_device,
+    add_dtype,
     add_outside,
     add_verb,
     add_weights,
@@ -57,6 +59,14 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument(
         "--mauve", action="store_true", help="also compute MAUVE from the judge's hidden states (extra 'mauve')"
     )
+    add_dtype(parser, "train.evaluate.dtype")
+    parser.add_argument(
+        "--compile",
+        choices=("auto", "off", "block"),
+        default="auto",
+        help="block: compile each repeated block first; auto: on a GPU, for 100 evaluations of the network or more "
+        "(default: auto)",
+    )
     add_weights(parser)
     add_corpus(parser)
     add_device(parser)
@@ -86,8 +96,11 @@ def run(arguments: argparse.Namespace) -> int:
             say=say,
             corpus=moved_corpus(arguments),
             likelihood=arguments.likelihood,
+            dtype=arguments.dtype,
+            compile=arguments.compile,
         )
-    write_report(path)
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_report(path)
     return 0
 
 
@@ -104,6 +117,8 @@ def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> None:
         batches=arguments.batches,
         draws=arguments.draws,
         weights=arguments.weights,
+        dtype=arguments.dtype,
+        compile=arguments.compile,
         say=say,
     )
 
@@ -113,9 +128,12 @@ def _judge_samples(path: Path, arguments: argparse.Namespace) -> None:
 
     if arguments.protocol is not None or arguments.files:
         raise UserError("--protocol and --files are for the bound: without --samples, --judge and --mauve")
-    if arguments.batches or arguments.draws or arguments.weights != "newest" or arguments.likelihood != "bound":
+    given = (arguments.batches, arguments.draws, arguments.dtype)
+    chosen = (arguments.weights, arguments.likelihood, arguments.compile)
+    if any(given) or chosen != ("newest", "bound", "auto"):
         raise UserError(
-            "--batches, --draws, --weights and --likelihood are for the bound: without --samples, --judge and --mauve"
+            "--batches, --draws, --weights, --dtype, --compile and --likelihood are for the bound: without --samples, "
+            "--judge and --mauve"
         )
     judge_run(
         path,

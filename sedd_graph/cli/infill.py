@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from sedd_graph.cli import sample
-from sedd_graph.cli.options import Verbs, add_verb, open_run_folder
+from sedd_graph.cli.options import Verbs, add_verb, integer, open_run_folder
 from sedd_graph.cli.terminal import say
+from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]
 
@@ -18,6 +20,24 @@ def declare(verbs: Verbs) -> None:
     sample.add_arguments(parser)
     parser.add_argument(
         "--text", help="text in which [[N]] stands for N free tokens ([[]] for any number, for a model of strings)"
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="fill in every text of a file: one per line, or JSON lines (.jsonl) with text, or prefix and suffix, and "
+        "optionally id and length; --batch (default here: 1) is the number of answers for each",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="with --prompts: file of the answers, JSON lines (default: beside the zarr)",
+    )
+    parser.add_argument(
+        "--rows",
+        type=integer(1, 65_536),
+        default=32,
+        help="with --prompts: most rows of one length that are sampled together (default: 32)",
     )
     parser.add_argument("--prefix", help="text that every sample starts with")
     parser.add_argument("--suffix", help="text that every sample ends with")
@@ -36,6 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     from sedd_graph.engine.process import SampleRequest, TextWithHoles
     from sedd_graph.runs.sample import read_prompt, sample_run
 
+    if arguments.prompts is not None:
+        return _run_prompts(arguments)
+    if arguments.output is not None:
+        raise UserError("infill: -o is for the answers to --prompts FILE")
     run = open_run_folder(arguments)
     conditions = sample.read_conditions(run, arguments)
     holes = TextWithHoles(
@@ -45,20 +69,49 @@ def run(arguments: argparse.Namespace) -> int:
     if not prompt.exact:
         say(f"warning: {prompt.how}", sys.stderr)
     request = SampleRequest(
-        batch=arguments.batch,
+        batch=4 if arguments.batch is None else arguments.batch,
         length=prompt.length,
         steps=arguments.steps,
         seed=arguments.seed,
         prompt=prompt.tokens,
         conditions=conditions,
     )
-    where = sample_run(
-        run,
-        request,
-        trajectory=arguments.trajectory,
-        name="infilled.zarr",
-        notes={"infilling": prompt.how},
-        ignore_memory=arguments.ignore_memory,
-        say=say,
-    )
+    with sample.watched(run, request, watch=arguments.watch) as watch:
+        where = sample_run(
+            run,
+            request,
+            trajectory=arguments.trajectory,
+            name="infilled.zarr",
+            notes={"infilling": prompt.how},
+            watch=watch,
+            ignore_memory=arguments.ignore_memory,
+            say=say,
+        )
     return sample.show_stored(run, where)
+
+
+def _run_prompts(arguments: argparse.Namespace) -> int:
+    """Fill in the prompts of a file."""
+    from sedd_graph.report.html import write_report
+    from sedd_graph.runs.prompts import fill_in, read_prompts
+
+    for name in ("text", "prefix", "suffix", "length", "trajectory", "watch"):
+        if getattr(arguments, name):
+            raise UserError(f"infill: --prompts gives the texts: leave --{name} out")
+    lines = read_prompts(Path(arguments.prompts))
+    run = open_run_folder(arguments)
+    where, answers = fill_in(
+        run,
+        lines,
+        samples=1 if arguments.batch is None else arguments.batch,
+        rows=arguments.rows,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        conditions=sample.read_conditions(run, arguments),
+        output=None if arguments.output is None else Path(arguments.output),
+        ignore_memory=arguments.ignore_memory,
+        say=lambda text: say(text, sys.stderr),
+    )
+    say(f"weights {run.weights}; answers to {len(lines):,} prompts in {answers}; stored in {where}")
+    write_report(run.path)
+    return 0

@@ -24,10 +24,12 @@ __all__ = [
     "add_corpus",
     "add_debug",
     "add_device",
+    "add_dtype",
     "add_memory",
     "add_outside",
     "add_overrides",
     "add_runs",
+    "add_sampler",
     "add_verb",
     "add_weights",
     "integer",
@@ -112,6 +114,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest one present)")
 
 
+def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the option ``--dtype``, the precision of the network, to ``parser``; ``default`` says what applies without it."""
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        help=f"precision of the network; auto: bfloat16 (autocast) on a GPU that supports it, else float32 (default: {default})",
+    )
+
+
 def add_corpus(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--corpus``, the folder of the data's files, to ``parser``."""
     parser.add_argument(
@@ -165,6 +176,25 @@ def add_activations(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change the ``sample`` section of a run: ``--sampler``, ``--temperature`` and ``--set``."""
+    parser.add_argument(
+        "--sampler",
+        metavar="OP",
+        help="sampler in place of the blueprint's, whose other keys are kept where it has them",
+    )
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="sampling temperature (default: sample.temperature)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the blueprint's section sample, such as top_p=0.9 (may be repeated)",
+    )
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--weights``, the choice between averaged, raw and untrained weights, to ``parser``."""
     parser.add_argument(
@@ -188,20 +218,26 @@ def picked_device(arguments: argparse.Namespace) -> torch.device:
 
 
 def open_run_folder(arguments: argparse.Namespace) -> Run:
-    """Open the run folder given on the command line, with the chosen device, weights, classifier and compilation mode.
+    """Open the run folder given on the command line, with the chosen device, weights, classifier, compilation and dtype.
 
     Args:
         arguments: Parsed arguments of ``sample`` or ``infill``.
     """
     from sedd_graph.runs.open import open_run
+    from sedd_graph.runs.precision import choose_dtype
+    from sedd_graph.runs.sample_section import sample_overrides
 
+    settings = [] if arguments.temperature is None else [f"temperature={arguments.temperature}"]
+    settings += [] if arguments.classifier is None else [f"classifier={arguments.classifier}"]
     run = open_run(
         Path(arguments.run),
-        overrides=[] if arguments.classifier is None else [f"sample.classifier={arguments.classifier}"],
+        overrides=sample_overrides(Path(arguments.run), arguments.sampler, [*settings, *arguments.set]),
         device=picked_device(arguments),
         compile="off",
         weights=arguments.weights,
         save=getattr(arguments, "activations", None) or (),
     )
     run.engine.compile(arguments.compile, everywhere=True)
+    taped = getattr(arguments, "tape", None) is not None
+    choose_dtype(run, arguments.dtype or ("float32" if taped else "auto"))
     return run

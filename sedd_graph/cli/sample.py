@@ -6,6 +6,8 @@ This module also defines the arguments that ``sample`` and ``infill`` share.
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +16,10 @@ from sedd_graph.cli.options import (
     Verbs,
     add_activations,
     add_device,
+    add_dtype,
     add_memory,
     add_outside,
+    add_sampler,
     add_verb,
     add_weights,
     integer,
@@ -26,10 +30,13 @@ from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sedd_graph.diffusion.conditions.conditions import Conditions
+    from sedd_graph.engine.process import SampleRequest
     from sedd_graph.runs.open import Run
 
-__all__ = ["add_arguments", "declare", "read_conditions", "run", "show_stored"]
+__all__ = ["add_arguments", "declare", "read_conditions", "run", "show_stored", "watched"]
 
 
 def declare(verbs: Verbs) -> None:
@@ -43,7 +50,7 @@ def declare(verbs: Verbs) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add to ``parser`` the arguments that the subcommands ``sample`` and ``infill`` share."""
     parser.add_argument("run", help="a run folder")
-    parser.add_argument("--batch", type=integer(1, 65_536), default=4, help="samples to draw (default: 4)")
+    parser.add_argument("--batch", type=integer(1, 65_536), help="samples to draw (default: 4)")
     parser.add_argument(
         "--length",
         type=integer(1, LARGEST),
@@ -83,6 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="off",
         help="block: compile each repeated block first, which pays for large batches (default: off)",
     )
+    add_dtype(parser, "auto; float32 with --tape")
+    parser.add_argument("--watch", action="store_true", help="show the drafts of the first rows on the terminal")
+    add_sampler(parser)
     add_weights(parser)
     add_memory(parser)
     add_outside(parser)
@@ -96,6 +106,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.tape is not None and arguments.classifier is not None:
         raise UserError("sample: a tape is of the run folder's own model: leave --tape or --classifier out")
+    if arguments.tape is not None and (arguments.sampler or arguments.set or arguments.temperature is not None):
+        raise UserError(
+            "sample: a tape is of the run folder's own sampler: leave --tape, or the sampler's options, out"
+        )
     if arguments.activations is not None and arguments.tape is None:
         raise UserError("sample: --activations are written beside a tape: give --tape, too")
     run = open_run_folder(arguments)
@@ -103,22 +117,46 @@ def run(arguments: argparse.Namespace) -> int:
     if length is None and "length" not in run.engine.process.refuses:
         length = run.report.data.length
     request = SampleRequest(
-        batch=arguments.batch,
+        batch=4 if arguments.batch is None else arguments.batch,
         length=length,
         steps=arguments.steps,
         seed=arguments.seed,
         conditions=read_conditions(run, arguments),
     )
-    where = sample_run(
-        run,
-        request,
-        trajectory=arguments.trajectory,
-        tape=None if arguments.tape is None else Path(arguments.tape),
-        activations=arguments.activations is not None,
-        ignore_memory=arguments.ignore_memory,
-        say=say,
-    )
+    with watched(run, request, watch=arguments.watch) as watch:
+        where = sample_run(
+            run,
+            request,
+            trajectory=arguments.trajectory,
+            tape=None if arguments.tape is None else Path(arguments.tape),
+            activations=arguments.activations is not None,
+            watch=watch,
+            ignore_memory=arguments.ignore_memory,
+            say=say,
+        )
     return show_stored(run, where)
+
+
+@contextlib.contextmanager
+def watched(run: Run, request: SampleRequest, *, watch: bool) -> Iterator[Callable[[int, Tensor], None] | None]:
+    """Context manager of the option ``--watch``. Its value is the callback of the sampler's steps, None without it.
+
+    Args:
+        run: The opened run folder.
+        request: The sampling request.
+        watch: Whether the option was given.
+
+    Raises:
+        UserError: The rows are not text, or standard output is not a terminal.
+    """
+    if not watch:
+        yield None
+        return
+    from sedd_graph.cli.live import watching
+
+    process, tokenizer = run.engine.process, run.text_tokenizer()
+    with watching(lambda rows: process.drafts(rows, tokenizer), total=process.evaluations(request)) as on_step:
+        yield on_step
 
 
 def read_conditions(run: Run, arguments: argparse.Namespace) -> Conditions | None:

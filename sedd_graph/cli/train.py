@@ -31,7 +31,11 @@ def declare(verbs: Verbs) -> None:
     parser = add_verb(verbs, "train", run, "train a run folder (or build a blueprint and train it)")
     parser.add_argument("run", metavar="RUN|BLUEPRINT", help="a run folder, a blueprint, or a shipped one's name")
     add_overrides(parser)
-    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint that is whole")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="resume from the newest checkpoint that is whole; --resume auto: start if there is no checkpoint",
+    )
     add_runs(parser)
     add_corpus(parser)
     add_memory(parser)
@@ -51,11 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
     from sedd_graph.runs.build import build_run
     from sedd_graph.runs.train import train_run
 
+    resume = _resume(arguments)
     path = find_blueprint(arguments.run)
     if path.is_file():
         if arguments.corpus is not None:
             raise UserError(f"{path} is a blueprint: --corpus takes a run folder")
-        if arguments.resume:
+        if resume is not False:
             raise UserError(f"{path} is a blueprint: --resume takes a run folder")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("under torchrun, give train a run folder: make one with `sedd-graph build` first")
@@ -69,13 +74,33 @@ def run(arguments: argparse.Namespace) -> int:
             say=say,
         )
         say(f"run folder  {path}")
-    elif arguments.overrides:
-        raise UserError("the blueprint of a run folder is locked: give overrides to `sedd-graph build`")
+        arguments.overrides = []
+    elif arguments.overrides and resume is False:
+        raise UserError(
+            "the blueprint of a run folder is locked: give overrides to `sedd-graph build`, or extend a run with --resume"
+        )
     result, _ = train_run(
-        path, resume=arguments.resume, device=picked_device(arguments), say=say, corpus=moved_corpus(arguments)
+        path,
+        resume=resume,
+        device=picked_device(arguments),
+        say=say,
+        corpus=moved_corpus(arguments),
+        overrides=arguments.overrides,
     )
     if int(os.environ.get("RANK", "0")) == 0:
         write_report(path)
         if result.reason in _SIGNALS:
             say(f"checkpoint written; resume with: sedd-graph train {path} --resume")
     return _SIGNALS.get(result.reason, 0)
+
+
+def _resume(arguments: argparse.Namespace) -> bool | None:
+    """Return whether to resume, None for ``auto``, which argparse takes for another argument and which is removed."""
+    if not arguments.resume:
+        return False
+    words = [arguments.run, *arguments.overrides]
+    if "auto" not in words[1:] and not (words[0] == "auto" and len(words) > 1 and "=" not in words[1]):
+        return True
+    words.remove("auto")
+    arguments.run, arguments.overrides = words[0], words[1:]
+    return None

@@ -139,15 +139,18 @@ class Ordered(Generic[R]):
         names = [f.name for f in dataclasses.fields(parts[0])]
         return type(parts[0])(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
-    def held_out(self, rows: int, *, batches: int | None = None) -> Iterator[R]:
-        """Yield batches of held-out rows in order, as dataclasses of arrays [rows, ...].
+    def held_out_batches(self, rows: int, *, batches: int | None = None) -> list[range]:
+        """Return the held-out rows of each batch of an evaluation, in order.
 
         Args:
             rows: Rows per batch; the last batch of the held-out part may have fewer.
-            batches: Largest number of batches, selected at even distances; None yields all batches.
+            batches: Largest number of batches, selected at even distances; None selects all batches.
         """
         total = math.ceil(self.heldout.count / rows)
         chosen = range(total) if batches is None or batches >= total else np.linspace(0, total - 1, batches).astype(int)
-        for number in chosen:
-            first = int(number) * rows
-            yield self.heldout.take(np.arange(first, min(first + rows, self.heldout.count)), 0)
+        return [range(int(n) * rows, min((int(n) + 1) * rows, self.heldout.count)) for n in chosen]
+
+    def held_out(self, rows: int, *, batches: int | None = None) -> Iterator[R]:
+        """Yield batches of held-out rows as dataclasses of arrays [rows, ...]; arguments as of :meth:`held_out_batches`."""
+        for chosen in self.held_out_batches(rows, batches=batches):
+            yield self.heldout.take(np.arange(chosen.start, chosen.stop), 0)

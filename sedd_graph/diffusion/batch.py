@@ -10,7 +10,24 @@ import dataclasses
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Draw", "PointBatch", "Randomness"]
+__all__ = ["Batch", "Draw", "PointBatch", "Randomness", "part_of"]
+
+
+def part_of(value: Tensor, part: range) -> Tensor:
+    """Return the entries ``part`` of the first axis; beyond the last entry they start again at the first.
+
+    Such entries pad a batch to the shape that compiled code has.
+
+    Args:
+        value: Tensor [n, ...], n > 0.
+        part: Consecutive indices.
+
+    Returns:
+        [len(part), ...].
+    """
+    if part.stop <= len(value):
+        return value[part.start : part.stop]
+    return value[torch.arange(part.start, part.stop, device=value.device) % len(value)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +79,10 @@ class Batch:
         """Return the batch of rows ``start`` (inclusive) to ``stop`` (exclusive)."""
         return Batch(*(getattr(self, f.name)[start:stop] for f in dataclasses.fields(self)))
 
+    def part(self, part: range) -> Batch:
+        """Return the batch of the rows ``part``, as :func:`part_of` does."""
+        return Batch(*(part_of(getattr(self, f.name), part) for f in dataclasses.fields(self)))
+
 
 @dataclasses.dataclass(frozen=True)
 class PointBatch:
@@ -89,6 +110,10 @@ class PointBatch:
     def to(self, device: torch.device | str) -> PointBatch:
         """Return the batch with its tensor on ``device``."""
         return PointBatch(self.x.to(device, non_blocking=True))
+
+    def part(self, part: range) -> PointBatch:
+        """Return the batch of the rows ``part``, as :func:`part_of` does."""
+        return PointBatch(part_of(self.x, part))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +152,8 @@ class Randomness:
     Args:
         generator: The random number generator; results are on its device.
         start: Index in the global batch of the first of these rows.
-        total: Number of rows of the global batch; None: ``start`` plus the number of rows requested in each call.
+        total: Number of rows of the global batch; None: ``start`` plus the number of rows requested in each call. Rows
+            beyond the last one get the numbers of the first ones, as in :func:`part_of`.
     """
 
     def __init__(self, generator: torch.Generator, *, start: int = 0, total: int | None = None) -> None:
@@ -145,7 +171,7 @@ class Randomness:
         """
         total = self.total or self.start + rows
         drawn = torch.rand(total, *shape, generator=self.generator, device=self.generator.device)
-        return drawn[self.start : self.start + rows]
+        return part_of(drawn, range(self.start, self.start + rows))
 
     def randn(self, rows: int, *shape: int) -> Tensor:
         """Draw standard normal numbers.
@@ -159,7 +185,7 @@ class Randomness:
         """
         total = self.total or self.start + rows
         drawn = torch.randn(total, *shape, generator=self.generator, device=self.generator.device)
-        return drawn[self.start : self.start + rows]
+        return part_of(drawn, range(self.start, self.start + rows))
 
     def rand48(self, rows: int, *shape: int) -> Tensor:
         """Draw uniform numbers in [0, 1) with 48 random bits each.
@@ -187,7 +213,7 @@ class Randomness:
         total = self.total or self.start + rows
         device = self.generator.device
         drawn = torch.randint(-(2**31), 2**31, (total,), generator=self.generator, device=device)
-        return drawn[self.start : self.start + rows].int()
+        return part_of(drawn, range(self.start, self.start + rows)).int()
 
     def systematic(self, rows: int, share: float) -> Tensor:
         """Choose a share of the rows by systematic sampling: at even distances, with one uniform random offset.
@@ -203,8 +229,8 @@ class Randomness:
         """
         device = self.generator.device
         offset = torch.rand(1, generator=self.generator, device=device, dtype=torch.float64)
-        edges = torch.floor(torch.arange(self.start, self.start + rows + 1, device=device) * share + offset)
-        return edges.diff() > 0
+        places = self._places(rows)
+        return torch.floor((places + 1) * share + offset) > torch.floor(places * share + offset)
 
     def low_discrepancy(self, rows: int) -> Tensor:
         """Draw stratified times in [0, 1), float32 [rows].
@@ -217,6 +243,11 @@ class Randomness:
         """
         total = self.total or self.start + rows
         offset = torch.rand(1, generator=self.generator, device=self.generator.device, dtype=torch.float64)
-        grid = torch.arange(self.start, self.start + rows, device=self.generator.device, dtype=torch.float64) / total
+        grid = self._places(rows).double() / total
         # float32 rounds a value just below 1 up to 1; the clamp keeps the interval half-open
         return ((offset + grid) % 1.0).float().clamp(max=1 - 2**-24)
+
+    def _places(self, rows: int) -> Tensor:
+        """Return the indices of the rows in the global batch, int64 [rows]."""
+        places = torch.arange(self.start, self.start + rows, device=self.generator.device)
+        return places if self.total is None else places % self.total

@@ -312,6 +312,21 @@ class Draws:
         """Draw from the forward process; arguments and result as of :meth:`Kernel.sample`."""
         return kernel.sample(x, sigma, random=Randomness(self.generator), corrupt=corrupt)
 
+    def replaced(self, x: Tensor, wrong: Tensor, allowed: Tensor) -> Tensor:
+        """Replace tokens by allowed ones, drawn uniformly.
+
+        Args:
+            x: The rows, int64 [b, l].
+            wrong: bool [b, l], the positions of these tokens.
+            allowed: bool [b, l, n], the allowed tokens.
+
+        Returns:
+            The new rows, int64 [b, l].
+        """
+        x = x.clone()
+        x[wrong] = categorical(allowed[wrong].double(), generator=self.generator)
+        return x
+
     def part(self, start: int, stop: int) -> Draws:
         """Return the random numbers of the positions from ``start`` up to ``stop``, which a sampler takes for a row."""
         return self

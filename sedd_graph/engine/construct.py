@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import Registry
 from sedd_graph.engine.regions import Model, Plan, RegionModule
-from sedd_graph.engine.reversible import make_running
+from sedd_graph.engine.running import make_running
 from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.blocks import chained
 from sedd_graph.graph.model import Graph, Op, Region, Running, Step

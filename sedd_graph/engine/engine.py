@@ -193,7 +193,8 @@ class Engine:
         batch = self.process.batch(rows, self.device)
         with self.network.evaluating():
             seeds = [mix_seed(seed, number) for number in range(draws)]
-            return self.process.bound_rows(self.network, batch, seeds=seeds, on_draw=on_draw)
+            found = self.process.bound_rows(self.network, batch, [range(len(batch))], seeds=seeds, on_draw=on_draw)
+            return found.cpu()
 
     @torch.no_grad()
     def measures(self, rows: Any, *, seed: int) -> Mapping[str, Tensor]:
@@ -205,7 +206,7 @@ class Engine:
         """
         batch = self.process.batch(rows, self.device)
         with self.network.evaluating():
-            return self.process.measures(self.network, batch, seed=mix_seed(seed, 0))
+            return self.process.measures(self.network, batch, range(len(batch)), seed=mix_seed(seed, 0))
 
     def bound(self, batches: Iterable[Any], *, draws: int = 1, seed: int = 0) -> Bound:
         """Estimate an upper bound on the mean of -log p over the rows of ``batches``, in nats per row.

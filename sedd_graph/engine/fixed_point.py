@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sedd_graph.diffusion.batch import part_of
 from sedd_graph.errors import SeddGraphError, UserError
 
 __all__ = ["Iteration", "LogDet", "Map", "NotConverged", "Solution", "log_det", "solve"]
@@ -225,6 +226,8 @@ def log_det(
     probes: int = 4,
     certain_terms: int = 8,
     generator: torch.Generator | None = None,
+    part: range | None = None,
+    total: int | None = None,
 ) -> LogDet:
     """Return log |det d(x + g(x))/dx| of each sequence in nats, differentiable if gradients are enabled.
 
@@ -240,6 +243,9 @@ def log_det(
         probes: Number of independent estimates that are averaged, at least 2.
         certain_terms: Number of terms of the series that are always computed; the rest are truncated at random.
         generator: Random generator of the probe vectors and truncations; None: torch's global one.
+        part: Places of the sequences among ``total`` ones, of which each gets the same probe vectors however they are
+            divided; None: all.
+        total: Number of these sequences.
 
     Raises:
         UserError: The Lipschitz constant is outside [0, 1), or there are fewer than 2 probes.
@@ -266,25 +272,28 @@ def log_det(
         eye = torch.eye(numbers, dtype=zero.dtype, device=x.device)
         return LogDet(torch.linalg.slogdet(eye + jacobian.to(zero.dtype)).logabsdet, zero)
     chance = max(0.5, lipschitz)
-    values = torch.stack([_estimate(pulled, moved, chance, certain_terms, generator) for _ in range(probes)])
+    device = generator.device if generator else None
+
+    def draw() -> tuple[float, Tensor]:
+        u = float(torch.rand((), dtype=torch.float64, generator=generator, device=device))
+        shape = (total or len(moved), *moved.shape[1:])
+        signs = torch.randint(0, 2, shape, generator=generator, device=device or moved.device)
+        signs = signs if part is None else part_of(signs, part)
+        return u, (2 * signs - 1).to(moved.device, moved.dtype)
+
+    values = torch.stack([_estimate(pulled, *draw(), chance, certain_terms) for _ in range(probes)])
     return LogDet(values.mean(0), values.detach().var(0) / probes)
 
 
-def _estimate(
-    pulled: Map, moved: Tensor, chance: float, certain_terms: int, generator: torch.Generator | None
-) -> Tensor:
+def _estimate(pulled: Map, u: float, probe: Tensor, chance: float, certain_terms: int) -> Tensor:
     """Return one unbiased estimate, float64 [b], of the power series of the log-determinant.
 
-    Traces are estimated with random signs (Hutchinson). After ``certain_terms`` each further term is computed with
+    Traces are estimated with random signs ``probe`` (Hutchinson). ``u`` is uniform in [0, 1): after ``certain_terms`` each further term is computed with
     probability ``chance`` and divided by the probability that it is reached; with a chance of at least the Lipschitz
     constant the variance is finite. ``pulled`` maps v to J^T v of every sequence.
     """
-    device = generator.device if generator else None
-    u = float(torch.rand((), dtype=torch.float64, generator=generator, device=device))
     terms = certain_terms + int(math.log1p(-u) / math.log(chance))  # P(terms >= certain + j) = chance^j
-    signs = torch.randint(0, 2, moved.shape, generator=generator, device=device or moved.device)
-    probe = (2 * signs - 1).to(moved.device, moved.dtype)
-    v, total = probe, torch.zeros(len(moved), dtype=torch.float64, device=moved.device)
+    v, total = probe, torch.zeros(len(probe), dtype=torch.float64, device=probe.device)
     for k in range(1, terms + 1):
         v = pulled(v)
         trace = (v * probe).flatten(1).sum(1, dtype=total.dtype)

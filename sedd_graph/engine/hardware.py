@@ -21,16 +21,15 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     """Return the device called ``name``, or the best available device (``cuda``, then ``mps``, then ``cpu``).
 
     Args:
-        name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None or ``auto``: the best available; with CUDA, the one
-            numbered by the environment variable ``LOCAL_RANK``.
+        name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None or ``auto``: the best available. ``cuda`` without a number,
+            also where it is the best, is the GPU that the environment variable ``LOCAL_RANK`` numbers, which torchrun
+            sets for each process; the first one without it.
 
     Raises:
         UserError: The device is unknown or not available.
     """
     if name is None or name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device: torch.device | None
     try:
         device = torch.device(name)
@@ -41,8 +40,13 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         raise UserError(f"unknown device {str(name)!r}: use cpu, cuda, cuda:0, mps or auto")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' is not available: torch finds no CUDA device")
-    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise UserError(f"device {str(device)!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    if device.type == "cuda":
+        local = os.environ.get("LOCAL_RANK", "0")
+        own = device.index is None
+        device = torch.device("cuda", int(local) if own and local.isdecimal() else device.index or 0)
+        if device.index >= (count := torch.cuda.device_count()):
+            why = f" (LOCAL_RANK={local}: start at most as many processes as there are GPUs)" if own else ""
+            raise UserError(f"device {str(device)!r}: this machine has {count} CUDA device(s){why}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device 'mps' is not available: torch finds none")
     return device

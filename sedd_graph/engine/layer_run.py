@@ -1,8 +1,8 @@
-"""Forward evaluation, inversion and backward pass of one layer, unit by unit.
+"""Forward evaluation and inversion of one layer, unit by unit.
 
 A unit is a component or a nested block that is evaluated as a whole (:class:`sedd_graph.engine.layout.Unit`). A graph
-value is a tensor that the layer computes or receives, identified by its index in the layout. The autograd function that
-uses this module, and the choice of what is saved for backward, are in :mod:`sedd_graph.engine.reversible`.
+value is a tensor that the layer computes or receives, identified by its index in the layout. Gradients of a layer are in
+:mod:`sedd_graph.engine.layer_gradients`, and the autograd function that uses both in :mod:`sedd_graph.engine.reversible`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from sedd_graph.component.counter_rng import fold
+from sedd_graph.diffusion.grid import magnitude
 from sedd_graph.engine.fixed_point import Iteration, Map
 from sedd_graph.engine.fixed_point import solve as solve_fixed_point
 from sedd_graph.engine.layout import Layout, Sum, Unit
 from sedd_graph.engine.regions import RegionModule
 from sedd_graph.inverse import Contraction, Forward, Solve
 
-__all__ = ["LayerRun", "Values", "accumulated", "gradient_flow"]
+__all__ = ["LayerRun", "Tape", "Values"]
 
 Values = list[Any]
 """Tensors that a layer computes or receives, at their indices in the :class:`Layout` (graph-value indices).
@@ -52,13 +53,15 @@ class LayerRun:
             or nested blocks that are evaluated as a whole) and its inverse.
         layer: Module of the layer.
         key: Dropout key of each row b, int32 [b]; None turns dropout off.
-        needs_grad: For each graph value, by index, whether it requires a gradient (see :func:`gradient_flow`). If
-            given, each unit is evaluated on detached arguments, outside the surrounding autograd graph, and
-            :meth:`backward` can be called. If None, units are evaluated in ordinary autograd.
+        needs_grad: For each graph value, by index, whether it requires a gradient
+            (:func:`sedd_graph.engine.layer_gradients.gradient_flow`). If given, each unit is evaluated on detached
+            arguments, outside the surrounding autograd graph, and
+            :func:`~sedd_graph.engine.layer_gradients.propagate` can be called. If None, units are evaluated in ordinary
+            autograd.
 
     Attributes:
         values: Tensors by graph-value index; None where not computed yet, or freed.
-        tapes: For each unit that :meth:`backward` is to differentiate, its recorded evaluation.
+        tapes: For each unit that is to be differentiated, its recorded evaluation.
     """
 
     def __init__(
@@ -159,7 +162,7 @@ class LayerRun:
         """Include the graph values among ``values`` that are on the grid in :meth:`largest`."""
         for value in values:
             if value in self.layout.on_grid:
-                self._largest.append(torch.linalg.vector_norm(self.values[value].detach(), torch.inf))
+                self._largest.append(magnitude(self.values[value].detach()))
 
     def largest(self) -> Tensor:
         """Return the largest magnitude of the tensors on the fixed-point grid in :meth:`forward`, float32 [].
@@ -193,7 +196,7 @@ class LayerRun:
         Set the outputs and conditioning inputs with :meth:`put` before the call.
 
         If ``needs_grad`` was passed to the constructor, all tensors and the recorded evaluations are retained for
-        :meth:`backward`. Otherwise each tensor is freed after its last use.
+        the gradients. Otherwise each tensor is freed after its last use.
         """
         for step in self.layout.inverse:
             derivation = step.derivation
@@ -216,10 +219,10 @@ class LayerRun:
         if self.needs_grad is None:
             self._put_unknown(unit, self.evaluate(unit, self.arguments(unit)))
         else:
-            self._record(unit)
+            self.record(unit)
 
-    def _record(self, unit: Unit) -> None:
-        """Evaluate a unit with gradients for :meth:`backward`."""
+    def record(self, unit: Unit) -> None:
+        """Evaluate a unit with gradients, and add the evaluation to :attr:`tapes`."""
         self.tapes[unit] = tape = self._taped(unit)
         self._put_unknown(unit, tape.outputs)
 
@@ -281,87 +284,3 @@ class LayerRun:
             return result
 
         return function
-
-    # -- gradients --------------------------------------------------------------------------------------------------
-
-    def backward(self, gradients: list[Any]) -> dict[nn.Parameter, Tensor]:
-        """Propagate gradients from the layer's outputs to its inputs and parameters.
-
-        The layer's tensors must be known, as after :meth:`invert`, and ``needs_grad`` given. Components and nested
-        blocks that :meth:`invert` has not evaluated are evaluated first.
-
-        Args:
-            gradients: Gradient of the loss with respect to each graph value, by index; None for zero. On entry, the
-                gradients of the layer's outputs are set. The method adds the others in place, those of the layer's
-                inputs included.
-
-        Returns:
-            Gradients of the layer's parameters.
-        """
-        for unit in self.layout.units:  # in forward order, so that arguments are known
-            known = unit.factors is not None and all(self.values[v] is not None for v in unit.outputs)
-            if unit not in self.tapes and not known:
-                self._record(unit)
-        found: dict[nn.Parameter, Tensor] = {}
-        for unit in reversed(self.layout.units):
-            tape = self.tapes.pop(unit, None)
-            arriving = [gradients[v] for v in unit.outputs]
-            if all(g is None for g in arriving):
-                continue
-            if unit.factors is not None:
-                for value, factor in zip(unit.inputs, unit.factors, strict=True):
-                    if self.needs_grad and self.needs_grad[value] and factor:
-                        gradient = arriving[0] if factor == 1 else arriving[0] * float(factor)
-                        gradients[value] = accumulated(gradients[value], gradient)
-            elif tape is not None:
-                self._backward_unit(unit, tape, gradients, found)
-        return found
-
-    def _backward_unit(self, unit: Unit, tape: Tape, gradients: list[Any], found: dict[nn.Parameter, Tensor]) -> None:
-        leaves = [
-            (v, leaf)
-            for v, leaf in zip(unit.inputs, tape.leaves, strict=True)
-            if v >= 0 and self.needs_grad and self.needs_grad[v]
-        ]
-        parameters = [p for p in unit.module(self.layer).parameters() if p.requires_grad]
-        arriving = [gradients[v] for v in unit.outputs]
-        pairs = [(o, g) for o, g in zip(tape.outputs, arriving, strict=False) if g is not None and o.requires_grad]
-        if not pairs or not (leaves or parameters):
-            return
-        made = torch.autograd.grad(
-            [o for o, _ in pairs],
-            [leaf for _, leaf in leaves] + parameters,
-            [g.to(o.dtype) for o, g in pairs],
-            allow_unused=True,
-        )
-        for (value, _), gradient in zip(leaves, made, strict=False):
-            gradients[value] = accumulated(gradients[value], gradient)
-        for parameter, gradient in zip(parameters, made[len(leaves) :], strict=True):
-            if gradient is not None:
-                total = found.get(parameter)
-                found[parameter] = gradient if total is None else total + gradient
-
-
-def accumulated(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
-    """Return the sum of two gradients of equal shape, where None stands for zero."""
-    return gradient if total is None else total if gradient is None else total + gradient
-
-
-def gradient_flow(layout: Layout, layer: nn.Module, inputs: Sequence[bool]) -> list[bool]:
-    """Return for each tensor that a layer computes or receives whether it requires a gradient, by graph-value index.
-
-    Args:
-        layout: Layout of the layer, which numbers its tensors (graph values).
-        layer: Module of the layer; its trainable parameters require gradients.
-        inputs: For each input of the layer, whether it requires a gradient.
-    """
-    found = [False] * layout.count
-    for value, needed in zip(layout.inputs.values(), inputs, strict=True):
-        found[value] = needed
-    for unit in layout.units:
-        flows = any(v >= 0 and found[v] for v in unit.inputs) or any(
-            p.requires_grad for p in unit.module(layer).parameters()
-        )
-        for value in unit.outputs:
-            found[value] = flows and layout.flat.types[value].kind == "float"
-    return found

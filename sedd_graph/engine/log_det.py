@@ -15,7 +15,9 @@ from sedd_graph.inverse.factors import log
 __all__ = ["forward_with_log_det"]
 
 
-def forward_with_log_det(run: LayerRun, batch: int, *, exact_up_to: int = 128) -> Tensor:
+def forward_with_log_det(
+    run: LayerRun, batch: int, *, exact_up_to: int = 128, part: range | None = None, total: int | None = None
+) -> Tensor:
     """Evaluate a layer in the forward direction and return its log-determinant, with gradients if enabled.
 
     Args:
@@ -24,6 +26,9 @@ def forward_with_log_det(run: LayerRun, batch: int, *, exact_up_to: int = 128) -
         batch: Number of sequences (rows of the batch), b.
         exact_up_to: Largest number of elements of a sequence for which the log-determinant of a contraction is exact.
             For longer sequences it is an unbiased estimate.
+        part: Places of the sequences among ``total`` ones, of which each gets the same estimate however they are divided;
+            None: all.
+        total: Number of these sequences.
 
     Returns:
         ``log |det d outputs / d inputs|`` of each sequence in nats, [b].
@@ -63,14 +68,16 @@ def forward_with_log_det(run: LayerRun, batch: int, *, exact_up_to: int = 128) -
             terms.append(log(d.factor) * (values[layout.index[d.targets[0]]].numel() // batch))
         elif isinstance(d, Contraction):
             at = values[layout.index[d.target]]
-            found = contraction_log_det(run.remainder(d), at, lipschitz=d.bound, exact_up_to=exact_up_to).value
+            found = contraction_log_det(
+                run.remainder(d), at, lipschitz=d.bound, exact_up_to=exact_up_to, part=part, total=total
+            ).value
             terms += [found, log(abs(d.scale)) * (at.numel() // batch)]
-    total = sum(terms[1:], terms[0]) if terms else 0.0
-    if isinstance(total, Tensor):
-        return total
+    summed = sum(terms[1:], terms[0]) if terms else 0.0
+    if isinstance(summed, Tensor):
+        return summed
     like: Tensor = values[next(iter(layout.outputs.values()))]
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.full((batch,), total, dtype=dtype, device=like.device)
+    return torch.full((batch,), summed, dtype=dtype, device=like.device)
 
 
 def _checked(run: LayerRun, unit: Unit, method: str, term: object, batch: int) -> Tensor:

@@ -19,7 +19,7 @@ from sedd_graph.diffusion.tokens.stage import Stage
 from sedd_graph.engine.compiling import compile_in_place
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.regions import RegionModule
-from sedd_graph.engine.reversible import RunningModule
+from sedd_graph.engine.running import RunningModule
 from sedd_graph.engine.split import Split, begin, split
 from sedd_graph.graph.model import Graph
 
@@ -49,6 +49,7 @@ class Network:
         model: Module of the network.
         compile_mode: Compile mode in effect: ``block``, ``whole`` or ``off``.
         observer: Callback after each :meth:`run`; None: no callback.
+        dtype: Precision of evaluation and sampling (:meth:`evaluating`): float32, or bfloat16 by autocast.
     """
 
     def __init__(self, graph: Graph, registry: Registry, *, device: torch.device, seed: int = 0) -> None:
@@ -58,6 +59,7 @@ class Network:
         self.compile_mode: CompileMode = "off"
         self._everywhere = False
         self.observer: Observer | None = None
+        self.dtype = torch.float32
 
     def compile(self, mode: CompileMode, trained: nn.Module | None, *, everywhere: bool | None = None) -> None:
         """Compile the network in place.
@@ -89,7 +91,7 @@ class Network:
             compile_in_place(trained)
         elif mode != "off":
             for block in self.model.branches():
-                compile_in_place(block)
+                compile_in_place(block, getattr(block, "share", 1.0))
         self.compile_mode = mode
         self.model.compiled = mode != "off"
 
@@ -107,7 +109,7 @@ class Network:
 
         Returns:
             For each dotted path of a block, the relative error of its reconstructed inputs
-            (:attr:`~sedd_graph.engine.reversible.RunningModule.fallback`).
+            (:attr:`~sedd_graph.engine.running.RunningModule.fallback`).
         """
         return {name: block.fallback for name, block in self._running.items() if block.fallback is not None}
 
@@ -153,6 +155,8 @@ class Network:
     def evaluating(self, *, eager: bool = False) -> Iterator[None]:
         """Context manager that switches the network to evaluation mode, and back to the previous mode on exit.
 
+        Within it the network runs in :attr:`dtype`; outside, as in training, the caller chooses the precision.
+
         Args:
             eager: Run eagerly within the context. Otherwise compiled code runs if :attr:`compiled_everywhere`.
         """
@@ -163,8 +167,10 @@ class Network:
             if self.compile_mode != "off" and (eager or not self._everywhere)
             else contextlib.nullcontext()
         )
+        full = self.dtype is torch.float32
+        precision = contextlib.nullcontext() if full else torch.autocast(self.device.type, self.dtype)
         try:
-            with stance:
+            with stance, precision:
                 yield
         finally:
             self.model.train(training)

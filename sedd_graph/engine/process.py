@@ -106,6 +106,8 @@ class SampleRequest:
         conditions: Conditions that replace those of the blueprint's ``sample`` section; None: the blueprint's.
         allowed: Mask of the tokens that may be drawn, bool [n], [l, n] or [b, l, n]; None: no further restriction.
         classifier: Classifier for guidance towards a label, instead of the one in the blueprint; None: the blueprint's.
+        seeds: Seed of each row, int64 [b], in place of ``seed``: a row then depends neither on the other rows of the batch
+            nor on padding. None: one seed for the batch.
         tape: Noise that is recorded, so that the samples are given texts, or replayed; ``seed`` is then not used. None:
             noise from ``seed``.
         on_step: Callback ``on_step(number, rows)``, called with 0 and the initial rows, int64 [b, l], and after each
@@ -121,6 +123,7 @@ class SampleRequest:
     conditions: Conditions | None = None
     allowed: Tensor | None = None
     classifier: Classifier | None = None
+    seeds: Tensor | None = None
     tape: NoiseTape | None = None
     on_step: Callable[[int, Tensor], None] | None = None
 
@@ -246,6 +249,8 @@ class Process(ABC):
     """Whether the family can be trained and sampled."""
     compiles: ClassVar[bool] = True
     """Whether the network can be compiled; False for a family that evaluates it layer by layer."""
+    autocasts: ClassVar[bool] = True
+    """Whether the network may be evaluated in bfloat16 (autocast); False for a family that computes in float32 always."""
     text: ClassVar[bool] = True
     """Whether rows are text, decoded by a tokenizer."""
     exact: ClassVar[bool] = False
@@ -343,26 +348,37 @@ class Process(ABC):
 
     @abstractmethod
     def bound_rows(
-        self, network: Network, batch: Any, *, seeds: Sequence[int], on_draw: OnDraw | None = None
+        self,
+        network: Network,
+        batch: Any,
+        parts: Sequence[range],
+        *,
+        seeds: Sequence[int],
+        on_draw: OnDraw | None = None,
     ) -> Tensor:
-        """Estimate an upper bound on -log p of each row.
+        """Estimate an upper bound on -log p of some rows of a batch.
+
+        The noise of a row depends on its place in the batch, not on which rows are evaluated with it.
 
         Args:
             network: Network in evaluation mode.
-            batch: Batch of clean rows.
+            batch: Batch of clean rows, whose noise is drawn together.
+            parts: The rows that are evaluated at a time, one part after the other; m in all. Indices beyond the batch,
+                which pad compiled shapes, start again at its first row (:func:`sedd_graph.diffusion.batch.part_of`).
             seeds: Seeds of the noise draws; the bound is averaged over one draw per seed.
-            on_draw: Callback for each noise draw, see :data:`OnDraw`.
+            on_draw: Callback for each noise draw of all parts together, see :data:`OnDraw`.
 
         Returns:
-            The bound in nats per row, float64 [b], on the CPU.
+            The bound in nats per row, float64 [m], on the network's device, which is not waited for.
         """
 
-    def measures(self, network: Network, batch: Any, *, seed: int) -> Mapping[str, Tensor]:
+    def measures(self, network: Network, batch: Any, part: range, *, seed: int) -> Mapping[str, Tensor]:
         """Return further measures of each row that evaluation reports beside the bound; none by default.
 
         Args:
             network: Network in evaluation mode.
-            batch: Batch of clean rows.
+            batch: Batch of clean rows, whose noise is drawn together.
+            part: The rows that are evaluated, which may reach beyond the batch as for :meth:`bound_rows`.
             seed: Seed of the noise.
 
         Returns:
@@ -506,6 +522,18 @@ class Process(ABC):
         if tokenizer is None:
             raise UserError("there is no tokenizer: tokens cannot become text")
         return [tokenizer.decode(row) for row in rows.tolist()]
+
+    def drafts(self, rows: Tensor, tokenizer: Tokenizer) -> list[str]:
+        """Return rows between two sampler steps as text for the user, masks included.
+
+        Args:
+            rows: Rows, int64 [b, l].
+            tokenizer: The tokenizer.
+
+        Raises:
+            UserError: Rows are not text.
+        """
+        raise UserError(f"a process of {self.family} has no drafts that are text")
 
     @abstractmethod
     def stored(self, samples: Samples, tokenizer: Tokenizer | None) -> Stored:

@@ -9,7 +9,7 @@ compilation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -87,6 +87,7 @@ class RegionModule(_Named):
 
     Attributes:
         keyed: Whether a component within the region takes a dropout key.
+        share: Share of the activations that compiled code of this module saves (:func:`compile_in_place`).
     """
 
     def __init__(self, children: Mapping[str, nn.Module], plan: Plan, *, repeat: int = 0) -> None:
@@ -95,6 +96,7 @@ class RegionModule(_Named):
             # add_module would refuse names that nn.Module uses itself, such as 'half' or 'type'
             self._modules[name] = child
         self.plan, self.repeat = plan, repeat
+        self.share = 1.0
         self.keyed = any(child.keyed for child in children.values())
         # tuples, which the compiler compares faster than a dataclass
         self._steps, self._returned, self._last_use = plan.steps, plan.returned, plan.last_use
@@ -105,16 +107,22 @@ class RegionModule(_Named):
         """Whether the module has a custom backward pass, which cannot be compiled with its surroundings."""
         return False
 
-    def forward(self, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, key: Tensor | None, *inputs: Tensor, evaluate: Callable[..., tuple[Tensor, ...]] | None = None
+    ) -> tuple[Tensor, ...]:
         """Evaluate the region.
 
         Args:
             key: Dropout key of each row, int32 [b]; None turns dropout off.
             *inputs: Input tensors in the order of the region's inputs.
+            evaluate: Function of the inputs that is evaluated instead, within the hooks of this module: those of FSDP2
+                gather its weights.
 
         Returns:
-            The outputs, followed by the saved activations.
+            The outputs, followed by the saved activations; or what ``evaluate`` returns.
         """
+        if evaluate is not None:
+            return evaluate(*inputs)
         values: list[Any] = list(inputs)
         steps: dict[str, Any] = self._modules
         for number, (name, places), last in zip(self._numbers, self._steps, self._last_use, strict=True):
@@ -145,6 +153,19 @@ class RegionModule(_Named):
                     yield child
                 else:
                     yield from child.branches()
+
+    def layers(self) -> Iterator[nn.Module]:
+        """Yield the modules whose weights are used together: every repeat of each outermost repeated block.
+
+        Each is called as a module in every memory mode, in the forward pass and wherever the backward pass evaluates it
+        again, so that FSDP2 (``fully_shard``) can gather and free its weights.
+        """
+        for child in self.children():
+            if isinstance(child, RegionModule):
+                if self.repeat:
+                    yield child
+                else:
+                    yield from child.layers()
 
 
 class Model(_Named):
@@ -213,3 +234,7 @@ class Model(_Named):
     def branches(self) -> Iterator[nn.Module]:
         """Yield the modules to compile: the repeats of repeated blocks, see :meth:`RegionModule.branches`."""
         return self._root[0].branches()
+
+    def layers(self) -> Iterator[nn.Module]:
+        """Yield the repeats of repeated blocks, whose weights are used together, see :meth:`RegionModule.layers`."""
+        return self._root[0].layers()

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from sedd_graph.diffusion.tokens.groups import Groups, group
 from sedd_graph.engine.compiling import inductor
+from sedd_graph.engine.host_number import HostNumber
 from sedd_graph.engine.peak import PeakMemory
 from sedd_graph.engine.regions import Model
 from sedd_graph.engine.split import Split, outputs_of
@@ -102,7 +103,7 @@ class Tail:
         """
         groups, used = group(reading.read, reading.blocks)
         # on its way to the host while a GPU evaluates the trunk
-        count = _HostNumber(used)
+        count = HostNumber(used)
         values = self.split.trunk(key, *[inputs[name] for name in self.model.input_names])
         own, saved = values[: len(self.split.layouts)], values[len(self.split.layouts) :]
         work = _Work(self, reading, groups, self._chunk(own, reading, groups), count)
@@ -142,28 +143,6 @@ class _End(nn.Module):
         return losses
 
 
-class _HostNumber:
-    """A number on its way from a device to the host, which is awaited only when it is read.
-
-    Reading it waits for the work that was started before, such as the draw, not for the work started since.
-    """
-
-    def __init__(self, number: Tensor) -> None:
-        self._event = None
-        if number.device.type == "cuda":
-            self._host = torch.empty((), dtype=number.dtype, pin_memory=True)
-            self._host.copy_(number, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-        else:
-            self._host = number.cpu()
-
-    def __int__(self) -> int:
-        if self._event is not None:
-            self._event.synchronize()
-        return int(self._host)
-
-
 @dataclasses.dataclass(eq=False)
 class _Work:
     """Evaluation of the end on all groups of a batch, ``chunk`` at a time; ``count`` are in use (None: all)."""
@@ -172,7 +151,7 @@ class _Work:
     reading: Reading
     groups: Groups
     chunk: int
-    count: _HostNumber | None
+    count: HostNumber | None
 
     def __post_init__(self) -> None:
         self.parameters = self.tail.parameters

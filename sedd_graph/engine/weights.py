@@ -14,7 +14,7 @@ from sedd_graph.store.durable import sync_file
 __all__ = ["save_tensors"]
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
     """Write tensors to a safetensors file, durably, with the permissions that the umask gives to new files.
 
     The safetensors library itself would create the file with mode 0600.
@@ -22,9 +22,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     Args:
         tensors: Contiguous CPU tensors by name.
         path: The file to write.
+        metadata: Texts by name for the header of the file; None for none.
     """
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
-    save_file(dict(tensors), path)
+    save_file(dict(tensors), path, metadata=metadata)
     path.chmod(mode)
     sync_file(path)

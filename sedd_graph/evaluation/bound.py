@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,19 @@ from torch import Tensor
 from sedd_graph.component.progress import track
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
+from sedd_graph.diffusion.batch import part_of
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.noise_draws import NoiseDraws
 from sedd_graph.engine.process import Process
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.evaluation.estimate import ratio
+from sedd_graph.evaluation.sharing import ALONE, RowNumbers, Share, Workers, shares
 
 __all__ = ["LEVELS", "Evaluation", "HeldOutLikelihood", "Level", "Result", "evaluate", "numbers", "to_batch"]
 
+CPU = torch.device("cpu")
+_MEASURE = "measure "
+"""Prefix of the names of a family's own measures among the numbers of a row."""
 LEVELS = 10
 """Number of bins in which the bound is reported by noise level."""
 
@@ -186,14 +191,14 @@ def to_batch(rows: Any, process: Process, device: torch.device) -> Any:
     """Convert rows of a data set to a batch of a process.
 
     Args:
-        rows: Dataclass of NumPy arrays [b, ...], in the order of the fields of ``process.batch_type``.
+        rows: Dataclass of NumPy arrays or tensors [b, ...], in the order of the fields of ``process.batch_type``.
         process: The process, which determines the class of the batch.
         device: Device that the arrays are copied to, without blocking.
 
     Returns:
         An instance of ``process.batch_type``.
     """
-    arrays = (torch.from_numpy(getattr(rows, f.name)) for f in dataclasses.fields(rows))
+    arrays = (torch.as_tensor(getattr(rows, f.name)) for f in dataclasses.fields(rows))
     return process.batch_type(*(array.to(device, non_blocking=True) for array in arrays))
 
 
@@ -247,42 +252,54 @@ def _reconstruction(drawn: NoiseDraws, nats: Tensor, draws: int) -> float:
 
 
 def evaluate(
-    engine: Engine, data: Dataset | PointData, *, rows: int, batches: int | None, draws: int, seed: int
+    engine: Engine,
+    data: Dataset | PointData,
+    *,
+    rows: int,
+    batches: int | None,
+    draws: int,
+    seed: int,
+    at_once: int | None = None,
+    workers: Workers = ALONE,
 ) -> Result:
-    """Evaluate a model on held-out rows.
+    """Evaluate a model on held-out rows, in the precision :attr:`Network.dtype`.
+
+    The noise of a row depends on the seed and on the row's place in the evaluation, neither on ``at_once`` nor on the
+    number of processes; the result is the same up to the rounding of the network.
 
     Args:
         engine: Engine that holds the network and its process.
         data: Data set whose held-out rows are evaluated.
-        rows: Number of rows per batch.
+        rows: Number of rows per batch, whose noise levels are drawn together (stratified).
         batches: Number of batches, spread evenly over the held-out rows; None evaluates all rows.
         draws: Number of noise draws per row. For a flow, number of estimates of the log-determinant where it is not
             exact.
         seed: Seed of the random numbers. Each batch gets a seed of its own, derived from this one.
+        at_once: Largest number of rows that the network evaluates at a time; None: ``rows``. It bounds the memory.
+        workers: The processes that share the evaluation. All of them must call this function with equal arguments.
 
     Returns:
         For a flow, the exact -log p per dimension (:class:`HeldOutLikelihood`); for other models, an upper bound on
-        -log p per token and per character (:class:`Evaluation`).
+        -log p per token and per character (:class:`Evaluation`). The same in all processes.
     """
-    nats, counts, drawn = [], [], NoiseDraws()
-    measured: dict[str, float] = {}
-    parts: Iterator[Any] = data.held_out(rows, batches=batches)
-    total = math.ceil(data.heldout.count / rows)
-    total = total if batches is None else min(batches, total)
-    for number, part in enumerate(track(parts, "evaluating", total=total, unit="batch")):
-        batch = to_batch(part, engine.process, engine.device)
-        nats.append(engine.bound_rows(batch, seed=mix_seed(seed, number), draws=draws, on_draw=drawn.add))
-        counts.append(batch.counted.double().cpu())
-        drawn.first += len(counts[-1])
-        for name, each in engine.measures(batch, seed=mix_seed(seed, number)).items():
-            measured[name] = measured.get(name, 0.0) + float(each.sum())
-    value, count = torch.cat(nats), torch.cat(counts)
+    process, network, chosen = engine.process, engine.network, data.held_out_batches(rows, batches=batches)
+    found, over = RowNumbers(chosen), "time"
+    mine = shares(chosen, min(at_once or rows, rows), workers, padded=network.compiled_everywhere)
+    with torch.no_grad(), network.evaluating():
+        for share in track(mine, "evaluating", unit="batch"):
+            own, own_seed = chosen[share.number], mix_seed(seed, share.number)
+            batch = to_batch(data.heldout.take(np.arange(own.start, own.stop), 0), process, CPU)
+            batch = process.batch(batch, CPU).to(engine.device)  # checked where nothing is waited for
+            values, over = _evaluate_share(engine, batch, share, seed=own_seed, draws=draws)
+            found.add(share, values)
+    numbers = found.gather(workers, engine.device)
+    value, count = numbers["nats"], numbers["counted"]
     mean, error = ratio(value.numpy(), count.numpy())
-    if not engine.process.exact:
-        error = drawn.standard_error(value.numpy(), count.numpy())
     bits = 1 / (math.log(2) * data.units.ratio)
-    if engine.process.exact:
+    if process.exact:
         return HeldOutLikelihood(mean, error, mean * bits, error * bits, rows=len(value), dimensions=int(count[0]))
+    record = _draws(found, numbers, draws, over)
+    error = record.standard_error(value.numpy(), count.numpy())
     return Evaluation(
         mean,
         error,
@@ -292,10 +309,46 @@ def evaluate(
         sequences=len(value),
         tokens=int(count.sum()),
         draws=draws,
-        over=drawn.over,
-        levels=_levels(drawn, count, engine.process),
-        reconstruction=_reconstruction(drawn, value, draws) / float(count.sum()),
-        caveat=engine.process.caveat,
-        likelihood=engine.process.likelihood,
-        measures={name: total / float(count.sum()) for name, total in measured.items()},
+        over=over,
+        levels=_levels(record, count, process),
+        reconstruction=_reconstruction(record, value, draws) / float(count.sum()),
+        caveat=process.caveat,
+        likelihood=process.likelihood,
+        measures={
+            name.removeprefix(_MEASURE): float(total.sum()) / float(count.sum())
+            for name, total in numbers.items()
+            if name.startswith(_MEASURE)
+        },
     )
+
+
+def _evaluate_share(
+    engine: Engine, batch: Any, share: Share, *, seed: int, draws: int
+) -> tuple[dict[str, Tensor], str]:
+    """Return the numbers of the rows of a share by name, [m] or [m, k], and the name of the variable of noise levels."""
+    process, network, drawn = engine.process, engine.network, list[tuple[str, Tensor | None, Tensor]]()
+
+    def on_draw(over: str, t: Tensor | None, nats: Tensor) -> None:
+        drawn.append((over, t, nats))
+
+    seeds = [mix_seed(seed, number) for number in range(draws)]
+    nats = process.bound_rows(network, batch, share.parts, seeds=seeds, on_draw=on_draw)
+    counted = batch.counted
+    values = {"nats": nats, "counted": torch.cat([part_of(counted, part) for part in share.parts])}
+    for number, (_, t, each) in enumerate(drawn):
+        values |= {f"nats {number}": each} | ({} if t is None else {f"t {number}": t})
+    measured = [process.measures(network, batch, part, seed=mix_seed(seed, 0)) for part in share.parts]
+    values |= {_MEASURE + name: torch.cat([each[name] for each in measured]) for name in measured[0]}
+    return values, drawn[-1][0] if drawn else "time"
+
+
+def _draws(found: RowNumbers, numbers: Mapping[str, Tensor], draws: int, over: str) -> NoiseDraws:
+    """Return the record of all noise draws, batch by batch."""
+    record = NoiseDraws()
+    for rows in found.parts():
+        for number in range(draws):
+            if f"t {number}" in numbers:
+                record.add(over, numbers[f"t {number}"][rows], numbers[f"nats {number}"][rows])
+        record.first = rows.stop
+    record.over = over
+    return record

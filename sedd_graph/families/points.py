@@ -47,11 +47,13 @@ class PointProcess(Process):
     family = "points"
     batch_type = PointBatch
     compiles = False
+    autocasts = False
     text = False
     exact = True
     _WHOLE = "a flow draws whole rows by its inverse"
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("length", "steps", "prompt", "attend", "conditions", "allowed", "classifier", "tape", "on_step"), _WHOLE
+        ("length", "steps", "prompt", "attend", "conditions", "allowed", "classifier", "seeds", "tape", "on_step"),
+        _WHOLE,
     )
 
     def __init__(self, plan: PointsPlan, setup: Setup) -> None:
@@ -85,12 +87,18 @@ class PointProcess(Process):
         Returns:
             -log p, float32 [b], and an empty dict, since a flow offers no activations to store.
         """
+        return self._nats(model, batch, key), {}
+
+    def _nats(
+        self, model: Model, batch: PointBatch, key: Tensor | None, part: range | None = None, total: int | None = None
+    ) -> Tensor:
+        """Return -log p of each row, nats, float32 [b]; arguments as of :meth:`loss` and :func:`forward_with_log_det`."""
         run = LayerRun(self._layout, model, key)
         run.put(self._layout.inputs.values(), [batch.x])
         with full_precision(batch.x):
-            log_det = forward_with_log_det(run, len(batch))
+            log_det = forward_with_log_det(run, len(batch), part=part, total=total)
             (z,) = run.take(self._layout.outputs.values())
-            return self.base.nats(z) - log_det, {}
+            return self.base.nats(z) - log_det
 
     def inverse(self, model: Model, z: Tensor) -> Tensor:
         """Return x with f(x) = ``z``, f being the network ``model``; ``z`` and x are float [b, ...]."""
@@ -101,22 +109,32 @@ class PointProcess(Process):
         return x
 
     def bound_rows(
-        self, network: Network, batch: PointBatch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
+        self,
+        network: Network,
+        batch: PointBatch,
+        parts: Sequence[range],
+        *,
+        seeds: Sequence[int],
+        on_draw: OnDraw | None = None,
     ) -> Tensor:
-        """Return -log p of each row, nats, float64 [b].
+        """Return -log p of each row, nats, float64 [m].
 
         Args:
             network: The network.
             batch: The rows x, float [b, ...].
+            parts: The rows that are evaluated at a time, m in all.
             seeds: The result is a mean over one evaluation per seed. Evaluations differ only if the network has
                 contractive layers whose log-determinant is estimated at random.
             on_draw: Ignored, since a flow has no noise draws.
         """
-        total = torch.zeros(len(batch), dtype=torch.float64)
+        total = torch.zeros(sum(map(len, parts)), dtype=torch.float64, device=network.device)
         with torch.random.fork_rng(devices=[]):
             for seed in seeds:
-                torch.manual_seed(seed)
-                total += self.loss(network.model, None, batch, None)[0].double().cpu()
+                found = []
+                for part in parts:
+                    torch.manual_seed(seed)
+                    found.append(self._nats(network.model, batch.part(part), None, part, len(batch)))
+                total += torch.cat(found).double()
         return total / len(seeds)
 
     def example(self, rows: int, length: int) -> Tensor:
@@ -139,8 +157,8 @@ class PointProcess(Process):
         with network.evaluating():
             rows = self.inverse(network.model, z)
             seed = mix_seed(request.seed or 0, 0)
-            nats = self.bound_rows(network, PointBatch(rows), seeds=[seed])
-        return Samples(rows.cpu(), {}, nats)
+            nats = self.bound_rows(network, PointBatch(rows), [range(len(rows))], seeds=[seed])
+        return Samples(rows.cpu(), {}, nats.cpu())
 
     def texts(self, rows: Tensor, tokenizer: Tokenizer | None) -> list[str]:
         """Format each of the first 16 rows as text: its numbers with four decimals, separated by spaces."""

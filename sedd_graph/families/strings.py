@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -37,6 +37,7 @@ from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.text import (
     FREE,
+    BoundDraw,
     TextProcess,
     all_but,
     check_row,
@@ -121,6 +122,7 @@ class StringProcess(TextProcess):
         "conditions": "conditions on positions need rows of a fixed length",
         "allowed": "tokens can be restricted by position only in rows of a fixed length",
         "classifier": "classifiers guide rows of a fixed length",
+        "seeds": "a step may insert and delete anywhere, so that the noise of a row is not that of its tokens",
         "tape": "a step may insert and delete anywhere, and the noise of a given text is not known for such steps",
     }
 
@@ -176,10 +178,13 @@ class StringProcess(TextProcess):
         with full_precision(draw.xt):
             return self.objective.loss(outputs, draw, self.kernel), saved
 
-    def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
-        # noised strings are not cut here, however long they are
-        draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
-        return self.objective.over, draw.t, self.loss(network.model, draw, batch, None)[0]
+    def bound_draws(self, network: Network, batch: Batch, parts: Sequence[range], seed: int) -> Iterator[BoundDraw]:
+        # noised strings are not cut here, however long they are: the longest of the batch determines what is drawn
+        random = self.randomness(batch, range(len(batch)), seed)
+        drawn: StringDraw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
+        for part in parts:
+            draw = drawn.part(part)
+            yield BoundDraw(self.objective.over, draw.t, self.loss(network.model, draw, batch.part(part), None)[0])
 
     @property
     def caveat(self) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # a model of tokens needs no other kernels, nor the time of i
 __all__ = [
     "FREE",
     "LARGEST",
+    "MASKED",
+    "BoundDraw",
     "TextProcess",
     "all_but",
     "check_row",
@@ -46,6 +48,8 @@ __all__ = [
 
 FREE = -1
 """Placeholder for a token id in prompts: marks a position, or a hole of any length, that the model fills in."""
+MASKED = "\N{LIGHT SHADE}"
+"""Character that stands for a mask in a draft."""
 LARGEST = 2**20
 """Maximum number of tokens of a prompt."""
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
@@ -78,6 +82,24 @@ def problem(key: str, message: str) -> Problem:
     return Problem("blueprint", 0, 0, key, message)
 
 
+class BoundDraw(NamedTuple):
+    """Estimates of the upper bound on -log p of m rows, from one noise draw for each.
+
+    Attributes:
+        over: Name of the random variable that sets the noise level, such as ``time``.
+        t: Its values, float [m], or [m, k] if a row has k noise levels; None if they are unknown.
+        nats: The estimates, without ``left_out``, float32 [m].
+        left_out: Unbiased estimate of the reconstruction term, nats, float64 [m], which may be 0 for all but a random
+            subset of rows: -log p(x_0 | x_t) of a clean row x_0, x_t being drawn at the lowest noise that the objective
+            counts. None if ``nats`` counts all noise, so that there is no such term.
+    """
+
+    over: str
+    t: Tensor | None
+    nats: Tensor
+    left_out: Tensor | None = None
+
+
 class TextProcess(Process):
     """Base class of the processes on text.
 
@@ -104,48 +126,56 @@ class TextProcess(Process):
         return (rows if isinstance(rows, Batch) else Batch.of(rows)).to(device)
 
     @abstractmethod
-    def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
-        """Draw noise once for each row, and estimate the upper bound on -log p of the row.
+    def bound_draws(self, network: Network, batch: Batch, parts: Sequence[range], seed: int) -> Iterator[BoundDraw]:
+        """Draw noise once for each row, and yield estimates of the upper bound on -log p of the rows of each part.
 
         Args:
             network: The network, in evaluation mode.
-            batch: The clean rows.
-            random: Random numbers of the draw.
-
-        Returns:
-            Name of the random variable that sets the noise level, such as ``time``; its values, float [b], or [b, k] if
-            a row has k noise levels, or None if they are unknown; and the estimates of the bound, nats, float32 [b].
+            batch: The clean rows whose noise is drawn together.
+            parts: The rows that are evaluated at a time (:meth:`Process.bound_rows`).
+            seed: Seed of the noise.
         """
 
-    def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
-        """Estimate the reconstruction term of the upper bound on -log p, which :meth:`bound_draw` leaves out.
-
-        The term is -log p(x_0 | x_t) of a clean row x_0, x_t being drawn at the lowest noise that the objective counts.
-
-        Args:
-            network: The network, in evaluation mode.
-            batch: The clean rows.
-            random: Random numbers of the draw.
-
-        Returns:
-            Unbiased estimate for each row, nats, float64 [b] on the CPU; it may be 0 for all but a random subset of
-            rows. None if :meth:`bound_draw` counts all noise, so that there is no such term.
-        """
-        return None
+    def randomness(self, batch: Batch, part: range, seed: int) -> Randomness:
+        """Return the random numbers of the rows ``part`` of a batch."""
+        return Randomness(torch.Generator(self._device).manual_seed(seed), start=part.start, total=len(batch))
 
     def bound_rows(
-        self, network: Network, batch: Batch, *, seeds: Sequence[int], on_draw: OnDraw | None = None
+        self,
+        network: Network,
+        batch: Batch,
+        parts: Sequence[range],
+        *,
+        seeds: Sequence[int],
+        on_draw: OnDraw | None = None,
     ) -> Tensor:
-        total = torch.zeros(len(batch), dtype=torch.float64)
+        total = torch.zeros(sum(map(len, parts)), dtype=torch.float64, device=network.device)
         for seed in seeds:
-            random = Randomness(torch.Generator(network.device).manual_seed(seed))
-            over, t, nats = self.bound_draw(network, batch, random)
-            total += nats.double().cpu()
+            drawn = list(self.bound_draws(network, batch, parts, seed))
+            nats = torch.cat([each.nats for each in drawn])
+            levels = [each.t for each in drawn if each.t is not None]
+            rest = [each.left_out for each in drawn if each.left_out is not None]
             if on_draw is not None:
-                on_draw(over, t, nats)
-            if (below := self.left_out(network, batch, random)) is not None:
-                total += below
+                on_draw(drawn[0].over, torch.cat(levels) if levels else None, nats)
+            total += nats.double()
+            if rest:
+                total += torch.cat(rest)
         return total / len(seeds)
+
+    def drafts(self, rows: Tensor, tokenizer: Tokenizer) -> list[str]:
+        """Return rows between two sampler steps as text for the user, in which a mask is shown as :data:`MASKED`.
+
+        Args:
+            rows: Rows, int64 [b, l].
+            tokenizer: The tokenizer.
+
+        Raises:
+            UserError: The bytes of a token depend on the tokens beside it.
+        """
+        pieces, mask = tokenizer.pieces(), getattr(self.kernel, "mask", None)
+        shown = {} if mask is None else {mask: MASKED.encode()}
+        shown |= {token: piece for token, piece in enumerate(pieces) if piece is not None and token != mask}
+        return [b"".join(shown.get(token, b"") for token in row).decode("utf-8", "replace") for row in rows.tolist()]
 
     @property
     def steps(self) -> int | None:

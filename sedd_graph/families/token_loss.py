@@ -18,7 +18,7 @@ from sedd_graph.diffusion.tokens.groups import levels, rows_of
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.objective import Objective
 from sedd_graph.engine.regions import Model
-from sedd_graph.engine.split import split
+from sedd_graph.engine.split import Split, split
 from sedd_graph.engine.tail import Reading, Tail
 from sedd_graph.graph.model import Graph
 
@@ -55,6 +55,7 @@ class TokenLoss:
     def __init__(self, kernel: Kernel, schedule: Schedule, graph: Graph) -> None:
         self.kernel, self.schedule, self._graph = kernel, schedule, graph
         self._tails: dict[Use, tuple[Model, Tail | None]] = {}
+        self._split: tuple[Model, Split | None] | None = None
 
     def tail(self, model: Model, objective: Objective, use: Use = "loss") -> Tail | None:
         """Return the evaluation of an objective at the positions that it reads.
@@ -70,7 +71,9 @@ class TokenLoss:
         if not objective.sums_positions or self.kernel.tabular:
             return None
         if use not in self._tails or self._tails[use][0] is not model:
-            parts = split(self._graph, model)
+            if self._split is None or self._split[0] is not model:
+                self._split = model, split(self._graph, model)  # one trunk, which `whole` compiles, for all uses
+            parts = self._split[1]
             terms = _Terms(self.kernel, self.schedule, objective.of_positions(), use)
             self._tails[use] = model, None if parts is None else Tail(model, parts, terms)
         tail = self._tails[use][1]

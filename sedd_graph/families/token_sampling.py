@@ -21,8 +21,10 @@ from sedd_graph.diffusion.tokens.block_diffusion import hold_prompt, write_block
 from sedd_graph.diffusion.tokens.conditions import lacks
 from sedd_graph.diffusion.tokens.groups import Groups
 from sedd_graph.diffusion.tokens.guidance import classified, lacks_scores, renoised, unprompted
+from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.diffusion.tokens.particles import choose
 from sedd_graph.diffusion.tokens.parts import TokenParts
+from sedd_graph.diffusion.tokens.row_noise import RowNoise
 from sedd_graph.diffusion.tokens.sampler import chosen_steps
 from sedd_graph.diffusion.tokens.stage import Stage, StagedDenoise
 from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
@@ -92,6 +94,13 @@ class TokenSampling:
             raise UserError("sample: with particles there is no trajectory: most of the rows are not returned")
         if request.tape is not None and request.prompt is not None:
             raise UserError("sample: a noise tape is of whole texts: leave the prompt out")
+        if request.seeds is not None:
+            if request.tape is not None or request.seeds.shape != (request.batch,):
+                raise UserError(
+                    f"sample: seeds must be int64 [{request.batch}], one for each row, and there is no tape"
+                )
+            if request.prompt is not None and self.conditions.observed == "renoise":
+                raise UserError("sample: with observed: renoise rows share their noise: leave seeds out")
         if self.block is not None and request.attend is not None:
             raise UserError("sample: text in blocks has no padding to hide: leave attend out")
         if self.block is not None and (self.classifier is not None or self.conditions.guidance != 1):
@@ -114,17 +123,26 @@ class TokenSampling:
         whole = length if self.block is None else -(-length // self.block) * self.block
         if self.block is not None and may.dim() > 1:  # padded to whole blocks, which are cut to the length at the end
             may = torch.cat([may, self.allowed.expand(*may.shape[:-2], whole - length, -1)], -2)
-        if (tape := self.request.tape) is None:
+        visible = self._visible(whole)
+        tape: NoiseTape | None = self.request.tape
+        if self.request.seeds is not None:
+            any_place = may.reshape(-1, may.shape[-1]).any(0)
+            tape = RowNoise.of(kernel, self.request.seeds, visible, allowed=any_place, device=self.device)
+        if tape is None:
             x = kernel.prior(batch, whole, generator=generator, allowed=may.reshape(-1, may.shape[-1]).any(0))
         else:
             sampler = self.parts.sampler
             times = sampler.times(kernel, chosen_steps(self.request.steps, sampler.steps))
             x = tape.prepare(kernel, self.parts.schedule, times, whole, particles=self.particles)
-        free = torch.ones_like(x, dtype=torch.bool)
+        free = self._repeated(visible)
+        x = torch.where(free, x, 0)  # a token for padding, which the network does not read
         if self.request.prompt is not None:
             prompt = F.pad(self._repeated(self._prompt(self.request.prompt)), (0, whole - length), value=-1)
-            free = prompt < 0
-            x = torch.where(free, x, prompt)
+            x = torch.where(prompt < 0, x, prompt)
+            free = free & (prompt < 0)
+            if not bool(free.any()):
+                self.parts.sampler.clamped = self.parts.sampler.evaluations = 0
+                return x[:: self.particles, :length].cpu(), self.conditions
         pattern = self.conditions.matching
         matching = None if pattern is None else Matching(pattern, self._spelled, self.device)
         if matching is not None and tape is not None:
@@ -163,6 +181,20 @@ class TokenSampling:
             may = may & allowed.to(self.device)
         return allowed_tokens(self.conditions, may, self.length, self._spelled)
 
+    def _visible(self, whole: int) -> Tensor:
+        """Return the mask of the positions that are no padding, bool [rows, l], l being ``whole``."""
+        rows, attend = self.request.batch, self.request.attend
+        if attend is None:
+            return torch.ones(rows, whole, dtype=torch.bool, device=self.device)
+        if attend.dtype != torch.bool or attend.shape not in ((rows, self.length), (1, self.length)):
+            raise UserError(
+                f"sample: attend must be bool [{rows}, {self.length}] (or one row), not {attend.dtype} "
+                f"{list(attend.shape)}"
+            )
+        if "attend" not in self.network.model.input_names and not bool(attend.all()):
+            raise UserError("sample: this model has no input 'attend', so that it would read padding: leave attend out")
+        return attend.to(self.device).expand(rows, -1)
+
     def _prompt(self, prompt: Tensor) -> Tensor:
         batch, length = self.request.batch, self.length
         if prompt.dim() != 2 or prompt.shape[1] != length or prompt.shape[0] not in (1, batch):
@@ -181,9 +213,7 @@ class TokenSampling:
         """Run the sampler on all positions at once, from the noisy rows ``x``, int64 [b, l]; return samples [b, l]."""
         (kernel, schedule, _, sampler, _), network, request = self.parts, self.network, self.request
         batch, free, evaluations = len(x), settings.free, 0
-        visible = torch.ones_like(free)
-        if request.attend is not None:
-            visible = self._repeated(request.attend.to(x.device).expand(request.batch, *x.shape[1:]))
+        visible = self._repeated(self._visible(x.shape[1]))
 
         autocast = autocast_now(self.device)
 

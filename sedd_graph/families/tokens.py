@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -52,6 +52,7 @@ from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.text import (
     FREE,
+    BoundDraw,
     TextProcess,
     all_but,
     check_row,
@@ -228,26 +229,50 @@ class TokenProcess(TextProcess):
     def tail(self, model: Model) -> Tail | None:
         return self._nats.tail(model, self.objective)
 
-    def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
-        objective, draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
-        nats, _ = self._nats(network.model, objective, draw, batch, use="bound")
-        return objective.over, draw.t, nats
+    def bound_draws(self, network: Network, batch: Batch, parts: Sequence[range], seed: int) -> Iterator[BoundDraw]:
+        for part in parts:
+            own, random = batch.part(part), self.randomness(batch, part, seed)
+            objective, draw = self.objective.bound_draw(own, self.kernel, self.schedule, random=random)
+            nats, _ = self._nats(network.model, objective, draw, own, use="bound")
+            yield BoundDraw(objective.over, draw.t, nats, self._left_out(network, batch, part, random))
 
-    def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
+    def _left_out(self, network: Network, batch: Batch, part: range, random: Randomness) -> Tensor | None:
+        """Estimate the reconstruction term of the rows ``part`` of a batch, on one row of it in so many.
+
+        Args:
+            network: The network, in evaluation mode.
+            batch: The clean rows whose noise is drawn together.
+            part: The rows that are evaluated.
+            random: Random numbers after those of the bound.
+
+        Returns:
+            Nats, float64 [len(part)]; None if the objective counts all noise.
+        """
         rows = len(batch)
         chosen = -(-rows // RECONSTRUCTED)
         # evenly spaced rows with one random offset: every row is chosen with the same probability
         steps = torch.arange(chosen, device=batch.tokens.device) * rows // chosen
+        random = Randomness(random.generator)
         offset = (random.rand(1) * rows).long().to(steps.device)
         index = (offset + steps) % rows
-        part = Batch(*(getattr(batch, f.name)[index] for f in dataclasses.fields(batch)))
+        every = Batch(*(getattr(batch, f.name)[index] for f in dataclasses.fields(batch)))
         objective = self.objective.evaluated(self.kernel)
-        draw = objective.reconstruction_draw(DrawRequest(part, self.kernel, self.schedule, random))
+        draw = objective.reconstruction_draw(DrawRequest(every, self.kernel, self.schedule, random))
         if draw is None:
             return None
-        nats, _ = self._nats(network.model, objective, draw, part, use="reconstruction")
-        nats = nats.double().cpu()
-        return torch.zeros(rows, dtype=torch.float64).index_add(0, index.cpu(), nats * (rows / chosen))
+        # the chosen rows within the part come first; their number is at most this, without asking the device for it
+        most = min(chosen, -(-len(part) * chosen // rows) + 1)
+        place = (index - part.start) % rows
+        nearest = torch.argsort(place)[:most]
+        own = Batch(*(getattr(every, f.name)[nearest] for f in dataclasses.fields(every)))
+        drawn = Draw(*(getattr(draw, f.name)[nearest] for f in dataclasses.fields(draw)))
+        nats, _ = self._nats(network.model, objective, drawn, own, use="reconstruction")
+        place = place[nearest]
+        inside = place < len(part)
+        found = torch.zeros(len(part), dtype=torch.float64, device=nats.device)
+        return found.index_add_(
+            0, torch.where(inside, place, 0), torch.where(inside, nats.double() * (rows / chosen), 0.0)
+        )
 
     def noised(self, over: str, t: Tensor) -> Tensor:
         if over != "time":

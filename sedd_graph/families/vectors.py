@@ -5,7 +5,7 @@ Axes: b batch, l length, d width of a vector, v tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -41,6 +41,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.text import (
     FREE,
+    BoundDraw,
     TextProcess,
     all_but,
     check_row,
@@ -86,6 +87,7 @@ class VectorProcess(TextProcess):
     kernel: VectorKernel
     refuses: ClassVar[Mapping[str, str]] = {
         "classifier": "a classifier of tokens does not guide vectors (declare sample.classifier in the blueprint)",
+        "seeds": "its sampler moves real numbers with the noise of the whole batch",
         "tape": "its sampler moves real numbers, whose road is exact only for a sampler with exact steps, such as "
         "reversible_heun",
     }
@@ -148,24 +150,22 @@ class VectorProcess(TextProcess):
         denoise = self.denoiser(run, model, batch.attend, key)
         return self.objective.loss(denoise, draw, batch, self.kernel, self.schedule).float(), kept
 
-    def bound_draw(self, network: Network, batch: Batch, random: Randomness) -> tuple[str, Tensor | None, Tensor]:
-        denoise = self.denoiser(network.run, network.model, batch.attend)
-        if (flow := self._flow()) is not None:
-            return self.objective.over, None, flow.likelihood(denoise, batch, random).nats
-        draw = self.objective.bound_draw(batch, self.kernel, self.schedule, random=random)
-        nats = self.objective.bound(denoise, draw, batch, self.kernel, self.schedule)
-        return self.objective.over, draw.t, nats
+    def bound_draws(self, network: Network, batch: Batch, parts: Sequence[range], seed: int) -> Iterator[BoundDraw]:
+        flow, fixed = self._flow(), (self.kernel, self.schedule)
+        for part in parts:
+            own, random = batch.part(part), self.randomness(batch, part, seed)
+            denoise = self.denoiser(network.run, network.model, own.attend)
+            if flow is not None:
+                yield BoundDraw(self.objective.over, None, flow.likelihood(denoise, own, random).nats)
+                continue
+            draw = self.objective.bound_draw(own, *fixed, random=random)
+            nats = self.objective.bound(denoise, draw, own, *fixed)
+            below = self.objective.reconstruction(denoise, own, *fixed, random=random)
+            yield BoundDraw(self.objective.over, draw.t, nats, None if below is None else below.double())
 
-    def left_out(self, network: Network, batch: Batch, random: Randomness) -> Tensor | None:
-        if self._flow() is not None:
-            return None
-        denoise = self.denoiser(network.run, network.model, batch.attend)
-        found = self.objective.reconstruction(denoise, batch, self.kernel, self.schedule, random=random)
-        return None if found is None else found.double().cpu()
-
-    def measures(self, network: Network, batch: Batch, *, seed: int) -> Mapping[str, Tensor]:
-        """Return the number of tokens of each row that the network recovers at the lowest noise, float [b]."""
-        random = Randomness(torch.Generator(network.device).manual_seed(seed))
+    def measures(self, network: Network, batch: Batch, part: range, *, seed: int) -> Mapping[str, Tensor]:
+        """Return the number of tokens of each row that the network recovers at the lowest noise, float [len(part)]."""
+        random, batch = self.randomness(batch, part, seed), batch.part(part)
         denoise = self.denoiser(network.run, network.model, batch.attend)
         parts = self.kernel, self.schedule
         return {"rounding_accuracy": self.objective.recovered(denoise, batch, *parts, random=random)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,19 +11,22 @@ import torch
 from sedd_graph.component.check import Proof
 from sedd_graph.component.progress import progress
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
-from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.engine.network import CompileMode
+from sedd_graph.errors import UserError
 from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
+from sedd_graph.graph.memory import planned
 from sedd_graph.graph.model import Op
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.memory import measure_text, measure_training, require_training_memory
+from sedd_graph.runs.memory_plan import budget_plan
 from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data, write_run_manifest
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.provenance import provenance
 from sedd_graph.runs.token_cache import PendingCache
+from sedd_graph.runs.trial import try_step
 from sedd_graph.store.files import write_json, write_text
 from sedd_graph.store.run_folder import new_run, require_utf8
 from sedd_graph.verify.margin import margins
@@ -41,23 +43,26 @@ def build_run(
     compile: CompileMode | None,
     proof: Proof = "full",
     ignore_memory: bool = False,
+    processes: int | None = None,
     say: Callable[[str], None],
 ) -> Path:
     """Check, verify and compile a blueprint, and write its run folder.
 
     Checking validates the blueprint, and verification tests its diffusion process and derived inverses numerically. The
-    compute and memory that training needs are estimated and printed.
+    compute and memory that training needs are estimated and printed, and a step of training is run and measured.
 
     Args:
         blueprint: The blueprint file.
         overrides: Changes to the blueprint as ``key=value``, such as ``train.steps=100``.
         runs: Folder in which the run folder is created.
-        device: Device on which inverses are verified and one trial training step is run (and compiled).
+        device: Device on which inverses are verified and a trial step of training is run (and compiled).
         compile: Scope of ``torch.compile``: ``auto``, ``block``, ``whole`` or ``off``, as in
             :meth:`sedd_graph.engine.network.Network.compile`; None takes ``train.compile`` of the blueprint.
         proof: Strength of the verification of the process: ``full``, or ``quick`` with fewer cases.
         ignore_memory: True to print a warning instead of raising an error if training needs more memory than the device
             has.
+        processes: Number of processes that will train: memory is estimated and measured for the rows of one of them. None:
+            the number that ``train.parallel`` of the blueprint declares, else 1.
         say: Function that prints a line for the user.
 
     Returns:
@@ -65,9 +70,16 @@ def build_run(
 
     Raises:
         BlueprintError: The blueprint is not valid.
-        UserError: A verification fails, training does not fit into memory, or the data cannot be read.
+        UserError: A verification fails, training does not fit into memory, the data cannot be read, or the batch cannot be
+            divided by the processes.
     """
     report = check(blueprint, overrides)
+    config = report.train
+    processes = processes or (config.parallel.replicate or 1) * (config.parallel.shard or 1)
+    if config.batch % (config.accumulate * processes):
+        raise UserError(
+            f"train.batch = {config.batch} is not a multiple of accumulate * processes = {config.accumulate} * {processes}"
+        )
     for path in (runs, report.loaded.root):
         require_utf8(path)
     source = blueprint.read_text(encoding="utf-8-sig")
@@ -75,7 +87,14 @@ def build_run(
     with progress("proving"):
         checks, demotions = prove_all(report, device=device, proof=proof, say=say)
     report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
-    cost = measure_training(report)
+    compiled = (compile or report.train.compile) != "off"
+    with progress("measuring"):
+        plan = budget_plan(report, device=device, compiled=compiled, say=say, processes=processes)
+    if plan is not None:
+        report = dataclasses.replace(report, graph=planned(report.graph, plan.modes))
+    cost = measure_training(report, processes)
+    if plan is not None:
+        cost = dataclasses.replace(cost, saved_bytes=plan.size)
     say("\n" + measure_text(cost, report))
     if process_class(report.plan.family).trains:
         require_training_memory(cost, report, device, ignore=ignore_memory, say=say)
@@ -90,9 +109,11 @@ def build_run(
     checks += prove_network(engine)
     for code, margin in margins(engine.network).items():
         say(f"margin      {code}: {margin}")
+    trial = None
     if engine.process.trains:
         with progress("compiling"):
-            say(_warm_up(engine, cost.batch, cost.length))
+            trial = try_step(engine, data, report.train, cost, processes=processes)
+        say(trial.text(engine.device))
     digest_ = digest(lock_text(report))
     facts = {
         **_origin(report, engine.device),
@@ -105,8 +126,11 @@ def build_run(
     def write(run: Path) -> None:
         write_text(run / "blueprint.yaml", source)
         write_graph(run, report)
+        tried = {} if trial is None else {"trial": dataclasses.asdict(trial)}
         found = {"checks": [dataclasses.asdict(c) for c in checks], "checkpointed": demotions}
-        write_json(run / CERTIFICATE, {**found, "measure": dataclasses.asdict(cost)})
+        if plan is not None:
+            found["memory"] = {name: dataclasses.asdict(mode) for name, mode in plan.modes.items()}
+        write_json(run / CERTIFICATE, {**found, "measure": dataclasses.asdict(cost), **tried})
         write_json(run / "run.json", facts)
         if tokenizer is not None:
             write_text(run / TOKENIZER, tokenizer.to_json())
@@ -135,18 +159,3 @@ def write_graph(run: Path, report: Report) -> None:
     write_text(run / LOCK, lock_text(report))
     for name, draw in (("graph.json", to_json), ("graph.svg", to_svg), ("graph.mmd", to_mermaid)):
         write_text(run / name, draw(report.graph))
-
-
-def _warm_up(engine: Engine, rows: int, length: int) -> str:
-    """Run one trial step, so that a model that cannot run or compile fails now; return a line for the user."""
-    began = time.perf_counter()
-    given = engine.process.example(rows, length)
-    if not engine.process.compiles:
-        engine.model.eval()  # layers that are initialised from data must not be initialised from these rows
-    if engine.compile_mode == "off":
-        given = given[:1]
-    engine.loss(given).mean().backward()
-    engine.model.zero_grad(set_to_none=True)
-    engine.model.train()
-    how = "eager" if engine.compile_mode == "off" else f"compiled ({engine.compile_mode})"
-    return f"engine      {how}, first step {time.perf_counter() - began:.1f} s on {describe_hardware(engine.device)}"

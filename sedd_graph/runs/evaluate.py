@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,10 +16,20 @@ from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.evaluation.bound import Result, evaluate
 from sedd_graph.runs.open import Run, open_run
+from sedd_graph.runs.precision import choose_dtype, dtype_name
 from sedd_graph.runs.provenance import revision
 from sedd_graph.store.files import read_json, write_json
+from sedd_graph.training.config import TrainConfig
+from sedd_graph.training.distributed import World
 
-__all__ = ["Table", "evaluate_opened", "evaluate_run"]
+__all__ = ["Compile", "Table", "compile_evaluation", "evaluate_opened", "evaluate_run"]
+
+Compile = Literal["auto", "block", "off"]
+"""Whether an evaluation is compiled, see :func:`compile_evaluation`."""
+ROWS = 64
+"""Largest number of held-out rows whose noise levels are drawn together."""
+REPAID = 100
+"""Number of evaluations of a network that repay the time of compiling it for them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +53,7 @@ def evaluate_opened(
     batches: int | None = None,
     draws: int | None = None,
     table: Table | None = None,
+    world: World | None = None,
 ) -> Result:
     """Compute an upper bound on -log p of held-out rows under an opened run, print it, and write ``evaluation.json``.
 
@@ -56,14 +68,28 @@ def evaluate_opened(
             ``train.evaluate``.
         table: Protocol by which the rows were made; the result is written to a file of its own. None for the run's own
             held-out rows.
+        world: The processes that share the evaluation, all of which call this function; the first writes the file.
 
     Returns:
         The bound, or for a flow -log p, in nats and bits, with its standard errors and sample sizes.
     """
     config, objective = run.report.train, run.plan.objective_op  # raises for a graph without a process
     draws = draws or (config.evaluate.draws if config.evaluate else 1)
-    rows = min(64, config.batch)
-    found = evaluate(run.engine, data, rows=rows, batches=batches, draws=draws, seed=config.seed)
+    world = world or World.single()
+    rows = min(ROWS, config.batch)
+    at_once = min(rows, _micro_batch(config, world))
+    found = evaluate(
+        run.engine,
+        data,
+        rows=rows,
+        batches=batches,
+        draws=draws,
+        seed=config.seed,
+        at_once=at_once,
+        workers=world,
+    )
+    if world.rank:
+        return found
     say(f"held-out {found}")
     if (caveat := run.engine.process.caveat) is not None:
         say(f"note        {caveat}")
@@ -82,11 +108,12 @@ def evaluate_opened(
         **run.plan.record(),
         "data": data.record(),
         "blueprint": run.digest,
-        "rows_at_a_time": rows,
+        "rows_at_a_time": at_once,
+        "rows_drawn_together": rows,
         "batches": batches,
         "draws": draws,
         "seed": config.seed,
-        "dtype": "float32",
+        "dtype": dtype_name(run),
         "hardware": describe_hardware(run.engine.device),
         "revision": revision(),
         **({} if table is None else {"table": table.facts}),
@@ -94,6 +121,11 @@ def evaluate_opened(
     record = {**dataclasses.asdict(found), **baselines, "weights": run.weights, "objective": objective}
     write_json(path, {**record, "protocol": protocol})
     return found
+
+
+def _micro_batch(config: TrainConfig, world: World) -> int:
+    """Return the number of rows that training evaluates at a time on each process."""
+    return max(1, config.batch // (config.accumulate * world.size))
 
 
 def _rows_of(path: Path, say: Callable[[str], None]) -> int:
@@ -122,6 +154,8 @@ def evaluate_run(
     say: Callable[[str], None],
     corpus: Path | None = None,
     likelihood: str = "bound",
+    dtype: str | None = None,
+    compile: Compile = "auto",
 ) -> Result:
     """Open a run folder and compute an upper bound on -log p of its held-out rows, as :func:`evaluate_opened` does.
 
@@ -136,6 +170,8 @@ def evaluate_run(
         likelihood: The likelihood to compute, one of the process's
             (:attr:`sedd_graph.engine.process.Process.likelihoods`). Another than ``bound`` is written to
             ``evaluation-NAME.json``, beside that of the bound.
+        dtype: Precision of the network (:func:`sedd_graph.runs.precision.choose_dtype`).
+        compile: Whether the blocks of the network are compiled (:func:`compile_evaluation`).
 
     Returns:
         The bound, or for a flow -log p, in nats and bits, with its standard errors and sample sizes.
@@ -143,10 +179,35 @@ def evaluate_run(
     Raises:
         UserError: ``path`` is not a run folder, or its blueprint has no ``data`` section or no diffusion process.
     """
-    run = open_run(path, device=device, compile="off", weights=weights, root=corpus)
-    run.engine.process.choose_likelihood(likelihood)
-    say(f"weights     {run.weights}")
-    data = run.data()
-    if (changed := run.changed(data)) is not None:
-        say(f"warning     {changed}: the bound is that of the changed corpus")
-    return evaluate_opened(run, data, say, batches=batches, draws=draws)
+    with contextlib.ExitStack() as stack:
+        world = World.from_environment(device)
+        stack.callback(world.close)
+        say = say if world.rank == 0 else (lambda text: None)
+        run = open_run(path, device=device, compile="off", weights=weights, root=corpus)
+        run.engine.process.choose_likelihood(likelihood)
+        choose_dtype(run, dtype)
+        say(f"weights     {run.weights}")
+        data = run.data()
+        if (changed := run.changed(data)) is not None:
+            say(f"warning     {changed}: the bound is that of the changed corpus")
+        compile_evaluation(run, compile, data, batches=batches, draws=draws)
+        return evaluate_opened(run, data, say, batches=batches, draws=draws, world=world)
+
+
+def compile_evaluation(
+    run: Run, mode: Compile, data: Dataset | PointData, *, batches: int | None, draws: int | None
+) -> None:
+    """Compile the network of a run for an evaluation.
+
+    Args:
+        run: The opened run folder.
+        mode: ``block``: each repeated block; ``off``: nothing; ``auto``: ``block`` on a GPU, if there are at least
+            :data:`REPAID` evaluations of the network, which repay the time of compiling.
+        data: The rows.
+        batches: Number of batches; None for all.
+        draws: Number of noise draws per row; None for 1.
+    """
+    rows = sum(map(len, data.held_out_batches(min(ROWS, run.report.train.batch), batches=batches)))
+    repaid = rows * (draws or 1) >= REPAID * min(ROWS, _micro_batch(run.report.train, World.single()))
+    if mode == "block" or (mode == "auto" and run.engine.device.type == "cuda" and repaid):
+        run.engine.compile("block", everywhere=True)

@@ -29,16 +29,16 @@ LONG_S, LONG_BYTES = 60, 2**30
 """A request is announced from this estimated time on, seconds, or from this memory on, bytes."""
 
 
-def measure_training(report: Report) -> Measure:
+def measure_training(report: Report, processes: int = 1) -> Measure:
     """Measure the memory and FLOPs of one forward and backward pass of training, on the meta device.
 
-    The pass has ``train.batch / train.accumulate`` rows: with gradient accumulation, a part of the batch.
+    The pass has ``train.batch / (train.accumulate * processes)`` rows.
     """
-    return _measured(report, report.graph)
+    return _measured(report, report.graph, processes)
 
 
-def _measured(report: Report, graph: Graph) -> Measure:
-    rows = max(1, report.train.batch // report.train.accumulate)
+def _measured(report: Report, graph: Graph, processes: int = 1) -> Measure:
+    rows = max(1, report.train.batch // (report.train.accumulate * processes))
     averaged = report.train.ema is not None
     tail = process_class(report.plan.family).has_tail(report.plan, report.registry)
     return measure(graph, report.registry, batch=rows, length=report.data.length, averaged=averaged, tail=tail)
@@ -89,19 +89,19 @@ def _refuse(what: str, need: int, limit: MemoryLimit, advice: str, *, ignore: bo
 def _what_fits(cost: Measure, report: Report, room: int) -> Iterator[str]:
     """Yield the settings under which training fits into ``room`` bytes."""
     config = report.train
-    rows = _rows(cost, room)
+    rows, processes = _rows(cost, room), max(1, report.train.batch // (report.train.accumulate * cost.batch))
     accumulate = next(
         (
             n
             for n in range(config.accumulate + 1, config.batch + 1)
-            if config.batch % n == 0 and config.batch // n <= rows
+            if config.batch % (n * processes) == 0 and config.batch // (n * processes) <= rows
         ),
         None,
     )
     if accumulate is not None:
-        yield f"train.accumulate={accumulate} ({config.batch // accumulate} rows at a time, the same gradient)"
-    if 0 < rows < config.batch // config.accumulate:
-        yield f"train.batch={rows * config.accumulate}"
+        yield f"train.accumulate={accumulate} ({config.batch // (accumulate * processes)} rows at a time, the same gradient)"
+    if 0 < rows < cost.batch:
+        yield f"train.batch={rows * config.accumulate * processes}"
     names = [s.name for s in report.graph.root.steps if isinstance(s.body, Region) and s.running.memory == "store"]
     if names and (rows := _rows(_measured(report, _checkpointed(report.graph)), room)) > 0:
         settings = " ".join(f"nodes.{name}.memory=checkpoint" for name in names)

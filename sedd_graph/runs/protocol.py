@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from sedd_graph.errors import UserError
 from sedd_graph.evaluation.bound import Result
 from sedd_graph.evaluation.protocols import TableProtocol, find_protocol, protocol_rows, require_tokenizer
 from sedd_graph.inputs.confine import allow_outside
-from sedd_graph.runs.evaluate import Table, evaluate_opened
+from sedd_graph.runs.evaluate import Compile, Table, compile_evaluation, evaluate_opened
 from sedd_graph.runs.open import Run, open_run
+from sedd_graph.runs.precision import choose_dtype
+from sedd_graph.training.distributed import World
 
 __all__ = ["evaluate_protocol", "run_protocol"]
 
@@ -34,6 +37,8 @@ def run_protocol(
     draws: int | None,
     weights: str,
     say: Callable[[str], None],
+    dtype: str | None = None,
+    compile: Compile = "auto",
 ) -> Result:
     """Open a run folder and evaluate it by a protocol, as :func:`evaluate_protocol` does.
 
@@ -46,6 +51,8 @@ def run_protocol(
         draws: Number of noise draws per row; None for 1.
         weights: Weights to evaluate, as in :func:`sedd_graph.runs.open.open_run`.
         say: Function that prints a line for the user.
+        dtype: Precision of the network (:func:`sedd_graph.runs.precision.choose_dtype`).
+        compile: Whether the blocks of the network are compiled (:func:`sedd_graph.runs.evaluate.compile_evaluation`).
 
     Raises:
         UserError: There is no such protocol, the files are not those of the benchmark, or the run does not fit it.
@@ -53,9 +60,14 @@ def run_protocol(
     protocol = find_protocol(name)
     if not files:
         raise UserError(f"--protocol {name} reads {protocol.part}: name its file with --files")
-    run = open_run(path, device=device, compile="off", weights=weights)
-    say(f"weights     {run.weights}")
-    return evaluate_protocol(run, protocol, files, say, batches=batches, draws=draws)
+    with contextlib.ExitStack() as stack:
+        world = World.from_environment(device)
+        stack.callback(world.close)
+        say = say if world.rank == 0 else (lambda text: None)
+        run = open_run(path, device=device, compile="off", weights=weights)
+        choose_dtype(run, dtype)
+        say(f"weights     {run.weights}")
+        return evaluate_protocol(run, protocol, files, say, batches=batches, draws=draws, compile=compile, world=world)
 
 
 def evaluate_protocol(
@@ -67,6 +79,8 @@ def evaluate_protocol(
     corpus: Corpus | None = None,
     batches: int | None = None,
     draws: int | None = None,
+    compile: Compile = "off",
+    world: World | None = None,
 ) -> Result:
     """Compute the bound of a run on a benchmark's text, and write ``evaluation-<protocol>.json``.
 
@@ -79,6 +93,8 @@ def evaluate_protocol(
         corpus: For a protocol without a number of documents, the corpus that checks its file; None for ``text8``.
         batches: Number of batches of rows, selected at even distances; None evaluates all.
         draws: Number of noise draws per row; None for 1.
+        compile: Whether the blocks of the network are compiled.
+        world: The processes that share the evaluation.
 
     Returns:
         The bound.
@@ -109,7 +125,8 @@ def evaluate_protocol(
     say(f"protocol    {protocol.name}: {protocol.part}; {protocol.source}")
     say(f"rows        {sizes['rows']:,} of {protocol.length:,} tokens: {facts['row']}")
     table = Table(protocol.name, facts)
-    found = evaluate_opened(run, data, say, batches=batches, draws=draws or 1, table=table)
+    compile_evaluation(run, compile, data, batches=batches, draws=draws)
+    found = evaluate_opened(run, data, say, batches=batches, draws=draws or 1, table=table, world=world)
     unit = "bits per character" if protocol.unit == "bits_per_character" else "perplexity"
     value = getattr(found, protocol.unit)
     say(f"table       {protocol.name}: {unit} at most {value:.3f}")

@@ -6,9 +6,11 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from sedd_graph.component.progress import progress
@@ -18,12 +20,13 @@ from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.runs.activations import observed, recording
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
+from sedd_graph.runs.precision import dtype_name
 from sedd_graph.runs.provenance import revision
 from sedd_graph.runs.tape import Marks, facts_of, require_free, sampling_facts
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.tape import Tape, write_tape
 
-__all__ = ["read_prompt", "sample_run"]
+__all__ = ["read_prompt", "sample_run", "sampling_attributes"]
 
 
 def sample_run(
@@ -35,6 +38,7 @@ def sample_run(
     notes: Mapping[str, str] | None = None,
     tape: Path | None = None,
     activations: bool = False,
+    watch: Callable[[int, Tensor], None] | None = None,
     ignore_memory: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
@@ -49,6 +53,7 @@ def sample_run(
         tape: Path of a tape to write, with which ``sedd-graph restore`` repeats the run; None for none. Requires a seed
             and no prompt.
         activations: True to write the saved activations beside the tape (:func:`sedd_graph.runs.activations.recording`).
+        watch: Callback of the sampler's steps, as :attr:`SampleRequest.on_step`; None for none.
         ignore_memory: True to print a warning instead of raising an error if the request needs more memory than there
             is.
         say: Function that prints a line for the user: for a long request its estimated time and memory, then the
@@ -58,8 +63,8 @@ def sample_run(
         The path of the group.
 
     Raises:
-        UserError: The process does not support the request, the request does not fit into memory, or a run with text
-            has no tokenizer.
+        UserError: The process does not support the request, the request does not fit into memory, a run with text has no
+            tokenizer, or a tape is to be written of a network in bfloat16.
         EnvironmentFault: The run folder cannot be written.
     """
     process = run.engine.process
@@ -68,12 +73,16 @@ def sample_run(
     if process.trains:
         require_sampling_memory(run, request, trajectory=trajectory, ignore=ignore_memory, say=say)
     require_free(tape)
+    if tape is not None and run.engine.network.dtype != torch.float32:
+        raise UserError("sample: a tape is of a network in float32: leave --dtype out")
     frames, marks = _Frames(process.evaluations(request)), Marks()
     tokenizer = run.text_tokenizer() if process.text else None
 
     def on_step(number: int, rows: Tensor) -> None:
         if number:  # the first rows are noise
             advance()
+        if watch is not None:
+            watch(number, rows)
         if trajectory:
             frames.append(rows)
         if tape is not None:
@@ -81,7 +90,7 @@ def sample_run(
 
     conditions = process.conditions({}) if request.conditions is None else request.conditions
     many = conditions is not None and conditions.particles > 1  # most of their rows are not returned
-    if trajectory or ("on_step" not in process.refuses and not many):
+    if trajectory or watch is not None or ("on_step" not in process.refuses and not many):
         request = dataclasses.replace(request, on_step=on_step)
     with recording(run, tape if activations else None) as recorder:
         with (
@@ -103,19 +112,34 @@ def sample_run(
         text=stored.text,
         trajectory=frames.array(),
         attributes={
-            "sampler": run.plan.sampler_op,
-            **({} if (steps := request.steps or process.steps) is None else {"steps": steps}),
-            "seed": request.seed,
-            "weights": run.weights,
-            "revision": revision(),
-            "blueprint": run.digest,
-            "device": str(run.engine.device),
-            **samples.facts,
-            **({} if tokenizer is None else {"pad": tokenizer.pad, "end": tokenizer.end}),
+            **sampling_attributes(run, request, samples.facts),
             **({} if request.prompt is None else {"prompt": request.prompt.tolist()}),
             **(notes or {}),
         },
     )
+
+
+def sampling_attributes(run: Run, request: SampleRequest, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of stored samples: what they were drawn with, as JSON values by name.
+
+    Args:
+        run: The opened run folder.
+        request: The request.
+        facts: Facts of the samples (:attr:`Samples.facts`).
+    """
+    steps, tokenizer = request.steps or run.engine.process.steps, run.tokenizer if run.engine.process.text else None
+    return {
+        "sampler": run.plan.sampler_op,
+        **({} if steps is None else {"steps": steps}),
+        "seed": request.seed,
+        "weights": run.weights,
+        "revision": revision(),
+        "blueprint": run.digest,
+        "device": str(run.engine.device),
+        "dtype": dtype_name(run),
+        **facts,
+        **({} if tokenizer is None else {"pad": tokenizer.pad, "end": tokenizer.end}),
+    }
 
 
 def _write_tape(run: Run, request: SampleRequest, tape: Path, marks: Marks, mask: int | None) -> None:

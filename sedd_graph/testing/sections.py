@@ -18,7 +18,7 @@ from sedd_graph.data.rows import open_data
 from sedd_graph.data.sources import Document, read_corpus
 from sedd_graph.errors import UserError
 from sedd_graph.testing.case import Case, Failures, Found
-from sedd_graph.training.optimizer_state import pack_optimizers, unpack_optimizers
+from sedd_graph.training.optimizer_state import named_state, set_state
 
 __all__ = ["check_corpus", "check_lr_schedule", "check_optimizer", "check_points", "check_tokenizer", "check_tracker"]
 
@@ -179,7 +179,8 @@ def check_optimizer(case: Case) -> Found:
     with torch.no_grad():
         for name, p in again.parameters.items():
             p.copy_(toy.parameters[name])
-    unpack_optimizers(again.optimizers, pack_optimizers(toy.optimizers))
+    state = named_state(toy.optimizers, toy.parameters)
+    set_state(again.optimizers, again.parameters, {name: value.clone() for name, value in state.items()})
     toy.step()
     again.step()
     if not torch.equal(toy.values(), again.values()):

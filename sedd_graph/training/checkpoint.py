@@ -1,12 +1,13 @@
-"""Training checkpoints, folders of safetensors and JSON files that are written atomically and durably.
+"""Training checkpoints: folders of safetensors and JSON files.
 
-A checkpoint is untrusted input, so it contains no pickles (torch's distributed checkpoint pickles its metadata). Its
-manifest has a hash of each file, and of the run's lock file and tokenizer (docs/explanation/decisions.md).
+A checkpoint is untrusted input, so it contains no pickles. Its manifest has a hash of each file, and of the run's lock file
+and tokenizer (docs/explanation/decisions.md). It holds tensors of three kinds: ``model``, ``optimizer`` and, with
+``train.ema``, ``ema``. A kind is one file, such as ``model.safetensors``; or one file for each process that held a shard,
+such as ``model-00001-of-00004.safetensors``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import secrets
 from collections.abc import Sequence
@@ -19,27 +20,29 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sedd_graph.component.strict import Strict
-from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import EnvironmentFault, UserError
-from sedd_graph.store.durable import make_folder, rename, sync_tree
-from sedd_graph.store.files import MISSING, disk_faults, free_name, reason_of, remove, subfolder, sweep, write_json
+from sedd_graph.store.durable import rename
+from sedd_graph.store.files import MISSING, disk_faults, free_name, reason_of, subfolder, sweep
 from sedd_graph.store.manifest import (
     BUILT,
+    MANIFEST,
     DamagedError,
-    Entry,
+    Manifest,
     read_manifest,
     read_typed,
     verify_files,
-    write_manifest,
 )
 
-__all__ = ["AVERAGE", "METRICS", "MODEL", "OPTIMIZER", "Checkpoint", "State", "Window", "checkpoints", "latest_checkpoint", "read_checkpoint", "read_state", "read_tensors", "require_start", "set_aside", "step_of", "sweep_checkpoints", "write_checkpoint"]  # fmt: skip
+__all__ = ["AVERAGE", "METRICS", "MODEL", "OPTIMIZER", "STATE", "State", "Window", "checkpoints", "file_name", "files_of", "hidden", "latest_checkpoint", "read_state", "read_tensors", "require_start", "set_aside", "step_of", "sweep_checkpoints"]  # fmt: skip
 
-MODEL, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
-"""File names in a checkpoint."""
+MODEL, AVERAGE, OPTIMIZER = "model", "ema", "optimizer"
+"""Kinds of tensors in a checkpoint."""
+STATE = "state.json"
+"""File name, in a checkpoint, of its :class:`State`."""
 METRICS = "metrics.jsonl"
 """File name, in a run folder, of the metrics."""
 _NAME = re.compile(r"step-(\d{8,10})", re.ASCII)
+_SHARD = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 
 Count = Annotated[int, pydantic.Field(ge=0, le=10**10)]
 Seconds = Annotated[float, pydantic.Field(ge=0)]
@@ -81,63 +84,33 @@ class State(Strict):
     """The ``train`` section of the blueprint."""
 
 
-@dataclasses.dataclass
-class Checkpoint:
-    """State of a training run after some step, from which training can be resumed."""
-
-    model: dict[str, Tensor]
-    """Parameters and buffers of the network by name."""
-    average: dict[str, Tensor] | None
-    """Exponential moving average of the parameters, and the buffers, by name; None without ``train.ema``."""
-    optimizers: dict[str, Tensor]
-    """State of the optimizers as tensors by name (:func:`sedd_graph.training.optimizer_state.pack_optimizers`)."""
-    state: State
-    """Content of ``state.json``."""
-    metrics: Entry | None = None
-    """Size and hash of ``metrics.jsonl`` when the checkpoint was written; None if there was no such file."""
+def file_name(kind: str, shard: int = 0, shards: int = 1) -> str:
+    """Return the name of the file of a kind of tensors, or of the shard with index ``shard`` of them."""
+    return f"{kind}.safetensors" if shards == 1 else f"{kind}-{shard + 1:05d}-of-{shards:05d}.safetensors"
 
 
-def write_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write a checkpoint atomically and durably, then delete all but the newest checkpoints.
+def files_of(manifest: Manifest, kind: str, where: Path) -> list[str]:
+    """Return the names of the files that hold a kind of tensors, in the order of the shards; none if there are none.
 
     Args:
-        run: The run folder; checkpoints are in its folder ``checkpoints``.
-        checkpoint: The state to write.
-        keep: Number of newest checkpoints that are retained.
-
-    Returns:
-        The path of the checkpoint, such as ``checkpoints/step-00000100``.
+        manifest: Manifest of the checkpoint.
+        kind: The kind, such as :data:`MODEL`.
+        where: The folder of the checkpoint, for the message.
 
     Raises:
-        EnvironmentFault: The disk is full or cannot be written.
-        UserError: ``checkpoints`` is a link out of the run folder (:func:`sedd_graph.store.files.subfolder`).
+        DamagedError: Shards are missing.
     """
-    folder = subfolder(run, "checkpoints")
-    final = folder / f"step-{checkpoint.state.step:08d}"
-    part = _hidden(final)
-    tensors = {MODEL: checkpoint.model, OPTIMIZER: checkpoint.optimizers}
-    if checkpoint.average is not None:
-        tensors[AVERAGE] = checkpoint.average
-    with disk_faults("a checkpoint", folder):
-        try:
-            make_folder(part)
-            for name, named in tensors.items():
-                save_tensors(named, part / name)
-            write_json(part / STATE, checkpoint.state.model_dump(mode="json"))
-            write_manifest(part, [*tensors, STATE], run={name: run / name for name in (*BUILT, METRICS)})
-            sync_tree(part)
-            if final.exists():  # something else under this name: a checkpoint from which this run has not started
-                rename(final, _hidden(final))
-            rename(part, final)
-            for old in checkpoints(folder)[:-keep]:
-                rename(old, _hidden(old))  # so that a kill leaves no half checkpoint under a checkpoint's name
-        finally:
-            remove(part)
-            sweep_checkpoints(folder)
-    return final
+    found = [parts for parts in map(_SHARD.fullmatch, sorted(manifest.files)) if parts and parts[1] == kind]
+    if not found:
+        return [name for name in [file_name(kind)] if name in manifest.files]
+    names = [parts[0] for parts in found]
+    expected = [file_name(kind, shard, int(found[0][3])) for shard in range(int(found[0][3]))]
+    if names != expected or file_name(kind) in manifest.files:
+        raise DamagedError(f"{where / MANIFEST} lists {', '.join(names[:3])} ..., not all shards of {kind}")
+    return names
 
 
-def _hidden(path: Path) -> Path:
+def hidden(path: Path) -> Path:
     """Return a new temporary name beside ``path``."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
@@ -193,43 +166,33 @@ def set_aside(path: Path) -> Path:
     return target
 
 
-def read_state(path: Path, *, verify: Sequence[str] | None = None) -> tuple[State, dict[str, Entry]]:
+def read_state(
+    path: Path, *, kinds: Sequence[str] = (MODEL, OPTIMIZER), rank: int = 0, size: int = 1
+) -> tuple[State, Manifest]:
     """Verify a checkpoint against its manifest, and the run's lock file and tokenizer, and read its ``state.json``.
 
     Args:
         path: The folder of the checkpoint.
-        verify: Names of the files to verify in addition to ``state.json``; None for all.
+        kinds: Kinds of tensors that must be there. If :data:`OPTIMIZER` is among them, all files are verified; else only
+            those of these kinds.
+        rank: Rank of this process among those that share the work of verifying.
+        size: Number of these processes.
 
     Returns:
-        The state; and the sizes and hashes that the manifest lists for files of the run folder, by file name.
+        The state, and the manifest.
 
     Raises:
         DamagedError: A file is missing or is not what was written, or belongs to another step.
     """
     manifest = read_manifest(path)
-    verify_files(path, manifest.files, names=[*verify, STATE] if verify else {*manifest.files, MODEL, OPTIMIZER, STATE})
+    needed = [name for kind in kinds for name in files_of(manifest, kind, path) or [file_name(kind)]]
+    names = sorted({*needed, *(manifest.files if OPTIMIZER in kinds else ())} - {STATE})
+    verify_files(path, manifest.files, names=[STATE, *names[rank::size]])
     verify_files(path.parent.parent, {name: entry for name, entry in manifest.run.items() if name in BUILT})
     state = read_typed(path / STATE, State)
     if state.step != step_of(path):
         raise DamagedError(f"{path / STATE} is of step {state.step}: the folder's name says {step_of(path)}")
-    return state, manifest.run
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Verify and read the checkpoint at ``path``.
-
-    Raises:
-        DamagedError: A file is missing or is not what was written.
-    """
-    state, others = read_state(path)
-    average = path / AVERAGE
-    return Checkpoint(
-        model=read_tensors(path / MODEL),
-        average=read_tensors(average) if average.exists() else None,
-        optimizers=read_tensors(path / OPTIMIZER),
-        state=state,
-        metrics=others.get(METRICS),
-    )
+    return state, manifest
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from sedd_graph.component.choice import Choice
 from sedd_graph.component.strict import Strict
 from sedd_graph.training.interfaces import LRSchedule, OptimizerFactory, Tracker
 
-__all__ = ["CheckpointConfig", "EvaluateConfig", "SampleConfig", "TrainConfig"]
+__all__ = ["CheckpointConfig", "EvaluateConfig", "ParallelConfig", "SampleConfig", "TrainConfig"]
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
 Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
@@ -28,6 +28,9 @@ class EvaluateConfig(Strict):
     """Held-out batches per evaluation during training; null for all. The evaluation after training uses all."""
     draws: Annotated[int, pydantic.Field(ge=1, le=4096)] = 1
     """Draws of time and noise per held-out row, over which the loss is averaged."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the network in evaluations and in samples during training. ``auto``: bfloat16 autocast on GPUs that
+    support it, else float32."""
 
 
 class SampleConfig(Strict):
@@ -51,6 +54,16 @@ class CheckpointConfig(Strict):
     null for no limit."""
     keep: Annotated[int, pydantic.Field(ge=1, le=1000)] = 2
     """Number of newest checkpoints that are retained."""
+
+
+class ParallelConfig(Strict):
+    """Settings ``train.parallel``: how several processes share the model. ``replicate * shard`` is their number."""
+
+    replicate: Count | None = None
+    """Number of replicas of the model, whose gradients are averaged; null for as many as the processes allow."""
+    shard: Count | None = 1
+    """Number of processes that share the weights, gradients and optimizer state of a replica (FSDP2); 1 for none, so that
+    each process holds all of them (DDP); null for as many as the processes allow."""
 
 
 class TrainConfig(Strict):
@@ -89,6 +102,8 @@ class TrainConfig(Strict):
     compile: Literal["auto", "block", "whole", "off"] = "auto"
     """Scope of ``torch.compile``. ``block``: each repeated block; ``whole``: the network and its loss; ``off``:
     nothing; ``auto``: selected by hardware and size."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How several processes, which ``torchrun`` starts, share the model."""
     log_every: Count = 50
     """Optimizer steps between log records of the loss."""
     evaluate: EvaluateConfig | None = EvaluateConfig()

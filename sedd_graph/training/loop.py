@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -17,15 +15,17 @@ from sedd_graph.component.progress import progress
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.engine.engine import Engine
+from sedd_graph.errors import DivergedError
 from sedd_graph.evaluation.bound import evaluate
 from sedd_graph.store.activations import Activations
 from sedd_graph.training.checkpoint import require_start, sweep_checkpoints
 from sedd_graph.training.config import EvaluateConfig, SampleConfig, TrainConfig
-from sedd_graph.training.distributed import World
+from sedd_graph.training.distributed import Agreed, Agreement, World
+from sedd_graph.training.stopping import Clock, Signals
 from sedd_graph.training.trackers import Trackers
 from sedd_graph.training.trainer import Say, Trainer
 
-__all__ = ["STOPPING", "Result", "train"]
+__all__ = ["Result", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,59 +38,6 @@ class Result:
     """Reason why training ended: ``done`` (all steps), ``budget`` (``train.budget_s``), or the name of a signal."""
     seconds: float
     """Training time in seconds, without evaluations, samples and checkpoints."""
-
-
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-"""Names of the signals that end training after the step with a checkpoint: Ctrl-C, and those that clusters send before
-they take a machine back. Windows has no SIGHUP and no SIGUSR1."""
-
-
-class _Signals:
-    """Context that records the first signal of :data:`STOPPING`, to end after the step.
-
-    A second SIGINT raises KeyboardInterrupt, except while the last checkpoint is written (:attr:`writing`); other later
-    signals change nothing, since a cluster may send several. Signals that the process was started to ignore, as SIGHUP by
-    ``nohup``, are still ignored.
-    """
-
-    def __init__(self) -> None:
-        self.caught: str | None = None
-        self.writing = False
-        """True while the last checkpoint is written, which no signal of :data:`STOPPING` interrupts."""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (getattr(signal, name) for name in STOPPING if hasattr(signal, name)):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._on)
-        return self
-
-    def _on(self, number: int, frame: Any) -> None:
-        if self.caught is not None and number == signal.SIGINT and not self.writing:
-            raise KeyboardInterrupt
-        self.caught = self.caught or signal.Signals(number).name
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-class _Clock:
-    """Training time of a run in seconds; time between :meth:`pause` and :meth:`go` is excluded."""
-
-    def __init__(self, seconds: float) -> None:
-        self._before, self._started = seconds, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return self._before + time.perf_counter() - self._started
-
-    def pause(self) -> None:
-        self._before = self.seconds
-
-    def go(self) -> None:
-        self._started = time.perf_counter()
 
 
 @dataclasses.dataclass
@@ -112,25 +59,24 @@ class _Loop:
             DivergedError: The loss, the gradient or the weights are not finite.
         """
         trainer, config, world = self.trainer, self.trainer.config, self.trainer.world
-        clock, start_seconds = _Clock(trainer.seconds), trainer.seconds
-        reason, first, self.saved_at = "done", trainer.step + 1, time.monotonic()
+        clock, start = Clock(trainer.seconds), trainer.step
+        agreement, reason, self.saved_at = Agreement(world, trainer.seconds), "done", time.monotonic()
         trainer.model.train()
         steps = config.steps if config.budget_s is None else None
-        with _Signals() as signals, progress("training", total=steps, done=trainer.step) as advance:
+        with Signals() as signals, progress("training", total=steps, done=trainer.step) as advance:
             while trainer.step < config.steps:
-                trainer.seconds = clock.seconds
-                if world.any(config.budget_s is not None and trainer.seconds >= config.budget_s):
-                    reason = "budget"
-                    if trainer.step == first:
-                        spent = f"{trainer.seconds - start_seconds:.0f} s, all of train.budget_s"
-                        trainer.say(
-                            f"warning     the first step, compilation included, took {spent}: "
-                            "increase it, or set train.compile=off"
-                        )
+                if world.size == 1:
+                    agreement.send(self.facts(clock, signals))
+                agreed = agreement.receive()
+                clock.pause()
+                self.checkpoint(agreed)
+                clock.go()
+                if (ended := self.ended(agreed, trainer.seconds, trainer.step - start)) is not None:
+                    reason = ended
                     break
-                if world.any(signals.caught is not None):
-                    reason = signals.caught or "signal"
-                    break
+                trainer.seconds = agreed.seconds
+                if world.size > 1:
+                    agreement.send(self.facts(clock, signals))
                 nats, counted, saved = trainer.train_step()
                 norm = trainer.update(self.fraction())
                 trainer.window.add(nats, counted)
@@ -147,19 +93,57 @@ class _Loop:
                 clock.go()
             trainer.seconds = clock.seconds
             signals.writing = True
-            self.save()
+            self.save(wait=True)
             signals.writing = False
             if reason in ("done", "budget") and world.any(signals.caught is not None):
                 reason = signals.caught or "signal"  # arrived in the last step or while the checkpoint was written
         return Result(trainer.step, reason, trainer.seconds)
 
-    def save(self) -> None:
-        """Write a checkpoint, before which the margins of codes are logged and the metrics flushed to the disk."""
+    def facts(self, clock: Clock, signals: Signals) -> Agreed:
+        """Return what this process contributes to the facts that all processes agree on."""
+        every_s = self.trainer.config.checkpoint.every_s
+        late = every_s is not None and time.monotonic() - self.saved_at >= every_s
+        number = 0 if signals.caught is None else int(signal.Signals[signals.caught])
+        return Agreed(clock.seconds, number, late, self.trainer.writer.writing)
+
+    def ended(self, agreed: Agreed, before: float, steps: int) -> str | None:
+        """Return the reason why training ends before the next step; None if it goes on.
+
+        Args:
+            agreed: The facts that all processes agree on.
+            before: Training time before the last step, seconds.
+            steps: Number of steps since training was started or resumed.
+        """
+        budget = self.trainer.config.budget_s
+        if budget is not None and agreed.seconds >= budget:
+            if 0 < steps <= min(2, self.trainer.world.size):
+                spent = f"{agreed.seconds - before:.0f} s, all of train.budget_s"
+                self.trainer.say(
+                    f"warning     the first step, compilation included, took {spent}: increase it, or set train.compile=off"
+                )
+            return "budget"
+        return signal.Signals(agreed.signal).name if agreed.signal else None
+
+    def checkpoint(self, agreed: Agreed) -> None:
+        """Finish the checkpoint that all processes have written, and begin one if it is due."""
+        trainer = self.trainer
+        if trainer.writer.pending and not agreed.writing:
+            trainer.writer.finish()
+        due = trainer.step % trainer.config.checkpoint.every == 0 and trainer.step > 0
+        if trainer.saved != trainer.step and (due or agreed.late):
+            self.save(wait=False)
+
+    def save(self, *, wait: bool) -> None:
+        """Write a checkpoint, before which the margins of codes are logged and the metrics flushed to the disk.
+
+        Args:
+            wait: Return when the checkpoint is whole; otherwise it is written while training goes on.
+        """
+        if self.trainer.saved != self.trainer.step:
+            self.report_measured()
         if self.trackers is not None:
-            if self.trainer.saved != self.trainer.step:
-                self.report_measured(self.trackers)
             self.trackers.sync()
-        self.trainer.save()
+        self.trainer.save(wait=wait)
         self.saved_at = time.monotonic()
 
     def fraction(self) -> float:
@@ -183,12 +167,12 @@ class _Loop:
         if new and self.trackers is not None:
             self.trackers.log(self.trainer.step, new)
 
-    def report_measured(self, trackers: Trackers) -> None:
+    def report_measured(self) -> None:
         """Log what ``measure`` returns with the weights that are evaluated."""
         with self.trainer.averaged():
-            metrics = self.measure()
-        if metrics:
-            trackers.log(self.trainer.step, metrics)
+            metrics = self.measure() if self.trackers is not None else {}
+        if metrics and self.trackers is not None:
+            self.trackers.log(self.trainer.step, metrics)
 
     def report(self, loss: float, norm: float, seconds: float, rows_per_second: float) -> None:
         """Log and print the loss and related metrics.
@@ -228,27 +212,32 @@ class _Loop:
             )
 
     def between_steps(self) -> None:
-        """Evaluate, sample and write a checkpoint, each if it is due; the time is excluded from the training time."""
+        """Evaluate and sample, each if it is due; the time is excluded from the training time."""
         trainer, config, step = self.trainer, self.trainer.config, self.trainer.step
         if step >= config.steps:
             return
-        if trainer.world.rank == 0:
-            if config.evaluate is not None and step % config.evaluate.every == 0:
-                self.evaluate(config.evaluate)
-            if config.sample is not None and step % config.sample.every == 0:
-                self.sample(config.sample)
-        every_s = config.checkpoint.every_s
-        late = every_s is not None and trainer.world.any(time.monotonic() - self.saved_at >= every_s)
-        if late or step % config.checkpoint.every == 0:
-            self.save()
-        trainer.world.barrier()
+        evaluated = config.evaluate is not None and step % config.evaluate.every == 0
+        sampled = config.sample is not None and step % config.sample.every == 0
+        if config.evaluate is not None and evaluated:
+            self.evaluate(config.evaluate)
+        if config.sample is not None and sampled:
+            self.sample(config.sample)
+        if evaluated or sampled:
+            trainer.world.barrier()
 
     def evaluate(self, config: EvaluateConfig) -> None:
-        """Evaluate the averaged weights on held-out rows, and log and print the result."""
+        """Evaluate the averaged weights on held-out rows, of which each process takes a share; log and print the result."""
         trainer, rows, seed = self.trainer, self.trainer.config.batch, self.trainer.config.seed
         with trainer.averaged():
             found = evaluate(
-                trainer.engine, trainer.data, rows=rows, batches=config.batches, draws=config.draws, seed=seed
+                trainer.engine,
+                trainer.data,
+                rows=rows,
+                batches=config.batches,
+                draws=config.draws,
+                seed=seed,
+                at_once=trainer.micro_batch,
+                workers=trainer.world,
             )
         trainer.say(f"step {trainer.step}  held-out {found}")
         if self.trackers is not None:
@@ -259,6 +248,8 @@ class _Loop:
         trainer = self.trainer
         steps = None if trainer.engine.process.steps is None else config.steps
         with trainer.averaged():
+            if trainer.world.rank:
+                return
             rows = trainer.engine.sample(config.rows, trainer.data.width, steps=steps, seed=trainer.config.seed)
         for text in self.decode(rows):
             trainer.say(f"sample: {text!r}")
@@ -318,9 +309,12 @@ def train(
     trainer.activations = activations(trainer.step) if world.rank == 0 else None
     try:
         result = _Loop(trainer, trackers, decode, measure).run()
+    except DivergedError:
+        trainer.writer.finish()
+        raise
     finally:
+        trainer.rows.close()
         if trainer.activations is not None:
             trainer.activations.close()
-    if trainer.average is not None:
-        trainer.average.swap()
+    trainer.open()
     return result

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sedd_graph.training.config import TrainConfig
+from sedd_graph.training.distributed import local
 
 __all__ = ["Average", "learning_rate", "make_optimizers"]
 
@@ -60,27 +61,18 @@ class Average:
         """Update the average with the current parameters."""
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
-        torch._foreach_lerp_(self.values, [p.detach().float() for p in self.source], 1 - decay)
+        source = [local(p.detach()).float() for p in self.source]
+        torch._foreach_lerp_([local(value) for value in self.values], source, 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the averaged values and the model's parameters, in place; a second call restores both."""
         for value, parameter in zip(self.values, self.source, strict=True):
-            current = parameter.detach().clone()
-            parameter.copy_(value)
-            value.copy_(current)
+            trained, averaged = local(parameter.detach()), local(value)
+            current = trained.clone()
+            trained.copy_(averaged)
+            averaged.copy_(current)
 
     def state(self) -> dict[str, Tensor]:
         """Return the averaged parameters, float32, by name."""
         return dict(zip(self.names, self.values, strict=True))
-
-    def load(self, state: dict[str, Tensor], count: int) -> None:
-        """Restore the average.
-
-        Args:
-            state: Averaged parameters by name, as returned by :meth:`state`.
-            count: Number of updates done.
-        """
-        self.count = count
-        for name, value in zip(self.names, self.values, strict=True):
-            value.copy_(state[name])

@@ -1,4 +1,4 @@
-"""State of optimizers as tensors by name, as a checkpoint stores it."""
+"""State of optimizers as tensors by name of the parameter, as a checkpoint stores it."""
 
 from __future__ import annotations
 
@@ -7,37 +7,41 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["expected_state", "pack_optimizers", "unpack_optimizers"]
+__all__ = ["create_state", "named_state", "renamed", "set_state"]
 
-_KEY = re.compile(r"(\d{1,9})/(\d{1,9})/(\w+)", re.ASCII)
+_INDEXED = re.compile(r"(\d{1,9})/(\d{1,9})/(\w+)", re.ASCII)
+
+Optimizers = Sequence[torch.optim.Optimizer]
+Parameters = Mapping[str, nn.Parameter]
 
 
-def _named(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return the state tensors by name, on their device."""
-    named = {}
-    for number, optimizer in enumerate(optimizers):
-        for parameter, state in optimizer.state_dict()["state"].items():
+def named_state(optimizers: Optimizers, parameters: Parameters) -> dict[str, Tensor]:
+    """Return the state tensors of optimizers by name, on their device.
+
+    A name is ``<name of the parameter>/<key of the state>``, such as ``embed.weight/exp_avg``.
+
+    Args:
+        optimizers: The optimizers, each of whose parameters is in no other.
+        parameters: The parameters by name.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
+    found = {}
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
             for key, value in state.items():
                 if value is not None:  # such as the momentum of SGD without momentum
-                    named[f"{number}/{parameter}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    return named
+                    tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+                    found[f"{names[parameter]}/{key}"] = tensor
+    return found
 
 
-def pack_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return the state of the optimizers as CPU tensors by name.
+def create_state(optimizers: Optimizers, parameters: Parameters) -> dict[str, Tensor]:
+    """Create the state that optimizers have after a step, and return it by name (:func:`named_state`).
 
-    A name is ``<index of the optimizer>/<index of the parameter>/<key of the state>``, such as ``0/3/exp_avg``.
-    """
-    return {name: value.detach().cpu().contiguous() for name, value in _named(optimizers).items()}
-
-
-def expected_state(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return the names, shapes and dtypes that the state of the optimizers has after a step, as ``meta`` tensors.
-
-    They are found by one step with zero gradients, which works for any optimizer. The step can change the parameters,
-    such as by weight decay, so the caller must load the parameters afterwards. The state of the optimizers is cleared.
+    It is created by one step with zero gradients, which works for any optimizer. The step can change the parameters,
+    such as by weight decay, so the caller must load the parameters and the state afterwards.
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -45,23 +49,46 @@ def expected_state(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Ten
                 parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    found = {name: value.to("meta") for name, value in _named(optimizers).items()}
-    for optimizer in optimizers:
-        optimizer.state.clear()
-    return found
+    return named_state(optimizers, parameters)
 
 
-def unpack_optimizers(optimizers: Sequence[torch.optim.Optimizer], packed: Mapping[str, Tensor]) -> None:
-    """Load the state of optimizers from tensors.
+def set_state(optimizers: Optimizers, parameters: Parameters, state: Mapping[str, Tensor]) -> None:
+    """Replace the state of optimizers.
 
     Args:
         optimizers: The optimizers, which are changed in place.
-        packed: Tensors by name, in the format of :func:`pack_optimizers`, with the names, shapes and dtypes of
-            :func:`expected_state`, or no tensors.
+        parameters: The parameters by name.
+        state: State tensors by name, as of :func:`named_state`; empty for no state.
     """
-    for number, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in packed.items():
-            if (parts := _KEY.fullmatch(name)) is not None and int(parts[1]) == number:
-                state.setdefault(int(parts[2]), {})[parts[3]] = value.clone()
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for optimizer in optimizers:
+        every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        index = {parameter: i for i, parameter in enumerate(every)}
+        found: dict[int, dict[str, Any]] = {}
+        for name, value in state.items():
+            of, key = name.rsplit("/", 1)
+            if parameters[of] in index:
+                found.setdefault(index[parameters[of]], {})[key] = value
+        optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def renamed(optimizers: Optimizers, parameters: Parameters, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return state tensors by name of the parameter, where those of an earlier version have indices.
+
+    In the earlier format, a name was ``<index of the optimizer>/<index of the parameter>/<key of the state>``.
+
+    Args:
+        optimizers: The optimizers.
+        parameters: The parameters by name.
+        state: State tensors by name of either form. Names that fit no parameter are kept.
+    """
+    if not any(_INDEXED.fullmatch(name) for name in state):
+        return state
+    names = {parameter: name for name, parameter in parameters.items()}
+    order = [[names[p] for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
+    found = {}
+    for name, value in state.items():
+        parts = _INDEXED.fullmatch(name)
+        if parts is not None and int(parts[1]) < len(order) and int(parts[2]) < len(order[int(parts[1])]):
+            name = f"{order[int(parts[1])][int(parts[2])]}/{parts[3]}"
+        found[name] = value
+    return found

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
@@ -30,20 +30,25 @@ from sedd_graph.store.activations import Activations
 from sedd_graph.store.manifest import DamagedError, Entry
 from sedd_graph.training.checkpoint import (
     AVERAGE,
+    METRICS,
     MODEL,
     OPTIMIZER,
-    Checkpoint,
     State,
     checkpoints,
-    read_checkpoint,
+    file_name,
+    files_of,
+    read_state,
     set_aside,
-    write_checkpoint,
+    step_of,
 )
+from sedd_graph.training.checkpoint_reader import stored
+from sedd_graph.training.checkpoint_writer import CheckpointWriter
 from sedd_graph.training.config import TrainConfig
-from sedd_graph.training.distributed import World
+from sedd_graph.training.distributed import World, local
 from sedd_graph.training.optim import Average, learning_rate, make_optimizers
-from sedd_graph.training.optimizer_state import expected_state, pack_optimizers, unpack_optimizers
-from sedd_graph.training.weights import check_tensors
+from sedd_graph.training.optimizer_state import create_state, named_state, renamed, set_state
+from sedd_graph.training.parallel import place
+from sedd_graph.training.prefetch import Prefetcher
 from sedd_graph.training.window import RunningLoss
 
 __all__ = ["Say", "Trainer"]
@@ -82,35 +87,51 @@ class Trainer:
             raise UserError(
                 f"train.batch = {config.batch} is not a multiple of accumulate * processes = {config.accumulate} * {world.size}"
             )
-        self.module: nn.Module = engine.trained
-        if world.size > 1:
-            ids = [engine.device.index] if engine.device.type == "cuda" else None
-            self.module = DistributedDataParallel(self.module, device_ids=ids)
+        self.placement = place(engine, config.parallel, world)
         self.model = engine.model
+        self.parameters = dict(self.model.named_parameters())
+        """Parameters by name, of which this process holds its part."""
         self.optimizers = make_optimizers(self.model, config)
         self.average = Average(self.model, config.ema) if config.ema else None
         self.dtype = pick_dtype(config.dtype, engine.device)
+        self.rows = Prefetcher(self._rows, pinned=engine.device.type == "cuda")
         self.step, self.seconds = 0, 0.0
         self.saved: int | None = None
         """Step of the newest checkpoint that this run has written or has been restored from."""
+        self.writer = CheckpointWriter(run, world, self.placement.written, keep=config.checkpoint.keep)
         self.window = RunningLoss(engine.device)
         self.activations: Activations | None = None
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of one backward pass of this process."""
+        return self.config.batch // (self.config.accumulate * self.world.size)
 
     def micro_batches(self) -> Iterator[tuple[Any, Randomness]]:
         """Yield (batch, source of random numbers) for each backward pass of this process in the current step.
 
         A batch has ``train.batch / (train.accumulate * processes)`` rows.
         """
-        config, world = self.config, self.world
-        share = config.batch // (config.accumulate * world.size)
+        config = self.config
         for part in range(config.accumulate):
-            start = (part * world.size + world.rank) * share
-            rows = self.data.batch(self.step * config.batch, config.batch, start=start, stop=start + share)
+            last = part == config.accumulate - 1
+            following = (self.step + 1, 0) if last else (self.step, part + 1)
+            rows = self.rows.take((self.step, part), following if following[0] < config.steps else None)
             generator = torch.Generator(self.engine.device).manual_seed(mix_seed(config.seed, 1, self.step))
+            start, _ = self._share(part)
             yield (
                 to_batch(rows, self.engine.process, self.engine.device),
                 Randomness(generator, start=start, total=config.batch),
             )
+
+    def _share(self, part: int) -> tuple[int, int]:
+        """Return the places in the global batch of the first row of this process's micro-batch, and behind its last."""
+        start = (part * self.world.size + self.world.rank) * self.micro_batch
+        return start, start + self.micro_batch
+
+    def _rows(self, step: int, part: int) -> Any:
+        start, stop = self._share(part)
+        return self.data.batch(step * self.config.batch, self.config.batch, start=start, stop=stop)
 
     def train_step(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Accumulate the gradients of one optimizer step, without updating the weights.
@@ -127,13 +148,11 @@ class Trainer:
         # third-party components may draw from torch's global generator: seeded, so that a resumed run repeats the draws
         torch.manual_seed(mix_seed(config.seed, 2, self.step, self.world.rank))
         for number, (batch, random) in enumerate(self.micro_batches()):
-            draw = self.engine.draw(batch, random=random)
-            last = number == config.accumulate - 1
-            waiting = isinstance(self.module, DistributedDataParallel) and not last
-            with self.module.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]
+            with self.placement.backward_pass(last=number == config.accumulate - 1):
+                draw = self.engine.draw(batch, random=random)
                 with torch.autocast(self.engine.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-                    loss, saved = self.module(draw, batch, random.keys(len(batch)))
-                # DDP averages over processes: each adds its share of the mean over the whole batch, per position
+                    loss, saved = self.placement.module(draw, batch, random.keys(len(batch)))
+                # gradients are averaged over processes: each adds its share of the mean over the whole batch, per position
                 (loss.sum() * self.world.size / (config.batch * batch.width)).backward()
             nats += loss.detach().sum()
             counted += batch.counted.sum()
@@ -149,10 +168,12 @@ class Trainer:
             Norm of the network's gradient before clipping, a scalar tensor. A learned noise schedule is not included.
         """
         config = self.config
-        named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
+        named = [(name, p) for name, p in self.parameters.items() if p.grad is not None]
         # rare large losses dominate the gradient of a learned schedule: clipped together, it would scale down the network's
         rest = [p for name, p in named if not name.startswith(SCHEDULE)]
-        norm = nn.utils.clip_grad_norm_(rest, config.clip or math.inf)
+        norm: Tensor = nn.utils.clip_grad_norm_(rest, config.clip or math.inf)
+        if self.placement.sharded:
+            norm = norm.full_tensor()  # type: ignore[attr-defined]  # a DTensor
         share = learning_rate(config, self.step, progress)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -170,27 +191,26 @@ class Trainer:
             "Try a lower train.optimizer.lr, a longer train.warmup, or train.dtype=float32"
         )
 
-    def save(self) -> None:
-        """Write a checkpoint of the current step, in the process of rank 0. All processes must call this method.
+    def save(self, *, wait: bool = True) -> None:
+        """Write a checkpoint of the current step. All processes must call this method.
+
+        Args:
+            wait: Return when the checkpoint is whole. Otherwise it is written while training goes on, and
+                :meth:`finish_save` must be called later.
 
         Raises:
             DivergedError: The weights or the loss are not finite. No checkpoint is written, so that the earlier ones
                 are retained.
         """
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        finite = torch.stack([local(p).isfinite().all() for p in self.model.parameters()]).all()
+        if self.world.any(not finite):
             raise self.diverged("weights became NaN or infinite")
-        if self.saved == self.step:
-            return
-        if self.activations is not None:
-            self.activations.flush()  # a run resumed from this checkpoint does not record earlier steps again
-        window = self.window.state(self.world)
-        if not all(map(math.isfinite, window.nats)):
-            raise self.diverged("the loss became NaN or infinite")
-        if self.world.rank == 0:
-            weights = {k: v.detach().cpu().contiguous().clone() for k, v in self.model.state_dict().items()}
-            average = None
-            if self.average is not None:
-                average = {**weights, **{k: v.detach().cpu().contiguous() for k, v in self.average.state().items()}}
+        if self.saved != self.step:
+            if self.activations is not None:
+                self.activations.flush()  # a run resumed from this checkpoint does not record earlier steps again
+            window = self.window.state(self.world)
+            if not all(map(math.isfinite, window.nats)):
+                raise self.diverged("the loss became NaN or infinite")
             state = State(
                 step=self.step,
                 seconds=self.seconds,
@@ -199,15 +219,21 @@ class Trainer:
                 window=window,
                 train=self.config.model_dump(mode="json"),
             )
-            checkpoint = Checkpoint(weights, average, pack_optimizers(self.optimizers), state)
-            write_checkpoint(self.run, checkpoint, keep=self.config.checkpoint.keep)
-        self.saved = self.step
-        self.world.barrier()
+            optimizers = named_state(self.optimizers, self.parameters)
+            self.writer.begin({**self._weights(), OPTIMIZER: optimizers}, state)
+            self.saved = self.step
+        if wait:
+            self.writer.finish()
+
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        """Return the weights of the model and their average by kind and name."""
+        model = self.model.state_dict()
+        return {MODEL: model} if self.average is None else {MODEL: model, AVERAGE: {**model, **self.average.state()}}
 
     def resume(self) -> Entry | None:
         """Restore the newest intact checkpoint. Newer ones, which are damaged, are reported in warnings and renamed.
 
-        All processes must call this method. The process of rank 0 selects the checkpoint.
+        All processes must call this method; they share the work of verifying files.
 
         Returns:
             Size and hash of ``metrics.jsonl`` when the checkpoint was written; None if they are unknown.
@@ -215,59 +241,62 @@ class Trainer:
         Raises:
             UserError: No checkpoint is whole.
         """
-        optimizers = expected_state(self.optimizers)
-        found, damage = None, list[tuple[Path, DamagedError]]()
-        folder = self.run / "checkpoints"
-        if self.world.rank == 0:
-            for path in reversed(checkpoints(folder)):
-                try:
-                    found = self._read(path, optimizers)
-                    break
-                except DamagedError as error:
-                    damage.append((path, error))
-        step = int(self.world.first(-1 if found is None else found.state.step))
-        if step < 0:
-            reasons = "; ".join(str(error) for _, error in damage) or "the first process says why"
-            raise UserError(f"no checkpoint under {folder} is whole, so the run cannot be resumed: {reasons}")
-        if found is None:
-            found = self._read(folder / f"step-{step:08d}", optimizers)
-        for path, reason in damage:
-            self.say(f"warning     {reason}\nwarning     {path.name} is damaged and is now {set_aside(path).name}")
-        self._restore(found)
-        self.say(f"resumed from step-{step:08d}")
-        return found.metrics
+        optimizers = create_state(self.optimizers, self.parameters)
+        folder, damage = self.run / "checkpoints", list[tuple[Path, str]]()
+        paths = checkpoints(folder)
+        while (step := self.world.first(step_of(paths[-1]) if paths else -1)) >= 0:
+            path = paths.pop() if self.world.rank == 0 else folder / f"step-{step:08d}"
+            try:
+                reason, metrics = "", self._restore(path, optimizers)
+            except DamagedError as error:
+                reason = str(error)
+            if reasons := [text for text in self.world.texts(reason) if text]:
+                damage.append((path, reasons[0]))
+                continue
+            for damaged, reason in damage:
+                if self.world.rank == 0:
+                    aside = set_aside(damaged).name
+                    self.say(f"warning     {reason}\nwarning     {damaged.name} is damaged and is now {aside}")
+            self.say(f"resumed from step-{step:08d}")
+            return metrics
+        why = "; ".join(reason for _, reason in damage)
+        raise UserError(f"no checkpoint under {folder} is whole, so the run cannot be resumed: {why}")
 
-    def _read(self, path: Path, optimizers: Mapping[str, Tensor]) -> Checkpoint:
-        """Read a checkpoint and check its tensors against the model and the ``optimizers`` (``meta`` tensors)."""
-        found, own = read_checkpoint(path), self.model.state_dict()
-        trained = {name for name, _ in self.model.named_parameters()}
-        check_tensors(found.model, own, where=str(path / MODEL), finite=trained)
+    def _restore(self, path: Path, optimizers: Mapping[str, Tensor]) -> Entry | None:
+        """Verify and read a checkpoint in place; return the entry of ``metrics.jsonl`` in its manifest."""
+        state, manifest = read_state(path, rank=self.world.rank, size=self.world.size)
+        trained = set(self.parameters)
+        for kind, targets in self._weights().items():
+            if kind == AVERAGE and not files_of(manifest, kind, path):
+                raise DamagedError(f"{path / file_name(kind)} is missing: train.ema is set")
+            stored(path, kind, manifest).read_into(targets, finite=trained)
+        written = stored(path, OPTIMIZER, manifest)
+        fresh = state.step == 0 and not written.tensors()
+        by_name = partial(renamed, self.optimizers, self.parameters)
+        if not fresh:
+            written.read_into(optimizers, names=by_name)
+        set_state(self.optimizers, self.parameters, {} if fresh else optimizers)
         if self.average is not None:
-            if found.average is None:
-                raise DamagedError(f"{path / AVERAGE} is missing: train.ema is set")
-            check_tensors(found.average, {**own, **self.average.state()}, where=str(path / AVERAGE), finite=trained)
-        expected = optimizers if found.optimizers or found.state.step else {}
-        check_tensors(found.optimizers, expected, where=str(path / OPTIMIZER))
-        return found
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint that fits this model."""
-        state = checkpoint.state
-        self.model.load_state_dict(checkpoint.model)
-        if self.average is not None and checkpoint.average is not None:
-            self.average.load(checkpoint.average, state.average_count)
-        unpack_optimizers(self.optimizers, checkpoint.optimizers)
+            self.average.count = state.average_count
         self.step = self.saved = state.step
         self.seconds = state.seconds
         self.window.load(state.window, self.world)
+        return manifest.run.get(METRICS)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Context manager: within the ``with`` block the model has the averaged weights, if ``train.ema`` is set."""
-        if self.average is not None:
-            self.average.swap()
+        """Context manager: within the ``with`` block the model is whole in each process, with the averaged weights if
+        ``train.ema`` is set. All processes must enter it."""
+        self.open()
         try:
             yield
         finally:
+            self.placement.shard()
             if self.average is not None:
                 self.average.swap()
+
+    def open(self) -> None:
+        """Give the model the averaged weights, if ``train.ema`` is set, whole in each process."""
+        if self.average is not None:
+            self.average.swap()
+        self.placement.gather()

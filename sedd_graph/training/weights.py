@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sedd_graph.store.manifest import DamagedError
 
-__all__ = ["check_tensors", "load_weights"]
+__all__ = ["check_finite", "check_tensors", "load_weights"]
 
 
 def check_tensors(
@@ -37,7 +37,22 @@ def check_tensors(
     wrong += [f"{k}: {found[k].dtype}, not {expected[k].dtype}" for k in dtypes[:5]]
     if wrong:
         raise DamagedError(f"{where} does not fit this model: {'; '.join(wrong)}")
-    broken = [k for k in both if (finite is None or k in finite) and not _is_finite(found[k])]
+    check_finite({k: found[k] for k in both}, where=where, finite=finite)
+
+
+def check_finite(found: Mapping[str, Tensor], *, where: str, finite: Container[str] | None = None) -> None:
+    """Check that the values of tensors are finite. Of a sharded tensor (DTensor), this process's part is checked.
+
+    Args:
+        found: Tensors by name.
+        where: Name of the file that they come from, for messages.
+        finite: Names of the tensors whose values must be finite; None for all.
+
+    Raises:
+        DamagedError: Values are NaN or infinite. The message lists the first five such tensors.
+    """
+    parts = {k: t.to_local() if hasattr(t, "to_local") else t for k, t in found.items()}
+    broken = [k for k, t in parts.items() if (finite is None or k in finite) and not _is_finite(t)]
     if broken:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise DamagedError(f"{where} has values that are NaN or infinite: {', '.join(broken[:5])}{more}")

@@ -23,9 +23,10 @@ from sedd_graph.component.check import Check
 from sedd_graph.component.registry import Registry
 from sedd_graph.diffusion.codes.code import Code
 from sedd_graph.diffusion.grid import Grid
+from sedd_graph.engine.drift import DRIFT, DriftWarning
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.regions import RegionModule
-from sedd_graph.engine.reversible import DRIFT, DriftWarning, RunningModule
+from sedd_graph.engine.running import RunningModule
 from sedd_graph.graph.claims import Use, uses
 from sedd_graph.graph.model import Graph, Running
 from sedd_graph.inverse import Contraction

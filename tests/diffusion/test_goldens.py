@@ -13,6 +13,7 @@ import sedd_graph
 from sedd_graph.component.base import Context
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.walk import WalkSettings
+from sedd_graph.errors import UserError
 
 
 def kernel(cls: Any, n: int) -> Any:
@@ -131,7 +132,7 @@ def test_nothing_forbidden_comes_out(sampler: Any, cls: Any, steps: int) -> None
 
 
 @pytest.mark.parametrize("name", ["sedd-tiny", "sedd-uniform-tiny", "mdlm-tiny"])
-def test_engine_with_prompt_and_padding(name: str) -> None:
+def test_engine_with_prompt(name: str) -> None:
     engine = sedd_graph.build(
         f"blueprints/{name}.yaml", ["params.depth=1", "params.dim=32"], device="cpu", compile="off"
     )
@@ -143,7 +144,11 @@ def test_engine_with_prompt_and_padding(name: str) -> None:
     prompt = torch.full((8, 16), -1)
     prompt[:, :3] = torch.tensor([5, 0, 9])
     attend = torch.ones(8, 16, dtype=torch.bool)
-    attend[4:, 12:] = False
     out = engine.sample(8, 16, steps=5, prompt=prompt, attend=attend, seed=0)
     assert bool((out[:, :3] == torch.tensor([5, 0, 9])).all())
     assert bool(engine.process.allowed[out[:, 3:]].all())
+    given = torch.arange(16).clamp(min=1).expand(2, 16)  # nothing is free
+    assert torch.equal(engine.sample(2, 16, steps=5, prompt=given), given)
+    attend[4:, 12:] = False  # padding, which this network would read
+    with pytest.raises(UserError, match="no input 'attend'"):
+        engine.sample(8, 16, steps=5, prompt=prompt, attend=attend, seed=0)

@@ -18,11 +18,11 @@ from torch import Tensor
 from sedd_graph.component.axes import PortType, Size, parse_port_type
 from sedd_graph.component.registry import Registry, discover
 from sedd_graph.engine.construct import build_block
+from sedd_graph.engine.drift import DriftWarning
 from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.log_det import forward_with_log_det
 from sedd_graph.engine.regions import RegionModule
-from sedd_graph.engine.reversible import DriftWarning
 from sedd_graph.graph.model import Claim, Op, Ref, Region, Running, Step
 from sedd_graph.graph.unify import Binding
 from sedd_graph.inverse import Program, Refusal, solve

@@ -16,9 +16,10 @@ from torch import Tensor
 import sedd_graph
 from sedd_graph.cli import main as cli
 from sedd_graph.diffusion.grid import Grid
+from sedd_graph.engine.drift import DriftWarning
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.layer_run import LayerRun
-from sedd_graph.engine.reversible import DriftWarning, RunningModule
+from sedd_graph.engine.running import RunningModule
 from sedd_graph.errors import BlueprintError, DivergedError
 
 TEXT = """

@@ -112,9 +112,16 @@ class BagProcess(Process):
         return -frequency.gather(1, batch.tokens).sum(1), saved
 
     def bound_rows(
-        self, network: Network, batch: Any, *, seeds: Sequence[int], on_draw: OnDraw | None = None
+        self,
+        network: Network,
+        batch: Any,
+        parts: Sequence[range],
+        *,
+        seeds: Sequence[int],
+        on_draw: OnDraw | None = None,
     ) -> Tensor:
-        return self.loss(network.model, batch.tokens, batch, None)[0].double().cpu()
+        rows = [batch.part(part) for part in parts]
+        return torch.cat([self.loss(network.model, own.tokens, own, None)[0].double() for own in rows])
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         generator = request.generator(network.device)

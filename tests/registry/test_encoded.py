@@ -140,7 +140,9 @@ def test_a_model_trains_with_the_encoder_and_samples_without(folder: Path) -> No
     rows = torch.randint(0, 10, (4, 6), generator=torch.Generator().manual_seed(4))
     engine.loss(rows).mean().backward()
     assert torch.isfinite(
-        engine.process.bound_rows(engine.network, engine.process.batch(rows, engine.device), seeds=[0])
+        engine.process.bound_rows(
+            engine.network, engine.process.batch(rows, engine.device), [range(len(rows))], seeds=[0]
+        )
     ).all()
     assert sum(p.numel() for p in engine.model.parameters()) < 20_000
     for file in folder.iterdir():

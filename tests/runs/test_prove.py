@@ -8,8 +8,8 @@ import pytest
 import sedd_graph
 from sedd_graph.blueprint.shipped import find_blueprint
 from sedd_graph.cli import main as cli
+from sedd_graph.engine.drift import DriftWarning
 from sedd_graph.engine.layer_run import LayerRun
-from sedd_graph.engine.reversible import DriftWarning
 from sedd_graph.errors import UserError
 from sedd_graph.report.html import write_report
 

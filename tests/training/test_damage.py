@@ -84,7 +84,7 @@ def forge(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-MOMENT = "0/0/exp_avg"
+MOMENT = "embed.embed.weight/exp_avg"
 DAMAGE: list[tuple[str, Callable[[Path], object], bool, str]] = [
     # file, damage, hashes forged to fit it, message about it
     *((name, flip, False, "its hash differs from manifest.json") for name in NAMES),
@@ -105,9 +105,9 @@ DAMAGE: list[tuple[str, Callable[[Path], object], bool, str]] = [
     ("ema.safetensors", tensors(lambda t: t.update({"embed.embed.weight": t["embed.embed.weight"].double()})), True, "embed.embed.weight: torch.float64, not torch.float32"),
     ("optimizer.safetensors", tensors(lambda t: t.update({MOMENT: torch.zeros(3)})), True, rf"{MOMENT}: \[3\], not \["),
     ("optimizer.safetensors", tensors(lambda t: t.update({MOMENT: t[MOMENT].half()})), True, f"{MOMENT}: torch.float16, not torch.float32"),
-    ("optimizer.safetensors", tensors(lambda t: t.update({"0/99/exp_avg": torch.zeros(3)})), True, "unknown: 0/99/exp_avg"),
-    ("optimizer.safetensors", tensors(lambda t: t.clear()), True, "missing: 0/0/exp_avg"),
-    ("optimizer.safetensors", tensors(lambda t: t["0/0/exp_avg_sq"].fill_(math.nan)), True, "NaN or infinite: 0/0/exp_avg_sq"),
+    ("optimizer.safetensors", tensors(lambda t: t.update({"embed.nothing/exp_avg": torch.zeros(3)})), True, "unknown: embed.nothing/exp_avg"),
+    ("optimizer.safetensors", tensors(lambda t: t.clear()), True, "missing: embed.embed.weight/exp_avg"),
+    ("optimizer.safetensors", tensors(lambda t: t["embed.embed.weight/exp_avg_sq"].fill_(math.nan)), True, "NaN or infinite: embed.embed.weight/exp_avg_sq"),
 ]  # fmt: skip
 
 
@@ -250,11 +250,11 @@ def test_pruning_renames_first_and_leftovers_go_at_the_next_start(
     left.mkdir()
     (run / ".metrics.jsonl.0123abcd.part").write_text("{")
     monkeypatch.setattr("sedd_graph.store.files.remove", lambda path: None)  # as if killed before each removal
-    monkeypatch.setattr("sedd_graph.training.checkpoint.remove", lambda path: None)
+    monkeypatch.setattr("sedd_graph.training.checkpoint_writer.remove", lambda path: None)
     trainer = trainer_of(run, print)
     trainer.resume()
     trainer.step = 5
-    trainer.config.checkpoint.__dict__["keep"] = 1
+    trainer.writer._keep = 1
     trainer.save()
     visible = [p.name for p in (run / "checkpoints").iterdir() if not p.name.startswith(".")]
     assert visible == ["step-00000005"]

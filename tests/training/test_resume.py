@@ -14,7 +14,7 @@ from sedd_graph.cli import main as cli
 from sedd_graph.errors import EnvironmentFault
 from sedd_graph.runs.open import open_run
 from sedd_graph.store.files import write_text
-from sedd_graph.training.checkpoint import write_checkpoint
+from sedd_graph.training.checkpoint_writer import CheckpointWriter
 from sedd_graph.training.trainer import Trainer
 from tests.conftest import SMALL
 
@@ -73,20 +73,21 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
 ) -> None:
     run = shutil.copytree(fresh, tmp_path / "run")
     step, number = Trainer.train_step, signal.Signals[name]
+    publish = CheckpointWriter._publish
 
     def interrupted(self: Trainer) -> object:
         if self.step == 3:
             os.kill(os.getpid(), number)
         return step(self)
 
-    def write(*arguments: Any, **settings: Any) -> Path:
+    def write(*arguments: Any) -> None:
         if arguments[1].state.step == 4:
             for again in (signal.SIGTERM, signal.SIGINT):  # a cluster may send more than one, and a user is impatient
                 os.kill(os.getpid(), again)
-        return write_checkpoint(*arguments, **settings)
+        publish(*arguments)
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
-    monkeypatch.setattr("sedd_graph.training.trainer.write_checkpoint", write)
+    monkeypatch.setattr(CheckpointWriter, "_publish", write)
     before = signal.getsignal(number)
     assert cli.run(["train", str(run), *CPU]) == 128 + number
     assert signal.getsignal(number) is before
@@ -99,14 +100,14 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
 def test_a_signal_during_the_last_write_ends_a_run_that_is_done(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = shutil.copytree(fresh, tmp_path / "run")
+    run, publish = shutil.copytree(fresh, tmp_path / "run"), CheckpointWriter._publish
 
-    def write(*arguments: Any, **settings: Any) -> Path:
+    def write(*arguments: Any) -> None:
         if arguments[1].state.step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        return write_checkpoint(*arguments, **settings)
+        publish(*arguments)
 
-    monkeypatch.setattr("sedd_graph.training.trainer.write_checkpoint", write)
+    monkeypatch.setattr(CheckpointWriter, "_publish", write)
     assert cli.run(["train", str(run), *CPU]) == 128 + signal.SIGTERM
     assert "SIGTERM at step 6 after" in capsys.readouterr().out
     assert (run / "checkpoints" / "step-00000006" / "manifest.json").is_file()

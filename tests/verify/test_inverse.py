@@ -16,7 +16,7 @@ from sedd_graph.component.base import Component, ComponentConfig, Context, solve
 from sedd_graph.component.check import Check
 from sedd_graph.component.contract import Algebra, Signature
 from sedd_graph.component.registry import Registry, discover
-from sedd_graph.engine.reversible import RunningModule
+from sedd_graph.engine.running import RunningModule
 from sedd_graph.verify.inverse import prove_inverses
 from tests.conftest import BLUEPRINTS
 

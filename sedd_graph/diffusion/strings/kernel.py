@@ -14,15 +14,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from sedd_graph.component.base import Component, ComponentConfig
 from sedd_graph.component.check import Check
 from sedd_graph.component.outputs import Input, Output
-from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.batch import Batch, Randomness, part_of
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.aligned_noise import AlignedNoise
 from sedd_graph.diffusion.strings.fates import Fates
@@ -57,7 +58,7 @@ class StringDraw:
     """Noisy strings of a batch, sampled from the forward process, with their noise levels.
 
     Objectives extend this class with the terms of their loss that do not depend on the network, such as regression
-    targets.
+    targets. The first axis of every tensor, also of those in tuples, is that of the rows.
 
     Attributes:
         xt: int64 [b, w], the noisy strings. Position 0 is the BOS token, the state that marks the beginning and the
@@ -76,6 +77,12 @@ class StringDraw:
     def t(self) -> Tensor:
         """Probability that noise has hit a token, 1 - exp(-sigma), float32 [b]."""
         return -torch.expm1(-self.sigma)
+
+    def part(self, part: range) -> Self:
+        """Return the draw of the rows ``part``, as :func:`sedd_graph.diffusion.batch.part_of` does."""
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cut"}
+        taken: dict[str, Any] = tree_map_only(Tensor, lambda value: part_of(value, part), tensors)
+        return dataclasses.replace(self, **taken)
 
 
 class StringKernel(Component, ABC):

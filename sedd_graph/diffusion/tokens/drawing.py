@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sedd_graph.diffusion.categorical import categorical, sharpen
+from sedd_graph.diffusion.categorical import sharpen
 from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.draws import Jump, NewStates, Where
 from sedd_graph.diffusion.numerics import take
@@ -288,8 +288,7 @@ class Drawing(Predictions):
         if self.kernel.mask is not None:
             wrong &= self.x != self.kernel.mask
         if bool(wrong.any()):
-            self.x = self.x.clone()
-            self.x[wrong] = categorical(allowed[wrong].double(), generator=self.generator)
+            self.x = self.draws.replaced(self.x, wrong, allowed)
 
 
 def _first(where: Tensor, rows: Rows, width: int) -> Tensor:

@@ -5,7 +5,9 @@ Axes: b batch, l length, d width of a vector.
 
 from __future__ import annotations
 
+import itertools
 import math
+import weakref
 from collections.abc import Callable, Mapping
 
 import torch
@@ -35,9 +37,17 @@ FEEDS = (
 """Inputs of a graph that processes vectors. A graph with the input ``estimate`` is self-conditioned."""
 
 
+_FIRST: weakref.WeakKeyDictionary[Schedule, float] = weakref.WeakKeyDictionary()
+"""Time of the lowest noise of each schedule that was asked for."""
+
+
 def first_time(schedule: Schedule) -> float:
     """Return the time of the lowest noise: 0, or a small one for a schedule whose total noise is 0 at t = 0."""
-    return 0.0 if float(schedule.sigma(torch.zeros(1, dtype=torch.float64))) > 0 else LEAST
+    if schedule not in _FIRST:  # read once, which waits for a GPU
+        tensor = next(itertools.chain(schedule.parameters(), schedule.buffers()), None)
+        start = torch.zeros(1, dtype=torch.float64, device=None if tensor is None else tensor.device)
+        _FIRST[schedule] = 0.0 if float(schedule.sigma(start)) > 0 else LEAST
+    return _FIRST[schedule]
 
 
 class Denoiser:
