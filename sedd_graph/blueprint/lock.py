@@ -45,6 +45,8 @@ def lock(loaded: Loaded, fill: Fill) -> str:
     out |= {"params": loaded.params, "axes": dict(blueprint.axes)}
     out |= {"inputs": root["inputs"], "outputs": root["outputs"], "blocks": writer.blocks, "nodes": root["nodes"]}
     out |= {key: writer.op(spec) for key, spec in specs.items() if spec is not None}
+    if blueprint.memory is not None:
+        out["memory"] = blueprint.memory.model_dump(mode="json")
     out |= {key: model.model_dump(mode="json") for key, model in loaded.sections.items()}
     text = _HEAD + dump({k: v for k, v in out.items() if v not in ({}, None)})
     try:

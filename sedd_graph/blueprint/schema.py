@@ -171,6 +171,24 @@ class Library(Frozen):
     """Blocks by name."""
 
 
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class MemorySpec(Frozen):
+    """Memory of a training step."""
+
+    budget: Annotated[str, pydantic.Field(pattern=r"^[0-9]{1,9}(\.[0-9]{1,3})? ?(KiB|MiB|GiB|TiB|kB|MB|GB|TB)$")]
+    """Largest memory of the activations of one backward pass, such as ``2 GiB``. ``build`` measures blocks whose key
+    ``memory`` is ``auto``, and chooses which of their repeats store, recompute or reconstruct activations, so that
+    the step takes the least time within the budget. Weights, gradients and optimizer state are not counted."""
+
+    @property
+    def size(self) -> int:
+        """The budget in bytes."""
+        digits = self.budget.rstrip("KMGTikB ")
+        return round(float(digits) * _UNITS[self.budget[len(digits) :].strip()])
+
+
 class Blueprint(Library):
     """A complete model: its graph and noise process, and its settings for training, sampling and storage."""
 
@@ -193,6 +211,8 @@ class Blueprint(Library):
     """The training objective."""
     sample: SampleSpec | None = None
     """The sampler."""
+    memory: MemorySpec | None = None
+    """Memory budget of a training step."""
     data: dict[Name, Any] | None = None
     """Data: a text corpus with its tokenizer and sequence length, or a data set of points."""
     train: dict[Name, Any] | None = None

@@ -4,6 +4,8 @@ Two defaults of torch are overridden: Dynamo's ``recompile_limit`` is at least 1
 ``ban_recompute_used_far_apart`` is switched off while Inductor compiles.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,15 +17,34 @@ _LIMIT = 128
 """Dynamo's ``recompile_limit`` (by default 8), which all blocks, shapes and modes of a process share."""
 
 
-def compile_in_place(module: nn.Module) -> None:
+def compile_in_place(module: nn.Module, share: float = 1.0) -> None:
     """Mark ``module`` for torch.compile: its first call with new input shapes compiles one full graph.
 
     So does the first call in another mode: training or evaluation, with or without gradients.
+
+    Args:
+        module: The module.
+        share: Share of the memory of its activations that the compiled code may retain for the backward pass. It
+            recomputes the others, those first that take the least FLOPs for their size (torch's
+            ``activation_memory_budget``).
     """
     import torch._dynamo.config as dynamo_config
 
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _LIMIT)
-    module.compile(fullgraph=True, dynamic=False, backend=inductor)
+    module.compile(fullgraph=True, dynamic=False, backend=inductor if share == 1 else _sparing(share))
+
+
+@cache
+def _sparing(share: float) -> Callable[[torch.fx.GraphModule, list[Tensor]], Any]:
+    """Return a backend whose compiled code retains only a share of its activations; one object for each share."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        import torch._functorch.config as functorch_config
+
+        with functorch_config.patch(activation_memory_budget=share):
+            return inductor(graph, inputs)
+
+    return backend
 
 
 def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:

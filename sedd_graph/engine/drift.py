@@ -150,11 +150,6 @@ class DriftGuard:
         self._read(0)
         return self._drift
 
-    @staticmethod
-    def reads(device: torch.device) -> bool:
-        """Return whether the host may read numbers of a device at once, since it does not wait for it."""
-        return device.type == "cpu"
-
     def weights(self, x: Tensor) -> Tensor:
         """Return the weights of the checksum of a stream x [b, ..., d]: random, [..., d]; odd for integers.
 
@@ -179,7 +174,7 @@ class DriftGuard:
     def exceeded(self, error: Tensor, limit: float, *, estimated: bool, shared: bool) -> bool:
         """Record the error of a layer's reconstructed inputs, and return whether it exceeds the tolerance.
 
-        Called where the host may read numbers (:meth:`reads`). At the first error above the tolerance a warning is
+        Called where the host may read numbers (:func:`~sedd_graph.engine.host_number.reads`). At the first error above the tolerance a warning is
         raised, and :attr:`fallback` is set.
 
         Args:

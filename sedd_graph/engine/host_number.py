@@ -7,7 +7,12 @@ from collections import deque
 import torch
 from torch import Tensor
 
-__all__ = ["HostNumber", "LateNumbers", "ToHost"]
+__all__ = ["HostNumber", "LateNumbers", "ToHost", "reads"]
+
+
+def reads(device: torch.device) -> bool:
+    """Return whether the host may read numbers of a device at once, since it does not wait for it."""
+    return device.type == "cpu"
 
 
 class ToHost:

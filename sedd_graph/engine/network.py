@@ -91,7 +91,7 @@ class Network:
             compile_in_place(trained)
         elif mode != "off":
             for block in self.model.branches():
-                compile_in_place(block)
+                compile_in_place(block, getattr(block, "share", 1.0))
         self.compile_mode = mode
         self.model.compiled = mode != "off"
 

@@ -87,6 +87,7 @@ class RegionModule(_Named):
 
     Attributes:
         keyed: Whether a component within the region takes a dropout key.
+        share: Share of the activations that compiled code of this module saves (:func:`compile_in_place`).
     """
 
     def __init__(self, children: Mapping[str, nn.Module], plan: Plan, *, repeat: int = 0) -> None:
@@ -95,6 +96,7 @@ class RegionModule(_Named):
             # add_module would refuse names that nn.Module uses itself, such as 'half' or 'type'
             self._modules[name] = child
         self.plan, self.repeat = plan, repeat
+        self.share = 1.0
         self.keyed = any(child.keyed for child in children.values())
         # tuples, which the compiler compares faster than a dataclass
         self._steps, self._returned, self._last_use = plan.steps, plan.returned, plan.last_use

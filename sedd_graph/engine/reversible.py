@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sedd_graph.engine.drift import DriftGuard, checksum, checksum_error, drift_limit, relative_error
+from sedd_graph.engine.host_number import reads
 from sedd_graph.engine.layer_gradients import accumulated, propagate
 from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
@@ -110,7 +111,7 @@ class Pass:
 
     def begin(self, saved: Sequence[Tensor], keyed: bool) -> None:
         """Start a backward pass with the saved tensors."""
-        *tensors, key = saved if keyed else (*saved, None)
+        tensors, key = (saved[:-1], saved[-1]) if keyed else (saved, None)
         count = len(self.layout.inputs)
         self.inputs, self.key = tensors[:count], key
         self._keys = None if key is None else self.keys(key)
@@ -156,7 +157,7 @@ class Pass:
             error = relative_error(streams, self._originals())
         else:
             error = checksum_error(streams, self._checksums[at], [self.guard.weights(x) for x in streams])
-        if not self.guard.reads(error.device):
+        if not reads(error.device):
             self._error = error if self._error is None else torch.maximum(self._error, error)
             return True
         limit = drift_limit(self._autocast[1])

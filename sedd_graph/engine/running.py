@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from sedd_graph.component.counter_rng import fold
 from sedd_graph.diffusion.grid import Grid
 from sedd_graph.engine.drift import DriftGuard
-from sedd_graph.engine.host_number import LateNumbers
 from sedd_graph.engine.layer_gradients import gradient_flow
 from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
+from sedd_graph.engine.range_guard import RangeGuard
 from sedd_graph.engine.regions import Plan, RegionModule
 from sedd_graph.engine.reversible import Pass, run_layer
 from sedd_graph.errors import UserError
@@ -56,15 +56,27 @@ def make_running(region: Region, children: Mapping[str, nn.Module], plan: Plan, 
             )
     elif running.memory == "reversible":
         raise UserError(f"block {layer.label!r} claims no inverse, so that it cannot be run reversibly")
-    return RunningModule(children, plan, layer, layout, running.memory, repeat=region.repeat)
+    if not 0 <= running.stored < max(1, region.repeat):
+        raise UserError(
+            f"block {layer.label!r} has {max(1, region.repeat)} layers, of which {running.stored} cannot be the last"
+        )
+    made = RunningModule(children, plan, layer, layout, running.memory, repeat=region.repeat, stored=running.stored)
+    for stored, _ in made.keyed_layers(None)[0 if running.memory == "store" else made.bound :]:
+        if isinstance(stored, RegionModule):
+            stored.share = running.share
+    return made
 
 
 class RunningModule(RegionModule):
     """Module of a block, or of a chain of ``repeat`` layers, with a memory mode. Built by :func:`make_running`.
 
+    The last ``stored`` layers save all activations whatever the mode. Their backward pass comes first, so that these
+    activations are freed before those of the other layers are computed again.
+
     Attributes:
         layout: Static description of one layer, with its derived inverse (:class:`~sedd_graph.engine.layout.Layout`);
             None if the block does not claim to be invertible.
+        bound: Number of layers that are run in the memory mode; those after them store activations.
         guard: Guard against inaccurate reconstruction, which has the block checkpointed.
     """
 
@@ -77,13 +89,15 @@ class RunningModule(RegionModule):
         memory: str,
         *,
         repeat: int,
+        stored: int = 0,
     ) -> None:
         super().__init__(children, plan, repeat=repeat)
         self.label, self.layout, self._memory = layer.label, layout, memory
+        self.bound = max(1, repeat) - stored
         self.input_names, self.output_names = tuple(layer.inputs), tuple(layer.outputs)
         self.guard = DriftGuard(layer.label)
         self._flows: tuple[object, list[list[bool]]] = (None, [])
-        self._largest = LateNumbers()
+        self._range = RangeGuard(self.grid, layer.label)
 
     @property
     def memory(self) -> str:
@@ -139,13 +153,17 @@ class RunningModule(RegionModule):
     def branches(self) -> Iterator[nn.Module]:
         """Yield the modules to compile.
 
-        In reversible execution or exact arithmetic: the nested blocks that each layer evaluates as a whole. Otherwise:
+        In reversible execution or exact arithmetic: the nested blocks that each layer evaluates as a whole, and layers that
+        store activations in ordinary arithmetic. Otherwise:
         the same modules as for any region, see :meth:`RegionModule.branches`.
         """
         if self.layout is None or (self.memory != "reversible" and self.grid is None):
             yield from super().branches()
             return
-        for layer, _ in self.keyed_layers(None):
+        for at, (layer, _) in enumerate(self.keyed_layers(None)):
+            if at >= self.bound and self.grid is None:
+                yield layer
+                continue
             modules = [unit.module(layer) for unit in self.layout.units]
             yield from (module for module in modules if isinstance(module, RegionModule))
 
@@ -178,31 +196,35 @@ class RunningModule(RegionModule):
     ) -> tuple[Tensor, ...]:
         """Run the layers as autograd functions that reconstruct their inputs."""
         values = self.snapped(inputs)
-        first = next(at for at, flow in enumerate(flows) if any(flow))
-        layers = [layer for layer, _ in self.keyed_layers(None)]
+        bound = self.bound
+        first = next((at for at, flow in enumerate(flows[:bound]) if any(flow)), bound)
+        layers = [layer for layer, _ in self.keyed_layers(None)][:bound]
         shared = any(hasattr(p, "device_mesh") for p in self.parameters())
         run = Pass(layout, layers, self._keys, self.snapped, flows, self.guard, shared, first, key, inputs)
         saved: list[Tensor] = []
         largest: list[Tensor] = []
         outputs: Sequence[Tensor] = ()
-        for at, layer in enumerate(layers):
+        count = len(self.output_names)
+        for at, (layer, own) in enumerate(self.keyed_layers(key)):
             if at == first:
                 run.inputs = inputs if at == 0 else values
-            made = self._hooked(layer, None, partial(run_layer, run, at), values)
-            count = len(self.output_names)
-            outputs, made = made[:count], made[count:]
+            threaded: dict[str, Tensor] = {}
+            if at < bound:
+                made = self._hooked(layer, None, partial(run_layer, run, at), values)
+                threaded = dict(zip(run.threaded, made[count:], strict=False))
+            else:
+                made = self._run_layer(layer, own, *values)
+            outputs, others = made[:count], list(made[count + len(threaded) :])
             if self.grid is not None:
-                *made, found = made
-                largest.append(found)
-            threaded = dict(zip(run.threaded, made, strict=False))
-            saved += made[len(threaded) :]
+                largest.append(others.pop())
+            saved += others
             values = [threaded.get(n, x) for n, x in zip(self.input_names, values, strict=True)]
             values = self.next_inputs(values, outputs)
-        return (*self.in_range(outputs, largest), *saved)
+        return (*self._range.checked(outputs, largest), *saved)
 
     def _keys(self, key: Tensor) -> list[Tensor]:
         """Return the dropout key of each layer from that of the chain."""
-        return [own for _, own in self.keyed_layers(key) if own is not None]
+        return [own for _, own in self.keyed_layers(key) if own is not None][: self.bound]
 
     def _hooked(
         self,
@@ -225,9 +247,9 @@ class RunningModule(RegionModule):
         largest: list[Tensor] = []
         outputs: Sequence[Tensor] = ()
         values = self.snapped(inputs)
-        for layer, own in self.keyed_layers(key):
+        for at, (layer, own) in enumerate(self.keyed_layers(key)):
             function = partial(self._run_layer, layer, own)
-            if checkpointed:
+            if checkpointed and at < self.bound:
                 made = checkpoint(function, *values, use_reentrant=False, preserve_rng_state=False)
             else:
                 made = function(*values)
@@ -238,7 +260,7 @@ class RunningModule(RegionModule):
                 largest.append(found)
             saved += made[count:]
             values = self.next_inputs(values, outputs)
-        return (*self.in_range(outputs, largest), *saved)
+        return (*self._range.checked(outputs, largest), *saved)
 
     def _run_layer(self, layer: nn.Module, key: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
         exact = self.layout is not None and self.grid is not None
@@ -266,34 +288,6 @@ class RunningModule(RegionModule):
         streams = self.layout.streams
         snapped = [name in streams and x.is_floating_point() for name, x in zip(self.input_names, inputs, strict=True)]
         return [self.grid.snap(x) if snap else x for snap, x in zip(snapped, inputs, strict=True)]
-
-    def in_range(self, outputs: Sequence[Tensor], largest: Sequence[Tensor]) -> list[Tensor]:
-        """Verify that values stayed in the range in which exact arithmetic is exact (:attr:`Grid.limit`).
-
-        In ordinary arithmetic nothing is verified. On a CPU, a value out of range raises an error at once. On another
-        device that would require waiting for the device; instead all outputs become NaN, and a call two calls later
-        raises the error.
-
-        Args:
-            outputs: Outputs of the last layer.
-            largest: For each layer, the largest magnitude of its values on the grid: scalar tensors, float32 [].
-
-        Returns:
-            The outputs; NaN if a value is out of range on a device other than a CPU.
-
-        Raises:
-            DivergedError: A value is out of range, in this call on a CPU, or two calls before on another device.
-        """
-        if self.grid is None or outputs[0].is_meta:
-            return list(outputs)
-        worst, where = torch.stack(list(largest)).max(), f"block {self.label!r}"
-        if DriftGuard.reads(worst.device):
-            self.grid.check_range([worst], where)
-            return list(outputs)
-        for before in self._largest.take():
-            self.grid.require_range(before, where)
-        self._largest.put(worst)
-        return self.grid.spoilt(outputs, worst)
 
     def gradient_flows(self, needs: Sequence[bool]) -> list[list[bool]]:
         """Return for each layer which of its tensors require a gradient (:func:`gradient_flow`).

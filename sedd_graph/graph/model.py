@@ -32,6 +32,11 @@ class Running:
     exact: bool = False
     """True for exact arithmetic: the terms of additions and subtractions are rounded to multiples of a fixed power of
     two, so that inputs are reconstructed bit for bit."""
+    share: float = 1.0
+    """Share of the memory of their activations that compiled code of repeats with stored activations saves, in (0, 1]; it
+    recomputes the others. Without compiled code it saves all."""
+    stored: int = 0
+    """Number of last repeats that save all activations, whatever ``memory`` is; fewer than the block has."""
 
 
 @dataclasses.dataclass(frozen=True)

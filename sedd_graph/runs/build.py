@@ -17,9 +17,11 @@ from sedd_graph.errors import UserError
 from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
+from sedd_graph.graph.memory import planned
 from sedd_graph.graph.model import Op
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
 from sedd_graph.runs.memory import measure_text, measure_training, require_training_memory
+from sedd_graph.runs.memory_plan import budget_plan
 from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data, write_run_manifest
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.provenance import provenance
@@ -85,7 +87,14 @@ def build_run(
     with progress("proving"):
         checks, demotions = prove_all(report, device=device, proof=proof, say=say)
     report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
+    compiled = (compile or report.train.compile) != "off"
+    with progress("measuring"):
+        plan = budget_plan(report, device=device, compiled=compiled, say=say, processes=processes)
+    if plan is not None:
+        report = dataclasses.replace(report, graph=planned(report.graph, plan.modes))
     cost = measure_training(report, processes)
+    if plan is not None:
+        cost = dataclasses.replace(cost, saved_bytes=plan.size)
     say("\n" + measure_text(cost, report))
     if process_class(report.plan.family).trains:
         require_training_memory(cost, report, device, ignore=ignore_memory, say=say)
@@ -119,6 +128,8 @@ def build_run(
         write_graph(run, report)
         tried = {} if trial is None else {"trial": dataclasses.asdict(trial)}
         found = {"checks": [dataclasses.asdict(c) for c in checks], "checkpointed": demotions}
+        if plan is not None:
+            found["memory"] = {name: dataclasses.asdict(mode) for name, mode in plan.modes.items()}
         write_json(run / CERTIFICATE, {**found, "measure": dataclasses.asdict(cost), **tried})
         write_json(run / "run.json", facts)
         if tokenizer is not None:

@@ -6,9 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import pydantic
 import torch
 from torch import Tensor
 
@@ -25,14 +23,17 @@ from sedd_graph.errors import UserError
 from sedd_graph.families.plan import Plan
 from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
+from sedd_graph.graph.memory import planned
 from sedd_graph.graph.saves import saving
 from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
+from sedd_graph.runs.memory_plan import budget_plan
 from sedd_graph.runs.project import require_project
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.read_data import read_data
+from sedd_graph.runs.run_records import CERTIFICATE, FACTS, read_certificate, read_facts
 from sedd_graph.runs.token_cache import FolderCache
 from sedd_graph.store.files import write_text
-from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, read_typed, verify_files, write_manifest
+from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, verify_files, write_manifest
 from sedd_graph.store.run_folder import require_utf8
 from sedd_graph.training.checkpoint import (
     AVERAGE,
@@ -58,12 +59,8 @@ __all__ = [
     "write_run_manifest",
 ]
 
-CERTIFICATE = "certificate.json"
-"""File name, in a run folder, of the results of all checks."""
 WEIGHTS = file_name(MODEL)
 """File name of the weights of an export or of an import."""
-FACTS = "run.json"
-"""File name, in a run folder, of what the run was built from, and where."""
 
 
 def make_engine(
@@ -191,7 +188,7 @@ class Run:
         Returns:
             The message; None if the data are unchanged, or if the run does not record their hash.
         """
-        if _facts(self.path).corpus in (None, data.fingerprint()):
+        if read_facts(self.path).corpus in (None, data.fingerprint()):
             return None
         return f"the corpus has changed since {self.path} was built"
 
@@ -214,29 +211,6 @@ class Run:
         return self.engine.process.texts(rows, self.tokenizer)
 
 
-class _Facts(pydantic.BaseModel):
-    """Those facts of ``run.json`` that commands use."""
-
-    root: str | None = None
-    """Folder to which file names of the data are relative."""
-    corpus: str | None = None
-    """Fingerprint of the data."""
-    blueprint: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{16}$")] | None = None
-    """Digest of the lock file."""
-
-
-class _Certificate(pydantic.BaseModel):
-    """Those results in ``certificate.json`` that commands use."""
-
-    checkpointed: list[str] = []
-    """Paths of the blocks that are checkpointed instead of reversible."""
-
-
-def _facts(path: Path) -> _Facts:
-    """Return the facts of run.json; none of them where there is none."""
-    return read_typed(path / FACTS, _Facts) if (path / FACTS).exists() else _Facts()
-
-
 def verify_run(path: Path) -> None:
     """Verify that the files of a run folder that its manifest lists, except the weights, are undamaged.
 
@@ -251,7 +225,7 @@ def verify_run(path: Path) -> None:
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
         verify_files(path, {name: entry for name, entry in manifest.files.items() if name != WEIGHTS})
-    built = _facts(path).blueprint
+    built = read_facts(path).blueprint
     if built is not None and built != digest((path / LOCK).read_text(encoding="utf-8", errors="replace")):
         raise DamagedError(
             f"{path / LOCK} is not the one that this run was built with: its digest differs from {FACTS}"
@@ -300,12 +274,12 @@ def open_run(
         raise UserError(f"{path} is not a run folder: there is no {LOCK} in it")
     verify_run(path)
     report = check(path / LOCK, overrides)
-    found = read_typed(path / CERTIFICATE, _Certificate) if (path / CERTIFICATE).exists() else _Certificate()
-    graph = demoted(report.graph, found.checkpointed)
+    found = read_certificate(path)
+    graph = planned(demoted(report.graph, found.checkpointed), found.modes)
     report = dataclasses.replace(report, graph=saving(graph, save) if save else graph)
     tokenizer = load_tokenizer(path) if (path / TOKENIZER).exists() else None
     engine = make_engine(report, device=where, compile=compile, tokenizer=tokenizer)
-    built = _facts(path).root if root is None else None
+    built = read_facts(path).root if root is None else None
     recorded = built is not None
     root = Path(built) if built is not None else root or path
     used = "fresh" if weights == "fresh" else _load(engine, path, averaged=weights == "newest")
@@ -360,7 +334,8 @@ def build(
             checkpointed.
 
     Returns:
-        The engine, which trains, evaluates and samples.
+        The engine, which trains, evaluates and samples. For a blueprint with a memory budget, its blocks are measured
+        first, within a minute or so.
 
     Raises:
         SeddGraphError: The blueprint is not valid, a check fails, or the run folder cannot be read.
@@ -372,6 +347,9 @@ def build(
     if prove:
         checks, demotions = prove_all(report, device=where, proof="full", say=lambda text: None)
         report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
+    if run is None:
+        plan = budget_plan(report, device=where, compiled=compile != "off", say=lambda text: None)
+        report = report if plan is None else dataclasses.replace(report, graph=planned(report.graph, plan.modes))
     engine = make_engine(report, device=where, compile=compile) if run is None else run.engine
     if prove:
         engine.checks = (*checks, *prove_network(engine))

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sedd_graph
-from sedd_graph.engine import compiling, reversible
+from sedd_graph.engine import compiling, range_guard, reversible
 from sedd_graph.engine.drift import DriftGuard, DriftWarning, checksum, checksum_error
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.layer_run import LayerRun
@@ -61,7 +61,7 @@ def off(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 def test_gradients_are_given_out_layer_by_layer(monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
     """Gradients alive that are not yet in ``.grad``, at the moment when a layer has computed its own."""
     engine, peak = build(f"params.depth={depth}"), 0
-    one = len(list(trunk(engine)._modules["0"].parameters()))  # type: ignore[union-attr]
+    one = len(list(trunk(engine)._modules["0"].parameters()))
     made: list[StorageWeakRef] = []
     plain = reversible.propagate
 
@@ -145,7 +145,12 @@ def test_a_layer_adds_one_number_per_position_and_stream(monkeypatch: pytest.Mon
     """What a pass retains beside the tensors that autograd saves."""
     passes: list[reversible.Pass] = []
     plain = reversible.Pass.saved
-    monkeypatch.setattr(reversible.Pass, "saved", lambda run, outputs: (passes.append(run), plain(run, outputs))[1])
+
+    def saved(run: reversible.Pass, outputs: list[Tensor]) -> list[Tensor]:
+        passes.append(run)
+        return plain(run, outputs)
+
+    monkeypatch.setattr(reversible.Pass, "saved", saved)
     loss = build("params.depth=6").loss(TOKENS)
     (run,) = passes
     held = [x for value in vars(run).values() for x in torch.utils._pytree.tree_leaves(value) if isinstance(x, Tensor)]
@@ -206,6 +211,12 @@ def test_one_compilation_for_each_branch(monkeypatch: pytest.MonkeyPatch, autoca
     assert len(compiled) == 2  # attention and feed-forward, each once for forward and backward of all layers
 
 
+def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat the CPU as a device whose numbers the host would wait for."""
+    for module in (reversible, range_guard):
+        monkeypatch.setattr(module, "reads", lambda device: False)
+
+
 class Reads(TorchDispatchMode):
     """Counts operations by which the host reads a number, and waits for a device."""
 
@@ -221,7 +232,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("arithmetic", ["float", "exact"])
 def test_the_host_reads_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch, arithmetic: str) -> None:
     engine = build(f"nodes.trunk.arithmetic={arithmetic}")
-    monkeypatch.setattr(DriftGuard, "reads", staticmethod(lambda device: False))  # as on a GPU
+    waiting(monkeypatch)
     inputs = {"tokens": TOKENS, "sigma": torch.rand(3)}
     counts = []
     for _ in range(4):
@@ -240,7 +251,7 @@ def test_the_host_reads_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch, arith
 
 def test_on_another_device_drift_is_seen_two_steps_later(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, plain = build(), LayerRun.invert
-    monkeypatch.setattr(DriftGuard, "reads", staticmethod(lambda device: False))
+    waiting(monkeypatch)
 
     def invert(run: LayerRun) -> None:
         plain(run)
