@@ -139,7 +139,7 @@ def waits(setting: Setting) -> Iterator[Counter[str]]:
 
 def syncs(setting: Setting) -> Found:
     """3. How often the host waits for the device in a training step, an evaluation of the bound, and per evaluation of samplers."""
-    for name in ("sedd-small", "mdlm-small", "sedd-reversible-small"):
+    for name in setting.pick(["sedd-small", "mdlm-small", "sedd-reversible-small"], ["sedd-small"]):
         engine, report = made(setting, name, depth=2, length=256)
         _, step = trainer(engine, report)
         for _ in range(3):
@@ -147,7 +147,8 @@ def syncs(setting: Setting) -> Found:
         with waits(setting) as found:
             step()
         yield f"training step, {name}", {"waits": sum(found.values()), "where": dict(found)}
-    for sampler, (name, declared) in SAMPLERS.items():
+    for sampler in setting.pick(list(SAMPLERS), ["analytic", "first_hitting"]):
+        name, declared = SAMPLERS[sampler]
         engine, report = made(setting, name, f"sample={declared}", depth=2, length=256)
         length = report.data.length
         engine.sample(2, length, seed=0)

@@ -21,6 +21,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.inputs.child import first_limited
 from sedd_graph.inputs.confine import confined
 
+from ._library import bytes_json, characters_json
 from ._trial import try_tokenizer
 from ._words import Words, splits_words
 
@@ -80,6 +81,9 @@ class Characters(Tokenizer):
     def to_json(self) -> str:
         return json.dumps({"kind": "characters", "size": self.size, "alphabet": self.alphabet}, ensure_ascii=True)
 
+    def library_json(self) -> str:
+        return characters_json(self.alphabet, self.size)
+
 
 class CharactersFactory(TokenizerFactory, kind="tokenizer"):
     """Character tokenizer for the ``size - 2`` most frequent characters of the training text.
@@ -129,6 +133,9 @@ class Bytes(Tokenizer):
 
     def to_json(self) -> str:
         return json.dumps({"kind": "bytes"})
+
+    def library_json(self) -> str:
+        return bytes_json(_byte_characters(), self.pad)
 
 
 class BytesFactory(TokenizerFactory, kind="tokenizer"):
@@ -217,6 +224,8 @@ class HuggingFace(Tokenizer):
     def to_json(self) -> str:
         text: str = self.inner.to_str()
         return text
+
+    library_json = to_json
 
 
 def _require_characters(text: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sedd_graph.component.exported import exported_as
 from sedd_graph.diffusion.numerics import full_precision
 
 from ._shared import full_linear, wide
@@ -66,6 +67,7 @@ def tf32_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return out if bias is None else out + bias.to(rows.dtype)
 
 
+@exported_as(full_linear)
 def head_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``x @ weight.T + bias``, float32: with products in TF32 on a GPU, in float32 elsewhere.
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sedd_graph.component.base import Component, ComponentConfig, Context
+from sedd_graph.component.exported import exported_as
 from sedd_graph.errors import MissingExtraError
 
 from .attention import attendable
@@ -28,6 +29,18 @@ def _library() -> Any:
         return importlib.import_module("transformers")
     except ImportError:
         raise MissingExtraError("transformers", extra="hub", purpose="transformers_backbone") from None
+
+
+def _plain_init(self: Any, config: ComponentConfig, context: Context) -> None:
+    """Construct the backbone in exported code, from the settings of the library model."""
+    from transformers import AutoConfig, AutoModel
+
+    nn.Module.__init__(self)
+    settings = AutoConfig.for_model(**self.settings)
+    self.inner = AutoModel.from_config(settings, attn_implementation="sdpa", dtype=torch.float32)
+    if getattr(self.inner, "pooler", None) is not None:
+        self.inner.pooler = None
+    self.inner.set_input_embeddings(nn.Identity())
 
 
 class TransformersBackbone(Component, kind="backbone"):
@@ -67,6 +80,7 @@ class TransformersBackbone(Component, kind="backbone"):
 
     config: Config
 
+    @exported_as(_plain_init)
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
         self.inner = self._made(_library())
@@ -82,6 +96,13 @@ class TransformersBackbone(Component, kind="backbone"):
         # modules of a decoder's attention have ``is_causal``; a mask of all pairs of positions overrides it
         self.causal = any(getattr(m, "is_causal", False) for m in self.inner.modules())
         self._check_architecture()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the library model that differ from its defaults, ``model_type`` included: plain data."""
+        found: dict[str, Any] = self.inner.config.to_diff_dict()
+        left = ("transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype")
+        return {**{k: v for k, v in found.items() if k not in left}, "model_type": self.inner.config.model_type}
 
     def train(self, mode: bool = True) -> "TransformersBackbone":
         """Set the training mode of this module, but keep the library model in evaluation mode, without dropout."""

@@ -30,6 +30,7 @@ from sedd_graph.cli import (
     infill,
     init,
     invert,
+    pull,
     restore,
     sample,
     schema,
@@ -62,6 +63,7 @@ VERBS = (
     schema,
     import_weights,
     export,
+    pull,
 )
 """Modules of the subcommands, in the order in which ``--help`` lists them."""
 

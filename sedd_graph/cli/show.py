@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the ``show`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.graph import draw
     from sedd_graph.runs.check import LOCK, check, lock_text
+    from sedd_graph.store.changes import read_changes
 
     path = Path(arguments.blueprint)
     path = path / LOCK if path.is_dir() else path
@@ -42,6 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         made = {"tree": draw.to_tree, "mermaid": draw.to_mermaid, "svg": draw.to_svg, "json": draw.to_json}
         say(made[arguments.format](report.graph).rstrip("\n"))
+    if arguments.format == "tree" and Path(arguments.blueprint).is_dir():
+        for change in read_changes(Path(arguments.blueprint)):
+            say(f"training was changed {change}")
     return 0
 
 

@@ -74,9 +74,19 @@ def run(arguments: argparse.Namespace) -> int:
             say=say,
         )
         say(f"run folder  {path}")
-    elif arguments.overrides:
-        raise UserError("the blueprint of a run folder is locked: give overrides to `sedd-graph build`")
-    result, _ = train_run(path, resume=resume, device=picked_device(arguments), say=say, corpus=moved_corpus(arguments))
+        arguments.overrides = []
+    elif arguments.overrides and resume is False:
+        raise UserError(
+            "the blueprint of a run folder is locked: give overrides to `sedd-graph build`, or extend a run with --resume"
+        )
+    result, _ = train_run(
+        path,
+        resume=resume,
+        device=picked_device(arguments),
+        say=say,
+        corpus=moved_corpus(arguments),
+        overrides=arguments.overrides,
+    )
     if int(os.environ.get("RANK", "0")) == 0:
         write_report(path)
         if result.reason in _SIGNALS:

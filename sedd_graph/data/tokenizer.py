@@ -69,6 +69,13 @@ class Tokenizer(ABC):
         JSON text. A JSON object without the key has the format of the ``tokenizers`` library.
         """
 
+    def library_json(self) -> str | None:
+        """Return the tokenizer in the format of the ``tokenizers`` library, for export; None if it has no such form.
+
+        Ids are the same. By default there is no such form.
+        """
+        return None
+
 
 class TokenizerFactory(Plain, ABC):
     """Base class of components that make a tokenizer: train one, read one from a file, or construct one."""

@@ -39,7 +39,7 @@ def allocated_peak(work: Callable[[], T], device: torch.device) -> tuple[int | N
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print two lines
     with profile(use_kineto=True, profile_memory=True) as found:
         result = work()
-    events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()

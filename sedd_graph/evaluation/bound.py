@@ -191,14 +191,14 @@ def to_batch(rows: Any, process: Process, device: torch.device) -> Any:
     """Convert rows of a data set to a batch of a process.
 
     Args:
-        rows: Dataclass of NumPy arrays [b, ...], in the order of the fields of ``process.batch_type``.
+        rows: Dataclass of NumPy arrays or tensors [b, ...], in the order of the fields of ``process.batch_type``.
         process: The process, which determines the class of the batch.
         device: Device that the arrays are copied to, without blocking.
 
     Returns:
         An instance of ``process.batch_type``.
     """
-    arrays = (torch.from_numpy(getattr(rows, f.name)) for f in dataclasses.fields(rows))
+    arrays = (torch.as_tensor(getattr(rows, f.name)) for f in dataclasses.fields(rows))
     return process.batch_type(*(array.to(device, non_blocking=True) for array in arrays))
 
 

@@ -10,6 +10,7 @@ from sedd_graph.component.base import Component, ComponentConfig, Context, solve
 from sedd_graph.component.check import Check
 from sedd_graph.component.contract import Algebra, Port, Rule, Signature, SizeField
 from sedd_graph.component.counter_rng import dropout
+from sedd_graph.component.exported import exported_as
 from sedd_graph.component.outputs import LOG_SCORE, LOG_X0, TOKEN_LOGITS, VECTOR_X0, Input, Output
 from sedd_graph.data.sources import Corpus, Document, PointSource
 from sedd_graph.data.tokenizer import Tokenizer, TokenizerFactory
@@ -111,6 +112,7 @@ __all__ = [
     "Walk",
     "categorical",
     "dropout",
+    "exported_as",
     "full_precision",
     "least_distance",
     "nearest",

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.report.curves import Line, Point, curve
 from sedd_graph.store.arrays import array_of, read_array
+from sedd_graph.store.changes import read_changes
 from sedd_graph.store.files import read_json
 
 __all__ = [
@@ -308,8 +309,16 @@ def _fact(name: str, value: object) -> str:
 
 
 def provenance(run: Path) -> list[tuple[str, str]]:
-    """Return the entries of ``run.json`` as pairs (name, text), except ``root``, the folder of the original build."""
-    return [(name, _fact(name, value)) for name, value in json_object(run / "run.json").items() if name != "root"]
+    """Return the entries of ``run.json`` as pairs (name, text), except ``root``, the folder of the original build.
+
+    The changes to training settings since then follow, one pair each.
+    """
+    facts = [(name, _fact(name, value)) for name, value in json_object(run / "run.json").items() if name != "root"]
+    try:
+        changes = read_changes(run)
+    except SeddGraphError:
+        changes = []
+    return [*facts, *(("changed", f"{change} ({change.at})") for change in changes)]
 
 
 def lock(run: Path) -> Lock | None:

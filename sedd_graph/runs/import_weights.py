@@ -1,8 +1,8 @@
-"""Import of released SEDD, MDLM and Diffusion-LM weights into a run folder.
+"""Import of released SEDD, MDLM, duo (UDLM) and Diffusion-LM weights into a run folder.
 
 The sizes of the network are read from the shapes of the tensors, and tensors are matched by name. SEDD and MDLM
 have the network of SEDD (github.com/louaaron/Score-Entropy-Discrete-Diffusion); MDLM (github.com/kuleshov-group/mdlm)
-stores it under the name ``backbone``. :mod:`sedd_graph.runs.import_diffusion_lm` converts Diffusion-LM's.
+and duo (github.com/s-sahoo/duo) store it under the name ``backbone``. :mod:`sedd_graph.runs.import_diffusion_lm` converts Diffusion-LM's.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from torch import Tensor
 
 from sedd_graph.blueprint.load import packaged_blueprints
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
-from sedd_graph.data.tokenizer import load_tokenizer
-from sedd_graph.engine.construct import build_shapes
-from sedd_graph.engine.process import Setup
-from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
-from sedd_graph.families.table import process_class
-from sedd_graph.runs.build import write_graph
-from sedd_graph.runs.check import check, digest, lock_text
+from sedd_graph.runs.check import check
 from sedd_graph.runs.import_diffusion_lm import convert
-from sedd_graph.runs.open import write_run_manifest
+from sedd_graph.runs.import_folder import write_imported
 from sedd_graph.runs.weight_files import read_tensors
-from sedd_graph.store.files import write_json, write_text
-from sedd_graph.store.run_folder import new_run, require_empty, write_folder
 
 __all__ = ["Imported", "import_run", "import_weights"]
 
-Kind = Literal["sedd", "mdlm", "diffusion-lm"]
+Kind = Literal["sedd", "mdlm", "duo", "diffusion-lm"]
+
+_DUO = (
+    "outputs={log_x0: head}",
+    "nodes.head={op: x0_head, in: {x: modulate, tokens: tokens}, out: float b l v, with: {mask: none}}",
+    "process={op: uniform, schedule: {op: loglinear, eps: 1e-3}}",
+    "objective={op: nelbo}",
+    "sample={op: ancestral, steps: 128}",
+)
+"""Changes to the blueprint of SEDD with uniform noise that make it that of UDLM: the network predicts clean tokens."""
 
 _PREFIXES = re.compile(r"^(weights\.|module\.|backbone\.|model\.|ema\.|state_dict\.)*")
 GPT2_TOKENS = 50_257
@@ -97,10 +98,10 @@ class _Released:
         self.left = {_PREFIXES.sub("", name): tensor for name, tensor in tensors.items()}
         of_bert = "word_embedding.weight" in self.left
         if of_bert != (kind == "diffusion-lm") and (of_bert or "vocab_embed.embedding" in self.left):
-            other = "diffusion-lm" if of_bert else "sedd or mdlm"
+            other = "diffusion-lm" if of_bert else "sedd, mdlm or duo"
             raise UserError(f"{path} holds weights of {other}, by their names: say `sedd-graph import {other}`")
         held_by_backbone = any("backbone." in name for name in tensors if name.endswith("vocab_embed.embedding"))
-        found: Kind = "mdlm" if held_by_backbone else "sedd"
+        found: Kind = "sedd" if not held_by_backbone else "duo" if kind == "duo" else "mdlm"
         if found != kind and "vocab_embed.embedding" in self.left:
             names = "begin with 'backbone.'" if held_by_backbone else "do not begin with 'backbone.'"
             raise UserError(
@@ -119,7 +120,7 @@ def import_weights(kind: Kind, path: Path, *, kernel: str | None = None, heads: 
     """Convert released weights to the parameter names of a blueprint that is shipped with the package.
 
     Args:
-        kind: Code that released the weights, ``"sedd"``, ``"mdlm"`` or ``"diffusion-lm"``.
+        kind: Code that released the weights, ``"sedd"``, ``"mdlm"``, ``"duo"`` or ``"diffusion-lm"``.
         path: A file of weights, or a folder as downloaded from a model hub.
         kernel: ``"absorb"`` or ``"uniform"``, for SEDD weights; None derives it from the tensor shapes, which is
             possible only with the vocabulary of GPT-2. Ignored for the others, which have one kernel each.
@@ -144,7 +145,9 @@ def import_weights(kind: Kind, path: Path, *, kernel: str | None = None, heads: 
     if left:
         raise UserError(f"{path} has tensors that the network does not have: {', '.join(left[:8])}")
     name = "mdlm-small" if kind == "mdlm" else "sedd-small" if kernel == "absorb" else "sedd-uniform-small"
+    changes = _DUO if kind == "duo" else ()
     overrides = (
+        *changes,
         f"params.dim={sizes.dim}",
         f"params.heads={sizes.heads}",
         f"params.depth={sizes.depth}",
@@ -175,8 +178,8 @@ def _sizes(released: _Released, table: Tensor) -> _Sizes:
 
 def _kernel(kind: Kind, kernel: str | None, states: int, path: Path) -> str:
     """Return the kernel: given, or known from the number of states (tokens, and the mask of the absorbing kernel)."""
-    if kind == "mdlm":
-        return "absorb"
+    if kind in ("mdlm", "duo"):
+        return "absorb" if kind == "mdlm" else "uniform"
     if kernel is None:
         known = {GPT2_TOKENS: "uniform", GPT2_TOKENS + 1: "absorb"}
         kernel = known.get(states)
@@ -215,7 +218,7 @@ def import_run(
     """Write a run folder with released weights and, if there is a ``tokenizer.json`` beside them, their tokenizer.
 
     Args:
-        kind: Code that released the weights, ``"sedd"``, ``"mdlm"`` or ``"diffusion-lm"``.
+        kind: Code that released the weights, ``"sedd"``, ``"mdlm"``, ``"duo"`` or ``"diffusion-lm"``.
         path: A file of weights, or a folder as downloaded from a model hub.
         out: The run folder, which must be empty or not exist; None creates a run folder in ``runs``.
         runs: Folder in which run folders are created.
@@ -232,27 +235,5 @@ def import_run(
     found = import_weights(kind, path, kernel=kernel, heads=heads)
     # the data and train sections of the blueprint are about training from scratch, with a tokenizer of its own
     report = check(found.blueprint, [*found.overrides, "data=null", "train=null"])
-    own = {name: list(p.shape) for name, p in build_shapes(report.graph, report.registry).state_dict().items()}
-    setup = Setup(registry=report.registry, graph=report.graph, device=torch.device("cpu"))
-    for part, module in process_class(report.plan.family)(report.plan, setup).learned().items():
-        own |= {f"{part}.{name}": list(p.shape) for name, p in module.state_dict().items()}
-    for name, value in found.weights.items():
-        if own.get(name) != list(value.shape):
-            raise UserError(f"{path}: {name} comes out as {list(value.shape)}, not {own.get(name)}")
-    say(str(report))
-    if out is not None:
-        require_empty(out)
     tokenizer = path / TOKENIZER if path.is_dir() else path.with_name(TOKENIZER)
-
-    def write(run: Path) -> None:
-        write_graph(run, report)
-        write_json(run / "run.json", {"imported": str(path.name), "kind": kind})
-        if tokenizer.is_file():
-            write_text(run / TOKENIZER, load_tokenizer(tokenizer).to_json())
-        save_tensors({k: v.contiguous() for k, v in found.weights.items()}, run / "model.safetensors")
-        write_run_manifest(run)
-
-    if out is None:
-        return new_run(runs, report.name, digest(lock_text(report)), write)
-    write_folder(out, write)
-    return out
+    return write_imported(report, found.weights, path=path, kind=kind, tokenizer=tokenizer, out=out, runs=runs, say=say)

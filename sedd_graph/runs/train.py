@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,12 +14,14 @@ from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.evaluation.bound import Result as Bounds
 from sedd_graph.evaluation.bound import numbers
 from sedd_graph.runs.evaluate import evaluate_opened
+from sedd_graph.runs.extend import extended
 from sedd_graph.runs.open import open_run
 from sedd_graph.runs.precision import choose_dtype
 from sedd_graph.store.activations import Activations, TapSpec
+from sedd_graph.store.changes import add_change
 from sedd_graph.store.files import alone
 from sedd_graph.store.manifest import read_manifest
-from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, require_start
+from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, require_start, step_of
 from sedd_graph.training.checkpoint_reader import stored
 from sedd_graph.training.distributed import World, is_broken
 from sedd_graph.training.loop import Result, train
@@ -30,7 +33,13 @@ __all__ = ["train_run"]
 
 
 def train_run(
-    path: Path, *, resume: bool | None, device: torch.device, say: Callable[[str], None], corpus: Path | None = None
+    path: Path,
+    *,
+    resume: bool | None,
+    device: torch.device,
+    say: Callable[[str], None],
+    corpus: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> tuple[Result, Bounds | None]:
     """Train the model of a run folder, then evaluate the model on held-out rows.
 
@@ -42,6 +51,8 @@ def train_run(
         device: Device of this process.
         say: Function that prints a line for the user.
         corpus: Folder to which file names of the data are relative, if it has moved since the run was built.
+        overrides: Changes to the ``train`` section with which a run is resumed, such as ``train.steps=3000``
+            (:func:`sedd_graph.runs.extend.extended`). They are recorded in ``changes.json``.
 
     Returns:
         The result of training, and the held-out bound, which is None if a signal stopped training.
@@ -51,10 +62,16 @@ def train_run(
             ``resume``), its data have changed, or its blueprint has no data or process.
         DivergedError: The loss, the gradient or the weights became NaN or infinite.
     """
+    if device.type == "cuda" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        # read at the first allocation; blocks of changing sizes then do not fragment memory
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     with contextlib.ExitStack() as stack:
         world = World.from_environment(device)
         stack.callback(world.close)
-        run = open_run(path, device=device, compile="off", weights="fresh", root=corpus)
+        newest = latest_checkpoint(path / "checkpoints")
+        step = 0 if newest is None else step_of(newest)
+        changes, new = extended(path, overrides, step=step)
+        run = open_run(path, overrides=changes, device=device, compile="off", weights="fresh", root=corpus)
         if not (path / "run.json").is_file():
             raise UserError(
                 f"{path} is not a whole run folder: there is no run.json in it, so the data that it was built with are "
@@ -64,7 +81,7 @@ def train_run(
             run.plan.objective_op
         )  # raises for a graph without a process, before anything is written or a tracker starts
         if resume is None:
-            resume = bool(world.first(latest_checkpoint(path / "checkpoints") is not None))
+            resume = bool(world.first(newest is not None))
         require_start(path, resume=resume)
         config = run.report.train
         run.engine.compile(compile_mode(run.engine, config))
@@ -76,6 +93,8 @@ def train_run(
         trackers = None
         if world.rank == 0:
             stack.enter_context(alone(path, "training"))
+            if new:
+                say(f"changed     {add_change(path, step, list(overrides))}")
             trackers = Trackers(path, run.report.name, config.trackers)
             stack.callback(trackers.close)
         taps = [

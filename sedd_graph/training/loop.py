@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -15,7 +16,7 @@ from sedd_graph.component.progress import progress
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
 from sedd_graph.engine.engine import Engine
-from sedd_graph.errors import DivergedError
+from sedd_graph.errors import DivergedError, SeddGraphError
 from sedd_graph.evaluation.bound import evaluate
 from sedd_graph.store.activations import Activations
 from sedd_graph.training.checkpoint import require_start, sweep_checkpoints
@@ -309,10 +310,16 @@ def train(
     trainer.activations = activations(trainer.step) if world.rank == 0 else None
     try:
         result = _Loop(trainer, trackers, decode, measure).run()
-    except DivergedError:
+    except DivergedError:  # of all processes
         trainer.writer.finish()
         raise
+    except SeddGraphError:
+        if world.size == 1:  # others could be waited for in vain
+            with contextlib.suppress(SeddGraphError):
+                trainer.writer.finish()
+        raise
     finally:
+        trainer.rows.close()
         if trainer.activations is not None:
             trainer.activations.close()
     trainer.open()

@@ -48,6 +48,7 @@ from sedd_graph.training.distributed import World, local
 from sedd_graph.training.optim import Average, learning_rate, make_optimizers
 from sedd_graph.training.optimizer_state import create_state, named_state, renamed, set_state
 from sedd_graph.training.parallel import place
+from sedd_graph.training.prefetch import Prefetcher
 from sedd_graph.training.window import RunningLoss
 
 __all__ = ["Say", "Trainer"]
@@ -93,6 +94,7 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, config)
         self.average = Average(self.model, config.ema) if config.ema else None
         self.dtype = pick_dtype(config.dtype, engine.device)
+        self.rows = Prefetcher(self._rows, pinned=engine.device.type == "cuda")
         self.step, self.seconds = 0, 0.0
         self.saved: int | None = None
         """Step of the newest checkpoint that this run has written or has been restored from."""
@@ -110,15 +112,26 @@ class Trainer:
 
         A batch has ``train.batch / (train.accumulate * processes)`` rows.
         """
-        config, world, share = self.config, self.world, self.micro_batch
+        config = self.config
         for part in range(config.accumulate):
-            start = (part * world.size + world.rank) * share
-            rows = self.data.batch(self.step * config.batch, config.batch, start=start, stop=start + share)
+            last = part == config.accumulate - 1
+            following = (self.step + 1, 0) if last else (self.step, part + 1)
+            rows = self.rows.take((self.step, part), following if following[0] < config.steps else None)
             generator = torch.Generator(self.engine.device).manual_seed(mix_seed(config.seed, 1, self.step))
+            start, _ = self._share(part)
             yield (
                 to_batch(rows, self.engine.process, self.engine.device),
                 Randomness(generator, start=start, total=config.batch),
             )
+
+    def _share(self, part: int) -> tuple[int, int]:
+        """Return the places in the global batch of the first row of this process's micro-batch, and behind its last."""
+        start = (part * self.world.size + self.world.rank) * self.micro_batch
+        return start, start + self.micro_batch
+
+    def _rows(self, step: int, part: int) -> Any:
+        start, stop = self._share(part)
+        return self.data.batch(step * self.config.batch, self.config.batch, start=start, stop=stop)
 
     def train_step(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Accumulate the gradients of one optimizer step, without updating the weights.

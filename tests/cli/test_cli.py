@@ -65,6 +65,7 @@ def test_the_whole_road(small: Callable[..., Path], tmp_path: Path, capsys: pyte
         "revision": facts["revision"],
         "blueprint": facts["blueprint"],
         "device": "cpu",
+        "dtype": "float32",
         "mask": 128,
         "pad": 127,
         "end": None,

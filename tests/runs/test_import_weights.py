@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import sedd_graph
 from sedd_graph.cli import main as cli
 from sedd_graph.errors import UserError
 from sedd_graph.runs.import_weights import import_weights
@@ -93,3 +94,19 @@ def test_the_output_folder_may_be_the_working_directory(tmp_path: Path, monkeypa
     assert cli.run(["import", "mdlm", str(tmp_path / "w.safetensors"), "-o", "."]) == 0
     assert (Path.cwd() / "manifest.json").is_file()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "w.safetensors"]
+
+
+def test_duo_predicts_clean_tokens_under_uniform_noise(tmp_path: Path) -> None:
+    """The network is that of SEDD: differences of log-probabilities are those of the public code's log-scores."""
+    reference = load_file(PARITY / "sedd_uniform.safetensors")
+    save_file({f"backbone.{k}": v for k, v in weights("sedd_uniform").items()}, tmp_path / "model.safetensors")
+    assert cli.run(["import", "duo", str(tmp_path), "-o", str(tmp_path / "run")]) == 0
+    engine = sedd_graph.build(tmp_path / "run", device="cpu", compile="off")
+    engine.model.eval()
+    with torch.no_grad():
+        found = engine.model(tokens=reference["xt"], sigma=reference["sigma"])["log_x0"]
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(found.shape[:2]))
+    expected = reference["log_score"]
+    other = torch.nn.functional.one_hot(reference["xt"], found.shape[-1]) == 0
+    gap = (found - expected).masked_select(other).view(*found.shape[:2], -1)
+    assert float((gap - gap[..., :1]).abs().max()) < 1e-4

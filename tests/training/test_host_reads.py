@@ -20,7 +20,6 @@ SENT = {
     "mdlm-tiny": 1,
     "sedd-uniform-tiny": 1,
     "bd3lm-tiny": 1,
-    "mixture-tiny": 1,
     "genmd4-tiny": 0,
     "diffusion-lm-tiny": 0,
     "langflow-tiny": 0,
