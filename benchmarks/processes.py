@@ -59,8 +59,18 @@ PROCESSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "unigram": ("unigram-tiny", ()),
     "ordinal": ("ordinal-tiny", ()),
     "neighbours": ("neighbours-tiny", ()),
-    "steps, d3pm's Gaussian": ("d3pm-gaussian-tiny", ()),
-    "absorb, masked_count, tokens as codewords": ("bijective-text-tiny", ()),
+    "steps, d3pm's Gaussian": (
+        "d3pm-gaussian-tiny",
+        ("process.steps=256", "objective.steps=256", "process.beta_last=0.08"),
+    ),
+    "absorb, masked_count, tokens as codewords": (
+        "bijective-text-tiny",
+        (
+            "blocks.text.nodes.code.op=digit_code",
+            "blocks.text.nodes.code.with.base=5",
+            "blocks.text.nodes.code.with.digits=4",
+        ),
+    ),
     "vectors, Diffusion-LM": ("diffusion-lm-tiny", (*VECTORS, "params.positions=128")),
     "vectors, LangFlow": ("langflow-tiny", VECTORS),
     "delete, dise": ("did-tiny", ()),

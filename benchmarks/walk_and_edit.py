@@ -62,7 +62,8 @@ RANDOM_TIMES = ("first_hitting", "entropy_bound", "uniformization")
 def opened(name: str, sampler: str | None, folder: Path) -> Run:
     """A run folder of a shipped blueprint with a tiny, untrained network."""
     steps = "" if sampler in RANDOM_TIMES else f", steps: {STEPS}"
-    own = [f"sample.steps={STEPS}"] if sampler is None else [f"sample={{op: {sampler}{steps}}}"]
+    random_times = name == "bd3lm-tiny"  # its sampler has no number of steps
+    own = [] if random_times else [f"sample.steps={STEPS}"] if sampler is None else [f"sample={{op: {sampler}{steps}}}"]
     cond = [] if name == "diffusion-lm-tiny" else ["params.cond=16"]
     report = check(name, [*TINY, *cond, *own])
     if not isinstance(report.data, DataConfig):

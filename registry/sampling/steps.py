@@ -58,7 +58,8 @@ def analytic(walk: Walk, t: Tensor, s: Tensor | None) -> None:
         score = walk.score_of(found, x, now, precise=precise)
         # the steps of other kernels amplify no errors
         unit = torch.finfo(found["log_score"].dtype).eps if precise and "log_score" in found else 0.0
-        return tweedie(walk.kernel, score, x, now, after, unit=unit, report=walk.report_rounding)
+        length = None if place.shape[1] == walk.x.shape[1] else walk.x.shape[1]
+        return tweedie(walk.kernel, score, x, now, after, unit=unit, length=length, report=walk.report_rounding)
 
     walk.advance(walk.outputs(t), law, final=s is None)
 

@@ -58,6 +58,7 @@ def tweedie(
     sigma_next: Tensor,
     *,
     unit: float = 0.0,
+    length: int | None = None,
     report: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Return the next-state probabilities :meth:`Kernel.analytic`, and verify that rounding errors in them are small.
@@ -80,6 +81,8 @@ def tweedie(
         sigma: Total noise, [b].
         sigma_next: Total noise after the step, [b].
         unit: Relative rounding error of the log-scores that ``score`` is the exponential of; 0: they are not rounded.
+        length: Number of positions of a row, where ``x`` has groups of its positions: the effect of rounded log-scores is
+            estimated at as large a share of them. None: ``x`` has whole rows.
         report: Called with the largest error and the longest step, tensors [] on the device; None: they are verified here,
             which waits for the device.
 
@@ -92,16 +95,18 @@ def tweedie(
     """
     before, after = sigma.to(score.dtype), sigma_next.to(score.dtype)
     found = kernel.analytic(score, x, before, after)
-    finite = score.isfinite().all(-1)  # outputs that are not finite are the network's error
+    finite = score.sum(-1).isfinite()  # outputs that are not finite are the network's error
     apart = torch.where(finite, (found.sum(-1) - 1).abs().nan_to_num(nan=torch.inf), 0.0)
     if unit and apart.numel():
-        few, at = score[:, :SOUNDED], x[:, :SOUNDED]
+        some = len(x) if length is None else -(-len(x) * SOUNDED // max(length, SOUNDED))
+        few, at = score[:some, :SOUNDED], x[:some, :SOUNDED]
+        before, after, few_found, finite = before[:some], after[:some], found[:some, :SOUNDED], finite[:some]
         signs = 1.0 - 2.0 * (torch.arange(few.shape[-1], device=few.device) % 2)
         rounded = few + signs * unit * torch.xlogy(few, few).abs()
         changed = kernel.analytic(rounded, at, before, after)
-        moved = (_clamped(changed) - _clamped(found[:, :SOUNDED])).abs().amax(-1)
+        moved = (_clamped(changed) - _clamped(few_found)).abs().amax(-1)
         moved = torch.where(finite[:, :SOUNDED], moved.nan_to_num(nan=torch.inf), 0.0)
-        apart = torch.cat([apart, moved], dim=-1)
+        apart = torch.cat([apart.flatten(), moved.flatten()])
     if not apart.numel():
         return found
     gap, longest = apart.max(), (sigma - sigma_next).max()

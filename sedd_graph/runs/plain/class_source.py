@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ class ClassSource:
         cls: The class.
         names: Collects what the code reads at the top of its file.
         what: Description of the class, for messages.
-        constants: Values of attribute paths that are known, such as ``("self", "weights")``.
+        constants: Values that are known of attribute paths, such as ``("self", "weights")``, and of calls, by their text.
         methods: Functions whose source replaces that of methods, by name.
         renamed: Attributes of the class that replace attribute paths, by path.
 
@@ -80,7 +82,7 @@ class ClassSource:
                 return False
             if name in owner.__dict__:
                 found = owner.__dict__[name]
-                return callable(found) or isinstance(found, property | staticmethod | classmethod)
+                return callable(found) or isinstance(found, property | staticmethod | classmethod | cached_property)
         return False
 
     def _found(self, name: str) -> tuple[type, Callable[..., Any]]:
@@ -91,6 +93,7 @@ class ClassSource:
             if name in owner.__dict__ and owner not in self.bases:
                 found: Any = owner.__dict__[name]
                 found = found.fget if isinstance(found, property) else found
+                found = found.func if isinstance(found, cached_property) else found
                 found = found.__func__ if isinstance(found, staticmethod | classmethod) else found
                 return owner, inspect.unwrap(replacement_of(found))
         base, _, own = name.lstrip("_").partition("__")
@@ -132,8 +135,8 @@ class ClassSource:
     # -- what is known (the interface of Specialiser) -----------------------------------------------------------------
 
     def constant(self, node: ast.expr) -> Any:
-        """Return the value of an attribute path, or UNKNOWN."""
-        return self.constants.get(dotted(node), UNKNOWN)
+        """Return the value of an attribute path or of a call, or UNKNOWN."""
+        return self.constants.get((ast.unparse(node),) if isinstance(node, ast.Call) else dotted(node), UNKNOWN)
 
     def written(self, node: ast.expr, value: Any) -> ast.expr | None:
         """Return the expression by which a known number or container is written; None to leave it as it is."""
@@ -192,15 +195,45 @@ def other_classes(names: Names, reads: Iterable[str] = (), *, done: Collection[s
     while left := [n for n in names.classes if n not in made and n not in done]:
         for name in left:
             cls = names.classes[name]
-            source, base = ClassSource(cls, names, what=name), ""
-            wanted = {*reads, *names.read_by_functions(), "__init__"}
+            made[name] = ""
+            wanted = {*reads, *names.read_by_functions(), *(v for text in made.values() for v in _read(text))}
             if issubclass(cls, torch.autograd.Function):
                 wanted = {k for k, v in cls.__dict__.items() if isinstance(v, staticmethod)}
-                base = "torch.autograd.Function"
-                names.imports.add("import torch")
-            source.add(*sorted(n for n in wanted if source.has_method(n)))
-            made[name] = source.class_source(name, base)
+            made[name] = _whole(cls, names, wanted)
     return made
+
+
+def _read(text: str) -> set[str]:
+    return {n.attr for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute)}
+
+
+def _whole(cls: type, names: Names, wanted: Collection[str]) -> str:
+    """Return the source of a class with its fields, decorators and bases, and those of its methods that are wanted."""
+    source = ClassSource(cls, names, what=cls.__name__)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    if not isinstance(tree, ast.ClassDef):
+        raise NotExportable(f"{cls.__name__} cannot be exported: it is not defined by 'class'")
+    home = sys.modules[cls.__module__].__dict__
+    body: list[ast.stmt] = []
+    for statement in tree.body:
+        match statement:
+            case ast.FunctionDef(name=name):
+                if name in wanted or name.startswith("__"):
+                    source.add(name)
+                    body.append(source.methods[name])
+                continue
+            case ast.Expr(value=ast.Constant(value=str() as text)):
+                statement = ast.Expr(ast.Constant(plain_text(text)))
+            case ast.AnnAssign():
+                statement.annotation = ast.Name("object", ast.Load())
+                names.resolve(statement, home, source, cls.__name__)
+            case _:
+                names.resolve(statement, home, source, cls.__name__)
+        body.append(statement)
+    tree.body = []
+    names.resolve(tree, home, source, cls.__name__)
+    tree.body = body
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 class _Paths(ast.NodeTransformer):

@@ -90,7 +90,7 @@ def _without(text: str, dropped: Collection[str]) -> str:
 
 def _is_kind(decorator: ast.expr) -> bool:
     names = {n.id for n in ast.walk(decorator) if isinstance(n, ast.Name)}
-    return names <= {"staticmethod", "property", "torch"}
+    return names <= {"staticmethod", "classmethod", "property", "cached_property", "torch"}
 
 
 def _shape(annotation: ast.expr | None) -> str:
@@ -191,11 +191,15 @@ class Names:
         if isinstance(found, int | float | str | bool | tuple | frozenset | None):
             self.constants[name] = f"{name} = {ast.unparse(literal(found))}"
             return name
+        if isinstance(found, dict) and all(isinstance(v, types.FunctionType) for v in found.values()):
+            made = {key: self._function(v.__name__, replacement_of(v), scope, what) for key, v in found.items()}
+            self.functions[name] = f"{name} = {{{', '.join(f'{key!r}: {text}' for key, text in made.items())}}}"
+            return name
         module = str(getattr(found, "__module__", None) or type(found).__module__)
         ours = module.partition(".")[0] in self.packages
         if isinstance(found, types.FunctionType) and (ours or replacement_of(found) is not found):
             return self._function(name, replacement_of(found), scope, what)
-        if ours and isinstance(found, type) and found.__bases__ in ((object,), (torch.autograd.Function,)):
+        if ours and isinstance(found, type) and found.__bases__ in ((object,), (tuple,), (torch.autograd.Function,)):
             self.classes[name] = found
             return name
         raise NotExportable(

@@ -18,6 +18,7 @@ from sedd_graph.component.base import Component
 from sedd_graph.diffusion.draws import Draws
 from sedd_graph.diffusion.output_check import OutputCheck
 from sedd_graph.diffusion.tokens.kernel import Kernel
+from sedd_graph.diffusion.tokens.readings import Readings
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import Walk
 from sedd_graph.runs.plain.class_source import ClassSource, other_classes
@@ -38,12 +39,15 @@ class _Walk:
         self.draws = Draws(generator)
         self.generator, self.timeless = generator, timeless
         self.temperature, self.top_p = temperature, top_p
-        self.evaluations = self.clamped = 0
+        self.evaluations = self._steps = 0
         self._check = OutputCheck(x.device)
-        self._denoise, self._allowed, self._on_step = denoise, allowed, None
-        self._cached = {}
+        self._readings = Readings(free, kernel.states, tabular=kernel.tabular)
+        self._gap = torch.zeros(2, dtype=torch.float64, device=x.device)
+        self._clamped = torch.zeros((), dtype=torch.int64, device=x.device)
         self._cached_x = torch.full_like(x, -1)
-        self._steps = 0
+        self._denoise, self._allowed, self.told = denoise, allowed, []
+        self._on_step = self._grid = self._long = self._cached = self._waiting = self._stale = None
+        self._most = self._groups = self._drawn = None
         self.end_step()  # type: ignore[attr-defined]  # of Walk, of whose export this is the constructor
 
 
@@ -142,7 +146,12 @@ def _walk(names: Names) -> ClassSource:
         Walk,
         names,
         what="the walk of samplers",
-        constants={("self", "_matching"): None, ("self", "weights"): None},
+        constants={
+            ("self", "_matching"): None,
+            ("self", "weights"): None,
+            ("isinstance(self._denoise, StagedDenoise)",): False,
+            ("isinstance(denoise, StagedDenoise)",): False,
+        },
         methods={"__init__": _Walk.init},
         renamed={("self", "_config", "temperature"): "temperature", ("self", "_config", "top_p"): "top_p"},
     )

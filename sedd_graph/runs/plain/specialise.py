@@ -328,7 +328,7 @@ class Specialiser(ast.NodeTransformer):
         node.value = self.visit(node.value)
         node.targets = [self.visit(t) for t in node.targets]
         self._forget([node])
-        if name is not None and value is not UNKNOWN:
+        if name is not None and value is not UNKNOWN and not isinstance(value, list | dict):  # which may be changed
             self.known[name] = value
         if name is not None and isinstance(node.value, ast.Name) and node.value.id == name:
             return []
