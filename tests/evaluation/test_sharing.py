@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,9 @@ from sedd_graph.evaluation import bound as bounds
 from sedd_graph.evaluation.bound import Evaluation, Result, evaluate, numbers
 from sedd_graph.evaluation.sharing import ALONE, shares
 from sedd_graph.runs.check import check
+from sedd_graph.runs.evaluate import compile_evaluation
 from sedd_graph.runs.open import read_data
+from sedd_graph.training.config import TrainConfig
 from tests.conftest import SMALL
 from tests.engine.test_tail import Reads, network
 from tests.runs.forked import Forked
@@ -300,3 +303,18 @@ def test_two_processes_share_an_evaluation(tmp_path: Path) -> None:
     assert final[1]["nats_per_token"] == pytest.approx(final[0]["nats_per_token"], rel=1e-5)
     assert final[1]["protocol"]["rows_at_a_time"] == 4
     assert final[0]["protocol"]["rows_at_a_time"] == 8
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "draws", "expected"),
+    [("auto", "cpu", 100, []), ("auto", "cuda", 1, []), ("auto", "cuda", 100, ["block"]), ("block", "cpu", 1, ["block"]), ("off", "cuda", 100, [])],
+)  # fmt: skip
+def test_an_evaluation_is_compiled_where_that_repays(mode: Any, kind: str, draws: int, expected: list[str]) -> None:
+    chosen: list[str] = []
+    engine = SimpleNamespace(
+        device=torch.device(kind), compile=lambda how, *, everywhere: chosen.append(how if everywhere else "?")
+    )
+    run: Any = SimpleNamespace(engine=engine, report=SimpleNamespace(train=TrainConfig(batch=32, accumulate=4)))
+    data: Any = SimpleNamespace(held_out_batches=lambda rows, *, batches: [range(rows)] * 3)
+    compile_evaluation(run, mode, data, batches=None, draws=draws)  # 12 evaluations of 8 rows for each draw
+    assert chosen == expected
