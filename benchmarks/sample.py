@@ -26,6 +26,7 @@ from handwritten import EPS, Sedd
 from interleaved import quartiles
 from torch import Tensor
 
+from sedd_graph.diffusion.tokens.groups import Groups
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import describe_hardware, pick_device
 from sedd_graph.runs.check import check
@@ -86,10 +87,11 @@ def head_alone(device: torch.device, rounds: int) -> dict[str, list[float]]:
     x = torch.full((ROWS, LENGTH), 50_257, device=device)
     sigma = torch.ones(ROWS, device=device)
     inputs = {"tokens": x, "sigma": sigma, "t": sigma, "attend": torch.ones_like(x, dtype=torch.bool)}
-    at = torch.randint(0, LENGTH, (ROWS, 1), device=device)
+    at, row = torch.randint(0, LENGTH, (ROWS, 1), device=device), torch.arange(ROWS, device=device)
+    groups = Groups(row, row, at, torch.ones_like(at, dtype=torch.bool))
     ways: dict[str, Callable[[], Tensor]] = {
         "everywhere": lambda: engine.network.run(inputs)["log_x0"].exp().sum(),
-        "where it is needed": lambda: engine.network.run(inputs, at=at)["log_x0"].exp().sum(),
+        "where it is needed": lambda: engine.network.begin(inputs).at(groups)["log_x0"].exp().sum(),
     }
     found: dict[str, list[float]] = {way: [] for way in ways}
     engine.model.eval()

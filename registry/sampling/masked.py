@@ -275,9 +275,13 @@ class EntropyBound(Sampler, kind="sampler"):
         while True:
             masked = walk.masked
             t = walk.time(-torch.log1p(-(masked.double().mean(1).clamp(1e-9, 1 - 1e-9))))
-            clean = walk.clean_at(walk.outputs_where_drawn(t, masked.any(1)))
+            single = walk.clean_at(walk.outputs_where_drawn(t, masked.any(1)))
+
+            def clean(where: Where, single: NewStates = single) -> Tensor:
+                return single(where).double()
+
             entropy = torch.zeros(walk.x.shape, dtype=torch.float64, device=walk.x.device)
-            drawn = _draw_measured(walk, masked, lambda where, law=clean: law(where).double(), _entropy, entropy)
+            drawn = _draw_measured(walk, masked, clean, _entropy, entropy)
             if drawn is walk.x:
                 break
             ordered = entropy.masked_fill(~masked, torch.inf).sort(-1).values

@@ -99,7 +99,8 @@ def hot(temperature: float, when: Callable[[Tensor], Tensor] = lambda t: t >= 0)
                 move, changed(weights) if isinstance(weights, Tensor) else lambda m: changed(weights(m)), must=must
             )
 
-        walk.outputs, walk.draw = noted, colder
+        seam: Any = walk
+        seam.outputs, seam.draw = noted, colder
         plain()
 
     return by_walk(start)
@@ -116,7 +117,8 @@ def weights_of(change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
                 move, change(weights) if isinstance(weights, Tensor) else lambda m: change(weights(m)), must=must
             )
 
-        walk.draw = changed
+        seam: Any = walk
+        seam.draw = changed
         plain()
 
     return by_walk(start)
@@ -131,7 +133,8 @@ def moves_of(change: Callable[[Tensor, Walk], Tensor]) -> dict[str, Any]:
         def changed(move: Tensor, weights: Any, *, must: bool = False) -> Tensor:
             return draw(change(move, walk), weights, must=must)
 
-        walk.draw = changed
+        seam: Any = walk
+        seam.draw = changed
         plain()
 
     return by_walk(start)

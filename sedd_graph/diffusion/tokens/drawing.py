@@ -293,5 +293,5 @@ class Drawing(Predictions):
 
 def _first(where: Tensor, rows: Rows, width: int) -> Tensor:
     """Return the positions ``where``, bool [b, l], of some rows in order, and others behind them: int64 [r, width]."""
-    index = torch.nonzero_static(rows.mask, size=rows.count)[:, 0]
+    index = torch.nonzero_static(rows.mask, size=rows.number)[:, 0]
     return where[index].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]

@@ -116,8 +116,8 @@ def unprompted(denoise: Denoise, free: Tensor, kernel: Kernel, guidance: float) 
         count, width = len(x), len(both.values)
 
         def finish(values: Sequence[Tensor], groups: Groups) -> Mapping[str, Tensor]:
-            halves = (both.finish(part, groups) for part in (values[:width], values[width:-1]))
-            return _guided(*halves, values[-1][groups.row[:, None], groups.place], kernel, guidance)
+            given, alone = (both.finish(part, groups) for part in (values[:width], values[width:-1]))
+            return _guided(given, alone, values[-1][groups.row[:, None], groups.place], kernel, guidance)
 
         ours = (v[:count] if by_row else v for v, by_row in zip(both.values, both.by_row, strict=True))
         others = (v[count:] if by_row else v for v, by_row in zip(both.values, both.by_row, strict=True))

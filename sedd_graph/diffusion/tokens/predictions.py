@@ -163,7 +163,7 @@ class Predictions:
 
     def _evaluated(self, x: Tensor, t: Tensor, rows: Rows | None, at: Tensor | None) -> Stage:
         """Evaluate the first stage of the network for some rows; ``at``, [r, k], serves networks without stages."""
-        count = len(x) if rows is None else rows.count
+        count = len(x) if rows is None else rows.number
         self.evaluations += count
         if rows is None or count == len(x):
             stage = begin(self._denoise, x, t, torch.arange(len(x), device=x.device), at)

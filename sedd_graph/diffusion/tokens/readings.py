@@ -98,8 +98,8 @@ class Readings:
             if not self.apart:
                 kept.append(weights)
             dense = dense or [where.new_zeros(where.shape, dtype=v.dtype) for v in numbers]
-            for table, value in zip(dense, numbers, strict=True):
-                table[part.row[:, None], part.place] = value
+            for found, value in zip(dense, numbers, strict=True):
+                found[part.row[:, None], part.place] = value
             del weights
         table = torch.cat(kept) if kept else None
 

@@ -27,11 +27,11 @@ class Rows(NamedTuple):
 
     Attributes:
         mask: The rows, bool [b].
-        count: Their number.
+        number: Their number.
     """
 
     mask: Tensor
-    count: int
+    number: int
 
 
 def whole_rows(valid: Tensor) -> Groups:

@@ -55,12 +55,12 @@ class _Visited(NamedTuple):
 
     Attributes:
         before: The step that each one leads down to, int64 [T + 1]; -1 for those that are not taken.
-        index: Index of its matrix among ``products``, int64 [T + 1].
+        number: Index of its matrix among ``products``, int64 [T + 1].
         products: NaN, and the matrices, float64 [k + 1, n, n]; None if no step of the kernel is skipped.
     """
 
     before: Tensor
-    index: Tensor
+    number: Tensor
     products: Tensor | None
 
 
@@ -136,7 +136,7 @@ class StepKernel(Kernel):
             visited = self._visited
             if visited.products is None:
                 return self.tables, torch.where(missing, len(self.tables) - 1, known)
-            return visited.products, torch.where(visited.before[now] == before, visited.index[now], 0)
+            return visited.products, torch.where(visited.before[now] == before, visited.number[now], 0)
         if not bool(missing.any()):
             return self.tables, known
         pairs, at = torch.stack([now, before], 1).unique(dim=0, return_inverse=True)
