@@ -191,7 +191,7 @@ def probe(first: Path, other: Path, processes: int) -> bool:
 
 def kill_workers(folder: Path, count: int) -> bool:
     """Kill workers of torchrun at random moments; every run must end with the losses of an unbroken one."""
-    settings = ("train.steps=400", "train.checkpoint={every: 20}", LR, "train.parallel.shard=null")
+    settings = ("train.steps=200", "train.checkpoint={every: 10}", LR, "train.parallel.shard=null")
     whole, fresh = build(folder / "whole", "small", *settings), folder / "fresh"
     shutil.copytree(whole, fresh)
     began = time.monotonic()
