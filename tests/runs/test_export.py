@@ -18,10 +18,11 @@ from sedd_graph.cli import main as cli
 from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.contract import SizeField
 from sedd_graph.component.exported import exported_as
+from sedd_graph.component.registry import installed
 from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.runs.export import export_run
 from sedd_graph.runs.open import Run, open_run
-from sedd_graph.runs.plain.agreement import largest_difference
+from sedd_graph.runs.plain.agreement import _opened, _package, largest_difference
 from sedd_graph.runs.plain.component_source import ComponentSource
 from sedd_graph.runs.plain.folder import export_transformers, write_shards
 from sedd_graph.runs.plain.names import Names, NotExportable
@@ -88,6 +89,29 @@ def test_an_export_is_read_back(exported: Path, run: Run, tmp_path: Path) -> Non
     assert back.tokenizer is not None
     assert run.tokenizer is not None
     assert back.tokenizer.to_json() == run.tokenizer.to_json()
+
+
+def test_every_sampler_draws_the_tokens_of_the_run(exported: Path, run: Run) -> None:
+    from transformers import GenerationConfig
+
+    process: Any = run.engine.process
+    text, own, found = (exported / "generation_mdlm_tiny.py").read_text(), process.parts, {}
+    with _package(exported):
+        model = _opened(exported)
+        model.generation_config = GenerationConfig.from_pretrained(exported)
+        for contract in installed().contracts():
+            if contract.kind != "sampler" or f"    '{contract.name}': lambda" not in text:
+                continue
+            cls: Any = installed().component(contract.op)
+            sampler = cls(cls.Config(), Context({"n": process.kernel.states}))
+            process.parts = own._replace(sampler=sampler)
+            steps = None if sampler.steps is None else 3
+            rows = run.engine.sample(2, 4, seed=5, steps=steps)
+            process.parts = own
+            made = model.generate(length=4, batch_size=2, seed=5, sampler=contract.name, steps=steps)
+            found[contract.name] = torch.equal(made, rows)
+    assert len(found) == 11
+    assert all(found.values()), found
 
 
 def test_code_that_computes_something_else_is_not_accepted(exported: Path, run: Run, tmp_path: Path) -> None:

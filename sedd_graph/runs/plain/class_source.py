@@ -218,9 +218,12 @@ def _whole(cls: type, names: Names, wanted: Collection[str]) -> str:
     for statement in tree.body:
         match statement:
             case ast.FunctionDef(name=name):
-                if name in wanted or name.startswith("__"):
+                try:  # all methods: what reads them may be exported later
                     source.add(name)
                     body.append(source.methods[name])
+                except NotExportable:
+                    if name in wanted or name.startswith("__"):
+                        raise
                 continue
             case ast.Expr(value=ast.Constant(value=str() as text)):
                 statement = ast.Expr(ast.Constant(plain_text(text)))

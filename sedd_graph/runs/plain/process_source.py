@@ -93,7 +93,7 @@ class ProcessSource:
         self.names = names
         walk = _walk(names)
         wanted |= names.read_by_functions()
-        walk.add("__init__", *sorted(n for n in wanted if walk.has_method(n)))
+        walk.add("__init__", "check_outputs", *sorted(n for n in wanted if walk.has_method(n)))
         wanted |= walk.read
         draws = ClassSource(Draws, names, what="random numbers of samplers")
         draws.add("__init__", *sorted(n for n in wanted if draws.has_method(n)))
@@ -149,6 +149,7 @@ def _walk(names: Names) -> ClassSource:
         constants={
             ("self", "_matching"): None,
             ("self", "weights"): None,
+            ("self", "draws", "in_turn"): Draws.in_turn,
             ("isinstance(self._denoise, StagedDenoise)",): False,
             ("isinstance(denoise, StagedDenoise)",): False,
         },
