@@ -144,7 +144,7 @@ def test_nothing_is_passed_over(
 def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds weights of diffusion-lm"):
         import_weights("sedd", FILE)
-    with pytest.raises(UserError, match="holds weights of sedd or mdlm"):
+    with pytest.raises(UserError, match="holds weights of sedd, mdlm or duo"):
         import_weights("diffusion-lm", PARITY / "sedd_absorb.safetensors", heads=4)
 
 

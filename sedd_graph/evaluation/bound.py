@@ -19,7 +19,6 @@ from torch import Tensor
 from sedd_graph.component.progress import track
 from sedd_graph.data.points import PointData
 from sedd_graph.data.rows import Dataset
-from sedd_graph.diffusion.batch import part_of
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.noise_draws import NoiseDraws
 from sedd_graph.engine.process import Process
@@ -333,8 +332,7 @@ def _evaluate_share(
 
     seeds = [mix_seed(seed, number) for number in range(draws)]
     nats = process.bound_rows(network, batch, share.parts, seeds=seeds, on_draw=on_draw)
-    counted = batch.counted
-    values = {"nats": nats, "counted": torch.cat([part_of(counted, part) for part in share.parts])}
+    values = {"nats": nats, "counted": torch.cat([batch.part(part).counted for part in share.parts])}
     for number, (_, t, each) in enumerate(drawn):
         values |= {f"nats {number}": each} | ({} if t is None else {f"t {number}": t})
     measured = [process.measures(network, batch, part, seed=mix_seed(seed, 0)) for part in share.parts]

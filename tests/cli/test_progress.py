@@ -136,8 +136,8 @@ def test_verbs_report_their_long_work(
 
     path = small(("evaluate: null", "evaluate: {every: 4, batches: 2}"))
     found = reported("build", str(path), "--runs", str(tmp_path / "runs"))
-    assert [task[0] for task in found] == ["proving", "tokenising", "tokenising", "compiling"]
-    _, training_text, heldout_text, _ = found
+    assert [task[0] for task in found] == ["proving", "measuring", "tokenising", "tokenising", "compiling"]
+    _, _, training_text, heldout_text, _ = found
     for task in (training_text, heldout_text):
         assert (task[1], task[2]) == ("character", task[3])
     (run,) = (tmp_path / "runs" / "small").iterdir()

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 import zarr
 
 from sedd_graph.cli.main import run as command
+from sedd_graph.diffusion.tokens.groups import Groups
+from sedd_graph.diffusion.tokens.stage import Stage
 from sedd_graph.engine.process import SampleRequest
 from sedd_graph.errors import UserError
 from sedd_graph.runs.edit import Span, edit_run, replace_in, span_in
@@ -138,13 +141,19 @@ def test_another_model_is_refused_by_name(run: Run, tape: Path, tmp_path: Path) 
 
 def test_other_rows_on_the_way_are_refused(run: Run, tape: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine whose logits differ: the first step with other rows is named, and what differs."""
-    plain, random_ = run.engine.network.run, torch.Generator().manual_seed(0)
+    plain, random_ = run.engine.network.begin, torch.Generator().manual_seed(0)
     off = 5 * torch.randn(999, generator=random_)  # the logits of the untrained network are all equal
-    monkeypatch.setattr(
-        run.engine.network,
-        "run",
-        lambda *a, **k: {n: (v + off[: v.shape[-1]]).log_softmax(-1) for n, v in plain(*a, **k).items()},
-    )
+
+    def begin(*a: Any, **k: Any) -> Stage:
+        stage = plain(*a, **k)
+
+        def finish(values: Sequence[torch.Tensor], groups: Groups) -> dict[str, torch.Tensor]:
+            found = stage.finish(values, groups)
+            return {n: (v + off[: v.shape[-1]]).log_softmax(-1) for n, v in found.items()}
+
+        return dataclasses.replace(stage, finish=finish)
+
+    monkeypatch.setattr(run.engine.network, "begin", begin)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     with pytest.raises(DamagedError, match=r"rows \d+ of the run differ.*threads \d+ \(here 77\)"):
         restore_run(run, read_tape(tape), where=tape)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import discover
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.errors import BlueprintError
 from sedd_graph.families.plan import Part
 from sedd_graph.verify.noise import check_declared, check_kernel, check_schedule
@@ -53,6 +54,8 @@ class Piecewise(LogLinear, kind="schedule"):
 
     class Config(LogLinear.Config):
         pass
+
+    time = Schedule.time
 
     def sigma(self, t: Tensor) -> Tensor:
         return 2 * t + 10 * (t - 0.4).clamp(min=0)

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sedd_graph import __version__
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.graph.model import Op
 from sedd_graph.runs.open import CERTIFICATE, Run
 from sedd_graph.runs.plain.model_files import ModelFiles
+from sedd_graph.runs.provenance import version_of
 from sedd_graph.store.files import read_json
 
 __all__ = ["model_card"]
@@ -38,7 +38,10 @@ def model_card(run: Run, code: ModelFiles) -> str:
     body += _evaluation(_object(run, "evaluation.json"))
     body += _proofs(_object(run, CERTIFICATE))
     body += _papers(run)
-    body += [f"Written by sedd_graph {__version__}. The blueprint that defines the model is `blueprint.lock.yaml`.", ""]
+    body += [
+        f"Written by sedd_graph {version_of('sedd_graph')}. The blueprint that defines the model is `blueprint.lock.yaml`.",
+        "",
+    ]
     return "\n".join([*head, *body])
 
 
