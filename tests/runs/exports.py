@@ -19,7 +19,7 @@ from sedd_graph.runs.open import Run, open_run, read_data
 __all__ = ["SMALL", "check_alone", "random_run", "record"]
 
 SMALL = ("params.dim=16", "params.depth=2")
-ROWS, LENGTH, STEPS = 3, 16, 20
+ROWS, LENGTH, STEPS = 3, 16, 100
 
 ALONE = """
 import importlib.abc, json, os, sys
