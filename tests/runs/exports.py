@@ -19,7 +19,7 @@ from sedd_graph.runs.open import Run, open_run, read_data
 __all__ = ["SMALL", "check_alone", "random_run", "record"]
 
 SMALL = ("params.dim=16", "params.depth=2")
-ROWS, LENGTH, STEPS = 3, 16, 100
+ROWS, LENGTH, STEPS = 3, 16, 20
 
 ALONE = """
 import importlib.abc, json, os, sys
@@ -60,14 +60,14 @@ def random_run(folder: Path, blueprint: str | Path, *overrides: str) -> Run:
     folder.mkdir(parents=True)
     report = check(blueprint, overrides)
     (folder / LOCK).write_text(lock_text(report))
-    if isinstance(report.data, DataConfig):
+    if isinstance(report.data, DataConfig) and "data" in report.loaded.sections:
         data = read_data(report, root=folder)
         assert isinstance(data, Dataset)
         (folder / TOKENIZER).write_text(data.tokenizer.to_json())
     fresh = open_run(folder, device="cpu", compile="off").engine.model.state_dict()
     generator = torch.Generator().manual_seed(1)
     drawn = {
-        name: (value + 0.2 * torch.randn(value.shape, generator=generator) if value.is_floating_point() else value)
+        name: (value + 0.1 * torch.randn(value.shape, generator=generator) if value.is_floating_point() else value)
         for name, value in fresh.items()
     }
     save_file({name: value.contiguous() for name, value in drawn.items()}, folder / "model.safetensors")
