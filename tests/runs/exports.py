@@ -45,7 +45,7 @@ for folder in sys.argv[1:]:
         rows = model.generate(length=4, batch_size=2, seed=5, sampler=name, steps=own)
         found["samplers"][name] = torch.equal(rows, tokens)
     if os.path.exists(os.path.join(folder, "tokenizer.json")):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
         found["ids"] = tokenizer("The cat \\u00e9\\u4e2d", add_special_tokens=False)["input_ids"] == given["ids"]
         found["mask"] = [tokenizer.mask_token_id, model.config.mask_token_id]
         if model.config.mask_token_id is not None:
