@@ -63,7 +63,11 @@ def _usage(run: Run, code: ModelFiles, *, masked: bool) -> list[str]:
         "from transformers import AutoModel, AutoTokenizer",
         "",
         'model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)',
-        *(['tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)'] if run.tokenizer is not None else []),
+        *(
+            ['tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)']
+            if run.tokenizer is not None
+            else []
+        ),
         f"rows = model.generate(length={length}, batch_size=4, seed=0)",
         *(["print(*tokenizer.batch_decode(rows, skip_special_tokens=True))"] if run.tokenizer is not None else []),
         "```",
