@@ -227,7 +227,7 @@ def _learned(path: Path, expected: Mapping[str, Sequence[int]]) -> dict[str, Ten
     found: dict[str, Tensor] = {}
     for part, entries in (tables or {}).items() if isinstance(tables, dict) else ():
         for name, values in entries.items() if isinstance(entries, dict) else ():
-            key = f"{part}.{name}"
+            key = f"process:{part}.{name}"  # as in KERNEL and SCHEDULE of the engine
             if key in expected:
                 found[key] = _tensor(values, path)
     return found

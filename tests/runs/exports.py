@@ -42,7 +42,7 @@ for folder in sys.argv[1:]:
     found["prompted"] = torch.equal(model.generate(given["prompt"], seed=4, **steps), given["prompted"])
     found["samplers"] = {}
     for name, (tokens, own) in given["samplers"].items():
-        rows = model.generate(length=4, batch_size=2, seed=5, sampler=name, steps=own)
+        rows = model.generate(given["prompt"], seed=5, sampler=name, steps=own)
         found["samplers"][name] = torch.equal(rows, tokens)
     if os.path.exists(os.path.join(folder, "tokenizer.json")):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
@@ -74,6 +74,16 @@ def random_run(folder: Path, blueprint: str | Path, *overrides: str) -> Run:
     return open_run(folder, device="cpu", compile="off")
 
 
+def prompt_of(run: Run) -> torch.Tensor:
+    """Return rows with given tokens, int64 [2, LENGTH], -1 at free positions."""
+    process: Any = run.engine.process
+    block, kernel = process.objective.block, process.kernel
+    holes = torch.arange(LENGTH) >= 8 if block is not None else torch.arange(LENGTH) % 3 > 0
+    allowed = torch.where(process.allowed[: kernel.data_tokens])[0]
+    drawn = torch.randint(0, len(allowed), (2, LENGTH), generator=torch.Generator().manual_seed(9))
+    return torch.where(holes, -1, allowed[drawn])
+
+
 def record(run: Run, path: Path, samplers: dict[str, Any] | None = None) -> None:
     """Write what a run computes to ``path``: logits, tokens, a filled prompt, tokens of other samplers, token ids."""
     process: Any = run.engine.process
@@ -91,9 +101,7 @@ def record(run: Run, path: Path, samplers: dict[str, Any] | None = None) -> None
         (logits,) = model(**{name: every[name] for name in model.input_names}).values()
     steps = None if process.sampler.steps is None else STEPS
     tokens = run.engine.sample(2, LENGTH, seed=3, steps=steps)
-    holes = torch.arange(LENGTH) >= 8 if block is not None else torch.arange(LENGTH) % 3 > 0
-    allowed = torch.where(process.allowed[: kernel.data_tokens])[0]
-    prompt = torch.where(holes, -1, allowed[torch.randint(0, len(allowed), (2, LENGTH), generator=generator)])
+    prompt = prompt_of(run)
     given = {
         "noisy": noisy,
         "inputs": {"sigma": sigma} if block is None else {"clean_ids": clean},

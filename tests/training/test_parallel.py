@@ -23,9 +23,7 @@ from tests.runs.forked import Forked
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 CPU = ["--device", "cpu"]
 QUICK = ["--proof", "quick", "--compile", "off", *CPU]
-SETTINGS = (
-    "train={steps: 6, batch: 8, accumulate: 2, warmup: 1, optimizer: {op: muon, lr: 0.02}, parallel: {shard: null}}"
-)
+SETTINGS = "train={steps: 6, batch: 8, accumulate: 2, warmup: 1, compile: 'off', optimizer: {op: muon, lr: 0.02}, parallel: {shard: null}}"
 
 
 def run_in_fork(folder: Path, *arguments: str) -> None:
