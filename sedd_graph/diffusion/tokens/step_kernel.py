@@ -56,8 +56,8 @@ class _Visited(NamedTuple):
     Attributes:
         before: The step that each one leads down to, int64 [T + 1]; -1 for those that are not taken.
         number: Index of its matrix among ``products``, int64 [T + 1].
-        products: NaN, the k matrices, and those from clean text, float64 [2 k + 1, n, n]; None if no step of the kernel is
-            skipped.
+        products: NaN, which pairs of other steps get, the identity, the k matrices, and those from clean text, float64
+            [2 k + 2, n, n]; None if no step of the kernel is skipped.
         taken: Number k of steps that are taken.
     """
 
@@ -139,10 +139,9 @@ class StepKernel(Kernel):
             visited = self._visited
             if visited.products is None:
                 return self.tables, torch.where(missing, len(self.tables) - 1, known)
-            clean = torch.where((before == 0) & (visited.number[now] > 0), visited.number[now] + visited.taken, 0)
-            at = torch.where(visited.before[now] == before, visited.number[now], clean)
-            if at.device.type != "cpu" or bool((at > 0).all()):  # without waiting for another device
-                return visited.products, at
+            number = visited.number[now]
+            clean = torch.where((before == 0) & (number > 0), number + visited.taken, (before == now).long())
+            return visited.products, torch.where(visited.before[now] == before, number, clean)
         if not bool(missing.any()):
             return self.tables, known
         pairs, at = torch.stack([now, before], 1).unique(dim=0, return_inverse=True)
@@ -156,10 +155,10 @@ class StepKernel(Kernel):
         index = torch.zeros_like(before)
         products = None
         if any(then not in (0, now - 1) for now, then in pairs):
-            for number, (now, then) in enumerate(pairs, 1):
+            for number, (now, then) in enumerate(pairs, 2):
                 before[now], index[now] = then, number
             steps = (self._product(now, then) for now, then in pairs)
-            products = torch.stack([self.tables[-1], *steps, *(self.tables[now] for now, _ in pairs)])
+            products = torch.stack([self.tables[-1], self.tables[0], *steps, *(self.tables[now] for now, _ in pairs)])
         device = self.tables.device
         self._visited = _Visited(before.to(device), index.to(device), products, len(pairs))
         try:
