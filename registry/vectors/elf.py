@@ -5,23 +5,22 @@ Axes: b batch, l length, d width of a vector, v tokens.
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pydantic
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from sedd_graph.component.base import ComponentConfig
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.vectors.denoiser import Denoiser, first_time
-from sedd_graph.diffusion.vectors.flow import Flow, Method
 from sedd_graph.diffusion.vectors.gaussian import log_snr, noise_std, signal
 from sedd_graph.diffusion.vectors.kernel import VectorKernel
-from sedd_graph.diffusion.vectors.objective import Decoding, VectorDraw, VectorObjective, counted
+from sedd_graph.diffusion.vectors.objective import Decoding, VectorDraw, counted
 
 from ._bound import draw_times, each_position, importance
+from ._flow_objective import FlowObjective
 from .langflow import cross_entropy
 
 __all__ = ["Elf"]
@@ -45,7 +44,7 @@ class ElfDraw(VectorDraw):
     seen: Tensor
 
 
-class Elf(VectorObjective, kind="vector_objective"):
+class Elf(FlowObjective, kind="vector_objective"):
     """Loss of ELF (arXiv 2605.10938) on contextual vectors: one network that denoises, and that reads tokens at the end.
 
     A share of the rows trains decoding: their positions are noised independently, the network's input ``decode`` is 1, its
@@ -64,7 +63,7 @@ class Elf(VectorObjective, kind="vector_objective"):
     unit = "squared error + nats"
     terms = frozenset({"mse", "decoding"})
 
-    class Config(ComponentConfig):
+    class Config(FlowObjective.Config):
         decode: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
         """Share of the training rows that train decoding, between 0 and 1."""
         decode_mean: Annotated[float, pydantic.Field(ge=-10, le=10)] = 0.8
@@ -81,15 +80,6 @@ class Elf(VectorObjective, kind="vector_objective"):
         self_conditioning: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
         """Share of the training rows whose network is conditioned on a first estimate, if the graph has the input
         ``estimate``; from 0 to 1. Decoding is not conditioned."""
-        times: Literal["independent", "low_discrepancy"] = "low_discrepancy"
-        """Distribution of the times of a global batch. ``independent``: independent uniform times; ``low_discrepancy``: an
-        even grid with one random offset (less variance, no bias). Evaluation takes the grid."""
-        steps: Annotated[int, pydantic.Field(ge=1, le=100_000)] = 32
-        """Number of steps in which ``eval --likelihood ode`` integrates the ODE, from 1 to 100,000."""
-        method: Method = "heun"
-        """Method of that integration. ``euler``: order 1; ``heun``: order 2, with twice the evaluations."""
-        probes: Annotated[int, pydantic.Field(ge=1, le=1024)] = 1
-        """Number of random vectors in Hutchinson's estimate of each divergence, from 1 to 1,024."""
 
     config: Config
 
@@ -183,10 +173,6 @@ class Elf(VectorObjective, kind="vector_objective"):
         at = torch.zeros(len(batch), device=batch.tokens.device)
         draw = self._draw(batch, kernel, schedule, random, at, "independent", decoded)
         return counted(cross_entropy(denoise.decode(draw.noisy), batch.tokens), batch)
-
-    def flow(self, kernel: VectorKernel, schedule: Schedule) -> Flow:
-        config = self.config
-        return Flow(kernel=kernel, schedule=schedule, steps=config.steps, method=config.method, probes=config.probes)
 
 
 def _own(draw: VectorDraw) -> ElfDraw:

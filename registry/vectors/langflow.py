@@ -3,27 +3,26 @@
 Axes: b batch, l length, d width of a vector, v tokens.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sedd_graph.component.base import ComponentConfig
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import FittedSchedule, Schedule
 from sedd_graph.diffusion.vectors.denoiser import Denoiser
-from sedd_graph.diffusion.vectors.flow import Flow, Method
 from sedd_graph.diffusion.vectors.kernel import VectorKernel
-from sedd_graph.diffusion.vectors.objective import VectorDraw, VectorObjective, counted
+from sedd_graph.diffusion.vectors.objective import VectorDraw, counted
 
 from ._bound import draw_times, each_position, importance
+from ._flow_objective import FlowObjective
 
 __all__ = ["LangFlow"]
 
 
-class LangFlow(VectorObjective, kind="vector_objective"):
+class LangFlow(FlowObjective, kind="vector_objective"):
     """Cross-entropy of the tokens given noisy vectors (LangFlow, arXiv 2604.11748), for a network that predicts logits.
 
     Times are uniform, so noise levels are drawn as the schedule distributes them; a ``gumbel`` schedule is fitted to the
@@ -39,19 +38,10 @@ class LangFlow(VectorObjective, kind="vector_objective"):
     measure = "time"
     terms = frozenset({"cross_entropy"})
 
-    class Config(ComponentConfig):
+    class Config(FlowObjective.Config):
         self_conditioning: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.25
         """Share of the training rows whose network is conditioned on a first estimate, if the graph has the input
         ``estimate``; from 0 to 1."""
-        times: Literal["independent", "low_discrepancy"] = "low_discrepancy"
-        """Distribution of the times of a global batch. ``independent``: independent uniform times; ``low_discrepancy``: an
-        even grid with one random offset (less variance, no bias). Evaluation takes the grid."""
-        steps: Annotated[int, pydantic.Field(ge=1, le=100_000)] = 32
-        """Number of steps in which ``eval --likelihood ode`` integrates the ODE, from 1 to 100,000."""
-        method: Method = "heun"
-        """Method of that integration. ``euler``: order 1; ``heun``: order 2, with twice the evaluations."""
-        probes: Annotated[int, pydantic.Field(ge=1, le=1024)] = 1
-        """Number of random vectors in Hutchinson's estimate of each divergence, from 1 to 1,024."""
 
     config: Config
 
@@ -111,16 +101,6 @@ class LangFlow(VectorObjective, kind="vector_objective"):
         draw = self._draw(batch, kernel, schedule, random, torch.zeros(len(batch)), "independent")
         xt = self.vectors(draw, batch, kernel, schedule)[2]
         return counted(cross_entropy(denoise.refined(xt, draw.t).logits, batch.tokens), batch)
-
-    def flow(self, kernel: VectorKernel, schedule: Schedule) -> Flow:
-        config = self.config
-        return Flow(
-            kernel=kernel,
-            schedule=schedule,
-            steps=config.steps,
-            method=config.method,
-            probes=config.probes,
-        )
 
 
 def cross_entropy(logits: Tensor | None, tokens: Tensor) -> Tensor:

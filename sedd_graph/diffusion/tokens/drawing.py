@@ -25,7 +25,13 @@ __all__ = ["Drawing"]
 
 
 class _Counts(NamedTuple):
-    """What the host knows of some steps: of each how many positions change, and where new tokens are needed, and how many."""
+    """Numbers of positions of some steps, copied to the host.
+
+    Attributes:
+        totals: Number of positions that change in each step.
+        wheres: Of each step, the positions at which new tokens are needed, bool [b, l] on the device.
+        counts: Their number.
+    """
 
     totals: list[int]
     wheres: list[Tensor]
