@@ -46,7 +46,9 @@ class World:
         if not dist.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            store, rank, size = next(dist.rendezvous("env://"))
+            dist.init_process_group(backend, store=_fresh(store), rank=rank, world_size=size)
         return cls(dist.get_rank(), dist.get_world_size(), device, joined=True)
 
     def close(self) -> None:
@@ -91,6 +93,18 @@ class World:
         every: list[str | None] = [None] * self.size
         dist.all_gather_object(every, own)
         return [text or "" for text in every]
+
+
+def _fresh(store: dist.Store) -> dist.Store:
+    """Return a store in which nothing is left of workers that died before torchrun started this one.
+
+    On one machine without ``--standalone``, torchrun keeps one store for all restarts, where a worker could find the address
+    of another that is dead, and wait for it. All workers have one agent there, so the number of restarts is the same for
+    all. With several machines, torchrun makes a new store for each rendezvous.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        return dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return store
 
 
 @dataclasses.dataclass(frozen=True)
