@@ -1,7 +1,7 @@
 """Compilation of modules with torch.compile and Inductor.
 
-Two defaults of torch are overridden: Dynamo's ``recompile_limit`` is at least 128, and functorch's
-``ban_recompute_used_far_apart`` is switched off while Inductor compiles.
+Three defaults of torch are overridden: Dynamo's ``recompile_limit`` is at least 128, and while Inductor compiles, functorch's
+``ban_recompute_used_far_apart`` is False and its ``backward_pass_autocast`` is "off".
 """
 
 from collections.abc import Callable
@@ -54,6 +54,9 @@ def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
     but the first, since all masks read the same counters. A saved mask takes one byte per element, and on a CPU writing
     the mask takes longer than recomputing the hash.
 
+    The backward pass has no autocast, as where nothing is compiled. By default, torch compiles it with the autocast of the
+    forward pass: it then rounds to bfloat16 the products of layers that turn autocast off, such as an output head.
+
     Args:
         graph: Graph to compile.
         inputs: Example inputs of the graph.
@@ -64,5 +67,5 @@ def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
     import torch._functorch.config as functorch_config
     from torch._inductor.compile_fx import compile_fx
 
-    with functorch_config.patch(ban_recompute_used_far_apart=False):
+    with functorch_config.patch(ban_recompute_used_far_apart=False, backward_pass_autocast="off"):
         return compile_fx(graph, inputs)
