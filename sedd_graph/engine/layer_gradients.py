@@ -64,7 +64,8 @@ def _propagate_unit(
     if not pairs or not (leaves or parameters):
         return
     outputs = [o for o, _ in pairs]
-    with full_precision(outputs[0]):  # the evaluation had autocast; products of the backward pass have none, as elsewhere
+    # the evaluation had autocast; products of the backward pass have none, as elsewhere
+    with full_precision(outputs[0]):
         made = torch.autograd.grad(
             outputs,
             [leaf for _, leaf in leaves] + parameters,

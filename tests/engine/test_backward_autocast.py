@@ -90,7 +90,9 @@ def test_log_determinants_are_those_of_full_precision(exact_up_to: int) -> None:
 
     def found() -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        return log_det(lambda y: wide(y, weight).tanh(), x, lipschitz=0.5, exact_up_to=exact_up_to, generator=generator).value
+        return log_det(
+            lambda y: wide(y, weight).tanh(), x, lipschitz=0.5, exact_up_to=exact_up_to, generator=generator
+        ).value
 
     plain = found()
     with torch.autocast("cpu", torch.bfloat16):
