@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from sedd_graph import __version__
 from sedd_graph.cli import (
     build,
+    compare,
     components,
     edit,
     evaluate,
@@ -32,9 +33,11 @@ from sedd_graph.cli import (
     invert,
     pull,
     restore,
+    runs,
     sample,
     schema,
     show,
+    sweep,
     tokenize,
     train,
 )
@@ -52,6 +55,7 @@ VERBS = (
     build,
     tokenize,
     train,
+    sweep,
     sample,
     infill,
     invert,
@@ -59,6 +63,8 @@ VERBS = (
     edit,
     evaluate,
     show,
+    runs,
+    compare,
     components,
     schema,
     import_weights,

@@ -21,9 +21,10 @@ from sedd_graph.cli.options import (
 from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
-__all__ = ["declare", "run"]
+__all__ = ["SIGNALS", "declare", "run"]
 
-_SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
+"""Exit code by the signal that stopped training."""
 
 
 def declare(verbs: Verbs) -> None:
@@ -89,9 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if int(os.environ.get("RANK", "0")) == 0:
         write_report(path)
-        if result.reason in _SIGNALS:
+        if result.reason in SIGNALS:
             say(f"checkpoint written; resume with: sedd-graph train {path} --resume")
-    return _SIGNALS.get(result.reason, 0)
+    return SIGNALS.get(result.reason, 0)
 
 
 def _resume(arguments: argparse.Namespace) -> bool | None:
