@@ -32,8 +32,14 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def attendable(attend: Tensor) -> Tensor:
-    """Return the mask ``attend`` [b, l] with all-false rows set to true, so that their softmax stays finite."""
+def attendable(attend: Tensor | None) -> Tensor | None:
+    """Return the mask ``attend`` [b, l] with all-false rows set to true, so that their softmax stays finite.
+
+    None if it hides nothing: no mask is given, or each row of it is one value, expanded over the positions (a stride of
+    0; see ``nothing_hidden`` in :mod:`sedd_graph.diffusion.batch`). This is known without reading the mask.
+    """
+    if attend is None or attend.stride(-1) == 0:
+        return None
     return attend | ~attend.any(-1, keepdim=True)
 
 
@@ -98,7 +104,8 @@ class Attention(Component, kind="attention"):
             k = F.rms_norm(k, k.shape[-1:], self.k_scale.to(k.dtype))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        mask = None if attend is None else attendable(attend)[:, None, None, :]
+        mask = attendable(attend)
+        mask = None if mask is None else mask[:, None, None, :]
         if sees is not None:
             mask = sees if mask is None else mask & sees
         v = v.to(q.dtype)
