@@ -1,4 +1,4 @@
-"""Multi-head attention by torch's ``scaled_dot_product_attention``, bidirectional except where a mask forbids it.
+"""Multi-head attention by torch's fused kernels, bidirectional except where a mask forbids it.
 
 Axes: b batch, l length, heads, r width of one head.
 """
@@ -14,6 +14,7 @@ from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.contract import SizeField
 from sedd_graph.component.counter_rng import dropout
 
+from ._masked import masked_attention
 from ._shared import Bias, DropoutRate
 
 
@@ -106,25 +107,23 @@ class Attention(Component, kind="attention"):
             q, k = rotate(q, angles), rotate(k, angles)
         mask = attendable(attend)
         mask = None if mask is None else mask[:, None, None, :]
-        if sees is not None:
-            mask = sees if mask is None else mask & sees
         v = v.to(q.dtype)
         if self.kv_cache is not None:
             k, v = self.kv_cache(k, v)
         if key is not None and self.config.dropout:
-            y = self._with_dropout(q, k, v, mask, key)
+            y = self._with_dropout(q, k, v, [m for m in (mask, sees) if m is not None], key)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            y = masked_attention(q, k, v, mask, sees)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, l, d))
         return out
 
-    def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor) -> Tensor:
+    def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], key: Tensor) -> Tensor:
         """Return attention with dropout that is seeded per row by ``key``.
 
         Fused kernels use torch's global generator, with which dropout can neither be split over processes nor be
         replayed in the backward pass.
         """
         weights = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5
-        if mask is not None:
+        for mask in masks:
             weights = weights.masked_fill(~mask, -torch.inf)
         return dropout(weights.softmax(-1).to(v.dtype), self.config.dropout, key) @ v

@@ -84,7 +84,7 @@ class Batch:
             tokens: Clean tokens, int64 [b, l].
         """
         every = torch.ones_like(tokens, dtype=torch.bool)
-        return cls(tokens, nothing_hidden(*tokens.shape, tokens.device), every, every)
+        return cls(tokens, nothing_hidden(len(tokens), tokens.shape[1], tokens.device), every, every)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -106,7 +106,7 @@ class Batch:
         """
         tokens, attend, corrupt, loss = self.tokens, self.attend, self.corrupt, self.loss
         if attend.device.type == "cpu" and bool(attend.all()):
-            attend = nothing_hidden(*attend.shape, device)
+            attend = nothing_hidden(len(attend), attend.shape[1], device)
         elif not _expanded(attend):
             attend = attend.to(device, non_blocking=True)
         tokens, corrupt, loss = (x.to(device, non_blocking=True) for x in (tokens, corrupt, loss))

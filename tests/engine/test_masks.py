@@ -103,7 +103,7 @@ def test_one_expanded_value_stays_one() -> None:
     assert torch.equal(taken(values, index), values[index])
     assert torch.equal(repeated(values, 2), values.repeat(2, 1))
     batch = Batch.of(torch.zeros(3, 5, dtype=torch.int64))
-    found = [
+    batches = [
         batch,
         batch.to("cpu"),
         dense(batch).to("cpu"),
@@ -111,8 +111,8 @@ def test_one_expanded_value_stays_one() -> None:
         batch.part(range(2, 7)),
         batch.take(index),
     ]
-    assert [b.attend.stride() for b in found] == [(0, 0)] * 6
-    assert [len(b.attend) for b in found] == [3, 3, 3, 2, 5, 4]
+    assert [b.attend.stride() for b in batches] == [(0, 0)] * 6
+    assert [len(b.attend) for b in batches] == [3, 3, 3, 2, 5, 4]
     hiding = dense(batch)
     hiding.attend[1, 4] = False
     assert torch.equal(hiding.to("cpu").attend, hiding.attend)
