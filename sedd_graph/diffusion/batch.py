@@ -10,7 +10,34 @@ import dataclasses
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Draw", "PointBatch", "Randomness", "part_of"]
+__all__ = ["Batch", "Draw", "PointBatch", "Randomness", "nothing_hidden", "part_of", "repeated", "taken"]
+
+
+def nothing_hidden(rows: int, length: int, device: torch.device | str) -> Tensor:
+    """Return an attention mask that is True everywhere, bool [rows, length]: one value, expanded, with strides of 0.
+
+    A node sees by the strides, without reading the mask, that all entries of a row are equal, and attends without a mask.
+    """
+    return torch.ones((), dtype=torch.bool, device=device).expand(rows, length)
+
+
+def _expanded(value: Tensor) -> bool:
+    """Return whether a tensor is one value, expanded."""
+    return value.dim() > 0 and not any(value.stride())
+
+
+def taken(value: Tensor, index: Tensor) -> Tensor:
+    """Return rows of a tensor [n, ...] by index, int64 [r]; one value that is expanded remains so."""
+    return value[:1].expand(len(index), *value.shape[1:]) if _expanded(value) else value[index]
+
+
+def repeated(value: Tensor, copies: int) -> Tensor:
+    """Return a tensor [n, ...] as a whole ``copies`` times, [copies * n, ...]; one value that is expanded remains so."""
+    if copies == 1:
+        return value
+    if _expanded(value):
+        return value[:1].expand(copies * len(value), *value.shape[1:])
+    return torch.cat([value] * copies)
 
 
 def part_of(value: Tensor, part: range) -> Tensor:
@@ -27,7 +54,7 @@ def part_of(value: Tensor, part: range) -> Tensor:
     """
     if part.stop <= len(value):
         return value[part.start : part.stop]
-    return value[torch.arange(part.start, part.stop, device=value.device) % len(value)]
+    return taken(value, torch.arange(part.start, part.stop, device=value.device) % len(value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +65,8 @@ class Batch:
 
     Attributes:
         tokens: int64 [b, l], the clean tokens x_0.
-        attend: bool [b, l], positions that the network may attend to.
+        attend: bool [b, l], positions that the network may attend to; :func:`nothing_hidden` where it is True everywhere,
+            as far as the host knows without waiting for a device.
         corrupt: bool [b, l], positions that the forward process may change.
         loss: bool [b, l], positions that the loss is summed over.
     """
@@ -56,7 +84,7 @@ class Batch:
             tokens: Clean tokens, int64 [b, l].
         """
         every = torch.ones_like(tokens, dtype=torch.bool)
-        return cls(tokens, every, every, every)
+        return cls(tokens, nothing_hidden(len(tokens), tokens.shape[1], tokens.device), every, every)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -72,12 +100,25 @@ class Batch:
         return (self.loss & self.corrupt).sum(-1)
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with all tensors on ``device``."""
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
+        """Return the batch with all tensors on ``device``.
+
+        An attention mask on the CPU that is True everywhere becomes :func:`nothing_hidden`.
+        """
+        tokens, attend, corrupt, loss = self.tokens, self.attend, self.corrupt, self.loss
+        if attend.device.type == "cpu" and bool(attend.all()):
+            attend = nothing_hidden(len(attend), attend.shape[1], device)
+        elif not _expanded(attend):
+            attend = attend.to(device, non_blocking=True)
+        tokens, corrupt, loss = (x.to(device, non_blocking=True) for x in (tokens, corrupt, loss))
+        return Batch(tokens, attend, corrupt, loss)
 
     def rows(self, start: int, stop: int) -> Batch:
         """Return the batch of rows ``start`` (inclusive) to ``stop`` (exclusive)."""
         return Batch(*(getattr(self, f.name)[start:stop] for f in dataclasses.fields(self)))
+
+    def take(self, index: Tensor) -> Batch:
+        """Return the batch of rows by index, int64 [r]."""
+        return Batch(*(taken(getattr(self, f.name), index) for f in dataclasses.fields(self)))
 
     def part(self, part: range) -> Batch:
         """Return the batch of the rows ``part``, as :func:`part_of` does."""

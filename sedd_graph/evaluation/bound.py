@@ -206,7 +206,7 @@ def to_batch(rows: Any, process: Process, device: torch.device) -> Any:
         An instance of ``process.batch_type``.
     """
     arrays = (torch.as_tensor(getattr(rows, f.name)) for f in dataclasses.fields(rows))
-    return process.batch_type(*(array.to(device, non_blocking=True) for array in arrays))
+    return process.batch_type(*arrays).to(device)
 
 
 def _levels(drawn: NoiseDraws, counted: Tensor, process: Process) -> tuple[Level, ...]:
