@@ -138,7 +138,9 @@ def test_each_row_is_noised_with_its_own_seed() -> None:
 def test_measures_of_confidence_order_positions_as_their_names_say(name: str) -> None:
     """Compared with float64 at ordinary predictions, and resolved by float32 where 1 - p is far below its rounding."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(500, 9, generator=generator, dtype=torch.float64) * torch.rand(500, 1, generator=generator) * 20
+    logits = (
+        torch.randn(500, 9, generator=generator, dtype=torch.float64) * torch.rand(500, 1, generator=generator) * 20
+    )
     clean = logits.softmax(-1)
     tokens = clean.multinomial(1, generator=generator)[:, 0]
     best, index = clean.topk(2, dim=-1)
