@@ -123,7 +123,7 @@ def test_other_processes_have_their_own_bounds(name: str) -> None:
     assert few[0].tokens == 7
     error = math.hypot(many.standard_error, np.std([b.nats for b in few], ddof=1))
     assert abs(np.mean([b.nats for b in few]) - many.nats) < 4 * error + 1e-3
-    assert 0.5 * 7 < many.nats < 7 * 12
+    assert 0.5 * 7 < many.nats < 7 * (40 if name == "editflow-tiny" else 12)
 
 
 def test_a_context_that_a_process_cannot_hold_is_refused() -> None:

@@ -2,9 +2,8 @@
 
 The bound of a masking kernel is a mean over the number k of masks, evenly from 1 to n, and over all sets of k of the n
 positions (arXiv 2406.03736, eq. 3.6). The sets of a row are drawn together: their sizes are stratified, and they cover the
-positions evenly, a set beginning where the one before ends, so that two sets of n positions together are complements. Small
-sets are drawn more often than in proportion, and weighted: the cross-entropy of few masks varies most. Each set by itself is
-uniform among those of its size, so the estimate has no bias.
+positions evenly, since a set begins where the one before ends in a random order of the positions: two sets of n positions
+together are complements. Each set by itself is uniform among those of its size, so the estimate has no bias.
 
 Axes: l length, s sets, k blocks of a row.
 """
@@ -68,23 +67,11 @@ def mask_sets(free: Mask, count: int, *, block: int, generator: np.random.Genera
                 masks[at, list(subset)] = True
                 factors[at, number] = count / (len(places) * math.comb(len(places), size))
         else:
-            sizes, weights = _sizes(len(places), count, generator)
+            levels = (generator.random(count) + np.arange(count)) / count
+            sizes = np.minimum(1 + (levels * len(places)).astype(np.int64), len(places))
             order, start = generator.permutation(places), 0
             for at, size in enumerate(sizes.tolist()):
                 masks[at, order[(start + np.arange(size)) % len(places)]] = True
                 start += size
-            factors[:, number] = weights
+            factors[:, number] = 1.0
     return MaskSets(masks, factors)
-
-
-def _sizes(n: int, count: int, generator: np.random.Generator) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Draw stratified sizes of ``count`` sets of up to ``n`` positions: int64 [s], and their weights, float64 [s].
-
-    The density of the size k is that of the standard deviation of the mean of k of n values.
-    """
-    k = np.arange(1, n + 1)
-    share = np.sqrt((n - k + 0.5) / k)
-    share /= share.sum()
-    levels = (generator.random() + np.arange(count)) / count
-    index = np.minimum(np.searchsorted(np.cumsum(share), levels, side="right"), n - 1)
-    return k[index], 1 / (n * share[index])
