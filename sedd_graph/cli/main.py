@@ -31,6 +31,7 @@ from sedd_graph.cli import (
     infill,
     init,
     invert,
+    lm_eval,
     pull,
     restore,
     runs,
@@ -62,6 +63,7 @@ VERBS = (
     restore,
     edit,
     evaluate,
+    lm_eval,
     show,
     runs,
     compare,
@@ -110,6 +112,9 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line. Overrides may follow options, where argparse takes them for unknown arguments."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    if getattr(arguments, "passes_on", False):  # to the command line of another program
+        arguments.rest = rest
+        return arguments
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
