@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import shlex
 import subprocess
@@ -168,21 +169,21 @@ def open_sweep(blueprint: Path, overrides: Sequence[str], folder: Path | None, *
     cases = grid.cases()
     if only is not None and only >= len(cases):
         raise UserError(f"there is no case {only}: the sweep has {len(cases)}, from 0")
-    before = None if folder is None else _read_plan(folder)
+    known = None if folder is None else _read_plan(folder)
     checked, name = dict[int, str](), ""
-    for number in range(len(cases)) if only is None or before is None else [only]:
+    for number in range(len(cases)) if only is None or known is None else [only]:
         report = check(blueprint, cases[number])
         checked[number], name = digest(lock_text(report)), report.name
-    if before is None:
-        plan = _Plan(cases=[_Case(overrides=c, blueprint=checked[n]) for n, c in enumerate(cases)])
-        folder = folder or Path("sweeps") / f"{name}-{digest(plan.model_dump_json())[:8]}"
-        before = _read_plan(folder)
-    if before is None:
+    if folder is None:
+        folder = Path("sweeps") / f"{name}-{digest(json.dumps([*checked.values()]))[:8]}"
+        known = _read_plan(folder)
+    if known is None:
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty, and no sweep: choose another one (-o)")
         make_folder(folder)
+        plan = _Plan(cases=[_Case(overrides=c, blueprint=checked[n]) for n, c in enumerate(cases)])
         write_json(folder / PLAN, plan.model_dump())
-    elif len(before.cases) != len(cases) or any(before.cases[n].blueprint != d for n, d in checked.items()):
+    elif len(known.cases) != len(cases) or any(known.cases[n].blueprint != d for n, d in checked.items()):
         raise UserError(f"{folder} is the folder of another sweep: its cases differ; choose another one (-o)")
     return Sweep(folder, blueprint, grid)
 
