@@ -13,10 +13,12 @@ from sedd_graph.cli.options import (
     add_memory,
     add_outside,
     add_overrides,
+    add_path_to,
     add_runs,
     add_verb,
     moved_corpus,
     picked_device,
+    write_path_to,
 )
 from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
@@ -38,6 +40,7 @@ def declare(verbs: Verbs) -> None:
         help="resume from the newest checkpoint that is whole; --resume auto: start if there is no checkpoint",
     )
     add_runs(parser)
+    add_path_to(parser)
     add_corpus(parser)
     add_memory(parser)
     add_device(parser)
@@ -80,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "the blueprint of a run folder is locked: give overrides to `sedd-graph build`, or extend a run with --resume"
         )
+    write_path_to(arguments, path)
     result, _ = train_run(
         path,
         resume=resume,

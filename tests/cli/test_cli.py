@@ -1,6 +1,7 @@
 """The commands as a user meets them: exit codes, messages, and the whole road in small."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -356,3 +357,26 @@ def test_the_module_of_build_can_be_called(small: Callable[..., Path]) -> None:
 
     engine = sedd_graph.build(small(), device="cpu", compile="off")
     assert engine.sample(1, 5, seed=0).shape == (1, 5)
+
+
+def test_results_as_json(small: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard output is one JSON value; the lines for people are on standard error."""
+    blueprint, at = str(small()), tmp_path / "at"
+    run = cli.run
+    assert run(["build", blueprint, "--check", "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    assert (checked["name"], checked["family"]) == ("small", "tokens")
+    own = ["--device", "cpu", "--runs", str(tmp_path / "runs")]
+    assert run(["build", blueprint, "--json", "--proof", "quick", *own]) == 0
+    built = capsys.readouterr()
+    certificate = json.loads(built.out)
+    assert certificate["measure"]["parameters"] == checked["parameters"]
+    assert all(check["holds"] is not False for check in certificate["checks"])
+    assert "parameters" in built.err
+    assert run(["train", certificate["run"], "--path-to", str(at), "--device", "cpu"]) == 0
+    assert at.read_text() == certificate["run"]
+    capsys.readouterr()
+    assert run(["eval", certificate["run"], "--batches", "2", "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bits_per_character"] == pytest.approx(found["nats_per_token"] / math.log(2))
+    assert "row_nats" not in found
