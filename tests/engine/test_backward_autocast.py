@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sedd_graph
 from sedd_graph.diffusion.numerics import full_precision
