@@ -92,3 +92,23 @@ def block_step(setting: Setting) -> Found:
     if len(losses) == 2:
         one, two = losses.values()
         yield "losses", {"apart": max(abs(a - b) / abs(b) for a, b in zip(one, two, strict=True))}
+
+
+def launches(setting: Setting) -> Found:
+    """14. sedd-small at depth 2 with few rows: one graph, and one graph whose kernels are recorded (CUDA graphs)."""
+    batch = setting.pick(2, 2)
+    losses: dict[str, list[float]] = {}
+    for mode in setting.pick(("whole", "cuda_graphs"), ("off",)):
+        if setting.left() < ENOUGH_S:
+            yield mode, {"not measured": "no time was left"}
+            continue
+        torch._dynamo.reset()
+        engine, report = made(setting, "sedd-small", batch=batch, mode=mode, depth=2, length=256)
+        _, step = trainer(engine, report)
+        losses[mode] = [step().item() for _ in range(5)]
+        seconds = setting.seconds(step, warm=1, repeat=20)
+        yield mode, {"seconds": seconds, "losses": losses[mode], "peak_gib": setting.peak(step)}
+        del engine, step
+    if len(losses) == 2:
+        one, two = losses.values()
+        yield "losses of both", {"apart": max(abs(a - b) / abs(b) for a, b in zip(one, two, strict=True))}

@@ -39,7 +39,9 @@ def declare(verbs: Verbs) -> None:
         "--check", action="store_true", help="only check: print the typed graph and its parameter count, write nothing"
     )
     parser.add_argument(
-        "--compile", choices=("auto", "block", "whole", "off"), help="overrides train.compile of the blueprint"
+        "--compile",
+        choices=("auto", "block", "whole", "cuda_graphs", "off"),
+        help="overrides train.compile of the blueprint",
     )
     parser.add_argument(
         "--proof", choices=("quick", "full"), default="full", help="strength of the verification of the process"

@@ -6,7 +6,9 @@ Axes: b batch (rows), l length (positions per row).
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,10 @@ def nothing_hidden(rows: int, length: int, device: torch.device | str) -> Tensor
     A node sees by the strides, without reading the mask, that all entries of a row are equal, and attends without a mask.
     """
     return torch.ones((), dtype=torch.bool, device=device).expand(rows, length)
+
+
+def _shape(mask: Any) -> tuple[int, int]:
+    return len(mask), mask.shape[1]
 
 
 def _expanded(value: Tensor) -> bool:
@@ -86,6 +92,16 @@ class Batch:
         every = torch.ones_like(tokens, dtype=torch.bool)
         return cls(tokens, nothing_hidden(len(tokens), tokens.shape[1], tokens.device), every, every)
 
+    @classmethod
+    def of_arrays(cls, tokens: Any, attend: Any, corrupt: Any, loss: Any) -> Batch:
+        """Return a batch on the CPU of NumPy arrays, or of tensors on the CPU, such as those in page-locked memory.
+
+        An attention mask that is True everywhere becomes :func:`nothing_hidden`.
+        """
+        hides = not np.all(attend.numpy() if isinstance(attend, Tensor) else attend)
+        mask = torch.as_tensor(attend) if hides else nothing_hidden(*_shape(attend), "cpu")
+        return cls(torch.as_tensor(tokens), mask, torch.as_tensor(corrupt), torch.as_tensor(loss))
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -100,15 +116,10 @@ class Batch:
         return (self.loss & self.corrupt).sum(-1)
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with all tensors on ``device``.
-
-        An attention mask on the CPU that is True everywhere becomes :func:`nothing_hidden`.
-        """
+        """Return the batch with all tensors on ``device``."""
         tokens, attend, corrupt, loss = self.tokens, self.attend, self.corrupt, self.loss
-        if attend.device.type == "cpu" and bool(attend.all()):
-            attend = nothing_hidden(len(attend), attend.shape[1], device)
-        elif not _expanded(attend):
-            attend = attend.to(device, non_blocking=True)
+        hides = not _expanded(attend)
+        attend = attend.to(device, non_blocking=True) if hides else nothing_hidden(*_shape(attend), device)
         tokens, corrupt, loss = (x.to(device, non_blocking=True) for x in (tokens, corrupt, loss))
         return Batch(tokens, attend, corrupt, loss)
 
@@ -134,6 +145,11 @@ class PointBatch:
     """
 
     x: Tensor
+
+    @classmethod
+    def of_arrays(cls, x: Any) -> PointBatch:
+        """Return a batch on the CPU of a NumPy array, or of a tensor on the CPU."""
+        return cls(torch.as_tensor(x))
 
     def __len__(self) -> int:
         return len(self.x)

@@ -5,14 +5,14 @@ Four defaults of torch are overridden: Dynamo's ``recompile_limit`` is at least 
 ``realize_opcount_threshold`` is higher.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["compile_in_place", "inductor"]
+__all__ = ["compile_in_place", "inductor", "recorder"]
 
 _LIMIT = 128
 """Dynamo's ``recompile_limit`` (by default 8), which all blocks, shapes and modes of a process share."""
@@ -23,7 +23,7 @@ A dropout mask takes 60.
 """
 
 
-def compile_in_place(module: nn.Module, share: float = 1.0) -> None:
+def compile_in_place(module: nn.Module, share: float = 1.0, *, recorded: bool = False) -> None:
     """Mark ``module`` for torch.compile: its first call with new input shapes compiles one full graph.
 
     So does the first call in another mode: training or evaluation, with or without gradients.
@@ -33,11 +33,13 @@ def compile_in_place(module: nn.Module, share: float = 1.0) -> None:
         share: Share of the memory of its activations that the compiled code may retain for the backward pass. It
             recomputes the others, those first that take the least FLOPs for their size (torch's
             ``activation_memory_budget``).
+        recorded: Whether the kernels of a GPU are recorded once and replayed (CUDA graphs); not with a ``share``.
     """
     import torch._dynamo.config as dynamo_config
 
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _LIMIT)
-    module.compile(fullgraph=True, dynamic=False, backend=inductor if share == 1 else _sparing(share))
+    backend = recorder if recorded else inductor if share == 1 else _sparing(share)
+    module.compile(fullgraph=True, dynamic=False, backend=backend)
 
 
 @cache
@@ -70,8 +72,29 @@ def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
     Returns:
         The compiled callable.
     """
+    return _compiled(graph, inputs, {})
+
+
+def recorder(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+    """Compile an FX graph as :func:`inductor` does, and record its kernels as CUDA graphs when it is first run.
+
+    Results are overwritten when the module is next called, of a call with gradients after its backward pass. Only a CUDA
+    GPU records.
+
+    Args:
+        graph: Graph to compile.
+        inputs: Example inputs of the graph.
+
+    Returns:
+        The compiled callable.
+    """
+    return _compiled(graph, inputs, {"triton.cudagraphs": True})
+
+
+def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor], patches: Mapping[str, Any]) -> Any:
     import torch._functorch.config as functorch_config
     from torch._inductor.compile_fx import compile_fx
 
     with functorch_config.patch(ban_recompute_used_far_apart=False, backward_pass_autocast="off"):
-        return compile_fx(graph, inputs, config_patches={"realize_opcount_threshold": _INLINED})
+        # of the backward pass too, which is compiled later
+        return compile_fx(graph, inputs, config_patches={"realize_opcount_threshold": _INLINED, **patches})

@@ -205,8 +205,8 @@ def to_batch(rows: Any, process: Process, device: torch.device) -> Any:
     Returns:
         An instance of ``process.batch_type``.
     """
-    arrays = (torch.as_tensor(getattr(rows, f.name)) for f in dataclasses.fields(rows))
-    return process.batch_type(*arrays).to(device)
+    arrays = (getattr(rows, f.name) for f in dataclasses.fields(rows))
+    return process.batch_type.of_arrays(*arrays).to(device)
 
 
 def _levels(drawn: NoiseDraws, counted: Tensor, process: Process) -> tuple[Level, ...]:

@@ -69,7 +69,8 @@ class Trainer:
         say: Function that prints a line for the user.
 
     Raises:
-        UserError: ``train.batch`` is not a multiple of ``train.accumulate`` times the number of processes.
+        UserError: ``train.batch`` is not a multiple of ``train.accumulate`` times the number of processes, or the engine is
+            compiled with ``cuda_graphs`` and there are several processes.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class Trainer:
             raise UserError(
                 f"train.batch = {config.batch} is not a multiple of accumulate * processes = {config.accumulate} * {world.size}"
             )
+        if engine.compile_mode == "cuda_graphs" and world.size > 1:
+            raise UserError(f"train.compile: cuda_graphs is for one process, not {world.size}; choose block or whole")
         self.placement = place(engine, config.parallel, world)
         self.model = engine.model
         self.parameters = dict(self.model.named_parameters())

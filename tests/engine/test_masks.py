@@ -103,16 +103,19 @@ def test_one_expanded_value_stays_one() -> None:
     assert torch.equal(taken(values, index), values[index])
     assert torch.equal(repeated(values, 2), values.repeat(2, 1))
     batch = Batch.of(torch.zeros(3, 5, dtype=torch.int64))
+    made = Batch.of_arrays(*(x.numpy() for x in (batch.tokens, batch.corrupt, batch.corrupt, batch.loss)))
+    pinned = Batch.of_arrays(batch.tokens, dense(batch).attend, batch.corrupt, batch.loss)
     batches = [
         batch,
         batch.to("cpu"),
-        dense(batch).to("cpu"),
+        made,
+        pinned,
         batch.rows(0, 2),
         batch.part(range(2, 7)),
         batch.take(index),
     ]
-    assert [b.attend.stride() for b in batches] == [(0, 0)] * 6
-    assert [len(b.attend) for b in batches] == [3, 3, 3, 2, 5, 4]
+    assert [b.attend.stride() for b in batches] == [(0, 0)] * 7
+    assert [len(b.attend) for b in batches] == [3, 3, 3, 3, 2, 5, 4]
     hiding = dense(batch)
     hiding.attend[1, 4] = False
     assert torch.equal(hiding.to("cpu").attend, hiding.attend)
