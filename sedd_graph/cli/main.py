@@ -23,6 +23,7 @@ from sedd_graph import __version__
 from sedd_graph.cli import (
     build,
     compare,
+    completion,
     components,
     edit,
     evaluate,
@@ -72,6 +73,7 @@ VERBS = (
     import_weights,
     export,
     pull,
+    completion,
 )
 """Modules of the subcommands, in the order in which ``--help`` lists them."""
 

@@ -380,3 +380,29 @@ def test_results_as_json(small: Callable[..., Path], tmp_path: Path, capsys: pyt
     found = json.loads(capsys.readouterr().out)
     assert found["bits_per_character"] == pytest.approx(found["nats_per_token"] / math.log(2))
     assert "row_nats" not in found
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["completion", "bash"]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+
+    def completed(*words: str) -> list[str]:
+        quoted = " ".join(f"'{word}'" for word in ("sedd-graph", *words))
+        asked = f"source {script}; COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; _shtab_sedd_graph; echo ${{COMPREPLY[@]}}"
+        return subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True).stdout.split()
+
+    assert completed("tra") == ["train"]
+    assert completed("sample", "--tem") == ["--temperature"]
+    assert completed("completion", "z") == ["zsh"]
+    every = completed("")
+    assert {"init", "build", "train", "sample", "eval", "runs", "compare", "sweep"} <= set(every)
+
+
+def test_completion_without_its_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.run(["completion", "bash"]) == 1
+    assert "sedd_graph[completion]" in capsys.readouterr().err
