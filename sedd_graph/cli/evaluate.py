@@ -27,6 +27,7 @@ from sedd_graph.errors import UserError
 
 if TYPE_CHECKING:
     from sedd_graph.evaluation.bound import Result
+    from sedd_graph.evaluation.frontier import AtEntropy
     from sedd_graph.evaluation.record import QualityRecord
 
 __all__ = ["declare", "run"]
@@ -67,6 +68,18 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument(
         "--mauve", action="store_true", help="also compute MAUVE from the judge's hidden states (extra 'mauve')"
     )
+    parser.add_argument(
+        "--frontier",
+        action="store_true",
+        help="draw samples at several temperatures, and read their perplexity under --judge at the entropy of held-out text",
+    )
+    parser.add_argument(
+        "--temperatures", nargs="+", type=float, metavar="T", help="of --frontier (default: 0.7 0.8 0.9 1 1.1)"
+    )
+    parser.add_argument(
+        "--steps", nargs="+", type=integer(1, 1_000_000), metavar="N", help="of --frontier (default: sample.steps)"
+    )
+    parser.add_argument("--rows", type=integer(2, 1_000_000), help="samples per point of --frontier (default: 64)")
     add_dtype(parser, "train.evaluate.dtype")
     parser.add_argument(
         "--compile",
@@ -87,8 +100,13 @@ def run(arguments: argparse.Namespace) -> int:
     from sedd_graph.report.html import write_report
 
     path = Path(arguments.run)
-    if arguments.samples is not None or arguments.judge is not None or arguments.mauve:
-        found: Result | QualityRecord = _judge_samples(path, arguments)
+    found: Result | QualityRecord | list[AtEntropy]
+    if arguments.frontier:
+        found = _frontier(path, arguments)
+    elif arguments.temperatures or arguments.steps or arguments.rows:
+        raise UserError("--temperatures, --steps and --rows are for --frontier")
+    elif arguments.samples is not None or arguments.judge is not None or arguments.mauve:
+        found = _judge_samples(path, arguments)
     elif arguments.protocol is not None:
         found = _evaluate_protocol(path, arguments)
     else:
@@ -111,8 +129,13 @@ def run(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         write_report(path)
         if arguments.json:
-            say_json({k: v for k, v in dataclasses.asdict(found).items() if k not in ("row_nats", "row_tokens")})
+            say_json([_record(one) for one in found] if isinstance(found, list) else _record(found))
     return 0
+
+
+def _record(found: Result | QualityRecord | AtEntropy) -> dict[str, object]:
+    """Return a result as JSON values, without those of single rows."""
+    return {k: v for k, v in dataclasses.asdict(found).items() if k not in ("row_nats", "row_tokens")}
 
 
 def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> Result:
@@ -131,6 +154,41 @@ def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> Result:
         dtype=arguments.dtype,
         compile=arguments.compile,
         say=reporter(arguments),
+    )
+
+
+def _frontier(path: Path, arguments: argparse.Namespace) -> list[AtEntropy]:
+    from sedd_graph.runs.frontier import TEMPERATURES, FrontierSettings, frontier_run
+
+    if arguments.judge is None:
+        raise UserError("--frontier is of perplexities under a judge: give --judge FOLDER")
+    others = (
+        arguments.samples,
+        arguments.mauve,
+        arguments.batches,
+        arguments.draws,
+        arguments.protocol,
+        arguments.files,
+    )
+    if any(others) or (arguments.likelihood, arguments.compile) != ("bound", "auto"):
+        raise UserError(
+            "--samples, --mauve, --batches, --draws, --protocol, --files, --likelihood and --compile are for other "
+            "evaluations: without --frontier"
+        )
+    settings = FrontierSettings(
+        temperatures=tuple(arguments.temperatures or TEMPERATURES),
+        steps=tuple(arguments.steps or ()),
+        rows=arguments.rows or 64,
+    )
+    return frontier_run(
+        path,
+        judge=Path(arguments.judge),
+        settings=settings,
+        device=picked_device(arguments),
+        weights=arguments.weights,
+        say=reporter(arguments),
+        corpus=moved_corpus(arguments),
+        dtype=arguments.dtype,
     )
 
 

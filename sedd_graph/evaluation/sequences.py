@@ -10,14 +10,14 @@ import hashlib
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from sedd_graph.component.progress import track
-from sedd_graph.diffusion.batch import Batch
 from sedd_graph.engine.engine import Engine
+from sedd_graph.engine.process import Process
 from sedd_graph.errors import UserError
 
 __all__ = ["Bound", "Scored", "score", "windows"]
@@ -107,7 +107,7 @@ def score(engine: Engine, rows: Sequence[Scored], *, draws: int, seed: int, at_o
     with torch.no_grad(), engine.network.evaluating():
         for numbers in track(batches, "likelihoods", unit="batch"):
             own = [rows[i] for i in numbers]
-            batch = engine.process.batch(_batch(own, engine.process.row_multiple), engine.device)
+            batch = engine.process.batch(_batch(own, engine.process), engine.device)
             seeds = [_seed(seed, row) for row in own]
             halves = engine.process.row_bounds(engine.network, batch, seeds=seeds, draws=draws, at_once=at_once)
             for i, (first, second) in zip(numbers, halves.tolist(), strict=True):
@@ -126,9 +126,9 @@ def _seed(seed: int, row: Scored) -> int:
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big") >> 2
 
 
-def _batch(rows: Sequence[Scored], multiple: int) -> Batch:
-    """Return rows of one length as a batch, padded on the right to a multiple of ``multiple`` tokens."""
-    length = _length(rows[0])
+def _batch(rows: Sequence[Scored], process: Process) -> Any:
+    """Return rows of one length as a batch, padded on the right to a length that the process accepts."""
+    length, multiple = _length(rows[0]), process.row_multiple
     width = -(-length // multiple) * multiple
     tokens = np.zeros((len(rows), width), np.int64)
     corrupt = np.zeros((len(rows), width), np.bool_)
@@ -136,5 +136,4 @@ def _batch(rows: Sequence[Scored], multiple: int) -> Batch:
         tokens[number, :length] = [*row.context, *row.tokens]
         corrupt[number, len(row.context) : length] = True
     attend = np.arange(width) < np.full((len(rows), 1), length)
-    made = [torch.from_numpy(array) for array in (tokens, attend, corrupt, corrupt)]
-    return Batch(made[0], made[1], made[2], made[3].clone())
+    return process.batch_type(*(torch.from_numpy(array) for array in (tokens, attend, corrupt, corrupt.copy())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
@@ -15,7 +15,7 @@ from sedd_graph.runs.open import Run, open_run
 from sedd_graph.runs.precision import choose_dtype
 from sedd_graph.runs.prompts import answer_prompts
 from sedd_graph.runs.sample import read_prompt
-from sedd_graph.runs.sample_section import sample_overrides
+from sedd_graph.runs.sample_section import sample_overrides, sampler_settings
 
 __all__ = ["Generation", "HarnessRun", "Settings"]
 
@@ -178,7 +178,7 @@ class HarnessRun:
             prepared.append(context if len(tokens) <= kept else self.tokenizer.decode(tokens[len(tokens) - kept :]))
             sizes.append(size)
         found, end = [""] * len(contexts), self.tokenizer.end
-        with self._tempered(how.temperature, how.top_p):
+        with sampler_settings(self.run, temperature=how.temperature, top_p=how.top_p):
             for size in sorted(set(sizes)):
                 numbers = [i for i, own in enumerate(sizes) if own == size]
                 made = self._sampled([prepared[i] for i in numbers], size, steps=self.settings.steps, plain=False)
@@ -191,7 +191,7 @@ class HarnessRun:
         """Return ``size`` new tokens after each context, at temperature 0 if ``plain``."""
         prompts = [self._prompt(context, size) for context in contexts]
         request = SampleRequest(batch=1, length=1, steps=steps)
-        with self._tempered(0.0, 1.0) if plain else contextlib.nullcontext():
+        with sampler_settings(self.run, temperature=0.0, top_p=1.0) if plain else contextlib.nullcontext():
             answers, _ = answer_prompts(
                 self.run, prompts, request, samples=1, rows=self.settings.rows, seed=self.settings.seed
             )
@@ -200,22 +200,6 @@ class HarnessRun:
     def _prompt(self, context: str, size: int) -> Prompt:
         length = len(self._encode(context)) + size
         return read_prompt(self.run, TextWithHoles(prefix=context, length=length), observed="clamp")
-
-    @contextlib.contextmanager
-    def _tempered(self, temperature: float, top_p: float) -> Iterator[None]:
-        """Give the sampler another temperature inside the context."""
-        sampler = getattr(self.run.engine.process, "sampler", None)
-        config = getattr(sampler, "config", None)
-        known = {} if config is None else {"temperature": temperature, "top_p": top_p}
-        changes = {name: value for name, value in known.items() if name in type(config).model_fields}
-        if sampler is None or config is None or not changes:
-            yield
-            return
-        sampler.config = type(config).model_validate({**config.model_dump(), **changes})
-        try:
-            yield
-        finally:
-            sampler.config = config
 
     def _encode(self, text: str) -> tuple[int, ...]:
         tokens = tuple(self.tokenizer.encode(text).tolist())
