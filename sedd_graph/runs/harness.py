@@ -183,8 +183,8 @@ class HarnessRun:
                 numbers = [i for i, own in enumerate(sizes) if own == size]
                 made = self._sampled([prepared[i] for i in numbers], size, steps=self.settings.steps, plain=False)
                 for i, tokens in zip(numbers, made, strict=True):
-                    own = tokens if end is None or end not in tokens else tokens[: tokens.index(end)]
-                    found[i] = _until(self.tokenizer.decode(own), how.until)
+                    text = tokens if end is None or end not in tokens else tokens[: tokens.index(end)]
+                    found[i] = _until(self.tokenizer.decode(text), how.until)
         return found
 
     def _sampled(self, contexts: Sequence[str], size: int, *, steps: int | None, plain: bool = True) -> list[list[int]]:
