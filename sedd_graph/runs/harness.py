@@ -182,8 +182,8 @@ class HarnessRun:
             for size in sorted(set(sizes)):
                 numbers = [i for i, own in enumerate(sizes) if own == size]
                 made = self._sampled([prepared[i] for i in numbers], size, steps=self.settings.steps, plain=False)
-                for i, tokens in zip(numbers, made, strict=True):
-                    text = tokens if end is None or end not in tokens else tokens[: tokens.index(end)]
+                for i, new in zip(numbers, made, strict=True):
+                    text = new if end is None or end not in new else new[: new.index(end)]
                     found[i] = _until(self.tokenizer.decode(text), how.until)
         return found
 
