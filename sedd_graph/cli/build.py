@@ -12,13 +12,18 @@ from pathlib import Path
 from sedd_graph.cli.options import (
     Verbs,
     add_device,
+    add_json,
     add_memory,
     add_outside,
     add_overrides,
+    add_path_to,
     add_runs,
     add_verb,
     integer,
     picked_device,
+    reporter,
+    say_json,
+    write_path_to,
 )
 from sedd_graph.cli.terminal import say
 
@@ -47,7 +52,8 @@ def declare(verbs: Verbs) -> None:
         help="processes that will train: memory is estimated and measured for the rows of one of them (default: those of "
         "train.parallel, else 1)",
     )
-    parser.add_argument("--path-to", metavar="FILE", help="write the path of the run folder to FILE")
+    add_path_to(parser)
+    add_json(parser, "the graph's facts (with --check), or the run folder with all checks,")
     add_runs(parser)
     add_memory(parser)
     add_device(parser)
@@ -60,7 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
         gc.disable()  # the process ends soon; walking over torch's objects would take a tenth of a second
         from sedd_graph.runs.check import check
 
-        say(str(check(arguments.blueprint, arguments.overrides)))
+        report = check(arguments.blueprint, arguments.overrides)
+        if arguments.json:
+            say_json(report.record())
+        else:
+            say(str(report))
         return 0
     from sedd_graph.blueprint.shipped import find_blueprint
     from sedd_graph.report.html import write_report
@@ -75,12 +85,14 @@ def run(arguments: argparse.Namespace) -> int:
         proof=arguments.proof,
         ignore_memory=arguments.ignore_memory,
         processes=arguments.processes,
-        say=say,
+        say=reporter(arguments),
     )
     write_report(folder)
-    say(f"\nrun folder  {folder}\nnext        sedd-graph train {folder}")
-    if arguments.path_to:
-        from sedd_graph.store.files import write_text
+    write_path_to(arguments, folder)
+    if arguments.json:
+        from sedd_graph.report.facts import json_object
 
-        write_text(Path(arguments.path_to), str(folder))
+        say_json({"run": str(folder), **json_object(folder / "certificate.json")})
+    else:
+        say(f"\nrun folder  {folder}\nnext        sedd-graph train {folder}")
     return 0

@@ -13,17 +13,20 @@ from sedd_graph.cli.options import (
     add_memory,
     add_outside,
     add_overrides,
+    add_path_to,
     add_runs,
     add_verb,
     moved_corpus,
     picked_device,
+    write_path_to,
 )
 from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
-__all__ = ["declare", "run"]
+__all__ = ["SIGNALS", "declare", "run"]
 
-_SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
+"""Exit code by the signal that stopped training."""
 
 
 def declare(verbs: Verbs) -> None:
@@ -37,6 +40,7 @@ def declare(verbs: Verbs) -> None:
         help="resume from the newest checkpoint that is whole; --resume auto: start if there is no checkpoint",
     )
     add_runs(parser)
+    add_path_to(parser)
     add_corpus(parser)
     add_memory(parser)
     add_device(parser)
@@ -79,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "the blueprint of a run folder is locked: give overrides to `sedd-graph build`, or extend a run with --resume"
         )
+    write_path_to(arguments, path)
     result, _ = train_run(
         path,
         resume=resume,
@@ -89,9 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if int(os.environ.get("RANK", "0")) == 0:
         write_report(path)
-        if result.reason in _SIGNALS:
+        if result.reason in SIGNALS:
             say(f"checkpoint written; resume with: sedd-graph train {path} --resume")
-    return _SIGNALS.get(result.reason, 0)
+    return SIGNALS.get(result.reason, 0)
 
 
 def _resume(arguments: argparse.Namespace) -> bool | None:

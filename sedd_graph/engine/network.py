@@ -20,6 +20,7 @@ from sedd_graph.engine.compiling import compile_in_place
 from sedd_graph.engine.construct import build_model
 from sedd_graph.engine.regions import RegionModule
 from sedd_graph.engine.running import RunningModule
+from sedd_graph.engine.shard_init import ShardInit
 from sedd_graph.engine.split import Split, begin, split
 from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Graph
@@ -47,6 +48,8 @@ class Network:
         registry: The installed components.
         device: Device of the weights.
         seed: Seed of the weight initialisation; it sets torch's global random generator.
+        part: Part of the parameters that this process holds. The parameters are then ``meta`` tensors until the model is
+            sharded (:func:`sedd_graph.training.parallel.place`). None for all.
 
     Attributes:
         model: Module of the network.
@@ -55,10 +58,19 @@ class Network:
         dtype: Precision of evaluation and sampling (:meth:`evaluating`): float32, or bfloat16 by autocast.
     """
 
-    def __init__(self, graph: Graph, registry: Registry, *, device: torch.device, seed: int = 0) -> None:
-        self.graph, self.device = graph, device
+    def __init__(
+        self,
+        graph: Graph,
+        registry: Registry,
+        *,
+        device: torch.device,
+        seed: int = 0,
+        part: ShardInit | None = None,
+    ) -> None:
+        self.graph, self.device, self.part = graph, device, part
         torch.manual_seed(seed)
-        self.model = build_model(graph, registry).to(device)
+        self.model = build_model(graph, registry, part)
+        self.model._apply(lambda t: t if t.is_meta else t.to(device))
         self.compile_mode: CompileMode = "off"
         self._everywhere = False
         self.observer: Observer | None = None

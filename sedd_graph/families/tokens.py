@@ -236,6 +236,20 @@ class TokenProcess(TextProcess):
             nats, _ = self._nats(network.model, objective, draw, own, use="bound")
             yield BoundDraw(objective.over, draw.t, nats, self._left_out(network, batch, part, random))
 
+    @property
+    def row_multiple(self) -> int:
+        return self.objective.block or 1
+
+    def row_bounds(self, network: Network, batch: Batch, *, seeds: Sequence[int], draws: int, at_once: int) -> Tensor:
+        objective = self.objective.evaluated(self.kernel)
+        if objective.over != "masked":
+            return super().row_bounds(network, batch, seeds=seeds, draws=draws, at_once=at_once)
+        from sedd_graph.families.token_bounds import masked_bounds  # here: checking a blueprint does without it
+
+        return masked_bounds(
+            self._nats, objective, self.kernel, network, batch, seeds=seeds, draws=draws, at_once=at_once
+        )
+
     def _left_out(self, network: Network, batch: Batch, part: range, random: Randomness) -> Tensor | None:
         """Estimate the reconstruction term of the rows ``part`` of a batch, on one row of it in so many.
 
