@@ -12,6 +12,7 @@ from pathlib import Path
 from sedd_graph.cli.options import (
     Verbs,
     add_device,
+    add_from,
     add_memory,
     add_outside,
     add_overrides,
@@ -19,6 +20,7 @@ from sedd_graph.cli.options import (
     add_verb,
     integer,
     picked_device,
+    weights_from,
 )
 from sedd_graph.cli.terminal import say
 
@@ -46,6 +48,7 @@ def declare(verbs: Verbs) -> None:
         "train.parallel, else 1)",
     )
     parser.add_argument("--path-to", metavar="FILE", help="write the path of the run folder to FILE")
+    add_from(parser)
     add_runs(parser)
     add_memory(parser)
     add_device(parser)
@@ -72,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         compile=arguments.compile,
         proof=arguments.proof,
         ignore_memory=arguments.ignore_memory,
+        weights=weights_from(arguments),
+        table=arguments.map,
         processes=arguments.processes,
         say=say,
     )
