@@ -47,7 +47,8 @@ def attendable(attend: Tensor | None) -> Tensor | None:
 class Attention(Component, kind="attention"):
     """Multi-head self-attention (arXiv 1706.03762), with rotary position embedding if ``angles`` is connected.
 
-    The width of a head is the width of ``x`` divided by ``heads``. With a KV cache (block diffusion), the cached keys
+    With ``kv_heads``, groups of query heads share the keys and values of one head (grouped-query attention, arXiv
+    2305.13245). The width of a head is the width of ``x`` divided by ``heads``. With a KV cache (block diffusion), the cached keys
     and values of finished positions precede those of ``x``, and the attention mask ``sees`` has one column for each
     cached position, followed by one for each position of ``x``.
     """
@@ -55,6 +56,8 @@ class Attention(Component, kind="attention"):
     class Config(ComponentConfig):
         heads: SizeField
         """Number of heads; must divide the width of ``x``."""
+        kv_heads: SizeField | None = None
+        """Number of heads of keys and values; must divide ``heads``. By default ``heads``."""
         qk_norm: Literal["none", "rms"] = "none"
         """Normalisation of queries and keys: ``rms`` scales each to unit root mean square, times a learned scale (arXiv
         2302.05442); ``none``."""
@@ -67,9 +70,13 @@ class Attention(Component, kind="attention"):
 
     def __init__(self, config: ComponentConfig, context: Context) -> None:
         super().__init__(config, context)
-        width = self.config.heads * self.axis("r")
+        heads, kv_heads = self.config.heads, self.config.kv_heads or self.config.heads
+        if heads % kv_heads:
+            raise ValueError(f"kv_heads = {kv_heads} does not divide heads = {heads}")
+        width = heads * self.axis("r")
+        self.widths = [width, kv_heads * self.axis("r"), kv_heads * self.axis("r")]
         bias = self.config.bias == "all"
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.qkv = nn.Linear(width, sum(self.widths), bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
         if self.config.qk_norm == "rms":
             self.q_scale = nn.Parameter(torch.ones(self.axis("r")))
@@ -99,7 +106,8 @@ class Attention(Component, kind="attention"):
         """
         b, l, d = x.shape
         # chunks rather than slices: autograd concatenates gradients of chunks, and pads and adds those of slices
-        q, k, v = (part.view(b, l, self.config.heads, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        parts = self.qkv(x).chunk(3, -1) if self.config.kv_heads is None else self.qkv(x).split(self.widths, -1)
+        q, k, v = (part.view(b, l, -1, self.axis("r")).transpose(1, 2) for part in parts)
         if self.config.qk_norm == "rms":
             q = F.rms_norm(q, q.shape[-1:], self.q_scale.to(q.dtype))
             k = F.rms_norm(k, k.shape[-1:], self.k_scale.to(k.dtype))
@@ -110,6 +118,9 @@ class Attention(Component, kind="attention"):
         v = v.to(q.dtype)
         if self.kv_cache is not None:
             k, v = self.kv_cache(k, v)
+        if self.config.kv_heads is not None:
+            groups = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         if key is not None and self.config.dropout:
             y = self._with_dropout(q, k, v, [m for m in (mask, sees) if m is not None], key)
         else:

@@ -12,6 +12,7 @@ from pathlib import Path
 from sedd_graph.cli.options import (
     Verbs,
     add_device,
+    add_from,
     add_json,
     add_memory,
     add_outside,
@@ -23,6 +24,7 @@ from sedd_graph.cli.options import (
     picked_device,
     reporter,
     say_json,
+    weights_from,
     write_path_to,
 )
 from sedd_graph.cli.terminal import say
@@ -54,6 +56,7 @@ def declare(verbs: Verbs) -> None:
     )
     add_path_to(parser)
     add_json(parser, "the graph's facts (with --check), or the run folder with all checks,")
+    add_from(parser)
     add_runs(parser)
     add_memory(parser)
     add_device(parser)
@@ -84,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         compile=arguments.compile,
         proof=arguments.proof,
         ignore_memory=arguments.ignore_memory,
+        weights=weights_from(arguments),
+        table=arguments.map,
         processes=arguments.processes,
         say=reporter(arguments),
     )

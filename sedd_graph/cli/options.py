@@ -29,6 +29,7 @@ __all__ = [
     "add_debug",
     "add_device",
     "add_dtype",
+    "add_from",
     "add_json",
     "add_memory",
     "add_outside",
@@ -45,6 +46,7 @@ __all__ = [
     "position_pattern",
     "reporter",
     "say_json",
+    "weights_from",
     "write_path_to",
 ]
 
@@ -204,6 +206,28 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore-memory", action="store_true", help="only warn about more memory than the device is estimated to have"
     )
+
+
+def add_from(parser: argparse.ArgumentParser) -> None:
+    """Add the options ``--from`` and ``--map``: weights that training starts from, and a table of their names."""
+    parser.add_argument(
+        "--from",
+        dest="weights",
+        metavar="RUN|DIR|FILE",
+        help="start from weights, by name: of a run folder, an export, or safetensors or GGUF weights; a table says what matched",
+    )
+    parser.add_argument(
+        "--map",
+        metavar="NAME|FILE",
+        help="with --from: the names of the weights by our names, a shipped table or a YAML file (default: what matches most)",
+    )
+
+
+def weights_from(arguments: argparse.Namespace) -> Path | None:
+    """Return the path of ``--from``; None without it. Raises :class:`UserError` if ``--map`` is given alone."""
+    if arguments.map is not None and arguments.weights is None:
+        raise UserError("--map names the weights of --from, which is missing")
+    return None if arguments.weights is None else Path(arguments.weights)
 
 
 def add_activations(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from sedd_graph.cli.options import (
     Verbs,
     add_corpus,
     add_device,
+    add_from,
     add_memory,
     add_outside,
     add_overrides,
@@ -18,6 +19,7 @@ from sedd_graph.cli.options import (
     add_verb,
     moved_corpus,
     picked_device,
+    weights_from,
     write_path_to,
 )
 from sedd_graph.cli.terminal import say
@@ -39,6 +41,7 @@ def declare(verbs: Verbs) -> None:
         action="store_true",
         help="resume from the newest checkpoint that is whole; --resume auto: start if there is no checkpoint",
     )
+    add_from(parser)
     add_runs(parser)
     add_path_to(parser)
     add_corpus(parser)
@@ -75,10 +78,16 @@ def run(arguments: argparse.Namespace) -> int:
             device=picked_device(arguments),
             compile="off",
             ignore_memory=arguments.ignore_memory,
+            weights=weights_from(arguments),
+            table=arguments.map,
             say=say,
         )
         say(f"run folder  {path}")
         arguments.overrides = []
+    elif weights_from(arguments) is not None:
+        raise UserError(
+            f"{path} is a run folder, whose weights are known: --from takes a blueprint (a run goes on with --resume)"
+        )
     elif arguments.overrides and resume is False:
         raise UserError(
             "the blueprint of a run folder is locked: give overrides to `sedd-graph build`, or extend a run with --resume"
