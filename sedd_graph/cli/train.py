@@ -14,18 +14,21 @@ from sedd_graph.cli.options import (
     add_memory,
     add_outside,
     add_overrides,
+    add_path_to,
     add_runs,
     add_verb,
     moved_corpus,
     picked_device,
     weights_from,
+    write_path_to,
 )
 from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
-__all__ = ["declare", "run"]
+__all__ = ["SIGNALS", "declare", "run"]
 
-_SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
+"""Exit code by the signal that stopped training."""
 
 
 def declare(verbs: Verbs) -> None:
@@ -40,6 +43,7 @@ def declare(verbs: Verbs) -> None:
     )
     add_from(parser)
     add_runs(parser)
+    add_path_to(parser)
     add_corpus(parser)
     add_memory(parser)
     add_device(parser)
@@ -88,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "the blueprint of a run folder is locked: give overrides to `sedd-graph build`, or extend a run with --resume"
         )
+    write_path_to(arguments, path)
     result, _ = train_run(
         path,
         resume=resume,
@@ -98,9 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if int(os.environ.get("RANK", "0")) == 0:
         write_report(path)
-        if result.reason in _SIGNALS:
+        if result.reason in SIGNALS:
             say(f"checkpoint written; resume with: sedd-graph train {path} --resume")
-    return _SIGNALS.get(result.reason, 0)
+    return SIGNALS.get(result.reason, 0)
 
 
 def _resume(arguments: argparse.Namespace) -> bool | None:

@@ -39,6 +39,7 @@ from sedd_graph.diffusion.vectors.denoiser import Denoiser
 from sedd_graph.diffusion.vectors.kernel import Estimate, VectorKernel, VectorKernelConfig
 from sedd_graph.diffusion.vectors.objective import VectorDraw, VectorObjective
 from sedd_graph.diffusion.vectors.sampler import VectorSampler, VectorSamplerConfig, VectorWalk
+from sedd_graph.diffusion.visibility import with_blocks
 from sedd_graph.errors import UserError
 from sedd_graph.training.interfaces import Adapter, LRSchedule, OptimizerFactory, Tracker
 
@@ -120,4 +121,5 @@ __all__ = [
     "parse_port_type",
     "rebuild",
     "solves",
+    "with_blocks",
 ]

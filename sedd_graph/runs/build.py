@@ -59,7 +59,7 @@ def build_run(
         overrides: Changes to the blueprint as ``key=value``, such as ``train.steps=100``.
         runs: Folder in which the run folder is created.
         device: Device on which inverses are verified and a trial step of training is run (and compiled).
-        compile: Scope of ``torch.compile``: ``auto``, ``block``, ``whole`` or ``off``, as in
+        compile: Scope of ``torch.compile``: ``auto``, ``block``, ``whole``, ``cuda_graphs`` or ``off``, as in
             :meth:`sedd_graph.engine.network.Network.compile`; None takes ``train.compile`` of the blueprint.
         proof: Strength of the verification of the process: ``full``, or ``quick`` with fewer cases.
         ignore_memory: True to print a warning instead of raising an error if training needs more memory than the device

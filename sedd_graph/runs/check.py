@@ -83,6 +83,17 @@ class Report:
         """Config of the ``store`` section; the default Config if the blueprint has no such section."""
         return self.loaded.section(StoreConfig) or StoreConfig()
 
+    def record(self) -> dict[str, Any]:
+        """Return what the blueprint declares as JSON values, by key."""
+        return {
+            "name": self.name,
+            "family": self.plan.family,
+            "parameters": self.parameters,
+            "process": self.plan.describe(),
+            "invertible": [str(one) for one in self.derived],
+            "blueprint": digest(lock_text(self)),
+        }
+
     def __str__(self) -> str:
         told = "" if self.trained is None else f" ({self.trained[0]:,} trained, {self.trained[1]:,} frozen)"
         lines = [to_tree(self.graph), "", f"parameters  {self.parameters:,}{told}"]

@@ -25,9 +25,9 @@ from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, re
 from sedd_graph.training.checkpoint_reader import Stored, stored
 from sedd_graph.training.distributed import World, is_broken
 from sedd_graph.training.loop import Result, train
-from sedd_graph.training.parallel import compile_mode
+from sedd_graph.training.parallel import compile_mode, shard_init
 from sedd_graph.training.trackers import FINAL, Trackers
-from sedd_graph.verify.margin import margins
+from sedd_graph.verify.margin import has_codes, margins
 
 __all__ = ["train_run"]
 
@@ -71,7 +71,15 @@ def train_run(
         newest = latest_checkpoint(path / "checkpoints")
         step = 0 if newest is None else step_of(newest)
         changes, new = extended(path, overrides, step=step)
-        run = open_run(path, overrides=changes, device=device, compile="off", weights="fresh", root=corpus)
+        run = open_run(
+            path,
+            overrides=changes,
+            device=device,
+            compile="off",
+            weights="fresh",
+            root=corpus,
+            part=lambda config: shard_init(config.parallel, world),
+        )
         if not (path / "run.json").is_file():
             raise UserError(
                 f"{path} is not a whole run folder: there is no run.json in it, so the data that it was built with are "
@@ -125,7 +133,7 @@ def train_run(
                 trackers=trackers,
                 activations=activations,
                 decode=run.decode,
-                measure=measure,
+                measure=measure if has_codes(run.engine.network) else None,
                 start=start,
                 say=quiet,
             )

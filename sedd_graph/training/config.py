@@ -106,9 +106,10 @@ class TrainConfig(Strict):
     """Precision of the network. ``auto``: bfloat16 autocast on GPUs that support it, else float32."""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
     """Seed of the initial weights and of all random numbers in training."""
-    compile: Literal["auto", "block", "whole", "off"] = "auto"
-    """Scope of ``torch.compile``. ``block``: each repeated block; ``whole``: the network and its loss; ``off``:
-    nothing; ``auto``: selected by hardware and size."""
+    compile: Literal["auto", "block", "whole", "cuda_graphs", "off"] = "auto"
+    """Scope of ``torch.compile``. ``block``: each repeated block; ``whole``: the network and its loss; ``cuda_graphs``: as
+    ``whole``, with kernels that a GPU records once and replays, for steps of few rows; ``off``: nothing; ``auto``:
+    selected by hardware and size."""
     parallel: ParallelConfig = ParallelConfig()
     """How several processes, which ``torchrun`` starts, share the model."""
     log_every: Count = 50
@@ -133,4 +134,8 @@ class TrainConfig(Strict):
     def _divides(self) -> TrainConfig:
         if self.batch % self.accumulate:
             raise ValueError(f"batch = {self.batch} is not a multiple of accumulate = {self.accumulate}")
+        if self.compile == "cuda_graphs" and self.accumulate > 1:
+            raise ValueError(
+                "compile: cuda_graphs needs accumulate: 1: a second backward pass would overwrite the gradients of the first"
+            )
         return self
