@@ -182,9 +182,9 @@ class HarnessRun:
             for size in sorted(set(sizes)):
                 numbers = [i for i, own in enumerate(sizes) if own == size]
                 made = self._sampled([prepared[i] for i in numbers], size, steps=self.settings.steps, plain=False)
-                for i, tokens in zip(numbers, made, strict=True):
-                    own = tokens if end is None or end not in tokens else tokens[: tokens.index(end)]
-                    found[i] = _until(self.tokenizer.decode(own), how.until)
+                for i, row in zip(numbers, made, strict=True):
+                    written = row if end is None or end not in row else row[: row.index(end)]
+                    found[i] = _until(self.tokenizer.decode(written), how.until)
         return found
 
     def _sampled(self, contexts: Sequence[str], size: int, *, steps: int | None, plain: bool = True) -> list[list[int]]:

@@ -166,7 +166,7 @@ def test_answers_do_not_depend_on_the_batch(folder: Path) -> None:
         assert a.nats == pytest.approx(b.nats, rel=1e-5)
     assert one.texts(texts, how) == many.texts(texts[::-1], how)[::-1]
     assert one.texts(texts, how)[0] == many.texts(texts[:1], how)[0]
-    assert many.run.engine.process.sampler.config.temperature == 1.0  # type: ignore[attr-defined]  # of TokenProcess
+    assert many.run.engine.process.sampler.config.temperature == 1.0
 
 
 def test_greedy_continuations_are_those_that_the_sampler_writes(folder: Path) -> None:
