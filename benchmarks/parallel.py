@@ -1,11 +1,10 @@
 """Training by several processes (gloo), compared with one: losses, resuming with another number of processes, kills.
 
-    python benchmarks/parallel.py losses [CASE ...]   # 20 steps in 2 and 4 processes: losses of one process to 1e-5
+    python benchmarks/parallel.py losses [CASE ...]   # 20 steps in 2 (and 4) processes: losses of one process to 1e-5
     python benchmarks/parallel.py resume              # N -> M for N, M in (1, 2, 4): equal weights, next loss to 1e-6
     python benchmarks/parallel.py kills [COUNT]       # a worker of torchrun is killed at random: same losses in the end
-    python benchmarks/parallel.py writing             # memory and stall of asynchronous checkpoints
 
-Prints one line per case, and exits with 1 if one fails.
+Prints one line per case, appends it to benchmarks/results/parallel.jsonl, and exits with 1 if one fails.
 """
 
 from __future__ import annotations
@@ -21,9 +20,22 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
+from common import BLUEPRINTS, append_record
+
+from sedd_graph.cli import main as cli
+from sedd_graph.component.registry import discover
+from sedd_graph.runs.open import open_run
+from sedd_graph.store.manifest import read_manifest
+from sedd_graph.training.checkpoint_reader import stored
+from sedd_graph.training.distributed import World
+from sedd_graph.training.trainer import Trainer
 
 SMALL = """\
 blueprint: 1
@@ -62,7 +74,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "checkpointed": ("checkpoint", [LR]),
     "learned schedule": ("small", [LR, "objective.op=nelbo", "process.schedule.op=learned"]),
     "saved activations": ("saved", [LR]),
-    "uniform": ("sedd-uniform-tiny", [LR]),
+    "uniform": ("sedd-uniform-tiny", []),
     "learned masking": ("genmd4-tiny", []),
     "learned code": ("langflow-tiny", []),
     "diffusion of embeddings": ("diffusion-lm-tiny", []),
@@ -70,44 +82,77 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "reversible": ("sedd-reversible-tiny", []),
     "reversible, exact": ("sedd-reversible-tiny", ["nodes.trunk.arithmetic=exact"]),
 }
+PARALLEL = (2, "{shard: null}"), (2, "{}"), (4, "{shard: null}"), (4, "{replicate: 2, shard: 2}")
 MEMORY = {"small": "", "checkpoint": "memory: checkpoint,", "saved": "save: {ports: [x], every: 1, rows: 2, chunk: 4},"}
 SHIPPED = "train={steps: 20, batch: 8, warmup: 2, compile: 'off', log_every: 1, evaluate: null, sample: null}"
 QUICK = ["--proof", "quick", "--compile", "off", "--device", "cpu"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-MODULE = [sys.executable, "-m"]
 
 
-def run(command: list[str], *, check: bool = True) -> int:
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    if check and done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    return done.returncode
+def fork(work: Callable[[], int], log: Path, environment: Mapping[str, str] | None = None) -> int:
+    """Call a function in a fork, which has all modules already, and return the process id."""
+    if (pid := os.fork()) == 0:
+        code = 99
+        try:
+            os.environ.update(environment or {})
+            number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(number, 1)
+            os.dup2(number, 2)
+            code = work()
+        except Exception:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return pid
+
+
+def run(work: Callable[[], int], log: Path, processes: int = 0) -> None:
+    """Call a function in several processes, as torchrun would start them, or in one without, and wait for its end."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(processes)}
+    logs = [log.with_name(f"{log.name}{rank}") for rank in range(max(processes, 1))]
+    started = [fork(work, path, {**shared, "RANK": str(rank)} if processes else None) for rank, path in enumerate(logs)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
+    if any(codes):
+        said = "".join(path.read_text(errors="replace")[-3000:] for path in logs)
+        raise SystemExit(f"{log}: exit codes {codes}\n{said}")
+
+
+def command(*arguments: str) -> Callable[[], int]:
+    return lambda: cli.run(list(arguments))
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def build(folder: Path, name: str, *overrides: str) -> Path:
     folder.mkdir(parents=True)
-    blueprint = name
+    blueprint = folder / f"{name}.yaml"
     if name in MEMORY:
-        (folder / "small.yaml").write_text(SMALL.replace("MEMORY", MEMORY[name]))
-        blueprint = str(folder / "small.yaml")
+        blueprint.write_text(SMALL.replace("MEMORY", MEMORY[name]))
     else:
-        overrides = (SHIPPED, *overrides)
+        for part in ("", "blocks"):
+            shutil.copytree(BLUEPRINTS / part, folder / part, dirs_exist_ok=True)
+        text = folder / "text.txt"  # of few held-out rows, all of which are evaluated behind the last step
+        text.write_text("".join(f"{n} times {n + 7} are {n * (n + 7)}, and no more;\n" for n in range(200)))
+        overrides = (SHIPPED, "data.corpus={op: text, files: [text.txt]}", *overrides)
     where = ["--runs", str(folder / "runs"), "--path-to", str(folder / "at")]
-    run([*MODULE, "sedd_graph", "build", blueprint, *QUICK, *where, *overrides])
+    run(command("build", str(blueprint), *QUICK, *where, *overrides), folder / "log")
     return Path((folder / "at").read_text())
 
 
-def launch(processes: int, *options: str) -> list[str]:
-    """The command of torchrun, or of one process without it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", port, *options, "-m"]
-    return [*MODULE, *(torchrun if processes else []), "sedd_graph"]
+def torchrun(processes: int, *options: str) -> list[str]:
+    """The beginning of a command of torchrun."""
+    ports = ["--nproc-per-node", str(processes), "--master-port", free_port()]
+    return [sys.executable, "-m", "torch.distributed.run", *ports, *options]
 
 
 def train(path: Path, processes: int, *arguments: str) -> None:
-    run([*launch(processes), "train", str(path), "--device", "cpu", *arguments])
+    run(command("train", str(path), "--device", "cpu", *arguments), path.with_name(f"log-{path.name}-"), processes)
 
 
 def losses(path: Path) -> dict[int, float]:
@@ -122,9 +167,6 @@ def difference(ours: dict[int, float], theirs: dict[int, float]) -> float:
 
 
 def tensors(path: Path, step: int) -> dict[str, torch.Tensor]:
-    from sedd_graph.store.manifest import read_manifest
-    from sedd_graph.training.checkpoint_reader import stored
-
     where = path / "checkpoints" / f"step-{step:08d}"
     manifest = read_manifest(where)
     kinds = ("model", "ema", "optimizer")
@@ -135,14 +177,15 @@ def compare_losses(folder: Path, names: list[str]) -> bool:
     good = True
     for name in names or CASES:
         blueprint, overrides = CASES[name]
-        one = build(folder / name / "one", blueprint, *overrides)
+        fresh = build(folder / name, blueprint, *overrides)
+        one = shutil.copytree(fresh, folder / f"{name}-one")
         train(one, 0)
-        for count, parallel in ((2, "{shard: null}"), (4, "{shard: null}"), (4, "{replicate: 2, shard: 2}"), (2, "{}")):
-            other = build(folder / name / f"{count}{parallel}", blueprint, *overrides, f"train.parallel={parallel}")
-            train(other, count)
+        for count, parallel in PARALLEL[: 4 if blueprint in MEMORY else 2]:
+            other = shutil.copytree(fresh, folder / f"{name}-{count}-{parallel}")
+            train(other, count, f"train.parallel={parallel}", "--resume", "auto")
             found = difference(losses(other), losses(one))
             good &= found <= 1e-5
-            print(f"{name:24} {count} processes {parallel:24} losses differ by {found:.1e}", flush=True)
+            record("losses", case=name, processes=count, parallel=parallel, difference=found)
     return good
 
 
@@ -163,28 +206,26 @@ def compare_resumed(folder: Path) -> bool:
             expected = loss if expected is None else expected
             found = abs(loss - expected) / expected
             good &= loaded and found <= 1e-6
-            print(
-                f"{n} -> {m}: weights equal after loading and writing: {loaded}; next loss differs by {found:.1e}",
-                flush=True,
-            )
+            record("resume", processes=n, resumed_by=m, equal_weights=loaded, difference=found)
     return good
 
 
+def rewrite(path: Path) -> int:
+    """Load the newest checkpoint of a run and write it again, as of two steps later, without a step."""
+    world = World.from_environment(torch.device("cpu"))
+    opened = open_run(path, device="cpu", compile="off", weights="fresh")
+    trainer = Trainer(opened.engine, opened.data(), opened.report.train, path, world, print)
+    trainer.resume()
+    trainer.step += 2
+    trainer.save()
+    world.close()
+    return 0
+
+
 def probe(first: Path, other: Path, processes: int) -> bool:
-    """Let M processes resume, and write their state again without a step: the bits of the checkpoint."""
+    """Whether M processes that load a checkpoint and write it again write the same bits."""
     shutil.copytree(first, other)
-    code = (
-        "import sys, torch; from pathlib import Path; from sedd_graph.runs.open import open_run;"
-        "from sedd_graph.training.distributed import World; from sedd_graph.training.trainer import Trainer;"
-        "path = Path(sys.argv[1]); world = World.from_environment(torch.device('cpu'));"
-        "run = open_run(path, device='cpu', compile='off', weights='fresh');"
-        "trainer = Trainer(run.engine, run.data(), run.report.train, path, world, print); trainer.resume();"
-        "trainer.step = 7; trainer.save(); world.close()"
-    )
-    script = other.with_suffix(".py")
-    script.write_text(code)
-    command = launch(processes)[:-2]
-    run([*command, str(script), str(other)])
+    run(lambda: rewrite(other), other.with_name(f"log-{other.name}-"), processes)
     ours, theirs = tensors(other, 7), tensors(first, 5)
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], t) for name, t in theirs.items())
 
@@ -192,37 +233,43 @@ def probe(first: Path, other: Path, processes: int) -> bool:
 def kill_workers(folder: Path, count: int) -> bool:
     """Kill workers of torchrun at random moments; every run must end with the losses of an unbroken one."""
     settings = ("train.steps=200", "train.checkpoint={every: 10}", LR, "train.parallel.shard=null")
-    whole, fresh = build(folder / "whole", "small", *settings), folder / "fresh"
-    shutil.copytree(whole, fresh)
-    began = time.monotonic()
-    train(whole, 2)
-    seconds, kills, good, rng = time.monotonic() - began, 0, True, random.Random(0)
-    number = 0
+    fresh = build(folder / "fresh", "small", *settings)
+    whole = shutil.copytree(fresh, folder / "whole")
+    arguments = ["--device", "cpu", "--resume", "auto"]
+    subprocess.run([*torchrun(2), "-m", "sedd_graph", "train", str(whole), *arguments], env=ENVIRONMENT, check=True)
+    kills, number, good, rng = 0, 0, True, random.Random()
     while kills < count:
         number += 1
-        other = folder / f"run{number}"
-        shutil.copytree(fresh, other)
-        command = [*launch(2, "--max-restarts", "3"), "train", str(other), "--device", "cpu", "--resume", "auto"]
-        with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as agent:
+        other, before = shutil.copytree(fresh, folder / f"run{number}"), kills
+        options = torchrun(2, "--max-restarts", "3")
+        with subprocess.Popen(
+            [*options, "-m", "sedd_graph", "train", str(other), *arguments], env=ENVIRONMENT
+        ) as agent:
             for _ in range(min(3, count - kills)):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    agent.wait(rng.uniform(0.3, 0.9) * seconds)
-                workers = children(agent.pid)
-                if agent.poll() is not None or not workers:
+                if not wait_for_step(other, rng.randint(0, 40), agent):
                     break
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rng.choice(workers), signal.SIGKILL)
-                    kills += 1
-            _, said = agent.communicate()
+                time.sleep(rng.uniform(0, 0.5))
+                if workers := children(agent.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(rng.choice(workers), signal.SIGKILL)
+                        kills += 1
+            agent.wait()
         found = difference(losses(other), losses(whole)) if agent.returncode == 0 else float("inf")
         good &= found == 0.0
-        print(
-            f"run {number}: exit code {agent.returncode} after {kills} kills in all, losses differ by {found:.1e}",
-            flush=True,
-        )
-        if agent.returncode:
-            print(said.decode()[-2000:])
+        record("kills", code=agent.returncode, kills=kills - before, difference=found)
     return good
+
+
+def wait_for_step(path: Path, more: int, agent: subprocess.Popen[bytes]) -> bool:
+    """Wait until training has done a number of steps more than now (of all attempts), or until the agent has ended."""
+
+    def lines() -> int:
+        return (path / "metrics.jsonl").read_bytes().count(b"\n") if (path / "metrics.jsonl").exists() else 0
+
+    last = lines() + more
+    while lines() < last and agent.poll() is None:
+        time.sleep(0.05)
+    return agent.poll() is None
 
 
 def children(pid: int) -> list[int]:
@@ -230,63 +277,23 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in path.read_text().split()] if path.exists() else []
 
 
-def measure_writing(folder: Path) -> bool:
-    """Memory beyond the training state while a checkpoint is written, and the share of time that steps lose to it."""
-    from sedd_graph.training.checkpoint import State, Window
-    from sedd_graph.training.checkpoint_writer import CheckpointWriter, Shard
-    from sedd_graph.training.distributed import World
-
-    count = 64
-    state = {
-        f"w{i}": torch.randn(1024, 1024) for i in range(count)
-    }  # one rank's share, of four tensors of 64 MiB a name
-    kinds = {"model": state, "ema": {k: v + 1 for k, v in state.items()}}
-    kinds["optimizer"] = {f"{k}/{m}": v + 2 for k, v in state.items() for m in ("exp_avg", "exp_avg_sq")}
-    share = sum(t.numel() * 4 for named in kinds.values() for t in named.values())
-    writer = CheckpointWriter(folder, World.single(), Shard(0, 1), keep=1)
-    a, peak = torch.randn(768, 768), 0
-
-    def steps(seconds: float) -> float:
-        nonlocal peak
-        done, began = 0, time.monotonic()
-        while time.monotonic() - began < seconds:
-            a @ a
-            done += 1
-            peak = max(peak, resident())
-        return done / (time.monotonic() - began)
-
-    before = resident()
-    alone = steps(5)
-    peak, began = 0, time.monotonic()
-    state_of = State(step=1, seconds=0.0, average_count=0, world=1, window=Window(), train={})
-    writer.begin(kinds, state_of)
-    copied = time.monotonic() - began
-    while writer.writing:
-        steps(0.1)
-    wrote = time.monotonic() - began
-    writer.finish()
-    print(f"share {share / 2**20:,.0f} MiB: copied in {copied:.2f} s, written in {wrote:.2f} s")
-    print(f"memory beyond the state: {(peak - before) / share:.2f} of the share")
-    print(f"steps alone {alone:.1f}/s; the copy takes {copied / 1800:.2%} of half an hour between checkpoints")
-    return (peak - before) / share <= 1.2
-
-
-def resident() -> int:
-    fields = Path("/proc/self/statm").read_text().split()
-    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")  # without pages of files
+def record(what: str, **found: object) -> None:
+    line = {"measure": what, **found}
+    append_record("parallel", line)
+    print(json.dumps(line), flush=True)
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] not in ("losses", "resume", "kills", "writing"):
+    if len(sys.argv) < 2 or sys.argv[1] not in ("losses", "resume", "kills"):
         raise SystemExit(__doc__)
     what, *rest = sys.argv[1:]
+    discover()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         good = {
             "losses": lambda: compare_losses(folder, rest),
             "resume": lambda: compare_resumed(folder),
             "kills": lambda: kill_workers(folder, int(rest[0]) if rest else 10),
-            "writing": lambda: measure_writing(folder),
         }[what]()
     raise SystemExit(0 if good else 1)
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sedd_graph.cli.options import (
     Verbs,
     add_corpus,
     add_device,
     add_dtype,
+    add_json,
     add_outside,
     add_verb,
     add_weights,
     integer,
     moved_corpus,
     picked_device,
+    reporter,
+    say_json,
 )
-from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
+
+if TYPE_CHECKING:
+    from sedd_graph.evaluation.bound import Result
+    from sedd_graph.evaluation.frontier import AtEntropy
+    from sedd_graph.evaluation.record import QualityRecord
 
 __all__ = ["declare", "run"]
 
@@ -79,6 +88,7 @@ def declare(verbs: Verbs) -> None:
         help="block: compile each repeated block first; auto: on a GPU, for 100 evaluations of the network or more "
         "(default: auto)",
     )
+    add_json(parser, "the result")
     add_weights(parser)
     add_corpus(parser)
     add_device(parser)
@@ -90,26 +100,27 @@ def run(arguments: argparse.Namespace) -> int:
     from sedd_graph.report.html import write_report
 
     path = Path(arguments.run)
+    found: Result | QualityRecord | list[AtEntropy]
     if arguments.frontier:
-        _frontier(path, arguments)
+        found = _frontier(path, arguments)
     elif arguments.temperatures or arguments.steps or arguments.rows:
         raise UserError("--temperatures, --steps and --rows are for --frontier")
     elif arguments.samples is not None or arguments.judge is not None or arguments.mauve:
-        _judge_samples(path, arguments)
+        found = _judge_samples(path, arguments)
     elif arguments.protocol is not None:
-        _evaluate_protocol(path, arguments)
+        found = _evaluate_protocol(path, arguments)
     else:
         if arguments.files:
             raise UserError("--files holds the text of --protocol: name the protocol")
         from sedd_graph.runs.evaluate import evaluate_run
 
-        evaluate_run(
+        found = evaluate_run(
             path,
             device=picked_device(arguments),
             batches=arguments.batches,
             draws=arguments.draws or 1,
             weights=arguments.weights,
-            say=say,
+            say=reporter(arguments),
             corpus=moved_corpus(arguments),
             likelihood=arguments.likelihood,
             dtype=arguments.dtype,
@@ -117,15 +128,22 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if int(os.environ.get("RANK", "0")) == 0:
         write_report(path)
+        if arguments.json:
+            say_json([_record(one) for one in found] if isinstance(found, list) else _record(found))
     return 0
 
 
-def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> None:
+def _record(found: Result | QualityRecord | AtEntropy) -> dict[str, object]:
+    """Return a result as JSON values, without those of single rows."""
+    return {k: v for k, v in dataclasses.asdict(found).items() if k not in ("row_nats", "row_tokens")}
+
+
+def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> Result:
     from sedd_graph.runs.protocol import run_protocol
 
     if arguments.likelihood != "bound" or arguments.corpus is not None:
         raise UserError("--likelihood and --corpus are for the run's own held-out text: without --protocol")
-    run_protocol(
+    return run_protocol(
         path,
         arguments.protocol,
         arguments.files or [],
@@ -135,11 +153,11 @@ def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> None:
         weights=arguments.weights,
         dtype=arguments.dtype,
         compile=arguments.compile,
-        say=say,
+        say=reporter(arguments),
     )
 
 
-def _frontier(path: Path, arguments: argparse.Namespace) -> None:
+def _frontier(path: Path, arguments: argparse.Namespace) -> list[AtEntropy]:
     from sedd_graph.runs.frontier import TEMPERATURES, FrontierSettings, frontier_run
 
     if arguments.judge is None:
@@ -162,19 +180,19 @@ def _frontier(path: Path, arguments: argparse.Namespace) -> None:
         steps=tuple(arguments.steps or ()),
         rows=arguments.rows or 64,
     )
-    frontier_run(
+    return frontier_run(
         path,
         judge=Path(arguments.judge),
         settings=settings,
         device=picked_device(arguments),
         weights=arguments.weights,
-        say=say,
+        say=reporter(arguments),
         corpus=moved_corpus(arguments),
         dtype=arguments.dtype,
     )
 
 
-def _judge_samples(path: Path, arguments: argparse.Namespace) -> None:
+def _judge_samples(path: Path, arguments: argparse.Namespace) -> QualityRecord:
     from sedd_graph.runs.judge import judge_run
 
     if arguments.protocol is not None or arguments.files:
@@ -186,12 +204,12 @@ def _judge_samples(path: Path, arguments: argparse.Namespace) -> None:
             "--batches, --draws, --weights, --dtype, --compile and --likelihood are for the bound: without --samples, "
             "--judge and --mauve"
         )
-    judge_run(
+    return judge_run(
         path,
         samples=Path(arguments.samples) if arguments.samples else None,
         judge=Path(arguments.judge) if arguments.judge else None,
         with_mauve=arguments.mauve,
         corpus=moved_corpus(arguments),
         device=picked_device(arguments),
-        say=say,
+        say=reporter(arguments),
     )

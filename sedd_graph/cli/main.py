@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 from sedd_graph import __version__
 from sedd_graph.cli import (
     build,
+    compare,
+    completion,
     components,
     edit,
     evaluate,
@@ -33,9 +35,11 @@ from sedd_graph.cli import (
     lm_eval,
     pull,
     restore,
+    runs,
     sample,
     schema,
     show,
+    sweep,
     tokenize,
     train,
 )
@@ -53,6 +57,7 @@ VERBS = (
     build,
     tokenize,
     train,
+    sweep,
     sample,
     infill,
     invert,
@@ -61,11 +66,14 @@ VERBS = (
     evaluate,
     lm_eval,
     show,
+    runs,
+    compare,
     components,
     schema,
     import_weights,
     export,
     pull,
+    completion,
 )
 """Modules of the subcommands, in the order in which ``--help`` lists them."""
 

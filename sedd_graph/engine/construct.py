@@ -15,6 +15,7 @@ from sedd_graph.component.base import Context
 from sedd_graph.component.registry import Registry
 from sedd_graph.engine.regions import Model, Plan, RegionModule
 from sedd_graph.engine.running import make_running
+from sedd_graph.engine.shard_init import ShardInit
 from sedd_graph.errors import BlueprintError, Problem, UserError
 from sedd_graph.graph.blocks import chained
 from sedd_graph.graph.model import Graph, Op, Region, Running, Step
@@ -90,18 +91,19 @@ def count_shapes(graph: Graph, registry: Registry) -> int:
     return count(root)
 
 
-def build_model(graph: Graph, registry: Registry) -> Model:
+def build_model(graph: Graph, registry: Registry, part: ShardInit | None = None) -> Model:
     """Build the network of a graph, with parameters initialised from torch's global random generator.
 
     Args:
         graph: The typed graph.
         registry: The installed components.
+        part: Part of the parameters that this process holds, which takes them; None for all.
 
     Raises:
         BlueprintError: Components cannot be constructed. The error lists them all.
     """
     problems: list[Problem] = []
-    root = _Builder(registry, problems).region(graph.root, "")
+    root = _Builder(registry, problems, part=part).region(graph.root, "")
     if problems or root is None:
         raise BlueprintError(problems)
     return Model(graph, root)
@@ -139,8 +141,9 @@ class _Builder:
         registry: Registry,
         problems: list[Problem],
         shared: dict[tuple[int, Running | None], RegionModule] | None = None,
+        part: ShardInit | None = None,
     ) -> None:
-        self.registry, self.problems, self.shared = registry, problems, shared
+        self.registry, self.problems, self.shared, self.part = registry, problems, shared, part
         self.plans: dict[int, Plan] = {}
 
     def region(self, region: Region, prefix: str, use: Step | None = None) -> RegionModule | None:
@@ -178,6 +181,8 @@ class _Builder:
         cls = self.registry.component(op.contract.op)
         try:
             made: nn.Module = cls(op.config, Context(op.static_axes, frozenset(step.inputs), path))
+            if self.part is not None:
+                self.part.take(made)
             return made
         except (ValueError, TypeError, KeyError) as error:
             text = f"needs the size of axis {error}, which nothing binds" if isinstance(error, KeyError) else str(error)

@@ -238,8 +238,8 @@ class Process(ABC):
 
     family: ClassVar[str]
     """Name of the family, a key of :data:`sedd_graph.families.table.FAMILIES`."""
-    batch_type: ClassVar[Callable[..., Any]]
-    """Class of a batch of clean rows. Its constructor takes the arrays that a data set yields for its rows, in order.
+    batch_type: ClassVar[Any]
+    """Class of a batch of clean rows. Its method ``of_arrays`` takes the arrays that a data set yields for its rows, in order.
 
     A batch has ``len(batch)`` rows; ``width``, the number of tokens (or real numbers) of a row; ``counted``, for each
     row the number of its tokens (or real numbers) that the loss is summed over, int64 [b]; and the method

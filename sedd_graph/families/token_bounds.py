@@ -66,7 +66,7 @@ def masked_bounds(
     for start in range(0, len(jobs), at_once):
         part = jobs[start : start + at_once]
         rows = torch.tensor([row for row, _, _ in part], device=network.device)
-        own = Batch(*(getattr(batch, f.name)[rows] for f in dataclasses.fields(batch)))
+        own = batch.take(rows)
         chosen = torch.from_numpy(np.stack([sets[row][half].masks[at] for row, half, at in part])).to(network.device)
         factors = torch.from_numpy(np.stack([sets[row][half].factors[at] for row, half, at in part])).to(network.device)
         xt = own.tokens.masked_fill(chosen | ~own.attend, mask)

@@ -269,7 +269,7 @@ class TokenProcess(TextProcess):
         random = Randomness(random.generator)
         offset = (random.rand(1) * rows).long().to(steps.device)
         index = (offset + steps) % rows
-        every = Batch(*(getattr(batch, f.name)[index] for f in dataclasses.fields(batch)))
+        every = batch.take(index)
         objective = self.objective.evaluated(self.kernel)
         draw = objective.reconstruction_draw(DrawRequest(every, self.kernel, self.schedule, random))
         if draw is None:
@@ -278,7 +278,7 @@ class TokenProcess(TextProcess):
         most = min(chosen, -(-len(part) * chosen // rows) + 1)
         place = (index - part.start) % rows
         nearest = torch.argsort(place)[:most]
-        own = Batch(*(getattr(every, f.name)[nearest] for f in dataclasses.fields(every)))
+        own = every.take(nearest)
         drawn = Draw(*(getattr(draw, f.name)[nearest] for f in dataclasses.fields(draw)))
         nats, _ = self._nats(network.model, objective, drawn, own, use="reconstruction")
         place = place[nearest]

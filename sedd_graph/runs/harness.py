@@ -182,9 +182,9 @@ class HarnessRun:
             for size in sorted(set(sizes)):
                 numbers = [i for i, own in enumerate(sizes) if own == size]
                 made = self._sampled([prepared[i] for i in numbers], size, steps=self.settings.steps, plain=False)
-                for i, row in zip(numbers, made, strict=True):
-                    written = row if end is None or end not in row else row[: row.index(end)]
-                    found[i] = _until(self.tokenizer.decode(written), how.until)
+                for i, new in zip(numbers, made, strict=True):
+                    text = new if end is None or end not in new else new[: new.index(end)]
+                    found[i] = _until(self.tokenizer.decode(text), how.until)
         return found
 
     def _sampled(self, contexts: Sequence[str], size: int, *, steps: int | None, plain: bool = True) -> list[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.hardware import pick_device
 from sedd_graph.engine.network import CompileMode, Network
 from sedd_graph.engine.process import Setup
+from sedd_graph.engine.shard_init import ShardInit
 from sedd_graph.errors import UserError
 from sedd_graph.families.plan import Plan
 from sedd_graph.families.table import process_class
@@ -35,6 +36,7 @@ from sedd_graph.runs.token_cache import FolderCache
 from sedd_graph.store.files import write_text
 from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, verify_files, write_manifest
 from sedd_graph.store.run_folder import require_utf8
+from sedd_graph.training.adapters import choose_trained, load_plain
 from sedd_graph.training.checkpoint import (
     AVERAGE,
     MODEL,
@@ -45,6 +47,7 @@ from sedd_graph.training.checkpoint import (
     read_tensors,
 )
 from sedd_graph.training.checkpoint_reader import stored
+from sedd_graph.training.config import TrainConfig
 from sedd_graph.training.weights import load_weights
 
 __all__ = [
@@ -64,7 +67,12 @@ WEIGHTS = file_name(MODEL)
 
 
 def make_engine(
-    report: Report, *, device: torch.device, compile: CompileMode = "auto", tokenizer: Tokenizer | None = None
+    report: Report,
+    *,
+    device: torch.device,
+    compile: CompileMode = "auto",
+    tokenizer: Tokenizer | None = None,
+    part: ShardInit | None = None,
 ) -> Engine:
     """Construct the engine (network and diffusion process) of a checked blueprint, with untrained weights.
 
@@ -74,6 +82,7 @@ def make_engine(
         compile: Scope of ``torch.compile`` (:meth:`sedd_graph.engine.network.Network.compile`).
         tokenizer: Tokenizer of the run, if there is one. Its ``forbidden`` tokens are never generated, and
             ``Engine.save`` writes it beside the weights.
+        part: Part of the parameters that this process holds, of a model that will be sharded; None for all.
 
     Returns:
         The engine.
@@ -92,9 +101,10 @@ def make_engine(
             write_text(folder / name, text)
         write_run_manifest(folder)
 
-    network = Network(report.graph, report.registry, device=device, seed=report.train.seed)
+    network = Network(report.graph, report.registry, device=device, seed=report.train.seed, part=part)
     setup = Setup(registry=report.registry, graph=report.graph, device=device, forbidden=forbidden, pieces=pieces)
     engine = Engine(network, process_class(report.plan.family)(report.plan, setup), on_save=on_save)
+    choose_trained(engine.model, report.train)
     engine.compile(compile)
     if tokenizer is not None:
         check_tokenizer(engine, tokenizer)
@@ -247,6 +257,7 @@ def open_run(
     weights: str = "newest",
     root: Path | None = None,
     save: Sequence[str] = (),
+    part: Callable[[TrainConfig], ShardInit | None] = lambda config: None,
 ) -> Run:
     """Open a run folder, by default with its newest weights.
 
@@ -261,6 +272,8 @@ def open_run(
         root: Folder to which file names of the data are relative; None for the one that the run was built with.
         save: Paths of ports whose activations the graph saves (:func:`sedd_graph.graph.saves.saving`); empty: those of the
             blueprint.
+        part: Function that returns which part of the parameters this process holds, for untrained weights
+            (``weights="fresh"``) of a model that will be sharded; None for all.
 
     Returns:
         The opened run folder, with its engine.
@@ -278,7 +291,7 @@ def open_run(
     graph = planned(demoted(report.graph, found.checkpointed), found.modes)
     report = dataclasses.replace(report, graph=saving(graph, save) if save else graph)
     tokenizer = load_tokenizer(path) if (path / TOKENIZER).exists() else None
-    engine = make_engine(report, device=where, compile=compile, tokenizer=tokenizer)
+    engine = make_engine(report, device=where, compile=compile, tokenizer=tokenizer, part=part(report.train))
     built = read_facts(path).root if root is None else None
     recorded = built is not None
     root = Path(built) if built is not None else root or path
@@ -300,7 +313,7 @@ def _load(engine: Engine, path: Path, *, averaged: bool) -> str:
         return "fresh"
     if (path / MANIFEST).exists() and WEIGHTS in (entries := read_manifest(path).files):
         verify_files(path, entries, names=[WEIGHTS])
-    load_weights(engine.model, read_tensors(file), where=str(file))
+    load_plain(engine.model, read_tensors(file), where=str(file))
     return WEIGHTS
 
 

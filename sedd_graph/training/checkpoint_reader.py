@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ from sedd_graph.training.checkpoint import file_name, files_of, read_tensors
 from sedd_graph.training.weights import check_finite, check_tensors
 
 __all__ = ["Stored", "stored"]
-
-Names = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def stored(path: Path, kind: str, manifest: Manifest) -> Stored:
@@ -76,30 +74,26 @@ class Stored:
         targets: Mapping[str, Tensor],
         *,
         finite: Container[str] | None = None,
-        names: Names = lambda found: found,
     ) -> None:
         """Read tensors in place: of each, what this process holds.
 
         Args:
             targets: Tensors by name, whole or sharded (DTensor).
             finite: Names of the tensors whose values must be finite; None for all.
-            names: Function that replaces the names of stored tensors in a mapping.
 
         Raises:
             DamagedError: A file is damaged, or names, shapes, dtypes or values are not those of the targets. These may
                 have been read in part.
         """
         if len(self.names) == 1 and not any(hasattr(t, "to_local") for t in targets.values()):
-            found = names(self.tensors())
+            found = self.tensors()
             check_tensors(found, targets, where=self.where, finite=finite)
             with torch.no_grad():
                 for name, target in targets.items():
                     target.copy_(found[name])
             return
-        shapes = self._shapes()
-        check_tensors(names(shapes), targets, where=self.where, finite=())
-        own = names({name: name for name in shapes})
-        self._read({own[name]: target for name, target in targets.items()})
+        check_tensors(self._shapes(), targets, where=self.where, finite=())
+        self._read(targets)
         check_finite(targets, where=self.where, finite=finite)
 
     def _shapes(self) -> dict[str, Tensor]:

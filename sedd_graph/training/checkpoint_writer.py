@@ -1,7 +1,7 @@
-"""Asynchronous writing of checkpoints: tensors are copied, then written by a thread while training goes on.
+"""Asynchronous writing of checkpoints: a thread copies and writes tensors while training goes on.
 
-Each process writes the tensors, or the shards of tensors, that it holds. When all have written theirs, the process of rank 0
-writes the manifest and gives the checkpoint its name, so that a checkpoint appears whole or not at all.
+Each process writes the tensors, or the shards of tensors, that it holds. When all have written theirs, a thread of the process
+of rank 0 writes the manifest and gives the checkpoint its name, so that a checkpoint appears whole or not at all.
 
 Shards are in the format of torch's distributed checkpoints (``HuggingFaceStorageWriter``): safetensors files whose header has
 the place of each shard in its tensor. They are written by safetensors itself, which copies nothing.
@@ -13,64 +13,27 @@ import dataclasses
 import json
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from sedd_graph.engine.weights import save_tensors
-from sedd_graph.errors import EnvironmentFault
-from sedd_graph.store.durable import make_folder, rename, sync_tree
+from sedd_graph.errors import EnvironmentFault, UserError
+from sedd_graph.store.durable import make_folder, rename, sync_file, sync_tree
 from sedd_graph.store.files import disk_faults, remove, subfolder, write_json
 from sedd_graph.store.manifest import BUILT, MANIFEST, Entry, Manifest, entry_of
 from sedd_graph.training.checkpoint import METRICS, STATE, State, checkpoints, file_name, hidden, sweep_checkpoints
-from sedd_graph.training.distributed import World, local
+from sedd_graph.training.distributed import World
+from sedd_graph.training.staging import Copied, Shard, Staging, Transfer
 
-__all__ = ["CheckpointWriter", "Shard", "write_tensors"]
+__all__ = ["CheckpointWriter", "write_tensors"]
 
 _PLACES, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 """Keys of the header of a safetensors file by which torch's distributed checkpoints find shards."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """Part of each tensor that this process writes: that with index ``index`` of ``count``. ``index`` -1: none."""
-
-    index: int
-    count: int
-
-
-@dataclasses.dataclass
-class _Copied:
-    """Tensors of one kind, or this process's shards of them, as CPU tensors, with the places of shards."""
-
-    tensors: dict[str, Tensor]
-    places: dict[str, list[int]]
-
-
-def _copied(tensors: Mapping[str, Tensor], shard: Shard) -> _Copied:
-    """Copy what this process writes. Tensors that are not sharded are written with the first shard."""
-    found = _Copied({}, {})
-    for name, tensor in tensors.items():
-        own, place = tensor.detach(), [0] * tensor.dim()
-        if hasattr(own, "__create_chunk_list__"):  # a DTensor
-            chunks = own.__create_chunk_list__()
-            own = local(own)
-            if not own.numel() and shard.index:
-                continue  # fewer rows than processes
-            place = list(chunks[0].offsets) if own.numel() else place
-        elif shard.index:
-            continue
-        if own.device.type == "cuda":
-            found.tensors[name] = torch.empty_like(own, device="cpu", pin_memory=True).copy_(own, non_blocking=True)
-        else:
-            found.tensors[name] = own.to("cpu", copy=True).contiguous()
-        found.places[name] = place
-    return found
-
-
-def write_tensors(copied: _Copied, path: Path, *, sharded: bool) -> None:
+def write_tensors(copied: Copied, path: Path, *, sharded: bool) -> None:
     """Write a file of tensors, or of shards with their places, durably."""
     metadata = None
     if sharded:
@@ -88,9 +51,29 @@ class _Pending:
     kinds: tuple[str, ...]
     run: dict[str, Entry]
     """Sizes and hashes of files of the run folder when the checkpoint was begun, by name."""
+    transfer: Transfer | None
+    """Copying of the tensors; None once the training loop has waited for it."""
     entries: dict[str, Entry] = dataclasses.field(default_factory=dict)
     error: BaseException | None = None
+    """Exception of the thread."""
+    refused: UserError | None = None
+    """Why the copies cannot be used."""
     thread: threading.Thread | None = None
+    written: bool = False
+    """Whether all processes have written their parts."""
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Run a function in a thread; :attr:`error` becomes its exception."""
+
+        def run() -> None:
+            try:
+                with disk_faults("a checkpoint", self.part.parent):
+                    work()
+            except BaseException as error:  # raised again by the training loop
+                self.error = error
+
+        self.thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+        self.thread.start()
 
 
 class CheckpointWriter:
@@ -106,6 +89,7 @@ class CheckpointWriter:
     def __init__(self, run: Path, world: World, shard: Shard, *, keep: int) -> None:
         self._run, self._world, self._shard, self._keep = run, world, shard, keep
         self._pending: _Pending | None = None
+        self._staging = Staging()
 
     @property
     def pending(self) -> bool:
@@ -114,18 +98,20 @@ class CheckpointWriter:
 
     @property
     def writing(self) -> bool:
-        """Whether this process is still writing."""
+        """Whether a thread of this process is still at work."""
         pending = self._pending
         return pending is not None and pending.thread is not None and pending.thread.is_alive()
 
-    def begin(self, kinds: Mapping[str, Mapping[str, Tensor]], state: State) -> None:
-        """Copy tensors and begin to write a checkpoint. All processes must call this method.
+    def begin(self, kinds: Mapping[str, Mapping[str, Tensor]], state: State, *, at_once: Container[str] = ()) -> None:
+        """Begin to copy tensors and to write a checkpoint. All processes must call this method.
 
-        A checkpoint that was begun before is finished first.
+        Until :meth:`wait_for_copy` has been called, nothing but a forward and a backward pass may run. A checkpoint that
+        was begun before is finished first.
 
         Args:
             kinds: For each kind of tensors, tensors by name.
             state: Content of ``state.json``.
+            at_once: Names of tensors that a forward pass may change; they are copied before this method returns.
 
         Raises:
             EnvironmentFault: The disk is full or cannot be written.
@@ -135,44 +121,50 @@ class CheckpointWriter:
         folder = subfolder(self._run, "checkpoints")
         token = self._world.first(secrets.randbits(32))
         part = folder / f".step-{state.step:08d}.{token:08x}.part"
-        shard, run = self._shard, {}
+        run = dict[str, Entry]()
         if self._world.rank == 0:
             run = {n: entry_of(p) for n, p in ((n, self._run / n) for n in (*BUILT, METRICS)) if p.is_file()}
-        copied = {} if shard.index < 0 else {kind: _copied(tensors, shard) for kind, tensors in kinds.items()}
-        if any(tensor.is_pinned() for kind in copied.values() for tensor in kind.tensors.values()):
-            torch.cuda.synchronize()
-        pending = _Pending(part, state, tuple(kinds), run)
-        pending.thread = threading.Thread(target=self._write, args=(pending, copied), name="checkpoint", daemon=True)
-        self._pending = pending
-        pending.thread.start()
+        transfer = self._staging.begin(kinds, self._shard, at_once=at_once)
+        pending = self._pending = _Pending(part, state, tuple(kinds), run, transfer)
+        pending.start(lambda: self._write(pending, transfer))
 
-    def _write(self, pending: _Pending, copied: dict[str, _Copied]) -> None:
-        try:
-            with disk_faults("a checkpoint", pending.part.parent):
-                if copied:
-                    make_folder(pending.part)
-                for kind in tuple(copied):
-                    path = pending.part / file_name(kind, self._shard.index, self._shard.count)
-                    write_tensors(copied.pop(kind), path, sharded=self._shard.count > 1)
-                    pending.entries[kind] = entry_of(path)
-        except BaseException as error:  # raised again by finish()
-            pending.error = error
+    def _write(self, pending: _Pending, transfer: Transfer) -> None:
+        transfer.copy()
+        if transfer.kinds:
+            make_folder(pending.part)
+        for kind, copied in transfer.kinds.items():
+            path = pending.part / file_name(kind, self._shard.index, self._shard.count)
+            write_tensors(copied, path, sharded=self._shard.count > 1)
+            pending.entries[kind] = entry_of(path)
 
-    def finish(self) -> None:
-        """Wait until the checkpoint that was begun is whole, and delete all but the newest. All processes must call this.
+    def wait_for_copy(self) -> None:
+        """Wait until the tensors are copied, on a GPU without the host. To be called before they are changed."""
+        pending = self._pending
+        if pending is None or pending.transfer is None:
+            return
+        changed, pending.transfer = pending.transfer.wait(), None
+        if changed is not None:  # raised when the checkpoint would be published, by all processes
+            text = f"the forward pass has changed {changed!r} while a checkpoint was made: a component may change only "
+            pending.refused = UserError(f"{text}its buffers, and its parameters of less than 1 MiB")
+
+    def advance(self) -> None:
+        """Take the next step to a whole checkpoint, if no thread is at work in any process. All processes must call this.
+
+        The first call, once all have written, begins to publish the checkpoint; the second one ends it.
 
         Raises:
             EnvironmentFault: The disk is full or cannot be written.
+            UserError: The forward pass has changed weights while they were copied.
         """
-        pending, self._pending = self._pending, None
+        pending = self._pending
         if pending is None or pending.thread is None:
             return
         pending.thread.join()
-        if self._world.any(pending.error is not None):
-            if pending.error is not None:
-                remove(pending.part)
-                raise pending.error
-            raise EnvironmentFault(f"another process could not write its part of a checkpoint to {pending.part.parent}")
+        self._require(pending)
+        if pending.written:
+            self._pending = None
+            return
+        pending.written = True
         own = [_numbers(pending.entries[kind]) if pending.entries else [0, 0, 0] for kind in pending.kinds]
         every = self._world.gather([self._shard.index, *(number for entry in own for number in entry)])
         if self._world.rank == 0:
@@ -181,26 +173,52 @@ class CheckpointWriter:
                 for at, kind in enumerate(pending.kinds):
                     if index >= 0:
                         files[file_name(kind, index, self._shard.count)] = _entry(rest[3 * at : 3 * at + 3])
-            self._publish(pending, files)
+            pending.start(lambda: self._publish(pending, files))
+
+    def _require(self, pending: _Pending) -> None:
+        """Raise the error of a checkpoint, in all processes if one has an error."""
+        error = pending.error or pending.refused
+        if self._world.any(error is not None):
+            self._pending = None
+            if error is not None:
+                remove(pending.part)
+                raise error
+            raise EnvironmentFault(f"another process could not write its part of a checkpoint to {pending.part.parent}")
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that was begun is whole, and old ones are deleted. All processes must call this.
+
+        Raises:
+            EnvironmentFault: The disk is full or cannot be written.
+            UserError: The forward pass has changed weights while they were copied.
+        """
+        self.wait_for_copy()
+        while self._pending is not None:
+            self.advance()
+
+    def close(self) -> None:
+        """Free the memory of copies. No checkpoint may be pending."""
+        self._staging.free()
 
     def _publish(self, pending: _Pending, files: dict[str, Entry]) -> None:
         """Write the manifest, give the checkpoint its name, and delete old ones."""
         part, folder = pending.part, pending.part.parent
         final = folder / f"step-{pending.state.step:08d}"
-        with disk_faults("a checkpoint", folder):
-            try:
-                write_json(part / STATE, pending.state.model_dump(mode="json"))
-                manifest = Manifest(files={**files, STATE: entry_of(part / STATE)}, run=pending.run)
-                write_json(part / MANIFEST, manifest.model_dump(mode="json"))
-                sync_tree(part)
-                if final.exists():  # something else under this name: a checkpoint from which this run has not started
-                    rename(final, hidden(final))
-                rename(part, final)
-                for old in checkpoints(folder)[: -self._keep]:
-                    rename(old, hidden(old))  # so that a kill leaves no half checkpoint under a checkpoint's name
-            finally:
-                remove(part)
-                sweep_checkpoints(folder)
+        try:
+            write_json(part / STATE, pending.state.model_dump(mode="json"))
+            manifest = Manifest(files={**files, STATE: entry_of(part / STATE)}, run=pending.run)
+            write_json(part / MANIFEST, manifest.model_dump(mode="json"))
+            sync_tree(part)
+            if (self._run / METRICS).is_file():
+                sync_file(self._run / METRICS)  # of which the manifest has a hash
+            if final.exists():  # something else under this name: a checkpoint from which this run has not started
+                rename(final, hidden(final))
+            rename(part, final)
+            for old in checkpoints(folder)[: -self._keep]:
+                rename(old, hidden(old))  # so that a kill leaves no half checkpoint under a checkpoint's name
+        finally:
+            remove(part)
+            sweep_checkpoints(folder)
 
 
 def _numbers(entry: Entry) -> list[int]:

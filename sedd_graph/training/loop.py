@@ -20,6 +20,7 @@ from sedd_graph.errors import DivergedError, SeddGraphError
 from sedd_graph.evaluation.bound import evaluate
 from sedd_graph.store.activations import Activations
 from sedd_graph.training.checkpoint import require_start, sweep_checkpoints
+from sedd_graph.training.checkpoint_reader import Stored
 from sedd_graph.training.config import EvaluateConfig, SampleConfig, TrainConfig
 from sedd_graph.training.distributed import Agreed, Agreement, World
 from sedd_graph.training.stopping import Clock, Signals
@@ -48,7 +49,7 @@ class _Loop:
     trainer: Trainer
     trackers: Trackers | None
     decode: Callable[[Tensor], list[str]]
-    measure: Callable[[], Mapping[str, float]]
+    measure: Callable[[], Mapping[str, float]] | None
     saved_at: float = 0.0
     """Time of the newest checkpoint, or of the start, by the monotonic clock, seconds."""
     fallbacks: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -126,24 +127,22 @@ class _Loop:
         return signal.Signals(agreed.signal).name if agreed.signal else None
 
     def checkpoint(self, agreed: Agreed) -> None:
-        """Finish the checkpoint that all processes have written, and begin one if it is due."""
+        """Go on with the checkpoint that is being written, if no process is still at it, and begin one if it is due."""
         trainer = self.trainer
         if trainer.writer.pending and not agreed.writing:
-            trainer.writer.finish()
+            trainer.writer.advance()
         due = trainer.step % trainer.config.checkpoint.every == 0 and trainer.step > 0
         if trainer.saved != trainer.step and (due or agreed.late):
             self.save(wait=False)
 
     def save(self, *, wait: bool) -> None:
-        """Write a checkpoint, before which the margins of codes are logged and the metrics flushed to the disk.
+        """Write a checkpoint, before which the margins of codes are logged.
 
         Args:
             wait: Return when the checkpoint is whole; otherwise it is written while training goes on.
         """
         if self.trainer.saved != self.trainer.step:
             self.report_measured()
-        if self.trackers is not None:
-            self.trackers.sync()
         self.trainer.save(wait=wait)
         self.saved_at = time.monotonic()
 
@@ -170,6 +169,8 @@ class _Loop:
 
     def report_measured(self) -> None:
         """Log what ``measure`` returns with the weights that are evaluated."""
+        if self.measure is None:
+            return
         with self.trainer.averaged():
             metrics = self.measure() if self.trackers is not None else {}
         if metrics and self.trackers is not None:
@@ -269,7 +270,8 @@ def train(
     trackers: Trackers | None = None,
     activations: Callable[[int], Activations | None] = lambda step: None,
     decode: Callable[[Tensor], list[str]] = lambda rows: [],
-    measure: Callable[[], Mapping[str, float]] = dict,
+    measure: Callable[[], Mapping[str, float]] | None = None,
+    start: Stored | None = None,
     say: Say = print,
 ) -> Result:
     """Train an engine in place and write checkpoints to the run folder.
@@ -288,7 +290,9 @@ def train(
             blueprint names. Its argument is the step from which training resumes (0 for a new run); it returns None if
             the blueprint names none.
         decode: Function that converts sampled rows [b, ...] to one text per row.
-        measure: Function that returns metrics to log at each checkpoint, such as the margins of codes.
+        measure: Function that returns metrics of the averaged weights to log at each checkpoint, such as the margins of
+            codes; None for none, so that weights need not be gathered.
+        start: Weights from which training starts, by plain names; None for those of the engine. Unused with ``resume``.
         say: Function that prints a line for the user.
 
     Returns:
@@ -299,7 +303,7 @@ def train(
         UserError: The run cannot be started or resumed as requested.
     """
     world = world or World.single()
-    trainer = Trainer(engine, data, config, run, world, say)
+    trainer = Trainer(engine, data, config, run, world, say, None if resume else start)
     require_start(run, resume=resume)
     if world.rank == 0:
         sweep_checkpoints(run / "checkpoints")
@@ -320,6 +324,7 @@ def train(
         raise
     finally:
         trainer.rows.close()
+        trainer.writer.close()
         if trainer.activations is not None:
             trainer.activations.close()
     trainer.open()

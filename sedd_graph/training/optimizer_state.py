@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["create_state", "named_state", "renamed", "set_state"]
-
-_INDEXED = re.compile(r"(\d{1,9})/(\d{1,9})/(\w+)", re.ASCII)
+__all__ = ["create_state", "named_state", "set_state"]
 
 Optimizers = Sequence[torch.optim.Optimizer]
 Parameters = Mapping[str, nn.Parameter]
@@ -69,26 +66,3 @@ def set_state(optimizers: Optimizers, parameters: Parameters, state: Mapping[str
             if parameters[of] in index:
                 found.setdefault(index[parameters[of]], {})[key] = value
         optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def renamed(optimizers: Optimizers, parameters: Parameters, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return state tensors by name of the parameter, where those of an earlier version have indices.
-
-    In the earlier format, a name was ``<index of the optimizer>/<index of the parameter>/<key of the state>``.
-
-    Args:
-        optimizers: The optimizers.
-        parameters: The parameters by name.
-        state: State tensors by name of either form. Names that fit no parameter are kept.
-    """
-    if not any(_INDEXED.fullmatch(name) for name in state):
-        return state
-    names = {parameter: name for name, parameter in parameters.items()}
-    order = [[names[p] for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
-    found = {}
-    for name, value in state.items():
-        parts = _INDEXED.fullmatch(name)
-        if parts is not None and int(parts[1]) < len(order) and int(parts[2]) < len(order[int(parts[1])]):
-            name = f"{order[int(parts[1])][int(parts[2])]}/{parts[3]}"
-        found[name] = value
-    return found

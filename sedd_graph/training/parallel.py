@@ -16,12 +16,13 @@ from torch import nn
 from sedd_graph.component.base import Component
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.network import CompileMode
+from sedd_graph.engine.shard_init import ShardInit, fill_shards
 from sedd_graph.errors import UserError
-from sedd_graph.training.checkpoint_writer import Shard
 from sedd_graph.training.config import ParallelConfig, TrainConfig
 from sedd_graph.training.distributed import World
+from sedd_graph.training.staging import Shard
 
-__all__ = ["Placement", "compile_mode", "place", "sizes"]
+__all__ = ["Placement", "compile_mode", "place", "shard_init", "sizes"]
 
 
 class Placement:
@@ -117,18 +118,37 @@ def sizes(config: ParallelConfig, processes: int) -> tuple[int, int]:
 
 
 def compile_mode(engine: Engine, config: TrainConfig) -> CompileMode:
-    """Return the scope of ``torch.compile``. Shards are gathered block by block, which ``whole`` would not allow."""
+    """Return the scope of ``torch.compile``. Shards are gathered block by block, which ``whole`` would not allow.
+
+    Raises:
+        UserError: ``train.compile`` is ``cuda_graphs``, and weights are sharded.
+    """
+    if config.compile == "cuda_graphs" and config.parallel.shard != 1:
+        raise UserError("train.compile: cuda_graphs needs train.parallel.shard: 1; choose block")
     if config.parallel.shard == 1 or config.compile in ("block", "off"):
         return config.compile
     repeated = any(True for _ in engine.model.branches())
     return "block" if config.compile == "whole" else "auto" if repeated else "off"
 
 
+def shard_init(config: ParallelConfig, world: World) -> ShardInit | None:
+    """Return the initialisation of this process's part of the weights; None if it holds all of them.
+
+    Raises:
+        UserError: The number of processes does not fit ``config``.
+    """
+    if not world.joined or config.shard == 1:
+        return None
+    _, shard = sizes(config, world.size)
+    return ShardInit(world.rank % shard, shard)  # ranks of a two-dimensional mesh count along shards first
+
+
 def place(engine: Engine, config: ParallelConfig, world: World) -> Placement:
     """Place the model of an engine on the processes of a run, in place.
 
     Args:
-        engine: The engine, with the same weights in every process.
+        engine: The engine, with the same weights in every process, or with this process's part of them
+            (:func:`shard_init`).
         config: The ``train.parallel`` section of the blueprint.
         world: The process group.
 
@@ -141,7 +161,6 @@ def place(engine: Engine, config: ParallelConfig, world: World) -> Placement:
         return Placement(engine.trained, first)
     if config.shard == 1:
         return Placement(_replicated(engine), first)
-    # ranks of a two-dimensional mesh count along shards first
     return _Shards(_sharded(engine, replicate, shard), Shard(world.rank if world.rank < shard else -1, shard))
 
 
@@ -166,10 +185,13 @@ def _sharded(engine: Engine, replicate: int, shard: int) -> nn.Module:
         mesh = init_device_mesh(kind, (shard,), mesh_dim_names=("shard",))
     else:
         mesh = init_device_mesh(kind, (replicate, shard), mesh_dim_names=("replicate", "shard"))
+    rows = None if engine.network.part is None else engine.network.part.named(engine.trained)
     for block in model.layers():
         if not any(_penalised(part) for part in block.modules()):
             fully_shard(block, mesh=mesh)
     fully_shard(engine.trained, mesh=mesh)
+    if rows is not None:
+        fill_shards(engine.trained, rows, engine.device)
     return engine.trained
 
 

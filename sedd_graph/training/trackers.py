@@ -115,10 +115,6 @@ class Trackers:
             )
         self._each(lambda t: t.resume(step))
 
-    def sync(self) -> None:
-        """Flush the records of ``metrics.jsonl`` to the disk."""
-        self._lines.sync()
-
     def close(self) -> None:
         """Close ``metrics.jsonl`` and all trackers. An exception of a tracker becomes a warning."""
         self._each(lambda t: t.close())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from sedd_graph.errors import DivergedError, UserError
 from sedd_graph.evaluation.bound import to_batch
 from sedd_graph.store.activations import Activations
 from sedd_graph.store.manifest import DamagedError, Entry
+from sedd_graph.training.adapters import plain_tensors
 from sedd_graph.training.checkpoint import (
     AVERAGE,
     METRICS,
@@ -41,14 +41,15 @@ from sedd_graph.training.checkpoint import (
     set_aside,
     step_of,
 )
-from sedd_graph.training.checkpoint_reader import stored
+from sedd_graph.training.checkpoint_reader import Stored, stored
 from sedd_graph.training.checkpoint_writer import CheckpointWriter
 from sedd_graph.training.config import TrainConfig
 from sedd_graph.training.distributed import World, local
 from sedd_graph.training.optim import Average, learning_rate, make_optimizers
-from sedd_graph.training.optimizer_state import create_state, named_state, renamed, set_state
+from sedd_graph.training.optimizer_state import create_state, named_state, set_state
 from sedd_graph.training.parallel import place
 from sedd_graph.training.prefetch import Prefetcher
+from sedd_graph.training.weights import all_finite
 from sedd_graph.training.window import RunningLoss
 
 __all__ = ["Say", "Trainer"]
@@ -67,9 +68,12 @@ class Trainer:
         run: The run folder.
         world: The process group of the run.
         say: Function that prints a line for the user.
+        start: Weights from which training starts, by plain names (:mod:`sedd_graph.training.adapters`), of which this
+            process reads its part; None for those of the engine.
 
     Raises:
-        UserError: ``train.batch`` is not a multiple of ``train.accumulate`` times the number of processes.
+        UserError: ``train.batch`` is not a multiple of ``train.accumulate`` times the number of processes, or the engine is
+            compiled with ``cuda_graphs`` and there are several processes.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Trainer:
         run: Path,
         world: World,
         say: Say,
+        start: Stored | None = None,
     ) -> None:
         self.engine, self.data, self.config, self.run, self.world = engine, data, config, run, world
         self.say = say
@@ -87,8 +92,12 @@ class Trainer:
             raise UserError(
                 f"train.batch = {config.batch} is not a multiple of accumulate * processes = {config.accumulate} * {world.size}"
             )
+        if engine.compile_mode == "cuda_graphs" and world.size > 1:
+            raise UserError(f"train.compile: cuda_graphs is for one process, not {world.size}; choose block or whole")
         self.placement = place(engine, config.parallel, world)
         self.model = engine.model
+        if start is not None:
+            start.read_into(plain_tensors(self.model))
         self.parameters = dict(self.model.named_parameters())
         """Parameters by name, of which this process holds its part."""
         self.optimizers = make_optimizers(self.model, config)
@@ -168,6 +177,7 @@ class Trainer:
             Norm of the network's gradient before clipping, a scalar tensor. A learned noise schedule is not included.
         """
         config = self.config
+        self.writer.wait_for_copy()
         named = [(name, p) for name, p in self.parameters.items() if p.grad is not None]
         # rare large losses dominate the gradient of a learned schedule: clipped together, it would scale down the network's
         rest = [p for name, p in named if not name.startswith(SCHEDULE)]
@@ -195,15 +205,14 @@ class Trainer:
         """Write a checkpoint of the current step. All processes must call this method.
 
         Args:
-            wait: Return when the checkpoint is whole. Otherwise it is written while training goes on, and
-                :meth:`finish_save` must be called later.
+            wait: Return when the checkpoint is whole. Otherwise it is copied and written while training goes on
+                (:meth:`CheckpointWriter.advance`).
 
         Raises:
             DivergedError: The weights or the loss are not finite. No checkpoint is written, so that the earlier ones
                 are retained.
         """
-        finite = torch.stack([local(p).isfinite().all() for p in self.model.parameters()]).all()
-        if self.world.any(not finite):
+        if self.world.any(not all_finite([local(p) for p in self.model.parameters()])):
             raise self.diverged("weights became NaN or infinite")
         if self.saved != self.step:
             if self.activations is not None:
@@ -220,7 +229,9 @@ class Trainer:
                 train=self.config.model_dump(mode="json"),
             )
             optimizers = named_state(self.optimizers, self.parameters)
-            self.writer.begin({**self._weights(), OPTIMIZER: optimizers}, state)
+            weights = self._weights()
+            buffers = weights[MODEL].keys() - self.parameters.keys()
+            self.writer.begin({**weights, OPTIMIZER: optimizers}, state, at_once=buffers)
             self.saved = self.step
         if wait:
             self.writer.finish()
@@ -272,9 +283,8 @@ class Trainer:
             stored(path, kind, manifest).read_into(targets, finite=trained)
         written = stored(path, OPTIMIZER, manifest)
         fresh = state.step == 0 and not written.tensors()
-        by_name = partial(renamed, self.optimizers, self.parameters)
         if not fresh:
-            written.read_into(optimizers, names=by_name)
+            written.read_into(optimizers)
         set_state(self.optimizers, self.parameters, {} if fresh else optimizers)
         if self.average is not None:
             self.average.count = state.average_count
@@ -297,6 +307,7 @@ class Trainer:
 
     def open(self) -> None:
         """Give the model the averaged weights, if ``train.ema`` is set, whole in each process."""
+        self.writer.wait_for_copy()
         if self.average is not None:
             self.average.swap()
         self.placement.gather()

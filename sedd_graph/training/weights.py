@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sedd_graph.store.manifest import DamagedError
 
-__all__ = ["check_finite", "check_tensors", "load_weights"]
+__all__ = ["all_finite", "check_finite", "check_tensors", "load_weights"]
 
 
 def check_tensors(
@@ -56,6 +56,15 @@ def check_finite(found: Mapping[str, Tensor], *, where: str, finite: Container[s
     if broken:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise DamagedError(f"{where} has values that are NaN or infinite: {', '.join(broken[:5])}{more}")
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Return whether all values of tensors on one device are finite, with one wait for the device if they are."""
+    if not tensors:
+        return True
+    with torch.no_grad():
+        sums = torch.stack([tensor.sum().isfinite() for tensor in tensors])
+    return bool(sums.all()) or all(map(_is_finite, tensors))
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -21,7 +21,7 @@ from sedd_graph.engine.network import Network
 from sedd_graph.graph.claims import uses
 from sedd_graph.verify.decoding import LIMIT, SHARE, decode_faults, decoders, distance_of
 
-__all__ = ["LENGTH", "Margin", "check_margins", "margins"]
+__all__ = ["LENGTH", "Margin", "check_margins", "has_codes", "margins"]
 
 LENGTH = 1024
 """Number of positions of a sequence for which errors are bounded."""
@@ -72,6 +72,11 @@ def margins(network: Network) -> dict[str, Margin]:
         error, reason = bounds.get(path, (None, ""))
         found[path] = Margin(None if least is None else least / 2, error, reason)
     return found
+
+
+def has_codes(network: Network) -> bool:
+    """Return whether a network has codes, whose margins :func:`margins` measures."""
+    return any(True for _ in _codes(network))
 
 
 def _codes(network: Network) -> Iterator[tuple[str, Code]]:

@@ -15,8 +15,10 @@ from sedd_graph.runs.open import open_run
 from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest
 from sedd_graph.training.checkpoint import AVERAGE, MODEL, OPTIMIZER
 from sedd_graph.training.checkpoint_reader import Stored, stored
+from sedd_graph.training.checkpoint_writer import write_tensors
 from sedd_graph.training.config import ParallelConfig
 from sedd_graph.training.parallel import sizes
+from sedd_graph.training.staging import Copied
 from tests.conftest import SMALL
 from tests.runs.forked import Forked
 
@@ -105,12 +107,18 @@ def test_shards_are_one_model(one: Path, tmp_path: Path) -> None:
     assert {name: tuple(v.size) for name, v in seen.items()} == {n: tuple(v.shape) for n, v in whole(two, 6, MODEL).items()}  # fmt: skip
 
 
+def test_shards_start_with_the_weights_of_one_process(one: Path, tmp_path: Path) -> None:
+    """Two processes, neither of which ever holds all weights, have the first losses of one process."""
+    two = shutil.copytree(one, tmp_path / "two", ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl"))
+    train(two, 2, "train.steps=2", "--resume", "auto")
+    assert losses(two) == pytest.approx(losses(one)[:2], rel=1e-5)
+
+
 def test_damaged_shards_are_refused(tmp_path: Path) -> None:
     """Shards that are missing, overlap, or leave rows out, whatever the hashes say."""
-    from sedd_graph.training.checkpoint_writer import _Copied, write_tensors
 
     def write(index: int, start: int, rows: int) -> None:
-        part = _Copied({"w": torch.arange(start, start + rows).float()[:, None].expand(-1, 3).contiguous()}, {"w": [start, 0]})  # fmt: skip
+        part = Copied({"w": torch.arange(start, start + rows).float()[:, None].expand(-1, 3).contiguous()}, {"w": [start, 0]})  # fmt: skip
         write_tensors(part, tmp_path / f"model-0000{index}-of-00002.safetensors", sharded=True)
 
     names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

@@ -100,7 +100,7 @@ def test_a_disk_that_refuses_the_last_flush_hides_no_other_error(
 
     monkeypatch.setattr("os.fsync", broken)
     with pytest.raises(EnvironmentFault, match="Input/output error"):
-        found.sync()
+        found._lines.sync()
     found.close()
 
 
