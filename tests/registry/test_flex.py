@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch._functorch.config as functorch_config
-from functorch.compile import min_cut_rematerialization_partition
 from sedd_graph_registry.network import _masked
 from sedd_graph_registry.network.attention import Attention
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.nn.attention import flex_attention as library
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
