@@ -54,9 +54,9 @@ def declare(verbs: Verbs) -> None:
         help="processes that will train: memory is estimated and measured for the rows of one of them (default: those of "
         "train.parallel, else 1)",
     )
-    add_from(parser)
     add_path_to(parser)
     add_json(parser, "the graph's facts (with --check), or the run folder with all checks,")
+    add_from(parser)
     add_runs(parser)
     add_memory(parser)
     add_device(parser)
