@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import sedd_graph
+from sedd_graph.diffusion.tokens.block_diffusion import block_inputs
 from sedd_graph.diffusion.tokens.mask_sets import mask_sets
 from sedd_graph.engine.engine import Engine
 from sedd_graph.errors import UserError
-from sedd_graph.evaluation.sequences import Scored, score, windows
+from sedd_graph.evaluation.sequences import Bound, Scored, score, windows
 
 TINY = [
     "params.dim=16",
@@ -25,14 +26,17 @@ TINY = [
 ]
 
 
-def engine(name: str, *changes: str) -> Engine:
+def shaken(made: Engine, size: float) -> Engine:
     """An untrained network with random weights, so that its predictions depend on the context."""
-    made = sedd_graph.build(name, [*TINY, *changes], device="cpu", compile="off")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in made.model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
     return made
+
+
+def engine(name: str, *changes: str) -> Engine:
+    return shaken(sedd_graph.build(name, [*TINY, *changes], device="cpu", compile="off"), 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +128,44 @@ def test_other_processes_have_their_own_bounds(name: str) -> None:
     error = math.hypot(many.standard_error, np.std([b.nats for b in few], ddof=1))
     assert abs(np.mean([b.nats for b in few]) - many.nats) < 4 * error + 1e-3
     assert 0.5 * 7 < many.nats < 7 * (40 if name == "editflow-tiny" else 12)
+
+
+def test_blocks_are_exact_too_and_the_end_of_the_last_one_is_not_counted() -> None:
+    """Three tokens in blocks of two, against all masks of each block, from logits alone."""
+    made = shaken(
+        sedd_graph.build("bd3lm-tiny", ["objective.block=2", "data.length=8"], device="cpu", compile="off"), 0.1
+    )
+    mask = made.process.kernel.mask
+    clean = torch.tensor([[7, 3, 9, 0]])
+
+    def cost(masked: list[int], counted: list[int]) -> float:
+        """Cross-entropy of some masks; the position after the text is always masked."""
+        noisy = clean.clone()
+        noisy[0, [*masked, 3]] = mask
+        with torch.no_grad(), made.network.evaluating():
+            feeds = {k: v for k, v in block_inputs(noisy, clean, block=2).items() if k in made.model.input_names}
+            found = made.model.run(feeds, None)[0]["log_x0"].log_softmax(-1)[0]
+        return -sum(float(found[i, clean[0, i]]) for i in counted)
+
+    first = (cost([0, 1], [0, 1]) / 2) + (cost([0], [0]) + cost([1], [1])) / 2
+    whole, given = Scored((), (7, 3, 9)), Scored((7,), (3, 9))
+    bounds = score(made, [whole, given], draws=6, seed=0, at_once=8)
+    assert bounds[0].nats == pytest.approx(first + cost([2], [2]), rel=1e-5)
+    assert bounds[1].nats == pytest.approx(cost([1], [1]) + cost([2], [2]), rel=1e-5)
+    assert bounds[0].standard_error < 1e-6
+
+
+@pytest.mark.parametrize("name", ["mdlm-tiny", "bd3lm-tiny", "sedd-tiny"])
+def test_the_mean_over_rows_is_the_bound_that_evaluation_reports(name: str) -> None:
+    made = shaken(sedd_graph.build(name, device="cpu", compile="off"), 0.1)
+    count, length = 8, 32
+    rows = torch.randint(made.process.kernel.data_tokens, (count, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), made.network.evaluating():
+        repeated = made.process.batch(rows.repeat(32, 1), made.device)
+        old = made.process.bound_rows(made.network, repeated, [range(len(repeated))], seeds=range(4)).numpy()
+    bounds = score(made, [Scored((), tuple(row)) for row in rows.tolist()], draws=32, seed=1, at_once=64)
+    error = math.hypot(old.std() / math.sqrt(len(old)), Bound.total(bounds).standard_error / count)
+    assert abs(Bound.total(bounds).nats / count - old.mean()) < 4 * error
 
 
 def test_a_context_that_a_process_cannot_hold_is_refused() -> None:
