@@ -1,14 +1,15 @@
-"""What the engine reaches on one GPU, in ten minutes: eleven items in order, each written to the disk as it is measured.
+"""What the engine reaches on one GPU, in ten minutes: fourteen items in order, each written to the disk as it is measured.
 
     python benchmarks/gpu.py [--device cuda] [--only 1 4 7] [--seconds 590]
     python benchmarks/gpu.py --toy [--output FILE]
 
 1 the device itself; 2 agreement of devices, precisions and compiled code; 3 waits of the host; 4 training of ``sedd-small``
 beside the same model written by hand (benchmarks/handwritten.py); 5 memory modes; 6 exact arithmetic; 7 sampling and
-evaluation; 8 resumption; 9 replicas and shards; 10 more than 2^31 logits; 11 a model of characters. Each item has a time of
-its own. What fails is written as an error, and the next item begins. ``--toy`` runs everything at toy sizes, eagerly, on any
-device: it shows that the measurements work, not what they measure. Appends to benchmarks/results/gpu.jsonl: one record per
-measurement, with the hardware, the versions and the seconds since the start.
+evaluation; 8 resumption; 9 replicas and shards; 10 more than 2^31 logits; 11 a model of characters; 12 attention under
+masks; 13 block diffusion; 14 CUDA graphs. Each item has a time of its own. What fails is written as an error, and the next
+item begins. ``--toy`` runs everything at toy sizes, eagerly, on any device: it shows that the measurements work, not what
+they measure. Appends to benchmarks/results/gpu.jsonl: one record per measurement, with the hardware, the versions and the
+seconds since the start.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
+import gpu_attention
 import gpu_checks
 import gpu_speed
 import torch
@@ -51,6 +53,9 @@ ITEMS: dict[int, tuple[Callable[[Setting], Found], float]] = {
     9: (gpu_checks.parallel, 40),
     10: (gpu_checks.large, 15),
     11: (gpu_speed.characters, 45),
+    12: (gpu_attention.attention, 20),
+    13: (gpu_attention.block_step, 20),
+    14: (gpu_attention.launches, 20),
 }
 
 

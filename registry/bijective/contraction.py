@@ -178,8 +178,8 @@ class L2Attention(Component, kind="attention"):
             q = torch.einsum("bld,hdr->bhlr", rows, self.query.to(dtype))
             # -|q_i - q_j|^2 without |q_i|^2, which cancels in the softmax over j
             scores = -q.square().sum(-1)[:, :, None, :] * head**-0.5
-            if attend is not None:
-                scores = scores.masked_fill(~attendable(attend)[:, None, None, :], -math.inf)
+            if (seen := attendable(attend)) is not None:
+                scores = scores.masked_fill(~seen[:, None, None, :], -math.inf)
             mask = scores.expand(-1, -1, x.shape[1], -1)
             y = F.scaled_dot_product_attention(q, q, q @ self.value.to(dtype), attn_mask=mask, scale=2 * head**-0.5)
             count = torch.full((1,), x.shape[1], device=x.device) if attend is None else attend.sum(1)

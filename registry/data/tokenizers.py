@@ -331,3 +331,20 @@ class Bpe(TokenizerFactory, kind="tokenizer"):
         return HuggingFace(inner)
 
     from_json = TokenizerFile.from_json
+
+
+class Pretrained(TokenizerFactory, kind="tokenizer"):
+    """Tokenizer of the weights that a run starts from (``--from``): their token ids have a meaning under it alone."""
+
+    of_weights = True
+
+    class Config(ComponentConfig):
+        pass
+
+    def make(self, texts: Iterable[str], *, root: Path) -> Tokenizer:
+        raise UserError(
+            "data.tokenizer: {op: pretrained} is the tokenizer of weights that a run starts from: name them with --from, "
+            "a run folder or a folder with a tokenizer.json or a GGUF file"
+        )
+
+    from_json = TokenizerFile.from_json

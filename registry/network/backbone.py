@@ -169,14 +169,14 @@ class TransformersBackbone(Component, kind="backbone"):
         """
         if c is not None:
             x = x + c[:, None].to(x.dtype)
-        mask: Tensor | None = None
+        mask, seen = None, attendable(attend)
         if self.causal:
             b, l = x.shape[:2]
             mask = x.new_zeros(b, 1, l, l)
-            if attend is not None:
-                mask = mask.masked_fill(~attendable(attend)[:, None, None, :], torch.finfo(x.dtype).min)
-        elif attend is not None:
-            mask = attendable(attend).long()
+            if seen is not None:
+                mask = mask.masked_fill(~seen[:, None, None, :], torch.finfo(x.dtype).min)
+        elif seen is not None:
+            mask = seen.long()
         out: Tensor = self.inner(inputs_embeds=x, attention_mask=mask).last_hidden_state
         return out
 

@@ -3,7 +3,6 @@
 Axes: b batch, l length, n states.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -15,6 +14,8 @@ from sedd_graph.diffusion.draws import NewStates, Where
 from sedd_graph.diffusion.numerics import take
 from sedd_graph.diffusion.tokens.sampler import Sampler, StepsConfig
 from sedd_graph.diffusion.tokens.walk import T_MIN, SamplerConfig, Walk
+
+from ._unmasking import MEASURES, Measure, commit, entropy_of, in_order, log_of
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
@@ -131,10 +132,6 @@ class ReMDM(Sampler, kind="sampler"):
             walk.end_step()
 
 
-Measure = Callable[[Tensor, Tensor], Tensor]
-"""Type of functions from the predicted distributions of k positions, [k, n], and tokens drawn from them, int64 [k], to [k]."""
-
-
 def _draw_measured(
     walk: Walk, move: Tensor, clean: NewStates, measure: Measure, table: Tensor, *, must: bool = True
 ) -> Tensor:
@@ -172,32 +169,11 @@ def _probability(clean: Tensor, tokens: Tensor) -> Tensor:
     return take(clean, tokens)
 
 
-def _margin(clean: Tensor, tokens: Tensor) -> Tensor:
-    best = clean.topk(2, dim=-1).values
-    return best[..., 0] - best[..., 1]
-
-
-def _order(clean: Tensor, tokens: Tensor) -> Tensor:
-    return torch.xlogy(clean, clean).sum(-1)
-
-
-def commit(walk: Walk, drawn: Tensor, rank: Tensor, count: Tensor) -> None:
-    """Unmask the masked positions of lowest rank in each row; the other masks stay.
-
-    Args:
-        walk: State of the sampling run, whose rows are updated.
-        drawn: New tokens, int64 [b, l]; used at the positions that are unmasked.
-        rank: Order of unmasking, lowest first, [b, l].
-        count: Number of positions to unmask in each row, [b].
-    """
-    place = rank.masked_fill(~walk.masked, torch.inf).argsort(-1).argsort(-1)
-    walk.put(torch.where((place < count[:, None]) & walk.masked, drawn, walk.x))
-
-
 class Confidence(Sampler, kind="sampler"):
     """Confidence-based unmasking: each step draws a token for every mask and retains the most confident ones.
 
     Every step unmasks the same number of tokens, up to rounding (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992).
+    Of positions that are equally confident up to rounding, the first is unmasked first.
     """
 
     reads = ("log_x0", "log_score")
@@ -241,14 +217,12 @@ class Confidence(Sampler, kind="sampler"):
         move, clean = places.double(), walk.clean_at(outputs)
         if self.config.by == "random":
             drawn = walk.draw(move, clean, must=True)
-            confidence = walk.uniform(*walk.x.shape)
+            rank = walk.uniform(*walk.x.shape).neg().masked_fill(~places, torch.inf)
         else:
             confidence = torch.zeros(walk.x.shape, dtype=torch.float64, device=walk.x.device)
             drawn = _draw_measured(walk, move, clean, MEASURES[self.config.by], confidence)
-        commit(walk, drawn, (-confidence).masked_fill(~places, torch.inf), count)
-
-
-MEASURES: dict[str, Measure] = {"probability": _probability, "margin": _margin, "entropy": _order}
+            rank = in_order(confidence.neg().masked_fill(~places, torch.inf))
+        commit(walk, drawn, rank, count)
 
 
 class EntropyBound(Sampler, kind="sampler"):
@@ -281,15 +255,12 @@ class EntropyBound(Sampler, kind="sampler"):
                 return single(where).double()
 
             entropy = torch.zeros(walk.x.shape, dtype=torch.float64, device=walk.x.device)
-            drawn = _draw_measured(walk, masked, clean, _entropy, entropy)
+            drawn = _draw_measured(walk, masked, clean, entropy_of, entropy)
             if drawn is walk.x:
                 break
             ordered = entropy.masked_fill(~masked, torch.inf).sort(-1).values
             before = torch.cat([torch.zeros_like(ordered[:, :1]), ordered.cumsum(-1)[:, :-1]], -1)
             count = ((before <= self.config.gamma) & ordered.isfinite()).sum(-1).clamp(min=1)
-            commit(walk, drawn, entropy, count)
+            rank = in_order(log_of(entropy).masked_fill(~masked, torch.inf))
+            commit(walk, drawn, rank, count)
             walk.end_step()
-
-
-def _entropy(clean: Tensor, tokens: Tensor) -> Tensor:
-    return -torch.xlogy(clean, clean).sum(-1)

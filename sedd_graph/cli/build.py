@@ -12,13 +12,20 @@ from pathlib import Path
 from sedd_graph.cli.options import (
     Verbs,
     add_device,
+    add_from,
+    add_json,
     add_memory,
     add_outside,
     add_overrides,
+    add_path_to,
     add_runs,
     add_verb,
     integer,
     picked_device,
+    reporter,
+    say_json,
+    weights_from,
+    write_path_to,
 )
 from sedd_graph.cli.terminal import say
 
@@ -34,7 +41,9 @@ def declare(verbs: Verbs) -> None:
         "--check", action="store_true", help="only check: print the typed graph and its parameter count, write nothing"
     )
     parser.add_argument(
-        "--compile", choices=("auto", "block", "whole", "off"), help="overrides train.compile of the blueprint"
+        "--compile",
+        choices=("auto", "block", "whole", "cuda_graphs", "off"),
+        help="overrides train.compile of the blueprint",
     )
     parser.add_argument(
         "--proof", choices=("quick", "full"), default="full", help="strength of the verification of the process"
@@ -45,7 +54,9 @@ def declare(verbs: Verbs) -> None:
         help="processes that will train: memory is estimated and measured for the rows of one of them (default: those of "
         "train.parallel, else 1)",
     )
-    parser.add_argument("--path-to", metavar="FILE", help="write the path of the run folder to FILE")
+    add_path_to(parser)
+    add_json(parser, "the graph's facts (with --check), or the run folder with all checks,")
+    add_from(parser)
     add_runs(parser)
     add_memory(parser)
     add_device(parser)
@@ -58,7 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         gc.disable()  # the process ends soon; walking over torch's objects would take a tenth of a second
         from sedd_graph.runs.check import check
 
-        say(str(check(arguments.blueprint, arguments.overrides)))
+        report = check(arguments.blueprint, arguments.overrides)
+        if arguments.json:
+            say_json(report.record())
+        else:
+            say(str(report))
         return 0
     from sedd_graph.blueprint.shipped import find_blueprint
     from sedd_graph.report.html import write_report
@@ -72,13 +87,17 @@ def run(arguments: argparse.Namespace) -> int:
         compile=arguments.compile,
         proof=arguments.proof,
         ignore_memory=arguments.ignore_memory,
+        weights=weights_from(arguments),
+        table=arguments.map,
         processes=arguments.processes,
-        say=say,
+        say=reporter(arguments),
     )
     write_report(folder)
-    say(f"\nrun folder  {folder}\nnext        sedd-graph train {folder}")
-    if arguments.path_to:
-        from sedd_graph.store.files import write_text
+    write_path_to(arguments, folder)
+    if arguments.json:
+        from sedd_graph.report.facts import json_object
 
-        write_text(Path(arguments.path_to), str(folder))
+        say_json({"run": str(folder), **json_object(folder / "certificate.json")})
+    else:
+        say(f"\nrun folder  {folder}\nnext        sedd-graph train {folder}")
     return 0

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from sedd_graph.cli.options import (
     Verbs,
     add_corpus,
     add_device,
     add_dtype,
+    add_json,
     add_outside,
     add_verb,
     add_weights,
     integer,
     moved_corpus,
     picked_device,
+    reporter,
+    say_json,
 )
-from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]
@@ -59,6 +63,18 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument(
         "--mauve", action="store_true", help="also compute MAUVE from the judge's hidden states (extra 'mauve')"
     )
+    parser.add_argument(
+        "--frontier",
+        action="store_true",
+        help="draw samples at several temperatures, and read their perplexity under --judge at the entropy of held-out text",
+    )
+    parser.add_argument(
+        "--temperatures", nargs="+", type=float, metavar="T", help="of --frontier (default: 0.7 0.8 0.9 1 1.1)"
+    )
+    parser.add_argument(
+        "--steps", nargs="+", type=integer(1, 1_000_000), metavar="N", help="of --frontier (default: sample.steps)"
+    )
+    parser.add_argument("--rows", type=integer(2, 1_000_000), help="samples per point of --frontier (default: 64)")
     add_dtype(parser, "train.evaluate.dtype")
     parser.add_argument(
         "--compile",
@@ -67,6 +83,7 @@ def declare(verbs: Verbs) -> None:
         help="block: compile each repeated block first; auto: on a GPU, for 100 evaluations of the network or more "
         "(default: auto)",
     )
+    add_json(parser, "the result")
     add_weights(parser)
     add_corpus(parser)
     add_device(parser)
@@ -78,22 +95,27 @@ def run(arguments: argparse.Namespace) -> int:
     from sedd_graph.report.html import write_report
 
     path = Path(arguments.run)
-    if arguments.samples is not None or arguments.judge is not None or arguments.mauve:
-        _judge_samples(path, arguments)
+    found: Any  # a dataclass, or a list of them
+    if arguments.frontier:
+        found = _frontier(path, arguments)
+    elif arguments.temperatures or arguments.steps or arguments.rows:
+        raise UserError("--temperatures, --steps and --rows are for --frontier")
+    elif arguments.samples is not None or arguments.judge is not None or arguments.mauve:
+        found = _judge_samples(path, arguments)
     elif arguments.protocol is not None:
-        _evaluate_protocol(path, arguments)
+        found = _evaluate_protocol(path, arguments)
     else:
         if arguments.files:
             raise UserError("--files holds the text of --protocol: name the protocol")
         from sedd_graph.runs.evaluate import evaluate_run
 
-        evaluate_run(
+        found = evaluate_run(
             path,
             device=picked_device(arguments),
             batches=arguments.batches,
             draws=arguments.draws or 1,
             weights=arguments.weights,
-            say=say,
+            say=reporter(arguments),
             corpus=moved_corpus(arguments),
             likelihood=arguments.likelihood,
             dtype=arguments.dtype,
@@ -101,15 +123,22 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if int(os.environ.get("RANK", "0")) == 0:
         write_report(path)
+        if arguments.json:
+            say_json([_record(one) for one in found] if isinstance(found, list) else _record(found))
     return 0
 
 
-def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> None:
+def _record(found: Any) -> dict[str, object]:
+    """Return a result as JSON values, without those of single rows."""
+    return {k: v for k, v in dataclasses.asdict(found).items() if k not in ("row_nats", "row_tokens")}
+
+
+def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> Any:
     from sedd_graph.runs.protocol import run_protocol
 
     if arguments.likelihood != "bound" or arguments.corpus is not None:
         raise UserError("--likelihood and --corpus are for the run's own held-out text: without --protocol")
-    run_protocol(
+    return run_protocol(
         path,
         arguments.protocol,
         arguments.files or [],
@@ -119,11 +148,46 @@ def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> None:
         weights=arguments.weights,
         dtype=arguments.dtype,
         compile=arguments.compile,
-        say=say,
+        say=reporter(arguments),
     )
 
 
-def _judge_samples(path: Path, arguments: argparse.Namespace) -> None:
+def _frontier(path: Path, arguments: argparse.Namespace) -> Any:
+    from sedd_graph.runs.frontier import TEMPERATURES, FrontierSettings, frontier_run
+
+    if arguments.judge is None:
+        raise UserError("--frontier is of perplexities under a judge: give --judge FOLDER")
+    others = (
+        arguments.samples,
+        arguments.mauve,
+        arguments.batches,
+        arguments.draws,
+        arguments.protocol,
+        arguments.files,
+    )
+    if any(others) or (arguments.likelihood, arguments.compile) != ("bound", "auto"):
+        raise UserError(
+            "--samples, --mauve, --batches, --draws, --protocol, --files, --likelihood and --compile are for other "
+            "evaluations: without --frontier"
+        )
+    settings = FrontierSettings(
+        temperatures=tuple(arguments.temperatures or TEMPERATURES),
+        steps=tuple(arguments.steps or ()),
+        rows=arguments.rows or 64,
+    )
+    return frontier_run(
+        path,
+        judge=Path(arguments.judge),
+        settings=settings,
+        device=picked_device(arguments),
+        weights=arguments.weights,
+        say=reporter(arguments),
+        corpus=moved_corpus(arguments),
+        dtype=arguments.dtype,
+    )
+
+
+def _judge_samples(path: Path, arguments: argparse.Namespace) -> Any:
     from sedd_graph.runs.judge import judge_run
 
     if arguments.protocol is not None or arguments.files:
@@ -135,12 +199,12 @@ def _judge_samples(path: Path, arguments: argparse.Namespace) -> None:
             "--batches, --draws, --weights, --dtype, --compile and --likelihood are for the bound: without --samples, "
             "--judge and --mauve"
         )
-    judge_run(
+    return judge_run(
         path,
         samples=Path(arguments.samples) if arguments.samples else None,
         judge=Path(arguments.judge) if arguments.judge else None,
         with_mauve=arguments.mauve,
         corpus=moved_corpus(arguments),
         device=picked_device(arguments),
-        say=say,
+        say=reporter(arguments),
     )

@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 from sedd_graph import __version__
 from sedd_graph.cli import (
     build,
+    compare,
+    completion,
     components,
     edit,
     evaluate,
@@ -30,11 +32,14 @@ from sedd_graph.cli import (
     infill,
     init,
     invert,
+    lm_eval,
     pull,
     restore,
+    runs,
     sample,
     schema,
     show,
+    sweep,
     tokenize,
     train,
 )
@@ -52,18 +57,23 @@ VERBS = (
     build,
     tokenize,
     train,
+    sweep,
     sample,
     infill,
     invert,
     restore,
     edit,
     evaluate,
+    lm_eval,
     show,
+    runs,
+    compare,
     components,
     schema,
     import_weights,
     export,
     pull,
+    completion,
 )
 """Modules of the subcommands, in the order in which ``--help`` lists them."""
 
@@ -104,6 +114,9 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line. Overrides may follow options, where argparse takes them for unknown arguments."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    if getattr(arguments, "passes_on", False):  # to the command line of another program
+        arguments.rest = rest
+        return arguments
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

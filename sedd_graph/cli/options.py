@@ -6,10 +6,14 @@ This module is imported by ``sedd-graph --help``, so functions that need torch i
 from __future__ import annotations
 
 import argparse
+import functools
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,9 +29,12 @@ __all__ = [
     "add_debug",
     "add_device",
     "add_dtype",
+    "add_from",
+    "add_json",
     "add_memory",
     "add_outside",
     "add_overrides",
+    "add_path_to",
     "add_runs",
     "add_sampler",
     "add_verb",
@@ -37,6 +44,10 @@ __all__ = [
     "open_run_folder",
     "picked_device",
     "position_pattern",
+    "reporter",
+    "say_json",
+    "weights_from",
+    "write_path_to",
 ]
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -158,11 +169,65 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder for new run folders (default: runs)")
 
 
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the option ``--json`` to ``parser``: ``what`` is printed as JSON on standard output, all else on standard error."""
+    parser.add_argument(
+        "--json", action="store_true", help=f"print {what} as JSON, and everything else to standard error"
+    )
+
+
+def reporter(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """Return the function that prints a line for the user: to standard error under ``--json``."""
+    return functools.partial(say, file=sys.stderr) if arguments.json else say
+
+
+def say_json(value: object) -> None:
+    """Print ``value`` as JSON; numbers that JSON lacks are null."""
+    from sedd_graph.store.files import plain
+
+    say(json.dumps(plain(value), indent=2, allow_nan=False, sort_keys=True))
+
+
+def add_path_to(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--path-to``, a file to which the path of the run folder is written, to ``parser``."""
+    parser.add_argument("--path-to", metavar="FILE", help="write the path of the run folder to FILE")
+
+
+def write_path_to(arguments: argparse.Namespace, folder: Path) -> None:
+    """Write the path of the run folder to the file of ``--path-to``, if it is given."""
+    if arguments.path_to:
+        from sedd_graph.store.files import write_text
+
+        write_text(Path(arguments.path_to), str(folder))
+
+
 def add_memory(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--ignore-memory``: if the estimated memory exceeds the device's, warn and continue."""
     parser.add_argument(
         "--ignore-memory", action="store_true", help="only warn about more memory than the device is estimated to have"
     )
+
+
+def add_from(parser: argparse.ArgumentParser) -> None:
+    """Add the options ``--from`` and ``--map``: weights that training starts from, and a table of their names."""
+    parser.add_argument(
+        "--from",
+        dest="weights",
+        metavar="RUN|DIR|FILE",
+        help="start from weights, by name: of a run folder, an export, or safetensors or GGUF weights; a table says what matched",
+    )
+    parser.add_argument(
+        "--map",
+        metavar="NAME|FILE",
+        help="with --from: the names of the weights by our names, a shipped table or a YAML file (default: what matches most)",
+    )
+
+
+def weights_from(arguments: argparse.Namespace) -> Path | None:
+    """Return the path of ``--from``; None without it. Raises :class:`UserError` if ``--map`` is given alone."""
+    if arguments.map is not None and arguments.weights is None:
+        raise UserError("--map names the weights of --from, which is missing")
+    return None if arguments.weights is None else Path(arguments.weights)
 
 
 def add_activations(parser: argparse.ArgumentParser) -> None:

@@ -10,20 +10,25 @@ from sedd_graph.cli.options import (
     Verbs,
     add_corpus,
     add_device,
+    add_from,
     add_memory,
     add_outside,
     add_overrides,
+    add_path_to,
     add_runs,
     add_verb,
     moved_corpus,
     picked_device,
+    weights_from,
+    write_path_to,
 )
 from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
-__all__ = ["declare", "run"]
+__all__ = ["SIGNALS", "declare", "run"]
 
-_SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
+"""Exit code by the signal that stopped training."""
 
 
 def declare(verbs: Verbs) -> None:
@@ -36,7 +41,9 @@ def declare(verbs: Verbs) -> None:
         action="store_true",
         help="resume from the newest checkpoint that is whole; --resume auto: start if there is no checkpoint",
     )
+    add_from(parser)
     add_runs(parser)
+    add_path_to(parser)
     add_corpus(parser)
     add_memory(parser)
     add_device(parser)
@@ -71,14 +78,21 @@ def run(arguments: argparse.Namespace) -> int:
             device=picked_device(arguments),
             compile="off",
             ignore_memory=arguments.ignore_memory,
+            weights=weights_from(arguments),
+            table=arguments.map,
             say=say,
         )
         say(f"run folder  {path}")
         arguments.overrides = []
+    elif weights_from(arguments) is not None:
+        raise UserError(
+            f"{path} is a run folder, whose weights are known: --from takes a blueprint (a run goes on with --resume)"
+        )
     elif arguments.overrides and resume is False:
         raise UserError(
             "the blueprint of a run folder is locked: give overrides to `sedd-graph build`, or extend a run with --resume"
         )
+    write_path_to(arguments, path)
     result, _ = train_run(
         path,
         resume=resume,
@@ -89,9 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if int(os.environ.get("RANK", "0")) == 0:
         write_report(path)
-        if result.reason in _SIGNALS:
+        if result.reason in SIGNALS:
             say(f"checkpoint written; resume with: sedd-graph train {path} --resume")
-    return _SIGNALS.get(result.reason, 0)
+    return SIGNALS.get(result.reason, 0)
 
 
 def _resume(arguments: argparse.Namespace) -> bool | None:

@@ -109,6 +109,7 @@ KINDS: dict[str, Kind] = {
         Kind("points", "data.points", f"{_DATA}.sources:PointSource", f"{_SECTION}_points", "points"),
         Kind("tokenizer", "data.tokenizer", f"{_DATA}.tokenizer:TokenizerFactory", f"{_SECTION}_tokenizer"),
         Kind("optimizer", "train.optimizer", f"{_TRAINING}:OptimizerFactory", f"{_SECTION}_optimizer"),
+        Kind("adapter", "train.adapters", f"{_TRAINING}:Adapter", f"{_SECTION}_adapter"),
         Kind("lr_schedule", "train.schedule", f"{_TRAINING}:LRSchedule", f"{_SECTION}_lr_schedule"),
         Kind("tracker", "train.trackers", f"{_TRAINING}:Tracker", f"{_SECTION}_tracker"),
     )

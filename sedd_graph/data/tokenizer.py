@@ -19,7 +19,7 @@ from sedd_graph.component.registry import installed
 from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.inputs.files import read_text
 
-__all__ = ["FILE", "Ids", "Tokenizer", "TokenizerFactory", "load_tokenizer"]
+__all__ = ["FILE", "Ids", "Tokenizer", "TokenizerFactory", "load_tokenizer", "parse_tokenizer"]
 
 Ids = npt.NDArray[np.int64]
 """Type of an array of token ids, int64."""
@@ -86,6 +86,8 @@ class TokenizerFactory(Plain, ABC):
     separates: ClassVar[bool] = False
     """True if the tokenizer that :meth:`make` trains has an end-of-text token. Data sets need to know this before they
     train the tokenizer. Unused if ``trained`` is false."""
+    of_weights: ClassVar[bool] = False
+    """True if the tokenizer is that of the weights that a run starts from, so that :meth:`make` is not called."""
 
     @property
     def size(self) -> int | None:
@@ -125,7 +127,19 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
-    text = read_text(path, limit=MAX_FILE)
+    return parse_tokenizer(read_text(path, limit=MAX_FILE), where=str(path))
+
+
+def parse_tokenizer(text: str, *, where: str) -> Tokenizer:
+    """Return the tokenizer that a JSON text describes.
+
+    Args:
+        text: Content of a ``tokenizer.json``.
+        where: Name of the file that it comes from, for messages.
+
+    Raises:
+        UserError: The text does not describe a tokenizer.
+    """
     try:
         data = json.loads(text)
         op = data.get("kind", "file") if isinstance(data, dict) else "file"
@@ -135,8 +149,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         tokenizer: Tokenizer = cls.from_json(text)
         return tokenizer
     except RecursionError:
-        raise UserError(f"{path}: not JSON: nested too deeply") from None
+        raise UserError(f"{where}: not JSON: nested too deeply") from None
     except ValueError as error:  # also an integer of thousands of digits
-        raise UserError(f"{path}: not JSON: {error}") from None
+        raise UserError(f"{where}: not JSON: {error}") from None
     except SeddGraphError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{where}: {error}") from None

@@ -6,11 +6,44 @@ Axes: b batch (rows), l length (positions per row).
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Draw", "PointBatch", "Randomness", "part_of"]
+__all__ = ["Batch", "Draw", "PointBatch", "Randomness", "nothing_hidden", "part_of", "repeated", "taken"]
+
+
+def nothing_hidden(rows: int, length: int, device: torch.device | str) -> Tensor:
+    """Return an attention mask that is True everywhere, bool [rows, length]: one value, expanded, with strides of 0.
+
+    A node sees by the strides, without reading the mask, that all entries of a row are equal, and attends without a mask.
+    """
+    return torch.ones((), dtype=torch.bool, device=device).expand(rows, length)
+
+
+def _shape(mask: Any) -> tuple[int, int]:
+    return len(mask), mask.shape[1]
+
+
+def _expanded(value: Tensor) -> bool:
+    """Return whether a tensor is one value, expanded."""
+    return value.dim() > 0 and not any(value.stride())
+
+
+def taken(value: Tensor, index: Tensor) -> Tensor:
+    """Return rows of a tensor [n, ...] by index, int64 [r]; one value that is expanded remains so."""
+    return value[:1].expand(len(index), *value.shape[1:]) if _expanded(value) else value[index]
+
+
+def repeated(value: Tensor, copies: int) -> Tensor:
+    """Return a tensor [n, ...] as a whole ``copies`` times, [copies * n, ...]; one value that is expanded remains so."""
+    if copies == 1:
+        return value
+    if _expanded(value):
+        return value[:1].expand(copies * len(value), *value.shape[1:])
+    return torch.cat([value] * copies)
 
 
 def part_of(value: Tensor, part: range) -> Tensor:
@@ -27,7 +60,7 @@ def part_of(value: Tensor, part: range) -> Tensor:
     """
     if part.stop <= len(value):
         return value[part.start : part.stop]
-    return value[torch.arange(part.start, part.stop, device=value.device) % len(value)]
+    return taken(value, torch.arange(part.start, part.stop, device=value.device) % len(value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +71,8 @@ class Batch:
 
     Attributes:
         tokens: int64 [b, l], the clean tokens x_0.
-        attend: bool [b, l], positions that the network may attend to.
+        attend: bool [b, l], positions that the network may attend to; :func:`nothing_hidden` where it is True everywhere,
+            as far as the host knows without waiting for a device.
         corrupt: bool [b, l], positions that the forward process may change.
         loss: bool [b, l], positions that the loss is summed over.
     """
@@ -56,7 +90,17 @@ class Batch:
             tokens: Clean tokens, int64 [b, l].
         """
         every = torch.ones_like(tokens, dtype=torch.bool)
-        return cls(tokens, every, every, every)
+        return cls(tokens, nothing_hidden(len(tokens), tokens.shape[1], tokens.device), every, every)
+
+    @classmethod
+    def of_arrays(cls, tokens: Any, attend: Any, corrupt: Any, loss: Any) -> Batch:
+        """Return a batch on the CPU of NumPy arrays, or of tensors on the CPU, such as those in page-locked memory.
+
+        An attention mask that is True everywhere becomes :func:`nothing_hidden`.
+        """
+        hides = not np.all(attend.numpy() if isinstance(attend, Tensor) else attend)
+        mask = torch.as_tensor(attend) if hides else nothing_hidden(*_shape(attend), "cpu")
+        return cls(torch.as_tensor(tokens), mask, torch.as_tensor(corrupt), torch.as_tensor(loss))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -73,11 +117,19 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with all tensors on ``device``."""
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
+        tokens, attend, corrupt, loss = self.tokens, self.attend, self.corrupt, self.loss
+        hides = not _expanded(attend)
+        attend = attend.to(device, non_blocking=True) if hides else nothing_hidden(*_shape(attend), device)
+        tokens, corrupt, loss = (x.to(device, non_blocking=True) for x in (tokens, corrupt, loss))
+        return Batch(tokens, attend, corrupt, loss)
 
     def rows(self, start: int, stop: int) -> Batch:
         """Return the batch of rows ``start`` (inclusive) to ``stop`` (exclusive)."""
         return Batch(*(getattr(self, f.name)[start:stop] for f in dataclasses.fields(self)))
+
+    def take(self, index: Tensor) -> Batch:
+        """Return the batch of rows by index, int64 [r]."""
+        return Batch(*(taken(getattr(self, f.name), index) for f in dataclasses.fields(self)))
 
     def part(self, part: range) -> Batch:
         """Return the batch of the rows ``part``, as :func:`part_of` does."""
@@ -93,6 +145,11 @@ class PointBatch:
     """
 
     x: Tensor
+
+    @classmethod
+    def of_arrays(cls, x: Any) -> PointBatch:
+        """Return a batch on the CPU of a NumPy array, or of a tensor on the CPU."""
+        return cls(torch.as_tensor(x))
 
     def __len__(self) -> int:
         return len(self.x)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sedd_graph.diffusion.batch import part_of
+from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.errors import SeddGraphError, UserError
 
 __all__ = ["Iteration", "LogDet", "Map", "NotConverged", "Solution", "log_det", "solve"]
@@ -260,7 +261,8 @@ def log_det(
         moved = g(point)
 
     def pulled(v: Tensor) -> Tensor:
-        return torch.autograd.grad(moved, point, v, retain_graph=True, create_graph=keep, materialize_grads=True)[0]
+        with full_precision(point):  # products of a backward pass have no autocast
+            return torch.autograd.grad(moved, point, v, retain_graph=True, create_graph=keep, materialize_grads=True)[0]
 
     numbers = x[0].numel()
     zero = torch.zeros_like(_norm(x))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.engine.layer_run import LayerRun, Tape
 from sedd_graph.engine.layout import Layout, Unit
 
@@ -62,12 +63,15 @@ def _propagate_unit(
     pairs = [(o, g) for o, g in zip(tape.outputs, arriving, strict=False) if g is not None and o.requires_grad]
     if not pairs or not (leaves or parameters):
         return
-    made = torch.autograd.grad(
-        [o for o, _ in pairs],
-        [leaf for _, leaf in leaves] + parameters,
-        [g.to(o.dtype) for o, g in pairs],
-        allow_unused=True,
-    )
+    outputs = [o for o, _ in pairs]
+    # the evaluation had autocast; products of the backward pass have none, as elsewhere
+    with full_precision(outputs[0]):
+        made = torch.autograd.grad(
+            outputs,
+            [leaf for _, leaf in leaves] + parameters,
+            [g.to(o.dtype) for o, g in pairs],
+            allow_unused=True,
+        )
     for (value, _), gradient in zip(leaves, made, strict=False):
         gradients[value] = accumulated(gradients[value], gradient)
     for parameter, gradient in zip(parameters, made[len(leaves) :], strict=True):

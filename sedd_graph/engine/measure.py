@@ -166,7 +166,14 @@ def measure_forward(graph: Graph, registry: Registry, *, batch: int, length: int
 
 
 def measure(
-    graph: Graph, registry: Registry, *, batch: int, length: int, averaged: bool = True, tail: bool = False
+    graph: Graph,
+    registry: Registry,
+    *,
+    batch: int,
+    length: int,
+    averaged: bool = True,
+    tail: bool = False,
+    trained: tuple[int, int] | None = None,
 ) -> Measure:
     """Measure the cost of a training step by running the model on the meta device.
 
@@ -178,6 +185,8 @@ def measure(
         averaged: Whether training averages the weights (EMA).
         tail: Whether the position-wise end of the network is evaluated at a few positions at a time
             (:mod:`sedd_graph.engine.tail`); without it, the memory of the loss is not counted.
+        trained: Numbers of trained and of frozen parameters, of which these have no gradient, moments or average; None if
+            all are trained.
 
     Raises:
         SeddGraphError: The shape of an output or saved activation of the network differs from its declared type.
@@ -217,12 +226,13 @@ def measure(
                 f"{name} is declared as {declared[name]}, so {shape}, but the component returns {list(value.shape)}"
             )
     parameters = count_parameters(model)
+    own_state, frozen = (parameters, 0) if trained is None else trained
     return Measure(
         parameters=parameters,
         flops_per_token=round(counter.total / (batch * length)),
         saved_bytes=sum(saved.values()) + end + chunk,
         chunk_bytes=chunk,
-        state_bytes=parameters * 4 * (5 if averaged else 4),
+        state_bytes=4 * (own_state * (5 if averaged else 4) + frozen),
         batch=batch,
         length=length,
     )

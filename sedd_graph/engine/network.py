@@ -22,12 +22,15 @@ from sedd_graph.engine.regions import RegionModule
 from sedd_graph.engine.running import RunningModule
 from sedd_graph.engine.shard_init import ShardInit
 from sedd_graph.engine.split import Split, begin, split
+from sedd_graph.errors import UserError
 from sedd_graph.graph.model import Graph
 
 __all__ = ["CompileMode", "Network", "Observer"]
 
-CompileMode = Literal["auto", "block", "whole", "off"]
+CompileMode = Literal["auto", "block", "whole", "cuda_graphs", "off"]
 """Scope of compilation: each repeated block (``block``), network and loss as one graph (``whole``), or none (``off``).
+
+``cuda_graphs`` is ``whole`` with kernels that a GPU records once and replays.
 
 ``auto`` chooses one of the three by the device, see :meth:`Network.compile`.
 """
@@ -50,7 +53,7 @@ class Network:
 
     Attributes:
         model: Module of the network.
-        compile_mode: Compile mode in effect: ``block``, ``whole`` or ``off``.
+        compile_mode: Compile mode in effect: ``block``, ``whole``, ``cuda_graphs`` or ``off``.
         observer: Callback after each :meth:`run`; None: no callback.
         dtype: Precision of evaluation and sampling (:meth:`evaluating`): float32, or bfloat16 by autocast.
     """
@@ -80,27 +83,35 @@ class Network:
 
         Args:
             mode: ``block`` compiles each repeated block, once for all its repeats. A position-wise end that is evaluated
-                with the loss (:mod:`sedd_graph.engine.tail`) is compiled in every mode but ``off``. ``whole`` compiles ``trained`` as
-                one graph; it takes several times as long to compile as ``block`` and runs a few percent faster. If a
-                block has a custom backward pass (checkpointing, reversible or exact), ``whole`` falls back to
-                ``block``. ``off`` runs eagerly. ``auto`` chooses: ``off`` on a CPU without a C++ compiler and on a
-                device that is neither a CPU nor a CUDA GPU; otherwise ``block`` if the network has repeated blocks,
-                and ``whole`` if it has none.
+                with the loss (:mod:`sedd_graph.engine.tail`) is compiled in every mode but ``off``. ``whole`` compiles
+                ``trained`` as one graph; it takes several times as long to compile as ``block`` and runs a few percent
+                faster. If a block has a custom backward pass (checkpointing, reversible or exact), ``whole`` falls back
+                to ``block``. ``cuda_graphs`` is ``whole`` with recorded kernels, which the host starts all at once: it
+                helps where a step has few rows, and holds the memory of its results. ``off`` runs eagerly. ``auto``
+                chooses: ``off`` on a CPU without a C++ compiler and on a device that is neither a CPU nor a CUDA GPU;
+                otherwise ``block`` if the network has repeated blocks, and ``whole`` if it has none.
             trained: Module that computes the network and the training loss, or the network before its position-wise end
                 where that is evaluated with the loss; the training loop calls it. None if the
                 blueprint declares no process and cannot be trained; ``whole`` then compiles the same as ``block``.
             everywhere: Whether evaluation and sampling run compiled code too. None: only on a GPU, since on a CPU
                 compiling for another shape takes longer than drawing a few samples.
+
+        Raises:
+            UserError: ``mode`` is ``cuda_graphs``, and the device is no CUDA GPU, or a block has a custom backward pass.
         """
         self._everywhere = self.device.type != "cpu" if everywhere is None else everywhere
         if mode == "auto":
             cpu = self.device.type == "cpu" and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
             able = cpu or self.device.type == "cuda"
             mode = "off" if not able else "block" if any(True for _ in self.model.branches()) else "whole"
-        if mode == "whole" and any(m.custom_backward for m in self.model.modules() if isinstance(m, RegionModule)):
+        custom = any(m.custom_backward for m in self.model.modules() if isinstance(m, RegionModule))
+        if mode == "cuda_graphs" and (self.device.type != "cuda" or custom):
+            lack = "blocks that are neither reversible nor checkpointed" if custom else f"a CUDA GPU, not {self.device}"
+            raise UserError(f"compile: cuda_graphs needs {lack}; choose block or whole")
+        if mode == "whole" and custom:
             mode = "block"
-        if mode == "whole" and trained is not None:
-            compile_in_place(trained)
+        if mode in ("whole", "cuda_graphs") and trained is not None:
+            compile_in_place(trained, recorded=mode == "cuda_graphs")
         elif mode != "off":
             for block in self.model.branches():
                 compile_in_place(block, getattr(block, "share", 1.0))

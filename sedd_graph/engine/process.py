@@ -238,8 +238,8 @@ class Process(ABC):
 
     family: ClassVar[str]
     """Name of the family, a key of :data:`sedd_graph.families.table.FAMILIES`."""
-    batch_type: ClassVar[Callable[..., Any]]
-    """Class of a batch of clean rows. Its constructor takes the arrays that a data set yields for its rows, in order.
+    batch_type: ClassVar[Any]
+    """Class of a batch of clean rows. Its method ``of_arrays`` takes the arrays that a data set yields for its rows, in order.
 
     A batch has ``len(batch)`` rows; ``width``, the number of tokens (or real numbers) of a row; ``counted``, for each
     row the number of its tokens (or real numbers) that the loss is summed over, int64 [b]; and the method
@@ -371,6 +371,36 @@ class Process(ABC):
         Returns:
             The bound in nats per row, float64 [m], on the network's device, which is not waited for.
         """
+
+    @property
+    def row_multiple(self) -> int:
+        """Number of tokens of which the length of rows must be a multiple; 1 by default."""
+        return 1
+
+    def row_bounds(self, network: Network, batch: Any, *, seeds: Sequence[int], draws: int, at_once: int) -> Tensor:
+        """Estimate an upper bound on -log p of each row by itself; :meth:`bound_rows` spreads draws over the rows of a batch.
+
+        The noise of a row follows from its seed alone, and its draws are spread evenly over the noise levels.
+
+        Args:
+            network: Network in evaluation mode.
+            batch: Batch of clean rows.
+            seeds: Seed of each row.
+            draws: Number of evaluations of the network for each row.
+            at_once: Largest number of rows that the network evaluates at a time.
+
+        Returns:
+            Two independent estimates of each row, nats, float64 [b, 2], whose mean is the estimate. They are equal where the
+            result is exact; the second is NaN if there is one draw.
+        """
+        found, sizes = torch.full((len(batch), 2), torch.nan, dtype=torch.float64), (draws - draws // 2, draws // 2)
+        for row, seed in enumerate(seeds):
+            for half, size in enumerate(sizes if draws > 1 else sizes[:1]):
+                copies = batch.part(range(row, row + 1)).part(range(size))
+                parts = [range(start, min(start + at_once, size)) for start in range(0, size, at_once)]
+                own = mix_seed(seed, half)
+                found[row, half] = self.bound_rows(network, copies, parts, seeds=[own]).mean().cpu()
+        return found.to(network.device)
 
     def measures(self, network: Network, batch: Any, part: range, *, seed: int) -> Mapping[str, Tensor]:
         """Return further measures of each row that evaluation reports beside the bound; none by default.

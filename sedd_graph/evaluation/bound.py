@@ -90,6 +90,8 @@ class Evaluation:
             (:meth:`sedd_graph.engine.process.Process.measures`).
         likelihood: The likelihood that was computed (:attr:`sedd_graph.engine.process.Process.likelihoods`): ``bound``, an
             upper bound; or ``ode``, an estimate of the bound of a probability-flow ODE.
+        row_nats: The bound of each row, nats. The noise of a row is that of every evaluation with the same seed and rows.
+        row_tokens: Number of evaluated tokens of each row.
     """
 
     nats_per_token: float
@@ -106,6 +108,8 @@ class Evaluation:
     caveat: str | None = None
     measures: Mapping[str, float] = dataclasses.field(default_factory=dict)
     likelihood: str = "bound"
+    row_nats: tuple[float, ...] = ()
+    row_tokens: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -145,6 +149,8 @@ class HeldOutLikelihood:
         bits_standard_error: Standard error of ``bits_per_dimension``.
         rows: Number of evaluated rows.
         dimensions: Number of real numbers in each row.
+        row_nats: -log p of each row, nats.
+        row_tokens: Number of real numbers of each row.
     """
 
     nats_per_dimension: float
@@ -153,6 +159,8 @@ class HeldOutLikelihood:
     bits_standard_error: float
     rows: int
     dimensions: int
+    row_nats: tuple[float, ...] = ()
+    row_tokens: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -197,8 +205,8 @@ def to_batch(rows: Any, process: Process, device: torch.device) -> Any:
     Returns:
         An instance of ``process.batch_type``.
     """
-    arrays = (torch.as_tensor(getattr(rows, f.name)) for f in dataclasses.fields(rows))
-    return process.batch_type(*(array.to(device, non_blocking=True) for array in arrays))
+    arrays = (getattr(rows, f.name) for f in dataclasses.fields(rows))
+    return process.batch_type.of_arrays(*arrays).to(device)
 
 
 def _levels(drawn: NoiseDraws, counted: Tensor, process: Process) -> tuple[Level, ...]:
@@ -295,8 +303,10 @@ def evaluate(
     value, count = numbers["nats"], numbers["counted"]
     mean, error = ratio(value.numpy(), count.numpy())
     bits = 1 / (math.log(2) * data.units.ratio)
+    rows_found = {"row_nats": tuple(value.tolist()), "row_tokens": tuple(count.long().tolist())}
     if process.exact:
-        return HeldOutLikelihood(mean, error, mean * bits, error * bits, rows=len(value), dimensions=int(count[0]))
+        size = int(count[0])
+        return HeldOutLikelihood(mean, error, mean * bits, error * bits, rows=len(value), dimensions=size, **rows_found)
     record = _draws(found, numbers, draws, over)
     error = record.standard_error(value.numpy(), count.numpy())
     return Evaluation(
@@ -313,6 +323,7 @@ def evaluate(
         reconstruction=_reconstruction(record, value, draws) / float(count.sum()),
         caveat=process.caveat,
         likelihood=process.likelihood,
+        **rows_found,
         measures={
             name.removeprefix(_MEASURE): float(total.sum()) / float(count.sum())
             for name, total in numbers.items()

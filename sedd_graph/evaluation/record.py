@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 
 __all__ = [
+    "FRONTIER",
     "QUALITY",
     "SHOWN",
     "JudgeFacts",
@@ -17,6 +18,8 @@ __all__ = [
     "format_sampling",
 ]
 
+FRONTIER = "frontier.jsonl"
+"""Name of the file of frontiers of generative perplexity in a run folder (:mod:`sedd_graph.evaluation.frontier`)."""
 QUALITY = "quality.jsonl"
 """Name of the file of quality records in a run folder."""
 

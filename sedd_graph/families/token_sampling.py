@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sedd_graph.diffusion.batch import nothing_hidden, taken
 from sedd_graph.diffusion.conditions.allowed import Pieces, allowed_tokens
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.conditions.constraint import Matching
@@ -134,7 +135,7 @@ class TokenSampling:
             sampler = self.parts.sampler
             times = sampler.times(kernel, chosen_steps(self.request.steps, sampler.steps))
             x = tape.prepare(kernel, self.parts.schedule, times, whole, particles=self.particles)
-        free = self._repeated(visible)
+        free = self._repeated(visible).contiguous()
         x = torch.where(free, x, 0)  # a token for padding, which the network does not read
         if self.request.prompt is not None:
             prompt = F.pad(self._repeated(self._prompt(self.request.prompt)), (0, whole - length), value=-1)
@@ -166,7 +167,9 @@ class TokenSampling:
 
     def _repeated(self, rows: Tensor) -> Tensor:
         """Return ``rows`` [b, ...] with each row once for each of its particles."""
-        return rows if self.particles == 1 else rows.repeat_interleave(self.particles, 0)
+        if self.particles == 1:
+            return rows
+        return taken(rows, torch.arange(len(rows), device=rows.device).repeat_interleave(self.particles))
 
     def _may(self) -> Tensor:
         """Return the mask of the states that samples may contain, bool [n], [l, n] or [b, l, n]."""
@@ -185,13 +188,15 @@ class TokenSampling:
         """Return the mask of the positions that are no padding, bool [rows, l], l being ``whole``."""
         rows, attend = self.request.batch, self.request.attend
         if attend is None:
-            return torch.ones(rows, whole, dtype=torch.bool, device=self.device)
+            return nothing_hidden(rows, whole, self.device)
         if attend.dtype != torch.bool or attend.shape not in ((rows, self.length), (1, self.length)):
             raise UserError(
                 f"sample: attend must be bool [{rows}, {self.length}] (or one row), not {attend.dtype} "
                 f"{list(attend.shape)}"
             )
-        if "attend" not in self.network.model.input_names and not bool(attend.all()):
+        if bool(attend.all()):
+            return nothing_hidden(rows, whole, self.device)
+        if "attend" not in self.network.model.input_names:
             raise UserError("sample: this model has no input 'attend', so that it would read padding: leave attend out")
         return attend.to(self.device).expand(rows, -1)
 
@@ -227,7 +232,7 @@ class TokenSampling:
                 x, t, rows = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, rows))
             sigma = schedule.sigma(t)
             with autocast():
-                found = network.begin({"tokens": x, "sigma": sigma, "t": t, "attend": visible[rows]}, rows=own)
+                found = network.begin({"tokens": x, "sigma": sigma, "t": t, "attend": taken(visible, rows)}, rows=own)
             found = found.under(autocast)
 
             def finish(values: Sequence[Tensor], groups: Groups) -> Mapping[str, Tensor]:

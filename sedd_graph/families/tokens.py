@@ -236,6 +236,20 @@ class TokenProcess(TextProcess):
             nats, _ = self._nats(network.model, objective, draw, own, use="bound")
             yield BoundDraw(objective.over, draw.t, nats, self._left_out(network, batch, part, random))
 
+    @property
+    def row_multiple(self) -> int:
+        return self.objective.block or 1
+
+    def row_bounds(self, network: Network, batch: Batch, *, seeds: Sequence[int], draws: int, at_once: int) -> Tensor:
+        objective = self.objective.evaluated(self.kernel)
+        if objective.over != "masked":
+            return super().row_bounds(network, batch, seeds=seeds, draws=draws, at_once=at_once)
+        from sedd_graph.families.token_bounds import masked_bounds  # here: checking a blueprint does without it
+
+        return masked_bounds(
+            self._nats, objective, self.kernel, network, batch, seeds=seeds, draws=draws, at_once=at_once
+        )
+
     def _left_out(self, network: Network, batch: Batch, part: range, random: Randomness) -> Tensor | None:
         """Estimate the reconstruction term of the rows ``part`` of a batch, on one row of it in so many.
 
@@ -255,7 +269,7 @@ class TokenProcess(TextProcess):
         random = Randomness(random.generator)
         offset = (random.rand(1) * rows).long().to(steps.device)
         index = (offset + steps) % rows
-        every = Batch(*(getattr(batch, f.name)[index] for f in dataclasses.fields(batch)))
+        every = batch.take(index)
         objective = self.objective.evaluated(self.kernel)
         draw = objective.reconstruction_draw(DrawRequest(every, self.kernel, self.schedule, random))
         if draw is None:
@@ -264,7 +278,7 @@ class TokenProcess(TextProcess):
         most = min(chosen, -(-len(part) * chosen // rows) + 1)
         place = (index - part.start) % rows
         nearest = torch.argsort(place)[:most]
-        own = Batch(*(getattr(every, f.name)[nearest] for f in dataclasses.fields(every)))
+        own = every.take(nearest)
         drawn = Draw(*(getattr(draw, f.name)[nearest] for f in dataclasses.fields(draw)))
         nats, _ = self._nats(network.model, objective, drawn, own, use="reconstruction")
         place = place[nearest]

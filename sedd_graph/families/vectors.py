@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.component.registry import Registry
 from sedd_graph.data.tokenizer import Tokenizer
-from sedd_graph.diffusion.batch import Batch, Randomness
+from sedd_graph.diffusion.batch import Batch, Randomness, nothing_hidden
 from sedd_graph.diffusion.conditions.allowed import allowed_tokens
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.vectors.denoiser import Denoiser
@@ -231,7 +231,7 @@ class VectorProcess(TextProcess):
             classifier=self.classifier,
             on_step=request.on_step,
         )
-        attend = torch.ones_like(free) if request.attend is None else request.attend.to(device).expand(shape)
+        attend = nothing_hidden(*shape, device) if request.attend is None else request.attend.to(device).expand(shape)
         with network.evaluating():
             denoise = self.denoiser(network.run, network.model, attend)
             rows = self.sampler.run(denoise, settings, steps=request.steps).cpu()

@@ -39,14 +39,16 @@ from sedd_graph.diffusion.vectors.denoiser import Denoiser
 from sedd_graph.diffusion.vectors.kernel import Estimate, VectorKernel, VectorKernelConfig
 from sedd_graph.diffusion.vectors.objective import VectorDraw, VectorObjective
 from sedd_graph.diffusion.vectors.sampler import VectorSampler, VectorSamplerConfig, VectorWalk
+from sedd_graph.diffusion.visibility import with_blocks
 from sedd_graph.errors import UserError
-from sedd_graph.training.interfaces import LRSchedule, OptimizerFactory, Tracker
+from sedd_graph.training.interfaces import Adapter, LRSchedule, OptimizerFactory, Tracker
 
 __all__ = [
     "LOG_SCORE",
     "LOG_X0",
     "TOKEN_LOGITS",
     "VECTOR_X0",
+    "Adapter",
     "Algebra",
     "Batch",
     "BirthDeath",
@@ -119,4 +121,5 @@ __all__ = [
     "parse_port_type",
     "rebuild",
     "solves",
+    "with_blocks",
 ]

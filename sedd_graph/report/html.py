@@ -19,6 +19,7 @@ from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.report import facts, samples
+from sedd_graph.report.frontier import frontier
 from sedd_graph.report.render import render
 from sedd_graph.store.files import write_text
 
@@ -52,6 +53,7 @@ def write_report(run: Path) -> Path:
         edited=_section("edited", samples.edited, run, tokenizer),
         samples=_section("samples", samples.newest_samples, run),
         quality=samples.quality(run),
+        frontier=frontier(run),
         infilled=_section("infilled", samples.newest_infilled, run, tokenizer),
         curves=facts.training_curves(run),
         fallbacks=facts.fallbacks(run),

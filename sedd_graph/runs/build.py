@@ -16,22 +16,23 @@ from sedd_graph.engine.network import CompileMode
 from sedd_graph.errors import UserError
 from sedd_graph.families.table import process_class
 from sedd_graph.graph.claims import demoted
-from sedd_graph.graph.draw import to_json, to_mermaid, to_svg
 from sedd_graph.graph.memory import planned
 from sedd_graph.graph.model import Op
-from sedd_graph.runs.check import LOCK, Report, check, digest, lock_text
+from sedd_graph.runs.check import Report, check, digest, lock_text
+from sedd_graph.runs.graph_files import write_graph
 from sedd_graph.runs.memory import measure_text, measure_training, require_training_memory
 from sedd_graph.runs.memory_plan import budget_plan
 from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data, write_run_manifest
 from sedd_graph.runs.prove import prove_all, prove_network
 from sedd_graph.runs.provenance import provenance
+from sedd_graph.runs.start import read_start
 from sedd_graph.runs.token_cache import PendingCache
 from sedd_graph.runs.trial import try_step
 from sedd_graph.store.files import write_json, write_text
 from sedd_graph.store.run_folder import new_run, require_utf8
 from sedd_graph.verify.margin import margins
 
-__all__ = ["build_run", "write_graph"]
+__all__ = ["build_run"]
 
 
 def build_run(
@@ -44,6 +45,8 @@ def build_run(
     proof: Proof = "full",
     ignore_memory: bool = False,
     processes: int | None = None,
+    weights: Path | None = None,
+    table: str | None = None,
     say: Callable[[str], None],
 ) -> Path:
     """Check, verify and compile a blueprint, and write its run folder.
@@ -56,13 +59,15 @@ def build_run(
         overrides: Changes to the blueprint as ``key=value``, such as ``train.steps=100``.
         runs: Folder in which the run folder is created.
         device: Device on which inverses are verified and a trial step of training is run (and compiled).
-        compile: Scope of ``torch.compile``: ``auto``, ``block``, ``whole`` or ``off``, as in
+        compile: Scope of ``torch.compile``: ``auto``, ``block``, ``whole``, ``cuda_graphs`` or ``off``, as in
             :meth:`sedd_graph.engine.network.Network.compile`; None takes ``train.compile`` of the blueprint.
         proof: Strength of the verification of the process: ``full``, or ``quick`` with fewer cases.
         ignore_memory: True to print a warning instead of raising an error if training needs more memory than the device
             has.
         processes: Number of processes that will train: memory is estimated and measured for the rows of one of them. None:
             the number that ``train.parallel`` of the blueprint declares, else 1.
+        weights: Weights that training starts from (:func:`sedd_graph.runs.start.read_start`); None for random ones.
+        table: With ``weights``: a table of names, a file or the name of a shipped one.
         say: Function that prints a line for the user.
 
     Returns:
@@ -84,6 +89,7 @@ def build_run(
         require_utf8(path)
     source = blueprint.read_text(encoding="utf-8-sig")
     say(str(report))
+    start = None if weights is None else read_start(report, weights, table, say)
     with progress("proving"):
         checks, demotions = prove_all(report, device=device, proof=proof, say=say)
     report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
@@ -100,12 +106,16 @@ def build_run(
         require_training_memory(cost, report, device, ignore=ignore_memory, say=say)
     data, tokens = None, PendingCache()
     if "data" in report.loaded.sections:
-        data = read_data(report, root=report.loaded.root, cache=tokens)
+        known = None if start is None else start.tokenizer(report)
+        data = read_data(report, root=report.loaded.root, cache=tokens, tokenizer=known)
         say(f"data        {data.describe()}")
+        if start is not None and (warning := start.other_tokenizer(data.tokenizer)):
+            say(f"warning     {warning}")
     engine = make_engine(report, device=device, compile=compile or report.train.compile)
     tokenizer = None if data is None else data.tokenizer
     if tokenizer is not None:
         check_tokenizer(engine, tokenizer)
+    initial = None if start is None else start.load(engine)
     checks += prove_network(engine)
     for code, margin in margins(engine.network).items():
         say(f"margin      {code}: {margin}")
@@ -121,6 +131,7 @@ def build_run(
         "compile": engine.compile_mode,
         "blueprint": digest_,
         "corpus": None if data is None else data.fingerprint(),
+        **({} if start is None else {"weights": start.facts()}),
     }
 
     def write(run: Path) -> None:
@@ -135,6 +146,8 @@ def build_run(
         if tokenizer is not None:
             write_text(run / TOKENIZER, tokenizer.to_json())
         tokens.write(run)
+        if start is not None and initial is not None:
+            start.write(run, initial)
         write_run_manifest(run)
 
     return new_run(runs, report.name, digest_, write)
@@ -145,17 +158,3 @@ def _origin(report: Report, device: torch.device) -> Mapping[str, object]:
     ops = [step.body for _, step in report.graph.root.walk() if isinstance(step.body, Op)]
     facts = {"hardware": describe_hardware(device), "root": str(report.loaded.root)}
     return provenance(op.contract.distribution for op in ops) | facts
-
-
-def write_graph(run: Path, report: Report) -> None:
-    """Write the lock file, and the network graph as JSON, SVG and Mermaid, to a run folder.
-
-    The lock file is the blueprint with all default values and component versions.
-
-    Args:
-        run: The run folder.
-        report: Result of checking the blueprint.
-    """
-    write_text(run / LOCK, lock_text(report))
-    for name, draw in (("graph.json", to_json), ("graph.svg", to_svg), ("graph.mmd", to_mermaid)):
-        write_text(run / name, draw(report.graph))

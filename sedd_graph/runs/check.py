@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
@@ -25,6 +25,9 @@ from sedd_graph.graph.model import Graph
 from sedd_graph.inverse.claims import Derived, derive, require_claims
 from sedd_graph.store.config import StoreConfig
 from sedd_graph.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from sedd_graph.engine.process import Process
 
 __all__ = ["LOCK", "SECTIONS", "Report", "check", "digest", "inverses", "lock_text", "schema_text"]
 
@@ -47,6 +50,8 @@ class Report:
         plan: The declared diffusion process or flow.
         registry: Registry of the installed components.
         parameters: Number of parameters of the network.
+        trained: Number of trained parameters, of adapters and of the process too, and of frozen ones; None if all are
+            trained.
         derived: For each block that is declared invertible, its derived inverse.
     """
 
@@ -56,6 +61,7 @@ class Report:
     registry: Registry
     parameters: int
     derived: tuple[Derived, ...] = ()
+    trained: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -77,8 +83,20 @@ class Report:
         """Config of the ``store`` section; the default Config if the blueprint has no such section."""
         return self.loaded.section(StoreConfig) or StoreConfig()
 
+    def record(self) -> dict[str, Any]:
+        """Return what the blueprint declares as JSON values, by key."""
+        return {
+            "name": self.name,
+            "family": self.plan.family,
+            "parameters": self.parameters,
+            "process": self.plan.describe(),
+            "invertible": [str(one) for one in self.derived],
+            "blueprint": digest(lock_text(self)),
+        }
+
     def __str__(self) -> str:
-        lines = [to_tree(self.graph), "", f"parameters  {self.parameters:,}"]
+        told = "" if self.trained is None else f" ({self.trained[0]:,} trained, {self.trained[1]:,} frozen)"
+        lines = [to_tree(self.graph), "", f"parameters  {self.parameters:,}{told}"]
         lines += [f"process     {text}"] if (text := self.plan.describe()) else []
         lines += [f"{'' if i else 'invertible':<10}  {one}" for i, one in enumerate(self.derived)]
         return "\n".join(lines)
@@ -148,6 +166,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         train = loaded.section(TrainConfig)
         if train is not None and train.sample is not None and process.trains and not process.text:
             faults.append(("train.sample", f"samples of {plan.family} are not text: leave train.sample out"))
+        trained = None if train is None else _trained(train, graph, registry, process, faults)
         if faults:
             raise BlueprintError([Problem("", 0, 0, key, text) for key, text in faults])
     except BlueprintError as error:
@@ -155,7 +174,28 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         raise BlueprintError(
             [p if p.line else loaded.problem(tuple(p.path.split(".")), p.message) for p in error.problems]
         ) from None
-    return Report(loaded, graph, plan, registry, count_shapes(graph, registry), derived)
+    return Report(loaded, graph, plan, registry, count_shapes(graph, registry), derived, trained)
+
+
+def _trained(
+    train: TrainConfig, graph: Graph, registry: Registry, process: Process, faults: list[tuple[str, str]]
+) -> tuple[int, int] | None:
+    """Return the numbers of trained and of frozen parameters; None if all are trained. Problems are added to ``faults``."""
+    if not (train.freeze or train.adapters):
+        return None
+    from sedd_graph.engine.construct import build_shapes
+    from sedd_graph.training.adapters import choose_trained, count_trained
+
+    model = build_shapes(graph, registry)
+    for name, module in process.learned().items():
+        model.add_module(name, module)
+    try:
+        choose_trained(model, train)
+    except UserError as error:
+        key, _, text = str(error).partition(": ")
+        faults.append((key, text) if text else ("train.freeze", key))
+        return None
+    return count_trained(list(model.parameters()))
 
 
 def lock_text(report: Report) -> str:

@@ -15,6 +15,7 @@ from sedd_graph.data.rows import Dataset
 from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.errors import SeddGraphError
 from sedd_graph.evaluation.bound import Result, evaluate
+from sedd_graph.evaluation.paired import ROWS_FILE
 from sedd_graph.runs.open import Run, open_run
 from sedd_graph.runs.precision import choose_dtype, dtype_name
 from sedd_graph.runs.provenance import revision
@@ -119,7 +120,10 @@ def evaluate_opened(
         **({} if table is None else {"table": table.facts}),
     }
     record = {**dataclasses.asdict(found), **baselines, "weights": run.weights, "objective": objective}
+    each = {name: record.pop(name) for name in ("row_nats", "row_tokens")}
     write_json(path, {**record, "protocol": protocol})
+    if chosen == "bound":
+        write_json(run.path / ROWS_FILE, {"protocol": protocol, **each})
     return found
 
 

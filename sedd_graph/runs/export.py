@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,9 +10,10 @@ from typing import Literal, NamedTuple
 import torch
 
 from sedd_graph.errors import UserError
-from sedd_graph.runs.check import LOCK
-from sedd_graph.runs.open import open_run
+from sedd_graph.runs.check import LOCK, check
+from sedd_graph.runs.open import Run, make_engine, open_run
 from sedd_graph.store.run_folder import write_folder
+from sedd_graph.training.adapters import merge
 
 __all__ = ["Exported", "Format", "export_run"]
 
@@ -52,6 +54,8 @@ def export_run(path: Path, out: Path, *, device: torch.device, format: Format = 
     if (out / LOCK).exists() or (out.exists() and not out.is_dir()):
         raise UserError(f"{out} exists already; choose another folder")
     run = open_run(path, device=device, compile="off")
+    if run.report.train.adapters:
+        run = _merged(run)
     if format == "sedd_graph":
         run.engine.save(out)
         return Exported(run.weights)
@@ -60,3 +64,12 @@ def export_run(path: Path, out: Path, *, device: torch.device, format: Format = 
     write, code, compared = export_transformers(run)
     write_folder(out, write)
     return Exported(run.weights, code.left_out, compared[-1])
+
+
+def _merged(run: Run) -> Run:
+    """Return a run whose adapters are merged into the weights, and whose blueprint has none."""
+    report = check(run.path / LOCK, ["train.adapters=[]"])
+    engine = make_engine(report, device=run.engine.device, compile="off", tokenizer=run.tokenizer)
+    merge(run.engine.model)
+    engine.model.load_state_dict(run.engine.model.state_dict())
+    return dataclasses.replace(run, report=report, engine=engine)

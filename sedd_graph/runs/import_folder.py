@@ -15,8 +15,8 @@ from sedd_graph.engine.process import Setup
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError
 from sedd_graph.families.table import process_class
-from sedd_graph.runs.build import write_graph
 from sedd_graph.runs.check import Report, digest, lock_text
+from sedd_graph.runs.graph_files import write_graph
 from sedd_graph.runs.open import write_run_manifest
 from sedd_graph.store.files import write_json, write_text
 from sedd_graph.store.run_folder import new_run, require_empty, write_folder

@@ -25,7 +25,7 @@ from sedd_graph.runs.token_cache import FolderCache
 from sedd_graph.store.arrays import open_stored, read_array, stores
 from sedd_graph.store.json_lines import JsonLines
 
-__all__ = ["judge_run"]
+__all__ = ["held_out", "judge_run"]
 
 FEW = 1000
 """Number of samples below which a warning says that MAUVE is unreliable (arXiv 2102.01454 uses 5,000)."""
@@ -72,7 +72,7 @@ def judge_run(
     tokenizer = run.text_tokenizer()
     store, rows, sampling = _samples(run, samples)
     reader = None if judge is None else open_judge(judge, device=device)
-    held, why_not = _held_out(run, len(rows), rows.shape[1])
+    held, why_not = held_out(run, len(rows), rows.shape[1])
     if why_not is not None:
         say(f"warning     no held-out text beside the samples: {why_not}")
     if with_mauve and len(rows) < FEW:
@@ -123,7 +123,7 @@ def _samples(run: Run, path: Path | None) -> tuple[Path, Ids, Mapping[str, objec
     return store, tokens.astype(np.int64), how
 
 
-def _held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None]:
+def held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None]:
     """Return held-out rows, int64 [row, position], of ``length`` tokens, or the reason why there are none.
 
     They are ``count`` rows, spread evenly; then, where the text suffices, as many again from between them.

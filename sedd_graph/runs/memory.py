@@ -41,7 +41,15 @@ def _measured(report: Report, graph: Graph, processes: int = 1) -> Measure:
     rows = max(1, report.train.batch // (report.train.accumulate * processes))
     averaged = report.train.ema is not None
     tail = process_class(report.plan.family).has_tail(report.plan, report.registry)
-    return measure(graph, report.registry, batch=rows, length=report.data.length, averaged=averaged, tail=tail)
+    return measure(
+        graph,
+        report.registry,
+        batch=rows,
+        length=report.data.length,
+        averaged=averaged,
+        tail=tail,
+        trained=report.trained,
+    )
 
 
 def measure_text(found: Measure, report: Report) -> str:

@@ -20,7 +20,7 @@ from sedd_graph.runs.check import Report
 
 __all__ = ["BudgetPlan", "budget_plan"]
 
-SHARES = (1.0, 0.5, 0.25)
+SHARES = (1.0, 0.75, 0.375, 0.1)
 """Shares of their activations with which compiled layers are measured."""
 MIB = 2**20
 

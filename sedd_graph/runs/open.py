@@ -36,6 +36,7 @@ from sedd_graph.runs.token_cache import FolderCache
 from sedd_graph.store.files import write_text
 from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, verify_files, write_manifest
 from sedd_graph.store.run_folder import require_utf8
+from sedd_graph.training.adapters import choose_trained, load_plain
 from sedd_graph.training.checkpoint import (
     AVERAGE,
     MODEL,
@@ -103,6 +104,7 @@ def make_engine(
     network = Network(report.graph, report.registry, device=device, seed=report.train.seed, part=part)
     setup = Setup(registry=report.registry, graph=report.graph, device=device, forbidden=forbidden, pieces=pieces)
     engine = Engine(network, process_class(report.plan.family)(report.plan, setup), on_save=on_save)
+    choose_trained(engine.model, report.train, part)
     engine.compile(compile)
     if tokenizer is not None:
         check_tokenizer(engine, tokenizer)
@@ -311,7 +313,7 @@ def _load(engine: Engine, path: Path, *, averaged: bool) -> str:
         return "fresh"
     if (path / MANIFEST).exists() and WEIGHTS in (entries := read_manifest(path).files):
         verify_files(path, entries, names=[WEIGHTS])
-    load_weights(engine.model, read_tensors(file), where=str(file))
+    load_plain(engine.model, read_tensors(file), where=str(file))
     return WEIGHTS
 
 

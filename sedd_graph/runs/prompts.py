@@ -28,7 +28,7 @@ from sedd_graph.runs.sample import read_prompt, sampling_attributes
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.files import write_text
 
-__all__ = ["PromptLine", "fill_in", "read_prompts"]
+__all__ = ["Answer", "PromptLine", "answer_prompts", "fill_in", "read_prompts"]
 
 MAX_BYTES, MAX_PROMPTS = 256 * 2**20, 1_000_000
 """Limits on a file of prompts: its bytes, and its prompts."""
@@ -81,8 +81,17 @@ def read_prompts(path: Path) -> list[PromptLine]:
 
 
 @dataclasses.dataclass
-class _Answer:
-    """A row to be sampled: the number of its prompt, its number among the prompt's samples, its seed, and its result."""
+class Answer:
+    """A row to be sampled: the number of its prompt, its number among the prompt's samples, its seed, and its result.
+
+    Attributes:
+        prompt: Number of its prompt.
+        sample: Its number among the prompt's answers.
+        seed: Its seed.
+        tokens: The sampled row, int64 [l].
+        given: True at the tokens of the prompt, bool [l].
+        text: Text of the row.
+    """
 
     prompt: int
     sample: int
@@ -136,19 +145,10 @@ def fill_in(
     prompts = list(_encoded(run, lines, "clamp" if conditions is None else conditions.observed))
     if (how := next((p.how for p in prompts if not p.exact), None)) is not None:
         say(f"warning: {how}")
-    answers = [
-        _Answer(number, sample, _seed(seed, prompt, sample))
-        for number, prompt in enumerate(prompts)
-        for sample in range(samples)
-    ]
-    alone = "seeds" in run.engine.process.refuses or (conditions is not None and conditions.observed == "renoise")
     request = SampleRequest(batch=1, length=1, steps=steps, seed=seed, conditions=conditions)
-    facts = dict[str, Any]()
-    with progress("filling in", total=len(answers), unit="row") as advance:
-        for batch in _batches(answers, prompts, 1 if alone else rows):
-            made = _sample(run, request, batch, prompts, alone=alone, ignore_memory=ignore_memory, say=say)
-            facts |= {**made, "evaluations": facts.get("evaluations", 0) + made.get("evaluations", 0)}
-            advance(len(batch))
+    answers, facts = answer_prompts(
+        run, prompts, request, samples=samples, rows=rows, seed=seed, ignore_memory=ignore_memory, say=say
+    )
     tokenizer = run.text_tokenizer()
     filler = next((f for f in (tokenizer.pad, facts.get("start")) if f is not None), 0)
     where = write_samples(
@@ -160,6 +160,47 @@ def fill_in(
     target = where.with_suffix(".jsonl") if output is None else output
     write_text(target, "".join(_line(answer, lines[answer.prompt], tokenizer) for answer in answers))
     return where, target
+
+
+def answer_prompts(
+    run: Run,
+    prompts: Sequence[Prompt],
+    request: SampleRequest,
+    *,
+    samples: int,
+    rows: int,
+    seed: int,
+    ignore_memory: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Answer], dict[str, Any]]:
+    """Sample answers to prompts, those of the same length together.
+
+    Args:
+        run: The opened run folder.
+        prompts: The prompts.
+        request: Steps and conditions of the samples; its batch, length, prompt and seeds are replaced.
+        samples: Number of answers for each prompt.
+        rows: Largest number of rows that are sampled together.
+        seed: Seed of all answers, from which, with the prompt and the number of the answer, the seed of each follows.
+        ignore_memory: As of :func:`fill_in`.
+        say: Function that prints a line for the user.
+
+    Returns:
+        The answers, those of the first prompt first; and facts of the samples (:attr:`Samples.facts`).
+    """
+    answers = [
+        Answer(number, sample, _seed(seed, prompt, sample))
+        for number, prompt in enumerate(prompts)
+        for sample in range(samples)
+    ]
+    observed = request.conditions is not None and request.conditions.observed == "renoise"
+    alone, facts = "seeds" in run.engine.process.refuses or observed, dict[str, Any]()
+    with progress("filling in", total=len(answers), unit="row") as advance:
+        for batch in _batches(answers, prompts, 1 if alone else rows):
+            made = _sample(run, request, batch, prompts, alone=alone, ignore_memory=ignore_memory, say=say)
+            facts |= {**made, "evaluations": facts.get("evaluations", 0) + made.get("evaluations", 0)}
+            advance(len(batch))
+    return answers, facts
 
 
 def _encoded(run: Run, lines: Sequence[PromptLine], observed: str) -> Iterator[Prompt]:
@@ -178,7 +219,7 @@ def _seed(seed: int, prompt: Prompt, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big") >> 2
 
 
-def _batches(answers: Sequence[_Answer], prompts: Sequence[Prompt], rows: int) -> Iterator[list[_Answer]]:
+def _batches(answers: Sequence[Answer], prompts: Sequence[Prompt], rows: int) -> Iterator[list[Answer]]:
     """Yield the answers in groups of at most ``rows`` of the same length, the shortest first."""
     ordered = sorted(answers, key=lambda answer: prompts[answer.prompt].length)
     for _, group in itertools.groupby(ordered, key=lambda answer: prompts[answer.prompt].length):
@@ -189,7 +230,7 @@ def _batches(answers: Sequence[_Answer], prompts: Sequence[Prompt], rows: int) -
 def _sample(
     run: Run,
     request: SampleRequest,
-    batch: Sequence[_Answer],
+    batch: Sequence[Answer],
     prompts: Sequence[Prompt],
     *,
     alone: bool,
@@ -214,7 +255,7 @@ def _sample(
     return dict(samples.facts)
 
 
-def _arrays(answers: Sequence[_Answer], filler: int) -> dict[str, npt.NDArray[Any]]:
+def _arrays(answers: Sequence[Answer], filler: int) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of all answers, in the order of the file: rows are filled up to the longest with ``filler``."""
     width = max(len(answer.tokens) for answer in answers)
     tokens = np.full((len(answers), width), filler, np.int64)
@@ -231,7 +272,7 @@ def _arrays(answers: Sequence[_Answer], filler: int) -> dict[str, npt.NDArray[An
     }
 
 
-def _line(answer: _Answer, line: PromptLine, tokenizer: Tokenizer) -> str:
+def _line(answer: Answer, line: PromptLine, tokenizer: Tokenizer) -> str:
     """Return an answer as a line of JSON: the whole text, and the parts that the model wrote."""
     filled, start = list[str](), 0
     for given, run in itertools.groupby(answer.given.tolist()):

@@ -15,14 +15,14 @@ from sedd_graph.evaluation.bound import Result as Bounds
 from sedd_graph.evaluation.bound import numbers
 from sedd_graph.runs.evaluate import evaluate_opened
 from sedd_graph.runs.extend import extended
-from sedd_graph.runs.open import open_run
+from sedd_graph.runs.open import WEIGHTS, open_run
 from sedd_graph.runs.precision import choose_dtype
 from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.changes import add_change
 from sedd_graph.store.files import alone
-from sedd_graph.store.manifest import read_manifest
+from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, verify_files
 from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, require_start, step_of
-from sedd_graph.training.checkpoint_reader import stored
+from sedd_graph.training.checkpoint_reader import Stored, stored
 from sedd_graph.training.distributed import World, is_broken
 from sedd_graph.training.loop import Result, train
 from sedd_graph.training.parallel import compile_mode, shard_init
@@ -91,6 +91,7 @@ def train_run(
         if resume is None:
             resume = bool(world.first(newest is not None))
         require_start(path, resume=resume)
+        start = None if resume else _start(path, world)
         config = run.report.train
         run.engine.compile(compile_mode(run.engine, config))
         choose_dtype(run)
@@ -133,6 +134,7 @@ def train_run(
                 activations=activations,
                 decode=run.decode,
                 measure=measure if has_codes(run.engine.network) else None,
+                start=start,
                 say=quiet,
             )
         except RuntimeError as error:
@@ -153,3 +155,22 @@ def train_run(
                 trackers.log(result.step, {FINAL + k: v for k, v in numbers(found).items()})
         world.barrier()
         return result, found
+
+
+def _start(path: Path, world: World) -> Stored | None:
+    """Return the weights from which a run starts, once one process has verified their file; None without such a file.
+
+    Raises:
+        DamagedError: The file is not the one that was written when the run was built.
+    """
+    if not (path / WEIGHTS).is_file():
+        return None
+    reason = ""
+    if world.rank == 0 and (path / MANIFEST).exists() and WEIGHTS in (entries := read_manifest(path).files):
+        try:
+            verify_files(path, entries, names=[WEIGHTS])
+        except DamagedError as error:
+            reason = str(error)
+    if reason := "".join(world.texts(reason)):
+        raise DamagedError(reason)
+    return Stored(path, MODEL, (WEIGHTS,))

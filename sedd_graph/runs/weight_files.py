@@ -1,4 +1,4 @@
-"""Reading of downloaded weights, which are untrusted: safetensors, or torch files with ``weights_only=True``."""
+"""Reading of downloaded weights, which are untrusted: safetensors, GGUF, or torch files with ``weights_only=True``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sedd_graph.errors import UserError
 from sedd_graph.inputs.files import read_json, require_file
+from sedd_graph.runs.gguf_files import gguf_weights
 
-__all__ = ["read_tensors"]
+__all__ = ["files_of_weights", "read_tensors"]
 
 MAX_BYTES = 64 * 2**30
 INDEX = "model.safetensors.index.json"
@@ -20,11 +21,36 @@ _FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "checkpoint.pth
 _CONTAINERS = ("model", "ema", "state_dict", "weights", "backbone")
 
 
+def files_of_weights(path: Path) -> list[Path]:
+    """Return the files that hold the weights of a path.
+
+    Args:
+        path: A safetensors, GGUF or torch file, or a folder as downloaded from a model hub.
+
+    Raises:
+        UserError: The path does not exist, or is a folder without weights, or with several GGUF files.
+    """
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        return [path]
+    if (path / INDEX).is_file():
+        return _parts(path / INDEX)
+    if (file := next((path / name for name in _FILES if (path / name).is_file()), None)) is not None:
+        return [file]
+    several = sorted(path.glob("*.gguf"))
+    if not several:
+        raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin nor a GGUF file")
+    if len(several) > 1:
+        raise UserError(f"{path} has several GGUF files; name one of them: {', '.join(p.name for p in several[:8])}")
+    return several
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return all tensors of a file of weights by name.
 
     Args:
-        path: A safetensors or torch file, or a folder as downloaded from a model hub.
+        path: A safetensors, GGUF or torch file, or a folder as downloaded from a model hub.
 
     Returns:
         Tensors on the CPU by name. If a torch file holds its tensors in a nested dictionary, the keys that lead to it
@@ -33,15 +59,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: The file does not exist, is larger than 64 GiB, or does not contain named tensors.
     """
-    if path.is_dir():
-        if (path / INDEX).is_file():
-            return {name: tensor for part in _parts(path / INDEX) for name, tensor in read_tensors(part).items()}
-        file = next((path / name for name in _FILES if (path / name).is_file()), None)
-        if file is None:
-            raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
-        return read_tensors(file)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+    return {name: tensor for file in files_of_weights(path) for name, tensor in _read(file).items()}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".gguf":
+        return gguf_weights(path)
     require_file(path, limit=MAX_BYTES)
     if path.suffix != ".safetensors":
         return _read_torch(path)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import open_data
@@ -20,7 +21,15 @@ from sedd_graph.errors import UserError
 from sedd_graph.testing.case import Case, Failures, Found
 from sedd_graph.training.optimizer_state import named_state, set_state
 
-__all__ = ["check_corpus", "check_lr_schedule", "check_optimizer", "check_points", "check_tokenizer", "check_tracker"]
+__all__ = [
+    "check_adapter",
+    "check_corpus",
+    "check_lr_schedule",
+    "check_optimizer",
+    "check_points",
+    "check_tokenizer",
+    "check_tracker",
+]
 
 TEXTS = ["ab ba b", "a bab\n", "", "b"]
 """Test texts. They contain only four different characters, so that tokenizers with small alphabets cover them."""
@@ -86,6 +95,8 @@ def check_tokenizer(case: Case) -> Found:
         The failed checks.
     """
     factory = case.cls(case.config)
+    if factory.of_weights:  # makes none of its own
+        return
     tokenizer, again = (factory.make(TEXTS if factory.trained else (), root=case.root) for _ in range(2))
     loaded = type(factory).from_json(tokenizer.to_json())
     if tokenizer.to_json() != again.to_json():
@@ -192,6 +203,42 @@ def check_optimizer(case: Case) -> Found:
     toy.step()
     if not torch.equal(before, toy.values()):
         yield "lr", "parameters move though the learning rate of every group is 0"
+
+
+def check_adapter(case: Case) -> Failures:
+    """Test that an adapter leaves a matrix as it is at first, trains parameters that change it, and can be merged.
+
+    Args:
+        case: Class and Config of the adapter.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
+    torch.manual_seed(3)
+    linear, x = nn.Linear(24, 16, bias=False), torch.randn(5, 24)
+    weight, adapter = linear.weight.detach().clone(), case.cls(case.config)
+    if not adapter.patterns:
+        return [("patterns", "'patterns' names no weights")]
+    parametrize.register_parametrization(linear, "weight", adapter.make(weight))
+    dict(linear.named_parameters())["parametrizations.weight.original"].requires_grad_(False)
+    if not torch.equal(linear.weight, weight):
+        return [("identity", "the adapted matrix differs from the frozen one at first")]
+    trained = {n: p for n, p in linear.named_parameters() if p.requires_grad}
+    if not trained:
+        return [("parameters", "'make' returns a module without trained parameters")]
+    for _ in range(2):  # of two factors, the gradient of one is 0 at first
+        linear(x).square().sum().backward()
+        with torch.no_grad():
+            for p in trained.values():
+                p.sub_(0.0 if p.grad is None else 0.01 * p.grad.sign())
+    silent = [n for n, p in trained.items() if p.grad is None or not p.grad.any()]
+    if silent or torch.equal(linear.weight, weight):
+        return [("gradient", f"parameters have no gradient, or do not change the matrix: {', '.join(silent) or 'all'}")]
+    applied = linear(x).detach()
+    parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
+    if not torch.allclose(linear(x), applied, rtol=1e-6, atol=1e-6):
+        return [("merge", "the merged matrix gives other outputs than the adapted one")]
+    return []
 
 
 def check_lr_schedule(case: Case) -> Failures:

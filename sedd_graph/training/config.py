@@ -8,11 +8,12 @@ import pydantic
 
 from sedd_graph.component.choice import Choice
 from sedd_graph.component.strict import Strict
-from sedd_graph.training.interfaces import LRSchedule, OptimizerFactory, Tracker
+from sedd_graph.training.interfaces import Adapter, LRSchedule, OptimizerFactory, Tracker
 
 __all__ = ["CheckpointConfig", "EvaluateConfig", "ParallelConfig", "SampleConfig", "TrainConfig"]
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
+Pattern = Annotated[str, pydantic.Field(min_length=1, max_length=256)]
 Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
 
 
@@ -88,6 +89,12 @@ class TrainConfig(Strict):
     )
     """Learning-rate schedule, which scales the peak learning rate and is multiplied by the warm-up; cosine decay by
     default."""
+    freeze: Annotated[list[Pattern], pydantic.Field(max_length=256)] = []
+    """Names of parameters that training leaves as they are, with ``*`` for any text; ``trunk.0`` is all below it. They have
+    no gradient, optimizer state, weight decay or average of their own. Parameters of adapters are not frozen: with
+    ``["*"]`` and ``adapters`` the adapters alone are trained."""
+    adapters: Annotated[list[Annotated[Adapter, Choice("train.adapters")]], pydantic.Field(max_length=16)] = []
+    """Adapters of weight matrices, whose own values they freeze; ``export`` merges them."""
     warmup: Annotated[int, pydantic.Field(ge=0, le=10**9)] = 100
     """Number of optimizer steps during which the learning rate rises linearly from 0."""
     clip: Positive | None = 1.0
@@ -99,9 +106,10 @@ class TrainConfig(Strict):
     """Precision of the network. ``auto``: bfloat16 autocast on GPUs that support it, else float32."""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
     """Seed of the initial weights and of all random numbers in training."""
-    compile: Literal["auto", "block", "whole", "off"] = "auto"
-    """Scope of ``torch.compile``. ``block``: each repeated block; ``whole``: the network and its loss; ``off``:
-    nothing; ``auto``: selected by hardware and size."""
+    compile: Literal["auto", "block", "whole", "cuda_graphs", "off"] = "auto"
+    """Scope of ``torch.compile``. ``block``: each repeated block; ``whole``: the network and its loss; ``cuda_graphs``: as
+    ``whole``, with kernels that a GPU records once and replays, for steps of few rows; ``off``: nothing; ``auto``:
+    selected by hardware and size."""
     parallel: ParallelConfig = ParallelConfig()
     """How several processes, which ``torchrun`` starts, share the model."""
     log_every: Count = 50
@@ -126,4 +134,8 @@ class TrainConfig(Strict):
     def _divides(self) -> TrainConfig:
         if self.batch % self.accumulate:
             raise ValueError(f"batch = {self.batch} is not a multiple of accumulate = {self.accumulate}")
+        if self.compile == "cuda_graphs" and self.accumulate > 1:
+            raise ValueError(
+                "compile: cuda_graphs needs accumulate: 1: a second backward pass would overwrite the gradients of the first"
+            )
         return self

@@ -1,19 +1,19 @@
-"""Base classes of the components of training: optimizers, learning-rate schedules and trackers. Imports no torch."""
+"""Base classes of the components of training: optimizers, learning-rate schedules, adapters and trackers. Imports no torch."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sedd_graph.component.declared import Plain
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
-__all__ = ["LRSchedule", "OptimizerFactory", "Tracker"]
+__all__ = ["Adapter", "LRSchedule", "OptimizerFactory", "Tracker"]
 
 
 class OptimizerFactory(Plain, ABC):
@@ -44,6 +44,32 @@ class LRSchedule(Plain, ABC):
 
         Args:
             progress: Share of the training run that is done, in [0, 1].
+        """
+
+
+class Adapter(Plain, ABC):
+    """Base class of adapters: trained parameters from which a weight matrix is computed, together with its frozen value.
+
+    The module that :meth:`make` returns is a parametrization of torch (``torch.nn.utils.parametrize``): every use of the
+    matrix, that of a derived inverse too, reads the adapted one, and it is merged by evaluating it once.
+    """
+
+    abstract: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def patterns(self) -> Sequence[str]:
+        """Patterns of the names of the adapted matrices, as in ``train.freeze``."""
+
+    @abstractmethod
+    def make(self, weight: Tensor) -> nn.Module:
+        """Return the parametrization of a matrix: a module from its frozen value to its adapted one, of equal shape.
+
+        At first the adapted matrix is the frozen one. Random initial values come from torch's global generator, which is
+        seeded for each matrix.
+
+        Args:
+            weight: A matrix of its shape and dtype, [out, in]. Its values are zero if the model will be sharded.
         """
 
 

@@ -20,6 +20,7 @@ from sedd_graph.errors import DivergedError, SeddGraphError
 from sedd_graph.evaluation.bound import evaluate
 from sedd_graph.store.activations import Activations
 from sedd_graph.training.checkpoint import require_start, sweep_checkpoints
+from sedd_graph.training.checkpoint_reader import Stored
 from sedd_graph.training.config import EvaluateConfig, SampleConfig, TrainConfig
 from sedd_graph.training.distributed import Agreed, Agreement, World
 from sedd_graph.training.stopping import Clock, Signals
@@ -270,6 +271,7 @@ def train(
     activations: Callable[[int], Activations | None] = lambda step: None,
     decode: Callable[[Tensor], list[str]] = lambda rows: [],
     measure: Callable[[], Mapping[str, float]] | None = None,
+    start: Stored | None = None,
     say: Say = print,
 ) -> Result:
     """Train an engine in place and write checkpoints to the run folder.
@@ -290,6 +292,7 @@ def train(
         decode: Function that converts sampled rows [b, ...] to one text per row.
         measure: Function that returns metrics of the averaged weights to log at each checkpoint, such as the margins of
             codes; None for none, so that weights need not be gathered.
+        start: Weights from which training starts, by plain names; None for those of the engine. Unused with ``resume``.
         say: Function that prints a line for the user.
 
     Returns:
@@ -300,7 +303,7 @@ def train(
         UserError: The run cannot be started or resumed as requested.
     """
     world = world or World.single()
-    trainer = Trainer(engine, data, config, run, world, say)
+    trainer = Trainer(engine, data, config, run, world, say, None if resume else start)
     require_start(run, resume=resume)
     if world.rank == 0:
         sweep_checkpoints(run / "checkpoints")

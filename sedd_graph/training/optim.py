@@ -52,8 +52,10 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.count = decay, 0
-        self.source = list(model.parameters())
-        self.names = [n for n, _ in model.named_parameters()]
+        # frozen parameters are their own average
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        self.source = [p for _, p in trained]
+        self.names = [n for n, _ in trained]
         self.values: list[Tensor] = [p.detach().clone().float() for p in self.source]
 
     @torch.no_grad()
@@ -74,5 +76,5 @@ class Average:
             averaged.copy_(current)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the averaged parameters, float32, by name."""
+        """Return the averages of the trained parameters, float32, by name."""
         return dict(zip(self.names, self.values, strict=True))

@@ -118,7 +118,13 @@ def sizes(config: ParallelConfig, processes: int) -> tuple[int, int]:
 
 
 def compile_mode(engine: Engine, config: TrainConfig) -> CompileMode:
-    """Return the scope of ``torch.compile``. Shards are gathered block by block, which ``whole`` would not allow."""
+    """Return the scope of ``torch.compile``. Shards are gathered block by block, which ``whole`` would not allow.
+
+    Raises:
+        UserError: ``train.compile`` is ``cuda_graphs``, and weights are sharded.
+    """
+    if config.compile == "cuda_graphs" and config.parallel.shard != 1:
+        raise UserError("train.compile: cuda_graphs needs train.parallel.shard: 1; choose block")
     if config.parallel.shard == 1 or config.compile in ("block", "off"):
         return config.compile
     repeated = any(True for _ in engine.model.branches())

@@ -27,6 +27,7 @@ from sedd_graph.errors import DivergedError, UserError
 from sedd_graph.evaluation.bound import to_batch
 from sedd_graph.store.activations import Activations
 from sedd_graph.store.manifest import DamagedError, Entry
+from sedd_graph.training.adapters import plain_tensors
 from sedd_graph.training.checkpoint import (
     AVERAGE,
     METRICS,
@@ -40,7 +41,7 @@ from sedd_graph.training.checkpoint import (
     set_aside,
     step_of,
 )
-from sedd_graph.training.checkpoint_reader import stored
+from sedd_graph.training.checkpoint_reader import Stored, stored
 from sedd_graph.training.checkpoint_writer import CheckpointWriter
 from sedd_graph.training.config import TrainConfig
 from sedd_graph.training.distributed import World, local
@@ -67,9 +68,12 @@ class Trainer:
         run: The run folder.
         world: The process group of the run.
         say: Function that prints a line for the user.
+        start: Weights from which training starts, by plain names (:mod:`sedd_graph.training.adapters`), of which this
+            process reads its part; None for those of the engine.
 
     Raises:
-        UserError: ``train.batch`` is not a multiple of ``train.accumulate`` times the number of processes.
+        UserError: ``train.batch`` is not a multiple of ``train.accumulate`` times the number of processes, or the engine is
+            compiled with ``cuda_graphs`` and there are several processes.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Trainer:
         run: Path,
         world: World,
         say: Say,
+        start: Stored | None = None,
     ) -> None:
         self.engine, self.data, self.config, self.run, self.world = engine, data, config, run, world
         self.say = say
@@ -87,8 +92,12 @@ class Trainer:
             raise UserError(
                 f"train.batch = {config.batch} is not a multiple of accumulate * processes = {config.accumulate} * {world.size}"
             )
+        if engine.compile_mode == "cuda_graphs" and world.size > 1:
+            raise UserError(f"train.compile: cuda_graphs is for one process, not {world.size}; choose block or whole")
         self.placement = place(engine, config.parallel, world)
         self.model = engine.model
+        if start is not None:
+            start.read_into(plain_tensors(self.model))
         self.parameters = dict(self.model.named_parameters())
         """Parameters by name, of which this process holds its part."""
         self.optimizers = make_optimizers(self.model, config)

@@ -1,6 +1,7 @@
 """The commands as a user meets them: exit codes, messages, and the whole road in small."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -356,3 +357,52 @@ def test_the_module_of_build_can_be_called(small: Callable[..., Path]) -> None:
 
     engine = sedd_graph.build(small(), device="cpu", compile="off")
     assert engine.sample(1, 5, seed=0).shape == (1, 5)
+
+
+def test_results_as_json(small: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard output is one JSON value; the lines for people are on standard error."""
+    blueprint, at = str(small()), tmp_path / "at"
+    run = cli.run
+    assert run(["build", blueprint, "--check", "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    assert (checked["name"], checked["family"]) == ("small", "tokens")
+    own = ["--device", "cpu", "--runs", str(tmp_path / "runs")]
+    assert run(["build", blueprint, "--json", "--proof", "quick", *own]) == 0
+    built = capsys.readouterr()
+    certificate = json.loads(built.out)
+    assert certificate["measure"]["parameters"] == checked["parameters"]
+    assert all(check["holds"] is not False for check in certificate["checks"])
+    assert "parameters" in built.err
+    assert run(["train", certificate["run"], "--path-to", str(at), "--device", "cpu"]) == 0
+    assert at.read_text() == certificate["run"]
+    capsys.readouterr()
+    assert run(["eval", certificate["run"], "--batches", "2", "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bits_per_character"] == pytest.approx(found["nats_per_token"] / math.log(2))
+    assert "row_nats" not in found
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["completion", "bash"]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+
+    def completed(*words: str) -> list[str]:
+        quoted = " ".join(f"'{word}'" for word in ("sedd-graph", *words))
+        asked = f"source {script}; COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; _shtab_sedd_graph; echo ${{COMPREPLY[@]}}"
+        return subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True).stdout.split()
+
+    assert completed("tra") == ["train"]
+    assert completed("sample", "--tem") == ["--temperature"]
+    assert completed("completion", "z") == ["zsh"]
+    every = completed("")
+    assert {"init", "build", "train", "sample", "eval", "runs", "compare", "sweep"} <= set(every)
+
+
+def test_completion_without_its_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.run(["completion", "bash"]) == 1
+    assert "sedd_graph[completion]" in capsys.readouterr().err

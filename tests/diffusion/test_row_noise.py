@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from sedd_graph_registry.noise.interpolating import Absorb, Uniform
+from sedd_graph_registry.sampling._unmasking import MEASURES, TIED, entropy_of, in_order
 from sedd_graph_registry.sampling.exact import FirstHitting, Uniformization
 from sedd_graph_registry.sampling.masked import Confidence
 from sedd_graph_registry.sampling.steps import Analytic, Ancestral
@@ -131,3 +132,36 @@ def test_each_row_is_noised_with_its_own_seed() -> None:
     assert float(((torch.bincount(out[:, 0], minlength=STATES) - law) ** 2 / law).sum()) < 30  # chi-square, 8 degrees
     again = noise.noisy(k, x, sigma, corrupt=visible)  # another call, another draw
     assert 0.3 < float((again[:, 0] != out[:, 0]).double().mean()) < 0.8
+
+
+@pytest.mark.parametrize("name", sorted(MEASURES))
+def test_measures_of_confidence_order_positions_as_their_names_say(name: str) -> None:
+    """Compared with float64 at ordinary predictions, and resolved by float32 where 1 - p is far below its rounding."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (
+        torch.randn(500, 9, generator=generator, dtype=torch.float64) * torch.rand(500, 1, generator=generator) * 20
+    )
+    clean = logits.softmax(-1)
+    tokens = clean.multinomial(1, generator=generator)[:, 0]
+    best, index = clean.topk(2, dim=-1)
+    rest = clean.scatter(-1, index[:, :1], 0.0).sum(-1)  # 1 - p of the most likely token
+    expected = {
+        "probability": -(1 - clean.gather(-1, tokens[:, None])[:, 0]),
+        "margin": -(rest + best[:, 1]),
+        "entropy": torch.xlogy(clean, clean).sum(-1) + best[:, 0] * (torch.log1p(-rest) - best[:, 0].log()),
+    }[name]
+    found = MEASURES[name](clean.float(), tokens)
+    rough = MEASURES[name](clean.float().nextafter(torch.ones(())), tokens)
+    assert (found - rough).abs().max() < TIED / 4  # rounding does not reach the tolerance
+    order = found.argsort()
+    apart = (found[order].diff() > TIED) & (expected[order].diff().abs() > 1e-15)
+    assert (expected[order].diff()[apart] > 0).all()
+    assert apart.sum() > 250
+
+
+def test_ties_of_confidence_are_broken_by_position() -> None:
+    rank = torch.tensor([[0.5, 0.5 - TIED / 9, torch.inf, -2.0, 0.5 + TIED / 9, torch.inf, 0.6]], dtype=torch.float64)
+    assert in_order(rank).tolist() == [[1, 1, 3, 0, 1, 3, 2]]
+    assert in_order(rank[:, :1]).tolist() == [[0]]
+    even = torch.full((1, 4), 0.25)
+    assert torch.allclose(entropy_of(even, torch.zeros(1, dtype=torch.int64)), torch.tensor(4.0).log().double())

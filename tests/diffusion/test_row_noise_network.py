@@ -1,9 +1,13 @@
 """A thousand prompts through a network with padding: one by one, batched, and padded on either side, the same tokens."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 import sedd_graph
 from sedd_graph.engine.engine import Engine
@@ -40,6 +44,25 @@ def padded(folder: Path, sampler: str) -> Engine:
     return engine
 
 
+@contextlib.contextmanager
+def in_float64(engine: Engine) -> Iterator[None]:
+    """Evaluate the network in float64 inside the context: matrix products of another size then round to the same tokens."""
+
+    def double(value: Any) -> Any:
+        return value.double() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+
+    def hook(_: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        return tree_map(double, args), tree_map(double, kwargs)
+
+    hooks = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in engine.model.double().modules()]
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
+        engine.model.float()
+
+
 @pytest.mark.parametrize("sampler", [pytest.param(s, marks=pytest.mark.slow) for s in SAMPLERS])
 def test_a_thousand_prompts(tmp_path: Path, sampler: str) -> None:
     engine = padded(tmp_path, sampler)
@@ -59,11 +82,21 @@ def test_a_thousand_prompts(tmp_path: Path, sampler: str) -> None:
     moved[left] = prompts[right]
     for visible, given in ((right, prompts), (left, moved)):
         for size in (64, 7):
-            count = COUNT if size == 64 else 70
-            parts = [
-                engine.sample(len(s), LONGEST, prompt=given[i : i + size], attend=visible[i : i + size], seeds=s)
-                for i, s in zip(range(0, count, size), seeds[:count].split(size), strict=True)
-            ]
-            made = torch.cat(parts)
-            different = [i for i in range(count) if not torch.equal(made[i][visible[i]], alone[i])]
-            assert not different
+            count, different = COUNT if size == 64 else 70, list[int]()
+
+            def sampled(start: int, given: torch.Tensor = given, visible: torch.Tensor = visible, size: int = size, count: int = count) -> torch.Tensor:  # fmt: skip
+                rows = slice(start, min(start + size, count))
+                return engine.sample(
+                    rows.stop - start, LONGEST, prompt=given[rows], attend=visible[rows], seeds=seeds[rows]
+                )
+
+            for start in range(0, count, size):
+                made = sampled(start)
+                different += [start + i for i, row in enumerate(made) if not torch.equal(row[visible[start + i]], alone[start + i])]  # fmt: skip
+            # a choice within float32 rounding of a tie falls either way in matrix products of another size
+            assert len(different) <= 2, different
+            with in_float64(engine):
+                for i in different:
+                    n = int(lengths[i])
+                    single = engine.sample(1, n, prompt=prompts[i : i + 1, :n], seeds=seeds[i : i + 1])[0]
+                    assert torch.equal(sampled(i // size * size)[i % size][visible[i]], single), i

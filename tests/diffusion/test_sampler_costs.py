@@ -259,3 +259,42 @@ def test_outputs_at_50257_tokens_take_little_memory(case: Any) -> None:
     with peak:
         sampler.run(denoise, x, settings)
     assert peak.peak <= 2 * ALL
+
+
+@pytest.mark.parametrize("case", [(Analytic, Uniform), (Analytic, Absorb), (Ancestral, Uniform)])
+@pytest.mark.parametrize("steps", [2, 64])
+def test_outputs_are_computed_once_where_many_positions_change(
+    case: Any, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of all positions are held where many change; the drawn tokens are those of weights computed again."""
+    monkeypatch.setattr(readings, "NUMBERS", 300)
+    cls, kernel = case
+    sampler = cls(cls.Config(steps=steps), Context({"n": 20}))
+
+    def run(held: int) -> tuple[Tensor, int, int]:
+        x, settings = process(kernel, 20, 3, 24)
+        inner, evaluations, positions = network(20, kernel=settings.kernel), list[int](), list[int]()
+
+        def first(x: Tensor, t: Tensor, rows: Tensor) -> Stage:
+            evaluations.append(x.numel())
+            stage = inner.begin(x, t, rows)
+
+            def finish(values: Any, groups: Groups) -> Any:
+                positions.append(groups.place.numel())
+                return stage.finish(values, groups)
+
+            return dataclasses.replace(stage, finish=finish)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(readings, "HELD", held)
+            out = sampler.run(StagedDenoise(first), x, settings)
+        return out, sum(positions), sum(evaluations)
+
+    out, positions, every = run(2**30)
+    again, more, _ = run(0)
+    assert torch.equal(out, again)
+    if steps == 2:
+        assert positions <= every  # of an absorbing kernel, only the masks
+        assert more > 1.3 * positions
+    else:
+        assert positions <= more

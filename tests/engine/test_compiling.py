@@ -8,6 +8,16 @@ import torch
 
 import sedd_graph
 from sedd_graph.engine import compiling as backend
+from sedd_graph.errors import BlueprintError, UserError
+from sedd_graph.runs.check import check
+from sedd_graph.runs.open import make_engine, read_data
+from sedd_graph.training.distributed import World
+from sedd_graph.training.parallel import compile_mode
+from sedd_graph.training.trainer import Trainer
+from tests.conftest import ROOT
+
+TINY = ROOT / "blueprints" / "sedd-tiny.yaml"
+SMALL = ["params.dim=16", "params.heads=2", "params.depth=1", "params.cond=8", "data.length=16", "train.batch=4"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's, about its own code
@@ -43,3 +53,47 @@ def test_more_blocks_than_torch_compiles_by_default(tmp_path: Path, monkeypatch:
         engine.model.load_state_dict(plain.model.state_dict())
         assert torch.allclose(engine.model(x=x)["x"], plain.model(x=x)["x"], atol=1e-6)
     assert len(compiled) == count  # one for both repeats of each
+
+
+@pytest.mark.parametrize("mode", ["whole", "cuda_graphs"])
+def test_cuda_graphs_reach_inductor(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.compile_fx as library
+    import torch._inductor.config as inductor_config
+
+    recorded: list[bool] = []
+
+    def compile_fx(graph: torch.fx.GraphModule, inputs: Any, config_patches: dict[str, Any]) -> Any:
+        with inductor_config.patch(config_patches):  # raises for a name that Inductor does not have
+            recorded.append(inductor_config.triton.cudagraphs)
+        return graph.forward
+
+    monkeypatch.setattr(library, "compile_fx", compile_fx)
+    torch.compiler.reset()
+    engine = make_engine(check(TINY, SMALL), device=torch.device("cpu"), compile="off")
+    monkeypatch.setattr(engine.network, "device", torch.device("cuda"))
+    engine.compile(mode)
+    assert engine.compile_mode == mode
+    monkeypatch.setattr(engine.network, "device", torch.device("cpu"))
+    engine.loss(torch.randint(0, 128, (4, 16))).sum().backward()
+    assert recorded == [mode == "cuda_graphs"]
+
+
+def test_where_cuda_graphs_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = check(TINY, [*SMALL, "train.compile=cuda_graphs"])
+    with pytest.raises(UserError, match="compile: cuda_graphs needs a CUDA GPU, not cpu; choose block or whole"):
+        make_engine(report, device=torch.device("cpu"), compile="cuda_graphs")
+    engine = make_engine(report, device=torch.device("cpu"), compile="off")
+    engine.network.compile_mode = "cuda_graphs"
+    data = read_data(report, root=TINY.parent)
+    with pytest.raises(UserError, match="cuda_graphs is for one process, not 2"):
+        Trainer(engine, data, report.train, Path(), World(0, 2), print)
+    with pytest.raises(BlueprintError, match="cuda_graphs needs accumulate: 1"):
+        check(TINY, [*SMALL, "train.compile=cuda_graphs", "train.accumulate=2"])
+    sharded = check(TINY, [*SMALL, "train.compile=cuda_graphs", "train.parallel.shard=null"]).train
+    with pytest.raises(UserError, match=r"cuda_graphs needs train\.parallel\.shard: 1"):
+        compile_mode(engine, sharded)
+    other = check(ROOT / "blueprints" / "sedd-reversible-tiny.yaml", ["params.depth=1"])
+    engine = make_engine(other, device=torch.device("cpu"), compile="off")
+    monkeypatch.setattr(engine.network, "device", torch.device("cuda"))
+    with pytest.raises(UserError, match="needs blocks that are neither reversible nor checkpointed"):
+        engine.compile("cuda_graphs")

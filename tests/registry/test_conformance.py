@@ -49,6 +49,7 @@ CASES: dict[str, list[Case]] = {
         case({"heads": 2}),
         case({"heads": 2, "qk_norm": "rms", "bias": "all", "dropout": 0.1}, "angles", "attend"),
         case({"heads": 2}, "angles", "attend", "sees"),
+        case({"heads": 4, "kv_heads": 2}, "angles", "sees"),
     ],
     "concat": [case(), case({"pattern": "b * d"})],
     "condition_add": [case()],

@@ -23,7 +23,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ALL_SAMPLERS = ("mdlm-tiny", "sedd-tiny", "unigram-tiny")
 """Blueprints of which every exported sampler is compared; of the others, the declared one."""
 
-SIZES: dict[str, tuple[str, ...]] = {"bijective-text-tiny": ("params.dim=128",)}
+SIZES: dict[str, tuple[str, ...]] = {
+    "bijective-text-tiny": ("params.dim=128",),
+    "smollm2-blocks": (
+        *("params.dim=16", "params.depth=2", "params.heads=4", "params.kv_heads=2", "params.hidden=24"),
+        *("params.tokens=128", "data.tokenizer={op: characters, size: 128}"),
+    ),
+}
 REFUSED = {
     "bijective-text-tiny": "arithmetic: exact",
     "d3pm-gaussian-tiny": "its tables hold 13,342,155 numbers",

@@ -27,7 +27,7 @@ def test_every_item_runs_as_a_toy(gpu: Any, tmp_path: Path, capsys: pytest.Captu
     path = tmp_path / "gpu.jsonl"
     assert gpu.main(["--toy", "--device", "cpu", "--output", str(path)]) == 0, capsys.readouterr().out
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert sorted({r["item"] for r in records}) == list(range(1, 12))
+    assert sorted({r["item"] for r in records}) == list(range(1, 15))
     assert all(r["toy"] and r["hardware"].startswith("cpu") and r["torch"] for r in records)
     found = {r["name"]: r for r in records}
     assert found["device against CPU, float32"]["loss"] < 1e-6

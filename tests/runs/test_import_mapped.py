@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from sedd_graph.cli import main as cli
 from sedd_graph.errors import UserError
-from sedd_graph.runs.import_mapped import NameMap, Rows, mapped
+from sedd_graph.runs.weight_names import NameMap, Rows, mapped
 
 SMALL = ["params.dim=16", "params.depth=2", "params.tokens=20", "data.tokenizer.size=20"]
 

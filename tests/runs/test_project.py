@@ -10,8 +10,8 @@ import pytest
 
 from sedd_graph.errors import UserError
 from sedd_graph.inputs.confine import allow_outside
-from sedd_graph.runs.build import write_graph
 from sedd_graph.runs.check import check
+from sedd_graph.runs.graph_files import write_graph
 from sedd_graph.runs.open import open_run
 from sedd_graph.runs.project import require_project
 from tests.conftest import SMALL

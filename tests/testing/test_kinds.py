@@ -21,6 +21,7 @@ from sedd_graph_registry.sampling.steps import Ancestral
 from sedd_graph_registry.strings.birth_death import Delete
 from sedd_graph_registry.strings.objectives import DISE
 from sedd_graph_registry.strings.samplers import StringTau
+from sedd_graph_registry.training.adapters import Lora
 from sedd_graph_registry.training.optimizers import AdamW
 from sedd_graph_registry.training.schedules import LinearDecay
 from sedd_graph_registry.vectors.classifiers import EmbeddingCounts
@@ -260,6 +261,15 @@ class Climbs(AdamW, kind="optimizer"):
         return [torch.optim.SGD(list(parameters.values()), lr=0.1, maximize=True)]
 
 
+class Shifts(Lora, kind="adapter"):
+    """A matrix that is changed from the start."""
+
+    def make(self, weight: Any) -> Any:
+        made = super().make(weight)
+        torch.nn.init.ones_(made.b)
+        return made
+
+
 class Negative(LinearDecay, kind="lr_schedule"):
     """A share below 0."""
 
@@ -299,6 +309,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (Unseeded, {"count": 100}, "determinism"),
     (ShoutsFactory, {}, "round trip"),
     (Climbs, {}, "descent"),
+    (Shifts, {"weights": ["*"]}, "identity"),
     (Negative, {}, "share"),
     (Overwrites, {}, "purity"),
 ]
@@ -325,7 +336,7 @@ def test_every_kind_has_a_liar_with_wrong_numbers() -> None:
         *("add", "absorb", "loglinear", "masked_count", "score_entropy", "ancestral", "analytic", "exact_likelihood"),
         *("delete", "mask_delete", "edit_flow", "dise", "edit_flow_loss", "string_tau", "flexmdm", "flexmdm_tau"),
         *("builtin", "two_moons", "eight_gaussians", "characters", "bytes", "bpe", "adamw", "muon"),
-        *("constant", "cosine_decay", "linear_decay"),
+        *("constant", "cosine_decay", "linear_decay", "pretrained"),
     ],
 )
 def test_what_is_sound_passes(op: str) -> None:

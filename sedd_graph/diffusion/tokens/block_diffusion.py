@@ -8,14 +8,18 @@ Axes: b batch, l length, n noisy positions, m clean positions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from sedd_graph.component.exported import exported_as
 from sedd_graph.component.outputs import Input
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
+from sedd_graph.diffusion.visibility import with_blocks
 from sedd_graph.errors import UserError
 
 BLOCK_FEEDS = (
@@ -51,18 +55,46 @@ def block_inputs(
         to keys (cached, noisy, clean), True where attention is allowed; and ``sigma`` float32 [b], all 0, since the
         noise level differs between blocks.
     """
-    device = noised.device
-    where = torch.arange(noised.shape[1], device=device) + noised_from
-    places = torch.cat([where, torch.arange(clean.shape[1], device=device) + clean_from])
+    places, sees = _layout(noised.shape[1], clean.shape[1], block, noised_from, clean_from, noised.device)
+    sigma = torch.zeros(len(noised), device=noised.device)
+    return {"tokens": noised, "clean": clean, "places": places, "sees": sees, "sigma": sigma}
+
+
+def _make_layout(
+    noised: int, clean: int, block: int, noised_from: int, clean_from: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return ``places`` and ``sees`` of :func:`block_inputs`."""
+    where = torch.arange(noised, device=device) + noised_from
+    places = torch.cat([where, torch.arange(clean, device=device) + clean_from])
     # integers, since Inductor cannot compare booleans that are computed from positions
-    is_clean = (torch.arange(len(places), device=device) >= noised.shape[1]).long()
+    is_clean = (torch.arange(len(places), device=device) >= noised).long()
     cached = torch.arange(clean_from, device=device)
     of_query, of_key = places // block, torch.cat([cached, places]) // block
     key_clean = torch.cat([torch.ones_like(cached), is_clean])
     own = (2 * of_query + is_clean)[:, None] == 2 * of_key + key_clean
-    sees = own | ((key_clean > 0) & (of_query[:, None] > of_key))
-    sigma = torch.zeros(len(noised), device=device)
-    return {"tokens": noised, "clean": clean, "places": places, "sees": sees, "sigma": sigma}
+    return places, own | ((key_clean > 0) & (of_query[:, None] > of_key))
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_layout(
+    noised: int, clean: int, block: int, noised_from: int, clean_from: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the layout of whole rows in training or evaluation, the same tensors each time."""
+    places, sees = _make_layout(noised, clean, block, noised_from, clean_from, device)
+    return places, with_blocks(sees)
+
+
+@exported_as(_make_layout)
+def _layout(
+    noised: int, clean: int, block: int, noised_from: int, clean_from: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return ``places`` and ``sees`` of :func:`block_inputs`; those of whole rows are made once.
+
+    A layout of sampling, which changes from block to block, is not kept, and neither is one in code that is traced.
+    """
+    if noised_from or clean_from or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return _make_layout(noised, clean, block, noised_from, clean_from, device)
+    return _kept_layout(noised, clean, block, noised_from, clean_from, device)
 
 
 def hold_prompt(free: Tensor, block: int) -> None:

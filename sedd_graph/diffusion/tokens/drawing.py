@@ -23,6 +23,9 @@ from sedd_graph.diffusion.tokens.walk_settings import Denoise, SamplerConfig, Wa
 
 __all__ = ["Drawing"]
 
+MANY = 8
+"""Many positions change if they are at least one in so many: holding all weights then takes less time than computing some again."""
+
 
 class _Counts(NamedTuple):
     """Numbers of positions of some steps, copied to the host.
@@ -77,6 +80,7 @@ class Drawing(Predictions):
             matching.feasible(x, self.masked, self._allowed)
         self._readings = Readings(self.free, kernel.states, tabular=kernel.tabular)
         self._groups: int | None = None  # groups of masked positions; None: not known to the host
+        self._many = True  # whether many positions changed in the last step, or it is the first
         self._drawn: Tensor | None = None
         if self._allowed.dim() > 1:
             self._replace_disallowed(self.free)  # the prior was drawn without conditions on positions
@@ -206,7 +210,7 @@ class Drawing(Predictions):
         totals, counts = [int(v) for v in found[:n]], [int(v) for v in found[n : 2 * n]]
         some, width, stale_count, groups = (int(v) for v in found[2 * n : 2 * n + 4])
         self._stale = Rows(stale, stale_count) if self.timeless else None
-        self._groups = groups
+        self._groups, self._many = groups, MANY * sum(totals) >= self.x.numel()
         if waiting is not None and (some or any(totals)):
             at = None
             if waiting.places and not isinstance(self._denoise, StagedDenoise):

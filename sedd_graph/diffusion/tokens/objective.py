@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sedd_graph.component.base import Component, ComponentConfig
 from sedd_graph.component.outputs import Input
-from sedd_graph.diffusion.batch import Batch, Draw, Randomness
+from sedd_graph.diffusion.batch import Batch, Draw, Randomness, repeated
 from sedd_graph.diffusion.numerics import tiny
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.kernel import CONTINUOUS, ONLY_MASKS, Kernel
@@ -367,4 +367,4 @@ def for_each(draw: Draw, rows: Tensor) -> Tensor:
         [c * b, ...].
     """
     copies = len(draw.xt) // len(rows)
-    return rows if copies == 1 else torch.cat([rows] * copies)
+    return repeated(rows, copies)

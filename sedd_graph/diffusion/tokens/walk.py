@@ -103,15 +103,17 @@ class Walk(Drawing):
             final: True for noise removal: every masked position changes.
             only: bool [b, l], positions that may change, at most one in each row; None: all free ones.
         """
-        chance, weights = self.chances(outputs, law, only=only)
+        chance, weights = self.chances(outputs, law, only=only, hold=final or self._many)
         if final:
             chance = torch.where(self.masked, 1.0, chance)
         self.put(self.draw(chance * (self.free if only is None else self.free & only), weights, must=final))
 
-    def chances(self, outputs: Outputs, law: NextStates, *, only: Tensor | None = None) -> tuple[Tensor, NewStates]:
+    def chances(
+        self, outputs: Outputs, law: NextStates, *, only: Tensor | None = None, hold: bool = False
+    ) -> tuple[Tensor, NewStates]:
         """Return the probability that each position changes, [b, l], and the weights of the states that it changes to.
 
-        Arguments as of :meth:`advance`.
+        Arguments as of :meth:`advance` and :meth:`scan`.
         """
 
         def step(
@@ -119,12 +121,12 @@ class Walk(Drawing):
         ) -> tuple[tuple[Tensor, ...], Tensor]:
             return _apart(law(found, x, row, place), x)
 
-        (chance, clamped), weights = self.scan(outputs, step, only=only)
+        (chance, clamped), weights = self.scan(outputs, step, only=only, hold=hold)
         self.count_clamped(clamped)
         return chance, weights
 
     def scan(
-        self, outputs: Outputs, law: Law, *, only: Tensor | None = None, given: bool = False
+        self, outputs: Outputs, law: Law, *, only: Tensor | None = None, given: bool = False, hold: bool = False
     ) -> tuple[tuple[Tensor, ...], NewStates]:
         """Evaluate a law at the positions that may change (:meth:`~sedd_graph.diffusion.tokens.readings.Readings.scan`).
 
@@ -135,6 +137,7 @@ class Walk(Drawing):
             law: The law.
             only: bool [b, l], positions that may change, at most one in each row; None: all free ones.
             given: Whether given positions count as free.
+            hold: Whether many positions are expected to change: their weights are then computed once.
         """
         where = self.masked if self.kernel.carries_over else torch.ones_like(self.free) if given else self.free
         if only is not None:
@@ -146,7 +149,8 @@ class Walk(Drawing):
             count = self._most
         if self.kernel.carries_over and only is None and self._groups is not None:
             count = min(count, self._groups)
-        return self._readings.scan(outputs, law, where, count=count, one=only is not None)
+        one = only is not None
+        return self._readings.scan(outputs, law, where, count=count, one=one, hold=hold and not one)
 
     def move(self, weights: Tensor, *, final: bool = False, only: Tensor | None = None) -> None:
         """Take one step with the given next-state probabilities at all positions, see :meth:`advance`.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.outputs import Input
+from sedd_graph.diffusion.batch import taken
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.vectors.kernel import Estimate, VectorKernel
 
@@ -101,7 +102,7 @@ class Denoiser:
         key = self._key if self._key is None or rows is None else self._key[rows]
         sigma = self.kernel.sigma(self.schedule, t)
         inputs = self.kernel.inputs(x, t, sigma)
-        inputs["attend"] = self.attend if rows is None else self.attend[rows]
+        inputs["attend"] = self.attend if rows is None else taken(self.attend, rows)
         inputs["estimate"] = torch.zeros_like(x) if estimate is None else estimate.to(x.dtype)
         inputs["decode"] = torch.zeros_like(x[:, 0, 0]) if decode is None else decode.to(x.dtype)
         self.evaluations += len(x)

@@ -48,6 +48,7 @@ class _Walk:
         self._denoise, self._allowed, self.told = denoise, allowed, []
         self._on_step = self._grid = self._long = self._cached = self._waiting = self._stale = None
         self._most = self._groups = self._drawn = None
+        self._many = True
         self.end_step()  # type: ignore[attr-defined]  # of Walk, of whose export this is the constructor
 
 

@@ -1,0 +1,1 @@
+"""Names of the weights of other libraries, by those of shipped blueprints."""
