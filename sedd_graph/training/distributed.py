@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = ["Agreed", "Agreement", "World", "is_broken", "local"]
 
@@ -47,7 +49,7 @@ class World:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            store, rank, size = next(dist.rendezvous("env://"))
+            store, rank, size = next(rendezvous("env://"))
             dist.init_process_group(backend, store=_fresh(store), rank=rank, world_size=size)
         return cls(dist.get_rank(), dist.get_world_size(), device, joined=True)
 
@@ -95,7 +97,7 @@ class World:
         return [text or "" for text in every]
 
 
-def _fresh(store: dist.Store) -> dist.Store:
+def _fresh(store: Store) -> Store:
     """Return a store in which nothing is left of workers that died before torchrun started this one.
 
     On one machine without ``--standalone``, torchrun keeps one store for all restarts, where a worker could find the address
@@ -103,7 +105,7 @@ def _fresh(store: dist.Store) -> dist.Store:
     all. With several machines, torchrun makes a new store for each rendezvous.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
-        return dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        return PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     return store
 
 
