@@ -30,7 +30,7 @@ def theirs(path: Path) -> dict[str, torch.Tensor]:
             f"h.{i}.v": v.contiguous(),
             f"h.{i}.norms": norms,
         }
-        for ours in ("attention.out", "mlp.up", "mlp.down", "conv"):
+        for ours in ("attention.out", "mlp.up", "mlp.down", "conv", "conv2"):
             found[f"h.{i}.{ours}"] = state[f"trunk.{i}.{ours}.weight"]
         for ours in ("q_scale", "k_scale"):
             found[f"h.{i}.{ours}"] = state[f"trunk.{i}.attention.{ours}"]
@@ -52,6 +52,7 @@ weights:
   "trunk.{i}.mlp.up.weight": "h.{i}.mlp.up"
   "trunk.{i}.mlp.down.weight": "h.{i}.mlp.down"
   "trunk.{i}.conv.weight": "h.{i}.conv"
+  "trunk.{i}.conv2.weight": "h.{i}.conv2"
 ignore: [freqs]
 transpose: [head.weight]
 """
@@ -91,7 +92,7 @@ def test_what_does_not_match_is_listed(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.run([*command, "--set", *SMALL, "-o", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
     assert "norm.weight: the file has no 'ln'" in message
-    assert "trunk.1.conv.weight [16, 1, 3] has no weights" in message
+    assert "trunk.1.conv.weight [16, 1, 7] has no weights" in message
     assert "freqs [2] of the file is neither used nor ignored" in message
     assert "ln_f [16] of the file is neither used nor ignored" in message
     assert not (tmp_path / "run").exists()
