@@ -130,18 +130,22 @@ def free_port() -> str:
 
 
 def build(folder: Path, name: str, *overrides: str) -> Path:
-    folder.mkdir(parents=True)
-    blueprint = folder / f"{name}.yaml"
     if name in MEMORY:
-        blueprint.write_text(SMALL.replace("MEMORY", MEMORY[name]))
-    else:
-        for part in ("", "blocks"):
-            shutil.copytree(BLUEPRINTS / part, folder / part, dirs_exist_ok=True)
-        text = folder / "text.txt"  # of few held-out rows, all of which are evaluated behind the last step
-        text.write_text("".join(f"{n} times {n + 7} are {n * (n + 7)}, and no more;\n" for n in range(200)))
-        overrides = (SHIPPED, "data.corpus={op: text, files: [text.txt]}", *overrides)
+        return build_text(folder, SMALL.replace("MEMORY", MEMORY[name]), *overrides)
+    for part in ("", "blocks"):
+        shutil.copytree(BLUEPRINTS / part, folder / part, dirs_exist_ok=True)
+    text = "".join(f"{n} times {n + 7} are {n * (n + 7)}, and no more;\n" for n in range(200))
+    (folder / "text.txt").write_text(text)  # of few held-out rows, all of which are evaluated behind the last step
+    settings = (SHIPPED, "data.corpus={op: text, files: [text.txt]}", *overrides)
+    return build_text(folder, (folder / f"{name}.yaml").read_text(), *settings)
+
+
+def build_text(folder: Path, blueprint: str, *overrides: str) -> Path:
+    """Build a blueprint that is given as text, in a fork, and return the run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.yaml").write_text(blueprint)
     where = ["--runs", str(folder / "runs"), "--path-to", str(folder / "at")]
-    run(command("build", str(blueprint), *QUICK, *where, *overrides), folder / "log")
+    run(command("build", str(folder / "run.yaml"), *QUICK, *where, *overrides), folder / "log")
     return Path((folder / "at").read_text())
 
 

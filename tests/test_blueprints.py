@@ -23,7 +23,7 @@ from tests.conftest import BLUEPRINTS, ROOT
 BLOCKS = sorted((ROOT / "blueprints" / "blocks").glob("*.yaml"))
 SMALL = 4_000_000
 """Largest number of parameters of a blueprint that is trained at its own size."""
-SHRUNK = {"dim": 32, "heads": 2, "cond": 16, "tokens": 30, "depth": 2, "kv_heads": 1, "hidden": 48}
+SHRUNK = {"dim": 32, "heads": 2, "cond": 16, "tokens": 30, "kv_heads": 1, "hidden": 48, "depth": 2}
 
 
 def read(path: Path) -> Any:

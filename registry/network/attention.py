@@ -107,7 +107,7 @@ class Attention(Component, kind="attention"):
         b, l, d = x.shape
         # chunks rather than slices: autograd concatenates gradients of chunks, and pads and adds those of slices
         parts = self.qkv(x).chunk(3, -1) if self.config.kv_heads is None else self.qkv(x).split(self.widths, -1)
-        q, k, v = (part.view(b, l, -1, self.axis("r")).transpose(1, 2) for part in parts)
+        q, k, v = (part.view(b, l, -1, d // self.config.heads).transpose(1, 2) for part in parts)
         if self.config.qk_norm == "rms":
             q = F.rms_norm(q, q.shape[-1:], self.q_scale.to(q.dtype))
             k = F.rms_norm(k, k.shape[-1:], self.k_scale.to(k.dtype))

@@ -29,10 +29,12 @@ def declare(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the ``compare`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.report.compare import changed_settings, pairs, write_comparison
+    from sedd_graph.runs.summary import require_run, summarise
     from sedd_graph.store.files import plain
 
     page = Path(arguments.output)
-    runs = write_comparison([Path(path) for path in dict.fromkeys(arguments.runs)], page)
+    runs = [summarise(require_run(Path(path))) for path in dict.fromkeys(arguments.runs)]
+    write_comparison(runs, page)
     found = pairs(runs)
     if arguments.json:
         record = {

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from sedd_graph.cli.options import (
     Verbs,
@@ -24,11 +24,6 @@ from sedd_graph.cli.options import (
     say_json,
 )
 from sedd_graph.errors import UserError
-
-if TYPE_CHECKING:
-    from sedd_graph.evaluation.bound import Result
-    from sedd_graph.evaluation.frontier import AtEntropy
-    from sedd_graph.evaluation.record import QualityRecord
 
 __all__ = ["declare", "run"]
 
@@ -100,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sedd_graph.report.html import write_report
 
     path = Path(arguments.run)
-    found: Result | QualityRecord | list[AtEntropy]
+    found: Any  # a dataclass, or a list of them
     if arguments.frontier:
         found = _frontier(path, arguments)
     elif arguments.temperatures or arguments.steps or arguments.rows:
@@ -133,12 +128,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _record(found: Result | QualityRecord | AtEntropy) -> dict[str, object]:
+def _record(found: Any) -> dict[str, object]:
     """Return a result as JSON values, without those of single rows."""
     return {k: v for k, v in dataclasses.asdict(found).items() if k not in ("row_nats", "row_tokens")}
 
 
-def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> Result:
+def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> Any:
     from sedd_graph.runs.protocol import run_protocol
 
     if arguments.likelihood != "bound" or arguments.corpus is not None:
@@ -157,7 +152,7 @@ def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> Result:
     )
 
 
-def _frontier(path: Path, arguments: argparse.Namespace) -> list[AtEntropy]:
+def _frontier(path: Path, arguments: argparse.Namespace) -> Any:
     from sedd_graph.runs.frontier import TEMPERATURES, FrontierSettings, frontier_run
 
     if arguments.judge is None:
@@ -192,7 +187,7 @@ def _frontier(path: Path, arguments: argparse.Namespace) -> list[AtEntropy]:
     )
 
 
-def _judge_samples(path: Path, arguments: argparse.Namespace) -> QualityRecord:
+def _judge_samples(path: Path, arguments: argparse.Namespace) -> Any:
     from sedd_graph.runs.judge import judge_run
 
     if arguments.protocol is not None or arguments.files:

@@ -14,7 +14,7 @@ from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from sedd_graph.report.summary import Summary
+    from sedd_graph.runs.summary import Summary
 
 __all__ = ["declare", "print_runs", "run"]
 
@@ -52,7 +52,7 @@ def declare(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the ``runs`` subcommand with the parsed ``arguments`` and return its exit code."""
-    from sedd_graph.report.summary import find_runs, summarise
+    from sedd_graph.runs.summary import find_runs, summarise
     from sedd_graph.store.files import plain
 
     folder = Path(arguments.folder)
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _matching(found: Sequence[Summary], condition: str) -> list[Summary]:
     """Return the runs that fulfil ``KEY=VALUE``."""
-    from sedd_graph.report.summary import unversioned
+    from sedd_graph.runs.summary import unversioned
 
     key, equals, pattern = condition.partition("=")
     if not equals or not key:

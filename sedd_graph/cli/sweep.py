@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the ``sweep`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.blueprint.shipped import find_blueprint
     from sedd_graph.cli.train import SIGNALS
+    from sedd_graph.report.html import write_report
     from sedd_graph.runs.sweep import open_sweep, python_command, run_case, run_sweep, slurm_script
 
     sweep = open_sweep(
@@ -54,7 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
         only=arguments.case,
     )
     if arguments.case is not None:
-        return SIGNALS.get(run_case(sweep, arguments.case, device=picked_device(arguments), say=say), 0)
+        reason = run_case(sweep, arguments.case, device=picked_device(arguments), say=say)
+        if (summary := sweep.summary(arguments.case)) is not None:
+            write_report(summary.path)
+        return SIGNALS.get(reason, 0)
     own = ["sweep", arguments.blueprint, *arguments.overrides, "-o", str(sweep.folder)]
     own += ["--device", arguments.device] if arguments.device else []
     if arguments.slurm:
@@ -84,7 +88,7 @@ def _print_table(sweep: Sweep, *, as_json: bool) -> None:
         ((n, s) for n, s in found if s is not None), key=lambda pair: (pair[1].bits is None, pair[1].bits or 0.0)
     )
     page = sweep.folder / "compare.html"
-    best = [summary.path for _, summary in known][:COMPARED]
+    best = [summary for _, summary in known][:COMPARED]
     if len(best) > 1:
         write_comparison(best, page)
     if as_json:

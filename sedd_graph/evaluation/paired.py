@@ -9,17 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sedd_graph.errors import SeddGraphError
 from sedd_graph.evaluation.estimate import ratio
-from sedd_graph.store.files import read_json
 
-__all__ = ["ROWS_FILE", "Difference", "RowBounds", "difference", "read_rows"]
+__all__ = ["ROWS_FILE", "Difference", "RowBounds", "difference", "row_bounds"]
 
 ROWS_FILE = "evaluation_rows.json"
 """File name, in a run folder, of the bound of each held-out row."""
@@ -57,14 +54,13 @@ class Difference:
     rows: int
 
 
-def read_rows(run: Path) -> RowBounds | None:
-    """Return the bounds of the held-out rows of a run folder; None if there are none, or the file is damaged."""
+def row_bounds(found: Mapping[str, Any]) -> RowBounds | None:
+    """Return the bounds of rows from the content of :data:`ROWS_FILE`; None if it has none, or is damaged."""
     try:
-        found = read_json(run / ROWS_FILE)
         nats = np.asarray(found["row_nats"], dtype=np.float64)
         tokens = np.asarray(found["row_tokens"], dtype=np.int64)
         data = found["protocol"]["data"]
-    except (SeddGraphError, KeyError, TypeError, ValueError, OverflowError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     whole = nats.ndim == 1 and nats.shape == tokens.shape and len(nats) > 1 and isinstance(data, dict)
     return RowBounds(nats, tokens, data) if whole and np.isfinite(nats).all() else None

@@ -11,22 +11,21 @@ import hashlib
 import itertools
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from markupsafe import Markup
 
 from sedd_graph.errors import SeddGraphError, UserError
-from sedd_graph.evaluation.paired import difference, read_rows
+from sedd_graph.evaluation.paired import ROWS_FILE, difference, row_bounds
 from sedd_graph.report import samples
 from sedd_graph.report.curves import Line, Point, curve
-from sedd_graph.report.facts import json_lines
+from sedd_graph.report.facts import json_lines, json_object
 from sedd_graph.report.render import render
-from sedd_graph.report.summary import LOCK, Summary, summarise
 from sedd_graph.store.files import write_text
 
-__all__ = ["COMPARED", "Pair", "changed_settings", "pairs", "write_comparison"]
+__all__ = ["COMPARED", "Compared", "Pair", "changed_settings", "pairs", "write_comparison"]
 
 COMPARED = 12
 """Largest number of runs of a page."""
@@ -34,6 +33,40 @@ _COLOURS = ("#2563eb", "#ea580c", "#16a34a", "#9333ea", "#dc2626", "#0891b2", "#
             "#0f766e", "#be123c")  # fmt: skip
 _TEXTS = 2
 """Number of samples of a run that are shown."""
+
+
+class Compared(Protocol):
+    """A run folder in a few numbers (:class:`sedd_graph.runs.summary.Summary`)."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def step(self) -> int | None: ...
+
+    @property
+    def parameters(self) -> int | None: ...
+
+    @property
+    def process(self) -> str | None: ...
+
+    @property
+    def objective(self) -> str | None: ...
+
+    @property
+    def bits(self) -> float | None: ...
+
+    @property
+    def error(self) -> float | None: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +90,9 @@ class Pair:
     rows: int
 
 
-def pairs(runs: Sequence[Summary]) -> list[Pair]:
+def pairs(runs: Sequence[Compared]) -> list[Pair]:
     """Return the differences of all pairs of runs that were evaluated on the same held-out rows."""
-    bounds = [read_rows(run.path) for run in runs]
+    bounds = [row_bounds(json_object(run.path / ROWS_FILE)) for run in runs]
     found = []
     for (one, first), (other, second) in itertools.combinations(zip(runs, bounds, strict=True), 2):
         if first is None or second is None or one.bits is None or (known := difference(first, second)) is None:
@@ -79,7 +112,7 @@ def pairs(runs: Sequence[Summary]) -> list[Pair]:
     return found
 
 
-def changed_settings(runs: Sequence[Summary]) -> list[tuple[str, list[str]]]:
+def changed_settings(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
     """Return the keys of the resolved blueprints whose values differ, each with the value of every run; ``-`` for none."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     found = []
@@ -94,27 +127,20 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def write_comparison(paths: Sequence[Path], page: Path) -> list[Summary]:
+def write_comparison(runs: Sequence[Compared], page: Path) -> None:
     """Write a page that compares runs.
 
     Args:
-        paths: The run folders, 2 to :data:`COMPARED`.
+        runs: Summaries of the run folders, 2 to :data:`COMPARED`.
         page: File to write; it is replaced if it is an earlier comparison.
 
-    Returns:
-        The summaries of the runs.
-
     Raises:
-        UserError: A path is not a run folder, there are too few or too many, or ``page`` is another file.
+        UserError: There are too few runs or too many, or ``page`` is another file.
     """
-    for path in paths:
-        if not (path / LOCK).is_file():
-            raise UserError(f"{path} is not a run folder: it has no {LOCK}")
-    if not 2 <= len(paths) <= COMPARED:
-        raise UserError(f"a comparison is of 2 to {COMPARED} runs, not {len(paths)}")
+    if not 2 <= len(runs) <= COMPARED:
+        raise UserError(f"a comparison is of 2 to {COMPARED} runs, not {len(runs)}")
     if page.exists() and not _is_comparison(page):
         raise UserError(f"{page} exists and is no comparison: choose another name (-o)")
-    runs = [summarise(path) for path in paths]
     names = {run.path: letter for run, letter in zip(runs, string.ascii_uppercase, strict=False)}
     style = render("report.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -131,7 +157,6 @@ def write_comparison(paths: Sequence[Path], page: Path) -> list[Summary]:
         samples=[(names[run.path], *_samples(run.path)) for run in runs],
     )
     write_text(page, text.encode("utf-8", "backslashreplace").decode())
-    return runs
 
 
 def _is_comparison(page: Path) -> bool:
@@ -142,7 +167,7 @@ def _is_comparison(page: Path) -> bool:
         return False
 
 
-def _curves(runs: Sequence[Summary], letters: Sequence[str], unit: str) -> list[Markup]:
+def _curves(runs: Sequence[Compared], letters: Sequence[str], unit: str) -> list[Markup]:
     """Return plots of the runs' metrics over the training step, with one line for each run."""
     records = [[m for m in json_lines(r.path / "metrics.jsonl") if isinstance(m.get("step"), int)] for r in runs]
 

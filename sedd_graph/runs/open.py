@@ -104,7 +104,7 @@ def make_engine(
     network = Network(report.graph, report.registry, device=device, seed=report.train.seed, part=part)
     setup = Setup(registry=report.registry, graph=report.graph, device=device, forbidden=forbidden, pieces=pieces)
     engine = Engine(network, process_class(report.plan.family)(report.plan, setup), on_save=on_save)
-    choose_trained(engine.model, report.train)
+    choose_trained(engine.model, report.train, part)
     engine.compile(compile)
     if tokenizer is not None:
         check_tokenizer(engine, tokenizer)

@@ -25,10 +25,9 @@ import torch
 
 from sedd_graph.component.strict import Strict
 from sedd_graph.errors import EnvironmentFault, UserError
-from sedd_graph.report.html import write_report
-from sedd_graph.report.summary import Summary, find_runs, summarise
 from sedd_graph.runs.build import build_run
 from sedd_graph.runs.check import check, digest, lock_text
+from sedd_graph.runs.summary import Summary, find_runs, summarise
 from sedd_graph.runs.train import train_run
 from sedd_graph.store.durable import make_folder
 from sedd_graph.store.files import alone, read_json, write_json
@@ -217,7 +216,6 @@ def run_case(sweep: Sweep, number: int, *, device: torch.device, say: Callable[[
         if path is None:
             path = build_run(sweep.blueprint, cases[number], runs=folder, device=device, compile="off", say=say)
         result, _ = train_run(path, resume=None, device=device, say=say)
-        write_report(path)
         if result.reason in ("done", "budget"):
             write_json(folder / DONE, {"step": result.step, "run": str(path.relative_to(folder))})
         return result.reason

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sedd_graph.engine.seeds import mix_seed
+from sedd_graph.engine.shard_init import ShardInit
 from sedd_graph.errors import UserError
 from sedd_graph.training.config import TrainConfig
 from sedd_graph.training.interfaces import Adapter
@@ -27,7 +28,7 @@ _ORIGINAL = re.compile(r"(?:(.*)\.)?parametrizations\.(\w+)\.original")
 _MARK = "is_adapter_of_training"
 
 
-def choose_trained(model: nn.Module, config: TrainConfig) -> None:
+def choose_trained(model: nn.Module, config: TrainConfig, part: ShardInit | None = None) -> None:
     """Freeze the parameters that ``train.freeze`` names, and adapt the matrices that ``train.adapters`` name, in place.
 
     The value of an adapted matrix is frozen. At first the network computes what it did before.
@@ -35,6 +36,7 @@ def choose_trained(model: nn.Module, config: TrainConfig) -> None:
     Args:
         model: The module of the network, with learned parts of the process.
         config: The ``train`` section of the blueprint.
+        part: Part of the parameters that this process holds, of a model that will be sharded; None for all.
 
     Raises:
         UserError: A pattern matches no parameter, two adapters name one matrix, or no parameter is left to train.
@@ -46,12 +48,12 @@ def choose_trained(model: nn.Module, config: TrainConfig) -> None:
     for name in frozen:
         parameters[name].requires_grad_(False)
     for index, adapter in enumerate(config.adapters):
-        _adapt(model, adapter, seed=mix_seed(config.seed, 3, index), key=f"train.adapters.{index}")
+        _adapt(model, adapter, part, seed=mix_seed(config.seed, 3, index), key=f"train.adapters.{index}")
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError("train.freeze: every parameter is frozen, so there is nothing to train")
 
 
-def _adapt(model: nn.Module, adapter: Adapter, *, seed: int, key: str) -> None:
+def _adapt(model: nn.Module, adapter: Adapter, part: ShardInit | None, *, seed: int, key: str) -> None:
     modules = dict(model.named_modules())
     every = plain_parameters(model)
     matrices = {name: p for name, p in every.items() if p.dim() == 2}
@@ -65,15 +67,24 @@ def _adapt(model: nn.Module, adapter: Adapter, *, seed: int, key: str) -> None:
             if parametrize.is_parametrized(module, attribute):
                 raise UserError(f"{key}: {name} is adapted already")
             torch.manual_seed(mix_seed(seed, number))
+            matrix = matrices[name]
+            # of a model that will be sharded, the values are elsewhere
+            like = (
+                matrix.detach().to("cpu" if matrix.is_cuda else matrix.device)
+                if part is None
+                else torch.zeros(matrix.shape)
+            )
             try:
-                made = adapter.make(
-                    matrices[name].detach().cpu() if matrices[name].is_cuda else matrices[name].detach()
-                )
+                made = adapter.make(like)
             except ValueError as error:
                 raise UserError(f"{key}: {name}: {error}") from None
             setattr(made, _MARK, True)
-            parametrize.register_parametrization(module, attribute, made.to(matrices[name].device))
-            matrices[name].requires_grad_(False)
+            if part is None:
+                made.to(matrix.device)
+            else:
+                part.take(made)
+            parametrize.register_parametrization(module, attribute, made)
+            matrix.requires_grad_(False)
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

@@ -69,7 +69,7 @@ class Adapter(Plain, ABC):
         seeded for each matrix.
 
         Args:
-            weight: The matrix, [out, in].
+            weight: A matrix of its shape and dtype, [out, in]. Its values are zero if the model will be sharded.
         """
 
 

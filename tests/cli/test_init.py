@@ -26,7 +26,7 @@ def test_init_lists_what_is_shipped(folder: Path, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-2]] == sorted(path.stem for path in BLUEPRINTS)
     first = next(line for line in lines if line.startswith("first "))
-    assert first.endswith("A masked diffusion model of characters, trained on the documentation that CPython carries.")
+    assert first.endswith("A masked diffusion model of byte pairs, trained on the documentation that CPython carries.")
     assert lines[-1] == "next        sedd-graph init NAME"
     assert listing(folder) == []
 

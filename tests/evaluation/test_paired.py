@@ -1,13 +1,10 @@
 """The paired test of two runs, against scipy."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
 
-from sedd_graph.evaluation.paired import ROWS_FILE, RowBounds, difference, read_rows
-from sedd_graph.store.files import write_json
+from sedd_graph.evaluation.paired import RowBounds, difference, row_bounds
 
 
 def bounds(seed: int, shift: float = 0.0, data: str = "text") -> RowBounds:
@@ -52,7 +49,6 @@ def test_equal_bounds_are_no_difference() -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        [],
         {},
         {"row_nats": [1.0, "x"], "row_tokens": [1, 1], "protocol": {"data": {}}},
         {"row_nats": [1.0, 2.0], "row_tokens": [1], "protocol": {"data": {}}},
@@ -60,7 +56,5 @@ def test_equal_bounds_are_no_difference() -> None:
         {"row_nats": [1.0, 2.0], "row_tokens": [1, 1], "protocol": {"data": 3}},
     ],
 )
-def test_damaged_files_count_as_none(tmp_path: Path, content: object) -> None:
-    assert read_rows(tmp_path) is None
-    write_json(tmp_path / ROWS_FILE, content)
-    assert read_rows(tmp_path) is None
+def test_damaged_content_counts_as_none(content: dict[str, object]) -> None:
+    assert row_bounds(content) is None

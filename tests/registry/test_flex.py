@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config as functorch_config
 from sedd_graph_registry.network import _masked
 from sedd_graph_registry.network.attention import Attention
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.nn.attention import flex_attention as library
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 import sedd_graph
 from sedd_graph.component.base import Context
@@ -74,6 +77,31 @@ def test_values_and_gradients(flex: list[torch.fx.GraphModule], kind: str) -> No
     expected = run(lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=sees), *qkv)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
+def test_under_a_memory_budget(flex: list[torch.fx.GraphModule]) -> None:
+    """AOTAutograd differentiates the operator, and chooses what the backward pass computes again."""
+    sees, generator = sees_of(), torch.Generator().manual_seed(0)
+    up, down = (torch.randn(16, 16, generator=generator) for _ in range(2))
+
+    def layer(x: Tensor) -> Tensor:
+        return gelu(_masked.masked_attention(x @ up, x @ down, x, None, sees) @ up)
+
+    inner = aot_autograd(
+        fw_compiler=lambda graph, inputs: graph.forward, partition_fn=min_cut_rematerialization_partition
+    )
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        flex.append(graph)
+        with functorch_config.patch(activation_memory_budget=0.4):
+            return inner(graph, inputs)
+
+    x = torch.randn(1, 2, 2 * LENGTH, 16, generator=generator)
+    found = run(torch.compile(layer, backend=backend, fullgraph=True, dynamic=False), x)
+    assert flexes(flex[-1]) == 1
+    for a, b in zip(found, run(layer, x), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_where_flex_cannot_serve(flex: list[torch.fx.GraphModule]) -> None:

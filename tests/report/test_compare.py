@@ -9,7 +9,7 @@ import pytest
 from sedd_graph.cli.main import run as command
 from sedd_graph.evaluation.paired import ROWS_FILE
 from sedd_graph.report.compare import changed_settings, pairs, write_comparison
-from sedd_graph.report.summary import find_runs, summarise
+from sedd_graph.runs.summary import find_runs, summarise
 from sedd_graph.store.files import write_json
 from tests.report.test_html import EVIL, Page
 
@@ -58,7 +58,7 @@ def test_damaged_files_are_left_out(tmp_path: Path, name: str, content: bytes) -
     (run / name).write_bytes(content)
     assert summarise(run).path == run
     other = folder(tmp_path, "two", batch=5, shift=0.0)
-    write_comparison([run, other], tmp_path / "page.html")
+    write_comparison([summarise(run), summarise(other)], tmp_path / "page.html")
     Page((tmp_path / "page.html").read_text())
 
 
@@ -95,7 +95,7 @@ def test_the_page_is_whole_and_escaped(tmp_path: Path) -> None:
     runs = [folder(tmp_path, f"<script>{b}", batch=b, shift=b / 10) for b in (2, 3, 4)]
     lock = runs[0] / "blueprint.lock.yaml"
     lock.write_text(lock.read_text().replace("name: small", f"name: {json.dumps(EVIL)}"))
-    write_comparison(runs, tmp_path / "page.html")
+    write_comparison([summarise(run) for run in runs], tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
     assert "<script" not in text.replace("&lt;script", "")

@@ -14,7 +14,7 @@ import pytest
 
 from sedd_graph.cli.main import run as command
 from sedd_graph.errors import EnvironmentFault, UserError
-from sedd_graph.report.summary import find_runs
+from sedd_graph.runs.summary import find_runs
 from sedd_graph.runs.sweep import DONE, LOG, Sweep, open_sweep, read_grid, run_sweep, slurm_script
 from tests.conftest import SMALL
 

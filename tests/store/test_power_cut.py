@@ -3,6 +3,7 @@
 In the suite on a disk that keeps only what was flushed; as a slow test on images of a real file system.
 """
 
+import gc
 import json
 import os
 import random
@@ -227,6 +228,7 @@ def test_power_cuts_by_images_of_a_file_system(tmp_path: Path) -> None:
                         # a checkpoint is written while training goes on, and is whole before the next is begun
                         check(tmp_path / "cut" / "run", whole, max(0, (step - 1) // 5 * 5 - 5), steps)
                     finally:
+                        gc.collect()  # of what maps files of the run into memory
                         subprocess.run(["umount", tmp_path / "cut"], check=True)
                     done += 1
                     print(f"{done} power cuts: nothing lost, every run resumed", flush=True)

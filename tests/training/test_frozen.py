@@ -9,9 +9,13 @@ import torch
 import sedd_graph
 from sedd_graph.errors import BlueprintError
 from sedd_graph.runs.check import check
+from sedd_graph.runs.export import export_run
+from sedd_graph.runs.open import open_run
+from sedd_graph.runs.weight_source import open_source
 from sedd_graph.training.adapters import merge, plain_parameters, plain_tensors
 from sedd_graph.training.config import TrainConfig
 from sedd_graph.training.optim import Average, make_optimizers
+from tests.runs.exports import random_run
 
 SMALL = ["params.dim=16", "params.heads=2", "params.depth=2", "params.cond=8", "params.tokens=20", "data=null"]
 LORA = "train.adapters=[{op: lora, weights: [trunk.*.attention, head], rank: 3, alpha: 6}]"
@@ -132,3 +136,17 @@ def test_merged_is_applied(name: str, tmp_path: Path) -> None:
     assert adapted.model.state_dict().keys() == plain.model.state_dict().keys()
     plain.model.load_state_dict(adapted.model.state_dict())
     torch.testing.assert_close(plain.bound_rows(rows, seed=1), applied, rtol=1e-6, atol=1e-6)
+
+
+def test_export_and_from_merge_adapters(tmp_path: Path) -> None:
+    """An export has no adapters and gives the bounds of the run, and so do the weights that ``--from`` takes of it."""
+    run = random_run(tmp_path / "run", "learn", *SMALL[:1], "params.depth=2", LORA)
+    export_run(run.path, tmp_path / "out", device=torch.device("cpu"))
+    opened = open_run(tmp_path / "out", device="cpu", compile="off")
+    rows = torch.randint(0, 60, (4, 16), generator=torch.Generator().manual_seed(0))
+    bounds = opened.engine.bound_rows(rows, seed=1)
+    torch.testing.assert_close(bounds, run.engine.bound_rows(rows, seed=1), rtol=1e-6, atol=1e-6)
+    assert opened.report.train.adapters == []
+    taken, own = open_source(run.path).tensors, opened.engine.model.state_dict()
+    assert taken.keys() == own.keys()
+    assert all(torch.equal(taken[name], value) for name, value in own.items())

@@ -27,6 +27,8 @@ CPU = ["--device", "cpu"]
 QUICK = ["--proof", "quick", "--compile", "off", *CPU]
 SETTINGS = "train={steps: 6, batch: 8, accumulate: 2, warmup: 1, compile: 'off', optimizer: {op: muon, lr: 0.02}, parallel: {shard: null}}"
 
+ADAPTED = "train.adapters=[{op: lora, weights: [trunk.*.mlp], rank: 2}]"
+
 
 def run_in_fork(folder: Path, *arguments: str) -> None:
     """Run a command in a fork, since a process that has computed cannot be forked (threads of its libraries)."""
@@ -112,6 +114,24 @@ def test_shards_start_with_the_weights_of_one_process(one: Path, tmp_path: Path)
     two = shutil.copytree(one, tmp_path / "two", ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl"))
     train(two, 2, "train.steps=2", "--resume", "auto")
     assert losses(two) == pytest.approx(losses(one)[:2], rel=1e-5)
+
+
+def test_shards_start_from_weights_with_frozen_and_adapted_ones(one: Path, tmp_path: Path) -> None:
+    """Two processes read their parts of the weights of step 0, and have the losses of one process."""
+    run = build(tmp_path / "run", SETTINGS, "train.steps=2", ADAPTED, "train.freeze=[embed, head]", "--from", str(one))
+    two = shutil.copytree(run, tmp_path / "two")
+    run_in_fork(run.parent, "train", str(run), *CPU)
+    train(two, 2)
+    assert losses(two) == pytest.approx(losses(run), rel=1e-5)
+    assert losses(run)[0] < losses(one)[0] - 0.01
+    ours, theirs, start = whole(two, 2, MODEL), whole(run, 2, MODEL), whole(one, 6, AVERAGE)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5)
+    assert torch.equal(ours["embed.embed.weight"], start["embed.embed.weight"])
+    original = "trunk.0.mlp.up.parametrizations.weight.original"
+    assert torch.equal(ours[original], start["trunk.0.mlp.up.weight"])
+    assert bool(ours["trunk.0.mlp.up.parametrizations.weight.0.b"].any())
 
 
 def test_damaged_shards_are_refused(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ normalised."""
 
 NUMBERS, NUMBERS_ON_GPU = 2**22, 2**27
 """Largest numbers of values of a tensor of the size of the vocabulary; on a CPU, 32 MiB in float64 stay in reused memory."""
-HELD = 2**30
-"""Largest number of weights that are held where many positions change: 4 GiB in float32."""
+HELD, HELD_ON_GPU = 2**28, 2**31
+"""Largest numbers of weights that are held where many positions change: 1 GiB in float32, 8 GiB on a GPU."""
 PARTS = 8
 """A batch has at least this many chunks, if it has several."""
 
@@ -49,7 +49,8 @@ class Readings:
 
     def __init__(self, free: Tensor, states: int, *, tabular: bool) -> None:
         self._shape, self._tabular = free.shape, tabular
-        limit = NUMBERS_ON_GPU if free.device.type == "cuda" else NUMBERS
+        on_gpu = free.device.type == "cuda"
+        limit, self._held = (NUMBERS_ON_GPU, HELD_ON_GPU) if on_gpu else (NUMBERS, HELD)
         positions = free.numel()
         self.whole = positions * states <= limit
         self.size = max(1, min(limit // states, positions if self.whole else -(-positions // PARTS)))
@@ -102,7 +103,7 @@ class Readings:
             if not start:
                 # a law in float64 takes twice the memory: the table, and a chunk of at most a sixteenth of it
                 small = weights.dtype == torch.float32 or 2 * PARTS * chunk <= count
-                hold = not self.apart or (hold and small and count * weights[0].numel() <= HELD)
+                hold = not self.apart or (hold and small and count * weights[0].numel() <= self._held)
             if hold:
                 table = _put(table, weights.float() if self.apart else weights, start, count)
             dense = dense or [where.new_zeros(where.shape, dtype=v.dtype) for v in numbers]

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sedd_graph.blueprint.yaml import read_yaml
-from sedd_graph.errors import SeddGraphError
-from sedd_graph.report.facts import as_object, json_object
+from sedd_graph.errors import SeddGraphError, UserError
+from sedd_graph.store.files import read_json
 
-__all__ = ["LOCK", "Summary", "find_runs", "last_record", "settings", "summarise", "unversioned"]
+__all__ = ["LOCK", "Summary", "find_runs", "last_record", "require_run", "settings", "summarise", "unversioned"]
 
 LOCK = "blueprint.lock.yaml"
 """File name of the resolved blueprint, which every run folder has."""
@@ -64,6 +64,19 @@ class Summary:
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
+def as_object(value: object) -> dict[str, Any]:
+    """Return ``value`` if it is a dictionary, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or an empty dictionary if the file is missing or damaged."""
+    try:
+        return as_object(read_json(path))
+    except SeddGraphError:
+        return {}
+
+
 def find_runs(root: Path) -> Iterator[Path]:
     """Yield the run folders in ``root`` and its subfolders, in the order of their paths. Hidden folders and links are skipped."""
 
@@ -80,6 +93,17 @@ def find_runs(root: Path) -> Iterator[Path]:
             yield from search(folder / name, depth - 1)
 
     return search(root, DEPTH)
+
+
+def require_run(path: Path) -> Path:
+    """Return ``path``.
+
+    Raises:
+        UserError: It is not a run folder.
+    """
+    if not (path / LOCK).is_file():
+        raise UserError(f"{path} is not a run folder: it has no {LOCK}")
+    return path
 
 
 def settings(run: Path) -> dict[str, Any]:
