@@ -9,6 +9,7 @@ the place of each shard in its tensor. They are written by safetensors itself, w
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import json
 import secrets
@@ -72,7 +73,9 @@ class _Pending:
             except BaseException as error:  # raised again by the training loop
                 self.error = error
 
-        self.thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+        # with what the context of the training loop allows, such as a link out of the run folder
+        context = contextvars.copy_context()
+        self.thread = threading.Thread(target=context.run, args=(run,), name="checkpoint", daemon=True)
         self.thread.start()
 
 

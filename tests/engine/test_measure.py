@@ -18,7 +18,7 @@ from sedd_graph.runs.open import make_engine
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["first", "sedd-tiny"])
+@pytest.mark.parametrize("name", ["learn", "sedd-tiny"])
 def test_what_autograd_saves_is_what_was_estimated(name: str) -> None:
     """Without the weights of attention, [b, heads, l, l], which fused kernels do not store: estimates are linear in l."""
     report = check(name, ["params.depth=2"])

@@ -70,7 +70,10 @@ def test_levels_sum_up_to_the_bound(made: Callable[[str], tuple[Engine, Dataset]
         "likelihood",
         "caveat",
         "measures",
+        "row_nats",
+        "row_tokens",
     }
+    assert sum(found.row_nats) / sum(found.row_tokens) == pytest.approx(found.nats_per_token, rel=1e-9)
     assert found.measures == {}  # a family's own measures are numbers too
     more = dataclasses.replace(found, measures={"rounding_accuracy": 0.75})
     assert numbers(more) == {**numbers(found), "rounding_accuracy": 0.75}

@@ -52,6 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     text = SMALL.replace("repeat:", "save: {ports: [x], every: 1, chunk: 16}, repeat:").replace(
         "steps: 6,", "steps: 24,"
     )
+    text = text.replace("length: 32}", "length: 32, holdout: 0.002}")  # so that metrics are larger than evaluations
     (folder / "small.yaml").write_text(text)
     arguments = [str(folder / "small.yaml"), "--runs", str(folder), "--device", "cpu", "--path-to", str(folder / "at")]
     assert cli.run(["build", *arguments]) == 0
