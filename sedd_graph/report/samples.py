@@ -80,6 +80,9 @@ class Quality(NamedTuple):
 
 def _facts(group: zarr.Group, store: Path) -> str:
     known = [f"{k} {group.attrs[k]}" for k in ("sampler", "steps", "seed", "weights") if k in group.attrs]
+    settings = as_object(group.attrs.get("settings"))
+    shown = ((name, settings.get(name)) for name in ("temperature", "top_p"))
+    known += [f"{name} {value:g}" for name, value in shown if isinstance(value, int | float) and value != 1]
     return ", ".join([*known, store.name])
 
 

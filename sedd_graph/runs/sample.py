@@ -130,6 +130,7 @@ def sampling_attributes(run: Run, request: SampleRequest, facts: Mapping[str, An
     steps, tokenizer = request.steps or run.engine.process.steps, run.tokenizer if run.engine.process.text else None
     return {
         "sampler": run.plan.sampler_op,
+        "settings": run.plan.sampling(),
         **({} if steps is None else {"steps": steps}),
         "seed": request.seed,
         "weights": run.weights,

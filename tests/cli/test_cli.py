@@ -58,6 +58,7 @@ def test_the_whole_road(small: Callable[..., Path], tmp_path: Path, capsys: pyte
     facts = json.loads((run / "run.json").read_text())
     assert {key: value for key, value in store.attrs.items() if key != "hashes"} == {
         "sampler": "ancestral.v1",
+        "settings": sedd_graph.check(run / "blueprint.lock.yaml").plan.sampling(),
         "steps": 8,
         "seed": 0,
         "weights": "checkpoints/step-00000006/model.safetensors"

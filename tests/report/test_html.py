@@ -19,7 +19,7 @@ from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.report.curves import Line, Point, curve, ticks
 from sedd_graph.report.film import film_data
 from sedd_graph.report.html import write_report
-from sedd_graph.report.samples import newest_infilled
+from sedd_graph.report.samples import newest_infilled, newest_samples
 from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.files import write_json, write_text
@@ -376,3 +376,17 @@ def test_odd_curves_stay_inside_their_frame(values: list[float]) -> None:
 )
 def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_samples_say_how_they_were_drawn(tmp_path: Path) -> None:
+    for number, settings in enumerate(
+        [{"temperature": 1.0, "top_p": 1.0}, {"temperature": 0.8, "top_p": 0.9}, "x", None]
+    ):
+        run = tmp_path / str(number)
+        run.mkdir()
+        attributes = {"sampler": "ancestral.v1", "seed": 0} | ({} if settings is None else {"settings": settings})
+        write_samples(run / "samples.zarr", {"tokens": np.zeros((1, 2), np.int64)}, text=["a"], attributes=attributes)
+        found = newest_samples(run)
+        assert found is not None
+        said = ", temperature 0.8, top_p 0.9" if number == 1 else ""
+        assert found.facts == f"sampler ancestral.v1, seed 0{said}, samples.zarr"
