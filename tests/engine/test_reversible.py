@@ -346,7 +346,7 @@ def test_two_processes_see_the_losses_of_one(tmp_path: Path) -> None:
         run = marker.read_text()
         command = [sys.executable, "-m"]
         if processes > 1:
-            command += ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617", "-m"]
+            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
         done = subprocess.run(
             [*command, "sedd_graph", "train", run, "--device", "cpu"],
             capture_output=True,
